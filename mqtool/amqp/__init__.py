@@ -1,0 +1,19 @@
+"""The AMQP 0-9-1 client: the only package that imports pika. Blocking calls in front, one I/O thread behind."""
+
+from mqtool.amqp.address import Address, TlsFiles, parse_addresses
+from mqtool.amqp.backoff import Backoff
+from mqtool.amqp.channel import CONFIRM_TIMEOUT, Channel
+from mqtool.amqp.connection import Connection
+from mqtool.amqp.consumer import STREAMING, Receiving
+
+__all__ = [
+    "CONFIRM_TIMEOUT",
+    "STREAMING",
+    "Address",
+    "Backoff",
+    "Channel",
+    "Connection",
+    "Receiving",
+    "TlsFiles",
+    "parse_addresses",
+]

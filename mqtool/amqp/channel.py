@@ -1,0 +1,417 @@
+"""A channel: declare, bind, publish, consume, acknowledge, as plain blocking calls that outlive their connection.
+
+What was declared is written down, so that a channel opened anew finds its exchanges, queues, bindings and consumers
+again. AMQP 0-9-1, section 1.3.
+"""
+
+import threading
+from collections.abc import Callable, Generator, Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pika import exceptions
+from pika.channel import Channel as PikaChannel
+
+from mqtool.amqp import failures
+from mqtool.amqp.consumer import STREAMING, Consumer, DeliveryCallback, Receiving
+from mqtool.amqp.frames import Route
+from mqtool.amqp.publisher import WINDOW, Publisher
+from mqtool.errors import MqtoolError
+from mqtool.message import Delivery, Message, Outcome, Receipt
+from mqtool.topology import Binding, Exchange, Queue
+
+if TYPE_CHECKING:
+    from mqtool.amqp.connection import Connection
+
+Thing = TypeVar("Thing", Exchange, Queue)
+Request = Callable[[PikaChannel, Callable[[Any], None]], Any]
+
+#: Seconds: the tutorials' own limit.
+CONFIRM_TIMEOUT = 5.0
+
+_END = Message(b"")
+
+
+class Channel:
+    """One channel of a connection, for one thread at a time.
+
+    Attributes:
+        epoch: counts the openings; delivery tags of an earlier one mean nothing to the broker any more.
+        failure: what has closed the channel for good, or None.
+    """
+
+    def __init__(self, connection: "Connection", strict: bool, mandatory: bool, confirm_timeout: float) -> None:
+        self.epoch = 0
+        self.failure: MqtoolError | None = None
+        self._connection = connection
+        self._strict = strict
+        self._mandatory = mandatory
+        self._confirm_timeout = confirm_timeout
+        self._pika: PikaChannel | None = None
+        self._requests = threading.Lock()
+        self._answer: Future[Any] | None = None
+        self._journal: list[Exchange | Queue | Binding] = []
+        self._names: dict[str, str] = {}
+        self._consumers: list[Consumer] = []
+        self._publisher = Publisher(connection.run)
+        self._confirming = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a broker at the other end right now."""
+        return self._pika is not None
+
+    # Topology.
+
+    def declare(self, thing: Thing) -> Thing:
+        """Make sure that an exchange or a queue is there; return it with the name it has on the broker.
+
+        One that is there already but differs harmlessly (durability, arguments) is used as it is, with a notice,
+        unless the channel is strict.
+
+        Raises:
+            DeclaredDifferently: it is there with another meaning (or differs at all, and the channel is strict).
+            AccessRefused: the user may not, or the name is reserved.
+        """
+        declared = self._retrying(lambda: self._declare(thing))
+        self._journal.append(declared)
+        return declared
+
+    def bind(
+        self, queue: Queue, exchange: Exchange, routing_key: str = "", arguments: Mapping[str, Any] | None = None
+    ) -> None:
+        """Have an exchange route to a queue.
+
+        Raises:
+            Unavailable: one of them does not exist.
+        """
+        binding = Binding(exchange.name, queue.name, routing_key, arguments or {})
+        self._retrying(lambda: self._bind(binding))
+        self._journal.append(binding)
+
+    def consumers_of(self, queue: Queue) -> int:
+        """How many consumers a queue has.
+
+        Raises:
+            Unavailable: there is no such queue.
+        """
+        answer = self._retrying(
+            lambda: self._checked(lambda pika, done: pika.queue_declare(queue.name, passive=True, callback=done))
+        )
+        return int(answer.method.consumer_count)
+
+    # Publishing.
+
+    def publish(
+        self,
+        messages: Iterable[Message | None],
+        *,
+        exchange: Exchange | None = None,
+        routing_key: str = "",
+        persistent: bool = False,
+        mandatory: bool | None = None,
+        window: int = WINDOW,
+    ) -> Generator[Receipt]:
+        """Publish messages; yield each one's receipt, in order, once the broker has answered for it.
+
+        Publishing goes on while confirms are awaited. Unconfirmed messages are published again after a reconnection.
+
+        Args:
+            messages: None among them says that there is none right now: time to look what has been confirmed.
+            exchange: for messages that name none; None is the default exchange.
+            routing_key: for messages that have none.
+            persistent: delivery mode 2, for messages that state no other.
+            mandatory: have the broker return a message that no queue gets; None as the channel was told.
+            window: how many may be unconfirmed; 1 waits for each before the next is sent.
+
+        Raises:
+            NotConfirmed: the broker did not answer in time.
+            MqtoolError: the channel was closed for good.
+        """
+        mandatory = self._mandatory if mandatory is None else mandatory
+        route = Route(exchange.name if exchange else "", routing_key, mandatory, persistent)
+        self._confirm_select()
+        publisher, confirm_timeout = self._publisher, self._confirm_timeout
+        source, failure = iter(messages), None
+        while True:
+            try:
+                message = next(source, _END)
+                if message is _END:
+                    break
+                if message is not None:
+                    publisher.add(message, route)
+            except MqtoolError as error:
+                failure = error  # bad input: what was read before it is still to be confirmed
+                break
+            if message is None:
+                publisher.wait(1, confirm_timeout, at_most=0.05)
+            elif publisher.is_full(window):
+                publisher.wait(max(1, window // 2), confirm_timeout)
+            if publisher.has_answers:
+                yield from publisher.collect()
+        while True:
+            publisher.wait(1, confirm_timeout, at_most=0.25)
+            if not publisher.has_answers:
+                break
+            yield from publisher.collect()
+        if failure:
+            raise failure
+
+    @property
+    def unconfirmed(self) -> list[Message]:
+        """What was published and not answered for, oldest first."""
+        return self._publisher.unconfirmed
+
+    # Consuming.
+
+    def consume(self, queue: Queue, receiving: Receiving = STREAMING) -> Generator[Delivery]:
+        """Start to consume, at once; the generator returned yields the deliveries.
+
+        Each is acknowledged when the next is asked for, unless settle() has seen to it before.
+
+        Raises:
+            Unavailable: there is no such queue.
+            DeclaredDifferently: the queue is exclusive to another connection.
+        """
+        consumer = Consumer(self, queue, receiving)
+        self._retrying(consumer.subscribe)
+        self._consumers.append(consumer)
+        return consumer.deliveries()
+
+    def settle(self, delivery: Delivery, outcome: Outcome) -> None:
+        """Tell the broker what became of a delivery: the one place where an outcome becomes an AMQP method."""
+        if delivery.settled:
+            return
+        delivery.settled = True
+        if outcome is Outcome.ACK:
+            self.send_ack(delivery)
+        else:
+            requeue = outcome is Outcome.RETRY
+            self._send(delivery, lambda pika: pika.basic_reject(delivery.delivery_tag, requeue=requeue))
+
+    def stop(self) -> None:
+        """End all consumers after the delivery in hand. May be called from any thread, and from a signal handler."""
+        for consumer in self._consumers:
+            consumer.stop()
+
+    # For the consumers of this channel.
+
+    def current_name(self, queue: str) -> str:
+        """What a queue that the broker named is called now: after a reconnection it has another name."""
+        return self._names.get(queue, queue)
+
+    def start_consuming(self, queue: str, prefetch: int, auto_ack: bool, on_message: DeliveryCallback) -> str:
+        """basic.qos and basic.consume; returns the consumer tag."""
+        self._checked(lambda pika, done: pika.basic_qos(prefetch_count=prefetch, callback=done))
+        answer = self._checked(
+            lambda pika, done: pika.basic_consume(queue, on_message, auto_ack=auto_ack, callback=done)
+        )
+        return str(answer.method.consumer_tag)
+
+    def stop_consuming(self, tag: str) -> None:
+        """basic.cancel; a connection that is lost meanwhile has cancelled it too."""
+        try:
+            self._request(lambda pika, done: pika.basic_cancel(tag, callback=done))
+        except exceptions.AMQPError:
+            if self.is_open:
+                raise
+
+    def resubscribe(self, consumer: Consumer) -> None:
+        """Let a consumer that has cancelled itself consume again."""
+        self._retrying(consumer.subscribe)
+
+    def forget(self, consumer: Consumer) -> None:
+        """A consumer has ended."""
+        if consumer in self._consumers:
+            self._consumers.remove(consumer)
+
+    def send_ack(self, delivery: Delivery, multiple: bool = False) -> None:
+        """basic.ack, of this delivery or of all up to it."""
+        self._send(delivery, lambda pika: pika.basic_ack(delivery.delivery_tag, multiple=multiple))
+
+    def give_back(self, delivery: Delivery) -> None:
+        """Have the broker requeue this delivery and all unacknowledged ones before it."""
+        self._send(delivery, lambda pika: pika.basic_nack(delivery.delivery_tag, multiple=True, requeue=True))
+
+    def fail(self, failure: MqtoolError) -> None:
+        """The channel is closed for good: let everybody who waits on it know."""
+        self.failure = failure
+        self._publisher.fail(failure)
+        for consumer in self._consumers:
+            consumer.wake()
+
+    # For the connection.
+
+    def open(self) -> None:
+        """Open the channel on the connection's present state, and set up again whatever was set up before.
+
+        Raises:
+            pika.exceptions.AMQPError: the connection was lost meanwhile.
+            MqtoolError: the broker refuses something.
+        """
+        opened: Future[PikaChannel] = Future()
+        with self._requests:
+            self._answer = opened
+            self._connection.run(lambda: self._open_pika_channel(opened))
+            pika = opened.result()
+        self.epoch += 1
+        self._pika = pika
+        for entry in self._journal:
+            if isinstance(entry, Binding):
+                self._bind(entry)
+            elif isinstance(entry, Queue) and entry.exclusive and entry.name.startswith("amq."):
+                self._names[entry.name] = self._declare(replace(entry, name="")).name
+            else:
+                self._declare(entry)
+        if self._confirming:
+            self._start_confirming()
+        for consumer in self._consumers:
+            consumer.subscribe()
+
+    def lost(self) -> None:
+        """The connection is gone; what is unconfirmed waits for the next one."""
+        self._pika = None
+        self._publisher.pause(True)
+
+    def blocked(self, is_blocked: bool) -> None:
+        """The broker blocks publishers (memory or disk alarm), or lets them go on."""
+        self._publisher.pause(is_blocked)
+
+    # Inside.
+
+    def _declare(self, thing: Thing) -> Thing:
+        try:
+            answer = self._request(self._declaration(thing, passive=False))
+        except exceptions.ChannelClosedByBroker as error:
+            if self._strict or not failures.is_harmless_difference(error):
+                self.open()
+                raise failures.closed_by_broker(error) from error
+            self._connection.notice(f"using the one that is there: {failures.closed_by_broker(error)}")
+            self.open()
+            answer = self._checked(self._declaration(thing, passive=True))
+        return replace(thing, name=answer.method.queue) if isinstance(thing, Queue) else thing
+
+    @staticmethod
+    def _declaration(thing: Exchange | Queue, passive: bool) -> Request:
+        arguments = dict(thing.arguments)
+        if isinstance(thing, Queue):
+            return lambda pika, done: pika.queue_declare(
+                thing.name,
+                passive=passive,
+                durable=thing.durable,
+                exclusive=thing.exclusive,
+                auto_delete=thing.auto_delete,
+                arguments=arguments,
+                callback=done,
+            )
+        return lambda pika, done: pika.exchange_declare(
+            thing.name,
+            thing.type,
+            passive=passive,
+            durable=thing.durable,
+            auto_delete=thing.auto_delete,
+            internal=thing.internal,
+            arguments=arguments,
+            callback=done,
+        )
+
+    def _bind(self, binding: Binding) -> None:
+        self._checked(
+            lambda pika, done: pika.queue_bind(
+                self.current_name(binding.queue),
+                binding.exchange,
+                binding.routing_key,
+                arguments=dict(binding.arguments),
+                callback=done,
+            )
+        )
+
+    def _confirm_select(self) -> None:
+        if not self._confirming:
+            self._retrying(self._start_confirming)
+            self._confirming = True
+
+    def _start_confirming(self) -> None:
+        self._checked(lambda pika, done: pika.confirm_delivery(self._publisher.on_confirm, callback=done))
+        pika, restarted = self._pika, threading.Event()
+        if pika is None:
+            raise exceptions.ConnectionWrongStateError
+
+        def restart() -> None:
+            self._publisher.restart(pika, self._connection.frame_max)
+            restarted.set()
+
+        pika.add_on_return_callback(self._publisher.on_return)
+        self._connection.run(restart)
+        restarted.wait()
+
+    def _retrying(self, request: Callable[[], Any]) -> Any:
+        """Make a request; if the connection is lost meanwhile, make it again on the next one."""
+        while True:
+            if self.failure:
+                raise self.failure
+            try:
+                return request()
+            except exceptions.AMQPError as error:
+                self._connection.wait_until_open(error)
+
+    def _checked(self, request: Request) -> Any:
+        """Make a request that the broker may refuse by closing the channel: then open it again, and say why."""
+        try:
+            return self._request(request)
+        except exceptions.ChannelClosedByBroker as error:
+            self.open()
+            raise failures.closed_by_broker(error) from error
+
+    def _request(self, request: Request) -> Any:
+        """Run one request on the I/O thread and wait for its answer."""
+        answer: Future[Any] = Future()
+
+        def start() -> None:
+            if self._pika is None or not self._pika.is_open:
+                answer.set_exception(exceptions.ConnectionWrongStateError())
+                return
+            try:
+                request(self._pika, lambda frame: answer.done() or answer.set_result(frame))
+            except Exception as error:  # raised below, in the thread of whoever asked
+                answer.set_exception(error)
+
+        with self._requests:
+            self._answer = answer
+            self._connection.run(start)
+            return answer.result()
+
+    def _send(self, delivery: Delivery, method: Callable[[PikaChannel], None]) -> None:
+        """Send a method that has no answer about a delivery, unless its tag is of an earlier opening."""
+
+        def send() -> None:
+            if delivery.epoch == self.epoch and self._pika is not None and self._pika.is_open:
+                method(self._pika)
+
+        self._connection.run(send)
+
+    def _open_pika_channel(self, opened: "Future[PikaChannel]") -> None:
+        try:
+            pika = self._connection.open_pika_channel(opened.set_result)
+        except exceptions.AMQPError as error:
+            opened.set_exception(error)
+            return
+        pika.add_on_close_callback(self._on_close)
+        pika.add_on_cancel_callback(self._on_cancel)
+
+    def _on_close(self, pika: PikaChannel, reason: Exception) -> None:
+        """The broker has closed the channel, or the connection is gone. On the I/O thread."""
+        was_open = pika is self._pika
+        if was_open:
+            self._pika = None
+        answer = self._answer
+        if answer is not None and not answer.done():
+            answer.set_exception(reason)
+        elif was_open and isinstance(reason, exceptions.ChannelClosedByBroker):
+            self.fail(failures.closed_by_broker(reason))
+
+    def _on_cancel(self, frame: Any) -> None:
+        for consumer in list(self._consumers):
+            if consumer.is_consumer(frame.method.consumer_tag):
+                consumer.on_cancelled_by_broker()

@@ -1,0 +1,287 @@
+"""A connection: pika's SelectConnection on an I/O thread of its own, reopened when it is lost.
+
+The I/O thread answers heartbeats while the caller works for minutes, hears confirms while it publishes, and notices a
+lost connection at once. Reopening happens on a third thread, which lives only that long, so that it may simply wait.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Self
+
+from pika import ConnectionParameters, PlainCredentials, SSLOptions, exceptions
+from pika.adapters.select_connection import IOLoop, SelectConnection
+from pika.channel import Channel as PikaChannel
+
+from mqtool.amqp import failures
+from mqtool.amqp.address import Address, TlsFiles
+from mqtool.amqp.backoff import Backoff
+from mqtool.amqp.channel import CONFIRM_TIMEOUT, Channel
+from mqtool.errors import AccessRefused, MqtoolError, Unavailable
+
+_CLOSE_PATIENCE = 2.0
+#: Reply codes with which a broker closes a connection for what we did; opening it again would end the same way.
+_OUR_FAULT = range(402, 600)
+_FORCED_BY_OPERATOR = 320
+
+# pika logs what it also raises; whoever wants to read both asks for it (--debug).
+logging.getLogger("pika").addHandler(logging.NullHandler())
+
+
+class Connection:
+    """A connection to a broker, open until it is closed, through broker restarts and network failures.
+
+    Args:
+        addresses: the nodes of one broker, tried in turn.
+        tls: files for amqps addresses.
+        name: how the broker's own listings show this connection.
+        backoff: when to try again after a loss; None never does.
+        notice: is told, in a sentence, what a person at a terminal should know.
+
+    Raises:
+        Unavailable, AccessRefused: there is no way in, said at once.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        *,
+        tls: TlsFiles | None = None,
+        name: str = "mqtool",
+        backoff: Backoff | None = None,
+        notice: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.notice = notice
+        self._addresses = list(addresses)
+        self._tls = (tls or TlsFiles()).context() if any(address.tls for address in addresses) else None
+        self._name = name
+        self._backoff = backoff
+        self._channels: list[Channel] = []
+        self._pika: SelectConnection | None = None
+        self._closing = threading.Event()
+        self._closed = threading.Event()
+        self._steady = threading.Event()
+        self._failure: MqtoolError | None = None
+        self._recovery: threading.Thread | None = None
+        self._ioloop = IOLoop()
+        self._thread = threading.Thread(target=self._run_loop, name="mqtool-amqp", daemon=True)
+        self._thread.start()
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+        self._steady.set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def channel(
+        self, *, strict: bool = False, mandatory: bool = False, confirm_timeout: float = CONFIRM_TIMEOUT
+    ) -> Channel:
+        """Open a channel.
+
+        Args:
+            strict: take nothing that is declared differently, not even harmlessly.
+            mandatory: have the broker return messages that no queue gets.
+            confirm_timeout: seconds without any confirm after which publishing gives up. The time when there is no
+                connection, or when the broker blocks publishers, does not count.
+        """
+        channel = Channel(self, strict, mandatory, confirm_timeout)
+        channel.open()
+        self._channels.append(channel)
+        return channel
+
+    def close(self) -> None:
+        """Close the connection; what was not acknowledged goes back to its queue."""
+        self._closing.set()
+        if self._recovery is not None:
+            self._recovery.join(_CLOSE_PATIENCE)
+        if self._pika is not None:
+            self.run(self._close_pika)
+            self._closed.wait(_CLOSE_PATIENCE)
+        self.run(self._ioloop.stop)
+        self._thread.join(_CLOSE_PATIENCE)
+
+    # For channels.
+
+    @property
+    def frame_max(self) -> int:
+        """Bytes that a frame may have, as negotiated with the broker."""
+        return int(self._pika.params.frame_max) if self._pika else 0
+
+    def run(self, callback: Callable[[], None]) -> None:
+        """Run a function on the I/O thread, soon."""
+        self._ioloop.add_callback_threadsafe(callback)
+
+    def open_pika_channel(self, on_open: Callable[[PikaChannel], None]) -> PikaChannel:
+        """On the I/O thread: start to open a channel.
+
+        Raises:
+            pika.exceptions.AMQPError: there is no open connection.
+        """
+        if self._pika is None or not self._pika.is_open:
+            raise exceptions.ConnectionWrongStateError
+        return self._pika.channel(on_open_callback=on_open)
+
+    def wait_until_open(self, error: exceptions.AMQPError) -> None:
+        """A request has failed because the connection was lost: wait until it is open again.
+
+        Raises:
+            MqtoolError: it will not be.
+        """
+        if threading.current_thread() is self._recovery:
+            raise error
+        # The I/O thread may not have told us yet; a request that fails again comes back here.
+        time.sleep(0.01)
+        self._steady.wait()
+        if self._failure:
+            raise self._failure
+
+    # Opening and reopening.
+
+    def _run_loop(self) -> None:
+        try:
+            self._ioloop.start()
+        except Exception as error:  # a callback has failed: nobody would ever be woken again
+            logging.getLogger("pika").exception("the I/O thread has died")
+            self._fail(
+                MqtoolError(f"the connection broke down: {error!r}", "this is a bug in mqtool; please report it")
+            )
+            self._closed.set()
+
+    def _open(self) -> None:
+        """Open a connection to the first node that lets us in; raise what the last one said otherwise."""
+        failure: MqtoolError | None = None
+        for address in self._addresses:
+            try:
+                self._pika = self._open_to(address)
+            except MqtoolError as error:
+                failure = error
+            else:
+                self._addresses.remove(address)
+                self._addresses.insert(0, address)
+                return
+        raise failure or Unavailable("no address to connect to")
+
+    def _open_to(self, address: Address) -> SelectConnection:
+        try:
+            parameters = self._parameters(address)
+        except ValueError as error:
+            raise failures.connecting(OverflowError(str(error)), address) from error
+        opened: Future[SelectConnection] = Future()
+
+        def start() -> None:
+            try:
+                pika = SelectConnection(
+                    parameters,
+                    on_open_callback=opened.set_result,
+                    on_open_error_callback=lambda _, error: opened.set_exception(error),
+                    on_close_callback=self._on_close,
+                    custom_ioloop=self._ioloop,
+                )
+                pika.add_on_connection_blocked_callback(self._on_blocked)
+                pika.add_on_connection_unblocked_callback(self._on_unblocked)
+            except Exception as error:  # raised below, in the thread that opens
+                opened.set_exception(error)
+
+        self.run(start)
+        try:
+            return opened.result()
+        except MqtoolError:
+            raise
+        except Exception as error:
+            raise failures.connecting(error, address) from error
+
+    def _parameters(self, address: Address) -> ConnectionParameters:
+        options: dict[str, Any] = {}
+        if address.heartbeat is not None:
+            options["heartbeat"] = address.heartbeat
+        if address.tls and self._tls is not None:
+            options["ssl_options"] = SSLOptions(self._tls, address.host)
+        return ConnectionParameters(
+            host=address.host,
+            port=address.port,
+            virtual_host=address.virtual_host,
+            credentials=PlainCredentials(address.user, address.password),
+            connection_attempts=1,
+            socket_timeout=address.connection_timeout,
+            stack_timeout=address.connection_timeout * 2,
+            client_properties={"product": "mqtool", "connection_name": self._name},
+            **options,
+        )
+
+    def _on_close(self, pika: SelectConnection, error: Exception) -> None:
+        """An open connection has closed. On the I/O thread."""
+        if self._closing.is_set() or pika is not self._pika:
+            self._closed.set()
+            return
+        self._pika = None
+        code = getattr(error, "reply_code", _FORCED_BY_OPERATOR)
+        if self._backoff is None or code in _OUR_FAULT:
+            self._fail(failures.closed_by_broker(error))
+            self._closed.set()
+            return
+        for channel in self._channels:
+            channel.lost()
+        self._steady.clear()
+        if self._recovery is None or not self._recovery.is_alive():
+            self._recovery = threading.Thread(target=self._recover, args=(error, self._backoff), daemon=True)
+            self._recovery.start()
+
+    def _recover(self, error: Exception, backoff: Backoff) -> None:
+        """Open the connection and its channels again, trying until it works. On a thread of its own."""
+        lost_at = time.monotonic()
+        where = str(self._addresses[0])
+        why = str(failures.closed_by_broker(error)).removeprefix("the connection was lost: ")
+        self.notice(f"lost the connection to {where}: {why}")
+        for attempt, delay in enumerate(backoff.delays(), 1):
+            if self._closing.wait(delay):
+                return
+            try:
+                self._open()
+                for channel in self._channels:
+                    channel.open()
+            except (Unavailable, exceptions.AMQPError) as failure:
+                self.notice(f"attempt {attempt} to reconnect failed: {failure or type(failure).__name__}")
+            except AccessRefused as failure:
+                self._fail(failure)
+                return
+            except MqtoolError as failure:
+                self._fail(failure)
+                return
+            else:
+                self.notice(f"connected again to {self._addresses[0]} after {time.monotonic() - lost_at:.1f} s")
+                self._steady.set()
+                return
+        self._fail(Unavailable(f"gave up reconnecting to {where} after {backoff.attempts} attempts"))
+
+    def _fail(self, failure: MqtoolError) -> None:
+        self._failure = failure
+        self._steady.set()
+        for channel in self._channels:
+            channel.fail(failure)
+
+    def _on_blocked(self, _pika: SelectConnection, frame: Any) -> None:
+        self.notice(f"the broker blocks publishers ({frame.method.reason}); waiting until it lets them go on")
+        for channel in self._channels:
+            channel.blocked(True)
+
+    def _on_unblocked(self, _pika: SelectConnection, _frame: Any) -> None:
+        self.notice("the broker lets publishers go on")
+        for channel in self._channels:
+            channel.blocked(False)
+
+    def _close_pika(self) -> None:
+        if self._pika is not None and self._pika.is_open:
+            self._pika.close()
+        else:
+            self._closed.set()

@@ -1,0 +1,234 @@
+"""Consuming: a delivery is acknowledged when the next one is asked for.
+
+Whoever takes deliveries prints one, flushes it, and asks for the next; only that acknowledges it. A reader that dies or
+walks away in between leaves it with the broker, which gives it to somebody else.
+https://www.rabbitmq.com/docs/confirms#consumer-acknowledgements
+"""
+
+import queue as queues
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pika import spec
+from pika.channel import Channel as PikaChannel
+
+from mqtool.errors import TimedOut, Unavailable
+from mqtool.message import Delivery
+from mqtool.topology import Queue
+
+if TYPE_CHECKING:
+    from mqtool.amqp.channel import Channel
+
+#: Deliveries on their way or waiting to be taken, where nobody says otherwise: enough to stream at full speed.
+PREFETCH = 250
+#: Seconds for which an acknowledgement may wait for others, to be sent with them as one, while deliveries come fast.
+_ACK_TOGETHER = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Receiving:
+    """How to consume, and when to stop.
+
+    Attributes:
+        prefetch: deliveries that may be unacknowledged at a time; 0 for no limit.
+        auto_ack: the broker counts a delivery as acknowledged once it is sent; what we hold is lost with us.
+        acknowledge: False forgets to acknowledge, for whoever wants to see what happens then.
+        count: deliveries after which to stop; exactly so many are taken from the queue.
+        idle_timeout: seconds without a delivery. Fewer than count by then is a time-out, else a normal end.
+        timeout: seconds in all, after which consuming has timed out.
+    """
+
+    prefetch: int = PREFETCH
+    auto_ack: bool = False
+    acknowledge: bool = True
+    count: int | None = None
+    idle_timeout: float | None = None
+    timeout: float | None = None
+
+
+STREAMING = Receiving()
+
+
+class Consumer:
+    """One basic.consume, and what it brings."""
+
+    def __init__(self, channel: "Channel", queue: Queue, receiving: Receiving) -> None:
+        self._channel = channel
+        self._queue = queue
+        self._receiving = receiving
+        count = receiving.count
+        # A prefetch limit does not hold back what needs no acknowledgement, so with a count even the automatic
+        # acknowledgement is made by hand: otherwise the broker would count as delivered what nobody takes.
+        self._auto_ack = receiving.auto_ack and count is None
+        self._wide = receiving.prefetch or PREFETCH
+        self._bulk = 0 if count is None else max(0, count - self._wide)
+        self._prefetch = receiving.prefetch if count is None else self._wide if self._bulk else 1
+        self._inbox: queues.SimpleQueue[Delivery | None] = queues.SimpleQueue()
+        self._tag: str | None = None
+        self._stopping = False
+        self._to_ack: Delivery | None = None
+        self._to_ack_count = 0
+        self._last_ack = 0.0
+
+    # The caller's side.
+
+    def subscribe(self) -> None:
+        """Start to consume; also after the channel was opened again. Blocks until the broker has agreed.
+
+        Raises:
+            MqtoolError: the broker refuses.
+        """
+        name = self._channel.current_name(self._queue.name)
+        epoch = self._channel.epoch
+
+        def on_message(
+            _channel: PikaChannel, method: spec.Basic.Deliver, properties: spec.BasicProperties, body: bytes
+        ) -> None:
+            # vars(): the properties by name as pika has decoded them, without a copy.
+            self._inbox.put(
+                Delivery(
+                    body,
+                    method.exchange,
+                    method.routing_key,
+                    name,
+                    method.redelivered,
+                    vars(properties),
+                    method.delivery_tag,
+                    epoch,
+                )
+            )
+
+        self._tag = self._channel.start_consuming(name, self._prefetch, self._auto_ack, on_message)
+
+    def stop(self) -> None:
+        """End the deliveries after the one in hand. May be called from any thread, and from a signal handler."""
+        self._stopping = True
+        self._inbox.put(None)
+
+    def wake(self) -> None:
+        """Have the caller look at what has become of the channel. From any thread."""
+        self._inbox.put(None)
+
+    def is_consumer(self, tag: str) -> bool:
+        """Whether the broker knows this consumer by that tag."""
+        return self._tag == tag
+
+    def on_cancelled_by_broker(self) -> None:
+        """Basic.cancel from the broker: the queue was deleted, or its node has gone. On the I/O thread."""
+        self._tag = None
+        self._channel.fail(
+            Unavailable(
+                f"the broker cancelled the consumer: queue {self._queue.name!r} was deleted, or is gone with its node",
+                "what was not acknowledged yet is gone with it",
+            )
+        )
+
+    def deliveries(self) -> Generator[Delivery]:
+        """Take deliveries, one by one, until a limit, stop(), or the end of the channel.
+
+        Raises:
+            TimedOut: a time limit has passed.
+            Unavailable: the queue has vanished.
+            MqtoolError: whatever else has closed the channel.
+        """
+        count, taken, started = self._receiving.count, 0, time.monotonic()
+        try:
+            while taken != count:
+                delivery = self._next(taken, started)
+                if delivery is None:
+                    return
+                taken += 1
+                if count is not None and taken in (self._bulk, count):
+                    self._end_phase(last=taken == count)
+                yield delivery
+                self._settled(delivery)
+        finally:
+            self._finish()
+
+    def _next(self, taken: int, started: float) -> Delivery | None:
+        """The next delivery; None at the end."""
+        while True:
+            try:
+                delivery = self._inbox.get_nowait()
+            except queues.Empty:
+                self.flush()
+                if self._tag is None and self._bulk and not self._channel.failure:
+                    # The wide phase has ended and all that it brought is taken: the rest comes one by one.
+                    self._prefetch = 1
+                    self._channel.resubscribe(self)
+                delivery = self._wait(taken, started)
+            if self._stopping and not self._auto_ack:
+                return None
+            if delivery is not None:
+                if delivery.epoch == self._channel.epoch or self._auto_ack or self._queue.exclusive:
+                    return delivery
+                continue  # it came before the connection was lost, so the broker brings it again
+            if self._channel.failure:
+                raise self._channel.failure
+            if self._stopping and self._inbox.empty():
+                return None
+
+    def _wait(self, taken: int, started: float) -> Delivery | None:
+        limits = self._receiving
+        idle_since = time.monotonic()
+        while True:
+            now = time.monotonic()
+            if limits.timeout is not None and now >= started + limits.timeout:
+                raise TimedOut(f"timed out after {limits.timeout:g} s, with {taken:,} received")
+            if not self._channel.is_open:
+                idle_since = now  # silence while there is no connection says nothing about the queue
+            if limits.idle_timeout is not None and now >= idle_since + limits.idle_timeout:
+                if limits.count is not None:
+                    raise TimedOut(
+                        f"nothing came for {limits.idle_timeout:g} s, with {taken:,} of {limits.count:,} received"
+                    )
+                self._stopping = True
+                return None
+            ends = [started + limits.timeout] if limits.timeout is not None else []
+            ends += [idle_since + limits.idle_timeout] if limits.idle_timeout is not None else []
+            try:
+                return self._inbox.get(timeout=max(0.0, min(ends) - now) if ends else None)
+            except queues.Empty:
+                continue
+
+    def _end_phase(self, last: bool) -> None:
+        """Take no more from the queue than count: cancel before the acknowledgements that would bring more."""
+        if self._tag is not None:
+            self._channel.stop_consuming(self._tag)
+            self._tag = None
+        if last:
+            self._bulk = 0
+
+    def _settled(self, delivery: Delivery) -> None:
+        if delivery.settled or self._auto_ack or not self._receiving.acknowledge:
+            return
+        delivery.settled = True
+        self._to_ack = delivery
+        self._to_ack_count += 1
+        now = time.monotonic()
+        if self._to_ack_count * 4 >= self._wide or self._prefetch == 1 or now - self._last_ack > _ACK_TOGETHER:
+            self._last_ack = now
+            self.flush()
+
+    def flush(self) -> None:
+        """Send the acknowledgements that wait for others."""
+        if self._to_ack is not None:
+            self._channel.send_ack(self._to_ack, multiple=True)
+            self._to_ack, self._to_ack_count = None, 0
+
+    def _finish(self) -> None:
+        self.flush()
+        if self._tag is not None and self._channel.is_open:
+            self._channel.stop_consuming(self._tag)
+        self._tag = None
+        self._channel.forget(self)
+        last = None
+        while not self._inbox.empty():
+            last = self._inbox.get_nowait() or last
+        if last is not None and not self._auto_ack:
+            self._channel.give_back(last)
+
+
+DeliveryCallback = Callable[[PikaChannel, spec.Basic.Deliver, spec.BasicProperties, bytes], None]

@@ -1,0 +1,192 @@
+"""pika's and the operating system's exceptions, said as what they mean to a user. Translated here, once."""
+
+import re
+import socket
+import ssl
+
+from pika import exceptions
+from pika.adapters.utils import connection_workflow
+
+from mqtool.amqp.address import Address
+from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, MqtoolError, Unavailable
+
+ACCESS_REFUSED = 403
+NOT_FOUND = 404
+RESOURCE_LOCKED = 405
+PRECONDITION_FAILED = 406
+NOT_ALLOWED = 530
+COMMAND_INVALID = 503
+
+_START_A_BROKER = "start one with 'mqtool broker up', or name another with --url"
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """What lies under pika's wrappers of a failed attempt to connect."""
+    while True:
+        if (
+            isinstance(error, connection_workflow.AMQPConnectorAMQPHandshakeError)
+            or isinstance(error, connection_workflow.AMQPConnectorSocketConnectError)
+            or isinstance(error, connection_workflow.AMQPConnectorTransportSetupError)
+            or isinstance(error, connection_workflow.AMQPConnectorPhaseErrorBase)
+        ):
+            error = error.exception
+        elif isinstance(error, connection_workflow.AMQPConnectionWorkflowFailed | exceptions.AMQPConnectionError) and (
+            error.args and isinstance(_last(error.args[0]), BaseException)
+        ):
+            error = _last(error.args[0])
+        elif isinstance(error, connection_workflow.AMQPConnectionWorkflowFailed) and error.exceptions:
+            error = error.exceptions[-1]
+        else:
+            return error
+
+
+def _last(value: object) -> object:
+    return value[-1] if isinstance(value, list | tuple) and value else value
+
+
+def connecting(error: BaseException, address: Address) -> MqtoolError:
+    """What a failed attempt to open a connection means."""
+    cause = _root_cause(error)
+    where = f"{address.host}:{address.port}"
+    for kind, meaning in _CONNECTING.items():
+        if isinstance(cause, kind):
+            what, hint = meaning
+            return Unavailable(what.format(where=where, host=address.host, cause=_plain(cause)), hint)
+    if isinstance(cause, exceptions.ProbableAuthenticationError):
+        return _login_refused(address, getattr(cause, "reply_text", ""))
+    if isinstance(cause, exceptions.ProbableAccessDeniedError | exceptions.ConnectionClosedByBroker):
+        return _open_refused(address, cause)
+    if isinstance(cause, exceptions.IncompatibleProtocolError | exceptions.AMQPConnectionError):
+        return _not_amqp(address)
+    return Unavailable(f"cannot connect to {where}: {_plain(cause)}", _START_A_BROKER)
+
+
+_CONNECTING: dict[type[BaseException], tuple[str, str]] = {
+    ConnectionRefusedError: ("no broker answers at {where}: connection refused", _START_A_BROKER),
+    socket.gaierror: ("cannot find the host {host!r}: {cause}", "check the host's name in --url"),
+    ssl.SSLCertVerificationError: (
+        "the certificate of {where} cannot be trusted: {cause}",
+        "name the authority that signed it with --tls-ca, and the broker by the name in its certificate",
+    ),
+    ssl.SSLError: (
+        "{where} does not speak TLS: {cause}",
+        "use amqp:// for a plain port (mostly 5672), amqps:// for a TLS port (mostly 5671)",
+    ),
+    connection_workflow.AMQPConnectorStackTimeout: (
+        "{where} took the connection but did not answer as an AMQP broker in time",
+        "is it the right port? AMQP's is 5672, with TLS 5671",
+    ),
+    connection_workflow.AMQPConnectorAborted: ("the attempt to connect to {where} was given up", _START_A_BROKER),
+    TimeoutError: ("{where} does not answer: timed out", "check the address, and that no firewall is between"),
+    OverflowError: ("there is no port {where}", "ports go up to 65535"),
+}
+
+
+def _plain(error: BaseException) -> str:
+    """The words of an error without Python's dress."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return str(error.verify_message)
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or str(error)).replace("_", " ").lower()
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror[0].lower() + error.strerror[1:]
+    return str(error) or type(error).__name__
+
+
+def _not_amqp(address: Address) -> MqtoolError:
+    return Unavailable(
+        f"{address.host}:{address.port} took the connection, but what answers there is not an AMQP 0-9-1 broker",
+        "use amqps:// if the port speaks TLS; 15672 is the management page's port, AMQP's is 5672"
+        if not address.tls
+        else "is it the right port? AMQP's with TLS is mostly 5671",
+    )
+
+
+def _login_refused(address: Address, reply_text: str) -> MqtoolError:
+    said = f": {_in_short(reply_text)}" if reply_text else ""
+    if address.user == "guest" and address.host not in ("localhost", "127.0.0.1", "::1"):
+        return AccessRefused(
+            f"{address.host}:{address.port} does not let user 'guest' in{said}",
+            "RabbitMQ lets 'guest' in from its own machine only, as everybody knows its password: on the broker, "
+            "'rabbitmqctl add_user NAME' and 'rabbitmqctl set_permissions NAME .* .* .*', then --user NAME",
+        )
+    return AccessRefused(
+        f"{address.host}:{address.port} does not let user {address.user!r} in{said}",
+        "check the user and the password: in --url, or --user and --password-file",
+    )
+
+
+def _open_refused(address: Address, error: BaseException) -> MqtoolError:
+    text = _in_short(getattr(error, "reply_text", "") or str(error))
+    if getattr(error, "reply_code", 0) == ACCESS_REFUSED and "login was refused" in text.lower():
+        return _login_refused(address, text)
+    vhost = address.virtual_host
+    if "not found" in text:
+        hint = f"the broker has no vhost {vhost!r}: check the URL's path; '/' is written as nothing, or as /%2F"
+        return AccessRefused(f"cannot open vhost {vhost!r}: {text}", hint)
+    if getattr(error, "reply_code", 0) in (ACCESS_REFUSED, NOT_ALLOWED):
+        hint = f"on the broker: rabbitmqctl set_permissions -p {vhost} {address.user} '.*' '.*' '.*'"
+        return AccessRefused(f"cannot open vhost {vhost!r}: {text}", hint)
+    return Unavailable(f"{address.host}:{address.port} closed the connection: {text}")
+
+
+def closed_by_broker(error: BaseException) -> MqtoolError:
+    """What the closing of an open channel or connection means, in the broker's own words."""
+    code = getattr(error, "reply_code", 0)
+    text = getattr(error, "reply_text", "")
+    said = _in_short(text) if text else _plain(error)
+    if code == ACCESS_REFUSED:
+        if "reserved prefix" in text or "contains reserved" in text or "operation not permitted" in text:
+            return AccessRefused(said, "names that start with 'amq.' are the broker's own; choose another")
+        return AccessRefused(said, "the user lacks a permission here: 'rabbitmqctl list_permissions' shows what it has")
+    if code == NOT_FOUND:
+        return Unavailable(
+            said, "is the name spelt right? 'rabbitmqctl list_queues' and 'list_exchanges' show what is there"
+        )
+    if code == RESOURCE_LOCKED:
+        return DeclaredDifferently(said, "the queue is exclusive to another connection; use another name")
+    if code == PRECONDITION_FAILED and "timeout" in text:
+        return Unavailable(
+            said, "a delivery was not acknowledged within the broker's consumer_timeout (30 minutes unless configured)"
+        )
+    if code == PRECONDITION_FAILED:
+        return DeclaredDifferently(said, _hint_for_difference(text))
+    if code == COMMAND_INVALID and "exchange type" in text:
+        return DeclaredDifferently(said, "the broker does not know this exchange type: does it lack a plugin?")
+    if "transient_nonexcl_queues" in text or ("deprecated" in text and "transient" in text):
+        return DeclaredDifferently(
+            said, "this broker takes no transient queues any more: use --dialect python, or --durable"
+        )
+    return Unavailable(f"the broker closed the connection: {said}" if code else f"the connection was lost: {said}")
+
+
+def _hint_for_difference(text: str) -> str | None:
+    if "inequivalent arg 'type'" in text:
+        return "an exchange of another type routes otherwise; name another with --exchange"
+    if "inequivalent arg" in text:
+        return "another --dialect may declare it as it is"
+    if "expiration" in text:
+        return "an expiration is a number of milliseconds, as text"
+    return None
+
+
+def is_harmless_difference(error: BaseException) -> bool:
+    """Whether what the broker holds differs from what was declared in a way that leaves its meaning the same."""
+    text = getattr(error, "reply_text", "")
+    return (
+        getattr(error, "reply_code", 0) == PRECONDITION_FAILED
+        and "inequivalent arg" in text
+        and "inequivalent arg 'type'" not in text
+    )
+
+
+def cannot_encode(error: Exception) -> MqtoolError:
+    """What keeps pika from encoding a message's properties means."""
+    return BadData(
+        f"these properties cannot be sent: {_plain(error)}", "see 'mqtool send --help' for --property and -H"
+    )
+
+
+def _in_short(text: str) -> str:
+    """The broker's words without the constant's name before them: "PRECONDITION_FAILED - x" becomes "x"."""
+    return re.sub(r"^[A-Z_]+ - ", "", text)

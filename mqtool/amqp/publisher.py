@@ -1,0 +1,223 @@
+"""Publishing with confirms: what is not confirmed yet is kept, and is published again when the connection comes back.
+
+Three threads meet here: the caller adds messages and collects receipts, the I/O thread writes frames and hears confirms,
+and a recovery starts a new count on a new channel. One lock guards them; it is held for moments only.
+https://www.rabbitmq.com/docs/confirms#publisher-confirms
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from pika import frame, spec
+from pika.channel import Channel as PikaChannel
+
+from mqtool.amqp import frames
+from mqtool.amqp.frames import PublishEncoder, Route
+from mqtool.errors import MqtoolError, NotConfirmed
+from mqtool.message import Confirmation, Message, Receipt
+
+#: Messages, and bytes of their bodies, that may be on their way to the broker or waiting for its confirm.
+WINDOW = 20_000
+WINDOW_BYTES = 16 * 1024 * 1024
+
+
+class Publisher:
+    """The unconfirmed messages of one channel, in the order in which they were published.
+
+    Args:
+        run: runs a function on the I/O thread, soon.
+    """
+
+    def __init__(self, run: Callable[[Callable[[], None]], None]) -> None:
+        self._run = run
+        self._changed = threading.Condition(threading.Lock())
+        self._outstanding: deque[tuple[Message, Route]] = deque()
+        self._bytes = 0
+        self._outbox: list[bytes] = []
+        self._draining = False
+        self._channel: PikaChannel | None = None
+        self._encoder = PublishEncoder(1, 131072)
+        # Delivery tags, which count from 1 on every channel: of the oldest in _outstanding, less one; and the highest
+        # below which the broker has answered for all.
+        self._collected = 0
+        self._answered = 0
+        self._answered_early: set[int] = set()
+        self._refused: dict[int, Receipt] = {}
+        self._done: list[Receipt] = []
+        self._last_answer = time.monotonic()
+        self._paused = False
+        self._failure: MqtoolError | None = None
+
+    # The caller's side.
+
+    def add(self, message: Message, route: Route) -> None:
+        """Publish a message; it may leave a moment later, together with the next ones.
+
+        Raises:
+            UsageError, BadData: it cannot be encoded. Nothing was sent.
+        """
+        with self._changed:
+            encoded = self._encoder.encode(message, route)
+            if not self._outstanding:
+                self._last_answer = time.monotonic()
+            self._outstanding.append((message, route))
+            self._bytes += len(message.body)
+            self._outbox.append(encoded)
+            wake = not self._draining
+            self._draining = True
+        if wake:
+            self._run(self._drain)
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether collect() would return something."""
+        return bool(self._done) or self._answered > self._collected
+
+    def is_full(self, window: int) -> bool:
+        """Whether so many messages, or bytes, are unconfirmed that the caller should wait."""
+        return len(self._outstanding) >= window or self._bytes >= WINDOW_BYTES
+
+    def collect(self) -> list[Receipt]:
+        """The receipts of all messages answered for since the last call, in the order of publishing."""
+        with self._changed:
+            receipts, self._done = self._done + self._take_answered(), []
+        return receipts
+
+    def _take_answered(self) -> list[Receipt]:
+        receipts = []
+        while self._collected < self._answered:
+            self._collected += 1
+            message, _ = self._outstanding.popleft()
+            self._bytes -= len(message.body)
+            refused = self._refused.pop(self._collected, None) if self._refused else None
+            receipts.append(refused or Receipt(message, Confirmation.CONFIRMED))
+        return receipts
+
+    def wait(self, until_below: int, confirm_timeout: float, at_most: float | None = None) -> None:
+        """Wait until fewer than so many messages are without an answer.
+
+        Args:
+            until_below: how many; 1 waits for all.
+            confirm_timeout: seconds without any answer after which to give up. The time when there is no connection,
+                or when the broker blocks publishers, does not count.
+            at_most: seconds after which to return all the same.
+
+        Raises:
+            NotConfirmed: the broker did not answer in time.
+            MqtoolError: whatever has closed the channel.
+        """
+        deadline = None if at_most is None else time.monotonic() + at_most
+        with self._changed:
+            while True:
+                if self._failure:
+                    raise self._failure
+                unanswered = len(self._outstanding) - (self._answered - self._collected)
+                if unanswered < until_below and (unanswered == 0 or self._bytes < WINDOW_BYTES or self.has_answers):
+                    return
+                now = time.monotonic()
+                if deadline is not None and now >= deadline:
+                    return
+                patience = self._last_answer + confirm_timeout - now
+                if self._paused:
+                    patience = confirm_timeout
+                elif patience <= 0:
+                    raise _not_confirmed(unanswered, confirm_timeout)
+                self._changed.wait(patience if deadline is None else min(patience, deadline - now))
+
+    @property
+    def unconfirmed(self) -> list[Message]:
+        """The messages without a confirm, oldest first: after a failure, those that may or may not have arrived."""
+        with self._changed:
+            return [message for message, _ in self._outstanding]
+
+    # The connection's side.
+
+    def restart(self, channel: PikaChannel, frame_max: int) -> None:
+        """Go on with a newly opened channel, in confirm mode: publish again what was not confirmed. On the I/O thread."""
+        with self._changed:
+            self._done += self._take_answered()
+            self._channel = channel
+            self._encoder = PublishEncoder(channel.channel_number, frame_max)
+            self._collected = self._answered = 0
+            self._answered_early.clear()
+            self._refused.clear()
+            self._outbox.clear()
+            again = [self._encoder.encode(message, route) for message, route in self._outstanding]
+            self._last_answer = time.monotonic()
+            self._paused = False
+        if again:
+            frames.write(channel.connection, again)
+
+    def pause(self, paused: bool) -> None:
+        """Stop the clock of confirm_timeout, or start it again."""
+        with self._changed:
+            self._paused = paused
+            self._last_answer = time.monotonic()
+            self._changed.notify_all()
+
+    def fail(self, failure: MqtoolError) -> None:
+        """Let whoever waits know that there will be no more answers."""
+        with self._changed:
+            self._failure = failure
+            self._changed.notify_all()
+
+    def on_confirm(self, confirm: frame.Method[spec.Basic.Ack | spec.Basic.Nack]) -> None:
+        """Basic.ack or basic.nack from the broker. On the I/O thread."""
+        method = confirm.method
+        tag: int = method.delivery_tag
+        with self._changed:
+            if isinstance(method, spec.Basic.Nack):
+                for refused in range(self._answered + 1 if method.multiple else tag, tag + 1):
+                    if refused not in self._answered_early:
+                        self._refuse(refused, Confirmation.NACKED, "the broker refused it")
+            if method.multiple:
+                self._answered = max(self._answered, tag)
+            elif tag == self._answered + 1:
+                self._answered = tag
+            else:
+                self._answered_early.add(tag)
+            while self._answered_early and self._answered + 1 in self._answered_early:
+                self._answered += 1
+                self._answered_early.discard(self._answered)
+            self._last_answer = time.monotonic()
+            self._changed.notify_all()
+
+    def on_return(
+        self, _channel: PikaChannel, method: spec.Basic.Return, properties: spec.BasicProperties, body: bytes
+    ) -> None:
+        """Basic.return: a mandatory message went to no queue. The broker confirms it right after. On the I/O thread."""
+        with self._changed:
+            for tag, (message, route) in enumerate(self._outstanding, self._collected + 1):
+                routing_key = route.routing_key if message.routing_key is None else message.routing_key
+                if (
+                    tag > self._answered
+                    and tag not in self._refused
+                    and message.message_id == properties.message_id
+                    and routing_key == method.routing_key
+                    and message.body == body
+                ):
+                    self._refuse(tag, Confirmation.RETURNED, f"{method.reply_text} ({method.reply_code})")
+                    return
+
+    def _refuse(self, tag: int, confirmation: Confirmation, reason: str) -> None:
+        message, _ = self._outstanding[tag - self._collected - 1]
+        self._refused.setdefault(tag, Receipt(message, confirmation, reason))
+
+    def _drain(self) -> None:
+        with self._changed:
+            self._draining = False
+            ready, self._outbox = self._outbox, []
+            channel = self._channel
+        # Without a channel they are dropped here: restart() encodes all that is outstanding anew.
+        if ready and channel is not None and channel.is_open:
+            frames.write(channel.connection, ready)
+
+
+def _not_confirmed(count: int, seconds: float) -> NotConfirmed:
+    messages = "1 message" if count == 1 else f"{count:,} messages"
+    return NotConfirmed(
+        f"the broker did not confirm {messages} within {seconds:g} s",
+        "they may or may not have arrived; --confirm-timeout waits longer",
+    )

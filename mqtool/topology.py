@@ -1,0 +1,49 @@
+"""What a broker can be asked to hold: exchanges, queues and the bindings between them.
+
+The words and their meaning are those of AMQP 0-9-1, section 2.1 (https://www.rabbitmq.com/tutorials/amqp-concepts).
+Nothing here does any I/O.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Takes messages in and routes them to queues. The exchange named "" routes to the queue named by the routing key."""
+
+    name: str
+    type: str = "direct"
+    durable: bool = False
+    auto_delete: bool = False
+    internal: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+DEFAULT_EXCHANGE = Exchange("", durable=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """Keeps messages until they are acknowledged. With the name "" the broker makes one up when it is declared."""
+
+    name: str = ""
+    durable: bool = False
+    exclusive: bool = False
+    auto_delete: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Says which messages of an exchange go to a queue: by routing key, by pattern, or by header arguments."""
+
+    exchange: str
+    queue: str
+    routing_key: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+#: A queue of the receiver's own: named by the broker, and gone when its connection is.
+PRIVATE_QUEUE = Queue(exclusive=True)
