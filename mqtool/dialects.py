@@ -5,7 +5,7 @@ a queue otherwise than its neighbour is refused (406 PRECONDITION_FAILED), so to
 is to speak its dialect. https://www.rabbitmq.com/tutorials
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from mqtool.topology import Exchange, Queue
@@ -30,7 +30,7 @@ class Names:
     fanout: Exchange
     direct: Exchange
     topic: Exchange
-    headers: Exchange = Exchange("headers_logs", "headers")
+    headers: Exchange = field(default_factory=lambda: Exchange("headers_logs", "headers"))
 
 
 def _quorum(name: str) -> Queue:

@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """Takes messages in and routes them to queues. The exchange named "" routes to the queue named by the routing key."""
+    """Takes messages in and routes them to queues. The one named "" routes to the queue that the routing key names."""
 
     name: str
     type: str = "direct"

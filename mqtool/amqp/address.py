@@ -113,13 +113,13 @@ def parse_address(url: str) -> Address:
 
 
 def _query_options(query: str, url: str) -> dict[str, str]:
-    """The query parameters of RabbitMQ's URI specification that mqtool honours: heartbeat (s), connection_timeout (ms)."""
+    """The query parameters that mqtool honours: heartbeat (seconds), connection_timeout (milliseconds)."""
     options = dict(parse_qsl(query, keep_blank_values=True))
     for name, value in options.items():
         if name not in ("heartbeat", "connection_timeout"):
             raise UsageError(
                 f"bad broker URL {_without_password(url)!r}: unknown parameter {name!r}",
-                "known are heartbeat (seconds) and connection_timeout (milliseconds); TLS files are --tls-ca and others",
+                "known are heartbeat (seconds) and connection_timeout (milliseconds); for TLS files, --tls-ca",
             )
         if not value.isdecimal():
             raise UsageError(f"bad broker URL {_without_password(url)!r}: {name} is {value!r}, not a whole number")

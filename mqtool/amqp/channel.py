@@ -24,7 +24,7 @@ from mqtool.topology import Binding, Exchange, Queue
 if TYPE_CHECKING:
     from mqtool.amqp.connection import Connection
 
-Thing = TypeVar("Thing", Exchange, Queue)
+Thing = TypeVar("Thing", bound=Exchange | Queue)
 Request = Callable[[PikaChannel, Callable[[Any], None]], Any]
 
 #: Seconds: the tutorials' own limit.
@@ -74,7 +74,7 @@ class Channel:
             DeclaredDifferently: it is there with another meaning (or differs at all, and the channel is strict).
             AccessRefused: the user may not, or the name is reserved.
         """
-        declared = self._retrying(lambda: self._declare(thing))
+        declared: Thing = self._retrying(lambda: self._declare(thing))
         self._journal.append(declared)
         return declared
 
@@ -132,8 +132,8 @@ class Channel:
         mandatory = self._mandatory if mandatory is None else mandatory
         route = Route(exchange.name if exchange else "", routing_key, mandatory, persistent)
         self._confirm_select()
-        publisher, confirm_timeout = self._publisher, self._confirm_timeout
-        source, failure = iter(messages), None
+        publisher = self._publisher
+        source, bad_input = iter(messages), None
         while True:
             try:
                 message = next(source, _END)
@@ -142,21 +142,19 @@ class Channel:
                 if message is not None:
                     publisher.add(message, route)
             except MqtoolError as error:
-                failure = error  # bad input: what was read before it is still to be confirmed
+                bad_input = error  # what was read before it is still to be confirmed
                 break
             if message is None:
-                publisher.wait(1, confirm_timeout, at_most=0.05)
+                publisher.wait(1, self._confirm_timeout, at_most=0.05)
             elif publisher.is_full(window):
-                publisher.wait(max(1, window // 2), confirm_timeout)
+                publisher.wait(max(1, window // 2), self._confirm_timeout)
             if publisher.has_answers:
                 yield from publisher.collect()
-        while True:
-            publisher.wait(1, confirm_timeout, at_most=0.25)
-            if not publisher.has_answers:
-                break
+        while publisher.is_waiting:
+            publisher.wait(1, self._confirm_timeout, at_most=0.25)
             yield from publisher.collect()
-        if failure:
-            raise failure
+        if bad_input:
+            raise bad_input
 
     @property
     def unconfirmed(self) -> list[Message]:
@@ -242,6 +240,11 @@ class Channel:
             consumer.wake()
 
     # For the connection.
+
+    def flush(self) -> None:
+        """Send the acknowledgements that wait for others: whoever took the deliveries has broken off in between."""
+        for consumer in self._consumers:
+            consumer.flush()
 
     def open(self) -> None:
         """Open the channel on the connection's present state, and set up again whatever was set up before.
@@ -368,12 +371,16 @@ class Channel:
         """Run one request on the I/O thread and wait for its answer."""
         answer: Future[Any] = Future()
 
+        def done(frame: Any) -> None:
+            if not answer.done():  # the channel may have been closed first
+                answer.set_result(frame)
+
         def start() -> None:
             if self._pika is None or not self._pika.is_open:
                 answer.set_exception(exceptions.ConnectionWrongStateError())
                 return
             try:
-                request(self._pika, lambda frame: answer.done() or answer.set_result(frame))
+                request(self._pika, done)
             except Exception as error:  # raised below, in the thread of whoever asked
                 answer.set_exception(error)
 

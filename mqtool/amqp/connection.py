@@ -15,6 +15,7 @@ from typing import Any, Self
 from pika import ConnectionParameters, PlainCredentials, SSLOptions, exceptions
 from pika.adapters.select_connection import IOLoop, SelectConnection
 from pika.channel import Channel as PikaChannel
+from pika.connection import Connection as PikaConnection
 
 from mqtool.amqp import failures
 from mqtool.amqp.address import Address, TlsFiles
@@ -102,6 +103,8 @@ class Connection:
 
     def close(self) -> None:
         """Close the connection; what was not acknowledged goes back to its queue."""
+        for channel in self._channels:
+            channel.flush()
         self._closing.set()
         if self._recovery is not None:
             self._recovery.join(_CLOSE_PATIENCE)
@@ -219,7 +222,7 @@ class Connection:
             **options,
         )
 
-    def _on_close(self, pika: SelectConnection, error: Exception) -> None:
+    def _on_close(self, pika: PikaConnection, error: BaseException) -> None:
         """An open connection has closed. On the I/O thread."""
         if self._closing.is_set() or pika is not self._pika:
             self._closed.set()
@@ -237,7 +240,7 @@ class Connection:
             self._recovery = threading.Thread(target=self._recover, args=(error, self._backoff), daemon=True)
             self._recovery.start()
 
-    def _recover(self, error: Exception, backoff: Backoff) -> None:
+    def _recover(self, error: BaseException, backoff: Backoff) -> None:
         """Open the connection and its channels again, trying until it works. On a thread of its own."""
         lost_at = time.monotonic()
         where = str(self._addresses[0])

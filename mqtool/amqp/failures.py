@@ -22,26 +22,14 @@ _START_A_BROKER = "start one with 'mqtool broker up', or name another with --url
 
 def _root_cause(error: BaseException) -> BaseException:
     """What lies under pika's wrappers of a failed attempt to connect."""
-    while True:
-        if (
-            isinstance(error, connection_workflow.AMQPConnectorAMQPHandshakeError)
-            or isinstance(error, connection_workflow.AMQPConnectorSocketConnectError)
-            or isinstance(error, connection_workflow.AMQPConnectorTransportSetupError)
-            or isinstance(error, connection_workflow.AMQPConnectorPhaseErrorBase)
-        ):
-            error = error.exception
-        elif isinstance(error, connection_workflow.AMQPConnectionWorkflowFailed | exceptions.AMQPConnectionError) and (
-            error.args and isinstance(_last(error.args[0]), BaseException)
-        ):
-            error = _last(error.args[0])
-        elif isinstance(error, connection_workflow.AMQPConnectionWorkflowFailed) and error.exceptions:
-            error = error.exceptions[-1]
-        else:
-            return error
-
-
-def _last(value: object) -> object:
-    return value[-1] if isinstance(value, list | tuple) and value else value
+    inner: object = None
+    if isinstance(error, connection_workflow.AMQPConnectorPhaseErrorBase):
+        inner = error.exception
+    elif isinstance(error, connection_workflow.AMQPConnectionWorkflowFailed):
+        inner = error.exceptions[-1]
+    elif isinstance(error, exceptions.AMQPConnectionError) and error.args:
+        inner = error.args[0]
+    return _root_cause(inner) if isinstance(inner, BaseException) else error
 
 
 def connecting(error: BaseException, address: Address) -> MqtoolError:

@@ -5,9 +5,9 @@ A stream of messages mostly shares its exchange, routing key and properties, so 
 kept, and a message costs one join. AMQP 0-9-1, sections 2.3.5 and 4.2.
 """
 
+import struct
 from collections.abc import Iterable, Mapping
 from struct import Struct
-from struct import error as StructError
 from typing import Any, NamedTuple
 
 from pika import exceptions, frame, spec
@@ -112,7 +112,7 @@ class PublishEncoder:
         after = {name: given[name] for name in PROPERTIES[_MESSAGE_ID_PLACE:] if name in given}
         try:
             first, second = (b"".join(spec.BasicProperties(**part).encode()) for part in (before, after))
-        except (exceptions.AMQPError, ValueError, TypeError, AttributeError, AssertionError, StructError) as error:
+        except (exceptions.AMQPError, ValueError, TypeError, AttributeError, AssertionError, struct.error) as error:
             raise failures.cannot_encode(error) from error
         self._flags = int.from_bytes(first[:2], "big") | int.from_bytes(second[:2], "big")
         self._before, self._after = first[2:], second[2:]

@@ -1,7 +1,7 @@
-"""Publishing with confirms: what is not confirmed yet is kept, and is published again when the connection comes back.
+"""Publishing with confirms: what is not confirmed is kept, and is published again when the connection comes back.
 
-Three threads meet here: the caller adds messages and collects receipts, the I/O thread writes frames and hears confirms,
-and a recovery starts a new count on a new channel. One lock guards them; it is held for moments only.
+Three threads meet here: the caller adds messages and collects receipts, the I/O thread writes frames and hears
+confirms, and a recovery starts a new count on a new channel. One lock guards them; it is held for moments only.
 https://www.rabbitmq.com/docs/confirms#publisher-confirms
 """
 
@@ -75,6 +75,11 @@ class Publisher:
         """Whether collect() would return something."""
         return bool(self._done) or self._answered > self._collected
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there are receipts that the caller has not collected, or that are still to come."""
+        return bool(self._done or self._outstanding)
+
     def is_full(self, window: int) -> bool:
         """Whether so many messages, or bytes, are unconfirmed that the caller should wait."""
         return len(self._outstanding) >= window or self._bytes >= WINDOW_BYTES
@@ -135,7 +140,7 @@ class Publisher:
     # The connection's side.
 
     def restart(self, channel: PikaChannel, frame_max: int) -> None:
-        """Go on with a newly opened channel, in confirm mode: publish again what was not confirmed. On the I/O thread."""
+        """Go on with a new channel in confirm mode: publish again what was not confirmed. On the I/O thread."""
         with self._changed:
             self._done += self._take_answered()
             self._channel = channel

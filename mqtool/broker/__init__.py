@@ -1,0 +1,1 @@
+"""Brokers: find one that runs, or start one."""

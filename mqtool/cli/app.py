@@ -1,0 +1,123 @@
+"""The command tree, and the one place where an error becomes a sentence and an exit code."""
+
+import os
+import sys
+from importlib import import_module
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from mqtool.cli import output, stopping
+from mqtool.errors import ExitCode, MqtoolError
+
+_TUTORIALS, _BROKER = "Tutorials", "Broker"
+
+#: Each command's module and its panel in the help. A module is imported only when its command is called: start-up time
+#: is what a person feels first.
+_COMMANDS = {
+    "send": ("hello_world", _TUTORIALS),
+    "receive": ("hello_world", _TUTORIALS),
+    "new-task": ("work_queues", _TUTORIALS),
+    "worker": ("work_queues", _TUTORIALS),
+    "emit-log": ("logs", _TUTORIALS),
+    "receive-log": ("logs", _TUTORIALS),
+    "rpc-server": ("rpc", _TUTORIALS),
+    "rpc-client": ("rpc", _TUTORIALS),
+    "publisher-confirms": ("publisher_confirms", _TUTORIALS),
+    "broker": ("broker", _BROKER),
+    "wait": ("broker", _BROKER),
+}
+
+
+class _Commands(TyperGroup):
+    """Imports a command when it is asked for."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = dict.fromkeys(_COMMANDS)  # type: ignore[assignment]  # names only, for suggestions
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, panel = _COMMANDS[cmd_name]
+        group = typer.main.get_group(import_module(f"mqtool.cli.{module}").app)
+        command: Any = group.commands[cmd_name]
+        command.rich_help_panel = panel
+        return command
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from mqtool import __version__
+
+        output.show(f"mqtool {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def mqtool(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Learn, demonstrate, script and operate RabbitMQ: every tutorial is a command that also survives real use."""
+
+
+def run() -> NoReturn:
+    """Run mqtool on the process's arguments and exit."""
+    stopping.install()
+    code: int
+    try:
+        code = app(standalone_mode=False) or ExitCode.OK
+    except output.ReaderGone as gone:
+        code = gone.exit_code
+    except MqtoolError as error:
+        output.error(str(error), error.hint)
+        code = error.exit_code
+    except typer.TyperException as error:
+        code = _usage_error(error)
+    except (KeyboardInterrupt, typer.Abort):
+        code = 128 + (stopping.requested() or 2)
+    except Exception as error:
+        if output.debug:
+            raise
+        output.error(
+            f"unexpected error: {type(error).__name__}: {error}", "this is a bug in mqtool; --debug shows where"
+        )
+        code = ExitCode.FAILED
+    if code == 130 and stopping.requested():  # typer turns every KeyboardInterrupt into 130
+        code = 128 + (stopping.requested() or 0)
+    _leave(code)
+
+
+def _usage_error(error: typer.TyperException) -> int:
+    """What was wrong with the command line, and where to read how it should be."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "mqtool"
+    if type(error).__name__ == "NoArgsIsHelpError":
+        output.show(error.format_message())
+        return ExitCode.USAGE
+    output.error(error.format_message().rstrip("."), f"'{path} --help' shows how it is written")
+    return ExitCode.USAGE
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit, without an error about a stdout that nobody reads any more."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(code)

@@ -1,0 +1,265 @@
+"""What people and pipes get to see: received data on stdout, byte for byte; everything else on stderr."""
+
+import errno
+import os
+import re
+import select
+import stat
+import sys
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mqtool.errors import ExitCode, MqtoolError, UsageError
+from mqtool.message import Delivery
+
+_STDOUT = 1
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+WAITING_FOR_MESSAGES = " [*] Waiting for messages. To exit press CTRL+C"
+WAITING_FOR_LOGS = " [*] Waiting for logs. To exit press CTRL+C"
+
+quiet = False
+verbose = False
+debug = False
+_colour: bool | None = None
+
+
+class ReaderGone(MqtoolError):
+    """Nobody reads our stdout any more, as in `mqtool receive | head`."""
+
+    exit_code = ExitCode.READER_GONE
+
+
+def configure(*, be_quiet: bool, be_verbose: bool, no_color: bool, with_debug: bool) -> None:
+    """What the options say about printing."""
+    global quiet, verbose, debug, _colour
+    quiet, verbose, debug = be_quiet, be_verbose, with_debug
+    if no_color:
+        _colour = False
+
+
+def status(line: str) -> None:
+    """A line of the tutorial that is not received data, such as " [*] Waiting for messages."."""
+    if not quiet:
+        _to_stderr(line)
+
+
+def notice(text: str) -> None:
+    """Something a person should know, although the command goes on."""
+    if not quiet:
+        _to_stderr(f"{_styled('mqtool:', '33')} {text}")
+
+
+def error(what: str, hint: str | None = None) -> None:
+    """Why the command failed, and what to do about it."""
+    _to_stderr(f"{_styled('mqtool:', '1;31')} {what}")
+    if hint:
+        _to_stderr(f"{_styled('hint:', '36')} {hint}")
+
+
+def show(text: str) -> None:
+    """A line of data on stdout."""
+    write(text.encode("utf-8", "surrogateescape") + b"\n")
+
+
+def is_terminal(descriptor: int) -> bool:
+    """Whether a person looks at it."""
+    try:
+        return os.isatty(descriptor)
+    except OSError:
+        return False
+
+
+def visible(text: str) -> str:
+    """The text with its control characters shown as escapes: nothing in it can reach the terminal's own controls."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def write(data: bytes) -> None:
+    """Write all of it to stdout, past any buffer: once this returns, the data is out of our hands.
+
+    Raises:
+        ReaderGone: nobody reads it any more.
+        MqtoolError: it cannot be written, for instance as the disk is full.
+    """
+    while data:
+        try:
+            data = data[os.write(_STDOUT, data) :]
+        except BlockingIOError:  # another program has set the terminal or pipe that we share to non-blocking
+            select.select([], [_STDOUT], [])
+        except BrokenPipeError as gone:
+            raise ReaderGone("nobody reads the output any more") from gone
+        except OSError as failure:
+            raise MqtoolError(f"cannot write to standard output: {failure.strerror}") from failure
+
+
+class Reader:
+    """Whoever reads our stdout, if that is a pipe. Notices when they go away, even while there is nothing to write.
+
+    Args:
+        on_gone: is called then, on another thread.
+    """
+
+    def __init__(self, on_gone: Callable[[], None]) -> None:
+        self._gone = False
+        self._on_gone = on_gone
+        try:
+            mode = os.fstat(_STDOUT).st_mode
+        except OSError:
+            return
+        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+            threading.Thread(target=self._watch, name="mqtool-reader", daemon=True).start()
+
+    def check(self) -> None:
+        """Raise if the reader has gone.
+
+        Raises:
+            ReaderGone: it has.
+        """
+        if self._gone:
+            raise ReaderGone("nobody reads the output any more")
+
+    def _watch(self) -> None:
+        poll = select.poll()
+        poll.register(_STDOUT, 0)  # errors are reported unasked
+        poll.poll()
+        self._gone = True
+        self._on_gone()
+
+
+class DeliveryWriter:
+    """Writes deliveries to stdout, each at once and whole.
+
+    Args:
+        line: the command's own line, for people: what comes before the body.
+        raw: bodies alone, one to a line.
+        as_json: NDJSON.
+        template: see TEMPLATE_HELP.
+
+    Raises:
+        UsageError: the template has an unknown place, or more than one way to print was asked for.
+    """
+
+    def __init__(
+        self,
+        line: Callable[[Delivery], str],
+        *,
+        raw: bool = False,
+        as_json: bool = False,
+        template: str | None = None,
+    ) -> None:
+        if raw + as_json + (template is not None) > 1:
+            raise UsageError("--raw, --json and --format exclude each other", "give only one of them")
+        self._line = line
+        self._escape = is_terminal(_STDOUT)
+        self.render: Callable[[Delivery], bytes] = self._text
+        if raw:
+            self.render = self._raw
+        elif as_json:
+            from mqtool import ndjson
+
+            self.render = lambda delivery: ndjson.from_delivery(delivery, datetime.now(UTC))
+        elif template is not None:
+            parts = parse_template(template)
+            self.render = lambda delivery: self._body(b"".join(part(delivery) for part in parts)) + b"\n"
+
+    def __call__(self, delivery: Delivery) -> None:
+        write(self.render(delivery))
+
+    def _text(self, delivery: Delivery) -> bytes:
+        return self._body(self._line(delivery).encode("utf-8", "surrogateescape") + delivery.body) + b"\n"
+
+    def _raw(self, delivery: Delivery) -> bytes:
+        return self._body(delivery.body) + b"\n"
+
+    def _body(self, data: bytes) -> bytes:
+        return visible(data.decode("utf-8", "backslashreplace")).encode() if self._escape else data
+
+
+def _json_of(value: object) -> bytes:
+    import json
+
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str).encode()
+
+
+def _constant(text: bytes) -> Callable[[Delivery], bytes]:
+    return lambda _: text
+
+
+def _property(name: str) -> Callable[[Delivery], bytes]:
+    return lambda delivery: str(delivery.properties.get(name) or "").encode()
+
+
+_PLACES: dict[str, tuple[str, Callable[[Delivery], bytes]]] = {
+    "b": ("body", lambda delivery: delivery.body),
+    "s": ("size of the body in bytes", lambda delivery: str(len(delivery.body)).encode()),
+    "r": ("routing key", lambda delivery: delivery.routing_key.encode()),
+    "e": ("exchange", lambda delivery: delivery.exchange.encode()),
+    "q": ("queue", lambda delivery: delivery.queue.encode()),
+    "h": ("headers, as JSON", lambda delivery: _json_of(delivery.headers)),
+    "i": ("message id", _property("message_id")),
+    "c": ("correlation id", _property("correlation_id")),
+    "t": ("time received, RFC 3339", lambda _: datetime.now(UTC).isoformat(timespec="milliseconds").encode()),
+    "R": ("redelivered: 0 or 1", lambda delivery: b"1" if delivery.redelivered else b"0"),
+    "%": ("a percent sign", lambda _: b"%"),
+}
+TEMPLATE_HELP = ", ".join(f"%{letter} {meaning}" for letter, (meaning, _) in _PLACES.items())
+
+
+def parse_template(template: str) -> list[Callable[[Delivery], bytes]]:
+    """The parts of a --format template, each a function of the delivery.
+
+    Raises:
+        UsageError: a place that we do not know.
+    """
+    parts: list[Callable[[Delivery], bytes]] = []
+    for piece in re.findall(r"%.?|\\[nt\\]|[^%\\]+|\\", template, re.DOTALL):
+        if piece.startswith("%"):
+            if piece[1:] not in _PLACES:
+                raise UsageError(f"--format has an unknown place {piece!r}", f"known are {TEMPLATE_HELP}")
+            parts.append(_PLACES[piece[1:]][1])
+        else:
+            text = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}.get(piece, piece).encode()
+            parts.append(_constant(text))
+    return parts
+
+
+def create_ready_file(path: Path | None) -> None:
+    """Tell whoever waits for the file that we consume now.
+
+    Raises:
+        UsageError: it cannot be created.
+    """
+    if path is not None:
+        try:
+            path.touch()
+        except OSError as failure:
+            raise UsageError(f"cannot create the ready file {path}: {failure.strerror}") from failure
+
+
+def _styled(text: str, code: str) -> str:
+    coloured = _colour
+    if coloured is None:
+        coloured = is_terminal(2) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return f"\x1b[{code}m{text}\x1b[0m" if coloured else text
+
+
+def _to_stderr(line: str) -> None:
+    try:
+        sys.stderr.write(visible_keeping_style(line) + "\n")
+        sys.stderr.flush()
+    except OSError as failure:
+        if failure.errno not in (errno.EPIPE, errno.EIO, errno.EBADF):
+            raise
+        # Nobody reads our messages any more; the data on stdout is what counts.
+
+
+def visible_keeping_style(line: str) -> str:
+    """What we say on stderr may quote what came from elsewhere; only our own colours may control the terminal."""
+    if not is_terminal(2):
+        return line
+    return "".join(
+        part if re.fullmatch(r"\x1b\[[0-9;]*m", part) else visible(part) for part in re.split(r"(\x1b\[[0-9;]*m)", line)
+    )

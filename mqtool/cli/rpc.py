@@ -1,0 +1,94 @@
+"""mqtool rpc-server, mqtool rpc-client."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from mqtool.cli import output, stopping
+from mqtool.cli.options import Broker, QueueOptions, Receiving, duration, takes_groups
+from mqtool.errors import BadData, SomeFailed
+from mqtool.message import Delivery
+from mqtool.tutorials import rpc, work_queues
+
+app = typer.Typer()
+
+
+class Function(StrEnum):
+    """What the server computes."""
+
+    FIB = "fib"
+    ADD100 = "add100"
+
+
+FunctionOption = Annotated[Function, typer.Option(help="fib, or add100 (n + 100, after two seconds).")]
+
+
+@app.command(epilog="mqtool rpc-server  ·  mqtool rpc-server --function add100")
+@takes_groups
+def rpc_server(
+    queue: QueueOptions, receiving: Receiving, broker: Broker, function: FunctionOption = Function.FIB
+) -> None:
+    """Answer requests (tutorial 6). Start several: they share the work."""
+    write = receiving.writer(lambda _: " [.] ")
+    compute = rpc.FUNCTIONS[function]
+
+    def show(request: Delivery) -> None:
+        if receiving.raw or receiving.as_json or receiving.template is not None:
+            write(request)
+        else:
+            output.show(f" [.] {function}({output.visible(request.text)})")
+
+    def compute_visibly(request: Delivery) -> bytes:
+        show(request)
+        return compute(request.body)
+
+    with broker.channel() as channel:
+        settings = receiving.settings(work_queues.FAIR_DISPATCH)
+        answers = rpc.serve(channel, queue.of(broker.names.rpc_queue), compute_visibly, settings)
+        with receiving.printing(channel, " [x] Awaiting RPC requests"):
+            for _, reply in answers:
+                if reply.properties.get("type") == rpc.ERROR:
+                    output.notice(f"answered with an error: {reply.body.decode()}")
+
+
+@app.command(epilog="mqtool rpc-client 30  ·  mqtool rpc-client 1 2 3 --function add100 --timeout 10s")
+@takes_groups
+def rpc_client(
+    broker: Broker,
+    requests: Annotated[
+        list[str] | None, typer.Argument(help="Integers; several are asked for at once.", show_default="30")
+    ] = None,
+    queue: Annotated[
+        str | None, typer.Option("--queue", "-q", help="The server's queue.", rich_help_panel="Topology")
+    ] = None,
+    function: FunctionOption = Function.FIB,
+    timeout: Annotated[
+        float, typer.Option(parser=duration, metavar="DURATION", show_default="30s", help="Give up after so long.")
+    ] = "30s",  # type: ignore[assignment]
+    direct_reply_to: Annotated[
+        bool, typer.Option("--direct-reply-to", help="Get replies through RabbitMQ's pseudo-queue for them.")
+    ] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Print results only, one per line.")] = False,
+) -> None:
+    """Ask the server, and print its answers (tutorial 6)."""
+    asked = requests or ["30"]
+    failed = answered = 0
+    with broker.channel(confirm_timeout=min(timeout, 5.0)) as channel:
+        for request in asked:
+            output.status(f" [x] Requesting {function}({request})")
+        bodies = [request.encode("utf-8", "surrogateescape") for request in asked]
+        target = broker.names.rpc_queue if queue is None else QueueOptions(queue=queue).of(broker.names.rpc_queue)
+        for _, reply in rpc.call(channel, target, bodies, timeout, direct_reply_to):
+            answered += 1
+            if reply.properties.get("type") == rpc.ERROR:
+                failed += 1
+                output.notice(f"the server answered with an error: {output.visible(reply.text)}")
+            else:
+                output.show(reply.text if raw else f" [.] Got {output.visible(reply.text)}")
+    if (signal := stopping.requested()) is not None and answered < len(asked):
+        raise SystemExit(128 + signal)
+    if failed == len(asked):
+        raise BadData("the server refused the request" if failed == 1 else f"the server refused all {failed} requests")
+    if failed:
+        raise SomeFailed(f"the server refused {failed} of {len(asked)} requests")

@@ -1,0 +1,365 @@
+"""What to publish: words on the command line, stdin, files, lines, NDJSON."""
+
+import os
+import re
+import select
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mqtool.cli import output, stopping
+from mqtool.cli.options import duration, header
+from mqtool.errors import BadData, UsageError
+from mqtool.message import PROPERTIES, Message, new_message_id
+
+_STDIN = 0
+_CHUNK = 256 * 1024
+#: Seconds between two looks at whether we were asked to stop, while nothing comes.
+_LOOK_UP = 0.25
+#: Stands in a routing key for a group that did not match.
+UNKNOWN = "unknown"
+
+
+def _property(text: str) -> tuple[str, Any]:
+    """An AMQP property, from name=value; names as in the specification, with - or _."""
+    name, equals, value = text.partition("=")
+    name = name.replace("-", "_")
+    if not equals or name not in PROPERTIES or name == "headers":
+        known = ", ".join(known.replace("_", "-") for known in PROPERTIES if known != "headers")
+        raise typer.BadParameter(f"{text!r} is no property; write name=value with one of {known}")
+    return name, _PROPERTY_VALUES.get(name, _short_text)(name, value)
+
+
+def _short_text(name: str, value: str) -> str:
+    if len(value.encode()) > 255:
+        raise typer.BadParameter(f"{name.replace('_', '-')} is longer than 255 bytes")
+    return value
+
+
+def _number(lowest: int, highest: int) -> Callable[[str, str], int]:
+    def parse(name: str, value: str) -> int:
+        if not value.isdecimal() or not lowest <= int(value) <= highest:
+            raise typer.BadParameter(f"{name.replace('_', '-')} is a number from {lowest} to {highest}, not {value!r}")
+        return int(value)
+
+    return parse
+
+
+def _expiration(_name: str, value: str) -> str:
+    return value if value.isdecimal() else str(round(duration(value) * 1000))
+
+
+def _timestamp(_name: str, value: str) -> int:
+    try:
+        return int(value) if value.isdecimal() else int(datetime.fromisoformat(value).timestamp())
+    except ValueError as error:
+        raise typer.BadParameter(f"timestamp is seconds since 1970 or RFC 3339, not {value!r}") from error
+
+
+_PROPERTY_VALUES: dict[str, Callable[[str, str], Any]] = {
+    "delivery_mode": _number(1, 2),
+    "priority": _number(0, 255),
+    "expiration": _expiration,
+    "timestamp": _timestamp,
+}
+
+
+def _key_pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise typer.BadParameter(f"no regular expression: {error}") from error
+
+
+_PANEL = "Messages"
+
+
+@dataclass(frozen=True)
+class MessageOptions:
+    """Where messages come from, what they carry, and what to make of the broker's answers."""
+
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="Read from a file; - is stdin.", rich_help_panel=_PANEL)
+    ] = None
+    lines: Annotated[
+        bool, typer.Option("--lines", "-l", help="Each line is a message, sent as it arrives.", rich_help_panel=_PANEL)
+    ] = False
+    null: Annotated[
+        bool,
+        typer.Option(
+            "--null", "-0", help="Messages end with a zero byte, as from find -print0.", rich_help_panel=_PANEL
+        ),
+    ] = False
+    delimiter: Annotated[
+        str | None, typer.Option("--delimiter", "-D", help="Messages end with this.", rich_help_panel=_PANEL)
+    ] = None
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Each line is a message as 'receive --json' prints it.", rich_help_panel=_PANEL),
+    ] = False
+    key_pattern: Annotated[
+        Any | None,
+        typer.Option(
+            parser=_key_pattern,
+            metavar="REGEX",
+            rich_help_panel=_PANEL,
+            help="Its named groups fill the {group} places of the routing key; 'unknown' without a match.",
+        ),
+    ] = None
+    headers: Annotated[
+        list[Any] | None,
+        typer.Option(
+            "--header",
+            "-H",
+            parser=header,
+            metavar="KEY=VALUE",
+            rich_help_panel=_PANEL,
+            help="A header; key:=json for typed values. Repeatable.",
+        ),
+    ] = None
+    properties: Annotated[
+        list[Any] | None,
+        typer.Option(
+            "--property",
+            parser=_property,
+            metavar="NAME=VALUE",
+            rich_help_panel=_PANEL,
+            help="A property, such as content-type=text/plain or expiration=60000. Repeatable.",
+        ),
+    ] = None
+    persistent: Annotated[
+        bool,
+        typer.Option("--persistent", help="Delivery mode 2: a durable queue keeps it on disk.", rich_help_panel=_PANEL),
+    ] = False
+    mandatory: Annotated[
+        bool, typer.Option("--mandatory", help="A message that no queue gets is an error.", rich_help_panel=_PANEL)
+    ] = False
+    confirm_timeout: Annotated[
+        float,
+        typer.Option(
+            parser=duration,
+            metavar="DURATION",
+            rich_help_panel=_PANEL,
+            show_default="5s",
+            help="Give up (exit 75) when the broker confirms nothing for so long.",
+        ),
+    ] = "5s"  # type: ignore[assignment]
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the input is many messages rather than one."""
+        return self.lines or self.null or self.as_json or self.delimiter is not None
+
+
+@dataclass(frozen=True)
+class Addressing:
+    """Where messages go that do not say so themselves.
+
+    Attributes:
+        exchange, routing_key: what the user named, which wins over what a message says; None if nothing was named.
+            The routing key may have {group} places.
+    """
+
+    exchange: str | None = None
+    routing_key: str | None = None
+
+
+def messages(
+    words: Sequence[str] | None, options: MessageOptions, *, default: bytes, addressing: Addressing | None = None
+) -> Iterator[Message | None]:
+    """What to publish; None whenever there is nothing to publish right now.
+
+    Args:
+        words: one message, if there are any.
+        default: the body, where there are neither words nor input.
+
+    Raises:
+        UsageError: the options contradict each other, or the file cannot be read.
+        BadData: the input is not what it should be; says in which line.
+    """
+    if sum([options.lines, options.null, options.as_json, options.delimiter is not None]) > 1:
+        raise UsageError("--lines, --null, --delimiter and --json exclude each other", "give only one of them")
+    if words and list(words) != ["-"] and (options.is_stream or options.file):
+        raise UsageError(
+            f"the message {' '.join(words)!r} is on the command line, and input was asked for as well",
+            "give either message words, or an input with -l, -0, -D, --json or -f",
+        )
+    making = _Making(options, addressing or Addressing())
+    if words and list(words) != ["-"]:
+        return iter([making.message(os.fsencode(" ".join(words)))])
+    if not options.is_stream and not options.file and not words and not _has_input(_STDIN):
+        return iter([making.message(default)])
+    return _from_input(options, making)
+
+
+def _from_input(options: MessageOptions, making: "_Making") -> Iterator[Message | None]:
+    with _opened(options.file) as descriptor:
+        if options.as_json:
+            yield from making.from_ndjson(_delimited(_chunks(descriptor), b"\n"))
+        elif options.is_stream:
+            for body in _delimited(_chunks(descriptor), _delimiter(options)):
+                yield None if body is None else making.message(body)
+        else:
+            body = b"".join(chunk for chunk in _chunks(descriptor) if chunk is not None)
+            if stopping.requested() is None:  # half a message is none
+                yield making.message(body)
+    making.report_unmatched()
+
+
+class _Making:
+    """Makes messages from bodies, with the headers, properties and routing key that the options say."""
+
+    def __init__(self, options: MessageOptions, addressing: Addressing) -> None:
+        self._pattern: re.Pattern[str] | None = options.key_pattern
+        self._exchange = addressing.exchange
+        self._routing_key = addressing.routing_key
+        self._places = re.compile(r"\{(\w+)\}").findall(addressing.routing_key or "") if self._pattern else []
+        self._unmatched = 0
+        if self._pattern is not None:
+            if not self._places:
+                raise UsageError(
+                    "--key-pattern needs a routing key with {group} places",
+                    "for instance '{app}.{level}' with --key-pattern '(?P<app>\\w+): (?P<level>\\w+)'",
+                )
+            if missing := [name for name in self._places if name not in self._pattern.groupindex]:
+                raise UsageError(
+                    f"the routing key has a place {{{missing[0]}}}, but --key-pattern has no group of that name",
+                    f"write (?P<{missing[0]}>…) in the pattern",
+                )
+        properties: dict[str, Any] = dict(options.properties or [])
+        self._message_id: str | None = properties.pop("message_id", None)
+        if options.headers:
+            properties["headers"] = dict(options.headers)
+        if options.persistent:
+            properties.setdefault("delivery_mode", 2)
+        self._properties = properties
+
+    def message(self, body: bytes) -> Message:
+        key = self._routing_key if self._pattern is None else self._key(body)
+        return Message(body, key, self._exchange, self._properties, self._message_id or new_message_id())
+
+    def from_ndjson(self, lines: Iterator[bytes | None]) -> Iterator[Message | None]:
+        from mqtool import ndjson
+
+        number = 0
+        for line in lines:
+            if line is None:
+                yield None
+                continue
+            number += 1
+            if not line.strip():
+                continue
+            message = ndjson.to_message(line, f"line {number}")
+            if self._pattern is not None:
+                message.routing_key = self._key(message.body)
+            elif self._routing_key is not None:
+                message.routing_key = self._routing_key
+            if self._exchange is not None:
+                message.exchange = self._exchange
+            if self._properties:
+                headers = {**(message.properties.get("headers") or {}), **self._properties.get("headers", {})}
+                message.properties = {**message.properties, **self._properties}
+                if headers:
+                    message.properties["headers"] = headers
+            if self._message_id or (message.message_id is None and b'"properties"' not in line):
+                message.message_id = self._message_id or new_message_id()
+            yield message
+
+    def _key(self, body: bytes) -> str:
+        """The routing key with its places filled. A line that does not match is sent all the same: none may be lost."""
+        assert self._pattern is not None
+        match = self._pattern.search(body.decode("utf-8", "replace"))
+        groups = match.groupdict() if match else {}
+        if match is None:
+            self._unmatched += 1
+        key = self._routing_key or ""
+        for name in self._places:
+            key = key.replace(f"{{{name}}}", groups.get(name) or UNKNOWN)
+        return key.encode()[:255].decode("utf-8", "ignore")
+
+    def report_unmatched(self) -> None:
+        if self._unmatched:
+            output.notice(f"{self._unmatched:,} of the messages did not match --key-pattern; sent as {UNKNOWN!r}")
+
+
+def _has_input(descriptor: int) -> bool:
+    """Whether something is piped or redirected in: not a terminal, and not /dev/null."""
+    try:
+        return not stat.S_ISCHR(os.fstat(descriptor).st_mode)
+    except OSError:
+        return False
+
+
+@contextmanager
+def _opened(path: Path | None) -> Iterator[int]:
+    if path is None or str(path) == "-":
+        yield _STDIN
+        return
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(0, "it is a directory")
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _chunks(descriptor: int) -> Iterator[bytes | None]:
+    """What can be read, as it comes; None while nothing does. Ends at the end of the input, or when asked to stop."""
+    while stopping.requested() is None:
+        if not select.select([descriptor], [], [], 0)[0]:
+            yield None
+            while not select.select([descriptor], [], [], _LOOK_UP)[0]:
+                if stopping.requested() is not None:
+                    return
+                yield None
+        try:
+            chunk = os.read(descriptor, _CHUNK)
+        except BlockingIOError:
+            continue
+        except OSError as error:
+            raise BadData(f"cannot read the input: {error.strerror}") from error
+        if not chunk:
+            return
+        yield chunk
+
+
+def _delimiter(options: MessageOptions) -> bytes:
+    if options.null:
+        return b"\0"
+    if options.delimiter is None:
+        return b"\n"
+    if not options.delimiter:
+        raise UsageError("--delimiter is empty", "to send the whole input as one message, leave it out")
+    return os.fsencode({r"\n": "\n", r"\t": "\t", r"\0": "\0"}.get(options.delimiter, options.delimiter))
+
+
+def _delimited(chunks: Iterator[bytes | None], delimiter: bytes) -> Iterator[bytes | None]:
+    """The pieces between delimiters; a last one without counts too, unless we were asked to stop in its middle."""
+    rest: list[bytes] = []
+    for chunk in chunks:
+        if chunk is None:
+            yield None
+            continue
+        if len(delimiter) > 1 and rest:  # the delimiter may have been cut in two
+            chunk = b"".join(rest) + chunk
+            rest = []
+        first, *others = chunk.split(delimiter)
+        if not others:
+            rest.append(first)
+            continue
+        yield b"".join([*rest, first])
+        yield from others[:-1]
+        rest = [others[-1]] if others[-1] else []
+    last = b"".join(rest)
+    if last and stopping.requested() is None:
+        yield last

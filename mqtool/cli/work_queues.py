@@ -1,0 +1,79 @@
+"""mqtool new-task, mqtool worker."""
+
+import time
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from mqtool.cli import output, publishing, source
+from mqtool.cli.options import Broker, QueueOptions, Receiving, takes_groups
+from mqtool.cli.output import WAITING_FOR_MESSAGES
+from mqtool.cli.source import Addressing, MessageOptions
+from mqtool.message import Delivery, Outcome
+from mqtool.tutorials import work_queues
+
+app = typer.Typer()
+
+
+@app.command(epilog="mqtool new-task 'A task of three seconds...'  ·  seq 100 | mqtool new-task -l")
+@takes_groups
+def new_task(
+    queue: QueueOptions,
+    options: MessageOptions,
+    broker: Broker,
+    words: Annotated[
+        list[str] | None, typer.Argument(help="The task; each dot is a second of work.", show_default="Hello World!")
+    ] = None,
+) -> None:
+    """Send tasks to the workers' queue (tutorial 2)."""
+    tasks = source.messages(
+        words, options, default=b"Hello World!", addressing=Addressing(queue.queue and "", queue.queue)
+    )
+    with broker.channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
+        receipts = work_queues.new_tasks(channel, queue.of(broker.names.task_queue), tasks)
+        publishing.report(receipts, lambda task: f" [x] Sent {publishing.text(task)}", options)
+
+
+@app.command(epilog="mqtool worker  ·  mqtool worker --prefetch 0  ·  mqtool worker --forget-ack")
+@takes_groups
+def worker(
+    queue: QueueOptions,
+    receiving: Receiving,
+    broker: Broker,
+    forget_ack: Annotated[
+        bool,
+        typer.Option(
+            "--forget-ack",
+            help="Make the classic mistake: never acknowledge, and see what comes of it.",
+            rich_help_panel="Receiving",
+        ),
+    ] = False,
+) -> None:
+    """Do tasks, one at a time (tutorial 2). Start several: they share the work."""
+    write = receiving.writer(lambda _: " [x] Received ")
+
+    def do(task: Delivery) -> Outcome:
+        write(task)
+        time.sleep(work_queues.seconds_of_work(task))
+        output.status(" [x] Done")
+        return Outcome.ACK
+
+    settings = replace(receiving.settings(work_queues.FAIR_DISPATCH), acknowledge=not forget_ack)
+    done = redelivered = 0
+    with broker.channel() as channel:
+        tasks = work_queues.work(channel, queue.of(broker.names.task_queue), do, settings)
+        with receiving.printing(channel, WAITING_FOR_MESSAGES):
+            for task, _ in tasks:
+                done += 1
+                redelivered += task.redelivered
+                if forget_ack and done == settings.prefetch:
+                    output.notice(
+                        f"{done} done and not acknowledged, which is the prefetch limit: no more will come. "
+                        "The broker counts them as unacknowledged; --prefetch 0 would take more of its memory"
+                    )
+    if forget_ack:
+        output.notice(
+            f"{done} done, none acknowledged, {redelivered} of them redelivered: as this worker ends, "
+            "the broker gives all of them to the next one, to be done again"
+        )

@@ -1,0 +1,163 @@
+"""Messages as JSON, one object to a line, such that what comes out goes in again unchanged.
+
+What JSON has no type for is an object with one key that starts with "$": {"$bytes": base64}, {"$decimal": "1.5"},
+{"$timestamp": seconds since 1970, UTC}.
+"""
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from mqtool.errors import BadData
+from mqtool.message import PROPERTIES, Delivery, Message
+
+_KNOWN = {
+    "timestamp",
+    "exchange",
+    "routing_key",
+    "queue",
+    "redelivered",
+    "headers",
+    "properties",
+    "body",
+    "body_base64",
+}
+_TEXT = frozenset(PROPERTIES) - {"headers", "delivery_mode", "priority", "timestamp"}
+_WHOLE_NUMBERS = {"delivery_mode": 2, "priority": 255, "timestamp": 2**63 - 1}
+
+
+def from_delivery(delivery: Delivery, received_at: datetime) -> bytes:
+    """One line, with its newline.
+
+    Args:
+        received_at: becomes "timestamp", as RFC 3339; the AMQP property of that name is under "properties".
+    """
+    properties = {
+        name: delivery.properties[name]
+        for name in PROPERTIES
+        if name != "headers" and delivery.properties.get(name) is not None
+    }
+    line: dict[str, Any] = {
+        "timestamp": received_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "exchange": delivery.exchange,
+        "routing_key": delivery.routing_key,
+        "queue": delivery.queue,
+        "redelivered": delivery.redelivered,
+        "headers": None if delivery.properties.get("headers") is None else _to_json(delivery.headers),
+        "properties": _to_json(properties),
+    }
+    try:
+        line["body"] = delivery.body.decode()
+    except UnicodeDecodeError:
+        line["body_base64"] = base64.b64encode(delivery.body).decode()
+    return json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass") + b"\n"
+
+
+def to_message(line: bytes, where: str) -> Message:
+    """The message that a line describes. Only a body is required; a missing exchange or routing key stays open.
+
+    Args:
+        where: names the line in an error, such as "line 3".
+
+    Raises:
+        BadData: it is no such object.
+    """
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise BadData(f"{where} is not JSON: {error}", 'a message looks like {"body": "Hello"}') from error
+    if not isinstance(value, dict):
+        raise BadData(
+            f"{where} is a JSON {type(value).__name__}, not an object", 'a message looks like {"body": "Hello"}'
+        )
+    if unknown := sorted(set(value) - _KNOWN):
+        raise BadData(f"{where} has an unknown key {unknown[0]!r}", f"known are {', '.join(sorted(_KNOWN))}")
+    properties = _properties(value, where)
+    return Message(
+        body=_body(value, where),
+        routing_key=_text(value, "routing_key", where),
+        exchange=_text(value, "exchange", where),
+        message_id=properties.pop("message_id", None),
+        properties=properties,
+    )
+
+
+def _body(value: Mapping[str, Any], where: str) -> bytes:
+    if ("body" in value) == ("body_base64" in value):
+        raise BadData(f'{where} needs either "body" or "body_base64"')
+    if "body" in value:
+        return (_text(value, "body", where) or "").encode("utf-8", "surrogatepass")
+    try:
+        return base64.b64decode(_text(value, "body_base64", where) or "", validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadData(f'{where} has a "body_base64" that is not base64: {error}') from error
+
+
+def _text(value: Mapping[str, Any], key: str, where: str) -> str | None:
+    text = value.get(key)
+    if text is None and key not in ("body", "body_base64"):
+        return None
+    if not isinstance(text, str):
+        raise BadData(f'{where} has a "{key}" that is no text: {text!r}')
+    return text
+
+
+def _properties(value: Mapping[str, Any], where: str) -> dict[str, Any]:
+    given = value.get("properties") or {}
+    headers = value.get("headers")
+    if not isinstance(given, dict) or not isinstance(headers, dict | None):
+        raise BadData(f'{where} has "properties" or "headers" that are no object')
+    properties = {}
+    for name, raw in given.items():
+        if name in _TEXT:
+            if not isinstance(raw, str):
+                raise BadData(f"{where} has a property {name!r} that is no text: {raw!r}")
+        elif name in _WHOLE_NUMBERS:
+            if type(raw) is not int or not 0 <= raw <= _WHOLE_NUMBERS[name]:
+                raise BadData(
+                    f"{where} has a property {name!r} that is no number up to {_WHOLE_NUMBERS[name]}: {raw!r}"
+                )
+        else:
+            raise BadData(f"{where} has an unknown property {name!r}", f"known are {', '.join(PROPERTIES)}")
+        properties[name] = raw
+    if headers is not None:
+        properties["headers"] = _from_json(headers, where)
+    return properties
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _to_json(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_json(entry) for entry in value]
+    if isinstance(value, bytes | bytearray):
+        return {"$bytes": base64.b64encode(value).decode()}
+    if isinstance(value, Decimal):
+        return {"$decimal": str(value)}
+    if isinstance(value, datetime):
+        return {"$timestamp": int(value.replace(tzinfo=value.tzinfo or UTC).timestamp())}
+    return value
+
+
+def _from_json(value: Any, where: str) -> Any:
+    if isinstance(value, list):
+        return [_from_json(entry, where) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) == 1:
+        [(key, content)] = value.items()
+        try:
+            if key == "$bytes":
+                return base64.b64decode(content, validate=True)
+            if key == "$decimal":
+                return Decimal(content)
+            if key == "$timestamp":
+                # Without a zone, as pika has it: it encodes UTC and decodes to UTC.
+                return datetime.fromtimestamp(content, UTC).replace(tzinfo=None)
+        except (binascii.Error, InvalidOperation, TypeError, ValueError, OverflowError, OSError) as error:
+            raise BadData(f"{where} has a header with a bad {key}: {content!r}") from error
+    return {key: _from_json(entry, where) for key, entry in value.items()}

@@ -1,0 +1,47 @@
+"""Headers: receivers choose by several attributes at once.
+
+                                    ┌─ all: format=pdf, type=report ──> [amq.gen-1] ──> receive-log headers
+    emit-log headers ──> (headers_logs)
+                                    └─ any: format=pdf, type=log ─────> [amq.gen-2] ──> receive-log headers
+
+A headers exchange ignores the routing key. A binding's arguments are compared with the message's headers, and its
+argument x-match says whether all of them must be equal or any one will do.
+
+https://www.rabbitmq.com/tutorials/amqp-concepts#exchange-headers
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+from mqtool.amqp import STREAMING, Channel, Receiving
+from mqtool.message import Delivery, Message, Receipt
+from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
+
+
+def emit(channel: Channel, exchange: Exchange, messages: Iterable[Message | None]) -> Iterator[Receipt]:
+    """Publish messages, which carry the headers to route by; yield each one's receipt.
+
+    Raises:
+        NotConfirmed: the broker did not answer in time.
+    """
+    channel.declare(exchange)
+    return channel.publish(messages, exchange=exchange)
+
+
+def receive(
+    channel: Channel,
+    exchange: Exchange,
+    headers: Mapping[str, Any],
+    match: Literal["all", "any"] = "all",
+    queue: Queue = PRIVATE_QUEUE,
+    receiving: Receiving = STREAMING,
+) -> Iterator[Delivery]:
+    """Take the messages that have all, or any, of these headers.
+
+    Raises:
+        Unavailable: the queue has vanished.
+    """
+    channel.declare(exchange)
+    queue = channel.declare(queue)
+    channel.bind(queue, exchange, arguments={"x-match": match, **headers})
+    return channel.consume(queue, receiving)
