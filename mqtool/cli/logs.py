@@ -121,7 +121,7 @@ def emit_headers(exchange: ExchangeOptions, options: MessageOptions, broker: Bro
 @takes_groups
 def receive_fanout(exchange: ExchangeOptions, queue: LogQueueOptions, receiving: Receiving, broker: Broker) -> None:
     """Receive everything published from now on (tutorial 3)."""
-    write = receiving.writer(_body_only)
+    write = receiving.writer(_body_only, queue_is_ours=queue.queue is None)
     with broker.channel() as channel:
         deliveries = publish_subscribe.receive(
             channel, exchange.of(broker.names.fanout), queue.declared(), receiving.settings()
@@ -139,7 +139,7 @@ def receive_direct(
     severities: Annotated[list[str], typer.Argument(help="The severities to receive, such as info warning error.")],
 ) -> None:
     """Receive some severities (tutorial 4)."""
-    write = receiving.writer(_key_and_body)
+    write = receiving.writer(_key_and_body, queue_is_ours=queue.queue is None)
     with broker.channel() as channel:
         deliveries = routing.receive(
             channel, exchange.of(broker.names.direct), severities, queue.declared(), receiving.settings()
@@ -157,7 +157,7 @@ def receive_topic(
     patterns: Annotated[list[str], typer.Argument(help="Binding keys: * is one word, # any number of words.")],
 ) -> None:
     """Receive what matches a pattern (tutorial 5)."""
-    write = receiving.writer(_key_and_body)
+    write = receiving.writer(_key_and_body, queue_is_ours=queue.queue is None)
     with broker.channel() as channel:
         deliveries = topics.receive(
             channel, exchange.of(broker.names.topic), patterns, queue.declared(), receiving.settings()
@@ -186,7 +186,7 @@ def receive_headers(
     headers = dict([*(wanted or []), *(also_wanted or [])])
     if not headers:
         raise UsageError("no header was given to receive by", "for instance: mqtool receive-log headers format=pdf")
-    write = receiving.writer(_body_only)
+    write = receiving.writer(_body_only, queue_is_ours=queue.queue is None)
     with broker.channel() as channel:
         deliveries = headers_tutorial.receive(
             channel,

@@ -372,9 +372,14 @@ class Receiving:
             timeout=self.timeout,
         )
 
-    def writer(self, line: Callable[[Delivery], str]) -> DeliveryWriter:
-        """Prints deliveries as the options say, else as the command's own line with the body behind it."""
-        return DeliveryWriter(line, raw=self.raw, as_json=self.as_json, template=self.template)
+    def writer(self, line: Callable[[Delivery], str], *, queue_is_ours: bool = False) -> DeliveryWriter:
+        """Prints deliveries as the options say, else as the command's own line with the body behind it.
+
+        Args:
+            queue_is_ours: what we do not print nobody will get, so there is no need to be careful with pipes.
+        """
+        hand_over = not self.auto_ack and not queue_is_ours
+        return DeliveryWriter(line, raw=self.raw, as_json=self.as_json, template=self.template, hand_over=hand_over)
 
     def print_all(self, channel: Channel, deliveries: Iterator[Delivery], write: DeliveryWriter, waiting: str) -> None:
         """Print deliveries to the end of them; asking for the next one acknowledges the one printed.

@@ -1,12 +1,17 @@
 """What people and pipes get to see: received data on stdout, byte for byte; everything else on stderr."""
 
 import errno
+import fcntl
+import functools
 import os
 import re
 import select
 import stat
 import sys
+import termios
 import threading
+import time
+from array import array
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -95,6 +100,39 @@ def write(data: bytes) -> None:
             raise MqtoolError(f"cannot write to standard output: {failure.strerror}") from failure
 
 
+def wait_until_taken() -> None:
+    """If stdout is a pipe, wait until its reader has taken all that we wrote.
+
+    Without this, `mqtool receive | head -n 3` would lose messages: those written into the pipe while head was taking
+    its third line, acknowledged, and read by nobody.
+
+    Raises:
+        ReaderGone: the reader left without taking it.
+    """
+    if not _is_pipe():
+        return
+    unread = array("i", [0])
+    poll = select.poll()
+    poll.register(_STDOUT, 0)
+    pause = 0.0
+    while True:
+        fcntl.ioctl(_STDOUT, termios.FIONREAD, unread)
+        if not unread[0]:
+            return
+        if poll.poll(0):
+            raise ReaderGone("the reader of the output has left")
+        time.sleep(pause)  # at first this only lets the reader run
+        pause = min(pause + 0.00001, 0.005)
+
+
+@functools.cache
+def _is_pipe() -> bool:
+    try:
+        return stat.S_ISFIFO(os.fstat(_STDOUT).st_mode)
+    except OSError:
+        return False
+
+
 class Reader:
     """Whoever reads our stdout, if that is a pipe. Notices when they go away, even while there is nothing to write.
 
@@ -105,11 +143,7 @@ class Reader:
     def __init__(self, on_gone: Callable[[], None]) -> None:
         self._gone = False
         self._on_gone = on_gone
-        try:
-            mode = os.fstat(_STDOUT).st_mode
-        except OSError:
-            return
-        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+        if _is_pipe():
             threading.Thread(target=self._watch, name="mqtool-reader", daemon=True).start()
 
     def check(self) -> None:
@@ -137,6 +171,7 @@ class DeliveryWriter:
         raw: bodies alone, one to a line.
         as_json: NDJSON.
         template: see TEMPLATE_HELP.
+        hand_over: return only when the reader of a pipe has taken it, so that nothing is acknowledged that nobody read.
 
     Raises:
         UsageError: the template has an unknown place, or more than one way to print was asked for.
@@ -149,11 +184,13 @@ class DeliveryWriter:
         raw: bool = False,
         as_json: bool = False,
         template: str | None = None,
+        hand_over: bool = False,
     ) -> None:
         if raw + as_json + (template is not None) > 1:
             raise UsageError("--raw, --json and --format exclude each other", "give only one of them")
         self._line = line
         self._escape = is_terminal(_STDOUT)
+        self._hand_over = hand_over and _is_pipe()
         self.render: Callable[[Delivery], bytes] = self._text
         if raw:
             self.render = self._raw
@@ -167,6 +204,8 @@ class DeliveryWriter:
 
     def __call__(self, delivery: Delivery) -> None:
         write(self.render(delivery))
+        if self._hand_over:
+            wait_until_taken()
 
     def _text(self, delivery: Delivery) -> bytes:
         return self._body(self._line(delivery).encode("utf-8", "surrogateescape") + delivery.body) + b"\n"

@@ -1,0 +1,87 @@
+"""The brokers that the suite runs on: each test that needs one gets a fresh vhost on every one of them."""
+
+import base64
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from urllib.parse import quote, urlsplit
+
+import pytest
+
+
+@dataclass(frozen=True)
+class TestBroker:
+    """A broker under test.
+
+    Attributes:
+        kind: "rabbitmq" or "embedded".
+        url: amqp://…, with a vhost of the test's own.
+        management: where its management API is.
+    """
+
+    __test__ = False
+
+    kind: str
+    url: str
+    management: str
+
+    @property
+    def vhost(self) -> str:
+        return urlsplit(self.url).path[1:]
+
+    @property
+    def port(self) -> int:
+        return urlsplit(self.url).port or 5672
+
+    def api(self, method: str, path: str, body: object = None) -> object:
+        """Call the management API; returns the decoded answer, None where there is none."""
+        request = urllib.request.Request(
+            f"{self.management}/api/{path}",
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={
+                "Authorization": "Basic " + base64.b64encode(b"guest:guest").decode(),
+                "Content-Type": "application/json",
+            },
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            text = answer.read()
+        return json.loads(text) if text else None
+
+    def with_fresh_vhost(self, name: str) -> "TestBroker":
+        """The same broker, with a new vhost in which guest may do all."""
+        encoded = quote(name, safe="")
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                self.api("PUT", f"vhosts/{encoded}")
+                break
+            except urllib.error.URLError:  # the management plugin comes up a moment after AMQP
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+        self.api("PUT", f"permissions/{encoded}/guest", {"configure": ".*", "write": ".*", "read": ".*"})
+        return TestBroker(self.kind, f"{self.url}/{encoded}", self.management)
+
+    def drop_vhost(self) -> None:
+        self.api("DELETE", f"vhosts/{self.vhost}")
+
+
+def from_environment() -> TestBroker | None:
+    """The RabbitMQ that MQTOOL_TEST_URL names, with its management API at MQTOOL_TEST_MANAGEMENT."""
+    url = os.environ.get("MQTOOL_TEST_URL")
+    if not url:
+        return None
+    host = urlsplit(url).hostname or "localhost"
+    management = os.environ.get("MQTOOL_TEST_MANAGEMENT", f"http://{host}:15672")
+    return TestBroker("rabbitmq", url.rstrip("/"), management)
+
+
+def skip_or_fail(reason: str) -> None:
+    """On a laptop a missing broker skips its tests; in CI that would be a lie."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{reason}; CI must have it")
+    pytest.skip(reason)

@@ -1,0 +1,147 @@
+"""Runs commands as a person in a shell does, and waits for conditions."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+PATIENCE = 60.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command printed, and how it ended: 128 + n if by a signal, as a shell says it."""
+
+    stdout_bytes: bytes
+    stderr: str
+    code: int
+
+    @property
+    def stdout(self) -> str:
+        return self.stdout_bytes.decode("utf-8", "replace")
+
+
+def wait_until(condition: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
+    """Wait for a condition, not for a time."""
+    deadline = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < deadline, f"gave up waiting: {what}"
+        time.sleep(0.01)
+
+
+class Running:
+    """A command that runs in the background, as in a second terminal."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", stdout: Path, stderr: Path, ready: Path | None) -> None:
+        self.process = process
+        self._stdout = stdout
+        self._stderr = stderr
+        self._ready = ready
+
+    @property
+    def stdout(self) -> str:
+        """What it has printed so far."""
+        return self._stdout.read_text("utf-8", "replace")
+
+    @property
+    def stderr(self) -> str:
+        """What it has said on stderr so far."""
+        return self._stderr.read_text("utf-8", "replace")
+
+    def wait_until_ready(self) -> Self:
+        """Wait until it consumes."""
+        ready = self._ready
+        assert ready is not None, "this command has no --ready-file"
+        wait_until(lambda: ready.exists() or self.process.poll() is not None, f"ready: {self.stderr}")
+        assert ready.exists(), f"it ended: {self.stderr}"
+        return self
+
+    def wait_for_stdout(self, text: str) -> Self:
+        wait_until(lambda: text in self.stdout, f"{text!r} in {self.stdout!r}; stderr: {self.stderr!r}")
+        return self
+
+    def wait_for_stderr(self, text: str) -> Self:
+        wait_until(lambda: text in self.stderr, f"{text!r} in {self.stderr!r}")
+        return self
+
+    def interrupt(self) -> Self:
+        """Ctrl-C."""
+        self.process.send_signal(signal.SIGINT)
+        return self
+
+    def wait(self, patience: float = PATIENCE) -> Result:
+        code = self.process.wait(patience)
+        return Result(self._stdout.read_bytes(), self.stderr, 128 - code if code < 0 else code)
+
+
+class Shell:
+    """A directory, an environment, and the installed mqtool.
+
+    Args:
+        directory: where commands run.
+        environment: what their environment has besides what it must have.
+    """
+
+    def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:
+        self.directory = directory
+        inherited = {name: os.environ[name] for name in ("HOME", "LANG", "XDG_STATE_HOME") if name in os.environ}
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self.environment = {**inherited, "PATH": path, "COLUMNS": "100", **environment}
+        self._started: list[Running] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for running in self._started:
+            if running.process.poll() is None:
+                running.process.kill()
+                running.process.wait()
+
+    def run(
+        self,
+        *command: str | bytes,
+        stdin: str | bytes | None = None,
+        timeout: float = PATIENCE,
+        environment: Mapping[str, str] | None = None,
+    ) -> Result:
+        """Run a command to its end; without stdin there is no input (/dev/null)."""
+        done = subprocess.run(
+            command,
+            input=stdin.encode() if isinstance(stdin, str) else stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            timeout=timeout,
+            cwd=self.directory,
+            env={**self.environment, **(environment or {})},
+            check=False,
+        )
+        code = 128 - done.returncode if done.returncode < 0 else done.returncode
+        return Result(done.stdout, done.stderr.decode("utf-8", "replace"), code)
+
+    def start(self, *command: str, stdin: int | None = subprocess.DEVNULL, ready: bool | None = None) -> Running:
+        """Start a command in the background. Commands that consume get a --ready-file, to wait for."""
+        number = len(self._started)
+        stdout, stderr = self.directory / f"{number}.out", self.directory / f"{number}.err"
+        consumes = command[1] in ("receive", "receive-log", "worker", "rpc-server") if ready is None else ready
+        ready_file = self.directory / f"{number}.ready" if consumes else None
+        arguments = [*command, "--ready-file", str(ready_file)] if ready_file else list(command)
+        with stdout.open("wb") as out, stderr.open("wb") as err:
+            process = subprocess.Popen(
+                arguments, stdin=stdin, stdout=out, stderr=err, cwd=self.directory, env=self.environment
+            )
+        running = Running(process, stdout, stderr, ready_file)
+        self._started.append(running)
+        return running
+
+    def script(self, text: str, timeout: float = PATIENCE) -> Result:
+        """Run a bash script, with pipes and all; a pipe fails with the last command that failed."""
+        return self.run("bash", "-c", f"set -o pipefail\n{text}", timeout=timeout)

@@ -1,0 +1,93 @@
+"""Fixtures: the brokers of the matrix, and a shell to run mqtool in."""
+
+import fcntl
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from mqtool.amqp import Connection, parse_addresses
+from mqtool.broker import node, state
+from mqtool.broker.waiting import connect_within
+from tests.brokers import TestBroker, from_environment, skip_or_fail
+from tests.cli.shell import Shell
+
+NODE = "suite"
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that all workers of this run see."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not os.environ.get("PYTEST_XDIST_WORKER"):
+        state_home = Path(os.environ.get("TMPDIR", "/tmp")) / f"mqtool-suite-{os.getpid()}"
+        os.environ["MQTOOL_SUITE_STATE"] = str(state_home)
+    # What the suite starts is kept apart from what its user has started.
+    os.environ["XDG_STATE_HOME"] = os.environ["MQTOOL_SUITE_STATE"]
+    for name in ("MQTOOL_URL", "AMQP_URL", "MQTOOL_DIALECT"):
+        os.environ.pop(name, None)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not os.environ.get("PYTEST_XDIST_WORKER"):
+        started = state.load(NODE)
+        if started:
+            node.stop(started)
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(shared: Path) -> TestBroker | None:
+    """RabbitMQ: the one that the environment names, or a private node, started once for all workers."""
+    if (given := from_environment()) is not None:
+        return given
+    if node.find_server() is None:
+        return None
+    remembered = shared / "rabbitmq.json"
+    with (shared / "rabbitmq.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not remembered.exists():
+            started = node.start(NODE, None, None)
+            connect_within(90, lambda: Connection(parse_addresses(started.url))).close()
+            broker = TestBroker("rabbitmq", started.url, str(started.details["management"]))
+            remembered.write_text(json.dumps(asdict(broker)))
+    return TestBroker(**json.loads(remembered.read_text()))
+
+
+@pytest.fixture(params=["rabbitmq"])
+def broker(request: pytest.FixtureRequest, rabbitmq: TestBroker | None) -> Iterator[TestBroker]:
+    """Each broker of the matrix in turn, with a vhost of the test's own."""
+    if rabbitmq is None:
+        skip_or_fail("no rabbitmq-server is installed, and MQTOOL_TEST_URL names none")
+        return
+    fresh = rabbitmq.with_fresh_vhost(f"test-{uuid.uuid4().hex[:12]}")
+    yield fresh
+    fresh.drop_vhost()
+
+
+@pytest.fixture
+def connection(broker: TestBroker) -> Iterator[Connection]:
+    """Our own client, connected."""
+    with Connection(parse_addresses(broker.url)) as connection:
+        yield connection
+
+
+@pytest.fixture
+def shell(broker: TestBroker, tmp_path: Path) -> Iterator[Shell]:
+    """Runs mqtool as a person does, against the test's broker; ends what the test left running."""
+    with Shell(tmp_path, {"MQTOOL_URL": broker.url}) as shell:
+        yield shell
+
+
+@pytest.fixture
+def lonely_shell(tmp_path: Path) -> Iterator[Shell]:
+    """Runs mqtool where it knows of no broker."""
+    with Shell(tmp_path, {}) as shell:
+        yield shell
