@@ -1,5 +1,7 @@
 """The command tree, and the one place where an error becomes a sentence and an exit code."""
 
+import contextlib
+import gc
 import os
 import sys
 from importlib import import_module
@@ -47,6 +49,7 @@ class _Commands(TyperGroup):
         group = typer.main.get_group(import_module(f"mqtool.cli.{module}").app)
         command: Any = group.commands[cmd_name]
         command.rich_help_panel = panel
+        gc.enable()  # see __main__.py: all is imported now
         return command
 
 
@@ -115,9 +118,8 @@ def _usage_error(error: typer.TyperException) -> int:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit, without an error about a stdout that nobody reads any more."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    sys.exit(code)
+    """Exit at once: all is closed and written by now, and Python would take an eighth of `mqtool send` to tidy up."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BrokenPipeError):  # nobody reads it any more, and the exit code says so
+            stream.flush()
+    os._exit(code)

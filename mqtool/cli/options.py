@@ -1,15 +1,14 @@
 """The options that commands share, each declared once, in groups that a command takes as one parameter."""
 
-import dataclasses
 import functools
 import inspect
 import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import typer
 
@@ -25,24 +24,23 @@ from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
 
 
 def takes_groups(function: Callable[..., None]) -> Callable[..., None]:
-    """Let a command take groups of options: a parameter whose type is a dataclass stands for all its fields."""
+    """Let a command take groups of options: a parameter whose type is a NamedTuple stands for all its fields."""
     hints = get_type_hints(function, include_extras=True)
-    groups: dict[str, tuple[type, list[str]]] = {}
+    groups: dict[str, type] = {}
     parameters = []
     for parameter in inspect.signature(function).parameters.values():
         group = hints[parameter.name]
-        if dataclasses.is_dataclass(group) and isinstance(group, type):
+        if isinstance(group, type) and issubclass(group, tuple):
             fields = get_type_hints(group, include_extras=True)
-            names = [field.name for field in dataclasses.fields(group)]
-            groups[parameter.name] = (group, names)
-            parameters += [_keyword(name, getattr(group, name, None), fields[name]) for name in names]
+            groups[parameter.name] = group
+            parameters += [_keyword(name, group._field_defaults[name], fields[name]) for name in fields]  # type: ignore[attr-defined]
         else:
             parameters.append(_keyword(parameter.name, parameter.default, group))
 
     @functools.wraps(function)
     def run(**values: Any) -> None:
-        for name, (group, names) in groups.items():
-            values[name] = group(**{field: values.pop(field) for field in names})
+        for name, group in groups.items():
+            values[name] = group(**{field: values.pop(field) for field in group._fields})  # type: ignore[attr-defined]
         function(**values)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -87,8 +85,7 @@ def argument(text: str) -> tuple[str, Any]:
 _Duration = dict[str, Any](parser=duration, metavar="DURATION")
 
 
-@dataclass(frozen=True)
-class Broker:
+class Broker(NamedTuple):
     """Which broker, how to get in, and how much to say."""
 
     url: Annotated[
@@ -216,8 +213,7 @@ def _password(path: Path) -> str:
     return text.rstrip("\r\n")
 
 
-@dataclass(frozen=True)
-class QueueOptions:
+class QueueOptions(NamedTuple):
     """Which queue, and how to declare it."""
 
     queue: Annotated[
@@ -259,8 +255,7 @@ class QueueOptions:
         return replace(default, name=name, durable=durable, exclusive=exclusive, arguments=arguments)
 
 
-@dataclass(frozen=True)
-class LogQueueOptions:
+class LogQueueOptions(NamedTuple):
     """Which queue a log receiver takes."""
 
     queue: Annotated[
@@ -280,8 +275,7 @@ class LogQueueOptions:
         return Queue(self.queue, durable=True, arguments={"x-queue-type": "quorum"})
 
 
-@dataclass(frozen=True)
-class ExchangeOptions:
+class ExchangeOptions(NamedTuple):
     """Which exchange, and how to declare it."""
 
     exchange: Annotated[
@@ -317,11 +311,10 @@ class ExchangeOptions:
         )
 
 
-@dataclass(frozen=True)
-class Receiving:
+class Receiving(NamedTuple):
     """How to consume, when to stop, and how to print."""
 
-    count: Annotated[
+    limit: Annotated[
         int | None,
         typer.Option(
             "--count", "-c", min=1, help="Stop after so many; no more are taken.", rich_help_panel="Receiving"
@@ -367,7 +360,7 @@ class Receiving:
             default,
             prefetch=default.prefetch if self.prefetch is None else self.prefetch,
             auto_ack=self.auto_ack,
-            count=self.count,
+            count=self.limit,
             idle_timeout=self.idle_timeout,
             timeout=self.timeout,
         )

@@ -6,10 +6,9 @@ import select
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -80,8 +79,7 @@ def _key_pattern(text: str) -> re.Pattern[str]:
 _PANEL = "Messages"
 
 
-@dataclass(frozen=True)
-class MessageOptions:
+class MessageOptions(NamedTuple):
     """Where messages come from, what they carry, and what to make of the broker's answers."""
 
     file: Annotated[
@@ -157,8 +155,7 @@ class MessageOptions:
         return self.lines or self.null or self.as_json or self.delimiter is not None
 
 
-@dataclass(frozen=True)
-class Addressing:
+class Addressing(NamedTuple):
     """Where messages go that do not say so themselves.
 
     Attributes:
