@@ -228,10 +228,6 @@ class Channel:
         """basic.ack, of this delivery or of all up to it."""
         self._send(delivery, lambda pika: pika.basic_ack(delivery.delivery_tag, multiple=multiple))
 
-    def give_back(self, delivery: Delivery) -> None:
-        """Have the broker requeue this delivery and all unacknowledged ones before it."""
-        self._send(delivery, lambda pika: pika.basic_nack(delivery.delivery_tag, multiple=True, requeue=True))
-
     def fail(self, failure: MqtoolError) -> None:
         """The channel is closed for good: let everybody who waits on it know."""
         self.failure = failure
@@ -244,7 +240,7 @@ class Channel:
     def flush(self) -> None:
         """Send the acknowledgements that wait for others: whoever took the deliveries has broken off in between."""
         for consumer in self._consumers:
-            consumer.flush()
+            consumer.flush(leaving=True)
 
     def open(self) -> None:
         """Open the channel on the connection's present state, and set up again whatever was set up before.

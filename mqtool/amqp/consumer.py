@@ -62,9 +62,11 @@ class Consumer:
         # A prefetch limit does not hold back what needs no acknowledgement, so with a count even the automatic
         # acknowledgement is made by hand: otherwise the broker would count as delivered what nobody takes.
         self._auto_ack = receiving.auto_ack and count is None
-        self._wide = receiving.prefetch or PREFETCH
-        self._bulk = 0 if count is None else max(0, count - self._wide)
-        self._prefetch = receiving.prefetch if count is None else self._wide if self._bulk else 1
+        # With a count, deliveries come one by one; or, where that would be slow, up to a wide prefetch ahead, with as
+        # many acknowledgements withheld at the end as would make room for deliveries beyond the count.
+        wide = receiving.prefetch or PREFETCH
+        self._may_ack = None if count is None else count - wide if wide >= PREFETCH and count > wide else 0
+        self._prefetch = 1 if self._may_ack == 0 else receiving.prefetch if count is None else wide
         self._inbox: queues.SimpleQueue[Delivery | None] = queues.SimpleQueue()
         self._tag: str | None = None
         self._stopping = False
@@ -140,12 +142,14 @@ class Consumer:
                 if delivery is None:
                     return
                 taken += 1
-                if count is not None and taken in (self._bulk, count):
-                    self._end_phase(last=taken == count)
+                if taken == count:
+                    self._cancel()  # before its acknowledgement makes room for another
                 yield delivery
                 self._settled(delivery)
         finally:
-            self._finish()
+            # What else has come stays unacknowledged, and goes back to the queue, in order, when the channel closes.
+            self.flush(leaving=True)
+            self._channel.forget(self)
 
     def _next(self, taken: int, started: float) -> Delivery | None:
         """The next delivery; None at the end."""
@@ -154,10 +158,6 @@ class Consumer:
                 delivery = self._inbox.get_nowait()
             except queues.Empty:
                 self.flush()
-                if self._tag is None and self._bulk and not self._channel.failure:
-                    # The wide phase has ended and all that it brought is taken: the rest comes one by one.
-                    self._prefetch = 1
-                    self._channel.resubscribe(self)
                 delivery = self._wait(taken, started)
             if self._stopping and not self._auto_ack:
                 return None
@@ -175,6 +175,8 @@ class Consumer:
         idle_since = time.monotonic()
         while True:
             now = time.monotonic()
+            if self._to_ack is not None and now >= idle_since + _ACK_TOGETHER:
+                self._narrow()
             if limits.timeout is not None and now >= started + limits.timeout:
                 raise TimedOut(f"timed out after {limits.timeout:g} s, with {taken:,} received")
             if not self._channel.is_open:
@@ -188,18 +190,23 @@ class Consumer:
                 return None
             ends = [started + limits.timeout] if limits.timeout is not None else []
             ends += [idle_since + limits.idle_timeout] if limits.idle_timeout is not None else []
+            ends += [idle_since + _ACK_TOGETHER] if self._to_ack is not None else []
             try:
                 return self._inbox.get(timeout=max(0.0, min(ends) - now) if ends else None)
             except queues.Empty:
                 continue
 
-    def _end_phase(self, last: bool) -> None:
-        """Take no more from the queue than count: cancel before the acknowledgements that would bring more."""
+    def _cancel(self) -> None:
         if self._tag is not None:
             self._channel.stop_consuming(self._tag)
             self._tag = None
-        if last:
-            self._bulk = 0
+
+    def _narrow(self) -> None:
+        """Nothing more comes for now, and acknowledgements are withheld: send them, and go on one by one."""
+        self._cancel()
+        self._prefetch = 1
+        self.flush()
+        self._channel.resubscribe(self)
 
     def _settled(self, delivery: Delivery) -> None:
         if delivery.settled or self._auto_ack or not self._receiving.acknowledge:
@@ -208,27 +215,24 @@ class Consumer:
         self._to_ack = delivery
         self._to_ack_count += 1
         now = time.monotonic()
-        if self._to_ack_count * 4 >= self._wide or self._prefetch == 1 or now - self._last_ack > _ACK_TOGETHER:
+        if self._to_ack_count * 4 >= self._prefetch > 0 or now - self._last_ack > _ACK_TOGETHER:
             self._last_ack = now
             self.flush()
 
-    def flush(self) -> None:
-        """Send the acknowledgements that wait for others."""
-        if self._to_ack is not None:
-            self._channel.send_ack(self._to_ack, multiple=True)
-            self._to_ack, self._to_ack_count = None, 0
+    def flush(self, leaving: bool = False) -> None:
+        """Send the acknowledgements that wait for others, unless they would bring more deliveries than were asked for.
 
-    def _finish(self) -> None:
-        self.flush()
-        if self._tag is not None and self._channel.is_open:
-            self._channel.stop_consuming(self._tag)
-        self._tag = None
-        self._channel.forget(self)
-        last = None
-        while not self._inbox.empty():
-            last = self._inbox.get_nowait() or last
-        if last is not None and not self._auto_ack:
-            self._channel.give_back(last)
+        Args:
+            leaving: nothing more will be taken anyway.
+        """
+        if self._to_ack is None:
+            return
+        if self._may_ack is not None and self._prefetch != 1 and self._tag is not None and not leaving:
+            if self._to_ack_count > self._may_ack:
+                return
+            self._may_ack -= self._to_ack_count
+        self._channel.send_ack(self._to_ack, multiple=True)
+        self._to_ack, self._to_ack_count = None, 0
 
 
 DeliveryCallback = Callable[[PikaChannel, spec.Basic.Deliver, spec.BasicProperties, bytes], None]

@@ -1,0 +1,79 @@
+"""Running two commands in turn, and comparing them pair by pair."""
+
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pika
+
+URL = os.environ.get("MQTOOL_URL") or os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F"
+QUEUE = "mqtool-benchmark"
+MQTOOL = str(Path(sys.executable).parent / "mqtool")
+QUIET = subprocess.DEVNULL
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a whole process: wall-clock seconds, and its peak memory in MiB."""
+
+    seconds: float
+    peak: float
+
+
+def run(command: Sequence[str], stdin: Path | None = None, stdout: Path | None = None) -> Run:
+    """Run a command to its end; it must succeed."""
+    with (stdin or Path(os.devnull)).open("rb") as source, (stdout or Path(os.devnull)).open("wb") as target:
+        started = time.perf_counter()
+        process = subprocess.Popen(command, stdin=source, stdout=target, stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        said = process.stderr.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{command[0]} failed: {said.decode()}")
+    return Run(seconds, _mebibytes(usage))
+
+
+def _mebibytes(usage: resource.struct_rusage) -> float:
+    return usage.ru_maxrss / (1024 if sys.platform != "darwin" else 1024 * 1024)
+
+
+def compare(title: str, ours: Callable[[], Run], peer: Callable[[], Run], peer_name: str, pairs: int) -> float:
+    """Run both in turn, ours first in every other pair; print medians, and return the median of peer / ours."""
+    our_runs, peer_runs = [], []
+    for number in range(pairs):
+        order = [(ours, our_runs), (peer, peer_runs)]
+        for measured, runs in order if number % 2 else reversed(order):
+            runs.append(measured())
+    ratio = statistics.median(b.seconds / a.seconds for a, b in zip(our_runs, peer_runs, strict=True))
+    print(
+        f"{title:<24} mqtool {_median(our_runs):6.2f} s   {peer_name} {_median(peer_runs):6.2f} s   "
+        f"speed {ratio:4.2f} × theirs   (peak {max(run.peak for run in our_runs):.0f} MiB, {pairs} pairs)"
+    )
+    return ratio
+
+
+def _median(runs: Sequence[Run]) -> float:
+    return statistics.median(run.seconds for run in runs)
+
+
+def fresh_queue() -> None:
+    """An empty quorum queue, as the tutorials' dialect declares it."""
+    connection = pika.BlockingConnection(pika.URLParameters(URL))
+    channel = connection.channel()
+    channel.queue_delete(QUEUE)
+    channel.queue_declare(QUEUE, durable=True, arguments={"x-queue-type": "quorum"})
+    connection.close()
+
+
+def write_lines(path: Path, count: int) -> None:
+    """A file of lines of a hundred bytes, the newline among them."""
+    with path.open("w") as file:
+        file.writelines(f"{number:08d} {'x' * 90}\n" for number in range(count))

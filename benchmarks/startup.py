@@ -1,0 +1,18 @@
+"""How long `mqtool send` takes as a whole process, beside a bare pika script that does the same."""
+
+import sys
+
+from benchmarks.pairs import MQTOOL, URL, compare, run
+
+
+def main() -> None:
+    command = [MQTOOL, "send", "Hello World!", "-u", URL]
+    peer = [sys.executable, "-m", "benchmarks.peers", "send"]
+    run(command)
+    run(peer)
+    ratio = compare("start-up: send", lambda: run(command), lambda: run(peer), "bare pika script", pairs=15)
+    print(f"mqtool takes {1 / ratio:.2f} times as long; the aim is at most 1.6")
+
+
+if __name__ == "__main__":
+    main()
