@@ -1,4 +1,4 @@
-"""The peers: bare pika scripts, as the tutorials teach to write them. python -m benchmarks.peers NAME [QUEUE [COUNT]]"""
+"""The peers: bare pika scripts, as the tutorials teach them. python -m benchmarks.peers NAME [QUEUE [COUNT]]"""
 
 import os
 import sys

@@ -156,8 +156,7 @@ def _from_json(value: Any, where: str) -> Any:
             if key == "$decimal":
                 return Decimal(content)
             if key == "$timestamp":
-                # Without a zone, as pika has it: it encodes UTC and decodes to UTC.
-                return datetime.fromtimestamp(content, UTC).replace(tzinfo=None)
+                return datetime.fromtimestamp(content, UTC)
         except (binascii.Error, InvalidOperation, TypeError, ValueError, OverflowError, OSError) as error:
             raise BadData(f"{where} has a header with a bad {key}: {content!r}") from error
     return {key: _from_json(entry, where) for key, entry in value.items()}

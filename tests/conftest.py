@@ -26,7 +26,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure() -> None:
     if not os.environ.get("PYTEST_XDIST_WORKER"):
         state_home = Path(os.environ.get("TMPDIR", "/tmp")) / f"mqtool-suite-{os.getpid()}"
         os.environ["MQTOOL_SUITE_STATE"] = str(state_home)
@@ -36,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(name, None)
 
 
-def pytest_unconfigure(config: pytest.Config) -> None:
+def pytest_unconfigure() -> None:
     if not os.environ.get("PYTEST_XDIST_WORKER"):
         started = state.load(NODE)
         if started:
@@ -62,12 +62,13 @@ def rabbitmq(shared: Path) -> TestBroker | None:
 
 
 @pytest.fixture(params=["rabbitmq"])
-def broker(request: pytest.FixtureRequest, rabbitmq: TestBroker | None) -> Iterator[TestBroker]:
+def broker(request: pytest.FixtureRequest) -> Iterator[TestBroker]:
     """Each broker of the matrix in turn, with a vhost of the test's own."""
-    if rabbitmq is None:
+    found: TestBroker | None = request.getfixturevalue(request.param)
+    if found is None:
         skip_or_fail("no rabbitmq-server is installed, and MQTOOL_TEST_URL names none")
         return
-    fresh = rabbitmq.with_fresh_vhost(f"test-{uuid.uuid4().hex[:12]}")
+    fresh = found.with_fresh_vhost(f"test-{uuid.uuid4().hex[:12]}")
     yield fresh
     fresh.drop_vhost()
 

@@ -31,6 +31,7 @@ Request = Callable[[PikaChannel, Callable[[Any], None]], Any]
 CONFIRM_TIMEOUT = 5.0
 
 _END = Message(b"")
+_CONNECTION_LOST = (exceptions.AMQPConnectionError, exceptions.ChannelWrongStateError)
 
 
 class Channel:
@@ -182,6 +183,8 @@ class Channel:
         if delivery.settled:
             return
         delivery.settled = True
+        for consumer in self._consumers:
+            consumer.on_settling()
         if outcome is Outcome.ACK:
             self.send_ack(delivery)
         else:
@@ -211,7 +214,7 @@ class Channel:
         """basic.cancel; a connection that is lost meanwhile has cancelled it too."""
         try:
             self._request(lambda pika, done: pika.basic_cancel(tag, callback=done))
-        except exceptions.AMQPError:
+        except _CONNECTION_LOST:
             if self.is_open:
                 raise
 
@@ -352,7 +355,7 @@ class Channel:
                 raise self.failure
             try:
                 return request()
-            except exceptions.AMQPError as error:
+            except _CONNECTION_LOST as error:
                 self._connection.wait_until_open(error)
 
     def _checked(self, request: Request) -> Any:
@@ -377,8 +380,10 @@ class Channel:
                 return
             try:
                 request(self._pika, done)
-            except Exception as error:  # raised below, in the thread of whoever asked
+            except _CONNECTION_LOST as error:
                 answer.set_exception(error)
+            except Exception as error:  # pika can make no frame of it; raised below, in the thread of whoever asked
+                answer.set_exception(failures.cannot_encode(error))
 
         with self._requests:
             self._answer = answer

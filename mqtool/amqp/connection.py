@@ -21,6 +21,7 @@ from mqtool.amqp import failures
 from mqtool.amqp.address import Address, TlsFiles
 from mqtool.amqp.backoff import Backoff
 from mqtool.amqp.channel import CONFIRM_TIMEOUT, Channel
+from mqtool.amqp.field_table import mend_pikas_decoder
 from mqtool.errors import AccessRefused, MqtoolError, Unavailable
 
 _CLOSE_PATIENCE = 2.0
@@ -28,6 +29,7 @@ _CLOSE_PATIENCE = 2.0
 _OUR_FAULT = range(402, 600)
 _FORCED_BY_OPERATOR = 320
 
+mend_pikas_decoder()
 # pika logs what it also raises; whoever wants to read both asks for it (--debug).
 logging.getLogger("pika").addHandler(logging.NullHandler())
 
@@ -135,7 +137,7 @@ class Connection:
             raise exceptions.ConnectionWrongStateError
         return self._pika.channel(on_open_callback=on_open)
 
-    def wait_until_open(self, error: exceptions.AMQPError) -> None:
+    def wait_until_open(self, error: Exception) -> None:
         """A request has failed because the connection was lost: wait until it is open again.
 
         Raises:

@@ -92,8 +92,8 @@ class Consumer:
             self._inbox.put(
                 Delivery(
                     body,
-                    method.exchange,
-                    method.routing_key,
+                    _text(method.exchange),
+                    _text(method.routing_key),
                     name,
                     method.redelivered,
                     vars(properties),
@@ -196,6 +196,11 @@ class Consumer:
             except queues.Empty:
                 continue
 
+    def on_settling(self) -> None:
+        """A delivery is about to be settled: if it is the last, make sure that its place is not given to another."""
+        if self._stopping:
+            self._cancel()
+
     def _cancel(self) -> None:
         if self._tag is not None:
             self._channel.stop_consuming(self._tag)
@@ -212,6 +217,7 @@ class Consumer:
         if delivery.settled or self._auto_ack or not self._receiving.acknowledge:
             return
         delivery.settled = True
+        self.on_settling()
         self._to_ack = delivery
         self._to_ack_count += 1
         now = time.monotonic()
@@ -233,6 +239,11 @@ class Consumer:
             self._may_ack -= self._to_ack_count
         self._channel.send_ack(self._to_ack, multiple=True)
         self._to_ack, self._to_ack_count = None, 0
+
+
+def _text(name: str | bytes) -> str:
+    """A name; pika leaves it as bytes where it is not UTF-8."""
+    return name if isinstance(name, str) else name.decode("utf-8", "surrogateescape")
 
 
 DeliveryCallback = Callable[[PikaChannel, spec.Basic.Deliver, spec.BasicProperties, bytes], None]

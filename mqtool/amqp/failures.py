@@ -8,7 +8,7 @@ from pika import exceptions
 from pika.adapters.utils import connection_workflow
 
 from mqtool.amqp.address import Address
-from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, MqtoolError, Unavailable
+from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, MqtoolError, Unavailable, UsageError
 
 ACCESS_REFUSED = 403
 NOT_FOUND = 404
@@ -169,10 +169,15 @@ def is_harmless_difference(error: BaseException) -> bool:
 
 
 def cannot_encode(error: Exception) -> MqtoolError:
-    """What keeps pika from encoding a message's properties means."""
-    return BadData(
-        f"these properties cannot be sent: {_plain(error)}", "see 'mqtool send --help' for --property and -H"
-    )
+    """What keeps pika from making a frame of something means."""
+    if isinstance(error, exceptions.ShortStringTooLong):
+        name = str(error.args[0] if error.args else "")
+        return UsageError(
+            f"a name is {len(name.encode())} bytes long; AMQP allows 255", f"it starts with {name[:40]!r}"
+        )
+    if isinstance(error, exceptions.UnsupportedAMQPFieldException):
+        return BadData(f"AMQP has no type for the value {error.args[-1]!r}", "write it as text")
+    return BadData(f"this cannot be sent: {_plain(error)}")
 
 
 def _in_short(text: str) -> str:

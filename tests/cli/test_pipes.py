@@ -1,0 +1,186 @@
+"""What a person with a shell may rely on: bytes come through, readers may leave, input is sent as it arrives."""
+
+import os
+import random
+from pathlib import Path
+from subprocess import PIPE
+
+import pytest
+
+from tests.cli.shell import Shell, wait_until
+
+
+def test_head_takes_its_lines_and_leaves_the_rest(shell: Shell) -> None:
+    """`receive | head -n 3` ends by itself, prints three, and all the others are still in the queue, in order."""
+    shell.run("mqtool", "send", "-l", stdin="".join(f"line {number}\n" for number in range(10)))
+
+    result = shell.script("mqtool receive --raw | head -n 3", timeout=20)
+
+    assert result.stdout.splitlines() == ["line 0", "line 1", "line 2"]
+    assert result.code == 141
+    rest = shell.run("mqtool", "receive", "--raw", "--idle-timeout", "500ms").stdout.splitlines()
+    assert rest == [f"line {number}" for number in range(3, 10)]
+
+
+def test_a_reader_that_leaves_a_silent_stream_is_noticed(shell: Shell) -> None:
+    """`receive | head -n 1` on a queue where nothing more comes ends all the same."""
+    shell.run("mqtool", "send")
+    result = shell.script("mqtool receive | head -n 1", timeout=20)
+    assert (result.stdout, result.code) == (" [x] Received Hello World!\n", 141)
+
+
+def log_lines() -> bytes:
+    """Ten thousand lines as logs have them at their worst."""
+    chance = random.Random(5)  # the same lines in every run
+    odd = [
+        b"",
+        b"[/red] [bold]",
+        b"\xff\xfe\x00\x01",
+        "grün ☃".encode(),
+        b"\x1b[2Jcleared?",
+        b"\r",
+        b" ",
+        b"x" * 1_000_000,
+    ]
+    lines = [
+        odd[number % 8] if number % 1250 < 8 else chance.randbytes(60).replace(b"\n", b"-") for number in range(10_000)
+    ]
+    return b"".join(line + b"\n" for line in lines)
+
+
+def test_ten_thousand_ugly_lines_come_through_byte_for_byte(shell: Shell) -> None:
+    """Non-UTF-8, empty lines, a megabyte in a line, markup, escapes: what goes in comes out."""
+    lines = log_lines()
+    (shell.directory / "in.log").write_bytes(lines)
+    receiver = shell.start("mqtool", "receive-log", "fanout", "--raw", "-c", "10000").wait_until_ready()
+
+    emitted = shell.script("mqtool emit-log fanout -l < in.log")
+
+    assert emitted.code == 0, emitted.stderr
+    assert "10,000 confirmed, 0 nacked, 0 returned" in emitted.stderr
+    assert receiver.wait().stdout_bytes == lines
+
+
+@pytest.mark.parametrize(("option", "end"), [(["-0"], b"\0"), (["-D", "::"], b"::"), (["-D", r"\t"], b"\t")])
+def test_other_delimiters(shell: Shell, option: list[str], end: bytes) -> None:
+    """Messages may hold newlines where something else ends them; a last one needs no end."""
+    shell.run("mqtool", "send", *option, stdin=b"one\ntwo" + end + b"" + end + b"three")
+    result = shell.run("mqtool", "receive", "-c", "3", "--format", r"<%b>")
+    assert result.stdout == "<one\ntwo>\n<>\n<three>\n"
+
+
+def test_stdin_is_one_message_where_there_are_no_words(shell: Shell) -> None:
+    """A whole file, with its newlines, is one message; words on the line leave stdin alone."""
+    shell.run("mqtool", "send", stdin="two\nlines\n")
+    shell.run("mqtool", "send", "-", stdin="dash")
+    shell.run("mqtool", "send", "words", "win", stdin="not read")
+    result = shell.run("mqtool", "receive", "-c", "3", "-F", "%s:%b")
+    assert result.stdout == "10:two\nlines\n\n4:dash\n9:words win\n"
+
+
+def test_lines_are_sent_as_they_arrive(shell: Shell) -> None:
+    """`tail -f app.log | send -l`: a line is received before the next is written."""
+    receiver = shell.start("mqtool", "receive", "--raw").wait_until_ready()
+    sender = shell.start("mqtool", "send", "-l", stdin=PIPE)
+    assert sender.process.stdin is not None
+
+    for line in (b"first\n", b"second\n"):
+        sender.process.stdin.write(line)
+        sender.process.stdin.flush()
+        receiver.wait_for_stdout(line.decode())
+    sender.process.stdin.close()
+
+    assert sender.wait().code == 0
+    assert "2 confirmed" in sender.stderr
+
+
+def test_json_copies_a_queue_exactly(shell: Shell) -> None:
+    """`receive --json | send --json`: bodies, headers with their types, and properties are the same afterwards."""
+    shell.run("mqtool", "send", "-q", "a", "-H", "n:=1.5", "-H", 'deep:={"list":[1,null,true,"x"]}', "-H", "text=1",
+              "--property", "priority=3", "--property", "content-type=text/plain", "--property", "delivery-mode=2",
+              "--property", "timestamp=1700000000", "ünïcode\n[/red]")  # fmt: skip
+    shell.run("mqtool", "send", "-q", "a", stdin=b"\xff\x00\xfe")
+    shell.run("mqtool", "send", "-q", "a", "--json", stdin='{"body": "", "properties": {}}\n')
+
+    copied = shell.script(
+        "mqtool receive -q a -c 3 --json | tee a.json | mqtool send --json -q b &&"
+        " mqtool receive -q b -c 3 --json > b.json"
+    )
+
+    assert copied.code == 0, copied.stderr
+    first, second = (_without_place(shell.directory / name) for name in ("a.json", "b.json"))
+    assert first == second
+    assert first[2]["properties"] == {}, "no property was added on the way"
+    assert first[0]["headers"] == {"n": 1.5, "deep": {"list": [1, None, True, "x"]}, "text": "1"}
+
+
+def _without_place(path: Path) -> list[dict[str, object]]:
+    import json
+
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: line[key] for key in line if key not in ("timestamp", "queue", "routing_key")} for line in lines]
+
+
+def test_a_terminal_sees_escapes_a_pipe_sees_bytes(shell: Shell) -> None:
+    """A body cannot control the terminal it is printed to; a file has it untouched."""
+    body = b"\x1b[2J[/red]\x07"
+    for _ in range(2):
+        shell.run("mqtool", "send", stdin=body)
+
+    piped = shell.run("mqtool", "receive", "-c", "1", "--raw")
+    on_terminal = shell.script("script -qec 'mqtool receive -c 1 --raw' /dev/null")
+
+    assert piped.stdout_bytes == body + b"\n"
+    assert r"\x1b[2J[/red]\x07" in on_terminal.stdout
+    assert "\x1b[2J" not in on_terminal.stdout
+
+
+def test_a_log_fans_out_by_its_own_fields(shell: Shell) -> None:
+    """--key-pattern takes the routing key from each line; a line that does not match is sent too, as 'unknown'."""
+    all_lines = shell.start("mqtool", "receive-log", "topic", "#", "-c", "3").wait_until_ready()
+    errors = shell.start("mqtool", "receive-log", "topic", "*.error", "-c", "1").wait_until_ready()
+
+    result = shell.run(
+        "mqtool", "emit-log", "topic", "{app}.{level}", "-l", "--key-pattern", r"(?P<app>\w+)\[\d+\]: (?P<level>\w+)",
+        stdin="web[1]: info up\nno log line\ndb[22]: error down\n",
+    )  # fmt: skip
+
+    assert "1 of the messages did not match" in result.stderr
+    assert all_lines.wait().stdout.splitlines() == [
+        " [x] web.info:web[1]: info up",
+        " [x] unknown.unknown:no log line",
+        " [x] db.error:db[22]: error down",
+    ]
+    assert errors.wait().stdout == " [x] db.error:db[22]: error down\n"
+
+
+def test_a_full_disk_is_an_error_and_the_message_stays(shell: Shell) -> None:
+    """What cannot be written is not acknowledged."""
+    if not os.path.exists("/dev/full"):  # noqa: PTH110
+        pytest.skip("no /dev/full here")
+    shell.run("mqtool", "send")
+    result = shell.script("mqtool receive > /dev/full")
+    assert result.code == 1
+    assert "cannot write to standard output: No space left on device" in result.stderr
+    assert shell.run("mqtool", "receive", "-c", "1").stdout == " [x] Received Hello World!\n"
+
+
+def test_receivers_that_share_a_queue_lose_nothing_when_some_are_killed(shell: Shell) -> None:
+    """kill -9 in mid-stream: the others get what was in its hands. Every line is there, at least once."""
+    receivers = [shell.start("mqtool", "receive", "--raw", "--prefetch", "20").wait_until_ready() for _ in range(3)]
+    sender = shell.start("mqtool", "send", "-l", stdin=PIPE)
+    assert sender.process.stdin is not None
+    for number in range(2_000):
+        sender.process.stdin.write(b"%d\n" % number)
+        if number == 1_000:
+            sender.process.stdin.flush()
+            wait_until(lambda: receivers[0].stdout.count("\n") > 50, "the first has begun")
+            receivers[0].process.kill()
+    sender.process.stdin.close()
+    assert sender.wait().code == 0
+
+    def got() -> set[str]:
+        # A killed receiver may have been in the middle of a line.
+        return {line for receiver in receivers for line in receiver.stdout.split("\n")[:-1]}
+
+    wait_until(lambda: len(got()) == 2_000, "every line")

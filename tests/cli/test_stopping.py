@@ -1,0 +1,97 @@
+"""Ctrl-C, TERM, and how commands end."""
+
+import signal
+from subprocess import PIPE
+
+import pytest
+
+from tests.brokers import TestBroker
+from tests.cli.shell import Shell, wait_until
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_receiver_stops_cleanly(shell: Shell, number: int) -> None:
+    """The first signal is a clean stop: exit 0, and nothing on stderr but the line it began with."""
+    receiver = shell.start("mqtool", "receive").wait_until_ready()
+    receiver.process.send_signal(number)
+    result = receiver.wait()
+    assert (result.stdout, result.code) == ("", 0)
+    assert result.stderr == " [*] Waiting for messages. To exit press CTRL+C\n"
+
+
+def test_a_worker_finishes_the_task_in_hand_and_gives_the_rest_back(shell: Shell) -> None:
+    """Ctrl-C in the middle of a task: it is done and acknowledged; the next ones are left."""
+    for task in ("first.", "second."):
+        shell.run("mqtool", "new-task", task)
+    worker = shell.start("mqtool", "worker").wait_until_ready()
+    worker.wait_for_stdout("first").interrupt()
+    result = worker.wait()
+
+    assert (result.stdout, result.code) == (" [x] Received first.\n", 0)
+    assert " [x] Done" in result.stderr
+    assert shell.run("mqtool", "receive", "-q", "task_queue", "-c", "1", "-F", "%b %R").stdout == "second. 0\n"
+
+
+def test_a_second_signal_ends_a_worker_at_once(shell: Shell) -> None:
+    """128 + n, without waiting for the task; the task goes to the next worker, marked redelivered."""
+    shell.run("mqtool", "new-task", "long" + "." * 600)
+    worker = shell.start("mqtool", "worker").wait_until_ready()
+    worker.wait_for_stdout("long").interrupt()
+    worker.interrupt()
+    while worker.process.poll() is None:  # the first may not have been handled yet when the second came
+        worker.interrupt()
+    assert worker.wait().code == 130
+    assert shell.run("mqtool", "receive", "-q", "task_queue", "-c", "1", "-F", "%R").stdout == "1\n"
+
+
+def test_an_interrupted_publisher_confirms_what_it_has_read(shell: Shell) -> None:
+    """Ctrl-C on `send -l`: what was read is confirmed and counted, and the exit code says that it was cut short."""
+    sender = shell.start("mqtool", "send", "-l", "-v", stdin=PIPE)
+    assert sender.process.stdin is not None
+    sender.process.stdin.write(b"read\n")
+    sender.process.stdin.flush()
+    sender.wait_for_stderr(" [x] Sent 'read'").interrupt()
+    result = sender.wait()
+    assert result.code == 130
+    assert "1 confirmed, 0 nacked, 0 returned" in result.stderr
+
+
+def test_a_killed_worker_loses_no_task(shell: Shell) -> None:
+    """kill -9 in the middle of a task: another worker does it, and sees that it was delivered before."""
+    shell.run("mqtool", "new-task", "precious" + "." * 600)
+    worker = shell.start("mqtool", "worker").wait_until_ready()
+    worker.wait_for_stdout("precious")
+    worker.process.kill()
+    worker.wait()
+    assert shell.run("mqtool", "receive", "-q", "task_queue", "-c", "1", "-F", "%R").stdout == "1\n"
+
+
+def test_a_queue_that_vanishes_ends_the_receiver_with_an_error(shell: Shell, broker: TestBroker) -> None:
+    """A deleted queue is exit 69 and a sentence that names it, never a silent exit 0."""
+    receiver = shell.start("mqtool", "receive", "-q", "gone").wait_until_ready()
+    broker.api("DELETE", f"queues/{broker.vhost}/gone")
+    result = receiver.wait()
+    assert result.code == 69
+    assert "queue 'gone' was deleted" in result.stderr
+
+
+def test_wait_returns_when_a_connection_can_be_made(shell: Shell, lonely_shell: Shell) -> None:
+    """`wait` is 0 with a broker, and 124 in time without one."""
+    assert shell.run("mqtool", "wait", "--timeout", "10s").code == 0
+    late = lonely_shell.run("mqtool", "wait", "--timeout", "300ms", "-u", "amqp://localhost:1")
+    assert late.code == 124
+    assert "no broker within 0.3 s" in late.stderr
+
+
+def test_forgotten_acknowledgements_show_their_symptom(shell: Shell) -> None:
+    """--forget-ack: all tasks are done, none is acknowledged, and the next worker gets every one again."""
+    for number in range(3):
+        shell.run("mqtool", "new-task", str(number))
+    worker = shell.start("mqtool", "worker", "--forget-ack", "--prefetch", "0").wait_until_ready()
+    wait_until(lambda: worker.stderr.count("Done") == 3, "three tasks done")
+    result = worker.interrupt().wait()
+    assert result.code == 0
+    assert "3 done, none acknowledged" in result.stderr
+
+    again = shell.run("mqtool", "worker", "-c", "3", "-F", "%b %R")
+    assert again.stdout == "0 1\n1 1\n2 1\n"

@@ -1,0 +1,86 @@
+"""What consuming promises: nothing taken that was not asked for, nothing acknowledged that was not taken."""
+
+import pytest
+
+from mqtool.amqp import Connection, Receiving, parse_addresses
+from mqtool.errors import TimedOut, Unavailable
+from mqtool.message import Message
+from mqtool.topology import Queue
+from tests.brokers import TestBroker
+
+IDLE = 0.5
+QUORUM = Queue("q", durable=True, arguments={"x-queue-type": "quorum"})
+
+
+def fill(broker: TestBroker, count: int, queue: Queue = QUORUM) -> list[bytes]:
+    bodies = [b"%d" % number for number in range(count)]
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        channel.declare(queue)
+        for _ in channel.publish([Message(body) for body in bodies], routing_key=queue.name):
+            pass
+    return bodies
+
+
+def drain(broker: TestBroker, queue: Queue = QUORUM) -> list[tuple[bytes, bool]]:
+    """Bodies and redelivered flags of all that is left."""
+    with Connection(parse_addresses(broker.url)) as connection:
+        deliveries = connection.channel().consume(queue, Receiving(idle_timeout=IDLE))
+        return [(delivery.body, delivery.redelivered) for delivery in deliveries]
+
+
+@pytest.mark.parametrize("settings", [{}, {"auto_ack": True}, {"prefetch": 10}, {"prefetch": 0}], ids=str)
+@pytest.mark.parametrize("count", [1, 3, 250, 251, 600])
+def test_a_count_takes_exactly_so_many(broker: TestBroker, count: int, settings: dict[str, int]) -> None:
+    """The messages after them were never delivered to us: not even a redelivered flag tells of us."""
+    bodies = fill(broker, 700)
+
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        taken = [delivery.body for delivery in channel.consume(QUORUM, Receiving(count=count, **settings))]
+
+    assert taken == bodies[:count]
+    assert drain(broker) == [(body, False) for body in bodies[count:]]
+
+
+def test_a_count_larger_than_the_queue_acknowledges_what_it_has_taken(broker: TestBroker) -> None:
+    """While a counted receive waits for more, what it has printed is not held back from being acknowledged."""
+    fill(broker, 400)
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        with pytest.raises(TimedOut, match="400 of 500"):
+            for _ in channel.consume(QUORUM, Receiving(count=500, idle_timeout=IDLE)):
+                pass
+    assert drain(broker) == []
+
+
+def test_a_delivery_is_acknowledged_when_the_next_is_asked_for(broker: TestBroker) -> None:
+    """Whoever breaks off has the one in hand, and all after it, given back in order."""
+    bodies = fill(broker, 10)
+    with Connection(parse_addresses(broker.url)) as connection:
+        for delivery in connection.channel().consume(QUORUM):
+            if delivery.body == b"3":
+                break
+
+    assert [body for body, _ in drain(broker)] == bodies[3:]
+
+
+def test_a_deleted_queue_ends_consuming_with_an_error_that_names_it(broker: TestBroker) -> None:
+    """basic.cancel from the broker is no silent end."""
+    fill(broker, 1)
+    with Connection(parse_addresses(broker.url)) as connection:
+        deliveries = connection.channel().consume(QUORUM)
+        next(deliveries)
+        broker.api("DELETE", f"queues/{broker.vhost}/q")
+        with pytest.raises(Unavailable, match="queue 'q' was deleted"):
+            next(deliveries)
+
+
+def test_timeouts_end_consuming(broker: TestBroker) -> None:
+    """--timeout is an error, as it cut something short; --idle-timeout without a count is a normal end."""
+    fill(broker, 1)
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        assert len(list(channel.consume(QUORUM, Receiving(idle_timeout=IDLE)))) == 1
+        with pytest.raises(TimedOut, match=r"timed out after 0\.5 s"):
+            list(channel.consume(QUORUM, Receiving(timeout=0.5)))

@@ -1,0 +1,152 @@
+"""What our own encoding of basic.publish, and the confirms, promise to whoever publishes."""
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pika
+import pytest
+
+from mqtool.amqp import Connection, parse_addresses
+from mqtool.errors import BadData, Unavailable, UsageError
+from mqtool.message import Confirmation, Message
+from mqtool.topology import Exchange, Queue
+from tests.brokers import TestBroker
+
+QUEUE = Queue("bodies", durable=True)
+
+EVERY_PROPERTY: dict[str, Any] = {
+    "content_type": "text/plain",
+    "content_encoding": "identity",
+    "headers": {
+        "text": "grün",
+        "number": -5,
+        "big": 2**40,
+        "truth": True,
+        "nothing": None,
+        "bytes": b"\x00\xff",
+        "decimal": Decimal("1.25"),
+        "moment": datetime(2026, 1, 31, 12, 0, 0),
+        "table": {"list": [1, "two", {"three": 3}]},
+    },
+    "delivery_mode": 2,
+    "priority": 7,
+    "correlation_id": "c-1",
+    "reply_to": "r",
+    "expiration": "600000",
+    "timestamp": 1_700_000_000,
+    "type": "t",
+    "user_id": "guest",
+    "app_id": "a",
+    "cluster_id": "cl",
+}
+
+
+@pytest.mark.parametrize("size", [0, 1, 131_063, 131_064, 131_065, 1_000_000])
+@pytest.mark.parametrize("properties", [{}, EVERY_PROPERTY], ids=["bare", "every-property"])
+def test_our_frames_say_what_pikas_say(broker: TestBroker, size: int, properties: dict[str, Any]) -> None:
+    """A message encoded by us arrives as the same one published through pika: body, properties, headers and types."""
+    body = bytes(number % 251 for number in range(size))
+    bare = pika.BlockingConnection(pika.URLParameters(broker.url))
+    channel = bare.channel()
+    channel.queue_declare(QUEUE.name, durable=True)
+    channel.basic_publish("", QUEUE.name, body, pika.BasicProperties(**properties, message_id="id-1"))
+    with Connection(parse_addresses(broker.url)) as connection:
+        [receipt] = connection.channel().publish(
+            [Message(body, properties=properties, message_id="id-1")], routing_key=QUEUE.name
+        )
+    assert receipt.confirmation is Confirmation.CONFIRMED
+
+    theirs, ours = (channel.basic_get(QUEUE.name, auto_ack=True) for _ in range(2))
+    bare.close()
+
+    assert ours[2] == theirs[2] == body
+    assert vars(ours[1]) == vars(theirs[1])
+    assert (ours[0].exchange, ours[0].routing_key) == (theirs[0].exchange, theirs[0].routing_key)
+
+
+def test_a_floating_point_header_arrives(connection: Connection) -> None:
+    """pika decodes what it cannot encode; we encode it, as what is received must be fit to be sent on."""
+    channel = connection.channel()
+    channel.declare(QUEUE)
+    headers = {"price": 1.5, "nested": [{"tiny": 5e-324}], "far": datetime(9999, 12, 31, tzinfo=UTC)}
+
+    list(channel.publish([Message(b"", properties={"headers": headers})], routing_key=QUEUE.name))
+
+    assert next(channel.consume(QUEUE)).headers == headers
+
+
+def test_receipts_come_in_the_order_of_publishing(connection: Connection) -> None:
+    """Ten thousand messages in flight, each answered for once, and in order."""
+    channel = connection.channel()
+    channel.declare(QUEUE)
+    messages = [Message(str(number).encode()) for number in range(10_000)]
+
+    receipts = list(channel.publish(messages, routing_key=QUEUE.name))
+
+    assert [receipt.message.body for receipt in receipts] == [message.body for message in messages]
+    assert {receipt.confirmation for receipt in receipts} == {Confirmation.CONFIRMED}
+
+
+def test_mandatory_returns_what_no_queue_gets(connection: Connection) -> None:
+    """Unroutable messages between routable ones are the ones reported, with the broker's words."""
+    channel = connection.channel(mandatory=True)
+    channel.declare(QUEUE)
+    messages = [Message(b"%d" % number, QUEUE.name if number % 3 else "nowhere") for number in range(9)]
+
+    receipts = list(channel.publish(messages))
+
+    returned = [receipt for receipt in receipts if receipt.confirmation is Confirmation.RETURNED]
+    assert [receipt.message.body for receipt in returned] == [b"0", b"3", b"6"]
+    assert {receipt.reason for receipt in returned} == {"NO_ROUTE (312)"}
+
+
+def test_a_full_queue_that_rejects_is_a_nack(connection: Connection) -> None:
+    """A queue with reject-publish takes what fits; the rest is reported, not lost in silence."""
+    channel = connection.channel()
+    full = channel.declare(Queue("full", durable=True, arguments={"x-max-length": 3, "x-overflow": "reject-publish"}))
+
+    receipts = [
+        receipt for number in range(10) for receipt in channel.publish([Message(b"%d" % number)], routing_key=full.name)
+    ]
+
+    confirmed = [receipt.message.body for receipt in receipts if receipt.confirmation is Confirmation.CONFIRMED]
+    nacked = [receipt for receipt in receipts if receipt.confirmation is Confirmation.NACKED]
+    assert len(confirmed) + len(nacked) == 10
+    assert confirmed[:3] == [b"0", b"1", b"2"]
+    assert nacked
+
+
+def test_bad_input_ends_publishing_after_what_came_before_is_confirmed(connection: Connection) -> None:
+    """An error in the middle of the input loses nothing of what was read before it."""
+    channel = connection.channel()
+    channel.declare(QUEUE)
+
+    def source() -> Any:
+        yield from (Message(b"good") for _ in range(100))
+        raise BadData("line 101 is not JSON")
+
+    receipts = channel.publish(source(), routing_key=QUEUE.name)
+
+    assert len([next(receipts) for _ in range(100)]) == 100
+    with pytest.raises(BadData, match="line 101"):
+        next(receipts)
+
+
+def test_names_longer_than_amqp_allows_are_refused_before_anything_is_sent(connection: Connection) -> None:
+    """255 bytes are the limit of a short string; the connection lives on."""
+    channel = connection.channel()
+    channel.declare(QUEUE)
+
+    with pytest.raises(UsageError, match="routing key is 256 bytes"):
+        list(channel.publish([Message(b"")], routing_key="k" * 256))
+    [receipt] = channel.publish([Message(b"")], routing_key=QUEUE.name)
+    assert receipt.confirmation is Confirmation.CONFIRMED
+
+
+def test_an_exchange_that_is_not_there_is_an_error_in_the_brokers_words(connection: Connection) -> None:
+    """Publishing to a missing exchange closes the channel; whoever publishes hears it, and does not wait in vain."""
+    channel = connection.channel()
+
+    with pytest.raises(Unavailable, match="no exchange 'missing' in vhost"):
+        list(channel.publish([Message(b"")] * 10, exchange=Exchange("missing")))

@@ -1,0 +1,119 @@
+"""Faults: the connection breaks while messages flow. Nothing confirmed is lost; what comes twice is marked."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from mqtool.amqp import Backoff, Channel, Connection, Receiving, parse_addresses
+from mqtool.message import Confirmation, Message
+from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
+from tests.brokers import TestBroker
+from tests.cli.shell import wait_until
+from tests.proxy import Proxy
+
+QUORUM = Queue("q", durable=True, arguments={"x-queue-type": "quorum"})
+EAGER = Backoff(first=0.01, longest=0.2)
+
+
+@pytest.fixture
+def proxy(broker: TestBroker) -> Iterator[Proxy]:
+    with Proxy(broker.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def channel(broker: TestBroker, proxy: Proxy, notices: list[str]) -> Iterator[Channel]:
+    """A channel through the proxy, which comes back."""
+    url = broker.url.replace(f":{broker.port}", f":{proxy.port}")
+    with Connection(parse_addresses(url), backoff=EAGER, notice=notices.append) as connection:
+        yield connection.channel()
+
+
+@pytest.fixture
+def notices() -> list[str]:
+    return []
+
+
+def test_a_publisher_lives_through_cut_connections(
+    broker: TestBroker, proxy: Proxy, channel: Channel, notices: list[str]
+) -> None:
+    """Three cuts under full load: every message is confirmed, and is in the queue; those there twice share an id."""
+    channel.declare(QUORUM)
+
+    def source() -> Iterator[Message]:
+        for number in range(30_000):
+            if number in (5_000, 12_000, 20_000):
+                proxy.cut()
+            yield Message(b"%d" % number, message_id=str(number))
+
+    receipts = list(channel.publish(source(), routing_key="q"))
+
+    assert len(receipts) == 30_000
+    assert {receipt.confirmation for receipt in receipts} == {Confirmation.CONFIRMED}
+    with Connection(parse_addresses(broker.url)) as connection:
+        arrived = [
+            (delivery.body, delivery.properties["message_id"])
+            for delivery in connection.channel().consume(QUORUM, Receiving(idle_timeout=0.5))
+        ]
+    assert len(set(arrived)) == 30_000, "lost"
+    assert proxy.accepted >= 2
+    assert any("lost the connection" in notice for notice in notices)
+    assert any("connected again" in notice for notice in notices)
+
+
+def test_a_consumer_lives_through_cut_connections(proxy: Proxy, channel: Channel) -> None:
+    """What was in our hands when the connection broke comes again, marked redelivered; nothing is missing."""
+    channel.declare(QUORUM)
+    for _ in channel.publish([Message(b"%d" % number) for number in range(5_000)], routing_key="q"):
+        pass
+    seen: dict[bytes, int] = {}
+    again = []
+
+    for delivery in channel.consume(QUORUM, Receiving(idle_timeout=1.0)):
+        seen[delivery.body] = seen.get(delivery.body, 0) + 1
+        if seen[delivery.body] > 1:
+            again.append(delivery)
+        if len(seen) in (1_000, 3_000) and seen[delivery.body] == 1:
+            proxy.cut()
+
+    assert len(seen) == 5_000, "lost"
+    assert all(delivery.redelivered for delivery in again)
+    assert proxy.accepted == 3
+
+
+def test_a_private_queue_and_its_bindings_come_back(broker: TestBroker, proxy: Proxy, channel: Channel) -> None:
+    """A log receiver's queue is gone with its connection; the next one has a new one, bound as the old one was."""
+    logs = channel.declare(Exchange("logs", "direct"))
+    queue = channel.declare(PRIVATE_QUEUE)
+    channel.bind(queue, logs, "info")
+    channel.bind(queue, logs, "error")
+    deliveries = channel.consume(queue)
+
+    proxy.cut()
+    wait_until(lambda: proxy.accepted == 2 and channel.is_open, "a new connection")
+    wait_until(lambda: _bound_keys(broker) == {"info", "error"}, "the bindings")
+    with Connection(parse_addresses(broker.url)) as connection:
+        for _ in connection.channel().publish([Message(b"after", "error")], exchange=logs):
+            pass
+
+    assert next(deliveries).body == b"after"
+
+
+def _bound_keys(broker: TestBroker) -> set[str]:
+    bindings = broker.api("GET", f"exchanges/{broker.vhost}/logs/bindings/source")
+    assert isinstance(bindings, list)
+    return {binding["routing_key"] for binding in bindings}
+
+
+def test_without_reconnection_a_cut_is_an_error_at_once(broker: TestBroker, proxy: Proxy) -> None:
+    """--no-reconnect: exit 69 and a sentence."""
+    from mqtool.errors import Unavailable
+
+    url = broker.url.replace(f":{broker.port}", f":{proxy.port}")
+    with Connection(parse_addresses(url)) as connection:
+        channel = connection.channel()
+        queue = channel.declare(PRIVATE_QUEUE)
+        deliveries = channel.consume(queue)
+        proxy.cut()
+        with pytest.raises(Unavailable, match="connection was lost"):
+            next(deliveries)
