@@ -12,7 +12,11 @@ from pathlib import Path
 
 import pika
 
-URL = os.environ.get("MQTOOL_URL") or os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F"
+from mqtool.broker import state
+
+_started = state.load()
+URL = os.environ.get("MQTOOL_URL") or (_started.url if _started else "amqp://guest:guest@localhost:5672") + "/%2F"
+os.environ["MQTOOL_URL"] = URL  # for the peers
 QUEUE = "mqtool-benchmark"
 MQTOOL = str(Path(sys.executable).parent / "mqtool")
 QUIET = subprocess.DEVNULL

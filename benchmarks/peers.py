@@ -5,8 +5,7 @@ import sys
 
 import pika
 
-# For mqtool the URL is in the environment too.
-_URL = os.environ.get("MQTOOL_URL") or os.environ.get("AMQP_URL") or "amqp://guest:guest@localhost:5672/%2F"
+_URL = os.environ["MQTOOL_URL"]
 
 
 def send() -> None:

@@ -1,0 +1,46 @@
+# mqtool: make demo, make test. Everything is installed into .venv; there is no need to activate it.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+WORKERS ?= 2
+
+.PHONY: setup test lint bench up down clean
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## show these targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-24s %s\n", $$1, $$2}'
+
+setup: .venv/installed  ## install mqtool into .venv
+
+.venv/installed: pyproject.toml constraints.txt
+	@test -d .venv || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "cannot make .venv: on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }
+	$(PIP) --editable .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+test: .venv/installed-dev  ## run the test suite (on every broker that is there)
+	$(BIN)/pytest -n $(WORKERS) -q
+
+lint: .venv/installed-dev  ## check style, types and the arrows between packages
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/installed-dev up  ## measure beside peers, in the same run
+	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.memory
+
+up: .venv/installed  ## start a broker, unless one is reachable
+	$(BIN)/mqtool broker up
+
+down: .venv/installed  ## stop the broker that `make up` started
+	$(BIN)/mqtool broker down
+
+clean:  ## remove what make has made, the broker's data excepted
+	rm -rf .venv demo-output build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
