@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import signal
 import time
 import urllib.error
 import urllib.request
@@ -10,6 +11,10 @@ from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
 import pytest
+
+from mqtool.amqp import Connection, parse_addresses
+from mqtool.broker import node
+from mqtool.broker.waiting import connect_within
 
 
 @dataclass(frozen=True)
@@ -85,3 +90,28 @@ def skip_or_fail(reason: str) -> None:
     if os.environ.get("CI"):
         pytest.fail(f"{reason}; CI must have it")
     pytest.skip(reason)
+
+
+class RestartableNode:
+    """A private RabbitMQ node of a test's own, to stop, kill and start again on the same port with the same data."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._started = node.start(name, node.free_port(), None)
+        self.url = self._started.url
+        self._wait()
+
+    def start(self) -> None:
+        self._started = node.start(self._name, urlsplit(self.url).port, None)
+        self._wait()
+
+    def stop(self) -> None:
+        node.stop(self._started)
+
+    def kill(self) -> None:
+        """kill -9: nobody gets to write anything to disk."""
+        os.killpg(self._started.pid, signal.SIGKILL)
+        os.waitpid(self._started.pid, 0)
+
+    def _wait(self) -> None:
+        connect_within(90, lambda: Connection(parse_addresses(self.url))).close()

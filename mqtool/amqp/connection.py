@@ -115,6 +115,8 @@ class Connection:
             self._closed.wait(_CLOSE_PATIENCE)
         self.run(self._ioloop.stop)
         self._thread.join(_CLOSE_PATIENCE)
+        if not self._thread.is_alive():
+            self._ioloop.close()
 
     # For channels.
 

@@ -50,18 +50,20 @@ def start(name: str, port: int | None, data_dir: Path | None) -> Started:
         )
     if port is not None and not _is_free(port):
         raise Unavailable(f"port {port} on {_HOST} is taken", "choose another with --port")
-    port = port or (5672 if _is_free(5672) else _free_port())
+    port = port or (5672 if _is_free(5672) else free_port())
+    if (before := state.load(name)) is not None:  # it was killed, which its port mapper has survived
+        _stop_port_mapper(int(before.details["epmd_port"]))
     directory = state.directory(name)
     directory.mkdir(parents=True, exist_ok=True)
     data = data_dir or directory / "data"
-    management_port, distribution_port, epmd_port = _free_port(), _free_port(), _free_port()
+    management_port, distribution_port, epmd_port = free_port(), free_port(), free_port()
     environment = _environment(name, directory, data, distribution_port, epmd_port)
     (directory / "enabled_plugins").write_text("[rabbitmq_management].\n")
     (directory / "rabbitmq.conf").write_text(
         f"listeners.tcp.1 = {_HOST}:{port}\n"
         f"management.tcp.ip = {_HOST}\n"
         f"management.tcp.port = {management_port}\n"
-        "log.console = true\nlog.console.level = info\nlog.file = false\n"
+        "log.console = true\nlog.console.level = info\nlog.console.use_colors = off\nlog.file = false\n"
     )
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -90,12 +92,15 @@ def is_running(started: Started) -> bool:
     with contextlib.suppress(ChildProcessError):
         os.waitpid(started.pid, os.WNOHANG)  # if it is our child, and has ended, it shall not stay a zombie
     try:
-        command = Path(f"/proc/{started.pid}/cmdline").read_bytes() if Path("/proc/self").exists() else None
         os.kill(started.pid, 0)
+        if not Path("/proc/self").exists():  # no Linux: the number has to do
+            return True
+        state_letter = Path(f"/proc/{started.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        command = Path(f"/proc/{started.pid}/cmdline").read_bytes()
     except (ProcessLookupError, FileNotFoundError):
         return False
-    # A process that has our number after a reboot is somebody else's.
-    return command is None or b"rabbitmq" in command
+    # A process that has our number after a reboot is somebody else's. In the instant of its start it has no command yet.
+    return state_letter != "Z" and (not command or b"rabbitmq" in command)
 
 
 def stop(started: Started) -> None:
@@ -134,7 +139,6 @@ def _environment(name: str, directory: Path, data: Path, distribution_port: int,
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "enabled_plugins"),
         # Without .conf in its name: 3.10's scripts add it, and later ones take either.
         "RABBITMQ_CONFIG_FILE": str(directory / "rabbitmq"),
-        "RABBITMQ_LOG": "-color",
         "RABBITMQ_CONF_ENV_FILE": os.devnull,
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
         "ERL_EPMD_PORT": str(epmd_port),
@@ -154,7 +158,8 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port on loopback that nobody listens on right now."""
     with socket.socket() as probe:
         probe.bind((_HOST, 0))
         return int(probe.getsockname()[1])
