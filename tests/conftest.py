@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -41,6 +42,7 @@ def pytest_unconfigure() -> None:
         started = state.load(NODE)
         if started:
             node.stop(started)
+        shutil.rmtree(os.environ["MQTOOL_SUITE_STATE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
