@@ -99,7 +99,7 @@ def is_running(started: Started) -> bool:
         command = Path(f"/proc/{started.pid}/cmdline").read_bytes()
     except (ProcessLookupError, FileNotFoundError):
         return False
-    # A process that has our number after a reboot is somebody else's. In the instant of its start it has no command yet.
+    # A process that has our number after a reboot is somebody else's; in the instant of its start it has no command.
     return state_letter != "Z" and (not command or b"rabbitmq" in command)
 
 
