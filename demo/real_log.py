@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -24,7 +25,7 @@ _EXCHANGE = "demo.real_log"
 _OWN = 3
 #: The others share one, unless there are so many of them that nobody would type them.
 _TYPED = 24
-_OTHER_NAMES = ("all", "rest", "second")
+_OTHER_NAMES = ("all", "rest")
 _LONGEST = 16
 
 
@@ -112,7 +113,8 @@ def _receivers(keys: Sequence[str]) -> list[Receiver]:
         receivers.append(_of_words("rest", rest))
     second = Counter(word for _, _, word in (key.partition(".") for key in keys) if word and "." not in word)
     for word, _ in second.most_common(1):
-        receivers.append(Receiver("second", (f"*.{word}",), rf"[^.]*\.{re.escape(word)}"))
+        name = _file_name(word, _OWN + 1, [*own, word])
+        receivers.append(Receiver(name, (f"*.{word}",), rf"[^.]*\.{re.escape(word)}"))
     return receivers
 
 
@@ -185,9 +187,11 @@ def _compare(
 
 
 def _table(got: Mapping[Receiver, list[bytes]], should_get: Mapping[Receiver, list[bytes]]) -> Table:
-    table = Table("binding keys", "file", title="What became of the log", title_justify="left")
-    for column in ("lines", "by regex"):
-        table.add_column(column, justify="right")
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("binding keys", overflow="fold")
+    table.add_column("file", overflow="fold", min_width=max(len(str(receiver.file)) for receiver in got))
+    table.add_column("lines", justify="right")
+    table.add_column("by regex", justify="right")
     for receiver, lines in got.items():
         numbers = (len(lines), len(should_get[receiver]))
         style = None if numbers[0] == numbers[1] else "red"

@@ -1,5 +1,7 @@
 """Tutorial 5."""
 
+import shlex
+
 from demo.stage import OUTPUT, Demonstration, Stage, lines_of
 
 _RECEIVE = "mqtool receive-log topic -e demo.topic_logs"
@@ -21,7 +23,7 @@ def play(stage: Stage) -> None:
     for terminal, patterns, _, _ in receivers:
         terminal.start(f"{_RECEIVE} {patterns} > {OUTPUT}/topic-{terminal.name}.log")
     for key, text in _MESSAGES:
-        emitter.run(f"mqtool emit-log topic -e demo.topic_logs {key} '{text}'")
+        emitter.run(f"mqtool emit-log topic -e demo.topic_logs {key} {shlex.quote(text)}")
     for terminal, _, lines, _ in receivers:
         stage.wait_for_lines(OUTPUT / f"topic-{terminal.name}.log", len(lines))
         terminal.interrupt()
