@@ -3,19 +3,17 @@
 import argparse
 import contextlib
 import os
-import signal
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from demo import (
     broker,
     headers,
     hello_world,
+    interruption,
     log_formats,
     publish_subscribe,
     publisher_confirms,
@@ -45,7 +43,6 @@ _INTRODUCTION = (
     "Several terminals on one screen: what is typed in each, and what mqtool prints there. -q and -e name queues and "
     "exchanges of the demonstration's own; leave them out, and you have the tutorials'."
 )
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> int:
@@ -58,8 +55,7 @@ def main() -> int:
         parser.error(f"there is no demonstration {unknown[0]!r}; there are {', '.join(DEMONSTRATIONS)}")
     log = arguments.log or os.environ.get("LOG")
 
-    for number in _SIGNALS:
-        signal.signal(number, _interrupt)
+    interruption.install()
     screen = Screen()
     try:
         _play(screen, [DEMONSTRATIONS[name] for name in arguments.names or DEMONSTRATIONS], Path(log) if log else None)
@@ -70,13 +66,6 @@ def main() -> int:
         screen.wrong(f"The demonstration has failed: {failure}")
         return 1
     return 0
-
-
-def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
-    """The first signal ends the demonstration; further ones shall not disturb its tidying up, which takes seconds."""
-    for each in _SIGNALS:
-        signal.signal(each, signal.SIG_IGN)
-    raise Interrupted(number)
 
 
 def _play(screen: Screen, demonstrations: Sequence[Demonstration], log: Path | None) -> None:

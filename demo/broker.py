@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
+from demo import interruption
 from demo.failure import Failed
 from demo.stage import Stage, environment
 from mqtool.amqp import Address, Connection, parse_addresses
@@ -43,9 +44,15 @@ def _started(stage: Stage) -> Iterator[None]:
     stage.screen.blank()
     try:
         terminal.run("mqtool broker up")
+    except BaseException:
+        terminal.end(_STOP_PATIENCE)
+        if not was_running:
+            _unseen("mqtool", "broker", "down")
+        raise
+    try:
         yield
     finally:
-        terminal.end(_STOP_PATIENCE)
+        interruption.ignore()
         if not was_running:
             stage.screen.blank()
             terminal.run("mqtool broker down")

@@ -61,6 +61,20 @@ class Terminal:
             lambda: (self._ready_file.exists() and self.lines) or self._has_ended(),
             lambda: f"{self.name} to consume: {command}",
         )
+        if self._has_ended():
+            self._expect_end(0, PATIENCE)
+            raise Failed(f"{self.name}: the command should go on, but has ended: {command}")
+
+    def wait_for(self, text: str, count: int) -> None:
+        """Wait until so many lines with that text have been printed.
+
+        Raises:
+            Failed: they do not come.
+        """
+        wait_until(
+            lambda: self.count(text) >= count or self._has_ended(),
+            lambda: f"{count} lines with {text!r} from {self.name}; there are {self.count(text)}",
+        )
         if self.count(text) < count:
             raise Failed(f"{self.name} ended after {self.count(text)} of {count} lines with {text!r}: {self._command}")
 
