@@ -79,13 +79,14 @@ def _play(screen: Screen, demonstrations: Sequence[Demonstration], log: Path | N
         Stage(screen, Path(scratch)) as stage,
         broker.reachable(stage),
     ):
+        screen.blank()
         screen.note(_INTRODUCTION)
         for demonstration in demonstrations:
             checks += _play_one(screen, demonstration, Path(scratch), log)
     screen.blank()
     screen.right(
         f"All is right: {len(demonstrations)} demonstration{'s'[: len(demonstrations) != 1]}, {checks} checks, "
-        f"{time.monotonic() - started:.0f} s. What receivers wrote is in {OUTPUT}/."
+        f"{time.monotonic() - started:.0f} s; see {OUTPUT}/."
     )
 
 

@@ -14,7 +14,7 @@ def play(stage: Stage) -> None:
     receiver.interrupt()
 
     stage.expect(
-        "the receiver got both messages, in order, the one sent before it started too",
+        "the receiver got both messages, also the one sent before it started",
         receiver.after("[x] Received "),
         ["Hello World!", "Good morning!"],
     )

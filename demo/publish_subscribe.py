@@ -23,7 +23,7 @@ def play(stage: Stage) -> None:
     disk.run(f"cat {file}")
 
     since = ["info: Hello World!", "warning: it is late"]
-    stage.expect("the file has both messages that were published since, and not the one before", lines_of(file), since)
+    stage.expect("the file has what was published since, and not the message before", lines_of(file), since)
     stage.expect("the screen shows the same", screen.after("[x] "), since)
 
 

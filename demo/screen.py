@@ -13,6 +13,8 @@ from demo.failure import Failed
 #: One for each terminal in turn: calm, and readable on light and dark.
 STYLES = ("cyan", "magenta", "blue", "green", "yellow", "bright_black")
 _EDGE = " │ "
+#: Before what goes on from the line above.
+_FURTHER = "    "
 _NARROWEST = 20
 
 
@@ -65,9 +67,10 @@ class Screen:
     def _behind(self, terminal: Text, line: Text) -> None:
         """A long line goes on under itself on a screen, and stays one line in a pipe or file."""
         pieces = [line]
-        if self._console.is_terminal:
-            width = max(self._console.width - len(terminal) - len(_EDGE), _NARROWEST)
-            pieces = list(line.wrap(self._console, width)) or [line]
+        width = max(self._console.width - len(terminal) - len(_EDGE), _NARROWEST)
+        if self._console.is_terminal and len(line) > width:
+            first, *rest = line.wrap(self._console, width - len(_FURTHER))
+            pieces = [first, *(Text.assemble(_FURTHER, piece) for piece in rest)]
         for piece in pieces:
             self._print(Text.assemble(terminal, (_EDGE, "dim"), piece))
 

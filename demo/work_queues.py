@@ -21,7 +21,7 @@ def play(stage: Stage) -> None:
 def _fair_dispatch(stage: Stage, boss: Terminal, workers: list[Terminal]) -> None:
     busy, other = _share(boss, workers, "mqtool worker -q demo.tasks")
     stage.expect(
-        f"fair dispatch: while {busy.name} did the long task alone, {other.name} did the five quick ones",
+        f"fair dispatch: {busy.name} did the long task, {other.name} the five quick ones",
         (_tasks_of(busy), _tasks_of(other)),
         ([_LONG], _QUICK),
     )
@@ -31,7 +31,7 @@ def _round_robin(stage: Stage, boss: Terminal, workers: list[Terminal]) -> None:
     stage.screen.blank()
     busy, other = _share(boss, workers, "mqtool worker -q demo.tasks --prefetch 0")
     stage.expect(
-        f"round-robin, without a prefetch limit: two quick tasks waited behind the long one, while {other.name} idled",
+        f"round-robin: two quick tasks waited behind the long one, and {other.name} idled",
         (_tasks_of(busy), _tasks_of(other)),
         ([_LONG, "b", "d"], ["a", "c", "e"]),
     )
@@ -63,7 +63,7 @@ def _forgotten_acknowledgement(stage: Stage, boss: Terminal, one: Terminal, two:
     two.wait_for("[x] Done", 3)
     two.interrupt()
     stage.expect(
-        "the first worker forgot to acknowledge: the next one was given its three tasks again, marked redelivered",
+        "none was acknowledged: the next worker got all three again, redelivered",
         (one.after("Received "), two.after("Received ")),
         ([f"{task}, redelivered 0" for task in "abc"], [f"{task}, redelivered 1" for task in "abc"]),
     )
