@@ -17,6 +17,8 @@ _USUAL = (
     "/var/log/syslog",
     "/var/log/system.log",
 )
+#: What mqtool puts in the place of a group that did not match.
+UNKNOWN = "unknown"
 #: Lines to tell a format by.
 _SAMPLE = 500
 
@@ -46,7 +48,7 @@ class LogFormat:
         """What mqtool should make of a line, said again in plain Python."""
         match = re.search(self.pattern, line.decode("utf-8", "replace"))
         words = [match[self.first], match[self.second]] if match else [None, None]
-        return ".".join(word or "unknown" for word in words)
+        return ".".join(word or UNKNOWN for word in words)
 
 
 FORMATS = (
@@ -56,9 +58,14 @@ FORMATS = (
         "a system log",
         "program",
         "host",
-        r"^(?:[A-Z][a-z]{2} [ \d]\d [\d:]{8}|\d{4}-\S+T\S+) (?P<host>\S{1,60}) (?P<program>\w[\w-]{0,60})",
+        r"^(?:[A-Z][a-z]{2} [ \d]\d [\d:]{8}|\d{4}-\S+T\S+) (?P<host>\S{1,60}) (?P<program>\w[\w-]{0,60})\S*:",
     ),
-    LogFormat("the history of mqtool", "verb", "author", r"^\S{10} (?P<author>[^:]{1,60}): (?P<verb>\w[\w-]{0,60})"),
+    LogFormat(
+        "the history of mqtool",
+        "verb",
+        "next",
+        r"^[\d-]{10} [^:]+: (?P<verb>\w[\w-]{0,60})(?: (?P<next>\w[\w-]{0,60}))?",
+    ),
 )
 #: For a log that we do not know: the first two of its words that begin with a letter.
 UNKNOWN_FORMAT = LogFormat(

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from demo import log_formats
 from demo.failure import Failed
+from demo.log_formats import UNKNOWN
 from demo.stage import OUTPUT, Demonstration, Stage
 from demo.terminal import Terminal
 
@@ -76,7 +77,8 @@ def play(stage: Stage) -> None:
         f"mqtool emit-log topic -e {_EXCHANGE} '{log_format.routing_key}' -l "
         f"--key-pattern '{log_format.pattern}' < {shlex.quote(str(path))}"
     )
-    lines = _sent(path, log, emitter)
+    sent = _sent(path, log, emitter)
+    lines = _lines(sent)
     keys = [log_format.key(line) for line in lines]
     should_get = {receiver: receiver.should_get(lines, keys) for receiver in receivers}
     for terminal, receiver in zip(terminals, receivers, strict=True):
@@ -85,7 +87,7 @@ def play(stage: Stage) -> None:
 
     got = {receiver: _lines(receiver.file.read_bytes()) for receiver in receivers}
     stage.screen.table(_table(got, should_get))
-    _compare(stage, lines, got, should_get)
+    _compare(stage, sent, got, should_get)
 
 
 def _choose(stage: Stage) -> Path:
@@ -111,7 +113,7 @@ def _receivers(keys: Sequence[str]) -> list[Receiver]:
     receivers += [_of_words(_file_name(word, number, own), [word]) for number, word in enumerate(own, 1)]
     if 0 < len(rest) <= _TYPED:
         receivers.append(_of_words("rest", rest))
-    second = Counter(word for _, _, word in (key.partition(".") for key in keys) if word and "." not in word)
+    second = Counter(word for _, _, word in (key.partition(".") for key in keys) if "." not in word and word != UNKNOWN)
     for word, _ in second.most_common(1):
         name = _file_name(word, _OWN + 1, [*own, word])
         receivers.append(Receiver(name, (f"*.{word}",), rf"[^.]*\.{re.escape(word)}"))
@@ -135,8 +137,8 @@ def _spare_the_log(path: Path, receivers: Sequence[Receiver]) -> None:
         raise Failed(f"the log file {path} is one that a receiver is about to write\n  LOG= names another one")
 
 
-def _sent(path: Path, before: bytes, emitter: Terminal) -> list[bytes]:
-    """The lines that went through: a log that is in use may have grown since we looked.
+def _sent(path: Path, before: bytes, emitter: Terminal) -> bytes:
+    """What went through: a log that is in use may have grown since we looked.
 
     Raises:
         Failed: not all were confirmed, or the log was changed otherwise.
@@ -153,20 +155,22 @@ def _sent(path: Path, before: bytes, emitter: Terminal) -> list[bytes]:
             f"{path} has changed while it was read, and not only grown: expected {at_least:,} lines, "
             f"{count:,} were sent, and now there are {at_most:,}"
         )
-    return _lines(now)[:count]
+    return now if count == at_most else b"".join(line + b"\n" for line in _lines(now)[:count])
 
 
 def _compare(
     stage: Stage,
-    lines: list[bytes],
+    sent: bytes,
     got: Mapping[Receiver, list[bytes]],
     should_get: Mapping[Receiver, list[bytes]],
 ) -> None:
     everything, *others = got
+    total = len(_lines(sent))
+    is_whole = sent.endswith(b"\n")
     stage.expect(
-        f"{everything.file} is the log, byte for byte",
+        f"{everything.file} is the log, byte for byte{'' if is_whole else ', and a newline at its end'}",
         everything.file.read_bytes(),
-        b"".join(line + b"\n" for line in lines),
+        sent if is_whole else sent + b"\n",
     )
     stage.expect(
         "each receiver got as many lines as plain Python counts by regex",
@@ -179,11 +183,9 @@ def _compare(
         [should_get[receiver] for receiver in others],
     )
     counts = [len(got[receiver]) for receiver in others if receiver.is_part]
-    of_no_part = len(lines) - sum(len(should_get[receiver]) for receiver in others if receiver.is_part)
+    of_no_part = total - sum(len(should_get[receiver]) for receiver in others if receiver.is_part)
     summands = [f"{count:,}" for count in counts] + ([f"{of_no_part:,} of other kinds"] if of_no_part else [])
-    stage.expect(
-        f"the parts make up the whole: {' + '.join(summands)} = {len(lines):,}", sum(counts) + of_no_part, len(lines)
-    )
+    stage.expect(f"the parts make up the whole: {' + '.join(summands)} = {total:,}", sum(counts) + of_no_part, total)
 
 
 def _table(got: Mapping[Receiver, list[bytes]], should_get: Mapping[Receiver, list[bytes]]) -> Table:
