@@ -5,7 +5,9 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKERS ?= 2
 
-.PHONY: setup test lint bench up down clean
+DEMOS := hello-world work-queues publish-subscribe routing topics headers rpc publisher-confirms real-log
+
+.PHONY: setup demo $(DEMOS:%=demo-%) test lint bench up down clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -22,6 +24,12 @@ setup: .venv/installed  ## install mqtool into .venv
 .venv/installed-dev: .venv/installed
 	$(PIP) --editable '.[dev]'
 	@touch $@
+
+demo: .venv/installed  ## play every tutorial, then a real log file (LOG=FILE names another), and check the counts
+	@$(BIN)/python -m demo
+
+$(DEMOS:%=demo-%): demo-%: .venv/installed
+	@$(BIN)/python -m demo $*
 
 test: .venv/installed-dev  ## run the test suite (on every broker that is there)
 	$(BIN)/pytest -n $(WORKERS) -q

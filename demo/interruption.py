@@ -1,0 +1,30 @@
+"""Ctrl-C, TERM, and a terminal that is closed: the first ends the demonstration, none disturbs its tidying up."""
+
+import signal
+from types import FrameType
+from typing import NoReturn
+
+from demo.failure import Interrupted
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def install() -> None:
+    """Raise Interrupted on the first signal.
+
+    Even if our parent ignores it, as a shell does for its background jobs: what we start would inherit that, and could
+    not be interrupted by us.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, _interrupt)
+
+
+def ignore() -> None:
+    """From here on we only tidy up, which takes seconds."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+    ignore()
+    raise Interrupted(number)

@@ -1,0 +1,210 @@
+"""The main job, on real input: a log file of this machine, line by line through a topic exchange.
+
+Each receiver takes what its binding keys match and writes a file. What must be in each file is found out a second time,
+in plain Python with a regular expression, and compared.
+"""
+
+import re
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from demo import log_formats
+from demo.failure import Failed
+from demo.log_formats import UNKNOWN
+from demo.stage import OUTPUT, Demonstration, Stage
+from demo.terminal import Terminal
+
+_EXCHANGE = "demo.real_log"
+#: How many of the most frequent first words get a receiver each.
+_OWN = 3
+#: The others share one, unless there are so many of them that nobody would type them.
+_TYPED = 24
+_OTHER_NAMES = ("all", "rest")
+_LONGEST = 16
+
+
+@dataclass(frozen=True)
+class Receiver:
+    """A receiver of a part of the log.
+
+    Attributes:
+        binding_keys: what it asks the broker for.
+        key_regex: the same for plain Python: fits the routing keys it should get.
+        is_part: it is one of those parts that make up the whole.
+    """
+
+    name: str
+    binding_keys: tuple[str, ...]
+    key_regex: str
+    is_part: bool = False
+
+    @property
+    def file(self) -> Path:
+        return OUTPUT / f"real-{self.name}.log"
+
+    @property
+    def command(self) -> str:
+        keys = shlex.join(self.binding_keys)
+        return f"mqtool receive-log topic -e {_EXCHANGE} {keys} --raw > {self.file}"
+
+    def should_get(self, lines: Sequence[bytes], keys: Sequence[str]) -> list[bytes]:
+        """The lines whose routing key fits."""
+        fits = re.compile(self.key_regex)
+        return [line for line, key in zip(lines, keys, strict=True) if fits.fullmatch(key)]
+
+
+def play(stage: Stage) -> None:
+    """Read the log, choose receivers by what is in it, send it through, and compare."""
+    path = _choose(stage)
+    log = log_formats.read(path)
+    log_format = log_formats.format_of(log)
+    receivers = _receivers([log_format.key(line) for line in _lines(log)])
+    _spare_the_log(path, receivers)
+    emitter, *terminals = stage.terminals("emitter", *(receiver.name for receiver in receivers))
+    stage.screen.note(f"{path}, {log_format.name}: {len(_lines(log)):,} lines")
+    stage.screen.blank()
+
+    for terminal, receiver in zip(terminals, receivers, strict=True):
+        terminal.start(receiver.command)
+    emitter.run(
+        f"mqtool emit-log topic -e {_EXCHANGE} '{log_format.routing_key}' -l "
+        f"--key-pattern '{log_format.pattern}' < {shlex.quote(str(path))}"
+    )
+    sent = _sent(path, log, emitter)
+    lines = _lines(sent)
+    keys = [log_format.key(line) for line in lines]
+    should_get = {receiver: receiver.should_get(lines, keys) for receiver in receivers}
+    for terminal, receiver in zip(terminals, receivers, strict=True):
+        stage.wait_for_lines(receiver.file, len(should_get[receiver]))
+        terminal.interrupt()
+
+    got = {receiver: _lines(receiver.file.read_bytes()) for receiver in receivers}
+    stage.screen.table(_table(got, should_get))
+    _compare(stage, sent, got, should_get)
+
+
+def _choose(stage: Stage) -> Path:
+    if stage.log is not None:
+        return stage.log
+    if (found := log_formats.find()) is not None:
+        return found
+    stage.screen.note("This machine has no log file that we may read, so we take the project's own history.")
+    return log_formats.history_of_this_project()
+
+
+def _lines(log: bytes) -> list[bytes]:
+    """The lines without their ends; a last one without an end is one too."""
+    lines = log.split(b"\n")
+    return lines if lines[-1] else lines[:-1]
+
+
+def _receivers(keys: Sequence[str]) -> list[Receiver]:
+    """One for all; one for each of the most frequent first words, one for the rest; one that looks at the second."""
+    first = [word for word, _ in Counter(key.partition(".")[0] for key in keys).most_common()]
+    own, rest = first[:_OWN], first[_OWN:]
+    receivers = [Receiver("all", ("#",), ".*")]
+    receivers += [_of_words(_file_name(word, number, own), [word]) for number, word in enumerate(own, 1)]
+    if 0 < len(rest) <= _TYPED:
+        receivers.append(_of_words("rest", rest))
+    second = Counter(word for _, _, word in (key.partition(".") for key in keys) if "." not in word and word != UNKNOWN)
+    for word, _ in second.most_common(1):
+        name = _file_name(word, _OWN + 1, [*own, word])
+        receivers.append(Receiver(name, (f"*.{word}",), rf"[^.]*\.{re.escape(word)}"))
+    return receivers
+
+
+def _file_name(word: str, number: int, words: Sequence[str]) -> str:
+    """The word, where that is a name of its own, also on a disk that does not tell Ab from aB."""
+    names = [other.casefold() for other in words]
+    name = word.casefold()
+    return name if names.count(name) == 1 and name not in _OTHER_NAMES and len(name) <= _LONGEST else f"part-{number}"
+
+
+def _of_words(name: str, words: Sequence[str]) -> Receiver:
+    regex = rf"({'|'.join(map(re.escape, words))})(\..*)?"
+    return Receiver(name, tuple(f"{word}.#" for word in words), regex, is_part=True)
+
+
+def _spare_the_log(path: Path, receivers: Sequence[Receiver]) -> None:
+    if path.resolve() in [receiver.file.resolve() for receiver in receivers]:
+        raise Failed(f"the log file {path} is one that a receiver is about to write\n  LOG= names another one")
+
+
+def _sent(path: Path, before: bytes, emitter: Terminal) -> bytes:
+    """What went through: a log that is in use may have grown since we looked.
+
+    Raises:
+        Failed: not all were confirmed, or the log was changed otherwise.
+    """
+    last = emitter.lines[-1] if emitter.lines else ""
+    confirmed = re.match(r"([\d,]+) confirmed, 0 nacked, 0 returned ", last)
+    if confirmed is None:
+        raise Failed(f"emitter: expected a last line that says how many lines were confirmed, got {last!r}")
+    count = int(confirmed[1].replace(",", ""))
+    now = log_formats.read(path)
+    at_least, at_most = len(_lines(before)), len(_lines(now))
+    if not (now.startswith(before) and at_least <= count <= at_most):
+        raise Failed(
+            f"{path} has changed while it was read, and not only grown: expected {at_least:,} lines, "
+            f"{count:,} were sent, and now there are {at_most:,}"
+        )
+    return now if count == at_most else b"".join(line + b"\n" for line in _lines(now)[:count])
+
+
+def _compare(
+    stage: Stage,
+    sent: bytes,
+    got: Mapping[Receiver, list[bytes]],
+    should_get: Mapping[Receiver, list[bytes]],
+) -> None:
+    everything, *others = got
+    total = len(_lines(sent))
+    is_whole = sent.endswith(b"\n")
+    stage.expect(
+        f"{everything.file} is the log, byte for byte{'' if is_whole else ', and a newline at its end'}",
+        everything.file.read_bytes(),
+        sent if is_whole else sent + b"\n",
+    )
+    stage.expect(
+        "each receiver got as many lines as plain Python counts by regex",
+        [len(got[receiver]) for receiver in others],
+        [len(should_get[receiver]) for receiver in others],
+    )
+    stage.expect(
+        "and they are those lines, in their order",
+        [got[receiver] for receiver in others],
+        [should_get[receiver] for receiver in others],
+    )
+    counts = [len(got[receiver]) for receiver in others if receiver.is_part]
+    of_no_part = total - sum(len(should_get[receiver]) for receiver in others if receiver.is_part)
+    summands = [f"{count:,}" for count in counts] + ([f"{of_no_part:,} of other kinds"] if of_no_part else [])
+    stage.expect(f"the parts make up the whole: {' + '.join(summands)} = {total:,}", sum(counts) + of_no_part, total)
+
+
+def _table(got: Mapping[Receiver, list[bytes]], should_get: Mapping[Receiver, list[bytes]]) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("binding keys", overflow="fold")
+    table.add_column("file", no_wrap=True)
+    table.add_column("lines", justify="right", no_wrap=True)
+    table.add_column("by regex", justify="right", no_wrap=True)
+    for receiver, lines in got.items():
+        numbers = (len(lines), len(should_get[receiver]))
+        style = None if numbers[0] == numbers[1] else "red"
+        keys = Text("  ".join(receiver.binding_keys))
+        table.add_row(keys, str(receiver.file), *(f"{number:,}" for number in numbers), style=style)
+    return table
+
+
+demonstration = Demonstration(
+    "A real log",
+    "A log file of this machine goes line by line through a topic exchange; its own fields make the routing keys.",
+    play,
+    exchanges=(_EXCHANGE,),
+)
