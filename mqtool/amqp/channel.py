@@ -381,8 +381,10 @@ class Channel:
                 return
             try:
                 request(self._pika, done)
-            except Exception as error:  # raised below, in the thread of whoever asked
-                answer.set_exception(error)
+            except (exceptions.AMQPConnectionError, exceptions.AMQPChannelError) as error:
+                answer.set_exception(error)  # raised below, in the thread of whoever asked
+            except Exception as error:  # not for the broker to judge, and no loss of the connection to wait out
+                answer.set_exception(failures.cannot_encode(error))
 
         with self._requests:
             self._answer = answer

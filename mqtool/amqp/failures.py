@@ -3,12 +3,13 @@
 import re
 import socket
 import ssl
+import struct
 
 from pika import exceptions
 from pika.adapters.utils import connection_workflow
 
 from mqtool.amqp.address import Address
-from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, MqtoolError, Unavailable
+from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, MqtoolError, Unavailable, UsageError
 
 ACCESS_REFUSED = 403
 NOT_FOUND = 404
@@ -169,10 +170,26 @@ def is_harmless_difference(error: BaseException) -> bool:
 
 
 def cannot_encode(error: Exception) -> MqtoolError:
-    """What keeps pika from encoding a message's properties means."""
-    return BadData(
-        f"these properties cannot be sent: {_plain(error)}", "see 'mqtool send --help' for --property and -H"
-    )
+    """What keeps pika from encoding a name, a header, a property or an argument means."""
+    if isinstance(error, exceptions.ShortStringTooLong):
+        return too_long("name or key", error.args[0])
+    if isinstance(error, exceptions.UnsupportedAMQPFieldException):
+        value = error.args[-1]
+        return BadData(
+            f"{value!r} cannot be sent: pika knows no {type(value).__name__} in a header or an argument",
+            "send it as text, or as a whole number",
+        )
+    if isinstance(error, struct.error):
+        return BadData("a number in a header, a property or an argument is too large", "AMQP's integers have 64 bits")
+    if isinstance(error, UnicodeEncodeError):
+        return UsageError("a name, a key or a header is not valid UTF-8", "only a message's body may be any bytes")
+    return BadData(f"this cannot be sent: {_plain(error)}", "see 'mqtool send --help' for --property and -H")
+
+
+def too_long(what: str, name: bytes) -> UsageError:
+    """A name has more than the 255 bytes of AMQP's short strings."""
+    shown = name[:40].decode("utf-8", "ignore")
+    return UsageError(f"the {what} is {len(name)} bytes long; AMQP allows 255", f"it starts with {shown!r}")
 
 
 def _in_short(text: str) -> str:

@@ -14,7 +14,6 @@ from pika import exceptions, frame, spec
 from pika.connection import Connection as PikaConnection
 
 from mqtool.amqp import failures
-from mqtool.errors import UsageError
 from mqtool.message import PERSISTENT, PROPERTIES, Message
 
 _FRAME_START = Struct(">BHI").pack
@@ -69,7 +68,7 @@ class PublishEncoder:
         if message.message_id is not None:
             text = message.message_id.encode()
             if len(text) > 255:
-                raise UsageError(f"the message id is {len(text)} bytes long; AMQP allows 255")
+                raise failures.too_long("message id", text)
             flags |= spec.BasicProperties.FLAG_MESSAGE_ID
             message_id = bytes((len(text),)) + text
         body, channel = message.body, self._channel
@@ -97,7 +96,8 @@ class PublishEncoder:
             method = spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory)
             encoded: bytes = frame.Method(self._channel, method).marshal()
         except exceptions.ShortStringTooLong as error:
-            raise _too_long(exchange, routing_key) from error
+            what, name = ("routing key", routing_key) if len(routing_key.encode()) > 255 else ("exchange", exchange)
+            raise failures.too_long(what, name.encode()) from error
         if len(self._methods) >= _REMEMBERED:
             self._methods.clear()
         self._methods[(exchange, routing_key, mandatory)] = encoded
@@ -117,13 +117,6 @@ class PublishEncoder:
         self._flags = int.from_bytes(first[:2], "big") | int.from_bytes(second[:2], "big")
         self._before, self._after = first[2:], second[2:]
         self._properties, self._persistent = properties, persistent
-
-
-def _too_long(exchange: str, routing_key: str) -> UsageError:
-    what, name = ("routing key", routing_key) if len(routing_key.encode()) > 255 else ("exchange's name", exchange)
-    return UsageError(
-        f"the {what} is {len(name.encode())} bytes long; AMQP allows 255", f"it starts with {name[:40]!r}"
-    )
 
 
 def write(connection: PikaConnection, frames: Iterable[bytes]) -> None:
