@@ -1,5 +1,6 @@
 """Where a broker is and how to get in: AMQP URLs (https://www.rabbitmq.com/docs/uri-spec) and TLS files."""
 
+import re
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,11 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from mqtool.errors import UsageError
 
 _EXAMPLE = "a URL looks like amqp://user:password@host:5672/vhost"
+_ESCAPE = "in a user, a password or a vhost, write # as %23, / as %2F, ? as %3F, @ as %40"
+#: A comma between two URLs; one within a password is just that.
+_BETWEEN_URLS = re.compile(r",(?=\s*(?:\w+://|,|$))")
+#: What the negotiation of a heartbeat has room for: 16 bits.
+_HEARTBEAT_MAX = 65_535
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +52,10 @@ class TlsFiles:
         """A context that verifies the broker's certificate and its name.
 
         Raises:
-            UsageError: a file is missing or is not PEM.
+            UsageError: a file is missing or is not PEM, or there is a key without its certificate.
         """
+        if self.key and not self.cert:
+            raise UsageError(f"the key {self.key} is of no use without its certificate", "name that with --tls-cert")
         try:
             context = ssl.create_default_context(cafile=str(self.ca) if self.ca else None)
             if self.cert:
@@ -65,7 +73,7 @@ def parse_addresses(urls: str) -> list[Address]:
     Raises:
         UsageError: one of them is not an AMQP URL; the message shows it without its password.
     """
-    addresses = [parse_address(url.strip()) for url in urls.split(",") if url.strip()]
+    addresses = [parse_address(url.strip()) for url in _BETWEEN_URLS.split(urls) if url.strip()]
     if not addresses:
         raise UsageError("the broker's URL is empty", _EXAMPLE)
     return addresses
@@ -77,28 +85,28 @@ def parse_address(url: str) -> Address:
     Raises:
         UsageError: it is not an AMQP URL.
     """
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        raise _bad(url, "it has no scheme", _EXAMPLE)
+    if scheme.lower() not in ("amqp", "amqps"):
+        hint = "15672 is the management page's port; AMQP's is 5672" if url.rstrip("/").endswith(":15672") else _EXAMPLE
+        raise _bad(url, f"its scheme is {scheme!r}, not amqp or amqps", hint)
     try:
         parts = urlsplit(url)
+    except ValueError as error:  # it is about brackets: an IPv6 address, or a password with a [ in it
+        raise _bad(url, str(error), _EXAMPLE) from error
+    if "," in parts.netloc.rpartition("@")[2]:
+        raise _bad(url, "its host has a ',' in it", "of several nodes, each has a URL: amqp://one,amqp://two")
+    try:
         port = parts.port
-    except ValueError as error:
-        raise UsageError(f"bad broker URL {_without_password(url)!r}: {error}", _EXAMPLE) from error
-    if parts.scheme not in ("amqp", "amqps"):
-        scheme = f"its scheme is {parts.scheme!r}" if "://" in url else "it has no scheme"
-        raise UsageError(
-            f"bad broker URL {_without_password(url)!r}: {scheme}, not amqp or amqps",
-            "15672 is the management page's port; AMQP's is 5672" if port == 15672 else _EXAMPLE,
-        )
+    except ValueError as error:  # whose text may be a piece of a password
+        raise _bad(url, "its port is no number from 1 to 65535", _ESCAPE if "@" in url else _EXAMPLE) from error
     if port == 0:
-        raise UsageError(f"bad broker URL {_without_password(url)!r}: port 0 is no port to connect to", _EXAMPLE)
+        raise _bad(url, "port 0 is no port to connect to", _EXAMPLE)
     if parts.fragment:
-        raise UsageError(
-            f"bad broker URL {_without_password(url)!r}: '#' starts a fragment, which an AMQP URL has not",
-            "in a password or a vhost, write # as %23",
-        )
+        raise _bad(url, "'#' starts a fragment, which an AMQP URL has not", _ESCAPE)
     tls = parts.scheme == "amqps"
     vhost = unquote(parts.path[1:]) or "/"
-    if len(vhost.encode()) > 255:
-        raise UsageError("bad broker URL: its vhost is longer than 255 bytes", _EXAMPLE)
     options = _query_options(parts.query, url)
     return Address(
         host=parts.hostname or "localhost",
@@ -117,13 +125,24 @@ def _query_options(query: str, url: str) -> dict[str, str]:
     options = dict(parse_qsl(query, keep_blank_values=True))
     for name, value in options.items():
         if name not in ("heartbeat", "connection_timeout"):
-            raise UsageError(
-                f"bad broker URL {_without_password(url)!r}: unknown parameter {name!r}",
+            raise _bad(
+                url,
+                f"unknown parameter {name!r}",
                 "known are heartbeat (seconds) and connection_timeout (milliseconds); for TLS files, --tls-ca",
             )
         if not value.isdecimal():
-            raise UsageError(f"bad broker URL {_without_password(url)!r}: {name} is {value!r}, not a whole number")
+            raise _bad(url, f"{name} is {value!r}, not a whole number")
+    if int(options.get("heartbeat", 0)) > _HEARTBEAT_MAX:
+        raise _bad(
+            url, f"heartbeat is {options['heartbeat']}", f"it may be up to {_HEARTBEAT_MAX:,} seconds; 0 is none"
+        )
+    if int(options.get("connection_timeout", 1)) == 0:
+        raise _bad(url, "connection_timeout is 0, in which nothing can connect", "it is in milliseconds")
     return options
+
+
+def _bad(url: str, what: str, hint: str | None = None) -> UsageError:
+    return UsageError(f"bad broker URL {_without_password(url)!r}: {what}", hint)
 
 
 def _without_password(url: str) -> str:
@@ -131,4 +150,6 @@ def _without_password(url: str) -> str:
     scheme, separator, rest = url.rpartition("://")
     credentials, at, place = rest.rpartition("@")
     user = credentials.partition(":")[0]
+    if not at:  # after the colon there should be a port; if not, it may be a password that lacks its host
+        place = re.sub(r":(?!\d+(?:[/?#]|$)).*", ":***", place)
     return f"{scheme}{separator}{user}{':***' if ':' in credentials else ''}{at}{place}"

@@ -3,6 +3,7 @@
 import re
 import socket
 import ssl
+import struct
 
 from pika import exceptions
 from pika.adapters.utils import connection_workflow
@@ -16,6 +17,9 @@ RESOURCE_LOCKED = 405
 PRECONDITION_FAILED = 406
 NOT_ALLOWED = 530
 COMMAND_INVALID = 503
+
+#: The repr of pika's ConnectionClosedByBroker.
+_TOLD_BY_BROKER = re.compile(r"\((?P<code>\d{3})\) (?P<quote>['\"])(?P<text>.*)(?P=quote)$")
 
 _START_A_BROKER = "start one with 'mqtool broker up', or name another with --url"
 
@@ -52,6 +56,7 @@ def connecting(error: BaseException, address: Address) -> MqtoolError:
 _CONNECTING: dict[type[BaseException], tuple[str, str]] = {
     ConnectionRefusedError: ("no broker answers at {where}: connection refused", _START_A_BROKER),
     socket.gaierror: ("cannot find the host {host!r}: {cause}", "check the host's name in --url"),
+    UnicodeError: ("cannot find the host {host!r}: it is no name that a host can have", "check it in --url"),
     ssl.SSLCertVerificationError: (
         "the certificate of {where} cannot be trusted: {cause}",
         "name the authority that signed it with --tls-ca, and the broker by the name in its certificate",
@@ -105,14 +110,17 @@ def _login_refused(address: Address, reply_text: str) -> MqtoolError:
 
 
 def _open_refused(address: Address, error: BaseException) -> MqtoolError:
-    text = _in_short(getattr(error, "reply_text", "") or str(error))
-    if getattr(error, "reply_code", 0) == ACCESS_REFUSED and "login was refused" in text.lower():
+    code, text = getattr(error, "reply_code", 0), getattr(error, "reply_text", "") or str(error)
+    if told := _TOLD_BY_BROKER.search(text):  # all that pika leaves of a close while a vhost is opened
+        code, text = int(told["code"]), told["text"]
+    text = _in_short(text)
+    if code == ACCESS_REFUSED and "login was refused" in text.lower():
         return _login_refused(address, text)
     vhost = address.virtual_host
     if "not found" in text:
         hint = f"the broker has no vhost {vhost!r}: check the URL's path; '/' is written as nothing, or as /%2F"
         return AccessRefused(f"cannot open vhost {vhost!r}: {text}", hint)
-    if getattr(error, "reply_code", 0) in (ACCESS_REFUSED, NOT_ALLOWED):
+    if code in (ACCESS_REFUSED, NOT_ALLOWED):
         hint = f"on the broker: rabbitmqctl set_permissions -p {vhost} {address.user} '.*' '.*' '.*'"
         return AccessRefused(f"cannot open vhost {vhost!r}: {text}", hint)
     return Unavailable(f"{address.host}:{address.port} closed the connection: {text}")
@@ -124,21 +132,15 @@ def closed_by_broker(error: BaseException) -> MqtoolError:
     text = getattr(error, "reply_text", "")
     said = _in_short(text) if text else _plain(error)
     if code == ACCESS_REFUSED:
-        if "reserved prefix" in text or "contains reserved" in text or "operation not permitted" in text:
-            return AccessRefused(said, "names that start with 'amq.' are the broker's own; choose another")
-        return AccessRefused(said, "the user lacks a permission here: 'rabbitmqctl list_permissions' shows what it has")
+        return AccessRefused(said, _hint_for_refused_access(text))
     if code == NOT_FOUND:
         return Unavailable(
             said, "is the name spelt right? 'rabbitmqctl list_queues' and 'list_exchanges' show what is there"
         )
     if code == RESOURCE_LOCKED:
         return DeclaredDifferently(said, "the queue is exclusive to another connection; use another name")
-    if code == PRECONDITION_FAILED and "timeout" in text:
-        return Unavailable(
-            said, "a delivery was not acknowledged within the broker's consumer_timeout (30 minutes unless configured)"
-        )
     if code == PRECONDITION_FAILED:
-        return DeclaredDifferently(said, _hint_for_difference(text))
+        return _precondition_failed(said, text)
     if code == COMMAND_INVALID and "exchange type" in text:
         return DeclaredDifferently(said, "the broker does not know this exchange type: does it lack a plugin?")
     if "transient_nonexcl_queues" in text or ("deprecated" in text and "transient" in text):
@@ -148,13 +150,41 @@ def closed_by_broker(error: BaseException) -> MqtoolError:
     return Unavailable(f"the broker closed the connection: {said}" if code else f"the connection was lost: {said}")
 
 
-def _hint_for_difference(text: str) -> str | None:
+def _hint_for_refused_access(text: str) -> str:
+    if "default exchange" in text:
+        return "it routes to the queue that the routing key names: 'mqtool send -q NAME' publishes there"
+    if "reserved" in text:
+        return "names that start with 'amq.' are the broker's own; choose another"
+    return "the user lacks a permission here: 'rabbitmqctl list_permissions' shows what it has"
+
+
+#: How a broker says that what was declared could not be, whether or not something of that name is there.
+_IMPOSSIBLE = ("invalid arg", "invalid property", "invalid 'x-", "server-named queue")
+
+
+def _precondition_failed(said: str, text: str) -> MqtoolError:
+    if "timeout" in text:
+        return Unavailable(
+            said, "a delivery was not acknowledged within the broker's consumer_timeout (30 minutes unless configured)"
+        )
+    if "inequivalent arg" in text:
+        return DeclaredDifferently(said, _hint_for_difference(text))
+    if any(sign in text for sign in _IMPOSSIBLE):
+        return UsageError(said, "see --queue-type, --durable, --transient and --argument")
+    return BadData(said, _hint_for_refused_message(text))
+
+
+def _hint_for_difference(text: str) -> str:
     if "inequivalent arg 'type'" in text:
         return "an exchange of another type routes otherwise; name another with --exchange"
-    if "inequivalent arg" in text:
-        return "another --dialect may declare it as it is"
+    return "another --dialect may declare it as it is; without --strict it is used as it is"
+
+
+def _hint_for_refused_message(text: str) -> str | None:
     if "expiration" in text:
         return "an expiration is a number of milliseconds, as text"
+    if "user_id" in text:
+        return "the property user-id, where it is set, names the user who logged in"
     return None
 
 
@@ -169,15 +199,26 @@ def is_harmless_difference(error: BaseException) -> bool:
 
 
 def cannot_encode(error: Exception) -> MqtoolError:
-    """What keeps pika from making a frame of something means."""
+    """What keeps pika from encoding a name, a header, a property or an argument means."""
     if isinstance(error, exceptions.ShortStringTooLong):
-        name = str(error.args[0] if error.args else "")
-        return UsageError(
-            f"a name is {len(name.encode())} bytes long; AMQP allows 255", f"it starts with {name[:40]!r}"
-        )
+        return too_long("name or key", error.args[0])
     if isinstance(error, exceptions.UnsupportedAMQPFieldException):
-        return BadData(f"AMQP has no type for the value {error.args[-1]!r}", "write it as text")
-    return BadData(f"this cannot be sent: {_plain(error)}")
+        value = error.args[-1]
+        return BadData(
+            f"{value!r} cannot be sent: pika knows no {type(value).__name__} in a header or an argument",
+            "send it as text, or as a whole number",
+        )
+    if isinstance(error, struct.error):
+        return BadData("a number in a header, a property or an argument is too large", "AMQP's integers have 64 bits")
+    if isinstance(error, UnicodeEncodeError):
+        return UsageError("a name, a key or a header is not valid UTF-8", "only a message's body may be any bytes")
+    return BadData(f"this cannot be sent: {_plain(error)}", "see 'mqtool send --help' for --property and -H")
+
+
+def too_long(what: str, name: bytes) -> UsageError:
+    """A name has more than the 255 bytes of AMQP's short strings."""
+    shown = name[:40].decode("utf-8", "ignore")
+    return UsageError(f"the {what} is {len(name)} bytes long; AMQP allows 255", f"it starts with {shown!r}")
 
 
 def _in_short(text: str) -> str:

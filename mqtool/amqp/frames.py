@@ -15,7 +15,6 @@ from pika.connection import Connection as PikaConnection
 
 from mqtool.amqp import failures
 from mqtool.amqp.field_table import encode_table
-from mqtool.errors import UsageError
 from mqtool.message import PERSISTENT, PROPERTIES, Message
 
 _FRAME_START = Struct(">BHI").pack
@@ -73,7 +72,7 @@ class PublishEncoder:
         if message.message_id is not None:
             text = message.message_id.encode()
             if len(text) > 255:
-                raise UsageError(f"the message id is {len(text)} bytes long; AMQP allows 255")
+                raise failures.too_long("message id", text)
             flags |= spec.BasicProperties.FLAG_MESSAGE_ID
             message_id = bytes((len(text),)) + text
         body, channel = message.body, self._channel
@@ -101,7 +100,8 @@ class PublishEncoder:
             method = spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory)
             encoded: bytes = frame.Method(self._channel, method).marshal()
         except exceptions.ShortStringTooLong as error:
-            raise _too_long(exchange, routing_key) from error
+            what, name = ("routing key", routing_key) if len(routing_key.encode()) > 255 else ("exchange", exchange)
+            raise failures.too_long(what, name.encode()) from error
         if len(self._methods) >= _REMEMBERED:
             self._methods.clear()
         self._methods[(exchange, routing_key, mandatory)] = encoded
@@ -127,13 +127,6 @@ class PublishEncoder:
             self._flags |= spec.BasicProperties.FLAG_HEADERS
         self._before, self._after = first[2:] + table + between[2:], last[2:]
         self._properties, self._persistent = properties, persistent
-
-
-def _too_long(exchange: str, routing_key: str) -> UsageError:
-    what, name = ("routing key", routing_key) if len(routing_key.encode()) > 255 else ("exchange's name", exchange)
-    return UsageError(
-        f"the {what} is {len(name.encode())} bytes long; AMQP allows 255", f"it starts with {name[:40]!r}"
-    )
 
 
 def write(connection: PikaConnection, frames: Iterable[bytes]) -> None:

@@ -55,6 +55,14 @@ def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
 # How values are written.
 
 
+def time_limit(text: str) -> float:
+    """Seconds, from a duration; none at all would be a limit that nothing can meet."""
+    seconds = duration(text)
+    if not seconds:
+        raise typer.BadParameter(f"{text!r} leaves no time at all")
+    return seconds
+
+
 def duration(text: str) -> float:
     """Seconds, from a duration such as 1h30m."""
     try:
@@ -165,6 +173,9 @@ class Broker(NamedTuple):
             changes["virtual_host"] = self.vhost
         if self.password_file is not None:
             changes["password"] = _password(self.password_file)
+        for option, name in (("--vhost", self.vhost), ("--user", self.user)):
+            if name is not None and not 0 < len(os.fsencode(name)) <= 255:
+                raise UsageError(f"the {option[2:]} has {len(os.fsencode(name))} bytes", "it may have from 1 to 255")
         return [replace(address, **changes) for address in addresses]
 
     def connect(self) -> Connection:
@@ -178,6 +189,10 @@ class Broker(NamedTuple):
 
         tls = TlsFiles(self.tls_ca, self.tls_cert, self.tls_key)
         addresses = self.addresses()
+        if (self.tls_ca or self.tls_cert) and not any(address.tls for address in addresses):
+            raise UsageError(
+                "there are TLS files, but the broker's URL is without TLS", "with TLS it starts with amqps://"
+            )
 
         def connect() -> Connection:
             return Connection(addresses, tls=tls, backoff=Backoff() if self.reconnect else None, notice=output.notice)
@@ -243,13 +258,19 @@ class QueueOptions(NamedTuple):
     ] = None
 
     def of(self, default: Queue) -> Queue:
-        """The tutorial's queue, with what the options change."""
+        """The tutorial's queue, with what the options change.
+
+        Raises:
+            UsageError: the name is empty; a broker would make one up, which nobody could find.
+        """
         arguments = {**default.arguments, **dict(self.arguments or [])}
         durable = default.durable if self.durable is None else self.durable
         if self.queue_type is not None:
             arguments["x-queue-type"] = self.queue_type
         elif not durable and arguments.get("x-queue-type") == "quorum":
             del arguments["x-queue-type"]  # a quorum queue is durable or it is not
+        if self.queue == "":
+            raise UsageError("the queue's name is empty", "leave --queue out to take the tutorial's")
         name = default.name if self.queue is None else self.queue
         exclusive = default.exclusive and self.queue is None
         return replace(default, name=name, durable=durable, exclusive=exclusive, arguments=arguments)
@@ -270,7 +291,7 @@ class LogQueueOptions(NamedTuple):
 
     def declared(self) -> Queue:
         """The tutorial's private queue, or the named one."""
-        if self.queue is None:
+        if not self.queue:
             return PRIVATE_QUEUE
         return Queue(self.queue, durable=True, arguments={"x-queue-type": "quorum"})
 
@@ -370,7 +391,12 @@ class Receiving(NamedTuple):
 
         Args:
             queue_is_ours: what we do not print nobody will get, so there is no need to be careful with pipes.
+
+        Raises:
+            UsageError: the options contradict each other, or the ready file could not be created.
         """
+        if self.ready_file is not None and not self.ready_file.parent.is_dir():
+            raise UsageError(f"cannot create the ready file {self.ready_file}: its directory does not exist")
         hand_over = not self.auto_ack and not queue_is_ours
         return DeliveryWriter(line, raw=self.raw, as_json=self.as_json, template=self.template, hand_over=hand_over)
 

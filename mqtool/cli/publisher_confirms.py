@@ -10,7 +10,7 @@ import typer
 
 from mqtool.amqp import Channel
 from mqtool.cli import output
-from mqtool.cli.options import Broker, QueueOptions, duration, takes_groups
+from mqtool.cli.options import Broker, QueueOptions, takes_groups, time_limit
 from mqtool.errors import NotConfirmed
 from mqtool.message import Confirmation, Message, Receipt, new_message_id
 from mqtool.topology import PRIVATE_QUEUE, Queue
@@ -49,7 +49,7 @@ def publisher_confirms(
     confirm_timeout: Annotated[
         float,
         typer.Option(
-            parser=duration,
+            parser=time_limit,
             metavar="DURATION",
             show_default="5s",
             help="Give up (exit 75) when the broker confirms nothing for so long.",

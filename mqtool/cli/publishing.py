@@ -1,5 +1,6 @@
 """Showing what becomes of published messages: a line for each, or progress and a sum for a stream of them."""
 
+import sys
 import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -14,6 +15,7 @@ from mqtool.message import Confirmation, Message, Receipt
 _REPORTED = 10
 #: Seconds after which a person may wonder what is going on.
 _PATIENCE = 1.0
+_HINTS = {Confirmation.RETURNED: "no queue is bound to its exchange for its routing key or headers"}
 
 
 def report(receipts: Iterable[Receipt], line: Callable[[Message], str], options: MessageOptions) -> None:
@@ -35,19 +37,23 @@ def report(receipts: Iterable[Receipt], line: Callable[[Message], str], options:
             for receipt in receipts:
                 counts[receipt.confirmation] += 1
                 if receipt.confirmation is not Confirmation.CONFIRMED:
+                    if not options.is_stream:  # it is the only one
+                        raise NotConfirmed(
+                            f"the message was {receipt.confirmation}: {receipt.reason}",
+                            _HINTS.get(receipt.confirmation),
+                        )
                     _report_refused(receipt, sum(counts.values()) - counts[Confirmation.CONFIRMED])
                 elif not stream or output.verbose:
                     output.status(line(receipt.message))
                 if stream:
                     progress.advance()
     finally:
-        if stream or sum(counts.values()) > 1:
+        nothing_but_an_error = not any(counts.values()) and sys.exc_info()[0] is not None
+        if (stream and not nothing_but_an_error) or sum(counts.values()) > 1:
             output.status(_sum(counts, time.monotonic() - started))
     failed = counts[Confirmation.NACKED] + counts[Confirmation.RETURNED]
     if failed and not counts[Confirmation.CONFIRMED]:
-        raise NotConfirmed(
-            f"the broker took none of {failed:,} messages" if failed > 1 else "the broker did not take the message"
-        )
+        raise NotConfirmed(f"the broker took none of {failed:,} message{'s' if failed > 1 else ''}")
     if failed:
         raise SomeFailed(f"{failed:,} of {sum(counts.values()):,} messages failed")
     if (signal := stopping.requested()) is not None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mqtool.cli import output, stopping
-from mqtool.cli.options import Broker, QueueOptions, Receiving, duration, takes_groups
+from mqtool.cli.options import Broker, QueueOptions, Receiving, takes_groups, time_limit
 from mqtool.errors import BadData, SomeFailed
 from mqtool.message import Delivery
 from mqtool.tutorials import rpc, work_queues
@@ -64,7 +64,7 @@ def rpc_client(
     ] = None,
     function: FunctionOption = Function.FIB,
     timeout: Annotated[
-        float, typer.Option(parser=duration, metavar="DURATION", show_default="30s", help="Give up after so long.")
+        float, typer.Option(parser=time_limit, metavar="DURATION", show_default="30s", help="Give up after so long.")
     ] = "30s",  # type: ignore[assignment]
     direct_reply_to: Annotated[
         bool, typer.Option("--direct-reply-to", help="Get replies through RabbitMQ's pseudo-queue for them.")

@@ -5,7 +5,6 @@ import re
 import select
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -13,7 +12,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from mqtool.cli import output, stopping
-from mqtool.cli.options import duration, header
+from mqtool.cli.options import duration, header, time_limit
 from mqtool.errors import BadData, UsageError
 from mqtool.message import PROPERTIES, Message, new_message_id
 
@@ -141,7 +140,7 @@ class MessageOptions(NamedTuple):
     confirm_timeout: Annotated[
         float,
         typer.Option(
-            parser=duration,
+            parser=time_limit,
             metavar="DURATION",
             rich_help_panel=_PANEL,
             show_default="5s",
@@ -188,24 +187,30 @@ def messages(
             "give either message words, or an input with -l, -0, -D, --json or -f",
         )
     making = _Making(options, addressing or Addressing())
+    delimiter = _delimiter(options)
     if words and list(words) != ["-"]:
         return iter([making.message(os.fsencode(" ".join(words)))])
     if not options.is_stream and not options.file and not words and not _has_input(_STDIN):
         return iter([making.message(default)])
-    return _from_input(options, making)
+    return _from_input(_opened(options.file), options, delimiter, making)
 
 
-def _from_input(options: MessageOptions, making: "_Making") -> Iterator[Message | None]:
-    with _opened(options.file) as descriptor:
+def _from_input(
+    descriptor: int, options: MessageOptions, delimiter: bytes, making: "_Making"
+) -> Iterator[Message | None]:
+    try:
         if options.as_json:
             yield from making.from_ndjson(_delimited(_chunks(descriptor), b"\n"))
         elif options.is_stream:
-            for body in _delimited(_chunks(descriptor), _delimiter(options)):
+            for body in _delimited(_chunks(descriptor), delimiter):
                 yield None if body is None else making.message(body)
         else:
             body = b"".join(chunk for chunk in _chunks(descriptor) if chunk is not None)
             if stopping.requested() is None:  # half a message is none
                 yield making.message(body)
+    finally:
+        if descriptor != _STDIN:
+            os.close(descriptor)
     making.report_unmatched()
 
 
@@ -293,21 +298,15 @@ def _has_input(descriptor: int) -> bool:
         return False
 
 
-@contextmanager
-def _opened(path: Path | None) -> Iterator[int]:
+def _opened(path: Path | None) -> int:
     if path is None or str(path) == "-":
-        yield _STDIN
-        return
+        return _STDIN
     try:
         if path.is_dir():
             raise IsADirectoryError(0, "it is a directory")
-        descriptor = os.open(path, os.O_RDONLY)
+        return os.open(path, os.O_RDONLY)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _chunks(descriptor: int) -> Iterator[bytes | None]:
