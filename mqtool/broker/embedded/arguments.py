@@ -58,7 +58,7 @@ def _one_of(*allowed: str, otherwise: str) -> Check:
     def check(value: Value, _: Table) -> str | None:
         if not isinstance(value, str):
             return f"{{unacceptable_type,{type_name(value)}}}"
-        return None if value in allowed else otherwise.format(value)
+        return None if value in allowed else otherwise.replace("{}", value)
 
     return check
 
@@ -72,6 +72,7 @@ def _dead_letter_key(value: Value, table: Table) -> str | None:
 def _queue_version(value: Value, _: Table) -> str | None:
     if (wrong := _integer(value)) is not None:
         return wrong
+    assert isinstance(value, int)
     return None if value in (1, 2) else f"\"unsupported queue version '{value}'\""
 
 
@@ -129,13 +130,13 @@ def check_queue(
     if exchange is not None and not isinstance(exchange, str):
         kind = type_name(exchange)
         raise precondition_failed(f"invalid type '{kind}' for arg 'x-dead-letter-exchange' in {where}")
+    kind = str(arguments.get("x-queue-type", "classic"))
+    for argument in _UNSUPPORTED.get(kind, ()):
+        if argument in arguments:
+            raise precondition_failed(f"invalid arg '{argument}' for {where} of queue type rabbit_{kind}_queue")
     for argument, check in QUEUE_ARGUMENTS.items():
         if argument in arguments and (wrong := check(arguments[argument], arguments)) is not None:
             raise precondition_failed(f"invalid arg '{argument}' for {where}: {wrong}")
-    kind = str(arguments.get("x-queue-type", "classic"))
-    for argument in _UNSUPPORTED[kind]:
-        if argument in arguments:
-            raise precondition_failed(f"invalid arg '{argument}' for {where} of queue type rabbit_{kind}_queue")
     if kind == "quorum":
         _check_quorum(where, durable=durable, exclusive=exclusive, auto_delete=auto_delete, server_named=server_named)
 
@@ -228,9 +229,8 @@ def check_exchange(name: str, vhost: str, kind: str, arguments: Table) -> None:
     """
     alternate = arguments.get("alternate-exchange")
     if alternate is not None and not isinstance(alternate, str):
-        raise precondition_failed(
-            f"invalid type '{type_name(alternate)}' for arg 'alternate-exchange' in exchange '{name}' in vhost '{vhost}'"
-        )
+        where = f"exchange '{name}' in vhost '{vhost}'"
+        raise precondition_failed(f"invalid type '{type_name(alternate)}' for arg 'alternate-exchange' in {where}")
     if kind != DELAYED:
         return
     routed_as = arguments.get("x-delayed-type")
@@ -255,6 +255,25 @@ def check_equivalent_exchange(
     _equivalent("auto_delete", where, auto_delete, exchange.auto_delete)
     _equivalent("internal", where, internal, exchange.internal)
     equivalent_argument("alternate-exchange", where, arguments, exchange.arguments)
+
+
+CONSUMER_ARGUMENTS: dict[str, Check] = {
+    "x-priority": lambda value, _: None if is_integer(value) else f'"expected integer, got {type_name(value)}"',
+    "x-cancel-on-ha-failover": _boolean,
+}
+
+
+def check_consumer(queue: Queue, arguments: Table) -> None:
+    """Check the arguments of a basic.consume.
+
+    Raises:
+        ChannelException: 406.
+    """
+    for argument, check in CONSUMER_ARGUMENTS.items():
+        if argument in arguments and (wrong := check(arguments[argument], arguments)) is not None:
+            raise precondition_failed(
+                f"invalid arg '{argument}' for queue '{queue.name}' in vhost '{queue.vhost}': {wrong}"
+            )
 
 
 def check_headers_binding(arguments: Table) -> None:

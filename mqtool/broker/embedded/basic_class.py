@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from pamqp.commands import Basic
 
+from mqtool.broker.embedded.arguments import check_consumer
 from mqtool.broker.embedded.errors import (
     NOT_ALLOWED,
     NOT_IMPLEMENTED,
@@ -12,7 +13,7 @@ from mqtool.broker.embedded.errors import (
     access_refused,
     precondition_failed,
 )
-from mqtool.broker.embedded.field_table import is_integer, type_name
+from mqtool.broker.embedded.methods import table
 from mqtool.broker.embedded.publishing import DIRECT_REPLY_TO
 from mqtool.broker.embedded.subscription import Subscription
 
@@ -44,10 +45,8 @@ def consume(channel: "Channel", method: Basic.Consume) -> None:
     name = channel.queue_name(method.queue)
     channel.check_permission("read", "queue", name)
     queue = channel.queue(name)
-    arguments = method.arguments or {}
-    priority = arguments.get("x-priority")
-    if priority is not None and not is_integer(priority):
-        raise precondition_failed(f"invalid arg 'x-priority' for consumer: {{unacceptable_type,{type_name(priority)}}}")
+    arguments = table(method.arguments)
+    check_consumer(queue, arguments)
     if queue.kind == "quorum" and channel.global_prefetch:
         raise ConnectionException(
             NOT_IMPLEMENTED, f"queue '{queue.name}' in vhost '{queue.vhost}' does not support global qos"
@@ -79,14 +78,15 @@ def _consume_replies(channel: "Channel", method: Basic.Consume, tag: str) -> Non
 
 def cancel(channel: "Channel", method: Basic.Cancel) -> None:
     """End a consumer; there being none of this tag is fine."""
-    subscription = channel.subscriptions.pop(method.consumer_tag, None)
+    tag = method.consumer_tag or ""
+    subscription = channel.subscriptions.pop(tag, None)
     if subscription is not None:
         subscription.stop()
-    elif channel.reply_token is not None and method.consumer_tag.encode() == channel.reply_tag[1:]:
+    elif channel.reply_token is not None and tag.encode() == channel.reply_tag[1:]:
         del channel.broker.reply_channels[channel.reply_token]
         channel.reply_token = None
     if not method.nowait:
-        channel.send(Basic.CancelOk, consumer_tag=method.consumer_tag)
+        channel.send(Basic.CancelOk, consumer_tag=tag)
 
 
 def get(channel: "Channel", method: Basic.Get) -> None:
@@ -119,7 +119,7 @@ def nack(channel: "Channel", method: Basic.Nack) -> None:
 
 def reject(channel: "Channel", method: Basic.Reject) -> None:
     """A message is not wanted here."""
-    _reject(channel, method.delivery_tag, multiple=False, requeue=method.requeue)
+    _reject(channel, method.delivery_tag or 0, multiple=False, requeue=method.requeue)
 
 
 def _reject(channel: "Channel", delivery_tag: int, *, multiple: bool, requeue: bool) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from mqtool.broker.embedded.field_table import Table
 from mqtool.broker.embedded.ledger import MemoryLedger
 from mqtool.broker.embedded.queue import Timer
 from mqtool.broker.embedded.users import DEFAULT_USER, Permissions, User
@@ -111,7 +112,7 @@ class Broker:
         """Add or change a user."""
         self.users[user.name] = user
         self.permissions_version += 1
-        permissions = {vhost: [p.configure, p.write, p.read] for vhost, p in user.permissions.items()}
+        permissions: Table = {vhost: [p.configure, p.write, p.read] for vhost, p in user.permissions.items()}
         self.ledger.save(
             "user",
             user.name,
@@ -177,3 +178,8 @@ class Broker:
         """Close all connections with 320 CONNECTION_FORCED."""
         for connection in list(self.connections):
             connection.force_close(reason)
+
+    def storage_failed(self, error: Exception) -> None:
+        """The disk does not take what it should: nobody may believe that it was confirmed."""
+        log.error("cannot write to the data directory: %s", error)
+        self.close_connections("the broker cannot write to its data directory")

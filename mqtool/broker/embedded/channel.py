@@ -392,15 +392,14 @@ class Channel:
         for queue, entries in returned.items():
             queue.requeue(entries)
 
-    def close(self, error: ChannelException, method: Frame | None) -> None:
-        """Close it because of an error; frames are ignored until the client has agreed."""
+    def close(self, error: ChannelException, index: int) -> None:
+        """Close it because of an error in the method of this index; frames are ignored until the client has agreed."""
         self.shut()
         self.closing = True
-        index = commands.Basic.Publish.index if method is None else method.index
         self.send(
             commands.Channel.Close,
             reply_code=error.code,
-            reply_text=error.text[:255],
+            reply_text=error.reply_text,
             class_id=index >> 16,
             method_id=index & 0xFFFF,
         )

@@ -38,7 +38,7 @@ NOT_IMPLEMENTED = 540
 INTERNAL_ERROR = 541
 
 
-class AmqpException(Exception):
+class AmqpException(Exception):  # noqa: N818 - AMQP calls them exceptions
     """A reason to close something.
 
     Attributes:
@@ -51,6 +51,11 @@ class AmqpException(Exception):
         self.code = code
         self.text = f"{name} - {what}" if what else name
         super().__init__(self.text)
+
+    @property
+    def reply_text(self) -> str:
+        """The text, cut to fit a short string: at most 255 octets."""
+        return self.text.encode(errors="surrogateescape")[:255].decode(errors="ignore")
 
 
 class ChannelException(AmqpException):

@@ -56,6 +56,7 @@ class Exchange:
 
     Attributes:
         kind: one of TYPES.
+        key: the number by which the storage knows it; 0 while it is only in memory.
         alternate: the exchange that takes what no binding here matches, by name; None when there is none.
     """
 
@@ -66,6 +67,7 @@ class Exchange:
     internal: bool = False
     arguments: Table = field(default_factory=dict)
     predeclared: bool = False
+    key: int = 0
 
     def __post_init__(self) -> None:
         routed_as = str(self.arguments["x-delayed-type"]) if self.delayed else self.kind

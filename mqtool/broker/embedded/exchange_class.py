@@ -12,6 +12,7 @@ from mqtool.broker.embedded.arguments import (
 )
 from mqtool.broker.embedded.errors import access_refused, precondition_failed
 from mqtool.broker.embedded.exchange import Exchange
+from mqtool.broker.embedded.methods import table
 from mqtool.broker.embedded.queue_class import without_line_ends
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def declare(channel: "Channel", method: ExchangeClass.Declare) -> None:
 
 
 def _declare(channel: "Channel", method: ExchangeClass.Declare, name: str) -> None:
-    vhost, kind, arguments = channel.vhost, method.exchange_type, method.arguments or {}
+    vhost, kind, arguments = channel.vhost, method.exchange_type, table(method.arguments)
     check_exchange_type(kind)
     _not_default(name)
     channel.check_permission("configure", "exchange", name)
@@ -99,7 +100,7 @@ def bind(channel: "Channel", method: ExchangeClass.Bind) -> None:
     destination_name, source_name = without_line_ends(method.destination), without_line_ends(method.source)
     _check_binding(channel, destination_name, source_name)
     source, destination = channel.exchange(source_name), channel.exchange(destination_name)
-    arguments = method.arguments or {}
+    arguments = table(method.arguments)
     if source.kind == "headers":
         check_headers_binding(arguments)
     channel.vhost.bind(source, destination, method.routing_key, arguments)
@@ -114,6 +115,6 @@ def unbind(channel: "Channel", method: ExchangeClass.Unbind) -> None:
     source = channel.vhost.exchanges.get(source_name)
     destination = channel.vhost.exchanges.get(destination_name)
     if source is not None and destination is not None:
-        channel.vhost.unbind(source, destination, method.routing_key, method.arguments or {})
+        channel.vhost.unbind(source, destination, method.routing_key, table(method.arguments))
     if not method.nowait:
         channel.send(ExchangeClass.UnbindOk)

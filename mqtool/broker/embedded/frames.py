@@ -23,6 +23,10 @@ FRAME_HEADER = struct.Struct(">BHI")
 
 BASIC_PUBLISH = b"\x00\x3c\x00\x28"
 BASIC_ACK = b"\x00\x3c\x00\x50"
+CONNECTION_CLOSE_OK = b"\x00\x0a\x00\x33"
+CHANNEL_CLOSE = b"\x00\x14\x00\x28"
+CHANNEL_CLOSE_OK = b"\x00\x14\x00\x29"
+ACK_SIZE = 13
 ACK_FIELDS = struct.Struct(">QB")
 _DELIVER = b"\x00\x3c\x00\x3c"
 _GET_OK = b"\x00\x3c\x00\x47"

@@ -16,15 +16,16 @@ from mqtool.broker.embedded.errors import (
     ConnectionException,
 )
 from mqtool.broker.embedded.field_table import Table, decode_table
+from mqtool.broker.embedded.methods import table
+from mqtool.broker.embedded.stream import FRAME_MAX
 
 if TYPE_CHECKING:
     from mqtool.broker.embedded.connection import Connection
 
 CHANNEL_MAX = 2047
-FRAME_MAX = 131_072
 FRAME_MIN = 4096
 HEARTBEAT = 60
-"""What the broker proposes: channels, bytes, bytes, seconds."""
+"""What the broker proposes, and the smallest frame it agrees to: channels, bytes, seconds."""
 
 
 def server_properties() -> Table:
@@ -80,7 +81,7 @@ def receive(connection: "Connection", method: Frame) -> None:
 
 
 def _start_ok(connection: "Connection", method: ConnectionClass.StartOk) -> None:
-    connection.client_properties = method.client_properties or {}
+    connection.client_properties = table(method.client_properties)
     mechanism = method.mechanism
     if mechanism not in ("PLAIN", "AMQPLAIN"):
         raise ConnectionException(COMMAND_INVALID, f"unknown authentication mechanism '{mechanism}'")
@@ -96,7 +97,7 @@ def _start_ok(connection: "Connection", method: ConnectionClass.StartOk) -> None
 
 
 def _refuse(connection: "Connection", mechanism: str) -> None:
-    """Only a client that says it understands is told why; others find the socket closed, as the specification has it."""
+    """Only a client that says it understands is told why; others find the socket closed."""
     if connection.capability("authentication_failure_close"):
         raise ConnectionException(
             ACCESS_REFUSED,

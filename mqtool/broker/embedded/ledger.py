@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from mqtool.broker.embedded.backlog import Entry
 from mqtool.broker.embedded.exchange import Binding, Exchange
+from mqtool.broker.embedded.field_table import Table
 from mqtool.broker.embedded.queue import Queue
 
 
@@ -42,7 +43,7 @@ class MemoryLedger:
     def delivering(self, queue: Queue) -> None:
         """A client is about to see a message of a durable queue."""
 
-    def held(self, vhost: str, exchange: str, entry: Entry) -> None:
+    def held(self, vhost: str, exchange: Exchange, entry: Entry) -> None:
         """A delayed exchange holds a persistent message."""
 
     def exchange_declared(self, vhost: str, exchange: Exchange) -> None:
@@ -63,7 +64,7 @@ class MemoryLedger:
     def unbound(self, vhost: str, binding: Binding) -> None:
         """A durable binding is gone."""
 
-    def save(self, kind: str, key: str, value: dict[str, object]) -> None:
+    def save(self, kind: str, key: str, value: Table) -> None:
         """Remember a virtual host, a user or a permission."""
 
     def forget(self, kind: str, key: str) -> None:

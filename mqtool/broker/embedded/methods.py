@@ -20,8 +20,10 @@ _FIXED = {
     "longlong": struct.Struct(">Q"),
 }
 _SIZE = struct.Struct(">I")
+# Any: pamqp annotates the values of its mapping as bare types.
+_METHODS: dict[int, Any] = dict(commands.INDEX_MAPPING)
 _FIELDS: dict[type[Frame], list[tuple[str, str]]] = {
-    method: [(name, method.amqp_type(name)) for name in method.__slots__] for method in commands.INDEX_MAPPING.values()
+    method: [(name, method.amqp_type(name)) for name in method.__slots__] for method in _METHODS.values()
 }
 _DEFAULTS: dict[str, object] = {"bit": False, "shortstr": "", "longstr": "", "table": {}}
 
@@ -35,7 +37,7 @@ def decode_method(payload: bytes) -> Frame:
     if len(payload) < 4:
         raise frame_error("cannot decode method frame")
     index = _SIZE.unpack_from(payload)[0]
-    kind = commands.INDEX_MAPPING.get(index)
+    kind = _METHODS.get(index)
     if kind is None:
         raise ConnectionException(COMMAND_INVALID, f"unknown method {index >> 16},{index & 0xFFFF}")
     method: Frame = kind.__new__(kind)
@@ -78,6 +80,11 @@ def _decode_field(kind: str, payload: bytes, offset: int) -> tuple[Any, int]:
     return raw.decode(errors="surrogateescape"), start + size
 
 
+def table(value: object) -> Table:
+    """A field of a decoded method that is a table; pamqp's annotation of it names the types of its own decoder."""
+    return value if isinstance(value, dict) else {}
+
+
 def encode_method(kind: type[Frame], **fields: str | int | bool | Table) -> bytes:
     """The payload of a method frame; fields left out have their empty value."""
     parts = [_SIZE.pack(kind.index)]
@@ -103,5 +110,5 @@ def _encode_field(kind: str, value: Any) -> bytes:
         return fixed.pack(value)
     if kind == "table":
         return encode_table(value)
-    raw = value.encode(errors="surrogateescape")
+    raw: bytes = value.encode(errors="surrogateescape")
     return (bytes([len(raw)]) if kind == "shortstr" else _SIZE.pack(len(raw))) + raw

@@ -102,6 +102,8 @@ class Queue:
     Attributes:
         owner: the connection that an exclusive queue belongs to, None for a shared queue.
         kind: `classic` or `quorum`.
+        stored: whether it outlives the process, and its persistent messages with it.
+        key: the number by which the storage knows it.
         unacked: how many messages are with consumers, not acknowledged.
     """
 
@@ -110,7 +112,7 @@ class Queue:
     clock: Clock
     ledger: Ledger
     dead_letter: DeadLetter
-    when_unused: Callable[["Queue"], None]
+    when_unused: Callable[["Queue"], object]
     durable: bool = False
     auto_delete: bool = False
     owner: object | None = None
@@ -131,7 +133,9 @@ class Queue:
         self._expiry_timer: Timer | None = None
         self._expiry_at = 0
         self._unused_timer: Timer | None = None
-        self._delivered = not self.durable
+        # An exclusive queue is gone with its connection, and so with the process.
+        self.stored = self.durable and self.owner is None
+        self._delivered = not self.stored
         self.published = 0
         self.delivered = 0
         self.acknowledged = 0
@@ -178,7 +182,7 @@ class Queue:
         self._position += 1
         entry = Entry(message, self._position, self._expiry(message))
         self.ledger.grew(len(message.body) + ENTRY_OVERHEAD)
-        if self.durable and (message.persistent or self.kind == "quorum"):
+        if self.stored and (message.persistent or self.kind == "quorum"):
             self.ledger.added(self, entry)
         row = entry.row
         backlog = self._backlog
@@ -299,13 +303,14 @@ class Queue:
         """A consumer is done with a message."""
         self._settled(entry)
         self.acknowledged += 1
-        if not self.deleted:
-            self._forget(entry)
+        self._forget(entry)
 
     def reject(self, entry: Entry) -> None:
         """A consumer does not want a message, and nobody else shall have it."""
         self._settled(entry)
-        if not self.deleted:
+        if self.deleted:
+            self._forget(entry)
+        else:
             self._bury(entry, "rejected")
 
     def requeue(self, entries: Iterable[Entry]) -> None:
@@ -314,6 +319,7 @@ class Queue:
             self._settled(entry)
             entry.redelivered = True
             if self.deleted:
+                self._forget(entry)
                 continue
             if self.kind == "quorum":
                 entry.delivery_count += 1
@@ -399,7 +405,6 @@ class Queue:
         """Drop everything and cancel the consumers; returns how many messages were ready."""
         self.deleted = True
         count = self.purge()
-        self.ledger.grew(-self.unacked_bytes - self.unacked * ENTRY_OVERHEAD)
         for timer in (self._expiry_timer, self._unused_timer):
             if timer is not None:
                 timer.cancel()

@@ -6,6 +6,7 @@ from pamqp.commands import Queue as QueueClass
 
 from mqtool.broker.embedded.arguments import check_equivalent_queue, check_headers_binding, check_queue
 from mqtool.broker.embedded.errors import access_refused, locked_queue, precondition_failed
+from mqtool.broker.embedded.methods import table
 from mqtool.broker.embedded.publishing import DIRECT_REPLY_TO
 from mqtool.broker.embedded.queue import Queue
 
@@ -42,7 +43,7 @@ def _is_reply_queue(channel: "Channel", name: str) -> bool:
 
 
 def _declare(channel: "Channel", method: QueueClass.Declare, name: str) -> Queue:
-    vhost, arguments = channel.vhost, method.arguments or {}
+    vhost, arguments = channel.vhost, table(method.arguments)
     if name.startswith("amq."):
         raise access_refused(f"queue name '{name}' contains reserved prefix 'amq.*'")
     server_named = not name
@@ -84,7 +85,7 @@ def bind(channel: "Channel", method: QueueClass.Bind) -> None:
     _check_binding(channel, name, exchange_name)
     exchange = channel.exchange(exchange_name)
     queue = channel.queue(name)
-    arguments = method.arguments or {}
+    arguments = table(method.arguments)
     if exchange.kind == "headers":
         check_headers_binding(arguments)
     key = _routing_key(channel, method.queue, method.routing_key)
@@ -102,7 +103,7 @@ def unbind(channel: "Channel", method: QueueClass.Unbind) -> None:
     if exchange is not None and queue is not None:
         channel.connection.check_access(queue)
         key = _routing_key(channel, method.queue, method.routing_key)
-        channel.vhost.unbind(exchange, queue, key, method.arguments or {})
+        channel.vhost.unbind(exchange, queue, key, table(method.arguments))
     channel.send(QueueClass.UnbindOk)
 
 

@@ -1,7 +1,7 @@
 """How the standard exchange types choose destinations: pure data structures that know no sockets, queues or frames.
 
-Each table maps bindings to items of the caller's choosing: the broker puts queues and exchanges in; a tool that explains
-routing may put in names.
+Each table maps bindings to items of the caller's choosing: the broker puts queues and exchanges in; a tool that
+explains routing may put in names.
 
     >>> table = TopicTable()
     >>> table.add("kern.*", {}, "kernel")

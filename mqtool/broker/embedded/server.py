@@ -72,10 +72,24 @@ class Server:
 
     def _open(self) -> Broker:
         settings = self._settings
-        ledger = MemoryLedger()
-        broker = Broker(ledger, memory_limit=settings.memory_limit, consumer_timeout=settings.consumer_timeout)
-        broker.create_defaults()
+        if settings.data_dir is None:
+            broker = self._broker(MemoryLedger())
+            broker.create_defaults()
+            return broker
+        # Imported here, because a broker in memory starts faster without SQLite.
+        from mqtool.broker.embedded.recovery import recover
+        from mqtool.broker.embedded.storage import Storage
+
+        storage = Storage(settings.data_dir)
+        broker = self._broker(storage)
+        storage.when_failed = broker.storage_failed
+        if not recover(broker, storage):
+            broker.create_defaults()
         return broker
+
+    def _broker(self, ledger: MemoryLedger) -> Broker:
+        settings = self._settings
+        return Broker(ledger, memory_limit=settings.memory_limit, consumer_timeout=settings.consumer_timeout)
 
     def _check_consumers(self) -> None:
         self.broker.check_consumers()
@@ -93,8 +107,18 @@ class Server:
         for connection in list(self.broker.connections):
             connection.hang_up()
         await asyncio.sleep(0)
+        self._write_down()
         self.broker.ledger.close()
         log.info("stopped")
+
+    def _write_down(self) -> None:
+        if self._settings.data_dir is None:
+            return
+        from mqtool.broker.embedded.recovery import write_down
+        from mqtool.broker.embedded.storage import Storage
+
+        assert isinstance(self.broker.ledger, Storage)
+        write_down(self.broker, self.broker.ledger)
 
 
 async def _run(settings: Settings, stop: asyncio.Event, when_ready: Callable[[Server], None]) -> None:

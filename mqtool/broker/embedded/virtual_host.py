@@ -36,7 +36,7 @@ class Definitions(Ledger, Protocol):
     def unbound(self, vhost: str, binding: Binding) -> None:
         """A binding between durable things is gone."""
 
-    def held(self, vhost: str, exchange: str, entry: Entry) -> None:
+    def held(self, vhost: str, exchange: Exchange, entry: Entry) -> None:
         """A delayed exchange holds a persistent message; sets the entry's row."""
 
 
@@ -82,7 +82,7 @@ class VirtualHost:
         self.exchanges[exchange.name] = exchange
         if exchange.delayed:
             self._delayed[exchange.name] = Delayed(self._clock, lambda entry: self._release(exchange, entry))
-        if exchange.durable:
+        if exchange.durable and not exchange.key:
             self._ledger.exchange_declared(self.name, exchange)
         return exchange
 
@@ -119,7 +119,7 @@ class VirtualHost:
             key=key,
         )
         self.queues[name] = queue
-        if durable and not key:
+        if queue.stored and not key:
             self._ledger.queue_declared(queue)
         return queue
 
@@ -131,14 +131,14 @@ class VirtualHost:
         for binding in list(queue.inbound):
             self.unbind(binding.source, queue, binding.routing_key, binding.arguments)
         count = queue.delete()
-        if queue.durable:
+        if queue.stored:
             self._ledger.queue_deleted(queue)
         return count
 
     def bind(self, source: Exchange, destination: Queue | Exchange, routing_key: str, arguments: Table) -> None:
         """Bind; there being such a binding already is fine."""
         binding = source.bind(destination, routing_key, arguments)
-        if binding is not None and source.durable and destination.durable:
+        if binding is not None and _outlives(binding):
             self._ledger.bound(self.name, binding)
 
     def unbind(self, source: Exchange, destination: Queue | Exchange, routing_key: str, arguments: Table) -> None:
@@ -146,7 +146,7 @@ class VirtualHost:
         binding = source.unbind(destination, routing_key, arguments)
         if binding is None:
             return
-        if source.durable and destination.durable:
+        if _outlives(binding):
             self._ledger.unbound(self.name, binding)
         if source.auto_delete and not source.in_use and source.name in self.exchanges:
             self.delete_exchange(source)
@@ -255,7 +255,7 @@ class VirtualHost:
         entry = Entry(message, 0, self._clock.now() + delay)
         self._ledger.grew(len(message.body) + ENTRY_OVERHEAD)
         if exchange.durable and message.persistent:
-            self._ledger.held(self.name, exchange.name, entry)
+            self._ledger.held(self.name, exchange, entry)
         self._delayed[exchange.name].hold(entry)
         # The plugin cannot know now who will be bound then: to a mandatory publisher it says that nobody is.
         return Publication(routed=False, accepted=True, stored=entry.row != 0)
@@ -278,3 +278,9 @@ class VirtualHost:
         self._ledger.grew(-len(entry.message.body) - ENTRY_OVERHEAD)
         if entry.row:
             self._ledger.removed(entry)
+
+
+def _outlives(binding: Binding) -> bool:
+    """Whether a binding outlives the process: both its ends have to."""
+    destination = binding.destination
+    return binding.source.durable and (destination.stored if isinstance(destination, Queue) else destination.durable)
