@@ -96,9 +96,9 @@ def publish_confirmed(client: Client, exchange: str, key: str, count: int) -> fl
     return time.perf_counter() - started
 
 
-def consume(client: Client, queue: str, count: int) -> float:
-    """Seconds to take messages with a prefetch of WINDOW, acknowledged in lots."""
-    client.call(commands.Basic.Qos(prefetch_count=WINDOW), commands.Basic.QosOk)
+def consume(client: Client, queue: str, count: int, window: int = WINDOW) -> float:
+    """Seconds to take messages with a prefetch of `window`, acknowledged in lots."""
+    client.call(commands.Basic.Qos(prefetch_count=window), commands.Basic.QosOk)
     started = time.perf_counter()
     client.call(commands.Basic.Consume(queue=queue, consumer_tag="c"), commands.Basic.ConsumeOk)
     got = acked = 0
@@ -113,7 +113,7 @@ def consume(client: Client, queue: str, count: int) -> float:
             offset += size + 8
         client.buffer = data[offset:]
         got = bodies
-        if got - acked >= WINDOW // 2 or got >= count:
+        if got - acked >= window // 2 or got >= count:
             client.send(commands.Basic.Ack(delivery_tag=got, multiple=True))
             acked = got
         if got < count:
@@ -147,7 +147,7 @@ def by_length(url: str, ready: int, count: int) -> float:
     started = time.perf_counter()
     client.socket.sendall(block * count)
     client.call(commands.Queue.Declare(queue=queue, passive=True), commands.Queue.DeclareOk)
-    consume(client, queue, count)
+    consume(client, queue, count, window=500)
     elapsed = time.perf_counter() - started
     client.call(commands.Queue.Delete(queue=queue), commands.Queue.DeleteOk)
     client.socket.close()

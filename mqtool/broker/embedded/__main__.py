@@ -1,6 +1,7 @@
 """`python -m mqtool.broker.embedded`: the embedded broker as a process."""
 
 import argparse
+import gc
 import logging
 import sys
 from pathlib import Path
@@ -51,6 +52,8 @@ def main() -> int:
         options.memory_limit,
         options.consumer_timeout,
     )
+    # Queues hold many objects for long. Left to itself the collector would walk through them over and over.
+    gc.set_threshold(100_000, 20, 100)
     try:
         serve(settings, ready)
     except OSError as error:

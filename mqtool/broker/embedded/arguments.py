@@ -217,7 +217,7 @@ def check_exchange_type(kind: str) -> None:
         ConnectionException: 503 for one that there is not.
     """
     if kind not in TYPES:
-        raise ConnectionException(COMMAND_INVALID, f"invalid exchange type '{kind}'")
+        raise ConnectionException(COMMAND_INVALID, f"{'unknown' if kind else 'invalid'} exchange type '{kind}'")
 
 
 def check_exchange(name: str, vhost: str, kind: str, arguments: Table) -> None:

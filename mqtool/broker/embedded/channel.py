@@ -305,6 +305,11 @@ class Channel:
         self._on_their_way.popleft()
         self.connection.confirm_soon(self)
 
+    @property
+    def unconfirmed(self) -> int:
+        """How many publishes wait for their confirm."""
+        return self.published - self._settled
+
     def write_confirms(self) -> None:
         """Send the confirms that are due, as few frames as will do."""
         last = self._on_their_way[0] - 1 if self._on_their_way else self.published

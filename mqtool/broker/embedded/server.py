@@ -67,8 +67,21 @@ class Server:
             lambda: Connection(self.broker), settings.host, settings.port, backlog=1024
         )
         self.port = self._server.sockets[0].getsockname()[1]
+        if settings.management_port is not None:
+            self._management = await self._start_management(settings.management_port)
         self._check_consumers()
         log.info("listening on %s:%d", settings.host, self.port)
+
+    async def _start_management(self, port: int) -> asyncio.Server:
+        # Imported here, because a broker without management starts faster without HTTP and JSON.
+        from mqtool.broker.embedded import http
+        from mqtool.broker.embedded.management import Management
+
+        answer = Management(self.broker).answer
+        server = await asyncio.start_server(http.server(answer), self._settings.host, port)
+        self.management_port = server.sockets[0].getsockname()[1]
+        log.info("management API on http://%s:%d", self._settings.host, self.management_port)
+        return server
 
     def _open(self) -> Broker:
         settings = self._settings
