@@ -202,22 +202,58 @@ def test_a_quorum_queue_counts_deliveries(channel: BlockingChannel, take: Take) 
     seen = []
     for _ in range(3):
         method, properties, _ = take.one("q", auto_ack=False)
-        seen.append((method.redelivered, (properties.headers or {}).get("x-delivery-count")))
+        seen.append((method.redelivered, properties.headers["x-delivery-count"]))
         channel.basic_nack(method.delivery_tag)
-    assert seen == [(False, None), (True, 1), (True, 2)]
+    assert seen == [(False, 0), (True, 1), (True, 2)]
     _, properties, _ = take.one("dead")
     assert deaths(properties)[0]["reason"] == "delivery_limit"
+    assert "x-delivery-count" not in properties.headers
 
 
-def test_a_quorum_queue_gives_back_in_order_of_return(channel: BlockingChannel, take: Take) -> None:
-    """What comes back goes before what is new."""
-    channel.queue_declare("q", durable=True, arguments=QUORUM)
-    for body in (b"1", b"2", b"3"):
-        channel.basic_publish("", "q", body)
-    tags = [take.one("q", auto_ack=False)[0].delivery_tag for _ in range(2)]
-    channel.basic_nack(tags[1])
-    channel.basic_nack(tags[0])
-    assert take.bodies("q", 3) == [b"2", b"1", b"3"]
+def test_a_quorum_queue_tells_consumers_of_deliveries_before(channel: BlockingChannel, take: Take) -> None:
+    """A first delivery has no count."""
+    channel.queue_declare("q", durable=True, arguments={**QUORUM, "x-delivery-limit": 5})
+    channel.basic_publish("", "q", b"x")
+    seen: list[Any] = []
+
+    def give_back_once(_channel: BlockingChannel, method: Any, properties: BasicProperties, _body: bytes) -> None:
+        seen.append(properties.headers)
+        if len(seen) == 1:
+            channel.basic_nack(method.delivery_tag)
+
+    channel.basic_consume("q", give_back_once)
+    take.until(lambda: len(seen) == 2)
+    assert seen == [None, {"x-delivery-count": 1}]
+
+
+@pytest.mark.parametrize(("limit", "expected"), [({}, b"4213"), ({"x-delivery-limit": 5}, b"2134")])
+def test_where_a_quorum_queue_puts_what_comes_back(
+    channel: BlockingChannel, take: Take, limit: dict[str, int], expected: bytes
+) -> None:
+    """With a delivery limit before what is new; without one behind it; in the order in which it came back."""
+    channel.queue_declare("q", durable=True, arguments={**QUORUM, **limit})
+    for number in b"1234":
+        channel.basic_publish("", "q", bytes([number]))
+    tags = [take.one("q", auto_ack=False)[0].delivery_tag for _ in range(3)]
+    for index in (1, 0, 2):
+        channel.basic_nack(tags[index])
+    take.until(lambda: count(channel, "q") == 4)
+    assert b"".join(take.bodies("q", 4)) == expected
+
+
+@pytest.mark.parametrize("kind", [{}, QUORUM])
+def test_what_a_closed_channel_had_comes_first(
+    connection: pika.BlockingConnection, channel: BlockingChannel, take: Take, kind: dict[str, str]
+) -> None:
+    """In its old order."""
+    channel.queue_declare("q", durable=True, arguments=kind)
+    for number in b"1234":
+        channel.basic_publish("", "q", bytes([number]))
+    other = connection.channel()
+    for _ in range(3):
+        Take(other).one("q", auto_ack=False)
+    other.close()
+    assert b"".join(take.bodies("q", 4)) == b"1234"
 
 
 def test_auto_delete(channel: BlockingChannel) -> None:

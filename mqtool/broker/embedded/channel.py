@@ -21,7 +21,7 @@ from mqtool.broker.embedded.errors import (
     precondition_failed,
 )
 from mqtool.broker.embedded.exchange import Exchange
-from mqtool.broker.embedded.field_table import Table
+from mqtool.broker.embedded.field_table import Int64, Table
 from mqtool.broker.embedded.message import BASIC_CLASS, ContentHeader, Message, parse_content_header
 from mqtool.broker.embedded.methods import encode_method
 from mqtool.broker.embedded.publishing import Transaction, check_message, publish
@@ -191,7 +191,7 @@ class Channel:
                 subscription.encoded_tag,
                 tag,
                 entry.redelivered,
-                entry.message,
+                _counted(entry) if entry.delivery_count else entry.message,
                 self.connection.frame_max,
             )
         )
@@ -208,8 +208,10 @@ class Channel:
         self._delivery_tag = tag = self._delivery_tag + 1
         if not no_ack:
             self.unacked[tag] = (queue, entry, None, monotonic())
+        # A quorum queue tells the count to basic.get even if it is 0, and to consumers only if it is not.
+        message = _counted(entry) if queue.kind == "quorum" else entry.message
         self.connection.write(
-            frames.get_ok(self.number, tag, entry.redelivered, entry.message, len(queue), self.connection.frame_max)
+            frames.get_ok(self.number, tag, entry.redelivered, message, len(queue), self.connection.frame_max)
         )
 
     def send_return(self, message: Message) -> None:
@@ -395,7 +397,7 @@ class Channel:
         for queue, entry, _, _ in unacked:
             returned.setdefault(queue, []).append(entry)
         for queue, entries in returned.items():
-            queue.requeue(entries)
+            queue.requeue(entries, lost=True)
 
     def close(self, error: ChannelException, index: int) -> None:
         """Close it because of an error in the method of this index; frames are ignored until the client has agreed."""
@@ -408,3 +410,9 @@ class Channel:
             class_id=index >> 16,
             method_id=index & 0xFFFF,
         )
+
+
+def _counted(entry: Entry) -> Message:
+    """A message of a quorum queue, with how often it came back."""
+    message = entry.message
+    return message.replace(headers={"x-delivery-count": Int64(entry.delivery_count), **message.headers})

@@ -7,7 +7,7 @@ from typing import Protocol
 from mqtool.broker.embedded.backlog import Backlog, Entry, PriorityBacklog, QuorumBacklog
 from mqtool.broker.embedded.consumers import Consumer, Consumers
 from mqtool.broker.embedded.exchange import Binding
-from mqtool.broker.embedded.field_table import Int64, Table
+from mqtool.broker.embedded.field_table import Table
 from mqtool.broker.embedded.message import Message
 
 MAX_PRIORITY = 255
@@ -313,8 +313,8 @@ class Queue:
         else:
             self._bury(entry, "rejected")
 
-    def requeue(self, entries: Iterable[Entry]) -> None:
-        """Put messages back that consumers had and did not acknowledge."""
+    def requeue(self, entries: Iterable[Entry], *, lost: bool = False) -> None:
+        """Put messages back that consumers had and did not acknowledge; `lost` if the consumer went without a word."""
         for entry in entries:
             self._settled(entry)
             entry.redelivered = True
@@ -327,9 +327,10 @@ class Queue:
                 if limit is not None and entry.delivery_count > limit:
                     self._bury(entry, "delivery_limit")
                     continue
-                entry.message = entry.message.replace(
-                    headers={**entry.message.headers, "x-delivery-count": Int64(entry.delivery_count)}
-                )
+                if limit is None and not lost:
+                    # Without a limit RabbitMQ 3.10 treats what a client gives back as if it were new.
+                    self._backlog.append(entry)
+                    continue
             self._backlog.put_back(entry)
         if not self.deleted:
             self.pump()

@@ -92,6 +92,11 @@ class FanoutTable(Generic[Item]):
         return self._items
 
 
+def _words(key: str) -> list[str]:
+    """The words of a key. The empty key has none, so `*` does not match it."""
+    return key.split(".") if key else []
+
+
 class _Node(Generic[Item]):
     """A place in the trie of patterns, one word below its parent."""
 
@@ -116,14 +121,14 @@ class TopicTable(Generic[Item]):
     def add(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
         """Bind an item to a pattern."""
         node = self._root
-        for word in key.split("."):
+        for word in _words(key):
             node = node.children.setdefault(word, _Node())
         node.items.add(item)
 
     def remove(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
         """Unbind an item from a pattern, and drop the branch if nothing is left on it."""
         path = [self._root]
-        words = key.split(".")
+        words = _words(key)
         for word in words:
             path.append(path[-1].children[word])
         path[-1].items.discard_one(item)
@@ -136,7 +141,7 @@ class TopicTable(Generic[Item]):
         """The items bound to a pattern that matches the key."""
         places: dict[_Node[Item], bool] = {}
         _enter(places, self._root, stays=False)
-        for word in key.split("."):
+        for word in _words(key):
             following: dict[_Node[Item], bool] = {}
             for place, stays in places.items():
                 if stays:
