@@ -11,11 +11,13 @@ from pamqp.base import Frame
 from mqtool.broker.embedded import frames
 from mqtool.broker.embedded.backlog import Entry
 from mqtool.broker.embedded.errors import (
+    FRAME_ERROR,
     UNEXPECTED_FRAME,
     ChannelException,
     ConnectionException,
     access_refused,
     frame_error,
+    malformed,
     no_such_exchange,
     no_such_queue,
     precondition_failed,
@@ -92,6 +94,11 @@ class Channel:
             raise self._unexpected()
         self._publishing = payload
 
+    @property
+    def publishing(self) -> bool:
+        """Whether the content of a basic.publish is due."""
+        return self._publishing is not None
+
     def receive_method(self) -> None:
         """Any other method frame came in: make sure that no content was due.
 
@@ -118,6 +125,8 @@ class Channel:
             raise ConnectionException(UNEXPECTED_FRAME, "expected method frame, got non method frame instead")
         if self._header is not None:
             raise self._unexpected()
+        if len(payload) < 14:
+            raise malformed(FRAME_ERROR, 2, payload, "unknown_frame")
         try:
             header = parse_content_header(payload)
         except ValueError as error:
@@ -149,7 +158,7 @@ class Channel:
             raise ConnectionException(UNEXPECTED_FRAME, "expected method frame, got non method frame instead")
         self._missing -= len(payload)
         if self._missing < 0:
-            raise frame_error("content body is longer than its header says")
+            raise self._unexpected()
         if self._body:
             self._body.append(payload)
             if not self._missing:

@@ -17,17 +17,19 @@ from mqtool.broker.embedded.errors import (
     CHANNEL_ERROR,
     COMMAND_INVALID,
     CONNECTION_FORCED,
+    FRAME_ERROR,
     NOT_ALLOWED,
     UNEXPECTED_FRAME,
     ChannelException,
     ConnectionException,
     locked_queue,
+    malformed,
     precondition_failed,
 )
 from mqtool.broker.embedded.field_table import Table
 from mqtool.broker.embedded.methods import decode_method, encode_method
 from mqtool.broker.embedded.queue import Queue
-from mqtool.broker.embedded.stream import ENOUGH_OUT, FrameStream, malformed
+from mqtool.broker.embedded.stream import ENOUGH_OUT, FrameStream
 from mqtool.broker.embedded.users import Permissions, User
 from mqtool.broker.embedded.virtual_host import VirtualHost
 
@@ -108,19 +110,14 @@ class Connection(FrameStream):
     # -- frames in
 
     def receive(self, kind: int, number: int, payload: bytes) -> None:
-        """Take a frame.
-
-        Raises:
-            ConnectionException: before the connection is open; afterwards it is closed here.
-        """
-        if kind == frames.HEARTBEAT:
-            return
-        if self.state != "open":
-            self._frame_before_open(kind, number, payload)
+        """Take a frame, and close what has to be closed because of it."""
+        if kind == frames.HEARTBEAT and not number and not payload:
             return
         channel = self.channels.get(number)
         try:
-            if channel is None:
+            if self.state != "open":
+                self._frame_before_open(kind, number, payload)
+            elif channel is None:
                 self._frame_outside_channels(kind, number, payload)
             elif channel.closing:
                 self._frame_while_closing(kind, number, payload)
@@ -130,7 +127,9 @@ class Connection(FrameStream):
             assert channel is not None
             channel.close(error, _index(kind, payload))
         except ConnectionException as error:
-            self.close(error, _index(kind, payload))
+            # Where content was due, the error is about the publish that announced it.
+            publishing = channel is not None and channel.publishing
+            self.close(error, commands.Basic.Publish.index if publishing else _method_index(kind, payload))
 
     def _channel_frame(self, channel: Channel, kind: int, payload: bytes) -> None:
         """The few frames that make up most of the traffic come first."""
@@ -139,7 +138,7 @@ class Connection(FrameStream):
         elif kind == frames.HEADER:
             channel.receive_header(payload)
         elif kind != frames.METHOD:
-            raise malformed(kind, payload, f"{{unknown_frame_type,{kind}}}")
+            raise _unknown(kind, channel.number, payload)
         elif payload.startswith(frames.BASIC_PUBLISH):
             channel.receive_publish(payload)
             if self.broker.alarm:
@@ -148,6 +147,9 @@ class Connection(FrameStream):
             channel.receive_method()
             tag, bits = frames.ACK_FIELDS.unpack_from(payload, 4)
             ack(channel, tag, multiple=bool(bits & 1))
+        elif payload.startswith(frames.ACCESS_REQUEST):
+            # AMQP 0-8's tickets: clients that still ask for one get one, which means nothing.
+            self.write(frames.method_frame(channel.number, frames.ACCESS_REQUEST_OK))
         else:
             method = decode_method(payload)
             channel.receive_method()
@@ -172,22 +174,21 @@ class Connection(FrameStream):
 
     def _frame_outside_channels(self, kind: int, number: int, payload: bytes) -> None:
         if kind not in (frames.METHOD, frames.HEADER, frames.BODY):
-            raise malformed(kind, payload, f"{{unknown_frame_type,{kind}}}")
-        method = decode_method(payload) if kind == frames.METHOD else None
+            raise _unknown(kind, number, payload)
         if number == 0:
-            self._connection_method(method)
-        elif isinstance(method, commands.Channel.Open):
+            self._connection_method(kind, payload)
+            return
+        method = decode_method(payload) if kind == frames.METHOD else None
+        if isinstance(method, commands.Channel.Open):
             self._open_channel(number)
-        elif isinstance(method, commands.Channel.Close):
-            self.write(frames.method_frame(number, encode_method(commands.Channel.CloseOk)))
         elif not isinstance(method, commands.Channel.CloseOk):
             raise ConnectionException(CHANNEL_ERROR, "expected 'channel.open'")
 
     def _open_channel(self, number: int) -> None:
-        if number > self.channel_max:
+        if len(self.channels) >= self.channel_max:
+            opened = f"number of channels opened ({len(self.channels)})"
             raise ConnectionException(
-                NOT_ALLOWED,
-                f"number of channels opened ({number}) has reached the negotiated channel_max ({self.channel_max})",
+                NOT_ALLOWED, f"{opened} has reached the negotiated channel_max ({self.channel_max})"
             )
         self.channels[number] = channel = Channel(number, self)
         channel.send(commands.Channel.OpenOk)
@@ -215,15 +216,16 @@ class Connection(FrameStream):
         else:
             raise ConnectionException(COMMAND_INVALID, "unimplemented method")
 
-    def _connection_method(self, method: Frame | None) -> None:
+    def _connection_method(self, kind: int, payload: bytes) -> None:
+        if kind != frames.METHOD:
+            raise malformed(UNEXPECTED_FRAME, kind, payload)
+        method = decode_method(payload)
         if isinstance(method, commands.Connection.Close):
             self._close_received()
         elif isinstance(method, commands.Connection.UpdateSecret):
             self.send(commands.Connection.UpdateSecretOk)
-        elif method is None:
-            raise ConnectionException(UNEXPECTED_FRAME, "expected method frame, got non method frame instead")
         else:
-            raise ConnectionException(COMMAND_INVALID, "unexpected method on channel 0")
+            raise ConnectionException(CHANNEL_ERROR, "unexpected method in connection state running")
 
     def greet(self) -> None:
         """Begin the handshake."""
@@ -340,3 +342,13 @@ class Connection(FrameStream):
 def _index(kind: int, payload: bytes) -> int:
     """The class and method that an error is about, as one number; content is that of basic.publish."""
     return int.from_bytes(payload[:4]) if kind == frames.METHOD else commands.Basic.Publish.index
+
+
+def _method_index(kind: int, payload: bytes) -> int:
+    return int.from_bytes(payload[:4]) if kind == frames.METHOD and len(payload) >= 4 else 0
+
+
+def _unknown(kind: int, number: int, payload: bytes) -> ConnectionException:
+    if kind == frames.HEARTBEAT and number and not payload:
+        return malformed(UNEXPECTED_FRAME, kind, payload)
+    return malformed(FRAME_ERROR, kind, payload, "unknown_frame")

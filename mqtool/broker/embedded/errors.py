@@ -99,3 +99,18 @@ def access_refused(what: str) -> ChannelException:
 def frame_error(what: str) -> ConnectionException:
     """501: bytes that do not make a frame, or a frame that does not make a method."""
     return ConnectionException(FRAME_ERROR, what)
+
+
+def malformed(code: int, kind: int, payload: bytes, what: str = "") -> ConnectionException:
+    """A frame that cannot be taken, in RabbitMQ's words, which are Erlang's."""
+    shown = "all octets" if len(payload) <= 16 else "first 16 octets"
+    text = f"type {kind}, {shown} = {_erlang(payload[:16])}"
+    return ConnectionException(code, f"{text}: {what}" if what else text)
+
+
+def _erlang(octets: bytes) -> str:
+    """Octets as Erlang prints a binary: as text where all of it can be printed."""
+    text = octets.decode("latin-1")
+    if octets and all(letter.isprintable() for letter in text) and '"' not in text:
+        return f'<<"{text}">>'
+    return f"<<{','.join(map(str, octets))}>>"

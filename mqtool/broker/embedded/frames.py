@@ -23,6 +23,8 @@ FRAME_HEADER = struct.Struct(">BHI")
 
 BASIC_PUBLISH = b"\x00\x3c\x00\x28"
 BASIC_ACK = b"\x00\x3c\x00\x50"
+ACCESS_REQUEST = b"\x00\x1e\x00\x0a"
+ACCESS_REQUEST_OK = b"\x00\x1e\x00\x0b\x00\x01"
 CONNECTION_CLOSE_OK = b"\x00\x0a\x00\x33"
 CHANNEL_CLOSE = b"\x00\x14\x00\x28"
 CHANNEL_CLOSE_OK = b"\x00\x14\x00\x29"

@@ -10,7 +10,7 @@ from typing import Any
 from pamqp import commands
 from pamqp.base import Frame
 
-from mqtool.broker.embedded.errors import COMMAND_INVALID, ConnectionException, frame_error
+from mqtool.broker.embedded.errors import COMMAND_INVALID, FRAME_ERROR, ConnectionException, frame_error, malformed
 from mqtool.broker.embedded.field_table import Table, decode_table, encode_table
 
 _FIXED = {
@@ -35,20 +35,22 @@ def decode_method(payload: bytes) -> Frame:
         ConnectionException: 503 for a method that AMQP 0-9-1 does not have, 501 for one that cannot be decoded.
     """
     if len(payload) < 4:
-        raise frame_error("cannot decode method frame")
+        raise malformed(FRAME_ERROR, 1, payload, "unknown_frame")
     index = _SIZE.unpack_from(payload)[0]
     kind = _METHODS.get(index)
     if kind is None:
         raise ConnectionException(COMMAND_INVALID, f"unknown method {index >> 16},{index & 0xFFFF}")
     method: Frame = kind.__new__(kind)
     try:
-        _decode_fields(method, payload)
+        if _decode_fields(method, payload) != len(payload):
+            raise ValueError("octets after the last field")
     except (struct.error, IndexError, ValueError) as error:
         raise frame_error(f"cannot decode <<{','.join(map(str, payload[4:]))}>>") from error
     return method
 
 
-def _decode_fields(method: Frame, payload: bytes) -> None:
+def _decode_fields(method: Frame, payload: bytes) -> int:
+    """Set the fields; returns the offset after the last one."""
     offset, bit = 4, 8
     for name, kind in _FIELDS[type(method)]:
         if kind == "bit":
@@ -61,6 +63,7 @@ def _decode_fields(method: Frame, payload: bytes) -> None:
         bit = 8
         value, offset = _decode_field(kind, payload, offset)
         setattr(method, name, value)
+    return offset
 
 
 def _decode_field(kind: str, payload: bytes, offset: int) -> tuple[Any, int]:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from mqtool.broker.embedded import frames
-from mqtool.broker.embedded.errors import INTERNAL_ERROR, ConnectionException, frame_error
+from mqtool.broker.embedded.errors import FRAME_ERROR, INTERNAL_ERROR, ConnectionException, malformed
 from mqtool.broker.embedded.queue import Queue
 
 if TYPE_CHECKING:
@@ -140,16 +140,15 @@ class FrameStream(asyncio.Protocol, ABC):
         while size - offset >= 8:
             kind, number, length = unpack(data, offset)
             if length > self.frame_max - frames.FRAME_OVERHEAD:
-                raise malformed(
-                    kind, data[offset + 7 :], f"{{frame_too_large,{length},{self.frame_max - frames.FRAME_OVERHEAD}}}"
-                )
+                limit = self.frame_max - frames.FRAME_OVERHEAD
+                raise malformed(FRAME_ERROR, kind, b"", f"{{frame_too_large,{length},{limit}}}")
             start = offset + 7
             end = start + length
             if end >= size:
                 self._need = length + frames.FRAME_OVERHEAD
                 return offset
             if data[end] != 0xCE:
-                raise malformed(kind, data[start:end], f"{{invalid_frame_end_marker,{data[end]}}}")
+                raise malformed(FRAME_ERROR, kind, data[start:end], f"{{invalid_frame_end_marker,{data[end]}}}")
             if self.state == "closed":
                 return size
             self.receive(kind, number, data[start:end])
@@ -237,10 +236,3 @@ class FrameStream(asyncio.Protocol, ABC):
         if now - self._sent_at >= self.heartbeat / 2:
             self.write(frames.HEARTBEAT_FRAME)
         self._beat = self._loop.call_later(self.heartbeat / 2, self._check_heartbeat)
-
-
-def malformed(kind: int, payload: bytes, what: str) -> ConnectionException:
-    """501 for a frame that cannot be taken, in RabbitMQ's words."""
-    octets = ",".join(map(str, payload[:16]))
-    shown = "all octets" if len(payload) <= 16 else "first 16 octets"
-    return frame_error(f"type {kind}, {shown} = <<{octets}>>: {what}")
