@@ -97,7 +97,7 @@ class Broker:
         """
         vhost = self.vhosts.pop(name)
         for connection in [connection for connection in self.connections if connection.vhost is vhost]:
-            connection.force_close(f"vhost '{name}' is deleted")
+            connection.force_close(f"vhost '{name}' is down")
         for queue in list(vhost.queues.values()):
             vhost.delete_queue(queue)
         for exchange in [exchange for exchange in vhost.exchanges.values() if not exchange.predeclared]:

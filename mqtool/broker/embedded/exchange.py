@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote_plus
 
 from mqtool.broker.embedded.field_table import Table, Value
 from mqtool.broker.embedded.routing import TABLES, RoutingTable, canonical
@@ -38,9 +39,10 @@ class Binding:
     @property
     def properties_key(self) -> str:
         """The name by which the management API tells apart bindings between the same two."""
+        key = quote_plus(self.routing_key.encode(errors="surrogateescape")).replace("~", "%7E")
         if not self.arguments:
-            return self.routing_key or "~"
-        return f"{self.routing_key}~{_short_hash(canonical(self.arguments))}"
+            return key or "~"
+        return f"{key}~{_short_hash(canonical(self.arguments))}"
 
 
 def _short_hash(data: bytes) -> str:

@@ -24,6 +24,10 @@ ENOUGH_OUT = 256 * 1024
 _TOO_MUCH_OUT = 16 * 1024 * 1024
 
 
+# Type, channel and size: enough to see that a frame is too large, before any of it has come.
+_FRAME_HEAD = 7
+
+
 class FrameStream(asyncio.Protocol, ABC):
     """A socket that carries AMQP frames.
 
@@ -133,11 +137,10 @@ class FrameStream(asyncio.Protocol, ABC):
                 return len(data)
             offset = 8
             self.state = "start"
-            self._need = 8
             self.greet()
         size = len(data)
         unpack = frames.FRAME_HEADER.unpack_from
-        while size - offset >= 8:
+        while size - offset >= _FRAME_HEAD:
             kind, number, length = unpack(data, offset)
             if length > self.frame_max - frames.FRAME_OVERHEAD:
                 limit = self.frame_max - frames.FRAME_OVERHEAD
@@ -153,7 +156,7 @@ class FrameStream(asyncio.Protocol, ABC):
                 return size
             self.receive(kind, number, data[start:end])
             offset = end + 1
-        self._need = 8
+        self._need = _FRAME_HEAD
         return offset
 
     def _refuse_protocol(self) -> None:
