@@ -73,6 +73,17 @@ def api(broker_kind: str, request: pytest.FixtureRequest) -> Api:
 
 
 @pytest.fixture
+def api_of() -> Callable[[EmbeddedBroker], Api]:
+    """The management API of a broker that a test has started itself."""
+
+    def of(broker: EmbeddedBroker) -> Api:
+        assert broker.management_url is not None
+        return Api(broker.management_url)
+
+    return of
+
+
+@pytest.fixture
 def vhost(api: Api) -> Iterator[str]:
     """A virtual host for this test alone."""
     name = f"test-{uuid.uuid4().hex[:12]}"

@@ -27,6 +27,9 @@ CONSUMER_TIMEOUT = 1800.0
 
 _MEMORY_FRACTION = 0.4
 
+# The alarm goes off at the limit and ends well below it, so that it does not come and go with each message.
+_ALARM_CLEARED = 0.8
+
 
 def default_memory_limit() -> int:
     """RabbitMQ's default high-water mark: 0.4 of the machine's memory, in bytes."""
@@ -157,7 +160,8 @@ class Broker:
     # -- memory
 
     def _check_memory(self, held: int) -> None:
-        if (held > self.memory_limit) is self.alarm:
+        limit = self.memory_limit * _ALARM_CLEARED if self.alarm else self.memory_limit
+        if (held > limit) is self.alarm:
             return
         self.alarm = not self.alarm
         log.warning("memory alarm %s: messages take %d bytes", "set" if self.alarm else "cleared", held)

@@ -318,6 +318,7 @@ class Queue:
         for entry in entries:
             self._settled(entry)
             entry.redelivered = True
+            self._expiring = self._expiring or entry.expires_at is not None
             if self.deleted:
                 self._forget(entry)
                 continue
