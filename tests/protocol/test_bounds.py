@@ -53,7 +53,8 @@ def test_publishers_wait_while_memory_is_short(small: EmbeddedBroker) -> None:
 
     consuming = connect(small)
     assert len(Take(consuming.channel()).bodies("q", count)) == count
-    take.until(lambda: heard == ["low on memory", "unblocked"])
+    # What was in the sockets when it was blocked may block it a second time.
+    take.until(lambda: heard[-1] == "unblocked")
     channel.basic_publish("", "q", b"after")
     channel.queue_declare("q", passive=True)
     for connection in (publishing, consuming):

@@ -74,6 +74,7 @@ class Side:
     def __init__(self, url: str) -> None:
         self.parameters = pika.URLParameters(url)
         self.connection = pika.BlockingConnection(self.parameters)
+        self.looking = self.connection.channel()
         self.published = 0
         self.open()
 
@@ -81,9 +82,9 @@ class Side:
         """A new channel, after the broker has closed the last one."""
         if not self.connection.is_open:
             self.connection = pika.BlockingConnection(self.parameters)
+            self.looking = self.connection.channel()
         self.channel = self.connection.channel()
         self.channel.confirm_delivery()
-        self.looking = self.connection.channel()
 
     def clear(self) -> None:
         """Back to nothing."""

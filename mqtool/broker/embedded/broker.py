@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from mqtool.broker.embedded.clock import Timer
 from mqtool.broker.embedded.field_table import Table
 from mqtool.broker.embedded.ledger import MemoryLedger
-from mqtool.broker.embedded.queue import Timer
 from mqtool.broker.embedded.users import DEFAULT_USER, Permissions, User
 from mqtool.broker.embedded.virtual_host import VirtualHost
 

@@ -1,6 +1,5 @@
 """A channel: assembles published messages, numbers deliveries, keeps what is unacknowledged, and confirms."""
 
-from collections import deque
 from collections.abc import Iterable
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from pamqp.base import Frame
 
 from mqtool.broker.embedded import frames
 from mqtool.broker.embedded.backlog import Entry
+from mqtool.broker.embedded.confirms import Confirms
 from mqtool.broker.embedded.errors import (
     FRAME_ERROR,
     UNEXPECTED_FRAME,
@@ -51,6 +51,7 @@ class Channel:
         global_prefetch: the limit for all consumers together; 0 for none.
         global_unacked: the deliveries to its consumers that count against that.
         confirming: whether the client selected publisher confirms.
+        confirms: what has been published and not confirmed.
         transaction: what is pending, if the client selected tx.
         closing: a channel.close has been sent and not answered.
         closed: it consumes, delivers and confirms no more.
@@ -79,12 +80,7 @@ class Channel:
         self._header: ContentHeader | None = None
         self._body: list[bytes] = []
         self._missing = 0
-        # Publisher confirms: the number of the last publish, of the last that was settled, those that wait for the
-        # disk, and those that were refused.
-        self.published = 0
-        self._settled = 0
-        self._on_their_way: deque[int] = deque()
-        self._refused: list[int] = []
+        self.confirms = Confirms()
 
     # -- frames in
 
@@ -290,53 +286,32 @@ class Channel:
 
     def feed_all(self) -> None:
         """Let the queues of all consumers deliver: a limit that they share has moved."""
-        for queue in dict.fromkeys(subscription.queue for subscription in list(self.subscriptions.values())):
+        for queue in {subscription.queue: None for subscription in self.subscriptions.values()}:
             queue.pump()
 
     def overdue(self, timeout: float) -> bool:
         """Whether the oldest delivery has been unacknowledged for longer than this many seconds."""
-        for *_, delivered_at in self.unacked.values():
-            return monotonic() - delivered_at > timeout
-        return False
+        oldest = next(iter(self.unacked.values()), None)
+        return oldest is not None and monotonic() - oldest[3] > timeout
 
     # -- publisher confirms
 
     def settle_publish(self, *, accepted: bool, stored: bool) -> None:
-        """Number a publish, and note whether its confirm can go out, must wait for the disk, or is a refusal."""
-        self.published += 1
-        if not accepted:
-            self._refused.append(self.published)
+        """Confirm or refuse the publish just performed, once what is to be stored is."""
+        self.confirms.published_one(accepted=accepted, stored=stored)
         if stored:
-            self._on_their_way.append(self.published)
             self.broker.ledger.after_commit(self._committed)
         else:
             self.connection.confirm_soon(self)
 
     def _committed(self) -> None:
-        self._on_their_way.popleft()
+        self.confirms.committed_one()
         self.connection.confirm_soon(self)
 
-    @property
-    def unconfirmed(self) -> int:
-        """How many publishes wait for their confirm."""
-        return self.published - self._settled
-
     def write_confirms(self) -> None:
-        """Send the confirms that are due, as few frames as will do."""
-        last = self._on_their_way[0] - 1 if self._on_their_way else self.published
-        if last <= self._settled or self.closed:
-            return
-        refused = [number for number in self._refused if number <= last]
-        if refused:
-            self._refused = self._refused[len(refused) :]
-            self.connection.write(b"".join(frames.nack(self.number, number) for number in refused))
-        accepted = last - self._settled - len(refused)
-        self._settled = last
-        if accepted:
-            while refused and refused[-1] == last:
-                refused.pop()
-                last -= 1
-            self.connection.write(frames.ack(self.number, last, accepted > 1))
+        """Send the confirms that are due."""
+        if not self.closed and (data := self.confirms.take(self.number)):
+            self.connection.write(data)
 
     # -- names
 

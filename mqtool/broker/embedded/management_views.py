@@ -194,7 +194,7 @@ def channel(channel: Channel) -> Json:
         "prefetch_count": channel.prefetch,
         "global_prefetch_count": channel.global_prefetch,
         "messages_unacknowledged": len(channel.unacked),
-        "messages_unconfirmed": channel.unconfirmed,
+        "messages_unconfirmed": len(channel.confirms),
         "messages_uncommitted": len(transaction.publishes) if transaction else 0,
         "acks_uncommitted": len(transaction.acks) if transaction else 0,
     }

@@ -5,32 +5,17 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from mqtool.broker.embedded.backlog import Backlog, Entry, PriorityBacklog, QuorumBacklog
+from mqtool.broker.embedded.clock import Clock, Timer
 from mqtool.broker.embedded.consumers import Consumer, Consumers
 from mqtool.broker.embedded.exchange import Binding
 from mqtool.broker.embedded.field_table import Table
 from mqtool.broker.embedded.message import Message
+from mqtool.broker.embedded.options import Options
 
 MAX_PRIORITY = 255
 
 # What an entry costs beside its body: the objects that hold it, measured with tracemalloc on CPython 3.11.
 ENTRY_OVERHEAD = 330
-
-
-class Timer(Protocol):
-    """Something that has been scheduled."""
-
-    def cancel(self) -> None:
-        """Do not do it."""
-
-
-class Clock(Protocol):
-    """Time, so that tests can have their own."""
-
-    def now(self) -> int:
-        """Milliseconds since 1970."""
-
-    def call_later(self, milliseconds: int, what: Callable[[], object]) -> Timer:
-        """Do something after a while."""
 
 
 class Ledger(Protocol):
@@ -50,49 +35,6 @@ class Ledger(Protocol):
 
 
 DeadLetter = Callable[["Queue", Message, str], None]
-
-
-@dataclass
-class Options:
-    """What the arguments of queue.declare ask for; times in milliseconds, sizes in bytes, None for no limit."""
-
-    message_ttl: int | None = None
-    expires: int | None = None
-    max_length: int | None = None
-    max_length_bytes: int | None = None
-    overflow: str = "drop-head"
-    dead_letter_exchange: str | None = None
-    dead_letter_routing_key: str | None = None
-    max_priority: int | None = None
-    single_active: bool = False
-    delivery_limit: int | None = None
-    consumer_timeout: int | None = None
-
-    @classmethod
-    def of(cls, arguments: Table) -> "Options":
-        """Read them from arguments that have been validated."""
-
-        def integer(name: str) -> int | None:
-            value = arguments.get(name)
-            return int(value) if isinstance(value, int) else None
-
-        def string(name: str) -> str | None:
-            value = arguments.get(name)
-            return value if isinstance(value, str) else None
-
-        return cls(
-            message_ttl=integer("x-message-ttl"),
-            expires=integer("x-expires"),
-            max_length=integer("x-max-length"),
-            max_length_bytes=integer("x-max-length-bytes"),
-            overflow=string("x-overflow") or "drop-head",
-            dead_letter_exchange=string("x-dead-letter-exchange"),
-            dead_letter_routing_key=string("x-dead-letter-routing-key"),
-            max_priority=integer("x-max-priority"),
-            single_active=arguments.get("x-single-active-consumer") is True,
-            delivery_limit=integer("x-delivery-limit"),
-            consumer_timeout=integer("x-consumer-timeout"),
-        )
 
 
 @dataclass(eq=False)
