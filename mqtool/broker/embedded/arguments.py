@@ -1,0 +1,293 @@
+"""What the arguments of a declaration may say, and when two declarations are the same (RabbitMQ's rules and words)."""
+
+from collections.abc import Callable
+
+from mqtool.broker.embedded.errors import COMMAND_INVALID, ConnectionException, precondition_failed
+from mqtool.broker.embedded.exchange import DELAYED, TYPES, Exchange
+from mqtool.broker.embedded.field_table import Table, Value, is_integer, type_name
+from mqtool.broker.embedded.queue import MAX_PRIORITY, Queue
+
+# Ten years in milliseconds: Erlang's timers, and so RabbitMQ, take no more.
+MAX_EXPIRY = 315_360_000_000
+
+# Each check returns what is wrong, as RabbitMQ prints the Erlang term, or None.
+Check = Callable[[Value, Table], str | None]
+
+
+def _integer(value: Value) -> str | None:
+    if not is_integer(value):
+        return f'"expected integer, got {type_name(value)}"'
+    assert isinstance(value, int)
+    return f"{{value_negative,{value}}}" if value < 0 else None
+
+
+def check_expiry(value: int) -> str | None:
+    """What is wrong with a time to live in milliseconds; None if nothing is."""
+    if value < 0:
+        return f"{{value_negative,{value}}}"
+    return f"{{value_too_large,{value}}}" if value > MAX_EXPIRY else None
+
+
+def _count(value: Value, _: Table) -> str | None:
+    return _integer(value)
+
+
+def _ttl(value: Value, _: Table) -> str | None:
+    if (wrong := _integer(value)) is not None:
+        return wrong
+    assert isinstance(value, int)
+    return check_expiry(value)
+
+
+def _expires(value: Value, table: Table) -> str | None:
+    return "{value_zero,0}" if is_integer(value) and value == 0 else _ttl(value, table)
+
+
+def _max_priority(value: Value, _: Table) -> str | None:
+    if (wrong := _integer(value)) is not None:
+        return wrong
+    assert isinstance(value, int)
+    return f"{{max_value_exceeded,{value}}}" if value > MAX_PRIORITY else None
+
+
+def _boolean(value: Value, _: Table) -> str | None:
+    return None if isinstance(value, bool) else f"{{unacceptable_type,{type_name(value)}}}"
+
+
+def _one_of(*allowed: str, otherwise: str) -> Check:
+    def check(value: Value, _: Table) -> str | None:
+        if not isinstance(value, str):
+            return f"{{unacceptable_type,{type_name(value)}}}"
+        return None if value in allowed else otherwise.replace("{}", value)
+
+    return check
+
+
+def _dead_letter_key(value: Value, table: Table) -> str | None:
+    if not isinstance(value, str):
+        return f"{{unacceptable_type,{type_name(value)}}}"
+    return None if "x-dead-letter-exchange" in table else "routing_key_but_no_dlx_defined"
+
+
+def _queue_version(value: Value, _: Table) -> str | None:
+    if (wrong := _integer(value)) is not None:
+        return wrong
+    assert isinstance(value, int)
+    return None if value in (1, 2) else f"\"unsupported queue version '{value}'\""
+
+
+def _anything(_value: Value, _table: Table) -> None:
+    return None
+
+
+QUEUE_ARGUMENTS: dict[str, Check] = {
+    "x-queue-type": _one_of("classic", "quorum", otherwise="\"unsupported queue type '{}'\""),
+    "x-expires": _expires,
+    "x-message-ttl": _ttl,
+    "x-dead-letter-exchange": _anything,
+    "x-dead-letter-routing-key": _dead_letter_key,
+    "x-dead-letter-strategy": _one_of("at-most-once", "at-least-once", otherwise="invalid_dlx_strategy"),
+    "x-max-length": _count,
+    "x-max-length-bytes": _count,
+    "x-max-in-memory-length": _count,
+    "x-max-in-memory-bytes": _count,
+    "x-max-priority": _max_priority,
+    "x-overflow": _one_of("drop-head", "reject-publish", "reject-publish-dlx", otherwise="invalid_overflow"),
+    "x-queue-mode": _one_of("default", "lazy", otherwise="\"unsupported queue mode '{}'\""),
+    "x-queue-version": _queue_version,
+    "x-single-active-consumer": _boolean,
+    "x-quorum-initial-group-size": _count,
+    "x-max-age": _anything,
+    "x-stream-max-segment-size-bytes": _count,
+    "x-delivery-limit": _anything,
+}
+"""The arguments that RabbitMQ knows; it takes any others without looking at them."""
+
+_UNSUPPORTED = {
+    "classic": (
+        "x-delivery-limit",
+        "x-dead-letter-strategy",
+        "x-max-age",
+        "x-max-in-memory-length",
+        "x-max-in-memory-bytes",
+        "x-quorum-initial-group-size",
+        "x-stream-max-segment-size-bytes",
+    ),
+    "quorum": ("x-max-priority", "x-queue-mode", "x-queue-version", "x-max-age", "x-stream-max-segment-size-bytes"),
+}
+
+
+def check_queue(
+    name: str, vhost: str, arguments: Table, *, durable: bool, exclusive: bool, auto_delete: bool, server_named: bool
+) -> None:
+    """Check a queue.declare that is to make a new queue.
+
+    Raises:
+        ChannelException: 406, with RabbitMQ's words for the first thing that is wrong.
+    """
+    where = f"queue '{name}' in vhost '{vhost}'"
+    exchange = arguments.get("x-dead-letter-exchange")
+    if exchange is not None and not isinstance(exchange, str):
+        kind = type_name(exchange)
+        raise precondition_failed(f"invalid type '{kind}' for arg 'x-dead-letter-exchange' in {where}")
+    kind = str(arguments.get("x-queue-type", "classic"))
+    for argument in _UNSUPPORTED.get(kind, ()):
+        if argument in arguments:
+            raise precondition_failed(f"invalid arg '{argument}' for {where} of queue type rabbit_{kind}_queue")
+    for argument, check in QUEUE_ARGUMENTS.items():
+        if argument in arguments and (wrong := check(arguments[argument], arguments)) is not None:
+            raise precondition_failed(f"invalid arg '{argument}' for {where}: {wrong}")
+    if kind == "quorum":
+        _check_quorum(where, durable=durable, exclusive=exclusive, auto_delete=auto_delete, server_named=server_named)
+
+
+def _check_quorum(where: str, *, durable: bool, exclusive: bool, auto_delete: bool, server_named: bool) -> None:
+    if server_named:
+        raise precondition_failed("Cannot declare a server-named queue for type rabbit_quorum_queue")
+    for wrong, what in ((not durable, "non-durable"), (auto_delete, "auto-delete"), (exclusive, "exclusive-owner")):
+        if wrong:
+            raise precondition_failed(f"invalid property '{what}' for {where}")
+
+
+def check_equivalent_queue(queue: Queue, arguments: Table, *, durable: bool, auto_delete: bool) -> None:
+    """Check that a second queue.declare asks for what the queue is.
+
+    Raises:
+        ChannelException: 406, naming the first difference.
+    """
+    where = f"queue '{queue.name}' in vhost '{queue.vhost}'"
+    _equivalent("durable", where, durable, queue.durable)
+    _equivalent("auto_delete", where, auto_delete, queue.auto_delete)
+    if queue.kind == "classic":
+        # Saying that a classic queue is classic makes no difference.
+        arguments = {"x-queue-type": "classic", **arguments} if "x-queue-type" in queue.arguments else arguments
+        if arguments.get("x-queue-type") == "classic" and "x-queue-type" not in queue.arguments:
+            arguments = {name: value for name, value in arguments.items() if name != "x-queue-type"}
+    for argument in QUEUE_ARGUMENTS:
+        equivalent_argument(argument, where, arguments, queue.arguments)
+
+
+def _equivalent(name: str, where: str, received: object, current: object) -> None:
+    def shown(value: object) -> str:
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+    if received != current:
+        raise precondition_failed(
+            f"inequivalent arg '{name}' for {where}: received '{shown(received)}' but current is '{shown(current)}'"
+        )
+
+
+def equivalent_argument(name: str, where: str, received: Table, current: Table) -> None:
+    """Check that an argument is the same in two declarations; integers of any width are.
+
+    Raises:
+        ChannelException: 406.
+    """
+
+    def described(value: Value) -> str:
+        return f"the value '{_printed(value)}' of type '{type_name(value)}'"
+
+    if name not in received and name not in current:
+        return
+    if name not in current:
+        difference = f"received {described(received[name])} but current is none"
+    elif name not in received:
+        difference = f"received none but current is {described(current[name])}"
+    elif _type_class(received[name]) == _type_class(current[name]) and received[name] == current[name]:
+        return
+    else:
+        difference = f"received '{_printed(received[name])}' but current is '{_printed(current[name])}'"
+    raise precondition_failed(f"inequivalent arg '{name}' for {where}: {difference}")
+
+
+def _printed(value: Value) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _type_class(value: Value) -> str:
+    if is_integer(value):
+        return "int"
+    return "float" if isinstance(value, float) else type_name(value)
+
+
+def check_exchange_type(kind: str) -> None:
+    """Check the type in an exchange.declare.
+
+    Raises:
+        ConnectionException: 503 for one that there is not.
+    """
+    if kind not in TYPES:
+        raise ConnectionException(COMMAND_INVALID, f"{'unknown' if kind else 'invalid'} exchange type '{kind}'")
+
+
+def check_exchange(name: str, vhost: str, kind: str, arguments: Table) -> None:
+    """Check an exchange.declare that is to make a new exchange.
+
+    Raises:
+        ChannelException: 406.
+        ConnectionException: 503 when `x-delayed-type` names no exchange type.
+    """
+    alternate = arguments.get("alternate-exchange")
+    if alternate is not None and not isinstance(alternate, str):
+        where = f"exchange '{name}' in vhost '{vhost}'"
+        raise precondition_failed(f"invalid type '{type_name(alternate)}' for arg 'alternate-exchange' in {where}")
+    if kind != DELAYED:
+        return
+    routed_as = arguments.get("x-delayed-type")
+    if not isinstance(routed_as, str):
+        raise precondition_failed("Invalid argument, 'x-delayed-type' must be an existing exchange type")
+    if routed_as == DELAYED:
+        raise precondition_failed("Invalid argument, 'x-delayed-type' can't be used for 'x-delayed-message'")
+    check_exchange_type(routed_as)
+
+
+def check_equivalent_exchange(
+    exchange: Exchange, vhost: str, kind: str, arguments: Table, *, durable: bool, auto_delete: bool, internal: bool
+) -> None:
+    """Check that a second exchange.declare asks for what the exchange is.
+
+    Raises:
+        ChannelException: 406, naming the first difference.
+    """
+    where = f"exchange '{exchange.name}' in vhost '{vhost}'"
+    _equivalent("type", where, kind, exchange.kind)
+    _equivalent("durable", where, durable, exchange.durable)
+    _equivalent("auto_delete", where, auto_delete, exchange.auto_delete)
+    _equivalent("internal", where, internal, exchange.internal)
+    equivalent_argument("alternate-exchange", where, arguments, exchange.arguments)
+
+
+CONSUMER_ARGUMENTS: dict[str, Check] = {
+    "x-priority": lambda value, _: None if is_integer(value) else f'"expected integer, got {type_name(value)}"',
+    "x-cancel-on-ha-failover": _boolean,
+}
+
+
+def check_consumer(queue: Queue, arguments: Table) -> None:
+    """Check the arguments of a basic.consume.
+
+    Raises:
+        ChannelException: 406.
+    """
+    for argument, check in CONSUMER_ARGUMENTS.items():
+        if argument in arguments and (wrong := check(arguments[argument], arguments)) is not None:
+            raise precondition_failed(
+                f"invalid arg '{argument}' for queue '{queue.name}' in vhost '{queue.vhost}': {wrong}"
+            )
+
+
+def check_headers_binding(arguments: Table) -> None:
+    """Check the arguments of a binding to a headers exchange.
+
+    Raises:
+        ChannelException: 406 for an `x-match` that means nothing.
+    """
+    mode = arguments.get("x-match", "all")
+    if not isinstance(mode, str):
+        raise precondition_failed(
+            f"Invalid x-match field type {type_name(mode)} (value {_printed(mode)}); expected longstr"
+        )
+    if mode not in ("all", "any", "all-with-x", "any-with-x"):
+        raise precondition_failed(
+            f'Invalid x-match field value <<"{mode}">>; expected all, any, all-with-x, or any-with-x'
+        )

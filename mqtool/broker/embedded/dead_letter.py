@@ -1,0 +1,67 @@
+"""What a message looks like after a queue has given it up (RabbitMQ's dead-lettering and its `x-death` header)."""
+
+from mqtool.broker.embedded.field_table import Int64, Table, Timestamp, Value
+from mqtool.broker.embedded.message import Message
+
+
+def dead_letter(message: Message, queue: str, reason: str, exchange: str, routing_key: str | None, now: int) -> Message:
+    """The message to publish to the dead-letter exchange.
+
+    Args:
+        queue: the queue that it dies in.
+        reason: `rejected`, `expired`, `maxlen` or `delivery_limit`.
+        exchange: the dead-letter exchange.
+        routing_key: the one to give it; None to keep its own.
+        now: seconds since 1970.
+    """
+    headers = dict(message.headers)
+    headers["x-death"] = [*_deaths(message, queue, reason, now)]
+    for name, value in (("reason", reason), ("queue", queue), ("exchange", message.exchange)):
+        headers.setdefault(f"x-first-death-{name}", value)
+    # A new key replaces all the old ones, those in CC as well.
+    if routing_key is not None:
+        headers.pop("CC", None)
+    headers.pop("BCC", None)
+    key = message.routing_key if routing_key is None else routing_key
+    return message.replace(headers=headers, address=(exchange, key), expires=False)
+
+
+def _deaths(message: Message, queue: str, reason: str, now: int) -> list[Value]:
+    """The deaths of the message, the latest first; one entry for each queue and reason, with a count."""
+    earlier = deaths(message)
+    for death in earlier:
+        if death.get("queue") == queue and death.get("reason") == reason:
+            count = death.get("count")
+            again: Table = {**death, "count": Int64((count if isinstance(count, int) else 0) + 1)}
+            return [again, *(other for other in earlier if other is not death)]
+    carbon_copies = message.headers.get("CC")
+    first: Table = {
+        "count": Int64(1),
+        "reason": reason,
+        "queue": queue,
+        "time": Timestamp(now),
+        "exchange": message.exchange,
+        "routing-keys": [message.routing_key, *(carbon_copies if isinstance(carbon_copies, list) else ())],
+    }
+    if message.properties.expiration is not None:
+        first["original-expiration"] = message.properties.expiration
+    return [first, *earlier]
+
+
+def deaths(message: Message) -> list[Table]:
+    """The entries of its `x-death` header, the latest first."""
+    value = message.headers.get("x-death")
+    return [death for death in value if isinstance(death, dict)] if isinstance(value, list) else []
+
+
+def would_cycle(message: Message, queue: str) -> bool:
+    """Whether a dead-lettered message comes back to a queue that it died in before, by itself all the way.
+
+    A client that rejects it breaks the cycle; without one it would go round for ever, so the queue does not get it.
+    """
+    way: list[Table] = []
+    for death in deaths(message):
+        way.append(death)
+        if death.get("queue") == queue:
+            return all(step.get("reason") != "rejected" for step in way)
+    return False

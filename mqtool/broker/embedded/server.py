@@ -1,0 +1,271 @@
+"""Starting and stopping the embedded broker: in a thread of this process, or as the process."""
+
+import asyncio
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from mqtool.broker.embedded.broker import CONSUMER_TIMEOUT, Broker
+from mqtool.broker.embedded.connection import Connection
+from mqtool.broker.embedded.ledger import MemoryLedger
+
+log = logging.getLogger("mqtool.broker.embedded")
+
+DEFAULT_PORT = 5672
+_STARTING_SECONDS = 30.0
+_CHECK_CONSUMERS_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run a broker.
+
+    Attributes:
+        host: the address to listen on.
+        port: the AMQP port; 0 for any free one.
+        data_dir: where durable things are kept; None to keep them in memory.
+        management_port: the port of the management API; 0 for any free one, None for none.
+        memory_limit: how many bytes of messages block publishers; None for 0.4 of the machine's memory.
+        consumer_timeout: for how many seconds a delivery may be unacknowledged.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    data_dir: Path | None = None
+    management_port: int | None = None
+    memory_limit: int | None = None
+    consumer_timeout: float = CONSUMER_TIMEOUT
+
+
+class Server:
+    """A broker and its listening sockets, on the running event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._server: asyncio.Server | None = None
+        self._management: asyncio.Server | None = None
+        self._checking: asyncio.TimerHandle | None = None
+        self.port = settings.port
+        self.management_port = settings.management_port
+        self.broker: Broker
+
+    async def start(self) -> None:
+        """Recover what there is, and listen.
+
+        Raises:
+            OSError: the port is taken, or the directory cannot be used.
+        """
+        settings = self._settings
+        self.broker = self._open()
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            lambda: Connection(self.broker), settings.host, settings.port, backlog=1024
+        )
+        self.port = self._server.sockets[0].getsockname()[1]
+        if settings.management_port is not None:
+            self._management = await self._start_management(settings.management_port)
+        self._check_consumers()
+        log.info("listening on %s:%d", settings.host, self.port)
+
+    async def _start_management(self, port: int) -> asyncio.Server:
+        # Imported here, because a broker without management starts faster without HTTP and JSON.
+        from mqtool.broker.embedded import http
+        from mqtool.broker.embedded.management import Management
+
+        answer = Management(self.broker).answer
+        server = await asyncio.start_server(http.server(answer), self._settings.host, port)
+        self.management_port = server.sockets[0].getsockname()[1]
+        log.info("management API on http://%s:%d", self._settings.host, self.management_port)
+        return server
+
+    def _open(self) -> Broker:
+        settings = self._settings
+        if settings.data_dir is None:
+            broker = self._broker(MemoryLedger())
+            broker.create_defaults()
+            return broker
+        # Imported here, because a broker in memory starts faster without SQLite.
+        from mqtool.broker.embedded.recovery import recover
+        from mqtool.broker.embedded.storage import Storage
+
+        storage = Storage(settings.data_dir)
+        broker = self._broker(storage)
+        storage.when_failed = broker.storage_failed
+        if not recover(broker, storage):
+            broker.create_defaults()
+        return broker
+
+    def _broker(self, ledger: MemoryLedger) -> Broker:
+        settings = self._settings
+        return Broker(ledger, memory_limit=settings.memory_limit, consumer_timeout=settings.consumer_timeout)
+
+    def _check_consumers(self) -> None:
+        self.broker.check_consumers()
+        interval = min(_CHECK_CONSUMERS_SECONDS, self._settings.consumer_timeout / 2)
+        self._checking = asyncio.get_running_loop().call_later(interval, self._check_consumers)
+
+    async def stop(self) -> None:
+        """Close the connections and finish what is being written."""
+        for server in (self._server, self._management):
+            if server is not None:
+                server.close()
+        if self._checking is not None:
+            self._checking.cancel()
+        self.broker.close_connections("broker forced connection closure with reason 'shutdown'")
+        for connection in list(self.broker.connections):
+            connection.hang_up()
+        await asyncio.sleep(0)
+        self._write_down()
+        self.broker.ledger.close()
+        log.info("stopped")
+
+    def _write_down(self) -> None:
+        if self._settings.data_dir is None:
+            return
+        from mqtool.broker.embedded.recovery import write_down
+        from mqtool.broker.embedded.storage import Storage
+
+        assert isinstance(self.broker.ledger, Storage)
+        write_down(self.broker, self.broker.ledger)
+
+
+async def _run(settings: Settings, stop: asyncio.Event, when_ready: Callable[[Server], None]) -> None:
+    server = Server(settings)
+    await server.start()
+    try:
+        when_ready(server)
+        await stop.wait()
+    finally:
+        await server.stop()
+
+
+def serve(settings: Settings, when_ready: Callable[[Server], None] = lambda _: None) -> None:
+    """Run a broker until SIGTERM or SIGINT.
+
+    Args:
+        settings: how to run it.
+        when_ready: called once it listens.
+
+    Raises:
+        OSError: a port is taken, or the directory cannot be used.
+    """
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await _run(settings, stop, when_ready)
+
+    asyncio.run(run())
+
+
+class EmbeddedBroker:
+    """A broker in a thread of this process, for as long as the `with` block lasts.
+
+        with EmbeddedBroker() as broker:
+            connection = pika.BlockingConnection(pika.URLParameters(broker.url))
+
+    Args:
+        port: the port to listen on, 0 for any free one.
+        data_dir: a directory to keep durable queues and persistent messages in; None keeps everything in memory.
+        management_port: the port for the management API, 0 for any free one; None for none.
+        memory_limit: how many bytes messages may take before publishers are blocked; None for RabbitMQ's default.
+        consumer_timeout: for how many seconds a delivery may be unacknowledged.
+
+    Attributes:
+        url: the AMQP URL, once it is started.
+        management_url: the HTTP URL of the management API, once it is started; None without one.
+    """
+
+    def __init__(
+        self,
+        port: int = 0,
+        data_dir: str | Path | None = None,
+        *,
+        host: str = "127.0.0.1",
+        management_port: int | None = None,
+        memory_limit: int | None = None,
+        consumer_timeout: float = CONSUMER_TIMEOUT,
+    ) -> None:
+        self._settings = Settings(
+            host, port, None if data_dir is None else Path(data_dir), management_port, memory_limit, consumer_timeout
+        )
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._ready = threading.Event()
+        self._error: BaseException | None = None
+        self._server: Server | None = None
+
+    @property
+    def port(self) -> int:
+        """The AMQP port."""
+        assert self._server is not None, "the broker has not been started"
+        return self._server.port
+
+    @property
+    def url(self) -> str:
+        """The AMQP URL, of user guest and virtual host /."""
+        return f"amqp://guest:guest@{self._settings.host}:{self.port}/%2F"
+
+    @property
+    def management_url(self) -> str | None:
+        """The URL of the management API, None if there is none."""
+        assert self._server is not None, "the broker has not been started"
+        port = self._server.management_port
+        return None if port is None else f"http://{self._settings.host}:{port}"
+
+    def start(self) -> Self:
+        """Start it; returns once it listens.
+
+        Raises:
+            OSError: a port is taken, or the directory cannot be used.
+        """
+        self._thread = threading.Thread(target=self._run, name="embedded-broker", daemon=True)
+        self._thread.start()
+        if not self._ready.wait(_STARTING_SECONDS):
+            raise TimeoutError("the embedded broker did not start")
+        if self._error is not None:
+            self._thread.join()
+            raise self._error
+        return self
+
+    def stop(self) -> None:
+        """Stop it; connections are closed with 320 CONNECTION_FORCED."""
+        if self._thread is None or self._loop is None or self._stop is None:
+            return
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _run(self) -> None:
+        async def run() -> None:
+            self._loop = asyncio.get_running_loop()
+            self._stop = asyncio.Event()
+            await _run(self._settings, self._stop, self._started)
+
+        try:
+            asyncio.run(run())
+        # Whatever it is, the thread that waits in start() shall raise it.
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._ready.set()
+
+    def _started(self, server: Server) -> None:
+        self._server = server
+        self._ready.set()

@@ -1,0 +1,64 @@
+"""Users, their passwords, tags and permissions."""
+
+import hashlib
+import hmac
+import os
+import re
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Self
+
+_ALGORITHMS = {"rabbit_password_hashing_sha256": "sha256", "rabbit_password_hashing_sha512": "sha512"}
+
+DEFAULT_USER = "guest"
+
+
+@dataclass(frozen=True)
+class Permissions:
+    """What a user may do in a virtual host: three regular expressions over names."""
+
+    configure: str = ".*"
+    write: str = ".*"
+    read: str = ".*"
+
+    def allow(self, what: str, name: str) -> bool:
+        """Whether `configure`, `write` or `read` of a name is allowed; the default exchange is `amq.default`."""
+        pattern: str = getattr(self, what)
+        # RabbitMQ takes an empty pattern to match nothing but the empty name.
+        return _compiled(pattern or "^$").search(name or "amq.default") is not None
+
+
+@lru_cache(maxsize=1024)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)
+
+
+@dataclass
+class User:
+    """Somebody who can log in.
+
+    Attributes:
+        password_hash: a salt of four octets and the digest of salt and password, as RabbitMQ keeps it; None for nobody.
+        tags: e.g. `administrator`.
+        permissions: by virtual host.
+    """
+
+    name: str
+    password_hash: bytes | None
+    tags: list[str] = field(default_factory=list)
+    permissions: dict[str, Permissions] = field(default_factory=dict)
+    algorithm: str = "rabbit_password_hashing_sha256"
+
+    @classmethod
+    def with_password(cls, name: str, password: str, tags: list[str]) -> Self:
+        """A user with this password and no permissions."""
+        salt = os.urandom(4)
+        return cls(name, salt + hashlib.sha256(salt + password.encode(errors="surrogateescape")).digest(), tags)
+
+    def authenticates(self, password: str) -> bool:
+        """Whether this is the user's password. An empty one never is."""
+        if not password or self.password_hash is None:
+            return False
+        salt, digest = self.password_hash[:4], self.password_hash[4:]
+        actual = hashlib.new(_ALGORITHMS[self.algorithm], salt + password.encode(errors="surrogateescape")).digest()
+        return hmac.compare_digest(actual, digest)

@@ -1,0 +1,76 @@
+"""The embedded broker as a process, to be killed and started again."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+
+class BrokerProcess:
+    """`python -m mqtool.broker.embedded` on a directory.
+
+    Attributes:
+        url: where it listens.
+        log: what it has logged.
+    """
+
+    def __init__(self, directory: Path, *options: str) -> None:
+        self.directory = directory
+        self.options = options or ("--data-dir", str(directory / "data"))
+        self.ready_file = directory / "ready"
+        self.log_file = directory / "log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Self:
+        """Start it; returns once it listens."""
+        command = [sys.executable, "-m", "mqtool.broker.embedded", "--port", "0", "--ready-file", str(self.ready_file)]
+        self.ready_file.unlink(missing_ok=True)
+        self.process = subprocess.Popen([*command, "--log-file", str(self.log_file), *self.options])
+        deadline = time.monotonic() + 10
+        while not self.ready_file.exists():
+            assert self.process.poll() is None, self.log_file.read_text()
+            assert time.monotonic() < deadline, "the broker did not start"
+            self._a_moment()
+        return self
+
+    def _a_moment(self) -> None:
+        assert self.process is not None
+        try:
+            self.process.wait(0.005)
+        except subprocess.TimeoutExpired:
+            return
+
+    @property
+    def url(self) -> str:
+        return self.ready_file.read_text().splitlines()[0]
+
+    @property
+    def management_url(self) -> str:
+        return self.ready_file.read_text().splitlines()[1]
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text()
+
+    def kill(self) -> None:
+        """As `kill -9` does."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM; returns the exit code."""
+        assert self.process is not None
+        self.process.terminate()
+        return self.process.wait(10)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.kill()

@@ -1,0 +1,167 @@
+"""A broker for tests that speak AMQP directly: each runs on the embedded broker and, if there is one, on RabbitMQ."""
+
+import base64
+import contextlib
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import pika
+import pytest
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import AMQPError
+
+from mqtool.broker.embedded import EmbeddedBroker
+
+RABBITMQ_URL = os.environ.get("MQTOOL_TEST_URL")
+RABBITMQ_API = os.environ.get("MQTOOL_TEST_MANAGEMENT_URL", "http://127.0.0.1:15672")
+
+
+class Api:
+    """The management API of the broker under test, as guest."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def __call__(
+        self, method: str, path: str, body: object = None, user: str = "guest", password: str = "guest"
+    ) -> tuple[int, Any]:
+        """The status and the decoded answer of a request."""
+        request = urllib.request.Request(f"{self.url}/api/{path}", method=method)
+        request.add_header("authorization", "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode())
+        if body is not None:
+            request.data = json.dumps(body).encode()
+            request.add_header("content-type", "application/json")
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                content = answer.read()
+                return answer.status, json.loads(content) if content else None
+        except urllib.error.HTTPError as error:
+            content = error.read()
+            return error.code, json.loads(content) if content else None
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Iterator[EmbeddedBroker]:
+    """One embedded broker for all tests of a process; they keep out of each other's way by virtual hosts."""
+    with EmbeddedBroker(management_port=0) as broker:
+        yield broker
+
+
+@pytest.fixture(params=["embedded", "rabbitmq"])
+def broker_kind(request: pytest.FixtureRequest) -> str:
+    """Which broker the test runs on."""
+    if request.param == "rabbitmq" and RABBITMQ_URL is None:
+        pytest.skip("MQTOOL_TEST_URL names no RabbitMQ")
+    return str(request.param)
+
+
+@pytest.fixture
+def api(broker_kind: str, request: pytest.FixtureRequest) -> Api:
+    """The broker's management API."""
+    if broker_kind == "rabbitmq":
+        return Api(RABBITMQ_API)
+    broker: EmbeddedBroker = request.getfixturevalue("embedded")
+    assert broker.management_url is not None
+    return Api(broker.management_url)
+
+
+@pytest.fixture
+def api_of() -> Callable[[EmbeddedBroker], Api]:
+    """The management API of a broker that a test has started itself."""
+
+    def of(broker: EmbeddedBroker) -> Api:
+        assert broker.management_url is not None
+        return Api(broker.management_url)
+
+    return of
+
+
+@pytest.fixture
+def vhost(api: Api) -> Iterator[str]:
+    """A virtual host for this test alone."""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    assert api("PUT", f"vhosts/{name}")[0] == 201
+    api("PUT", f"permissions/{name}/guest", {"configure": ".*", "write": ".*", "read": ".*"})
+    yield name
+    api("DELETE", f"vhosts/{name}")
+
+
+@pytest.fixture
+def amqp_url(broker_kind: str, vhost: str, request: pytest.FixtureRequest) -> str:
+    """The URL of the test's virtual host."""
+    base = RABBITMQ_URL if broker_kind == "rabbitmq" else request.getfixturevalue("embedded").url
+    parts = urlsplit(base)
+    return f"amqp://guest:guest@{parts.hostname}:{parts.port or 5672}/{quote(vhost, safe='')}"
+
+
+@pytest.fixture
+def connect(amqp_url: str) -> Iterator[Callable[..., pika.BlockingConnection]]:
+    """Opens connections, which are closed after the test."""
+    opened = []
+
+    def opener(url: str = amqp_url, **parameters: object) -> pika.BlockingConnection:
+        settings = pika.URLParameters(url)
+        for name, value in parameters.items():
+            setattr(settings, name, value)
+        connection = pika.BlockingConnection(settings)
+        opened.append(connection)
+        return connection
+
+    yield opener
+    for connection in opened:
+        # The broker may have ended it by now, because its user or its virtual host is gone.
+        with contextlib.suppress(AMQPError):
+            connection.close()
+
+
+@pytest.fixture
+def connection(connect: Callable[..., pika.BlockingConnection]) -> pika.BlockingConnection:
+    """A connection."""
+    return connect()
+
+
+@pytest.fixture
+def channel(connection: pika.BlockingConnection) -> BlockingChannel:
+    """A channel."""
+    return connection.channel()
+
+
+class Take:
+    """Waits for what a queue gets."""
+
+    def __init__(self, channel: BlockingChannel) -> None:
+        self.channel = channel
+
+    def one(self, queue: str, *, auto_ack: bool = True, timeout: float = 5.0) -> tuple[Any, Any, bytes]:
+        """The next message, with basic.get; fails when none comes in time."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            got = self.channel.basic_get(queue, auto_ack=auto_ack)
+            if got[0] is not None:
+                return got
+            self.channel.connection.process_data_events(0.005)
+        pytest.fail(f"no message in queue {queue} after {timeout} s")
+
+    def bodies(self, queue: str, count: int) -> list[bytes]:
+        """The bodies of the next messages."""
+        return [self.one(queue)[2] for _ in range(count)]
+
+    def until(self, condition: Callable[[], object], timeout: float = 5.0) -> None:
+        """Lets the connection work until something is true."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < deadline, "what was waited for did not happen"
+            self.channel.connection.process_data_events(0.005)
+
+
+@pytest.fixture
+def take(channel: BlockingChannel) -> Take:
+    """Waits for messages on the test's channel."""
+    return Take(channel)

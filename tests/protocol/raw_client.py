@@ -1,0 +1,94 @@
+"""A client that sends what it is told to, octet by octet."""
+
+import socket
+import struct
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import unquote, urlsplit
+
+from pamqp import commands, frame
+from pamqp.base import Frame
+
+CAPABILITIES = {
+    "authentication_failure_close": True,
+    "connection.blocked": True,
+    "consumer_cancel_notify": True,
+}
+
+
+class RawClient:
+    """A socket, and helpers to speak AMQP on it or not.
+
+    Args:
+        url: where, as whom, and in which virtual host.
+        opened: whether to go through the handshake and open channel 1.
+    """
+
+    def __init__(self, url: str, *, opened: bool = True, frame_max: int = 131_072, heartbeat: int = 0) -> None:
+        parts = urlsplit(url)
+        self.socket = socket.create_connection((str(parts.hostname), parts.port or 5672), timeout=5)
+        self.login = f"\0{parts.username}\0{parts.password}"
+        self.vhost = unquote(parts.path[1:])
+        if opened:
+            self.shake_hands(frame_max, heartbeat)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.socket.close()
+
+    def shake_hands(self, frame_max: int = 131_072, heartbeat: int = 0) -> None:
+        """As a well-behaved client does."""
+        self.socket.sendall(b"AMQP\x00\x00\x09\x01")
+        self.expect(commands.Connection.Start)
+        properties = {"capabilities": CAPABILITIES}
+        self.send(commands.Connection.StartOk(mechanism="PLAIN", response=self.login, client_properties=properties), 0)
+        self.expect(commands.Connection.Tune)
+        self.send(commands.Connection.TuneOk(2047, frame_max, heartbeat), 0)
+        self.send(commands.Connection.Open(virtual_host=self.vhost), 0)
+        self.expect(commands.Connection.OpenOk)
+        self.send(commands.Channel.Open())
+        self.expect(commands.Channel.OpenOk)
+
+    def send(self, method: Frame, channel: int = 1) -> None:
+        """Send a method."""
+        self.socket.sendall(frame.marshal(method, channel))
+
+    def read(self, size: int) -> bytes:
+        """Exactly this many octets.
+
+        Raises:
+            EOFError: the broker closed the connection.
+        """
+        data = b""
+        while len(data) < size:
+            more = self.socket.recv(size - len(data))
+            if not more:
+                raise EOFError
+            data += more
+        return data
+
+    def receive(self) -> Any:
+        """The next frame, decoded."""
+        head = self.read(7)
+        return frame.unmarshal(head + self.read(struct.unpack(">I", head[3:])[0] + 1))[2]
+
+    def expect(self, kind: type) -> Any:
+        """The next frame, which has to be of this kind."""
+        got = self.receive()
+        assert isinstance(got, kind), f"expected {kind}, got {got}"
+        return got
+
+    def closed_with(self) -> str:
+        """Code and text of the connection.close that has to come next; then everything is wound up."""
+        close = self.expect(commands.Connection.Close)
+        self.send(commands.Connection.CloseOk(), 0)
+        return f"{close.reply_code} {close.reply_text}"
+
+
+def raw_frame(kind: int, channel: int, payload: bytes, end: int = 0xCE) -> bytes:
+    """A frame of any content."""
+    return struct.pack(">BHI", kind, channel, len(payload)) + payload + bytes([end])

@@ -1,0 +1,171 @@
+"""What the embedded broker does not let a client do to it: fill its memory, fill its buffers, hold on for ever."""
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+from pamqp import commands, frame, header
+
+from mqtool.broker.embedded import EmbeddedBroker
+from tests.protocol.conftest import Take
+from tests.protocol.raw_client import RawClient
+
+
+def connect(broker: EmbeddedBroker) -> pika.BlockingConnection:
+    return pika.BlockingConnection(pika.URLParameters(broker.url))
+
+
+@pytest.fixture
+def small() -> Iterator[EmbeddedBroker]:
+    """A broker that holds a megabyte."""
+    with EmbeddedBroker(memory_limit=1_000_000, management_port=0) as broker:
+        yield broker
+
+
+def test_publishers_wait_while_memory_is_short(small: EmbeddedBroker) -> None:
+    """connection.blocked to who publishes; unblocked once a consumer has made room; nothing is lost."""
+    publishing = connect(small)
+    heard: list[str] = []
+    publishing.add_on_connection_blocked_callback(lambda _c, method: heard.append(method.method.reason))
+    publishing.add_on_connection_unblocked_callback(lambda _c, _m: heard.append("unblocked"))
+    channel = publishing.channel()
+    channel.queue_declare("q")
+    take = Take(channel)
+
+    def publish_until_blocked() -> int:
+        count = 0
+        while not heard:
+            channel.basic_publish("", "q", b"x" * 10_000)
+            count += 1
+            publishing.process_data_events(0)
+        return count
+
+    count = publish_until_blocked()
+    assert heard == ["low on memory"]
+    assert 1_000_000 / 11_000 < count < 2_000_000 / 10_000
+
+    consuming = connect(small)
+    assert len(Take(consuming.channel()).bodies("q", count)) == count
+    # What was in the sockets when it was blocked may block it a second time.
+    take.until(lambda: heard[-1] == "unblocked")
+    channel.basic_publish("", "q", b"after")
+    channel.queue_declare("q", passive=True)
+    for connection in (publishing, consuming):
+        connection.close()
+
+
+def test_consumers_go_on_while_memory_is_short(small: EmbeddedBroker) -> None:
+    """A connection that does not publish is not blocked, and can be opened."""
+    flood = RawClient(small.url)
+    flood.send(commands.Queue.Declare(queue="q"))
+    flood.expect(commands.Queue.DeclareOk)
+    body = b"x" * 100_000
+    publish = frame.marshal(commands.Basic.Publish(exchange="", routing_key="q"), 1)
+    publish += frame.marshal(header.ContentHeader(body_size=len(body), properties=commands.Basic.Properties()), 1)
+    publish += b"\x03\x00\x01" + len(body).to_bytes(4) + body + b"\xce"
+    flood.socket.settimeout(0.3)
+    with pytest.raises(TimeoutError):
+        flood.socket.sendall(publish * 1000)
+    connection = connect(small)
+    channel = connection.channel()
+    assert 5 < channel.queue_declare("q", passive=True).method.message_count < 200
+    assert Take(channel).one("q")[2] == body
+    connection.close()
+    flood.socket.close()
+
+
+def test_a_client_that_does_not_read(small: EmbeddedBroker) -> None:
+    """It gets what fits into its buffers; the rest stays in the queue for others."""
+    connection = connect(small)
+    channel = connection.channel()
+    channel.queue_declare("q")
+    lazy = RawClient(small.url)
+    lazy.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    lazy.send(commands.Basic.Consume(queue="q", consumer_tag="t", no_ack=True))
+    lazy.expect(commands.Basic.ConsumeOk)
+    total = 3000
+    for _ in range(total):
+        channel.basic_publish("", "q", b"x" * 10_000)
+        if channel.queue_declare("q", passive=True).method.message_count > 20:
+            break
+    else:
+        pytest.fail("the broker took on everything for a client that reads nothing")
+    assert Take(channel).one("q")[2]
+    lazy.socket.close()
+    connection.close()
+
+
+def test_a_delivery_that_is_never_acknowledged() -> None:
+    """The channel is closed, and the message goes back."""
+    with EmbeddedBroker(consumer_timeout=0.2) as broker, RawClient(broker.url) as client:
+        client.send(commands.Queue.Declare(queue="q"))
+        client.expect(commands.Queue.DeclareOk)
+        connection = connect(broker)
+        channel = connection.channel()
+        channel.basic_publish("", "q", b"x")
+        client.send(commands.Basic.Consume(queue="q", consumer_tag="t"))
+        client.expect(commands.Basic.ConsumeOk)
+        client.expect(commands.Basic.Deliver)
+        client.expect(header.ContentHeader)
+        client.receive()
+        close = client.expect(commands.Channel.Close)
+        assert f"{close.reply_code} {close.reply_text}" == (
+            "406 PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used: 200 ms. "
+            "This timeout value can be configured, see consumers doc guide to learn more"
+        )
+        assert Take(channel).one("q")[0].redelivered
+        connection.close()
+
+
+def test_many_connections_come_and_go(small: EmbeddedBroker, api_of: Callable[[EmbeddedBroker], Any]) -> None:
+    """And nothing of them is left."""
+
+    def come_and_go() -> None:
+        for _ in range(20):
+            with RawClient(small.url) as client:
+                client.send(commands.Queue.Declare(exclusive=True))
+                client.expect(commands.Queue.DeclareOk)
+
+    threads = [threading.Thread(target=come_and_go) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    api = api_of(small)
+    deadline = time.monotonic() + 5
+    while True:
+        totals = api("GET", "overview")[1]["object_totals"]
+        if totals["connections"] == totals["channels"] == totals["queues"] == 0:
+            return
+        assert time.monotonic() < deadline, totals
+
+
+def test_the_fixture_for_other_projects(tmp_path: Path) -> None:
+    """`amqp_broker` comes with the package, and is all that a stranger's test needs."""
+    test = tmp_path / "test_mine.py"
+    test.write_text("""
+import pika
+
+def test_mine(amqp_broker):
+    connection = pika.BlockingConnection(pika.URLParameters(amqp_broker.url))
+    channel = connection.channel()
+    channel.queue_declare("q")
+    connection.close()
+""")
+    plugin = ("-p", "no:mqtool", "-p", "mqtool.broker.embedded.pytest_plugin")
+    command = [sys.executable, "-m", "pytest", "-q", *plugin, "-p", "no:cacheprovider", str(test)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
+    assert result.returncode == 0, result.stdout
+
+
+def test_a_taken_port_is_an_error() -> None:
+    """In the thread that starts it."""
+    with EmbeddedBroker() as broker, pytest.raises(OSError, match="in use"):
+        EmbeddedBroker(port=broker.port).start()

@@ -1,0 +1,143 @@
+"""Consumers: limits, turns, priorities, and what they hear when a queue goes."""
+
+from typing import Any
+
+import pika
+import pytest
+from pika import BasicProperties
+from pika.adapters.blocking_connection import BlockingChannel
+
+from tests.protocol.conftest import Take
+
+
+class Recorder:
+    """A consumer's callback that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.got: list[tuple[Any, bytes]] = []
+
+    def __call__(self, _channel: BlockingChannel, method: Any, _properties: BasicProperties, body: bytes) -> None:
+        self.got.append((method, body))
+
+    @property
+    def bodies(self) -> list[bytes]:
+        return [body for _, body in self.got]
+
+
+def publish(channel: BlockingChannel, count: int, queue: str = "q") -> None:
+    for number in range(count):
+        channel.basic_publish("", queue, str(number).encode())
+
+
+def settled(channel: BlockingChannel) -> None:
+    """Wait until the broker has done what it was sent, and its deliveries have come in."""
+    for _ in range(3):
+        channel.queue_declare("q", passive=True)
+        channel.connection.process_data_events(0.02)
+
+
+def test_prefetch_limits_each_consumer(channel: BlockingChannel, take: Take) -> None:
+    """Not basic.get; and an ack lets the next one come."""
+    channel.queue_declare("q")
+    publish(channel, 5)
+    channel.basic_qos(prefetch_count=2)
+    consumer = Recorder()
+    channel.basic_consume("q", consumer)
+    settled(channel)
+    assert consumer.bodies == [b"0", b"1"]
+    assert take.one("q", auto_ack=False)[2] == b"2"
+    channel.basic_ack(consumer.got[0][0].delivery_tag)
+    take.until(lambda: len(consumer.got) == 3)
+    settled(channel)
+    assert consumer.bodies == [b"0", b"1", b"3"]
+
+
+def test_global_prefetch_limits_the_channel(channel: BlockingChannel, take: Take) -> None:
+    """All its consumers together."""
+    for queue in ("q", "r"):
+        channel.queue_declare(queue)
+        publish(channel, 3, queue)
+    channel.basic_qos(prefetch_count=3, global_qos=True)
+    consumer = Recorder()
+    channel.basic_consume("q", consumer)
+    channel.basic_consume("r", consumer)
+    settled(channel)
+    assert len(consumer.got) == 3
+    channel.basic_ack(consumer.got[1][0].delivery_tag, multiple=True)
+    take.until(lambda: len(consumer.got) == 5)
+    settled(channel)
+    assert len(consumer.got) == 5
+
+
+def test_prefetch_does_not_limit_without_acks(channel: BlockingChannel, take: Take) -> None:
+    """There is nothing to count."""
+    channel.queue_declare("q")
+    publish(channel, 5)
+    channel.basic_qos(prefetch_count=1)
+    consumer = Recorder()
+    channel.basic_consume("q", consumer, auto_ack=True)
+    take.until(lambda: len(consumer.got) == 5)
+
+
+def test_consumers_take_turns(channel: BlockingChannel, take: Take) -> None:
+    """Each gets its share."""
+    channel.queue_declare("q")
+    consumers = [Recorder(), Recorder(), Recorder()]
+    for consumer in consumers:
+        channel.basic_consume("q", consumer)
+    publish(channel, 9)
+    take.until(lambda: sum(len(consumer.got) for consumer in consumers) == 9)
+    assert [len(consumer.got) for consumer in consumers] == [3, 3, 3]
+
+
+def test_consumer_priority(channel: BlockingChannel, take: Take) -> None:
+    """The others get what the first cannot take."""
+    channel.queue_declare("q")
+    channel.basic_qos(prefetch_count=2)
+    low, high = Recorder(), Recorder()
+    channel.basic_consume("q", low)
+    channel.basic_consume("q", high, arguments={"x-priority": 10})
+    publish(channel, 3)
+    take.until(lambda: len(low.got) + len(high.got) == 3)
+    assert high.bodies == [b"0", b"1"]
+    assert low.bodies == [b"2"]
+
+
+@pytest.mark.parametrize("kind", [{}, {"x-queue-type": "quorum"}])
+def test_a_single_active_consumer(channel: BlockingChannel, take: Take, kind: dict[str, Any]) -> None:
+    """The one that came first, until it goes."""
+    channel.queue_declare("q", durable=True, arguments={**kind, "x-single-active-consumer": True})
+    first, second = Recorder(), Recorder()
+    tag = channel.basic_consume("q", first, auto_ack=True)
+    channel.basic_consume("q", second, auto_ack=True)
+    publish(channel, 3)
+    take.until(lambda: len(first.got) == 3)
+    assert second.got == []
+    channel.basic_cancel(tag)
+    publish(channel, 1)
+    take.until(lambda: len(second.got) == 1)
+
+
+def test_a_cancelled_consumer_keeps_its_messages(channel: BlockingChannel, take: Take) -> None:
+    """They are still its to acknowledge."""
+    channel.queue_declare("q")
+    publish(channel, 1)
+    consumer = Recorder()
+    tag = channel.basic_consume("q", consumer)
+    take.until(lambda: consumer.got)
+    channel.basic_cancel(tag)
+    channel.basic_ack(consumer.got[0][0].delivery_tag)
+    channel.close()
+
+
+def test_a_consumer_hears_that_its_queue_is_gone(
+    connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
+) -> None:
+    """basic.cancel from the broker."""
+    channel.queue_declare("q")
+    cancelled: list[Any] = []
+    channel.add_on_cancel_callback(cancelled.append)
+    channel.basic_consume("q", print, consumer_tag="t")
+    connection.channel().queue_delete("q")
+    take.until(lambda: cancelled)
+    assert cancelled[0].method.consumer_tag == "t"

@@ -1,0 +1,231 @@
+"""The embedded broker and RabbitMQ, given the same operations, say and do the same.
+
+Hypothesis makes up sequences of operations over a few names, so that they meet: redeclared differently, deleted while
+bound, full, rejected into each other, acknowledged twice. After each operation both must have given the same answer,
+and all queues must hold the same number of messages.
+"""
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pika
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pika import BasicProperties
+from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker, NackError, UnroutableError
+
+from mqtool.broker.embedded import EmbeddedBroker
+from tests.protocol.conftest import RABBITMQ_API, RABBITMQ_URL, Api
+
+QUEUES = ("a", "b", "c")
+EXCHANGES = ("x", "y")
+KEYS = ("a", "b", "a.b", "#", "*", "")
+
+Operation = tuple[Any, ...]
+
+queue = st.sampled_from(QUEUES)
+exchange = st.sampled_from(EXCHANGES)
+key = st.sampled_from(KEYS)
+queue_arguments = st.sampled_from(
+    [
+        {},
+        {},
+        {"x-max-length": 2},
+        {"x-max-length": 2, "x-overflow": "reject-publish"},
+        {"x-max-length": 1, "x-dead-letter-exchange": "x"},
+        {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "b"},
+        {"x-dead-letter-exchange": "y", "x-overflow": "reject-publish-dlx", "x-max-length": 1},
+        {"x-max-priority": 2},
+        {"x-message-ttl": -1},
+        {"x-max-length-bytes": 3},
+    ]
+)
+exchange_arguments = st.sampled_from([{}, {}, {"alternate-exchange": "y"}, {"alternate-exchange": 1}])
+exchange_type = st.sampled_from(["direct", "fanout", "topic", "headers"])
+headers = st.sampled_from([{}, {"h": 1}, {"h": 2}, {"CC": ["b"]}, {"BCC": ["c"]}, {"CC": 1}, {"x-h": 1, "h": 1}])
+match = st.sampled_from([{}, {}, {"h": 1}, {"x-match": "any", "h": 1, "i": 2}, {"x-match": "no"}, {"h": None}])
+flag = st.booleans()
+
+operation = st.one_of(
+    st.tuples(st.just("declare queue"), queue, flag, queue_arguments),
+    st.tuples(st.just("declare queue"), queue, st.just(False), st.just({})),
+    st.tuples(st.just("delete queue"), queue, flag, flag),
+    st.tuples(st.just("purge"), queue),
+    st.tuples(st.just("declare exchange"), exchange, exchange_type, flag, exchange_arguments),
+    st.tuples(st.just("declare exchange"), exchange, exchange_type, st.just(False), st.just({})),
+    st.tuples(st.just("delete exchange"), exchange, flag),
+    st.tuples(st.just("bind"), queue, exchange, key, match),
+    st.tuples(st.just("unbind"), queue, exchange, key, match),
+    st.tuples(st.just("bind exchange"), exchange, exchange, key),
+    st.tuples(st.just("unbind exchange"), exchange, exchange, key),
+    *[st.tuples(st.just("publish"), st.sampled_from(["", *EXCHANGES]), key, headers, st.integers(0, 3), flag)] * 4,
+    *[st.tuples(st.just("get"), queue, flag)] * 3,
+    *[st.tuples(st.just("settle"), st.sampled_from(["ack", "nack", "reject"]), st.integers(0, 4), flag, flag)] * 3,
+    st.tuples(st.just("recover")),
+)
+
+
+class Side:
+    """One of the two brokers, with a channel in confirm mode."""
+
+    def __init__(self, url: str) -> None:
+        self.parameters = pika.URLParameters(url)
+        self.connection = pika.BlockingConnection(self.parameters)
+        self.looking = self.connection.channel()
+        self.published = 0
+        self.open()
+
+    def open(self) -> None:
+        """A new channel, after the broker has closed the last one."""
+        if not self.connection.is_open:
+            self.connection = pika.BlockingConnection(self.parameters)
+            self.looking = self.connection.channel()
+        self.channel = self.connection.channel()
+        self.channel.confirm_delivery()
+
+    def clear(self) -> None:
+        """Back to nothing."""
+        self.channel.close()
+        self.open()
+        for name in QUEUES:
+            self.channel.queue_delete(name)
+        for name in EXCHANGES:
+            self.channel.exchange_delete(name)
+        self.published = 0
+
+    def counts(self) -> list[int | None]:
+        """How many messages each queue holds; None where there is no such queue."""
+        counts: list[int | None] = []
+        for name in QUEUES:
+            try:
+                counts.append(self.looking.queue_declare(name, passive=True).method.message_count)
+            except ChannelClosedByBroker:
+                self.looking = self.connection.channel()
+                counts.append(None)
+        return counts
+
+    def do(self, what: Operation) -> object:
+        """What the broker answers."""
+        name, *values = what
+        action: Callable[..., object] = getattr(self, name.replace(" ", "_"))
+        try:
+            return action(*values)
+        except (ChannelClosedByBroker, ConnectionClosedByBroker) as error:
+            self.open()
+            return type(error).__name__, error.reply_code, error.reply_text
+
+    def declare_queue(self, name: str, durable: bool, arguments: dict[str, Any]) -> object:
+        return self.channel.queue_declare(name, durable=durable, arguments=arguments).method.message_count
+
+    def delete_queue(self, name: str, if_unused: bool, if_empty: bool) -> object:
+        return self.channel.queue_delete(name, if_unused=if_unused, if_empty=if_empty).method.message_count
+
+    def purge(self, name: str) -> object:
+        return self.channel.queue_purge(name).method.message_count
+
+    def declare_exchange(self, name: str, kind: str, auto_delete: bool, arguments: dict[str, Any]) -> None:
+        self.channel.exchange_declare(name, kind, auto_delete=auto_delete, arguments=arguments)
+
+    def delete_exchange(self, name: str, if_unused: bool) -> None:
+        self.channel.exchange_delete(name, if_unused=if_unused)
+
+    def bind(self, queue: str, exchange: str, key: str, arguments: dict[str, Any]) -> None:
+        self.channel.queue_bind(queue, exchange, key, arguments=arguments)
+
+    def unbind(self, queue: str, exchange: str, key: str, arguments: dict[str, Any]) -> None:
+        self.channel.queue_unbind(queue, exchange, key, arguments=arguments)
+
+    def bind_exchange(self, destination: str, source: str, key: str) -> None:
+        self.channel.exchange_bind(destination, source, key)
+
+    def unbind_exchange(self, destination: str, source: str, key: str) -> None:
+        self.channel.exchange_unbind(destination, source, key)
+
+    def publish(self, exchange: str, key: str, headers: dict[str, Any], priority: int, mandatory: bool) -> object:
+        self.published += 1
+        properties = BasicProperties(headers=headers, priority=priority)
+        try:
+            self.channel.basic_publish(exchange, key, b"%d" % self.published, properties, mandatory)
+        except UnroutableError as error:
+            (returned,) = error.messages
+            return "returned", returned.method.reply_code, returned.method.reply_text, returned.body
+        except NackError:
+            return "nack"
+        return "ack"
+
+    def get(self, queue: str, auto_ack: bool) -> object:
+        method, properties, body = self.channel.basic_get(queue, auto_ack=auto_ack)
+        if method is None:
+            return None
+        for death in properties.headers.get("x-death", []):
+            del death["time"]
+        return (
+            body,
+            method.delivery_tag,
+            method.redelivered,
+            method.exchange,
+            method.routing_key,
+            method.message_count,
+            properties.headers,
+            properties.priority,
+        )
+
+    def settle(self, how: str, tag: int, multiple: bool, requeue: bool) -> object:
+        if how == "ack":
+            self.channel.basic_ack(tag, multiple)
+        elif how == "nack":
+            self.channel.basic_nack(tag, multiple, requeue)
+        else:
+            self.channel.basic_reject(tag, requeue)
+        # Wait until the broker has had it: an error closes the channel only later.
+        self.channel.basic_qos(prefetch_count=0)
+        return None
+
+    def recover(self) -> None:
+        self.channel.basic_recover(requeue=True)
+
+
+@pytest.fixture(scope="module")
+def sides(embedded: EmbeddedBroker) -> Iterator[tuple[Side, Side]]:
+    """Both brokers, in a virtual host of the same name."""
+    if RABBITMQ_URL is None:
+        pytest.skip("MQTOOL_TEST_URL names no RabbitMQ to compare with")
+    assert embedded.management_url is not None
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    apis = Api(embedded.management_url), Api(RABBITMQ_API)
+    for api in apis:
+        api("PUT", f"vhosts/{name}")
+        api("PUT", f"permissions/{name}/guest", {"configure": ".*", "write": ".*", "read": ".*"})
+    rabbitmq = RABBITMQ_URL.rstrip("/") if RABBITMQ_URL.count("/") > 2 else RABBITMQ_URL
+    pair = Side(embedded.url.replace("%2F", name)), Side(f"{rabbitmq}/{name}")
+    yield pair
+    for side in pair:
+        side.connection.close()
+    for api in apis:
+        api("DELETE", f"vhosts/{name}")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(operations=st.lists(operation, min_size=5, max_size=40))
+def test_the_same_operations_give_the_same_answers(sides: tuple[Side, Side], operations: list[Operation]) -> None:
+    """Replies, errors, deliveries, order, headers and counts."""
+    ours, theirs = sides
+    for side in sides:
+        side.clear()
+    # Something to work on: most sequences would begin with a dozen errors otherwise.
+    start: list[Operation] = [
+        ("declare queue", "a", False, {}),
+        ("declare queue", "b", False, {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "a"}),
+        ("declare exchange", "x", "topic", False, {}),
+        ("bind", "a", "x", "#", {}),
+    ]
+    for what in [*start, *operations]:
+        assert ours.do(what) == theirs.do(what), what
+        counts = ours.counts()
+        deadline = time.monotonic() + 2
+        # Dead letters go from queue to queue in their own time in RabbitMQ.
+        while theirs.counts() != counts:
+            assert time.monotonic() < deadline, (what, counts, theirs.counts())

@@ -1,0 +1,201 @@
+"""What outlives the broker: a clean stop, a restart, and `kill -9` at any moment."""
+
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+from pika import BasicProperties
+from pika.exceptions import AMQPError, ChannelClosedByBroker
+
+from tests.protocol.broker_process import BrokerProcess
+from tests.protocol.conftest import Take
+
+PERSISTENT = BasicProperties(delivery_mode=2)
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[BrokerProcess]:
+    with BrokerProcess(tmp_path) as broker:
+        yield broker
+
+
+def connect(process: BrokerProcess) -> pika.BlockingConnection:
+    return pika.BlockingConnection(pika.URLParameters(process.url))
+
+
+def restart(process: BrokerProcess, how: str) -> None:
+    if how == "kill":
+        process.kill()
+    else:
+        assert process.stop() == 0
+    process.start()
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_durable_things_outlive_a_restart(process: BrokerProcess, how: str) -> None:
+    """Durable exchanges, queues, the bindings between them, and persistent messages; nothing else."""
+    channel = connect(process).channel()
+    channel.exchange_declare("x", "topic", durable=True, arguments={"alternate-exchange": "amq.fanout"})
+    channel.exchange_declare("y", "fanout", durable=True)
+    channel.exchange_declare("gone", "fanout")
+    channel.queue_declare("q", durable=True, arguments={"x-max-priority": 3})
+    channel.queue_declare("gone")
+    channel.queue_bind("q", "x", "a.*", arguments={"n": 1})
+    channel.queue_bind("q", "y")
+    channel.exchange_bind("y", "x", "b.#")
+    channel.queue_bind("q", "gone")
+    channel.confirm_delivery()
+    channel.basic_publish("x", "a.1", b"kept", BasicProperties(delivery_mode=2, headers={"h": 1}), mandatory=True)
+    channel.basic_publish("x", "a.1", b"transient", mandatory=True)
+
+    restart(process, how)
+
+    connection = connect(process)
+    channel = connection.channel()
+    channel.exchange_declare("x", "topic", durable=True, arguments={"alternate-exchange": "amq.fanout"})
+    channel.queue_declare("q", durable=True, arguments={"x-max-priority": 3})
+    method, properties, body = Take(channel).one("q")
+    assert (method.exchange, method.routing_key, method.redelivered, body) == ("x", "a.1", False, b"kept")
+    assert properties.headers == {"h": 1}
+    assert channel.basic_get("q")[0] is None
+    channel.confirm_delivery()
+    channel.basic_publish("x", "b.c", b"over the exchange between", mandatory=True)
+    for gone in (channel.queue_declare, connection.channel().exchange_declare):
+        with pytest.raises(ChannelClosedByBroker):
+            gone("gone", passive=True)
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_delivered_and_not_acknowledged_comes_again(process: BrokerProcess, how: str) -> None:
+    """Marked redelivered; in its old place; what was acknowledged does not come."""
+    channel = connect(process).channel()
+    channel.queue_declare("q", durable=True)
+    channel.confirm_delivery()
+    for body in (b"1", b"2", b"3"):
+        channel.basic_publish("", "q", body, PERSISTENT)
+    tags = [channel.basic_get("q")[0].delivery_tag for _ in range(2)]
+    channel.basic_ack(tags[0])
+    channel.basic_publish("", "q", b"4", PERSISTENT)
+
+    restart(process, how)
+
+    channel = connect(process).channel()
+    got = [channel.basic_get("q") for _ in range(3)]
+    assert [body for _, _, body in got] == [b"2", b"3", b"4"]
+    assert got[0][0].redelivered
+    if how == "stop":
+        assert [method.redelivered for method, _, _ in got] == [True, False, False]
+    assert channel.basic_get("q")[0] is None
+
+
+def test_users_and_permissions_outlive_a_restart(tmp_path: Path) -> None:
+    """As do virtual hosts."""
+    from tests.protocol.conftest import Api
+
+    options = ("--data-dir", str(tmp_path / "data"), "--management-port", "0")
+    with BrokerProcess(tmp_path, *options) as process:
+        api = Api(process.management_url)
+        api("PUT", "vhosts/shop")
+        api("PUT", "users/ann", {"password": "secret", "tags": "monitoring"})
+        api("PUT", "permissions/shop/ann", {"configure": "^ann", "write": ".*", "read": ".*"})
+        restart(process, "kill")
+        url = process.url.replace("guest:guest", "ann:secret").replace("%2F", "shop")
+        connection = pika.BlockingConnection(pika.URLParameters(url))
+        connection.channel().queue_declare("ann-1")
+        with pytest.raises(ChannelClosedByBroker, match="ACCESS_REFUSED"):
+            connection.channel().queue_declare("bob-1")
+
+
+class Publisher(threading.Thread):
+    """Publishes numbers with confirms for as long as it is let, and remembers which were confirmed."""
+
+    def __init__(self, url: str, start: int) -> None:
+        super().__init__()
+        self.connection = pika.BlockingConnection(pika.URLParameters(url))
+        self.channel = self.connection.channel()
+        self.channel.confirm_delivery()
+        self.number = start
+        self.confirmed: list[int] = []
+
+    def run(self) -> None:
+        try:
+            while True:
+                self.number += 1
+                self.channel.basic_publish("", "q", str(self.number).encode(), PERSISTENT)
+                self.confirmed.append(self.number)
+        except (AMQPError, OSError):
+            return
+
+
+class Consumer(threading.Thread):
+    """Takes messages and acknowledges them, and remembers what it had and what it acknowledged."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.connection = pika.BlockingConnection(pika.URLParameters(url))
+        self.channel = self.connection.channel()
+        self.channel.basic_qos(prefetch_count=10)
+        self.got: list[tuple[int, bool]] = []
+
+    def run(self) -> None:
+        def take(_channel: Any, method: Any, _properties: BasicProperties, body: bytes) -> None:
+            self.got.append((int(body), method.redelivered))
+            self.channel.basic_ack(method.delivery_tag)
+
+        try:
+            self.channel.basic_consume("q", take)
+            self.channel.start_consuming()
+        except (AMQPError, OSError):
+            return
+
+
+def test_kill_at_twenty_moments(process: BrokerProcess) -> None:
+    """Every confirmed message is there after the restart, and none comes twice unless marked redelivered."""
+    seed = random.Random(20)
+    connect(process).channel().queue_declare("q", durable=True)
+    confirmed: set[int] = set()
+    first_seen: set[int] = set()
+    number = 0
+    for round_number in range(20):
+        publisher = Publisher(process.url, number)
+        workers: list[threading.Thread] = [publisher]
+        consumer = Consumer(process.url) if round_number % 2 else None
+        if consumer is not None:
+            workers.append(consumer)
+        for worker in workers:
+            worker.start()
+        publisher.join(seed.uniform(0.01, 0.15))
+        process.kill()
+        for worker in workers:
+            worker.join(10)
+        number = publisher.number
+        confirmed.update(publisher.confirmed)
+        if consumer is not None:
+            unmarked = [value for value, redelivered in consumer.got if not redelivered]
+            assert not first_seen.intersection(unmarked), "came twice, not marked"
+            first_seen.update(value for value, _ in consumer.got)
+        process.start()
+    channel = connect(process).channel()
+    left = []
+    while (got := channel.basic_get("q", auto_ack=True))[0] is not None:
+        left.append(int(got[2]))
+        assert got[0].redelivered or left[-1] not in first_seen
+    assert len(left) == len(set(left))
+    assert left == sorted(left)
+    assert confirmed <= first_seen | set(left), "a confirmed message is lost"
+    assert "Traceback" not in process.log
+
+
+def test_two_brokers_cannot_share_a_directory(process: BrokerProcess) -> None:
+    """The second one says why and ends."""
+    second = BrokerProcess(process.directory)
+    second.ready_file = process.directory / "second"
+    with pytest.raises(AssertionError):
+        second.start()
+    assert second.process is not None
+    assert second.process.wait(5) == 1
+    connect(process).close()

@@ -1,0 +1,208 @@
+"""What a broker says to octets that are not what they should be."""
+
+import socket
+import struct
+from urllib.parse import quote
+
+import pika
+import pytest
+from pamqp import commands, frame, header
+from pika.adapters.blocking_connection import BlockingChannel
+
+from tests.protocol.conftest import Api, Take
+from tests.protocol.raw_client import CAPABILITIES, RawClient, raw_frame
+
+PUBLISH = frame.marshal(commands.Basic.Publish(exchange="", routing_key="q"), 1)
+HEADER = frame.marshal(header.ContentHeader(body_size=5, properties=commands.Basic.Properties()), 1)
+QOS = frame.marshal(commands.Basic.Qos(), 1)
+NO_HEADER = "505 UNEXPECTED_FRAME - expected content header for class 60, got non content header frame instead"
+NO_BODY = "505 UNEXPECTED_FRAME - expected content body, got non content body frame instead"
+NO_METHOD = "505 UNEXPECTED_FRAME - expected method frame, got non method frame instead"
+NOT_HERE = "504 CHANNEL_ERROR - unexpected method in connection state running"
+
+CASES = {
+    "too large": (
+        struct.pack(">BHI", 3, 1, 131_073),
+        "501 FRAME_ERROR - type 3, all octets = <<>>: {frame_too_large,131073,131064}",
+    ),
+    "bad end": (
+        raw_frame(1, 1, b"\x00\x14\x00\x0a\x00", end=0),
+        "501 FRAME_ERROR - type 1, all octets = <<0,20,0,10,0>>: {invalid_frame_end_marker,0}",
+    ),
+    "unknown type": (raw_frame(7, 1, b"abc"), '501 FRAME_ERROR - type 7, all octets = <<"abc">>: unknown_frame'),
+    "unknown type, channel 0": (
+        raw_frame(7, 0, b"abc"),
+        '501 FRAME_ERROR - type 7, all octets = <<"abc">>: unknown_frame',
+    ),
+    "heartbeat with payload": (
+        raw_frame(8, 0, b"x"),
+        '501 FRAME_ERROR - type 8, all octets = <<"x">>: unknown_frame',
+    ),
+    "heartbeat on a channel": (raw_frame(8, 1, b""), "505 UNEXPECTED_FRAME - type 8, all octets = <<>>"),
+    "method cut short": (raw_frame(1, 1, b"\x00\x32\x00\x0a\x00"), "501 FRAME_ERROR - cannot decode <<0>>"),
+    "no method at all": (
+        raw_frame(1, 1, b"\x00\x32"),
+        "501 FRAME_ERROR - type 1, all octets = <<0,50>>: unknown_frame",
+    ),
+    "more than a method": (
+        raw_frame(1, 1, b"\x00\x55\x00\x0a\x00zzzz"),
+        "501 FRAME_ERROR - cannot decode <<0,122,122,122,122>>",
+    ),
+    "channel not open": (frame.marshal(commands.Basic.Qos(), 9), "504 CHANNEL_ERROR - expected 'channel.open'"),
+    "channel opened twice": (
+        frame.marshal(commands.Channel.Open(), 1),
+        "504 CHANNEL_ERROR - second 'channel.open' seen",
+    ),
+    "header out of turn": (HEADER, NO_METHOD),
+    "body out of turn": (raw_frame(3, 1, b"x"), NO_METHOD),
+    "method for header": (PUBLISH + QOS, NO_HEADER),
+    "body for header": (PUBLISH + raw_frame(3, 1, b"x"), NO_HEADER),
+    "method for body": (PUBLISH + HEADER + QOS, NO_BODY),
+    "header for body": (PUBLISH + HEADER + HEADER, NO_BODY),
+    "body too long": (PUBLISH + HEADER + raw_frame(3, 1, b"123456789") + QOS, NO_BODY),
+    "header cut short": (
+        PUBLISH + raw_frame(2, 1, b"\x00\x3c"),
+        "501 FRAME_ERROR - type 2, all octets = <<0,60>>: unknown_frame",
+    ),
+    "header of another class": (
+        PUBLISH + raw_frame(2, 1, struct.pack(">HHQH", 50, 0, 0, 0)),
+        "505 UNEXPECTED_FRAME - expected content header for class 60, got one for class 50 instead",
+    ),
+    "method on channel 0": (frame.marshal(commands.Basic.Qos(), 0), NOT_HERE),
+    "open twice": (frame.marshal(commands.Connection.Open(virtual_host="x"), 0), NOT_HERE),
+    "body on channel 0": (raw_frame(3, 0, b"x"), '505 UNEXPECTED_FRAME - type 3, all octets = <<"x">>'),
+    "a broker's method": (
+        frame.marshal(commands.Queue.DeclareOk("q", 0, 0), 1),
+        "503 COMMAND_INVALID - unimplemented method",
+    ),
+}
+
+
+@pytest.mark.parametrize(("octets", "reply"), CASES.values(), ids=CASES.keys())
+def test_malformed(amqp_url: str, channel: BlockingChannel, octets: bytes, reply: str) -> None:
+    """The connection is closed with the right code and text; another one does not notice."""
+    with RawClient(amqp_url) as client:
+        client.socket.sendall(octets)
+        assert client.closed_with() == reply
+    channel.queue_declare("q")
+
+
+@pytest.mark.parametrize("octets", [b"GET / HTTP/1.1\r\n\r\n", b"AMQP\x00\x01\x00\x00", b"\x00" * 8])
+def test_not_amqp(amqp_url: str, octets: bytes) -> None:
+    """The answer is the protocol header that would have been right, and the end."""
+    with RawClient(amqp_url, opened=False) as client:
+        client.socket.sendall(octets)
+        assert client.read(8) == b"AMQP\x00\x00\x09\x01"
+        # What we sent too much may cost us a reset instead of an orderly end.
+        try:
+            assert client.socket.recv(1) == b""
+        except ConnectionResetError:
+            return
+
+
+def test_frames_in_pieces(amqp_url: str) -> None:
+    """TCP knows no frames."""
+    with RawClient(amqp_url) as client:
+        client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        data = frame.marshal(commands.Queue.Declare(queue="q", exclusive=True), 1)
+        data += PUBLISH + HEADER + raw_frame(3, 1, b"he") + raw_frame(3, 1, b"") + raw_frame(3, 1, b"llo")
+        data += frame.marshal(commands.Basic.Get(queue="q", no_ack=True), 1)
+        for octet in data:
+            client.socket.sendall(bytes([octet]))
+        client.expect(commands.Queue.DeclareOk)
+        client.expect(commands.Basic.GetOk)
+        assert client.expect(header.ContentHeader).body_size == 5
+
+
+def test_a_closed_channel_ignores_what_was_under_way(amqp_url: str) -> None:
+    """Until it has been agreed on; then the number can be used again."""
+    with RawClient(amqp_url) as client:
+        client.send(commands.Queue.Declare(queue="no", passive=True))
+        client.socket.sendall(PUBLISH + HEADER + raw_frame(3, 1, b"hello") + QOS)
+        assert client.expect(commands.Channel.Close).reply_code == 404
+        client.send(commands.Channel.CloseOk())
+        client.send(commands.Channel.Open())
+        client.expect(commands.Channel.OpenOk)
+
+
+def test_amqplain(amqp_url: str) -> None:
+    """The other way to log in: a table without its length."""
+    with RawClient(amqp_url, opened=False) as client:
+        client.socket.sendall(b"AMQP\x00\x00\x09\x01")
+        client.expect(commands.Connection.Start)
+        response = "\x05LOGINS\x00\x00\x00\x05guest\x08PASSWORDS\x00\x00\x00\x05guest"
+        client.send(commands.Connection.StartOk(mechanism="AMQPLAIN", response=response), 0)
+        client.expect(commands.Connection.Tune)
+
+
+def test_what_the_broker_says_about_itself(connection: pika.BlockingConnection) -> None:
+    """Its capabilities decide what clients try."""
+    properties = connection._impl.server_properties
+    assert properties["product"] == "RabbitMQ"
+    assert all(
+        properties["capabilities"][name]
+        for name in (
+            "publisher_confirms",
+            "exchange_exchange_bindings",
+            "basic.nack",
+            "consumer_cancel_notify",
+            "connection.blocked",
+            "consumer_priorities",
+            "authentication_failure_close",
+            "per_consumer_qos",
+            "direct_reply_to",
+        )
+    )
+
+
+def test_a_wrong_password(amqp_url: str) -> None:
+    """A client that can be told is told; no more than that it was wrong."""
+    with RawClient(amqp_url.replace("guest:guest", "guest:wrong"), opened=False) as client:
+        client.socket.sendall(b"AMQP\x00\x00\x09\x01")
+        client.expect(commands.Connection.Start)
+        properties = {"capabilities": CAPABILITIES}
+        method = commands.Connection.StartOk(mechanism="PLAIN", response=client.login, client_properties=properties)
+        client.send(method, 0)
+        text = "Login was refused using authentication mechanism PLAIN. For details see the broker logfile."
+        assert client.closed_with() == f"403 ACCESS_REFUSED - {text}"
+
+
+def test_a_vanished_socket_gives_messages_back(amqp_url: str, channel: BlockingChannel, take: Take) -> None:
+    """As good as a nack."""
+    channel.queue_declare("q")
+    for body in (b"1", b"2"):
+        channel.basic_publish("", "q", body)
+    client = RawClient(amqp_url)
+    client.send(commands.Basic.Consume(queue="q", consumer_tag="t"))
+    client.expect(commands.Basic.ConsumeOk)
+    for _ in range(2):
+        client.expect(commands.Basic.Deliver)
+        client.expect(header.ContentHeader)
+        client.receive()
+    # Without a farewell: lingering for no time makes it a reset.
+    client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.socket.close()
+    got = [take.one("q") for _ in range(2)]
+    assert [(body, method.redelivered) for method, _, body in got] == [(b"1", True), (b"2", True)]
+
+
+def test_silence_is_noticed(amqp_url: str) -> None:
+    """Heartbeats come, and who sends none is dropped after two intervals."""
+    with RawClient(amqp_url, heartbeat=1) as client:
+        assert client.read(8) == b"\x08\x00\x00\x00\x00\x00\x00\xce"
+        with pytest.raises((EOFError, ConnectionResetError)):
+            client.read(8 * 20)
+
+
+def test_an_operator_can_close_a_connection(
+    connection: pika.BlockingConnection, channel: BlockingChannel, api: Api, take: Take
+) -> None:
+    """It is forced, and told why: 320."""
+    sock = connection._impl._transport._sock
+    (host, port), (to_host, to_port) = sock.getsockname(), sock.getpeername()
+    name = quote(f"{host}:{port} -> {to_host}:{to_port}", safe="")
+    with pytest.raises(pika.exceptions.ConnectionClosedByBroker) as closed:
+        # RabbitMQ's management hears of a connection a little after its client does.
+        take.until(lambda: api("DELETE", f"connections/{name}")[0] == 404 and channel.queue_declare("") is None)
+    text = "CONNECTION_FORCED - Closed via management plugin"
+    assert (closed.value.reply_code, closed.value.reply_text) == (320, text)

@@ -1,0 +1,158 @@
+"""The management API: the same paths, statuses and field names."""
+
+import time
+import uuid
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from pika import BasicProperties
+from pika.adapters.blocking_connection import BlockingChannel
+
+from tests.protocol.conftest import Api, Take
+
+
+def eventually(api: Api, path: str, **wanted: Any) -> dict[str, Any]:
+    """What is at a path, once it has these values: RabbitMQ's statistics come seconds later."""
+    deadline = time.monotonic() + 15
+    while True:
+        status, view = api("GET", path)
+        if status == 200 and all(view.get(name) == value for name, value in wanted.items()):
+            return dict(view)
+        assert time.monotonic() < deadline, (status, view)
+
+
+def test_declaring(api: Api, vhost: str, channel: BlockingChannel) -> None:
+    """201 for new, 204 for the same again, 400 for something else, 404 for nothing."""
+    queue = {"durable": True, "arguments": {"x-message-ttl": 1000}}
+    assert api("PUT", f"queues/{vhost}/q", queue)[0] == 201
+    assert api("PUT", f"queues/{vhost}/q", queue)[0] == 204
+    status, error = api("PUT", f"queues/{vhost}/q", {"durable": True})
+    assert (status, error["error"]) == (400, "bad_request")
+    assert "inequivalent arg 'x-message-ttl' for queue 'q'" in error["reason"]
+    exchange = {"type": "topic", "durable": True}
+    assert api("PUT", f"exchanges/{vhost}/x", exchange)[0] == 201
+    assert api("PUT", f"exchanges/{vhost}/x", exchange)[0] == 204
+    channel.queue_declare("q", durable=True, arguments={"x-message-ttl": 1000})
+    channel.exchange_declare("x", "topic", durable=True)
+    assert api("POST", f"bindings/{vhost}/e/x/q/q", {"routing_key": "a.b", "arguments": {"n": 1}})[0] == 201
+    assert api("GET", f"queues/{vhost}/none")[0] == 404
+    assert api("DELETE", f"queues/{vhost}/q")[0] == 204
+    assert api("DELETE", f"exchanges/{vhost}/x")[0] == 204
+    assert api("DELETE", f"exchanges/{vhost}/x")[0] == 404
+
+
+def test_bindings(api: Api, vhost: str, channel: BlockingChannel) -> None:
+    """With the one that every queue has."""
+    channel.queue_declare("q")
+    channel.exchange_declare("x", "topic")
+    channel.queue_bind("q", "x", "a.#")
+    channel.exchange_bind("amq.fanout", "x", "b")
+    bindings = api("GET", f"bindings/{vhost}")[1]
+    keys = ("source", "destination", "destination_type", "routing_key", "properties_key", "arguments", "vhost")
+    found = {tuple(str(binding[key]) for key in keys) for binding in bindings}
+    assert found == {
+        ("", "q", "queue", "q", "q", "{}", vhost),
+        ("x", "q", "queue", "a.#", "a.%23", "{}", vhost),
+        ("x", "amq.fanout", "exchange", "b", "b", "{}", vhost),
+    }
+    assert len(api("GET", f"queues/{vhost}/q/bindings")[1]) == 2
+    assert len(api("GET", f"exchanges/{vhost}/x/bindings/source")[1]) == 2
+    assert api("DELETE", f"bindings/{vhost}/e/x/q/q/{quote('a.%23', safe='')}")[0] == 204
+    assert len(api("GET", f"queues/{vhost}/q/bindings")[1]) == 1
+
+
+def test_a_queue_in_use(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
+    """Counts of what is ready and what is not acknowledged, and who consumes."""
+    channel.queue_declare("q", durable=True, arguments={"x-max-priority": 3})
+    channel.confirm_delivery()
+    for _ in range(3):
+        channel.basic_publish("", "q", b"12345", BasicProperties(delivery_mode=2))
+    take.one("q", auto_ack=False)
+    view = eventually(
+        api, f"queues/{vhost}/q", messages_ready=2, messages_unacknowledged=1, messages=3, state="running"
+    )
+    assert view["name"] == "q"
+    assert view["vhost"] == vhost
+    assert view["type"] == "classic"
+    assert view["state"] == "running"
+    assert (view["durable"], view["auto_delete"], view["exclusive"]) == (True, False, False)
+    assert view["arguments"] == {"x-max-priority": 3}
+    assert view["consumers"] == 0
+    assert view["message_bytes"] == 15
+
+
+def test_consumers(api: Api, vhost: str, channel: BlockingChannel) -> None:
+    """Who, of what, and how."""
+    channel.queue_declare("q")
+    channel.basic_qos(prefetch_count=7)
+    channel.basic_consume("q", print, consumer_tag="t", arguments={"x-priority": 2})
+    deadline = time.monotonic() + 10
+    while not (consumers := api("GET", f"consumers/{vhost}")[1]) or not consumers[0]["channel_details"]:
+        assert time.monotonic() < deadline
+    (consumer,) = consumers
+    assert consumer["consumer_tag"] == "t"
+    assert consumer["queue"] == {"name": "q", "vhost": vhost}
+    assert (consumer["ack_required"], consumer["exclusive"], consumer["prefetch_count"]) == (True, False, 7)
+    assert consumer["arguments"] == {"x-priority": 2}
+    assert consumer["channel_details"]["user"] == "guest"
+
+
+@pytest.mark.parametrize("query", ["page=1&page_size=2", "page=2&page_size=2", "page=1&page_size=100&name=q"])
+def test_pages(api: Api, vhost: str, channel: BlockingChannel, query: str) -> None:
+    """A list in pages says how many there are."""
+    for number in range(3):
+        channel.queue_declare(f"q{number}")
+    status, page = api("GET", f"queues/{vhost}?{query}")
+    assert status == 200
+    assert page["total_count"] == page["filtered_count"] == 3
+    assert page["item_count"] == len(page["items"]) == (3 if "100" in query else 2 if "page=1" in query else 1)
+
+
+def test_exchanges_of_a_new_vhost(api: Api, vhost: str) -> None:
+    """The predeclared ones."""
+    exchanges = {view["name"]: view for view in api("GET", f"exchanges/{vhost}")[1]}
+    assert set(exchanges) == {
+        "",
+        "amq.direct",
+        "amq.fanout",
+        "amq.headers",
+        "amq.match",
+        "amq.rabbitmq.trace",
+        "amq.topic",
+    }
+    assert exchanges["amq.match"]["type"] == "headers"
+    assert exchanges["amq.rabbitmq.trace"]["internal"] is True
+
+
+def test_users(api: Api, vhost: str) -> None:
+    """Made, changed, given rights, and deleted."""
+    name = f"ann-{uuid.uuid4().hex[:8]}"
+    assert api("PUT", f"users/{name}", {"password": "secret", "tags": "monitoring"})[0] == 201
+    assert api("PUT", f"users/{name}", {"password": "secret", "tags": "monitoring"})[0] == 204
+    view = api("GET", f"users/{name}")[1]
+    assert (view["name"], view["tags"]) == (name, ["monitoring"])
+    rights = {"configure": "^a", "write": ".*", "read": ""}
+    assert api("PUT", f"permissions/{vhost}/{name}", rights)[0] == 201
+    assert api("GET", f"permissions/{vhost}/{name}")[1] == {"user": name, "vhost": vhost, **rights}
+    assert api("GET", "whoami", user=name, password="secret")[1]["name"] == name
+    assert api("GET", "whoami", user=name, password="wrong")[0] == 401
+    assert api("DELETE", f"users/{name}")[0] == 204
+    assert api("GET", f"users/{name}")[0] == 404
+
+
+def test_overview_and_health(api: Api) -> None:
+    """What a tool looks at first."""
+    overview = api("GET", "overview")[1]
+    assert overview["rabbitmq_version"].startswith("3.")
+    assert overview["object_totals"].keys() == {"channels", "connections", "consumers", "exchanges", "queues"}
+    assert api("GET", "health/checks/alarms")[1]["status"] == "ok"
+    assert api("GET", "nodes")[1][0]["running"] is True
+
+
+def test_a_vhost(api: Api, vhost: str) -> None:
+    """There is one, and another there is not."""
+    assert api("PUT", f"vhosts/{vhost}")[0] == 204
+    assert api("GET", f"vhosts/{vhost}")[1]["name"] == vhost
+    assert api("GET", "vhosts/none-such")[0] == 404
+    assert api("GET", "queues/none-such")[0] == 404

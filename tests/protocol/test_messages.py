@@ -1,0 +1,254 @@
+"""Publishing and receiving: what goes in comes out, in order, and is accounted for."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pika
+import pytest
+from pika import BasicProperties
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import NackError, UnroutableError
+
+from tests.protocol.conftest import Take
+
+ALL_PROPERTIES = BasicProperties(
+    content_type="text/plain",
+    content_encoding="utf-8",
+    headers={
+        "text": "ü",
+        "int": 1,
+        "long": 2**40,
+        "negative": -5,
+        "yes": True,
+        "none": None,
+        "list": [1, "a", {"b": False}],
+        "table": {"deep": {"er": 1}},
+        "bytes": b"\xff\xfe",
+    },
+    delivery_mode=2,
+    priority=3,
+    correlation_id="c",
+    reply_to="r",
+    expiration="60000",
+    message_id="m",
+    timestamp=1_700_000_000,
+    type="t",
+    user_id="guest",
+    app_id="a",
+    cluster_id="x",
+)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"\x00\xff\xce", "grüße".encode(), b"x" * 131_064, b"x" * 131_065, b"y" * 400_000]
+)
+def test_a_body_comes_out_as_it_went_in(channel: BlockingChannel, take: Take, body: bytes) -> None:
+    """Empty, binary, exactly one frame, one octet more, several frames."""
+    channel.queue_declare("q")
+    channel.basic_publish("", "q", body)
+    assert take.one("q")[2] == body
+
+
+def test_properties_come_out_as_they_went_in(channel: BlockingChannel, take: Take) -> None:
+    """All fourteen, and every type of header that the client has."""
+    channel.queue_declare("q")
+    channel.basic_publish("", "q", b"x", ALL_PROPERTIES)
+    assert take.one("q")[1] == ALL_PROPERTIES
+
+
+def test_messages_come_in_order_with_rising_tags(channel: BlockingChannel, take: Take) -> None:
+    """First in, first out; delivery tags count up from one."""
+    channel.queue_declare("q")
+    for number in range(10):
+        channel.basic_publish("", "q", str(number).encode())
+    got = [take.one("q", auto_ack=False) for _ in range(10)]
+    assert [int(body) for _, _, body in got] == list(range(10))
+    assert [method.delivery_tag for method, _, _ in got] == list(range(1, 11))
+    assert [method.message_count for method, _, _ in got] == list(range(9, -1, -1))
+
+
+def test_get_from_an_empty_queue(channel: BlockingChannel) -> None:
+    """It says so."""
+    channel.queue_declare("q")
+    assert channel.basic_get("q") == (None, None, None)
+
+
+def test_requeued_messages_take_their_old_place_and_are_marked(channel: BlockingChannel, take: Take) -> None:
+    """What comes back goes in front of what was behind it."""
+    channel.queue_declare("q")
+    for body in (b"1", b"2", b"3"):
+        channel.basic_publish("", "q", body)
+    first, second = take.one("q", auto_ack=False)[0], take.one("q", auto_ack=False)[0]
+    channel.basic_nack(second.delivery_tag)
+    channel.basic_reject(first.delivery_tag)
+    got = [take.one("q") for _ in range(3)]
+    assert [(body, method.redelivered) for method, _, body in got] == [(b"1", True), (b"2", True), (b"3", False)]
+
+
+def test_nack_of_several_at_once(channel: BlockingChannel, take: Take) -> None:
+    """`multiple` means all up to this one."""
+    channel.queue_declare("q")
+    for number in range(5):
+        channel.basic_publish("", "q", str(number).encode())
+    tags = [take.one("q", auto_ack=False)[0].delivery_tag for _ in range(5)]
+    channel.basic_nack(tags[2], multiple=True)
+    assert take.bodies("q", 3) == [b"0", b"1", b"2"]
+    channel.basic_ack(0, multiple=True)
+    assert channel.queue_declare("q", passive=True).method.message_count == 0
+
+
+def test_recover_puts_everything_back(channel: BlockingChannel, take: Take) -> None:
+    """basic.recover requeues what is unacknowledged."""
+    channel.queue_declare("q")
+    channel.basic_publish("", "q", b"x")
+    take.one("q", auto_ack=False)
+    channel.basic_recover(requeue=True)
+    assert take.one("q")[0].redelivered
+
+
+def test_closing_a_channel_gives_messages_back(
+    connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
+) -> None:
+    """Unacknowledged means not done."""
+    channel.queue_declare("q")
+    other = connection.channel()
+    channel.basic_publish("", "q", b"x")
+    Take(other).one("q", auto_ack=False)
+    other.close()
+    method, _, _ = take.one("q")
+    assert method.redelivered
+
+
+def test_an_unroutable_mandatory_message_comes_back(channel: BlockingChannel) -> None:
+    """basic.return, 312 NO_ROUTE, with the message, before the confirm."""
+    channel.confirm_delivery()
+    with pytest.raises(UnroutableError) as unroutable:
+        channel.basic_publish("amq.direct", "nobody", b"x", ALL_PROPERTIES, mandatory=True)
+    (message,) = unroutable.value.messages
+    assert (message.method.reply_code, message.method.reply_text) == (312, "NO_ROUTE")
+    assert (message.method.exchange, message.method.routing_key) == ("amq.direct", "nobody")
+    assert (message.body, message.properties) == (b"x", ALL_PROPERTIES)
+
+
+def test_an_unroutable_message_that_is_not_mandatory_is_confirmed(channel: BlockingChannel) -> None:
+    """Nobody wanted it, and that is fine."""
+    channel.confirm_delivery()
+    channel.basic_publish("amq.direct", "nobody", b"x")
+
+
+@pytest.mark.parametrize("arguments", [{}, {"x-queue-type": "quorum"}])
+def test_confirms(channel: BlockingChannel, arguments: dict[str, Any]) -> None:
+    """Persistent messages to a durable queue are confirmed, each."""
+    channel.queue_declare("q", durable=True, arguments=arguments)
+    channel.confirm_delivery()
+    for number in range(20):
+        channel.basic_publish("", "q", str(number).encode(), BasicProperties(delivery_mode=2), mandatory=True)
+    assert channel.queue_declare("q", durable=True, arguments=arguments).method.message_count == 20
+
+
+def test_a_transaction_publishes_when_it_is_committed(channel: BlockingChannel, take: Take) -> None:
+    """Not before, and not at all when it is rolled back."""
+    channel.queue_declare("q")
+    channel.tx_select()
+    channel.basic_publish("", "q", b"dropped")
+    channel.tx_rollback()
+    channel.basic_publish("", "q", b"kept")
+    assert channel.queue_declare("q", passive=True).method.message_count == 0
+    channel.tx_commit()
+    assert take.bodies("q", 1) == [b"kept"]
+    channel.tx_commit()
+
+
+def test_a_transaction_acknowledges_when_it_is_committed(
+    connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
+) -> None:
+    """Rolled back, the deliveries are unacknowledged again, and can be acknowledged after all."""
+    channel.queue_declare("q")
+    channel.basic_publish("", "q", b"1")
+    channel.basic_publish("", "q", b"2")
+    other = connection.channel()
+    other.tx_select()
+    tags = [Take(other).one("q", auto_ack=False)[0].delivery_tag for _ in range(2)]
+    other.basic_ack(tags[0])
+    other.tx_rollback()
+    other.basic_ack(tags[0])
+    other.tx_commit()
+    other.close()
+    assert take.bodies("q", 1) == [b"2"]
+    assert channel.queue_declare("q", passive=True).method.message_count == 0
+
+
+@pytest.mark.parametrize("overflow", ["reject-publish", "reject-publish-dlx"])
+def test_a_full_queue_refuses(channel: BlockingChannel, take: Take, overflow: str) -> None:
+    """basic.nack to a publisher with confirms; and dead-lettered, if the policy says so."""
+    channel.queue_declare("dead")
+    channel.queue_declare(
+        "q",
+        arguments={
+            "x-max-length": 1,
+            "x-overflow": overflow,
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": "dead",
+        },
+    )
+    channel.confirm_delivery()
+    channel.basic_publish("", "q", b"1")
+    with pytest.raises(NackError):
+        channel.basic_publish("", "q", b"2")
+    assert take.bodies("q", 1) == [b"1"]
+    dead = channel.queue_declare("dead", passive=True).method.message_count
+    assert dead == (1 if overflow == "reject-publish-dlx" else 0)
+
+
+def test_direct_reply_to(connection: pika.BlockingConnection, channel: BlockingChannel, take: Take) -> None:
+    """A request's pseudo-queue becomes an address that the server can answer to, without a queue."""
+    replies: list[tuple[str, bytes]] = []
+    channel.queue_declare("requests")
+    channel.basic_consume(
+        "amq.rabbitmq.reply-to", lambda _c, m, _p, body: replies.append((m.exchange, body)), auto_ack=True
+    )
+    channel.basic_publish("", "requests", b"2+2", BasicProperties(reply_to="amq.rabbitmq.reply-to", correlation_id="1"))
+    server = connection.channel()
+    _, properties, _ = Take(server).one("requests")
+    assert properties.reply_to.startswith("amq.rabbitmq.reply-to.")
+    assert properties.correlation_id == "1"
+    server.queue_declare(properties.reply_to, passive=True)
+    server.basic_publish("", properties.reply_to, b"4", mandatory=True)
+    take.until(lambda: replies)
+    assert replies == [("", b"4")]
+
+
+def test_a_reply_to_nobody_comes_back(
+    connect: Callable[..., pika.BlockingConnection], channel: BlockingChannel
+) -> None:
+    """Once the client is gone, its address leads nowhere."""
+    channel.queue_declare("requests")
+    client = connect()
+    asking = client.channel()
+    asking.basic_consume("amq.rabbitmq.reply-to", print, auto_ack=True)
+    asking.basic_publish("", "requests", b"?", BasicProperties(reply_to="amq.rabbitmq.reply-to"))
+    _, properties, _ = Take(channel).one("requests")
+    client.close()
+    channel.confirm_delivery()
+    with pytest.raises(UnroutableError):
+        channel.basic_publish("", properties.reply_to, b"!", mandatory=True)
+
+
+def test_a_large_message_leaves_in_frames_as_negotiated(connect: Callable[..., pika.BlockingConnection]) -> None:
+    """With the smallest frame there is."""
+    channel = connect(frame_max=4096).channel()
+    channel.queue_declare("q")
+    body = bytes(range(256)) * 100
+    channel.basic_publish("", "q", body)
+    assert Take(channel).one("q")[2] == body
+
+
+def test_names_of_any_letters(channel: BlockingChannel, take: Take) -> None:
+    """Spaces, umlauts and dots are as good as others."""
+    name = "my queue: grün/2.5 #*"
+    channel.queue_declare(name)
+    channel.exchange_declare(name, "direct")
+    channel.queue_bind(name, name, name)
+    channel.basic_publish(name, name, b"x")
+    method, _, _ = take.one(name)
+    assert (method.exchange, method.routing_key) == (name, name)

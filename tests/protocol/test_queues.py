@@ -1,0 +1,309 @@
+"""What queues do with time, size, priority and their consumers."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pika
+import pytest
+from pika import BasicProperties
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import ChannelClosedByBroker
+
+from tests.protocol.conftest import Take
+
+QUORUM = {"x-queue-type": "quorum"}
+
+
+@pytest.fixture(autouse=True)
+def confirmed(channel: BlockingChannel) -> None:
+    """What has been published is in its queues before anything is counted."""
+    channel.confirm_delivery()
+
+
+def count(channel: BlockingChannel, queue: str) -> int:
+    return int(channel.queue_declare(queue, passive=True).method.message_count)
+
+
+def dead_lettering(**more: object) -> dict[str, Any]:
+    """Arguments of a queue whose dead letters go to the queue `dead`."""
+    return {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"} | {
+        name.replace("_", "-"): value for name, value in more.items()
+    }
+
+
+def deaths(properties: BasicProperties) -> list[dict[str, Any]]:
+    """The x-death header without the times."""
+    headers: Any = properties.headers
+    return [{name: value for name, value in death.items() if name != "time"} for death in headers["x-death"]]
+
+
+@pytest.mark.parametrize("kind", [{}, QUORUM])
+def test_the_queues_time_to_live(channel: BlockingChannel, take: Take, kind: dict[str, Any]) -> None:
+    """An expired message is dead-lettered, with where, why and what it was."""
+    channel.queue_declare("dead")
+    channel.queue_declare("q", durable=True, arguments={**kind, **dead_lettering(x_message_ttl=50)})
+    channel.queue_bind("q", "amq.direct", "k")
+    channel.basic_publish("amq.direct", "k", b"x", BasicProperties(headers={"mine": 1}))
+    method, properties, body = take.one("dead")
+    assert body == b"x"
+    assert (method.exchange, method.routing_key, method.redelivered) == ("", "dead", False)
+    assert properties.headers["mine"] == 1
+    assert deaths(properties) == [
+        {"count": 1, "reason": "expired", "queue": "q", "exchange": "amq.direct", "routing-keys": ["k"]}
+    ]
+    assert abs(properties.headers["x-death"][0]["time"].timestamp() - time.time()) < 5
+    first = {name: value for name, value in properties.headers.items() if name.startswith("x-first")}
+    assert first == {
+        "x-first-death-reason": "expired",
+        "x-first-death-queue": "q",
+        "x-first-death-exchange": "amq.direct",
+    }
+
+
+def test_a_messages_own_time_to_live(channel: BlockingChannel, take: Take) -> None:
+    """It is taken off when the message is dead-lettered, and kept in x-death."""
+    channel.queue_declare("dead")
+    channel.queue_declare("q", arguments=dead_lettering(x_message_ttl=60_000))
+    channel.basic_publish("", "q", b"x", BasicProperties(expiration="30"))
+    _, properties, _ = take.one("dead")
+    assert properties.expiration is None
+    assert deaths(properties)[0]["original-expiration"] == "30"
+
+
+def test_a_message_expires_only_at_the_head(channel: BlockingChannel, take: Take) -> None:
+    """Behind one that lives longer it stays until its turn comes."""
+    channel.queue_declare("dead")
+    channel.queue_declare("q", arguments=dead_lettering())
+    channel.basic_publish("", "q", b"long")
+    channel.basic_publish("", "q", b"short", BasicProperties(expiration="0"))
+    assert count(channel, "q") == 2
+    assert take.one("q")[2] == b"long"
+    assert take.one("dead")[2] == b"short"
+
+
+def test_an_expiration_of_zero_is_for_whoever_waits(channel: BlockingChannel, take: Take) -> None:
+    """It expires unless a consumer takes it at once."""
+    got: list[bytes] = []
+    channel.queue_declare("q")
+    channel.basic_publish("", "q", b"1", BasicProperties(expiration="0"))
+    assert count(channel, "q") == 0
+    channel.basic_consume("q", lambda _c, _m, _p, body: got.append(body), auto_ack=True)
+    channel.basic_publish("", "q", b"2", BasicProperties(expiration="0"))
+    take.until(lambda: got)
+    assert got == [b"2"]
+
+
+def test_an_unused_queue_expires(channel: BlockingChannel, connection: pika.BlockingConnection, take: Take) -> None:
+    """x-expires counts while it has no consumer and nobody asks for it."""
+    channel.queue_declare("q", arguments={"x-expires": 60})
+
+    def gone() -> bool:
+        try:
+            # Whether it is there is asked on the management side: declaring it would count as use.
+            connection.channel().queue_unbind("q", "amq.direct", "k")
+            connection.channel().basic_consume("q", print)
+        except ChannelClosedByBroker as error:
+            return error.reply_code == 404
+        return False
+
+    consumer = connection.channel()
+    consumer.basic_consume("q", print)
+    consumer.close()
+    deadline = time.monotonic() + 0.5
+    take.until(lambda: time.monotonic() > deadline)
+    assert gone()
+
+
+@pytest.mark.parametrize("kind", [{}, QUORUM])
+def test_a_full_queue_drops_its_head(channel: BlockingChannel, take: Take, kind: dict[str, Any]) -> None:
+    """By length; the dropped ones are dead letters because of `maxlen`."""
+    channel.queue_declare("dead")
+    channel.queue_declare("q", durable=True, arguments={**kind, **dead_lettering(x_max_length=2)})
+    for body in (b"1", b"2", b"3"):
+        channel.basic_publish("", "q", body)
+    _, properties, body = take.one("dead")
+    assert (body, deaths(properties)[0]["reason"]) == (b"1", "maxlen")
+    assert take.bodies("q", 2) == [b"2", b"3"]
+
+
+def test_a_queue_full_of_bytes_drops_its_head(channel: BlockingChannel, take: Take) -> None:
+    """Bodies count, headers do not; what is too large for an empty queue is dropped at once."""
+    channel.queue_declare("q", arguments={"x-max-length-bytes": 10})
+    for body in (b"1234567", b"123", b"1"):
+        channel.basic_publish("", "q", body)
+    assert take.bodies("q", 2) == [b"123", b"1"]
+    channel.basic_publish("", "q", b"x" * 11)
+    assert count(channel, "q") == 0
+
+
+def test_a_rejected_message_is_a_dead_letter(channel: BlockingChannel, take: Take) -> None:
+    """Without a key for dead letters it keeps its own, and its copies theirs."""
+    channel.exchange_declare("dlx", "fanout")
+    channel.queue_declare("dead")
+    channel.queue_bind("dead", "dlx")
+    channel.queue_declare("q", arguments={"x-dead-letter-exchange": "dlx"})
+    channel.basic_publish("", "q", b"x", BasicProperties(headers={"CC": ["cc"], "BCC": ["bcc"]}))
+    channel.basic_reject(take.one("q", auto_ack=False)[0].delivery_tag, requeue=False)
+    method, properties, _ = take.one("dead")
+    assert (method.exchange, method.routing_key) == ("dlx", "q")
+    assert properties.headers["CC"] == ["cc"]
+    assert deaths(properties) == [
+        {"count": 1, "reason": "rejected", "queue": "q", "exchange": "", "routing-keys": ["q", "cc"]}
+    ]
+
+
+def test_a_message_that_dies_again_is_counted(channel: BlockingChannel, take: Take) -> None:
+    """One entry for a queue and a reason, the latest first."""
+    channel.queue_declare("dead", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "q"})
+    channel.queue_declare("q", arguments=dead_lettering())
+    channel.basic_publish("", "q", b"x")
+    for queue in ("q", "dead", "q"):
+        channel.basic_nack(take.one(queue, auto_ack=False)[0].delivery_tag, requeue=False)
+    _, properties, _ = take.one("dead")
+    assert [(death["queue"], death["reason"], death["count"]) for death in deaths(properties)] == [
+        ("q", "rejected", 2),
+        ("dead", "rejected", 1),
+    ]
+    assert properties.headers["x-first-death-queue"] == "q"
+
+
+def test_a_circle_without_a_rejection_ends(channel: BlockingChannel, take: Take) -> None:
+    """A message that would expire for ever from one queue into itself is dropped."""
+    channel.queue_declare(
+        "q", arguments={"x-message-ttl": 20, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "q"}
+    )
+    channel.basic_publish("", "q", b"x")
+    take.until(lambda: count(channel, "q") == 0)
+
+
+def test_dead_letters_to_nowhere_are_dropped(channel: BlockingChannel) -> None:
+    """An exchange that does not exist is no error."""
+    channel.queue_declare("q", arguments={"x-dead-letter-exchange": "none"})
+    channel.basic_publish("", "q", b"x", BasicProperties(expiration="0"))
+    assert count(channel, "q") == 0
+    assert channel.is_open
+
+
+def test_priorities(channel: BlockingChannel, take: Take) -> None:
+    """Higher first, none is lowest, above the maximum is the maximum, and in order within."""
+    channel.queue_declare("q", arguments={"x-max-priority": 5})
+    for body, priority in ((b"a", None), (b"b", 1), (b"c", 5), (b"d", 9), (b"e", 1), (b"f", 0)):
+        channel.basic_publish("", "q", body, BasicProperties(priority=priority))
+    assert take.bodies("q", 6) == [b"c", b"d", b"b", b"e", b"a", b"f"]
+
+
+def test_a_quorum_queue_counts_deliveries(channel: BlockingChannel, take: Take) -> None:
+    """x-delivery-count says how often it came back; above the limit it is a dead letter."""
+    channel.queue_declare("dead")
+    channel.queue_declare("q", durable=True, arguments={**QUORUM, **dead_lettering(x_delivery_limit=2)})
+    channel.basic_publish("", "q", b"x")
+    seen = []
+    for _ in range(3):
+        method, properties, _ = take.one("q", auto_ack=False)
+        seen.append((method.redelivered, properties.headers["x-delivery-count"]))
+        channel.basic_nack(method.delivery_tag)
+    assert seen == [(False, 0), (True, 1), (True, 2)]
+    _, properties, _ = take.one("dead")
+    assert deaths(properties)[0]["reason"] == "delivery_limit"
+    assert "x-delivery-count" not in properties.headers
+
+
+def test_a_quorum_queue_tells_consumers_of_deliveries_before(channel: BlockingChannel, take: Take) -> None:
+    """A first delivery has no count."""
+    channel.queue_declare("q", durable=True, arguments={**QUORUM, "x-delivery-limit": 5})
+    channel.basic_publish("", "q", b"x")
+    seen: list[Any] = []
+
+    def give_back_once(_channel: BlockingChannel, method: Any, properties: BasicProperties, _body: bytes) -> None:
+        seen.append(properties.headers)
+        if len(seen) == 1:
+            channel.basic_nack(method.delivery_tag)
+
+    channel.basic_consume("q", give_back_once)
+    take.until(lambda: len(seen) == 2)
+    assert seen == [None, {"x-delivery-count": 1}]
+
+
+@pytest.mark.parametrize(("limit", "expected"), [({}, b"4213"), ({"x-delivery-limit": 5}, b"2134")])
+def test_where_a_quorum_queue_puts_what_comes_back(
+    channel: BlockingChannel, take: Take, limit: dict[str, int], expected: bytes
+) -> None:
+    """With a delivery limit before what is new; without one behind it; in the order in which it came back."""
+    channel.queue_declare("q", durable=True, arguments={**QUORUM, **limit})
+    for number in b"1234":
+        channel.basic_publish("", "q", bytes([number]))
+    tags = [take.one("q", auto_ack=False)[0].delivery_tag for _ in range(3)]
+    for index in (1, 0, 2):
+        channel.basic_nack(tags[index])
+    take.until(lambda: count(channel, "q") == 4)
+    assert b"".join(take.bodies("q", 4)) == expected
+
+
+@pytest.mark.parametrize("kind", [{}, QUORUM])
+def test_what_a_closed_channel_had_comes_first(
+    connection: pika.BlockingConnection, channel: BlockingChannel, take: Take, kind: dict[str, str]
+) -> None:
+    """In its old order."""
+    channel.queue_declare("q", durable=True, arguments=kind)
+    for number in b"1234":
+        channel.basic_publish("", "q", bytes([number]))
+    other = connection.channel()
+    for _ in range(3):
+        Take(other).one("q", auto_ack=False)
+    other.close()
+    assert b"".join(take.bodies("q", 4)) == b"1234"
+
+
+def test_auto_delete(channel: BlockingChannel) -> None:
+    """It goes with its last consumer, and not before there was one."""
+    channel.queue_declare("q", auto_delete=True)
+    tags = [channel.basic_consume("q", print) for _ in range(2)]
+    channel.basic_cancel(tags[0])
+    assert count(channel, "q") == 0
+    channel.basic_cancel(tags[1])
+    with pytest.raises(ChannelClosedByBroker) as closed:
+        count(channel, "q")
+    assert closed.value.reply_code == 404
+
+
+def test_an_exclusive_queue_goes_with_its_connection(
+    connect: Callable[..., pika.BlockingConnection],
+    connection: pika.BlockingConnection,
+    take: Take,
+) -> None:
+    """Whatever else is declared about it."""
+    other = connect()
+    other.channel().queue_declare("q", exclusive=True, durable=True)
+    other.close()
+
+    def gone() -> bool:
+        try:
+            count(connection.channel(), "q")
+        except ChannelClosedByBroker as error:
+            return error.reply_code == 404
+        return False
+
+    take.until(gone)
+
+
+def test_purge_and_delete_count(channel: BlockingChannel, take: Take) -> None:
+    """What was ready; not what is with a consumer."""
+    channel.queue_declare("q")
+    for _ in range(3):
+        channel.basic_publish("", "q", b"x")
+    take.one("q", auto_ack=False)
+    assert channel.queue_purge("q").method.message_count == 2
+    channel.basic_publish("", "q", b"x")
+    assert channel.queue_delete("q").method.message_count == 1
+    assert channel.queue_delete("q").method.message_count == 0
+
+
+def test_x_death_survives_json(channel: BlockingChannel, take: Take) -> None:
+    """Its values are plain: what a tool prints is what it is."""
+    channel.queue_declare("dead")
+    channel.queue_declare("q", arguments=dead_lettering(x_max_length=0))
+    channel.basic_publish("", "q", b"x")
+    _, properties, _ = take.one("dead")
+    assert json.loads(json.dumps(deaths(properties)))[0]["count"] == 1

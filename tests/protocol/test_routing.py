@@ -1,0 +1,185 @@
+"""Where messages go: exchange types, bindings between exchanges, alternates and carbon copies."""
+
+from typing import Any
+
+import pytest
+from pika import BasicProperties
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import ChannelClosedByBroker, UnroutableError
+
+from tests.protocol.conftest import Take
+
+
+@pytest.fixture(autouse=True)
+def confirmed(channel: BlockingChannel) -> None:
+    """What has been published is in its queues before anything is counted."""
+    channel.confirm_delivery()
+
+
+def count(channel: BlockingChannel, queue: str) -> int:
+    """How many messages are ready."""
+    return int(channel.queue_declare(queue, passive=True).method.message_count)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "key", "matches"),
+    [
+        ("a.b", "a.b", True),
+        ("a.b", "a.b.c", False),
+        ("a.*", "a.b", True),
+        ("a.*", "a", False),
+        ("a.*", "a.", True),
+        ("*", "", False),
+        ("#", "", True),
+        ("#", "a.b.c", True),
+        ("a.#", "a", True),
+        ("a.#.c", "a.c", True),
+        ("a.#.c", "a.b.b.c", True),
+        ("#.#.#", "a", True),
+        ("*.#", "", False),
+        ("#.*", "a.b", True),
+        ("..", "..", True),
+        ("*..b", "a..b", True),
+        ("", "", True),
+        ("", "a", False),
+        ("a.*.#", "a.#", True),
+        ("#", "#", True),
+        ("a.#", "b", False),
+    ],
+)
+def test_topic(channel: BlockingChannel, pattern: str, key: str, matches: bool) -> None:
+    """Words, `*` and `#`."""
+    channel.queue_declare("q")
+    channel.queue_bind("q", "amq.topic", pattern)
+    channel.basic_publish("amq.topic", key, b"x")
+    assert count(channel, "q") == matches
+
+
+@pytest.mark.parametrize(
+    ("arguments", "headers", "matches"),
+    [
+        ({"a": 1}, {"a": 1, "b": 2}, True),
+        ({"a": 1, "b": 2}, {"a": 1}, False),
+        ({"x-match": "any", "a": 1, "b": 2}, {"a": 1}, True),
+        ({"x-match": "any", "a": 1}, {"a": 2}, False),
+        ({"x-match": "any"}, {"a": 2}, False),
+        ({}, {"a": 2}, True),
+        ({}, {}, True),
+        ({"a": None}, {"a": "whatever"}, True),
+        ({"a": None}, {"b": 1}, False),
+        ({"a": "1"}, {"a": 1}, False),
+        ({"a": 1}, {"a": True}, False),
+        ({"x-a": 1}, {}, True),
+        ({"x-match": "any", "x-a": 1}, {"x-a": 1}, False),
+        ({"x-match": "all-with-x", "x-a": 1}, {}, False),
+        ({"x-match": "all-with-x", "x-a": 1}, {"x-a": 1}, True),
+        ({"x-match": "any-with-x", "x-a": 1, "b": 1}, {"x-a": 1}, True),
+        ({"a": {"b": 1}}, {"a": {"b": 1}}, True),
+        ({"a": [1, 2]}, {"a": [1, 2]}, True),
+        ({"a": 1}, {"a": 2**40}, False),
+    ],
+)
+def test_headers(channel: BlockingChannel, arguments: dict[str, Any], headers: dict[str, Any], matches: bool) -> None:
+    """all, any, and whether names with `x-` count."""
+    channel.queue_declare("q")
+    channel.queue_bind("q", "amq.headers", "", arguments=arguments)
+    channel.basic_publish("amq.headers", "k", b"x", BasicProperties(headers=headers))
+    assert count(channel, "q") == matches
+
+
+def test_a_queue_gets_a_message_once(channel: BlockingChannel) -> None:
+    """However many bindings and ways lead to it."""
+    channel.queue_declare("q")
+    channel.exchange_declare("next", "fanout")
+    channel.queue_bind("q", "next")
+    channel.exchange_bind("next", "amq.topic", "#")
+    for pattern in ("#", "a.*", "*.b"):
+        channel.queue_bind("q", "amq.topic", pattern)
+    channel.basic_publish("amq.topic", "a.b", b"x")
+    assert count(channel, "q") == 1
+
+
+def test_exchanges_bound_in_a_circle(channel: BlockingChannel) -> None:
+    """A message goes round once."""
+    channel.queue_declare("q")
+    for name in ("one", "two"):
+        channel.exchange_declare(name, "fanout")
+    channel.exchange_bind("one", "two")
+    channel.exchange_bind("two", "one")
+    channel.queue_bind("q", "two")
+    channel.basic_publish("one", "", b"x")
+    assert count(channel, "q") == 1
+
+
+def test_unbinding(channel: BlockingChannel) -> None:
+    """Takes away exactly the binding of this key and these arguments."""
+    channel.queue_declare("q")
+    channel.queue_bind("q", "amq.direct", "k", arguments={"a": 1})
+    channel.queue_bind("q", "amq.direct", "k")
+    channel.queue_unbind("q", "amq.direct", "k")
+    channel.basic_publish("amq.direct", "k", b"x")
+    assert count(channel, "q") == 1
+    channel.queue_unbind("q", "amq.direct", "k", arguments={"a": 1})
+    channel.basic_publish("amq.direct", "k", b"x")
+    assert count(channel, "q") == 1
+
+
+def test_an_alternate_exchange_takes_the_rest(channel: BlockingChannel, take: Take) -> None:
+    """What no binding matches; and then it is not unroutable."""
+    channel.exchange_declare("rest", "fanout")
+    channel.exchange_declare("x", "direct", arguments={"alternate-exchange": "rest"})
+    channel.queue_declare("q")
+    channel.queue_bind("q", "rest")
+    channel.queue_declare("wanted")
+    channel.queue_bind("wanted", "x", "k")
+    channel.basic_publish("x", "k", b"1", mandatory=True)
+    channel.basic_publish("x", "other", b"2", mandatory=True)
+    assert take.bodies("q", 1) == [b"2"]
+    assert take.bodies("wanted", 1) == [b"1"]
+    channel.queue_unbind("q", "rest")
+    with pytest.raises(UnroutableError):
+        channel.basic_publish("x", "other", b"3", mandatory=True)
+
+
+def test_carbon_copies(channel: BlockingChannel, take: Take) -> None:
+    """CC and BCC are further routing keys; those who get it see CC and not BCC."""
+    for queue in ("to", "cc", "bcc"):
+        channel.queue_declare(queue)
+    channel.basic_publish("", "to", b"x", BasicProperties(headers={"CC": ["cc", "to"], "BCC": ["bcc"]}))
+    for queue in ("to", "cc", "bcc"):
+        method, properties, _ = take.one(queue)
+        assert properties.headers == {"CC": ["cc", "to"]}
+        assert method.routing_key == "to"
+        assert count(channel, queue) == 0
+
+
+def test_an_auto_delete_exchange_goes_with_its_last_binding(channel: BlockingChannel) -> None:
+    """Of those that lead from it."""
+    channel.exchange_declare("x", "fanout", auto_delete=True)
+    channel.queue_declare("q")
+    channel.queue_bind("q", "x")
+    channel.queue_delete("q")
+    with pytest.raises(ChannelClosedByBroker) as closed:
+        channel.exchange_declare("x", passive=True)
+    assert closed.value.reply_code == 404
+
+
+def test_a_deleted_exchange_takes_its_bindings_with_it(channel: BlockingChannel) -> None:
+    """Declared again, it is empty."""
+    channel.exchange_declare("x", "fanout")
+    channel.queue_declare("q")
+    channel.queue_bind("q", "x")
+    channel.exchange_delete("x")
+    channel.exchange_declare("x", "fanout")
+    channel.basic_publish("x", "", b"x")
+    assert count(channel, "q") == 0
+
+
+def test_the_queue_declared_last_needs_no_name(channel: BlockingChannel) -> None:
+    """And is bound by its name when there is no key either."""
+    name = channel.queue_declare("", exclusive=True).method.queue
+    assert name.startswith("amq.gen-")
+    assert len(name) == len("amq.gen-") + 22
+    channel._impl.queue_bind("", "amq.direct", "")
+    channel.basic_publish("amq.direct", name, b"x")
+    assert count(channel, name) == 1

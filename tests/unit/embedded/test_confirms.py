@@ -1,0 +1,42 @@
+"""Publisher confirms: each publish is settled once, as what it was."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+from pamqp import commands, frame
+
+from mqtool.broker.embedded.confirms import Confirms
+
+
+def settle(data: bytes, open_ones: dict[int, bool]) -> None:
+    """Read confirms as a client does; what they settle has to be open, and be what they say."""
+    while data:
+        size, channel, method = frame.unmarshal(data)
+        data = data[size:]
+        assert channel == 7
+        acked = isinstance(method, commands.Basic.Ack)
+        numbers = [number for number in open_ones if number <= method.delivery_tag] if method.multiple else []
+        for number in numbers or [method.delivery_tag]:
+            assert open_ones.pop(number) is acked
+
+
+@given(steps=st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans(), st.integers(0, 3)), max_size=50))
+def test_each_publish_is_settled_once(steps: list[tuple[bool, bool, bool, int]]) -> None:
+    """Accepted or refused, stored or not, whenever the disk is done."""
+    confirms = Confirms()
+    open_ones: dict[int, bool] = {}
+    on_their_way = 0
+    for number, (accepted, stored, take, commits) in enumerate(steps, 1):
+        confirms.published_one(accepted=accepted, stored=stored)
+        open_ones[number] = accepted
+        on_their_way += stored
+        for _ in range(min(commits, on_their_way)):
+            confirms.committed_one()
+            on_their_way -= 1
+        if take:
+            settle(confirms.take(7), open_ones)
+            assert len(confirms) == len(open_ones)
+    for _ in range(on_their_way):
+        confirms.committed_one()
+    settle(confirms.take(7), open_ones)
+    assert not open_ones
+    assert confirms.take(7) == b""

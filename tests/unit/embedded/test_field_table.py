@@ -1,0 +1,94 @@
+"""Field tables: what goes in comes out, types included; what is no table is refused."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mqtool.broker.embedded import field_table as ft
+from mqtool.broker.embedded.message import ContentHeader, Properties, encode_address, parse_address
+
+values: st.SearchStrategy[ft.Value] = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(2**7), 2**7 - 1).map(ft.Int8),
+        st.integers(0, 2**8 - 1).map(ft.UInt8),
+        st.integers(-(2**15), 2**15 - 1).map(ft.Int16),
+        st.integers(0, 2**16 - 1).map(ft.UInt16),
+        st.integers(-(2**31), 2**31 - 1).map(ft.Int32),
+        st.integers(0, 2**32 - 1).map(ft.UInt32),
+        st.integers(-(2**63), 2**63 - 1).map(ft.Int64),
+        st.integers(0, 2**64 - 1).map(ft.Timestamp),
+        st.floats(allow_nan=False),
+        st.floats(allow_nan=False, width=32).map(ft.Float32),
+        st.text(),
+        st.binary().map(ft.ByteArray),
+        st.just(b"\xff\xfe"),
+        st.builds(ft.Decimal, st.integers(0, 255), st.integers(0, 2**32 - 1)),
+    ),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=20), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def typed(value: ft.Value) -> object:
+    """A value with its types, all the way down."""
+    if isinstance(value, dict):
+        return {name: typed(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [typed(item) for item in value]
+    return type(value), value
+
+
+@given(table=st.dictionaries(st.text(max_size=20), values, max_size=6))
+def test_round_trip(table: ft.Table) -> None:
+    """Values and types."""
+    data = ft.encode_table(table)
+    again, end = ft.decode_table(data)
+    assert end == len(data)
+    assert typed(again) == typed(table)
+
+
+@given(data=st.binary(max_size=60))
+def test_noise_is_no_table(data: bytes) -> None:
+    """It is decoded or refused; nothing else happens."""
+    try:
+        table, end = ft.decode_table(len(data).to_bytes(4) + data)
+    except ValueError:
+        return
+    assert end == len(data) + 4
+    assert isinstance(table, dict)
+
+
+def test_a_table_too_deep_is_refused() -> None:
+    """Before Python's stack is."""
+    data = b""
+    for _ in range(1000):
+        data = b"\x01aF" + len(data).to_bytes(4) + data
+    with pytest.raises(ValueError, match="deep"):
+        ft.decode_table(len(data).to_bytes(4) + data)
+
+
+@given(exchange=st.text(max_size=60), key=st.text(max_size=60))
+def test_an_address_round_trip(exchange: str, key: str) -> None:
+    """Exchange and routing key."""
+    assert parse_address(encode_address(exchange, key)) == (exchange, key)
+
+
+@given(data=st.binary(max_size=60))
+def test_noise_is_no_content_header(data: bytes) -> None:
+    """It is decoded or refused; what is decoded encodes to itself."""
+    try:
+        properties = Properties.decode(data)
+    except ValueError:
+        return
+    assert properties.encode() == data
+
+
+def test_editing_one_property_keeps_the_others() -> None:
+    """Octet by octet."""
+    header = ContentHeader(bytes.fromhex("003c0000 0000000000000005 f800") + b"\x04text\x03utf\0\0\0\0\x02\x07")
+    edited = header.properties.replace(headers={"a": ft.Int64(1)})
+    assert edited.headers == {"a": 1}
+    assert (edited.delivery_mode, edited.priority) == (2, 7)
+    assert edited.replace(headers={}).encode() == header.properties.encode()

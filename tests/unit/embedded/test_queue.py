@@ -1,0 +1,247 @@
+"""Queues with a clock of the test's own: no loop, no socket, no waiting."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mqtool.broker.embedded.backlog import Entry
+from mqtool.broker.embedded.exchange import Exchange
+from mqtool.broker.embedded.field_table import Int32, Table
+from mqtool.broker.embedded.ledger import MemoryLedger
+from mqtool.broker.embedded.message import ContentHeader, Message, Properties, encode_address
+from mqtool.broker.embedded.queue import Queue
+from mqtool.broker.embedded.virtual_host import VirtualHost
+
+
+class FakeTimer:
+    def __init__(self) -> None:
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class FakeClock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.time = 1_700_000_000_000
+        self._due: list[tuple[int, int, FakeTimer, Callable[[], object]]] = []
+        self._turn = count()
+
+    def now(self) -> int:
+        return self.time
+
+    def call_later(self, milliseconds: int, what: Callable[[], object]) -> FakeTimer:
+        timer = FakeTimer()
+        heappush(self._due, (self.time + milliseconds, next(self._turn), timer, what))
+        return timer
+
+    def pass_by(self, milliseconds: int) -> None:
+        end = self.time + milliseconds
+        while self._due and self._due[0][0] <= end:
+            self.time, _, timer, what = heappop(self._due)
+            if not timer.cancelled:
+                what()
+        self.time = end
+
+
+@dataclass
+class FakeConsumer:
+    """Takes up to so many messages."""
+
+    room: int = 1000
+    tag: str = "t"
+    priority: int = 0
+    exclusive: bool = False
+    no_ack: bool = False
+    arguments: Table = field(default_factory=dict)
+    got: list[Entry] = field(default_factory=list)
+    gone: bool = False
+
+    def ready(self) -> bool:
+        return self.room > 0
+
+    def take(self, entry: Entry) -> None:
+        self.room -= 1
+        self.got.append(entry)
+
+    def cancelled(self) -> None:
+        self.gone = True
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def ledger() -> MemoryLedger:
+    return MemoryLedger()
+
+
+@pytest.fixture
+def vhost(clock: FakeClock, ledger: MemoryLedger) -> VirtualHost:
+    return VirtualHost("/", clock, ledger)
+
+
+def add_queue(vhost: VirtualHost, name: str = "q", auto_delete: bool = False, **arguments: Any) -> Queue:
+    table = {name.replace("_", "-"): value for name, value in arguments.items()}
+    return vhost.add_queue(name, durable=False, auto_delete=auto_delete, owner=None, arguments=table)
+
+
+def message(body: bytes = b"x", key: str = "q", headers: Table | None = None) -> Message:
+    properties = Properties({}).replace(headers=headers or {})
+    return Message(encode_address("", key), ContentHeader.of(properties, len(body)), body)
+
+
+def bodies(queue: Queue) -> list[bytes]:
+    return [entry.message.body for entry in queue.ready()]
+
+
+@given(actions=st.lists(st.sampled_from(["publish", "take", "return newest", "return oldest", "ack"]), max_size=60))
+def test_what_comes_back_takes_its_old_place(actions: list[str]) -> None:
+    """Whatever the order of things, what is ready is in the order of publishing."""
+    queue = add_queue(VirtualHost("/", FakeClock(), MemoryLedger()))
+    taken: list[Entry] = []
+    for number, action in enumerate(actions):
+        match action:
+            case "publish":
+                queue.publish(message(b"%04d" % number))
+            case "take":
+                entry = queue.get(no_ack=False)
+                if entry is not None:
+                    assert not bodies(queue) or entry.message.body < bodies(queue)[0]
+                    taken.append(entry)
+            case "return newest" if taken:
+                queue.requeue([taken.pop()])
+            case "return oldest" if taken:
+                queue.requeue([taken.pop(0)])
+            case "ack" if taken:
+                queue.acknowledge(taken.pop())
+        assert bodies(queue) == sorted(bodies(queue))
+        assert len(queue) == len(bodies(queue))
+        assert queue.unacked == len(taken)
+
+
+def test_the_account_of_memory_balances(vhost: VirtualHost, ledger: MemoryLedger) -> None:
+    """However messages leave."""
+    queue = add_queue(vhost, x_max_length=Int32(3))
+    for _ in range(5):
+        queue.publish(message(b"12345"))
+    first, second = queue.get(no_ack=False), queue.get(no_ack=False)
+    assert first is not None
+    assert second is not None
+    assert ledger.held_bytes > 0
+    queue.acknowledge(first)
+    vhost.delete_queue(queue)
+    queue.requeue([second])
+    assert ledger.held_bytes == 0
+
+
+def test_expiry_at_the_head(vhost: VirtualHost, clock: FakeClock) -> None:
+    """By a timer, without anybody asking."""
+    queue = add_queue(vhost, x_message_ttl=Int32(1000))
+    queue.publish(message(b"1"))
+    clock.pass_by(500)
+    queue.publish(message(b"2"))
+    clock.pass_by(500)
+    assert bodies(queue) == [b"2"]
+    clock.pass_by(500)
+    assert bodies(queue) == []
+
+
+def test_what_comes_back_late_expires(vhost: VirtualHost, clock: FakeClock) -> None:
+    """Its time goes on while a consumer has it."""
+    queue = add_queue(vhost, x_message_ttl=Int32(1000))
+    queue.publish(message())
+    entry = queue.get(no_ack=False)
+    assert entry is not None
+    clock.pass_by(5000)
+    queue.requeue([entry])
+    assert bodies(queue) == []
+
+
+def test_x_expires(vhost: VirtualHost, clock: FakeClock) -> None:
+    """Counts from the last use, and not while there is a consumer."""
+    queue = add_queue(vhost, x_expires=Int32(1000))
+    clock.pass_by(900)
+    queue.get(no_ack=True)
+    clock.pass_by(900)
+    consumer = FakeConsumer()
+    queue.add_consumer(consumer)
+    clock.pass_by(5000)
+    assert "q" in vhost.queues
+    queue.remove_consumer(consumer)
+    clock.pass_by(999)
+    assert "q" in vhost.queues
+    clock.pass_by(1)
+    assert "q" not in vhost.queues
+
+
+def test_a_long_chain_of_dead_letters(vhost: VirtualHost) -> None:
+    """A long chain is walked, not recursed into."""
+    for number in range(250):
+        add_queue(
+            vhost,
+            f"q{number}",
+            x_max_length=Int32(0),
+            x_dead_letter_exchange="",
+            x_dead_letter_routing_key=f"q{number + 1}",
+        )
+    end = add_queue(vhost, "q250")
+    vhost.publish(vhost.exchanges[""], message(key="q0"))
+    (entry,) = end.ready()
+    deaths: Any = entry.message.headers["x-death"]
+    assert len(deaths) == 250
+    assert deaths[0]["queue"] == "q249"
+
+
+def test_turns_and_priorities(vhost: VirtualHost) -> None:
+    """The higher priority as long as it can; in turn within one."""
+    queue = add_queue(vhost)
+    low, high, other = FakeConsumer(), FakeConsumer(room=2, priority=5), FakeConsumer(room=1, priority=5)
+    for consumer in (low, high, other):
+        queue.add_consumer(consumer)
+    for number in range(4):
+        queue.publish(message(b"%d" % number))
+    assert [entry.message.body for entry in high.got] == [b"0", b"2"]
+    assert [entry.message.body for entry in other.got] == [b"1"]
+    assert [entry.message.body for entry in low.got] == [b"3"]
+
+
+def test_a_deleted_queue_cancels_its_consumers(vhost: VirtualHost) -> None:
+    """And takes its bindings along."""
+    queue = add_queue(vhost)
+    exchange = vhost.add_exchange(Exchange("x", "direct", auto_delete=True))
+    vhost.bind(exchange, queue, "k", {})
+    consumer = FakeConsumer()
+    queue.add_consumer(consumer)
+    vhost.delete_queue(queue)
+    assert consumer.gone
+    assert "x" not in vhost.exchanges
+
+
+def test_the_delayed_exchange(vhost: VirtualHost, clock: FakeClock) -> None:
+    """One timer, moved forward for an earlier message."""
+    queue = add_queue(vhost)
+    exchange = vhost.add_exchange(Exchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"}))
+    vhost.bind(exchange, queue, "", {})
+    for delay in (3000, 1000, 2000):
+        vhost.publish(exchange, message(b"%d" % delay, headers={"x-delay": Int32(delay)}))
+    assert vhost.held(exchange) == 3
+    clock.pass_by(999)
+    assert bodies(queue) == []
+    clock.pass_by(1001)
+    assert bodies(queue) == [b"1000", b"2000"]
+    assert [entry.message.headers["x-delay"] for entry in queue.ready()] == [-1000, -2000]
+    assert all(type(entry.message.headers["x-delay"]) is Int32 for entry in queue.ready())
+    vhost.delete_exchange(exchange)
+    clock.pass_by(5000)
+    assert len(queue) == 2
