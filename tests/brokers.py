@@ -13,7 +13,9 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from mqtool.amqp import Connection, parse_addresses
-from mqtool.broker import node
+from mqtool.broker import ports
+from mqtool.broker.choice import STARTERS, Kind
+from mqtool.broker.state import Wanted
 from mqtool.broker.waiting import connect_within
 
 
@@ -92,26 +94,26 @@ def skip_or_fail(reason: str) -> None:
     pytest.skip(reason)
 
 
-class RestartableNode:
-    """A private RabbitMQ node of a test's own, to stop, kill and start again on the same port with the same data."""
+class Restartable:
+    """A broker of a test's own, to stop, kill and start again on the same port with the same data."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, kind: Kind, name: str) -> None:
+        self._starter = STARTERS[kind]
         self._name = name
-        self._started = node.start(name, node.free_port(), None)
+        self._launch(ports.free_port())
         self.url = self._started.url
-        self._wait()
 
     def start(self) -> None:
-        self._started = node.start(self._name, urlsplit(self.url).port, None)
-        self._wait()
+        self._launch(urlsplit(self.url).port)
 
     def stop(self) -> None:
-        node.stop(self._started)
+        self._starter.stop(self._started)
 
     def kill(self) -> None:
         """kill -9: nobody gets to write anything to disk."""
         os.killpg(self._started.pid, signal.SIGKILL)
         os.waitpid(self._started.pid, 0)
 
-    def _wait(self) -> None:
-        connect_within(90, lambda: Connection(parse_addresses(self.url))).close()
+    def _launch(self, port: int | None) -> None:
+        self._started = self._starter.start(Wanted(self._name, port))
+        connect_within(90, lambda: Connection(parse_addresses(self._started.url))).close()

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from mqtool.amqp import Connection, parse_addresses
-from mqtool.broker import node, state
+from mqtool.broker import ports, state
+from mqtool.broker.choice import STARTERS, Kind
+from mqtool.broker.state import Wanted
 from mqtool.broker.waiting import connect_within
 from tests.brokers import TestBroker, from_environment, skip_or_fail
 from tests.cli.shell import Shell
-
-NODE = "suite"
 
 
 @pytest.fixture(scope="session")
@@ -39,31 +39,40 @@ def pytest_configure() -> None:
 
 def pytest_unconfigure() -> None:
     if not os.environ.get("PYTEST_XDIST_WORKER"):
-        started = state.load(NODE)
-        if started:
-            node.stop(started)
+        for kind, starter in STARTERS.items():
+            if (started := state.load(f"suite-{kind}")) is not None:
+                starter.stop(started)
         shutil.rmtree(os.environ["MQTOOL_SUITE_STATE"], ignore_errors=True)
+
+
+def _started_once(kind: Kind, shared: Path) -> TestBroker:
+    """A broker of that kind, started by the first worker that needs it, for all of them."""
+    remembered = shared / f"{kind}.json"
+    with (shared / f"{kind}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not remembered.exists():
+            started = STARTERS[kind].start(Wanted(f"suite-{kind}", ports.free_port()))
+            connect_within(90, lambda: Connection(parse_addresses(started.url))).close()
+            name = "rabbitmq" if kind is Kind.NODE else str(kind)
+            remembered.write_text(json.dumps(asdict(TestBroker(name, started.url, str(started.details["management"])))))
+    return TestBroker(**json.loads(remembered.read_text()))
 
 
 @pytest.fixture(scope="session")
 def rabbitmq(shared: Path) -> TestBroker | None:
-    """RabbitMQ: the one that the environment names, or a private node, started once for all workers."""
+    """RabbitMQ: the one that the environment names, or a private node; None where neither is to be had."""
     if (given := from_environment()) is not None:
         return given
-    if node.find_server() is None:
-        return None
-    remembered = shared / "rabbitmq.json"
-    with (shared / "rabbitmq.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not remembered.exists():
-            started = node.start(NODE, None, None)
-            connect_within(90, lambda: Connection(parse_addresses(started.url))).close()
-            broker = TestBroker("rabbitmq", started.url, str(started.details["management"]))
-            remembered.write_text(json.dumps(asdict(broker)))
-    return TestBroker(**json.loads(remembered.read_text()))
+    return _started_once(Kind.NODE, shared) if STARTERS[Kind.NODE].is_available() else None
 
 
-@pytest.fixture(params=["rabbitmq"])
+@pytest.fixture(scope="session")
+def embedded(shared: Path) -> TestBroker:
+    """The embedded broker, as a process of its own."""
+    return _started_once(Kind.EMBEDDED, shared)
+
+
+@pytest.fixture(params=["embedded", "rabbitmq"])
 def broker(request: pytest.FixtureRequest) -> Iterator[TestBroker]:
     """Each broker of the matrix in turn, with a vhost of the test's own."""
     found: TestBroker | None = request.getfixturevalue(request.param)

@@ -3,11 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
-from mqtool.broker import node
-from mqtool.broker.state import Started
-from mqtool.errors import Unavailable
+from mqtool.broker import embedded_process, node
+from mqtool.broker.state import Started, Wanted
 
 
 class Kind(StrEnum):
@@ -15,6 +13,7 @@ class Kind(StrEnum):
 
     AUTO = "auto"
     NODE = "node"
+    EMBEDDED = "embedded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +22,11 @@ class Starter:
 
     Attributes:
         is_available: whether it can be started on this machine.
-        start: takes a name, a port and a data directory, each but the name possibly None.
         describe: what to call it in a sentence.
     """
 
     is_available: Callable[[], bool]
-    start: Callable[[str, int | None, Path | None], Started]
+    start: Callable[[Wanted], Started]
     is_running: Callable[[Started], bool]
     stop: Callable[[Started], None]
     describe: str
@@ -43,21 +41,18 @@ STARTERS = {
         stop=node.stop,
         describe="a private RabbitMQ node",
     ),
+    Kind.EMBEDDED: Starter(
+        is_available=lambda: True,
+        start=embedded_process.start,
+        is_running=embedded_process.is_running,
+        stop=embedded_process.stop,
+        describe="mqtool's embedded broker",
+    ),
 }
 
 
 def choose(kind: Kind) -> Kind:
-    """The kind itself, or for `auto` the first that this machine can start.
-
-    Raises:
-        Unavailable: it can start none.
-    """
+    """The kind itself, or for `auto` the first that this machine can start; the embedded broker runs everywhere."""
     if kind is not Kind.AUTO:
         return kind
-    for candidate, starter in STARTERS.items():
-        if starter.is_available():
-            return candidate
-    raise Unavailable(
-        "there is no broker to start: no rabbitmq-server is installed",
-        "install RabbitMQ (Debian and Ubuntu: apt-get install rabbitmq-server; macOS: brew install rabbitmq)",
-    )
+    return next(candidate for candidate, starter in STARTERS.items() if starter.is_available())

@@ -16,6 +16,22 @@ DEFAULT_NAME = "default"
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """A broker to start.
+
+    Attributes:
+        port: for AMQP; None takes 5672 if that is free, else any free one.
+        data_dir: where its messages are kept; None is a place beside its log.
+        in_memory: keep nothing, which only the embedded broker can.
+    """
+
+    name: str = DEFAULT_NAME
+    port: int | None = None
+    data_dir: Path | None = None
+    in_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """A broker that mqtool started.
 

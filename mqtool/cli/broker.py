@@ -11,7 +11,7 @@ import typer
 from mqtool.amqp import Address, Connection, parse_addresses
 from mqtool.broker import choice, state
 from mqtool.broker.choice import STARTERS, Kind
-from mqtool.broker.state import DEFAULT_NAME, Started
+from mqtool.broker.state import DEFAULT_NAME, Started, Wanted
 from mqtool.broker.waiting import connect_within
 from mqtool.cli import output, stopping
 from mqtool.cli.options import Broker, duration, takes_groups
@@ -28,7 +28,7 @@ _LOG_PAUSE = 0.2
 Name = Annotated[str, typer.Option(help="Which one, if you have several.")]
 
 
-@broker.command(epilog="mqtool broker up  ·  mqtool broker up --kind node --port 5673 --name second")
+@broker.command(epilog="mqtool broker up  ·  mqtool broker up --kind embedded --port 5673 --name second")
 @takes_groups
 def up(
     options: Broker,
@@ -36,6 +36,7 @@ def up(
     name: Name = DEFAULT_NAME,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="The AMQP port.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Keep the messages here.")] = None,
+    in_memory: Annotated[bool, typer.Option("--in-memory", help="Keep nothing (embedded broker only).")] = False,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay, and stop the broker on Ctrl-C.")] = False,
 ) -> None:
     """Make sure that there is a broker: take one that is reachable, or else start one."""
@@ -46,17 +47,24 @@ def up(
         _await(started)
         _say_up(started, "already running")
         return
-    if kind is Kind.AUTO and port is None and data_dir is None and name == DEFAULT_NAME and not foreground:
+    if kind is Kind.AUTO and port is None and name == DEFAULT_NAME and not (data_dir or in_memory or foreground):
         if started:
             state.forget(name)  # it is not running any more, so its URL is none to look at
         if (reachable := _reachable(options)) is not None:
             output.show(f"using the broker at {reachable}")
             return
-    chosen = choice.choose(kind)
-    starter = STARTERS[chosen]
+        if options.url is not None:
+            raise Unavailable(
+                f"no broker answers at {options.addresses()[0]}, which --url, MQTOOL_URL or AMQP_URL names",
+                "unset it to start one here; every command would look for its broker there",
+            )
+    starter = STARTERS[choice.choose(kind)]
     output.status(f"starting {starter.describe} …")
-    started = starter.start(name, port, data_dir)
+    with stopping.calling(lambda: None):  # between its start and its being remembered no Ctrl-C may come
+        started = starter.start(Wanted(name, port, data_dir, in_memory))
     try:
+        if stopping.requested() is not None:
+            raise KeyboardInterrupt
         _await(started)
     except BaseException:
         starter.stop(started)
@@ -112,7 +120,8 @@ def _log(started: Started) -> Path:
 def _say_up(started: Started, what: str) -> None:
     output.show(f"{what} at {parse_addresses(started.url)[0]}")
     if management := started.details.get("management"):
-        output.status(f"management page: {management} (guest, guest)")
+        # The embedded broker has the API without the page.
+        output.status(f"management {'API' if started.kind == Kind.EMBEDDED else 'page'}: {management} (guest, guest)")
 
 
 def _known(name: str) -> Started:

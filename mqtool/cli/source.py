@@ -22,6 +22,7 @@ _CHUNK = 256 * 1024
 _LOOK_UP = 0.25
 #: Stands in a routing key for a group that did not match.
 UNKNOWN = "unknown"
+_PLACE = re.compile(r"\{(\w+)\}")
 
 
 def _property(text: str) -> tuple[str, Any]:
@@ -221,7 +222,7 @@ class _Making:
         self._pattern: re.Pattern[str] | None = options.key_pattern
         self._exchange = addressing.exchange
         self._routing_key = addressing.routing_key
-        self._places = re.compile(r"\{(\w+)\}").findall(addressing.routing_key or "") if self._pattern else []
+        self._places = _PLACE.findall(addressing.routing_key or "") if self._pattern else []
         self._unmatched = 0
         if self._pattern is not None:
             if not self._places:
@@ -280,9 +281,7 @@ class _Making:
         groups = match.groupdict() if match else {}
         if match is None:
             self._unmatched += 1
-        key = self._routing_key or ""
-        for name in self._places:
-            key = key.replace(f"{{{name}}}", groups.get(name) or UNKNOWN)
+        key = _PLACE.sub(lambda place: groups.get(place[1]) or UNKNOWN, self._routing_key or "")
         return key.encode()[:255].decode("utf-8", "ignore")
 
     def report_unmatched(self) -> None:

@@ -81,7 +81,7 @@ def call(
     ]
     for receipt in channel.publish(messages, mandatory=True):
         if receipt.confirmation is not Confirmation.CONFIRMED:
-            raise Unavailable(f"no RPC server: there is no queue {queue.name!r}", "start one with 'mqtool rpc-server'")
+            raise Unavailable(f"no RPC server: there is no queue {queue.name!r}", _start_a_server(queue))
     answered: dict[str, Delivery] = {}
     try:
         for reply in replies:
@@ -97,12 +97,14 @@ def call(
     except TimedOut as error:
         missing = len(waiting) - len(answered)
         if not channel.consumers_of(queue):
-            raise Unavailable(
-                f"no RPC server consumes from queue {queue.name!r}", "start one with 'mqtool rpc-server'"
-            ) from error
+            raise Unavailable(f"no RPC server consumes from queue {queue.name!r}", _start_a_server(queue)) from error
         raise TimedOut(
             f"{missing} of the replies did not come within {timeout:g} s", "--timeout waits longer"
         ) from error
+
+
+def _start_a_server(queue: Queue) -> str:
+    return f"start one with 'mqtool rpc-server{'' if queue.name == 'rpc_queue' else f' -q {queue.name}'}'"
 
 
 def _integer(body: bytes) -> int:

@@ -6,18 +6,18 @@ from subprocess import PIPE
 
 import pytest
 
-from mqtool.broker import node
-from tests.brokers import RestartableNode, skip_or_fail
+from mqtool.broker.choice import STARTERS, Kind
+from tests.brokers import Restartable, skip_or_fail
 from tests.cli.shell import Shell, wait_until
 
 LINES = 40_000
 
 
-@pytest.fixture
-def restartable() -> Iterator[RestartableNode]:
-    if node.find_server() is None:
+@pytest.fixture(params=[Kind.EMBEDDED, Kind.NODE])
+def restartable(request: pytest.FixtureRequest) -> Iterator[Restartable]:
+    if not STARTERS[request.param].is_available():
         skip_or_fail("no rabbitmq-server is installed")
-    broker = RestartableNode(f"restart-{uuid.uuid4().hex[:8]}")
+    broker = Restartable(request.param, f"restart-{uuid.uuid4().hex[:8]}")
     yield broker
     broker.stop()
 
@@ -26,7 +26,7 @@ def restartable() -> Iterator[RestartableNode]:
 # known"), whoever the client is; so the killed one is classic.
 @pytest.mark.parametrize(("how", "queue"), [("stop", []), ("kill", ["-q", "lines", "--queue-type", "classic"])])
 def test_a_stream_lives_through_a_restart(
-    restartable: RestartableNode, lonely_shell: Shell, how: str, queue: list[str]
+    restartable: Restartable, lonely_shell: Shell, how: str, queue: list[str]
 ) -> None:
     """`send -l` on one side, `receive` on the other, and the broker stopped, or killed, in between.
 

@@ -1,0 +1,76 @@
+"""The embedded broker as a background process."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from mqtool.broker import ports, process, state
+from mqtool.broker.state import Started, Wanted
+from mqtool.errors import MqtoolError
+
+KIND = "embedded"
+_MODULE = "mqtool.broker.embedded"
+_PATIENCE = 15.0
+
+
+def start(wanted: Wanted) -> Started:
+    """Start the embedded broker; it listens when this returns.
+
+    Raises:
+        Unavailable: the port is taken.
+        MqtoolError: it does not start.
+    """
+    port = ports.choose_amqp_port(wanted.port)
+    directory = state.directory(wanted.name)
+    directory.mkdir(parents=True, exist_ok=True)
+    data = wanted.data_dir or directory / "embedded"
+    ready = directory / "ready"
+    ready.unlink(missing_ok=True)
+    keep = ["--in-memory"] if wanted.in_memory else ["--data-dir", str(data)]
+    command = [sys.executable, "-m", _MODULE, "--host", ports.HOST, "--port", str(port), "--management-port", "0"]
+    with (directory / "log").open("wb") as log:
+        broker = subprocess.Popen(
+            [*command, *keep, "--ready-file", str(ready)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + _PATIENCE
+    while not ready.exists():
+        if broker.poll() is not None or time.monotonic() > deadline:
+            broker.kill()
+            raise MqtoolError(f"the embedded broker does not start{_last_words(directory)}", f"see {directory}/log")
+        time.sleep(0.005)
+    management = ready.read_text().split()[1]
+    started = Started(
+        name=wanted.name,
+        kind=KIND,
+        url=f"amqp://guest:guest@{ports.HOST}:{port}",
+        pid=broker.pid,
+        directory=str(directory),
+        details={"management": management, "data": "in memory" if wanted.in_memory else str(data)},
+    )
+    state.save(started)
+    return started
+
+
+def is_running(started: Started) -> bool:
+    """Whether its process is there, and is ours."""
+    return process.is_running(started.pid, _MODULE)
+
+
+def stop(started: Started) -> None:
+    """Stop it, and forget it; its data stay.
+
+    Raises:
+        MqtoolError: it does not stop.
+    """
+    process.terminate(started.pid, _MODULE, _PATIENCE)
+    state.forget(started.name)
+
+
+def _last_words(directory: Path) -> str:
+    lines = (directory / "log").read_text(errors="replace").split("\n")
+    return next((f": {line}" for line in reversed(lines) if line.strip()), "")

@@ -1,0 +1,39 @@
+"""Ports on loopback."""
+
+import socket
+
+from mqtool.errors import Unavailable
+
+HOST = "127.0.0.1"
+AMQP = 5672
+
+
+def choose_amqp_port(wanted: int | None) -> int:
+    """The port wanted; or AMQP's own if that is free, else any free one.
+
+    Raises:
+        Unavailable: the port wanted is taken.
+    """
+    if wanted is None:
+        return AMQP if is_free(AMQP) else free_port()
+    if not is_free(wanted):
+        raise Unavailable(f"port {wanted} on {HOST} is taken", "choose another with --port")
+    return wanted
+
+
+def is_free(port: int) -> bool:
+    """Whether nobody listens on a port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port() -> int:
+    """A port that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])

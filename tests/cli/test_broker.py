@@ -1,0 +1,93 @@
+"""`broker up` and what belongs to it: one command to have a broker, one to be rid of it."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mqtool.broker.choice import STARTERS, Kind
+from tests.brokers import skip_or_fail
+from tests.cli.shell import Shell, wait_until
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Shell]:
+    """A shell whose user has never started a broker; what is started is stopped."""
+    with Shell(tmp_path, {"XDG_STATE_HOME": str(tmp_path / "state")}) as shell:
+        yield shell
+        for name in ("mine", "default"):
+            shell.run("mqtool", "broker", "down", "--name", name)
+
+
+@pytest.mark.parametrize("kind", [Kind.EMBEDDED, Kind.NODE])
+def test_a_broker_from_up_to_down(home: Shell, kind: Kind) -> None:
+    """Up, said twice; its status, environment and log; down, said twice; and its messages are kept."""
+    if not STARTERS[kind].is_available():
+        skip_or_fail("no rabbitmq-server is installed")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+
+    up = home.run("mqtool", "broker", "up", "--kind", kind, "--name", "mine", "--port", port)
+    assert (up.code, up.stdout.strip()) == (0, f"{STARTERS[kind].describe} is up at amqp://guest@127.0.0.1:{port}")
+    again = home.run("mqtool", "broker", "up", "--name", "mine")
+    assert again.stdout == f"already running at amqp://guest@127.0.0.1:{port}\n"
+
+    url = home.run("bash", "-c", 'eval "$(mqtool broker env --name mine)"; echo $AMQP_URL').stdout.strip()
+    assert url == f"amqp://guest:guest@127.0.0.1:{port}"
+    assert home.run("mqtool", "new-task", "kept", "-u", url).code == 0
+    status = home.run("mqtool", "broker", "status", "--name", "mine")
+    assert "running" in status.stdout
+    assert "guest:guest" not in status.stdout, "the password is only for those who ask for the environment"
+    assert home.run("mqtool", "broker", "logs", "--name", "mine").stdout
+
+    assert home.run("mqtool", "broker", "down", "--name", "mine").code == 0
+    assert "nothing to stop" in home.run("mqtool", "broker", "down", "--name", "mine").stderr
+    assert home.run("mqtool", "broker", "status", "--name", "mine").code == 69
+
+    home.run("mqtool", "broker", "up", "--kind", kind, "--name", "mine", "--port", port)
+    assert home.run("mqtool", "receive", "-q", "task_queue", "-c", "1", "-u", url).stdout == " [x] Received kept\n"
+
+
+def test_commands_find_the_broker_that_was_started(home: Shell) -> None:
+    """Without a URL, what `broker up` started comes before localhost."""
+    home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory")
+    home.run("mqtool", "send", "here")
+    assert home.run("mqtool", "receive", "-c", "1").stdout == " [x] Received here\n"
+
+
+def test_up_in_the_foreground_ends_with_its_terminal(home: Shell) -> None:
+    """`broker up --foreground` holds the terminal; Ctrl-C stops the broker and exits 0."""
+    foreground = home.start("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--foreground")
+    foreground.wait_for_stdout(" is up at ")
+    assert home.run("mqtool", "send").code == 0
+    assert foreground.interrupt().wait().code == 0
+    assert home.run("mqtool", "broker", "status").code == 69
+
+
+def test_a_taken_port_is_said_at_once(home: Shell) -> None:
+    """One sentence, and what to do; nothing is left running."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = home.run("mqtool", "broker", "up", "--kind", "embedded", "--port", str(port))
+    assert result.code == 69
+    assert f"port {port} on 127.0.0.1 is taken" in result.stderr
+    assert "--port" in result.stderr
+
+
+def test_up_does_not_start_a_broker_that_no_command_would_look_at(home: Shell) -> None:
+    """MQTOOL_URL names a broker that is down: to start another elsewhere would help nobody."""
+    result = home.run("mqtool", "broker", "up", environment={"MQTOOL_URL": "amqp://127.0.0.1:1"})
+    assert result.code == 69
+    assert "no broker answers at amqp://guest@127.0.0.1:1" in result.stderr
+
+
+def test_a_broker_that_was_killed_is_not_running(home: Shell) -> None:
+    """status tells; and the next `broker up` starts it again."""
+    home.run("mqtool", "broker", "up", "--kind", "embedded", "--name", "mine")
+    status = home.run("mqtool", "broker", "status", "--name", "mine").stdout
+    pid = int(next(line.split()[1] for line in status.splitlines() if line.strip().startswith("process")))
+    os.kill(pid, 9)
+    wait_until(lambda: home.run("mqtool", "broker", "status", "--name", "mine").code == 69, "not running")
+    assert home.run("mqtool", "broker", "up", "--kind", "embedded", "--name", "mine").code == 0

@@ -1,0 +1,80 @@
+"""What the documents say, holds: each command line is one that mqtool takes, and each command is in the README."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from mqtool.cli.app import app
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "ARCHITECTURE.md"]
+GROUP: Any = typer.main.get_command(app)
+
+
+def commands(group: Any = GROUP, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Every command by its words, such as ("emit-log", "fanout")."""
+    found: dict[tuple[str, ...], Any] = {}
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
+        if hasattr(command, "list_commands"):
+            found |= commands(command, (*path, name))
+        else:
+            found[*path, name] = command
+    return found
+
+
+COMMANDS = commands()
+
+
+def documented_lines() -> list[str]:
+    """The command lines in the documents' code, and in the epilogs of --help."""
+    texts = [(ROOT / name).read_text() for name in DOCUMENTS if (ROOT / name).exists()]
+    code = [piece for text in texts for piece in re.findall(r"```sh\n(.*?)```|`(mqtool [^`]+)`", text, re.DOTALL)]
+    lines = [line for block, inline in code for line in (block or inline).splitlines()]
+    for command in COMMANDS.values():
+        assert command.epilog, f"{command.name} has no example in its help"
+        lines += command.epilog.split("  ·  ")
+    return sorted({line.strip() for line in lines if re.search(r"\bmqtool [a-z]", line) and "…" not in line})
+
+
+def invocations(line: str) -> list[list[str]]:
+    """The arguments of each mqtool in a shell line, without comments, redirections and what is piped around it."""
+    words = shlex.split(re.sub(r'"\$\((.*?)\)"', r"\1", line), comments=True)
+    found: list[list[str]] = []
+    current: list[str] | None = None
+    skip = False
+    for word in words:
+        if skip:
+            skip = False
+        elif word.endswith("mqtool"):
+            current = []
+            found.append(current)
+        elif word in ("|", "&", "&&", ";"):
+            current = None
+        elif word in (">", ">>", "<"):
+            skip = True
+        elif current is not None:
+            current.append(word)
+    return found
+
+
+@pytest.mark.parametrize("line", documented_lines())
+def test_a_documented_command_line_is_one_that_mqtool_takes(line: str) -> None:
+    """Its command exists, and so do its options, with values that they take."""
+    for arguments in invocations(line):
+        context = GROUP.make_context("mqtool", arguments)
+        command, rest = GROUP, [*context._protected_args, *context.args]
+        while hasattr(command, "list_commands"):
+            name, command, rest = command.resolve_command(context, rest)
+            context = command.make_context(name, rest, parent=context)
+            rest = [*getattr(context, "_protected_args", []), *context.args]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_each_command_is_in_the_readme(words: tuple[str, ...]) -> None:
+    """Nobody finds what is written nowhere."""
+    assert f"mqtool {' '.join(words)}" in (ROOT / "README.md").read_text()
