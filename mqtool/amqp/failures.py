@@ -53,6 +53,10 @@ def connecting(error: BaseException, address: Address) -> MqtoolError:
     return Unavailable(f"cannot connect to {where}: {_plain(cause)}", _START_A_BROKER)
 
 
+_SILENT = (
+    "{where} took the connection but did not answer as an AMQP broker in time",
+    "is it the right port? AMQP's is 5672, with TLS 5671",
+)
 _CONNECTING: dict[type[BaseException], tuple[str, str]] = {
     ConnectionRefusedError: ("no broker answers at {where}: connection refused", _START_A_BROKER),
     socket.gaierror: ("cannot find the host {host!r}: {cause}", "check the host's name in --url"),
@@ -65,10 +69,8 @@ _CONNECTING: dict[type[BaseException], tuple[str, str]] = {
         "{where} does not speak TLS: {cause}",
         "use amqp:// for a plain port (mostly 5672), amqps:// for a TLS port (mostly 5671)",
     ),
-    connection_workflow.AMQPConnectorStackTimeout: (
-        "{where} took the connection but did not answer as an AMQP broker in time",
-        "is it the right port? AMQP's is 5672, with TLS 5671",
-    ),
+    connection_workflow.AMQPConnectorStackTimeout: _SILENT,
+    exceptions.ConnectionOpenAborted: _SILENT,  # by pika's own time limit
     connection_workflow.AMQPConnectorAborted: ("the attempt to connect to {where} was given up", _START_A_BROKER),
     TimeoutError: ("{where} does not answer: timed out", "check the address, and that no firewall is between"),
     OverflowError: ("there is no port {where}", "ports go up to 65535"),

@@ -1,0 +1,345 @@
+"""What a person sees who has typed something wrong: one sentence, perhaps a hint, and the documented exit code."""
+
+import re
+import socket
+import socketserver
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import pytest
+
+from mqtool.amqp import Connection
+from mqtool.topology import Exchange, Queue
+from tests.brokers import TestBroker
+from tests.cli.shell import Result, Shell
+
+LONG = "n" * 256
+SECRET = "s3cr3t-w0rd"
+#: Seconds. "At once" is far less; a busy machine may need more.
+AT_ONCE = 8.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command that cannot work.
+
+    Attributes:
+        command: after "mqtool"; {host} is the broker's host and port; {quiet}, {http} and {closed} are others.
+        code: what it exits with.
+        says: what the sentence must contain.
+        hint: what the hint must contain, if anything.
+        also: lines on stderr besides, as patterns: those of the tutorial, and the sum of a stream.
+    """
+
+    command: str
+    code: int
+    says: str
+    hint: str = ""
+    stdin: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
+
+    @property
+    def arguments(self) -> list[str]:
+        return self.command.split(" ")
+
+    def __str__(self) -> str:
+        return self.command.replace(LONG, "LONG")[:70] or "nothing"
+
+
+#: The command line alone says that these cannot work, so they must say so without any broker.
+COMMAND_LINE = [
+    # URLs.
+    Case("send x -u http://localhost:15672", 2, "its scheme is 'http', not amqp or amqps", "AMQP's is 5672"),
+    Case("send x -u localhost:5672", 2, "'localhost:5672': it has no scheme", "amqp://user:password@host"),
+    Case("send x -u amqp:localhost", 2, "it has no scheme", "amqp://user:password@host"),
+    Case("send x -u amqp://localhost:0", 2, "port 0 is no port"),
+    Case("send x -u amqp://localhost:99999", 2, "its port is no number from 1 to 65535"),
+    Case(f"send x -u amqp://me:{SECRET}@localhost:port", 2, "'amqp://me:***@localhost:port'", "write # as %23"),
+    Case(f"send x -u amqp://me:{SECRET}#@localhost", 2, "its port is no number", "write # as %23"),
+    Case(f"send x -u amqp://me:{SECRET}/@localhost", 2, "its port is no number", "/ as %2F"),
+    Case(f"send x -u amqp://me:{SECRET}[@localhost", 2, "'amqp://me:***@localhost'"),
+    Case(f"send x -u amqp://me:{SECRET}", 2, "'amqp://me:***'"),
+    Case(f"send x -u http://me:{SECRET}@localhost", 2, "'http://me:***@localhost'"),
+    Case(f"send x -u me:{SECRET}@localhost", 2, "'me:***@localhost'"),
+    Case("send x -u ", 2, "the broker's URL is empty", "amqp://user:password@host"),
+    Case("send x", 2, "its scheme is 'ftp'", environment={"MQTOOL_URL": "ftp://localhost"}),
+    Case("send x -u amqp://localhost/#v", 2, "'#' starts a fragment", "write # as %23"),
+    Case("send x -u amqp://localhost/?colour=red", 2, "unknown parameter 'colour'", "known are heartbeat"),
+    Case("send x -u amqp://localhost/?heartbeat=soon", 2, "heartbeat is 'soon', not a whole number"),
+    Case("send x -u amqp://localhost/?heartbeat=65536", 2, "heartbeat is 65536", "up to 65,535"),
+    Case("send x -u amqp://localhost/?connection_timeout=0", 2, "connection_timeout is 0", "milliseconds"),
+    Case("send x -u amqp://one,two", 2, "its host has a ','", "amqp://one,amqp://two"),
+    Case(f"send x --vhost {LONG}", 2, "the vhost has 256 bytes", "from 1 to 255"),
+    Case("send x --user ", 2, "the user has 0 bytes", "from 1 to 255"),
+    # Files.
+    Case("send x --password-file nowhere", 2, "cannot read the password file nowhere: No such file"),
+    Case("send x --password-file .", 2, "cannot read the password file .: Is a directory"),
+    Case("send -f nowhere", 2, "cannot read nowhere: No such file or directory"),
+    Case("send -l -f nowhere", 2, "cannot read nowhere: No such file or directory"),
+    Case("send -f .", 2, "cannot read .: it is a directory"),
+    Case("receive --ready-file nowhere/ready", 2, "cannot create the ready file nowhere/ready"),
+    Case("send x -u amqps://localhost --tls-ca nowhere", 2, "cannot use the TLS files nowhere: No such file", "PEM"),
+    Case("send x -u amqps://localhost --tls-key key", 2, "of no use without its certificate", "--tls-cert"),
+    Case("send x -u amqp://localhost --tls-ca ca.pem", 2, "the broker's URL is without TLS", "amqps://"),
+    # Headers and properties.
+    Case("send x -H nothing", 2, "'nothing' is no header", "'mqtool send --help'"),
+    Case("send x -H =value", 2, "'=value' is no header"),
+    Case("send x -H key:=nojson", 2, "the value of 'key' is not JSON"),
+    Case("send x --property colour=red", 2, "'colour=red' is no property", "'mqtool send --help'"),
+    Case("send x --property headers=x", 2, "'headers=x' is no property"),
+    Case("send x --property priority=256", 2, "priority is a number from 0 to 255, not '256'"),
+    Case("send x --property delivery-mode=3", 2, "delivery-mode is a number from 1 to 2, not '3'"),
+    Case("send x --property expiration=soon", 2, "'soon' is not a duration"),
+    Case("send x --property timestamp=yesterday", 2, "timestamp is seconds since 1970 or RFC 3339"),
+    Case(f"send x --property type={LONG}", 2, "type is longer than 255 bytes"),
+    # What to publish.
+    Case("send -l some words", 2, "the message 'some words' is on the command line", "give either message words"),
+    Case("send -f . words", 2, "the message 'words' is on the command line", "give either message words"),
+    Case("send -l -0", 2, "--lines, --null, --delimiter and --json exclude each other", "only one"),
+    Case("send --json -l", 2, "--lines, --null, --delimiter and --json exclude each other", "only one"),
+    Case("send -D ", 2, "--delimiter is empty", "leave it out"),
+    Case("send x --confirm-timeout 0s", 2, "'0s' leaves no time at all"),
+    Case("send x --confirm-timeout later", 2, "'later' is not a duration"),
+    Case("emit-log topic {app} -l --key-pattern (", 2, "no regular expression"),
+    Case("emit-log topic {app} -l --key-pattern (?P<level>x)", 2, "a place {app}", "write (?P<app>…)"),
+    Case("emit-log topic app -l --key-pattern (?P<app>x)", 2, "needs a routing key with {group} places"),
+    # What to receive, and how.
+    Case("receive -c 0", 2, "Invalid value for '--count' / '-c': 0", "'mqtool receive --help'"),
+    Case("receive -c many", 2, "Invalid value for '--count' / '-c': 'many'"),
+    Case("receive --timeout 5", 2, "'5' is not a duration such as 300ms"),
+    Case("receive --timeout -5s", 2, "'-5s' is not a duration"),
+    Case("receive --idle-timeout soon", 2, "Invalid value for '--idle-timeout': 'soon' is not a duration"),
+    Case("receive --prefetch -1", 2, "Invalid value for '--prefetch': -1"),
+    Case("receive --prefetch 65536", 2, "Invalid value for '--prefetch': 65536"),
+    Case("receive --format %z", 2, "--format has an unknown place '%z'", "known are %b body"),
+    Case("receive --format 100%", 2, "--format has an unknown place '%'", "%% a percent sign"),
+    Case("receive --raw --json", 2, "--raw, --json and --format exclude each other", "only one"),
+    Case("receive-log topic # --json --format %b", 2, "--raw, --json and --format exclude each other"),
+    Case("receive-log direct", 2, "Missing argument 'severities'", "'mqtool receive-log direct --help'"),
+    Case("receive-log topic", 2, "Missing argument 'patterns'", "'mqtool receive-log topic --help'"),
+    Case("receive-log headers", 2, "no header was given to receive by", "receive-log headers format=pdf"),
+    Case("receive-log headers pdf", 2, "'pdf' is no header"),
+    Case("receive-log headers a=b --match some", 2, "'some' is not one of 'all', 'any'"),
+    Case("rpc-server --function sqrt", 2, "'sqrt' is not one of 'fib', 'add100'"),
+    Case("rpc-client --timeout 0s", 2, "'0s' leaves no time at all"),
+    Case("publisher-confirms slowly", 2, "'slowly' is not one of 'individual', 'batch', 'async', 'all'"),
+    Case("publisher-confirms batch --batch-size 0", 2, "Invalid value for '--batch-size': 0"),
+    # What is it called?
+    Case("sned x", 2, "No such command 'sned'. Did you mean 'send'?", "'mqtool --help'"),
+    Case("emit-log fanut x", 2, "No such command 'fanut'. Did you mean 'fanout'?", "'mqtool emit-log --help'"),
+    Case("send --quee hello x", 2, "No such option: --quee (Possible options: --queue", "'mqtool send --help'"),
+    Case("send -q", 2, "Option '-q' requires an argument"),
+    Case("send x --dialect cobol", 2, "'cobol' is not one of 'python', 'go', 'python-classic', 'go-classic'"),
+    Case("send x", 2, "'cobol' is not one of 'python'", environment={"MQTOOL_DIALECT": "cobol"}),
+]
+
+#: Nothing that they can talk to is there.
+NO_BROKER = [
+    Case("send x -u amqp://no-such-host.invalid", 69, "cannot find the host 'no-such-host.invalid'", "in --url"),
+    Case("send x -u amqp://no..host", 69, "cannot find the host 'no..host'", "in --url"),
+    Case("send x -u amqp://{closed}", 69, "no broker answers at {closed}: connection refused", "mqtool broker up"),
+    Case("receive -u amqp://{closed}", 69, "no broker answers at {closed}: connection refused", "mqtool broker up"),
+    Case("send x -u amqp://{closed},amqp://{closed}", 69, "no broker answers at {closed}", "mqtool broker up"),
+    Case("send x -u amqp://{closed} --wait 200ms", 124, "no broker within 0.2 s", "mqtool broker up"),
+    Case("wait -u amqp://{closed} --timeout 200ms", 124, "no broker within 0.2 s", "mqtool broker up"),
+    Case("send x -u amqp://{http}", 69, "{http} took the connection, but what answers there is not an AMQP"),
+    Case("send x -u amqp://{quiet}/?connection_timeout=500", 69, "{quiet} took the connection but did not answer"),
+    Case("send x -u amqps://{quiet}/?connection_timeout=500", 69, "{quiet}"),
+    Case("send x -u amqps://{http}", 69, "{http} does not speak TLS", "amqp:// for a plain port"),
+]
+
+#: The broker knows better.
+BROKER = [
+    Case("send x -u amqps://{host}", 69, "{host} does not speak TLS", "amqp:// for a plain port"),
+    Case(f"send x -u amqp://guest:{SECRET}@{{host}}", 77, "{host} does not let user 'guest' in", "--password-file"),
+    Case(f"send x -u amqp://nobody:{SECRET}@{{host}}", 77, "{host} does not let user 'nobody' in", "--password-file"),
+    Case("send x -u amqp://{host}/nowhere", 77, "cannot open vhost 'nowhere': vhost nowhere not found", "/%2F"),
+    Case("send x -u amqp://{host}/no%2Fwhere", 77, "cannot open vhost 'no/where': vhost no/where not found", "/%2F"),
+    Case("receive --vhost nowhere", 77, "cannot open vhost 'nowhere': vhost nowhere not found", "no vhost 'nowhere'"),
+    # Names.
+    Case(f"send x -q {LONG}", 2, "is 256 bytes long; AMQP allows 255", "it starts with 'nnn"),
+    Case(f"receive -q {LONG}", 2, "is 256 bytes long; AMQP allows 255", "it starts with 'nnn"),
+    Case(f"emit-log fanout -e {LONG}", 2, "is 256 bytes long; AMQP allows 255"),
+    Case(f"emit-log topic {LONG} x", 2, "the routing key is 256 bytes long; AMQP allows 255"),
+    Case(f"receive-log topic {LONG}", 2, "is 256 bytes long; AMQP allows 255"),
+    Case(f"send x -e amq.fanout -r {LONG}", 2, "the routing key is 256 bytes long; AMQP allows 255"),
+    Case(f"send x -H {LONG}=1", 2, "is 256 bytes long; AMQP allows 255"),
+    Case("send x -q amq.mine", 77, "queue name 'amq.mine' contains reserved prefix", "choose another"),
+    Case("emit-log fanout -e amq.mine", 77, "exchange name 'amq.mine' contains reserved prefix", "choose another"),
+    Case("emit-log fanout -e ", 77, "not permitted on the default exchange", "mqtool send -q NAME"),
+    Case("send x -q ", 2, "the queue's name is empty", "leave --queue out"),
+    # Values.
+    Case("send x -H pi:=3.14", 65, "3.14 cannot be sent: pika knows no float", "send it as text"),
+    Case("send x -H n:=99999999999999999999", 65, "too large", "64 bits"),
+    Case("receive-log headers pi:=3.14", 65, "3.14 cannot be sent: pika knows no float", "send it as text"),
+    Case("send x --property expiration=99999999999999", 65, "invalid expiration '99999999999999'", "milliseconds"),
+    Case("send x --property user-id=nobody", 65, "user_id property set to 'nobody'", "who logged in"),
+    # Declarations.
+    Case("receive --queue-type nonsense", 2, "unsupported queue type 'nonsense'", "see --queue-type"),
+    Case("receive --queue-type quorum --transient", 2, "invalid property 'non-durable'", "see --queue-type"),
+    Case("send x --argument x-max-length=many", 2, "invalid arg 'x-max-length' for queue 'hello'", "--argument"),
+    Case("send x -q there --strict", 78, "inequivalent arg", "another --dialect may declare it"),
+    Case("receive -q there --strict", 78, "inequivalent arg", "another --dialect may declare it"),
+    Case("emit-log fanout -e a-topic-exchange", 78, "inequivalent arg 'type' for exchange", "routes otherwise"),
+    Case("receive-log fanout -e a-topic-exchange", 78, "inequivalent arg 'type' for exchange", "routes otherwise"),
+    # Publishing.
+    Case("send x -e nowhere", 69, "no exchange 'nowhere' in vhost", "is the name spelt right?"),
+    Case("send x -e amq.direct -r nobody --mandatory", 75, "the message was returned: NO_ROUTE", "no queue is bound"),
+    Case(
+        "rpc-client 5", 69, "there is no queue 'rpc_queue'", "mqtool rpc-server", also=(r" \[x\] Requesting fib\(5\)",)
+    ),
+]
+
+SUM = r"{} confirmed, 0 nacked, 0 returned in [\d.]+ s \([\d,]+/s\)"
+GOOD = '{"body": "first"}\n\n{"body": "second"}\n'
+
+#: Bad data behind two good messages, which are delivered all the same. The empty line counts too.
+NDJSON = [
+    Case("send --json", 65, "line 4 is not JSON", 'looks like {"body": "Hello"}', "nonsense"),
+    Case("send --json", 65, "line 4 is not JSON", 'looks like {"body": "Hello"}', '{"body": "cut off'),
+    Case("send --json", 65, "line 4 is a JSON list, not an object", 'looks like {"body": "Hello"}', "[1]"),
+    Case("send --json", 65, 'line 4 needs either "body" or "body_base64"', "", "{}"),
+    Case("send --json", 65, 'line 4 needs either "body" or "body_base64"', "", '{"body": "", "body_base64": ""}'),
+    Case("send --json", 65, 'line 4 has a "body" that is no text: 5', "", '{"body": 5}'),
+    Case("send --json", 65, 'line 4 has a "body_base64" that is not base64', "", '{"body_base64": "%"}'),
+    Case("send --json", 65, "line 4 has an unknown key 'bodi'", "known are body", '{"bodi": "x"}'),
+    Case("send --json", 65, "line 4 has an unknown property 'colour'", "", '{"body": "", "properties": {"colour": 1}}'),
+    Case("send --json", 65, "line 4 has a property 'priority'", "", '{"body": "", "properties": {"priority": 300}}'),
+    Case("send --json", 65, "a header with a bad $bytes", "", '{"body": "", "headers": {"a": {"$bytes": 1}}}'),
+    Case("send --json", 65, "3.5 cannot be sent", "send it as text", '{"body": "", "headers": {"a": 3.5}}'),
+]  # fmt: skip
+
+
+def check(case: Case, result: Result, places: dict[str, str]) -> None:
+    """What holds for each of them."""
+
+    def placed(text: str) -> str:
+        for place, value in places.items():
+            text = text.replace(f"{{{place}}}", value)
+        return text
+
+    lines = result.stderr.splitlines()
+    sentences = [line for line in lines if line.startswith("mqtool: ")]
+    hints = [line for line in lines if line.startswith("hint: ")]
+    others = [line for line in lines if line not in sentences + hints]
+    assert "Traceback" not in result.stderr
+    assert SECRET not in result.stderr
+    assert SECRET[:4] not in result.stderr
+    assert result.code == case.code, result.stderr
+    assert result.stdout == ""
+    assert len(sentences) == 1, result.stderr
+    assert len(hints) <= 1
+    assert placed(case.says) in sentences[0]
+    assert case.hint in "".join(hints)
+    assert len(others) == len(case.also), result.stderr
+    for line, pattern in zip(others, case.also, strict=True):
+        assert re.fullmatch(pattern, line)
+
+
+def run(case: Case, shell: Shell, places: dict[str, str]) -> None:
+    arguments = list(case.arguments)
+    for place, value in places.items():
+        arguments = [argument.replace(f"{{{place}}}", value) for argument in arguments]
+    result = shell.run("mqtool", *arguments, timeout=AT_ONCE, environment=case.environment)
+    check(case, result, places)
+
+
+@pytest.mark.parametrize("case", COMMAND_LINE, ids=str)
+def test_a_bad_command_line(lonely_shell: Shell, case: Case) -> None:
+    """It is said without asking a broker, as one sentence, with the usage error's code."""
+    run(case, lonely_shell, {})
+
+
+class _Silent(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        while self.request.recv(1024):
+            pass
+
+
+class _Web(socketserver.BaseRequestHandler):
+    """Answers as a web server does to what is no HTTP."""
+
+    def handle(self) -> None:
+        self.request.recv(1024)
+        self.request.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+
+
+@pytest.fixture
+def places() -> Iterator[dict[str, str]]:
+    """Ports where no broker is: one that speaks HTTP, one that says nothing, one that nobody listens on."""
+    with (
+        socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Silent) as quiet,
+        socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Web) as web,
+        closing(socket.create_server(("127.0.0.1", 0))) as bound,
+    ):
+        quiet.daemon_threads = web.daemon_threads = True
+        for server in (quiet, web):
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        ports = {"quiet": quiet.server_address[1], "http": web.server_address[1], "closed": bound.getsockname()[1]}
+        bound.close()
+        yield {name: f"127.0.0.1:{port}" for name, port in ports.items()}
+        quiet.shutdown()
+        web.shutdown()
+
+
+@pytest.mark.parametrize("case", NO_BROKER, ids=str)
+def test_no_broker(lonely_shell: Shell, places: dict[str, str], case: Case) -> None:
+    """It is said at once what is there instead of a broker."""
+    run(case, lonely_shell, places)
+
+
+@pytest.mark.parametrize("case", BROKER, ids=str)
+def test_the_broker_refuses(shell: Shell, broker: TestBroker, connection: Connection, case: Case) -> None:
+    """What the broker says reaches the user as one sentence with the documented code."""
+    channel = connection.channel()
+    channel.declare(Queue("there", auto_delete=True))
+    channel.declare(Exchange("a-topic-exchange", "topic"))
+
+    run(case, shell, {"host": f"localhost:{broker.port}"})
+
+
+@pytest.mark.parametrize("case", NDJSON, ids=lambda case: case.stdin[:40])
+def test_bad_ndjson(shell: Shell, case: Case) -> None:
+    """It is said which line is bad; the messages before it are delivered, and are counted."""
+    sent = shell.run("mqtool", *case.arguments, stdin=f"{GOOD}{case.stdin}\n" + '{"body": "after"}\n', timeout=AT_ONCE)
+    received = shell.run("mqtool", "receive", "--raw", "-c", "2", "--timeout", "5s")
+
+    check(Case(case.command, case.code, case.says, case.hint, also=(SUM.format(2),)), sent, {})
+    assert received.stdout == "first\nsecond\n"
+
+
+def test_several_unroutable_messages(shell: Shell) -> None:
+    """Each of the first ten is named, the others are counted; the sum and the exit code say that none was taken."""
+    stdin = "".join(f"line {number}\n" for number in range(12))
+
+    result = shell.run("mqtool", "send", "-l", "-e", "amq.direct", "-r", "nobody", "--mandatory", stdin=stdin)
+
+    *named, more, total, sentence = result.stderr.splitlines()
+    assert named == [f"mqtool: returned: 'line {number}': NO_ROUTE (312)" for number in range(10)]
+    assert more == "mqtool: more messages fail; from here on they are only counted"
+    assert total.startswith("0 confirmed, 0 nacked, 12 returned in ")
+    assert sentence == "mqtool: the broker took none of 12 messages"
+    assert (result.stdout, result.code) == ("", 75)
+
+
+def test_some_unroutable_messages(shell: Shell) -> None:
+    """Part of the work was done: exit 3, and how many were not."""
+    stdin = '{"body": "lost", "routing_key": "nobody"}\n{"body": "kept"}\n'
+
+    result = shell.run("mqtool", "send", "--json", "--mandatory", stdin=stdin)
+
+    assert result.stderr.splitlines()[0] == "mqtool: returned: 'lost': NO_ROUTE (312)"
+    assert result.stderr.splitlines()[-1] == "mqtool: 1 of 2 messages failed"
+    assert (result.stdout, result.code) == ("", 3)
+
+
+def test_a_password_does_not_show_even_in_the_clients_log(shell: Shell, broker: TestBroker) -> None:
+    """--debug says much, but not that."""
+    result = shell.run("mqtool", "send", "--debug", "-u", f"amqp://guest:{SECRET}@localhost:{broker.port}", "x")
+
+    assert result.code == 77
+    assert "pika" in result.stderr
+    assert SECRET not in result.stderr

@@ -1,0 +1,379 @@
+"""mqtool in one room with the tutorials' own programs: every tutorial, every dialect, whichever side comes first.
+
+Both sides print their lines in full on purpose: had mqtool declared anything otherwise than its neighbour, the plain
+pika program would have died of a 406, and mqtool would have said so in a line more on stderr.
+"""
+
+import sys
+
+import pytest
+
+from mqtool.amqp import Connection
+from mqtool.dialects import Dialect
+from mqtool.errors import MqtoolError
+from mqtool.topology import Exchange, Queue
+from tests.brokers import TestBroker
+from tests.cli import tutorial_scripts
+from tests.cli.shell import Result, Running, Shell
+
+WAITING = " [*] Waiting for messages. To exit press CTRL+C\n"
+WAITING_FOR_LOGS = " [*] Waiting for logs. To exit press CTRL+C\n"
+AWAITING = " [x] Awaiting RPC requests\n"
+
+QUORUM = {"x-queue-type": "quorum"}
+
+every_dialect = pytest.mark.parametrize("dialect", list(Dialect))
+whoever_is_first = pytest.mark.parametrize("first", ["mqtool", "script"])
+
+
+class Room:
+    """Two sides that talk over one broker: mqtool, and the tutorial's own programs."""
+
+    def __init__(self, shell: Shell, url: str, dialect: Dialect) -> None:
+        self._shell = shell
+        self._end = ("--dialect", dialect.value, "--url", url)
+
+    def mqtool(self, *command: str) -> Result:
+        return self._shell.run("mqtool", *command, *self._end)
+
+    def start_mqtool(self, *command: str) -> Running:
+        return self._shell.start("mqtool", *command, *self._end).wait_until_ready()
+
+    def script(self, *command: str) -> Result:
+        result = self._shell.run(sys.executable, tutorial_scripts.__file__, *command, *self._end)
+        assert (result.stderr, result.code) == ("", 0)
+        return result
+
+    def start_script(self, *command: str) -> Running:
+        return self._shell.start(sys.executable, tutorial_scripts.__file__, *command, *self._end).wait_for_stdout("\n")
+
+
+@pytest.fixture
+def room(shell: Shell, broker: TestBroker, dialect: Dialect) -> Room:
+    return Room(shell, broker.url, dialect)
+
+
+def leave(running: Running) -> None:
+    """The program in the other terminal is gone, as with kill -9."""
+    running.process.kill()
+    running.process.wait()
+
+
+@every_dialect
+@whoever_is_first
+def test_send_and_receive(room: Room, first: str) -> None:
+    """Tutorial 1: what is sent waits in the queue for a receiver of the other side, or finds it waiting."""
+
+    def mqtool_sends() -> None:
+        sent = room.mqtool("send")
+        assert (sent.stdout, sent.stderr, sent.code) == ("", " [x] Sent 'Hello World!'\n", 0)
+
+    def script_sends() -> None:
+        assert room.script("send", "Hello", "there").stdout == " [x] Sent 'Hello there'\n"
+
+    if first == "mqtool":
+        mqtool_sends()
+        scripts_receiver = room.start_script("receive").wait_for_stdout("Received")
+        leave(scripts_receiver)
+        receiver = room.start_mqtool("receive", "-c", "1")
+        script_sends()
+        received = receiver.wait()
+    else:
+        script_sends()
+        received = room.mqtool("receive", "-c", "1")
+        scripts_receiver = room.start_script("receive")
+        mqtool_sends()
+        scripts_receiver.wait_for_stdout("Received")
+
+    assert scripts_receiver.stdout == WAITING + " [x] Received Hello World!\n"
+    assert (received.stdout, received.stderr, received.code) == (" [x] Received Hello there\n", WAITING, 0)
+
+
+@every_dialect
+@whoever_is_first
+def test_new_task_and_worker(room: Room, first: str) -> None:
+    """Tutorial 2: tasks of either side, persistent, are done by workers of the other."""
+
+    def mqtool_asks() -> None:
+        sent = room.mqtool("new-task", "A", "task")
+        assert (sent.stdout, sent.stderr, sent.code) == ("", " [x] Sent A task\n", 0)
+
+    def script_asks() -> None:
+        assert room.script("new-task").stdout == " [x] Sent Hello World!\n"
+
+    if first == "mqtool":
+        mqtool_asks()
+        scripts_worker = room.start_script("worker").wait_for_stdout("Done")
+        leave(scripts_worker)
+        worker = room.start_mqtool("worker", "-c", "1")
+        script_asks()
+        worked = worker.wait()
+    else:
+        script_asks()
+        worked = room.mqtool("worker", "-c", "1")
+        scripts_worker = room.start_script("worker")
+        mqtool_asks()
+        scripts_worker.wait_for_stdout("Done")
+
+    assert scripts_worker.stdout == WAITING + " [x] Received A task\n [x] Done\n"
+    assert worked.stdout == " [x] Received Hello World!\n"
+    assert (worked.stderr, worked.code) == (WAITING + " [x] Done\n", 0)
+
+
+@every_dialect
+@whoever_is_first
+def test_fanout_logs(room: Room, first: str) -> None:
+    """Tutorial 3: each receiver of either side gets the logs of both; one before anybody listens is lost."""
+    emit = {"mqtool": lambda: room.mqtool("emit-log", "fanout"), "script": lambda: room.script("emit-fanout", "mine")}
+    emit[first]()
+    receiver = room.start_mqtool("receive-log", "fanout", "-c", "2")
+    scripts_receiver = room.start_script("receive-fanout")
+
+    sent = emit["mqtool"]()
+    assert (sent.stdout, sent.stderr, sent.code) == ("", " [x] Sent info: Hello World!\n", 0)
+    assert emit["script"]().stdout == " [x] Sent mine\n"
+    received = receiver.wait()
+    scripts_receiver.wait_for_stdout("mine")
+
+    lines = " [x] info: Hello World!\n [x] mine\n"
+    assert (received.stdout, received.stderr, received.code) == (lines, WAITING_FOR_LOGS, 0)
+    assert scripts_receiver.stdout == WAITING_FOR_LOGS + lines
+
+
+@every_dialect
+@whoever_is_first
+def test_direct_logs(room: Room, first: str) -> None:
+    """Tutorial 4: each receiver gets the severities that it named, from both sides, and no other."""
+    emit = {
+        "mqtool": lambda: room.mqtool("emit-log", "direct", "error", "Run. Run.", "Or it will explode."),
+        "script": lambda: room.script("emit-direct", "warning", "Hot"),
+    }
+    emit[first]()
+    receiver = room.start_mqtool("receive-log", "direct", "warning", "error", "-c", "2")
+    scripts_receiver = room.start_script("receive-direct", "warning", "error")
+
+    unwanted = room.mqtool("emit-log", "direct")
+    assert (unwanted.stdout, unwanted.stderr, unwanted.code) == ("", " [x] Sent info:Hello World!\n", 0)
+    assert emit["mqtool"]().stderr == " [x] Sent error:Run. Run. Or it will explode.\n"
+    assert emit["script"]().stdout == " [x] Sent warning:Hot\n"
+    received = receiver.wait()
+    scripts_receiver.wait_for_stdout("warning")
+
+    lines = " [x] error:Run. Run. Or it will explode.\n [x] warning:Hot\n"
+    assert (received.stdout, received.stderr, received.code) == (lines, WAITING_FOR_LOGS, 0)
+    assert scripts_receiver.stdout == WAITING_FOR_LOGS + lines
+
+
+@every_dialect
+@whoever_is_first
+def test_topic_logs(room: Room, first: str) -> None:
+    """Tutorial 5: each receiver gets what matches its patterns, from both sides, once each, and nothing else."""
+    emit = {
+        "mqtool": lambda: room.mqtool("emit-log", "topic", "kern.critical", "A critical kernel error"),
+        "script": lambda: room.script("emit-topic", "cron.critical", "Late"),
+    }
+    emit[first]()
+    receiver = room.start_mqtool("receive-log", "topic", "kern.*", "*.critical", "-c", "2")
+    scripts_receiver = room.start_script("receive-topic", "kern.*", "*.critical")
+
+    unwanted = room.mqtool("emit-log", "topic")
+    assert (unwanted.stdout, unwanted.stderr, unwanted.code) == ("", " [x] Sent anonymous.info:Hello World!\n", 0)
+    assert emit["mqtool"]().stderr == " [x] Sent kern.critical:A critical kernel error\n"
+    assert emit["script"]().stdout == " [x] Sent cron.critical:Late\n"
+    received = receiver.wait()
+    scripts_receiver.wait_for_stdout("cron")
+
+    lines = " [x] kern.critical:A critical kernel error\n [x] cron.critical:Late\n"
+    assert (received.stdout, received.stderr, received.code) == (lines, WAITING_FOR_LOGS, 0)
+    assert scripts_receiver.stdout == WAITING_FOR_LOGS + lines
+
+
+@every_dialect
+@whoever_is_first
+def test_rpc(room: Room, first: str) -> None:
+    """Tutorial 6: a client of either side is answered by a server of the other, whichever declared the queue."""
+
+    def mqtool_asks_script() -> None:
+        server = room.start_script("rpc-server")
+        asked = room.mqtool("rpc-client")
+        assert asked.stderr == " [x] Requesting fib(30)\n"
+        assert (asked.stdout, asked.code) == (" [.] Got 832040\n", 0)
+        assert server.stdout == AWAITING + " [.] fib(30)\n"
+        leave(server)
+
+    def script_asks_mqtool() -> None:
+        server = room.start_mqtool("rpc-server", "-c", "1")
+        assert room.script("rpc-client", "10").stdout == " [x] Requesting fib(10)\n [.] Got 55\n"
+        served = server.wait()
+        assert (served.stdout, served.stderr, served.code) == (" [.] fib(10)\n", AWAITING, 0)
+
+    if first == "mqtool":
+        script_asks_mqtool()
+        mqtool_asks_script()
+    else:
+        mqtool_asks_script()
+        script_asks_mqtool()
+
+
+# When the broker already has it, but different.
+
+
+HELLO = {
+    "durable": Queue("hello"),
+    "x-queue-type": Queue("hello", durable=True),
+    "auto_delete": Queue("hello", auto_delete=True, durable=True, arguments={"x-queue-type": "classic"}),
+    "x-max-length": Queue("hello", durable=True, arguments={**QUORUM, "x-max-length": 10}),
+}
+
+
+@pytest.mark.parametrize("difference", HELLO)
+def test_a_queue_that_differs_is_used_as_it_is(
+    shell: Shell, connection: Connection, broker: TestBroker, difference: str
+) -> None:
+    """Both sides go on with the queue that is there, say so in one line with the broker's words, and leave it alone."""
+    existing = HELLO[difference]
+    keep = connection.channel(strict=True)
+    keep.declare(existing)
+
+    sent = shell.run("mqtool", "send")
+    received = shell.run("mqtool", "receive", "-c", "1") if not existing.auto_delete else None
+
+    notice, *rest = sent.stderr.splitlines()
+    assert notice.startswith("mqtool: using the one that is there: inequivalent arg ")
+    assert f"for queue 'hello' in vhost '{broker.vhost}': received " in notice
+    assert (rest, sent.stdout, sent.code) == ([" [x] Sent 'Hello World!'"], "", 0)
+    if received:
+        assert received.stderr == notice + "\n" + WAITING
+        assert (received.stdout, received.code) == (" [x] Received Hello World!\n", 0)
+    keep.declare(existing)  # it would be refused, had it been replaced
+
+
+@pytest.mark.parametrize("difference", HELLO)
+def test_strict_takes_no_queue_that_differs(shell: Shell, connection: Connection, difference: str) -> None:
+    """With --strict it is exit 78, nothing is sent, nothing is taken, and the queue stays as it was."""
+    existing = HELLO[difference]
+    keep = connection.channel(strict=True)
+    keep.declare(existing)
+    list(keep.publish([], routing_key="hello"))
+
+    for command in (("send", "--strict", "new"), ("receive", "--strict", "-c", "1")):
+        refused = shell.run("mqtool", *command)
+        what, hint = refused.stderr.splitlines()
+        assert what.startswith("mqtool: inequivalent arg ")
+        assert "for queue 'hello'" in what
+        assert hint.startswith("hint: another --dialect may declare it as it is")
+        assert (refused.stdout, refused.code) == ("", 78)
+
+    assert keep.consumers_of(keep.declare(existing)) == 0
+
+
+def test_strict_neither_adds_to_a_queue_nor_takes_from_it(shell: Shell) -> None:
+    """What the classic neighbour has sent is still there, alone, after --strict has refused to touch its queue."""
+    shell.run("mqtool", "send", "theirs", "--dialect", "python-classic")
+
+    shell.run("mqtool", "send", "ours", "--strict")
+    shell.run("mqtool", "receive", "--strict", "-c", "1")
+
+    left = shell.run("mqtool", "receive", "--raw", "--idle-timeout", "300ms", "--dialect", "python-classic", "--strict")
+    assert (left.stdout, left.stderr, left.code) == ("theirs\n", WAITING, 0)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("command", ["worker", "rpc-server"])
+def test_receivers_of_queues_that_differ(shell: Shell, strict: bool, command: str) -> None:
+    """A worker and an RPC server too use the queue of another generation, and with --strict do not."""
+    other = "python-classic"
+    shell.start("mqtool", command, "--dialect", other).wait_until_ready().interrupt().wait()
+
+    more = ["--strict"] if strict else ["--timeout", "100ms"]
+    result = shell.run("mqtool", command, *more)
+
+    assert result.code == (78 if strict else 124)
+    assert ("using the one that is there" in result.stderr) is not strict
+    assert "inequivalent arg" in result.stderr.splitlines()[0]
+
+
+LOGS = {
+    "durable": Exchange("logs", "fanout", durable=True),
+    "auto_delete": Exchange("logs", "fanout", auto_delete=True),
+    "alternate-exchange": Exchange("logs", "fanout", arguments={"alternate-exchange": "amq.fanout"}),
+}
+
+
+@pytest.mark.parametrize("difference", LOGS)
+def test_an_exchange_that_differs_is_used_as_it_is(shell: Shell, connection: Connection, difference: str) -> None:
+    """Publisher and receiver meet at the exchange that is there, each with a one-line notice."""
+    keep = connection.channel(strict=True)
+    keep.declare(LOGS[difference])
+
+    receiver = shell.start("mqtool", "receive-log", "fanout", "-c", "1").wait_until_ready()
+    sent = shell.run("mqtool", "emit-log", "fanout")
+    keep.declare(LOGS[difference])
+    received = receiver.wait()
+
+    notice = sent.stderr.splitlines()[0]
+    assert notice.startswith(
+        f"mqtool: using the one that is there: inequivalent arg '{difference}' for exchange 'logs'"
+    )
+    assert sent.stderr == notice + "\n [x] Sent info: Hello World!\n"
+    assert received.stderr == notice + "\n" + WAITING_FOR_LOGS
+    assert (received.stdout, received.code) == (" [x] info: Hello World!\n", 0)
+
+
+@pytest.mark.parametrize("difference", LOGS)
+def test_strict_takes_no_exchange_that_differs(shell: Shell, connection: Connection, difference: str) -> None:
+    """With --strict it is exit 78, and the exchange stays as it was."""
+    keep = connection.channel(strict=True)
+    keep.declare(LOGS[difference])
+
+    for command in ("emit-log", "receive-log"):
+        refused = shell.run("mqtool", command, "fanout", "--strict")
+        assert refused.stderr.startswith(f"mqtool: inequivalent arg '{difference}' for exchange 'logs'")
+        assert (refused.stdout, refused.code) == ("", 78)
+
+    keep.declare(LOGS[difference])
+
+
+@pytest.mark.parametrize("strict", [[], ["--strict"]])
+@pytest.mark.parametrize("command", [["emit-log", "direct", "info", "x"], ["receive-log", "direct", "info"]])
+def test_an_exchange_of_another_type_is_never_used(
+    shell: Shell, connection: Connection, command: list[str], strict: list[str]
+) -> None:
+    """It would route otherwise: exit 78 with a hint, strict or not, and it stays as it was."""
+    existing = Exchange("direct_logs", "topic")
+    keep = connection.channel(strict=True)
+    keep.declare(existing)
+
+    refused = shell.run("mqtool", *command, *strict)
+
+    what, hint = refused.stderr.splitlines()
+    assert what.startswith("mqtool: inequivalent arg 'type' for exchange 'direct_logs'")
+    assert hint == "hint: an exchange of another type routes otherwise; name another with --exchange"
+    assert (refused.stdout, refused.code) == ("", 78)
+    keep.declare(existing)
+
+
+@pytest.mark.parametrize("command", [["send", "x"], ["receive"], ["worker"], ["rpc-server"]])
+def test_somebodys_exclusive_queue_is_never_used(shell: Shell, connection: Connection, command: list[str]) -> None:
+    """Exit 78 with a hint, and its owner still has it."""
+    owner = connection.channel(strict=True)
+    theirs = owner.declare(Queue("theirs", exclusive=True))
+
+    refused = shell.run("mqtool", *command, "-q", "theirs")
+
+    what, hint = refused.stderr.splitlines()
+    assert what.startswith("mqtool: cannot obtain exclusive access to locked queue 'theirs'")
+    assert hint == "hint: the queue is exclusive to another connection; use another name"
+    assert (refused.stdout, refused.code) == ("", 78)
+    assert owner.consumers_of(theirs) == 0
+
+
+def test_mqtool_declares_what_the_options_say_and_no_more(shell: Shell, connection: Connection) -> None:
+    """Flags on the command line win over the dialect's, so that any neighbour can be matched exactly."""
+    result = shell.run("mqtool", "send", "-q", "odd", "--transient", "--argument", "x-max-length=7")
+
+    assert (result.stderr, result.code) == (" [x] Sent 'Hello World!'\n", 0)
+    strict = connection.channel(strict=True)
+    strict.declare(Queue("odd", arguments={"x-max-length": 7}))
+    with pytest.raises(MqtoolError):
+        strict.declare(Queue("odd"))
