@@ -21,7 +21,7 @@ from mqtool.amqp import failures
 from mqtool.amqp.address import Address, TlsFiles
 from mqtool.amqp.backoff import Backoff
 from mqtool.amqp.channel import CONFIRM_TIMEOUT, Channel
-from mqtool.amqp.field_table import mend_pikas_decoder
+from mqtool.amqp.field_table import mend_pika
 from mqtool.errors import AccessRefused, MqtoolError, Unavailable
 
 _CLOSE_PATIENCE = 2.0
@@ -29,7 +29,7 @@ _CLOSE_PATIENCE = 2.0
 _OUR_FAULT = range(402, 600)
 _FORCED_BY_OPERATOR = 320
 
-mend_pikas_decoder()
+mend_pika()
 # pika logs what it also raises; whoever wants to read both asks for it (--debug).
 logging.getLogger("pika").addHandler(logging.NullHandler())
 

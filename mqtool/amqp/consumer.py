@@ -67,9 +67,8 @@ class Consumer:
         wide = receiving.prefetch or PREFETCH
         self._may_ack = None if count is None else count - wide if wide >= PREFETCH and count > wide else 0
         self._prefetch = 1 if self._may_ack == 0 else receiving.prefetch if count is None else wide
-        if (
-            count is not None and not receiving.acknowledge
-        ):  # nothing makes room for more, so the count can be the limit
+        if count is not None and not receiving.acknowledge:
+            # Nothing will make room for more, so the count itself can be the limit.
             self._prefetch = min(receiving.prefetch or count, count)
         self._inbox: queues.SimpleQueue[Delivery | None] = queues.SimpleQueue()
         self._tag: str | None = None

@@ -205,11 +205,7 @@ def cannot_encode(error: Exception) -> MqtoolError:
     if isinstance(error, exceptions.ShortStringTooLong):
         return too_long("name or key", error.args[0])
     if isinstance(error, exceptions.UnsupportedAMQPFieldException):
-        value = error.args[-1]
-        return BadData(
-            f"{value!r} cannot be sent: pika knows no {type(value).__name__} in a header or an argument",
-            "send it as text, or as a whole number",
-        )
+        return BadData(f"AMQP has no type for the value {error.args[-1]!r}", "write it as text")
     if isinstance(error, struct.error):
         return BadData("a number in a header, a property or an argument is too large", "AMQP's integers have 64 bits")
     if isinstance(error, UnicodeEncodeError):

@@ -14,16 +14,12 @@ from pika import exceptions, frame, spec
 from pika.connection import Connection as PikaConnection
 
 from mqtool.amqp import failures
-from mqtool.amqp.field_table import encode_table
 from mqtool.message import PERSISTENT, PROPERTIES, Message
 
 _FRAME_START = Struct(">BHI").pack
 _HEADER_START = Struct(">BHIHHQ").pack
 _FRAME_END = bytes([spec.FRAME_END])
-# pika encodes the properties, in the order that the specification gives them, but for two: headers, as field_table.py
-# says, and message_id, which differs from message to message.
-_HEADERS, _MESSAGE_ID = PROPERTIES.index("headers"), PROPERTIES.index("message_id")
-_SECTIONS = (PROPERTIES[:_HEADERS], PROPERTIES[_HEADERS + 1 : _MESSAGE_ID], PROPERTIES[_MESSAGE_ID + 1 :])
+_MESSAGE_ID = PROPERTIES.index("message_id")
 #: How many exchanges and routing keys to remember: a topic exchange may see a new key in every message.
 _REMEMBERED = 4096
 
@@ -108,24 +104,19 @@ class PublishEncoder:
         return encoded
 
     def _keep(self, properties: Mapping[str, Any], persistent: bool) -> None:
-        """Encode the properties before and after message_id."""
+        """Encode the properties before and after message_id, in the order that the specification gives them."""
         given = {name: value for name, value in properties.items() if value is not None and name != "message_id"}
         if persistent:
             given.setdefault("delivery_mode", PERSISTENT)
-        headers = given.pop("headers", None)
         try:
-            first, between, last = (
+            first, last = (
                 b"".join(spec.BasicProperties(**{name: given[name] for name in names if name in given}).encode())
-                for names in _SECTIONS
+                for names in (PROPERTIES[:_MESSAGE_ID], PROPERTIES[_MESSAGE_ID + 1 :])
             )
-            table = b"" if headers is None else encode_table(headers)
         except (exceptions.AMQPError, ValueError, TypeError, AttributeError, AssertionError, struct.error) as error:
             raise failures.cannot_encode(error) from error
-        self._flags = int.from_bytes(first[:2], "big") | int.from_bytes(between[:2], "big")
-        self._flags |= int.from_bytes(last[:2], "big")
-        if headers is not None:
-            self._flags |= spec.BasicProperties.FLAG_HEADERS
-        self._before, self._after = first[2:] + table + between[2:], last[2:]
+        self._flags = int.from_bytes(first[:2], "big") | int.from_bytes(last[:2], "big")
+        self._before, self._after = first[2:], last[2:]
         self._properties, self._persistent = properties, persistent
 
 

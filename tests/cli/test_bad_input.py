@@ -172,9 +172,7 @@ BROKER = [
     Case("emit-log fanout -e ", 77, "not permitted on the default exchange", "mqtool send -q NAME"),
     Case("send x -q ", 2, "the queue's name is empty", "leave --queue out"),
     # Values.
-    Case("send x -H pi:=3.14", 65, "3.14 cannot be sent: pika knows no float", "send it as text"),
     Case("send x -H n:=99999999999999999999", 65, "too large", "64 bits"),
-    Case("receive-log headers pi:=3.14", 65, "3.14 cannot be sent: pika knows no float", "send it as text"),
     Case("send x --property expiration=99999999999999", 65, "invalid expiration '99999999999999'", "milliseconds"),
     Case("send x --property user-id=nobody", 65, "user_id property set to 'nobody'", "who logged in"),
     # Declarations.
@@ -209,7 +207,6 @@ NDJSON = [
     Case("send --json", 65, "line 4 has an unknown property 'colour'", "", '{"body": "", "properties": {"colour": 1}}'),
     Case("send --json", 65, "line 4 has a property 'priority'", "", '{"body": "", "properties": {"priority": 300}}'),
     Case("send --json", 65, "a header with a bad $bytes", "", '{"body": "", "headers": {"a": {"$bytes": 1}}}'),
-    Case("send --json", 65, "3.5 cannot be sent", "send it as text", '{"body": "", "headers": {"a": 3.5}}'),
 ]  # fmt: skip
 
 
