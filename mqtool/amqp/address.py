@@ -147,7 +147,9 @@ def _bad(url: str, what: str, hint: str | None = None) -> UsageError:
 
 def _without_password(url: str) -> str:
     """The URL, fit to be shown: whatever may be a password is left out, even where the URL cannot be parsed."""
-    scheme, separator, rest = url.rpartition("://")
+    scheme, separator, rest = url.partition("://")
+    if not separator or not scheme.isalnum():  # there is none, or only within a password
+        scheme, separator, rest = "", "", url
     credentials, at, place = rest.rpartition("@")
     user = credentials.partition(":")[0]
     if not at:  # after the colon there should be a port; if not, it may be a password that lacks its host
