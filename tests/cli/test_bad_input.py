@@ -167,6 +167,8 @@ BROKER = [
     Case(f"receive-log topic {LONG}", 2, "is 256 bytes long; AMQP allows 255"),
     Case(f"send x -e amq.fanout -r {LONG}", 2, "the routing key is 256 bytes long; AMQP allows 255"),
     Case(f"send x -H {LONG}=1", 2, "is 256 bytes long; AMQP allows 255"),
+    Case("send x -q caf\udce9", 2, "is not valid UTF-8", "only a message's body"),
+    Case("send x -e amq.fanout -r caf\udce9", 2, "is not valid UTF-8", "only a message's body"),
     Case("send x -q amq.mine", 77, "queue name 'amq.mine' contains reserved prefix", "choose another"),
     Case("emit-log fanout -e amq.mine", 77, "exchange name 'amq.mine' contains reserved prefix", "choose another"),
     Case("emit-log fanout -e ", 77, "not permitted on the default exchange", "mqtool send -q NAME"),
