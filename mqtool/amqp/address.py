@@ -107,6 +107,8 @@ def parse_address(url: str) -> Address:
         raise _bad(url, "'#' starts a fragment, which an AMQP URL has not", _ESCAPE)
     tls = parts.scheme == "amqps"
     vhost = unquote(parts.path[1:]) or "/"
+    if len(vhost.encode()) > 255:
+        raise _bad(url, "its vhost is longer than 255 bytes", _EXAMPLE)
     options = _query_options(parts.query, url)
     return Address(
         host=parts.hostname or "localhost",
