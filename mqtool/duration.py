@@ -20,9 +20,9 @@ def parse_duration(text: str) -> float:
 
 def format_duration(seconds: float) -> str:
     """A short form for people, to about three figures: 12 ms, 3.4 s, 2 m 5 s."""
-    if seconds < 1:
+    if round(seconds * 1000) < 1000:
         return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} m {rest} s"

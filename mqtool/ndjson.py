@@ -1,7 +1,7 @@
 """Messages as JSON, one object to a line, such that what comes out goes in again unchanged.
 
 What JSON has no type for is an object with one key that starts with "$": {"$bytes": base64}, {"$decimal": "1.5"},
-{"$timestamp": seconds since 1970, UTC}.
+{"$timestamp": seconds since 1970, UTC}. A table of somebody else's that looks like one of these is {"$table": it}.
 """
 
 import base64
@@ -9,7 +9,7 @@ import binascii
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 from mqtool.errors import BadData
@@ -27,6 +27,7 @@ _KNOWN = {
     "body_base64",
 }
 _TEXT = frozenset(PROPERTIES) - {"headers", "delivery_mode", "priority", "timestamp"}
+_TYPES = {"$bytes", "$decimal", "$timestamp", "$table"}
 _WHOLE_NUMBERS = {"delivery_mode": 2, "priority": 255, "timestamp": 2**63 - 1}
 
 
@@ -47,8 +48,8 @@ def from_delivery(delivery: Delivery, received_at: datetime) -> bytes:
         "routing_key": delivery.routing_key,
         "queue": delivery.queue,
         "redelivered": delivery.redelivered,
-        "headers": None if delivery.properties.get("headers") is None else _to_json(delivery.headers),
-        "properties": _to_json(properties),
+        "headers": None if delivery.properties.get("headers") is None else _table_to_json(delivery.headers),
+        "properties": _table_to_json(properties),
     }
     try:
         line["body"] = delivery.body.decode()
@@ -68,7 +69,7 @@ def to_message(line: bytes, where: str) -> Message:
     """
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadData(f"{where} is not JSON: {error}", 'a message looks like {"body": "Hello"}') from error
     if not isinstance(value, dict):
         raise BadData(
@@ -107,7 +108,7 @@ def _text(value: Mapping[str, Any], key: str, where: str) -> str | None:
 
 
 def _properties(value: Mapping[str, Any], where: str) -> dict[str, Any]:
-    given = value.get("properties") or {}
+    given = {} if value.get("properties") is None else value["properties"]
     headers = value.get("headers")
     if not isinstance(given, dict) or not isinstance(headers, dict | None):
         raise BadData(f'{where} has "properties" or "headers" that are no object')
@@ -125,13 +126,18 @@ def _properties(value: Mapping[str, Any], where: str) -> dict[str, Any]:
             raise BadData(f"{where} has an unknown property {name!r}", f"known are {', '.join(PROPERTIES)}")
         properties[name] = raw
     if headers is not None:
-        properties["headers"] = _from_json(headers, where)
+        properties["headers"] = {key: _from_json(entry, where) for key, entry in headers.items()}
     return properties
+
+
+def _table_to_json(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _to_json(entry) for key, entry in table.items()}
 
 
 def _to_json(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _to_json(entry) for key, entry in value.items()}
+        table = _table_to_json(value)
+        return {"$table": table} if len(table) == 1 and not _TYPES.isdisjoint(table) else table
     if isinstance(value, list | tuple):
         return [_to_json(entry) for entry in value]
     if isinstance(value, bytes | bytearray):
@@ -157,6 +163,8 @@ def _from_json(value: Any, where: str) -> Any:
                 return Decimal(content)
             if key == "$timestamp":
                 return datetime.fromtimestamp(content, UTC)
-        except (binascii.Error, InvalidOperation, TypeError, ValueError, OverflowError, OSError) as error:
+            if key == "$table":
+                return {name: _from_json(entry, where) for name, entry in content.items()}
+        except (AttributeError, TypeError, ValueError, ArithmeticError, OSError) as error:
             raise BadData(f"{where} has a header with a bad {key}: {content!r}") from error
     return {key: _from_json(entry, where) for key, entry in value.items()}

@@ -107,6 +107,8 @@ def parse_address(url: str) -> Address:
         raise _bad(url, "'#' starts a fragment, which an AMQP URL has not", _ESCAPE)
     tls = parts.scheme == "amqps"
     vhost = unquote(parts.path[1:]) or "/"
+    if len(vhost.encode()) > 255:
+        raise _bad(url, "its vhost is longer than 255 bytes", _EXAMPLE)
     options = _query_options(parts.query, url)
     return Address(
         host=parts.hostname or "localhost",
@@ -147,7 +149,9 @@ def _bad(url: str, what: str, hint: str | None = None) -> UsageError:
 
 def _without_password(url: str) -> str:
     """The URL, fit to be shown: whatever may be a password is left out, even where the URL cannot be parsed."""
-    scheme, separator, rest = url.rpartition("://")
+    scheme, separator, rest = url.partition("://")
+    if not separator or not scheme.isalnum():  # there is none, or only within a password
+        scheme, separator, rest = "", "", url
     credentials, at, place = rest.rpartition("@")
     user = credentials.partition(":")[0]
     if not at:  # after the colon there should be a port; if not, it may be a password that lacks its host

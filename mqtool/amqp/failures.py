@@ -165,14 +165,14 @@ _IMPOSSIBLE = ("invalid arg", "invalid property", "invalid 'x-", "server-named q
 
 
 def _precondition_failed(said: str, text: str) -> MqtoolError:
-    if "timeout" in text:
-        return Unavailable(
-            said, "a delivery was not acknowledged within the broker's consumer_timeout (30 minutes unless configured)"
-        )
     if "inequivalent arg" in text:
         return DeclaredDifferently(said, _hint_for_difference(text))
     if any(sign in text for sign in _IMPOSSIBLE):
         return UsageError(said, "see --queue-type, --durable, --transient and --argument")
+    if "timeout" in text:
+        return Unavailable(
+            said, "a delivery was not acknowledged within the broker's consumer_timeout (30 minutes unless configured)"
+        )
     return BadData(said, _hint_for_refused_message(text))
 
 

@@ -66,7 +66,10 @@ class PublishEncoder:
             self._keep(message.properties, route.persistent)
         flags, message_id = self._flags, b""
         if message.message_id is not None:
-            text = message.message_id.encode()
+            try:
+                text = message.message_id.encode()
+            except UnicodeEncodeError as error:
+                raise failures.cannot_encode(error) from error
             if len(text) > 255:
                 raise failures.too_long("message id", text)
             flags |= spec.BasicProperties.FLAG_MESSAGE_ID
@@ -98,6 +101,8 @@ class PublishEncoder:
         except exceptions.ShortStringTooLong as error:
             what, name = ("routing key", routing_key) if len(routing_key.encode()) > 255 else ("exchange", exchange)
             raise failures.too_long(what, name.encode()) from error
+        except UnicodeEncodeError as error:
+            raise failures.cannot_encode(error) from error
         if len(self._methods) >= _REMEMBERED:
             self._methods.clear()
         self._methods[(exchange, routing_key, mandatory)] = encoded

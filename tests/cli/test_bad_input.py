@@ -72,6 +72,7 @@ COMMAND_LINE = [
     Case("send x -u amqp://localhost/?heartbeat=65536", 2, "heartbeat is 65536", "up to 65,535"),
     Case("send x -u amqp://localhost/?connection_timeout=0", 2, "connection_timeout is 0", "milliseconds"),
     Case("send x -u amqp://one,two", 2, "its host has a ','", "amqp://one,amqp://two"),
+    Case(f"send x -u amqp://localhost/{LONG}", 2, "its vhost is longer than 255 bytes"),
     Case(f"send x --vhost {LONG}", 2, "the vhost has 256 bytes", "from 1 to 255"),
     Case("send x --user ", 2, "the user has 0 bytes", "from 1 to 255"),
     # Files.
@@ -167,6 +168,8 @@ BROKER = [
     Case(f"receive-log topic {LONG}", 2, "is 256 bytes long; AMQP allows 255"),
     Case(f"send x -e amq.fanout -r {LONG}", 2, "the routing key is 256 bytes long; AMQP allows 255"),
     Case(f"send x -H {LONG}=1", 2, "is 256 bytes long; AMQP allows 255"),
+    Case("send x -q caf\udce9", 2, "is not valid UTF-8", "only a message's body"),
+    Case("send x -e amq.fanout -r caf\udce9", 2, "is not valid UTF-8", "only a message's body"),
     Case("send x -q amq.mine", 77, "queue name 'amq.mine' contains reserved prefix", "choose another"),
     Case("emit-log fanout -e amq.mine", 77, "exchange name 'amq.mine' contains reserved prefix", "choose another"),
     Case("emit-log fanout -e ", 77, "not permitted on the default exchange", "mqtool send -q NAME"),
@@ -180,6 +183,7 @@ BROKER = [
     Case("receive --queue-type quorum --transient", 2, "invalid property 'non-durable'", "see --queue-type"),
     Case("send x --argument x-max-length=many", 2, "invalid arg 'x-max-length' for queue 'hello'", "--argument"),
     Case("send x -q there --strict", 78, "inequivalent arg", "another --dialect may declare it"),
+    Case("send x -q timeout --strict", 78, "inequivalent arg", "another --dialect may declare it"),
     Case("receive -q there --strict", 78, "inequivalent arg", "another --dialect may declare it"),
     Case("emit-log fanout -e a-topic-exchange", 78, "inequivalent arg 'type' for exchange", "routes otherwise"),
     Case("receive-log fanout -e a-topic-exchange", 78, "inequivalent arg 'type' for exchange", "routes otherwise"),
@@ -293,6 +297,7 @@ def test_the_broker_refuses(shell: Shell, broker: TestBroker, connection: Connec
     """What the broker says reaches the user as one sentence with the documented code."""
     channel = connection.channel()
     channel.declare(Queue("there", auto_delete=True))
+    channel.declare(Queue("timeout", auto_delete=True))
     channel.declare(Exchange("a-topic-exchange", "topic"))
 
     run(case, shell, {"host": f"localhost:{broker.port}"})

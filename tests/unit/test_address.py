@@ -1,0 +1,106 @@
+"""AMQP URLs, as people write them."""
+
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mqtool.amqp.address import Address, TlsFiles, parse_address, parse_addresses
+from mqtool.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("amqp://", Address()),
+        ("amqp://localhost", Address()),
+        ("AMQP://localhost/", Address()),
+        ("amqp://localhost/%2F", Address()),
+        ("amqp://localhost/%2f", Address()),
+        ("amqp://localhost/shop", Address(virtual_host="shop")),
+        ("amqp://localhost//shop", Address(virtual_host="/shop")),
+        ("amqp://localhost/a%2Fb%20c", Address(virtual_host="a/b c")),
+        ("amqp://mq.example.org:5673", Address("mq.example.org", 5673)),
+        ("amqp://[::1]:5673", Address("::1", 5673)),
+        ("amqp://me:p%40ss%2F%3A@localhost", Address(user="me", password="p@ss/:")),
+        ("amqp://me:p@ss@localhost", Address(user="me", password="p@ss")),
+        ("amqp://me:p,w@localhost", Address(user="me", password="p,w")),
+        ("amqp://me@localhost", Address(user="me")),
+        ("amqp://:@localhost", Address(user="", password="")),
+        ("amqps://localhost", Address(port=5671, tls=True)),
+        ("amqps://localhost:5672", Address(tls=True)),
+        ("amqp://localhost?heartbeat=0", Address(heartbeat=0)),
+        (
+            "amqp://localhost/v?heartbeat=60&connection_timeout=1500",
+            Address(virtual_host="v", heartbeat=60, connection_timeout=1.5),
+        ),
+    ],
+)
+def test_a_url_names_a_node(url: str, address: Address) -> None:
+    """No path, "/" and "/%2F" are the vhost "/"; what is not said is as on a fresh broker."""
+    assert parse_address(url) == address
+
+
+@pytest.mark.parametrize(
+    ("urls", "hosts"),
+    [
+        ("amqp://one,amqp://two:1,amqps://three", ["one", "two", "three"]),
+        (" amqp://one , amqp://two ,", ["one", "two"]),
+        ("amqp://one", ["one"]),
+    ],
+)
+def test_commas_part_the_nodes_of_a_cluster(urls: str, hosts: list[str]) -> None:
+    """Each node is a whole URL; blanks around it do not matter."""
+    assert [address.host for address in parse_addresses(urls)] == hosts
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", ",", " ", "localhost", "amqp:localhost", "http://localhost", "amqp://one,two", "amqp://localhost:0",
+     "amqp://localhost:65536", "amqp://localhost:-1", "amqp://localhost:x", "amqp://[::1", "amqp://localhost/#v",
+     "amqp://localhost?heartbeat=", "amqp://localhost?heartbeat=-1", "amqp://localhost?heartbeat=65536",
+     "amqp://localhost?connection_timeout=0", "amqp://localhost?colour=red"],
+)  # fmt: skip
+def test_what_is_no_amqp_url(url: str) -> None:
+    """It is a usage error, never another kind of exception."""
+    with pytest.raises(UsageError):
+        parse_addresses(url)
+
+
+words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+
+
+@given(words, words, words)
+def test_whatever_is_escaped_comes_back(user: str, password: str, vhost: str) -> None:
+    """A user, a password and a vhost may hold any characters, if they are percent-encoded."""
+    place = "/".join([f"{quote(user, safe='')}:{quote(password, safe='')}@localhost", quote(vhost, safe="")])
+
+    address = parse_address(f"amqp://{place}")
+
+    assert (address.user, address.password, address.virtual_host) == (user, password, vhost)
+
+
+@given(st.text("abc:/?#@[],.% 019", max_size=12))
+def test_a_password_is_never_shown(rest: str) -> None:
+    """Whatever a password does to the URL, neither the address nor the error about it shows the word."""
+    word = "WORD"
+    try:
+        address = parse_address(f"amqp://me:{word}{rest}@localhost")
+        shown = f"{address} {address!r}"
+    except UsageError as error:
+        shown = f"{error} {error.hint}"
+    assert word not in shown
+
+
+def test_an_address_prints_as_the_url_without_its_password() -> None:
+    """What a notice about a lost connection shows can be used again."""
+    assert str(Address("::1", 5673, "a/b", "m@e", "secret", tls=True)) == "amqps://m%40e@[::1]:5673/a%2Fb"
+    assert str(Address()) == "amqp://guest@localhost:5672"
+
+
+def test_a_key_needs_its_certificate(tmp_path: Path) -> None:
+    """It would be ignored otherwise, and the broker would refuse us for no visible reason."""
+    with pytest.raises(UsageError, match="without its certificate"):
+        TlsFiles(key=tmp_path / "key.pem").context()

@@ -1,0 +1,59 @@
+"""Durations as people write and read them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mqtool.duration import format_duration, parse_duration
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("300ms", 0.3),
+        ("5s", 5),
+        ("0s", 0),
+        ("2m", 120),
+        ("1h30m", 5400),
+        ("1d", 86400),
+        ("1.5s", 1.5),
+        ("1m30s500ms", 90.5),
+    ],
+)
+def test_a_duration_is_numbers_with_units(text: str, seconds: float) -> None:
+    """Several parts add up."""
+    assert parse_duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "5", "s", "-5s", "+5s", "5 s", "5s ", "5sec", "5S", ".5s", "5,5s", "1e3s", "5s,2m", "soon"]
+)
+def test_what_is_no_duration(text: str) -> None:
+    """A number without a unit is none: nobody could know whether seconds or milliseconds were meant."""
+    with pytest.raises(ValueError, match="is not a duration such as 300ms, 5s, 2m or 1h30m"):
+        parse_duration(text)
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.sampled_from(["ms", "s", "m", "h", "d"])), min_size=1, max_size=5))
+def test_parts_add_up(parts: list[tuple[int, str]]) -> None:
+    """In any order and number, also the same unit twice."""
+    together = parse_duration("".join(f"{number}{unit}" for number, unit in parts))
+    assert together == pytest.approx(sum(parse_duration(f"{number}{unit}") for number, unit in parts))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 ms"),
+        (0.0123, "12 ms"),
+        (0.9999, "1.0 s"),
+        (1, "1.0 s"),
+        (3.44, "3.4 s"),
+        (59.97, "1 m 0 s"),
+        (60, "1 m 0 s"),
+        (125.2, "2 m 5 s"),
+    ],
+)
+def test_people_read_about_three_figures(seconds: float, text: str) -> None:
+    """Rounding never shows a thousand milliseconds or sixty seconds."""
+    assert format_duration(seconds) == text

@@ -1,0 +1,169 @@
+"""Messages as JSON lines: what comes out goes in again unchanged."""
+
+import json
+from contextlib import suppress
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mqtool import ndjson
+from mqtool.errors import BadData
+from mqtool.message import PROPERTIES as NAMES
+from mqtool.message import Delivery
+
+NOW = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+#: Names that look like ours are what a careless encoding trips over.
+names = text | st.sampled_from(["$bytes", "$decimal", "$timestamp", "$table", "body"])
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | text
+    | st.binary(max_size=12)
+    | st.decimals(-(2**31), 2**31 - 1, places=2).map(lambda value: value.normalize())
+    | st.integers(0, 2**37).map(lambda seconds: datetime.fromtimestamp(seconds, UTC))
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
+    max_leaves=8,
+)
+headers = st.dictionaries(names, values, max_size=4)
+PROPERTIES: dict[str, st.SearchStrategy[Any]] = {
+    **dict.fromkeys(set(NAMES) - {"delivery_mode", "priority", "timestamp", "headers"}, text),
+    "delivery_mode": st.integers(0, 2),
+    "priority": st.integers(0, 255),
+    "timestamp": st.integers(0, 2**63 - 1),
+    "headers": headers,
+}
+deliveries = st.builds(
+    Delivery,
+    body=st.binary(max_size=40) | text.map(str.encode),
+    exchange=text,
+    routing_key=text,
+    queue=text,
+    redelivered=st.booleans(),
+    properties=st.fixed_dictionaries({}, optional=PROPERTIES),
+    delivery_tag=st.just(1),
+)
+
+
+@given(deliveries)
+def test_a_message_survives_the_round_trip(delivery: Delivery) -> None:
+    """Any body, every type of header at any depth, every property: what send --json publishes is what was received."""
+    message = ndjson.to_message(ndjson.from_delivery(delivery, NOW), "line 1")
+
+    properties = {**message.properties, "message_id": message.message_id}
+    assert message.body == delivery.body
+    assert (message.exchange, message.routing_key) == (delivery.exchange, delivery.routing_key)
+    assert {name: value for name, value in properties.items() if value is not None} == delivery.properties
+
+
+@given(deliveries)
+def test_a_message_is_one_line(delivery: Delivery) -> None:
+    """Of JSON that any program reads, whatever newlines the body and the headers hold."""
+    line = ndjson.from_delivery(delivery, NOW)
+
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    value = json.loads(line)
+    assert value["timestamp"] == "2026-01-31T12:00:00.123Z"
+    assert ("body" in value) != ("body_base64" in value)
+
+
+def test_the_shape_is_as_documented() -> None:
+    """Keys in this order, and None where there are no headers."""
+    delivery = Delivery("é".encode(), "e", "k", "q", False, {"priority": 5, "type": None}, 1)
+
+    assert ndjson.from_delivery(delivery, NOW).decode() == (
+        '{"timestamp":"2026-01-31T12:00:00.123Z","exchange":"e","routing_key":"k","queue":"q","redelivered":false,'
+        '"headers":null,"properties":{"priority":5},"body":"é"}\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (b"\xff", {"$bytes": "/w=="}),
+        (Decimal("1.50"), {"$decimal": "1.50"}),
+        (datetime(1970, 1, 1, 0, 1, tzinfo=UTC), {"$timestamp": 60}),
+        ({"$table": 1}, {"$table": {"$table": 1}}),
+        ({"$bytes": "mine"}, {"$table": {"$bytes": "mine"}}),
+        ({"$other": 1}, {"$other": 1}),
+        ({"$bytes": "mine", "b": 1}, {"$bytes": "mine", "b": 1}),
+    ],
+)
+def test_what_json_has_no_type_for(value: object, shown: object) -> None:
+    """It is a table of one $name; a table of somebody else's that looks so is wrapped."""
+    line = ndjson.from_delivery(Delivery(b"", "", "", "", False, {"headers": {"h": value}}, 1), NOW)
+
+    assert json.loads(line)["headers"] == {"h": shown}
+    assert ndjson.to_message(line, "line 1").properties["headers"] == {"h": value}
+
+
+def test_only_a_body_is_needed() -> None:
+    """What is missing is left to the command line."""
+    message = ndjson.to_message(b'{"body": ""}', "line 1")
+
+    assert message.body == b""
+    assert (message.exchange, message.routing_key, message.message_id, dict(message.properties)) == (
+        None,
+        None,
+        None,
+        {},
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("", "line 7 is not JSON"),
+        ("{", "line 7 is not JSON"),
+        (b"\xff", "line 7 is not JSON"),
+        ("null", "line 7 is a JSON NoneType"),
+        ("{}", 'needs either "body" or "body_base64"'),
+        ('{"body": null}', '"body" that is no text'),
+        ('{"body_base64": "a"}', "not base64"),
+        ('{"body_base64": "é"}', "not base64"),
+        ('{"body": "", "bodi": 1}', "unknown key 'bodi'"),
+        ('{"body": "", "exchange": 5}', '"exchange" that is no text'),
+        ('{"body": "", "properties": []}', '"properties" or "headers" that are no object'),
+        ('{"body": "", "properties": [1]}', '"properties" or "headers" that are no object'),
+        ('{"body": "", "headers": "x"}', '"properties" or "headers" that are no object'),
+        ('{"body": "", "properties": {"priority": true}}', "no number up to 255"),
+        ('{"body": "", "properties": {"type": 5}}', "'type' that is no text"),
+        ('{"body": "", "properties": {"headers": {}}}', "unknown property 'headers'"),
+        ('{"body": "", "headers": {"a": {"$bytes": "%"}}}', "bad $bytes"),
+        ('{"body": "", "headers": {"a": [{"$decimal": "x"}]}}', "bad $decimal"),
+        ('{"body": "", "headers": {"a": {"$timestamp": 1e99}}}', "bad $timestamp"),
+        ('{"body": "", "headers": {"a": {"$table": 5}}}', "bad $table"),
+        ("[" * 100_000, "line 7 is not JSON"),
+    ],
+)
+def test_what_is_no_message(line: str | bytes, says: str) -> None:
+    """It is bad data, and the error names the line."""
+    with pytest.raises(BadData) as caught:
+        ndjson.to_message(line.encode() if isinstance(line, str) else line, "line 7")
+    assert "line 7" in str(caught.value)
+    assert says in str(caught.value)
+
+
+keys = st.sampled_from(["body", "body_base64", "headers", "properties", "$bytes", "$timestamp", "$decimal", "$table"])
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@given(st.binary(max_size=60) | json_values.map(lambda value: json.dumps(value).encode()))
+def test_no_line_is_worse_than_bad_data(line: bytes) -> None:
+    """Whatever it is, it becomes a message or an error that a user can read."""
+    with suppress(BadData):
+        ndjson.to_message(line, "line 1")

@@ -1,0 +1,61 @@
+"""--format templates."""
+
+import json
+
+import pytest
+
+from mqtool.cli.output import parse_template
+from mqtool.errors import UsageError
+from mqtool.message import Delivery
+
+DELIVERY = Delivery(
+    body=b"caf\xe9 [/red] %b\n",
+    exchange="logs",
+    routing_key="kern.é",
+    queue="q",
+    redelivered=True,
+    properties={"headers": {"a": "é", "n": 5}, "message_id": "m-1", "correlation_id": None},
+    delivery_tag=1,
+)
+
+
+def render(template: str) -> bytes:
+    return b"".join(part(DELIVERY) for part in parse_template(template))
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("%b", b"caf\xe9 [/red] %b\n"),
+        ("%r", "kern.é".encode()),
+        ("%e/%q", b"logs/q"),
+        ("%s bytes", b"15 bytes"),
+        ("%i", b"m-1"),
+        ("%c", b""),
+        ("%R", b"1"),
+        ("100%%", b"100%"),
+        ("%%b", b"%b"),
+        (r"a\tb\nc\\n", b"a\tb\nc\\n"),
+        ("a\\", b"a\\"),
+        (r"\q", b"\\q"),
+        ("two\nlines é", "two\nlines é".encode()),
+        ("", b""),
+    ],
+)
+def test_places_and_text(template: str, text: bytes) -> None:
+    """Places are filled once: what a body holds is never taken for a place, nor decoded."""
+    assert render(template) == text
+
+
+def test_headers_are_json() -> None:
+    """Fit for jq."""
+    assert json.loads(render("%h")) == {"a": "é", "n": 5}
+
+
+@pytest.mark.parametrize("template", ["%", "100%", "%z", "%é", "%B", "% b", "%\n"])
+def test_an_unknown_place_is_a_usage_error(template: str) -> None:
+    """It names the place, and the hint lists what is known."""
+    with pytest.raises(UsageError, match="unknown place") as caught:
+        parse_template(template)
+    assert caught.value.hint is not None
+    assert "%b body" in caught.value.hint
