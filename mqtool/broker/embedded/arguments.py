@@ -69,6 +69,13 @@ def _dead_letter_key(value: Value, table: Table) -> str | None:
     return None if "x-dead-letter-exchange" in table else "routing_key_but_no_dlx_defined"
 
 
+def _dead_letter_strategy(value: Value, table: Table) -> str | None:
+    # A classic queue does not take the argument at all, and says so instead.
+    if table.get("x-queue-type", "classic") == "classic":
+        return None
+    return _one_of("at-most-once", "at-least-once", otherwise="invalid_dlx_strategy")(value, table)
+
+
 def _queue_version(value: Value, _: Table) -> str | None:
     if (wrong := _integer(value)) is not None:
         return wrong
@@ -86,7 +93,7 @@ QUEUE_ARGUMENTS: dict[str, Check] = {
     "x-message-ttl": _ttl,
     "x-dead-letter-exchange": _anything,
     "x-dead-letter-routing-key": _dead_letter_key,
-    "x-dead-letter-strategy": _one_of("at-most-once", "at-least-once", otherwise="invalid_dlx_strategy"),
+    "x-dead-letter-strategy": _dead_letter_strategy,
     "x-max-length": _count,
     "x-max-length-bytes": _count,
     "x-max-in-memory-length": _count,
@@ -103,17 +110,38 @@ QUEUE_ARGUMENTS: dict[str, Check] = {
 }
 """The arguments that RabbitMQ knows; it takes any others without looking at them."""
 
-_UNSUPPORTED = {
+# What each type of queue takes of these, in the order in which RabbitMQ compares a second declaration.
+_SUPPORTED = {
     "classic": (
-        "x-delivery-limit",
+        "x-expires",
+        "x-message-ttl",
+        "x-dead-letter-exchange",
+        "x-dead-letter-routing-key",
+        "x-max-length",
+        "x-max-length-bytes",
+        "x-max-priority",
+        "x-overflow",
+        "x-queue-mode",
+        "x-queue-version",
+        "x-single-active-consumer",
+        "x-queue-type",
+    ),
+    "quorum": (
+        "x-dead-letter-exchange",
+        "x-dead-letter-routing-key",
         "x-dead-letter-strategy",
-        "x-max-age",
+        "x-expires",
+        "x-max-length",
+        "x-max-length-bytes",
         "x-max-in-memory-length",
         "x-max-in-memory-bytes",
+        "x-overflow",
+        "x-single-active-consumer",
+        "x-queue-type",
         "x-quorum-initial-group-size",
-        "x-stream-max-segment-size-bytes",
+        "x-delivery-limit",
+        "x-message-ttl",
     ),
-    "quorum": ("x-max-priority", "x-queue-mode", "x-queue-version", "x-max-age", "x-stream-max-segment-size-bytes"),
 }
 
 
@@ -130,13 +158,13 @@ def check_queue(
     if exchange is not None and not isinstance(exchange, str):
         kind = type_name(exchange)
         raise precondition_failed(f"invalid type '{kind}' for arg 'x-dead-letter-exchange' in {where}")
-    kind = str(arguments.get("x-queue-type", "classic"))
-    for argument in _UNSUPPORTED.get(kind, ()):
-        if argument in arguments:
-            raise precondition_failed(f"invalid arg '{argument}' for {where} of queue type rabbit_{kind}_queue")
     for argument, check in QUEUE_ARGUMENTS.items():
         if argument in arguments and (wrong := check(arguments[argument], arguments)) is not None:
             raise precondition_failed(f"invalid arg '{argument}' for {where}: {wrong}")
+    kind = str(arguments.get("x-queue-type", "classic"))
+    for argument in QUEUE_ARGUMENTS:
+        if argument in arguments and argument not in _SUPPORTED[kind]:
+            raise precondition_failed(f"invalid arg '{argument}' for {where} of queue type rabbit_{kind}_queue")
     if kind == "quorum":
         _check_quorum(where, durable=durable, exclusive=exclusive, auto_delete=auto_delete, server_named=server_named)
 
@@ -163,7 +191,7 @@ def check_equivalent_queue(queue: Queue, arguments: Table, *, durable: bool, aut
         arguments = {"x-queue-type": "classic", **arguments} if "x-queue-type" in queue.arguments else arguments
         if arguments.get("x-queue-type") == "classic" and "x-queue-type" not in queue.arguments:
             arguments = {name: value for name, value in arguments.items() if name != "x-queue-type"}
-    for argument in QUEUE_ARGUMENTS:
+    for argument in _SUPPORTED[queue.kind]:
         equivalent_argument(argument, where, arguments, queue.arguments)
 
 

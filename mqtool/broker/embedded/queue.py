@@ -14,7 +14,7 @@ from mqtool.broker.embedded.options import Options
 
 MAX_PRIORITY = 255
 
-# What an entry costs beside its body: the objects that hold it, measured with tracemalloc on CPython 3.11.
+# What an entry costs beside its body: 294 bytes of resident memory among a million on CPython 3.11, and a reserve.
 ENTRY_OVERHEAD = 330
 
 

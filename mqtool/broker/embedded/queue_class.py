@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING
 from pamqp.commands import Queue as QueueClass
 
 from mqtool.broker.embedded.arguments import check_equivalent_queue, check_headers_binding, check_queue
-from mqtool.broker.embedded.errors import access_refused, locked_queue, precondition_failed
+from mqtool.broker.embedded.errors import (
+    NOT_IMPLEMENTED,
+    ConnectionException,
+    access_refused,
+    locked_queue,
+    precondition_failed,
+)
 from mqtool.broker.embedded.methods import table
 from mqtool.broker.embedded.publishing import DIRECT_REPLY_TO
 from mqtool.broker.embedded.queue import Queue
@@ -144,8 +150,15 @@ def _delete(channel: "Channel", name: str, *, if_unused: bool, if_empty: bool) -
     if queue is None:
         return 0
     channel.connection.check_access(queue)
-    if if_unused and len(queue.consumers):
-        raise precondition_failed(f"queue '{name}' in vhost '{queue.vhost}' in use")
+    if queue.kind == "quorum" and (if_unused or if_empty):
+        flag = "if-unused" if if_unused else "if-empty"
+        raise ConnectionException(
+            NOT_IMPLEMENTED,
+            f"cannot delete queue '{name}' in vhost '{queue.vhost}'. queue.delete operations with {flag} flag set are "
+            "not supported by quorum queues",
+        )
     if if_empty and len(queue):
         raise precondition_failed(f"queue '{name}' in vhost '{queue.vhost}' not empty")
+    if if_unused and len(queue.consumers):
+        raise precondition_failed(f"queue '{name}' in vhost '{queue.vhost}' in use")
     return channel.vhost.delete_queue(queue)
