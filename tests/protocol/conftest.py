@@ -3,14 +3,11 @@
 import base64
 import contextlib
 import json
-import os
 import time
 import urllib.error
 import urllib.request
-import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import quote, urlsplit
 
 import pika
 import pytest
@@ -18,9 +15,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import AMQPError
 
 from mqtool.broker.embedded import EmbeddedBroker
-
-RABBITMQ_URL = os.environ.get("MQTOOL_TEST_URL")
-RABBITMQ_API = os.environ.get("MQTOOL_TEST_MANAGEMENT_URL", "http://127.0.0.1:15672")
+from tests.brokers import TestBroker
 
 
 class Api:
@@ -47,29 +42,10 @@ class Api:
             return error.code, json.loads(content) if content else None
 
 
-@pytest.fixture(scope="session")
-def embedded() -> Iterator[EmbeddedBroker]:
-    """One embedded broker for all tests of a process; they keep out of each other's way by virtual hosts."""
-    with EmbeddedBroker(management_port=0) as broker:
-        yield broker
-
-
-@pytest.fixture(params=["embedded", "rabbitmq"])
-def broker_kind(request: pytest.FixtureRequest) -> str:
-    """Which broker the test runs on."""
-    if request.param == "rabbitmq" and RABBITMQ_URL is None:
-        pytest.skip("MQTOOL_TEST_URL names no RabbitMQ")
-    return str(request.param)
-
-
 @pytest.fixture
-def api(broker_kind: str, request: pytest.FixtureRequest) -> Api:
+def api(broker: TestBroker) -> Api:
     """The broker's management API."""
-    if broker_kind == "rabbitmq":
-        return Api(RABBITMQ_API)
-    broker: EmbeddedBroker = request.getfixturevalue("embedded")
-    assert broker.management_url is not None
-    return Api(broker.management_url)
+    return Api(broker.management)
 
 
 @pytest.fixture
@@ -84,21 +60,15 @@ def api_of() -> Callable[[EmbeddedBroker], Api]:
 
 
 @pytest.fixture
-def vhost(api: Api) -> Iterator[str]:
-    """A virtual host for this test alone."""
-    name = f"test-{uuid.uuid4().hex[:12]}"
-    assert api("PUT", f"vhosts/{name}")[0] == 201
-    api("PUT", f"permissions/{name}/guest", {"configure": ".*", "write": ".*", "read": ".*"})
-    yield name
-    api("DELETE", f"vhosts/{name}")
+def vhost(broker: TestBroker) -> str:
+    """The test's own virtual host."""
+    return broker.vhost
 
 
 @pytest.fixture
-def amqp_url(broker_kind: str, vhost: str, request: pytest.FixtureRequest) -> str:
+def amqp_url(broker: TestBroker) -> str:
     """The URL of the test's virtual host."""
-    base = RABBITMQ_URL if broker_kind == "rabbitmq" else request.getfixturevalue("embedded").url
-    parts = urlsplit(base)
-    return f"amqp://guest:guest@{parts.hostname}:{parts.port or 5672}/{quote(vhost, safe='')}"
+    return broker.url
 
 
 @pytest.fixture

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from pika import BasicProperties
 from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker, NackError, UnroutableError
 
-from mqtool.broker.embedded import EmbeddedBroker
-from tests.protocol.conftest import RABBITMQ_API, RABBITMQ_URL, Api
+from tests.brokers import TestBroker, skip_or_fail
 
 QUEUES = ("a", "b", "c")
 EXCHANGES = ("x", "y")
@@ -247,23 +246,19 @@ class Side:
 
 
 @pytest.fixture(scope="module")
-def sides(embedded: EmbeddedBroker) -> Iterator[tuple[Side, Side]]:
+def sides(embedded: TestBroker, rabbitmq: TestBroker | None) -> Iterator[tuple[Side, Side]]:
     """Both brokers, in a virtual host of the same name."""
-    if RABBITMQ_URL is None:
-        pytest.skip("MQTOOL_TEST_URL names no RabbitMQ to compare with")
-    assert embedded.management_url is not None
+    if rabbitmq is None:
+        skip_or_fail("there is no RabbitMQ to compare with")
+        return
     name = f"test-{uuid.uuid4().hex[:12]}"
-    apis = Api(embedded.management_url), Api(RABBITMQ_API)
-    for api in apis:
-        api("PUT", f"vhosts/{name}")
-        api("PUT", f"permissions/{name}/guest", {"configure": ".*", "write": ".*", "read": ".*"})
-    rabbitmq = RABBITMQ_URL.rstrip("/") if RABBITMQ_URL.count("/") > 2 else RABBITMQ_URL
-    pair = Side(embedded.url.replace("%2F", name)), Side(f"{rabbitmq}/{name}")
-    yield pair
-    for side in pair:
+    brokers = [broker.with_fresh_vhost(name) for broker in (embedded, rabbitmq)]
+    ours, theirs = (Side(broker.url) for broker in brokers)
+    yield ours, theirs
+    for side in (ours, theirs):
         side.connection.close()
-    for api in apis:
-        api("DELETE", f"vhosts/{name}")
+    for broker in brokers:
+        broker.drop_vhost()
 
 
 def compare(sides: tuple[Side, Side], sequence: list[Operation]) -> None:

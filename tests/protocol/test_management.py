@@ -1,9 +1,10 @@
 """The management API: the same paths, statuses and field names."""
 
+import socket
 import time
 import uuid
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import pytest
 from pika import BasicProperties
@@ -156,3 +157,13 @@ def test_a_vhost(api: Api, vhost: str) -> None:
     assert api("GET", f"vhosts/{vhost}")[1]["name"] == vhost
     assert api("GET", "vhosts/none-such")[0] == 404
     assert api("GET", "queues/none-such")[0] == 404
+
+
+def test_a_virtual_host_is_deleted_while_somebody_is_only_connecting(api: Api, amqp_url: str) -> None:
+    """A connection in the middle of its handshake belongs to no virtual host yet."""
+    parts = urlsplit(amqp_url)
+    with socket.create_connection((parts.hostname or "", parts.port or 5672)) as connecting:
+        connecting.sendall(b"AMQP\x00\x00\x09\x01")
+        assert connecting.recv(1), "connection.start"
+        assert api("PUT", "vhosts/short-lived")[0] == 201
+        assert api("DELETE", "vhosts/short-lived")[0] == 204

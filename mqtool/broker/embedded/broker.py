@@ -99,7 +99,7 @@ class Broker:
             KeyError: there is none of this name.
         """
         vhost = self.vhosts.pop(name)
-        for connection in [connection for connection in self.connections if connection.vhost is vhost]:
+        for connection in [connection for connection in self.opened() if connection.vhost is vhost]:
             connection.force_close(f"vhost '{name}' is down")
         for queue in list(vhost.queues.values()):
             vhost.delete_queue(queue)
@@ -110,6 +110,10 @@ class Broker:
             if user.permissions.pop(name, None) is not None:
                 self.save_user(user)
         self.ledger.forget("vhost", name)
+
+    def opened(self) -> "list[Connection]":
+        """The connections whose handshake is done; only they have a user and a virtual host."""
+        return [connection for connection in self.connections if connection.state == "open"]
 
     def save_user(self, user: User) -> None:
         """Add or change a user."""
@@ -134,7 +138,7 @@ class Broker:
             KeyError: there is none of this name.
         """
         user = self.users.pop(name)
-        for connection in [connection for connection in self.connections if connection.user is user]:
+        for connection in [connection for connection in self.opened() if connection.user is user]:
             connection.force_close(f"user '{name}' is deleted")
         self.ledger.forget("user", name)
 

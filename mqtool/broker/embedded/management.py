@@ -194,11 +194,11 @@ class Management(Directory):
         return [view for each in self._visible(user, vhost) for view in views.bindings(each)]
 
     def _connections(self, _user: User, vhost: str | None) -> Iterable[views.Json]:
-        opened = [connection for connection in self.broker.connections if connection.state == "open"]
+        opened = self.broker.opened()
         return [views.connection(each) for each in opened if vhost in (None, each.vhost.name)]
 
     def _channels(self, _user: User, vhost: str | None) -> Iterable[views.Json]:
-        opened = [connection for connection in self.broker.connections if connection.state == "open"]
+        opened = self.broker.opened()
         channels = [channel for connection in opened for channel in connection.channels.values()]
         return [views.channel(each) for each in channels if vhost in (None, each.vhost.name)]
 
