@@ -203,10 +203,9 @@ class Channel:
 
     def deliver_reply(self, message: Message) -> None:
         """Send a message to the direct reply-to consumer."""
-        self._delivery_tag += 1
-        self.connection.write(
-            frames.deliver(self.number, self.reply_tag, self._delivery_tag, False, message, self.connection.frame_max)
-        )
+        self._delivery_tag = tag = self._delivery_tag + 1
+        frame_max = self.connection.frame_max
+        self.connection.write(frames.deliver(self.number, self.reply_tag, tag, False, message, frame_max))
 
     def send_got(self, queue: Queue, entry: Entry, *, no_ack: bool) -> None:
         """Send the answer to a basic.get that found a message."""
