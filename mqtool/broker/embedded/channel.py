@@ -65,12 +65,10 @@ class Channel:
         self.subscriptions: dict[str, Subscription] = {}
         self.unacked: dict[int, Unacked] = {}
         self.prefetch = 0
-        self.global_prefetch = 0
-        self.global_unacked = 0
+        self.global_prefetch = self.global_unacked = 0
         self.confirming = False
         self.transaction: Transaction | None = None
-        self.closing = False
-        self.closed = False
+        self.closing = self.closed = False
         self.last_queue: str | None = None
         self.reply_token: str | None = None
         self.reply_tag = b""
