@@ -275,7 +275,7 @@ def compare(sides: tuple[Side, Side], sequence: list[Operation]) -> None:
             assert time.monotonic() < deadline, (what, expected, theirs.state())
 
 
-SETTINGS = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+SETTINGS = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @SETTINGS

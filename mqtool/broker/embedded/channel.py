@@ -65,12 +65,10 @@ class Channel:
         self.subscriptions: dict[str, Subscription] = {}
         self.unacked: dict[int, Unacked] = {}
         self.prefetch = 0
-        self.global_prefetch = 0
-        self.global_unacked = 0
+        self.global_prefetch = self.global_unacked = 0
         self.confirming = False
         self.transaction: Transaction | None = None
-        self.closing = False
-        self.closed = False
+        self.closing = self.closed = False
         self.last_queue: str | None = None
         self.reply_token: str | None = None
         self.reply_tag = b""
@@ -203,10 +201,9 @@ class Channel:
 
     def deliver_reply(self, message: Message) -> None:
         """Send a message to the direct reply-to consumer."""
-        self._delivery_tag += 1
-        self.connection.write(
-            frames.deliver(self.number, self.reply_tag, self._delivery_tag, False, message, self.connection.frame_max)
-        )
+        self._delivery_tag = tag = self._delivery_tag + 1
+        frame_max = self.connection.frame_max
+        self.connection.write(frames.deliver(self.number, self.reply_tag, tag, False, message, frame_max))
 
     def send_got(self, queue: Queue, entry: Entry, *, no_ack: bool) -> None:
         """Send the answer to a basic.get that found a message."""

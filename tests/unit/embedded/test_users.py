@@ -1,0 +1,44 @@
+"""Passwords, and from where guest may come."""
+
+import asyncio
+
+import pytest
+
+from mqtool.broker.embedded.broker import Broker
+from mqtool.broker.embedded.ledger import MemoryLedger
+from mqtool.broker.embedded.users import Permissions, User
+
+
+def authenticate(name: str, password: str, from_loopback: bool) -> bool:
+    async def ask() -> bool:
+        broker = Broker(MemoryLedger())
+        broker.create_defaults()
+        broker.save_user(User.with_password("ann", "secret", []))
+        return broker.authenticate(name, password, from_loopback=from_loopback) is not None
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("name", "password", "from_loopback", "allowed"),
+    [
+        ("guest", "guest", True, True),
+        ("guest", "guest", False, False),
+        ("guest", "wrong", True, False),
+        ("guest", "", True, False),
+        ("ann", "secret", False, True),
+        ("nobody", "secret", True, False),
+    ],
+)
+def test_who_may_log_in(name: str, password: str, from_loopback: bool, allowed: bool) -> None:
+    """guest only from this machine; nobody without a password."""
+    assert authenticate(name, password, from_loopback) is allowed
+
+
+def test_permissions_are_patterns_over_names() -> None:
+    """Found anywhere in the name unless anchored; an empty one allows nothing; the default exchange has a name."""
+    permissions = Permissions(configure="^a$", write="default", read="")
+    assert permissions.allow("configure", "a")
+    assert not permissions.allow("configure", "ab")
+    assert permissions.allow("write", "")
+    assert not permissions.allow("read", "anything")
