@@ -1,0 +1,42 @@
+"""Streams of any length: what a command keeps is bounded. A million lines are measured by benchmarks/memory.py."""
+
+import json
+import sys
+from pathlib import Path
+
+from tests.cli.shell import Shell
+
+LINES = 150_000
+LIMIT = 80 * 1024  # KiB
+
+#: Runs a command with our stdin and stdout, and writes its peak memory, in KiB, to a file.
+MEASURE = """
+import json, os, subprocess, sys
+process = subprocess.Popen(sys.argv[2:])
+_, status, usage = os.wait4(process.pid, 0)
+json.dump([os.waitstatus_to_exitcode(status), usage.ru_maxrss], open(sys.argv[1], "w"))
+"""
+
+
+def peak(report: Path) -> int:
+    """KiB; of a command that has succeeded."""
+    code, kibibytes = json.loads(report.read_text())
+    assert code == 0
+    return int(kibibytes)
+
+
+def test_a_long_stream_takes_little_memory(shell: Shell) -> None:
+    """Publisher and receiver each stay below 80 MiB, and the lines come out as they went in."""
+    lines = b"".join(b"%08d %s\n" % (number, b"x" * 90) for number in range(LINES))
+    (shell.directory / "in").write_bytes(lines)
+    (shell.directory / "measure.py").write_text(MEASURE)
+
+    done = shell.script(
+        f"{sys.executable} measure.py sent.json mqtool send --quiet -l --persistent < in &&"
+        f" {sys.executable} measure.py received.json mqtool receive --quiet --raw -c {LINES} > out"
+    )
+
+    assert done.code == 0, done.stderr
+    assert (shell.directory / "out").read_bytes() == lines
+    assert peak(shell.directory / "sent.json") < LIMIT
+    assert peak(shell.directory / "received.json") < LIMIT
