@@ -65,18 +65,22 @@ class Channel:
 
     # Topology.
 
-    def declare(self, thing: Thing) -> Thing:
+    def declare(self, thing: Thing, *, remember: bool = True) -> Thing:
         """Make sure that an exchange or a queue is there; return it with the name it has on the broker.
 
         One that is there already but differs harmlessly (durability, arguments) is used as it is, with a notice,
         unless the channel is strict.
+
+        Args:
+            remember: declare it again after a reconnection.
 
         Raises:
             DeclaredDifferently: it is there with another meaning (or differs at all, and the channel is strict).
             AccessRefused: the user may not, or the name is reserved.
         """
         declared: Thing = self._retrying(lambda: self._declare(thing))
-        self._journal.append(declared)
+        if remember:
+            self._journal.append(declared)
         return declared
 
     def bind(
@@ -183,13 +187,17 @@ class Channel:
         if delivery.settled:
             return
         delivery.settled = True
-        for consumer in self._consumers:
-            consumer.on_settling()
+        for consumer in list(self._consumers):
+            consumer.on_settling(delivery)
         if outcome is Outcome.ACK:
             self.send_ack(delivery)
         else:
             requeue = outcome is Outcome.RETRY
             self._send(delivery, lambda pika: pika.basic_reject(delivery.delivery_tag, requeue=requeue))
+
+    def is_current(self, delivery: Delivery) -> bool:
+        """Whether the broker still counts it as in our hands; if not, it delivers it again."""
+        return self.is_open and delivery.epoch == self.epoch
 
     def stop(self) -> None:
         """End all consumers after the delivery in hand. May be called from any thread, and from a signal handler."""

@@ -6,6 +6,7 @@ https://www.rabbitmq.com/docs/confirms#consumer-acknowledgements
 """
 
 import queue as queues
+import threading
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -34,7 +35,8 @@ class Receiving:
     Attributes:
         prefetch: deliveries that may be unacknowledged at a time; 0 for no limit.
         auto_ack: the broker counts a delivery as acknowledged once it is sent; what we hold is lost with us.
-        acknowledge: False forgets to acknowledge, for whoever wants to see what happens then.
+        acknowledge: False leaves it to the caller to settle each delivery, from any thread and in any order; or to
+            forget it, for whoever wants to see what happens then.
         count: deliveries after which to stop; exactly so many are taken from the queue.
         idle_timeout: seconds without a delivery. Fewer than count by then is a time-out, else a normal end.
         timeout: seconds in all, after which consuming has timed out.
@@ -67,12 +69,16 @@ class Consumer:
         wide = receiving.prefetch or PREFETCH
         self._may_ack = None if count is None else count - wide if wide >= PREFETCH and count > wide else 0
         self._prefetch = 1 if self._may_ack == 0 else receiving.prefetch if count is None else wide
+        if count is not None and not receiving.acknowledge:
+            self._prefetch = min(receiving.prefetch or count, count)  # see on_settling
         self._inbox: queues.SimpleQueue[Delivery | None] = queues.SimpleQueue()
         self._tag: str | None = None
         self._stopping = False
         self._to_ack: Delivery | None = None
         self._to_ack_count = 0
         self._last_ack = 0.0
+        self._subscribing = threading.RLock()
+        self._epoch = self._received = self._settled_by_caller = 0
 
     # The caller's side.
 
@@ -84,10 +90,13 @@ class Consumer:
         """
         name = self._channel.current_name(self._queue.name)
         epoch = self._channel.epoch
+        if epoch != self._epoch:
+            self._epoch, self._received = epoch, self._settled_by_caller  # what was in hand comes again
 
         def on_message(
             _channel: PikaChannel, method: spec.Basic.Deliver, properties: spec.BasicProperties, body: bytes
         ) -> None:
+            self._received += 1
             # vars(): the properties by name as pika has decoded them, without a copy.
             self._inbox.put(
                 Delivery(
@@ -147,6 +156,8 @@ class Consumer:
                 yield delivery
                 self._settled(delivery)
         finally:
+            if self._stopping and not self._receiving.acknowledge and self._channel.failure is None:
+                self._cancel()  # before the caller settles the last
             # What else has come stays unacknowledged, and goes back to the queue, in order, when the channel closes.
             self.flush(leaving=True)
             self._channel.forget(self)
@@ -196,15 +207,30 @@ class Consumer:
             except queues.Empty:
                 continue
 
-    def on_settling(self) -> None:
-        """A delivery is about to be settled: if it is the last, make sure that its place is not given to another."""
-        if self._stopping:
+    def on_settling(self, delivery: Delivery) -> None:
+        """A delivery is about to be settled: make sure that its place is not given to one that nobody will take."""
+        with self._subscribing:
+            if self._stopping:
+                self._cancel()
+            elif self._receiving.count is not None and not self._receiving.acknowledge and self._tag is not None:
+                self._settled_by_caller += delivery.epoch == self._channel.epoch
+                self._keep_to_count(self._receiving.count)
+
+    def _keep_to_count(self, count: int) -> None:
+        """Where the caller settles: never let the broker send more than the count; the last few come one by one."""
+        if self._prefetch > 1 and self._settled_by_caller + self._prefetch > count:
+            self._cancel()
+            if self._received < count:
+                self._prefetch = 1
+                self._channel.resubscribe(self)
+        elif self._received >= count:
             self._cancel()
 
     def _cancel(self) -> None:
-        if self._tag is not None:
-            self._channel.stop_consuming(self._tag)
-            self._tag = None
+        with self._subscribing:
+            if self._tag is not None:
+                self._channel.stop_consuming(self._tag)
+                self._tag = None
 
     def _narrow(self) -> None:
         """Nothing more comes for now, and acknowledgements are withheld: send them, and go on one by one."""
@@ -217,7 +243,7 @@ class Consumer:
         if delivery.settled or self._auto_ack or not self._receiving.acknowledge:
             return
         delivery.settled = True
-        self.on_settling()
+        self.on_settling(delivery)
         self._to_ack = delivery
         self._to_ack_count += 1
         now = time.monotonic()

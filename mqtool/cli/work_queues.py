@@ -9,8 +9,11 @@ import typer
 from mqtool.cli import output, publishing, source
 from mqtool.cli.options import Broker, QueueOptions, Receiving, takes_groups
 from mqtool.cli.output import WAITING_FOR_MESSAGES
+from mqtool.cli.programs import ExecOptions, RetryOptions, work
 from mqtool.cli.source import Addressing, MessageOptions
+from mqtool.errors import UsageError
 from mqtool.message import Delivery, Outcome
+from mqtool.retry import RetryPolicy
 from mqtool.tutorials import work_queues
 
 app = typer.Typer()
@@ -35,12 +38,16 @@ def new_task(
         publishing.report(receipts, lambda task: f" [x] Sent {publishing.text(task)}", options)
 
 
-@app.command(epilog="mqtool worker  ·  mqtool worker --prefetch 0  ·  mqtool worker --forget-ack")
+@app.command(
+    epilog="mqtool worker  ·  mqtool worker --prefetch 0  ·  mqtool worker --exec './resize {message_id}'"
+)
 @takes_groups
 def worker(
     queue: QueueOptions,
     receiving: Receiving,
     broker: Broker,
+    programs: ExecOptions,
+    retries: RetryOptions,
     forget_ack: Annotated[
         bool,
         typer.Option(
@@ -50,7 +57,12 @@ def worker(
         ),
     ] = False,
 ) -> None:
-    """Do tasks, one at a time (tutorial 2). Start several: they share the work."""
+    """Do tasks, one at a time (tutorial 2), or have a program do them. Start several: they share the work."""
+    if programs.command is not None:
+        work(programs.command, programs, retries, queue.of(broker.names.task_queue), receiving, broker)
+        return
+    if programs != ExecOptions() or retries.policy != RetryPolicy():
+        raise UsageError("--shell, --concurrency and the retries are for programs", "name one with --exec")
     write = receiving.writer(lambda _: " [x] Received ")
 
     def do(task: Delivery) -> Outcome:
