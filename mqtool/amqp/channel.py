@@ -40,11 +40,13 @@ class Channel:
     Attributes:
         epoch: counts the openings; delivery tags of an earlier one mean nothing to the broker any more.
         failure: what has closed the channel for good, or None.
+        stopping: stop() was called.
     """
 
     def __init__(self, connection: "Connection", strict: bool, mandatory: bool, confirm_timeout: float) -> None:
         self.epoch = 0
         self.failure: MqtoolError | None = None
+        self.stopping = False
         self._connection = connection
         self._strict = strict
         self._mandatory = mandatory
@@ -101,10 +103,20 @@ class Channel:
         Raises:
             Unavailable: there is no such queue.
         """
-        answer = self._retrying(
-            lambda: self._checked(lambda pika, done: pika.queue_declare(queue.name, passive=True, callback=done))
-        )
-        return int(answer.method.consumer_count)
+        return int(self._look_at(queue.name).consumer_count)
+
+    def depth_of(self, queue: str) -> int:
+        """How many messages of a queue are ready to be delivered.
+
+        Raises:
+            Unavailable: there is no such queue.
+        """
+        return int(self._look_at(queue).message_count)
+
+    def _look_at(self, queue: str) -> Any:
+        return self._retrying(
+            lambda: self._checked(lambda pika, done: pika.queue_declare(queue, passive=True, callback=done))
+        ).method
 
     # Publishing.
 
@@ -201,8 +213,14 @@ class Channel:
 
     def stop(self) -> None:
         """End all consumers after the delivery in hand. May be called from any thread, and from a signal handler."""
+        self.stopping = True
         for consumer in self._consumers:
             consumer.stop()
+
+    def set_prefetch(self, prefetch: int) -> None:
+        """From here on, have so many deliveries unacknowledged at a time; those at hand stay. From any thread."""
+        for consumer in list(self._consumers):
+            consumer.set_prefetch(prefetch)
 
     # For the consumers of this channel.
 

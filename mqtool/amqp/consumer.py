@@ -216,6 +216,15 @@ class Consumer:
                 self._settled_by_caller += delivery.epoch == self._channel.epoch
                 self._keep_to_count(self._receiving.count)
 
+    def set_prefetch(self, prefetch: int) -> None:
+        """Consume anew with another prefetch: the broker holds a consumer to the one it began with. From any thread."""
+        with self._subscribing:
+            if self._tag is None or self._stopping or self._receiving.count is not None:
+                return  # a count has its own needs
+            self._cancel()
+            self._prefetch = prefetch
+            self._channel.resubscribe(self)
+
     def _keep_to_count(self, count: int) -> None:
         """Where the caller settles: never let the broker send more than the count; the last few come one by one."""
         if self._prefetch > 1 and self._settled_by_caller + self._prefetch > count:

@@ -38,9 +38,7 @@ def new_task(
         publishing.report(receipts, lambda task: f" [x] Sent {publishing.text(task)}", options)
 
 
-@app.command(
-    epilog="mqtool worker  ·  mqtool worker --prefetch 0  ·  mqtool worker --exec './resize {message_id}'"
-)
+@app.command(epilog="mqtool worker  ·  mqtool worker --prefetch 0  ·  mqtool worker --exec './resize {message_id}'")
 @takes_groups
 def worker(
     queue: QueueOptions,
