@@ -10,11 +10,11 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pika import exceptions
+from pika import exceptions, spec
 from pika.channel import Channel as PikaChannel
 
 from mqtool.amqp import failures
-from mqtool.amqp.consumer import STREAMING, Consumer, DeliveryCallback, Receiving
+from mqtool.amqp.consumer import STREAMING, Consumer, DeliveryCallback, Receiving, delivery_from
 from mqtool.amqp.frames import Route
 from mqtool.amqp.publisher import WINDOW, Publisher
 from mqtool.errors import MqtoolError
@@ -194,6 +194,14 @@ class Channel:
         self._consumers.append(consumer)
         return consumer.deliveries()
 
+    def get(self, queue: str) -> Delivery | None:
+        """basic.get: take one message, unacknowledged; None if the queue is empty.
+
+        Raises:
+            Unavailable: there is no such queue.
+        """
+        return self._retrying(lambda: self._get(queue))  # type: ignore[no-any-return]
+
     def settle(self, delivery: Delivery, outcome: Outcome) -> None:
         """Tell the broker what became of a delivery: the one place where an outcome becomes an AMQP method."""
         if delivery.settled:
@@ -355,6 +363,15 @@ class Channel:
             )
         )
 
+    def _get(self, queue: str) -> Delivery | None:
+        epoch = self.epoch
+
+        got = self._checked(lambda pika, done: pika.basic_get(queue, lambda _channel, *got: done(got)))
+        if got is None:
+            return None
+        method, properties, body = got
+        return delivery_from(method, properties, body, queue, epoch)
+
     def _confirm_select(self) -> None:
         if not self._confirming:
             self._retrying(self._start_confirming)
@@ -433,6 +450,7 @@ class Channel:
             return
         pika.add_on_close_callback(self._on_close)
         pika.add_on_cancel_callback(self._on_cancel)
+        pika.add_callback(self._on_get_empty, [spec.Basic.GetEmpty], one_shot=False)
 
     def _on_close(self, pika: PikaChannel, reason: Exception) -> None:
         """The broker has closed the channel, or the connection is gone. On the I/O thread."""
@@ -444,6 +462,10 @@ class Channel:
             answer.set_exception(reason)
         elif was_open and isinstance(reason, exceptions.ChannelClosedByBroker):
             self.fail(failures.closed_by_broker(reason))
+
+    def _on_get_empty(self, _frame: Any) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(None)
 
     def _on_cancel(self, frame: Any) -> None:
         for consumer in list(self._consumers):

@@ -97,19 +97,7 @@ class Consumer:
             _channel: PikaChannel, method: spec.Basic.Deliver, properties: spec.BasicProperties, body: bytes
         ) -> None:
             self._received += 1
-            # vars(): the properties by name as pika has decoded them, without a copy.
-            self._inbox.put(
-                Delivery(
-                    body,
-                    _text(method.exchange),
-                    _text(method.routing_key),
-                    name,
-                    method.redelivered,
-                    vars(properties),
-                    method.delivery_tag,
-                    epoch,
-                )
-            )
+            self._inbox.put(delivery_from(method, properties, body, name, epoch))
 
         self._tag = self._channel.start_consuming(name, self._prefetch, self._auto_ack, on_message)
 
@@ -274,6 +262,22 @@ class Consumer:
             self._may_ack -= self._to_ack_count
         self._channel.send_ack(self._to_ack, multiple=True)
         self._to_ack, self._to_ack_count = None, 0
+
+
+def delivery_from(
+    method: spec.Basic.Deliver | spec.Basic.GetOk, properties: spec.BasicProperties, body: bytes, queue: str, epoch: int
+) -> Delivery:
+    """What pika hands over, in our words."""
+    return Delivery(
+        body,
+        _text(method.exchange),
+        _text(method.routing_key),
+        queue,
+        method.redelivered,
+        vars(properties),  # the properties by name as pika has decoded them, without a copy
+        method.delivery_tag,
+        epoch,
+    )
 
 
 def _text(name: str | bytes) -> str:

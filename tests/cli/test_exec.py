@@ -10,7 +10,7 @@ from tests.brokers import TestBroker
 from tests.cli.shell import Shell, wait_until
 
 
-def _depth(broker: TestBroker, queue: str) -> int:
+def depth(broker: TestBroker, queue: str) -> int:
     from mqtool.amqp import Connection, parse_addresses
 
     with Connection(parse_addresses(broker.url)) as connection:
@@ -51,7 +51,7 @@ def test_several_run_at_once_and_each_is_acknowledged_on_its_own(shell: Shell, b
     shell.run("touch", "go")
     worker.wait_for_stdout("slow").interrupt()
     assert worker.wait().code == 0
-    assert _depth(broker, "task_queue") == 0
+    assert depth(broker, "task_queue") == 0
 
 
 def test_a_count_is_exact_with_several_at_once(shell: Shell) -> None:
@@ -117,7 +117,7 @@ def test_heartbeats_go_on_while_a_program_runs(shell: Shell, broker: TestBroker)
     result = shell.run("mqtool", "worker", "-c", "1", "--exec", "sleep 5")
     assert (result.code, "1 done" in result.stderr) == (0, True)
     assert "lost the connection" not in result.stderr
-    assert _depth(broker, "task_queue") == 0
+    assert depth(broker, "task_queue") == 0
 
 
 def _is_alive(pid: int) -> bool:
@@ -164,7 +164,7 @@ def test_each_exit_status_does_what_it_says(shell: Shell, broker: TestBroker) ->
         'read -r x; [ "$MQ_ATTEMPT" = 2 ] || exit $x',
     )  # fmt: skip
     assert "3 done, 2 to be retried, 1 dead" in result.stderr
-    assert (_depth(broker, "jobs"), _depth(broker, "jobs.dlq")) == (0, 1)
+    assert (depth(broker, "jobs"), depth(broker, "jobs.dlq")) == (0, 1)
 
 
 def test_waiting_messages_do_not_wait_for_each_other(shell: Shell) -> None:
