@@ -5,7 +5,7 @@ again. AMQP 0-9-1, section 1.3.
 """
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,7 +15,7 @@ from pika.channel import Channel as PikaChannel
 
 from mqtool.amqp import failures
 from mqtool.amqp.consumer import STREAMING, Consumer, DeliveryCallback, Receiving, delivery_from
-from mqtool.amqp.frames import Route
+from mqtool.amqp.frames import Route, addressed
 from mqtool.amqp.publisher import WINDOW, Publisher
 from mqtool.errors import MqtoolError
 from mqtool.message import Delivery, Message, Outcome, Receipt
@@ -41,12 +41,14 @@ class Channel:
         epoch: counts the openings; delivery tags of an earlier one mean nothing to the broker any more.
         failure: what has closed the channel for good, or None.
         stopping: stop() was called.
+        refused: the broker has closed the channel, for what was asked of it; the connection is well.
     """
 
     def __init__(self, connection: "Connection", strict: bool, mandatory: bool, confirm_timeout: float) -> None:
         self.epoch = 0
         self.failure: MqtoolError | None = None
         self.stopping = False
+        self.refused = False
         self._connection = connection
         self._strict = strict
         self._mandatory = mandatory
@@ -59,6 +61,7 @@ class Channel:
         self._consumers: list[Consumer] = []
         self._publisher = Publisher(connection.run)
         self._confirming = False
+        self._route = Route()
 
     @property
     def is_open(self) -> bool:
@@ -147,10 +150,16 @@ class Channel:
             MqtoolError: the channel was closed for good.
         """
         mandatory = self._mandatory if mandatory is None else mandatory
-        route = Route(exchange.name if exchange else "", routing_key, mandatory, persistent)
+        self._route = Route(exchange.name if exchange else "", routing_key, mandatory, persistent)
         self._confirm_select()
-        publisher = self._publisher
-        source, bad_input = iter(messages), None
+        try:
+            yield from self._publish(iter(messages), self._route, window)
+        except MqtoolError:
+            yield from self._publisher.collect()  # what was answered for before
+            raise
+
+    def _publish(self, source: Iterator[Message | None], route: Route, window: int) -> Generator[Receipt]:
+        publisher, bad_input = self._publisher, None
         while True:
             try:
                 message = next(source, _END)
@@ -177,6 +186,10 @@ class Channel:
     def unconfirmed(self) -> list[Message]:
         """What was published and not answered for, oldest first."""
         return self._publisher.unconfirmed
+
+    def addressed(self, message: Message) -> Message:
+        """A message, with the exchange and the routing key that the latest publish() would have given it."""
+        return addressed(message, self._route)
 
     # Consuming.
 
@@ -461,6 +474,7 @@ class Channel:
         if answer is not None and not answer.done():
             answer.set_exception(reason)
         elif was_open and isinstance(reason, exceptions.ChannelClosedByBroker):
+            self.refused = True
             self.fail(failures.closed_by_broker(reason))
 
     def _on_get_empty(self, _frame: Any) -> None:

@@ -148,6 +148,15 @@ class MessageOptions(NamedTuple):
         ),
     ] = "5s"  # type: ignore[assignment]
 
+    failed_to: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=_PANEL,
+            help="Keep what was not confirmed here, as 'send --json' takes it: sent again, it finishes the job.",
+        ),
+    ] = None
+
     @property
     def is_stream(self) -> bool:
         """Whether the input is many messages rather than one."""
@@ -192,20 +201,48 @@ def messages(
         return iter([making.message(os.fsencode(" ".join(words)))])
     if not options.is_stream and not options.file and not words and not _has_input(_STDIN):
         return iter([making.message(default)])
-    return _from_input(_opened(options.file), options, delimiter, making)
+    descriptor = _opened(options.file)
+    read = _from_input(descriptor, options, delimiter, making)
+    return read if options.failed_to is None else Input(read)
+
+
+class Input:
+    """Messages that are read until we are asked to stop; what is left then can be had too.
+
+    From a file that is all the rest; from a pipe, whose writer may go on for ever, what is in it.
+    """
+
+    def __init__(self, read: Iterator[Message | None]) -> None:
+        self._read = read
+
+    def __iter__(self) -> Iterator[Message | None]:
+        return self
+
+    def __next__(self) -> Message | None:
+        if stopping.requested() is not None:
+            raise StopIteration
+        return next(self._read)
+
+    def rest(self) -> Iterator[Message]:
+        """What was not taken."""
+        for message in self._read:
+            if message is None:
+                return
+            yield message
 
 
 def _from_input(
     descriptor: int, options: MessageOptions, delimiter: bytes, making: "_Making"
 ) -> Iterator[Message | None]:
+    chunks = _chunks(descriptor) if options.failed_to is None or not _is_file(descriptor) else _whole(descriptor)
     try:
         if options.as_json:
-            yield from making.from_ndjson(_delimited(_chunks(descriptor), b"\n"))
+            yield from making.from_ndjson(_delimited(chunks, b"\n"))
         elif options.is_stream:
-            for body in _delimited(_chunks(descriptor), delimiter):
+            for body in _delimited(chunks, delimiter):
                 yield None if body is None else making.message(body)
         else:
-            body = b"".join(chunk for chunk in _chunks(descriptor) if chunk is not None)
+            body = b"".join(chunk for chunk in chunks if chunk is not None)
             if stopping.requested() is None:  # half a message is none
                 yield making.message(body)
     finally:
@@ -307,6 +344,16 @@ def _opened(path: Path | None) -> int:
         return os.open(path, os.O_RDONLY)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _is_file(descriptor: int) -> bool:
+    return stat.S_ISREG(os.fstat(descriptor).st_mode)
+
+
+def _whole(descriptor: int) -> Iterator[bytes | None]:
+    """A file to its end, even when asked to stop: Input sees to that."""
+    while chunk := os.read(descriptor, _CHUNK):
+        yield chunk
 
 
 def _chunks(descriptor: int) -> Iterator[bytes | None]:

@@ -35,7 +35,7 @@ def new_task(
     )
     with broker.channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
         receipts = work_queues.new_tasks(channel, queue.of(broker.names.task_queue), tasks)
-        publishing.report(receipts, lambda task: f" [x] Sent {publishing.text(task)}", options)
+        publishing.report(receipts, lambda task: f" [x] Sent {publishing.text(task)}", options, channel, tasks)
 
 
 @app.command(epilog="mqtool worker  ·  mqtool worker --prefetch 0  ·  mqtool worker --exec './resize {message_id}'")
