@@ -1,22 +1,32 @@
 """mqtool worker --exec: options, and how they become a worker."""
 
-from typing import Annotated, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from mqtool import ndjson
 from mqtool.amqp import Connection
 from mqtool.cli import output, stopping
-from mqtool.cli.options import Broker, Receiving, duration
+from mqtool.cli.options import Broker, Receiving, duration, time_limit
 from mqtool.cli.output import WAITING_FOR_MESSAGES
 from mqtool.concurrency import Hands
-from mqtool.errors import UsageError
-from mqtool.programs import Program
+from mqtool.errors import ExitCode, UsageError
+from mqtool.message import Delivery, Message
+from mqtool.programs import CANNOT_RUN, NOT_FOUND, Program
 from mqtool.retry import Retrying, RetryPolicy
 from mqtool.topology import Queue
+from mqtool.tutorials.rpc import Function
 from mqtool.tutorials.work_queues import FAIR_DISPATCH
-from mqtool.worker import ProgramWorker
+from mqtool.worker import CommandBroken, ProgramWorker
 
-_PROGRAMS, _RETRIES = "Programs", "Retries"
+#: Headers of a reply that a program has made.
+EXIT_STATUS, STDERR = "exit-status", "stderr"
+
+if TYPE_CHECKING:
+    from mqtool.deduplication import HandledMessages
+
+_PROGRAMS, _RETRIES, _DUPLICATES = "Programs", "Retries", "Duplicates"
 
 
 class ExecOptions(NamedTuple):
@@ -36,9 +46,28 @@ class ExecOptions(NamedTuple):
     shell: Annotated[
         bool, typer.Option("--shell", help="Have sh read the command: pipes, $MQ_….", rich_help_panel=_PROGRAMS)
     ] = False
-    concurrency: Annotated[
-        int, typer.Option(min=1, max=1000, help="Run so many at once.", rich_help_panel=_PROGRAMS)
-    ] = 1
+
+    def function(self, receiving: Receiving) -> tuple[str, Function] | None:
+        """The program as the function of an RPC server, with its name; None if none was named.
+
+        Raises:
+            UsageError: there is no such program.
+        """
+        if self.command is None:
+            return None
+        program = Program(self.command, shell=self.shell, timeout=receiving.timeout, capture=True)
+
+        def run(request: Delivery) -> Message:
+            ending = program.run(request)
+            headers = {EXIT_STATUS: ending.status, STDERR: ending.stderr.decode("utf-8", "replace")}
+            if ending.timed_out is not None:
+                headers |= {EXIT_STATUS: ExitCode.TIMED_OUT, STDERR: f"{headers[STDERR]}{ending.reason}\n"}
+            return Message(ending.stdout, properties={"headers": headers})
+
+        return self.command.split()[0], run
+
+
+Concurrency = Annotated[int, typer.Option(min=1, max=1000, help="Run so many at once.", rich_help_panel=_PROGRAMS)]
 
 
 class RetryOptions(NamedTuple):
@@ -77,8 +106,60 @@ class RetryOptions(NamedTuple):
         return RetryPolicy(self.retries, self.backoff, self.backoff_factor, self.backoff_max)
 
 
-def work(command: str, exec_options: ExecOptions, retries: RetryOptions, queue: Queue, receiving: Receiving,
-         broker: Broker) -> None:  # fmt: skip
+class DedupOptions(NamedTuple):
+    """Whether, and how, to do what comes twice only once."""
+
+    deduplicate: Annotated[
+        bool,
+        typer.Option(
+            "--deduplicate",
+            rich_help_panel=_DUPLICATES,
+            help="Skip messages whose message_id was done before, by any worker with this store. It covers a crash "
+            "between remembering and acknowledging. A worker killed after its program's effect and before "
+            "remembering it does it again; messages without a message_id are always done.",
+        ),
+    ] = False
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            "--dedup-store",
+            metavar="FILE",
+            rich_help_panel=_DUPLICATES,
+            show_default="in the state directory",
+            help="Remember here (SQLite). Workers on one machine share it; not over a network file system.",
+        ),
+    ] = None
+    window: Annotated[
+        float,
+        typer.Option(
+            "--dedup-window",
+            parser=time_limit,
+            metavar="DURATION",
+            show_default="24h",
+            rich_help_panel=_DUPLICATES,
+            help="Remember for so long.",
+        ),
+    ] = "24h"  # type: ignore[assignment]
+
+    def open(self) -> "HandledMessages | None":
+        """The store; None if nothing is to be remembered.
+
+        Raises:
+            UsageError: it cannot be used, or is named without --deduplicate.
+        """
+        if not self.deduplicate:
+            if self.store is not None:
+                raise UsageError("--dedup-store is of no use without --deduplicate")
+            return None
+        from mqtool.broker import state
+        from mqtool.deduplication import HandledMessages
+
+        default = state.directory().parents[1] / "handled.sqlite"
+        return HandledMessages(self.store or default, self.window)
+
+
+def work(command: str, shell: bool, concurrency: int, retries: RetryOptions, dedup: DedupOptions, queue: Queue,
+         receiving: Receiving, broker: Broker) -> None:  # fmt: skip
     """Run a program for each message, until stopped.
 
     Raises:
@@ -87,20 +168,20 @@ def work(command: str, exec_options: ExecOptions, retries: RetryOptions, queue: 
     if receiving.raw or receiving.as_json or receiving.template is not None or receiving.auto_ack:
         raise UsageError("--exec prints what its program prints, and acknowledges what that has done",
                          "leave out --raw, --json, --format and --auto-ack")  # fmt: skip
-    program = Program(command, shell=exec_options.shell, timeout=receiving.timeout)
+    program = Program(command, shell=shell, timeout=receiving.timeout)
+    handled = dedup.open()
     settings = receiving._replace(timeout=None).settings(FAIR_DISPATCH)
     with broker.connect() as connection:
         channel = connection.channel(strict=broker.strict)
-        worker = ProgramWorker(channel, program, _retrying(connection, retries), output.notice)
+        worker = ProgramWorker(channel, program, _retrying(connection, retries), output.notice, handled)
         with stopping.calling(channel.stop):
-            work_through = Hands(channel, worker.handle, exec_options.concurrency).start_consuming(
-                channel.declare(queue), settings
-            )
+            work_through = Hands(channel, worker.handle, concurrency).start_consuming(channel.declare(queue), settings)
             try:
                 with receiving.printing(channel, WAITING_FOR_MESSAGES):
                     work_through()
             finally:
-                output.status(", ".join(f"{worker.counts[what]:,} {said}" for what, said in _SUMS.items()))
+                sums = _SUMS | ({"suppressed": "suppressed"} if handled else {})
+                output.status(", ".join(f"{worker.counts[what]:,} {said}" for what, said in sums.items()))
 
 
 _SUMS = {"done": "done", "retry": "to be retried", "dead": "dead"}
@@ -108,3 +189,52 @@ _SUMS = {"done": "done", "retry": "to be retried", "dead": "dead"}
 
 def _retrying(connection: Connection, retries: RetryOptions) -> Retrying:
     return Retrying(connection.channel(), retries.policy, output.notice)
+
+
+def remembering(handled: "HandledMessages", queue: str, function: Function) -> Function:
+    """A function that answers a request that comes again as it did the first time, without doing it again."""
+
+    def answer(request: Delivery) -> Message:
+        request_id = request.properties.get("message_id") or request.properties.get("correlation_id")
+        if not request_id:
+            return _message(function(request))
+        before = handled.begin(queue, request_id)
+        if before is not None and before.reply is not None:
+            output.notice(f"request {request_id} was answered before: the same reply again")
+            return ndjson.to_message(before.reply, "the stored reply")
+        try:
+            reply = _message(function(request))
+        except BaseException:
+            handled.failed(queue, request_id)
+            raise
+        handled.done(queue, request_id, ndjson.from_message(reply))
+        return reply
+
+    return answer
+
+
+def _message(answer: bytes | Message) -> Message:
+    return answer if isinstance(answer, Message) else Message(answer)
+
+
+def stop_if_broken(reply: Message) -> None:
+    """Raise if the program that made a reply cannot be run at all.
+
+    Raises:
+        CommandBroken: it cannot.
+    """
+    headers = reply.properties.get("headers") or {}
+    if headers.get(EXIT_STATUS) in (CANNOT_RUN, NOT_FOUND):
+        raise CommandBroken(f"the program cannot be run: {headers[STDERR].strip()}", "mend --exec")
+
+
+def show_remote(reply: Delivery, raw: bool) -> int:
+    """Print what the server's program said; returns its exit status."""
+    status = reply.headers[EXIT_STATUS]
+    if raw:
+        output.write(reply.body)
+    else:
+        output.show(f" [.] Got {output.visible(reply.text.rstrip())}")
+    for line in str(reply.headers.get(STDERR) or "").splitlines():
+        output.notice(f"the server's program said: {output.visible(line)}")
+    return status if isinstance(status, int) and 0 <= status <= 255 else ExitCode.FAILED

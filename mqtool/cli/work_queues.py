@@ -9,7 +9,7 @@ import typer
 from mqtool.cli import output, publishing, source
 from mqtool.cli.options import Broker, QueueOptions, Receiving, takes_groups
 from mqtool.cli.output import WAITING_FOR_MESSAGES
-from mqtool.cli.programs import ExecOptions, RetryOptions, work
+from mqtool.cli.programs import Concurrency, DedupOptions, ExecOptions, RetryOptions, work
 from mqtool.cli.source import Addressing, MessageOptions
 from mqtool.errors import UsageError
 from mqtool.message import Delivery, Outcome
@@ -46,6 +46,8 @@ def worker(
     broker: Broker,
     programs: ExecOptions,
     retries: RetryOptions,
+    dedup: DedupOptions,
+    concurrency: Concurrency = 1,
     forget_ack: Annotated[
         bool,
         typer.Option(
@@ -57,10 +59,11 @@ def worker(
 ) -> None:
     """Do tasks, one at a time (tutorial 2), or have a program do them. Start several: they share the work."""
     if programs.command is not None:
-        work(programs.command, programs, retries, queue.of(broker.names.task_queue), receiving, broker)
+        target = queue.of(broker.names.task_queue)
+        work(programs.command, programs.shell, concurrency, retries, dedup, target, receiving, broker)
         return
-    if programs != ExecOptions() or retries.policy != RetryPolicy():
-        raise UsageError("--shell, --concurrency and the retries are for programs", "name one with --exec")
+    if programs.shell or concurrency > 1 or retries.policy != RetryPolicy() or dedup.deduplicate:
+        raise UsageError("--shell, --concurrency, --deduplicate and the retries are for programs", "name one: --exec")
     write = receiving.writer(lambda _: " [x] Received ")
 
     def do(task: Delivery) -> Outcome:

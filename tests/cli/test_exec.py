@@ -79,7 +79,7 @@ def test_what_cannot_be_a_command_is_said_before_anything_is_taken(shell: Shell)
     for options, said in (
         (["--exec", "no-such-program"], "there is no program 'no-such-program'"),
         (["--exec", "echo {routing_key}", "--shell"], "a shell would read what stands for {routing_key} as code"),
-        (["--retries", "3"], "name one with --exec"),
+        (["--retries", "3"], "name one: --exec"),
     ):
         result = shell.run("mqtool", "worker", *options)
         assert result.code == 2
