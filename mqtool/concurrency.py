@@ -78,8 +78,8 @@ class Hands:
             if seconds > _SLOW:
                 self._quick_in_a_row = 0
                 if before >= _IN_A_ROW:
-                    self._channel.set_prefetch(len(self._threads))
+                    self._channel.take_in_advance(0)
             elif seconds < _QUICK and before < _IN_A_ROW:
                 self._quick_in_a_row += 1
                 if self._quick_in_a_row == _IN_A_ROW:
-                    self._channel.set_prefetch(2 * len(self._threads))
+                    self._channel.take_in_advance(len(self._threads))

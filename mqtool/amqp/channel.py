@@ -238,10 +238,10 @@ class Channel:
         for consumer in self._consumers:
             consumer.stop()
 
-    def set_prefetch(self, prefetch: int) -> None:
-        """From here on, have so many deliveries unacknowledged at a time; those at hand stay. From any thread."""
+    def take_in_advance(self, extra: int) -> None:
+        """From here on, have so many deliveries more than the prefetch at a time. From any thread."""
         for consumer in list(self._consumers):
-            consumer.set_prefetch(prefetch)
+            self._retrying(lambda consumer=consumer: consumer.take_in_advance(extra))  # type: ignore[misc]
 
     # For the consumers of this channel.
 

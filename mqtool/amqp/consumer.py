@@ -73,6 +73,8 @@ class Consumer:
             self._prefetch = min(receiving.prefetch or count, count)  # see on_settling
         self._inbox: queues.SimpleQueue[Delivery | None] = queues.SimpleQueue()
         self._tag: str | None = None
+        self._extra = 0
+        self._extra_tag: str | None = None
         self._stopping = False
         self._to_ack: Delivery | None = None
         self._to_ack_count = 0
@@ -93,13 +95,20 @@ class Consumer:
         if epoch != self._epoch:
             self._epoch, self._received = epoch, self._settled_by_caller  # what was in hand comes again
 
+        self._extra_tag = None
+        self._tag = self._channel.start_consuming(name, self._prefetch, self._auto_ack, self._on_message(name))
+        self._start_extra()
+
+    def _on_message(self, name: str) -> "DeliveryCallback":
+        epoch = self._channel.epoch
+
         def on_message(
             _channel: PikaChannel, method: spec.Basic.Deliver, properties: spec.BasicProperties, body: bytes
         ) -> None:
             self._received += 1
             self._inbox.put(delivery_from(method, properties, body, name, epoch))
 
-        self._tag = self._channel.start_consuming(name, self._prefetch, self._auto_ack, on_message)
+        return on_message
 
     def stop(self) -> None:
         """End the deliveries after the one in hand. May be called from any thread, and from a signal handler."""
@@ -112,7 +121,7 @@ class Consumer:
 
     def is_consumer(self, tag: str) -> bool:
         """Whether the broker knows this consumer by that tag."""
-        return self._tag == tag
+        return tag in (self._tag, self._extra_tag)
 
     def on_cancelled_by_broker(self) -> None:
         """Basic.cancel from the broker: the queue was deleted, or its node has gone. On the I/O thread."""
@@ -204,14 +213,24 @@ class Consumer:
                 self._settled_by_caller += delivery.epoch == self._channel.epoch
                 self._keep_to_count(self._receiving.count)
 
-    def set_prefetch(self, prefetch: int) -> None:
-        """Consume anew with another prefetch: the broker holds a consumer to the one it began with. From any thread."""
+    def take_in_advance(self, extra: int) -> None:
+        """Have so many deliveries more than the prefetch at a time; 0 ends that. From any thread.
+
+        The broker holds a consumer to the prefetch that it began with, and what is on its way to one that is cancelled
+        comes again, marked redelivered: so a second consumer takes the extra ones.
+        """
         with self._subscribing:
             if self._tag is None or self._stopping or self._receiving.count is not None:
                 return  # a count has its own needs
-            self._cancel()
-            self._prefetch = prefetch
-            self._channel.resubscribe(self)
+            if self._extra_tag is not None:
+                self._channel.stop_consuming(self._extra_tag)
+            self._extra, self._extra_tag = extra, None
+            self._start_extra()
+
+    def _start_extra(self) -> None:
+        if self._extra:
+            name = self._channel.current_name(self._queue.name)
+            self._extra_tag = self._channel.start_consuming(name, self._extra, False, self._on_message(name))
 
     def _keep_to_count(self, count: int) -> None:
         """Where the caller settles: never let the broker send more than the count; the last few come one by one."""
@@ -225,9 +244,10 @@ class Consumer:
 
     def _cancel(self) -> None:
         with self._subscribing:
-            if self._tag is not None:
-                self._channel.stop_consuming(self._tag)
-                self._tag = None
+            for tag in (self._tag, self._extra_tag):
+                if tag is not None:
+                    self._channel.stop_consuming(tag)
+            self._tag = self._extra_tag = None
 
     def _narrow(self) -> None:
         """Nothing more comes for now, and acknowledgements are withheld: send them, and go on one by one."""

@@ -31,6 +31,7 @@ _COMMANDS = {
     "wait": ("broker", _BROKER),
     "dlq": ("dead_letters", _FAILURES),
     "reconcile": ("reconcile", _FAILURES),
+    "drill": ("drill", _FAILURES),
 }
 
 
