@@ -16,6 +16,8 @@ class Proxy:
         self.port = int(self._listener.getsockname()[1])
         self._open: list[socket.socket] = []
         self.accepted = 0
+        #: Connections to come that break when the broker has said its first word.
+        self.break_early = 0
         self.bytes_forwarded = 0
 
     def __enter__(self) -> Self:
@@ -47,6 +49,13 @@ class Proxy:
             while True:
                 client, _ = self._listener.accept()
                 server = socket.create_connection(("127.0.0.1", self._target_port))
+                if self.break_early:
+                    self.break_early -= 1
+                    server.sendall(client.recv(8))
+                    client.sendall(server.recv(65536))
+                    client.close()
+                    server.close()
+                    continue
                 self._open += [client, server]
                 self.accepted += 1
                 for source, target in ((client, server), (server, client)):
