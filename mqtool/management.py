@@ -24,6 +24,7 @@ class Management:
     url: str
     user: str
     password: str
+    patience: float = _PATIENCE
 
     def __repr__(self) -> str:
         return f"Management({self.url!r}, {self.user!r})"
@@ -41,7 +42,7 @@ class Management:
         login = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
         request = urllib.request.Request(f"{self.url}/api/{path}", headers={"Authorization": f"Basic {login}"})  # noqa: S310
         try:
-            with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=self.patience) as answer:  # noqa: S310
                 return json.loads(answer.read())
         except urllib.error.HTTPError as error:
             if error.code in (401, 403):
@@ -82,3 +83,15 @@ def bound_to(management: Management, vhost: str, exchange: str) -> set[str]:
     """The queues that are bound to an exchange. Raises as Management.get does."""
     path = f"exchanges/{quote(vhost, safe='')}/{quote(exchange, safe='')}/bindings/source"
     return {entry["destination"] for entry in management.get(path) if entry.get("destination_type") == "queue"}
+
+
+def consumer_timeout(management: Management, vhost: str, queue: str) -> float | None:
+    """Seconds for which a delivery of a queue may be unacknowledged, where the queue or a policy says so; else None.
+
+    What the broker's configuration says, no API tells. Raises as Management.get does.
+    https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
+    """
+    entry = management.get(f"queues/{quote(vhost, safe='')}/{quote(queue, safe='')}")
+    policy, arguments = entry.get("effective_policy_definition") or {}, entry.get("arguments") or {}
+    milliseconds = arguments.get("x-consumer-timeout", policy.get("consumer-timeout"))
+    return None if milliseconds is None else milliseconds / 1000

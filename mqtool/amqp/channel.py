@@ -474,8 +474,30 @@ class Channel:
         if answer is not None and not answer.done():
             answer.set_exception(reason)
         elif was_open and isinstance(reason, exceptions.ChannelClosedByBroker):
+            self._refused_by(reason)
+
+    def _refused_by(self, reason: exceptions.ChannelClosedByBroker) -> None:
+        """The broker has closed the channel, and not as the answer to a request. On the I/O thread."""
+        failure = failures.closed_by_broker(reason)
+        exchanges = [entry.name for entry in self._journal if isinstance(entry, Exchange)]
+        if self._connection.comes_back and failures.is_mended_by_reopening(reason, exchanges):
+            self.lost()
+            threading.Thread(target=self._reopen, args=(failure,), daemon=True).start()
+        else:
             self.refused = True
-            self.fail(failures.closed_by_broker(reason))
+            self.fail(failure)
+
+    def _reopen(self, why: MqtoolError) -> None:
+        """Open the channel again on the same connection. On a thread of its own."""
+        self._connection.notice(f"the broker closed the channel: {why}" + (f" ({why.hint})" if why.hint else ""))
+        try:
+            self.open()
+        except exceptions.AMQPError:
+            return  # the connection is lost as well, and whoever opens that again opens us too
+        except MqtoolError as failure:
+            self.fail(failure)
+            return
+        self._connection.notice("opened the channel again")
 
     def _on_get_empty(self, _frame: Any) -> None:
         if self._answer is not None and not self._answer.done():

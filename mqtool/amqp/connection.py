@@ -129,6 +129,11 @@ class Connection:
         """Bytes that a frame may have, as negotiated with the broker."""
         return int(self._pika.params.frame_max) if self._pika else 0
 
+    @property
+    def comes_back(self) -> bool:
+        """Whether what is lost is opened again."""
+        return self._backoff is not None
+
     def run(self, callback: Callable[[], None]) -> None:
         """Run a function on the I/O thread, soon."""
         self._ioloop.add_callback_threadsafe(callback)

@@ -4,11 +4,13 @@ import re
 import socket
 import ssl
 import struct
+from collections.abc import Iterable
 
 from pika import exceptions
 from pika.adapters.utils import connection_workflow
 
 from mqtool.amqp.address import Address
+from mqtool.duration import compact_duration
 from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, MqtoolError, Unavailable, UsageError
 
 ACCESS_REFUSED = 403
@@ -167,14 +169,21 @@ def _hint_for_refused_access(text: str) -> str:
     return "the user lacks a permission here: 'rabbitmqctl list_permissions' shows what it has"
 
 
+#: How RabbitMQ says that a delivery was unacknowledged for too long.
+#: https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
+_CONSUMER_TIMEOUT = "delivery acknowledgement on channel"
 #: How a broker says that what was declared could not be, whether or not something of that name is there.
 _IMPOSSIBLE = ("invalid arg", "invalid property", "invalid 'x-", "server-named queue")
 
 
 def _precondition_failed(said: str, text: str) -> MqtoolError:
-    if "timeout" in text:
+    if _CONSUMER_TIMEOUT in text:
+        limit = re.search(r"Timeout value used: (\d+) ms", text)
+        within = f" of {compact_duration(int(limit[1]) / 1000)}" if limit else ""
         return Unavailable(
-            said, "a delivery was not acknowledged within the broker's consumer_timeout (30 minutes unless configured)"
+            f"a delivery was not acknowledged within the broker's consumer timeout{within}; it goes to somebody else",
+            "allow more: consumer_timeout in rabbitmq.conf, or x-consumer-timeout of the queue (RabbitMQ 3.12); "
+            "or take less time: worker --timeout",
         )
     if "inequivalent arg" in text:
         return DeclaredDifferently(said, _hint_for_difference(text))
@@ -195,6 +204,16 @@ def _hint_for_refused_message(text: str) -> str | None:
     if "user_id" in text:
         return "the property user-id, where it is set, names the user who logged in"
     return None
+
+
+def is_mended_by_reopening(error: BaseException, exchanges: Iterable[str]) -> bool:
+    """Whether a channel that was closed for this would be well if it were opened again.
+
+    Args:
+        exchanges: those that are declared again then.
+    """
+    text = getattr(error, "reply_text", "")
+    return _CONSUMER_TIMEOUT in text or any(f"no exchange '{name}'" in text for name in exchanges)
 
 
 def is_harmless_difference(error: BaseException) -> bool:

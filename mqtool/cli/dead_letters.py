@@ -13,10 +13,10 @@ import typer
 from mqtool import dead_letters, ndjson
 from mqtool.amqp import Channel
 from mqtool.cli import output, stopping
+from mqtool.cli.management import management_of
 from mqtool.cli.options import Broker, duration, takes_groups
 from mqtool.dead_letters import Choice, DeadLetter
 from mqtool.errors import MqtoolError, Unavailable, UsageError
-from mqtool.management import Management
 from mqtool.retry import dead_letter_queue
 
 app = typer.Typer()
@@ -78,8 +78,7 @@ def ls(
 ) -> None:
     """List the queues that hold dead letters, with counts and reasons; asks the management API for their names."""
     address = broker.addresses()[0]
-    url = management or _management_of(broker) or f"http://{address.host}:15672"
-    api = Management(url.rstrip("/"), address.user, address.password)
+    api = management_of(broker, management)
     try:
         queues = dead_letters.queues_for_letters(api, address.virtual_host)
     except Unavailable as error:
@@ -100,13 +99,6 @@ def ls(
             output.show(f"{queue}\t{count:,}\t{said}")
     if not found:
         output.status("no queue holds dead letters")
-
-
-def _management_of(broker: Broker) -> str | None:
-    from mqtool.broker import state
-
-    started = state.load() if broker.url is None else None
-    return str(started.details["management"]) if started and "management" in started.details else None
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from mqtool.cli import output, stopping
 from mqtool.cli.options import Broker, Receiving, duration, time_limit
 from mqtool.cli.output import WAITING_FOR_MESSAGES
 from mqtool.concurrency import Hands
-from mqtool.errors import ExitCode, UsageError
+from mqtool.duration import compact_duration
+from mqtool.errors import AccessRefused, ExitCode, Unavailable, UsageError
 from mqtool.message import Delivery, Message
 from mqtool.programs import CANNOT_RUN, NOT_FOUND, Program
 from mqtool.retry import Retrying, RetryPolicy
@@ -174,6 +175,7 @@ def work(command: str, shell: bool, concurrency: int, retries: RetryOptions, ded
     with broker.connect() as connection:
         channel = connection.channel(strict=broker.strict)
         worker = ProgramWorker(channel, program, _retrying(connection, retries), output.notice, handled)
+        _warn_of_consumer_timeout(broker, queue.name, receiving.timeout)
         with stopping.calling(channel.stop):
             work_through = Hands(channel, worker.handle, concurrency).start_consuming(channel.declare(queue), settings)
             try:
@@ -183,6 +185,30 @@ def work(command: str, shell: bool, concurrency: int, retries: RetryOptions, ded
                 sums = _SUMS | ({"suppressed": "suppressed"} if handled else {})
                 output.status(", ".join(f"{worker.counts[what]:,} {said}" for what, said in sums.items()))
 
+
+def _warn_of_consumer_timeout(broker: Broker, queue: str, timeout: float | None) -> None:
+    """The broker takes a message from a worker that is too long about it, and gives it to another."""
+    if timeout is None:
+        return
+    from mqtool.cli.management import management_of
+    from mqtool.management import consumer_timeout
+
+    limit, whose = DEFAULT_CONSUMER_TIMEOUT, "RabbitMQ's, unless it is configured otherwise,"
+    try:
+        told = consumer_timeout(management_of(broker, patience=1.0), broker.addresses()[0].virtual_host, queue)
+    except (Unavailable, AccessRefused):  # it is asked for a warning only
+        told = None
+    if told is not None:
+        limit, whose = told, f"that of queue {queue!r}"
+    if timeout > limit:
+        output.notice(
+            f"--timeout of {compact_duration(timeout)} is longer than the consumer timeout; {whose} is "
+            f"{compact_duration(limit)}, after which the broker gives the message to another worker"
+        )
+
+
+#: Seconds. https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
+DEFAULT_CONSUMER_TIMEOUT = 30 * 60.0
 
 _SUMS = {"done": "done", "retry": "to be retried", "dead": "dead"}
 

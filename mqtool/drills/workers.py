@@ -21,15 +21,20 @@ MESSAGES = 200
 #: The effect of a message: a line with its id, and whether it was redelivered.
 _EFFECT = 'echo "$MQ_MESSAGE_ID $MQ_REDELIVERED" >> effects'
 _RETRIES = 3
+_AT_ONCE = 4
 
 
 def kill_worker(scene: Scene, count: int = MESSAGES) -> Verdict:
     """kill -9 a worker while its programs run; another one takes over."""
     confirmed = scene.send(message(number) for number in range(count))
     effects = scene.directory / "effects"
-    first = _worker(scene, "worker 1", f"sleep 0.05; {_EFFECT}")
-    scene.wait_until(lambda: len(lines_of(effects)) >= count // 4 or first.has_ended, "the first worker works")
-    scene.say("killing worker 1 (kill -9), its programs in mid-run …")
+    # From some message on, its programs take for ever: at its death it is in the middle of each.
+    long = f"[ ${{MQ_MESSAGE_ID#m-}} -lt {count // 4} ] || {{ touch running-$MQ_MESSAGE_ID; exec sleep 600; }}; "
+    first = _worker(scene, "worker 1", long + _EFFECT)
+    scene.wait_until(
+        lambda: len(list(scene.directory.glob("running-*"))) == _AT_ONCE or first.has_ended, "programs in mid-run"
+    )
+    scene.say(f"killing worker 1 (kill -9), {_AT_ONCE} programs in mid-run …")
     first.kill()
     second = _worker(scene, "worker 2", _EFFECT)
     second.wait()
@@ -63,8 +68,9 @@ def duplicate(scene: Scene, count: int = MESSAGES) -> Verdict:
 def _worker(scene: Scene, name: str, program: str, *options: str) -> Command:
     """A worker that ends when nothing comes any more."""
     return scene.start_consumer(
-        name, "worker", "-q", scene.queue, "--concurrency", "4", "--deduplicate", "--dedup-store", "handled.sqlite",
-        "--idle-timeout", "3s", "--shell", "--exec", program, *options,
+        name, "worker", "-q", scene.queue, "--concurrency", str(_AT_ONCE),
+        "--deduplicate", "--dedup-store", "handled.sqlite", "--idle-timeout", "3s",
+        "--shell", "--exec", program, *options,
     )  # fmt: skip
 
 

@@ -113,3 +113,30 @@ def test_attempts_to_reconnect_end(shell: Shell, broker: TestBroker, proxy: Prox
     assert "attempt 2 to reconnect failed" in result.stderr
     assert "gave up reconnecting" in result.stderr
     assert _bodies(shell, "failed") == ["second"]
+
+
+def test_an_exchange_of_ours_that_is_deleted_is_declared_again(shell: Shell, broker: TestBroker) -> None:
+    """emit-log in mid-stream: the broker closes the channel; it is opened again, said so, and all is confirmed."""
+    sender = shell.start("mqtool", "emit-log", "fanout", "-l", "-v", stdin=PIPE)
+    assert sender.process.stdin is not None
+    sender.process.stdin.write(b"before\n")
+    sender.process.stdin.flush()
+    sender.wait_for_stderr("Sent before")
+    broker.api("DELETE", f"exchanges/{broker.vhost}/logs")
+    sender.process.stdin.write(b"after\n")
+    sender.process.stdin.close()
+    result = sender.wait()
+    assert result.code == 0, result.stderr
+    assert "the broker closed the channel: no exchange 'logs'" in result.stderr
+    assert "opened the channel again" in result.stderr
+    assert "2 confirmed, 0 nacked, 0 returned" in result.stderr
+
+
+def test_a_timeout_beyond_the_consumer_timeout_is_warned_of(shell: Shell) -> None:
+    """Where the queue tells its own; and where it does not, from RabbitMQ's default."""
+    shell.run("mqtool", "new-task", "-l", stdin="1\n2\n")
+    result = shell.run("mqtool", "worker", "--exec", "true", "--timeout", "31m", "-c", "1")
+    assert "--timeout of 31m is longer than the consumer timeout" in result.stderr
+    assert (
+        "consumer timeout" not in shell.run("mqtool", "worker", "--exec", "true", "--timeout", "29m", "-c", "1").stderr
+    )
