@@ -17,10 +17,14 @@ acknowledged in the old one; a worker that dies in between leaves it in both, wh
 can lose it. Where it came from and how often it has failed it says itself, in headers (see history.py).
 
 A wait queue that nobody uses expires. To be declared is to be used; to be published to is not. So it is declared before
-each message, and lives longer than any message in it. Wait and dead-letter queues are classic ones: a quorum queue may
+each message, and lives longer than any message in it.
+
+Wait queues are quorum queues that dead-letter at least once: they keep a message until the queue that it goes back to
+has confirmed it. A classic queue would not wait for that, and a quorum queue that is still electing its leader after a
+restart drops what it is sent. The dead-letter queue is a classic one: nothing leads out of it, and a quorum queue may
 count each look at a message as a delivery, and drop it after twenty.
 
-https://www.rabbitmq.com/docs/ttl, https://www.rabbitmq.com/docs/dlx
+https://www.rabbitmq.com/docs/ttl, https://www.rabbitmq.com/docs/quorum-queues#dead-lettering
 """
 
 import threading
@@ -30,12 +34,12 @@ from dataclasses import dataclass
 from mqtool import history
 from mqtool.amqp import Channel
 from mqtool.duration import compact_duration
-from mqtool.errors import NotConfirmed
+from mqtool.errors import NotConfirmed, UsageError
 from mqtool.message import Confirmation, Delivery, Message, Outcome
 from mqtool.topology import Queue
 
-#: Milliseconds that a wait queue outlives the longest possible wait in it: time enough to reach it after a restart.
-_GRACE = 10 * 60 * 1000
+#: Milliseconds that a wait queue outlives the wait in it: time for the queue where its messages go to be there again.
+_GRACE = 60 * 60 * 1000
 #: How often to try where a wait queue vanishes between its declaration and the message.
 _TRIES = 3
 
@@ -72,19 +76,27 @@ def dead_letter_queue(queue: str) -> Queue:
     return Queue(f"{queue}.dlq", durable=True)
 
 
-def wait_queue(queue: str, delay: float) -> Queue:
-    """Where messages wait for so many seconds before they go back to their queue."""
+def wait_queue(queue: str, delay: float, at_least_once: bool = True) -> Queue:
+    """Where messages wait for so many seconds before they go back to their queue.
+
+    Args:
+        at_least_once: as said above; False for brokers that cannot (RabbitMQ before 3.10).
+    """
     milliseconds = round(delay * 1000)
-    return Queue(
-        f"{queue}.wait.{compact_duration(delay)}",
-        durable=True,
-        arguments={
-            "x-message-ttl": milliseconds,
-            "x-dead-letter-exchange": "",
-            "x-dead-letter-routing-key": queue,
-            "x-expires": milliseconds + _GRACE,
-        },
-    )
+    arguments = {
+        "x-message-ttl": milliseconds,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": queue,
+        "x-expires": milliseconds + _GRACE,
+    }
+    if at_least_once:
+        # The strategy asks for the overflow: a queue that drops its head could not keep what is not confirmed.
+        arguments |= {
+            "x-queue-type": "quorum",
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",
+        }
+    return Queue(f"{queue}.wait.{compact_duration(delay)}", durable=True, arguments=arguments)
 
 
 class Retrying:
@@ -100,6 +112,7 @@ class Retrying:
         self._policy = policy
         self._notice = notice
         self._lock = threading.Lock()
+        self._at_least_once = True
 
     def is_last(self, delivery: Delivery) -> bool:
         """Whether there is no other attempt after this one."""
@@ -119,7 +132,9 @@ class Retrying:
         if delay is None:
             return self.bury(delivery, error, history.EXHAUSTED)
         queue = wait_queue(delivery.queue, delay)
-        self._move(delivery, queue, history.failed(delivery, error, queue.name))
+        self._move(
+            delivery, queue, history.failed(delivery, error, queue.name), wait_queue(delivery.queue, delay, False)
+        )
         self._notice(
             f"{_name(delivery)}: {error}; retry {failures} of {self._policy.retries} in {compact_duration(delay)}"
         )
@@ -133,10 +148,10 @@ class Retrying:
         self._notice(f"{_name(delivery)}: {error}; dead after {times} attempt{'s' * (times > 1)}, now in {queue.name}")
         return Outcome.ACK
 
-    def _move(self, delivery: Delivery, queue: Queue, message: Message) -> None:
+    def _move(self, delivery: Delivery, queue: Queue, message: Message, fallback: Queue | None = None) -> None:
         with self._lock:
             for _ in range(_TRIES):
-                self._channel.declare(queue, remember=False)
+                self._declare(queue, fallback)
                 receipts = list(self._channel.publish([message], mandatory=True))
                 if receipts[0].confirmation is Confirmation.CONFIRMED:
                     return
@@ -144,6 +159,20 @@ class Retrying:
             f"{_name(delivery)} was not taken by {queue.name}: {receipts[0].reason}",
             f"it is still in {delivery.queue}",
         )
+
+    def _declare(self, queue: Queue, fallback: Queue | None) -> None:
+        if fallback is not None and not self._at_least_once:
+            queue = fallback
+        try:
+            self._channel.declare(queue, remember=False)
+        except UsageError:
+            if fallback is None or queue is fallback:
+                raise
+            self._at_least_once = False
+            self._notice(
+                "this broker's queues cannot dead-letter at least once: a retry may be lost in a broker restart"
+            )
+            self._channel.declare(fallback, remember=False)
 
 
 def _name(delivery: Delivery) -> str:

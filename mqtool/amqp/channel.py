@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pika import exceptions, spec
 from pika.channel import Channel as PikaChannel
 
-from mqtool.amqp import failures
+from mqtool.amqp import declaring, failures
 from mqtool.amqp.consumer import STREAMING, Consumer, DeliveryCallback, Receiving, delivery_from
+from mqtool.amqp.declaring import Request
 from mqtool.amqp.frames import Route, addressed
 from mqtool.amqp.publisher import WINDOW, Publisher
 from mqtool.errors import MqtoolError
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from mqtool.amqp.connection import Connection
 
 Thing = TypeVar("Thing", bound=Exchange | Queue)
-Request = Callable[[PikaChannel, Callable[[Any], None]], Any]
 
 #: Seconds: the tutorials' own limit.
 CONFIRM_TIMEOUT = 5.0
@@ -331,50 +331,18 @@ class Channel:
 
     def _declare(self, thing: Thing) -> Thing:
         try:
-            answer = self._request(self._declaration(thing, passive=False))
+            answer = self._request(declaring.declaration(thing, passive=False))
         except exceptions.ChannelClosedByBroker as error:
             if self._strict or not failures.is_harmless_difference(error):
                 self.open()
                 raise failures.closed_by_broker(error) from error
             self._connection.notice(f"using the one that is there: {failures.closed_by_broker(error)}")
             self.open()
-            answer = self._checked(self._declaration(thing, passive=True))
+            answer = self._checked(declaring.declaration(thing, passive=True))
         return replace(thing, name=answer.method.queue) if isinstance(thing, Queue) else thing
 
-    @staticmethod
-    def _declaration(thing: Exchange | Queue, passive: bool) -> Request:
-        arguments = dict(thing.arguments)
-        if isinstance(thing, Queue):
-            return lambda pika, done: pika.queue_declare(
-                thing.name,
-                passive=passive,
-                durable=thing.durable,
-                exclusive=thing.exclusive,
-                auto_delete=thing.auto_delete,
-                arguments=arguments,
-                callback=done,
-            )
-        return lambda pika, done: pika.exchange_declare(
-            thing.name,
-            thing.type,
-            passive=passive,
-            durable=thing.durable,
-            auto_delete=thing.auto_delete,
-            internal=thing.internal,
-            arguments=arguments,
-            callback=done,
-        )
-
     def _bind(self, binding: Binding) -> None:
-        self._checked(
-            lambda pika, done: pika.queue_bind(
-                self.current_name(binding.queue),
-                binding.exchange,
-                binding.routing_key,
-                arguments=dict(binding.arguments),
-                callback=done,
-            )
-        )
+        self._checked(declaring.binding(replace(binding, queue=self.current_name(binding.queue))))
 
     def _get(self, queue: str) -> Delivery | None:
         epoch = self.epoch

@@ -3,14 +3,14 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from mqtool.amqp import Channel
 from mqtool.cli import output, stopping
-from mqtool.cli.source import Input, MessageOptions
-from mqtool.errors import MqtoolError, NotConfirmed, SomeFailed, UsageError
+from mqtool.cli.failed_messages import FailedMessages
+from mqtool.cli.source import MessageOptions
+from mqtool.errors import MqtoolError, NotConfirmed, SomeFailed
 from mqtool.message import Confirmation, Message, Receipt
 
 #: Refused messages that are reported one by one; the rest are counted.
@@ -122,43 +122,6 @@ def _sum(counts: dict[Confirmation, int], unconfirmed: int, seconds: float) -> s
         parts += f", {unconfirmed:,} not answered for"
     rate = sum(counts.values()) / seconds if seconds > 0 else 0.0
     return f"{parts} in {seconds:.1f} s ({rate:,.0f}/s)"
-
-
-class FailedMessages:
-    """The file of --failed-to. It takes its name only when it is complete: what is sent may come from one of that name.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
-
-    def __init__(self, path: Path) -> None:
-        from mqtool import ndjson
-
-        self._encode = ndjson.from_message
-        self._path = path
-        self._unfinished = path.with_name(path.name + ".unfinished")
-        self._count = 0
-        try:
-            self._file = self._unfinished.open("wb")
-        except OSError as error:
-            raise UsageError(f"cannot write {path}: {error.strerror}") from error
-
-    def add(self, message: Message) -> None:
-        """One that was refused."""
-        self._file.write(self._encode(message))
-        self._count += 1
-
-    def finish(self, unconfirmed: Iterable[Message], messages: Iterator[Message | None], channel: Channel) -> None:
-        """Those that were not answered for, and those that were not published at all."""
-        for message in unconfirmed:
-            self.add(message)
-        if isinstance(messages, Input):
-            for message in messages.rest():
-                self.add(channel.addressed(message))
-        self._file.close()
-        self._unfinished.replace(self._path)
-        if self._count:
-            output.notice(f"{self._count:,} not confirmed, kept in {self._path}; 'mqtool send --json -f' sends them")
 
 
 class _Progress:

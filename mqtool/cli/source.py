@@ -12,6 +12,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from mqtool.cli import output, stopping
+from mqtool.cli.failed_messages import Input
 from mqtool.cli.options import duration, header, time_limit
 from mqtool.errors import BadData, UsageError
 from mqtool.message import PROPERTIES, Message, new_message_id
@@ -204,31 +205,6 @@ def messages(
     descriptor = _opened(options.file)
     read = _from_input(descriptor, options, delimiter, making)
     return read if options.failed_to is None else Input(read)
-
-
-class Input:
-    """Messages that are read until we are asked to stop; what is left then can be had too.
-
-    From a file that is all the rest; from a pipe, whose writer may go on for ever, what is in it.
-    """
-
-    def __init__(self, read: Iterator[Message | None]) -> None:
-        self._read = read
-
-    def __iter__(self) -> Iterator[Message | None]:
-        return self
-
-    def __next__(self) -> Message | None:
-        if stopping.requested() is not None:
-            raise StopIteration
-        return next(self._read)
-
-    def rest(self) -> Iterator[Message]:
-        """What was not taken."""
-        for message in self._read:
-            if message is None:
-                return
-            yield message
 
 
 def _from_input(
