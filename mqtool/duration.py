@@ -26,3 +26,13 @@ def format_duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} m {rest} s"
+
+
+def compact_duration(seconds: float) -> str:
+    """As parse_duration reads it, to the millisecond: 250ms, 1s, 1m30s."""
+    rest, parts = round(seconds * 1000), []
+    for unit, milliseconds in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
+        count, rest = divmod(rest, milliseconds)
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts) or "0ms"

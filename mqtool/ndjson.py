@@ -37,24 +37,31 @@ def from_delivery(delivery: Delivery, received_at: datetime) -> bytes:
     Args:
         received_at: becomes "timestamp", as RFC 3339; the AMQP property of that name is under "properties".
     """
-    properties = {
-        name: delivery.properties[name]
-        for name in PROPERTIES
-        if name != "headers" and delivery.properties.get(name) is not None
-    }
     line: dict[str, Any] = {
         "timestamp": received_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "exchange": delivery.exchange,
         "routing_key": delivery.routing_key,
         "queue": delivery.queue,
         "redelivered": delivery.redelivered,
-        "headers": None if delivery.properties.get("headers") is None else _table_to_json(delivery.headers),
-        "properties": _table_to_json(properties),
     }
+    return _line(line, delivery.properties, delivery.body)
+
+
+def from_message(message: Message) -> bytes:
+    """One line, with its newline, that to_message() makes the same message of."""
+    properties = {**message.properties, "message_id": message.message_id}
+    return _line({"exchange": message.exchange, "routing_key": message.routing_key}, properties, message.body)
+
+
+def _line(line: dict[str, Any], given: Mapping[str, Any], body: bytes) -> bytes:
+    properties = {name: given[name] for name in PROPERTIES if name != "headers" and given.get(name) is not None}
+    headers = given.get("headers")
+    line["headers"] = None if headers is None else _table_to_json(headers)
+    line["properties"] = _table_to_json(properties)
     try:
-        line["body"] = delivery.body.decode()
+        line["body"] = body.decode()
     except UnicodeDecodeError:
-        line["body_base64"] = base64.b64encode(delivery.body).decode()
+        line["body_base64"] = base64.b64encode(body).decode()
     return json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass") + b"\n"
 
 

@@ -16,6 +16,8 @@ class Proxy:
         self.port = int(self._listener.getsockname()[1])
         self._open: list[socket.socket] = []
         self.accepted = 0
+        #: Connections to come that break when the broker has said its first word.
+        self.break_early = 0
         self.bytes_forwarded = 0
 
     def __enter__(self) -> Self:
@@ -25,6 +27,12 @@ class Proxy:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Break all connections, and take no new ones."""
+        with contextlib.suppress(OSError):  # it was closed before
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.cut()
 
@@ -41,6 +49,13 @@ class Proxy:
             while True:
                 client, _ = self._listener.accept()
                 server = socket.create_connection(("127.0.0.1", self._target_port))
+                if self.break_early:
+                    self.break_early -= 1
+                    server.sendall(client.recv(8))
+                    client.sendall(server.recv(65536))
+                    client.close()
+                    server.close()
+                    continue
                 self._open += [client, server]
                 self.accepted += 1
                 for source, target in ((client, server), (server, client)):

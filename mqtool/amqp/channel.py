@@ -5,17 +5,18 @@ again. AMQP 0-9-1, section 1.3.
 """
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pika import exceptions
+from pika import exceptions, spec
 from pika.channel import Channel as PikaChannel
 
-from mqtool.amqp import failures
-from mqtool.amqp.consumer import STREAMING, Consumer, DeliveryCallback, Receiving
-from mqtool.amqp.frames import Route
+from mqtool.amqp import declaring, failures
+from mqtool.amqp.consumer import STREAMING, Consumer, DeliveryCallback, Receiving, delivery_from
+from mqtool.amqp.declaring import Request
+from mqtool.amqp.frames import Route, addressed
 from mqtool.amqp.publisher import WINDOW, Publisher
 from mqtool.errors import MqtoolError
 from mqtool.message import Delivery, Message, Outcome, Receipt
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from mqtool.amqp.connection import Connection
 
 Thing = TypeVar("Thing", bound=Exchange | Queue)
-Request = Callable[[PikaChannel, Callable[[Any], None]], Any]
 
 #: Seconds: the tutorials' own limit.
 CONFIRM_TIMEOUT = 5.0
@@ -40,11 +40,15 @@ class Channel:
     Attributes:
         epoch: counts the openings; delivery tags of an earlier one mean nothing to the broker any more.
         failure: what has closed the channel for good, or None.
+        stopping: stop() was called.
+        refused: the broker has closed the channel, for what was asked of it; the connection is well.
     """
 
     def __init__(self, connection: "Connection", strict: bool, mandatory: bool, confirm_timeout: float) -> None:
         self.epoch = 0
         self.failure: MqtoolError | None = None
+        self.stopping = False
+        self.refused = False
         self._connection = connection
         self._strict = strict
         self._mandatory = mandatory
@@ -57,6 +61,7 @@ class Channel:
         self._consumers: list[Consumer] = []
         self._publisher = Publisher(connection.run)
         self._confirming = False
+        self._route = Route()
 
     @property
     def is_open(self) -> bool:
@@ -65,18 +70,22 @@ class Channel:
 
     # Topology.
 
-    def declare(self, thing: Thing) -> Thing:
+    def declare(self, thing: Thing, *, remember: bool = True) -> Thing:
         """Make sure that an exchange or a queue is there; return it with the name it has on the broker.
 
         One that is there already but differs harmlessly (durability, arguments) is used as it is, with a notice,
         unless the channel is strict.
+
+        Args:
+            remember: declare it again after a reconnection.
 
         Raises:
             DeclaredDifferently: it is there with another meaning (or differs at all, and the channel is strict).
             AccessRefused: the user may not, or the name is reserved.
         """
         declared: Thing = self._retrying(lambda: self._declare(thing))
-        self._journal.append(declared)
+        if remember:
+            self._journal.append(declared)
         return declared
 
     def bind(
@@ -97,10 +106,20 @@ class Channel:
         Raises:
             Unavailable: there is no such queue.
         """
-        answer = self._retrying(
-            lambda: self._checked(lambda pika, done: pika.queue_declare(queue.name, passive=True, callback=done))
-        )
-        return int(answer.method.consumer_count)
+        return int(self._look_at(queue.name).consumer_count)
+
+    def depth_of(self, queue: str) -> int:
+        """How many messages of a queue are ready to be delivered.
+
+        Raises:
+            Unavailable: there is no such queue.
+        """
+        return int(self._look_at(queue).message_count)
+
+    def _look_at(self, queue: str) -> Any:
+        return self._retrying(
+            lambda: self._checked(lambda pika, done: pika.queue_declare(queue, passive=True, callback=done))
+        ).method
 
     # Publishing.
 
@@ -131,10 +150,16 @@ class Channel:
             MqtoolError: the channel was closed for good.
         """
         mandatory = self._mandatory if mandatory is None else mandatory
-        route = Route(exchange.name if exchange else "", routing_key, mandatory, persistent)
+        self._route = Route(exchange.name if exchange else "", routing_key, mandatory, persistent)
         self._confirm_select()
-        publisher = self._publisher
-        source, bad_input = iter(messages), None
+        try:
+            yield from self._publish(iter(messages), self._route, window)
+        except MqtoolError:
+            yield from self._publisher.collect()  # what was answered for before
+            raise
+
+    def _publish(self, source: Iterator[Message | None], route: Route, window: int) -> Generator[Receipt]:
+        publisher, bad_input = self._publisher, None
         while True:
             try:
                 message = next(source, _END)
@@ -162,6 +187,10 @@ class Channel:
         """What was published and not answered for, oldest first."""
         return self._publisher.unconfirmed
 
+    def addressed(self, message: Message) -> Message:
+        """A message, with the exchange and the routing key that the latest publish() would have given it."""
+        return addressed(message, self._route)
+
     # Consuming.
 
     def consume(self, queue: Queue, receiving: Receiving = STREAMING) -> Generator[Delivery]:
@@ -178,23 +207,41 @@ class Channel:
         self._consumers.append(consumer)
         return consumer.deliveries()
 
+    def get(self, queue: str) -> Delivery | None:
+        """basic.get: take one message, unacknowledged; None if the queue is empty.
+
+        Raises:
+            Unavailable: there is no such queue.
+        """
+        return self._retrying(lambda: self._get(queue))  # type: ignore[no-any-return]
+
     def settle(self, delivery: Delivery, outcome: Outcome) -> None:
         """Tell the broker what became of a delivery: the one place where an outcome becomes an AMQP method."""
         if delivery.settled:
             return
         delivery.settled = True
-        for consumer in self._consumers:
-            consumer.on_settling()
+        for consumer in list(self._consumers):
+            consumer.on_settling(delivery)
         if outcome is Outcome.ACK:
             self.send_ack(delivery)
         else:
             requeue = outcome is Outcome.RETRY
             self._send(delivery, lambda pika: pika.basic_reject(delivery.delivery_tag, requeue=requeue))
 
+    def is_current(self, delivery: Delivery) -> bool:
+        """Whether the broker still counts it as in our hands; if not, it delivers it again."""
+        return self.is_open and delivery.epoch == self.epoch
+
     def stop(self) -> None:
         """End all consumers after the delivery in hand. May be called from any thread, and from a signal handler."""
+        self.stopping = True
         for consumer in self._consumers:
             consumer.stop()
+
+    def take_in_advance(self, extra: int) -> None:
+        """From here on, have so many deliveries more than the prefetch at a time. From any thread."""
+        for consumer in list(self._consumers):
+            self._retrying(lambda consumer=consumer: consumer.take_in_advance(extra))  # type: ignore[misc]
 
     # For the consumers of this channel.
 
@@ -284,50 +331,27 @@ class Channel:
 
     def _declare(self, thing: Thing) -> Thing:
         try:
-            answer = self._request(self._declaration(thing, passive=False))
+            answer = self._request(declaring.declaration(thing, passive=False))
         except exceptions.ChannelClosedByBroker as error:
             if self._strict or not failures.is_harmless_difference(error):
                 self.open()
                 raise failures.closed_by_broker(error) from error
             self._connection.notice(f"using the one that is there: {failures.closed_by_broker(error)}")
             self.open()
-            answer = self._checked(self._declaration(thing, passive=True))
+            answer = self._checked(declaring.declaration(thing, passive=True))
         return replace(thing, name=answer.method.queue) if isinstance(thing, Queue) else thing
 
-    @staticmethod
-    def _declaration(thing: Exchange | Queue, passive: bool) -> Request:
-        arguments = dict(thing.arguments)
-        if isinstance(thing, Queue):
-            return lambda pika, done: pika.queue_declare(
-                thing.name,
-                passive=passive,
-                durable=thing.durable,
-                exclusive=thing.exclusive,
-                auto_delete=thing.auto_delete,
-                arguments=arguments,
-                callback=done,
-            )
-        return lambda pika, done: pika.exchange_declare(
-            thing.name,
-            thing.type,
-            passive=passive,
-            durable=thing.durable,
-            auto_delete=thing.auto_delete,
-            internal=thing.internal,
-            arguments=arguments,
-            callback=done,
-        )
-
     def _bind(self, binding: Binding) -> None:
-        self._checked(
-            lambda pika, done: pika.queue_bind(
-                self.current_name(binding.queue),
-                binding.exchange,
-                binding.routing_key,
-                arguments=dict(binding.arguments),
-                callback=done,
-            )
-        )
+        self._checked(declaring.binding(replace(binding, queue=self.current_name(binding.queue))))
+
+    def _get(self, queue: str) -> Delivery | None:
+        epoch = self.epoch
+
+        got = self._checked(lambda pika, done: pika.basic_get(queue, lambda _channel, *got: done(got)))
+        if got is None:
+            return None
+        method, properties, body = got
+        return delivery_from(method, properties, body, queue, epoch)
 
     def _confirm_select(self) -> None:
         if not self._confirming:
@@ -407,6 +431,7 @@ class Channel:
             return
         pika.add_on_close_callback(self._on_close)
         pika.add_on_cancel_callback(self._on_cancel)
+        pika.add_callback(self._on_get_empty, [spec.Basic.GetEmpty], one_shot=False)
 
     def _on_close(self, pika: PikaChannel, reason: Exception) -> None:
         """The broker has closed the channel, or the connection is gone. On the I/O thread."""
@@ -417,7 +442,34 @@ class Channel:
         if answer is not None and not answer.done():
             answer.set_exception(reason)
         elif was_open and isinstance(reason, exceptions.ChannelClosedByBroker):
-            self.fail(failures.closed_by_broker(reason))
+            self._refused_by(reason)
+
+    def _refused_by(self, reason: exceptions.ChannelClosedByBroker) -> None:
+        """The broker has closed the channel, and not as the answer to a request. On the I/O thread."""
+        failure = failures.closed_by_broker(reason)
+        exchanges = [entry.name for entry in self._journal if isinstance(entry, Exchange)]
+        if self._connection.comes_back and failures.is_mended_by_reopening(reason, exchanges):
+            self.lost()
+            threading.Thread(target=self._reopen, args=(failure,), daemon=True).start()
+        else:
+            self.refused = True
+            self.fail(failure)
+
+    def _reopen(self, why: MqtoolError) -> None:
+        """Open the channel again on the same connection. On a thread of its own."""
+        self._connection.notice(f"the broker closed the channel: {why}" + (f" ({why.hint})" if why.hint else ""))
+        try:
+            self.open()
+        except exceptions.AMQPError:
+            return  # the connection is lost as well, and whoever opens that again opens us too
+        except MqtoolError as failure:
+            self.fail(failure)
+            return
+        self._connection.notice("opened the channel again")
+
+    def _on_get_empty(self, _frame: Any) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(None)
 
     def _on_cancel(self, frame: Any) -> None:
         for consumer in list(self._consumers):

@@ -69,6 +69,9 @@ class Connection:
         self._steady = threading.Event()
         self._failure: MqtoolError | None = None
         self._recovery: threading.Thread | None = None
+        self._is_recovering = False
+        self._losing = threading.Lock()
+        self._was_let_in = False
         self._ioloop = IOLoop()
         self._thread = threading.Thread(target=self._run_loop, name="mqtool-amqp", daemon=True)
         self._thread.start()
@@ -77,6 +80,7 @@ class Connection:
         except BaseException:
             self.close()
             raise
+        self._was_let_in = True
         self._steady.set()
 
     def __enter__(self) -> Self:
@@ -124,6 +128,11 @@ class Connection:
     def frame_max(self) -> int:
         """Bytes that a frame may have, as negotiated with the broker."""
         return int(self._pika.params.frame_max) if self._pika else 0
+
+    @property
+    def comes_back(self) -> bool:
+        """Whether what is lost is opened again."""
+        return self._backoff is not None
 
     def run(self, callback: Callable[[], None]) -> None:
         """Run a function on the I/O thread, soon."""
@@ -206,6 +215,8 @@ class Connection:
         except MqtoolError:
             raise
         except Exception as error:
+            if self._was_let_in and failures.is_cut_off(error):
+                raise Unavailable(f"{address.host}:{address.port} broke off before the connection was open") from error
             raise failures.connecting(error, address) from error
 
     def _parameters(self, address: Address) -> ConnectionParameters:
@@ -231,16 +242,19 @@ class Connection:
         if self._closing.is_set() or pika is not self._pika:
             self._closed.set()
             return
-        self._pika = None
         code = getattr(error, "reply_code", _FORCED_BY_OPERATOR)
         if self._backoff is None or code in _OUR_FAULT:
+            self._pika = None
             self._fail(failures.closed_by_broker(error))
             self._closed.set()
             return
+        with self._losing:
+            self._pika = None
+            self._steady.clear()
+            is_recovering, self._is_recovering = self._is_recovering, True
         for channel in self._channels:
             channel.lost()
-        self._steady.clear()
-        if self._recovery is None or not self._recovery.is_alive():
+        if not is_recovering:
             self._recovery = threading.Thread(target=self._recover, args=(error, self._backoff), daemon=True)
             self._recovery.start()
 
@@ -266,8 +280,12 @@ class Connection:
                 self._fail(failure)
                 return
             else:
+                with self._losing:
+                    if self._pika is None:
+                        continue  # it was lost again in this very moment
+                    self._is_recovering = False
+                    self._steady.set()
                 self.notice(f"connected again to {self._addresses[0]} after {time.monotonic() - lost_at:.1f} s")
-                self._steady.set()
                 return
         self._fail(Unavailable(f"gave up reconnecting to {where} after {backoff.attempts} attempts"))
 

@@ -6,6 +6,7 @@ https://www.rabbitmq.com/docs/confirms#consumer-acknowledgements
 """
 
 import queue as queues
+import threading
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -34,7 +35,8 @@ class Receiving:
     Attributes:
         prefetch: deliveries that may be unacknowledged at a time; 0 for no limit.
         auto_ack: the broker counts a delivery as acknowledged once it is sent; what we hold is lost with us.
-        acknowledge: False forgets to acknowledge, for whoever wants to see what happens then.
+        acknowledge: False leaves it to the caller to settle each delivery, from any thread and in any order; or to
+            forget it, for whoever wants to see what happens then.
         count: deliveries after which to stop; exactly so many are taken from the queue.
         idle_timeout: seconds without a delivery. Fewer than count by then is a time-out, else a normal end.
         timeout: seconds in all, after which consuming has timed out.
@@ -72,10 +74,14 @@ class Consumer:
             self._prefetch = min(receiving.prefetch or count, count)
         self._inbox: queues.SimpleQueue[Delivery | None] = queues.SimpleQueue()
         self._tag: str | None = None
+        self._extra = 0
+        self._extra_tag: str | None = None
         self._stopping = False
         self._to_ack: Delivery | None = None
         self._to_ack_count = 0
         self._last_ack = 0.0
+        self._subscribing = threading.RLock()
+        self._epoch = self._received = self._settled_by_caller = 0
 
     # The caller's side.
 
@@ -87,25 +93,23 @@ class Consumer:
         """
         name = self._channel.current_name(self._queue.name)
         epoch = self._channel.epoch
+        if epoch != self._epoch:
+            self._epoch, self._received = epoch, self._settled_by_caller  # what was in hand comes again
+
+        self._extra_tag = None
+        self._tag = self._channel.start_consuming(name, self._prefetch, self._auto_ack, self._on_message(name))
+        self._start_extra()
+
+    def _on_message(self, name: str) -> "DeliveryCallback":
+        epoch = self._channel.epoch
 
         def on_message(
             _channel: PikaChannel, method: spec.Basic.Deliver, properties: spec.BasicProperties, body: bytes
         ) -> None:
-            # vars(): the properties by name as pika has decoded them, without a copy.
-            self._inbox.put(
-                Delivery(
-                    body,
-                    _text(method.exchange),
-                    _text(method.routing_key),
-                    name,
-                    method.redelivered,
-                    vars(properties),
-                    method.delivery_tag,
-                    epoch,
-                )
-            )
+            self._received += 1
+            self._inbox.put(delivery_from(method, properties, body, name, epoch))
 
-        self._tag = self._channel.start_consuming(name, self._prefetch, self._auto_ack, on_message)
+        return on_message
 
     def stop(self) -> None:
         """End the deliveries after the one in hand. May be called from any thread, and from a signal handler."""
@@ -118,7 +122,7 @@ class Consumer:
 
     def is_consumer(self, tag: str) -> bool:
         """Whether the broker knows this consumer by that tag."""
-        return self._tag == tag
+        return tag in (self._tag, self._extra_tag)
 
     def on_cancelled_by_broker(self) -> None:
         """Basic.cancel from the broker: the queue was deleted, or its node has gone. On the I/O thread."""
@@ -150,6 +154,8 @@ class Consumer:
                 yield delivery
                 self._settled(delivery)
         finally:
+            if self._stopping and not self._receiving.acknowledge and self._channel.failure is None:
+                self._cancel()  # before the caller settles the last
             # What else has come stays unacknowledged, and goes back to the queue, in order, when the channel closes.
             self.flush(leaving=True)
             self._channel.forget(self)
@@ -199,15 +205,50 @@ class Consumer:
             except queues.Empty:
                 continue
 
-    def on_settling(self) -> None:
-        """A delivery is about to be settled: if it is the last, make sure that its place is not given to another."""
-        if self._stopping:
+    def on_settling(self, delivery: Delivery) -> None:
+        """A delivery is about to be settled: make sure that its place is not given to one that nobody will take."""
+        with self._subscribing:
+            if self._stopping:
+                self._cancel()
+            elif self._receiving.count is not None and not self._receiving.acknowledge and self._tag is not None:
+                self._settled_by_caller += delivery.epoch == self._channel.epoch
+                self._keep_to_count(self._receiving.count)
+
+    def take_in_advance(self, extra: int) -> None:
+        """Have so many deliveries more than the prefetch at a time; 0 ends that. From any thread.
+
+        The broker holds a consumer to the prefetch that it began with, and what is on its way to one that is cancelled
+        comes again, marked redelivered: so a second consumer takes the extra ones.
+        """
+        with self._subscribing:
+            if self._tag is None or self._stopping or self._receiving.count is not None:
+                return  # a count has its own needs
+            if self._extra_tag is not None:
+                self._channel.stop_consuming(self._extra_tag)
+            self._extra, self._extra_tag = extra, None
+            self._start_extra()
+
+    def _start_extra(self) -> None:
+        if self._extra:
+            name = self._channel.current_name(self._queue.name)
+            self._extra_tag = self._channel.start_consuming(name, self._extra, False, self._on_message(name))
+
+    def _keep_to_count(self, count: int) -> None:
+        """Where the caller settles: never let the broker send more than the count; the last few come one by one."""
+        if self._prefetch > 1 and self._settled_by_caller + self._prefetch > count:
+            self._cancel()
+            if self._received < count:
+                self._prefetch = 1
+                self._channel.resubscribe(self)
+        elif self._received >= count:
             self._cancel()
 
     def _cancel(self) -> None:
-        if self._tag is not None:
-            self._channel.stop_consuming(self._tag)
-            self._tag = None
+        with self._subscribing:
+            for tag in (self._tag, self._extra_tag):
+                if tag is not None:
+                    self._channel.stop_consuming(tag)
+            self._tag = self._extra_tag = None
 
     def _narrow(self) -> None:
         """Nothing more comes for now, and acknowledgements are withheld: send them, and go on one by one."""
@@ -220,7 +261,7 @@ class Consumer:
         if delivery.settled or self._auto_ack or not self._receiving.acknowledge:
             return
         delivery.settled = True
-        self.on_settling()
+        self.on_settling(delivery)
         self._to_ack = delivery
         self._to_ack_count += 1
         now = time.monotonic()
@@ -242,6 +283,22 @@ class Consumer:
             self._may_ack -= self._to_ack_count
         self._channel.send_ack(self._to_ack, multiple=True)
         self._to_ack, self._to_ack_count = None, 0
+
+
+def delivery_from(
+    method: spec.Basic.Deliver | spec.Basic.GetOk, properties: spec.BasicProperties, body: bytes, queue: str, epoch: int
+) -> Delivery:
+    """What pika hands over, in our words."""
+    return Delivery(
+        body,
+        _text(method.exchange),
+        _text(method.routing_key),
+        queue,
+        method.redelivered,
+        vars(properties),  # the properties by name as pika has decoded them, without a copy
+        method.delivery_tag,
+        epoch,
+    )
 
 
 def _text(name: str | bytes) -> str:

@@ -4,11 +4,13 @@ import re
 import socket
 import ssl
 import struct
+from collections.abc import Iterable
 
 from pika import exceptions
 from pika.adapters.utils import connection_workflow
 
 from mqtool.amqp.address import Address
+from mqtool.duration import compact_duration
 from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, MqtoolError, Unavailable, UsageError
 
 ACCESS_REFUSED = 403
@@ -75,6 +77,15 @@ _CONNECTING: dict[type[BaseException], tuple[str, str]] = {
     TimeoutError: ("{where} does not answer: timed out", "check the address, and that no firewall is between"),
     OverflowError: ("there is no port {where}", "ports go up to 65535"),
 }
+
+
+def is_cut_off(error: BaseException) -> bool:
+    """Whether a connection ended while it was opened, and the broker said nothing. pika takes that for a refusal, which
+    with brokers from before 2012 it was; with whom we were let in before, it is a line that broke.
+    """
+    cause = _root_cause(error)
+    guessed = isinstance(cause, exceptions.ProbableAuthenticationError | exceptions.ProbableAccessDeniedError)
+    return guessed and "ConnectionClosedByBroker" not in str(cause)
 
 
 def _plain(error: BaseException) -> str:
@@ -160,11 +171,22 @@ def _hint_for_refused_access(text: str) -> str:
     return "the user lacks a permission here: 'rabbitmqctl list_permissions' shows what it has"
 
 
+#: How RabbitMQ says that a delivery was unacknowledged for too long.
+#: https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
+_CONSUMER_TIMEOUT = "delivery acknowledgement on channel"
 #: How a broker says that what was declared could not be, whether or not something of that name is there.
 _IMPOSSIBLE = ("invalid arg", "invalid property", "invalid 'x-", "server-named queue")
 
 
 def _precondition_failed(said: str, text: str) -> MqtoolError:
+    if _CONSUMER_TIMEOUT in text:
+        limit = re.search(r"Timeout value used: (\d+) ms", text)
+        within = f" of {compact_duration(int(limit[1]) / 1000)}" if limit else ""
+        return Unavailable(
+            f"a delivery was not acknowledged within the broker's consumer timeout{within}; it goes to somebody else",
+            "allow more: consumer_timeout in rabbitmq.conf, or x-consumer-timeout of the queue (RabbitMQ 3.12); "
+            "or take less time: worker --timeout",
+        )
     if "inequivalent arg" in text:
         return DeclaredDifferently(said, _hint_for_difference(text))
     if any(sign in text for sign in _IMPOSSIBLE):
@@ -188,6 +210,16 @@ def _hint_for_refused_message(text: str) -> str | None:
     if "user_id" in text:
         return "the property user-id, where it is set, names the user who logged in"
     return None
+
+
+def is_mended_by_reopening(error: BaseException, exchanges: Iterable[str]) -> bool:
+    """Whether a channel that was closed for this would be well if it were opened again.
+
+    Args:
+        exchanges: those that are declared again then.
+    """
+    text = getattr(error, "reply_text", "")
+    return _CONSUMER_TIMEOUT in text or any(f"no exchange '{name}'" in text for name in exchanges)
 
 
 def is_harmless_difference(error: BaseException) -> bool:

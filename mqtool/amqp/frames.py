@@ -7,6 +7,7 @@ kept, and a message costs one join. AMQP 0-9-1, sections 2.3.5 and 4.2.
 
 import struct
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -31,6 +32,15 @@ class Route(NamedTuple):
     routing_key: str = ""
     mandatory: bool = False
     persistent: bool = False
+
+
+def addressed(message: Message, route: Route) -> Message:
+    """The message with its exchange and routing key, be they its own or the route's."""
+    return replace(
+        message,
+        exchange=route.exchange if message.exchange is None else message.exchange,
+        routing_key=route.routing_key if message.routing_key is None else message.routing_key,
+    )
 
 
 class PublishEncoder:

@@ -135,7 +135,7 @@ class Publisher:
     def unconfirmed(self) -> list[Message]:
         """The messages without a confirm, oldest first: after a failure, those that may or may not have arrived."""
         with self._changed:
-            return [message for message, _ in self._outstanding]
+            return [frames.addressed(message, route) for message, route in self._outstanding]
 
     # The connection's side.
 
@@ -207,8 +207,8 @@ class Publisher:
                     return
 
     def _refuse(self, tag: int, confirmation: Confirmation, reason: str) -> None:
-        message, _ = self._outstanding[tag - self._collected - 1]
-        self._refused.setdefault(tag, Receipt(message, confirmation, reason))
+        message, route = self._outstanding[tag - self._collected - 1]
+        self._refused.setdefault(tag, Receipt(frames.addressed(message, route), confirmation, reason))
 
     def _drain(self) -> None:
         with self._changed:

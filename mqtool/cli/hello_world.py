@@ -47,7 +47,9 @@ def send(
             receipts = hello_world.send(channel, queue.of(broker.names.hello), messages)
         else:
             receipts = channel.publish(messages, exchange=Exchange(exchange or ""), routing_key=routing_key or "")
-        publishing.report(receipts, lambda message: f" [x] Sent '{publishing.text(message)}'", options)
+        publishing.report(
+            receipts, lambda message: f" [x] Sent '{publishing.text(message)}'", options, channel, messages
+        )
 
 
 @app.command(

@@ -54,7 +54,7 @@ def emit_fanout(exchange: ExchangeOptions, options: MessageOptions, broker: Brok
     )
     with broker.channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
         receipts = publish_subscribe.emit(channel, exchange.of(broker.names.fanout), messages)
-        publishing.report(receipts, lambda message: f" [x] Sent {publishing.text(message)}", options)
+        publishing.report(receipts, lambda message: f" [x] Sent {publishing.text(message)}", options, channel, messages)
 
 
 @emit_log.command("direct", epilog="mqtool emit-log direct error 'Run. Run. Or it will explode.'")
@@ -72,7 +72,7 @@ def emit_direct(
     )
     with broker.channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
         receipts = routing.emit(channel, exchange.of(broker.names.direct), "info", messages)
-        publishing.report(receipts, lambda message: _sent_with_key(message, "info"), options)
+        publishing.report(receipts, lambda message: _sent_with_key(message, "info"), options, channel, messages)
 
 
 @emit_log.command(
@@ -102,7 +102,9 @@ def emit_topic(
     )
     with broker.channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
         receipts = topics.emit(channel, exchange.of(broker.names.topic), "anonymous.info", messages)
-        publishing.report(receipts, lambda message: _sent_with_key(message, "anonymous.info"), options)
+        publishing.report(
+            receipts, lambda message: _sent_with_key(message, "anonymous.info"), options, channel, messages
+        )
 
 
 @emit_log.command("headers", epilog="mqtool emit-log headers -H format=pdf -H type=report 'A report'")
@@ -114,7 +116,7 @@ def emit_headers(exchange: ExchangeOptions, options: MessageOptions, broker: Bro
     )
     with broker.channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
         receipts = headers_tutorial.emit(channel, exchange.of(broker.names.headers), messages)
-        publishing.report(receipts, lambda message: f" [x] Sent {publishing.text(message)}", options)
+        publishing.report(receipts, lambda message: f" [x] Sent {publishing.text(message)}", options, channel, messages)
 
 
 @receive_log.command("fanout", epilog="mqtool receive-log fanout  ·  mqtool receive-log fanout --raw > all.log")

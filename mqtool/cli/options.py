@@ -125,6 +125,10 @@ class Broker(NamedTuple):
     reconnect: Annotated[
         bool, typer.Option(help="Come back when the connection is lost.", rich_help_panel="Broker")
     ] = True
+    max_retries: Annotated[
+        int | None,
+        typer.Option(min=1, help="Give up after so many attempts to reconnect.", rich_help_panel="Broker"),
+    ] = None
     dialect: Annotated[
         Dialect,
         typer.Option(
@@ -194,8 +198,10 @@ class Broker(NamedTuple):
                 "there are TLS files, but the broker's URL is without TLS", "with TLS it starts with amqps://"
             )
 
+        backoff = Backoff(attempts=self.max_retries) if self.reconnect else None
+
         def connect() -> Connection:
-            return Connection(addresses, tls=tls, backoff=Backoff() if self.reconnect else None, notice=output.notice)
+            return Connection(addresses, tls=tls, backoff=backoff, notice=output.notice)
 
         return connect() if self.wait is None else connect_within(self.wait, connect)
 
@@ -257,13 +263,58 @@ class QueueOptions(NamedTuple):
         ),
     ] = None
 
+    dead_letter_exchange: Annotated[
+        str | None,
+        typer.Option(
+            help="Declare it to hand what is rejected, expired or too much to this exchange; '' is the default one, "
+            "to QUEUE.dlq.",
+            metavar="EXCHANGE",
+            rich_help_panel="Topology",
+        ),
+    ] = None
+    ttl: Annotated[
+        float | None,
+        typer.Option(
+            parser=duration,
+            metavar="DURATION",
+            help="Declare it to end messages after so long.",
+            rich_help_panel="Topology",
+        ),
+    ] = None
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Declare it to hold so many messages; the oldest make room.", rich_help_panel="Topology"
+        ),
+    ] = None
+    lazy: Annotated[
+        bool,
+        typer.Option("--lazy", help="Declare a classic queue to keep messages on disk.", rich_help_panel="Topology"),
+    ] = False
+
+    def _limits(self, name: str) -> dict[str, Any]:
+        """The arguments that the short options stand for."""
+        limits: dict[str, Any] = {}
+        if self.dead_letter_exchange is not None:
+            limits["x-dead-letter-exchange"] = self.dead_letter_exchange
+            if not self.dead_letter_exchange:
+                limits["x-dead-letter-routing-key"] = f"{name}.dlq"
+        if self.ttl is not None:
+            limits["x-message-ttl"] = round(self.ttl * 1000)
+        if self.max_length is not None:
+            limits["x-max-length"] = self.max_length
+        if self.lazy:
+            limits["x-queue-mode"] = "lazy"
+        return limits
+
     def of(self, default: Queue) -> Queue:
         """The tutorial's queue, with what the options change.
 
         Raises:
             UsageError: the name is empty; a broker would make one up, which nobody could find.
         """
-        arguments = {**default.arguments, **dict(self.arguments or [])}
+        name = default.name if self.queue is None else self.queue
+        arguments = {**default.arguments, **self._limits(name), **dict(self.arguments or [])}
         durable = default.durable if self.durable is None else self.durable
         if self.queue_type is not None:
             arguments["x-queue-type"] = self.queue_type
@@ -271,7 +322,8 @@ class QueueOptions(NamedTuple):
             del arguments["x-queue-type"]  # a quorum queue is durable or it is not
         if self.queue == "":
             raise UsageError("the queue's name is empty", "leave --queue out to take the tutorial's")
-        name = default.name if self.queue is None else self.queue
+        if self.lazy and arguments.get("x-queue-type") == "quorum":
+            del arguments["x-queue-type"]  # quorum queues keep their messages on disk anyway, and refuse the word
         exclusive = default.exclusive and self.queue is None
         return replace(default, name=name, durable=durable, exclusive=exclusive, arguments=arguments)
 

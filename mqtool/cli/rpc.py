@@ -7,8 +7,9 @@ import typer
 
 from mqtool.cli import output, stopping
 from mqtool.cli.options import Broker, QueueOptions, Receiving, takes_groups, time_limit
+from mqtool.cli.programs import EXIT_STATUS, DedupOptions, ExecOptions, remembering, show_remote, stop_if_broken
 from mqtool.errors import BadData, SomeFailed
-from mqtool.message import Delivery
+from mqtool.message import Delivery, Message
 from mqtool.tutorials import rpc, work_queues
 
 app = typer.Typer()
@@ -27,29 +28,43 @@ FunctionOption = Annotated[Function, typer.Option(help="fib, or add100 (n + 100,
 @app.command(epilog="mqtool rpc-server  ·  mqtool rpc-server --function add100")
 @takes_groups
 def rpc_server(
-    queue: QueueOptions, receiving: Receiving, broker: Broker, function: FunctionOption = Function.FIB
+    queue: QueueOptions,
+    receiving: Receiving,
+    broker: Broker,
+    programs: ExecOptions,
+    dedup: DedupOptions,
+    function: FunctionOption = Function.FIB,
 ) -> None:
-    """Answer requests (tutorial 6). Start several: they share the work."""
+    """Answer requests (tutorial 6). Start several: they share the work. With --exec, a program answers."""
     write = receiving.writer(lambda _: " [.] ")
-    compute = rpc.FUNCTIONS[function]
+    name, compute = programs.function(receiving) or (
+        str(function),
+        lambda request: rpc.FUNCTIONS[function](request.body),
+    )
+    target = queue.of(broker.names.rpc_queue)
+    if (handled := dedup.open()) is not None:
+        compute = remembering(handled, target.name, compute)
 
     def show(request: Delivery) -> None:
         if receiving.raw or receiving.as_json or receiving.template is not None:
             write(request)
         else:
-            output.show(f" [.] {function}({output.visible(request.text)})")
+            output.show(f" [.] {name}({output.visible(request.text)})")
 
-    def compute_visibly(request: Delivery) -> bytes:
+    def compute_visibly(request: Delivery) -> bytes | Message:
         show(request)
-        return compute(request.body)
+        return compute(request)
 
     with broker.channel() as channel:
-        settings = receiving.settings(work_queues.FAIR_DISPATCH)
-        answers = rpc.serve(channel, queue.of(broker.names.rpc_queue), compute_visibly, settings)
+        settings = receiving._replace(timeout=None if programs.command else receiving.timeout).settings(
+            work_queues.FAIR_DISPATCH
+        )
+        answers = rpc.serve(channel, target, compute_visibly, settings)
         with receiving.printing(channel, " [x] Awaiting RPC requests"):
             for _, reply in answers:
                 if reply.properties.get("type") == rpc.ERROR:
                     output.notice(f"answered with an error: {reply.body.decode()}")
+                stop_if_broken(reply)
 
 
 @app.command(epilog="mqtool rpc-client 30  ·  mqtool rpc-client 1 2 3 --function add100 --timeout 10s")
@@ -71,9 +86,9 @@ def rpc_client(
     ] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Print results only, one per line.")] = False,
 ) -> None:
-    """Ask the server, and print its answers (tutorial 6)."""
+    """Ask the server, and print its answers (tutorial 6). If a program answers, exit with its status."""
     asked = requests or ["30"]
-    failed = answered = 0
+    failed = answered = status = 0
     with broker.channel(confirm_timeout=min(timeout, 5.0)) as channel:
         for request in asked:
             output.status(f" [x] Requesting {function}({request})")
@@ -81,13 +96,17 @@ def rpc_client(
         target = broker.names.rpc_queue if queue is None else QueueOptions(queue=queue).of(broker.names.rpc_queue)
         for _, reply in rpc.call(channel, target, bodies, timeout, direct_reply_to):
             answered += 1
-            if reply.properties.get("type") == rpc.ERROR:
+            if EXIT_STATUS in reply.headers:
+                status = status or show_remote(reply, raw)
+            elif reply.properties.get("type") == rpc.ERROR:
                 failed += 1
                 output.notice(f"the server answered with an error: {output.visible(reply.text)}")
             else:
                 output.show(reply.text if raw else f" [.] Got {output.visible(reply.text)}")
     if (signal := stopping.requested()) is not None and answered < len(asked):
         raise SystemExit(128 + signal)
+    if status:
+        raise SystemExit(status)
     if failed == len(asked):
         raise BadData("the server refused the request" if failed == 1 else f"the server refused all {failed} requests")
     if failed:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from mqtool.cli import output, stopping
+from mqtool.cli.failed_messages import Input
 from mqtool.cli.options import duration, header, time_limit
 from mqtool.errors import BadData, UsageError
 from mqtool.message import PROPERTIES, Message, new_message_id
@@ -149,6 +150,15 @@ class MessageOptions(NamedTuple):
         ),
     ] = "5s"  # type: ignore[assignment]
 
+    failed_to: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=_PANEL,
+            help="Keep what was not confirmed here, as 'send --json' takes it: sent again, it finishes the job.",
+        ),
+    ] = None
+
     @property
     def is_stream(self) -> bool:
         """Whether the input is many messages rather than one."""
@@ -193,20 +203,23 @@ def messages(
         return iter([making.message(os.fsencode(" ".join(words)))])
     if not options.is_stream and not options.file and not words and not _has_input(_STDIN):
         return iter([making.message(default)])
-    return _from_input(_opened(options.file), options, delimiter, making)
+    descriptor = _opened(options.file)
+    read = _from_input(descriptor, options, delimiter, making)
+    return read if options.failed_to is None else Input(read)
 
 
 def _from_input(
     descriptor: int, options: MessageOptions, delimiter: bytes, making: "_Making"
 ) -> Iterator[Message | None]:
+    chunks = _chunks(descriptor) if options.failed_to is None or not _is_file(descriptor) else _whole(descriptor)
     try:
         if options.as_json:
-            yield from making.from_ndjson(_delimited(_chunks(descriptor), b"\n"))
+            yield from making.from_ndjson(_delimited(chunks, b"\n"))
         elif options.is_stream:
-            for body in _delimited(_chunks(descriptor), delimiter):
+            for body in _delimited(chunks, delimiter):
                 yield None if body is None else making.message(body)
         else:
-            body = b"".join(chunk for chunk in _chunks(descriptor) if chunk is not None)
+            body = b"".join(chunk for chunk in chunks if chunk is not None)
             if stopping.requested() is None:  # half a message is none
                 yield making.message(body)
     finally:
@@ -306,6 +319,16 @@ def _opened(path: Path | None) -> int:
         return os.open(path, os.O_RDONLY)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _is_file(descriptor: int) -> bool:
+    return stat.S_ISREG(os.fstat(descriptor).st_mode)
+
+
+def _whole(descriptor: int) -> Iterator[bytes | None]:
+    """A file to its end, even when asked to stop: Input sees to that."""
+    while chunk := os.read(descriptor, _CHUNK):
+        yield chunk
 
 
 def _chunks(descriptor: int) -> Iterator[bytes | None]:

@@ -9,8 +9,11 @@ import typer
 from mqtool.cli import output, publishing, source
 from mqtool.cli.options import Broker, QueueOptions, Receiving, takes_groups
 from mqtool.cli.output import WAITING_FOR_MESSAGES
+from mqtool.cli.programs import Concurrency, DedupOptions, ExecOptions, RetryOptions, work
 from mqtool.cli.source import Addressing, MessageOptions
+from mqtool.errors import UsageError
 from mqtool.message import Delivery, Outcome
+from mqtool.retry import RetryPolicy
 from mqtool.tutorials import work_queues
 
 app = typer.Typer()
@@ -32,15 +35,19 @@ def new_task(
     )
     with broker.channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
         receipts = work_queues.new_tasks(channel, queue.of(broker.names.task_queue), tasks)
-        publishing.report(receipts, lambda task: f" [x] Sent {publishing.text(task)}", options)
+        publishing.report(receipts, lambda task: f" [x] Sent {publishing.text(task)}", options, channel, tasks)
 
 
-@app.command(epilog="mqtool worker  ·  mqtool worker --prefetch 0  ·  mqtool worker --forget-ack")
+@app.command(epilog="mqtool worker  ·  mqtool worker --prefetch 0  ·  mqtool worker --exec './resize {message_id}'")
 @takes_groups
 def worker(
     queue: QueueOptions,
     receiving: Receiving,
     broker: Broker,
+    programs: ExecOptions,
+    retries: RetryOptions,
+    dedup: DedupOptions,
+    concurrency: Concurrency = 1,
     forget_ack: Annotated[
         bool,
         typer.Option(
@@ -50,7 +57,13 @@ def worker(
         ),
     ] = False,
 ) -> None:
-    """Do tasks, one at a time (tutorial 2). Start several: they share the work."""
+    """Do tasks, one at a time (tutorial 2), or have a program do them. Start several: they share the work."""
+    if programs.command is not None:
+        target = queue.of(broker.names.task_queue)
+        work(programs.command, programs.shell, concurrency, retries, dedup, target, receiving, broker)
+        return
+    if programs.shell or concurrency > 1 or retries.policy != RetryPolicy() or dedup.deduplicate:
+        raise UsageError("--shell, --concurrency, --deduplicate and the retries are for programs", "name one: --exec")
     write = receiving.writer(lambda _: " [x] Received ")
 
     def do(task: Delivery) -> Outcome:

@@ -25,11 +25,16 @@ ERROR = "error"
 #: RabbitMQ's pseudo-queue for replies without a queue. https://www.rabbitmq.com/docs/direct-reply-to
 DIRECT_REPLY_TO = Queue("amq.rabbitmq.reply-to")
 
+Function = Callable[[Delivery], bytes | Message]
+
 
 def serve(
-    channel: Channel, queue: Queue, function: Callable[[Delivery], bytes], receiving: Receiving = FAIR_DISPATCH
+    channel: Channel, queue: Queue, function: Function, receiving: Receiving = FAIR_DISPATCH
 ) -> Iterator[tuple[Delivery, Message]]:
     """Answer requests one at a time; yield each with the reply once that is confirmed.
+
+    Args:
+        function: gives the reply's body, or a message with that and properties; BadData is replied as an error.
 
     Raises:
         Unavailable: the queue has vanished.
@@ -49,14 +54,16 @@ def serve(
     return answer_each()
 
 
-def _reply(request: Delivery, function: Callable[[Delivery], bytes]) -> Message:
+def _reply(request: Delivery, function: Function) -> Message:
     properties = {"correlation_id": request.properties.get("correlation_id")}
     try:
-        body = function(request)
+        answer = function(request)
+        body = answer.body if isinstance(answer, Message) else answer
+        properties |= answer.properties if isinstance(answer, Message) else {}
     except BadData as error:
         body = str(error).encode()
         properties["type"] = ERROR
-    return Message(body, request.properties.get("reply_to") or "", "", properties)
+    return Message(body, request.properties.get("reply_to") or "", "", properties, new_message_id())
 
 
 def call(
@@ -76,7 +83,9 @@ def call(
     replies = channel.consume(reply_queue, Receiving(auto_ack=direct_reply_to, timeout=timeout))
     waiting = {new_message_id(): request for request in requests}
     messages = [
-        Message(request, queue.name, "", {"reply_to": reply_queue.name, "correlation_id": correlation_id})
+        Message(
+            request, queue.name, "", {"reply_to": reply_queue.name, "correlation_id": correlation_id}, new_message_id()
+        )
         for correlation_id, request in waiting.items()
     ]
     for receipt in channel.publish(messages, mandatory=True):

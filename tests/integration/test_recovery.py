@@ -81,6 +81,15 @@ def test_a_consumer_lives_through_cut_connections(proxy: Proxy, channel: Channel
     assert proxy.accepted == 3
 
 
+def test_a_line_that_breaks_while_we_log_in_is_no_refusal(proxy: Proxy, channel: Channel, notices: list[str]) -> None:
+    """We were let in before: so it is tried again, and the third attempt works."""
+    channel.declare(QUORUM)
+    proxy.break_early = 2
+    proxy.cut()
+    assert [receipt.confirmation for receipt in channel.publish([Message(b"x")], routing_key="q")] == ["confirmed"]
+    assert sum("broke off before the connection was open" in notice for notice in notices) == 2
+
+
 def test_a_private_queue_and_its_bindings_come_back(broker: TestBroker, proxy: Proxy, channel: Channel) -> None:
     """A log receiver's queue is gone with its connection; the next one has a new one, bound as the old one was."""
     logs = channel.declare(Exchange("logs", "direct"))

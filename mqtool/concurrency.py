@@ -1,0 +1,85 @@
+"""Several deliveries in hand at once, each settled on its own, as soon as it is done."""
+
+import queue as queues
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from mqtool.amqp import Channel, Receiving
+from mqtool.message import Delivery
+from mqtool.topology import Queue
+
+#: Seconds for one delivery below which the way to the broker and back counts, and above which it does not.
+_QUICK, _SLOW = 0.02, 0.2
+#: So many quick ones in a row, and some are taken in advance.
+_IN_A_ROW = 50
+
+
+class Hands:
+    """Threads that handle deliveries.
+
+    Only as many deliveries are taken as there are threads, so that none waits behind a long one while another worker is
+    idle; but where all are quick, twice as many, so that no thread waits for the broker.
+
+    Args:
+        handle: sees to one delivery, and settles it. What it raises ends the work, and comes out of the work.
+    """
+
+    def __init__(self, channel: Channel, handle: Callable[[Delivery], None], count: int) -> None:
+        self._channel = channel
+        self._handle = handle
+        self._todo: queues.SimpleQueue[Delivery | None] = queues.SimpleQueue()
+        self._error: BaseException | None = None
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
+        self._pacing = threading.Lock()
+        self._quick_in_a_row = 0
+
+    def start_consuming(self, queue: Queue, receiving: Receiving) -> Callable[[], None]:
+        """Start to consume; the function returned does the work, to the end of the deliveries.
+
+        A clean end waits for those in hand; a lost channel does not, since nobody would hear of them.
+
+        Raises:
+            Unavailable: there is no such queue; or, later, it has vanished.
+        """
+        prefetch = len(self._threads) * (2 if receiving.count is not None else 1)
+        deliveries = self._channel.consume(queue, replace(receiving, acknowledge=False, prefetch=prefetch))
+
+        def work() -> None:
+            for thread in self._threads:
+                thread.start()
+            for delivery in deliveries:
+                self._todo.put(delivery)
+            for _ in self._threads:
+                self._todo.put(None)
+            for thread in self._threads:
+                thread.join()
+            if self._error is not None:
+                raise self._error
+
+        return work
+
+    def _work(self) -> None:
+        while (delivery := self._todo.get()) is not None:
+            if delivery.epoch != self._channel.epoch or self._channel.stopping:
+                continue  # it came by a connection that is lost, so it comes again; or it goes back, as we end
+            started = time.monotonic()
+            try:
+                self._handle(delivery)
+                self._keep_pace(time.monotonic() - started)
+            except BaseException as error:  # raised in work(), in the thread of whoever called it
+                self._error = self._error or error
+                self._channel.stop()
+
+    def _keep_pace(self, seconds: float) -> None:
+        with self._pacing:
+            before = self._quick_in_a_row
+            if seconds > _SLOW:
+                self._quick_in_a_row = 0
+                if before >= _IN_A_ROW:
+                    self._channel.take_in_advance(0)
+            elif seconds < _QUICK and before < _IN_A_ROW:
+                self._quick_in_a_row += 1
+                if self._quick_in_a_row == _IN_A_ROW:
+                    self._channel.take_in_advance(len(self._threads))

@@ -1,0 +1,1 @@
+"""Drills: set a scene on a broker, break it, and see what became of the messages. One file each."""

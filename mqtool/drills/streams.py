@@ -1,0 +1,73 @@
+"""A stream, and the line that it flows through breaks: the broker restarts, or connections are cut.
+
+    send ──> [drill] ──> receive
+         ^           ^
+         └── broken ─┘
+
+The publisher keeps what is not confirmed, and publishes it again, under the same message id; the receiver gets again
+what it had not acknowledged, marked redelivered. So a message may come twice, which its id tells; none is lost.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mqtool.drills.proxy import Proxy
+from mqtool.drills.scene import CONFIRMED, Scene, Verdict, lines_of, message, received
+
+#: How many messages flow, unless somebody says otherwise.
+MESSAGES = 10_000
+
+
+def restart_broker(scene: Scene, count: int = MESSAGES) -> Verdict:
+    """Stop the broker in mid-stream, and start it again."""
+
+    def restart() -> None:
+        scene.say("stopping the broker …")
+        scene.stop_broker()
+        scene.start_broker()
+
+    return _flow(scene, scene.url, count, {1: restart})
+
+
+def drop_connection(scene: Scene, count: int = MESSAGES) -> Verdict:
+    """Cut the connections of both sides, three times."""
+    proxy = Proxy(scene.port)
+
+    def cut() -> None:
+        scene.say(f"cutting {proxy.cut()} connections …")
+
+    try:
+        return _flow(scene, scene.through(proxy.port), count, dict.fromkeys((1, 2, 3), cut))
+    finally:
+        proxy.close()
+
+
+def _flow(scene: Scene, url: str, count: int, breaks: dict[int, Callable[[], None]]) -> Verdict:
+    """Send and receive, and break something after so many quarters of the way."""
+    got = scene.directory / "got"
+    receiver = scene.start_consumer("receiver", "receive", "--json", "-q", scene.queue, url=url, stdout=got)
+    sender = scene.start("sender", "send", "--json", "-q", scene.queue, "--persistent", url=url)
+    for quarter in range(4):
+        first, last = count * quarter // 4, count * (quarter + 1) // 4
+        if quarter in breaks:
+            # Some are on their way, some are unconfirmed, some unacknowledged.
+            scene.wait_until(lambda first=first: len(lines_of(got)) > first // 2, "the stream flows")  # type: ignore[misc]
+            breaks[quarter]()
+        sender.write(b"".join(message(number) for number in range(first, last)))
+    sender.close()
+    sender.wait()
+    scene.wait_until_still(lambda: len(set(_ids(got))) == count, lambda: len(lines_of(got)))
+    receiver.stop()
+    deliveries = received(got)
+    done = len(set(_ids(got)))
+    return Verdict(
+        sent=count,
+        confirmed=sender.counted(CONFIRMED),
+        done=done,
+        redelivered=sum(delivery["redelivered"] for delivery in deliveries),
+        suppressed=len(deliveries) - done,
+    )
+
+
+def _ids(got: Path) -> list[str]:
+    return [delivery["properties"]["message_id"] for delivery in received(got)]

@@ -1,0 +1,123 @@
+"""Dead letters: found, looked at, brought back, dropped. Nothing else moves."""
+
+import json
+import signal
+
+import pytest
+
+from tests.brokers import TestBroker
+from tests.cli.shell import Shell, wait_until
+from tests.cli.test_exec import depth
+
+BODIES = ["one", "two", "three"]
+
+
+@pytest.fixture
+def dead(shell: Shell) -> Shell:
+    """Three dead letters of queue jobs, with ids m-one, m-two and m-three."""
+    lines = "".join(json.dumps({"body": body, "properties": {"message_id": f"m-{body}"}}) + "\n" for body in BODIES)
+    shell.run("mqtool", "send", "-q", "jobs", "--json", stdin=lines)
+    shell.run("mqtool", "worker", "-q", "jobs", "-c", "3", "--shell", "--exec", "echo no >&2; exit 65")
+    return shell
+
+
+def test_show_takes_nothing_and_keeps_the_order(dead: Shell) -> None:
+    """Twice the same: id, reason, attempts, error, body, from the oldest."""
+    for _ in range(2):
+        shown = dead.run("mqtool", "dlq", "show", "jobs").stdout
+        lines = shown.splitlines()
+        assert [line.split(": ")[0] for line in lines[::3]] == ["m-one", "m-two", "m-three"]
+        assert "m-one: rejected after 1 attempt, first on " in shown
+        assert lines[1:3] == ["  error: exit status 65: no", "  body:  one"]
+    one = json.loads(dead.run("mqtool", "dlq", "show", "jobs", "--id", "m-two", "--json").stdout)
+    assert one["body"] == "two"
+
+
+def test_ls_finds_them_with_their_reasons(dead: Shell, broker: TestBroker) -> None:
+    """Our own, and those of a dead-letter exchange that the broker filled; without the management API, a sentence."""
+    broker.api("PUT", f"exchanges/{broker.vhost}/graveyard", {"type": "fanout", "durable": True})
+    broker.api("PUT", f"queues/{broker.vhost}/buried", {"durable": True})
+    broker.api("POST", f"bindings/{broker.vhost}/e/graveyard/q/buried", {})
+    dead.run("mqtool", "send", "-q", "short", "--dead-letter-exchange", "graveyard", "--max-length", "1", "first")
+    dead.run("mqtool", "send", "-q", "short", "--dead-letter-exchange", "graveyard", "--max-length", "1", "second")
+    wait_until(lambda: depth(broker, "buried") == 1, "the broker's own dead letter")
+
+    listed = dead.run("mqtool", "dlq", "ls", "--management", broker.management)
+    assert listed.stdout.splitlines() == ["buried\t1\t1 maxlen", "jobs.dlq\t3\t3 rejected"]
+
+    back = dead.run("mqtool", "dlq", "redrive", "any", "--from", "buried", "--to", "elsewhere")
+    assert back.code == 75
+    assert "was not taken by 'elsewhere': NO_ROUTE" in back.stderr
+    assert dead.run("mqtool", "dlq", "redrive", "any", "--from", "buried", "--to", "jobs").code == 0
+
+    nowhere = dead.run("mqtool", "dlq", "ls", "--management", "http://localhost:1")
+    assert nowhere.code == 69
+    assert "no management API answers" in nowhere.stderr
+
+
+def test_redrive_brings_one_back_and_nothing_else_moves(dead: Shell, broker: TestBroker) -> None:
+    """By id: it is as it was before it failed, and tried as often again; the others keep their order."""
+    result = dead.run("mqtool", "dlq", "redrive", "jobs", "--id", "m-two")
+    assert "1 brought back from jobs.dlq" in result.stderr
+    again = dead.run("mqtool", "worker", "-q", "jobs", "-c", "1", "--shell", "--exec", "cat; echo ,$MQ_ATTEMPT")
+    assert again.stdout == "two,1\n"
+    left = dead.run("mqtool", "dlq", "show", "jobs", "--json").stdout.splitlines()
+    assert [json.loads(line)["body"] for line in left] == ["one", "three"]
+    assert depth(broker, "jobs") == 0
+
+
+def test_drop_asks_first(dead: Shell, broker: TestBroker) -> None:
+    """Without a terminal to ask on, only --yes drops."""
+    assert dead.run("mqtool", "dlq", "drop", "jobs").code == 2
+    assert depth(broker, "jobs.dlq") == 3
+    assert dead.run("mqtool", "dlq", "drop", "jobs", "--id", "m-one", "--yes").code == 0
+    assert depth(broker, "jobs.dlq") == 2
+
+
+def test_a_redrive_that_is_killed_loses_nothing(shell: Shell, broker: TestBroker) -> None:
+    """kill -9 half-way; a second run finishes. Each message is back at least once; what is there twice has one id."""
+    count = 3_000
+    shell.run("mqtool", "send", "-q", "jobs", "x")
+    shell.run("mqtool", "receive", "-q", "jobs", "-c", "1")
+    # fmt: off
+    shell.run("mqtool", "send", "-q", "jobs.dlq", "--queue-type", "classic", "-H", "mqtool-queue=jobs", "-H",
+              "mqtool-reason=rejected", "--persistent", "-l", stdin="".join(f"{n}\n" for n in range(count)))
+    # fmt: on
+    first = shell.start("mqtool", "dlq", "redrive", "jobs", "--yes", "-v")
+    first.wait_for_stderr("Redriven").process.send_signal(signal.SIGKILL)
+    first.wait()
+    wait_until(lambda: depth(broker, "jobs.dlq") > 0, "the rest, back in its place")
+
+    second = shell.run("mqtool", "dlq", "redrive", "jobs")
+
+    assert second.code == 0, second.stderr
+    assert depth(broker, "jobs.dlq") == 0
+    came = shell.run("mqtool", "receive", "-q", "jobs", "--idle-timeout", "500ms", "-F", "%b %i").stdout.splitlines()
+    assert {line.split()[0] for line in came} == {str(number) for number in range(count)}
+    assert len(set(came)) == count
+
+
+def test_reconcile_says_what_is_missing_doubled_and_reordered(shell: Shell) -> None:
+    """By message id; exit 3 if any is missing."""
+
+    def lines(*ids: str) -> str:
+        return "".join(json.dumps({"body": "", "properties": {"message_id": name}}) + "\n" for name in ids)
+
+    (shell.directory / "sent").write_text(lines("a", "b", "c", "d"))
+    (shell.directory / "got").write_text(lines("a", "c", "b", "c", "x"))
+    (shell.directory / "all").write_text(lines("a", "b", "c", "d"))
+
+    result = shell.run("mqtool", "reconcile", "sent", "got")
+    assert result.code == 3
+    assert result.stdout.splitlines() == [
+        "sent        4",
+        "got         5",
+        "missing     1: d",
+        "doubled     1: c",
+        "unexpected  1: x",
+        "reordered   1: b",
+    ]
+    assert shell.run("mqtool", "reconcile", "sent", "all", "--exact").code == 0
+    assert json.loads(shell.run("mqtool", "reconcile", "sent", "-", "--json", stdin=lines("a")).stdout)["missing"] == [
+        "b", "c", "d",
+    ]  # fmt: skip

@@ -1,0 +1,64 @@
+"""The drills, as a person runs them: each ends with lost 0, and says what it has seen."""
+
+import re
+
+import pytest
+
+from mqtool.broker import node
+from tests.brokers import TestBroker, skip_or_fail
+from tests.cli.shell import Result, Shell
+
+
+def _verdict(result: Result) -> dict[str, int]:
+    assert result.code == 0, result.stderr
+    [line] = result.stdout.splitlines()
+    assert line.endswith("lost 0")
+    return {name: int(count.replace(",", "")) for name, count in re.findall(r"(\w+) ([\d,]+)", line)}
+
+
+def _drill(shell: Shell, broker: TestBroker, name: str) -> dict[str, int]:
+    return _verdict(shell.run("mqtool", "drill", name, "-u", broker.url))
+
+
+def test_kill_worker(lonely_shell: Shell, broker: TestBroker) -> None:
+    """What the killed worker had in hand is done by the other one, marked redelivered; nothing twice."""
+    verdict = _drill(lonely_shell, broker, "kill-worker")
+    assert (verdict["sent"], verdict["done"]) == (200, 200)
+    assert verdict["redelivered"] > 0
+    assert "twice" not in verdict
+
+
+def test_drop_connection(lonely_shell: Shell, broker: TestBroker) -> None:
+    """Ten thousand messages, three cuts: all confirmed, all there."""
+    verdict = _drill(lonely_shell, broker, "drop-connection")
+    assert verdict["sent"] == verdict["confirmed"] == verdict["done"] == 10_000
+    assert verdict["redelivered"] > 0
+
+
+def test_poison(lonely_shell: Shell, broker: TestBroker) -> None:
+    """One that always fails and one that is bad end as dead letters; the others are done, once."""
+    verdict = _drill(lonely_shell, broker, "poison")
+    assert (verdict["done"], verdict["dead"], verdict["redelivered"]) == (198, 2, 0)
+
+
+def test_duplicate(lonely_shell: Shell, broker: TestBroker) -> None:
+    """Twenty come twice; each has its effect once."""
+    verdict = _drill(lonely_shell, broker, "duplicate")
+    assert (verdict["confirmed"], verdict["done"], verdict["suppressed"]) == (220, 200, 20)
+    assert "twice" not in verdict
+
+
+def test_restart_broker(lonely_shell: Shell) -> None:
+    """Ten thousand messages on a broker of the drill's own, which is stopped and started again."""
+    if node.find_server() is None:
+        skip_or_fail("no rabbitmq-server is installed")
+    verdict = _verdict(lonely_shell.run("mqtool", "drill", "restart-broker", "--kind", "node", timeout=180))
+    assert verdict["sent"] == verdict["confirmed"] == verdict["done"] == 10_000
+
+
+@pytest.mark.parametrize("name", ["kill-worker", "restart-broker", "drop-connection", "poison", "duplicate"])
+def test_each_drill_says_what_it_does(lonely_shell: Shell, name: str) -> None:
+    """--help is a sentence and a command line."""
+    said = lonely_shell.run("mqtool", "drill", name, "--help")
+    assert said.code == 0
+    assert f"mqtool drill {name}" in said.stdout

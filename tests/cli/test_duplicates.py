@@ -1,0 +1,89 @@
+"""--deduplicate: what comes twice is done once."""
+
+import json
+
+from tests.brokers import TestBroker
+from tests.cli.shell import Shell, wait_until
+from tests.cli.test_exec import depth
+
+
+def _message(message_id: str, body: str = "x") -> str:
+    return json.dumps({"body": body, "properties": {"message_id": message_id}}) + "\n"
+
+
+def test_the_same_id_twice_is_done_once_even_by_another_worker(shell: Shell, broker: TestBroker) -> None:
+    """Skipped with a visible line, and acknowledged; without --deduplicate it is done again."""
+    store = ["--deduplicate", "--dedup-store", "store"]
+    program = ["--shell", "--exec", "echo did $MQ_MESSAGE_ID"]
+    shell.run("mqtool", "new-task", "--json", stdin=_message("a") + _message("b") + _message("a"))
+    first = shell.run("mqtool", "worker", *store, *program, "-c", "3")
+    assert first.stdout == "did a\ndid b\n"
+    assert "message a was done before: not done again, only acknowledged" in first.stderr
+    assert "2 done, 0 to be retried, 0 dead, 1 suppressed" in first.stderr
+
+    shell.run("mqtool", "new-task", "--json", stdin=_message("b") + _message("c"))
+    assert shell.run("mqtool", "worker", *store, *program, "-c", "2").stdout == "did c\n"
+    assert depth(broker, "task_queue") == 0
+
+
+def test_what_has_failed_is_tried_again_and_what_is_forgotten_too(shell: Shell) -> None:
+    """Only what is done is remembered, and only for the window."""
+    shell.run("mqtool", "new-task", "--json", stdin=_message("a"))
+    store = ["--deduplicate", "--dedup-store", "store", "--dedup-window", "1ms"]
+    failing = shell.run("mqtool", "worker", *store, "-c", "2", "--backoff", "100ms", "--shell", "--exec",
+                        "echo $MQ_ATTEMPT; [ $MQ_ATTEMPT = 2 ]")  # fmt: skip
+    assert failing.stdout == "1\n2\n"
+    shell.run("mqtool", "new-task", "--json", stdin=_message("a"))
+    again = shell.run("mqtool", "worker", *store, "-c", "1", "--exec", "echo again")
+    assert again.stdout == "again\n"
+
+
+def test_a_worker_that_is_killed_leaves_its_message_to_be_done_once(shell: Shell) -> None:
+    """kill -9 while the program runs: it has had no effect, since it died too; the next worker's has, once."""
+    shell.run("mqtool", "new-task", "--json", stdin=_message("a"))
+    program = ["--deduplicate", "--dedup-store", "store", "--shell", "--exec",
+               "touch started; until [ -e go ]; do sleep 0.05; done; echo $MQ_REDELIVERED >> effect"]  # fmt: skip
+    worker = shell.start("mqtool", "worker", *program)
+    wait_until(lambda: (shell.directory / "started").exists(), "the program")
+    worker.process.kill()
+    worker.wait()
+    (shell.directory / "go").touch()
+    shell.run("mqtool", "worker", *program, "-c", "1")
+    assert (shell.directory / "effect").read_text() == "1\n"
+
+
+def test_a_store_that_cannot_be_used_is_said_at_once(shell: Shell) -> None:
+    """A file that is something else."""
+    (shell.directory / "notes").write_text("no database, but long enough to be looked at as if it were one" * 20)
+    result = shell.run("mqtool", "worker", "--deduplicate", "--dedup-store", "notes", "--exec", "true")
+    assert result.code == 2
+    assert "cannot use the store notes" in result.stderr
+
+
+def test_a_program_answers_requests(shell: Shell) -> None:
+    """rpc-server --exec: stdout is the reply; the client says what was on stderr, and exits with the status."""
+    server = shell.start("mqtool", "rpc-server", "--shell", "--exec", 'read -r x; echo "got $x"; echo hm >&2; exit $x')
+    server.wait_until_ready()
+    fine = shell.run("mqtool", "rpc-client", "0", "--raw")
+    assert (fine.stdout, fine.code) == ("got 0\n", 0)
+    bad = shell.run("mqtool", "rpc-client", "7")
+    assert (bad.stdout, bad.code) == (" [.] Got got 7\n", 7)
+    assert "the server's program said: hm" in bad.stderr
+    broken = shell.run("mqtool", "rpc-client", "127")
+    assert broken.code == 127
+    assert server.wait().code == 1
+
+
+def test_a_request_that_comes_twice_gets_the_same_reply(shell: Shell) -> None:
+    """rpc-server --deduplicate: computed once, answered twice, byte for byte."""
+    request = json.dumps(
+        {"body": "x", "properties": {"message_id": "r1", "correlation_id": "c", "reply_to": "answers"}}
+    )
+    shell.run("mqtool", "receive", "-q", "answers", "--idle-timeout", "10ms")
+    shell.run("mqtool", "send", "--json", "-q", "rpc_queue", stdin=f"{request}\n{request}\n")
+    store = ["--deduplicate", "--dedup-store", "store"]
+    result = shell.run("mqtool", "rpc-server", *store, "-c", "2", "--shell", "--exec", "date +%N; printf '\\377'")
+    assert "request r1 was answered before" in result.stderr
+    answers = shell.run("mqtool", "receive", "-q", "answers", "-c", "2", "--raw").stdout_bytes
+    first, second = answers.split(b"\xff\n")[:2]
+    assert first == second != b""

@@ -1,0 +1,179 @@
+"""Programs as workers: what they get to see, and what their exit status does."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from tests.brokers import TestBroker
+from tests.cli.shell import Shell, wait_until
+
+
+def depth(broker: TestBroker, queue: str) -> int:
+    from mqtool.amqp import Connection, parse_addresses
+
+    with Connection(parse_addresses(broker.url)) as connection:
+        return connection.channel().depth_of(queue)
+
+
+def test_a_program_gets_the_body_on_stdin_and_the_rest_in_its_environment(shell: Shell) -> None:
+    """Properties, headers and the attempt are MQ_* variables; places in the command are filled; no shell reads it."""
+    shell.run("mqtool", "new-task", "-H", "tenant-id=a b", "-H", "n:=[1,2]", "--property", "message-id=m1", "ünï;$x")
+    result = shell.run(
+        "mqtool", "worker", "-c", "1", "--exec",
+        "sh -c 'cat; echo; env | grep ^MQ_ | sort; echo \"$1\"' - '{routing_key};{attempt}'",
+    )  # fmt: skip
+    assert result.stdout.splitlines() == [
+        "ünï;$x", "MQ_ATTEMPT=1", "MQ_DELIVERY_MODE=2", "MQ_EXCHANGE=", "MQ_HEADER_N=[1,2]", "MQ_HEADER_TENANT_ID=a b",
+        "MQ_MESSAGE_ID=m1", "MQ_QUEUE=task_queue", "MQ_REDELIVERED=0", "MQ_ROUTING_KEY=task_queue", "task_queue;1",
+    ]  # fmt: skip
+    assert "1 done, 0 to be retried, 0 dead" in result.stderr
+
+
+def test_a_large_body_reaches_a_program_that_reads_it_and_does_not_hold_up_one_that_does_not(shell: Shell) -> None:
+    """A megabyte through a pipe of 64 KiB, in both cases."""
+    for _ in range(2):
+        shell.run("mqtool", "new-task", stdin=b"x" * 1_000_000)
+    assert shell.run("mqtool", "worker", "-c", "1", "--exec", "wc -c").stdout.strip() == "1000000"
+    assert shell.run("mqtool", "worker", "-c", "1", "--exec", "true").code == 0
+
+
+def test_several_run_at_once_and_each_is_acknowledged_on_its_own(shell: Shell, broker: TestBroker) -> None:
+    """--concurrency 3: a slow one does not hold up the acknowledgement of the quick ones."""
+    shell.run("mqtool", "new-task", "-l", stdin="slow\n" + "quick\n" * 5)
+    worker = shell.start(
+        "mqtool", "worker", "--concurrency", "3", "--shell", "--exec",
+        "read -r x; if [ $x = slow ]; then until [ -e go ]; do sleep 0.05; done; fi; echo $x",
+    )  # fmt: skip
+    wait_until(lambda: worker.stdout.count("quick") == 5, "the quick ones")
+    assert "slow" not in worker.stdout
+    shell.run("touch", "go")
+    worker.wait_for_stdout("slow").interrupt()
+    assert worker.wait().code == 0
+    assert depth(broker, "task_queue") == 0
+
+
+def test_a_count_is_exact_with_several_at_once(shell: Shell) -> None:
+    """-c 10 --concurrency 4 does ten; the other ten are all there still."""
+    shell.run("mqtool", "new-task", "-l", stdin="".join(f"{number}\n" for number in range(20)))
+    result = shell.run("mqtool", "worker", "-c", "10", "--concurrency", "4", "--shell", "--exec", 'echo "$(cat)"')
+    rest = shell.run("mqtool", "receive", "-q", "task_queue", "--raw", "--idle-timeout", "500ms")
+    done, left = result.stdout.split(), rest.stdout.split()
+    assert (len(done), len(left)) == (10, 10)
+    assert sorted(done + left, key=int) == [str(number) for number in range(20)]
+
+
+@pytest.mark.parametrize("status", [126, 127])
+def test_a_broken_command_stops_the_worker_and_keeps_the_message(shell: Shell, status: int) -> None:
+    """126 and 127 are about the command, not the message."""
+    shell.run("mqtool", "new-task", "precious")
+    result = shell.run("mqtool", "worker", "--shell", "--exec", f"exit {status}")
+    assert result.code == 1
+    assert f"the program cannot be run: exit status {status}" in result.stderr
+    assert shell.run("mqtool", "receive", "-q", "task_queue", "-c", "1", "--raw").stdout == "precious\n"
+
+
+def test_what_cannot_be_a_command_is_said_before_anything_is_taken(shell: Shell) -> None:
+    """No such program; a place in a script for sh, where a routing key could be read as code."""
+    for options, said in (
+        (["--exec", "no-such-program"], "there is no program 'no-such-program'"),
+        (["--exec", "echo {routing_key}", "--shell"], "a shell would read what stands for {routing_key} as code"),
+        (["--retries", "3"], "name one: --exec"),
+    ):
+        result = shell.run("mqtool", "worker", *options)
+        assert result.code == 2
+        assert said in result.stderr
+
+
+def test_a_timeout_kills_all_that_the_program_has_started(shell: Shell) -> None:
+    """--timeout: the child of the program's shell is gone too, and the message is retried, with the reason."""
+    shell.run("mqtool", "new-task")
+    result = shell.run(
+        "mqtool", "worker", "-c", "1", "--timeout", "300ms", "--retries", "0", "--shell", "--exec",
+        "sleep 1000 & echo $! > child; wait",
+    )  # fmt: skip
+    assert "timed out after 0.3 s; dead after 1 attempt, now in task_queue.dlq" in result.stderr
+    child = int((shell.directory / "child").read_text())
+    wait_until(lambda: not _is_alive(child), "the end of the program's child")
+
+
+def test_a_killed_worker_takes_its_program_with_it(shell: Shell) -> None:
+    """kill -9 of a worker: its program ends too, so that it and another worker's do not both go on."""
+    shell.run("mqtool", "new-task")
+    worker = shell.start("mqtool", "worker", "--shell", "--exec", "echo $$ > pid; exec sleep 1000").wait_until_ready()
+    wait_until(lambda: (shell.directory / "pid").exists() and (shell.directory / "pid").read_text(), "its program")
+    worker.process.kill()
+    program = int((shell.directory / "pid").read_text())
+    wait_until(lambda: not _is_alive(program), "the end of the program")
+    again = shell.run("mqtool", "worker", "-c", "1", "--shell", "--exec", "echo $MQ_REDELIVERED")
+    assert again.stdout == "1\n"
+
+
+def test_heartbeats_go_on_while_a_program_runs(shell: Shell, broker: TestBroker) -> None:
+    """A program that takes several heartbeats' time is acknowledged normally, on the same connection."""
+    shell.environment["MQTOOL_URL"] = f"{broker.url}?heartbeat=1"
+    shell.run("mqtool", "new-task")
+    result = shell.run("mqtool", "worker", "-c", "1", "--exec", "sleep 5")
+    assert (result.code, "1 done" in result.stderr) == (0, True)
+    assert "lost the connection" not in result.stderr
+    assert depth(broker, "task_queue") == 0
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def test_a_message_that_always_fails_is_tried_exactly_so_often_at_the_promised_times(shell: Shell) -> None:
+    """1 + retries attempts, after 0.5 and 1 s; then it is a dead letter with its reason, its count and its origin."""
+    shell.run("mqtool", "send", "-q", "jobs", "--property", "message-id=m1", "-H", "k=v", "-H", "CC:=[]", "bad")
+    result = shell.run(
+        "mqtool", "worker", "-q", "jobs", "-c", "3", "--retries", "2", "--backoff", "500ms", "--shell", "--exec",
+        "date +%s%3N; echo tried $MQ_ATTEMPT, key $MQ_ROUTING_KEY >&2; exit 1",
+    )  # fmt: skip
+    times = [int(line) for line in result.stdout.split()]
+    assert len(times) == 3
+    for (before, after), promised in zip(pairwise(times), (500, 1000), strict=True):
+        assert promised <= after - before + 5, "never early"
+        assert after - before < promised * 1.2 + 400, "in time, on a busy machine"
+    assert [line for line in result.stderr.splitlines() if line.startswith("tried")] == [
+        f"tried {attempt}, key jobs" for attempt in (1, 2, 3)
+    ]
+
+    dead = json.loads(shell.run("mqtool", "receive", "-q", "jobs.dlq", "-c", "1", "--json", "--durable").stdout)
+
+    assert dead["body"] == "bad"
+    assert dead["properties"]["message_id"] == "m1"
+    headers = dead["headers"]
+    assert headers["mqtool-attempts"] == 3
+    assert headers["mqtool-reason"] == "retries exhausted"
+    assert headers["mqtool-last-error"] == "exit status 1: tried 3, key jobs"
+    assert headers["mqtool-queue"] == "jobs"
+    assert headers["k"] == "v"
+
+
+def test_each_exit_status_does_what_it_says(shell: Shell, broker: TestBroker) -> None:
+    """65 is dead at once, 75 and others wait; one that succeeds the second time is done."""
+    shell.run("mqtool", "send", "-q", "jobs", "-l", stdin="65\n75\n9\n0\n")
+    result = shell.run(
+        "mqtool", "worker", "-q", "jobs", "-c", "6", "--backoff", "200ms", "--shell", "--exec",
+        'read -r x; [ "$MQ_ATTEMPT" = 2 ] || exit $x',
+    )  # fmt: skip
+    assert "3 done, 2 to be retried, 1 dead" in result.stderr
+    assert (depth(broker, "jobs"), depth(broker, "jobs.dlq")) == (0, 1)
+
+
+def test_waiting_messages_do_not_wait_for_each_other(shell: Shell) -> None:
+    """A message that waits long does not hold up one that waits shortly: each delay has a queue of its own."""
+    shell.run("mqtool", "send", "-q", "jobs", "first")
+    first = shell.run("mqtool", "worker", "-q", "jobs", "-c", "1", "--backoff", "1h", "--backoff-max", "2h",
+                      "--exec", "false")  # fmt: skip
+    assert "retry 1 of 5 in 1h" in first.stderr
+    shell.run("mqtool", "send", "-q", "jobs", "second")
+    result = shell.run("mqtool", "worker", "-q", "jobs", "-c", "2", "--backoff", "200ms", "--shell", "--exec",
+                       'cat; [ "$MQ_ATTEMPT" = 2 ]')  # fmt: skip
+    assert result.stdout == "secondsecond"

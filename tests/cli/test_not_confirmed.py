@@ -1,0 +1,142 @@
+"""Publishers that the broker refuses: counted, reported, and kept so that a second run finishes the job."""
+
+import json
+from collections.abc import Iterator
+from subprocess import PIPE
+
+import pytest
+
+from tests.brokers import TestBroker
+from tests.cli.shell import Shell, wait_until
+from tests.cli.test_exec import depth
+from tests.proxy import Proxy
+
+
+def _bodies(shell: Shell, name: str) -> list[str]:
+    return [json.loads(line)["body"] for line in (shell.directory / name).read_text().splitlines()]
+
+
+def _numbers(count: int) -> str:
+    return "".join(f"{number}\n" for number in range(count))
+
+
+def test_unroutable_messages_are_kept_and_a_second_run_sends_them(shell: Shell) -> None:
+    """--mandatory --failed-to: exit 75, all there with id and address; once the queue is there, they arrive."""
+    first = shell.run("mqtool", "send", "-r", "later", "-e", "", "--mandatory", "-l", "--failed-to", "failed",
+                      "-H", "k:=1.5", stdin="a\nb\n")  # fmt: skip
+    assert first.code == 75
+    assert "0 confirmed, 0 nacked, 2 returned" in first.stderr
+    assert _bodies(shell, "failed") == ["a", "b"]
+
+    shell.run("mqtool", "receive", "-q", "later", "--idle-timeout", "10ms")
+    again = shell.run("mqtool", "send", "--json", "-f", "failed", "--failed-to", "failed")
+
+    assert again.code == 0, again.stderr
+    assert (
+        shell.run("mqtool", "receive", "-q", "later", "-c", "2", "-F", "%b %h").stdout == 'a {"k":1.5}\nb {"k":1.5}\n'
+    )
+    assert _bodies(shell, "failed") == []
+
+
+def test_a_full_queue_that_refuses(shell: Shell, broker: TestBroker) -> None:
+    """reject-publish: some are confirmed, exit 3, and --failed-to holds exactly the others."""
+    full = ["-q", "full", "--queue-type", "classic", "--max-length", "5", "--argument", "x-overflow=reject-publish"]
+    result = shell.run("mqtool", "send", *full, "-l", "--failed-to", "failed", stdin=_numbers(200))
+    assert result.code == 3, result.stderr
+    confirmed = int(result.stderr.split(" confirmed")[0].split("\n")[-1])
+    assert confirmed == depth(broker, "full")
+    arrived = shell.run("mqtool", "receive", *full, "--raw", "--idle-timeout", "300ms").stdout.split()
+    assert sorted(arrived + _bodies(shell, "failed"), key=int) == _numbers(200).split()
+
+
+def test_an_exchange_that_is_deleted_in_mid_stream(shell: Shell, broker: TestBroker) -> None:
+    """Exit 3 with the broker's words; what is confirmed has arrived, and the rest, read or not, is kept."""
+    broker.api("PUT", f"exchanges/{broker.vhost}/fleeting", {"type": "fanout"})
+    broker.api("PUT", f"queues/{broker.vhost}/q", {"durable": True})
+    broker.api("POST", f"bindings/{broker.vhost}/e/fleeting/q/q", {})
+    sender = shell.start("mqtool", "send", "-e", "fleeting", "-l", "--failed-to", "failed", stdin=PIPE)
+    assert sender.process.stdin is not None
+    sender.process.stdin.write(_numbers(100).encode())
+    sender.process.stdin.flush()
+    wait_until(lambda: depth(broker, "q") == 100, "the first hundred")
+    broker.api("DELETE", f"exchanges/{broker.vhost}/fleeting")
+    sender.process.stdin.write(b"".join(b"%d\n" % number for number in range(100, 3_000)))
+    sender.process.stdin.close()
+
+    result = sender.wait()
+
+    assert result.code == 3, result.stderr
+    assert "no exchange 'fleeting'" in result.stderr
+    assert "100 confirmed, 0 nacked, 0 returned" in result.stderr
+    assert _bodies(shell, "failed") == [str(number) for number in range(100, 3_000)]
+
+
+@pytest.fixture
+def proxy(broker: TestBroker) -> Iterator[Proxy]:
+    with Proxy(broker.port) as proxy:
+        yield proxy
+
+
+def test_an_interrupted_run_and_a_second_one_send_each_line(shell: Shell, broker: TestBroker) -> None:
+    """Ctrl-C in the middle of a file: what was confirmed and what was kept are together the whole file."""
+    (shell.directory / "lines").write_text(_numbers(400_000))
+    sender = shell.start("mqtool", "send", "-l", "-f", "lines", "--failed-to", "failed")
+    shell.run("mqtool", "wait")
+    wait_until(lambda: _declared(broker, "hello") and depth(broker, "hello") > 0, "the stream flows")
+    result = sender.interrupt().wait()
+    assert result.code == 130
+    confirmed = int(result.stderr.split(" confirmed")[0].split("\n")[-1].replace(",", ""))
+    kept = _bodies(shell, "failed")
+    assert 0 < confirmed < 400_000
+    assert kept == [str(number) for number in range(confirmed, 400_000)]
+
+
+def _declared(broker: TestBroker, queue: str) -> bool:
+    listed = broker.api("GET", f"queues/{broker.vhost}")
+    assert isinstance(listed, list)
+    return queue in {entry["name"] for entry in listed}
+
+
+def test_attempts_to_reconnect_end(shell: Shell, broker: TestBroker, proxy: Proxy) -> None:
+    """--max-retries 2: two lines that a person can read, then exit 69; what was not sent is kept."""
+    shell.environment["MQTOOL_URL"] = broker.url.replace(f":{broker.port}", f":{proxy.port}")
+    sender = shell.start("mqtool", "send", "-l", "-v", "--max-retries", "2", "--failed-to", "failed", stdin=PIPE)
+    assert sender.process.stdin is not None
+    sender.process.stdin.write(b"first\n")
+    sender.process.stdin.flush()
+    sender.wait_for_stderr("Sent 'first'")
+    proxy.close()
+    sender.process.stdin.write(b"second\n")
+    sender.process.stdin.close()
+    result = sender.wait()
+    assert result.code == 69
+    assert "attempt 2 to reconnect failed" in result.stderr
+    assert "gave up reconnecting" in result.stderr
+    assert _bodies(shell, "failed") == ["second"]
+
+
+def test_an_exchange_of_ours_that_is_deleted_is_declared_again(shell: Shell, broker: TestBroker) -> None:
+    """emit-log in mid-stream: the broker closes the channel; it is opened again, said so, and all is confirmed."""
+    sender = shell.start("mqtool", "emit-log", "fanout", "-l", "-v", stdin=PIPE)
+    assert sender.process.stdin is not None
+    sender.process.stdin.write(b"before\n")
+    sender.process.stdin.flush()
+    sender.wait_for_stderr("Sent before")
+    broker.api("DELETE", f"exchanges/{broker.vhost}/logs")
+    sender.process.stdin.write(b"after\n")
+    sender.process.stdin.close()
+    result = sender.wait()
+    assert result.code == 0, result.stderr
+    assert "the broker closed the channel: no exchange 'logs'" in result.stderr
+    assert "opened the channel again" in result.stderr
+    assert "2 confirmed, 0 nacked, 0 returned" in result.stderr
+
+
+def test_a_timeout_beyond_the_consumer_timeout_is_warned_of(shell: Shell) -> None:
+    """Where the queue tells its own; and where it does not, from RabbitMQ's default."""
+    shell.run("mqtool", "new-task", "-l", stdin="1\n2\n")
+    result = shell.run("mqtool", "worker", "--exec", "true", "--timeout", "31m", "-c", "1")
+    assert "--timeout of 31m is longer than the consumer timeout" in result.stderr
+    assert (
+        "consumer timeout" not in shell.run("mqtool", "worker", "--exec", "true", "--timeout", "29m", "-c", "1").stderr
+    )

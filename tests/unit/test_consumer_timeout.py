@@ -1,0 +1,18 @@
+"""The broker's consumer timeout, said as what it is. RabbitMQ looks once a minute; here are its words alone."""
+
+from pika.exceptions import ChannelClosedByBroker
+
+from mqtool.amqp import failures
+
+SAID = (
+    "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used: 1800000 ms. "
+    "This timeout value can be configured, see consumers doc guide to learn more"
+)
+
+
+def test_the_consumer_timeout_is_reported_for_what_it_is() -> None:
+    """With its length, and with what to do."""
+    error = failures.closed_by_broker(ChannelClosedByBroker(406, SAID))
+    assert "not acknowledged within the broker's consumer timeout of 30m" in str(error)
+    assert "consumer_timeout in rabbitmq.conf" in (error.hint or "")
+    assert failures.is_mended_by_reopening(ChannelClosedByBroker(406, SAID), [])
