@@ -87,6 +87,14 @@ def from_environment() -> TestBroker | None:
     return TestBroker("rabbitmq", url.rstrip("/"), management)
 
 
+def own_broker(kind: Kind) -> None:
+    """For tests that start and stop a broker themselves: skip where it cannot be, or would take too long."""
+    if not STARTERS[kind].is_available():
+        skip_or_fail("no rabbitmq-server is installed")
+    if kind is Kind.NODE and not os.environ.get("CI"):
+        pytest.skip("to start and stop RabbitMQ takes half a minute: only where CI is set")
+
+
 def skip_or_fail(reason: str) -> None:
     """On a laptop a missing broker skips its tests; in CI that would be a lie."""
     if os.environ.get("CI"):

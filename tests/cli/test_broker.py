@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mqtool.broker.choice import STARTERS, Kind
-from tests.brokers import skip_or_fail
+from tests.brokers import own_broker
 from tests.cli.shell import Shell, wait_until
 
 
@@ -24,8 +24,7 @@ def home(tmp_path: Path) -> Iterator[Shell]:
 @pytest.mark.parametrize("kind", [Kind.EMBEDDED, Kind.NODE])
 def test_a_broker_from_up_to_down(home: Shell, kind: Kind) -> None:
     """Up, said twice; its status, environment and log; down, said twice; and its messages are kept."""
-    if not STARTERS[kind].is_available():
-        skip_or_fail("no rabbitmq-server is installed")
+    own_broker(kind)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = str(probe.getsockname()[1])
 

@@ -6,8 +6,8 @@ from subprocess import PIPE
 
 import pytest
 
-from mqtool.broker.choice import STARTERS, Kind
-from tests.brokers import Restartable, skip_or_fail
+from mqtool.broker.choice import Kind
+from tests.brokers import Restartable, own_broker
 from tests.cli.shell import Shell, wait_until
 
 LINES = 40_000
@@ -15,8 +15,7 @@ LINES = 40_000
 
 @pytest.fixture(params=[Kind.EMBEDDED, Kind.NODE])
 def restartable(request: pytest.FixtureRequest) -> Iterator[Restartable]:
-    if not STARTERS[request.param].is_available():
-        skip_or_fail("no rabbitmq-server is installed")
+    own_broker(request.param)
     broker = Restartable(request.param, f"restart-{uuid.uuid4().hex[:8]}")
     yield broker
     broker.stop()

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from mqtool.broker import node
-from tests.brokers import TestBroker, skip_or_fail
+from mqtool.broker.choice import Kind
+from tests.brokers import TestBroker, own_broker
 from tests.cli.shell import Result, Shell
 
 
@@ -48,11 +48,11 @@ def test_duplicate(lonely_shell: Shell, broker: TestBroker) -> None:
     assert "twice" not in verdict
 
 
-def test_restart_broker(lonely_shell: Shell) -> None:
+@pytest.mark.parametrize("kind", [Kind.EMBEDDED, Kind.NODE])
+def test_restart_broker(lonely_shell: Shell, kind: Kind) -> None:
     """Ten thousand messages on a broker of the drill's own, which is stopped and started again."""
-    if node.find_server() is None:
-        skip_or_fail("no rabbitmq-server is installed")
-    verdict = _verdict(lonely_shell.run("mqtool", "drill", "restart-broker", "--kind", "node", timeout=180))
+    own_broker(kind)
+    verdict = _verdict(lonely_shell.run("mqtool", "drill", "restart-broker", "--kind", kind, timeout=180))
     assert verdict["sent"] == verdict["confirmed"] == verdict["done"] == 10_000
 
 
