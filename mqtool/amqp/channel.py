@@ -424,8 +424,12 @@ class Channel:
         self._connection.run(send)
 
     def _open_pika_channel(self, opened: "Future[PikaChannel]") -> None:
+        def on_open(pika: PikaChannel) -> None:
+            if not opened.done():  # the connection may have been lost first
+                opened.set_result(pika)
+
         try:
-            pika = self._connection.open_pika_channel(opened.set_result)
+            pika = self._connection.open_pika_channel(on_open)
         except exceptions.AMQPError as error:
             opened.set_exception(error)
             return
