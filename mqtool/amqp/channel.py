@@ -259,8 +259,15 @@ class Channel:
 
     def stop_consuming(self, tag: str) -> None:
         """basic.cancel; a connection that is lost meanwhile has cancelled it too."""
+
+        def cancel(pika: PikaChannel, done: Callable[[Any], None]) -> None:
+            if tag in pika.consumer_tags:
+                pika.basic_cancel(tag, callback=done)
+            else:  # it is of an earlier opening, and pika would never answer
+                done(None)
+
         try:
-            self._request(lambda pika, done: pika.basic_cancel(tag, callback=done))
+            self._request(cancel)
         except _CONNECTION_LOST:
             if self.is_open:
                 raise
