@@ -259,8 +259,15 @@ class Channel:
 
     def stop_consuming(self, tag: str) -> None:
         """basic.cancel; a connection that is lost meanwhile has cancelled it too."""
+
+        def cancel(pika: PikaChannel, done: Callable[[Any], None]) -> None:
+            if tag in pika.consumer_tags:
+                pika.basic_cancel(tag, callback=done)
+            else:  # it is of an earlier opening, and pika would never answer
+                done(None)
+
         try:
-            self._request(lambda pika, done: pika.basic_cancel(tag, callback=done))
+            self._request(cancel)
         except _CONNECTION_LOST:
             if self.is_open:
                 raise
@@ -424,8 +431,12 @@ class Channel:
         self._connection.run(send)
 
     def _open_pika_channel(self, opened: "Future[PikaChannel]") -> None:
+        def on_open(pika: PikaChannel) -> None:
+            if not opened.done():  # the connection may have been lost first
+                opened.set_result(pika)
+
         try:
-            pika = self._connection.open_pika_channel(opened.set_result)
+            pika = self._connection.open_pika_channel(on_open)
         except exceptions.AMQPError as error:
             opened.set_exception(error)
             return

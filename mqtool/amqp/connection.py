@@ -195,19 +195,23 @@ class Connection:
             raise failures.connecting(OverflowError(str(error)), address) from error
         opened: Future[SelectConnection] = Future()
 
+        def failed(error: BaseException) -> None:
+            if not opened.done():  # pika tells twice of a line that breaks in the very moment of opening
+                opened.set_exception(error)
+
         def start() -> None:
             try:
                 pika = SelectConnection(
                     parameters,
                     on_open_callback=opened.set_result,
-                    on_open_error_callback=lambda _, error: opened.set_exception(error),
+                    on_open_error_callback=lambda _, error: failed(error),
                     on_close_callback=self._on_close,
                     custom_ioloop=self._ioloop,
                 )
                 pika.add_on_connection_blocked_callback(self._on_blocked)
                 pika.add_on_connection_unblocked_callback(self._on_unblocked)
             except Exception as error:  # raised below, in the thread that opens
-                opened.set_exception(error)
+                failed(error)
 
         self.run(start)
         try:
