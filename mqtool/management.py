@@ -68,6 +68,12 @@ class QueueListing:
     arguments: dict[str, Any]
 
 
+def listens_on(management: Management, port: int) -> bool:
+    """Whether the broker behind the API takes AMQP connections on a port. Raises as Management.get does."""
+    listeners = management.get("overview").get("listeners") or []
+    return any(listener.get("port") == port for listener in listeners)
+
+
 def queues(management: Management, vhost: str) -> Sequence[QueueListing]:
     """All queues of a vhost. Raises as Management.get does."""
     return [

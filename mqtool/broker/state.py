@@ -72,6 +72,13 @@ def load(name: str = DEFAULT_NAME) -> Started | None:
         raise MqtoolError(f"cannot read {path}: {error}", "remove it if no broker of ours runs") from error
 
 
+def load_all() -> list[Started]:
+    """All brokers that were started, by whatever name. Raises as load() does."""
+    home = directory().parent
+    names = sorted(path.parent.name for path in home.glob("*/broker.json"))
+    return [started for name in names if (started := load(name)) is not None]
+
+
 def save(started: Started) -> None:
     """Remember a broker; only its owner may read it, as the URL may hold a password."""
     path = Path(started.directory) / "broker.json"

@@ -121,3 +121,12 @@ def test_reconcile_says_what_is_missing_doubled_and_reordered(shell: Shell) -> N
     assert json.loads(shell.run("mqtool", "reconcile", "sent", "-", "--json", stdin=lines("a")).stdout)["missing"] == [
         "b", "c", "d",
     ]  # fmt: skip
+
+
+def test_another_brokers_management_api_is_not_asked(dead: Shell, broker: TestBroker) -> None:
+    """Several brokers on one machine: an answer about the wrong one would be worse than none."""
+    if broker.port == 5672:
+        pytest.skip("on AMQP's own port the management API is taken to be the broker's")
+    listed = dead.run("mqtool", "dlq", "ls", environment={"XDG_STATE_HOME": str(dead.directory)})
+    assert (listed.stdout, listed.code) == ("", 69)
+    assert "management API" in listed.stderr
