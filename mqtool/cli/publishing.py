@@ -47,7 +47,8 @@ def report(
                 if tally.is_stream:
                     progress.advance()
     except MqtoolError as error:
-        if channel.refused and channel.unconfirmed:  # the connection is well, but the messages were not taken
+        # The connection is well, but messages of a stream were not taken; of a single one, the error says it all.
+        if options.is_stream and channel.refused and channel.unconfirmed:
             raise _not_taken(tally.counts, len(channel.unconfirmed), error) from error
         raise
     finally:

@@ -174,8 +174,8 @@ def test_receivers_that_share_a_queue_lose_nothing_when_some_are_killed(shell: S
         sender.process.stdin.write(b"%d\n" % number)
         if number == 1_000:
             sender.process.stdin.flush()
-            wait_until(lambda: receivers[0].stdout.count("\n") > 50, "the first has begun")
-            receivers[0].process.kill()
+            wait_until(lambda: any(each.stdout.count("\n") > 50 for each in receivers), "they have begun")
+            max(receivers, key=lambda each: each.stdout.count("\n")).process.kill()
     sender.process.stdin.close()
     assert sender.wait().code == 0
 
