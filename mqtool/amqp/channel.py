@@ -6,7 +6,6 @@ again. AMQP 0-9-1, section 1.3.
 
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +13,7 @@ from pika import exceptions, spec
 from pika.channel import Channel as PikaChannel
 
 from mqtool.amqp import declaring, failures
+from mqtool.amqp.answer import Answer
 from mqtool.amqp.consumer import STREAMING, Consumer, DeliveryCallback, Receiving, delivery_from
 from mqtool.amqp.declaring import Request
 from mqtool.amqp.frames import Route, addressed
@@ -55,7 +55,7 @@ class Channel:
         self._confirm_timeout = confirm_timeout
         self._pika: PikaChannel | None = None
         self._requests = threading.Lock()
-        self._answer: Future[Any] | None = None
+        self._answer: Answer[Any] | None = None
         self._journal: list[Exchange | Queue | Binding] = []
         self._names: dict[str, str] = {}
         self._consumers: list[Consumer] = []
@@ -306,7 +306,7 @@ class Channel:
             pika.exceptions.AMQPError: the connection was lost meanwhile.
             MqtoolError: the broker refuses something.
         """
-        opened: Future[PikaChannel] = Future()
+        opened: Answer[PikaChannel] = Answer()
         with self._requests:
             self._answer = opened
             self._connection.run(lambda: self._open_pika_channel(opened))
@@ -399,22 +399,18 @@ class Channel:
 
     def _request(self, request: Request) -> Any:
         """Run one request on the I/O thread and wait for its answer."""
-        answer: Future[Any] = Future()
-
-        def done(frame: Any) -> None:
-            if not answer.done():  # the channel may have been closed first
-                answer.set_result(frame)
+        answer: Answer[Any] = Answer()
 
         def start() -> None:
             if self._pika is None or not self._pika.is_open:
-                answer.set_exception(exceptions.ConnectionWrongStateError())
+                answer.refuse(exceptions.ConnectionWrongStateError())
                 return
             try:
-                request(self._pika, done)
+                request(self._pika, answer.give)
             except _CONNECTION_LOST as error:
-                answer.set_exception(error)
+                answer.refuse(error)
             except Exception as error:  # pika can make no frame of it; raised below, in the thread of whoever asked
-                answer.set_exception(failures.cannot_encode(error))
+                answer.refuse(failures.cannot_encode(error))
 
         with self._requests:
             self._answer = answer
@@ -430,15 +426,11 @@ class Channel:
 
         self._connection.run(send)
 
-    def _open_pika_channel(self, opened: "Future[PikaChannel]") -> None:
-        def on_open(pika: PikaChannel) -> None:
-            if not opened.done():  # the connection may have been lost first
-                opened.set_result(pika)
-
+    def _open_pika_channel(self, opened: Answer[PikaChannel]) -> None:
         try:
-            pika = self._connection.open_pika_channel(on_open)
+            pika = self._connection.open_pika_channel(opened.give)
         except exceptions.AMQPError as error:
-            opened.set_exception(error)
+            opened.refuse(error)
             return
         pika.add_on_close_callback(self._on_close)
         pika.add_on_cancel_callback(self._on_cancel)
@@ -451,7 +443,7 @@ class Channel:
             self._pika = None
         answer = self._answer
         if answer is not None and not answer.done():
-            answer.set_exception(reason)
+            answer.refuse(reason)
         elif was_open and isinstance(reason, exceptions.ChannelClosedByBroker):
             self._refused_by(reason)
 
@@ -479,8 +471,8 @@ class Channel:
         self._connection.notice("opened the channel again")
 
     def _on_get_empty(self, _frame: Any) -> None:
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(None)
+        if self._answer is not None:
+            self._answer.give(None)
 
     def _on_cancel(self, frame: Any) -> None:
         for consumer in list(self._consumers):

@@ -8,7 +8,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,6 +18,7 @@ from pika.connection import Connection as PikaConnection
 
 from mqtool.amqp import failures
 from mqtool.amqp.address import Address, TlsFiles
+from mqtool.amqp.answer import Answer
 from mqtool.amqp.backoff import Backoff
 from mqtool.amqp.channel import CONFIRM_TIMEOUT, Channel
 from mqtool.amqp.field_table import mend_pika
@@ -193,25 +193,21 @@ class Connection:
             parameters = self._parameters(address)
         except ValueError as error:
             raise failures.connecting(OverflowError(str(error)), address) from error
-        opened: Future[SelectConnection] = Future()
-
-        def failed(error: BaseException) -> None:
-            if not opened.done():  # pika tells twice of a line that breaks in the very moment of opening
-                opened.set_exception(error)
+        opened: Answer[SelectConnection] = Answer()
 
         def start() -> None:
             try:
                 pika = SelectConnection(
                     parameters,
-                    on_open_callback=opened.set_result,
-                    on_open_error_callback=lambda _, error: failed(error),
+                    on_open_callback=opened.give,
+                    on_open_error_callback=lambda _, error: opened.refuse(error),
                     on_close_callback=self._on_close,
                     custom_ioloop=self._ioloop,
                 )
                 pika.add_on_connection_blocked_callback(self._on_blocked)
                 pika.add_on_connection_unblocked_callback(self._on_unblocked)
             except Exception as error:  # raised below, in the thread that opens
-                failed(error)
+                opened.refuse(error)
 
         self.run(start)
         try:

@@ -23,6 +23,10 @@ AWAITING = " [x] Awaiting RPC requests\n"
 QUORUM = {"x-queue-type": "quorum"}
 
 every_dialect = pytest.mark.parametrize("dialect", list(Dialect))
+#: An exchange is declared the same by both, so that the order matters less: each order in half of the dialects.
+every_dialect_in_one_order = pytest.mark.parametrize(
+    ("dialect", "first"), zip(Dialect, ["mqtool", "script", "script", "mqtool"], strict=True)
+)
 whoever_is_first = pytest.mark.parametrize("first", ["mqtool", "script"])
 
 
@@ -120,8 +124,7 @@ def test_new_task_and_worker(room: Room, first: str) -> None:
     assert (worked.stderr, worked.code) == (WAITING + " [x] Done\n", 0)
 
 
-@every_dialect
-@whoever_is_first
+@every_dialect_in_one_order
 def test_fanout_logs(room: Room, first: str) -> None:
     """Tutorial 3: each receiver of either side gets the logs of both; one before anybody listens is lost."""
     emit = {"mqtool": lambda: room.mqtool("emit-log", "fanout"), "script": lambda: room.script("emit-fanout", "mine")}
@@ -140,8 +143,7 @@ def test_fanout_logs(room: Room, first: str) -> None:
     assert scripts_receiver.stdout == WAITING_FOR_LOGS + lines
 
 
-@every_dialect
-@whoever_is_first
+@every_dialect_in_one_order
 def test_direct_logs(room: Room, first: str) -> None:
     """Tutorial 4: each receiver gets the severities that it named, from both sides, and no other."""
     emit = {
@@ -164,8 +166,7 @@ def test_direct_logs(room: Room, first: str) -> None:
     assert scripts_receiver.stdout == WAITING_FOR_LOGS + lines
 
 
-@every_dialect
-@whoever_is_first
+@every_dialect_in_one_order
 def test_topic_logs(room: Room, first: str) -> None:
     """Tutorial 5: each receiver gets what matches its patterns, from both sides, once each, and nothing else."""
     emit = {

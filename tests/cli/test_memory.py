@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.cli.shell import Shell
 
-LINES = 150_000
+LINES = 80_000
 LIMIT = 80 * 1024  # KiB
 
 #: Runs a command with our stdin and stdout, and writes its peak memory, in KiB, to a file.

@@ -8,7 +8,7 @@ from mqtool.message import Message
 from mqtool.topology import Queue
 from tests.brokers import TestBroker
 
-IDLE = 0.5
+IDLE = 0.3
 QUORUM = Queue("q", durable=True, arguments={"x-queue-type": "quorum"})
 
 
@@ -30,7 +30,7 @@ def drain(broker: TestBroker, queue: Queue = QUORUM) -> list[tuple[bytes, bool]]
 
 
 @pytest.mark.parametrize("settings", [{}, {"auto_ack": True}, {"prefetch": 10}, {"prefetch": 0}], ids=str)
-@pytest.mark.parametrize("count", [1, 3, 250, 251, 600])
+@pytest.mark.parametrize("count", [1, 250, 251, 600])
 def test_a_count_takes_exactly_so_many(broker: TestBroker, count: int, settings: dict[str, int]) -> None:
     """The messages after them were never delivered to us: not even a redelivered flag tells of us."""
     bodies = fill(broker, 700)
@@ -82,5 +82,5 @@ def test_timeouts_end_consuming(broker: TestBroker) -> None:
     with Connection(parse_addresses(broker.url)) as connection:
         channel = connection.channel()
         assert len(list(channel.consume(QUORUM, Receiving(idle_timeout=IDLE)))) == 1
-        with pytest.raises(TimedOut, match=r"timed out after 0\.5 s"):
-            list(channel.consume(QUORUM, Receiving(timeout=0.5)))
+        with pytest.raises(TimedOut, match=r"timed out after 0\.3 s"):
+            list(channel.consume(QUORUM, Receiving(timeout=IDLE)))
