@@ -25,7 +25,7 @@ QUORUM = {"x-queue-type": "quorum"}
 every_dialect = pytest.mark.parametrize("dialect", list(Dialect))
 #: An exchange is declared the same by both, so that the order matters less: each order in half of the dialects.
 every_dialect_in_one_order = pytest.mark.parametrize(
-    ("dialect", "first"), zip(Dialect, ["mqtool", "script", "script", "mqtool"], strict=True)
+    ("dialect", "first"), list(zip(Dialect, ["mqtool", "script", "script", "mqtool"], strict=True))
 )
 whoever_is_first = pytest.mark.parametrize("first", ["mqtool", "script"])
 
