@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-WORKERS ?= 2
+WORKERS ?= 4
 
 DEMOS := hello-world work-queues publish-subscribe routing topics headers rpc publisher-confirms real-log
 
