@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -28,6 +29,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_configure() -> None:
+    # A shell without job control ignores SIGINT in what it runs in the background, and all children would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if not os.environ.get("PYTEST_XDIST_WORKER"):
         state_home = Path(os.environ.get("TMPDIR", "/tmp")) / f"mqtool-suite-{os.getpid()}"
         os.environ["MQTOOL_SUITE_STATE"] = str(state_home)

@@ -108,7 +108,7 @@ class Command:
 
     def stop(self) -> None:
         """Ctrl-C, and wait for its end."""
-        self._process.send_signal(signal.SIGINT)
+        self._process.send_signal(signal.SIGTERM)
         self.wait()
 
     def wait(self, statuses: Iterable[int] = (0,)) -> None:
