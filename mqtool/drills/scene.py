@@ -107,7 +107,7 @@ class Command:
         self._process.wait()
 
     def stop(self) -> None:
-        """Ctrl-C, and wait for its end."""
+        """TERM, which is a clean stop, and wait for its end."""
         self._process.send_signal(signal.SIGTERM)
         self.wait()
 
