@@ -1,5 +1,6 @@
 """Ports on loopback."""
 
+import random
 import socket
 
 from mqtool.errors import Unavailable
@@ -33,7 +34,11 @@ def is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """A port that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on right now.
+
+    Not one of those that systems give to outgoing connections (mostly from 32768): a broker that is stopped and started
+    again would find it taken by somebody's connection.
+    """
+    while not is_free(port := random.randint(20_000, 32_000)):
+        pass
+    return port

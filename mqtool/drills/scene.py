@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from mqtool.amqp import Connection, parse_addresses
-from mqtool.broker import choice, state
+from mqtool.broker import choice, ports, state
 from mqtool.broker.choice import STARTERS, Kind
 from mqtool.broker.state import Started, Wanted
 from mqtool.broker.waiting import connect_within
@@ -148,7 +148,7 @@ class Scene:
         self._kind = kind if url else choice.choose(kind)
         self._name = f"drill-{os.getpid()}"
         self._started: Started | None = None
-        self.url = url or self._start(None)
+        self.url = url or self._start(ports.free_port())
 
     def __enter__(self) -> Self:
         return self
@@ -175,7 +175,7 @@ class Scene:
         """The broker's URL, by way of a proxy."""
         return self.url.replace(f":{self.port}", f":{port}")
 
-    def _start(self, port: int | None) -> str:
+    def _start(self, port: int) -> str:
         starter = STARTERS[self._kind]
         self.say(f"starting {starter.describe} …")
         self._started = starter.start(Wanted(self._name, port))
