@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import typer
 
-from mqtool.amqp import STREAMING, Address, Backoff, Channel, Connection, TlsFiles, parse_addresses
+from mqtool.amqp import CONFIRM_TIMEOUT, STREAMING, Address, Backoff, Channel, Connection, TlsFiles, parse_addresses
 from mqtool.amqp import Receiving as ReceivingSettings
 from mqtool.cli import output, stopping
 from mqtool.cli.output import TEMPLATE_HELP, DeliveryWriter
@@ -206,7 +206,7 @@ class Broker(NamedTuple):
         return connect() if self.wait is None else connect_within(self.wait, connect)
 
     @contextmanager
-    def channel(self, *, mandatory: bool = False, confirm_timeout: float = 5.0) -> Iterator[Channel]:
+    def channel(self, *, mandatory: bool = False, confirm_timeout: float = CONFIRM_TIMEOUT) -> Iterator[Channel]:
         """A channel that closes with its connection; Ctrl-C and TERM stop its consumers."""
         with self.connect() as connection:
             channel = connection.channel(strict=self.strict, mandatory=mandatory, confirm_timeout=confirm_timeout)
@@ -234,34 +234,38 @@ def _password(path: Path) -> str:
     return text.rstrip("\r\n")
 
 
+_Durable = Annotated[
+    bool | None,
+    typer.Option(
+        "--durable/--transient",
+        help="Declare it to survive a broker restart, or not to.",
+        rich_help_panel="Topology",
+        show_default=False,
+    ),
+]
+_Arguments = Annotated[
+    list[Any] | None,
+    typer.Option(
+        "--argument",
+        help="Declare it with an argument: key=text or key:=json. Repeatable.",
+        parser=argument,
+        metavar="KEY=VALUE",
+        rich_help_panel="Topology",
+    ),
+]
+
+
 class QueueOptions(NamedTuple):
     """Which queue, and how to declare it."""
 
     queue: Annotated[
         str | None, typer.Option("--queue", "-q", help="The queue's name.", rich_help_panel="Topology")
     ] = None
-    durable: Annotated[
-        bool | None,
-        typer.Option(
-            "--durable/--transient",
-            help="Declare it to survive a broker restart, or not to.",
-            rich_help_panel="Topology",
-            show_default=False,
-        ),
-    ] = None
+    durable: _Durable = None
     queue_type: Annotated[str | None, typer.Option(help="classic, quorum or stream.", rich_help_panel="Topology")] = (
         None
     )
-    arguments: Annotated[
-        list[Any] | None,
-        typer.Option(
-            "--argument",
-            help="Declare it with an argument: key=text or key:=json. Repeatable.",
-            parser=argument,
-            metavar="KEY=VALUE",
-            rich_help_panel="Topology",
-        ),
-    ] = None
+    arguments: _Arguments = None
 
     dead_letter_exchange: Annotated[
         str | None,
@@ -354,25 +358,8 @@ class ExchangeOptions(NamedTuple):
     exchange: Annotated[
         str | None, typer.Option("--exchange", "-e", help="The exchange's name.", rich_help_panel="Topology")
     ] = None
-    durable: Annotated[
-        bool | None,
-        typer.Option(
-            "--durable/--transient",
-            help="Declare it to survive a broker restart, or not to.",
-            rich_help_panel="Topology",
-            show_default=False,
-        ),
-    ] = None
-    arguments: Annotated[
-        list[Any] | None,
-        typer.Option(
-            "--argument",
-            help="Declare it with an argument: key=text or key:=json. Repeatable.",
-            parser=argument,
-            metavar="KEY=VALUE",
-            rich_help_panel="Topology",
-        ),
-    ] = None
+    durable: _Durable = None
+    arguments: _Arguments = None
 
     def of(self, default: Exchange) -> Exchange:
         """The tutorial's exchange, with what the options change."""

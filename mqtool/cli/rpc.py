@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from mqtool.amqp import CONFIRM_TIMEOUT
 from mqtool.cli import output, stopping
 from mqtool.cli.options import Broker, QueueOptions, Receiving, takes_groups, time_limit
 from mqtool.cli.programs import EXIT_STATUS, DedupOptions, ExecOptions, remembering, show_remote, stop_if_broken
@@ -89,7 +90,7 @@ def rpc_client(
     """Ask the server, and print its answers (tutorial 6). If a program answers, exit with its status."""
     asked = requests or ["30"]
     failed = answered = status = 0
-    with broker.channel(confirm_timeout=min(timeout, 5.0)) as channel:
+    with broker.channel(confirm_timeout=min(timeout, CONFIRM_TIMEOUT)) as channel:
         for request in asked:
             output.status(f" [x] Requesting {function}({request})")
         bodies = [request.encode("utf-8", "surrogateescape") for request in asked]
