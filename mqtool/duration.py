@@ -18,16 +18,6 @@ def parse_duration(text: str) -> float:
     return sum(float(number) * _SECONDS[unit] for number, unit in parts)
 
 
-def format_duration(seconds: float) -> str:
-    """A short form for people, to about three figures: 12 ms, 3.4 s, 2 m 5 s."""
-    if round(seconds * 1000) < 1000:
-        return f"{seconds * 1000:.0f} ms"
-    if round(seconds, 1) < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} m {rest} s"
-
-
 def compact_duration(seconds: float) -> str:
     """As parse_duration reads it, to the millisecond: 250ms, 1s, 1m30s."""
     rest, parts = round(seconds * 1000), []

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqtool.duration import format_duration, parse_duration
+from mqtool.duration import parse_duration
 
 
 @pytest.mark.parametrize(
@@ -39,21 +39,3 @@ def test_parts_add_up(parts: list[tuple[int, str]]) -> None:
     """In any order and number, also the same unit twice."""
     together = parse_duration("".join(f"{number}{unit}" for number, unit in parts))
     assert together == pytest.approx(sum(parse_duration(f"{number}{unit}") for number, unit in parts))
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0 ms"),
-        (0.0123, "12 ms"),
-        (0.9999, "1.0 s"),
-        (1, "1.0 s"),
-        (3.44, "3.4 s"),
-        (59.97, "1 m 0 s"),
-        (60, "1 m 0 s"),
-        (125.2, "2 m 5 s"),
-    ],
-)
-def test_people_read_about_three_figures(seconds: float, text: str) -> None:
-    """Rounding never shows a thousand milliseconds or sixty seconds."""
-    assert format_duration(seconds) == text
