@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from mqtool.amqp import Channel
 from mqtool.errors import MqtoolError
 from mqtool.message import Delivery, Outcome
-from mqtool.programs import CANNOT_RUN, EX_DATAERR, NOT_FOUND, Ending, Program
+from mqtool.programs import Program
 from mqtool.retry import Retrying
+from mqtool.runner import CANNOT_RUN, EX_DATAERR, NOT_FOUND, Ending
 
 if TYPE_CHECKING:  # it brings SQLite along
     from mqtool.deduplication import HandledMessages

@@ -14,8 +14,9 @@ from mqtool.concurrency import Hands
 from mqtool.duration import compact_duration
 from mqtool.errors import AccessRefused, ExitCode, Unavailable, UsageError
 from mqtool.message import Delivery, Message
-from mqtool.programs import CANNOT_RUN, NOT_FOUND, Program
+from mqtool.programs import Program
 from mqtool.retry import Retrying, RetryPolicy
+from mqtool.runner import CANNOT_RUN, NOT_FOUND
 from mqtool.topology import Queue
 from mqtool.tutorials.rpc import Function
 from mqtool.tutorials.work_queues import FAIR_DISPATCH
@@ -169,7 +170,7 @@ def work(command: str, shell: bool, concurrency: int, retries: RetryOptions, ded
     if receiving.raw or receiving.as_json or receiving.template is not None or receiving.auto_ack:
         raise UsageError("--exec prints what its program prints, and acknowledges what that has done",
                          "leave out --raw, --json, --format and --auto-ack")  # fmt: skip
-    program = Program(command, shell=shell, timeout=receiving.timeout)
+    program = Program(command, shell=shell, timeout=receiving.timeout, concurrency=concurrency)
     handled = dedup.open()
     settings = receiving._replace(timeout=None).settings(FAIR_DISPATCH)
     with broker.connect() as connection:

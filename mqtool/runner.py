@@ -1,0 +1,273 @@
+"""Processes that run programs, one after another, each for one of the worker's hands.
+
+    worker ── request ──> runner ── posix_spawn, body ──> program
+           <── ending ───        <── stderr, status ─────
+
+Starting a program holds Python up until the program is there, and all threads with it; so each hand has a process of
+its own to do it. A runner also stands guard: it sees its pipe close when the worker ends, however that is, and takes
+the program with it. What the worker had in hand goes to another worker then, and must not be done by both.
+"""
+
+import contextlib
+import errno
+import os
+import select
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe
+from typing import NamedTuple
+
+#: sysexits.h
+EX_DATAERR, EX_TEMPFAIL = 65, 75
+#: What a shell, or env(1), answers for a command that cannot be run, or is not there.
+CANNOT_RUN, NOT_FOUND = 126, 127
+#: Bytes of a program's stderr that are kept, its end; all of it goes to our stderr as it comes.
+_KEPT = 2000
+_PIPE_SIZE = 65536
+#: Where the system cannot tell us of a process's end, seconds between two looks.
+_LOOK = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a program ended.
+
+    Attributes:
+        status: its exit status; 128 + n if signal n ended it.
+        stderr: the end of what it said there.
+        stdout: all that it said there, where that was asked for.
+        timed_out: we ended it, as it took too long.
+    """
+
+    status: int
+    stderr: bytes = b""
+    stdout: bytes = b""
+    timed_out: float | None = None
+
+    @property
+    def reason(self) -> str:
+        """Why it counts as a failure, in one line."""
+        if self.timed_out is not None:
+            what = f"timed out after {self.timed_out:g} s"
+        elif self.status > 128:
+            what = f"ended by signal {self.status - 128}"
+        else:
+            what = f"exit status {self.status}"
+        lines = [line.strip() for line in self.stderr.decode("utf-8", "replace").splitlines() if line.strip()]
+        return f"{what}: {lines[-1][:300]}" if lines else what
+
+
+class Request(NamedTuple):
+    """A program to run.
+
+    Attributes:
+        path: where it lies.
+        words: its arguments, its name first.
+        environment: what is added to ours.
+        body: its standard input.
+        timeout: seconds after which its process group is killed; None for no limit.
+        capture: keep its stdout instead of letting it through to ours.
+    """
+
+    path: str
+    words: list[str]
+    environment: dict[str, str]
+    body: bytes
+    timeout: float | None
+    capture: bool
+
+
+class Runner:
+    """A process that runs programs; to be started before there are any threads.
+
+    Args:
+        others: the runners started before it, whose pipes it must not hold open.
+    """
+
+    def __init__(self, others: Sequence["Runner"]) -> None:
+        self._pipe, theirs = Pipe()
+        if os.fork() == 0:
+            for inherited in (self._pipe, *(other._pipe for other in others)):
+                inherited.close()
+            try:
+                _serve(theirs)
+            finally:
+                os._exit(0)
+        theirs.close()
+
+    def run(self, request: Request) -> Ending:
+        """Run a program to its end. One at a time."""
+        try:
+            self._pipe.send(request)
+            ending: Ending = self._pipe.recv()
+        except (EOFError, ConnectionError):
+            return Ending(CANNOT_RUN, b"the process that runs programs was killed")
+        return ending
+
+
+def _serve(requests: Connection) -> None:
+    os.setpgid(0, 0)  # Ctrl-C on the terminal is for the worker alone
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    environment = dict(os.environ)
+    while True:
+        try:
+            request: Request = requests.recv()
+        except (EOFError, ConnectionError):
+            return
+        try:
+            ending = _Run(request, environment, requests.fileno()).finish()
+        except OSError as error:
+            ending = _not_started(error)
+        requests.send(ending)
+
+
+def _not_started(error: OSError) -> Ending:
+    if error.errno == errno.E2BIG:  # it is this message's headers or routing key that are too much
+        return Ending(EX_DATAERR, b"its headers do not fit into an environment")
+    return Ending(NOT_FOUND if error.errno == errno.ENOENT else CANNOT_RUN, str(error).encode())
+
+
+class _Run:
+    """One program, from its start to its end."""
+
+    def __init__(self, request: Request, environment: Mapping[str, str], worker: int) -> None:
+        self._request = request
+        self._worker = worker
+        self._kept = {"stdout": b"", "stderr": b""}
+        self._ends: list[int] = []
+        self._pipes: dict[int, str] = {}
+        try:
+            stdin, self._stdin = self._pipe()
+            stderr_end, stderr = self._pipe()
+            self._pipes[stderr_end] = "stderr"
+            actions = [(os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_DUP2, stderr, 2)]
+            theirs = [stdin, stderr]
+            if request.capture:
+                stdout_end, stdout = self._pipe()
+                self._pipes[stdout_end] = "stdout"
+                actions.append((os.POSIX_SPAWN_DUP2, stdout, 1))
+                theirs.append(stdout)
+            # Python ignores SIGPIPE; a program expects to die of it.
+            self._pid = os.posix_spawn(
+                request.path,
+                request.words,
+                {**environment, **request.environment},
+                file_actions=actions,
+                setpgroup=0,
+                setsigdef=[signal.SIGPIPE],
+            )
+            for end in theirs:
+                self._close(end)
+        except BaseException:
+            self._close_all()
+            raise
+
+    def _pipe(self) -> tuple[int, int]:
+        ends = os.pipe()
+        self._ends += ends
+        return ends
+
+    def _close(self, end: int) -> None:
+        self._ends.remove(end)
+        os.close(end)
+
+    def _close_all(self) -> None:
+        for end in list(self._ends):
+            self._close(end)
+
+    def finish(self) -> Ending:
+        """Feed it, hear it, and wait for its end."""
+        body, timeout = memoryview(self._request.body), self._request.timeout
+        deadline = None if timeout is None else time.monotonic() + timeout
+        timed_out = None
+        process = _pidfd(self._pid)
+        try:
+            rest = self._feed(body) if len(body) <= select.PIPE_BUF else body
+            if rest:
+                os.set_blocking(self._stdin, False)
+            while not self._has_ended(process, rest, deadline):
+                if self._stdin in self._ends and rest:
+                    rest = self._feed(rest)
+                if deadline is not None and time.monotonic() >= deadline:
+                    timed_out, deadline = timeout, None
+                    self._kill()
+            _, status = os.waitpid(self._pid, 0)
+            self._drain()
+        finally:
+            self._close_all()
+            if process is not None:
+                os.close(process)
+        code = os.waitstatus_to_exitcode(status)
+        return Ending(128 - code if code < 0 else code, self._kept["stderr"], self._kept["stdout"], timed_out)
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._pid, signal.SIGKILL)
+
+    def _feed(self, body: memoryview) -> memoryview:
+        """Write what the pipe takes; close it at the end, or where the program does not want more."""
+        try:
+            body = body[os.write(self._stdin, body) :] if body else body
+        except BlockingIOError:
+            return body
+        except BrokenPipeError:  # many programs do not read their stdin
+            body = body[:0]
+        if not body:
+            self._close(self._stdin)
+        return body
+
+    def _has_ended(self, process: int | None, rest: memoryview, deadline: float | None) -> bool:
+        """Wait for something to happen; whether it was the end."""
+        poll = select.poll()
+        poll.register(self._worker, select.POLLIN)
+        for end in self._pipes:
+            if end in self._ends:
+                poll.register(end, select.POLLIN)
+        if rest:
+            poll.register(self._stdin, select.POLLOUT)
+        if process is not None:
+            poll.register(process, select.POLLIN)
+        patience = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if process is None:
+            patience = _LOOK
+        ended = False
+        for end, _ in poll.poll(None if patience is None else patience * 1000):
+            if end == self._worker:  # it says nothing while a program runs: it has ended
+                self._kill()
+                os._exit(0)
+            elif end == process:
+                ended = True
+            elif end in self._pipes:
+                self._hear(end)
+        return ended or (process is None and _is_zombie(self._pid))
+
+    def _hear(self, end: int) -> None:
+        data = os.read(end, _PIPE_SIZE)
+        if not data:
+            self._close(end)
+        elif self._pipes[end] == "stdout":
+            self._kept["stdout"] += data
+        else:
+            with contextlib.suppress(OSError):  # nobody reads our stderr: the program goes on all the same
+                os.write(2, data)
+            self._kept["stderr"] = (self._kept["stderr"] + data)[-_KEPT:]
+
+    def _drain(self) -> None:
+        """What it said last; not what a process that it left behind may still say."""
+        for end in self._pipes:
+            while end in self._ends and select.select([end], [], [], 0)[0]:
+                self._hear(end)
+
+
+def _pidfd(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):  # no Linux, or an old one
+        return None
+
+
+def _is_zombie(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
