@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 PREFETCH = 250
 #: Seconds for which an acknowledgement may wait for others, to be sent with them as one, while deliveries come fast.
 _ACK_TOGETHER = 0.05
+#: Seconds of silence after which nothing more should be on its way: what is, when a consumer is cancelled, the broker
+#: gives back to the queue, where it may come behind later messages.
+_SILENCE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +187,7 @@ class Consumer:
         idle_since = time.monotonic()
         while True:
             now = time.monotonic()
-            if self._to_ack is not None and now >= idle_since + _ACK_TOGETHER:
+            if self._to_ack is not None and now >= idle_since + _SILENCE:
                 self._narrow()
             if limits.timeout is not None and now >= started + limits.timeout:
                 raise TimedOut(f"timed out after {limits.timeout:g} s, with {taken:,} received")
@@ -199,7 +202,7 @@ class Consumer:
                 return None
             ends = [started + limits.timeout] if limits.timeout is not None else []
             ends += [idle_since + limits.idle_timeout] if limits.idle_timeout is not None else []
-            ends += [idle_since + _ACK_TOGETHER] if self._to_ack is not None else []
+            ends += [idle_since + _SILENCE] if self._to_ack is not None else []
             try:
                 return self._inbox.get(timeout=max(0.0, min(ends) - now) if ends else None)
             except queues.Empty:
@@ -245,10 +248,10 @@ class Consumer:
 
     def _cancel(self) -> None:
         with self._subscribing:
-            for tag in (self._tag, self._extra_tag):
+            tags, self._tag, self._extra_tag = (self._tag, self._extra_tag), None, None
+            for tag in tags:
                 if tag is not None:
                     self._channel.stop_consuming(tag)
-            self._tag = self._extra_tag = None
 
     def _narrow(self) -> None:
         """Nothing more comes for now, and acknowledgements are withheld: send them, and go on one by one."""
@@ -265,7 +268,8 @@ class Consumer:
         self._to_ack = delivery
         self._to_ack_count += 1
         now = time.monotonic()
-        if self._to_ack_count * 4 >= self._prefetch > 0 or now - self._last_ack > _ACK_TOGETHER:
+        is_all_for_now = self._to_ack_count == self._may_ack
+        if is_all_for_now or self._to_ack_count * 4 >= self._prefetch > 0 or now - self._last_ack > _ACK_TOGETHER:
             self._last_ack = now
             self.flush()
 
