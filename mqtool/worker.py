@@ -94,7 +94,7 @@ class ProgramWorker:
         if self._channel.is_current(delivery):
             self._channel.settle(delivery, self._outcome(delivery, ending))
         else:
-            self._notice("the connection was lost while the program ran: the broker delivers the message again")
+            self._notice("the delivery was lost while the program ran: the broker delivers the message again")
 
     def _outcome(self, delivery: Delivery, ending: Ending) -> Outcome:
         if ending.status == 0:

@@ -130,3 +130,23 @@ def test_another_brokers_management_api_is_not_asked(dead: Shell, broker: TestBr
     listed = dead.run("mqtool", "dlq", "ls", environment={"XDG_STATE_HOME": str(dead.directory)})
     assert (listed.stdout, listed.code) == ("", 69)
     assert "management API" in listed.stderr
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+def test_what_expires_or_is_too_much_becomes_a_dead_letter(shell: Shell, queue_type: str) -> None:
+    """--ttl, --max-length and --dead-letter-exchange, as the queue is declared."""
+    dead = shell.start("mqtool", "receive", "-q", "q.dlq", "-c", "3", "-F", "%b").wait_until_ready()
+    limits = ["--ttl", "1s", "--max-length", "2", "--dead-letter-exchange", ""]
+    for body in ("first", "second", "third"):
+        assert shell.run("mqtool", "send", "-q", "q", "--queue-type", queue_type, *limits, body).code == 0
+    assert dead.wait().stdout.split() == ["first", "second", "third"]
+
+
+def test_lazy_declares_a_classic_queue_that_keeps_to_the_disk(shell: Shell, broker: TestBroker) -> None:
+    """The dialect's quorum queue gives way to it; one that is asked for does not."""
+    shell.run("mqtool", "send", "-q", "q", "--lazy", "x")
+    queue = broker.api("GET", f"queues/{broker.vhost}/q")
+    assert (queue["type"], queue["arguments"]["x-queue-mode"]) == ("classic", "lazy")
+    refused = shell.run("mqtool", "send", "-q", "r", "--lazy", "--queue-type", "quorum", "x")
+    assert refused.code == 2
+    assert "--lazy is for classic queues" in refused.stderr

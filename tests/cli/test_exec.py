@@ -1,6 +1,8 @@
 """Programs as workers: what they get to see, and what their exit status does."""
 
 import json
+import os
+import signal
 from itertools import pairwise
 from pathlib import Path
 
@@ -110,6 +112,47 @@ def test_a_killed_worker_takes_its_program_with_it(shell: Shell) -> None:
     assert again.stdout == "1\n"
 
 
+def test_term_lets_the_programs_finish_and_gives_the_rest_back(shell: Shell) -> None:
+    """What `docker stop` sends: those in hand are done and acknowledged, the others are left for another worker."""
+    for body in "abcd":
+        shell.run("mqtool", "send", "-q", "jobs", body)
+    worker = shell.start(
+        "mqtool", "worker", "-q", "jobs", "--concurrency", "2", "--shell", "--exec", "cat; echo; sleep 1; echo end"
+    ).wait_until_ready()
+    wait_until(lambda: {"a", "b"} <= set(worker.stdout.split()), "two run")
+    worker.process.send_signal(signal.SIGTERM)
+    result = worker.wait()
+
+    assert result.code == 0
+    assert result.stdout.count("end") == 2
+    assert "2 done, 0 to be retried, 0 dead" in result.stderr
+    left = shell.run("mqtool", "receive", "-q", "jobs", "-c", "2", "--raw").stdout.split()
+    assert left == ["c", "d"]
+
+
+def test_a_worker_whose_reader_has_left_stops_with_the_rest_in_the_queue(shell: Shell) -> None:
+    """`worker --exec … | head -1`: exit 141, and what the reader has not seen is not done."""
+    shell.run("sh", "-c", "seq 5 | mqtool send -l -q jobs")
+    result = shell.run("bash", "-c", "mqtool worker -q jobs --shell --exec 'cat; echo; sleep 0.3' | head -1; "
+                       "echo ${PIPESTATUS[0]}")  # fmt: skip
+    assert result.stdout == "1\n141\n"
+    done = int(result.stderr.splitlines()[-1].split()[0])
+    left = shell.run("mqtool", "receive", "-q", "jobs", "-c", str(5 - done), "--raw").stdout.split()
+    assert left == [str(number) for number in range(1 + done, 6)]
+
+
+def test_a_killed_runner_ends_the_worker_and_keeps_the_message(shell: Shell) -> None:
+    """The process that starts programs is ours: without it nothing can be done, and nothing is lost."""
+    worker = shell.start("mqtool", "worker", "-q", "jobs", "--exec", "true").wait_until_ready()
+    children = Path(f"/proc/{worker.process.pid}/task/{worker.process.pid}/children")
+    os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
+    shell.run("mqtool", "send", "-q", "jobs", "kept")
+    result = worker.wait()
+    assert result.code == 1
+    assert "the process that runs programs was killed" in result.stderr
+    assert shell.run("mqtool", "receive", "-q", "jobs", "-c", "1", "--raw").stdout == "kept\n"
+
+
 def test_heartbeats_go_on_while_a_program_runs(shell: Shell, broker: TestBroker) -> None:
     """A program that takes several heartbeats' time is acknowledged normally, on the same connection."""
     shell.environment["MQTOOL_URL"] = f"{broker.url}?heartbeat=1"
@@ -129,17 +172,17 @@ def _is_alive(pid: int) -> bool:
 
 
 def test_a_message_that_always_fails_is_tried_exactly_so_often_at_the_promised_times(shell: Shell) -> None:
-    """1 + retries attempts, after 0.5 and 1 s; then it is a dead letter with its reason, its count and its origin."""
+    """1 + retries attempts, after 1.5 and 3 s; then it is a dead letter with its reason, its count and its origin."""
     shell.run("mqtool", "send", "-q", "jobs", "--property", "message-id=m1", "-H", "k=v", "-H", "CC:=[]", "bad")
     result = shell.run(
-        "mqtool", "worker", "-q", "jobs", "-c", "3", "--retries", "2", "--backoff", "500ms", "--shell", "--exec",
+        "mqtool", "worker", "-q", "jobs", "-c", "3", "--retries", "2", "--backoff", "1500ms", "--shell", "--exec",
         "date +%s%3N; echo tried $MQ_ATTEMPT, key $MQ_ROUTING_KEY >&2; exit 1",
     )  # fmt: skip
     times = [int(line) for line in result.stdout.split()]
     assert len(times) == 3
-    for (before, after), promised in zip(pairwise(times), (500, 1000), strict=True):
+    for (before, after), promised in zip(pairwise(times), (1500, 3000), strict=True):
         assert promised <= after - before + 5, "never early"
-        assert after - before < promised * 1.2 + 400, "in time, on a busy machine"
+        assert after - before < promised * 1.2, "in time"
     assert [line for line in result.stderr.splitlines() if line.startswith("tried")] == [
         f"tried {attempt}, key jobs" for attempt in (1, 2, 3)
     ]
