@@ -90,7 +90,8 @@ def _plugins(api: Management, _vhost: str | None, _columns: Sequence[str]) -> It
     for node in management.nodes(api):
         enabled = set(node.get("enabled_plugins", ()))
         applications: dict[str, Any] = {each["name"]: each for each in node.get("applications", ())}
-        for name in sorted(enabled | {name for name in applications if name.startswith("rabbitmq_")}):
+        running = {name for name in applications if name.startswith("rabbitmq_")} - {"rabbitmq_prelaunch"}
+        for name in sorted(enabled | running):
             told = applications.get(name, {})
             yield {
                 "name": name,

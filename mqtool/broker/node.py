@@ -122,7 +122,8 @@ def _environment(name: str, directory: Path, data: Path, distribution_port: int,
         # Without .conf in its name: 3.10's scripts add it, and later ones take either.
         "RABBITMQ_CONFIG_FILE": str(directory / "rabbitmq"),
         "RABBITMQ_CONF_ENV_FILE": os.devnull,
-        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1} -rabbit quorum_tick_interval 1000",
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1} "
+        "-rabbit quorum_tick_interval 1000",
         "ERL_EPMD_PORT": str(epmd_port),
         "ERL_EPMD_ADDRESS": ports.HOST,
     }

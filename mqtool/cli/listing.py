@@ -145,13 +145,14 @@ class View:
             self._tell_what_is_missing(self._without_api)
 
     def _tell_what_is_missing(self, why: Unavailable) -> None:
-        can = "how many messages are ready, and consumers" if self._listing is QUEUES else "whether it is there"
+        what = "ready messages and consumers" if self._listing is QUEUES else "whether they are there"
         if self._only:
-            output.notice(f"{why}; AMQP alone tells of a name {can}")
+            output.notice(f"{why}; without it AMQP tells no more than {what}")
             return
         names = ", ".join(_usual(self._broker, self._listing))
         raise SomeFailed(
-            f"{why}; these are those of {names} that are there: AMQP alone tells of a name {can}, and no names",
+            f"{why}; only it knows which {self._listing.things} there are, so by AMQP this is no more than {what} "
+            f"of {names}",
             why.hint,
         )
 

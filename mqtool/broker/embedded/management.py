@@ -48,6 +48,7 @@ class Management(Directory):
             case _, [] | ["api"]:
                 return Answer(HTTPStatus.OK, {"management": "embedded"})
             case "GET" | "HEAD", ["api", *path]:
+                self._check_may_read(user, path)
                 return self._shown(request, self._get(user, path))
             case "PUT" | "POST" | "DELETE", ["api", *path]:
                 self._check_administrator(user, path)
@@ -74,6 +75,15 @@ class Management(Directory):
     def _check_administrator(user: User, path: list[str]) -> None:
         if path and path[0] in ("vhosts", "users", "permissions") and "administrator" not in user.tags:
             raise HttpError(HTTPStatus.UNAUTHORIZED, "not_authorised", "Not administrator user")
+
+    @staticmethod
+    def _check_may_read(user: User, path: list[str]) -> None:
+        if "administrator" in user.tags:
+            return
+        if path[:1] in (["users"], ["permissions"]) or path[2:] == ["permissions"]:
+            raise HttpError(HTTPStatus.UNAUTHORIZED, "not_authorised", "Not administrator user")
+        if path[:1] == ["nodes"] and "monitoring" not in user.tags:
+            raise HttpError(HTTPStatus.UNAUTHORIZED, "not_authorised", "Not monitor user")
 
     # -- reading
 
@@ -168,6 +178,7 @@ class Management(Directory):
             page, size = int(query["page"]), int(query.get("page_size", 100))
         except ValueError as error:
             raise bad_request("page and page_size must be integers") from error
+        value.sort(key=lambda item: (item.get("vhost", ""), item.get("name", "")))  # as RabbitMQ has it in pages
         pages = max(-(-len(value) // size), 1) if size > 0 else 0
         if not 1 <= page <= pages:
             raise bad_request(f"page out of range: page {page} of {pages}")

@@ -19,6 +19,10 @@ from mqtool.broker.embedded.virtual_host import VirtualHost
 Json = dict[str, Any]
 
 NODE = "embedded@localhost"
+_BUILT_IN = {
+    "rabbitmq_delayed_message_exchange": "Delayed message exchange, built in",
+    "rabbitmq_management": "Management API without its page, built in",
+}
 
 
 def plain(value: Value) -> Any:
@@ -258,7 +262,11 @@ def node(broker: Broker) -> Json:
         "mem_alarm": broker.alarm,
         "disk_free_alarm": False,
         "uptime": int((time.time() - broker.started_at) * 1000),
-        "enabled_plugins": ["rabbitmq_delayed_message_exchange", "rabbitmq_management"],
+        "enabled_plugins": list(_BUILT_IN),
+        "applications": [
+            {"name": name, "version": RABBITMQ_VERSION, "description": description}
+            for name, description in _BUILT_IN.items()
+        ],
         "exchange_types": _exchange_types(),
     }
 
