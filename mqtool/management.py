@@ -6,10 +6,10 @@ columns that you need: answers get smaller by far. https://www.rabbitmq.com/docs
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NoReturn, cast
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
 from mqtool.errors import AccessRefused, DeclaredDifferently, NotFound, Unavailable, UsageError
 from mqtool.json_array import objects
@@ -110,7 +110,7 @@ class Management:
             yield from answer["items"]
             pages, page = answer["page_count"], page + 1
 
-    def items(self, path: str, columns: Sequence[str] = (), **query: str) -> Iterator[Json]:
+    def items(self, path: str, columns: Collection[str] = (), **query: str) -> Iterator[Json]:
         """The items of a list that the API gives as a whole, each decoded as it comes in. Raises as get() does."""
         import requests
 
@@ -173,9 +173,11 @@ class Management:
             case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
                 raise _access_refused(self.url, self.user, reason)
             case HTTPStatus.NOT_FOUND if "application/json" in answer.headers.get("content-type", ""):
-                raise NotFound(f"the management API at {self.url} has no {_shown(answer)}")
+                raise NotFound(f"the broker has no {_missing(answer.url)}")
             case HTTPStatus.BAD_REQUEST if "inequivalent" in reason:
                 raise DeclaredDifferently(f"the broker has it, but declared differently: {reason}")
+            case HTTPStatus.BAD_REQUEST if "invalid_regexp" in reason or "regular expression" in reason:
+                raise UsageError("one of the patterns is no regular expression", "'.*' is one that matches everything")
             case HTTPStatus.BAD_REQUEST:
                 raise UsageError(f"the broker refuses: {reason}")
             case HTTPStatus.NOT_FOUND | HTTPStatus.METHOD_NOT_ALLOWED:
@@ -201,7 +203,7 @@ def exchange_path(vhost: str, exchange: str, *more: str) -> str:
     return path("exchanges", vhost, exchange or "amq.default", *more)
 
 
-def _columns(columns: Sequence[str]) -> dict[str, str]:
+def _columns(columns: Collection[str]) -> dict[str, str]:
     return {"columns": ",".join(columns)} if columns else {}
 
 
@@ -226,11 +228,19 @@ def _said(answer: "Response") -> str:
         return str(answer.reason)
 
 
-def _shown(answer: "Response") -> str:
-    from urllib.parse import unquote, urlsplit
-
-    parts = urlsplit(answer.url).path.partition("/api/")[2].split("/")
-    return " ".join([parts[0], *(repr(unquote(part)) for part in parts[1:])])
+def _missing(url: str) -> str:
+    """What a path names, as words."""
+    kind, *names = (unquote(part) for part in urlsplit(url).path.partition("/api/")[2].split("/"))
+    match kind, names:
+        case "vhosts", [vhost, *_]:
+            return f"vhost {vhost!r}"
+        case "queues" | "exchanges" | "bindings" | "consumers" | "policies", [vhost]:
+            return f"vhost {vhost!r}"
+        case "queues" | "exchanges", [vhost, name, *_]:
+            return f"{kind[:-1]} {name!r} in vhost {vhost!r}, or no such vhost"
+        case "users", [name, *_]:
+            return f"user {name!r}"
+    return " ".join([kind, *map(repr, names)])
 
 
 def _access_refused(url: str, user: str, reason: str) -> AccessRefused:
@@ -240,9 +250,12 @@ def _access_refused(url: str, user: str, reason: str) -> AccessRefused:
             f"{where} does not let user {user!r} in",
             "it asks for the tag 'management': mqtool user tags USER management",
         )
-    if "administrator" in reason or "User not authorised" in reason:
-        return AccessRefused(f"{where} does not let user {user!r} do this", "it asks for a user with more rights")
-    return AccessRefused(f"{where} does not know user {user!r} with this password")
+    for sign, tag in (("administrator", "administrator"), ("monitor", "monitoring")):
+        if sign in reason:
+            return AccessRefused(f"{where} does not let user {user!r} do this", f"it asks for the tag {tag!r}")
+    if "Login failed" in reason:
+        return AccessRefused(f"{where} does not know user {user!r} with this password")
+    return AccessRefused(f"{where} does not let user {user!r} do this: {reason}")
 
 
 # What there is. vhost: that one; None for all that the user may see. Each raises as Management.get does.
@@ -288,7 +301,7 @@ def channels(api: Management, vhost: str | None, columns: Sequence[str] = (), **
     return cast("Iterator[ChannelView]", api.pages(where, columns, **query))
 
 
-def vhosts(api: Management, columns: Sequence[str] = ()) -> Iterator[VhostView]:
+def vhosts(api: Management, columns: Collection[str] = ()) -> Iterator[VhostView]:
     """Virtual hosts that the user may see."""
     return cast("Iterator[VhostView]", api.items("vhosts", columns))
 
