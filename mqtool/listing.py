@@ -289,6 +289,11 @@ def _rank(value: Any) -> tuple[int, float, str]:
     return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, as_text(value))
 
 
+def counted(number: int, noun: str = "message") -> str:
+    """Such as "1 message", "2,000 messages"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def as_text(value: Any) -> str:
     """A value as a table or a pipe shows it."""
     if value is None:

@@ -86,7 +86,9 @@ class Management:
         """Delete something. Raises as get() does."""
         self._request("DELETE", path)
 
-    def pages(self, path: str, columns: Sequence[str] = (), **query: str) -> Iterator[Json]:
+    def pages(
+        self, path: str, columns: Sequence[str] = (), *, page_size: int = PAGE_SIZE, **query: str
+    ) -> Iterator[Json]:
         """The items of a list that the API gives in pages: queues, exchanges, connections, channels.
 
         Args:
@@ -97,7 +99,7 @@ class Management:
         """
         page = pages = 1
         while page <= pages:
-            numbers = {"page": str(page), "page_size": str(PAGE_SIZE)}
+            numbers = {"page": str(page), "page_size": str(page_size)}
             try:
                 answer = self.get(path, **numbers, **_columns(columns), **query)
             except UsageError:
@@ -261,14 +263,16 @@ def _access_refused(url: str, user: str, reason: str) -> AccessRefused:
 # What there is. vhost: that one; None for all that the user may see. Each raises as Management.get does.
 
 
-def queues(api: Management, vhost: str | None, columns: Sequence[str] = (), **query: str) -> Iterator[QueueView]:
+def queues(
+    api: Management, vhost: str | None, columns: Sequence[str] = (), *, page_size: int = PAGE_SIZE, **query: str
+) -> Iterator[QueueView]:
     """Queues. Their counts come from statistics, which are up to five seconds old."""
-    return cast("Iterator[QueueView]", api.pages(_in("queues", vhost), columns, **query))
+    return cast("Iterator[QueueView]", api.pages(_in("queues", vhost), columns, page_size=page_size, **query))
 
 
-def exchanges(api: Management, vhost: str | None, columns: Sequence[str] = (), **query: str) -> Iterator[ExchangeView]:
+def exchanges(api: Management, vhost: str | None, columns: Sequence[str] = ()) -> Iterator[ExchangeView]:
     """Exchanges, with those that each vhost has from the start."""
-    return cast("Iterator[ExchangeView]", api.pages(_in("exchanges", vhost), columns, **query))
+    return cast("Iterator[ExchangeView]", api.pages(_in("exchanges", vhost), columns))
 
 
 def bindings(api: Management, vhost: str | None, columns: Sequence[str] = ()) -> Iterator[BindingView]:
@@ -287,18 +291,16 @@ def consumers(api: Management, vhost: str | None, columns: Sequence[str] = ()) -
     return cast("Iterator[ConsumerView]", api.items(_in("consumers", vhost), columns))
 
 
-def connections(
-    api: Management, vhost: str | None, columns: Sequence[str] = (), **query: str
-) -> Iterator[ConnectionView]:
+def connections(api: Management, vhost: str | None, columns: Sequence[str] = ()) -> Iterator[ConnectionView]:
     """Connections."""
     where = "connections" if vhost is None else path("vhosts", vhost, "connections")
-    return cast("Iterator[ConnectionView]", api.pages(where, columns, **query))
+    return cast("Iterator[ConnectionView]", api.pages(where, columns))
 
 
-def channels(api: Management, vhost: str | None, columns: Sequence[str] = (), **query: str) -> Iterator[ChannelView]:
+def channels(api: Management, vhost: str | None, columns: Sequence[str] = ()) -> Iterator[ChannelView]:
     """Channels."""
     where = "channels" if vhost is None else path("vhosts", vhost, "channels")
-    return cast("Iterator[ChannelView]", api.pages(where, columns, **query))
+    return cast("Iterator[ChannelView]", api.pages(where, columns))
 
 
 def vhosts(api: Management, columns: Collection[str] = ()) -> Iterator[VhostView]:

@@ -3,7 +3,6 @@
 https://www.rabbitmq.com/docs/man/rabbitmq-plugins.8
 """
 
-import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -50,7 +49,7 @@ def change(started: Started, what: Literal["enable", "disable"], names: Sequence
     except subprocess.TimeoutExpired as error:
         raise Unavailable(f"rabbitmq-plugins {what} does not end") from error
     if done.returncode:
-        raise _failed(what, done.stdout + done.stderr)
+        raise _failed(what, names, done.stdout + done.stderr)
 
 
 def _check_built_in(what: str, names: Sequence[str]) -> None:
@@ -70,10 +69,12 @@ def _program() -> str:
     return found
 
 
-def _failed(what: str, said: str) -> MqtoolError:
-    missing = re.findall(r"^\s*(?:\* )?(\w+)$", said.partition("could not be found")[2], re.MULTILINE)
+def _failed(what: str, names: Sequence[str], said: str) -> MqtoolError:
     if "not_found" in said or "could not be found" in said:
-        names = ", ".join(missing) or "such a plugin"
-        return UsageError(f"this broker has no {names}", "its file goes into RabbitMQ's plugins directory first")
+        missing = [name for name in names if name in said]
+        return UsageError(
+            f"this broker has no plugin {', '.join(missing or names)}",
+            "is it spelt right? One that RabbitMQ does not bring along goes into its plugins directory first",
+        )
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return MqtoolError(f"cannot {what} it: {lines[-1] if lines else 'rabbitmq-plugins failed'}")
+    return MqtoolError(f"cannot {what} {', '.join(names)}: {lines[-1] if lines else 'rabbitmq-plugins failed'}")

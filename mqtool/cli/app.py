@@ -30,6 +30,8 @@ _COMMANDS = {
     "broker": ("broker", _BROKER),
     "wait": ("broker", _BROKER),
     "list": ("listing", _SEE),
+    "top": ("top", _SEE),
+    "doctor": ("doctor", _SEE),
     "queue": ("declaring", _MANAGE),
     "exchange": ("declaring", _MANAGE),
     "bind": ("declaring", _MANAGE),

@@ -9,6 +9,7 @@ from mqtool.cli import output
 from mqtool.cli.asking import Yes, ask
 from mqtool.cli.options import Broker, ExchangeOptions, QueueOptions, argument, header, takes_groups, takes_groups_but
 from mqtool.errors import BadData, DeclaredDifferently, MqtoolError, NotFound
+from mqtool.listing import counted
 from mqtool.topology import Exchange, Queue
 
 app = typer.Typer()
@@ -101,12 +102,12 @@ def delete_queue(
                 _missing(f"queue {name!r}", "queues", if_exists)
                 continue
             ready = administration.depth(channel, name).ready
-            ask(yes or (if_empty and if_unused), f"delete queue {name!r} with {_messages(ready)}")
+            ask(yes or (if_empty and if_unused), f"delete queue {name!r} with {counted(ready)}")
             try:
                 gone = administration.delete_queue(channel, name, if_unused=if_unused, if_empty=if_empty)
             except BadData as error:  # 406: in use, not empty
                 raise MqtoolError(f"queue {name!r} was not deleted: {error}") from error
-            output.status(f"deleted queue {name!r}, with {_messages(gone)}")
+            output.status(f"deleted queue {name!r}, with {counted(gone)}")
 
 
 @queue_app.command("purge", epilog="mqtool queue purge jobs  ·  mqtool queue purge jobs --yes")
@@ -119,8 +120,8 @@ def purge(queue: QueueNames, broker: Broker, if_exists: IfExists = False, yes: Y
                 _missing(f"queue {name!r}", "queues", if_exists)
                 continue
             ready = administration.depth(channel, name).ready
-            ask(yes, f"remove {_messages(ready)} of queue {name!r} for good")
-            output.status(f"removed {_messages(administration.purge(channel, name))} of queue {name!r}")
+            ask(yes, f"remove {counted(ready)} of queue {name!r} for good")
+            output.status(f"removed {counted(administration.purge(channel, name))} of queue {name!r}")
 
 
 @exchange_app.command("delete", epilog="mqtool exchange delete logs  ·  mqtool exchange delete logs --if-exists --yes")
@@ -144,10 +145,6 @@ def delete_exchange(
             except BadData as error:
                 raise MqtoolError(f"exchange {name!r} was not deleted: {error}") from error
             output.status(f"deleted exchange {name!r}")
-
-
-def _messages(count: int) -> str:
-    return f"{count:,} message{'' if count == 1 else 's'}"
 
 
 def _missing(what: str, things: str, is_fine: bool) -> None:

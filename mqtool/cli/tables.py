@@ -38,15 +38,25 @@ def _cell(value: Any) -> str:
     return _BETWEEN.sub(lambda match: _WRITTEN[match[0]], as_text(value))
 
 
-def table(rows: Sequence[Row], columns: Sequence[str]) -> "Table":
-    """A table; nothing in a value can be markup, or reach the terminal's controls."""
+def table(rows: Sequence[Row], columns: Sequence[str], warning: str | None = None) -> "Table":
+    """A table; nothing in a value can be markup, or reach the terminal's controls.
+
+    Args:
+        warning: the column that is red.
+    """
     from rich.table import Table
     from rich.text import Text
 
     drawn = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
     for name in columns:
         numbers = any(_is_number(row[name]) for row in rows)
-        drawn.add_column(name, justify="right" if numbers else "left", no_wrap=numbers, overflow="fold")
+        drawn.add_column(
+            name,
+            justify="right" if numbers else "left",
+            no_wrap=numbers,
+            overflow="fold",
+            style="bold red" if name == warning else "",
+        )
     for row in rows:
         drawn.add_row(*(Text(_shown(row[name])) for name in columns))
     return drawn

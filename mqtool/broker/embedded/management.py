@@ -156,6 +156,8 @@ class Management(Directory):
         except ValueError as error:
             raise bad_request("page and page_size must be integers") from error
         value.sort(key=lambda item: (item.get("vhost", ""), item.get("name", "")))  # as RabbitMQ has it in pages
+        if "sort" in query:
+            value.sort(key=lambda item: _rank(item, query["sort"]), reverse=query.get("sort_reverse") == "true")
         pages = max(-(-len(value) // size), 1) if size > 0 else 0
         if not 1 <= page <= pages:
             raise bad_request(f"page out of range: page {page} of {pages}")
@@ -246,6 +248,13 @@ def _columns(item: views.Json, columns: list[str]) -> views.Json:
         if value is not None:
             into[names[-1]] = value
     return cut
+
+
+def _rank(item: views.Json, path: str) -> tuple[int, Any]:
+    value: Any = item
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return (0, 0) if value is None else (1, value) if isinstance(value, int | float) else (2, str(value))
 
 
 def _named(item: views.Json, wanted: str, *, regex: bool) -> bool:
