@@ -17,6 +17,12 @@ KIND = "node"
 #: Debian's rabbitmq-server on the PATH is a wrapper that insists on its own user and directory; the real one is here.
 _SERVERS = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"),)
 _STOP_PATIENCE = 30.0
+#: By default statistics are five seconds late and more: long for somebody who has just sent a message and looks for it.
+_STATISTICS = "collect_statistics_interval = 1000\n" + "".join(
+    f"management.sample_retention_policies.{section}.{kept} = {seconds}\n"
+    for section in ("global", "basic", "detailed")
+    for kept, seconds in (("minute", 1), ("hour", 60))
+)
 INSTALL = "install RabbitMQ (Debian and Ubuntu: apt-get install rabbitmq-server; macOS: brew install rabbitmq)"
 
 
@@ -48,18 +54,19 @@ def start(wanted: Wanted) -> Started:
     directory.mkdir(parents=True, exist_ok=True)
     data = wanted.data_dir or directory / "data"
     management_port, distribution_port, epmd_port = ports.free_port(), ports.free_port(), ports.free_port()
-    environment = _environment(name, directory, data, distribution_port, epmd_port)
+    env = environment(name, directory, data, distribution_port, epmd_port)
     (directory / "enabled_plugins").write_text("[rabbitmq_management].\n")
     (directory / "rabbitmq.conf").write_text(
         f"listeners.tcp.1 = {ports.HOST}:{port}\n"
         f"management.tcp.ip = {ports.HOST}\n"
         f"management.tcp.port = {management_port}\n"
         "log.console = true\nlog.console.level = info\nlog.console.use_colors = off\nlog.file = false\n"
+        f"{_STATISTICS}"
     )
     with (directory / "log").open("wb") as log:
         server_process = subprocess.Popen(
             [server],
-            env=environment,
+            env=env,
             cwd=directory,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -104,18 +111,22 @@ def _stop_port_mapper(port: int) -> None:
         time.sleep(0.02)
 
 
-def _environment(name: str, directory: Path, data: Path, distribution_port: int, epmd_port: int) -> dict[str, str]:
+def environment(
+    name: str, directory: Path, data: Path, distribution_port: int | None, epmd_port: int
+) -> dict[str, str]:
+    """The environment of a node, and of rabbitmqctl and rabbitmq-plugins for it, which take no distribution port."""
     ours = {
         "HOME": str(directory),
         "RABBITMQ_NODENAME": f"mqtool-{name}@localhost",
-        "RABBITMQ_DIST_PORT": str(distribution_port),
+        **({} if distribution_port is None else {"RABBITMQ_DIST_PORT": str(distribution_port)}),
         "RABBITMQ_MNESIA_BASE": str(data),
         "RABBITMQ_LOG_BASE": str(directory),
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "enabled_plugins"),
         # Without .conf in its name: 3.10's scripts add it, and later ones take either.
         "RABBITMQ_CONFIG_FILE": str(directory / "rabbitmq"),
         "RABBITMQ_CONF_ENV_FILE": os.devnull,
-        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1} "
+        "-rabbit quorum_tick_interval 1000",
         "ERL_EPMD_PORT": str(epmd_port),
         "ERL_EPMD_ADDRESS": ports.HOST,
     }

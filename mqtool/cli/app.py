@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from mqtool.cli import output, stopping
 from mqtool.errors import ExitCode, MqtoolError
 
-_TUTORIALS, _BROKER, _FAILURES = "Tutorials", "Broker", "Failures"
+_TUTORIALS, _BROKER, _FAILURES, _SEE, _MANAGE = "Tutorials", "Broker", "Failures", "See", "Manage"
 
 #: Each command's module and its panel in the help. A module is imported only when its command is called: start-up time
 #: is what a person feels first.
@@ -29,6 +29,17 @@ _COMMANDS = {
     "publisher-confirms": ("publisher_confirms", _TUTORIALS),
     "broker": ("broker", _BROKER),
     "wait": ("broker", _BROKER),
+    "list": ("listing", _SEE),
+    "top": ("top", _SEE),
+    "doctor": ("doctor", _SEE),
+    "queue": ("declaring", _MANAGE),
+    "exchange": ("declaring", _MANAGE),
+    "bind": ("declaring", _MANAGE),
+    "unbind": ("declaring", _MANAGE),
+    "user": ("users", _MANAGE),
+    "vhost": ("users", _MANAGE),
+    "permission": ("users", _MANAGE),
+    "plugin": ("plugins", _MANAGE),
     "dlq": ("dead_letters", _FAILURES),
     "reconcile": ("reconcile", _FAILURES),
     "drill": ("drill", _FAILURES),

@@ -13,10 +13,11 @@ import typer
 from mqtool import dead_letters, ndjson
 from mqtool.amqp import Channel
 from mqtool.cli import output, stopping
-from mqtool.cli.management import management_of
+from mqtool.cli.asking import Yes, ask
+from mqtool.cli.management import ManagementUrl, management_of
 from mqtool.cli.options import Broker, duration, takes_groups
 from mqtool.dead_letters import Choice, DeadLetter
-from mqtool.errors import MqtoolError, Unavailable, UsageError
+from mqtool.errors import Unavailable
 from mqtool.retry import dead_letter_queue
 
 app = typer.Typer()
@@ -70,10 +71,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print NDJSON.")]
 @takes_groups
 def ls(
     broker: Broker,
-    management: Annotated[
-        str | None,
-        typer.Option(help="The management API; else port 15672 of the broker.", envvar="MQTOOL_MANAGEMENT_URL"),
-    ] = None,
+    management: ManagementUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """List the queues that hold dead letters, with counts and reasons; asks the management API for their names."""
@@ -150,7 +148,7 @@ def redrive(
     which: Which,
     broker: Broker,
     to: Annotated[str | None, typer.Option(metavar="QUEUE", help="Bring them to this queue.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
 ) -> None:
     """Bring dead letters back to where they came from, as they were before they failed.
 
@@ -159,7 +157,7 @@ def redrive(
     source, moved = which.queue(queue), 0
     with _channel(broker) as channel:
         if which.is_all and output.is_terminal(0):  # nothing is lost by it, so a script need not say --yes
-            _ask(yes, f"bring all {channel.depth_of(source):,} messages of {source} back")
+            ask(yes, f"bring all {channel.depth_of(source):,} messages of {source} back")
         try:
             for letter in dead_letters.redrive(channel, source, which.choice(), to):
                 moved += 1
@@ -177,28 +175,14 @@ def drop(
     queue: QueueArgument,
     which: Which,
     broker: Broker,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
 ) -> None:
     """Remove dead letters for good."""
     source, dropped = which.queue(queue), 0
     with _channel(broker) as channel:
-        _ask(yes, f"drop {'all' if which.is_all else 'the chosen ones of'} {channel.depth_of(source):,} "
-                  f"messages of {source} for good")  # fmt: skip
+        ask(yes, f"drop {'all' if which.is_all else 'the chosen ones of'} {channel.depth_of(source):,} "
+                 f"messages of {source} for good",
+            "say --yes, or choose some with --id, --reason, --error or --older")  # fmt: skip
         for _ in dead_letters.drop(channel, source, which.choice()):
             dropped += 1
     output.status(f"{dropped:,} dropped from {source}")
-
-
-def _ask(yes: bool, what: str) -> None:
-    """Ask a person; a script has to say --yes for what cannot be undone.
-
-    Raises:
-        UsageError: nobody can be asked.
-        MqtoolError: the answer was no.
-    """
-    if yes:
-        return
-    if not output.is_terminal(0):
-        raise UsageError(f"this would {what}", "say --yes, or choose some with --id, --reason, --error or --older")
-    if not typer.confirm(f"{what}?", err=True):
-        raise MqtoolError("nothing was done")

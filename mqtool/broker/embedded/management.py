@@ -5,17 +5,18 @@ from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any
 
+from mqtool.broker.embedded import management_access as access
 from mqtool.broker.embedded import management_views as views
 from mqtool.broker.embedded.broker import Broker
+from mqtool.broker.embedded.channel import Channel
+from mqtool.broker.embedded.connection import Connection
 from mqtool.broker.embedded.errors import AmqpException
 from mqtool.broker.embedded.http import Answer, HttpError, Request
 from mqtool.broker.embedded.management_changes import Changes
 from mqtool.broker.embedded.management_directory import Directory, bad_request, missing, not_found
+from mqtool.broker.embedded.rates import Rates
 from mqtool.broker.embedded.users import User
 from mqtool.broker.embedded.virtual_host import VirtualHost
-
-_TAGS = {"administrator", "monitoring", "policymaker", "management"}
-_SEES_ALL = {"administrator", "monitoring"}
 
 
 class Management(Directory):
@@ -24,6 +25,7 @@ class Management(Directory):
     def __init__(self, broker: Broker) -> None:
         super().__init__(broker)
         self._changes = Changes(broker)
+        self._rates = Rates(broker)
         self._lists: dict[str, Callable[[User, str | None], Iterable[views.Json]]] = {
             "queues": self._queues,
             "exchanges": self._exchanges,
@@ -44,11 +46,12 @@ class Management(Directory):
             case _, [] | ["api"]:
                 return Answer(HTTPStatus.OK, {"management": "embedded"})
             case "GET" | "HEAD", ["api", *path]:
+                access.check_read(user, path)
                 return self._shown(request, self._get(user, path))
             case "PUT" | "POST" | "DELETE", ["api", *path]:
-                self._check_administrator(user, path)
+                access.check_change(user, path)
                 try:
-                    return self._changes.change(request, path)
+                    return self._changes.change(user, request, path)
                 except AmqpException as error:
                     raise bad_request(error.text.partition(" - ")[2]) from error
             case _, ["api", *_]:
@@ -57,19 +60,7 @@ class Management(Directory):
 
     def _login(self, request: Request) -> User:
         credentials = request.credentials
-        user = None
-        if credentials is not None:
-            user = self.broker.authenticate(*credentials, from_loopback=True)
-        if user is None:
-            raise HttpError(HTTPStatus.UNAUTHORIZED, "not_authorised", "Login failed")
-        if not _TAGS.intersection(user.tags):
-            raise HttpError(HTTPStatus.UNAUTHORIZED, "not_authorised", "Not management user")
-        return user
-
-    @staticmethod
-    def _check_administrator(user: User, path: list[str]) -> None:
-        if path and path[0] in ("vhosts", "users", "permissions") and "administrator" not in user.tags:
-            raise HttpError(HTTPStatus.UNAUTHORIZED, "not_authorised", "Not administrator user")
+        return access.check_login(self.broker.authenticate(*credentials, from_loopback=True) if credentials else None)
 
     # -- reading
 
@@ -77,7 +68,7 @@ class Management(Directory):
         broker = self.broker
         match path:
             case ["overview"]:
-                return views.overview(broker, user)
+                return views.overview(broker, user, self._rates)
             case ["whoami"]:
                 return {"name": user.name, "tags": user.tags}
             case ["cluster-name"]:
@@ -95,7 +86,7 @@ class Management(Directory):
             case ["vhosts", name]:
                 return views.vhost(self.vhost(name))
             case ["vhosts", name, "permissions"]:
-                return [view for view in self._permissions() if view["vhost"] == name]
+                return [view for view in self._permissions() if view["vhost"] == self.vhost(name).name]
             case ["users"]:
                 return [views.user(each) for each in broker.users.values()]
             case ["users", name]:
@@ -117,17 +108,21 @@ class Management(Directory):
                 return list(self._lists[kind](user, None))
             case ["vhosts", vhost, "connections" | "channels" as kind]:
                 return list(self._lists[kind](user, self.vhost(vhost).name))
-            case ["connections" | "channels" as kind, name]:
-                found = [view for view in self._lists[kind](user, None) if view["name"] == name]
+            case ["connections", name]:
+                found = [view for view in self._connections(user, None) if view["name"] == name]
                 return found[0] if found else missing()
+            case ["channels", name]:
+                return self._channel(user, name)
             case [kind, vhost] if kind in self._lists:
                 return list(self._lists[kind](user, self.vhost(vhost).name))
             case ["queues", vhost, name]:
                 queue = self.queue(vhost, name)
                 consumers = [view for view in self._consumers(user, vhost) if view["queue"]["name"] == name]
-                return {**views.queue(queue), "consumer_details": consumers}
+                return {**views.queue(queue, self._rates), "consumer_details": consumers}
             case ["exchanges", vhost, name]:
-                return views.exchange(self.vhost(vhost), self.exchange(vhost, name))
+                exchange = self.exchange(vhost, name)
+                view = views.exchange(self.vhost(vhost), exchange, self._rates)
+                return {**view, "incoming": views.incoming(self._channels_of(user, vhost), exchange.name)}
             case ["queues", vhost, name, "bindings"]:
                 return self._bindings_where(vhost, destination=name, destination_type="queue")
             case ["exchanges", vhost, name, "bindings", "source"]:
@@ -150,10 +145,9 @@ class Management(Directory):
         query = request.query
         if not isinstance(value, list):
             return Answer(HTTPStatus.OK, value)
-        if "columns" in query:
-            value = [_columns(item, query["columns"].split(",")) for item in value]
+        columns = query["columns"].split(",") if "columns" in query else []
         if "page" not in query:
-            return Answer(HTTPStatus.OK, value)
+            return Answer(HTTPStatus.OK, [_columns(item, columns) for item in value])
         total = len(value)
         if query.get("name"):
             value = [item for item in value if _named(item, query["name"], regex=query.get("use_regex") == "true")]
@@ -161,10 +155,13 @@ class Management(Directory):
             page, size = int(query["page"]), int(query.get("page_size", 100))
         except ValueError as error:
             raise bad_request("page and page_size must be integers") from error
+        value.sort(key=lambda item: (item.get("vhost", ""), item.get("name", "")))  # as RabbitMQ has it in pages
+        if "sort" in query:
+            value.sort(key=lambda item: _rank(item, query["sort"]), reverse=query.get("sort_reverse") == "true")
         pages = max(-(-len(value) // size), 1) if size > 0 else 0
         if not 1 <= page <= pages:
             raise bad_request(f"page out of range: page {page} of {pages}")
-        items = value[(page - 1) * size : page * size]
+        items = [_columns(item, columns) for item in value[(page - 1) * size : page * size]]
         return Answer(
             HTTPStatus.OK,
             {
@@ -181,31 +178,51 @@ class Management(Directory):
     def _visible(self, user: User, vhost: str | None) -> Iterable[VirtualHost]:
         """The virtual hosts that a user may look into; all of them, or the one of this name."""
         for each in self.broker.vhosts.values():
-            if vhost in (None, each.name) and (each.name in user.permissions or _SEES_ALL.intersection(user.tags)):
+            if vhost in (None, each.name) and (
+                each.name in user.permissions or access.SEES_ALL.intersection(user.tags)
+            ):
                 yield each
 
     def _queues(self, user: User, vhost: str | None) -> Iterable[views.Json]:
-        return [views.queue(queue) for each in self._visible(user, vhost) for queue in each.queues.values()]
+        visible = self._visible(user, vhost)
+        return [views.queue(queue, self._rates) for each in visible for queue in each.queues.values()]
 
     def _exchanges(self, user: User, vhost: str | None) -> Iterable[views.Json]:
-        return [views.exchange(each, one) for each in self._visible(user, vhost) for one in each.exchanges.values()]
+        visible = self._visible(user, vhost)
+        return [views.exchange(each, one, self._rates) for each in visible for one in each.exchanges.values()]
 
     def _bindings(self, user: User, vhost: str | None) -> Iterable[views.Json]:
         return [view for each in self._visible(user, vhost) for view in views.bindings(each)]
 
-    def _connections(self, _user: User, vhost: str | None) -> Iterable[views.Json]:
-        opened = self.broker.opened()
-        return [views.connection(each) for each in opened if vhost in (None, each.vhost.name)]
+    def _connections(self, user: User, vhost: str | None) -> Iterable[views.Json]:
+        return [views.connection(each) for each in self._opened(user, vhost)]
 
-    def _channels(self, _user: User, vhost: str | None) -> Iterable[views.Json]:
-        opened = self.broker.opened()
-        channels = [channel for connection in opened for channel in connection.channels.values()]
-        return [views.channel(each) for each in channels if vhost in (None, each.vhost.name)]
+    def _channels(self, user: User, vhost: str | None) -> Iterable[views.Json]:
+        return [views.channel(each, self._rates) for each in self._channels_of(user, vhost)]
 
-    def _consumers(self, _user: User, vhost: str | None) -> Iterable[views.Json]:
-        channels = [channel for connection in self.broker.connections for channel in connection.channels.values()]
+    def _channels_of(self, user: User, vhost: str | None) -> Iterable[Channel]:
+        return [each for connection in self._opened(user, vhost) for each in connection.channels.values()]
+
+    def _channel(self, user: User, name: str) -> views.Json:
+        for each in self._channels_of(user, None):
+            view = views.channel(each, self._rates)
+            if view["name"] == name:
+                mine = [one for one in self._consumers(user, None) if one["channel_details"]["name"] == name]
+                return {**view, "publishes": views.publishes(each), "deliveries": [], "consumer_details": mine}
+        return missing()  # type: ignore[no-any-return]
+
+    def _opened(self, user: User, vhost: str | None) -> Iterable[Connection]:
+        """The connections that a user may see: who may not see all sees their own."""
+        for each in self.broker.opened():
+            mine = each.user.name == user.name or access.SEES_ALL.intersection(user.tags)
+            if mine and vhost in (None, each.vhost.name):
+                yield each
+
+    def _consumers(self, user: User, vhost: str | None) -> Iterable[views.Json]:
+        seen = {each.name for each in self._visible(user, vhost)}
+        channels = [channel for connection in self.broker.opened() for channel in connection.channels.values()]
         subscriptions = [one for channel in channels for one in channel.subscriptions.values()]
-        return [views.consumer(one) for one in subscriptions if vhost in (None, one.queue.vhost)]
+        return [views.consumer(one) for one in subscriptions if one.queue.vhost in seen]
 
     def _permissions(self) -> list[views.Json]:
         return [view for user in self.broker.users.values() for view in views.permissions(user)]
@@ -216,7 +233,9 @@ class Management(Directory):
 
 
 def _columns(item: views.Json, columns: list[str]) -> views.Json:
-    """The columns asked for; `message_stats.publish` is one inside another."""
+    """The columns asked for; `message_stats.publish` is one inside another. None asked for: all."""
+    if not columns:
+        return item
     cut: views.Json = {}
     for column in columns:
         names = column.split(".")
@@ -229,6 +248,13 @@ def _columns(item: views.Json, columns: list[str]) -> views.Json:
         if value is not None:
             into[names[-1]] = value
     return cut
+
+
+def _rank(item: views.Json, path: str) -> tuple[int, Any]:
+    value: Any = item
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return (0, 0) if value is None else (1, value) if isinstance(value, int | float) else (2, str(value))
 
 
 def _named(item: views.Json, wanted: str, *, regex: bool) -> bool:

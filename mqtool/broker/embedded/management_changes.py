@@ -19,7 +19,7 @@ from mqtool.broker.embedded.field_table import Int64, Table, Value
 from mqtool.broker.embedded.http import Answer, Request
 from mqtool.broker.embedded.management_directory import Directory, bad_request, not_found
 from mqtool.broker.embedded.queue import Queue
-from mqtool.broker.embedded.users import Permissions, User
+from mqtool.broker.embedded.users import DEFAULT_ALGORITHM, Permissions, User
 from mqtool.broker.embedded.virtual_host import VirtualHost
 
 NO_CONTENT = Answer(HTTPStatus.NO_CONTENT)
@@ -48,7 +48,7 @@ def _arguments(value: Any) -> Table:
 class Changes(Directory):
     """Makes and deletes things."""
 
-    def change(self, request: Request, path: list[str]) -> Answer:  # noqa: C901 - one case per path
+    def change(self, user: User, request: Request, path: list[str]) -> Answer:  # noqa: C901 - one case per path
         """Do what a PUT, POST or DELETE asks for.
 
         Raises:
@@ -58,7 +58,9 @@ class Changes(Directory):
         match request.method, path:
             case "PUT", ["vhosts", name]:
                 existed = name in self.broker.vhosts
-                self.broker.add_vhost(name)
+                self.broker.add_vhost(name, request.json().get("description"))
+                if not existed:
+                    self.broker.set_permissions(user.name, name, Permissions())
                 return NO_CONTENT if existed else CREATED
             case "DELETE", ["vhosts", name]:
                 self.broker.delete_vhost(self.vhost(name).name)
@@ -98,7 +100,8 @@ class Changes(Directory):
         if "password" in body:
             user = User.with_password(name, str(body["password"]), names)
         elif "password_hash" in body:
-            user = User(name, base64.b64decode(str(body["password_hash"])) or None, names)
+            algorithm = str(body.get("hashing_algorithm", DEFAULT_ALGORITHM))
+            user = User(name, base64.b64decode(str(body["password_hash"])) or None, names, algorithm=algorithm)
         else:
             raise bad_request("must provide password or password_hash")
         if existed is not None:
