@@ -137,14 +137,15 @@ def queues_for_letters(api: Management, vhost: str) -> list[str]:
     Raises:
         Unavailable, AccessRefused: the management API cannot tell.
     """
-    listed = {queue.name: queue for queue in management.queues(api, vhost)}
+    columns = ("name", "arguments", "effective_policy_definition")
+    listed = {queue["name"]: management.effective_arguments(queue) for queue in management.queues(api, vhost, columns)}
     names = {dead_letter_queue(name).name for name in listed} | {name for name in listed if name.endswith(".dlq")}
     exchanges = set()
-    for queue in listed.values():
-        exchange = queue.arguments.get("x-dead-letter-exchange", queue.arguments.get("dead-letter-exchange"))
-        key = queue.arguments.get("x-dead-letter-routing-key", queue.arguments.get("dead-letter-routing-key"))
-        if exchange == "" and "x-expires" not in queue.arguments:  # else it is a wait queue, which leads back
-            names.add(str(key or queue.name))
+    for name, arguments in listed.items():
+        exchange = arguments.get("x-dead-letter-exchange", arguments.get("dead-letter-exchange"))
+        key = arguments.get("x-dead-letter-routing-key", arguments.get("dead-letter-routing-key"))
+        if exchange == "" and "x-expires" not in arguments:  # else it is a wait queue, which leads back
+            names.add(str(key or name))
         elif exchange:
             exchanges.add(str(exchange))
     for exchange in exchanges:

@@ -58,6 +58,10 @@ class Unavailable(MqtoolError):
     exit_code = ExitCode.UNAVAILABLE
 
 
+class NotFound(Unavailable):
+    """The broker is there, and has no such thing."""
+
+
 class NotConfirmed(MqtoolError):
     """The broker refused a message, or did not confirm it in time."""
 

@@ -13,7 +13,7 @@ import typer
 from mqtool import dead_letters, ndjson
 from mqtool.amqp import Channel
 from mqtool.cli import output, stopping
-from mqtool.cli.management import management_of
+from mqtool.cli.management import ManagementUrl, management_of
 from mqtool.cli.options import Broker, duration, takes_groups
 from mqtool.dead_letters import Choice, DeadLetter
 from mqtool.errors import MqtoolError, Unavailable, UsageError
@@ -70,10 +70,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print NDJSON.")]
 @takes_groups
 def ls(
     broker: Broker,
-    management: Annotated[
-        str | None,
-        typer.Option(help="The management API; else port 15672 of the broker.", envvar="MQTOOL_MANAGEMENT_URL"),
-    ] = None,
+    management: ManagementUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """List the queues that hold dead letters, with counts and reasons; asks the management API for their names."""

@@ -1,11 +1,26 @@
 """Where the management API of the broker is."""
 
+from typing import Annotated
+
+import typer
+
 from mqtool.amqp import Address, parse_addresses
 from mqtool.cli.options import Broker
-from mqtool.errors import Unavailable
-from mqtool.management import Management, listens_on
+from mqtool.errors import Unavailable, UsageError
+from mqtool.management import HOW_TO_ENABLE, Management, listens_on
 
-_AMQP_PORT, _PORT = 5672, 15672
+_AMQP_PORT, _PORT, _TLS_PORT = 5672, 15672, 15671
+
+ManagementUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--management",
+        metavar="URL",
+        help="The management API; else port 15672 of the broker.",
+        envvar="MQTOOL_MANAGEMENT_URL",
+        rich_help_panel="Broker",
+    ),
+]
 
 
 def management_of(broker: Broker, url: str | None = None, patience: float = 5.0) -> Management:
@@ -15,20 +30,23 @@ def management_of(broker: Broker, url: str | None = None, patience: float = 5.0)
         patience: seconds to wait for an answer.
 
     Raises:
+        UsageError: the URL is none.
         Unavailable: on port 15672 there is another broker's.
     """
     address = broker.addresses()[0]
     url = url or _of_started(address)
+    ca = None if broker.tls_ca is None else str(broker.tls_ca)
     if url is not None:
-        return Management(url.rstrip("/"), address.user, address.password, patience)
+        if not url.startswith(("http://", "https://")):
+            raise UsageError(f"bad management URL {url!r}", "it looks like http://localhost:15672")
+        return Management(url.rstrip("/"), address.user, address.password, patience, ca)
     host = f"[{address.host}]" if ":" in address.host else address.host
-    guessed = Management(f"http://{host}:{_PORT}", address.user, address.password, patience)
-    if address.port != _AMQP_PORT and not listens_on(guessed, address.port):
+    # Where AMQP is encrypted, the password shall not go over the wire in clear.
+    guess = f"https://{host}:{_TLS_PORT}" if address.tls else f"http://{host}:{_PORT}"
+    guessed = Management(guess, address.user, address.password, patience, ca)
+    if not address.tls and address.port != _AMQP_PORT and not listens_on(guessed, address.port):
         # Several brokers may run on one machine; to answer for the wrong one would be worse than no answer.
-        raise Unavailable(
-            f"the management API at {guessed.url} is not that of the broker at {address}",
-            "name the right one with --management",
-        )
+        raise Unavailable(f"the management API at {guessed.url} is not that of the broker at {address}", HOW_TO_ENABLE)
     return guessed
 
 

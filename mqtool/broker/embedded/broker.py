@@ -71,6 +71,7 @@ class Broker:
         self.users: dict[str, User] = {}
         self.connections: set[Connection] = set()
         self.reply_channels: dict[str, Channel] = {}
+        self.listeners: dict[str, tuple[str, int]] = {}
         self.alarm = False
         self.permissions_version = 0
         self.started_at = time.time()

@@ -7,6 +7,7 @@ from typing import Any
 
 from mqtool.broker.embedded import management_views as views
 from mqtool.broker.embedded.broker import Broker
+from mqtool.broker.embedded.connection import Connection
 from mqtool.broker.embedded.errors import AmqpException
 from mqtool.broker.embedded.http import Answer, HttpError, Request
 from mqtool.broker.embedded.management_changes import Changes
@@ -150,10 +151,9 @@ class Management(Directory):
         query = request.query
         if not isinstance(value, list):
             return Answer(HTTPStatus.OK, value)
-        if "columns" in query:
-            value = [_columns(item, query["columns"].split(",")) for item in value]
+        columns = query["columns"].split(",") if "columns" in query else []
         if "page" not in query:
-            return Answer(HTTPStatus.OK, value)
+            return Answer(HTTPStatus.OK, [_columns(item, columns) for item in value])
         total = len(value)
         if query.get("name"):
             value = [item for item in value if _named(item, query["name"], regex=query.get("use_regex") == "true")]
@@ -164,7 +164,7 @@ class Management(Directory):
         pages = max(-(-len(value) // size), 1) if size > 0 else 0
         if not 1 <= page <= pages:
             raise bad_request(f"page out of range: page {page} of {pages}")
-        items = value[(page - 1) * size : page * size]
+        items = [_columns(item, columns) for item in value[(page - 1) * size : page * size]]
         return Answer(
             HTTPStatus.OK,
             {
@@ -193,19 +193,25 @@ class Management(Directory):
     def _bindings(self, user: User, vhost: str | None) -> Iterable[views.Json]:
         return [view for each in self._visible(user, vhost) for view in views.bindings(each)]
 
-    def _connections(self, _user: User, vhost: str | None) -> Iterable[views.Json]:
-        opened = self.broker.opened()
-        return [views.connection(each) for each in opened if vhost in (None, each.vhost.name)]
+    def _connections(self, user: User, vhost: str | None) -> Iterable[views.Json]:
+        return [views.connection(each) for each in self._opened(user, vhost)]
 
-    def _channels(self, _user: User, vhost: str | None) -> Iterable[views.Json]:
-        opened = self.broker.opened()
-        channels = [channel for connection in opened for channel in connection.channels.values()]
-        return [views.channel(each) for each in channels if vhost in (None, each.vhost.name)]
+    def _channels(self, user: User, vhost: str | None) -> Iterable[views.Json]:
+        opened = self._opened(user, vhost)
+        return [views.channel(each) for connection in opened for each in connection.channels.values()]
 
-    def _consumers(self, _user: User, vhost: str | None) -> Iterable[views.Json]:
-        channels = [channel for connection in self.broker.connections for channel in connection.channels.values()]
+    def _opened(self, user: User, vhost: str | None) -> Iterable[Connection]:
+        """The connections that a user may see: who may not see all sees their own."""
+        for each in self.broker.opened():
+            mine = each.user.name == user.name or _SEES_ALL.intersection(user.tags)
+            if mine and vhost in (None, each.vhost.name):
+                yield each
+
+    def _consumers(self, user: User, vhost: str | None) -> Iterable[views.Json]:
+        seen = {each.name for each in self._visible(user, vhost)}
+        channels = [channel for connection in self.broker.opened() for channel in connection.channels.values()]
         subscriptions = [one for channel in channels for one in channel.subscriptions.values()]
-        return [views.consumer(one) for one in subscriptions if vhost in (None, one.queue.vhost)]
+        return [views.consumer(one) for one in subscriptions if one.queue.vhost in seen]
 
     def _permissions(self) -> list[views.Json]:
         return [view for user in self.broker.users.values() for view in views.permissions(user)]
@@ -216,7 +222,9 @@ class Management(Directory):
 
 
 def _columns(item: views.Json, columns: list[str]) -> views.Json:
-    """The columns asked for; `message_stats.publish` is one inside another."""
+    """The columns asked for; `message_stats.publish` is one inside another. None asked for: all."""
+    if not columns:
+        return item
     cut: views.Json = {}
     for column in columns:
         names = column.split(".")

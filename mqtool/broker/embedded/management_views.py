@@ -271,7 +271,10 @@ def overview(broker: Broker, user: User) -> Json:
         "erlang_version": "",
         "rates_mode": "basic",
         "exchange_types": _exchange_types(),
-        "listeners": [],
+        "listeners": [
+            {"node": NODE, "protocol": protocol, "ip_address": host, "port": port, "socket_opts": {}}
+            for protocol, (host, port) in broker.listeners.items()
+        ],
         "contexts": [],
         "object_totals": {
             "channels": sum(len(connection.channels) for connection in connections),

@@ -67,6 +67,7 @@ class Server:
             lambda: Connection(self.broker), settings.host, settings.port, backlog=1024
         )
         self.port = self._server.sockets[0].getsockname()[1]
+        self.broker.listeners["amqp"] = (settings.host, self.port)
         if settings.management_port is not None:
             self._management = await self._start_management(settings.management_port)
         self._check_consumers()
@@ -80,6 +81,7 @@ class Server:
         answer = Management(self.broker).answer
         server = await asyncio.start_server(http.server(answer), self._settings.host, port)
         self.management_port = server.sockets[0].getsockname()[1]
+        self.broker.listeners["http"] = (self._settings.host, self.management_port)
         log.info("management API on http://%s:%d", self._settings.host, self.management_port)
         return server
 
