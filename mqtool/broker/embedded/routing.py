@@ -218,8 +218,8 @@ def wanted_headers(arguments: Mapping[str, Value]) -> list[tuple[str, Value]]:
 def header_matches(headers: Mapping[str, Value], name: str, wanted: Value) -> bool:
     """Whether a header is there, with the value that a binding asks for, if it asks for one.
 
-    RabbitMQ compares as Erlang does, and so does this: numbers by their value, whatever their width on the wire; text and
-    octets alike; but what lists and tables hold also by its wire type, and in its order.
+    RabbitMQ compares as Erlang does, and so does this: numbers by their value, whatever their width on the wire; text
+    and octets alike; but what lists and tables hold also by its wire type, and in its order.
     """
     if name not in headers:
         return False
