@@ -109,6 +109,11 @@ def bindings(api: Management, vhost: str) -> Iterator[Binding]:
                 view["source"],
                 view["destination"],
                 view["routing_key"],
-                view.get("arguments") or {},
+                {name: _value(value) for name, value in (view.get("arguments") or {}).items()},
                 view["destination_type"] == "exchange",
             )
+
+
+def _value(value: Any) -> Any:
+    """An argument as it was before RabbitMQ's API wrote it as JSON, where it can be told: it writes no value so."""
+    return None if value == "undefined" else value

@@ -13,6 +13,8 @@ from typing import Any
 from mqtool.broker.embedded.routing import header_matches, wanted_headers
 from mqtool.definitions import Binding
 
+_WILDCARD = 0.001
+"""What `*` costs: next to nothing, but a word that is there literally is taken before."""
 _SIMILAR = 0.6
 """From this ratio on, one word looks like another one misspelt; as in difflib.get_close_matches."""
 
@@ -103,14 +105,16 @@ def _costs(pattern: Sequence[str], words: Sequence[str]) -> list[list[float]]:
 
 
 def _unlike(part: str, word: str) -> float:
-    return 0 if _fits(part, word) else 1
+    if not _fits(part, word):
+        return 1
+    return _WILDCARD if part == "*" else 0
 
 
 def _topic_distance(pattern: str, key: str) -> float | None:
     """How far a pattern is from a key; None for so far that nobody meant it."""
     parts, words = _words(pattern), _words(key)
     distance = _costs(parts, words)[-1][-1]
-    if distance > max(1, len(words) // 2):
+    if round(distance) > max(1, len(words) // 2):
         return None
     literal = sum(part in words for part in parts if part not in ("*", "#"))
     misspelt = _similarity(pattern, key)
@@ -132,13 +136,13 @@ def _topic_differences(pattern: str, key: str) -> list[str]:
             row -= 1
         elif part == "#" and column and here == costs[row][column - 1]:
             column -= 1
+        elif column and here == costs[row][column - 1] + 1:
+            found.append(f"word {column}, {words[column - 1]!r}, is one too many")
+            column -= 1
         elif row and column and part != "#" and here == costs[row - 1][column - 1] + _unlike(part, words[column - 1]):
             if not _fits(part, words[column - 1]):
                 found.append(f"word {column} is {words[column - 1]!r}, not {part!r}")
             row, column = row - 1, column - 1
-        elif column and here == costs[row][column - 1] + 1:
-            found.append(f"word {column}, {words[column - 1]!r}, is one too many")
-            column -= 1
         else:
             after = f" after word {column}" if column else ""
             found.append(f"a word for {part!r} is missing{after}")

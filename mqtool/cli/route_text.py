@@ -51,10 +51,10 @@ def compared(route: Route, expected: set[str] | None) -> Iterator[Line]:
     for what, names in (("missing: ", wanted - queues), ("too many: ", queues - wanted)):
         if names:
             yield ["        ", (what, BAD), ", ".join(map(shown, sorted(names)))]
-    if not ok:
-        for miss in route.near_misses:
-            if miss.binding.destination in wanted - queues or miss.binding.to_exchange:
-                yield ["        ", *_binding(miss.binding), (f"   {miss.reason}", DIM)]
+            yield from (["          ", *_way(way)] for name in names for way in route.queues.get(name, ()))
+    for miss in route.near_misses:
+        if wanted - queues and (miss.binding.destination in wanted or miss.binding.to_exchange):
+            yield ["          ", *_binding(miss.binding), (f"   {miss.reason}", DIM)]
 
 
 def _remarks(route: Route, definitions: Definitions) -> Iterator[Line]:
