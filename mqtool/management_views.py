@@ -166,11 +166,16 @@ class PermissionView(TypedDict, total=False):
 
 
 class NodeView(TypedDict, total=False):
-    """One of /api/nodes."""
+    """One of /api/nodes.
+
+    Attributes:
+        applications: what runs in it: {"name": …, "version": …, "description": …}.
+    """
 
     name: str
     running: bool
     enabled_plugins: list[str]
+    applications: list[Json]
     mem_used: int
     mem_limit: int
     mem_alarm: bool

@@ -117,9 +117,15 @@ class Channel:
         return int(self._look_at(queue).message_count)
 
     def _look_at(self, queue: str) -> Any:
-        return self._retrying(
-            lambda: self._checked(lambda pika, done: pika.queue_declare(queue, passive=True, callback=done))
-        ).method
+        return self.ask(lambda pika, done: pika.queue_declare(queue, passive=True, callback=done)).method
+
+    def ask(self, request: Request) -> Any:
+        """Make a request of any kind, and return the broker's answer; nothing of it is remembered.
+
+        Raises:
+            MqtoolError: the broker refuses it.
+        """
+        return self._retrying(lambda: self._checked(request))
 
     # Publishing.
 

@@ -11,7 +11,7 @@ from pika.adapters.utils import connection_workflow
 
 from mqtool.amqp.address import Address
 from mqtool.duration import compact_duration
-from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, MqtoolError, Unavailable, UsageError
+from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, MqtoolError, NotFound, Unavailable, UsageError
 
 ACCESS_REFUSED = 403
 NOT_FOUND = 404
@@ -114,7 +114,7 @@ def _login_refused(address: Address, reply_text: str) -> MqtoolError:
         return AccessRefused(
             f"{address.host}:{address.port} does not let user 'guest' in{said}",
             "RabbitMQ lets 'guest' in from its own machine only, as everybody knows its password: on the broker, "
-            "'rabbitmqctl add_user NAME' and 'rabbitmqctl set_permissions NAME .* .* .*', then --user NAME",
+            "'mqtool user add NAME' and 'mqtool permission set NAME', then --user NAME",
         )
     return AccessRefused(
         f"{address.host}:{address.port} does not let user {address.user!r} in{said}",
@@ -134,7 +134,7 @@ def _open_refused(address: Address, error: BaseException) -> MqtoolError:
         hint = f"the broker has no vhost {vhost!r}: check the URL's path; '/' is written as nothing, or as /%2F"
         return AccessRefused(f"cannot open vhost {vhost!r}: {text}", hint)
     if code in (ACCESS_REFUSED, NOT_ALLOWED):
-        hint = f"on the broker: rabbitmqctl set_permissions -p {vhost} {address.user} '.*' '.*' '.*'"
+        hint = f"an administrator may: mqtool permission set {address.user} --vhost {vhost}"
         return AccessRefused(f"cannot open vhost {vhost!r}: {text}", hint)
     return Unavailable(f"{address.host}:{address.port} closed the connection: {text}")
 
@@ -147,9 +147,7 @@ def closed_by_broker(error: BaseException) -> MqtoolError:
     if code == ACCESS_REFUSED:
         return AccessRefused(said, _hint_for_refused_access(text))
     if code == NOT_FOUND:
-        return Unavailable(
-            said, "is the name spelt right? 'rabbitmqctl list_queues' and 'list_exchanges' show what is there"
-        )
+        return NotFound(said, "is the name spelt right? 'mqtool list queues' and 'list exchanges' show what is there")
     if code == RESOURCE_LOCKED:
         return DeclaredDifferently(said, "the queue is exclusive to another connection; use another name")
     if code == PRECONDITION_FAILED:
@@ -168,7 +166,7 @@ def _hint_for_refused_access(text: str) -> str:
         return "it routes to the queue that the routing key names: 'mqtool send -q NAME' publishes there"
     if "reserved" in text:
         return "names that start with 'amq.' are the broker's own; choose another"
-    return "the user lacks a permission here: 'rabbitmqctl list_permissions' shows what it has"
+    return "the user lacks a permission here: 'mqtool list permissions' shows what it has"
 
 
 #: How RabbitMQ says that a delivery was unacknowledged for too long.

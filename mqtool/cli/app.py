@@ -29,6 +29,7 @@ _COMMANDS = {
     "publisher-confirms": ("publisher_confirms", _TUTORIALS),
     "broker": ("broker", _BROKER),
     "wait": ("broker", _BROKER),
+    "list": ("listing", _SEE),
     "dlq": ("dead_letters", _FAILURES),
     "reconcile": ("reconcile", _FAILURES),
     "drill": ("drill", _FAILURES),

@@ -278,11 +278,15 @@ def create_ready_file(path: Path | None) -> None:
             raise UsageError(f"cannot create the ready file {path}: {failure.strerror}") from failure
 
 
+def is_coloured(descriptor: int) -> bool:
+    """Whether what is written there may have colours."""
+    if _colour is not None:
+        return _colour
+    return is_terminal(descriptor) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def _styled(text: str, code: str) -> str:
-    coloured = _colour
-    if coloured is None:
-        coloured = is_terminal(2) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    return f"\x1b[{code}m{text}\x1b[0m" if coloured else text
+    return f"\x1b[{code}m{text}\x1b[0m" if is_coloured(2) else text
 
 
 def _to_stderr(line: str) -> None:

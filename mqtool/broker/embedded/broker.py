@@ -71,6 +71,7 @@ class Broker:
         self.users: dict[str, User] = {}
         self.connections: set[Connection] = set()
         self.reply_channels: dict[str, Channel] = {}
+        self.dropped_unroutable = 0
         self.listeners: dict[str, tuple[str, int]] = {}
         self.alarm = False
         self.permissions_version = 0

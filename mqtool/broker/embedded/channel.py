@@ -50,6 +50,7 @@ class Channel:
         prefetch: the limit for each consumer that starts from now on; 0 for none.
         global_prefetch: the limit for all consumers together; 0 for none.
         global_unacked: the deliveries to its consumers that count against that.
+        published: how many messages to each exchange.
         confirming: whether the client selected publisher confirms.
         confirms: what has been published and not confirmed.
         transaction: what is pending, if the client selected tx.
@@ -66,6 +67,7 @@ class Channel:
         self.unacked: dict[int, Unacked] = {}
         self.prefetch = 0
         self.global_prefetch = self.global_unacked = 0
+        self.published: dict[str, int] = {}
         self.confirming = False
         self.transaction: Transaction | None = None
         self.closing = self.closed = False
@@ -79,6 +81,10 @@ class Channel:
         self._body: list[bytes] = []
         self._missing = 0
         self.confirms = Confirms()
+
+    def counts(self) -> dict[str, int]:
+        """What was published on it so far."""
+        return {"publish": sum(self.published.values())}
 
     # -- frames in
 

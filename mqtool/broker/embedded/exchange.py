@@ -81,6 +81,10 @@ class Exchange:
         self.inbound: set[Binding] = set()
         self.published_in = 0
 
+    def counts(self) -> dict[str, int]:
+        """What was published to it so far."""
+        return {"publish_in": self.published_in}
+
     @property
     def delayed(self) -> bool:
         """Whether it holds messages back for as long as their `x-delay` header says."""

@@ -7,11 +7,13 @@ from typing import Any
 
 from mqtool.broker.embedded import management_views as views
 from mqtool.broker.embedded.broker import Broker
+from mqtool.broker.embedded.channel import Channel
 from mqtool.broker.embedded.connection import Connection
 from mqtool.broker.embedded.errors import AmqpException
 from mqtool.broker.embedded.http import Answer, HttpError, Request
 from mqtool.broker.embedded.management_changes import Changes
 from mqtool.broker.embedded.management_directory import Directory, bad_request, missing, not_found
+from mqtool.broker.embedded.rates import Rates
 from mqtool.broker.embedded.users import User
 from mqtool.broker.embedded.virtual_host import VirtualHost
 
@@ -25,6 +27,7 @@ class Management(Directory):
     def __init__(self, broker: Broker) -> None:
         super().__init__(broker)
         self._changes = Changes(broker)
+        self._rates = Rates(broker)
         self._lists: dict[str, Callable[[User, str | None], Iterable[views.Json]]] = {
             "queues": self._queues,
             "exchanges": self._exchanges,
@@ -45,6 +48,7 @@ class Management(Directory):
             case _, [] | ["api"]:
                 return Answer(HTTPStatus.OK, {"management": "embedded"})
             case "GET" | "HEAD", ["api", *path]:
+                self._check_may_read(user, path)
                 return self._shown(request, self._get(user, path))
             case "PUT" | "POST" | "DELETE", ["api", *path]:
                 self._check_administrator(user, path)
@@ -72,13 +76,22 @@ class Management(Directory):
         if path and path[0] in ("vhosts", "users", "permissions") and "administrator" not in user.tags:
             raise HttpError(HTTPStatus.UNAUTHORIZED, "not_authorised", "Not administrator user")
 
+    @staticmethod
+    def _check_may_read(user: User, path: list[str]) -> None:
+        if "administrator" in user.tags:
+            return
+        if path[:1] in (["users"], ["permissions"]) or path[2:] == ["permissions"]:
+            raise HttpError(HTTPStatus.UNAUTHORIZED, "not_authorised", "Not administrator user")
+        if path[:1] == ["nodes"] and "monitoring" not in user.tags:
+            raise HttpError(HTTPStatus.UNAUTHORIZED, "not_authorised", "Not monitor user")
+
     # -- reading
 
     def _get(self, user: User, path: list[str]) -> Any:  # noqa: C901 - one case per path
         broker = self.broker
         match path:
             case ["overview"]:
-                return views.overview(broker, user)
+                return views.overview(broker, user, self._rates)
             case ["whoami"]:
                 return {"name": user.name, "tags": user.tags}
             case ["cluster-name"]:
@@ -118,17 +131,21 @@ class Management(Directory):
                 return list(self._lists[kind](user, None))
             case ["vhosts", vhost, "connections" | "channels" as kind]:
                 return list(self._lists[kind](user, self.vhost(vhost).name))
-            case ["connections" | "channels" as kind, name]:
-                found = [view for view in self._lists[kind](user, None) if view["name"] == name]
+            case ["connections", name]:
+                found = [view for view in self._connections(user, None) if view["name"] == name]
                 return found[0] if found else missing()
+            case ["channels", name]:
+                return self._channel(user, name)
             case [kind, vhost] if kind in self._lists:
                 return list(self._lists[kind](user, self.vhost(vhost).name))
             case ["queues", vhost, name]:
                 queue = self.queue(vhost, name)
                 consumers = [view for view in self._consumers(user, vhost) if view["queue"]["name"] == name]
-                return {**views.queue(queue), "consumer_details": consumers}
+                return {**views.queue(queue, self._rates), "consumer_details": consumers}
             case ["exchanges", vhost, name]:
-                return views.exchange(self.vhost(vhost), self.exchange(vhost, name))
+                exchange = self.exchange(vhost, name)
+                view = views.exchange(self.vhost(vhost), exchange, self._rates)
+                return {**view, "incoming": views.incoming(self._channels_of(user, vhost), exchange.name)}
             case ["queues", vhost, name, "bindings"]:
                 return self._bindings_where(vhost, destination=name, destination_type="queue")
             case ["exchanges", vhost, name, "bindings", "source"]:
@@ -161,6 +178,7 @@ class Management(Directory):
             page, size = int(query["page"]), int(query.get("page_size", 100))
         except ValueError as error:
             raise bad_request("page and page_size must be integers") from error
+        value.sort(key=lambda item: (item.get("vhost", ""), item.get("name", "")))  # as RabbitMQ has it in pages
         pages = max(-(-len(value) // size), 1) if size > 0 else 0
         if not 1 <= page <= pages:
             raise bad_request(f"page out of range: page {page} of {pages}")
@@ -185,10 +203,12 @@ class Management(Directory):
                 yield each
 
     def _queues(self, user: User, vhost: str | None) -> Iterable[views.Json]:
-        return [views.queue(queue) for each in self._visible(user, vhost) for queue in each.queues.values()]
+        visible = self._visible(user, vhost)
+        return [views.queue(queue, self._rates) for each in visible for queue in each.queues.values()]
 
     def _exchanges(self, user: User, vhost: str | None) -> Iterable[views.Json]:
-        return [views.exchange(each, one) for each in self._visible(user, vhost) for one in each.exchanges.values()]
+        visible = self._visible(user, vhost)
+        return [views.exchange(each, one, self._rates) for each in visible for one in each.exchanges.values()]
 
     def _bindings(self, user: User, vhost: str | None) -> Iterable[views.Json]:
         return [view for each in self._visible(user, vhost) for view in views.bindings(each)]
@@ -197,8 +217,18 @@ class Management(Directory):
         return [views.connection(each) for each in self._opened(user, vhost)]
 
     def _channels(self, user: User, vhost: str | None) -> Iterable[views.Json]:
-        opened = self._opened(user, vhost)
-        return [views.channel(each) for connection in opened for each in connection.channels.values()]
+        return [views.channel(each, self._rates) for each in self._channels_of(user, vhost)]
+
+    def _channels_of(self, user: User, vhost: str | None) -> Iterable[Channel]:
+        return [each for connection in self._opened(user, vhost) for each in connection.channels.values()]
+
+    def _channel(self, user: User, name: str) -> views.Json:
+        for each in self._channels_of(user, None):
+            view = views.channel(each, self._rates)
+            if view["name"] == name:
+                mine = [one for one in self._consumers(user, None) if one["channel_details"]["name"] == name]
+                return {**view, "publishes": views.publishes(each), "deliveries": [], "consumer_details": mine}
+        return missing()  # type: ignore[no-any-return]
 
     def _opened(self, user: User, vhost: str | None) -> Iterable[Connection]:
         """The connections that a user may see: who may not see all sees their own."""

@@ -19,7 +19,7 @@ from mqtool.broker.embedded.field_table import Int64, Table, Value
 from mqtool.broker.embedded.http import Answer, Request
 from mqtool.broker.embedded.management_directory import Directory, bad_request, not_found
 from mqtool.broker.embedded.queue import Queue
-from mqtool.broker.embedded.users import Permissions, User
+from mqtool.broker.embedded.users import DEFAULT_ALGORITHM, Permissions, User
 from mqtool.broker.embedded.virtual_host import VirtualHost
 
 NO_CONTENT = Answer(HTTPStatus.NO_CONTENT)
@@ -98,7 +98,8 @@ class Changes(Directory):
         if "password" in body:
             user = User.with_password(name, str(body["password"]), names)
         elif "password_hash" in body:
-            user = User(name, base64.b64decode(str(body["password_hash"])) or None, names)
+            algorithm = str(body.get("hashing_algorithm", DEFAULT_ALGORITHM))
+            user = User(name, base64.b64decode(str(body["password_hash"])) or None, names, algorithm=algorithm)
         else:
             raise bad_request("must provide password or password_hash")
         if existed is not None:

@@ -2,6 +2,7 @@
 
 import base64
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from mqtool.broker.embedded.broker import RABBITMQ_VERSION, Broker
@@ -10,6 +11,7 @@ from mqtool.broker.embedded.connection import Connection
 from mqtool.broker.embedded.exchange import TYPES, Binding, Exchange
 from mqtool.broker.embedded.field_table import Table, Value
 from mqtool.broker.embedded.queue import Queue
+from mqtool.broker.embedded.rates import Rates
 from mqtool.broker.embedded.subscription import Subscription
 from mqtool.broker.embedded.users import User
 from mqtool.broker.embedded.virtual_host import VirtualHost
@@ -17,6 +19,10 @@ from mqtool.broker.embedded.virtual_host import VirtualHost
 Json = dict[str, Any]
 
 NODE = "embedded@localhost"
+_BUILT_IN = {
+    "rabbitmq_delayed_message_exchange": "Delayed message exchange, built in",
+    "rabbitmq_management": "Management API without its page, built in",
+}
 
 
 def plain(value: Value) -> Any:
@@ -35,11 +41,7 @@ def _table(table: Table) -> Json:
     return {name: plain(value) for name, value in table.items()}
 
 
-def _counter(name: str, count: int) -> Json:
-    return {name: count, f"{name}_details": {"rate": 0.0}}
-
-
-def queue(queue: Queue) -> Json:
+def queue(queue: Queue, rates: Rates) -> Json:
     """One of /api/queues."""
     ready, unacked = len(queue), queue.unacked
     owner = queue.owner
@@ -68,16 +70,11 @@ def queue(queue: Queue) -> Json:
         "message_bytes": queue.ready_bytes + queue.unacked_bytes,
         "message_bytes_ready": queue.ready_bytes,
         "message_bytes_unacknowledged": queue.unacked_bytes,
-        "message_stats": {
-            **_counter("publish", queue.published),
-            **_counter("deliver_get", queue.delivered),
-            **_counter("ack", queue.acknowledged),
-            **_counter("redeliver", queue.redelivered),
-        },
+        "message_stats": rates.of(queue),
     }
 
 
-def exchange(vhost: VirtualHost, exchange: Exchange) -> Json:
+def exchange(vhost: VirtualHost, exchange: Exchange, rates: Rates) -> Json:
     """One of /api/exchanges."""
     view: Json = {
         "name": exchange.name,
@@ -89,7 +86,7 @@ def exchange(vhost: VirtualHost, exchange: Exchange) -> Json:
         "arguments": _table(exchange.arguments),
         "policy": None,
         "user_who_performed_action": "rmq-internal" if exchange.predeclared else "",
-        "message_stats": _counter("publish_in", exchange.published_in),
+        "message_stats": rates.of(exchange),
     }
     if exchange.delayed:
         view["messages_delayed"] = vhost.held(exchange)
@@ -172,7 +169,7 @@ def connection(connection: Connection) -> Json:
     }
 
 
-def channel(channel: Channel) -> Json:
+def channel(channel: Channel, rates: Rates) -> Json:
     """One of /api/channels."""
     details = _channel_details(channel)
     transaction = channel.transaction
@@ -197,7 +194,25 @@ def channel(channel: Channel) -> Json:
         "messages_unconfirmed": len(channel.confirms),
         "messages_uncommitted": len(transaction.publishes) if transaction else 0,
         "acks_uncommitted": len(transaction.acks) if transaction else 0,
+        "message_stats": rates.of(channel),
     }
+
+
+def publishes(channel: Channel) -> list[Json]:
+    """To which exchanges a channel has published: what RabbitMQ tells where its rates are detailed."""
+    return [
+        {"exchange": {"name": name, "vhost": channel.vhost.name}, "stats": {"publish": count}}
+        for name, count in channel.published.items()
+    ]
+
+
+def incoming(channels: Iterable[Channel], exchange: str) -> list[Json]:
+    """Which channels have published to an exchange."""
+    return [
+        {"channel_details": _channel_details(each), "stats": {"publish": each.published[exchange]}}
+        for each in channels
+        if exchange in each.published
+    ]
 
 
 def vhost(vhost: VirtualHost) -> Json:
@@ -247,7 +262,11 @@ def node(broker: Broker) -> Json:
         "mem_alarm": broker.alarm,
         "disk_free_alarm": False,
         "uptime": int((time.time() - broker.started_at) * 1000),
-        "enabled_plugins": ["rabbitmq_delayed_message_exchange", "rabbitmq_management"],
+        "enabled_plugins": list(_BUILT_IN),
+        "applications": [
+            {"name": name, "version": RABBITMQ_VERSION, "description": description}
+            for name, description in _BUILT_IN.items()
+        ],
         "exchange_types": _exchange_types(),
     }
 
@@ -256,7 +275,7 @@ def _exchange_types() -> list[Json]:
     return [{"name": kind, "description": f"AMQP {kind} exchange", "enabled": True} for kind in TYPES]
 
 
-def overview(broker: Broker, user: User) -> Json:
+def overview(broker: Broker, user: User, rates: Rates) -> Json:
     """/api/overview."""
     queues = [queue for vhost in broker.vhosts.values() for queue in vhost.queues.values()]
     ready, unacked = sum(map(len, queues)), sum(queue.unacked for queue in queues)
@@ -289,9 +308,8 @@ def overview(broker: Broker, user: User) -> Json:
             "messages_unacknowledged": unacked,
         },
         "message_stats": {
-            **_counter("publish", sum(queue.published for queue in queues)),
-            **_counter("deliver_get", sum(queue.delivered for queue in queues)),
-            **_counter("ack", sum(queue.acknowledged for queue in queues)),
+            **rates.total(queues),
+            "drop_unroutable": broker.dropped_unroutable,
         },
         "user": user.name,
     }

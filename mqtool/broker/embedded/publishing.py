@@ -98,12 +98,16 @@ def publish(channel: "Channel", exchange: Exchange, message: Message, *, mandato
 
 def perform(channel: "Channel", exchange: Exchange, message: Message, *, mandatory: bool) -> Publication:
     """Put a message in its queues, or give it back if it is mandatory and there are none."""
+    channel.published[exchange.name] = channel.published.get(exchange.name, 0) + 1
     if exchange.name == "" and message.routing_key.startswith(DIRECT_REPLY_TO):
         publication = _reply(channel, message)
     else:
         publication = channel.vhost.publish(exchange, message)
-    if mandatory and not publication.routed:
-        channel.send_return(message)
+    if not publication.routed:
+        if mandatory:
+            channel.send_return(message)
+        else:
+            channel.broker.dropped_unroutable += 1
     return publication
 
 

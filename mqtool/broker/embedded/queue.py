@@ -82,6 +82,8 @@ class Queue:
         self.delivered = 0
         self.acknowledged = 0
         self.redelivered = 0
+        self.delivered_no_ack = 0
+        self.got_no_ack = 0
         self.touch()
 
     def _new_backlog(self) -> Backlog:
@@ -94,6 +96,17 @@ class Queue:
     def __len__(self) -> int:
         """How many messages are ready."""
         return len(self._backlog)
+
+    def counts(self) -> dict[str, int]:
+        """What it has taken in and handed out so far, by RabbitMQ's names."""
+        return {
+            "publish": self.published,
+            "deliver_get": self.delivered,
+            "deliver_no_ack": self.delivered_no_ack,
+            "get_no_ack": self.got_no_ack,
+            "ack": self.acknowledged,
+            "redeliver": self.redelivered,
+        }
 
     # An empty queue is still a queue.
     def __bool__(self) -> bool:
@@ -209,6 +222,7 @@ class Queue:
             self._delivered = True
             self.ledger.delivering(self)
         if consumer.no_ack:
+            self.delivered_no_ack += 1
             consumer.take(entry)
             self._forget(entry)
             return
@@ -231,6 +245,7 @@ class Queue:
             self._delivered = True
             self.ledger.delivering(self)
         if no_ack:
+            self.got_no_ack += 1
             self._forget(entry)
         else:
             self.unacked += 1

@@ -11,6 +11,7 @@ from typing import Self
 _ALGORITHMS = {"rabbit_password_hashing_sha256": "sha256", "rabbit_password_hashing_sha512": "sha512"}
 
 DEFAULT_USER = "guest"
+DEFAULT_ALGORITHM = "rabbit_password_hashing_sha256"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class User:
     password_hash: bytes | None
     tags: list[str] = field(default_factory=list)
     permissions: dict[str, Permissions] = field(default_factory=dict)
-    algorithm: str = "rabbit_password_hashing_sha256"
+    algorithm: str = DEFAULT_ALGORITHM
 
     @classmethod
     def with_password(cls, name: str, password: str, tags: list[str]) -> Self:

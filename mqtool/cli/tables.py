@@ -1,0 +1,77 @@
+"""Rows for people, as tables; for pipes, as columns with tabs between them; for programs, as JSON lines."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mqtool.cli import output
+from mqtool.listing import Row, as_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_BETWEEN = re.compile(r"[\t\n\r\\]")
+_WRITTEN = {"\t": r"\t", "\n": r"\n", "\r": r"\r", "\\": r"\\"}
+
+
+def show(rows: Iterable[Row], columns: Sequence[str], *, as_json: bool = False) -> int:
+    """Print rows on stdout, and return how many there were. In a pipe each leaves as it comes."""
+    count = 0
+    if not as_json and output.is_terminal(1):
+        found = list(rows)
+        if found:
+            draw(table(found, columns))
+        return len(found)
+    for row in rows:
+        count += 1
+        if as_json:
+            output.show(json.dumps({name: row[name] for name in columns}, ensure_ascii=False))
+        else:
+            output.show("\t".join(_cell(row[name]) for name in columns))
+    return count
+
+
+def _cell(value: Any) -> str:
+    """A value without what separates columns and rows."""
+    return _BETWEEN.sub(lambda match: _WRITTEN[match[0]], as_text(value))
+
+
+def table(rows: Sequence[Row], columns: Sequence[str]) -> "Table":
+    """A table; nothing in a value can be markup, or reach the terminal's controls."""
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
+    for name in columns:
+        numbers = any(_is_number(row[name]) for row in rows)
+        drawn.add_column(name, justify="right" if numbers else "left", no_wrap=numbers, overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(_shown(row[name])) for name in columns))
+    return drawn
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    text = f"{value:,}" if _is_number(value) else as_text(value)
+    return output.visible(text).replace("\n", r"\n").replace("\t", r"\t")
+
+
+def terminal() -> "Console":
+    """The terminal at stdout, with colours if they are wanted. No text is taken for markup."""
+    from rich.console import Console
+
+    colours: Any = "auto" if output.is_coloured(1) else None
+    return Console(color_system=colours, highlight=False, emoji=False, markup=False)
+
+
+def draw(what: Any) -> None:
+    """Print something of rich's on stdout."""
+    console = terminal()
+    with console.capture() as captured:
+        console.print(what)
+    output.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()).encode())

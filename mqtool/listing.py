@@ -1,0 +1,302 @@
+"""Lists of what a broker has: columns by the names that rabbitmqctl gives them, conditions, order.
+
+https://www.rabbitmq.com/docs/man/rabbitmqctl.8
+"""
+
+import difflib
+import operator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mqtool import management
+from mqtool.errors import UsageError
+from mqtool.management import Management
+
+Row = dict[str, Any]
+#: Yields the API's objects, cut to columns; the vhost is None for all.
+Source = Callable[[Management, str | None, Sequence[str]], Iterable[Mapping[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A kind of thing that can be listed.
+
+    Attributes:
+        things: what they are called, in the plural.
+        columns: where the API's objects have each; dots lead into nested objects, `=` is a constant.
+        shown: the columns that are shown unless others are asked for.
+        of_vhost: whether a list is of one vhost unless all are asked for, as with rabbitmqctl.
+    """
+
+    things: str
+    columns: Mapping[str, str]
+    shown: Sequence[str]
+    source: Source
+    of_vhost: bool = True
+
+    def check(self, names: Iterable[str]) -> None:
+        """See that these are columns.
+
+        Raises:
+            UsageError: one is not; the hint has the nearest, and all that there are.
+        """
+        for name in names:
+            if name not in self.columns:
+                near = difflib.get_close_matches(name, self.columns, 1)
+                meant = f"did you mean {near[0]!r}? " if near else ""
+                raise UsageError(
+                    f"{self.things} have no column {name!r}", f"{meant}there are: {', '.join(sorted(self.columns))}"
+                )
+
+    def rows(self, api: Management, vhost: str | None, names: Sequence[str]) -> Iterator[Row]:
+        """Rows with these columns, as they come in; a value that the broker does not tell is None.
+
+        Raises: as Management.get does.
+        """
+        paths = {name: self.columns[name] for name in names}
+        asked = sorted({path for path in paths.values() if not path.startswith("=")})
+        for item in self.source(api, vhost, asked):
+            yield {name: _at(item, path) for name, path in paths.items()}
+
+
+def _at(item: Any, path: str) -> Any:
+    if path.startswith("="):
+        return path[1:]
+    for name in path.split("."):
+        if not isinstance(item, Mapping):
+            return None
+        item = item.get(name)
+    return item
+
+
+def _same(*names: str) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+def _rate(name: str) -> str:
+    return f"message_stats.{name}_details.rate"
+
+
+def _users(api: Management, _vhost: str | None, _columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    for user in management.users(api):
+        tags = user.get("tags", [])  # before 3.9 they are a text with commas
+        yield {**user, "tags": [tag for tag in tags.split(",") if tag] if isinstance(tags, str) else tags}
+
+
+def _plugins(api: Management, _vhost: str | None, _columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    """The enabled ones, and those that run because they need them; of each node of a cluster."""
+    for node in management.nodes(api):
+        enabled = set(node.get("enabled_plugins", ()))
+        applications: dict[str, Any] = {each["name"]: each for each in node.get("applications", ())}
+        running = {name for name in applications if name.startswith("rabbitmq_")} - {"rabbitmq_prelaunch"}
+        for name in sorted(enabled | running):
+            told = applications.get(name, {})
+            yield {
+                "name": name,
+                "version": told.get("version"),
+                "description": told.get("description"),
+                "enabled": name in enabled,
+                "running": name in applications,
+                "node": node.get("name"),
+            }
+
+
+# fmt: off
+QUEUES = Listing(
+    "queues",
+    {
+        **_same(
+            "name", "vhost", "type", "durable", "auto_delete", "exclusive", "arguments", "policy", "operator_policy",
+            "effective_policy_definition", "state", "node", "leader", "members", "online", "consumers",
+            "consumer_capacity", "consumer_utilisation", "exclusive_consumer_tag", "single_active_consumer_tag",
+            "messages", "messages_ready", "messages_unacknowledged", "messages_ram", "messages_persistent",
+            "messages_ready_ram", "messages_unacknowledged_ram", "message_bytes", "message_bytes_ready",
+            "message_bytes_unacknowledged", "message_bytes_ram", "message_bytes_persistent", "memory",
+            "head_message_timestamp", "idle_since",
+        ),
+        "publish_rate": _rate("publish"),
+        "deliver_rate": _rate("deliver_get"),
+        "ack_rate": _rate("ack"),
+        "redeliver_rate": _rate("redeliver"),
+    },
+    ("name", "type", "messages_ready", "messages_unacknowledged", "consumers"),
+    management.queues,
+)
+EXCHANGES = Listing(
+    "exchanges",
+    {
+        **_same("name", "vhost", "type", "durable", "auto_delete", "internal", "arguments", "policy"),
+        "publish_in_rate": _rate("publish_in"),
+        "publish_out_rate": _rate("publish_out"),
+    },
+    ("name", "type", "durable", "auto_delete", "internal"),
+    management.exchanges,
+)
+BINDINGS = Listing(
+    "bindings",
+    {
+        "source_name": "source", "source_kind": "=exchange", "destination_name": "destination",
+        "destination_kind": "destination_type", **_same("routing_key", "arguments", "vhost", "properties_key"),
+    },
+    ("source_name", "destination_name", "destination_kind", "routing_key", "arguments"),
+    management.bindings,
+)
+CONSUMERS = Listing(
+    "consumers",
+    {
+        "queue_name": "queue.name", "vhost": "queue.vhost", "channel": "channel_details.name",
+        "connection": "channel_details.connection_name", "user": "channel_details.user",
+        "peer_host": "channel_details.peer_host", "peer_port": "channel_details.peer_port",
+        **_same("consumer_tag", "ack_required", "prefetch_count", "exclusive", "active", "activity_status",
+                "arguments"),
+    },
+    ("queue_name", "connection", "consumer_tag", "ack_required", "prefetch_count", "activity_status"),
+    management.consumers,
+)
+CONNECTIONS = Listing(
+    "connections",
+    {
+        **_same(
+            "name", "vhost", "user", "state", "protocol", "host", "port", "peer_host", "peer_port", "channels",
+            "channel_max", "frame_max", "timeout", "connected_at", "client_properties", "recv_oct", "recv_cnt",
+            "send_oct", "send_cnt", "send_pend", "ssl", "ssl_protocol", "auth_mechanism", "node",
+        ),
+        "product": "client_properties.product",
+        "connection_name": "client_properties.connection_name",
+    },
+    ("name", "user", "vhost", "state", "channels", "product"),
+    management.connections,
+    of_vhost=False,
+)
+CHANNELS = Listing(
+    "channels",
+    {
+        **_same(
+            "name", "number", "vhost", "user", "state", "confirm", "transactional", "consumer_count",
+            "prefetch_count", "global_prefetch_count", "messages_unacknowledged", "messages_unconfirmed",
+            "messages_uncommitted", "acks_uncommitted", "node",
+        ),
+        "connection": "connection_details.name",
+        "publish_rate": _rate("publish"),
+        "deliver_rate": _rate("deliver_get"),
+    },
+    ("name", "user", "vhost", "consumer_count", "prefetch_count", "messages_unacknowledged", "messages_unconfirmed"),
+    management.channels,
+    of_vhost=False,
+)
+VHOSTS = Listing(
+    "vhosts",
+    _same("name", "description", "tags", "tracing", "cluster_state", "default_queue_type", "messages",
+          "messages_ready", "messages_unacknowledged"),
+    ("name", "description", "messages_ready", "messages_unacknowledged"),
+    lambda api, _vhost, columns: management.vhosts(api, columns),
+    of_vhost=False,
+)
+USERS = Listing("users", {"user": "name", "tags": "tags"}, ("user", "tags"), _users, of_vhost=False)
+PERMISSIONS = Listing(
+    "permissions",
+    _same("user", "vhost", "configure", "write", "read"),
+    ("user", "configure", "write", "read"),
+    lambda api, vhost, _columns: management.permissions(api, vhost),
+)
+PLUGINS = Listing(
+    "plugins",
+    _same("name", "version", "description", "enabled", "running", "node"),
+    ("name", "version", "enabled", "running", "description"),
+    _plugins,
+    of_vhost=False,
+)
+# fmt: on
+
+LISTINGS = {
+    each.things: each
+    for each in (QUEUES, EXCHANGES, BINDINGS, CONSUMERS, CONNECTIONS, CHANNELS, VHOSTS, USERS, PERMISSIONS, PLUGINS)
+}
+
+_CONDITION = re.compile(r"(?P<column>\w+)\s*(?P<operator>!=|>=|<=|=|>|<|~)\s*(?P<value>.*)", re.DOTALL)
+_ORDER: dict[str, Callable[[Any, Any], bool]] = {
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What a row must be like to be listed, such as `messages_ready>0`.
+
+    Attributes:
+        comparison: = or !=; > >= < <= of numbers; ~ a regular expression that is found in it.
+    """
+
+    column: str
+    comparison: str
+    value: str
+
+    def holds(self, row: Row) -> bool:
+        """Whether the row is like that. What the broker does not tell is like nothing."""
+        value = row[self.column]
+        if self.comparison == "~":
+            return value is not None and re.search(self.value, as_text(value)) is not None
+        if self.comparison in _ORDER:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            return number and _ORDER[self.comparison](value, float(self.value))
+        return (as_text(value) == self.value) is (self.comparison == "=")
+
+
+def parse_condition(text: str) -> Condition:
+    """A condition, as it is written: COLUMN, = != > >= < <= or ~, and a value.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = _CONDITION.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is no condition; write one such as messages_ready>0, name=jobs or name~^log")
+    condition = Condition(match["column"], match["operator"], match["value"])
+    if condition.comparison in _ORDER:
+        try:
+            float(condition.value)
+        except ValueError:
+            raise ValueError(f"{condition.value!r} in {text!r} is no number") from None
+    if condition.comparison == "~":
+        try:
+            re.compile(condition.value)
+        except re.error as error:
+            raise ValueError(f"{condition.value!r} in {text!r} is no regular expression: {error}") from None
+    return condition
+
+
+def in_order(rows: Iterable[Row], columns: Sequence[str]) -> list[Row]:
+    """Rows, sorted by the first column, then the next; `-messages` is the greatest first. What is not told is last."""
+    found = list(rows)
+    for column in reversed(columns):
+        name = column.removeprefix("-")
+        told = [row for row in found if row[name] is not None]
+        found = [
+            *sorted(told, key=lambda row: _rank(row[name]), reverse=column.startswith("-")),
+            *(row for row in found if row[name] is None),
+        ]
+    return found
+
+
+def _rank(value: Any) -> tuple[int, float, str]:
+    return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, as_text(value))
+
+
+def as_text(value: Any) -> str:
+    """A value as a table or a pipe shows it."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ",".join(value)
+    if isinstance(value, dict | list):
+        import json
+
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")) if value else ""
+    return str(value)
