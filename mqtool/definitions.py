@@ -23,6 +23,16 @@ class Binding:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     to_exchange: bool = False
 
+    def as_json(self) -> Json:
+        """With the names that the management API gives to its parts."""
+        return {
+            "source": self.source,
+            "destination": self.destination,
+            "destination_type": "exchange" if self.to_exchange else "queue",
+            "routing_key": self.routing_key,
+            "arguments": self.arguments,
+        }
+
 
 @dataclass(frozen=True)
 class Definitions:

@@ -30,10 +30,11 @@ _COMMANDS = {
     "broker": ("broker", _BROKER),
     "wait": ("broker", _BROKER),
     "list": ("listing", _SEE),
+    "topology": ("topology", _SEE),
+    "route": ("route", _SEE),
     "dlq": ("dead_letters", _FAILURES),
     "reconcile": ("reconcile", _FAILURES),
     "drill": ("drill", _FAILURES),
-    "route": ("route", _SEE),
 }
 
 

@@ -12,7 +12,7 @@ import typer
 
 from mqtool.cli import output, route_text, styled
 from mqtool.cli.management import ManagementUrl, management_of
-from mqtool.cli.options import Broker, header, takes_groups
+from mqtool.cli.options import Broker, configure_output, header, takes_groups
 from mqtool.definitions import read
 from mqtool.errors import BadData, NotFound, SomeFailed, UsageError
 from mqtool.routes import Route, Router
@@ -57,6 +57,7 @@ def route(
     """
     if (exchange is None) == (test is None):
         raise UsageError("give either EXCHANGE and KEY, or --test FILE", "mqtool route topic_logs kern.critical")
+    configure_output(broker)
     lines = [] if test is None else list(_expectations(test))
     vhost = broker.addresses()[0].virtual_host
     router = Router(read(management_of(broker, management), vhost))
@@ -76,7 +77,7 @@ def route(
         if as_json:
             output.show(json.dumps(route_text.as_json(found)))
         else:
-            styled.show(route_text.explained(found, router.definitions), no_color=broker.no_color)
+            styled.show(route_text.explained(found, router.definitions))
         return
     failed = 0
     for line in lines:
@@ -86,7 +87,7 @@ def route(
             expected = {} if line.queues is None else {"expected": sorted(line.queues)}
             output.show(json.dumps(route_text.as_json(found) | expected))
         else:
-            styled.show(route_text.compared(found, line.queues), no_color=broker.no_color)
+            styled.show(route_text.compared(found, line.queues))
     if failed:
         raise SomeFailed(f"{failed:,} of {len(lines):,} routes are not as expected")
     output.status(f"{len(lines):,} routes, all as expected")

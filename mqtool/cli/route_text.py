@@ -99,9 +99,14 @@ def _binding(binding: Binding) -> Line:
     return [_exchange(binding.source), *_arrow(binding)]
 
 
-def _arrow(binding: Binding) -> Line:
+def bound_by(binding: Binding) -> str:
+    """The key, or the header arguments, by which something is bound."""
     said = [_quoted(binding.routing_key)] if binding.routing_key or not binding.arguments else []
-    return [" ── ", (" ".join([*said, *_fields(binding.arguments)]), KEY), f" ──> {shown(binding.destination)}"]
+    return " ".join([*said, *_fields(binding.arguments)])
+
+
+def _arrow(binding: Binding) -> Line:
+    return [" ── ", (bound_by(binding), KEY), f" ──> {shown(binding.destination)}"]
 
 
 def _death(death: DeadLetters) -> Line:
@@ -156,28 +161,13 @@ def as_json(route: Route) -> dict[str, Any]:
 
 def _hop_json(hop: Hop) -> dict[str, Any]:
     if hop.binding is not None:
-        return binding_json(hop.binding)
-    how = {"alternate": True} if hop.to_exchange else {}
-    return {"source": hop.source, "destination": hop.destination, **_kind(hop.to_exchange), **how}
-
-
-def binding_json(binding: Binding) -> dict[str, Any]:
-    """A binding, with the names that the management API gives to its parts."""
-    return {
-        "source": binding.source,
-        "destination": binding.destination,
-        **_kind(binding.to_exchange),
-        "routing_key": binding.routing_key,
-        "arguments": binding.arguments,
-    }
-
-
-def _kind(to_exchange: bool) -> dict[str, str]:
-    return {"destination_type": "exchange" if to_exchange else "queue"}
+        return hop.binding.as_json()
+    kind = {"destination_type": "exchange", "alternate": True} if hop.to_exchange else {"destination_type": "queue"}
+    return {"source": hop.source, "destination": hop.destination, **kind}
 
 
 def _near_json(miss: NearMiss) -> dict[str, Any]:
-    return {**binding_json(miss.binding), "reason": miss.reason}
+    return {**miss.binding.as_json(), "reason": miss.reason}
 
 
 def _death_json(death: DeadLetters) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Lines of text for people, with styles where a terminal shows them; in a pipe the same lines without."""
 
-import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -32,18 +31,18 @@ def text(line: Line) -> "Text":
     return Text.assemble(*line)
 
 
-def show(lines: Iterable[Line], *, no_color: bool = False) -> None:
+def show(lines: Iterable[Line]) -> None:
     """Print lines to stdout.
 
     Raises:
         ReaderGone: nobody reads it any more.
     """
-    if not output.is_terminal(1) or os.environ.get("TERM") == "dumb":
+    if not output.is_terminal(1):
         for line in lines:
             output.show(plain(line))
         return
-    from rich.console import Console
+    from mqtool.cli.tables import terminal
 
-    console = Console(no_color=no_color or None, highlight=False, emoji=False, markup=False)
+    console = terminal()
     for line in lines:
         console.print(text(line), soft_wrap=True)
