@@ -18,7 +18,8 @@ KIND = "node"
 _SERVERS = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"),)
 _STOP_PATIENCE = 30.0
 #: By default statistics are five seconds late and more: long for somebody who has just sent a message and looks for it.
-_STATISTICS = "collect_statistics_interval = 1000\n" + "".join(
+#: And only detailed ones tell who publishes to which exchange.
+_STATISTICS = "collect_statistics_interval = 1000\nmanagement.rates_mode = detailed\n" + "".join(
     f"management.sample_retention_policies.{section}.{kept} = {seconds}\n"
     for section in ("global", "basic", "detailed")
     for kept, seconds in (("minute", 1), ("hour", 60))

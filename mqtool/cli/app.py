@@ -40,6 +40,8 @@ _COMMANDS = {
     "vhost": ("users", _MANAGE),
     "permission": ("users", _MANAGE),
     "plugin": ("plugins", _MANAGE),
+    "topology": ("topology", _SEE),
+    "route": ("route", _SEE),
     "dlq": ("dead_letters", _FAILURES),
     "reconcile": ("reconcile", _FAILURES),
     "drill": ("drill", _FAILURES),

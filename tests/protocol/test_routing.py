@@ -1,10 +1,12 @@
 """Where messages go: exchange types, bindings between exchanges, alternates and carbon copies."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
+from pika.compat import long
 from pika.exceptions import ChannelClosedByBroker, UnroutableError
 
 from tests.protocol.conftest import Take
@@ -77,6 +79,12 @@ def test_topic(channel: BlockingChannel, pattern: str, key: str, matches: bool) 
         ({"a": {"b": 1}}, {"a": {"b": 1}}, True),
         ({"a": [1, 2]}, {"a": [1, 2]}, True),
         ({"a": 1}, {"a": 2**40}, False),
+        ({"a": 1}, {"a": long(1)}, True),
+        ({"a": 1}, {"a": 1.0}, True),
+        ({"a": 1}, {"a": datetime.fromtimestamp(1, UTC)}, True),
+        ({"a": "b"}, {"a": b"b"}, True),
+        ({"a": [1]}, {"a": [long(1)]}, False),
+        ({"a": {"b": 1, "c": 2}}, {"a": {"c": 2, "b": 1}}, False),
     ],
 )
 def test_headers(channel: BlockingChannel, arguments: dict[str, Any], headers: dict[str, Any], matches: bool) -> None:

@@ -201,23 +201,43 @@ class HeadersTable(Generic[Item]):
 
 def headers_match(arguments: Mapping[str, Value], headers: Mapping[str, Value]) -> bool:
     """Whether a message's headers satisfy the arguments of a binding to a headers exchange."""
-    mode = arguments.get("x-match", "all")
-    with_x = mode in ("all-with-x", "any-with-x")
-    wanted = [
+    matches = (header_matches(headers, name, value) for name, value in wanted_headers(arguments))
+    return any(matches) if arguments.get("x-match") in ("any", "any-with-x") else all(matches)
+
+
+def wanted_headers(arguments: Mapping[str, Value]) -> list[tuple[str, Value]]:
+    """The headers that a binding to a headers exchange looks at, with the values that it asks for."""
+    with_x = arguments.get("x-match") in ("all-with-x", "any-with-x")
+    return [
         (name, value)
         for name, value in arguments.items()
         if name != "x-match" and (with_x or not name.startswith("x-"))
     ]
-    matches = (_header_matches(headers, name, value) for name, value in wanted)
-    return any(matches) if mode in ("any", "any-with-x") else all(matches)
 
 
-def _header_matches(headers: Mapping[str, Value], name: str, wanted: Value) -> bool:
+def header_matches(headers: Mapping[str, Value], name: str, wanted: Value) -> bool:
+    """Whether a header is there, with the value that a binding asks for, if it asks for one.
+
+    RabbitMQ compares as Erlang does, and so does this: numbers by their value, whatever their width on the wire; text
+    and octets alike; but what lists and tables hold also by its wire type, and in its order.
+    """
     if name not in headers:
         return False
-    actual = headers[name]
-    # Values of different wire types never match, even where Python calls them equal.
-    return wanted is None or (type(actual) is type(wanted) and actual == wanted)
+    return wanted is None or _comparable(headers[name]) == _comparable(wanted)
+
+
+def _comparable(value: Value) -> tuple[str, object]:
+    match value:
+        case bool() | None:
+            return "atom", value
+        case int() | float():
+            return "number", value
+        case str():
+            return "octets", value.encode("utf-8", "surrogatepass")
+        case bytes():
+            return "octets", value
+        case _:
+            return "typed", encode_table({"": value})
 
 
 def canonical(arguments: Mapping[str, Value]) -> bytes:

@@ -79,10 +79,12 @@ def test_fanout_takes_everything() -> None:
     assert list(table.match("whatever", {})) == []
 
 
-def test_headers_of_another_type_do_not_match() -> None:
-    """An int is not a long, on the wire."""
-    assert headers_match({"a": Int32(1)}, {"a": Int32(1)})
-    assert not headers_match({"a": Int32(1)}, {"a": Int64(1)})
+def test_numbers_match_by_value_and_lists_by_wire_type() -> None:
+    """As RabbitMQ has it: an int is a long, but a list of one is not a list of the other."""
+    assert headers_match({"a": Int32(1)}, {"a": Int64(1)})
+    assert not headers_match({"a": Int32(1)}, {"a": True})
+    assert headers_match({"a": [Int32(1)]}, {"a": [Int32(1)]})
+    assert not headers_match({"a": [Int32(1)]}, {"a": [Int64(1)]})
 
 
 def test_headers_table_tells_arguments_apart() -> None:

@@ -1,0 +1,129 @@
+"""What a virtual host holds, as far as routing goes: exchanges, queues and bindings of both kinds.
+
+"Definitions" is RabbitMQ's word for it: https://www.rabbitmq.com/docs/definitions
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mqtool import management
+from mqtool.management import Management
+from mqtool.management_views import Json
+from mqtool.topology import DEFAULT_EXCHANGE, Exchange, Queue
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Binding:
+    """A rule at a source exchange that leads to a queue or to another exchange. Each is itself: two never are equal."""
+
+    source: str
+    destination: str
+    routing_key: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    to_exchange: bool = False
+
+    def as_json(self) -> Json:
+        """With the names that the management API gives to its parts."""
+        return {
+            "source": self.source,
+            "destination": self.destination,
+            "destination_type": "exchange" if self.to_exchange else "queue",
+            "routing_key": self.routing_key,
+            "arguments": self.arguments,
+        }
+
+
+@dataclass(frozen=True)
+class Definitions:
+    """Exchanges and queues by name, bindings by their source.
+
+    The arguments of exchanges and queues are to hold what policies add: see `with_policy`. The bindings that every
+    queue has to the default exchange are left out.
+    """
+
+    exchanges: Mapping[str, Exchange]
+    queues: Mapping[str, Queue]
+    bindings: Mapping[str, tuple[Binding, ...]]
+
+    @classmethod
+    def of(cls, exchanges: Iterable[Exchange], queues: Iterable[Queue], bindings: Iterable[Binding]) -> "Definitions":
+        """Sort them by name and source; the default exchange is always there."""
+        by_source: dict[str, list[Binding]] = {}
+        for binding in bindings:
+            if binding.source:
+                by_source.setdefault(binding.source, []).append(binding)
+        return cls(
+            {"": DEFAULT_EXCHANGE, **{exchange.name: exchange for exchange in exchanges}},
+            {queue.name: queue for queue in queues},
+            {source: tuple(bound) for source, bound in by_source.items()},
+        )
+
+
+#: What policies call by other names than arguments do.
+_POLICY_KEYS = {"dead-letter-exchange", "dead-letter-routing-key", "message-ttl", "max-length", "delivery-limit"}
+
+
+def with_policy(arguments: Mapping[str, Any], policy: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that something was declared with, and what a policy adds; where both say something, arguments win.
+
+    https://www.rabbitmq.com/docs/parameters#policies
+    """
+    added = {f"x-{name}" if name in _POLICY_KEYS else name: value for name, value in policy.items()}
+    return {**added, **arguments}
+
+
+_EXCHANGE_COLUMNS = ("name", "type", "durable", "auto_delete", "internal", "arguments", "policy")
+_QUEUE_COLUMNS = ("name", "durable", "auto_delete", "exclusive", "arguments", "effective_policy_definition")
+
+
+def read(api: Management, vhost: str) -> Definitions:
+    """All definitions of a virtual host.
+
+    Raises:
+        Unavailable, NotFound, AccessRefused: the API cannot tell.
+    """
+    return Definitions.of(exchanges(api, vhost), _queues(api, vhost), bindings(api, vhost))
+
+
+def exchanges(api: Management, vhost: str) -> list[Exchange]:
+    """The exchanges, with what policies add to their arguments. Raises as read() does."""
+    views = list(management.exchanges(api, vhost, _EXCHANGE_COLUMNS))
+    policies: dict[str, Json] = {}
+    if any(view.get("policy") for view in views):  # only the policy's name is told
+        policies = {policy["name"]: policy.get("definition") or {} for policy in management.policies(api, vhost)}
+    return [
+        Exchange(
+            view["name"],
+            view["type"],
+            view["durable"],
+            view["auto_delete"],
+            view["internal"],
+            with_policy(view.get("arguments") or {}, policies.get(view.get("policy") or "", {})),
+        )
+        for view in views
+    ]
+
+
+def _queues(api: Management, vhost: str) -> Iterator[Queue]:
+    for view in management.queues(api, vhost, _QUEUE_COLUMNS):
+        arguments = with_policy(view.get("arguments") or {}, view.get("effective_policy_definition") or {})
+        yield Queue(view["name"], view["durable"], view["exclusive"], view["auto_delete"], arguments)
+
+
+def bindings(api: Management, vhost: str) -> Iterator[Binding]:
+    """The bindings, without those to the default exchange. Raises as read() does."""
+    for view in management.bindings(api, vhost):  # all columns: to cut them costs RabbitMQ more than to send them
+        if view["source"]:
+            yield Binding(
+                view["source"],
+                view["destination"],
+                view["routing_key"],
+                {name: _value(value) for name, value in (view.get("arguments") or {}).items()},
+                view["destination_type"] == "exchange",
+            )
+
+
+def _value(value: Any) -> Any:
+    """An argument as it was before RabbitMQ's API wrote it as JSON, where it can be told: it writes no value so."""
+    return None if value == "undefined" else value

@@ -1,0 +1,182 @@
+"""`route` and the broker agree: what is explained is what happens."""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pika
+import pytest
+from pika.adapters.blocking_connection import BlockingChannel
+
+from mqtool.amqp import Connection, parse_addresses
+from mqtool.definitions import Definitions, read
+from mqtool.management import Management
+from mqtool.message import Confirmation, Message
+from mqtool.routes import Router
+from tests.brokers import TestBroker
+from tests.cli.shell import wait_until
+
+MESSAGES = 10_000
+WORDS = {"a": 5, "b": 5, "c": 5, "ü": 2, "": 2, "*": 4, "#": 1}
+NAMES = ["a", "b", "x-a"]
+VALUES: list[Any] = ["1", "2", 1, 2, 2**40, 1.0, True, False, None, [1], {"n": 1}]
+EXCHANGES = {
+    **{f"topic{number}": "topic" for number in range(4)},
+    **{f"headers{number}": "headers" for number in range(3)},
+    **{f"direct{number}": "direct" for number in range(2)},
+    "fanout": "fanout",
+}
+QUEUES = [f"q{number}" for number in range(60)]
+
+
+@pytest.fixture
+def channel(broker: TestBroker) -> Iterator[BlockingChannel]:
+    connection = pika.BlockingConnection(pika.URLParameters(broker.url))
+    yield connection.channel()
+    connection.close()
+
+
+def definitions_of(broker: TestBroker) -> Definitions:
+    return read(Management(broker.management, "guest", "guest"), broker.vhost)
+
+
+def a_key(chance: random.Random) -> str:
+    return ".".join(chance.choices(list(WORDS), list(WORDS.values()), k=chance.choice([0, 1, 1, 2, 2, 3, 4])))
+
+
+def some_headers(chance: random.Random) -> dict[str, Any]:
+    return {name: chance.choice(VALUES) for name in chance.sample(NAMES, chance.randint(0, len(NAMES)))}
+
+
+def arguments_of(chance: random.Random, kind: str) -> dict[str, Any]:
+    if kind != "headers":
+        return {}
+    match = chance.choice([{}, *({"x-match": mode} for mode in ("all", "any", "all-with-x", "any-with-x"))])
+    return match | some_headers(chance)
+
+
+def declare_a_maze(channel: BlockingChannel, chance: random.Random) -> None:
+    """Exchanges of all types, bound to queues and to each other in circles, some with an alternate."""
+    for name, kind in EXCHANGES.items():
+        alternate = {"alternate-exchange": chance.choice([*EXCHANGES, "none-such"])} if chance.random() < 0.5 else {}
+        channel.exchange_declare(name, kind, arguments=alternate)
+    for queue in QUEUES:
+        channel.queue_declare(queue, arguments={"x-max-length": MESSAGES})
+        for _ in range(chance.randint(1, 2)):
+            source, kind = chance.choice(list(EXCHANGES.items()))
+            channel.queue_bind(queue, source, a_key(chance), arguments=arguments_of(chance, kind))
+    for _ in range(8):
+        source, kind = chance.choice(list(EXCHANGES.items()))
+        channel.exchange_bind(chance.choice(list(EXCHANGES)), source, a_key(chance), arguments_of(chance, kind))
+
+
+def a_message(chance: random.Random, number: int) -> Message:
+    exchange = chance.choices(["", *EXCHANGES], [1, *([4] * len(EXCHANGES))])[0]
+    key = chance.choice([*QUEUES, a_key(chance)]) if not exchange else a_key(chance)
+    headers = some_headers(chance)
+    if chance.random() < 0.05:
+        headers[chance.choice(["CC", "BCC"])] = [a_key(chance) for _ in range(2)]
+    return Message(str(number).encode(), key, exchange, {"headers": headers})
+
+
+def what_queues_hold(channel: BlockingChannel) -> dict[int, set[str]]:
+    """The queues that got each message, by its number."""
+    total = sum(channel.queue_declare(queue, passive=True).method.message_count for queue in QUEUES)
+    got: list[tuple[str, int]] = []
+    for queue in QUEUES:
+        channel.basic_consume(
+            queue, lambda _c, _m, _p, body, queue=queue: got.append((queue, int(body))), auto_ack=True
+        )
+    while len(got) < total:
+        channel.connection.process_data_events(None)
+    assert len(got) == len(set(got)), "a queue gets a message once"
+    found: dict[int, set[str]] = {number: set() for number in range(MESSAGES)}
+    for queue, number in got:
+        found[number].add(queue)
+    return found
+
+
+def test_route_agrees_with_the_broker(broker: TestBroker, channel: BlockingChannel) -> None:
+    """Ten thousand messages through a maze: each lies in the queues that route names, or is returned."""
+    chance = random.Random(20261120)
+    declare_a_maze(channel, chance)
+    router = Router(definitions_of(broker))
+    messages = [a_message(chance, number) for number in range(MESSAGES)]
+    with Connection(parse_addresses(broker.url)) as connection:
+        receipts = list(connection.channel(mandatory=True).publish(iter(messages)))
+    held = what_queues_hold(channel)
+
+    for number, (message, receipt) in enumerate(zip(messages, receipts, strict=True)):
+        headers = message.properties["headers"]
+        told = router.route(message.exchange or "", message.routing_key or "", headers, near_misses=0)
+        assert set(told.queues) == held[number], (message, told)
+        expected = Confirmation.CONFIRMED if told.queues else Confirmation.RETURNED
+        assert receipt.confirmation is expected, (message, told)
+    routed = sum(bool(queues) for queues in held.values())
+    assert MESSAGES * 0.2 < routed < MESSAGES * 0.95, f"{routed} were routed: the maze is too easy"
+
+
+def test_dead_letters_go_where_route_says(broker: TestBroker, channel: BlockingChannel) -> None:
+    """From queue to queue, with a new key or their old ones, until they are lost."""
+    to_dlx = {"x-dead-letter-exchange": "dlx"}
+    channel.exchange_declare("x", "topic")
+    channel.exchange_declare("dlx", "direct")
+    channel.queue_declare("keeps-keys", arguments=to_dlx)
+    channel.queue_declare("new-key", arguments={**to_dlx, "x-dead-letter-routing-key": "new"})
+    channel.queue_declare("first", arguments={"x-dead-letter-exchange": "gone"})
+    channel.queue_declare("second")
+    for queue in ("keeps-keys", "new-key"):
+        channel.queue_bind(queue, "x", f"{queue}.#")
+    for queue, key in (("first", "keeps-keys.a"), ("second", "copy"), ("second", "new")):
+        channel.queue_bind(queue, "dlx", key)
+    router = Router(definitions_of(broker))
+    for start in ("keeps-keys", "new-key"):
+        headers = {"CC": ["copy"]}
+        told = router.route("x", f"{start}.a", headers)
+        assert set(told.queues) == {start}
+        channel.basic_publish("x", f"{start}.a", b"", pika.BasicProperties(headers=headers))
+        method = None
+        while method is None:
+            method, _, _ = channel.basic_get(start)
+        channel.basic_reject(method.delivery_tag, requeue=False)
+        queues = told.dead_letters[0].queues
+        assert queues == (["first", "second"] if start == "keeps-keys" else ["second"])
+        for queue in queues:
+            wait_until(lambda queue=queue: channel.basic_get(queue, auto_ack=True)[0], f"a dead letter in {queue}")
+        assert not any(channel.basic_get(queue, auto_ack=True)[0] for queue in ("first", "second"))
+    assert [(death.queue, death.queues) for death in router.route("x", "keeps-keys.a").dead_letters] == [
+        ("keeps-keys", ["first"]),
+        ("first", None),
+    ]
+
+
+def test_policies_count_as_arguments(broker: TestBroker, channel: BlockingChannel) -> None:
+    """An alternate or dead-letter exchange may come from a policy as well."""
+    if broker.kind == "embedded":
+        pytest.skip("the embedded broker has no policies")
+    channel.exchange_declare("x", "direct")
+    channel.queue_declare("q")
+    channel.queue_bind("q", "amq.fanout")
+    for name, definition in (
+        ("x", {"alternate-exchange": "amq.fanout"}),
+        ("q", {"dead-letter-exchange": "amq.direct", "dead-letter-routing-key": "k"}),
+    ):
+        applied = {"pattern": f"^{name}$", "definition": definition}
+        broker.api("PUT", f"policies/{broker.vhost}/{name}", applied)
+    wait_until(lambda: Router(definitions_of(broker)).route("x", "a").dead_letters, "the policies")
+    [death] = Router(definitions_of(broker)).route("x", "a").dead_letters
+    assert (death.queue, death.exchange, death.routing_key, death.queues) == ("q", "amq.direct", "k", [])
+
+
+def test_a_delayed_exchange_routes_as_its_inner_type(broker: TestBroker, channel: BlockingChannel) -> None:
+    """And says for how long it holds the message back."""
+    if broker.kind == "rabbitmq":
+        pytest.skip("RabbitMQ has no x-delayed-message without the plugin, which cannot be downloaded here")
+    channel.exchange_declare("later", "x-delayed-message", arguments={"x-delayed-type": "topic"})
+    channel.queue_declare("q")
+    channel.queue_bind("q", "later", "a.*")
+    told = Router(definitions_of(broker)).route("later", "a.b", {"x-delay": 20})
+    assert (set(told.queues), told.delay) == ({"q"}, 20)
+    channel.basic_publish("later", "a.b", b"", pika.BasicProperties(headers={"x-delay": 20}))
+    wait_until(lambda: channel.basic_get("q", auto_ack=True)[0], "the message")
+    assert not Router(definitions_of(broker)).route("later", "b.b").queues
