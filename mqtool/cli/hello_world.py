@@ -5,9 +5,9 @@ from typing import Annotated
 import typer
 
 from mqtool.cli import publishing, source
-from mqtool.cli.options import Broker, QueueOptions, Receiving, takes_groups
+from mqtool.cli.options import Broker, MessageOptions, QueueOptions, Receiving, takes_groups
 from mqtool.cli.output import WAITING_FOR_MESSAGES
-from mqtool.cli.source import Addressing, MessageOptions
+from mqtool.cli.source import Addressing
 from mqtool.topology import Exchange
 from mqtool.tutorials import hello_world
 

@@ -6,9 +6,17 @@ from typing import Annotated, Any
 import typer
 
 from mqtool.cli import publishing, source
-from mqtool.cli.options import Broker, ExchangeOptions, LogQueueOptions, Receiving, header, takes_groups
+from mqtool.cli.options import (
+    Broker,
+    ExchangeOptions,
+    LogQueueOptions,
+    MessageOptions,
+    Receiving,
+    header,
+    takes_groups,
+)
 from mqtool.cli.output import WAITING_FOR_LOGS
-from mqtool.cli.source import Addressing, MessageOptions
+from mqtool.cli.source import Addressing
 from mqtool.errors import UsageError
 from mqtool.message import Delivery, Message
 from mqtool.tutorials import headers as headers_tutorial

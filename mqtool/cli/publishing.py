@@ -9,7 +9,7 @@ from typing import Self
 from mqtool.amqp import Channel
 from mqtool.cli import output, stopping
 from mqtool.cli.failed_messages import FailedMessages
-from mqtool.cli.source import MessageOptions
+from mqtool.cli.options import MessageOptions
 from mqtool.errors import MqtoolError, NotConfirmed, SomeFailed
 from mqtool.message import Confirmation, Message, Receipt
 

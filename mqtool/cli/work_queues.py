@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from mqtool.cli import output, publishing, source
-from mqtool.cli.options import Broker, QueueOptions, Receiving, takes_groups
+from mqtool.cli.options import Broker, MessageOptions, QueueOptions, Receiving, takes_groups
 from mqtool.cli.output import WAITING_FOR_MESSAGES
 from mqtool.cli.programs import Concurrency, DedupOptions, ExecOptions, RetryOptions, work
-from mqtool.cli.source import Addressing, MessageOptions
+from mqtool.cli.source import Addressing
 from mqtool.errors import UsageError
 from mqtool.message import Delivery, Outcome
 from mqtool.retry import RetryPolicy
