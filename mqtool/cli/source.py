@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from mqtool.cli import output, stopping
 from mqtool.cli.failed_messages import Input
-from mqtool.cli.options import MessageOptions
+from mqtool.cli.options import DelayOptions, MessageOptions
 from mqtool.errors import BadData, UsageError
 from mqtool.message import Message, new_message_id
 
@@ -36,13 +36,19 @@ class Addressing(NamedTuple):
 
 
 def messages(
-    words: Sequence[str] | None, options: MessageOptions, *, default: bytes, addressing: Addressing | None = None
+    words: Sequence[str] | None,
+    options: MessageOptions,
+    *,
+    default: bytes,
+    addressing: Addressing | None = None,
+    delays: DelayOptions | None = None,
 ) -> Iterator[Message | None]:
     """What to publish; None whenever there is nothing to publish right now.
 
     Args:
         words: one message, if there are any.
         default: the body, where there are neither words nor input.
+        delays: when they shall arrive.
 
     Raises:
         UsageError: the options contradict each other, or the file cannot be read.
@@ -55,7 +61,9 @@ def messages(
             f"the message {' '.join(words)!r} is on the command line, and input was asked for as well",
             "give either message words, or an input with -l, -0, -D, --json or -f",
         )
-    making = _Making(options, addressing or Addressing())
+    delays = delays or DelayOptions()
+    delays.check(mandatory=options.mandatory)
+    making = _Making(options, addressing or Addressing(), delays)
     delimiter = _delimiter(options)
     if words and list(words) != ["-"]:
         return iter([making.message(os.fsencode(" ".join(words)))])
@@ -89,7 +97,8 @@ def _from_input(
 class _Making:
     """Makes messages from bodies, with the headers, properties and routing key that the options say."""
 
-    def __init__(self, options: MessageOptions, addressing: Addressing) -> None:
+    def __init__(self, options: MessageOptions, addressing: Addressing, delays: DelayOptions) -> None:
+        self._delay, self._due = delays.delay, delays.at
         self._pattern: re.Pattern[str] | None = options.key_pattern
         self._exchange = addressing.exchange
         self._routing_key = addressing.routing_key
@@ -116,7 +125,8 @@ class _Making:
 
     def message(self, body: bytes) -> Message:
         key = self._routing_key if self._pattern is None else self._key(body)
-        return Message(body, key, self._exchange, self._properties, self._message_id or new_message_id())
+        message_id = self._message_id or new_message_id()
+        return Message(body, key, self._exchange, self._properties, message_id, self._delay, self._due)
 
     def from_ndjson(self, lines: Iterator[bytes | None]) -> Iterator[Message | None]:
         from mqtool import ndjson
@@ -130,20 +140,26 @@ class _Making:
             if not line.strip():
                 continue
             message = ndjson.to_message(line, f"line {number}")
-            if self._pattern is not None:
-                message.routing_key = self._key(message.body)
-            elif self._routing_key is not None:
-                message.routing_key = self._routing_key
-            if self._exchange is not None:
-                message.exchange = self._exchange
-            if self._properties:
-                headers = {**(message.properties.get("headers") or {}), **self._properties.get("headers", {})}
-                message.properties = {**message.properties, **self._properties}
-                if headers:
-                    message.properties["headers"] = headers
-            if self._message_id or (message.message_id is None and b'"properties"' not in line):
-                message.message_id = self._message_id or new_message_id()
+            self._overrule(message, has_properties=b'"properties"' in line)
             yield message
+
+    def _overrule(self, message: Message, *, has_properties: bool) -> None:
+        """What the options say wins over what the message says itself."""
+        if self._pattern is not None:
+            message.routing_key = self._key(message.body)
+        elif self._routing_key is not None:
+            message.routing_key = self._routing_key
+        if self._exchange is not None:
+            message.exchange = self._exchange
+        if self._properties:
+            headers = {**(message.properties.get("headers") or {}), **self._properties.get("headers", {})}
+            message.properties = {**message.properties, **self._properties}
+            if headers:
+                message.properties["headers"] = headers
+        if self._message_id or (message.message_id is None and not has_properties):
+            message.message_id = self._message_id or new_message_id()
+        if self._delay is not None or self._due is not None:
+            message.delay, message.due = self._delay, self._due
 
     def _key(self, body: bytes) -> str:
         """The routing key with its places filled. A line that does not match is sent all the same: none may be lost."""

@@ -1,6 +1,7 @@
 """The options that commands share, each declared once, in groups that a command takes as one parameter."""
 
 from mqtool.cli.options.connection import Broker, configure_output
+from mqtool.cli.options.delays import DelayOptions
 from mqtool.cli.options.groups import takes_groups
 from mqtool.cli.options.messages import MessageOptions
 from mqtool.cli.options.receiving import Receiving
@@ -12,6 +13,7 @@ __all__ = [
     "DURATION",
     "Broker",
     "ConfirmTimeout",
+    "DelayOptions",
     "ExchangeOptions",
     "LogQueueOptions",
     "MessageOptions",
