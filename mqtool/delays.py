@@ -19,10 +19,10 @@ https://github.com/rabbitmq/rabbitmq-delayed-message-exchange, https://www.rabbi
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from mqtool.amqp import Channel
 from mqtool.duration import compact_duration
@@ -40,6 +40,8 @@ LONGEST_IN_QUEUES = LONGEST - GRACE
 _STEP, _STEP_UP_TO = 25, 10_000
 #: Seconds after which a wait queue is declared again, so that its lease does not end.
 _LEASE = 60.0
+#: Messages that may be on their way to the broker: those that have to queue up there come late.
+_IN_FLIGHT = 250
 #: Messages from which on the plugin is the wrong tool, by its own account.
 _TOO_MANY = 100_000
 #: The exchange of type x-delayed-message that leads to queues.
@@ -82,15 +84,25 @@ class Held(Message):
     original: Message = field(default_factory=lambda: Message(b""))
 
 
+class Place(NamedTuple):
+    """Where to publish a message that shall wait; the routing key None is its own."""
+
+    exchange: str
+    routing_key: str | None
+
+
 class Way(Protocol):
     """A way to hold messages back."""
 
-    def hold(self, message: Message, milliseconds: int) -> Message:
-        """What to publish, so that the message arrives after so long.
+    def place(self, message: Message, milliseconds: int) -> Place:
+        """Where the message can wait for so long; declare what is not there yet.
 
         Raises:
             BadData: this way cannot do it.
         """
+
+    def properties(self, message: Message, milliseconds: int) -> Mapping[str, Any]:
+        """The message's properties, with what has it wait."""
 
 
 class PluginMissing(DeclaredDifferently):
@@ -158,27 +170,35 @@ class Delaying:
         for message in messages:
             if message is None or (message.delay is None and message.due is None):
                 yield message
-            else:
-                yield self._held(message)
+                continue
+            while self._channel.in_flight >= _IN_FLIGHT:
+                yield None
+            yield self._held(message)
         if self._overdue:
             self._notice(f"{self._overdue:,} of the messages were due already: sent at once")
 
     def _held(self, message: Message) -> Message:
-        now = int(time.time() * 1000)
-        if message.due is not None:
-            due = round(message.due * 1000)
-            self._overdue += due <= now
-        else:
-            due = now + round((message.delay or 0) * 1000)
-        if due - now > LONGEST:
-            raise BadData(
-                f"a delay of {compact_duration((due - now) / 1000)} is too long", "at most 2^32 - 1 ms, 49 days"
-            )
+        delay = _milliseconds(message)
+        if delay <= 0:
+            self._overdue += message.due is not None
+            return self._as_held(message, 0, None)
+        if delay > LONGEST:
+            raise BadData(f"a delay of {compact_duration(delay / 1000)} is too long", "at most 2^32 - 1 ms, 49 days")
+        place = self.choose().place(message, delay)
+        # What had to be declared has taken its time, and counts for a time of arrival, but not for a delay.
+        return self._as_held(message, max(1, _milliseconds(message)), place)
+
+    def _as_held(self, message: Message, delay: int, place: Place | None) -> Held:
+        due = _now() + delay if message.due is None else round(message.due * 1000)
         headers = {**(message.properties.get("headers") or {}), DUE: due}
-        plain = replace(message, delay=None, due=None, properties={**message.properties, "headers": headers})
-        if due > now:
-            plain = self.choose().hold(plain, due - now)
-        return _as_held(plain, replace(message, delay=None, due=due / 1000))
+        original = replace(message, delay=None, due=due / 1000)
+        held = Held(message.body, message.routing_key, message.exchange, {**message.properties, "headers": headers})
+        held.message_id, held.original = message.message_id, original
+        if place is not None:
+            held.exchange = place.exchange
+            held.routing_key = message.routing_key if place.routing_key is None else place.routing_key
+            held.properties = self.choose().properties(held, delay)
+        return held
 
     def choose(self) -> Way:
         """Decide on a way, and say which.
@@ -203,8 +223,16 @@ class Delaying:
         return ThroughQueues(self._channel, self._destination, self._notice)
 
 
-def _as_held(message: Message, original: Message) -> Held:
-    return Held(**{each.name: getattr(message, each.name) for each in fields(Message)}, original=original)
+def _now() -> int:
+    """Milliseconds since 1970."""
+    return int(time.time() * 1000)
+
+
+def _milliseconds(message: Message) -> int:
+    """For how long to hold a message back."""
+    if message.due is not None:
+        return round(message.due * 1000) - _now()
+    return round((message.delay or 0) * 1000)
 
 
 class ThroughPlugin:
@@ -222,7 +250,7 @@ class ThroughPlugin:
         self._count = 0
         self.exchange = _leading_to(destination.exchange)
 
-    def hold(self, message: Message, milliseconds: int) -> Message:
+    def place(self, message: Message, milliseconds: int) -> Place:  # noqa: ARG002
         self._count += 1
         if self._count == _TOO_MANY:
             self._notice(
@@ -233,9 +261,10 @@ class ThroughPlugin:
         exchange = self.exchange if to == self._destination.exchange.name else _leading_to(Exchange(to, durable=True))
         if exchange.name != to:
             self._bind(exchange, to, key)
-        if not to:
-            message = replace(message, routing_key=key)
-        return replace(delayed(message, milliseconds), exchange=exchange.name)
+        return Place(exchange.name, None if to else key)
+
+    def properties(self, message: Message, milliseconds: int) -> Mapping[str, Any]:
+        return delayed(message, milliseconds).properties
 
     def _bind(self, exchange: Exchange, to: str, key: str) -> None:
         """Have the delaying exchange lead on: to an exchange, or to a queue."""
@@ -259,7 +288,7 @@ class ThroughQueues:
         self._declared: dict[str, float] = {}
         self._said_expiration = False
 
-    def hold(self, message: Message, milliseconds: int) -> Message:
+    def place(self, message: Message, milliseconds: int) -> Place:
         if milliseconds > LONGEST_IN_QUEUES:
             raise BadData(
                 f"a delay of {compact_duration(milliseconds / 1000)} is too long for a wait queue",
@@ -278,12 +307,12 @@ class ThroughQueues:
         if time.monotonic() > self._declared.get(name, 0.0):
             self._declare(name, wait, to, key)
             self._declared[name] = time.monotonic() + _LEASE
+        return Place(name, None) if to else Place("", name)
+
+    def properties(self, message: Message, milliseconds: int) -> Mapping[str, Any]:
         # Without x-death: brokers drop what they believe to go in circles.
         headers = {key: value for key, value in message.properties["headers"].items() if key != "x-death"}
-        properties = {**message.properties, "headers": headers, "expiration": str(milliseconds)}
-        if to:
-            return replace(message, exchange=name, properties=properties)
-        return replace(message, exchange="", routing_key=name, properties=properties)
+        return {**message.properties, "headers": headers, "expiration": str(milliseconds)}
 
     def _declare(self, name: str, wait: int, to: str, key: str) -> None:
         remember = name not in self._declared
@@ -337,6 +366,6 @@ def _addressed(message: Message, destination: Destination) -> tuple[str, str]:
     key = message.routing_key
     if key is None:
         key = destination.queue.name if destination.queue else ""
-    if not to and any(copies in message.properties["headers"] for copies in _COPIES):
+    if not to and any(copies in (message.properties.get("headers") or {}) for copies in _COPIES):
         raise BadData("a message with a header CC or BCC cannot be delayed on its way to a queue", "send it to each")
     return to, key

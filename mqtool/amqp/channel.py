@@ -196,6 +196,11 @@ class Channel:
         """What was published and not answered for, oldest first."""
         return self._publisher.unconfirmed
 
+    @property
+    def in_flight(self) -> int:
+        """How many messages were published and not answered for."""
+        return self._publisher.in_flight
+
     def addressed(self, message: Message) -> Message:
         """A message, with the exchange and the routing key that the latest publish() would have given it."""
         return addressed(message, self._route)
