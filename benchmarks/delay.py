@@ -75,11 +75,8 @@ def measure(url: str, send: list[str], receive: list[str]) -> Arrivals:
     with tempfile.TemporaryDirectory() as directory:
         ready, out = Path(directory) / "ready", Path(directory) / "out"
         with out.open("wb") as file:
-            receiver = subprocess.Popen(
-                [MQTOOL, *receive, "-u", url, "-F", "%l %h", "-c", str(MESSAGES), "--idle-timeout", "30s", "--quiet"]
-                + ["--ready-file", str(ready)],
-                stdout=file,
-            )
+            shown = ["-F", "%l %h", "-c", str(MESSAGES), "--idle-timeout", "30s", "--quiet"]
+            receiver = subprocess.Popen([MQTOOL, *receive, "-u", url, *shown, "--ready-file", str(ready)], stdout=file)
             while not ready.exists():
                 time.sleep(0.01)
             began = time.perf_counter()
@@ -111,7 +108,10 @@ def main() -> None:
             with Connection(parse_addresses(url)) as connection:
                 plugin = has_plugin(connection.channel(), DELAY_EXCHANGE)
             for via in ["plugin"] * plugin + ["ttl"]:
-                show(f"{name} | `send-delayed --via {via}`", measure(url, ["send-delayed", "--via", via], ["receive-delayed"]))
+                show(
+                    f"{name} | `send-delayed --via {via}`",
+                    measure(url, ["send-delayed", "--via", via], ["receive-delayed"]),
+                )
             show(f"{name} | `send --via ttl`, quorum queue", measure(url, ["send", "--via", "ttl"], ["receive"]))
 
 

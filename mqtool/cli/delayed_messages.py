@@ -99,11 +99,12 @@ def _delayed_as_it_says(message: Message | None) -> Message | None:
     """For NDJSON: "delay" or "at", else the header of the plugin, else the command's own delay."""
     if message is None or message.delay is not None or message.due is not None:
         return message
-    milliseconds = (message.properties.get("headers") or {}).get("x-delay")
-    if type(milliseconds) is int:
-        message.delay = max(0, milliseconds) / 1000  # negative: it has been delayed before
-    else:
+    headers = dict(message.properties.get("headers") or {})
+    if type(headers.get("x-delay")) is not int:
         message.delay = DEFAULT_DELAY
+        return message
+    message.delay = max(0, headers.pop("x-delay")) / 1000  # negative: it has been delayed before
+    message.properties = {**message.properties, "headers": headers}
     return message
 
 

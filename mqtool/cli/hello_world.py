@@ -10,7 +10,7 @@ from mqtool.cli.options import Broker, DelayOptions, MessageOptions, QueueOption
 from mqtool.cli.output import WAITING_FOR_MESSAGES
 from mqtool.cli.source import Addressing
 from mqtool.delays import Destination
-from mqtool.topology import Exchange, Queue
+from mqtool.topology import Exchange
 from mqtool.tutorials import hello_world
 
 app = typer.Typer()
@@ -52,7 +52,7 @@ def send(
             receipts = hello_world.send(channel, target, published)
         else:
             named = Exchange(exchange or "", durable=True)
-            published = held(messages, delays, options, channel, Destination(named, Queue(routing_key or "")))
+            published = held(messages, delays, options, channel, Destination(named, routing_key=routing_key))
             receipts = channel.publish(published, exchange=named, routing_key=routing_key or "")
         publishing.report(
             receipts, lambda message: f" [x] Sent '{publishing.text(message)}'", options, channel, messages
