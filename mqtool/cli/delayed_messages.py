@@ -19,7 +19,7 @@ from mqtool.cli.options import (
 )
 from mqtool.cli.output import WAITING_FOR_MESSAGES
 from mqtool.cli.source import Addressing
-from mqtool.delays import Destination, has_plugin
+from mqtool.delays.plugin import has_plugin
 from mqtool.message import Delivery, Message
 from mqtool.topology import Exchange
 from mqtool.tutorials import delayed_messages
@@ -61,7 +61,7 @@ def send_delayed(
         plugin = has_plugin(channel, target)
         if not plugin:
             target = _without_plugin(target)
-        published = held(messages, delays, options, channel, Destination(target), plugin=plugin)
+        published = held(messages, delays, options, channel, exchange=target, plugin=plugin)
         receipts = delayed_messages.send(channel, target, broker.names.delay_queue.name, published)
         publishing.report(receipts, _sent, options, channel, messages)
 

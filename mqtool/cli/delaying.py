@@ -6,8 +6,8 @@ from mqtool.amqp import Channel
 from mqtool.cli import output
 from mqtool.cli.options import DelayOptions, MessageOptions
 from mqtool.cli.options.delays import mandatory_with_delay
-from mqtool.delays import Delaying, Destination
 from mqtool.message import Message
+from mqtool.topology import DEFAULT_EXCHANGE, Exchange, Queue
 
 
 def held(
@@ -15,14 +15,16 @@ def held(
     delays: DelayOptions,
     options: MessageOptions,
     channel: Channel,
-    destination: Destination,
     *,
+    exchange: Exchange = DEFAULT_EXCHANGE,
+    queue: Queue | None = None,
+    routing_key: str | None = None,
     plugin: bool | None = None,
 ) -> Iterator[Message | None]:
     """What to publish, so that each message arrives when its delay is over; the others are published as they are.
 
     Args:
-        destination: where messages go that do not say so themselves.
+        exchange, queue, routing_key: where messages go that do not say so themselves, as delays.ways.Destination.
         plugin: whether the broker has it, if that is known.
 
     Raises:
@@ -30,6 +32,10 @@ def held(
     """
     if not delays.are_given and not options.as_json:
         return messages
+    from mqtool.delays.holding import Delaying
+    from mqtool.delays.ways import Destination
+
+    destination = Destination(exchange, queue, routing_key)
     delaying = Delaying(channel, delays.via, destination, output.notice, plugin=plugin)
     if delays.are_given:
         delaying.choose()  # now, rather than when the first line comes

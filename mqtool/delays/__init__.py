@@ -17,9 +17,3 @@ with the plugin as well.
 
 https://github.com/rabbitmq/rabbitmq-delayed-message-exchange, https://www.rabbitmq.com/docs/ttl
 """
-
-from mqtool.delays.holding import Delaying, Held, Via, original
-from mqtool.delays.plugin import PluginMissing, has_plugin
-from mqtool.delays.ways import LONGEST, Destination
-
-__all__ = ["LONGEST", "Delaying", "Destination", "Held", "PluginMissing", "Via", "has_plugin", "original"]

@@ -3,12 +3,12 @@
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 
 from mqtool.amqp import Channel
 from mqtool.delays.plugin import PluginMissing, ThroughPlugin, has_plugin
 from mqtool.delays.queues import SHORTEST_STEP, ThroughQueues, step_of
-from mqtool.delays.ways import LONGEST, Destination, Notice, Place, Way
+from mqtool.delays.via import LONGEST, Via
+from mqtool.delays.ways import Destination, Notice, Place, Way
 from mqtool.duration import compact_duration
 from mqtool.errors import BadData
 from mqtool.message import DUE, PERSISTENT, Message
@@ -16,14 +16,6 @@ from mqtool.topology import DELAYED
 
 #: Messages with short delays that may be on their way to the broker: whatever has to queue up there comes late.
 _IN_FLIGHT = 100
-
-
-class Via(StrEnum):
-    """What holds messages back."""
-
-    AUTO = "auto"
-    PLUGIN = "plugin"
-    TTL = "ttl"
 
 
 @dataclass(slots=True)
@@ -35,11 +27,6 @@ class Held(Message):
     """
 
     original: Message = field(default_factory=lambda: Message(b""))
-
-
-def original(message: Message) -> Message:
-    """The message that the user sees, of the one that was published."""
-    return message.original if isinstance(message, Held) else message
 
 
 class Delaying:

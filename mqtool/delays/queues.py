@@ -4,7 +4,8 @@ import time
 from typing import Any
 
 from mqtool.amqp import Channel
-from mqtool.delays.ways import LONGEST, Destination, Notice, Place, addressed
+from mqtool.delays.via import LONGEST
+from mqtool.delays.ways import Destination, Notice, Place, addressed
 from mqtool.duration import compact_duration
 from mqtool.errors import BadData
 from mqtool.message import Message

@@ -8,8 +8,6 @@ from mqtool.errors import BadData
 from mqtool.message import Message
 from mqtool.topology import DEFAULT_EXCHANGE, Exchange, Queue
 
-#: The longest delay, in milliseconds: what fits into the 32 bits of the broker's timers. 49 days and 17 hours.
-LONGEST = 2**32 - 1
 #: Headers that have a message copied to further queues.
 _COPIES = ("CC", "BCC")
 
