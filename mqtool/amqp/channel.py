@@ -68,6 +68,11 @@ class Channel:
         """Whether there is a broker at the other end right now."""
         return self._pika is not None
 
+    @property
+    def connection(self) -> "Connection":
+        """The connection that it is a channel of."""
+        return self._connection
+
     # Topology.
 
     def declare(self, thing: Thing, *, remember: bool = True) -> Thing:
@@ -89,16 +94,34 @@ class Channel:
         return declared
 
     def bind(
-        self, queue: Queue, exchange: Exchange, routing_key: str = "", arguments: Mapping[str, Any] | None = None
+        self,
+        to: Queue | Exchange,
+        exchange: Exchange,
+        routing_key: str = "",
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        remember: bool = True,
     ) -> None:
-        """Have an exchange route to a queue.
+        """Have an exchange route to a queue, or to another exchange.
+
+        Args:
+            remember: bind it again after a reconnection.
 
         Raises:
             Unavailable: one of them does not exist.
         """
-        binding = Binding(exchange.name, queue.name, routing_key, arguments or {})
+        binding = Binding(exchange.name, to.name, routing_key, arguments or {}, isinstance(to, Exchange))
         self._retrying(lambda: self._bind(binding))
-        self._journal.append(binding)
+        if remember:
+            self._journal.append(binding)
+
+    def expect(self, exchange: Exchange) -> None:
+        """Make sure that an exchange is there, whoever has declared it.
+
+        Raises:
+            Unavailable: there is none.
+        """
+        self._retrying(lambda: self._checked(declaring.declaration(exchange, passive=True)))
 
     def consumers_of(self, queue: Queue) -> int:
         """How many consumers a queue has.
@@ -192,6 +215,11 @@ class Channel:
     def unconfirmed(self) -> list[Message]:
         """What was published and not answered for, oldest first."""
         return self._publisher.unconfirmed
+
+    @property
+    def in_flight(self) -> int:
+        """How many messages were published and not answered for."""
+        return self._publisher.in_flight
 
     def addressed(self, message: Message) -> Message:
         """A message, with the exchange and the routing key that the latest publish() would have given it."""
