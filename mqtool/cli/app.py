@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from mqtool.cli import output, stopping
 from mqtool.errors import ExitCode, MqtoolError
 
-_TUTORIALS, _BROKER, _FAILURES = "Tutorials", "Broker", "Failures"
+_TUTORIALS, _BROKER, _FAILURES, _LEARN = "Tutorials", "Broker", "Failures", "Learn"
 
 #: Each command's module and its panel in the help. A module is imported only when its command is called: start-up time
 #: is what a person feels first.
@@ -32,6 +32,7 @@ _COMMANDS = {
     "dlq": ("dead_letters", _FAILURES),
     "reconcile": ("reconcile", _FAILURES),
     "drill": ("drill", _FAILURES),
+    "tutorial": ("tutorial", _LEARN),
 }
 
 
