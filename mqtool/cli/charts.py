@@ -8,23 +8,21 @@ from mqtool.plays.stage import Chart
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
-def chart(measured: Chart, width: int, height: int) -> tuple[str, list[str]]:
-    """A title that tells the latest and the greatest value, and rows from the top; the latest values at the right.
+def chart(values: Sequence[float], width: int, height: int) -> list[str]:
+    """A column for each value, as rows from the top; the greatest fills them all.
 
     Args:
-        width, height: in characters, without the title. Where there are more values, a column is the greatest of some.
+        width, height: in characters. Where there are more values, a column is the greatest of some.
     """
-    values = _fitted(measured.values, width)
-    greatest = max(measured.values, default=0.0)
-    last = measured.values[-1] if measured.values else 0.0
-    title = f"{measured.title}: {_said(last, measured.unit)}, at most {_said(greatest, measured.unit)}"
-    eighths = [round(value / greatest * height * 8) if greatest else 0 for value in values]
+    greatest = max(values, default=0.0)
     # What is there at all shall be seen.
-    eighths = [max(1, eighth) if value > 0 else 0 for eighth, value in zip(eighths, values, strict=True)]
-    rows = [
-        "".join(_BLOCKS[min(8, max(0, eighth - 8 * row))] for eighth in eighths) for row in range(height - 1, -1, -1)
-    ]
-    return title, rows
+    eighths = [max(1, round(value / greatest * height * 8)) if value > 0 else 0 for value in _fitted(values, width)]
+    return ["".join(_BLOCKS[min(8, max(0, eighth - 8 * row))] for eighth in eighths) for row in reversed(range(height))]
+
+
+def figures(measured: Chart) -> tuple[str, str]:
+    """The latest and the greatest value, as one says them."""
+    return _said(measured.values[-1:], measured.unit), _said(measured.values, measured.unit)
 
 
 def _fitted(values: Sequence[float], width: int) -> list[float]:
@@ -34,5 +32,7 @@ def _fitted(values: Sequence[float], width: int) -> list[float]:
     return [max(values[start:end]) for start, end in pairwise(edges)]
 
 
-def _said(value: float, unit: str) -> str:
-    return f"{value:,.0f} {unit}".strip() if value >= 10 or value == int(value) else f"{value:,.1f} {unit}".strip()
+def _said(values: Sequence[float], unit: str) -> str:
+    value = max(values, default=0.0)
+    number = f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:,.1f}"
+    return f"{number} {unit}".strip()

@@ -11,7 +11,7 @@ from rich.rule import Rule
 from rich.text import Text
 
 from mqtool.cli import output
-from mqtool.cli.charts import chart
+from mqtool.cli.charts import chart, figures
 from mqtool.cli.pace import Pace
 from mqtool.cli.screen import console
 from mqtool.plays.stage import Chart
@@ -51,10 +51,10 @@ class Lines:
         with self._pace.listening():
             yield
 
-    def next_step(self, name: str) -> None:
-        """What the person may do now."""
+    def ended(self, next_step: str) -> None:
+        """A play has come to its good end: what the person may do now."""
         self.blank()
-        self.note(f"'mqtool tutorial show {name}' has the commands, the story and the source.")
+        self.note(next_step)
 
     # The audience.
 
@@ -95,9 +95,8 @@ class Lines:
             return
         for each in charts:
             self.blank()
-            title, rows = chart(each, min(_CHART_WIDTH, self._console.width - 4), _CHART_HEIGHT)
-            self._print(Text(f"  {title}", "bold"))
-            for row in rows:
+            self._print(Text(f"  {each.title}, at most {figures(each)[1]}", "bold"))
+            for row in chart(each.values, min(_CHART_WIDTH, self._console.width - 4), _CHART_HEIGHT):
                 self._print(Text(f"  {row}", "cyan"))
         self.blank()
 

@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.rule import Rule
 from rich.text import Text
 
-from mqtool.cli.charts import chart
+from mqtool.cli.charts import chart, figures
 from mqtool.cli.pace import Pace
 from mqtool.cli.play_lines import STYLES
 from mqtool.cli.screen import console
@@ -69,12 +69,12 @@ class Panes:
         finally:
             signal.signal(signal.SIGTSTP, before)
 
-    def next_step(self, name: str) -> None:
+    def ended(self, next_step: str) -> None:
         """What is left on the screen: what was shown, and what the person may do now."""
         self._console.print(Rule(Text(self._title, "bold"), align="left", style="dim"))
         for check in self._all_checks:
             self._console.print(Text.assemble(("✓ ", "green"), check))
-        self._console.print(Text(f"'mqtool tutorial show {name}' has the commands, the story and the source.\n", "dim"))
+        self._console.print(Text(next_step + "\n", "dim"))
 
     # The audience.
 
@@ -144,13 +144,11 @@ class Panes:
 
     def _footer(self, width: int) -> list[Text]:
         """The checks that have passed, what the narrator says, and what the person may press."""
-        checks = [Text.assemble((" ✓ ", "green"), check) for check in self._checks]
-        narration = Text(f" {self._narration}", "" if self._waiting else "dim")
-        asks = " Enter goes on · q leaves" if self._waiting and self._pace.asks else " q leaves · Enter hurries"
-        if not self._waiting:
-            asks = " …"
+        checks = [Text.assemble(("✓ ", "green"), check) for check in self._checks]
+        narration = Text(self._narration, "" if self._waiting else "dim")
+        asks = "Enter goes on · q leaves" if self._pace.asks else "Enter hurries · q leaves"
         lines = [piece for text in [*checks, narration] for piece in _wrapped(text, self._console, width)]
-        return [*lines, Text(asks, "dim")]
+        return [Text(" ") + line for line in [*lines, Text(asks if self._waiting else "…", "dim")]]
 
     def _terminals(self, width: int, height: int) -> RenderableType:
         names = list(self._panes)
@@ -186,8 +184,17 @@ class Panes:
         drawn = []
         each = width // len(self._charts)
         for measured in self._charts:
-            title, rows = chart(measured, each - 4, _CHARTS_HEIGHT - 2)
-            drawn.append(Layout(Panel(Text("\n".join(rows), "cyan"), title=title, title_align="left", style="dim")))
+            rows = chart(measured.values, each - 4, _CHARTS_HEIGHT - 2)
+            latest, greatest = figures(measured)
+            panel = Panel(
+                Text("\n".join(rows), "cyan"),
+                title=Text(f"{measured.title}: {latest}", "bold"),
+                title_align="left",
+                subtitle=Text(f"at most {greatest}"),
+                subtitle_align="right",
+                border_style="dim",
+            )
+            drawn.append(Layout(panel))
         layout.split_row(*drawn)
         return layout
 

@@ -105,7 +105,11 @@ def run(
         except KeyboardInterrupt:
             output.notice("interrupted; everything that was started has been ended")
             raise
-        audience.next_step(name)
+        audience.ended(
+            "'mqtool tutorial list' says what there is to learn."
+            if name in plays.MORE
+            else f"'mqtool tutorial show {name}' has the commands, the story and the source."
+        )
 
 
 def _audience(auto: bool, lines: bool, no_color: bool) -> "Lines | Panes":

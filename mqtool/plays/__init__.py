@@ -20,7 +20,7 @@ NAMES = (
     "publisher-confirms",
 )
 #: What has no page to read, and comes before all: why to learn it.
-MORE: tuple[str, ...] = ()
+MORE = ("why-queues",)
 
 
 def load(name: str) -> Play:

@@ -118,11 +118,15 @@ class Stage:
 
     def queue(self, name: str) -> str:
         """The option that names a queue of the play's own; nothing where the tutorial's own name will do."""
-        return f" -q {APART}{name}" if self.place.apart else ""
+        return f" -q {self.name(name)}" if self.place.apart else ""
 
     def exchange(self, name: str) -> str:
         """The option that names an exchange, as above."""
-        return f" -e {APART}{name}" if self.place.apart else ""
+        return f" -e {self.name(name)}" if self.place.apart else ""
+
+    def name(self, name: str) -> str:
+        """What a queue or an exchange is called on this broker."""
+        return APART + name if self.place.apart else name
 
     def file(self, name: str) -> Path:
         """A file that commands call by its name."""
