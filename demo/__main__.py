@@ -15,9 +15,9 @@ from mqtool.cli import output
 from mqtool.cli.pace import Pace
 from mqtool.cli.play_lines import Lines
 from mqtool.errors import MqtoolError
+from mqtool.plays.guard import Guard
 from mqtool.plays.playing import perform
 from mqtool.plays.stage import Place, Stage
-from mqtool.programs import Guard
 
 _REAL_LOG = "real-log"
 NAMES = (*plays.NAMES, _REAL_LOG)

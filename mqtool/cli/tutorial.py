@@ -85,7 +85,7 @@ def run(
 ) -> None:
     """Play tutorials: their commands in several terminals on one screen, explained step by step (Enter goes on)."""
     from mqtool import plays
-    from mqtool.programs import Guard
+    from mqtool.plays.guard import Guard
 
     known = (*plays.MORE, *plays.NAMES)
     chosen = names or list(known)

@@ -10,9 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+from mqtool.plays.guard import Guard
 from mqtool.plays.terminal import Terminal
 from mqtool.plays.waiting import LineCount, NotSo, wait_until
-from mqtool.programs import Guard
 
 #: What our queues and exchanges are called on a broker that is not ours alone.
 APART = "demo."

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mqtool.plays.guard import Guard
 from mqtool.plays.waiting import PATIENCE, NotSo, wait_until
-from mqtool.programs import Guard
 
 if TYPE_CHECKING:
     from mqtool.plays.stage import Audience
