@@ -39,10 +39,10 @@ class Panes:
         self._pace = pace
         self._console = screen or console(no_color)
         self._lock = threading.RLock()
-        self._title, self._position = "", (1, 1)
-        self._begin("", (1, 1))
+        self.begin("")
 
-    def _begin(self, title: str, position: tuple[int, int]) -> None:
+    def begin(self, title: str, position: tuple[int, int] = (1, 1)) -> None:
+        """An empty screen for a play."""
         self._title, self._position = title, position
         self._panes: dict[str, deque[Text]] = {}
         self._narration = ""
@@ -56,7 +56,7 @@ class Panes:
     def watching(self, title: str, story: str, position: tuple[int, int] = (1, 1)) -> Iterator[None]:
         """Within the block a play is played."""
         with self._lock:
-            self._begin(title, position)
+            self.begin(title, position)
             self._narration = story
         before = signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # Ctrl-Z would leave the shell on our screen
         live = Live(
@@ -97,10 +97,14 @@ class Panes:
             if terminal in self._panes:  # one of an earlier scene may still have a last word
                 self._panes[terminal].append(line)
 
-    def say(self, text: str) -> None:
-        """Explain what comes next, below what has just been found right."""
+    def narrate(self, text: str) -> None:
+        """Let the narrator say something, below what has just been found right."""
         with self._lock:
             self._narration, self._waiting = text, True
+
+    def say(self, text: str) -> None:
+        """Explain what comes next."""
+        self.narrate(text)
         self._pace.wait(" ".join([*self._checks, text]))
         with self._lock:
             self._checks, self._waiting = [], False

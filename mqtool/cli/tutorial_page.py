@@ -43,7 +43,7 @@ def show_page(page: Page, no_color: bool) -> None:
 
     screen = console(no_color, at_most=_WIDTH)
     screen.print(Rule(Text(page.title, "bold"), align="left", style="dim"))
-    screen.print(Text(page.summary + "\n"))
+    screen.print(Text(page.summary[0].upper() + page.summary[1:] + "\n"))
     screen.print(Text(page.picture + "\n", "cyan"), no_wrap=True, crop=True)
     for paragraph in page.story:
         screen.print(Text(paragraph + "\n"))
