@@ -68,6 +68,11 @@ class Channel:
         """Whether there is a broker at the other end right now."""
         return self._pika is not None
 
+    @property
+    def connection(self) -> "Connection":
+        """The connection that it is a channel of."""
+        return self._connection
+
     # Topology.
 
     def declare(self, thing: Thing, *, remember: bool = True) -> Thing:
@@ -89,14 +94,18 @@ class Channel:
         return declared
 
     def bind(
-        self, queue: Queue, exchange: Exchange, routing_key: str = "", arguments: Mapping[str, Any] | None = None
+        self,
+        to: Queue | Exchange,
+        exchange: Exchange,
+        routing_key: str = "",
+        arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        """Have an exchange route to a queue.
+        """Have an exchange route to a queue, or to another exchange.
 
         Raises:
             Unavailable: one of them does not exist.
         """
-        binding = Binding(exchange.name, queue.name, routing_key, arguments or {})
+        binding = Binding(exchange.name, to.name, routing_key, arguments or {}, isinstance(to, Exchange))
         self._retrying(lambda: self._bind(binding))
         self._journal.append(binding)
 

@@ -61,7 +61,7 @@ class FailedMessages:
     def finish(self, unconfirmed: Iterable[Message], messages: Iterator[Message | None], channel: Channel) -> None:
         """Those that were not answered for, and those that were not published at all."""
         for message in unconfirmed:
-            self.add(message)
+            self.add(channel.addressed(message))
         if isinstance(messages, Input):
             for message in messages.rest():
                 self.add(channel.addressed(message))
