@@ -1,4 +1,4 @@
-"""python -m demo.pictures [NAME...]: make the README's pictures, from real runs, as SVG under docs/pictures.
+"""python -m demo.pictures [NAME...]: make the README's pictures, from real runs, as SVG under docs/pictures; and docs/tutorials.md.
 
 Two kinds: a moment of a play, as its panes show it, and what a command prints on a terminal. Each picture has both
 colour schemes in it, and takes the one that its reader's system prefers. Nothing in it is fetched from elsewhere.
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
+from demo import diagrams
 from mqtool import plays
 from mqtool.cli.pace import Pace
 from mqtool.cli.play_panes import Panes
@@ -24,6 +25,7 @@ from mqtool.plays.guard import Guard
 from mqtool.plays.playing import perform
 
 DIRECTORY = Path("docs/pictures")
+PAGE = Path("docs/tutorials.md")
 
 # Background, foreground, then black, red, green, yellow, blue, magenta, cyan, white: each with enough contrast.
 _LIGHT = ("#ffffff #1f2328", "#24292f #cf222e #116329 #7d4e00 #0969da #8250df #1b7c83 #6e7781")
@@ -173,12 +175,13 @@ PICTURES: dict[str, Callable[[], Console]] = {
 
 
 def main() -> None:
-    """Make those that the command line names, or all."""
+    """Make those that the command line names, or all, and the page of the tutorials."""
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     for name in sys.argv[1:] or PICTURES:
         path = DIRECTORY / f"{name}.svg"
         path.write_text(svg(PICTURES[name]()))
         print(f"{path}: {path.stat().st_size:,} bytes")
+    PAGE.write_text(diagrams.document())
 
 
 if __name__ == "__main__":

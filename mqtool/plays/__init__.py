@@ -18,6 +18,7 @@ NAMES = (
     "headers",
     "rpc",
     "publisher-confirms",
+    "delayed-messages",
 )
 #: What has no page to read, and comes before all: why to learn it.
 MORE = ("why-queues",)

@@ -41,6 +41,10 @@ _TERMINALS = {
     ),
     "rpc": (("server", "mqtool rpc-server"), ("client", "mqtool rpc-client 30")),
     "publisher-confirms": (("publisher", "mqtool publisher-confirms all"),),
+    "delayed-messages": (
+        ("receiver", "mqtool receive-delayed"),
+        ("sender", "mqtool send-delayed --delay 5s 'Hello World!'"),
+    ),
 }
 NAMES = tuple(_TERMINALS)
 

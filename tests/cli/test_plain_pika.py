@@ -168,6 +168,20 @@ def test_publisher_confirms(room: Room) -> None:
     assert ways(room.script("2000")) == ways(room.mqtool("publisher-confirms", "all", "-c", "2000"))
 
 
+def test_delayed_messages(room: Room) -> None:
+    """What either side sends later arrives at the other, in the order of the times, with the plugin and without."""
+    room.printed("delayed-messages")
+    room.script("send", "4000", "second")
+    assert room.script("send", "300", "first").stdout == " [x] Sent 'first'\n"
+    received = room.mqtool("receive-delayed", "-c", "2", "-F", "%b")
+    assert received.stdout == "first\nsecond\n"
+
+    scripts_receiver = room.start_script("receive")
+    room.mqtool("send-delayed", "--delay", "300ms", "later")
+    ends_well(scripts_receiver.wait_for_stdout("later"))
+    assert scripts_receiver.stdout == f"{WAITING} [x] Received later\n"
+
+
 @pytest.mark.parametrize("tutorial", pages.NAMES)
 def test_nothing_but_pika_is_imported(tutorial: str) -> None:
     """Whoever copies the script needs one package, and no mqtool."""
