@@ -52,9 +52,11 @@ DIAGRAMS: Mapping[str, tuple[str, ...]] = {
 _HEAD = """\
 # The tutorials
 
-Rounded boxes are programs, hexagons exchanges, cylinders queues. `mqtool tutorial run NAME` plays a tutorial in one terminal,
-`mqtool tutorial show NAME` has its story and source, and `--plain-pika` with that a script that does the same with pika alone.
-(`make pictures` writes this page.)
+Rounded boxes are programs, hexagons exchanges, cylinders queues. `mqtool tutorial run NAME` plays a tutorial in one
+terminal, `mqtool tutorial show NAME` has its story and its source, and with `--plain-pika` a script that does the same
+with pika alone. (`make pictures` writes this page.)
+
+![mqtool tutorial show routing](pictures/tutorial-show.svg)
 """
 
 
@@ -65,7 +67,8 @@ def document() -> str:
 
 def _section(page: Page) -> str:
     diagram = "\n".join(f"    {line}" for line in DIAGRAMS[page.name])
-    commands = "\n".join(f"{command}   # {terminal}" for terminal, command in page.terminals)
+    width = max(len(command) for _, command in page.terminals)
+    commands = "\n".join(f"{command.ljust(width)}   # {terminal}" for terminal, command in page.terminals)
     return (
         f"## {page.title}\n\n{page.summary[0].upper()}{page.summary[1:]} "
         f"[Source](../{page.file}), [plain pika](../mqtool/tutorials/plain_pika/{page.name.replace('-', '_')}.py), "

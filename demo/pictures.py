@@ -1,4 +1,4 @@
-"""python -m demo.pictures [NAME...]: make the README's pictures, from real runs, as SVG under docs/pictures; and docs/tutorials.md.
+"""python -m demo.pictures [NAME...]: make docs/pictures/*.svg, from real runs, and docs/tutorials.md.
 
 Two kinds: a moment of a play, as its panes show it, and what a command prints on a terminal. Each picture has both
 colour schemes in it, and takes the one that its reader's system prefers. Nothing in it is fetched from elsewhere.
@@ -73,7 +73,7 @@ class Photographer(Panes):
         self.moments.append(moment)
 
 
-def of_play(name: str, columns: int, rows: int, moment: int) -> Console:
+def of_play(guard: Guard, name: str, columns: int, rows: int, moment: int) -> Console:
     """What panes show at a moment of a play.
 
     Args:
@@ -82,7 +82,7 @@ def of_play(name: str, columns: int, rows: int, moment: int) -> Console:
     photographer = Photographer(columns, rows)
     play = plays.load(name)
     photographer.begin(play.title)
-    perform(play, photographer, GUARD)
+    perform(play, photographer, guard)
     return photographer.moments[moment]
 
 
@@ -166,20 +166,20 @@ def _trimmed(match: re.Match[str]) -> str:
     return f'textLength="{(columns - len(match[3])) * _CHARACTER:g}">{match[2]}</text>'
 
 
-GUARD = Guard()
-PICTURES: dict[str, Callable[[], Console]] = {
-    "work-queues": lambda: of_play("work-queues", 100, 24, 1),
-    "why-queues": lambda: of_play("why-queues", 100, 24, -1),
-    "tutorial-show": lambda: of_command(84, "mqtool tutorial show routing", 42),
+PICTURES: dict[str, Callable[[Guard], Console]] = {
+    "work-queues": lambda guard: of_play(guard, "work-queues", 100, 24, 1),
+    "why-queues": lambda guard: of_play(guard, "why-queues", 100, 24, -1),
+    "tutorial-show": lambda _: of_command(84, "mqtool tutorial show routing", 42),
 }
 
 
 def main() -> None:
     """Make those that the command line names, or all, and the page of the tutorials."""
+    guard = Guard()
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     for name in sys.argv[1:] or PICTURES:
         path = DIRECTORY / f"{name}.svg"
-        path.write_text(svg(PICTURES[name]()))
+        path.write_text(svg(PICTURES[name](guard)))
         print(f"{path}: {path.stat().st_size:,} bytes")
     PAGE.write_text(diagrams.document())
 
