@@ -5,16 +5,19 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKERS ?= 4
 
-DEMOS := hello-world work-queues publish-subscribe routing topics headers rpc publisher-confirms real-log
+DEMOS := hello-world work-queues publish-subscribe routing topics headers rpc publisher-confirms delayed-messages real-log
 
-.PHONY: setup demo $(DEMOS:%=demo-%) test lint bench up down clean
+.PHONY: setup demo $(DEMOS:%=demo-%) test lint bench pictures up down clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help:  ## show these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-24s %s\n", $$1, $$2}'
 
-setup: .venv/installed  ## install mqtool into .venv
+setpictures: .venv/installed  ## make the pictures of the README and docs/, from real runs
+	@$(BIN)/python -m demo.pictures
+
+up: .venv/installed  ## install mqtool into .venv
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -d .venv || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "cannot make .venv: on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }
@@ -44,6 +47,9 @@ bench: .venv/installed-dev up  ## measure beside peers, in the same run
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.exec
+
+pictures: .venv/installed  ## make the pictures of the README and docs/, from real runs
+	@$(BIN)/python -m demo.pictures
 
 up: .venv/installed  ## start a broker, unless one is reachable
 	$(BIN)/mqtool broker up

@@ -1,5 +1,9 @@
-"""The demonstration: every tutorial's commands, played as in several terminals, and checked.
+"""The demonstration: every tutorial is played and checked, and then a real log file goes through a topic exchange.
 
-Each tutorial has a file here that reads like the script of a play: which terminals there are, what is typed in them,
-and what must have come of it. `python -m demo` plays all of them, `python -m demo routing` one.
+`python -m demo` plays all of it, `python -m demo routing` a part. The plays are those of `mqtool tutorial run`.
 """
+
+from pathlib import Path
+
+#: Where receivers write; a path to type, so it is relative.
+OUTPUT = Path("demo-output")

@@ -1,61 +1,55 @@
-"""The broker to play on: the one that mqtool reaches, else one that it starts for us; and leaving no traces there."""
+"""The broker to play on: the one that mqtool reaches, else one that it starts for us."""
 
 import os
 import subprocess
-from collections.abc import Collection, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from demo import interruption
-from demo.failure import Failed
-from demo.stage import Stage, environment
-from mqtool.amqp import Address, Connection, parse_addresses
 from mqtool.broker import state
+from mqtool.cli.play_lines import Lines
 from mqtool.errors import ExitCode
-
-#: Seconds that a node may take to stop, if we are interrupted while it starts.
-_STOP_PATIENCE = 40.0
-_ANSWER_PATIENCE = 30.0
+from mqtool.plays.stage import Stage, undisturbed
+from mqtool.plays.waiting import NotSo
 
 
 @contextmanager
-def reachable(stage: Stage) -> Iterator[None]:
-    """Within the block there is a broker. Stop it afterwards if we had to start it.
+def reachable(lines: Lines, stage: Stage) -> Iterator[str]:
+    """The URL of a broker that is there within the block. It is stopped afterwards if we had to start it.
 
     Raises:
-        Failed: there is none, and none can be started.
+        NotSo: there is none, and none can be started.
     """
     named = _named()
-    look = _unseen("mqtool", "wait", "--timeout", "100ms")
+    look = _unseen(stage, "mqtool", "wait", "--timeout", "100ms")
     if look.returncode == ExitCode.OK:
-        stage.screen.note(f"The broker: {look.stderr.strip()}.")
-        yield
+        lines.note(f"The broker: {look.stderr.strip()}.")
+        yield _url()
     elif named or look.returncode != ExitCode.TIMED_OUT:
         because = f"\n  {named} names this broker; without it, the demonstration starts one of its own" if named else ""
-        raise Failed(f"no way to the broker\n  {look.stderr.strip().replace(chr(10), f'{chr(10)}  ')}{because}")
+        raise NotSo(f"no way to the broker\n  {look.stderr.strip().replace(chr(10), f'{chr(10)}  ')}{because}")
     else:
-        yield from _started(stage)
+        yield from _started(lines, stage)
 
 
-def _started(stage: Stage) -> Iterator[None]:
+def _started(lines: Lines, stage: Stage) -> Iterator[str]:
     (terminal,) = stage.terminals("broker")
-    was_running = _unseen("mqtool", "broker", "status").returncode == ExitCode.OK
-    stage.screen.blank()
+    was_running = _unseen(stage, "mqtool", "broker", "status").returncode == ExitCode.OK
+    lines.blank()
     try:
         terminal.run("mqtool broker up")
     except BaseException:
-        terminal.end(_STOP_PATIENCE)
+        terminal.ask_to_end()
+        terminal.end()
         if not was_running:
-            _unseen("mqtool", "broker", "down")
+            _unseen(stage, "mqtool", "broker", "down")
         raise
     try:
-        yield
+        yield _url()
     finally:
-        interruption.ignore()
-        if not was_running:
-            stage.screen.blank()
-            terminal.run("mqtool broker down")
+        with undisturbed():
+            if not was_running:
+                lines.blank()
+                terminal.run("mqtool broker down")
 
 
 def _named() -> str | None:
@@ -63,60 +57,20 @@ def _named() -> str | None:
     return next((name for name in ("MQTOOL_URL", "AMQP_URL") if os.environ.get(name)), None)
 
 
-def _unseen(*command: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        command, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
-
-
-def _addresses() -> list[Address]:
-    """Where the commands that we play find the broker."""
+def _url() -> str:
+    """Where mqtool finds the broker."""
     if (named := _named()) is not None:
-        return parse_addresses(os.environ[named])
+        return os.environ[named]
     started = state.load()
-    return parse_addresses(started.url) if started else [Address()]
+    return started.url if started else "amqp://localhost"
 
 
-def remove(queues: Collection[str], exchanges: Collection[str]) -> None:
-    """Delete queues and exchanges, with the messages in them; those that are not there are none to delete.
-
-    Raises:
-        Failed: the broker refuses, or does not answer.
-        MqtoolError: there is no way to the broker.
-    """
-    unanswered = len(queues) + len(exchanges)
-    if not unanswered:
-        return
-    done: Future[None] = Future()
-
-    def answered(_frame: Any) -> None:
-        nonlocal unanswered
-        unanswered -= 1
-        if not unanswered:
-            done.set_result(None)
-
-    def closed(_channel: Any, reason: Exception) -> None:
-        if not done.done():
-            done.set_exception(reason)
-
-    def delete(channel: Any) -> None:
-        channel.add_on_close_callback(closed)
-        for queue in queues:
-            channel.queue_delete(queue, callback=answered)
-        for exchange in exchanges:
-            channel.exchange_delete(exchange, callback=answered)
-
-    names = ", ".join([*queues, *exchanges])
-    with Connection(_addresses(), name="mqtool demo") as connection:
-        # mqtool has no command yet that deletes. On the I/O thread, where alone pika may be called.
-        connection.run(lambda: (connection.open_pika_channel(delete), None)[1])
-        try:
-            done.result(_ANSWER_PATIENCE)
-        except Exception as error:
-            raise Failed(
-                f"cannot remove {names} of an earlier demonstration: {error or type(error).__name__}"
-            ) from error
-
-
-def ignore(_: object) -> None:
-    """For a callback that shall return nothing."""
+def _unseen(stage: Stage, *command: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        command,
+        env=stage.place.whole_environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )

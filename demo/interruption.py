@@ -4,9 +4,19 @@ import signal
 from types import FrameType
 from typing import NoReturn
 
-from demo.failure import Interrupted
+from mqtool.plays.stage import SIGNALS
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+class Interrupted(BaseException):
+    """A signal asked us to stop.
+
+    Attributes:
+        exit_code: 128 + the signal's number, as a shell says it.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
 
 
 def install() -> None:
@@ -15,13 +25,13 @@ def install() -> None:
     Even if our parent ignores it, as a shell does for its background jobs: what we start would inherit that, and could
     not be interrupted by us.
     """
-    for number in _SIGNALS:
+    for number in SIGNALS:
         signal.signal(number, _interrupt)
 
 
 def ignore() -> None:
     """From here on we only tidy up, which takes seconds."""
-    for number in _SIGNALS:
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

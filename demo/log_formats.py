@@ -6,8 +6,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo.failure import Failed
-from demo.stage import OUTPUT
+from demo import OUTPUT
+from mqtool.plays.waiting import NotSo
 
 #: In the order in which we look for them.
 _USUAL = (
@@ -90,14 +90,14 @@ def read(path: Path) -> bytes:
     """The bytes of a log file.
 
     Raises:
-        Failed: it cannot be read, or there is nothing in it.
+        NotSo: it cannot be read, or there is nothing in it.
     """
     try:
         log = path.read_bytes()
     except OSError as error:
-        raise Failed(f"cannot read the log file {path}: {error.strerror}\n  LOG= names another one") from error
+        raise NotSo(f"cannot read the log file {path}: {error.strerror}\n  LOG= names another one") from error
     if not log:
-        raise Failed(f"the log file {path} is empty\n  LOG= names another one")
+        raise NotSo(f"the log file {path} is empty\n  LOG= names another one")
     return log
 
 
@@ -113,15 +113,13 @@ def history_of_this_project() -> Path:
     """The project's own history, written to a file.
 
     Raises:
-        Failed: it has none.
+        NotSo: it has none.
     """
     path = OUTPUT / "git.log"
     root = Path(__file__).parent
     try:
         log = subprocess.run(["git", "-C", root, "log", "--format=%as %an: %s"], capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
-        raise Failed(
-            "there is no log file on this machine, and no history of this project\n  LOG= names one"
-        ) from error
+        raise NotSo("there is no log file on this machine, and no history of this project\n  LOG= names one") from error
     path.write_bytes(log)
     return path

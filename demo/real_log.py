@@ -7,7 +7,7 @@ in plain Python with a regular expression, and compared.
 import re
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +15,14 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from demo import log_formats
-from demo.failure import Failed
+from demo import OUTPUT, log_formats
 from demo.log_formats import UNKNOWN
-from demo.stage import OUTPUT, Demonstration, Stage
-from demo.terminal import Terminal
+from mqtool.plays.stage import APART, Play, Stage
+from mqtool.plays.terminal import Terminal
+from mqtool.plays.waiting import NotSo
 
-_EXCHANGE = "demo.real_log"
+_NAME = "real_log"
+_EXCHANGE = APART + _NAME
 #: How many of the most frequent first words get a receiver each.
 _OWN = 3
 #: The others share one, unless there are so many of them that nobody would type them.
@@ -60,16 +61,29 @@ class Receiver:
         return [line for line, key in zip(lines, keys, strict=True) if fits.fullmatch(key)]
 
 
-def play(stage: Stage) -> None:
+def play_of(log: Path | None, note: Callable[[str], None], table: Callable[[Table], None]) -> Play:
+    """The play.
+
+    Args:
+        log: the log file that the user named, if any.
+        note, table: show what no terminal prints.
+    """
+    return Play(
+        "A real log",
+        "A log file of this machine goes line by line through a topic exchange; its own fields make the routing keys.",
+        lambda stage: _play(stage, log or _find(note), note, table),
+        exchanges=(_NAME,),
+    )
+
+
+def _play(stage: Stage, path: Path, note: Callable[[str], None], table: Callable[[Table], None]) -> None:
     """Read the log, choose receivers by what is in it, send it through, and compare."""
-    path = _choose(stage)
     log = log_formats.read(path)
     log_format = log_formats.format_of(log)
     receivers = _receivers([log_format.key(line) for line in _lines(log)])
     _spare_the_log(path, receivers)
     emitter, *terminals = stage.terminals("emitter", *(receiver.name for receiver in receivers))
-    stage.screen.note(f"{path}, {log_format.name}: {len(_lines(log)):,} lines")
-    stage.screen.blank()
+    note(f"{path}, {log_format.name}: {len(_lines(log)):,} lines\n")
 
     for terminal, receiver in zip(terminals, receivers, strict=True):
         terminal.start(receiver.command)
@@ -86,16 +100,14 @@ def play(stage: Stage) -> None:
         terminal.interrupt()
 
     got = {receiver: _lines(receiver.file.read_bytes()) for receiver in receivers}
-    stage.screen.table(_table(got, should_get))
+    table(_table(got, should_get))
     _compare(stage, sent, got, should_get)
 
 
-def _choose(stage: Stage) -> Path:
-    if stage.log is not None:
-        return stage.log
+def _find(note: Callable[[str], None]) -> Path:
     if (found := log_formats.find()) is not None:
         return found
-    stage.screen.note("This machine has no log file that we may read, so we take the project's own history.")
+    note("This machine has no log file that we may read, so we take the project's own history.")
     return log_formats.history_of_this_project()
 
 
@@ -134,24 +146,24 @@ def _of_words(name: str, words: Sequence[str]) -> Receiver:
 
 def _spare_the_log(path: Path, receivers: Sequence[Receiver]) -> None:
     if path.resolve() in [receiver.file.resolve() for receiver in receivers]:
-        raise Failed(f"the log file {path} is one that a receiver is about to write\n  LOG= names another one")
+        raise NotSo(f"the log file {path} is one that a receiver is about to write\n  LOG= names another one")
 
 
 def _sent(path: Path, before: bytes, emitter: Terminal) -> bytes:
     """What went through: a log that is in use may have grown since we looked.
 
     Raises:
-        Failed: not all were confirmed, or the log was changed otherwise.
+        NotSo: not all were confirmed, or the log was changed otherwise.
     """
     last = emitter.lines[-1] if emitter.lines else ""
     confirmed = re.match(r"([\d,]+) confirmed, 0 nacked, 0 returned ", last)
     if confirmed is None:
-        raise Failed(f"emitter: expected a last line that says how many lines were confirmed, got {last!r}")
+        raise NotSo(f"emitter: expected a last line that says how many lines were confirmed, got {last!r}")
     count = int(confirmed[1].replace(",", ""))
     now = log_formats.read(path)
     at_least, at_most = len(_lines(before)), len(_lines(now))
     if not (now.startswith(before) and at_least <= count <= at_most):
-        raise Failed(
+        raise NotSo(
             f"{path} has changed while it was read, and not only grown: expected {at_least:,} lines, "
             f"{count:,} were sent, and now there are {at_most:,}"
         )
@@ -200,11 +212,3 @@ def _table(got: Mapping[Receiver, list[bytes]], should_get: Mapping[Receiver, li
         keys = Text("  ".join(receiver.binding_keys))
         table.add_row(keys, str(receiver.file), *(f"{number:,}" for number in numbers), style=style)
     return table
-
-
-demonstration = Demonstration(
-    "A real log",
-    "A log file of this machine goes line by line through a topic exchange; its own fields make the routing keys.",
-    play,
-    exchanges=(_EXCHANGE,),
-)

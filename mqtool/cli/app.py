@@ -13,7 +13,8 @@ from typer.core import TyperGroup
 from mqtool.cli import output, stopping
 from mqtool.errors import ExitCode, MqtoolError
 
-_TUTORIALS, _BROKER, _FAILURES, _SEE, _MANAGE = "Tutorials", "Broker", "Failures", "See", "Manage"
+_TUTORIALS, _LEARN, _BROKER, _FAILURES = "Tutorials", "Learn", "Broker", "Failures"
+_SEE, _MANAGE = "See", "Manage"
 
 #: Each command's module and its panel in the help. A module is imported only when its command is called: start-up time
 #: is what a person feels first.
@@ -47,6 +48,7 @@ _COMMANDS = {
     "dlq": ("dead_letters", _FAILURES),
     "reconcile": ("reconcile", _FAILURES),
     "drill": ("drill", _FAILURES),
+    "tutorial": ("tutorial", _LEARN),
 }
 
 

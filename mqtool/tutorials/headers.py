@@ -1,8 +1,8 @@
 """Headers: receivers choose by several attributes at once.
 
-                                    ┌─ all: format=pdf, type=report ──> [amq.gen-1] ──> receive-log headers
-    emit-log headers ──> (headers_logs)
-                                    └─ any: format=pdf, type=log ─────> [amq.gen-2] ──> receive-log headers
+                               ┌─ all: format=pdf, type=report ─> [amq.gen-1]
+    emit-log ──> (headers_logs)┤
+                               └─ any: format=pdf, type=log ────> [amq.gen-2]
 
 A headers exchange ignores the routing key. A binding's arguments are compared with the message's headers, and its
 argument x-match says whether all of them must be equal or any one will do.

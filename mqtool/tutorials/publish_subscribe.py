@@ -1,8 +1,8 @@
 """Publish/subscribe: every receiver gets every message.
 
-                             ┌──> [amq.gen-1] ──> receive-log fanout
-    emit-log fanout ──> (logs)
-                             └──> [amq.gen-2] ──> receive-log fanout
+                       ┌──> [amq.gen-1] ──> receive-log
+    emit-log ──> (logs)┤
+                       └──> [amq.gen-2] ──> receive-log
 
 The publisher knows only the exchange. Each receiver binds a queue of its own to it: named by the broker, exclusive, and
 gone when the receiver is. A fanout exchange copies each message to all queues bound to it; with none, it drops it.

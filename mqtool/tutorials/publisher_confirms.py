@@ -1,8 +1,9 @@
 """Publisher confirms: knowing that the broker has taken a message, three ways, and what each costs.
 
-    individually     publish, wait,   publish, wait,   publish, wait, …     one round trip for each message
-    in batches       publish × 100, wait for all,   publish × 100, …        one round trip for a hundred
-    asynchronously   publish, publish, publish, …  ack, ack 1-7, ack …      no waiting: confirms come when they come
+    individually     publish, wait, publish, wait, …    a round trip for each
+    in batches       publish × 100, wait for all, …     one for a hundred
+    asynchronously   publish, publish, publish, …       no waiting: confirms
+                           ack 1, ack 2-7, …            come when they come
 
 The broker confirms a message when it is safe: routed to a queue, and there on disk, on most replicas, or consumed. It
 may confirm many with one answer, and out of order; whoever does not wait must remember what is unconfirmed.

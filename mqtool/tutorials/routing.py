@@ -1,8 +1,8 @@
 """Routing: receivers choose by severity.
 
-                                             ┌─ error ──────────────────> [amq.gen-1] ──> receive-log direct error
-    emit-log direct error ──> (direct_logs) ─┤
-                                             └─ info, warning, error ───> [amq.gen-2] ──> receive-log direct info …
+                              ┌─ error ────────────────> [amq.gen-1] ─> disk
+    emit-log ──> (direct_logs)┤
+                              └─ info, warning, error ─> [amq.gen-2] ─> screen
 
 A direct exchange compares the message's routing key with each binding's key, and routes where they are equal. A queue
 may have several bindings, and several queues the same one.

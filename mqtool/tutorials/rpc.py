@@ -1,8 +1,8 @@
 """RPC: a request over one queue, its reply over another.
 
-    rpc-client ── request: reply_to=amq.gen-1, correlation_id=42 ──> [rpc_queue] ──> rpc-server
-        ^                                                                                │
-        └───────────────── [amq.gen-1] <── reply: correlation_id=42 ─────────────────────┘
+    rpc-client ─── reply_to, correlation_id=42 ───> [rpc_queue] ──> rpc-server
+        ^                                                               │
+        └─── [amq.gen-1] <── correlation_id=42 ─────────────────────────┘
 
 The client has a queue of its own for replies and tells each request its name. Replies may come in any order, so each
 carries the correlation id of its request; one with an unknown id is not ours, and is ignored. The server acknowledges a

@@ -1,8 +1,8 @@
 """Topics: receivers choose by pattern.
 
-                                              ┌─ kern.* ──────> [amq.gen-1] ──> receive-log topic 'kern.*'
-    emit-log topic kern.error ──> (topic_logs)┤
-                                              └─ *.critical ──> [amq.gen-2] ──> receive-log topic '*.critical'
+                             ┌─ kern.* ─────> [amq.gen-1] ──> receive-log
+    emit-log ──> (topic_logs)┤
+                             └─ *.critical ─> [amq.gen-2] ──> receive-log
 
 A topic exchange splits routing key and binding key into words at the dots. In a binding key `*` stands for exactly one
 word, which may be empty, and `#` for any number of words, also none. So `#` alone gets everything, as from a fanout

@@ -1,8 +1,8 @@
 """Work queues: tasks shared among workers, each task done by one of them.
 
-                           ┌──> worker 1
-    new-task ──> [task_queue]
-                           └──> worker 2
+                             ┌──> worker 1
+    new-task ──> [task_queue]┤
+                             └──> worker 2
 
 A task is a message that must not get lost, so three things hold together: the queue is durable, the message is
 persistent, and a worker acknowledges a task only when it is done. Prefetch 1 hands a busy worker nothing more, so the

@@ -1,6 +1,6 @@
 """Tutorial 7."""
 
-from demo.stage import Demonstration, Stage
+from mqtool.plays.stage import Play, Stage
 
 _COUNT = 5_000
 
@@ -9,6 +9,10 @@ def play(stage: Stage) -> None:
     """The three ways, and what each costs."""
     (publisher,) = stage.terminals("publisher")
 
+    stage.say(
+        f"{_COUNT:,} messages, three times: waiting for each confirm in turn, waiting once for every hundred, and not "
+        "waiting at all: confirms are handled as they come. Which is fastest, and by how much?"
+    )
     publisher.run(f"mqtool publisher-confirms all -c {_COUNT}")
 
     # The command fails unless the broker has confirmed them all.
@@ -20,7 +24,7 @@ def play(stage: Stage) -> None:
     )
 
 
-demonstration = Demonstration(
+PLAY = Play(
     "Publisher confirms",
     "The broker confirms what it has taken; to wait for each confirm in turn is the slow way to learn it.",
     play,

@@ -1,27 +1,30 @@
 """Tutorial 6."""
 
-from demo.stage import Demonstration, Stage
 from mqtool.errors import ExitCode
-
-_CLIENT = "mqtool rpc-client -q demo.rpc"
+from mqtool.plays.stage import Play, Stage
 
 
 def play(stage: Stage) -> None:
     """No server, one request, several at once, and a bad one."""
     client, server = stage.terminals("client", "server")
+    ask = f"mqtool rpc-client{stage.queue('rpc_queue')}"
 
-    client.run(f"{_CLIENT} 30", code=ExitCode.UNAVAILABLE)
+    stage.say("A client asks, and nobody is there to answer. It must not wait for ever.")
+    client.run(f"{ask} 30", code=ExitCode.UNAVAILABLE)
     stage.expect("without a server the client does not hang, but says so (exit 69)", client.count("no RPC server"), 1)
 
-    server.start("mqtool rpc-server -q demo.rpc")
-    client.run(f"{_CLIENT} 30")
+    stage.say("A server starts. The request says to which queue the reply shall go.")
+    server.start(f"mqtool rpc-server{stage.queue('rpc_queue')}")
+    client.run(f"{ask} 30")
     stage.expect("fib(30) is 832040", client.after("[.] Got "), ["832040"])
 
-    client.run(f"{_CLIENT} 6 7 8")
+    stage.say("Three requests at once: a correlation id in each reply tells to which request it belongs.")
+    client.run(f"{ask} 6 7 8")
     stage.expect("three requests at once, each with its own answer", client.after("[.] Got "), ["8", "13", "21"])
 
-    client.run(f"{_CLIENT} ten", code=ExitCode.BAD_DATA)
-    client.run(f"{_CLIENT} 10")
+    stage.say("A request that makes no sense is answered too, with an error, and must not end the server.")
+    client.run(f"{ask} ten", code=ExitCode.BAD_DATA)
+    client.run(f"{ask} 10")
     stage.expect("a bad request was answered with an error, and the server lives on", client.after("Got "), ["55"])
 
     server.interrupt()
@@ -32,9 +35,9 @@ def play(stage: Stage) -> None:
     )
 
 
-demonstration = Demonstration(
+PLAY = Play(
     "RPC",
     "A request over one queue, its reply over another, and a correlation id that tells which belongs to which.",
     play,
-    queues=("demo.rpc",),
+    queues=("rpc_queue",),
 )

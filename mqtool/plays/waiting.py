@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from demo.failure import Failed
+from mqtool.errors import MqtoolError
 
 #: Seconds after which something that should have happened will not. A busy machine may need a few of them.
 PATIENCE = 30.0
@@ -12,19 +12,24 @@ _BETWEEN_LOOKS = 0.01
 _CHUNK = 1024 * 1024
 
 
+class NotSo(MqtoolError):
+    """Something in a play was not as it must be; the message says what was expected and what came."""
+
+
 def wait_until(condition: Callable[[], object], what: Callable[[], str], patience: float = PATIENCE) -> None:
     """Wait until a condition holds.
 
     Args:
         what: says what was waited for, and what there is instead.
+        patience: seconds.
 
     Raises:
-        Failed: it does not come to hold.
+        NotSo: it does not come to hold.
     """
     deadline = time.monotonic() + patience
     while not condition():
         if time.monotonic() > deadline:
-            raise Failed(f"waited {patience:g} s in vain for {what()}")
+            raise NotSo(f"waited {patience:g} s in vain for {what()}")
         time.sleep(_BETWEEN_LOOKS)
 
 

@@ -1,13 +1,12 @@
 """Tutorial 2."""
 
-from demo.stage import Demonstration, Stage
-from demo.terminal import Terminal
-from demo.waiting import wait_until
+from mqtool.plays.stage import Play, Stage
+from mqtool.plays.terminal import Terminal
+from mqtool.plays.waiting import wait_until
 
 _QUICK = ["a", "b", "c", "d", "e"]
 #: Two dots are two seconds of work: time enough for another worker to do all the quick ones.
 _LONG = "long.."
-_TASKS = f"printf '%s\\n' {' '.join([_LONG, *_QUICK])} | mqtool new-task -l -q demo.tasks"
 
 
 def play(stage: Stage) -> None:
@@ -19,7 +18,11 @@ def play(stage: Stage) -> None:
 
 
 def _fair_dispatch(stage: Stage, boss: Terminal, workers: list[Terminal]) -> None:
-    busy, other = _share(boss, workers, "mqtool worker -q demo.tasks")
+    stage.say(
+        "Two workers share one queue. The boss hands out a long task, whose two dots are two seconds of work, and five "
+        "quick ones. With prefetch 1 a worker is given a task only when it has finished the last."
+    )
+    busy, other = _share(stage, boss, workers, f"mqtool worker{stage.queue('task_queue')}")
     stage.expect(
         f"fair dispatch: {busy.name} did the long task, {other.name} the five quick ones",
         (_tasks_of(busy), _tasks_of(other)),
@@ -28,8 +31,11 @@ def _fair_dispatch(stage: Stage, boss: Terminal, workers: list[Terminal]) -> Non
 
 
 def _round_robin(stage: Stage, boss: Terminal, workers: list[Terminal]) -> None:
-    stage.screen.blank()
-    busy, other = _share(boss, workers, "mqtool worker -q demo.tasks --prefetch 0")
+    stage.say(
+        "The same without that limit, --prefetch 0: the broker deals all tasks out in turn, at once, however long each "
+        "takes."
+    )
+    busy, other = _share(stage, boss, workers, f"mqtool worker{stage.queue('task_queue')} --prefetch 0")
     stage.expect(
         f"round-robin: two quick tasks waited behind the long one, and {other.name} idled",
         (_tasks_of(busy), _tasks_of(other)),
@@ -37,11 +43,11 @@ def _round_robin(stage: Stage, boss: Terminal, workers: list[Terminal]) -> None:
     )
 
 
-def _share(boss: Terminal, workers: list[Terminal], command: str) -> tuple[Terminal, Terminal]:
+def _share(stage: Stage, boss: Terminal, workers: list[Terminal], command: str) -> tuple[Terminal, Terminal]:
     """Have two workers share the tasks; return the one that got the long task, and the other."""
     for worker in workers:
         worker.start(command)
-    boss.run(_TASKS)
+    boss.run(f"printf '%s\\n' {' '.join([_LONG, *_QUICK])} | mqtool new-task -l{stage.queue('task_queue')}")
     wait_until(
         lambda: sum(worker.count("[x] Done") for worker in workers) == 1 + len(_QUICK),
         lambda: f"the workers to do {1 + len(_QUICK)} tasks; they did {[_tasks_of(worker) for worker in workers]}",
@@ -53,13 +59,17 @@ def _share(boss: Terminal, workers: list[Terminal], command: str) -> tuple[Termi
 
 
 def _forgotten_acknowledgement(stage: Stage, boss: Terminal, one: Terminal, two: Terminal) -> None:
-    stage.screen.blank()
+    stage.say(
+        "The classic mistake: worker 1 does its tasks and never acknowledges them. To the broker they are not done. "
+        "When worker 1 ends, it gives them to the next worker, marked redelivered."
+    )
     shown = "-F 'Received %b, redelivered %R'"
-    one.start(f"mqtool worker -q demo.tasks --prefetch 0 --forget-ack {shown}")
-    boss.run("printf '%s\\n' a b c | mqtool new-task -l -q demo.tasks")
+    queue = stage.queue("task_queue")
+    one.start(f"mqtool worker{queue} --prefetch 0 --forget-ack {shown}")
+    boss.run(f"printf '%s\\n' a b c | mqtool new-task -l{queue}")
     one.wait_for("[x] Done", 3)
     one.interrupt()
-    two.start(f"mqtool worker -q demo.tasks {shown}")
+    two.start(f"mqtool worker{queue} {shown}")
     two.wait_for("[x] Done", 3)
     two.interrupt()
     stage.expect(
@@ -73,9 +83,9 @@ def _tasks_of(worker: Terminal) -> list[str]:
     return worker.after("[x] Received ")
 
 
-demonstration = Demonstration(
+PLAY = Play(
     "Work queues",
     "Tasks are shared among workers, and each is done by one of them; a task's dots are its seconds of work.",
     play,
-    queues=("demo.tasks",),
+    queues=("task_queue",),
 )

@@ -2,9 +2,8 @@
 
 import shlex
 
-from demo.stage import OUTPUT, Demonstration, Stage, lines_of
+from mqtool.plays.stage import Play, Stage, lines_of
 
-_RECEIVE = "mqtool receive-log topic -e demo.topic_logs"
 _CRITICAL = ("kern.critical", "A critical kernel error")
 _MESSAGES = [("kern.info", "Booting"), ("cron.critical", "No time left"), ("anonymous.info", "Hello"), _CRITICAL]
 
@@ -12,6 +11,7 @@ _MESSAGES = [("kern.info", "Booting"), ("cron.critical", "No time left"), ("anon
 def play(stage: Stage) -> None:
     """Three patterns, three files."""
     emitter, everything, kernel, critical = stage.terminals("emitter", "all", "kernel", "critical")
+    exchange = stage.exchange("topic_logs")
     # The last message goes to all, so that whoever has it has all that was before it.
     all_lines = [f" [x] {key}:{text}" for key, text in _MESSAGES]
     receivers = [
@@ -20,23 +20,26 @@ def play(stage: Stage) -> None:
         (critical, "'kern.*' '*.critical'", [all_lines[0], all_lines[1], all_lines[3]], "each match once, not twice"),
     ]
 
+    stage.say("Three receivers choose by pattern: * stands for exactly one word of the routing key, # for any number.")
     for terminal, patterns, _, _ in receivers:
-        terminal.start(f"{_RECEIVE} {patterns} > {OUTPUT}/topic-{terminal.name}.log")
+        terminal.start(f"mqtool receive-log topic{exchange} {patterns} > {terminal.name}.log")
+    stage.say("Four messages, each with a key of two words: who speaks, and how bad it is. Who will get which?")
     for key, text in _MESSAGES:
-        emitter.run(f"mqtool emit-log topic -e demo.topic_logs {key} {shlex.quote(text)}")
+        emitter.run(f"mqtool emit-log topic{exchange} {key} {shlex.quote(text)}")
     for terminal, _, lines, _ in receivers:
-        stage.wait_for_lines(OUTPUT / f"topic-{terminal.name}.log", len(lines))
+        stage.wait_for_lines(stage.file(f"{terminal.name}.log"), len(lines))
         terminal.interrupt()
+    stage.say("Let us look into their files.")
     for terminal, _, _, _ in receivers:
-        terminal.run(f"cat {OUTPUT}/topic-{terminal.name}.log")
+        terminal.run(f"cat {terminal.name}.log")
 
     for terminal, patterns, lines, what in receivers:
-        stage.expect(f"{patterns} got {what}", lines_of(OUTPUT / f"topic-{terminal.name}.log"), lines)
+        stage.expect(f"{patterns} got {what}", lines_of(stage.file(f"{terminal.name}.log")), lines)
 
 
-demonstration = Demonstration(
+PLAY = Play(
     "Topics",
     "A topic exchange lets receivers choose by pattern: * is one word of the key, # any number of them.",
     play,
-    exchanges=("demo.topic_logs",),
+    exchanges=("topic_logs",),
 )

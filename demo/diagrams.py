@@ -1,0 +1,77 @@
+"""docs/tutorials.md: each tutorial's topology as a diagram, which GitHub draws, and its commands.
+
+Rounded boxes are programs, hexagons are exchanges, cylinders are queues.
+"""
+
+from collections.abc import Mapping
+
+from mqtool.tutorials import pages
+from mqtool.tutorials.pages import Page
+
+_PRIVATE = 'q1[("its own")]', 'q2[("its own")]'
+
+#: Mermaid's lines. https://mermaid.js.org/syntax/flowchart.html
+DIAGRAMS: Mapping[str, tuple[str, ...]] = {
+    "hello-world": ('s(["send"]) --> q[("hello")] --> r(["receive"])',),
+    "work-queues": (
+        'b(["new-task"]) --> q[("task_queue")]',
+        'q --> w1(["worker 1"])',
+        'q --> w2(["worker 2"])',
+    ),
+    "publish-subscribe": (
+        'e(["emit-log"]) --> x{{"logs, fanout"}}',
+        f'x --> {_PRIVATE[0]} --> r1(["disk"])',
+        f'x --> {_PRIVATE[1]} --> r2(["screen"])',
+    ),
+    "routing": (
+        'e(["emit-log"]) --> x{{"direct_logs, direct"}}',
+        f'x -->|error| {_PRIVATE[0]} --> r1(["disk"])',
+        f'x -->|"info, warning, error"| {_PRIVATE[1]} --> r2(["screen"])',
+    ),
+    "topics": (
+        'e(["emit-log"]) --> x{{"topic_logs, topic"}}',
+        f'x -->|"kern.*"| {_PRIVATE[0]} --> r1(["kernel"])',
+        f'x -->|"kern.*, *.critical"| {_PRIVATE[1]} --> r2(["critical"])',
+        'x -->|"#35;"| q3[("its own")] --> r3(["all"])',
+    ),
+    "headers": (
+        'e(["emit-log"]) --> x{{"headers_logs, headers"}}',
+        f'x -->|"all: format=pdf, type=report"| {_PRIVATE[0]} --> r1(["all"])',
+        f'x -->|"any: format=pdf, type=log"| {_PRIVATE[1]} --> r2(["any"])',
+    ),
+    "rpc": (
+        'c(["rpc-client"]) -->|"reply_to, correlation_id"| q[("rpc_queue")] --> s(["rpc-server"])',
+        's -->|correlation_id| r[("its own")] --> c',
+    ),
+    "publisher-confirms": ('p(["publisher"]) -->|messages| q[("its own")]', "q -.->|confirms| p"),
+    "delayed-messages": (
+        's(["send-delayed"]) --> x{{"delay_exchange, x-delayed-message"}}',
+        'x -->|"when it is due"| q[("delay_queue")] --> r(["receive-delayed"])',
+    ),
+}
+_HEAD = """\
+# The tutorials
+
+Rounded boxes are programs, hexagons exchanges, cylinders queues. `mqtool tutorial run NAME` plays a tutorial in one
+terminal, `mqtool tutorial show NAME` has its story and its source, and with `--plain-pika` a script that does the same
+with pika alone. (`make pictures` writes this page.)
+
+![mqtool tutorial show routing](pictures/tutorial-show.svg)
+"""
+
+
+def document() -> str:
+    """The whole page."""
+    return "\n".join([_HEAD, *(_section(pages.page(name)) for name in pages.NAMES)])
+
+
+def _section(page: Page) -> str:
+    diagram = "\n".join(f"    {line}" for line in DIAGRAMS[page.name])
+    width = max(len(command) for _, command in page.terminals)
+    commands = "\n".join(f"{command.ljust(width)}   # {terminal}" for terminal, command in page.terminals)
+    return (
+        f"## {page.title}\n\n{page.summary[0].upper()}{page.summary[1:]} "
+        f"[Source](../{page.file}), [plain pika](../mqtool/tutorials/plain_pika/{page.name.replace('-', '_')}.py), "
+        f"[where it comes from]({page.link}).\n\n"
+        f"```mermaid\nflowchart LR\n{diagram}\n```\n\n```sh\n{commands}\n```\n"
+    )

@@ -1,0 +1,188 @@
+"""python -m demo.pictures [NAME...]: make docs/pictures/*.svg, from real runs, and docs/tutorials.md.
+
+Two kinds: a moment of a play, as its panes show it, and what a command prints on a terminal. Each picture has both
+colour schemes in it, and takes the one that its reader's system prefers. Nothing in it is fetched from elsewhere.
+"""
+
+import io
+import os
+import pty
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.terminal_theme import TerminalTheme
+from rich.text import Text
+
+from demo import diagrams
+from mqtool import plays
+from mqtool.cli.pace import Pace
+from mqtool.cli.play_panes import Panes
+from mqtool.plays.guard import Guard
+from mqtool.plays.playing import perform
+
+DIRECTORY = Path("docs/pictures")
+PAGE = Path("docs/tutorials.md")
+
+# Background, foreground, then black, red, green, yellow, blue, magenta, cyan, white: each with enough contrast.
+_LIGHT = ("#ffffff #1f2328", "#24292f #cf222e #116329 #7d4e00 #0969da #8250df #1b7c83 #6e7781")
+_DARK = ("#0d1117 #e6edf3", "#484f58 #ff7b72 #3fb950 #d29922 #58a6ff #bc8cff #39c5cf #b1bac4")
+_FORMAT = """\
+<svg class="mqtool" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
+<style>
+text {{ font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; font-size: {char_height}px; }}
+g text {{ white-space: pre; }}
+{styles}
+</style>
+{chrome}
+<g transform="translate({terminal_x}, 8)">
+{matrix}
+</g>
+</svg>
+"""
+_ID = "m"
+#: The width of a character, as rich draws it.
+_CHARACTER = 20 * 0.61
+#: The height of what rich draws above the terminal, and we do not.
+_TITLE_BAR = 32
+
+
+class Photographer(Panes):
+    """Watches a play, and keeps what its panes show whenever the narrator speaks."""
+
+    def __init__(self, columns: int, rows: int) -> None:
+        self._size = (columns, rows)
+        pace = Pace(auto=True, watched=False)
+        pace.asks = True  # as if somebody was there to press Enter
+        super().__init__(pace, screen=_console(columns, rows))
+        self.moments: list[Console] = []
+
+    def say(self, text: str) -> None:
+        """Keep what there is to see at this moment, with these words."""
+        self.narrate(text)
+        self.keep()
+        super().say(text)
+
+    def keep(self) -> None:
+        """Keep what there is to see."""
+        moment = _console(*self._size)
+        moment.print(self.picture())
+        self.moments.append(moment)
+
+
+def of_play(guard: Guard, name: str, columns: int, rows: int, moment: int) -> Console:
+    """What panes show at a moment of a play.
+
+    Args:
+        moment: the narrator's words by their number; -1 is the last.
+    """
+    photographer = Photographer(columns, rows)
+    play = plays.load(name)
+    photographer.begin(play.title)
+    perform(play, photographer, guard)
+    return photographer.moments[moment]
+
+
+def of_command(columns: int, command: str, lines: int | None = None) -> Console:
+    """What a command prints on a terminal of that width, and the command itself above it.
+
+    Args:
+        lines: so many at most.
+    """
+    ours, theirs = pty.openpty()
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "COLUMNS": str(columns), "TERM": "xterm-256color"}
+    process = subprocess.Popen(["sh", "-c", f"exec {command}"], stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    data = b""
+    while chunk := _read(ours):
+        data += chunk
+    os.close(ours)
+    if process.wait():
+        raise SystemExit(f"{command!r} has failed: {data.decode('utf-8', 'replace')}")
+    printed = data.decode().replace("\r", "").splitlines()[:lines]
+    console = _console(columns, len(printed) + 1)
+    console.print(Text(f"$ {command}", "bold"))
+    for line in printed:
+        console.print(Text.from_ansi(line))
+    return console
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # Linux says so when the other end is closed
+        return b""
+
+
+def _console(columns: int, rows: int) -> Console:
+    return Console(record=True, width=columns, height=rows, file=io.StringIO(), force_terminal=True, highlight=False)
+
+
+def _theme(ground: str, colours: str) -> TerminalTheme:
+    background, foreground, *others = (
+        (int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)) for colour in f"{ground} {colours}".split()
+    )
+    return TerminalTheme(background, foreground, others)
+
+
+def svg(console: Console) -> str:
+    """What a console has recorded, in both colour schemes."""
+    light, dark = (
+        console.export_svg(theme=_theme(*theme), code_format=_FORMAT, unique_id=_ID, clear=False, title="")
+        for theme in (_LIGHT, _DARK)
+    )
+    rule = re.compile(rf"^\.{_ID}-r\d+ .*$", re.MULTILINE)
+    if len(rule.findall(light)) != len(rule.findall(dark)):
+        raise SystemExit("the two colour schemes do not tell the same styles apart")
+    text = light.replace(
+        rule.findall(light)[0],
+        ".screen { fill: #fff; stroke: #d0d7de; }\n" + rule.findall(light)[0],
+        1,
+    )
+    rules = "\n".join([".screen { fill: #0d1117; stroke: #30363d; }", *rule.findall(dark)])
+    text = text.replace("</style>", f"@media (prefers-color-scheme: dark) {{\n{rules}\n}}\n</style>")
+    text = re.sub(r'fill="#ffffff" stroke="[^"]*"', 'class="screen"', text)
+    text = re.sub(r"<circle[^>]*/>\s*", "", text)
+    text = re.sub(r"<g transform=\"translate\(26,22\)\">\s*</g>\s*", "", text)
+    text = re.sub(r' clip-path="[^"]*"', "", text).replace("&#160;", " ").replace("</text>", "</text>\n")
+    text = re.sub(r'textLength="([^"]*)">(.*?)( *)</text>', _trimmed, text)
+    return re.sub(r'viewBox="0 0 (\S+) (\S+)"|(?<=height=")([\d.]+)(?=" rx)', _without_title_bar, text)
+
+
+def _without_title_bar(match: re.Match[str]) -> str:
+    if match[3]:
+        return f"{float(match[3]) - _TITLE_BAR:g}"
+    return f'viewBox="0 0 {match[1]} {float(match[2]) - _TITLE_BAR:g}"'
+
+
+def _trimmed(match: re.Match[str]) -> str:
+    """A text without the spaces at its end. Its length holds it to its columns, whatever the reader's font is."""
+    length = float(match[1])
+    columns = round(length / _CHARACTER)
+    return f'textLength="{(columns - len(match[3])) * _CHARACTER:g}">{match[2]}</text>'
+
+
+PICTURES: dict[str, Callable[[Guard], Console]] = {
+    "work-queues": lambda guard: of_play(guard, "work-queues", 100, 24, 1),
+    "why-queues": lambda guard: of_play(guard, "why-queues", 100, 24, -1),
+    "tutorial-show": lambda _: of_command(84, "mqtool tutorial show routing", 42),
+}
+
+
+def main() -> None:
+    """Make those that the command line names, or all, and the page of the tutorials."""
+    guard = Guard()
+    DIRECTORY.mkdir(parents=True, exist_ok=True)
+    for name in sys.argv[1:] or PICTURES:
+        path = DIRECTORY / f"{name}.svg"
+        path.write_text(svg(PICTURES[name](guard)))
+        print(f"{path}: {path.stat().st_size:,} bytes")
+    PAGE.write_text(diagrams.document())
+
+
+if __name__ == "__main__":
+    main()

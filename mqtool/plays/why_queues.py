@@ -1,0 +1,163 @@
+"""Why a queue at all: the three motives, each as a scene, measured on a real broker.
+
+decoupling       shop ──> (orders) ──> [stock], [mail] ──> two departments, of which one goes home
+asynchrony       shop ──> ./pack, and then: shop ──> [packing] ──> worker --exec ./pack
+peak clipping    forty orders in a second, and a worker that can do five
+"""
+
+from mqtool.plays.gauge import Gauge, Shop, depths, rate, times
+from mqtool.plays.stage import Play, Stage
+from mqtool.plays.waiting import wait_until
+
+_PACK_SECONDS = 0.2
+_PACK = f'#!/bin/sh\nread -r order\nsleep {_PACK_SECONDS}  # it is hard work\necho " [x] Packed $order"\n'
+_PACKED, _RECEIVED, _SENT = "[x] Packed", "[x] order", "[x] Sent"
+
+
+def play(stage: Stage) -> None:
+    """Decoupling, asynchrony, peak clipping."""
+    pack = stage.file("pack")
+    pack.write_text(_PACK)
+    pack.chmod(0o755)
+    _decoupling(stage)
+    _asynchrony(stage)
+    _peak_clipping(stage)
+
+
+def _decoupling(stage: Stage) -> None:
+    shop_terminal, stock, mail = stage.terminals("shop", "stock", "mail")
+    orders = stage.name("orders")
+    consume = {
+        terminal: f"mqtool receive-log fanout -e {orders} -q {stage.name(terminal.name)}" for terminal in (stock, mail)
+    }
+    before, meanwhile, after = 15, 25, 10
+    total = before + meanwhile + after
+
+    stage.say(
+        "First motive, decoupling. A shop publishes each order; the stock and the mail department have a queue each, "
+        "and take from it what comes."
+    )
+    for terminal, command in consume.items():
+        terminal.start(command)
+    shop = Shop(shop_terminal, f"mqtool emit-log fanout -e {orders} -l -v", _SENT)
+    with depths(stage) as depth:
+        readings = [
+            (f"waiting for {name}", "", lambda name=name: depth(stage.name(name))) for name in ("stock", "mail")
+        ]
+        with Gauge(stage, *readings, ("customer waits", "ms", shop.waiting)) as gauge:
+            with gauge.measuring():
+                shop.take(before - 1, per_second=10)
+                mail.wait_for(_RECEIVED, before)
+            stage.say("Now the mail department goes home, in the middle of it. Who notices?")
+            by_mail = mail.after("[x] ")
+            mail.interrupt()
+            with gauge.measuring():
+                shop.take(meanwhile, per_second=10)
+                stock.wait_for(_RECEIVED, before + meanwhile)
+                wait_until(lambda: meanwhile in gauge.values[1], lambda: f"{meanwhile} orders to wait for mail")
+            stage.say(
+                f"Nobody does. {meanwhile} orders wait for mail, stock goes on, and a customer is answered in {shop}. "
+                "Now mail comes back."
+            )
+            mail.start(consume[mail])
+            with gauge.measuring():
+                shop.take(after, per_second=10)
+                for terminal, count in ((stock, total), (mail, meanwhile + after)):
+                    terminal.wait_for(_RECEIVED, count)
+                wait_until(lambda: gauge.values[1][-1] == 0, lambda: "the queue of the mail department to be empty")
+    shop.finish()
+    stock.interrupt()
+    mail.interrupt()
+    by_mail += mail.after("[x] ")
+    expected = [f"order {number}" for number in range(1, total + 1)]
+    stage.expect(
+        f"both departments got all {total} orders, each once, in order",
+        (stock.after("[x] "), by_mail),
+        (expected, expected),
+    )
+
+
+def _asynchrony(stage: Stage) -> None:
+    shop_terminal, packer = stage.terminals("shop", "packer")
+    packing = stage.name("packing")
+    count, per_second = 8, 3.0
+
+    stage.say(
+        f"Second motive, asynchrony. To pack an order takes {_PACK_SECONDS:g} s. First the shop calls ./pack itself, "
+        "and the customer waits for it."
+    )
+    packer.start(f"mqtool worker -q {packing} --exec ./pack")
+    direct = Shop(shop_terminal, 'while read -r order; do echo "$order" | ./pack; done', _PACKED)
+    answered = [direct]
+    with (
+        depths(stage) as depth,
+        Gauge(
+            stage,
+            ("customer waits", "ms", lambda: answered[-1].waiting()),
+            ("orders waiting", "", lambda: depth(packing)),
+        ) as gauge,
+    ):
+        with gauge.measuring():
+            direct.take(count - 1, per_second)
+            shop_terminal.wait_for(_PACKED, count)
+        by_hand = str(direct)
+        direct.finish()
+        stage.say(
+            f"A customer waited {by_hand}. Now the shop puts the order into a queue, and a worker runs the same ./pack "
+            "when it comes to it."
+        )
+        queued = Shop(shop_terminal, f"mqtool new-task -q {packing} -l -v", _SENT)
+        answered.append(queued)
+        with gauge.measuring():
+            queued.take(count - 1, per_second)
+            packer.wait_for(_PACKED, count)
+    queued.finish()
+    packer.interrupt()
+    stage.expect(f"all {count} orders were packed, and no customer waited for it", packer.count(_PACKED), count)
+    stage.say(f"Called directly: {by_hand}. Through the queue: {queued}.")
+
+
+def _peak_clipping(stage: Stage) -> None:
+    shop_terminal, packer = stage.terminals("shop", "packer")
+    packing = stage.name("packing")
+    burst, capacity = 40, 1 / _PACK_SECONDS
+
+    stage.say(
+        f"Third motive, peak clipping. The packer can do {capacity:g} orders a second, and no more. On a quiet day "
+        f"that is enough. Now {burst} orders come within a second."
+    )
+    packer.start(f"mqtool worker -q {packing} --exec ./pack")
+    shop = Shop(shop_terminal, f"mqtool new-task -q {packing} -l -v", _SENT)
+    with (
+        depths(stage) as depth,
+        Gauge(
+            stage,
+            ("orders a second", "", lambda: rate(shop.asked)),
+            ("packed a second", "", lambda: rate(times(packer, _PACKED))),
+            ("orders waiting", "", lambda: depth(packing)),
+        ) as gauge,
+        gauge.measuring(),
+    ):
+        shop.take(4, per_second=3)
+        shop.take(burst, per_second=burst)
+        shop.take(4, per_second=3)
+        total = len(shop.asked)
+        packer.wait_for(_PACKED, total)
+    shop.finish()
+    done = times(packer, _PACKED)
+    packer.interrupt()
+    longest = max(then - asked for then, asked in zip(done, shop.asked, strict=True))
+    stage.expect(f"all {total} orders were packed, at the packer's own pace", packer.count(_PACKED), total)
+    stage.say(
+        f"Up to {max(gauge.values[2]):,.0f} orders lay in the queue; one was packed {longest:.1f} s after it came. "
+        f"So long its customer would have waited for a packer who is called directly. Through the queue it was {shop}."
+    )
+
+
+PLAY = Play(
+    "Why queues",
+    "Three motives for a queue between two programs: decoupling, asynchrony, peak clipping; played and measured.",
+    play,
+    queues=("stock", "mail", "packing"),
+    exchanges=("orders",),
+)

@@ -1,0 +1,114 @@
+"""What there is to read about each tutorial: its picture, its story, its commands and its source.
+
+Picture and story are the docstring of the tutorial's own file, so that there is one of each.
+"""
+
+import ast
+import difflib
+from dataclasses import dataclass
+from importlib import resources
+
+from mqtool.errors import UsageError
+
+#: For each tutorial, in the order in which to learn them: what to type, in which terminal.
+_TERMINALS = {
+    "hello-world": (("receiver", "mqtool receive"), ("sender", "mqtool send")),
+    "work-queues": (
+        ("worker 1", "mqtool worker"),
+        ("worker 2", "mqtool worker"),
+        ("boss", "mqtool new-task 'A long task...'"),
+    ),
+    "publish-subscribe": (
+        ("disk", "mqtool receive-log fanout --raw > logs.log"),
+        ("screen", "mqtool receive-log fanout"),
+        ("emitter", "mqtool emit-log fanout 'info: Hello World!'"),
+    ),
+    "routing": (
+        ("disk", "mqtool receive-log direct error > errors.log"),
+        ("screen", "mqtool receive-log direct info warning error"),
+        ("emitter", "mqtool emit-log direct error 'Run. Run. Or it will explode.'"),
+    ),
+    "topics": (
+        ("all", "mqtool receive-log topic '#'"),
+        ("kernel", "mqtool receive-log topic 'kern.*'"),
+        ("critical", "mqtool receive-log topic 'kern.*' '*.critical'"),
+        ("emitter", "mqtool emit-log topic kern.critical 'A critical kernel error'"),
+    ),
+    "headers": (
+        ("all", "mqtool receive-log headers --match all format=pdf type=report"),
+        ("any", "mqtool receive-log headers --match any format=pdf type=log"),
+        ("emitter", "mqtool emit-log headers -H format=pdf -H type=report 'A report'"),
+    ),
+    "rpc": (("server", "mqtool rpc-server"), ("client", "mqtool rpc-client 30")),
+    "publisher-confirms": (("publisher", "mqtool publisher-confirms all"),),
+    "delayed-messages": (
+        ("receiver", "mqtool receive-delayed"),
+        ("sender", "mqtool send-delayed --delay 5s 'Hello World!'"),
+    ),
+}
+NAMES = tuple(_TERMINALS)
+
+
+@dataclass(frozen=True)
+class Page:
+    """A tutorial, to be read.
+
+    Attributes:
+        title: such as "Routing".
+        summary: the story in half a sentence.
+        picture: lines of text, at most 78 columns wide.
+        story: paragraphs, each in one line.
+        link: where it comes from.
+        terminals: pairs of a terminal's name and what to type there.
+        source: the rest of its file.
+        file: that file, as one names it in the project.
+    """
+
+    name: str
+    title: str
+    summary: str
+    picture: str
+    story: tuple[str, ...]
+    link: str
+    terminals: tuple[tuple[str, str], ...]
+    source: str
+    file: str
+
+    @property
+    def plain_pika(self) -> str:
+        """A script that does the same, with pika alone."""
+        return _read(f"plain_pika/{self.name.replace('-', '_')}.py")
+
+
+def page(name: str) -> Page:
+    """The page of a tutorial.
+
+    Raises:
+        UsageError: there is no tutorial of that name.
+    """
+    if name not in _TERMINALS:
+        raise no_such_tutorial(name, NAMES)
+    file = f"{name.replace('-', '_')}.py"
+    text = _read(file)
+    tree = ast.parse(text)
+    docstring = tree.body[0]
+    first, *blocks = (ast.get_docstring(tree, clean=False) or "").strip().split("\n\n")
+    title, _, summary = first.partition(": ")
+    *blocks, link = blocks
+    story = tuple(" ".join(block.split()) for block in blocks if not block.startswith(" "))
+    source = "\n".join(text.splitlines()[docstring.end_lineno :]).strip("\n")
+    picture = "\n\n".join(block for block in blocks if block.startswith(" "))
+    return Page(
+        name, title, summary, picture, story, link.strip(), _TERMINALS[name], source, f"mqtool/tutorials/{file}"
+    )
+
+
+def no_such_tutorial(name: str, names: tuple[str, ...]) -> UsageError:
+    """What to say of a name that there is not."""
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
+    return UsageError(f"there is no tutorial {name!r}", hint)
+
+
+def _read(file: str) -> str:
+    return resources.files("mqtool.tutorials").joinpath(file).read_text("utf-8")

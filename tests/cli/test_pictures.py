@@ -1,0 +1,45 @@
+"""What `make pictures` has made is in the project, fits it, and needs nothing from elsewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from demo import diagrams, pictures
+from mqtool.dialects import NAMES, Dialect
+from mqtool.tutorials import pages
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_page_of_the_tutorials_is_up_to_date() -> None:
+    """Its commands and links are those that `tutorial show` has."""
+    assert (ROOT / pictures.PAGE).read_text() == diagrams.document(), "make pictures writes it"
+
+
+@pytest.mark.parametrize("name", pages.NAMES)
+def test_a_diagram_names_what_the_tutorial_declares(name: str) -> None:
+    """Its exchanges, with their types, and its queues, are those of the default dialect."""
+    names = NAMES[Dialect.PYTHON]
+    things = [getattr(names, field) for field in names.__dataclass_fields__]
+    labels = {f"{thing.name}, {thing.type}" if hasattr(thing, "type") else thing.name for thing in things}
+    drawn = re.findall(r'(?:\{\{|\[\()"(.+?)"', "\n".join(diagrams.DIAGRAMS[name]))
+    assert drawn
+    assert set(drawn) - {"its own"} <= labels
+
+
+@pytest.mark.parametrize("name", pictures.PICTURES)
+def test_a_picture_is_whole_by_itself(name: str) -> None:
+    """It is small, has both colour schemes, and fetches nothing."""
+    svg = (ROOT / pictures.DIRECTORY / f"{name}.svg").read_text()
+    assert len(svg) < 30_000
+    assert "prefers-color-scheme: dark" in svg
+    assert re.findall(r"https?://[^\s\"']+", svg) == ["http://www.w3.org/2000/svg"]
+    assert "@font-face" not in svg
+
+
+def test_the_pictures_of_the_documents_are_there() -> None:
+    """Every image that a document shows."""
+    for document in ("README.md", "docs/tutorials.md"):
+        for image in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (ROOT / document).read_text()):
+            assert (ROOT / document).parent.joinpath(image).is_file()

@@ -1,0 +1,191 @@
+"""The scripts that `tutorial show --plain-pika` prints: each runs as printed, beside the command it stands for."""
+
+import ast
+import sys
+
+import pytest
+
+from mqtool.tutorials import pages
+from tests.brokers import TestBroker
+from tests.cli.shell import Result, Running, Shell
+
+WAITING = " [*] Waiting for messages. To exit press CTRL+C\n"
+WAITING_FOR_LOGS = " [*] Waiting for logs. To exit press CTRL+C\n"
+
+
+class Room:
+    """mqtool, and a script made by redirecting what it prints; both find the broker by AMQP_URL."""
+
+    def __init__(self, shell: Shell, url: str) -> None:
+        self.shell = shell
+        # What the script prints must be seen while it goes on.
+        shell.environment |= {"AMQP_URL": url, "PYTHONUNBUFFERED": "1"}
+        shell.environment.pop("MQTOOL_URL")
+
+    def printed(self, tutorial: str) -> None:
+        printed = self.shell.script(f"mqtool tutorial show {tutorial} --plain-pika > script.py")
+        assert (printed.stderr, printed.code) == ("", 0)
+
+    def script(self, *words: str) -> Result:
+        result = self.shell.run(sys.executable, "script.py", *words)
+        assert (result.stderr, result.code) == ("", 0)
+        return result
+
+    def start_script(self, *words: str) -> Running:
+        return self.shell.start(sys.executable, "script.py", *words, ready=False).wait_for_stdout("\n")
+
+    def start_mqtool(self, *words: str) -> Running:
+        return self.shell.start("mqtool", *words).wait_until_ready()
+
+    def mqtool(self, *words: str) -> Result:
+        result = self.shell.run("mqtool", *words)
+        assert result.code == 0
+        assert "using the one that is there" not in result.stderr, "the script has declared it otherwise"
+        return result
+
+
+@pytest.fixture
+def room(shell: Shell, broker: TestBroker) -> Room:
+    return Room(shell, broker.url)
+
+
+def ends_well(script: Running) -> None:
+    """Ctrl-C ends it, without a traceback."""
+    ended = script.interrupt().wait()
+    assert (ended.stderr, ended.code) == ("", 0)
+
+
+@pytest.mark.parametrize("first", ["mqtool", "script"])
+def test_hello_world(room: Room, first: str) -> None:
+    """Each side receives what the other sends, whichever has declared the queue."""
+    room.printed("hello-world")
+    send = {"mqtool": lambda: room.mqtool("send"), "script": lambda: room.script("send", "Good", "morning!")}
+    send[first]()
+    receive = {"mqtool": "script", "script": "mqtool"}[first]
+    if receive == "script":
+        receiver = room.start_script("receive").wait_for_stdout("Hello World!")
+        ends_well(receiver)
+        assert receiver.stdout == f"{WAITING} [x] Received Hello World!\n"
+    else:
+        assert room.mqtool("receive", "-c", "1").stdout == " [x] Received Good morning!\n"
+
+
+@pytest.mark.parametrize("first", ["mqtool", "script"])
+def test_work_queues(room: Room, first: str) -> None:
+    """Tasks of each side are done, and acknowledged, by a worker of the other."""
+    room.printed("work-queues")
+    if first == "script":
+        assert room.script("new-task", "A", "task").stdout == " [x] Sent A task\n"
+        assert room.mqtool("worker", "-c", "1").stdout == " [x] Received A task\n"
+    else:
+        room.mqtool("new-task", "A task")
+        worker = room.start_script("worker").wait_for_stdout("Done")
+        ends_well(worker)
+        assert worker.stdout == f"{WAITING} [x] Received A task\n [x] Done\n"
+        assert room.mqtool("receive", "-q", "task_queue", "--idle-timeout", "300ms").stdout == ""
+
+
+LOGS = {
+    "publish-subscribe": ("fanout", [], [], ["Run. Run."], ["Run. Run."], ""),
+    "routing": (
+        "direct",
+        ["error", "info"],
+        ["error", "info"],
+        ["error", "Run. Run."],
+        ["error", "Run. Run."],
+        "error:",
+    ),
+    "topics": (
+        "topic",
+        ["*.error"],
+        ["*.error"],
+        ["kern.error", "Run. Run."],
+        ["kern.error", "Run. Run."],
+        "kern.error:",
+    ),
+    "headers": (
+        "headers",
+        ["--match", "any", "format=pdf", "type=log"],
+        ["any", "format=pdf", "type=log"],
+        ["-H", "format=pdf", "Run. Run."],
+        ["Run. Run.", "format=pdf"],
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("tutorial", LOGS)
+def test_logs(room: Room, tutorial: str) -> None:
+    """A receiver of each side gets what both sides emit, and declares the exchange as the other does."""
+    kind, takes, script_takes, emits, script_emits, key = LOGS[tutorial]
+    room.printed(tutorial)
+
+    receiver = room.start_mqtool("receive-log", kind, *takes, "-c", "2")
+    scripts_receiver = room.start_script("receive", *script_takes)
+    room.mqtool("emit-log", kind, *emits)
+    assert room.script("emit", *script_emits).stdout == f" [x] Sent {key}Run. Run.\n"
+    received = receiver.wait()
+    scripts_receiver.wait_for_stdout(f" [x] {key}Run. Run.\n [x] {key}Run. Run.\n")
+    ends_well(scripts_receiver)
+
+    assert received.stdout == f" [x] {key}Run. Run.\n" * 2
+    assert received.stderr == WAITING_FOR_LOGS
+    assert scripts_receiver.stdout == WAITING_FOR_LOGS + received.stdout
+
+
+def test_logs_that_nobody_asked_for(room: Room) -> None:
+    """The script's receiver takes what its words choose, and nothing else."""
+    room.printed("topics")
+    receiver = room.start_script("receive", "kern.*", "*.critical")
+    for key in ("cron.info", "kern.a.b", "kern.critical"):
+        room.mqtool("emit-log", "topic", key, "x")
+    ends_well(receiver.wait_for_stdout("kern.critical"))
+    assert receiver.stdout == f"{WAITING_FOR_LOGS} [x] kern.critical:x\n"
+
+
+def test_rpc(room: Room) -> None:
+    """A client of each side is answered by a server of the other, also when it asks for what cannot be."""
+    room.printed("rpc")
+    server = room.start_script("server")
+    assert room.mqtool("rpc-client", "30").stdout == " [.] Got 832040\n"
+    refused = room.shell.run("mqtool", "rpc-client", "ten")
+    assert refused.code == 65
+    assert "ten" in refused.stderr
+    ends_well(server)
+
+    server = room.start_mqtool("rpc-server", "-c", "1")
+    assert room.script("client", "10").stdout == " [x] Requesting fib(10)\n [.] Got 55\n"
+    assert server.wait().stdout == " [.] fib(10)\n"
+
+
+def test_publisher_confirms(room: Room) -> None:
+    """The script prints the command's lines, for as many messages."""
+    room.printed("publisher-confirms")
+
+    def ways(result: Result) -> list[str]:
+        return [line.rpartition(" in ")[0] for line in result.stdout.splitlines()]
+
+    assert ways(room.script("2000")) == ways(room.mqtool("publisher-confirms", "all", "-c", "2000"))
+
+
+def test_delayed_messages(room: Room) -> None:
+    """What either side sends later arrives at the other, in the order of the times, with the plugin and without."""
+    room.printed("delayed-messages")
+    room.script("send", "4000", "second")
+    assert room.script("send", "300", "first").stdout == " [x] Sent 'first'\n"
+    received = room.mqtool("receive-delayed", "-c", "2", "-F", "%b")
+    assert received.stdout == "first\nsecond\n"
+
+    scripts_receiver = room.start_script("receive")
+    room.mqtool("send-delayed", "--delay", "300ms", "later")
+    ends_well(scripts_receiver.wait_for_stdout("later"))
+    assert scripts_receiver.stdout == f"{WAITING} [x] Received later\n"
+
+
+@pytest.mark.parametrize("tutorial", pages.NAMES)
+def test_nothing_but_pika_is_imported(tutorial: str) -> None:
+    """Whoever copies the script needs one package, and no mqtool."""
+    nodes = list(ast.walk(ast.parse(pages.page(tutorial).plain_pika)))
+    modules = [name.name for node in nodes if isinstance(node, ast.Import) for name in node.names]
+    modules += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]
+    assert {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names) == {"pika"}

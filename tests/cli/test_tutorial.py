@@ -1,0 +1,254 @@
+"""mqtool tutorial list, show and run, as a learner meets them."""
+
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import termios
+import time
+from pathlib import Path
+
+import pytest
+
+from mqtool import plays
+from mqtool.amqp import Connection
+from mqtool.topology import Queue
+from mqtool.tutorials import pages
+from tests.brokers import TestBroker
+from tests.cli.shell import PATIENCE, Shell, wait_until
+
+#: The longest play takes half a minute; on a busy machine, several times that.
+PLAYING = 180.0
+ROOT = Path(__file__).parents[2]
+
+
+def left_behind(broker: TestBroker) -> list[str]:
+    """The queues, and the exchanges that are not the broker's own, in the test's vhost."""
+    listed = [broker.api("GET", f"{kind}/{broker.vhost}") for kind in ("queues", "exchanges")]
+    names = [thing["name"] for things in listed if isinstance(things, list) for thing in things]
+    return [name for name in names if name and not name.startswith("amq.")]
+
+
+def processes_with(text: str) -> list[str]:
+    """The command lines of this machine's processes that have a text in their environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if text.encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_text())
+        except OSError:  # it has ended, or is not ours to look at
+            continue
+    return found
+
+
+class Watched:
+    """A command on a terminal of its own, with somebody who reads it and presses keys."""
+
+    def __init__(self, shell: Shell, columns: int, rows: int, *command: str) -> None:
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        environment = {**shell.environment, "TERM": "xterm-256color"}
+        environment.pop("COLUMNS", None)
+        self.process = subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=shell.directory, env=environment, process_group=0
+        )
+        os.close(theirs)
+        self._terminal = ours
+        self.seen = ""
+
+    def press(self, keys: str) -> None:
+        os.write(self._terminal, keys.encode())
+
+    def read(self) -> None:
+        if select.select([self._terminal], [], [], 0.05)[0]:
+            try:
+                self.seen += os.read(self._terminal, 65536).decode("utf-8", "replace")
+            except OSError:  # it has ended
+                time.sleep(0.05)
+
+    def wait_for(self, text: str) -> None:
+        """Until the text is there, which may be broken into lines."""
+        deadline = time.monotonic() + PATIENCE
+        pattern = re.compile(r"\s*".join(re.escape(word) for word in text.split()))
+        while not pattern.search(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[│╭╮╰╯]", " ", self.seen)):
+            assert time.monotonic() < deadline, f"{text!r} was not shown: {self.seen[-3000:]!r}"
+            self.read()
+
+    def end(self) -> int:
+        deadline = time.monotonic() + PLAYING
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, "it does not end"
+            self.read()
+        return self.process.returncode
+
+
+def test_list_has_every_tutorial(lonely_shell: Shell) -> None:
+    """Names that run and show take, and half a sentence for each; with --json one object a line."""
+    listed = lonely_shell.run("mqtool", "tutorial", "list").stdout.splitlines()
+    assert [line.split("\t")[0] for line in listed] == ["why-queues", *pages.NAMES]
+    as_json = [
+        json.loads(line) for line in lonely_shell.run("mqtool", "tutorial", "list", "--json").stdout.splitlines()
+    ]
+    assert [f"{each['name']}\t{each['summary']}" for each in as_json] == listed
+
+
+@pytest.mark.parametrize("name", pages.NAMES)
+def test_show_has_all_there_is_to_learn(lonely_shell: Shell, name: str) -> None:
+    """The picture, the story, each terminal's command, and the source, which is that of the file."""
+    page = pages.page(name)
+    shown = lonely_shell.run("mqtool", "tutorial", "show", name)
+    assert (shown.stderr, shown.code) == ("", 0)
+    for part in (page.picture, *page.story, page.source, page.link, *(command for _, command in page.terminals)):
+        assert part.strip()
+        assert part in shown.stdout
+    assert page.source in (ROOT / page.file).read_text()
+    assert max(map(len, page.picture.splitlines())) <= 78, "the picture would break on a screen of 80 columns"
+
+
+def test_show_on_a_terminal_is_coloured_and_fits(lonely_shell: Shell) -> None:
+    """80 columns, and nothing sticks out; the words are the same."""
+    watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "show", "routing")
+    assert watched.end() == 0
+    while select.select([watched._terminal], [], [], 0.2)[0] and len(watched.seen) < 100_000:
+        before = watched.seen
+        watched.read()
+        if watched.seen == before:
+            break
+    assert "\x1b[" in watched.seen
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", watched.seen)
+    assert max(len(line.rstrip()) for line in plain.splitlines()) <= 80
+    assert "info, warning, error ─> [amq.gen-2] ─> screen" in plain
+
+
+def test_an_unknown_tutorial_is_a_usage_error_with_the_nearest_name(lonely_shell: Shell) -> None:
+    """For show and run alike."""
+    for command in ("show", "run"):
+        refused = lonely_shell.run("mqtool", "tutorial", command, "heloworld")
+        assert refused.code == 2
+        assert refused.stderr == "mqtool: there is no tutorial 'heloworld'\nhint: did you mean 'hello-world'?\n"
+
+
+def test_run_needs_no_broker_and_leaves_nothing(lonely_shell: Shell) -> None:
+    """The commands are the tutorial's own, word for word; the broker is gone afterwards."""
+    lonely_shell.environment["TUTORIAL_MARK"] = mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
+    played = lonely_shell.run("mqtool", "tutorial", "run", "hello-world", "rpc", "--auto", timeout=PLAYING)
+    assert (played.stderr, played.code) == ("", 0)
+    for line in (
+        "sender   │ $ mqtool send\n",
+        "receiver │  [x] Received Hello World!\n",
+        "client │  [.] Got 832040\n",
+        "✓ the receiver got both messages, also the one sent before it started\n",
+        "✓ without a server the client does not hang, but says so (exit 69)\n",
+    ):
+        assert line in played.stdout
+    wait_until(lambda: not processes_with(mark), "all that was started to be gone")
+    assert not [path for path in lonely_shell.directory.iterdir() if path.suffix != ".ready"]
+
+
+def test_every_play_on_a_broker_that_is_named(shell: Shell, broker: TestBroker, connection: Connection) -> None:
+    """Each comes to its good end; what was on the broker stays as it was, and nothing is left there."""
+    channel = connection.channel()
+    channel.declare(Queue("hello", durable=True, arguments={"x-queue-type": "quorum"}))
+    shell.run("mqtool", "send", "mine")
+
+    played = shell.run("mqtool", "tutorial", "run", "--auto", timeout=PLAYING * 3)
+
+    assert (played.stderr, played.code) == ("", 0)
+    for name in (*plays.MORE, *plays.NAMES):
+        assert plays.load(name).title in played.stdout
+    assert left_behind(broker) == ["hello"]
+    assert channel.depth_of("hello") == 1
+
+
+def test_why_queues_measures_what_it_claims(shell: Shell) -> None:
+    """While mail is away its orders wait, and the others go on; a burst lies in the queue; the numbers are shown."""
+    played = shell.run("mqtool", "tutorial", "run", "why-queues", "--auto", timeout=PLAYING)
+    assert (played.stderr, played.code) == ("", 0)
+    assert "waiting for mail, at most 25" in played.stdout
+    assert "both departments got all 50 orders, each once, in order" in played.stdout
+    [direct, queued] = re.search(  # type: ignore[union-attr]
+        r"Called directly: (\d+) ms, .* Through the queue: (\d+) ms", played.stdout
+    ).groups()
+    assert int(direct) >= 200 > int(queued)
+    [depth] = re.search(r"Up to (\d+) orders lay in the queue", played.stdout).groups()  # type: ignore[union-attr]
+    assert int(depth) >= 20
+    assert "all 49 orders were packed, at the packer's own pace" in played.stdout
+
+
+def test_no_broker_where_one_is_named(lonely_shell: Shell) -> None:
+    """No other one is started instead: exit 69."""
+    refused = lonely_shell.run("mqtool", "tutorial", "run", "hello-world", "-u", "amqp://127.0.0.1:1")
+    assert refused.code == 69
+    assert "no broker answers at 127.0.0.1:1" in refused.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_however_it_is_ended_nothing_goes_on_running(lonely_shell: Shell, number: signal.Signals) -> None:
+    """In the middle of a long task: its commands and its broker end with it."""
+    lonely_shell.environment["TUTORIAL_MARK"] = mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
+    running = lonely_shell.start("mqtool", "tutorial", "run", "work-queues", "--auto", ready=False)
+    running.wait_for_stdout("Received long..")
+    assert len(processes_with(mark)) >= 4
+
+    running.process.send_signal(number)
+
+    ended = running.wait()
+    assert ended.code == 128 + number
+    wait_until(lambda: not processes_with(mark), "all that was started to be gone")
+    if number is not signal.SIGKILL:
+        assert ended.stderr == "mqtool: interrupted; everything that was started has been ended\n"
+
+
+def test_an_interrupted_play_leaves_nothing_on_the_broker(shell: Shell, broker: TestBroker) -> None:
+    """Queues and exchanges that it made are removed all the same."""
+    running = shell.start("mqtool", "tutorial", "run", "work-queues", "--auto", ready=False)
+    running.wait_for_stdout("Received long..")
+    assert running.interrupt().wait().code == 130
+    assert left_behind(broker) == []
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (120, 40)])
+def test_panes_go_on_with_enter(lonely_shell: Shell, columns: int, rows: int) -> None:
+    """On a terminal: nothing is typed before Enter, the screen from before comes back, and what was right stays."""
+    watched = Watched(lonely_shell, columns, rows, "mqtool", "tutorial", "run", "hello-world")
+    watched.wait_for("Nobody receives yet.")
+    watched.wait_for("Enter goes on")
+    assert "$ mqtool send" not in watched.seen
+    watched.press("\n")
+    watched.wait_for("[x] Sent 'Hello World!'")
+    for text in ("Now a receiver starts.", "With the receiver waiting", "This was it."):
+        watched.wait_for(text)
+        watched.press("\n")
+    watched.wait_for("'mqtool tutorial show hello-world'")
+    assert watched.end() == 0
+    before, _, after = watched.seen.rpartition("\x1b[?1049l")
+    assert "\x1b[?1049h" in before
+    assert "✓" in after
+    assert "Traceback" not in watched.seen
+
+
+def test_q_leaves(lonely_shell: Shell) -> None:
+    """At once, with exit 0, and a terminal that is as it was."""
+    watched = Watched(lonely_shell, 100, 30, "mqtool", "tutorial", "run", "hello-world")
+    watched.wait_for("Enter goes on")
+    watched.press("q")
+    assert watched.end() == 0
+    flags = termios.tcgetattr(watched._terminal)[3]
+    assert flags & termios.ICANON
+    assert flags & termios.ECHO
+
+
+def test_a_narrow_terminal_gets_lines(lonely_shell: Shell) -> None:
+    """Where panes have no room, each line stands behind the name of its terminal."""
+    watched = Watched(lonely_shell, 50, 24, "mqtool", "tutorial", "run", "hello-world")
+    watched.wait_for("Enter goes on")
+    watched.press("\n")
+    watched.wait_for("sender $ mqtool send")
+    watched.press("q")
+    assert watched.end() == 0
+    assert "\x1b[?1049h" not in watched.seen
