@@ -14,7 +14,7 @@ import pytest
 
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.broker import ports, state
-from mqtool.broker.choice import STARTERS, Kind
+from mqtool.broker.choice import STARTERS, Kind, starter_of
 from mqtool.broker.state import Wanted
 from mqtool.broker.waiting import connect_within
 from tests.brokers import TestBroker, from_environment, skip_or_fail
@@ -42,9 +42,8 @@ def pytest_configure() -> None:
 
 def pytest_unconfigure() -> None:
     if not os.environ.get("PYTEST_XDIST_WORKER"):
-        for kind, starter in STARTERS.items():
-            if (started := state.load(f"suite-{kind}")) is not None:
-                starter.stop(started)
+        for started in state.load_all():
+            starter_of(started).stop(started)
         shutil.rmtree(os.environ["MQTOOL_SUITE_STATE"], ignore_errors=True)
 
 

@@ -19,10 +19,10 @@ from typing import Any, Self
 
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.broker import choice, ports, state
-from mqtool.broker.choice import STARTERS, Kind
+from mqtool.broker.choice import Kind
 from mqtool.broker.state import Started, Wanted
 from mqtool.broker.waiting import connect_within
-from mqtool.errors import MqtoolError, TimedOut
+from mqtool.errors import MqtoolError, TimedOut, Unavailable
 from mqtool.message import new_message_id
 
 QUEUE = "drill"
@@ -140,12 +140,13 @@ class Scene:
         say: shows a line to the person who watches.
     """
 
-    def __init__(self, kind: Kind, url: str | None, say: Callable[[str], None]) -> None:
+    def __init__(self, kind: Kind, url: str | None, say: Callable[[str], None], *, cluster: bool = False) -> None:
         self.say = say
         self.directory = Path(tempfile.mkdtemp(prefix="mqtool-drill-"))
         self.queue = f"{QUEUE}-{new_message_id()[:8]}"
         self._commands: list[Command] = []
-        self._kind = kind if url else choice.choose(kind)
+        self._starter = choice.choose_quick(kind, cluster=cluster)
+        self._cluster = cluster
         self._name = f"drill-{os.getpid()}"
         self._started: Started | None = None
         self.url = url or self._start(ports.free_port())
@@ -176,17 +177,25 @@ class Scene:
         return self.url.replace(f":{self.port}", f":{port}")
 
     def _start(self, port: int) -> str:
-        starter = STARTERS[self._kind]
-        self.say(f"starting {starter.describe} …")
-        self._started = starter.start(Wanted(self._name, port))
-        url = self._started.url
-        connect_within(_START_PATIENCE, lambda: Connection(parse_addresses(url))).close()
-        return url
+        wanted = Wanted(self._name, port, cluster=self._cluster)
+        self._starter.prepare(wanted, self.say)
+        self.say(f"starting {self._starter.describe} …")
+        self._started = self._starter.start(wanted)
+        self._await(self._started)
+        return self._started.url
+
+    def _await(self, started: Started) -> None:
+        def connect() -> Connection:
+            if not self._starter.is_ready(started):
+                raise Unavailable("it is not ready yet")
+            return Connection(parse_addresses(started.url))
+
+        connect_within(_START_PATIENCE, connect).close()
 
     def stop_broker(self) -> None:
         """Stop it; its messages are kept."""
         if self._started is not None:
-            STARTERS[self._kind].stop(self._started)
+            self._starter.stop(self._started)
             self._started = None
 
     def start_broker(self) -> None:
