@@ -93,6 +93,11 @@ def running(started: Started) -> int:
     return sum(map(_runs, started.details["members"]))
 
 
+def is_ready(started: Started) -> bool:
+    """Whether all its nodes take connections, which they do once they have joined."""
+    return not any(ports.is_free(member["node"]["port"]) for member in started.details["members"])
+
+
 def kill(started: Started, number: int) -> None:
     """kill -9 a node; 0 is the first."""
     pid = started.details["members"][number]["pid"]

@@ -12,17 +12,15 @@ from mqtool.amqp import Address, Connection, parse_addresses
 from mqtool.broker import choice, state
 from mqtool.broker.choice import Kind, Starter, starter_of
 from mqtool.broker.state import DEFAULT_NAME, Started, Wanted
-from mqtool.broker.waiting import connect_within
+from mqtool.broker.waiting import connect_within, wait_until_up, where_log_is
 from mqtool.cli import output, stopping
 from mqtool.cli.options import Broker, duration, takes_groups
-from mqtool.errors import MqtoolError, TimedOut, Unavailable, UsageError
+from mqtool.errors import Unavailable, UsageError
 
 app = typer.Typer()
 broker = typer.Typer(no_args_is_help=True, help="Start a broker for yourself, and stop it again.")
 app.add_typer(broker, name="broker")
 
-#: Seconds that a node may take to start: five are usual, a busy machine needs more.
-_START_PATIENCE = 90.0
 _LOG_PAUSE = 0.2
 
 Name = Annotated[str, typer.Option(help="Which one, if you have several.")]
@@ -40,10 +38,7 @@ def up(
     cluster: Annotated[bool, typer.Option("--cluster", help="Three nodes that are one cluster.")] = False,
     image: Annotated[
         str | None,
-        typer.Option(
-            envvar="MQTOOL_IMAGE",
-            help="Build upon this image of RabbitMQ, or this version of the official one (Docker).",
-        ),
+        typer.Option(help="Build upon this image of RabbitMQ, or this version of the official one (Docker)."),
     ] = None,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay, and stop the broker on Ctrl-C.")] = False,
 ) -> None:
@@ -52,8 +47,8 @@ def up(
         raise UsageError(f"{name!r} is no name for a broker", "use letters, digits, - and _")
     if _is_up_again(name):
         return
-    wanted = Wanted(name, port, data_dir, in_memory, cluster, image if kind in (Kind.AUTO, Kind.DOCKER) else None)
-    if kind is Kind.AUTO and wanted == Wanted(image=image) and not foreground:
+    wanted = Wanted(name, port, data_dir, in_memory, cluster, image)
+    if kind is Kind.AUTO and wanted == Wanted() and not foreground:
         state.forget(name)  # it is not running any more, so its URL is none to look at
         if (reachable := _reachable(options)) is not None:
             output.show(f"using the broker at {reachable}")
@@ -70,7 +65,7 @@ def up(
     try:
         if stopping.requested() is not None:
             raise KeyboardInterrupt
-        _await(started)
+        started = wait_until_up(started)
     except BaseException:
         starter.stop(started)
         raise
@@ -87,13 +82,15 @@ def _is_up_again(name: str) -> bool:
     if running < started.nodes:
         output.status(f"starting {started.nodes - running} of {started.nodes} nodes again …")
         started = starter_of(started).revive(started)
-    _await(started)
+    started = wait_until_up(started)
     _say_up(started, "already running" if running == started.nodes else "running again")
     return True
 
 
 def _prepared(kind: Kind, wanted: Wanted) -> Starter:
     """The starter to take, with all that it needs; where that cannot be had, `auto` goes on with the next."""
+    if wanted.image and kind is Kind.AUTO:
+        kind = Kind.DOCKER
     *others, last = choice.candidates(kind, cluster=wanted.cluster)
     for starter in others:
         try:
@@ -112,7 +109,7 @@ def _stay(started: Started) -> None:
     with stopping.calling(lambda: None):
         while stopping.requested() is None:
             if not starter.is_running(started):
-                raise Unavailable("the broker has ended", _see_log(started))
+                raise Unavailable("the broker has ended", where_log_is(started))
             time.sleep(_LOG_PAUSE)
         output.status("stopping …")
         starter.stop(started)
@@ -124,33 +121,6 @@ def _reachable(options: Broker) -> Address | None:
         Connection(addresses).close()
         return addresses[0]
     return None
-
-
-def _await(started: Started) -> None:
-    starter = starter_of(started)
-
-    def connect() -> Connection:
-        if not starter.is_running(started):
-            raise MqtoolError(f"the broker ended while it started{_last_words(started)}", _see_log(started))
-        if not starter.is_ready(started):
-            raise Unavailable("it has started, and is not ready yet")
-        return Connection(parse_addresses(started.url))
-
-    try:
-        connect_within(_START_PATIENCE, connect).close()
-    except TimedOut as error:
-        raise Unavailable(str(error), _see_log(started)) from error
-
-
-def _see_log(started: Started) -> str:
-    """Where the log stays, even when the broker is gone."""
-    return f"see {started.directory}/{'node-*/log' if 'members' in started.details else 'log'}"
-
-
-def _last_words(started: Started) -> str:
-    written = b"".join(starter_of(started).log(started, False)).decode(errors="replace")
-    lines = [line for line in written.splitlines() if line.strip()]
-    return f": {lines[-1].strip()}" if lines else ""
 
 
 def _say_up(started: Started, what: str) -> None:

@@ -17,17 +17,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from mqtool.amqp import Connection, parse_addresses
+from mqtool.amqp import parse_addresses
 from mqtool.broker import choice, ports, state
 from mqtool.broker.choice import Kind
 from mqtool.broker.state import Started, Wanted
-from mqtool.broker.waiting import connect_within
-from mqtool.errors import MqtoolError, TimedOut, Unavailable
+from mqtool.broker.waiting import wait_until_up
+from mqtool.errors import MqtoolError, TimedOut
 from mqtool.message import new_message_id
 
 QUEUE = "drill"
-#: Seconds for a broker to start, and for anything else to happen.
-_START_PATIENCE, _PATIENCE = 90.0, 60.0
+#: Seconds for anything to happen.
+_PATIENCE = 60.0
 _LOOK = 0.02
 #: Seconds without progress after which there will be none: a queue needs some to find its leader after a restart.
 _STILL = 20.0
@@ -181,16 +181,8 @@ class Scene:
         self._starter.prepare(wanted, self.say)
         self.say(f"starting {self._starter.describe} …")
         self._started = self._starter.start(wanted)
-        self._await(self._started)
+        self._started = wait_until_up(self._started)
         return self._started.url
-
-    def _await(self, started: Started) -> None:
-        def connect() -> Connection:
-            if not self._starter.is_ready(started):
-                raise Unavailable("it is not ready yet")
-            return Connection(parse_addresses(started.url))
-
-        connect_within(_START_PATIENCE, connect).close()
 
     def stop_broker(self) -> None:
         """Stop it; its messages are kept."""
