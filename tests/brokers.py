@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import signal
 import time
 import urllib.error
@@ -27,6 +28,7 @@ class TestBroker:
         kind: "rabbitmq" or "embedded".
         url: amqp://…, with a vhost of the test's own.
         management: where its management API is.
+        version: RabbitMQ's, such as "3.10.8"; once it has answered.
     """
 
     __test__ = False
@@ -34,6 +36,7 @@ class TestBroker:
     kind: str
     url: str
     management: str
+    version: str = ""
 
     @property
     def vhost(self) -> str:
@@ -71,10 +74,24 @@ class TestBroker:
                     raise
                 time.sleep(0.1)
         self.api("PUT", f"permissions/{encoded}/guest", {"configure": ".*", "write": ".*", "read": ".*"})
-        return TestBroker(self.kind, f"{self.url}/{encoded}", self.management)
+        overview = self.api("GET", "overview")
+        assert isinstance(overview, dict)
+        return TestBroker(self.kind, f"{self.url}/{encoded}", self.management, overview["rabbitmq_version"])
+
+    def differs_since(self, version: str, why: str) -> bool:  # noqa: ARG002
+        """Whether it is a RabbitMQ from this version on, which behaves differently; the marker's way to say `if`.
+
+        Args:
+            why: what is different there, for whoever reads.
+        """
+        return self.kind == "rabbitmq" and _numbers(self.version) >= _numbers(version)
 
     def drop_vhost(self) -> None:
         self.api("DELETE", f"vhosts/{self.vhost}")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 def from_environment() -> TestBroker | None:

@@ -14,7 +14,7 @@ import pytest
 
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.broker import ports, state
-from mqtool.broker.choice import STARTERS, Kind
+from mqtool.broker.choice import STARTERS, Kind, starter_of
 from mqtool.broker.state import Wanted
 from mqtool.broker.waiting import connect_within
 from tests.brokers import TestBroker, from_environment, skip_or_fail
@@ -28,7 +28,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "differs_since(version, why): the test says how RabbitMQ does up to this version; from it on, it has to fail",
+    )
     # A shell without job control ignores SIGINT in what it runs in the background, and all children would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if not os.environ.get("PYTEST_XDIST_WORKER"):
@@ -42,9 +46,8 @@ def pytest_configure() -> None:
 
 def pytest_unconfigure() -> None:
     if not os.environ.get("PYTEST_XDIST_WORKER"):
-        for kind, starter in STARTERS.items():
-            if (started := state.load(f"suite-{kind}")) is not None:
-                starter.stop(started)
+        for started in state.load_all():
+            starter_of(started).stop(started)
         shutil.rmtree(os.environ["MQTOOL_SUITE_STATE"], ignore_errors=True)
 
 
@@ -83,6 +86,9 @@ def broker(request: pytest.FixtureRequest) -> Iterator[TestBroker]:
         skip_or_fail("no rabbitmq-server is installed, and MQTOOL_TEST_URL names none")
         return
     fresh = found.with_fresh_vhost(f"test-{uuid.uuid4().hex[:12]}")
+    for mark in request.node.iter_markers("differs_since"):
+        if fresh.differs_since(*mark.args):
+            request.applymarker(pytest.mark.xfail(reason=f"RabbitMQ {mark.args[0]}: {mark.args[1]}", strict=True))
     yield fresh
     fresh.drop_vhost()
 

@@ -3,11 +3,12 @@
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from mqtool.broker import ports, process, state
+from mqtool.broker import log_files, ports, process, state
 from mqtool.broker.state import Started, Wanted
-from mqtool.errors import MqtoolError
+from mqtool.errors import MqtoolError, UsageError
 
 KIND = "embedded"
 _MODULE = "mqtool.broker.embedded"
@@ -20,7 +21,11 @@ def start(wanted: Wanted) -> Started:
     Raises:
         Unavailable: the port is taken.
         MqtoolError: it does not start.
+        UsageError: it shall be a cluster, or of an image.
     """
+    if wanted.cluster or wanted.image:
+        option = "--cluster" if wanted.cluster else "--image"
+        raise UsageError(f"the embedded broker has no {option[2:]}", f"{option} goes with --kind docker")
     port = ports.choose_amqp_port(wanted.port)
     directory = state.directory(wanted.name)
     directory.mkdir(parents=True, exist_ok=True)
@@ -56,9 +61,9 @@ def start(wanted: Wanted) -> Started:
     return started
 
 
-def is_running(started: Started) -> bool:
-    """Whether its process is there, and is ours."""
-    return process.is_running(started.pid, _MODULE)
+def running(started: Started) -> int:
+    """How many of its nodes run: one or none."""
+    return int(process.is_running(started.pid, _MODULE))
 
 
 def stop(started: Started) -> None:
@@ -69,6 +74,11 @@ def stop(started: Started) -> None:
     """
     process.terminate(started.pid, _MODULE, _PATIENCE)
     state.forget(started.name)
+
+
+def log(started: Started, follow: bool) -> Iterator[bytes]:
+    """What it has written; see log_files.read()."""
+    return log_files.read({"": Path(started.directory) / "log"}, follow)
 
 
 def _last_words(directory: Path) -> str:

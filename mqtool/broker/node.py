@@ -7,24 +7,62 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mqtool.broker import ports, process, state
+from mqtool.broker import log_files, ports, process, state
 from mqtool.broker.state import Started, Wanted
 from mqtool.errors import Unavailable, UsageError
 
 KIND = "node"
 #: Debian's rabbitmq-server on the PATH is a wrapper that insists on its own user and directory; the real one is here.
 _SERVERS = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"),)
-_STOP_PATIENCE = 30.0
+STOP_PATIENCE = 30.0
 #: By default statistics are five seconds late and more: long for somebody who has just sent a message and looks for it.
 #: And only detailed ones tell who publishes to which exchange.
-_STATISTICS = "collect_statistics_interval = 1000\nmanagement.rates_mode = detailed\n" + "".join(
-    f"management.sample_retention_policies.{section}.{kept} = {seconds}\n"
-    for section in ("global", "basic", "detailed")
-    for kept, seconds in (("minute", 1), ("hour", 60))
+_STATISTICS = (
+    "collect_statistics_interval = 1000",
+    "management.rates_mode = detailed",
+    *(
+        f"management.sample_retention_policies.{section}.{kept} = {seconds}"
+        for section in ("global", "basic", "detailed")
+        for kept, seconds in (("minute", 1), ("hour", 60))
+    ),
 )
 INSTALL = "install RabbitMQ (Debian and Ubuntu: apt-get install rabbitmq-server; macOS: brew install rabbitmq)"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node to launch.
+
+    Attributes:
+        name: Erlang's, without the host.
+        home: where its cookie is: nodes that shall know each other share it.
+        directory: its configuration and its log.
+        data: its messages.
+        epmd_port: of Erlang's daemon that maps node names to ports.
+    """
+
+    name: str
+    home: str
+    directory: str
+    data: str
+    port: int
+    management_port: int
+    distribution_port: int
+    epmd_port: int
+
+    @property
+    def url(self) -> str:
+        """Where it takes AMQP connections."""
+        return f"amqp://guest:guest@{ports.HOST}:{self.port}"
+
+    @property
+    def management(self) -> str:
+        """Where its management page is."""
+        return f"http://{ports.HOST}:{self.management_port}"
 
 
 def find_server() -> Path | None:
@@ -43,52 +81,88 @@ def start(wanted: Wanted) -> Started:
         Unavailable: there is no rabbitmq-server, or the port is taken.
         UsageError: it shall keep nothing, which RabbitMQ cannot.
     """
-    server = find_server()
-    if server is None:
+    check(wanted)
+    name, port = wanted.name, ports.choose_amqp_port(wanted.port)
+    if (before := state.load(name)) is not None and before.kind == KIND:
+        stop_port_mapper(int(before.details["epmd_port"]))  # the node was killed, which this has survived
+    directory = state.directory(name)
+    node = Node(
+        name=f"mqtool-{name}",
+        home=str(directory),
+        directory=str(directory),
+        data=str(wanted.data_dir or directory / "data"),
+        port=port,
+        management_port=ports.free_port(),
+        distribution_port=ports.free_port(),
+        epmd_port=ports.free_port(),
+    )
+    started = Started(
+        name=name,
+        kind=KIND,
+        url=node.url,
+        pid=launch(node),
+        directory=str(directory),
+        details={
+            "management": node.management,
+            "data": node.data,
+            "epmd_port": node.epmd_port,
+            "node": asdict(node),
+        },
+    )
+    state.save(started)
+    return started
+
+
+def nodes_of(started: Started) -> list[Node]:
+    """The one node, or the members of a cluster, as they were launched."""
+    members = started.details.get("members", [started.details])
+    return [Node(**member["node"]) for member in members]
+
+
+def check(wanted: Wanted) -> None:
+    """Whether RabbitMQ can be started so. Raises as start() does."""
+    if find_server() is None:
         raise Unavailable("there is no rabbitmq-server on this machine", INSTALL)
     if wanted.in_memory:
         raise UsageError("a RabbitMQ node cannot keep everything in memory", "--in-memory goes with --kind embedded")
-    name, port = wanted.name, ports.choose_amqp_port(wanted.port)
-    if (before := state.load(name)) is not None and before.kind == KIND:
-        _stop_port_mapper(int(before.details["epmd_port"]))  # the node was killed, which this has survived
-    directory = state.directory(name)
+    if wanted.image:
+        raise UsageError("a private node takes the RabbitMQ that is installed", "--image goes with --kind docker")
+
+
+def launch(node: Node, settings: Sequence[str] = ()) -> int:
+    """Start a node's process; return its id.
+
+    Args:
+        settings: lines of rabbitmq.conf besides the usual ones.
+    """
+    server, directory = find_server(), Path(node.directory)
+    assert server is not None
     directory.mkdir(parents=True, exist_ok=True)
-    data = wanted.data_dir or directory / "data"
-    management_port, distribution_port, epmd_port = ports.free_port(), ports.free_port(), ports.free_port()
-    env = environment(name, directory, data, distribution_port, epmd_port)
     (directory / "enabled_plugins").write_text("[rabbitmq_management].\n")
-    (directory / "rabbitmq.conf").write_text(
-        f"listeners.tcp.1 = {ports.HOST}:{port}\n"
-        f"management.tcp.ip = {ports.HOST}\n"
-        f"management.tcp.port = {management_port}\n"
-        "log.console = true\nlog.console.level = info\nlog.console.use_colors = off\nlog.file = false\n"
-        f"{_STATISTICS}"
+    usual = (
+        f"listeners.tcp.1 = {ports.HOST}:{node.port}",
+        f"management.tcp.ip = {ports.HOST}",
+        f"management.tcp.port = {node.management_port}",
+        "log.console = true\nlog.console.level = info\nlog.console.use_colors = off\nlog.file = false",
+        *_STATISTICS,
     )
+    (directory / "rabbitmq.conf").write_text("".join(f"{line}\n" for line in (*usual, *settings)))
     with (directory / "log").open("wb") as log:
         server_process = subprocess.Popen(
             [server],
-            env=env,
+            env=environment(node),
             cwd=directory,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
-    started = Started(
-        name=name,
-        kind=KIND,
-        url=f"amqp://guest:guest@{ports.HOST}:{port}",
-        pid=server_process.pid,
-        directory=str(directory),
-        details={"management": f"http://{ports.HOST}:{management_port}", "data": str(data), "epmd_port": epmd_port},
-    )
-    state.save(started)
-    return started
+    return server_process.pid
 
 
-def is_running(started: Started) -> bool:
-    """Whether its process is there, and is ours."""
-    return process.is_running(started.pid, "rabbitmq")
+def running(started: Started) -> int:
+    """How many of its nodes run: one or none."""
+    return int(process.is_running(started.pid, "rabbitmq"))
 
 
 def stop(started: Started) -> None:
@@ -97,30 +171,34 @@ def stop(started: Started) -> None:
     Raises:
         MqtoolError: it does not stop.
     """
-    process.terminate(started.pid, "rabbitmq", _STOP_PATIENCE)
-    _stop_port_mapper(int(started.details["epmd_port"]))
+    process.terminate(started.pid, "rabbitmq", STOP_PATIENCE)
+    stop_port_mapper(int(started.details["epmd_port"]))
     state.forget(started.name)
 
 
-def _stop_port_mapper(port: int) -> None:
+def log(started: Started, follow: bool) -> Iterator[bytes]:
+    """What it has written; see log_files.read()."""
+    return log_files.read({"": Path(started.directory) / "log"}, follow)
+
+
+def stop_port_mapper(port: int) -> None:
     """Erlang starts a daemon that maps node names to ports, and leaves it running; this one was only for our node."""
     epmd = shutil.which("epmd")
-    deadline = time.monotonic() + _STOP_PATIENCE
+    deadline = time.monotonic() + STOP_PATIENCE
     # It refuses while it believes that the node lives, which may be a moment longer than the node does.
     while epmd and not ports.is_free(port) and time.monotonic() < deadline:
         subprocess.run([epmd, "-port", str(port), "-kill"], capture_output=True, check=False)
         time.sleep(0.02)
 
 
-def environment(
-    name: str, directory: Path, data: Path, distribution_port: int | None, epmd_port: int
-) -> dict[str, str]:
-    """The environment of a node, and of rabbitmqctl and rabbitmq-plugins for it, which take no distribution port."""
+def environment(node: Node, *, for_tools: bool = False) -> dict[str, str]:
+    """The environment of a node, or of rabbitmqctl and rabbitmq-plugins for it, which take no distribution port."""
+    directory = Path(node.directory)
     ours = {
-        "HOME": str(directory),
-        "RABBITMQ_NODENAME": f"mqtool-{name}@localhost",
-        **({} if distribution_port is None else {"RABBITMQ_DIST_PORT": str(distribution_port)}),
-        "RABBITMQ_MNESIA_BASE": str(data),
+        "HOME": node.home,
+        "RABBITMQ_NODENAME": f"{node.name}@localhost",
+        **({} if for_tools else {"RABBITMQ_DIST_PORT": str(node.distribution_port)}),
+        "RABBITMQ_MNESIA_BASE": node.data,
         "RABBITMQ_LOG_BASE": str(directory),
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "enabled_plugins"),
         # Without .conf in its name: 3.10's scripts add it, and later ones take either.
@@ -128,7 +206,7 @@ def environment(
         "RABBITMQ_CONF_ENV_FILE": os.devnull,
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1} "
         "-rabbit quorum_tick_interval 1000",
-        "ERL_EPMD_PORT": str(epmd_port),
+        "ERL_EPMD_PORT": str(node.epmd_port),
         "ERL_EPMD_ADDRESS": ports.HOST,
     }
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("RABBITMQ_", "ERL_"))}

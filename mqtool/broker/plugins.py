@@ -1,4 +1,4 @@
-"""The plugins of a broker that mqtool started: a node's by its own rabbitmq-plugins.
+"""The plugins of a broker that mqtool started: a node's by its own rabbitmq-plugins, in its container if it has one.
 
 https://www.rabbitmq.com/docs/man/rabbitmq-plugins.8
 """
@@ -6,10 +6,10 @@ https://www.rabbitmq.com/docs/man/rabbitmq-plugins.8
 import shutil
 import subprocess
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
-from mqtool.broker import node
+from mqtool.broker import docker, node
+from mqtool.broker.node import Node
 from mqtool.broker.state import Started
 from mqtool.errors import MqtoolError, Unavailable, UsageError
 
@@ -29,27 +29,33 @@ def change(started: Started, what: Literal["enable", "disable"], names: Sequence
     if started.kind == "embedded":
         _check_built_in(what, names)
         return
-    if started.kind != node.KIND:
-        raise UsageError(
-            f"mqtool cannot {what} plugins of a broker of kind {started.kind!r}",
-            f"where it runs: rabbitmq-plugins {what} {' '.join(names)}",
-        )
+    command = [what, *names]
+    answers = (
+        docker.execute(started, ["rabbitmq-plugins", *command])
+        if started.kind == docker.KIND
+        else [_run(each, command) for each in node.nodes_of(started)]
+    )
+    for status, said in answers:
+        if status:
+            raise _failed(what, names, said)
+
+
+def _run(of: Node, command: list[str]) -> tuple[int, str]:
     try:
         done = subprocess.run(
-            [_program(), what, *names],
-            env=node.environment(started.name, Path(started.directory), Path(started.details["data"]), None,
-                                 int(started.details["epmd_port"])),
-            cwd=started.directory,
+            [_program(), *command],
+            env=node.environment(of, for_tools=True),
+            cwd=of.directory,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             timeout=_PATIENCE,
             check=False,
-        )  # fmt: skip
+        )
     except subprocess.TimeoutExpired as error:
-        raise Unavailable(f"rabbitmq-plugins {what} does not end") from error
-    if done.returncode:
-        raise _failed(what, names, done.stdout + done.stderr)
+        raise Unavailable(f"rabbitmq-plugins {command[0]} does not end") from error
+    return done.returncode, done.stdout
 
 
 def _check_built_in(what: str, names: Sequence[str]) -> None:

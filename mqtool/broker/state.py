@@ -23,12 +23,16 @@ class Wanted:
         port: for AMQP; None takes 5672 if that is free, else any free one.
         data_dir: where its messages are kept; None is a place beside its log.
         in_memory: keep nothing, which only the embedded broker can.
+        cluster: three nodes rather than one.
+        image: the image of RabbitMQ to build upon, for Docker; None is the one that we have tried.
     """
 
     name: str = DEFAULT_NAME
     port: int | None = None
     data_dir: Path | None = None
     in_memory: bool = False
+    cluster: bool = False
+    image: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +41,12 @@ class Started:
 
     Attributes:
         kind: how it was started; see choice.py.
-        url: where it takes AMQP connections. It may hold a password: show it only where it was asked for.
+        url: where it takes AMQP connections; of a cluster, all its nodes, with commas. It may hold a password: show it
+            only where it was asked for.
         pid: the process to stop, where there is one.
         directory: its data, log and configuration.
-        details: what its kind needs to know besides.
+        details: what its kind needs to know besides; what is not nested in there is shown to people.
+        nodes: how many it has.
     """
 
     name: str
@@ -49,6 +55,7 @@ class Started:
     pid: int
     directory: str
     details: Mapping[str, Any]
+    nodes: int = 1
 
 
 def directory(name: str = DEFAULT_NAME) -> Path:

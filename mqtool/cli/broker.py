@@ -4,25 +4,23 @@ import contextlib
 import shlex
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from mqtool.amqp import Address, Connection, parse_addresses
 from mqtool.broker import choice, state
-from mqtool.broker.choice import STARTERS, Kind
+from mqtool.broker.choice import Kind, Starter, starter_of
 from mqtool.broker.state import DEFAULT_NAME, Started, Wanted
-from mqtool.broker.waiting import connect_within
+from mqtool.broker.waiting import connect_within, wait_until_up, where_log_is
 from mqtool.cli import output, stopping
 from mqtool.cli.options import Broker, duration, takes_groups
-from mqtool.errors import MqtoolError, TimedOut, Unavailable, UsageError
+from mqtool.errors import Unavailable, UsageError
 
 app = typer.Typer()
 broker = typer.Typer(no_args_is_help=True, help="Start a broker for yourself, and stop it again.")
 app.add_typer(broker, name="broker")
 
-#: Seconds that a node may take to start: five are usual, a busy machine needs more.
-_START_PATIENCE = 90.0
 _LOG_PAUSE = 0.2
 
 Name = Annotated[str, typer.Option(help="Which one, if you have several.")]
@@ -35,21 +33,23 @@ def up(
     kind: Annotated[Kind, typer.Option(help="What to start; auto takes what is there.")] = Kind.AUTO,
     name: Name = DEFAULT_NAME,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="The AMQP port.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Keep the messages here.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Keep the messages here (not in Docker).")] = None,
     in_memory: Annotated[bool, typer.Option("--in-memory", help="Keep nothing (embedded broker only).")] = False,
+    cluster: Annotated[bool, typer.Option("--cluster", help="Three nodes that are one cluster.")] = False,
+    image: Annotated[
+        str | None,
+        typer.Option(help="Build upon this image of RabbitMQ, or this version of the official one (Docker)."),
+    ] = None,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay, and stop the broker on Ctrl-C.")] = False,
 ) -> None:
     """Make sure that there is a broker: take one that is reachable, or else start one."""
     if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
         raise UsageError(f"{name!r} is no name for a broker", "use letters, digits, - and _")
-    started = state.load(name)
-    if started and STARTERS[Kind(started.kind)].is_running(started):
-        _await(started)
-        _say_up(started, "already running")
+    if _is_up_again(name):
         return
-    if kind is Kind.AUTO and port is None and name == DEFAULT_NAME and not (data_dir or in_memory or foreground):
-        if started:
-            state.forget(name)  # it is not running any more, so its URL is none to look at
+    wanted = Wanted(name, port, data_dir, in_memory, cluster, image)
+    if kind is Kind.AUTO and wanted == Wanted() and not foreground:
+        state.forget(name)  # it is not running any more, so its URL is none to look at
         if (reachable := _reachable(options)) is not None:
             output.show(f"using the broker at {reachable}")
             return
@@ -58,14 +58,14 @@ def up(
                 f"no broker answers at {options.addresses()[0]}, which --url, MQTOOL_URL or AMQP_URL names",
                 "unset it to start one here; every command would look for its broker there",
             )
-    starter = STARTERS[choice.choose(kind)]
+    starter = _prepared(kind, wanted)
     output.status(f"starting {starter.describe} …")
     with stopping.calling(lambda: None):  # between its start and its being remembered no Ctrl-C may come
-        started = starter.start(Wanted(name, port, data_dir, in_memory))
+        started = starter.start(wanted)
     try:
         if stopping.requested() is not None:
             raise KeyboardInterrupt
-        _await(started)
+        started = wait_until_up(started)
     except BaseException:
         starter.stop(started)
         raise
@@ -74,13 +74,42 @@ def up(
         _stay(started)
 
 
+def _is_up_again(name: str) -> bool:
+    """Whether the broker of that name runs; of a cluster, the nodes that have ended are started again."""
+    started = state.load(name)
+    if started is None or not (running := starter_of(started).running(started)):
+        return False
+    if running < started.nodes:
+        output.status(f"starting {started.nodes - running} of {started.nodes} nodes again …")
+        started = starter_of(started).revive(started)
+    started = wait_until_up(started)
+    _say_up(started, "already running" if running == started.nodes else "running again")
+    return True
+
+
+def _prepared(kind: Kind, wanted: Wanted) -> Starter:
+    """The starter to take, with all that it needs; where that cannot be had, `auto` goes on with the next."""
+    if wanted.image and kind is Kind.AUTO:
+        kind = Kind.DOCKER
+    *others, last = choice.candidates(kind, cluster=wanted.cluster)
+    for starter in others:
+        try:
+            starter.prepare(wanted, output.status)
+        except Unavailable as why_not:
+            output.notice(f"not {starter.describe}: {why_not}")
+        else:
+            return starter
+    last.prepare(wanted, output.status)
+    return last
+
+
 def _stay(started: Started) -> None:
     """Hold the terminal until we are told to stop, or the broker ends by itself."""
-    starter = STARTERS[Kind(started.kind)]
+    starter = starter_of(started)
     with stopping.calling(lambda: None):
         while stopping.requested() is None:
             if not starter.is_running(started):
-                raise Unavailable("the broker has ended", f"see {_log(started)}")
+                raise Unavailable("the broker has ended", where_log_is(started))
             time.sleep(_LOG_PAUSE)
         output.status("stopping …")
         starter.stop(started)
@@ -94,31 +123,8 @@ def _reachable(options: Broker) -> Address | None:
     return None
 
 
-def _await(started: Started) -> None:
-    starter = STARTERS[Kind(started.kind)]
-
-    def connect() -> Connection:
-        if not starter.is_running(started):
-            raise MqtoolError(f"the broker ended while it started{_last_words(started)}", f"see {_log(started)}")
-        return Connection(parse_addresses(started.url))
-
-    try:
-        connect_within(_START_PATIENCE, connect).close()
-    except TimedOut as error:
-        raise Unavailable(str(error), f"see {_log(started)}") from error
-
-
-def _last_words(started: Started) -> str:
-    lines = [line for line in _log(started).read_text(errors="replace").splitlines() if line.strip()]
-    return f": {lines[-1].strip()}" if lines else ""
-
-
-def _log(started: Started) -> Path:
-    return Path(started.directory) / "log"
-
-
 def _say_up(started: Started, what: str) -> None:
-    output.show(f"{what} at {parse_addresses(started.url)[0]}")
+    output.show(f"{what} at {','.join(map(str, parse_addresses(started.url)))}")
     if management := started.details.get("management"):
         # The embedded broker has the API without the page.
         output.status(f"management {'API' if started.kind == Kind.EMBEDDED else 'page'}: {management} (guest, guest)")
@@ -138,21 +144,26 @@ def down(name: Name = DEFAULT_NAME) -> None:
     if started is None:
         output.status(f"nothing to stop: mqtool has started no broker named {name!r}")
         return
-    STARTERS[Kind(started.kind)].stop(started)
-    output.status(f"stopped {STARTERS[Kind(started.kind)].describe}")
+    starter_of(started).stop(started)
+    output.status(f"stopped {starter_of(started).describe}")
 
 
 @broker.command(epilog="mqtool broker status")
 def status(name: Name = DEFAULT_NAME) -> None:
     """Say whether a broker that `broker up` started is running (exit 0) or not (exit 69)."""
     started = _known(name)
-    running = STARTERS[Kind(started.kind)].is_running(started)
-    output.show(f"{STARTERS[Kind(started.kind)].describe}: {'running' if running else 'not running'}")
-    rows = {"url": parse_addresses(started.url)[0], "process": started.pid, "log": _log(started), **started.details}
-    for key, value in rows.items():
-        output.show(f"  {key.replace('_', ' '):<12} {value}")
-    if not running:
-        raise Unavailable("the broker is not running", "start it again with 'mqtool broker up'")
+    starter = starter_of(started)
+    running = starter.running(started)
+    some = f"{running} of {started.nodes} nodes running" if 0 < running < started.nodes else "not running"
+    output.show(f"{starter.describe}: {'running' if running == started.nodes else some}")
+    rows: dict[str, Any] = {"url": ", ".join(map(str, parse_addresses(started.url)))}
+    if started.pid:
+        rows |= {"process": started.pid, "log": f"{started.directory}/log"}
+    for key, value in {**rows, **started.details}.items():
+        if not isinstance(value, list):
+            output.show(f"  {key.replace('_', ' '):<12} {value}")
+    if running < started.nodes:
+        raise Unavailable(f"the broker is {some}", "start it again with 'mqtool broker up'")
 
 
 @broker.command(epilog="mqtool broker logs  ·  mqtool broker logs -f")
@@ -161,22 +172,24 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as the log grows.")] = False,
 ) -> None:
     """Print the log of a broker that `broker up` started."""
-    path = _log(_known(name))
-    with path.open("rb") as log, stopping.calling(lambda: None):
-        while stopping.requested() is None:
-            data = log.read(65536)
-            if data:
-                output.write(data)
-            elif follow:
-                time.sleep(_LOG_PAUSE)
-            else:
+    started = _known(name)
+    with stopping.calling(lambda: None):
+        for data in starter_of(started).log(started, follow):
+            output.write(data)
+            if stopping.requested() is not None:
                 return
+            if not data and follow:
+                time.sleep(_LOG_PAUSE)
 
 
 @broker.command(epilog='mqtool broker env  ·  eval "$(mqtool broker env)"')
 def env(name: Name = DEFAULT_NAME) -> None:
-    """Print the line that tells a shell, and every program with a client, where the broker is."""
-    output.show(f"export AMQP_URL={shlex.quote(_known(name).url)}")
+    """Print what tells a shell, and every program with a client, where the broker is."""
+    url = _known(name).url
+    # Several URLs are what mqtool understands; a client in another language takes one.
+    output.show(f"export AMQP_URL={shlex.quote(url.partition(',')[0])}")
+    if "," in url:
+        output.show(f"export MQTOOL_URL={shlex.quote(url)}")
 
 
 @app.command(epilog="mqtool wait --timeout 30s")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from mqtool.broker import plugins, state
-from mqtool.broker.choice import STARTERS, Kind
+from mqtool.broker.choice import starter_of
 from mqtool.broker.state import DEFAULT_NAME, Started
 from mqtool.cli import output
 from mqtool.cli.asking import Yes, ask
@@ -51,6 +51,6 @@ def _started(name: str) -> Started:
             f"mqtool has started no broker named {name!r}, and can change the plugins of no other",
             "where the broker runs: rabbitmq-plugins enable PLUGIN",
         )
-    if not STARTERS[Kind(started.kind)].is_running(started):
+    if not starter_of(started).is_running(started):
         raise Unavailable(f"the broker named {name!r} is not running", "start it again with 'mqtool broker up'")
     return started

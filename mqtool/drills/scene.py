@@ -17,17 +17,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from mqtool.amqp import Connection, parse_addresses
+from mqtool.amqp import parse_addresses
 from mqtool.broker import choice, ports, state
-from mqtool.broker.choice import STARTERS, Kind
+from mqtool.broker.choice import Kind
 from mqtool.broker.state import Started, Wanted
-from mqtool.broker.waiting import connect_within
+from mqtool.broker.waiting import wait_until_up
 from mqtool.errors import MqtoolError, TimedOut
 from mqtool.message import new_message_id
 
 QUEUE = "drill"
-#: Seconds for a broker to start, and for anything else to happen.
-_START_PATIENCE, _PATIENCE = 90.0, 60.0
+#: Seconds for anything to happen.
+_PATIENCE = 60.0
 _LOOK = 0.02
 #: Seconds without progress after which there will be none: a queue needs some to find its leader after a restart.
 _STILL = 20.0
@@ -140,12 +140,13 @@ class Scene:
         say: shows a line to the person who watches.
     """
 
-    def __init__(self, kind: Kind, url: str | None, say: Callable[[str], None]) -> None:
+    def __init__(self, kind: Kind, url: str | None, say: Callable[[str], None], *, cluster: bool = False) -> None:
         self.say = say
         self.directory = Path(tempfile.mkdtemp(prefix="mqtool-drill-"))
         self.queue = f"{QUEUE}-{new_message_id()[:8]}"
         self._commands: list[Command] = []
-        self._kind = kind if url else choice.choose(kind)
+        self._starter = choice.choose_quick(kind, cluster=cluster)
+        self._cluster = cluster
         self._name = f"drill-{os.getpid()}"
         self._started: Started | None = None
         self.url = url or self._start(ports.free_port())
@@ -176,17 +177,17 @@ class Scene:
         return self.url.replace(f":{self.port}", f":{port}")
 
     def _start(self, port: int) -> str:
-        starter = STARTERS[self._kind]
-        self.say(f"starting {starter.describe} …")
-        self._started = starter.start(Wanted(self._name, port))
-        url = self._started.url
-        connect_within(_START_PATIENCE, lambda: Connection(parse_addresses(url))).close()
-        return url
+        wanted = Wanted(self._name, port, cluster=self._cluster)
+        self._starter.prepare(wanted, self.say)
+        self.say(f"starting {self._starter.describe} …")
+        self._started = self._starter.start(wanted)
+        self._started = wait_until_up(self._started)
+        return self._started.url
 
     def stop_broker(self) -> None:
         """Stop it; its messages are kept."""
         if self._started is not None:
-            STARTERS[self._kind].stop(self._started)
+            self._starter.stop(self._started)
             self._started = None
 
     def start_broker(self) -> None:

@@ -1,5 +1,6 @@
 """The management API: the same paths, statuses and field names."""
 
+import re
 import socket
 import time
 import uuid
@@ -10,6 +11,7 @@ import pytest
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 
+from tests.brokers import TestBroker
 from tests.protocol.conftest import Api, Take
 
 
@@ -63,7 +65,7 @@ def test_bindings(api: Api, vhost: str, channel: BlockingChannel) -> None:
     assert len(api("GET", f"queues/{vhost}/q/bindings")[1]) == 1
 
 
-def test_a_queue_in_use(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
+def test_a_queue_in_use(broker: TestBroker, api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
     """Counts of what is ready and what is not acknowledged, and who consumes."""
     channel.queue_declare("q", durable=True, arguments={"x-max-priority": 3})
     channel.confirm_delivery()
@@ -77,7 +79,10 @@ def test_a_queue_in_use(api: Api, vhost: str, channel: BlockingChannel, take: Ta
     assert view["type"] == "classic"
     assert view["state"] == "running"
     assert (view["durable"], view["auto_delete"], view["exclusive"]) == (True, False, False)
-    assert view["arguments"] == {"x-max-priority": 3}
+    expected = {"x-max-priority": 3}
+    if broker.differs_since("4.0", "every queue has a type, if it is declared without one"):
+        expected |= {"x-queue-type": "classic"}
+    assert view["arguments"] == expected
     assert view["consumers"] == 0
 
 
@@ -143,7 +148,7 @@ def test_users(api: Api, vhost: str) -> None:
 def test_overview_and_health(api: Api) -> None:
     """What a tool looks at first."""
     overview = api("GET", "overview")[1]
-    assert overview["rabbitmq_version"].startswith("3.")
+    assert re.match(r"\d+\.\d+", overview["rabbitmq_version"])
     assert overview["object_totals"].keys() == {"channels", "connections", "consumers", "exchanges", "queues"}
     assert api("GET", "health/checks/alarms")[1]["status"] == "ok"
     assert api("GET", "nodes")[1][0]["running"] is True

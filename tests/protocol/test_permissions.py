@@ -1,5 +1,6 @@
 """Who may do what."""
 
+import re
 import uuid
 from collections.abc import Callable, Iterator
 
@@ -8,6 +9,7 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker, ProbableAccessDeniedError
 
+from tests.brokers import TestBroker
 from tests.protocol.conftest import Api
 
 
@@ -60,6 +62,7 @@ FORBIDDEN: list[tuple[Callable[[BlockingChannel], object], str]] = [
 @pytest.mark.parametrize(("action", "what"), FORBIDDEN, ids=[str(number) for number in range(len(FORBIDDEN))])
 def test_what_is_not_allowed_is_refused(
     connect: Callable[..., pika.BlockingConnection],
+    broker: TestBroker,
     api: Api,
     amqp_url: str,
     ann: str,
@@ -74,8 +77,10 @@ def test_what_is_not_allowed_is_refused(
     with pytest.raises(ChannelClosedByBroker) as refused:
         action(channel)
     assert refused.value.reply_code == 403
-    text = f"ACCESS_REFUSED - access to {what} in vhost '{vhost}' refused for user '{ann}'"
-    assert refused.value.reply_text == text
+    said = refused.value.reply_text
+    if broker.differs_since("4.0", "it says which access is refused"):
+        said = re.sub(r"- (configure|write|read) access", "- access", said)
+    assert said == f"ACCESS_REFUSED - access to {what} in vhost '{vhost}' refused for user '{ann}'"
 
 
 def test_what_is_allowed_works(

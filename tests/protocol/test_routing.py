@@ -37,7 +37,7 @@ def count(channel: BlockingChannel, queue: str) -> int:
         ("a.#", "a", True),
         ("a.#.c", "a.c", True),
         ("a.#.c", "a.b.b.c", True),
-        ("#.#.#", "a", True),
+        pytest.param("#.#.#", "a", True, marks=pytest.mark.differs_since("4.3", "a binding key has at most two #")),
         ("*.#", "", False),
         ("#.*", "a.b", True),
         ("..", "..", True),
