@@ -1,0 +1,56 @@
+"""A worker that takes longer about a message than the broker allows."""
+
+import subprocess
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from mqtool.broker import node, state
+from mqtool.broker.choice import Kind
+from mqtool.broker.embedded import EmbeddedBroker
+from tests.brokers import Restartable, own_broker
+from tests.cli.shell import Shell
+
+
+@pytest.fixture(params=["embedded", "rabbitmq"])
+def impatient(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a broker that takes a delivery away after a second. RabbitMQ looks once a minute, but can be told."""
+    if request.param == "embedded":
+        with EmbeddedBroker(consumer_timeout=1.0) as embedded:
+            yield embedded.url
+        return
+    own_broker(Kind.NODE)
+    name = f"impatient-{uuid.uuid4().hex[:8]}"
+    broker = Restartable(Kind.NODE, name)
+    try:
+        started, server = state.load(name), node.find_server()
+        assert started is not None
+        assert server is not None
+        subprocess.run(
+            [server.with_name("rabbitmqctl"), "eval", "[application:set_env(rabbit, Key, 1000) || "
+             "Key <- [consumer_timeout, channel_tick_interval]]."],
+            env=node.environment(node.nodes_of(started)[0], for_tools=True),
+            check=True,
+        )  # fmt: skip
+        yield broker.url
+    finally:
+        broker.stop()
+
+
+def test_it_is_said_for_what_it_is_and_the_worker_goes_on(impatient: str, lonely_shell: Shell) -> None:
+    """The message comes again, and is done; what the first run of the program did is not acknowledged to anybody."""
+    shell = lonely_shell
+    shell.environment["MQTOOL_URL"] = impatient
+    shell.run("mqtool", "send", "-q", "jobs", "job")
+    program = "cat; echo .$MQ_REDELIVERED; [ $MQ_REDELIVERED = 1 ] || sleep 4"
+    worker = shell.start("mqtool", "worker", "-q", "jobs", "--shell", "--exec", program).wait_until_ready()
+    worker.wait_for_stdout("job.1").interrupt()
+    result = worker.wait()
+
+    assert result.code == 0
+    assert "not acknowledged within the broker's consumer timeout of 1s; it goes to somebody else" in result.stderr
+    assert "opened the channel again" in result.stderr
+    assert "the delivery was lost while the program ran: the broker delivers the message again" in result.stderr
+    assert "1 done, 0 to be retried, 0 dead" in result.stderr
+    assert result.stdout.startswith("job.0\n")
