@@ -32,7 +32,7 @@ DEFAULT_DELAY = 5.0
 TYPE_INSIDE = "x-delayed-type"
 RoutingKey = Annotated[
     str | None,
-    typer.Option("--routing-key", "-r", help="Else the queue's name.", rich_help_panel="Topology"),
+    typer.Option("--routing-key", "-r", help="delay_queue, if not given.", rich_help_panel="Topology"),
 ]
 
 
@@ -84,7 +84,7 @@ def receive_delayed(
     with broker.channel() as channel:
         if not has_plugin(channel, delaying):
             delaying = _without_plugin(delaying)
-        key = target.name if routing_key is None else routing_key
+        key = broker.names.delay_queue.name if routing_key is None else routing_key
         deliveries = delayed_messages.receive(channel, delaying, key, target, receiving.settings())
         receiving.print_all(channel, deliveries, write, WAITING_FOR_MESSAGES)
 
