@@ -1,13 +1,19 @@
 """Having messages held back until they are due."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from mqtool.amqp import Channel
 from mqtool.cli import output
+from mqtool.cli.failed_messages import Input
 from mqtool.cli.options import DelayOptions, MessageOptions
 from mqtool.cli.options.delays import mandatory_with_delay
+from mqtool.errors import MqtoolError
 from mqtool.message import Message
 from mqtool.topology import DEFAULT_EXCHANGE, Exchange, Queue
+
+if TYPE_CHECKING:
+    from mqtool.delays.holding import Delaying
 
 
 def held(
@@ -41,7 +47,17 @@ def held(
         delaying.choose()  # now, rather than when the first line comes
     elif options.mandatory:
         return map(_not_delayed, messages)
-    return delaying.hold(messages)
+    return _giving_back(messages, delaying)
+
+
+def _giving_back(messages: Iterator[Message | None], delaying: "Delaying") -> Iterator[Message | None]:
+    """A message that cannot be held back was not published: it is one of those left, for --failed-to."""
+    try:
+        yield from delaying.hold(messages)
+    except MqtoolError:
+        if isinstance(messages, Input) and delaying.at_fault is not None:
+            messages.give_back(delaying.at_fault)
+        raise
 
 
 def _not_delayed(message: Message | None) -> Message | None:

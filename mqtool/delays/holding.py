@@ -32,6 +32,9 @@ class Held(Message):
 class Delaying:
     """Turns messages with a delay into what is published instead.
 
+    Attributes:
+        at_fault: the message that could not be held back, if hold() has failed.
+
     Args:
         channel: the channel that they are published on, by whoever iterates.
         notice: is told, in a sentence, which way was taken and why.
@@ -47,6 +50,7 @@ class Delaying:
         self._destination = destination
         self._notice = notice
         self._way: Way | None = None
+        self.at_fault: Message | None = None
         self._overdue = 0
 
     def hold(self, messages: Iterable[Message | None]) -> Iterator[Message | None]:
@@ -62,7 +66,9 @@ class Delaying:
                 continue
             while self._channel.in_flight >= _may_be_in_flight(message):
                 yield None
+            self.at_fault = message
             yield self._held(message)
+            self.at_fault = None
         if self._overdue:
             self._notice(f"{self._overdue:,} of the messages were due already: sent at once")
 

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from mqtool.amqp import Channel
-from mqtool.delays.ways import Destination, Notice, Place, addressed
+from mqtool.delays.ways import Destination, Expecting, Notice, Place, addressed, name_for
 from mqtool.errors import DeclaredDifferently, UnknownExchangeType
 from mqtool.message import Message
 from mqtool.topology import DELAYED, Exchange, Queue
@@ -74,6 +74,7 @@ class ThroughPlugin:
         self._channel = channel
         self._destination = destination
         self._notice = notice
+        self._expecting = Expecting(channel)
         self._leading: set[tuple[str, str]] = set()
         self._count = 0
         self.exchange = _leading_to(destination.exchange)
@@ -94,6 +95,7 @@ class ThroughPlugin:
 
     def _lead(self, exchange: Exchange, to: str, key: str) -> None:
         """Have an exchange lead on: to another exchange, or to the queue that the key names."""
+        self._expecting.expect(to, key)
         if exchange != self.exchange:
             self._channel.declare(exchange)
         self._channel.bind(Exchange(to) if to else Queue(key), exchange, key)
@@ -110,6 +112,5 @@ def _leading_to(exchange: Exchange) -> Exchange:
     if not exchange.name:
         return TO_QUEUES
     # It knows no keys: the exchange behind it routes. It goes when that one does.
-    return Exchange(
-        f"{exchange.name}.delayed", DELAYED, exchange.durable, auto_delete=True, arguments={"x-delayed-type": "fanout"}
-    )
+    name, arguments = name_for(exchange.name, "delayed"), {"x-delayed-type": "fanout"}
+    return Exchange(name, DELAYED, exchange.durable, auto_delete=True, arguments=arguments)

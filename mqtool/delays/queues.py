@@ -5,7 +5,7 @@ from typing import Any
 
 from mqtool.amqp import Channel
 from mqtool.delays.via import LONGEST
-from mqtool.delays.ways import Destination, Notice, Place, addressed
+from mqtool.delays.ways import Destination, Expecting, Notice, Place, addressed, name_for
 from mqtool.duration import compact_duration
 from mqtool.errors import BadData
 from mqtool.message import Message
@@ -27,6 +27,7 @@ class ThroughQueues:
         self._channel = channel
         self._destination = destination
         self._notice = notice
+        self._expecting = Expecting(channel)
         self._waiting = AtLeastOnce(channel, notice)
         #: By name: until when the lease of a wait queue is long enough.
         self._leases: dict[str, float] = {}
@@ -43,8 +44,8 @@ class ThroughQueues:
             self._notice("a message that comes out of a wait queue has no expiration any more: the property is lost")
         to, key = addressed(message, self._destination)
         wait = min(wait_of(milliseconds), LONGEST_IN_QUEUES)
-        name = f"{to}.exchange.delay" if to else f"{key}.delay"
-        name += f".{compact_duration(wait / 1000)}"
+        shown = compact_duration(wait / 1000)
+        name = name_for(to, f"exchange.delay.{shown}") if to else name_for(key, f"delay.{shown}")
         if time.monotonic() > self._leases.get(name, 0.0):
             if to:
                 self._declare_to_exchange(name, wait, to)
@@ -56,7 +57,7 @@ class ThroughQueues:
     def _declare_to_exchange(self, name: str, wait: int, exchange: str) -> None:
         remember = name not in self._leases
         if remember and exchange != self._destination.exchange.name:
-            self._channel.expect(Exchange(exchange))
+            self._expecting.expect(exchange, "")
         queue = wait_queue(name, wait, exchange, at_least_once=False)
         self._channel.declare(queue, remember=remember)
         # Not through the default exchange, as the routing key must stay that of the message. It goes with the queue.
@@ -79,7 +80,7 @@ class ThroughQueues:
         known = self._destination.queue
         if known is not None and known.name == queue:
             return known.arguments.get("x-queue-type") == "quorum"
-        self._channel.depth_of(queue)  # fails if there is none
+        self._expecting.expect("", queue)
         return True
 
     def properties(self, message: Message, milliseconds: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from mqtool.amqp import Channel
 from mqtool.errors import BadData
 from mqtool.message import Message
 from mqtool.topology import DEFAULT_EXCHANGE, Exchange, Queue
@@ -48,6 +49,35 @@ class Way(Protocol):
 
     def properties(self, message: Message, milliseconds: int) -> dict[str, Any]:
         """The message's properties, with what has it wait."""
+
+
+class Expecting:
+    """Makes sure that what a message is for is there: no message shall wait to find out that it leads nowhere.
+
+    It asks on a channel of its own, since a broker answers no by closing the channel.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._connection = channel.connection
+        self._channel: Channel | None = None
+
+    def expect(self, exchange: str, queue: str) -> None:
+        """Make sure of an exchange, or, where that is the default one, of a queue.
+
+        Raises:
+            Unavailable: it is not there.
+        """
+        if self._channel is None:
+            self._channel = self._connection.channel()
+        if exchange:
+            self._channel.expect(Exchange(exchange))
+        else:
+            self._channel.depth_of(queue)
+
+
+def name_for(to: str, suffix: str) -> str:
+    """The name of what leads to an exchange or a queue; names that start with "amq." are the broker's own."""
+    return f"mqtool.{to}.{suffix}" if to.startswith("amq.") else f"{to}.{suffix}"
 
 
 def addressed(message: Message, destination: Destination) -> tuple[str, str]:
