@@ -145,10 +145,10 @@ class MessageOptions(NamedTuple):
             parser=time_limit,
             metavar="DURATION",
             rich_help_panel=_PANEL,
-            show_default="5s",
+            show_default="20s",
             help="Give up (exit 75) when the broker confirms nothing for so long.",
         ),
-    ] = "5s"  # type: ignore[assignment]
+    ] = "20s"  # type: ignore[assignment]
 
     failed_to: Annotated[
         Path | None,
