@@ -28,7 +28,8 @@ EXHAUSTED, REJECTED = "retries exhausted", "rejected"
 _OURS = (ATTEMPTS, LAST_ERROR, REASON, FIRST_FAILURE, QUEUE)
 #: Headers that the broker writes on a dead letter.
 _BROKERS = ("x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason",
-            "x-last-death-exchange", "x-last-death-queue", "x-last-death-reason", "x-delivery-count")  # fmt: skip
+            "x-last-death-exchange", "x-last-death-queue", "x-last-death-reason", "x-delivery-count",
+            "x-acquired-count")  # fmt: skip
 #: Headers by which a publisher has a message copied to further queues: those have had theirs. (RabbitMQ's
 #: sender-selected distribution.)
 _COPIES = ("CC", "BCC")

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 Thing = TypeVar("Thing", bound=Exchange | Queue)
 
-#: Seconds: the tutorials' own limit.
-CONFIRM_TIMEOUT = 5.0
+#: Seconds. A cluster that has lost a node may take ten until it has noticed, and the queue has another leader.
+CONFIRM_TIMEOUT = 20.0
 
 _END = Message(b"")
 _CONNECTION_LOST = (exceptions.AMQPConnectionError, exceptions.ChannelWrongStateError)

@@ -1,5 +1,6 @@
 """The kinds of broker that mqtool can start, and which one to take."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -28,6 +29,11 @@ def _at_once(_started: Started) -> bool:
     return True
 
 
+def _discard_directory(started: Started) -> None:
+    """All that it has is in its directory."""
+    shutil.rmtree(started.directory, ignore_errors=True)
+
+
 def _one_node(_started: Started, _number: int = 0) -> NoReturn:
     """Only a cluster goes on without one of its nodes."""
     raise UsageError("this broker is one node, not a cluster", "start a cluster with --cluster")
@@ -46,6 +52,7 @@ class Starter:
         describe: what to call it in a sentence.
         prepare: what start() needs and may take minutes, said as it goes; it may be interrupted.
         is_ready: whether to try a connection.
+        discard: remove the data of one that was stopped.
         kill: of a cluster, kill -9 one node; 0 is the first.
         revive: of a cluster, start those of its nodes that do not run.
     """
@@ -58,6 +65,7 @@ class Starter:
     describe: str
     prepare: Callable[[Wanted, Callable[[str], None]], None] = _nothing
     is_ready: Callable[[Started], bool] = _at_once
+    discard: Callable[[Started], None] = _discard_directory
     kill: Callable[[Started, int], None] = _one_node
     revive: Callable[[Started], Started] = _one_node
 
@@ -77,6 +85,7 @@ STARTERS = {
         describe="RabbitMQ in Docker",
         prepare=docker.prepare,
         is_ready=docker.is_ready,
+        discard=docker.discard,
     ),
     Kind.NODE: Starter(
         is_available=lambda: node.find_server() is not None,
@@ -106,6 +115,7 @@ CLUSTERS = {
         describe="a cluster of three RabbitMQ nodes in Docker",
         prepare=docker.prepare,
         is_ready=docker.is_ready,
+        discard=docker.discard,
         kill=docker.kill,
         revive=docker.revive,
     ),

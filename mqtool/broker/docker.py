@@ -7,6 +7,7 @@ that needs it imports it.
 import os
 import queue
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -197,10 +198,11 @@ def execute(started: Started, command: list[str]) -> list[tuple[int, str]]:
 
 
 def discard(started: Started) -> None:
-    """Remove the volumes of a broker that has been stopped."""
+    """Remove all that is left of a broker that has been stopped."""
     with _daemon() as daemon:
         for volume in {name for mounts in _volumes(started) for name in mounts}:
             daemon.volumes.get(volume).remove()
+    shutil.rmtree(started.directory, ignore_errors=True)
 
 
 # The daemon.

@@ -112,6 +112,7 @@ def stop(started: Started) -> None:
     Raises:
         MqtoolError: one does not stop.
     """
+    started = state.load(started.name) or started  # nodes may have been started again since
     pids = [member["pid"] for member in started.details["members"] if _runs(member)]
     for pid in pids:
         os.kill(pid, signal.SIGTERM)

@@ -30,10 +30,18 @@ Messages = Annotated[int, typer.Option("--count", "-c", min=20, help="How many m
 
 
 def _run(
-    name: str, drill: Callable[[Scene, int], Verdict], kind: Kind, url: str | None, count: int, quiet: bool
+    name: str,
+    drill: Callable[[Scene, int], Verdict],
+    kind: Kind,
+    url: str | None,
+    count: int,
+    quiet: bool,
+    *,
+    cluster: bool = False,
+    image: str | None = None,
 ) -> None:
     output.configure(be_quiet=quiet, be_verbose=False, no_color=False, with_debug=False)
-    with Scene(kind, url, output.status) as scene:
+    with Scene(kind, url, output.status, cluster=cluster, image=image) as scene:
         verdict = drill(scene, count)
     output.show(f"{name}: {verdict}")
     if verdict.lost:
@@ -56,6 +64,17 @@ def restart_broker(
     if url is not None:
         raise UsageError("restart-broker restarts only a broker of its own", "leave --url out")
     _run("restart-broker", streams.restart_broker, kind, None, count, quiet)
+
+
+@drill.command(epilog="mqtool drill kill-node")
+def kill_node(
+    kind: KindOption = Kind.AUTO,
+    image: Annotated[str | None, typer.Option(help="Build upon this image of RabbitMQ (Docker).")] = None,
+    count: Messages = streams.NODE_MESSAGES,
+    quiet: Quiet = False,
+) -> None:
+    """kill -9 a node of a cluster in mid-stream, and start it again later: both sides go on with another one."""
+    _run("kill-node", streams.kill_node, kind, None, count, quiet, cluster=True, image=image)
 
 
 @drill.command(epilog="mqtool drill drop-connection")

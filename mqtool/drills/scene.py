@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from mqtool.amqp import parse_addresses
-from mqtool.broker import choice, ports, state
+from mqtool.broker import choice, ports
 from mqtool.broker.choice import Kind
 from mqtool.broker.state import Started, Wanted
 from mqtool.broker.waiting import wait_until_up
@@ -47,6 +47,7 @@ class Verdict:
         suppressed: second deliveries of a message that were recognised by its id, and had no effect.
         twice: messages that had their effect more than once.
         dead: messages that lie in the dead-letter queue.
+        pause: seconds for which the receiver got nothing, at the longest; where that is of interest.
     """
 
     sent: int
@@ -56,6 +57,7 @@ class Verdict:
     suppressed: int = 0
     twice: int = 0
     dead: int = 0
+    pause: float | None = None
 
     @property
     def lost(self) -> int:
@@ -65,7 +67,9 @@ class Verdict:
     def __str__(self) -> str:
         what = ("sent", "confirmed", "done", "redelivered", "suppressed")
         more = tuple(name for name in ("twice", "dead") if getattr(self, name))
-        return ", ".join(f"{name} {getattr(self, name):,}" for name in (*what, *more, "lost"))
+        pause = "" if self.pause is None else f"longest pause {self.pause:.1f} s, "
+        counts = [f"{name} {getattr(self, name):,}" for name in (*what, *more)]
+        return f"{', '.join(counts)}, {pause}lost {self.lost:,}"
 
 
 class Command:
@@ -138,15 +142,25 @@ class Scene:
         kind: which broker to start.
         url: use this one instead.
         say: shows a line to the person who watches.
+        cluster: three nodes that are one broker.
+        image: of RabbitMQ, to build upon, in Docker.
     """
 
-    def __init__(self, kind: Kind, url: str | None, say: Callable[[str], None], *, cluster: bool = False) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        url: str | None,
+        say: Callable[[str], None],
+        *,
+        cluster: bool = False,
+        image: str | None = None,
+    ) -> None:
         self.say = say
         self.directory = Path(tempfile.mkdtemp(prefix="mqtool-drill-"))
         self.queue = f"{QUEUE}-{new_message_id()[:8]}"
         self._commands: list[Command] = []
-        self._starter = choice.choose_quick(kind, cluster=cluster)
-        self._cluster = cluster
+        self._starter = choice.choose_quick(Kind.DOCKER if image else kind, cluster=cluster)
+        self._cluster, self._image = cluster, image
         self._name = f"drill-{os.getpid()}"
         self._started: Started | None = None
         self.url = url or self._start(ports.free_port())
@@ -160,9 +174,9 @@ class Scene:
         for command in self._commands:
             if not command.has_ended:
                 command.kill()
-        if self._started is not None:
+        if (started := self._started) is not None:
             self.stop_broker()
-            shutil.rmtree(state.directory(self._name), ignore_errors=True)
+            self._starter.discard(started)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     # The broker.
@@ -177,7 +191,7 @@ class Scene:
         return self.url.replace(f":{self.port}", f":{port}")
 
     def _start(self, port: int) -> str:
-        wanted = Wanted(self._name, port, cluster=self._cluster)
+        wanted = Wanted(self._name, port, cluster=self._cluster, image=self._image)
         self._starter.prepare(wanted, self.say)
         self.say(f"starting {self._starter.describe} …")
         self._started = self._starter.start(wanted)
@@ -193,6 +207,16 @@ class Scene:
     def start_broker(self) -> None:
         """Start it again where it was."""
         self._start(self.port)
+
+    def kill_node(self, number: int) -> None:
+        """kill -9 a node of the cluster; 0 is the first."""
+        assert self._started is not None
+        self._starter.kill(self._started, number)
+
+    def revive_nodes(self) -> None:
+        """Start those of the cluster that were killed; they need not be back when this returns."""
+        assert self._started is not None
+        self._started = self._starter.revive(self._started)
 
     # The commands.
 

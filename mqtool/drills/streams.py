@@ -1,4 +1,4 @@
-"""A stream, and the line that it flows through breaks: the broker restarts, or connections are cut.
+"""A stream, and the line that it flows through breaks: the broker restarts, a node dies, or connections are cut.
 
     send ──> [drill] ──> receive
          ^           ^
@@ -9,13 +9,18 @@ what it had not acknowledged, marked redelivered. So a message may come twice, w
 """
 
 from collections.abc import Callable
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from mqtool.drills.proxy import Proxy
 from mqtool.drills.scene import CONFIRMED, Scene, Verdict, lines_of, message, received
 
 #: How many messages flow, unless somebody says otherwise.
 MESSAGES = 10_000
+#: With a node that is killed it is more: it takes seconds of full speed to see how long it pauses.
+NODE_MESSAGES = 40_000
 
 
 def restart_broker(scene: Scene, count: int = MESSAGES) -> Verdict:
@@ -27,6 +32,23 @@ def restart_broker(scene: Scene, count: int = MESSAGES) -> Verdict:
         scene.start_broker()
 
     return _flow(scene, scene.url, count, {1: restart})
+
+
+def kill_node(scene: Scene, count: int = NODE_MESSAGES) -> Verdict:
+    """kill -9 the node of a cluster that leads the queue, and to which both sides are connected; start it again later.
+
+    The others choose a leader among them; both sides go on with the next node that they know of.
+    """
+
+    def kill() -> None:
+        scene.say("killing node 1 (kill -9) …")
+        scene.kill_node(0)
+
+    def revive() -> None:
+        scene.say("starting node 1 again …")
+        scene.revive_nodes()
+
+    return _flow(scene, scene.url, count, {1: kill, 3: revive})
 
 
 def drop_connection(scene: Scene, count: int = MESSAGES) -> Verdict:
@@ -66,7 +88,14 @@ def _flow(scene: Scene, url: str, count: int, breaks: dict[int, Callable[[], Non
         done=done,
         redelivered=sum(delivery["redelivered"] for delivery in deliveries),
         suppressed=len(deliveries) - done,
+        pause=_longest_pause(deliveries),
     )
+
+
+def _longest_pause(deliveries: list[dict[str, Any]]) -> float:
+    """Seconds between one delivery and the next, at most."""
+    times = [datetime.fromisoformat(delivery["timestamp"]) for delivery in deliveries]
+    return max((later - earlier).total_seconds() for earlier, later in pairwise(times))
 
 
 def _ids(got: Path) -> list[str]:

@@ -52,9 +52,9 @@ ConfirmTimeout = Annotated[
         parser=time_limit,
         metavar="DURATION",
         rich_help_panel="Messages",
-        show_default="5s",
+        show_default="20s",
         help="Give up (exit 75) when the broker confirms nothing for so long.",
     ),
 ]
 #: Its default, as typer wants it: to be parsed.
-CONFIRM_TIMEOUT: Any = "5s"
+CONFIRM_TIMEOUT: Any = "20s"
