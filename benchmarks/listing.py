@@ -24,7 +24,7 @@ def management() -> Management:
         for each in state.load_all()
         if parse_addresses(each.url)[0].port == address.port
     ]
-    return Management(urls[0] if urls else f"http://{address.host}:15672", address.user, address.password, patience=120)
+    return Management(urls[0] if urls else f"http://{address.host}:15672", address.user, address.password)
 
 
 def fill(queues: range) -> None:

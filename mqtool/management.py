@@ -32,12 +32,11 @@ from mqtool.management_views import (
 if TYPE_CHECKING:
     from requests import Response, Session
 
-_PATIENCE = 5.0
+#: Seconds, for a connection, and for an answer: with many queues a busy broker takes long to list, or to delete.
+PATIENCE = (5.0, 60.0)
 #: The most that RabbitMQ gives.
 PAGE_SIZE = 500
 _PAGES_AT_A_TIME = 2
-#: Seconds: a busy broker with many queues takes long before the first byte.
-_LIST_PATIENCE = 60.0
 _CHUNK = 64 * 1024
 HOW_TO_ENABLE = (
     "enable it on the broker with 'rabbitmq-plugins enable rabbitmq_management', or name it with --management"
@@ -49,11 +48,13 @@ class Management:
 
     Args:
         url: such as http://localhost:15672.
-        patience: seconds to wait for a connection, and for an answer that is no list.
+        patience: seconds to wait for a connection, and for each piece of an answer.
         ca: the authority that signed the certificate of an https URL (a PEM file); None trusts the system's.
     """
 
-    def __init__(self, url: str, user: str, password: str, patience: float = _PATIENCE, ca: str | None = None) -> None:
+    def __init__(
+        self, url: str, user: str, password: str, patience: tuple[float, float] = PATIENCE, ca: str | None = None
+    ) -> None:
         self.url = url
         self.user = user
         self._password = password
@@ -146,8 +147,6 @@ class Management:
     ) -> "Response":
         import requests
 
-        is_list = stream or "page" in (query or {})
-
         data = None if body is None else json.dumps(body).encode()
         try:
             answer = self._session().request(
@@ -156,7 +155,7 @@ class Management:
                 params=query,
                 data=data,
                 headers={"Content-Type": "application/json"},
-                timeout=(self._patience, max(self._patience, _LIST_PATIENCE) if is_list else self._patience),
+                timeout=self._patience,
                 stream=stream,
             )
         except (requests.RequestException, ValueError) as error:  # requests lets some of urllib3's through
