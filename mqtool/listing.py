@@ -152,7 +152,7 @@ CONSUMERS = Listing(
         **_same("consumer_tag", "ack_required", "prefetch_count", "exclusive", "active", "activity_status",
                 "arguments"),
     },
-    ("queue_name", "connection", "consumer_tag", "ack_required", "prefetch_count", "activity_status"),
+    ("queue_name", "consumer_tag", "user", "ack_required", "prefetch_count", "activity_status"),
     management.consumers,
 )
 CONNECTIONS = Listing(
@@ -182,7 +182,7 @@ CHANNELS = Listing(
         "publish_rate": _rate("publish"),
         "deliver_rate": _rate("deliver_get"),
     },
-    ("name", "user", "vhost", "consumer_count", "prefetch_count", "messages_unacknowledged", "messages_unconfirmed"),
+    ("name", "user", "consumer_count", "prefetch_count", "messages_unacknowledged"),
     management.channels,
     of_vhost=False,
 )

@@ -6,7 +6,8 @@ columns that you need: answers get smaller by far. https://www.rabbitmq.com/docs
 """
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 from urllib.parse import quote, unquote, urlsplit
@@ -31,9 +32,11 @@ from mqtool.management_views import (
 if TYPE_CHECKING:
     from requests import Response, Session
 
-_PATIENCE = 5.0
+#: Seconds, for a connection, and for an answer: with many queues a busy broker takes long to list, or to delete.
+PATIENCE = (5.0, 60.0)
 #: The most that RabbitMQ gives.
 PAGE_SIZE = 500
+_PAGES_AT_A_TIME = 2
 _CHUNK = 64 * 1024
 HOW_TO_ENABLE = (
     "enable it on the broker with 'rabbitmq-plugins enable rabbitmq_management', or name it with --management"
@@ -49,7 +52,9 @@ class Management:
         ca: the authority that signed the certificate of an https URL (a PEM file); None trusts the system's.
     """
 
-    def __init__(self, url: str, user: str, password: str, patience: float = _PATIENCE, ca: str | None = None) -> None:
+    def __init__(
+        self, url: str, user: str, password: str, patience: tuple[float, float] = PATIENCE, ca: str | None = None
+    ) -> None:
         self.url = url
         self.user = user
         self._password = password
@@ -97,20 +102,17 @@ class Management:
 
         Raises: as get() does.
         """
-        page = pages = 1
-        while page <= pages:
-            numbers = {"page": str(page), "page_size": str(page_size)}
-            try:
-                answer = self.get(path, **numbers, **_columns(columns), **query)
-            except UsageError:
-                if page == 1:
-                    raise
-                return  # what was on the last page is gone meanwhile
-            if isinstance(answer, list):  # a broker that has no pages for this gives all at once
-                yield from answer
-                return
-            yield from answer["items"]
-            pages, page = answer["page_count"], page + 1
+
+        def page(number: int) -> Json:
+            numbers = {"page": str(number), "page_size": str(page_size)}
+            answer: Any = self.get(path, **numbers, **_columns(columns), **query)
+            # A broker that has no pages for this gives all at once.
+            return answer if isinstance(answer, dict) else {"items": answer, "page_count": 1}
+
+        first = page(1)
+        yield from first["items"]
+        if first["page_count"] > 1:
+            yield from _later_pages(page, first["page_count"])
 
     def items(self, path: str, columns: Collection[str] = (), **query: str) -> Iterator[Json]:
         """The items of a list that the API gives as a whole, each decoded as it comes in. Raises as get() does."""
@@ -203,6 +205,28 @@ def path(*names: str) -> str:
 def exchange_path(vhost: str, exchange: str, *more: str) -> str:
     """The path of an exchange, of which the default one has no name. Raises as path() does."""
     return path("exchanges", vhost, exchange or "amq.default", *more)
+
+
+def _later_pages(page: Callable[[int], Json], count: int) -> Iterator[Json]:
+    """The items of all pages but the first. Two are on their way at a time: the broker sorts anew for each."""
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    threads = ThreadPoolExecutor(_PAGES_AT_A_TIME)
+    coming: deque[Future[Json]] = deque()
+    number = 2
+    try:
+        while coming or number <= count:
+            while number <= count and len(coming) < _PAGES_AT_A_TIME:
+                coming.append(threads.submit(page, number))
+                number += 1
+            try:
+                answer = coming.popleft().result()
+            except UsageError:  # "page out of range": what was on the last page is gone meanwhile
+                return
+            yield from answer["items"]
+            count = answer["page_count"]
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _columns(columns: Collection[str]) -> dict[str, str]:

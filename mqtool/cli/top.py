@@ -1,15 +1,16 @@
 """mqtool top."""
 
+import os
 import select
-import sys
 import termios
 import threading
+import time
 import tty
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -39,6 +40,7 @@ _ORDERS = {
     "a": ("ack/s", "message_stats.ack_details.rate"),
 }
 _SHOWN = ("name", "ready", "unacked", "consumers", "publish/s", "deliver/s", "ack/s", "look out")
+_QUIT = ("q", "\x1b", "\x04")
 #: Lines that are not queues.
 _FRAME = 6
 #: How many looks back the one is that this one is compared with: some seconds, in which a consumer should acknowledge.
@@ -138,35 +140,33 @@ def _live(screen: Screen, where: str, interval: float) -> None:
     from rich.live import Live
 
     terminal, stop = tables.terminal(), threading.Event()
-    with stopping.calling(stop.set), _keys() as keys, Live(console=terminal, screen=True, auto_refresh=False) as live:
+    with stopping.calling(stop.set), _keys(), Live(console=terminal, screen=True, auto_refresh=False) as live:
         while not stop.is_set():
             live.update(_picture(screen, where, terminal.height), refresh=True)
-            for key in keys(interval, stop):
-                if key in ("q", "\x1b"):
-                    return
-                screen.press(key)
+            key = _key_within(interval, stop)
+            if key in _QUIT:
+                return
+            screen.press(key)
 
 
 @contextmanager
-def _keys() -> Iterator[Any]:
+def _keys() -> Iterator[None]:
     """Within the block, keys come one by one, and are not shown."""
     before = termios.tcgetattr(0)
     tty.setcbreak(0)
-
-    def pressed(seconds: float, stop: threading.Event) -> Iterator[str]:
-        """The keys that were pressed, as soon as there are any; none when the time is over, or stop is set."""
-        import time
-
-        end = time.monotonic() + seconds
-        while not stop.is_set() and (left := end - time.monotonic()) > 0:
-            if select.select([0], [], [], min(left, 0.1))[0]:
-                yield from sys.stdin.read(1)
-                return
-
     try:
-        yield pressed
+        yield
     finally:
         termios.tcsetattr(0, termios.TCSADRAIN, before)
+
+
+def _key_within(seconds: float, stop: threading.Event) -> str:
+    """The key that was pressed, as soon as one is; none when the time is over, or stop is set."""
+    end = time.monotonic() + seconds
+    while not stop.is_set() and (left := end - time.monotonic()) > 0:
+        if select.select([0], [], [], min(left, 0.1))[0]:
+            return os.read(0, 64).decode(errors="replace") or "q"  # or the terminal has gone
+    return ""
 
 
 def _picture(screen: Screen, where: str, height: int) -> "Group":
