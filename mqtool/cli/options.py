@@ -14,7 +14,7 @@ import typer
 
 from mqtool.amqp import CONFIRM_TIMEOUT, STREAMING, Address, Backoff, Channel, Connection, TlsFiles, parse_addresses
 from mqtool.amqp import Receiving as ReceivingSettings
-from mqtool.cli import output, stopping
+from mqtool.cli import live_names, output, stopping
 from mqtool.cli.output import TEMPLATE_HELP, DeliveryWriter
 from mqtool.dialects import NAMES, Dialect, Names
 from mqtool.duration import parse_duration
@@ -112,7 +112,10 @@ class Broker(NamedTuple):
         Path | None,
         typer.Option(help="Read the password from a file; - is stdin.", rich_help_panel="Broker"),
     ] = None
-    vhost: Annotated[str | None, typer.Option(help="Use this virtual host.", rich_help_panel="Broker")] = None
+    vhost: Annotated[
+        str | None,
+        typer.Option(help="Use this virtual host.", rich_help_panel="Broker", autocompletion=live_names.vhosts),
+    ] = None
     tls_ca: Annotated[
         Path | None, typer.Option(help="Trust brokers that this authority has signed (PEM).", rich_help_panel="Broker")
     ] = None
@@ -259,7 +262,10 @@ class QueueOptions(NamedTuple):
     """Which queue, and how to declare it."""
 
     queue: Annotated[
-        str | None, typer.Option("--queue", "-q", help="The queue's name.", rich_help_panel="Topology")
+        str | None,
+        typer.Option(
+            "--queue", "-q", help="The queue's name.", rich_help_panel="Topology", autocompletion=live_names.queues
+        ),
     ] = None
     durable: _Durable = None
     queue_type: Annotated[str | None, typer.Option(help="classic, quorum or stream.", rich_help_panel="Topology")] = (
@@ -274,6 +280,7 @@ class QueueOptions(NamedTuple):
             "to QUEUE.dlq.",
             metavar="EXCHANGE",
             rich_help_panel="Topology",
+            autocompletion=live_names.exchanges,
         ),
     ] = None
     ttl: Annotated[
@@ -341,6 +348,7 @@ class LogQueueOptions(NamedTuple):
             "--queue",
             "-q",
             rich_help_panel="Topology",
+            autocompletion=live_names.queues,
             help="A durable queue of this name, which goes on collecting while no receiver runs.",
         ),
     ] = None
@@ -356,7 +364,14 @@ class ExchangeOptions(NamedTuple):
     """Which exchange, and how to declare it."""
 
     exchange: Annotated[
-        str | None, typer.Option("--exchange", "-e", help="The exchange's name.", rich_help_panel="Topology")
+        str | None,
+        typer.Option(
+            "--exchange",
+            "-e",
+            help="The exchange's name.",
+            rich_help_panel="Topology",
+            autocompletion=live_names.exchanges,
+        ),
     ] = None
     durable: _Durable = None
     arguments: _Arguments = None

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mqtool import wiring
-from mqtool.cli import output, stopping, styled
+from mqtool.cli import live_names, output, stopping, styled
 from mqtool.cli.management import ManagementUrl, management_of
 from mqtool.cli.options import Broker, configure_output, takes_groups, time_limit
 from mqtool.cli.styled import Line
@@ -42,7 +42,10 @@ def group() -> None:
 def topology(
     broker: Broker,
     exchanges: Annotated[
-        list[str] | None, typer.Argument(metavar="[EXCHANGE]...", help="Only these, and what they lead to.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[EXCHANGE]...", help="Only these, and what they lead to.", autocompletion=live_names.exchanges
+        ),
     ] = None,
     form: Annotated[Format, typer.Option("--format", help="A tree, a diagram, or NDJSON.")] = Format.TREE,
     as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON; the same as --format json.")] = False,
