@@ -80,15 +80,20 @@ def topology(
 
 
 def _live(lines: Callable[[], Iterator[Line]], interval: float) -> None:
-    """Show the lines as they are now, again and again, until Ctrl-C."""
+    """Show the lines as they are now, again and again, until Ctrl-C. What fits not on the screen is counted."""
     from rich.console import Group
     from rich.live import Live
 
     from mqtool.cli.tables import terminal
 
-    stop = threading.Event()
-    with stopping.calling(stop.set), Live(console=terminal(), screen=True, auto_refresh=False) as screen:
-        while True:
-            screen.update(Group(*map(styled.text, lines())), refresh=True)
-            if stop.wait(interval):
-                return
+    stop, console = threading.Event(), terminal()
+    with stopping.calling(stop.set), Live(console=console, screen=True, auto_refresh=False) as screen:
+        while not stop.is_set():
+            now = list(lines())
+            over = len(now) - console.height
+            if over > 0:
+                now[console.height - 1 :] = [
+                    [(f"… and {over + 1:,} more lines: name exchanges to see less", styled.DIM)]
+                ]
+            screen.update(Group(*map(styled.text, now)), refresh=True)
+            stop.wait(interval)
