@@ -7,7 +7,7 @@ WORKERS ?= 4
 
 DEMOS := hello-world work-queues publish-subscribe routing topics headers rpc publisher-confirms delayed-messages real-log
 
-.PHONY: setup demo $(DEMOS:%=demo-%) test lint bench pictures up down clean
+.PHONY: setup demo $(DEMOS:%=demo-%) test lint docs bench pictures up down clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -41,6 +41,9 @@ lint: .venv/installed-dev  ## check style, types and the arrows between packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/installed-dev  ## write the command reference, docs/commands.md, from the commands
+	$(BIN)/python -m docs.generate
 
 bench: .venv/installed-dev up  ## measure beside peers, in the same run
 	$(BIN)/python -m benchmarks.startup

@@ -8,13 +8,13 @@ from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from mqtool.cli import output, stopping
 from mqtool.errors import ExitCode, MqtoolError
 
 _TUTORIALS, _LEARN, _BROKER, _FAILURES = "Tutorials", "Learn", "Broker", "Failures"
-_SEE, _MANAGE = "See", "Manage"
+_SEE, _MANAGE, _SHELL = "See", "Manage", "Shell"
 
 #: Each command's module and its panel in the help. A module is imported only when its command is called: start-up time
 #: is what a person feels first.
@@ -45,6 +45,7 @@ _COMMANDS = {
     "plugin": ("plugins", _MANAGE),
     "topology": ("topology", _SEE),
     "route": ("route", _SEE),
+    "completion": ("completion", _SHELL),
     "dlq": ("dead_letters", _FAILURES),
     "reconcile": ("reconcile", _FAILURES),
     "drill": ("drill", _FAILURES),
@@ -58,6 +59,7 @@ class _Commands(TyperGroup):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.commands = dict.fromkeys(_COMMANDS)  # type: ignore[assignment]  # names only, for suggestions
+        self._completing = False
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(_COMMANDS)
@@ -66,11 +68,18 @@ class _Commands(TyperGroup):
         if cmd_name not in _COMMANDS:
             return None
         module, panel = _COMMANDS[cmd_name]
+        if self._completing:
+            return TyperCommand(cmd_name, callback=None, help=panel)
         group = typer.main.get_group(import_module(f"mqtool.cli.{module}").app)
         command: Any = group.commands[cmd_name]
         command.rich_help_panel = panel
         gc.enable()  # see __main__.py: all is imported now
         return command
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """The commands' names, for the shell; it does not wait until all of them are imported."""
+        self._completing = True
+        return super().shell_complete(ctx, incomplete)
 
 
 def _show_version(wanted: bool) -> None:
@@ -81,9 +90,13 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+#: In the environment when a shell asks what may come next.
+COMPLETE = "_MQTOOL_COMPLETE"
+
 app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -102,6 +115,8 @@ def mqtool(
 def run() -> NoReturn:
     """Run mqtool on the process's arguments and exit."""
     stopping.install()
+    if COMPLETE in os.environ:
+        _complete()
     code: int
     try:
         code = app(standalone_mode=False) or ExitCode.OK
@@ -124,6 +139,13 @@ def run() -> NoReturn:
     if code == 130 and stopping.requested():  # typer turns every KeyboardInterrupt into 130
         code = 128 + (stopping.requested() or 0)
     _leave(code)
+
+
+def _complete() -> None:
+    """Let typer answer the shell; we have scripts of our own (completion.py), and so typer's are not set up."""
+    from typer.completion import completion_init  # type: ignore[attr-defined]  # it stands there, unlisted
+
+    completion_init()
 
 
 def _usage_error(error: typer.TyperException) -> int:

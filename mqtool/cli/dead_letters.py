@@ -12,7 +12,7 @@ import typer
 
 from mqtool import dead_letters, ndjson
 from mqtool.amqp import Channel
-from mqtool.cli import output, stopping
+from mqtool.cli import live_names, output, stopping
 from mqtool.cli.asking import Yes, ask
 from mqtool.cli.management import ManagementUrl, management_of
 from mqtool.cli.options import Broker, duration, takes_groups
@@ -33,14 +33,22 @@ def group() -> None:
 #: Letters that `ls` looks at in each queue, to tell their reasons.
 _LOOKED_AT = 1000
 
-QueueArgument = Annotated[str, typer.Argument(help="The work queue; its dead letters lie in QUEUE.dlq.")]
+QueueArgument = Annotated[
+    str, typer.Argument(help="The work queue; its dead letters lie in QUEUE.dlq.", autocompletion=live_names.queues)
+]
 
 
 class Which(NamedTuple):
     """Which dead letters."""
 
     source: Annotated[
-        str | None, typer.Option("--from", metavar="QUEUE", help="They lie in this queue, not in QUEUE.dlq.")
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="QUEUE",
+            help="They lie in this queue, not in QUEUE.dlq.",
+            autocompletion=live_names.queues,
+        ),
     ] = None
     ids: Annotated[list[str] | None, typer.Option("--id", help="The one with this message id. Repeatable.")] = None
     reason: Annotated[str | None, typer.Option(help="Those that died for this reason, or a part of its name.")] = None
@@ -147,7 +155,10 @@ def redrive(
     queue: QueueArgument,
     which: Which,
     broker: Broker,
-    to: Annotated[str | None, typer.Option(metavar="QUEUE", help="Bring them to this queue.")] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="QUEUE", help="Bring them to this queue.", autocompletion=live_names.queues),
+    ] = None,
     yes: Yes = False,
 ) -> None:
     """Bring dead letters back to where they came from, as they were before they failed.

@@ -11,13 +11,15 @@ from mqtool.management import HOW_TO_ENABLE, PATIENCE, Management, listens_on
 
 _AMQP_PORT, _PORT, _TLS_PORT = 5672, 15672, 15671
 
+MANAGEMENT_VARIABLE = "MQTOOL_MANAGEMENT_URL"
+
 ManagementUrl = Annotated[
     str | None,
     typer.Option(
         "--management",
         metavar="URL",
         help="The management API; else port 15672 of the broker.",
-        envvar="MQTOOL_MANAGEMENT_URL",
+        envvar=MANAGEMENT_VARIABLE,
         rich_help_panel="Broker",
     ),
 ]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mqtool.cli import output, route_text, styled
+from mqtool.cli import live_names, output, route_text, styled
 from mqtool.cli.management import ManagementUrl, management_of
 from mqtool.cli.options import Broker, configure_output, header, takes_groups
 from mqtool.definitions import read
@@ -32,7 +32,10 @@ def group() -> None:
 @takes_groups
 def route(
     broker: Broker,
-    exchange: Annotated[str | None, typer.Argument(help="The exchange published to; '' is the default one.")] = None,
+    exchange: Annotated[
+        str | None,
+        typer.Argument(help="The exchange published to; '' is the default one.", autocompletion=live_names.exchanges),
+    ] = None,
     routing_key: Annotated[str, typer.Argument(metavar="[KEY]", help="The routing key.", show_default=False)] = "",
     headers: Annotated[
         list[Any] | None,

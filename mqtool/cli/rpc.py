@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mqtool.amqp import CONFIRM_TIMEOUT
-from mqtool.cli import output, stopping
+from mqtool.cli import live_names, output, stopping
 from mqtool.cli.options import Broker, QueueOptions, Receiving, takes_groups, time_limit
 from mqtool.cli.programs import EXIT_STATUS, DedupOptions, ExecOptions, remembering, show_remote, stop_if_broken
 from mqtool.errors import BadData, SomeFailed
@@ -76,7 +76,14 @@ def rpc_client(
         list[str] | None, typer.Argument(help="Integers; several are asked for at once.", show_default="30")
     ] = None,
     queue: Annotated[
-        str | None, typer.Option("--queue", "-q", help="The server's queue.", rich_help_panel="Topology")
+        str | None,
+        typer.Option(
+            "--queue",
+            "-q",
+            help="The server's queue.",
+            rich_help_panel="Topology",
+            autocompletion=live_names.queues,
+        ),
     ] = None,
     function: FunctionOption = Function.FIB,
     timeout: Annotated[

@@ -28,7 +28,7 @@ def text(line: Line) -> "Text":
     """The line for rich; never read as markup."""
     from rich.text import Text
 
-    return Text.assemble(*line)
+    return Text.assemble(*line, no_wrap=True, overflow="ellipsis")
 
 
 def show(lines: Iterable[Line]) -> None:

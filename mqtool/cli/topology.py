@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mqtool import wiring
-from mqtool.cli import output, stopping, styled
+from mqtool.cli import live_names, output, stopping, styled
 from mqtool.cli.management import ManagementUrl, management_of
 from mqtool.cli.options import Broker, configure_output, takes_groups, time_limit
 from mqtool.cli.styled import Line
@@ -42,7 +42,10 @@ def group() -> None:
 def topology(
     broker: Broker,
     exchanges: Annotated[
-        list[str] | None, typer.Argument(metavar="[EXCHANGE]...", help="Only these, and what they lead to.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[EXCHANGE]...", help="Only these, and what they lead to.", autocompletion=live_names.exchanges
+        ),
     ] = None,
     form: Annotated[Format, typer.Option("--format", help="A tree, a diagram, or NDJSON.")] = Format.TREE,
     as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON; the same as --format json.")] = False,
@@ -77,15 +80,20 @@ def topology(
 
 
 def _live(lines: Callable[[], Iterator[Line]], interval: float) -> None:
-    """Show the lines as they are now, again and again, until Ctrl-C."""
+    """Show the lines as they are now, again and again, until Ctrl-C. What fits not on the screen is counted."""
     from rich.console import Group
     from rich.live import Live
 
     from mqtool.cli.tables import terminal
 
-    stop = threading.Event()
-    with stopping.calling(stop.set), Live(console=terminal(), screen=True, auto_refresh=False) as screen:
-        while True:
-            screen.update(Group(*map(styled.text, lines())), refresh=True)
-            if stop.wait(interval):
-                return
+    stop, console = threading.Event(), terminal()
+    with stopping.calling(stop.set), Live(console=console, screen=True, auto_refresh=False) as screen:
+        while not stop.is_set():
+            now = list(lines())
+            over = len(now) - console.height
+            if over > 0:
+                now[console.height - 1 :] = [
+                    [(f"… and {over + 1:,} more lines: name exchanges to see less", styled.DIM)]
+                ]
+            screen.update(Group(*map(styled.text, now)), refresh=True)
+            stop.wait(interval)

@@ -48,7 +48,7 @@ def _exchange(node: Node, wiring: Wiring, told: set[str], *, rates: bool) -> _Br
     branch = _Branch([(name, NAME), (f"  {shown(exchange.type)}", DIM), *_rate(node.published, "in", rates=rates)])
     branch.branches += [_publisher(publisher, rates=rates) for publisher in node.publishers]
     for link in sorted(node.links.values(), key=lambda link: (link.to_exchange, link.destination)):
-        branch.branches.append(_link(link, wiring, told, rates=rates))
+        branch.branches.append(_link(link, exchange.type, wiring, told, rates=rates))
     if isinstance(alternate := exchange.arguments.get("alternate-exchange"), str):
         branch.branches.append(_Branch([("otherwise", KEY), " ──> ", (f"exchange {shown(alternate)}", NAME)]))
     if node.more:
@@ -58,10 +58,12 @@ def _exchange(node: Node, wiring: Wiring, told: set[str], *, rates: bool) -> _Br
     return branch
 
 
-def _link(link: Link, wiring: Wiring, told: set[str], *, rates: bool) -> _Branch:
-    keys = ", ".join(bound_by(binding) for binding in link.bindings if binding.source)
-    more = f" and {link.more:,} more" if link.more else ""
-    arrow: Line = [(keys + more, KEY), " ──> "] if keys else []
+def _link(link: Link, kind: str, wiring: Wiring, told: set[str], *, rates: bool) -> _Branch:
+    """A destination, with the keys that lead to it where the type of exchange looks at them."""
+    told_by_key = [binding for binding in link.bindings if binding.source and kind != "fanout"]
+    keys = ", ".join(map(bound_by, told_by_key))
+    more = f" and {link.more:,} more" if keys and link.more else ""
+    arrow: Line = [(keys + more, KEY), " ──> " if keys else "──> "]
     if link.to_exchange:
         return _Branch([*arrow, (f"exchange {shown(link.destination)}", NAME)])
     queue = wiring.queues.get(link.destination)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import typer
 
+from docs.generate import REFERENCE, reference
 from mqtool.cli.app import app
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +73,11 @@ def test_a_documented_command_line_is_one_that_mqtool_takes(line: str) -> None:
             name, command, rest = command.resolve_command(context, rest)
             context = command.make_context(name, rest, parent=context)
             rest = [*getattr(context, "_protected_args", []), *context.args]
+
+
+def test_the_command_reference_is_what_the_commands_say() -> None:
+    """Else somebody has changed a command, and not run `make docs`."""
+    assert REFERENCE.read_text() == reference()
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)

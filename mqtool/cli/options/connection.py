@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from mqtool.amqp import CONFIRM_TIMEOUT, Address, Backoff, Channel, Connection, TlsFiles, parse_addresses
-from mqtool.cli import output, stopping
+from mqtool.cli import live_names, output, stopping
 from mqtool.cli.options.values import DURATION
 from mqtool.dialects import NAMES, Dialect, Names
 from mqtool.errors import UsageError
@@ -35,7 +35,10 @@ class Broker(NamedTuple):
         Path | None,
         typer.Option(help="Read the password from a file; - is stdin.", rich_help_panel="Broker"),
     ] = None
-    vhost: Annotated[str | None, typer.Option(help="Use this virtual host.", rich_help_panel="Broker")] = None
+    vhost: Annotated[
+        str | None,
+        typer.Option(help="Use this virtual host.", rich_help_panel="Broker", autocompletion=live_names.vhosts),
+    ] = None
     tls_ca: Annotated[
         Path | None, typer.Option(help="Trust brokers that this authority has signed (PEM).", rich_help_panel="Broker")
     ] = None

@@ -5,6 +5,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from mqtool.cli import live_names
 from mqtool.cli.options.values import argument, duration
 from mqtool.errors import UsageError
 from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
@@ -34,7 +35,10 @@ class QueueOptions(NamedTuple):
     """Which queue, and how to declare it."""
 
     queue: Annotated[
-        str | None, typer.Option("--queue", "-q", help="The queue's name.", rich_help_panel="Topology")
+        str | None,
+        typer.Option(
+            "--queue", "-q", help="The queue's name.", rich_help_panel="Topology", autocompletion=live_names.queues
+        ),
     ] = None
     durable: _Durable = None
     queue_type: Annotated[str | None, typer.Option(help="classic, quorum or stream.", rich_help_panel="Topology")] = (
@@ -49,6 +53,7 @@ class QueueOptions(NamedTuple):
             "to QUEUE.dlq.",
             metavar="EXCHANGE",
             rich_help_panel="Topology",
+            autocompletion=live_names.exchanges,
         ),
     ] = None
     ttl: Annotated[
@@ -118,6 +123,7 @@ class LogQueueOptions(NamedTuple):
             "--queue",
             "-q",
             rich_help_panel="Topology",
+            autocompletion=live_names.queues,
             help="A durable queue of this name, which goes on collecting while no receiver runs.",
         ),
     ] = None
@@ -133,7 +139,14 @@ class ExchangeOptions(NamedTuple):
     """Which exchange, and how to declare it."""
 
     exchange: Annotated[
-        str | None, typer.Option("--exchange", "-e", help="The exchange's name.", rich_help_panel="Topology")
+        str | None,
+        typer.Option(
+            "--exchange",
+            "-e",
+            help="The exchange's name.",
+            rich_help_panel="Topology",
+            autocompletion=live_names.exchanges,
+        ),
     ] = None
     durable: _Durable = None
     arguments: _Arguments = None

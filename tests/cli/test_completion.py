@@ -1,0 +1,158 @@
+"""Completion, as shells do it: in a terminal, with the Tab key, and names from the broker."""
+
+import os
+import pty
+import select
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pika
+import pytest
+
+from tests.brokers import TestBroker
+from tests.cli.shell import Shell
+from tests.cli.test_documentation import COMMANDS
+
+#: How to start each shell without its user's settings, and how it takes our script.
+SHELLS = {
+    "bash": (["bash", "--norc", "--noprofile", "-i"], 'eval "$(mqtool completion bash)"'),
+    "zsh": (["zsh", "-f", "-i"], 'autoload -U compinit; compinit -u -D; eval "$(mqtool completion zsh)"'),
+    "fish": (["fish", "--no-config", "-i"], "mqtool completion fish | source"),
+}
+#: Names that mean something to a shell, and what is typed of each before Tab.
+HOSTILE = {
+    "back\\$(touch pwned)": "ba",
+    "tick`touch pwned`;touch pwned": "ti",
+    'quote\'d ("grün") * [a]': "quo",
+    "colon:one=two": "colon:o",
+}
+
+
+class Terminal:
+    """A shell in a terminal of its own."""
+
+    def __init__(self, name: str, shell: Shell) -> None:
+        command, setup = SHELLS[name]
+        if shutil.which(command[0]) is None:
+            pytest.skip(f"{name} is not installed")
+        self._master, slave = pty.openpty()
+        home = str(shell.directory)
+        environment = {**shell.environment, "TERM": "xterm", "LANG": "C.UTF-8", "HOME": home, "COLUMNS": "300"}
+        self._process = subprocess.Popen(command, cwd=home, env=environment, preexec_fn=lambda: os.login_tty(slave))
+        os.close(slave)
+        self._seen = ""
+        self._send(f"{setup}\recho rea''dy\r")
+        self._wait_for("ready\r\n")
+
+    def complete(self, line: str) -> list[str]:
+        """The words of the command line after Tab was pressed at its end."""
+        self._seen = ""
+        #  Home, a command that shows words as the shell understands them, End, Enter.
+        self._send(f"{line}\t\x01printf '<%s>' \x05; echo do''ne\r")
+        seen = self._wait_for("done\r\n")
+        return seen.rpartition("<mqtool>")[2].partition("done")[0].strip()[1:-1].split("><")
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._master)
+
+    def _send(self, keys: str) -> None:
+        os.write(self._master, keys.encode())
+
+    def _wait_for(self, text: str) -> str:
+        deadline = time.monotonic() + 20
+        while text not in self._seen:
+            assert select.select([self._master], [], [], deadline - time.monotonic())[0], (
+                f"no {text!r} in {self._seen!r}"
+            )
+            self._seen += os.read(self._master, 65536).decode("utf-8", "replace")
+        return self._seen
+
+
+@pytest.fixture(params=SHELLS)
+def terminal(request: pytest.FixtureRequest, shell: Shell) -> Iterator[Terminal]:
+    opened = Terminal(request.param, shell)
+    yield opened
+    opened.close()
+
+
+def declare(broker: TestBroker, *queues: str) -> None:
+    connection = pika.BlockingConnection(pika.URLParameters(broker.url))
+    channel = connection.channel()
+    for queue in queues:
+        channel.queue_declare(queue, durable=True)
+    channel.exchange_declare("orders", "topic", durable=True)
+    connection.close()
+
+
+def test_tab(broker: TestBroker, terminal: Terminal, shell: Shell) -> None:
+    """Commands, options, and what the broker has, whatever its name: as one word, of which nothing is ever run."""
+    declare(broker, "jobs", *HOSTILE)
+    assert terminal.complete("mqtool topo") == ["topology"]
+    assert terminal.complete("mqtool dlq sh") == ["dlq", "show"]
+    assert terminal.complete("mqtool send --quie") == ["send", "--quiet"]
+    assert terminal.complete("mqtool send -q jo") == ["send", "-q", "jobs"]
+    assert terminal.complete("mqtool send --queue jo") == ["send", "--queue", "jobs"]
+    assert terminal.complete("mqtool dlq show jo") == ["dlq", "show", "jobs"]
+    assert terminal.complete("mqtool route ord") == ["route", "orders"]
+    assert terminal.complete(f"mqtool send -u {broker.url} -q jo")[-1] == "jobs"
+    for name, start in HOSTILE.items():
+        assert terminal.complete(f"mqtool send -q {start}") == ["send", "-q", name]
+    assert not (shell.directory / "pwned").exists()
+
+
+def ask(shell: Shell, line: str) -> tuple[str, str, int]:
+    """What mqtool itself answers a shell."""
+    asked = {
+        "_MQTOOL_COMPLETE": "complete_fish",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        "_TYPER_COMPLETE_ARGS": line,
+    }
+    done = shell.run("mqtool", environment=asked, timeout=20)
+    return done.stdout.strip("\n"), done.stderr, done.code
+
+
+@pytest.mark.parametrize("line", ["mqtool send -q ", "mqtool route ", "mqtool send --vhost ", "mqtool dlq show j"])
+def test_without_a_broker_there_are_no_names_and_no_errors(lonely_shell: Shell, line: str) -> None:
+    """Nobody listens; or somebody takes the connection, and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        for variables in (
+            {"MQTOOL_URL": "amqp://127.0.0.1:1"},
+            {"MQTOOL_URL": "amqp://127.0.0.1", "MQTOOL_MANAGEMENT_URL": f"http://127.0.0.1:{port}"},
+            {"MQTOOL_URL": "no URL at all"},
+        ):
+            lonely_shell.environment.update(variables)
+            assert ask(lonely_shell, line) == ("", "", 0), variables
+
+
+def test_names_come_from_the_broker_that_the_line_names(broker: TestBroker, lonely_shell: Shell) -> None:
+    """By --url, --vhost and --user, as they stand there already."""
+    declare(broker, "jobs", "jo\x1b[31mbs")
+    url, _, vhost = broker.url.rpartition("/")
+    lonely_shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    assert ask(lonely_shell, f"mqtool send -u {broker.url} -q j") == ("jobs", "", 0)
+    assert ask(lonely_shell, f"mqtool send --url={url} --vhost {vhost} --queue=") == ("jobs", "", 0)
+    assert ask(lonely_shell, f"mqtool send -u {url} --vhost {vhost[:9]}")[0].split() == [vhost]
+    assert ask(lonely_shell, f"mqtool send -u {broker.url} --user nobody -q j") == ("", "", 0)
+    assert ask(lonely_shell, f"mqtool send -u {broker.url} --password-file - -q j") == ("jobs", "", 0)
+
+
+LIVE = {"--queue", "--exchange", "--vhost", "--dead-letter-exchange"}
+PARAMETERS = [
+    pytest.param(parameter, id=f"{' '.join(words)} {parameter.opts[0]}")
+    for words, command in COMMANDS.items()
+    for parameter in command.params
+    if LIVE.intersection(parameter.opts) or str(parameter.metavar).strip("[].") in ("QUEUE", "EXCHANGE")
+]
+
+
+@pytest.mark.parametrize("parameter", PARAMETERS)
+def test_whatever_takes_such_a_name_completes_it(parameter: Any) -> None:
+    """On every command."""
+    assert parameter._custom_shell_complete is not None

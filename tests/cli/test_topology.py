@@ -1,0 +1,140 @@
+"""topology and route, as a person types them."""
+
+import json
+from collections.abc import Iterator
+
+import pika
+import pytest
+from pika.adapters.blocking_connection import BlockingChannel
+
+from tests.brokers import TestBroker
+from tests.cli.shell import Shell, wait_until
+
+HOSTILE = "[red]x[/red]\x1b[31m"
+
+
+@pytest.fixture
+def channel(broker: TestBroker) -> Iterator[BlockingChannel]:
+    """A channel, on a vhost where logs go to two queues, and what nobody wants to a third."""
+    connection = pika.BlockingConnection(pika.URLParameters(broker.url))
+    channel = connection.channel()
+    channel.exchange_declare("rest", "fanout")
+    channel.exchange_declare("logs", "topic", arguments={"alternate-exchange": "rest"})
+    channel.exchange_declare("idle", "direct")
+    channel.queue_declare("kern", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"})
+    for queue in ("audit", "other", "dead", HOSTILE):
+        channel.queue_declare(queue)
+    for queue, key in (("kern", "kern.*"), ("kern", "*.panic"), ("audit", "#.critical"), (HOSTILE, HOSTILE)):
+        channel.queue_bind(queue, "logs", key)
+    channel.queue_bind("other", "rest", "")
+    yield channel
+    connection.close()
+
+
+def test_the_tree_shows_who_publishes_what_is_bound_and_who_consumes(
+    shell: Shell, broker: TestBroker, channel: BlockingChannel
+) -> None:
+    """Each queue with its keys, and its consumer, on one line each; hostile names as escapes."""
+    channel.basic_consume("kern", lambda *_: None, auto_ack=True, consumer_tag="eater")
+    channel.basic_publish("logs", "kern.info", b"")
+    channel.connection.process_data_events(0)
+
+    def complete() -> bool:  # statistics come late
+        tree = shell.run("mqtool", "topology").stdout
+        return "<── 127.0.0.1" in tree and "eater" in tree
+
+    wait_until(complete, "the publisher and the consumer")
+    tree = shell.run("mqtool", "topology").stdout
+    lines = [line.strip("├─└│ ") for line in tree.splitlines()]
+    assert lines[0] == f"vhost {broker.vhost}"
+    assert "logs  topic" in lines
+    assert any(
+        line.startswith("'*.panic', 'kern.*' ──> kern") or "'kern.*', '*.panic' ──> kern" in line for line in lines
+    )
+    assert any(line.startswith("> eater  127.0.0.1:") and line.endswith("guest  auto-ack") for line in lines)
+    assert "dies ──> (default exchange)  'dead'" in lines
+    assert "otherwise ──> exchange rest" in lines
+    assert "nothing is bound to it: what is published here is dropped" in lines
+    assert any(line.startswith("> dead  ") for line in lines), "a queue that only the default exchange leads to"
+    assert "amq.topic" not in tree
+    assert "\x1b" not in tree
+    assert repr(HOSTILE) in tree
+
+
+def test_what_is_too_much_is_counted(shell: Shell, channel: BlockingChannel) -> None:
+    """A tree of thousands of lines helps nobody; --limit 0 shows them all the same."""
+    for number in range(14):
+        channel.queue_declare(f"many{number}")
+        channel.queue_bind(f"many{number}", "idle", "k")
+    tree = shell.run("mqtool", "topology", "idle").stdout
+    assert tree.count("many") == 10
+    assert "… and 4 more bindings" in tree
+    assert shell.run("mqtool", "topology", "idle", "--limit", "0").stdout.count("many") == 14
+
+
+def test_an_exchange_and_what_it_leads_to(shell: Shell, channel: BlockingChannel) -> None:
+    """By bindings or as an alternate; and one that is not there is said not to be."""
+    tree = shell.run("mqtool", "topology", "logs").stdout
+    assert "rest  fanout" in tree
+    assert "idle" not in tree
+    gone = shell.run("mqtool", "topology", "lost")
+    assert (gone.code, gone.stderr) == (69, "mqtool: there is no exchange 'lost'\n")
+
+
+@pytest.mark.parametrize("form", ["mermaid", "dot", "json"])
+def test_other_formats_have_all_of_it(shell: Shell, channel: BlockingChannel, form: str) -> None:
+    """Every queue that is bound, once."""
+    text = shell.run("mqtool", "topology", "--format", form).stdout
+    for name in ("kern", "audit", "other", "idle"):
+        assert name in text
+    if form == "json":
+        records = [json.loads(line) for line in text.splitlines()]
+        bindings = {(record["source"], record["destination"]) for record in records if record["kind"] == "binding"}
+        assert bindings == {("logs", "kern"), ("logs", "audit"), ("logs", HOSTILE), ("rest", "other")}
+        assert {record["name"] for record in records if record["kind"] == "queue"} >= {"dead", HOSTILE}
+        assert text == shell.run("mqtool", "topology", "--json").stdout
+
+
+def test_live_wants_a_terminal(shell: Shell) -> None:
+    """A pipe would get it once and for ever."""
+    refused = shell.run("mqtool", "topology", "--live")
+    assert (refused.code, refused.stdout) == (2, "")
+
+
+def test_route_says_who_gets_it_and_who_nearly_did(shell: Shell, channel: BlockingChannel) -> None:
+    """On stdout, the same on a terminal as in a pipe."""
+    told = shell.run("mqtool", "route", "logs", "kern.critical")
+    assert told.stdout.splitlines()[:3] == [
+        "logs  'kern.critical': 2 queues",
+        "  audit  logs ── '#.critical' ──> audit",
+        "  kern   logs ── 'kern.*' ──> kern",
+    ]
+    assert "kern ──> (default exchange)  'dead' ──> dead" in told.stdout
+    missed = shell.run("mqtool", "route", "logs", "kren.info").stdout
+    assert "logs ── nothing matches: alternate ──> rest ── '' ──> other" in missed
+    assert "word 1 is 'kren', not 'kern'" in missed
+    assert "the broker drops it" in shell.run("mqtool", "route", "idle", "x").stdout
+    assert json.loads(shell.run("mqtool", "route", "amq.default", "kern", "--json").stdout)["queues"] == ["kern"]
+
+
+def test_route_tests_a_table_of_keys(shell: Shell, channel: BlockingChannel) -> None:
+    """Exit 0 if all is as expected, 3 if not, and what differs."""
+    table = shell.directory / "routes.txt"
+    table.write_text(
+        "# logs\n\nlogs kern.info -> kern\nlogs kern.critical -> audit kern\nlogs '' -> other\nidle x ->\n"
+    )
+    good = shell.run("mqtool", "route", "--test", "routes.txt")
+    assert (good.code, good.stdout.count("ok    "), good.stderr) == (0, 4, "4 routes, all as expected\n")
+    bad = shell.run("mqtool", "route", "--test", "-", stdin="logs cron.info -> kern\nlogs a -H k:=1\n")
+    assert (bad.code, bad.stderr) == (3, "mqtool: 1 of 2 routes are not as expected\n")
+    assert "FAIL  logs  'cron.info' -> other\n        missing: kern\n        too many: other\n" in bad.stdout
+    assert "word 1 is 'cron', not 'kern'" in bad.stdout
+    wrong = shell.run("mqtool", "route", "--test", "-", stdin="logs a b c\n")
+    assert (wrong.code, wrong.stdout) == (65, "")
+
+
+def test_route_names_the_exchange_that_is_not_there(shell: Shell, channel: BlockingChannel) -> None:
+    """And the one that was meant."""
+    gone = shell.run("mqtool", "route", "lgos", "x")
+    assert (gone.code, gone.stdout) == (69, "")
+    assert "hint: there is 'logs'" in gone.stderr

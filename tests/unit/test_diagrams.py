@@ -1,0 +1,98 @@
+"""Diagrams: whatever the names, they are labels and nothing else."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mqtool.definitions import Binding
+from mqtool.diagrams import dot, mermaid
+from mqtool.topology import Exchange
+from mqtool.wiring import Consumer, Counter, Node, Publisher, QueueState, Wiring
+
+HOSTILE = [
+    'a"] --> b',
+    "`x`",
+    "end",
+    "%%{init: {}}%%",
+    "<b>",
+    "#quot;",
+    "\\N",
+    'a\\"',
+    "\x1b[31m",
+    "a\nb",
+    "{}|[]()",
+    "é😀",
+]
+names = st.sampled_from(HOSTILE) | st.text(max_size=8)
+
+#: A line of our Mermaid: a node, or an edge; labels hold plain characters, and others by number.
+_LABEL = r'"(?:[^\W]|[ .,:=*/()>-]|#\d+;)+"'
+_IDENTITY = r"(?:exchange|queue|client|more)\d+"
+MERMAID_LINE = re.compile(
+    rf"    (?:{_IDENTITY}(?:\{{\{{{_LABEL}\}}\}}|\[\({_LABEL}\)\]|\(\[{_LABEL}\]\)|\[{_LABEL}\])"
+    rf"|{_IDENTITY} (?:-->|-\.->)(?:\|{_LABEL}\|)? {_IDENTITY})"
+)
+
+
+def wiring(name: str, queue: str, key: str) -> Wiring:
+    """One of everything, with these names."""
+    node = Node(Exchange(name, "topic", arguments={"alternate-exchange": key}))
+    node.publishers.append(Publisher(key, "guest", Counter()))
+    for binding in (
+        Binding(name, queue, key),
+        Binding(name, queue, "", {key: queue}),
+        Binding(name, key, "", {}, True),
+    ):
+        node.add(binding, None)
+    node.more = 3
+    state = QueueState(queue, "classic", 0, 0, 1, {"x-dead-letter-exchange": key}, Counter(), Counter())
+    return Wiring(name, {name: node}, {queue: state}, {queue: [Consumer(key, name, "guest", 0, True)]})
+
+
+@given(names, names, names)
+def test_mermaid_has_no_line_but_nodes_and_edges(name: str, queue: str, key: str) -> None:
+    """And edges only between nodes that are there."""
+    first, *lines = mermaid(wiring(name, queue, key))
+    assert first == "flowchart LR"
+    known = set()
+    for line in lines:
+        assert MERMAID_LINE.fullmatch(line), line
+        identities = re.findall(_IDENTITY, re.sub(_LABEL, "", line))
+        if len(identities) == 1:
+            known.update(identities)
+        assert known.issuperset(identities)
+
+
+@given(names, names, names)
+def test_dot_strings_end_where_they_should(name: str, queue: str, key: str) -> None:
+    """Outside of its strings, a line holds nothing that came from the broker."""
+    first, *lines, last = dot(wiring(name, queue, key))
+    string = r'"(?:[^"\\]|\\["\\])*"'
+    assert re.fullmatch(rf"digraph {string} \{{", first)
+    assert last == "}"
+    for line in lines:
+        assert line.isprintable()
+        assert re.fullmatch(r"    [\w =\[\],;>-]+", re.sub(string, "", line)), line
+
+
+def test_graphviz_draws_it() -> None:
+    """Where it is installed."""
+    if shutil.which("dot") is None:
+        pytest.skip("graphviz is not installed")
+    for name in HOSTILE:
+        text = "\n".join(dot(wiring(name, "q", name)))
+        drawn = subprocess.run(["dot", "-Tplain"], input=text.encode(), capture_output=True, check=True)
+        assert drawn.stderr == b""
+
+
+def test_parallel_bindings_are_one_arrow() -> None:
+    """With the first keys, and how many more."""
+    node = Node(Exchange("x", "topic"))
+    for number in range(9):
+        node.add(Binding("x", "q", f"key{number}"), None)
+    lines = list(mermaid(Wiring("/", {"x": node})))
+    assert lines[-1] == '    exchange0 -->|"key0, key1, key2, key3 and 5 more"| queue1'
