@@ -28,6 +28,7 @@ SMALLEST = (60, 20)
 #: Columns that a pane should have: most commands then fit into two lines.
 _PANE_WIDTH = 38
 _KEPT = 200
+_COMMAND = "bold"
 _CHARTS_HEIGHT = 7
 _FRAMES_PER_SECOND = 10
 
@@ -65,7 +66,8 @@ class Panes:
         try:
             with self._pace.listening(), live:
                 yield
-                self.say("This was it.")
+                number, count = position
+                self.say(f"That was {title}." + (" The next one follows." if number < count else ""))
         finally:
             signal.signal(signal.SIGTSTP, before)
 
@@ -86,7 +88,7 @@ class Panes:
 
     def typed(self, terminal: str, command: str) -> None:
         """A person types a command."""
-        self._add(terminal, Text(f"$ {command}", "bold"))
+        self._add(terminal, Text(f"$ {command}", _COMMAND))
 
     def printed(self, terminal: str, line: str) -> None:
         """A command prints a line."""
@@ -174,12 +176,15 @@ class Panes:
         return layout
 
     def _pane(self, name: str, width: int, height: int) -> Panel:
-        """A terminal, as far as it has room: its last lines."""
+        """A terminal, as far as it has room: its last lines, and always the command that printed them."""
         lines: list[Text] = []
         for line in reversed(self._panes[name]):
-            lines = [*_wrapped(line, self._console, width), *lines]
-            if len(lines) >= height:
+            pieces = _wrapped(line, self._console, width)
+            is_command = line.style == _COMMAND
+            if is_command and len(pieces) + len(lines) > height:
+                lines = [*pieces[:height], *lines[len(lines) - max(0, height - len(pieces)) :]]
                 break
+            lines = [*pieces, *lines]
         style = STYLES[list(self._panes).index(name) % len(STYLES)]
         return Panel(Group(*lines[-height:]), title=Text(name, f"bold {style}"), title_align="left", border_style=style)
 

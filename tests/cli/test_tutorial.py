@@ -221,7 +221,7 @@ def test_panes_go_on_with_enter(lonely_shell: Shell, columns: int, rows: int) ->
     assert "$ mqtool send" not in watched.seen
     watched.press("\n")
     watched.wait_for("[x] Sent 'Hello World!'")
-    for text in ("Now a receiver starts.", "With the receiver waiting", "This was it."):
+    for text in ("Now a receiver starts.", "With the receiver waiting", "That was Hello World."):
         watched.wait_for(text)
         watched.press("\n")
     watched.wait_for("'mqtool tutorial show hello-world'")
