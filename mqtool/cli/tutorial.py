@@ -35,8 +35,8 @@ def list_(
     """List the tutorials, in the order in which to learn them."""
     from mqtool import plays
 
-    said = [(name, play.title, play.story) for name in plays.MORE for play in [plays.load(name)]]
-    said += [(name, page.title, page.summary) for name in pages.NAMES for page in [pages.page(name)]]
+    said = [(name, play.title, play.story[0].lower() + play.story[1:]) for name, play in plays.more()]
+    said += [(page.name, page.title, page.summary) for page in map(pages.page, pages.NAMES)]
     if as_json:
         for name, title, summary in said:
             output.show(json.dumps({"name": name, "title": title, "summary": summary}, ensure_ascii=False))
