@@ -99,15 +99,29 @@ class Channel:
         exchange: Exchange,
         routing_key: str = "",
         arguments: Mapping[str, Any] | None = None,
+        *,
+        remember: bool = True,
     ) -> None:
         """Have an exchange route to a queue, or to another exchange.
+
+        Args:
+            remember: bind it again after a reconnection.
 
         Raises:
             Unavailable: one of them does not exist.
         """
         binding = Binding(exchange.name, to.name, routing_key, arguments or {}, isinstance(to, Exchange))
         self._retrying(lambda: self._bind(binding))
-        self._journal.append(binding)
+        if remember:
+            self._journal.append(binding)
+
+    def expect(self, exchange: Exchange) -> None:
+        """Make sure that an exchange is there, whoever has declared it.
+
+        Raises:
+            Unavailable: there is none.
+        """
+        self._retrying(lambda: self._checked(declaring.declaration(exchange, passive=True)))
 
     def consumers_of(self, queue: Queue) -> int:
         """How many consumers a queue has.
@@ -195,6 +209,11 @@ class Channel:
     def unconfirmed(self) -> list[Message]:
         """What was published and not answered for, oldest first."""
         return self._publisher.unconfirmed
+
+    @property
+    def in_flight(self) -> int:
+        """How many messages were published and not answered for."""
+        return self._publisher.in_flight
 
     def addressed(self, message: Message) -> Message:
         """A message, with the exchange and the routing key that the latest publish() would have given it."""

@@ -19,7 +19,7 @@ from mqtool.cli.options import (
 )
 from mqtool.cli.output import WAITING_FOR_MESSAGES
 from mqtool.cli.source import Addressing
-from mqtool.delays import Destination, has_plugin
+from mqtool.delays.plugin import has_plugin
 from mqtool.message import Delivery, Message
 from mqtool.topology import Exchange
 from mqtool.tutorials import delayed_messages
@@ -61,7 +61,7 @@ def send_delayed(
         plugin = has_plugin(channel, target)
         if not plugin:
             target = _without_plugin(target)
-        published = held(messages, delays, options, channel, Destination(target), plugin=plugin)
+        published = held(messages, delays, options, channel, exchange=target, plugin=plugin)
         receipts = delayed_messages.send(channel, target, broker.names.delay_queue.name, published)
         publishing.report(receipts, _sent, options, channel, messages)
 
@@ -99,11 +99,12 @@ def _delayed_as_it_says(message: Message | None) -> Message | None:
     """For NDJSON: "delay" or "at", else the header of the plugin, else the command's own delay."""
     if message is None or message.delay is not None or message.due is not None:
         return message
-    milliseconds = (message.properties.get("headers") or {}).get("x-delay")
-    if type(milliseconds) is int:
-        message.delay = max(0, milliseconds) / 1000  # negative: it has been delayed before
-    else:
+    headers = dict(message.properties.get("headers") or {})
+    if type(headers.get("x-delay")) is not int:
         message.delay = DEFAULT_DELAY
+        return message
+    message.delay = max(0, headers.pop("x-delay")) / 1000  # negative: it has been delayed before
+    message.properties = {**message.properties, "headers": headers}
     return message
 
 

@@ -9,8 +9,7 @@ from mqtool.cli.delaying import held
 from mqtool.cli.options import Broker, DelayOptions, MessageOptions, QueueOptions, Receiving, takes_groups
 from mqtool.cli.output import WAITING_FOR_MESSAGES
 from mqtool.cli.source import Addressing
-from mqtool.delays import Destination
-from mqtool.topology import Exchange, Queue
+from mqtool.topology import Exchange
 from mqtool.tutorials import hello_world
 
 app = typer.Typer()
@@ -48,11 +47,11 @@ def send(
     with broker.channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
         if to_queue:
             target = queue.of(broker.names.hello)
-            published = held(messages, delays, options, channel, Destination(queue=target))
+            published = held(messages, delays, options, channel, queue=target)
             receipts = hello_world.send(channel, target, published)
         else:
             named = Exchange(exchange or "", durable=True)
-            published = held(messages, delays, options, channel, Destination(named, Queue(routing_key or "")))
+            published = held(messages, delays, options, channel, exchange=named, routing_key=routing_key)
             receipts = channel.publish(published, exchange=named, routing_key=routing_key or "")
         publishing.report(
             receipts, lambda message: f" [x] Sent '{publishing.text(message)}'", options, channel, messages

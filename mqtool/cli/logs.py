@@ -19,7 +19,6 @@ from mqtool.cli.options import (
 )
 from mqtool.cli.output import WAITING_FOR_LOGS
 from mqtool.cli.source import Addressing
-from mqtool.delays import Destination
 from mqtool.errors import UsageError
 from mqtool.message import Delivery, Message
 from mqtool.tutorials import headers as headers_tutorial
@@ -67,7 +66,7 @@ def emit_fanout(
         words, options, default=b"info: Hello World!", addressing=Addressing(target.name), delays=delays
     )
     with broker.channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
-        published = held(messages, delays, options, channel, Destination(target))
+        published = held(messages, delays, options, channel, exchange=target)
         receipts = publish_subscribe.emit(channel, target, published)
         publishing.report(receipts, lambda message: f" [x] Sent {publishing.text(message)}", options, channel, messages)
 
@@ -88,7 +87,7 @@ def emit_direct(
         words, options, default=b"Hello World!", addressing=Addressing(target.name, severity), delays=delays
     )
     with broker.channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
-        published = held(messages, delays, options, channel, Destination(target))
+        published = held(messages, delays, options, channel, exchange=target)
         receipts = routing.emit(channel, target, "info", published)
         publishing.report(receipts, lambda message: _sent_with_key(message, "info"), options, channel, messages)
 
@@ -122,7 +121,7 @@ def emit_topic(
         delays=delays,
     )
     with broker.channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
-        published = held(messages, delays, options, channel, Destination(target))
+        published = held(messages, delays, options, channel, exchange=target)
         receipts = topics.emit(channel, target, "anonymous.info", published)
         publishing.report(
             receipts, lambda message: _sent_with_key(message, "anonymous.info"), options, channel, messages
@@ -140,7 +139,7 @@ def emit_headers(
         words, options, default=b"Hello World!", addressing=Addressing(target.name), delays=delays
     )
     with broker.channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
-        published = held(messages, delays, options, channel, Destination(target))
+        published = held(messages, delays, options, channel, exchange=target)
         receipts = headers_tutorial.emit(channel, target, published)
         publishing.report(receipts, lambda message: f" [x] Sent {publishing.text(message)}", options, channel, messages)
 

@@ -10,7 +10,7 @@ from mqtool.amqp import Channel
 from mqtool.cli import output, stopping
 from mqtool.cli.failed_messages import FailedMessages
 from mqtool.cli.options import MessageOptions
-from mqtool.delays import original
+from mqtool.delays.via import original
 from mqtool.errors import MqtoolError, NotConfirmed, SomeFailed
 from mqtool.message import Confirmation, Message, Receipt
 

@@ -12,7 +12,6 @@ from mqtool.cli.options import Broker, DelayOptions, MessageOptions, QueueOption
 from mqtool.cli.output import WAITING_FOR_MESSAGES
 from mqtool.cli.programs import Concurrency, DedupOptions, ExecOptions, RetryOptions, work
 from mqtool.cli.source import Addressing
-from mqtool.delays import Destination
 from mqtool.errors import UsageError
 from mqtool.message import Delivery, Outcome
 from mqtool.retry import RetryPolicy
@@ -38,7 +37,7 @@ def new_task(
     )
     with broker.channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
         target = queue.of(broker.names.task_queue)
-        published = held(tasks, delays, options, channel, Destination(queue=target))
+        published = held(tasks, delays, options, channel, queue=target)
         receipts = work_queues.new_tasks(channel, target, published)
         publishing.report(receipts, lambda task: f" [x] Sent {publishing.text(task)}", options, channel, tasks)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from mqtool.cli.options.values import duration
-from mqtool.delays import LONGEST, Via
+from mqtool.delays.via import LONGEST, Via
 from mqtool.duration import compact_duration
 from mqtool.errors import UsageError
 

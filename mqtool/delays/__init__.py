@@ -1,0 +1,19 @@
+"""Messages that wait at the broker until they are due, in one of two ways; no timer lives in a process.
+
+    plugin   publisher ──> (logs.delayed) ···5 s···> (logs) ──> …         the exchange type x-delayed-message holds them
+    ttl      publisher ──> [hello.delay.5s] ···5 s···> [hello]            a wait queue for each delay (wait_queues.py)
+             publisher ──> (logs.exchange.delay.5s) ──> [the same] ···5 s···> (logs) ──> …
+
+Either way a message goes on to the exchange that it was for, with its own routing key and headers, so that direct,
+topic and headers exchanges route it as if it had been published then. It carries the time when it is due (the header
+mqtool-due), by which receivers tell how late it is.
+
+Wait queues are 25 ms apart up to ten seconds, and from there on twice as far whenever the delay doubles; each takes the
+delays up to its own. A message's time to live is exact all the same: it comes late, by one such step at most, only if
+one with a longer delay lies in front of it in the same queue. On the way to a quorum queue, messages wait in quorum
+queues, which keep them until they have arrived; else in classic ones, which are faster by far. An exchange may have
+nobody to route to, so on the way there nothing is kept for long: a queue that is not available then misses the message,
+with the plugin as well.
+
+https://github.com/rabbitmq/rabbitmq-delayed-message-exchange, https://www.rabbitmq.com/docs/ttl
+"""
