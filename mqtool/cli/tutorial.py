@@ -92,7 +92,7 @@ def run(
     for name in chosen:
         if name not in known:
             raise pages.no_such_tutorial(name, known)
-    signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
+    _prepare_signals()
     guard = Guard()
     from mqtool.plays.playing import perform
 
@@ -110,6 +110,18 @@ def run(
             if name in plays.MORE
             else f"'mqtool tutorial show {name}' has the commands, the story and the source."
         )
+
+
+def _prepare_signals() -> None:
+    """A terminal that is closed ends us as TERM does; and what we start can be interrupted.
+
+    A shell has its background jobs ignore Ctrl-C. What we start would inherit that, unless we ignore it ourselves.
+    """
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 def _audience(auto: bool, lines: bool, no_color: bool) -> "Lines | Panes":

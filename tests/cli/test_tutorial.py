@@ -190,6 +190,13 @@ def test_why_queues_measures_what_it_claims(shell: Shell) -> None:
     assert "all 49 orders were packed, at the packer's own pace" in played.stdout
 
 
+def test_run_in_the_background_of_a_script(lonely_shell: Shell) -> None:
+    """Where the shell has its jobs ignore Ctrl-C, the receivers of a play are ended by it all the same."""
+    played = lonely_shell.script("mqtool tutorial run hello-world --auto & wait $!", timeout=PLAYING)
+    assert (played.stderr, played.code) == ("", 0)
+    assert "✓ the receiver got both messages" in played.stdout
+
+
 def test_no_broker_where_one_is_named(lonely_shell: Shell) -> None:
     """No other one is started instead: exit 69."""
     refused = lonely_shell.run("mqtool", "tutorial", "run", "hello-world", "-u", "amqp://127.0.0.1:1")
