@@ -21,17 +21,11 @@ from mqtool.topology import Queue
 from mqtool.tutorials import pages
 from tests.brokers import TestBroker
 from tests.cli.shell import PATIENCE, Shell, wait_until
+from tests.cli.test_demo import left_behind
 
 #: The longest play takes half a minute; on a busy machine, several times that.
 PLAYING = 180.0
 ROOT = Path(__file__).parents[2]
-
-
-def left_behind(broker: TestBroker) -> list[str]:
-    """The queues, and the exchanges that are not the broker's own, in the test's vhost."""
-    listed = [broker.api("GET", f"{kind}/{broker.vhost}") for kind in ("queues", "exchanges")]
-    names = [thing["name"] for things in listed if isinstance(things, list) for thing in things]
-    return [name for name in names if name and not name.startswith("amq.")]
 
 
 def processes_with(text: str) -> list[str]:
