@@ -156,9 +156,9 @@ class Panes:
         """The checks that have passed, what the narrator says, and what the person may press."""
         checks = [Text.assemble(("✓ ", "green"), check) for check in self._checks]
         narration = Text(self._narration, "" if self._waiting else "dim")
-        asks = "Enter goes on · q leaves" if self._pace.asks else "Enter hurries · q leaves"
-        lines = [piece for text in [*checks, narration] for piece in _wrapped(text, self._console, width)]
-        return [Text(" ") + line for line in [*lines, Text(asks if self._waiting else "…", "dim")]]
+        keys = "Enter goes on · q leaves" if self._pace.asks else "Enter hurries · q leaves"
+        texts = [*checks, narration, Text(keys if self._waiting else "…", "dim")]
+        return [Text(" ") + line for text in texts for line in _wrapped(text, self._console, width)]
 
     def _rows(self, width: int) -> list[list[str]]:
         """Which terminals go side by side."""
