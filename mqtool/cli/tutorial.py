@@ -24,6 +24,16 @@ def group() -> None:
     """Without this, typer would make the one group the whole program."""
 
 
+def _pages(incomplete: str) -> list[str]:
+    return [name for name in pages.NAMES if name.startswith(incomplete)]
+
+
+def _plays(incomplete: str) -> list[str]:
+    from mqtool import plays
+
+    return [name for name in (*plays.MORE, *plays.NAMES) if name.startswith(incomplete)]
+
+
 NoColor = Annotated[bool, typer.Option("--no-color", help="No colour.")]
 
 
@@ -48,7 +58,7 @@ def list_(
 
 @tutorial.command(epilog="mqtool tutorial show routing  ·  mqtool tutorial show hello-world --plain-pika > hello.py")
 def show(
-    name: Annotated[str, typer.Argument(help="Which tutorial.")],
+    name: Annotated[str, typer.Argument(help="Which tutorial.", autocompletion=_pages)],
     plain_pika: Annotated[
         bool, typer.Option("--plain-pika", help="Print a script that does the same with pika alone.")
     ] = False,
@@ -69,7 +79,10 @@ def show(
 
 @tutorial.command(epilog="mqtool tutorial run hello-world  ·  mqtool tutorial run why-queues --auto")
 def run(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Which; all without one.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Which; all without one.", autocompletion=_plays),
+    ] = None,
     auto: Annotated[bool, typer.Option("--auto", help="Go on by itself, at a reader's pace.")] = False,
     lines: Annotated[bool, typer.Option("--lines", help="Line by line, and no panes.")] = False,
     url: Annotated[
