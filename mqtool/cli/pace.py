@@ -40,20 +40,30 @@ class Pace:
         """
         if not self._watched:
             return
+        while self._key(0):  # what was pressed before does not mean this step
+            pass
         limit = None if self.asks else time.monotonic() + max(_SHORTEST, len(text) / _READ_PER_SECOND)
         while limit is None or limit > time.monotonic():
             rest = None if limit is None else max(0.0, limit - time.monotonic())
             if not self._keys:
                 time.sleep(rest or 0.0)
-            elif select.select([0], [], [], rest)[0]:
-                key = os.read(0, 1)
-                if key in (b"q", b"Q"):
-                    raise typer.Exit
-                if key in _ENOUGH:
-                    return
-                if not key:  # the end of the input: nobody will say anything any more
-                    self.asks = self._keys = False
-                    return
+            elif self._key(rest) in _ENOUGH or not self._keys:
+                return
+
+    def _key(self, seconds: float | None) -> bytes:
+        """The key that is pressed within so many seconds, if one is.
+
+        Raises:
+            typer.Exit: it is the one to leave with.
+        """
+        if not self._keys or not select.select([0], [], [], seconds)[0]:
+            return b""
+        key = os.read(0, 1)
+        if not key:  # the end of the input: nobody will say anything any more
+            self.asks = self._keys = False
+        if key in (b"q", b"Q"):
+            raise typer.Exit
+        return key
 
     @contextmanager
     def listening(self) -> Iterator[None]:

@@ -17,7 +17,7 @@ from mqtool.cli.screen import console
 from mqtool.plays.stage import Chart
 
 #: One for each terminal in turn: calm, and readable on light and dark.
-STYLES = ("cyan", "magenta", "blue", "green", "yellow", "bright_black")
+STYLES = ("cyan", "magenta", "green", "blue", "yellow", "bright_black")
 _EDGE = " │ "
 #: Before what goes on from the line above.
 _FURTHER = "    "

@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 #: A screen smaller than this has no room for panes.
-SMALLEST = (60, 20)
+SMALLEST = (76, 22)
 #: Columns that a pane should have: most commands then fit into two lines.
 _PANE_WIDTH = 38
+#: Lines that it needs at least: one, and its borders.
+_PANE_HEIGHT = 3
 _KEPT = 200
+_COMMAND = "bold"
 _CHARTS_HEIGHT = 7
 _FRAMES_PER_SECOND = 10
 
@@ -65,7 +68,8 @@ class Panes:
         try:
             with self._pace.listening(), live:
                 yield
-                self.say("This was it.")
+                number, count = position
+                self.say(f"That was {title}." + (" The next one follows." if number < count else ""))
         finally:
             signal.signal(signal.SIGTSTP, before)
 
@@ -86,7 +90,7 @@ class Panes:
 
     def typed(self, terminal: str, command: str) -> None:
         """A person types a command."""
-        self._add(terminal, Text(f"$ {command}", "bold"))
+        self._add(terminal, Text(f"$ {command}", _COMMAND))
 
     def printed(self, terminal: str, line: str) -> None:
         """A command prints a line."""
@@ -129,16 +133,18 @@ class Panes:
             width, height = self._console.size
             footer = self._footer(width - 2)
             self._footer_height = max(self._footer_height, min(len(footer), height // 2))
-            charts_height = _CHARTS_HEIGHT if self._charts else 0
+            rows = self._rows(width)
+            room = height - 1 - self._footer_height
+            has_charts = bool(self._charts) and room >= _CHARTS_HEIGHT + _PANE_HEIGHT * len(rows)
+            if room < _PANE_HEIGHT * len(rows):  # somebody has made their terminal very small
+                return Group(*footer[:height])
+            terminals_height = room - _CHARTS_HEIGHT * has_charts
+            parts = [Layout(self._header(), size=1), Layout(self._terminals(rows, width, terminals_height))]
+            if has_charts:
+                parts.append(Layout(self._drawn_charts(width), size=_CHARTS_HEIGHT))
+            parts.append(Layout(Group(*footer), size=self._footer_height))
             layout = Layout()
-            rows = [
-                Layout(self._header(), size=1),
-                Layout(self._terminals(width, height - 1 - charts_height - self._footer_height)),
-            ]
-            if self._charts:
-                rows.append(Layout(self._drawn_charts(width), size=charts_height))
-            rows.append(Layout(Group(*footer), size=self._footer_height))
-            layout.split_column(*rows)
+            layout.split_column(*parts)
             return layout
 
     def _header(self) -> RenderableType:
@@ -150,36 +156,42 @@ class Panes:
         """The checks that have passed, what the narrator says, and what the person may press."""
         checks = [Text.assemble(("✓ ", "green"), check) for check in self._checks]
         narration = Text(self._narration, "" if self._waiting else "dim")
-        asks = "Enter goes on · q leaves" if self._pace.asks else "Enter hurries · q leaves"
-        lines = [piece for text in [*checks, narration] for piece in _wrapped(text, self._console, width)]
-        return [Text(" ") + line for line in [*lines, Text(asks if self._waiting else "…", "dim")]]
+        keys = "Enter goes on · q leaves" if self._pace.asks else "Enter hurries · q leaves"
+        texts = [*checks, narration, Text(keys if self._waiting else "…", "dim")]
+        return [Text(" ") + line for text in texts for line in _wrapped(text, self._console, width)]
 
-    def _terminals(self, width: int, height: int) -> RenderableType:
+    def _rows(self, width: int) -> list[list[str]]:
+        """Which terminals go side by side."""
         names = list(self._panes)
         columns = max(1, min(len(names), width // _PANE_WIDTH))
         # Where they do not fill the rows, the first, which starts it all, gets a row to itself or with fewer others.
         first = len(names) % columns or columns
-        rows = [names[:first], *(names[i : i + columns] for i in range(first, len(names), columns))] if names else []
-        layout = Layout()
+        return [names[:first], *(names[i : i + columns] for i in range(first, len(names), columns))] if names else []
+
+    def _terminals(self, rows: list[list[str]], width: int, height: int) -> RenderableType:
         if not rows:
             return Text()
         heights = [height // len(rows)] * len(rows)
         heights[-1] += height - sum(heights)
-        row_layouts = []
+        layouts = []
         for row, row_height in zip(rows, heights, strict=True):
-            row_layout = Layout(size=row_height)
-            row_layout.split_row(*(Layout(self._pane(name, width // len(row) - 4, row_height - 2)) for name in row))
-            row_layouts.append(row_layout)
-        layout.split_column(*row_layouts)
-        return layout
+            layout = Layout(size=row_height)
+            layout.split_row(*(Layout(self._pane(name, width // len(row) - 4, row_height - 2)) for name in row))
+            layouts.append(layout)
+        whole = Layout()
+        whole.split_column(*layouts)
+        return whole
 
     def _pane(self, name: str, width: int, height: int) -> Panel:
-        """A terminal, as far as it has room: its last lines."""
+        """A terminal, as far as it has room: its last lines, and always the command that printed them."""
         lines: list[Text] = []
         for line in reversed(self._panes[name]):
-            lines = [*_wrapped(line, self._console, width), *lines]
-            if len(lines) >= height:
+            pieces = _wrapped(line, self._console, width)
+            is_command = line.style == _COMMAND
+            if is_command and len(pieces) + len(lines) > height:
+                lines = [*pieces[:height], *lines[len(lines) - max(0, height - len(pieces)) :]]
                 break
+            lines = [*pieces, *lines]
         style = STYLES[list(self._panes).index(name) % len(STYLES)]
         return Panel(Group(*lines[-height:]), title=Text(name, f"bold {style}"), title_align="left", border_style=style)
 
@@ -204,4 +216,7 @@ class Panes:
 
 
 def _wrapped(text: Text, screen: "Console", width: int) -> list[Text]:
-    return list(text.wrap(screen, max(width, 1), overflow="fold"))
+    lines = list(text.wrap(screen, max(width, 1), overflow="fold"))
+    for line in lines:
+        line.rstrip()  # or the spaces at its end would be broken into one more line
+    return lines

@@ -24,6 +24,16 @@ def group() -> None:
     """Without this, typer would make the one group the whole program."""
 
 
+def _pages(incomplete: str) -> list[str]:
+    return [name for name in pages.NAMES if name.startswith(incomplete)]
+
+
+def _plays(incomplete: str) -> list[str]:
+    from mqtool import plays
+
+    return [name for name in (*plays.MORE, *plays.NAMES) if name.startswith(incomplete)]
+
+
 NoColor = Annotated[bool, typer.Option("--no-color", help="No colour.")]
 
 
@@ -35,8 +45,8 @@ def list_(
     """List the tutorials, in the order in which to learn them."""
     from mqtool import plays
 
-    said = [(name, play.title, play.story) for name in plays.MORE for play in [plays.load(name)]]
-    said += [(name, page.title, page.summary) for name in pages.NAMES for page in [pages.page(name)]]
+    said = [(name, play.title, play.story[0].lower() + play.story[1:]) for name, play in plays.more()]
+    said += [(page.name, page.title, page.summary) for page in map(pages.page, pages.NAMES)]
     if as_json:
         for name, title, summary in said:
             output.show(json.dumps({"name": name, "title": title, "summary": summary}, ensure_ascii=False))
@@ -48,7 +58,7 @@ def list_(
 
 @tutorial.command(epilog="mqtool tutorial show routing  ·  mqtool tutorial show hello-world --plain-pika > hello.py")
 def show(
-    name: Annotated[str, typer.Argument(help="Which tutorial.")],
+    name: Annotated[str, typer.Argument(help="Which tutorial.", autocompletion=_pages)],
     plain_pika: Annotated[
         bool, typer.Option("--plain-pika", help="Print a script that does the same with pika alone.")
     ] = False,
@@ -69,7 +79,10 @@ def show(
 
 @tutorial.command(epilog="mqtool tutorial run hello-world  ·  mqtool tutorial run why-queues --auto")
 def run(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Which; all without one.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Which; all without one.", autocompletion=_plays),
+    ] = None,
     auto: Annotated[bool, typer.Option("--auto", help="Go on by itself, at a reader's pace.")] = False,
     lines: Annotated[bool, typer.Option("--lines", help="Line by line, and no panes.")] = False,
     url: Annotated[
@@ -92,7 +105,7 @@ def run(
     for name in chosen:
         if name not in known:
             raise pages.no_such_tutorial(name, known)
-    signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
+    _prepare_signals()
     guard = Guard()
     from mqtool.plays.playing import perform
 
@@ -110,6 +123,18 @@ def run(
             if name in plays.MORE
             else f"'mqtool tutorial show {name}' has the commands, the story and the source."
         )
+
+
+def _prepare_signals() -> None:
+    """A terminal that is closed ends us as TERM does; and what we start can be interrupted.
+
+    A shell has its background jobs ignore Ctrl-C. What we start would inherit that, unless we ignore it ourselves.
+    """
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 def _audience(auto: bool, lines: bool, no_color: bool) -> "Lines | Panes":

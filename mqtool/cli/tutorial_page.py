@@ -8,7 +8,7 @@ from mqtool.cli.screen import console
 from mqtool.tutorials.pages import Page
 
 if TYPE_CHECKING:
-    from rich.syntax import Syntax
+    from rich.text import Text
 
 #: The longest line that is still good to read.
 _WIDTH = 100
@@ -54,7 +54,7 @@ def show_page(page: Page, no_color: bool) -> None:
         screen.print(Padding(line, (0, 0, 0, 4)))
     screen.print(Padding(Text(f"\n{_more(page)}", "dim"), (0, 0, 1, 4)))
     screen.print(Rule(Text(page.file, "bold"), align="left", style="dim"))
-    screen.print(_highlighted(page.source))
+    screen.print(_highlighted(page.source), soft_wrap=True)
     screen.print(Text(f"\n{page.link}", "dim"))
 
 
@@ -63,20 +63,33 @@ def show_source(source: str, no_color: bool) -> None:
     if not output.is_terminal(1):
         output.write(source.encode())
         return
-    console(no_color).print(_highlighted(source))
+    # No line is broken by us: what is copied from the screen must run.
+    console(no_color).print(_highlighted(source), soft_wrap=True, end="")
 
 
-def _highlighted(source: str) -> "Syntax":
-    from rich.syntax import Syntax
+def _highlighted(source: str) -> "Text":
+    from pygments.token import Comment, Keyword, Name, Number, String
+    from rich.style import Style
+    from rich.syntax import ANSISyntaxTheme, Syntax
 
-    # The terminal's own colours, which its owner can read on its own background.
-    return Syntax(source, "python", theme="ansi_light", background_color="default", word_wrap=True)
+    # Of the terminal's own colours, those that can be read on black and on white.
+    theme = ANSISyntaxTheme(
+        {
+            Comment: Style(dim=True),
+            Keyword: Style(color="magenta"),
+            Name.Class: Style(color="cyan", bold=True),
+            Name.Function: Style(color="cyan", bold=True),
+            Number: Style(color="cyan"),
+            String: Style(color="green"),
+        }
+    )
+    return Syntax(source, "python", theme=theme, background_color="default").highlight(source)
 
 
 def _more(page: Page) -> str:
     return (
         f"A terminal for each; 'mqtool broker up' starts a broker. 'mqtool tutorial run {page.name}' plays it here, "
-        f"and with --plain-pika this page is a script in plain pika."
+        f"and --plain-pika prints a script that does the same with pika alone, on the broker that AMQP_URL names."
     )
 
 

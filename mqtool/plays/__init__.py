@@ -24,6 +24,11 @@ NAMES = (
 MORE = ("why-queues",)
 
 
+def more() -> list[tuple[str, Play]]:
+    """The plays of MORE."""
+    return [(name, load(name)) for name in MORE]
+
+
 def load(name: str) -> Play:
     """The play of that name, one of NAMES or MORE."""
     play: Play = import_module(f"mqtool.plays.{name.replace('-', '_')}").PLAY

@@ -1,6 +1,6 @@
 """Delayed messages: sent now, received later.
 
-    send-delayed ──> (delay_exchange) ··5 s··> [delay_queue] ──> receive-delayed
+    send-delayed ─> (delay_exchange) ··5 s··> [delay_queue] ─> receive-delayed
 
 The exchange's type, x-delayed-message, comes with a plugin of RabbitMQ. It holds each message back for as many
 milliseconds as its header x-delay says, and only then routes it, as an exchange of the type that its own argument

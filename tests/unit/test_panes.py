@@ -1,0 +1,82 @@
+"""What the panes of `tutorial run` look like, whatever the terminal's size, and what a chart shows."""
+
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from mqtool.cli.charts import chart, figures
+from mqtool.cli.pace import Pace
+from mqtool.cli.play_panes import Panes
+from mqtool.plays.stage import Chart
+
+
+def screen_of(columns: int, rows: int, terminals: int, charts: int = 0, lines: int = 30) -> list[str]:
+    """What is to be seen on a terminal of that size in the middle of a play."""
+    console = Console(width=columns, height=rows, file=io.StringIO(), force_terminal=True, color_system=None)
+    panes = Panes(Pace(auto=True, watched=False), screen=console)
+    panes.begin("Title", (2, 9))
+    names = [f"terminal {number}" for number in range(terminals)]
+    panes.opened(names)
+    for name in names:
+        panes.typed(name, f"mqtool command of {name}")
+        for number in range(lines):
+            panes.printed(name, f" [x] line {number} [/red] of {name}, which is longer than a narrow pane is wide")
+    panes.measured([Chart(f"chart {number}", "ms", [1.0, 2.0]) for number in range(charts)], over=False)
+    panes.right("something is right")
+    panes.narrate("The narrator explains.")
+    with console.capture() as capture:
+        console.print(panes.picture())
+    return capture.get().splitlines()
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(76, 22), (80, 24), (120, 30), (200, 60)])
+@pytest.mark.parametrize("terminals", [1, 2, 3, 4])
+@pytest.mark.parametrize("charts", [0, 3])
+def test_panes_show_everything_at_once(columns: int, rows: int, terminals: int, charts: int) -> None:
+    """Each terminal with its command and its last line, each chart, the check and the narrator; nothing sticks out."""
+    seen = screen_of(columns, rows, terminals, charts)
+    text = "\n".join(seen)
+    assert len(seen) == rows
+    assert max(map(len, seen)) <= columns
+    for number in range(terminals):
+        assert f"╭─ terminal {number} ─" in text
+        assert f"$ mqtool command of terminal {number}" in text
+    assert text.count("wide") >= terminals or terminals > 2, "the last lines are whole"
+    for number in range(charts):
+        assert f"chart {number}: 2 ms" in text
+    assert "✓ something is right" in text
+    assert "The narrator explains." in text
+    assert seen[0].startswith("Title  2/9 ─")
+
+
+@given(st.integers(10, 250), st.integers(5, 80), st.integers(1, 7), st.integers(0, 3))
+def test_no_size_is_too_odd(columns: int, rows: int, terminals: int, charts: int) -> None:
+    """Whoever makes their terminal smaller in mid-play sees less, and no traceback."""
+    assert len(screen_of(columns, rows, terminals, charts, lines=5)) <= rows
+
+
+values = st.lists(st.floats(0, 1e6), min_size=1, max_size=300)
+
+
+@given(values, st.integers(1, 120), st.integers(1, 8))
+def test_a_chart_shows_the_greatest_and_forgets_none(values: list[float], width: int, height: int) -> None:
+    """No wider than asked; the greatest value reaches the top; what is not nothing is seen."""
+    rows = chart(values, width, height)
+    columns = ["".join(column) for column in zip(*rows, strict=True)]
+    assert len(rows) == height
+    assert len(columns) == min(width, len(values))
+    if max(values) > 0:
+        assert "█" * height in columns
+    if len(values) <= width:
+        for value, column in zip(values, columns, strict=True):
+            assert (column.strip() != "") == (value > 0)
+
+
+def test_figures_are_said_as_people_say_them() -> None:
+    """The latest and the greatest; a count has no unit, and small times have a decimal."""
+    assert figures(Chart("", "", [3.0, 40.0, 0.0])) == ("0", "40")
+    assert figures(Chart("", "ms", [1234.4, 1.26])) == ("1.3 ms", "1,234 ms")
+    assert figures(Chart("", "ms", [])) == ("0 ms", "0 ms")
