@@ -11,8 +11,9 @@ import typer
 from mqtool.amqp import Address, Connection, parse_addresses
 from mqtool.broker import choice, state
 from mqtool.broker.choice import Kind, Starter, starter_of
+from mqtool.broker.starting import wait_until_up, where_log_is
 from mqtool.broker.state import DEFAULT_NAME, Started, Wanted
-from mqtool.broker.waiting import connect_within, wait_until_up, where_log_is
+from mqtool.broker.waiting import connect_within
 from mqtool.cli import output, stopping
 from mqtool.cli.options import Broker, duration, takes_groups
 from mqtool.errors import Unavailable, UsageError

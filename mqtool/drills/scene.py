@@ -20,8 +20,8 @@ from typing import Any, Self
 from mqtool.amqp import parse_addresses
 from mqtool.broker import choice, ports
 from mqtool.broker.choice import Kind
+from mqtool.broker.starting import wait_until_up
 from mqtool.broker.state import Started, Wanted
-from mqtool.broker.waiting import wait_until_up
 from mqtool.errors import MqtoolError, TimedOut
 from mqtool.message import new_message_id
 

@@ -41,7 +41,7 @@ def test_a_condition_holds_or_not(text: str, holds: bool) -> None:
 @pytest.mark.parametrize("text", ["messages", "messages>many", "name~(", ">5", "a b=c"])
 def test_what_is_no_condition_is_refused(text: str) -> None:
     """With a sentence that quotes it."""
-    with pytest.raises(ValueError, match="no (condition|number|regular expression)"):
+    with pytest.raises(ValueError, match=r"no (condition|number|regular expression)"):
         parse_condition(text)
 
 

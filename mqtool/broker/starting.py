@@ -1,0 +1,53 @@
+"""Waiting for a broker that we have started; telling why it did not."""
+
+from mqtool.amqp import Connection, parse_addresses
+from mqtool.broker.choice import starter_of
+from mqtool.broker.state import Started
+from mqtool.broker.waiting import connect_within
+from mqtool.errors import MqtoolError, TimedOut, Unavailable
+
+#: Seconds that a node may take to start: five are usual, a busy machine and a cluster need more.
+_START_PATIENCE = 90.0
+_REVIVALS = 5
+
+
+def wait_until_up(started: Started) -> Started:
+    """Wait until a broker that has been started takes connections; return what it has become.
+
+    Nodes of a cluster that start in the same moment may trip over each other's unfinished start (RabbitMQ 3.10:
+    incompatible_feature_flags; 4.0: Mnesia in a wrong directory). They are started again.
+
+    Raises:
+        MqtoolError: it has ended.
+        Unavailable: it takes none in time.
+    """
+    revivals = _REVIVALS if started.nodes > 1 else 0
+
+    def connect() -> Connection:
+        nonlocal started, revivals
+        starter = starter_of(started)
+        if not starter.is_running(started):
+            if not revivals:
+                raise MqtoolError(f"the broker ended while it started{_last_words(started)}", where_log_is(started))
+            revivals -= 1
+            started = starter.revive(started)
+        if not starter.is_ready(started):
+            raise Unavailable("it has started, and is not ready yet")
+        return Connection(parse_addresses(started.url))
+
+    try:
+        connect_within(_START_PATIENCE, connect).close()
+    except TimedOut as error:
+        raise Unavailable(str(error), where_log_is(started)) from error
+    return started
+
+
+def where_log_is(started: Started) -> str:
+    """A hint that holds even when the broker is gone."""
+    return f"see {started.directory}/{'node-*/log' if 'members' in started.details else 'log'}"
+
+
+def _last_words(started: Started) -> str:
+    written = b"".join(starter_of(started).log(started, False)).decode(errors="replace")
+    lines = [line for line in written.splitlines() if line.strip()]
+    return f": {lines[-1].strip()}" if lines else ""
