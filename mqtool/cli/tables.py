@@ -38,11 +38,12 @@ def _cell(value: Any) -> str:
     return _BETWEEN.sub(lambda match: _WRITTEN[match[0]], as_text(value))
 
 
-def table(rows: Sequence[Row], columns: Sequence[str], warning: str | None = None) -> "Table":
+def table(rows: Sequence[Row], columns: Sequence[str], warning: str | None = None, *, folded: bool = True) -> "Table":
     """A table; nothing in a value can be markup, or reach the terminal's controls.
 
     Args:
         warning: the column that is red.
+        folded: what does not fit goes on below; else it is cut.
     """
     from rich.table import Table
     from rich.text import Text
@@ -56,8 +57,8 @@ def table(rows: Sequence[Row], columns: Sequence[str], warning: str | None = Non
         drawn.add_column(
             name.replace("_", "_\n") if is_wide else name,
             justify="right" if numbers else "left",
-            no_wrap=numbers,
-            overflow="fold",
+            no_wrap=numbers or not folded,
+            overflow="fold" if folded else "ellipsis",
             style="bold red" if name == warning else "",
         )
     for each in cells:

@@ -6,7 +6,7 @@ import termios
 import threading
 import time
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -52,16 +52,24 @@ class Screen:
     """What is shown.
 
     Attributes:
+        find: the management API; again after it was lost, as a broker that comes back may have it elsewhere.
         order: a key of _ORDERS.
         descending: the greatest first.
         looks: the latest ones, by vhost and queue.
     """
 
-    api: Management
+    find: Callable[[], Management]
     vhost: str | None
     order: str = "r"
     descending: bool = True
     looks: list[dict[tuple[str, str], QueueView]] = field(default_factory=list)
+    found: Management | None = None
+
+    @property
+    def api(self) -> Management:
+        """The management API."""
+        self.found = self.found or self.find()
+        return self.found
 
     def press(self, key: str) -> None:
         """Sort by what a key stands for; a second time the other way round."""
@@ -119,7 +127,8 @@ def top(
     """Watch queues, rates, consumers and what is unacknowledged; keys sort, q ends."""
     configure_output(broker)
     address = broker.addresses()[0]
-    screen = Screen(management_of(broker, management), None if all_vhosts else address.virtual_host, order=_key(sort))
+    vhost = None if all_vhosts else address.virtual_host
+    screen = Screen(lambda: management_of(broker, management), vhost, order=_key(sort))
     screen.descending = screen.order != "n"
     if once or not (output.is_terminal(0) and output.is_terminal(1)):
         rows = [screen.row(queue) for queue in screen.queues(api.PAGE_SIZE)]
@@ -178,9 +187,9 @@ def _picture(screen: Screen, where: str, height: int) -> "Group":
     try:
         rows = [screen.row(queue) for queue in screen.queues(min(room, api.PAGE_SIZE))]
         totals = _totals(screen.api)
-        body = tables.table(rows, _SHOWN, warning="look out") if rows else Text("no queues")
+        body = tables.table(rows, _SHOWN, warning="look out", folded=False) if rows else Text("no queues")
     except Unavailable as gone:  # it may come back, and who watches wants to see that
-        totals, body = "", Text(str(gone), style="red")
+        totals, body, screen.found = "", Text(str(gone), style="red"), None
     keys = "  ".join(f"{key} {column.partition('/')[0]}" for key, (column, _) in _ORDERS.items())
     arrow = "↓" if screen.descending else "↑"
     sorted_by = f"sorted by {_ORDERS[screen.order][0]} {arrow}"
