@@ -35,11 +35,11 @@ _ORDERS = {
     "r": ("ready", "messages_ready"),
     "u": ("unacked", "messages_unacknowledged"),
     "c": ("consumers", "consumers"),
-    "p": ("publish/s", "message_stats.publish_details.rate"),
-    "d": ("deliver/s", "message_stats.deliver_get_details.rate"),
+    "i": ("in/s", "message_stats.publish_details.rate"),
+    "o": ("out/s", "message_stats.deliver_get_details.rate"),
     "a": ("ack/s", "message_stats.ack_details.rate"),
 }
-_SHOWN = ("name", "ready", "unacked", "consumers", "publish/s", "deliver/s", "ack/s", "look out")
+_SHOWN = ("name", "ready", "unacked", "consumers", "in/s", "out/s", "ack/s", "look out")
 _QUIT = ("q", "\x1b", "\x04")
 #: Lines that are not queues.
 _FRAME = 6
@@ -91,15 +91,15 @@ class Screen:
         if has_no_consumer(queue):
             warning = "no consumer"
         elif forgets_to_acknowledge(queue, earlier):
-            warning = "no acks: forgotten?"
+            warning = "no acks?"
         stats = queue.get("message_stats") or {}
         return {
             "name": queue["name"] if self.vhost is not None else f"{queue['vhost']} {queue['name']}",
             "ready": queue.get("messages_ready"),
             "unacked": queue.get("messages_unacknowledged"),
             "consumers": queue.get("consumers"),
-            "publish/s": _rate(stats, "publish"),
-            "deliver/s": _rate(stats, "deliver_get"),
+            "in/s": _rate(stats, "publish"),
+            "out/s": _rate(stats, "deliver_get"),
             "ack/s": _rate(stats, "ack"),
             "look out": warning,
         }
@@ -113,9 +113,9 @@ def _rate(stats: Json, name: str) -> float:
 @takes_groups
 def top(
     broker: Broker,
-    sort: Annotated[
-        str, typer.Option(metavar="COLUMN", help="name, ready, unacked, consumers, publish, deliver or ack.")
-    ] = ("ready"),
+    sort: Annotated[str, typer.Option(metavar="COLUMN", help="name, ready, unacked, consumers, in, out or ack.")] = (
+        "ready"
+    ),
     interval: Annotated[
         float,
         typer.Option(parser=time_limit, metavar="DURATION", help="Look anew, so far apart.", show_default="1s"),
@@ -142,7 +142,7 @@ def _key(sort: str) -> str:
     for key, (column, _) in _ORDERS.items():
         if sort in (column, column.partition("/")[0]):
             return key
-    raise UsageError(f"top cannot sort by {sort!r}", "by name, ready, unacked, consumers, publish, deliver or ack")
+    raise UsageError(f"top cannot sort by {sort!r}", "by name, ready, unacked, consumers, in, out or ack")
 
 
 def _live(screen: Screen, where: str, interval: float) -> None:
