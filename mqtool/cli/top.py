@@ -20,7 +20,7 @@ from mqtool.cli.management import ManagementUrl, management_of
 from mqtool.cli.options import Broker, configure_output, takes_groups, time_limit
 from mqtool.diagnosis import COLUMNS, forgets_to_acknowledge, has_no_consumer
 from mqtool.errors import Unavailable, UsageError
-from mqtool.listing import Row
+from mqtool.listing import Row, counted
 from mqtool.management import Management
 from mqtool.management_views import Json, QueueView
 
@@ -207,8 +207,8 @@ def _totals(management: Management) -> str:
     told = management.get("overview", columns="object_totals,queue_totals,message_stats")
     objects, queued, stats = (told.get(name) or {} for name in ("object_totals", "queue_totals", "message_stats"))
     return (
-        f"{objects.get('queues', 0):,} queues, {queued.get('messages_ready', 0):,} ready, "
-        f"{queued.get('messages_unacknowledged', 0):,} unacked, {objects.get('consumers', 0):,} consumers, "
-        f"{objects.get('connections', 0):,} connections; "
+        f"{counted(objects.get('queues', 0), 'queue')}, {queued.get('messages_ready', 0):,} ready, "
+        f"{queued.get('messages_unacknowledged', 0):,} unacked, "
+        f"{counted(objects.get('consumers', 0), 'consumer')}, {counted(objects.get('connections', 0), 'connection')}; "
         f"{_rate(stats, 'publish'):,.0f} in/s, {_rate(stats, 'deliver_get'):,.0f} out/s"
     )
