@@ -1,6 +1,5 @@
 """Queues, exchanges, bindings, users, permissions, virtual hosts: made, changed and deleted."""
 
-import subprocess
 import uuid
 from collections.abc import Iterator
 
@@ -8,6 +7,7 @@ import pytest
 
 from tests.brokers import TestBroker
 from tests.cli.shell import Result, Shell
+from tests.cli.terminal import on_terminal
 from tests.cli.test_exec import depth
 
 SECRET = "s3cret-of-ann"
@@ -196,36 +196,14 @@ def test_passwords_are_never_seen(admin: Shell, ann: str) -> None:
 
 def test_a_password_is_asked_for_twice_on_a_terminal(admin: Shell, ann: str) -> None:
     """And is not shown as it is typed."""
-    typed = admin.run("python3", "-c", _TYPE, "mqtool", "user", "password", ann).stdout
+    keys = ["typed-secret\n"] * 2
+    typed = on_terminal(admin, "mqtool", "user", "password", ann, keys=keys, cue=": ").stdout
     assert "Password of" in typed
     assert "changed the password" in typed
     assert "typed-secret" not in typed
     (admin.directory / "secret").write_text("typed-secret")
     admin.run("mqtool", "permission", "set", ann, "--read", "")
     assert admin.run("mqtool", "wait", "--user", ann, "--password-file", "secret").code == 0
-
-
-#: Runs a command on a terminal of its own, and types when it is asked.
-_TYPE = """
-import os, pty, sys
-child, terminal = pty.fork()
-if not child:
-    os.execvp(sys.argv[1], sys.argv[1:])
-seen = b""
-answered = 0
-while True:
-    try:
-        data = os.read(terminal, 4096)
-    except OSError:
-        break
-    if not data:
-        break
-    seen += data
-    if seen.count(b": ") > answered:
-        answered += 1
-        os.write(terminal, b"typed-secret\\n")
-sys.stdout.write(seen.decode())
-"""
 
 
 def test_a_vhost(admin: Shell, broker: TestBroker) -> None:
@@ -271,10 +249,7 @@ def _free_port() -> int:
 def test_nothing_is_destroyed_when_the_answer_is_no(admin: Shell, broker: TestBroker) -> None:
     """On a terminal it asks; anything but yes leaves all as it was."""
     admin.run("mqtool", "send", "-q", "jobs", "x")
-    asked = subprocess.run(
-        ["python3", "-c", _TYPE.replace("typed-secret", "n"), "mqtool", "queue", "delete", "jobs"],
-        env=admin.environment, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+    asked = on_terminal(admin, "mqtool", "queue", "delete", "jobs", keys=["n\n"], cue="[y/N]").stdout
     assert "delete queue 'jobs' with 1 message? [y/N]" in asked
     assert "nothing was done" in asked
     assert depth(broker, "jobs") == 1

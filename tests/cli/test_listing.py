@@ -1,6 +1,7 @@
 """mqtool list: what rabbitmqctl tells, from where the reader is."""
 
 import json
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from mqtool.listing import LISTINGS
 from mqtool.topology import Queue
 from tests.brokers import TestBroker
 from tests.cli.shell import Running, Shell, wait_until
+from tests.cli.terminal import on_terminal
 
 KINDS = list(LISTINGS)
 NOWHERE = ("--management", "http://127.0.0.1:1")
@@ -139,8 +141,25 @@ def test_more_queues_than_a_page(
         "q1097", "q1087",
     ]  # fmt: skip
     assert len(listing("bindings", "routing_key")) == 1_100
+    lines = on_terminal(shell, "mqtool", "list", "queues", "name", "durable", "--no-color").stdout.splitlines()
+    assert lines[0] == "name   durable"
+    assert sorted(lines[1:]) == [f"q{number:04}  false" for number in range(1_100)]
     # The reader leaves: no traceback, and 141 as in any other pipe.
     assert shell.script("mqtool list queues | head -n 1; echo ${PIPESTATUS[0]}").stdout.splitlines()[1:] == ["141"]
+
+
+def test_a_table_on_a_terminal(shell: Shell, listing: object) -> None:
+    """Nothing in a name is markup, or reaches the terminal's controls; headers break where the terminal is narrow."""
+    names = ["[/red]", "a\x1b[31mb", "q" * 60]
+    for name in names:
+        shell.run("mqtool", "queue", "declare", name, "--queue-type", "classic")
+    shown = on_terminal(shell, "mqtool", "list", "queues", "--sort", "name").stdout
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines()
+    assert [line.split()[0] for line in lines[2:4]] == ["[/red]", r"a\x1b[31mb"]
+    assert lines[1].split() == ["name", "type", "ready", "unacknowledged", "consumers"]
+    assert "\x1b[31m" not in shown
+    assert max(map(len, lines)) <= 80
+    assert shown.count("q") == 60, "what is too long for a line goes on below, whole"
 
 
 def test_a_wrong_column_names_the_nearest(shell: Shell, listing: object) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from tests.brokers import TestBroker
 from tests.cli.shell import Shell, wait_until
+from tests.cli.terminal import on_terminal
 
 
 @pytest.fixture
@@ -89,32 +90,8 @@ def test_top_on_a_terminal_sorts_by_keys_and_ends_with_q(watcher: Shell) -> None
     """Arrow keys and others do no harm; the terminal is left as it was."""
     watcher.run("mqtool", "send", "-q", "few", "x")
     keys = ["u", "n", "\x1b[A", "x", "q"]
-    played = watcher.run("python3", "-c", _PLAY, json.dumps(keys), "mqtool", "top", "--interval", "100ms")
+    played = on_terminal(watcher, "mqtool", "top", "--interval", "100ms", keys=keys, cue="sorted by")
     assert played.code == 0, played.stdout
     for order in ("sorted by ready ↓", "sorted by unacked ↓", "sorted by name ↑"):
         assert order in played.stdout
     assert "\x1b[?1049l" in played.stdout, "the alternate screen is left"
-
-
-#: Runs a command on a terminal of 80 columns, and presses a key each time that the picture is drawn anew.
-_PLAY = """
-import fcntl, json, os, pty, struct, sys, termios
-child, terminal = pty.fork()
-if not child:
-    os.environ["TERM"] = "xterm"
-    fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    os.execvp(sys.argv[2], sys.argv[2:])
-keys, seen = json.loads(sys.argv[1]), b""
-while True:
-    try:
-        data = os.read(terminal, 65536)
-    except OSError:
-        break
-    if not data:
-        break
-    seen += data
-    if b"sorted by" in data and keys:
-        os.write(terminal, keys.pop(0).encode())
-sys.stdout.write(seen.decode())
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
