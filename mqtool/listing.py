@@ -7,7 +7,7 @@ import difflib
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mqtool import management
@@ -101,6 +101,17 @@ def _plugins(api: Management, _vhost: str | None, _columns: Sequence[str]) -> It
                 "running": name in applications,
                 "node": node.get("name"),
             }
+
+
+def queues_named(names: Iterable[str]) -> Listing:
+    """QUEUES, of which the broker gives those with one of these names only."""
+    pattern = f"^({'|'.join(map(re.escape, sorted(names)))})$"
+    return replace(
+        QUEUES,
+        source=lambda api, vhost, columns: management.queues(
+            api, vhost, sorted({*columns, "name"}), name=pattern, use_regex="true"
+        ),
+    )
 
 
 # fmt: off

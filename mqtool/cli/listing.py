@@ -27,6 +27,7 @@ from mqtool.listing import (
     Row,
     in_order,
     parse_condition,
+    queues_named,
 )
 from mqtool.topology import Exchange
 
@@ -89,7 +90,7 @@ class View:
         broker: Broker,
         only: Sequence[str] | None = None,
     ) -> None:
-        self._listing = listing
+        self._listing = queues_named(only) if only and listing is QUEUES else listing
         self._choosing = choosing
         self._broker = broker
         self._only = frozenset(only or ())
@@ -117,6 +118,7 @@ class View:
 
     def _told(self) -> Iterator[Row]:
         """What the management API tells; where there is none, what AMQP does."""
+        self._without_api = None
         try:
             api = management_of(self._broker, self._choosing.management)
             rows = self._listing.rows(api, self._vhost, self._fetched)
@@ -145,7 +147,7 @@ class View:
             self._tell_what_is_missing(self._without_api)
 
     def _tell_what_is_missing(self, why: Unavailable) -> None:
-        what = "ready messages and consumers" if self._listing is QUEUES else "whether they are there"
+        what = "ready messages and consumers" if self._listing.things == QUEUES.things else "whether they are there"
         if self._only:
             output.notice(f"{why}; without it AMQP tells no more than {what}")
             return
@@ -160,7 +162,7 @@ class View:
 def _usual(broker: Broker, listing: Listing) -> list[str]:
     """The names that the tutorials' queues, or exchanges, have."""
     names = broker.names
-    if listing is QUEUES:
+    if listing.things == QUEUES.things:
         return [each.name for each in (names.hello, names.task_queue, names.rpc_queue)]
     return [each.name for each in (names.fanout, names.direct, names.topic, names.headers)]
 
@@ -173,13 +175,13 @@ def _by_amqp(
     Raises:
         Unavailable: it tells nothing of the like; or there is no broker either.
     """
-    if listing not in (QUEUES, EXCHANGES):
+    if listing.things not in (QUEUES.things, EXCHANGES.things):
         raise Unavailable(f"{missing}; AMQP alone cannot list {listing.things}", missing.hint) from missing
     with broker.channel() as channel:
         for name in sorted(only) or _usual(broker, listing):
             row: Row = dict.fromkeys(columns)
             try:
-                if listing is QUEUES:
+                if listing.things == QUEUES.things:
                     depth = administration.depth(channel, name)
                     row |= {"messages_ready": depth.ready, "consumers": depth.consumers}
                 elif not administration.exists(channel, Exchange(name)):

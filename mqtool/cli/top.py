@@ -6,7 +6,7 @@ import termios
 import threading
 import time
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -20,7 +20,7 @@ from mqtool.cli.management import ManagementUrl, management_of
 from mqtool.cli.options import Broker, configure_output, takes_groups, time_limit
 from mqtool.diagnosis import COLUMNS, forgets_to_acknowledge, has_no_consumer
 from mqtool.errors import Unavailable, UsageError
-from mqtool.listing import Row
+from mqtool.listing import Row, counted
 from mqtool.management import Management
 from mqtool.management_views import Json, QueueView
 
@@ -35,11 +35,11 @@ _ORDERS = {
     "r": ("ready", "messages_ready"),
     "u": ("unacked", "messages_unacknowledged"),
     "c": ("consumers", "consumers"),
-    "p": ("publish/s", "message_stats.publish_details.rate"),
-    "d": ("deliver/s", "message_stats.deliver_get_details.rate"),
+    "i": ("in/s", "message_stats.publish_details.rate"),
+    "o": ("out/s", "message_stats.deliver_get_details.rate"),
     "a": ("ack/s", "message_stats.ack_details.rate"),
 }
-_SHOWN = ("name", "ready", "unacked", "consumers", "publish/s", "deliver/s", "ack/s", "look out")
+_SHOWN = ("name", "ready", "unacked", "consumers", "in/s", "out/s", "ack/s", "look out")
 _QUIT = ("q", "\x1b", "\x04")
 #: Lines that are not queues.
 _FRAME = 6
@@ -52,16 +52,24 @@ class Screen:
     """What is shown.
 
     Attributes:
+        find: the management API; again after it was lost, as a broker that comes back may have it elsewhere.
         order: a key of _ORDERS.
         descending: the greatest first.
         looks: the latest ones, by vhost and queue.
     """
 
-    api: Management
+    find: Callable[[], Management]
     vhost: str | None
     order: str = "r"
     descending: bool = True
     looks: list[dict[tuple[str, str], QueueView]] = field(default_factory=list)
+    found: Management | None = None
+
+    @property
+    def api(self) -> Management:
+        """The management API."""
+        self.found = self.found or self.find()
+        return self.found
 
     def press(self, key: str) -> None:
         """Sort by what a key stands for; a second time the other way round."""
@@ -83,15 +91,15 @@ class Screen:
         if has_no_consumer(queue):
             warning = "no consumer"
         elif forgets_to_acknowledge(queue, earlier):
-            warning = "no acks: forgotten?"
+            warning = "no acks?"
         stats = queue.get("message_stats") or {}
         return {
             "name": queue["name"] if self.vhost is not None else f"{queue['vhost']} {queue['name']}",
             "ready": queue.get("messages_ready"),
             "unacked": queue.get("messages_unacknowledged"),
             "consumers": queue.get("consumers"),
-            "publish/s": _rate(stats, "publish"),
-            "deliver/s": _rate(stats, "deliver_get"),
+            "in/s": _rate(stats, "publish"),
+            "out/s": _rate(stats, "deliver_get"),
             "ack/s": _rate(stats, "ack"),
             "look out": warning,
         }
@@ -105,9 +113,9 @@ def _rate(stats: Json, name: str) -> float:
 @takes_groups
 def top(
     broker: Broker,
-    sort: Annotated[
-        str, typer.Option(metavar="COLUMN", help="name, ready, unacked, consumers, publish, deliver or ack.")
-    ] = ("ready"),
+    sort: Annotated[str, typer.Option(metavar="COLUMN", help="name, ready, unacked, consumers, in, out or ack.")] = (
+        "ready"
+    ),
     interval: Annotated[
         float,
         typer.Option(parser=time_limit, metavar="DURATION", help="Look anew, so far apart.", show_default="1s"),
@@ -119,7 +127,8 @@ def top(
     """Watch queues, rates, consumers and what is unacknowledged; keys sort, q ends."""
     configure_output(broker)
     address = broker.addresses()[0]
-    screen = Screen(management_of(broker, management), None if all_vhosts else address.virtual_host, order=_key(sort))
+    vhost = None if all_vhosts else address.virtual_host
+    screen = Screen(lambda: management_of(broker, management), vhost, order=_key(sort))
     screen.descending = screen.order != "n"
     if once or not (output.is_terminal(0) and output.is_terminal(1)):
         rows = [screen.row(queue) for queue in screen.queues(api.PAGE_SIZE)]
@@ -133,7 +142,7 @@ def _key(sort: str) -> str:
     for key, (column, _) in _ORDERS.items():
         if sort in (column, column.partition("/")[0]):
             return key
-    raise UsageError(f"top cannot sort by {sort!r}", "by name, ready, unacked, consumers, publish, deliver or ack")
+    raise UsageError(f"top cannot sort by {sort!r}", "by name, ready, unacked, consumers, in, out or ack")
 
 
 def _live(screen: Screen, where: str, interval: float) -> None:
@@ -178,9 +187,9 @@ def _picture(screen: Screen, where: str, height: int) -> "Group":
     try:
         rows = [screen.row(queue) for queue in screen.queues(min(room, api.PAGE_SIZE))]
         totals = _totals(screen.api)
-        body = tables.table(rows, _SHOWN, warning="look out") if rows else Text("no queues")
+        body = tables.table(rows, _SHOWN, warning="look out", folded=False) if rows else Text("no queues")
     except Unavailable as gone:  # it may come back, and who watches wants to see that
-        totals, body = "", Text(str(gone), style="red")
+        totals, body, screen.found = "", Text(str(gone), style="red"), None
     keys = "  ".join(f"{key} {column.partition('/')[0]}" for key, (column, _) in _ORDERS.items())
     arrow = "↓" if screen.descending else "↑"
     sorted_by = f"sorted by {_ORDERS[screen.order][0]} {arrow}"
@@ -198,8 +207,8 @@ def _totals(management: Management) -> str:
     told = management.get("overview", columns="object_totals,queue_totals,message_stats")
     objects, queued, stats = (told.get(name) or {} for name in ("object_totals", "queue_totals", "message_stats"))
     return (
-        f"{objects.get('queues', 0):,} queues, {queued.get('messages_ready', 0):,} ready, "
-        f"{queued.get('messages_unacknowledged', 0):,} unacked, {objects.get('consumers', 0):,} consumers, "
-        f"{objects.get('connections', 0):,} connections; "
+        f"{counted(objects.get('queues', 0), 'queue')}, {queued.get('messages_ready', 0):,} ready, "
+        f"{queued.get('messages_unacknowledged', 0):,} unacked, "
+        f"{counted(objects.get('consumers', 0), 'consumer')}, {counted(objects.get('connections', 0), 'connection')}; "
         f"{_rate(stats, 'publish'):,.0f} in/s, {_rate(stats, 'deliver_get'):,.0f} out/s"
     )

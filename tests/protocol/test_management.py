@@ -4,6 +4,7 @@ import re
 import socket
 import time
 import uuid
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -170,3 +171,76 @@ def test_a_virtual_host_is_deleted_while_somebody_is_only_connecting(api: Api, a
         assert connecting.recv(1), "connection.start"
         assert api("PUT", "vhosts/short-lived")[0] == 201
         assert api("DELETE", "vhosts/short-lived")[0] == 204
+
+
+@pytest.fixture
+def ann(api: Api, vhost: str) -> Iterator[str]:
+    """A user with the tag management, who may configure what starts with `ann-`."""
+    name = f"ann-{uuid.uuid4().hex[:8]}"
+    api("PUT", f"users/{name}", {"password": "secret", "tags": "management"})
+    yield name
+    api("DELETE", f"users/{name}")
+
+
+def test_who_may_do_what(api: Api, vhost: str, ann: str) -> None:
+    """The tag lets in; permissions say what may be changed in a vhost, as with AMQP."""
+
+    def as_ann(method: str, path: str, body: object = None) -> int:
+        return int(api(method, path, body, user=ann, password="secret")[0])
+
+    assert as_ann("GET", "whoami") == 200
+    assert [as_ann("GET", path) for path in ("users", "permissions", "nodes", f"queues/{vhost}")] == [401] * 4
+    api("PUT", f"permissions/{vhost}/{ann}", {"configure": "^ann-", "write": "^ann-", "read": ""})
+    assert as_ann("GET", f"queues/{vhost}") == 200
+    assert as_ann("GET", f"vhosts/{vhost}/permissions") == 401
+    assert as_ann("PUT", f"queues/{vhost}/ann-q", {"durable": True}) == 201
+    assert as_ann("PUT", f"queues/{vhost}/q", {"durable": True}) == 401
+    assert as_ann("PUT", f"exchanges/{vhost}/x", {"type": "fanout"}) == 401
+    assert as_ann("POST", f"bindings/{vhost}/e/amq.fanout/q/ann-q", {}) == 401, "not without reading from the exchange"
+    assert as_ann("DELETE", f"queues/{vhost}/ann-q/contents") == 401
+    assert as_ann("PUT", f"vhosts/{ann}", {}) == 401
+    assert as_ann("DELETE", f"queues/{vhost}/ann-q") == 204
+
+
+def test_a_vhost_has_a_description_and_lets_its_maker_in(api: Api) -> None:
+    """So that whoever made it can use it at once."""
+    name = f"made-{uuid.uuid4().hex[:8]}"
+    assert api("PUT", f"vhosts/{name}", {"description": "to try"})[0] == 201
+    assert api("GET", f"vhosts/{name}")[1]["description"] == "to try"
+    permissions = api("GET", f"vhosts/{name}/permissions")[1]
+    assert permissions == [{"user": "guest", "vhost": name, "configure": ".*", "write": ".*", "read": ".*"}]
+    assert api("DELETE", f"vhosts/{name}")[0] == 204
+
+
+def test_pages_are_sorted(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
+    """By name, or by what is asked for, such as a count."""
+    for number, name in enumerate("cab"):
+        channel.queue_declare(name)
+        for _ in range(number):
+            channel.basic_publish("", name, b"")
+    by_name = api("GET", f"queues/{vhost}?page=1&columns=name")[1]["items"]
+    assert by_name == [{"name": "a"}, {"name": "b"}, {"name": "c"}]
+    eventually(api, f"queues/{vhost}/b", messages_ready=2)
+    eventually(api, f"queues/{vhost}/a", messages_ready=1)
+    eventually(api, f"queues/{vhost}/c", messages_ready=0)
+    sort = "page=1&page_size=2&sort=messages_ready&sort_reverse=true&columns=name"
+    assert api("GET", f"queues/{vhost}?{sort}")[1]["items"] == [{"name": "b"}, {"name": "a"}]
+
+
+def test_rates(api: Api, vhost: str, channel: BlockingChannel) -> None:
+    """Counters have them, although nobody has looked before."""
+    channel.queue_declare("q")
+    deadline = time.monotonic() + 30
+    while True:
+        channel.basic_publish("", "q", b"")
+        stats = api("GET", f"queues/{vhost}/q")[1].get("message_stats", {})
+        if stats.get("publish_details", {}).get("rate"):
+            break
+        assert time.monotonic() < deadline, stats
+    assert stats["publish"] > 0
+
+
+def test_where_the_broker_listens(api: Api, amqp_url: str) -> None:
+    """By which a tool can tell whose API this is."""
+    ports = [listener["port"] for listener in api("GET", "overview")[1]["listeners"]]
+    assert urlsplit(amqp_url).port in ports

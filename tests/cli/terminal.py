@@ -1,0 +1,42 @@
+"""A terminal of its own for a command, of 80 columns and 24 lines, with somebody who types."""
+
+import json
+import sys
+from collections.abc import Sequence
+
+from tests.cli.shell import Result, Shell
+
+_PLAY = """
+import fcntl, json, os, pty, struct, sys, termios
+keys, cue = json.loads(sys.argv[1]), sys.argv[2].encode()
+child, terminal = pty.fork()
+if not child:
+    os.environ["TERM"] = "xterm"
+    del os.environ["COLUMNS"]
+    fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    os.execvp(sys.argv[3], sys.argv[3:])
+seen, answered = b"", 0
+while True:
+    try:
+        data = os.read(terminal, 65536)
+    except OSError:
+        break
+    if not data:
+        break
+    seen += data
+    if keys and seen.count(cue) > answered:
+        answered = seen.count(cue)
+        os.write(terminal, keys.pop(0).encode())
+sys.stdout.buffer.write(seen)
+sys.stdout.flush()
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def on_terminal(shell: Shell, *command: str, keys: Sequence[str] = (), cue: str = "") -> Result:
+    """Run a command to its end; what it prints there, stdout and stderr alike, is the result's stdout.
+
+    Args:
+        keys: are typed one by one, each when the cue has appeared once more.
+    """
+    return shell.run(sys.executable, "-c", _PLAY, json.dumps(list(keys)), cue, *command)
