@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,7 +84,10 @@ def read(api: Management, vhost: str) -> Definitions:
     Raises:
         Unavailable, NotFound, AccessRefused: the API cannot tell.
     """
-    return Definitions.of(exchanges(api, vhost), _queues(api, vhost), bindings(api, vhost))
+    with ThreadPoolExecutor(1) as pool:  # the broker has more than one core, and takes its time for either
+        queues = pool.submit(lambda: list(_queues(api.another(), vhost)))
+        found = exchanges(api, vhost), list(bindings(api, vhost))
+        return Definitions.of(found[0], queues.result(), found[1])
 
 
 def exchanges(api: Management, vhost: str) -> list[Exchange]:
