@@ -58,7 +58,7 @@ def measure(title: str, *command: str) -> float:
 
 
 def main() -> None:
-    api = management_of(Broker(url=URL), patience=120)
+    api = management_of(Broker(url=URL))
     for queues, bindings in ((50, 200), (QUEUES, BINDINGS)):
         with a_vhost(api, "mqtool-benchmark") as url:
             started = time.perf_counter()

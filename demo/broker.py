@@ -3,20 +3,17 @@
 import os
 import subprocess
 from collections.abc import Collection, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any
 
 from demo import interruption
 from demo.failure import Failed
 from demo.stage import Stage, environment
-from mqtool.amqp import Address, Connection, parse_addresses
+from mqtool.amqp import Address, Connection, administration, parse_addresses
 from mqtool.broker import state
-from mqtool.errors import ExitCode
+from mqtool.errors import ExitCode, MqtoolError
 
 #: Seconds that a node may take to stop, if we are interrupted while it starts.
 _STOP_PATIENCE = 40.0
-_ANSWER_PATIENCE = 30.0
 
 
 @contextmanager
@@ -81,42 +78,15 @@ def remove(queues: Collection[str], exchanges: Collection[str]) -> None:
     """Delete queues and exchanges, with the messages in them; those that are not there are none to delete.
 
     Raises:
-        Failed: the broker refuses, or does not answer.
-        MqtoolError: there is no way to the broker.
+        Failed: the broker refuses, or there is no way to it.
     """
-    unanswered = len(queues) + len(exchanges)
-    if not unanswered:
-        return
-    done: Future[None] = Future()
-
-    def answered(_frame: Any) -> None:
-        nonlocal unanswered
-        unanswered -= 1
-        if not unanswered:
-            done.set_result(None)
-
-    def closed(_channel: Any, reason: Exception) -> None:
-        if not done.done():
-            done.set_exception(reason)
-
-    def delete(channel: Any) -> None:
-        channel.add_on_close_callback(closed)
-        for queue in queues:
-            channel.queue_delete(queue, callback=answered)
-        for exchange in exchanges:
-            channel.exchange_delete(exchange, callback=answered)
-
-    names = ", ".join([*queues, *exchanges])
-    with Connection(_addresses(), name="mqtool demo") as connection:
-        # mqtool has no command yet that deletes. On the I/O thread, where alone pika may be called.
-        connection.run(lambda: (connection.open_pika_channel(delete), None)[1])
-        try:
-            done.result(_ANSWER_PATIENCE)
-        except Exception as error:
-            raise Failed(
-                f"cannot remove {names} of an earlier demonstration: {error or type(error).__name__}"
-            ) from error
-
-
-def ignore(_: object) -> None:
-    """For a callback that shall return nothing."""
+    try:
+        with Connection(_addresses(), name="mqtool demo") as connection:
+            channel = connection.channel()
+            for queue in queues:
+                administration.delete_queue(channel, queue)
+            for exchange in exchanges:
+                administration.delete_exchange(channel, exchange)
+    except MqtoolError as error:
+        names = ", ".join([*queues, *exchanges])
+        raise Failed(f"cannot remove {names} of an earlier demonstration: {error}") from error

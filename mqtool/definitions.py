@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mqtool import management
+from mqtool.errors import NotFound
 from mqtool.management import Management
 from mqtool.management_views import Json
 from mqtool.topology import DEFAULT_EXCHANGE, Exchange, Queue
@@ -92,7 +93,12 @@ def read(api: Management, vhost: str) -> Definitions:
 
 def exchanges(api: Management, vhost: str) -> list[Exchange]:
     """The exchanges, with what policies add to their arguments. Raises as read() does."""
-    views = list(management.exchanges(api, vhost, _EXCHANGE_COLUMNS))
+    try:
+        views = list(management.exchanges(api, vhost, _EXCHANGE_COLUMNS))
+    except NotFound as error:
+        raise NotFound(
+            f"there is no virtual host {vhost!r}", "'mqtool list vhosts' shows those that there are"
+        ) from error
     policies: dict[str, Json] = {}
     if any(view.get("policy") for view in views):  # only the policy's name is told
         policies = {policy["name"]: policy.get("definition") or {} for policy in management.policies(api, vhost)}

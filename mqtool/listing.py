@@ -80,7 +80,7 @@ def _rate(name: str) -> str:
 
 
 def _users(api: Management, _vhost: str | None, _columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-    for user in management.users(api):
+    for user in sorted(management.users(api), key=lambda user: user["name"]):
         tags = user.get("tags", [])  # before 3.9 they are a text with commas
         yield {**user, "tags": [tag for tag in tags.split(",") if tag] if isinstance(tags, str) else tags}
 
@@ -152,7 +152,7 @@ CONSUMERS = Listing(
         **_same("consumer_tag", "ack_required", "prefetch_count", "exclusive", "active", "activity_status",
                 "arguments"),
     },
-    ("queue_name", "connection", "consumer_tag", "ack_required", "prefetch_count", "activity_status"),
+    ("queue_name", "consumer_tag", "user", "ack_required", "prefetch_count", "activity_status"),
     management.consumers,
 )
 CONNECTIONS = Listing(
@@ -182,7 +182,7 @@ CHANNELS = Listing(
         "publish_rate": _rate("publish"),
         "deliver_rate": _rate("deliver_get"),
     },
-    ("name", "user", "vhost", "consumer_count", "prefetch_count", "messages_unacknowledged", "messages_unconfirmed"),
+    ("name", "user", "consumer_count", "prefetch_count", "messages_unacknowledged"),
     management.channels,
     of_vhost=False,
 )
@@ -191,7 +191,7 @@ VHOSTS = Listing(
     _same("name", "description", "tags", "tracing", "cluster_state", "default_queue_type", "messages",
           "messages_ready", "messages_unacknowledged"),
     ("name", "description", "messages_ready", "messages_unacknowledged"),
-    lambda api, _vhost, columns: management.vhosts(api, columns),
+    lambda api, _vhost, columns: sorted(management.vhosts(api, {*columns, "name"}), key=lambda vhost: vhost["name"]),
     of_vhost=False,
 )
 USERS = Listing("users", {"user": "name", "tags": "tags"}, ("user", "tags"), _users, of_vhost=False)
@@ -199,7 +199,9 @@ PERMISSIONS = Listing(
     "permissions",
     _same("user", "vhost", "configure", "write", "read"),
     ("user", "configure", "write", "read"),
-    lambda api, vhost, _columns: management.permissions(api, vhost),
+    lambda api, vhost, _columns: sorted(
+        management.permissions(api, vhost), key=lambda each: (each["user"], each["vhost"])
+    ),
 )
 PLUGINS = Listing(
     "plugins",
@@ -287,6 +289,11 @@ def _rank(value: Any) -> tuple[int, float, str]:
     return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, as_text(value))
 
 
+def counted(number: int, noun: str = "message") -> str:
+    """Such as "1 message", "2,000 messages"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def as_text(value: Any) -> str:
     """A value as a table or a pipe shows it."""
     if value is None:
@@ -298,5 +305,5 @@ def as_text(value: Any) -> str:
     if isinstance(value, dict | list):
         import json
 
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")) if value else ""
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True) if value else ""
     return str(value)

@@ -6,10 +6,11 @@ columns that you need: answers get smaller by far. https://www.rabbitmq.com/docs
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NoReturn, cast
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
 from mqtool.errors import AccessRefused, DeclaredDifferently, NotFound, Unavailable, UsageError
 from mqtool.json_array import objects
@@ -31,9 +32,11 @@ from mqtool.management_views import (
 if TYPE_CHECKING:
     from requests import Response, Session
 
-_PATIENCE = 5.0
+#: Seconds, for a connection, and for an answer: with many queues a busy broker takes long to list, or to delete.
+PATIENCE = (5.0, 60.0)
 #: The most that RabbitMQ gives.
 PAGE_SIZE = 500
+_PAGES_AT_A_TIME = 2
 _CHUNK = 64 * 1024
 HOW_TO_ENABLE = (
     "enable it on the broker with 'rabbitmq-plugins enable rabbitmq_management', or name it with --management"
@@ -49,7 +52,9 @@ class Management:
         ca: the authority that signed the certificate of an https URL (a PEM file); None trusts the system's.
     """
 
-    def __init__(self, url: str, user: str, password: str, patience: float = _PATIENCE, ca: str | None = None) -> None:
+    def __init__(
+        self, url: str, user: str, password: str, patience: tuple[float, float] = PATIENCE, ca: str | None = None
+    ) -> None:
         self.url = url
         self.user = user
         self._password = password
@@ -90,7 +95,9 @@ class Management:
         """Delete something. Raises as get() does."""
         self._request("DELETE", path)
 
-    def pages(self, path: str, columns: Sequence[str] = (), **query: str) -> Iterator[Json]:
+    def pages(
+        self, path: str, columns: Sequence[str] = (), *, page_size: int = PAGE_SIZE, **query: str
+    ) -> Iterator[Json]:
         """The items of a list that the API gives in pages: queues, exchanges, connections, channels.
 
         Args:
@@ -99,22 +106,19 @@ class Management:
 
         Raises: as get() does.
         """
-        page = pages = 1
-        while page <= pages:
-            numbers = {"page": str(page), "page_size": str(PAGE_SIZE)}
-            try:
-                answer = self.get(path, **numbers, **_columns(columns), **query)
-            except UsageError:
-                if page == 1:
-                    raise
-                return  # what was on the last page is gone meanwhile
-            if isinstance(answer, list):  # a broker that has no pages for this gives all at once
-                yield from answer
-                return
-            yield from answer["items"]
-            pages, page = answer["page_count"], page + 1
 
-    def items(self, path: str, columns: Sequence[str] = (), **query: str) -> Iterator[Json]:
+        def page(number: int) -> Json:
+            numbers = {"page": str(number), "page_size": str(page_size)}
+            answer: Any = self.get(path, **numbers, **_columns(columns), **query)
+            # A broker that has no pages for this gives all at once.
+            return answer if isinstance(answer, dict) else {"items": answer, "page_count": 1}
+
+        first = page(1)
+        yield from first["items"]
+        if first["page_count"] > 1:
+            yield from _later_pages(page, first["page_count"])
+
+    def items(self, path: str, columns: Collection[str] = (), **query: str) -> Iterator[Json]:
         """The items of a list that the API gives as a whole, each decoded as it comes in. Raises as get() does."""
         import requests
 
@@ -177,9 +181,11 @@ class Management:
             case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
                 raise _access_refused(self.url, self.user, reason)
             case HTTPStatus.NOT_FOUND if "application/json" in answer.headers.get("content-type", ""):
-                raise NotFound(f"the management API at {self.url} has no {_shown(answer)}")
+                raise NotFound(f"the broker has no {_missing(answer.url)}")
             case HTTPStatus.BAD_REQUEST if "inequivalent" in reason:
                 raise DeclaredDifferently(f"the broker has it, but declared differently: {reason}")
+            case HTTPStatus.BAD_REQUEST if "invalid_regexp" in reason or "regular expression" in reason:
+                raise UsageError("one of the patterns is no regular expression", "'.*' is one that matches everything")
             case HTTPStatus.BAD_REQUEST:
                 raise UsageError(f"the broker refuses: {reason}")
             case HTTPStatus.NOT_FOUND | HTTPStatus.METHOD_NOT_ALLOWED:
@@ -205,7 +211,29 @@ def exchange_path(vhost: str, exchange: str, *more: str) -> str:
     return path("exchanges", vhost, exchange or "amq.default", *more)
 
 
-def _columns(columns: Sequence[str]) -> dict[str, str]:
+def _later_pages(page: Callable[[int], Json], count: int) -> Iterator[Json]:
+    """The items of all pages but the first. Two are on their way at a time: the broker sorts anew for each."""
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    threads = ThreadPoolExecutor(_PAGES_AT_A_TIME)
+    coming: deque[Future[Json]] = deque()
+    number = 2
+    try:
+        while coming or number <= count:
+            while number <= count and len(coming) < _PAGES_AT_A_TIME:
+                coming.append(threads.submit(page, number))
+                number += 1
+            try:
+                answer = coming.popleft().result()
+            except UsageError:  # "page out of range": what was on the last page is gone meanwhile
+                return
+            yield from answer["items"]
+            count = answer["page_count"]
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _columns(columns: Collection[str]) -> dict[str, str]:
     return {"columns": ",".join(columns)} if columns else {}
 
 
@@ -230,11 +258,19 @@ def _said(answer: "Response") -> str:
         return str(answer.reason)
 
 
-def _shown(answer: "Response") -> str:
-    from urllib.parse import unquote, urlsplit
-
-    parts = urlsplit(answer.url).path.partition("/api/")[2].split("/")
-    return " ".join([parts[0], *(repr(unquote(part)) for part in parts[1:])])
+def _missing(url: str) -> str:
+    """What a path names, as words."""
+    kind, *names = (unquote(part) for part in urlsplit(url).path.partition("/api/")[2].split("/"))
+    match kind, names:
+        case "vhosts", [vhost, *_]:
+            return f"vhost {vhost!r}"
+        case "queues" | "exchanges" | "bindings" | "consumers" | "policies", [vhost]:
+            return f"vhost {vhost!r}"
+        case "queues" | "exchanges", [vhost, name, *_]:
+            return f"{kind[:-1]} {name!r} in vhost {vhost!r}, or no such vhost"
+        case "users", [name, *_]:
+            return f"user {name!r}"
+    return " ".join([kind, *map(repr, names)])
 
 
 def _access_refused(url: str, user: str, reason: str) -> AccessRefused:
@@ -244,22 +280,27 @@ def _access_refused(url: str, user: str, reason: str) -> AccessRefused:
             f"{where} does not let user {user!r} in",
             "it asks for the tag 'management': mqtool user tags USER management",
         )
-    if "administrator" in reason or "User not authorised" in reason:
-        return AccessRefused(f"{where} does not let user {user!r} do this", "it asks for a user with more rights")
-    return AccessRefused(f"{where} does not know user {user!r} with this password")
+    for sign, tag in (("administrator", "administrator"), ("monitor", "monitoring")):
+        if sign in reason:
+            return AccessRefused(f"{where} does not let user {user!r} do this", f"it asks for the tag {tag!r}")
+    if "Login failed" in reason:
+        return AccessRefused(f"{where} does not know user {user!r} with this password")
+    return AccessRefused(f"{where} does not let user {user!r} do this: {reason}")
 
 
 # What there is. vhost: that one; None for all that the user may see. Each raises as Management.get does.
 
 
-def queues(api: Management, vhost: str | None, columns: Sequence[str] = (), **query: str) -> Iterator[QueueView]:
+def queues(
+    api: Management, vhost: str | None, columns: Sequence[str] = (), *, page_size: int = PAGE_SIZE, **query: str
+) -> Iterator[QueueView]:
     """Queues. Their counts come from statistics, which are up to five seconds old."""
-    return cast("Iterator[QueueView]", api.pages(_in("queues", vhost), columns, **query))
+    return cast("Iterator[QueueView]", api.pages(_in("queues", vhost), columns, page_size=page_size, **query))
 
 
-def exchanges(api: Management, vhost: str | None, columns: Sequence[str] = (), **query: str) -> Iterator[ExchangeView]:
+def exchanges(api: Management, vhost: str | None, columns: Sequence[str] = ()) -> Iterator[ExchangeView]:
     """Exchanges, with those that each vhost has from the start."""
-    return cast("Iterator[ExchangeView]", api.pages(_in("exchanges", vhost), columns, **query))
+    return cast("Iterator[ExchangeView]", api.pages(_in("exchanges", vhost), columns))
 
 
 def bindings(api: Management, vhost: str | None, columns: Sequence[str] = ()) -> Iterator[BindingView]:
@@ -278,21 +319,19 @@ def consumers(api: Management, vhost: str | None, columns: Sequence[str] = ()) -
     return cast("Iterator[ConsumerView]", api.items(_in("consumers", vhost), columns))
 
 
-def connections(
-    api: Management, vhost: str | None, columns: Sequence[str] = (), **query: str
-) -> Iterator[ConnectionView]:
+def connections(api: Management, vhost: str | None, columns: Sequence[str] = ()) -> Iterator[ConnectionView]:
     """Connections."""
     where = "connections" if vhost is None else path("vhosts", vhost, "connections")
-    return cast("Iterator[ConnectionView]", api.pages(where, columns, **query))
+    return cast("Iterator[ConnectionView]", api.pages(where, columns))
 
 
-def channels(api: Management, vhost: str | None, columns: Sequence[str] = (), **query: str) -> Iterator[ChannelView]:
+def channels(api: Management, vhost: str | None, columns: Sequence[str] = ()) -> Iterator[ChannelView]:
     """Channels."""
     where = "channels" if vhost is None else path("vhosts", vhost, "channels")
-    return cast("Iterator[ChannelView]", api.pages(where, columns, **query))
+    return cast("Iterator[ChannelView]", api.pages(where, columns))
 
 
-def vhosts(api: Management, columns: Sequence[str] = ()) -> Iterator[VhostView]:
+def vhosts(api: Management, columns: Collection[str] = ()) -> Iterator[VhostView]:
     """Virtual hosts that the user may see."""
     return cast("Iterator[VhostView]", api.items("vhosts", columns))
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from pika.channel import Channel as PikaChannel
 
+from mqtool.errors import UsageError
 from mqtool.topology import Binding, Exchange, Queue
 
 #: Sends a method, and has its answer come to a callback.
@@ -16,7 +17,12 @@ def declaration(thing: Exchange | Queue, passive: bool) -> Request:
 
     Args:
         passive: only look whether it is there.
+
+    Raises:
+        UsageError: RabbitMQ would take something out of its name, and pika would wait for an answer to the full one.
     """
+    if "\n" in thing.name or "\r" in thing.name:
+        raise UsageError(f"{thing.name!r} has a line break, and no name can have one", "write it in one line")
     arguments = dict(thing.arguments)
     if isinstance(thing, Queue):
         return lambda pika, done: pika.queue_declare(

@@ -150,6 +150,8 @@ def closed_by_broker(error: BaseException) -> MqtoolError:
         return NotFound(said, "is the name spelt right? 'mqtool list queues' and 'list exchanges' show what is there")
     if code == RESOURCE_LOCKED:
         return DeclaredDifferently(said, "the queue is exclusive to another connection; use another name")
+    if "not supported by quorum queues" in text:
+        return UsageError(said, "leave it out: RabbitMQ has it for classic queues only")
     if code == PRECONDITION_FAILED:
         return _precondition_failed(said, text)
     if code == COMMAND_INVALID and "exchange type" in text:
@@ -164,6 +166,8 @@ def closed_by_broker(error: BaseException) -> MqtoolError:
 def _hint_for_refused_access(text: str) -> str:
     if "default exchange" in text:
         return "it routes to the queue that the routing key names: 'mqtool send -q NAME' publishes there"
+    if "system exchange" in text:
+        return "it is one of the broker's own"
     if "reserved" in text:
         return "names that start with 'amq.' are the broker's own; choose another"
     return "the user lacks a permission here: 'mqtool list permissions' shows what it has"

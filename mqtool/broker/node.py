@@ -55,7 +55,7 @@ def start(wanted: Wanted) -> Started:
     directory.mkdir(parents=True, exist_ok=True)
     data = wanted.data_dir or directory / "data"
     management_port, distribution_port, epmd_port = ports.free_port(), ports.free_port(), ports.free_port()
-    environment = _environment(name, directory, data, distribution_port, epmd_port)
+    env = environment(name, directory, data, distribution_port, epmd_port)
     (directory / "enabled_plugins").write_text("[rabbitmq_management].\n")
     (directory / "rabbitmq.conf").write_text(
         f"listeners.tcp.1 = {ports.HOST}:{port}\n"
@@ -67,7 +67,7 @@ def start(wanted: Wanted) -> Started:
     with (directory / "log").open("wb") as log:
         server_process = subprocess.Popen(
             [server],
-            env=environment,
+            env=env,
             cwd=directory,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -112,11 +112,14 @@ def _stop_port_mapper(port: int) -> None:
         time.sleep(0.02)
 
 
-def _environment(name: str, directory: Path, data: Path, distribution_port: int, epmd_port: int) -> dict[str, str]:
+def environment(
+    name: str, directory: Path, data: Path, distribution_port: int | None, epmd_port: int
+) -> dict[str, str]:
+    """The environment of a node, and of rabbitmqctl and rabbitmq-plugins for it, which take no distribution port."""
     ours = {
         "HOME": str(directory),
         "RABBITMQ_NODENAME": f"mqtool-{name}@localhost",
-        "RABBITMQ_DIST_PORT": str(distribution_port),
+        **({} if distribution_port is None else {"RABBITMQ_DIST_PORT": str(distribution_port)}),
         "RABBITMQ_MNESIA_BASE": str(data),
         "RABBITMQ_LOG_BASE": str(directory),
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "enabled_plugins"),

@@ -13,7 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 from mqtool.cli import output, stopping
 from mqtool.errors import ExitCode, MqtoolError
 
-_TUTORIALS, _BROKER, _FAILURES, _SEE, _SHELL = "Tutorials", "Broker", "Failures", "See", "Shell"
+_TUTORIALS, _BROKER, _FAILURES, _SEE, _MANAGE, _SHELL = "Tutorials", "Broker", "Failures", "See", "Manage", "Shell"
 
 #: Each command's module and its panel in the help. A module is imported only when its command is called: start-up time
 #: is what a person feels first.
@@ -32,10 +32,20 @@ _COMMANDS = {
     "list": ("listing", _SEE),
     "topology": ("topology", _SEE),
     "route": ("route", _SEE),
-    "completion": ("completion", _SHELL),
+    "top": ("top", _SEE),
+    "doctor": ("doctor", _SEE),
+    "queue": ("declaring", _MANAGE),
+    "exchange": ("declaring", _MANAGE),
+    "bind": ("declaring", _MANAGE),
+    "unbind": ("declaring", _MANAGE),
+    "user": ("users", _MANAGE),
+    "vhost": ("users", _MANAGE),
+    "permission": ("users", _MANAGE),
+    "plugin": ("plugins", _MANAGE),
     "dlq": ("dead_letters", _FAILURES),
     "reconcile": ("reconcile", _FAILURES),
     "drill": ("drill", _FAILURES),
+    "completion": ("completion", _SHELL),
 }
 
 

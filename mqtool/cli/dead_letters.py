@@ -13,10 +13,11 @@ import typer
 from mqtool import dead_letters, ndjson
 from mqtool.amqp import Channel
 from mqtool.cli import live_names, output, stopping
+from mqtool.cli.asking import Yes, ask
 from mqtool.cli.management import ManagementUrl, management_of
 from mqtool.cli.options import Broker, duration, takes_groups
 from mqtool.dead_letters import Choice, DeadLetter
-from mqtool.errors import MqtoolError, Unavailable, UsageError
+from mqtool.errors import Unavailable
 from mqtool.retry import dead_letter_queue
 
 app = typer.Typer()
@@ -158,7 +159,7 @@ def redrive(
         str | None,
         typer.Option(metavar="QUEUE", help="Bring them to this queue.", autocompletion=live_names.queues),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
 ) -> None:
     """Bring dead letters back to where they came from, as they were before they failed.
 
@@ -167,7 +168,7 @@ def redrive(
     source, moved = which.queue(queue), 0
     with _channel(broker) as channel:
         if which.is_all and output.is_terminal(0):  # nothing is lost by it, so a script need not say --yes
-            _ask(yes, f"bring all {channel.depth_of(source):,} messages of {source} back")
+            ask(yes, f"bring all {channel.depth_of(source):,} messages of {source} back")
         try:
             for letter in dead_letters.redrive(channel, source, which.choice(), to):
                 moved += 1
@@ -185,28 +186,14 @@ def drop(
     queue: QueueArgument,
     which: Which,
     broker: Broker,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
 ) -> None:
     """Remove dead letters for good."""
     source, dropped = which.queue(queue), 0
     with _channel(broker) as channel:
-        _ask(yes, f"drop {'all' if which.is_all else 'the chosen ones of'} {channel.depth_of(source):,} "
-                  f"messages of {source} for good")  # fmt: skip
+        ask(yes, f"drop {'all' if which.is_all else 'the chosen ones of'} {channel.depth_of(source):,} "
+                 f"messages of {source} for good",
+            "say --yes, or choose some with --id, --reason, --error or --older")  # fmt: skip
         for _ in dead_letters.drop(channel, source, which.choice()):
             dropped += 1
     output.status(f"{dropped:,} dropped from {source}")
-
-
-def _ask(yes: bool, what: str) -> None:
-    """Ask a person; a script has to say --yes for what cannot be undone.
-
-    Raises:
-        UsageError: nobody can be asked.
-        MqtoolError: the answer was no.
-    """
-    if yes:
-        return
-    if not output.is_terminal(0):
-        raise UsageError(f"this would {what}", "say --yes, or choose some with --id, --reason, --error or --older")
-    if not typer.confirm(f"{what}?", err=True):
-        raise MqtoolError("nothing was done")

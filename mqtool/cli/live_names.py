@@ -54,7 +54,7 @@ def _ask(params: dict[str, Any], kind: str, incomplete: str) -> list[str]:
         broker = Broker(**given)
         # Commands that need no management API have no option for it, but where it is the environment may tell.
         url = params.get("management") or os.environ.get(MANAGEMENT_VARIABLE)
-        api = management_of(broker, url, _PATIENCE)
+        api = management_of(broker, url, (_PATIENCE, _PATIENCE))
         if kind == "vhosts":
             return [view["name"] for view in api.get(kind, columns="name")]
         where = path(kind, broker.addresses()[0].virtual_host)

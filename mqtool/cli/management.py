@@ -7,7 +7,7 @@ import typer
 from mqtool.amqp import Address, parse_addresses
 from mqtool.cli.options import Broker
 from mqtool.errors import Unavailable, UsageError
-from mqtool.management import HOW_TO_ENABLE, Management, listens_on
+from mqtool.management import HOW_TO_ENABLE, PATIENCE, Management, listens_on
 
 _AMQP_PORT, _PORT, _TLS_PORT = 5672, 15672, 15671
 
@@ -25,11 +25,11 @@ ManagementUrl = Annotated[
 ]
 
 
-def management_of(broker: Broker, url: str | None = None, patience: float = 5.0) -> Management:
+def management_of(broker: Broker, url: str | None = None, patience: tuple[float, float] = PATIENCE) -> Management:
     """The API at that URL; else that of the broker, if mqtool started it; else port 15672 beside the broker.
 
     Args:
-        patience: seconds to wait for an answer.
+        patience: seconds to wait for a connection, and for an answer.
 
     Raises:
         UsageError: the URL is none.

@@ -48,6 +48,33 @@ def takes_groups(function: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def takes_groups_but(**changed: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """takes_groups, for a command that takes some of a group's fields otherwise, such as a name as an argument.
+
+    Args:
+        changed: the annotation of each such field; those that are arguments have to be given.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        run: Any = takes_groups(function)
+        parameters = [
+            parameter.replace(annotation=changed[name], default=_default(changed[name], parameter.default))
+            if name in changed
+            else parameter
+            for name, parameter in run.__signature__.parameters.items()
+        ]
+        run.__signature__ = inspect.Signature(parameters)
+        run.__annotations__ |= changed
+        return run  # type: ignore[no-any-return]
+
+    return decorate
+
+
+def _default(annotation: Any, otherwise: Any) -> Any:
+    is_argument = any(isinstance(each, typer.models.ArgumentInfo) for each in annotation.__metadata__)
+    return inspect.Parameter.empty if is_argument else otherwise
+
+
 def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
@@ -179,7 +206,7 @@ class Broker(NamedTuple):
         if self.vhost is not None:
             changes["virtual_host"] = self.vhost
         if self.password_file is not None:
-            changes["password"] = _password(self.password_file)
+            changes["password"] = read_password(self.password_file)
         for option, name in (("--vhost", self.vhost), ("--user", self.user)):
             if name is not None and not 0 < len(os.fsencode(name)) <= 255:
                 raise UsageError(f"the {option[2:]} has {len(os.fsencode(name))} bytes", "it may have from 1 to 255")
@@ -228,7 +255,12 @@ def configure_output(broker: Broker) -> None:
         logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s %(levelname)s %(message)s")
 
 
-def _password(path: Path) -> str:
+def read_password(path: Path) -> str:
+    """The password in a file, or on stdin for `-`.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
     try:
         text = os.read(0, 4096).decode() if str(path) == "-" else path.read_text()
     except (OSError, UnicodeDecodeError) as error:

@@ -54,14 +54,14 @@ def status(line: str) -> None:
 def notice(text: str) -> None:
     """Something a person should know, although the command goes on."""
     if not quiet:
-        _to_stderr(f"{_styled('mqtool:', '33')} {text}")
+        _to_stderr(f"{styled('mqtool:', '33')} {text}")
 
 
 def error(what: str, hint: str | None = None) -> None:
     """Why the command failed, and what to do about it."""
-    _to_stderr(f"{_styled('mqtool:', '1;31')} {what}")
+    _to_stderr(f"{styled('mqtool:', '1;31')} {what}")
     if hint:
-        _to_stderr(f"{_styled('hint:', '36')} {hint}")
+        _to_stderr(f"{styled('hint:', '36')} {hint}")
 
 
 def show(text: str) -> None:
@@ -285,8 +285,9 @@ def is_coloured(descriptor: int) -> bool:
     return is_terminal(descriptor) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def _styled(text: str, code: str) -> str:
-    return f"\x1b[{code}m{text}\x1b[0m" if is_coloured(2) else text
+def styled(text: str, code: str, descriptor: int = 2) -> str:
+    """The text in a style (of ECMA-48's SGR), if what is written there may have colours."""
+    return f"\x1b[{code}m{text}\x1b[0m" if is_coloured(descriptor) else text
 
 
 def _to_stderr(line: str) -> None:

@@ -195,7 +195,7 @@ def _warn_of_consumer_timeout(broker: Broker, queue: str, timeout: float | None)
 
     limit, whose = DEFAULT_CONSUMER_TIMEOUT, "RabbitMQ's, unless it is configured otherwise,"
     try:
-        told = consumer_timeout(management_of(broker, patience=1.0), broker.addresses()[0].virtual_host, queue)
+        told = consumer_timeout(management_of(broker, patience=(1.0, 1.0)), broker.addresses()[0].virtual_host, queue)
     except (Unavailable, AccessRefused):  # it is asked for a warning only
         told = None
     if told is not None:

@@ -38,17 +38,31 @@ def _cell(value: Any) -> str:
     return _BETWEEN.sub(lambda match: _WRITTEN[match[0]], as_text(value))
 
 
-def table(rows: Sequence[Row], columns: Sequence[str]) -> "Table":
-    """A table; nothing in a value can be markup, or reach the terminal's controls."""
+def table(rows: Sequence[Row], columns: Sequence[str], warning: str | None = None, *, folded: bool = True) -> "Table":
+    """A table; nothing in a value can be markup, or reach the terminal's controls.
+
+    Args:
+        warning: the column that is red.
+        folded: what does not fit goes on below; else it is cut.
+    """
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
+    cells = [[_shown(row[name]) for name in columns] for row in rows]
+    width = sum(max(map(len, column)) for column in zip(columns, *cells, strict=True)) + 2 * (len(columns) - 1)
+    is_wide = width > terminal().width
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
         numbers = any(_is_number(row[name]) for row in rows)
-        drawn.add_column(name, justify="right" if numbers else "left", no_wrap=numbers, overflow="fold")
-    for row in rows:
-        drawn.add_row(*(Text(_shown(row[name])) for name in columns))
+        drawn.add_column(
+            name.replace("_", "_\n") if is_wide else name,
+            justify="right" if numbers else "left",
+            no_wrap=numbers or not folded,
+            overflow="fold" if folded else "ellipsis",
+            style="bold red" if name == warning else "",
+        )
+    for each in cells:
+        drawn.add_row(*map(Text, each))
     return drawn
 
 
@@ -57,8 +71,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    text = f"{value:,}" if _is_number(value) else as_text(value)
-    return output.visible(text).replace("\n", r"\n").replace("\t", r"\t")
+    if _is_number(value):
+        return f"{value:,.1f}" if value % 1 else f"{value:,.0f}"
+    return output.visible(as_text(value)).replace("\n", r"\n").replace("\t", r"\t")
 
 
 def terminal() -> "Console":

@@ -80,18 +80,20 @@ class Broker:
 
     def create_defaults(self) -> None:
         """The virtual host `/` and the user guest, as a new RabbitMQ node has them."""
-        self.add_vhost("/")
+        self.add_vhost("/", "Default virtual host")
         self.save_user(User.with_password(DEFAULT_USER, DEFAULT_USER, ["administrator"]))
         self.set_permissions(DEFAULT_USER, "/", Permissions())
 
     # -- virtual hosts and users
 
-    def add_vhost(self, name: str) -> VirtualHost:
-        """Make a virtual host, or find the one there is."""
+    def add_vhost(self, name: str, description: str | None = None) -> VirtualHost:
+        """Make a virtual host, or find the one there is; describe it, if a description is given."""
         vhost = self.vhosts.get(name)
-        if vhost is None:
-            vhost = self.vhosts[name] = VirtualHost(name, self.clock, self.ledger)
-            self.ledger.save("vhost", name, {})
+        if vhost is None or description not in (None, vhost.description):
+            vhost = vhost or VirtualHost(name, self.clock, self.ledger)
+            vhost.description = description or ""
+            self.vhosts[name] = vhost
+            self.ledger.save("vhost", name, {"description": vhost.description})
         return vhost
 
     def delete_vhost(self, name: str) -> None:

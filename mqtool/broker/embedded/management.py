@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any
 
+from mqtool.broker.embedded import management_access as access
 from mqtool.broker.embedded import management_views as views
 from mqtool.broker.embedded.broker import Broker
 from mqtool.broker.embedded.channel import Channel
@@ -16,9 +17,6 @@ from mqtool.broker.embedded.management_directory import Directory, bad_request, 
 from mqtool.broker.embedded.rates import Rates
 from mqtool.broker.embedded.users import User
 from mqtool.broker.embedded.virtual_host import VirtualHost
-
-_TAGS = {"administrator", "monitoring", "policymaker", "management"}
-_SEES_ALL = {"administrator", "monitoring"}
 
 
 class Management(Directory):
@@ -48,12 +46,12 @@ class Management(Directory):
             case _, [] | ["api"]:
                 return Answer(HTTPStatus.OK, {"management": "embedded"})
             case "GET" | "HEAD", ["api", *path]:
-                self._check_may_read(user, path)
+                access.check_read(user, path)
                 return self._shown(request, self._get(user, path))
             case "PUT" | "POST" | "DELETE", ["api", *path]:
-                self._check_administrator(user, path)
+                access.check_change(user, path)
                 try:
-                    return self._changes.change(request, path)
+                    return self._changes.change(user, request, path)
                 except AmqpException as error:
                     raise bad_request(error.text.partition(" - ")[2]) from error
             case _, ["api", *_]:
@@ -62,28 +60,7 @@ class Management(Directory):
 
     def _login(self, request: Request) -> User:
         credentials = request.credentials
-        user = None
-        if credentials is not None:
-            user = self.broker.authenticate(*credentials, from_loopback=True)
-        if user is None:
-            raise HttpError(HTTPStatus.UNAUTHORIZED, "not_authorised", "Login failed")
-        if not _TAGS.intersection(user.tags):
-            raise HttpError(HTTPStatus.UNAUTHORIZED, "not_authorised", "Not management user")
-        return user
-
-    @staticmethod
-    def _check_administrator(user: User, path: list[str]) -> None:
-        if path and path[0] in ("vhosts", "users", "permissions") and "administrator" not in user.tags:
-            raise HttpError(HTTPStatus.UNAUTHORIZED, "not_authorised", "Not administrator user")
-
-    @staticmethod
-    def _check_may_read(user: User, path: list[str]) -> None:
-        if "administrator" in user.tags:
-            return
-        if path[:1] in (["users"], ["permissions"]) or path[2:] == ["permissions"]:
-            raise HttpError(HTTPStatus.UNAUTHORIZED, "not_authorised", "Not administrator user")
-        if path[:1] == ["nodes"] and "monitoring" not in user.tags:
-            raise HttpError(HTTPStatus.UNAUTHORIZED, "not_authorised", "Not monitor user")
+        return access.check_login(self.broker.authenticate(*credentials, from_loopback=True) if credentials else None)
 
     # -- reading
 
@@ -109,7 +86,7 @@ class Management(Directory):
             case ["vhosts", name]:
                 return views.vhost(self.vhost(name))
             case ["vhosts", name, "permissions"]:
-                return [view for view in self._permissions() if view["vhost"] == name]
+                return [view for view in self._permissions() if view["vhost"] == self.vhost(name).name]
             case ["users"]:
                 return [views.user(each) for each in broker.users.values()]
             case ["users", name]:
@@ -179,6 +156,8 @@ class Management(Directory):
         except ValueError as error:
             raise bad_request("page and page_size must be integers") from error
         value.sort(key=lambda item: (item.get("vhost", ""), item.get("name", "")))  # as RabbitMQ has it in pages
+        if "sort" in query:
+            value.sort(key=lambda item: _rank(item, query["sort"]), reverse=query.get("sort_reverse") == "true")
         pages = max(-(-len(value) // size), 1) if size > 0 else 0
         if not 1 <= page <= pages:
             raise bad_request(f"page out of range: page {page} of {pages}")
@@ -199,7 +178,9 @@ class Management(Directory):
     def _visible(self, user: User, vhost: str | None) -> Iterable[VirtualHost]:
         """The virtual hosts that a user may look into; all of them, or the one of this name."""
         for each in self.broker.vhosts.values():
-            if vhost in (None, each.name) and (each.name in user.permissions or _SEES_ALL.intersection(user.tags)):
+            if vhost in (None, each.name) and (
+                each.name in user.permissions or access.SEES_ALL.intersection(user.tags)
+            ):
                 yield each
 
     def _queues(self, user: User, vhost: str | None) -> Iterable[views.Json]:
@@ -233,7 +214,7 @@ class Management(Directory):
     def _opened(self, user: User, vhost: str | None) -> Iterable[Connection]:
         """The connections that a user may see: who may not see all sees their own."""
         for each in self.broker.opened():
-            mine = each.user.name == user.name or _SEES_ALL.intersection(user.tags)
+            mine = each.user.name == user.name or access.SEES_ALL.intersection(user.tags)
             if mine and vhost in (None, each.vhost.name):
                 yield each
 
@@ -267,6 +248,13 @@ def _columns(item: views.Json, columns: list[str]) -> views.Json:
         if value is not None:
             into[names[-1]] = value
     return cut
+
+
+def _rank(item: views.Json, path: str) -> tuple[int, Any]:
+    value: Any = item
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return (0, 0) if value is None else (1, value) if isinstance(value, int | float) else (2, str(value))
 
 
 def _named(item: views.Json, wanted: str, *, regex: bool) -> bool:

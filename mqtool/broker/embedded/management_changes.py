@@ -48,7 +48,7 @@ def _arguments(value: Any) -> Table:
 class Changes(Directory):
     """Makes and deletes things."""
 
-    def change(self, request: Request, path: list[str]) -> Answer:  # noqa: C901 - one case per path
+    def change(self, user: User, request: Request, path: list[str]) -> Answer:  # noqa: C901 - one case per path
         """Do what a PUT, POST or DELETE asks for.
 
         Raises:
@@ -58,7 +58,9 @@ class Changes(Directory):
         match request.method, path:
             case "PUT", ["vhosts", name]:
                 existed = name in self.broker.vhosts
-                self.broker.add_vhost(name)
+                self.broker.add_vhost(name, request.json().get("description"))
+                if not existed:
+                    self.broker.set_permissions(user.name, name, Permissions())
                 return NO_CONTENT if existed else CREATED
             case "DELETE", ["vhosts", name]:
                 self.broker.delete_vhost(self.vhost(name).name)

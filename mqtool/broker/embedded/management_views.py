@@ -221,9 +221,9 @@ def vhost(vhost: VirtualHost) -> Json:
     unacked = sum(queue.unacked for queue in vhost.queues.values())
     return {
         "name": vhost.name,
-        "description": "",
+        "description": vhost.description,
         "tags": [],
-        "metadata": {"description": "", "tags": []},
+        "metadata": {"description": vhost.description, "tags": []},
         "tracing": False,
         "cluster_state": {NODE: "running"},
         "messages": ready + unacked,

@@ -19,9 +19,10 @@ def recover(broker: Broker, storage: Storage) -> bool:
     Returns:
         Whether there was anything: a new directory has not even a virtual host.
     """
-    names = [name for name, _ in storage.definitions("vhost")]
-    for name in names:
+    vhosts = dict(storage.definitions("vhost"))
+    for name, value in vhosts.items():
         broker.vhosts[name] = VirtualHost(name, broker.clock, storage)
+        broker.vhosts[name].description = str(value.get("description", ""))  # before there were any, nothing was stored
     for name, value in storage.definitions("user"):
         broker.users[name] = _user(name, value)
     holders: dict[int, Queue | tuple[VirtualHost, Exchange]] = {}
@@ -36,7 +37,7 @@ def recover(broker: Broker, storage: Storage) -> bool:
     for _, value in storage.definitions("binding"):
         _bind(broker, value)
     _restore(storage, holders)
-    return bool(names)
+    return bool(vhosts)
 
 
 def _user(name: str, value: Table) -> User:

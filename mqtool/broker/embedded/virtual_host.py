@@ -65,6 +65,7 @@ class VirtualHost:
 
     def __init__(self, name: str, clock: Clock, ledger: Definitions) -> None:
         self.name = name
+        self.description = ""
         self._clock = clock
         self._ledger = ledger
         self.queues: dict[str, Queue] = {}

@@ -1,0 +1,80 @@
+"""The plugins of a broker that mqtool started: a node's by its own rabbitmq-plugins.
+
+https://www.rabbitmq.com/docs/man/rabbitmq-plugins.8
+"""
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from mqtool.broker import node
+from mqtool.broker.state import Started
+from mqtool.errors import MqtoolError, Unavailable, UsageError
+
+#: What the embedded broker has built in.
+BUILT_IN = ("rabbitmq_delayed_message_exchange", "rabbitmq_management")
+_PATIENCE = 120.0
+
+
+def change(started: Started, what: Literal["enable", "disable"], names: Sequence[str]) -> None:
+    """Enable or disable plugins, now and for the next start. To do it again changes nothing.
+
+    Raises:
+        Unavailable: there is no rabbitmq-plugins, or it does not end.
+        UsageError: this broker's plugins cannot be changed, or there is no such plugin.
+        MqtoolError: it fails.
+    """
+    if started.kind == "embedded":
+        _check_built_in(what, names)
+        return
+    if started.kind != node.KIND:
+        raise UsageError(
+            f"mqtool cannot {what} plugins of a broker of kind {started.kind!r}",
+            f"where it runs: rabbitmq-plugins {what} {' '.join(names)}",
+        )
+    try:
+        done = subprocess.run(
+            [_program(), what, *names],
+            env=node.environment(started.name, Path(started.directory), Path(started.details["data"]), None,
+                                 int(started.details["epmd_port"])),
+            cwd=started.directory,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE,
+            check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise Unavailable(f"rabbitmq-plugins {what} does not end") from error
+    if done.returncode:
+        raise _failed(what, names, done.stdout + done.stderr)
+
+
+def _check_built_in(what: str, names: Sequence[str]) -> None:
+    for name in names:
+        if name not in BUILT_IN:
+            raise UsageError(f"the embedded broker has no plugin {name!r}", f"built in are: {', '.join(BUILT_IN)}")
+        if what == "disable":
+            raise UsageError(f"{name} is built into the embedded broker", "it cannot be taken out")
+
+
+def _program() -> str:
+    server = node.find_server()
+    beside = server and server.with_name("rabbitmq-plugins")
+    found = str(beside) if beside and beside.exists() else shutil.which("rabbitmq-plugins")
+    if found is None:
+        raise Unavailable("there is no rabbitmq-plugins on this machine", node.INSTALL)
+    return found
+
+
+def _failed(what: str, names: Sequence[str], said: str) -> MqtoolError:
+    if "not_found" in said or "could not be found" in said:
+        missing = [name for name in names if name in said]
+        return UsageError(
+            f"this broker has no plugin {', '.join(missing or names)}",
+            "is it spelt right? One that RabbitMQ does not bring along goes into its plugins directory first",
+        )
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return MqtoolError(f"cannot {what} {', '.join(names)}: {lines[-1] if lines else 'rabbitmq-plugins failed'}")

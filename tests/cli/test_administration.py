@@ -1,0 +1,280 @@
+"""Queues, exchanges, bindings, users, permissions, virtual hosts: made, changed and deleted."""
+
+import subprocess
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from tests.brokers import TestBroker
+from tests.cli.shell import Result, Shell
+from tests.cli.test_exec import depth
+
+SECRET = "s3cret-of-ann"
+
+
+@pytest.fixture
+def admin(shell: Shell, broker: TestBroker) -> Shell:
+    """A shell that knows where the management API is."""
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    return shell
+
+
+@pytest.fixture
+def ann(admin: Shell) -> Iterator[str]:
+    """A user, and a file `secret` with the password."""
+    name = f"ann-{uuid.uuid4().hex[:8]}"
+    (admin.directory / "secret").write_text(f"{SECRET}\n")
+    assert admin.run("mqtool", "user", "add", name, "--password-file", "secret").code == 0
+    yield name
+    admin.run("mqtool", "user", "delete", name, "--if-exists", "--yes")
+
+
+def said(result: Result) -> tuple[int, str]:
+    return result.code, result.stderr.splitlines()[0]
+
+
+def test_a_queue(admin: Shell, broker: TestBroker) -> None:
+    """Declared, declared again, declared differently, emptied, deleted."""
+    queue = ("mqtool", "queue")
+    assert said(admin.run(*queue, "declare", "jobs", "--max-length", "9")) == (0, "declared queue 'jobs'")
+    assert said(admin.run(*queue, "declare", "jobs", "--max-length", "9")) == (0, "queue 'jobs' is there already")
+    assert admin.run(*queue, "declare", "jobs", "--max-length", "8").code == 78
+    assert admin.run(*queue, "declare", "jobs", "--max-length", "8", "--if-not-exists").code == 0
+    admin.run("mqtool", "send", "-q", "jobs", "--max-length", "9", "-l", stdin="a\nb\n")
+
+    for destroying in (["purge", "jobs"], ["delete", "jobs"]):
+        refused = admin.run(*queue, *destroying)
+        assert refused.code == 2
+        assert "say --yes" in refused.stderr
+    assert depth(broker, "jobs") == 2
+    assert said(admin.run(*queue, "purge", "jobs", "--yes")) == (0, "removed 2 messages of queue 'jobs'")
+    assert said(admin.run(*queue, "delete", "jobs", "--yes")) == (0, "deleted queue 'jobs', with 0 messages")
+    assert said(admin.run(*queue, "delete", "jobs", "--yes")) == (69, "mqtool: there is no queue 'jobs'")
+    assert admin.run(*queue, "delete", "jobs", "hello", "--if-exists", "--yes").code == 0
+    assert admin.run(*queue, "purge", "jobs", "--if-exists", "--yes").code == 0
+
+
+def test_a_name_with_a_line_break_is_refused(admin: Shell) -> None:
+    """RabbitMQ would take it out without a word."""
+    wrong = admin.run("mqtool", "queue", "declare", "a\nb")
+    assert wrong.code == 2
+    assert "line break" in wrong.stderr
+
+
+def test_what_is_declared_is_what_publishing_commands_declare(admin: Shell) -> None:
+    """Else the next `mqtool send` would find the queue declared differently."""
+    admin.run("mqtool", "queue", "declare", "jobs")
+    assert admin.run("mqtool", "send", "-q", "jobs", "--strict", "x").code == 0
+
+
+def test_a_classic_queue_is_deleted_only_if_empty_and_unused(admin: Shell, broker: TestBroker) -> None:
+    """The broker decides, in the same step."""
+    admin.run("mqtool", "send", "-q", "old", "--queue-type", "classic", "x")
+    kept = admin.run("mqtool", "queue", "delete", "old", "--if-empty", "--if-unused")
+    assert kept.code == 1
+    assert "queue 'old' was not deleted" in kept.stderr
+    assert depth(broker, "old") == 1
+    admin.run("mqtool", "queue", "purge", "old", "--yes")
+    assert admin.run("mqtool", "queue", "delete", "old", "--if-empty", "--if-unused").code == 0
+
+
+def test_exchanges_and_bindings(admin: Shell, broker: TestBroker) -> None:
+    """A message takes the way that was bound, through two exchanges, and no other; unbound, it takes none."""
+    assert admin.run("mqtool", "exchange", "declare", "in", "topic").code == 0
+    assert admin.run("mqtool", "exchange", "declare", "in", "fanout").code == 78
+    assert admin.run("mqtool", "exchange", "declare", "by-header", "headers").code == 0
+    assert admin.run("mqtool", "queue", "declare", "jobs").code == 0
+    assert admin.run("mqtool", "bind", "in", "by-header", "kern.*", "auth.#", "--to-exchange").code == 0
+    headers = ("-H", "format=pdf", "-H", "type=log", "--match", "any")
+    assert admin.run("mqtool", "bind", "by-header", "jobs", *headers).code == 0
+    assert admin.run("mqtool", "bind", "by-header", "jobs", *headers).code == 0, "again"
+    send = ("mqtool", "emit-log", "topic", "-e", "in", "--durable")
+    admin.run(*send, "kern.info", "-H", "format=pdf", "taken")
+    admin.run(*send, "kern.info", "-H", "format=txt", "other header")
+    admin.run(*send, "mail.info", "-H", "format=pdf", "other key")
+    assert depth(broker, "jobs") == 1
+
+    assert admin.run("mqtool", "unbind", "by-header", "jobs", *headers).code == 0
+    admin.run(*send, "kern.info", "-H", "format=pdf", "too late")
+    assert depth(broker, "jobs") == 1
+    assert admin.run("mqtool", "bind", "none", "jobs").code == 69
+    assert admin.run("mqtool", "unbind", "in", "by-header", "auth.#", "--to-exchange").code == 0
+
+    assert admin.run("mqtool", "exchange", "delete", "in").code == 2
+    assert said(admin.run("mqtool", "exchange", "delete", "in", "--if-unused"))[0] == 1
+    assert admin.run("mqtool", "exchange", "delete", "in", "by-header", "--yes").code == 0
+    assert admin.run("mqtool", "exchange", "delete", "in", "--yes").code == 69
+    assert admin.run("mqtool", "exchange", "delete", "in", "--if-exists", "--yes").code == 0
+    assert admin.run("mqtool", "exchange", "delete", "amq.topic", "--yes").code == 77
+
+
+def test_a_user_can_do_what_the_patterns_allow_and_nothing_else(admin: Shell, ann: str) -> None:
+    """Tried, the allowed and the forbidden: configure, write, read, each by its pattern."""
+
+    def as_ann(*words: str) -> int:
+        return admin.run(*words, "--user", ann, "--password-file", "secret").code
+
+    for queue in ("ann-jobs", "bob-jobs", "open"):
+        admin.run("mqtool", "queue", "declare", queue)
+    assert as_ann("mqtool", "send", "-q", "open", "x") == 77, "no permissions yet, not even to come in"
+
+    patterns = ("--configure", "^ann-", "--write", "^ann-", "--read", "^(ann-|open$)")
+    assert admin.run("mqtool", "permission", "set", ann, *patterns).code == 0
+    assert as_ann("mqtool", "queue", "declare", "ann-new") == 0
+    assert as_ann("mqtool", "queue", "declare", "bob-new") == 77
+    assert as_ann("mqtool", "exchange", "declare", "ann-x", "fanout") == 0
+    assert as_ann("mqtool", "exchange", "declare", "x", "fanout") == 77
+    assert as_ann("mqtool", "queue", "delete", "ann-new", "--yes") == 0
+    assert as_ann("mqtool", "queue", "delete", "bob-jobs", "--yes") == 77
+    assert as_ann("mqtool", "bind", "ann-x", "ann-jobs") == 0
+    assert as_ann("mqtool", "bind", "ann-x", "open") == 77, "to bind a queue is to write to it"
+    assert as_ann("mqtool", "bind", "amq.fanout", "ann-jobs") == 77, "and to read from the exchange"
+    assert as_ann("mqtool", "emit-log", "fanout", "-e", "ann-x", "--durable", "hello") == 0
+    assert as_ann("mqtool", "send", "-q", "ann-jobs", "x") == 77, "the default exchange is amq.default in patterns"
+    assert as_ann("mqtool", "receive", "-q", "ann-jobs", "-c", "1") == 0
+    assert as_ann("mqtool", "queue", "purge", "open", "--yes") == 0
+    assert as_ann("mqtool", "queue", "purge", "bob-jobs", "--yes") == 77
+
+    # What is not said stays: now she may write everywhere, and configure no more than before.
+    assert admin.run("mqtool", "permission", "set", ann, "--write", ".*").code == 0
+    assert as_ann("mqtool", "send", "-q", "ann-jobs", "x") == 0
+    assert as_ann("mqtool", "bind", "ann-x", "open") == 0
+    assert as_ann("mqtool", "queue", "declare", "bob-new") == 77
+    assert admin.run("mqtool", "permission", "clear", ann).code == 0
+    assert as_ann("mqtool", "queue", "declare", "ann-new") == 77
+
+
+def test_a_user_is_made_changed_and_deleted(admin: Shell, ann: str) -> None:
+    """Idempotent where it was asked to be; the password changes and the tags stay, and the other way round."""
+    assert said(admin.run("mqtool", "user", "add", ann, "--password-file", "secret"))[0] == 1
+    assert admin.run("mqtool", "user", "add", ann, "--if-not-exists").code == 0
+    assert admin.run("mqtool", "user", "tags", ann, "monitoring", "policymaker").code == 0
+    assert admin.run("mqtool", "user", "password", ann, "--password-file", "-", stdin="other\n").code == 0
+    listed = admin.run("mqtool", "list", "users", "--filter", f"user={ann}").stdout
+    assert sorted(listed.strip().partition("\t")[2].split(",")) == ["monitoring", "policymaker"]
+    admin.run("mqtool", "permission", "set", ann, "--configure", "", "--write", "", "--read", "")
+    (admin.directory / "secret").write_text("other")
+    assert admin.run("mqtool", "list", "queues", "--user", ann, "--password-file", "secret").code == 0
+    assert admin.run("mqtool", "user", "tags", ann).code == 0
+    assert admin.run("mqtool", "wait", "--user", ann, "--password-file", "secret").code == 0
+    assert admin.run("mqtool", "list", "queues", "--user", ann, "--password-file", "secret").code == 77
+
+    assert admin.run("mqtool", "user", "delete", ann).code == 2
+    assert admin.run("mqtool", "user", "delete", ann, "--yes").code == 0
+    assert admin.run("mqtool", "user", "delete", ann, "--yes").code == 69
+    assert admin.run("mqtool", "user", "delete", ann, "--if-exists", "--yes").code == 0
+    assert admin.run("mqtool", "user", "tags", ann, "management").code == 69
+    assert admin.run("mqtool", "permission", "set", ann, "--read", ".*").code == 69
+
+
+def test_wrong_users_and_permissions_are_refused(admin: Shell, ann: str) -> None:
+    """Each with exit 2 and a sentence: no password, an empty one, no pattern, a broken one, no name."""
+    (admin.directory / "empty").write_text("\n")
+    for words, sentence in {
+        ("user", "add", "bob"): "there is no password for bob, and nobody to ask",
+        ("user", "add", "bob", "--password-file", "empty"): "the password is empty",
+        ("user", "add", "bob", "--password-file", "none"): "cannot read the password file none",
+        ("user", "add", "..", "--password-file", "secret"): "cannot be asked about the name '..'",
+        ("permission", "set", ann): "leave the permissions",
+        ("permission", "set", ann, "--read", "("): "no regular expression",
+    }.items():
+        wrong = admin.run("mqtool", *words)
+        assert wrong.code == 2, words
+        assert sentence in wrong.stderr
+
+
+def test_passwords_are_never_seen(admin: Shell, ann: str) -> None:
+    """Not in what is printed, even with --debug, nor in the command's arguments."""
+    result = admin.run("mqtool", "user", "password", ann, "--password-file", "secret", "--debug")
+    assert result.code == 0
+    assert SECRET not in result.stdout + result.stderr
+    helped = admin.run("mqtool", "user", "add", "--help").stdout
+    assert "--password-file" in helped
+    assert "--password " not in helped
+
+
+def test_a_password_is_asked_for_twice_on_a_terminal(admin: Shell, ann: str) -> None:
+    """And is not shown as it is typed."""
+    typed = admin.run("python3", "-c", _TYPE, "mqtool", "user", "password", ann).stdout
+    assert "Password of" in typed
+    assert "changed the password" in typed
+    assert "typed-secret" not in typed
+    (admin.directory / "secret").write_text("typed-secret")
+    admin.run("mqtool", "permission", "set", ann, "--read", "")
+    assert admin.run("mqtool", "wait", "--user", ann, "--password-file", "secret").code == 0
+
+
+#: Runs a command on a terminal of its own, and types when it is asked.
+_TYPE = """
+import os, pty, sys
+child, terminal = pty.fork()
+if not child:
+    os.execvp(sys.argv[1], sys.argv[1:])
+seen = b""
+answered = 0
+while True:
+    try:
+        data = os.read(terminal, 4096)
+    except OSError:
+        break
+    if not data:
+        break
+    seen += data
+    if seen.count(b": ") > answered:
+        answered += 1
+        os.write(terminal, b"typed-secret\\n")
+sys.stdout.write(seen.decode())
+"""
+
+
+def test_a_vhost(admin: Shell, broker: TestBroker) -> None:
+    """Made, made again, used, deleted with what is in it."""
+    name = f"stage-{uuid.uuid4().hex[:8]}"
+    vhost = ("mqtool", "vhost")
+    assert admin.run(*vhost, "add", name, "--description", "to try").code == 0
+    assert admin.run(*vhost, "add", name).code == 1
+    assert admin.run(*vhost, "add", name, "--if-not-exists").code == 0
+    listed = admin.run("mqtool", "list", "vhosts", "name", "description", "--filter", f"name={name}").stdout
+    assert listed == f"{name}\tto try\n"
+    assert admin.run("mqtool", "send", "--vhost", name, "x").code == 0
+    assert admin.run(*vhost, "delete", name).code == 2
+    assert admin.run(*vhost, "delete", name, "--yes").code == 0
+    assert admin.run(*vhost, "delete", name, "--yes").code == 69
+    assert admin.run(*vhost, "delete", name, "--if-exists", "--yes").code == 0
+    assert admin.run("mqtool", "send", "--vhost", name, "x").code == 77
+
+
+def test_plugins_of_a_broker_of_our_own(lonely_shell: Shell) -> None:
+    """The embedded broker has two built in; of a broker that mqtool has not started it can change none."""
+    lonely_shell.environment["XDG_STATE_HOME"] = str(lonely_shell.directory)
+    assert lonely_shell.run("mqtool", "plugin", "enable", "rabbitmq_shovel").code == 69
+    up = lonely_shell.run("mqtool", "broker", "up", "--kind", "embedded", "--port", str(_free_port()))
+    assert up.code == 0, up.stderr
+    try:
+        assert lonely_shell.run("mqtool", "plugin", "enable", "rabbitmq_management").code == 0
+        unknown = lonely_shell.run("mqtool", "plugin", "enable", "rabbitmq_shovel")
+        assert unknown.code == 2
+        assert "has no plugin 'rabbitmq_shovel'" in unknown.stderr
+        assert lonely_shell.run("mqtool", "plugin", "disable", "rabbitmq_management").code == 2
+        assert lonely_shell.run("mqtool", "plugin", "disable", "rabbitmq_management", "--yes").code == 2
+    finally:
+        lonely_shell.run("mqtool", "broker", "down")
+
+
+def _free_port() -> int:
+    from mqtool.broker import ports
+
+    return ports.free_port()
+
+
+def test_nothing_is_destroyed_when_the_answer_is_no(admin: Shell, broker: TestBroker) -> None:
+    """On a terminal it asks; anything but yes leaves all as it was."""
+    admin.run("mqtool", "send", "-q", "jobs", "x")
+    asked = subprocess.run(
+        ["python3", "-c", _TYPE.replace("typed-secret", "n"), "mqtool", "queue", "delete", "jobs"],
+        env=admin.environment, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert "delete queue 'jobs' with 1 message? [y/N]" in asked
+    assert "nothing was done" in asked
+    assert depth(broker, "jobs") == 1

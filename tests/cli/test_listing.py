@@ -1,0 +1,194 @@
+"""mqtool list: what rabbitmqctl tells, from where the reader is."""
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mqtool.amqp import Connection
+from mqtool.broker import node, state
+from mqtool.listing import LISTINGS
+from mqtool.topology import Queue
+from tests.brokers import TestBroker
+from tests.cli.shell import Running, Shell, wait_until
+
+KINDS = list(LISTINGS)
+NOWHERE = ("--management", "http://127.0.0.1:1")
+
+
+@pytest.fixture
+def listing(shell: Shell, broker: TestBroker) -> Callable[..., list[dict[str, Any]]]:
+    """Runs mqtool list with --json, and decodes what it prints."""
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+
+    def run(*words: str) -> list[dict[str, Any]]:
+        result = shell.run("mqtool", "list", *words, "--json")
+        assert result.code == 0, result.stderr
+        return [json.loads(line) for line in result.stdout.splitlines()]
+
+    return run
+
+
+@pytest.fixture
+def busy(shell: Shell, listing: object) -> Iterator[Running]:
+    """The second tutorial after a forgotten ack: two tasks with a worker, one left; and a log receiver."""
+    shell.run("mqtool", "new-task", "-l", stdin="one\ntwo\nthree\n")
+    worker = shell.start("mqtool", "worker", "--forget-ack", "--prefetch", "2").wait_until_ready()
+    shell.start("mqtool", "receive-log", "topic", "kern.*", "*.critical").wait_until_ready()
+    worker.wait_for_stdout("two")
+    return worker
+
+
+def test_each_kind_is_listed(busy: Running, listing: Callable[..., list[dict[str, Any]]], broker: TestBroker) -> None:
+    """With the usual columns; statistics of RabbitMQ come some seconds late."""
+    mine = ("--filter", f"vhost={broker.vhost}")
+    counts = {"name": "task_queue", "messages_unacknowledged": 2, "messages_ready": 1}
+    wait_until(lambda: counts in listing("queues", *counts), "the queue's counts")
+    wait_until(lambda: len(listing("connections", *mine)) == 2, "two connections")
+    wait_until(lambda: [row for row in listing("channels", *mine) if row["messages_unacknowledged"] == 2], "channels")
+    assert {row["queue_name"]: row["prefetch_count"] for row in listing("consumers")}["task_queue"] == 2
+    assert {"source_name": "topic_logs", "routing_key": "kern.*"} in listing("bindings", "source_name", "routing_key")
+    assert {row["name"]: row["type"] for row in listing("exchanges")}["topic_logs"] == "topic"
+    assert {"name": broker.vhost} in listing("vhosts", "name")
+    assert {"user": "guest", "tags": ["administrator"]} in listing("users")
+    assert listing("permissions") == [{"user": "guest", "configure": ".*", "write": ".*", "read": ".*"}]
+    assert {row["name"]: row["enabled"] for row in listing("plugins")}["rabbitmq_management"] is True
+
+
+RABBITMQCTL = {
+    "list_queues name messages": ("queues", "name", "messages"),
+    "list_queues name messages_ready messages_unacknowledged": (
+        "queues", "name", "messages_ready", "messages_unacknowledged"),
+    "list_exchanges name type": ("exchanges", "name", "type"),
+    "list_bindings source_name source_kind destination_name destination_kind routing_key arguments": (
+        "bindings", "source_name", "source_kind", "destination_name", "destination_kind", "routing_key", "arguments"),
+    "list_consumers queue_name consumer_tag ack_required prefetch_count active arguments": (
+        "consumers", "queue_name", "consumer_tag", "ack_required", "prefetch_count", "active", "arguments"),
+    "list_permissions": ("permissions",),
+    "list_connections name user vhost state channels": ("connections", "name", "user", "vhost", "state", "channels"),
+    "list_channels name user vhost consumer_count messages_unacknowledged prefetch_count": (
+        "channels", "name", "user", "vhost", "consumer_count", "messages_unacknowledged", "prefetch_count"),
+    "list_vhosts name": ("vhosts", "name"),
+    "list_users": ("users",),
+}  # fmt: skip
+_OF_VHOST = ("list_queues", "list_exchanges", "list_bindings", "list_consumers", "list_permissions")
+
+
+@pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
+def test_rabbitmqctl_tells_the_same(
+    busy: Running, listing: Callable[..., list[dict[str, Any]]], broker: TestBroker
+) -> None:
+    """Line by line, side by side on the same broker: the embedded one has no rabbitmqctl."""
+    started = state.load("suite-node")
+    if started is None:
+        pytest.skip("rabbitmqctl reaches no node but our own")
+    counts = {"name": "task_queue", "messages_unacknowledged": 2, "messages_ready": 1}
+    wait_until(lambda: counts in listing("queues", *counts), "statistics")
+    for theirs, ours in RABBITMQCTL.items():
+        words = theirs.split()
+        of_vhost = ("-p", broker.vhost) if words[0] in _OF_VHOST else ()
+        told = json.loads(rabbitmqctl(started, words[0], *of_vhost, *words[1:], "--formatter", "json"))
+        # Other tests of this run have connections too.
+        mine = [row for row in told if row.get("vhost", broker.vhost) == broker.vhost]
+        only = () if of_vhost or "vhost" not in words else ("--filter", f"vhost={broker.vhost}")
+        if words[0] in ("list_vhosts", "list_users"):
+            assert [row for row in mine if row in listing(*ours)], theirs
+        else:
+            wait_until(lambda: same(mine, listing(*ours, *only)), f"{theirs}: {mine} and {listing(*ours, *only)}")  # noqa: B023
+
+
+def rabbitmqctl(started: state.Started, *words: str) -> str:
+    server = node.find_server()
+    assert server is not None
+    directory, details = Path(started.directory), started.details
+    environment = node.environment(started.name, directory, Path(details["data"]), None, int(details["epmd_port"]))
+    command = [str(server.with_name("rabbitmqctl")), "--quiet", *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def same(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> bool:
+    """Whether these are the same rows; an empty table of arguments is [] to rabbitmqctl."""
+
+    def rows(told: list[dict[str, Any]]) -> list[str]:
+        return sorted(json.dumps({name: value or None for name, value in row.items()}, sort_keys=True) for row in told)
+
+    return rows(theirs) == rows(ours) and bool(ours)
+
+
+def test_columns_in_a_pipe(shell: Shell, listing: object) -> None:
+    """One row to a line, with tabs between, in the order that was asked for; names cannot break it."""
+    shell.run("mqtool", "queue", "declare", "a\tb\\c", "--queue-type", "classic")
+    shell.run("mqtool", "queue", "declare", "[/red]", "--queue-type", "classic")
+    listed = shell.run("mqtool", "list", "queues", "durable", "name", "--sort", "name")
+    assert listed.stdout.splitlines() == ["true\t[/red]", "true\ta\\tb\\\\c"]
+
+
+def test_more_queues_than_a_page(
+    connection: Connection, listing: Callable[..., list[dict[str, Any]]], shell: Shell
+) -> None:
+    """All come, each once; sorted and filtered they are those that they should be."""
+    channel = connection.channel()
+    for number in range(1_100):
+        channel.declare(Queue(f"q{number:04}", exclusive=True))
+    names = [row["name"] for row in listing("queues", "name")]
+    assert sorted(names) == [f"q{number:04}" for number in range(1_100)]
+    assert [row["name"] for row in listing("queues", "name", "--filter", "name~7$", "--sort", "-name")][:2] == [
+        "q1097", "q1087",
+    ]  # fmt: skip
+    assert len(listing("bindings", "routing_key")) == 1_100
+    # The reader leaves: no traceback, and 141 as in any other pipe.
+    assert shell.script("mqtool list queues | head -n 1; echo ${PIPESTATUS[0]}").stdout.splitlines()[1:] == ["141"]
+
+
+def test_a_wrong_column_names_the_nearest(shell: Shell, listing: object) -> None:
+    """Exit 2, whatever is wrong with it, and nothing is asked of the broker."""
+    for words in (["mesages_ready"], ["--sort", "-mesages_ready"], ["--filter", "mesages_ready>0"]):
+        wrong = shell.run("mqtool", "list", "queues", *words)
+        assert (wrong.stdout, wrong.code) == ("", 2)
+        assert "did you mean 'messages_ready'? there are: " in wrong.stderr
+
+
+def test_an_empty_list_says_so(shell: Shell, listing: object, broker: TestBroker) -> None:
+    """On stderr: for a pipe nothing is nothing."""
+    empty = shell.run("mqtool", "list", "queues")
+    assert (empty.stdout, empty.stderr, empty.code) == ("", f"no queues in vhost '{broker.vhost}'\n", 0)
+
+
+def test_watching_ends_with_ctrl_c(shell: Shell, listing: object) -> None:
+    """A change shows in the next list; Ctrl-C is the clean way to end."""
+    watching = shell.start("mqtool", "list", "queues", "name", "--watch", "50ms")
+    watching.wait_for_stderr("no queues")
+    shell.run("mqtool", "queue", "declare", "late")
+    watching.wait_for_stdout("late\nlate\n").interrupt()
+    assert watching.wait().code == 0
+
+
+def test_without_the_management_api_amqp_tells_what_it_can(shell: Shell) -> None:
+    """Of queues whose names are known: ready messages and consumers. The rest needs the API, and a sentence says so."""
+    shell.run("mqtool", "send", "one")
+    shell.run("mqtool", "send", "-q", "jobs", "two")
+
+    named = shell.run("mqtool", "list", "queues", "-q", "jobs", "-q", "none", "name", "messages_ready", *NOWHERE)
+    assert (named.stdout, named.code) == ("jobs\t1\n", 0)
+    assert "no management API answers at http://127.0.0.1:1: Connection refused" in named.stderr
+
+    usual = shell.run("mqtool", "list", "queues", "name", "consumers", "messages_ready", *NOWHERE)
+    assert (usual.stdout, usual.code) == ("hello\t0\t1\n", 3)
+    assert "rabbitmq-plugins enable rabbitmq_management" in usual.stderr
+
+    bindings = shell.run("mqtool", "list", "bindings", *NOWHERE)
+    assert (bindings.stdout, bindings.code) == ("", 69)
+    assert "AMQP alone cannot list bindings" in bindings.stderr
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_may_not_is_told(kind: str, shell: Shell, listing: object) -> None:
+    """A wrong password: exit 77, for each kind of list, and the password is nowhere to be seen."""
+    (shell.directory / "password").write_text("very-wrong\n")
+    refused = shell.run("mqtool", "list", kind, "--password-file", "password")
+    assert (refused.stdout, refused.code) == ("", 77)
+    assert "does not know user 'guest' with this password" in refused.stderr
+    assert "very-wrong" not in refused.stderr

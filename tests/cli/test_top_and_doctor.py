@@ -1,0 +1,120 @@
+"""mqtool top and doctor: what goes on, and what would bite."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.brokers import TestBroker
+from tests.cli.shell import Shell, wait_until
+
+
+@pytest.fixture
+def watcher(shell: Shell, broker: TestBroker) -> Shell:
+    """A shell that knows where the management API is."""
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    return shell
+
+
+def findings(shell: Shell, broker: TestBroker) -> dict[str, dict[str, Any]]:
+    """By their checks; in the test's own vhost, since the broker is shared."""
+    looked = shell.run("mqtool", "doctor", "--vhost", broker.vhost, "--between", "500ms", "--json")
+    found = {finding["check"]: finding for finding in map(json.loads, looked.stdout.splitlines())}
+    assert looked.code == (3 if found else 0), looked.stderr
+    return found
+
+
+def test_doctor_finds_nothing_where_all_is_well(watcher: Shell, broker: TestBroker) -> None:
+    """Exit 0, and a word that it has looked; a consumer is at work, and dead letters are kept."""
+    watcher.run("mqtool", "new-task", "--dead-letter-exchange", "", "x")
+    watcher.start("mqtool", "worker", "--dead-letter-exchange", "").wait_until_ready().wait_for_stderr("Done")
+    wait_until(lambda: not findings(watcher, broker), f"all well: {findings(watcher, broker)}")
+    looked = watcher.run("mqtool", "doctor", "--vhost", broker.vhost, "--between", "100ms")
+    assert looked.stdout == ""
+    assert "nothing would bite" in looked.stderr
+
+
+def test_doctor_finds_what_would_bite(watcher: Shell, broker: TestBroker) -> None:
+    """One of each; the second look is what shows that nobody acknowledges."""
+    watcher.run("mqtool", "send", "-q", "left", "x")
+    watcher.run("mqtool", "queue", "declare", "old", "--transient", "--queue-type", "classic")
+    watcher.run("mqtool", "queue", "declare", "dead-end", "--dead-letter-exchange", "nowhere")
+    watcher.run("mqtool", "emit-log", "fanout", "lost")
+    watcher.run("mqtool", "new-task", "-l", stdin="1\n2\n3\n")
+    watcher.start("mqtool", "worker", "--forget-ack", "--prefetch", "0").wait_until_ready().wait_for_stdout(
+        "Received 3"
+    )
+    broker.api("PUT", f"queues/{broker.vhost}/short", {"arguments": {"x-max-length": 1}, "durable": True})
+    watcher.run(
+        "mqtool", "send", "-q", "short", "--queue-type", "classic", "--max-length", "1", "-l", stdin="a\nb\nc\n"
+    )
+    wanted = {"no-consumer", "transient", "dead-letter-exchange", "leads-nowhere", "no-acks", "no-dead-letter-exchange"}
+    wait_until(lambda: wanted <= findings(watcher, broker).keys(), "all of them, once the statistics are there")
+
+    found = findings(watcher, broker)
+    assert found["no-acks"]["thing"] == "queue 'task_queue'"
+    assert found["transient"]["thing"] == "queue 'old'"
+    assert found["leads-nowhere"]["thing"] == "exchange 'logs'"
+    assert found["no-dead-letter-exchange"]["what"].startswith("has lost 2 messages")
+    said = watcher.run("mqtool", "doctor", "--vhost", broker.vhost, "--between", "100ms")
+    assert "queue 'dead-end'" in said.stdout
+    assert "findings at amqp://guest@" in said.stderr
+
+
+@pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
+def test_doctor_finds_mirrored_policies(watcher: Shell, broker: TestBroker) -> None:
+    """RabbitMQ 4.0 does not mirror any more. (The embedded broker has no policies.)"""
+    policy = {"pattern": "^ha-", "definition": {"ha-mode": "all"}, "apply-to": "queues"}
+    try:
+        broker.api("PUT", f"policies/{broker.vhost}/mirror", policy)
+    except OSError:
+        pytest.skip("this RabbitMQ refuses such a policy")
+    assert findings(watcher, broker)["mirrored"]["thing"] == "policy 'mirror'"
+
+
+def test_top_prints_once_in_a_pipe(watcher: Shell) -> None:
+    """The queues, sorted, with what to look out for."""
+    watcher.run("mqtool", "send", "-q", "few", "x")
+    watcher.run("mqtool", "send", "-q", "many", "-l", stdin="x\n" * 20)
+
+    def rows() -> list[list[str]]:
+        return [line.split("\t") for line in watcher.run("mqtool", "top", "--sort", "ready").stdout.splitlines()]
+
+    wait_until(lambda: [row[:4] for row in rows()] == [["many", "20", "0", "0"], ["few", "1", "0", "0"]], "statistics")
+    assert [row[-1] for row in rows()] == ["no consumer", "no consumer"]
+    assert watcher.run("mqtool", "top", "--sort", "size").code == 2
+
+
+def test_top_on_a_terminal_sorts_by_keys_and_ends_with_q(watcher: Shell) -> None:
+    """Arrow keys and others do no harm; the terminal is left as it was."""
+    watcher.run("mqtool", "send", "-q", "few", "x")
+    keys = ["u", "n", "\x1b[A", "x", "q"]
+    played = watcher.run("python3", "-c", _PLAY, json.dumps(keys), "mqtool", "top", "--interval", "100ms")
+    assert played.code == 0, played.stdout
+    for order in ("sorted by ready ↓", "sorted by unacked ↓", "sorted by name ↑"):
+        assert order in played.stdout
+    assert "\x1b[?1049l" in played.stdout, "the alternate screen is left"
+
+
+#: Runs a command on a terminal of 80 columns, and presses a key each time that the picture is drawn anew.
+_PLAY = """
+import fcntl, json, os, pty, struct, sys, termios
+child, terminal = pty.fork()
+if not child:
+    os.environ["TERM"] = "xterm"
+    fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    os.execvp(sys.argv[2], sys.argv[2:])
+keys, seen = json.loads(sys.argv[1]), b""
+while True:
+    try:
+        data = os.read(terminal, 65536)
+    except OSError:
+        break
+    if not data:
+        break
+    seen += data
+    if b"sorted by" in data and keys:
+        os.write(terminal, keys.pop(0).encode())
+sys.stdout.write(seen.decode())
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""

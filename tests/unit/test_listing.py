@@ -1,0 +1,113 @@
+"""Lists: conditions, order, texts; and JSON arrays that come in pieces."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mqtool.errors import UsageError
+from mqtool.json_array import objects
+from mqtool.listing import BINDINGS, QUEUES, as_text, counted, in_order, parse_condition
+from mqtool.management import path
+
+ROW = {"name": "logs.eu", "messages": 5, "durable": True, "state": None}
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("messages>4", True),
+        ("messages>5", False),
+        ("messages>=5", True),
+        ("messages<=4.5", False),
+        ("messages = 5", True),
+        ("name=logs.eu", True),
+        ("name!=logs.eu", False),
+        ("name~^logs", True),
+        ("name~^eu", False),
+        ("durable=true", True),
+        ("state=", True),
+        ("state>0", False),
+        ("state~.*", False),
+    ],
+)
+def test_a_condition_holds_or_not(text: str, holds: bool) -> None:
+    """Numbers are compared as numbers, the rest as it is shown; what is not told is greater than nothing."""
+    assert parse_condition(text).holds(ROW) is holds
+
+
+@pytest.mark.parametrize("text", ["messages", "messages>many", "name~(", ">5", "a b=c"])
+def test_what_is_no_condition_is_refused(text: str) -> None:
+    """With a sentence that quotes it."""
+    with pytest.raises(ValueError, match=r"no (condition|number|regular expression)"):
+        parse_condition(text)
+
+
+def test_order_puts_what_is_not_told_last() -> None:
+    """Both ways; equal ones stay as they came, so that a second column decides."""
+    rows = [{"n": 2, "m": "b"}, {"n": None, "m": "x"}, {"n": 10, "m": "c"}, {"n": 2, "m": "a"}]
+    assert [row["m"] for row in in_order(rows, ["n"])] == ["b", "a", "c", "x"]
+    assert [row["m"] for row in in_order(rows, ["-n", "m"])] == ["c", "a", "b", "x"]
+
+
+def test_a_wrong_column_names_the_nearest_and_all() -> None:
+    """So that one look is enough."""
+    with pytest.raises(UsageError, match="no column 'mesages_ready'") as caught:
+        QUEUES.check(["name", "mesages_ready"])
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("did you mean 'messages_ready'? there are: ")
+    with pytest.raises(UsageError) as caught:
+        BINDINGS.check(["source"])
+    assert "source_name" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, ""),
+        (True, "true"),
+        (0, "0"),
+        (["a", "b"], "a,b"),
+        ([], ""),
+        ({}, ""),
+        ({"b": 1, "a": [2]}, '{"a":[2],"b":1}'),
+    ],
+)
+def test_values_as_text(value: Any, text: str) -> None:
+    """Plain where a plain word will do, else JSON."""
+    assert as_text(value) == text
+
+
+def test_counting() -> None:
+    """One is one."""
+    assert [counted(0), counted(1), counted(1000, "finding")] == ["0 messages", "1 message", "1,000 findings"]
+
+
+@given(
+    st.lists(
+        st.dictionaries(st.text(max_size=5), st.text(max_size=20) | st.integers() | st.none(), max_size=3), max_size=8
+    ),
+    st.integers(1, 40),
+    st.sampled_from([None, 2]),
+)
+def test_an_array_comes_whole_however_it_is_cut(items: list[dict[str, Any]], size: int, indent: int | None) -> None:
+    """In the middle of an object, a string, an escape, or a character of several bytes."""
+    data = json.dumps(items, ensure_ascii=False, indent=indent).encode("utf-8", "surrogatepass")
+    assert list(objects(data[at : at + size] for at in range(0, len(data), size))) == items
+
+
+@pytest.mark.parametrize("data", [b"", b'{"error": 1}', b'[{"a": 1}', b'[{"a": '])
+def test_an_array_that_is_none_or_cut_short_is_an_error(data: bytes) -> None:
+    """Rather than a list that is shorter than it should be."""
+    with pytest.raises(ValueError, match="it is"):
+        list(objects([data]))
+
+
+@pytest.mark.parametrize("name", ["", ".", ".."])
+def test_a_path_cannot_lose_a_name(name: str) -> None:
+    """DELETE vhosts/.. would be about something else."""
+    with pytest.raises(UsageError):
+        path("vhosts", name)
+    assert path("queues", "/", "a/b c%") == "queues/%2F/a%2Fb%20c%25"
