@@ -4,10 +4,12 @@
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from mqtool import management
+from mqtool.errors import NotFound
 from mqtool.management import Management
 from mqtool.management_views import Json
 from mqtool.topology import DEFAULT_EXCHANGE, Exchange, Queue
@@ -83,12 +85,20 @@ def read(api: Management, vhost: str) -> Definitions:
     Raises:
         Unavailable, NotFound, AccessRefused: the API cannot tell.
     """
-    return Definitions.of(exchanges(api, vhost), _queues(api, vhost), bindings(api, vhost))
+    with ThreadPoolExecutor(1) as pool:  # the broker has more than one core, and takes its time for either
+        queues = pool.submit(lambda: list(_queues(api.another(), vhost)))
+        found = exchanges(api, vhost), list(bindings(api, vhost))
+        return Definitions.of(found[0], queues.result(), found[1])
 
 
 def exchanges(api: Management, vhost: str) -> list[Exchange]:
     """The exchanges, with what policies add to their arguments. Raises as read() does."""
-    views = list(management.exchanges(api, vhost, _EXCHANGE_COLUMNS))
+    try:
+        views = list(management.exchanges(api, vhost, _EXCHANGE_COLUMNS))
+    except NotFound as error:
+        raise NotFound(
+            f"there is no virtual host {vhost!r}", "'mqtool list vhosts' shows those that there are"
+        ) from error
     policies: dict[str, Json] = {}
     if any(view.get("policy") for view in views):  # only the policy's name is told
         policies = {policy["name"]: policy.get("definition") or {} for policy in management.policies(api, vhost)}

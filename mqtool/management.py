@@ -65,6 +65,10 @@ class Management:
     def __repr__(self) -> str:
         return f"Management({self.url!r}, {self.user!r})"
 
+    def another(self) -> "Management":
+        """The same API by another connection, for another thread."""
+        return Management(self.url, self.user, self._password, self._patience, self._ca)
+
     def get(self, path: str, **query: str) -> Any:
         """Get and decode one resource.
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from functools import lru_cache
 from heapq import nsmallest
 from typing import Any
 
@@ -55,7 +56,7 @@ def _distance(kind: str, binding: Binding, keys: Sequence[str], headers: Mapping
         return min((far for far in (_topic_distance(binding.routing_key, key) for key in keys) if far), default=None)
     if kind == "direct":
         unlike = 1 - max(_similarity(binding.routing_key, key) for key in keys)
-        return unlike if unlike <= 1 - _SIMILAR else None
+        return unlike if unlike < 1 else None
     if kind == "headers":
         wanted = wanted_headers(binding.arguments)
         failing = sum(not header_matches(headers, name, value) for name, value in wanted)
@@ -74,8 +75,20 @@ def _reason(kind: str, binding: Binding, keys: Sequence[str], headers: Mapping[s
     return _header_reason(binding.arguments, headers)
 
 
-def _similarity(one: str, other: str) -> float:
-    return SequenceMatcher(None, one.casefold(), other.casefold(), autojunk=False).ratio()
+@lru_cache(maxsize=16)
+def _matcher(key: str) -> "SequenceMatcher[str]":
+    return SequenceMatcher(None, "", key.casefold(), autojunk=False)
+
+
+def _similarity(pattern: str, key: str) -> float:
+    """How much they look alike, from _SIMILAR to 1; 0 for less, which is found out quickly."""
+    matcher = _matcher(key)  # it remembers what it has worked out of the key
+    matcher.set_seq1(pattern.casefold())
+    for ratio in (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio):
+        likeness = ratio()
+        if likeness < _SIMILAR:
+            return 0.0
+    return likeness
 
 
 # -- topics: the cheapest way to make the key's words fit the pattern's
@@ -118,7 +131,7 @@ def _topic_distance(pattern: str, key: str) -> float | None:
         return None
     literal = sum(part in words for part in parts if part not in ("*", "#"))
     misspelt = _similarity(pattern, key)
-    if not literal and misspelt < _SIMILAR and "*" not in parts and "#" not in parts:
+    if not literal and not misspelt and "*" not in parts and "#" not in parts:
         return None
     return distance - 0.5 * misspelt
 

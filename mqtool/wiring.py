@@ -8,6 +8,7 @@ exchange and counts the others: its size is that of what is shown.
 """
 
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,6 +148,33 @@ def look(api: Management, vhost: str, *, keep: int | None = None, only: Collecti
         Unavailable, AccessRefused: the API cannot tell.
         NotFound: there is no such exchange, or no such virtual host.
     """
+    with ThreadPoolExecutor(1) as pool:  # the broker has more than one core, and takes its time for either
+        queues = pool.submit(
+            lambda: [queue_of(view) for view in management.queues(api.another(), vhost, QUEUE_COLUMNS)]
+        )
+        wiring, bound = _bound(api, vhost, keep, only)
+    default = wiring.exchanges.get("")
+    links = [link for node in wiring.exchanges.values() for link in node.links.values()]
+    shown = {link.destination for link in links if not link.to_exchange}
+    for queue in queues.result():
+        name = queue.name
+        if default is not None and name not in bound and default.add(Binding("", name, name), keep):
+            shown.add(name)
+        if name in shown:
+            wiring.queues[name] = queue
+    for consumer in management.consumers(api, vhost, CONSUMER_COLUMNS):
+        consumed = consumer["queue"]["name"]
+        if consumed in shown:
+            known = wiring.consumers.setdefault(consumed, [])
+            if keep is None or len(known) < keep:
+                known.append(consumer_of(consumer))
+    add_publishers(api, wiring)
+    wiring.exchanges = {name: node for name, node in wiring.exchanges.items() if name in only or _is_used(node)}
+    return wiring
+
+
+def _bound(api: Management, vhost: str, keep: int | None, only: Collection[str]) -> tuple[Wiring, set[str]]:
+    """The exchanges with their bindings, and the names of all queues that are bound anywhere."""
     exchanges = exchanges_of(api, vhost, only)
     wiring = Wiring(vhost, {name: Node(exchange) for name, exchange in sorted(exchanges.items(), key=_default_last)})
     bound: set[str] = set()
@@ -155,25 +183,7 @@ def look(api: Management, vhost: str, *, keep: int | None = None, only: Collecti
             wiring.exchanges[binding.source].add(binding, keep)
         if not binding.to_exchange:
             bound.add(binding.destination)
-    default = wiring.exchanges.get("")
-    shown = {
-        link.destination for node in wiring.exchanges.values() for link in node.links.values() if not link.to_exchange
-    }
-    for view in management.queues(api, vhost, QUEUE_COLUMNS):
-        name = view["name"]
-        if default is not None and name not in bound and default.add(Binding("", name, name), keep):
-            shown.add(name)
-        if name in shown:
-            wiring.queues[name] = queue_of(view)
-    for consumer in management.consumers(api, vhost, CONSUMER_COLUMNS):
-        queue = consumer["queue"]["name"]
-        if queue in shown:
-            known = wiring.consumers.setdefault(queue, [])
-            if keep is None or len(known) < keep:
-                known.append(consumer_of(consumer))
-    add_publishers(api, wiring)
-    wiring.exchanges = {name: node for name, node in wiring.exchanges.items() if name in only or _is_used(node)}
-    return wiring
+    return wiring, bound
 
 
 def _default_last(item: tuple[str, Exchange]) -> tuple[bool, str]:

@@ -30,9 +30,12 @@ _COMMANDS = {
     "publisher-confirms": ("publisher_confirms", _TUTORIALS),
     "send-delayed": ("delayed_messages", _TUTORIALS),
     "receive-delayed": ("delayed_messages", _TUTORIALS),
+    "tutorial": ("tutorial", _LEARN),
     "broker": ("broker", _BROKER),
     "wait": ("broker", _BROKER),
     "list": ("listing", _SEE),
+    "topology": ("topology", _SEE),
+    "route": ("route", _SEE),
     "top": ("top", _SEE),
     "doctor": ("doctor", _SEE),
     "queue": ("declaring", _MANAGE),
@@ -43,13 +46,10 @@ _COMMANDS = {
     "vhost": ("users", _MANAGE),
     "permission": ("users", _MANAGE),
     "plugin": ("plugins", _MANAGE),
-    "topology": ("topology", _SEE),
-    "route": ("route", _SEE),
-    "completion": ("completion", _SHELL),
     "dlq": ("dead_letters", _FAILURES),
     "reconcile": ("reconcile", _FAILURES),
     "drill": ("drill", _FAILURES),
-    "tutorial": ("tutorial", _LEARN),
+    "completion": ("completion", _SHELL),
 }
 
 

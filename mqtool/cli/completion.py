@@ -65,7 +65,11 @@ _mqtool() {
         _files
     fi
 }
-compdef _mqtool mqtool
+if [[ $funcstack[1] == _mqtool ]]; then  # zsh has loaded it as a file of its fpath, and wants its answer
+    _mqtool
+else
+    compdef _mqtool mqtool
+fi
 """
 
 _FISH = r"""

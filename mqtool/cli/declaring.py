@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from mqtool.amqp import Channel, administration
-from mqtool.cli import output
+from mqtool.cli import live_names, output
 from mqtool.cli.asking import Yes, ask
 from mqtool.cli.options import Broker, ExchangeOptions, QueueOptions, argument, header, takes_groups, takes_groups_but
 from mqtool.errors import BadData, DeclaredDifferently, MqtoolError, NotFound
@@ -20,10 +20,16 @@ app.add_typer(exchange_app, name="exchange")
 
 _SEE = "'mqtool list {}' shows what there is"
 
-QueueName = Annotated[str, typer.Argument(metavar="QUEUE", show_default=False)]
-ExchangeName = Annotated[str, typer.Argument(metavar="EXCHANGE", show_default=False)]
-QueueNames = Annotated[list[str], typer.Argument(metavar="QUEUE...", show_default=False)]
-ExchangeNames = Annotated[list[str], typer.Argument(metavar="EXCHANGE...", show_default=False)]
+QueueName = Annotated[str, typer.Argument(metavar="QUEUE", show_default=False, autocompletion=live_names.queues)]
+ExchangeName = Annotated[
+    str, typer.Argument(metavar="EXCHANGE", show_default=False, autocompletion=live_names.exchanges)
+]
+QueueNames = Annotated[
+    list[str], typer.Argument(metavar="QUEUE...", show_default=False, autocompletion=live_names.queues)
+]
+ExchangeNames = Annotated[
+    list[str], typer.Argument(metavar="EXCHANGE...", show_default=False, autocompletion=live_names.exchanges)
+]
 AutoDelete = Annotated[bool, typer.Option("--auto-delete", help="It goes when its last user does.")]
 IfNotExists = Annotated[
     bool, typer.Option("--if-not-exists", help="One that is there is left as it is, however it was declared.")
@@ -153,7 +159,9 @@ def _missing(what: str, things: str, is_fine: bool) -> None:
     output.status(f"there is no {what}")
 
 
-Destination = Annotated[str, typer.Argument(metavar="QUEUE", help="Or an exchange.", show_default=False)]
+Destination = Annotated[
+    str, typer.Argument(metavar="QUEUE", help="Or an exchange.", show_default=False, autocompletion=live_names.queues)
+]
 Keys = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY]...", help="A binding for each; none: one with the empty key.")
 ]

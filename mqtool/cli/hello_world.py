@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from mqtool.cli import publishing, source
+from mqtool.cli import live_names, publishing, source
 from mqtool.cli.delaying import held
 from mqtool.cli.options import Broker, DelayOptions, MessageOptions, QueueOptions, Receiving, takes_groups
 from mqtool.cli.output import WAITING_FOR_MESSAGES
@@ -30,7 +30,11 @@ def send(
     exchange: Annotated[
         str | None,
         typer.Option(
-            "--exchange", "-e", help="Publish to this exchange, and declare nothing.", rich_help_panel="Topology"
+            "--exchange",
+            "-e",
+            help="Publish to this exchange, and declare nothing.",
+            rich_help_panel="Topology",
+            autocompletion=live_names.exchanges,
         ),
     ] = None,
     routing_key: Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from mqtool.amqp import administration
-from mqtool.cli import output, stopping, tables
+from mqtool.cli import live_names, output, stopping, tables
 from mqtool.cli.management import ManagementUrl, management_of
 from mqtool.cli.options import Broker, configure_output, takes_groups, time_limit
 from mqtool.errors import NotFound, SomeFailed, Unavailable
@@ -246,7 +246,12 @@ def queues(
     columns: Columns = None,
     queue: Annotated[
         list[str] | None,
-        typer.Option("--queue", "-q", help="Only this one; AMQP can tell of it, where the API cannot. Repeatable."),
+        typer.Option(
+            "--queue",
+            "-q",
+            help="Only this one; AMQP can tell of it, where the API cannot. Repeatable.",
+            autocompletion=live_names.queues,
+        ),
     ] = None,
 ) -> None:
     """See above."""
@@ -264,7 +269,12 @@ def exchanges(
     columns: Columns = None,
     exchange: Annotated[
         list[str] | None,
-        typer.Option("--exchange", "-e", help="Only this one; AMQP can tell of it, where the API cannot. Repeatable."),
+        typer.Option(
+            "--exchange",
+            "-e",
+            help="Only this one; AMQP can tell of it, where the API cannot. Repeatable.",
+            autocompletion=live_names.exchanges,
+        ),
     ] = None,
 ) -> None:
     """See above."""

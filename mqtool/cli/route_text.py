@@ -1,10 +1,10 @@
 """A route as lines for people, and as JSON."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from mqtool.cli.binding_text import bound_by, fields
 from mqtool.cli.styled import BAD, DIM, GOOD, KEY, NAME, Line, shown
 from mqtool.definitions import Binding, Definitions
 from mqtool.near_misses import NearMiss
@@ -72,8 +72,8 @@ def _remarks(route: Route, definitions: Definitions) -> Iterator[Line]:
 
 
 def _message(route: Route) -> Line:
-    headers = [("  " + field, KEY) for field in _fields(route.headers)]
-    return [(_exchange(route.exchange), NAME), "  ", (_quoted(route.routing_key), KEY), *headers]
+    headers = [("  " + field, KEY) for field in fields(route.headers)]
+    return [(_exchange(route.exchange), NAME), "  ", (repr(route.routing_key), KEY), *headers]
 
 
 def _exchange(name: str) -> str:
@@ -99,12 +99,6 @@ def _binding(binding: Binding) -> Line:
     return [_exchange(binding.source), *_arrow(binding)]
 
 
-def bound_by(binding: Binding) -> str:
-    """The key, or the header arguments, by which something is bound."""
-    said = [_quoted(binding.routing_key)] if binding.routing_key or not binding.arguments else []
-    return " ".join([*said, *_fields(binding.arguments)])
-
-
 def _arrow(binding: Binding) -> Line:
     return [" ── ", (bound_by(binding), KEY), f" ──> {shown(binding.destination)}"]
 
@@ -115,7 +109,7 @@ def _death(death: DeadLetters) -> Line:
         " ──> ",
         _exchange(death.exchange),
         "  ",
-        (_quoted(death.routing_key), KEY),
+        (repr(death.routing_key), KEY),
     ]
     if death.queues is None:
         return [*line, (": lost, there is no such exchange", BAD)]
@@ -123,18 +117,6 @@ def _death(death: DeadLetters) -> Line:
         return [*line, (": lost, no queue gets it", BAD)]
     circle = "  in a circle" if death.circular else ""
     return [*line, " ──> ", (", ".join(map(shown, death.queues)), NAME), (circle, BAD)]
-
-
-def _quoted(key: str) -> str:
-    return repr(key)
-
-
-def _fields(fields: Mapping[str, Any]) -> list[str]:
-    """Headers or arguments, as -H writes them."""
-    return [
-        f"{shown(name)}={shown(value)}" if isinstance(value, str) else f"{shown(name)}:={json.dumps(value)}"
-        for name, value in fields.items()
-    ]
 
 
 def _count(number: int, what: str) -> str:

@@ -53,7 +53,7 @@ def topology(
     live: Annotated[bool, typer.Option("--live", help="Show it again and again, with rates.")] = False,
     interval: Annotated[
         float | None,
-        typer.Option(parser=time_limit, metavar="DURATION", help="With --live: so far apart.  [default: 1s]"),
+        typer.Option(parser=time_limit, metavar="DURATION", help="With --live: so far apart; 1s if not given."),
     ] = None,
     management: ManagementUrl = None,
 ) -> None:

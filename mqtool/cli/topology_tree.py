@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from mqtool.cli.route_text import bound_by
+from mqtool.cli.binding_text import bound_by
 from mqtool.cli.styled import BAD, DIM, GOOD, KEY, NAME, Line, shown
 from mqtool.wiring import Counter, Link, Node, Publisher, QueueState, Wiring
 

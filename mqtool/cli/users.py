@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mqtool.cli import output
+from mqtool.cli import live_names, output
 from mqtool.cli.asking import Yes, ask, ask_password
 from mqtool.cli.management import ManagementUrl, management_of
 from mqtool.cli.options import Broker, configure_output, takes_groups, takes_groups_but
@@ -124,7 +124,7 @@ def delete(
     output.status(f"deleted user {name!r}")
 
 
-VhostName = Annotated[str, typer.Argument(metavar="VHOST", show_default=False)]
+VhostName = Annotated[str, typer.Argument(metavar="VHOST", show_default=False, autocompletion=live_names.vhosts)]
 
 
 @vhost_app.command("add", epilog="mqtool vhost add staging  ·  mqtool vhost add staging --if-not-exists")

@@ -13,7 +13,7 @@ from typing import Any
 import pika
 import pytest
 
-from tests.brokers import TestBroker
+from tests.brokers import TestBroker, skip_or_fail
 from tests.cli.shell import Shell
 from tests.cli.test_documentation import COMMANDS
 
@@ -38,7 +38,7 @@ class Terminal:
     def __init__(self, name: str, shell: Shell) -> None:
         command, setup = SHELLS[name]
         if shutil.which(command[0]) is None:
-            pytest.skip(f"{name} is not installed")
+            skip_or_fail(f"{name} is not installed")
         self._master, slave = pty.openpty()
         home = str(shell.directory)
         environment = {**shell.environment, "TERM": "xterm", "LANG": "C.UTF-8", "HOME": home, "COLUMNS": "300"}

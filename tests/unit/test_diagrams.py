@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +11,7 @@ from mqtool.definitions import Binding
 from mqtool.diagrams import dot, mermaid
 from mqtool.topology import Exchange
 from mqtool.wiring import Consumer, Counter, Node, Publisher, QueueState, Wiring
+from tests.brokers import skip_or_fail
 
 HOSTILE = [
     'a"] --> b',
@@ -82,7 +82,7 @@ def test_dot_strings_end_where_they_should(name: str, queue: str, key: str) -> N
 def test_graphviz_draws_it() -> None:
     """Where it is installed."""
     if shutil.which("dot") is None:
-        pytest.skip("graphviz is not installed")
+        skip_or_fail("graphviz is not installed")
     for name in HOSTILE:
         text = "\n".join(dot(wiring(name, "q", name)))
         drawn = subprocess.run(["dot", "-Tplain"], input=text.encode(), capture_output=True, check=True)

@@ -1,0 +1,75 @@
+"""`topology` and `route` with 5,000 queues and 20,000 bindings: time and memory, beside a small virtual host.
+
+The aim is below two seconds each, with memory that does not grow with the broker. It declares them in a vhost of its
+own, and needs the management API. python -m benchmarks.topology
+"""
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pika
+
+from benchmarks.pairs import MQTOOL, URL, run
+from mqtool.cli.management import management_of
+from mqtool.cli.options import Broker
+from mqtool.management import Management, path
+
+QUEUES, BINDINGS, EXCHANGES = 5_000, 20_000, 50
+RUNS = 7
+
+
+@contextmanager
+def a_vhost(api: Management, name: str) -> Iterator[str]:
+    """A virtual host, gone afterwards; its URL."""
+    api.put(path("vhosts", name), {})
+    api.put(path("permissions", name, api.user), {"configure": ".*", "write": ".*", "read": ".*"})
+    try:
+        yield f"{URL.rpartition('/')[0]}/{name}"
+    finally:
+        api.delete(path("vhosts", name))
+
+
+def fill(url: str, queues: int, bindings: int) -> None:
+    """Declare as many, and bind them to topic exchanges in turn."""
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    channel = connection.channel()
+    for number in range(EXCHANGES):
+        channel.exchange_declare(f"logs{number}", "topic")
+    for number in range(queues):
+        channel.queue_declare(f"queue{number}")
+    for number in range(bindings):
+        channel.queue_bind(
+            f"queue{number % queues}", f"logs{number * 7 % EXCHANGES}", f"app{number}.*.level{number % 5}"
+        )
+    connection.close()
+
+
+def measure(title: str, *command: str) -> float:
+    """Run it some times, print the median time and the greatest memory; returns that, in MiB."""
+    runs = [run([MQTOOL, *command]) for _ in range(RUNS)]
+    seconds = [each.seconds for each in runs]
+    peak = max(each.peak for each in runs)
+    print(
+        f"{title:<40} {statistics.median(seconds):5.2f} s  (least {min(seconds):.2f})   peak {peak:.0f} MiB", flush=True
+    )
+    return peak
+
+
+def main() -> None:
+    api = management_of(Broker(url=URL))
+    for queues, bindings in ((50, 200), (QUEUES, BINDINGS)):
+        with a_vhost(api, "mqtool-benchmark") as url:
+            started = time.perf_counter()
+            fill(url, queues, bindings)
+            print(f"\n{queues:,} queues, {bindings:,} bindings (declared in {time.perf_counter() - started:.0f} s)")
+            measure("topology", "topology", "-u", url)
+            measure("topology logs7", "topology", "logs7", "-u", url)
+            measure("topology --json", "topology", "--json", "-u", url)
+            measure("topology --format mermaid --limit 0", "topology", "--format", "mermaid", "--limit", "0", "-u", url)
+            measure("route logs7 app1.x.level1", "route", "logs7", "app1.x.level1", "-u", url)
+
+
+if __name__ == "__main__":
+    main()
