@@ -47,6 +47,7 @@ bench: .venv/installed-dev up  ## measure beside peers, in the same run
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.exec
+	$(BIN)/python -m benchmarks.delay
 
 pictures: .venv/installed  ## make the pictures of the README and docs/, from real runs
 	@$(BIN)/python -m demo.pictures

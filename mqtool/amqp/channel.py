@@ -58,6 +58,8 @@ class Channel:
         self._answer: Answer[Any] | None = None
         self._journal: list[Exchange | Queue | Binding] = []
         self._names: dict[str, str] = {}
+        #: What the broker holds differently from how we declare it, and is used all the same.
+        self._as_found: set[tuple[type, str]] = set()
         self._consumers: list[Consumer] = []
         self._publisher = Publisher(connection.run)
         self._confirming = False
@@ -365,6 +367,15 @@ class Channel:
     # Inside.
 
     def _declare(self, thing: Thing) -> Thing:
+        identity = (type(thing), thing.name)
+        if identity in self._as_found:  # to declare it would close the channel, and opening that declares all again
+            try:
+                self._request(declaring.declaration(thing, passive=True))
+            except exceptions.ChannelClosedByBroker:  # it is gone
+                self._as_found.discard(identity)
+                self.open()
+            else:
+                return thing
         try:
             answer = self._request(declaring.declaration(thing, passive=False))
         except exceptions.ChannelClosedByBroker as error:
@@ -372,6 +383,7 @@ class Channel:
                 self.open()
                 raise failures.closed_by_broker(error) from error
             self._connection.notice(f"using the one that is there: {failures.closed_by_broker(error)}")
+            self._as_found.add(identity)
             self.open()
             answer = self._checked(declaring.declaration(thing, passive=True))
         return replace(thing, name=answer.method.queue) if isinstance(thing, Queue) else thing

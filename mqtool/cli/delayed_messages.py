@@ -32,7 +32,7 @@ DEFAULT_DELAY = 5.0
 TYPE_INSIDE = "x-delayed-type"
 RoutingKey = Annotated[
     str | None,
-    typer.Option("--routing-key", "-r", help="Else the queue's name.", rich_help_panel="Topology"),
+    typer.Option("--routing-key", "-r", help="delay_queue, if not given.", rich_help_panel="Topology"),
 ]
 
 
@@ -53,10 +53,13 @@ def send_delayed(
     if not delays.are_given and not options.as_json:
         delays = delays._replace(delay=DEFAULT_DELAY)
     messages = source.messages(
-        words, options, default=b"Hello World!", addressing=Addressing(target.name, routing_key), delays=delays
+        words,
+        options,
+        default=b"Hello World!",
+        addressing=Addressing(target.name, routing_key),
+        delays=delays,
+        adapt=None if delays.are_given else _delayed_as_it_says,
     )
-    if not delays.are_given:
-        messages = map(_delayed_as_it_says, messages)
     with broker.channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
         plugin = has_plugin(channel, target)
         if not plugin:
@@ -84,7 +87,7 @@ def receive_delayed(
     with broker.channel() as channel:
         if not has_plugin(channel, delaying):
             delaying = _without_plugin(delaying)
-        key = target.name if routing_key is None else routing_key
+        key = broker.names.delay_queue.name if routing_key is None else routing_key
         deliveries = delayed_messages.receive(channel, delaying, key, target, receiving.settings())
         receiving.print_all(channel, deliveries, write, WAITING_FOR_MESSAGES)
 
@@ -95,9 +98,9 @@ def _without_plugin(exchange: Exchange) -> Exchange:
     return replace(exchange, type=str(exchange.arguments.get(TYPE_INSIDE, "direct")), arguments=arguments)
 
 
-def _delayed_as_it_says(message: Message | None) -> Message | None:
+def _delayed_as_it_says(message: Message) -> Message:
     """For NDJSON: "delay" or "at", else the header of the plugin, else the command's own delay."""
-    if message is None or message.delay is not None or message.due is not None:
+    if message.delay is not None or message.due is not None:
         return message
     headers = dict(message.properties.get("headers") or {})
     if type(headers.get("x-delay")) is not int:

@@ -4,7 +4,7 @@ import os
 import re
 import select
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +42,7 @@ def messages(
     default: bytes,
     addressing: Addressing | None = None,
     delays: DelayOptions | None = None,
+    adapt: Callable[[Message], Message] | None = None,
 ) -> Iterator[Message | None]:
     """What to publish; None whenever there is nothing to publish right now.
 
@@ -49,6 +50,7 @@ def messages(
         words: one message, if there are any.
         default: the body, where there are neither words nor input.
         delays: when they shall arrive.
+        adapt: is done to each that is read, before anything else.
 
     Raises:
         UsageError: the options contradict each other, or the file cannot be read.
@@ -71,6 +73,8 @@ def messages(
         return iter([making.message(default)])
     descriptor = _opened(options.file)
     read = _from_input(descriptor, options, delimiter, making)
+    if adapt is not None:
+        read = (message and adapt(message) for message in read)
     return read if options.failed_to is None else Input(read)
 
 

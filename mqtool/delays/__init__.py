@@ -8,6 +8,8 @@ Either way a message goes on to the exchange that it was for, with its own routi
 topic and headers exchanges route it as if it had been published then. It carries the time when it is due (the header
 mqtool-due), by which receivers tell how late it is.
 
+What is published again after a lost connection waits its whole delay again: late, but never early.
+
 Wait queues are 25 ms apart up to ten seconds, and from there on twice as far whenever the delay doubles; each takes the
 delays up to its own. A message's time to live is exact all the same: it comes late, by one such step at most, only if
 one with a longer delay lies in front of it in the same queue. On the way to a quorum queue, messages wait in quorum

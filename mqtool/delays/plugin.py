@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from mqtool.amqp import Channel
-from mqtool.delays.ways import Destination, Expecting, Notice, Place, addressed
+from mqtool.delays.ways import Destination, Expecting, Notice, Place, addressed, name_for
 from mqtool.errors import DeclaredDifferently, UnknownExchangeType
 from mqtool.message import Message
 from mqtool.topology import DELAYED, Exchange, Queue
@@ -112,6 +112,5 @@ def _leading_to(exchange: Exchange) -> Exchange:
     if not exchange.name:
         return TO_QUEUES
     # It knows no keys: the exchange behind it routes. It goes when that one does.
-    return Exchange(
-        f"{exchange.name}.delayed", DELAYED, exchange.durable, auto_delete=True, arguments={"x-delayed-type": "fanout"}
-    )
+    name, arguments = name_for(exchange.name, "delayed"), {"x-delayed-type": "fanout"}
+    return Exchange(name, DELAYED, exchange.durable, auto_delete=True, arguments=arguments)

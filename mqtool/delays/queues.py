@@ -5,7 +5,7 @@ from typing import Any
 
 from mqtool.amqp import Channel
 from mqtool.delays.via import LONGEST
-from mqtool.delays.ways import Destination, Expecting, Notice, Place, addressed
+from mqtool.delays.ways import Destination, Expecting, Notice, Place, addressed, name_for
 from mqtool.duration import compact_duration
 from mqtool.errors import BadData
 from mqtool.message import Message
@@ -44,8 +44,8 @@ class ThroughQueues:
             self._notice("a message that comes out of a wait queue has no expiration any more: the property is lost")
         to, key = addressed(message, self._destination)
         wait = min(wait_of(milliseconds), LONGEST_IN_QUEUES)
-        name = f"{to}.exchange.delay" if to else f"{key}.delay"
-        name += f".{compact_duration(wait / 1000)}"
+        shown = compact_duration(wait / 1000)
+        name = name_for(to, f"exchange.delay.{shown}") if to else name_for(key, f"delay.{shown}")
         if time.monotonic() > self._leases.get(name, 0.0):
             if to:
                 self._declare_to_exchange(name, wait, to)

@@ -75,6 +75,11 @@ class Expecting:
             self._channel.depth_of(queue)
 
 
+def name_for(to: str, suffix: str) -> str:
+    """The name of what leads to an exchange or a queue; names that start with "amq." are the broker's own."""
+    return f"mqtool.{to}.{suffix}" if to.startswith("amq.") else f"{to}.{suffix}"
+
+
 def addressed(message: Message, destination: Destination) -> tuple[str, str]:
     """The exchange and the routing key of a message; the key only matters for the default exchange.
 

@@ -178,6 +178,15 @@ def test_each_message_may_have_an_exchange_and_a_queue_of_its_own(channel: Chann
     assert [delivery.body for delivery in received(channel, elsewhere, 1)] == [b"2"]
 
 
+def test_the_brokers_own_exchanges_can_be_delayed_to(channel: Channel, publish: Publish) -> None:
+    """Names of ours do not start with "amq.", which is reserved."""
+    queue = channel.declare(PRIVATE_QUEUE)
+    channel.bind(queue, Exchange("amq.topic"), "#")
+    publish([Message(b"x", "a.b", delay=0.02)], Exchange("amq.topic", "topic", durable=True))
+    publish([Message(b"y", delay=0.02)], queue)
+    assert {delivery.body for delivery in received(channel, queue, 2)} == {b"x", b"y"}
+
+
 @pytest.mark.parametrize("message", [Message(b"", "k", "missing", delay=HOUR), Message(b"", "missing", "", delay=HOUR)])
 def test_what_leads_nowhere_is_an_error_now(channel: Channel, publish: Publish, message: Message) -> None:
     """An exchange or a queue that is not there: no message waits an hour to be dropped then."""
