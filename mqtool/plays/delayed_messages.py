@@ -1,40 +1,60 @@
 """Messages that arrive later than they are sent."""
 
 from mqtool.plays.stage import Play, Stage
+from mqtool.plays.terminal import Terminal
 
-_LONG, _SHORT = 5, 2
+_LONG, _SHORT = 4, 2
+#: Where messages wait if the broker lacks the plugin: a queue and an exchange each.
+_WAITING = (
+    *(f"delay_exchange.exchange.delay.{seconds}s" for seconds in (_LONG, _SHORT)),
+    "delayed_logs.exchange.delay.1s",
+)
 
 
 def play(stage: Stage) -> None:
-    """What is sent first arrives last."""
+    """What is due first comes first; and any command can delay."""
     sender, receiver = stage.terminals("sender", "receiver")
-    exchange = stage.exchange("delay_exchange")
-    send = f"mqtool send-delayed{exchange}"
-    if stage.place.apart:
-        send += f" -r {stage.name('delay_queue')}"
+    _in_the_order_of_their_times(stage, sender, receiver)
+    _any_command(stage, sender, receiver)
 
-    stage.say("A receiver waits for messages that come when their time has come.")
+
+def _in_the_order_of_their_times(stage: Stage, sender: Terminal, receiver: Terminal) -> None:
+    exchange = stage.exchange("delay_exchange")
+    stage.say("A receiver waits for messages that come when they are due.")
     receiver.start(f"mqtool receive-delayed{exchange}{stage.queue('delay_queue')}")
     stage.say(
         f"The first message shall arrive in {_LONG} seconds, the second in {_SHORT}. The sender is done at once: the "
         "broker keeps them until they are due."
     )
-    sender.run(f"{send} --delay {_LONG}s 'Wake up!'")
-    sender.run(f"{send} --delay {_SHORT}s 'Tea is ready.'")
+    sender.run(f"mqtool send-delayed{exchange} --delay {_LONG}s 'Wake up!'")
+    sender.run(f"mqtool send-delayed{exchange} --delay {_SHORT}s 'Tea is ready.'")
     receiver.wait_for("[x] Received", 2)
     receiver.interrupt()
 
+    received = [line.partition(" ms late: ") for line in receiver.after("[x] Received, ")]
     stage.expect(
         "the message that was sent second arrived first",
-        [line.partition(" ms late: ")[2] for line in receiver.after("[x] Received, ")],
+        [body for _, _, body in received],
         ["Tea is ready.", "Wake up!"],
     )
+    stage.expect("none came early", [late for late, _, _ in received if late.startswith("-")], [])
+
+
+def _any_command(stage: Stage, sender: Terminal, receiver: Terminal) -> None:
+    logs = stage.name("delayed_logs")
+    stage.say("Any command that publishes can delay. These logs are routed by their keys as ever, but a second later.")
+    receiver.start(f"mqtool receive-log topic -e {logs} 'kern.*'")
+    sender.run(f"mqtool emit-log topic -e {logs} --delay 1s cron.info 'Nobody has asked for this.'")
+    sender.run(f"mqtool emit-log topic -e {logs} --delay 1s kern.info 'Booted.'")
+    receiver.wait_for("[x]", 1)
+    receiver.interrupt()
+    stage.expect("a delayed log is routed by its key, when it is due", receiver.after("[x] "), ["kern.info:Booted."])
 
 
 PLAY = Play(
     "Delayed messages",
     "The broker holds a message back, and delivers it when it is due.",
     play,
-    queues=("delay_queue", *(f"delay_exchange.exchange.delay.{seconds}s" for seconds in (_LONG, _SHORT))),
-    exchanges=("delay_exchange", *(f"delay_exchange.exchange.delay.{seconds}s" for seconds in (_LONG, _SHORT))),
+    queues=("delay_queue", *_WAITING),
+    exchanges=("delay_exchange", "delayed_logs", "delayed_logs.delayed", *_WAITING),
 )

@@ -83,11 +83,19 @@ class Terminal:
         self._launch(script, script, stdin=subprocess.PIPE)
 
     def write(self, line: str) -> None:
-        """A line for the command that is fed."""
+        """A line for the command that is fed.
+
+        Raises:
+            NotSo: it does not read any more.
+        """
         assert self._process is not None
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{line}\n".encode())
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(f"{line}\n".encode())
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            self._expect_end(0, PATIENCE)
+            raise NotSo(f"{self.name}: the command should go on, but has ended: {self._command}") from error
 
     def finish(self) -> None:
         """The end of what the command is fed; wait for its own.
