@@ -47,6 +47,12 @@ demonstration = Demonstration(
     "Delayed messages",
     "A message waits at the broker until it is due: in an exchange of the delayed message plugin, or in queues.",
     play,
-    queues=("demo.delay_queue", *_WAITING),
-    exchanges=("demo.delay_exchange", "demo.delayed_logs", "demo.delayed_logs.delayed", *_WAITING),
+    queues=("demo.delay_queue", "demo.delay_exchange.nowhere", *_WAITING),
+    exchanges=(
+        "demo.delay_exchange",
+        "demo.delay_exchange.due",
+        "demo.delayed_logs",
+        "demo.delayed_logs.delayed",
+        *_WAITING,
+    ),
 )

@@ -16,14 +16,12 @@ from mqtool.wait_queues import GRACE, AtLeastOnce, wait_queue
 LONGEST_IN_QUEUES = LONGEST - GRACE
 #: Milliseconds between one wait queue and the next, for delays of up to so many milliseconds.
 SHORTEST_STEP, _STEP_UP_TO = 25, 10_000
-#: A queue that keeps nothing, and expires when it has not been declared for as long as any message can wait.
-NOWHERE = Queue("mqtool.nowhere", durable=True, arguments={"x-max-length": 0, "x-expires": LONGEST})
 #: Seconds after which a wait queue is declared again, so that its lease does not end.
 _LEASE = 60.0
 
 
 class ThroughQueues:
-    """By wait queues: see above."""
+    """By wait queues, as mqtool/delays/__init__.py draws them."""
 
     def __init__(self, channel: Channel, destination: Destination, notice: Notice) -> None:
         self._channel = channel
@@ -86,8 +84,12 @@ class ThroughQueues:
         remember = due.name not in self._due
         self._channel.declare(due, remember=remember)
         self._channel.bind(Exchange(exchange), due, remember=remember)
-        self._channel.declare(NOWHERE, remember=remember)
-        self._channel.bind(NOWHERE, due, remember=remember)
+        # It expires when it has not been declared for as long as any message can wait.
+        nowhere = Queue(
+            name_for(exchange, "nowhere"), durable=True, arguments={"x-max-length": 0, "x-expires": LONGEST}
+        )
+        self._channel.declare(nowhere, remember=remember)
+        self._channel.bind(nowhere, due, remember=remember)
         self._due[due.name] = time.monotonic() + _LEASE
         return due
 
