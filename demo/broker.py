@@ -11,7 +11,8 @@ from demo import interruption
 from demo.failure import Failed
 from demo.stage import Stage, environment
 from mqtool.amqp import Address, Connection, parse_addresses
-from mqtool.broker import state
+from mqtool.broker import node, state
+from mqtool.broker.choice import Kind
 from mqtool.errors import ExitCode
 
 #: Seconds that a node may take to stop, if we are interrupted while it starts.
@@ -43,7 +44,8 @@ def _started(stage: Stage) -> Iterator[None]:
     was_running = _unseen("mqtool", "broker", "status").returncode == ExitCode.OK
     stage.screen.blank()
     try:
-        terminal.run("mqtool broker up")
+        # Not Docker, which might have to download an image first.
+        terminal.run(f"mqtool broker up --kind {Kind.NODE if node.find_server() else Kind.EMBEDDED}")
     except BaseException:
         terminal.end(_STOP_PATIENCE)
         if not was_running:

@@ -21,6 +21,9 @@ from mqtool.message import Confirmation, Message, Receipt
 #: Messages, and bytes of their bodies, that may be on their way to the broker or waiting for its confirm.
 WINDOW = 20_000
 WINDOW_BYTES = 16 * 1024 * 1024
+#: Seconds after a reconnection in which a nack may only mean that the queue has no leader yet: a cluster that lost a
+#: node chooses another one. And how long to wait before such a message is published again.
+_LEADERLESS, _PAUSE = 20.0, 0.25
 
 
 class Publisher:
@@ -45,6 +48,11 @@ class Publisher:
         self._answered = 0
         self._answered_early: set[int] = set()
         self._refused: dict[int, Receipt] = {}
+        # Tags of messages to publish once more, the messages that wait for it, and when it is time.
+        self._again: set[int] = set()
+        self._later: deque[tuple[Message, Route]] = deque()
+        self._later_at = 0.0
+        self._leaderless_until = 0.0
         self._done: list[Receipt] = []
         self._last_answer = time.monotonic()
         self._paused = False
@@ -62,12 +70,14 @@ class Publisher:
             encoded = self._encoder.encode(message, route)
             if not self._outstanding:
                 self._last_answer = time.monotonic()
-            self._outstanding.append((message, route))
             self._bytes += len(message.body)
-            self._outbox.append(encoded)
-            wake = not self._draining
+            self._send(message, route, encoded)
+
+    def _send(self, message: Message, route: Route, encoded: bytes) -> None:
+        self._outstanding.append((message, route))
+        self._outbox.append(encoded)
+        if not self._draining:
             self._draining = True
-        if wake:
             self._run(self._drain)
 
     @property
@@ -78,11 +88,11 @@ class Publisher:
     @property
     def is_waiting(self) -> bool:
         """Whether there are receipts that the caller has not collected, or that are still to come."""
-        return bool(self._done or self._outstanding)
+        return bool(self._done or self._outstanding or self._later)
 
     def is_full(self, window: int) -> bool:
         """Whether so many messages, or bytes, are unconfirmed that the caller should wait."""
-        return len(self._outstanding) >= window or self._bytes >= WINDOW_BYTES
+        return len(self._outstanding) + len(self._later) >= window or self._bytes >= WINDOW_BYTES
 
     def collect(self) -> list[Receipt]:
         """The receipts of all messages answered for since the last call, in the order of publishing."""
@@ -94,7 +104,11 @@ class Publisher:
         receipts = []
         while self._collected < self._answered:
             self._collected += 1
-            message, _ = self._outstanding.popleft()
+            message, route = self._outstanding.popleft()
+            if self._again and self._collected in self._again:
+                self._again.discard(self._collected)
+                self._later.append((message, route))
+                continue
             self._bytes -= len(message.body)
             refused = self._refused.pop(self._collected, None) if self._refused else None
             receipts.append(refused or Receipt(message, Confirmation.CONFIRMED))
@@ -118,10 +132,12 @@ class Publisher:
             while True:
                 if self._failure:
                     raise self._failure
-                unanswered = len(self._outstanding) - (self._answered - self._collected)
+                unanswered = len(self._outstanding) + len(self._later) - (self._answered - self._collected)
                 if unanswered < until_below and (unanswered == 0 or self._bytes < WINDOW_BYTES or self.has_answers):
                     return
                 now = time.monotonic()
+                if self._later and self._channel is not None and now >= self._later_at:
+                    self._send_later()
                 if deadline is not None and now >= deadline:
                     return
                 patience = self._last_answer + confirm_timeout - now
@@ -129,13 +145,21 @@ class Publisher:
                     patience = confirm_timeout
                 elif patience <= 0:
                     raise _not_confirmed(unanswered, confirm_timeout)
+                if self._later:
+                    patience = min(patience, max(self._later_at - now, _PAUSE / 10))
                 self._changed.wait(patience if deadline is None else min(patience, deadline - now))
+
+    def _send_later(self) -> None:
+        """Publish once more what was nacked for want of a leader."""
+        while self._later:
+            message, route = self._later.popleft()
+            self._send(message, route, self._encoder.encode(message, route))
 
     @property
     def unconfirmed(self) -> list[Message]:
         """The messages without a confirm, oldest first: after a failure, those that may or may not have arrived."""
         with self._changed:
-            return [frames.addressed(message, route) for message, route in self._outstanding]
+            return [frames.addressed(message, route) for message, route in (*self._outstanding, *self._later)]
 
     # The connection's side.
 
@@ -143,11 +167,15 @@ class Publisher:
         """Go on with a new channel in confirm mode: publish again what was not confirmed. On the I/O thread."""
         with self._changed:
             self._done += self._take_answered()
+            self._outstanding += self._later
+            self._later.clear()
+            self._leaderless_until = 0.0 if self._channel is None else time.monotonic() + _LEADERLESS
             self._channel = channel
             self._encoder = PublishEncoder(channel.channel_number, frame_max)
             self._collected = self._answered = 0
             self._answered_early.clear()
             self._refused.clear()
+            self._again.clear()
             self._outbox.clear()
             again = [self._encoder.encode(message, route) for message, route in self._outstanding]
             self._last_answer = time.monotonic()
@@ -174,9 +202,7 @@ class Publisher:
         tag: int = method.delivery_tag
         with self._changed:
             if isinstance(method, spec.Basic.Nack):
-                for refused in range(self._answered + 1 if method.multiple else tag, tag + 1):
-                    if refused not in self._answered_early:
-                        self._refuse(refused, Confirmation.NACKED, "the broker refused it")
+                self._nack([*range(self._answered + 1, tag), tag] if method.multiple else [tag])
             if method.multiple:
                 self._answered = max(self._answered, tag)
             elif tag == self._answered + 1:
@@ -188,6 +214,17 @@ class Publisher:
                 self._answered_early.discard(self._answered)
             self._last_answer = time.monotonic()
             self._changed.notify_all()
+
+    def _nack(self, tags: list[int]) -> None:
+        now = time.monotonic()
+        for tag in tags:
+            if tag in self._answered_early:
+                continue
+            if now < self._leaderless_until:
+                self._again.add(tag)
+                self._later_at = now + _PAUSE
+            else:
+                self._refuse(tag, Confirmation.NACKED, "the broker refused it")
 
     def on_return(
         self, _channel: PikaChannel, method: spec.Basic.Return, properties: spec.BasicProperties, body: bytes
