@@ -1,4 +1,4 @@
-"""python -m demo.cluster: three nodes, one of which is killed while messages flow at full speed, and comes back later."""
+"""python -m demo.cluster: three nodes; one is killed while messages flow at full speed, and comes back later."""
 
 import os
 import sys
@@ -24,7 +24,7 @@ _GOT = OUTPUT / "cluster.txt"
 _PAUSE = 10.0
 _STORY = (
     "A quorum queue has a copy on each of three nodes. One of them is killed, which leads the queue, and to which both "
-    "the publisher and the receiver are connected: the others choose a new leader, and mqtool goes on with the next URL."
+    "the publisher and the receiver are connected: the others choose another leader, and mqtool the next URL."
 )
 
 
