@@ -22,7 +22,8 @@ from mqtool.message import Confirmation, Message, Receipt
 WINDOW = 20_000
 WINDOW_BYTES = 16 * 1024 * 1024
 #: Seconds after a reconnection in which a nack may only mean that the queue has no leader yet: a cluster that lost a
-#: node chooses another one. And how long to wait before such a message is published again.
+#: node chooses another one. And how long to wait before such messages are published again: on another channel, since
+#: in RabbitMQ 3.10 one that has met a queue without a leader may nack for ever.
 _LEADERLESS, _PAUSE = 20.0, 0.25
 
 
@@ -31,10 +32,13 @@ class Publisher:
 
     Args:
         run: runs a function on the I/O thread, soon.
+        reopen: starts to open another channel, with which restart() is called.
     """
 
-    def __init__(self, run: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(self, run: Callable[[Callable[[], None]], None], reopen: Callable[[], None]) -> None:
         self._run = run
+        self._reopen = reopen
+        self._is_reopening = False
         self._changed = threading.Condition(threading.Lock())
         self._outstanding: deque[tuple[Message, Route]] = deque()
         self._bytes = 0
@@ -70,14 +74,12 @@ class Publisher:
             encoded = self._encoder.encode(message, route)
             if not self._outstanding:
                 self._last_answer = time.monotonic()
+            self._outstanding.append((message, route))
             self._bytes += len(message.body)
-            self._send(message, route, encoded)
-
-    def _send(self, message: Message, route: Route, encoded: bytes) -> None:
-        self._outstanding.append((message, route))
-        self._outbox.append(encoded)
-        if not self._draining:
+            self._outbox.append(encoded)
+            wake = not self._draining
             self._draining = True
+        if wake:
             self._run(self._drain)
 
     @property
@@ -136,8 +138,9 @@ class Publisher:
                 if unanswered < until_below and (unanswered == 0 or self._bytes < WINDOW_BYTES or self.has_answers):
                     return
                 now = time.monotonic()
-                if self._later and self._channel is not None and now >= self._later_at:
-                    self._send_later()
+                if self._later and now >= self._later_at and not (self._is_reopening or self._paused):
+                    self._is_reopening = True
+                    self._reopen()
                 if deadline is not None and now >= deadline:
                     return
                 patience = self._last_answer + confirm_timeout - now
@@ -145,15 +148,9 @@ class Publisher:
                     patience = confirm_timeout
                 elif patience <= 0:
                     raise _not_confirmed(unanswered, confirm_timeout)
-                if self._later:
+                if self._later and not self._is_reopening:
                     patience = min(patience, max(self._later_at - now, _PAUSE / 10))
                 self._changed.wait(patience if deadline is None else min(patience, deadline - now))
-
-    def _send_later(self) -> None:
-        """Publish once more what was nacked for want of a leader."""
-        while self._later:
-            message, route = self._later.popleft()
-            self._send(message, route, self._encoder.encode(message, route))
 
     @property
     def unconfirmed(self) -> list[Message]:
@@ -167,9 +164,11 @@ class Publisher:
         """Go on with a new channel in confirm mode: publish again what was not confirmed. On the I/O thread."""
         with self._changed:
             self._done += self._take_answered()
-            self._outstanding += self._later
+            self._outstanding.extendleft(reversed(self._later))
             self._later.clear()
-            self._leaderless_until = 0.0 if self._channel is None else time.monotonic() + _LEADERLESS
+            if self._channel is not None and not self._is_reopening:
+                self._leaderless_until = time.monotonic() + _LEADERLESS
+            self._is_reopening = False
             self._channel = channel
             self._encoder = PublishEncoder(channel.channel_number, frame_max)
             self._collected = self._answered = 0
