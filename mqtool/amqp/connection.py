@@ -28,8 +28,8 @@ _CLOSE_PATIENCE = 2.0
 #: Reply codes with which a broker closes a connection for what we did; opening it again would end the same way.
 _OUR_FAULT = range(402, 600)
 _FORCED_BY_OPERATOR = 320
-#: Seconds that the nodes left of a cluster get to choose other leaders for their queues. In RabbitMQ 3.10, who publishes
-#: or consumes meanwhile may have to wait for half a minute.
+#: Seconds that the nodes left of a cluster get to choose other leaders for their queues. In RabbitMQ 3.10, who
+#: publishes or consumes meanwhile may have to wait for half a minute.
 _ELECTION = 2.0
 
 mend_pika()
