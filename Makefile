@@ -7,7 +7,7 @@ WORKERS ?= 4
 
 DEMOS := hello-world work-queues publish-subscribe routing topics headers rpc publisher-confirms delayed-messages real-log
 
-.PHONY: setup demo $(DEMOS:%=demo-%) test lint docs bench pictures up down clean
+.PHONY: setup demo demo-cluster $(DEMOS:%=demo-%) test lint docs bench pictures up down clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -33,6 +33,9 @@ demo: .venv/installed  ## play every tutorial, then a real log file (LOG=FILE na
 
 $(DEMOS:%=demo-%): demo-%: .venv/installed
 	@$(BIN)/python -m demo $*
+
+demo-cluster: .venv/installed  ## three RabbitMQ nodes, one of which is killed while messages flow
+	@$(BIN)/python -m demo.cluster
 
 test: .venv/installed-dev  ## run the test suite (on every broker that is there)
 	$(BIN)/pytest -n $(WORKERS) -q

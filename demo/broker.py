@@ -5,7 +5,8 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mqtool.broker import state
+from mqtool.broker import node, state
+from mqtool.broker.choice import Kind
 from mqtool.cli.play_lines import Lines
 from mqtool.errors import ExitCode
 from mqtool.plays.stage import Stage, undisturbed
@@ -36,7 +37,8 @@ def _started(lines: Lines, stage: Stage) -> Iterator[str]:
     was_running = _unseen(stage, "mqtool", "broker", "status").returncode == ExitCode.OK
     lines.blank()
     try:
-        terminal.run("mqtool broker up")
+        # Not Docker, which might have to download an image first.
+        terminal.run(f"mqtool broker up --kind {Kind.NODE if node.find_server() else Kind.EMBEDDED}")
     except BaseException:
         terminal.ask_to_end()
         terminal.end()

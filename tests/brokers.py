@@ -104,6 +104,14 @@ def from_environment() -> TestBroker | None:
     return TestBroker("rabbitmq", url.rstrip("/"), management)
 
 
+def docker_image() -> str:
+    """The image of RabbitMQ to build upon; without one, tests of Docker skip: they would have to download it."""
+    image = os.environ.get("MQTOOL_TEST_IMAGE")
+    if not image or not STARTERS[Kind.DOCKER].is_available():
+        pytest.skip("MQTOOL_TEST_IMAGE names no image of RabbitMQ for Docker, or its daemon does not answer")
+    return image
+
+
 def own_broker(kind: Kind) -> None:
     """For tests that start and stop a broker themselves: skip where it cannot be, or would take too long."""
     if not STARTERS[kind].is_available():

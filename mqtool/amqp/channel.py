@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pika import exceptions, spec
+from pika import exceptions, frame, spec
 from pika.channel import Channel as PikaChannel
 
 from mqtool.amqp import declaring, failures
@@ -54,6 +54,7 @@ class Channel:
         self._mandatory = mandatory
         self._confirm_timeout = confirm_timeout
         self._pika: PikaChannel | None = None
+        self._left: PikaChannel | None = None
         self._requests = threading.Lock()
         self._answer: Answer[Any] | None = None
         self._journal: list[Exchange | Queue | Binding] = []
@@ -61,7 +62,7 @@ class Channel:
         #: What the broker holds differently from how we declare it, and is used all the same.
         self._as_found: set[tuple[type, str]] = set()
         self._consumers: list[Consumer] = []
-        self._publisher = Publisher(connection.run)
+        self._publisher = Publisher(connection.run, self._open_another)
         self._confirming = False
         self._route = Route()
 
@@ -412,7 +413,13 @@ class Channel:
             self._confirming = True
 
     def _start_confirming(self) -> None:
-        self._checked(lambda pika, done: pika.confirm_delivery(self._publisher.on_confirm, callback=done))
+        opened = self._pika
+
+        def on_confirm(confirm: frame.Method[spec.Basic.Ack | spec.Basic.Nack]) -> None:
+            if self._pika is opened:  # one that was left may still have something to say
+                self._publisher.on_confirm(confirm)
+
+        self._checked(lambda pika, done: pika.confirm_delivery(on_confirm, callback=done))
         pika, restarted = self._pika, threading.Event()
         if pika is None:
             raise exceptions.ConnectionWrongStateError
@@ -484,6 +491,8 @@ class Channel:
 
     def _on_close(self, pika: PikaChannel, reason: Exception) -> None:
         """The broker has closed the channel, or the connection is gone. On the I/O thread."""
+        if pika is self._left:
+            return
         was_open = pika is self._pika
         if was_open:
             self._pika = None
@@ -515,6 +524,23 @@ class Channel:
             self.fail(failure)
             return
         self._connection.notice("opened the channel again")
+
+    def _open_another(self) -> None:
+        """Start to open another channel in place of this one, from any thread."""
+        threading.Thread(target=self._leave_for_another, daemon=True).start()
+
+    def _leave_for_another(self) -> None:
+        self._left, left = self._pika, self._pika
+        if left is None:
+            return  # the connection is lost, and with it the channel: there will be another
+        self.lost()
+        self._connection.run(lambda: left.close() if left.is_open else None)
+        try:
+            self.open()
+        except exceptions.AMQPError:
+            return
+        except MqtoolError as failure:
+            self.fail(failure)
 
     def _on_get_empty(self, _frame: Any) -> None:
         if self._answer is not None:

@@ -28,6 +28,9 @@ _CLOSE_PATIENCE = 2.0
 #: Reply codes with which a broker closes a connection for what we did; opening it again would end the same way.
 _OUR_FAULT = range(402, 600)
 _FORCED_BY_OPERATOR = 320
+#: Seconds that the nodes left of a cluster get to choose other leaders for their queues. In RabbitMQ 3.10, who
+#: publishes or consumes meanwhile may have to wait for half a minute.
+_ELECTION = 2.0
 
 mend_pika()
 # pika logs what it also raises; whoever wants to read both asks for it (--debug).
@@ -276,7 +279,7 @@ class Connection:
     def _recover(self, error: BaseException, backoff: Backoff) -> None:
         """Open the connection and its channels again, trying until it works. On a thread of its own."""
         lost_at = time.monotonic()
-        where = str(self._addresses[0])
+        where, lost = str(self._addresses[0]), self._addresses[0]
         why = str(failures.closed_by_broker(error)).removeprefix("the connection was lost: ")
         self.notice(f"lost the connection to {where}: {why}")
         for attempt, delay in enumerate(backoff.delays(), 1):
@@ -284,6 +287,8 @@ class Connection:
                 return
             try:
                 self._open()
+                if self._addresses[0] != lost and self._closing.wait(_ELECTION):
+                    return
                 for channel in self._channels:
                     channel.open()
             except (Unavailable, exceptions.AMQPError) as failure:

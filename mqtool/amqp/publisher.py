@@ -21,6 +21,10 @@ from mqtool.message import Confirmation, Message, Receipt
 #: Messages, and bytes of their bodies, that may be on their way to the broker or waiting for its confirm.
 WINDOW = 20_000
 WINDOW_BYTES = 16 * 1024 * 1024
+#: Seconds after a reconnection in which a nack may only mean that the queue has no leader yet: a cluster that lost a
+#: node chooses another one. And how long to wait before such messages are published again: on another channel, since
+#: in RabbitMQ 3.10 one that has met a queue without a leader may nack for ever.
+_LEADERLESS, _PAUSE = 20.0, 0.25
 
 
 class Publisher:
@@ -28,10 +32,13 @@ class Publisher:
 
     Args:
         run: runs a function on the I/O thread, soon.
+        reopen: starts to open another channel, with which restart() is called.
     """
 
-    def __init__(self, run: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(self, run: Callable[[Callable[[], None]], None], reopen: Callable[[], None]) -> None:
         self._run = run
+        self._reopen = reopen
+        self._is_reopening = False
         self._changed = threading.Condition(threading.Lock())
         self._outstanding: deque[tuple[Message, Route]] = deque()
         self._bytes = 0
@@ -45,6 +52,11 @@ class Publisher:
         self._answered = 0
         self._answered_early: set[int] = set()
         self._refused: dict[int, Receipt] = {}
+        # Tags of messages to publish once more, the messages that wait for it, and when it is time.
+        self._again: set[int] = set()
+        self._later: deque[tuple[Message, Route]] = deque()
+        self._later_at = 0.0
+        self._leaderless_until = 0.0
         self._done: list[Receipt] = []
         self._last_answer = time.monotonic()
         self._paused = False
@@ -78,7 +90,7 @@ class Publisher:
     @property
     def is_waiting(self) -> bool:
         """Whether there are receipts that the caller has not collected, or that are still to come."""
-        return bool(self._done or self._outstanding)
+        return bool(self._done or self._outstanding or self._later)
 
     @property
     def in_flight(self) -> int:
@@ -87,7 +99,7 @@ class Publisher:
 
     def is_full(self, window: int) -> bool:
         """Whether so many messages, or bytes, are unconfirmed that the caller should wait."""
-        return len(self._outstanding) >= window or self._bytes >= WINDOW_BYTES
+        return len(self._outstanding) + len(self._later) >= window or self._bytes >= WINDOW_BYTES
 
     def collect(self) -> list[Receipt]:
         """The receipts of all messages answered for since the last call, in the order of publishing."""
@@ -99,7 +111,11 @@ class Publisher:
         receipts = []
         while self._collected < self._answered:
             self._collected += 1
-            message, _ = self._outstanding.popleft()
+            message, route = self._outstanding.popleft()
+            if self._again and self._collected in self._again:
+                self._again.discard(self._collected)
+                self._later.append((message, route))
+                continue
             self._bytes -= len(message.body)
             refused = self._refused.pop(self._collected, None) if self._refused else None
             receipts.append(refused or Receipt(message, Confirmation.CONFIRMED))
@@ -123,10 +139,13 @@ class Publisher:
             while True:
                 if self._failure:
                     raise self._failure
-                unanswered = len(self._outstanding) - (self._answered - self._collected)
+                unanswered = len(self._outstanding) + len(self._later) - (self._answered - self._collected)
                 if unanswered < until_below and (unanswered == 0 or self._bytes < WINDOW_BYTES or self.has_answers):
                     return
                 now = time.monotonic()
+                if self._later and now >= self._later_at and not (self._is_reopening or self._paused):
+                    self._is_reopening = True
+                    self._reopen()
                 if deadline is not None and now >= deadline:
                     return
                 patience = self._last_answer + confirm_timeout - now
@@ -134,13 +153,15 @@ class Publisher:
                     patience = confirm_timeout
                 elif patience <= 0:
                     raise _not_confirmed(unanswered, confirm_timeout)
+                if self._later and not self._is_reopening:
+                    patience = min(patience, max(self._later_at - now, _PAUSE / 10))
                 self._changed.wait(patience if deadline is None else min(patience, deadline - now))
 
     @property
     def unconfirmed(self) -> list[Message]:
         """The messages without a confirm, oldest first: after a failure, those that may or may not have arrived."""
         with self._changed:
-            return [frames.addressed(message, route) for message, route in self._outstanding]
+            return [frames.addressed(message, route) for message, route in (*self._outstanding, *self._later)]
 
     # The connection's side.
 
@@ -148,11 +169,17 @@ class Publisher:
         """Go on with a new channel in confirm mode: publish again what was not confirmed. On the I/O thread."""
         with self._changed:
             self._done += self._take_answered()
+            self._outstanding.extendleft(reversed(self._later))
+            self._later.clear()
+            if self._channel is not None and not self._is_reopening:
+                self._leaderless_until = time.monotonic() + _LEADERLESS
+            self._is_reopening = False
             self._channel = channel
             self._encoder = PublishEncoder(channel.channel_number, frame_max)
             self._collected = self._answered = 0
             self._answered_early.clear()
             self._refused.clear()
+            self._again.clear()
             self._outbox.clear()
             again = [self._encoder.encode(message, route) for message, route in self._outstanding]
             self._last_answer = time.monotonic()
@@ -179,9 +206,7 @@ class Publisher:
         tag: int = method.delivery_tag
         with self._changed:
             if isinstance(method, spec.Basic.Nack):
-                for refused in range(self._answered + 1 if method.multiple else tag, tag + 1):
-                    if refused not in self._answered_early:
-                        self._refuse(refused, Confirmation.NACKED, "the broker refused it")
+                self._nack([*range(self._answered + 1, tag), tag] if method.multiple else [tag])
             if method.multiple:
                 self._answered = max(self._answered, tag)
             elif tag == self._answered + 1:
@@ -193,6 +218,17 @@ class Publisher:
                 self._answered_early.discard(self._answered)
             self._last_answer = time.monotonic()
             self._changed.notify_all()
+
+    def _nack(self, tags: list[int]) -> None:
+        now = time.monotonic()
+        for tag in tags:
+            if tag in self._answered_early:
+                continue
+            if now < self._leaderless_until:
+                self._again.add(tag)
+                self._later_at = now + _PAUSE
+            else:
+                self._refuse(tag, Confirmation.NACKED, "the broker refused it")
 
     def on_return(
         self, _channel: PikaChannel, method: spec.Basic.Return, properties: spec.BasicProperties, body: bytes

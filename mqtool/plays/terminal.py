@@ -51,6 +51,10 @@ class Terminal:
         self._reader = threading.Thread()
         self._command = ""
 
+    def set_variable(self, name: str, value: str) -> None:
+        """In the environment of the commands to come."""
+        self._environment = {**self._environment, name: value}
+
     def run(self, command: str, code: int = 0) -> list[str]:
         """Type a command, and wait for its end; return the lines that it printed.
 

@@ -56,7 +56,23 @@ def test_restart_broker(lonely_shell: Shell, kind: Kind) -> None:
     assert verdict["sent"] == verdict["confirmed"] == verdict["done"] == 10_000
 
 
-@pytest.mark.parametrize("name", ["kill-worker", "restart-broker", "drop-connection", "poison", "duplicate"])
+def test_kill_node(lonely_shell: Shell) -> None:
+    """A cluster of three loses the node that leads the queue, and gets it back: all confirmed, all there.
+
+    Both sides carry on within ten seconds.
+    """
+    own_broker(Kind.NODE)
+    result = lonely_shell.run("mqtool", "drill", "kill-node", "--kind", "node", timeout=240)
+    verdict = _verdict(result)
+    assert verdict["sent"] == verdict["confirmed"] == verdict["done"] == 40_000
+    pause = re.search(r"longest pause ([\d.]+) s", result.stdout)
+    assert pause
+    assert float(pause[1]) < 10
+
+
+@pytest.mark.parametrize(
+    "name", ["kill-worker", "kill-node", "restart-broker", "drop-connection", "poison", "duplicate"]
+)
 def test_each_drill_says_what_it_does(lonely_shell: Shell, name: str) -> None:
     """--help is a sentence and a command line."""
     said = lonely_shell.run("mqtool", "drill", name, "--help")

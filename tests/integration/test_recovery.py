@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from mqtool.amqp import Backoff, Channel, Connection, Receiving, parse_addresses
-from mqtool.message import Confirmation, Message
+from mqtool.message import Confirmation, Message, Outcome
 from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
 from tests.brokers import TestBroker
 from tests.cli.shell import wait_until
@@ -59,6 +59,40 @@ def test_a_publisher_lives_through_cut_connections(
     assert proxy.accepted >= 2
     assert any("lost the connection" in notice for notice in notices)
     assert any("connected again" in notice for notice in notices)
+
+
+def test_what_is_nacked_after_a_reconnection_is_published_again(
+    broker: TestBroker, proxy: Proxy, channel: Channel
+) -> None:
+    """A queue without a leader nacks, and so does one that is full, which can be had: it is tried until there is room.
+
+    Nacked is what is nacked on a line that never broke.
+    """
+    full = Queue("full", durable=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+    channel.declare(full)
+
+    def source() -> Iterator[Message | None]:
+        yield Message(b"1")
+        yield Message(b"2")
+        while channel.unconfirmed:  # the one has been confirmed, and the other nacked
+            yield None
+        proxy.cut()
+        yield from (Message(b"%d" % number) for number in range(3, 8))
+        with Connection(parse_addresses(broker.url)) as connection:
+            other = connection.channel()
+            while len(taken) < 6:
+                if (delivery := other.get("full")) is not None:
+                    other.settle(delivery, Outcome.ACK)
+                    taken.append(delivery.body)
+                yield None
+
+    taken: list[bytes] = []
+    receipts = list(channel.publish(source(), routing_key="full"))
+
+    nacked = [receipt.message.body for receipt in receipts if receipt.confirmation is Confirmation.NACKED]
+    assert nacked == [b"2"]
+    assert len(receipts) == 7
+    assert set(taken) == {b"%d" % number for number in range(1, 8)} - {b"2"}
 
 
 def test_a_consumer_lives_through_cut_connections(proxy: Proxy, channel: Channel) -> None:

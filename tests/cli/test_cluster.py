@@ -1,0 +1,105 @@
+"""Several URLs, and the nodes behind them: a client whose node dies goes on with the next."""
+
+import json
+import os
+import signal
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from subprocess import PIPE
+
+import pytest
+
+from mqtool.broker.choice import Kind
+from tests.brokers import Restartable, own_broker
+from tests.cli.shell import Shell, wait_until
+
+
+@pytest.fixture
+def nodes() -> Iterator[list[Restartable]]:
+    """Two brokers. They know nothing of each other, so that each message tells by where it is which node took it."""
+    started = [Restartable(Kind.EMBEDDED, f"several-{uuid.uuid4().hex[:8]}") for _ in range(2)]
+    yield started
+    for node in started:
+        node.stop()
+
+
+@pytest.fixture
+def shell(tmp_path: Path, nodes: list[Restartable]) -> Iterator[Shell]:
+    """Runs mqtool with the URLs of both."""
+    with Shell(tmp_path, {"MQTOOL_URL": ",".join(node.url for node in nodes)}) as shell:
+        yield shell
+
+
+def test_a_publisher_goes_on_with_the_next_node(shell: Shell, nodes: list[Restartable]) -> None:
+    """In mid-stream its node is killed: what was not confirmed is confirmed by the other, and so is the rest."""
+    sender = shell.start("mqtool", "send", "-l", "-v", stdin=PIPE)
+    assert sender.process.stdin is not None
+    sender.process.stdin.write(b"one\n")
+    sender.process.stdin.flush()
+    sender.wait_for_stderr("[x] Sent 'one'")
+    nodes[0].kill()
+    sender.wait_for_stderr("connected again to")
+    sender.process.stdin.write(b"two\nthree\n")
+    sender.process.stdin.close()
+
+    ended = sender.wait()
+    assert (ended.code, "3 confirmed" in ended.stderr) == (0, True), ended.stderr
+    assert shell.run("mqtool", "receive", "--raw", "-c", "2").stdout == "two\nthree\n"
+
+
+def test_consumers_go_on_with_the_next_node(shell: Shell, nodes: list[Restartable]) -> None:
+    """A receiver and a worker whose node is killed get what comes to the other one."""
+    receiver = shell.start("mqtool", "receive", "--raw", "-q", "lines").wait_until_ready()
+    worker = shell.start("mqtool", "worker", "--shell", "--exec", "cat >> done", "-q", "tasks").wait_until_ready()
+    nodes[0].kill()
+    for consumer in (receiver, worker):
+        consumer.wait_for_stderr("connected again to")
+    shell.run("mqtool", "send", "-q", "lines", "hello")
+    shell.run("mqtool", "send", "-q", "tasks", "done by the worker")
+
+    receiver.wait_for_stdout("hello")
+    done = shell.directory / "done"
+    wait_until(lambda: done.exists() and done.read_text() == "done by the worker", "the task is done")
+    assert receiver.interrupt().wait().code == 0
+    assert worker.interrupt().wait().code == 0
+
+
+def test_a_node_that_is_down_from_the_start_is_passed_over(shell: Shell, nodes: list[Restartable]) -> None:
+    """The first that answers is taken, without a word."""
+    nodes[0].kill()
+    sent = shell.run("mqtool", "send", "hello")
+    assert (sent.code, sent.stderr) == (0, " [x] Sent 'hello'\n")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Shell]:
+    """A shell whose user has never started a broker; what is started is stopped."""
+    with Shell(tmp_path, {"XDG_STATE_HOME": str(tmp_path / "state")}) as shell:
+        yield shell
+        shell.run("mqtool", "broker", "down")
+
+
+def test_a_cluster_of_private_nodes_from_up_to_down(home: Shell, tmp_path: Path) -> None:
+    """Three URLs; a node that was killed is missed, and comes back with `up`; messages outlive it all."""
+    own_broker(Kind.NODE)
+    up = home.run("mqtool", "broker", "up", "--kind", "node", "--cluster", timeout=120)
+    assert up.code == 0, up.stderr
+    urls = up.stdout.split(" is up at ")[1].strip().split(",")
+    assert len(urls) == 3
+    environment = home.run("mqtool", "broker", "env").stdout
+    assert environment.count("amqp://guest:guest@127.0.0.1:") == 4
+    assert "export AMQP_URL=amqp://guest:guest@127.0.0.1:" in environment, "one, for clients that take no more"
+
+    home.run("mqtool", "send", "--persistent", "kept")
+    remembered = json.loads((tmp_path / "state" / "mqtool" / "brokers" / "default" / "broker.json").read_text())
+    os.killpg(remembered["details"]["members"][0]["pid"], signal.SIGKILL)
+    wait_until(lambda: home.run("mqtool", "broker", "status").code == 69, "a node is missed")
+    assert "2 of 3 nodes running" in home.run("mqtool", "broker", "status").stdout
+    assert home.run("mqtool", "receive", "-c", "1", "--raw").stdout == "kept\n"
+
+    again = home.run("mqtool", "broker", "up", timeout=120)
+    assert again.stdout.startswith("running again at "), again.stderr
+    assert home.run("mqtool", "broker", "status").code == 0
+    logs = home.run("mqtool", "broker", "logs").stdout
+    assert {line.partition(" | ")[0] for line in logs.splitlines()} == {"node-1", "node-2", "node-3"}

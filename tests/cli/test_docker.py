@@ -1,0 +1,165 @@
+"""`broker up --kind docker`, and all that may stand in its way. It needs a daemon and an image: see docker_image()."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mqtool.broker import image as image_directory
+from mqtool.broker import ports
+from tests.brokers import docker_image
+from tests.cli.shell import Shell, wait_until
+
+
+def docker(*arguments: str) -> str:
+    """What Docker's own client says."""
+    return subprocess.run(["docker", *arguments], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture
+def image() -> str:
+    return docker_image()
+
+
+@pytest.fixture
+def name() -> str:
+    """Of a broker that nobody else has."""
+    return f"test-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def home(tmp_path: Path, name: str) -> Iterator[Shell]:
+    """A shell whose user has never started a broker; what is started is removed, with its volumes."""
+    inherited = {key: value for key, value in os.environ.items() if key.startswith("DOCKER_")}
+    with Shell(tmp_path, {"XDG_STATE_HOME": str(tmp_path / "state"), **inherited}) as shell:
+        yield shell
+        shell.run("mqtool", "broker", "down", "--name", name, timeout=120)
+    for volume in docker("volume", "ls", "-q", "--filter", f"name={name}").split():
+        docker("volume", "rm", volume)
+
+
+def test_a_broker_in_docker_from_up_to_down(home: Shell, image: str, name: str) -> None:
+    """Built, started and healthy when `up` returns; status, log, page; and messages outlive it."""
+    up = ("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name)
+    port = str(ports.free_port())
+    first = home.run(*up, "--port", port, timeout=180)
+    assert (first.code, first.stdout) == (0, f"RabbitMQ in Docker is up at amqp://guest@127.0.0.1:{port}\n"), (
+        first.stderr
+    )
+    assert re.search(r"management page: http://127\.0\.0\.1:\d+ \(guest, guest\)", first.stderr)
+    assert docker("inspect", "-f", "{{.State.Health.Status}}", f"mqtool-{name}") == "healthy\n"
+    assert docker("port", f"mqtool-{name}", "5672") == f"127.0.0.1:{port}\n", "nobody else's machine gets in"
+
+    assert home.run(*up).stdout.startswith("already running at ")
+    assert home.run("mqtool", "broker", "status", "--name", name).stdout.startswith("RabbitMQ in Docker: running\n")
+    url = f"amqp://127.0.0.1:{port}"
+    assert home.run("mqtool", "send", "--persistent", "kept", "-u", url).code == 0
+    follower = home.start("mqtool", "broker", "logs", "-f", "--name", name, ready=False)
+    follower.wait_for_stdout("Server startup complete")
+    assert follower.interrupt().wait().code == 0
+
+    assert home.run("mqtool", "broker", "down", "--name", name).code == 0
+    assert f"mqtool-{name}" not in docker("ps", "-a", "--format", "{{.Names}}")
+    assert home.run(*up, "--port", port, timeout=180).code == 0
+    assert home.run("mqtool", "receive", "-c", "1", "--raw", "-u", url).stdout == "kept\n"
+
+
+def test_a_cluster_in_docker_loses_a_node(home: Shell, image: str, name: str) -> None:
+    """The other two go on; `status` misses it; `up` brings it back."""
+    up = home.run(
+        "mqtool", "broker", "up", "--kind", "docker", "--image", image, "--cluster", "--name", name, timeout=240
+    )
+    assert up.code == 0, up.stderr
+    [variable] = [
+        line for line in home.run("mqtool", "broker", "env", "--name", name).stdout.splitlines() if "MQTOOL" in line
+    ]
+    home.environment["MQTOOL_URL"] = variable.partition("=")[2].strip("'")
+    home.run("mqtool", "send", "--persistent", "one")
+    docker("kill", f"mqtool-{name}-1")
+    assert home.run("mqtool", "send", "--persistent", "two").code == 0
+    assert home.run("mqtool", "receive", "-c", "2", "--raw").stdout == "one\ntwo\n"
+    assert "2 of 3 nodes running" in home.run("mqtool", "broker", "status", "--name", name).stdout
+    assert home.run("mqtool", "broker", "up", "--name", name, timeout=120).stdout.startswith("running again at ")
+
+
+def test_a_daemon_that_is_not_there(home: Shell, image: str, name: str) -> None:
+    """69, with what to do."""
+    result = home.run("mqtool", "broker", "up", "--kind", "docker", environment={"DOCKER_HOST": "unix:///no/such.sock"})
+    assert result.code == 69
+    assert "Docker's daemon does not answer at /no/such.sock" in result.stderr
+    assert "--kind embedded" in result.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody without permission")
+def test_no_permission_for_the_daemons_socket(image: str, tmp_path: Path) -> None:
+    """77, with what to do."""
+    nobody = ["setpriv", "--reuid", "65534", "--clear-groups"]
+    if subprocess.run([*nobody, "mqtool", "--version"], capture_output=True, check=False).returncode:
+        pytest.skip("this checkout is not for others to read")
+    with Shell(Path("/"), {"HOME": "/nonexistent", "DOCKER_HOST": os.environ.get("DOCKER_HOST", "")}) as shell:
+        result = shell.run(*nobody, "mqtool", "broker", "up", "--kind", "docker", "--name", "nobody")
+    assert result.code == 77
+    assert "no permission to talk to Docker's daemon" in result.stderr
+
+
+def test_names_and_ports_that_are_taken(home: Shell, image: str, name: str) -> None:
+    """69 each, in a sentence; nothing of anybody's is removed, and nothing of ours is left."""
+    up = ("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name)
+    docker("create", "--name", f"mqtool-{name}", image, "true")
+    try:
+        clash = home.run(*up, timeout=180)
+        assert clash.code == 69
+        assert f"a container named mqtool-{name} is there already" in clash.stderr
+    finally:
+        docker("rm", f"mqtool-{name}")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = home.run(*up, "--port", str(port))
+    assert (result.code, f"port {port} on 127.0.0.1 is taken" in result.stderr) == (69, True)
+    assert home.run("mqtool", "broker", "status", "--name", name).code == 69
+
+
+def test_an_image_that_cannot_be_had(home: Shell, image: str, name: str) -> None:
+    """It says what was tried, and what else would do."""
+    result = home.run("mqtool", "broker", "up", "--kind", "docker", "--image", "127.0.0.1:1/none", "--name", name)
+    assert result.code == 69
+    assert "cannot pull 127.0.0.1:1/none" in result.stderr
+
+
+def test_guest_is_for_loopback(image: str, home: Shell, name: str) -> None:
+    """An image that is started without saying that its ports are on loopback lets guest in from nowhere else."""
+    home.run("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name, timeout=180)
+    ours = docker("inspect", "-f", "{{.Config.Image}}", f"mqtool-{name}").strip()
+    port = ports.free_port()
+    docker("run", "-d", "--name", f"open-{name}", "-p", f"127.0.0.1:{port}:5672", ours)
+    try:
+        wait_until(
+            lambda: docker("inspect", "-f", "{{.State.Health.Status}}", f"open-{name}") == "healthy\n", "it is healthy"
+        )
+        refused = home.run("mqtool", "send", "-u", f"amqp://127.0.0.1:{port}")
+        assert refused.code == 77, refused.stderr
+    finally:
+        docker("rm", "-fv", f"open-{name}")
+
+
+def test_the_plugin_is_verified(image: str, tmp_path: Path) -> None:
+    """A file that is not the plugin stops the build, in a sentence."""
+    context = tmp_path / "image"
+    shutil.copytree(image_directory.CONTEXT, context)
+    (context / "plugin.ez").write_bytes(b"not the plugin")
+    built = subprocess.run(
+        ["docker", "build", "--build-arg", f"BASE_IMAGE={image}", "--build-arg", "PLUGIN_URL=plugin.ez", str(context)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode != 0
+    assert (
+        "plugin.ez is not the file that it should be: its SHA-256 is not PLUGIN_SHA256" in built.stdout + built.stderr
+    )
