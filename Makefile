@@ -44,6 +44,7 @@ bench: .venv/installed-dev up  ## measure beside peers, in the same run
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.exec
+	$(BIN)/python -m benchmarks.listing
 
 up: .venv/installed  ## start a broker, unless one is reachable
 	$(BIN)/mqtool broker up
