@@ -249,7 +249,7 @@ def queues(
         typer.Option("--queue", "-q", help="Only this one; AMQP can tell of it, where the API cannot. Repeatable."),
     ] = None,
 ) -> None:
-    """See above."""
+    """List queues; without the management API, those whose names are known."""
     _list(QUEUES, columns, choosing, broker, queue)
 
 
@@ -267,7 +267,7 @@ def exchanges(
         typer.Option("--exchange", "-e", help="Only this one; AMQP can tell of it, where the API cannot. Repeatable."),
     ] = None,
 ) -> None:
-    """See above."""
+    """List exchanges; without the management API, those whose names are known."""
     _list(EXCHANGES, columns, choosing, broker, exchange)
 
 
