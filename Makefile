@@ -55,6 +55,7 @@ bench: .venv/installed-dev up  ## measure beside peers, in the same run
 	$(BIN)/python -m benchmarks.exec
 	$(BIN)/python -m benchmarks.delay
 	$(BIN)/python -m benchmarks.topology
+	$(BIN)/python -m benchmarks.listing
 
 pictures: .venv/installed  ## make the pictures of the README and docs/, from real runs
 	@$(BIN)/python -m demo.pictures

@@ -39,7 +39,7 @@ PAGE_SIZE = 500
 _PAGES_AT_A_TIME = 2
 _CHUNK = 64 * 1024
 HOW_TO_ENABLE = (
-    "enable it on the broker with 'rabbitmq-plugins enable rabbitmq_management', or name it with --management"
+    "is the broker up? Enable it there with 'rabbitmq-plugins enable rabbitmq_management', or name it with --management"
 )
 
 

@@ -254,7 +254,7 @@ def queues(
         ),
     ] = None,
 ) -> None:
-    """See above."""
+    """List queues; without the management API, those whose names are known."""
     _list(QUEUES, columns, choosing, broker, queue)
 
 
@@ -277,7 +277,7 @@ def exchanges(
         ),
     ] = None,
 ) -> None:
-    """See above."""
+    """List exchanges; without the management API, those whose names are known."""
     _list(EXCHANGES, columns, choosing, broker, exchange)
 
 
