@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKERS ?= 4
 
-DEMOS := hello-world work-queues publish-subscribe routing topics headers rpc publisher-confirms real-log
+DEMOS := hello-world work-queues publish-subscribe routing topics headers rpc publisher-confirms delayed-messages real-log
 
 .PHONY: setup demo $(DEMOS:%=demo-%) test lint docs bench up down clean
 .DEFAULT_GOAL := help
@@ -48,6 +48,7 @@ bench: .venv/installed-dev up  ## measure beside peers, in the same run
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.exec
 	$(BIN)/python -m benchmarks.topology
+	$(BIN)/python -m benchmarks.delay
 
 up: .venv/installed  ## start a broker, unless one is reachable
 	$(BIN)/mqtool broker up

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from demo import (
     broker,
+    delayed_messages,
     headers,
     hello_world,
     interruption,
@@ -37,6 +38,7 @@ DEMONSTRATIONS = {
     "headers": headers.demonstration,
     "rpc": rpc.demonstration,
     "publisher-confirms": publisher_confirms.demonstration,
+    "delayed-messages": delayed_messages.demonstration,
     "real-log": real_log.demonstration,
 }
 _INTRODUCTION = (

@@ -8,7 +8,7 @@ is to speak its dialect. https://www.rabbitmq.com/tutorials
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from mqtool.topology import Exchange, Queue
+from mqtool.topology import DELAYED, Exchange, Queue
 
 
 class Dialect(StrEnum):
@@ -18,6 +18,10 @@ class Dialect(StrEnum):
     GO = "go"
     PYTHON_CLASSIC = "python-classic"
     GO_CLASSIC = "go-classic"
+
+
+#: As tutorials on the delayed message plugin declare it; like the queue's, its name is the same in all dialects.
+DELAY_EXCHANGE = Exchange("delay_exchange", DELAYED, durable=True, arguments={"x-delayed-type": "direct"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,8 @@ class Names:
     direct: Exchange
     topic: Exchange
     headers: Exchange = field(default_factory=lambda: Exchange("headers_logs", "headers"))
+    delay_exchange: Exchange = field(default_factory=lambda: DELAY_EXCHANGE)
+    delay_queue: Queue = field(default_factory=lambda: Queue("delay_queue", durable=True))
 
 
 def _quorum(name: str) -> Queue:

@@ -80,6 +80,10 @@ class DeclaredDifferently(MqtoolError):
     exit_code = ExitCode.DECLARED_DIFFERENTLY
 
 
+class UnknownExchangeType(DeclaredDifferently):
+    """The broker has no exchanges of this type: a plugin would bring it."""
+
+
 class TimedOut(MqtoolError):
     """A time limit that the user set has passed."""
 

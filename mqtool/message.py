@@ -1,6 +1,7 @@
 """Messages to publish, deliveries received, and what became of them."""
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -26,6 +27,9 @@ PROPERTIES = (
 
 PERSISTENT = 2
 
+#: The header of a delayed message that says when it is due: milliseconds since 1970.
+DUE = "mqtool-due"
+
 _NO_PROPERTIES: Mapping[str, Any] = {}
 
 
@@ -39,6 +43,8 @@ class Message:
         exchange: which exchange to publish to; None as above, "" is the default exchange.
         properties: AMQP properties by name (see PROPERTIES), "headers" among them. Messages may share one mapping.
         message_id: the property message_id, apart from the others as it differs from message to message.
+        delay: seconds to hold it back, from when it is published.
+        due: seconds since 1970 until which to hold it back; delay or due, not both. See delays.py.
     """
 
     body: bytes
@@ -46,6 +52,8 @@ class Message:
     exchange: str | None = None
     properties: Mapping[str, Any] = field(default_factory=lambda: _NO_PROPERTIES)
     message_id: str | None = None
+    delay: float | None = None
+    due: float | None = None
 
 
 class Outcome(StrEnum):
@@ -104,6 +112,12 @@ class Delivery:
     def text(self) -> str:
         """The body as text, for people: what is not UTF-8 shows as a replacement character."""
         return self.body.decode("utf-8", "replace")
+
+    @property
+    def lateness(self) -> int | None:
+        """Milliseconds since a delayed message was due, by this machine's clock; None where nothing says when."""
+        due = self.headers.get(DUE)
+        return int(time.time() * 1000) - due if isinstance(due, int) else None
 
 
 def new_message_id() -> str:

@@ -12,10 +12,13 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
+from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import BadData
 from mqtool.message import PROPERTIES, Delivery, Message
 
 _KNOWN = {
+    "delay",
+    "at",
     "timestamp",
     "exchange",
     "routing_key",
@@ -50,7 +53,12 @@ def from_delivery(delivery: Delivery, received_at: datetime) -> bytes:
 def from_message(message: Message) -> bytes:
     """One line, with its newline, that to_message() makes the same message of."""
     properties = {**message.properties, "message_id": message.message_id}
-    return _line({"exchange": message.exchange, "routing_key": message.routing_key}, properties, message.body)
+    line: dict[str, Any] = {"exchange": message.exchange, "routing_key": message.routing_key}
+    if message.delay is not None:
+        line["delay"] = compact_duration(message.delay)
+    if message.due is not None:
+        line["at"] = datetime.fromtimestamp(message.due, UTC).isoformat(timespec="milliseconds")
+    return _line(line, properties, message.body)
 
 
 def _line(line: dict[str, Any], given: Mapping[str, Any], body: bytes) -> bytes:
@@ -91,6 +99,8 @@ def to_message(line: bytes, where: str) -> Message:
         exchange=_text(value, "exchange", where),
         message_id=properties.pop("message_id", None),
         properties=properties,
+        delay=_delay(value, where),
+        due=_due(value, where),
     )
 
 
@@ -112,6 +122,28 @@ def _text(value: Mapping[str, Any], key: str, where: str) -> str | None:
     if not isinstance(text, str):
         raise BadData(f'{where} has a "{key}" that is no text: {text!r}')
     return text
+
+
+def _delay(value: Mapping[str, Any], where: str) -> float | None:
+    text = _text(value, "delay", where)
+    if text is None:
+        return None
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise BadData(f'{where} has a "delay" that is none: {error}') from error
+
+
+def _due(value: Mapping[str, Any], where: str) -> float | None:
+    text = _text(value, "at", where)
+    if text is None:
+        return None
+    if value.get("delay") is not None:
+        raise BadData(f'{where} has both "delay" and "at"', "give only one of them")
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError, OSError) as error:
+        raise BadData(f'{where} has an "at" that is no time such as 2026-01-31T12:00:00Z: {text!r}') from error
 
 
 def _properties(value: Mapping[str, Any], where: str) -> dict[str, Any]:

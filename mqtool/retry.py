@@ -11,18 +11,13 @@
                  │
                  └── failed for the last time, or for good ──> [jobs.dlq]
 
-There is one wait queue for each delay, as messages expire only at the head of a queue: behind one that waits for five
-minutes, one for a second would wait for five minutes too. The message is confirmed in its new place before it is
+There is one wait queue for each delay (see wait_queues.py). The message is confirmed in its new place before it is
 acknowledged in the old one; a worker that dies in between leaves it in both, which --deduplicate notices, and no worker
 can lose it. Where it came from and how often it has failed it says itself, in headers (see history.py).
 
-A wait queue that nobody uses expires. To be declared is to be used; to be published to is not. So it is declared before
-each message, and lives longer than any message in it.
-
 Wait queues are quorum queues that dead-letter at least once: they keep a message until the queue that it goes back to
-has confirmed it. A classic queue would not wait for that, and a quorum queue that is still electing its leader after a
-restart drops what it is sent. The dead-letter queue is a classic one: nothing leads out of it, and a quorum queue may
-count each look at a message as a delivery, and drop it after twenty.
+has confirmed it. The dead-letter queue is a classic one: nothing leads out of it, and a quorum queue may count each
+look at a message as a delivery, and drop it after twenty.
 
 https://www.rabbitmq.com/docs/ttl, https://www.rabbitmq.com/docs/quorum-queues#dead-lettering
 """
@@ -30,16 +25,16 @@ https://www.rabbitmq.com/docs/ttl, https://www.rabbitmq.com/docs/quorum-queues#d
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from mqtool import history
 from mqtool.amqp import Channel
 from mqtool.duration import compact_duration
-from mqtool.errors import NotConfirmed, UsageError
+from mqtool.errors import NotConfirmed
 from mqtool.message import Confirmation, Delivery, Message, Outcome
 from mqtool.topology import Queue
+from mqtool.wait_queues import AtLeastOnce, wait_queue
 
-#: Milliseconds that a wait queue outlives the wait in it: time for the queue where its messages go to be there again.
-_GRACE = 60 * 60 * 1000
 #: How often to try where a wait queue vanishes between its declaration and the message.
 _TRIES = 3
 
@@ -76,27 +71,10 @@ def dead_letter_queue(queue: str) -> Queue:
     return Queue(f"{queue}.dlq", durable=True)
 
 
-def wait_queue(queue: str, delay: float, at_least_once: bool = True) -> Queue:
-    """Where messages wait for so many seconds before they go back to their queue.
-
-    Args:
-        at_least_once: as said above; False for brokers that cannot (RabbitMQ before 3.10).
-    """
-    milliseconds = round(delay * 1000)
-    arguments = {
-        "x-message-ttl": milliseconds,
-        "x-dead-letter-exchange": "",
-        "x-dead-letter-routing-key": queue,
-        "x-expires": milliseconds + _GRACE,
-    }
-    if at_least_once:
-        # The strategy asks for the overflow: a queue that drops its head could not keep what is not confirmed.
-        arguments |= {
-            "x-queue-type": "quorum",
-            "x-dead-letter-strategy": "at-least-once",
-            "x-overflow": "reject-publish",
-        }
-    return Queue(f"{queue}.wait.{compact_duration(delay)}", durable=True, arguments=arguments)
+def retry_queue(queue: str, delay: float, at_least_once: bool = True) -> Queue:
+    """Where messages wait for so many seconds before they go back to their queue."""
+    name = f"{queue}.wait.{compact_duration(delay)}"
+    return wait_queue(name, round(delay * 1000), "", queue, at_least_once=at_least_once)
 
 
 class Retrying:
@@ -112,7 +90,7 @@ class Retrying:
         self._policy = policy
         self._notice = notice
         self._lock = threading.Lock()
-        self._at_least_once = True
+        self._waiting = AtLeastOnce(channel, notice)
 
     def is_last(self, delivery: Delivery) -> bool:
         """Whether there is no other attempt after this one."""
@@ -131,9 +109,12 @@ class Retrying:
         delay = self._policy.delay(failures)
         if delay is None:
             return self.bury(delivery, error, history.EXHAUSTED)
-        queue = wait_queue(delivery.queue, delay)
+        name = retry_queue(delivery.queue, delay).name
         self._move(
-            delivery, queue, history.failed(delivery, error, queue.name), wait_queue(delivery.queue, delay, False)
+            delivery,
+            name,
+            history.failed(delivery, error, name),
+            lambda: self._waiting.declare(partial(retry_queue, delivery.queue, delay)),
         )
         self._notice(
             f"{_name(delivery)}: {error}; retry {failures} of {self._policy.retries} in {compact_duration(delay)}"
@@ -143,36 +124,26 @@ class Retrying:
     def bury(self, delivery: Delivery, error: str, reason: str = history.REJECTED) -> Outcome:
         """Make it a dead letter, now. Returns and raises as retry() does."""
         queue = dead_letter_queue(delivery.queue)
-        self._move(delivery, queue, history.failed(delivery, error, queue.name, reason))
+        self._move(
+            delivery,
+            queue.name,
+            history.failed(delivery, error, queue.name, reason),
+            lambda: self._channel.declare(queue, remember=False),
+        )
         times = history.attempt_of(delivery)
         self._notice(f"{_name(delivery)}: {error}; dead after {times} attempt{'s' * (times > 1)}, now in {queue.name}")
         return Outcome.ACK
 
-    def _move(self, delivery: Delivery, queue: Queue, message: Message, fallback: Queue | None = None) -> None:
+    def _move(self, delivery: Delivery, to: str, message: Message, declare: Callable[[], Queue]) -> None:
         with self._lock:
             for _ in range(_TRIES):
-                self._declare(queue, fallback)
+                declare()
                 receipts = list(self._channel.publish([message], mandatory=True))
                 if receipts[0].confirmation is Confirmation.CONFIRMED:
                     return
         raise NotConfirmed(
-            f"{_name(delivery)} was not taken by {queue.name}: {receipts[0].reason}",
-            f"it is still in {delivery.queue}",
+            f"{_name(delivery)} was not taken by {to}: {receipts[0].reason}", f"it is still in {delivery.queue}"
         )
-
-    def _declare(self, queue: Queue, fallback: Queue | None) -> None:
-        if fallback is not None and not self._at_least_once:
-            queue = fallback
-        try:
-            self._channel.declare(queue, remember=False)
-        except UsageError:
-            if fallback is None or queue is fallback:
-                raise
-            self._at_least_once = False
-            self._notice(
-                "this broker's queues cannot dead-letter at least once: a retry may be lost in a broker restart"
-            )
-            self._channel.declare(fallback, remember=False)
 
 
 def _name(delivery: Delivery) -> str:

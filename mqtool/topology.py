@@ -21,6 +21,9 @@ class Exchange:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
+#: The exchange type of RabbitMQ's delayed message plugin.
+DELAYED = "x-delayed-message"
+
 DEFAULT_EXCHANGE = Exchange("", durable=True)
 
 
@@ -37,12 +40,17 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """Says which messages of an exchange go to a queue: by routing key, by pattern, or by header arguments."""
+    """Says which messages of an exchange go to a queue: by routing key, by pattern, or by header arguments.
+
+    Attributes:
+        to_exchange: it is an exchange that they go to, not a queue (RabbitMQ's exchange.bind).
+    """
 
     exchange: str
     queue: str
     routing_key: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    to_exchange: bool = False
 
 
 #: A queue of the receiver's own: named by the broker, and gone when its connection is.

@@ -58,6 +58,8 @@ class Channel:
         self._answer: Answer[Any] | None = None
         self._journal: list[Exchange | Queue | Binding] = []
         self._names: dict[str, str] = {}
+        #: What the broker holds differently from how we declare it, and is used all the same.
+        self._as_found: set[tuple[type, str]] = set()
         self._consumers: list[Consumer] = []
         self._publisher = Publisher(connection.run)
         self._confirming = False
@@ -67,6 +69,11 @@ class Channel:
     def is_open(self) -> bool:
         """Whether there is a broker at the other end right now."""
         return self._pika is not None
+
+    @property
+    def connection(self) -> "Connection":
+        """The connection that it is a channel of."""
+        return self._connection
 
     # Topology.
 
@@ -89,16 +96,34 @@ class Channel:
         return declared
 
     def bind(
-        self, queue: Queue, exchange: Exchange, routing_key: str = "", arguments: Mapping[str, Any] | None = None
+        self,
+        to: Queue | Exchange,
+        exchange: Exchange,
+        routing_key: str = "",
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        remember: bool = True,
     ) -> None:
-        """Have an exchange route to a queue.
+        """Have an exchange route to a queue, or to another exchange.
+
+        Args:
+            remember: bind it again after a reconnection.
 
         Raises:
             Unavailable: one of them does not exist.
         """
-        binding = Binding(exchange.name, queue.name, routing_key, arguments or {})
+        binding = Binding(exchange.name, to.name, routing_key, arguments or {}, isinstance(to, Exchange))
         self._retrying(lambda: self._bind(binding))
-        self._journal.append(binding)
+        if remember:
+            self._journal.append(binding)
+
+    def expect(self, exchange: Exchange) -> None:
+        """Make sure that an exchange is there, whoever has declared it.
+
+        Raises:
+            Unavailable: there is none.
+        """
+        self._retrying(lambda: self._checked(declaring.declaration(exchange, passive=True)))
 
     def consumers_of(self, queue: Queue) -> int:
         """How many consumers a queue has.
@@ -192,6 +217,11 @@ class Channel:
     def unconfirmed(self) -> list[Message]:
         """What was published and not answered for, oldest first."""
         return self._publisher.unconfirmed
+
+    @property
+    def in_flight(self) -> int:
+        """How many messages were published and not answered for."""
+        return self._publisher.in_flight
 
     def addressed(self, message: Message) -> Message:
         """A message, with the exchange and the routing key that the latest publish() would have given it."""
@@ -343,6 +373,15 @@ class Channel:
     # Inside.
 
     def _declare(self, thing: Thing) -> Thing:
+        identity = (type(thing), thing.name)
+        if identity in self._as_found:  # to declare it would close the channel, and opening that declares all again
+            try:
+                self._request(declaring.declaration(thing, passive=True))
+            except exceptions.ChannelClosedByBroker:  # it is gone
+                self._as_found.discard(identity)
+                self.open()
+            else:
+                return thing
         try:
             answer = self._request(declaring.declaration(thing, passive=False))
         except exceptions.ChannelClosedByBroker as error:
@@ -350,6 +389,7 @@ class Channel:
                 self.open()
                 raise failures.closed_by_broker(error) from error
             self._connection.notice(f"using the one that is there: {failures.closed_by_broker(error)}")
+            self._as_found.add(identity)
             self.open()
             answer = self._checked(declaring.declaration(thing, passive=True))
         return replace(thing, name=answer.method.queue) if isinstance(thing, Queue) else thing

@@ -59,6 +59,7 @@ class Connection:
     ) -> None:
         self.notice = notice
         self._addresses = list(addresses)
+        self._tls_files = tls
         self._tls = (tls or TlsFiles()).context() if any(address.tls for address in addresses) else None
         self._name = name
         self._backoff = backoff
@@ -106,6 +107,20 @@ class Connection:
         channel.open()
         self._channels.append(channel)
         return channel
+
+    def beside(self) -> "Connection":
+        """Another connection to the same broker, which does not come back: for a question that may cost it.
+
+        Raises:
+            Unavailable, AccessRefused: there is no way in.
+        """
+        return Connection(self._addresses, tls=self._tls_files, name=self._name)
+
+    @property
+    def broker(self) -> str:
+        """What the broker calls itself, such as "RabbitMQ 4.2.1"."""
+        told = (self._pika.server_properties if self._pika else None) or {}
+        return f"{told.get('product', 'the broker')} {told.get('version', '')}".strip()
 
     def close(self) -> None:
         """Close the connection; what was not acknowledged goes back to its queue."""

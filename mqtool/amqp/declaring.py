@@ -47,7 +47,11 @@ def declaration(thing: Exchange | Queue, passive: bool) -> Request:
 
 
 def binding(of: Binding) -> Request:
-    """queue.bind."""
+    """queue.bind or exchange.bind."""
+    if of.to_exchange:
+        return lambda pika, done: pika.exchange_bind(
+            of.queue, of.exchange, of.routing_key, arguments=dict(of.arguments), callback=done
+        )
     return lambda pika, done: pika.queue_bind(
         of.queue, of.exchange, of.routing_key, arguments=dict(of.arguments), callback=done
     )

@@ -11,7 +11,16 @@ from pika.adapters.utils import connection_workflow
 
 from mqtool.amqp.address import Address
 from mqtool.duration import compact_duration
-from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, MqtoolError, NotFound, Unavailable, UsageError
+from mqtool.errors import (
+    AccessRefused,
+    BadData,
+    DeclaredDifferently,
+    MqtoolError,
+    NotFound,
+    Unavailable,
+    UnknownExchangeType,
+    UsageError,
+)
 
 ACCESS_REFUSED = 403
 NOT_FOUND = 404
@@ -152,10 +161,10 @@ def closed_by_broker(error: BaseException) -> MqtoolError:
         return DeclaredDifferently(said, "the queue is exclusive to another connection; use another name")
     if "not supported by quorum queues" in text:
         return UsageError(said, "leave it out: RabbitMQ has it for classic queues only")
+    if code in (COMMAND_INVALID, PRECONDITION_FAILED) and "unknown exchange type" in text:
+        return UnknownExchangeType(said, "does the broker lack a plugin? 'rabbitmq-plugins list' shows what it has")
     if code == PRECONDITION_FAILED:
         return _precondition_failed(said, text)
-    if code == COMMAND_INVALID and "exchange type" in text:
-        return DeclaredDifferently(said, "the broker does not know this exchange type: does it lack a plugin?")
     if "transient_nonexcl_queues" in text or ("deprecated" in text and "transient" in text):
         return DeclaredDifferently(
             said, "this broker takes no transient queues any more: use --dialect python, or --durable"

@@ -80,6 +80,11 @@ class Publisher:
         """Whether there are receipts that the caller has not collected, or that are still to come."""
         return bool(self._done or self._outstanding)
 
+    @property
+    def in_flight(self) -> int:
+        """How many messages the broker has not answered for."""
+        return len(self._outstanding) - (self._answered - self._collected)
+
     def is_full(self, window: int) -> bool:
         """Whether so many messages, or bytes, are unconfirmed that the caller should wait."""
         return len(self._outstanding) >= window or self._bytes >= WINDOW_BYTES

@@ -27,6 +27,8 @@ _COMMANDS = {
     "rpc-server": ("rpc", _TUTORIALS),
     "rpc-client": ("rpc", _TUTORIALS),
     "publisher-confirms": ("publisher_confirms", _TUTORIALS),
+    "send-delayed": ("delayed_messages", _TUTORIALS),
+    "receive-delayed": ("delayed_messages", _TUTORIALS),
     "broker": ("broker", _BROKER),
     "wait": ("broker", _BROKER),
     "list": ("listing", _SEE),

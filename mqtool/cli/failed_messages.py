@@ -17,6 +17,7 @@ class Input:
 
     def __init__(self, read: Iterator[Message | None]) -> None:
         self._read = read
+        self._given_back: list[Message] = []
 
     def __iter__(self) -> Iterator[Message | None]:
         return self
@@ -26,8 +27,13 @@ class Input:
             raise StopIteration
         return next(self._read)
 
+    def give_back(self, message: Message) -> None:
+        """One that was taken, and could not be published."""
+        self._given_back.append(message)
+
     def rest(self) -> Iterator[Message]:
         """What was not taken."""
+        yield from self._given_back
         for message in self._read:
             if message is None:
                 return
@@ -61,7 +67,7 @@ class FailedMessages:
     def finish(self, unconfirmed: Iterable[Message], messages: Iterator[Message | None], channel: Channel) -> None:
         """Those that were not answered for, and those that were not published at all."""
         for message in unconfirmed:
-            self.add(message)
+            self.add(channel.addressed(message))
         if isinstance(messages, Input):
             for message in messages.rest():
                 self.add(channel.addressed(message))

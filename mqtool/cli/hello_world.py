@@ -5,9 +5,10 @@ from typing import Annotated
 import typer
 
 from mqtool.cli import live_names, publishing, source
-from mqtool.cli.options import Broker, QueueOptions, Receiving, takes_groups
+from mqtool.cli.delaying import held
+from mqtool.cli.options import Broker, DelayOptions, MessageOptions, QueueOptions, Receiving, takes_groups
 from mqtool.cli.output import WAITING_FOR_MESSAGES
-from mqtool.cli.source import Addressing, MessageOptions
+from mqtool.cli.source import Addressing
 from mqtool.topology import Exchange
 from mqtool.tutorials import hello_world
 
@@ -21,6 +22,7 @@ app = typer.Typer()
 def send(
     queue: QueueOptions,
     options: MessageOptions,
+    delays: DelayOptions,
     broker: Broker,
     words: Annotated[
         list[str] | None, typer.Argument(help="The message; without one, stdin is, or 'Hello World!'.")
@@ -45,12 +47,16 @@ def send(
     """Send messages to a queue (tutorial 1)."""
     to_queue = exchange is None and routing_key is None
     addressing = Addressing("" if queue.queue is not None else exchange, queue.queue or routing_key)
-    messages = source.messages(words, options, default=b"Hello World!", addressing=addressing)
+    messages = source.messages(words, options, default=b"Hello World!", addressing=addressing, delays=delays)
     with broker.channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
         if to_queue:
-            receipts = hello_world.send(channel, queue.of(broker.names.hello), messages)
+            target = queue.of(broker.names.hello)
+            published = held(messages, delays, options, channel, queue=target)
+            receipts = hello_world.send(channel, target, published)
         else:
-            receipts = channel.publish(messages, exchange=Exchange(exchange or ""), routing_key=routing_key or "")
+            named = Exchange(exchange or "", durable=True)
+            published = held(messages, delays, options, channel, exchange=named, routing_key=routing_key)
+            receipts = channel.publish(published, exchange=named, routing_key=routing_key or "")
         publishing.report(
             receipts, lambda message: f" [x] Sent '{publishing.text(message)}'", options, channel, messages
         )

@@ -6,9 +6,19 @@ from typing import Annotated, Any
 import typer
 
 from mqtool.cli import publishing, source
-from mqtool.cli.options import Broker, ExchangeOptions, LogQueueOptions, Receiving, header, takes_groups
+from mqtool.cli.delaying import held
+from mqtool.cli.options import (
+    Broker,
+    DelayOptions,
+    ExchangeOptions,
+    LogQueueOptions,
+    MessageOptions,
+    Receiving,
+    header,
+    takes_groups,
+)
 from mqtool.cli.output import WAITING_FOR_LOGS
-from mqtool.cli.source import Addressing, MessageOptions
+from mqtool.cli.source import Addressing
 from mqtool.errors import UsageError
 from mqtool.message import Delivery, Message
 from mqtool.tutorials import headers as headers_tutorial
@@ -47,13 +57,17 @@ def _key_and_body(delivery: Delivery) -> str:
     "fanout", epilog="mqtool emit-log fanout 'info: ready'  ·  tail -f app.log | mqtool emit-log fanout -l"
 )
 @takes_groups
-def emit_fanout(exchange: ExchangeOptions, options: MessageOptions, broker: Broker, words: Words = None) -> None:
+def emit_fanout(
+    exchange: ExchangeOptions, options: MessageOptions, delays: DelayOptions, broker: Broker, words: Words = None
+) -> None:
     """Publish to every receiver (tutorial 3)."""
+    target = exchange.of(broker.names.fanout)
     messages = source.messages(
-        words, options, default=b"info: Hello World!", addressing=Addressing(exchange.of(broker.names.fanout).name)
+        words, options, default=b"info: Hello World!", addressing=Addressing(target.name), delays=delays
     )
     with broker.channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
-        receipts = publish_subscribe.emit(channel, exchange.of(broker.names.fanout), messages)
+        published = held(messages, delays, options, channel, exchange=target)
+        receipts = publish_subscribe.emit(channel, target, published)
         publishing.report(receipts, lambda message: f" [x] Sent {publishing.text(message)}", options, channel, messages)
 
 
@@ -62,16 +76,19 @@ def emit_fanout(exchange: ExchangeOptions, options: MessageOptions, broker: Brok
 def emit_direct(
     exchange: ExchangeOptions,
     options: MessageOptions,
+    delays: DelayOptions,
     broker: Broker,
     severity: Annotated[str | None, typer.Argument(help="The routing key.", show_default="info")] = None,
     words: Words = None,
 ) -> None:
     """Publish with a severity (tutorial 4)."""
+    target = exchange.of(broker.names.direct)
     messages = source.messages(
-        words, options, default=b"Hello World!", addressing=Addressing(exchange.of(broker.names.direct).name, severity)
+        words, options, default=b"Hello World!", addressing=Addressing(target.name, severity), delays=delays
     )
     with broker.channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
-        receipts = routing.emit(channel, exchange.of(broker.names.direct), "info", messages)
+        published = held(messages, delays, options, channel, exchange=target)
+        receipts = routing.emit(channel, target, "info", published)
         publishing.report(receipts, lambda message: _sent_with_key(message, "info"), options, channel, messages)
 
 
@@ -84,6 +101,7 @@ def emit_direct(
 def emit_topic(
     exchange: ExchangeOptions,
     options: MessageOptions,
+    delays: DelayOptions,
     broker: Broker,
     routing_key: Annotated[
         str | None,
@@ -94,14 +112,17 @@ def emit_topic(
     words: Words = None,
 ) -> None:
     """Publish under a key of words and dots (tutorial 5)."""
+    target = exchange.of(broker.names.topic)
     messages = source.messages(
         words,
         options,
         default=b"Hello World!",
-        addressing=Addressing(exchange.of(broker.names.topic).name, routing_key),
+        addressing=Addressing(target.name, routing_key),
+        delays=delays,
     )
     with broker.channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
-        receipts = topics.emit(channel, exchange.of(broker.names.topic), "anonymous.info", messages)
+        published = held(messages, delays, options, channel, exchange=target)
+        receipts = topics.emit(channel, target, "anonymous.info", published)
         publishing.report(
             receipts, lambda message: _sent_with_key(message, "anonymous.info"), options, channel, messages
         )
@@ -109,13 +130,17 @@ def emit_topic(
 
 @emit_log.command("headers", epilog="mqtool emit-log headers -H format=pdf -H type=report 'A report'")
 @takes_groups
-def emit_headers(exchange: ExchangeOptions, options: MessageOptions, broker: Broker, words: Words = None) -> None:
+def emit_headers(
+    exchange: ExchangeOptions, options: MessageOptions, delays: DelayOptions, broker: Broker, words: Words = None
+) -> None:
     """Publish with headers to route by."""
+    target = exchange.of(broker.names.headers)
     messages = source.messages(
-        words, options, default=b"Hello World!", addressing=Addressing(exchange.of(broker.names.headers).name)
+        words, options, default=b"Hello World!", addressing=Addressing(target.name), delays=delays
     )
     with broker.channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
-        receipts = headers_tutorial.emit(channel, exchange.of(broker.names.headers), messages)
+        published = held(messages, delays, options, channel, exchange=target)
+        receipts = headers_tutorial.emit(channel, target, published)
         publishing.report(receipts, lambda message: f" [x] Sent {publishing.text(message)}", options, channel, messages)
 
 

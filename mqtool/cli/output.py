@@ -227,6 +227,10 @@ def _constant(text: bytes) -> Callable[[Delivery], bytes]:
     return lambda _: text
 
 
+def _text_of(value: object) -> bytes:
+    return b"" if value is None else str(value).encode()
+
+
 def _property(name: str) -> Callable[[Delivery], bytes]:
     return lambda delivery: str(delivery.properties.get(name) or "").encode()
 
@@ -240,6 +244,7 @@ _PLACES: dict[str, tuple[str, Callable[[Delivery], bytes]]] = {
     "h": ("headers, as JSON", lambda delivery: _json_of(delivery.headers)),
     "i": ("message id", _property("message_id")),
     "c": ("correlation id", _property("correlation_id")),
+    "l": ("milliseconds that a delayed message is late", lambda delivery: _text_of(delivery.lateness)),
     "t": ("time received, RFC 3339", lambda _: datetime.now(UTC).isoformat(timespec="milliseconds").encode()),
     "R": ("redelivered: 0 or 1", lambda delivery: b"1" if delivery.redelivered else b"0"),
     "%": ("a percent sign", lambda _: b"%"),

@@ -10,7 +10,7 @@ import typer
 
 from mqtool.amqp import Channel
 from mqtool.cli import output
-from mqtool.cli.options import Broker, QueueOptions, takes_groups, time_limit
+from mqtool.cli.options import CONFIRM_TIMEOUT, Broker, ConfirmTimeout, QueueOptions, takes_groups
 from mqtool.errors import NotConfirmed
 from mqtool.message import Confirmation, Message, Receipt, new_message_id
 from mqtool.topology import PRIVATE_QUEUE, Queue
@@ -46,15 +46,7 @@ def publisher_confirms(
     strategy: Annotated[Strategy, typer.Argument(help="When to wait for the confirms.")] = Strategy.ALL,
     count: Annotated[int, typer.Option("--count", "-c", min=1, help="How many messages to publish.")] = 50_000,
     batch_size: Annotated[int, typer.Option(min=1, help="Messages in a batch.")] = 100,
-    confirm_timeout: Annotated[
-        float,
-        typer.Option(
-            parser=time_limit,
-            metavar="DURATION",
-            show_default="5s",
-            help="Give up (exit 75) when the broker confirms nothing for so long.",
-        ),
-    ] = "5s",  # type: ignore[assignment]
+    confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT,
 ) -> None:
     """Publish with confirms, three ways, and compare (tutorial 7)."""
     ways: dict[Strategy, Callable[[Channel, Queue, Iterable[Message]], Iterator[Receipt]]] = {

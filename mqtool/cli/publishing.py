@@ -9,7 +9,8 @@ from typing import Self
 from mqtool.amqp import Channel
 from mqtool.cli import output, stopping
 from mqtool.cli.failed_messages import FailedMessages
-from mqtool.cli.source import MessageOptions
+from mqtool.cli.options import MessageOptions
+from mqtool.delays.via import original
 from mqtool.errors import MqtoolError, NotConfirmed, SomeFailed
 from mqtool.message import Confirmation, Message, Receipt
 
@@ -79,10 +80,10 @@ class _Tally:
         self.counts[receipt.confirmation] += 1
         if receipt.confirmation is Confirmation.CONFIRMED:
             if not self.is_stream or output.verbose:
-                output.status(self._line(receipt.message))
+                output.status(self._line(original(receipt.message)))
             return
         if self._failed is not None:
-            self._failed.add(receipt.message)
+            self._failed.add(self._channel.addressed(original(receipt.message)))
         if self._is_one:
             raise NotConfirmed(
                 f"the message was {receipt.confirmation}: {receipt.reason}", _HINTS.get(receipt.confirmation)
@@ -95,7 +96,7 @@ class _Tally:
         if (self.is_stream and not nothing_but_an_error) or total > 1:
             output.status(_sum(self.counts, len(unconfirmed), time.monotonic() - self._started))
         if self._failed is not None:
-            self._failed.finish(unconfirmed, messages, self._channel)
+            self._failed.finish(map(original, unconfirmed), messages, self._channel)
 
 
 def text(message: Message) -> str:

@@ -5,17 +5,14 @@ import re
 import select
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
-
-import typer
+from typing import Any, NamedTuple
 
 from mqtool.cli import output, stopping
 from mqtool.cli.failed_messages import Input
-from mqtool.cli.options import duration, header, time_limit
+from mqtool.cli.options import DelayOptions, MessageOptions
 from mqtool.errors import BadData, UsageError
-from mqtool.message import PROPERTIES, Message, new_message_id
+from mqtool.message import Message, new_message_id
 
 _STDIN = 0
 _CHUNK = 256 * 1024
@@ -24,145 +21,6 @@ _LOOK_UP = 0.25
 #: Stands in a routing key for a group that did not match.
 UNKNOWN = "unknown"
 _PLACE = re.compile(r"\{(\w+)\}")
-
-
-def _property(text: str) -> tuple[str, Any]:
-    """An AMQP property, from name=value; names as in the specification, with - or _."""
-    name, equals, value = text.partition("=")
-    name = name.replace("-", "_")
-    if not equals or name not in PROPERTIES or name == "headers":
-        known = ", ".join(known.replace("_", "-") for known in PROPERTIES if known != "headers")
-        raise typer.BadParameter(f"{text!r} is no property; write name=value with one of {known}")
-    return name, _PROPERTY_VALUES.get(name, _short_text)(name, value)
-
-
-def _short_text(name: str, value: str) -> str:
-    if len(value.encode()) > 255:
-        raise typer.BadParameter(f"{name.replace('_', '-')} is longer than 255 bytes")
-    return value
-
-
-def _number(lowest: int, highest: int) -> Callable[[str, str], int]:
-    def parse(name: str, value: str) -> int:
-        if not value.isdecimal() or not lowest <= int(value) <= highest:
-            raise typer.BadParameter(f"{name.replace('_', '-')} is a number from {lowest} to {highest}, not {value!r}")
-        return int(value)
-
-    return parse
-
-
-def _expiration(_name: str, value: str) -> str:
-    return value if value.isdecimal() else str(round(duration(value) * 1000))
-
-
-def _timestamp(_name: str, value: str) -> int:
-    try:
-        return int(value) if value.isdecimal() else int(datetime.fromisoformat(value).timestamp())
-    except ValueError as error:
-        raise typer.BadParameter(f"timestamp is seconds since 1970 or RFC 3339, not {value!r}") from error
-
-
-_PROPERTY_VALUES: dict[str, Callable[[str, str], Any]] = {
-    "delivery_mode": _number(1, 2),
-    "priority": _number(0, 255),
-    "expiration": _expiration,
-    "timestamp": _timestamp,
-}
-
-
-def _key_pattern(text: str) -> re.Pattern[str]:
-    try:
-        return re.compile(text)
-    except re.error as error:
-        raise typer.BadParameter(f"no regular expression: {error}") from error
-
-
-_PANEL = "Messages"
-
-
-class MessageOptions(NamedTuple):
-    """Where messages come from, what they carry, and what to make of the broker's answers."""
-
-    file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="Read from a file; - is stdin.", rich_help_panel=_PANEL)
-    ] = None
-    lines: Annotated[
-        bool, typer.Option("--lines", "-l", help="Each line is a message, sent as it arrives.", rich_help_panel=_PANEL)
-    ] = False
-    null: Annotated[
-        bool,
-        typer.Option(
-            "--null", "-0", help="Messages end with a zero byte, as from find -print0.", rich_help_panel=_PANEL
-        ),
-    ] = False
-    delimiter: Annotated[
-        str | None, typer.Option("--delimiter", "-D", help="Messages end with this.", rich_help_panel=_PANEL)
-    ] = None
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Each line is a message as 'receive --json' prints it.", rich_help_panel=_PANEL),
-    ] = False
-    key_pattern: Annotated[
-        Any | None,
-        typer.Option(
-            parser=_key_pattern,
-            metavar="REGEX",
-            rich_help_panel=_PANEL,
-            help="Its named groups fill the {group} places of the routing key; 'unknown' without a match.",
-        ),
-    ] = None
-    headers: Annotated[
-        list[Any] | None,
-        typer.Option(
-            "--header",
-            "-H",
-            parser=header,
-            metavar="KEY=VALUE",
-            rich_help_panel=_PANEL,
-            help="A header; key:=json for typed values. Repeatable.",
-        ),
-    ] = None
-    properties: Annotated[
-        list[Any] | None,
-        typer.Option(
-            "--property",
-            parser=_property,
-            metavar="NAME=VALUE",
-            rich_help_panel=_PANEL,
-            help="A property, such as content-type=text/plain or expiration=60000. Repeatable.",
-        ),
-    ] = None
-    persistent: Annotated[
-        bool,
-        typer.Option("--persistent", help="Delivery mode 2: a durable queue keeps it on disk.", rich_help_panel=_PANEL),
-    ] = False
-    mandatory: Annotated[
-        bool, typer.Option("--mandatory", help="A message that no queue gets is an error.", rich_help_panel=_PANEL)
-    ] = False
-    confirm_timeout: Annotated[
-        float,
-        typer.Option(
-            parser=time_limit,
-            metavar="DURATION",
-            rich_help_panel=_PANEL,
-            show_default="5s",
-            help="Give up (exit 75) when the broker confirms nothing for so long.",
-        ),
-    ] = "5s"  # type: ignore[assignment]
-
-    failed_to: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            rich_help_panel=_PANEL,
-            help="Keep what was not confirmed here, as 'send --json' takes it: sent again, it finishes the job.",
-        ),
-    ] = None
-
-    @property
-    def is_stream(self) -> bool:
-        """Whether the input is many messages rather than one."""
-        return self.lines or self.null or self.as_json or self.delimiter is not None
 
 
 class Addressing(NamedTuple):
@@ -178,13 +36,21 @@ class Addressing(NamedTuple):
 
 
 def messages(
-    words: Sequence[str] | None, options: MessageOptions, *, default: bytes, addressing: Addressing | None = None
+    words: Sequence[str] | None,
+    options: MessageOptions,
+    *,
+    default: bytes,
+    addressing: Addressing | None = None,
+    delays: DelayOptions | None = None,
+    adapt: Callable[[Message], Message] | None = None,
 ) -> Iterator[Message | None]:
     """What to publish; None whenever there is nothing to publish right now.
 
     Args:
         words: one message, if there are any.
         default: the body, where there are neither words nor input.
+        delays: when they shall arrive.
+        adapt: is done to each that is read, before anything else.
 
     Raises:
         UsageError: the options contradict each other, or the file cannot be read.
@@ -197,7 +63,9 @@ def messages(
             f"the message {' '.join(words)!r} is on the command line, and input was asked for as well",
             "give either message words, or an input with -l, -0, -D, --json or -f",
         )
-    making = _Making(options, addressing or Addressing())
+    delays = delays or DelayOptions()
+    delays.check(mandatory=options.mandatory)
+    making = _Making(options, addressing or Addressing(), delays)
     delimiter = _delimiter(options)
     if words and list(words) != ["-"]:
         return iter([making.message(os.fsencode(" ".join(words)))])
@@ -205,6 +73,8 @@ def messages(
         return iter([making.message(default)])
     descriptor = _opened(options.file)
     read = _from_input(descriptor, options, delimiter, making)
+    if adapt is not None:
+        read = (message and adapt(message) for message in read)
     return read if options.failed_to is None else Input(read)
 
 
@@ -231,7 +101,8 @@ def _from_input(
 class _Making:
     """Makes messages from bodies, with the headers, properties and routing key that the options say."""
 
-    def __init__(self, options: MessageOptions, addressing: Addressing) -> None:
+    def __init__(self, options: MessageOptions, addressing: Addressing, delays: DelayOptions) -> None:
+        self._delay, self._due = delays.delay, delays.at
         self._pattern: re.Pattern[str] | None = options.key_pattern
         self._exchange = addressing.exchange
         self._routing_key = addressing.routing_key
@@ -258,7 +129,8 @@ class _Making:
 
     def message(self, body: bytes) -> Message:
         key = self._routing_key if self._pattern is None else self._key(body)
-        return Message(body, key, self._exchange, self._properties, self._message_id or new_message_id())
+        message_id = self._message_id or new_message_id()
+        return Message(body, key, self._exchange, self._properties, message_id, self._delay, self._due)
 
     def from_ndjson(self, lines: Iterator[bytes | None]) -> Iterator[Message | None]:
         from mqtool import ndjson
@@ -272,20 +144,26 @@ class _Making:
             if not line.strip():
                 continue
             message = ndjson.to_message(line, f"line {number}")
-            if self._pattern is not None:
-                message.routing_key = self._key(message.body)
-            elif self._routing_key is not None:
-                message.routing_key = self._routing_key
-            if self._exchange is not None:
-                message.exchange = self._exchange
-            if self._properties:
-                headers = {**(message.properties.get("headers") or {}), **self._properties.get("headers", {})}
-                message.properties = {**message.properties, **self._properties}
-                if headers:
-                    message.properties["headers"] = headers
-            if self._message_id or (message.message_id is None and b'"properties"' not in line):
-                message.message_id = self._message_id or new_message_id()
+            self._overrule(message, has_properties=b'"properties"' in line)
             yield message
+
+    def _overrule(self, message: Message, *, has_properties: bool) -> None:
+        """What the options say wins over what the message says itself."""
+        if self._pattern is not None:
+            message.routing_key = self._key(message.body)
+        elif self._routing_key is not None:
+            message.routing_key = self._routing_key
+        if self._exchange is not None:
+            message.exchange = self._exchange
+        if self._properties:
+            headers = {**(message.properties.get("headers") or {}), **self._properties.get("headers", {})}
+            message.properties = {**message.properties, **self._properties}
+            if headers:
+                message.properties["headers"] = headers
+        if self._message_id or (message.message_id is None and not has_properties):
+            message.message_id = self._message_id or new_message_id()
+        if self._delay is not None or self._due is not None:
+            message.delay, message.due = self._delay, self._due
 
     def _key(self, body: bytes) -> str:
         """The routing key with its places filled. A line that does not match is sent all the same: none may be lost."""

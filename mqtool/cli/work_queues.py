@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 
 from mqtool.cli import output, publishing, source
-from mqtool.cli.options import Broker, QueueOptions, Receiving, takes_groups
+from mqtool.cli.delaying import held
+from mqtool.cli.options import Broker, DelayOptions, MessageOptions, QueueOptions, Receiving, takes_groups
 from mqtool.cli.output import WAITING_FOR_MESSAGES
 from mqtool.cli.programs import Concurrency, DedupOptions, ExecOptions, RetryOptions, work
-from mqtool.cli.source import Addressing, MessageOptions
+from mqtool.cli.source import Addressing
 from mqtool.errors import UsageError
 from mqtool.message import Delivery, Outcome
 from mqtool.retry import RetryPolicy
@@ -24,6 +25,7 @@ app = typer.Typer()
 def new_task(
     queue: QueueOptions,
     options: MessageOptions,
+    delays: DelayOptions,
     broker: Broker,
     words: Annotated[
         list[str] | None, typer.Argument(help="The task; each dot is a second of work.", show_default="Hello World!")
@@ -31,10 +33,12 @@ def new_task(
 ) -> None:
     """Send tasks to the workers' queue (tutorial 2)."""
     tasks = source.messages(
-        words, options, default=b"Hello World!", addressing=Addressing(queue.queue and "", queue.queue)
+        words, options, default=b"Hello World!", addressing=Addressing(queue.queue and "", queue.queue), delays=delays
     )
     with broker.channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
-        receipts = work_queues.new_tasks(channel, queue.of(broker.names.task_queue), tasks)
+        target = queue.of(broker.names.task_queue)
+        published = held(tasks, delays, options, channel, queue=target)
+        receipts = work_queues.new_tasks(channel, target, published)
         publishing.report(receipts, lambda task: f" [x] Sent {publishing.text(task)}", options, channel, tasks)
 
 

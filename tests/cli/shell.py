@@ -131,7 +131,11 @@ class Shell:
         """Start a command in the background. Commands that consume get a --ready-file, to wait for."""
         number = len(self._started)
         stdout, stderr = self.directory / f"{number}.out", self.directory / f"{number}.err"
-        consumes = command[1] in ("receive", "receive-log", "worker", "rpc-server") if ready is None else ready
+        consumes = (
+            command[1] in ("receive", "receive-delayed", "receive-log", "worker", "rpc-server")
+            if ready is None
+            else ready
+        )
         ready_file = self.directory / f"{number}.ready" if consumes else None
         arguments = [*command, "--ready-file", str(ready_file)] if ready_file else list(command)
         with stdout.open("wb") as out, stderr.open("wb") as err:

@@ -47,7 +47,7 @@ def test_the_whole_demonstration_is_right_and_leaves_nothing_behind(
     assert ["install.#", "demo-output/real-install.log", "300", "300"] in shown
     assert ["startup.#", "unknown.#", "demo-output/real-rest.log", "2", "2"] in shown
     assert "300 + 300 + 300 + 2 = 902" in result.stdout
-    assert "All is right: 9 demonstrations" in result.stdout
+    assert "All is right: 10 demonstrations" in result.stdout
     assert (tmp_path / "demo-output" / "real-all.log").read_bytes() == log.read_bytes()
     assert left_behind(broker) == []
 

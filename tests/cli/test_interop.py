@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from mqtool.amqp import Connection
-from mqtool.dialects import Dialect
+from mqtool.delays.plugin import has_plugin
+from mqtool.dialects import DELAY_EXCHANGE, Dialect
 from mqtool.errors import MqtoolError
 from mqtool.topology import Exchange, Queue
 from tests.brokers import TestBroker
@@ -378,3 +379,28 @@ def test_mqtool_declares_what_the_options_say_and_no_more(shell: Shell, connecti
     strict.declare(Queue("odd", arguments={"x-max-length": 7}))
     with pytest.raises(MqtoolError):
         strict.declare(Queue("odd"))
+
+
+@pytest.mark.parametrize("dialect", [Dialect.PYTHON])
+@whoever_is_first
+def test_delayed_messages(room: Room, connection: Connection, first: str) -> None:
+    """The delayed message plugin's exchange: each side holds back for the other, the header x-delay says how long."""
+    if not has_plugin(connection.channel(), DELAY_EXCHANGE):
+        pytest.skip("this broker has no delayed message plugin")
+
+    def mqtool_to_script() -> None:
+        receiver = room.start_script("receive-delayed")
+        assert room.mqtool("send-delayed", "--delay", "150ms").code == 0
+        receiver.wait_for_stdout("Received")
+        leave(receiver)
+        assert receiver.stdout == WAITING + " [x] Received Hello World! after 150 ms\n"
+
+    def script_to_mqtool() -> None:
+        receiver = room.start_mqtool("receive-delayed", "-c", "1")
+        assert room.script("send-delayed").stdout == " [x] Sent 'Hello World!'\n"
+        received = receiver.wait()
+        assert (received.stdout, received.stderr, received.code) == (" [x] Received Hello World!\n", WAITING, 0)
+
+    ways = [mqtool_to_script, script_to_mqtool]
+    for way in ways if first == "mqtool" else reversed(ways):
+        way()

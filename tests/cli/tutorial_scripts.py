@@ -209,6 +209,36 @@ def rpc_client(tutorial: Tutorial, words: Words) -> None:
             return
 
 
+# Delayed messages: the exchange type of the delayed message plugin.
+
+
+def _delay_exchange(tutorial: Tutorial) -> None:
+    tutorial.channel.exchange_declare(
+        "delay_exchange", "x-delayed-message", durable=True, arguments={"x-delayed-type": "direct"}
+    )
+
+
+def send_delayed(tutorial: Tutorial, words: Words) -> None:
+    _delay_exchange(tutorial)
+    body = " ".join(words) or "Hello World!"
+    properties = pika.BasicProperties(headers={"x-delay": 200})
+    tutorial.channel.basic_publish("delay_exchange", "delay_queue", body.encode(), properties)
+    say(f" [x] Sent '{body}'")
+
+
+def receive_delayed(tutorial: Tutorial, _words: Words) -> None:
+    _delay_exchange(tutorial)
+    tutorial.channel.queue_declare("delay_queue", durable=True)
+    tutorial.channel.queue_bind("delay_queue", "delay_exchange", "delay_queue")
+
+    def on_message(_channel: Any, _method: Any, properties: Any, body: bytes) -> None:
+        say(f" [x] Received {body.decode()} after {-properties.headers['x-delay']} ms")
+
+    tutorial.channel.basic_consume("delay_queue", on_message, auto_ack=True)
+    say(" [*] Waiting for messages. To exit press CTRL+C")
+    tutorial.channel.start_consuming()
+
+
 PROGRAMS: dict[str, Callable[[Tutorial, Words], None]] = {
     "send": send,
     "receive": receive,
@@ -222,6 +252,8 @@ PROGRAMS: dict[str, Callable[[Tutorial, Words], None]] = {
     "receive-topic": receive_topic,
     "rpc-server": rpc_server,
     "rpc-client": rpc_client,
+    "send-delayed": send_delayed,
+    "receive-delayed": receive_delayed,
 }
 
 

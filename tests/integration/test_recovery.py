@@ -126,3 +126,23 @@ def test_without_reconnection_a_cut_is_an_error_at_once(broker: TestBroker, prox
         proxy.cut()
         with pytest.raises(Unavailable, match="connection was lost"):
             next(deliveries)
+
+
+def test_what_differs_is_used_after_a_reconnection_too(
+    broker: TestBroker, proxy: Proxy, channel: Channel, notices: list[str]
+) -> None:
+    """An exchange and two queues, all declared otherwise by somebody before; each is noticed once, and used."""
+    others = [Queue("a", durable=True, arguments={"x-max-length": 9}), Queue("b", durable=True)]
+    with Connection(parse_addresses(broker.url)) as connection:
+        for thing in (*others, Exchange("logs", "fanout", durable=True)):
+            connection.channel().declare(thing)
+
+    channel.declare(Exchange("logs", "fanout"))
+    for name in ("a", "b"):
+        channel.declare(Queue(name, durable=True, arguments={"x-max-length": 5}))
+    proxy.cut()
+    receipts = list(channel.publish([Message(b"x", "a"), Message(b"y", "b")]))
+
+    assert {receipt.confirmation for receipt in receipts} == {Confirmation.CONFIRMED}
+    assert [sum(f"'{name}'" in notice for notice in notices) for name in ("logs", "a", "b")] == [1, 1, 1]
+    assert (channel.depth_of("a"), channel.depth_of("b")) == (1, 1)

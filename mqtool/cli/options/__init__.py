@@ -1,0 +1,30 @@
+"""The options that commands share, each declared once, in groups that a command takes as one parameter."""
+
+from mqtool.cli.options.connection import Broker, configure_output, read_password
+from mqtool.cli.options.delays import DelayOptions
+from mqtool.cli.options.groups import takes_groups, takes_groups_but
+from mqtool.cli.options.messages import MessageOptions
+from mqtool.cli.options.receiving import Receiving
+from mqtool.cli.options.topology import ExchangeOptions, LogQueueOptions, QueueOptions
+from mqtool.cli.options.values import CONFIRM_TIMEOUT, DURATION, ConfirmTimeout, argument, duration, header, time_limit
+
+__all__ = [
+    "CONFIRM_TIMEOUT",
+    "DURATION",
+    "Broker",
+    "ConfirmTimeout",
+    "DelayOptions",
+    "ExchangeOptions",
+    "LogQueueOptions",
+    "MessageOptions",
+    "QueueOptions",
+    "Receiving",
+    "argument",
+    "configure_output",
+    "duration",
+    "header",
+    "read_password",
+    "takes_groups",
+    "takes_groups_but",
+    "time_limit",
+]

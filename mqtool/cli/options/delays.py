@@ -1,0 +1,97 @@
+"""When messages shall arrive, and what holds them back until then."""
+
+import time
+from datetime import datetime
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from mqtool.cli.options.values import duration
+from mqtool.delays.via import LONGEST, Via
+from mqtool.duration import compact_duration
+from mqtool.errors import UsageError
+
+_PANEL = "Delay"
+
+
+def _delay(text: str) -> float:
+    """Seconds, from a duration that a broker can wait."""
+    if text.startswith("-"):
+        raise typer.BadParameter(f"{text!r} is negative; nothing can arrive before it is sent")
+    seconds = duration(text)
+    if round(seconds * 1000) > LONGEST:
+        raise typer.BadParameter(
+            f"{text!r} is too long: at most {LONGEST} ms (2^32 - 1), {compact_duration(LONGEST / 1000)}"
+        )
+    return seconds
+
+
+def _moment(text: str) -> float:
+    """Seconds since 1970, from a time to come; local time, unless it says otherwise."""
+    try:
+        moment = datetime.fromisoformat(text if "-" in text else f"{datetime.now():%Y-%m-%d}T{text}").timestamp()
+    except (ValueError, OverflowError, OSError) as error:
+        raise typer.BadParameter(
+            f"{text!r} is no time such as 18:30, 2026-01-31T18:30 or 2026-01-31T18:30:00Z"
+        ) from error
+    ahead = moment - time.time()
+    if ahead <= 0:
+        raise typer.BadParameter(f"{text!r} is past, by {compact_duration(max(1, round(-ahead)))}")
+    if ahead * 1000 > LONGEST:
+        raise typer.BadParameter(f"{text!r} is too far off: at most {LONGEST} ms (2^32 - 1), 49 days")
+    return moment
+
+
+class DelayOptions(NamedTuple):
+    """When messages shall arrive, and what holds them back until then."""
+
+    delay: Annotated[
+        float | None,
+        typer.Option(
+            parser=_delay,
+            metavar="DURATION",
+            rich_help_panel=_PANEL,
+            help='Have each message arrive so long after it is sent. In --json input: "delay": "5s".',
+        ),
+    ] = None
+    at: Annotated[
+        Any | None,
+        typer.Option(
+            parser=_moment,
+            metavar="TIME",
+            rich_help_panel=_PANEL,
+            help='Have them arrive at a time: 18:30, 2026-01-31T18:30. In --json input: "at".',
+        ),
+    ] = None
+    via: Annotated[
+        Via,
+        typer.Option(
+            help="What holds them back: the delayed message plugin (not in RabbitMQ 4.3 and later; up to some 100,000 "
+            "messages, on one node), or wait queues (ttl); auto asks the broker.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = Via.AUTO
+
+    @property
+    def are_given(self) -> bool:
+        """Whether all messages shall be delayed."""
+        return self.delay is not None or self.at is not None
+
+    def check(self, *, mandatory: bool) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            UsageError: the options contradict each other.
+        """
+        if self.delay is not None and self.at is not None:
+            raise UsageError("--delay and --at exclude each other", "give only one of them")
+        if self.are_given and mandatory:
+            raise mandatory_with_delay()
+
+
+def mandatory_with_delay() -> UsageError:
+    """Why a delayed message cannot be mandatory."""
+    return UsageError(
+        "--mandatory cannot tell anything of a delayed message: which queues it goes to is seen when it is due",
+        "leave one of them out",
+    )

@@ -1,0 +1,141 @@
+"""Where messages come from, what they carry, and what to make of the broker's answers."""
+
+import re
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from mqtool.cli.options.values import CONFIRM_TIMEOUT, ConfirmTimeout, duration, header
+from mqtool.message import PROPERTIES
+
+
+def _property(text: str) -> tuple[str, Any]:
+    """An AMQP property, from name=value; names as in the specification, with - or _."""
+    name, equals, value = text.partition("=")
+    name = name.replace("-", "_")
+    if not equals or name not in PROPERTIES or name == "headers":
+        known = ", ".join(known.replace("_", "-") for known in PROPERTIES if known != "headers")
+        raise typer.BadParameter(f"{text!r} is no property; write name=value with one of {known}")
+    return name, _PROPERTY_VALUES.get(name, _short_text)(name, value)
+
+
+def _short_text(name: str, value: str) -> str:
+    if len(value.encode()) > 255:
+        raise typer.BadParameter(f"{name.replace('_', '-')} is longer than 255 bytes")
+    return value
+
+
+def _number(lowest: int, highest: int) -> Callable[[str, str], int]:
+    def parse(name: str, value: str) -> int:
+        if not value.isdecimal() or not lowest <= int(value) <= highest:
+            raise typer.BadParameter(f"{name.replace('_', '-')} is a number from {lowest} to {highest}, not {value!r}")
+        return int(value)
+
+    return parse
+
+
+def _expiration(_name: str, value: str) -> str:
+    return value if value.isdecimal() else str(round(duration(value) * 1000))
+
+
+def _timestamp(_name: str, value: str) -> int:
+    try:
+        return int(value) if value.isdecimal() else int(datetime.fromisoformat(value).timestamp())
+    except ValueError as error:
+        raise typer.BadParameter(f"timestamp is seconds since 1970 or RFC 3339, not {value!r}") from error
+
+
+_PROPERTY_VALUES: dict[str, Callable[[str, str], Any]] = {
+    "delivery_mode": _number(1, 2),
+    "priority": _number(0, 255),
+    "expiration": _expiration,
+    "timestamp": _timestamp,
+}
+
+
+def _key_pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise typer.BadParameter(f"no regular expression: {error}") from error
+
+
+_PANEL = "Messages"
+
+
+class MessageOptions(NamedTuple):
+    """Where messages come from, what they carry, and what to make of the broker's answers."""
+
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="Read from a file; - is stdin.", rich_help_panel=_PANEL)
+    ] = None
+    lines: Annotated[
+        bool, typer.Option("--lines", "-l", help="Each line is a message, sent as it arrives.", rich_help_panel=_PANEL)
+    ] = False
+    null: Annotated[
+        bool,
+        typer.Option(
+            "--null", "-0", help="Messages end with a zero byte, as from find -print0.", rich_help_panel=_PANEL
+        ),
+    ] = False
+    delimiter: Annotated[
+        str | None, typer.Option("--delimiter", "-D", help="Messages end with this.", rich_help_panel=_PANEL)
+    ] = None
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Each line is a message as 'receive --json' prints it.", rich_help_panel=_PANEL),
+    ] = False
+    key_pattern: Annotated[
+        Any | None,
+        typer.Option(
+            parser=_key_pattern,
+            metavar="REGEX",
+            rich_help_panel=_PANEL,
+            help="Its named groups fill the {group} places of the routing key; 'unknown' without a match.",
+        ),
+    ] = None
+    headers: Annotated[
+        list[Any] | None,
+        typer.Option(
+            "--header",
+            "-H",
+            parser=header,
+            metavar="KEY=VALUE",
+            rich_help_panel=_PANEL,
+            help="A header; key:=json for typed values. Repeatable.",
+        ),
+    ] = None
+    properties: Annotated[
+        list[Any] | None,
+        typer.Option(
+            "--property",
+            parser=_property,
+            metavar="NAME=VALUE",
+            rich_help_panel=_PANEL,
+            help="A property, such as content-type=text/plain or expiration=60000. Repeatable.",
+        ),
+    ] = None
+    persistent: Annotated[
+        bool,
+        typer.Option("--persistent", help="Delivery mode 2: a durable queue keeps it on disk.", rich_help_panel=_PANEL),
+    ] = False
+    mandatory: Annotated[
+        bool, typer.Option("--mandatory", help="A message that no queue gets is an error.", rich_help_panel=_PANEL)
+    ] = False
+    confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT
+    failed_to: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=_PANEL,
+            help="Keep what was not confirmed here, as 'send --json' takes it: sent again, it finishes the job.",
+        ),
+    ] = None
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the input is many messages rather than one."""
+        return self.lines or self.null or self.as_json or self.delimiter is not None

@@ -1,0 +1,159 @@
+"""Which queue or exchange, and how to declare it."""
+
+from dataclasses import replace
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from mqtool.cli import live_names
+from mqtool.cli.options.values import argument, duration
+from mqtool.errors import UsageError
+from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
+
+_Durable = Annotated[
+    bool | None,
+    typer.Option(
+        "--durable/--transient",
+        help="Declare it to survive a broker restart, or not to.",
+        rich_help_panel="Topology",
+        show_default=False,
+    ),
+]
+_Arguments = Annotated[
+    list[Any] | None,
+    typer.Option(
+        "--argument",
+        help="Declare it with an argument: key=text or key:=json. Repeatable.",
+        parser=argument,
+        metavar="KEY=VALUE",
+        rich_help_panel="Topology",
+    ),
+]
+
+
+class QueueOptions(NamedTuple):
+    """Which queue, and how to declare it."""
+
+    queue: Annotated[
+        str | None,
+        typer.Option(
+            "--queue", "-q", help="The queue's name.", rich_help_panel="Topology", autocompletion=live_names.queues
+        ),
+    ] = None
+    durable: _Durable = None
+    queue_type: Annotated[str | None, typer.Option(help="classic, quorum or stream.", rich_help_panel="Topology")] = (
+        None
+    )
+    arguments: _Arguments = None
+
+    dead_letter_exchange: Annotated[
+        str | None,
+        typer.Option(
+            help="Declare it to hand what is rejected, expired or too much to this exchange; '' is the default one, "
+            "to QUEUE.dlq.",
+            metavar="EXCHANGE",
+            rich_help_panel="Topology",
+            autocompletion=live_names.exchanges,
+        ),
+    ] = None
+    ttl: Annotated[
+        float | None,
+        typer.Option(
+            parser=duration,
+            metavar="DURATION",
+            help="Declare it to end messages after so long.",
+            rich_help_panel="Topology",
+        ),
+    ] = None
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Declare it to hold so many messages; the oldest make room.", rich_help_panel="Topology"
+        ),
+    ] = None
+    lazy: Annotated[
+        bool,
+        typer.Option("--lazy", help="Declare a classic queue to keep messages on disk.", rich_help_panel="Topology"),
+    ] = False
+
+    def _limits(self, name: str) -> dict[str, Any]:
+        """The arguments that the short options stand for."""
+        limits: dict[str, Any] = {}
+        if self.dead_letter_exchange is not None:
+            limits["x-dead-letter-exchange"] = self.dead_letter_exchange
+            if not self.dead_letter_exchange:
+                limits["x-dead-letter-routing-key"] = f"{name}.dlq"
+        if self.ttl is not None:
+            limits["x-message-ttl"] = round(self.ttl * 1000)
+        if self.max_length is not None:
+            limits["x-max-length"] = self.max_length
+        if self.lazy:
+            limits["x-queue-mode"] = "lazy"
+        return limits
+
+    def of(self, default: Queue) -> Queue:
+        """The tutorial's queue, with what the options change.
+
+        Raises:
+            UsageError: the name is empty; a broker would make one up, which nobody could find.
+        """
+        name = default.name if self.queue is None else self.queue
+        arguments = {**default.arguments, **self._limits(name), **dict(self.arguments or [])}
+        durable = default.durable if self.durable is None else self.durable
+        if self.queue_type is not None:
+            arguments["x-queue-type"] = self.queue_type
+        elif not durable and arguments.get("x-queue-type") == "quorum":
+            del arguments["x-queue-type"]  # a quorum queue is durable or it is not
+        if self.queue == "":
+            raise UsageError("the queue's name is empty", "leave --queue out to take the tutorial's")
+        if self.lazy and arguments.get("x-queue-type") == "quorum":
+            del arguments["x-queue-type"]  # quorum queues keep their messages on disk anyway, and refuse the word
+        exclusive = default.exclusive and self.queue is None
+        return replace(default, name=name, durable=durable, exclusive=exclusive, arguments=arguments)
+
+
+class LogQueueOptions(NamedTuple):
+    """Which queue a log receiver takes."""
+
+    queue: Annotated[
+        str | None,
+        typer.Option(
+            "--queue",
+            "-q",
+            rich_help_panel="Topology",
+            autocompletion=live_names.queues,
+            help="A durable queue of this name, which goes on collecting while no receiver runs.",
+        ),
+    ] = None
+
+    def declared(self) -> Queue:
+        """The tutorial's private queue, or the named one."""
+        if not self.queue:
+            return PRIVATE_QUEUE
+        return Queue(self.queue, durable=True, arguments={"x-queue-type": "quorum"})
+
+
+class ExchangeOptions(NamedTuple):
+    """Which exchange, and how to declare it."""
+
+    exchange: Annotated[
+        str | None,
+        typer.Option(
+            "--exchange",
+            "-e",
+            help="The exchange's name.",
+            rich_help_panel="Topology",
+            autocompletion=live_names.exchanges,
+        ),
+    ] = None
+    durable: _Durable = None
+    arguments: _Arguments = None
+
+    def of(self, default: Exchange) -> Exchange:
+        """The tutorial's exchange, with what the options change."""
+        return replace(
+            default,
+            name=default.name if self.exchange is None else self.exchange,
+            durable=default.durable if self.durable is None else self.durable,
+            arguments={**default.arguments, **dict(self.arguments or [])},
+        )

@@ -1,0 +1,60 @@
+"""How values are written on the command line: durations, headers, arguments."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from mqtool.duration import parse_duration
+
+
+def time_limit(text: str) -> float:
+    """Seconds, from a duration; none at all would be a limit that nothing can meet."""
+    seconds = duration(text)
+    if not seconds:
+        raise typer.BadParameter(f"{text!r} leaves no time at all")
+    return seconds
+
+
+def duration(text: str) -> float:
+    """Seconds, from a duration such as 1h30m."""
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def header(text: str) -> tuple[str, Any]:
+    """A header, from key=text or key:=json."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.rstrip(":"):
+        raise typer.BadParameter(f"{text!r} is no header; write key=text, or key:=json for a typed value")
+    if not key.endswith(":"):
+        return key, value
+    try:
+        return key[:-1], json.loads(value)
+    except ValueError as error:
+        raise typer.BadParameter(f"the value of {key[:-1]!r} is not JSON: {error}") from error
+
+
+def argument(text: str) -> tuple[str, Any]:
+    """An AMQP argument, written as a header is; a whole number is a number."""
+    key, value = header(text)
+    return key, int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+#: For an option that takes a duration.
+DURATION = dict[str, Any](parser=duration, metavar="DURATION")
+
+ConfirmTimeout = Annotated[
+    float,
+    typer.Option(
+        parser=time_limit,
+        metavar="DURATION",
+        rich_help_panel="Messages",
+        show_default="5s",
+        help="Give up (exit 75) when the broker confirms nothing for so long.",
+    ),
+]
+#: Its default, as typer wants it: to be parsed.
+CONFIRM_TIMEOUT: Any = "5s"
