@@ -154,7 +154,10 @@ class Router:
         """Where a message goes from one exchange."""
         name = exchange.name
         if not name:
-            return [Hop("", key, False) for key in dict.fromkeys(found.keys) if key in self.definitions.queues]
+            queues = self.definitions.queues
+            hops = [Hop("", key, False) for key in dict.fromkeys(found.keys) if key in queues]
+            found.missed += [] if hops else [Binding("", queue, queue) for queue in queues]
+            return hops
         bindings = self.definitions.bindings.get(name, ())
         routed_as = routing_type(exchange)
         if routed_as not in TABLES:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mqtool.cli import publishing, source
+from mqtool.cli import live_names, publishing, source
 from mqtool.cli.delaying import held
 from mqtool.cli.options import (
     Broker,
@@ -76,7 +76,14 @@ def receive_delayed(
     receiving: Receiving,
     broker: Broker,
     exchange: Annotated[
-        str | None, typer.Option("--exchange", "-e", help="The exchange's name.", rich_help_panel="Topology")
+        str | None,
+        typer.Option(
+            "--exchange",
+            "-e",
+            help="The exchange's name.",
+            rich_help_panel="Topology",
+            autocompletion=live_names.exchanges,
+        ),
     ] = None,
     routing_key: RoutingKey = None,
 ) -> None:

@@ -1,7 +1,8 @@
 """What the shell can complete from the broker: names of queues, exchanges and virtual hosts, quickly and silently.
 
 Whoever presses Tab waits for it, and has not asked for errors: after a third of a second, or without a broker, there
-are just no names. Names that no shell shows on one line are left out.
+are just no names. MQTOOL_COMPLETION_TIMEOUT gives a slow broker more. Names that no shell shows on one line are left
+out.
 """
 
 import os
@@ -11,6 +12,7 @@ from typing import Any
 
 import typer
 
+from mqtool.duration import parse_duration
 from mqtool.errors import MqtoolError
 
 _PATIENCE = 0.3
@@ -38,8 +40,15 @@ def _names(ctx: typer.Context, kind: str, incomplete: str) -> list[str]:
     found: list[str] = []
     asking = threading.Thread(target=lambda: found.extend(_ask(ctx.params, kind, incomplete)), daemon=True)
     asking.start()
-    asking.join(_PATIENCE)
+    asking.join(_patience())
     return [name for name in found if name.isprintable() and name.startswith(incomplete) and name]
+
+
+def _patience() -> float:
+    try:
+        return parse_duration(os.environ["MQTOOL_COMPLETION_TIMEOUT"])
+    except (KeyError, ValueError):
+        return _PATIENCE
 
 
 def _ask(params: dict[str, Any], kind: str, incomplete: str) -> list[str]:
@@ -54,7 +63,7 @@ def _ask(params: dict[str, Any], kind: str, incomplete: str) -> list[str]:
         broker = Broker(**given)
         # Commands that need no management API have no option for it, but where it is the environment may tell.
         url = params.get("management") or os.environ.get(MANAGEMENT_VARIABLE)
-        api = management_of(broker, url, (_PATIENCE, _PATIENCE))
+        api = management_of(broker, url, (_patience(), _patience()))
         if kind == "vhosts":
             return [view["name"] for view in api.get(kind, columns="name")]
         where = path(kind, broker.addresses()[0].virtual_host)

@@ -76,6 +76,7 @@ class Terminal:
 
 @pytest.fixture(params=SHELLS)
 def terminal(request: pytest.FixtureRequest, shell: Shell) -> Iterator[Terminal]:
+    shell.environment["MQTOOL_COMPLETION_TIMEOUT"] = "20s"  # what names there are is tested here, not how fast we are
     opened = Terminal(request.param, shell)
     yield opened
     opened.close()
@@ -134,6 +135,7 @@ def test_without_a_broker_there_are_no_names_and_no_errors(lonely_shell: Shell, 
 def test_names_come_from_the_broker_that_the_line_names(broker: TestBroker, lonely_shell: Shell) -> None:
     """By --url, --vhost and --user, as they stand there already."""
     declare(broker, "jobs", "jo\x1b[31mbs")
+    lonely_shell.environment["MQTOOL_COMPLETION_TIMEOUT"] = "20s"
     url, _, vhost = broker.url.rpartition("/")
     lonely_shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
     assert ask(lonely_shell, f"mqtool send -u {broker.url} -q j") == ("jobs", "", 0)

@@ -135,6 +135,12 @@ def test_a_direct_key_that_was_misspelt() -> None:
     assert [miss.reason for miss in route.near_misses] == ["the key is 'warn', not 'warning'"]
 
 
+def test_a_queue_that_was_misspelt() -> None:
+    """To the default exchange, the key is a queue's name."""
+    route = Router(Definitions.of([], [Queue("work"), Queue("logs")], [])).route("", "wrok")
+    assert [miss.reason for miss in route.near_misses] == ["the key is 'wrok', not 'work'"]
+
+
 def test_dead_letters_in_a_circle_end() -> None:
     """They are followed once around, and said to be circular."""
     queues = [
