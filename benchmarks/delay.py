@@ -75,7 +75,7 @@ def measure(url: str, send: list[str], receive: list[str]) -> Arrivals:
     with tempfile.TemporaryDirectory() as directory:
         ready, out = Path(directory) / "ready", Path(directory) / "out"
         with out.open("wb") as file:
-            shown = ["-F", "%l %h", "-c", str(MESSAGES), "--idle-timeout", "30s", "--quiet"]
+            shown = ["-F", "%l %b %h", "-c", str(MESSAGES), "--idle-timeout", "30s", "--quiet"]
             receiver = subprocess.Popen([MQTOOL, *receive, "-u", url, *shown, "--ready-file", str(ready)], stdout=file)
             while not ready.exists():
                 time.sleep(0.01)
@@ -88,13 +88,15 @@ def measure(url: str, send: list[str], receive: list[str]) -> Arrivals:
         if sent.returncode:
             raise SystemExit("publishing has failed")
         late, out_of_order, latest = [], 0, 0
+        bodies = set()
         for line in out.read_text().splitlines():
-            lateness, headers = line.split(" ", 1)
+            lateness, body, headers = line.split(" ", 2)
+            bodies.add(body)
             due = json.loads(headers)["mqtool-due"]
             late.append(int(lateness))
             latest = max(latest, due)
             out_of_order = max(out_of_order, latest - due)
-    return Arrivals(sorted(late), MESSAGES - len(late), out_of_order, publishing)
+    return Arrivals(sorted(late), MESSAGES - len(bodies), out_of_order, publishing)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ _LEASE = 60.0
 
 
 class ThroughQueues:
-    """By wait queues: see above."""
+    """By wait queues, as mqtool/delays/__init__.py draws them."""
 
     def __init__(self, channel: Channel, destination: Destination, notice: Notice) -> None:
         self._channel = channel
@@ -31,6 +31,7 @@ class ThroughQueues:
         self._waiting = AtLeastOnce(channel, notice)
         #: By name: until when the lease of a wait queue is long enough.
         self._leases: dict[str, float] = {}
+        self._due: dict[str, float] = {}
         self._said_expiration = False
 
     def place(self, message: Message, milliseconds: int) -> Place:
@@ -55,33 +56,56 @@ class ThroughQueues:
         return Place(name, None) if to else Place("", name)
 
     def _declare_to_exchange(self, name: str, wait: int, exchange: str) -> None:
-        remember = name not in self._leases
-        if remember and exchange != self._destination.exchange.name:
+        known = self._destination.exchange
+        is_known = known.name == exchange
+        if not is_known:
             self._expecting.expect(exchange, "")
-        queue = wait_queue(name, wait, exchange, at_least_once=False)
-        self._channel.declare(queue, remember=remember)
+        remember = name not in self._leases
+        if is_known and not known.durable:  # nothing survives a restart anyway
+            queue = self._channel.declare(wait_queue(name, wait, exchange, at_least_once=False), remember=remember)
+        else:
+            due = self._due_exchange(exchange)
+            queue = self._waiting.declare(
+                lambda at_least_once: wait_queue(name, wait, due.name, at_least_once=at_least_once), remember=remember
+            )
         # Not through the default exchange, as the routing key must stay that of the message. It goes with the queue.
         entrance = Exchange(name, "fanout", durable=True, auto_delete=True)
         self._channel.declare(entrance, remember=remember)
         self._channel.bind(queue, entrance, remember=remember)
 
+    def _due_exchange(self, exchange: str) -> Exchange:
+        """Where messages for an exchange go when they are due: to that, and to a queue that keeps nothing.
+
+        Without the latter, what an exchange has no queue for would never have arrived, and would be tried for ever.
+        """
+        due = Exchange(name_for(exchange, "due"), "fanout", durable=True, auto_delete=True)
+        if time.monotonic() <= self._due.get(due.name, 0.0):
+            return due
+        remember = due.name not in self._due
+        self._channel.declare(due, remember=remember)
+        self._channel.bind(Exchange(exchange), due, remember=remember)
+        # It expires when it has not been declared for as long as any message can wait.
+        nowhere = Queue(
+            name_for(exchange, "nowhere"), durable=True, arguments={"x-max-length": 0, "x-expires": LONGEST}
+        )
+        self._channel.declare(nowhere, remember=remember)
+        self._channel.bind(nowhere, due, remember=remember)
+        self._due[due.name] = time.monotonic() + _LEASE
+        return due
+
     def _declare_to_queue(self, name: str, wait: int, queue: str) -> None:
         def waiting(at_least_once: bool) -> Queue:
             return wait_queue(name, wait, "", queue, at_least_once=at_least_once)
 
-        remember = name not in self._leases
-        if self._needs_care(queue):
-            self._waiting.declare(waiting, remember=remember)
-        else:
-            self._channel.declare(waiting(False), remember=remember)
-
-    def _needs_care(self, queue: str) -> bool:
-        """Whether a queue is a quorum queue, or may be one."""
         known = self._destination.queue
-        if known is not None and known.name == queue:
-            return known.arguments.get("x-queue-type") == "quorum"
-        self._expecting.expect("", queue)
-        return True
+        is_known = known is not None and known.name == queue
+        if not is_known:
+            self._expecting.expect("", queue)
+        remember = name not in self._leases
+        if known is not None and is_known and known.arguments.get("x-queue-type") != "quorum":
+            self._channel.declare(waiting(False), remember=remember)
+        else:
+            self._waiting.declare(waiting, remember=remember)
 
     def properties(self, message: Message, milliseconds: int) -> dict[str, Any]:
         # Without x-death: brokers drop what they believe to go in circles.

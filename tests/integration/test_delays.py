@@ -4,6 +4,7 @@ they would have gone without a delay."""
 import random
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 
@@ -178,6 +179,21 @@ def test_each_message_may_have_an_exchange_and_a_queue_of_its_own(channel: Chann
     assert [delivery.body for delivery in received(channel, elsewhere, 1)] == [b"2"]
 
 
+@pytest.mark.parametrize("durable", [False, True])
+def test_what_nobody_waits_for_is_dropped(channel: Channel, publish: Publish, durable: bool) -> None:
+    """As without a delay: a receiver gets what is due from now on, and nothing stands in its way."""
+    logs = channel.declare(Exchange("logs", "fanout", durable=durable))
+    marker = channel.declare(CLASSIC)
+    publish([*(Message(b"before", delay=0.02) for _ in range(100)), Message(b"", "c", "", delay=0.5)], logs)
+    received(channel, marker, 1)
+
+    queue = channel.declare(PRIVATE_QUEUE)
+    channel.bind(queue, logs)
+    publish([Message(b"after", delay=0.02)], logs)
+    assert [delivery.body for delivery in received(channel, queue, 1)] == [b"after"]
+    assert channel.depth_of(queue.name) == 0
+
+
 def test_the_brokers_own_exchanges_can_be_delayed_to(channel: Channel, publish: Publish) -> None:
     """Names of ours do not start with "amq.", which is reserved."""
     queue = channel.declare(PRIVATE_QUEUE)
@@ -221,20 +237,27 @@ def test_a_receipt_leads_back_to_the_message(channel: Channel, publish: Publish)
 
 
 def test_wait_queues_expire_and_do_not_before_their_messages(broker: TestBroker, connection: Connection) -> None:
-    """x-expires is longer than the time to live; the exchange in front goes with its queue."""
+    """x-expires is longer than the time to live; the exchange in front goes with its queue. Where it can lead to quorum
+    queues, it is one."""
     channel = connection.channel()
-    channel.declare(Exchange("logs", "fanout"))
-    for destination in (Destination(queue=channel.declare(QUORUM)), Destination(Exchange("logs"))):
+    logs = [Exchange("logs", "fanout"), Exchange("durable", "fanout", durable=True)]
+    for destination in (
+        Destination(queue=channel.declare(QUORUM)),
+        *(Destination(channel.declare(each)) for each in logs),
+    ):
         delaying = Delaying(channel, Via.TTL, destination, lambda _: None)
         list(channel.publish(delaying.hold([Message(b"", delay=59.99)]), routing_key="q"))
 
-    for name, to in (("q.delay.1m", ""), ("logs.exchange.delay.1m", "logs")):
-        queue = broker.api("GET", f"queues/{broker.vhost}/{name}")
-        assert isinstance(queue, dict)
+    for name, to, kind in (
+        ("q.delay.1m", "", "quorum"),
+        ("logs.exchange.delay.1m", "logs", "classic"),
+        ("durable.exchange.delay.1m", "durable.due", "quorum"),
+    ):
+        queue: Any = broker.api("GET", f"queues/{broker.vhost}/{name}")
         assert queue["arguments"]["x-message-ttl"] == 60_000
         assert queue["arguments"]["x-expires"] > 60_000
         assert queue["arguments"]["x-dead-letter-exchange"] == to
-    entrance = broker.api("GET", f"exchanges/{broker.vhost}/logs.exchange.delay.1m")
-    assert isinstance(entrance, dict)
-    assert entrance["auto_delete"]
-    assert broker.api("GET", f"queues/{broker.vhost}/q.delay.1m")["type"] == "quorum"  # type: ignore[index,call-overload]
+        assert queue["type"] == kind
+    for name in ("logs.exchange.delay.1m", "durable.exchange.delay.1m", "durable.due"):
+        exchange: Any = broker.api("GET", f"exchanges/{broker.vhost}/{name}")
+        assert exchange["auto_delete"]
