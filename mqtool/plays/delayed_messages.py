@@ -55,6 +55,6 @@ PLAY = Play(
     "Delayed messages",
     "The broker holds a message back, and delivers it when it is due.",
     play,
-    queues=("delay_queue", *_WAITING),
-    exchanges=("delay_exchange", "delayed_logs", "delayed_logs.delayed", *_WAITING),
+    queues=("delay_queue", "delay_exchange.nowhere", *_WAITING),
+    exchanges=("delay_exchange", "delay_exchange.due", "delayed_logs", "delayed_logs.delayed", *_WAITING),
 )
