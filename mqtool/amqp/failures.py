@@ -157,8 +157,9 @@ def closed_by_broker(error: BaseException) -> MqtoolError:
     if code == COMMAND_INVALID and "exchange type" in text:
         return DeclaredDifferently(said, "the broker does not know this exchange type: does it lack a plugin?")
     if "transient_nonexcl_queues" in text or ("deprecated" in text and "transient" in text):
+        first_line = said.partition("\n")[0]  # of a paragraph
         return DeclaredDifferently(
-            said, "this broker takes no transient queues any more: use --dialect python, or --durable"
+            first_line, "this broker takes no transient queues any more: use --dialect python, or --durable"
         )
     return Unavailable(f"the broker closed the connection: {said}" if code else f"the connection was lost: {said}")
 
