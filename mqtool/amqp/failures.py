@@ -166,8 +166,9 @@ def closed_by_broker(error: BaseException) -> MqtoolError:
     if code == PRECONDITION_FAILED:
         return _precondition_failed(said, text)
     if "transient_nonexcl_queues" in text or ("deprecated" in text and "transient" in text):
+        first_line = said.partition("\n")[0]  # of a paragraph
         return DeclaredDifferently(
-            said, "this broker takes no transient queues any more: use --dialect python, or --durable"
+            first_line, "this broker takes no transient queues any more: use --dialect python, or --durable"
         )
     return Unavailable(f"the broker closed the connection: {said}" if code else f"the connection was lost: {said}")
 
