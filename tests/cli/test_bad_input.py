@@ -207,7 +207,7 @@ NDJSON = [
     Case("send --json", 65, 'line 4 needs either "body" or "body_base64"', "", '{"body": "", "body_base64": ""}'),
     Case("send --json", 65, 'line 4 has a "body" that is no text: 5', "", '{"body": 5}'),
     Case("send --json", 65, 'line 4 has a "body_base64" that is not base64', "", '{"body_base64": "%"}'),
-    Case("send --json", 65, "line 4 has an unknown key 'bodi'", "known are body", '{"bodi": "x"}'),
+    Case("send --json", 65, "line 4 has an unknown key 'bodi'", "known are at, body", '{"bodi": "x"}'),
     Case("send --json", 65, "line 4 has an unknown property 'colour'", "", '{"body": "", "properties": {"colour": 1}}'),
     Case("send --json", 65, "line 4 has a property 'priority'", "", '{"body": "", "properties": {"priority": 300}}'),
     Case("send --json", 65, "a header with a bad $bytes", "", '{"body": "", "headers": {"a": {"$bytes": 1}}}'),
