@@ -38,11 +38,12 @@ def main() -> int:
             screen.heading("A cluster that loses a node", _STORY)
             # Not Docker where there is another way: it might have to download an image first.
             kind = Kind.NODE if choice.CLUSTERS[Kind.NODE].is_available() else Kind.DOCKER
-            nodes.run(f"mqtool broker up --cluster --name {_NAME} --kind {kind}")
             try:
+                nodes.run(f"mqtool broker up --cluster --name {_NAME} --kind {kind}")
                 _play(stage, nodes, publisher, receiver)
             finally:
                 interruption.ignore()
+                nodes.end()
                 nodes.run(f"mqtool broker down --name {_NAME}")
     except Interrupted as interrupted:
         screen.wrong("interrupted; everything that was started has been ended")
