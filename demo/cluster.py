@@ -45,11 +45,13 @@ def main() -> int:
             nodes, publisher, receiver = stage.terminals("cluster", "publisher", "receiver")
             # Not Docker where there is another way: it might have to download an image first.
             kind = Kind.NODE if choice.CLUSTERS[Kind.NODE].is_available() else Kind.DOCKER
-            nodes.run(f"mqtool broker up --cluster --name {_NAME} --kind {kind}")
             try:
+                nodes.run(f"mqtool broker up --cluster --name {_NAME} --kind {kind}")
                 _play(stage, lines, nodes, publisher, receiver)
             finally:
                 with undisturbed():
+                    nodes.ask_to_end()
+                    nodes.end()
                     nodes.run(f"mqtool broker down --name {_NAME}")
     except Interrupted as interrupted:
         output.error("interrupted; everything that was started has been ended")
