@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -14,9 +15,9 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from mqtool.amqp import Connection, parse_addresses
-from mqtool.broker import ports
+from mqtool.broker import node, ports
 from mqtool.broker.choice import STARTERS, Kind
-from mqtool.broker.state import Wanted
+from mqtool.broker.state import Started, Wanted
 from mqtool.broker.waiting import connect_within
 
 
@@ -125,6 +126,15 @@ def skip_or_fail(reason: str) -> None:
     if os.environ.get("CI"):
         pytest.fail(f"{reason}; CI must have it")
     pytest.skip(reason)
+
+
+def rabbitmqctl(started: Started, *words: str) -> str:
+    """What rabbitmqctl says of a node that we have started."""
+    server = node.find_server()
+    assert server is not None
+    environment = node.environment(node.nodes_of(started)[0], for_tools=True)
+    command = [str(server.with_name("rabbitmqctl")), *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
 
 class Restartable:

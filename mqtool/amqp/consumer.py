@@ -6,6 +6,7 @@ https://www.rabbitmq.com/docs/confirms#consumer-acknowledgements
 """
 
 import queue as queues
+import re
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -29,6 +30,9 @@ _ACK_TOGETHER = 0.05
 #: Seconds of silence after which nothing more should be on its way: what is, when a consumer is cancelled, the broker
 #: gives back to the queue, where it may come behind later messages.
 _SILENCE = 2.0
+#: From RabbitMQ 4.0 on, a quorum queue drops what has come back 20 times, be it only because somebody had it in advance
+#: and left. What has come back so often is taken one by one, although it then comes back behind the others.
+_OFTEN = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,8 @@ class Consumer:
         if count is not None and not receiving.acknowledge:
             # Nothing will make room for more, so the count itself can be the limit.
             self._prefetch = min(receiving.prefetch or count, count)
+        is_ours = count is None and receiving.acknowledge and not self._auto_ack and self._prefetch == PREFETCH
+        self._cautious = is_ours and _limits_deliveries(queue, channel.connection.broker)
         self._inbox: queues.SimpleQueue[Delivery | None] = queues.SimpleQueue()
         self._tag: str | None = None
         self._extra = 0
@@ -100,7 +106,8 @@ class Consumer:
             self._epoch, self._received = epoch, self._settled_by_caller  # what was in hand comes again
 
         self._extra_tag = None
-        self._tag = self._channel.start_consuming(name, self._prefetch, self._auto_ack, self._on_message(name))
+        prefetch = 1 if self._cautious else self._prefetch
+        self._tag = self._channel.start_consuming(name, prefetch, self._auto_ack, self._on_message(name))
         self._start_extra()
 
     def _on_message(self, name: str) -> "DeliveryCallback":
@@ -152,6 +159,8 @@ class Consumer:
                 if delivery is None:
                     return
                 taken += 1
+                if self._cautious and delivery.headers.get("x-delivery-count", 0) < _OFTEN:
+                    self._widen()
                 if taken == count:
                     self._cancel()  # before its acknowledgement makes room for another
                 yield delivery
@@ -253,6 +262,13 @@ class Consumer:
                 if tag is not None:
                     self._channel.stop_consuming(tag)
 
+    def _widen(self) -> None:
+        """The message in hand, the only one so far, has not come back often: take more in advance."""
+        self._cautious = False
+        self._cancel()
+        if self._tag is None:  # else the channel has been opened again meanwhile
+            self._channel.resubscribe(self)
+
     def _narrow(self) -> None:
         """Nothing more comes for now, and acknowledgements are withheld: send them, and go on one by one."""
         self._cancel()
@@ -287,6 +303,12 @@ class Consumer:
             self._may_ack -= self._to_ack_count
         self._channel.send_ack(self._to_ack, multiple=True)
         self._to_ack, self._to_ack_count = None, 0
+
+
+def _limits_deliveries(queue: Queue, broker: str) -> bool:
+    """Whether a queue drops what has been delivered too often."""
+    is_quorum = queue.arguments.get("x-queue-type") == "quorum"
+    return is_quorum and ("x-delivery-limit" in queue.arguments or re.match(r"RabbitMQ (?!3\.)", broker) is not None)
 
 
 def delivery_from(

@@ -1,15 +1,14 @@
 """A worker that takes longer about a message than the broker allows."""
 
-import subprocess
 import uuid
 from collections.abc import Iterator
 
 import pytest
 
-from mqtool.broker import node, state
+from mqtool.broker import state
 from mqtool.broker.choice import Kind
 from mqtool.broker.embedded import EmbeddedBroker
-from tests.brokers import Restartable, own_broker
+from tests.brokers import Restartable, own_broker, rabbitmqctl
 from tests.cli.shell import Shell
 
 
@@ -24,15 +23,10 @@ def impatient(request: pytest.FixtureRequest) -> Iterator[str]:
     name = f"impatient-{uuid.uuid4().hex[:8]}"
     broker = Restartable(Kind.NODE, name)
     try:
-        started, server = state.load(name), node.find_server()
+        started = state.load(name)
         assert started is not None
-        assert server is not None
-        subprocess.run(
-            [server.with_name("rabbitmqctl"), "eval", "[application:set_env(rabbit, Key, 1000) || "
-             "Key <- [consumer_timeout, channel_tick_interval]]."],
-            env=node.environment(node.nodes_of(started)[0], for_tools=True),
-            check=True,
-        )  # fmt: skip
+        settings = "[application:set_env(rabbit, Key, 1000) || Key <- [consumer_timeout, channel_tick_interval]]."
+        rabbitmqctl(started, "eval", settings)
         yield broker.url
     finally:
         broker.stop()

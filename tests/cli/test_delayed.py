@@ -142,8 +142,8 @@ def test_delay_and_time_exclude_each_other(lonely_shell: Shell) -> None:
 
 def test_at_a_time_of_arrival(shell: Shell, via: str) -> None:
     """--at: many messages, all due in the same moment, none before it."""
-    due = datetime.now().astimezone() + timedelta(seconds=1.5)
     receiver = shell.start("mqtool", "receive", "-c", "3", "-F", "%b %t").wait_until_ready()
+    due = datetime.now().astimezone() + timedelta(seconds=3)
     sent = shell.run("mqtool", "send", "-l", "--via", via, "--at", due.isoformat(), stdin="1\n2\n3\n")
 
     assert sent.code == 0, sent.stderr

@@ -2,18 +2,16 @@
 
 import json
 import re
-import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mqtool.amqp import Connection
-from mqtool.broker import node, state
+from mqtool.broker import state
 from mqtool.listing import LISTINGS
 from mqtool.topology import Queue
-from tests.brokers import TestBroker
+from tests.brokers import TestBroker, rabbitmqctl
 from tests.cli.shell import Running, Shell, wait_until
 from tests.cli.terminal import on_terminal
 
@@ -92,7 +90,7 @@ def test_rabbitmqctl_tells_the_same(
     for theirs, ours in RABBITMQCTL.items():
         words = theirs.split()
         of_vhost = ("-p", broker.vhost) if words[0] in _OF_VHOST else ()
-        told = json.loads(rabbitmqctl(started, words[0], *of_vhost, *words[1:], "--formatter", "json"))
+        told = json.loads(rabbitmqctl(started, "--quiet", words[0], *of_vhost, *words[1:], "--formatter", "json"))
         # Other tests of this run have connections too.
         mine = [row for row in told if row.get("vhost", broker.vhost) == broker.vhost]
         only = () if of_vhost or "vhost" not in words else ("--filter", f"vhost={broker.vhost}")
@@ -100,15 +98,6 @@ def test_rabbitmqctl_tells_the_same(
             assert [row for row in mine if row in listing(*ours)], theirs
         else:
             wait_until(lambda: same(mine, listing(*ours, *only)), f"{theirs}: {mine} and {listing(*ours, *only)}")  # noqa: B023
-
-
-def rabbitmqctl(started: state.Started, *words: str) -> str:
-    server = node.find_server()
-    assert server is not None
-    directory, details = Path(started.directory), started.details
-    environment = node.environment(started.name, directory, Path(details["data"]), None, int(details["epmd_port"]))
-    command = [str(server.with_name("rabbitmqctl")), "--quiet", *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
 
 def same(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> bool:

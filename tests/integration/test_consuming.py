@@ -84,3 +84,20 @@ def test_timeouts_end_consuming(broker: TestBroker) -> None:
         assert len(list(channel.consume(QUORUM, Receiving(idle_timeout=IDLE)))) == 1
         with pytest.raises(TimedOut, match=r"timed out after 0\.3 s"):
             list(channel.consume(QUORUM, Receiving(timeout=IDLE)))
+
+
+def test_many_who_leave_after_one_message_use_up_nobody_elses_deliveries(broker: TestBroker) -> None:
+    """`receive | head -n 1`, thirty times: what each had in advance comes back, and is not dropped for that.
+
+    From RabbitMQ 4.0 on, the limit is 20 by default.
+    """
+    queue = Queue("q", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 20})
+    bodies = fill(broker, 30, queue)
+    taken = []
+    for _ in bodies:
+        with Connection(parse_addresses(broker.url)) as connection:
+            deliveries = connection.channel().consume(queue, Receiving(idle_timeout=IDLE))
+            taken.append(next(deliveries).body)
+            next(deliveries, None)  # asking for another one acknowledges the first
+            deliveries.close()
+    assert sorted(taken) == sorted(bodies)
