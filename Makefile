@@ -38,7 +38,7 @@ demo-cluster: .venv/installed  ## three RabbitMQ nodes, one of which is killed w
 	@$(BIN)/python -m demo.cluster
 
 test: .venv/installed-dev  ## run the test suite (on every broker that is there)
-	$(BIN)/pytest -n $(WORKERS) -q
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -q --durations=12
 
 lint: .venv/installed-dev  ## check style, types and the arrows between packages
 	$(BIN)/ruff check .

@@ -141,6 +141,7 @@ class Restartable:
     """A broker of a test's own, to stop, kill and start again on the same port with the same data."""
 
     def __init__(self, kind: Kind, name: str) -> None:
+        self.kind = kind
         self._starter = STARTERS[kind]
         self._name = name
         self._launch(ports.free_port())
