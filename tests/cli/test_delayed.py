@@ -315,7 +315,7 @@ _LOGS = ["-e", "lasting", "--durable"]
 def test_what_waits_outlives_a_broker_restart(
     restartable: Restartable, lonely_shell: Shell, via: str, send: list[str], receive: list[str]
 ) -> None:
-    """All arrive, and none early. Durable queues and exchanges, that is; on the embedded broker, some are due meanwhile.
+    """All arrive, and none early (durable queues and exchanges, that is); some are due meanwhile on the embedded one.
 
     So they may be on RabbitMQ, where a quorum queue may not be ready for them yet: it tries again after three minutes.
     """
