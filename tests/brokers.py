@@ -117,8 +117,14 @@ def own_broker(kind: Kind) -> None:
     """For tests that start and stop a broker themselves: skip where it cannot be, or would take too long."""
     if not STARTERS[kind].is_available():
         skip_or_fail("no rabbitmq-server is installed")
-    if kind is Kind.NODE and not os.environ.get("CI"):
-        pytest.skip("to start and stop RabbitMQ takes half a minute: only where CI is set")
+    if kind is Kind.NODE:
+        only_in_ci("to start and stop RabbitMQ takes half a minute")
+
+
+def only_in_ci(why: str) -> None:
+    """For a test that takes long, and whose parts others test as well."""
+    if not os.environ.get("CI"):
+        pytest.skip(f"{why}: only where CI is set")
 
 
 def skip_or_fail(reason: str) -> None:

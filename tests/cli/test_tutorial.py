@@ -19,7 +19,7 @@ from mqtool import plays
 from mqtool.amqp import Connection
 from mqtool.topology import Queue
 from mqtool.tutorials import pages
-from tests.brokers import TestBroker
+from tests.brokers import TestBroker, only_in_ci
 from tests.cli.shell import PATIENCE, Shell, wait_until
 from tests.cli.test_demo import left_behind
 
@@ -158,6 +158,7 @@ def test_run_needs_no_broker_and_leaves_nothing(lonely_shell: Shell) -> None:
 
 def test_every_play_on_a_broker_that_is_named(shell: Shell, broker: TestBroker, connection: Connection) -> None:
     """Each comes to its good end; what was on the broker stays as it was, and nothing is left there."""
+    only_in_ci("to play all takes most of a minute, and 'make demo' does")
     channel = connection.channel()
     channel.declare(Queue("hello", durable=True, arguments={"x-queue-type": "quorum"}))
     shell.run("mqtool", "send", "mine")
