@@ -283,7 +283,7 @@ def _access_refused(url: str, user: str, reason: str) -> AccessRefused:
     for sign, tag in (("administrator", "administrator"), ("monitor", "monitoring")):
         if sign in reason:
             return AccessRefused(f"{where} does not let user {user!r} do this", f"it asks for the tag {tag!r}")
-    if "Login failed" in reason:
+    if "Login failed" in reason or reason == "Not_Authorized":  # before and from RabbitMQ 4.0
         return AccessRefused(f"{where} does not know user {user!r} with this password")
     return AccessRefused(f"{where} does not let user {user!r} do this: {reason}")
 

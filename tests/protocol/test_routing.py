@@ -57,6 +57,9 @@ def test_topic(channel: BlockingChannel, pattern: str, key: str, matches: bool) 
     assert count(channel, "q") == matches
 
 
+_KINDS_OF_NUMBERS = pytest.mark.differs_since("4.0", "a headers exchange tells kinds of numbers apart")
+
+
 @pytest.mark.parametrize(
     ("arguments", "headers", "matches"),
     [
@@ -80,8 +83,8 @@ def test_topic(channel: BlockingChannel, pattern: str, key: str, matches: bool) 
         ({"a": [1, 2]}, {"a": [1, 2]}, True),
         ({"a": 1}, {"a": 2**40}, False),
         ({"a": 1}, {"a": long(1)}, True),
-        ({"a": 1}, {"a": 1.0}, True),
-        ({"a": 1}, {"a": datetime.fromtimestamp(1, UTC)}, True),
+        pytest.param({"a": 1}, {"a": 1.0}, True, marks=_KINDS_OF_NUMBERS),
+        pytest.param({"a": 1}, {"a": datetime.fromtimestamp(1, UTC)}, True, marks=_KINDS_OF_NUMBERS),
         ({"a": "b"}, {"a": b"b"}, True),
         ({"a": [1]}, {"a": [long(1)]}, False),
         ({"a": {"b": 1, "c": 2}}, {"a": {"c": 2, "b": 1}}, False),
