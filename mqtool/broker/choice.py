@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NoReturn
 
@@ -106,16 +106,9 @@ STARTERS = {
 }
 
 CLUSTERS = {
-    Kind.DOCKER: Starter(
-        is_available=docker.is_available,
-        start=docker.start,
-        running=docker.running,
-        stop=docker.stop,
-        log=docker.log,
+    Kind.DOCKER: replace(
+        STARTERS[Kind.DOCKER],
         describe="a cluster of three RabbitMQ nodes in Docker",
-        prepare=docker.prepare,
-        is_ready=docker.is_ready,
-        discard=docker.discard,
         kill=docker.kill,
         revive=docker.revive,
     ),
