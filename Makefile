@@ -14,10 +14,7 @@ DEMOS := hello-world work-queues publish-subscribe routing topics headers rpc pu
 help:  ## show these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-24s %s\n", $$1, $$2}'
 
-setpictures: .venv/installed  ## make the pictures of the README and docs/, from real runs
-	@$(BIN)/python -m demo.pictures
-
-up: .venv/installed  ## install mqtool into .venv
+setup: .venv/installed  ## install mqtool into .venv
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -d .venv || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "cannot make .venv: on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }

@@ -117,7 +117,7 @@ def test_term_lets_the_programs_finish_and_gives_the_rest_back(shell: Shell) -> 
     for body in "abcd":
         shell.run("mqtool", "send", "-q", "jobs", body)
     worker = shell.start(
-        "mqtool", "worker", "-q", "jobs", "--concurrency", "2", "--shell", "--exec", "cat; echo; sleep 1; echo end"
+        "mqtool", "worker", "-q", "jobs", "--concurrency", "2", "--shell", "--exec", 'echo "$(cat)"; sleep 1; echo end'
     ).wait_until_ready()
     wait_until(lambda: {"a", "b"} <= set(worker.stdout.split()), "two run")
     worker.process.send_signal(signal.SIGTERM)
