@@ -8,7 +8,7 @@ from mqtool import management
 from mqtool.errors import AccessRefused
 from mqtool.listing import counted
 from mqtool.management import Management
-from mqtool.management_views import ExchangeView, Json, QueueView
+from mqtool.management.views import ExchangeView, Json, QueueView
 
 #: What is asked of each queue.
 COLUMNS = (

@@ -7,16 +7,15 @@ A broker may hold tens of thousands of bindings and nobody reads so many, so a w
 exchange and counts the others: its size is that of what is shown.
 """
 
-from collections.abc import Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from mqtool import definitions, management
-from mqtool.definitions import Binding, with_policy
+from mqtool.definitions import Binding
 from mqtool.errors import NotFound
 from mqtool.management import Management, exchange_path
-from mqtool.management_views import ConsumerView, QueueView
+from mqtool.management.views import ConsumerView, QueueView
 from mqtool.topology import Exchange
 
 #: Exchanges that are asked, one by one, who publishes to them.
@@ -25,11 +24,7 @@ _KEYS = 5
 
 _COUNTERS = ("message_stats.publish", "message_stats.publish_details.rate",
              "message_stats.deliver_get", "message_stats.deliver_get_details.rate")  # fmt: skip
-QUEUE_COLUMNS = (
-    *("name", "type", "arguments", "effective_policy_definition"),
-    *("messages_ready", "messages_unacknowledged", "consumers"),
-    *_COUNTERS,
-)
+QUEUE_COLUMNS = (*("name", "type", "arguments", "policy", "messages_ready", "messages_unacknowledged"),)
 CONSUMER_COLUMNS = (
     *("consumer_tag", "queue.name", "prefetch_count", "ack_required"),
     *("channel_details.name", "channel_details.user"),
@@ -105,18 +100,18 @@ class Node:
         return True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class QueueState:
-    """A queue, how much it holds, and how much went in and out."""
+    """A queue, how much it holds, and how much goes in and out, as far as that was asked for."""
 
     name: str
     type: str
     ready: int
     unacked: int
-    consumers: int
     arguments: Mapping[str, Any]
-    published: Counter
-    delivered: Counter
+    consumers: int = 0
+    published: Counter = Counter()
+    delivered: Counter = Counter()
 
 
 @dataclass(slots=True)
@@ -137,53 +132,49 @@ class Wiring:
     publishers: list[Publisher] = field(default_factory=list)
 
 
-def look(api: Management, vhost: str, *, keep: int | None = None, only: Collection[str] = ()) -> Wiring:
+def look(
+    api: Management, vhost: str, *, keep: int | None = None, only: Collection[str] = (), rates: bool = False
+) -> Wiring:
     """Look at a virtual host.
 
     Args:
         keep: show so many destinations of each exchange, and so many consumers of each queue; None for all.
-        only: these exchanges and what they lead to; none for all.
+        only: these exchanges and what they lead to; none for all. (The default exchange leads to every queue; where all
+            are looked at, it has those that are bound nowhere else.)
+        rates: of queues, too. To gather their statistics takes the broker longer than all else.
 
     Raises:
         Unavailable, AccessRefused: the API cannot tell.
         NotFound: there is no such exchange, or no such virtual host.
     """
-    with ThreadPoolExecutor(1) as pool:  # the broker has more than one core, and takes its time for either
-        queues = pool.submit(
-            lambda: [queue_of(view) for view in management.queues(api.another(), vhost, QUEUE_COLUMNS)]
-        )
-        wiring, bound = _bound(api, vhost, keep, only)
-    default = wiring.exchanges.get("")
-    links = [link for node in wiring.exchanges.values() for link in node.links.values()]
-    shown = {link.destination for link in links if not link.to_exchange}
-    for queue in queues.result():
-        name = queue.name
-        if default is not None and name not in bound and default.add(Binding("", name, name), keep):
-            shown.add(name)
-        if name in shown:
-            wiring.queues[name] = queue
-    for consumer in management.consumers(api, vhost, CONSUMER_COLUMNS):
-        consumed = consumer["queue"]["name"]
-        if consumed in shown:
-            known = wiring.consumers.setdefault(consumed, [])
-            if keep is None or len(known) < keep:
-                known.append(consumer_of(consumer))
-    add_publishers(api, wiring)
-    wiring.exchanges = {name: node for name, node in wiring.exchanges.items() if name in only or _is_used(node)}
-    return wiring
-
-
-def _bound(api: Management, vhost: str, keep: int | None, only: Collection[str]) -> tuple[Wiring, set[str]]:
-    """The exchanges with their bindings, and the names of all queues that are bound anywhere."""
     exchanges = exchanges_of(api, vhost, only)
     wiring = Wiring(vhost, {name: Node(exchange) for name, exchange in sorted(exchanges.items(), key=_default_last)})
     bound: set[str] = set()
-    for binding in definitions.bindings(api, vhost):
-        if binding.source in exchanges:
+    for binding in bindings_of(api, vhost, exchanges) if only else definitions.bindings(api, vhost):
+        if binding.source in exchanges:  # else it is newer than the list of exchanges
             wiring.exchanges[binding.source].add(binding, keep)
         if not binding.to_exchange:
             bound.add(binding.destination)
-    return wiring, bound
+    links = [link for node in wiring.exchanges.values() for link in node.links.values()]
+    shown = {link.destination for link in links if not link.to_exchange}
+    default = None if only else wiring.exchanges.get("")
+    arguments_of = definitions.queue_arguments(api, vhost)
+    columns = (*QUEUE_COLUMNS, *_COUNTERS) if rates else QUEUE_COLUMNS
+    for view in management.queues(api, vhost, columns) if rates else management.queue_totals(api, vhost, columns):
+        name = view["name"]
+        if default is not None and name not in bound and default.add(Binding("", name, name), keep):
+            shown.add(name)
+        if name in shown:
+            wiring.queues[name] = queue_of(view, arguments_of(view))
+    for consumer in management.consumers(api, vhost, CONSUMER_COLUMNS):
+        queue = wiring.queues.get(consumer["queue"]["name"])
+        if queue is not None:
+            queue.consumers += 1
+            if keep is None or queue.consumers <= keep:
+                wiring.consumers.setdefault(queue.name, []).append(consumer_of(consumer))
+    add_publishers(api, wiring)
+    wiring.exchanges = {name: node for name, node in wiring.exchanges.items() if name in only or _is_used(node)}
+    return wiring
 
 
 def _default_last(item: tuple[str, Exchange]) -> tuple[bool, str]:
@@ -198,13 +189,6 @@ def exchanges_of(api: Management, vhost: str, only: Collection[str]) -> dict[str
     exchanges = {exchange.name: exchange for exchange in definitions.exchanges(api, vhost)}
     if not only:
         return exchanges
-    leads: dict[str, set[str]] = {}
-    for binding in definitions.bindings(api, vhost):
-        if binding.to_exchange:
-            leads.setdefault(binding.source, set()).add(binding.destination)
-    for exchange in exchanges.values():
-        if isinstance(alternate := exchange.arguments.get("alternate-exchange"), str):
-            leads.setdefault(exchange.name, set()).add(alternate)
     found: dict[str, Exchange] = {}
     todo = list(only)
     while todo:
@@ -213,8 +197,16 @@ def exchanges_of(api: Management, vhost: str, only: Collection[str]) -> dict[str
             raise NotFound(f"there is no exchange {name!r}")
         if name in exchanges and name not in found:
             found[name] = exchanges[name]
-            todo += leads.get(name, ())
+            todo += {binding.destination for binding in definitions.bindings(api, vhost, name) if binding.to_exchange}
+            if isinstance(alternate := exchanges[name].arguments.get("alternate-exchange"), str):
+                todo.append(alternate)
     return found
+
+
+def bindings_of(api: Management, vhost: str, exchanges: Iterable[str]) -> Iterator[Binding]:
+    """Their bindings. Raises as look() does."""
+    for name in exchanges:
+        yield from definitions.bindings(api, vhost, name)
 
 
 def _is_used(node: Node) -> bool:
@@ -249,18 +241,21 @@ def _counter(stats: Mapping[str, Any] | None, name: str) -> Counter:
     return Counter(stats.get(name) or 0, (stats.get(f"{name}_details") or {}).get("rate") or 0.0)
 
 
-def queue_of(view: QueueView) -> QueueState:
-    """What the API tells of a queue."""
+def queue_of(view: QueueView, arguments: Mapping[str, Any]) -> QueueState:
+    """What the API tells of a queue.
+
+    Args:
+        arguments: of the queue, with what policies add.
+    """
     stats = view.get("message_stats")
     return QueueState(
         view["name"],
         view.get("type", ""),
         view.get("messages_ready", 0),
         view.get("messages_unacknowledged", 0),
-        view.get("consumers", 0),
-        with_policy(view.get("arguments") or {}, view.get("effective_policy_definition") or {}),
-        _counter(stats, "publish"),
-        _counter(stats, "deliver_get"),
+        arguments,
+        published=_counter(stats, "publish"),
+        delivered=_counter(stats, "deliver_get"),
     )
 
 

@@ -22,7 +22,7 @@ from mqtool.diagnosis import COLUMNS, forgets_to_acknowledge, has_no_consumer
 from mqtool.errors import Unavailable, UsageError
 from mqtool.listing import Row, counted
 from mqtool.management import Management
-from mqtool.management_views import Json, QueueView
+from mqtool.management.views import Json, QueueView
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType

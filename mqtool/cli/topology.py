@@ -1,5 +1,6 @@
 """mqtool topology."""
 
+import functools
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -68,10 +69,11 @@ def topology(
         for record in records(api, vhost, only=only):
             output.show(json.dumps(record))
         return
+    look = functools.partial(wiring.look, api, vhost, keep=limit or None, only=only)
     if live:
-        _live(lambda: tree(wiring.look(api, vhost, keep=limit or None, only=only), rates=True), interval or 1.0)
+        _live(lambda: tree(look(rates=True), rates=True), interval or 1.0)
         return
-    seen = wiring.look(api, vhost, keep=limit or None, only=only)
+    seen = look()
     if form is Format.TREE:
         styled.show(tree(seen, limit=limit * 10 or None))
     else:

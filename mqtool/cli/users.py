@@ -11,7 +11,7 @@ from mqtool.cli.management import ManagementUrl, management_of
 from mqtool.cli.options import Broker, configure_output, takes_groups, takes_groups_but
 from mqtool.errors import MqtoolError, NotFound, UsageError
 from mqtool.management import Management, path
-from mqtool.management_views import Json
+from mqtool.management.views import Json
 
 app = typer.Typer()
 user_app = typer.Typer(no_args_is_help=True, help="Add users, delete them, change their passwords and tags.")

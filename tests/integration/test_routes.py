@@ -169,6 +169,25 @@ def test_policies_count_as_arguments(broker: TestBroker, channel: BlockingChanne
     assert (death.queue, death.exchange, death.routing_key, death.queues) == ("q", "amq.direct", "k", [])
 
 
+def test_policies_of_queues_are_seen_without_the_tag_to_read_policies(
+    broker: TestBroker, channel: BlockingChannel
+) -> None:
+    """Whoever may see a queue may see what it does with its dead."""
+    if broker.kind == "embedded":
+        pytest.skip("the embedded broker has no policies")
+    channel.queue_declare("q")
+    applied = {"pattern": "^q$", "definition": {"dead-letter-exchange": "amq.direct"}}
+    broker.api("PUT", f"policies/{broker.vhost}/q", applied)
+    user = f"user-{broker.vhost}"
+    broker.api("PUT", f"users/{user}", {"password": "secret", "tags": "management"})
+    broker.api("PUT", f"permissions/{broker.vhost}/{user}", {"configure": "", "write": "", "read": ""})
+    try:
+        api = Management(broker.management, user, "secret")
+        wait_until(lambda: "x-dead-letter-exchange" in read(api, broker.vhost).queues["q"].arguments, "the policy")
+    finally:
+        broker.api("DELETE", f"users/{user}")
+
+
 def test_a_delayed_exchange_routes_as_its_inner_type(broker: TestBroker, channel: BlockingChannel) -> None:
     """And says for how long it holds the message back."""
     if broker.kind == "rabbitmq":

@@ -1,7 +1,7 @@
 """What doctor and top take for a problem, and what not."""
 
 from mqtool.diagnosis import dropped, forgets_to_acknowledge, has_no_consumer
-from mqtool.management_views import QueueView
+from mqtool.management.views import QueueView
 
 
 def queue(ready: int = 0, unacked: int = 0, consumers: int = 0, **stats: int) -> QueueView:

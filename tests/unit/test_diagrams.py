@@ -49,7 +49,7 @@ def wiring(name: str, queue: str, key: str) -> Wiring:
     ):
         node.add(binding, None)
     node.more = 3
-    state = QueueState(queue, "classic", 0, 0, 1, {"x-dead-letter-exchange": key}, Counter(), Counter())
+    state = QueueState(queue, "classic", 0, 0, {"x-dead-letter-exchange": key}, consumers=1)
     return Wiring(name, {name: node}, {queue: state}, {queue: [Consumer(key, name, "guest", 0, True)]})
 
 

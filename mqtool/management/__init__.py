@@ -1,0 +1,54 @@
+"""A client of the RabbitMQ management HTTP API, for what AMQP cannot tell: which queues there are, who is connected.
+
+Lists come as generators and take little memory, however long they are: page by page where the API has pages (queues,
+exchanges, connections, channels), else decoded object by object as the answer comes in (bindings, consumers). Name the
+columns that you need: answers get smaller by far. https://www.rabbitmq.com/docs/http-api-reference
+"""
+
+from mqtool.management.client import PAGE_SIZE, PATIENCE, Management, exchange_path, path
+from mqtool.management.lists import (
+    bindings,
+    bindings_from,
+    bound_to,
+    channels,
+    connections,
+    consumer_timeout,
+    consumers,
+    effective_arguments,
+    exchanges,
+    listens_on,
+    nodes,
+    permissions,
+    policies,
+    queue_totals,
+    queues,
+    users,
+    vhosts,
+)
+from mqtool.management.refusals import HOW_TO_ENABLE
+
+__all__ = [
+    "HOW_TO_ENABLE",
+    "PAGE_SIZE",
+    "PATIENCE",
+    "Management",
+    "bindings",
+    "bindings_from",
+    "bound_to",
+    "channels",
+    "connections",
+    "consumer_timeout",
+    "consumers",
+    "effective_arguments",
+    "exchange_path",
+    "exchanges",
+    "listens_on",
+    "nodes",
+    "path",
+    "permissions",
+    "policies",
+    "queue_totals",
+    "queues",
+    "users",
+    "vhosts",
+]

@@ -1,0 +1,207 @@
+"""The client: requests, pages, items."""
+
+import json
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from mqtool.errors import Unavailable, UsageError
+from mqtool.management.json_array import objects
+from mqtool.management.refusals import HOW_TO_ENABLE, refusal
+from mqtool.management.views import Json
+
+if TYPE_CHECKING:
+    from requests import Response, Session
+
+#: Seconds, for a connection, and for an answer: with many queues a busy broker takes long to list, or to delete.
+PATIENCE = (5.0, 60.0)
+#: The most that RabbitMQ gives.
+PAGE_SIZE = 500
+_PAGES_AT_A_TIME = 2
+_CHUNK = 64 * 1024
+
+
+class Management:
+    """Where the API is, and how to get in. Printing one never shows the password.
+
+    Args:
+        url: such as http://localhost:15672.
+        patience: seconds to wait for a connection, and for each piece of an answer.
+        ca: the authority that signed the certificate of an https URL (a PEM file); None trusts the system's.
+    """
+
+    def __init__(
+        self, url: str, user: str, password: str, patience: tuple[float, float] = PATIENCE, ca: str | None = None
+    ) -> None:
+        self.url = url
+        self.user = user
+        self._password = password
+        self._patience = patience
+        self._ca = ca
+        self._opened: Session | None = None
+
+    def __repr__(self) -> str:
+        return f"Management({self.url!r}, {self.user!r})"
+
+    def get(self, path: str, **query: str) -> Any:
+        """Get and decode one resource.
+
+        Args:
+            path: below /api/, as path() makes it.
+
+        Raises:
+            Unavailable: nothing answers there, or it is no management API; NotFound: it has no such thing.
+            AccessRefused: the user may not use it.
+        """
+        return self._decoded(self._request("GET", path, query))
+
+    def put(self, path: str, body: Json) -> bool:
+        """Make something, or change it; returns whether it is new.
+
+        Raises:
+            DeclaredDifferently: it is there, and cannot be changed.
+            UsageError: the broker does not take what the body says.
+            Unavailable, NotFound, AccessRefused: as of get().
+        """
+        return self._request("PUT", path, body=body).status_code == HTTPStatus.CREATED
+
+    def delete(self, path: str) -> None:
+        """Delete something. Raises as get() does."""
+        self._request("DELETE", path)
+
+    def pages(
+        self, path: str, columns: Sequence[str] = (), *, page_size: int = PAGE_SIZE, **query: str
+    ) -> Iterator[Json]:
+        """The items of a list that the API gives in pages: queues, exchanges, connections, channels.
+
+        Args:
+            columns: those that each item shall have; none for all. `message_stats.publish` is one inside another.
+            query: such as name=…, use_regex="true", sort=….
+
+        Raises: as get() does.
+        """
+
+        def page(number: int) -> Json:
+            numbers = {"page": str(number), "page_size": str(page_size)}
+            answer: Any = self.get(path, **numbers, **_columns(columns), **query)
+            # A broker that has no pages for this gives all at once.
+            return answer if isinstance(answer, dict) else {"items": answer, "page_count": 1}
+
+        first = page(1)
+        yield from first["items"]
+        if first["page_count"] > 1:
+            yield from _later_pages(page, first["page_count"])
+
+    def items(self, path: str, columns: Collection[str] = (), **query: str) -> Iterator[Json]:
+        """The items of a list that the API gives as a whole, each decoded as it comes in. Raises as get() does."""
+        import requests
+
+        answer = self._request("GET", path, {**_columns(columns), **query}, stream=True)
+        with answer:
+            try:
+                yield from objects(answer.iter_content(_CHUNK))
+            except (requests.RequestException, ValueError) as error:
+                raise Unavailable(f"the management API at {self.url} broke off in its answer: {error}") from error
+
+    # HTTP.
+
+    def _session(self) -> "Session":
+        if self._opened is None:
+            import requests  # here, as commands that need no API shall not wait for it
+
+            self._opened = requests.Session()
+            self._opened.auth = (self.user.encode(), self._password.encode())  # type: ignore[assignment]  # UTF-8
+            if self._ca is not None:
+                self._opened.verify = self._ca
+        return self._opened
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str] | None = None,
+        body: Json | None = None,
+        stream: bool = False,
+    ) -> "Response":
+        import requests
+
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            answer = self._session().request(
+                method,
+                f"{self.url}/api/{path}",
+                params=query,
+                data=data,
+                headers={"Content-Type": "application/json"},
+                timeout=self._patience,
+                stream=stream,
+            )
+        except (requests.RequestException, ValueError) as error:  # requests lets some of urllib3's through
+            raise Unavailable(f"no management API answers at {self.url}: {_reason(error)}", HOW_TO_ENABLE) from error
+        if answer.status_code >= HTTPStatus.BAD_REQUEST:
+            raise refusal(answer, self.url, self.user)
+        return answer
+
+    def _decoded(self, answer: "Response") -> Any:
+        try:
+            return json.loads(answer.content)
+        except ValueError as error:
+            raise Unavailable(f"what answers at {self.url} is no management API", HOW_TO_ENABLE) from error
+
+
+def path(*names: str) -> str:
+    """A path below /api/, of names as they are.
+
+    Raises:
+        UsageError: no URL can hold one of them.
+    """
+    for name in names:
+        if name in ("", ".", ".."):  # a URL's path loses these, whatever one does
+            raise UsageError(f"the management API cannot be asked about the name {name!r}")
+    return "/".join(quote(name, safe="") for name in names)
+
+
+def exchange_path(vhost: str, exchange: str, *more: str) -> str:
+    """The path of an exchange, of which the default one has no name. Raises as path() does."""
+    return path("exchanges", vhost, exchange or "amq.default", *more)
+
+
+def _later_pages(page: Callable[[int], Json], count: int) -> Iterator[Json]:
+    """The items of all pages but the first. Two are on their way at a time: the broker sorts anew for each."""
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    threads = ThreadPoolExecutor(_PAGES_AT_A_TIME)
+    coming: deque[Future[Json]] = deque()
+    number = 2
+    try:
+        while coming or number <= count:
+            while number <= count and len(coming) < _PAGES_AT_A_TIME:
+                coming.append(threads.submit(page, number))
+                number += 1
+            try:
+                answer = coming.popleft().result()
+            except UsageError:  # "page out of range": what was on the last page is gone meanwhile
+                return
+            yield from answer["items"]
+            count = answer["page_count"]
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _columns(columns: Collection[str]) -> dict[str, str]:
+    return {"columns": ",".join(columns)} if columns else {}
+
+
+def _reason(error: Exception) -> str:
+    """The system's own words, without the layers that are wrapped around them."""
+    inner: Any = error
+    while True:
+        deeper = getattr(inner, "reason", None) or inner.__cause__ or inner.__context__
+        if not isinstance(deeper, BaseException):
+            break
+        inner = deeper
+    if isinstance(inner, TimeoutError):
+        return "it takes too long"
+    return getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
