@@ -3,7 +3,7 @@
 import queue as queues
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from mqtool.amqp import Channel, Receiving
@@ -12,15 +12,15 @@ from mqtool.topology import Queue
 
 #: Seconds for one delivery below which the way to the broker and back counts, and above which it does not.
 _QUICK, _SLOW = 0.02, 0.2
-#: So many quick ones in a row, and some are taken in advance.
-_IN_A_ROW = 50
+#: So many quick ones in a row, and so many more are taken in advance.
+_IN_A_ROW, _IN_ADVANCE = 50, 16
 
 
 class Hands:
     """Threads that handle deliveries.
 
     Only as many deliveries are taken as there are threads, so that none waits behind a long one while another worker is
-    idle; but where all are quick, twice as many, so that no thread waits for the broker.
+    idle; but where all are quick, some more, so that no thread waits for the broker, and acknowledgements go together.
 
     Args:
         handle: sees to one delivery, and settles it. What it raises ends the work, and comes out of the work.
@@ -29,7 +29,9 @@ class Hands:
     def __init__(self, channel: Channel, handle: Callable[[Delivery], None], count: int) -> None:
         self._channel = channel
         self._handle = handle
-        self._todo: queues.SimpleQueue[Delivery | None] = queues.SimpleQueue()
+        self._deliveries: Iterator[Delivery] = iter(())
+        self._taking = threading.Lock()
+        self._ended: queues.SimpleQueue[BaseException | None] = queues.SimpleQueue()
         self._error: BaseException | None = None
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
         self._pacing = threading.Lock()
@@ -44,33 +46,40 @@ class Hands:
             Unavailable: there is no such queue; or, later, it has vanished.
         """
         prefetch = len(self._threads) * (2 if receiving.count is not None else 1)
-        deliveries = self._channel.consume(queue, replace(receiving, acknowledge=False, prefetch=prefetch))
+        self._deliveries = self._channel.consume(queue, replace(receiving, acknowledge=False, prefetch=prefetch))
 
         def work() -> None:
             for thread in self._threads:
                 thread.start()
-            for delivery in deliveries:
-                self._todo.put(delivery)
             for _ in self._threads:
-                self._todo.put(None)
-            for thread in self._threads:
-                thread.join()
+                if (lost := self._ended.get()) is not None:
+                    raise lost
             if self._error is not None:
                 raise self._error
 
         return work
 
     def _work(self) -> None:
-        while (delivery := self._todo.get()) is not None:
-            if delivery.epoch != self._channel.epoch or self._channel.stopping:
-                continue  # it came by a connection that is lost, so it comes again; or it goes back, as we end
-            started = time.monotonic()
-            try:
-                self._handle(delivery)
-                self._keep_pace(time.monotonic() - started)
-            except BaseException as error:  # raised in work(), in the thread of whoever called it
-                self._error = self._error or error
-                self._channel.stop()
+        lost = None
+        try:
+            while (delivery := self._take()) is not None:
+                self._see_to(delivery)
+        except BaseException as error:  # raised in work(), in the thread of whoever called it
+            lost = error
+        self._ended.put(lost)
+
+    def _take(self) -> Delivery | None:
+        with self._taking:
+            return next(self._deliveries, None)
+
+    def _see_to(self, delivery: Delivery) -> None:
+        started = time.monotonic()
+        try:
+            self._handle(delivery)
+            self._keep_pace(time.monotonic() - started)
+        except BaseException as error:  # likewise, once the others have ended
+            self._error = self._error or error
+            self._channel.stop()
 
     def _keep_pace(self, seconds: float) -> None:
         with self._pacing:
@@ -82,4 +91,4 @@ class Hands:
             elif seconds < _QUICK and before < _IN_A_ROW:
                 self._quick_in_a_row += 1
                 if self._quick_in_a_row == _IN_A_ROW:
-                    self._channel.take_in_advance(len(self._threads))
+                    self._channel.take_in_advance(len(self._threads) + _IN_ADVANCE)

@@ -13,6 +13,7 @@ from pika import exceptions, frame, spec
 from pika.channel import Channel as PikaChannel
 
 from mqtool.amqp import declaring, failures
+from mqtool.amqp.acknowledgements import Acknowledgements
 from mqtool.amqp.answer import Answer
 from mqtool.amqp.consumer import STREAMING, Consumer, DeliveryCallback, Receiving, delivery_from
 from mqtool.amqp.declaring import Request
@@ -63,6 +64,7 @@ class Channel:
         self._as_found: set[tuple[type, str]] = set()
         self._consumers: list[Consumer] = []
         self._publisher = Publisher(connection.run, self._open_another)
+        self._acks = Acknowledgements(connection, self._acknowledge)
         self._confirming = False
         self._route = Route()
 
@@ -260,7 +262,7 @@ class Channel:
         for consumer in list(self._consumers):
             consumer.on_settling(delivery)
         if outcome is Outcome.ACK:
-            self.send_ack(delivery)
+            self._acks.add(delivery)
         else:
             requeue = outcome is Outcome.RETRY
             self._send(delivery, lambda pika: pika.basic_reject(delivery.delivery_tag, requeue=requeue))
@@ -276,7 +278,11 @@ class Channel:
             consumer.stop()
 
     def take_in_advance(self, extra: int) -> None:
-        """From here on, have so many deliveries more than the prefetch at a time. From any thread."""
+        """From here on, have so many deliveries more than the prefetch at a time, where there is no count to keep to.
+
+        Acknowledgements then wait a moment for others. 0 ends that. From any thread.
+        """
+        self._acks.together = extra > 0 and all(consumer.is_endless for consumer in self._consumers)
         for consumer in list(self._consumers):
             self._retrying(lambda consumer=consumer: consumer.take_in_advance(extra))  # type: ignore[misc]
 
@@ -318,9 +324,9 @@ class Channel:
         if consumer in self._consumers:
             self._consumers.remove(consumer)
 
-    def send_ack(self, delivery: Delivery, multiple: bool = False) -> None:
-        """basic.ack, of this delivery or of all up to it."""
-        self._send(delivery, lambda pika: pika.basic_ack(delivery.delivery_tag, multiple=multiple))
+    def acknowledge_up_to(self, delivery: Delivery) -> None:
+        """basic.ack, of this delivery and all before it."""
+        self._send(delivery, lambda pika: pika.basic_ack(delivery.delivery_tag, multiple=True))
 
     def fail(self, failure: MqtoolError) -> None:
         """The channel is closed for good: let everybody who waits on it know."""
@@ -333,6 +339,7 @@ class Channel:
 
     def flush(self) -> None:
         """Send the acknowledgements that wait for others: whoever took the deliveries has broken off in between."""
+        self._acks.flush()
         for consumer in self._consumers:
             consumer.flush(leaving=True)
 
@@ -470,14 +477,16 @@ class Channel:
             self._connection.run(start)
             return answer.result()
 
+    def _acknowledge(self, delivery: Delivery) -> None:
+        self._tell(delivery, lambda pika: pika.basic_ack(delivery.delivery_tag))
+
     def _send(self, delivery: Delivery, method: Callable[[PikaChannel], None]) -> None:
-        """Send a method that has no answer about a delivery, unless its tag is of an earlier opening."""
+        self._connection.run(lambda: self._tell(delivery, method))
 
-        def send() -> None:
-            if delivery.epoch == self.epoch and self._pika is not None and self._pika.is_open:
-                method(self._pika)
-
-        self._connection.run(send)
+    def _tell(self, delivery: Delivery, method: Callable[[PikaChannel], None]) -> None:
+        """On the I/O thread: a method without an answer about a delivery, unless its tag is of an earlier opening."""
+        if delivery.epoch == self.epoch and self._pika is not None and self._pika.is_open:
+            method(self._pika)
 
     def _open_pika_channel(self, opened: Answer[PikaChannel]) -> None:
         try:

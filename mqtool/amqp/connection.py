@@ -156,6 +156,14 @@ class Connection:
         """Run a function on the I/O thread, soon."""
         self._ioloop.add_callback_threadsafe(callback)
 
+    def run_later(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Run a function on the I/O thread, in so many seconds."""
+
+        def start() -> None:
+            self._ioloop.call_later(seconds, callback)
+
+        self.run(start)
+
     def open_pika_channel(self, on_open: Callable[[PikaChannel], None]) -> PikaChannel:
         """On the I/O thread: start to open a channel.
 

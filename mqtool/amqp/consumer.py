@@ -126,6 +126,11 @@ class Consumer:
         self._stopping = True
         self._inbox.put(None)
 
+    @property
+    def is_endless(self) -> bool:
+        """Whether there is no count to keep to."""
+        return self._receiving.count is None
+
     def wake(self) -> None:
         """Have the caller look at what has become of the channel. From any thread."""
         self._inbox.put(None)
@@ -301,7 +306,7 @@ class Consumer:
             if self._to_ack_count > self._may_ack:
                 return
             self._may_ack -= self._to_ack_count
-        self._channel.send_ack(self._to_ack, multiple=True)
+        self._channel.acknowledge_up_to(self._to_ack)
         self._to_ack, self._to_ack_count = None, 0
 
 

@@ -100,6 +100,26 @@ def test_a_timeout_kills_all_that_the_program_has_started(shell: Shell) -> None:
     wait_until(lambda: not _is_alive(child), "the end of the program's child")
 
 
+def test_quick_ones_are_acknowledged_whatever_comes_after_them(shell: Shell, broker: TestBroker) -> None:
+    """Acknowledgements of quick ones go together; they do not wait for a slow one, nor for the worker's end."""
+    shell.run("mqtool", "new-task", "-l", stdin="quick\n" * 150 + "slow\n" + "quick\n" * 20)
+    program = "read body; echo $body; if [ $body = slow ]; then while ! [ -e go ]; do sleep 0.1; done; fi"
+    worker = shell.start("mqtool", "worker", "--shell", "--exec", program).wait_until_ready()
+
+    def messages() -> object:
+        queue = broker.api("GET", f"queues/{broker.vhost}/task_queue")
+        assert isinstance(queue, dict)
+        return queue.get("messages")  # statistics come late
+
+    worker.wait_for_stdout("slow")
+    wait_until(lambda: messages() == 21, "the acknowledgement of all before the slow one")
+    (shell.directory / "go").touch()
+    wait_until(lambda: worker.stdout.count("quick") == 170, "the rest")
+    result = worker.interrupt().wait()
+    assert "171 done" in result.stderr
+    wait_until(lambda: messages() == 0, "all to be acknowledged")
+
+
 def test_a_killed_worker_takes_its_program_with_it(shell: Shell) -> None:
     """kill -9 of a worker: its program ends too, so that it and another worker's do not both go on."""
     shell.run("mqtool", "new-task")
