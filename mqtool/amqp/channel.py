@@ -343,8 +343,11 @@ class Channel:
         for consumer in self._consumers:
             consumer.flush(leaving=True)
 
-    def open(self) -> None:
+    def open(self, *, connection_is_new: bool = False, set_up_topology: bool = True) -> None:
         """Open the channel on the connection's present state, and set up again whatever was set up before.
+
+        Args:
+            set_up_topology: declare and bind, too.
 
         Raises:
             pika.exceptions.AMQPError: the connection was lost meanwhile.
@@ -357,6 +360,14 @@ class Channel:
             pika = opened.result()
         self.epoch += 1
         self._pika = pika
+        if set_up_topology:
+            self._set_up_topology()
+        if self._confirming:
+            self._start_confirming(connection_is_new)
+        for consumer in self._consumers:
+            consumer.subscribe()
+
+    def _set_up_topology(self) -> None:
         for entry in self._journal:
             if isinstance(entry, Binding):
                 self._bind(entry)
@@ -364,10 +375,6 @@ class Channel:
                 self._names[entry.name] = self._declare(replace(entry, name="")).name
             else:
                 self._declare(entry)
-        if self._confirming:
-            self._start_confirming()
-        for consumer in self._consumers:
-            consumer.subscribe()
 
     def lost(self) -> None:
         """The connection is gone; what is unconfirmed waits for the next one."""
@@ -387,18 +394,18 @@ class Channel:
                 self._request(declaring.declaration(thing, passive=True))
             except exceptions.ChannelClosedByBroker:  # it is gone
                 self._as_found.discard(identity)
-                self.open()
+                self._open_after_refusal()
             else:
                 return thing
         try:
             answer = self._request(declaring.declaration(thing, passive=False))
         except exceptions.ChannelClosedByBroker as error:
             if self._strict or not failures.is_harmless_difference(error):
-                self.open()
+                self._open_after_refusal()
                 raise failures.closed_by_broker(error) from error
             self._connection.notice(f"using the one that is there: {failures.closed_by_broker(error)}")
             self._as_found.add(identity)
-            self.open()
+            self._open_after_refusal()
             answer = self._checked(declaring.declaration(thing, passive=True))
         return replace(thing, name=answer.method.queue) if isinstance(thing, Queue) else thing
 
@@ -416,10 +423,10 @@ class Channel:
 
     def _confirm_select(self) -> None:
         if not self._confirming:
-            self._retrying(self._start_confirming)
+            self._retrying(lambda: self._start_confirming(connection_is_new=False))
             self._confirming = True
 
-    def _start_confirming(self) -> None:
+    def _start_confirming(self, connection_is_new: bool) -> None:
         opened = self._pika
 
         def on_confirm(confirm: frame.Method[spec.Basic.Ack | spec.Basic.Nack]) -> None:
@@ -432,7 +439,7 @@ class Channel:
             raise exceptions.ConnectionWrongStateError
 
         def restart() -> None:
-            self._publisher.restart(pika, self._connection.frame_max)
+            self._publisher.restart(pika, self._connection.frame_max, connection_is_new)
             restarted.set()
 
         pika.add_on_return_callback(self._publisher.on_return)
@@ -454,8 +461,13 @@ class Channel:
         try:
             return self._request(request)
         except exceptions.ChannelClosedByBroker as error:
-            self.open()
+            self._open_after_refusal()
             raise failures.closed_by_broker(error) from error
+
+    def _open_after_refusal(self) -> None:
+        """The broker has refused something and closed the channel for it. What was declared is still there, except what
+        goes with its last consumer."""
+        self.open(set_up_topology=bool(self._consumers))
 
     def _request(self, request: Request) -> Any:
         """Run one request on the I/O thread and wait for its answer."""

@@ -298,7 +298,7 @@ class Connection:
                 if self._addresses[0] != lost and self._closing.wait(_ELECTION):
                     return
                 for channel in self._channels:
-                    channel.open()
+                    channel.open(connection_is_new=True)
             except (Unavailable, exceptions.AMQPError) as failure:
                 self.notice(f"attempt {attempt} to reconnect failed: {failure or type(failure).__name__}")
             except AccessRefused as failure:

@@ -165,13 +165,13 @@ class Publisher:
 
     # The connection's side.
 
-    def restart(self, channel: PikaChannel, frame_max: int) -> None:
+    def restart(self, channel: PikaChannel, frame_max: int, connection_is_new: bool) -> None:
         """Go on with a new channel in confirm mode: publish again what was not confirmed. On the I/O thread."""
         with self._changed:
             self._done += self._take_answered()
             self._outstanding.extendleft(reversed(self._later))
             self._later.clear()
-            if self._channel is not None and not self._is_reopening:
+            if connection_is_new:
                 self._leaderless_until = time.monotonic() + _LEADERLESS
             self._is_reopening = False
             self._channel = channel

@@ -32,6 +32,15 @@ class Pace:
         self.asks = not auto and self._watched and output.is_terminal(0)
         self._keys = self._watched and output.is_terminal(0)
 
+    def forget_keys(self) -> None:
+        """Before a text is shown: what has been pressed so far does not mean that one.
+
+        Raises:
+            typer.Exit: they want to leave.
+        """
+        while self._key(0):
+            pass
+
     def wait(self, text: str) -> None:
         """Return when the person has read a text, or says so.
 
@@ -40,8 +49,6 @@ class Pace:
         """
         if not self._watched:
             return
-        while self._key(0):  # what was pressed before does not mean this step
-            pass
         limit = None if self.asks else time.monotonic() + max(_SHORTEST, len(text) / _READ_PER_SECOND)
         while limit is None or limit > time.monotonic():
             rest = None if limit is None else max(0.0, limit - time.monotonic())

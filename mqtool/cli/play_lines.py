@@ -78,6 +78,7 @@ class Lines:
 
     def say(self, text: str) -> None:
         """Explain what comes next."""
+        self._pace.forget_keys()
         self.blank()
         self._print(Text(text, "italic"))
         if self._pace.asks:

@@ -108,6 +108,7 @@ class Panes:
 
     def say(self, text: str) -> None:
         """Explain what comes next."""
+        self._pace.forget_keys()
         self.narrate(text)
         self._pace.wait(" ".join([*self._checks, text]))
         with self._lock:
