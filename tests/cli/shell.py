@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.cli import preloaded
+
 PATIENCE = 60.0
 
 
@@ -38,7 +40,9 @@ def wait_until(condition: Callable[[], object], what: str, patience: float = PAT
 class Running:
     """A command that runs in the background, as in a second terminal."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", stdout: Path, stderr: Path, ready: Path | None) -> None:
+    def __init__(
+        self, process: "subprocess.Popen[bytes] | preloaded.Command", stdout: Path, stderr: Path, ready: Path | None
+    ) -> None:
         self.process = process
         self._stdout = stdout
         self._stderr = stderr
@@ -114,16 +118,20 @@ class Shell:
         environment: Mapping[str, str] | None = None,
     ) -> Result:
         """Run a command to its end; without stdin there is no input (/dev/null)."""
-        done = subprocess.run(
-            command,
-            input=stdin.encode() if isinstance(stdin, str) else stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-            timeout=timeout,
-            cwd=self.directory,
-            env={**self.environment, **(environment or {})},
-            check=False,
-        )
+        written = stdin.encode() if isinstance(stdin, str) else stdin
+        here = self.directory, {**self.environment, **(environment or {})}
+        done = preloaded.run(command, *here, written, timeout)
+        if done is None:
+            done = subprocess.run(
+                command,
+                input=written,
+                stdin=subprocess.DEVNULL if stdin is None else None,
+                capture_output=True,
+                timeout=timeout,
+                cwd=here[0],
+                env=here[1],
+                check=False,
+            )
         code = 128 - done.returncode if done.returncode < 0 else done.returncode
         return Result(done.stdout, done.stderr.decode("utf-8", "replace"), code)
 
@@ -139,9 +147,11 @@ class Shell:
         ready_file = self.directory / f"{number}.ready" if consumes else None
         arguments = [*command, "--ready-file", str(ready_file)] if ready_file else list(command)
         with stdout.open("wb") as out, stderr.open("wb") as err:
-            process = subprocess.Popen(
-                arguments, stdin=stdin, stdout=out, stderr=err, cwd=self.directory, env=self.environment
-            )
+            process = preloaded.start(arguments, self.directory, self.environment, stdin, out, err)
+            if process is None:
+                process = subprocess.Popen(
+                    arguments, stdin=stdin, stdout=out, stderr=err, cwd=self.directory, env=self.environment
+                )
         running = Running(process, stdout, stderr, ready_file)
         self._started.append(running)
         return running
