@@ -27,7 +27,11 @@ from typing import IO, NoReturn
 #: Bytes that one message surely may have; who wants more gets a process of the usual kind.
 _MOST = 60_000
 #: What tests set in the environment and our commands look at as they run; anything else might count on their start.
-_KNOWN = {"HOME", "LANG", "PATH", "COLUMNS", "XDG_STATE_HOME", "MQTOOL_URL", "AMQP_URL", "MQTOOL_DIALECT", "CI"}
+_KNOWN = {
+    *("HOME", "LANG", "PATH", "COLUMNS", "XDG_STATE_HOME", "CI", "TUTORIAL_MARK"),
+    *("AMQP_URL", "MQTOOL_URL", "MQTOOL_MANAGEMENT_URL", "MQTOOL_DIALECT"),
+    *("_MQTOOL_COMPLETE", "MQTOOL_COMPLETION_TIMEOUT", "COMP_WORDS", "COMP_CWORD"),
+}
 
 #: They start mqtool themselves, and tests look at the processes.
 _START_OTHERS = (["broker"], ["drill"], ["tutorial"])
