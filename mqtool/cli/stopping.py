@@ -2,9 +2,15 @@
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import FrameType
+
+#: Seconds after which the main thread is told again of a signal.
+_AGAIN = 0.05
 
 #: What the first signal does to the command in hand; without one it is a KeyboardInterrupt.
 _on_stop: list[Callable[[], None]] = []
@@ -26,11 +32,34 @@ def requested() -> int | None:
 @contextmanager
 def calling(stop: Callable[[], None]) -> Iterator[None]:
     """Within the block, the first signal calls stop instead of raising KeyboardInterrupt."""
+    _see_that_signals_are_heard()
     _on_stop.append(stop)
     try:
         yield
     finally:
         _on_stop.remove(stop)
+
+
+@cache
+def _see_that_signals_are_heard() -> None:
+    """Interrupt the main thread once more after each signal.
+
+    Python runs handlers between two of the main thread's steps, and a wait for a lock is one step. A signal that comes
+    in the moment before would be heard only when that wait is over, which may be never. SIGURG means nothing otherwise.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.signal(signal.SIGURG, lambda *_: None)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    main = threading.get_ident()
+
+    def tell_again() -> None:
+        while number := os.read(reader, 1):
+            if number[0] != signal.SIGURG:
+                time.sleep(_AGAIN)
+                signal.pthread_kill(main, signal.SIGURG)
+
+    threading.Thread(target=tell_again, name="mqtool-signals", daemon=True).start()
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:

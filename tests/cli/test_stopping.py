@@ -1,6 +1,8 @@
 """Ctrl-C, TERM, and how commands end."""
 
+import ctypes
 import signal
+from pathlib import Path
 from subprocess import PIPE
 
 import pytest
@@ -17,6 +19,15 @@ def test_a_receiver_stops_cleanly(shell: Shell, number: int) -> None:
     result = receiver.wait()
     assert (result.stdout, result.code) == ("", 0)
     assert result.stderr == " [*] Waiting for messages. To exit press CTRL+C\n"
+
+
+def test_a_signal_is_heard_wherever_it_comes_in(shell: Shell) -> None:
+    """Also where it does not interrupt the main thread: here as another thread gets it, else just before a wait."""
+    receiver = shell.start("mqtool", "receive").wait_until_ready()
+    pid = receiver.process.pid
+    [other, *_] = {int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()} - {pid}
+    assert ctypes.CDLL(None).tgkill(pid, other, signal.SIGTERM) == 0
+    assert receiver.wait().code == 0
 
 
 def test_a_worker_finishes_the_task_in_hand_and_gives_the_rest_back(shell: Shell) -> None:
