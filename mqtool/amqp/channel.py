@@ -14,11 +14,11 @@ from pika.channel import Channel as PikaChannel
 
 from mqtool.amqp import declaring, failures
 from mqtool.amqp.acknowledgements import Acknowledgements
-from mqtool.amqp.answer import Answer
 from mqtool.amqp.consumer import STREAMING, Consumer, DeliveryCallback, Receiving, delivery_from
 from mqtool.amqp.declaring import Request
 from mqtool.amqp.frames import Route, addressed
 from mqtool.amqp.publisher import WINDOW, Publisher
+from mqtool.amqp.requests import CONNECTION_LOST, Requests
 from mqtool.errors import MqtoolError
 from mqtool.message import Delivery, Message, Outcome, Receipt
 from mqtool.topology import Binding, Exchange, Queue
@@ -32,21 +32,18 @@ Thing = TypeVar("Thing", bound=Exchange | Queue)
 CONFIRM_TIMEOUT = 20.0
 
 _END = Message(b"")
-_CONNECTION_LOST = (exceptions.AMQPConnectionError, exceptions.ChannelWrongStateError)
 
 
 class Channel:
     """One channel of a connection, for one thread at a time.
 
     Attributes:
-        epoch: counts the openings; delivery tags of an earlier one mean nothing to the broker any more.
         failure: what has closed the channel for good, or None.
         stopping: stop() was called.
         refused: the broker has closed the channel, for what was asked of it; the connection is well.
     """
 
     def __init__(self, connection: "Connection", strict: bool, mandatory: bool, confirm_timeout: float) -> None:
-        self.epoch = 0
         self.failure: MqtoolError | None = None
         self.stopping = False
         self.refused = False
@@ -54,10 +51,7 @@ class Channel:
         self._strict = strict
         self._mandatory = mandatory
         self._confirm_timeout = confirm_timeout
-        self._pika: PikaChannel | None = None
-        self._left: PikaChannel | None = None
-        self._requests = threading.Lock()
-        self._answer: Answer[Any] | None = None
+        self._requests = Requests(connection, self._refused_by, self._cancelled_by_broker)
         self._journal: list[Exchange | Queue | Binding] = []
         self._names: dict[str, str] = {}
         #: What the broker holds differently from how we declare it, and is used all the same.
@@ -71,7 +65,12 @@ class Channel:
     @property
     def is_open(self) -> bool:
         """Whether there is a broker at the other end right now."""
-        return self._pika is not None
+        return self._requests.pika is not None
+
+    @property
+    def epoch(self) -> int:
+        """Counts the openings; delivery tags of an earlier one mean nothing to the broker any more."""
+        return self._requests.epoch
 
     @property
     def connection(self) -> "Connection":
@@ -310,8 +309,8 @@ class Channel:
                 done(None)
 
         try:
-            self._request(cancel)
-        except _CONNECTION_LOST:
+            self._requests.make(cancel)
+        except CONNECTION_LOST:
             if self.is_open:
                 raise
 
@@ -353,13 +352,7 @@ class Channel:
             pika.exceptions.AMQPError: the connection was lost meanwhile.
             MqtoolError: the broker refuses something.
         """
-        opened: Answer[PikaChannel] = Answer()
-        with self._requests:
-            self._answer = opened
-            self._connection.run(lambda: self._open_pika_channel(opened))
-            pika = opened.result()
-        self.epoch += 1
-        self._pika = pika
+        self._requests.open()
         if set_up_topology:
             self._set_up_topology()
         if self._confirming:
@@ -378,7 +371,7 @@ class Channel:
 
     def lost(self) -> None:
         """The connection is gone; what is unconfirmed waits for the next one."""
-        self._pika = None
+        self._requests.pika = None
         self._publisher.pause(True)
 
     def blocked(self, is_blocked: bool) -> None:
@@ -391,14 +384,14 @@ class Channel:
         identity = (type(thing), thing.name)
         if identity in self._as_found:  # to declare it would close the channel, and opening that declares all again
             try:
-                self._request(declaring.declaration(thing, passive=True))
+                self._requests.make(declaring.declaration(thing, passive=True))
             except exceptions.ChannelClosedByBroker:  # it is gone
                 self._as_found.discard(identity)
                 self._open_after_refusal()
             else:
                 return thing
         try:
-            answer = self._request(declaring.declaration(thing, passive=False))
+            answer = self._requests.make(declaring.declaration(thing, passive=False))
         except exceptions.ChannelClosedByBroker as error:
             if self._strict or not failures.is_harmless_difference(error):
                 self._open_after_refusal()
@@ -427,14 +420,14 @@ class Channel:
             self._confirming = True
 
     def _start_confirming(self, connection_is_new: bool) -> None:
-        opened = self._pika
+        opened = self._requests.pika
 
         def on_confirm(confirm: frame.Method[spec.Basic.Ack | spec.Basic.Nack]) -> None:
-            if self._pika is opened:  # one that was left may still have something to say
+            if self._requests.pika is opened:  # one that was left may still have something to say
                 self._publisher.on_confirm(confirm)
 
         self._checked(lambda pika, done: pika.confirm_delivery(on_confirm, callback=done))
-        pika, restarted = self._pika, threading.Event()
+        pika, restarted = self._requests.pika, threading.Event()
         if pika is None:
             raise exceptions.ConnectionWrongStateError
 
@@ -453,13 +446,13 @@ class Channel:
                 raise self.failure
             try:
                 return request()
-            except _CONNECTION_LOST as error:
+            except CONNECTION_LOST as error:
                 self._connection.wait_until_open(error)
 
     def _checked(self, request: Request) -> Any:
         """Make a request that the broker may refuse by closing the channel: then open it again, and say why."""
         try:
-            return self._request(request)
+            return self._requests.make(request)
         except exceptions.ChannelClosedByBroker as error:
             self._open_after_refusal()
             raise failures.closed_by_broker(error) from error
@@ -469,59 +462,12 @@ class Channel:
         goes with its last consumer."""
         self.open(set_up_topology=bool(self._consumers))
 
-    def _request(self, request: Request) -> Any:
-        """Run one request on the I/O thread and wait for its answer."""
-        answer: Answer[Any] = Answer()
-
-        def start() -> None:
-            if self._pika is None or not self._pika.is_open:
-                answer.refuse(exceptions.ConnectionWrongStateError())
-                return
-            try:
-                request(self._pika, answer.give)
-            except _CONNECTION_LOST as error:
-                answer.refuse(error)
-            except Exception as error:  # pika can make no frame of it; raised below, in the thread of whoever asked
-                answer.refuse(failures.cannot_encode(error))
-
-        with self._requests:
-            self._answer = answer
-            self._connection.run(start)
-            return answer.result()
-
     def _acknowledge(self, delivery: Delivery) -> None:
-        self._tell(delivery, lambda pika: pika.basic_ack(delivery.delivery_tag))
+        self._requests.tell(delivery.epoch, lambda pika: pika.basic_ack(delivery.delivery_tag))
 
     def _send(self, delivery: Delivery, method: Callable[[PikaChannel], None]) -> None:
-        self._connection.run(lambda: self._tell(delivery, method))
-
-    def _tell(self, delivery: Delivery, method: Callable[[PikaChannel], None]) -> None:
-        """On the I/O thread: a method without an answer about a delivery, unless its tag is of an earlier opening."""
-        if delivery.epoch == self.epoch and self._pika is not None and self._pika.is_open:
-            method(self._pika)
-
-    def _open_pika_channel(self, opened: Answer[PikaChannel]) -> None:
-        try:
-            pika = self._connection.open_pika_channel(opened.give)
-        except exceptions.AMQPError as error:
-            opened.refuse(error)
-            return
-        pika.add_on_close_callback(self._on_close)
-        pika.add_on_cancel_callback(self._on_cancel)
-        pika.add_callback(self._on_get_empty, [spec.Basic.GetEmpty], one_shot=False)
-
-    def _on_close(self, pika: PikaChannel, reason: Exception) -> None:
-        """The broker has closed the channel, or the connection is gone. On the I/O thread."""
-        if pika is self._left:
-            return
-        was_open = pika is self._pika
-        if was_open:
-            self._pika = None
-        answer = self._answer
-        if answer is not None and not answer.done():
-            answer.refuse(reason)
-        elif was_open and isinstance(reason, exceptions.ChannelClosedByBroker):
-            self._refused_by(reason)
+        """A method without an answer about a delivery."""
+        self._connection.run(lambda: self._requests.tell(delivery.epoch, method))
 
     def _refused_by(self, reason: exceptions.ChannelClosedByBroker) -> None:
         """The broker has closed the channel, and not as the answer to a request. On the I/O thread."""
@@ -551,7 +497,7 @@ class Channel:
         threading.Thread(target=self._leave_for_another, daemon=True).start()
 
     def _leave_for_another(self) -> None:
-        self._left, left = self._pika, self._pika
+        left = self._requests.leave()
         if left is None:
             return  # the connection is lost, and with it the channel: there will be another
         self.lost()
@@ -563,11 +509,7 @@ class Channel:
         except MqtoolError as failure:
             self.fail(failure)
 
-    def _on_get_empty(self, _frame: Any) -> None:
-        if self._answer is not None:
-            self._answer.give(None)
-
-    def _on_cancel(self, frame: Any) -> None:
+    def _cancelled_by_broker(self, tag: str) -> None:
         for consumer in list(self._consumers):
-            if consumer.is_consumer(frame.method.consumer_tag):
+            if consumer.is_consumer(tag):
                 consumer.on_cancelled_by_broker()

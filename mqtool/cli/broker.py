@@ -161,7 +161,7 @@ def status(name: Name = DEFAULT_NAME) -> None:
     if started.pid:
         rows |= {"process": started.pid, "log": f"{started.directory}/log"}
     for key, value in {**rows, **started.details}.items():
-        if not isinstance(value, list):
+        if not isinstance(value, list | dict):
             output.show(f"  {key.replace('_', ' '):<12} {value}")
     if running < started.nodes:
         raise Unavailable(f"the broker is {some}", "start it again with 'mqtool broker up'")
