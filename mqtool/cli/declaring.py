@@ -1,6 +1,6 @@
 """mqtool queue declare, delete, purge; exchange declare, delete; bind, unbind."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -159,28 +159,40 @@ def _missing(what: str, things: str, is_fine: bool) -> None:
     output.status(f"there is no {what}")
 
 
-Destination = Annotated[
-    str, typer.Argument(metavar="QUEUE", help="Or an exchange.", show_default=False, autocompletion=live_names.queues)
-]
-Keys = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY]...", help="A binding for each; none: one with the empty key.")
-]
-ToExchange = Annotated[bool, typer.Option("--to-exchange", help="QUEUE is the name of an exchange.")]
-Arguments = Annotated[
-    list[Any] | None,
-    typer.Option("--argument", parser=argument, metavar="KEY=VALUE", help="key=text or key:=json. Repeatable."),
-]
-Headers = Annotated[
-    list[Any] | None,
-    typer.Option(
-        "--header", "-H", parser=header, metavar="KEY=VALUE", help="What a headers exchange looks for. Repeatable."
-    ),
-]
-Match = Annotated[str | None, typer.Option(help="Of those headers: all, any, all-with-x, any-with-x.")]
+class Bindings(NamedTuple):
+    """Which bindings: one for each key."""
 
+    exchange: ExchangeName
+    destination: Annotated[
+        str,
+        typer.Argument(metavar="QUEUE", help="Or an exchange.", show_default=False, autocompletion=live_names.queues),
+    ]
+    keys: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY]...", help="A binding for each; none: one with the empty key.")
+    ] = None
+    to_exchange: Annotated[bool, typer.Option("--to-exchange", help="QUEUE is the name of an exchange.")] = False
+    arguments: Annotated[
+        list[Any] | None,
+        typer.Option("--argument", parser=argument, metavar="KEY=VALUE", help="key=text or key:=json. Repeatable."),
+    ] = None
+    headers: Annotated[
+        list[Any] | None,
+        typer.Option(
+            "--header", "-H", parser=header, metavar="KEY=VALUE", help="What a headers exchange looks for. Repeatable."
+        ),
+    ] = None
+    match: Annotated[str | None, typer.Option(help="Of those headers: all, any, all-with-x, any-with-x.")] = None
 
-def _arguments(arguments: list[Any] | None, headers: list[Any] | None, match: str | None) -> dict[str, Any]:
-    return {**({} if match is None else {"x-match": match}), **dict(headers or []), **dict(arguments or [])}
+    @property
+    def to(self) -> Exchange | Queue:
+        """Where they lead."""
+        return Exchange(self.destination) if self.to_exchange else Queue(self.destination)
+
+    @property
+    def told_by(self) -> dict[str, Any]:
+        """The arguments of each."""
+        match = {} if self.match is None else {"x-match": self.match}
+        return {**match, **dict(self.headers or []), **dict(self.arguments or [])}
 
 
 @app.command(
@@ -188,51 +200,34 @@ def _arguments(arguments: list[Any] | None, headers: list[Any] | None, match: st
     "mqtool bind headers_logs pdfs -H format=pdf --match any"
 )
 @takes_groups
-def bind(
-    exchange: ExchangeName,
-    destination: Destination,
-    broker: Broker,
-    keys: Keys = None,
-    to_exchange: ToExchange = False,
-    arguments: Arguments = None,
-    headers: Headers = None,
-    match: Match = None,
-) -> None:
+def bind(bindings: Bindings, broker: Broker) -> None:
     """Bind a queue to an exchange. To do it again changes nothing."""
-    to = Exchange(destination) if to_exchange else Queue(destination)
     with broker.channel() as channel:
-        for key in keys or [""]:
-            administration.bind(channel, exchange, to, key, _arguments(arguments, headers, match))
-            output.status(f"bound {_end(to)} to exchange {exchange!r}{_by(key)}")
+        for key in bindings.keys or [""]:
+            administration.bind(channel, bindings.exchange, bindings.to, key, bindings.told_by)
+            output.status(f"bound {_end(bindings.to)} to exchange {bindings.exchange!r}{_by(key)}")
 
 
 @app.command(epilog="mqtool unbind topic_logs audit 'kern.*'  ·  mqtool unbind logs audit --if-exists")
 @takes_groups
 def unbind(
-    exchange: ExchangeName,
-    destination: Destination,
+    bindings: Bindings,
     broker: Broker,
-    keys: Keys = None,
-    to_exchange: ToExchange = False,
-    arguments: Arguments = None,
-    headers: Headers = None,
-    match: Match = None,
     if_exists: Annotated[
         bool, typer.Option("--if-exists", help="It is fine if there is no such exchange, or no such queue.")
     ] = False,
 ) -> None:
     """Take bindings away, which are told by their keys and arguments. To do it again changes nothing."""
-    to = Exchange(destination) if to_exchange else Queue(destination)
     with broker.channel() as channel:
-        for key in keys or [""]:
+        for key in bindings.keys or [""]:
             try:
-                administration.unbind(channel, exchange, to, key, _arguments(arguments, headers, match))
+                administration.unbind(channel, bindings.exchange, bindings.to, key, bindings.told_by)
             except NotFound as error:
                 if not if_exists:
                     raise
                 output.status(str(error))
                 return
-            output.status(f"{_end(to)} is not bound to exchange {exchange!r}{_by(key)} any more")
+            output.status(f"{_end(bindings.to)} is not bound to exchange {bindings.exchange!r}{_by(key)} any more")
 
 
 def _end(thing: Exchange | Queue) -> str:

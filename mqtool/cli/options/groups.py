@@ -17,8 +17,9 @@ def takes_groups(function: Callable[..., None]) -> Callable[..., None]:
         group = hints[parameter.name]
         if isinstance(group, type) and issubclass(group, tuple):
             fields = get_type_hints(group, include_extras=True)
+            defaults = group._field_defaults  # type: ignore[attr-defined]
             groups[parameter.name] = group
-            parameters += [_keyword(name, group._field_defaults[name], fields[name]) for name in fields]  # type: ignore[attr-defined]
+            parameters += [_keyword(name, defaults.get(name, inspect.Parameter.empty), fields[name]) for name in fields]
         else:
             parameters.append(_keyword(parameter.name, parameter.default, group))
 
