@@ -49,7 +49,7 @@ def test_publishers_wait_while_memory_is_short(small: EmbeddedBroker) -> None:
 
     count = publish_until_blocked()
     assert heard == ["low on memory"]
-    assert 1_000_000 / 11_000 < count < 2_000_000 / 10_000
+    assert 1_000_000 / 11_000 < count < 8_000_000 / 10_000, "more than is held, and fits into the sockets"
 
     consuming = connect(small)
     assert len(Take(consuming.channel()).bodies("q", count)) == count

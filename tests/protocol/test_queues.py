@@ -261,6 +261,7 @@ def test_what_a_closed_channel_had_comes_first(
     for _ in range(3):
         Take(other).one("q", auto_ack=False)
     other.close()
+    take.until(lambda: count(channel, "q") == 4)
     assert b"".join(take.bodies("q", 4)) == b"1234"
 
 
