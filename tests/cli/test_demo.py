@@ -108,3 +108,12 @@ def test_ctrl_c_ends_everything_that_was_started(shell: Shell, broker: TestBroke
     assert "interrupted" in running.stderr
     wait_until(lambda: not broker.api("GET", f"vhosts/{broker.vhost}/connections"), "all connections to be closed")
     assert left_behind(broker) == []
+
+
+def test_make_tells_its_targets(lonely_shell: Shell) -> None:
+    """Each once: of two recipes for one target, make warns on stderr and forgets the first."""
+    told = lonely_shell.run("make", "-C", str(ROOT), "help")
+    assert (told.code, told.stderr) == (0, "")
+    targets = [line.split()[1] for line in told.stdout.splitlines() if line.startswith("  make ")]
+    assert {"setup", "demo", "test", "up", "down"} <= set(targets)
+    assert len(targets) == len(set(targets))
