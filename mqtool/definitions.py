@@ -99,7 +99,7 @@ def exchanges(api: Management, vhost: str) -> list[Exchange]:
         ) from error
     policies: dict[str, Json] = {}
     if any(view.get("policy") for view in views):  # only the policy's name is told
-        policies = {policy["name"]: policy.get("definition") or {} for policy in management.policies(api, vhost)}
+        policies = _policies(api, vhost)
     return [
         Exchange(
             view["name"],
@@ -111,6 +111,11 @@ def exchanges(api: Management, vhost: str) -> list[Exchange]:
         )
         for view in views
     ]
+
+
+def _policies(api: Management, vhost: str) -> dict[str, Json]:
+    """What each policy adds, by its name: where something tells of its policy, that is all it tells."""
+    return {policy["name"]: policy.get("definition") or {} for policy in management.policies(api, vhost)}
 
 
 def _queues(api: Management, vhost: str) -> Iterator[Queue]:
@@ -128,7 +133,7 @@ def queue_arguments(api: Management, vhost: str) -> Callable[[QueueView], dict[s
     @functools.cache
     def by_policy() -> dict[str, Json] | None:
         try:
-            return {policy["name"]: policy.get("definition") or {} for policy in management.policies(api, vhost)}
+            return _policies(api, vhost)
         except AccessRefused:  # it takes the tag 'policymaker'
             return None
 

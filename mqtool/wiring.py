@@ -24,7 +24,7 @@ _KEYS = 5
 
 _COUNTERS = ("message_stats.publish", "message_stats.publish_details.rate",
              "message_stats.deliver_get", "message_stats.deliver_get_details.rate")  # fmt: skip
-QUEUE_COLUMNS = (*("name", "type", "arguments", "policy", "messages_ready", "messages_unacknowledged"),)
+QUEUE_COLUMNS = ("name", "type", "arguments", "policy", "messages_ready", "messages_unacknowledged")
 CONSUMER_COLUMNS = (
     *("consumer_tag", "queue.name", "prefetch_count", "ack_required"),
     *("channel_details.name", "channel_details.user"),

@@ -382,7 +382,7 @@ class Channel:
 
     def _declare(self, thing: Thing) -> Thing:
         identity = (type(thing), thing.name)
-        if identity in self._as_found:  # to declare it would close the channel, and opening that declares all again
+        if identity in self._as_found:  # to declare it would close the channel once more
             try:
                 self._requests.make(declaring.declaration(thing, passive=True))
             except exceptions.ChannelClosedByBroker:  # it is gone

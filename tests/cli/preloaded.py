@@ -184,13 +184,13 @@ def _serve(ours: socket.socket) -> None:
     signal.set_wakeup_fd(wake)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     while True:
-        ready = _ready(ours.fileno(), pipe_end)
+        ready = select.select([ours, pipe_end], [], [])[0]
         if pipe_end in ready:
             os.read(pipe_end, 4096)
         while ends and (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)) is not None:
             code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
             ours.send(pickle.dumps((ends.pop(ended.si_pid), "ended", code)))
-        if ours.fileno() not in ready:
+        if ours not in ready:
             continue
         message, streams, *_ = socket.recv_fds(ours, _MOST, 3)
         if not message:
@@ -206,10 +206,6 @@ def _serve(ours: socket.socket) -> None:
             os.close(stream)
         ends[pid] = number
         ours.send(pickle.dumps((number, "started", pid)))
-
-
-def _ready(*descriptors: int) -> set[int]:
-    return set(select.select(descriptors, [], [])[0])
 
 
 def _become(words: list[str], directory: str, environment: dict[str, str], streams: list[int]) -> NoReturn:

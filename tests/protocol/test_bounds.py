@@ -44,12 +44,12 @@ def test_publishers_wait_while_memory_is_short(small: EmbeddedBroker) -> None:
         while not heard:
             channel.basic_publish("", "q", b"x" * 10_000)
             count += 1
-            publishing.process_data_events(0)
+            publishing.process_data_events(0.001)  # time for the broker to say so, before the sockets are full
         return count
 
     count = publish_until_blocked()
     assert heard == ["low on memory"]
-    assert 1_000_000 / 11_000 < count < 8_000_000 / 10_000, "more than is held, and fits into the sockets"
+    assert 1_000_000 / 11_000 < count < 2_000_000 / 10_000
 
     consuming = connect(small)
     assert len(Take(consuming.channel()).bodies("q", count)) == count
