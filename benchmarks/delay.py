@@ -25,7 +25,7 @@ from mqtool.broker.choice import STARTERS, Kind
 from mqtool.broker.state import Wanted
 from mqtool.broker.waiting import connect_within
 from mqtool.delays.plugin import has_plugin
-from mqtool.dialects import DELAY_EXCHANGE
+from mqtool.tutorials.dialects import DELAY_EXCHANGE
 
 MESSAGES = 10_000
 LONGEST = 10_000

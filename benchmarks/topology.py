@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import pika
 
 from benchmarks.pairs import MQTOOL, URL, run
-from mqtool.cli.management import management_of
 from mqtool.cli.options import Broker
+from mqtool.cli.options.management import management_of
 from mqtool.management import Management, path
 
 QUEUES, BINDINGS, EXCHANGES = 5_000, 20_000, 50

@@ -11,13 +11,13 @@ from pathlib import Path
 from demo import OUTPUT, broker, interruption, log_formats, real_log
 from demo.interruption import Interrupted
 from mqtool import plays
-from mqtool.cli import output
-from mqtool.cli.pace import Pace
-from mqtool.cli.play_lines import Lines
+from mqtool.cli.display import output
+from mqtool.cli.display.pace import Pace
+from mqtool.cli.display.play_lines import Lines
 from mqtool.errors import MqtoolError
-from mqtool.plays.guard import Guard
 from mqtool.plays.playing import perform
-from mqtool.plays.stage import Place, Stage
+from mqtool.stage.guard import Guard
+from mqtool.stage.stage import Place, Stage
 
 _REAL_LOG = "real-log"
 NAMES = (*plays.NAMES, _REAL_LOG)

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 from mqtool.broker import node, state
 from mqtool.broker.choice import Kind
-from mqtool.cli.play_lines import Lines
+from mqtool.cli.display.play_lines import Lines
 from mqtool.errors import ExitCode
-from mqtool.plays.stage import Stage, undisturbed
-from mqtool.plays.waiting import NotSo
+from mqtool.stage.stage import Stage, undisturbed
+from mqtool.stage.waiting import NotSo
 
 
 @contextmanager

@@ -11,14 +11,14 @@ from demo import OUTPUT, interruption
 from demo.interruption import Interrupted
 from mqtool.broker import choice, state
 from mqtool.broker.choice import Kind, starter_of
-from mqtool.cli import output
-from mqtool.cli.pace import Pace
-from mqtool.cli.play_lines import Lines
+from mqtool.cli.display import output
+from mqtool.cli.display.pace import Pace
+from mqtool.cli.display.play_lines import Lines
 from mqtool.errors import MqtoolError
-from mqtool.plays.guard import Guard
-from mqtool.plays.stage import Place, Stage, lines_of, undisturbed
-from mqtool.plays.terminal import Terminal
-from mqtool.plays.waiting import LineCount, wait_until
+from mqtool.stage.guard import Guard
+from mqtool.stage.stage import Place, Stage, lines_of, undisturbed
+from mqtool.stage.terminal import Terminal
+from mqtool.stage.waiting import LineCount, wait_until
 
 _NAME = "demo-cluster"
 _COUNT = 60_000

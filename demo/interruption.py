@@ -4,7 +4,7 @@ import signal
 from types import FrameType
 from typing import NoReturn
 
-from mqtool.plays.stage import SIGNALS
+from mqtool.stage.stage import SIGNALS
 
 
 class Interrupted(BaseException):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demo import OUTPUT
-from mqtool.plays.waiting import NotSo
+from mqtool.stage.waiting import NotSo
 
 #: In the order in which we look for them.
 _USUAL = (

@@ -19,10 +19,10 @@ from rich.text import Text
 
 from demo import diagrams
 from mqtool import plays
-from mqtool.cli.pace import Pace
-from mqtool.cli.play_panes import Panes
-from mqtool.plays.guard import Guard
+from mqtool.cli.display.pace import Pace
+from mqtool.cli.display.play_panes import Panes
 from mqtool.plays.playing import perform
+from mqtool.stage.guard import Guard
 
 DIRECTORY = Path("docs/pictures")
 PAGE = Path("docs/tutorials.md")

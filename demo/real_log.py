@@ -17,9 +17,9 @@ from rich.text import Text
 
 from demo import OUTPUT, log_formats
 from demo.log_formats import UNKNOWN
-from mqtool.plays.stage import APART, Play, Stage
-from mqtool.plays.terminal import Terminal
-from mqtool.plays.waiting import NotSo
+from mqtool.stage.stage import APART, Play, Stage
+from mqtool.stage.terminal import Terminal
+from mqtool.stage.waiting import NotSo
 
 _NAME = "real_log"
 _EXCHANGE = APART + _NAME

@@ -10,7 +10,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from mqtool.cli import output, stopping
+from mqtool.cli import stopping
+from mqtool.cli.display import output
 from mqtool.errors import ExitCode, MqtoolError
 
 _TUTORIALS, _LEARN, _BROKER, _FAILURES = "Tutorials", "Learn", "Broker", "Failures"
@@ -70,7 +71,7 @@ class _Commands(TyperGroup):
         module, panel = _COMMANDS[cmd_name]
         if self._completing:
             return TyperCommand(cmd_name, callback=None, help=panel)
-        group = typer.main.get_group(import_module(f"mqtool.cli.{module}").app)
+        group = typer.main.get_group(import_module(f"mqtool.cli.commands.{module}").app)
         command: Any = group.commands[cmd_name]
         command.rich_help_panel = panel
         gc.enable()  # see __main__.py: all is imported now

@@ -5,12 +5,12 @@ from typing import Any
 
 from mqtool.amqp import Channel
 from mqtool.delays.via import LONGEST
+from mqtool.delays.wait_queues import GRACE, AtLeastOnce, wait_queue
 from mqtool.delays.ways import Destination, Expecting, Notice, Place, addressed, name_for
 from mqtool.duration import compact_duration
 from mqtool.errors import BadData
 from mqtool.message import Message
 from mqtool.topology import Exchange, Queue
-from mqtool.wait_queues import GRACE, AtLeastOnce, wait_queue
 
 #: The longest delay, in milliseconds: wait queues must outlive the messages in them.
 LONGEST_IN_QUEUES = LONGEST - GRACE

@@ -14,8 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from mqtool.drills.proxy import Proxy
 from mqtool.drills.scene import CONFIRMED, Scene, Verdict, lines_of, message, received
+from mqtool.stage.proxy import Proxy
 
 #: How many messages flow, unless somebody says otherwise.
 MESSAGES = 10_000

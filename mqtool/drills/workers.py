@@ -12,10 +12,10 @@ once.
 
 from pathlib import Path
 
-from mqtool import dead_letters
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.drills.scene import Command, Scene, Verdict, lines_of, message
-from mqtool.retry import dead_letter_queue
+from mqtool.work import dead_letters
+from mqtool.work.retry import dead_letter_queue
 
 MESSAGES = 200
 #: The effect of a message: a line with its id, and whether it was redelivered.

@@ -6,7 +6,7 @@ play ── commands ──> Stage ──> Terminal ── subprocess ──> mq
 
 from importlib import import_module
 
-from mqtool.plays.stage import Play
+from mqtool.stage.stage import Play
 
 #: In the order in which to learn them.
 NAMES = (

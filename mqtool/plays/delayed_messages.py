@@ -1,7 +1,7 @@
 """Messages that arrive later than they are sent."""
 
-from mqtool.plays.stage import Play, Stage
-from mqtool.plays.terminal import Terminal
+from mqtool.stage.stage import Play, Stage
+from mqtool.stage.terminal import Terminal
 
 _LONG, _SHORT = 4, 2
 #: Where messages wait if the broker lacks the plugin: a queue and an exchange each.

@@ -1,6 +1,6 @@
 """The headers exchange, which has no tutorial of its own number."""
 
-from mqtool.plays.stage import Play, Stage, lines_of
+from mqtool.stage.stage import Play, Stage, lines_of
 
 
 def play(stage: Stage) -> None:

@@ -1,6 +1,6 @@
 """Tutorial 1."""
 
-from mqtool.plays.stage import Play, Stage
+from mqtool.stage.stage import Play, Stage
 
 
 def play(stage: Stage) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.errors import MqtoolError
-from mqtool.plays.guard import Guard
 from mqtool.plays.removal import remove
-from mqtool.plays.stage import APART, Audience, Place, Play, Stage, undisturbed
-from mqtool.plays.waiting import NotSo, wait_until
+from mqtool.stage.guard import Guard
+from mqtool.stage.stage import APART, Audience, Place, Play, Stage, undisturbed
+from mqtool.stage.waiting import NotSo, wait_until
 
 _START_PATIENCE = 15.0
 

@@ -1,6 +1,6 @@
 """Tutorial 3."""
 
-from mqtool.plays.stage import Play, Stage, lines_of
+from mqtool.stage.stage import Play, Stage, lines_of
 
 
 def play(stage: Stage) -> None:

@@ -1,6 +1,6 @@
 """Tutorial 7."""
 
-from mqtool.plays.stage import Play, Stage
+from mqtool.stage.stage import Play, Stage
 
 _COUNT = 5_000
 

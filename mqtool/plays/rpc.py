@@ -1,7 +1,7 @@
 """Tutorial 6."""
 
 from mqtool.errors import ExitCode
-from mqtool.plays.stage import Play, Stage
+from mqtool.stage.stage import Play, Stage
 
 
 def play(stage: Stage) -> None:

@@ -2,7 +2,7 @@
 
 import shlex
 
-from mqtool.plays.stage import Play, Stage, lines_of
+from mqtool.stage.stage import Play, Stage, lines_of
 
 _CRITICAL = ("kern.critical", "A critical kernel error")
 _MESSAGES = [("kern.info", "Booting"), ("cron.critical", "No time left"), ("anonymous.info", "Hello"), _CRITICAL]

@@ -5,9 +5,9 @@ asynchrony       shop ──> ./pack, and then: shop ──> [packing] ──> w
 peak clipping    forty orders in a second, and a worker that can do five
 """
 
-from mqtool.plays.gauge import Gauge, Shop, depths, rate, times
-from mqtool.plays.stage import Play, Stage
-from mqtool.plays.waiting import wait_until
+from mqtool.stage.gauge import Gauge, Shop, depths, rate, times
+from mqtool.stage.stage import Play, Stage
+from mqtool.stage.waiting import wait_until
 
 _PACK_SECONDS = 0.2
 _PACK = f'#!/bin/sh\nread -r order\nsleep {_PACK_SECONDS}  # it is hard work\necho " [x] Packed $order"\n'

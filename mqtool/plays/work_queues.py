@@ -1,8 +1,8 @@
 """Tutorial 2."""
 
-from mqtool.plays.stage import Play, Stage
-from mqtool.plays.terminal import Terminal
-from mqtool.plays.waiting import wait_until
+from mqtool.stage.stage import Play, Stage
+from mqtool.stage.terminal import Terminal
+from mqtool.stage.waiting import wait_until
 
 _QUICK = ["a", "b", "c", "d", "e"]
 #: Two dots are two seconds of work: time enough for another worker to do all the quick ones.

@@ -10,9 +10,9 @@ import pytest
 
 from mqtool.amqp import Connection
 from mqtool.delays.plugin import has_plugin
-from mqtool.dialects import DELAY_EXCHANGE, Dialect
 from mqtool.errors import MqtoolError
 from mqtool.topology import Exchange, Queue
+from mqtool.tutorials.dialects import DELAY_EXCHANGE, Dialect
 from tests.brokers import TestBroker
 from tests.cli import tutorial_scripts
 from tests.cli.shell import Result, Running, Shell

@@ -9,7 +9,7 @@ import pytest
 
 from mqtool.amqp import Connection
 from mqtool.broker import state
-from mqtool.listing import LISTINGS
+from mqtool.inspection.listing import LISTINGS
 from mqtool.topology import Queue
 from tests.brokers import TestBroker, rabbitmqctl
 from tests.cli.shell import Running, Shell, wait_until

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from demo import diagrams, pictures
-from mqtool.dialects import NAMES, Dialect
 from mqtool.tutorials import pages
+from mqtool.tutorials.dialects import NAMES, Dialect
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,10 +13,10 @@ from mqtool.delays.holding import Delaying
 from mqtool.delays.plugin import has_plugin
 from mqtool.delays.via import Via, original
 from mqtool.delays.ways import Destination
-from mqtool.dialects import DELAY_EXCHANGE
 from mqtool.errors import BadData, Unavailable
 from mqtool.message import Confirmation, Delivery, Message, Receipt
 from mqtool.topology import DEFAULT_EXCHANGE, PRIVATE_QUEUE, Exchange, Queue
+from mqtool.tutorials.dialects import DELAY_EXCHANGE
 from tests.brokers import TestBroker
 
 CLASSIC = Queue("c", durable=True)

@@ -9,10 +9,10 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
 from mqtool.amqp import Connection, parse_addresses
-from mqtool.definitions import Definitions, read
+from mqtool.inspection.definitions import Definitions, read
+from mqtool.inspection.routes import Router
 from mqtool.management import Management
 from mqtool.message import Confirmation, Message
-from mqtool.routes import Router
 from tests.brokers import TestBroker
 from tests.cli.shell import wait_until
 

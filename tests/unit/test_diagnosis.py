@@ -1,6 +1,6 @@
 """What doctor and top take for a problem, and what not."""
 
-from mqtool.diagnosis import dropped, forgets_to_acknowledge, has_no_consumer
+from mqtool.inspection.diagnosis import dropped, forgets_to_acknowledge, has_no_consumer
 from mqtool.management.views import QueueView
 
 

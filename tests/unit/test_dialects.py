@@ -2,8 +2,8 @@
 
 import pytest
 
-from mqtool.dialects import NAMES, Dialect
 from mqtool.topology import Exchange, Queue
+from mqtool.tutorials.dialects import NAMES, Dialect
 
 QUORUM = {"x-queue-type": "quorum"}
 

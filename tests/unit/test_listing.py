@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqtool.errors import UsageError
-from mqtool.listing import BINDINGS, QUEUES, as_text, counted, in_order, parse_condition
+from mqtool.inspection.listing import BINDINGS, QUEUES, as_text, counted, in_order, parse_condition
 from mqtool.management import path
 from mqtool.management.json_array import objects
 

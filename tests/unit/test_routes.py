@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqtool.definitions import Binding, Definitions, with_policy
-from mqtool.routes import Route, Router
+from mqtool.inspection.definitions import Binding, Definitions, with_policy
+from mqtool.inspection.routes import Route, Router
 from mqtool.topology import Exchange, Queue
 
 words = st.sampled_from(["a", "b", "c", "*", "#", ""])

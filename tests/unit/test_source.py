@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqtool.cli.options import MessageOptions, header
-from mqtool.cli.source import Addressing, _delimited, messages
+from mqtool.cli.pipe.source import Addressing, _delimited, messages
 from mqtool.errors import UsageError
 from mqtool.message import Message
 

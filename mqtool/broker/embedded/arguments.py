@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from mqtool.broker.embedded.errors import COMMAND_INVALID, ConnectionException, precondition_failed
 from mqtool.broker.embedded.exchange import DELAYED, TYPES, Exchange
-from mqtool.broker.embedded.field_table import Table, Value, is_integer, type_name
 from mqtool.broker.embedded.queue import MAX_PRIORITY, Queue
+from mqtool.routing.field_table import Table, Value, is_integer, type_name
 
 # Ten years in milliseconds: Erlang's timers, and so RabbitMQ, take no more.
 MAX_EXPIRY = 315_360_000_000

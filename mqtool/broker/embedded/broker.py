@@ -8,14 +8,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mqtool.broker.embedded.clock import Timer
-from mqtool.broker.embedded.field_table import Table
-from mqtool.broker.embedded.ledger import MemoryLedger
+from mqtool.broker.embedded.store.ledger import MemoryLedger
 from mqtool.broker.embedded.users import DEFAULT_USER, Permissions, User
 from mqtool.broker.embedded.virtual_host import VirtualHost
+from mqtool.routing.field_table import Table
 
 if TYPE_CHECKING:
-    from mqtool.broker.embedded.channel import Channel
-    from mqtool.broker.embedded.connection import Connection
+    from mqtool.broker.embedded.wire.channel import Channel
+    from mqtool.broker.embedded.wire.connection import Connection
 
 log = logging.getLogger("mqtool.broker.embedded")
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from mqtool.broker.embedded.backlog import Entry
-from mqtool.broker.embedded.field_table import Table
+from mqtool.routing.field_table import Table
 
 
 class Consumer(Protocol):

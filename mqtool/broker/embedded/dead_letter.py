@@ -1,7 +1,7 @@
 """What a message looks like after a queue has given it up (RabbitMQ's dead-lettering and its `x-death` header)."""
 
-from mqtool.broker.embedded.field_table import Int64, Table, Timestamp, Value
 from mqtool.broker.embedded.message import Message
+from mqtool.routing.field_table import Int64, Table, Timestamp, Value
 
 
 def dead_letter(message: Message, queue: str, reason: str, exchange: str, routing_key: str | None, now: int) -> Message:

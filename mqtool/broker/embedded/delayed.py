@@ -5,8 +5,8 @@ from heapq import heappop, heappush
 
 from mqtool.broker.embedded.backlog import Entry
 from mqtool.broker.embedded.clock import Clock, Timer
-from mqtool.broker.embedded.field_table import Int8, Int16, Int32, Int64, Value
 from mqtool.broker.embedded.message import Message
+from mqtool.routing.field_table import Int8, Int16, Int32, Int64, Value
 
 MAX_DELAY = 2**32 - 1
 """The longest delay, in milliseconds."""

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_plus
 
-from mqtool.broker.embedded.field_table import Table, Value
-from mqtool.broker.embedded.routing import TABLES, RoutingTable, canonical
+from mqtool.routing.field_table import Table, Value
+from mqtool.routing.tables import TABLES, RoutingTable, canonical
 
 if TYPE_CHECKING:
     from mqtool.broker.embedded.queue import Queue

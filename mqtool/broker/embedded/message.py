@@ -4,7 +4,7 @@ import struct
 from functools import lru_cache
 from typing import Self
 
-from mqtool.broker.embedded.field_table import Table, decode_table, encode_table
+from mqtool.routing.field_table import Table, decode_table, encode_table
 
 BASIC_CLASS = 60
 PERSISTENT = 2

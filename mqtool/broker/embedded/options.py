@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mqtool.broker.embedded.field_table import Table
+from mqtool.routing.field_table import Table
 
 
 @dataclass

@@ -8,9 +8,9 @@ from mqtool.broker.embedded.backlog import Backlog, Entry, PriorityBacklog, Quor
 from mqtool.broker.embedded.clock import Clock, Timer
 from mqtool.broker.embedded.consumers import Consumer, Consumers
 from mqtool.broker.embedded.exchange import Binding
-from mqtool.broker.embedded.field_table import Table
 from mqtool.broker.embedded.message import Message
 from mqtool.broker.embedded.options import Options
+from mqtool.routing.field_table import Table
 
 MAX_PRIORITY = 255
 

@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Self
 
 from mqtool.broker.embedded.broker import CONSUMER_TIMEOUT, Broker
-from mqtool.broker.embedded.connection import Connection
-from mqtool.broker.embedded.ledger import MemoryLedger
+from mqtool.broker.embedded.store.ledger import MemoryLedger
+from mqtool.broker.embedded.wire.connection import Connection
 
 log = logging.getLogger("mqtool.broker.embedded")
 
@@ -75,8 +75,8 @@ class Server:
 
     async def _start_management(self, port: int) -> asyncio.Server:
         # Imported here, because a broker without management starts faster without HTTP and JSON.
-        from mqtool.broker.embedded import http
-        from mqtool.broker.embedded.management import Management
+        from mqtool.broker.embedded.http import server as http
+        from mqtool.broker.embedded.http.management import Management
 
         answer = Management(self.broker).answer
         server = await asyncio.start_server(http.server(answer), self._settings.host, port)
@@ -92,8 +92,8 @@ class Server:
             broker.create_defaults()
             return broker
         # Imported here, because a broker in memory starts faster without SQLite.
-        from mqtool.broker.embedded.recovery import recover
-        from mqtool.broker.embedded.storage import Storage
+        from mqtool.broker.embedded.store.recovery import recover
+        from mqtool.broker.embedded.store.storage import Storage
 
         storage = Storage(settings.data_dir)
         broker = self._broker(storage)
@@ -129,8 +129,8 @@ class Server:
     def _write_down(self) -> None:
         if self._settings.data_dir is None:
             return
-        from mqtool.broker.embedded.recovery import write_down
-        from mqtool.broker.embedded.storage import Storage
+        from mqtool.broker.embedded.store.recovery import write_down
+        from mqtool.broker.embedded.store.storage import Storage
 
         assert isinstance(self.broker.ledger, Storage)
         write_down(self.broker, self.broker.ledger)

@@ -11,9 +11,9 @@ from mqtool.broker.embedded.clock import Clock
 from mqtool.broker.embedded.dead_letter import dead_letter, would_cycle
 from mqtool.broker.embedded.delayed import Delayed, delay_of, released
 from mqtool.broker.embedded.exchange import PREDECLARED, TRACE_EXCHANGE, Binding, Exchange
-from mqtool.broker.embedded.field_table import Table
 from mqtool.broker.embedded.message import Message
 from mqtool.broker.embedded.queue import ENTRY_OVERHEAD, Ledger, Queue
+from mqtool.routing.field_table import Table
 
 
 class Definitions(Ledger, Protocol):

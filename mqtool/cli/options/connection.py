@@ -10,10 +10,12 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from mqtool.amqp import CONFIRM_TIMEOUT, Address, Backoff, Channel, Connection, TlsFiles, parse_addresses
-from mqtool.cli import live_names, output, stopping
+from mqtool.cli import stopping
+from mqtool.cli.display import output
+from mqtool.cli.options import live_names
 from mqtool.cli.options.values import DURATION
-from mqtool.dialects import NAMES, Dialect, Names
 from mqtool.errors import UsageError
+from mqtool.tutorials.dialects import NAMES, Dialect, Names
 
 
 class Broker(NamedTuple):

@@ -10,9 +10,9 @@ import typer
 
 from mqtool.amqp import STREAMING, Channel
 from mqtool.amqp import Receiving as ReceivingSettings
-from mqtool.cli import output
+from mqtool.cli.display import output
+from mqtool.cli.display.output import TEMPLATE_HELP, DeliveryWriter
 from mqtool.cli.options.values import DURATION
-from mqtool.cli.output import TEMPLATE_HELP, DeliveryWriter
 from mqtool.errors import UsageError
 from mqtool.message import Delivery
 

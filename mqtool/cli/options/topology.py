@@ -5,7 +5,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from mqtool.cli import live_names
+from mqtool.cli.options import live_names
 from mqtool.cli.options.values import argument, duration
 from mqtool.errors import UsageError
 from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue

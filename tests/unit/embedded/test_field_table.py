@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqtool.broker.embedded import field_table as ft
 from mqtool.broker.embedded.message import ContentHeader, Properties, encode_address, parse_address
+from mqtool.routing import field_table as ft
 
 values: st.SearchStrategy[ft.Value] = st.recursive(
     st.one_of(

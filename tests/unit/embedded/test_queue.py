@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from mqtool.broker.embedded.backlog import Entry
 from mqtool.broker.embedded.exchange import Exchange
-from mqtool.broker.embedded.field_table import Int32, Table
-from mqtool.broker.embedded.ledger import MemoryLedger
 from mqtool.broker.embedded.message import ContentHeader, Message, Properties, encode_address
 from mqtool.broker.embedded.queue import Queue
+from mqtool.broker.embedded.store.ledger import MemoryLedger
 from mqtool.broker.embedded.virtual_host import VirtualHost
+from mqtool.routing.field_table import Int32, Table
 
 
 class FakeTimer:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from mqtool.broker.embedded.broker import Broker
-from mqtool.broker.embedded.ledger import MemoryLedger
+from mqtool.broker.embedded.store.ledger import MemoryLedger
 from mqtool.broker.embedded.users import Permissions, User
 
 

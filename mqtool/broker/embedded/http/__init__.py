@@ -1,0 +1,1 @@
+"""The management HTTP API, as far as tools need it."""

@@ -1,0 +1,74 @@
+"""Who may do what with the management API. https://www.rabbitmq.com/docs/management#permissions"""
+
+from http import HTTPStatus
+
+from mqtool.broker.embedded.http.server import HttpError
+from mqtool.broker.embedded.users import User
+
+TAGS = {"administrator", "monitoring", "policymaker", "management"}
+SEES_ALL = {"administrator", "monitoring"}
+_OF_VHOST = ("queues", "exchanges", "bindings", "consumers")
+
+
+def _refused(reason: str) -> HttpError:
+    return HttpError(HTTPStatus.UNAUTHORIZED, "not_authorised", reason)
+
+
+def check_login(user: User | None) -> User:
+    """The user who logged in.
+
+    Raises:
+        HttpError: 401.
+    """
+    if user is None:
+        raise _refused("Login failed")
+    if not TAGS.intersection(user.tags):
+        raise _refused("Not management user")
+    return user
+
+
+def check_read(user: User, path: list[str]) -> None:
+    """Check that a user may see what a path names.
+
+    Raises:
+        HttpError: 401.
+    """
+    if "administrator" not in user.tags and (
+        path[:1] in (["users"], ["permissions"]) or (path[:1] == ["vhosts"] and path[2:] == ["permissions"])
+    ):
+        raise _refused("Not administrator user")
+    if SEES_ALL.intersection(user.tags):
+        return
+    if path[:1] == ["nodes"]:
+        raise _refused("Not monitor user")
+    if len(path) > 1 and path[0] in ("vhosts", *_OF_VHOST) and path[1] not in user.permissions:
+        raise _refused("User not authorised to access virtual host")
+
+
+def check_change(user: User, path: list[str]) -> None:
+    """Check that a user may change what a path names: in a virtual host it takes the rights that AMQP asks for.
+
+    Raises:
+        HttpError: 401.
+    """
+    if path and path[0] in ("vhosts", "users", "permissions"):
+        if "administrator" not in user.tags:
+            raise _refused("Not administrator user")
+        return
+    if len(path) < 3 or path[0] not in _OF_VHOST:
+        return
+    match path:
+        case ["queues", vhost, name, "contents"]:
+            needed = [("read", name)]
+        case ["queues" | "exchanges", vhost, name]:
+            needed = [("configure", name)]
+        case ["bindings", vhost, "e", source, _, destination, *_]:
+            needed = [("write", destination), ("read", source)]
+        case _:
+            return
+    rights = user.permissions.get(vhost)
+    if rights is None:
+        raise _refused("User not authorised to access virtual host")
+    for what, name in needed:
+        if not rights.allow(what, name):
+            raise _refused(f"access to '{name}' in vhost '{vhost}' refused for user '{user.name}'")

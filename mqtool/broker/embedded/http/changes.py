@@ -1,0 +1,212 @@
+"""The requests of the management API that change something."""
+
+import base64
+import re
+from http import HTTPStatus
+from typing import Any
+
+from mqtool.broker.embedded.arguments import (
+    check_equivalent_exchange,
+    check_equivalent_queue,
+    check_exchange,
+    check_exchange_type,
+    check_headers_binding,
+    check_queue,
+)
+from mqtool.broker.embedded.exchange import Exchange
+from mqtool.broker.embedded.http import views
+from mqtool.broker.embedded.http.directory import Directory, bad_request, not_found
+from mqtool.broker.embedded.http.server import Answer, Request
+from mqtool.broker.embedded.queue import Queue
+from mqtool.broker.embedded.users import DEFAULT_ALGORITHM, Permissions, User
+from mqtool.broker.embedded.virtual_host import VirtualHost
+from mqtool.routing.field_table import Int64, Table, Value
+
+NO_CONTENT = Answer(HTTPStatus.NO_CONTENT)
+CREATED = Answer(HTTPStatus.CREATED)
+
+
+def _value(value: Any) -> Value:
+    """A JSON value as a field value; RabbitMQ makes every integer a long."""
+    if isinstance(value, dict):
+        return _arguments(value)
+    if isinstance(value, list):
+        return [_value(item) for item in value]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return Int64(value)
+    if value is None or isinstance(value, str | bool | float):
+        return value
+    raise bad_request(f"not a field value: {value!r}")
+
+
+def _arguments(value: Any) -> Table:
+    if not isinstance(value, dict):
+        raise bad_request("arguments must be an object")
+    return {name: _value(item) for name, item in value.items()}
+
+
+class Changes(Directory):
+    """Makes and deletes things."""
+
+    def change(self, user: User, request: Request, path: list[str]) -> Answer:  # noqa: C901 - one case per path
+        """Do what a PUT, POST or DELETE asks for.
+
+        Raises:
+            HttpError: 400 or 404.
+            AmqpException: the declaration is not one that AMQP would take.
+        """
+        match request.method, path:
+            case "PUT", ["vhosts", name]:
+                existed = name in self.broker.vhosts
+                self.broker.add_vhost(name, request.json().get("description"))
+                if not existed:
+                    self.broker.set_permissions(user.name, name, Permissions())
+                return NO_CONTENT if existed else CREATED
+            case "DELETE", ["vhosts", name]:
+                self.broker.delete_vhost(self.vhost(name).name)
+            case "PUT", ["users", name]:
+                return self._put_user(name, request.json())
+            case "DELETE", ["users", name]:
+                self.broker.delete_user(self.user(name).name)
+            case "PUT", ["permissions", vhost, name]:
+                return self._put_permissions(vhost, name, request.json())
+            case "DELETE", ["permissions", vhost, name]:
+                self.vhost(vhost)
+                self.broker.set_permissions(self.user(name).name, vhost, None)
+            case "PUT", ["queues", vhost, name]:
+                return self._put_queue(self.vhost(vhost), name, request.json())
+            case "DELETE", ["queues", vhost, name]:
+                self._delete_queue(request, self.queue(vhost, name))
+            case "DELETE", ["queues", vhost, name, "contents"]:
+                self.queue(vhost, name).purge()
+            case "PUT", ["exchanges", vhost, name]:
+                return self._put_exchange(self.vhost(vhost), name, request.json())
+            case "DELETE", ["exchanges", vhost, name]:
+                self._delete_exchange(request, self.vhost(vhost), self.exchange(vhost, name))
+            case "POST", ["bindings", vhost, "e", source, "q" | "e" as kind, destination]:
+                return self._bind(vhost, source, kind, destination, request.json())
+            case "DELETE", ["bindings", vhost, "e", source, "q" | "e" as kind, destination, properties_key]:
+                self._unbind(vhost, source, kind, destination, properties_key)
+            case "DELETE", ["connections", name]:
+                self._close_connection(name, request.headers.get("x-reason", "Closed via management plugin"))
+            case _:
+                raise not_found()
+        return NO_CONTENT
+
+    def _put_user(self, name: str, body: views.Json) -> Answer:
+        existed = self.broker.users.get(name)
+        tags = body.get("tags", "")
+        names = tags if isinstance(tags, list) else [tag.strip() for tag in str(tags).split(",") if tag.strip()]
+        if "password" in body:
+            user = User.with_password(name, str(body["password"]), names)
+        elif "password_hash" in body:
+            algorithm = str(body.get("hashing_algorithm", DEFAULT_ALGORITHM))
+            user = User(name, base64.b64decode(str(body["password_hash"])) or None, names, algorithm=algorithm)
+        else:
+            raise bad_request("must provide password or password_hash")
+        if existed is not None:
+            user.permissions = existed.permissions
+        self.broker.save_user(user)
+        return CREATED if existed is None else NO_CONTENT
+
+    def _put_permissions(self, vhost: str, name: str, body: views.Json) -> Answer:
+        self.vhost(vhost)
+        user = self.user(name)
+        try:
+            patterns = [str(body[what]) for what in ("configure", "write", "read")]
+        except KeyError as error:
+            raise bad_request(f"key_missing: {error.args[0]}") from error
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise bad_request(f"invalid regular expression {pattern}: {error}") from error
+        existed = vhost in user.permissions
+        self.broker.set_permissions(name, vhost, Permissions(*patterns))
+        return NO_CONTENT if existed else CREATED
+
+    @staticmethod
+    def _put_queue(vhost: VirtualHost, name: str, body: views.Json) -> Answer:
+        durable, auto_delete = body.get("durable", True) is True, body.get("auto_delete", False) is True
+        arguments = _arguments(body.get("arguments", {}))
+        queue = vhost.queues.get(name)
+        if queue is not None:
+            check_equivalent_queue(queue, arguments, durable=durable, auto_delete=auto_delete)
+            return NO_CONTENT
+        check_queue(
+            name,
+            vhost.name,
+            arguments,
+            durable=durable,
+            exclusive=False,
+            auto_delete=auto_delete,
+            server_named=False,
+        )
+        vhost.add_queue(name, durable=durable, auto_delete=auto_delete, owner=None, arguments=arguments)
+        return CREATED
+
+    def _delete_queue(self, request: Request, queue: Queue) -> None:
+        where = f"queue '{queue.name}' in vhost '{queue.vhost}'"
+        if request.query.get("if-empty") == "true" and len(queue):
+            raise bad_request(f"{where} not empty")
+        if request.query.get("if-unused") == "true" and len(queue.consumers):
+            raise bad_request(f"{where} in use")
+        self.vhost(queue.vhost).delete_queue(queue)
+
+    @staticmethod
+    def _put_exchange(vhost: VirtualHost, name: str, body: views.Json) -> Answer:
+        kind, arguments = str(body.get("type", "direct")), _arguments(body.get("arguments", {}))
+        durable, auto_delete = body.get("durable", True) is True, body.get("auto_delete", False) is True
+        internal = body.get("internal", False) is True
+        check_exchange_type(kind)
+        exchange = vhost.exchanges.get(name)
+        if exchange is not None:
+            check_equivalent_exchange(
+                exchange, vhost.name, kind, arguments, durable=durable, auto_delete=auto_delete, internal=internal
+            )
+            return NO_CONTENT
+        if name.startswith("amq."):
+            raise bad_request(f"exchange name '{name}' contains reserved prefix 'amq.*'")
+        check_exchange(name, vhost.name, kind, arguments)
+        vhost.add_exchange(
+            Exchange(name, kind, durable=durable, auto_delete=auto_delete, internal=internal, arguments=arguments)
+        )
+        return CREATED
+
+    @staticmethod
+    def _delete_exchange(request: Request, vhost: VirtualHost, exchange: Exchange) -> None:
+        if exchange.predeclared:
+            raise bad_request(f"deletion of system exchange '{exchange.name}' in vhost '{vhost.name}' not allowed")
+        if request.query.get("if-unused") == "true" and exchange.in_use:
+            raise bad_request(f"exchange '{exchange.name}' in vhost '{vhost.name}' in use")
+        vhost.delete_exchange(exchange)
+
+    def _ends(self, vhost: str, source: str, kind: str, destination: str) -> tuple[Exchange, Queue | Exchange]:
+        ends: Queue | Exchange = self.queue(vhost, destination) if kind == "q" else self.exchange(vhost, destination)
+        exchange = self.exchange(vhost, source)
+        if not exchange.name or not ends.name:
+            raise bad_request("operation not permitted on the default exchange")
+        return exchange, ends
+
+    def _bind(self, vhost: str, source: str, kind: str, destination: str, body: views.Json) -> Answer:
+        exchange, end = self._ends(vhost, source, kind, destination)
+        arguments = _arguments(body.get("arguments", {}))
+        if exchange.kind == "headers":
+            check_headers_binding(arguments)
+        self.vhost(vhost).bind(exchange, end, str(body.get("routing_key", "")), arguments)
+        return CREATED
+
+    def _unbind(self, vhost: str, source: str, kind: str, destination: str, properties_key: str) -> None:
+        exchange, end = self._ends(vhost, source, kind, destination)
+        for binding in list(exchange.bindings):
+            if binding.destination is end and binding.properties_key == properties_key:
+                self.vhost(vhost).unbind(exchange, end, binding.routing_key, binding.arguments)
+                return
+        raise not_found()
+
+    def _close_connection(self, name: str, reason: str) -> None:
+        found = [connection for connection in self.broker.connections if connection.name == name]
+        if not found:
+            raise not_found()
+        for connection in found:
+            connection.force_close(reason)

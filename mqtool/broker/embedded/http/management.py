@@ -1,0 +1,261 @@
+"""The management HTTP API: the part of RabbitMQ's that tools need to list, wait and set up."""
+
+import re
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from typing import Any
+
+from mqtool.broker.embedded.broker import Broker
+from mqtool.broker.embedded.errors import AmqpException
+from mqtool.broker.embedded.http import access, views
+from mqtool.broker.embedded.http.changes import Changes
+from mqtool.broker.embedded.http.directory import Directory, bad_request, missing, not_found
+from mqtool.broker.embedded.http.rates import Rates
+from mqtool.broker.embedded.http.server import Answer, HttpError, Request
+from mqtool.broker.embedded.users import User
+from mqtool.broker.embedded.virtual_host import VirtualHost
+from mqtool.broker.embedded.wire.channel import Channel
+from mqtool.broker.embedded.wire.connection import Connection
+
+
+class Management(Directory):
+    """Answers requests about a broker."""
+
+    def __init__(self, broker: Broker) -> None:
+        super().__init__(broker)
+        self._changes = Changes(broker)
+        self._rates = Rates(broker)
+        self._lists: dict[str, Callable[[User, str | None], Iterable[views.Json]]] = {
+            "queues": self._queues,
+            "exchanges": self._exchanges,
+            "bindings": self._bindings,
+            "consumers": self._consumers,
+            "connections": self._connections,
+            "channels": self._channels,
+        }
+
+    def answer(self, request: Request) -> Answer:
+        """Answer a request.
+
+        Raises:
+            HttpError: 400, 401, 404 or 405.
+        """
+        user = self._login(request)
+        match request.method, request.path:
+            case _, [] | ["api"]:
+                return Answer(HTTPStatus.OK, {"management": "embedded"})
+            case "GET" | "HEAD", ["api", *path]:
+                access.check_read(user, path)
+                return self._shown(request, self._get(user, path))
+            case "PUT" | "POST" | "DELETE", ["api", *path]:
+                access.check_change(user, path)
+                try:
+                    return self._changes.change(user, request, path)
+                except AmqpException as error:
+                    raise bad_request(error.text.partition(" - ")[2]) from error
+            case _, ["api", *_]:
+                raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", "Method Not Allowed")
+        raise not_found()
+
+    def _login(self, request: Request) -> User:
+        credentials = request.credentials
+        return access.check_login(self.broker.authenticate(*credentials, from_loopback=True) if credentials else None)
+
+    # -- reading
+
+    def _get(self, user: User, path: list[str]) -> Any:  # noqa: C901 - one case per path
+        broker = self.broker
+        match path:
+            case ["overview"]:
+                return views.overview(broker, user, self._rates)
+            case ["whoami"]:
+                return {"name": user.name, "tags": user.tags}
+            case ["cluster-name"]:
+                return {"name": views.NODE}
+            case ["nodes"]:
+                return [views.node(broker)]
+            case ["nodes", views.NODE]:
+                return views.node(broker)
+            case ["healthchecks", "node", *_] | ["aliveness-test", _]:
+                return {"status": "ok"}
+            case ["health", "checks", *check]:
+                return self._health(check)
+            case ["vhosts"]:
+                return [views.vhost(vhost) for vhost in self._visible(user, None)]
+            case ["vhosts", name]:
+                return views.vhost(self.vhost(name))
+            case ["vhosts", name, "permissions"]:
+                return [view for view in self._permissions() if view["vhost"] == self.vhost(name).name]
+            case ["users"]:
+                return [views.user(each) for each in broker.users.values()]
+            case ["users", name]:
+                return views.user(self.user(name))
+            case ["users", name, "permissions"]:
+                return views.permissions(self.user(name))
+            case ["permissions"]:
+                return self._permissions()
+            case ["permissions", vhost, name]:
+                found = [view for view in views.permissions(self.user(name)) if view["vhost"] == vhost]
+                return found[0] if found else missing()
+            case ["policies" | "parameters" | "operator-policies" | "global-parameters", *_]:
+                return []
+        return self._get_listed(user, path)
+
+    def _get_listed(self, user: User, path: list[str]) -> Any:  # noqa: C901 - one case per path
+        match path:
+            case [kind] if kind in self._lists:
+                return list(self._lists[kind](user, None))
+            case ["vhosts", vhost, "connections" | "channels" as kind]:
+                return list(self._lists[kind](user, self.vhost(vhost).name))
+            case ["connections", name]:
+                found = [view for view in self._connections(user, None) if view["name"] == name]
+                return found[0] if found else missing()
+            case ["channels", name]:
+                return self._channel(user, name)
+            case [kind, vhost] if kind in self._lists:
+                return list(self._lists[kind](user, self.vhost(vhost).name))
+            case ["queues", vhost, name]:
+                queue = self.queue(vhost, name)
+                consumers = [view for view in self._consumers(user, vhost) if view["queue"]["name"] == name]
+                return {**views.queue(queue, self._rates), "consumer_details": consumers}
+            case ["exchanges", vhost, name]:
+                exchange = self.exchange(vhost, name)
+                view = views.exchange(self.vhost(vhost), exchange, self._rates)
+                return {**view, "incoming": views.incoming(self._channels_of(user, vhost), exchange.name)}
+            case ["queues", vhost, name, "bindings"]:
+                return self._bindings_where(vhost, destination=name, destination_type="queue")
+            case ["exchanges", vhost, name, "bindings", "source"]:
+                return self._bindings_where(vhost, source=name)
+            case ["exchanges", vhost, name, "bindings", "destination"]:
+                return self._bindings_where(vhost, destination=name, destination_type="exchange")
+            case ["bindings", vhost, "e", source, "q" | "e" as kind, destination]:
+                to = "queue" if kind == "q" else "exchange"
+                source = "" if source == "amq.default" else source
+                return self._bindings_where(vhost, source=source, destination=destination, destination_type=to)
+        raise not_found()
+
+    def _health(self, check: list[str]) -> Any:
+        if check[0] in ("alarms", "local-alarms") and self.broker.alarm:
+            raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, "alarm", "There are alarms in effect in the cluster")
+        return {"status": "ok"}
+
+    def _shown(self, request: Request, value: Any) -> Answer:
+        """Filtered by name, cut to columns and to a page, as the query asks."""
+        query = request.query
+        if not isinstance(value, list):
+            return Answer(HTTPStatus.OK, value)
+        columns = query["columns"].split(",") if "columns" in query else []
+        if "page" not in query:
+            return Answer(HTTPStatus.OK, [_columns(item, columns) for item in value])
+        total = len(value)
+        if query.get("name"):
+            value = [item for item in value if _named(item, query["name"], regex=query.get("use_regex") == "true")]
+        try:
+            page, size = int(query["page"]), int(query.get("page_size", 100))
+        except ValueError as error:
+            raise bad_request("page and page_size must be integers") from error
+        value.sort(key=lambda item: (item.get("vhost", ""), item.get("name", "")))  # as RabbitMQ has it in pages
+        if "sort" in query:
+            value.sort(key=lambda item: _rank(item, query["sort"]), reverse=query.get("sort_reverse") == "true")
+        pages = max(-(-len(value) // size), 1) if size > 0 else 0
+        if not 1 <= page <= pages:
+            raise bad_request(f"page out of range: page {page} of {pages}")
+        items = [_columns(item, columns) for item in value[(page - 1) * size : page * size]]
+        return Answer(
+            HTTPStatus.OK,
+            {
+                "items": items,
+                "item_count": len(items),
+                "filtered_count": len(value),
+                "total_count": total,
+                "page": page,
+                "page_size": size,
+                "page_count": pages,
+            },
+        )
+
+    def _visible(self, user: User, vhost: str | None) -> Iterable[VirtualHost]:
+        """The virtual hosts that a user may look into; all of them, or the one of this name."""
+        for each in self.broker.vhosts.values():
+            if vhost in (None, each.name) and (
+                each.name in user.permissions or access.SEES_ALL.intersection(user.tags)
+            ):
+                yield each
+
+    def _queues(self, user: User, vhost: str | None) -> Iterable[views.Json]:
+        visible = self._visible(user, vhost)
+        return [views.queue(queue, self._rates) for each in visible for queue in each.queues.values()]
+
+    def _exchanges(self, user: User, vhost: str | None) -> Iterable[views.Json]:
+        visible = self._visible(user, vhost)
+        return [views.exchange(each, one, self._rates) for each in visible for one in each.exchanges.values()]
+
+    def _bindings(self, user: User, vhost: str | None) -> Iterable[views.Json]:
+        return [view for each in self._visible(user, vhost) for view in views.bindings(each)]
+
+    def _connections(self, user: User, vhost: str | None) -> Iterable[views.Json]:
+        return [views.connection(each) for each in self._opened(user, vhost)]
+
+    def _channels(self, user: User, vhost: str | None) -> Iterable[views.Json]:
+        return [views.channel(each, self._rates) for each in self._channels_of(user, vhost)]
+
+    def _channels_of(self, user: User, vhost: str | None) -> Iterable[Channel]:
+        return [each for connection in self._opened(user, vhost) for each in connection.channels.values()]
+
+    def _channel(self, user: User, name: str) -> views.Json:
+        for each in self._channels_of(user, None):
+            view = views.channel(each, self._rates)
+            if view["name"] == name:
+                mine = [one for one in self._consumers(user, None) if one["channel_details"]["name"] == name]
+                return {**view, "publishes": views.publishes(each), "deliveries": [], "consumer_details": mine}
+        return missing()  # type: ignore[no-any-return]
+
+    def _opened(self, user: User, vhost: str | None) -> Iterable[Connection]:
+        """The connections that a user may see: who may not see all sees their own."""
+        for each in self.broker.opened():
+            mine = each.user.name == user.name or access.SEES_ALL.intersection(user.tags)
+            if mine and vhost in (None, each.vhost.name):
+                yield each
+
+    def _consumers(self, user: User, vhost: str | None) -> Iterable[views.Json]:
+        seen = {each.name for each in self._visible(user, vhost)}
+        channels = [channel for connection in self.broker.opened() for channel in connection.channels.values()]
+        subscriptions = [one for channel in channels for one in channel.subscriptions.values()]
+        return [views.consumer(one) for one in subscriptions if one.queue.vhost in seen]
+
+    def _permissions(self) -> list[views.Json]:
+        return [view for user in self.broker.users.values() for view in views.permissions(user)]
+
+    def _bindings_where(self, vhost: str, **wanted: str) -> list[views.Json]:
+        found = views.bindings(self.vhost(vhost))
+        return [view for view in found if all(view[name] == value for name, value in wanted.items())]
+
+
+def _columns(item: views.Json, columns: list[str]) -> views.Json:
+    """The columns asked for; `message_stats.publish` is one inside another. None asked for: all."""
+    if not columns:
+        return item
+    cut: views.Json = {}
+    for column in columns:
+        names = column.split(".")
+        value: Any = item
+        for name in names:
+            value = value.get(name) if isinstance(value, dict) else None
+        into = cut
+        for name in names[:-1]:
+            into = into.setdefault(name, {})
+        if value is not None:
+            into[names[-1]] = value
+    return cut
+
+
+def _rank(item: views.Json, path: str) -> tuple[int, Any]:
+    value: Any = item
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return (0, 0) if value is None else (1, value) if isinstance(value, int | float) else (2, str(value))
+
+
+def _named(item: views.Json, wanted: str, *, regex: bool) -> bool:
+    name = str(item.get("name", ""))
+    return re.search(wanted, name) is not None if regex else wanted.lower() in name.lower()

@@ -1,0 +1,315 @@
+"""The broker's parts as the management API shows them: RabbitMQ's field names, plain JSON values."""
+
+import base64
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from mqtool.broker.embedded.broker import RABBITMQ_VERSION, Broker
+from mqtool.broker.embedded.exchange import TYPES, Binding, Exchange
+from mqtool.broker.embedded.http.rates import Rates
+from mqtool.broker.embedded.queue import Queue
+from mqtool.broker.embedded.users import User
+from mqtool.broker.embedded.virtual_host import VirtualHost
+from mqtool.broker.embedded.wire.channel import Channel
+from mqtool.broker.embedded.wire.connection import Connection
+from mqtool.broker.embedded.wire.subscription import Subscription
+from mqtool.routing.field_table import Table, Value
+
+Json = dict[str, Any]
+
+NODE = "embedded@localhost"
+_BUILT_IN = {
+    "rabbitmq_delayed_message_exchange": "Delayed message exchange, built in",
+    "rabbitmq_management": "Management API without its page, built in",
+}
+
+
+def plain(value: Value) -> Any:
+    """A field value as JSON has it."""
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
+    # A Decimal is a tuple, and reads best as the number that it is.
+    if isinstance(value, tuple):
+        return value.value / 10**value.scale
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return value.decode("latin-1") if isinstance(value, bytes) else value
+
+
+def _table(table: Table) -> Json:
+    return {name: plain(value) for name, value in table.items()}
+
+
+def queue(queue: Queue, rates: Rates) -> Json:
+    """One of /api/queues."""
+    ready, unacked = len(queue), queue.unacked
+    owner = queue.owner
+    consumers = list(queue.consumers)
+    return {
+        "name": queue.name,
+        "vhost": queue.vhost,
+        "type": queue.kind,
+        "durable": queue.durable,
+        "auto_delete": queue.auto_delete,
+        "exclusive": owner is not None,
+        "owner_pid_details": {"name": owner.name} if isinstance(owner, Connection) else {},
+        "arguments": _table(queue.arguments),
+        "state": "running",
+        "node": NODE,
+        "policy": None,
+        "effective_policy_definition": {},
+        "consumers": len(consumers),
+        "consumer_capacity": 1.0 if consumers else 0,
+        "consumer_utilisation": 1.0 if consumers else 0,
+        "exclusive_consumer_tag": next((consumer.tag for consumer in consumers if consumer.exclusive), None),
+        "single_active_consumer_tag": queue.consumers.active.tag if queue.consumers.active else None,
+        "messages": ready + unacked,
+        "messages_ready": ready,
+        "messages_unacknowledged": unacked,
+        "message_bytes": queue.ready_bytes + queue.unacked_bytes,
+        "message_bytes_ready": queue.ready_bytes,
+        "message_bytes_unacknowledged": queue.unacked_bytes,
+        "message_stats": rates.of(queue),
+    }
+
+
+def exchange(vhost: VirtualHost, exchange: Exchange, rates: Rates) -> Json:
+    """One of /api/exchanges."""
+    view: Json = {
+        "name": exchange.name,
+        "vhost": vhost.name,
+        "type": exchange.kind,
+        "durable": exchange.durable,
+        "auto_delete": exchange.auto_delete,
+        "internal": exchange.internal,
+        "arguments": _table(exchange.arguments),
+        "policy": None,
+        "user_who_performed_action": "rmq-internal" if exchange.predeclared else "",
+        "message_stats": rates.of(exchange),
+    }
+    if exchange.delayed:
+        view["messages_delayed"] = vhost.held(exchange)
+    return view
+
+
+def binding(vhost: str, binding: Binding) -> Json:
+    """One of /api/bindings."""
+    return {
+        "source": binding.source.name,
+        "vhost": vhost,
+        "destination": binding.destination.name,
+        "destination_type": "queue" if isinstance(binding.destination, Queue) else "exchange",
+        "routing_key": binding.routing_key,
+        "arguments": _table(binding.arguments),
+        "properties_key": binding.properties_key,
+    }
+
+
+def bindings(vhost: VirtualHost) -> list[Json]:
+    """All bindings of a virtual host, with those that every queue has to the default exchange."""
+    default = vhost.exchanges[""]
+    implied = [Binding(default, queue, queue.name, {}) for queue in vhost.queues.values()]
+    return [binding(vhost.name, each) for each in [*implied, *vhost.bindings()]]
+
+
+def _channel_details(channel: Channel) -> Json:
+    connection = channel.connection
+    return {
+        "name": f"{connection.name} ({channel.number})",
+        "number": channel.number,
+        "connection_name": connection.name,
+        "peer_host": connection.peer[0],
+        "peer_port": connection.peer[1],
+        "node": NODE,
+        "user": connection.user.name,
+    }
+
+
+def consumer(subscription: Subscription) -> Json:
+    """One of /api/consumers."""
+    queue = subscription.queue
+    active = queue.consumers.is_active(subscription)
+    return {
+        "consumer_tag": subscription.tag,
+        "queue": {"name": queue.name, "vhost": queue.vhost},
+        "channel_details": _channel_details(subscription.channel),
+        "ack_required": not subscription.no_ack,
+        "exclusive": subscription.exclusive,
+        "prefetch_count": subscription.prefetch,
+        "active": active,
+        "activity_status": "single_active" if queue.consumers.active is subscription else "up" if active else "waiting",
+        "arguments": _table(subscription.arguments),
+    }
+
+
+def connection(connection: Connection) -> Json:
+    """One of /api/connections."""
+    return {
+        "name": connection.name,
+        "user": connection.user.name,
+        "vhost": connection.vhost.name,
+        "state": "blocked" if connection.blocked else "running",
+        "protocol": "AMQP 0-9-1",
+        "type": "network",
+        "node": NODE,
+        "ssl": False,
+        "host": connection.local[0],
+        "port": connection.local[1],
+        "peer_host": connection.peer[0],
+        "peer_port": connection.peer[1],
+        "channels": len(connection.channels),
+        "channel_max": connection.channel_max,
+        "frame_max": connection.frame_max,
+        "timeout": connection.heartbeat,
+        "connected_at": int(connection.connected_at * 1000),
+        "client_properties": _table(connection.client_properties),
+        "recv_oct": connection.received_bytes,
+        "send_oct": connection.sent_bytes,
+    }
+
+
+def channel(channel: Channel, rates: Rates) -> Json:
+    """One of /api/channels."""
+    details = _channel_details(channel)
+    transaction = channel.transaction
+    return {
+        "name": details["name"],
+        "number": channel.number,
+        "connection_details": {
+            "name": details["connection_name"],
+            "peer_host": details["peer_host"],
+            "peer_port": details["peer_port"],
+        },
+        "node": NODE,
+        "user": details["user"],
+        "vhost": channel.vhost.name,
+        "state": "running",
+        "confirm": channel.confirming,
+        "transactional": transaction is not None,
+        "consumer_count": len(channel.subscriptions),
+        "prefetch_count": channel.prefetch,
+        "global_prefetch_count": channel.global_prefetch,
+        "messages_unacknowledged": len(channel.unacked),
+        "messages_unconfirmed": len(channel.confirms),
+        "messages_uncommitted": len(transaction.publishes) if transaction else 0,
+        "acks_uncommitted": len(transaction.acks) if transaction else 0,
+        "message_stats": rates.of(channel),
+    }
+
+
+def publishes(channel: Channel) -> list[Json]:
+    """To which exchanges a channel has published: what RabbitMQ tells where its rates are detailed."""
+    return [
+        {"exchange": {"name": name, "vhost": channel.vhost.name}, "stats": {"publish": count}}
+        for name, count in channel.published.items()
+    ]
+
+
+def incoming(channels: Iterable[Channel], exchange: str) -> list[Json]:
+    """Which channels have published to an exchange."""
+    return [
+        {"channel_details": _channel_details(each), "stats": {"publish": each.published[exchange]}}
+        for each in channels
+        if exchange in each.published
+    ]
+
+
+def vhost(vhost: VirtualHost) -> Json:
+    """One of /api/vhosts."""
+    ready = sum(len(queue) for queue in vhost.queues.values())
+    unacked = sum(queue.unacked for queue in vhost.queues.values())
+    return {
+        "name": vhost.name,
+        "description": vhost.description,
+        "tags": [],
+        "metadata": {"description": vhost.description, "tags": []},
+        "tracing": False,
+        "cluster_state": {NODE: "running"},
+        "messages": ready + unacked,
+        "messages_ready": ready,
+        "messages_unacknowledged": unacked,
+    }
+
+
+def user(user: User) -> Json:
+    """One of /api/users."""
+    return {
+        "name": user.name,
+        "password_hash": base64.b64encode(user.password_hash or b"").decode(),
+        "hashing_algorithm": user.algorithm,
+        "tags": list(user.tags),
+        "limits": {},
+    }
+
+
+def permissions(user: User) -> list[Json]:
+    """A user's part of /api/permissions."""
+    return [
+        {"user": user.name, "vhost": name, "configure": rights.configure, "write": rights.write, "read": rights.read}
+        for name, rights in user.permissions.items()
+    ]
+
+
+def node(broker: Broker) -> Json:
+    """The one of /api/nodes."""
+    return {
+        "name": NODE,
+        "type": "disc",
+        "running": True,
+        "mem_used": broker.ledger.held_bytes,
+        "mem_limit": broker.memory_limit,
+        "mem_alarm": broker.alarm,
+        "disk_free_alarm": False,
+        "uptime": int((time.time() - broker.started_at) * 1000),
+        "enabled_plugins": list(_BUILT_IN),
+        "applications": [
+            {"name": name, "version": RABBITMQ_VERSION, "description": description}
+            for name, description in _BUILT_IN.items()
+        ],
+        "exchange_types": _exchange_types(),
+    }
+
+
+def _exchange_types() -> list[Json]:
+    return [{"name": kind, "description": f"AMQP {kind} exchange", "enabled": True} for kind in TYPES]
+
+
+def overview(broker: Broker, user: User, rates: Rates) -> Json:
+    """/api/overview."""
+    queues = [queue for vhost in broker.vhosts.values() for queue in vhost.queues.values()]
+    ready, unacked = sum(map(len, queues)), sum(queue.unacked for queue in queues)
+    connections = list(broker.connections)
+    return {
+        "management_version": RABBITMQ_VERSION,
+        "rabbitmq_version": RABBITMQ_VERSION,
+        "product_name": "RabbitMQ",
+        "product_version": RABBITMQ_VERSION,
+        "cluster_name": NODE,
+        "node": NODE,
+        "erlang_version": "",
+        "rates_mode": "basic",
+        "exchange_types": _exchange_types(),
+        "listeners": [
+            {"node": NODE, "protocol": protocol, "ip_address": host, "port": port, "socket_opts": {}}
+            for protocol, (host, port) in broker.listeners.items()
+        ],
+        "contexts": [],
+        "object_totals": {
+            "channels": sum(len(connection.channels) for connection in connections),
+            "connections": len(connections),
+            "consumers": sum(len(queue.consumers) for queue in queues),
+            "exchanges": sum(len(vhost.exchanges) for vhost in broker.vhosts.values()),
+            "queues": len(queues),
+        },
+        "queue_totals": {
+            "messages": ready + unacked,
+            "messages_ready": ready,
+            "messages_unacknowledged": unacked,
+        },
+        "message_stats": {
+            **rates.total(queues),
+            "drop_unroutable": broker.dropped_unroutable,
+        },
+        "user": user.name,
+    }

@@ -1,0 +1,1 @@
+"""From bytes to methods and back: frames, connections, channels."""

@@ -1,0 +1,120 @@
+"""The methods of the exchange class (section 1.6 of the 0-9-1 reference, with RabbitMQ's bind and unbind)."""
+
+from typing import TYPE_CHECKING
+
+from pamqp.commands import Exchange as ExchangeClass
+
+from mqtool.broker.embedded.arguments import (
+    check_equivalent_exchange,
+    check_exchange,
+    check_exchange_type,
+    check_headers_binding,
+)
+from mqtool.broker.embedded.errors import access_refused, precondition_failed
+from mqtool.broker.embedded.exchange import Exchange
+from mqtool.broker.embedded.wire.methods import table
+from mqtool.broker.embedded.wire.queue_class import without_line_ends
+
+if TYPE_CHECKING:
+    from mqtool.broker.embedded.wire.channel import Channel
+
+
+def _not_default(name: str) -> None:
+    if not name:
+        raise access_refused("operation not permitted on the default exchange")
+
+
+def declare(channel: "Channel", method: ExchangeClass.Declare) -> None:
+    """Make an exchange, or see that there is one."""
+    name = without_line_ends(method.exchange)
+    if method.passive:
+        _not_default(name)
+        channel.exchange(name)
+    else:
+        _declare(channel, method, name)
+    if not method.nowait:
+        channel.send(ExchangeClass.DeclareOk)
+
+
+def _declare(channel: "Channel", method: ExchangeClass.Declare, name: str) -> None:
+    vhost, kind, arguments = channel.vhost, method.exchange_type, table(method.arguments)
+    check_exchange_type(kind)
+    _not_default(name)
+    channel.check_permission("configure", "exchange", name)
+    exchange = vhost.exchanges.get(name)
+    if exchange is None:
+        if name.startswith("amq."):
+            raise access_refused(f"exchange name '{name}' contains reserved prefix 'amq.*'")
+        check_exchange(name, vhost.name, kind, arguments)
+        alternate = arguments.get("alternate-exchange")
+        if isinstance(alternate, str):
+            channel.check_permission("read", "exchange", name)
+            channel.check_permission("write", "exchange", alternate)
+        vhost.add_exchange(
+            Exchange(
+                name,
+                kind,
+                durable=method.durable,
+                auto_delete=method.auto_delete,
+                internal=method.internal,
+                arguments=arguments,
+            )
+        )
+        return
+    check_equivalent_exchange(
+        exchange,
+        vhost.name,
+        kind,
+        arguments,
+        durable=method.durable,
+        auto_delete=method.auto_delete,
+        internal=method.internal,
+    )
+
+
+def delete(channel: "Channel", method: ExchangeClass.Delete) -> None:
+    """Delete an exchange; there being none is fine."""
+    name = without_line_ends(method.exchange)
+    _not_default(name)
+    channel.check_permission("configure", "exchange", name)
+    exchange = channel.vhost.exchanges.get(name)
+    if exchange is not None:
+        if exchange.predeclared:
+            raise access_refused(f"deletion of system exchange '{name}' in vhost '{channel.vhost.name}' not allowed")
+        if method.if_unused and exchange.in_use:
+            raise precondition_failed(f"exchange '{name}' in vhost '{channel.vhost.name}' in use")
+        channel.vhost.delete_exchange(exchange)
+    if not method.nowait:
+        channel.send(ExchangeClass.DeleteOk)
+
+
+def _check_binding(channel: "Channel", destination: str, source: str) -> None:
+    _not_default(destination)
+    _not_default(source)
+    channel.check_permission("write", "exchange", destination)
+    channel.check_permission("read", "exchange", source)
+
+
+def bind(channel: "Channel", method: ExchangeClass.Bind) -> None:
+    """Bind an exchange to another one."""
+    destination_name, source_name = without_line_ends(method.destination), without_line_ends(method.source)
+    _check_binding(channel, destination_name, source_name)
+    source, destination = channel.exchange(source_name), channel.exchange(destination_name)
+    arguments = table(method.arguments)
+    if source.kind == "headers":
+        check_headers_binding(arguments)
+    channel.vhost.bind(source, destination, method.routing_key, arguments)
+    if not method.nowait:
+        channel.send(ExchangeClass.BindOk)
+
+
+def unbind(channel: "Channel", method: ExchangeClass.Unbind) -> None:
+    """Unbind an exchange from another one; there being nothing to unbind is fine."""
+    destination_name, source_name = without_line_ends(method.destination), without_line_ends(method.source)
+    _check_binding(channel, destination_name, source_name)
+    source = channel.vhost.exchanges.get(source_name)
+    destination = channel.vhost.exchanges.get(destination_name)
+    if source is not None and destination is not None:
+        channel.vhost.unbind(source, destination, method.routing_key, table(method.arguments))
+    if not method.nowait:
+        channel.send(ExchangeClass.UnbindOk)

@@ -1,0 +1,163 @@
+"""How a connection begins: start, secure, tune and open (section 1.4 of the 0-9-1 reference)."""
+
+import platform
+from typing import TYPE_CHECKING
+
+from pamqp.base import Frame
+from pamqp.commands import Connection as ConnectionClass
+
+from mqtool import __version__
+from mqtool.broker.embedded.broker import RABBITMQ_VERSION
+from mqtool.broker.embedded.errors import (
+    ACCESS_REFUSED,
+    COMMAND_INVALID,
+    NOT_ALLOWED,
+    SYNTAX_ERROR,
+    ConnectionException,
+)
+from mqtool.broker.embedded.wire.methods import table
+from mqtool.broker.embedded.wire.stream import FRAME_MAX
+from mqtool.routing.field_table import Table, decode_table
+
+if TYPE_CHECKING:
+    from mqtool.broker.embedded.wire.connection import Connection
+
+CHANNEL_MAX = 2047
+FRAME_MIN = 4096
+HEARTBEAT = 60
+"""What the broker proposes, and the smallest frame it agrees to: channels, bytes, seconds."""
+
+
+def server_properties() -> Table:
+    """What the broker says about itself. Clients choose by product and version, so these are those it behaves like."""
+    return {
+        "capabilities": {
+            "publisher_confirms": True,
+            "exchange_exchange_bindings": True,
+            "basic.nack": True,
+            "consumer_cancel_notify": True,
+            "connection.blocked": True,
+            "consumer_priorities": True,
+            "authentication_failure_close": True,
+            "per_consumer_qos": True,
+            "direct_reply_to": True,
+        },
+        "cluster_name": "embedded@localhost",
+        "copyright": "The mqtool founders",
+        "information": f"mqtool {__version__} embedded broker: for learning, demonstrations and tests",
+        "platform": f"Python {platform.python_version()}",
+        "product": "RabbitMQ",
+        "version": RABBITMQ_VERSION,
+    }
+
+
+def send_start(connection: "Connection") -> None:
+    """Say who we are and how one can log in."""
+    connection.send(
+        ConnectionClass.Start,
+        version_major=0,
+        version_minor=9,
+        server_properties=server_properties(),
+        mechanisms="PLAIN AMQPLAIN",
+        locales="en_US",
+    )
+
+
+def receive(connection: "Connection", method: Frame) -> None:
+    """Take the next method of a handshake.
+
+    Raises:
+        ConnectionException: the client may not come in, or says something out of turn.
+    """
+    match connection.state, method:
+        case "start", ConnectionClass.StartOk():
+            _start_ok(connection, method)
+        case "tune", ConnectionClass.TuneOk():
+            _tune_ok(connection, method)
+        case "opening", ConnectionClass.Open():
+            _open(connection, method)
+        case _:
+            raise ConnectionException(COMMAND_INVALID, f"unexpected method in connection state {connection.state}")
+
+
+def _start_ok(connection: "Connection", method: ConnectionClass.StartOk) -> None:
+    connection.client_properties = table(method.client_properties)
+    mechanism = method.mechanism
+    if mechanism not in ("PLAIN", "AMQPLAIN"):
+        raise ConnectionException(COMMAND_INVALID, f"unknown authentication mechanism '{mechanism}'")
+    response = method.response.encode(errors="surrogateescape")
+    name, password = _plain(response) if mechanism == "PLAIN" else _amqplain(response)
+    user = connection.broker.authenticate(name, password, from_loopback=connection.from_loopback)
+    if user is None:
+        _refuse(connection, mechanism)
+        return
+    connection.user = user
+    connection.state = "tune"
+    connection.send(ConnectionClass.Tune, channel_max=CHANNEL_MAX, frame_max=FRAME_MAX, heartbeat=HEARTBEAT)
+
+
+def _refuse(connection: "Connection", mechanism: str) -> None:
+    """Only a client that says it understands is told why; others find the socket closed."""
+    if connection.capability("authentication_failure_close"):
+        raise ConnectionException(
+            ACCESS_REFUSED,
+            f"Login was refused using authentication mechanism {mechanism}. For details see the broker logfile.",
+        )
+    connection.hang_up()
+
+
+def _plain(response: bytes) -> tuple[str, str]:
+    """User and password from RFC 4616's form; an authorization identity in front is allowed and ignored."""
+    parts = response.split(b"\0")
+    if len(parts) != 3:
+        raise ConnectionException(SYNTAX_ERROR, "response to PLAIN is not two strings behind zero octets")
+    return _text(parts[1]), _text(parts[2])
+
+
+def _amqplain(response: bytes) -> tuple[str, str]:
+    """User and password from a field table without its length."""
+    try:
+        table = decode_table(len(response).to_bytes(4) + response)[0]
+    except ValueError as error:
+        raise ConnectionException(SYNTAX_ERROR, f"response to AMQPLAIN is not a field table: {error}") from error
+    login, password = table.get("LOGIN"), table.get("PASSWORD")
+    if not isinstance(login, str) or not isinstance(password, str):
+        raise ConnectionException(SYNTAX_ERROR, "AMQPLAIN auth info is missing LOGIN or PASSWORD field")
+    return login, password
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="surrogateescape")
+
+
+def _tune_ok(connection: "Connection", method: ConnectionClass.TuneOk) -> None:
+    frame_max = method.frame_max
+    _check_limit("channel_max", method.channel_max, CHANNEL_MAX, 1)
+    _check_limit("frame_max", frame_max, FRAME_MAX, FRAME_MIN)
+    connection.frame_max = frame_max
+    connection.channel_max = method.channel_max
+    connection.state = "opening"
+    connection.start_heartbeats(method.heartbeat)
+
+
+def _check_limit(name: str, wanted: int, highest: int, lowest: int) -> None:
+    shown = str(wanted) if wanted else "no limit (0)"
+    if wanted > highest or not wanted:
+        text = f"negotiated {name} = {shown} is higher than the maximum allowed value ({highest})"
+    elif wanted < lowest:
+        text = f"negotiated {name} = {shown} is lower than the minimum allowed value ({lowest})"
+    else:
+        return
+    raise ConnectionException(NOT_ALLOWED, text)
+
+
+def _open(connection: "Connection", method: ConnectionClass.Open) -> None:
+    name = method.virtual_host
+    vhost = connection.broker.vhosts.get(name)
+    if vhost is None:
+        raise ConnectionException(NOT_ALLOWED, f"vhost {name} not found")
+    if name not in connection.user.permissions:
+        raise ConnectionException(NOT_ALLOWED, f"access to vhost '{name}' refused for user '{connection.user.name}'")
+    connection.vhost = vhost
+    connection.state = "open"
+    connection.send(ConnectionClass.OpenOk)

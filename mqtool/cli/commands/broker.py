@@ -1,0 +1,209 @@
+"""mqtool broker up, down, status, logs, env; mqtool wait."""
+
+import contextlib
+import shlex
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mqtool.amqp import Address, Connection, parse_addresses
+from mqtool.broker import choice, state
+from mqtool.broker.choice import Kind, Starter, starter_of
+from mqtool.broker.starting import wait_until_up, where_log_is
+from mqtool.broker.state import DEFAULT_NAME, Started, Wanted
+from mqtool.broker.waiting import connect_within
+from mqtool.cli import stopping
+from mqtool.cli.display import output
+from mqtool.cli.options import Broker, duration, takes_groups
+from mqtool.errors import Unavailable, UsageError
+
+app = typer.Typer()
+broker = typer.Typer(no_args_is_help=True, help="Start a broker for yourself, and stop it again.")
+app.add_typer(broker, name="broker")
+
+_LOG_PAUSE = 0.2
+
+Name = Annotated[str, typer.Option(help="Which one, if you have several.")]
+
+
+@broker.command(epilog="mqtool broker up  ·  mqtool broker up --kind embedded --port 5673 --name second")
+@takes_groups
+def up(
+    options: Broker,
+    kind: Annotated[Kind, typer.Option(help="What to start; auto takes what is there.")] = Kind.AUTO,
+    name: Name = DEFAULT_NAME,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="The AMQP port.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Keep the messages here (not in Docker).")] = None,
+    in_memory: Annotated[bool, typer.Option("--in-memory", help="Keep nothing (embedded broker only).")] = False,
+    cluster: Annotated[bool, typer.Option("--cluster", help="Three nodes that are one cluster.")] = False,
+    image: Annotated[
+        str | None,
+        typer.Option(help="Build upon this image of RabbitMQ, or this version of the official one (Docker)."),
+    ] = None,
+    foreground: Annotated[bool, typer.Option("--foreground", help="Stay, and stop the broker on Ctrl-C.")] = False,
+) -> None:
+    """Make sure that there is a broker: take one that is reachable, or else start one."""
+    if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
+        raise UsageError(f"{name!r} is no name for a broker", "use letters, digits, - and _")
+    if _is_up_again(name):
+        return
+    wanted = Wanted(name, port, data_dir, in_memory, cluster, image)
+    if kind is Kind.AUTO and wanted == Wanted() and not foreground:
+        state.forget(name)  # it is not running any more, so its URL is none to look at
+        if (reachable := _reachable(options)) is not None:
+            output.show(f"using the broker at {reachable}")
+            return
+        if options.url is not None:
+            raise Unavailable(
+                f"no broker answers at {options.addresses()[0]}, which --url, MQTOOL_URL or AMQP_URL names",
+                "unset it to start one here; every command would look for its broker there",
+            )
+    starter = _prepared(kind, wanted)
+    output.status(f"starting {starter.describe} …")
+    with stopping.calling(lambda: None):  # between its start and its being remembered no Ctrl-C may come
+        started = starter.start(wanted)
+    try:
+        if stopping.requested() is not None:
+            raise KeyboardInterrupt
+        started = wait_until_up(started)
+    except BaseException:
+        starter.stop(started)
+        raise
+    _say_up(started, f"{starter.describe} is up")
+    if foreground:
+        _stay(started)
+
+
+def _is_up_again(name: str) -> bool:
+    """Whether the broker of that name runs; of a cluster, the nodes that have ended are started again."""
+    started = state.load(name)
+    if started is None or not (running := starter_of(started).running(started)):
+        return False
+    if running < started.nodes:
+        output.status(f"starting {started.nodes - running} of {started.nodes} nodes again …")
+        started = starter_of(started).revive(started)
+    started = wait_until_up(started)
+    _say_up(started, "already running" if running == started.nodes else "running again")
+    return True
+
+
+def _prepared(kind: Kind, wanted: Wanted) -> Starter:
+    """The starter to take, with all that it needs; where that cannot be had, `auto` goes on with the next."""
+    if wanted.image and kind is Kind.AUTO:
+        kind = Kind.DOCKER
+    *others, last = choice.candidates(kind, cluster=wanted.cluster)
+    for starter in others:
+        try:
+            starter.prepare(wanted, output.status)
+        except Unavailable as why_not:
+            output.notice(f"not {starter.describe}: {why_not}")
+        else:
+            return starter
+    last.prepare(wanted, output.status)
+    return last
+
+
+def _stay(started: Started) -> None:
+    """Hold the terminal until we are told to stop, or the broker ends by itself."""
+    starter = starter_of(started)
+    with stopping.calling(lambda: None):
+        while stopping.requested() is None:
+            if not starter.is_running(started):
+                raise Unavailable("the broker has ended", where_log_is(started))
+            time.sleep(_LOG_PAUSE)
+        output.status("stopping …")
+        starter.stop(started)
+
+
+def _reachable(options: Broker) -> Address | None:
+    with contextlib.suppress(Unavailable):
+        addresses = options.addresses()
+        Connection(addresses).close()
+        return addresses[0]
+    return None
+
+
+def _say_up(started: Started, what: str) -> None:
+    output.show(f"{what} at {','.join(map(str, parse_addresses(started.url)))}")
+    if management := started.details.get("management"):
+        # The embedded broker has the API without the page.
+        output.status(f"management {'API' if started.kind == Kind.EMBEDDED else 'page'}: {management} (guest, guest)")
+
+
+def _known(name: str) -> Started:
+    started = state.load(name)
+    if started is None:
+        raise Unavailable(f"mqtool has started no broker named {name!r}", "start one with 'mqtool broker up'")
+    return started
+
+
+@broker.command(epilog="mqtool broker down  ·  mqtool broker down --name second")
+def down(name: Name = DEFAULT_NAME) -> None:
+    """Stop a broker that `broker up` started; its messages are kept."""
+    started = state.load(name)
+    if started is None:
+        output.status(f"nothing to stop: mqtool has started no broker named {name!r}")
+        return
+    starter_of(started).stop(started)
+    output.status(f"stopped {starter_of(started).describe}")
+
+
+@broker.command(epilog="mqtool broker status")
+def status(name: Name = DEFAULT_NAME) -> None:
+    """Say whether a broker that `broker up` started is running (exit 0) or not (exit 69)."""
+    started = _known(name)
+    starter = starter_of(started)
+    running = starter.running(started)
+    some = f"{running} of {started.nodes} nodes running" if 0 < running < started.nodes else "not running"
+    output.show(f"{starter.describe}: {'running' if running == started.nodes else some}")
+    rows: dict[str, Any] = {"url": ", ".join(map(str, parse_addresses(started.url)))}
+    if started.pid:
+        rows |= {"process": started.pid, "log": f"{started.directory}/log"}
+    for key, value in {**rows, **started.details}.items():
+        if not isinstance(value, list | dict):
+            output.show(f"  {key.replace('_', ' '):<12} {value}")
+    if running < started.nodes:
+        raise Unavailable(f"the broker is {some}", "start it again with 'mqtool broker up'")
+
+
+@broker.command(epilog="mqtool broker logs  ·  mqtool broker logs -f")
+def logs(
+    name: Name = DEFAULT_NAME,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as the log grows.")] = False,
+) -> None:
+    """Print the log of a broker that `broker up` started."""
+    started = _known(name)
+    with stopping.calling(lambda: None):
+        for data in starter_of(started).log(started, follow):
+            output.write(data)
+            if stopping.requested() is not None:
+                return
+            if not data and follow:
+                time.sleep(_LOG_PAUSE)
+
+
+@broker.command(epilog='mqtool broker env  ·  eval "$(mqtool broker env)"')
+def env(name: Name = DEFAULT_NAME) -> None:
+    """Print what tells a shell, and every program with a client, where the broker is."""
+    url = _known(name).url
+    # Several URLs are what mqtool understands; a client in another language takes one.
+    output.show(f"export AMQP_URL={shlex.quote(url.partition(',')[0])}")
+    if "," in url:
+        output.show(f"export MQTOOL_URL={shlex.quote(url)}")
+
+
+@app.command(epilog="mqtool wait --timeout 30s")
+@takes_groups
+def wait(
+    options: Broker,
+    timeout: Annotated[
+        float,
+        typer.Option(parser=duration, metavar="DURATION", show_default="30s", help="Give up (exit 124) after it."),
+    ] = "30s",  # type: ignore[assignment]
+) -> None:
+    """Wait until a connection to the broker can be made."""
+    addresses = options.addresses()
+    connect_within(timeout, options.connect).close()
+    output.status(f"{addresses[0]} is ready")

@@ -1,0 +1,105 @@
+"""mqtool completion: scripts for the shells, which ask mqtool itself what may come next.
+
+typer has such scripts too. Ours differ in that names come from a broker, where others have made them up: nothing of
+what is completed is ever evaluated, each name is quoted as the shell needs it, and one with a colon or a space stays
+whole. They ask as typer's fish script does: one proposal per line, a tab between it and its description.
+"""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from mqtool.cli.display import output
+
+app = typer.Typer()
+
+
+class Shell(StrEnum):
+    """The shells that we have a script for."""
+
+    BASH = "bash"
+    ZSH = "zsh"
+    FISH = "fish"
+
+
+_BASH = r"""
+_mqtool() {
+    local line=${COMP_LINE:0:COMP_POINT} typed before proposal
+    typed=${line##*[[:space:]]}
+    # bash splits words at colons and equals signs as well; it wants to hear only what comes after the last one.
+    before=${typed%"${typed##*[$COMP_WORDBREAKS]}"}
+    case $before in *[:=]) ;; *) before= ;; esac
+    COMPREPLY=()
+    while IFS=$'\t' read -r proposal _; do
+        proposal=${proposal#"$before"}
+        case $typed in
+            [\"\']*) COMPREPLY+=("$proposal") ;;
+            *) COMPREPLY+=("$(printf '%q' "$proposal")") ;;
+        esac
+    done < <(_MQTOOL_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args \
+        _TYPER_COMPLETE_ARGS=$line "$1" 2> /dev/null < /dev/null)
+}
+complete -o default -F _mqtool mqtool
+"""
+
+_ZSH = r"""
+#compdef mqtool
+_mqtool() {
+    local line proposal description
+    local -a proposals descriptions
+    while IFS= read -r line; do
+        proposal=${line%%$'\t'*}
+        description=${line#*$'\t'}
+        proposals+=("$proposal")
+        if [[ $description == "$line" ]]; then
+            descriptions+=("$proposal")
+        else
+            descriptions+=("$proposal  -- $description")
+        fi
+    done < <(_MQTOOL_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args \
+        _TYPER_COMPLETE_ARGS="${(j: :)words[1,CURRENT-1]} $PREFIX" "${words[1]}" 2> /dev/null < /dev/null)
+    if (( $#proposals )); then
+        compadd -l -d descriptions -a proposals
+    else
+        _files
+    fi
+}
+if [[ $funcstack[1] == _mqtool ]]; then  # zsh has loaded it as a file of its fpath, and wants its answer
+    _mqtool
+else
+    compdef _mqtool mqtool
+fi
+"""
+
+_FISH = r"""
+function __mqtool_complete
+    set -l words (commandline -opc)
+    set -l found (env _MQTOOL_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args \
+        _TYPER_COMPLETE_ARGS=(commandline -cp | string collect) $words[1] 2> /dev/null < /dev/null)
+    if test (count $found) -gt 0
+        printf '%s\n' $found
+    else
+        __fish_complete_path (commandline -ct)
+    end
+end
+complete --command mqtool --no-files --arguments '(__mqtool_complete)'
+"""
+
+_SCRIPTS = {Shell.BASH: _BASH, Shell.ZSH: _ZSH, Shell.FISH: _FISH}
+
+
+@app.callback()
+def group() -> None:
+    """One command so far; without this, typer would make it the whole program."""
+
+
+@app.command(
+    epilog='eval "$(mqtool completion bash)"  ·  mqtool completion fish > ~/.config/fish/completions/mqtool.fish'
+)
+def completion(shell: Annotated[Shell, typer.Argument(help="Your shell.")]) -> None:
+    """Print the script that lets your shell complete commands, options, and names of queues and exchanges.
+
+    In ~/.bashrc or ~/.zshrc (there after compinit): eval "$(mqtool completion bash)", or zsh.
+    """
+    output.show(_SCRIPTS[shell].strip())

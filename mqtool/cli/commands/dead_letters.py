@@ -1,0 +1,201 @@
+"""mqtool dlq ls, show, redrive, drop."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Annotated, NamedTuple
+
+import typer
+
+from mqtool import ndjson
+from mqtool.amqp import Channel
+from mqtool.cli import stopping
+from mqtool.cli.display import output
+from mqtool.cli.options import Broker, duration, live_names, takes_groups
+from mqtool.cli.options.asking import Yes, ask
+from mqtool.cli.options.management import ManagementUrl, management_of
+from mqtool.errors import Unavailable
+from mqtool.work import dead_letters
+from mqtool.work.dead_letters import Choice, DeadLetter
+from mqtool.work.retry import dead_letter_queue
+
+app = typer.Typer()
+dlq = typer.Typer(no_args_is_help=True, help="Look at dead letters, bring them back, or drop them.")
+app.add_typer(dlq, name="dlq")
+
+
+@app.callback()
+def group() -> None:
+    """Without this, typer would make the one group the whole program."""
+
+
+#: Letters that `ls` looks at in each queue, to tell their reasons.
+_LOOKED_AT = 1000
+
+QueueArgument = Annotated[
+    str, typer.Argument(help="The work queue; its dead letters lie in QUEUE.dlq.", autocompletion=live_names.queues)
+]
+
+
+class Which(NamedTuple):
+    """Which dead letters."""
+
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="QUEUE",
+            help="They lie in this queue, not in QUEUE.dlq.",
+            autocompletion=live_names.queues,
+        ),
+    ] = None
+    ids: Annotated[list[str] | None, typer.Option("--id", help="The one with this message id. Repeatable.")] = None
+    reason: Annotated[str | None, typer.Option(help="Those that died for this reason, or a part of its name.")] = None
+    error: Annotated[str | None, typer.Option(help="Those with this in their last error.")] = None
+    older: Annotated[
+        float | None,
+        typer.Option(parser=duration, metavar="DURATION", help="Those that failed first at least so long ago."),
+    ] = None
+
+    @property
+    def is_all(self) -> bool:
+        """Whether nothing is left out."""
+        return not self.ids and self.reason is None and self.error is None and self.older is None
+
+    def choice(self) -> Choice:
+        """As a function of a dead letter."""
+        return dead_letters.choice(self.ids or (), self.reason, self.error, self.older)
+
+    def queue(self, work_queue: str) -> str:
+        """Where they lie."""
+        return self.source or dead_letter_queue(work_queue).name
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print NDJSON.")]
+
+
+@dlq.command(epilog="mqtool dlq ls  ·  mqtool dlq ls --json")
+@takes_groups
+def ls(
+    broker: Broker,
+    management: ManagementUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the queues that hold dead letters, with counts and reasons; asks the management API for their names."""
+    address = broker.addresses()[0]
+    api = management_of(broker, management)
+    try:
+        queues = dead_letters.queues_for_letters(api, address.virtual_host)
+    except Unavailable as error:
+        raise Unavailable(
+            str(error), "only it knows all queues: name it with --management, or a queue with 'mqtool dlq show QUEUE'"
+        ) from error
+    found = 0
+    for queue in queues:
+        with _channel(broker) as channel:
+            count = channel.depth_of(queue)
+            seen = islice(dead_letters.letters(channel, queue), _LOOKED_AT)
+            reasons = Counter(letter.death.reason for letter in seen)
+        found += bool(count)
+        if as_json and count:
+            output.show(json.dumps({"queue": queue, "messages": count, "reasons": reasons}))
+        elif count:
+            said = ", ".join(f"{number:,} {reason}" for reason, number in reasons.most_common())
+            output.show(f"{queue}\t{count:,}\t{said}")
+    if not found:
+        output.status("no queue holds dead letters")
+
+
+@contextmanager
+def _channel(broker: Broker) -> Iterator[Channel]:
+    """A channel that does not come back: what was taken from it has gone back by then, and would be taken twice."""
+    with broker._replace(reconnect=False).connect() as connection:
+        yield connection.channel(strict=broker.strict)
+
+
+@dlq.command(epilog="mqtool dlq show jobs  ·  mqtool dlq show jobs --reason exhausted --json")
+@takes_groups
+def show(
+    queue: QueueArgument,
+    which: Which,
+    broker: Broker,
+    limit: Annotated[int | None, typer.Option("--count", "-c", min=1, help="Show so many at most.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at dead letters, from the oldest; all stay where they are."""
+    chosen, shown = which.choice(), 0
+    with _channel(broker) as channel:
+        for letter in dead_letters.letters(channel, which.queue(queue)):
+            if stopping.requested() is not None or shown == limit:
+                break
+            if chosen(letter):
+                shown += 1
+                if as_json:
+                    output.write(ndjson.from_delivery(letter.delivery, datetime.now(UTC)))
+                else:
+                    _show(letter)
+    if not shown:
+        output.status(f"no such dead letter in {which.queue(queue)}")
+
+
+def _show(letter: DeadLetter) -> None:
+    death = letter.death
+    first = f", first on {death.first:%Y-%m-%d %H:%M:%S} UTC" if death.first else ""
+    attempts = f" after {death.attempts} attempt{'s' * (death.attempts > 1)}" if death.attempts else ""
+    lines = [f"{letter.message_id or '(no message id)'}: {death.reason}{attempts}{first}, from {death.queue or '?'}"]
+    lines += [f"  error: {death.error}"] if death.error else []
+    lines += [f"  body:  {letter.delivery.body.decode('utf-8', 'backslashreplace')}"]
+    output.show("\n".join(output.visible(line) if output.is_terminal(1) else line for line in lines))
+
+
+@dlq.command(epilog="mqtool dlq redrive jobs  ·  mqtool dlq redrive jobs --id 5f0c… --to jobs-by-hand")
+@takes_groups
+def redrive(
+    queue: QueueArgument,
+    which: Which,
+    broker: Broker,
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="QUEUE", help="Bring them to this queue.", autocompletion=live_names.queues),
+    ] = None,
+    yes: Yes = False,
+) -> None:
+    """Bring dead letters back to where they came from, as they were before they failed.
+
+    Each is confirmed there before it is removed here. A redrive that is killed loses nothing: run it again.
+    """
+    source, moved = which.queue(queue), 0
+    with _channel(broker) as channel:
+        if which.is_all and output.is_terminal(0):  # nothing is lost by it, so a script need not say --yes
+            ask(yes, f"bring all {channel.depth_of(source):,} messages of {source} back")
+        try:
+            for letter in dead_letters.redrive(channel, source, which.choice(), to):
+                moved += 1
+                if output.verbose:
+                    output.status(f" [x] Redriven {letter.message_id}")
+                if (signal := stopping.requested()) is not None:
+                    raise SystemExit(128 + signal)
+        finally:
+            output.status(f"{moved:,} brought back from {source}")
+
+
+@dlq.command(epilog="mqtool dlq drop jobs --reason rejected  ·  mqtool dlq drop jobs --yes")
+@takes_groups
+def drop(
+    queue: QueueArgument,
+    which: Which,
+    broker: Broker,
+    yes: Yes = False,
+) -> None:
+    """Remove dead letters for good."""
+    source, dropped = which.queue(queue), 0
+    with _channel(broker) as channel:
+        ask(yes, f"drop {'all' if which.is_all else 'the chosen ones of'} {channel.depth_of(source):,} "
+                 f"messages of {source} for good",
+            "say --yes, or choose some with --id, --reason, --error or --older")  # fmt: skip
+        for _ in dead_letters.drop(channel, source, which.choice()):
+            dropped += 1
+    output.status(f"{dropped:,} dropped from {source}")

@@ -1,0 +1,247 @@
+"""mqtool queue declare, delete, purge; exchange declare, delete; bind, unbind."""
+
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from mqtool.amqp import Channel, administration
+from mqtool.cli.display import output
+from mqtool.cli.options import (
+    Broker,
+    ExchangeOptions,
+    QueueOptions,
+    argument,
+    header,
+    live_names,
+    takes_groups,
+    takes_groups_but,
+)
+from mqtool.cli.options.asking import Yes, ask
+from mqtool.errors import BadData, DeclaredDifferently, MqtoolError, NotFound
+from mqtool.inspection.listing import counted
+from mqtool.topology import Exchange, Queue
+
+app = typer.Typer()
+queue_app = typer.Typer(no_args_is_help=True, help="Declare, delete and empty queues.")
+exchange_app = typer.Typer(no_args_is_help=True, help="Declare and delete exchanges.")
+app.add_typer(queue_app, name="queue")
+app.add_typer(exchange_app, name="exchange")
+
+_SEE = "'mqtool list {}' shows what there is"
+
+QueueName = Annotated[str, typer.Argument(metavar="QUEUE", show_default=False, autocompletion=live_names.queues)]
+ExchangeName = Annotated[
+    str, typer.Argument(metavar="EXCHANGE", show_default=False, autocompletion=live_names.exchanges)
+]
+QueueNames = Annotated[
+    list[str], typer.Argument(metavar="QUEUE...", show_default=False, autocompletion=live_names.queues)
+]
+ExchangeNames = Annotated[
+    list[str], typer.Argument(metavar="EXCHANGE...", show_default=False, autocompletion=live_names.exchanges)
+]
+AutoDelete = Annotated[bool, typer.Option("--auto-delete", help="It goes when its last user does.")]
+IfNotExists = Annotated[
+    bool, typer.Option("--if-not-exists", help="One that is there is left as it is, however it was declared.")
+]
+IfExists = Annotated[bool, typer.Option("--if-exists", help="It is fine if there is none.")]
+IfUnused = Annotated[bool, typer.Option("--if-unused", help="Only if nothing uses it.")]
+
+
+@queue_app.command(
+    "declare", epilog="mqtool queue declare jobs  ·  mqtool queue declare jobs --queue-type classic --max-length 1000"
+)
+@takes_groups_but(queue=QueueName)
+def declare_queue(
+    options: QueueOptions, broker: Broker, auto_delete: AutoDelete = False, if_not_exists: IfNotExists = False
+) -> None:
+    """Declare a queue, as the publishing commands do: durable and of type quorum, unless told otherwise."""
+    name = str(options.queue)
+    default = Queue(name, broker.names.hello.durable, arguments=broker.names.hello.arguments)
+    if auto_delete and options.queue_type is None:
+        default = Queue(name, durable=True)  # quorum queues stay
+    wanted = options.of(default)
+    wanted = Queue(wanted.name, wanted.durable, auto_delete=auto_delete, arguments=wanted.arguments)
+    _declare(broker, wanted, f"queue {name!r}", if_not_exists)
+
+
+@exchange_app.command(
+    "declare", epilog="mqtool exchange declare logs fanout  ·  mqtool exchange declare audit topic --if-not-exists"
+)
+@takes_groups_but(exchange=ExchangeName)
+def declare_exchange(
+    options: ExchangeOptions,
+    broker: Broker,
+    kind: Annotated[str, typer.Argument(metavar="TYPE", help="direct, fanout, topic, headers.")],
+    auto_delete: AutoDelete = False,
+    internal: Annotated[bool, typer.Option("--internal", help="Only other exchanges may publish to it.")] = False,
+    if_not_exists: IfNotExists = False,
+) -> None:
+    """Declare an exchange; it is durable, unless told otherwise."""
+    wanted = options.of(Exchange("", kind, durable=True, auto_delete=auto_delete, internal=internal))
+    _declare(broker, wanted, f"exchange {wanted.name!r}", if_not_exists)
+
+
+def _declare(broker: Broker, thing: Exchange | Queue, what: str, if_not_exists: bool) -> None:
+    with broker._replace(strict=True).channel() as channel:  # whoever declares by hand wants it as it is said
+        if administration.exists(channel, thing):
+            if not if_not_exists:
+                _compare(channel, thing)
+            output.status(f"{what} is there already")
+            return
+        channel.declare(thing)
+    output.status(f"declared {what}")
+
+
+def _compare(channel: Channel, thing: Exchange | Queue) -> None:
+    """Raises: DeclaredDifferently."""
+    try:
+        channel.declare(thing)
+    except DeclaredDifferently as error:
+        raise DeclaredDifferently(str(error), "--if-not-exists leaves it as it is") from error
+
+
+@queue_app.command("delete", epilog="mqtool queue delete jobs  ·  mqtool queue delete hello jobs --if-exists --yes")
+@takes_groups
+def delete_queue(
+    queue: QueueNames,
+    broker: Broker,
+    if_exists: IfExists = False,
+    if_unused: IfUnused = False,
+    if_empty: Annotated[bool, typer.Option("--if-empty", help="Only if it has no messages.")] = False,
+    yes: Yes = False,
+) -> None:
+    """Delete queues, with the messages in them."""
+    with broker.channel() as channel:
+        for name in queue:
+            if not administration.exists(channel, Queue(name)):
+                _missing(f"queue {name!r}", "queues", if_exists)
+                continue
+            ready = administration.depth(channel, name).ready
+            ask(yes or (if_empty and if_unused), f"delete queue {name!r} with {counted(ready)}")
+            try:
+                gone = administration.delete_queue(channel, name, if_unused=if_unused, if_empty=if_empty)
+            except BadData as error:  # 406: in use, not empty
+                raise MqtoolError(f"queue {name!r} was not deleted: {error}") from error
+            output.status(f"deleted queue {name!r}, with {counted(gone)}")
+
+
+@queue_app.command("purge", epilog="mqtool queue purge jobs  ·  mqtool queue purge jobs --yes")
+@takes_groups
+def purge(queue: QueueNames, broker: Broker, if_exists: IfExists = False, yes: Yes = False) -> None:
+    """Remove the messages of queues. Those that a consumer has not acknowledged yet stay."""
+    with broker.channel() as channel:
+        for name in queue:
+            if not administration.exists(channel, Queue(name)):
+                _missing(f"queue {name!r}", "queues", if_exists)
+                continue
+            ready = administration.depth(channel, name).ready
+            ask(yes, f"remove {counted(ready)} of queue {name!r} for good")
+            output.status(f"removed {counted(administration.purge(channel, name))} of queue {name!r}")
+
+
+@exchange_app.command("delete", epilog="mqtool exchange delete logs  ·  mqtool exchange delete logs --if-exists --yes")
+@takes_groups
+def delete_exchange(
+    exchange: ExchangeNames,
+    broker: Broker,
+    if_exists: IfExists = False,
+    if_unused: IfUnused = False,
+    yes: Yes = False,
+) -> None:
+    """Delete exchanges, with their bindings."""
+    with broker.channel() as channel:
+        for name in exchange:
+            if not administration.exists(channel, Exchange(name)):
+                _missing(f"exchange {name!r}", "exchanges", if_exists)
+                continue
+            ask(yes or if_unused, f"delete exchange {name!r} with its bindings")
+            try:
+                administration.delete_exchange(channel, name, if_unused=if_unused)
+            except BadData as error:
+                raise MqtoolError(f"exchange {name!r} was not deleted: {error}") from error
+            output.status(f"deleted exchange {name!r}")
+
+
+def _missing(what: str, things: str, is_fine: bool) -> None:
+    if not is_fine:
+        raise NotFound(f"there is no {what}", _SEE.format(things))
+    output.status(f"there is no {what}")
+
+
+class Bindings(NamedTuple):
+    """Which bindings: one for each key."""
+
+    exchange: ExchangeName
+    destination: Annotated[
+        str,
+        typer.Argument(metavar="QUEUE", help="Or an exchange.", show_default=False, autocompletion=live_names.queues),
+    ]
+    keys: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY]...", help="A binding for each; none: one with the empty key.")
+    ] = None
+    to_exchange: Annotated[bool, typer.Option("--to-exchange", help="QUEUE is the name of an exchange.")] = False
+    arguments: Annotated[
+        list[Any] | None,
+        typer.Option("--argument", parser=argument, metavar="KEY=VALUE", help="key=text or key:=json. Repeatable."),
+    ] = None
+    headers: Annotated[
+        list[Any] | None,
+        typer.Option(
+            "--header", "-H", parser=header, metavar="KEY=VALUE", help="What a headers exchange looks for. Repeatable."
+        ),
+    ] = None
+    match: Annotated[str | None, typer.Option(help="Of those headers: all, any, all-with-x, any-with-x.")] = None
+
+    @property
+    def to(self) -> Exchange | Queue:
+        """Where they lead."""
+        return Exchange(self.destination) if self.to_exchange else Queue(self.destination)
+
+    @property
+    def told_by(self) -> dict[str, Any]:
+        """The arguments of each."""
+        match = {} if self.match is None else {"x-match": self.match}
+        return {**match, **dict(self.headers or []), **dict(self.arguments or [])}
+
+
+@app.command(
+    epilog="mqtool bind topic_logs audit 'kern.*' '*.critical'  ·  "
+    "mqtool bind headers_logs pdfs -H format=pdf --match any"
+)
+@takes_groups
+def bind(bindings: Bindings, broker: Broker) -> None:
+    """Bind a queue to an exchange. To do it again changes nothing."""
+    with broker.channel() as channel:
+        for key in bindings.keys or [""]:
+            administration.bind(channel, bindings.exchange, bindings.to, key, bindings.told_by)
+            output.status(f"bound {_end(bindings.to)} to exchange {bindings.exchange!r}{_by(key)}")
+
+
+@app.command(epilog="mqtool unbind topic_logs audit 'kern.*'  ·  mqtool unbind logs audit --if-exists")
+@takes_groups
+def unbind(
+    bindings: Bindings,
+    broker: Broker,
+    if_exists: Annotated[
+        bool, typer.Option("--if-exists", help="It is fine if there is no such exchange, or no such queue.")
+    ] = False,
+) -> None:
+    """Take bindings away, which are told by their keys and arguments. To do it again changes nothing."""
+    with broker.channel() as channel:
+        for key in bindings.keys or [""]:
+            try:
+                administration.unbind(channel, bindings.exchange, bindings.to, key, bindings.told_by)
+            except NotFound as error:
+                if not if_exists:
+                    raise
+                output.status(str(error))
+                return
+            output.status(f"{_end(bindings.to)} is not bound to exchange {bindings.exchange!r}{_by(key)} any more")
+
+
+def _end(thing: Exchange | Queue) -> str:
+    return f"{'queue' if isinstance(thing, Queue) else 'exchange'} {thing.name!r}"
+
+
+def _by(key: str) -> str:
+    return f" by {key!r}" if key else ""

@@ -1,0 +1,111 @@
+"""mqtool doctor."""
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import Annotated, Any
+
+import typer
+
+from mqtool.amqp import Address, Connection
+from mqtool.cli import stopping
+from mqtool.cli.display import output
+from mqtool.cli.options import Broker, configure_output, takes_groups, time_limit
+from mqtool.cli.options.management import ManagementUrl, management_of
+from mqtool.errors import AccessRefused, MqtoolError, SomeFailed
+from mqtool.inspection import diagnosis
+from mqtool.inspection.diagnosis import Finding
+from mqtool.inspection.listing import counted
+from mqtool.management import Management
+
+app = typer.Typer()
+
+_ALL_INTERFACES = ("0.0.0.0", "::")  # noqa: S104 - looked for, not listened on
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@app.command(epilog="mqtool doctor  ·  mqtool doctor --vhost staging --json")
+@takes_groups
+def doctor(
+    broker: Broker,
+    between: Annotated[
+        float,
+        typer.Option(
+            "--between", parser=time_limit, metavar="DURATION", help="Look twice, so far apart.", show_default="3s"
+        ),
+    ] = "3s",  # type: ignore[assignment]
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per finding.")] = False,
+    management: ManagementUrl = None,
+) -> None:
+    """Look at a broker and say what would bite: exit 0 if nothing would, else 3."""
+    configure_output(broker)
+    found = 0
+    for finding in _findings(management_of(broker, management), broker, between):
+        found += 1
+        _show(finding, as_json)
+    if found:
+        raise SomeFailed(f"{counted(found, 'finding')} at {broker.addresses()[0]}")
+    output.status(f"nothing would bite at {broker.addresses()[0]}")
+
+
+def _findings(api: Management, broker: Broker, between: float) -> Iterator[Finding]:
+    stop = threading.Event()
+
+    def wait() -> None:
+        with stopping.calling(stop.set):
+            if stop.wait(between):
+                raise KeyboardInterrupt
+
+    output.status(f"looking twice, {between:g} s apart …")
+    yield from diagnosis.findings(api, broker.vhost, wait)
+    try:
+        yield from diagnosis.of_nodes(api)
+    except AccessRefused as refused:
+        output.notice(f"alarms were not looked at: {refused}" + (f" ({refused.hint})" if refused.hint else ""))
+    yield from _guest(api, broker.addresses()[0])
+
+
+def _guest(api: Management, address: Address) -> Iterator[Finding]:
+    """Whether anybody on the network may log in with the password that everybody knows: found by trying."""
+    try:
+        host = _seen_from_outside(api, address)
+        if host is None:
+            return
+        Connection([replace(address, host=host, user="guest", password="guest")]).close()  # noqa: S106
+    except MqtoolError:
+        return
+    yield Finding(
+        "guest",
+        "user 'guest'",
+        f"gets in at {host}:{address.port} from the network, with the password that everybody knows",
+        "mqtool user delete guest, or mqtool user password guest",
+    )
+
+
+def _seen_from_outside(api: Management, address: Address) -> str | None:
+    """The broker's host as others see it; None if it listens to its own machine only."""
+    if address.host not in _LOOPBACK:
+        return address.host
+    listeners: list[Any] = api.get("overview").get("listeners") or []
+    open_ones = [each for each in listeners if each.get("port") == address.port]
+    if not any(each.get("ip_address") in _ALL_INTERFACES for each in open_ones):
+        return None
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing; tells which address this machine would send from
+        except OSError:
+            return None
+        return str(probe.getsockname()[0])
+
+
+def _show(finding: Finding, as_json: bool) -> None:
+    if as_json:
+        output.show(json.dumps(asdict(finding), ensure_ascii=False))
+        return
+    where = "" if finding.vhost in (None, "/") else f" in vhost {finding.vhost!r}"
+    text = f"{finding.thing}{where} {finding.what}"
+    if output.is_terminal(1):
+        text = output.visible(text)
+    output.show(f"{output.styled(text, '1', 1)}\n  {finding.hint}")

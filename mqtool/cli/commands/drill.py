@@ -1,0 +1,101 @@
+"""mqtool drill."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from mqtool.broker.choice import Kind
+from mqtool.cli.display import output
+from mqtool.drills import streams, workers
+from mqtool.drills.scene import Scene, Verdict
+from mqtool.errors import SomeFailed, UsageError
+
+app = typer.Typer()
+drill = typer.Typer(no_args_is_help=True, help="Break something on a broker of its own, and see that nothing is lost.")
+app.add_typer(drill, name="drill")
+
+
+@app.callback()
+def group() -> None:
+    """Without this, typer would make the one group the whole program."""
+
+
+KindOption = Annotated[Kind, typer.Option(help="The broker to start.")]
+UrlOption = Annotated[
+    str | None, typer.Option("--url", "-u", help="Use this broker instead, with a queue of the drill's own.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print the verdict only.")]
+Messages = Annotated[int, typer.Option("--count", "-c", min=20, help="How many messages to send.")]
+
+
+def _run(
+    name: str,
+    drill: Callable[[Scene, int], Verdict],
+    kind: Kind,
+    url: str | None,
+    count: int,
+    quiet: bool,
+    *,
+    cluster: bool = False,
+    image: str | None = None,
+) -> None:
+    output.configure(be_quiet=quiet, be_verbose=False, no_color=False, with_debug=False)
+    with Scene(kind, url, output.status, cluster=cluster, image=image) as scene:
+        verdict = drill(scene, count)
+    output.show(f"{name}: {verdict}")
+    if verdict.lost:
+        raise SomeFailed(f"{verdict.lost:,} of {verdict.sent:,} messages are lost")
+
+
+@drill.command(epilog="mqtool drill kill-worker")
+def kill_worker(
+    kind: KindOption = Kind.AUTO, url: UrlOption = None, count: Messages = workers.MESSAGES, quiet: Quiet = False
+) -> None:
+    """kill -9 a worker while it runs programs: another one does what it had in hand, marked redelivered."""
+    _run("kill-worker", workers.kill_worker, kind, url, count, quiet)
+
+
+@drill.command(epilog="mqtool drill restart-broker")
+def restart_broker(
+    kind: KindOption = Kind.AUTO, url: UrlOption = None, count: Messages = streams.MESSAGES, quiet: Quiet = False
+) -> None:
+    """Restart the broker in mid-stream: both sides come back, and what was not confirmed is published again."""
+    if url is not None:
+        raise UsageError("restart-broker restarts only a broker of its own", "leave --url out")
+    _run("restart-broker", streams.restart_broker, kind, None, count, quiet)
+
+
+@drill.command(epilog="mqtool drill kill-node")
+def kill_node(
+    kind: KindOption = Kind.AUTO,
+    image: Annotated[str | None, typer.Option(help="Build upon this image of RabbitMQ (Docker).")] = None,
+    count: Messages = streams.NODE_MESSAGES,
+    quiet: Quiet = False,
+) -> None:
+    """kill -9 a node of a cluster in mid-stream, and start it again later: both sides go on with another one."""
+    _run("kill-node", streams.kill_node, kind, None, count, quiet, cluster=True, image=image)
+
+
+@drill.command(epilog="mqtool drill drop-connection")
+def drop_connection(
+    kind: KindOption = Kind.AUTO, url: UrlOption = None, count: Messages = streams.MESSAGES, quiet: Quiet = False
+) -> None:
+    """Cut the connections of both sides three times in mid-stream."""
+    _run("drop-connection", streams.drop_connection, kind, url, count, quiet)
+
+
+@drill.command(epilog="mqtool drill poison")
+def poison(
+    kind: KindOption = Kind.AUTO, url: UrlOption = None, count: Messages = workers.MESSAGES, quiet: Quiet = False
+) -> None:
+    """Send messages that cannot be done: they are tried again, then put aside; the others are not held up."""
+    _run("poison", workers.poison, kind, url, count, quiet)
+
+
+@drill.command(epilog="mqtool drill duplicate")
+def duplicate(
+    kind: KindOption = Kind.AUTO, url: UrlOption = None, count: Messages = workers.MESSAGES, quiet: Quiet = False
+) -> None:
+    """Publish messages twice: each is done once, and the second is recognised by its id."""
+    _run("duplicate", workers.duplicate, kind, url, count, quiet)

@@ -1,0 +1,56 @@
+"""mqtool plugin enable, disable."""
+
+from typing import Annotated, Literal
+
+import typer
+
+from mqtool.broker import plugins, state
+from mqtool.broker.choice import starter_of
+from mqtool.broker.state import DEFAULT_NAME, Started
+from mqtool.cli.display import output
+from mqtool.cli.options.asking import Yes, ask
+from mqtool.errors import Unavailable
+
+app = typer.Typer()
+plugin_app = typer.Typer(no_args_is_help=True, help="Enable and disable plugins of a broker that mqtool started.")
+app.add_typer(plugin_app, name="plugin")
+
+Plugins = Annotated[list[str], typer.Argument(metavar="PLUGIN...", show_default=False)]
+Name = Annotated[str, typer.Option(help="Of which broker, if you have several.")]
+
+
+@app.callback()
+def group() -> None:
+    """Without this, typer would make the one group the whole program."""
+
+
+@plugin_app.command(epilog="mqtool plugin enable rabbitmq_shovel")
+def enable(plugin: Plugins, name: Name = DEFAULT_NAME) -> None:
+    """Enable plugins, with those that they need; now, and whenever the broker starts."""
+    _change("enable", plugin, name)
+
+
+@plugin_app.command(epilog="mqtool plugin disable rabbitmq_shovel --yes")
+def disable(plugin: Plugins, name: Name = DEFAULT_NAME, yes: Yes = False) -> None:
+    """Disable plugins, with those that need them. What only they can hold may go with them."""
+    started = _started(name)
+    ask(yes, f"disable {', '.join(plugin)}")
+    plugins.change(started, "disable", plugin)
+    output.status(f"disabled {', '.join(plugin)}")
+
+
+def _change(what: Literal["enable", "disable"], names: list[str], broker: str) -> None:
+    plugins.change(_started(broker), what, names)
+    output.status(f"{what}d {', '.join(names)}")
+
+
+def _started(name: str) -> Started:
+    started = state.load(name)
+    if started is None:
+        raise Unavailable(
+            f"mqtool has started no broker named {name!r}, and can change the plugins of no other",
+            "where the broker runs: rabbitmq-plugins enable PLUGIN",
+        )
+    if not starter_of(started).is_running(started):
+        raise Unavailable(f"the broker named {name!r} is not running", "start it again with 'mqtool broker up'")
+    return started

@@ -1,0 +1,69 @@
+"""mqtool reconcile."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mqtool import ndjson
+from mqtool.cli.display import output
+from mqtool.errors import BadData, SomeFailed, UsageError
+from mqtool.work.reconciliation import Reconciliation
+from mqtool.work.reconciliation import reconcile as compare
+
+app = typer.Typer()
+
+_SHOWN = 10
+
+
+@app.callback()
+def group() -> None:
+    """One command so far; without this, typer would make it the whole program."""
+
+
+@app.command(
+    epilog="mqtool reconcile sent.ndjson got.ndjson  ·  mqtool receive --json | mqtool reconcile sent.ndjson -"
+)
+def reconcile(
+    sent: Annotated[Path, typer.Argument(help="What was sent: NDJSON, as 'send --json' takes it; - is stdin.")],
+    got: Annotated[Path, typer.Argument(help="What came: NDJSON, as 'receive --json' prints it; - is stdin.")],
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Doubled, unexpected and reordered messages are failures too.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+) -> None:
+    """Compare two files of messages by message id: what is missing, doubled, reordered? Exit 3 if any is missing."""
+    result = compare(_ids(sent), _ids(got))
+    if as_json:
+        output.show(json.dumps(asdict(result)))
+    else:
+        _show(result)
+    if result.missing:
+        raise SomeFailed(f"{len(result.missing):,} of {result.sent:,} messages are missing")
+    if exact and (result.doubled or result.unexpected or result.reordered):
+        raise SomeFailed("the messages are all there, but not as they were sent")
+
+
+def _ids(path: Path) -> Iterator[str]:
+    try:
+        with Path("/dev/stdin" if str(path) == "-" else path).open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    message_id = ndjson.to_message(line, f"{path}, line {number},").message_id
+                    if message_id is None:
+                        raise BadData(f"{path}, line {number}, has no message_id", "nothing else tells it from others")
+                    yield message_id
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _show(result: Reconciliation) -> None:
+    output.show(f"sent        {result.sent:,}\ngot         {result.got:,}")
+    for what in ("missing", "doubled", "unexpected", "reordered"):
+        ids: list[str] = getattr(result, what)
+        more = f" and {len(ids) - _SHOWN:,} more" if len(ids) > _SHOWN else ""
+        listed = f": {', '.join(map(output.visible, ids[:_SHOWN]))}{more}" if ids else ""
+        output.show(f"{what:<12}{len(ids):,}{listed}")

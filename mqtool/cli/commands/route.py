@@ -1,0 +1,140 @@
+"""mqtool route."""
+
+import json
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mqtool.cli.display import output, route_text, styled
+from mqtool.cli.options import Broker, configure_output, header, live_names, takes_groups
+from mqtool.cli.options.management import ManagementUrl, management_of
+from mqtool.errors import BadData, NotFound, SomeFailed, UsageError
+from mqtool.inspection.definitions import read
+from mqtool.inspection.routes import Route, Router
+
+app = typer.Typer()
+
+
+@app.callback()
+def group() -> None:
+    """One command so far; without this, typer would make it the whole program."""
+
+
+@app.command(
+    epilog="mqtool route topic_logs kern.critical  ·  mqtool route headers_logs -H format=pdf  ·  "
+    "mqtool route --test routes.txt"
+)
+@takes_groups
+def route(
+    broker: Broker,
+    exchange: Annotated[
+        str | None,
+        typer.Argument(help="The exchange published to; '' is the default one.", autocompletion=live_names.exchanges),
+    ] = None,
+    routing_key: Annotated[str, typer.Argument(metavar="[KEY]", help="The routing key.", show_default=False)] = "",
+    headers: Annotated[
+        list[Any] | None,
+        typer.Option(
+            "--header", "-H", parser=header, metavar="KEY=VALUE", help="A header: key=text or key:=json. Repeatable."
+        ),
+    ] = None,
+    test: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Explain each line, EXCHANGE KEY [-H …] -> QUEUE …, and compare; - is stdin."
+        ),
+    ] = None,
+    nearly: Annotated[int, typer.Option(min=0, help="Show so many bindings that nearly matched.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON.")] = False,
+    management: ManagementUrl = None,
+) -> None:
+    """Explain where a message would go, and why, without sending one; exit 3 if --test finds it to be otherwise.
+
+    Which queues get it, and which bindings say so, through other exchanges and alternate exchanges; which bindings
+    nearly matched, and what differs; and where it goes if it dies in a queue.
+    """
+    if (exchange is None) == (test is None):
+        raise UsageError("give either EXCHANGE and KEY, or --test FILE", "mqtool route topic_logs kern.critical")
+    configure_output(broker)
+    lines = [] if test is None else list(_expectations(test))
+    vhost = broker.addresses()[0].virtual_host
+    router = Router(read(management_of(broker, management), vhost))
+
+    def explain(name: str, key: str, fields: dict[str, Any]) -> Route:
+        name = "" if name == "amq.default" else name
+        try:
+            return router.route(name, key, fields, near_misses=nearly)
+        except KeyError as error:
+            near = get_close_matches(name, router.definitions.exchanges)
+            raise NotFound(
+                f"there is no exchange {name!r} in vhost {vhost!r}", f"there is {near[0]!r}" if near else None
+            ) from error
+
+    if exchange is not None:
+        found = explain(exchange, routing_key, dict(headers or []))
+        if as_json:
+            output.show(json.dumps(route_text.as_json(found)))
+        else:
+            styled.show(route_text.explained(found, router.definitions))
+        return
+    failed = 0
+    for line in lines:
+        found = explain(line.exchange, line.routing_key, line.headers)
+        failed += line.queues not in (None, set(found.queues))
+        if as_json:
+            expected = {} if line.queues is None else {"expected": sorted(line.queues)}
+            output.show(json.dumps(route_text.as_json(found) | expected))
+        else:
+            styled.show(route_text.compared(found, line.queues))
+    if failed:
+        raise SomeFailed(f"{failed:,} of {len(lines):,} routes are not as expected")
+    output.status(f"{len(lines):,} routes, all as expected")
+
+
+# -- the table of keys
+
+
+@dataclass(frozen=True, slots=True)
+class _Expectation:
+    """A line of the table: a message, and the queues that shall get it; None where the line says nothing of them."""
+
+    exchange: str
+    routing_key: str
+    headers: dict[str, Any]
+    queues: set[str] | None
+
+
+def _expectations(path: Path) -> Iterator[_Expectation]:
+    try:
+        text = Path("/dev/stdin" if str(path) == "-" else path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UsageError(f"cannot read {path}: {reason}") from error
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            try:
+                yield _expectation(shlex.split(line))
+            except (ValueError, typer.BadParameter) as error:
+                raise BadData(
+                    f"{path}, line {number}: {error}",
+                    "a line is EXCHANGE KEY [-H NAME=VALUE …] -> QUEUE …, quoted as in a shell",
+                ) from error
+
+
+def _expectation(words: list[str]) -> _Expectation:
+    queues = set(words[words.index("->") + 1 :]) if "->" in words else None
+    message = words[: words.index("->")] if "->" in words else words
+    headers = {}
+    while "-H" in message:
+        at = message.index("-H")
+        name, value = header(message[at + 1]) if message[at + 1 :] else header("")
+        headers[name] = value
+        del message[at : at + 2]
+    if len(message) not in (1, 2):
+        raise ValueError(f"{len(message)} words before '->'")
+    return _Expectation(message[0], message[1] if message[1:] else "", headers, queues)

@@ -1,0 +1,129 @@
+"""mqtool rpc-server, mqtool rpc-client."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from mqtool.amqp import CONFIRM_TIMEOUT
+from mqtool.cli import stopping
+from mqtool.cli.commands.programs import (
+    EXIT_STATUS,
+    DedupOptions,
+    ExecOptions,
+    remembering,
+    show_remote,
+    stop_if_broken,
+)
+from mqtool.cli.display import output
+from mqtool.cli.options import Broker, QueueOptions, Receiving, live_names, takes_groups, time_limit
+from mqtool.errors import BadData, SomeFailed
+from mqtool.message import Delivery, Message
+from mqtool.tutorials import rpc, work_queues
+
+app = typer.Typer()
+
+
+class Function(StrEnum):
+    """What the server computes."""
+
+    FIB = "fib"
+    ADD100 = "add100"
+
+
+FunctionOption = Annotated[Function, typer.Option(help="fib, or add100 (n + 100, after two seconds).")]
+
+
+@app.command(epilog="mqtool rpc-server  ·  mqtool rpc-server --function add100")
+@takes_groups
+def rpc_server(
+    queue: QueueOptions,
+    receiving: Receiving,
+    broker: Broker,
+    programs: ExecOptions,
+    dedup: DedupOptions,
+    function: FunctionOption = Function.FIB,
+) -> None:
+    """Answer requests (tutorial 6). Start several: they share the work. With --exec, a program answers."""
+    write = receiving.writer(lambda _: " [.] ")
+    name, compute = programs.function(receiving) or (
+        str(function),
+        lambda request: rpc.FUNCTIONS[function](request.body),
+    )
+    target = queue.of(broker.names.rpc_queue)
+    if (handled := dedup.open()) is not None:
+        compute = remembering(handled, target.name, compute)
+
+    def show(request: Delivery) -> None:
+        if receiving.raw or receiving.as_json or receiving.template is not None:
+            write(request)
+        else:
+            output.show(f" [.] {name}({output.visible(request.text)})")
+
+    def compute_visibly(request: Delivery) -> bytes | Message:
+        show(request)
+        return compute(request)
+
+    with broker.channel() as channel:
+        settings = receiving._replace(timeout=None if programs.command else receiving.timeout).settings(
+            work_queues.FAIR_DISPATCH
+        )
+        answers = rpc.serve(channel, target, compute_visibly, settings)
+        with receiving.printing(channel, " [x] Awaiting RPC requests"):
+            for _, reply in answers:
+                if reply.properties.get("type") == rpc.ERROR:
+                    output.notice(f"answered with an error: {reply.body.decode()}")
+                stop_if_broken(reply)
+
+
+@app.command(epilog="mqtool rpc-client 30  ·  mqtool rpc-client 1 2 3 --function add100 --timeout 10s")
+@takes_groups
+def rpc_client(
+    broker: Broker,
+    requests: Annotated[
+        list[str] | None, typer.Argument(help="Integers; several are asked for at once.", show_default="30")
+    ] = None,
+    queue: Annotated[
+        str | None,
+        typer.Option(
+            "--queue",
+            "-q",
+            help="The server's queue.",
+            rich_help_panel="Topology",
+            autocompletion=live_names.queues,
+        ),
+    ] = None,
+    function: FunctionOption = Function.FIB,
+    timeout: Annotated[
+        float, typer.Option(parser=time_limit, metavar="DURATION", show_default="30s", help="Give up after so long.")
+    ] = "30s",  # type: ignore[assignment]
+    direct_reply_to: Annotated[
+        bool, typer.Option("--direct-reply-to", help="Get replies through RabbitMQ's pseudo-queue for them.")
+    ] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Print results only, one per line.")] = False,
+) -> None:
+    """Ask the server, and print its answers (tutorial 6). If a program answers, exit with its status."""
+    asked = requests or ["30"]
+    failed = answered = status = 0
+    with broker.channel(confirm_timeout=min(timeout, CONFIRM_TIMEOUT)) as channel:
+        for request in asked:
+            output.status(f" [x] Requesting {function}({request})")
+        bodies = [request.encode("utf-8", "surrogateescape") for request in asked]
+        target = broker.names.rpc_queue if queue is None else QueueOptions(queue=queue).of(broker.names.rpc_queue)
+        for _, reply in rpc.call(channel, target, bodies, timeout, direct_reply_to):
+            answered += 1
+            if EXIT_STATUS in reply.headers:
+                status = status or show_remote(reply, raw)
+            elif reply.properties.get("type") == rpc.ERROR:
+                failed += 1
+                output.notice(f"the server answered with an error: {output.visible(reply.text)}")
+            else:
+                output.show(reply.text if raw else f" [.] Got {output.visible(reply.text)}")
+    if (signal := stopping.requested()) is not None and answered < len(asked):
+        raise SystemExit(128 + signal)
+    if status:
+        raise SystemExit(status)
+    if failed == len(asked):
+        raise BadData("the server refused the request" if failed == 1 else f"the server refused all {failed} requests")
+    if failed:
+        raise SomeFailed(f"the server refused {failed} of {len(asked)} requests")

@@ -1,0 +1,102 @@
+"""mqtool topology."""
+
+import functools
+import json
+import threading
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from mqtool.cli import stopping
+from mqtool.cli.display import output, styled
+from mqtool.cli.display.styled import Line
+from mqtool.cli.display.topology_tree import tree
+from mqtool.cli.options import Broker, configure_output, live_names, takes_groups, time_limit
+from mqtool.cli.options.management import ManagementUrl, management_of
+from mqtool.errors import UsageError
+from mqtool.inspection import wiring
+from mqtool.inspection.diagrams import FORMATS
+from mqtool.inspection.wiring_records import records
+
+app = typer.Typer()
+
+_LIMIT = 10
+
+
+class Format(StrEnum):
+    """How to show it."""
+
+    TREE = "tree"
+    MERMAID = "mermaid"
+    DOT = "dot"
+    JSON = "json"
+
+
+@app.callback()
+def group() -> None:
+    """One command so far; without this, typer would make it the whole program."""
+
+
+@app.command(epilog="mqtool topology  ·  mqtool topology --live  ·  mqtool topology topic_logs --format mermaid")
+@takes_groups
+def topology(
+    broker: Broker,
+    exchanges: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[EXCHANGE]...", help="Only these, and what they lead to.", autocompletion=live_names.exchanges
+        ),
+    ] = None,
+    form: Annotated[Format, typer.Option("--format", help="A tree, a diagram, or NDJSON.")] = Format.TREE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON; the same as --format json.")] = False,
+    limit: Annotated[int, typer.Option(min=0, help="Show so many destinations of each exchange; 0 for all.")] = _LIMIT,
+    live: Annotated[bool, typer.Option("--live", help="Show it again and again, with rates.")] = False,
+    interval: Annotated[
+        float | None,
+        typer.Option(parser=time_limit, metavar="DURATION", help="With --live: so far apart; 1s if not given."),
+    ] = None,
+    management: ManagementUrl = None,
+) -> None:
+    """Show who publishes to what, what is bound where, and who consumes."""
+    configure_output(broker)
+    form = Format.JSON if as_json else form
+    if live and (form is not Format.TREE or not output.is_terminal(1)):
+        raise UsageError("--live shows a tree, on a terminal", "leave --live out, or --format")
+    api, vhost = management_of(broker, management), broker.addresses()[0].virtual_host
+    only = ["" if name == "amq.default" else name for name in exchanges or ()]
+    if form is Format.JSON:
+        for record in records(api, vhost, only=only):
+            output.show(json.dumps(record))
+        return
+    look = functools.partial(wiring.look, api, vhost, keep=limit or None, only=only)
+    if live:
+        _live(lambda: tree(look(rates=True), rates=True), interval or 1.0)
+        return
+    seen = look()
+    if form is Format.TREE:
+        styled.show(tree(seen, limit=limit * 10 or None))
+    else:
+        for line in FORMATS[form](seen):
+            output.show(line)
+
+
+def _live(lines: Callable[[], Iterator[Line]], interval: float) -> None:
+    """Show the lines as they are now, again and again, until Ctrl-C. What fits not on the screen is counted."""
+    from rich.console import Group
+    from rich.live import Live
+
+    from mqtool.cli.display.tables import terminal
+
+    stop, console = threading.Event(), terminal()
+    with stopping.calling(stop.set), Live(console=console, screen=True, auto_refresh=False) as screen:
+        while not stop.is_set():
+            now = list(lines())
+            over = len(now) - console.height
+            if over > 0:
+                now[console.height - 1 :] = [
+                    [(f"… and {over + 1:,} more lines: name exchanges to see less", styled.DIM)]
+                ]
+            screen.update(Group(*map(styled.text, now)), refresh=True)
+            stop.wait(interval)

@@ -1,0 +1,151 @@
+"""mqtool tutorial list, show, run."""
+
+import json
+import signal
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mqtool.cli.display import output
+from mqtool.errors import UsageError
+from mqtool.tutorials import pages
+
+if TYPE_CHECKING:
+    from mqtool.cli.display.play_lines import Lines
+    from mqtool.cli.display.play_panes import Panes
+
+app = typer.Typer()
+tutorial = typer.Typer(no_args_is_help=True, help="Learn RabbitMQ: read the tutorials, and see them played.")
+app.add_typer(tutorial, name="tutorial")
+
+
+@app.callback()
+def group() -> None:
+    """Without this, typer would make the one group the whole program."""
+
+
+def _pages(incomplete: str) -> list[str]:
+    return [name for name in pages.NAMES if name.startswith(incomplete)]
+
+
+def _plays(incomplete: str) -> list[str]:
+    from mqtool import plays
+
+    return [name for name in (*plays.MORE, *plays.NAMES) if name.startswith(incomplete)]
+
+
+NoColor = Annotated[bool, typer.Option("--no-color", help="No colour.")]
+
+
+@tutorial.command("list", epilog="mqtool tutorial list  ·  mqtool tutorial list --json")
+def list_(
+    as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON.")] = False,
+    no_color: NoColor = False,
+) -> None:
+    """List the tutorials, in the order in which to learn them."""
+    from mqtool import plays
+
+    said = [(name, play.title, play.story[0].lower() + play.story[1:]) for name, play in plays.more()]
+    said += [(page.name, page.title, page.summary) for page in map(pages.page, pages.NAMES)]
+    if as_json:
+        for name, title, summary in said:
+            output.show(json.dumps({"name": name, "title": title, "summary": summary}, ensure_ascii=False))
+        return
+    from mqtool.cli.display import tutorial_page
+
+    tutorial_page.show_list([(name, summary) for name, _, summary in said], no_color)
+
+
+@tutorial.command(epilog="mqtool tutorial show routing  ·  mqtool tutorial show hello-world --plain-pika > hello.py")
+def show(
+    name: Annotated[str, typer.Argument(help="Which tutorial.", autocompletion=_pages)],
+    plain_pika: Annotated[
+        bool, typer.Option("--plain-pika", help="Print a script that does the same with pika alone.")
+    ] = False,
+    no_color: NoColor = False,
+) -> None:
+    """Show a tutorial: its picture, its story, what to type, and its source."""
+    from mqtool import plays
+    from mqtool.cli.display import tutorial_page
+
+    if name in plays.MORE:
+        raise UsageError(f"{name} is to be seen, and not to be read", f"'mqtool tutorial run {name}' plays it")
+    page = pages.page(name)
+    if plain_pika:
+        tutorial_page.show_source(page.plain_pika, no_color)
+    else:
+        tutorial_page.show_page(page, no_color)
+
+
+@tutorial.command(epilog="mqtool tutorial run hello-world  ·  mqtool tutorial run why-queues --auto")
+def run(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Which; all without one.", autocompletion=_plays),
+    ] = None,
+    auto: Annotated[bool, typer.Option("--auto", help="Go on by itself, at a reader's pace.")] = False,
+    lines: Annotated[bool, typer.Option("--lines", help="Line by line, and no panes.")] = False,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            "--url",
+            "-u",
+            envvar=["MQTOOL_URL", "AMQP_URL"],
+            help="Play on this broker, and leave no traces; else on one of its own.",
+        ),
+    ] = None,
+    no_color: NoColor = False,
+) -> None:
+    """Play tutorials: their commands in several terminals on one screen, explained step by step (Enter goes on)."""
+    from mqtool import plays
+    from mqtool.stage.guard import Guard
+
+    known = (*plays.MORE, *plays.NAMES)
+    chosen = names or list(known)
+    for name in chosen:
+        if name not in known:
+            raise pages.no_such_tutorial(name, known)
+    _prepare_signals()
+    guard = Guard()
+    from mqtool.plays.playing import perform
+
+    audience = _audience(auto, lines, no_color)
+    for number, name in enumerate(chosen, 1):
+        play = plays.load(name)
+        try:
+            with audience.watching(play.title, play.story, (number, len(chosen))):
+                perform(play, audience, guard, url)
+        except KeyboardInterrupt:
+            output.notice("interrupted; everything that was started has been ended")
+            raise
+        audience.ended(
+            "'mqtool tutorial list' says what there is to learn."
+            if name in plays.MORE
+            else f"'mqtool tutorial show {name}' has the commands, the story and the source."
+        )
+
+
+def _prepare_signals() -> None:
+    """A terminal that is closed ends us as TERM does; and what we start can be interrupted.
+
+    A shell has its background jobs ignore Ctrl-C. What we start would inherit that, unless we ignore it ourselves.
+    """
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+
+
+def _audience(auto: bool, lines: bool, no_color: bool) -> "Lines | Panes":
+    from mqtool.cli.display.pace import Pace
+    from mqtool.cli.display.play_lines import Lines
+    from mqtool.cli.display.play_panes import SMALLEST, Panes
+    from mqtool.cli.display.screen import console
+
+    pace = Pace(auto)
+    screen = console(no_color)
+    wide_enough = screen.width >= SMALLEST[0] and screen.height >= SMALLEST[1]
+    if lines or not wide_enough or not screen.is_terminal or screen.is_dumb_terminal:
+        return Lines(pace, no_color)
+    return Panes(pace, no_color)

@@ -1,0 +1,218 @@
+"""mqtool user add, delete, password, tags; vhost add, delete; permission set, clear."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mqtool.cli.display import output
+from mqtool.cli.options import Broker, configure_output, live_names, takes_groups, takes_groups_but
+from mqtool.cli.options.asking import Yes, ask, ask_password
+from mqtool.cli.options.management import ManagementUrl, management_of
+from mqtool.errors import MqtoolError, NotFound, UsageError
+from mqtool.management import Management, path
+from mqtool.management.views import Json
+
+app = typer.Typer()
+user_app = typer.Typer(no_args_is_help=True, help="Add users, delete them, change their passwords and tags.")
+vhost_app = typer.Typer(no_args_is_help=True, help="Add and delete virtual hosts.")
+permission_app = typer.Typer(no_args_is_help=True, help="Say what a user may configure, write to and read from.")
+app.add_typer(user_app, name="user")
+app.add_typer(vhost_app, name="vhost")
+app.add_typer(permission_app, name="permission")
+
+UserName = Annotated[str, typer.Argument(metavar="USER", show_default=False)]
+Tags = Annotated[list[str] | None, typer.Argument(metavar="[TAG]...", show_default=False, help="None takes all away.")]
+IfExists = Annotated[bool, typer.Option("--if-exists", help="It is fine if there is none.")]
+IfNotExists = Annotated[bool, typer.Option("--if-not-exists", help="One that is there is left as it is.")]
+LoginPassword = Annotated[
+    Path | None,
+    typer.Option(help="Read our own password, to log in with, from a file.", rich_help_panel="Broker"),
+]
+#: In these commands it is about the password that is set.
+_NEW_PASSWORD = Annotated[
+    Path | None, typer.Option("--password-file", help="Read the user's password from a file; - is stdin.")
+]
+
+
+def _api(broker: Broker, management: str | None) -> Management:
+    configure_output(broker)
+    return management_of(broker, management)
+
+
+def _found(api: Management, *names: str) -> Json | None:
+    try:
+        found: Json = api.get(path(*names))
+    except NotFound:
+        return None
+    return found
+
+
+def _user(api: Management, name: str) -> Json:
+    found = _found(api, "users", name)
+    if found is None:
+        raise NotFound(f"there is no user {name!r}", "'mqtool list users' shows who there is")
+    return found
+
+
+def _tags(tags: Any) -> str:
+    """As the API takes them in every version."""
+    return tags if isinstance(tags, str) else ",".join(tags)
+
+
+@user_app.command(
+    epilog="mqtool user add ann  ·  mqtool user add ann --tag monitoring --password-file - --if-not-exists < secret"
+)
+@takes_groups_but(password_file=_NEW_PASSWORD)
+def add(
+    name: UserName,
+    broker: Broker,
+    tag: Annotated[
+        list[str] | None,
+        typer.Option(help="administrator, monitoring, policymaker, management, impersonator. Repeatable."),
+    ] = None,
+    if_not_exists: IfNotExists = False,
+    login_password_file: LoginPassword = None,
+    management: ManagementUrl = None,
+) -> None:
+    """Add a user. It may do nothing yet: see 'mqtool permission set'."""
+    api = _api(broker._replace(password_file=login_password_file), management)
+    if _found(api, "users", name) is not None:
+        if not if_not_exists:
+            raise MqtoolError(f"there is a user {name!r} already", "'mqtool user password' and 'user tags' change it")
+        output.status(f"user {name!r} is there already")
+        return
+    api.put(path("users", name), {"password": ask_password(name, broker.password_file), "tags": _tags(tag or [])})
+    output.status(f"added user {name!r}")
+
+
+@user_app.command(epilog="mqtool user password ann  ·  mqtool user password ann --password-file new-secret")
+@takes_groups_but(password_file=_NEW_PASSWORD)
+def password(
+    name: UserName, broker: Broker, login_password_file: LoginPassword = None, management: ManagementUrl = None
+) -> None:
+    """Change a user's password."""
+    api = _api(broker._replace(password_file=login_password_file), management)
+    tags = _tags(_user(api, name)["tags"])
+    api.put(path("users", name), {"password": ask_password(name, broker.password_file), "tags": tags})
+    output.status(f"changed the password of user {name!r}")
+
+
+@user_app.command(epilog="mqtool user tags ann monitoring management  ·  mqtool user tags ann")
+@takes_groups
+def tags(name: UserName, broker: Broker, tags: Tags = None, management: ManagementUrl = None) -> None:
+    """Set a user's tags: what it may do with the management API."""
+    api = _api(broker, management)
+    kept = {name: value for name, value in _user(api, name).items() if name in ("password_hash", "hashing_algorithm")}
+    api.put(path("users", name), {**kept, "tags": _tags(tags or [])})
+    output.status(f"user {name!r} has {'the tags ' + ', '.join(tags) if tags else 'no tags'}")
+
+
+@user_app.command(epilog="mqtool user delete ann  ·  mqtool user delete ann --if-exists --yes")
+@takes_groups
+def delete(
+    name: UserName, broker: Broker, if_exists: IfExists = False, yes: Yes = False, management: ManagementUrl = None
+) -> None:
+    """Delete a user, with its permissions."""
+    api = _api(broker, management)
+    if if_exists and _found(api, "users", name) is None:
+        output.status(f"there is no user {name!r}")
+        return
+    _user(api, name)
+    ask(yes, f"delete user {name!r}")
+    api.delete(path("users", name))
+    output.status(f"deleted user {name!r}")
+
+
+VhostName = Annotated[str, typer.Argument(metavar="VHOST", show_default=False, autocompletion=live_names.vhosts)]
+
+
+@vhost_app.command("add", epilog="mqtool vhost add staging  ·  mqtool vhost add staging --if-not-exists")
+@takes_groups
+def add_vhost(
+    name: VhostName,
+    broker: Broker,
+    description: Annotated[str | None, typer.Option(help="What it is for.")] = None,
+    if_not_exists: IfNotExists = False,
+    management: ManagementUrl = None,
+) -> None:
+    """Add a virtual host. Who adds it may do all there; for others see 'mqtool permission set'."""
+    api = _api(broker, management)
+    if _found(api, "vhosts", name) is not None:
+        if not if_not_exists:
+            raise MqtoolError(f"there is a vhost {name!r} already", "--if-not-exists leaves it as it is")
+        output.status(f"vhost {name!r} is there already")
+        return
+    api.put(path("vhosts", name), {} if description is None else {"description": description})
+    output.status(f"added vhost {name!r}")
+
+
+@vhost_app.command("delete", epilog="mqtool vhost delete staging  ·  mqtool vhost delete staging --if-exists --yes")
+@takes_groups
+def delete_vhost(
+    name: VhostName, broker: Broker, if_exists: IfExists = False, yes: Yes = False, management: ManagementUrl = None
+) -> None:
+    """Delete a virtual host, with all queues, messages and exchanges in it."""
+    api = _api(broker, management)
+    if _found(api, "vhosts", name) is None:
+        if not if_exists:
+            raise NotFound(f"there is no vhost {name!r}", "'mqtool list vhosts' shows those that there are")
+        output.status(f"there is no vhost {name!r}")
+        return
+    ask(yes, f"delete vhost {name!r} with all that is in it")
+    api.delete(path("vhosts", name))
+    output.status(f"deleted vhost {name!r}")
+
+
+def _pattern(what: str) -> Any:
+    return typer.Option(metavar="PATTERN", help=f"The names that it may {what}, as a regular expression.")
+
+
+@permission_app.command(
+    "set",
+    epilog="mqtool permission set ann --configure '^ann-' --write '.*' --read '.*'  ·  "
+    "mqtool permission set ann --read '^log' --vhost staging",
+)
+@takes_groups
+def set_permission(
+    name: UserName,
+    broker: Broker,
+    configure: Annotated[str | None, _pattern("declare and delete")] = None,
+    write: Annotated[str | None, _pattern("publish and bind to")] = None,
+    read: Annotated[str | None, _pattern("consume and bind from")] = None,
+    management: ManagementUrl = None,
+) -> None:
+    """Say what a user may do in a virtual host. What is not said stays, at first: nothing."""
+    if configure is None and write is None and read is None:
+        raise UsageError(
+            f"this would leave the permissions of user {name!r} as they are",
+            "say --configure, --write or --read; '.*' is everything, '' is nothing",
+        )
+    api, vhost = _api(broker, management), broker.addresses()[0].virtual_host
+    _user(api, name)
+    before = _found(api, "permissions", vhost, name) or {}
+    said = {"configure": configure, "write": write, "read": read}
+    rights = {what: before.get(what, "") if pattern is None else pattern for what, pattern in said.items()}
+    api.put(path("permissions", vhost, name), rights)
+    output.status(f"in vhost {vhost!r} user {name!r} may now {_said(rights)}")
+
+
+@permission_app.command("clear", epilog="mqtool permission clear ann  ·  mqtool permission clear ann --if-exists")
+@takes_groups
+def clear_permission(
+    name: UserName, broker: Broker, if_exists: IfExists = False, management: ManagementUrl = None
+) -> None:
+    """Take all permissions in a virtual host away from a user."""
+    api, vhost = _api(broker, management), broker.addresses()[0].virtual_host
+    before = _found(api, "permissions", vhost, name)
+    if before is None:
+        if not if_exists:
+            raise NotFound(f"in vhost {vhost!r} there are no permissions of user {name!r}")
+        output.status(f"in vhost {vhost!r} user {name!r} had none")
+        return
+    api.delete(path("permissions", vhost, name))
+    output.status(f"in vhost {vhost!r} user {name!r} may do nothing any more; before: {_said(before)}")
+
+
+def _said(rights: Json) -> str:
+    return ", ".join(f"{what} {rights[what]!r}" for what in ("configure", "write", "read"))

@@ -1,0 +1,97 @@
+"""mqtool new-task, mqtool worker."""
+
+import time
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from mqtool.cli.commands.programs import Concurrency, DedupOptions, ExecOptions, RetryOptions, work
+from mqtool.cli.display import output
+from mqtool.cli.display.output import WAITING_FOR_MESSAGES
+from mqtool.cli.options import Broker, DelayOptions, MessageOptions, QueueOptions, Receiving, takes_groups
+from mqtool.cli.pipe import publishing, source
+from mqtool.cli.pipe.delaying import held
+from mqtool.cli.pipe.source import Addressing
+from mqtool.errors import UsageError
+from mqtool.message import Delivery, Outcome
+from mqtool.tutorials import work_queues
+from mqtool.work.retry import RetryPolicy
+
+app = typer.Typer()
+
+
+@app.command(epilog="mqtool new-task 'A task of three seconds...'  ·  seq 100 | mqtool new-task -l")
+@takes_groups
+def new_task(
+    queue: QueueOptions,
+    options: MessageOptions,
+    delays: DelayOptions,
+    broker: Broker,
+    words: Annotated[
+        list[str] | None, typer.Argument(help="The task; each dot is a second of work.", show_default="Hello World!")
+    ] = None,
+) -> None:
+    """Send tasks to the workers' queue (tutorial 2)."""
+    tasks = source.messages(
+        words, options, default=b"Hello World!", addressing=Addressing(queue.queue and "", queue.queue), delays=delays
+    )
+    with broker.channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
+        target = queue.of(broker.names.task_queue)
+        published = held(tasks, delays, options, channel, queue=target)
+        receipts = work_queues.new_tasks(channel, target, published)
+        publishing.report(receipts, lambda task: f" [x] Sent {publishing.text(task)}", options, channel, tasks)
+
+
+@app.command(epilog="mqtool worker  ·  mqtool worker --prefetch 0  ·  mqtool worker --exec './resize {message_id}'")
+@takes_groups
+def worker(
+    queue: QueueOptions,
+    receiving: Receiving,
+    broker: Broker,
+    programs: ExecOptions,
+    retries: RetryOptions,
+    dedup: DedupOptions,
+    concurrency: Concurrency = 1,
+    forget_ack: Annotated[
+        bool,
+        typer.Option(
+            "--forget-ack",
+            help="Make the classic mistake: never acknowledge, and see what comes of it.",
+            rich_help_panel="Receiving",
+        ),
+    ] = False,
+) -> None:
+    """Do tasks, one at a time (tutorial 2), or have a program do them. Start several: they share the work."""
+    if programs.command is not None:
+        target = queue.of(broker.names.task_queue)
+        work(programs.command, programs.shell, concurrency, retries, dedup, target, receiving, broker)
+        return
+    if programs.shell or concurrency > 1 or retries.policy != RetryPolicy() or dedup.deduplicate:
+        raise UsageError("--shell, --concurrency, --deduplicate and the retries are for programs", "name one: --exec")
+    write = receiving.writer(lambda _: " [x] Received ")
+
+    def do(task: Delivery) -> Outcome:
+        write(task)
+        time.sleep(work_queues.seconds_of_work(task))
+        output.status(" [x] Done")
+        return Outcome.ACK
+
+    settings = replace(receiving.settings(work_queues.FAIR_DISPATCH), acknowledge=not forget_ack)
+    done = redelivered = 0
+    with broker.channel() as channel:
+        tasks = work_queues.work(channel, queue.of(broker.names.task_queue), do, settings)
+        with receiving.printing(channel, WAITING_FOR_MESSAGES):
+            for task, _ in tasks:
+                done += 1
+                redelivered += task.redelivered
+                if forget_ack and done == settings.prefetch:
+                    output.notice(
+                        f"{done} done and not acknowledged, which is the prefetch limit: no more will come. "
+                        "The broker counts them as unacknowledged; --prefetch 0 would take more of its memory"
+                    )
+    if forget_ack:
+        output.notice(
+            f"{done} done, none acknowledged, {redelivered} of them redelivered: as this worker ends, "
+            "the broker gives all of them to the next one, to be done again"
+        )

@@ -1,0 +1,87 @@
+"""How fast a play goes on: when the person presses Enter, at a reader's pace, or at once where nobody reads."""
+
+import os
+import select
+import sys
+import termios
+import time
+import tty
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from mqtool.cli.display import output
+
+#: Characters that a person reads in a second, looking elsewhere too.
+_READ_PER_SECOND = 22.0
+_SHORTEST = 1.5
+_ENOUGH = (b"\n", b"\r", b" ")
+
+
+class Pace:
+    """Waits between the steps of a play.
+
+    Args:
+        auto: do not wait for a person; where one watches, give them the time to read.
+        watched: whether one does; by default, if we print to a terminal.
+    """
+
+    def __init__(self, auto: bool, watched: bool | None = None) -> None:
+        self._watched = output.is_terminal(1) if watched is None else watched
+        self.asks = not auto and self._watched and output.is_terminal(0)
+        self._keys = self._watched and output.is_terminal(0)
+
+    def forget_keys(self) -> None:
+        """Before a text is shown: what has been pressed so far does not mean that one.
+
+        Raises:
+            typer.Exit: they want to leave.
+        """
+        while self._key(0):
+            pass
+
+    def wait(self, text: str) -> None:
+        """Return when the person has read a text, or says so.
+
+        Raises:
+            typer.Exit: they want to leave.
+        """
+        if not self._watched:
+            return
+        limit = None if self.asks else time.monotonic() + max(_SHORTEST, len(text) / _READ_PER_SECOND)
+        while limit is None or limit > time.monotonic():
+            rest = None if limit is None else max(0.0, limit - time.monotonic())
+            if not self._keys:
+                time.sleep(rest or 0.0)
+            elif self._key(rest) in _ENOUGH or not self._keys:
+                return
+
+    def _key(self, seconds: float | None) -> bytes:
+        """The key that is pressed within so many seconds, if one is.
+
+        Raises:
+            typer.Exit: it is the one to leave with.
+        """
+        if not self._keys or not select.select([0], [], [], seconds)[0]:
+            return b""
+        key = os.read(0, 1)
+        if not key:  # the end of the input: nobody will say anything any more
+            self.asks = self._keys = False
+        if key in (b"q", b"Q"):
+            raise typer.Exit
+        return key
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within the block each key counts by itself, without Enter, and is not shown."""
+        if not self._keys:
+            yield
+            return
+        before = termios.tcgetattr(0)
+        tty.setcbreak(0)
+        try:
+            yield
+        finally:
+            termios.tcsetattr(0, termios.TCSAFLUSH, before)
+            sys.stdout.flush()

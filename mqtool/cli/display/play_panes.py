@@ -1,0 +1,223 @@
+"""A play shown in panes: the terminals side by side, measurements below them, and the narrator at the bottom."""
+
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.layout import Layout
+from rich.live import Live
+from rich.panel import Panel
+from rich.rule import Rule
+from rich.text import Text
+
+from mqtool.cli.display.charts import chart, figures
+from mqtool.cli.display.pace import Pace
+from mqtool.cli.display.play_lines import STYLES
+from mqtool.cli.display.screen import console
+from mqtool.stage.stage import Chart
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+#: A screen smaller than this has no room for panes.
+SMALLEST = (76, 22)
+#: Columns that a pane should have: most commands then fit into two lines.
+_PANE_WIDTH = 38
+#: Lines that it needs at least: one, and its borders.
+_PANE_HEIGHT = 3
+_KEPT = 200
+_COMMAND = "bold"
+_CHARTS_HEIGHT = 7
+_FRAMES_PER_SECOND = 10
+
+
+class Panes:
+    """The terminal's alternate screen; what was there before comes back after each play."""
+
+    def __init__(self, pace: Pace, no_color: bool = False, screen: "Console | None" = None) -> None:
+        self._pace = pace
+        self._console = screen or console(no_color)
+        self._lock = threading.RLock()
+        self.begin("")
+
+    def begin(self, title: str, position: tuple[int, int] = (1, 1)) -> None:
+        """An empty screen for a play."""
+        self._title, self._position = title, position
+        self._panes: dict[str, deque[Text]] = {}
+        self._narration = ""
+        self._checks: list[str] = []
+        self._all_checks: list[str] = []
+        self._charts: Sequence[Chart] = ()
+        self._waiting = False
+        self._footer_height = 0
+
+    @contextmanager
+    def watching(self, title: str, story: str, position: tuple[int, int] = (1, 1)) -> Iterator[None]:
+        """Within the block a play is played."""
+        with self._lock:
+            self.begin(title, position)
+            self._narration = story
+        before = signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # Ctrl-Z would leave the shell on our screen
+        live = Live(
+            get_renderable=self.picture, console=self._console, screen=True, refresh_per_second=_FRAMES_PER_SECOND
+        )
+        try:
+            with self._pace.listening(), live:
+                yield
+                number, count = position
+                self.say(f"That was {title}." + (" The next one follows." if number < count else ""))
+        finally:
+            signal.signal(signal.SIGTSTP, before)
+
+    def ended(self, next_step: str) -> None:
+        """What is left on the screen: what was shown, and what the person may do now."""
+        self._console.print(Rule(Text(self._title, "bold"), align="left", style="dim"))
+        for check in self._all_checks:
+            self._console.print(Text.assemble(("✓ ", "green"), check))
+        self._console.print(Text(next_step + "\n", "dim"))
+
+    # The audience.
+
+    def opened(self, names: Sequence[str]) -> None:
+        """There are terminals of these names now, and no others."""
+        with self._lock:
+            self._panes = {name: deque(maxlen=_KEPT) for name in names}
+            self._charts = ()
+
+    def typed(self, terminal: str, command: str) -> None:
+        """A person types a command."""
+        self._add(terminal, Text(f"$ {command}", _COMMAND))
+
+    def printed(self, terminal: str, line: str) -> None:
+        """A command prints a line."""
+        self._add(terminal, Text(line))
+
+    def _add(self, terminal: str, line: Text) -> None:
+        with self._lock:
+            if terminal in self._panes:  # one of an earlier scene may still have a last word
+                self._panes[terminal].append(line)
+
+    def narrate(self, text: str) -> None:
+        """Let the narrator say something, below what has just been found right."""
+        with self._lock:
+            self._narration, self._waiting = text, True
+
+    def say(self, text: str) -> None:
+        """Explain what comes next."""
+        self._pace.forget_keys()
+        self.narrate(text)
+        self._pace.wait(" ".join([*self._checks, text]))
+        with self._lock:
+            self._checks, self._waiting = [], False
+
+    def right(self, what: str) -> None:
+        """A check has passed."""
+        with self._lock:
+            self._checks.append(what)
+            self._all_checks.append(what)
+
+    def measured(self, charts: Sequence[Chart], over: bool) -> None:
+        """The charts of this scene so far."""
+        del over
+        with self._lock:
+            self._charts = charts
+
+    # The picture.
+
+    def picture(self) -> RenderableType:
+        """What is to be seen right now."""
+        with self._lock:
+            width, height = self._console.size
+            footer = self._footer(width - 2)
+            self._footer_height = max(self._footer_height, min(len(footer), height // 2))
+            rows = self._rows(width)
+            room = height - 1 - self._footer_height
+            has_charts = bool(self._charts) and room >= _CHARTS_HEIGHT + _PANE_HEIGHT * len(rows)
+            if room < _PANE_HEIGHT * len(rows):  # somebody has made their terminal very small
+                return Group(*footer[:height])
+            terminals_height = room - _CHARTS_HEIGHT * has_charts
+            parts = [Layout(self._header(), size=1), Layout(self._terminals(rows, width, terminals_height))]
+            if has_charts:
+                parts.append(Layout(self._drawn_charts(width), size=_CHARTS_HEIGHT))
+            parts.append(Layout(Group(*footer), size=self._footer_height))
+            layout = Layout()
+            layout.split_column(*parts)
+            return layout
+
+    def _header(self) -> RenderableType:
+        number, count = self._position
+        title = f"{self._title}  {number}/{count}" if count > 1 else self._title
+        return Rule(Text(title, "bold"), align="left", style="dim")
+
+    def _footer(self, width: int) -> list[Text]:
+        """The checks that have passed, what the narrator says, and what the person may press."""
+        checks = [Text.assemble(("✓ ", "green"), check) for check in self._checks]
+        narration = Text(self._narration, "" if self._waiting else "dim")
+        keys = "Enter goes on · q leaves" if self._pace.asks else "Enter hurries · q leaves"
+        texts = [*checks, narration, Text(keys if self._waiting else "…", "dim")]
+        return [Text(" ") + line for text in texts for line in _wrapped(text, self._console, width)]
+
+    def _rows(self, width: int) -> list[list[str]]:
+        """Which terminals go side by side."""
+        names = list(self._panes)
+        columns = max(1, min(len(names), width // _PANE_WIDTH))
+        # Where they do not fill the rows, the first, which starts it all, gets a row to itself or with fewer others.
+        first = len(names) % columns or columns
+        return [names[:first], *(names[i : i + columns] for i in range(first, len(names), columns))] if names else []
+
+    def _terminals(self, rows: list[list[str]], width: int, height: int) -> RenderableType:
+        if not rows:
+            return Text()
+        heights = [height // len(rows)] * len(rows)
+        heights[-1] += height - sum(heights)
+        layouts = []
+        for row, row_height in zip(rows, heights, strict=True):
+            layout = Layout(size=row_height)
+            layout.split_row(*(Layout(self._pane(name, width // len(row) - 4, row_height - 2)) for name in row))
+            layouts.append(layout)
+        whole = Layout()
+        whole.split_column(*layouts)
+        return whole
+
+    def _pane(self, name: str, width: int, height: int) -> Panel:
+        """A terminal, as far as it has room: its last lines, and always the command that printed them."""
+        lines: list[Text] = []
+        for line in reversed(self._panes[name]):
+            pieces = _wrapped(line, self._console, width)
+            is_command = line.style == _COMMAND
+            if is_command and len(pieces) + len(lines) > height:
+                lines = [*pieces[:height], *lines[len(lines) - max(0, height - len(pieces)) :]]
+                break
+            lines = [*pieces, *lines]
+        style = STYLES[list(self._panes).index(name) % len(STYLES)]
+        return Panel(Group(*lines[-height:]), title=Text(name, f"bold {style}"), title_align="left", border_style=style)
+
+    def _drawn_charts(self, width: int) -> RenderableType:
+        layout = Layout()
+        drawn = []
+        each = width // len(self._charts)
+        for measured in self._charts:
+            rows = chart(measured.values, each - 4, _CHARTS_HEIGHT - 2)
+            latest, greatest = figures(measured)
+            panel = Panel(
+                Text("\n".join(rows), "cyan"),
+                title=Text(f"{measured.title}: {latest}", "bold"),
+                title_align="left",
+                subtitle=Text(f"at most {greatest}"),
+                subtitle_align="right",
+                border_style="dim",
+            )
+            drawn.append(Layout(panel))
+        layout.split_row(*drawn)
+        return layout
+
+
+def _wrapped(text: Text, screen: "Console", width: int) -> list[Text]:
+    lines = list(text.wrap(screen, max(width, 1), overflow="fold"))
+    for line in lines:
+        line.rstrip()  # or the spaces at its end would be broken into one more line
+    return lines

@@ -1,0 +1,54 @@
+"""Asking a person: whether to destroy something, and for a password."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mqtool.cli.display import output
+from mqtool.cli.options import read_password
+from mqtool.errors import MqtoolError, UsageError
+
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def ask(yes: bool, what: str, hint: str = "say --yes") -> None:
+    """Ask a person; a script has to say --yes for what cannot be undone.
+
+    Args:
+        yes: it was said.
+        what: would be done, such as "delete queue 'jobs'".
+
+    Raises:
+        UsageError: nobody can be asked.
+        MqtoolError: the answer was no.
+    """
+    if yes:
+        return
+    if not output.is_terminal(0):
+        raise UsageError(f"this would {what}", hint)
+    if not typer.confirm(output.visible(f"{what}?"), err=True):
+        raise MqtoolError("nothing was done")
+
+
+def ask_password(of: str, path: Path | None) -> str:
+    """A new password: from a file (`-` is stdin), else asked for twice, without showing it.
+
+    Args:
+        of: whose it will be.
+
+    Raises:
+        UsageError: nobody can be asked; or it is empty, with which nobody could log in.
+    """
+    if path is not None:
+        password = read_password(path)
+    elif output.is_terminal(0):
+        prompt = output.visible(f"Password of {of}")
+        password = typer.prompt(prompt, hide_input=True, confirmation_prompt=True, err=True)
+    else:
+        raise UsageError(
+            f"there is no password for {of}, and nobody to ask", "--password-file FILE, or - to read it from stdin"
+        )
+    if not password:
+        raise UsageError("the password is empty", "nobody could log in with it")
+    return str(password)

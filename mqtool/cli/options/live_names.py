@@ -1,0 +1,74 @@
+"""What the shell can complete from the broker: names of queues, exchanges and virtual hosts, quickly and silently.
+
+Whoever presses Tab waits for it, and has not asked for errors: after a third of a second, or without a broker, there
+are just no names. MQTOOL_COMPLETION_TIMEOUT gives a slow broker more. Names that no shell shows on one line are left
+out.
+"""
+
+import os
+import re
+import threading
+from typing import Any
+
+import typer
+
+from mqtool.duration import parse_duration
+from mqtool.errors import MqtoolError
+
+_PATIENCE = 0.3
+_MOST = 200
+
+
+def queues(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The queues whose names start so."""
+    return _names(ctx, "queues", incomplete)
+
+
+def exchanges(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The exchanges whose names start so."""
+    return _names(ctx, "exchanges", incomplete)
+
+
+def vhosts(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The virtual hosts whose names start so."""
+    return _names(ctx, "vhosts", incomplete)
+
+
+def _names(ctx: typer.Context, kind: str, incomplete: str) -> list[str]:
+    import requests  # noqa: F401 - the clock starts after it
+
+    found: list[str] = []
+    asking = threading.Thread(target=lambda: found.extend(_ask(ctx.params, kind, incomplete)), daemon=True)
+    asking.start()
+    asking.join(_patience())
+    return [name for name in found if name.isprintable() and name.startswith(incomplete) and name]
+
+
+def _patience() -> float:
+    try:
+        return parse_duration(os.environ["MQTOOL_COMPLETION_TIMEOUT"])
+    except (KeyError, ValueError):
+        return _PATIENCE
+
+
+def _ask(params: dict[str, Any], kind: str, incomplete: str) -> list[str]:
+    from mqtool.cli.options import Broker
+    from mqtool.cli.options.management import MANAGEMENT_VARIABLE, management_of
+    from mqtool.management import path
+
+    given = {name: params[name] for name in Broker._fields if params.get(name) is not None}
+    if str(given.get("password_file")) == "-":
+        del given["password_file"]  # nobody types a password now
+    try:
+        broker = Broker(**given)
+        # Commands that need no management API have no option for it, but where it is the environment may tell.
+        url = params.get("management") or os.environ.get(MANAGEMENT_VARIABLE)
+        api = management_of(broker, url, (_patience(), _patience()))
+        if kind == "vhosts":
+            return [view["name"] for view in api.get(kind, columns="name")]
+        where = path(kind, broker.addresses()[0].virtual_host)
+        query = {"page": "1", "page_size": str(_MOST), "columns": "name"}
+        answer = api.get(where, **query, name=f"^{re.escape(incomplete)}", use_regex="true")
+        return [view["name"] for view in answer["items"]]
+    except MqtoolError:
+        return []

@@ -1,0 +1,262 @@
+"""What to publish: words on the command line, stdin, files, lines, NDJSON."""
+
+import os
+import re
+import select
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mqtool.cli import stopping
+from mqtool.cli.display import output
+from mqtool.cli.options import DelayOptions, MessageOptions
+from mqtool.cli.pipe.failed_messages import Input
+from mqtool.errors import BadData, UsageError
+from mqtool.message import Message, new_message_id
+
+_STDIN = 0
+_CHUNK = 256 * 1024
+#: Seconds between two looks at whether we were asked to stop, while nothing comes.
+_LOOK_UP = 0.25
+#: Stands in a routing key for a group that did not match.
+UNKNOWN = "unknown"
+_PLACE = re.compile(r"\{(\w+)\}")
+
+
+class Addressing(NamedTuple):
+    """Where messages go that do not say so themselves.
+
+    Attributes:
+        exchange, routing_key: what the user named, which wins over what a message says; None if nothing was named.
+            The routing key may have {group} places.
+    """
+
+    exchange: str | None = None
+    routing_key: str | None = None
+
+
+def messages(
+    words: Sequence[str] | None,
+    options: MessageOptions,
+    *,
+    default: bytes,
+    addressing: Addressing | None = None,
+    delays: DelayOptions | None = None,
+    adapt: Callable[[Message], Message] | None = None,
+) -> Iterator[Message | None]:
+    """What to publish; None whenever there is nothing to publish right now.
+
+    Args:
+        words: one message, if there are any.
+        default: the body, where there are neither words nor input.
+        delays: when they shall arrive.
+        adapt: is done to each that is read, before anything else.
+
+    Raises:
+        UsageError: the options contradict each other, or the file cannot be read.
+        BadData: the input is not what it should be; says in which line.
+    """
+    if sum([options.lines, options.null, options.as_json, options.delimiter is not None]) > 1:
+        raise UsageError("--lines, --null, --delimiter and --json exclude each other", "give only one of them")
+    if words and list(words) != ["-"] and (options.is_stream or options.file):
+        raise UsageError(
+            f"the message {' '.join(words)!r} is on the command line, and input was asked for as well",
+            "give either message words, or an input with -l, -0, -D, --json or -f",
+        )
+    delays = delays or DelayOptions()
+    delays.check(mandatory=options.mandatory)
+    making = _Making(options, addressing or Addressing(), delays)
+    delimiter = _delimiter(options)
+    if words and list(words) != ["-"]:
+        return iter([making.message(os.fsencode(" ".join(words)))])
+    if not options.is_stream and not options.file and not words and not _has_input(_STDIN):
+        return iter([making.message(default)])
+    descriptor = _opened(options.file)
+    read = _from_input(descriptor, options, delimiter, making)
+    if adapt is not None:
+        read = (message and adapt(message) for message in read)
+    return read if options.failed_to is None else Input(read)
+
+
+def _from_input(
+    descriptor: int, options: MessageOptions, delimiter: bytes, making: "_Making"
+) -> Iterator[Message | None]:
+    chunks = _chunks(descriptor) if options.failed_to is None or not _is_file(descriptor) else _whole(descriptor)
+    try:
+        if options.as_json:
+            yield from making.from_ndjson(_delimited(chunks, b"\n"))
+        elif options.is_stream:
+            for body in _delimited(chunks, delimiter):
+                yield None if body is None else making.message(body)
+        else:
+            body = b"".join(chunk for chunk in chunks if chunk is not None)
+            if stopping.requested() is None:  # half a message is none
+                yield making.message(body)
+    finally:
+        if descriptor != _STDIN:
+            os.close(descriptor)
+    making.report_unmatched()
+
+
+class _Making:
+    """Makes messages from bodies, with the headers, properties and routing key that the options say."""
+
+    def __init__(self, options: MessageOptions, addressing: Addressing, delays: DelayOptions) -> None:
+        self._delay, self._due = delays.delay, delays.at
+        self._pattern: re.Pattern[str] | None = options.key_pattern
+        self._exchange = addressing.exchange
+        self._routing_key = addressing.routing_key
+        self._places = _PLACE.findall(addressing.routing_key or "") if self._pattern else []
+        self._unmatched = 0
+        if self._pattern is not None:
+            if not self._places:
+                raise UsageError(
+                    "--key-pattern needs a routing key with {group} places",
+                    "for instance '{app}.{level}' with --key-pattern '(?P<app>\\w+): (?P<level>\\w+)'",
+                )
+            if missing := [name for name in self._places if name not in self._pattern.groupindex]:
+                raise UsageError(
+                    f"the routing key has a place {{{missing[0]}}}, but --key-pattern has no group of that name",
+                    f"write (?P<{missing[0]}>…) in the pattern",
+                )
+        properties: dict[str, Any] = dict(options.properties or [])
+        self._message_id: str | None = properties.pop("message_id", None)
+        if options.headers:
+            properties["headers"] = dict(options.headers)
+        if options.persistent:
+            properties.setdefault("delivery_mode", 2)
+        self._properties = properties
+
+    def message(self, body: bytes) -> Message:
+        key = self._routing_key if self._pattern is None else self._key(body)
+        message_id = self._message_id or new_message_id()
+        return Message(body, key, self._exchange, self._properties, message_id, self._delay, self._due)
+
+    def from_ndjson(self, lines: Iterator[bytes | None]) -> Iterator[Message | None]:
+        from mqtool import ndjson
+
+        number = 0
+        for line in lines:
+            if line is None:
+                yield None
+                continue
+            number += 1
+            if not line.strip():
+                continue
+            message = ndjson.to_message(line, f"line {number}")
+            self._overrule(message, has_properties=b'"properties"' in line)
+            yield message
+
+    def _overrule(self, message: Message, *, has_properties: bool) -> None:
+        """What the options say wins over what the message says itself."""
+        if self._pattern is not None:
+            message.routing_key = self._key(message.body)
+        elif self._routing_key is not None:
+            message.routing_key = self._routing_key
+        if self._exchange is not None:
+            message.exchange = self._exchange
+        if self._properties:
+            headers = {**(message.properties.get("headers") or {}), **self._properties.get("headers", {})}
+            message.properties = {**message.properties, **self._properties}
+            if headers:
+                message.properties["headers"] = headers
+        if self._message_id or (message.message_id is None and not has_properties):
+            message.message_id = self._message_id or new_message_id()
+        if self._delay is not None or self._due is not None:
+            message.delay, message.due = self._delay, self._due
+
+    def _key(self, body: bytes) -> str:
+        """The routing key with its places filled. A line that does not match is sent all the same: none may be lost."""
+        assert self._pattern is not None
+        match = self._pattern.search(body.decode("utf-8", "replace"))
+        groups = match.groupdict() if match else {}
+        if match is None:
+            self._unmatched += 1
+        key = _PLACE.sub(lambda place: groups.get(place[1]) or UNKNOWN, self._routing_key or "")
+        return key.encode()[:255].decode("utf-8", "ignore")
+
+    def report_unmatched(self) -> None:
+        if self._unmatched:
+            output.notice(f"{self._unmatched:,} of the messages did not match --key-pattern; sent as {UNKNOWN!r}")
+
+
+def _has_input(descriptor: int) -> bool:
+    """Whether something is piped or redirected in: not a terminal, and not /dev/null."""
+    try:
+        return not stat.S_ISCHR(os.fstat(descriptor).st_mode)
+    except OSError:
+        return False
+
+
+def _opened(path: Path | None) -> int:
+    if path is None or str(path) == "-":
+        return _STDIN
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(0, "it is a directory")
+        return os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _is_file(descriptor: int) -> bool:
+    return stat.S_ISREG(os.fstat(descriptor).st_mode)
+
+
+def _whole(descriptor: int) -> Iterator[bytes | None]:
+    """A file to its end, even when asked to stop: Input sees to that."""
+    while chunk := os.read(descriptor, _CHUNK):
+        yield chunk
+
+
+def _chunks(descriptor: int) -> Iterator[bytes | None]:
+    """What can be read, as it comes; None while nothing does. Ends at the end of the input, or when asked to stop."""
+    while stopping.requested() is None:
+        if not select.select([descriptor], [], [], 0)[0]:
+            yield None
+            while not select.select([descriptor], [], [], _LOOK_UP)[0]:
+                if stopping.requested() is not None:
+                    return
+                yield None
+        try:
+            chunk = os.read(descriptor, _CHUNK)
+        except BlockingIOError:
+            continue
+        except OSError as error:
+            raise BadData(f"cannot read the input: {error.strerror}") from error
+        if not chunk:
+            return
+        yield chunk
+
+
+def _delimiter(options: MessageOptions) -> bytes:
+    if options.null:
+        return b"\0"
+    if options.delimiter is None:
+        return b"\n"
+    if not options.delimiter:
+        raise UsageError("--delimiter is empty", "to send the whole input as one message, leave it out")
+    return os.fsencode({r"\n": "\n", r"\t": "\t", r"\0": "\0"}.get(options.delimiter, options.delimiter))
+
+
+def _delimited(chunks: Iterator[bytes | None], delimiter: bytes) -> Iterator[bytes | None]:
+    """The pieces between delimiters; a last one without counts too, unless we were asked to stop in its middle."""
+    rest: list[bytes] = []
+    for chunk in chunks:
+        if chunk is None:
+            yield None
+            continue
+        if len(delimiter) > 1 and rest:  # the delimiter may have been cut in two
+            chunk = b"".join(rest) + chunk
+            rest = []
+        first, *others = chunk.split(delimiter)
+        if not others:
+            rest.append(first)
+            continue
+        yield b"".join([*rest, first])
+        yield from others[:-1]
+        rest = [others[-1]] if others[-1] else []
+    last = b"".join(rest)
+    if last and stopping.requested() is None:
+        yield last

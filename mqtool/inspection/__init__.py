@@ -1,0 +1,1 @@
+"""What a broker holds and what it means: lists, routes, wiring, and findings."""

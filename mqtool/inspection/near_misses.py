@@ -1,0 +1,177 @@
+"""Bindings that nearly matched: which words or headers differ, and the nearest first.
+
+It only ranks and explains; whether a binding matches, broker/embedded/routing.py decides.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from functools import lru_cache
+from heapq import nsmallest
+from typing import Any
+
+from mqtool.inspection.definitions import Binding
+from mqtool.routing.tables import header_matches, wanted_headers
+
+_WILDCARD = 0.001
+"""What `*` costs: next to nothing, but a word that is there literally is taken before."""
+_SIMILAR = 0.6
+"""From this ratio on, one word looks like another one misspelt; as in difflib.get_close_matches."""
+
+
+@dataclass(frozen=True, slots=True)
+class NearMiss:
+    """A binding that did not match.
+
+    Attributes:
+        reason: what differs, as a clause: "word 2 is 'info', not 'critical'".
+    """
+
+    binding: Binding
+    reason: str
+
+
+def nearest(
+    bindings: Iterable[tuple[str, Binding]], keys: Sequence[str], headers: Mapping[str, Any], limit: int
+) -> list[NearMiss]:
+    """The nearest of the bindings that did not match, with the reasons; far ones are left out.
+
+    Args:
+        bindings: each with the type that its exchange routes as.
+        keys: the routing keys of the message; the first is its own, the others are carbon copies.
+    """
+    ranked = []
+    for order, (kind, binding) in enumerate(bindings):
+        distance = _distance(kind, binding, keys, headers)
+        if distance is not None:
+            ranked.append((distance, order, kind, binding))
+    closest = nsmallest(limit, ranked, key=lambda entry: entry[:2])
+    return [NearMiss(binding, _reason(kind, binding, keys, headers)) for _, _, kind, binding in closest]
+
+
+def _distance(kind: str, binding: Binding, keys: Sequence[str], headers: Mapping[str, Any]) -> float | None:
+    """How far off a binding is: whole numbers count words or headers, fractions misspellings; None for too far."""
+    if kind == "topic":
+        return min((far for far in (_topic_distance(binding.routing_key, key) for key in keys) if far), default=None)
+    if kind == "direct":
+        unlike = 1 - max(_similarity(binding.routing_key, key) for key in keys)
+        return unlike if unlike < 1 else None
+    if kind == "headers":
+        wanted = wanted_headers(binding.arguments)
+        failing = sum(not header_matches(headers, name, value) for name, value in wanted)
+        near = failing < len(wanted) or any(name in headers for name, _ in wanted)
+        return failing if near else None
+    return None
+
+
+def _reason(kind: str, binding: Binding, keys: Sequence[str], headers: Mapping[str, Any]) -> str:
+    if kind == "topic":
+        key = min(keys, key=lambda each: _topic_distance(binding.routing_key, each) or float("inf"))
+        return ", ".join(_topic_differences(binding.routing_key, key))
+    if kind == "direct":
+        key = max(keys, key=lambda each: _similarity(binding.routing_key, each))
+        return f"the key is {key!r}, not {binding.routing_key!r}"
+    return _header_reason(binding.arguments, headers)
+
+
+@lru_cache(maxsize=16)
+def _matcher(key: str) -> "SequenceMatcher[str]":
+    return SequenceMatcher(None, "", key.casefold(), autojunk=False)
+
+
+def _similarity(pattern: str, key: str) -> float:
+    """How much they look alike, from _SIMILAR to 1; 0 for less, which is found out quickly."""
+    matcher = _matcher(key)  # it remembers what it has worked out of the key
+    matcher.set_seq1(pattern.casefold())
+    for ratio in (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio):
+        likeness = ratio()
+        if likeness < _SIMILAR:
+            return 0.0
+    return likeness
+
+
+# -- topics: the cheapest way to make the key's words fit the pattern's
+
+
+def _words(text: str) -> list[str]:
+    return text.split(".") if text else []
+
+
+def _fits(pattern: str, word: str) -> bool:
+    return pattern == "*" or (pattern == word and pattern != "#")
+
+
+def _costs(pattern: Sequence[str], words: Sequence[str]) -> list[list[float]]:
+    """costs[i][j]: of the first i parts and j words, how many differ, are missing or are too many."""
+    costs = [[float(column) for column in range(len(words) + 1)]]
+    for part in pattern:
+        above = costs[-1]
+        line = [above[0] + (part != "#")]
+        for column, word in enumerate(words, 1):
+            if part == "#":
+                line.append(min(above[column], line[column - 1]))
+            else:
+                line.append(min(above[column - 1] + _unlike(part, word), above[column] + 1, line[column - 1] + 1))
+        costs.append(line)
+    return costs
+
+
+def _unlike(part: str, word: str) -> float:
+    if not _fits(part, word):
+        return 1
+    return _WILDCARD if part == "*" else 0
+
+
+def _topic_distance(pattern: str, key: str) -> float | None:
+    """How far a pattern is from a key; None for so far that nobody meant it."""
+    parts, words = _words(pattern), _words(key)
+    distance = _costs(parts, words)[-1][-1]
+    if round(distance) > max(1, len(words) // 2):
+        return None
+    literal = sum(part in words for part in parts if part not in ("*", "#"))
+    misspelt = _similarity(pattern, key)
+    if not literal and not misspelt and "*" not in parts and "#" not in parts:
+        return None
+    return distance - 0.5 * misspelt
+
+
+def _topic_differences(pattern: str, key: str) -> list[str]:
+    """What differs, word by word, from the first to the last."""
+    parts, words = _words(pattern), _words(key)
+    costs = _costs(parts, words)
+    row, column = len(parts), len(words)
+    found = []
+    while row or column:
+        part = parts[row - 1] if row else ""
+        here = costs[row][column]
+        if part == "#" and here == costs[row - 1][column]:
+            row -= 1
+        elif part == "#" and column and here == costs[row][column - 1]:
+            column -= 1
+        elif column and here == costs[row][column - 1] + 1:
+            found.append(f"word {column}, {words[column - 1]!r}, is one too many")
+            column -= 1
+        elif row and column and part != "#" and here == costs[row - 1][column - 1] + _unlike(part, words[column - 1]):
+            if not _fits(part, words[column - 1]):
+                found.append(f"word {column} is {words[column - 1]!r}, not {part!r}")
+            row, column = row - 1, column - 1
+        else:
+            after = f" after word {column}" if column else ""
+            found.append(f"a word for {part!r} is missing{after}")
+            row -= 1
+    return found[::-1]
+
+
+# -- headers
+
+
+def _header_reason(arguments: Mapping[str, Any], headers: Mapping[str, Any]) -> str:
+    reasons = []
+    for name, value in wanted_headers(arguments):
+        if name not in headers:
+            reasons.append(f"header {name!r} is missing")
+        elif not header_matches(headers, name, value):
+            reasons.append(f"header {name!r} is {json.dumps(headers[name])}, not {json.dumps(value)}")
+    none_fits = "none fits: " if str(arguments.get("x-match")).startswith("any") and len(reasons) > 1 else ""
+    return none_fits + ", ".join(reasons)

@@ -1,0 +1,241 @@
+"""Where a message would go, and why: the broker's own routing, told instead of done.
+
+    exchange ── bindings ──> queues                         each queue once, by any number of ways
+        │   └── bindings ──> exchanges ── and so on         each exchange once, so that circles end
+        └── nothing matched ──> alternate exchange
+
+It matches with the embedded broker's tables (broker/embedded/routing.py), which the tests hold against RabbitMQ.
+Nothing here does any I/O. https://www.rabbitmq.com/docs/exchanges, /docs/e2e, /docs/ae, /docs/dlx
+"""
+
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mqtool.inspection.definitions import Binding, Definitions
+from mqtool.inspection.near_misses import NearMiss, nearest
+from mqtool.routing.tables import TABLES, RoutingTable
+from mqtool.topology import Exchange
+
+_DELAYED = "x-delayed-message"
+_MAX_DELAY = 2**32 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One step of a message's way.
+
+    Attributes:
+        binding: the binding that says so; None for the default exchange, and for an alternate exchange.
+    """
+
+    source: str
+    destination: str
+    to_exchange: bool
+    binding: Binding | None = None
+
+    @property
+    def is_alternate(self) -> bool:
+        """Whether it is taken since nothing else matched."""
+        return self.to_exchange and self.binding is None
+
+
+Way = tuple[Hop, ...]
+"""From the exchange published to, to a queue."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetters:
+    """What becomes of a message that dies in a queue: rejected, expired, or one too many.
+
+    Attributes:
+        exchange, routing_key: what it is published to.
+        queues: those that it comes to; None if there is no such exchange. Either way it may be lost.
+        circular: dying there, it can come back to this queue. (Unless a consumer rejects it on the way, RabbitMQ then
+            drops it: https://www.rabbitmq.com/docs/dlx)
+    """
+
+    queue: str
+    exchange: str
+    routing_key: str
+    queues: Sequence[str] | None
+    circular: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a message goes.
+
+    Attributes:
+        queues: each queue that gets it, with all the ways that lead there.
+        near_misses: bindings on the way that did not match, the nearest first.
+        dead_letters: for each queue that gets it, or gets it after a death, and has a dead-letter exchange.
+        delay: milliseconds for which an x-delayed-message exchange holds it back first.
+        unknown: exchanges on the way whose type we do not know; what they do with it, only the broker can tell.
+    """
+
+    exchange: str
+    routing_key: str
+    headers: Mapping[str, Any]
+    queues: Mapping[str, tuple[Way, ...]]
+    near_misses: Sequence[NearMiss] = ()
+    dead_letters: Sequence[DeadLetters] = ()
+    delay: int = 0
+    unknown: Sequence[str] = ()
+
+
+@dataclass
+class _Progress:
+    """A message under way: the exchanges that it has come to, and how."""
+
+    keys: list[str]
+    headers: Mapping[str, Any]
+    came: dict[str, Way] = field(default_factory=dict)
+    queues: dict[str, list[Way]] = field(default_factory=dict)
+    missed: list[Binding] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+
+
+class Router:
+    """Explains routes through one virtual host; keeps the tables that it has made for the next message."""
+
+    def __init__(self, definitions: Definitions) -> None:
+        self.definitions = definitions
+        self._tables: dict[str, RoutingTable[Binding]] = {}
+
+    def route(
+        self, exchange: str, routing_key: str, headers: Mapping[str, Any] | None = None, *, near_misses: int = 5
+    ) -> Route:
+        """Say where a message would go.
+
+        Args:
+            headers: its headers, with Python's types for AMQP's. CC and BCC, if they are lists, are more routing keys.
+            near_misses: tell so many at most.
+
+        Raises:
+            KeyError: there is no such exchange.
+        """
+        found = self._follow(exchange, routing_key, headers or {})
+        missed = [binding for binding in found.missed if binding.destination not in _reached(found, binding)]
+        exchanges = self.definitions.exchanges
+        typed = [(routing_type(exchanges[binding.source]), binding) for binding in missed]
+        return Route(
+            exchange,
+            routing_key,
+            found.headers,
+            {queue: tuple(ways) for queue, ways in sorted(found.queues.items())},
+            nearest(typed, found.keys, found.headers, near_misses) if near_misses else (),
+            self._dead_letters(found),
+            _delay(exchanges[exchange], found.headers),
+            found.unknown,
+        )
+
+    # -- from exchange to exchange
+
+    def _follow(self, exchange: str, routing_key: str, headers: Mapping[str, Any]) -> _Progress:
+        definitions = self.definitions
+        if exchange not in definitions.exchanges:
+            raise KeyError(exchange)
+        found = _Progress([routing_key, *_carbon_copies(headers)], headers)
+        found.came[exchange] = ()
+        todo = [exchange]
+        for name in todo:  # grows while we walk
+            way, at = found.came[name], definitions.exchanges[name]
+            hops = self._hops(at, found)
+            for hop in hops:
+                if not hop.to_exchange:
+                    found.queues.setdefault(hop.destination, []).append((*way, hop))
+                elif hop.destination not in found.came and hop.destination in definitions.exchanges:
+                    found.came[hop.destination] = (*way, hop)
+                    todo.append(hop.destination)
+        return found
+
+    def _hops(self, exchange: Exchange, found: _Progress) -> list[Hop]:
+        """Where a message goes from one exchange."""
+        name = exchange.name
+        if not name:
+            queues = self.definitions.queues
+            hops = [Hop("", key, False) for key in dict.fromkeys(found.keys) if key in queues]
+            found.missed += [] if hops else [Binding("", queue, queue) for queue in queues]
+            return hops
+        bindings = self.definitions.bindings.get(name, ())
+        routed_as = routing_type(exchange)
+        if routed_as not in TABLES:
+            found.unknown.append(name)
+            return []
+        matched = self._matched(name, routed_as, bindings, found)
+        found.missed += [binding for binding in bindings if binding not in matched]
+        alternate = exchange.arguments.get("alternate-exchange")
+        if not matched and isinstance(alternate, str):
+            return [Hop(name, alternate, True)]
+        return [
+            Hop(name, binding.destination, binding.to_exchange, binding) for binding in bindings if binding in matched
+        ]
+
+    def _matched(self, name: str, routed_as: str, bindings: Iterable[Binding], found: _Progress) -> set[Binding]:
+        table = self._tables.get(name)
+        if table is None:
+            table = self._tables[name] = TABLES[routed_as]()
+            for binding in bindings:
+                table.add(binding.routing_key, binding.arguments, binding)
+        return {binding for key in found.keys for binding in table.match(key, found.headers)}
+
+    # -- from queue to dead letters
+
+    def _dead_letters(self, found: _Progress) -> list[DeadLetters]:
+        """Follow the message to where it goes when it dies, and when it dies there, until it has been everywhere."""
+        dead: dict[tuple[str, str], DeadLetters] = {}
+        todo = [(queue, found) for queue in sorted(found.queues)]
+        for queue, message in todo:  # grows while we walk
+            arguments = self.definitions.queues[queue].arguments if queue in self.definitions.queues else {}
+            exchange, key = arguments.get("x-dead-letter-exchange"), arguments.get("x-dead-letter-routing-key")
+            headers = {name: value for name, value in message.headers.items() if name != "BCC"}
+            if key is not None:  # replaces all the old ones
+                headers.pop("CC", None)
+            key = str(message.keys[0] if key is None else key)
+            if not isinstance(exchange, str) or (queue, key) in dead:
+                continue
+            if exchange not in self.definitions.exchanges:
+                dead[queue, key] = DeadLetters(queue, exchange, key, None)
+                continue
+            further = self._follow(exchange, key, headers)
+            dead[queue, key] = DeadLetters(queue, exchange, key, sorted(further.queues))
+            todo += [(after, further) for after in sorted(further.queues)]
+        return [replace(death, circular=_comes_back(death.queue, dead.values())) for death in dead.values()]
+
+
+def _reached(found: _Progress, binding: Binding) -> Container[str]:
+    return found.came if binding.to_exchange else found.queues
+
+
+def _comes_back(queue: str, dead: Iterable[DeadLetters]) -> bool:
+    """Whether a message that dies in this queue may, by deaths alone, come to it again."""
+    leads: dict[str, set[str]] = {}
+    for death in dead:
+        leads.setdefault(death.queue, set()).update(death.queues or ())
+    seen: set[str] = set()
+    todo = [*leads.get(queue, ())]
+    while todo:
+        after = todo.pop()
+        if after not in seen:
+            seen.add(after)
+            todo += leads.get(after, ())
+    return queue in seen
+
+
+def routing_type(exchange: Exchange) -> str:
+    """The type that decides where messages go: of a delayed exchange, the one that it stands in front of."""
+    return str(exchange.arguments.get("x-delayed-type")) if exchange.type == _DELAYED else exchange.type
+
+
+def _carbon_copies(headers: Mapping[str, Any]) -> list[str]:
+    """More routing keys. https://www.rabbitmq.com/docs/sender-selected"""
+    lists = [headers[name] for name in ("CC", "BCC") if isinstance(headers.get(name), list)]
+    return [key for keys in lists for key in keys if isinstance(key, str)]
+
+
+def _delay(exchange: Exchange, headers: Mapping[str, Any]) -> int:
+    delay = headers.get("x-delay")
+    if exchange.type != _DELAYED or isinstance(delay, bool) or not isinstance(delay, int | float):
+        return 0
+    return int(delay) if 0 < delay <= _MAX_DELAY else 0

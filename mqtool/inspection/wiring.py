@@ -1,0 +1,272 @@
+"""Who publishes to what, what is bound where, who consumes: a virtual host as the management API shows it now.
+
+    publishers ──> exchange ── keys ──> queue ──> consumers
+                       └────── keys ──> exchange
+
+A broker may hold tens of thousands of bindings and nobody reads so many, so a wiring keeps the first few of each
+exchange and counts the others: its size is that of what is shown.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mqtool import management
+from mqtool.errors import NotFound
+from mqtool.inspection import definitions
+from mqtool.inspection.definitions import Binding
+from mqtool.management import Management, exchange_path
+from mqtool.management.views import ConsumerView, QueueView
+from mqtool.topology import Exchange
+
+#: Exchanges that are asked, one by one, who publishes to them.
+_ASKED = 100
+_KEYS = 5
+
+_COUNTERS = ("message_stats.publish", "message_stats.publish_details.rate",
+             "message_stats.deliver_get", "message_stats.deliver_get_details.rate")  # fmt: skip
+QUEUE_COLUMNS = ("name", "type", "arguments", "policy", "messages_ready", "messages_unacknowledged")
+CONSUMER_COLUMNS = (
+    *("consumer_tag", "queue.name", "prefetch_count", "ack_required"),
+    *("channel_details.name", "channel_details.user"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """A number that only grows, and how fast, in 1/s, as the broker has it."""
+
+    count: int = 0
+    rate: float = 0.0
+
+
+@dataclass(slots=True)
+class Link:
+    """All bindings of one exchange to one destination: the first few, and how many more."""
+
+    destination: str
+    to_exchange: bool
+    bindings: list[Binding] = field(default_factory=list)
+    more: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Publisher:
+    """A channel that publishes."""
+
+    channel: str
+    user: str
+    published: Counter
+
+
+@dataclass(frozen=True, slots=True)
+class Consumer:
+    """Who consumes."""
+
+    tag: str
+    channel: str
+    user: str
+    prefetch: int
+    acknowledges: bool
+
+
+@dataclass(slots=True)
+class Node:
+    """An exchange, with what it leads to.
+
+    Attributes:
+        links: the destinations that are shown.
+        more: how many bindings are not.
+    """
+
+    exchange: Exchange
+    published: Counter = Counter()
+    publishers: list[Publisher] = field(default_factory=list)
+    links: dict[tuple[str, bool], Link] = field(default_factory=dict)
+    more: int = 0
+
+    def add(self, binding: Binding, keep: int | None) -> bool:
+        """Keep a binding, or count it; returns whether its destination is shown."""
+        place = (binding.destination, binding.to_exchange)
+        link = self.links.get(place)
+        if link is None:
+            if keep is not None and len(self.links) >= keep:
+                self.more += 1
+                return False
+            link = self.links[place] = Link(*place)
+        if keep is not None and len(link.bindings) >= _KEYS:
+            link.more += 1
+        else:
+            link.bindings.append(binding)
+        return True
+
+
+@dataclass(slots=True)
+class QueueState:
+    """A queue, how much it holds, and how much goes in and out, as far as that was asked for."""
+
+    name: str
+    type: str
+    ready: int
+    unacked: int
+    arguments: Mapping[str, Any]
+    consumers: int = 0
+    published: Counter = Counter()
+    delivered: Counter = Counter()
+
+
+@dataclass(slots=True)
+class Wiring:
+    """A virtual host.
+
+    Attributes:
+        exchanges: by name, the default one last; predeclared ones only where they are used.
+        queues: those that an exchange here shows.
+        consumers: by queue, the first few.
+        publishers: channels of which the broker does not tell where they publish to.
+    """
+
+    vhost: str
+    exchanges: dict[str, Node]
+    queues: dict[str, QueueState] = field(default_factory=dict)
+    consumers: dict[str, list[Consumer]] = field(default_factory=dict)
+    publishers: list[Publisher] = field(default_factory=list)
+
+
+def look(
+    api: Management, vhost: str, *, keep: int | None = None, only: Collection[str] = (), rates: bool = False
+) -> Wiring:
+    """Look at a virtual host.
+
+    Args:
+        keep: show so many destinations of each exchange, and so many consumers of each queue; None for all.
+        only: these exchanges and what they lead to; none for all. (The default exchange leads to every queue; where all
+            are looked at, it has those that are bound nowhere else.)
+        rates: of queues, too. To gather their statistics takes the broker longer than all else.
+
+    Raises:
+        Unavailable, AccessRefused: the API cannot tell.
+        NotFound: there is no such exchange, or no such virtual host.
+    """
+    exchanges = exchanges_of(api, vhost, only)
+    wiring = Wiring(vhost, {name: Node(exchange) for name, exchange in sorted(exchanges.items(), key=_default_last)})
+    bound: set[str] = set()
+    for binding in bindings_of(api, vhost, exchanges) if only else definitions.bindings(api, vhost):
+        if binding.source in exchanges:  # else it is newer than the list of exchanges
+            wiring.exchanges[binding.source].add(binding, keep)
+        if not binding.to_exchange:
+            bound.add(binding.destination)
+    links = [link for node in wiring.exchanges.values() for link in node.links.values()]
+    shown = {link.destination for link in links if not link.to_exchange}
+    default = None if only else wiring.exchanges.get("")
+    arguments_of = definitions.queue_arguments(api, vhost)
+    columns = (*QUEUE_COLUMNS, *_COUNTERS) if rates else QUEUE_COLUMNS
+    for view in management.queues(api, vhost, columns) if rates else management.queue_totals(api, vhost, columns):
+        name = view["name"]
+        if default is not None and name not in bound and default.add(Binding("", name, name), keep):
+            shown.add(name)
+        if name in shown:
+            wiring.queues[name] = queue_of(view, arguments_of(view))
+    for consumer in management.consumers(api, vhost, CONSUMER_COLUMNS):
+        queue = wiring.queues.get(consumer["queue"]["name"])
+        if queue is not None:
+            queue.consumers += 1
+            if keep is None or queue.consumers <= keep:
+                wiring.consumers.setdefault(queue.name, []).append(consumer_of(consumer))
+    add_publishers(api, wiring)
+    wiring.exchanges = {name: node for name, node in wiring.exchanges.items() if name in only or _is_used(node)}
+    return wiring
+
+
+def _default_last(item: tuple[str, Exchange]) -> tuple[bool, str]:
+    return not item[0], item[0]
+
+
+def exchanges_of(api: Management, vhost: str, only: Collection[str]) -> dict[str, Exchange]:
+    """The exchanges of these names, and those that they lead to, by bindings or as alternates; all for no names.
+
+    Raises: as look() does.
+    """
+    exchanges = {exchange.name: exchange for exchange in definitions.exchanges(api, vhost)}
+    if not only:
+        return exchanges
+    found: dict[str, Exchange] = {}
+    todo = list(only)
+    while todo:
+        name = todo.pop()
+        if name in only and name not in exchanges:
+            raise NotFound(f"there is no exchange {name!r}")
+        if name in exchanges and name not in found:
+            found[name] = exchanges[name]
+            todo += {binding.destination for binding in definitions.bindings(api, vhost, name) if binding.to_exchange}
+            if isinstance(alternate := exchanges[name].arguments.get("alternate-exchange"), str):
+                todo.append(alternate)
+    return found
+
+
+def bindings_of(api: Management, vhost: str, exchanges: Iterable[str]) -> Iterator[Binding]:
+    """Their bindings. Raises as look() does."""
+    for name in exchanges:
+        yield from definitions.bindings(api, vhost, name)
+
+
+def _is_used(node: Node) -> bool:
+    """Whether anybody would miss it: those that each virtual host has from the start lie idle in most."""
+    predeclared = not node.exchange.name or node.exchange.name.startswith("amq.")
+    return not predeclared or bool(node.links or node.publishers or node.published.count)
+
+
+def add_publishers(api: Management, wiring: Wiring) -> None:
+    """Put in how much was published to each exchange, and by whom. Raises as look() does."""
+    columns = ("name", "message_stats.publish_in", "message_stats.publish_in_details.rate")
+    for view in management.exchanges(api, wiring.vhost, columns):
+        if view["name"] in wiring.exchanges:
+            wiring.exchanges[view["name"]].published = _counter(view.get("message_stats"), "publish_in")
+    busy = [name for name, node in wiring.exchanges.items() if node.published.count][:_ASKED]
+    told = set()
+    for name in busy:
+        for entry in api.get(exchange_path(wiring.vhost, name)).get("incoming") or ():
+            details = entry["channel_details"]
+            told.add(details["name"])
+            publisher = Publisher(details["name"], details.get("user", ""), _counter(entry.get("stats"), "publish"))
+            wiring.exchanges[name].publishers.append(publisher)
+    per_channel = ("name", "user", "message_stats.publish", "message_stats.publish_details.rate")
+    for channel in management.channels(api, wiring.vhost, per_channel) if busy else ():
+        published = _counter(channel.get("message_stats"), "publish")
+        if published.count and channel["name"] not in told:
+            wiring.publishers.append(Publisher(channel["name"], channel["user"], published))
+
+
+def _counter(stats: Mapping[str, Any] | None, name: str) -> Counter:
+    stats = stats or {}
+    return Counter(stats.get(name) or 0, (stats.get(f"{name}_details") or {}).get("rate") or 0.0)
+
+
+def queue_of(view: QueueView, arguments: Mapping[str, Any]) -> QueueState:
+    """What the API tells of a queue.
+
+    Args:
+        arguments: of the queue, with what policies add.
+    """
+    stats = view.get("message_stats")
+    return QueueState(
+        view["name"],
+        view.get("type", ""),
+        view.get("messages_ready", 0),
+        view.get("messages_unacknowledged", 0),
+        arguments,
+        published=_counter(stats, "publish"),
+        delivered=_counter(stats, "deliver_get"),
+    )
+
+
+def consumer_of(view: ConsumerView) -> Consumer:
+    """What the API tells of a consumer."""
+    details = view.get("channel_details") or {}
+    return Consumer(
+        view["consumer_tag"],
+        details.get("name", ""),
+        details.get("user", ""),
+        view.get("prefetch_count", 0),
+        view.get("ack_required", True),
+    )

@@ -1,0 +1,254 @@
+"""How the standard exchange types choose destinations: pure data structures that know no sockets, queues or frames.
+
+Each table maps bindings to items of the caller's choosing: the broker puts queues and exchanges in; a tool that
+explains routing may put in names.
+
+    >>> table = TopicTable()
+    >>> table.add("kern.*", {}, "kernel")
+    >>> sorted(table.match("kern.critical", {}))
+    ['kernel']
+"""
+
+from collections.abc import Collection, Hashable, Mapping
+from typing import Generic, Protocol, TypeVar
+
+from mqtool.routing.field_table import Value, encode_table
+
+Item = TypeVar("Item", bound=Hashable)
+
+
+class RoutingTable(Protocol[Item]):
+    """What an exchange type has to be able to do.
+
+    An item may be added several times, under other keys or arguments: it stays until each has been removed.
+    """
+
+    def add(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:
+        """Bind an item."""
+
+    def remove(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:
+        """Unbind an item that was bound with the same key and arguments.
+
+        Raises:
+            KeyError: it was not.
+        """
+
+    def match(self, key: str, headers: Mapping[str, Value]) -> Collection[Item]:
+        """The items that a message with this routing key and these headers goes to, each once."""
+
+
+class _Counted(dict[Item, int], Generic[Item]):
+    """Items with how often each was added."""
+
+    def add(self, item: Item) -> None:
+        self[item] = self.get(item, 0) + 1
+
+    def discard_one(self, item: Item) -> None:
+        count = self[item]
+        if count == 1:
+            del self[item]
+        else:
+            self[item] = count - 1
+
+
+class DirectTable(Generic[Item]):
+    """Direct exchange: the binding key is the routing key (section 3.1.3.1). One look-up, however many bindings."""
+
+    def __init__(self) -> None:
+        self._items: dict[str, _Counted[Item]] = {}
+
+    def add(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
+        """Bind an item to a routing key."""
+        self._items.setdefault(key, _Counted()).add(item)
+
+    def remove(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
+        """Unbind an item from a routing key."""
+        items = self._items[key]
+        items.discard_one(item)
+        if not items:
+            del self._items[key]
+
+    def match(self, key: str, headers: Mapping[str, Value]) -> Collection[Item]:  # noqa: ARG002
+        """The items bound to exactly this key."""
+        return self._items.get(key, ())
+
+
+class FanoutTable(Generic[Item]):
+    """Fanout exchange: every item, whatever the key (section 3.1.3.2)."""
+
+    def __init__(self) -> None:
+        self._items: _Counted[Item] = _Counted()
+
+    def add(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
+        """Bind an item."""
+        self._items.add(item)
+
+    def remove(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
+        """Unbind an item."""
+        self._items.discard_one(item)
+
+    def match(self, key: str, headers: Mapping[str, Value]) -> Collection[Item]:  # noqa: ARG002
+        """Every item."""
+        return self._items
+
+
+def _words(key: str) -> list[str]:
+    """The words of a key. The empty key has none, so `*` does not match it."""
+    return key.split(".") if key else []
+
+
+class _Node(Generic[Item]):
+    """A place in the trie of patterns, one word below its parent."""
+
+    __slots__ = ("children", "items")
+
+    def __init__(self) -> None:
+        self.children: dict[str, _Node[Item]] = {}
+        self.items: _Counted[Item] = _Counted()
+
+
+class TopicTable(Generic[Item]):
+    """Topic exchange: words between dots, `*` for one word and `#` for any number (section 3.1.3.3).
+
+    The patterns form a trie, which is walked with all places that the words so far may have led to. The cost of a match
+    depends on the words and on how many patterns run along with them, not on how many bindings there are; and a pattern
+    of many `#` costs no more than its length times the key's.
+    """
+
+    def __init__(self) -> None:
+        self._root: _Node[Item] = _Node()
+
+    def add(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
+        """Bind an item to a pattern."""
+        node = self._root
+        for word in _words(key):
+            node = node.children.setdefault(word, _Node())
+        node.items.add(item)
+
+    def remove(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
+        """Unbind an item from a pattern, and drop the branch if nothing is left on it."""
+        path = [self._root]
+        words = _words(key)
+        for word in words:
+            path.append(path[-1].children[word])
+        path[-1].items.discard_one(item)
+        for parent, word, node in reversed(list(zip(path, words, path[1:], strict=False))):
+            if node.items or node.children:
+                break
+            del parent.children[word]
+
+    def match(self, key: str, headers: Mapping[str, Value]) -> Collection[Item]:  # noqa: ARG002
+        """The items bound to a pattern that matches the key."""
+        places: dict[_Node[Item], bool] = {}
+        _enter(places, self._root, stays=False)
+        for word in _words(key):
+            following: dict[_Node[Item], bool] = {}
+            for place, stays in places.items():
+                if stays:
+                    _enter(following, place, stays=True)
+                for step in (word, "*"):
+                    child = place.children.get(step)
+                    # A word that happens to read `#` is matched by wildcards alone.
+                    if child is not None and step != "#":
+                        _enter(following, child, stays=False)
+            places = following
+        found: dict[Item, None] = {}
+        for place in places:
+            found.update(dict.fromkeys(place.items))
+        return found
+
+
+def _enter(places: dict[_Node[Item], bool], node: _Node[Item], *, stays: bool) -> None:
+    """Add a place; a `#` below it may match no word at all, so its place is entered with it and swallows words."""
+    places[node] = places.get(node, False) or stays
+    below = node.children.get("#")
+    while below is not None and not places.get(below):
+        places[below] = True
+        below = below.children.get("#")
+
+
+class HeadersTable(Generic[Item]):
+    """Headers exchange: the binding's arguments against the message's headers (section 3.1.3.4).
+
+    `x-match` says `all` (the default), `any`, `all-with-x` or `any-with-x`; the first two leave out arguments whose
+    names start with `x-`. An argument without a value asks only that the header is there.
+    """
+
+    def __init__(self) -> None:
+        self._bindings: dict[bytes, tuple[Mapping[str, Value], _Counted[Item]]] = {}
+
+    def add(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
+        """Bind an item to headers."""
+        _, items = self._bindings.setdefault(canonical(arguments), (arguments, _Counted()))
+        items.add(item)
+
+    def remove(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
+        """Unbind an item from headers."""
+        identity = canonical(arguments)
+        items = self._bindings[identity][1]
+        items.discard_one(item)
+        if not items:
+            del self._bindings[identity]
+
+    def match(self, key: str, headers: Mapping[str, Value]) -> Collection[Item]:  # noqa: ARG002
+        """The items whose binding matches the headers."""
+        found: dict[Item, None] = {}
+        for arguments, items in self._bindings.values():
+            if headers_match(arguments, headers):
+                found.update(dict.fromkeys(items))
+        return found
+
+
+def headers_match(arguments: Mapping[str, Value], headers: Mapping[str, Value]) -> bool:
+    """Whether a message's headers satisfy the arguments of a binding to a headers exchange."""
+    matches = (header_matches(headers, name, value) for name, value in wanted_headers(arguments))
+    return any(matches) if arguments.get("x-match") in ("any", "any-with-x") else all(matches)
+
+
+def wanted_headers(arguments: Mapping[str, Value]) -> list[tuple[str, Value]]:
+    """The headers that a binding to a headers exchange looks at, with the values that it asks for."""
+    with_x = arguments.get("x-match") in ("all-with-x", "any-with-x")
+    return [
+        (name, value)
+        for name, value in arguments.items()
+        if name != "x-match" and (with_x or not name.startswith("x-"))
+    ]
+
+
+def header_matches(headers: Mapping[str, Value], name: str, wanted: Value) -> bool:
+    """Whether a header is there, with the value that a binding asks for, if it asks for one.
+
+    RabbitMQ compares as Erlang does, and so does this: numbers by their value, whatever their width on the wire; text
+    and octets alike; but what lists and tables hold also by its wire type, and in its order.
+    """
+    if name not in headers:
+        return False
+    return wanted is None or _comparable(headers[name]) == _comparable(wanted)
+
+
+def _comparable(value: Value) -> tuple[str, object]:
+    match value:
+        case bool() | None:
+            return "atom", value
+        case int() | float():
+            return "number", value
+        case str():
+            return "octets", value.encode("utf-8", "surrogatepass")
+        case bytes():
+            return "octets", value
+        case _:
+            return "typed", encode_table({"": value})
+
+
+def canonical(arguments: Mapping[str, Value]) -> bytes:
+    """Arguments as octets that are the same for equal tables, whatever the order of their keys."""
+    return encode_table(dict(sorted(arguments.items())))
+
+
+TABLES: Mapping[str, type] = {
+    "direct": DirectTable,
+    "fanout": FanoutTable,
+    "topic": TopicTable,
+    "headers": HeadersTable,
+}
+"""The routing table of each standard exchange type."""

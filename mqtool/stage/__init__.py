@@ -1,0 +1,1 @@
+"""Terminals, checks and faults: what plays and drills perform on."""

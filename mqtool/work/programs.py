@@ -1,0 +1,133 @@
+"""Programs that are run for messages: the body on stdin, the rest in the environment, the answer in the exit status.
+
+    delivery ──> MQ_ROUTING_KEY=… MQ_HEADER_TENANT=… program < body ──> 0, 65, 75, …
+
+A program runs in a process group of its own, so that Ctrl-C reaches the worker alone, which then finishes the message
+in hand, and so that --timeout reaches whatever the program has started. A worker that is killed takes its programs with
+it (see runner.py).
+"""
+
+import functools
+import json
+import queue as queues
+import re
+import shlex
+import shutil
+from typing import Any
+
+from mqtool.errors import UsageError
+from mqtool.message import Delivery
+from mqtool.work.history import attempt_of, origin_of
+from mqtool.work.runner import NOT_FOUND, Ending, Request, Runner
+
+#: Bytes that an environment variable may have on Linux (MAX_ARG_STRLEN), less room for its name.
+_LONGEST_VALUE = 120_000
+
+#: What {…} may stand for in a command: the variables of the same names.
+_PLACES = ("routing_key", "exchange", "queue", "message_id", "attempt", "redelivered")
+_PLACE = re.compile(r"(?<!\$)\{(" + "|".join(_PLACES) + r")\}")
+
+
+class Program:
+    """A command to run for each message.
+
+    Args:
+        command: words as in a shell, with places such as {routing_key} in them; or, with shell, a script for sh.
+        shell: have sh read it. Places are refused then: a routing key must never be read as shell code.
+        timeout: seconds after which its process group is killed; None for no limit.
+        capture: keep its stdout instead of letting it through to ours.
+        concurrency: how many may run at once.
+
+    Raises:
+        UsageError: it cannot be a command, or there is no such program.
+    """
+
+    def __init__(
+        self,
+        command: str,
+        *,
+        shell: bool = False,
+        timeout: float | None = None,
+        capture: bool = False,
+        concurrency: int = 1,
+    ) -> None:
+        self._timeout = timeout
+        self._capture = capture
+        self._words = ["/bin/sh", "-c", command] if shell else _words(command)
+        if shell and (place := _PLACE.search(command)):
+            raise UsageError(
+                f"a shell would read what stands for {place[0]} as code", f'write "$MQ_{place[1].upper()}" instead'
+            )
+        self._has_places = not shell and any(_PLACE.search(word) for word in self._words)
+        self._path = "" if _PLACE.search(self._words[0]) else _find(self._words[0])
+        self._idle: queues.SimpleQueue[Runner] = queues.SimpleQueue()
+        runners: list[Runner] = []
+        for _ in range(concurrency):
+            runners.append(Runner(runners))
+            self._idle.put(runners[-1])
+
+    def run(self, delivery: Delivery) -> Ending:
+        """Run it for a message, to its end. May be called from several threads at once."""
+        ours = environment_of(delivery)
+        words = self._words
+        if self._has_places:
+            words = [_PLACE.sub(lambda place: ours[f"MQ_{place[1].upper()}"].replace("\0", ""), word) for word in words]
+        try:
+            path = self._path or _find(words[0])
+        except UsageError as error:
+            return Ending(NOT_FOUND, str(error).encode())
+        runner = self._idle.get()
+        try:
+            return runner.run(Request(path, words, ours, delivery.body, self._timeout, self._capture))
+        finally:
+            self._idle.put(runner)
+
+
+def _words(command: str) -> list[str]:
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UsageError(f"--exec {command!r} is no command: {str(error).lower()}") from error
+    if not words:
+        raise UsageError("--exec is empty", "name the program to run for each message")
+    return words
+
+
+def _find(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        raise UsageError(
+            f"there is no program {name!r} that could be run",
+            "a pipe, a variable or another shell construct needs --shell" if re.search(r"[|;&$<>]", name) else None,
+        )
+    return found
+
+
+def environment_of(delivery: Delivery) -> dict[str, str]:
+    """MQ_ROUTING_KEY, MQ_HEADER_…, and so on. Values that are no text are JSON."""
+    origin = origin_of(delivery)
+    environment = {
+        "MQ_ROUTING_KEY": origin.routing_key,
+        "MQ_EXCHANGE": origin.exchange,
+        "MQ_QUEUE": delivery.queue,
+        "MQ_REDELIVERED": "1" if delivery.redelivered else "0",
+        "MQ_ATTEMPT": str(attempt_of(delivery)),
+        "MQ_MESSAGE_ID": "",
+    }
+    for name, value in delivery.properties.items():
+        if value is not None and name != "headers":
+            environment[_variable(name)] = _as_text(value)
+    for name, value in delivery.headers.items():
+        environment[_variable(f"header_{name}")] = _as_text(value)
+    return environment
+
+
+@functools.lru_cache(1024)
+def _variable(name: str) -> str:
+    return "MQ_" + re.sub(r"\W", "_", name, flags=re.ASCII).upper()
+
+
+def _as_text(value: Any) -> str:
+    if not isinstance(value, str):
+        value = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    return str(value).replace("\0", "")[:_LONGEST_VALUE]

@@ -1,0 +1,112 @@
+"""A program for each message: what its exit status means for the message. sysexits.h gives 65 and 75 their meaning.
+
+0         done: acknowledged
+65        the message is bad, and would be bad again: a dead letter
+75        not now: again later (retry.py)
+126, 127  the command is broken, whatever the message: the worker ends, and the message goes back
+other     failed: again later, as with 75; likewise if a signal or --timeout has ended it
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mqtool.amqp import Channel
+from mqtool.errors import MqtoolError
+from mqtool.message import Delivery, Outcome
+from mqtool.work.programs import Program
+from mqtool.work.retry import Retrying
+from mqtool.work.runner import CANNOT_RUN, EX_DATAERR, NOT_FOUND, Ending
+
+if TYPE_CHECKING:  # it brings SQLite along
+    from mqtool.work.deduplication import HandledMessages
+
+
+class CommandBroken(MqtoolError):
+    """The program of --exec cannot be run at all."""
+
+
+class ProgramWorker:
+    """Handles deliveries with a program, from several threads.
+
+    Attributes:
+        counts: how many were "done", are to "retry", are "dead", or were "suppressed", as they had been done before.
+
+    Args:
+        channel: the one that the deliveries come by.
+        handled: what has been done before; None does everything.
+        notice: is told what a person should know, in a sentence.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        program: Program,
+        retrying: Retrying,
+        notice: Callable[[str], None],
+        handled: "HandledMessages | None" = None,
+    ) -> None:
+        self.counts: Counter[str] = Counter()
+        self._channel = channel
+        self._program = program
+        self._retrying = retrying
+        self._notice = notice
+        self._handled = handled
+        self._counting = threading.Lock()
+
+    def handle(self, delivery: Delivery) -> None:
+        """Run the program for a delivery, and settle that.
+
+        Raises:
+            CommandBroken: the program cannot be run; the delivery is left as it is.
+            NotConfirmed: it failed, and the broker does not take it for another time; likewise.
+        """
+        message_id = delivery.properties.get("message_id")
+        if self._handled is None or not message_id:
+            self._settle(delivery, self._run(delivery))
+            return
+        if self._handled.begin(delivery.queue, message_id, lambda: self._channel.stopping) is not None:
+            self._notice(f"message {message_id} was done before: not done again, only acknowledged")
+            self._count("suppressed")
+            self._channel.settle(delivery, Outcome.ACK)
+            return
+        try:
+            ending = self._run(delivery)
+        except BaseException:
+            self._handled.failed(delivery.queue, message_id)
+            raise
+        if ending.status == 0:
+            self._handled.done(delivery.queue, message_id)
+        else:
+            self._handled.failed(delivery.queue, message_id)
+        self._settle(delivery, ending)
+
+    def _run(self, delivery: Delivery) -> Ending:
+        ending = self._program.run(delivery)
+        if ending.status in (CANNOT_RUN, NOT_FOUND) and ending.timed_out is None:
+            raise CommandBroken(
+                f"the program cannot be run: {ending.reason}", "the message is still in its queue; mend --exec"
+            )
+        return ending
+
+    def _settle(self, delivery: Delivery, ending: Ending) -> None:
+        if self._channel.is_current(delivery):
+            self._channel.settle(delivery, self._outcome(delivery, ending))
+        else:
+            self._notice("the delivery was lost while the program ran: the broker delivers the message again")
+
+    def _outcome(self, delivery: Delivery, ending: Ending) -> Outcome:
+        if ending.status == 0:
+            what, outcome = "done", Outcome.ACK
+        elif ending.status == EX_DATAERR:
+            what, outcome = "dead", self._retrying.bury(delivery, ending.reason)
+        else:
+            is_last, outcome = self._retrying.is_last(delivery), self._retrying.retry(delivery, ending.reason)
+            what = "dead" if is_last else "retry"
+        self._count(what)
+        return outcome
+
+    def _count(self, what: str) -> None:
+        with self._counting:
+            self.counts[what] += 1
