@@ -73,11 +73,17 @@ class Confirmation(StrEnum):
 
 
 class Receipt(NamedTuple):
-    """A published message and what the broker said of it; reason is the broker's, where it was returned."""
+    """A published message and the broker's answer.
+
+    Attributes:
+        reason: why the broker did not take it.
+        sequence: its number among the messages of one publish(), from 1.
+    """
 
     message: Message
     confirmation: Confirmation
     reason: str = ""
+    sequence: int = 0
 
 
 @dataclass(slots=True)

@@ -192,14 +192,15 @@ class Channel:
             raise
 
     def _publish(self, source: Iterator[Message | None], route: Route, window: int) -> Generator[Receipt]:
-        publisher, bad_input = self._publisher, None
+        publisher, bad_input, sequence = self._publisher, None, 0
         while True:
             try:
                 message = next(source, _END)
                 if message is _END:
                     break
                 if message is not None:
-                    publisher.add(message, route)
+                    sequence += 1
+                    publisher.add(message, route, sequence)
             except MqtoolError as error:
                 bad_input = error  # what was read before it is still to be confirmed
                 break

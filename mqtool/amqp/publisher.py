@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 from pika import frame, spec
 from pika.channel import Channel as PikaChannel
@@ -27,6 +28,12 @@ WINDOW_BYTES = 16 * 1024 * 1024
 _LEADERLESS, _PAUSE = 20.0, 0.25
 
 
+class _Published(NamedTuple):
+    message: Message
+    route: Route
+    sequence: int
+
+
 class Publisher:
     """The unconfirmed messages of one channel, in the order in which they were published.
 
@@ -40,7 +47,7 @@ class Publisher:
         self._reopen = reopen
         self._is_reopening = False
         self._changed = threading.Condition(threading.Lock())
-        self._outstanding: deque[tuple[Message, Route]] = deque()
+        self._outstanding: deque[_Published] = deque()
         self._bytes = 0
         self._outbox: list[bytes] = []
         self._draining = False
@@ -54,7 +61,7 @@ class Publisher:
         self._refused: dict[int, Receipt] = {}
         # Tags of messages to publish once more, the messages that wait for it, and when it is time.
         self._again: set[int] = set()
-        self._later: deque[tuple[Message, Route]] = deque()
+        self._later: deque[_Published] = deque()
         self._later_at = 0.0
         self._leaderless_until = 0.0
         self._done: list[Receipt] = []
@@ -64,8 +71,11 @@ class Publisher:
 
     # The caller's side.
 
-    def add(self, message: Message, route: Route) -> None:
+    def add(self, message: Message, route: Route, sequence: int = 0) -> None:
         """Publish a message; it may leave a moment later, together with the next ones.
+
+        Args:
+            sequence: the caller's number for it, repeated in its receipt.
 
         Raises:
             UsageError, BadData: it cannot be encoded. Nothing was sent.
@@ -74,7 +84,7 @@ class Publisher:
             encoded = self._encoder.encode(message, route)
             if not self._outstanding:
                 self._last_answer = time.monotonic()
-            self._outstanding.append((message, route))
+            self._outstanding.append(_Published(message, route, sequence))
             self._bytes += len(message.body)
             self._outbox.append(encoded)
             wake = not self._draining
@@ -111,14 +121,14 @@ class Publisher:
         receipts = []
         while self._collected < self._answered:
             self._collected += 1
-            message, route = self._outstanding.popleft()
+            published = self._outstanding.popleft()
             if self._again and self._collected in self._again:
                 self._again.discard(self._collected)
-                self._later.append((message, route))
+                self._later.append(published)
                 continue
-            self._bytes -= len(message.body)
+            self._bytes -= len(published.message.body)
             refused = self._refused.pop(self._collected, None) if self._refused else None
-            receipts.append(refused or Receipt(message, Confirmation.CONFIRMED))
+            receipts.append(refused or Receipt(published.message, Confirmation.CONFIRMED, "", published.sequence))
         return receipts
 
     def wait(self, until_below: int, confirm_timeout: float, at_most: float | None = None) -> None:
@@ -161,7 +171,7 @@ class Publisher:
     def unconfirmed(self) -> list[Message]:
         """The messages without a confirm, oldest first: after a failure, those that may or may not have arrived."""
         with self._changed:
-            return [frames.addressed(message, route) for message, route in (*self._outstanding, *self._later)]
+            return [frames.addressed(message, route) for message, route, _ in (*self._outstanding, *self._later)]
 
     # The connection's side.
 
@@ -181,7 +191,7 @@ class Publisher:
             self._refused.clear()
             self._again.clear()
             self._outbox.clear()
-            again = [self._encoder.encode(message, route) for message, route in self._outstanding]
+            again = [self._encoder.encode(message, route) for message, route, _ in self._outstanding]
             self._last_answer = time.monotonic()
             self._paused = False
         if again:
@@ -235,7 +245,7 @@ class Publisher:
     ) -> None:
         """Basic.return: a mandatory message went to no queue. The broker confirms it right after. On the I/O thread."""
         with self._changed:
-            for tag, (message, route) in enumerate(self._outstanding, self._collected + 1):
+            for tag, (message, route, _) in enumerate(self._outstanding, self._collected + 1):
                 routing_key = route.routing_key if message.routing_key is None else message.routing_key
                 if (
                     tag > self._answered
@@ -248,8 +258,8 @@ class Publisher:
                     return
 
     def _refuse(self, tag: int, confirmation: Confirmation, reason: str) -> None:
-        message, route = self._outstanding[tag - self._collected - 1]
-        self._refused.setdefault(tag, Receipt(frames.addressed(message, route), confirmation, reason))
+        message, route, sequence = self._outstanding[tag - self._collected - 1]
+        self._refused.setdefault(tag, Receipt(frames.addressed(message, route), confirmation, reason, sequence))
 
     def _drain(self) -> None:
         with self._changed:
