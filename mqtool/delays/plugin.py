@@ -11,7 +11,6 @@ from mqtool.delays.ways import Destination, Expecting, Notice, Place, addressed,
 from mqtool.errors import DeclaredDifferently, UnknownExchangeType
 from mqtool.message import Message
 from mqtool.topology import DELAYED, Exchange, Queue
-from mqtool.tutorials.delayed_messages import delayed
 
 #: Messages from which on the plugin is the wrong tool, by its own account.
 _TOO_MANY = 100_000
@@ -102,7 +101,7 @@ class ThroughPlugin:
         self._leading.add((to, key))
 
     def properties(self, message: Message, milliseconds: int) -> dict[str, Any]:
-        return dict(delayed(message, milliseconds).properties)
+        return {**message.properties, "headers": {**message.properties["headers"], "x-delay": milliseconds}}
 
 
 def _leading_to(exchange: Exchange) -> Exchange:

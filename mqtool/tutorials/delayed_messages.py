@@ -2,11 +2,14 @@
 
     send-delayed ─> (delay_exchange) ··5 s··> [delay_queue] ─> receive-delayed
 
-The exchange's type, x-delayed-message, comes with a plugin of RabbitMQ. It holds each message back for as many
-milliseconds as its header x-delay says, and only then routes it, as an exchange of the type that its own argument
-x-delayed-type names would: by routing key, here. Messages come in the order of their times, however they were sent.
+    send-delayed ─> [delay_queue.wait.5000] ··5 s··> [delay_queue] ─> …
 
-A receiver sees the header with a negative number: the delay is over, and another such exchange would not repeat it.
+The exchange has the type x-delayed-message, which a plugin of RabbitMQ adds. It holds each message for the milliseconds
+in its header x-delay, then routes it like an exchange of the type in its own argument x-delayed-type. Messages arrive
+in the order of their times, not in the order of sending. Receivers see x-delay as a negative number: it is over.
+
+Without the plugin, dead-lettering does the same: a message expires in a queue that nobody consumes from, and the broker
+moves it on. `mqtool send-delayed` chooses between the two; mqtool/delays/ does so for any exchange and queue.
 
 https://github.com/rabbitmq/rabbitmq-delayed-message-exchange
 """
@@ -16,37 +19,45 @@ from dataclasses import replace
 
 from mqtool.amqp import STREAMING, Channel, Receiving
 from mqtool.message import Delivery, Message, Receipt
-from mqtool.topology import Exchange, Queue
-
-
-def delayed(message: Message, milliseconds: int) -> Message:
-    """The message with the header that has an x-delayed-message exchange hold it back."""
-    headers = {**(message.properties.get("headers") or {}), "x-delay": milliseconds}
-    return replace(message, properties={**message.properties, "headers": headers})
+from mqtool.topology import DEFAULT_EXCHANGE, Exchange, Queue
 
 
 def send(
     channel: Channel, exchange: Exchange, routing_key: str, messages: Iterable[Message | None]
 ) -> Iterator[Receipt]:
-    """Publish delayed messages, persistently, as they may wait for long; yield each one's receipt.
-
-    Raises:
-        UnknownExchangeType: the broker lacks the plugin.
-        NotConfirmed: the broker did not answer in time.
-    """
+    """Publish messages that the exchange holds back; yield each one's receipt. (None: no message right now.)"""
     channel.declare(exchange)
-    return channel.publish(messages, exchange=exchange, routing_key=routing_key, persistent=True)
+    held = (message and with_x_delay(message) for message in messages)
+    return channel.publish(held, exchange=exchange, routing_key=routing_key, persistent=True)
+
+
+def with_x_delay(message: Message) -> Message:
+    """A message with a delay, in seconds, as the exchange expects it; one without a delay is not changed."""
+    if message.delay is None:
+        return message
+    headers = {**(message.properties.get("headers") or {}), "x-delay": round(message.delay * 1000)}
+    return replace(message, delay=None, properties={**message.properties, "headers": headers})
+
+
+def send_by_dead_lettering(
+    channel: Channel, queue: Queue, messages: Iterable[Message], delay: float
+) -> Iterator[Receipt]:
+    """Publish messages to a wait queue, where each expires after `delay` seconds and moves on to its queue."""
+    milliseconds = round(delay * 1000)
+    arguments = {
+        "x-message-ttl": milliseconds,
+        "x-dead-letter-exchange": DEFAULT_EXCHANGE.name,
+        "x-dead-letter-routing-key": queue.name,
+    }
+    # Messages expire only at the head of a queue, so each delay needs a wait queue of its own.
+    wait_queue = channel.declare(Queue(f"{queue.name}.wait.{milliseconds}", durable=True, arguments=arguments))
+    return channel.publish(messages, routing_key=wait_queue.name, persistent=True)
 
 
 def receive(
     channel: Channel, exchange: Exchange, routing_key: str, queue: Queue, receiving: Receiving = STREAMING
 ) -> Iterator[Delivery]:
-    """Take messages when their time has come.
-
-    Raises:
-        UnknownExchangeType: the broker lacks the plugin.
-        Unavailable: the queue has vanished.
-    """
+    """Consume messages when their time has come."""
     channel.declare(exchange)
     queue = channel.declare(queue)
     channel.bind(queue, exchange, routing_key)

@@ -1,11 +1,11 @@
 """What each generation of the official tutorials declares.
 
-The tutorials have changed names and flags over the years, and differ from language to language. A program that declares
-a queue otherwise than its neighbour is refused (406 PRECONDITION_FAILED), so to share a broker with a tutorial's script
-is to speak its dialect. https://www.rabbitmq.com/tutorials
+The tutorials' names and flags differ from language to language, and have changed over the years. A program that
+declares a queue with other flags is refused (406 PRECONDITION_FAILED), so whoever shares a broker with one of the
+tutorials' scripts must declare as it does. https://www.rabbitmq.com/tutorials
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from mqtool.topology import DELAYED, Exchange, Queue
@@ -20,7 +20,11 @@ class Dialect(StrEnum):
     GO_CLASSIC = "go-classic"
 
 
-#: As tutorials on the delayed message plugin declare it; like the queue's, its name is the same in all dialects.
+def _quorum(name: str) -> Queue:
+    return Queue(name, durable=True, arguments={"x-queue-type": "quorum"})
+
+
+#: As tutorials on the delayed message plugin declare it.
 DELAY_EXCHANGE = Exchange("delay_exchange", DELAYED, durable=True, arguments={"x-delayed-type": "direct"})
 
 
@@ -34,52 +38,31 @@ class Names:
     fanout: Exchange
     direct: Exchange
     topic: Exchange
-    headers: Exchange = field(default_factory=lambda: Exchange("headers_logs", "headers"))
-    delay_exchange: Exchange = field(default_factory=lambda: DELAY_EXCHANGE)
-    delay_queue: Queue = field(default_factory=lambda: Queue("delay_queue", durable=True))
+    headers: Exchange
+    delay_exchange: Exchange
+    delay_queue: Queue
 
 
-def _quorum(name: str) -> Queue:
-    return Queue(name, durable=True, arguments={"x-queue-type": "quorum"})
-
-
-def _transient(name: str) -> Queue:
-    return Queue(name)
-
-
-def _durable(name: str) -> Queue:
-    return Queue(name, durable=True)
-
-
+_PYTHON = Names(
+    hello=_quorum("hello"),
+    task_queue=_quorum("task_queue"),
+    rpc_queue=_quorum("rpc_queue"),
+    fanout=Exchange("logs", "fanout"),
+    direct=Exchange("direct_logs", "direct"),
+    topic=Exchange("topic_logs", "topic"),
+    headers=Exchange("headers_logs", "headers"),
+    delay_exchange=DELAY_EXCHANGE,
+    delay_queue=Queue("delay_queue", durable=True),
+)
+_PYTHON_CLASSIC = replace(
+    _PYTHON, hello=Queue("hello"), task_queue=Queue("task_queue", durable=True), rpc_queue=Queue("rpc_queue")
+)
 NAMES = {
-    Dialect.PYTHON: Names(
-        hello=_quorum("hello"),
-        task_queue=_quorum("task_queue"),
-        rpc_queue=_quorum("rpc_queue"),
-        fanout=Exchange("logs", "fanout"),
-        direct=Exchange("direct_logs", "direct"),
-        topic=Exchange("topic_logs", "topic"),
-    ),
-    Dialect.GO: Names(
-        hello=_quorum("hello"),
-        task_queue=_quorum("task_queue"),
-        rpc_queue=_quorum("rpc_queue"),
-        fanout=Exchange("logs", "fanout"),
-        direct=Exchange("logs_direct", "direct"),
-        topic=Exchange("logs_topic", "topic"),
-    ),
-    Dialect.PYTHON_CLASSIC: Names(
-        hello=_transient("hello"),
-        task_queue=_durable("task_queue"),
-        rpc_queue=_transient("rpc_queue"),
-        fanout=Exchange("logs", "fanout"),
-        direct=Exchange("direct_logs", "direct"),
-        topic=Exchange("topic_logs", "topic"),
-    ),
-    Dialect.GO_CLASSIC: Names(
-        hello=_transient("hello"),
-        task_queue=_durable("task_queue"),
-        rpc_queue=_transient("rpc_queue"),
+    Dialect.PYTHON: _PYTHON,
+    Dialect.GO: replace(_PYTHON, direct=Exchange("logs_direct", "direct"), topic=Exchange("logs_topic", "topic")),
+    Dialect.PYTHON_CLASSIC: _PYTHON_CLASSIC,
+    Dialect.GO_CLASSIC: replace(
+        _PYTHON_CLASSIC,
         fanout=Exchange("logs", "fanout", durable=True),
         direct=Exchange("logs_direct", "direct", durable=True),
         topic=Exchange("logs_topic", "topic", durable=True),

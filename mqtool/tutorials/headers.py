@@ -4,8 +4,8 @@
     emit-log ──> (headers_logs)┤
                                └─ any: format=pdf, type=log ────> [amq.gen-2]
 
-A headers exchange ignores the routing key. A binding's arguments are compared with the message's headers, and its
-argument x-match says whether all of them must be equal or any one will do.
+A headers exchange ignores the routing key. It compares a binding's arguments with the message's headers; the argument
+x-match says whether all of them must be equal, or any one is enough.
 
 https://www.rabbitmq.com/tutorials/amqp-concepts#exchange-headers
 """
@@ -19,11 +19,7 @@ from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
 
 
 def emit(channel: Channel, exchange: Exchange, messages: Iterable[Message | None]) -> Iterator[Receipt]:
-    """Publish messages, which carry the headers to route by; yield each one's receipt.
-
-    Raises:
-        NotConfirmed: the broker did not answer in time.
-    """
+    """Publish messages with their headers; yield each one's receipt. (None: no message right now.)"""
     channel.declare(exchange)
     return channel.publish(messages, exchange=exchange)
 
@@ -36,11 +32,7 @@ def receive(
     queue: Queue = PRIVATE_QUEUE,
     receiving: Receiving = STREAMING,
 ) -> Iterator[Delivery]:
-    """Take the messages that have all, or any, of these headers.
-
-    Raises:
-        Unavailable: the queue has vanished.
-    """
+    """Consume the messages that have all of these headers, or any of them."""
     channel.declare(exchange)
     queue = channel.declare(queue)
     channel.bind(queue, exchange, arguments={"x-match": match, **headers})

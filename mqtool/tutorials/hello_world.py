@@ -1,9 +1,9 @@
-"""Hello World: one sends, one receives, and a queue in between keeps the message until it is fetched.
+"""Hello World: one program sends, another receives, and a queue in between keeps the message until it is fetched.
 
     send ──> [hello] ──> receive
 
-The publisher names no exchange: the default exchange routes to the queue whose name is the routing key. Both sides
-declare the queue, so either may start first; declaring what is there already changes nothing.
+The publisher names no exchange: the default exchange routes a message to the queue named by its routing key. Both sides
+declare the queue, so either may start first; declaring a queue that exists changes nothing.
 
 https://www.rabbitmq.com/tutorials/tutorial-one-python
 """
@@ -16,20 +16,20 @@ from mqtool.topology import Queue
 
 
 def send(channel: Channel, queue: Queue, messages: Iterable[Message | None]) -> Iterator[Receipt]:
-    """Publish messages to a queue; yield each one's receipt once the broker has answered for it.
+    """Publish messages to a queue; yield each one's receipt once the broker has confirmed it.
 
-    Raises:
-        NotConfirmed: the broker did not answer in time.
+    Args:
+        messages: None among them says that there is none right now, as when somebody types the lines to send.
     """
     queue = channel.declare(queue)
     return channel.publish(messages, routing_key=queue.name)
 
 
 def receive(channel: Channel, queue: Queue, receiving: Receiving = STREAMING) -> Iterator[Delivery]:
-    """Take messages from a queue; each is acknowledged when the next is asked for.
+    """Consume from a queue; each message is acknowledged when the next one is asked for.
 
-    Raises:
-        Unavailable: the queue has vanished.
+    Args:
+        receiving: how many messages to have in advance, and when to stop; STREAMING never stops.
     """
     queue = channel.declare(queue)
     return channel.consume(queue, receiving)

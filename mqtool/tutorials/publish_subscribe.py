@@ -4,8 +4,9 @@
     emit-log ──> (logs)┤
                        └──> [amq.gen-2] ──> receive-log
 
-The publisher knows only the exchange. Each receiver binds a queue of its own to it: named by the broker, exclusive, and
-gone when the receiver is. A fanout exchange copies each message to all queues bound to it; with none, it drops it.
+The publisher knows only the exchange. Each receiver binds a queue of its own to it: the broker makes up its name, and
+deletes it when the receiver leaves. A fanout exchange copies each message to every queue bound to it. If none is, the
+message is dropped.
 
 https://www.rabbitmq.com/tutorials/tutorial-three-python
 """
@@ -18,11 +19,7 @@ from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
 
 
 def emit(channel: Channel, exchange: Exchange, messages: Iterable[Message | None]) -> Iterator[Receipt]:
-    """Publish messages to all queues bound to the exchange; yield each one's receipt.
-
-    Raises:
-        NotConfirmed: the broker did not answer in time.
-    """
+    """Publish messages to an exchange; yield each one's receipt. (None: no message right now.)"""
     channel.declare(exchange)
     return channel.publish(messages, exchange=exchange)
 
@@ -30,11 +27,7 @@ def emit(channel: Channel, exchange: Exchange, messages: Iterable[Message | None
 def receive(
     channel: Channel, exchange: Exchange, queue: Queue = PRIVATE_QUEUE, receiving: Receiving = STREAMING
 ) -> Iterator[Delivery]:
-    """Take every message published from now on.
-
-    Raises:
-        Unavailable: the queue has vanished.
-    """
+    """Consume every message published from now on; PRIVATE_QUEUE is the queue of one's own."""
     channel.declare(exchange)
     queue = channel.declare(queue)
     channel.bind(queue, exchange)

@@ -1,12 +1,13 @@
-"""Publisher confirms: knowing that the broker has taken a message, three ways, and what each costs.
+"""Publisher confirms: knowing that the broker has taken a message, in three ways, and what each costs.
 
     individually     publish, wait, publish, wait, …    a round trip for each
     in batches       publish × 100, wait for all, …     one for a hundred
-    asynchronously   publish, publish, publish, …       no waiting: confirms
-                           ack 1, ack 2-7, …            come when they come
+    asynchronously   publish 1, 2, 3, 4, 5, 6, 7, …     no waiting: answers
+                             ack 1, ack 2-6, nack 7 …   come when they come
 
-The broker confirms a message when it is safe: routed to a queue, and there on disk, on most replicas, or consumed. It
-may confirm many with one answer, and out of order; whoever does not wait must remember what is unconfirmed.
+The broker acks a message once it is safe: in its queues, and there on disk or on most replicas, or consumed. It nacks
+one that it could not take. Messages on a channel are numbered from 1, and an answer names such a sequence number; with
+the flag "multiple" it is for all messages up to that one. Here, publish() yields one receipt for each message.
 
 https://www.rabbitmq.com/tutorials/tutorial-seven-java
 """
@@ -15,34 +16,47 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from mqtool.amqp import Channel
-from mqtool.message import Message, Receipt
+from mqtool.message import Confirmation, Message, Receipt
 from mqtool.topology import Queue
 
 
 def individually(channel: Channel, queue: Queue, messages: Iterable[Message]) -> Iterator[Receipt]:
-    """Wait for each message's confirm before the next is published.
-
-    Raises:
-        NotConfirmed: the broker did not answer in time.
-    """
+    """Publish one message, wait for its confirm, publish the next: a window of one."""
     return channel.publish(messages, routing_key=queue.name, window=1)
 
 
 def in_batches(channel: Channel, queue: Queue, messages: Iterable[Message], size: int = 100) -> Iterator[Receipt]:
-    """Publish so many messages, then wait for the confirms of them all.
-
-    Raises:
-        NotConfirmed: the broker did not answer in time.
-    """
+    """Publish a batch, wait until all of it is confirmed, publish the next batch."""
     source = iter(messages)
     while batch := list(islice(source, size)):
         yield from channel.publish(batch, routing_key=queue.name)
 
 
-def asynchronously(channel: Channel, queue: Queue, messages: Iterable[Message]) -> Iterator[Receipt]:
-    """Publish on and on; the confirms are handled as they come.
+def asynchronously(
+    channel: Channel, queue: Queue, messages: Iterable[Message], refused: list[Message]
+) -> Iterator[Receipt]:
+    """Publish without waiting; handle each answer when it comes.
 
-    Raises:
-        NotConfirmed: the broker did not answer in time.
+    Args:
+        refused: collects the messages that the broker nacked. A real publisher would publish them again, or report.
     """
-    return channel.publish(messages, routing_key=queue.name)
+    outstanding: dict[int, Message] = {}
+
+    def numbered() -> Iterator[Message]:
+        for sequence, message in enumerate(messages, start=1):
+            outstanding[sequence] = message  # before it leaves: the answer may be quick
+            yield message
+
+    def on_ack(sequence: int) -> None:
+        del outstanding[sequence]  # the broker is responsible for it now
+
+    def on_nack(sequence: int) -> None:
+        refused.append(outstanding.pop(sequence))
+
+    for receipt in channel.publish(numbered(), routing_key=queue.name):
+        if receipt.confirmation is Confirmation.CONFIRMED:
+            on_ack(receipt.sequence)
+        else:
+            on_nack(receipt.sequence)
+        yield receipt
+    assert not outstanding  # publish() ends when every message has its answer, and raises NotConfirmed if one lacks it

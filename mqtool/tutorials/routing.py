@@ -4,8 +4,8 @@
     emit-log ──> (direct_logs)┤
                               └─ info, warning, error ─> [amq.gen-2] ─> screen
 
-A direct exchange compares the message's routing key with each binding's key, and routes where they are equal. A queue
-may have several bindings, and several queues the same one.
+A direct exchange routes a message to the queues whose binding key equals its routing key. A queue may have several
+bindings, and several queues may have the same one.
 
 https://www.rabbitmq.com/tutorials/tutorial-four-python
 """
@@ -18,10 +18,10 @@ from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
 
 
 def emit(channel: Channel, exchange: Exchange, severity: str, messages: Iterable[Message | None]) -> Iterator[Receipt]:
-    """Publish messages with a severity, except those that name a routing key; yield each one's receipt.
+    """Publish messages; yield each one's receipt. (None: no message right now.)
 
-    Raises:
-        NotConfirmed: the broker did not answer in time.
+    Args:
+        severity: the routing key of messages that have none of their own.
     """
     channel.declare(exchange)
     return channel.publish(messages, exchange=exchange, routing_key=severity)
@@ -34,11 +34,7 @@ def receive(
     queue: Queue = PRIVATE_QUEUE,
     receiving: Receiving = STREAMING,
 ) -> Iterator[Delivery]:
-    """Take the messages of some severities.
-
-    Raises:
-        Unavailable: the queue has vanished.
-    """
+    """Consume the messages of these severities: one binding for each."""
     channel.declare(exchange)
     queue = channel.declare(queue)
     for severity in severities:

@@ -4,9 +4,10 @@
     emit-log ──> (topic_logs)┤
                              └─ *.critical ─> [amq.gen-2] ──> receive-log
 
-A topic exchange splits routing key and binding key into words at the dots. In a binding key `*` stands for exactly one
-word, which may be empty, and `#` for any number of words, also none. So `#` alone gets everything, as from a fanout
-exchange, and a key without either behaves as with a direct one. A message that two bindings match comes only once.
+A topic exchange splits routing keys and binding keys into words at the dots. In a binding key `*` matches exactly one
+word, even an empty one, and `#` matches any number of words, even none. So `#` alone matches everything, as with a
+fanout exchange, and a key without either works as with a direct one. A message that two bindings of a queue match
+arrives once.
 
 https://www.rabbitmq.com/tutorials/tutorial-five-python
 """
@@ -21,10 +22,10 @@ from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
 def emit(
     channel: Channel, exchange: Exchange, routing_key: str, messages: Iterable[Message | None]
 ) -> Iterator[Receipt]:
-    """Publish messages under a key of words and dots, except those that name their own; yield each one's receipt.
+    """Publish messages; yield each one's receipt. (None: no message right now.)
 
-    Raises:
-        NotConfirmed: the broker did not answer in time.
+    Args:
+        routing_key: words and dots, for messages that have no routing key of their own.
     """
     channel.declare(exchange)
     return channel.publish(messages, exchange=exchange, routing_key=routing_key)
@@ -37,11 +38,7 @@ def receive(
     queue: Queue = PRIVATE_QUEUE,
     receiving: Receiving = STREAMING,
 ) -> Iterator[Delivery]:
-    """Take the messages whose routing key matches one of the patterns.
-
-    Raises:
-        Unavailable: the queue has vanished.
-    """
+    """Consume the messages whose routing key matches one of the patterns: one binding for each."""
     channel.declare(exchange)
     queue = channel.declare(queue)
     for pattern in patterns:

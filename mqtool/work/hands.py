@@ -10,6 +10,8 @@ from mqtool.amqp import Channel, Receiving
 from mqtool.message import Delivery
 from mqtool.topology import Queue
 
+#: How many deliveries a thread has at a time.
+ONE_EACH = Receiving(prefetch=1)
 #: Seconds for one delivery below which the way to the broker and back counts, and above which it does not.
 _QUICK, _SLOW = 0.02, 0.2
 #: So many quick ones in a row, and so many more are taken in advance.

@@ -15,9 +15,8 @@ from mqtool.duration import compact_duration
 from mqtool.errors import AccessRefused, ExitCode, Unavailable, UsageError
 from mqtool.message import Delivery, Message
 from mqtool.topology import Queue
-from mqtool.tutorials.rpc import Function
-from mqtool.tutorials.work_queues import FAIR_DISPATCH
-from mqtool.work.hands import Hands
+from mqtool.work.functions import Function
+from mqtool.work.hands import ONE_EACH, Hands
 from mqtool.work.programs import Program
 from mqtool.work.retry import Retrying, RetryPolicy
 from mqtool.work.runner import CANNOT_RUN, NOT_FOUND
@@ -173,7 +172,7 @@ def work(command: str, shell: bool, concurrency: int, retries: RetryOptions, ded
                          "leave out --raw, --json, --format and --auto-ack")  # fmt: skip
     program = Program(command, shell=shell, timeout=receiving.timeout, concurrency=concurrency)
     handled = dedup.open()
-    settings = receiving._replace(timeout=None).settings(FAIR_DISPATCH)
+    settings = receiving._replace(timeout=None).settings(ONE_EACH)
     with broker.connect() as connection:
         channel = connection.channel(strict=broker.strict)
         worker = ProgramWorker(channel, program, _retrying(connection, retries), output.notice, handled)
@@ -225,13 +224,13 @@ def remembering(handled: "HandledMessages", queue: str, function: Function) -> F
     def answer(request: Delivery) -> Message:
         request_id = request.properties.get("message_id") or request.properties.get("correlation_id")
         if not request_id:
-            return _message(function(request))
+            return function(request)
         before = handled.begin(queue, request_id)
         if before is not None and before.reply is not None:
             output.notice(f"request {request_id} was answered before: the same reply again")
             return ndjson.to_message(before.reply, "the stored reply")
         try:
-            reply = _message(function(request))
+            reply = function(request)
         except BaseException:
             handled.failed(queue, request_id)
             raise
@@ -239,10 +238,6 @@ def remembering(handled: "HandledMessages", queue: str, function: Function) -> F
         return reply
 
     return answer
-
-
-def _message(answer: bytes | Message) -> Message:
-    return answer if isinstance(answer, Message) else Message(answer)
 
 
 def stop_if_broken(reply: Message) -> None:

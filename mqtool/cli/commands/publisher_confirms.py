@@ -52,7 +52,7 @@ def publisher_confirms(
     ways: dict[Strategy, Callable[[Channel, Queue, Iterable[Message]], Iterator[Receipt]]] = {
         Strategy.INDIVIDUAL: tutorial.individually,
         Strategy.BATCH: partial(tutorial.in_batches, size=batch_size),
-        Strategy.ASYNC: tutorial.asynchronously,
+        Strategy.ASYNC: partial(tutorial.asynchronously, refused=[]),
     }
     chosen = list(ways) if strategy is Strategy.ALL else [strategy]
     seconds: dict[Strategy, float] = {}

@@ -19,7 +19,10 @@ from mqtool.cli.display import output
 from mqtool.cli.options import Broker, QueueOptions, Receiving, live_names, takes_groups, time_limit
 from mqtool.errors import BadData, SomeFailed
 from mqtool.message import Delivery, Message
-from mqtool.tutorials import rpc, work_queues
+from mqtool.topology import PRIVATE_QUEUE
+from mqtool.tutorials import rpc
+from mqtool.work import functions, replies
+from mqtool.work.functions import ERROR
 
 app = typer.Typer()
 
@@ -48,7 +51,7 @@ def rpc_server(
     write = receiving.writer(lambda _: " [.] ")
     name, compute = programs.function(receiving) or (
         str(function),
-        lambda request: rpc.FUNCTIONS[function](request.body),
+        functions.of_integer(functions.FUNCTIONS[function]),
     )
     target = queue.of(broker.names.rpc_queue)
     if (handled := dedup.open()) is not None:
@@ -60,18 +63,20 @@ def rpc_server(
         else:
             output.show(f" [.] {name}({output.visible(request.text)})")
 
-    def compute_visibly(request: Delivery) -> bytes | Message:
+    answering = functions.answering_errors(compute)
+
+    def answer_visibly(request: Delivery) -> Message:
         show(request)
-        return compute(request)
+        return answering(request)
 
     with broker.channel() as channel:
         settings = receiving._replace(timeout=None if programs.command else receiving.timeout).settings(
-            work_queues.FAIR_DISPATCH
+            rpc.ONE_AT_A_TIME
         )
-        answers = rpc.serve(channel, target, compute_visibly, settings)
+        answers = rpc.serve(channel, target, answer_visibly, settings)
         with receiving.printing(channel, " [x] Awaiting RPC requests"):
             for _, reply in answers:
-                if reply.properties.get("type") == rpc.ERROR:
+                if reply.properties.get("type") == ERROR:
                     output.notice(f"answered with an error: {reply.body.decode()}")
                 stop_if_broken(reply)
 
@@ -110,11 +115,13 @@ def rpc_client(
             output.status(f" [x] Requesting {function}({request})")
         bodies = [request.encode("utf-8", "surrogateescape") for request in asked]
         target = broker.names.rpc_queue if queue is None else QueueOptions(queue=queue).of(broker.names.rpc_queue)
-        for _, reply in rpc.call(channel, target, bodies, timeout, direct_reply_to):
+        reply_queue = rpc.DIRECT_REPLY_TO if direct_reply_to else PRIVATE_QUEUE
+        answers = rpc.call(channel, target, bodies, timeout, reply_queue)
+        for reply in replies.in_order(answers, channel, target, len(bodies)):
             answered += 1
             if EXIT_STATUS in reply.headers:
                 status = status or show_remote(reply, raw)
-            elif reply.properties.get("type") == rpc.ERROR:
+            elif reply.properties.get("type") == ERROR:
                 failed += 1
                 output.notice(f"the server answered with an error: {output.visible(reply.text)}")
             else:

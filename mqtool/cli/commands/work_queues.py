@@ -1,11 +1,14 @@
 """mqtool new-task, mqtool worker."""
 
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Annotated
 
 import typer
 
+from mqtool.amqp import Channel
+from mqtool.amqp import Receiving as ReceivingSettings
 from mqtool.cli.commands.programs import Concurrency, DedupOptions, ExecOptions, RetryOptions, work
 from mqtool.cli.display import output
 from mqtool.cli.display.output import WAITING_FOR_MESSAGES
@@ -14,7 +17,8 @@ from mqtool.cli.pipe import publishing, source
 from mqtool.cli.pipe.delaying import held
 from mqtool.cli.pipe.source import Addressing
 from mqtool.errors import UsageError
-from mqtool.message import Delivery, Outcome
+from mqtool.message import Delivery
+from mqtool.topology import Queue
 from mqtool.tutorials import work_queues
 from mqtool.work.retry import RetryPolicy
 
@@ -71,18 +75,18 @@ def worker(
         raise UsageError("--shell, --concurrency, --deduplicate and the retries are for programs", "name one: --exec")
     write = receiving.writer(lambda _: " [x] Received ")
 
-    def do(task: Delivery) -> Outcome:
+    def do(task: Delivery) -> None:
         write(task)
         time.sleep(work_queues.seconds_of_work(task))
         output.status(" [x] Done")
-        return Outcome.ACK
 
-    settings = replace(receiving.settings(work_queues.FAIR_DISPATCH), acknowledge=not forget_ack)
+    settings = receiving.settings(work_queues.FAIR_DISPATCH)
+    work_through = _work_and_forget if forget_ack else work_queues.work
     done = redelivered = 0
     with broker.channel() as channel:
-        tasks = work_queues.work(channel, queue.of(broker.names.task_queue), do, settings)
+        tasks = work_through(channel, queue.of(broker.names.task_queue), do, settings)
         with receiving.printing(channel, WAITING_FOR_MESSAGES):
-            for task, _ in tasks:
+            for task in tasks:
                 done += 1
                 redelivered += task.redelivered
                 if forget_ack and done == settings.prefetch:
@@ -95,3 +99,17 @@ def worker(
             f"{done} done, none acknowledged, {redelivered} of them redelivered: as this worker ends, "
             "the broker gives all of them to the next one, to be done again"
         )
+
+
+def _work_and_forget(
+    channel: Channel, queue: Queue, do: Callable[[Delivery], None], receiving: ReceivingSettings
+) -> Iterator[Delivery]:
+    """The tutorial's worker, without its acknowledgement."""
+    tasks = channel.consume(channel.declare(queue), replace(receiving, acknowledge=False))
+
+    def done() -> Iterator[Delivery]:
+        for task in tasks:
+            do(task)
+            yield task
+
+    return done()

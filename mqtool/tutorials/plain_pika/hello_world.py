@@ -1,4 +1,4 @@
-"""Hello World: one sends, one receives, and a queue in between keeps the message until it is fetched.
+"""Hello World: one program sends, another receives, and a queue in between keeps the message.
 
 python hello.py receive
 python hello.py send Good morning!
@@ -9,33 +9,35 @@ import sys
 
 import pika
 
-
-def send(channel, words):
-    message = " ".join(words) or "Hello World!"
-    # No exchange: the default one routes to the queue whose name is the routing key.
-    channel.basic_publish(exchange="", routing_key="hello", body=message)
-    print(f" [x] Sent '{message}'")
-
-
-def receive(channel, words):
-    def on_message(channel, method, properties, body):
-        print(f" [x] Received {body.decode()}")
-
-    channel.basic_consume(queue="hello", on_message_callback=on_message, auto_ack=True)
-    print(" [*] Waiting for messages. To exit press CTRL+C")
-    channel.start_consuming()
-
-
-ROLES = {"send": send, "receive": receive}
-if len(sys.argv) < 2 or sys.argv[1] not in ROLES:
+role, *words = sys.argv[1:] or [""]
+if role not in ("send", "receive"):
     sys.exit(__doc__)
 
 connection = pika.BlockingConnection(pika.URLParameters(os.environ.get("AMQP_URL", "amqp://localhost")))
 channel = connection.channel()
 # Both sides declare the queue, so either may start first.
 channel.queue_declare(queue="hello", durable=True, arguments={"x-queue-type": "quorum"})
+
+
+def send():
+    message = " ".join(words) or "Hello World!"
+    # No exchange: the default one routes to the queue named by the routing key.
+    channel.basic_publish(exchange="", routing_key="hello", body=message)
+    print(f" [x] Sent '{message}'")
+
+
+def on_message(channel, method, properties, body):
+    print(f" [x] Received {body.decode()}")
+
+
+def receive():
+    channel.basic_consume(queue="hello", on_message_callback=on_message, auto_ack=True)
+    print(" [*] Waiting for messages. To exit press CTRL+C")
+    channel.start_consuming()
+
+
 try:
-    ROLES[sys.argv[1]](channel, sys.argv[2:])
+    send() if role == "send" else receive()
 except KeyboardInterrupt:
     pass
 connection.close()

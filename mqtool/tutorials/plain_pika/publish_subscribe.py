@@ -9,36 +9,37 @@ import sys
 
 import pika
 
-
-def emit(channel, words):
-    message = " ".join(words) or "info: Hello World!"
-    # A fanout exchange copies the message to all queues bound to it; with none, it drops it.
-    channel.basic_publish(exchange="logs", routing_key="", body=message)
-    print(f" [x] Sent {message}")
-
-
-def receive(channel, words):
-    # A queue of our own: the broker names it, and it is gone when we are.
-    queue = channel.queue_declare(queue="", exclusive=True).method.queue
-    channel.queue_bind(queue=queue, exchange="logs")
-
-    def on_message(channel, method, properties, body):
-        print(f" [x] {body.decode()}")
-
-    channel.basic_consume(queue=queue, on_message_callback=on_message, auto_ack=True)
-    print(" [*] Waiting for logs. To exit press CTRL+C")
-    channel.start_consuming()
-
-
-ROLES = {"emit": emit, "receive": receive}
-if len(sys.argv) < 2 or sys.argv[1] not in ROLES:
+role, *words = sys.argv[1:] or [""]
+if role not in ("emit", "receive"):
     sys.exit(__doc__)
 
 connection = pika.BlockingConnection(pika.URLParameters(os.environ.get("AMQP_URL", "amqp://localhost")))
 channel = connection.channel()
 channel.exchange_declare(exchange="logs", exchange_type="fanout")
+
+
+def emit():
+    message = " ".join(words) or "info: Hello World!"
+    # A fanout exchange copies the message to every queue bound to it; if none is, the message is dropped.
+    channel.basic_publish(exchange="logs", routing_key="", body=message)
+    print(f" [x] Sent {message}")
+
+
+def on_message(channel, method, properties, body):
+    print(f" [x] {body.decode()}")
+
+
+def receive():
+    # A queue of our own: the broker makes up its name, and deletes it when we leave.
+    queue = channel.queue_declare(queue="", exclusive=True).method.queue
+    channel.queue_bind(queue=queue, exchange="logs")
+    channel.basic_consume(queue=queue, on_message_callback=on_message, auto_ack=True)
+    print(" [*] Waiting for logs. To exit press CTRL+C")
+    channel.start_consuming()
+
+
 try:
-    ROLES[sys.argv[1]](channel, sys.argv[2:])
+    emit() if role == "emit" else receive()
 except KeyboardInterrupt:
     pass
 connection.close()

@@ -10,6 +10,14 @@ import uuid
 
 import pika
 
+role, *words = sys.argv[1:] or [""]
+if role not in ("server", "client"):
+    sys.exit(__doc__)
+
+connection = pika.BlockingConnection(pika.URLParameters(os.environ.get("AMQP_URL", "amqp://localhost")))
+channel = connection.channel()
+channel.queue_declare(queue="rpc_queue", durable=True, arguments={"x-queue-type": "quorum"})
+
 
 def fib(n):
     smaller, larger = 0, 1
@@ -18,49 +26,43 @@ def fib(n):
     return smaller
 
 
-def server(channel, words):
-    def on_request(channel, method, properties, body):
-        print(f" [.] fib({body.decode()})")
-        answer = pika.BasicProperties(correlation_id=properties.correlation_id)
-        try:
-            reply = str(fib(int(body)))
-        except ValueError as error:  # a bad request is answered too, and the server lives on
-            answer.type, reply = "error", str(error)
-        if properties.reply_to:
-            channel.basic_publish(exchange="", routing_key=properties.reply_to, body=reply, properties=answer)
-        # Only now: if we die before, another server answers.
-        channel.basic_ack(delivery_tag=method.delivery_tag)
+def on_request(channel, method, properties, body):
+    print(f" [.] fib({body.decode()})")
+    answer = pika.BasicProperties(correlation_id=properties.correlation_id)
+    try:
+        reply = str(fib(int(body)))
+    except ValueError as error:  # a bad request is answered too, and the server lives on
+        answer.type, reply = "error", str(error)
+    if properties.reply_to:
+        channel.basic_publish(exchange="", routing_key=properties.reply_to, body=reply, properties=answer)
+    # Only now: if we die before, another server answers.
+    channel.basic_ack(delivery_tag=method.delivery_tag)
 
+
+def server():
     channel.basic_qos(prefetch_count=1)
     channel.basic_consume(queue="rpc_queue", on_message_callback=on_request)
     print(" [x] Awaiting RPC requests")
     channel.start_consuming()
 
 
-def client(channel, words):
+def client():
     request = words[0] if words else "30"
     reply_queue = channel.queue_declare(queue="", exclusive=True).method.queue
     correlation_id = str(uuid.uuid4())
-    asking = pika.BasicProperties(reply_to=reply_queue, correlation_id=correlation_id)
+    properties = pika.BasicProperties(reply_to=reply_queue, correlation_id=correlation_id)
     print(f" [x] Requesting fib({request})")
-    channel.basic_publish(exchange="", routing_key="rpc_queue", body=request, properties=asking)
+    channel.basic_publish(exchange="", routing_key="rpc_queue", body=request, properties=properties)
     for _, properties, body in channel.consume(reply_queue, auto_ack=True, inactivity_timeout=10):
         if body is None:
-            sys.exit("no reply within ten seconds: does a server run?")
-        if properties.correlation_id == correlation_id:  # any other is not for us
+            sys.exit("no reply within ten seconds: is a server running?")
+        if properties.correlation_id == correlation_id:  # any other reply is not for us
             print(f" [.] Got {body.decode()}")
             return
 
 
-ROLES = {"server": server, "client": client}
-if len(sys.argv) < 2 or sys.argv[1] not in ROLES:
-    sys.exit(__doc__)
-
-connection = pika.BlockingConnection(pika.URLParameters(os.environ.get("AMQP_URL", "amqp://localhost")))
-channel = connection.channel()
-channel.queue_declare(queue="rpc_queue", durable=True, arguments={"x-queue-type": "quorum"})
 try:
-    ROLES[sys.argv[1]](channel, sys.argv[2:])
+    server() if role == "server" else client()
 except KeyboardInterrupt:
     pass
 connection.close()

@@ -9,39 +9,37 @@ import sys
 
 import pika
 
+role, *words = sys.argv[1:] or [""]
+if role not in ("emit", "receive") or (role == "receive" and not words):
+    sys.exit(__doc__)
 
-def emit(channel, words):
+connection = pika.BlockingConnection(pika.URLParameters(os.environ.get("AMQP_URL", "amqp://localhost")))
+channel = connection.channel()
+channel.exchange_declare(exchange="topic_logs", exchange_type="topic")
+
+
+def emit():
     routing_key = words[0] if words else "anonymous.info"
     message = " ".join(words[1:]) or "Hello World!"
     channel.basic_publish(exchange="topic_logs", routing_key=routing_key, body=message)
     print(f" [x] Sent {routing_key}:{message}")
 
 
-def receive(channel, patterns):
-    if not patterns:
-        sys.exit(__doc__)
+def on_message(channel, method, properties, body):
+    print(f" [x] {method.routing_key}:{body.decode()}")
+
+
+def receive():
     queue = channel.queue_declare(queue="", exclusive=True).method.queue
-    for pattern in patterns:
+    for pattern in words:  # a message that two of them match arrives once
         channel.queue_bind(queue=queue, exchange="topic_logs", routing_key=pattern)
-
-    # A message that two of our patterns match comes once.
-    def on_message(channel, method, properties, body):
-        print(f" [x] {method.routing_key}:{body.decode()}")
-
     channel.basic_consume(queue=queue, on_message_callback=on_message, auto_ack=True)
     print(" [*] Waiting for logs. To exit press CTRL+C")
     channel.start_consuming()
 
 
-ROLES = {"emit": emit, "receive": receive}
-if len(sys.argv) < 2 or sys.argv[1] not in ROLES:
-    sys.exit(__doc__)
-
-connection = pika.BlockingConnection(pika.URLParameters(os.environ.get("AMQP_URL", "amqp://localhost")))
-channel = connection.channel()
-channel.exchange_declare(exchange="topic_logs", exchange_type="topic")
 try:
-    ROLES[sys.argv[1]](channel, sys.argv[2:])
+    emit() if role == "emit" else receive()
 except KeyboardInterrupt:
     pass
 connection.close()

@@ -10,8 +10,16 @@ import time
 
 import pika
 
+role, *words = sys.argv[1:] or [""]
+if role not in ("new-task", "worker"):
+    sys.exit(__doc__)
 
-def new_task(channel, words):
+connection = pika.BlockingConnection(pika.URLParameters(os.environ.get("AMQP_URL", "amqp://localhost")))
+channel = connection.channel()
+channel.queue_declare(queue="task_queue", durable=True, arguments={"x-queue-type": "quorum"})
+
+
+def new_task():
     message = " ".join(words) or "Hello World!"
     # A task must not get lost: a persistent message, in a durable queue.
     persistent = pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent)
@@ -19,14 +27,15 @@ def new_task(channel, words):
     print(f" [x] Sent {message}")
 
 
-def worker(channel, words):
-    def on_task(channel, method, properties, body):
-        print(f" [x] Received {body.decode()}")
-        time.sleep(body.count(b"."))
-        print(" [x] Done")
-        # Only now: if we die before, the broker gives the task to another worker.
-        channel.basic_ack(delivery_tag=method.delivery_tag)
+def on_task(channel, method, properties, body):
+    print(f" [x] Received {body.decode()}")
+    time.sleep(body.count(b"."))
+    print(" [x] Done")
+    # Only now: if we die before, the broker sends the task to another worker.
+    channel.basic_ack(delivery_tag=method.delivery_tag)
 
+
+def worker():
     # Nothing more for a worker that is busy: the next task goes to an idle one.
     channel.basic_qos(prefetch_count=1)
     channel.basic_consume(queue="task_queue", on_message_callback=on_task)
@@ -34,15 +43,8 @@ def worker(channel, words):
     channel.start_consuming()
 
 
-ROLES = {"new-task": new_task, "worker": worker}
-if len(sys.argv) < 2 or sys.argv[1] not in ROLES:
-    sys.exit(__doc__)
-
-connection = pika.BlockingConnection(pika.URLParameters(os.environ.get("AMQP_URL", "amqp://localhost")))
-channel = connection.channel()
-channel.queue_declare(queue="task_queue", durable=True, arguments={"x-queue-type": "quorum"})
 try:
-    ROLES[sys.argv[1]](channel, sys.argv[2:])
+    new_task() if role == "new-task" else worker()
 except KeyboardInterrupt:
     pass
 connection.close()

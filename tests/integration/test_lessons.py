@@ -1,0 +1,75 @@
+"""What the lessons show and the commands do not use as it stands there."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from mqtool.amqp import Connection, Receiving
+from mqtool.delays.plugin import has_plugin
+from mqtool.message import Confirmation, Message
+from mqtool.topology import Queue
+from mqtool.tutorials import delayed_messages, publisher_confirms, rpc
+from mqtool.tutorials.dialects import DELAY_EXCHANGE
+from mqtool.work.replies import in_order
+
+QUEUE = Queue("lessons", durable=True)
+
+
+def test_the_exchange_delays_by_x_delay(connection: Connection) -> None:
+    """Shorter delays arrive first; a message without a delay is not held back."""
+    channel = connection.channel()
+    if not has_plugin(channel, DELAY_EXCHANGE):
+        pytest.skip("this broker has no delayed message plugin")
+    messages = [Message(b"late", delay=0.6), Message(b"soon", delay=0.2), Message(b"now"), None]
+    deliveries = delayed_messages.receive(
+        connection.channel(), DELAY_EXCHANGE, "key", QUEUE, Receiving(count=3, timeout=30)
+    )
+    sent = list(delayed_messages.send(channel, DELAY_EXCHANGE, "key", messages))
+    assert [receipt.confirmation for receipt in sent] == [Confirmation.CONFIRMED] * 3
+    assert [delivery.body for delivery in deliveries] == [b"now", b"soon", b"late"]
+
+
+def test_dead_lettering_delays_too(connection: Connection) -> None:
+    """Each delay has its wait queue; messages arrive in the queue itself."""
+    channel = connection.channel()
+    queue = channel.declare(QUEUE)
+    for body, delay in ((b"late", 0.6), (b"soon", 0.2)):
+        list(delayed_messages.send_by_dead_lettering(channel, queue, [Message(body)], delay))
+    deliveries = channel.consume(queue, Receiving(count=2, timeout=30))
+    assert [delivery.body for delivery in deliveries] == [b"soon", b"late"]
+
+
+def test_every_answer_is_for_an_outstanding_message(connection: Connection) -> None:
+    """Sequence numbers count from 1; what a full queue refuses is told apart from what it takes."""
+    channel = connection.channel()
+    full = channel.declare(Queue(exclusive=True, arguments={"x-max-length": 5, "x-overflow": "reject-publish"}))
+    refused: list[Message] = []
+    messages = [Message(str(number).encode()) for number in range(8)]
+    receipts = list(publisher_confirms.asynchronously(channel, full, messages, refused))
+    assert [receipt.sequence for receipt in receipts] == list(range(1, 9))
+    assert len(refused) == sum(receipt.confirmation is Confirmation.NACKED for receipt in receipts) > 0
+    assert refused == messages[-len(refused) :]
+
+
+def test_replies_find_their_requests(connection: Connection) -> None:
+    """In whatever order they come; a reply that nobody waits for is ignored. in_order() sorts them."""
+    channel = connection.channel()
+    queue = channel.declare(Queue("requests", durable=True))
+    with ThreadPoolExecutor() as pool, connection.beside() as beside:
+        client = beside.channel()
+        replies = pool.submit(lambda: list(rpc.call(client, queue, [b"a", b"b"], 30)))
+        requests = list(channel.consume(queue, Receiving(count=2, timeout=30)))
+        stranger = Message(b"?", requests[0].properties["reply_to"], "", {"correlation_id": "unknown"})
+        answers = [
+            Message(
+                each.body.upper(),
+                each.properties["reply_to"],
+                "",
+                {"correlation_id": each.properties["correlation_id"]},
+            )
+            for each in reversed(requests)
+        ]
+        list(channel.publish([stranger, *answers]))
+        came = replies.result(30)
+        assert [(number, reply.body) for number, reply in came] == [(1, b"B"), (0, b"A")]
+        assert [reply.body for reply in in_order(came, channel, queue, 2)] == [b"A", b"B"]
