@@ -44,7 +44,7 @@ class Message:
         properties: AMQP properties by name (see PROPERTIES), "headers" among them. Messages may share one mapping.
         message_id: the property message_id, apart from the others as it differs from message to message.
         delay: seconds to hold it back, from when it is published.
-        due: seconds since 1970 until which to hold it back; delay or due, not both. See delays.py.
+        due: seconds since 1970 until which to hold it back; delay or due, not both. See delays/
     """
 
     body: bytes

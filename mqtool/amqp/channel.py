@@ -119,13 +119,13 @@ class Channel:
         if remember:
             self._journal.append(binding)
 
-    def expect(self, exchange: Exchange) -> None:
-        """Make sure that an exchange is there, whoever has declared it.
+    def expect(self, thing: Exchange | Queue) -> None:
+        """Check that an exchange or a queue exists, whoever has declared it.
 
         Raises:
-            Unavailable: there is none.
+            Unavailable: it does not.
         """
-        self._retrying(lambda: self._checked(declaring.declaration(exchange, passive=True)))
+        self._retrying(lambda: self._checked(declaring.declaration(thing, passive=True)))
 
     def consumers_of(self, queue: Queue) -> int:
         """How many consumers a queue has.

@@ -14,17 +14,13 @@ from mqtool.errors import BadData
 from mqtool.message import DUE, PERSISTENT, Message
 from mqtool.topology import DELAYED
 
-#: Messages with short delays that may be on their way to the broker: whatever has to queue up there comes late.
+#: Messages with short delays that may be on their way to the broker: what queues up there arrives late.
 _IN_FLIGHT = 100
 
 
 @dataclass(slots=True)
 class Held(Message):
-    """A message on its way to where it is held back.
-
-    Attributes:
-        original: as it was to be published, due when this one is.
-    """
+    """A message on its way to where it is held back; `original` is what its publisher knows, and when it is due."""
 
     original: Message = field(default_factory=lambda: Message(b""))
 
@@ -33,12 +29,12 @@ class Delaying:
     """Turns messages with a delay into what is published instead.
 
     Attributes:
-        at_fault: the message that could not be held back, if hold() has failed.
+        at_fault: after hold() has failed, the message that could not be held back.
 
     Args:
-        channel: the channel that they are published on, by whoever iterates.
-        notice: is told, in a sentence, which way was taken and why.
-        plugin: whether the broker has it, if that is known.
+        channel: the channel that the messages are published on.
+        notice: is told which way was taken and why.
+        plugin: whether the broker has it; None finds out.
     """
 
     def __init__(
@@ -57,7 +53,7 @@ class Delaying:
         """The messages to publish.
 
         Raises:
-            PluginMissing: the user wants it, and the broker has none.
+            PluginMissing: the user asked for the plugin, and the broker lacks it.
             BadData: a message cannot be held back.
         """
         for message in messages:
@@ -70,7 +66,7 @@ class Delaying:
             yield self._held(message)
             self.at_fault = None
         if self._overdue:
-            self._notice(f"{self._overdue:,} of the messages were due already: sent at once")
+            self._notice(f"{self._overdue:,} of the messages were already due: sent at once")
 
     def _held(self, message: Message) -> Message:
         delay = _milliseconds(message)
@@ -80,7 +76,7 @@ class Delaying:
         if delay > LONGEST:
             raise BadData(f"a delay of {compact_duration(delay / 1000)} is too long", "at most 2^32 - 1 ms, 49 days")
         place = self.choose().place(message, delay)
-        # What had to be declared has taken its time, and counts for a time of arrival, but not for a delay.
+        # Declaring has taken time. It counts for a message with a time of arrival, not for one with a delay.
         return self._as_held(message, max(1, _milliseconds(message)), place)
 
     def _as_held(self, message: Message, delay: int, place: Place | None) -> Held:
@@ -93,15 +89,11 @@ class Delaying:
             held.exchange = place.exchange
             held.routing_key = message.routing_key if place.routing_key is None else place.routing_key
             held.properties = self.choose().properties(held, delay)
-            held.properties.setdefault("delivery_mode", PERSISTENT)  # what waits shall survive a restart
+            held.properties.setdefault("delivery_mode", PERSISTENT)  # what waits must survive a restart
         return held
 
     def choose(self) -> Way:
-        """Decide on a way, and say which.
-
-        Raises:
-            PluginMissing: the user wants it, and the broker has none.
-        """
+        """Choose a way, and say which; raises PluginMissing as hold() does."""
         if self._way is None:
             self._way = self._chosen()
         return self._way
@@ -125,12 +117,12 @@ def _now() -> int:
 
 
 def _milliseconds(message: Message) -> int:
-    """For how long to hold a message back."""
+    """How long to hold a message back."""
     if message.due is not None:
         return round(message.due * 1000) - _now()
     return round((message.delay or 0) * 1000)
 
 
 def _may_be_in_flight(message: Message) -> int:
-    """How many; a longer delay bears more, as it does in wait queues."""
+    """The longer the delay, the more messages, as with the steps of the wait queues."""
     return _IN_FLIGHT * step_of(_milliseconds(message)) // SHORTEST_STEP

@@ -1,4 +1,4 @@
-"""Holding messages back by exchanges of type x-delayed-message.
+"""Holding messages back in exchanges of type x-delayed-message.
 
 https://github.com/rabbitmq/rabbitmq-delayed-message-exchange
 """
@@ -7,12 +7,12 @@ import re
 from typing import Any
 
 from mqtool.amqp import Channel
-from mqtool.delays.ways import Destination, Expecting, Notice, Place, addressed, name_for
+from mqtool.delays.ways import Destination, Expecting, Notice, Place, name_for
 from mqtool.errors import DeclaredDifferently, UnknownExchangeType
 from mqtool.message import Message
 from mqtool.topology import DELAYED, Exchange, Queue
 
-#: Messages from which on the plugin is the wrong tool, by its own account.
+#: From this many messages on the plugin is the wrong tool, by its own account.
 _TOO_MANY = 100_000
 #: The first version of RabbitMQ that cannot load the plugin.
 _ENDED = (4, 3)
@@ -22,11 +22,7 @@ TO_QUEUES = Exchange("mqtool.delayed", DELAYED, durable=True, arguments={"x-dela
 
 
 class PluginMissing(DeclaredDifferently):
-    """The plugin is asked for, and the broker has none.
-
-    Args:
-        broker: what it calls itself.
-    """
+    """The plugin is asked for, and the broker (its name and version) lacks it."""
 
     def __init__(self, broker: str) -> None:
         version = _VERSION.search(broker)
@@ -39,18 +35,18 @@ class PluginMissing(DeclaredDifferently):
         super().__init__(
             f"{broker} has no exchanges of type {DELAYED}: the delayed message plugin is not enabled there",
             f"put rabbitmq_delayed_message_exchange, the release for {version[0] if version else 'its version'}, into "
-            "its plugins directory, and 'rabbitmq-plugins enable rabbitmq_delayed_message_exchange'; RabbitMQ up to "
-            "4.2 can have it, 4.3 cannot. Or leave it to wait queues: --via ttl",
+            "its plugins directory and run 'rabbitmq-plugins enable rabbitmq_delayed_message_exchange' (up to RabbitMQ "
+            "4.2), or use wait queues: --via ttl",
         )
 
 
 def has_plugin(channel: Channel, exchange: Exchange) -> bool:
-    """Declare an exchange of type x-delayed-message, and tell whether the broker knows the type.
+    """Declare an exchange of type x-delayed-message; return whether the broker knows the type.
 
-    That is asked on a connection of its own: RabbitMQ closes the connection for a type that it does not know.
+    It asks on a connection of its own, since RabbitMQ closes the connection over an unknown type.
 
     Raises:
-        DeclaredDifferently: there is an exchange of another type by that name.
+        DeclaredDifferently: the exchange exists with another type.
         AccessRefused: the user may not declare it.
     """
     with channel.connection.beside() as beside:
@@ -63,53 +59,48 @@ def has_plugin(channel: Channel, exchange: Exchange) -> bool:
 
 
 class ThroughPlugin:
-    """By exchanges of type x-delayed-message, which lead to the exchanges and queues that messages are for.
+    """Through exchanges of type x-delayed-message in front of the exchanges and queues that messages are for.
 
     Attributes:
-        exchange: the one that leads to the destination.
+        exchange: the one in front of the destination.
     """
 
     def __init__(self, channel: Channel, destination: Destination, notice: Notice) -> None:
+        self.exchange = _in_front_of(destination.to)
         self._channel = channel
         self._destination = destination
         self._notice = notice
         self._expecting = Expecting(channel)
-        self._leading: set[tuple[str, str]] = set()
+        self._bound: set[tuple[str, str | None]] = set()
         self._count = 0
-        self.exchange = _leading_to(destination.exchange)
 
     def place(self, message: Message, milliseconds: int) -> Place:  # noqa: ARG002
         self._count += 1
         if self._count == _TOO_MANY:
             self._notice(
-                f"{_TOO_MANY:,} delayed messages: the plugin keeps all in one table, and is not made for so many; "
+                f"{_TOO_MANY:,} delayed messages: the plugin keeps them all in one table and is not made for so many; "
                 "--via ttl is"
             )
-        to, key = addressed(message, self._destination)
-        is_default = to == self._destination.exchange.name
-        exchange = self.exchange if is_default else _leading_to(Exchange(to, durable=True))
-        if exchange.name != to and (to, "" if to else key) not in self._leading:
-            self._lead(exchange, to, "" if to else key)
-        return Place(exchange.name, None if to else key)
-
-    def _lead(self, exchange: Exchange, to: str, key: str) -> None:
-        """Have an exchange lead on: to another exchange, or to the queue that the key names."""
-        self._expecting.expect(to, key)
-        if exchange != self.exchange:
-            self._channel.declare(exchange)
-        self._channel.bind(Exchange(to) if to else Queue(key), exchange, key)
-        self._leading.add((to, key))
+        target = self._destination.of(message)
+        exchange, key = _in_front_of(target), target.name if isinstance(target, Queue) else None
+        if exchange is not target and (exchange.name, key) not in self._bound:
+            self._expecting.expect(target)
+            if exchange != self.exchange:
+                self._channel.declare(exchange)
+            self._channel.bind(target, exchange, key or "")
+            self._bound.add((exchange.name, key))
+        return Place(exchange.name, key)
 
     def properties(self, message: Message, milliseconds: int) -> dict[str, Any]:
         return {**message.properties, "headers": {**message.properties["headers"], "x-delay": milliseconds}}
 
 
-def _leading_to(exchange: Exchange) -> Exchange:
-    """The exchange of type x-delayed-message in front of another."""
-    if exchange.type == DELAYED:
-        return exchange
-    if not exchange.name:
+def _in_front_of(target: Exchange | Queue) -> Exchange:
+    """The exchange of type x-delayed-message that leads to an exchange or a queue; one of that type itself."""
+    if isinstance(target, Queue) or not target.name:
         return TO_QUEUES
-    # It knows no keys: the exchange behind it routes. It goes when that one does.
-    name, arguments = name_for(exchange.name, "delayed"), {"x-delayed-type": "fanout"}
-    return Exchange(name, DELAYED, exchange.durable, auto_delete=True, arguments=arguments)
+    if target.type == DELAYED:
+        return target
+    # It has no bindings by key, as the exchange behind it routes. It is deleted with that exchange.
+    name, arguments = name_for(target, "delayed"), {"x-delayed-type": "fanout"}
+    return Exchange(name, DELAYED, target.durable, auto_delete=True, arguments=arguments)

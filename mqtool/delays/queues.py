@@ -6,22 +6,22 @@ from typing import Any
 from mqtool.amqp import Channel
 from mqtool.delays.via import LONGEST
 from mqtool.delays.wait_queues import GRACE, AtLeastOnce, wait_queue
-from mqtool.delays.ways import Destination, Expecting, Notice, Place, addressed, name_for
+from mqtool.delays.ways import Destination, Expecting, Notice, Place, name_for
 from mqtool.duration import compact_duration
 from mqtool.errors import BadData
 from mqtool.message import Message
 from mqtool.topology import Exchange, Queue
 
-#: The longest delay, in milliseconds: wait queues must outlive the messages in them.
+#: The longest delay in milliseconds: wait queues must outlive the messages in them.
 LONGEST_IN_QUEUES = LONGEST - GRACE
-#: Milliseconds between one wait queue and the next, for delays of up to so many milliseconds.
+#: Milliseconds between one wait queue and the next, and the delay up to which they are that close.
 SHORTEST_STEP, _STEP_UP_TO = 25, 10_000
-#: Seconds after which a wait queue is declared again, so that its lease does not end.
+#: Seconds after which a wait queue is declared again, so that it does not expire.
 _LEASE = 60.0
 
 
 class ThroughQueues:
-    """By wait queues, as mqtool/delays/__init__.py draws them."""
+    """Through wait queues, as mqtool/delays/__init__.py draws them."""
 
     def __init__(self, channel: Channel, destination: Destination, notice: Notice) -> None:
         self._channel = channel
@@ -29,9 +29,8 @@ class ThroughQueues:
         self._notice = notice
         self._expecting = Expecting(channel)
         self._waiting = AtLeastOnce(channel, notice)
-        #: By name: until when the lease of a wait queue is long enough.
+        #: By name: until when a declaration is fresh.
         self._leases: dict[str, float] = {}
-        self._due: dict[str, float] = {}
         self._said_expiration = False
 
     def place(self, message: Message, milliseconds: int) -> Place:
@@ -42,73 +41,57 @@ class ThroughQueues:
             )
         if message.properties.get("expiration") is not None and not self._said_expiration:
             self._said_expiration = True
-            self._notice("a message that comes out of a wait queue has no expiration any more: the property is lost")
-        to, key = addressed(message, self._destination)
+            self._notice("messages lose their property expiration in a wait queue")
+        target = self._destination.of(message)
         wait = min(wait_of(milliseconds), LONGEST_IN_QUEUES)
-        shown = compact_duration(wait / 1000)
-        name = name_for(to, f"exchange.delay.{shown}") if to else name_for(key, f"delay.{shown}")
-        if time.monotonic() > self._leases.get(name, 0.0):
-            if to:
-                self._declare_to_exchange(name, wait, to)
-            else:
-                self._declare_to_queue(name, wait, key)
+        is_exchange = isinstance(target, Exchange)
+        name = name_for(target, f"{'exchange.' if is_exchange else ''}delay.{compact_duration(wait / 1000)}")
+        if self._is_stale(name):
+            self._declare(name, wait, target)
             self._leases[name] = time.monotonic() + _LEASE
-        return Place(name, None) if to else Place("", name)
+        return Place(name, None) if is_exchange else Place("", name)
 
-    def _declare_to_exchange(self, name: str, wait: int, exchange: str) -> None:
-        known = self._destination.exchange
-        is_known = known.name == exchange
+    def _is_stale(self, name: str) -> bool:
+        return time.monotonic() > self._leases.get(name, 0.0)
+
+    def _declare(self, name: str, wait: int, target: Exchange | Queue) -> None:
+        is_known, remember = target is self._destination.to, name not in self._leases
         if not is_known:
-            self._expecting.expect(exchange, "")
-        remember = name not in self._leases
-        if is_known and not known.durable:  # nothing survives a restart anyway
-            queue = self._channel.declare(wait_queue(name, wait, exchange, at_least_once=False), remember=remember)
+            self._expecting.expect(target)
+        if isinstance(target, Queue):
+            waiting = wait_queue(name, wait, "", target.name)
+            is_safe = not is_known or target.arguments.get("x-queue-type") == "quorum"
         else:
-            due = self._due_exchange(exchange)
-            queue = self._waiting.declare(
-                lambda at_least_once: wait_queue(name, wait, due.name, at_least_once=at_least_once), remember=remember
-            )
-        # Not through the default exchange, as the routing key must stay that of the message. It goes with the queue.
-        entrance = Exchange(name, "fanout", durable=True, auto_delete=True)
-        self._channel.declare(entrance, remember=remember)
-        self._channel.bind(queue, entrance, remember=remember)
+            is_safe = not is_known or target.durable  # what is not durable loses its messages in a restart anyway
+            waiting = wait_queue(name, wait, (self._due_exchange(target) if is_safe else target).name)
+        declare = self._waiting.declare if is_safe else self._channel.declare
+        waiting = declare(waiting, remember=remember)
+        if isinstance(target, Exchange):
+            # Not through the default exchange, since the message keeps its routing key. It goes when the queue does.
+            entrance = Exchange(name, "fanout", durable=True, auto_delete=True)
+            self._channel.declare(entrance, remember=remember)
+            self._channel.bind(waiting, entrance, remember=remember)
 
-    def _due_exchange(self, exchange: str) -> Exchange:
-        """Where messages for an exchange go when they are due: to that, and to a queue that keeps nothing.
+    def _due_exchange(self, exchange: Exchange) -> Exchange:
+        """Where messages for an exchange go when they are due: on to it, and to a queue that keeps nothing.
 
-        Without the latter, what an exchange has no queue for would never have arrived, and would be tried for ever.
+        Without that queue, a message that the exchange routes to no queue would never count as arrived.
         """
         due = Exchange(name_for(exchange, "due"), "fanout", durable=True, auto_delete=True)
-        if time.monotonic() <= self._due.get(due.name, 0.0):
-            return due
-        remember = due.name not in self._due
-        self._channel.declare(due, remember=remember)
-        self._channel.bind(Exchange(exchange), due, remember=remember)
-        # It expires when it has not been declared for as long as any message can wait.
-        nowhere = Queue(
-            name_for(exchange, "nowhere"), durable=True, arguments={"x-max-length": 0, "x-expires": LONGEST}
-        )
-        self._channel.declare(nowhere, remember=remember)
-        self._channel.bind(nowhere, due, remember=remember)
-        self._due[due.name] = time.monotonic() + _LEASE
+        if self._is_stale(due.name):
+            remember = due.name not in self._leases
+            self._channel.declare(due, remember=remember)
+            self._channel.bind(exchange, due, remember=remember)
+            # It expires when it has not been declared for as long as any message can wait.
+            arguments = {"x-max-length": 0, "x-expires": LONGEST}
+            nowhere = Queue(name_for(exchange, "nowhere"), durable=True, arguments=arguments)
+            self._channel.declare(nowhere, remember=remember)
+            self._channel.bind(nowhere, due, remember=remember)
+            self._leases[due.name] = time.monotonic() + _LEASE
         return due
 
-    def _declare_to_queue(self, name: str, wait: int, queue: str) -> None:
-        def waiting(at_least_once: bool) -> Queue:
-            return wait_queue(name, wait, "", queue, at_least_once=at_least_once)
-
-        known = self._destination.queue
-        is_known = known is not None and known.name == queue
-        if not is_known:
-            self._expecting.expect("", queue)
-        remember = name not in self._leases
-        if known is not None and is_known and known.arguments.get("x-queue-type") != "quorum":
-            self._channel.declare(waiting(False), remember=remember)
-        else:
-            self._waiting.declare(waiting, remember=remember)
-
     def properties(self, message: Message, milliseconds: int) -> dict[str, Any]:
-        # Without x-death: brokers drop what they believe to go in circles.
+        # Without x-death: brokers drop messages that seem to go in circles.
         headers = {key: value for key, value in message.properties["headers"].items() if key != "x-death"}
         return {**message.properties, "headers": headers, "expiration": str(milliseconds)}
 

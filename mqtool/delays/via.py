@@ -1,10 +1,10 @@
-"""What the commands' options need to know, and no more: each of them loads it."""
+"""What every publishing command loads: the names of the ways, and no more."""
 
 from enum import StrEnum
 
 from mqtool.message import Message
 
-#: The longest delay, in milliseconds: what fits into the 32 bits of the broker's timers. 49 days and 17 hours.
+#: The longest delay in milliseconds, 49 days and 17 hours: what fits into the 32 bits of the broker's timers.
 LONGEST = 2**32 - 1
 
 
@@ -17,6 +17,6 @@ class Via(StrEnum):
 
 
 def original(message: Message) -> Message:
-    """The message that the user sees, of the one that was published: of one that is held back, or of any other."""
+    """The message as its publisher knows it, whether it was held back or not."""
     seen: Message = getattr(message, "original", message)
     return seen

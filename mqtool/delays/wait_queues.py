@@ -1,28 +1,28 @@
-"""Wait queues: a message waits in one until its time to live is over, and the broker dead-letters it to where it goes.
+"""Wait queues: a message waits in one until it expires, and the broker dead-letters it to its destination.
 
     publisher ──> [jobs.wait.5s] ···5 s···> [jobs]
 
-There is one wait queue for each delay, as messages expire only at the head of a queue: behind one that waits for five
+Each delay has its own wait queue, as messages expire only at the head of a queue: behind one that waits for five
 minutes, one for a second would wait for five minutes too.
 
-A wait queue that nobody uses expires. To be declared is to be used; to be published to is not. So it is declared before
-messages, again and again, and lives longer than any message in it.
+An unused wait queue expires. Declaring it counts as use, publishing to it does not. So it is declared again and again
+while messages go there, and it lives longer than any message in it.
 
-A quorum queue dead-letters at least once: it keeps a message until the queue that it goes to has confirmed it. A
-classic queue does not wait for that, and a quorum queue that is still electing its leader after a restart drops what it
-is sent.
+A quorum queue can dead-letter at least once: it keeps a message until the destination has confirmed it. A classic queue
+does not wait for that, and a quorum queue that is electing its leader after a restart drops what it is sent.
 
 https://www.rabbitmq.com/docs/ttl, https://www.rabbitmq.com/docs/quorum-queues#dead-lettering
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from mqtool.amqp import Channel
 from mqtool.errors import UsageError
 from mqtool.topology import Queue
 
-#: Milliseconds that a wait queue outlives the wait in it: time for the queue where its messages go to be there again.
+#: Milliseconds that a wait queue outlives the wait in it: time for the destination to come back.
 GRACE = 60 * 60 * 1000
 
 _AT_LEAST_ONCE = {
@@ -33,14 +33,11 @@ _AT_LEAST_ONCE = {
 }
 
 
-def wait_queue(
-    name: str, milliseconds: int, exchange: str, routing_key: str | None = None, *, at_least_once: bool
-) -> Queue:
-    """Where messages wait for so long before they go to an exchange.
+def wait_queue(name: str, milliseconds: int, exchange: str, routing_key: str | None = None) -> Queue:
+    """A queue whose messages move on to an exchange after this long.
 
     Args:
-        routing_key: with which they go there; None is each one's own.
-        at_least_once: as said above.
+        routing_key: None leaves each message its own.
     """
     arguments: dict[str, Any] = {
         "x-message-ttl": milliseconds,
@@ -49,16 +46,14 @@ def wait_queue(
     }
     if routing_key is not None:
         arguments["x-dead-letter-routing-key"] = routing_key
-    if at_least_once:
-        arguments |= _AT_LEAST_ONCE
     return Queue(name, durable=True, arguments=arguments)
 
 
 class AtLeastOnce:
-    """Declares wait queues that dead-letter at least once; on brokers that cannot (RabbitMQ before 3.10), others.
+    """Declares wait queues that dead-letter at least once, or plain ones where the broker (before 3.10) cannot.
 
     Args:
-        notice: is told, once, if they cannot.
+        notice: is told once that the broker cannot.
     """
 
     def __init__(self, channel: Channel, notice: Callable[[str], None]) -> None:
@@ -66,21 +61,17 @@ class AtLeastOnce:
         self._notice = notice
         self._can = True
 
-    def declare(self, queue: Callable[[bool], Queue], *, remember: bool = False) -> Queue:
-        """Declare a queue.
-
-        Args:
-            queue: makes it, with at_least_once or without.
-            remember: declare it again after a reconnection.
-        """
+    def declare(self, queue: Queue, *, remember: bool = False) -> Queue:
+        """Declare a wait queue; `remember` declares it again after a reconnection."""
         if self._can:
             try:
-                return self._channel.declare(queue(True), remember=remember)
+                safe = replace(queue, arguments={**queue.arguments, **_AT_LEAST_ONCE})
+                return self._channel.declare(safe, remember=remember)
             except UsageError:
-                declared = self._channel.declare(queue(False), remember=remember)
+                declared = self._channel.declare(queue, remember=remember)
             self._can = False
             self._notice(
-                "this broker's queues cannot dead-letter at least once: what waits may be lost in a broker restart"
+                "this broker's queues cannot dead-letter at least once: a broker restart may lose waiting messages"
             )
             return declared
-        return self._channel.declare(queue(False), remember=remember)
+        return self._channel.declare(queue, remember=remember)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 from mqtool.amqp import Channel
@@ -9,29 +10,42 @@ from mqtool.errors import BadData
 from mqtool.message import Message
 from mqtool.topology import DEFAULT_EXCHANGE, Exchange, Queue
 
-#: Headers that have a message copied to further queues.
-_COPIES = ("CC", "BCC")
-
 Notice = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Destination:
-    """Where messages go when they are due, as far as they do not say so themselves.
+    """Where messages go when they are due, unless they name an exchange or a routing key themselves.
 
     Attributes:
-        exchange: as the command declares it, or finds it; the default exchange for a queue.
-        queue: as the command declares it, None for an exchange.
-        routing_key: None is each message's own, or the queue's name.
+        to: as the command declares it, or finds it.
+        routing_key: for messages to the default exchange that have none.
     """
 
-    exchange: Exchange = DEFAULT_EXCHANGE
-    queue: Queue | None = None
+    to: Exchange | Queue = DEFAULT_EXCHANGE
     routing_key: str | None = None
+
+    def of(self, message: Message) -> Exchange | Queue:
+        """The exchange that a message is for, or the queue if that is the default exchange.
+
+        Raises:
+            BadData: copies of the message would go elsewhere.
+        """
+        ours = self.to.name if isinstance(self.to, Exchange) else ""
+        exchange = ours if message.exchange is None else message.exchange
+        if exchange:
+            return self.to if exchange == ours else Exchange(exchange, durable=True)
+        if {"CC", "BCC"} & (message.properties.get("headers") or {}).keys():
+            raise BadData(
+                "a message to a queue with a header CC or BCC cannot be delayed", "send it to each queue separately"
+            )
+        own = self.to.name if isinstance(self.to, Queue) else self.routing_key
+        name = (own or "") if message.routing_key is None else message.routing_key
+        return self.to if isinstance(self.to, Queue) and self.to.name == name else Queue(name)
 
 
 class Place(NamedTuple):
-    """Where to publish a message that shall wait; the routing key None is its own."""
+    """Where to publish a message that has to wait; the routing key None is its own."""
 
     exchange: str
     routing_key: str | None
@@ -41,55 +55,38 @@ class Way(Protocol):
     """A way to hold messages back."""
 
     def place(self, message: Message, milliseconds: int) -> Place:
-        """Where the message can wait for so long; declare what is not there yet.
+        """Where the message can wait this long; declare what is missing.
 
         Raises:
             BadData: this way cannot do it.
         """
 
     def properties(self, message: Message, milliseconds: int) -> dict[str, Any]:
-        """The message's properties, with what has it wait."""
+        """The message's properties, with those that make it wait."""
 
 
 class Expecting:
-    """Makes sure that what a message is for is there: no message shall wait to find out that it leads nowhere.
+    """Checks that a destination exists, so that no message waits in vain.
 
     It asks on a channel of its own, since a broker answers no by closing the channel.
     """
 
     def __init__(self, channel: Channel) -> None:
         self._connection = channel.connection
-        self._channel: Channel | None = None
 
-    def expect(self, exchange: str, queue: str) -> None:
-        """Make sure of an exchange, or, where that is the default one, of a queue.
+    @cached_property
+    def _channel(self) -> Channel:
+        return self._connection.channel()
+
+    def expect(self, target: Exchange | Queue) -> None:
+        """Check that an exchange or a queue exists.
 
         Raises:
-            Unavailable: it is not there.
+            Unavailable: it does not.
         """
-        if self._channel is None:
-            self._channel = self._connection.channel()
-        if exchange:
-            self._channel.expect(Exchange(exchange))
-        else:
-            self._channel.depth_of(queue)
+        self._channel.expect(target)
 
 
-def name_for(to: str, suffix: str) -> str:
-    """The name of what leads to an exchange or a queue; names that start with "amq." are the broker's own."""
-    return f"mqtool.{to}.{suffix}" if to.startswith("amq.") else f"{to}.{suffix}"
-
-
-def addressed(message: Message, destination: Destination) -> tuple[str, str]:
-    """The exchange and the routing key of a message; the key only matters for the default exchange.
-
-    Raises:
-        BadData: copies of it would go elsewhere.
-    """
-    to = destination.exchange.name if message.exchange is None else message.exchange
-    key = message.routing_key
-    if key is None:
-        key = destination.routing_key or (destination.queue.name if destination.queue else "")
-    if not to and any(copies in (message.properties.get("headers") or {}) for copies in _COPIES):
-        raise BadData("a message with a header CC or BCC cannot be delayed on its way to a queue", "send it to each")
-    return to, key
+def name_for(target: Exchange | Queue, suffix: str) -> str:
+    """The name of what leads to an exchange or a queue; names that start with "amq." are reserved."""
+    return f"mqtool.{target.name}.{suffix}" if target.name.startswith("amq.") else f"{target.name}.{suffix}"

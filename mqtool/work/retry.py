@@ -25,7 +25,6 @@ https://www.rabbitmq.com/docs/ttl, https://www.rabbitmq.com/docs/quorum-queues#d
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from mqtool.amqp import Channel
 from mqtool.delays.wait_queues import AtLeastOnce, wait_queue
@@ -71,10 +70,9 @@ def dead_letter_queue(queue: str) -> Queue:
     return Queue(f"{queue}.dlq", durable=True)
 
 
-def retry_queue(queue: str, delay: float, at_least_once: bool = True) -> Queue:
-    """Where messages wait for so many seconds before they go back to their queue."""
-    name = f"{queue}.wait.{compact_duration(delay)}"
-    return wait_queue(name, round(delay * 1000), "", queue, at_least_once=at_least_once)
+def retry_queue(queue: str, delay: float) -> Queue:
+    """Where messages wait this long, in seconds, before they go back to their queue."""
+    return wait_queue(f"{queue}.wait.{compact_duration(delay)}", round(delay * 1000), "", queue)
 
 
 class Retrying:
@@ -109,12 +107,12 @@ class Retrying:
         delay = self._policy.delay(failures)
         if delay is None:
             return self.bury(delivery, error, history.EXHAUSTED)
-        name = retry_queue(delivery.queue, delay).name
+        waiting = retry_queue(delivery.queue, delay)
         self._move(
             delivery,
-            name,
-            history.failed(delivery, error, name),
-            lambda: self._waiting.declare(partial(retry_queue, delivery.queue, delay)),
+            waiting.name,
+            history.failed(delivery, error, waiting.name),
+            lambda: self._waiting.declare(waiting),
         )
         self._notice(
             f"{_name(delivery)}: {error}; retry {failures} of {self._policy.retries} in {compact_duration(delay)}"

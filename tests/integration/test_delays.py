@@ -45,9 +45,8 @@ def publish(connection: Connection, via: Via) -> Publish:
 
     def publish(messages: Iterable[Message], to: Queue | Exchange, routing_key: str = "") -> list[Receipt]:
         channel = connection.channel()
-        exchange, queue = (to, None) if isinstance(to, Exchange) else (DEFAULT_EXCHANGE, to)
-        delaying = Delaying(channel, via, Destination(exchange, queue), lambda _: None)
-        key = queue.name if queue is not None else routing_key
+        delaying = Delaying(channel, via, Destination(to), lambda _: None)
+        exchange, key = (to, routing_key) if isinstance(to, Exchange) else (DEFAULT_EXCHANGE, to.name)
         return list(channel.publish(delaying.hold(messages), exchange=exchange, routing_key=key))
 
     return publish
@@ -244,7 +243,7 @@ def test_wait_queues_expire_and_do_not_before_their_messages(broker: TestBroker,
     channel = connection.channel()
     logs = [Exchange("logs", "fanout"), Exchange("durable", "fanout", durable=True)]
     for destination in (
-        Destination(queue=channel.declare(QUORUM)),
+        Destination(channel.declare(QUORUM)),
         *(Destination(channel.declare(each)) for each in logs),
     ):
         delaying = Delaying(channel, Via.TTL, destination, lambda _: None)

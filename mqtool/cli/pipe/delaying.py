@@ -41,7 +41,7 @@ def held(
     from mqtool.delays.holding import Delaying
     from mqtool.delays.ways import Destination
 
-    destination = Destination(exchange, queue, routing_key)
+    destination = Destination(queue or exchange, routing_key)
     delaying = Delaying(channel, delays.via, destination, output.notice, plugin=plugin)
     if delays.are_given:
         delaying.choose()  # now, rather than when the first line comes
