@@ -4,34 +4,37 @@
                                          │
                                          └─ no ──> kept unacknowledged, so that the next get brings the next one
 
-What is not acknowledged goes back to its place when the channel closes, however that comes about. So whoever looks has
-taken nothing, and a redrive that is killed has lost nothing: its next run goes on where it was, and at most the one
-message in hand is in both queues, with the same message_id.
+Whatever is not acknowledged returns to its place when the channel closes, for whatever reason. So looking removes
+nothing, and a redrive that is killed loses nothing: at most the messages in hand are in both queues, with the same
+message_id, and the next run continues where it stopped.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 
 from mqtool import management
 from mqtool.amqp import Channel
-from mqtool.errors import BadData, NotConfirmed, Unavailable
+from mqtool.errors import BadData, Unavailable
 from mqtool.management import Management
-from mqtool.message import Confirmation, Delivery, Message, Outcome, Receipt
+from mqtool.message import Delivery, Outcome
 from mqtool.work import history
 from mqtool.work.history import Death
+from mqtool.work.moving import Move, move, name_of, redriven
 from mqtool.work.retry import dead_letter_queue
 
-#: Messages on their way to be confirmed, in a redrive.
-_WINDOW = 500
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DeadLetter:
-    """A delivery from a queue of dead letters, and what is known of its death."""
+    """A delivery from a queue of dead letters."""
 
     delivery: Delivery
-    death: Death
+
+    @cached_property
+    def death(self) -> Death:
+        """What is known of its death."""
+        return history.death_of(self.delivery)
 
     @property
     def message_id(self) -> str | None:
@@ -45,10 +48,10 @@ Choice = Callable[[DeadLetter], bool]
 def choice(
     ids: Sequence[str] = (), reason: str | None = None, error: str | None = None, older: float | None = None
 ) -> Choice:
-    """Which dead letters to take: those that meet all that is asked for.
+    """Choose the dead letters that meet all of the given conditions.
 
     Args:
-        ids: one of these message ids; none for any.
+        ids: one of these message ids.
         reason: the reason of death, or a part of it.
         error: a part of the last error.
         older: seconds since the first failure, at least.
@@ -72,59 +75,48 @@ def _age(moment: datetime) -> float:
 
 
 def letters(channel: Channel, queue: str) -> Iterator[DeadLetter]:
-    """The dead letters that are there now, from the oldest; none is acknowledged.
+    """Yield the dead letters that are there now, oldest first, without acknowledging them.
 
     Raises:
-        Unavailable: there is no such queue.
+        Unavailable: the queue does not exist.
     """
-    for _ in range(channel.depth_of(queue)):  # those that come meanwhile may be the same ones, dead again
+    for _ in range(channel.depth_of(queue)):  # letters that arrive meanwhile may be the same ones, dead again
         delivery = channel.get(queue)
         if delivery is None:
             return
-        yield DeadLetter(delivery, history.death_of(delivery))
+        yield DeadLetter(delivery)
 
 
 def redrive(channel: Channel, source: str, chosen: Choice, to: str | None = None) -> Iterator[DeadLetter]:
     """Bring dead letters back; yield each once it is confirmed in its queue and removed from the dead letters.
 
     Args:
-        source: the queue that they lie in.
-        to: the queue to bring them to; None where each was before.
+        source: the queue that they are in.
+        to: the queue to bring them to; None is where each was before.
 
     Raises:
-        BadData: one does not tell where it was before.
-        NotConfirmed: the broker did not take one; it is still among the dead letters, with all that came after it.
+        BadData: one does not say where it was before.
+        NotConfirmed: the broker did not take one. It is still a dead letter, like all that come after it.
     """
-    in_hand: list[DeadLetter] = []
 
-    def messages() -> Iterator[Message]:
+    def moves() -> Iterator[Move]:
         for letter in letters(channel, source):
             if chosen(letter):
                 target = to or letter.death.queue
                 if target is None:
-                    raise BadData(
-                        f"message {letter.message_id} does not tell where it was before", "name a queue: --to"
-                    )
-                in_hand.append(letter)
-                yield history.redriven(letter.delivery, target)
+                    raise BadData(f"{name_of(letter.delivery)} does not say where it was before", "name a queue: --to")
+                yield redriven(letter.delivery, target)
 
-    receipts: Iterable[Receipt] = channel.publish(messages(), mandatory=True, window=_WINDOW)
-    for receipt in receipts:
-        letter = in_hand.pop(0)
-        if receipt.confirmation is not Confirmation.CONFIRMED:
-            raise NotConfirmed(
-                f"message {letter.message_id} was not taken by {receipt.message.routing_key!r}: {receipt.reason}",
-                f"it is still in {source}; --to names another queue",
-            )
-        channel.settle(letter.delivery, Outcome.ACK)
-        yield letter
+    for delivery in move(channel, moves(), "; --to names another queue"):
+        channel.settle(delivery, Outcome.ACK)
+        yield DeadLetter(delivery)
 
 
 def drop(channel: Channel, source: str, chosen: Choice) -> Iterator[DeadLetter]:
     """Remove dead letters for good; yield each.
 
     Raises:
-        Unavailable: there is no such queue.
+        Unavailable: the queue does not exist.
     """
     for letter in letters(channel, source):
         if chosen(letter):
@@ -133,10 +125,10 @@ def drop(channel: Channel, source: str, chosen: Choice) -> Iterator[DeadLetter]:
 
 
 def queues_for_letters(api: Management, vhost: str) -> list[str]:
-    """The queues that dead letters go to: ours (NAME.dlq), and those where an x-dead-letter-exchange leads.
+    """The queues that dead letters go to: NAME.dlq, and wherever an x-dead-letter-exchange leads.
 
     Raises:
-        Unavailable, AccessRefused: the management API cannot tell.
+        Unavailable, AccessRefused: the management API does not answer.
     """
     columns = ("name", "arguments", "effective_policy_definition")
     listed = {queue["name"]: management.effective_arguments(queue) for queue in management.queues(api, vhost, columns)}
@@ -145,7 +137,7 @@ def queues_for_letters(api: Management, vhost: str) -> list[str]:
     for name, arguments in listed.items():
         exchange = arguments.get("x-dead-letter-exchange", arguments.get("dead-letter-exchange"))
         key = arguments.get("x-dead-letter-routing-key", arguments.get("dead-letter-routing-key"))
-        if exchange == "" and "x-expires" not in arguments:  # else it is a wait queue, which leads back
+        if exchange == "" and "x-expires" not in arguments:  # one that expires is a wait queue, which leads back
             names.add(str(key or name))
         elif exchange:
             exchanges.add(str(exchange))

@@ -1,12 +1,12 @@
-"""Remembering what has been handled, so that a message that comes twice is done once.
+"""Remembering what has been handled, so that a message that arrives twice is done once.
 
                    new ──────────> claim ──> do ──> remember ──> acknowledge
     message id ──< being done ──> wait for whoever does it
                    done ─────────> acknowledge, and say so
 
-The store is a SQLite file, which the workers of one machine may share; it outlives kill -9. What it cannot know:
-whether a worker that was killed between doing and remembering had done it. Then it is done again: only a handler that
-writes its effect and the message id in one transaction of its own can do better.
+The store is a SQLite file, which the workers of one machine may share. It survives kill -9. What it cannot know is
+whether a worker that was killed between doing and remembering had done the message; then it is done again. Only a
+handler that writes its effect and the message id in one transaction can do better.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from mqtool.errors import MqtoolError, UsageError
 
-#: Seconds between two looks whether another worker has finished a message, and for which to wait for SQLite's lock.
+#: Seconds between two looks at another worker's claim, and to wait for SQLite's lock.
 _LOOK, _PATIENCE = 0.05, 30.0
 #: Seconds between two removals of what is older than the window.
 _SWEEP = 60.0
@@ -39,20 +39,20 @@ CREATE TABLE IF NOT EXISTS handled (
 
 @dataclass(frozen=True, slots=True)
 class Handled:
-    """A message that was done before, and its reply, where it had one."""
+    """A message that was done before, and its reply, if it had one."""
 
     reply: bytes | None
 
 
 class HandledMessages:
-    """The store. For several threads, and for several processes.
+    """The store, for several threads and processes.
 
     Args:
-        path: the SQLite file; it is made if it is not there.
-        window: seconds for which to remember.
+        path: the SQLite file; it is created if missing.
+        window: seconds to remember a message.
 
     Raises:
-        UsageError: it cannot be opened, or is something else.
+        UsageError: the file cannot be opened, or is something else.
     """
 
     def __init__(self, path: Path, window: float) -> None:
@@ -66,21 +66,19 @@ class HandledMessages:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._store = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
             self._store.execute("PRAGMA journal_mode = WAL")
-            self._store.execute(
-                "PRAGMA synchronous = FULL"
-            )  # what is acknowledged is remembered even after a power cut
+            self._store.execute("PRAGMA synchronous = FULL")  # what is acknowledged survives a power cut
             self._store.execute(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise UsageError(f"cannot use the store {path}: {error}", "--dedup-store names another file") from error
 
     def begin(self, queue: str, message_id: str, give_up: Callable[[], bool] = lambda: False) -> Handled | None:
-        """Claim a message; None if it is ours to do now. Where somebody is doing it, wait for that.
+        """Claim a message; None if it is ours to do now. If another worker is doing it, wait for that.
 
         Args:
             give_up: whether to stop waiting.
 
         Raises:
-            Interrupted: give_up said so.
+            Interrupted: give_up() said so.
             MqtoolError: the store fails.
         """
         while True:
@@ -90,10 +88,10 @@ class HandledMessages:
                 row = store.execute(
                     "SELECT done_at, owner, reply FROM handled WHERE queue = ? AND message_id = ?", (queue, message_id)
                 ).fetchone()
-                if row is not None and row[0] is not None and row[0] > now - self._window:
-                    return Handled(None if row[2] is None else row[2].encode())
-                in_progress = row is not None and row[0] is None and self._is_alive(row[1], (queue, message_id))
-                if not in_progress:
+                done_at, owner, reply = row or (None, None, None)
+                if done_at is not None and done_at > now - self._window:
+                    return Handled(None if reply is None else reply.encode())
+                if owner is None or not self._is_alive(owner, (queue, message_id)):
                     store.execute(
                         "INSERT OR REPLACE INTO handled (queue, message_id, owner) VALUES (?, ?, ?)",
                         (queue, message_id, self._owner),
@@ -105,7 +103,7 @@ class HandledMessages:
             time.sleep(_LOOK)
 
     def done(self, queue: str, message_id: str, reply: bytes | None = None) -> None:
-        """It is done: remember that. To be called before it is acknowledged."""
+        """Remember that a message is done; call this before it is acknowledged."""
         with self._transaction() as store:
             store.execute(
                 "UPDATE handled SET done_at = ?, owner = NULL, reply = ? WHERE queue = ? AND message_id = ?",
@@ -114,7 +112,7 @@ class HandledMessages:
             self._ours.discard((queue, message_id))
 
     def failed(self, queue: str, message_id: str) -> None:
-        """It is not done: whoever gets it next may try."""
+        """Give up the claim on a message; whoever gets it next may try."""
         with self._transaction() as store:
             store.execute(
                 "DELETE FROM handled WHERE queue = ? AND message_id = ? AND done_at IS NULL", (queue, message_id)
@@ -125,13 +123,13 @@ class HandledMessages:
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
             try:
-                self._store.execute("BEGIN IMMEDIATE")
-                try:
+                with self._store:  # commits, or rolls back after an exception
+                    self._store.execute("BEGIN IMMEDIATE")
                     yield self._store
-                finally:
-                    self._store.execute("COMMIT")
             except sqlite3.Error as error:
-                raise MqtoolError(f"the store {self._path} fails: {error}", "nothing was acknowledged") from error
+                raise MqtoolError(
+                    f"cannot use the store {self._path}: {error}", "the message was not acknowledged"
+                ) from error
 
     def _sweep(self, now: float) -> None:
         if now > self._swept + _SWEEP:
@@ -149,14 +147,15 @@ class Interrupted(MqtoolError):
     """We were asked to stop while we waited for another worker."""
 
 
-def _process_name(pid: int) -> str | None:  # numbers are used again; with the time of its start, a process is unique
+def _process_name(pid: int) -> str | None:
+    """A process's id and start time, since ids are used again; None if it has ended."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return None
-    except PermissionError:  # somebody else's
+    except PermissionError:  # another user's
         pass
-    with contextlib.suppress(OSError):  # no Linux: the number has to do
+    with contextlib.suppress(OSError):  # not Linux: the id has to do
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if state == "Z" else f"{pid} {fields[18]}"
     return str(pid)

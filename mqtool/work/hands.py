@@ -1,4 +1,4 @@
-"""Several deliveries in hand at once, each settled on its own, as soon as it is done."""
+"""Several deliveries in hand at once, each settled on its own as soon as it is done."""
 
 import queue as queues
 import threading
@@ -12,20 +12,20 @@ from mqtool.topology import Queue
 
 #: How many deliveries a thread has at a time.
 ONE_EACH = Receiving(prefetch=1)
-#: Seconds for one delivery below which the way to the broker and back counts, and above which it does not.
+#: Seconds for one delivery: below, the round trip to the broker matters; above, it does not.
 _QUICK, _SLOW = 0.02, 0.2
-#: So many quick ones in a row, and so many more are taken in advance.
+#: After this many quick deliveries in a row, this many more are taken in advance.
 _IN_A_ROW, _IN_ADVANCE = 50, 16
 
 
 class Hands:
     """Threads that handle deliveries.
 
-    Only as many deliveries are taken as there are threads, so that none waits behind a long one while another worker is
-    idle; but where all are quick, some more, so that no thread waits for the broker, and acknowledgements go together.
+    Each thread takes one delivery at a time, so that none waits behind a long one while another worker is idle. While
+    all are quick, more are taken in advance, so that no thread waits for the broker and acknowledgements are grouped.
 
     Args:
-        handle: sees to one delivery, and settles it. What it raises ends the work, and comes out of the work.
+        handle: handles and settles one delivery. An exception ends the work, which raises it.
     """
 
     def __init__(self, channel: Channel, handle: Callable[[Delivery], None], count: int) -> None:
@@ -40,12 +40,12 @@ class Hands:
         self._quick_in_a_row = 0
 
     def start_consuming(self, queue: Queue, receiving: Receiving) -> Callable[[], None]:
-        """Start to consume; the function returned does the work, to the end of the deliveries.
+        """Start to consume; the function returned does the work, until deliveries end.
 
-        A clean end waits for those in hand; a lost channel does not, since nobody would hear of them.
+        A clean end waits for the deliveries in hand. After the channel is lost nobody would hear of them.
 
         Raises:
-            Unavailable: there is no such queue; or, later, it has vanished.
+            Unavailable: the queue does not exist, or, later, was deleted.
         """
         prefetch = len(self._threads) * (2 if receiving.count is not None else 1)
         self._deliveries = self._channel.consume(queue, replace(receiving, acknowledge=False, prefetch=prefetch))
@@ -65,8 +65,8 @@ class Hands:
         lost = None
         try:
             while (delivery := self._take()) is not None:
-                self._see_to(delivery)
-        except BaseException as error:  # raised in work(), in the thread of whoever called it
+                self._do(delivery)
+        except BaseException as error:  # raised by work(), in its caller's thread
             lost = error
         self._ended.put(lost)
 
@@ -74,7 +74,7 @@ class Hands:
         with self._taking:
             return next(self._deliveries, None)
 
-    def _see_to(self, delivery: Delivery) -> None:
+    def _do(self, delivery: Delivery) -> None:
         started = time.monotonic()
         try:
             self._handle(delivery)

@@ -2,9 +2,8 @@
 
     delivery ──> MQ_ROUTING_KEY=… MQ_HEADER_TENANT=… program < body ──> 0, 65, 75, …
 
-A program runs in a process group of its own, so that Ctrl-C reaches the worker alone, which then finishes the message
-in hand, and so that --timeout reaches whatever the program has started. A worker that is killed takes its programs with
-it (see runner.py).
+A program runs in a process group of its own: so Ctrl-C reaches only the worker, which then finishes the message in
+hand, and --timeout reaches everything that the program has started. A killed worker's programs end with it (runner.py).
 """
 
 import functools
@@ -20,10 +19,10 @@ from mqtool.message import Delivery
 from mqtool.work.history import attempt_of, origin_of
 from mqtool.work.runner import NOT_FOUND, Ending, Request, Runner
 
-#: Bytes that an environment variable may have on Linux (MAX_ARG_STRLEN), less room for its name.
+#: Longest value of an environment variable on Linux in bytes (MAX_ARG_STRLEN), less room for its name.
 _LONGEST_VALUE = 120_000
 
-#: What {…} may stand for in a command: the variables of the same names.
+#: The {…} places that a command may have, for the variables of the same names.
 _PLACES = ("routing_key", "exchange", "queue", "message_id", "attempt", "redelivered")
 _PLACE = re.compile(r"(?<!\$)\{(" + "|".join(_PLACES) + r")\}")
 
@@ -32,14 +31,14 @@ class Program:
     """A command to run for each message.
 
     Args:
-        command: words as in a shell, with places such as {routing_key} in them; or, with shell, a script for sh.
-        shell: have sh read it. Places are refused then: a routing key must never be read as shell code.
+        command: words as in a shell, with places such as {routing_key}; or, with shell, a script for sh.
+        shell: run it with sh. Places are refused then: a routing key must never be read as shell code.
         timeout: seconds after which its process group is killed; None for no limit.
-        capture: keep its stdout instead of letting it through to ours.
-        concurrency: how many may run at once.
+        capture: keep its stdout instead of passing it to ours.
+        concurrency: run up to this many at once.
 
     Raises:
-        UsageError: it cannot be a command, or there is no such program.
+        UsageError: the command is not valid, or the program does not exist.
     """
 
     def __init__(
@@ -55,9 +54,7 @@ class Program:
         self._capture = capture
         self._words = ["/bin/sh", "-c", command] if shell else _words(command)
         if shell and (place := _PLACE.search(command)):
-            raise UsageError(
-                f"a shell would read what stands for {place[0]} as code", f'write "$MQ_{place[1].upper()}" instead'
-            )
+            raise UsageError(f"sh would run the value of {place[0]} as code", f'write "$MQ_{place[1].upper()}" instead')
         self._has_places = not shell and any(_PLACE.search(word) for word in self._words)
         self._path = "" if _PLACE.search(self._words[0]) else _find(self._words[0])
         self._idle: queues.SimpleQueue[Runner] = queues.SimpleQueue()
@@ -67,7 +64,7 @@ class Program:
             self._idle.put(runners[-1])
 
     def run(self, delivery: Delivery) -> Ending:
-        """Run it for a message, to its end. May be called from several threads at once."""
+        """Run it for a message, to its end. Thread-safe."""
         ours = environment_of(delivery)
         words = self._words
         if self._has_places:
@@ -87,9 +84,9 @@ def _words(command: str) -> list[str]:
     try:
         words = shlex.split(command)
     except ValueError as error:
-        raise UsageError(f"--exec {command!r} is no command: {str(error).lower()}") from error
+        raise UsageError(f"--exec {command!r} is not a valid command: {str(error).lower()}") from error
     if not words:
-        raise UsageError("--exec is empty", "name the program to run for each message")
+        raise UsageError("--exec is empty", "give the program to run for each message")
     return words
 
 
@@ -97,14 +94,14 @@ def _find(name: str) -> str:
     found = shutil.which(name)
     if found is None:
         raise UsageError(
-            f"there is no program {name!r} that could be run",
+            f"program {name!r} not found",
             "a pipe, a variable or another shell construct needs --shell" if re.search(r"[|;&$<>]", name) else None,
         )
     return found
 
 
 def environment_of(delivery: Delivery) -> dict[str, str]:
-    """MQ_ROUTING_KEY, MQ_HEADER_…, and so on. Values that are no text are JSON."""
+    """MQ_ROUTING_KEY, MQ_HEADER_… and so on; values other than text as JSON."""
     origin = origin_of(delivery)
     environment = {
         "MQ_ROUTING_KEY": origin.routing_key,

@@ -1,4 +1,4 @@
-"""Comparing what was sent with what came, by message id."""
+"""Comparing what was sent with what arrived, by message id."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
-    """What became of the messages that were sent. All are message ids, in the order of `sent` or of `got`.
+    """What became of the messages that were sent, as message ids in the order of sending or arrival.
 
     Attributes:
-        sent, got: how many; those that came twice count twice.
-        missing: sent, and not got.
-        doubled: got more than once.
-        unexpected: got, and not sent.
-        reordered: got after one that was sent later.
+        sent, got: how many; duplicates count.
+        missing: sent, but did not arrive.
+        doubled: arrived more than once.
+        unexpected: arrived, but were not sent.
+        reordered: arrived after a message that was sent later.
     """
 
     sent: int
@@ -25,7 +25,7 @@ class Reconciliation:
 
 
 def reconcile(sent: Iterable[str], got: Iterable[str]) -> Reconciliation:
-    """Compare message ids. Of one that came twice, only the first counts for the order."""
+    """Compare message ids. Of duplicates, only the first counts for the order."""
     places = {message_id: place for place, message_id in enumerate(sent)}
     times: dict[str, int] = {}
     reordered, latest, total = [], -1, 0

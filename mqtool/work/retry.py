@@ -1,25 +1,21 @@
-"""Retry with exponential back-off, in queues alone: no timer lives in a process, so none is lost with one.
+"""Retry with exponential back-off, in queues alone: no process keeps a timer, so none is lost with one.
 
                      done
                  ┌──────────────> acknowledged
                  │
-    [jobs] ──> worker ── failed ──> [jobs.wait.1s]        after 1, 2, 4 … seconds there its time to live is over, and
-       ^         │                  [jobs.wait.2s]        the broker dead-letters it: back to the queue it came from
+    [jobs] ──> worker ── failed ──> [jobs.wait.1s]        after 1, 2, 4 … seconds it expires there, and the broker
+       ^         │                  [jobs.wait.2s]        dead-letters it: back to the queue it came from
        │         │                  [jobs.wait.4s]
        │         │                        │
        └─────────│────────────────────────┘
                  │
                  └── failed for the last time, or for good ──> [jobs.dlq]
 
-There is one wait queue for each delay (see wait_queues.py). The message is confirmed in its new place before it is
-acknowledged in the old one; a worker that dies in between leaves it in both, which --deduplicate notices, and no worker
-can lose it. Where it came from and how often it has failed it says itself, in headers (see history.py).
+There is one wait queue for each delay (wait_queues.py), which keeps a message until its queue has confirmed it. A
+worker that dies between moving a message and acknowledging it leaves it in both queues; --deduplicate notices that.
 
-Wait queues are quorum queues that dead-letter at least once: they keep a message until the queue that it goes back to
-has confirmed it. The dead-letter queue is a classic one: nothing leads out of it, and a quorum queue may count each
-look at a message as a delivery, and drop it after twenty.
-
-https://www.rabbitmq.com/docs/ttl, https://www.rabbitmq.com/docs/quorum-queues#dead-lettering
+The dead-letter queue is a classic queue: nothing leads out of it, and a quorum queue may count each look at a message
+as a delivery, and drop it after twenty.
 """
 
 import threading
@@ -29,12 +25,12 @@ from dataclasses import dataclass
 from mqtool.amqp import Channel
 from mqtool.delays.wait_queues import AtLeastOnce, wait_queue
 from mqtool.duration import compact_duration
-from mqtool.errors import NotConfirmed
-from mqtool.message import Confirmation, Delivery, Message, Outcome
+from mqtool.message import Delivery
 from mqtool.topology import Queue
 from mqtool.work import history
+from mqtool.work.moving import Move, NotMoved, failed, move, name_of
 
-#: How often to try where a wait queue vanishes between its declaration and the message.
+#: A wait queue may expire between its declaration and the message.
 _TRIES = 3
 
 
@@ -45,8 +41,8 @@ class RetryPolicy:
     Attributes:
         retries: attempts after the first.
         backoff: seconds before the first retry.
-        factor: how much longer each wait is than the one before.
-        longest: seconds that no wait exceeds.
+        factor: each wait is this many times the one before.
+        longest: the longest wait in seconds.
     """
 
     retries: int = 5
@@ -55,7 +51,7 @@ class RetryPolicy:
     longest: float = 300.0
 
     def delay(self, failures: int) -> float | None:
-        """Seconds to wait after so many failures, to the millisecond; None when there is no other attempt."""
+        """Seconds to wait after N failures, to the millisecond; None if there is no other attempt."""
         if failures > self.retries:
             return None
         try:
@@ -66,7 +62,7 @@ class RetryPolicy:
 
 
 def dead_letter_queue(queue: str) -> Queue:
-    """Where the dead letters of a queue lie."""
+    """Where the dead letters of a queue are."""
     return Queue(f"{queue}.dlq", durable=True)
 
 
@@ -76,11 +72,13 @@ def retry_queue(queue: str, delay: float) -> Queue:
 
 
 class Retrying:
-    """Moves failed messages: to wait, or to the dead letters. For several threads.
+    """Moves failed messages to wait, or to the dead letters. For several threads.
+
+    The caller acknowledges a delivery when it has been moved.
 
     Args:
-        channel: for its own use: not the one that the messages are consumed on.
-        notice: is told of each, in a sentence.
+        channel: for its own use, not the one that messages are consumed on.
+        notice: is told of each message.
     """
 
     def __init__(self, channel: Channel, policy: RetryPolicy, notice: Callable[[str], None]) -> None:
@@ -90,60 +88,44 @@ class Retrying:
         self._lock = threading.Lock()
         self._waiting = AtLeastOnce(channel, notice)
 
-    def is_last(self, delivery: Delivery) -> bool:
-        """Whether there is no other attempt after this one."""
-        return self._policy.delay(history.attempt_of(delivery)) is None
-
-    def retry(self, delivery: Delivery, error: str) -> Outcome:
-        """It has failed: try it again later, or, if that was its last attempt, make it a dead letter.
+    def retry(self, delivery: Delivery, error: str) -> bool:
+        """Move a failed message to wait for its next attempt; after the last one, to the dead letters.
 
         Returns:
-            ACK: it is safe in another queue, so the one at hand can be acknowledged.
+            Whether there will be another attempt.
 
         Raises:
-            NotConfirmed: the broker did not take it; the one at hand must not be acknowledged.
+            NotConfirmed: the broker did not take it, so the delivery must not be acknowledged.
         """
         failures = history.attempt_of(delivery)
         delay = self._policy.delay(failures)
         if delay is None:
-            return self.bury(delivery, error, history.EXHAUSTED)
-        waiting = retry_queue(delivery.queue, delay)
-        self._move(
-            delivery,
-            waiting.name,
-            history.failed(delivery, error, waiting.name),
-            lambda: self._waiting.declare(waiting),
-        )
+            self.bury(delivery, error, history.EXHAUSTED)
+            return False
+        queue = retry_queue(delivery.queue, delay)
+        self._move(failed(delivery, error, queue.name), lambda: self._waiting.declare(queue))
         self._notice(
-            f"{_name(delivery)}: {error}; retry {failures} of {self._policy.retries} in {compact_duration(delay)}"
+            f"{name_of(delivery)}: {error}; retry {failures} of {self._policy.retries} in {compact_duration(delay)}"
         )
-        return Outcome.ACK
+        return True
 
-    def bury(self, delivery: Delivery, error: str, reason: str = history.REJECTED) -> Outcome:
-        """Make it a dead letter, now. Returns and raises as retry() does."""
+    def bury(self, delivery: Delivery, error: str, reason: str = history.REJECTED) -> None:
+        """Move a message to the dead letters. Raises NotConfirmed as retry() does."""
         queue = dead_letter_queue(delivery.queue)
-        self._move(
-            delivery,
-            queue.name,
-            history.failed(delivery, error, queue.name, reason),
-            lambda: self._channel.declare(queue, remember=False),
-        )
+        self._move(failed(delivery, error, queue.name, reason), lambda: self._channel.declare(queue, remember=False))
         times = history.attempt_of(delivery)
-        self._notice(f"{_name(delivery)}: {error}; dead after {times} attempt{'s' * (times > 1)}, now in {queue.name}")
-        return Outcome.ACK
-
-    def _move(self, delivery: Delivery, to: str, message: Message, declare: Callable[[], Queue]) -> None:
-        with self._lock:
-            for _ in range(_TRIES):
-                declare()
-                receipts = list(self._channel.publish([message], mandatory=True))
-                if receipts[0].confirmation is Confirmation.CONFIRMED:
-                    return
-        raise NotConfirmed(
-            f"{_name(delivery)} was not taken by {to}: {receipts[0].reason}", f"it is still in {delivery.queue}"
+        self._notice(
+            f"{name_of(delivery)}: {error}; dead after {times} attempt{'s' * (times > 1)}, now in {queue.name}"
         )
 
-
-def _name(delivery: Delivery) -> str:
-    message_id = delivery.properties.get("message_id")
-    return f"message {message_id}" if message_id else f"a message without id ({delivery.text[:30]!r})"
+    def _move(self, each: Move, declare: Callable[[], Queue]) -> None:
+        with self._lock:
+            for tries_left in reversed(range(_TRIES)):
+                declare()
+                try:
+                    list(move(self._channel, [each]))
+                except NotMoved:
+                    if not tries_left:
+                        raise
+                else:
+                    return

@@ -3,9 +3,9 @@
     worker ── request ──> runner ── posix_spawn, body ──> program
            <── ending ───        <── stderr, status ─────
 
-Starting a program holds Python up until the program is there, and all threads with it; so each hand has a process of
-its own to do it. A runner also stands guard: it sees its pipe close when the worker ends, however that is, and takes
-the program with it. What the worker had in hand goes to another worker then, and must not be done by both.
+Starting a program blocks Python, with all its threads, until the program runs; so each hand has a process of its own
+for it. A runner is also a guard: its pipe closes when the worker ends, even by kill -9, and it kills the program then.
+The broker gives the worker's messages to another worker, and they must not be done twice.
 """
 
 import contextlib
@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from typing import NamedTuple
 
-#: sysexits.h
-EX_DATAERR, EX_TEMPFAIL = 65, 75
-#: What a shell, or env(1), answers for a command that cannot be run, or is not there.
+#: sysexits.h: the input is bad.
+EX_DATAERR = 65
+#: The status that a shell, or env(1), gives to a command that it cannot run, or cannot find.
 CANNOT_RUN, NOT_FOUND = 126, 127
-#: Bytes of a program's stderr that are kept, its end; all of it goes to our stderr as it comes.
+#: Bytes to keep of the end of a program's stderr; all of it goes to our stderr.
 _KEPT = 2000
 _PIPE_SIZE = 65536
-#: Where the system cannot tell us of a process's end, seconds between two looks.
+#: Seconds between two looks, where the system cannot report the end of a process.
 _LOOK = 0.01
 
 
@@ -36,9 +36,9 @@ class Ending:
 
     Attributes:
         status: its exit status; 128 + n if signal n ended it.
-        stderr: the end of what it said there.
-        stdout: all that it said there, where that was asked for.
-        timed_out: we ended it, as it took too long.
+        stderr: the end of it.
+        stdout: all of it, if it was to be captured.
+        timed_out: the time limit in seconds, if we ended it for that.
     """
 
     status: int
@@ -63,12 +63,11 @@ class Request(NamedTuple):
     """A program to run.
 
     Attributes:
-        path: where it lies.
         words: its arguments, its name first.
-        environment: what is added to ours.
+        environment: added to ours.
         body: its standard input.
         timeout: seconds after which its process group is killed; None for no limit.
-        capture: keep its stdout instead of letting it through to ours.
+        capture: keep its stdout instead of passing it to ours.
     """
 
     path: str
@@ -80,10 +79,10 @@ class Request(NamedTuple):
 
 
 class Runner:
-    """A process that runs programs; to be started before there are any threads.
+    """A process that runs programs; start it before any threads.
 
     Args:
-        others: the runners started before it, whose pipes it must not hold open.
+        others: the runners started before it, whose pipes it must not keep open.
     """
 
     def __init__(self, others: Sequence["Runner"]) -> None:
@@ -125,7 +124,7 @@ def _serve(requests: Connection) -> None:
 
 
 def _not_started(error: OSError) -> Ending:
-    if error.errno == errno.E2BIG:  # it is this message's headers or routing key that are too much
+    if error.errno == errno.E2BIG:  # this message's headers or routing key are too long
         return Ending(EX_DATAERR, b"its headers do not fit into an environment")
     return Ending(NOT_FOUND if error.errno == errno.ENOENT else CANNOT_RUN, str(error).encode())
 
@@ -150,7 +149,7 @@ class _Run:
                 self._pipes[stdout_end] = "stdout"
                 actions.append((os.POSIX_SPAWN_DUP2, stdout, 1))
                 theirs.append(stdout)
-            # Python ignores SIGPIPE; a program expects to die of it.
+            # Python ignores SIGPIPE; programs expect it to end them.
             self._pid = os.posix_spawn(
                 request.path,
                 request.words,
@@ -179,7 +178,7 @@ class _Run:
             self._close(end)
 
     def finish(self) -> Ending:
-        """Feed it, hear it, and wait for its end."""
+        """Write its stdin, read its output, and wait for its end."""
         body, timeout = memoryview(self._request.body), self._request.timeout
         deadline = None if timeout is None else time.monotonic() + timeout
         timed_out = None
@@ -208,7 +207,7 @@ class _Run:
             os.killpg(self._pid, signal.SIGKILL)
 
     def _feed(self, body: memoryview) -> memoryview:
-        """Write what the pipe takes; close it at the end, or where the program does not want more."""
+        """Write what the pipe takes; close it at the end, or when the program has closed it."""
         try:
             body = body[os.write(self._stdin, body) :] if body else body
         except BlockingIOError:
@@ -220,7 +219,7 @@ class _Run:
         return body
 
     def _has_ended(self, process: int | None, rest: memoryview, deadline: float | None) -> bool:
-        """Wait for something to happen; whether it was the end."""
+        """Wait for something to happen; return whether it was the end."""
         poll = select.poll()
         poll.register(self._worker, select.POLLIN)
         for end in self._pipes:
@@ -235,7 +234,7 @@ class _Run:
             patience = _LOOK
         ended = False
         for end, _ in poll.poll(None if patience is None else patience * 1000):
-            if end == self._worker:  # it says nothing while a program runs: it has ended
+            if end == self._worker:  # it sends nothing while a program runs, so it has ended
                 self._kill()
                 os._exit(0)
             elif end == process:
@@ -251,12 +250,12 @@ class _Run:
         elif self._pipes[end] == "stdout":
             self._kept["stdout"] += data
         else:
-            with contextlib.suppress(OSError):  # nobody reads our stderr: the program goes on all the same
+            with contextlib.suppress(OSError):  # nobody reads our stderr; the program goes on
                 os.write(2, data)
             self._kept["stderr"] = (self._kept["stderr"] + data)[-_KEPT:]
 
     def _drain(self) -> None:
-        """What it said last; not what a process that it left behind may still say."""
+        """Read the rest of its output, but do not wait for processes that it left behind."""
         for end in self._pipes:
             while end in self._ends and select.select([end], [], [], 0)[0]:
                 self._hear(end)
@@ -265,7 +264,7 @@ class _Run:
 def _pidfd(pid: int) -> int | None:
     try:
         return os.pidfd_open(pid)
-    except (AttributeError, OSError):  # no Linux, or an old one
+    except (AttributeError, OSError):  # not Linux, or an old one
         return None
 
 

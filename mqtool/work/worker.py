@@ -1,10 +1,10 @@
-"""A program for each message: what its exit status means for the message. sysexits.h gives 65 and 75 their meaning.
+"""A program for each message, and what its exit status means. sysexits.h gives 65 and 75 their meaning.
 
 0         done: acknowledged
-65        the message is bad, and would be bad again: a dead letter
-75        not now: again later (retry.py)
-126, 127  the command is broken, whatever the message: the worker ends, and the message goes back
-other     failed: again later, as with 75; likewise if a signal or --timeout has ended it
+65        the message is bad, and always will be: a dead letter
+75        not now: retried later (retry.py)
+126, 127  the command itself is broken: the worker ends, and the message stays in its queue
+other     failed: retried later, also when a signal or --timeout ended the program
 """
 
 import threading
@@ -31,12 +31,12 @@ class ProgramWorker:
     """Handles deliveries with a program, from several threads.
 
     Attributes:
-        counts: how many were "done", are to "retry", are "dead", or were "suppressed", as they had been done before.
+        counts: how many were "done", are to "retry", are "dead", or were "suppressed" as duplicates.
 
     Args:
-        channel: the one that the deliveries come by.
-        handled: what has been done before; None does everything.
-        notice: is told what a person should know, in a sentence.
+        channel: the one that the deliveries come from.
+        notice: is told what a person should know.
+        handled: what was done before; None does everything.
     """
 
     def __init__(
@@ -56,18 +56,18 @@ class ProgramWorker:
         self._counting = threading.Lock()
 
     def handle(self, delivery: Delivery) -> None:
-        """Run the program for a delivery, and settle that.
+        """Run the program for a delivery, and acknowledge that.
 
         Raises:
-            CommandBroken: the program cannot be run; the delivery is left as it is.
-            NotConfirmed: it failed, and the broker does not take it for another time; likewise.
+            CommandBroken: the program cannot be run. The delivery is not acknowledged.
+            NotConfirmed: it failed, and could not be moved to wait. Likewise.
         """
         message_id = delivery.properties.get("message_id")
         if self._handled is None or not message_id:
             self._settle(delivery, self._run(delivery))
             return
         if self._handled.begin(delivery.queue, message_id, lambda: self._channel.stopping) is not None:
-            self._notice(f"message {message_id} was done before: not done again, only acknowledged")
+            self._notice(f"message {message_id} was done before: acknowledged, not done again")
             self._count("suppressed")
             self._channel.settle(delivery, Outcome.ACK)
             return
@@ -86,26 +86,25 @@ class ProgramWorker:
         ending = self._program.run(delivery)
         if ending.status in (CANNOT_RUN, NOT_FOUND) and ending.timed_out is None:
             raise CommandBroken(
-                f"the program cannot be run: {ending.reason}", "the message is still in its queue; mend --exec"
+                f"the program cannot be run: {ending.reason}", "the message is still in its queue; correct --exec"
             )
         return ending
 
     def _settle(self, delivery: Delivery, ending: Ending) -> None:
-        if self._channel.is_current(delivery):
-            self._channel.settle(delivery, self._outcome(delivery, ending))
-        else:
+        if not self._channel.is_current(delivery):
             self._notice("the delivery was lost while the program ran: the broker delivers the message again")
+            return
+        self._count(self._moved_on(delivery, ending))
+        self._channel.settle(delivery, Outcome.ACK)
 
-    def _outcome(self, delivery: Delivery, ending: Ending) -> Outcome:
+    def _moved_on(self, delivery: Delivery, ending: Ending) -> str:
+        """Move a failed message to another queue, where it is safe; return what to count it as."""
         if ending.status == 0:
-            what, outcome = "done", Outcome.ACK
-        elif ending.status == EX_DATAERR:
-            what, outcome = "dead", self._retrying.bury(delivery, ending.reason)
-        else:
-            is_last, outcome = self._retrying.is_last(delivery), self._retrying.retry(delivery, ending.reason)
-            what = "dead" if is_last else "retry"
-        self._count(what)
-        return outcome
+            return "done"
+        if ending.status == EX_DATAERR:
+            self._retrying.bury(delivery, ending.reason)
+            return "dead"
+        return "retry" if self._retrying.retry(delivery, ending.reason) else "dead"
 
     def _count(self, what: str) -> None:
         with self._counting:

@@ -79,8 +79,8 @@ def test_a_broken_command_stops_the_worker_and_keeps_the_message(shell: Shell, s
 def test_what_cannot_be_a_command_is_said_before_anything_is_taken(shell: Shell) -> None:
     """No such program; a place in a script for sh, where a routing key could be read as code."""
     for options, said in (
-        (["--exec", "no-such-program"], "there is no program 'no-such-program'"),
-        (["--exec", "echo {routing_key}", "--shell"], "a shell would read what stands for {routing_key} as code"),
+        (["--exec", "no-such-program"], "program 'no-such-program' not found"),
+        (["--exec", "echo {routing_key}", "--shell"], "sh would run the value of {routing_key} as code"),
         (["--retries", "3"], "name one: --exec"),
     ):
         result = shell.run("mqtool", "worker", *options)
