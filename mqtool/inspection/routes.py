@@ -4,7 +4,7 @@
         │   └── bindings ──> exchanges ── and so on         each exchange once, so that circles end
         └── nothing matched ──> alternate exchange
 
-It matches with the embedded broker's tables (broker/embedded/routing.py), which the tests hold against RabbitMQ.
+It matches with the tables of `mqtool.routing`, which the tests hold against RabbitMQ.
 Nothing here does any I/O. https://www.rabbitmq.com/docs/exchanges, /docs/e2e, /docs/ae, /docs/dlx
 """
 

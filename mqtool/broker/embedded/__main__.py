@@ -6,7 +6,7 @@ import logging
 import sys
 from pathlib import Path
 
-from mqtool.broker.embedded.broker import CONSUMER_TIMEOUT
+from mqtool.broker.embedded.model.broker import CONSUMER_TIMEOUT
 from mqtool.broker.embedded.server import DEFAULT_PORT, Server, Settings, serve
 
 

@@ -1,4 +1,7 @@
-"""Starting and stopping the embedded broker: in a thread of this process, or as the process."""
+"""Starting and stopping the embedded broker: in a thread of this process, or as the process.
+
+The highest of the layers: server, http, wire and store (side by side), model.
+"""
 
 import asyncio
 import logging
@@ -10,8 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from mqtool.broker.embedded.broker import CONSUMER_TIMEOUT, Broker
-from mqtool.broker.embedded.store.ledger import MemoryLedger
+from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.model.broker import CONSUMER_TIMEOUT, Broker
+from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.wire.connection import Connection
 
 log = logging.getLogger("mqtool.broker.embedded")
@@ -30,8 +34,8 @@ class Settings:
         port: the AMQP port; 0 for any free one.
         data_dir: where durable things are kept; None to keep them in memory.
         management_port: the port of the management API; 0 for any free one, None for none.
-        memory_limit: how many bytes of messages block publishers; None for 0.4 of the machine's memory.
-        consumer_timeout: for how many seconds a delivery may be unacknowledged.
+        memory_limit: publishers are blocked when messages take more bytes; None for 0.4 of the machine's memory.
+        consumer_timeout: how long a delivery may stay unacknowledged, in seconds.
     """
 
     host: str = "127.0.0.1"
@@ -43,42 +47,43 @@ class Settings:
 
 
 class Server:
-    """A broker and its listening sockets, on the running event loop."""
+    """A broker and its sockets, on the running event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._server: asyncio.Server | None = None
-        self._management: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
+        self._connections: set[Connection] = set()
         self._checking: asyncio.TimerHandle | None = None
         self.port = settings.port
         self.management_port = settings.management_port
         self.broker: Broker
 
     async def start(self) -> None:
-        """Recover what there is, and listen.
+        """Recover what is stored, and listen.
 
         Raises:
-            OSError: the port is taken, or the directory cannot be used.
+            OSError: the port is taken, or the directory cannot be used or is damaged.
         """
         settings = self._settings
         self.broker = self._open()
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: Connection(self.broker), settings.host, settings.port, backlog=1024
+        server = await loop.create_server(
+            lambda: Connection(self.broker, self._connections), settings.host, settings.port, backlog=1024
         )
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._servers.append(server)
+        self.port = server.sockets[0].getsockname()[1]
         self.broker.listeners["amqp"] = (settings.host, self.port)
         if settings.management_port is not None:
-            self._management = await self._start_management(settings.management_port)
+            self._servers.append(await self._start_management(settings.management_port))
         self._check_consumers()
         log.info("listening on %s:%d", settings.host, self.port)
 
     async def _start_management(self, port: int) -> asyncio.Server:
-        # Imported here, because a broker without management starts faster without HTTP and JSON.
+        # Imported here: a broker without management starts faster without HTTP and JSON.
         from mqtool.broker.embedded.http import server as http
         from mqtool.broker.embedded.http.management import Management
 
-        answer = Management(self.broker).answer
+        answer = Management(self.broker, self._connections).answer
         server = await asyncio.start_server(http.server(answer), self._settings.host, port)
         self.management_port = server.sockets[0].getsockname()[1]
         self.broker.listeners["http"] = (self._settings.host, self.management_port)
@@ -88,23 +93,26 @@ class Server:
     def _open(self) -> Broker:
         settings = self._settings
         if settings.data_dir is None:
-            broker = self._broker(MemoryLedger())
+            broker = self._broker(Ledger())
             broker.create_defaults()
             return broker
-        # Imported here, because a broker in memory starts faster without SQLite.
+        # Imported here: a broker in memory starts faster without SQLite.
         from mqtool.broker.embedded.store.recovery import recover
         from mqtool.broker.embedded.store.storage import Storage
 
         storage = Storage(settings.data_dir)
         broker = self._broker(storage)
-        storage.when_failed = broker.storage_failed
+        storage.when_failed = broker.disk_failed
+        storage.when_recovered = lambda: broker.clear_alarm("disk")
         if not recover(broker, storage):
             broker.create_defaults()
         return broker
 
-    def _broker(self, ledger: MemoryLedger) -> Broker:
+    def _broker(self, ledger: Ledger) -> Broker:
         settings = self._settings
-        return Broker(ledger, memory_limit=settings.memory_limit, consumer_timeout=settings.consumer_timeout)
+        return Broker(
+            ledger, self._connections, memory_limit=settings.memory_limit, consumer_timeout=settings.consumer_timeout
+        )
 
     def _check_consumers(self) -> None:
         self.broker.check_consumers()
@@ -112,28 +120,27 @@ class Server:
         self._checking = asyncio.get_running_loop().call_later(interval, self._check_consumers)
 
     async def stop(self) -> None:
-        """Close the connections and finish what is being written."""
-        for server in (self._server, self._management):
-            if server is not None:
-                server.close()
+        """Close the connections and finish writing."""
+        for server in self._servers:
+            server.close()
         if self._checking is not None:
             self._checking.cancel()
         self.broker.close_connections("broker forced connection closure with reason 'shutdown'")
-        for connection in list(self.broker.connections):
+        for connection in list(self._connections):
             connection.hang_up()
         await asyncio.sleep(0)
-        self._write_down()
-        self.broker.ledger.close()
+        self.broker.ledger.close(self._returned())
         log.info("stopped")
 
-    def _write_down(self) -> None:
-        if self._settings.data_dir is None:
-            return
-        from mqtool.broker.embedded.store.recovery import write_down
-        from mqtool.broker.embedded.store.storage import Storage
-
-        assert isinstance(self.broker.ledger, Storage)
-        write_down(self.broker, self.broker.ledger)
+    def _returned(self) -> list[Entry]:
+        """Return the stored messages that have been delivered before."""
+        return [
+            entry
+            for vhost in self.broker.vhosts.values()
+            for queue in vhost.queues.values()
+            for entry in queue.backlog
+            if entry.row and entry.redelivered
+        ]
 
 
 async def _run(settings: Settings, stop: asyncio.Event, when_ready: Callable[[Server], None]) -> None:
@@ -154,7 +161,7 @@ def serve(settings: Settings, when_ready: Callable[[Server], None] = lambda _: N
         when_ready: called once it listens.
 
     Raises:
-        OSError: a port is taken, or the directory cannot be used.
+        OSError: a port is taken, or the directory cannot be used or is damaged.
     """
 
     async def run() -> None:
@@ -168,7 +175,7 @@ def serve(settings: Settings, when_ready: Callable[[Server], None] = lambda _: N
 
 
 class EmbeddedBroker:
-    """A broker in a thread of this process, for as long as the `with` block lasts.
+    """A broker in a thread of this process, until the `with` block ends.
 
         with EmbeddedBroker() as broker:
             connection = pika.BlockingConnection(pika.URLParameters(broker.url))
@@ -177,8 +184,8 @@ class EmbeddedBroker:
         port: the port to listen on, 0 for any free one.
         data_dir: a directory to keep durable queues and persistent messages in; None keeps everything in memory.
         management_port: the port for the management API, 0 for any free one; None for none.
-        memory_limit: how many bytes messages may take before publishers are blocked; None for RabbitMQ's default.
-        consumer_timeout: for how many seconds a delivery may be unacknowledged.
+        memory_limit: publishers are blocked when messages take more bytes; None for RabbitMQ's default.
+        consumer_timeout: how long a delivery may stay unacknowledged, in seconds.
 
     Attributes:
         url: the AMQP URL, once it is started.
@@ -227,7 +234,7 @@ class EmbeddedBroker:
         """Start it; returns once it listens.
 
         Raises:
-            OSError: a port is taken, or the directory cannot be used.
+            OSError: a port is taken, or the directory cannot be used or is damaged.
         """
         self._thread = threading.Thread(target=self._run, name="embedded-broker", daemon=True)
         self._thread.start()
@@ -262,7 +269,7 @@ class EmbeddedBroker:
 
         try:
             asyncio.run(run())
-        # Whatever it is, the thread that waits in start() shall raise it.
+        # The thread that waits in start() raises it.
         except BaseException as error:
             self._error = error
         finally:

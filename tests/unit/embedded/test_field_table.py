@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqtool.broker.embedded.message import ContentHeader, Properties, encode_address, parse_address
+from mqtool.broker.embedded.model.message import ContentHeader, Properties, encode_address, parse_address
 from mqtool.routing import field_table as ft
 
 values: st.SearchStrategy[ft.Value] = st.recursive(

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqtool.broker.embedded.backlog import Entry
-from mqtool.broker.embedded.exchange import Exchange
-from mqtool.broker.embedded.message import ContentHeader, Message, Properties, encode_address
-from mqtool.broker.embedded.queue import Queue
-from mqtool.broker.embedded.store.ledger import MemoryLedger
-from mqtool.broker.embedded.virtual_host import VirtualHost
+from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.model.exchange import Exchange
+from mqtool.broker.embedded.model.ledger import Ledger
+from mqtool.broker.embedded.model.message import ContentHeader, Message, Properties, encode_address
+from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.routing.field_table import Int32, Table
 
 
@@ -82,12 +82,12 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def ledger() -> MemoryLedger:
-    return MemoryLedger()
+def ledger() -> Ledger:
+    return Ledger()
 
 
 @pytest.fixture
-def vhost(clock: FakeClock, ledger: MemoryLedger) -> VirtualHost:
+def vhost(clock: FakeClock, ledger: Ledger) -> VirtualHost:
     return VirtualHost("/", clock, ledger)
 
 
@@ -102,13 +102,13 @@ def message(body: bytes = b"x", key: str = "q", headers: Table | None = None) ->
 
 
 def bodies(queue: Queue) -> list[bytes]:
-    return [entry.message.body for entry in queue.ready()]
+    return [entry.message.body for entry in queue.backlog]
 
 
 @given(actions=st.lists(st.sampled_from(["publish", "take", "return newest", "return oldest", "ack"]), max_size=60))
 def test_what_comes_back_takes_its_old_place(actions: list[str]) -> None:
     """Whatever the order of things, what is ready is in the order of publishing."""
-    queue = add_queue(VirtualHost("/", FakeClock(), MemoryLedger()))
+    queue = add_queue(VirtualHost("/", FakeClock(), Ledger()))
     taken: list[Entry] = []
     for number, action in enumerate(actions):
         match action:
@@ -130,7 +130,7 @@ def test_what_comes_back_takes_its_old_place(actions: list[str]) -> None:
         assert queue.unacked == len(taken)
 
 
-def test_the_account_of_memory_balances(vhost: VirtualHost, ledger: MemoryLedger) -> None:
+def test_the_account_of_memory_balances(vhost: VirtualHost, ledger: Ledger) -> None:
     """However messages leave."""
     queue = add_queue(vhost, x_max_length=Int32(3))
     for _ in range(5):
@@ -197,7 +197,7 @@ def test_a_long_chain_of_dead_letters(vhost: VirtualHost) -> None:
         )
     end = add_queue(vhost, "q250")
     vhost.publish(vhost.exchanges[""], message(key="q0"))
-    (entry,) = end.ready()
+    (entry,) = end.backlog
     deaths: Any = entry.message.headers["x-death"]
     assert len(deaths) == 250
     assert deaths[0]["queue"] == "q249"
@@ -219,7 +219,8 @@ def test_turns_and_priorities(vhost: VirtualHost) -> None:
 def test_a_deleted_queue_cancels_its_consumers(vhost: VirtualHost) -> None:
     """And takes its bindings along."""
     queue = add_queue(vhost)
-    exchange = vhost.add_exchange(Exchange("x", "direct", auto_delete=True))
+    exchange = Exchange("x", "direct", auto_delete=True)
+    vhost.add_exchange(exchange)
     vhost.bind(exchange, queue, "k", {})
     consumer = FakeConsumer()
     queue.add_consumer(consumer)
@@ -231,7 +232,8 @@ def test_a_deleted_queue_cancels_its_consumers(vhost: VirtualHost) -> None:
 def test_the_delayed_exchange(vhost: VirtualHost, clock: FakeClock) -> None:
     """One timer, moved forward for an earlier message."""
     queue = add_queue(vhost)
-    exchange = vhost.add_exchange(Exchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"}))
+    exchange = Exchange("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
+    vhost.add_exchange(exchange)
     vhost.bind(exchange, queue, "", {})
     for delay in (3000, 1000, 2000):
         vhost.publish(exchange, message(b"%d" % delay, headers={"x-delay": Int32(delay)}))
@@ -240,8 +242,8 @@ def test_the_delayed_exchange(vhost: VirtualHost, clock: FakeClock) -> None:
     assert bodies(queue) == []
     clock.pass_by(1001)
     assert bodies(queue) == [b"1000", b"2000"]
-    assert [entry.message.headers["x-delay"] for entry in queue.ready()] == [-1000, -2000]
-    assert all(type(entry.message.headers["x-delay"]) is Int32 for entry in queue.ready())
+    assert [entry.message.headers["x-delay"] for entry in queue.backlog] == [-1000, -2000]
+    assert all(type(entry.message.headers["x-delay"]) is Int32 for entry in queue.backlog)
     vhost.delete_exchange(exchange)
     clock.pass_by(5000)
     assert len(queue) == 2

@@ -4,14 +4,14 @@ import asyncio
 
 import pytest
 
-from mqtool.broker.embedded.broker import Broker
-from mqtool.broker.embedded.store.ledger import MemoryLedger
-from mqtool.broker.embedded.users import Permissions, User
+from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.ledger import Ledger
+from mqtool.broker.embedded.model.users import Permissions, User
 
 
 def authenticate(name: str, password: str, from_loopback: bool) -> bool:
     async def ask() -> bool:
-        broker = Broker(MemoryLedger())
+        broker = Broker(Ledger())
         broker.create_defaults()
         broker.save_user(User.with_password("ann", "secret", []))
         return broker.authenticate(name, password, from_loopback=from_loopback) is not None

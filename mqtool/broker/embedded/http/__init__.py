@@ -1,1 +1,4 @@
-"""The management HTTP API, as far as tools need it."""
+"""The part of RabbitMQ's management HTTP API that tools need.
+
+Imports `wire` (for the connections it shows) and `model`; never `store`. Only `server` imports this package.
+"""

@@ -3,7 +3,7 @@
 from http import HTTPStatus
 
 from mqtool.broker.embedded.http.server import HttpError
-from mqtool.broker.embedded.users import User
+from mqtool.broker.embedded.model.users import User
 
 TAGS = {"administrator", "monitoring", "policymaker", "management"}
 SEES_ALL = {"administrator", "monitoring"}

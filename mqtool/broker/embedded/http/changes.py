@@ -1,11 +1,14 @@
-"""The requests of the management API that change something."""
+"""The requests that change something."""
 
 import base64
 import re
 from http import HTTPStatus
 from typing import Any
 
-from mqtool.broker.embedded.arguments import (
+from mqtool.broker.embedded.http import views
+from mqtool.broker.embedded.http.directory import Directory, bad_request, not_found
+from mqtool.broker.embedded.http.server import Answer, Request
+from mqtool.broker.embedded.model.arguments import (
     check_equivalent_exchange,
     check_equivalent_queue,
     check_exchange,
@@ -13,13 +16,10 @@ from mqtool.broker.embedded.arguments import (
     check_headers_binding,
     check_queue,
 )
-from mqtool.broker.embedded.exchange import Exchange
-from mqtool.broker.embedded.http import views
-from mqtool.broker.embedded.http.directory import Directory, bad_request, not_found
-from mqtool.broker.embedded.http.server import Answer, Request
-from mqtool.broker.embedded.queue import Queue
-from mqtool.broker.embedded.users import DEFAULT_ALGORITHM, Permissions, User
-from mqtool.broker.embedded.virtual_host import VirtualHost
+from mqtool.broker.embedded.model.exchange import Exchange
+from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.users import DEFAULT_ALGORITHM, Permissions, User
+from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.routing.field_table import Int64, Table, Value
 
 NO_CONTENT = Answer(HTTPStatus.NO_CONTENT)
@@ -27,7 +27,7 @@ CREATED = Answer(HTTPStatus.CREATED)
 
 
 def _value(value: Any) -> Value:
-    """A JSON value as a field value; RabbitMQ makes every integer a long."""
+    """Return a JSON value as a field value; RabbitMQ makes every integer a long."""
     if isinstance(value, dict):
         return _arguments(value)
     if isinstance(value, list):
@@ -46,14 +46,14 @@ def _arguments(value: Any) -> Table:
 
 
 class Changes(Directory):
-    """Makes and deletes things."""
+    """Makes and deletes the parts of a broker."""
 
     def change(self, user: User, request: Request, path: list[str]) -> Answer:  # noqa: C901 - one case per path
         """Do what a PUT, POST or DELETE asks for.
 
         Raises:
             HttpError: 400 or 404.
-            AmqpException: the declaration is not one that AMQP would take.
+            AmqpException: the declaration is not valid.
         """
         match request.method, path:
             case "PUT", ["vhosts", name]:
@@ -198,14 +198,14 @@ class Changes(Directory):
 
     def _unbind(self, vhost: str, source: str, kind: str, destination: str, properties_key: str) -> None:
         exchange, end = self._ends(vhost, source, kind, destination)
-        for binding in list(exchange.bindings):
-            if binding.destination is end and binding.properties_key == properties_key:
-                self.vhost(vhost).unbind(exchange, end, binding.routing_key, binding.arguments)
+        for link in list(exchange.links):
+            if link.destination is end and link.properties_key == properties_key:
+                self.vhost(vhost).unbind(exchange, end, link.routing_key, link.arguments)
                 return
         raise not_found()
 
     def _close_connection(self, name: str, reason: str) -> None:
-        found = [connection for connection in self.broker.connections if connection.name == name]
+        found = [connection for connection in self.connections if connection.name == name]
         if not found:
             raise not_found()
         for connection in found:

@@ -1,14 +1,16 @@
-"""Finding what a path of the management API names."""
+"""What the path of a request names."""
 
+from collections.abc import Collection
 from http import HTTPStatus
 from typing import Any
 
-from mqtool.broker.embedded.broker import Broker
-from mqtool.broker.embedded.exchange import Exchange
 from mqtool.broker.embedded.http.server import HttpError
-from mqtool.broker.embedded.queue import Queue
-from mqtool.broker.embedded.users import User
-from mqtool.broker.embedded.virtual_host import VirtualHost
+from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.exchange import Exchange
+from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.users import User
+from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.broker.embedded.wire.connection import Connection
 
 
 def not_found() -> HttpError:
@@ -17,7 +19,7 @@ def not_found() -> HttpError:
 
 
 def bad_request(reason: str) -> HttpError:
-    """400, and why."""
+    """400, with the reason."""
     return HttpError(HTTPStatus.BAD_REQUEST, "bad_request", reason)
 
 
@@ -27,13 +29,23 @@ def missing() -> Any:
 
 
 class Directory:
-    """What there is in a broker, by name."""
+    """Looks up the parts of a broker by name.
 
-    def __init__(self, broker: Broker) -> None:
+    Args:
+        broker: the broker.
+        connections: its connections, kept up to date by the server.
+    """
+
+    def __init__(self, broker: Broker, connections: Collection[Connection]) -> None:
         self.broker = broker
+        self.connections = connections
+
+    def opened(self) -> list[Connection]:
+        """Return the connections whose handshake is done: only these have a user and a virtual host."""
+        return [connection for connection in self.connections if connection.is_open]
 
     def vhost(self, name: str) -> VirtualHost:
-        """The virtual host of this name.
+        """Return the virtual host of this name.
 
         Raises:
             HttpError: 404.
@@ -41,7 +53,7 @@ class Directory:
         return self.broker.vhosts.get(name) or missing()
 
     def user(self, name: str) -> User:
-        """The user of this name.
+        """Return the user of this name.
 
         Raises:
             HttpError: 404.
@@ -49,7 +61,7 @@ class Directory:
         return self.broker.users.get(name) or missing()
 
     def queue(self, vhost: str, name: str) -> Queue:
-        """The queue of this name.
+        """Return the queue of this name.
 
         Raises:
             HttpError: 404.
@@ -57,7 +69,7 @@ class Directory:
         return self.vhost(vhost).queues.get(name) or missing()
 
     def exchange(self, vhost: str, name: str) -> Exchange:
-        """The exchange of this name; `amq.default` is the one without.
+        """Return the exchange of this name; `amq.default` is the one without a name.
 
         Raises:
             HttpError: 404.

@@ -1,30 +1,30 @@
 """The management HTTP API: the part of RabbitMQ's that tools need to list, wait and set up."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from http import HTTPStatus
 from typing import Any
 
-from mqtool.broker.embedded.broker import Broker
-from mqtool.broker.embedded.errors import AmqpException
 from mqtool.broker.embedded.http import access, views
 from mqtool.broker.embedded.http.changes import Changes
 from mqtool.broker.embedded.http.directory import Directory, bad_request, missing, not_found
-from mqtool.broker.embedded.http.rates import Rates
+from mqtool.broker.embedded.http.rates import Counting, Rates
 from mqtool.broker.embedded.http.server import Answer, HttpError, Request
-from mqtool.broker.embedded.users import User
-from mqtool.broker.embedded.virtual_host import VirtualHost
+from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.errors import AmqpException
+from mqtool.broker.embedded.model.users import User
+from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.wire.channel import Channel
 from mqtool.broker.embedded.wire.connection import Connection
 
 
 class Management(Directory):
-    """Answers requests about a broker."""
+    """Answers requests."""
 
-    def __init__(self, broker: Broker) -> None:
-        super().__init__(broker)
-        self._changes = Changes(broker)
-        self._rates = Rates(broker)
+    def __init__(self, broker: Broker, connections: Collection[Connection]) -> None:
+        super().__init__(broker, connections)
+        self._changes = Changes(broker, connections)
+        self._rates = Rates(self._counting)
         self._lists: dict[str, Callable[[User, str | None], Iterable[views.Json]]] = {
             "queues": self._queues,
             "exchanges": self._exchanges,
@@ -61,13 +61,21 @@ class Management(Directory):
         credentials = request.credentials
         return access.check_login(self.broker.authenticate(*credentials, from_loopback=True) if credentials else None)
 
+    def _counting(self) -> Iterator[Counting]:
+        for vhost in self.broker.vhosts.values():
+            for queue in vhost.queues.values():
+                yield queue.traffic
+            yield from vhost.exchanges.values()
+        for connection in self.opened():
+            yield from connection.channels.values()
+
     # -- reading
 
     def _get(self, user: User, path: list[str]) -> Any:  # noqa: C901 - one case per path
         broker = self.broker
         match path:
             case ["overview"]:
-                return views.overview(broker, user, self._rates)
+                return views.overview(broker, self.connections, user, self._rates)
             case ["whoami"]:
                 return {"name": user.name, "tags": user.tags}
             case ["cluster-name"]:
@@ -135,12 +143,12 @@ class Management(Directory):
         raise not_found()
 
     def _health(self, check: list[str]) -> Any:
-        if check[0] in ("alarms", "local-alarms") and self.broker.alarm:
+        if check[0] in ("alarms", "local-alarms") and self.broker.alarms:
             raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, "alarm", "There are alarms in effect in the cluster")
         return {"status": "ok"}
 
     def _shown(self, request: Request, value: Any) -> Answer:
-        """Filtered by name, cut to columns and to a page, as the query asks."""
+        """Filter by name, and cut to columns and a page, as the query asks."""
         query = request.query
         if not isinstance(value, list):
             return Answer(HTTPStatus.OK, value)
@@ -175,7 +183,7 @@ class Management(Directory):
         )
 
     def _visible(self, user: User, vhost: str | None) -> Iterable[VirtualHost]:
-        """The virtual hosts that a user may look into; all of them, or the one of this name."""
+        """Yield the virtual hosts that a user may see; all of them, or the one of this name."""
         for each in self.broker.vhosts.values():
             if vhost in (None, each.name) and (
                 each.name in user.permissions or access.SEES_ALL.intersection(user.tags)
@@ -211,17 +219,21 @@ class Management(Directory):
         return missing()  # type: ignore[no-any-return]
 
     def _opened(self, user: User, vhost: str | None) -> Iterable[Connection]:
-        """The connections that a user may see: who may not see all sees their own."""
-        for each in self.broker.opened():
+        """Yield the connections that a user may see: their own, or with the right tag all."""
+        for each in self.opened():
             mine = each.user.name == user.name or access.SEES_ALL.intersection(user.tags)
             if mine and vhost in (None, each.vhost.name):
                 yield each
 
     def _consumers(self, user: User, vhost: str | None) -> Iterable[views.Json]:
         seen = {each.name for each in self._visible(user, vhost)}
-        channels = [channel for connection in self.broker.opened() for channel in connection.channels.values()]
-        subscriptions = [one for channel in channels for one in channel.subscriptions.values()]
-        return [views.consumer(one) for one in subscriptions if one.queue.vhost in seen]
+        channels = [channel for connection in self.opened() for channel in connection.channels.values()]
+        return [
+            views.consumer(channel, each)
+            for channel in channels
+            for each in channel.deliveries.subscriptions.values()
+            if each.queue.vhost in seen
+        ]
 
     def _permissions(self) -> list[views.Json]:
         return [view for user in self.broker.users.values() for view in views.permissions(user)]
@@ -232,7 +244,7 @@ class Management(Directory):
 
 
 def _columns(item: views.Json, columns: list[str]) -> views.Json:
-    """The columns asked for; `message_stats.publish` is one inside another. None asked for: all."""
+    """Return the columns asked for, or all if none are; `message_stats.publish` is one inside another."""
     if not columns:
         return item
     cut: views.Json = {}

@@ -1,30 +1,26 @@
 """How fast counters grow: what the management API calls rates.
 
-Like RabbitMQ, the broker looks at its counters now and then, whether anybody asks or not; so the first question gets an
-answer at once.
+Like RabbitMQ, the broker samples its counters whether anybody asks or not, so the first request has rates too.
 """
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 from weakref import WeakKeyDictionary
-
-if TYPE_CHECKING:
-    from mqtool.broker.embedded.broker import Broker
 
 _SECONDS = 2.5
 
 
 class Counting(Protocol):
-    """A queue, an exchange, a channel."""
+    """The traffic of a queue, an exchange, a channel."""
 
     def counts(self) -> dict[str, int]:
-        """What it has counted since it came to be, by RabbitMQ's names."""
+        """Return its counters by RabbitMQ's names."""
 
 
 class Sample:
-    """Counters at a moment, and at the one before; a rate is the growth since the earlier of them."""
+    """The last two values of some counters; a rate is the growth since the earlier one."""
 
     __slots__ = ("earlier", "earlier_at", "later", "later_at")
 
@@ -33,30 +29,30 @@ class Sample:
         self.earlier_at = self.later_at = now
 
     def renew(self, counts: Mapping[str, int], now: float) -> None:
-        """Take what the counters say now."""
+        """Take the counters' present values."""
         self.earlier, self.earlier_at = self.later, self.later_at
         self.later, self.later_at = dict(counts), now
 
     def rate(self, name: str, count: int, now: float) -> float:
-        """Per second."""
+        """Return the growth of a counter per second."""
         seconds = now - self.earlier_at
         return round((count - self.earlier.get(name, 0)) / seconds, 1) if seconds >= 1 else 0.0
 
 
 class Rates:
-    """Samples of everything in a broker that counts.
+    """Samples of counters, taken on the running event loop.
 
     Args:
-        broker: whose counters to look at, from now on, on the running event loop.
+        counting: returns everything to sample.
     """
 
-    def __init__(self, broker: "Broker") -> None:
-        self._broker = broker
+    def __init__(self, counting: Callable[[], Iterable[Counting]]) -> None:
+        self._counting = counting
         self._samples: WeakKeyDictionary[Counting, Sample] = WeakKeyDictionary()
         asyncio.get_running_loop().call_later(_SECONDS, self._look)
 
     def of(self, counting: Counting) -> dict[str, int | dict[str, float]]:
-        """The counters of something, each with its rate, as `message_stats` has them."""
+        """Return counters with their rates, as in `message_stats`."""
         now, sample = time.monotonic(), self._samples.get(counting)
         stats: dict[str, int | dict[str, float]] = {}
         for name, count in counting.counts().items():
@@ -65,7 +61,7 @@ class Rates:
         return stats
 
     def total(self, counting: Iterable[Counting]) -> dict[str, int | dict[str, float]]:
-        """The counters of several things, added up."""
+        """Return the sums of counters and rates."""
         counts: dict[str, int] = {}
         rates: dict[str, float] = {}
         for each in counting:
@@ -85,10 +81,3 @@ class Rates:
             else:
                 sample.renew(counting.counts(), now)
         asyncio.get_running_loop().call_later(_SECONDS, self._look)
-
-    def _counting(self) -> Iterator[Counting]:
-        for vhost in self._broker.vhosts.values():
-            yield from vhost.queues.values()
-            yield from vhost.exchanges.values()
-        for connection in self._broker.opened():
-            yield from connection.channels.values()

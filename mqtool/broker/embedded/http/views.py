@@ -1,19 +1,19 @@
-"""The broker's parts as the management API shows them: RabbitMQ's field names, plain JSON values."""
+"""The broker's parts as JSON, with RabbitMQ's field names."""
 
 import base64
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
-from mqtool.broker.embedded.broker import RABBITMQ_VERSION, Broker
-from mqtool.broker.embedded.exchange import TYPES, Binding, Exchange
 from mqtool.broker.embedded.http.rates import Rates
-from mqtool.broker.embedded.queue import Queue
-from mqtool.broker.embedded.users import User
-from mqtool.broker.embedded.virtual_host import VirtualHost
+from mqtool.broker.embedded.model.broker import RABBITMQ_VERSION, Broker
+from mqtool.broker.embedded.model.exchange import TYPES, Exchange, Link
+from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.users import User
+from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.wire.channel import Channel
 from mqtool.broker.embedded.wire.connection import Connection
-from mqtool.broker.embedded.wire.subscription import Subscription
+from mqtool.broker.embedded.wire.deliveries import Subscription
 from mqtool.routing.field_table import Table, Value
 
 Json = dict[str, Any]
@@ -29,7 +29,7 @@ def plain(value: Value) -> Any:
     """A field value as JSON has it."""
     if isinstance(value, dict):
         return {name: plain(item) for name, item in value.items()}
-    # A Decimal is a tuple, and reads best as the number that it is.
+    # A Decimal is a tuple.
     if isinstance(value, tuple):
         return value.value / 10**value.scale
     if isinstance(value, list):
@@ -67,10 +67,10 @@ def queue(queue: Queue, rates: Rates) -> Json:
         "messages": ready + unacked,
         "messages_ready": ready,
         "messages_unacknowledged": unacked,
-        "message_bytes": queue.ready_bytes + queue.unacked_bytes,
-        "message_bytes_ready": queue.ready_bytes,
+        "message_bytes": queue.backlog.body_bytes + queue.unacked_bytes,
+        "message_bytes_ready": queue.backlog.body_bytes,
         "message_bytes_unacknowledged": queue.unacked_bytes,
-        "message_stats": rates.of(queue),
+        "message_stats": rates.of(queue.traffic),
     }
 
 
@@ -93,28 +93,28 @@ def exchange(vhost: VirtualHost, exchange: Exchange, rates: Rates) -> Json:
     return view
 
 
-def binding(vhost: str, binding: Binding) -> Json:
+def binding(vhost: str, link: Link) -> Json:
     """One of /api/bindings."""
     return {
-        "source": binding.source.name,
+        "source": link.source.name,
         "vhost": vhost,
-        "destination": binding.destination.name,
-        "destination_type": "queue" if isinstance(binding.destination, Queue) else "exchange",
-        "routing_key": binding.routing_key,
-        "arguments": _table(binding.arguments),
-        "properties_key": binding.properties_key,
+        "destination": link.destination.name,
+        "destination_type": link.destination.destination_type,
+        "routing_key": link.routing_key,
+        "arguments": _table(link.arguments),
+        "properties_key": link.properties_key,
     }
 
 
 def bindings(vhost: VirtualHost) -> list[Json]:
-    """All bindings of a virtual host, with those that every queue has to the default exchange."""
+    """All bindings of a virtual host, including those that every queue has to the default exchange."""
     default = vhost.exchanges[""]
-    implied = [Binding(default, queue, queue.name, {}) for queue in vhost.queues.values()]
-    return [binding(vhost.name, each) for each in [*implied, *vhost.bindings()]]
+    implied = [Link(default, queue, queue.name, {}) for queue in vhost.queues.values()]
+    return [binding(vhost.name, each) for each in [*implied, *vhost.links()]]
 
 
 def _channel_details(channel: Channel) -> Json:
-    connection = channel.connection
+    connection = channel.session
     return {
         "name": f"{connection.name} ({channel.number})",
         "number": channel.number,
@@ -126,14 +126,14 @@ def _channel_details(channel: Channel) -> Json:
     }
 
 
-def consumer(subscription: Subscription) -> Json:
+def consumer(channel: Channel, subscription: Subscription) -> Json:
     """One of /api/consumers."""
     queue = subscription.queue
     active = queue.consumers.is_active(subscription)
     return {
         "consumer_tag": subscription.tag,
         "queue": {"name": queue.name, "vhost": queue.vhost},
-        "channel_details": _channel_details(subscription.channel),
+        "channel_details": _channel_details(channel),
         "ack_required": not subscription.no_ack,
         "exclusive": subscription.exclusive,
         "prefetch_count": subscription.prefetch,
@@ -185,21 +185,21 @@ def channel(channel: Channel, rates: Rates) -> Json:
         "user": details["user"],
         "vhost": channel.vhost.name,
         "state": "running",
-        "confirm": channel.confirming,
+        "confirm": channel.confirms is not None,
         "transactional": transaction is not None,
-        "consumer_count": len(channel.subscriptions),
-        "prefetch_count": channel.prefetch,
-        "global_prefetch_count": channel.global_prefetch,
-        "messages_unacknowledged": len(channel.unacked),
-        "messages_unconfirmed": len(channel.confirms),
+        "consumer_count": len(channel.deliveries.subscriptions),
+        "prefetch_count": channel.deliveries.prefetch,
+        "global_prefetch_count": channel.deliveries.global_prefetch,
+        "messages_unacknowledged": len(channel.deliveries.unacked),
+        "messages_unconfirmed": len(channel.confirms or ()),
         "messages_uncommitted": len(transaction.publishes) if transaction else 0,
-        "acks_uncommitted": len(transaction.acks) if transaction else 0,
+        "acks_uncommitted": len(transaction.acked) if transaction else 0,
         "message_stats": rates.of(channel),
     }
 
 
 def publishes(channel: Channel) -> list[Json]:
-    """To which exchanges a channel has published: what RabbitMQ tells where its rates are detailed."""
+    """The exchanges that a channel has published to, as RabbitMQ shows them with `rates_mode` detailed."""
     return [
         {"exchange": {"name": name, "vhost": channel.vhost.name}, "stats": {"publish": count}}
         for name, count in channel.published.items()
@@ -207,7 +207,7 @@ def publishes(channel: Channel) -> list[Json]:
 
 
 def incoming(channels: Iterable[Channel], exchange: str) -> list[Json]:
-    """Which channels have published to an exchange."""
+    """The channels that have published to an exchange."""
     return [
         {"channel_details": _channel_details(each), "stats": {"publish": each.published[exchange]}}
         for each in channels
@@ -259,8 +259,8 @@ def node(broker: Broker) -> Json:
         "running": True,
         "mem_used": broker.ledger.held_bytes,
         "mem_limit": broker.memory_limit,
-        "mem_alarm": broker.alarm,
-        "disk_free_alarm": False,
+        "mem_alarm": "memory" in broker.alarms,
+        "disk_free_alarm": "disk" in broker.alarms,
         "uptime": int((time.time() - broker.started_at) * 1000),
         "enabled_plugins": list(_BUILT_IN),
         "applications": [
@@ -275,11 +275,10 @@ def _exchange_types() -> list[Json]:
     return [{"name": kind, "description": f"AMQP {kind} exchange", "enabled": True} for kind in TYPES]
 
 
-def overview(broker: Broker, user: User, rates: Rates) -> Json:
+def overview(broker: Broker, connections: Collection[Connection], user: User, rates: Rates) -> Json:
     """/api/overview."""
     queues = [queue for vhost in broker.vhosts.values() for queue in vhost.queues.values()]
     ready, unacked = sum(map(len, queues)), sum(queue.unacked for queue in queues)
-    connections = list(broker.connections)
     return {
         "management_version": RABBITMQ_VERSION,
         "rabbitmq_version": RABBITMQ_VERSION,
@@ -308,7 +307,7 @@ def overview(broker: Broker, user: User, rates: Rates) -> Json:
             "messages_unacknowledged": unacked,
         },
         "message_stats": {
-            **rates.total(queues),
+            **rates.total(queue.traffic for queue in queues),
             "drop_unroutable": broker.dropped_unroutable,
         },
         "user": user.name,

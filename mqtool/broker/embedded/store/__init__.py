@@ -1,1 +1,4 @@
-"""What outlives the process: the ledger, its SQLite file, and how a broker is made of it again."""
+"""Durable queues and messages on disk: the ledger's SQLite file, and how a broker is rebuilt from it.
+
+Imports `model`; never `wire` or `http`.
+"""

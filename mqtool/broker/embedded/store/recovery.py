@@ -1,20 +1,20 @@
-"""From what is stored to a broker as it was, and what is to be stored when it stops."""
+"""Rebuild a broker from what is stored."""
 
 from typing import Any
 
-from mqtool.broker.embedded.backlog import Entry
-from mqtool.broker.embedded.broker import Broker
-from mqtool.broker.embedded.exchange import Exchange
-from mqtool.broker.embedded.message import ContentHeader, Message
-from mqtool.broker.embedded.queue import Queue
+from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.exchange import Exchange, Link
+from mqtool.broker.embedded.model.message import ContentHeader, Message
+from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.users import Permissions, User
+from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.store.storage import Storage, StoredEntry
-from mqtool.broker.embedded.users import Permissions, User
-from mqtool.broker.embedded.virtual_host import VirtualHost
 from mqtool.routing.field_table import Table
 
 
 def recover(broker: Broker, storage: Storage) -> bool:
-    """Bring back what is stored.
+    """Put everything that is stored into the broker.
 
     Returns:
         Whether there was anything: a new directory has not even a virtual host.
@@ -22,7 +22,7 @@ def recover(broker: Broker, storage: Storage) -> bool:
     vhosts = dict(storage.definitions("vhost"))
     for name, value in vhosts.items():
         broker.vhosts[name] = VirtualHost(name, broker.clock, storage)
-        broker.vhosts[name].description = str(value.get("description", ""))  # before there were any, nothing was stored
+        broker.vhosts[name].description = str(value.get("description", ""))  # older versions store none
     for name, value in storage.definitions("user"):
         broker.users[name] = _user(name, value)
     holders: dict[int, Queue | tuple[VirtualHost, Exchange]] = {}
@@ -80,46 +80,32 @@ def _bind(broker: Broker, value: Table) -> None:
     stored: Any = value
     vhost = broker.vhosts[stored["vhost"]]
     ends = vhost.queues if stored["to_queue"] else vhost.exchanges
-    vhost.exchanges[stored["source"]].bind(ends[stored["destination"]], stored["routing_key"], stored["arguments"])
+    source, destination = vhost.exchanges[stored["source"]], ends[stored["destination"]]
+    source.add(Link(source, destination, stored["routing_key"], stored["arguments"]))
 
 
 def _restore(storage: Storage, holders: dict[int, Queue | tuple[VirtualHost, Exchange]]) -> None:
     delivering = {int(key) for key, _ in storage.definitions("delivering")}
     orphans = []
     for stored in storage.entries():
-        row, holder = stored[:2]
-        owner = holders.get(holder)
+        owner = holders.get(stored.holder)
         entry = _entry(stored)
         if owner is None:
-            orphans.append(row)
+            orphans.append(stored.row)
         elif isinstance(owner, Queue):
-            entry.redelivered = entry.redelivered or holder in delivering
+            entry.redelivered = entry.redelivered or stored.holder in delivering
             owner.restore(entry)
         else:
             vhost, exchange = owner
-            vhost.hold_again(exchange.name, entry)
+            vhost.hold_again(exchange, entry)
     if orphans:
         storage.forget_rows(orphans)
 
 
 def _entry(stored: StoredEntry) -> Entry:
-    row, _, due, delivery_count, redelivered, address, header, body = stored
-    # The row is the position: it counts up with every message of the broker, so also with those of one queue.
-    entry = Entry(Message(address, ContentHeader(header), body), row, due)
-    entry.row = row
-    entry.delivery_count = delivery_count
-    entry.redelivered = bool(redelivered)
+    # The row is the position: rows count up with every message of the broker, so also with those of one queue.
+    entry = Entry(Message(stored.address, ContentHeader(stored.header), stored.body), stored.row, stored.due)
+    entry.row = stored.row
+    entry.delivery_count = stored.delivery_count
+    entry.redelivered = bool(stored.redelivered)
     return entry
-
-
-def write_down(broker: Broker, storage: Storage) -> None:
-    """Before a clean stop: note which of the stored messages have been delivered before."""
-    storage.seen(
-        [
-            entry
-            for vhost in broker.vhosts.values()
-            for queue in vhost.queues.values()
-            for entry in queue.ready()
-            if entry.row and entry.redelivered
-        ]
-    )

@@ -1,27 +1,33 @@
-"""What outlives the process: an SQLite file in WAL mode, written in groups.
+"""Durable things in an SQLite file in WAL mode, written in groups.
 
-Messages are collected for as long as the group before them takes to reach the disk; so one fsync serves however many
-messages came in meanwhile, and a message that is consumed before its group is written never costs one. Definitions
-(queues, exchanges, bindings, users) are rare, and are written at once.
+Messages are collected for as long as the group before them takes to reach the disk. So one fsync serves all messages
+that came in meanwhile, and a message that is consumed before its group is written costs none. Definitions (queues,
+exchanges, bindings, users) are rare, and are written at once.
 """
 
 import asyncio
+import logging
 import sqlite3
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-from mqtool.broker.embedded.backlog import Entry
-from mqtool.broker.embedded.exchange import Binding, Exchange
-from mqtool.broker.embedded.queue import Queue
-from mqtool.broker.embedded.store.ledger import MemoryLedger
+from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.model.errors import storage_failed
+from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.routing.field_table import Table, decode_table, encode_table
-from mqtool.routing.tables import canonical
+
+log = logging.getLogger("mqtool.broker.embedded")
 
 FILE = "broker.sqlite3"
 
-# How long something may wait that nobody waits for: an acknowledgement, or a message published without confirm.
+# How long an acknowledgement, or a message published without confirm, may wait to be written.
 _UNHURRIED_SECONDS = 0.02
+
+# How long to wait before a group that the disk did not take is tried again.
+_RETRY_SECONDS = 0.5
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS definition (kind TEXT, key TEXT, value BLOB, PRIMARY KEY (kind, key)) WITHOUT ROWID;
@@ -31,18 +37,58 @@ CREATE TABLE IF NOT EXISTS entry (
 );
 """
 
-StoredEntry = tuple[int, int, int | None, int, int, bytes, bytes, bytes]
-"""Row, holder (a queue's or a delayed exchange's key), due, delivery count, redelivered, address, header, body."""
+
+class StoredEntry(NamedTuple):
+    """A row of the table of messages; `holder` is the key of a queue or of a delayed exchange."""
+
+    row: int
+    holder: int
+    due: int | None
+    delivery_count: int
+    redelivered: int
+    address: bytes
+    header: bytes
+    body: bytes
 
 
-class Storage(MemoryLedger):
-    """The ledger that is kept on disk.
-
-    Args:
-        directory: where; made if it is not there.
+@dataclass
+class Group:
+    """What is written in one transaction: messages by row, rows, definitions by kind and key (None to delete).
 
     Attributes:
-        when_failed: called with the error when the disk does not take a group; nothing in it is confirmed.
+        waiting: what to call once it is on disk.
+    """
+
+    # Plain tuples in the order of StoredEntry: they cost half as much.
+    added: dict[int, tuple[object, ...]] = field(default_factory=dict)
+    removed: list[int] = field(default_factory=list)
+    definitions: dict[tuple[str, str], bytes | None] = field(default_factory=dict)
+    waiting: list[Callable[[], None]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.definitions or self.waiting)
+
+    def then(self, later: "Group") -> "Group":
+        """Return a group that is this one and a later one."""
+        return Group(
+            self.added | later.added,
+            self.removed + later.removed,
+            self.definitions | later.definitions,
+            self.waiting + later.waiting,
+        )
+
+
+class Storage(Ledger):
+    """The ledger that is kept on disk.
+
+    A group that the disk does not take is kept in memory, unconfirmed, and tried again until the disk takes it.
+
+    Args:
+        directory: where; made if it does not exist.
+
+    Attributes:
+        when_failed: called with the error each time the disk does not take something.
+        when_recovered: called when it has taken everything after that.
 
     Raises:
         OSError: the directory cannot be used, or another process is using it.
@@ -60,130 +106,95 @@ class Storage(MemoryLedger):
         except sqlite3.Error as error:
             raise OSError(f"cannot use {directory}: {error}") from error
         self.when_failed: Callable[[Exception], None] = lambda _: None
+        self.when_recovered: Callable[[], None] = lambda: None
         self._loop = asyncio.get_running_loop()
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="embedded-broker-commit")
-        self._added: dict[int, StoredEntry] = {}
-        self._removed: list[int] = []
-        self._waiting: list[Callable[[], None]] = []
+        self._next = Group()
+        self._flying = Group()
         self._in_flight: Future[None] | None = None
         self._scheduled: asyncio.Handle | None = None
-        self._hurried = False
+        self._hurried = self._failing = False
         self._row: int = self._db.execute("SELECT COALESCE(MAX(row), 0) FROM entry").fetchone()[0]
         self._key = 0
 
     # -- reading, before the broker starts
 
     def definitions(self, kind: str) -> Iterator[tuple[str, Table]]:
-        """The definitions of a kind with their keys."""
+        """Yield the definitions of a kind with their keys."""
         for key, value in self._db.execute("SELECT key, value FROM definition WHERE kind = ?", (kind,)):
             yield key, decode_table(value)[0]
 
     def entries(self) -> Iterator[StoredEntry]:
-        """The stored messages in the order in which they were published."""
-        yield from self._db.execute(
+        """Yield the stored messages in the order in which they were published."""
+        rows = self._db.execute(
             "SELECT row, holder, due, delivery_count, redelivered, address, header, body FROM entry ORDER BY row"
         )
+        yield from map(StoredEntry._make, rows)
 
     def forget_rows(self, rows: list[int]) -> None:
-        """Drop stored messages that belong to nothing."""
-        self._removed += rows
+        """Delete stored messages whose queue does not exist."""
+        self._next.removed += rows
         self._schedule()
 
     def key_used(self, key: int) -> None:
-        """A queue or exchange has been given this key by an earlier process."""
+        """Never give out this key again: it belongs to a recovered queue or exchange."""
         self._key = max(self._key, key)
 
     # -- definitions
 
+    def new_key(self) -> int:
+        """Return a number for a new durable queue or exchange."""
+        self._key += 1
+        return self._key
+
     def save(self, kind: str, key: str, value: Table) -> None:
-        """Remember a definition."""
-        self._at_once("INSERT OR REPLACE INTO definition VALUES (?, ?, ?)", (kind, key, encode_table(value)))
+        """Store a definition.
+
+        Raises:
+            ConnectionException: 506, the disk does not take it.
+        """
+        definition = {(kind, key): encode_table(value)}
+        try:
+            self._wait_for_group()
+            self._write_definitions(definition)
+        except sqlite3.Error as error:
+            raise storage_failed(error) from error
+        self._next.definitions.pop((kind, key), None)
 
     def forget(self, kind: str, key: str) -> None:
-        """Forget a definition."""
-        self._at_once("DELETE FROM definition WHERE kind = ? AND key = ?", (kind, key))
+        """Delete a definition; a disk that does not take that now gets it with the next group."""
+        self._now_or_later({(kind, key): None})
 
-    def _at_once(self, statement: str, values: tuple[object, ...]) -> None:
-        if self._in_flight is not None:
-            self._in_flight.exception()
-        self._db.execute(statement, values)
+    def delivering(self, holder: int) -> None:
+        """Note that a client is about to see a message of this queue.
 
-    def exchange_declared(self, vhost: str, exchange: Exchange) -> None:
-        """There is a new durable exchange."""
-        self._key += 1
-        exchange.key = self._key
-        self.save(
-            "exchange",
-            f"{vhost}\0{exchange.name}",
-            {
-                "vhost": vhost,
-                "name": exchange.name,
-                "kind": exchange.kind,
-                "auto_delete": exchange.auto_delete,
-                "internal": exchange.internal,
-                "arguments": exchange.arguments,
-                "key": exchange.key,
-            },
-        )
+        After a kill nobody knows which messages a client has seen, so all in this queue count as redelivered.
+        Noting that once is cheaper than noting every delivery.
+        """
+        self._now_or_later({("delivering", str(holder)): encode_table({})})
 
-    def exchange_deleted(self, vhost: str, exchange: Exchange) -> None:
-        """A durable exchange is gone."""
-        self.forget("exchange", f"{vhost}\0{exchange.name}")
+    def _now_or_later(self, definitions: Mapping[tuple[str, str], bytes | None]) -> None:
+        try:
+            self._wait_for_group()
+            self._write_definitions(definitions)
+        except sqlite3.Error as error:
+            self._next.definitions |= definitions
+            self._failed(error)
 
-    def queue_declared(self, queue: Queue) -> None:
-        """There is a new durable queue; gives it its key."""
-        self._key += 1
-        queue.key = self._key
-        self.save(
-            "queue",
-            f"{queue.vhost}\0{queue.name}",
-            {
-                "vhost": queue.vhost,
-                "name": queue.name,
-                "auto_delete": queue.auto_delete,
-                "arguments": queue.arguments,
-                "key": queue.key,
-            },
-        )
-
-    def queue_deleted(self, queue: Queue) -> None:
-        """A durable queue is gone."""
-        self.forget("queue", f"{queue.vhost}\0{queue.name}")
-        self.forget("delivering", str(queue.key))
-
-    def bound(self, vhost: str, binding: Binding) -> None:
-        """There is a new durable binding."""
-        self.save(
-            "binding",
-            _binding_key(vhost, binding),
-            {
-                "vhost": vhost,
-                "source": binding.source.name,
-                "destination": binding.destination.name,
-                "to_queue": isinstance(binding.destination, Queue),
-                "routing_key": binding.routing_key,
-                "arguments": binding.arguments,
-            },
-        )
-
-    def unbound(self, vhost: str, binding: Binding) -> None:
-        """A durable binding is gone."""
-        self.forget("binding", _binding_key(vhost, binding))
+    def _write_definitions(self, definitions: Mapping[tuple[str, str], bytes | None]) -> None:
+        for (kind, key), value in definitions.items():
+            if value is None:
+                self._db.execute("DELETE FROM definition WHERE kind = ? AND key = ?", (kind, key))
+            else:
+                self._db.execute("INSERT OR REPLACE INTO definition VALUES (?, ?, ?)", (kind, key, value))
 
     # -- messages
 
-    def added(self, queue: Queue, entry: Entry) -> None:
-        """A persistent message came into a durable queue."""
-        self._add(queue.key, entry)
-
-    def held(self, vhost: str, exchange: Exchange, entry: Entry) -> None:  # noqa: ARG002
-        """A delayed exchange holds a persistent message."""
-        self._add(exchange.key, entry)
-
-    def _add(self, holder: int, entry: Entry) -> None:
+    def added(self, holder: int, entry: Entry) -> None:
+        """Store a message; sets the entry's row."""
         self._row = entry.row = row = self._row + 1
         message = entry.message
-        self._added[row] = (
+        self._next.added[row] = (
             row,
             holder,
             entry.expires_at,
@@ -197,28 +208,20 @@ class Storage(MemoryLedger):
             self._schedule()
 
     def removed(self, entry: Entry) -> None:
-        """A stored message left its queue."""
-        if self._added.pop(entry.row, None) is None:
-            self._removed.append(entry.row)
+        """Delete a stored message."""
+        if self._next.added.pop(entry.row, None) is None:
+            self._next.removed.append(entry.row)
             if self._scheduled is None:
                 self._schedule()
-
-    def delivering(self, queue: Queue) -> None:
-        """A client is about to see a message of this queue.
-
-        If the process is killed, nobody knows which messages a client has seen: then all in this queue count as
-        redelivered. Writing that down once is cheaper than writing down every delivery.
-        """
-        self.save("delivering", str(queue.key), {})
 
     # -- groups
 
     def after_commit(self, what: Callable[[], None]) -> None:
-        """Do something once all that has been added so far is on disk."""
-        self._waiting.append(what)
+        """Do something once everything added so far is on disk."""
+        self._next.waiting.append(what)
         if not self._hurried:
             self._hurried = True
-            if self._scheduled is not None:
+            if self._scheduled is not None and not self._failing:
                 self._scheduled.cancel()
                 self._scheduled = None
             self._schedule()
@@ -232,69 +235,93 @@ class Storage(MemoryLedger):
         else:
             self._scheduled = self._loop.call_later(_UNHURRIED_SECONDS, self._write)
 
-    def _insert_and_delete(self) -> None:
-        added, self._added = self._added, {}
-        removed, self._removed = self._removed, []
-        self._db.execute("BEGIN")
-        if added:
-            self._db.executemany("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?)", added.values())
-        if removed:
-            self._db.executemany("DELETE FROM entry WHERE row = ?", zip(removed, strict=True))
-
     def _write(self) -> None:
-        """Hand a group to SQLite here, where nobody competes for the interpreter, and wait for the disk elsewhere."""
+        """Give a group to SQLite here, where nobody competes for the interpreter, and wait for the disk elsewhere."""
         self._scheduled = None
         self._hurried = False
-        waiting, self._waiting = self._waiting, []
+        group, self._next = self._next, Group()
         try:
-            self._insert_and_delete()
+            self._begin(group)
         except sqlite3.Error as error:
-            self.when_failed(error)
+            self._keep(group, error)
             return
+        self._flying = group
         self._in_flight = future = self._committer.submit(self._db.commit)
-        future.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._written, future, waiting))
+        future.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._written, future))
 
-    def _written(self, future: "Future[None]", waiting: list[Callable[[], None]]) -> None:
-        self._in_flight = None
+    def _begin(self, group: Group) -> None:
+        """Give a group to SQLite, uncommitted."""
+        self._db.execute("BEGIN")
+        if group.added:
+            self._db.executemany("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?)", group.added.values())
+        if group.removed:
+            self._db.executemany("DELETE FROM entry WHERE row = ?", zip(group.removed, strict=True))
+        self._write_definitions(group.definitions)
+
+    def _written(self, future: "Future[None]") -> None:
+        if self._in_flight is not future:
+            return
+        group, self._flying, self._in_flight = self._flying, Group(), None
         error = future.exception()
         if error is not None:
-            self.when_failed(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+            self._keep(group, error)
             return
-        for what in waiting:
+        if self._failing:
+            self._failing = False
+            self.when_recovered()
+        for what in group.waiting:
             what()
-        if self._added or self._removed or self._waiting:
+        if self._next:
             self._schedule()
+
+    def _keep(self, group: Group, error: BaseException) -> None:
+        """Keep a group that the disk did not take for the next attempt."""
+        self._roll_back()
+        self._next = group.then(self._next)
+        self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        self._failing = True
+        self.when_failed(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+        if self._scheduled is not None:
+            self._scheduled.cancel()
+        self._scheduled = self._loop.call_later(_RETRY_SECONDS, self._write)
+
+    def _wait_for_group(self) -> None:
+        """Block until the group under way is on disk or has failed."""
+        if self._in_flight is not None:
+            wait([self._in_flight])
+            self._roll_back()
+
+    def _roll_back(self) -> None:
+        """End the transaction of a group that failed; a commit that worked has left none."""
+        if self._db.in_transaction:
+            self._db.rollback()
 
     # -- the end
 
-    def seen(self, entries: list[Entry]) -> None:
-        """Write down, before a clean stop, which messages clients have had, and that nothing else needs guessing."""
-        self._finish()
-        self._db.execute("BEGIN")
-        self._db.executemany(
-            "UPDATE entry SET redelivered = 1, delivery_count = ?, header = ? WHERE row = ?",
-            ((entry.delivery_count, entry.message.header.raw, entry.row) for entry in entries),
-        )
-        self._db.execute("DELETE FROM definition WHERE kind = 'delivering'")
-        self._db.commit()
+    def close(self, returned: Iterable[Entry] = ()) -> None:
+        """Finish what is being written.
 
-    def _finish(self) -> None:
-        if self._in_flight is not None:
-            self._in_flight.exception()
+        Args:
+            returned: the messages that clients have had before, so that after a clean stop nothing needs guessing.
+        """
         if self._scheduled is not None:
             self._scheduled.cancel()
-            self._scheduled = None
-        self._insert_and_delete()
-        self._db.commit()
-
-    def close(self) -> None:
-        """Finish what is being written."""
-        self._finish()
+        self._wait_for_group()
+        failed = self._in_flight is not None and self._in_flight.exception() is not None
+        group, self._in_flight = self._flying.then(self._next) if failed else self._next, None
+        try:
+            self._begin(group)
+            self._db.executemany(
+                "UPDATE entry SET redelivered = 1, delivery_count = ?, header = ? WHERE row = ?",
+                ((entry.delivery_count, entry.message.header.raw, entry.row) for entry in returned),
+            )
+            self._db.execute("DELETE FROM definition WHERE kind = 'delivering'")
+            self._db.commit()
+        except sqlite3.Error as error:
+            log.error(
+                "cannot write to the data directory: %s; %d unconfirmed messages are lost", error, len(group.added)
+            )
         self._committer.shutdown()
         self._db.close()
-
-
-def _binding_key(vhost: str, binding: Binding) -> str:
-    kind = "queue" if isinstance(binding.destination, Queue) else "exchange"
-    names = (vhost, binding.source.name, kind, binding.destination.name, binding.routing_key)
-    return "\0".join((*names, canonical(binding.arguments).hex()))

@@ -1,4 +1,4 @@
-"""Publisher confirms: which publishes of a channel are settled, in as few frames as will do."""
+"""Publisher confirms: which publishes of a channel are settled, in as few frames as possible."""
 
 from collections import deque
 
@@ -8,8 +8,8 @@ from mqtool.broker.embedded.wire import frames
 class Confirms:
     """The publishes of one channel, numbered from 1.
 
-    A confirm waits for those of all publishes before it: so one frame can confirm many, and a client can tell no
-    difference but in their number. What has to be stored is stored in order, so nothing waits for long.
+    A confirm waits for the publishes before it, so that one frame can confirm many. Messages are stored in order, so
+    nothing waits for long.
     """
 
     def __init__(self) -> None:
@@ -19,11 +19,11 @@ class Confirms:
         self._refused: list[int] = []
 
     def __len__(self) -> int:
-        """How many publishes have not been settled."""
+        """The number of publishes that are not settled."""
         return self._published - self._settled
 
     def published_one(self, *, accepted: bool, stored: bool) -> None:
-        """Another publish; `stored` if it is on its way to the disk, and `accepted` unless a queue refused it."""
+        """Count a publish: `stored` if it is on its way to the disk, `accepted` unless a queue refused it."""
         self._published += 1
         if not accepted:
             self._refused.append(self._published)
@@ -31,11 +31,11 @@ class Confirms:
             self._on_their_way.append(self._published)
 
     def committed_one(self) -> None:
-        """The oldest of those that were on their way to the disk is there."""
+        """Count the oldest publish on its way to the disk as stored."""
         self._on_their_way.popleft()
 
     def take(self, channel: int) -> bytes:
-        """The frames, for this channel number, that settle what can be settled now."""
+        """Return the frames, for this channel number, that settle what can be settled now."""
         last = self._on_their_way[0] - 1 if self._on_their_way else self._published
         if last <= self._settled:
             return b""
@@ -48,5 +48,5 @@ class Confirms:
             while refused and refused[-1] == last:
                 refused.pop()
                 last -= 1
-            parts.append(frames.ack(channel, last, accepted > 1))
+            parts.append(frames.ack(channel, last, multiple=accepted > 1))
         return b"".join(parts)

@@ -1,40 +1,34 @@
-"""A client's connection: octets to frames, frames to channels, and everything that can go wrong on the way."""
+"""A client's connection: frames to channels, and everything that can go wrong on the way."""
 
 import asyncio
 import ipaddress
 import logging
 import time
-from typing import TYPE_CHECKING
 
 from pamqp import commands
 from pamqp.base import Frame
 
-from mqtool.broker.embedded.errors import (
+from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.errors import (
     CHANNEL_ERROR,
-    COMMAND_INVALID,
     CONNECTION_FORCED,
-    FRAME_ERROR,
     NOT_ALLOWED,
     UNEXPECTED_FRAME,
     ChannelException,
     ConnectionException,
-    locked_queue,
-    malformed,
     precondition_failed,
 )
-from mqtool.broker.embedded.queue import Queue
-from mqtool.broker.embedded.users import Permissions, User
-from mqtool.broker.embedded.virtual_host import VirtualHost
+from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.users import User
+from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.wire import frames, handshake
-from mqtool.broker.embedded.wire.basic_class import ack
 from mqtool.broker.embedded.wire.channel import Channel
-from mqtool.broker.embedded.wire.dispatch import HANDLERS
+from mqtool.broker.embedded.wire.dispatch import take_frame, take_frame_while_closing, unknown_frame
+from mqtool.broker.embedded.wire.frame_errors import malformed
 from mqtool.broker.embedded.wire.methods import decode_method, encode_method
+from mqtool.broker.embedded.wire.rights import Rights
 from mqtool.broker.embedded.wire.stream import ENOUGH_OUT, FrameStream
 from mqtool.routing.field_table import Table
-
-if TYPE_CHECKING:
-    from mqtool.broker.embedded.broker import Broker
 
 log = logging.getLogger("mqtool.broker.embedded")
 
@@ -45,20 +39,26 @@ CLOSING_SECONDS = 5.0
 class Connection(FrameStream):
     """One client.
 
+    Args:
+        broker: the broker.
+        connections: where to enter it as long as its socket is open.
+
     Attributes:
-        user, vhost: who logged in, and where; set in the handshake.
+        user, vhost, rights: who logged in, where, and what they may do; set in the handshake.
         channel_max: the highest channel number, as negotiated.
-        channels: the open channels, and those that have been closed and not yet let go, by number.
+        channels: by number, the open channels and those that the client has yet to agree are closed.
         exclusive_queues: the queues that go with the connection.
         connected_at: when, in seconds since 1970.
     """
 
     user: User
     vhost: VirtualHost
+    rights: Rights
 
-    def __init__(self, broker: "Broker") -> None:
+    def __init__(self, broker: Broker, connections: "set[Connection]") -> None:
         super().__init__()
         self.broker = broker
+        self._connections = connections
         self.channel_max = handshake.CHANNEL_MAX
         self.client_properties: Table = {}
         self.channels: dict[int, Channel] = {}
@@ -66,23 +66,21 @@ class Connection(FrameStream):
         self.connected_at = time.time()
         self.peer: tuple[str, int] = ("", 0)
         self.local: tuple[str, int] = ("", 0)
-        self._permissions: dict[tuple[str, str], bool] = {}
-        self._permissions_version = -1
         self._deadline: asyncio.TimerHandle | None = None
 
     # -- asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client has connected."""
+        """Wait for the handshake of a new client."""
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         transport.set_write_buffer_limits(high=ENOUGH_OUT)
         peer = transport.get_extra_info("peername")
-        # A socket that is gone already has no names.
+        # A socket that has closed already has no names.
         if peer:
             self.peer = (str(peer[0]), int(peer[1]))
             self.local = transport.get_extra_info("sockname")[:2]
-        self.broker.connections.add(self)
+        self._connections.add(self)
         self._deadline = self._loop.call_later(HANDSHAKE_SECONDS, self._handshake_timed_out)
 
     @property
@@ -91,12 +89,17 @@ class Connection(FrameStream):
         return f"{self.peer[0]}:{self.peer[1]} -> {self.local[0]}:{self.local[1]}"
 
     @property
+    def is_open(self) -> bool:
+        """Whether the handshake is done, and the end has not begun."""
+        return self.state == "open"
+
+    @property
     def from_loopback(self) -> bool:
         """Whether the client is on this machine."""
         return ipaddress.ip_address(self.peer[0].partition("%")[0]).is_loopback
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The socket is gone, however that happened."""
+        """Clean up: the socket is closed."""
         if exc is not None:
             log.info("connection %s lost: %s", self.name, exc)
         for timer in (self._deadline, self._beat):
@@ -105,12 +108,12 @@ class Connection(FrameStream):
         self.state = "closed"
         self._shut()
         self._out.clear()
-        self.broker.connections.discard(self)
+        self._connections.discard(self)
 
     # -- frames in
 
     def receive(self, kind: int, number: int, payload: bytes) -> None:
-        """Take a frame, and close what has to be closed because of it."""
+        """Take a frame, and close the channel or the connection if it is wrong."""
         if kind == frames.HEARTBEAT and not number and not payload:
             return
         channel = self.channels.get(number)
@@ -119,45 +122,21 @@ class Connection(FrameStream):
                 self._frame_before_open(kind, number, payload)
             elif channel is None:
                 self._frame_outside_channels(kind, number, payload)
-            elif channel.closing:
-                self._frame_while_closing(kind, number, payload)
+            elif channel.state == "open":
+                take_frame(channel, kind, payload)
             else:
-                self._channel_frame(channel, kind, payload)
+                take_frame_while_closing(channel, kind, payload)
         except ChannelException as error:
             assert channel is not None
             channel.close(error, _index(kind, payload))
         except ConnectionException as error:
-            # Where content was due, the error is about the publish that announced it.
-            publishing = channel is not None and channel.publishing
+            # If content was due, the error is about the publish that announced it.
+            publishing = channel is not None and channel.content.due
             self.close(error, commands.Basic.Publish.index if publishing else _method_index(kind, payload))
-
-    def _channel_frame(self, channel: Channel, kind: int, payload: bytes) -> None:
-        """The few frames that make up most of the traffic come first."""
-        if kind == frames.BODY:
-            channel.receive_body(payload)
-        elif kind == frames.HEADER:
-            channel.receive_header(payload)
-        elif kind != frames.METHOD:
-            raise _unknown(kind, channel.number, payload)
-        elif payload.startswith(frames.BASIC_PUBLISH):
-            channel.receive_publish(payload)
-            if self.broker.alarm:
-                self._block()
-        elif len(payload) == frames.ACK_SIZE and payload.startswith(frames.BASIC_ACK):
-            channel.receive_method()
-            tag, bits = frames.ACK_FIELDS.unpack_from(payload, 4)
-            ack(channel, tag, multiple=bool(bits & 1))
-        elif payload.startswith(frames.ACCESS_REQUEST):
-            # AMQP 0-8's tickets: clients that still ask for one get one, which means nothing.
-            self.write(frames.method_frame(channel.number, frames.ACCESS_REQUEST_OK))
-        else:
-            method = decode_method(payload)
-            channel.receive_method()
-            self._channel_method(channel, method)
 
     def _frame_before_open(self, kind: int, number: int, payload: bytes) -> None:
         if self.state == "closing":
-            # Whatever was under way when we closed: only the agreement counts now.
+            # Frames that were under way when we closed: only the agreement counts now.
             if kind == frames.METHOD and payload.startswith(frames.CONNECTION_CLOSE_OK):
                 self.hang_up()
             return
@@ -174,7 +153,7 @@ class Connection(FrameStream):
 
     def _frame_outside_channels(self, kind: int, number: int, payload: bytes) -> None:
         if kind not in (frames.METHOD, frames.HEADER, frames.BODY):
-            raise _unknown(kind, number, payload)
+            raise unknown_frame(kind, number, payload)
         if number == 0:
             self._connection_method(kind, payload)
             return
@@ -193,28 +172,9 @@ class Connection(FrameStream):
         self.channels[number] = channel = Channel(number, self)
         channel.send(commands.Channel.OpenOk)
 
-    def _frame_while_closing(self, kind: int, number: int, payload: bytes) -> None:
-        """We closed this channel: until the client has seen that, its frames go nowhere."""
-        if kind != frames.METHOD:
-            return
-        if payload.startswith(frames.CHANNEL_CLOSE_OK):
-            del self.channels[number]
-        elif payload.startswith(frames.CHANNEL_CLOSE):
-            # Both sides closed at once (section 2.2.3).
-            self.write(frames.method_frame(number, encode_method(commands.Channel.CloseOk)))
-
-    def _channel_method(self, channel: Channel, method: Frame) -> None:
-        handler = HANDLERS.get(type(method))
-        if handler is not None:
-            handler(channel, method)
-        elif isinstance(method, commands.Channel.Close):
-            del self.channels[channel.number]
-            channel.shut()
-            channel.send(commands.Channel.CloseOk)
-        elif isinstance(method, commands.Channel.Open):
-            raise ConnectionException(CHANNEL_ERROR, "second 'channel.open' seen")
-        else:
-            raise ConnectionException(COMMAND_INVALID, "unimplemented method")
+    def let_go(self, number: int) -> None:
+        """Forget a channel."""
+        del self.channels[number]
 
     def _connection_method(self, kind: int, payload: bytes) -> None:
         if kind != frames.METHOD:
@@ -235,19 +195,19 @@ class Connection(FrameStream):
         """Send a method of the connection class."""
         self.write(frames.method_frame(0, encode_method(kind, **fields)))
 
-    # -- memory
+    # -- alarms
 
-    def _block(self) -> None:
-        """It publishes, and there is no room: read no more from it until there is."""
+    def block(self) -> None:
+        """Read no more from a client that publishes, as long as there is an alarm."""
         if self.blocked:
             return
         self.blocked = True
         if self.capability("connection.blocked"):
-            self.send(commands.Connection.Blocked, reason="low on memory")
+            self.send(commands.Connection.Blocked, reason=f"low on {' & '.join(sorted(self.broker.alarms))}")
         self._pace_reading()
 
     def unblock(self) -> None:
-        """There is room again."""
+        """Read again: the last alarm has ended."""
         if not self.blocked:
             return
         self.blocked = False
@@ -260,46 +220,25 @@ class Connection(FrameStream):
         log.warning("connection %s: handshake timed out", self.name)
         self.transport.abort()
 
-    # -- rights
-
     def capability(self, name: str) -> bool:
-        """Whether the client said that it can do something."""
+        """Whether the client said that it supports something."""
         capabilities = self.client_properties.get("capabilities")
         return isinstance(capabilities, dict) and capabilities.get(name) is True
 
-    def may(self, what: str, name: str) -> bool:
-        """Whether the user may `configure`, `write` or `read` something of this name."""
-        if self._permissions_version != self.broker.permissions_version:
-            self._permissions.clear()
-            self._permissions_version = self.broker.permissions_version
-        allowed = self._permissions.get((what, name))
-        if allowed is None:
-            permissions: Permissions | None = self.user.permissions.get(self.vhost.name)
-            allowed = permissions is not None and permissions.allow(what, name)
-            self._permissions[what, name] = allowed
-        return allowed
-
-    def check_access(self, queue: Queue) -> None:
-        """Check that a queue is not exclusive to another connection.
-
-        Raises:
-            ChannelException: 405.
-        """
-        if queue.owner is not None and queue.owner is not self:
-            raise locked_queue(queue.name, queue.vhost)
-
     # -- the end
 
-    def consumer_timed_out(self, channel: Channel, timeout: float) -> None:
-        """Close a channel that has kept a delivery for longer than this many seconds."""
-        milliseconds = int(timeout * 1000)
-        channel.close(
-            precondition_failed(
-                f"delivery acknowledgement on channel {channel.number} timed out. Timeout value used: {milliseconds} "
-                "ms. This timeout value can be configured, see consumers doc guide to learn more"
-            ),
-            0,
-        )
+    def check_consumers(self, timeout: float) -> None:
+        """Close the channels with a delivery unacknowledged for longer than this many seconds."""
+        for channel in list(self.channels.values()):
+            if channel.deliveries.overdue(timeout):
+                channel.close(
+                    precondition_failed(
+                        f"delivery acknowledgement on channel {channel.number} timed out. Timeout value used: "
+                        f"{int(timeout * 1000)} ms. This timeout value can be configured, see consumers doc guide to "
+                        "learn more"
+                    ),
+                    0,
+                )
 
     def _close_received(self) -> None:
         self._shut()
@@ -307,11 +246,11 @@ class Connection(FrameStream):
         self.hang_up()
 
     def force_close(self, reason: str) -> None:
-        """Close it because an operator wants that."""
+        """Close it with 320 CONNECTION_FORCED."""
         self.close(ConnectionException(CONNECTION_FORCED, reason))
 
     def close(self, error: ConnectionException, index: int = 0) -> None:
-        """Say why, and give the client a while to agree; `index` is that of the method that caused it."""
+        """Tell the client why, and wait for it to agree; `index` is that of the method that caused it."""
         if self.state in ("closing", "closed"):
             return
         log.warning("connection %s: %s", self.name, error.text)
@@ -329,10 +268,10 @@ class Connection(FrameStream):
         self._deadline = self._loop.call_later(CLOSING_SECONDS, self.transport.abort)
 
     def _shut(self) -> None:
-        """Give everything back."""
+        """Close the channels and delete the exclusive queues."""
         channels, self.channels = list(self.channels.values()), {}
         for channel in channels:
-            if not channel.closed:
+            if channel.state == "open":
                 channel.shut()
         queues, self.exclusive_queues = self.exclusive_queues, set()
         for queue in queues:
@@ -340,15 +279,9 @@ class Connection(FrameStream):
 
 
 def _index(kind: int, payload: bytes) -> int:
-    """The class and method that an error is about, as one number; content is that of basic.publish."""
+    """Return class and method that an error is about as one number; content belongs to basic.publish."""
     return int.from_bytes(payload[:4]) if kind == frames.METHOD else commands.Basic.Publish.index
 
 
 def _method_index(kind: int, payload: bytes) -> int:
     return int.from_bytes(payload[:4]) if kind == frames.METHOD and len(payload) >= 4 else 0
-
-
-def _unknown(kind: int, number: int, payload: bytes) -> ConnectionException:
-    if kind == frames.HEARTBEAT and number and not payload:
-        return malformed(UNEXPECTED_FRAME, kind, payload)
-    return malformed(FRAME_ERROR, kind, payload, "unknown_frame")

@@ -1,4 +1,4 @@
-"""Which function takes which method on an open channel."""
+"""What each frame on an open channel does."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,9 +6,82 @@ from typing import Any
 from pamqp import commands
 from pamqp.base import Frame
 
-from mqtool.broker.embedded.errors import NOT_IMPLEMENTED, ConnectionException
-from mqtool.broker.embedded.wire import basic_class, exchange_class, queue_class, tx_class
+from mqtool.broker.embedded.model.errors import (
+    CHANNEL_ERROR,
+    COMMAND_INVALID,
+    FRAME_ERROR,
+    NOT_IMPLEMENTED,
+    UNEXPECTED_FRAME,
+    ConnectionException,
+)
+from mqtool.broker.embedded.wire import basic_class, exchange_class, frames, queue_class, tx_class
 from mqtool.broker.embedded.wire.channel import Channel
+from mqtool.broker.embedded.wire.frame_errors import malformed
+from mqtool.broker.embedded.wire.methods import decode_method
+from mqtool.broker.embedded.wire.publishing import publish
+
+
+def take_frame(channel: Channel, kind: int, payload: bytes) -> None:  # noqa: C901 - one case per kind
+    """Do what a frame asks for. The few that make up most of the traffic come first.
+
+    Raises:
+        ChannelException: the channel must be closed.
+        ConnectionException: the connection must be closed.
+    """
+    if kind == frames.BODY:
+        if (published := channel.content.body(payload)) is not None:
+            publish(channel, published)
+    elif kind == frames.HEADER:
+        if (published := channel.content.header(payload)) is not None:
+            publish(channel, published)
+    elif kind != frames.METHOD:
+        raise unknown_frame(kind, channel.number, payload)
+    elif payload.startswith(frames.BASIC_PUBLISH):
+        channel.content.begin(payload)
+        if channel.session.broker.alarms:
+            channel.session.block()
+    elif len(payload) == frames.ACK_SIZE and payload.startswith(frames.BASIC_ACK):
+        channel.content.check_complete()
+        tag, bits = frames.ACK_FIELDS.unpack_from(payload, 4)
+        basic_class.ack(channel, tag, multiple=bool(bits & 1))
+    elif payload.startswith(frames.ACCESS_REQUEST):
+        # AMQP 0-8's tickets: clients that still ask for one get one, which means nothing.
+        channel.session.write(frames.method_frame(channel.number, frames.ACCESS_REQUEST_OK))
+    else:
+        method = decode_method(payload)
+        channel.content.check_complete()
+        handler = _HANDLERS.get(type(method))
+        if handler is None:
+            raise ConnectionException(COMMAND_INVALID, "unimplemented method")
+        handler(channel, method)
+
+
+def take_frame_while_closing(channel: Channel, kind: int, payload: bytes) -> None:
+    """Ignore the frames of a channel that we closed, until the client agrees."""
+    if kind != frames.METHOD:
+        return
+    if payload.startswith(frames.CHANNEL_CLOSE_OK):
+        channel.session.let_go(channel.number)
+    elif payload.startswith(frames.CHANNEL_CLOSE):
+        # Both sides closed at once (section 2.2.3).
+        channel.send(commands.Channel.CloseOk)
+
+
+def unknown_frame(kind: int, number: int, payload: bytes) -> ConnectionException:
+    """A frame of no known type, or a heartbeat on a channel."""
+    if kind == frames.HEARTBEAT and number and not payload:
+        return malformed(UNEXPECTED_FRAME, kind, payload)
+    return malformed(FRAME_ERROR, kind, payload, "unknown_frame")
+
+
+def _open(channel: Channel, method: commands.Channel.Open) -> None:  # noqa: ARG001
+    raise ConnectionException(CHANNEL_ERROR, "second 'channel.open' seen")
+
+
+def _close(channel: Channel, method: commands.Channel.Close) -> None:  # noqa: ARG001
+    channel.session.let_go(channel.number)
+    channel.shut()
+    channel.send(commands.Channel.CloseOk)
 
 
 def _flow(channel: Channel, method: commands.Channel.Flow) -> None:
@@ -22,11 +95,13 @@ def _ack(channel: Channel, method: commands.Basic.Ack) -> None:
 
 
 def _flow_ok(channel: Channel, method: Frame) -> None:
-    """We never ask for flow, so this answers nothing; it does no harm either."""
+    """Ignore it: the broker never asks for flow."""
 
 
 # Any: each handler takes the one method that it is registered for.
-HANDLERS: dict[type[Frame], Callable[[Channel, Any], None]] = {
+_HANDLERS: dict[type[Frame], Callable[[Channel, Any], None]] = {
+    commands.Channel.Open: _open,
+    commands.Channel.Close: _close,
     commands.Channel.Flow: _flow,
     commands.Channel.FlowOk: _flow_ok,
     commands.Exchange.Declare: exchange_class.declare,

@@ -1,22 +1,18 @@
 """The methods of the exchange class (section 1.6 of the 0-9-1 reference, with RabbitMQ's bind and unbind)."""
 
-from typing import TYPE_CHECKING
-
 from pamqp.commands import Exchange as ExchangeClass
 
-from mqtool.broker.embedded.arguments import (
+from mqtool.broker.embedded.model.arguments import (
     check_equivalent_exchange,
     check_exchange,
     check_exchange_type,
     check_headers_binding,
 )
-from mqtool.broker.embedded.errors import access_refused, precondition_failed
-from mqtool.broker.embedded.exchange import Exchange
+from mqtool.broker.embedded.model.errors import access_refused, precondition_failed
+from mqtool.broker.embedded.model.exchange import Exchange
+from mqtool.broker.embedded.wire.channel import Channel
 from mqtool.broker.embedded.wire.methods import table
 from mqtool.broker.embedded.wire.queue_class import without_line_ends
-
-if TYPE_CHECKING:
-    from mqtool.broker.embedded.wire.channel import Channel
 
 
 def _not_default(name: str) -> None:
@@ -24,8 +20,8 @@ def _not_default(name: str) -> None:
         raise access_refused("operation not permitted on the default exchange")
 
 
-def declare(channel: "Channel", method: ExchangeClass.Declare) -> None:
-    """Make an exchange, or see that there is one."""
+def declare(channel: Channel, method: ExchangeClass.Declare) -> None:
+    """Make an exchange, or check that it exists."""
     name = without_line_ends(method.exchange)
     if method.passive:
         _not_default(name)
@@ -36,11 +32,11 @@ def declare(channel: "Channel", method: ExchangeClass.Declare) -> None:
         channel.send(ExchangeClass.DeclareOk)
 
 
-def _declare(channel: "Channel", method: ExchangeClass.Declare, name: str) -> None:
+def _declare(channel: Channel, method: ExchangeClass.Declare, name: str) -> None:
     vhost, kind, arguments = channel.vhost, method.exchange_type, table(method.arguments)
     check_exchange_type(kind)
     _not_default(name)
-    channel.check_permission("configure", "exchange", name)
+    channel.session.rights.check("configure", "exchange", name)
     exchange = vhost.exchanges.get(name)
     if exchange is None:
         if name.startswith("amq."):
@@ -48,8 +44,8 @@ def _declare(channel: "Channel", method: ExchangeClass.Declare, name: str) -> No
         check_exchange(name, vhost.name, kind, arguments)
         alternate = arguments.get("alternate-exchange")
         if isinstance(alternate, str):
-            channel.check_permission("read", "exchange", name)
-            channel.check_permission("write", "exchange", alternate)
+            channel.session.rights.check("read", "exchange", name)
+            channel.session.rights.check("write", "exchange", alternate)
         vhost.add_exchange(
             Exchange(
                 name,
@@ -72,11 +68,11 @@ def _declare(channel: "Channel", method: ExchangeClass.Declare, name: str) -> No
     )
 
 
-def delete(channel: "Channel", method: ExchangeClass.Delete) -> None:
-    """Delete an exchange; there being none is fine."""
+def delete(channel: Channel, method: ExchangeClass.Delete) -> None:
+    """Delete an exchange, if it exists."""
     name = without_line_ends(method.exchange)
     _not_default(name)
-    channel.check_permission("configure", "exchange", name)
+    channel.session.rights.check("configure", "exchange", name)
     exchange = channel.vhost.exchanges.get(name)
     if exchange is not None:
         if exchange.predeclared:
@@ -88,14 +84,14 @@ def delete(channel: "Channel", method: ExchangeClass.Delete) -> None:
         channel.send(ExchangeClass.DeleteOk)
 
 
-def _check_binding(channel: "Channel", destination: str, source: str) -> None:
+def _check_binding(channel: Channel, destination: str, source: str) -> None:
     _not_default(destination)
     _not_default(source)
-    channel.check_permission("write", "exchange", destination)
-    channel.check_permission("read", "exchange", source)
+    channel.session.rights.check("write", "exchange", destination)
+    channel.session.rights.check("read", "exchange", source)
 
 
-def bind(channel: "Channel", method: ExchangeClass.Bind) -> None:
+def bind(channel: Channel, method: ExchangeClass.Bind) -> None:
     """Bind an exchange to another one."""
     destination_name, source_name = without_line_ends(method.destination), without_line_ends(method.source)
     _check_binding(channel, destination_name, source_name)
@@ -108,8 +104,8 @@ def bind(channel: "Channel", method: ExchangeClass.Bind) -> None:
         channel.send(ExchangeClass.BindOk)
 
 
-def unbind(channel: "Channel", method: ExchangeClass.Unbind) -> None:
-    """Unbind an exchange from another one; there being nothing to unbind is fine."""
+def unbind(channel: Channel, method: ExchangeClass.Unbind) -> None:
+    """Unbind an exchange from another one, if it is bound."""
     destination_name, source_name = without_line_ends(method.destination), without_line_ends(method.source)
     _check_binding(channel, destination_name, source_name)
     source = channel.vhost.exchanges.get(source_name)

@@ -1,12 +1,11 @@
-"""Frames on the wire (section 4.2.3), and by hand the few that make up most of the traffic.
+"""Frames on the wire (section 4.2.3), and encoders for the few that make up most of the traffic.
 
-basic.deliver and basic.get-ok are put together here rather than by a general encoder: doing it by hand is what lets
-one core deliver tens of thousands of messages a second.
+basic.deliver and basic.get-ok are put together here rather than by the general encoder, which is far slower.
 """
 
 import struct
 
-from mqtool.broker.embedded.message import Message
+from mqtool.broker.embedded.model.message import Message
 
 METHOD = 1
 HEADER = 2
@@ -38,7 +37,7 @@ _TAG = struct.Struct(">QB")
 
 
 def method_frame(channel: int, payload: bytes) -> bytes:
-    """A method frame around an encoded method."""
+    """Return a method frame around an encoded method."""
     return FRAME_HEADER.pack(METHOD, channel, len(payload)) + payload + FRAME_END
 
 
@@ -67,7 +66,7 @@ def _content(channel: int, method: bytes, message: Message, frame_max: int) -> b
 
 
 def deliver(
-    channel: int, consumer_tag: bytes, delivery_tag: int, redelivered: bool, message: Message, frame_max: int
+    channel: int, consumer_tag: bytes, delivery_tag: int, message: Message, frame_max: int, *, redelivered: bool
 ) -> bytes:
     """basic.deliver with its content; `consumer_tag` is an encoded short string."""
     method = _DELIVER + consumer_tag + _TAG.pack(delivery_tag, redelivered) + message.address
@@ -75,9 +74,9 @@ def deliver(
 
 
 def get_ok(
-    channel: int, delivery_tag: int, redelivered: bool, message: Message, message_count: int, frame_max: int
+    channel: int, delivery_tag: int, message: Message, message_count: int, frame_max: int, *, redelivered: bool
 ) -> bytes:
-    """basic.get-ok with its content; `message_count` is how many are left in the queue."""
+    """basic.get-ok with its content; `message_count` is the number left in the queue."""
     method = _GET_OK + _TAG.pack(delivery_tag, redelivered) + message.address + message_count.to_bytes(4)
     return _content(channel, method, message, frame_max)
 
@@ -89,7 +88,7 @@ def returned(channel: int, code: int, text: str, message: Message, frame_max: in
     return _content(channel, method, message, frame_max)
 
 
-def ack(channel: int, delivery_tag: int, multiple: bool) -> bytes:
+def ack(channel: int, delivery_tag: int, *, multiple: bool) -> bytes:
     """basic.ack, the broker's confirm."""
     return _ACK_FRAME.pack(METHOD, channel, 13, 60, 80, delivery_tag, multiple, 0xCE)
 

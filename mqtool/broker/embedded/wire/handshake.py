@@ -1,35 +1,64 @@
-"""How a connection begins: start, secure, tune and open (section 1.4 of the 0-9-1 reference)."""
+"""The handshake: start, secure, tune and open (section 1.4 of the 0-9-1 reference)."""
 
 import platform
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from pamqp.base import Frame
 from pamqp.commands import Connection as ConnectionClass
 
 from mqtool import __version__
-from mqtool.broker.embedded.broker import RABBITMQ_VERSION
-from mqtool.broker.embedded.errors import (
+from mqtool.broker.embedded.model.broker import RABBITMQ_VERSION, Broker
+from mqtool.broker.embedded.model.errors import (
     ACCESS_REFUSED,
     COMMAND_INVALID,
     NOT_ALLOWED,
     SYNTAX_ERROR,
     ConnectionException,
 )
+from mqtool.broker.embedded.model.users import User
+from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.wire.methods import table
+from mqtool.broker.embedded.wire.rights import Rights
 from mqtool.broker.embedded.wire.stream import FRAME_MAX
 from mqtool.routing.field_table import Table, decode_table
-
-if TYPE_CHECKING:
-    from mqtool.broker.embedded.wire.connection import Connection
 
 CHANNEL_MAX = 2047
 FRAME_MIN = 4096
 HEARTBEAT = 60
-"""What the broker proposes, and the smallest frame it agrees to: channels, bytes, seconds."""
+"""What the broker proposes (channels, seconds), and the smallest frame it agrees to, in bytes."""
+
+
+class Opening(Protocol):
+    """What the handshake needs of a connection; it sets what the client says and what both agree on."""
+
+    broker: Broker
+    user: User
+    vhost: VirtualHost
+    rights: Rights
+    state: str
+    client_properties: Table
+    frame_max: int
+    channel_max: int
+
+    @property
+    def from_loopback(self) -> bool:
+        """Whether the client is on this machine."""
+
+    def capability(self, name: str) -> bool:
+        """Whether the client said that it supports something."""
+
+    def send(self, kind: type[Frame], **fields: str | int | bool | Table) -> None:
+        """Send a method."""
+
+    def start_heartbeats(self, seconds: int) -> None:
+        """Send and expect heartbeats at this interval."""
+
+    def hang_up(self) -> None:
+        """Close the socket."""
 
 
 def server_properties() -> Table:
-    """What the broker says about itself. Clients choose by product and version, so these are those it behaves like."""
+    """Describe the broker. Clients go by product and version, so these are those it behaves like."""
     return {
         "capabilities": {
             "publisher_confirms": True,
@@ -51,8 +80,8 @@ def server_properties() -> Table:
     }
 
 
-def send_start(connection: "Connection") -> None:
-    """Say who we are and how one can log in."""
+def send_start(connection: Opening) -> None:
+    """Say who we are and how to log in."""
     connection.send(
         ConnectionClass.Start,
         version_major=0,
@@ -63,11 +92,11 @@ def send_start(connection: "Connection") -> None:
     )
 
 
-def receive(connection: "Connection", method: Frame) -> None:
+def receive(connection: Opening, method: Frame) -> None:
     """Take the next method of a handshake.
 
     Raises:
-        ConnectionException: the client may not come in, or says something out of turn.
+        ConnectionException: the login is refused, or the method is out of turn.
     """
     match connection.state, method:
         case "start", ConnectionClass.StartOk():
@@ -80,7 +109,7 @@ def receive(connection: "Connection", method: Frame) -> None:
             raise ConnectionException(COMMAND_INVALID, f"unexpected method in connection state {connection.state}")
 
 
-def _start_ok(connection: "Connection", method: ConnectionClass.StartOk) -> None:
+def _start_ok(connection: Opening, method: ConnectionClass.StartOk) -> None:
     connection.client_properties = table(method.client_properties)
     mechanism = method.mechanism
     if mechanism not in ("PLAIN", "AMQPLAIN"):
@@ -96,8 +125,8 @@ def _start_ok(connection: "Connection", method: ConnectionClass.StartOk) -> None
     connection.send(ConnectionClass.Tune, channel_max=CHANNEL_MAX, frame_max=FRAME_MAX, heartbeat=HEARTBEAT)
 
 
-def _refuse(connection: "Connection", mechanism: str) -> None:
-    """Only a client that says it understands is told why; others find the socket closed."""
+def _refuse(connection: Opening, mechanism: str) -> None:
+    """Tell clients that understand it why; close the socket of others."""
     if connection.capability("authentication_failure_close"):
         raise ConnectionException(
             ACCESS_REFUSED,
@@ -130,7 +159,7 @@ def _text(raw: bytes) -> str:
     return raw.decode(errors="surrogateescape")
 
 
-def _tune_ok(connection: "Connection", method: ConnectionClass.TuneOk) -> None:
+def _tune_ok(connection: Opening, method: ConnectionClass.TuneOk) -> None:
     frame_max = method.frame_max
     _check_limit("channel_max", method.channel_max, CHANNEL_MAX, 1)
     _check_limit("frame_max", frame_max, FRAME_MAX, FRAME_MIN)
@@ -151,7 +180,7 @@ def _check_limit(name: str, wanted: int, highest: int, lowest: int) -> None:
     raise ConnectionException(NOT_ALLOWED, text)
 
 
-def _open(connection: "Connection", method: ConnectionClass.Open) -> None:
+def _open(connection: Opening, method: ConnectionClass.Open) -> None:
     name = method.virtual_host
     vhost = connection.broker.vhosts.get(name)
     if vhost is None:
@@ -159,5 +188,6 @@ def _open(connection: "Connection", method: ConnectionClass.Open) -> None:
     if name not in connection.user.permissions:
         raise ConnectionException(NOT_ALLOWED, f"access to vhost '{name}' refused for user '{connection.user.name}'")
     connection.vhost = vhost
+    connection.rights = Rights(connection.broker, connection.user.name, name)
     connection.state = "open"
     connection.send(ConnectionClass.OpenOk)

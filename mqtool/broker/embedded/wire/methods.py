@@ -1,7 +1,7 @@
 """Methods to and from the payload of a method frame.
 
-pamqp is the catalogue: which methods there are, their fields and the fields' types. The fields themselves are decoded
-here, because pamqp refuses names that RabbitMQ accepts (a queue called `my queue`) and forgets integer widths.
+pamqp knows the methods, their fields and the types of these. The values are decoded here, because pamqp refuses names
+that RabbitMQ accepts (a queue called `my queue`) and forgets integer widths.
 """
 
 import struct
@@ -10,7 +10,8 @@ from typing import Any
 from pamqp import commands
 from pamqp.base import Frame
 
-from mqtool.broker.embedded.errors import COMMAND_INVALID, FRAME_ERROR, ConnectionException, frame_error, malformed
+from mqtool.broker.embedded.model.errors import COMMAND_INVALID, FRAME_ERROR, ConnectionException
+from mqtool.broker.embedded.wire.frame_errors import frame_error, malformed
 from mqtool.routing.field_table import Table, decode_table, encode_table
 
 _FIXED = {
@@ -29,10 +30,10 @@ _DEFAULTS: dict[str, object] = {"bit": False, "shortstr": "", "longstr": "", "ta
 
 
 def decode_method(payload: bytes) -> Frame:
-    """The method in the payload of a method frame.
+    """Decode the payload of a method frame.
 
     Raises:
-        ConnectionException: 503 for a method that AMQP 0-9-1 does not have, 501 for one that cannot be decoded.
+        ConnectionException: 503 for an unknown method, 501 for one that cannot be decoded.
     """
     if len(payload) < 4:
         raise malformed(FRAME_ERROR, 1, payload, "unknown_frame")
@@ -50,7 +51,7 @@ def decode_method(payload: bytes) -> Frame:
 
 
 def _decode_fields(method: Frame, payload: bytes) -> int:
-    """Set the fields; returns the offset after the last one."""
+    """Set the fields and return the offset after the last one."""
     offset, bit = 4, 8
     for name, kind in _FIELDS[type(method)]:
         if kind == "bit":
@@ -84,12 +85,12 @@ def _decode_field(kind: str, payload: bytes, offset: int) -> tuple[Any, int]:
 
 
 def table(value: object) -> Table:
-    """A field of a decoded method that is a table; pamqp's annotation of it names the types of its own decoder."""
+    """Return a field of a decoded method that is a table; pamqp annotates it with types of its own decoder."""
     return value if isinstance(value, dict) else {}
 
 
 def encode_method(kind: type[Frame], **fields: str | int | bool | Table) -> bytes:
-    """The payload of a method frame; fields left out have their empty value."""
+    """Return the payload of a method frame; fields left out have their empty value."""
     parts = [_SIZE.pack(kind.index)]
     octet, bit = 0, 0
     for name, amqp_type in _FIELDS[kind]:
@@ -113,5 +114,13 @@ def _encode_field(kind: str, value: Any) -> bytes:
         return fixed.pack(value)
     if kind == "table":
         return encode_table(value)
+    if kind == "shortstr":
+        return short_string(value)
     raw: bytes = value.encode(errors="surrogateescape")
-    return (bytes([len(raw)]) if kind == "shortstr" else _SIZE.pack(len(raw))) + raw
+    return _SIZE.pack(len(raw)) + raw
+
+
+def short_string(value: str) -> bytes:
+    """Encode a short string."""
+    raw = value.encode(errors="surrogateescape")
+    return bytes([len(raw)]) + raw

@@ -1,58 +1,60 @@
-"""What happens to a message between basic.publish and the queues: checks, direct replies, transactions, returns."""
+"""From a basic.publish to the queues: checks, direct replies, transactions, returns."""
 
 import re
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from mqtool.broker.embedded.arguments import check_expiry
-from mqtool.broker.embedded.errors import NOT_IMPLEMENTED, ConnectionException, access_refused, precondition_failed
-from mqtool.broker.embedded.exchange import Exchange
-from mqtool.broker.embedded.message import Message
-from mqtool.broker.embedded.virtual_host import Publication
+from mqtool.broker.embedded.model.arguments import check_expiry
+from mqtool.broker.embedded.model.errors import (
+    NOT_IMPLEMENTED,
+    ConnectionException,
+    access_refused,
+    precondition_failed,
+)
+from mqtool.broker.embedded.model.exchange import Exchange
+from mqtool.broker.embedded.model.message import Message
+from mqtool.broker.embedded.model.virtual_host import Publication
+from mqtool.broker.embedded.wire.channel import Channel
+from mqtool.broker.embedded.wire.content import Published
+from mqtool.broker.embedded.wire.transaction import Pending
 from mqtool.routing.field_table import type_name
-
-if TYPE_CHECKING:
-    from mqtool.broker.embedded.wire.channel import Channel, Unacked
 
 DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
 """The pseudo-queue of direct reply-to; a reply goes to this, a dot and a token."""
 
-_IMMEDIATE = 2
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
-@dataclass
-class Transaction:
-    """What a channel in tx mode has done since the last commit or rollback."""
-
-    publishes: list[tuple[Exchange, Message, bool]] = field(default_factory=list)
-    acks: list[tuple[int, "Unacked"]] = field(default_factory=list)
-    rejects: list[tuple[int, "Unacked", bool]] = field(default_factory=list)
-
-    def unsettled(self) -> list["Unacked"]:
-        """The deliveries whose acknowledgement has not been committed."""
-        return [delivery for _, delivery in self.acks] + [delivery for _, delivery, _ in self.rejects]
-
-
-def check_message(channel: "Channel", message: Message, bits: int) -> Exchange:
-    """Check that a message may be published, in RabbitMQ's order.
-
-    Returns:
-        The exchange it goes to.
+def publish(channel: Channel, published: Published) -> None:
+    """Publish a message, at once or when the transaction is committed.
 
     Raises:
         ChannelException: 403, 404 or 406.
         ConnectionException: 540 for `immediate`.
     """
-    if bits & _IMMEDIATE:
+    if published.immediate:
         raise ConnectionException(NOT_IMPLEMENTED, "immediate=true")
+    message = published.message
+    exchange = _check(channel, message)
+    if message.properties.reply_to == DIRECT_REPLY_TO:
+        if channel.replies is None:
+            raise precondition_failed("fast reply consumer does not exist")
+        message = message.with_reply_to(f"{DIRECT_REPLY_TO}.{channel.replies.token}")
+    if channel.transaction is not None:
+        channel.transaction.publishes.append(Pending(exchange, message, published.mandatory))
+        return
+    publication = perform(channel, exchange, message, mandatory=published.mandatory)
+    if channel.confirms is not None:
+        channel.settle_publish(channel.confirms, accepted=publication.accepted, stored=publication.stored)
+
+
+def _check(channel: Channel, message: Message) -> Exchange:
+    """Check that a message may be published, in RabbitMQ's order, and return the exchange it goes to."""
     name = message.exchange
-    channel.check_permission("write", "exchange", name)
+    channel.session.rights.check("write", "exchange", name)
     exchange = channel.exchange(name)
     if exchange.internal:
         raise access_refused(f"cannot publish to internal exchange '{name}' in vhost '{channel.vhost.name}'")
     properties = message.header.properties
-    user = channel.connection.user
+    user = channel.session.user
     if properties.user_id is not None and properties.user_id != user.name and "impersonator" not in user.tags:
         raise precondition_failed(
             f"user_id property set to '{properties.user_id}' but authenticated user was '{user.name}'"
@@ -69,7 +71,7 @@ def check_message(channel: "Channel", message: Message, bits: int) -> Exchange:
 
 
 def _check_expiration(expiration: str) -> None:
-    """Raises: ChannelException 406, in the words of Erlang's string:to_integer."""
+    """Check an expiration; errors are in the words of Erlang's string:to_integer."""
     number = _INTEGER.match(expiration)
     wrong: str | None
     if number is None:
@@ -82,22 +84,8 @@ def _check_expiration(expiration: str) -> None:
         raise precondition_failed(f"invalid expiration '{expiration}': {wrong}")
 
 
-def publish(channel: "Channel", exchange: Exchange, message: Message, *, mandatory: bool) -> None:
-    """Publish a message that has been checked, at once or when the transaction is committed."""
-    if message.properties.reply_to == DIRECT_REPLY_TO:
-        if channel.reply_token is None:
-            raise precondition_failed("fast reply consumer does not exist")
-        message = message.with_reply_to(f"{DIRECT_REPLY_TO}.{channel.reply_token}")
-    if channel.transaction is not None:
-        channel.transaction.publishes.append((exchange, message, mandatory))
-        return
-    publication = perform(channel, exchange, message, mandatory=mandatory)
-    if channel.confirming:
-        channel.settle_publish(accepted=publication.accepted, stored=publication.stored)
-
-
-def perform(channel: "Channel", exchange: Exchange, message: Message, *, mandatory: bool) -> Publication:
-    """Put a message in its queues, or give it back if it is mandatory and there are none."""
+def perform(channel: Channel, exchange: Exchange, message: Message, *, mandatory: bool) -> Publication:
+    """Put a message into its queues; return it to the client if it is mandatory and there are none."""
     channel.published[exchange.name] = channel.published.get(exchange.name, 0) + 1
     if exchange.name == "" and message.routing_key.startswith(DIRECT_REPLY_TO):
         publication = _reply(channel, message)
@@ -107,14 +95,14 @@ def perform(channel: "Channel", exchange: Exchange, message: Message, *, mandato
         if mandatory:
             channel.send_return(message)
         else:
-            channel.broker.dropped_unroutable += 1
+            channel.session.broker.dropped_unroutable += 1
     return publication
 
 
-def _reply(channel: "Channel", message: Message) -> Publication:
-    """Hand a reply straight to the channel that asked."""
+def _reply(channel: Channel, message: Message) -> Publication:
+    """Deliver a reply straight to the channel that asked."""
     token = message.routing_key.removeprefix(DIRECT_REPLY_TO + ".")
-    asking = channel.broker.reply_channels.get(token)
+    asking = channel.session.broker.reply_consumers.get(token)
     if asking is not None:
         asking.deliver_reply(message)
     return Publication(routed=asking is not None, accepted=True, stored=False)

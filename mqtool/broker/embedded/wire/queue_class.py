@@ -1,32 +1,28 @@
 """The methods of the queue class (section 1.7 of the 0-9-1 reference)."""
 
-from typing import TYPE_CHECKING
-
 from pamqp.commands import Queue as QueueClass
 
-from mqtool.broker.embedded.arguments import check_equivalent_queue, check_headers_binding, check_queue
-from mqtool.broker.embedded.errors import (
+from mqtool.broker.embedded.model.arguments import check_equivalent_queue, check_headers_binding, check_queue
+from mqtool.broker.embedded.model.errors import (
     NOT_IMPLEMENTED,
     ConnectionException,
     access_refused,
     locked_queue,
     precondition_failed,
 )
-from mqtool.broker.embedded.queue import Queue
+from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.wire.channel import Channel
 from mqtool.broker.embedded.wire.methods import table
 from mqtool.broker.embedded.wire.publishing import DIRECT_REPLY_TO
 
-if TYPE_CHECKING:
-    from mqtool.broker.embedded.wire.channel import Channel
-
 
 def without_line_ends(name: str) -> str:
-    """A name as RabbitMQ takes it: line ends are dropped."""
+    """Return a name as RabbitMQ takes it: line ends are dropped."""
     return name.replace("\r", "").replace("\n", "")
 
 
-def declare(channel: "Channel", method: QueueClass.Declare) -> None:
-    """Make a queue, or see that there is one."""
+def declare(channel: Channel, method: QueueClass.Declare) -> None:
+    """Make a queue, or check that it exists."""
     if _is_reply_queue(channel, method.queue):
         _declared(channel, method, method.queue, 0, 1)
         return
@@ -37,27 +33,27 @@ def declare(channel: "Channel", method: QueueClass.Declare) -> None:
     _declared(channel, method, queue.name, len(queue), len(queue.consumers))
 
 
-def _declared(channel: "Channel", method: QueueClass.Declare, name: str, messages: int, consumers: int) -> None:
+def _declared(channel: Channel, method: QueueClass.Declare, name: str, messages: int, consumers: int) -> None:
     if not method.nowait:
         channel.send(QueueClass.DeclareOk, queue=name, message_count=messages, consumer_count=consumers)
 
 
-def _is_reply_queue(channel: "Channel", name: str) -> bool:
+def _is_reply_queue(channel: Channel, name: str) -> bool:
     if not name.startswith(DIRECT_REPLY_TO):
         return False
-    return name == DIRECT_REPLY_TO or name.removeprefix(DIRECT_REPLY_TO + ".") in channel.broker.reply_channels
+    return name == DIRECT_REPLY_TO or name.removeprefix(DIRECT_REPLY_TO + ".") in channel.session.broker.reply_consumers
 
 
-def _declare(channel: "Channel", method: QueueClass.Declare, name: str) -> Queue:
+def _declare(channel: Channel, method: QueueClass.Declare, name: str) -> Queue:
     vhost, arguments = channel.vhost, table(method.arguments)
     if name.startswith("amq."):
         raise access_refused(f"queue name '{name}' contains reserved prefix 'amq.*'")
     server_named = not name
     name = name or vhost.new_queue_name()
-    channel.check_permission("configure", "queue", name)
+    channel.session.rights.check("configure", "queue", name)
     queue = vhost.queues.get(name)
-    # An exclusive queue is gone when its connection is; RabbitMQ's classic ones need not be durable for that.
-    owner = channel.connection if method.exclusive else None
+    # An exclusive queue goes with its connection; RabbitMQ's classic ones need not be durable for that.
+    owner = channel.session if method.exclusive else None
     if queue is not None:
         if queue.owner is not owner:
             raise locked_queue(name, vhost.name)
@@ -74,17 +70,17 @@ def _declare(channel: "Channel", method: QueueClass.Declare, name: str) -> Queue
     )
     exchange = arguments.get("x-dead-letter-exchange")
     if isinstance(exchange, str):
-        channel.check_permission("read", "queue", name)
-        channel.check_permission("write", "exchange", exchange)
+        channel.session.rights.check("read", "queue", name)
+        channel.session.rights.check("write", "exchange", exchange)
     queue = vhost.add_queue(
         name, durable=method.durable, auto_delete=method.auto_delete, owner=owner, arguments=arguments
     )
     if owner is not None:
-        channel.connection.exclusive_queues.add(queue)
+        channel.session.exclusive_queues.add(queue)
     return queue
 
 
-def bind(channel: "Channel", method: QueueClass.Bind) -> None:
+def bind(channel: Channel, method: QueueClass.Bind) -> None:
     """Bind a queue to an exchange."""
     name = channel.queue_name(without_line_ends(method.queue))
     exchange_name = without_line_ends(method.exchange)
@@ -100,56 +96,56 @@ def bind(channel: "Channel", method: QueueClass.Bind) -> None:
         channel.send(QueueClass.BindOk)
 
 
-def unbind(channel: "Channel", method: QueueClass.Unbind) -> None:
-    """Unbind a queue from an exchange; there being nothing to unbind is fine."""
+def unbind(channel: Channel, method: QueueClass.Unbind) -> None:
+    """Unbind a queue from an exchange, if it is bound."""
     name = channel.queue_name(without_line_ends(method.queue))
     exchange_name = without_line_ends(method.exchange)
     _check_binding(channel, name, exchange_name)
     exchange, queue = channel.vhost.exchanges.get(exchange_name), channel.vhost.queues.get(name)
     if exchange is not None and queue is not None:
-        channel.connection.check_access(queue)
+        channel.check_owner(queue)
         key = _routing_key(channel, method.queue, method.routing_key)
         channel.vhost.unbind(exchange, queue, key, table(method.arguments))
     channel.send(QueueClass.UnbindOk)
 
 
-def _routing_key(channel: "Channel", queue: str, key: str) -> str:
+def _routing_key(channel: Channel, queue: str, key: str) -> str:
     """With neither queue nor key named, the key is the name of the queue declared last (section 1.7.2.3)."""
     return key if queue or key else channel.queue_name("")
 
 
-def _check_binding(channel: "Channel", queue: str, exchange: str) -> None:
+def _check_binding(channel: Channel, queue: str, exchange: str) -> None:
     if not exchange:
         raise access_refused("operation not permitted on the default exchange")
-    channel.check_permission("write", "queue", queue)
-    channel.check_permission("read", "exchange", exchange)
+    channel.session.rights.check("write", "queue", queue)
+    channel.session.rights.check("read", "exchange", exchange)
 
 
-def purge(channel: "Channel", method: QueueClass.Purge) -> None:
-    """Drop what is ready."""
+def purge(channel: Channel, method: QueueClass.Purge) -> None:
+    """Drop the ready messages."""
     name = channel.queue_name(method.queue)
-    channel.check_permission("read", "queue", name)
+    channel.session.rights.check("read", "queue", name)
     count = channel.queue(name).purge()
     if not method.nowait:
         channel.send(QueueClass.PurgeOk, message_count=count)
 
 
-def delete(channel: "Channel", method: QueueClass.Delete) -> None:
-    """Delete a queue; there being none is fine."""
+def delete(channel: Channel, method: QueueClass.Delete) -> None:
+    """Delete a queue, if it exists."""
     count = 0
     if not _is_reply_queue(channel, method.queue):
         name = channel.queue_name(without_line_ends(method.queue))
-        channel.check_permission("configure", "queue", name)
+        channel.session.rights.check("configure", "queue", name)
         count = _delete(channel, name, if_unused=method.if_unused, if_empty=method.if_empty)
     if not method.nowait:
         channel.send(QueueClass.DeleteOk, message_count=count)
 
 
-def _delete(channel: "Channel", name: str, *, if_unused: bool, if_empty: bool) -> int:
+def _delete(channel: Channel, name: str, *, if_unused: bool, if_empty: bool) -> int:
     queue = channel.vhost.queues.get(name)
     if queue is None:
         return 0
-    channel.connection.check_access(queue)
+    channel.check_owner(queue)
     if queue.kind == "quorum" and (if_unused or if_empty):
         flag = "if-unused" if if_unused else "if-empty"
         raise ConnectionException(

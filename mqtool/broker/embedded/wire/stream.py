@@ -1,16 +1,14 @@
-"""The octets of a connection: cut into frames on the way in, put together on the way out, and kept flowing."""
+"""The octets of a connection: cut into frames on the way in, collected on the way out, and kept flowing."""
 
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
 
-from mqtool.broker.embedded.errors import FRAME_ERROR, INTERNAL_ERROR, ConnectionException, malformed
-from mqtool.broker.embedded.queue import Queue
+from mqtool.broker.embedded.model.errors import FRAME_ERROR, INTERNAL_ERROR, ConnectionException
+from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.wire import frames
-
-if TYPE_CHECKING:
-    from mqtool.broker.embedded.wire.channel import Channel
+from mqtool.broker.embedded.wire.frame_errors import malformed
+from mqtool.broker.embedded.wire.session import Confirming
 
 log = logging.getLogger("mqtool.broker.embedded")
 
@@ -18,13 +16,12 @@ FRAME_MAX = 131_072
 """The largest frame, in bytes, that the broker agrees to."""
 
 ENOUGH_OUT = 256 * 1024
-"""How many bytes may wait to be sent before consumers are passed over."""
+"""Consumers are skipped when this many bytes wait to be sent."""
 
-# And before no more is read from the client.
+# And this many stop reading from the client.
 _TOO_MUCH_OUT = 16 * 1024 * 1024
 
-
-# Type, channel and size: enough to see that a frame is too large, before any of it has come.
+# Type, channel and size: enough to see that a frame is too large before the rest has come.
 _FRAME_HEAD = 7
 
 
@@ -36,8 +33,8 @@ class FrameStream(asyncio.Protocol, ABC):
         frame_max: the largest frame, in bytes, as negotiated.
         heartbeat: the interval in seconds, as negotiated; 0 for none.
         writable: whether consumers should be sent more now.
-        starving: queues to look at again when it is.
-        blocked: whether nothing is read from it, because memory is short.
+        starving: queues to pump when it is.
+        blocked: whether nothing is read from it, because of an alarm.
     """
 
     transport: asyncio.Transport
@@ -59,7 +56,7 @@ class FrameStream(asyncio.Protocol, ABC):
         self._out_bytes = 0
         self._flushing = False
         self._paused = False
-        self._confirming: dict[Channel, None] = {}
+        self._confirming: dict[Confirming, None] = {}
         self._beat: asyncio.TimerHandle | None = None
         self._heard_at = 0.0
         self._sent_at = 0.0
@@ -71,14 +68,14 @@ class FrameStream(asyncio.Protocol, ABC):
 
     @abstractmethod
     def greet(self) -> None:
-        """The client speaks AMQP 0-9-1: begin the handshake."""
+        """Begin the handshake: the client speaks AMQP 0-9-1."""
 
     @abstractmethod
     def receive(self, kind: int, number: int, payload: bytes) -> None:
         """Take a frame.
 
         Raises:
-            ConnectionException: the connection has to be closed for it.
+            ConnectionException: the connection must be closed.
         """
 
     @abstractmethod
@@ -88,21 +85,21 @@ class FrameStream(asyncio.Protocol, ABC):
     # -- octets in
 
     def eof_received(self) -> bool:
-        """The client sends no more: there is nothing left to talk about."""
+        """Close the socket: the client sends no more."""
         return False
 
     def pause_writing(self) -> None:
-        """The client reads more slowly than we write."""
+        """Stop sending to consumers: the client reads too slowly."""
         self._paused = True
         self.writable = False
 
     def resume_writing(self) -> None:
-        """The client has caught up."""
+        """Send again: the client has caught up."""
         self._paused = False
         self._writable_again()
 
     def data_received(self, data: bytes) -> None:
-        """Octets have come in."""
+        """Take octets."""
         self._heard_at = self._loop.time()
         self.received_bytes += len(data)
         if self._chunks:
@@ -129,7 +126,7 @@ class FrameStream(asyncio.Protocol, ABC):
         self._have = len(rest)
 
     def _receive(self, data: bytes) -> int:
-        """Take as many frames as have come in whole; returns how many octets they were."""
+        """Take all complete frames and return the number of octets in them."""
         offset = 0
         if self.state == "header":
             if data[:8] != frames.PROTOCOL_HEADER:
@@ -160,14 +157,14 @@ class FrameStream(asyncio.Protocol, ABC):
         return offset
 
     def _refuse_protocol(self) -> None:
-        """What is not AMQP 0-9-1 is told what would be, and the socket is closed (section 4.2.2)."""
+        """Tell a client that does not speak AMQP 0-9-1 that this is required, and hang up (section 4.2.2)."""
         self.write(frames.PROTOCOL_HEADER)
         self.hang_up()
 
     # -- octets out
 
     def write(self, data: bytes) -> None:
-        """Send octets, together with all others of this turn of the loop."""
+        """Send octets at the end of this turn of the loop, together with all others."""
         self._out.append(data)
         self._out_bytes += len(data)
         if not self._flushing:
@@ -176,7 +173,7 @@ class FrameStream(asyncio.Protocol, ABC):
         elif self._out_bytes > ENOUGH_OUT:
             self.writable = False
 
-    def confirm_soon(self, channel: "Channel") -> None:
+    def confirm_soon(self, channel: Confirming) -> None:
         """Send a channel's confirms at the end of this turn of the loop."""
         self._confirming[channel] = None
         if not self._flushing:
@@ -207,7 +204,7 @@ class FrameStream(asyncio.Protocol, ABC):
                 queue.pump()
 
     def _pace_reading(self) -> None:
-        """Read nothing from a client that is blocked, or that asks for more and more and reads none of it."""
+        """Read nothing from a client that is blocked, or that does not read its answers."""
         if self.transport.is_closing():
             return
         if self.blocked or self.transport.get_write_buffer_size() > _TOO_MUCH_OUT:
@@ -216,7 +213,7 @@ class FrameStream(asyncio.Protocol, ABC):
             self.transport.resume_reading()
 
     def hang_up(self) -> None:
-        """Close the socket once what is to be sent has been."""
+        """Close the socket once everything has been sent."""
         self.state = "closed"
         self._flush()
         self.transport.close()
@@ -224,7 +221,7 @@ class FrameStream(asyncio.Protocol, ABC):
     # -- heartbeats
 
     def start_heartbeats(self, seconds: int) -> None:
-        """Send and expect a sign of life at this interval; 0 for none (section 4.2.7)."""
+        """Send and expect heartbeats at this interval; 0 for none (section 4.2.7)."""
         self.heartbeat = seconds
         if seconds:
             self._heard_at = self._sent_at = self._loop.time()

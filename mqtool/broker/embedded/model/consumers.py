@@ -4,12 +4,12 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Protocol
 
-from mqtool.broker.embedded.backlog import Entry
+from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.routing.field_table import Table
 
 
 class Consumer(Protocol):
-    """What a queue knows of a consumer."""
+    """What a queue needs of a consumer."""
 
     tag: str
     priority: int
@@ -21,7 +21,7 @@ class Consumer(Protocol):
         """Whether it can take a message now; if not, it calls `Queue.pump` when it can."""
 
     def take(self, entry: Entry) -> None:
-        """Send it a message."""
+        """Deliver a message to it."""
 
     def cancelled(self) -> None:
         """Tell it that the queue is gone."""
@@ -31,7 +31,7 @@ class Consumers:
     """Consumers by priority, and in turn within a priority (RabbitMQ's `x-priority`).
 
     Args:
-        single_active: only the one that has been here longest gets messages.
+        single_active: only the oldest one gets messages.
     """
 
     def __init__(self, *, single_active: bool) -> None:
@@ -40,7 +40,6 @@ class Consumers:
         self._turns: dict[int, deque[Consumer]] = {}
         self._descending: list[int] = []
         self.active: Consumer | None = None
-        self.idle_since_last_look = True
 
     def __len__(self) -> int:
         return len(self._all)
@@ -50,15 +49,15 @@ class Consumers:
 
     @property
     def exclusive(self) -> bool:
-        """Whether one of them keeps all others out."""
+        """Whether one of them consumes exclusively."""
         return any(consumer.exclusive for consumer in self._all)
 
     def is_active(self, consumer: Consumer) -> bool:
-        """Whether this one gets messages, or stands by for the single active one."""
+        """Whether it gets messages, rather than stands by for the single active consumer."""
         return not self._single_active or consumer is self.active
 
     def add(self, consumer: Consumer) -> None:
-        """Let a consumer have its turn."""
+        """Add a consumer."""
         self._all.append(consumer)
         self._turns.setdefault(consumer.priority, deque()).append(consumer)
         self._descending = sorted(self._turns, reverse=True)
@@ -66,7 +65,7 @@ class Consumers:
             self.active = consumer
 
     def remove(self, consumer: Consumer) -> bool:
-        """Take a consumer out; False if it was not there."""
+        """Remove a consumer; False if it was not there."""
         if consumer not in self._all:
             return False
         self._all.remove(consumer)
@@ -80,13 +79,13 @@ class Consumers:
         return True
 
     def clear(self) -> list[Consumer]:
-        """Take all consumers out."""
+        """Remove all consumers and return them."""
         gone, self._all, self._turns, self._descending = self._all, [], {}, []
         self.active = None
         return gone
 
     def next_ready(self) -> Consumer | None:
-        """The consumer whose turn it is, or None if no consumer can take a message now."""
+        """Return the consumer whose turn it is; None if none can take a message now."""
         if self._single_active:
             return self.active if self.active is not None and self.active.ready() else None
         for priority in self._descending:

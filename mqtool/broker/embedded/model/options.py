@@ -7,7 +7,7 @@ from mqtool.routing.field_table import Table
 
 @dataclass
 class Options:
-    """What the arguments of queue.declare ask for; times in milliseconds, sizes in bytes, None for no limit."""
+    """The arguments of queue.declare; times in milliseconds, sizes in bytes, None for no limit."""
 
     message_ttl: int | None = None
     expires: int | None = None
@@ -19,7 +19,6 @@ class Options:
     max_priority: int | None = None
     single_active: bool = False
     delivery_limit: int | None = None
-    consumer_timeout: int | None = None
 
     @classmethod
     def of(cls, arguments: Table) -> "Options":
@@ -44,5 +43,16 @@ class Options:
             max_priority=integer("x-max-priority"),
             single_active=arguments.get("x-single-active-consumer") is True,
             delivery_limit=integer("x-delivery-limit"),
-            consumer_timeout=integer("x-consumer-timeout"),
         )
+
+    def exceeded(self, messages: int, size: int) -> bool:
+        """Whether this many ready messages, with bodies of this size together, are too many."""
+        return (self.max_length is not None and messages > self.max_length) or (
+            self.max_length_bytes is not None and size > self.max_length_bytes
+        )
+
+    def time_to_live(self, expiration: str | None) -> int | None:
+        """Return the shorter of the queue's time to live and a message's own."""
+        if expiration is None:
+            return self.message_ttl
+        return int(expiration) if self.message_ttl is None else min(self.message_ttl, int(expiration))

@@ -1,10 +1,10 @@
-"""What the arguments of a declaration may say, and when two declarations are the same (RabbitMQ's rules and words)."""
+"""Which arguments a declaration may have, and when two declarations agree (RabbitMQ's rules and words)."""
 
 from collections.abc import Callable
 
-from mqtool.broker.embedded.errors import COMMAND_INVALID, ConnectionException, precondition_failed
-from mqtool.broker.embedded.exchange import DELAYED, TYPES, Exchange
-from mqtool.broker.embedded.queue import MAX_PRIORITY, Queue
+from mqtool.broker.embedded.model.errors import COMMAND_INVALID, ConnectionException, precondition_failed
+from mqtool.broker.embedded.model.exchange import DELAYED, TYPES, Exchange
+from mqtool.broker.embedded.model.queue import MAX_PRIORITY, Queue
 from mqtool.routing.field_table import Table, Value, is_integer, type_name
 
 # Ten years in milliseconds: Erlang's timers, and so RabbitMQ, take no more.
@@ -22,7 +22,7 @@ def _integer(value: Value) -> str | None:
 
 
 def check_expiry(value: int) -> str | None:
-    """What is wrong with a time to live in milliseconds; None if nothing is."""
+    """Return what is wrong with a time to live in milliseconds; None if nothing is."""
     if value < 0:
         return f"{{value_negative,{value}}}"
     return f"{{value_too_large,{value}}}" if value > MAX_EXPIRY else None
@@ -70,7 +70,7 @@ def _dead_letter_key(value: Value, table: Table) -> str | None:
 
 
 def _dead_letter_strategy(value: Value, table: Table) -> str | None:
-    # A classic queue does not take the argument at all, and says so instead.
+    # A classic queue does not support the argument at all: check_queue says so.
     if table.get("x-queue-type", "classic") == "classic":
         return None
     return _one_of("at-most-once", "at-least-once", otherwise="invalid_dlx_strategy")(value, table)
@@ -108,9 +108,9 @@ QUEUE_ARGUMENTS: dict[str, Check] = {
     "x-stream-max-segment-size-bytes": _count,
     "x-delivery-limit": _anything,
 }
-"""The arguments that RabbitMQ knows; it takes any others without looking at them."""
+"""The arguments that RabbitMQ knows; it accepts any others unchecked."""
 
-# What each type of queue takes of these, in the order in which RabbitMQ compares a second declaration.
+# What each type of queue supports, in the order in which RabbitMQ compares a second declaration.
 _SUPPORTED = {
     "classic": (
         "x-expires",
@@ -148,10 +148,10 @@ _SUPPORTED = {
 def check_queue(
     name: str, vhost: str, arguments: Table, *, durable: bool, exclusive: bool, auto_delete: bool, server_named: bool
 ) -> None:
-    """Check a queue.declare that is to make a new queue.
+    """Check the declaration of a new queue.
 
     Raises:
-        ChannelException: 406, with RabbitMQ's words for the first thing that is wrong.
+        ChannelException: 406, with RabbitMQ's words for the first error.
     """
     where = f"queue '{name}' in vhost '{vhost}'"
     exchange = arguments.get("x-dead-letter-exchange")
@@ -178,7 +178,7 @@ def _check_quorum(where: str, *, durable: bool, exclusive: bool, auto_delete: bo
 
 
 def check_equivalent_queue(queue: Queue, arguments: Table, *, durable: bool, auto_delete: bool) -> None:
-    """Check that a second queue.declare asks for what the queue is.
+    """Check that a second declaration agrees with the queue.
 
     Raises:
         ChannelException: 406, naming the first difference.
@@ -187,7 +187,7 @@ def check_equivalent_queue(queue: Queue, arguments: Table, *, durable: bool, aut
     _equivalent("durable", where, durable, queue.durable)
     _equivalent("auto_delete", where, auto_delete, queue.auto_delete)
     if queue.kind == "classic":
-        # Saying that a classic queue is classic makes no difference.
+        # `x-queue-type: classic` is the default, so it makes no difference.
         arguments = {"x-queue-type": "classic", **arguments} if "x-queue-type" in queue.arguments else arguments
         if arguments.get("x-queue-type") == "classic" and "x-queue-type" not in queue.arguments:
             arguments = {name: value for name, value in arguments.items() if name != "x-queue-type"}
@@ -206,7 +206,7 @@ def _equivalent(name: str, where: str, received: object, current: object) -> Non
 
 
 def equivalent_argument(name: str, where: str, received: Table, current: Table) -> None:
-    """Check that an argument is the same in two declarations; integers of any width are.
+    """Check that an argument is the same in two declarations; the width of integers does not matter.
 
     Raises:
         ChannelException: 406.
@@ -242,14 +242,14 @@ def check_exchange_type(kind: str) -> None:
     """Check the type in an exchange.declare.
 
     Raises:
-        ConnectionException: 503 for one that there is not.
+        ConnectionException: 503, unknown.
     """
     if kind not in TYPES:
         raise ConnectionException(COMMAND_INVALID, f"{'unknown' if kind else 'invalid'} exchange type '{kind}'")
 
 
 def check_exchange(name: str, vhost: str, kind: str, arguments: Table) -> None:
-    """Check an exchange.declare that is to make a new exchange.
+    """Check the declaration of a new exchange.
 
     Raises:
         ChannelException: 406.
@@ -272,7 +272,7 @@ def check_exchange(name: str, vhost: str, kind: str, arguments: Table) -> None:
 def check_equivalent_exchange(
     exchange: Exchange, vhost: str, kind: str, arguments: Table, *, durable: bool, auto_delete: bool, internal: bool
 ) -> None:
-    """Check that a second exchange.declare asks for what the exchange is.
+    """Check that a second declaration agrees with the exchange.
 
     Raises:
         ChannelException: 406, naming the first difference.
@@ -308,7 +308,7 @@ def check_headers_binding(arguments: Table) -> None:
     """Check the arguments of a binding to a headers exchange.
 
     Raises:
-        ChannelException: 406 for an `x-match` that means nothing.
+        ChannelException: 406 for an invalid `x-match`.
     """
     mode = arguments.get("x-match", "all")
     if not isinstance(mode, str):

@@ -25,7 +25,7 @@ class Permissions:
     def allow(self, what: str, name: str) -> bool:
         """Whether `configure`, `write` or `read` of a name is allowed; the default exchange is `amq.default`."""
         pattern: str = getattr(self, what)
-        # RabbitMQ takes an empty pattern to match nothing but the empty name.
+        # To RabbitMQ an empty pattern matches only the empty name.
         return _compiled(pattern or "^$").search(name or "amq.default") is not None
 
 
@@ -36,10 +36,10 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 @dataclass
 class User:
-    """Somebody who can log in.
+    """An account.
 
     Attributes:
-        password_hash: a salt of four octets and the digest of salt and password, as RabbitMQ keeps it; None for nobody.
+        password_hash: a salt of four octets and the digest of salt and password, as RabbitMQ does; None for no login.
         tags: e.g. `administrator`.
         permissions: by virtual host.
     """
@@ -52,12 +52,12 @@ class User:
 
     @classmethod
     def with_password(cls, name: str, password: str, tags: list[str]) -> Self:
-        """A user with this password and no permissions."""
+        """Return a user with this password and no permissions."""
         salt = os.urandom(4)
         return cls(name, salt + hashlib.sha256(salt + password.encode(errors="surrogateescape")).digest(), tags)
 
     def authenticates(self, password: str) -> bool:
-        """Whether this is the user's password. An empty one never is."""
+        """Whether this is the user's password; an empty one never is."""
         if not password or self.password_hash is None:
             return False
         salt, digest = self.password_hash[:4], self.password_hash[4:]

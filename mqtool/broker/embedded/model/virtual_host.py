@@ -1,54 +1,37 @@
-"""A virtual host: its exchanges and queues, and the way of a message from one to the other."""
+"""A virtual host: its exchanges and queues, and how messages get from one to the other."""
 
 import secrets
 from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
-from mqtool.broker.embedded.backlog import Entry
-from mqtool.broker.embedded.clock import Clock
-from mqtool.broker.embedded.dead_letter import dead_letter, would_cycle
-from mqtool.broker.embedded.delayed import Delayed, delay_of, released
-from mqtool.broker.embedded.exchange import PREDECLARED, TRACE_EXCHANGE, Binding, Exchange
-from mqtool.broker.embedded.message import Message
-from mqtool.broker.embedded.queue import ENTRY_OVERHEAD, Ledger, Queue
+from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.model.clock import Clock
+from mqtool.broker.embedded.model.dead_letter import dead_letter, would_cycle
+from mqtool.broker.embedded.model.definitions import (
+    forget_exchange,
+    forget_link,
+    forget_queue,
+    save_exchange,
+    save_link,
+    save_queue,
+)
+from mqtool.broker.embedded.model.delayed import Delayed, delay_of, released
+from mqtool.broker.embedded.model.exchange import PREDECLARED, TRACE_EXCHANGE, Destination, Exchange, Link
+from mqtool.broker.embedded.model.ledger import Ledger
+from mqtool.broker.embedded.model.message import Message
+from mqtool.broker.embedded.model.queue import Queue
 from mqtool.routing.field_table import Table
-
-
-class Definitions(Ledger, Protocol):
-    """Where a virtual host writes down what has to outlive the process."""
-
-    def exchange_declared(self, vhost: str, exchange: Exchange) -> None:
-        """There is a new durable exchange."""
-
-    def exchange_deleted(self, vhost: str, exchange: Exchange) -> None:
-        """A durable exchange is gone."""
-
-    def queue_declared(self, queue: Queue) -> None:
-        """There is a new durable queue; gives it its key."""
-
-    def queue_deleted(self, queue: Queue) -> None:
-        """A durable queue is gone, and its messages with it."""
-
-    def bound(self, vhost: str, binding: Binding) -> None:
-        """There is a new binding between durable things."""
-
-    def unbound(self, vhost: str, binding: Binding) -> None:
-        """A binding between durable things is gone."""
-
-    def held(self, vhost: str, exchange: Exchange, entry: Entry) -> None:
-        """A delayed exchange holds a persistent message; sets the entry's row."""
 
 
 @dataclass(slots=True)
 class Publication:
-    """What became of a published message.
+    """The outcome of a publish.
 
     Attributes:
-        routed: at least one queue was meant to have it.
-        accepted: none of them refused it.
-        stored: it is being written to disk; the publisher's confirm has to wait for that.
+        routed: the message was routed to at least one queue.
+        accepted: no queue refused it.
+        stored: it is being written to disk; the publisher's confirm must wait for that.
     """
 
     routed: bool
@@ -63,7 +46,7 @@ class VirtualHost:
         exchanges, queues: by name.
     """
 
-    def __init__(self, name: str, clock: Clock, ledger: Definitions) -> None:
+    def __init__(self, name: str, clock: Clock, ledger: Ledger) -> None:
         self.name = name
         self.description = ""
         self._clock = clock
@@ -79,34 +62,41 @@ class VirtualHost:
 
     # -- declarations
 
-    def add_exchange(self, exchange: Exchange) -> Exchange:
-        """Add an exchange that has been checked."""
+    def add_exchange(self, exchange: Exchange) -> None:
+        """Add an exchange that has been checked.
+
+        Raises:
+            ConnectionException: 506, the disk does not take it; then there is no such exchange.
+        """
+        if exchange.durable and not exchange.key:
+            save_exchange(self._ledger, self.name, exchange)
         self.exchanges[exchange.name] = exchange
         if exchange.delayed:
             self._delayed[exchange.name] = Delayed(self._clock, lambda entry: self._release(exchange, entry))
-        if exchange.durable and not exchange.key:
-            self._ledger.exchange_declared(self.name, exchange)
-        return exchange
 
     def delete_exchange(self, exchange: Exchange) -> None:
-        """Delete an exchange, its bindings, and what it holds back."""
+        """Delete an exchange, its bindings, and the messages that it holds back."""
         del self.exchanges[exchange.name]
-        for binding in [*exchange.bindings, *exchange.inbound]:
-            self.unbind(binding.source, binding.destination, binding.routing_key, binding.arguments)
+        for link in [*exchange.links, *exchange.inbound]:
+            self._unlink(link)
         if exchange.delayed:
             for entry in self._delayed.pop(exchange.name).clear():
-                self._let_go(entry)
+                self._ledger.drop(entry)
         if exchange.durable:
-            self._ledger.exchange_deleted(self.name, exchange)
+            forget_exchange(self._ledger, self.name, exchange)
 
     def new_queue_name(self) -> str:
-        """A name for a queue that a client leaves to the broker to name."""
+        """Return a name for a queue that the client leaves to the broker to name."""
         return f"amq.gen-{secrets.token_urlsafe(16)}"
 
     def add_queue(
         self, name: str, *, durable: bool, auto_delete: bool, owner: object | None, arguments: Table, key: int = 0
     ) -> Queue:
-        """Add a queue that has been checked; `key` is the storage's for one that it remembers."""
+        """Add a queue that has been checked; `key` is its number in the storage if it is there already.
+
+        Raises:
+            ConnectionException: 506, the disk does not take it; then there is no such queue.
+        """
         queue = Queue(
             name,
             self.name,
@@ -120,43 +110,58 @@ class VirtualHost:
             arguments=arguments,
             key=key,
         )
-        self.queues[name] = queue
         if queue.stored and not key:
-            self._ledger.queue_declared(queue)
+            save_queue(self._ledger, queue)
+        self.queues[name] = queue
+        queue.touch()
         return queue
 
     def delete_queue(self, queue: Queue) -> int:
-        """Delete a queue and its bindings; returns how many messages were ready in it."""
+        """Delete a queue and its bindings; returns the number of ready messages."""
         if queue.deleted:
             return 0
         del self.queues[queue.name]
-        for binding in list(queue.inbound):
-            self.unbind(binding.source, queue, binding.routing_key, binding.arguments)
+        for link in list(queue.inbound):
+            self._unlink(link)
         count = queue.delete()
         if queue.stored:
-            self._ledger.queue_deleted(queue)
+            forget_queue(self._ledger, queue)
         return count
 
-    def bind(self, source: Exchange, destination: Queue | Exchange, routing_key: str, arguments: Table) -> None:
-        """Bind; there being such a binding already is fine."""
-        binding = source.bind(destination, routing_key, arguments)
-        if binding is not None and _outlives(binding):
-            self._ledger.bound(self.name, binding)
+    def bind(self, source: Exchange, destination: Destination, routing_key: str, arguments: Table) -> None:
+        """Bind, unless there is such a binding already.
 
-    def unbind(self, source: Exchange, destination: Queue | Exchange, routing_key: str, arguments: Table) -> None:
-        """Unbind; there being no such binding is fine. An auto-delete exchange goes with its last binding."""
-        binding = source.unbind(destination, routing_key, arguments)
-        if binding is None:
+        Raises:
+            ConnectionException: 506, the disk does not take it; then there is no such binding.
+        """
+        if source.find(destination, routing_key, arguments) is not None:
             return
-        if _outlives(binding):
-            self._ledger.unbound(self.name, binding)
+        link = Link(source, destination, routing_key, arguments)
+        if link.stored:
+            save_link(self._ledger, self.name, link)
+        source.add(link)
+
+    def unbind(self, source: Exchange, destination: Destination, routing_key: str, arguments: Table) -> None:
+        """Unbind, if there is such a binding."""
+        link = source.find(destination, routing_key, arguments)
+        if link is not None:
+            self._unlink(link)
+
+    def _unlink(self, link: Link) -> None:
+        """Remove a binding; an auto-delete exchange goes with its last one."""
+        source = link.source
+        # An exchange bound to itself comes here twice when it is deleted.
+        if not source.remove(link):
+            return
+        if link.stored:
+            forget_link(self._ledger, self.name, link)
         if source.auto_delete and not source.in_use and source.name in self.exchanges:
             self.delete_exchange(source)
 
-    def bindings(self) -> Iterator[Binding]:
-        """All bindings, without those that every queue has to the default exchange."""
+    def links(self) -> Iterator[Link]:
+        """Yield all bindings except those that every queue has to the default exchange."""
         for exchange in self.exchanges.values():
-            yield from exchange.bindings
+            yield from exchange.links
 
     # -- messages
 
@@ -169,8 +174,8 @@ class VirtualHost:
             queue = self.queues.get(message.routing_key)
             if queue is None:
                 return Publication(routed=False, accepted=True, stored=False)
-            accepted, row = queue.publish(message)
-            return Publication(routed=True, accepted=accepted, stored=row != 0)
+            accepted, stored = queue.publish(message)
+            return Publication(routed=True, accepted=accepted, stored=stored)
         queues = self.route(exchange, message)
         if "BCC" in message.headers:
             headers = {name: value for name, value in message.headers.items() if name != "BCC"}
@@ -180,13 +185,13 @@ class VirtualHost:
     def _enqueue(self, queues: Collection[Queue], message: Message) -> Publication:
         publication = Publication(routed=bool(queues), accepted=True, stored=False)
         for queue in queues:
-            accepted, row = queue.publish(message)
+            accepted, stored = queue.publish(message)
             publication.accepted = publication.accepted and accepted
-            publication.stored = publication.stored or row != 0
+            publication.stored = publication.stored or stored
         return publication
 
     def route(self, exchange: Exchange, message: Message) -> Collection[Queue]:
-        """The queues that a message published to an exchange goes to, each once."""
+        """Return the queues that a message published to an exchange goes to, each once."""
         headers = message.headers
         keys = [message.routing_key]
         for name in ("CC", "BCC"):
@@ -204,7 +209,7 @@ class VirtualHost:
                     matched = True
                     if isinstance(destination, Queue):
                         queues[destination] = None
-                    elif destination not in seen:
+                    elif isinstance(destination, Exchange) and destination not in seen:
                         seen.add(destination)
                         todo.append(destination)
             if not matched and current.alternate is not None:
@@ -214,7 +219,7 @@ class VirtualHost:
                     todo.append(alternate)
         return queues
 
-    def _matches(self, exchange: Exchange, key: str, message: Message) -> Collection[Queue | Exchange]:
+    def _matches(self, exchange: Exchange, key: str, message: Message) -> Collection[Destination]:
         if exchange.name == "":
             queue = self.queues.get(key)
             return () if queue is None else (queue,)
@@ -225,7 +230,7 @@ class VirtualHost:
     def _dead_letter(self, queue: Queue, message: Message, reason: str) -> None:
         """Publish a message again, to the queue's dead-letter exchange.
 
-        One may cause another, through any number of queues: they wait for their turn instead of recursing.
+        One may cause another, through any number of queues: a queue of them takes the place of recursion.
         """
         self._dying.append((queue, message, reason))
         if self._burying:
@@ -255,34 +260,22 @@ class VirtualHost:
 
     def _hold(self, exchange: Exchange, message: Message, delay: int) -> Publication:
         entry = Entry(message, 0, self._clock.now() + delay)
-        self._ledger.grew(len(message.body) + ENTRY_OVERHEAD)
         if exchange.durable and message.persistent:
-            self._ledger.held(self.name, exchange, entry)
-        self._delayed[exchange.name].hold(entry)
+            self._ledger.added(exchange.key, entry)
+        self.hold_again(exchange, entry)
         # The plugin cannot know now who will be bound then: to a mandatory publisher it says that nobody is.
         return Publication(routed=False, accepted=True, stored=entry.row != 0)
 
-    def hold_again(self, exchange: str, entry: Entry) -> None:
+    def hold_again(self, exchange: Exchange, entry: Entry) -> None:
         """Hold a message that was being held before a restart."""
-        self._ledger.grew(len(entry.message.body) + ENTRY_OVERHEAD)
-        self._delayed[exchange].hold(entry)
+        self._ledger.hold(entry)
+        self._delayed[exchange.name].hold(entry)
 
     def held(self, exchange: Exchange) -> int:
-        """How many messages a delayed exchange holds back."""
+        """Return the number of messages that a delayed exchange holds back."""
         return len(self._delayed[exchange.name])
 
     def _release(self, exchange: Exchange, entry: Entry) -> None:
         message = released(entry.message)
         self._enqueue(self.route(exchange, message), message)
-        self._let_go(entry)
-
-    def _let_go(self, entry: Entry) -> None:
-        self._ledger.grew(-len(entry.message.body) - ENTRY_OVERHEAD)
-        if entry.row:
-            self._ledger.removed(entry)
-
-
-def _outlives(binding: Binding) -> bool:
-    """Whether a binding outlives the process: both its ends have to."""
-    destination = binding.destination
-    return binding.source.durable and (destination.stored if isinstance(destination, Queue) else destination.durable)
+        self._ledger.drop(entry)

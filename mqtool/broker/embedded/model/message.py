@@ -1,4 +1,4 @@
-"""A message as the broker keeps it: the octets that came in, ready to go out again, and what routing needs of them."""
+"""A message as the broker keeps it: the octets as they came in, and decoded what routing needs."""
 
 import struct
 from functools import lru_cache
@@ -36,12 +36,12 @@ _REPLY_TO_FLAG = 1 << 9
 
 
 class Properties:
-    """The basic-class properties of a message, each field also as its octets, so that editing one keeps the others.
+    """The basic-class properties of a message. Each field keeps its octets, so that editing one keeps the others.
 
     Attributes:
-        headers: the headers table; empty when there is none. Not to be changed in place.
-        delivery_mode, priority: as sent, None when not.
-        expiration, user_id, reply_to: as sent, None when not.
+        headers: the headers table, empty if there is none. Do not change it in place.
+        delivery_mode, priority: as sent; None if absent.
+        expiration, user_id, reply_to: as sent; None if absent.
     """
 
     __slots__ = ("_fields", "delivery_mode", "expiration", "headers", "priority", "reply_to", "user_id")
@@ -58,7 +58,7 @@ class Properties:
 
     @classmethod
     def decode(cls, data: bytes, offset: int = 0) -> Self:
-        """Properties from flags and list, as they stand in a content header from `offset` on.
+        """Decode flags and list, as in a content header from `offset` on.
 
         Raises:
             ValueError: they are cut short, or the headers are not a table.
@@ -80,14 +80,14 @@ class Properties:
         return cls(fields)
 
     def encode(self) -> bytes:
-        """Flags and list, as in a content header."""
+        """Encode flags and list, as in a content header."""
         flags = sum(flag for flag, name in _FLAGS if name in self._fields)
         return flags.to_bytes(2) + b"".join(self._fields[name] for name in _NAMES if name in self._fields)
 
     def replace(
         self, *, headers: Table | None = None, reply_to: str | None = None, expires: bool = True
     ) -> "Properties":
-        """A copy with other headers or reply-to, or (`expires=False`) without its expiration."""
+        """Return a copy with other headers or reply-to, or (`expires=False`) without its expiration."""
         fields = dict(self._fields)
         if headers is not None:
             fields["headers"] = encode_table(headers)
@@ -132,16 +132,16 @@ class ContentHeader:
 
     @classmethod
     def of(cls, properties: Properties, body_size: int) -> Self:
-        """The header for a body of this many bytes."""
+        """Return the header for a body of this many bytes."""
         return cls(struct.pack(">HHQ", BASIC_CLASS, 0, body_size) + properties.encode())
 
 
-# Publishers send the same few headers and addresses over and over: parsing one costs ten times finding it again.
+# Publishers repeat the same few headers and addresses: parsing one costs ten times as much as looking it up.
 _parse_small_header = lru_cache(maxsize=2048)(ContentHeader)
 
 
 def parse_content_header(raw: bytes) -> ContentHeader:
-    """The content header in a frame's payload.
+    """Decode the content header in a frame's payload.
 
     Raises:
         ValueError: it is malformed.
@@ -151,7 +151,7 @@ def parse_content_header(raw: bytes) -> ContentHeader:
 
 @lru_cache(maxsize=4096)
 def parse_address(address: bytes) -> tuple[str, str]:
-    """The exchange and the routing key from the two short strings that basic.publish and basic.deliver share.
+    """Decode exchange and routing key, two short strings that basic.publish and basic.deliver share.
 
     Raises:
         ValueError: they are cut short.
@@ -166,13 +166,13 @@ def parse_address(address: bytes) -> tuple[str, str]:
 
 
 def encode_address(exchange: str, routing_key: str) -> bytes:
-    """The two short strings of an exchange and a routing key."""
+    """Encode exchange and routing key."""
     first, second = exchange.encode(errors="surrogateescape"), routing_key.encode(errors="surrogateescape")
     return bytes([len(first)]) + first + bytes([len(second)]) + second
 
 
 class Message:
-    """A message that has been published; immutable, and shared by the queues it was routed to.
+    """A published message: immutable, and shared by the queues it was routed to.
 
     Attributes:
         address: exchange and routing key as two short strings, as they go on the wire.
@@ -196,18 +196,18 @@ class Message:
 
     @property
     def persistent(self) -> bool:
-        """Whether it is to outlive a restart, in a durable queue."""
+        """Whether it survives a restart in a durable queue."""
         return self.header.properties.delivery_mode == PERSISTENT
 
     @property
     def headers(self) -> Table:
-        """Its headers table; empty when there is none."""
+        """Its headers table, empty if there is none."""
         return self.header.properties.headers
 
     def replace(
         self, *, headers: Table | None = None, address: tuple[str, str] | None = None, expires: bool = True
     ) -> "Message":
-        """A copy with other headers or another address, or (`expires=False`) without its expiration."""
+        """Return a copy with other headers or another address, or (`expires=False`) without its expiration."""
         properties = self.properties.replace(headers=headers, expires=expires)
         return Message(
             self.address if address is None else encode_address(*address),
@@ -216,7 +216,7 @@ class Message:
         )
 
     def with_reply_to(self, reply_to: str) -> "Message":
-        """A copy that asks for its reply elsewhere."""
+        """Return a copy with another reply-to."""
         return Message(
             self.address, ContentHeader.of(self.properties.replace(reply_to=reply_to), len(self.body)), self.body
         )

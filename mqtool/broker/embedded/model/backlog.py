@@ -1,10 +1,10 @@
-"""The messages that wait in a queue, in the order in which they will be delivered."""
+"""The ready messages of a queue, in the order in which they will be delivered."""
 
 from collections import deque
 from collections.abc import Iterator
 from heapq import heappop, heappush
 
-from mqtool.broker.embedded.message import Message
+from mqtool.broker.embedded.model.message import Message
 
 
 class Entry:
@@ -12,10 +12,10 @@ class Entry:
 
     Attributes:
         position: its place in the queue; an older message has a smaller one.
-        redelivered: whether a client has had it before.
-        delivery_count: how often it has come back (quorum queues).
+        redelivered: whether it was delivered before.
+        delivery_count: how many times it has been returned (quorum queues).
         expires_at: when its time to live ends, in milliseconds since 1970; None for never.
-        row: its number in the storage, 0 while it is only in memory.
+        row: its number in the storage; 0 while it is only in memory.
     """
 
     __slots__ = ("delivery_count", "expires_at", "message", "position", "redelivered", "row")
@@ -30,12 +30,12 @@ class Entry:
 
 
 class Backlog:
-    """First in, first out; what is put back takes its old place.
+    """First in, first out; a message that is put back gets its old place.
 
-    What is put back is kept apart, in a heap: so taking and putting back cost the same at any length of the queue.
+    Messages that are put back are kept in a heap of their own, so the length of the queue does not matter.
 
     Attributes:
-        body_bytes: the bodies' sizes together.
+        body_bytes: the total size of the bodies.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Backlog:
         self.body_bytes += len(entry.message.body)
 
     def put_back(self, entry: Entry) -> None:
-        """Put a message that was taken back in its old place."""
+        """Put a message back in its old place."""
         heappush(self._returned, (entry.position, entry))
         self.body_bytes += len(entry.message.body)
 
@@ -85,20 +85,20 @@ class Backlog:
 
 
 class QuorumBacklog(Backlog):
-    """A quorum queue's: what is put back goes before all new messages, in the order in which it came back."""
+    """A quorum queue's: returned messages come before all new ones, in the order in which they were returned."""
 
     def __init__(self) -> None:
         super().__init__()
         self._turn = 0
 
     def put_back(self, entry: Entry) -> None:
-        """Put a message that was taken back behind those that came back before it."""
+        """Put a message back, behind those returned before it."""
         self._turn += 1
         heappush(self._returned, (self._turn, entry))
         self.body_bytes += len(entry.message.body)
 
     def head(self) -> Entry:
-        """The next message: one that came back, if there is one."""
+        """The next message: a returned one if there is any."""
         return self._returned[0][1] if self._returned else self._fresh[0]
 
     def take(self) -> Entry:
@@ -135,7 +135,7 @@ class PriorityBacklog(Backlog):
         self._grow(entry, 1)
 
     def put_back(self, entry: Entry) -> None:
-        """Put a message that was taken back in its old place."""
+        """Put a message back in its old place."""
         self._level(entry).put_back(entry)
         self._grow(entry, 1)
 
@@ -164,3 +164,10 @@ class PriorityBacklog(Backlog):
         """All messages in the order of delivery."""
         for priority in self._descending:
             yield from self._levels[priority]
+
+
+def new_backlog(kind: str, max_priority: int | None) -> Backlog:
+    """Return an empty backlog for a queue of this type, with this `x-max-priority`."""
+    if kind == "quorum":
+        return QuorumBacklog()
+    return Backlog() if max_priority is None else PriorityBacklog(max_priority)

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from heapq import heappop, heappush
 
-from mqtool.broker.embedded.backlog import Entry
-from mqtool.broker.embedded.clock import Clock, Timer
-from mqtool.broker.embedded.message import Message
+from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.model.clock import Alarm, Clock
+from mqtool.broker.embedded.model.message import Message
 from mqtool.routing.field_table import Int8, Int16, Int32, Int64, Value
 
 MAX_DELAY = 2**32 - 1
@@ -13,7 +13,7 @@ MAX_DELAY = 2**32 - 1
 
 
 def delay_of(message: Message) -> int:
-    """For how many milliseconds to hold a message back; 0 for not at all."""
+    """Return the number of milliseconds to hold a message back; 0 for none."""
     value: Value = message.headers.get("x-delay")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return 0
@@ -22,7 +22,7 @@ def delay_of(message: Message) -> int:
 
 
 def released(message: Message) -> Message:
-    """The message as its consumers see it: the delay is negative once it is over."""
+    """Return the message as consumers see it: the delay is negative once it is over."""
     delay = message.headers["x-delay"]
     assert isinstance(delay, int | float)
     negative = -delay
@@ -40,7 +40,7 @@ class Delayed:
         self._clock = clock
         self._release = release
         self._heap: list[tuple[int, int, Entry]] = []
-        self._timer: Timer | None = None
+        self._alarm = Alarm(clock, self._due)
         self._turn = 0
 
     def __len__(self) -> int:
@@ -51,26 +51,21 @@ class Delayed:
         assert entry.expires_at is not None
         self._turn += 1
         heappush(self._heap, (entry.expires_at, self._turn, entry))
-        if self._heap[0][2] is entry:
-            self._arm()
-
-    def _arm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = None
-        if self._heap:
-            self._timer = self._clock.call_later(max(self._heap[0][0] - self._clock.now(), 0), self._due)
+        self._alarm.set_by(entry.expires_at)
 
     def _due(self) -> None:
-        self._timer = None
         now = self._clock.now()
-        while self._heap and self._heap[0][0] <= now:
-            self._release(heappop(self._heap)[2])
-        self._arm()
+        while self._heap:
+            due, _, entry = self._heap[0]
+            if due > now:
+                self._alarm.set(due)
+                return
+            heappop(self._heap)
+            self._release(entry)
 
     def clear(self) -> list[Entry]:
-        """Let go of all messages without releasing them."""
+        """Drop all messages without releasing them."""
         entries = [entry for _, _, entry in self._heap]
         self._heap.clear()
-        self._arm()
+        self._alarm.cancel()
         return entries

@@ -1,4 +1,4 @@
-"""AMQP exceptions: what a broker says when it closes a channel or a connection (section 1.2 of the 0-9-1 reference).
+"""AMQP exceptions: why a channel or a connection is closed (section 1.2 of the 0-9-1 reference).
 
 The reply texts are RabbitMQ 3.10's, because clients and their tests match on them.
 """
@@ -36,14 +36,15 @@ UNEXPECTED_FRAME = 505
 NOT_ALLOWED = 530
 NOT_IMPLEMENTED = 540
 INTERNAL_ERROR = 541
+RESOURCE_ERROR = 506
 
 
 class AmqpException(Exception):
-    """A reason to close something.
+    """Why a channel or a connection is closed.
 
     Attributes:
         code: the AMQP reply code.
-        text: the whole reply text, with the name of the code in front.
+        text: the reply text, starting with the name of the code.
     """
 
     def __init__(self, code: int, what: str = "") -> None:
@@ -59,7 +60,7 @@ class AmqpException(Exception):
 
 
 class ChannelException(AmqpException):
-    """Closes the channel it happened on; the connection goes on."""
+    """Closes the channel; the connection goes on."""
 
 
 class ConnectionException(AmqpException):
@@ -67,12 +68,12 @@ class ConnectionException(AmqpException):
 
 
 def no_such_queue(name: str, vhost: str) -> ChannelException:
-    """404: there is no queue of this name."""
+    """404: no such queue."""
     return ChannelException(NOT_FOUND, f"no queue '{name}' in vhost '{vhost}'")
 
 
 def no_such_exchange(name: str, vhost: str) -> ChannelException:
-    """404: there is no exchange of this name."""
+    """404: no such exchange."""
     return ChannelException(NOT_FOUND, f"no exchange '{name}' in vhost '{vhost}'")
 
 
@@ -87,30 +88,15 @@ def locked_queue(name: str, vhost: str) -> ChannelException:
 
 
 def precondition_failed(what: str) -> ChannelException:
-    """406: something is not as the client believes."""
+    """406: a precondition does not hold."""
     return ChannelException(PRECONDITION_FAILED, what)
 
 
 def access_refused(what: str) -> ChannelException:
-    """403: the client may not do this."""
+    """403: not allowed."""
     return ChannelException(ACCESS_REFUSED, what)
 
 
-def frame_error(what: str) -> ConnectionException:
-    """501: bytes that do not make a frame, or a frame that does not make a method."""
-    return ConnectionException(FRAME_ERROR, what)
-
-
-def malformed(code: int, kind: int, payload: bytes, what: str = "") -> ConnectionException:
-    """A frame that cannot be taken, in RabbitMQ's words, which are Erlang's."""
-    shown = "all octets" if len(payload) <= 16 else "first 16 octets"
-    text = f"type {kind}, {shown} = {_erlang(payload[:16])}"
-    return ConnectionException(code, f"{text}: {what}" if what else text)
-
-
-def _erlang(octets: bytes) -> str:
-    """Octets as Erlang prints a binary: as text where all of it can be printed."""
-    text = octets.decode("latin-1")
-    if octets and all(letter.isprintable() for letter in text) and '"' not in text:
-        return f'<<"{text}">>'
-    return f"<<{','.join(map(str, octets))}>>"
+def storage_failed(error: Exception) -> ConnectionException:
+    """506: the disk does not take a declaration."""
+    return ConnectionException(RESOURCE_ERROR, f"cannot write to the data directory: {error}")

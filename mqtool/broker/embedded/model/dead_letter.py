@@ -1,17 +1,17 @@
-"""What a message looks like after a queue has given it up (RabbitMQ's dead-lettering and its `x-death` header)."""
+"""What a dead-lettered message looks like (RabbitMQ's `x-death` header)."""
 
-from mqtool.broker.embedded.message import Message
+from mqtool.broker.embedded.model.message import Message
 from mqtool.routing.field_table import Int64, Table, Timestamp, Value
 
 
 def dead_letter(message: Message, queue: str, reason: str, exchange: str, routing_key: str | None, now: int) -> Message:
-    """The message to publish to the dead-letter exchange.
+    """Return the message to publish to the dead-letter exchange.
 
     Args:
         queue: the queue that it dies in.
         reason: `rejected`, `expired`, `maxlen` or `delivery_limit`.
         exchange: the dead-letter exchange.
-        routing_key: the one to give it; None to keep its own.
+        routing_key: its new routing key; None to keep its own.
         now: seconds since 1970.
     """
     headers = dict(message.headers)
@@ -55,9 +55,9 @@ def deaths(message: Message) -> list[Table]:
 
 
 def would_cycle(message: Message, queue: str) -> bool:
-    """Whether a dead-lettered message comes back to a queue that it died in before, by itself all the way.
+    """Whether a message returns to a queue that it died in before, without any client's rejecting it on the way.
 
-    A client that rejects it breaks the cycle; without one it would go round for ever, so the queue does not get it.
+    It would go round for ever, so the queue does not get it.
     """
     way: list[Table] = []
     for death in deaths(message):

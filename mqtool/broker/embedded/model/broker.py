@@ -1,0 +1,243 @@
+"""The broker: virtual hosts, users, clients, and the alarms that make publishers wait."""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import Protocol
+
+from mqtool.broker.embedded.model.clock import Timer
+from mqtool.broker.embedded.model.ledger import Ledger
+from mqtool.broker.embedded.model.message import Message
+from mqtool.broker.embedded.model.users import DEFAULT_USER, Permissions, User
+from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.routing.field_table import Table
+
+log = logging.getLogger("mqtool.broker.embedded")
+
+RABBITMQ_VERSION = "3.10.8"
+"""The version that this broker behaves like, and reports to clients that depend on it."""
+
+CONSUMER_TIMEOUT = 1800.0
+"""How long a delivery may stay unacknowledged by default, in seconds."""
+
+_MEMORY_FRACTION = 0.4
+
+# The alarm ends well below the limit, so that it does not come and go with each message.
+_ALARM_CLEARED = 0.8
+
+
+def default_memory_limit() -> int:
+    """Return RabbitMQ's default high-water mark: 0.4 of the machine's memory, in bytes."""
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * _MEMORY_FRACTION)
+
+
+class LoopClock:
+    """Wall-clock time, and timers on the running event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+
+    def now(self) -> int:
+        """Milliseconds since 1970."""
+        return time.time_ns() // 1_000_000
+
+    def call_later(self, milliseconds: int, what: Callable[[], object]) -> Timer:
+        """Schedule a call on the loop."""
+        return self._loop.call_later(milliseconds / 1000, what)
+
+
+class Client(Protocol):
+    """What the broker needs of a connection.
+
+    Attributes:
+        user, vhost: only once it is open.
+    """
+
+    user: User
+    vhost: VirtualHost
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the handshake is done, and the end has not begun."""
+
+    def force_close(self, reason: str) -> None:
+        """Close it with 320 CONNECTION_FORCED."""
+
+    def unblock(self) -> None:
+        """Read from it again: the last alarm has ended."""
+
+    def check_consumers(self, timeout: float) -> None:
+        """Close the channels with a delivery unacknowledged for longer than this many seconds."""
+
+
+class ReplyConsumer(Protocol):
+    """What the broker needs of a channel that waits for direct replies."""
+
+    def deliver_reply(self, message: Message) -> None:
+        """Deliver a reply."""
+
+
+class Broker:
+    """Everything except the sockets.
+
+    Args:
+        ledger: where durable things are written down.
+        clients: the connections, kept up to date by whoever makes them.
+        memory_limit: how many bytes messages may take before publishers are blocked; None for RabbitMQ's default.
+        consumer_timeout: how long a delivery may stay unacknowledged, in seconds.
+
+    Attributes:
+        alarms: why publishers are blocked: `memory`, `disk`, both or neither.
+        reply_consumers: the channels that wait for direct replies, by token.
+        listeners: host and port by protocol.
+        permissions_version: changes with every change of a user.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        clients: Collection[Client] = (),
+        *,
+        memory_limit: int | None = None,
+        consumer_timeout: float = CONSUMER_TIMEOUT,
+    ) -> None:
+        self.clock = LoopClock()
+        self.ledger = ledger
+        self.clients = clients
+        self.memory_limit = default_memory_limit() if memory_limit is None else memory_limit
+        self.consumer_timeout = consumer_timeout
+        self.vhosts: dict[str, VirtualHost] = {}
+        self.users: dict[str, User] = {}
+        self.reply_consumers: dict[str, ReplyConsumer] = {}
+        self.dropped_unroutable = 0
+        self.listeners: dict[str, tuple[str, int]] = {}
+        self.alarms: set[str] = set()
+        self.permissions_version = 0
+        self.started_at = time.time()
+        ledger.when_changed = self._check_memory
+
+    def create_defaults(self) -> None:
+        """Make the virtual host `/` and the user guest, as a new RabbitMQ node has them."""
+        self.add_vhost("/", "Default virtual host")
+        self.save_user(User.with_password(DEFAULT_USER, DEFAULT_USER, ["administrator"]))
+        self.set_permissions(DEFAULT_USER, "/", Permissions())
+
+    # -- virtual hosts and users
+
+    def add_vhost(self, name: str, description: str | None = None) -> VirtualHost:
+        """Make a virtual host unless it exists, and describe it if a description is given."""
+        vhost = self.vhosts.get(name)
+        if vhost is None or description not in (None, vhost.description):
+            self.ledger.save("vhost", name, {"description": description or ""})
+            vhost = vhost or VirtualHost(name, self.clock, self.ledger)
+            vhost.description = description or ""
+            self.vhosts[name] = vhost
+        return vhost
+
+    def delete_vhost(self, name: str) -> None:
+        """Delete a virtual host with everything in it, and close its connections.
+
+        Raises:
+            KeyError: no such virtual host.
+        """
+        vhost = self.vhosts.pop(name)
+        self._close_clients(f"vhost '{name}' is down", lambda client: client.is_open and client.vhost is vhost)
+        for queue in list(vhost.queues.values()):
+            vhost.delete_queue(queue)
+        for exchange in [exchange for exchange in vhost.exchanges.values() if not exchange.predeclared]:
+            if exchange.name in vhost.exchanges:
+                vhost.delete_exchange(exchange)
+        for user in self.users.values():
+            if user.permissions.pop(name, None) is not None:
+                self.save_user(user)
+        self.ledger.forget("vhost", name)
+
+    def save_user(self, user: User) -> None:
+        """Add or change a user."""
+        permissions: Table = {vhost: [p.configure, p.write, p.read] for vhost, p in user.permissions.items()}
+        self.ledger.save(
+            "user",
+            user.name,
+            {
+                "password_hash": (user.password_hash or b"").hex(),
+                "algorithm": user.algorithm,
+                "tags": list(user.tags),
+                "permissions": permissions,
+            },
+        )
+        self.users[user.name] = user
+        self.permissions_version += 1
+
+    def delete_user(self, name: str) -> None:
+        """Delete a user and close their connections.
+
+        Raises:
+            KeyError: no such user.
+        """
+        del self.users[name]
+        self._close_clients(f"user '{name}' is deleted", lambda client: client.is_open and client.user.name == name)
+        self.ledger.forget("user", name)
+
+    def set_permissions(self, user: str, vhost: str, permissions: Permissions | None) -> None:
+        """Change what a user may do in a virtual host; None for nothing.
+
+        Raises:
+            KeyError: no such user.
+        """
+        others = {name: rights for name, rights in self.users[user].permissions.items() if name != vhost}
+        changed = others if permissions is None else {**others, vhost: permissions}
+        self.save_user(replace(self.users[user], permissions=changed))
+
+    def authenticate(self, name: str, password: str, *, from_loopback: bool) -> User | None:
+        """Return the user if this is their password; guest may log in only from this machine."""
+        user = self.users.get(name)
+        if user is None or (name == DEFAULT_USER and not from_loopback):
+            return None
+        return user if user.authenticates(password) else None
+
+    # -- alarms
+
+    def _check_memory(self, held: int) -> None:
+        if held <= self.memory_limit and not self.alarms:
+            return
+        alarmed = "memory" in self.alarms
+        limit = self.memory_limit * _ALARM_CLEARED if alarmed else self.memory_limit
+        if (held > limit) is alarmed:
+            return
+        log.warning("memory alarm %s: messages take %d bytes", "cleared" if alarmed else "set", held)
+        if alarmed:
+            self.clear_alarm("memory")
+        else:
+            self.alarms.add("memory")
+
+    def disk_failed(self, error: Exception) -> None:
+        """Block publishers: the disk does not take what they have sent, and nothing is confirmed until it does."""
+        if "disk" not in self.alarms:
+            log.error("disk alarm set: cannot write to the data directory: %s", error)
+            self.alarms.add("disk")
+
+    def clear_alarm(self, name: str) -> None:
+        """Let publishers go on, if this was the last alarm."""
+        if name in self.alarms:
+            self.alarms.remove(name)
+            if not self.alarms:
+                for client in list(self.clients):
+                    client.unblock()
+
+    # -- clients
+
+    def check_consumers(self) -> None:
+        """Close the channels whose consumers have kept a delivery for too long."""
+        for client in list(self.clients):
+            client.check_consumers(self.consumer_timeout)
+
+    def close_connections(self, reason: str) -> None:
+        """Close all connections with 320 CONNECTION_FORCED."""
+        self._close_clients(reason, lambda _: True)
+
+    def _close_clients(self, reason: str, which: Callable[[Client], bool]) -> None:
+        for client in [client for client in self.clients if which(client)]:
+            client.force_close(reason)

@@ -1,0 +1,149 @@
+"""Exchanges: a type, and links to queues and to other exchanges."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+from urllib.parse import quote_plus
+
+from mqtool.routing.field_table import Table, Value
+from mqtool.routing.tables import TABLES, RoutingTable, canonical
+
+DELAYED = "x-delayed-message"
+TYPES = (*TABLES, DELAYED)
+
+PREDECLARED = {
+    "": "direct",
+    "amq.direct": "direct",
+    "amq.fanout": "fanout",
+    "amq.topic": "topic",
+    "amq.headers": "headers",
+    "amq.match": "headers",
+}
+"""The exchanges that every virtual host has, with their types (section 3.1.3); RabbitMQ adds `amq.rabbitmq.trace`."""
+
+TRACE_EXCHANGE = "amq.rabbitmq.trace"
+
+
+class Destination(Protocol):
+    """What a binding leads to: a queue or an exchange.
+
+    Attributes:
+        destination_type: `queue` or `exchange`.
+        inbound: the links that lead to it.
+    """
+
+    destination_type: ClassVar[str]
+    name: str
+    inbound: "set[Link]"
+
+    @property
+    def stored(self) -> bool:
+        """Whether it survives a restart."""
+
+
+@dataclass(frozen=True, eq=False)
+class Link:
+    """A binding in force: from an exchange to what it leads to."""
+
+    source: "Exchange"
+    destination: Destination
+    routing_key: str
+    arguments: Table
+
+    @property
+    def stored(self) -> bool:
+        """Whether it survives a restart: both its ends must."""
+        return self.source.durable and self.destination.stored
+
+    @property
+    def properties_key(self) -> str:
+        """What the management API calls one of several bindings between the same two."""
+        key = quote_plus(self.routing_key.encode(errors="surrogateescape")).replace("~", "%7E")
+        if not self.arguments:
+            return key or "~"
+        return f"{key}~{_short_hash(canonical(self.arguments))}"
+
+
+def _short_hash(data: bytes) -> str:
+    from base64 import urlsafe_b64encode
+    from hashlib import md5
+
+    return urlsafe_b64encode(md5(data, usedforsecurity=False).digest()).rstrip(b"=").decode()
+
+
+@dataclass(eq=False)
+class Exchange:
+    """An exchange of a virtual host.
+
+    Attributes:
+        kind: one of TYPES.
+        key: its number in the storage; 0 while it is only in memory.
+        alternate: the name of the exchange that takes what no binding here matches; None for none.
+    """
+
+    destination_type: ClassVar[str] = "exchange"
+
+    name: str
+    kind: str
+    durable: bool = True
+    auto_delete: bool = False
+    internal: bool = False
+    arguments: Table = field(default_factory=dict)
+    predeclared: bool = False
+    key: int = 0
+
+    def __post_init__(self) -> None:
+        routed_as = str(self.arguments["x-delayed-type"]) if self.delayed else self.kind
+        # Any: the tables are generic in what they hold; here queues and exchanges.
+        self._table: RoutingTable[Any] = TABLES[routed_as]()
+        self._links: dict[tuple[object, str, bytes], Link] = {}
+        alternate = self.arguments.get("alternate-exchange")
+        self.alternate: str | None = alternate if isinstance(alternate, str) else None
+        self.inbound: set[Link] = set()
+        self.published_in = 0
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of messages published to it."""
+        return {"publish_in": self.published_in}
+
+    @property
+    def stored(self) -> bool:
+        """Whether it survives a restart."""
+        return self.durable
+
+    @property
+    def delayed(self) -> bool:
+        """Whether it holds messages back for as long as their `x-delay` header says."""
+        return self.kind == DELAYED
+
+    @property
+    def links(self) -> Iterator[Link]:
+        """The bindings that start here, oldest first."""
+        return iter(self._links.values())
+
+    @property
+    def in_use(self) -> bool:
+        """Whether any binding starts here."""
+        return bool(self._links)
+
+    def find(self, destination: Destination, routing_key: str, arguments: Table) -> Link | None:
+        """Return the binding with this key and these arguments; None if there is none."""
+        return self._links.get((destination, routing_key, canonical(arguments)))
+
+    def add(self, link: Link) -> None:
+        """Add a binding unlike all others here."""
+        self._links[link.destination, link.routing_key, canonical(link.arguments)] = link
+        self._table.add(link.routing_key, link.arguments, link.destination)
+        link.destination.inbound.add(link)
+
+    def remove(self, link: Link) -> bool:
+        """Remove a binding; False if it was not there."""
+        if self._links.pop((link.destination, link.routing_key, canonical(link.arguments)), None) is None:
+            return False
+        self._table.remove(link.routing_key, link.arguments, link.destination)
+        link.destination.inbound.discard(link)
+        return True
+
+    def match(self, routing_key: str, headers: dict[str, Value]) -> Collection[Any]:
+        """Return the queues and exchanges that a message goes to, each once."""
+        return self._table.match(routing_key, headers)

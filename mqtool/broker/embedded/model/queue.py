@@ -1,0 +1,323 @@
+"""Queues: what is ready, who consumes, and when messages expire. They know no frames and no sockets."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from mqtool.broker.embedded.model.backlog import Entry, new_backlog
+from mqtool.broker.embedded.model.clock import Alarm, Clock
+from mqtool.broker.embedded.model.consumers import Consumer, Consumers
+from mqtool.broker.embedded.model.exchange import Link
+from mqtool.broker.embedded.model.ledger import Ledger
+from mqtool.broker.embedded.model.message import Message
+from mqtool.broker.embedded.model.options import Options
+from mqtool.routing.field_table import Table
+
+MAX_PRIORITY = 255
+
+DeadLetter = Callable[["Queue", Message, str], None]
+
+
+@dataclass(eq=False)
+class Traffic:
+    """How many messages have come and gone."""
+
+    published: int = 0
+    delivered: int = 0
+    acknowledged: int = 0
+    redelivered: int = 0
+    delivered_no_ack: int = 0
+    got_no_ack: int = 0
+
+    def counts(self) -> dict[str, int]:
+        """Return the numbers by RabbitMQ's names."""
+        return {
+            "publish": self.published,
+            "deliver_get": self.delivered,
+            "deliver_no_ack": self.delivered_no_ack,
+            "get_no_ack": self.got_no_ack,
+            "ack": self.acknowledged,
+            "redeliver": self.redelivered,
+        }
+
+
+@dataclass(eq=False)
+class Queue:
+    """A queue of a virtual host.
+
+    Attributes:
+        dead_letter, when_unused: called when a message dies here, and when the queue is to be deleted.
+        owner: the connection that an exclusive queue belongs to, None for a shared queue.
+        key: its number in the storage.
+        kind: `classic` or `quorum`.
+        stored: whether it survives a restart, and its persistent messages with it.
+        backlog: the ready messages.
+        unacked, unacked_bytes: the messages with consumers, not acknowledged, and the size of their bodies.
+    """
+
+    destination_type: ClassVar[str] = "queue"
+
+    name: str
+    vhost: str
+    clock: Clock
+    ledger: Ledger
+    dead_letter: DeadLetter
+    when_unused: Callable[["Queue"], object]
+    durable: bool = False
+    auto_delete: bool = False
+    owner: object | None = None
+    arguments: Table = field(default_factory=dict)
+    key: int = 0
+
+    def __post_init__(self) -> None:
+        self.options = Options.of(self.arguments)
+        self.kind = str(self.arguments.get("x-queue-type", "classic"))
+        self.inbound: set[Link] = set()
+        self.unacked = 0
+        self.unacked_bytes = 0
+        self.deleted = False
+        self.consumers = Consumers(single_active=self.options.single_active)
+        self.backlog = new_backlog(self.kind, self.options.max_priority)
+        self.traffic = Traffic()
+        self._position = 0
+        self._expiring = False
+        self._expiry = Alarm(self.clock, self._expiry_due)
+        self._unused = Alarm(self.clock, lambda: self.when_unused(self))
+        # An exclusive queue goes with its connection, and so with the process.
+        self.stored = self.durable and self.owner is None
+        self._delivered = not self.stored
+
+    def __len__(self) -> int:
+        """The number of ready messages."""
+        return len(self.backlog)
+
+    # An empty queue is still a queue.
+    def __bool__(self) -> bool:
+        return True
+
+    # -- messages in
+
+    def publish(self, message: Message) -> tuple[bool, bool]:
+        """Take a message in.
+
+        Returns:
+            Whether it was accepted (a full queue with an overflow policy of `reject-publish` refuses), and whether it
+            is being stored.
+        """
+        options, backlog = self.options, self.backlog
+        self.traffic.published += 1
+        if options.overflow != "drop-head" and options.exceeded(
+            len(backlog) + 1, backlog.body_bytes + len(message.body)
+        ):
+            if options.overflow == "reject-publish-dlx":
+                self.dead_letter(self, message, "maxlen")
+            return False, False
+        self._position += 1
+        ttl = options.time_to_live(message.properties.expiration)
+        entry = Entry(message, self._position, None if ttl is None else self.clock.now() + ttl)
+        self.ledger.hold(entry)
+        if self.stored and (message.persistent or self.kind == "quorum"):
+            self.ledger.added(self.key, entry)
+        # The entry is forgotten, and its row with it, if a consumer takes it without acknowledging.
+        stored = entry.row != 0
+        if not len(backlog):
+            # The commonest case of all: somebody is waiting for this message.
+            consumer = self.consumers.next_ready()
+            if consumer is not None:
+                self._hand_over(consumer, entry)
+                return True, stored
+        if entry.expires_at is not None:
+            self._expiring = True
+        backlog.append(entry)
+        self.pump()
+        self._drop_head()
+        return True, stored
+
+    def restore(self, entry: Entry) -> None:
+        """Put in a message that was stored before a restart; call it in order of position."""
+        self._position = max(self._position, entry.position)
+        self._expiring = self._expiring or entry.expires_at is not None
+        self.ledger.hold(entry)
+        self.backlog.append(entry)
+        self._arm_expiry()
+
+    def _drop_head(self) -> None:
+        backlog = self.backlog
+        while len(backlog) and self.options.exceeded(len(backlog), backlog.body_bytes):
+            self._bury(backlog.take(), "maxlen")
+        if self._expiring:
+            self._arm_expiry()
+
+    def _bury(self, entry: Entry, reason: str) -> None:
+        """Drop a message, and dead-letter it if the queue says where to."""
+        if self.options.dead_letter_exchange is not None:
+            self.dead_letter(self, entry.message, reason)
+        self.ledger.drop(entry)
+
+    # -- messages out
+
+    def pump(self) -> None:
+        """Deliver ready messages to consumers that are ready for them."""
+        backlog, consumers = self.backlog, self.consumers
+        while True:
+            if self._expiring:
+                self._drop_expired()
+            if not len(backlog):
+                return
+            consumer = consumers.next_ready()
+            if consumer is None:
+                if self._expiring:
+                    self._arm_expiry()
+                return
+            self._hand_over(consumer, backlog.take())
+
+    def _hand_over(self, consumer: Consumer, entry: Entry) -> None:
+        traffic = self.traffic
+        traffic.delivered += 1
+        if entry.redelivered:
+            traffic.redelivered += 1
+        if not self._delivered:
+            self._delivered = True
+            self.ledger.delivering(self.key)
+        if consumer.no_ack:
+            traffic.delivered_no_ack += 1
+            consumer.take(entry)
+            self.ledger.drop(entry)
+            return
+        self.unacked += 1
+        self.unacked_bytes += len(entry.message.body)
+        consumer.take(entry)
+
+    def get(self, *, no_ack: bool) -> Entry | None:
+        """Take the next message for basic.get; None if the queue is empty."""
+        self.touch()
+        if self._expiring:
+            self._drop_expired()
+        if not len(self.backlog):
+            return None
+        entry = self.backlog.take()
+        if self._expiring:
+            self._arm_expiry()
+        self.traffic.delivered += 1
+        if not self._delivered:
+            self._delivered = True
+            self.ledger.delivering(self.key)
+        if no_ack:
+            self.traffic.got_no_ack += 1
+            self.ledger.drop(entry)
+        else:
+            self.unacked += 1
+            self.unacked_bytes += len(entry.message.body)
+        return entry
+
+    def _settled(self, entry: Entry) -> None:
+        self.unacked -= 1
+        self.unacked_bytes -= len(entry.message.body)
+
+    def acknowledge(self, entry: Entry) -> None:
+        """Drop a message that a consumer has processed."""
+        self._settled(entry)
+        self.traffic.acknowledged += 1
+        self.ledger.drop(entry)
+
+    def reject(self, entry: Entry) -> None:
+        """Drop or dead-letter a message that a consumer rejected."""
+        self._settled(entry)
+        if self.deleted:
+            self.ledger.drop(entry)
+        else:
+            self._bury(entry, "rejected")
+
+    def requeue(self, entries: Iterable[Entry], *, lost: bool = False) -> None:
+        """Put back messages that were not acknowledged; `lost` if the consumer did not return them itself."""
+        for entry in entries:
+            self._settled(entry)
+            entry.redelivered = True
+            self._expiring = self._expiring or entry.expires_at is not None
+            if self.deleted:
+                self.ledger.drop(entry)
+                continue
+            if self.kind == "quorum":
+                entry.delivery_count += 1
+                limit = self.options.delivery_limit
+                if limit is not None and entry.delivery_count > limit:
+                    self._bury(entry, "delivery_limit")
+                    continue
+                if limit is None and not lost:
+                    # Without a limit RabbitMQ 3.10 treats what a client returns as if it were new.
+                    self.backlog.append(entry)
+                    continue
+            self.backlog.put_back(entry)
+        if not self.deleted:
+            self.pump()
+            self._drop_head()
+
+    # -- time
+
+    def _drop_expired(self) -> None:
+        """Bury expired messages at the head; further back they stay until they get there."""
+        backlog = self.backlog
+        now = self.clock.now()
+        while len(backlog):
+            expires_at = backlog.head().expires_at
+            if expires_at is None or expires_at > now:
+                return
+            self._bury(backlog.take(), "expired")
+        self._expiring = False
+
+    def _arm_expiry(self) -> None:
+        """Come back when the message at the head expires."""
+        expires_at = self.backlog.head().expires_at if len(self.backlog) else None
+        if expires_at is not None:
+            self._expiry.set_by(expires_at)
+
+    def _expiry_due(self) -> None:
+        if not self.deleted:
+            self.pump()
+            self._arm_expiry()
+
+    def touch(self) -> None:
+        """Count `x-expires` from now on."""
+        expires = self.options.expires
+        if expires is None or self.deleted:
+            return
+        if len(self.consumers):
+            self._unused.cancel()
+        else:
+            self._unused.set(self.clock.now() + expires)
+
+    # -- consumers
+
+    def add_consumer(self, consumer: Consumer) -> None:
+        """Add a consumer; call `pump` once the client knows that it consumes."""
+        self.consumers.add(consumer)
+        self._unused.cancel()
+
+    def remove_consumer(self, consumer: Consumer) -> None:
+        """Remove a consumer; an auto-delete queue goes with its last one."""
+        if not self.consumers.remove(consumer):
+            return
+        self.touch()
+        if self.auto_delete and not len(self.consumers):
+            self.when_unused(self)
+        elif not self.deleted:
+            self.pump()
+
+    # -- the end
+
+    def purge(self) -> int:
+        """Drop the ready messages and return their number."""
+        count = len(self.backlog)
+        while len(self.backlog):
+            self.ledger.drop(self.backlog.take())
+        return count
+
+    def delete(self) -> int:
+        """Drop everything and cancel the consumers; returns the number of ready messages."""
+        self.deleted = True
+        count = self.purge()
+        self._expiry.cancel()
+        self._unused.cancel()
+        for consumer in self.consumers.clear():
+            consumer.cancelled()
+        return count

@@ -1,0 +1,131 @@
+"""Putting a published message together: the method, the header, and the frames of the body."""
+
+from dataclasses import dataclass
+
+from mqtool.broker.embedded.model.errors import (
+    FRAME_ERROR,
+    UNEXPECTED_FRAME,
+    ConnectionException,
+    precondition_failed,
+)
+from mqtool.broker.embedded.model.message import BASIC_CLASS, ContentHeader, Message, parse_content_header
+from mqtool.broker.embedded.wire.frame_errors import frame_error, malformed
+
+MAX_MESSAGE_SIZE = 134_217_728
+"""The largest body, in bytes, that RabbitMQ accepts by default."""
+
+_MANDATORY = 1
+_IMMEDIATE = 2
+
+
+@dataclass(slots=True)
+class Published:
+    """A whole basic.publish."""
+
+    message: Message
+    mandatory: bool
+    immediate: bool
+
+
+class Content:
+    """The publish whose frames are coming in on a channel, if there is one."""
+
+    def __init__(self) -> None:
+        self._method: bytes | None = None
+        self._header: ContentHeader | None = None
+        self._body: list[bytes] = []
+        self._missing = 0
+
+    @property
+    def due(self) -> bool:
+        """Whether more frames of a publish are due."""
+        return self._method is not None
+
+    def begin(self, payload: bytes) -> None:
+        """Take the method frame of a basic.publish.
+
+        Raises:
+            ConnectionException: 505, other content is due.
+        """
+        self.check_complete()
+        self._method = payload
+
+    def check_complete(self) -> None:
+        """Check that no content is due.
+
+        Raises:
+            ConnectionException: 505.
+        """
+        if self._method is not None:
+            raise self._unexpected()
+
+    def drop(self) -> None:
+        """Forget what has come in."""
+        self._method = self._header = None
+        self._body = []
+
+    def _unexpected(self) -> ConnectionException:
+        if self._header is None:
+            what = "expected content header for class 60, got non content header frame instead"
+        else:
+            what = "expected content body, got non content body frame instead"
+        return ConnectionException(UNEXPECTED_FRAME, what)
+
+    def header(self, payload: bytes) -> Published | None:
+        """Take a content header frame; returns the publish if that completes it.
+
+        Raises:
+            ConnectionException: 505 if no content is due, 501 if it is malformed.
+            ChannelException: 406, the body is too large.
+        """
+        if self._method is None:
+            raise ConnectionException(UNEXPECTED_FRAME, "expected method frame, got non method frame instead")
+        if self._header is not None:
+            raise self._unexpected()
+        if len(payload) < 14:
+            raise malformed(FRAME_ERROR, 2, payload, "unknown_frame")
+        try:
+            header = parse_content_header(payload)
+        except ValueError as error:
+            raise frame_error(f"cannot decode content header: {error}") from error
+        if header.class_id != BASIC_CLASS:
+            what = f"expected content header for class 60, got one for class {header.class_id} instead"
+            raise ConnectionException(UNEXPECTED_FRAME, what)
+        if header.body_size > MAX_MESSAGE_SIZE:
+            self._method = None
+            raise precondition_failed(
+                f"message size {header.body_size} is larger than configured max size {MAX_MESSAGE_SIZE}"
+            )
+        self._header = header
+        self._missing = header.body_size
+        return None if self._missing else self._complete(b"")
+
+    def body(self, payload: bytes) -> Published | None:
+        """Take a content body frame; returns the publish if that completes it.
+
+        Raises:
+            ConnectionException: 505 if no body is due, or it is longer than was announced.
+        """
+        if self._header is None:
+            self.check_complete()
+            raise ConnectionException(UNEXPECTED_FRAME, "expected method frame, got non method frame instead")
+        self._missing -= len(payload)
+        if self._missing < 0:
+            raise self._unexpected()
+        if self._body or self._missing:
+            self._body.append(payload)
+            if self._missing:
+                return None
+            payload, self._body = b"".join(self._body), []
+        return self._complete(payload)
+
+    def _complete(self, body: bytes) -> Published:
+        method, header = self._method, self._header
+        assert method is not None
+        assert header is not None
+        self._method = self._header = None
+        try:
+            message = Message(method[6:-1], header, body)
+        except ValueError as error:
+            raise frame_error("cannot decode basic.publish") from error
+        return Published(message, bool(method[-1] & _MANDATORY), bool(method[-1] & _IMMEDIATE))

@@ -1,0 +1,248 @@
+"""The consumers of a channel, and what has been delivered to it and not acknowledged."""
+
+from collections.abc import Iterable, Mapping
+from time import monotonic
+
+from pamqp import commands
+
+from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.model.errors import precondition_failed
+from mqtool.broker.embedded.model.message import Message
+from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.wire import frames
+from mqtool.broker.embedded.wire.methods import encode_method, short_string
+from mqtool.broker.embedded.wire.session import Session
+from mqtool.routing.field_table import Int64, Table
+
+
+class Subscription:
+    """A consumer, set up by basic.consume.
+
+    Attributes:
+        tag: the consumer tag.
+        prefetch: how many messages it may have unacknowledged; 0 for any number.
+        unacked: how many it has.
+    """
+
+    def __init__(
+        self, deliveries: "Deliveries", queue: Queue, tag: str, *, no_ack: bool, exclusive: bool, arguments: Table
+    ) -> None:
+        self.queue = queue
+        self.tag = tag
+        self.encoded_tag = short_string(tag)
+        self.no_ack = no_ack
+        self.exclusive = exclusive
+        self.arguments = arguments
+        priority = arguments.get("x-priority", 0)
+        self.priority = priority if isinstance(priority, int) else 0
+        self.prefetch = deliveries.prefetch
+        self.unacked = 0
+        self._deliveries = deliveries
+        self._session = deliveries.session
+
+    def ready(self) -> bool:
+        """Whether it can take a message now."""
+        session = self._session
+        if not session.writable:
+            session.starving[self.queue] = None
+            return False
+        if self.no_ack:
+            return True
+        channel = self._deliveries
+        return (not self.prefetch or self.unacked < self.prefetch) and (
+            not channel.global_prefetch or channel.global_unacked < channel.global_prefetch
+        )
+
+    def take(self, entry: Entry) -> None:
+        """Deliver a message to it."""
+        self._deliveries.deliver(self, entry)
+
+    def stop(self) -> None:
+        """End it: the client cancels it or is gone."""
+        self.queue.remove_consumer(self)
+
+    def cancelled(self) -> None:
+        """End it because its queue is gone, and tell the client if it understands."""
+        self._deliveries.queue_gone(self)
+
+
+class Delivery:
+    """A message with a client.
+
+    Attributes:
+        subscription: the consumer that it was delivered to; None for basic.get.
+        at: when, on the monotonic clock.
+    """
+
+    __slots__ = ("at", "entry", "queue", "subscription")
+
+    def __init__(self, queue: Queue, entry: Entry, subscription: Subscription | None) -> None:
+        self.queue = queue
+        self.entry = entry
+        self.subscription = subscription
+        self.at = monotonic()
+
+
+class Deliveries:
+    """What a channel delivers.
+
+    Attributes:
+        subscriptions: its consumers by tag.
+        unacked: its unacknowledged deliveries by delivery tag, oldest first.
+        prefetch: the limit for each consumer that starts from now on; 0 for none.
+        global_prefetch: the limit for all consumers together; 0 for none.
+        global_unacked: the deliveries to consumers that count against that.
+    """
+
+    def __init__(self, number: int, session: Session) -> None:
+        self.number = number
+        self.session = session
+        self.subscriptions: dict[str, Subscription] = {}
+        self.unacked: dict[int, Delivery] = {}
+        self.prefetch = 0
+        self.global_prefetch = self.global_unacked = 0
+        self._tag = 0
+
+    # -- out
+
+    def deliver(self, subscription: Subscription, entry: Entry) -> None:
+        """Send a message to one of the consumers."""
+        self._tag = tag = self._tag + 1
+        if not subscription.no_ack:
+            self.unacked[tag] = Delivery(subscription.queue, entry, subscription)
+            subscription.unacked += 1
+            self.global_unacked += 1
+        session = self.session
+        session.write(
+            frames.deliver(
+                self.number,
+                subscription.encoded_tag,
+                tag,
+                _counted(entry) if entry.delivery_count else entry.message,
+                session.frame_max,
+                redelivered=entry.redelivered,
+            )
+        )
+
+    def deliver_unlisted(self, encoded_tag: bytes, message: Message) -> None:
+        """Send a message that is in no queue and needs no acknowledgement."""
+        self._tag += 1
+        session = self.session
+        session.write(
+            frames.deliver(self.number, encoded_tag, self._tag, message, session.frame_max, redelivered=False)
+        )
+
+    def answer_get(self, queue: Queue, entry: Entry, *, no_ack: bool) -> None:
+        """Send the answer to a basic.get that found a message."""
+        self._tag = tag = self._tag + 1
+        if not no_ack:
+            self.unacked[tag] = Delivery(queue, entry, None)
+        # A quorum queue tells basic.get the count even if it is 0, and consumers only if it is not.
+        message = _counted(entry) if queue.kind == "quorum" else entry.message
+        session = self.session
+        session.write(
+            frames.get_ok(self.number, tag, message, len(queue), session.frame_max, redelivered=entry.redelivered)
+        )
+
+    def queue_gone(self, subscription: Subscription) -> None:
+        """End a consumer whose queue is gone."""
+        self.subscriptions.pop(subscription.tag, None)
+        if self.session.capability("consumer_cancel_notify"):
+            cancel = encode_method(commands.Basic.Cancel, consumer_tag=subscription.tag, nowait=True)
+            self.session.write(frames.method_frame(self.number, cancel))
+
+    # -- settled
+
+    def take(self, tag: int, *, multiple: bool) -> dict[int, Delivery]:
+        """Take deliveries out of `unacked`; with `multiple`, all up to this tag, or all there are for 0.
+
+        Returns:
+            The deliveries by their tags.
+
+        Raises:
+            ChannelException: 406 for an unknown tag.
+        """
+        if multiple and not tag:
+            taken, self.unacked = self.unacked, {}
+            return taken
+        if tag not in self.unacked:
+            raise precondition_failed(f"unknown delivery tag {tag}")
+        if not multiple:
+            return {tag: self.unacked.pop(tag)}
+        tags = []
+        for each in self.unacked:
+            if each > tag:
+                break
+            tags.append(each)
+        return {each: self.unacked.pop(each) for each in tags}
+
+    def put_back(self, taken: Mapping[int, Delivery]) -> None:
+        """Make deliveries that were taken unacknowledged again."""
+        self.unacked = dict(sorted({**self.unacked, **taken}.items()))
+
+    def acknowledge(self, deliveries: Iterable[Delivery]) -> None:
+        """Drop processed messages from their queues, and let the consumers have more."""
+        hungry: dict[Queue, None] = {}
+        for delivery in deliveries:
+            delivery.queue.acknowledge(delivery.entry)
+            if delivery.subscription is not None and self._release(delivery.subscription):
+                hungry[delivery.queue] = None
+        self._feed(hungry)
+
+    def reject(self, deliveries: Iterable[Delivery], *, requeue: bool) -> None:
+        """Put messages back into their queues, or dead-letter them."""
+        hungry: dict[Queue, list[Entry]] = {}
+        for delivery in deliveries:
+            returned = hungry.setdefault(delivery.queue, [])
+            if delivery.subscription is not None:
+                self._release(delivery.subscription)
+            if requeue:
+                returned.append(delivery.entry)
+            else:
+                delivery.queue.reject(delivery.entry)
+        for queue, entries in hungry.items():
+            if entries:
+                queue.requeue(entries)
+        self._feed(hungry)
+
+    def _release(self, subscription: Subscription) -> bool:
+        """Count one delivery less against the prefetch limits; returns whether that makes room for more."""
+        freed = subscription.unacked == subscription.prefetch or self.global_unacked == self.global_prefetch
+        subscription.unacked -= 1
+        self.global_unacked -= 1
+        return freed
+
+    def _feed(self, queues: Iterable[Queue]) -> None:
+        for queue in queues:
+            if not queue.deleted:
+                queue.pump()
+        if self.global_prefetch:
+            self.feed_all()
+
+    def feed_all(self) -> None:
+        """Pump the queues of all consumers: a limit that they share has moved."""
+        for queue in {subscription.queue: None for subscription in self.subscriptions.values()}:
+            queue.pump()
+
+    def overdue(self, timeout: float) -> bool:
+        """Whether the oldest delivery has been unacknowledged for longer than this many seconds."""
+        oldest = next(iter(self.unacked.values()), None)
+        return oldest is not None and monotonic() - oldest.at > timeout
+
+    def shut(self, uncommitted: Iterable[Delivery]) -> None:
+        """End the consumers, and requeue what is unacknowledged or whose acknowledgement is uncommitted."""
+        for subscription in list(self.subscriptions.values()):
+            subscription.stop()
+        self.subscriptions.clear()
+        unacked, self.unacked = self.unacked, {}
+        returned: dict[Queue, list[Entry]] = {}
+        for delivery in [*uncommitted, *unacked.values()]:
+            returned.setdefault(delivery.queue, []).append(delivery.entry)
+        for queue, entries in returned.items():
+            queue.requeue(entries, lost=True)
+
+
+def _counted(entry: Entry) -> Message:
+    """A message of a quorum queue, with its `x-delivery-count`."""
+    message = entry.message
+    return message.replace(headers={"x-delivery-count": Int64(entry.delivery_count), **message.headers})

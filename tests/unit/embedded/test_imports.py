@@ -1,0 +1,12 @@
+"""Other people's tests import the embedded broker: that must cost little."""
+
+import subprocess
+import sys
+
+
+def test_importing_the_broker_brings_no_client_and_no_command_line() -> None:
+    """Neither pika nor what only the command line needs."""
+    program = "import sys, mqtool.broker.embedded; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in ran.stdout.split()}
+    assert not loaded & {"typer", "rich", "docker", "requests", "pika", "click"}
