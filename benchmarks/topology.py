@@ -13,7 +13,6 @@ import pika
 
 from benchmarks.pairs import MQTOOL, URL, run
 from mqtool.cli.options import Broker
-from mqtool.cli.options.management import management_of
 from mqtool.management import Management, path
 
 QUEUES, BINDINGS, EXCHANGES = 5_000, 20_000, 50
@@ -58,7 +57,7 @@ def measure(title: str, *command: str) -> float:
 
 
 def main() -> None:
-    api = management_of(Broker(url=URL))
+    api = Broker(url=URL).access().management()
     for queues, bindings in ((50, 200), (QUEUES, BINDINGS)):
         with a_vhost(api, "mqtool-benchmark") as url:
             started = time.perf_counter()

@@ -200,3 +200,27 @@ def test_who_may_not_is_told(kind: str, shell: Shell, listing: object) -> None:
     assert (refused.stdout, refused.code) == ("", 77)
     assert "does not know user 'guest' with this password" in refused.stderr
     assert "very-wrong" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "wait",
+        *(f"list {kind}" for kind in KINDS),
+        "top --once",
+        "route amq.topic key",
+        "topology",
+        "dlq ls",
+        "doctor --between 10ms",
+        "permission set guest --read .*",
+        "send --json -f saved",
+        "worker --exec true --timeout 31m --idle-timeout 10ms",
+    ],
+)
+def test_a_password_is_read_once(command: str, shell: Shell, broker: TestBroker, listing: object) -> None:
+    """From stdin it can be read only once, however often the command has to log in."""
+    (shell.directory / "saved").write_text("")
+    shell.environment["MQTOOL_URL"] = broker.url.replace("guest:guest", "guest:wrong")
+    result = shell.run("mqtool", *command.split(), "--password-file", "-", stdin="guest\n")
+    assert "password" not in result.stderr
+    assert result.code in ((0, 3) if command.startswith("doctor") else (0,)), result.stderr

@@ -15,6 +15,7 @@ from mqtool.broker.starting import wait_until_up, where_log_is
 from mqtool.broker.state import DEFAULT_NAME, Started, Wanted
 from mqtool.broker.waiting import connect_within
 from mqtool.cli import stopping
+from mqtool.cli.access import Access
 from mqtool.cli.display import output
 from mqtool.cli.options import Broker, duration, takes_groups
 from mqtool.errors import Unavailable, UsageError
@@ -52,12 +53,13 @@ def up(
     wanted = Wanted(name, port, data_dir, in_memory, cluster, image)
     if kind is Kind.AUTO and wanted == Wanted() and not foreground:
         state.forget(name)  # it is not running any more, so its URL is none to look at
-        if (reachable := _reachable(options)) is not None:
+        access = options.access()
+        if (reachable := _reachable(access)) is not None:
             output.show(f"using the broker at {reachable}")
             return
         if options.url is not None:
             raise Unavailable(
-                f"no broker answers at {options.addresses()[0]}, which --url, MQTOOL_URL or AMQP_URL names",
+                f"no broker answers at {access.address}, which --url, MQTOOL_URL or AMQP_URL names",
                 "unset it to start one here; every command would look for its broker there",
             )
     starter = _prepared(kind, wanted)
@@ -117,11 +119,10 @@ def _stay(started: Started) -> None:
         starter.stop(started)
 
 
-def _reachable(options: Broker) -> Address | None:
+def _reachable(access: Access) -> Address | None:
     with contextlib.suppress(Unavailable):
-        addresses = options.addresses()
-        Connection(addresses).close()
-        return addresses[0]
+        Connection(access.addresses, tls=access.tls).close()
+        return access.address
     return None
 
 
@@ -204,6 +205,6 @@ def wait(
     ] = "30s",  # type: ignore[assignment]
 ) -> None:
     """Wait until a connection to the broker can be made."""
-    addresses = options.addresses()
-    connect_within(timeout, options.connect).close()
-    output.status(f"{addresses[0]} is ready")
+    access = options.access()
+    connect_within(timeout, access.connect).close()
+    output.status(f"{access.address} is ready")

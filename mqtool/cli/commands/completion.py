@@ -89,11 +89,6 @@ complete --command mqtool --no-files --arguments '(__mqtool_complete)'
 _SCRIPTS = {Shell.BASH: _BASH, Shell.ZSH: _ZSH, Shell.FISH: _FISH}
 
 
-@app.callback()
-def group() -> None:
-    """One command so far; without this, typer would make it the whole program."""
-
-
 @app.command(
     epilog='eval "$(mqtool completion bash)"  ·  mqtool completion fish > ~/.config/fish/completions/mqtool.fish'
 )

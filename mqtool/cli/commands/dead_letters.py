@@ -13,10 +13,10 @@ import typer
 from mqtool import ndjson
 from mqtool.amqp import Channel
 from mqtool.cli import stopping
+from mqtool.cli.access import Access
 from mqtool.cli.display import output
-from mqtool.cli.options import Broker, duration, live_names, takes_groups
+from mqtool.cli.options import Broker, ManagementUrl, duration, live_names, takes_groups
 from mqtool.cli.options.asking import Yes, ask
-from mqtool.cli.options.management import ManagementUrl, management_of
 from mqtool.errors import Unavailable
 from mqtool.work import dead_letters
 from mqtool.work.dead_letters import Choice, DeadLetter
@@ -25,11 +25,6 @@ from mqtool.work.retry import dead_letter_queue
 app = typer.Typer()
 dlq = typer.Typer(no_args_is_help=True, help="Look at dead letters, bring them back, or drop them.")
 app.add_typer(dlq, name="dlq")
-
-
-@app.callback()
-def group() -> None:
-    """Without this, typer would make the one group the whole program."""
 
 
 #: Letters that `ls` looks at in each queue, to tell their reasons.
@@ -85,17 +80,16 @@ def ls(
     as_json: AsJson = False,
 ) -> None:
     """List the queues that hold dead letters, with counts and reasons; asks the management API for their names."""
-    address = broker.addresses()[0]
-    api = management_of(broker, management)
+    access = _access(broker, management)
     try:
-        queues = dead_letters.queues_for_letters(api, address.virtual_host)
+        queues = dead_letters.queues_for_letters(access.management(), access.vhost)
     except Unavailable as error:
         raise Unavailable(
             str(error), "only it knows all queues: name it with --management, or a queue with 'mqtool dlq show QUEUE'"
         ) from error
     found = 0
     for queue in queues:
-        with _channel(broker) as channel:
+        with _channel(access) as channel:
             count = channel.depth_of(queue)
             seen = islice(dead_letters.letters(channel, queue), _LOOKED_AT)
             reasons = Counter(letter.death.reason for letter in seen)
@@ -109,11 +103,15 @@ def ls(
         output.status("no queue holds dead letters")
 
 
+def _access(broker: Broker, management: str | None = None) -> Access:
+    """Without reconnection: what was taken would be back in its queue by then, and be taken twice."""
+    return broker._replace(reconnect=False).access(management)
+
+
 @contextmanager
-def _channel(broker: Broker) -> Iterator[Channel]:
-    """A channel that does not come back: what was taken from it has gone back by then, and would be taken twice."""
-    with broker._replace(reconnect=False).connect() as connection:
-        yield connection.channel(strict=broker.strict)
+def _channel(access: Access) -> Iterator[Channel]:
+    with access.connect() as connection:
+        yield connection.channel(strict=access.strict)
 
 
 @dlq.command(epilog="mqtool dlq show jobs  ·  mqtool dlq show jobs --reason exhausted --json")
@@ -127,7 +125,7 @@ def show(
 ) -> None:
     """Look at dead letters, from the oldest; all stay where they are."""
     chosen, shown = which.choice(), 0
-    with _channel(broker) as channel:
+    with _channel(_access(broker)) as channel:
         for letter in dead_letters.letters(channel, which.queue(queue)):
             if stopping.requested() is not None or shown == limit:
                 break
@@ -168,7 +166,7 @@ def redrive(
     Each is confirmed there before it is removed here. A redrive that is killed loses nothing: run it again.
     """
     source, moved = which.queue(queue), 0
-    with _channel(broker) as channel:
+    with _channel(_access(broker)) as channel:
         if which.is_all and output.is_terminal(0):  # nothing is lost by it, so a script need not say --yes
             ask(yes, f"bring all {channel.depth_of(source):,} messages of {source} back")
         try:
@@ -192,7 +190,7 @@ def drop(
 ) -> None:
     """Remove dead letters for good."""
     source, dropped = which.queue(queue), 0
-    with _channel(broker) as channel:
+    with _channel(_access(broker)) as channel:
         ask(yes, f"drop {'all' if which.is_all else 'the chosen ones of'} {channel.depth_of(source):,} "
                  f"messages of {source} for good",
             "say --yes, or choose some with --id, --reason, --error or --older")  # fmt: skip

@@ -82,7 +82,7 @@ def declare_exchange(
 
 
 def _declare(broker: Broker, thing: Exchange | Queue, what: str, if_not_exists: bool) -> None:
-    with broker._replace(strict=True).channel() as channel:  # whoever declares by hand wants it as it is said
+    with broker._replace(strict=True).access().channel() as channel:  # whoever declares by hand wants it as it is said
         if administration.exists(channel, thing):
             if not if_not_exists:
                 _compare(channel, thing)
@@ -111,7 +111,7 @@ def delete_queue(
     yes: Yes = False,
 ) -> None:
     """Delete queues, with the messages in them."""
-    with broker.channel() as channel:
+    with broker.access().channel() as channel:
         for name in queue:
             if not administration.exists(channel, Queue(name)):
                 _missing(f"queue {name!r}", "queues", if_exists)
@@ -129,7 +129,7 @@ def delete_queue(
 @takes_groups
 def purge(queue: QueueNames, broker: Broker, if_exists: IfExists = False, yes: Yes = False) -> None:
     """Remove the messages of queues. Those that a consumer has not acknowledged yet stay."""
-    with broker.channel() as channel:
+    with broker.access().channel() as channel:
         for name in queue:
             if not administration.exists(channel, Queue(name)):
                 _missing(f"queue {name!r}", "queues", if_exists)
@@ -149,7 +149,7 @@ def delete_exchange(
     yes: Yes = False,
 ) -> None:
     """Delete exchanges, with their bindings."""
-    with broker.channel() as channel:
+    with broker.access().channel() as channel:
         for name in exchange:
             if not administration.exists(channel, Exchange(name)):
                 _missing(f"exchange {name!r}", "exchanges", if_exists)
@@ -211,7 +211,7 @@ class Bindings(NamedTuple):
 @takes_groups
 def bind(bindings: Bindings, broker: Broker) -> None:
     """Bind a queue to an exchange. To do it again changes nothing."""
-    with broker.channel() as channel:
+    with broker.access().channel() as channel:
         for key in bindings.keys or [""]:
             administration.bind(channel, bindings.exchange, bindings.to, key, bindings.told_by)
             output.status(f"bound {_end(bindings.to)} to exchange {bindings.exchange!r}{_by(key)}")
@@ -227,7 +227,7 @@ def unbind(
     ] = False,
 ) -> None:
     """Take bindings away, which are told by their keys and arguments. To do it again changes nothing."""
-    with broker.channel() as channel:
+    with broker.access().channel() as channel:
         for key in bindings.keys or [""]:
             try:
                 administration.unbind(channel, bindings.exchange, bindings.to, key, bindings.told_by)

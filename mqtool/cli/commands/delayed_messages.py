@@ -61,7 +61,7 @@ def send_delayed(
         delays=delays,
         adapt=None if delays.are_given else _delayed_as_it_says,
     )
-    with broker.channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
+    with broker.access().channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
         plugin = has_plugin(channel, target)
         if not plugin:
             target = _without_plugin(target)
@@ -92,7 +92,7 @@ def receive_delayed(
     write = receiving.writer(_received)
     target = queue.of(broker.names.delay_queue)
     delaying = ExchangeOptions(exchange).of(broker.names.delay_exchange)
-    with broker.channel() as channel:
+    with broker.access().channel() as channel:
         if not has_plugin(channel, delaying):
             delaying = _without_plugin(delaying)
         key = broker.names.delay_queue.name if routing_key is None else routing_key

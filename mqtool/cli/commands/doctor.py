@@ -11,9 +11,9 @@ import typer
 
 from mqtool.amqp import Address, Connection
 from mqtool.cli import stopping
+from mqtool.cli.access import Access
 from mqtool.cli.display import output
-from mqtool.cli.options import Broker, configure_output, takes_groups, time_limit
-from mqtool.cli.options.management import ManagementUrl, management_of
+from mqtool.cli.options import Broker, ManagementUrl, takes_groups, time_limit
 from mqtool.errors import AccessRefused, MqtoolError, SomeFailed
 from mqtool.inspection import diagnosis
 from mqtool.inspection.diagnosis import Finding
@@ -40,18 +40,18 @@ def doctor(
     management: ManagementUrl = None,
 ) -> None:
     """Look at a broker and say what would bite: exit 0 if nothing would, else 3."""
-    configure_output(broker)
+    access = broker.access(management)
     found = 0
-    for finding in _findings(management_of(broker, management), broker, between):
+    for finding in _findings(access, broker.vhost, between):
         found += 1
         _show(finding, as_json)
     if found:
-        raise SomeFailed(f"{counted(found, 'finding')} at {broker.addresses()[0]}")
-    output.status(f"nothing would bite at {broker.addresses()[0]}")
+        raise SomeFailed(f"{counted(found, 'finding')} at {access.address}")
+    output.status(f"nothing would bite at {access.address}")
 
 
-def _findings(api: Management, broker: Broker, between: float) -> Iterator[Finding]:
-    stop = threading.Event()
+def _findings(access: Access, vhost: str | None, between: float) -> Iterator[Finding]:
+    api, stop = access.management(), threading.Event()
 
     def wait() -> None:
         with stopping.calling(stop.set):
@@ -59,12 +59,12 @@ def _findings(api: Management, broker: Broker, between: float) -> Iterator[Findi
                 raise KeyboardInterrupt
 
     output.status(f"looking twice, {between:g} s apart …")
-    yield from diagnosis.findings(api, broker.vhost, wait)
+    yield from diagnosis.findings(api, vhost, wait)
     try:
         yield from diagnosis.of_nodes(api)
     except AccessRefused as refused:
         output.notice(f"alarms were not looked at: {refused}" + (f" ({refused.hint})" if refused.hint else ""))
-    yield from _guest(api, broker.addresses()[0])
+    yield from _guest(api, access.address)
 
 
 def _guest(api: Management, address: Address) -> Iterator[Finding]:

@@ -16,11 +16,6 @@ drill = typer.Typer(no_args_is_help=True, help="Break something on a broker of i
 app.add_typer(drill, name="drill")
 
 
-@app.callback()
-def group() -> None:
-    """Without this, typer would make the one group the whole program."""
-
-
 KindOption = Annotated[Kind, typer.Option(help="The broker to start.")]
 UrlOption = Annotated[
     str | None, typer.Option("--url", "-u", help="Use this broker instead, with a queue of the drill's own.")

@@ -48,7 +48,7 @@ def send(
     to_queue = exchange is None and routing_key is None
     addressing = Addressing("" if queue.queue is not None else exchange, queue.queue or routing_key)
     messages = source.messages(words, options, default=b"Hello World!", addressing=addressing, delays=delays)
-    with broker.channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
+    with broker.access().channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
         if to_queue:
             target = queue.of(broker.names.hello)
             published = held(messages, delays, options, channel, queue=target)
@@ -69,6 +69,6 @@ def send(
 def receive(queue: QueueOptions, receiving: Receiving, broker: Broker) -> None:
     """Receive messages from a queue (tutorial 1)."""
     write = receiving.writer(lambda _: " [x] Received ")
-    with broker.channel() as channel:
+    with broker.access().channel() as channel:
         deliveries = hello_world.receive(channel, queue.of(broker.names.hello), receiving.settings())
         receiving.print_all(channel, deliveries, write, WAITING_FOR_MESSAGES)

@@ -9,8 +9,7 @@ import typer
 from mqtool.amqp import administration
 from mqtool.cli import stopping
 from mqtool.cli.display import output, tables
-from mqtool.cli.options import Broker, configure_output, live_names, takes_groups, time_limit
-from mqtool.cli.options.management import ManagementUrl, management_of
+from mqtool.cli.options import Broker, ManagementUrl, live_names, takes_groups, time_limit
 from mqtool.errors import NotFound, SomeFailed, Unavailable
 from mqtool.inspection.listing import (
     BINDINGS,
@@ -31,15 +30,11 @@ from mqtool.inspection.listing import (
     queues_named,
 )
 from mqtool.topology import Exchange
+from mqtool.tutorials.dialects import Names
 
 app = typer.Typer()
 list_app = typer.Typer(no_args_is_help=True, help="List what the broker has, by its management API.")
 app.add_typer(list_app, name="list")
-
-
-@app.callback()
-def group() -> None:
-    """Without this, typer would make the one group the whole program."""
 
 
 def condition(text: str) -> Condition:
@@ -93,12 +88,13 @@ class View:
     ) -> None:
         self._listing = queues_named(only) if only and listing is QUEUES else listing
         self._choosing = choosing
-        self._broker = broker
+        self._names = broker.names
+        self._access = broker.access(choosing.management)
         self._only = frozenset(only or ())
         self._conditions: list[Condition] = choosing.conditions or []
         self._order = choosing.order or []
         every = choosing.all_vhosts or (not listing.of_vhost and broker.vhost is None)
-        self._vhost = None if every else broker.addresses()[0].virtual_host
+        self._vhost = None if every else self._access.vhost
         self.columns = [*names] if names else [*listing.shown]
         if not names and choosing.all_vhosts and listing.of_vhost:
             self.columns.insert(0, "vhost")
@@ -121,18 +117,39 @@ class View:
         """What the management API tells; where there is none, what AMQP does."""
         self._without_api = None
         try:
-            api = management_of(self._broker, self._choosing.management)
-            rows = self._listing.rows(api, self._vhost, self._fetched)
+            rows = self._listing.rows(self._access.management(), self._vhost, self._fetched)
             first = next(rows, None)  # whether there is an API shows with its first answer
         except NotFound:
             raise
         except Unavailable as missing:
             self._without_api = missing
-            yield from _by_amqp(self._broker, self._listing, self._only, self._fetched, missing)
+            yield from self._by_amqp(missing)
             return
         if first is not None:
             yield first
             yield from rows
+
+    def _by_amqp(self, missing: Unavailable) -> Iterator[Row]:
+        """What AMQP tells of queues or exchanges whose names are known.
+
+        Raises:
+            Unavailable: it tells nothing of the like; or there is no broker either.
+        """
+        things = self._listing.things
+        if things not in (QUEUES.things, EXCHANGES.things):
+            raise Unavailable(f"{missing}; AMQP alone cannot list {things}", missing.hint) from missing
+        with self._access.channel() as channel:
+            for name in sorted(self._only) or _usual(self._names, self._listing):
+                row: Row = dict.fromkeys(self._fetched)
+                try:
+                    if things == QUEUES.things:
+                        depth = administration.depth(channel, name)
+                        row |= {"messages_ready": depth.ready, "consumers": depth.consumers}
+                    elif not administration.exists(channel, Exchange(name)):
+                        continue
+                except NotFound:
+                    continue
+                yield row | {"name": name}
 
     def show(self) -> None:
         """Print them.
@@ -152,7 +169,7 @@ class View:
         if self._only:
             output.notice(f"{why}; without it AMQP tells no more than {what}")
             return
-        names = ", ".join(_usual(self._broker, self._listing))
+        names = ", ".join(_usual(self._names, self._listing))
         raise SomeFailed(
             f"{why}; only it knows which {self._listing.things} there are, so by AMQP this is no more than {what} "
             f"of {names}",
@@ -160,42 +177,16 @@ class View:
         )
 
 
-def _usual(broker: Broker, listing: Listing) -> list[str]:
+def _usual(names: Names, listing: Listing) -> list[str]:
     """The names that the tutorials' queues, or exchanges, have."""
-    names = broker.names
     if listing.things == QUEUES.things:
         return [each.name for each in (names.hello, names.task_queue, names.rpc_queue)]
     return [each.name for each in (names.fanout, names.direct, names.topic, names.headers)]
 
 
-def _by_amqp(
-    broker: Broker, listing: Listing, only: Iterable[str], columns: Sequence[str], missing: Unavailable
-) -> Iterator[Row]:
-    """What AMQP tells of queues or exchanges whose names are known.
-
-    Raises:
-        Unavailable: it tells nothing of the like; or there is no broker either.
-    """
-    if listing.things not in (QUEUES.things, EXCHANGES.things):
-        raise Unavailable(f"{missing}; AMQP alone cannot list {listing.things}", missing.hint) from missing
-    with broker.channel() as channel:
-        for name in sorted(only) or _usual(broker, listing):
-            row: Row = dict.fromkeys(columns)
-            try:
-                if listing.things == QUEUES.things:
-                    depth = administration.depth(channel, name)
-                    row |= {"messages_ready": depth.ready, "consumers": depth.consumers}
-                elif not administration.exists(channel, Exchange(name)):
-                    continue
-            except NotFound:
-                continue
-            yield row | {"name": name}
-
-
 def _list(
     listing: Listing, names: Sequence[str] | None, choosing: Choosing, broker: Broker, only: Sequence[str] | None = None
 ) -> None:
-    configure_output(broker)
     view = View(listing, names, choosing, broker, only)
     if choosing.watch is None:
         view.show()

@@ -65,7 +65,7 @@ def emit_fanout(
     messages = source.messages(
         words, options, default=b"info: Hello World!", addressing=Addressing(target.name), delays=delays
     )
-    with broker.channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
+    with broker.access().channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
         published = held(messages, delays, options, channel, exchange=target)
         receipts = publish_subscribe.emit(channel, target, published)
         publishing.report(receipts, lambda message: f" [x] Sent {publishing.text(message)}", options, channel, messages)
@@ -86,7 +86,7 @@ def emit_direct(
     messages = source.messages(
         words, options, default=b"Hello World!", addressing=Addressing(target.name, severity), delays=delays
     )
-    with broker.channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
+    with broker.access().channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
         published = held(messages, delays, options, channel, exchange=target)
         receipts = routing.emit(channel, target, "info", published)
         publishing.report(receipts, lambda message: _sent_with_key(message, "info"), options, channel, messages)
@@ -120,7 +120,7 @@ def emit_topic(
         addressing=Addressing(target.name, routing_key),
         delays=delays,
     )
-    with broker.channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
+    with broker.access().channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
         published = held(messages, delays, options, channel, exchange=target)
         receipts = topics.emit(channel, target, "anonymous.info", published)
         publishing.report(
@@ -138,7 +138,7 @@ def emit_headers(
     messages = source.messages(
         words, options, default=b"Hello World!", addressing=Addressing(target.name), delays=delays
     )
-    with broker.channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
+    with broker.access().channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
         published = held(messages, delays, options, channel, exchange=target)
         receipts = headers_tutorial.emit(channel, target, published)
         publishing.report(receipts, lambda message: f" [x] Sent {publishing.text(message)}", options, channel, messages)
@@ -149,7 +149,7 @@ def emit_headers(
 def receive_fanout(exchange: ExchangeOptions, queue: LogQueueOptions, receiving: Receiving, broker: Broker) -> None:
     """Receive everything published from now on (tutorial 3)."""
     write = receiving.writer(_body_only, queue_is_ours=queue.queue is None)
-    with broker.channel() as channel:
+    with broker.access().channel() as channel:
         deliveries = publish_subscribe.receive(
             channel, exchange.of(broker.names.fanout), queue.declared(), receiving.settings()
         )
@@ -167,7 +167,7 @@ def receive_direct(
 ) -> None:
     """Receive some severities (tutorial 4)."""
     write = receiving.writer(_key_and_body, queue_is_ours=queue.queue is None)
-    with broker.channel() as channel:
+    with broker.access().channel() as channel:
         deliveries = routing.receive(
             channel, exchange.of(broker.names.direct), severities, queue.declared(), receiving.settings()
         )
@@ -185,7 +185,7 @@ def receive_topic(
 ) -> None:
     """Receive what matches a pattern (tutorial 5)."""
     write = receiving.writer(_key_and_body, queue_is_ours=queue.queue is None)
-    with broker.channel() as channel:
+    with broker.access().channel() as channel:
         deliveries = topics.receive(
             channel, exchange.of(broker.names.topic), patterns, queue.declared(), receiving.settings()
         )
@@ -214,7 +214,7 @@ def receive_headers(
     if not headers:
         raise UsageError("no header was given to receive by", "for instance: mqtool receive-log headers format=pdf")
     write = receiving.writer(_body_only, queue_is_ours=queue.queue is None)
-    with broker.channel() as channel:
+    with broker.access().channel() as channel:
         deliveries = headers_tutorial.receive(
             channel,
             exchange.of(broker.names.headers),

@@ -19,11 +19,6 @@ Plugins = Annotated[list[str], typer.Argument(metavar="PLUGIN...", show_default=
 Name = Annotated[str, typer.Option(help="Of which broker, if you have several.")]
 
 
-@app.callback()
-def group() -> None:
-    """Without this, typer would make the one group the whole program."""
-
-
 @plugin_app.command(epilog="mqtool plugin enable rabbitmq_shovel")
 def enable(plugin: Plugins, name: Name = DEFAULT_NAME) -> None:
     """Enable plugins, with those that they need; now, and whenever the broker starts."""

@@ -8,6 +8,7 @@ import typer
 from mqtool import ndjson
 from mqtool.amqp import Connection
 from mqtool.cli import stopping
+from mqtool.cli.access import Access
 from mqtool.cli.display import output
 from mqtool.cli.display.output import WAITING_FOR_MESSAGES
 from mqtool.cli.options import Broker, Receiving, duration, time_limit
@@ -173,10 +174,11 @@ def work(command: str, shell: bool, concurrency: int, retries: RetryOptions, ded
     program = Program(command, shell=shell, timeout=receiving.timeout, concurrency=concurrency)
     handled = dedup.open()
     settings = receiving._replace(timeout=None).settings(ONE_EACH)
-    with broker.connect() as connection:
-        channel = connection.channel(strict=broker.strict)
+    access = broker.access()
+    with access.connect() as connection:
+        channel = connection.channel(strict=access.strict)
         worker = ProgramWorker(channel, program, _retrying(connection, retries), output.notice, handled)
-        _warn_of_consumer_timeout(broker, queue.name, receiving.timeout)
+        _warn_of_consumer_timeout(access, queue.name, receiving.timeout)
         with stopping.calling(channel.stop):
             work_through = Hands(channel, worker.handle, concurrency).start_consuming(channel.declare(queue), settings)
             try:
@@ -187,16 +189,15 @@ def work(command: str, shell: bool, concurrency: int, retries: RetryOptions, ded
                 output.status(", ".join(f"{worker.counts[what]:,} {said}" for what, said in sums.items()))
 
 
-def _warn_of_consumer_timeout(broker: Broker, queue: str, timeout: float | None) -> None:
+def _warn_of_consumer_timeout(access: Access, queue: str, timeout: float | None) -> None:
     """The broker takes a message from a worker that is too long about it, and gives it to another."""
     if timeout is None:
         return
-    from mqtool.cli.options.management import management_of
     from mqtool.management import consumer_timeout
 
     limit, whose = DEFAULT_CONSUMER_TIMEOUT, "RabbitMQ's, unless it is configured otherwise,"
     try:
-        told = consumer_timeout(management_of(broker, patience=(1.0, 1.0)), broker.addresses()[0].virtual_host, queue)
+        told = consumer_timeout(access.management((1.0, 1.0)), access.vhost, queue)
     except (Unavailable, AccessRefused):  # it is asked for a warning only
         told = None
     if told is not None:

@@ -58,7 +58,7 @@ def publisher_confirms(
     seconds: dict[Strategy, float] = {}
     for way in chosen:
         # A connection each, so that each starts with an empty queue of its own.
-        with broker.channel(confirm_timeout=confirm_timeout) as channel:
+        with broker.access().channel(confirm_timeout=confirm_timeout) as channel:
             target = channel.declare(queue.of(PRIVATE_QUEUE))
             messages = (Message(str(number).encode(), message_id=new_message_id()) for number in range(count))
             started = time.perf_counter()

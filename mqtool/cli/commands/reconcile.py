@@ -19,11 +19,6 @@ app = typer.Typer()
 _SHOWN = 10
 
 
-@app.callback()
-def group() -> None:
-    """One command so far; without this, typer would make it the whole program."""
-
-
 @app.command(
     epilog="mqtool reconcile sent.ndjson got.ndjson  ·  mqtool receive --json | mqtool reconcile sent.ndjson -"
 )

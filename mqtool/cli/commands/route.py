@@ -11,18 +11,12 @@ from typing import Annotated, Any
 import typer
 
 from mqtool.cli.display import output, route_text, styled
-from mqtool.cli.options import Broker, configure_output, header, live_names, takes_groups
-from mqtool.cli.options.management import ManagementUrl, management_of
+from mqtool.cli.options import Broker, ManagementUrl, header, live_names, takes_groups
 from mqtool.errors import BadData, NotFound, SomeFailed, UsageError
 from mqtool.inspection.definitions import read
 from mqtool.inspection.routes import Route, Router
 
 app = typer.Typer()
-
-
-@app.callback()
-def group() -> None:
-    """One command so far; without this, typer would make it the whole program."""
 
 
 @app.command(
@@ -60,10 +54,10 @@ def route(
     """
     if (exchange is None) == (test is None):
         raise UsageError("give either EXCHANGE and KEY, or --test FILE", "mqtool route topic_logs kern.critical")
-    configure_output(broker)
+    access = broker.access(management)
     lines = [] if test is None else list(_expectations(test))
-    vhost = broker.addresses()[0].virtual_host
-    router = Router(read(management_of(broker, management), vhost))
+    vhost = access.vhost
+    router = Router(read(access.management(), vhost))
 
     def explain(name: str, key: str, fields: dict[str, Any]) -> Route:
         name = "" if name == "amq.default" else name

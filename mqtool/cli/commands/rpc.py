@@ -69,7 +69,7 @@ def rpc_server(
         show(request)
         return answering(request)
 
-    with broker.channel() as channel:
+    with broker.access().channel() as channel:
         settings = receiving._replace(timeout=None if programs.command else receiving.timeout).settings(
             rpc.ONE_AT_A_TIME
         )
@@ -110,7 +110,7 @@ def rpc_client(
     """Ask the server, and print its answers (tutorial 6). If a program answers, exit with its status."""
     asked = requests or ["30"]
     failed = answered = status = 0
-    with broker.channel(confirm_timeout=min(timeout, CONFIRM_TIMEOUT)) as channel:
+    with broker.access().channel(confirm_timeout=min(timeout, CONFIRM_TIMEOUT)) as channel:
         for request in asked:
             output.status(f" [x] Requesting {function}({request})")
         bodies = [request.encode("utf-8", "surrogateescape") for request in asked]

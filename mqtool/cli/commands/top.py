@@ -17,8 +17,7 @@ import typer
 from mqtool import management as api
 from mqtool.cli import stopping
 from mqtool.cli.display import output, tables
-from mqtool.cli.options import Broker, configure_output, takes_groups, time_limit
-from mqtool.cli.options.management import ManagementUrl, management_of
+from mqtool.cli.options import Broker, ManagementUrl, takes_groups, time_limit
 from mqtool.errors import Unavailable, UsageError
 from mqtool.inspection.diagnosis import COLUMNS, forgets_to_acknowledge, has_no_consumer
 from mqtool.inspection.listing import Row, counted
@@ -126,17 +125,15 @@ def top(
     management: ManagementUrl = None,
 ) -> None:
     """Watch queues, rates, consumers and what is unacknowledged; keys sort, q ends."""
-    configure_output(broker)
-    address = broker.addresses()[0]
-    vhost = None if all_vhosts else address.virtual_host
-    screen = Screen(lambda: management_of(broker, management), vhost, order=_key(sort))
+    access = broker.access(management)
+    screen = Screen(access.management, None if all_vhosts else access.vhost, order=_key(sort))
     screen.descending = screen.order != "n"
     if once or not (output.is_terminal(0) and output.is_terminal(1)):
         rows = [screen.row(queue) for queue in screen.queues(api.PAGE_SIZE)]
         if not tables.show(rows, _SHOWN):
             output.status("no queues")
     else:
-        _live(screen, str(address), interval)
+        _live(screen, str(access.address), interval)
 
 
 def _key(sort: str) -> str:

@@ -13,8 +13,7 @@ from mqtool.cli import stopping
 from mqtool.cli.display import output, styled
 from mqtool.cli.display.styled import Line
 from mqtool.cli.display.topology_tree import tree
-from mqtool.cli.options import Broker, configure_output, live_names, takes_groups, time_limit
-from mqtool.cli.options.management import ManagementUrl, management_of
+from mqtool.cli.options import Broker, ManagementUrl, live_names, takes_groups, time_limit
 from mqtool.errors import UsageError
 from mqtool.inspection import wiring
 from mqtool.inspection.diagrams import FORMATS
@@ -32,11 +31,6 @@ class Format(StrEnum):
     MERMAID = "mermaid"
     DOT = "dot"
     JSON = "json"
-
-
-@app.callback()
-def group() -> None:
-    """One command so far; without this, typer would make it the whole program."""
 
 
 @app.command(epilog="mqtool topology  ·  mqtool topology --live  ·  mqtool topology topic_logs --format mermaid")
@@ -60,11 +54,11 @@ def topology(
     management: ManagementUrl = None,
 ) -> None:
     """Show who publishes to what, what is bound where, and who consumes."""
-    configure_output(broker)
+    access = broker.access(management)
     form = Format.JSON if as_json else form
     if live and (form is not Format.TREE or not output.is_terminal(1)):
         raise UsageError("--live shows a tree, on a terminal", "leave --live out, or --format")
-    api, vhost = management_of(broker, management), broker.addresses()[0].virtual_host
+    api, vhost = access.management(), access.vhost
     only = ["" if name == "amq.default" else name for name in exchanges or ()]
     if form is Format.JSON:
         for record in records(api, vhost, only=only):

@@ -19,11 +19,6 @@ tutorial = typer.Typer(no_args_is_help=True, help="Learn RabbitMQ: read the tuto
 app.add_typer(tutorial, name="tutorial")
 
 
-@app.callback()
-def group() -> None:
-    """Without this, typer would make the one group the whole program."""
-
-
 def _pages(incomplete: str) -> list[str]:
     return [name for name in pages.NAMES if name.startswith(incomplete)]
 

@@ -6,9 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from mqtool.cli.display import output
-from mqtool.cli.options import Broker, configure_output, live_names, takes_groups, takes_groups_but
+from mqtool.cli.options import Broker, ManagementUrl, live_names, takes_groups, takes_groups_but
 from mqtool.cli.options.asking import Yes, ask, ask_password
-from mqtool.cli.options.management import ManagementUrl, management_of
 from mqtool.errors import MqtoolError, NotFound, UsageError
 from mqtool.management import Management, path
 from mqtool.management.views import Json
@@ -33,11 +32,6 @@ LoginPassword = Annotated[
 _NEW_PASSWORD = Annotated[
     Path | None, typer.Option("--password-file", help="Read the user's password from a file; - is stdin.")
 ]
-
-
-def _api(broker: Broker, management: str | None) -> Management:
-    configure_output(broker)
-    return management_of(broker, management)
 
 
 def _found(api: Management, *names: str) -> Json | None:
@@ -76,7 +70,7 @@ def add(
     management: ManagementUrl = None,
 ) -> None:
     """Add a user. It may do nothing yet: see 'mqtool permission set'."""
-    api = _api(broker._replace(password_file=login_password_file), management)
+    api = broker._replace(password_file=login_password_file).access(management).management()
     if _found(api, "users", name) is not None:
         if not if_not_exists:
             raise MqtoolError(f"there is a user {name!r} already", "'mqtool user password' and 'user tags' change it")
@@ -92,7 +86,7 @@ def password(
     name: UserName, broker: Broker, login_password_file: LoginPassword = None, management: ManagementUrl = None
 ) -> None:
     """Change a user's password."""
-    api = _api(broker._replace(password_file=login_password_file), management)
+    api = broker._replace(password_file=login_password_file).access(management).management()
     tags = _tags(_user(api, name)["tags"])
     api.put(path("users", name), {"password": ask_password(name, broker.password_file), "tags": tags})
     output.status(f"changed the password of user {name!r}")
@@ -102,7 +96,7 @@ def password(
 @takes_groups
 def tags(name: UserName, broker: Broker, tags: Tags = None, management: ManagementUrl = None) -> None:
     """Set a user's tags: what it may do with the management API."""
-    api = _api(broker, management)
+    api = broker.access(management).management()
     kept = {name: value for name, value in _user(api, name).items() if name in ("password_hash", "hashing_algorithm")}
     api.put(path("users", name), {**kept, "tags": _tags(tags or [])})
     output.status(f"user {name!r} has {'the tags ' + ', '.join(tags) if tags else 'no tags'}")
@@ -114,7 +108,7 @@ def delete(
     name: UserName, broker: Broker, if_exists: IfExists = False, yes: Yes = False, management: ManagementUrl = None
 ) -> None:
     """Delete a user, with its permissions."""
-    api = _api(broker, management)
+    api = broker.access(management).management()
     if if_exists and _found(api, "users", name) is None:
         output.status(f"there is no user {name!r}")
         return
@@ -137,7 +131,7 @@ def add_vhost(
     management: ManagementUrl = None,
 ) -> None:
     """Add a virtual host. Who adds it may do all there; for others see 'mqtool permission set'."""
-    api = _api(broker, management)
+    api = broker.access(management).management()
     if _found(api, "vhosts", name) is not None:
         if not if_not_exists:
             raise MqtoolError(f"there is a vhost {name!r} already", "--if-not-exists leaves it as it is")
@@ -153,7 +147,7 @@ def delete_vhost(
     name: VhostName, broker: Broker, if_exists: IfExists = False, yes: Yes = False, management: ManagementUrl = None
 ) -> None:
     """Delete a virtual host, with all queues, messages and exchanges in it."""
-    api = _api(broker, management)
+    api = broker.access(management).management()
     if _found(api, "vhosts", name) is None:
         if not if_exists:
             raise NotFound(f"there is no vhost {name!r}", "'mqtool list vhosts' shows those that there are")
@@ -188,7 +182,8 @@ def set_permission(
             f"this would leave the permissions of user {name!r} as they are",
             "say --configure, --write or --read; '.*' is everything, '' is nothing",
         )
-    api, vhost = _api(broker, management), broker.addresses()[0].virtual_host
+    access = broker.access(management)
+    api, vhost = access.management(), access.vhost
     _user(api, name)
     before = _found(api, "permissions", vhost, name) or {}
     said = {"configure": configure, "write": write, "read": read}
@@ -203,7 +198,8 @@ def clear_permission(
     name: UserName, broker: Broker, if_exists: IfExists = False, management: ManagementUrl = None
 ) -> None:
     """Take all permissions in a virtual host away from a user."""
-    api, vhost = _api(broker, management), broker.addresses()[0].virtual_host
+    access = broker.access(management)
+    api, vhost = access.management(), access.vhost
     before = _found(api, "permissions", vhost, name)
     if before is None:
         if not if_exists:

@@ -40,7 +40,7 @@ def new_task(
     tasks = source.messages(
         words, options, default=b"Hello World!", addressing=Addressing(queue.queue and "", queue.queue), delays=delays
     )
-    with broker.channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
+    with broker.access().channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
         target = queue.of(broker.names.task_queue)
         published = held(tasks, delays, options, channel, queue=target)
         receipts = work_queues.new_tasks(channel, target, published)
@@ -83,7 +83,7 @@ def worker(
     settings = receiving.settings(work_queues.FAIR_DISPATCH)
     work_through = _work_and_forget if forget_ack else work_queues.work
     done = redelivered = 0
-    with broker.channel() as channel:
+    with broker.access().channel() as channel:
         tasks = work_through(channel, queue.of(broker.names.task_queue), do, settings)
         with receiving.printing(channel, WAITING_FOR_MESSAGES):
             for task in tasks:

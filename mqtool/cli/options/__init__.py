@@ -1,6 +1,6 @@
 """The options that commands share, each declared once, in groups that a command takes as one parameter."""
 
-from mqtool.cli.options.connection import Broker, configure_output, read_password
+from mqtool.cli.options.connection import Broker, ManagementUrl
 from mqtool.cli.options.delays import DelayOptions
 from mqtool.cli.options.groups import takes_groups, takes_groups_but
 from mqtool.cli.options.messages import MessageOptions
@@ -16,14 +16,13 @@ __all__ = [
     "DelayOptions",
     "ExchangeOptions",
     "LogQueueOptions",
+    "ManagementUrl",
     "MessageOptions",
     "QueueOptions",
     "Receiving",
     "argument",
-    "configure_output",
     "duration",
     "header",
-    "read_password",
     "takes_groups",
     "takes_groups_but",
     "time_limit",

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from mqtool.cli.access import read_password
 from mqtool.cli.display import output
-from mqtool.cli.options import read_password
 from mqtool.errors import MqtoolError, UsageError
 
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]

@@ -1,20 +1,15 @@
 """Which broker, how to get in, and how much to say."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import typer
 
-from mqtool.amqp import CONFIRM_TIMEOUT, Address, Backoff, Channel, Connection, TlsFiles, parse_addresses
-from mqtool.cli import stopping
+from mqtool.amqp import Backoff, TlsFiles
+from mqtool.cli.access import MANAGEMENT_VARIABLE, Access, resolve_addresses
 from mqtool.cli.display import output
 from mqtool.cli.options import live_names
 from mqtool.cli.options.values import DURATION
-from mqtool.errors import UsageError
 from mqtool.tutorials.dialects import NAMES, Dialect, Names
 
 
@@ -85,83 +80,39 @@ class Broker(NamedTuple):
         """The queues and exchanges of the dialect."""
         return NAMES[self.dialect]
 
-    def addresses(self) -> list[Address]:
-        """The broker's nodes: from --url or the environment, else what `mqtool broker up` started, else localhost.
+    def access(self, management: str | None = None) -> Access:
+        """How to reach the broker. Call it once per command, and first: it also sets up printing and the log.
+
+        Args:
+            management: the URL of the management API, if the command takes one.
 
         Raises:
-            UsageError: the URL is no AMQP URL, or the password file cannot be read.
+            UsageError: an option is not valid, or the password file cannot be read.
         """
-        if self.url is not None:
-            addresses = parse_addresses(self.url)
-        else:
-            from mqtool.broker import state
+        output.configure(
+            be_quiet=self.be_quiet, be_verbose=self.be_verbose, no_color=self.no_color, with_debug=self.with_debug
+        )
+        if self.with_debug:
+            import logging
 
-            started = state.load()
-            addresses = parse_addresses(started.url) if started else [Address()]
-        changes: dict[str, Any] = {}
-        if self.user is not None:
-            changes["user"] = self.user
-        if self.vhost is not None:
-            changes["virtual_host"] = self.vhost
-        if self.password_file is not None:
-            changes["password"] = read_password(self.password_file)
-        for option, name in (("--vhost", self.vhost), ("--user", self.user)):
-            if name is not None and not 0 < len(os.fsencode(name)) <= 255:
-                raise UsageError(f"the {option[2:]} has {len(os.fsencode(name))} bytes", "it may have from 1 to 255")
-        return [replace(address, **changes) for address in addresses]
-
-    def connect(self) -> Connection:
-        """Open a connection.
-
-        Raises:
-            Unavailable, AccessRefused: there is no way in.
-        """
-        configure_output(self)
-        from mqtool.broker.waiting import connect_within
-
-        tls = TlsFiles(self.tls_ca, self.tls_cert, self.tls_key)
-        addresses = self.addresses()
-        if (self.tls_ca or self.tls_cert) and not any(address.tls for address in addresses):
-            raise UsageError(
-                "there are TLS files, but the broker's URL is without TLS", "with TLS it starts with amqps://"
-            )
-
-        backoff = Backoff(attempts=self.max_retries) if self.reconnect else None
-
-        def connect() -> Connection:
-            return Connection(addresses, tls=tls, backoff=backoff, notice=output.notice)
-
-        return connect() if self.wait is None else connect_within(self.wait, connect)
-
-    @contextmanager
-    def channel(self, *, mandatory: bool = False, confirm_timeout: float = CONFIRM_TIMEOUT) -> Iterator[Channel]:
-        """A channel that closes with its connection; Ctrl-C and TERM stop its consumers."""
-        with self.connect() as connection:
-            channel = connection.channel(strict=self.strict, mandatory=mandatory, confirm_timeout=confirm_timeout)
-            with stopping.calling(channel.stop):
-                yield channel
+            logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+        return Access(
+            resolve_addresses(self.url, user=self.user, vhost=self.vhost, password_file=self.password_file),
+            TlsFiles(self.tls_ca, self.tls_cert, self.tls_key),
+            management,
+            self.wait,
+            Backoff(attempts=self.max_retries) if self.reconnect else None,
+            self.strict,
+        )
 
 
-def configure_output(broker: Broker) -> None:
-    """Make output.py heed the options; with --debug, show what pika logs."""
-    output.configure(
-        be_quiet=broker.be_quiet, be_verbose=broker.be_verbose, no_color=broker.no_color, with_debug=broker.with_debug
-    )
-    if broker.with_debug:
-        import logging
-
-        logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-
-
-def read_password(path: Path) -> str:
-    """The password in a file, or on stdin for `-`.
-
-    Raises:
-        UsageError: it cannot be read.
-    """
-    try:
-        text = os.read(0, 4096).decode() if str(path) == "-" else path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise UsageError(f"cannot read the password file {path}: {reason}") from error
-    return text.rstrip("\r\n")
+ManagementUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--management",
+        metavar="URL",
+        help="The management API; else port 15672 of the broker.",
+        envvar=MANAGEMENT_VARIABLE,
+        rich_help_panel="Broker",
+    ),
+]

@@ -12,6 +12,8 @@ from typing import Any
 
 import typer
 
+from mqtool.amqp import TlsFiles
+from mqtool.cli.access import MANAGEMENT_VARIABLE, Access, resolve_addresses
 from mqtool.duration import parse_duration
 from mqtool.errors import MqtoolError
 
@@ -52,21 +54,19 @@ def _patience() -> float:
 
 
 def _ask(params: dict[str, Any], kind: str, incomplete: str) -> list[str]:
-    from mqtool.cli.options import Broker
-    from mqtool.cli.options.management import MANAGEMENT_VARIABLE, management_of
     from mqtool.management import path
 
-    given = {name: params[name] for name in Broker._fields if params.get(name) is not None}
-    if str(given.get("password_file")) == "-":
+    given = {name: params.get(name) for name in ("user", "vhost", "password_file")}
+    if str(given["password_file"]) == "-":
         del given["password_file"]  # nobody types a password now
+    # Commands that do not use the management API have no option for it, but the environment may say where it is.
+    url = params.get("management") or os.environ.get(MANAGEMENT_VARIABLE)
     try:
-        broker = Broker(**given)
-        # Commands that need no management API have no option for it, but where it is the environment may tell.
-        url = params.get("management") or os.environ.get(MANAGEMENT_VARIABLE)
-        api = management_of(broker, url, (_patience(), _patience()))
+        access = Access(resolve_addresses(params.get("url"), **given), TlsFiles(params.get("tls_ca")), url)
+        api = access.management((_patience(), _patience()))
         if kind == "vhosts":
             return [view["name"] for view in api.get(kind, columns="name")]
-        where = path(kind, broker.addresses()[0].virtual_host)
+        where = path(kind, access.vhost)
         query = {"page": "1", "page_size": str(_MOST), "columns": "name"}
         answer = api.get(where, **query, name=f"^{re.escape(incomplete)}", use_regex="true")
         return [view["name"] for view in answer["items"]]

@@ -1,0 +1,160 @@
+"""How to reach a broker: addresses, credentials and management API, resolved once per command."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mqtool.amqp import CONFIRM_TIMEOUT, Address, Backoff, Channel, Connection, TlsFiles, parse_addresses
+from mqtool.cli import stopping
+from mqtool.cli.display import output
+from mqtool.errors import Unavailable, UsageError
+
+if TYPE_CHECKING:
+    from mqtool.management import Management
+
+MANAGEMENT_VARIABLE = "MQTOOL_MANAGEMENT_URL"
+_AMQP_PORT, _PORT, _TLS_PORT = 5672, 15672, 15671
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How to reach a broker. A command makes one only: a password on stdin can be read only once.
+
+    Attributes:
+        addresses: the broker's nodes.
+        management_url: as the user gave it; None looks for it.
+        wait: seconds to wait for the broker to come up; None does not wait.
+        backoff: between attempts to reconnect; None does not reconnect.
+        strict: fail if the broker has a queue or an exchange declared differently.
+    """
+
+    addresses: Sequence[Address]
+    tls: TlsFiles
+    management_url: str | None = None
+    wait: float | None = None
+    backoff: Backoff | None = None
+    strict: bool = False
+
+    @property
+    def address(self) -> Address:
+        """The first node."""
+        return self.addresses[0]
+
+    @property
+    def vhost(self) -> str:
+        """The virtual host to work in."""
+        return self.address.virtual_host
+
+    def connect(self) -> Connection:
+        """Open a connection.
+
+        Raises:
+            Unavailable, AccessRefused: no node can be reached, or none accepts the login.
+            UsageError: there are TLS files, but the URL has no TLS.
+        """
+        if (self.tls.ca or self.tls.cert) and not any(address.tls for address in self.addresses):
+            raise UsageError(
+                "there are TLS files, but the broker's URL is without TLS", "with TLS it starts with amqps://"
+            )
+
+        def connect() -> Connection:
+            return Connection(self.addresses, tls=self.tls, backoff=self.backoff, notice=output.notice)
+
+        if self.wait is None:
+            return connect()
+        from mqtool.broker.waiting import connect_within
+
+        return connect_within(self.wait, connect)
+
+    @contextmanager
+    def channel(self, *, mandatory: bool = False, confirm_timeout: float = CONFIRM_TIMEOUT) -> Iterator[Channel]:
+        """A channel that closes with its connection; Ctrl-C and TERM stop its consumers."""
+        with self.connect() as connection:
+            channel = connection.channel(strict=self.strict, mandatory=mandatory, confirm_timeout=confirm_timeout)
+            with stopping.calling(channel.stop):
+                yield channel
+
+    def management(self, patience: tuple[float, float] | None = None) -> "Management":
+        """The management API: at its URL, else where mqtool started it, else on port 15672 of the broker's host.
+
+        Args:
+            patience: seconds to wait for a connection and for an answer; None for the usual ones.
+
+        Raises:
+            UsageError: the URL is not valid.
+            Unavailable: port 15672 belongs to another broker.
+        """
+        from mqtool.management import HOW_TO_ENABLE, PATIENCE, Management, listens_on
+
+        address = self.address
+        ca = None if self.tls.ca is None else str(self.tls.ca)
+
+        def at(url: str) -> Management:
+            return Management(url.rstrip("/"), address.user, address.password, patience or PATIENCE, ca)
+
+        if (url := self.management_url or _started_with(address)) is not None:
+            if not url.startswith(("http://", "https://")):
+                raise UsageError(f"bad management URL {url!r}", "it looks like http://localhost:15672")
+            return at(url)
+        host = f"[{address.host}]" if ":" in address.host else address.host
+        # Where AMQP is encrypted, the password must not be sent in clear either.
+        guessed = at(f"https://{host}:{_TLS_PORT}" if address.tls else f"http://{host}:{_PORT}")
+        if not address.tls and address.port != _AMQP_PORT and not listens_on(guessed, address.port):
+            # A machine may run several brokers; an answer from the wrong one would be worse than none.
+            raise Unavailable(
+                f"the management API at {guessed.url} is not that of the broker at {address}", HOW_TO_ENABLE
+            )
+        return guessed
+
+
+def resolve_addresses(
+    url: str | None, *, user: str | None = None, vhost: str | None = None, password_file: Path | None = None
+) -> list[Address]:
+    """The broker's nodes: at the URL, else what `mqtool broker up` started, else localhost.
+
+    Raises:
+        UsageError: the URL, the user or the vhost is not valid, or the password file cannot be read.
+    """
+    if url is not None:
+        addresses = parse_addresses(url)
+    else:
+        from mqtool.broker import state
+
+        started = state.load()
+        addresses = parse_addresses(started.url) if started else [Address()]
+    for what, name in (("vhost", vhost), ("user", user)):
+        if name is not None and not 0 < len(os.fsencode(name)) <= 255:
+            raise UsageError(f"the {what} has {len(os.fsencode(name))} bytes", "it may have from 1 to 255")
+    password = None if password_file is None else read_password(password_file)
+    given: dict[str, Any] = {"user": user, "virtual_host": vhost, "password": password}
+    changes = {name: value for name, value in given.items() if value is not None}
+    return [replace(address, **changes) for address in addresses]
+
+
+def read_password(path: Path) -> str:
+    """The password in a file, or on stdin for `-`.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        text = os.read(0, 4096).decode() if str(path) == "-" else path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UsageError(f"cannot read the password file {path}: {reason}") from error
+    return text.rstrip("\r\n")
+
+
+def _started_with(address: Address) -> str | None:
+    """The management URL of a broker that mqtool started."""
+    from mqtool.broker import state
+
+    for started in state.load_all():
+        known = parse_addresses(started.url)[0]
+        same_host = known.host == address.host or {known.host, address.host} <= {"localhost", "127.0.0.1"}
+        if same_host and known.port == address.port and "management" in started.details:
+            return str(started.details["management"])
+    return None
