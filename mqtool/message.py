@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-#: The properties of basic.* content (AMQP 0-9-1, class basic): their names, with the underscores of a Python word.
+#: The properties of a message (AMQP 0-9-1, class basic), with underscores.
 PROPERTIES = (
     "content_type",
     "content_encoding",
@@ -38,13 +38,12 @@ class Message:
     """A message to publish.
 
     Attributes:
-        body: the bytes to carry; AMQP does not look into them.
-        routing_key: what the exchange routes by; None leaves it to whoever publishes the message.
-        exchange: which exchange to publish to; None as above, "" is the default exchange.
-        properties: AMQP properties by name (see PROPERTIES), "headers" among them. Messages may share one mapping.
-        message_id: the property message_id, apart from the others as it differs from message to message.
-        delay: seconds to hold it back, from when it is published.
-        due: seconds since 1970 until which to hold it back; delay or due, not both. See delays/
+        routing_key: None leaves it to publish().
+        exchange: None leaves it to publish(); "" is the default exchange.
+        properties: AMQP properties by name (see PROPERTIES), headers included. Messages may share one mapping.
+        message_id: the property message_id, on its own because it differs from message to message.
+        delay: seconds to hold it back, from when it is published; or
+        due: seconds since 1970 until when to hold it back. See delays/.
     """
 
     body: bytes
@@ -57,7 +56,7 @@ class Message:
 
 
 class Outcome(StrEnum):
-    """What a worker says of a task it was given."""
+    """What to tell the broker about a delivery."""
 
     ACK = "ack"
     RETRY = "retry"
@@ -65,7 +64,7 @@ class Outcome(StrEnum):
 
 
 class Confirmation(StrEnum):
-    """What the broker said of a published message."""
+    """The broker's answer for a published message."""
 
     CONFIRMED = "confirmed"
     NACKED = "nacked"
@@ -93,9 +92,9 @@ class Delivery:
     Attributes:
         queue: the queue it was consumed from.
         redelivered: it was delivered before, and not acknowledged.
-        properties: AMQP properties by name (see PROPERTIES); None, or no entry, where the publisher set none.
+        properties: AMQP properties by name (see PROPERTIES); those not set are None or missing.
         delivery_tag: the broker's number for it on this channel.
-        epoch: which opening of the channel it came by; an earlier one's tags mean nothing to the broker any more.
+        epoch: counts the openings of the channel; delivery tags of an earlier one are no longer valid.
         settled: it has been acknowledged or rejected.
     """
 
@@ -111,23 +110,23 @@ class Delivery:
 
     @property
     def headers(self) -> Mapping[str, Any]:
-        """The application's own headers, empty where there are none."""
+        """The property headers; empty if not set."""
         return self.properties.get("headers") or {}
 
     @property
     def text(self) -> str:
-        """The body as text, for people: what is not UTF-8 shows as a replacement character."""
+        """The body as text for people; bytes that are not UTF-8 become replacement characters."""
         return self.body.decode("utf-8", "replace")
 
     @property
     def lateness(self) -> int | None:
-        """Milliseconds since a delayed message was due, by this machine's clock; None where nothing says when."""
+        """Milliseconds since a delayed message was due, by this machine's clock; None if it was not delayed."""
         due = self.headers.get(DUE)
         return int(time.time() * 1000) - due if isinstance(due, int) else None
 
 
 def new_message_id() -> str:
-    """A random UUID (RFC 9562, version 4); three times as fast as uuid.uuid4, which matters at 50,000 a second."""
+    """A random UUID (RFC 9562, version 4), three times as fast as uuid.uuid4: it matters at 50,000 a second."""
     digits = os.urandom(16).hex()
     variant = "89ab"[int(digits[16], 16) & 3]
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"

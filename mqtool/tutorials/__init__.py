@@ -1,5 +1,5 @@
-"""The RabbitMQ tutorials, one file each: the picture, the topology, the publisher and the consumer.
+"""The RabbitMQ tutorials, one file each: picture, topology, publisher and consumer.
 
-A publisher is a function of a channel and messages, and yields receipts; a consumer yields deliveries. Neither prints,
-parses arguments, or knows which client library is underneath. https://www.rabbitmq.com/tutorials
+A publisher takes a channel and messages, and yields receipts; a consumer yields deliveries. Neither prints, parses
+arguments, or knows pika. https://www.rabbitmq.com/tutorials
 """

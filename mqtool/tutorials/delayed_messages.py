@@ -1,8 +1,7 @@
 """Delayed messages: sent now, received later.
 
-    send-delayed ─> (delay_exchange) ··5 s··> [delay_queue] ─> receive-delayed
-
-    send-delayed ─> [delay_queue.wait.5000] ··5 s··> [delay_queue] ─> …
+    plugin      send ─> (delay_exchange) ··5 s··> [delay_queue] ─> receive
+    no plugin   send ─> [delay_queue.wait] ··5 s··> [delay_queue] ─> receive
 
 The exchange has the type x-delayed-message, which a plugin of RabbitMQ adds. It holds each message for the milliseconds
 in its header x-delay, then routes it like an exchange of the type in its own argument x-delayed-type. Messages arrive
@@ -50,7 +49,7 @@ def send_by_dead_lettering(
         "x-dead-letter-routing-key": queue.name,
     }
     # Messages expire only at the head of a queue, so each delay needs a wait queue of its own.
-    wait_queue = channel.declare(Queue(f"{queue.name}.wait.{milliseconds}", durable=True, arguments=arguments))
+    wait_queue = channel.declare(Queue(f"{queue.name}.wait.{milliseconds}ms", durable=True, arguments=arguments))
     return channel.publish(messages, routing_key=wait_queue.name, persistent=True)
 
 

@@ -1,6 +1,6 @@
-"""What there is to read about each tutorial: its picture, its story, its commands and its source.
+"""The page of each tutorial: its picture, story, commands and source.
 
-Picture and story are the docstring of the tutorial's own file, so that there is one of each.
+Picture and story are the docstring of the tutorial's own file.
 """
 
 import ast
@@ -10,7 +10,7 @@ from importlib import resources
 
 from mqtool.errors import UsageError
 
-#: For each tutorial, in the order in which to learn them: what to type, in which terminal.
+#: What to type in which terminal, in the order in which to learn the tutorials.
 _TERMINALS = {
     "hello-world": (("receiver", "mqtool receive"), ("sender", "mqtool send")),
     "work-queues": (
@@ -51,17 +51,17 @@ NAMES = tuple(_TERMINALS)
 
 @dataclass(frozen=True)
 class Page:
-    """A tutorial, to be read.
+    """A tutorial to read.
 
     Attributes:
         title: such as "Routing".
         summary: the story in half a sentence.
         picture: lines of text, at most 78 columns wide.
         story: paragraphs, each in one line.
-        link: where it comes from.
-        terminals: pairs of a terminal's name and what to type there.
-        source: the rest of its file.
-        file: that file, as one names it in the project.
+        link: the official tutorial.
+        terminals: each terminal's name, and what to type there.
+        source: its file without the docstring.
+        file: its path in the project.
     """
 
     name: str
@@ -81,10 +81,10 @@ class Page:
 
 
 def page(name: str) -> Page:
-    """The page of a tutorial.
+    """Read the page of a tutorial.
 
     Raises:
-        UsageError: there is no tutorial of that name.
+        UsageError: no tutorial has that name.
     """
     if name not in _TERMINALS:
         raise no_such_tutorial(name, NAMES)
@@ -104,7 +104,7 @@ def page(name: str) -> Page:
 
 
 def no_such_tutorial(name: str, names: tuple[str, ...]) -> UsageError:
-    """What to say of a name that there is not."""
+    """The error for an unknown name, with the nearest one."""
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
     return UsageError(f"there is no tutorial {name!r}", hint)

@@ -109,6 +109,7 @@ def test_show_has_all_there_is_to_learn(lonely_shell: Shell, name: str) -> None:
         assert part in shown.stdout
     assert page.source in (ROOT / page.file).read_text()
     assert max(map(len, page.picture.splitlines())) <= 78, "the picture would break on a screen of 80 columns"
+    assert max(text.count("\n") for text in ((ROOT / page.file).read_text(), page.plain_pika)) <= 70, "a page to read"
 
 
 def test_show_on_a_terminal_is_coloured_and_fits(lonely_shell: Shell) -> None:
