@@ -3,7 +3,7 @@
 import io
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -52,6 +52,7 @@ def test_panes_show_everything_at_once(columns: int, rows: int, terminals: int, 
     assert seen[0].startswith("Title  2/9 ─")
 
 
+@example(columns=12, rows=20, terminals=1, charts=3)
 @given(st.integers(10, 250), st.integers(5, 80), st.integers(1, 7), st.integers(0, 3))
 def test_no_size_is_too_odd(columns: int, rows: int, terminals: int, charts: int) -> None:
     """Whoever makes their terminal smaller in mid-play sees less, and no traceback."""

@@ -201,7 +201,7 @@ class Panes:
         drawn = []
         each = width // len(self._charts)
         for measured in self._charts:
-            rows = chart(measured.values, each - 4, _CHARTS_HEIGHT - 2)
+            rows = chart(measured.values, max(1, each - 4), _CHARTS_HEIGHT - 2)
             latest, greatest = figures(measured)
             panel = Panel(
                 Text("\n".join(rows), "cyan"),
