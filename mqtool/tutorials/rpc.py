@@ -20,7 +20,7 @@ from mqtool.topology import PRIVATE_QUEUE, Queue
 
 #: Computes the reply to a request.
 Function = Callable[[Delivery], Message]
-#: Requests that are not acknowledged yet: other servers get the rest.
+#: A server takes one request; other servers get the rest.
 ONE_AT_A_TIME = Receiving(prefetch=1)
 #: RabbitMQ's pseudo-queue for replies. https://www.rabbitmq.com/docs/direct-reply-to
 DIRECT_REPLY_TO = Queue("amq.rabbitmq.reply-to")
@@ -40,7 +40,7 @@ def _answered(channel: Channel, requests: Iterable[Delivery], function: Function
         properties = {"correlation_id": request.properties.get("correlation_id"), **answer.properties}
         reply = Message(answer.body, request.properties.get("reply_to"), "", properties, new_message_id())
         if reply.routing_key:
-            list(channel.publish([reply]))  # to its end, when the reply is confirmed
+            list(channel.publish([reply]))  # publish() ends when the reply is confirmed
         channel.settle(request, Outcome.ACK)
         yield request, reply
 
@@ -48,8 +48,8 @@ def _answered(channel: Channel, requests: Iterable[Delivery], function: Function
 def call(
     channel: Channel, queue: Queue, requests: Sequence[bytes], timeout: float, reply_queue: Queue = PRIVATE_QUEUE
 ) -> Iterator[tuple[int, Delivery]]:
-    """Send all requests; yield each reply with the number of its request, from 0, until `timeout` seconds are over."""
-    is_direct = reply_queue == DIRECT_REPLY_TO  # is not declared, and needs no acknowledgements
+    """Send all requests; yield each reply with the number of its request, from 0. TimedOut after `timeout` seconds."""
+    is_direct = reply_queue == DIRECT_REPLY_TO  # which is not declared, and takes no acknowledgements
     reply_queue = reply_queue if is_direct else channel.declare(reply_queue)
     replies = channel.consume(reply_queue, Receiving(auto_ack=is_direct, timeout=timeout))
     waiting = {new_message_id(): number for number, _ in enumerate(requests)}

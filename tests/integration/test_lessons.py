@@ -7,7 +7,7 @@ import pytest
 from mqtool.amqp import Connection, Receiving
 from mqtool.delays.plugin import has_plugin
 from mqtool.message import Confirmation, Message
-from mqtool.topology import Queue
+from mqtool.topology import PRIVATE_QUEUE, Queue
 from mqtool.tutorials import delayed_messages, publisher_confirms, rpc
 from mqtool.tutorials.dialects import DELAY_EXCHANGE
 from mqtool.work.replies import in_order
@@ -40,7 +40,7 @@ def test_dead_lettering_delays_too(connection: Connection) -> None:
 
 
 def test_every_answer_is_for_an_outstanding_message(connection: Connection) -> None:
-    """Sequence numbers count from 1; what a full queue refuses is told apart from what it takes."""
+    """Sequence numbers count from 1; a full queue refuses the last messages."""
     channel = connection.channel()
     full = channel.declare(Queue(exclusive=True, arguments={"x-max-length": 5, "x-overflow": "reject-publish"}))
     refused: list[Message] = []
@@ -51,13 +51,14 @@ def test_every_answer_is_for_an_outstanding_message(connection: Connection) -> N
     assert refused == messages[-len(refused) :]
 
 
-def test_replies_find_their_requests(connection: Connection) -> None:
+@pytest.mark.parametrize("reply_queue", [PRIVATE_QUEUE, rpc.DIRECT_REPLY_TO], ids=["queue", "direct"])
+def test_replies_find_their_requests(connection: Connection, reply_queue: Queue) -> None:
     """In whatever order they come; a reply that nobody waits for is ignored. in_order() sorts them."""
     channel = connection.channel()
     queue = channel.declare(Queue("requests", durable=True))
     with ThreadPoolExecutor() as pool, connection.beside() as beside:
         client = beside.channel()
-        replies = pool.submit(lambda: list(rpc.call(client, queue, [b"a", b"b"], 30)))
+        replies = pool.submit(lambda: list(rpc.call(client, queue, [b"a", b"b"], 30, reply_queue)))
         requests = list(channel.consume(queue, Receiving(count=2, timeout=30)))
         stranger = Message(b"?", requests[0].properties["reply_to"], "", {"correlation_id": "unknown"})
         answers = [
