@@ -15,6 +15,7 @@ help:  ## show these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-24s %s\n", $$1, $$2}'
 
 setup: .venv/installed  ## install mqtool into .venv
+	@echo "mqtool is installed in $(BIN). Type next: $(BIN)/mqtool tutorial run hello-world"
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -d .venv || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "cannot make .venv: on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }
@@ -42,7 +43,7 @@ lint: .venv/installed-dev  ## check style, types and the arrows between packages
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: .venv/installed-dev  ## write the command reference, docs/commands.md, from the commands
+docs: .venv/installed-dev  ## write docs/commands.md and the man page from the commands
 	$(BIN)/python -m docs.generate
 
 bench: .venv/installed-dev up  ## measure beside peers, in the same run

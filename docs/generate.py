@@ -1,36 +1,95 @@
-"""Writes docs/commands.md from the commands themselves: make docs."""
+"""Writes docs/commands.md and docs/mqtool.1 from the commands themselves: make docs."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import typer
-from typer.cli import get_docs_for_click
 
+from mqtool import __version__
 from mqtool.cli.app import app
+from mqtool.cli.help.description import TOPIC_OF, CommandHelp, OptionHelp, describe, leaves, topic_options
+from mqtool.cli.help.topics import TOPICS, topic_text
 
 REFERENCE = Path(__file__).parent / "commands.md"
+MANUAL = Path(__file__).parent / "mqtool.1"
+MQTOOL = describe(typer.main.get_command(app))
 
 
 def reference() -> str:
-    """Every command with its options, as --help tells them, in Markdown."""
-    command: Any = typer.main.get_command(app)
-    context: Any = typer.Context(command, info_name="mqtool")
-    text = get_docs_for_click(obj=command, ctx=context, name="mqtool", title="The commands of mqtool")
-    for epilog in _epilogs(command):
-        examples = "\n".join(f"$ {line}" for line in epilog.split("  ·  "))
-        text = text.replace(f"\n\n{epilog}\n", f"\n\n**Examples**:\n\n```console\n{examples}\n```\n")
-    return f"{text.strip()}\n"
+    """Every command in Markdown: the options that commands share once, then each command's own."""
+    parts = ["# The commands of mqtool", f"{MQTOOL.sentence}.", "## Shared options"]
+    for topic in TOPIC_OF.values():
+        if topic in TOPICS:
+            title = topic_text(topic)[0].partition(": ")[2]
+            parts += [f"### {topic}", f"{title[0].upper()}{title[1:]}. `mqtool help {topic}` says more."]
+            parts.append(_options(topic_options(MQTOOL, topic)))
+    for command in leaves(MQTOOL):
+        parts += _command(command)
+    return "\n\n".join(parts) + "\n"
 
 
-def _epilogs(group: Any) -> Iterator[str]:
-    for name in group.list_commands(None):
-        command = group.get_command(None, name)
-        if hasattr(command, "list_commands"):
-            yield from _epilogs(command)
-        if command.epilog:
-            yield command.epilog
+def _command(command: CommandHelp) -> Iterator[str]:
+    yield f"## `{command.path}`"
+    yield f"{command.sentence}."
+    yield from command.details
+    yield "```console\n" + "\n".join((f"usage: {command.usage}", *(f"$ {line}" for line in command.examples))) + "\n```"
+    own = [option for option in command.options if not option.topic]
+    arguments = [f"- `{argument.name}`: {argument.text}" for argument in command.arguments if argument.text]
+    if own or arguments:
+        yield "\n".join(filter(None, (*arguments, _options(own))))
+    shared = dict.fromkeys(option.topic for option in command.options if option.topic in TOPICS)
+    if shared:
+        yield "Shared options: " + ", ".join(f"[{topic}](#{topic})" for topic in shared) + "."
+
+
+def _options(options: list[OptionHelp]) -> str:
+    return "\n".join(f"- `{option.syntax}`: {option.text} {option.notes}".rstrip() for option in options)
+
+
+def manual() -> str:
+    """mqtool(1), in man's own macros."""
+    lines = [
+        f'.TH MQTOOL 1 "" "mqtool {__version__}" "User Commands"',
+        ".SH NAME",
+        f"mqtool \\- {_roff(MQTOOL.sentence.lower().replace('rabbitmq', 'RabbitMQ'))}",
+        ".SH SYNOPSIS",
+        ".B mqtool",
+        "COMMAND [options] [ARGUMENTS]",
+        ".SH COMMANDS",
+    ]
+    for command in leaves(MQTOOL):
+        lines += [".SS " + _roff(command.usage), _roff(f"{command.sentence}.")]
+        for paragraph in command.details:
+            lines += [".PP", _roff(paragraph)]
+        lines += [".PP", ".nf", *(_roff(f"    {example}") for example in command.examples), ".fi"]
+        lines += _terms([option for option in command.options if not option.topic])
+        shared = dict.fromkeys(option.topic for option in command.options if option.topic in TOPICS)
+        lines += [".PP", _roff(f"Shared options: {', '.join(shared)}.")] if shared else []
+    for topic in TOPICS:
+        title, text = topic_text(topic)
+        lines.append(f'.SH "{_roff(title.upper())}"')
+        for paragraph in text.split("\n\n"):
+            if paragraph.startswith("  "):
+                for row in paragraph.splitlines():
+                    name, _, meaning = row.strip().partition("  ")
+                    lines += [".TP", _roff(name), _roff(meaning.strip() or " ")]
+            else:
+                lines += [".PP", _roff(" ".join(paragraph.split()))]
+        lines += _terms(topic_options(MQTOOL, topic))
+    return "\n".join(lines) + "\n"
+
+
+def _terms(options: list[OptionHelp]) -> Iterator[str]:
+    for option in options:
+        yield from (".TP", f"\\fB{_roff(option.syntax)}\\fR", _roff(f"{option.text} {option.notes}".rstrip()))
+
+
+def _roff(text: str) -> str:
+    """Text that roff prints as it is."""
+    text = text.replace("\\", "\\e").replace("-", "\\-")
+    return f"\\&{text}" if text.startswith((".", "'")) else text
 
 
 if __name__ == "__main__":
     REFERENCE.write_text(reference())
+    MANUAL.write_text(manual())

@@ -8,9 +8,9 @@ from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from mqtool.cli import stopping
+from mqtool.cli import stopping, usage
 from mqtool.cli.display import output
 from mqtool.errors import ExitCode, MqtoolError
 
@@ -51,6 +51,7 @@ _COMMANDS = {
     "reconcile": ("reconcile", _FAILURES),
     "drill": ("drill", _FAILURES),
     "completion": ("completion", _SHELL),
+    "help": ("help", _SHELL),
 }
 
 
@@ -61,6 +62,7 @@ class _Commands(TyperGroup):
         super().__init__(**settings)
         self.commands = dict.fromkeys(_COMMANDS)  # type: ignore[assignment]  # names only, for suggestions
         self._completing = False
+        _add_help(self)
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(_COMMANDS)
@@ -74,6 +76,7 @@ class _Commands(TyperGroup):
         group = typer.main.get_group(import_module(f"mqtool.cli.commands.{module}").app)
         command: Any = group.commands[cmd_name]
         command.rich_help_panel = panel
+        _add_help(command)
         gc.enable()  # see __main__.py: all is imported now
         return command
 
@@ -81,6 +84,42 @@ class _Commands(TyperGroup):
         """The commands' names, for the shell; it does not wait until all of them are imported."""
         self._completing = True
         return super().shell_complete(ctx, incomplete)
+
+
+def _add_help(command: Any) -> None:
+    """Have --help and --help-all of a command, and of those below it, show our own pages."""
+    command.add_help_option = False
+
+    def show(context: Any, option: Any, wanted: bool) -> None:
+        if wanted and not context.resilient_parsing:
+            output.show(_page(context, everything=option.name == "help_all"))
+            raise typer.Exit
+
+    for flags, text in ((("-h", "--help"), "Show this help"), (("--help-all",), "Show all options")):
+        command.params.append(
+            TyperOption(
+                param_decls=list(flags),
+                is_flag=True,
+                expose_value=False,
+                is_eager=True,
+                callback=show,
+                help=text,
+                rich_help_panel="Help",
+            )
+        )
+    if not isinstance(command, _Commands):
+        for below in getattr(command, "commands", {}).values():
+            _add_help(below)
+
+
+def _page(context: Any, *, everything: bool) -> str:
+    from mqtool.cli.help import description, page
+
+    words = tuple(context.command_path.split()[1:])
+    described = description.describe(context.command, words)
+    if not words:
+        return page.overview_page(described, page.width())
+    return page.command_page(described, page.width(), everything=everything)
 
 
 def _show_version(wanted: bool) -> None:
@@ -96,21 +135,25 @@ COMPLETE = "_MQTOOL_COMPLETE"
 
 app = typer.Typer(
     cls=_Commands,
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
 )
 
 
 @app.callback()
 def mqtool(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    context: typer.Context,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version")
     ] = False,
 ) -> None:
-    """Learn, demonstrate, script and operate RabbitMQ: every tutorial is a command that also survives real use."""
+    """Learn, script and operate RabbitMQ from the command line."""
+    if context.invoked_subcommand is None:
+        from mqtool.cli.help import page
+
+        output.show(page.start_page())
 
 
 def run() -> NoReturn:
@@ -150,13 +193,11 @@ def _complete() -> None:
 
 
 def _usage_error(error: typer.TyperException) -> int:
-    """What was wrong with the command line, and where to read how it should be."""
-    context = getattr(error, "ctx", None)
-    path = context.command_path if context else "mqtool"
+    """Say what was wrong with the command line; a group of commands alone shows its help."""
     if type(error).__name__ == "NoArgsIsHelpError":
-        output.show(error.format_message())
-        return ExitCode.USAGE
-    output.error(error.format_message().rstrip("."), f"'{path} --help' shows how it is written")
+        output.show(_page(error.ctx, everything=False))  # type: ignore[attr-defined]
+    else:
+        output.error(*usage.explain(error))
     return ExitCode.USAGE
 
 

@@ -3,7 +3,6 @@
 https://www.rabbitmq.com/docs/man/rabbitmqctl.8
 """
 
-import difflib
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from mqtool import management
 from mqtool.errors import UsageError
 from mqtool.management import Management
+from mqtool.spelling import did_you_mean
 
 Row = dict[str, Any]
 #: Yields the API's objects, cut to columns; the vhost is None for all.
@@ -44,11 +44,8 @@ class Listing:
         """
         for name in names:
             if name not in self.columns:
-                near = difflib.get_close_matches(name, self.columns, 1)
-                meant = f"did you mean {near[0]!r}? " if near else ""
-                raise UsageError(
-                    f"{self.things} have no column {name!r}", f"{meant}there are: {', '.join(sorted(self.columns))}"
-                )
+                columns = f"columns: {', '.join(sorted(self.columns))}"
+                raise UsageError(f"{self.things} have no column {name!r}", did_you_mean(name, self.columns, columns))
 
     def rows(self, api: Management, vhost: str | None, names: Sequence[str]) -> Iterator[Row]:
         """Rows with these columns, as they come in; a value that the broker does not tell is None.

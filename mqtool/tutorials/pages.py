@@ -4,11 +4,11 @@ Picture and story are the docstring of the tutorial's own file.
 """
 
 import ast
-import difflib
 from dataclasses import dataclass
 from importlib import resources
 
 from mqtool.errors import UsageError
+from mqtool.spelling import did_you_mean
 
 #: What to type in which terminal, in the order in which to learn the tutorials.
 _TERMINALS = {
@@ -105,9 +105,7 @@ def page(name: str) -> Page:
 
 def no_such_tutorial(name: str, names: tuple[str, ...]) -> UsageError:
     """The error for an unknown name, with the nearest one."""
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
-    return UsageError(f"there is no tutorial {name!r}", hint)
+    return UsageError(f"there is no tutorial {name!r}", did_you_mean(name, names, f"tutorials: {', '.join(names)}"))
 
 
 def _read(file: str) -> str:

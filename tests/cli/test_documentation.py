@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import typer
 
-from docs.generate import REFERENCE, reference
+from docs.generate import MANUAL, REFERENCE, manual, reference
 from mqtool.cli.app import app
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ def documented_lines() -> list[str]:
     lines = [line for block, inline in code for line in (block or inline).splitlines()]
     for command in COMMANDS.values():
         assert command.epilog, f"{command.name} has no example in its help"
-        lines += command.epilog.split("  ·  ")
+        lines += command.epilog.splitlines()
     return sorted({line.strip() for line in lines if re.search(r"\bmqtool [a-z]", line) and "…" not in line})
 
 
@@ -78,6 +78,7 @@ def test_a_documented_command_line_is_one_that_mqtool_takes(line: str) -> None:
 def test_the_command_reference_is_what_the_commands_say() -> None:
     """Else somebody has changed a command, and not run `make docs`."""
     assert REFERENCE.read_text() == reference()
+    assert MANUAL.read_text() == manual()
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)

@@ -156,7 +156,7 @@ def test_a_wrong_column_names_the_nearest(shell: Shell, listing: object) -> None
     for words in (["mesages_ready"], ["--sort", "-mesages_ready"], ["--filter", "mesages_ready>0"]):
         wrong = shell.run("mqtool", "list", "queues", *words)
         assert (wrong.stdout, wrong.code) == ("", 2)
-        assert "did you mean 'messages_ready'? there are: " in wrong.stderr
+        assert "did you mean 'messages_ready'?" in wrong.stderr
 
 
 def test_an_empty_list_says_so(shell: Shell, listing: object, broker: TestBroker) -> None:

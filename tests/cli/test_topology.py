@@ -138,4 +138,4 @@ def test_route_names_the_exchange_that_is_not_there(shell: Shell, channel: Block
     """And the one that was meant."""
     gone = shell.run("mqtool", "route", "lgos", "x")
     assert (gone.code, gone.stdout) == (69, "")
-    assert "hint: there is 'logs'" in gone.stderr
+    assert "hint: did you mean 'logs'?" in gone.stderr

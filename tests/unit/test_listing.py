@@ -53,13 +53,12 @@ def test_order_puts_what_is_not_told_last() -> None:
 
 
 def test_a_wrong_column_names_the_nearest_and_all() -> None:
-    """So that one look is enough."""
+    """So that one look is enough: the nearest, or all where none is near."""
     with pytest.raises(UsageError, match="no column 'mesages_ready'") as caught:
         QUEUES.check(["name", "mesages_ready"])
-    assert caught.value.hint is not None
-    assert caught.value.hint.startswith("did you mean 'messages_ready'? there are: ")
+    assert caught.value.hint == "did you mean 'messages_ready'?"
     with pytest.raises(UsageError) as caught:
-        BINDINGS.check(["source"])
+        BINDINGS.check(["nothing"])
     assert "source_name" in str(caught.value.hint)
 
 

@@ -21,31 +21,33 @@ from mqtool.cli.options import Broker, duration, takes_groups
 from mqtool.errors import Unavailable, UsageError
 
 app = typer.Typer()
-broker = typer.Typer(no_args_is_help=True, help="Start a broker for yourself, and stop it again.")
+broker = typer.Typer(no_args_is_help=True, help="Start a broker for yourself, and stop it.")
 app.add_typer(broker, name="broker")
 
 _LOG_PAUSE = 0.2
 
-Name = Annotated[str, typer.Option(help="Which one, if you have several.")]
+Name = Annotated[str, typer.Option(help="Name of the broker")]
 
 
-@broker.command(epilog="mqtool broker up  ·  mqtool broker up --kind embedded --port 5673 --name second")
+@broker.command(epilog="mqtool broker up\nmqtool broker up --kind embedded --port 5673 --name second")
 @takes_groups
 def up(
     options: Broker,
-    kind: Annotated[Kind, typer.Option(help="What to start; auto takes what is there.")] = Kind.AUTO,
+    kind: Annotated[Kind, typer.Option(help="Kind of broker")] = Kind.AUTO,
     name: Name = DEFAULT_NAME,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="The AMQP port.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Keep the messages here (not in Docker).")] = None,
-    in_memory: Annotated[bool, typer.Option("--in-memory", help="Keep nothing (embedded broker only).")] = False,
-    cluster: Annotated[bool, typer.Option("--cluster", help="Three nodes that are one cluster.")] = False,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="AMQP port")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Directory for messages (not with Docker)")] = None,
+    in_memory: Annotated[bool, typer.Option("--in-memory", help="Keep nothing on disk (embedded broker only)")] = False,
+    cluster: Annotated[bool, typer.Option("--cluster", help="Start a cluster of three nodes")] = False,
     image: Annotated[
         str | None,
-        typer.Option(help="Build upon this image of RabbitMQ, or this version of the official one (Docker)."),
+        typer.Option(help="RabbitMQ image or version to build on (Docker)"),
     ] = None,
-    foreground: Annotated[bool, typer.Option("--foreground", help="Stay, and stop the broker on Ctrl-C.")] = False,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay in the foreground; Ctrl-C stops the broker")
+    ] = False,
 ) -> None:
-    """Make sure that there is a broker: take one that is reachable, or else start one."""
+    """Use a broker that is reachable, or start one."""
     if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
         raise UsageError(f"{name!r} is no name for a broker", "use letters, digits, - and _")
     if _is_up_again(name):
@@ -140,9 +142,9 @@ def _known(name: str) -> Started:
     return started
 
 
-@broker.command(epilog="mqtool broker down  ·  mqtool broker down --name second")
+@broker.command(epilog="mqtool broker down\nmqtool broker down --name second")
 def down(name: Name = DEFAULT_NAME) -> None:
-    """Stop a broker that `broker up` started; its messages are kept."""
+    """Stop the broker that 'broker up' started; messages are kept."""
     started = state.load(name)
     if started is None:
         output.status(f"nothing to stop: mqtool has started no broker named {name!r}")
@@ -153,7 +155,7 @@ def down(name: Name = DEFAULT_NAME) -> None:
 
 @broker.command(epilog="mqtool broker status")
 def status(name: Name = DEFAULT_NAME) -> None:
-    """Say whether a broker that `broker up` started is running (exit 0) or not (exit 69)."""
+    """Show whether the broker is running (exit 0) or not (exit 69)."""
     started = _known(name)
     starter = starter_of(started)
     running = starter.running(started)
@@ -169,12 +171,12 @@ def status(name: Name = DEFAULT_NAME) -> None:
         raise Unavailable(f"the broker is {some}", "start it again with 'mqtool broker up'")
 
 
-@broker.command(epilog="mqtool broker logs  ·  mqtool broker logs -f")
+@broker.command(epilog="mqtool broker logs\nmqtool broker logs -f")
 def logs(
     name: Name = DEFAULT_NAME,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as the log grows.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing as the log grows")] = False,
 ) -> None:
-    """Print the log of a broker that `broker up` started."""
+    """Print the broker's log."""
     started = _known(name)
     with stopping.calling(lambda: None):
         for data in starter_of(started).log(started, follow):
@@ -185,9 +187,9 @@ def logs(
                 time.sleep(_LOG_PAUSE)
 
 
-@broker.command(epilog='mqtool broker env  ·  eval "$(mqtool broker env)"')
+@broker.command(epilog='mqtool broker env\neval "$(mqtool broker env)"')
 def env(name: Name = DEFAULT_NAME) -> None:
-    """Print what tells a shell, and every program with a client, where the broker is."""
+    """Print shell variables that point programs at the broker."""
     url = _known(name).url
     # Several URLs are what mqtool understands; a client in another language takes one.
     output.show(f"export AMQP_URL={shlex.quote(url.partition(',')[0])}")
@@ -201,10 +203,10 @@ def wait(
     options: Broker,
     timeout: Annotated[
         float,
-        typer.Option(parser=duration, metavar="DURATION", show_default="30s", help="Give up (exit 124) after it."),
+        typer.Option(parser=duration, metavar="DURATION", show_default="30s", help="Total time limit (exit 124)"),
     ] = "30s",  # type: ignore[assignment]
 ) -> None:
-    """Wait until a connection to the broker can be made."""
+    """Wait until the broker accepts connections."""
     access = options.access()
     connect_within(timeout, access.connect).close()
     output.status(f"{access.address} is ready")

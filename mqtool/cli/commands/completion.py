@@ -89,12 +89,11 @@ complete --command mqtool --no-files --arguments '(__mqtool_complete)'
 _SCRIPTS = {Shell.BASH: _BASH, Shell.ZSH: _ZSH, Shell.FISH: _FISH}
 
 
-@app.command(
-    epilog='eval "$(mqtool completion bash)"  ·  mqtool completion fish > ~/.config/fish/completions/mqtool.fish'
-)
-def completion(shell: Annotated[Shell, typer.Argument(help="Your shell.")]) -> None:
-    """Print the script that lets your shell complete commands, options, and names of queues and exchanges.
+@app.command(epilog='eval "$(mqtool completion bash)"\nmqtool completion fish > ~/.config/fish/completions/mqtool.fish')
+def completion(shell: Annotated[Shell, typer.Argument(help="Your shell")]) -> None:
+    """Print the completion script for your shell.
 
-    In ~/.bashrc or ~/.zshrc (there after compinit): eval "$(mqtool completion bash)", or zsh.
+    Put it in ~/.bashrc, or in ~/.zshrc after compinit: eval "$(mqtool completion bash)", or zsh. It completes
+    commands, options, and the names of queues and exchanges on the broker.
     """
     output.show(_SCRIPTS[shell].strip())

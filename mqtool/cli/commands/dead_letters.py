@@ -23,7 +23,7 @@ from mqtool.work.dead_letters import Choice, DeadLetter
 from mqtool.work.retry import dead_letter_queue
 
 app = typer.Typer()
-dlq = typer.Typer(no_args_is_help=True, help="Look at dead letters, bring them back, or drop them.")
+dlq = typer.Typer(no_args_is_help=True, help="Show dead letters, move them back, or drop them.")
 app.add_typer(dlq, name="dlq")
 
 
@@ -31,7 +31,7 @@ app.add_typer(dlq, name="dlq")
 _LOOKED_AT = 1000
 
 QueueArgument = Annotated[
-    str, typer.Argument(help="The work queue; its dead letters lie in QUEUE.dlq.", autocompletion=live_names.queues)
+    str, typer.Argument(help="Work queue; its dead letters are in QUEUE.dlq", autocompletion=live_names.queues)
 ]
 
 
@@ -43,16 +43,16 @@ class Which(NamedTuple):
         typer.Option(
             "--from",
             metavar="QUEUE",
-            help="They lie in this queue, not in QUEUE.dlq.",
+            help="Queue of the dead letters, instead of QUEUE.dlq",
             autocompletion=live_names.queues,
         ),
     ] = None
-    ids: Annotated[list[str] | None, typer.Option("--id", help="The one with this message id. Repeatable.")] = None
-    reason: Annotated[str | None, typer.Option(help="Those that died for this reason, or a part of its name.")] = None
-    error: Annotated[str | None, typer.Option(help="Those with this in their last error.")] = None
+    ids: Annotated[list[str] | None, typer.Option("--id", help="Only the message with this id")] = None
+    reason: Annotated[str | None, typer.Option(help="Only those that died for this reason")] = None
+    error: Annotated[str | None, typer.Option(help="Only those whose last error contains TEXT")] = None
     older: Annotated[
         float | None,
-        typer.Option(parser=duration, metavar="DURATION", help="Those that failed first at least so long ago."),
+        typer.Option(parser=duration, metavar="DURATION", help="Only those that first failed this long ago or earlier"),
     ] = None
 
     @property
@@ -69,17 +69,17 @@ class Which(NamedTuple):
         return self.source or dead_letter_queue(work_queue).name
 
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print NDJSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print NDJSON")]
 
 
-@dlq.command(epilog="mqtool dlq ls  ·  mqtool dlq ls --json")
+@dlq.command(epilog="mqtool dlq ls\nmqtool dlq ls --json")
 @takes_groups
 def ls(
     broker: Broker,
     management: ManagementUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the queues that hold dead letters, with counts and reasons; asks the management API for their names."""
+    """List the queues that hold dead letters."""
     access = _access(broker, management)
     try:
         queues = dead_letters.queues_for_letters(access.management(), access.vhost)
@@ -114,16 +114,16 @@ def _channel(access: Access) -> Iterator[Channel]:
         yield connection.channel(strict=access.strict)
 
 
-@dlq.command(epilog="mqtool dlq show jobs  ·  mqtool dlq show jobs --reason exhausted --json")
+@dlq.command(epilog="mqtool dlq show jobs\nmqtool dlq show jobs --reason exhausted --json")
 @takes_groups
 def show(
     queue: QueueArgument,
     which: Which,
     broker: Broker,
-    limit: Annotated[int | None, typer.Option("--count", "-c", min=1, help="Show so many at most.")] = None,
+    limit: Annotated[int | None, typer.Option("--count", "-c", min=1, help="Show up to N")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Look at dead letters, from the oldest; all stay where they are."""
+    """Show dead letters, oldest first, and leave them in place."""
     chosen, shown = which.choice(), 0
     with _channel(_access(broker)) as channel:
         for letter in dead_letters.letters(channel, which.queue(queue)):
@@ -149,7 +149,7 @@ def _show(letter: DeadLetter) -> None:
     output.show("\n".join(output.visible(line) if output.is_terminal(1) else line for line in lines))
 
 
-@dlq.command(epilog="mqtool dlq redrive jobs  ·  mqtool dlq redrive jobs --id 5f0c… --to jobs-by-hand")
+@dlq.command(epilog="mqtool dlq redrive jobs\nmqtool dlq redrive jobs --id 5f0c… --to jobs-by-hand")
 @takes_groups
 def redrive(
     queue: QueueArgument,
@@ -157,13 +157,13 @@ def redrive(
     broker: Broker,
     to: Annotated[
         str | None,
-        typer.Option(metavar="QUEUE", help="Bring them to this queue.", autocompletion=live_names.queues),
+        typer.Option(metavar="QUEUE", help="Move them to this queue instead", autocompletion=live_names.queues),
     ] = None,
     yes: Yes = False,
 ) -> None:
-    """Bring dead letters back to where they came from, as they were before they failed.
+    """Move dead letters back to where they came from.
 
-    Each is confirmed there before it is removed here. A redrive that is killed loses nothing: run it again.
+    Each is confirmed there before it is removed here, so a redrive that is killed loses nothing: run it again.
     """
     source, moved = which.queue(queue), 0
     with _channel(_access(broker)) as channel:
@@ -180,7 +180,7 @@ def redrive(
             output.status(f"{moved:,} brought back from {source}")
 
 
-@dlq.command(epilog="mqtool dlq drop jobs --reason rejected  ·  mqtool dlq drop jobs --yes")
+@dlq.command(epilog="mqtool dlq drop jobs --reason rejected\nmqtool dlq drop jobs --yes")
 @takes_groups
 def drop(
     queue: QueueArgument,
@@ -188,7 +188,7 @@ def drop(
     broker: Broker,
     yes: Yes = False,
 ) -> None:
-    """Remove dead letters for good."""
+    """Delete dead letters for good."""
     source, dropped = which.queue(queue), 0
     with _channel(_access(broker)) as channel:
         ask(yes, f"drop {'all' if which.is_all else 'the chosen ones of'} {channel.depth_of(source):,} "

@@ -17,17 +17,21 @@ from mqtool.cli.options import (
     takes_groups_but,
 )
 from mqtool.cli.options.asking import Yes, ask
-from mqtool.errors import BadData, DeclaredDifferently, MqtoolError, NotFound
+from mqtool.errors import BadData, DeclaredDifferently, MqtoolError, NotFound, UsageError
 from mqtool.inspection.listing import counted
+from mqtool.spelling import nearest
 from mqtool.topology import Exchange, Queue
 
 app = typer.Typer()
-queue_app = typer.Typer(no_args_is_help=True, help="Declare, delete and empty queues.")
+queue_app = typer.Typer(no_args_is_help=True, help="Declare, delete and purge queues.")
 exchange_app = typer.Typer(no_args_is_help=True, help="Declare and delete exchanges.")
 app.add_typer(queue_app, name="queue")
 app.add_typer(exchange_app, name="exchange")
 
 _SEE = "'mqtool list {}' shows what there is"
+
+#: Every broker's types of exchange.
+_TYPES = ("direct", "fanout", "topic", "headers")
 
 QueueName = Annotated[str, typer.Argument(metavar="QUEUE", show_default=False, autocompletion=live_names.queues)]
 ExchangeName = Annotated[
@@ -39,22 +43,20 @@ QueueNames = Annotated[
 ExchangeNames = Annotated[
     list[str], typer.Argument(metavar="EXCHANGE...", show_default=False, autocompletion=live_names.exchanges)
 ]
-AutoDelete = Annotated[bool, typer.Option("--auto-delete", help="It goes when its last user does.")]
-IfNotExists = Annotated[
-    bool, typer.Option("--if-not-exists", help="One that is there is left as it is, however it was declared.")
-]
-IfExists = Annotated[bool, typer.Option("--if-exists", help="It is fine if there is none.")]
-IfUnused = Annotated[bool, typer.Option("--if-unused", help="Only if nothing uses it.")]
+AutoDelete = Annotated[bool, typer.Option("--auto-delete", help="Delete it when its last user goes")]
+IfNotExists = Annotated[bool, typer.Option("--if-not-exists", help="Succeed if it exists, whatever its settings")]
+IfExists = Annotated[bool, typer.Option("--if-exists", help="Succeed if it does not exist")]
+IfUnused = Annotated[bool, typer.Option("--if-unused", help="Only if nothing uses it")]
 
 
 @queue_app.command(
-    "declare", epilog="mqtool queue declare jobs  ·  mqtool queue declare jobs --queue-type classic --max-length 1000"
+    "declare", epilog="mqtool queue declare jobs\nmqtool queue declare jobs --queue-type classic --max-length 1000"
 )
 @takes_groups_but(queue=QueueName)
 def declare_queue(
     options: QueueOptions, broker: Broker, auto_delete: AutoDelete = False, if_not_exists: IfNotExists = False
 ) -> None:
-    """Declare a queue, as the publishing commands do: durable and of type quorum, unless told otherwise."""
+    """Declare a queue; by default a durable quorum queue."""
     name = str(options.queue)
     default = Queue(name, broker.names.hello.durable, arguments=broker.names.hello.arguments)
     if auto_delete and options.queue_type is None:
@@ -65,18 +67,20 @@ def declare_queue(
 
 
 @exchange_app.command(
-    "declare", epilog="mqtool exchange declare logs fanout  ·  mqtool exchange declare audit topic --if-not-exists"
+    "declare", epilog="mqtool exchange declare logs fanout\nmqtool exchange declare audit topic --if-not-exists"
 )
 @takes_groups_but(exchange=ExchangeName)
 def declare_exchange(
     options: ExchangeOptions,
     broker: Broker,
-    kind: Annotated[str, typer.Argument(metavar="TYPE", help="direct, fanout, topic, headers.")],
+    kind: Annotated[str, typer.Argument(metavar="TYPE", help="direct, fanout, topic, headers, or a plugin's type")],
     auto_delete: AutoDelete = False,
-    internal: Annotated[bool, typer.Option("--internal", help="Only other exchanges may publish to it.")] = False,
+    internal: Annotated[bool, typer.Option("--internal", help="Accept messages from other exchanges only")] = False,
     if_not_exists: IfNotExists = False,
 ) -> None:
-    """Declare an exchange; it is durable, unless told otherwise."""
+    """Declare an exchange, by default durable."""
+    if kind not in _TYPES and (meant := nearest(kind, _TYPES)) and not kind.startswith("x-"):  # a plugin's
+        raise UsageError(f"unknown exchange type {kind!r}", f"did you mean {meant!r}?")
     wanted = options.of(Exchange("", kind, durable=True, auto_delete=auto_delete, internal=internal))
     _declare(broker, wanted, f"exchange {wanted.name!r}", if_not_exists)
 
@@ -100,17 +104,17 @@ def _compare(channel: Channel, thing: Exchange | Queue) -> None:
         raise DeclaredDifferently(str(error), "--if-not-exists leaves it as it is") from error
 
 
-@queue_app.command("delete", epilog="mqtool queue delete jobs  ·  mqtool queue delete hello jobs --if-exists --yes")
+@queue_app.command("delete", epilog="mqtool queue delete jobs\nmqtool queue delete hello jobs --if-exists --yes")
 @takes_groups
 def delete_queue(
     queue: QueueNames,
     broker: Broker,
     if_exists: IfExists = False,
     if_unused: IfUnused = False,
-    if_empty: Annotated[bool, typer.Option("--if-empty", help="Only if it has no messages.")] = False,
+    if_empty: Annotated[bool, typer.Option("--if-empty", help="Only if it has no messages")] = False,
     yes: Yes = False,
 ) -> None:
-    """Delete queues, with the messages in them."""
+    """Delete queues and the messages in them."""
     with broker.access().channel() as channel:
         for name in queue:
             if not administration.exists(channel, Queue(name)):
@@ -125,10 +129,10 @@ def delete_queue(
             output.status(f"deleted queue {name!r}, with {counted(gone)}")
 
 
-@queue_app.command("purge", epilog="mqtool queue purge jobs  ·  mqtool queue purge jobs --yes")
+@queue_app.command("purge", epilog="mqtool queue purge jobs\nmqtool queue purge jobs --yes")
 @takes_groups
 def purge(queue: QueueNames, broker: Broker, if_exists: IfExists = False, yes: Yes = False) -> None:
-    """Remove the messages of queues. Those that a consumer has not acknowledged yet stay."""
+    """Remove the ready messages of queues."""
     with broker.access().channel() as channel:
         for name in queue:
             if not administration.exists(channel, Queue(name)):
@@ -139,7 +143,7 @@ def purge(queue: QueueNames, broker: Broker, if_exists: IfExists = False, yes: Y
             output.status(f"removed {counted(administration.purge(channel, name))} of queue {name!r}")
 
 
-@exchange_app.command("delete", epilog="mqtool exchange delete logs  ·  mqtool exchange delete logs --if-exists --yes")
+@exchange_app.command("delete", epilog="mqtool exchange delete logs\nmqtool exchange delete logs --if-exists --yes")
 @takes_groups
 def delete_exchange(
     exchange: ExchangeNames,
@@ -148,7 +152,7 @@ def delete_exchange(
     if_unused: IfUnused = False,
     yes: Yes = False,
 ) -> None:
-    """Delete exchanges, with their bindings."""
+    """Delete exchanges and their bindings."""
     with broker.access().channel() as channel:
         for name in exchange:
             if not administration.exists(channel, Exchange(name)):
@@ -174,23 +178,34 @@ class Bindings(NamedTuple):
     exchange: ExchangeName
     destination: Annotated[
         str,
-        typer.Argument(metavar="QUEUE", help="Or an exchange.", show_default=False, autocompletion=live_names.queues),
+        typer.Argument(
+            metavar="QUEUE",
+            help="Queue, or with --to-exchange an exchange",
+            show_default=False,
+            autocompletion=live_names.queues,
+        ),
     ]
     keys: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY]...", help="A binding for each; none: one with the empty key.")
+        list[str] | None,
+        typer.Argument(metavar="[KEY]...", help="Binding keys (default: one binding with an empty key)"),
     ] = None
-    to_exchange: Annotated[bool, typer.Option("--to-exchange", help="QUEUE is the name of an exchange.")] = False
+    to_exchange: Annotated[bool, typer.Option("--to-exchange", help="QUEUE is the name of an exchange")] = False
     arguments: Annotated[
         list[Any] | None,
-        typer.Option("--argument", parser=argument, metavar="KEY=VALUE", help="key=text or key:=json. Repeatable."),
+        typer.Option(
+            "--argument",
+            parser=argument,
+            metavar="KEY=VALUE",
+            help="Argument of the binding; KEY:=JSON for a typed value",
+        ),
     ] = None
     headers: Annotated[
         list[Any] | None,
         typer.Option(
-            "--header", "-H", parser=header, metavar="KEY=VALUE", help="What a headers exchange looks for. Repeatable."
+            "--header", "-H", parser=header, metavar="KEY=VALUE", help="Header to match; KEY:=JSON for a typed value"
         ),
     ] = None
-    match: Annotated[str | None, typer.Option(help="Of those headers: all, any, all-with-x, any-with-x.")] = None
+    match: Annotated[str | None, typer.Option(help="How headers match: all, any, all-with-x or any-with-x")] = None
 
     @property
     def to(self) -> Exchange | Queue:
@@ -205,28 +220,27 @@ class Bindings(NamedTuple):
 
 
 @app.command(
-    epilog="mqtool bind topic_logs audit 'kern.*' '*.critical'  ·  "
-    "mqtool bind headers_logs pdfs -H format=pdf --match any"
+    epilog="mqtool bind topic_logs audit 'kern.*' '*.critical'\nmqtool bind headers_logs pdfs -H format=pdf --match any"
 )
 @takes_groups
 def bind(bindings: Bindings, broker: Broker) -> None:
-    """Bind a queue to an exchange. To do it again changes nothing."""
+    """Bind a queue to an exchange."""
     with broker.access().channel() as channel:
         for key in bindings.keys or [""]:
             administration.bind(channel, bindings.exchange, bindings.to, key, bindings.told_by)
             output.status(f"bound {_end(bindings.to)} to exchange {bindings.exchange!r}{_by(key)}")
 
 
-@app.command(epilog="mqtool unbind topic_logs audit 'kern.*'  ·  mqtool unbind logs audit --if-exists")
+@app.command(epilog="mqtool unbind topic_logs audit 'kern.*'\nmqtool unbind logs audit --if-exists")
 @takes_groups
 def unbind(
     bindings: Bindings,
     broker: Broker,
     if_exists: Annotated[
-        bool, typer.Option("--if-exists", help="It is fine if there is no such exchange, or no such queue.")
+        bool, typer.Option("--if-exists", help="Succeed if the exchange or queue does not exist")
     ] = False,
 ) -> None:
-    """Take bindings away, which are told by their keys and arguments. To do it again changes nothing."""
+    """Remove bindings, matched by key and arguments."""
     with broker.access().channel() as channel:
         for key in bindings.keys or [""]:
             try:

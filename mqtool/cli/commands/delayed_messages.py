@@ -33,23 +33,21 @@ DEFAULT_DELAY = 5.0
 TYPE_INSIDE = "x-delayed-type"
 RoutingKey = Annotated[
     str | None,
-    typer.Option("--routing-key", "-r", help="delay_queue, if not given.", rich_help_panel="Topology"),
+    typer.Option("--routing-key", "-r", help="Routing key", rich_help_panel="Topology"),
 ]
 
 
-@app.command(epilog="mqtool send-delayed --delay 5s 'Hello World!'  ·  mqtool send-delayed --json < messages.ndjson")
+@app.command(epilog="mqtool send-delayed --delay 5s 'Hello World!'\nmqtool send-delayed --json < messages.ndjson")
 @takes_groups
 def send_delayed(
     exchange: ExchangeOptions,
     options: MessageOptions,
     delays: DelayOptions,
     broker: Broker,
-    words: Annotated[
-        list[str] | None, typer.Argument(help="The message; without one, stdin is, or 'Hello World!'.")
-    ] = None,
+    words: Annotated[list[str] | None, typer.Argument(help="Message words (default: stdin, or 'Hello World!')")] = None,
     routing_key: RoutingKey = None,
 ) -> None:
-    """Send messages that arrive later: in 5 seconds, unless --delay, --at or their own x-delay say otherwise."""
+    """Send messages that arrive later, in 5 s by default."""
     target = exchange.of(broker.names.delay_exchange)
     if not delays.are_given and not options.as_json:
         delays = delays._replace(delay=DEFAULT_DELAY)
@@ -70,7 +68,7 @@ def send_delayed(
         publishing.report(receipts, _sent, options, channel, messages)
 
 
-@app.command(epilog="mqtool receive-delayed  ·  mqtool receive-delayed -F '%b, %l ms late'")
+@app.command(epilog="mqtool receive-delayed\nmqtool receive-delayed -F '%b, %l ms late'")
 @takes_groups
 def receive_delayed(
     queue: QueueOptions,
@@ -81,14 +79,14 @@ def receive_delayed(
         typer.Option(
             "--exchange",
             "-e",
-            help="The exchange's name.",
+            help="Exchange",
             rich_help_panel="Topology",
             autocompletion=live_names.exchanges,
         ),
     ] = None,
     routing_key: RoutingKey = None,
 ) -> None:
-    """Receive delayed messages, and see how late each came."""
+    """Receive delayed messages; show how late each came."""
     write = receiving.writer(_received)
     target = queue.of(broker.names.delay_queue)
     delaying = ExchangeOptions(exchange).of(broker.names.delay_exchange)

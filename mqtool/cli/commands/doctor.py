@@ -26,20 +26,23 @@ _ALL_INTERFACES = ("0.0.0.0", "::")  # noqa: S104 - looked for, not listened on
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-@app.command(epilog="mqtool doctor  ·  mqtool doctor --vhost staging --json")
+@app.command(epilog="mqtool doctor\nmqtool doctor --vhost staging --json")
 @takes_groups
 def doctor(
     broker: Broker,
     between: Annotated[
         float,
         typer.Option(
-            "--between", parser=time_limit, metavar="DURATION", help="Look twice, so far apart.", show_default="3s"
+            "--between", parser=time_limit, metavar="DURATION", help="Time between the two looks", show_default="3s"
         ),
     ] = "3s",  # type: ignore[assignment]
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per finding.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per finding")] = False,
     management: ManagementUrl = None,
 ) -> None:
-    """Look at a broker and say what would bite: exit 0 if nothing would, else 3."""
+    """Check a broker and report problems.
+
+    Exits 3 if there are any.
+    """
     access = broker.access(management)
     found = 0
     for finding in _findings(access, broker.vhost, between):

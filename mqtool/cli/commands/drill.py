@@ -12,16 +12,14 @@ from mqtool.drills.scene import Scene, Verdict
 from mqtool.errors import SomeFailed, UsageError
 
 app = typer.Typer()
-drill = typer.Typer(no_args_is_help=True, help="Break something on a broker of its own, and see that nothing is lost.")
+drill = typer.Typer(no_args_is_help=True, help="Break something on purpose, and count what is lost.")
 app.add_typer(drill, name="drill")
 
 
-KindOption = Annotated[Kind, typer.Option(help="The broker to start.")]
-UrlOption = Annotated[
-    str | None, typer.Option("--url", "-u", help="Use this broker instead, with a queue of the drill's own.")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print the verdict only.")]
-Messages = Annotated[int, typer.Option("--count", "-c", min=20, help="How many messages to send.")]
+KindOption = Annotated[Kind, typer.Option(help="Kind of broker to start")]
+UrlOption = Annotated[str | None, typer.Option("--url", "-u", help="Use this broker, with a queue of the drill's own")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print the verdict only")]
+Messages = Annotated[int, typer.Option("--count", "-c", min=20, help="Messages to send")]
 
 
 def _run(
@@ -47,7 +45,7 @@ def _run(
 def kill_worker(
     kind: KindOption = Kind.AUTO, url: UrlOption = None, count: Messages = workers.MESSAGES, quiet: Quiet = False
 ) -> None:
-    """kill -9 a worker while it runs programs: another one does what it had in hand, marked redelivered."""
+    """Kill a worker while it runs programs; another takes over."""
     _run("kill-worker", workers.kill_worker, kind, url, count, quiet)
 
 
@@ -55,7 +53,7 @@ def kill_worker(
 def restart_broker(
     kind: KindOption = Kind.AUTO, url: UrlOption = None, count: Messages = streams.MESSAGES, quiet: Quiet = False
 ) -> None:
-    """Restart the broker in mid-stream: both sides come back, and what was not confirmed is published again."""
+    """Restart the broker in mid-stream; both sides reconnect."""
     if url is not None:
         raise UsageError("restart-broker restarts only a broker of its own", "leave --url out")
     _run("restart-broker", streams.restart_broker, kind, None, count, quiet)
@@ -64,11 +62,11 @@ def restart_broker(
 @drill.command(epilog="mqtool drill kill-node")
 def kill_node(
     kind: KindOption = Kind.AUTO,
-    image: Annotated[str | None, typer.Option(help="Build upon this image of RabbitMQ (Docker).")] = None,
+    image: Annotated[str | None, typer.Option(help="RabbitMQ image to build on (Docker)")] = None,
     count: Messages = streams.NODE_MESSAGES,
     quiet: Quiet = False,
 ) -> None:
-    """kill -9 a node of a cluster in mid-stream, and start it again later: both sides go on with another one."""
+    """Kill a node of a cluster in mid-stream, and start it again."""
     _run("kill-node", streams.kill_node, kind, None, count, quiet, cluster=True, image=image)
 
 
@@ -76,7 +74,7 @@ def kill_node(
 def drop_connection(
     kind: KindOption = Kind.AUTO, url: UrlOption = None, count: Messages = streams.MESSAGES, quiet: Quiet = False
 ) -> None:
-    """Cut the connections of both sides three times in mid-stream."""
+    """Cut both sides' connections three times in mid-stream."""
     _run("drop-connection", streams.drop_connection, kind, url, count, quiet)
 
 
@@ -84,7 +82,7 @@ def drop_connection(
 def poison(
     kind: KindOption = Kind.AUTO, url: UrlOption = None, count: Messages = workers.MESSAGES, quiet: Quiet = False
 ) -> None:
-    """Send messages that cannot be done: they are tried again, then put aside; the others are not held up."""
+    """Send messages that always fail; they end as dead letters."""
     _run("poison", workers.poison, kind, url, count, quiet)
 
 
@@ -92,5 +90,5 @@ def poison(
 def duplicate(
     kind: KindOption = Kind.AUTO, url: UrlOption = None, count: Messages = workers.MESSAGES, quiet: Quiet = False
 ) -> None:
-    """Publish messages twice: each is done once, and the second is recognised by its id."""
+    """Publish messages twice; each is handled once."""
     _run("duplicate", workers.duplicate, kind, url, count, quiet)

@@ -15,33 +15,27 @@ from mqtool.tutorials import hello_world
 app = typer.Typer()
 
 
-@app.command(
-    epilog="mqtool send 'Hello World!'  ·  tail -f app.log | mqtool send -l -q app  ·  mqtool send --json < saved"
-)
+@app.command(epilog="mqtool send 'Hello World!'\ntail -f app.log | mqtool send -l -q app\nmqtool send --json < saved")
 @takes_groups
 def send(
     queue: QueueOptions,
     options: MessageOptions,
     delays: DelayOptions,
     broker: Broker,
-    words: Annotated[
-        list[str] | None, typer.Argument(help="The message; without one, stdin is, or 'Hello World!'.")
-    ] = None,
+    words: Annotated[list[str] | None, typer.Argument(help="Message words (default: stdin, or 'Hello World!')")] = None,
     exchange: Annotated[
         str | None,
         typer.Option(
             "--exchange",
             "-e",
-            help="Publish to this exchange, and declare nothing.",
+            help="Publish to this exchange, and declare nothing",
             rich_help_panel="Topology",
             autocompletion=live_names.exchanges,
         ),
     ] = None,
     routing_key: Annotated[
         str | None,
-        typer.Option(
-            "--routing-key", "-r", help="With this routing key; else the queue's name.", rich_help_panel="Topology"
-        ),
+        typer.Option("--routing-key", "-r", help="Routing key (default: the queue's name)", rich_help_panel="Topology"),
     ] = None,
 ) -> None:
     """Send messages to a queue (tutorial 1)."""
@@ -62,9 +56,7 @@ def send(
         )
 
 
-@app.command(
-    epilog="mqtool receive  ·  mqtool receive --raw >> app.log  ·  mqtool receive --json | mqtool send --json -q b"
-)
+@app.command(epilog="mqtool receive\nmqtool receive --raw >> app.log\nmqtool receive --json | mqtool send --json -q b")
 @takes_groups
 def receive(queue: QueueOptions, receiving: Receiving, broker: Broker) -> None:
     """Receive messages from a queue (tutorial 1)."""

@@ -33,7 +33,7 @@ from mqtool.topology import Exchange
 from mqtool.tutorials.dialects import Names
 
 app = typer.Typer()
-list_app = typer.Typer(no_args_is_help=True, help="List what the broker has, by its management API.")
+list_app = typer.Typer(no_args_is_help=True, help="List queues, exchanges, bindings, consumers and more.")
 app.add_typer(list_app, name="list")
 
 
@@ -54,19 +54,19 @@ class Choosing(NamedTuple):
             "--filter",
             parser=condition,
             metavar="CONDITION",
-            help="Only rows like that: messages_ready>0, name=jobs, name~^log. Repeatable.",
+            help="Only matching rows: messages_ready>0, name~^log",
         ),
     ] = None
     order: Annotated[
         list[str] | None,
-        typer.Option("--sort", metavar="COLUMN", help="Sort by it; -COLUMN has the greatest first. Repeatable."),
+        typer.Option("--sort", metavar="COLUMN", help="Sort by COLUMN; -COLUMN puts the greatest first"),
     ] = None
     watch: Annotated[
         float | None,
-        typer.Option(parser=time_limit, metavar="DURATION", help="List again and again, so far apart."),
+        typer.Option(parser=time_limit, metavar="DURATION", help="Repeat at this interval"),
     ] = None
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False
-    all_vhosts: Annotated[bool, typer.Option("--all-vhosts", help="Those of all virtual hosts.")] = False
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line")] = False
+    all_vhosts: Annotated[bool, typer.Option("--all-vhosts", help="Include all virtual hosts")] = False
     management: ManagementUrl = None
 
 
@@ -217,9 +217,7 @@ def _watch_live(view: View, pause: float, stop: threading.Event) -> None:
                 return
 
 
-Columns = Annotated[
-    list[str] | None, typer.Argument(metavar="[COLUMN]...", show_default=False, help="Which columns; else the usual.")
-]
+Columns = Annotated[list[str] | None, typer.Argument(metavar="[COLUMN]...", show_default=False, help="Columns to show")]
 
 
 def _help(what: str, listing: Listing) -> str:
@@ -227,8 +225,8 @@ def _help(what: str, listing: Listing) -> str:
 
 
 @list_app.command(
-    help=_help("List queues. Their counts come from statistics, which RabbitMQ gathers every five seconds.", QUEUES),
-    epilog="mqtool list queues name messages_ready messages_unacknowledged  ·  "
+    help=_help("List queues; counts can be some seconds old.", QUEUES),
+    epilog="mqtool list queues name messages_ready messages_unacknowledged\n"
     "mqtool list queues --filter 'messages_ready>0' --sort -messages_ready --watch 1s",
 )
 @takes_groups
@@ -241,7 +239,7 @@ def queues(
         typer.Option(
             "--queue",
             "-q",
-            help="Only this one; AMQP can tell of it, where the API cannot. Repeatable.",
+            help="Only this one; works without the management API",
             autocompletion=live_names.queues,
         ),
     ] = None,
@@ -252,7 +250,7 @@ def queues(
 
 @list_app.command(
     help=_help("List exchanges.", EXCHANGES),
-    epilog="mqtool list exchanges  ·  mqtool list exchanges name type --filter type=topic",
+    epilog="mqtool list exchanges\nmqtool list exchanges name type --filter type=topic",
 )
 @takes_groups
 def exchanges(
@@ -264,7 +262,7 @@ def exchanges(
         typer.Option(
             "--exchange",
             "-e",
-            help="Only this one; AMQP can tell of it, where the API cannot. Repeatable.",
+            help="Only this one; works without the management API",
             autocompletion=live_names.exchanges,
         ),
     ] = None,
@@ -284,25 +282,25 @@ def _add(listing: Listing, what: str, epilog: str) -> None:
 
 _add(
     BINDINGS,
-    "List bindings, with those that each queue has to the default exchange, whose name is empty.",
-    "mqtool list bindings  ·  mqtool list bindings --filter source_name=logs --json",
+    "List bindings, with those to the default exchange.",
+    "mqtool list bindings\nmqtool list bindings --filter source_name=logs --json",
 )
-_add(CONSUMERS, "List consumers.", "mqtool list consumers  ·  mqtool list consumers queue_name --filter user=guest")
+_add(CONSUMERS, "List consumers.", "mqtool list consumers\nmqtool list consumers queue_name --filter user=guest")
 _add(
     CONNECTIONS,
-    "List connections, of all virtual hosts unless --vhost names one.",
-    "mqtool list connections  ·  mqtool list connections name user connection_name",
+    "List connections; --vhost limits them to one virtual host.",
+    "mqtool list connections\nmqtool list connections name user connection_name",
 )
 _add(
     CHANNELS,
-    "List channels, of all virtual hosts unless --vhost names one.",
-    "mqtool list channels  ·  mqtool list channels name publish_rate --sort -publish_rate",
+    "List channels; --vhost limits them to one virtual host.",
+    "mqtool list channels\nmqtool list channels name publish_rate --sort -publish_rate",
 )
 _add(VHOSTS, "List virtual hosts.", "mqtool list vhosts")
 _add(USERS, "List users and their tags.", "mqtool list users")
 _add(
     PERMISSIONS,
-    "List what users may do: regular expressions over the names that they may configure, write to and read from.",
-    "mqtool list permissions  ·  mqtool list permissions --all-vhosts",
+    "List what each user may configure, write to and read from.",
+    "mqtool list permissions\nmqtool list permissions --all-vhosts",
 )
-_add(PLUGINS, "List the plugins that are enabled, and those that run for them.", "mqtool list plugins")
+_add(PLUGINS, "List the enabled plugins, and those they need.", "mqtool list plugins")

@@ -25,12 +25,12 @@ from mqtool.tutorials import headers as headers_tutorial
 from mqtool.tutorials import publish_subscribe, routing, topics
 
 app = typer.Typer()
-emit_log = typer.Typer(no_args_is_help=True, help="Publish log messages to an exchange (tutorials 3, 4 and 5).")
-receive_log = typer.Typer(no_args_is_help=True, help="Receive log messages from an exchange (tutorials 3, 4 and 5).")
+emit_log = typer.Typer(no_args_is_help=True, help="Publish logs to an exchange (tutorials 3, 4 and 5).")
+receive_log = typer.Typer(no_args_is_help=True, help="Receive logs from an exchange (tutorials 3, 4 and 5).")
 app.add_typer(emit_log, name="emit-log")
 app.add_typer(receive_log, name="receive-log")
 
-Words = Annotated[list[str] | None, typer.Argument(help="The message; without one, stdin is, or 'Hello World!'.")]
+Words = Annotated[list[str] | None, typer.Argument(help="Message words (default: stdin, or 'Hello World!')")]
 
 
 class Match(StrEnum):
@@ -53,9 +53,7 @@ def _key_and_body(delivery: Delivery) -> str:
     return f" [x] {delivery.routing_key}:"
 
 
-@emit_log.command(
-    "fanout", epilog="mqtool emit-log fanout 'info: ready'  ·  tail -f app.log | mqtool emit-log fanout -l"
-)
+@emit_log.command("fanout", epilog="mqtool emit-log fanout 'info: ready'\ntail -f app.log | mqtool emit-log fanout -l")
 @takes_groups
 def emit_fanout(
     exchange: ExchangeOptions, options: MessageOptions, delays: DelayOptions, broker: Broker, words: Words = None
@@ -78,7 +76,7 @@ def emit_direct(
     options: MessageOptions,
     delays: DelayOptions,
     broker: Broker,
-    severity: Annotated[str | None, typer.Argument(help="The routing key.", show_default="info")] = None,
+    severity: Annotated[str | None, typer.Argument(help="Routing key", show_default="info")] = None,
     words: Words = None,
 ) -> None:
     """Publish with a severity (tutorial 4)."""
@@ -94,7 +92,7 @@ def emit_direct(
 
 @emit_log.command(
     "topic",
-    epilog="mqtool emit-log topic kern.critical 'A critical kernel error'  ·  "
+    epilog="mqtool emit-log topic kern.critical 'A critical kernel error'\n"
     r"mqtool emit-log topic '{app}.{level}' -l --key-pattern '(?P<app>\w+)\[\d+\]: (?P<level>\w+)' < app.log",
 )
 @takes_groups
@@ -105,13 +103,11 @@ def emit_topic(
     broker: Broker,
     routing_key: Annotated[
         str | None,
-        typer.Argument(
-            help="Words with dots between; {group} places with --key-pattern.", show_default="anonymous.info"
-        ),
+        typer.Argument(help="Words and dots; may have {group} places", show_default="anonymous.info"),
     ] = None,
     words: Words = None,
 ) -> None:
-    """Publish under a key of words and dots (tutorial 5)."""
+    """Publish with a topic (tutorial 5)."""
     target = exchange.of(broker.names.topic)
     messages = source.messages(
         words,
@@ -144,7 +140,7 @@ def emit_headers(
         publishing.report(receipts, lambda message: f" [x] Sent {publishing.text(message)}", options, channel, messages)
 
 
-@receive_log.command("fanout", epilog="mqtool receive-log fanout  ·  mqtool receive-log fanout --raw > all.log")
+@receive_log.command("fanout", epilog="mqtool receive-log fanout\nmqtool receive-log fanout --raw > all.log")
 @takes_groups
 def receive_fanout(exchange: ExchangeOptions, queue: LogQueueOptions, receiving: Receiving, broker: Broker) -> None:
     """Receive everything published from now on (tutorial 3)."""
@@ -163,7 +159,7 @@ def receive_direct(
     queue: LogQueueOptions,
     receiving: Receiving,
     broker: Broker,
-    severities: Annotated[list[str], typer.Argument(help="The severities to receive, such as info warning error.")],
+    severities: Annotated[list[str], typer.Argument(help="Severities to receive, such as info warning error")],
 ) -> None:
     """Receive some severities (tutorial 4)."""
     write = receiving.writer(_key_and_body, queue_is_ours=queue.queue is None)
@@ -174,16 +170,16 @@ def receive_direct(
         receiving.print_all(channel, deliveries, write, WAITING_FOR_LOGS)
 
 
-@receive_log.command("topic", epilog="mqtool receive-log topic 'kern.*' '*.critical'  ·  mqtool receive-log topic '#'")
+@receive_log.command("topic", epilog="mqtool receive-log topic 'kern.*' '*.critical'\nmqtool receive-log topic '#'")
 @takes_groups
 def receive_topic(
     exchange: ExchangeOptions,
     queue: LogQueueOptions,
     receiving: Receiving,
     broker: Broker,
-    patterns: Annotated[list[str], typer.Argument(help="Binding keys: * is one word, # any number of words.")],
+    patterns: Annotated[list[str], typer.Argument(help="Binding keys: * is one word, # any number of words")],
 ) -> None:
-    """Receive what matches a pattern (tutorial 5)."""
+    """Receive topics that match a pattern (tutorial 5)."""
     write = receiving.writer(_key_and_body, queue_is_ours=queue.queue is None)
     with broker.access().channel() as channel:
         deliveries = topics.receive(
@@ -201,15 +197,15 @@ def receive_headers(
     broker: Broker,
     wanted: Annotated[
         list[Any] | None,
-        typer.Argument(metavar="KEY=VALUE...", parser=header, help="Headers; key:=json for typed values."),
+        typer.Argument(metavar="KEY=VALUE...", parser=header, help="Headers to match; KEY:=JSON for a typed value"),
     ] = None,
     also_wanted: Annotated[
         list[Any] | None,
-        typer.Option("--header", "-H", parser=header, metavar="KEY=VALUE", help="The same as an option. Repeatable."),
+        typer.Option("--header", "-H", parser=header, metavar="KEY=VALUE", help="The same, as an option"),
     ] = None,
-    match: Annotated[Match, typer.Option(help="How many of the headers a message must have.")] = Match.ALL,
+    match: Annotated[Match, typer.Option(help="Match all of the headers, or any of them")] = Match.ALL,
 ) -> None:
-    """Receive what has certain headers."""
+    """Receive messages with certain headers."""
     headers = dict([*(wanted or []), *(also_wanted or [])])
     if not headers:
         raise UsageError("no header was given to receive by", "for instance: mqtool receive-log headers format=pdf")

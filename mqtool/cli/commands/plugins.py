@@ -12,22 +12,22 @@ from mqtool.cli.options.asking import Yes, ask
 from mqtool.errors import Unavailable
 
 app = typer.Typer()
-plugin_app = typer.Typer(no_args_is_help=True, help="Enable and disable plugins of a broker that mqtool started.")
+plugin_app = typer.Typer(no_args_is_help=True, help="Enable and disable plugins of your broker.")
 app.add_typer(plugin_app, name="plugin")
 
 Plugins = Annotated[list[str], typer.Argument(metavar="PLUGIN...", show_default=False)]
-Name = Annotated[str, typer.Option(help="Of which broker, if you have several.")]
+Name = Annotated[str, typer.Option(help="Name of the broker")]
 
 
 @plugin_app.command(epilog="mqtool plugin enable rabbitmq_shovel")
 def enable(plugin: Plugins, name: Name = DEFAULT_NAME) -> None:
-    """Enable plugins, with those that they need; now, and whenever the broker starts."""
+    """Enable plugins and those they need, now and at every start."""
     _change("enable", plugin, name)
 
 
 @plugin_app.command(epilog="mqtool plugin disable rabbitmq_shovel --yes")
 def disable(plugin: Plugins, name: Name = DEFAULT_NAME, yes: Yes = False) -> None:
-    """Disable plugins, with those that need them. What only they can hold may go with them."""
+    """Disable plugins and those that need them."""
     started = _started(name)
     ask(yes, f"disable {', '.join(plugin)}")
     plugins.change(started, "disable", plugin)

@@ -41,14 +41,10 @@ class ExecOptions(NamedTuple):
             "--exec",
             metavar="COMMAND",
             rich_help_panel=_PROGRAMS,
-            help="Run this for each message: body on stdin, the rest in MQ_* variables; {routing_key}, {exchange}, "
-            "{queue}, {message_id} and {attempt} may stand in it. Exit 0 acknowledges, 65 makes it a dead letter, "
-            "75 and others retry later, 126 and 127 stop the worker. --timeout then is for each program.",
+            help="Run COMMAND for each message (mqtool help programs)",
         ),
     ] = None
-    shell: Annotated[
-        bool, typer.Option("--shell", help="Have sh read the command: pipes, $MQ_….", rich_help_panel=_PROGRAMS)
-    ] = False
+    shell: Annotated[bool, typer.Option("--shell", help="Run COMMAND with sh", rich_help_panel=_PROGRAMS)] = False
 
     def function(self, receiving: Receiving) -> tuple[str, Function] | None:
         """The program as the function of an RPC server, with its name; None if none was named.
@@ -70,14 +66,14 @@ class ExecOptions(NamedTuple):
         return self.command.split()[0], run
 
 
-Concurrency = Annotated[int, typer.Option(min=1, max=1000, help="Run so many at once.", rich_help_panel=_PROGRAMS)]
+Concurrency = Annotated[int, typer.Option(min=1, max=1000, help="Run up to N at once", rich_help_panel=_PROGRAMS)]
 
 
 class RetryOptions(NamedTuple):
     """When to try again what has failed."""
 
     retries: Annotated[
-        int, typer.Option(min=0, help="Try so often again, then make it a dead letter.", rich_help_panel=_RETRIES)
+        int, typer.Option(min=0, help="Retry up to N times, then dead-letter", rich_help_panel=_RETRIES)
     ] = 5
     backoff: Annotated[
         float,
@@ -85,12 +81,12 @@ class RetryOptions(NamedTuple):
             parser=duration,
             metavar="DURATION",
             show_default="1s",
-            help="Wait so long before the first retry.",
+            help="Wait before the first retry",
             rich_help_panel=_RETRIES,
         ),
     ] = "1s"  # type: ignore[assignment]
     backoff_factor: Annotated[
-        float, typer.Option(min=1.0, help="Each wait is so many times the one before.", rich_help_panel=_RETRIES)
+        float, typer.Option(min=1.0, help="Multiply the wait by N for each further retry", rich_help_panel=_RETRIES)
     ] = 2.0
     backoff_max: Annotated[
         float,
@@ -98,7 +94,7 @@ class RetryOptions(NamedTuple):
             parser=duration,
             metavar="DURATION",
             show_default="5m",
-            help="No wait is longer.",
+            help="Longest wait",
             rich_help_panel=_RETRIES,
         ),
     ] = "5m"  # type: ignore[assignment]
@@ -117,9 +113,7 @@ class DedupOptions(NamedTuple):
         typer.Option(
             "--deduplicate",
             rich_help_panel=_DUPLICATES,
-            help="Skip messages whose message_id was done before, by any worker with this store. It covers a crash "
-            "between remembering and acknowledging. A worker killed after its program's effect and before "
-            "remembering it does it again; messages without a message_id are always done.",
+            help="Skip messages whose message_id was handled before",
         ),
     ] = False
     store: Annotated[
@@ -129,7 +123,7 @@ class DedupOptions(NamedTuple):
             metavar="FILE",
             rich_help_panel=_DUPLICATES,
             show_default="in the state directory",
-            help="Remember here (SQLite). Workers on one machine share it; not over a network file system.",
+            help="Where handled ids are kept (SQLite)",
         ),
     ] = None
     window: Annotated[
@@ -140,7 +134,7 @@ class DedupOptions(NamedTuple):
             metavar="DURATION",
             show_default="24h",
             rich_help_panel=_DUPLICATES,
-            help="Remember for so long.",
+            help="How long to remember an id",
         ),
     ] = "24h"  # type: ignore[assignment]
 

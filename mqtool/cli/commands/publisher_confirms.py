@@ -36,19 +36,17 @@ _SAYS = {
 }
 
 
-@app.command(
-    epilog="mqtool publisher-confirms all  ·  mqtool publisher-confirms async -c 100000 -q confirmed --durable"
-)
+@app.command(epilog="mqtool publisher-confirms all\nmqtool publisher-confirms async -c 100000 -q confirmed --durable")
 @takes_groups
 def publisher_confirms(
     queue: QueueOptions,
     broker: Broker,
-    strategy: Annotated[Strategy, typer.Argument(help="When to wait for the confirms.")] = Strategy.ALL,
-    count: Annotated[int, typer.Option("--count", "-c", min=1, help="How many messages to publish.")] = 50_000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Messages in a batch.")] = 100,
+    strategy: Annotated[Strategy, typer.Argument(help="When to wait for confirms")] = Strategy.ALL,
+    count: Annotated[int, typer.Option("--count", "-c", min=1, help="Messages to publish")] = 50_000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Messages in a batch")] = 100,
     confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT,
 ) -> None:
-    """Publish with confirms, three ways, and compare (tutorial 7)."""
+    """Publish with confirms, in three ways (tutorial 7)."""
     ways: dict[Strategy, Callable[[Channel, Queue, Iterable[Message]], Iterator[Receipt]]] = {
         Strategy.INDIVIDUAL: tutorial.individually,
         Strategy.BATCH: partial(tutorial.in_batches, size=batch_size),

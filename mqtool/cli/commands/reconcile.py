@@ -19,18 +19,19 @@ app = typer.Typer()
 _SHOWN = 10
 
 
-@app.command(
-    epilog="mqtool reconcile sent.ndjson got.ndjson  ·  mqtool receive --json | mqtool reconcile sent.ndjson -"
-)
+@app.command(epilog="mqtool reconcile sent.ndjson got.ndjson\nmqtool receive --json | mqtool reconcile sent.ndjson -")
 def reconcile(
-    sent: Annotated[Path, typer.Argument(help="What was sent: NDJSON, as 'send --json' takes it; - is stdin.")],
-    got: Annotated[Path, typer.Argument(help="What came: NDJSON, as 'receive --json' prints it; - is stdin.")],
+    sent: Annotated[Path, typer.Argument(help="What was sent, as NDJSON; - is stdin")],
+    got: Annotated[Path, typer.Argument(help="What was received, as NDJSON; - is stdin")],
     exact: Annotated[
-        bool, typer.Option("--exact", help="Doubled, unexpected and reordered messages are failures too.")
+        bool, typer.Option("--exact", help="Fail on duplicate, unexpected and reordered messages too")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON")] = False,
 ) -> None:
-    """Compare two files of messages by message id: what is missing, doubled, reordered? Exit 3 if any is missing."""
+    """Compare two files of messages by message_id.
+
+    Tells what is missing, duplicated or out of order. Exits 3 if any message is missing.
+    """
     result = compare(_ids(sent), _ids(got))
     if as_json:
         output.show(json.dumps(asdict(result)))

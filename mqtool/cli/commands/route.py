@@ -4,7 +4,6 @@ import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,12 +14,13 @@ from mqtool.cli.options import Broker, ManagementUrl, header, live_names, takes_
 from mqtool.errors import BadData, NotFound, SomeFailed, UsageError
 from mqtool.inspection.definitions import read
 from mqtool.inspection.routes import Route, Router
+from mqtool.spelling import did_you_mean
 
 app = typer.Typer()
 
 
 @app.command(
-    epilog="mqtool route topic_logs kern.critical  ·  mqtool route headers_logs -H format=pdf  ·  "
+    epilog="mqtool route topic_logs kern.critical\nmqtool route headers_logs -H format=pdf\n"
     "mqtool route --test routes.txt"
 )
 @takes_groups
@@ -28,29 +28,25 @@ def route(
     broker: Broker,
     exchange: Annotated[
         str | None,
-        typer.Argument(help="The exchange published to; '' is the default one.", autocompletion=live_names.exchanges),
+        typer.Argument(help="Exchange to publish to; '' is the default exchange", autocompletion=live_names.exchanges),
     ] = None,
-    routing_key: Annotated[str, typer.Argument(metavar="[KEY]", help="The routing key.", show_default=False)] = "",
+    routing_key: Annotated[str, typer.Argument(metavar="[KEY]", help="Routing key", show_default=False)] = "",
     headers: Annotated[
         list[Any] | None,
-        typer.Option(
-            "--header", "-H", parser=header, metavar="KEY=VALUE", help="A header: key=text or key:=json. Repeatable."
-        ),
+        typer.Option("--header", "-H", parser=header, metavar="KEY=VALUE", help="Header; KEY:=JSON for a typed value"),
     ] = None,
     test: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Explain each line, EXCHANGE KEY [-H …] -> QUEUE …, and compare; - is stdin."
-        ),
+        typer.Option(metavar="FILE", help="Check a file of expected routes; - is stdin"),
     ] = None,
-    nearly: Annotated[int, typer.Option(min=0, help="Show so many bindings that nearly matched.")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON.")] = False,
+    nearly: Annotated[int, typer.Option(min=0, help="Bindings to show that nearly matched")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON")] = False,
     management: ManagementUrl = None,
 ) -> None:
-    """Explain where a message would go, and why, without sending one; exit 3 if --test finds it to be otherwise.
+    """Explain where a message would go, and why.
 
-    Which queues get it, and which bindings say so, through other exchanges and alternate exchanges; which bindings
-    nearly matched, and what differs; and where it goes if it dies in a queue.
+    Shows the queues that get it, the bindings that match, those that nearly match, and where it goes if it is dead-
+    lettered. With --test, exits 3 if a line of the file is wrong.
     """
     if (exchange is None) == (test is None):
         raise UsageError("give either EXCHANGE and KEY, or --test FILE", "mqtool route topic_logs kern.critical")
@@ -64,9 +60,8 @@ def route(
         try:
             return router.route(name, key, fields, near_misses=nearly)
         except KeyError as error:
-            near = get_close_matches(name, router.definitions.exchanges)
             raise NotFound(
-                f"there is no exchange {name!r} in vhost {vhost!r}", f"there is {near[0]!r}" if near else None
+                f"there is no exchange {name!r} in vhost {vhost!r}", did_you_mean(name, router.definitions.exchanges)
             ) from error
 
     if exchange is not None:

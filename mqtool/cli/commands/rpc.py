@@ -34,10 +34,10 @@ class Function(StrEnum):
     ADD100 = "add100"
 
 
-FunctionOption = Annotated[Function, typer.Option(help="fib, or add100 (n + 100, after two seconds).")]
+FunctionOption = Annotated[Function, typer.Option(help="fib, or add100: n + 100 after two seconds")]
 
 
-@app.command(epilog="mqtool rpc-server  ·  mqtool rpc-server --function add100")
+@app.command(epilog="mqtool rpc-server\nmqtool rpc-server --function add100")
 @takes_groups
 def rpc_server(
     queue: QueueOptions,
@@ -47,7 +47,7 @@ def rpc_server(
     dedup: DedupOptions,
     function: FunctionOption = Function.FIB,
 ) -> None:
-    """Answer requests (tutorial 6). Start several: they share the work. With --exec, a program answers."""
+    """Answer requests (tutorial 6)."""
     write = receiving.writer(lambda _: " [.] ")
     name, compute = programs.function(receiving) or (
         str(function),
@@ -81,33 +81,34 @@ def rpc_server(
                 stop_if_broken(reply)
 
 
-@app.command(epilog="mqtool rpc-client 30  ·  mqtool rpc-client 1 2 3 --function add100 --timeout 10s")
+@app.command(epilog="mqtool rpc-client 30\nmqtool rpc-client 1 2 3 --function add100 --timeout 10s")
 @takes_groups
 def rpc_client(
     broker: Broker,
     requests: Annotated[
-        list[str] | None, typer.Argument(help="Integers; several are asked for at once.", show_default="30")
+        list[str] | None, typer.Argument(help="Integers; several are sent at once", show_default="30")
     ] = None,
     queue: Annotated[
         str | None,
         typer.Option(
             "--queue",
             "-q",
-            help="The server's queue.",
+            help="The server's queue",
             rich_help_panel="Topology",
             autocompletion=live_names.queues,
         ),
     ] = None,
     function: FunctionOption = Function.FIB,
     timeout: Annotated[
-        float, typer.Option(parser=time_limit, metavar="DURATION", show_default="30s", help="Give up after so long.")
+        float,
+        typer.Option(parser=time_limit, metavar="DURATION", show_default="30s", help="Total time limit (exit 124)"),
     ] = "30s",  # type: ignore[assignment]
     direct_reply_to: Annotated[
-        bool, typer.Option("--direct-reply-to", help="Get replies through RabbitMQ's pseudo-queue for them.")
+        bool, typer.Option("--direct-reply-to", help="Receive replies through amq.rabbitmq.reply-to")
     ] = False,
-    raw: Annotated[bool, typer.Option("--raw", help="Print results only, one per line.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Print results only, one per line")] = False,
 ) -> None:
-    """Ask the server, and print its answers (tutorial 6). If a program answers, exit with its status."""
+    """Ask the RPC server (tutorial 6)."""
     asked = requests or ["30"]
     failed = answered = status = 0
     with broker.access().channel(confirm_timeout=min(timeout, CONFIRM_TIMEOUT)) as channel:

@@ -23,6 +23,7 @@ from mqtool.inspection.diagnosis import COLUMNS, forgets_to_acknowledge, has_no_
 from mqtool.inspection.listing import Row, counted
 from mqtool.management import Management
 from mqtool.management.views import Json, QueueView
+from mqtool.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
@@ -109,22 +110,22 @@ def _rate(stats: Json, name: str) -> float:
     return float((stats.get(f"{name}_details") or {}).get("rate") or 0.0)
 
 
-@app.command(epilog="mqtool top  ·  mqtool top --sort unacked  ·  mqtool top --once")
+@app.command(epilog="mqtool top\nmqtool top --sort unacked\nmqtool top --once")
 @takes_groups
 def top(
     broker: Broker,
-    sort: Annotated[str, typer.Option(metavar="COLUMN", help="name, ready, unacked, consumers, in, out or ack.")] = (
-        "ready"
-    ),
+    sort: Annotated[
+        str, typer.Option(metavar="COLUMN", help="Sort by name, ready, unacked, consumers, in, out or ack")
+    ] = ("ready"),
     interval: Annotated[
         float,
-        typer.Option(parser=time_limit, metavar="DURATION", help="Look anew, so far apart.", show_default="1s"),
+        typer.Option(parser=time_limit, metavar="DURATION", help="Time between two looks", show_default="1s"),
     ] = "1s",  # type: ignore[assignment]
-    once: Annotated[bool, typer.Option("--once", help="Print it once; that is so in a pipe, too.")] = False,
-    all_vhosts: Annotated[bool, typer.Option("--all-vhosts", help="Queues of all virtual hosts.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print it once and exit, as in a pipe")] = False,
+    all_vhosts: Annotated[bool, typer.Option("--all-vhosts", help="Include all virtual hosts")] = False,
     management: ManagementUrl = None,
 ) -> None:
-    """Watch queues, rates, consumers and what is unacknowledged; keys sort, q ends."""
+    """Watch queues, rates and consumers."""
     access = broker.access(management)
     screen = Screen(access.management, None if all_vhosts else access.vhost, order=_key(sort))
     screen.descending = screen.order != "n"
@@ -140,7 +141,8 @@ def _key(sort: str) -> str:
     for key, (column, _) in _ORDERS.items():
         if sort in (column, column.partition("/")[0]):
             return key
-    raise UsageError(f"top cannot sort by {sort!r}", "by name, ready, unacked, consumers, in, out or ack")
+    columns = ("name", "ready", "unacked", "consumers", "in", "out", "ack")
+    raise UsageError(f"top cannot sort by {sort!r}", did_you_mean(sort, columns, f"columns: {', '.join(columns)}"))
 
 
 def _live(screen: Screen, where: str, interval: float) -> None:

@@ -33,27 +33,29 @@ class Format(StrEnum):
     JSON = "json"
 
 
-@app.command(epilog="mqtool topology  ·  mqtool topology --live  ·  mqtool topology topic_logs --format mermaid")
+@app.command(epilog="mqtool topology\nmqtool topology --live\nmqtool topology topic_logs --format mermaid")
 @takes_groups
 def topology(
     broker: Broker,
     exchanges: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[EXCHANGE]...", help="Only these, and what they lead to.", autocompletion=live_names.exchanges
+            metavar="[EXCHANGE]...",
+            help="Only these exchanges, and what they lead to",
+            autocompletion=live_names.exchanges,
         ),
     ] = None,
-    form: Annotated[Format, typer.Option("--format", help="A tree, a diagram, or NDJSON.")] = Format.TREE,
-    as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON; the same as --format json.")] = False,
-    limit: Annotated[int, typer.Option(min=0, help="Show so many destinations of each exchange; 0 for all.")] = _LIMIT,
-    live: Annotated[bool, typer.Option("--live", help="Show it again and again, with rates.")] = False,
+    form: Annotated[Format, typer.Option("--format", help="Tree, diagram or NDJSON")] = Format.TREE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON, as --format json does")] = False,
+    limit: Annotated[int, typer.Option(min=0, help="Destinations to show for each exchange; 0 for all")] = _LIMIT,
+    live: Annotated[bool, typer.Option("--live", help="Keep it up to date, with rates")] = False,
     interval: Annotated[
         float | None,
-        typer.Option(parser=time_limit, metavar="DURATION", help="With --live: so far apart; 1s if not given."),
+        typer.Option(parser=time_limit, metavar="DURATION", help="Interval of --live"),
     ] = None,
     management: ManagementUrl = None,
 ) -> None:
-    """Show who publishes to what, what is bound where, and who consumes."""
+    """Show publishers, exchanges, bindings, queues and consumers."""
     access = broker.access(management)
     form = Format.JSON if as_json else form
     if live and (form is not Format.TREE or not output.is_terminal(1)):

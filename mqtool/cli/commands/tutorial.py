@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mqtool.cli.display.play_panes import Panes
 
 app = typer.Typer()
-tutorial = typer.Typer(no_args_is_help=True, help="Learn RabbitMQ: read the tutorials, and see them played.")
+tutorial = typer.Typer(no_args_is_help=True, help="Learn RabbitMQ: read the tutorials, and see them run.")
 app.add_typer(tutorial, name="tutorial")
 
 
@@ -29,15 +29,15 @@ def _plays(incomplete: str) -> list[str]:
     return [name for name in (*plays.MORE, *plays.NAMES) if name.startswith(incomplete)]
 
 
-NoColor = Annotated[bool, typer.Option("--no-color", help="No colour.")]
+NoColor = Annotated[bool, typer.Option("--no-color", help="Do not use colour")]
 
 
-@tutorial.command("list", epilog="mqtool tutorial list  ·  mqtool tutorial list --json")
+@tutorial.command("list", epilog="mqtool tutorial list\nmqtool tutorial list --json")
 def list_(
-    as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON")] = False,
     no_color: NoColor = False,
 ) -> None:
-    """List the tutorials, in the order in which to learn them."""
+    """List the tutorials, in the order to learn them."""
     from mqtool import plays
 
     said = [(name, play.title, play.story[0].lower() + play.story[1:]) for name, play in plays.more()]
@@ -51,15 +51,15 @@ def list_(
     tutorial_page.show_list([(name, summary) for name, _, summary in said], no_color)
 
 
-@tutorial.command(epilog="mqtool tutorial show routing  ·  mqtool tutorial show hello-world --plain-pika > hello.py")
+@tutorial.command(epilog="mqtool tutorial show routing\nmqtool tutorial show hello-world --plain-pika > hello.py")
 def show(
-    name: Annotated[str, typer.Argument(help="Which tutorial.", autocompletion=_pages)],
+    name: Annotated[str, typer.Argument(help="Name of the tutorial", autocompletion=_pages)],
     plain_pika: Annotated[
-        bool, typer.Option("--plain-pika", help="Print a script that does the same with pika alone.")
+        bool, typer.Option("--plain-pika", help="Print a script that does the same with pika alone")
     ] = False,
     no_color: NoColor = False,
 ) -> None:
-    """Show a tutorial: its picture, its story, what to type, and its source."""
+    """Show a tutorial: picture, story, commands and source."""
     from mqtool import plays
     from mqtool.cli.display import tutorial_page
 
@@ -72,26 +72,26 @@ def show(
         tutorial_page.show_page(page, no_color)
 
 
-@tutorial.command(epilog="mqtool tutorial run hello-world  ·  mqtool tutorial run why-queues --auto")
+@tutorial.command(epilog="mqtool tutorial run hello-world\nmqtool tutorial run why-queues --auto")
 def run(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="Which; all without one.", autocompletion=_plays),
+        typer.Argument(metavar="[NAME]...", help="Tutorials to run", autocompletion=_plays),
     ] = None,
-    auto: Annotated[bool, typer.Option("--auto", help="Go on by itself, at a reader's pace.")] = False,
-    lines: Annotated[bool, typer.Option("--lines", help="Line by line, and no panes.")] = False,
+    auto: Annotated[bool, typer.Option("--auto", help="Go on by itself, at reading pace")] = False,
+    lines: Annotated[bool, typer.Option("--lines", help="Print line by line, without panes")] = False,
     url: Annotated[
         str | None,
         typer.Option(
             "--url",
             "-u",
             envvar=["MQTOOL_URL", "AMQP_URL"],
-            help="Play on this broker, and leave no traces; else on one of its own.",
+            help="Run on this broker, and leave nothing behind",
         ),
     ] = None,
     no_color: NoColor = False,
 ) -> None:
-    """Play tutorials: their commands in several terminals on one screen, explained step by step (Enter goes on)."""
+    """Run tutorials step by step, in several terminals at once."""
     from mqtool import plays
     from mqtool.stage.guard import Guard
 

@@ -13,24 +13,27 @@ from mqtool.management import Management, path
 from mqtool.management.views import Json
 
 app = typer.Typer()
-user_app = typer.Typer(no_args_is_help=True, help="Add users, delete them, change their passwords and tags.")
+user_app = typer.Typer(no_args_is_help=True, help="Add and delete users; change passwords and tags.")
 vhost_app = typer.Typer(no_args_is_help=True, help="Add and delete virtual hosts.")
-permission_app = typer.Typer(no_args_is_help=True, help="Say what a user may configure, write to and read from.")
+permission_app = typer.Typer(no_args_is_help=True, help="Set and clear what users may do.")
 app.add_typer(user_app, name="user")
 app.add_typer(vhost_app, name="vhost")
 app.add_typer(permission_app, name="permission")
 
 UserName = Annotated[str, typer.Argument(metavar="USER", show_default=False)]
-Tags = Annotated[list[str] | None, typer.Argument(metavar="[TAG]...", show_default=False, help="None takes all away.")]
-IfExists = Annotated[bool, typer.Option("--if-exists", help="It is fine if there is none.")]
-IfNotExists = Annotated[bool, typer.Option("--if-not-exists", help="One that is there is left as it is.")]
+Tags = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[TAG]...", show_default=False, help="New tags (default: none, which removes all)"),
+]
+IfExists = Annotated[bool, typer.Option("--if-exists", help="Succeed if it does not exist")]
+IfNotExists = Annotated[bool, typer.Option("--if-not-exists", help="Succeed if it exists, and leave it as it is")]
 LoginPassword = Annotated[
     Path | None,
-    typer.Option(help="Read our own password, to log in with, from a file.", rich_help_panel="Broker"),
+    typer.Option(help="Read the password to log in with from FILE", rich_help_panel="Broker"),
 ]
 #: In these commands it is about the password that is set.
 _NEW_PASSWORD = Annotated[
-    Path | None, typer.Option("--password-file", help="Read the user's password from a file; - is stdin.")
+    Path | None, typer.Option("--password-file", help="Read the user's password from FILE; - is stdin")
 ]
 
 
@@ -55,7 +58,7 @@ def _tags(tags: Any) -> str:
 
 
 @user_app.command(
-    epilog="mqtool user add ann  ·  mqtool user add ann --tag monitoring --password-file - --if-not-exists < secret"
+    epilog="mqtool user add ann\nmqtool user add ann --tag monitoring --password-file - --if-not-exists < secret"
 )
 @takes_groups_but(password_file=_NEW_PASSWORD)
 def add(
@@ -63,13 +66,13 @@ def add(
     broker: Broker,
     tag: Annotated[
         list[str] | None,
-        typer.Option(help="administrator, monitoring, policymaker, management, impersonator. Repeatable."),
+        typer.Option(help="administrator, monitoring, policymaker or management"),
     ] = None,
     if_not_exists: IfNotExists = False,
     login_password_file: LoginPassword = None,
     management: ManagementUrl = None,
 ) -> None:
-    """Add a user. It may do nothing yet: see 'mqtool permission set'."""
+    """Add a user, who needs 'mqtool permission set' to do anything."""
     api = broker._replace(password_file=login_password_file).access(management).management()
     if _found(api, "users", name) is not None:
         if not if_not_exists:
@@ -80,7 +83,7 @@ def add(
     output.status(f"added user {name!r}")
 
 
-@user_app.command(epilog="mqtool user password ann  ·  mqtool user password ann --password-file new-secret")
+@user_app.command(epilog="mqtool user password ann\nmqtool user password ann --password-file new-secret")
 @takes_groups_but(password_file=_NEW_PASSWORD)
 def password(
     name: UserName, broker: Broker, login_password_file: LoginPassword = None, management: ManagementUrl = None
@@ -92,22 +95,22 @@ def password(
     output.status(f"changed the password of user {name!r}")
 
 
-@user_app.command(epilog="mqtool user tags ann monitoring management  ·  mqtool user tags ann")
+@user_app.command(epilog="mqtool user tags ann monitoring management\nmqtool user tags ann")
 @takes_groups
 def tags(name: UserName, broker: Broker, tags: Tags = None, management: ManagementUrl = None) -> None:
-    """Set a user's tags: what it may do with the management API."""
+    """Set a user's tags: rights in the management API."""
     api = broker.access(management).management()
     kept = {name: value for name, value in _user(api, name).items() if name in ("password_hash", "hashing_algorithm")}
     api.put(path("users", name), {**kept, "tags": _tags(tags or [])})
     output.status(f"user {name!r} has {'the tags ' + ', '.join(tags) if tags else 'no tags'}")
 
 
-@user_app.command(epilog="mqtool user delete ann  ·  mqtool user delete ann --if-exists --yes")
+@user_app.command(epilog="mqtool user delete ann\nmqtool user delete ann --if-exists --yes")
 @takes_groups
 def delete(
     name: UserName, broker: Broker, if_exists: IfExists = False, yes: Yes = False, management: ManagementUrl = None
 ) -> None:
-    """Delete a user, with its permissions."""
+    """Delete a user and its permissions."""
     api = broker.access(management).management()
     if if_exists and _found(api, "users", name) is None:
         output.status(f"there is no user {name!r}")
@@ -121,16 +124,16 @@ def delete(
 VhostName = Annotated[str, typer.Argument(metavar="VHOST", show_default=False, autocompletion=live_names.vhosts)]
 
 
-@vhost_app.command("add", epilog="mqtool vhost add staging  ·  mqtool vhost add staging --if-not-exists")
+@vhost_app.command("add", epilog="mqtool vhost add staging\nmqtool vhost add staging --if-not-exists")
 @takes_groups
 def add_vhost(
     name: VhostName,
     broker: Broker,
-    description: Annotated[str | None, typer.Option(help="What it is for.")] = None,
+    description: Annotated[str | None, typer.Option(help="Description of the virtual host")] = None,
     if_not_exists: IfNotExists = False,
     management: ManagementUrl = None,
 ) -> None:
-    """Add a virtual host. Who adds it may do all there; for others see 'mqtool permission set'."""
+    """Add a virtual host, where you have all permissions."""
     api = broker.access(management).management()
     if _found(api, "vhosts", name) is not None:
         if not if_not_exists:
@@ -141,12 +144,12 @@ def add_vhost(
     output.status(f"added vhost {name!r}")
 
 
-@vhost_app.command("delete", epilog="mqtool vhost delete staging  ·  mqtool vhost delete staging --if-exists --yes")
+@vhost_app.command("delete", epilog="mqtool vhost delete staging\nmqtool vhost delete staging --if-exists --yes")
 @takes_groups
 def delete_vhost(
     name: VhostName, broker: Broker, if_exists: IfExists = False, yes: Yes = False, management: ManagementUrl = None
 ) -> None:
-    """Delete a virtual host, with all queues, messages and exchanges in it."""
+    """Delete a virtual host with everything in it."""
     api = broker.access(management).management()
     if _found(api, "vhosts", name) is None:
         if not if_exists:
@@ -159,12 +162,12 @@ def delete_vhost(
 
 
 def _pattern(what: str) -> Any:
-    return typer.Option(metavar="PATTERN", help=f"The names that it may {what}, as a regular expression.")
+    return typer.Option(metavar="PATTERN", help=f"Regular expression: names to {what}")
 
 
 @permission_app.command(
     "set",
-    epilog="mqtool permission set ann --configure '^ann-' --write '.*' --read '.*'  ·  "
+    epilog="mqtool permission set ann --configure '^ann-' --write '.*' --read '.*'\n"
     "mqtool permission set ann --read '^log' --vhost staging",
 )
 @takes_groups
@@ -176,7 +179,7 @@ def set_permission(
     read: Annotated[str | None, _pattern("consume and bind from")] = None,
     management: ManagementUrl = None,
 ) -> None:
-    """Say what a user may do in a virtual host. What is not said stays, at first: nothing."""
+    """Set what a user may do; options left out stay as they are."""
     if configure is None and write is None and read is None:
         raise UsageError(
             f"this would leave the permissions of user {name!r} as they are",
@@ -192,12 +195,12 @@ def set_permission(
     output.status(f"in vhost {vhost!r} user {name!r} may now {_said(rights)}")
 
 
-@permission_app.command("clear", epilog="mqtool permission clear ann  ·  mqtool permission clear ann --if-exists")
+@permission_app.command("clear", epilog="mqtool permission clear ann\nmqtool permission clear ann --if-exists")
 @takes_groups
 def clear_permission(
     name: UserName, broker: Broker, if_exists: IfExists = False, management: ManagementUrl = None
 ) -> None:
-    """Take all permissions in a virtual host away from a user."""
+    """Remove a user's permissions in a virtual host."""
     access = broker.access(management)
     api, vhost = access.management(), access.vhost
     before = _found(api, "permissions", vhost, name)

@@ -25,7 +25,7 @@ from mqtool.work.retry import RetryPolicy
 app = typer.Typer()
 
 
-@app.command(epilog="mqtool new-task 'A task of three seconds...'  ·  seq 100 | mqtool new-task -l")
+@app.command(epilog="mqtool new-task 'A task of three seconds...'\nseq 100 | mqtool new-task -l")
 @takes_groups
 def new_task(
     queue: QueueOptions,
@@ -33,7 +33,7 @@ def new_task(
     delays: DelayOptions,
     broker: Broker,
     words: Annotated[
-        list[str] | None, typer.Argument(help="The task; each dot is a second of work.", show_default="Hello World!")
+        list[str] | None, typer.Argument(help="Task; each dot is a second of work", show_default="Hello World!")
     ] = None,
 ) -> None:
     """Send tasks to the workers' queue (tutorial 2)."""
@@ -47,7 +47,7 @@ def new_task(
         publishing.report(receipts, lambda task: f" [x] Sent {publishing.text(task)}", options, channel, tasks)
 
 
-@app.command(epilog="mqtool worker  ·  mqtool worker --prefetch 0  ·  mqtool worker --exec './resize {message_id}'")
+@app.command(epilog="mqtool worker\nmqtool worker --prefetch 0\nmqtool worker --exec './resize {message_id}'")
 @takes_groups
 def worker(
     queue: QueueOptions,
@@ -61,12 +61,12 @@ def worker(
         bool,
         typer.Option(
             "--forget-ack",
-            help="Make the classic mistake: never acknowledge, and see what comes of it.",
+            help="Never acknowledge: the classic mistake, to watch",
             rich_help_panel="Receiving",
         ),
     ] = False,
 ) -> None:
-    """Do tasks, one at a time (tutorial 2), or have a program do them. Start several: they share the work."""
+    """Do tasks, or run a program for each (tutorial 2)."""
     if programs.command is not None:
         target = queue.of(broker.names.task_queue)
         work(programs.command, programs.shell, concurrency, retries, dedup, target, receiving, broker)

@@ -170,7 +170,7 @@ class DeliveryWriter:
         line: the command's own line, for people: what comes before the body.
         raw: bodies alone, one to a line.
         as_json: NDJSON.
-        template: see TEMPLATE_HELP.
+        template: see TEMPLATE_PLACES.
         hand_over: return only when the reader of a pipe has taken it, so that nothing is acknowledged that nobody read.
 
     Raises:
@@ -249,7 +249,8 @@ _PLACES: dict[str, tuple[str, Callable[[Delivery], bytes]]] = {
     "R": ("redelivered: 0 or 1", lambda delivery: b"1" if delivery.redelivered else b"0"),
     "%": ("a percent sign", lambda _: b"%"),
 }
-TEMPLATE_HELP = ", ".join(f"%{letter} {meaning}" for letter, (meaning, _) in _PLACES.items())
+#: What each place in a --format template stands for.
+TEMPLATE_PLACES = {letter: meaning for letter, (meaning, _) in _PLACES.items()}
 
 
 def parse_template(template: str) -> list[Callable[[Delivery], bytes]]:
@@ -262,7 +263,7 @@ def parse_template(template: str) -> list[Callable[[Delivery], bytes]]:
     for piece in re.findall(r"%.?|\\[nt\\]|[^%\\]+|\\", template, re.DOTALL):
         if piece.startswith("%"):
             if piece[1:] not in _PLACES:
-                raise UsageError(f"--format has an unknown place {piece!r}", f"known are {TEMPLATE_HELP}")
+                raise UsageError(f"--format has an unknown place {piece!r}", "'mqtool help output' lists the places")
             parts.append(_PLACES[piece[1:]][1])
         else:
             text = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}.get(piece, piece).encode()

@@ -9,7 +9,7 @@ from mqtool.cli.access import read_password
 from mqtool.cli.display import output
 from mqtool.errors import MqtoolError, UsageError
 
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation")]
 
 
 def ask(yes: bool, what: str, hint: str = "say --yes") -> None:

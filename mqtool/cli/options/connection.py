@@ -21,58 +21,58 @@ class Broker(NamedTuple):
         typer.Option(
             "--url",
             "-u",
-            help="amqp://user:password@host:5672/vhost; several, with commas, are one cluster.",
+            help="Broker: amqp://user:password@host:5672/vhost",
             envvar=["MQTOOL_URL", "AMQP_URL"],
             show_envvar=True,
             rich_help_panel="Broker",
         ),
     ] = None
-    user: Annotated[str | None, typer.Option(help="Log in as this user.", rich_help_panel="Broker")] = None
+    user: Annotated[str | None, typer.Option(help="User to log in as", rich_help_panel="Broker")] = None
     password_file: Annotated[
         Path | None,
-        typer.Option(help="Read the password from a file; - is stdin.", rich_help_panel="Broker"),
+        typer.Option(help="Read the password from FILE; - is stdin", rich_help_panel="Broker"),
     ] = None
     vhost: Annotated[
         str | None,
-        typer.Option(help="Use this virtual host.", rich_help_panel="Broker", autocompletion=live_names.vhosts),
+        typer.Option(help="Virtual host", rich_help_panel="Broker", autocompletion=live_names.vhosts),
     ] = None
     tls_ca: Annotated[
-        Path | None, typer.Option(help="Trust brokers that this authority has signed (PEM).", rich_help_panel="Broker")
+        Path | None, typer.Option(help="Certificate authority to trust (PEM)", rich_help_panel="Broker")
     ] = None
-    tls_cert: Annotated[Path | None, typer.Option(help="Our own certificate (PEM).", rich_help_panel="Broker")] = None
-    tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).", rich_help_panel="Broker")] = None
+    tls_cert: Annotated[Path | None, typer.Option(help="Client certificate (PEM)", rich_help_panel="Broker")] = None
+    tls_key: Annotated[
+        Path | None, typer.Option(help="Key of the client certificate (PEM)", rich_help_panel="Broker")
+    ] = None
     wait: Annotated[
         float | None,
-        typer.Option(help="Wait so long for the broker to come up.", rich_help_panel="Broker", **DURATION),
+        typer.Option(help="Wait up to this long for the broker", rich_help_panel="Broker", **DURATION),
     ] = None
-    reconnect: Annotated[
-        bool, typer.Option(help="Come back when the connection is lost.", rich_help_panel="Broker")
-    ] = True
+    reconnect: Annotated[bool, typer.Option(help="Reconnect when the connection is lost", rich_help_panel="Broker")] = (
+        True
+    )
     max_retries: Annotated[
         int | None,
-        typer.Option(min=1, help="Give up after so many attempts to reconnect.", rich_help_panel="Broker"),
+        typer.Option(min=1, help="Give up after N attempts to reconnect", rich_help_panel="Broker"),
     ] = None
     dialect: Annotated[
         Dialect,
         typer.Option(
-            help="Whose names and flags to use: which tutorials.", envvar="MQTOOL_DIALECT", rich_help_panel="Topology"
+            help="Which tutorials' names and settings to use", envvar="MQTOOL_DIALECT", rich_help_panel="Topology"
         ),
     ] = Dialect.PYTHON
     strict: Annotated[
         bool,
-        typer.Option(
-            "--strict", help="Fail if the broker has it, but declared differently.", rich_help_panel="Topology"
-        ),
+        typer.Option("--strict", help="Fail if it exists with other settings", rich_help_panel="Topology"),
     ] = False
     be_quiet: Annotated[
-        bool, typer.Option("--quiet", help="Print data and errors only.", rich_help_panel="Printing")
+        bool, typer.Option("--quiet", help="Print data and errors only", rich_help_panel="Printing")
     ] = False
     be_verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Print a line for each message sent.", rich_help_panel="Printing")
+        bool, typer.Option("--verbose", "-v", help="Print a line for each message sent", rich_help_panel="Printing")
     ] = False
-    no_color: Annotated[bool, typer.Option("--no-color", help="No colour.", rich_help_panel="Printing")] = False
+    no_color: Annotated[bool, typer.Option("--no-color", help="Do not use colour", rich_help_panel="Printing")] = False
     with_debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks and the client's log.", rich_help_panel="Printing")
+        bool, typer.Option("--debug", help="Show tracebacks and the client's log", rich_help_panel="Printing")
     ] = False
 
     @property
@@ -111,7 +111,7 @@ ManagementUrl = Annotated[
     typer.Option(
         "--management",
         metavar="URL",
-        help="The management API; else port 15672 of the broker.",
+        help="URL of the management API",
         envvar=MANAGEMENT_VARIABLE,
         rich_help_panel="Broker",
     ),

@@ -51,7 +51,7 @@ class DelayOptions(NamedTuple):
             parser=_delay,
             metavar="DURATION",
             rich_help_panel=_PANEL,
-            help='Have each message arrive so long after it is sent. In --json input: "delay": "5s".',
+            help="Deliver each message this long after it is sent",
         ),
     ] = None
     at: Annotated[
@@ -60,14 +60,13 @@ class DelayOptions(NamedTuple):
             parser=_moment,
             metavar="TIME",
             rich_help_panel=_PANEL,
-            help='Have them arrive at a time: 18:30, 2026-01-31T18:30. In --json input: "at".',
+            help="Deliver at a time: 18:30 or 2026-01-31T18:30",
         ),
     ] = None
     via: Annotated[
         Via,
         typer.Option(
-            help="What holds them back: the delayed message plugin (not in RabbitMQ 4.3 and later; up to some 100,000 "
-            "messages, on one node), or wait queues (ttl); auto asks the broker.",
+            help="What holds delayed messages (mqtool help delays)",
             rich_help_panel=_PANEL,
         ),
     ] = Via.AUTO

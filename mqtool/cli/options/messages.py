@@ -70,23 +70,23 @@ class MessageOptions(NamedTuple):
     """Where messages come from, what they carry, and what to make of the broker's answers."""
 
     file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="Read from a file; - is stdin.", rich_help_panel=_PANEL)
+        Path | None, typer.Option("--file", "-f", help="Read from FILE; - is stdin", rich_help_panel=_PANEL)
     ] = None
     lines: Annotated[
-        bool, typer.Option("--lines", "-l", help="Each line is a message, sent as it arrives.", rich_help_panel=_PANEL)
+        bool, typer.Option("--lines", "-l", help="Send each line as a message, as it arrives", rich_help_panel=_PANEL)
     ] = False
     null: Annotated[
         bool,
         typer.Option(
-            "--null", "-0", help="Messages end with a zero byte, as from find -print0.", rich_help_panel=_PANEL
+            "--null", "-0", help="Messages end with a zero byte, as from find -print0", rich_help_panel=_PANEL
         ),
     ] = False
     delimiter: Annotated[
-        str | None, typer.Option("--delimiter", "-D", help="Messages end with this.", rich_help_panel=_PANEL)
+        str | None, typer.Option("--delimiter", "-D", help="Messages end with CHAR", rich_help_panel=_PANEL)
     ] = None
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="Each line is a message as 'receive --json' prints it.", rich_help_panel=_PANEL),
+        typer.Option("--json", help="Each line is a message as NDJSON", rich_help_panel=_PANEL),
     ] = False
     key_pattern: Annotated[
         Any | None,
@@ -94,7 +94,7 @@ class MessageOptions(NamedTuple):
             parser=_key_pattern,
             metavar="REGEX",
             rich_help_panel=_PANEL,
-            help="Its named groups fill the {group} places of the routing key; 'unknown' without a match.",
+            help="Fill {group} places in the routing key from the line",
         ),
     ] = None
     headers: Annotated[
@@ -105,7 +105,7 @@ class MessageOptions(NamedTuple):
             parser=header,
             metavar="KEY=VALUE",
             rich_help_panel=_PANEL,
-            help="A header; key:=json for typed values. Repeatable.",
+            help="Header; KEY:=JSON for a typed value",
         ),
     ] = None
     properties: Annotated[
@@ -115,15 +115,15 @@ class MessageOptions(NamedTuple):
             parser=_property,
             metavar="NAME=VALUE",
             rich_help_panel=_PANEL,
-            help="A property, such as content-type=text/plain or expiration=60000. Repeatable.",
+            help="Property, such as content-type=text/plain",
         ),
     ] = None
     persistent: Annotated[
         bool,
-        typer.Option("--persistent", help="Delivery mode 2: a durable queue keeps it on disk.", rich_help_panel=_PANEL),
+        typer.Option("--persistent", help="Delivery mode 2: kept on disk in a durable queue", rich_help_panel=_PANEL),
     ] = False
     mandatory: Annotated[
-        bool, typer.Option("--mandatory", help="A message that no queue gets is an error.", rich_help_panel=_PANEL)
+        bool, typer.Option("--mandatory", help="Fail if a message is unroutable", rich_help_panel=_PANEL)
     ] = False
     confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT
     failed_to: Annotated[
@@ -131,7 +131,7 @@ class MessageOptions(NamedTuple):
         typer.Option(
             metavar="FILE",
             rich_help_panel=_PANEL,
-            help="Keep what was not confirmed here, as 'send --json' takes it: sent again, it finishes the job.",
+            help="Keep unconfirmed messages in FILE, as NDJSON",
         ),
     ] = None
 

@@ -11,7 +11,7 @@ import typer
 from mqtool.amqp import STREAMING, Channel
 from mqtool.amqp import Receiving as ReceivingSettings
 from mqtool.cli.display import output
-from mqtool.cli.display.output import TEMPLATE_HELP, DeliveryWriter
+from mqtool.cli.display.output import DeliveryWriter
 from mqtool.cli.options.values import DURATION
 from mqtool.errors import UsageError
 from mqtool.message import Delivery
@@ -22,43 +22,43 @@ class Receiving(NamedTuple):
 
     limit: Annotated[
         int | None,
-        typer.Option(
-            "--count", "-c", min=1, help="Stop after so many; no more are taken.", rich_help_panel="Receiving"
-        ),
+        typer.Option("--count", "-c", min=1, help="Stop after N messages", rich_help_panel="Receiving"),
     ] = None
     idle_timeout: Annotated[
         float | None,
-        typer.Option(help="Stop when nothing has come for so long.", rich_help_panel="Receiving", **DURATION),
+        typer.Option(help="Stop after this long without a message", rich_help_panel="Receiving", **DURATION),
     ] = None
     timeout: Annotated[
         float | None,
-        typer.Option(help="Give up (exit 124) after so long in all.", rich_help_panel="Receiving", **DURATION),
+        typer.Option(help="Total time limit (exit 124)", rich_help_panel="Receiving", **DURATION),
     ] = None
     prefetch: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, help="Take so many in advance; 0 for no limit.", rich_help_panel="Receiving"),
+        typer.Option(
+            min=0, max=65535, help="Deliveries to hold unacknowledged; 0 for no limit", rich_help_panel="Receiving"
+        ),
     ] = None
     auto_ack: Annotated[
         bool,
         typer.Option(
             "--auto-ack",
-            help="Acknowledge on delivery: what is on its way to us when we die is lost.",
+            help="Acknowledge on delivery: a crash can lose messages",
             rich_help_panel="Receiving",
         ),
     ] = False
-    raw: Annotated[bool, typer.Option("--raw", help="Print bodies only, one per line.", rich_help_panel="Printing")] = (
+    raw: Annotated[bool, typer.Option("--raw", help="Print bodies only, one per line", rich_help_panel="Printing")] = (
         False
     )
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print NDJSON, as 'send --json' takes it.", rich_help_panel="Printing")
-    ] = False
+    as_json: Annotated[bool, typer.Option("--json", help="Print messages as NDJSON", rich_help_panel="Printing")] = (
+        False
+    )
     template: Annotated[
         str | None,
-        typer.Option("--format", "-F", help=f"Print by a template: {TEMPLATE_HELP}.", rich_help_panel="Printing"),
+        typer.Option("--format", "-F", help="Print by a template (mqtool help output)", rich_help_panel="Printing"),
     ] = None
-    ready_file: Annotated[
-        Path | None, typer.Option(help="Create this file once consuming.", rich_help_panel="Receiving")
-    ] = None
+    ready_file: Annotated[Path | None, typer.Option(help="Create FILE once consuming", rich_help_panel="Receiving")] = (
+        None
+    )
 
     def settings(self, default: ReceivingSettings = STREAMING) -> ReceivingSettings:
         """How the channel shall consume."""

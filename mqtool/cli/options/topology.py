@@ -14,7 +14,7 @@ _Durable = Annotated[
     bool | None,
     typer.Option(
         "--durable/--transient",
-        help="Declare it to survive a broker restart, or not to.",
+        help="Declare it to survive a broker restart, or not",
         rich_help_panel="Topology",
         show_default=False,
     ),
@@ -23,7 +23,7 @@ _Arguments = Annotated[
     list[Any] | None,
     typer.Option(
         "--argument",
-        help="Declare it with an argument: key=text or key:=json. Repeatable.",
+        help="Argument to declare it with; KEY:=JSON for a typed value",
         parser=argument,
         metavar="KEY=VALUE",
         rich_help_panel="Topology",
@@ -36,21 +36,16 @@ class QueueOptions(NamedTuple):
 
     queue: Annotated[
         str | None,
-        typer.Option(
-            "--queue", "-q", help="The queue's name.", rich_help_panel="Topology", autocompletion=live_names.queues
-        ),
+        typer.Option("--queue", "-q", help="Queue", rich_help_panel="Topology", autocompletion=live_names.queues),
     ] = None
     durable: _Durable = None
-    queue_type: Annotated[str | None, typer.Option(help="classic, quorum or stream.", rich_help_panel="Topology")] = (
-        None
-    )
+    queue_type: Annotated[str | None, typer.Option(help="classic, quorum or stream", rich_help_panel="Topology")] = None
     arguments: _Arguments = None
 
     dead_letter_exchange: Annotated[
         str | None,
         typer.Option(
-            help="Declare it to hand what is rejected, expired or too much to this exchange; '' is the default one, "
-            "to QUEUE.dlq.",
+            help="Dead-letter exchange; '' sends to QUEUE.dlq",
             metavar="EXCHANGE",
             rich_help_panel="Topology",
             autocompletion=live_names.exchanges,
@@ -61,19 +56,17 @@ class QueueOptions(NamedTuple):
         typer.Option(
             parser=duration,
             metavar="DURATION",
-            help="Declare it to end messages after so long.",
+            help="Expire messages after this long",
             rich_help_panel="Topology",
         ),
     ] = None
     max_length: Annotated[
         int | None,
-        typer.Option(
-            min=0, help="Declare it to hold so many messages; the oldest make room.", rich_help_panel="Topology"
-        ),
+        typer.Option(min=0, help="Keep up to N messages; drop the oldest", rich_help_panel="Topology"),
     ] = None
     lazy: Annotated[
         bool,
-        typer.Option("--lazy", help="Declare a classic queue to keep messages on disk.", rich_help_panel="Topology"),
+        typer.Option("--lazy", help="Keep a classic queue's messages on disk", rich_help_panel="Topology"),
     ] = False
 
     def _limits(self, name: str) -> dict[str, Any]:
@@ -124,7 +117,7 @@ class LogQueueOptions(NamedTuple):
             "-q",
             rich_help_panel="Topology",
             autocompletion=live_names.queues,
-            help="A durable queue of this name, which goes on collecting while no receiver runs.",
+            help="Durable queue that also collects between runs",
         ),
     ] = None
 
@@ -143,7 +136,7 @@ class ExchangeOptions(NamedTuple):
         typer.Option(
             "--exchange",
             "-e",
-            help="The exchange's name.",
+            help="Exchange",
             rich_help_panel="Topology",
             autocompletion=live_names.exchanges,
         ),

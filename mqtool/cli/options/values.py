@@ -53,7 +53,7 @@ ConfirmTimeout = Annotated[
         metavar="DURATION",
         rich_help_panel="Messages",
         show_default="20s",
-        help="Give up (exit 75) when the broker confirms nothing for so long.",
+        help="Give up (exit 75) after this long without confirms",
     ),
 ]
 #: Its default, as typer wants it: to be parsed.

@@ -1,0 +1,241 @@
+"""The commands as data: for --help, the man page, and the command reference.
+
+>>> command = describe(mqtool, ("queue", "declare"))
+>>> command.sentence, command.examples[0]
+('Declare a queue', 'mqtool queue declare jobs')
+"""
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from mqtool.topology import Exchange, Queue
+from mqtool.tutorials.dialects import NAMES, Dialect
+
+#: The topic that explains each group of options that commands share, by the group's panel.
+TOPIC_OF = {
+    "Topology": "declaring",
+    "Messages": "messages",
+    "Delay": "delays",
+    "Receiving": "receiving",
+    "Programs": "programs",
+    "Retries": "retries",
+    "Duplicates": "duplicates",
+    "Printing": "output",
+    "Broker": "connection",
+    "Help": "help",
+}
+#: The options of those groups that a command's --help shows; the others are a topic away.
+_COMMON = {
+    "Topology": {"--queue", "--exchange", "--routing-key", "--durable", "--queue-type"},
+    "Messages": {"--file", "--lines", "--json", "--header", "--key-pattern"},
+    "Delay": {"--delay"},
+    "Receiving": {"--count", "--idle-timeout", "--prefetch"},
+    "Programs": {"--exec", "--concurrency"},
+    "Retries": {"--retries"},
+    "Duplicates": {"--deduplicate"},
+    "Printing": {"--raw", "--json", "--format"},
+    "Broker": {"--url"},
+    "Help": {"--help", "--help-all"},
+}
+#: The command's own options come first.
+_ORDER = ("", *TOPIC_OF.values())
+#: What a tutorial's command takes where no option names another: a field of the dialect's names.
+_TUTORIAL_NAMES = {
+    ("send", "--queue"): "hello",
+    ("receive", "--queue"): "hello",
+    ("new-task", "--queue"): "task_queue",
+    ("worker", "--queue"): "task_queue",
+    ("rpc-server", "--queue"): "rpc_queue",
+    ("rpc-client", "--queue"): "rpc_queue",
+    ("fanout", "--exchange"): "fanout",
+    ("direct", "--exchange"): "direct",
+    ("topic", "--exchange"): "topic",
+    ("headers", "--exchange"): "headers",
+    ("send-delayed", "--exchange"): "delay_exchange",
+    ("receive-delayed", "--exchange"): "delay_exchange",
+    ("receive-delayed", "--queue"): "delay_queue",
+}
+
+
+@dataclass(frozen=True)
+class OptionHelp:
+    """An option of a command.
+
+    Attributes:
+        flags: such as ("-q", "--queue"); those that switch off again come last ("--no-reconnect").
+        value: the name of its value, "" for a switch.
+        text: what it does, without its default.
+        default: what holds without it, "" where there is nothing to say.
+        variables: environment variables that stand in for it.
+        repeatable: it may be given several times.
+        topic: of its group, "" if it is the command's own.
+        is_common: shown by --help, not only by --help-all and its topic.
+    """
+
+    flags: tuple[str, ...]
+    value: str
+    text: str
+    default: str
+    variables: tuple[str, ...]
+    repeatable: bool
+    topic: str
+    is_common: bool
+
+    @property
+    def notes(self) -> str:
+        """What stands in parentheses behind the text: default, variables, repeatable."""
+        notes = [f"default: {self.default}"] if self.default else []
+        notes += [f"env: {', '.join(self.variables)}"] if self.variables else []
+        notes += ["repeatable"] if self.repeatable else []
+        return f"({'; '.join(notes)})" if notes else ""
+
+    @property
+    def syntax(self) -> str:
+        """The flags with the value, as one types them."""
+        return f"{', '.join(self.flags)} {self.value}".rstrip()
+
+
+@dataclass(frozen=True)
+class ArgumentHelp:
+    """A positional argument: its name as in the usage line, and what it is."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class CommandHelp:
+    """A command, or a group of commands.
+
+    Attributes:
+        words: such as ("queue", "declare").
+        panel: of a top-level command, its heading in the list of all.
+        sentence: what it does, without a full stop.
+        details: paragraphs that say more; often none.
+        examples: command lines that run as they are.
+        commands: what is below it, where it is a group.
+    """
+
+    words: tuple[str, ...]
+    panel: str
+    sentence: str
+    details: tuple[str, ...]
+    examples: tuple[str, ...]
+    arguments: tuple[ArgumentHelp, ...]
+    options: tuple[OptionHelp, ...]
+    commands: tuple["CommandHelp", ...]
+
+    @property
+    def path(self) -> str:
+        """As it is typed: "mqtool queue declare"."""
+        return " ".join(("mqtool", *self.words))
+
+    @property
+    def usage(self) -> str:
+        """The usage line, without "usage:"."""
+        if self.commands:
+            return f"{self.path} COMMAND"
+        options = ["[options]"] if self.options else []
+        return " ".join((self.path, *options, *(argument.name for argument in self.arguments)))
+
+
+def describe(command: Any, words: tuple[str, ...] = ()) -> CommandHelp:
+    """Describe one of typer's commands, or a group with all that is below it.
+
+    Args:
+        words: what is typed to get to it, after "mqtool".
+    """
+    text = inspect.cleandoc(command.help or "").split("\n\n")
+    below = command.list_commands(None) if hasattr(command, "list_commands") else ()
+    return CommandHelp(
+        words,
+        getattr(command, "rich_help_panel", None) or "",
+        " ".join(text[0].split()).removesuffix("."),
+        tuple(" ".join(paragraph.split()) for paragraph in text[1:]),
+        tuple(line.strip() for line in (command.epilog or "").splitlines()),
+        tuple(_argument(parameter) for parameter in command.params if parameter.param_type_name == "argument"),
+        tuple(sorted(_options(command.params, words), key=lambda option: _ORDER.index(option.topic))),
+        tuple(describe(command.get_command(None, name), (*words, name)) for name in below),
+    )
+
+
+def leaves(command: CommandHelp) -> Iterator[CommandHelp]:
+    """The commands below, without the groups."""
+    if not command.commands:
+        yield command
+    for below in command.commands:
+        yield from leaves(below)
+
+
+def topic_options(command: CommandHelp, topic: str) -> list[OptionHelp]:
+    """The options of a topic, each once, whichever commands take them."""
+    found: dict[str, OptionHelp] = {}
+    for leaf in leaves(command):
+        for option in leaf.options:
+            if option.topic == topic:
+                found.setdefault(option.flags[-1], option)
+    return list(found.values())
+
+
+def _argument(parameter: Any) -> ArgumentHelp:
+    name = (parameter.metavar or parameter.name).upper().rstrip(".").strip("[]").rstrip(".")
+    if parameter.nargs != 1:
+        singular = f"{name[:-3]}Y" if name.endswith("IES") else name.removesuffix("S")
+        name = f"{singular}..."
+    default = parameter.show_default if isinstance(parameter.show_default, str) else ""
+    text = f"{parameter.help or ''}{f' (default: {default})' if default else ''}".strip()
+    return ArgumentHelp(name if parameter.required else f"[{name}]", text)
+
+
+def _options(parameters: Any, words: tuple[str, ...]) -> Iterator[OptionHelp]:
+    for parameter in parameters:
+        if parameter.param_type_name != "option" or parameter.hidden:
+            continue
+        panel = parameter.rich_help_panel or ""
+        flags = (*sorted(parameter.opts, key=len), *parameter.secondary_opts)
+        yield OptionHelp(
+            flags,
+            "" if parameter.is_flag else _value_name(parameter),
+            parameter.help or "",
+            _default(parameter, words),
+            tuple([parameter.envvar] if isinstance(parameter.envvar, str) else parameter.envvar or ()),
+            parameter.multiple,
+            TOPIC_OF.get(panel, ""),
+            panel not in TOPIC_OF or not _COMMON[panel].isdisjoint(flags),
+        )
+
+
+def _value_name(parameter: Any) -> str:
+    choices = getattr(parameter.type, "choices", None)
+    if choices:
+        return "|".join(map(str, choices))
+    if parameter.metavar:
+        return str(parameter.metavar)
+    kind = str(parameter.type.name)
+    if kind.startswith(("int", "float")):
+        return "N"
+    return "FILE" if kind == "path" else str(max(parameter.opts, key=len)).rpartition("-")[2].upper()
+
+
+def _default(parameter: Any, words: tuple[str, ...]) -> str:
+    long = max(parameter.opts, key=len)
+    field = _TUTORIAL_NAMES.get((words[-1] if words else "", long))
+    if field is not None:
+        return declared(getattr(NAMES[Dialect.PYTHON], field))
+    if isinstance(parameter.show_default, str):
+        return str(parameter.show_default)
+    default = parameter.default
+    if parameter.show_default is False or default is None or callable(default) or default in ("", ()):
+        return ""
+    if isinstance(default, bool):
+        return "on" if default and parameter.secondary_opts else ""
+    return str(default)
+
+
+def declared(thing: Exchange | Queue) -> str:
+    """How a tutorial declares something: "hello, a durable quorum queue"."""
+    kind = thing.type if isinstance(thing, Exchange) else thing.arguments.get("x-queue-type", "classic")
+    what = "exchange" if isinstance(thing, Exchange) else "queue"
+    return f"{thing.name}, a {'durable' if thing.durable else 'transient'} {kind} {what}"

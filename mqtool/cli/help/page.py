@@ -1,0 +1,132 @@
+"""Help as lines of plain text, for any width of terminal: --help, --help-all, `mqtool help TOPIC`."""
+
+import shutil
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+
+from mqtool.cli.help.description import CommandHelp, OptionHelp
+from mqtool.cli.help.topics import TOPICS, topic_text
+
+#: Columns before the text of an option, where there is room for both side by side.
+_INDENT = 26
+_NARROW = 70
+_WIDEST = 100
+
+
+def width() -> int:
+    """Columns to fill: the terminal's, but no more than are good to read."""
+    return min(shutil.get_terminal_size().columns, _WIDEST)
+
+
+def command_page(command: CommandHelp, columns: int, *, everything: bool = False) -> str:
+    """The help of a command, or of a group of commands.
+
+    Args:
+        columns: none of its lines is longer, except for a word that is.
+        everything: all options, not only the common ones.
+    """
+    return "\n".join(_command_lines(command, columns, everything)).rstrip()
+
+
+def topic_page(name: str, options: Sequence[OptionHelp], columns: int) -> str:
+    """A topic: its text, and the options that it is about."""
+    title, text = topic_text(name)
+    lines = [*textwrap.wrap(title, columns), ""]
+    for paragraph in text.split("\n\n"):
+        is_table = paragraph.startswith("  ")
+        lines += _table(paragraph, columns) if is_table else textwrap.wrap(paragraph, columns)
+        lines.append("")
+    if options:
+        lines += ["Options:", *_rows(((option.syntax, _text(option)) for option in options), columns)]
+    return "\n".join(lines).rstrip()
+
+
+def start_page() -> str:
+    """What `mqtool` alone prints: how to begin."""
+    return textwrap.dedent("""\
+        mqtool: learn, script and operate RabbitMQ from the command line
+
+        Start here:
+          mqtool tutorial run hello-world   watch the first tutorial, on a broker of its own
+          mqtool broker up                  start a broker for yourself
+          mqtool send 'Hello World!'        send a message; 'mqtool receive' gets it
+
+        All commands: mqtool --help""")
+
+
+def overview_page(mqtool: CommandHelp, columns: int) -> str:
+    """`mqtool --help`: every command under its heading, and the topics."""
+    lines = ["usage: mqtool COMMAND", "", *textwrap.wrap(mqtool.sentence, columns)]
+    panels = dict.fromkeys(command.panel for command in mqtool.commands)
+    for panel in panels:
+        rows = [(command.words[0], command.sentence) for command in mqtool.commands if command.panel == panel]
+        lines += ["", f"{panel}:", *_rows(rows, columns, indent=20)]
+    lines += ["", *textwrap.wrap("Help on a command: mqtool COMMAND --help", columns)]
+    lines += textwrap.wrap(f"Help on a topic: mqtool help {'|'.join(TOPICS)}".replace("|", ", "), columns)
+    return "\n".join(lines)
+
+
+def _command_lines(command: CommandHelp, columns: int, everything: bool) -> Iterator[str]:
+    yield from textwrap.wrap(f"usage: {command.usage}", columns, subsequent_indent="  ")
+    yield ""
+    yield from textwrap.wrap(command.sentence, columns)
+    for paragraph in command.details:
+        yield ""
+        yield from textwrap.wrap(paragraph, columns)
+    if command.examples:
+        yield from ("", "Examples:", *(f"  {example}" for example in command.examples))
+    if command.commands:
+        yield from ("", "Commands:")
+        yield from _rows([(below.words[-1], below.sentence) for below in command.commands], columns, indent=16)
+        yield from ("", "Help on one of them:", f"  {command.path} COMMAND --help")
+    if any(argument.text for argument in command.arguments):
+        yield from ("", "Arguments:")
+        yield from _rows([(argument.name.strip("[]"), argument.text) for argument in command.arguments], columns)
+    shown = [option for option in command.options if everything or option.is_common]
+    if shown:
+        yield from ("", "Options:")
+        yield from _rows([(option.syntax, _text(option)) for option in shown], columns)
+    if not everything and len(shown) < len(command.options):
+        yield from ("", "More options:")
+        yield from _hidden(command, columns)
+
+
+def _hidden(command: CommandHelp, columns: int) -> Iterator[str]:
+    """One line for each group with hidden options, and how to see them."""
+    hidden = [option for option in command.options if not option.is_common]
+    rows = []
+    for topic in dict.fromkeys(option.topic for option in hidden):
+        first = [option.flags[-1] for option in hidden if option.topic == topic]
+        count = f" and {len(first) - 2} more" if len(first) > 2 else ""
+        rows.append((f"mqtool help {topic}", ", ".join(first[:2]) + count))
+    yield from _rows(rows, columns)
+    yield from _rows([(f"{command.path} --help-all", "all of them")], columns)
+
+
+def _text(option: OptionHelp) -> str:
+    return f"{option.text} {option.notes}".strip()
+
+
+def _rows(rows: Iterable[tuple[str, str]], columns: int, indent: int = _INDENT) -> Iterator[str]:
+    """Two columns; the second goes below the first where that is too long, or the terminal narrow."""
+    for name, text in rows:
+        if columns < _NARROW and indent == _INDENT:
+            lead, hang = f"  {name}", " " * 6
+            yield from textwrap.wrap(lead, columns, subsequent_indent=hang, break_on_hyphens=False)
+            lead = hang
+        else:
+            lead, hang = f"  {name}".ljust(indent), " " * indent
+            if not lead.endswith("  "):
+                yield from textwrap.wrap(lead, columns, subsequent_indent=hang, break_on_hyphens=False)
+                lead = hang
+        if text:
+            yield from textwrap.wrap(text, columns, initial_indent=lead, subsequent_indent=hang, break_on_hyphens=False)
+        elif lead.strip():
+            yield lead.rstrip()
+
+
+def _table(paragraph: str, columns: int) -> Iterator[str]:
+    """Rows that a topic's author has put in two columns, two or more spaces apart."""
+    for line in paragraph.splitlines():
+        name, _, text = line.strip().partition("  ")
+        yield from _rows([(name, text.strip())], columns, indent=20) if text else [line]

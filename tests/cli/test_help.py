@@ -1,0 +1,138 @@
+"""The help: short enough to read, complete, and never cut, on any terminal."""
+
+import re
+from typing import Any
+
+import pytest
+import typer
+
+from mqtool.cli.app import app
+from mqtool.cli.help.description import CommandHelp, describe, leaves, topic_options
+from mqtool.cli.help.page import command_page, overview_page, topic_page
+from mqtool.cli.help.topics import TOPICS
+from tests.cli.shell import Shell
+
+GROUP: Any = typer.main.get_command(app)
+MQTOOL = describe(GROUP)
+COMMANDS = {" ".join(command.words): command for command in leaves(MQTOOL)}
+#: Two screens of a terminal, and what a narrow one may take.
+LINES = {80: 60, 50: 90}
+TRANSLATED = re.compile(
+    r"\b(so many|so long|so often|so far|shall|would bite|told by|be it|is no [a-z]+)\b", re.IGNORECASE
+)
+
+
+def every(command: CommandHelp) -> list[CommandHelp]:
+    """A command and all below it."""
+    return [command, *(each for below in command.commands for each in every(below))]
+
+
+@pytest.mark.parametrize("columns", LINES)
+@pytest.mark.parametrize("command", every(MQTOOL)[1:], ids=lambda command: " ".join(command.words))
+def test_help_fits_on_two_screens_and_nothing_is_cut(command: CommandHelp, columns: int) -> None:
+    """--help is read in a terminal, perhaps a narrow one: within its lines, none too wide, no ellipsis."""
+    page = command_page(command, columns)
+    assert len(page.splitlines()) <= LINES[columns]
+    assert "…" not in page.replace("5f0c…", "")
+    examples = {f"  {example}" for example in command.examples}
+    wide = [line for line in page.splitlines() if len(line) > columns and line not in examples]
+    assert [line for line in wide if " " in line.strip()] == []
+
+
+@pytest.mark.parametrize("command", every(MQTOOL), ids=lambda command: " ".join(command.words) or "mqtool")
+def test_texts_are_short_and_plain(command: CommandHelp) -> None:
+    """An option's text is a phrase of at most 60 characters; every command has a sentence and examples."""
+    assert command.sentence
+    assert len(command.sentence) <= 64
+    for text in (*(option.text for option in command.options), *(each.text for each in command.arguments)):
+        assert len(text.partition(" (default")[0]) <= 60
+        assert not text.endswith(".")
+    if not command.commands:
+        assert command.examples
+    for text in (command.sentence, *command.details, *(option.text for option in command.options)):
+        assert not TRANSLATED.search(text)
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_help_all_shows_every_option(command: CommandHelp) -> None:
+    """What --help leaves out is in --help-all, and in a topic that --help names."""
+    everything, page = command_page(command, 80, everything=True), command_page(command, 80)
+    for option in command.options:
+        assert option.flags[-1] in everything
+        if not option.is_common:
+            assert f"mqtool help {option.topic}" in page
+            assert option.flags[-1] in topic_page(option.topic, topic_options(MQTOOL, option.topic), 80)
+
+
+@pytest.mark.parametrize("columns", LINES)
+@pytest.mark.parametrize("name", TOPICS)
+def test_a_topic_fits_the_terminal(name: str, columns: int) -> None:
+    """Topics are plain text that wraps, but for the examples in them."""
+    page = topic_page(name, topic_options(MQTOOL, name), columns)
+    assert not TRANSLATED.search(page)
+    wide = [line for line in page.splitlines() if len(line) > columns and not line.startswith("  mqtool ")]
+    assert [line for line in wide if " " in line.strip()] == []
+
+
+def test_defaults_are_those_of_the_tutorial() -> None:
+    """Who reads --help sees which queue, of which type, durable or not."""
+    assert "default: hello, a durable quorum queue" in " ".join(command_page(COMMANDS["send"], 80).split())
+    assert "default: logs, a transient fanout exchange" in " ".join(
+        command_page(COMMANDS["emit-log fanout"], 80).split()
+    )
+    assert "default: rpc_queue, a durable quorum queue" in " ".join(command_page(COMMANDS["rpc-server"], 80).split())
+
+
+def test_mqtool_alone_says_how_to_start(lonely_shell: Shell) -> None:
+    """Three things to type, and where the rest is; not everything there is."""
+    result = lonely_shell.run("mqtool")
+    assert result.code == 0
+    for command in ("mqtool tutorial run hello-world", "mqtool broker up", "mqtool send", "mqtool --help"):
+        assert command in result.stdout
+    assert len(result.stdout.splitlines()) <= 10
+
+
+def test_help_of_commands_and_topics(lonely_shell: Shell) -> None:
+    """`mqtool help X` is what `mqtool X --help` prints, or a topic; alone it is `mqtool --help`."""
+    assert lonely_shell.run("mqtool", "help").stdout == lonely_shell.run("mqtool", "--help").stdout
+    assert (
+        lonely_shell.run("mqtool", "help", "queue", "declare").stdout
+        == lonely_shell.run("mqtool", "queue", "declare", "--help").stdout
+    )
+    assert "65" in lonely_shell.run("mqtool", "help", "exit-codes").stdout
+    assert len(overview_page(MQTOOL, 80).splitlines()) <= LINES[80]
+
+
+def test_help_into_head(lonely_shell: Shell) -> None:
+    """A reader that leaves early is no error."""
+    result = lonely_shell.script("mqtool worker --help-all | head -n 1; echo ${PIPESTATUS[0]}")
+    first, code = result.stdout.splitlines()
+    assert first == "usage: mqtool worker [options]"
+    assert code in ("0", "141")
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("broker start", "up"),
+        ("broker stop", "down"),
+        ("recieve", "receive"),
+        ("publish", "send"),
+        ("tutorial shwo", "show"),
+        ("send --qeue x", "--queue"),
+        ("send x --dialect pyton", "python"),
+        ("broker up --kind emebdded", "embedded"),
+        ("exchange declare foo tpoic", "topic"),
+        ("list queues nmae", "name"),
+        ("help conection", "connection"),
+        ("tutorial run helo-world", "hello-world"),
+        ("top --sort redy", "ready"),
+    ],
+)
+def test_what_was_mistyped_gets_the_nearest_name(lonely_shell: Shell, typed: str, meant: str) -> None:
+    """A sentence, a hint with the name that was meant, exit 2."""
+    result = lonely_shell.run("mqtool", *typed.split())
+    assert result.code == 2
+    assert f"hint: did you mean {meant!r}?" in result.stderr
+    assert result.stdout == ""
