@@ -1,8 +1,8 @@
-"""AMQP field tables, with every value's wire type kept (section 4.2.5.5, with RabbitMQ's errata).
+"""AMQP field tables that keep the wire type of every value (section 4.2.5.5, with RabbitMQ's errata).
 
-pamqp's own table codec chooses the narrowest integer when it encodes. A broker must hand on what it was given, and
-some clients insist on widths: the `count` of an x-death entry has to be a long. So integers, timestamps and the like
-decode to subclasses of Python's types that remember their letter.
+pamqp's own codec encodes the narrowest integer. A broker must pass on what it got, and some clients insist on widths:
+the `count` of an x-death entry must be a long. So integers, timestamps and the like decode to subclasses of Python's
+types that remember their letter.
 """
 
 import struct
@@ -106,7 +106,7 @@ _TYPE_NAMES: dict[type, str] = {
 
 
 def type_name(value: Value) -> str:
-    """RabbitMQ's name for the wire type of a value, e.g. `signedint`."""
+    """Return RabbitMQ's name for the wire type of a value, e.g. `signedint`."""
     return _TYPE_NAMES[type(value)]
 
 
@@ -116,7 +116,7 @@ def is_integer(value: Value) -> bool:
 
 
 def text(raw: bytes) -> str | bytes:
-    """A long string as text where it is UTF-8, as bytes where it is not."""
+    """Decode a long string as text if it is UTF-8; leave it as bytes if not."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
@@ -139,7 +139,7 @@ def decode_table(data: bytes, offset: int = 0) -> tuple[Table, int]:
 
 
 def _block(data: bytes, offset: int) -> tuple[int, int]:
-    """The start and end of something that is preceded by its length."""
+    """Return start and end of something that is preceded by its length."""
     start = offset + 4
     end = start + _SIZE.unpack_from(data, offset)[0]
     if end > len(data):

@@ -1,7 +1,7 @@
-"""How the standard exchange types choose destinations: pure data structures that know no sockets, queues or frames.
+"""How the standard exchange types choose destinations, as pure data structures.
 
-Each table maps bindings to items of the caller's choosing: the broker puts queues and exchanges in; a tool that
-explains routing may put in names.
+Each table maps bindings to items of the caller's choice: the broker's are queues and exchanges, those of
+`mqtool route` are names.
 
     >>> table = TopicTable()
     >>> table.add("kern.*", {}, "kernel")
@@ -18,9 +18,9 @@ Item = TypeVar("Item", bound=Hashable)
 
 
 class RoutingTable(Protocol[Item]):
-    """What an exchange type has to be able to do.
+    """What each exchange type can do.
 
-    An item may be added several times, under other keys or arguments: it stays until each has been removed.
+    An item may be added several times under different keys or arguments; it stays until each is removed.
     """
 
     def add(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:
@@ -30,15 +30,15 @@ class RoutingTable(Protocol[Item]):
         """Unbind an item that was bound with the same key and arguments.
 
         Raises:
-            KeyError: it was not.
+            KeyError: there is no such binding.
         """
 
     def match(self, key: str, headers: Mapping[str, Value]) -> Collection[Item]:
-        """The items that a message with this routing key and these headers goes to, each once."""
+        """Return the items that a message goes to, each once."""
 
 
 class _Counted(dict[Item, int], Generic[Item]):
-    """Items with how often each was added."""
+    """Items, with the number of times each was added."""
 
     def add(self, item: Item) -> None:
         self[item] = self.get(item, 0) + 1
@@ -52,7 +52,7 @@ class _Counted(dict[Item, int], Generic[Item]):
 
 
 class DirectTable(Generic[Item]):
-    """Direct exchange: the binding key is the routing key (section 3.1.3.1). One look-up, however many bindings."""
+    """Direct exchange: the binding key is the routing key (section 3.1.3.1); one look-up for any number of bindings."""
 
     def __init__(self) -> None:
         self._items: dict[str, _Counted[Item]] = {}
@@ -69,12 +69,12 @@ class DirectTable(Generic[Item]):
             del self._items[key]
 
     def match(self, key: str, headers: Mapping[str, Value]) -> Collection[Item]:  # noqa: ARG002
-        """The items bound to exactly this key."""
+        """Return the items bound to exactly this key."""
         return self._items.get(key, ())
 
 
 class FanoutTable(Generic[Item]):
-    """Fanout exchange: every item, whatever the key (section 3.1.3.2)."""
+    """Fanout exchange: every item, for any key (section 3.1.3.2)."""
 
     def __init__(self) -> None:
         self._items: _Counted[Item] = _Counted()
@@ -88,7 +88,7 @@ class FanoutTable(Generic[Item]):
         self._items.discard_one(item)
 
     def match(self, key: str, headers: Mapping[str, Value]) -> Collection[Item]:  # noqa: ARG002
-        """Every item."""
+        """Return every item."""
         return self._items
 
 
@@ -110,9 +110,9 @@ class _Node(Generic[Item]):
 class TopicTable(Generic[Item]):
     """Topic exchange: words between dots, `*` for one word and `#` for any number (section 3.1.3.3).
 
-    The patterns form a trie, which is walked with all places that the words so far may have led to. The cost of a match
-    depends on the words and on how many patterns run along with them, not on how many bindings there are; and a pattern
-    of many `#` costs no more than its length times the key's.
+    The patterns form a trie. A match walks it with the set of all places that the words so far may have led to, so its
+    cost depends on the words and on the patterns that match so far, not on the number of bindings; a pattern of many
+    `#` costs at most its length times the key's.
     """
 
     def __init__(self) -> None:
@@ -126,7 +126,7 @@ class TopicTable(Generic[Item]):
         node.items.add(item)
 
     def remove(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
-        """Unbind an item from a pattern, and drop the branch if nothing is left on it."""
+        """Unbind an item from a pattern, and drop the branch if it is empty."""
         path = [self._root]
         words = _words(key)
         for word in words:
@@ -138,7 +138,7 @@ class TopicTable(Generic[Item]):
             del parent.children[word]
 
     def match(self, key: str, headers: Mapping[str, Value]) -> Collection[Item]:  # noqa: ARG002
-        """The items bound to a pattern that matches the key."""
+        """Return the items bound to a pattern that matches the key."""
         places: dict[_Node[Item], bool] = {}
         _enter(places, self._root, stays=False)
         for word in _words(key):
@@ -148,7 +148,7 @@ class TopicTable(Generic[Item]):
                     _enter(following, place, stays=True)
                 for step in (word, "*"):
                     child = place.children.get(step)
-                    # A word that happens to read `#` is matched by wildcards alone.
+                    # Only wildcards match the word `#`.
                     if child is not None and step != "#":
                         _enter(following, child, stays=False)
             places = following
@@ -159,7 +159,7 @@ class TopicTable(Generic[Item]):
 
 
 def _enter(places: dict[_Node[Item], bool], node: _Node[Item], *, stays: bool) -> None:
-    """Add a place; a `#` below it may match no word at all, so its place is entered with it and swallows words."""
+    """Add a place, and that of a `#` below it, which may match no word at all; `stays` if it matches any more words."""
     places[node] = places.get(node, False) or stays
     below = node.children.get("#")
     while below is not None and not places.get(below):
@@ -171,7 +171,7 @@ class HeadersTable(Generic[Item]):
     """Headers exchange: the binding's arguments against the message's headers (section 3.1.3.4).
 
     `x-match` says `all` (the default), `any`, `all-with-x` or `any-with-x`; the first two leave out arguments whose
-    names start with `x-`. An argument without a value asks only that the header is there.
+    names start with `x-`. An argument without a value requires only that the header exists.
     """
 
     def __init__(self) -> None:
@@ -191,7 +191,7 @@ class HeadersTable(Generic[Item]):
             del self._bindings[identity]
 
     def match(self, key: str, headers: Mapping[str, Value]) -> Collection[Item]:  # noqa: ARG002
-        """The items whose binding matches the headers."""
+        """Return the items whose binding matches the headers."""
         found: dict[Item, None] = {}
         for arguments, items in self._bindings.values():
             if headers_match(arguments, headers):
@@ -206,7 +206,7 @@ def headers_match(arguments: Mapping[str, Value], headers: Mapping[str, Value]) 
 
 
 def wanted_headers(arguments: Mapping[str, Value]) -> list[tuple[str, Value]]:
-    """The headers that a binding to a headers exchange looks at, with the values that it asks for."""
+    """Return the headers that a binding to a headers exchange looks at, with the values that it requires."""
     with_x = arguments.get("x-match") in ("all-with-x", "any-with-x")
     return [
         (name, value)
@@ -216,10 +216,10 @@ def wanted_headers(arguments: Mapping[str, Value]) -> list[tuple[str, Value]]:
 
 
 def header_matches(headers: Mapping[str, Value], name: str, wanted: Value) -> bool:
-    """Whether a header is there, with the value that a binding asks for, if it asks for one.
+    """Whether a header exists, with the value that a binding requires, if it requires one.
 
-    RabbitMQ compares as Erlang does, and so does this: numbers by their value, whatever their width on the wire; text
-    and octets alike; but what lists and tables hold also by its wire type, and in its order.
+    As in RabbitMQ, numbers are compared by value and not by their width on the wire, text and octets are alike, but
+    the items of lists and tables are also compared by wire type and order.
     """
     if name not in headers:
         return False
@@ -241,7 +241,7 @@ def _comparable(value: Value) -> tuple[str, object]:
 
 
 def canonical(arguments: Mapping[str, Value]) -> bytes:
-    """Arguments as octets that are the same for equal tables, whatever the order of their keys."""
+    """Return octets that are the same for equal tables, in any order of their keys."""
     return encode_table(dict(sorted(arguments.items())))
 
 

@@ -111,7 +111,7 @@ def test_users_and_permissions_outlive_a_restart(tmp_path: Path) -> None:
 
 
 class Publisher(threading.Thread):
-    """Publishes numbers with confirms for as long as it is let, and remembers which were confirmed."""
+    """Publishes numbers with confirms until it is cut off, and remembers which were confirmed."""
 
     def __init__(self, url: str, start: int) -> None:
         super().__init__()

@@ -179,7 +179,7 @@ def test_a_circle_without_a_rejection_ends(channel: BlockingChannel, take: Take)
 
 
 def test_dead_letters_to_nowhere_are_dropped(channel: BlockingChannel) -> None:
-    """An exchange that does not exist is no error."""
+    """An exchange that does not exist is not an error."""
     channel.queue_declare("q", arguments={"x-dead-letter-exchange": "none"})
     channel.basic_publish("", "q", b"x", BasicProperties(expiration="0"))
     assert count(channel, "q") == 0

@@ -123,7 +123,7 @@ def test_exchanges_bound_in_a_circle(channel: BlockingChannel) -> None:
 
 
 def test_unbinding(channel: BlockingChannel) -> None:
-    """Takes away exactly the binding of this key and these arguments."""
+    """Removes exactly the binding with this key and these arguments."""
     channel.queue_declare("q")
     channel.queue_bind("q", "amq.direct", "k", arguments={"a": 1})
     channel.queue_bind("q", "amq.direct", "k")

@@ -80,11 +80,11 @@ class Server:
 
     async def _start_management(self, port: int) -> asyncio.Server:
         # Imported here: a broker without management starts faster without HTTP and JSON.
-        from mqtool.broker.embedded.http import server as http
         from mqtool.broker.embedded.http.management import Management
+        from mqtool.broker.embedded.http.server import MAX_HEAD, HttpServer
 
-        answer = Management(self.broker, self._connections).answer
-        server = await asyncio.start_server(http.server(answer), self._settings.host, port)
+        http = HttpServer(Management(self.broker, self._connections, self._settings.host))
+        server = await asyncio.start_server(http.talk, self._settings.host, port, limit=MAX_HEAD)
         self.management_port = server.sockets[0].getsockname()[1]
         self.broker.listeners["http"] = (self._settings.host, self.management_port)
         log.info("management API on http://%s:%d", self._settings.host, self.management_port)

@@ -1,4 +1,4 @@
-"""Field tables: what goes in comes out, types included; what is no table is refused."""
+"""Field tables: what goes in comes out, types included; anything else is refused."""
 
 import pytest
 from hypothesis import given

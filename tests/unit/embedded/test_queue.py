@@ -54,7 +54,7 @@ class FakeClock:
 
 @dataclass
 class FakeConsumer:
-    """Takes up to so many messages."""
+    """Takes up to this many messages."""
 
     room: int = 1000
     tag: str = "t"

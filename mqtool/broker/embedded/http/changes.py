@@ -1,12 +1,12 @@
 """The requests that change something."""
 
 import base64
-import re
+import struct
 from http import HTTPStatus
 from typing import Any
 
 from mqtool.broker.embedded.http import views
-from mqtool.broker.embedded.http.directory import Directory, bad_request, not_found
+from mqtool.broker.embedded.http.directory import Directory, bad_request, check_regular_expression, not_found
 from mqtool.broker.embedded.http.server import Answer, Request
 from mqtool.broker.embedded.model.arguments import (
     check_equivalent_exchange,
@@ -20,7 +20,9 @@ from mqtool.broker.embedded.model.exchange import Exchange
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.users import DEFAULT_ALGORITHM, Permissions, User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
-from mqtool.routing.field_table import Int64, Table, Value
+from mqtool.routing.field_table import Int64, Table, Value, decode_table, encode_table
+
+_MAX_NAME = 255
 
 NO_CONTENT = Answer(HTTPStatus.NO_CONTENT)
 CREATED = Answer(HTTPStatus.CREATED)
@@ -29,7 +31,7 @@ CREATED = Answer(HTTPStatus.CREATED)
 def _value(value: Any) -> Value:
     """Return a JSON value as a field value; RabbitMQ makes every integer a long."""
     if isinstance(value, dict):
-        return _arguments(value)
+        return _table(value)
     if isinstance(value, list):
         return [_value(item) for item in value]
     if isinstance(value, int) and not isinstance(value, bool):
@@ -39,10 +41,35 @@ def _value(value: Any) -> Value:
     raise bad_request(f"not a field value: {value!r}")
 
 
+def _table(value: Any) -> Table:
+    return {name: _value(item) for name, item in value.items()}
+
+
 def _arguments(value: Any) -> Table:
+    """Return an object as a field table that can be sent and stored.
+
+    Raises:
+        HttpError: 400, it cannot.
+    """
     if not isinstance(value, dict):
         raise bad_request("arguments must be an object")
-    return {name: _value(item) for name, item in value.items()}
+    try:
+        table = _table(value)
+        decode_table(encode_table(table))
+    except (ValueError, RecursionError, struct.error) as error:
+        raise bad_request(f"arguments are not a field table: {error}") from error
+    return table
+
+
+def _name(kind: str, name: str) -> str:
+    """Return a name that fits AMQP.
+
+    Raises:
+        HttpError: 400.
+    """
+    if len(name.encode(errors="surrogateescape")) > _MAX_NAME:
+        raise bad_request(f"{kind} name is longer than {_MAX_NAME} bytes")
+    return name
 
 
 class Changes(Directory):
@@ -74,13 +101,13 @@ class Changes(Directory):
                 self.vhost(vhost)
                 self.broker.set_permissions(self.user(name).name, vhost, None)
             case "PUT", ["queues", vhost, name]:
-                return self._put_queue(self.vhost(vhost), name, request.json())
+                return self._put_queue(self.vhost(vhost), _name("queue", name), request.json())
             case "DELETE", ["queues", vhost, name]:
                 self._delete_queue(request, self.queue(vhost, name))
             case "DELETE", ["queues", vhost, name, "contents"]:
                 self.queue(vhost, name).purge()
             case "PUT", ["exchanges", vhost, name]:
-                return self._put_exchange(self.vhost(vhost), name, request.json())
+                return self._put_exchange(self.vhost(vhost), _name("exchange", name), request.json())
             case "DELETE", ["exchanges", vhost, name]:
                 self._delete_exchange(request, self.vhost(vhost), self.exchange(vhost, name))
             case "POST", ["bindings", vhost, "e", source, "q" | "e" as kind, destination]:
@@ -96,7 +123,11 @@ class Changes(Directory):
     def _put_user(self, name: str, body: views.Json) -> Answer:
         existed = self.broker.users.get(name)
         tags = body.get("tags", "")
-        names = tags if isinstance(tags, list) else [tag.strip() for tag in str(tags).split(",") if tag.strip()]
+        names = (
+            [str(tag) for tag in tags]
+            if isinstance(tags, list)
+            else [tag.strip() for tag in str(tags).split(",") if tag.strip()]
+        )
         if "password" in body:
             user = User.with_password(name, str(body["password"]), names)
         elif "password_hash" in body:
@@ -117,10 +148,7 @@ class Changes(Directory):
         except KeyError as error:
             raise bad_request(f"key_missing: {error.args[0]}") from error
         for pattern in patterns:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise bad_request(f"invalid regular expression {pattern}: {error}") from error
+            check_regular_expression(pattern)
         existed = vhost in user.permissions
         self.broker.set_permissions(name, vhost, Permissions(*patterns))
         return NO_CONTENT if existed else CREATED
@@ -193,7 +221,7 @@ class Changes(Directory):
         arguments = _arguments(body.get("arguments", {}))
         if exchange.kind == "headers":
             check_headers_binding(arguments)
-        self.vhost(vhost).bind(exchange, end, str(body.get("routing_key", "")), arguments)
+        self.vhost(vhost).bind(exchange, end, _name("routing key", str(body.get("routing_key", ""))), arguments)
         return CREATED
 
     def _unbind(self, vhost: str, source: str, kind: str, destination: str, properties_key: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from mqtool.broker.embedded.http.server import HttpError
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.exchange import Exchange
+from mqtool.broker.embedded.model.patterns import check_pattern
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
@@ -21,6 +22,18 @@ def not_found() -> HttpError:
 def bad_request(reason: str) -> HttpError:
     """400, with the reason."""
     return HttpError(HTTPStatus.BAD_REQUEST, "bad_request", reason)
+
+
+def check_regular_expression(pattern: str) -> None:
+    """Check a regular expression that a user has sent.
+
+    Raises:
+        HttpError: 400.
+    """
+    try:
+        check_pattern(pattern)
+    except ValueError as error:
+        raise bad_request(f"invalid regular expression {pattern}: {error}") from error
 
 
 def missing() -> Any:

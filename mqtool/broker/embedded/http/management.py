@@ -1,17 +1,20 @@
-"""The management HTTP API: the part of RabbitMQ's that tools need to list, wait and set up."""
+"""The requests of the management API: who asks, what for, and which part of the answer."""
 
-import re
+import binascii
+import struct
 from collections.abc import Callable, Collection, Iterable, Iterator
 from http import HTTPStatus
 from typing import Any
 
 from mqtool.broker.embedded.http import access, views
 from mqtool.broker.embedded.http.changes import Changes
-from mqtool.broker.embedded.http.directory import Directory, bad_request, missing, not_found
+from mqtool.broker.embedded.http.directory import Directory, bad_request, check_regular_expression, missing, not_found
+from mqtool.broker.embedded.http.origins import check_origin
 from mqtool.broker.embedded.http.rates import Counting, Rates
 from mqtool.broker.embedded.http.server import Answer, HttpError, Request
 from mqtool.broker.embedded.model.broker import Broker
-from mqtool.broker.embedded.model.errors import AmqpException
+from mqtool.broker.embedded.model.errors import RESOURCE_ERROR, AmqpException
+from mqtool.broker.embedded.model.patterns import found
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.wire.channel import Channel
@@ -21,10 +24,11 @@ from mqtool.broker.embedded.wire.connection import Connection
 class Management(Directory):
     """Answers requests."""
 
-    def __init__(self, broker: Broker, connections: Collection[Connection]) -> None:
+    def __init__(self, broker: Broker, connections: Collection[Connection], listening_on: str) -> None:
         super().__init__(broker, connections)
         self._changes = Changes(broker, connections)
         self._rates = Rates(self._counting)
+        self._listening_on = listening_on
         self._lists: dict[str, Callable[[User, str | None], Iterable[views.Json]]] = {
             "queues": self._queues,
             "exchanges": self._exchanges,
@@ -38,7 +42,7 @@ class Management(Directory):
         """Answer a request.
 
         Raises:
-            HttpError: 400, 401, 404 or 405.
+            HttpError: 400, 401, 404, 405 or 503.
         """
         user = self._login(request)
         match request.method, request.path:
@@ -51,15 +55,31 @@ class Management(Directory):
                 access.check_change(user, path)
                 try:
                     return self._changes.change(user, request, path)
+                except (UnicodeError, struct.error, binascii.Error) as error:
+                    raise bad_request(f"cannot be stored: {error}") from error
                 except AmqpException as error:
-                    raise bad_request(error.text.partition(" - ")[2]) from error
+                    reason = error.text.partition(" - ")[2]
+                    if error.code == RESOURCE_ERROR:
+                        raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, "disk", reason) from error
+                    raise bad_request(reason) from error
             case _, ["api", *_]:
                 raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", "Method Not Allowed")
         raise not_found()
 
+    def check(self, request: Request) -> None:
+        """Check who asks, before the body is read.
+
+        Raises:
+            HttpError: 401, or 403 or 421 for a web page.
+        """
+        check_origin(request.headers, self._listening_on)
+        self._login(request)
+
     def _login(self, request: Request) -> User:
-        credentials = request.credentials
-        return access.check_login(self.broker.authenticate(*credentials, from_loopback=True) if credentials else None)
+        if request.credentials is None:
+            return access.check_login(None)
+        name, password = request.credentials
+        return access.check_login(self.broker.authenticate(name, password, from_loopback=request.from_loopback))
 
     def _counting(self) -> Iterator[Counting]:
         for vhost in self.broker.vhosts.values():
@@ -157,7 +177,10 @@ class Management(Directory):
             return Answer(HTTPStatus.OK, [_columns(item, columns) for item in value])
         total = len(value)
         if query.get("name"):
-            value = [item for item in value if _named(item, query["name"], regex=query.get("use_regex") == "true")]
+            regex = query.get("use_regex") == "true"
+            if regex:
+                check_regular_expression(query["name"])
+            value = [item for item in value if _named(item, query["name"], regex=regex)]
         try:
             page, size = int(query["page"]), int(query.get("page_size", 100))
         except ValueError as error:
@@ -270,4 +293,4 @@ def _rank(item: views.Json, path: str) -> tuple[int, Any]:
 
 def _named(item: views.Json, wanted: str, *, regex: bool) -> bool:
     name = str(item.get("name", ""))
-    return re.search(wanted, name) is not None if regex else wanted.lower() in name.lower()
+    return found(wanted, name) if regex else wanted.lower() in name.lower()

@@ -1,24 +1,34 @@
-"""As much of HTTP/1.1 as the management API needs: requests with a JSON body, answers in JSON, basic auth."""
+"""The part of HTTP/1.1 that the management API needs: JSON in and out, basic auth, and limits for everything."""
 
 import asyncio
 import base64
 import binascii
+import ipaddress
 import json
 import logging
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
 log = logging.getLogger("mqtool.broker.embedded")
 
-_MAX_BODY = 16 * 1024 * 1024
+MAX_HEAD = 16 * 1024
+MAX_BODY = 1024 * 1024
+MAX_CONNECTIONS = 128
+"""Limits: bytes of request line and headers, bytes of a body, and connections at once."""
+
+# A body this small is read, and dropped, from a client that is refused: so it can read the answer.
+_SMALL_BODY = 16 * 1024
+
+_FIRST_SECONDS = 10.0
 _IDLE_SECONDS = 60.0
+_BODY_SECONDS = 10.0
+_ANSWER_SECONDS = 30.0
 
 
 class HttpError(Exception):
-    """An answer that is not the one hoped for.
+    """An answer with an error.
 
     Attributes:
         status: the HTTP status.
@@ -40,27 +50,30 @@ class Request:
         path: the decoded segments of the path.
         query: the last value of each parameter.
         credentials: user and password, None without them.
+        from_loopback: whether the client is on this machine.
+        body: empty until the request has been checked.
     """
 
     method: str
     path: list[str]
     query: dict[str, str]
     headers: dict[str, str]
-    body: bytes
     credentials: tuple[str, str] | None
+    from_loopback: bool
+    body: bytes = b""
 
     def json(self) -> dict[str, Any]:
-        """The body, which has to be an object or empty.
+        """Return the body, which must be an object or empty.
 
         Raises:
             HttpError: 400.
         """
         try:
             value = json.loads(self.body) if self.body.strip() else {}
-        except ValueError as error:
-            raise HttpError(HTTPStatus.BAD_REQUEST, "bad_request", "malformed json") from error
+        except (ValueError, RecursionError) as error:
+            raise _bad_request("malformed json") from error
         if not isinstance(value, dict):
-            raise HttpError(HTTPStatus.BAD_REQUEST, "bad_request", "body must be an object")
+            raise _bad_request("body must be an object")
         return value
 
 
@@ -72,75 +85,152 @@ class Answer:
     value: Any = None
 
 
-Handler = Callable[[Request], Answer]
+class Handler(Protocol):
+    """What answers requests."""
+
+    def check(self, request: Request) -> None:
+        """Check who asks, before the body is read.
+
+        Raises:
+            HttpError: the request is refused.
+        """
+
+    def answer(self, request: Request) -> Answer:
+        """Answer a request.
+
+        Raises:
+            HttpError: there is an error in it.
+        """
 
 
-def server(handler: Handler) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
-    """What asyncio.start_server needs, to answer requests with this handler."""
+class HttpServer:
+    """Answers requests; `talk` is for asyncio.start_server, with `limit=MAX_HEAD`."""
 
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+        self._open = 0
+
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer the requests on one connection."""
+        self._open += 1
+        seconds = _FIRST_SECONDS
         try:
-            while await _exchange(reader, writer, handler):
-                pass
-        except (ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError) as error:
+            if self._open > MAX_CONNECTIONS:
+                busy = HttpError(HTTPStatus.SERVICE_UNAVAILABLE, "busy", f"more than {MAX_CONNECTIONS} connections")
+                await _write(writer, _refusal(busy), stay=False)
+                return
+            while await self._exchange(reader, writer, seconds):
+                seconds = _IDLE_SECONDS
+        except (ConnectionError, asyncio.IncompleteReadError, TimeoutError) as error:
             log.debug("management client went away: %r", error)
+            # Nothing that still waits to be sent may keep the connection.
+            writer.transport.abort()
         finally:
+            self._open -= 1
             writer.close()
 
-    return talk
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float) -> bool:
+        """Answer one request; returns whether another may follow on this connection."""
+        try:
+            async with asyncio.timeout(seconds):
+                request = await _read_head(reader, from_loopback=_is_loopback(writer))
+            if request is None:
+                return False
+            size = _body_size(request)
+        except HttpError as error:
+            await _write(writer, _refusal(error), stay=False)
+            return False
+        stay = request.headers.get("connection", "").lower() != "close"
+        try:
+            self._handler.check(request)
+            if size > MAX_BODY:
+                too_large = f"the body is larger than {MAX_BODY} bytes"
+                raise HttpError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", too_large)
+        except HttpError as error:
+            stay = stay and size <= _SMALL_BODY
+            if stay:
+                await _read_body(reader, size)
+            await _write(writer, _refusal(error), stay=stay)
+            return stay
+        request.body = await _read_body(reader, size)
+        await _write(writer, self._answer(request), stay=stay)
+        return stay
+
+    def _answer(self, request: Request) -> Answer:
+        try:
+            return self._handler.answer(request)
+        except HttpError as error:
+            return _refusal(error)
+        except Exception:
+            log.exception("management: %s %s", request.method, "/".join(request.path))
+            return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": "internal_error", "reason": "see the log"})
 
 
-async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handler: Handler) -> bool:
-    """One request and its answer; returns whether another may follow on this connection."""
-    try:
-        request = await asyncio.wait_for(_read(reader), _IDLE_SECONDS)
-    except ValueError as error:
-        _write(writer, Answer(HTTPStatus.BAD_REQUEST, {"error": "bad_request", "reason": str(error)}), stay=False)
-        return False
-    if request is None:
-        return False
-    try:
-        answer = handler(request)
-    except HttpError as error:
-        answer = Answer(error.status, {"error": error.error, "reason": error.reason})
-    except Exception:
-        log.exception("management: %s %s", request.method, "/".join(request.path))
-        answer = Answer(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": "internal_error", "reason": "see the log"})
-    stay = request.headers.get("connection", "").lower() != "close"
-    _write(writer, answer, stay=stay)
-    await writer.drain()
-    return stay
+def _refusal(error: HttpError) -> Answer:
+    return Answer(error.status, {"error": error.error, "reason": error.reason})
 
 
-async def _read(reader: asyncio.StreamReader) -> Request | None:
-    """The next request, None at the end.
+def _bad_request(reason: str) -> HttpError:
+    return HttpError(HTTPStatus.BAD_REQUEST, "bad_request", reason)
+
+
+def _is_loopback(writer: asyncio.StreamWriter) -> bool:
+    peer = writer.get_extra_info("peername")
+    # A socket that has closed already has no names.
+    return bool(peer) and ipaddress.ip_address(str(peer[0]).partition("%")[0]).is_loopback
+
+
+async def _read_head(reader: asyncio.StreamReader, *, from_loopback: bool) -> Request | None:
+    """Read request line and headers; None at the end.
 
     Raises:
-        ValueError: it is not HTTP.
+        HttpError: 400 or 431.
     """
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError as error:
         if error.partial:
-            raise ValueError("request cut short") from error
+            raise _bad_request("request cut short") from error
         return None
+    except asyncio.LimitOverrunError as error:
+        reason = f"the headers are larger than {MAX_HEAD} bytes"
+        raise HttpError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "too_large", reason) from error
     first, *lines = head.decode("latin-1").split("\r\n")
     words = first.split(" ")
     if len(words) != 3:
-        raise ValueError("malformed request line")
+        raise _bad_request("malformed request line")
+    method, target, _ = words
     headers = {}
     for line in lines:
         name, colon, value = line.partition(":")
         if colon:
             headers[name.strip().lower()] = value.strip()
-    size = int(headers.get("content-length", 0))
-    if not 0 <= size <= _MAX_BODY:
-        raise ValueError("body too large")
-    body = await reader.readexactly(size)
-    parts = urlsplit(words[1])
+    try:
+        parts = urlsplit(target)
+        query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    except ValueError as error:
+        raise _bad_request("malformed address") from error
     path = [unquote(segment) for segment in parts.path.split("/") if segment]
-    query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-    return Request(words[0], path, query, headers, body, _credentials(headers.get("authorization", "")))
+    return Request(method, path, query, headers, _credentials(headers.get("authorization", "")), from_loopback)
+
+
+def _body_size(request: Request) -> int:
+    """The size of the body in bytes.
+
+    Raises:
+        HttpError: 400 or 411.
+    """
+    if "transfer-encoding" in request.headers:
+        raise HttpError(HTTPStatus.LENGTH_REQUIRED, "length_required", "a body needs a content-length")
+    length = request.headers.get("content-length", "0")
+    if not (length.isascii() and length.isdigit() and len(length) < 16):
+        raise _bad_request("malformed content-length")
+    return int(length)
+
+
+async def _read_body(reader: asyncio.StreamReader, size: int) -> bytes:
+    async with asyncio.timeout(_BODY_SECONDS):
+        return await reader.readexactly(size)
 
 
 def _credentials(authorization: str) -> tuple[str, str] | None:
@@ -154,7 +244,7 @@ def _credentials(authorization: str) -> tuple[str, str] | None:
     return name, password
 
 
-def _write(writer: asyncio.StreamWriter, answer: Answer, *, stay: bool) -> None:
+async def _write(writer: asyncio.StreamWriter, answer: Answer, *, stay: bool) -> None:
     body = b"" if answer.value is None else json.dumps(answer.value).encode()
     lines = [
         f"HTTP/1.1 {answer.status.value} {answer.status.phrase}",
@@ -166,3 +256,5 @@ def _write(writer: asyncio.StreamWriter, answer: Answer, *, stay: bool) -> None:
     if answer.status is HTTPStatus.UNAUTHORIZED:
         lines.append('www-authenticate: Basic realm="RabbitMQ Management"')
     writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+    async with asyncio.timeout(_ANSWER_SECONDS):
+        await writer.drain()

@@ -1,6 +1,7 @@
 """The broker's parts as JSON, with RabbitMQ's field names."""
 
 import base64
+import math
 import time
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -32,6 +33,8 @@ def plain(value: Value) -> Any:
     # A Decimal is a tuple.
     if isinstance(value, tuple):
         return value.value / 10**value.scale
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     if isinstance(value, list):
         return [plain(item) for item in value]
     return value.decode("latin-1") if isinstance(value, bytes) else value

@@ -113,7 +113,7 @@ class Exchange:
 
     @property
     def delayed(self) -> bool:
-        """Whether it holds messages back for as long as their `x-delay` header says."""
+        """Whether it delays messages by their `x-delay` header."""
         return self.kind == DELAYED
 
     @property

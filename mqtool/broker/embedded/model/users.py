@@ -3,10 +3,10 @@
 import hashlib
 import hmac
 import os
-import re
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Self
+
+from mqtool.broker.embedded.model.patterns import found
 
 _ALGORITHMS = {"rabbit_password_hashing_sha256": "sha256", "rabbit_password_hashing_sha512": "sha512"}
 
@@ -26,12 +26,7 @@ class Permissions:
         """Whether `configure`, `write` or `read` of a name is allowed; the default exchange is `amq.default`."""
         pattern: str = getattr(self, what)
         # To RabbitMQ an empty pattern matches only the empty name.
-        return _compiled(pattern or "^$").search(name or "amq.default") is not None
-
-
-@lru_cache(maxsize=1024)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern)
+        return found(pattern or "^$", name or "amq.default")
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Durable things in an SQLite file in WAL mode, written in groups.
 
-Messages are collected for as long as the group before them takes to reach the disk. So one fsync serves all messages
-that came in meanwhile, and a message that is consumed before its group is written costs none. Definitions (queues,
+Messages are collected while the group before them is on its way to the disk. So one fsync serves all messages that
+came in meanwhile, and a message that is consumed before its group is written costs none. Definitions (queues,
 exchanges, bindings, users) are rare, and are written at once.
 """
 

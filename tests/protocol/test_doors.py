@@ -1,0 +1,202 @@
+"""What strangers cannot do to the embedded broker through its management API."""
+
+import base64
+import json
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import pika
+import pytest
+
+from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.broker.embedded.http.server import MAX_CONNECTIONS
+from tests.protocol.conftest import Api
+
+GUEST = base64.b64encode(b"guest:guest").decode()
+
+
+@pytest.fixture
+def broker() -> Iterator[EmbeddedBroker]:
+    with EmbeddedBroker(management_port=0) as broker:
+        yield broker
+
+
+@pytest.fixture
+def api(broker: EmbeddedBroker) -> Api:
+    assert broker.management_url is not None
+    return Api(broker.management_url)
+
+
+def address(broker: EmbeddedBroker) -> tuple[str, int]:
+    assert broker.management_url is not None
+    parts = urlsplit(broker.management_url)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    return parts.hostname, parts.port
+
+
+def ask(
+    broker: EmbeddedBroker, *headers: str, method: str = "GET", path: str = "/api/whoami", body: bytes = b""
+) -> tuple[int, dict[str, Any]]:
+    """Send a request as it stands; returns status and answer."""
+    with socket.create_connection(address(broker), timeout=15) as connection:
+        lines = [f"{method} {path} HTTP/1.1", *headers, "connection: close"]
+        connection.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+        answer = b""
+        while data := connection.recv(65536):
+            answer += data
+    head, _, rest = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(rest) if rest else {}
+
+
+LOGIN = f"authorization: Basic {GUEST}"
+
+
+def other_address() -> str | None:
+    """An address of this machine that is not loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            return None
+        return str(probe.getsockname()[0])
+
+
+def test_guest_comes_only_from_this_machine() -> None:
+    """In the management API as in AMQP."""
+    here = other_address()
+    if here is None:
+        pytest.skip("this machine has only a loopback address")
+    with EmbeddedBroker(management_port=0, host="0.0.0.0") as broker:
+        assert broker.management_url is not None
+        local, remote = (Api(broker.management_url.replace("0.0.0.0", host)) for host in ("127.0.0.1", here))
+        assert local("GET", "whoami")[0] == 200
+        assert remote("GET", "whoami")[0] == 401
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:15672", 200),
+        ("[::1]:15672", 200),
+        ("localhost:15672", 200),
+        ("10.1.2.3", 200),
+        ("broker:15672", 200),  # a container's
+        ("evil.example:15672", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("[::1", 421),
+    ],
+)
+def test_no_page_whose_name_points_here(broker: EmbeddedBroker, host: str, status: int) -> None:
+    """DNS rebinding: the page's host name comes as Host."""
+    assert ask(broker, f"host: {host}", LOGIN)[0] == status
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [("http://127.0.0.1:15672", 200), ("http://evil.example", 403), ("null", 403), ("http://127.0.0.1:80", 403)],
+)
+def test_no_page_of_another_site(broker: EmbeddedBroker, origin: str, status: int) -> None:
+    """Even if its reader is logged in."""
+    assert ask(broker, "host: 127.0.0.1:15672", LOGIN, f"origin: {origin}")[0] == status
+
+
+def test_a_large_body_is_not_read_before_the_login(broker: EmbeddedBroker) -> None:
+    """The answer comes although none of the body has."""
+    assert ask(broker, "content-length: 16000000", method="PUT", path="/api/queues/%2F/q")[0] == 401
+    assert ask(broker, LOGIN, "content-length: 16000000", method="PUT", path="/api/queues/%2F/q")[0] == 413
+
+
+def test_a_small_body_may_come_with_a_wrong_login(broker: EmbeddedBroker) -> None:
+    """The connection goes on, as a browser's and curl's do."""
+    with socket.create_connection(address(broker), timeout=5) as connection:
+        connection.sendall(b"PUT /api/queues/%2F/q HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 401")
+        connection.sendall(f"GET /api/whoami HTTP/1.1\r\n{LOGIN}\r\n\r\n".encode())
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        ("x: " + "x" * 20_000, 431),
+        ("content-length: -1", 400),
+        ("content-length: x", 400),
+        ("transfer-encoding: chunked", 411),
+    ],
+)
+def test_malformed_requests(broker: EmbeddedBroker, header: str, status: int) -> None:
+    """Refused; the broker goes on."""
+    assert ask(broker, LOGIN, header)[0] == status
+    assert ask(broker, LOGIN)[0] == 200
+
+
+def test_connections_are_limited(broker: EmbeddedBroker) -> None:
+    """Those that are too many are told so; when the others are gone there is room again."""
+    crowd = [socket.create_connection(address(broker)) for _ in range(MAX_CONNECTIONS)]
+    with pytest.raises((AssertionError, ConnectionError)):
+        assert ask(broker, LOGIN)[0] == 200
+    for connection in crowd:
+        connection.close()
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            if ask(broker, LOGIN)[0] == 200:
+                return
+        except ConnectionError:
+            pass
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        '{"x": 36893488147419103232}',
+        '{"x": "\\ud800"}',
+        f'{{"{"x" * 300}": 1}}',
+        f'{{"x": {"[" * 100}1{"]" * 100}}}',
+        f'{{"x": {"[" * 100_000}1{"]" * 100_000}}}',
+        "[1]",
+    ],
+    ids=["a large integer", "a lone surrogate", "a long name", "deeply nested", "very deeply nested", "no object"],
+)
+def test_arguments_that_cannot_be_stored(broker: EmbeddedBroker, api: Api, arguments: str) -> None:
+    """400, and there is no queue, exchange or binding afterwards."""
+    body = f'{{"arguments": {arguments}}}'.encode()
+    headers = (LOGIN, f"content-length: {len(body)}")
+    for method, path in (
+        ("PUT", "/api/queues/%2F/new"),
+        ("PUT", "/api/exchanges/%2F/new"),
+        ("POST", "/api/bindings/%2F/e/amq.direct/e/amq.fanout"),
+    ):
+        assert ask(broker, *headers, method=method, path=path, body=body)[0] == 400
+    assert api("GET", "queues/%2F/new")[0] == 404
+    assert api("GET", "exchanges/%2F/new")[0] == 404
+    assert api("GET", "bindings/%2F")[1] == []
+    assert api("PUT", "queues/%2F/" + "x" * 300)[0] == 400
+
+
+def test_no_regular_expression_stops_the_broker(broker: EmbeddedBroker, api: Api) -> None:
+    """Neither in a filter nor in a permission: each would take Python's matcher longer than the sun will last."""
+    evil = "(a|a)*(a+)+$"
+    started = time.monotonic()
+    api("PUT", "queues/%2F/" + "a" * 200 + "b")
+    assert api("GET", f"queues?page=1&name={quote(evil)}&use_regex=true")[1]["filtered_count"] == 0
+    api("PUT", "permissions/%2F/guest", {"configure": evil, "write": evil, "read": evil})
+    channel = pika.BlockingConnection(pika.URLParameters(broker.url)).channel()
+    with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="ACCESS_REFUSED"):
+        channel.queue_declare("a" * 200 + "b")
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("pattern", ["(", r"(a)\1", "^(?!amq)"])
+def test_a_pattern_that_is_not_supported_is_refused(api: Api, pattern: str) -> None:
+    """With the reason."""
+    status, error = api("PUT", "permissions/%2F/guest", {"configure": pattern, "write": "", "read": ""})
+    assert status == 400
+    assert "invalid regular expression" in error["reason"]
+    status, error = api("GET", f"queues?page=1&name={quote(pattern)}&use_regex=true")
+    assert status == 400

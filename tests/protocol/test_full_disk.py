@@ -1,0 +1,146 @@
+"""A full disk: what was not stored is not confirmed, publishers wait until there is room, and nothing is lost."""
+
+import resource
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+from pika import BasicProperties
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import AMQPError, ConnectionClosed
+
+from tests.protocol.broker_process import BrokerProcess
+from tests.protocol.conftest import Api
+
+PERSISTENT = BasicProperties(delivery_mode=2)
+BODY = b"x" * 10_000
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[BrokerProcess]:
+    with BrokerProcess(tmp_path, "--data-dir", str(tmp_path / "data"), "--management-port", "0") as broker:
+        yield broker
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def open_channel(process: BrokerProcess) -> BlockingChannel:
+    channel = pika.BlockingConnection(pika.URLParameters(process.url)).channel()
+    channel.confirm_delivery()
+    channel.queue_declare("q", durable=True)
+    return channel
+
+
+def fill_disk(process: BrokerProcess, room: int) -> None:
+    """Let its files grow by no more than this many bytes."""
+    assert process.process is not None
+    largest = max(path.stat().st_size for path in (process.directory / "data").iterdir())
+    resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, (largest + room, resource.RLIM_INFINITY))
+
+
+def free_disk(process: BrokerProcess) -> None:
+    assert process.process is not None
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, unlimited)
+
+
+class Publishing(threading.Thread):
+    """Publishes with confirms, one by one, up to a number of messages; keeps the confirmed ones."""
+
+    def __init__(self, process: BrokerProcess, number: int) -> None:
+        super().__init__(daemon=True)
+        self.channel = open_channel(process)
+        self.number = number
+        self.confirmed = 0
+        self.start()
+
+    def run(self) -> None:
+        try:
+            for _ in range(self.number):
+                self.channel.basic_publish("", "q", BODY, PERSISTENT)
+                self.confirmed += 1
+        except AMQPError:
+            return
+
+
+def disk_alarm(process: BrokerProcess) -> bool:
+    nodes: list[dict[str, Any]] = Api(process.management_url)("GET", "nodes")[1]
+    return bool(nodes[0]["disk_free_alarm"])
+
+
+def depth(process: BrokerProcess) -> int:
+    return int(open_channel(process).queue_declare("q", passive=True).method.message_count)
+
+
+def test_publishers_wait_until_there_is_room(process: BrokerProcess) -> None:
+    """Nobody is cut off, and each message is in the queue once."""
+    open_channel(process)
+    fill_disk(process, 300_000)
+    publishing = Publishing(process, 100)
+    until(lambda: disk_alarm(process))
+    assert publishing.confirmed < 50
+    free_disk(process)
+    publishing.join(15)
+    assert publishing.confirmed == 100
+    assert not disk_alarm(process)
+    assert depth(process) == 100
+    process.kill()
+    process.start()
+    assert depth(process) == 100
+
+
+def test_nothing_confirmed_is_lost_when_it_is_killed(process: BrokerProcess) -> None:
+    """And what was not confirmed is not there."""
+    open_channel(process)
+    fill_disk(process, 300_000)
+    publishing = Publishing(process, 100)
+    until(lambda: disk_alarm(process))
+    process.kill()
+    publishing.join(15)
+    process.start()
+    assert depth(process) == publishing.confirmed
+
+
+def test_consumers_go_on(process: BrokerProcess) -> None:
+    """What they acknowledge while the disk is full stays acknowledged once there is room."""
+    open_channel(process)
+    fill_disk(process, 300_000)
+    publishing = Publishing(process, 100)
+    until(lambda: disk_alarm(process))
+    consuming = open_channel(process)
+    for _ in range(publishing.confirmed):
+        method, _, _ = consuming.basic_get("q")
+        consuming.basic_ack(method.delivery_tag)
+    free_disk(process)
+    publishing.join(15)
+    process.kill()
+    process.start()
+    assert 50 < depth(process) < 100
+
+
+def test_a_declaration_that_cannot_be_stored_leaves_nothing(process: BrokerProcess) -> None:
+    """The connection is closed with 506, and others do not find the queue, exchange or binding."""
+    open_channel(process)
+    fill_disk(process, 0)
+    many = {f"argument-{number}": "x" * 1000 for number in range(100)}
+    for declare in (
+        lambda channel: channel.queue_declare("new", durable=True, arguments=many),
+        lambda channel: channel.exchange_declare("new", "fanout", durable=True, arguments=many),
+        lambda channel: channel.queue_bind("q", "amq.direct", "new", many),
+    ):
+        with pytest.raises(ConnectionClosed, match="RESOURCE_ERROR - cannot write to the data directory"):
+            declare(pika.BlockingConnection(pika.URLParameters(process.url)).channel())
+    api = Api(process.management_url)
+    assert api("GET", "queues/%2F/new")[0] == 404
+    assert api("GET", "exchanges/%2F/new")[0] == 404
+    assert len(api("GET", "queues/%2F/q/bindings")[1]) == 1
+    assert api("PUT", "queues/%2F/new", {"arguments": many})[0] == 503
