@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqtool.cli.options import MessageOptions, header
-from mqtool.cli.pipe.source import Addressing, _delimited, messages
+from mqtool.cli.options import DelayOptions, MessageOptions, header
+from mqtool.cli.pipe.source import Addressing, _delimited, read
 from mqtool.errors import UsageError
 from mqtool.message import Message
 
@@ -72,7 +72,7 @@ def test_headers(text: str, key_and_value: tuple[str, object]) -> None:
 
 
 def only(words: list[str], options: MessageOptions, addressing: Addressing | None = None) -> Message:
-    [message] = messages(words, options, default=b"", addressing=addressing)
+    [message] = read(words, options, DelayOptions(), addressing or Addressing(), default=b"")
     assert message is not None
     return message
 
@@ -129,4 +129,4 @@ def test_a_key_is_cut_to_what_amqp_allows() -> None:
 def test_an_input_and_words_exclude_each_other() -> None:
     """Nobody could say which of them was meant."""
     with pytest.raises(UsageError):
-        messages(["x"], MessageOptions(lines=True), default=b"")
+        read(["x"], MessageOptions(lines=True), DelayOptions(), Addressing(), default=b"")

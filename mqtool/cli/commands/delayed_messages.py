@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mqtool.cli.display.output import WAITING_FOR_MESSAGES
+from mqtool.amqp import Channel
 from mqtool.cli.options import (
     Broker,
     DelayOptions,
@@ -14,11 +14,12 @@ from mqtool.cli.options import (
     MessageOptions,
     QueueOptions,
     Receiving,
+    Words,
     live_names,
     takes_groups,
 )
-from mqtool.cli.pipe import publishing, source
-from mqtool.cli.pipe.delaying import held
+from mqtool.cli.pipe.publishing import publish, text
+from mqtool.cli.pipe.receiving import print_deliveries
 from mqtool.cli.pipe.source import Addressing
 from mqtool.delays.plugin import has_plugin
 from mqtool.message import Delivery, Message
@@ -44,28 +45,26 @@ def send_delayed(
     options: MessageOptions,
     delays: DelayOptions,
     broker: Broker,
-    words: Annotated[list[str] | None, typer.Argument(help="Message words (default: stdin, or 'Hello World!')")] = None,
+    words: Words = None,
     routing_key: RoutingKey = None,
 ) -> None:
     """Send messages that arrive later, in 5 s by default."""
     target = exchange.of(broker.names.delay_exchange)
     if not delays.are_given and not options.as_json:
         delays = delays._replace(delay=DEFAULT_DELAY)
-    messages = source.messages(
+    publish(
         words,
         options,
-        default=b"Hello World!",
+        delays,
+        broker,
+        lambda channel, messages: delayed_messages.send(
+            channel, _as_known(channel, target), broker.names.delay_queue.name, messages
+        ),
+        _sent,
+        to=target,
         addressing=Addressing(target.name, routing_key),
-        delays=delays,
         adapt=None if delays.are_given else _delayed_as_it_says,
     )
-    with broker.access().channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
-        plugin = has_plugin(channel, target)
-        if not plugin:
-            target = _without_plugin(target)
-        published = held(messages, delays, options, channel, exchange=target, plugin=plugin)
-        receipts = delayed_messages.send(channel, target, broker.names.delay_queue.name, published)
-        publishing.report(receipts, _sent, options, channel, messages)
 
 
 @app.command(epilog="mqtool receive-delayed\nmqtool receive-delayed -F '%b, %l ms late'")
@@ -87,19 +86,23 @@ def receive_delayed(
     routing_key: RoutingKey = None,
 ) -> None:
     """Receive delayed messages; show how late each came."""
-    write = receiving.writer(_received)
     target = queue.of(broker.names.delay_queue)
     delaying = ExchangeOptions(exchange).of(broker.names.delay_exchange)
-    with broker.access().channel() as channel:
-        if not has_plugin(channel, delaying):
-            delaying = _without_plugin(delaying)
-        key = broker.names.delay_queue.name if routing_key is None else routing_key
-        deliveries = delayed_messages.receive(channel, delaying, key, target, receiving.settings())
-        receiving.print_all(channel, deliveries, write, WAITING_FOR_MESSAGES)
+    key = broker.names.delay_queue.name if routing_key is None else routing_key
+    print_deliveries(
+        receiving,
+        broker,
+        lambda channel: delayed_messages.receive(
+            channel, _as_known(channel, delaying), key, target, receiving.settings()
+        ),
+        _received,
+    )
 
 
-def _without_plugin(exchange: Exchange) -> Exchange:
-    """What there is instead where the broker does not know the type: messages have waited in queues when they come."""
+def _as_known(channel: Channel, exchange: Exchange) -> Exchange:
+    """The exchange; without the plugin, one that routes the same way: messages then wait in queues before they come."""
+    if has_plugin(channel, exchange):
+        return exchange
     arguments = {name: value for name, value in exchange.arguments.items() if name != TYPE_INSIDE}
     return replace(exchange, type=str(exchange.arguments.get(TYPE_INSIDE, "direct")), arguments=arguments)
 
@@ -119,7 +122,7 @@ def _delayed_as_it_says(message: Message) -> Message:
 
 def _sent(message: Message) -> str:
     due = "" if message.due is None else f", due at {datetime.fromtimestamp(message.due):%H:%M:%S}"
-    return f" [x] Sent '{publishing.text(message)}'{due}"
+    return f" [x] Sent '{text(message)}'{due}"
 
 
 def _received(delivery: Delivery) -> str:

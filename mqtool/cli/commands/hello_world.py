@@ -1,15 +1,26 @@
 """mqtool send, mqtool receive."""
 
+from collections.abc import Iterable, Iterator
 from typing import Annotated
 
 import typer
 
-from mqtool.cli.display.output import WAITING_FOR_MESSAGES
-from mqtool.cli.options import Broker, DelayOptions, MessageOptions, QueueOptions, Receiving, live_names, takes_groups
-from mqtool.cli.pipe import publishing, source
-from mqtool.cli.pipe.delaying import held
+from mqtool.amqp import Channel
+from mqtool.cli.options import (
+    Broker,
+    DelayOptions,
+    MessageOptions,
+    QueueOptions,
+    Receiving,
+    Words,
+    live_names,
+    takes_groups,
+)
+from mqtool.cli.pipe.publishing import publish, text
+from mqtool.cli.pipe.receiving import print_deliveries
 from mqtool.cli.pipe.source import Addressing
-from mqtool.topology import Exchange
+from mqtool.message import Message, Receipt
+from mqtool.topology import Exchange, Queue
 from mqtool.tutorials import hello_world
 
 app = typer.Typer()
@@ -22,7 +33,7 @@ def send(
     options: MessageOptions,
     delays: DelayOptions,
     broker: Broker,
-    words: Annotated[list[str] | None, typer.Argument(help="Message words (default: stdin, or 'Hello World!')")] = None,
+    words: Words = None,
     exchange: Annotated[
         str | None,
         typer.Option(
@@ -39,28 +50,34 @@ def send(
     ] = None,
 ) -> None:
     """Send messages to a queue (tutorial 1)."""
-    to_queue = exchange is None and routing_key is None
-    addressing = Addressing("" if queue.queue is not None else exchange, queue.queue or routing_key)
-    messages = source.messages(words, options, default=b"Hello World!", addressing=addressing, delays=delays)
-    with broker.access().channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
-        if to_queue:
-            target = queue.of(broker.names.hello)
-            published = held(messages, delays, options, channel, queue=target)
-            receipts = hello_world.send(channel, target, published)
-        else:
-            named = Exchange(exchange or "", durable=True)
-            published = held(messages, delays, options, channel, exchange=named, routing_key=routing_key)
-            receipts = channel.publish(published, exchange=named, routing_key=routing_key or "")
-        publishing.report(
-            receipts, lambda message: f" [x] Sent '{publishing.text(message)}'", options, channel, messages
-        )
+    target: Queue | Exchange = queue.of(broker.names.hello)
+    if exchange is not None or routing_key is not None:
+        target = Exchange(exchange or "", durable=True)
+
+    def publisher(channel: Channel, messages: Iterable[Message | None]) -> Iterator[Receipt]:
+        if isinstance(target, Queue):
+            return hello_world.send(channel, target, messages)
+        return channel.publish(messages, exchange=target, routing_key=routing_key or "")
+
+    publish(
+        words,
+        options,
+        delays,
+        broker,
+        publisher,
+        lambda message: f" [x] Sent '{text(message)}'",
+        to=target,
+        addressing=Addressing("" if queue.queue is not None else exchange, queue.queue or routing_key),
+    )
 
 
 @app.command(epilog="mqtool receive\nmqtool receive --raw >> app.log\nmqtool receive --json | mqtool send --json -q b")
 @takes_groups
 def receive(queue: QueueOptions, receiving: Receiving, broker: Broker) -> None:
     """Receive messages from a queue (tutorial 1)."""
-    write = receiving.writer(lambda _: " [x] Received ")
-    with broker.access().channel() as channel:
-        deliveries = hello_world.receive(channel, queue.of(broker.names.hello), receiving.settings())
-        receiving.print_all(channel, deliveries, write, WAITING_FOR_MESSAGES)
+    print_deliveries(
+        receiving,
+        broker,
+        lambda channel: hello_world.receive(channel, queue.of(broker.names.hello), receiving.settings()),
+        lambda _: " [x] Received ",
+    )

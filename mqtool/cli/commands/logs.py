@@ -1,10 +1,13 @@
 """mqtool emit-log, mqtool receive-log: publish/subscribe, routing, topics, headers."""
 
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
+from mqtool.amqp import Channel
+from mqtool.amqp import Receiving as Settings
 from mqtool.cli.display.output import WAITING_FOR_LOGS
 from mqtool.cli.options import (
     Broker,
@@ -13,14 +16,16 @@ from mqtool.cli.options import (
     LogQueueOptions,
     MessageOptions,
     Receiving,
+    Words,
     header,
     takes_groups,
 )
-from mqtool.cli.pipe import publishing, source
-from mqtool.cli.pipe.delaying import held
+from mqtool.cli.pipe.publishing import publish, text
+from mqtool.cli.pipe.receiving import print_deliveries
 from mqtool.cli.pipe.source import Addressing
 from mqtool.errors import UsageError
 from mqtool.message import Delivery, Message
+from mqtool.topology import Queue
 from mqtool.tutorials import headers as headers_tutorial
 from mqtool.tutorials import publish_subscribe, routing, topics
 
@@ -30,8 +35,6 @@ receive_log = typer.Typer(no_args_is_help=True, help="Receive logs from an excha
 app.add_typer(emit_log, name="emit-log")
 app.add_typer(receive_log, name="receive-log")
 
-Words = Annotated[list[str] | None, typer.Argument(help="Message words (default: stdin, or 'Hello World!')")]
-
 
 class Match(StrEnum):
     """How many of a binding's headers a message must have."""
@@ -40,9 +43,15 @@ class Match(StrEnum):
     ANY = "any"
 
 
-def _sent_with_key(message: Message, default: str) -> str:
-    key = default if message.routing_key is None else message.routing_key
-    return f" [x] Sent {key}:{publishing.text(message)}"
+def _sent(message: Message) -> str:
+    return f" [x] Sent {text(message)}"
+
+
+def _sent_with_key(default: str) -> Callable[[Message], str]:
+    def line(message: Message) -> str:
+        return f" [x] Sent {default if message.routing_key is None else message.routing_key}:{text(message)}"
+
+    return line
 
 
 def _body_only(_: Delivery) -> str:
@@ -53,6 +62,24 @@ def _key_and_body(delivery: Delivery) -> str:
     return f" [x] {delivery.routing_key}:"
 
 
+def _receive(
+    queue: LogQueueOptions,
+    receiving: Receiving,
+    broker: Broker,
+    lesson: Callable[[Channel, Queue, Settings], Iterator[Delivery]],
+    line: Callable[[Delivery], str],
+) -> None:
+    """Print what a lesson's consumer receives; with no queue named, its own private queue."""
+    print_deliveries(
+        receiving,
+        broker,
+        lambda channel: lesson(channel, queue.declared(), receiving.settings()),
+        line,
+        waiting=WAITING_FOR_LOGS,
+        queue_is_ours=queue.queue is None,
+    )
+
+
 @emit_log.command("fanout", epilog="mqtool emit-log fanout 'info: ready'\ntail -f app.log | mqtool emit-log fanout -l")
 @takes_groups
 def emit_fanout(
@@ -60,13 +87,17 @@ def emit_fanout(
 ) -> None:
     """Publish to every receiver (tutorial 3)."""
     target = exchange.of(broker.names.fanout)
-    messages = source.messages(
-        words, options, default=b"info: Hello World!", addressing=Addressing(target.name), delays=delays
+    publish(
+        words,
+        options,
+        delays,
+        broker,
+        lambda channel, messages: publish_subscribe.emit(channel, target, messages),
+        _sent,
+        to=target,
+        addressing=Addressing(target.name),
+        default=b"info: Hello World!",
     )
-    with broker.access().channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
-        published = held(messages, delays, options, channel, exchange=target)
-        receipts = publish_subscribe.emit(channel, target, published)
-        publishing.report(receipts, lambda message: f" [x] Sent {publishing.text(message)}", options, channel, messages)
 
 
 @emit_log.command("direct", epilog="mqtool emit-log direct error 'Run. Run. Or it will explode.'")
@@ -81,13 +112,16 @@ def emit_direct(
 ) -> None:
     """Publish with a severity (tutorial 4)."""
     target = exchange.of(broker.names.direct)
-    messages = source.messages(
-        words, options, default=b"Hello World!", addressing=Addressing(target.name, severity), delays=delays
+    publish(
+        words,
+        options,
+        delays,
+        broker,
+        lambda channel, messages: routing.emit(channel, target, "info", messages),
+        _sent_with_key("info"),
+        to=target,
+        addressing=Addressing(target.name, severity),
     )
-    with broker.access().channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
-        published = held(messages, delays, options, channel, exchange=target)
-        receipts = routing.emit(channel, target, "info", published)
-        publishing.report(receipts, lambda message: _sent_with_key(message, "info"), options, channel, messages)
 
 
 @emit_log.command(
@@ -109,19 +143,16 @@ def emit_topic(
 ) -> None:
     """Publish with a topic (tutorial 5)."""
     target = exchange.of(broker.names.topic)
-    messages = source.messages(
+    publish(
         words,
         options,
-        default=b"Hello World!",
+        delays,
+        broker,
+        lambda channel, messages: topics.emit(channel, target, "anonymous.info", messages),
+        _sent_with_key("anonymous.info"),
+        to=target,
         addressing=Addressing(target.name, routing_key),
-        delays=delays,
     )
-    with broker.access().channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
-        published = held(messages, delays, options, channel, exchange=target)
-        receipts = topics.emit(channel, target, "anonymous.info", published)
-        publishing.report(
-            receipts, lambda message: _sent_with_key(message, "anonymous.info"), options, channel, messages
-        )
 
 
 @emit_log.command("headers", epilog="mqtool emit-log headers -H format=pdf -H type=report 'A report'")
@@ -131,25 +162,30 @@ def emit_headers(
 ) -> None:
     """Publish with headers to route by."""
     target = exchange.of(broker.names.headers)
-    messages = source.messages(
-        words, options, default=b"Hello World!", addressing=Addressing(target.name), delays=delays
+    publish(
+        words,
+        options,
+        delays,
+        broker,
+        lambda channel, messages: headers_tutorial.emit(channel, target, messages),
+        _sent,
+        to=target,
+        addressing=Addressing(target.name),
     )
-    with broker.access().channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
-        published = held(messages, delays, options, channel, exchange=target)
-        receipts = headers_tutorial.emit(channel, target, published)
-        publishing.report(receipts, lambda message: f" [x] Sent {publishing.text(message)}", options, channel, messages)
 
 
 @receive_log.command("fanout", epilog="mqtool receive-log fanout\nmqtool receive-log fanout --raw > all.log")
 @takes_groups
 def receive_fanout(exchange: ExchangeOptions, queue: LogQueueOptions, receiving: Receiving, broker: Broker) -> None:
     """Receive everything published from now on (tutorial 3)."""
-    write = receiving.writer(_body_only, queue_is_ours=queue.queue is None)
-    with broker.access().channel() as channel:
-        deliveries = publish_subscribe.receive(
-            channel, exchange.of(broker.names.fanout), queue.declared(), receiving.settings()
-        )
-        receiving.print_all(channel, deliveries, write, WAITING_FOR_LOGS)
+    source = exchange.of(broker.names.fanout)
+    _receive(
+        queue,
+        receiving,
+        broker,
+        lambda channel, into, settings: publish_subscribe.receive(channel, source, into, settings),
+        _body_only,
+    )
 
 
 @receive_log.command("direct", epilog="mqtool receive-log direct info warning error")
@@ -162,12 +198,14 @@ def receive_direct(
     severities: Annotated[list[str], typer.Argument(help="Severities to receive, such as info warning error")],
 ) -> None:
     """Receive some severities (tutorial 4)."""
-    write = receiving.writer(_key_and_body, queue_is_ours=queue.queue is None)
-    with broker.access().channel() as channel:
-        deliveries = routing.receive(
-            channel, exchange.of(broker.names.direct), severities, queue.declared(), receiving.settings()
-        )
-        receiving.print_all(channel, deliveries, write, WAITING_FOR_LOGS)
+    source = exchange.of(broker.names.direct)
+    _receive(
+        queue,
+        receiving,
+        broker,
+        lambda channel, into, settings: routing.receive(channel, source, severities, into, settings),
+        _key_and_body,
+    )
 
 
 @receive_log.command("topic", epilog="mqtool receive-log topic 'kern.*' '*.critical'\nmqtool receive-log topic '#'")
@@ -180,12 +218,14 @@ def receive_topic(
     patterns: Annotated[list[str], typer.Argument(help="Binding keys: * is one word, # any number of words")],
 ) -> None:
     """Receive topics that match a pattern (tutorial 5)."""
-    write = receiving.writer(_key_and_body, queue_is_ours=queue.queue is None)
-    with broker.access().channel() as channel:
-        deliveries = topics.receive(
-            channel, exchange.of(broker.names.topic), patterns, queue.declared(), receiving.settings()
-        )
-        receiving.print_all(channel, deliveries, write, WAITING_FOR_LOGS)
+    source = exchange.of(broker.names.topic)
+    _receive(
+        queue,
+        receiving,
+        broker,
+        lambda channel, into, settings: topics.receive(channel, source, patterns, into, settings),
+        _key_and_body,
+    )
 
 
 @receive_log.command("headers", epilog="mqtool receive-log headers --match any format=pdf type=log")
@@ -209,14 +249,11 @@ def receive_headers(
     headers = dict([*(wanted or []), *(also_wanted or [])])
     if not headers:
         raise UsageError("no header was given to receive by", "for instance: mqtool receive-log headers format=pdf")
-    write = receiving.writer(_body_only, queue_is_ours=queue.queue is None)
-    with broker.access().channel() as channel:
-        deliveries = headers_tutorial.receive(
-            channel,
-            exchange.of(broker.names.headers),
-            headers,
-            match.value,
-            queue.declared(),
-            receiving.settings(),
-        )
-        receiving.print_all(channel, deliveries, write, WAITING_FOR_LOGS)
+    source = exchange.of(broker.names.headers)
+    _receive(
+        queue,
+        receiving,
+        broker,
+        lambda channel, into, settings: headers_tutorial.receive(channel, source, headers, match.value, into, settings),
+        _body_only,
+    )

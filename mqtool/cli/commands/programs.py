@@ -12,6 +12,7 @@ from mqtool.cli.access import Access
 from mqtool.cli.display import output
 from mqtool.cli.display.output import WAITING_FOR_MESSAGES
 from mqtool.cli.options import Broker, Receiving, duration, time_limit
+from mqtool.cli.pipe.receiving import announced
 from mqtool.duration import compact_duration
 from mqtool.errors import AccessRefused, ExitCode, Unavailable, UsageError
 from mqtool.message import Delivery, Message
@@ -176,7 +177,7 @@ def work(command: str, shell: bool, concurrency: int, retries: RetryOptions, ded
         with stopping.calling(channel.stop):
             work_through = Hands(channel, worker.handle, concurrency).start_consuming(channel.declare(queue), settings)
             try:
-                with receiving.printing(channel, WAITING_FOR_MESSAGES):
+                with announced(receiving.ready_file, channel, WAITING_FOR_MESSAGES):
                     work_through()
             finally:
                 sums = _SUMS | ({"suppressed": "suppressed"} if handled else {})

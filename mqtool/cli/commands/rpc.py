@@ -17,6 +17,7 @@ from mqtool.cli.commands.programs import (
 )
 from mqtool.cli.display import output
 from mqtool.cli.options import Broker, QueueOptions, Receiving, live_names, takes_groups, time_limit
+from mqtool.cli.pipe.receiving import announced, writer
 from mqtool.errors import BadData, SomeFailed
 from mqtool.message import Delivery, Message
 from mqtool.topology import PRIVATE_QUEUE
@@ -48,7 +49,7 @@ def rpc_server(
     function: FunctionOption = Function.FIB,
 ) -> None:
     """Answer requests (tutorial 6)."""
-    write = receiving.writer(lambda _: " [.] ")
+    write = writer(receiving, lambda _: " [.] ")
     name, compute = programs.function(receiving) or (
         str(function),
         functions.of_integer(functions.FUNCTIONS[function]),
@@ -74,7 +75,7 @@ def rpc_server(
             rpc.ONE_AT_A_TIME
         )
         answers = rpc.serve(channel, target, answer_visibly, settings)
-        with receiving.printing(channel, " [x] Awaiting RPC requests"):
+        with announced(receiving.ready_file, channel, " [x] Awaiting RPC requests"):
             for _, reply in answers:
                 if reply.properties.get("type") == ERROR:
                     output.notice(f"answered with an error: {reply.body.decode()}")

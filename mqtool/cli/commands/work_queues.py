@@ -13,8 +13,8 @@ from mqtool.cli.commands.programs import Concurrency, DedupOptions, ExecOptions,
 from mqtool.cli.display import output
 from mqtool.cli.display.output import WAITING_FOR_MESSAGES
 from mqtool.cli.options import Broker, DelayOptions, MessageOptions, QueueOptions, Receiving, takes_groups
-from mqtool.cli.pipe import publishing, source
-from mqtool.cli.pipe.delaying import held
+from mqtool.cli.pipe.publishing import publish, text
+from mqtool.cli.pipe.receiving import announced, writer
 from mqtool.cli.pipe.source import Addressing
 from mqtool.errors import UsageError
 from mqtool.message import Delivery
@@ -37,14 +37,17 @@ def new_task(
     ] = None,
 ) -> None:
     """Send tasks to the workers' queue (tutorial 2)."""
-    tasks = source.messages(
-        words, options, default=b"Hello World!", addressing=Addressing(queue.queue and "", queue.queue), delays=delays
+    target = queue.of(broker.names.task_queue)
+    publish(
+        words,
+        options,
+        delays,
+        broker,
+        lambda channel, tasks: work_queues.new_tasks(channel, target, tasks),
+        lambda task: f" [x] Sent {text(task)}",
+        to=target,
+        addressing=Addressing(queue.queue and "", queue.queue),
     )
-    with broker.access().channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
-        target = queue.of(broker.names.task_queue)
-        published = held(tasks, delays, options, channel, queue=target)
-        receipts = work_queues.new_tasks(channel, target, published)
-        publishing.report(receipts, lambda task: f" [x] Sent {publishing.text(task)}", options, channel, tasks)
 
 
 @app.command(epilog="mqtool worker\nmqtool worker --prefetch 0\nmqtool worker --exec './resize {message_id}'")
@@ -73,7 +76,7 @@ def worker(
         return
     if programs.shell or concurrency > 1 or retries.policy != RetryPolicy() or dedup.deduplicate:
         raise UsageError("--shell, --concurrency, --deduplicate and the retries are for programs", "name one: --exec")
-    write = receiving.writer(lambda _: " [x] Received ")
+    write = writer(receiving, lambda _: " [x] Received ")
 
     def do(task: Delivery) -> None:
         write(task)
@@ -85,7 +88,7 @@ def worker(
     done = redelivered = 0
     with broker.access().channel() as channel:
         tasks = work_through(channel, queue.of(broker.names.task_queue), do, settings)
-        with receiving.printing(channel, WAITING_FOR_MESSAGES):
+        with announced(receiving.ready_file, channel, WAITING_FOR_MESSAGES):
             for task in tasks:
                 done += 1
                 redelivered += task.redelivered

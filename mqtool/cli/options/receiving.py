@@ -1,20 +1,14 @@
 """How to consume, when to stop, and how to print."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
 
-from mqtool.amqp import STREAMING, Channel
+from mqtool.amqp import STREAMING
 from mqtool.amqp import Receiving as ReceivingSettings
-from mqtool.cli.display import output
-from mqtool.cli.display.output import DeliveryWriter
 from mqtool.cli.options.values import DURATION
-from mqtool.errors import UsageError
-from mqtool.message import Delivery
 
 
 class Receiving(NamedTuple):
@@ -61,7 +55,7 @@ class Receiving(NamedTuple):
     )
 
     def settings(self, default: ReceivingSettings = STREAMING) -> ReceivingSettings:
-        """How the channel shall consume."""
+        """How the channel is to consume."""
         return replace(
             default,
             prefetch=default.prefetch if self.prefetch is None else self.prefetch,
@@ -70,41 +64,3 @@ class Receiving(NamedTuple):
             idle_timeout=self.idle_timeout,
             timeout=self.timeout,
         )
-
-    def writer(self, line: Callable[[Delivery], str], *, queue_is_ours: bool = False) -> DeliveryWriter:
-        """Prints deliveries as the options say, else as the command's own line with the body behind it.
-
-        Args:
-            queue_is_ours: what we do not print nobody will get, so there is no need to be careful with pipes.
-
-        Raises:
-            UsageError: the options contradict each other, or the ready file could not be created.
-        """
-        if self.ready_file is not None and not self.ready_file.parent.is_dir():
-            raise UsageError(f"cannot create the ready file {self.ready_file}: its directory does not exist")
-        hand_over = not self.auto_ack and not queue_is_ours
-        return DeliveryWriter(line, raw=self.raw, as_json=self.as_json, template=self.template, hand_over=hand_over)
-
-    def print_all(self, channel: Channel, deliveries: Iterator[Delivery], write: DeliveryWriter, waiting: str) -> None:
-        """Print deliveries to the end of them; asking for the next one acknowledges the one printed.
-
-        Raises:
-            ReaderGone: nobody reads what we print any more.
-        """
-        with self.printing(channel, waiting):
-            for delivery in deliveries:
-                write(delivery)
-
-    @contextmanager
-    def printing(self, channel: Channel, waiting: str) -> Iterator[None]:
-        """Say, now that we consume, that we wait: to the person, and to whoever watches the ready file. Stop when the
-        reader of our stdout goes away.
-
-        Raises:
-            ReaderGone: it did.
-        """
-        output.status(waiting)
-        output.create_ready_file(self.ready_file)
-        reader = output.Reader(on_gone=channel.stop)
-        yield
-        reader.check()

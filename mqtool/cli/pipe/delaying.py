@@ -1,62 +1,51 @@
-"""Having messages held back until they are due."""
+"""The stage of a publishing pipeline that makes messages wait until they are due."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from mqtool.amqp import Channel
 from mqtool.cli.display import output
 from mqtool.cli.options import DelayOptions, MessageOptions
 from mqtool.cli.options.delays import mandatory_with_delay
-from mqtool.cli.pipe.failed_messages import Input
+from mqtool.cli.pipe.source import Input
 from mqtool.errors import MqtoolError
 from mqtool.message import Message
-from mqtool.topology import DEFAULT_EXCHANGE, Exchange, Queue
+from mqtool.topology import Exchange, Queue
 
 if TYPE_CHECKING:
     from mqtool.delays.holding import Delaying
 
 
 def held(
-    messages: Iterator[Message | None],
-    delays: DelayOptions,
-    options: MessageOptions,
-    channel: Channel,
-    *,
-    exchange: Exchange = DEFAULT_EXCHANGE,
-    queue: Queue | None = None,
-    routing_key: str | None = None,
-    plugin: bool | None = None,
-) -> Iterator[Message | None]:
-    """What to publish, so that each message arrives when its delay is over; the others are published as they are.
+    source: Input, delays: DelayOptions, options: MessageOptions, channel: Channel, to: Exchange | Queue
+) -> Iterable[Message | None]:
+    """The messages to publish: those with a delay on their way to where they wait, the others as they are.
 
     Args:
-        exchange, queue, routing_key: where messages go that do not say so themselves, as delays.ways.Destination.
-        plugin: whether the broker has it, if that is known.
+        to: where messages go that do not name an exchange or a routing key themselves.
 
     Raises:
-        PluginMissing: the plugin is asked for, and the broker has none.
+        PluginMissing: the user asked for the plugin, and the broker lacks it.
     """
     if not delays.are_given and not options.as_json:
-        return messages
+        return source
+    if options.mandatory:
+        return map(_not_delayed, source)
     from mqtool.delays.holding import Delaying
     from mqtool.delays.ways import Destination
 
-    destination = Destination(queue or exchange, routing_key)
-    delaying = Delaying(channel, delays.via, destination, output.notice, plugin=plugin)
+    delaying = Delaying(channel, delays.via, Destination(to), output.notice)
     if delays.are_given:
-        delaying.choose()  # now, rather than when the first line comes
-    elif options.mandatory:
-        return map(_not_delayed, messages)
-    return _giving_back(messages, delaying)
+        delaying.choose()  # now, rather than when the first line arrives
+    return _hold(source, delaying)
 
 
-def _giving_back(messages: Iterator[Message | None], delaying: "Delaying") -> Iterator[Message | None]:
-    """A message that cannot be held back was not published: it is one of those left, for --failed-to."""
+def _hold(source: Input, delaying: "Delaying") -> Iterator[Message | None]:
     try:
-        yield from delaying.hold(messages)
+        yield from delaying.hold(source)
     except MqtoolError:
-        if isinstance(messages, Input) and delaying.at_fault is not None:
-            messages.give_back(delaying.at_fault)
+        if delaying.at_fault is not None:  # it was not published, so --failed-to has to keep it
+            source.give_back(delaying.at_fault)
         raise
 
 

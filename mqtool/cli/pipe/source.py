@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from mqtool.cli import stopping
 from mqtool.cli.display import output
 from mqtool.cli.options import DelayOptions, MessageOptions
-from mqtool.cli.pipe.failed_messages import Input
 from mqtool.errors import BadData, UsageError
 from mqtool.message import Message, new_message_id
 
@@ -25,58 +24,92 @@ _PLACE = re.compile(r"\{(\w+)\}")
 
 
 class Addressing(NamedTuple):
-    """Where messages go that do not say so themselves.
+    """What the user named, which overrides what a message says; None if nothing was named.
 
     Attributes:
-        exchange, routing_key: what the user named, which wins over what a message says; None if nothing was named.
-            The routing key may have {group} places.
+        routing_key: may have {group} places.
     """
 
     exchange: str | None = None
     routing_key: str | None = None
 
 
-def messages(
+class Input:
+    """Messages to publish, and what is left of them when publishing ends early.
+
+    Args:
+        read: None among the messages says that there is none right now.
+        keeps_rest: stop when a signal asks for it, so that the rest is still to be had.
+    """
+
+    def __init__(self, read: Iterator[Message | None], *, keeps_rest: bool = False) -> None:
+        self._read = read
+        self._keeps_rest = keeps_rest
+        self._given_back: list[Message] = []
+
+    def __iter__(self) -> Iterator[Message | None]:
+        return self._until_stopped() if self._keeps_rest else self._read
+
+    def _until_stopped(self) -> Iterator[Message | None]:
+        while stopping.requested() is None:
+            try:
+                message = next(self._read)
+            except StopIteration:
+                return
+            yield message
+
+    def give_back(self, message: Message) -> None:
+        """Return a message that could not be published."""
+        self._given_back.append(message)
+
+    def rest(self) -> Iterator[Message]:
+        """What was not published: the rest of a file, or what is in a pipe now, since its writer may go on for ever."""
+        yield from self._given_back
+        for message in self._read:
+            if message is None:
+                return
+            yield message
+
+
+def read(
     words: Sequence[str] | None,
     options: MessageOptions,
+    delays: DelayOptions,
+    addressing: Addressing,
     *,
     default: bytes,
-    addressing: Addressing | None = None,
-    delays: DelayOptions | None = None,
     adapt: Callable[[Message], Message] | None = None,
-) -> Iterator[Message | None]:
-    """What to publish; None whenever there is nothing to publish right now.
+) -> Input:
+    """The messages that the command line asks to publish.
 
     Args:
         words: one message, if there are any.
-        default: the body, where there are neither words nor input.
-        delays: when they shall arrive.
-        adapt: is done to each that is read, before anything else.
+        default: the body if there are neither words nor input.
+        adapt: is applied to each message of the input.
 
     Raises:
         UsageError: the options contradict each other, or the file cannot be read.
-        BadData: the input is not what it should be; says in which line.
+        BadData: the input is not valid; says in which line.
     """
     if sum([options.lines, options.null, options.as_json, options.delimiter is not None]) > 1:
         raise UsageError("--lines, --null, --delimiter and --json exclude each other", "give only one of them")
-    if words and list(words) != ["-"] and (options.is_stream or options.file):
+    said = None if not words or list(words) == ["-"] else " ".join(words)
+    if said is not None and (options.is_stream or options.file):
         raise UsageError(
-            f"the message {' '.join(words)!r} is on the command line, and input was asked for as well",
+            f"the message {said!r} is on the command line, and input was asked for as well",
             "give either message words, or an input with -l, -0, -D, --json or -f",
         )
-    delays = delays or DelayOptions()
     delays.check(mandatory=options.mandatory)
-    making = _Making(options, addressing or Addressing(), delays)
+    making = _Making(options, addressing, delays)
     delimiter = _delimiter(options)
-    if words and list(words) != ["-"]:
-        return iter([making.message(os.fsencode(" ".join(words)))])
+    if said is not None:
+        return Input(iter([making.message(os.fsencode(said))]))
     if not options.is_stream and not options.file and not words and not _has_input(_STDIN):
-        return iter([making.message(default)])
-    descriptor = _opened(options.file)
-    read = _from_input(descriptor, options, delimiter, making)
+        return Input(iter([making.message(default)]))
+    messages = _from_input(_opened(options.file), options, delimiter, making)
     if adapt is not None:
-        read = (message and adapt(message) for message in read)
-    return read if options.failed_to is None else Input(read)
+        messages = (message and adapt(message) for message in messages)
+    return Input(messages, keeps_rest=options.failed_to is not None)
 
 
 def _from_input(
@@ -91,7 +124,7 @@ def _from_input(
                 yield None if body is None else making.message(body)
         else:
             body = b"".join(chunk for chunk in chunks if chunk is not None)
-            if stopping.requested() is None:  # half a message is none
+            if stopping.requested() is None:  # else it may be half a message
                 yield making.message(body)
     finally:
         if descriptor != _STDIN:
@@ -205,7 +238,7 @@ def _is_file(descriptor: int) -> bool:
 
 
 def _whole(descriptor: int) -> Iterator[bytes | None]:
-    """A file to its end, even when asked to stop: Input sees to that."""
+    """A file to its end, even when asked to stop, which Input heeds."""
     while chunk := os.read(descriptor, _CHUNK):
         yield chunk
 

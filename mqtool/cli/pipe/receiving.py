@@ -1,0 +1,70 @@
+"""The pipeline of every command that receives: consume, print, and stop when told to or when nobody reads."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mqtool.amqp import Channel
+from mqtool.cli.display import output
+from mqtool.cli.display.output import WAITING_FOR_MESSAGES, DeliveryWriter
+from mqtool.cli.options import Broker, Receiving
+from mqtool.errors import UsageError
+from mqtool.message import Delivery
+
+
+def print_deliveries(
+    receiving: Receiving,
+    broker: Broker,
+    consumer: Callable[[Channel], Iterator[Delivery]],
+    line: Callable[[Delivery], str],
+    *,
+    waiting: str = WAITING_FOR_MESSAGES,
+    queue_is_ours: bool = False,
+) -> None:
+    """Print deliveries until they end; asking for the next one acknowledges the one printed.
+
+    Args:
+        consumer: the lesson's, with its own arguments given.
+        line, queue_is_ours: as of writer().
+
+    Raises:
+        ReaderGone: nobody reads what we print any more.
+    """
+    write = writer(receiving, line, queue_is_ours=queue_is_ours)
+    with broker.access().channel() as channel:
+        deliveries = consumer(channel)
+        with announced(receiving.ready_file, channel, waiting):
+            for delivery in deliveries:
+                write(delivery)
+
+
+def writer(receiving: Receiving, line: Callable[[Delivery], str], *, queue_is_ours: bool = False) -> DeliveryWriter:
+    """Prints deliveries as the options say, else as the command's own line followed by the body.
+
+    Args:
+        queue_is_ours: nobody else gets what we do not print, so there is no need to be careful with pipes.
+
+    Raises:
+        UsageError: the options contradict each other, or the ready file could not be created.
+    """
+    ready = receiving.ready_file
+    if ready is not None and not ready.parent.is_dir():
+        raise UsageError(f"cannot create the ready file {ready}: its directory does not exist")
+    hand_over = not receiving.auto_ack and not queue_is_ours
+    return DeliveryWriter(
+        line, raw=receiving.raw, as_json=receiving.as_json, template=receiving.template, hand_over=hand_over
+    )
+
+
+@contextmanager
+def announced(ready_file: Path | None, channel: Channel, waiting: str) -> Iterator[None]:
+    """Say that we consume now, to the person and to whoever watches the ready file; stop when our reader goes away.
+
+    Raises:
+        ReaderGone: it went away.
+    """
+    output.status(waiting)
+    output.create_ready_file(ready_file)
+    reader = output.Reader(on_gone=channel.stop)
+    yield
+    reader.check()
