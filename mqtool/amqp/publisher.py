@@ -9,7 +9,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
 
 from pika import frame, spec
 from pika.channel import Channel as PikaChannel
@@ -28,10 +27,8 @@ WINDOW_BYTES = 16 * 1024 * 1024
 _LEADERLESS, _PAUSE = 20.0, 0.25
 
 
-class _Published(NamedTuple):
-    message: Message
-    route: Route
-    sequence: int
+#: With the sequence number of the message. A plain tuple, since one is made for each message.
+_Published = tuple[Message, Route, int]
 
 
 class Publisher:
@@ -84,7 +81,7 @@ class Publisher:
             encoded = self._encoder.encode(message, route)
             if not self._outstanding:
                 self._last_answer = time.monotonic()
-            self._outstanding.append(_Published(message, route, sequence))
+            self._outstanding.append((message, route, sequence))
             self._bytes += len(message.body)
             self._outbox.append(encoded)
             wake = not self._draining
@@ -122,13 +119,14 @@ class Publisher:
         while self._collected < self._answered:
             self._collected += 1
             published = self._outstanding.popleft()
+            message, _, sequence = published
             if self._again and self._collected in self._again:
                 self._again.discard(self._collected)
                 self._later.append(published)
                 continue
-            self._bytes -= len(published.message.body)
+            self._bytes -= len(message.body)
             refused = self._refused.pop(self._collected, None) if self._refused else None
-            receipts.append(refused or Receipt(published.message, Confirmation.CONFIRMED, "", published.sequence))
+            receipts.append(refused or Receipt(message, Confirmation.CONFIRMED, "", sequence))
         return receipts
 
     def wait(self, until_below: int, confirm_timeout: float, at_most: float | None = None) -> None:
