@@ -78,7 +78,7 @@ class ThroughPlugin:
         self._count += 1
         if self._count == _TOO_MANY:
             self._notice(
-                f"{_TOO_MANY:,} delayed messages: the plugin keeps them all in one table and is not made for so many; "
+                f"{_TOO_MANY:,} delayed messages: the plugin keeps them all in one table, not made for that many; "
                 "--via ttl is"
             )
         target = self._destination.of(message)

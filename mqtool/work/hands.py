@@ -79,7 +79,7 @@ class Hands:
         try:
             self._handle(delivery)
             self._keep_pace(time.monotonic() - started)
-        except BaseException as error:  # likewise, once the others have ended
+        except BaseException as error:  # raised by work() once the others have ended
             self._error = self._error or error
             self._channel.stop()
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from mqtool.amqp import Channel
 from mqtool.delays.wait_queues import AtLeastOnce, wait_queue
 from mqtool.duration import compact_duration
+from mqtool.errors import NotConfirmed
 from mqtool.message import Delivery
 from mqtool.topology import Queue
 from mqtool.work import history
@@ -87,6 +88,7 @@ class Retrying:
         self._notice = notice
         self._lock = threading.Lock()
         self._waiting = AtLeastOnce(channel, notice)
+        self._failure: NotConfirmed | None = None
 
     def retry(self, delivery: Delivery, error: str) -> bool:
         """Move a failed message to wait for its next attempt; after the last one, to the dead letters.
@@ -120,6 +122,8 @@ class Retrying:
 
     def _move(self, each: Move, declare: Callable[[], Queue]) -> None:
         with self._lock:
+            if self._failure is not None:  # a late confirm would be taken for that of the next message
+                raise self._failure
             for tries_left in reversed(range(_TRIES)):
                 declare()
                 try:
@@ -127,5 +131,8 @@ class Retrying:
                 except NotMoved:
                     if not tries_left:
                         raise
+                except NotConfirmed as error:
+                    self._failure = error
+                    raise
                 else:
                     return

@@ -1,0 +1,64 @@
+"""Retrying: what is published on its way to another queue, with a channel of plain callables."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
+
+import pytest
+
+from mqtool.amqp import Channel
+from mqtool.errors import NotConfirmed
+from mqtool.message import Confirmation, Delivery, Message, Receipt
+from mqtool.topology import Queue
+from mqtool.work.retry import Retrying, RetryPolicy
+
+JOB = Delivery(b"job", "", "jobs", "jobs", redelivered=False, properties={"message_id": "a"}, delivery_tag=1)
+
+
+class FakeChannel:
+    """Declares nothing, and answers each message as told; an error is raised."""
+
+    def __init__(self, *answers: Confirmation | Exception) -> None:
+        self.answers = list(answers)
+        self.declared: list[str] = []
+
+    def declare(self, queue: Queue, *, remember: bool = True) -> Queue:  # noqa: ARG002
+        self.declared.append(queue.name)
+        return queue
+
+    def publish(self, messages: Iterable[Message], **_: Any) -> Iterator[Receipt]:
+        for sequence, message in enumerate(messages, start=1):
+            answer = self.answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            yield Receipt(message, answer, "NO_ROUTE", sequence)
+
+
+def retrying(channel: FakeChannel, retries: int = 1) -> Retrying:
+    return Retrying(cast(Channel, channel), RetryPolicy(retries), lambda _: None)
+
+
+def test_it_says_whether_there_is_another_attempt() -> None:
+    """To the wait queue, or after the last attempt to the dead letters."""
+    channel = FakeChannel(Confirmation.CONFIRMED, Confirmation.CONFIRMED)
+    assert retrying(channel, retries=1).retry(JOB, "failed")
+    assert not retrying(channel, retries=0).retry(JOB, "failed")
+    assert channel.declared == ["jobs.wait.1s", "jobs.dlq"]
+
+
+def test_a_wait_queue_that_has_just_expired_is_declared_again() -> None:
+    """The broker returns the message; a few times, then it is an error."""
+    channel = FakeChannel(Confirmation.RETURNED, Confirmation.CONFIRMED)
+    assert retrying(channel).retry(JOB, "failed")
+    assert channel.declared == ["jobs.wait.1s"] * 2
+    with pytest.raises(NotConfirmed, match=r"message a was not taken by 'jobs\.wait\.1s': NO_ROUTE"):
+        retrying(FakeChannel(*[Confirmation.RETURNED] * 3)).retry(JOB, "failed")
+
+
+def test_after_a_missing_confirm_nothing_more_is_published() -> None:
+    """The confirm may still come, and would be taken for that of the next message."""
+    channel = FakeChannel(NotConfirmed("no answer"), Confirmation.CONFIRMED)
+    ours = retrying(channel)
+    for _ in range(2):
+        with pytest.raises(NotConfirmed, match="no answer"):
+            ours.retry(JOB, "failed")
+    assert channel.answers == [Confirmation.CONFIRMED]
