@@ -30,7 +30,7 @@ class BrokerProcess:
         self.process = subprocess.Popen([*command, "--log-file", str(self.log_file), *self.options])
         deadline = time.monotonic() + 10
         while not self.ready_file.exists():
-            assert self.process.poll() is None, self.log_file.read_text()
+            assert self.process.poll() is None, self.log
             assert time.monotonic() < deadline, "the broker did not start"
             self._a_moment()
         return self

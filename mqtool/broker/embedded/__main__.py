@@ -34,6 +34,8 @@ def main() -> int:
     logging.basicConfig(filename=options.log_file, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
 
     def ready(server: Server) -> None:
+        if server.damage is not None and options.log_file is not None:
+            print(f"embedded broker: {server.damage}", file=sys.stderr)
         if options.ready_file is None:
             return
         lines = [f"amqp://guest:guest@{options.host}:{server.port}/%2F"]
@@ -57,6 +59,8 @@ def main() -> int:
     try:
         serve(settings, ready)
     except OSError as error:
+        if options.log_file is not None:
+            logging.error("cannot start: %s", error)
         print(f"embedded broker: {error}", file=sys.stderr)
         return 1
     finally:

@@ -47,7 +47,12 @@ class Settings:
 
 
 class Server:
-    """A broker and its sockets, on the running event loop."""
+    """A broker and its sockets, on the running event loop.
+
+    Attributes:
+        port, management_port: the real ones, once it listens.
+        damage: what could not be read from the data directory, in words; None if nothing.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -56,6 +61,7 @@ class Server:
         self._checking: asyncio.TimerHandle | None = None
         self.port = settings.port
         self.management_port = settings.management_port
+        self.damage: str | None = None
         self.broker: Broker
 
     async def start(self) -> None:
@@ -101,6 +107,9 @@ class Server:
         from mqtool.broker.embedded.store.storage import Storage
 
         storage = Storage(settings.data_dir)
+        self.damage = storage.damage
+        if self.damage is not None:
+            log.error("%s", self.damage)
         broker = self._broker(storage)
         storage.when_failed = broker.disk_failed
         storage.when_recovered = lambda: broker.clear_alarm("disk")

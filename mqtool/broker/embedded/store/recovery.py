@@ -1,5 +1,6 @@
 """Rebuild a broker from what is stored."""
 
+import logging
 from typing import Any
 
 from mqtool.broker.embedded.model.backlog import Entry
@@ -12,13 +13,25 @@ from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.store.storage import Storage, StoredEntry
 from mqtool.routing.field_table import Table
 
+log = logging.getLogger("mqtool.broker.embedded")
+
 
 def recover(broker: Broker, storage: Storage) -> bool:
     """Put everything that is stored into the broker.
 
     Returns:
         Whether there was anything: a new directory has not even a virtual host.
+
+    Raises:
+        OSError: a definition is damaged.
     """
+    try:
+        return _recover(broker, storage)
+    except (ValueError, KeyError, TypeError) as error:
+        raise OSError(f"the data directory is damaged: a definition in it cannot be read ({error!r})") from error
+
+
+def _recover(broker: Broker, storage: Storage) -> bool:
     vhosts = dict(storage.definitions("vhost"))
     for name, value in vhosts.items():
         broker.vhosts[name] = VirtualHost(name, broker.clock, storage)
@@ -89,7 +102,11 @@ def _restore(storage: Storage, holders: dict[int, Queue | tuple[VirtualHost, Exc
     orphans = []
     for stored in storage.entries():
         owner = holders.get(stored.holder)
-        entry = _entry(stored)
+        try:
+            entry = _entry(stored)
+        except (ValueError, TypeError) as error:
+            log.error("message %d is damaged, and left in the data directory: %s", stored.row, error)
+            continue
         if owner is None:
             orphans.append(stored.row)
         elif isinstance(owner, Queue):

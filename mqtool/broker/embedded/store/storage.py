@@ -17,25 +17,16 @@ from typing import NamedTuple
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.errors import storage_failed
 from mqtool.broker.embedded.model.ledger import Ledger
+from mqtool.broker.embedded.store.database import open_database
 from mqtool.routing.field_table import Table, decode_table, encode_table
 
 log = logging.getLogger("mqtool.broker.embedded")
-
-FILE = "broker.sqlite3"
 
 # How long an acknowledgement, or a message published without confirm, may wait to be written.
 _UNHURRIED_SECONDS = 0.02
 
 # How long to wait before a group that the disk did not take is tried again.
 _RETRY_SECONDS = 0.5
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS definition (kind TEXT, key TEXT, value BLOB, PRIMARY KEY (kind, key)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS entry (
-    row INTEGER PRIMARY KEY, holder INTEGER, due INTEGER, delivery_count INTEGER, redelivered INTEGER,
-    address BLOB, header BLOB, body BLOB
-);
-"""
 
 
 class StoredEntry(NamedTuple):
@@ -87,24 +78,19 @@ class Storage(Ledger):
         directory: where; made if it does not exist.
 
     Attributes:
+        damage: what could not be read, in words; None if nothing.
         when_failed: called with the error each time the disk does not take something.
         when_recovered: called when it has taken everything after that.
 
     Raises:
-        OSError: the directory cannot be used, or another process is using it.
+        OSError: the directory cannot be used, another process is using it, or nothing in it can be read.
     """
 
     def __init__(self, directory: Path) -> None:
         super().__init__()
-        directory.mkdir(parents=True, exist_ok=True)
-        try:
-            self._db = sqlite3.connect(directory / FILE, isolation_level=None, check_same_thread=False, timeout=0.5)
-            # The lock is held for good: two brokers on one directory would overwrite each other.
-            for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
-                self._db.execute(f"PRAGMA {pragma}")
-            self._db.executescript(_SCHEMA)
-        except sqlite3.Error as error:
-            raise OSError(f"cannot use {directory}: {error}") from error
+        database = open_database(directory)
+        self._db = database.db
+        self.damage = database.damage
         self.when_failed: Callable[[Exception], None] = lambda _: None
         self.when_recovered: Callable[[], None] = lambda: None
         self._loop = asyncio.get_running_loop()

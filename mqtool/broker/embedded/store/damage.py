@@ -1,0 +1,169 @@
+"""Damage to the files of a data directory, which SQLite would partly pass over in silence.
+
+SQLite ends reading its log at the first page with a wrong checksum, as if nothing had come after it; and it deletes a
+log whose database is empty. So the log is looked at before it is opened, and compared with what SQLite read.
+"""
+
+import logging
+import shutil
+import sqlite3
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+log = logging.getLogger("mqtool.broker.embedded")
+
+_HEADER = struct.Struct(">8I")
+_FRAME = struct.Struct(">4I8x")
+_MAGIC = {0x377F0682: "<", 0x377F0683: ">"}
+
+
+class LogCheck:
+    """Compares a log as it lies there with what SQLite reads of it. https://sqlite.org/fileformat.html#walformat
+
+    Args:
+        database: the database file; its log is beside it.
+
+    Raises:
+        OSError: the log belongs to a database that is gone.
+    """
+
+    def __init__(self, database: Path) -> None:
+        self._database = database
+        self._log = database.with_name(database.name + "-wal")
+        self._copy = database.with_name(database.name + "-wal.copy")
+        self._readable = True
+        self._commits: list[int] = []
+        if not self._log.exists() or self._log.stat().st_size <= _HEADER.size:
+            return
+        if not database.exists() or not database.stat().st_size:
+            raise OSError(
+                f"{database} is empty, but its log is not: the messages in {self._log} cannot be read without it. "
+                "Nothing was changed; restore the file, or move the directory away to start with an empty broker"
+            )
+        data = self._log.read_bytes()
+        self._copy.touch(mode=0o600)
+        self._copy.write_bytes(data)
+        self._readable = _has_valid_header(data)
+        self._commits = list(_commits(data))
+
+    def damage(self, db: sqlite3.Connection) -> str | None:
+        """Say what is wrong with the log after SQLite has opened it, and keep a damaged one; None if nothing is."""
+        read = db.execute("PRAGMA wal_checkpoint").fetchone()[1] if self._copy.exists() else 0
+        lost = sum(commit > read for commit in self._commits)
+        if self._readable and not lost:
+            self._copy.unlink(missing_ok=True)
+            return None
+        kept = _new_directory(self._database.parent)
+        self._copy.rename(kept / self._log.name)
+        shutil.copy(self._database, kept)
+        gone = f"the last {lost} groups of changes" if self._readable else "all recent changes"
+        return f"the log was damaged: {gone} in it could not be read. The files as they were are in {kept}"
+
+    def discard(self) -> None:
+        """Forget the copy: the database cannot be opened."""
+        self._copy.unlink(missing_ok=True)
+
+
+def _has_valid_header(data: bytes) -> bool:
+    order = _MAGIC.get(int.from_bytes(data[:4]))
+    if order is None:
+        return False
+    first = second = 0
+    for one, two in struct.iter_unpack(f"{order}2I", data[:24]):
+        first = (first + one + second) & 0xFFFFFFFF
+        second = (second + two + first) & 0xFFFFFFFF
+    return data[24:32] == struct.pack(">2I", first, second)
+
+
+def _commits(data: bytes) -> Iterator[int]:
+    """Yield the numbers, from 1, of the pages in a log that end a transaction."""
+    _, _, page_size, _, *salts, _, _ = _HEADER.unpack_from(data)
+    size = _FRAME.size + page_size
+    for number, start in enumerate(range(_HEADER.size, len(data) - size + 1, size), 1):
+        _, pages, *frame_salts = _FRAME.unpack_from(data, start)
+        # Pages with other salts are left from before the log was last started over.
+        if pages and frame_salts == salts:
+            yield number
+
+
+def _new_directory(parent: Path) -> Path:
+    path = parent / f"damaged-{time.strftime('%Y%m%d-%H%M%S')}"
+    path.mkdir(mode=0o700)
+    return path
+
+
+def is_sound(db: sqlite3.Connection) -> bool:
+    """Whether SQLite finds nothing wrong with a database."""
+    try:
+        return bool(db.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok")
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):
+            raise
+        return False
+
+
+def salvage(database: Path, schema: str) -> str:
+    """Move a damaged database away, and put what can be read of it into a new one; returns what is gone.
+
+    Raises:
+        OSError: nothing can be read; then nothing is changed.
+    """
+    new = database.with_name(database.name + ".salvaged")
+    new.unlink(missing_ok=True)
+    new.touch(mode=0o600)
+    with TemporaryDirectory(dir=database.parent) as directory:
+        # A copy, since SQLite may change what it opens.
+        scratch = Path(directory)
+        for path in database.parent.glob(f"{database.name}*"):
+            shutil.copy(path, scratch)
+        with closing(sqlite3.connect(scratch / database.name)) as old, closing(sqlite3.connect(new)) as into:
+            # With this SQLite reads a file that is shorter than it should be.
+            old.execute("PRAGMA writable_schema=ON")
+            into.executescript(schema)
+            definitions, all_definitions = _copy(old, into, "definition", "kind, key", 3)
+            messages, all_messages = _copy(old, into, "entry", "row", 8)
+            into.commit()
+    if not definitions:
+        new.unlink()
+        raise OSError(
+            f"{database} is damaged, and nothing in it can be read. Nothing was changed; restore the file, or move the "
+            "directory away to start with an empty broker"
+        )
+    kept = _new_directory(database.parent)
+    for path in [*database.parent.glob(f"{database.name}*")]:
+        if path != new:
+            path.rename(kept / path.name)
+    new.rename(database)
+    gone = "some of its messages" if all_definitions else "some of its queues, exchanges, bindings or users"
+    if all_definitions and all_messages:
+        gone = "parts that the broker does not need"
+    return (
+        f"the database was damaged: {gone} could not be read; {messages} messages could. The files as they were are in "
+        f"{kept}"
+    )
+
+
+def _copy(old: sqlite3.Connection, into: sqlite3.Connection, table: str, order: str, columns: int) -> tuple[int, bool]:
+    """Copy the rows before a damaged place and those behind it.
+
+    Returns:
+        The number of rows copied, and whether there is no damaged place.
+    """
+    insert = f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * columns)})"  # noqa: S608 - our own names
+    descending = ", ".join(f"{column} DESC" for column in order.split(", "))
+    for ordered in (order, descending):
+        try:
+            for row in old.execute(f"SELECT * FROM {table} ORDER BY {ordered}"):  # noqa: S608 - our own names
+                # A row beside a damaged place may be empty in part.
+                if isinstance(row[-1], bytes):
+                    into.execute(insert, row)
+        except sqlite3.DatabaseError as error:
+            log.warning("table %s, by %s: %s", table, ordered, error)
+        else:
+            break
+    whole = ordered == order
+    return into.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0], whole  # noqa: S608 - our own names

@@ -1,0 +1,65 @@
+"""Opening the SQLite file of a data directory: privately, alone, and only after a look for damage."""
+
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+
+from mqtool.broker.embedded.store.damage import LogCheck, is_sound, salvage
+
+FILE = "broker.sqlite3"
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS definition (kind TEXT, key TEXT, value BLOB, PRIMARY KEY (kind, key)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS entry (
+    row INTEGER PRIMARY KEY, holder INTEGER, due INTEGER, delivery_count INTEGER, redelivered INTEGER,
+    address BLOB, header BLOB, body BLOB
+);
+"""
+
+
+@dataclass
+class Database:
+    """An open database; `damage` says what could not be read, None if nothing."""
+
+    db: sqlite3.Connection
+    damage: str | None
+
+
+def open_database(directory: Path) -> Database:
+    """Open the database in a directory; both are made if they do not exist, for this user only.
+
+    Raises:
+        OSError: the directory cannot be used, another process is using it, or nothing in it can be read.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = directory / FILE
+    check = LogCheck(path)
+    path.touch(mode=0o600)
+    if path.stat().st_mode & 0o077:
+        path.chmod(0o600)
+    try:
+        db = _connect(path)
+        damage = check.damage(db)
+        if is_sound(db):
+            return Database(db, damage)
+        db.close()
+    except sqlite3.OperationalError as error:
+        check.discard()
+        raise OSError(f"cannot use {directory}: {error}") from error
+    except sqlite3.DatabaseError:
+        check.discard()
+    damage = salvage(path, SCHEMA)
+    return Database(_connect(path), damage)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.5)
+    try:
+        # The lock is held for good: two brokers on one directory would overwrite each other.
+        for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
+            db.execute(f"PRAGMA {pragma}")
+        db.executescript(SCHEMA)
+    except sqlite3.Error:
+        db.close()
+        raise
+    return db

@@ -1,0 +1,135 @@
+"""A damaged data directory: the broker says what is gone, what is left is there, and the damaged files are kept."""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pika
+import pytest
+from pika import BasicProperties
+
+from tests.protocol.broker_process import BrokerProcess
+
+PERSISTENT = BasicProperties(delivery_mode=2)
+MESSAGES = 300
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[BrokerProcess]:
+    """A broker that has 300 messages."""
+    with BrokerProcess(tmp_path) as broker:
+        channel = pika.BlockingConnection(pika.URLParameters(broker.url)).channel()
+        channel.queue_declare("q", durable=True)
+        channel.confirm_delivery()
+        for number in range(MESSAGES):
+            channel.basic_publish("", "q", b"%d " % number * 200, PERSISTENT)
+        yield broker
+
+
+def files(process: BrokerProcess) -> tuple[Path, Path]:
+    database = process.directory / "data" / "broker.sqlite3"
+    return database, database.with_name(database.name + "-wal")
+
+
+def flip(path: Path, offset: int) -> None:
+    """Flip a bit."""
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+def depth(process: BrokerProcess) -> int:
+    channel = pika.BlockingConnection(pika.URLParameters(process.url)).channel()
+    return int(channel.queue_declare("q", passive=True).method.message_count)
+
+
+def kept(process: BrokerProcess) -> Path:
+    (path,) = (process.directory / "data").glob("damaged-*")
+    return path
+
+
+def test_without_damage_nothing_is_said(process: BrokerProcess) -> None:
+    """Neither after a kill nor after a clean stop."""
+    for end in (process.kill, process.stop):
+        end()
+        process.start()
+        assert depth(process) == MESSAGES
+    assert "damaged" not in process.log
+    assert not list((process.directory / "data").glob("*damaged*"))
+    assert not list((process.directory / "data").glob("*copy"))
+
+
+@pytest.mark.parametrize("where", [0.5, 0.0], ids=["in the middle", "in its header"])
+def test_a_flipped_bit_in_the_log(process: BrokerProcess, where: float) -> None:
+    """SQLite reads the log up to there, and says nothing."""
+    process.kill()
+    _, log = files(process)
+    size = log.stat().st_size
+    flip(log, int(size * where) + 8)
+    before = log.read_bytes()
+    process.start()
+    assert "the log was damaged" in process.log
+    assert (kept(process) / log.name).read_bytes() == before
+    if where:
+        assert 0 < depth(process) < MESSAGES
+
+
+def test_an_empty_file_beside_its_log(process: BrokerProcess) -> None:
+    """SQLite would delete the log. The broker does not start, and changes nothing."""
+    process.kill()
+    database, log = files(process)
+    before = log.read_bytes()
+    database.write_bytes(b"")
+    with pytest.raises(AssertionError, match="is empty, but its log is not"):
+        process.start()
+    assert log.read_bytes() == before
+
+
+def test_a_truncated_file(process: BrokerProcess) -> None:
+    """What is before the end is read."""
+    process.stop()
+    database, _ = files(process)
+    data = database.read_bytes()
+    database.write_bytes(data[: len(data) // 2])
+    process.start()
+    assert "the database was damaged" in process.log
+    assert 0 < depth(process) < MESSAGES
+    assert (kept(process) / database.name).stat().st_size == len(data) // 2
+    process.kill()
+    process.start()
+    assert process.log.count("was damaged") == 1
+
+
+def test_a_damaged_page(process: BrokerProcess) -> None:
+    """What is before and behind it is read."""
+    process.stop()
+    database, _ = files(process)
+    data = database.read_bytes()
+    middle = len(data) // 2 // 4096 * 4096
+    database.write_bytes(data[:middle] + b"\xff" * 4096 + data[middle + 4096 :])
+    process.start()
+    assert "the database was damaged" in process.log
+    assert MESSAGES // 2 < depth(process) < MESSAGES
+
+
+def test_a_file_that_is_no_database(process: BrokerProcess) -> None:
+    """The broker does not start, and changes nothing."""
+    process.stop()
+    database, _ = files(process)
+    database.write_bytes(b"x" * 8192)
+    with pytest.raises(AssertionError, match="nothing in it can be read"):
+        process.start()
+    assert database.read_bytes() == b"x" * 8192
+
+
+def test_a_data_directory_is_private(tmp_path: Path) -> None:
+    """Whatever the umask."""
+    mask = os.umask(0)
+    try:
+        with BrokerProcess(tmp_path) as process:
+            data = process.directory / "data"
+            assert stat.S_IMODE(data.stat().st_mode) == 0o700
+            assert {stat.S_IMODE(path.stat().st_mode) for path in data.iterdir()} == {0o600}
+    finally:
+        os.umask(mask)
