@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKERS ?= 4
+PYTEST ?= $(BIN)/pytest
 
 DEMOS := hello-world work-queues publish-subscribe routing topics headers rpc publisher-confirms delayed-messages real-log
 
@@ -36,12 +37,13 @@ demo-cluster: .venv/installed  ## three RabbitMQ nodes, one of which is killed w
 	@$(BIN)/python -m demo.cluster
 
 test: .venv/installed-dev  ## run the test suite (on every broker that is there)
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal -q --durations=12
+	$(PYTEST) -n $(WORKERS) --dist worksteal -q --durations=12
 
 lint: .venv/installed-dev  ## check style, types and the arrows between packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 
 docs: .venv/installed-dev  ## write docs/commands.md and the man page from the commands
 	$(BIN)/python -m docs.generate

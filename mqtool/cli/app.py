@@ -19,7 +19,7 @@ _SEE, _MANAGE, _SHELL = "See", "Manage", "Shell"
 
 #: Each command's module and its panel in the help. A module is imported only when its command is called: start-up time
 #: is what a person feels first.
-_COMMANDS = {
+COMMANDS = {
     "send": ("hello_world", _TUTORIALS),
     "receive": ("hello_world", _TUTORIALS),
     "new-task": ("work_queues", _TUTORIALS),
@@ -60,17 +60,17 @@ class _Commands(TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.commands = dict.fromkeys(_COMMANDS)  # type: ignore[assignment]  # names only, for suggestions
+        self.commands = dict.fromkeys(COMMANDS)  # type: ignore[assignment]  # names only, for suggestions
         self._completing = False
         _add_help(self)
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(_COMMANDS)
+        return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in _COMMANDS:
+        if cmd_name not in COMMANDS:
             return None
-        module, panel = _COMMANDS[cmd_name]
+        module, panel = COMMANDS[cmd_name]
         if self._completing:
             return TyperCommand(cmd_name, callback=None, help=panel)
         group = typer.main.get_group(import_module(f"mqtool.cli.commands.{module}").app)

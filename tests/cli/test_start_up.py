@@ -1,7 +1,10 @@
 """Start-up is what a person feels first: what a command does not need, it does not load."""
 
+import sys
+
 import pytest
 
+from mqtool.cli.app import COMMANDS
 from tests.cli.shell import Shell
 
 HEAVY = {"docker", "requests", "urllib3", "rich", "sqlite3", "hashlib", "multiprocessing", "textual"}
@@ -20,3 +23,11 @@ def test_a_plain_command_loads_little(shell: Shell, command: list[str]) -> None:
     assert "mqtool.amqp.channel" in loaded
     assert loaded & HEAVY == set()
     assert not {name for name in loaded if name.startswith("mqtool.broker.embedded.")}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_loads_by_itself(lonely_shell: Shell, name: str) -> None:
+    """In a process of its own: what an earlier command has imported hides an import that is broken."""
+    result = lonely_shell.run(sys.executable, "-m", "mqtool", name, "--help")
+    assert (result.code, result.stderr) == (0, "")
+    assert result.stdout.startswith(f"usage: mqtool {name}")
