@@ -163,7 +163,7 @@ def run() -> NoReturn:
         _complete()
     code: int
     try:
-        code = app(standalone_mode=False) or ExitCode.OK
+        code = app(standalone_mode=False, prog_name="mqtool") or ExitCode.OK
     except output.ReaderGone as gone:
         code = gone.exit_code
     except MqtoolError as error:
