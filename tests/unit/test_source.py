@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqtool.cli.options import DelayOptions, MessageOptions, header
+from mqtool.cli.options import Broker, DelayOptions, MessageOptions, Publishing, header
 from mqtool.cli.pipe.source import Addressing, _delimited, read
 from mqtool.errors import UsageError
 from mqtool.message import Message
@@ -71,8 +71,12 @@ def test_headers(text: str, key_and_value: tuple[str, object]) -> None:
     assert header(text) == key_and_value
 
 
+def asked(words: list[str], options: MessageOptions) -> Publishing:
+    return Publishing(options, DelayOptions(), Broker(), words)
+
+
 def only(words: list[str], options: MessageOptions, addressing: Addressing | None = None) -> Message:
-    [message] = read(words, options, DelayOptions(), addressing or Addressing(), default=b"")
+    [message] = read(asked(words, options), addressing or Addressing(), default=b"")
     assert message is not None
     return message
 
@@ -129,4 +133,4 @@ def test_a_key_is_cut_to_what_amqp_allows() -> None:
 def test_an_input_and_words_exclude_each_other() -> None:
     """Nobody could say which of them was meant."""
     with pytest.raises(UsageError):
-        read(["x"], MessageOptions(lines=True), DelayOptions(), Addressing(), default=b"")
+        read(asked(["x"], MessageOptions(lines=True)), Addressing(), default=b"")

@@ -9,12 +9,10 @@ import typer
 from mqtool.amqp import Channel
 from mqtool.cli.options import (
     Broker,
-    DelayOptions,
     ExchangeOptions,
-    MessageOptions,
+    Publishing,
     QueueOptions,
     Receiving,
-    Words,
     live_names,
     takes_groups,
 )
@@ -42,23 +40,18 @@ RoutingKey = Annotated[
 @takes_groups
 def send_delayed(
     exchange: ExchangeOptions,
-    options: MessageOptions,
-    delays: DelayOptions,
-    broker: Broker,
-    words: Words = None,
+    publishing: Publishing,
     routing_key: RoutingKey = None,
 ) -> None:
     """Send messages that arrive later, in 5 s by default."""
-    target = exchange.of(broker.names.delay_exchange)
-    if not delays.are_given and not options.as_json:
+    names, delays = publishing.broker.names, publishing.delays
+    target = exchange.of(names.delay_exchange)
+    if not delays.are_given and not publishing.options.as_json:
         delays = delays._replace(delay=DEFAULT_DELAY)
     publish(
-        words,
-        options,
-        delays,
-        broker,
+        publishing._replace(delays=delays),
         lambda channel, messages: delayed_messages.send(
-            channel, _as_known(channel, target), broker.names.delay_queue.name, messages
+            channel, _as_known(channel, target), names.delay_queue.name, messages
         ),
         _sent,
         to=target,

@@ -6,16 +6,7 @@ from typing import Annotated
 import typer
 
 from mqtool.amqp import Channel
-from mqtool.cli.options import (
-    Broker,
-    DelayOptions,
-    MessageOptions,
-    QueueOptions,
-    Receiving,
-    Words,
-    live_names,
-    takes_groups,
-)
+from mqtool.cli.options import Broker, Publishing, QueueOptions, Receiving, live_names, takes_groups
 from mqtool.cli.pipe.publishing import publish, text
 from mqtool.cli.pipe.receiving import print_deliveries
 from mqtool.cli.pipe.source import Addressing
@@ -30,10 +21,7 @@ app = typer.Typer()
 @takes_groups
 def send(
     queue: QueueOptions,
-    options: MessageOptions,
-    delays: DelayOptions,
-    broker: Broker,
-    words: Words = None,
+    publishing: Publishing,
     exchange: Annotated[
         str | None,
         typer.Option(
@@ -50,7 +38,7 @@ def send(
     ] = None,
 ) -> None:
     """Send messages to a queue (tutorial 1)."""
-    target: Queue | Exchange = queue.of(broker.names.hello)
+    target: Queue | Exchange = queue.of(publishing.broker.names.hello)
     if exchange is not None or routing_key is not None:
         target = Exchange(exchange or "", durable=True)
 
@@ -60,10 +48,7 @@ def send(
         return channel.publish(messages, exchange=target, routing_key=routing_key or "")
 
     publish(
-        words,
-        options,
-        delays,
-        broker,
+        publishing,
         publisher,
         lambda message: f" [x] Sent '{text(message)}'",
         to=target,

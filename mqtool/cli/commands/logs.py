@@ -2,21 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from enum import StrEnum
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from mqtool.amqp import Channel
-from mqtool.amqp import Receiving as Settings
 from mqtool.cli.display.output import WAITING_FOR_LOGS
 from mqtool.cli.options import (
     Broker,
-    DelayOptions,
     ExchangeOptions,
     LogQueueOptions,
-    MessageOptions,
+    Publishing,
     Receiving,
-    Words,
     header,
     takes_groups,
 )
@@ -24,8 +21,8 @@ from mqtool.cli.pipe.publishing import publish, text
 from mqtool.cli.pipe.receiving import print_deliveries
 from mqtool.cli.pipe.source import Addressing
 from mqtool.errors import UsageError
-from mqtool.message import Delivery, Message
-from mqtool.topology import Queue
+from mqtool.message import Delivery, Message, Receipt
+from mqtool.topology import Exchange
 from mqtool.tutorials import headers as headers_tutorial
 from mqtool.tutorials import publish_subscribe, routing, topics
 
@@ -62,66 +59,76 @@ def _key_and_body(delivery: Delivery) -> str:
     return f" [x] {delivery.routing_key}:"
 
 
+class ReceivingLogs(NamedTuple):
+    """What every command takes that receives log messages."""
+
+    exchange: ExchangeOptions
+    queue: LogQueueOptions
+    receiving: Receiving
+    broker: Broker
+
+
+def _emit(
+    publishing: Publishing,
+    exchange: Exchange,
+    lesson: Callable[..., Iterator[Receipt]],
+    line: Callable[[Message], str],
+    *,
+    key: str | None = None,
+    default: bytes = b"Hello World!",
+) -> None:
+    """Publish through a lesson's emit().
+
+    Args:
+        key: the routing key that the user named.
+    """
+    publish(
+        publishing,
+        lambda channel, messages: lesson(channel, exchange, messages=messages),
+        line,
+        to=exchange,
+        addressing=Addressing(exchange.name, key),
+        default=default,
+    )
+
+
 def _receive(
-    queue: LogQueueOptions,
-    receiving: Receiving,
-    broker: Broker,
-    lesson: Callable[[Channel, Queue, Settings], Iterator[Delivery]],
+    asked: ReceivingLogs,
+    exchange: Exchange,
+    lesson: Callable[..., Iterator[Delivery]],
     line: Callable[[Delivery], str],
 ) -> None:
-    """Print what a lesson's consumer receives; with no queue named, its own private queue."""
+    """Print what a lesson's receive() yields; with no queue named, from its private queue."""
+    queue, settings = asked.queue.declared(), asked.receiving.settings()
     print_deliveries(
-        receiving,
-        broker,
-        lambda channel: lesson(channel, queue.declared(), receiving.settings()),
+        asked.receiving,
+        asked.broker,
+        lambda channel: lesson(channel, asked.exchange.of(exchange), queue=queue, receiving=settings),
         line,
         waiting=WAITING_FOR_LOGS,
-        queue_is_ours=queue.queue is None,
+        queue_is_ours=asked.queue.queue is None,
     )
 
 
 @emit_log.command("fanout", epilog="mqtool emit-log fanout 'info: ready'\ntail -f app.log | mqtool emit-log fanout -l")
 @takes_groups
-def emit_fanout(
-    exchange: ExchangeOptions, options: MessageOptions, delays: DelayOptions, broker: Broker, words: Words = None
-) -> None:
+def emit_fanout(exchange: ExchangeOptions, publishing: Publishing) -> None:
     """Publish to every receiver (tutorial 3)."""
-    target = exchange.of(broker.names.fanout)
-    publish(
-        words,
-        options,
-        delays,
-        broker,
-        lambda channel, messages: publish_subscribe.emit(channel, target, messages),
-        _sent,
-        to=target,
-        addressing=Addressing(target.name),
-        default=b"info: Hello World!",
-    )
+    to = exchange.of(publishing.broker.names.fanout)
+    _emit(publishing, to, publish_subscribe.emit, _sent, default=b"info: Hello World!")
 
 
 @emit_log.command("direct", epilog="mqtool emit-log direct error 'Run. Run. Or it will explode.'")
 @takes_groups
 def emit_direct(
+    *,
     exchange: ExchangeOptions,
-    options: MessageOptions,
-    delays: DelayOptions,
-    broker: Broker,
     severity: Annotated[str | None, typer.Argument(help="Routing key", show_default="info")] = None,
-    words: Words = None,
+    publishing: Publishing,
 ) -> None:
     """Publish with a severity (tutorial 4)."""
-    target = exchange.of(broker.names.direct)
-    publish(
-        words,
-        options,
-        delays,
-        broker,
-        lambda channel, messages: routing.emit(channel, target, "info", messages),
-        _sent_with_key("info"),
-        to=target,
-        addressing=Addressing(target.name, severity),
-    )
+    to = exchange.of(publishing.broker.names.direct)
+    _emit(publishing, to, partial(routing.emit, severity="info"), _sent_with_key("info"), key=severity)
 
 
 @emit_log.command(
@@ -131,110 +138,57 @@ def emit_direct(
 )
 @takes_groups
 def emit_topic(
+    *,
     exchange: ExchangeOptions,
-    options: MessageOptions,
-    delays: DelayOptions,
-    broker: Broker,
     routing_key: Annotated[
         str | None,
         typer.Argument(help="Words and dots; may have {group} places", show_default="anonymous.info"),
     ] = None,
-    words: Words = None,
+    publishing: Publishing,
 ) -> None:
     """Publish with a topic (tutorial 5)."""
-    target = exchange.of(broker.names.topic)
-    publish(
-        words,
-        options,
-        delays,
-        broker,
-        lambda channel, messages: topics.emit(channel, target, "anonymous.info", messages),
-        _sent_with_key("anonymous.info"),
-        to=target,
-        addressing=Addressing(target.name, routing_key),
-    )
+    to, usual = exchange.of(publishing.broker.names.topic), "anonymous.info"
+    _emit(publishing, to, partial(topics.emit, routing_key=usual), _sent_with_key(usual), key=routing_key)
 
 
 @emit_log.command("headers", epilog="mqtool emit-log headers -H format=pdf -H type=report 'A report'")
 @takes_groups
-def emit_headers(
-    exchange: ExchangeOptions, options: MessageOptions, delays: DelayOptions, broker: Broker, words: Words = None
-) -> None:
+def emit_headers(exchange: ExchangeOptions, publishing: Publishing) -> None:
     """Publish with headers to route by."""
-    target = exchange.of(broker.names.headers)
-    publish(
-        words,
-        options,
-        delays,
-        broker,
-        lambda channel, messages: headers_tutorial.emit(channel, target, messages),
-        _sent,
-        to=target,
-        addressing=Addressing(target.name),
-    )
+    _emit(publishing, exchange.of(publishing.broker.names.headers), headers_tutorial.emit, _sent)
 
 
 @receive_log.command("fanout", epilog="mqtool receive-log fanout\nmqtool receive-log fanout --raw > all.log")
 @takes_groups
-def receive_fanout(exchange: ExchangeOptions, queue: LogQueueOptions, receiving: Receiving, broker: Broker) -> None:
+def receive_fanout(logs: ReceivingLogs) -> None:
     """Receive everything published from now on (tutorial 3)."""
-    source = exchange.of(broker.names.fanout)
-    _receive(
-        queue,
-        receiving,
-        broker,
-        lambda channel, into, settings: publish_subscribe.receive(channel, source, into, settings),
-        _body_only,
-    )
+    _receive(logs, logs.broker.names.fanout, publish_subscribe.receive, _body_only)
 
 
 @receive_log.command("direct", epilog="mqtool receive-log direct info warning error")
 @takes_groups
 def receive_direct(
-    exchange: ExchangeOptions,
-    queue: LogQueueOptions,
-    receiving: Receiving,
-    broker: Broker,
+    logs: ReceivingLogs,
     severities: Annotated[list[str], typer.Argument(help="Severities to receive, such as info warning error")],
 ) -> None:
     """Receive some severities (tutorial 4)."""
-    source = exchange.of(broker.names.direct)
-    _receive(
-        queue,
-        receiving,
-        broker,
-        lambda channel, into, settings: routing.receive(channel, source, severities, into, settings),
-        _key_and_body,
-    )
+    _receive(logs, logs.broker.names.direct, partial(routing.receive, severities=severities), _key_and_body)
 
 
 @receive_log.command("topic", epilog="mqtool receive-log topic 'kern.*' '*.critical'\nmqtool receive-log topic '#'")
 @takes_groups
 def receive_topic(
-    exchange: ExchangeOptions,
-    queue: LogQueueOptions,
-    receiving: Receiving,
-    broker: Broker,
+    logs: ReceivingLogs,
     patterns: Annotated[list[str], typer.Argument(help="Binding keys: * is one word, # any number of words")],
 ) -> None:
     """Receive topics that match a pattern (tutorial 5)."""
-    source = exchange.of(broker.names.topic)
-    _receive(
-        queue,
-        receiving,
-        broker,
-        lambda channel, into, settings: topics.receive(channel, source, patterns, into, settings),
-        _key_and_body,
-    )
+    _receive(logs, logs.broker.names.topic, partial(topics.receive, patterns=patterns), _key_and_body)
 
 
 @receive_log.command("headers", epilog="mqtool receive-log headers --match any format=pdf type=log")
 @takes_groups
 def receive_headers(
-    exchange: ExchangeOptions,
-    queue: LogQueueOptions,
-    receiving: Receiving,
-    broker: Broker,
+    logs: ReceivingLogs,
     wanted: Annotated[
         list[Any] | None,
         typer.Argument(metavar="KEY=VALUE...", parser=header, help="Headers to match; KEY:=JSON for a typed value"),
@@ -249,11 +203,5 @@ def receive_headers(
     headers = dict([*(wanted or []), *(also_wanted or [])])
     if not headers:
         raise UsageError("no header was given to receive by", "for instance: mqtool receive-log headers format=pdf")
-    source = exchange.of(broker.names.headers)
-    _receive(
-        queue,
-        receiving,
-        broker,
-        lambda channel, into, settings: headers_tutorial.receive(channel, source, headers, match.value, into, settings),
-        _body_only,
-    )
+    lesson = partial(headers_tutorial.receive, headers=headers, match=match.value)
+    _receive(logs, logs.broker.names.headers, lesson, _body_only)

@@ -12,7 +12,7 @@ from mqtool.amqp import Receiving as ReceivingSettings
 from mqtool.cli.commands.programs import Concurrency, DedupOptions, ExecOptions, RetryOptions, work
 from mqtool.cli.display import output
 from mqtool.cli.display.output import WAITING_FOR_MESSAGES
-from mqtool.cli.options import Broker, DelayOptions, MessageOptions, QueueOptions, Receiving, takes_groups
+from mqtool.cli.options import Broker, Publishing, QueueOptions, Receiving, takes_groups, takes_groups_but
 from mqtool.cli.pipe.publishing import publish, text
 from mqtool.cli.pipe.receiving import announced, writer
 from mqtool.cli.pipe.source import Addressing
@@ -24,25 +24,18 @@ from mqtool.work.retry import RetryPolicy
 
 app = typer.Typer()
 
+Tasks = Annotated[
+    list[str] | None, typer.Argument(help="Task; each dot is a second of work", show_default="Hello World!")
+]
+
 
 @app.command(epilog="mqtool new-task 'A task of three seconds...'\nseq 100 | mqtool new-task -l")
-@takes_groups
-def new_task(
-    queue: QueueOptions,
-    options: MessageOptions,
-    delays: DelayOptions,
-    broker: Broker,
-    words: Annotated[
-        list[str] | None, typer.Argument(help="Task; each dot is a second of work", show_default="Hello World!")
-    ] = None,
-) -> None:
+@takes_groups_but(words=Tasks)
+def new_task(queue: QueueOptions, publishing: Publishing) -> None:
     """Send tasks to the workers' queue (tutorial 2)."""
-    target = queue.of(broker.names.task_queue)
+    target = queue.of(publishing.broker.names.task_queue)
     publish(
-        words,
-        options,
-        delays,
-        broker,
+        publishing,
         lambda channel, tasks: work_queues.new_tasks(channel, target, tasks),
         lambda task: f" [x] Sent {text(task)}",
         to=target,

@@ -3,7 +3,8 @@
 from mqtool.cli.options.connection import Broker, ManagementUrl
 from mqtool.cli.options.delays import DelayOptions
 from mqtool.cli.options.groups import takes_groups, takes_groups_but
-from mqtool.cli.options.messages import MessageOptions, Words
+from mqtool.cli.options.messages import MessageOptions
+from mqtool.cli.options.publishing import Publishing
 from mqtool.cli.options.receiving import Receiving
 from mqtool.cli.options.topology import ExchangeOptions, LogQueueOptions, QueueOptions
 from mqtool.cli.options.values import CONFIRM_TIMEOUT, DURATION, ConfirmTimeout, argument, duration, header, time_limit
@@ -18,9 +19,9 @@ __all__ = [
     "LogQueueOptions",
     "ManagementUrl",
     "MessageOptions",
+    "Publishing",
     "QueueOptions",
     "Receiving",
-    "Words",
     "argument",
     "duration",
     "header",

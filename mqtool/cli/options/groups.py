@@ -2,43 +2,61 @@
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any, get_type_hints
+from collections.abc import Callable, Iterator
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import typer
 
 
 def takes_groups(function: Callable[..., None]) -> Callable[..., None]:
-    """Let a command take groups of options: a parameter whose type is a NamedTuple stands for all its fields."""
-    hints = get_type_hints(function, include_extras=True)
-    groups: dict[str, type] = {}
-    parameters = []
-    for parameter in inspect.signature(function).parameters.values():
-        group = hints[parameter.name]
-        if isinstance(group, type) and issubclass(group, tuple):
-            fields = get_type_hints(group, include_extras=True)
-            defaults = group._field_defaults  # type: ignore[attr-defined]
-            groups[parameter.name] = group
-            parameters += [_keyword(name, defaults.get(name, inspect.Parameter.empty), fields[name]) for name in fields]
-        else:
-            parameters.append(_keyword(parameter.name, parameter.default, group))
+    """Let a command take groups of options: a NamedTuple stands for its fields, which may be groups themselves."""
+    hints = _hints(function)
+    groups = {name: hint for name, hint in hints.items() if _is_group(hint)}
+    parameters = [
+        parameter
+        for name, given in inspect.signature(function).parameters.items()
+        for parameter in _parameters(name, hints[name], given.default)
+    ]
 
     @functools.wraps(function)
     def run(**values: Any) -> None:
-        for name, group in groups.items():
-            values[name] = group(**{field: values.pop(field) for field in group._fields})  # type: ignore[attr-defined]
-        function(**values)
+        made = {name: _made(group, values) for name, group in groups.items()}
+        function(**values, **made)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
 
 
+@functools.cache
+def _hints(thing: Any) -> dict[str, Any]:
+    return get_type_hints(thing, include_extras=True)
+
+
+def _is_group(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, tuple)
+
+
+def _parameters(name: str, hint: Any, default: Any) -> Iterator[inspect.Parameter]:
+    if not _is_group(hint):
+        yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+        return
+    for field, of_field in _hints(hint).items():
+        yield from _parameters(field, of_field, hint._field_defaults.get(field, inspect.Parameter.empty))
+
+
+def _made(group: Any, values: dict[str, Any]) -> Any:
+    """A group, of the values that are its fields; they are taken out of all values."""
+    hints = _hints(group)
+    return group(**{name: _made(hints[name], values) if _is_group(hints[name]) else values.pop(name) for name in hints})
+
+
 def takes_groups_but(**changed: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """takes_groups, for a command that takes some of a group's fields otherwise, such as a name as an argument.
 
     Args:
-        changed: the annotation of each such field; those that are arguments have to be given.
+        changed: the annotation of each such field; arguments are required unless None is among their types.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -57,9 +75,6 @@ def takes_groups_but(**changed: Any) -> Callable[[Callable[..., None]], Callable
 
 
 def _default(annotation: Any, otherwise: Any) -> Any:
-    is_argument = any(isinstance(each, typer.models.ArgumentInfo) for each in annotation.__metadata__)
-    return inspect.Parameter.empty if is_argument else otherwise
-
-
-def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    kind, *about = get_args(annotation)
+    is_argument = any(isinstance(each, typer.models.ArgumentInfo) for each in about)
+    return inspect.Parameter.empty if is_argument and NoneType not in get_args(kind) else otherwise

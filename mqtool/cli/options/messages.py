@@ -65,8 +65,6 @@ def _key_pattern(text: str) -> re.Pattern[str]:
 
 _PANEL = "Messages"
 
-Words = Annotated[list[str] | None, typer.Argument(help="Message words (default: stdin, or 'Hello World!')")]
-
 
 class MessageOptions(NamedTuple):
     """Where messages come from, what they carry, and what to make of the broker's answers."""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from mqtool.amqp import Channel
 from mqtool.cli.display import output
-from mqtool.cli.options import DelayOptions, MessageOptions
+from mqtool.cli.options import Publishing
 from mqtool.cli.options.delays import mandatory_with_delay
 from mqtool.cli.pipe.source import Input
 from mqtool.errors import MqtoolError
@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from mqtool.delays.holding import Delaying
 
 
-def held(
-    source: Input, delays: DelayOptions, options: MessageOptions, channel: Channel, to: Exchange | Queue
-) -> Iterable[Message | None]:
+def held(source: Input, asked: Publishing, channel: Channel, to: Exchange | Queue) -> Iterable[Message | None]:
     """The messages to publish: those with a delay on their way to where they wait, the others as they are.
 
     Args:
@@ -27,6 +25,7 @@ def held(
     Raises:
         PluginMissing: the user asked for the plugin, and the broker lacks it.
     """
+    delays, options = asked.delays, asked.options
     if not delays.are_given and not options.as_json:
         return source
     if options.mandatory:

@@ -2,13 +2,13 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from mqtool.amqp import Channel
 from mqtool.cli import stopping
 from mqtool.cli.display import output
-from mqtool.cli.options import Broker, DelayOptions, MessageOptions
+from mqtool.cli.options import MessageOptions, Publishing
 from mqtool.cli.pipe import source as sources
 from mqtool.cli.pipe.delaying import held
 from mqtool.cli.pipe.failed_messages import FailedMessages
@@ -32,10 +32,7 @@ Publisher = Callable[[Channel, Iterable[Message | None]], Iterator[Receipt]]
 
 
 def publish(
-    words: Sequence[str] | None,
-    options: MessageOptions,
-    delays: DelayOptions,
-    broker: Broker,
+    asked: Publishing,
     publisher: Publisher,
     line: Callable[[Message], str],
     *,
@@ -56,9 +53,10 @@ def publish(
         SomeFailed: it did not take some.
         SystemExit: a signal ended the input early; what was read by then is confirmed.
     """
-    source = sources.read(words, options, delays, addressing, default=default, adapt=adapt)
-    with broker.access().channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
-        messages = held(source, delays, options, channel, to)
+    options = asked.options
+    source = sources.read(asked, addressing, default=default, adapt=adapt)
+    with asked.broker.access().channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
+        messages = held(source, asked, channel, to)
         _report(publisher(channel, messages), _Tally(line, options, channel), source)
 
 

@@ -4,13 +4,13 @@ import os
 import re
 import select
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mqtool.cli import stopping
 from mqtool.cli.display import output
-from mqtool.cli.options import DelayOptions, MessageOptions
+from mqtool.cli.options import DelayOptions, MessageOptions, Publishing
 from mqtool.errors import BadData, UsageError
 from mqtool.message import Message, new_message_id
 
@@ -72,9 +72,7 @@ class Input:
 
 
 def read(
-    words: Sequence[str] | None,
-    options: MessageOptions,
-    delays: DelayOptions,
+    asked: Publishing,
     addressing: Addressing,
     *,
     default: bytes,
@@ -83,7 +81,6 @@ def read(
     """The messages that the command line asks to publish.
 
     Args:
-        words: one message, if there are any.
         default: the body if there are neither words nor input.
         adapt: is applied to each message of the input.
 
@@ -91,6 +88,7 @@ def read(
         UsageError: the options contradict each other, or the file cannot be read.
         BadData: the input is not valid; says in which line.
     """
+    words, options = asked.words, asked.options
     if sum([options.lines, options.null, options.as_json, options.delimiter is not None]) > 1:
         raise UsageError("--lines, --null, --delimiter and --json exclude each other", "give only one of them")
     said = None if not words or list(words) == ["-"] else " ".join(words)
@@ -99,8 +97,8 @@ def read(
             f"the message {said!r} is on the command line, and input was asked for as well",
             "give either message words, or an input with -l, -0, -D, --json or -f",
         )
-    delays.check(mandatory=options.mandatory)
-    making = _Making(options, addressing, delays)
+    asked.delays.check(mandatory=options.mandatory)
+    making = _Making(options, addressing, asked.delays)
     delimiter = _delimiter(options)
     if said is not None:
         return Input(iter([making.message(os.fsencode(said))]))
