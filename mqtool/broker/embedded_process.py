@@ -28,7 +28,7 @@ def start(wanted: Wanted) -> Started:
         raise UsageError(f"the embedded broker has no {option[2:]}", f"{option} goes with --kind docker")
     port = ports.choose_amqp_port(wanted.port)
     directory = state.directory(wanted.name)
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     data = wanted.data_dir or directory / "embedded"
     ready = directory / "ready"
     ready.unlink(missing_ok=True)

@@ -1,6 +1,8 @@
 """`broker up` and what belongs to it: one command to have a broker, one to be rid of it."""
 
 import os
+import re
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +65,18 @@ def test_up_in_the_foreground_ends_with_its_terminal(home: Shell) -> None:
     assert home.run("mqtool", "send").code == 0
     assert foreground.interrupt().wait().code == 0
     assert home.run("mqtool", "broker", "status").code == 69
+
+
+@pytest.mark.parametrize("kind", [Kind.EMBEDDED, Kind.NODE])
+def test_a_killed_foreground_leaves_no_broker(home: Shell, kind: Kind) -> None:
+    """Not even after kill -9."""
+    own_broker(kind)
+    foreground = home.start("mqtool", "broker", "up", "--kind", kind, "--foreground")
+    foreground.wait_for_stdout(" is up at ")
+    pid = int(re.findall(r"process +(\d+)", home.run("mqtool", "broker", "status").stdout)[0])
+    foreground.process.send_signal(signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the broker has ended")
+    wait_until(lambda: home.run("mqtool", "broker", "status").code == 69, "it is forgotten")
 
 
 def test_a_taken_port_is_said_at_once(home: Shell) -> None:

@@ -11,6 +11,7 @@ import typer
 from mqtool.amqp import Address, Connection, parse_addresses
 from mqtool.broker import choice, state
 from mqtool.broker.choice import Kind, Starter, starter_of
+from mqtool.broker.lifeline import stop_with_this_process
 from mqtool.broker.starting import wait_until_up, where_log_is
 from mqtool.broker.state import DEFAULT_NAME, Started, Wanted
 from mqtool.broker.waiting import connect_within
@@ -68,6 +69,8 @@ def up(
     output.status(f"starting {starter.describe} …")
     with stopping.calling(lambda: None):  # between its start and its being remembered no Ctrl-C may come
         started = starter.start(wanted)
+        if foreground:
+            stop_with_this_process(started)
     try:
         if stopping.requested() is not None:
             raise KeyboardInterrupt
