@@ -2,9 +2,14 @@
 
 import time
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
+from mqtool import ndjson
 from mqtool.errors import BadData
 from mqtool.message import Delivery, Message
+
+if TYPE_CHECKING:
+    from mqtool.work.deduplication import HandledMessages
 
 Function = Callable[[Delivery], Message]
 
@@ -59,5 +64,29 @@ def answering_errors(function: Function) -> Function:
             return function(request)
         except BadData as error:
             return Message(str(error).encode(), properties={"type": ERROR})
+
+    return answer
+
+
+def answering_once(
+    function: Function, handled: "HandledMessages", queue: str, notice: Callable[[str], None]
+) -> Function:
+    """Answer a request that arrives again with the same reply, without computing it again."""
+
+    def answer(request: Delivery) -> Message:
+        request_id = request.properties.get("message_id") or request.properties.get("correlation_id")
+        if not request_id:
+            return function(request)
+        before = handled.begin(queue, request_id)
+        if before is not None and before.reply is not None:
+            notice(f"request {request_id} was answered before: the same reply again")
+            return ndjson.to_message(before.reply, "the stored reply")
+        try:
+            reply = function(request)
+        except BaseException:
+            handled.failed(queue, request_id)
+            raise
+        handled.done(queue, request_id, ndjson.from_message(reply))
+        return reply
 
     return answer

@@ -7,23 +7,18 @@ import typer
 
 from mqtool.amqp import CONFIRM_TIMEOUT
 from mqtool.cli import stopping
-from mqtool.cli.commands.programs import (
-    EXIT_STATUS,
-    DedupOptions,
-    ExecOptions,
-    remembering,
-    show_remote,
-    stop_if_broken,
-)
 from mqtool.cli.display import output
 from mqtool.cli.options import Broker, QueueOptions, Receiving, live_names, takes_groups, time_limit
+from mqtool.cli.options.programs import DedupOptions, ExecOptions
+from mqtool.cli.pipe.programs import opened
 from mqtool.cli.pipe.receiving import announced, writer
-from mqtool.errors import BadData, SomeFailed
+from mqtool.errors import BadData, ExitCode, SomeFailed
 from mqtool.message import Delivery, Message
 from mqtool.topology import PRIVATE_QUEUE
 from mqtool.tutorials import rpc
-from mqtool.work import functions, replies
+from mqtool.work import functions, remote, replies
 from mqtool.work.functions import ERROR
+from mqtool.work.programs import Program
 
 app = typer.Typer()
 
@@ -50,13 +45,16 @@ def rpc_server(
 ) -> None:
     """Answer requests (tutorial 6)."""
     write = writer(receiving, lambda _: " [.] ")
-    name, compute = programs.function(receiving) or (
-        str(function),
-        functions.of_integer(functions.FUNCTIONS[function]),
-    )
+    if programs.command is None:
+        name, compute = str(function), functions.of_integer(functions.FUNCTIONS[function])
+    else:
+        name = programs.command.split()[0]
+        compute = remote.of_program(
+            Program(programs.command, shell=programs.shell, timeout=receiving.timeout, capture=True)
+        )
     target = queue.of(broker.names.rpc_queue)
-    if (handled := dedup.open()) is not None:
-        compute = remembering(handled, target.name, compute)
+    if (handled := opened(dedup)) is not None:
+        compute = functions.answering_once(compute, handled, target.name, output.notice)
 
     def show(request: Delivery) -> None:
         if receiving.raw or receiving.as_json or receiving.template is not None:
@@ -79,7 +77,7 @@ def rpc_server(
             for _, reply in answers:
                 if reply.properties.get("type") == ERROR:
                     output.notice(f"answered with an error: {reply.body.decode()}")
-                stop_if_broken(reply)
+                remote.stop_if_broken(reply)
 
 
 @app.command(epilog="mqtool rpc-client 30\nmqtool rpc-client 1 2 3 --function add100 --timeout 10s")
@@ -121,8 +119,8 @@ def rpc_client(
         answers = rpc.call(channel, target, bodies, timeout, reply_queue)
         for reply in replies.in_order(answers, channel, target, len(bodies)):
             answered += 1
-            if EXIT_STATUS in reply.headers:
-                status = status or show_remote(reply, raw)
+            if remote.EXIT_STATUS in reply.headers:
+                status = status or _show_remote(reply, raw=raw)
             elif reply.properties.get("type") == ERROR:
                 failed += 1
                 output.notice(f"the server answered with an error: {output.visible(reply.text)}")
@@ -136,3 +134,15 @@ def rpc_client(
         raise BadData("the server refused the request" if failed == 1 else f"the server refused all {failed} requests")
     if failed:
         raise SomeFailed(f"the server refused {failed} of {len(asked)} requests")
+
+
+def _show_remote(reply: Delivery, *, raw: bool) -> int:
+    """Print what the server's program printed; return its exit status."""
+    status = reply.headers[remote.EXIT_STATUS]
+    if raw:
+        output.write(reply.body)
+    else:
+        output.show(f" [.] Got {output.visible(reply.text.rstrip())}")
+    for line in str(reply.headers.get(remote.STDERR) or "").splitlines():
+        output.notice(f"the server's program said: {output.visible(line)}")
+    return status if isinstance(status, int) and 0 <= status <= 255 else ExitCode.FAILED

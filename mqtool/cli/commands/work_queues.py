@@ -9,10 +9,11 @@ import typer
 
 from mqtool.amqp import Channel
 from mqtool.amqp import Receiving as ReceivingSettings
-from mqtool.cli.commands.programs import Concurrency, DedupOptions, ExecOptions, RetryOptions, work
 from mqtool.cli.display import output
 from mqtool.cli.display.output import WAITING_FOR_MESSAGES
 from mqtool.cli.options import Broker, Publishing, QueueOptions, Receiving, takes_groups, takes_groups_but
+from mqtool.cli.options.programs import ProgramOptions
+from mqtool.cli.pipe.programs import work
 from mqtool.cli.pipe.publishing import publish, text
 from mqtool.cli.pipe.receiving import announced, writer
 from mqtool.cli.pipe.source import Addressing
@@ -20,7 +21,6 @@ from mqtool.errors import UsageError
 from mqtool.message import Delivery
 from mqtool.topology import Queue
 from mqtool.tutorials import work_queues
-from mqtool.work.retry import RetryPolicy
 
 app = typer.Typer()
 
@@ -49,10 +49,7 @@ def worker(
     queue: QueueOptions,
     receiving: Receiving,
     broker: Broker,
-    programs: ExecOptions,
-    retries: RetryOptions,
-    dedup: DedupOptions,
-    concurrency: Concurrency = 1,
+    programs: ProgramOptions,
     forget_ack: Annotated[
         bool,
         typer.Option(
@@ -63,11 +60,10 @@ def worker(
     ] = False,
 ) -> None:
     """Do tasks, or run a program for each (tutorial 2)."""
-    if programs.command is not None:
-        target = queue.of(broker.names.task_queue)
-        work(programs.command, programs.shell, concurrency, retries, dedup, target, receiving, broker)
+    if programs.exec.command is not None:
+        work(programs.exec.command, programs, queue.of(broker.names.task_queue), receiving, broker)
         return
-    if programs.shell or concurrency > 1 or retries.policy != RetryPolicy() or dedup.deduplicate:
+    if programs.need_a_program:
         raise UsageError("--shell, --concurrency, --deduplicate and the retries are for programs", "name one: --exec")
     write = writer(receiving, lambda _: " [x] Received ")
 

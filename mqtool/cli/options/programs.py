@@ -1,0 +1,113 @@
+"""Options of commands that run a program for each message."""
+
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import typer
+
+from mqtool.cli.options.values import duration, time_limit
+from mqtool.work.retry import RetryPolicy
+
+_PROGRAMS, _RETRIES, _DUPLICATES = "Programs", "Retries", "Duplicates"
+
+
+class ExecOptions(NamedTuple):
+    """Which program to run for each message, and how."""
+
+    command: Annotated[
+        str | None,
+        typer.Option(
+            "--exec",
+            metavar="COMMAND",
+            rich_help_panel=_PROGRAMS,
+            help="Run COMMAND for each message (mqtool help programs)",
+        ),
+    ] = None
+    shell: Annotated[bool, typer.Option("--shell", help="Run COMMAND with sh", rich_help_panel=_PROGRAMS)] = False
+
+
+class RetryOptions(NamedTuple):
+    """When to try again what has failed."""
+
+    retries: Annotated[
+        int, typer.Option(min=0, help="Retry up to N times, then dead-letter", rich_help_panel=_RETRIES)
+    ] = 5
+    backoff: Annotated[
+        float,
+        typer.Option(
+            parser=duration,
+            metavar="DURATION",
+            show_default="1s",
+            help="Wait before the first retry",
+            rich_help_panel=_RETRIES,
+        ),
+    ] = "1s"  # type: ignore[assignment]
+    backoff_factor: Annotated[
+        float, typer.Option(min=1.0, help="Multiply the wait by N for each further retry", rich_help_panel=_RETRIES)
+    ] = 2.0
+    backoff_max: Annotated[
+        float,
+        typer.Option(
+            parser=duration,
+            metavar="DURATION",
+            show_default="5m",
+            help="Longest wait",
+            rich_help_panel=_RETRIES,
+        ),
+    ] = "5m"  # type: ignore[assignment]
+
+    @property
+    def policy(self) -> RetryPolicy:
+        """How often, and when."""
+        return RetryPolicy(self.retries, self.backoff, self.backoff_factor, self.backoff_max)
+
+
+class DedupOptions(NamedTuple):
+    """Whether, and how, to do what comes twice only once."""
+
+    deduplicate: Annotated[
+        bool,
+        typer.Option(
+            "--deduplicate",
+            rich_help_panel=_DUPLICATES,
+            help="Skip messages whose message_id was handled before",
+        ),
+    ] = False
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            "--dedup-store",
+            metavar="FILE",
+            rich_help_panel=_DUPLICATES,
+            show_default="in the state directory",
+            help="Where handled ids are kept (SQLite)",
+        ),
+    ] = None
+    window: Annotated[
+        float,
+        typer.Option(
+            "--dedup-window",
+            parser=time_limit,
+            metavar="DURATION",
+            show_default="24h",
+            rich_help_panel=_DUPLICATES,
+            help="How long to remember an id",
+        ),
+    ] = "24h"  # type: ignore[assignment]
+
+
+class ProgramOptions(NamedTuple):
+    """Which program a worker runs, how often it retries, and how it tells duplicates."""
+
+    exec: ExecOptions
+    retries: RetryOptions
+    dedup: DedupOptions
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=1000, help="Run up to N at once", rich_help_panel=_PROGRAMS)
+    ] = 1
+
+    @property
+    def need_a_program(self) -> bool:
+        """Whether there are options that mean nothing without a program."""
+        retries = self.retries.policy != RetryPolicy()
+        return self.exec.shell or self.concurrency > 1 or retries or self.dedup.deduplicate
