@@ -55,14 +55,6 @@ class Message:
     due: float | None = None
 
 
-class Outcome(StrEnum):
-    """What to tell the broker about a delivery."""
-
-    ACK = "ack"
-    RETRY = "retry"
-    REJECT = "reject"
-
-
 class Confirmation(StrEnum):
     """The broker's answer for a published message."""
 
@@ -95,7 +87,7 @@ class Delivery:
         properties: AMQP properties by name (see PROPERTIES); those not set are None or missing.
         delivery_tag: the broker's number for it on this channel.
         epoch: counts the openings of the channel; delivery tags of an earlier one are no longer valid.
-        settled: it has been acknowledged or rejected.
+        settled: it has been acknowledged.
     """
 
     body: bytes

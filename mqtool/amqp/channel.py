@@ -20,7 +20,7 @@ from mqtool.amqp.frames import Route, addressed
 from mqtool.amqp.publisher import WINDOW, Publisher
 from mqtool.amqp.requests import CONNECTION_LOST, Requests
 from mqtool.errors import MqtoolError
-from mqtool.message import Delivery, Message, Outcome, Receipt
+from mqtool.message import Delivery, Message, Receipt
 from mqtool.topology import Binding, Exchange, Queue
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ class Channel:
     def consume(self, queue: Queue, receiving: Receiving = STREAMING) -> Generator[Delivery]:
         """Start to consume, at once; the generator returned yields the deliveries.
 
-        Each is acknowledged when the next is asked for, unless settle() has seen to it before.
+        Each is acknowledged when the next is asked for, unless acknowledge() did so before.
 
         Raises:
             Unavailable: there is no such queue.
@@ -254,18 +254,14 @@ class Channel:
         """
         return self._retrying(lambda: self._get(queue))  # type: ignore[no-any-return]
 
-    def settle(self, delivery: Delivery, outcome: Outcome) -> None:
-        """Tell the broker what became of a delivery: the one place where an outcome becomes an AMQP method."""
+    def acknowledge(self, delivery: Delivery) -> None:
+        """basic.ack of one delivery, at once or grouped with others. From any thread; safe to repeat."""
         if delivery.settled:
             return
         delivery.settled = True
         for consumer in list(self._consumers):
             consumer.on_settling(delivery)
-        if outcome is Outcome.ACK:
-            self._acks.add(delivery)
-        else:
-            requeue = outcome is Outcome.RETRY
-            self._send(delivery, lambda pika: pika.basic_reject(delivery.delivery_tag, requeue=requeue))
+        self._acks.add(delivery)
 
     def is_current(self, delivery: Delivery) -> bool:
         """Whether the broker still counts it as in our hands; if not, it delivers it again."""

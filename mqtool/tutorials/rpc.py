@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from mqtool.amqp import Channel, Receiving
 from mqtool.errors import Unavailable
-from mqtool.message import Confirmation, Delivery, Message, Outcome, new_message_id
+from mqtool.message import Confirmation, Delivery, Message, new_message_id
 from mqtool.topology import PRIVATE_QUEUE, Queue
 
 #: Computes the reply to a request.
@@ -41,7 +41,7 @@ def _answered(channel: Channel, requests: Iterable[Delivery], function: Function
         reply = Message(answer.body, request.properties.get("reply_to"), "", properties, new_message_id())
         if reply.routing_key:
             list(channel.publish([reply]))  # publish() ends when the reply is confirmed
-        channel.settle(request, Outcome.ACK)
+        channel.acknowledge(request)
         yield request, reply
 
 

@@ -14,7 +14,7 @@ https://www.rabbitmq.com/tutorials/tutorial-two-python
 from collections.abc import Callable, Iterable, Iterator
 
 from mqtool.amqp import Channel, Receiving
-from mqtool.message import Delivery, Message, Outcome, Receipt
+from mqtool.message import Delivery, Message, Receipt
 from mqtool.topology import Queue
 
 #: At most one delivery per worker that is not acknowledged yet.
@@ -39,7 +39,7 @@ def _done(channel: Channel, tasks: Iterable[Delivery], do: Callable[[Delivery], 
     for task in tasks:
         do(task)
         # Only now. If the worker dies before, the broker sends the task to another one, marked redelivered.
-        channel.settle(task, Outcome.ACK)
+        channel.acknowledge(task)
         yield task
 
 

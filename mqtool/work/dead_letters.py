@@ -18,7 +18,7 @@ from mqtool import management
 from mqtool.amqp import Channel
 from mqtool.errors import BadData, Unavailable
 from mqtool.management import Management
-from mqtool.message import Delivery, Outcome
+from mqtool.message import Delivery
 from mqtool.work import history
 from mqtool.work.history import Death
 from mqtool.work.moving import Move, move, name_of, redriven
@@ -108,7 +108,7 @@ def redrive(channel: Channel, source: str, chosen: Choice, to: str | None = None
                 yield redriven(letter.delivery, target)
 
     for delivery in move(channel, moves(), "; --to names another queue"):
-        channel.settle(delivery, Outcome.ACK)
+        channel.acknowledge(delivery)
         yield DeadLetter(delivery)
 
 
@@ -120,7 +120,7 @@ def drop(channel: Channel, source: str, chosen: Choice) -> Iterator[DeadLetter]:
     """
     for letter in letters(channel, source):
         if chosen(letter):
-            channel.settle(letter.delivery, Outcome.ACK)
+            channel.acknowledge(letter.delivery)
             yield letter
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from mqtool.amqp import Channel
 from mqtool.errors import MqtoolError
-from mqtool.message import Delivery, Outcome
+from mqtool.message import Delivery
 from mqtool.work.programs import Program
 from mqtool.work.retry import Retrying
 from mqtool.work.runner import CANNOT_RUN, EX_DATAERR, NOT_FOUND, Ending
@@ -69,7 +69,7 @@ class ProgramWorker:
         if self._handled.begin(delivery.queue, message_id, lambda: self._channel.stopping) is not None:
             self._notice(f"message {message_id} was done before: acknowledged, not done again")
             self._count("suppressed")
-            self._channel.settle(delivery, Outcome.ACK)
+            self._channel.acknowledge(delivery)
             return
         try:
             ending = self._run(delivery)
@@ -95,7 +95,7 @@ class ProgramWorker:
             self._notice("the delivery was lost while the program ran: the broker delivers the message again")
             return
         self._count(self._moved_on(delivery, ending))
-        self._channel.settle(delivery, Outcome.ACK)
+        self._channel.acknowledge(delivery)
 
     def _moved_on(self, delivery: Delivery, ending: Ending) -> str:
         """Move a failed message to another queue, where it is safe; return what to count it as."""

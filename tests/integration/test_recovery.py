@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from mqtool.amqp import Backoff, Channel, Connection, Receiving, parse_addresses
-from mqtool.message import Confirmation, Message, Outcome
+from mqtool.message import Confirmation, Message
 from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
 from tests.brokers import TestBroker
 from tests.cli.shell import wait_until
@@ -82,7 +82,7 @@ def test_what_is_nacked_after_a_reconnection_is_published_again(
             other = connection.channel()
             while len(taken) < 6:
                 if (delivery := other.get("full")) is not None:
-                    other.settle(delivery, Outcome.ACK)
+                    other.acknowledge(delivery)
                     taken.append(delivery.body)
                 yield None
 
