@@ -9,10 +9,12 @@ from mqtool.amqp import Backoff, TlsFiles
 from mqtool.cli.access import MANAGEMENT_VARIABLE, Access, resolve_addresses
 from mqtool.cli.display import output
 from mqtool.cli.options import live_names
+from mqtool.cli.options.groups import in_panel
 from mqtool.cli.options.values import DURATION
 from mqtool.tutorials.dialects import NAMES, Dialect, Names
 
 
+@in_panel("Broker")
 class Broker(NamedTuple):
     """Which broker, how to get in, and how much to say."""
 
@@ -24,36 +26,17 @@ class Broker(NamedTuple):
             help="Broker: amqp://user:password@host:5672/vhost",
             envvar=["MQTOOL_URL", "AMQP_URL"],
             show_envvar=True,
-            rich_help_panel="Broker",
         ),
     ] = None
-    user: Annotated[str | None, typer.Option(help="User to log in as", rich_help_panel="Broker")] = None
-    password_file: Annotated[
-        Path | None,
-        typer.Option(help="Read the password from FILE; - is stdin", rich_help_panel="Broker"),
-    ] = None
-    vhost: Annotated[
-        str | None,
-        typer.Option(help="Virtual host", rich_help_panel="Broker", autocompletion=live_names.vhosts),
-    ] = None
-    tls_ca: Annotated[
-        Path | None, typer.Option(help="Certificate authority to trust (PEM)", rich_help_panel="Broker")
-    ] = None
-    tls_cert: Annotated[Path | None, typer.Option(help="Client certificate (PEM)", rich_help_panel="Broker")] = None
-    tls_key: Annotated[
-        Path | None, typer.Option(help="Key of the client certificate (PEM)", rich_help_panel="Broker")
-    ] = None
-    wait: Annotated[
-        float | None,
-        typer.Option(help="Wait up to this long for the broker", rich_help_panel="Broker", **DURATION),
-    ] = None
-    reconnect: Annotated[bool, typer.Option(help="Reconnect when the connection is lost", rich_help_panel="Broker")] = (
-        True
-    )
-    max_retries: Annotated[
-        int | None,
-        typer.Option(min=1, help="Give up after N attempts to reconnect", rich_help_panel="Broker"),
-    ] = None
+    user: Annotated[str | None, typer.Option(help="User to log in as")] = None
+    password_file: Annotated[Path | None, typer.Option(help="Read the password from FILE; - is stdin")] = None
+    vhost: Annotated[str | None, typer.Option(help="Virtual host", autocompletion=live_names.vhosts)] = None
+    tls_ca: Annotated[Path | None, typer.Option(help="Certificate authority to trust (PEM)")] = None
+    tls_cert: Annotated[Path | None, typer.Option(help="Client certificate (PEM)")] = None
+    tls_key: Annotated[Path | None, typer.Option(help="Key of the client certificate (PEM)")] = None
+    wait: Annotated[float | None, typer.Option(help="Wait up to this long for the broker", **DURATION)] = None
+    reconnect: Annotated[bool, typer.Option(help="Reconnect when the connection is lost")] = True
+    max_retries: Annotated[int | None, typer.Option(min=1, help="Give up after N attempts to reconnect")] = None
     dialect: Annotated[
         Dialect,
         typer.Option(
@@ -61,8 +44,7 @@ class Broker(NamedTuple):
         ),
     ] = Dialect.PYTHON
     strict: Annotated[
-        bool,
-        typer.Option("--strict", help="Fail if it exists with other settings", rich_help_panel="Topology"),
+        bool, typer.Option("--strict", help="Fail if it exists with other settings", rich_help_panel="Topology")
     ] = False
     be_quiet: Annotated[
         bool, typer.Option("--quiet", help="Print data and errors only", rich_help_panel="Printing")

@@ -6,12 +6,11 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from mqtool.cli.options.groups import in_panel
 from mqtool.cli.options.values import duration
 from mqtool.delays.via import LONGEST, Via
 from mqtool.duration import compact_duration
 from mqtool.errors import UsageError
-
-_PANEL = "Delay"
 
 
 def _delay(text: str) -> float:
@@ -42,34 +41,18 @@ def _moment(text: str) -> float:
     return moment
 
 
+@in_panel("Delay")
 class DelayOptions(NamedTuple):
     """When messages shall arrive, and what holds them back until then."""
 
     delay: Annotated[
         float | None,
-        typer.Option(
-            parser=_delay,
-            metavar="DURATION",
-            rich_help_panel=_PANEL,
-            help="Deliver each message this long after it is sent",
-        ),
+        typer.Option(parser=_delay, metavar="DURATION", help="Deliver each message this long after it is sent"),
     ] = None
     at: Annotated[
-        Any | None,
-        typer.Option(
-            parser=_moment,
-            metavar="TIME",
-            rich_help_panel=_PANEL,
-            help="Deliver at a time: 18:30 or 2026-01-31T18:30",
-        ),
+        Any | None, typer.Option(parser=_moment, metavar="TIME", help="Deliver at a time: 18:30 or 2026-01-31T18:30")
     ] = None
-    via: Annotated[
-        Via,
-        typer.Option(
-            help="What holds delayed messages (mqtool help delays)",
-            rich_help_panel=_PANEL,
-        ),
-    ] = Via.AUTO
+    via: Annotated[Via, typer.Option(help="What holds delayed messages (mqtool help delays)")] = Via.AUTO
 
     @property
     def are_given(self) -> bool:

@@ -4,9 +4,24 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import typer
+
+_Group = TypeVar("_Group")
+
+
+def in_panel(name: str) -> Callable[[_Group], _Group]:
+    """Say where the help shows the options of a group, except those that name another panel."""
+
+    def decorate(group: _Group) -> _Group:
+        for hint in _hints(group).values():
+            for about in get_args(hint)[1:]:
+                if isinstance(about, typer.models.OptionInfo) and about.rich_help_panel is None:
+                    about.rich_help_panel = name
+        return group
+
+    return decorate
 
 
 def takes_groups(function: Callable[..., None]) -> Callable[..., None]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from mqtool.cli.options.groups import in_panel
 from mqtool.cli.options.values import CONFIRM_TIMEOUT, ConfirmTimeout, duration, header
 from mqtool.message import PROPERTIES
 
@@ -63,76 +64,38 @@ def _key_pattern(text: str) -> re.Pattern[str]:
         raise typer.BadParameter(f"no regular expression: {error}") from error
 
 
-_PANEL = "Messages"
-
-
+@in_panel("Messages")
 class MessageOptions(NamedTuple):
     """Where messages come from, what they carry, and what to make of the broker's answers."""
 
-    file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="Read from FILE; - is stdin", rich_help_panel=_PANEL)
-    ] = None
-    lines: Annotated[
-        bool, typer.Option("--lines", "-l", help="Send each line as a message, as it arrives", rich_help_panel=_PANEL)
-    ] = False
-    null: Annotated[
-        bool,
-        typer.Option(
-            "--null", "-0", help="Messages end with a zero byte, as from find -print0", rich_help_panel=_PANEL
-        ),
-    ] = False
-    delimiter: Annotated[
-        str | None, typer.Option("--delimiter", "-D", help="Messages end with CHAR", rich_help_panel=_PANEL)
-    ] = None
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Each line is a message as NDJSON", rich_help_panel=_PANEL),
-    ] = False
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="Read from FILE; - is stdin")] = None
+    lines: Annotated[bool, typer.Option("--lines", "-l", help="Send each line as a message, as it arrives")] = False
+    null: Annotated[bool, typer.Option("--null", "-0", help="Messages end with a zero byte, as from find -print0")] = (
+        False
+    )
+    delimiter: Annotated[str | None, typer.Option("--delimiter", "-D", help="Messages end with CHAR")] = None
+    as_json: Annotated[bool, typer.Option("--json", help="Each line is a message as NDJSON")] = False
     key_pattern: Annotated[
         Any | None,
-        typer.Option(
-            parser=_key_pattern,
-            metavar="REGEX",
-            rich_help_panel=_PANEL,
-            help="Fill {group} places in the routing key from the line",
-        ),
+        typer.Option(parser=_key_pattern, metavar="REGEX", help="Fill {group} places in the routing key from the line"),
     ] = None
     headers: Annotated[
         list[Any] | None,
-        typer.Option(
-            "--header",
-            "-H",
-            parser=header,
-            metavar="KEY=VALUE",
-            rich_help_panel=_PANEL,
-            help="Header; KEY:=JSON for a typed value",
-        ),
+        typer.Option("--header", "-H", parser=header, metavar="KEY=VALUE", help="Header; KEY:=JSON for a typed value"),
     ] = None
     properties: Annotated[
         list[Any] | None,
         typer.Option(
-            "--property",
-            parser=_property,
-            metavar="NAME=VALUE",
-            rich_help_panel=_PANEL,
-            help="Property, such as content-type=text/plain",
+            "--property", parser=_property, metavar="NAME=VALUE", help="Property, such as content-type=text/plain"
         ),
     ] = None
     persistent: Annotated[
-        bool,
-        typer.Option("--persistent", help="Delivery mode 2: kept on disk in a durable queue", rich_help_panel=_PANEL),
+        bool, typer.Option("--persistent", help="Delivery mode 2: kept on disk in a durable queue")
     ] = False
-    mandatory: Annotated[
-        bool, typer.Option("--mandatory", help="Fail if a message is unroutable", rich_help_panel=_PANEL)
-    ] = False
+    mandatory: Annotated[bool, typer.Option("--mandatory", help="Fail if a message is unroutable")] = False
     confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT
     failed_to: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            rich_help_panel=_PANEL,
-            help="Keep unconfirmed messages in FILE, as NDJSON",
-        ),
+        Path | None, typer.Option(metavar="FILE", help="Keep unconfirmed messages in FILE, as NDJSON")
     ] = None
 
     @property

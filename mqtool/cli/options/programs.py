@@ -5,55 +5,33 @@ from typing import Annotated, NamedTuple
 
 import typer
 
+from mqtool.cli.options.groups import in_panel
 from mqtool.cli.options.values import duration, time_limit
 from mqtool.work.retry import RetryPolicy
 
-_PROGRAMS, _RETRIES, _DUPLICATES = "Programs", "Retries", "Duplicates"
 
-
+@in_panel("Programs")
 class ExecOptions(NamedTuple):
     """Which program to run for each message, and how."""
 
     command: Annotated[
         str | None,
-        typer.Option(
-            "--exec",
-            metavar="COMMAND",
-            rich_help_panel=_PROGRAMS,
-            help="Run COMMAND for each message (mqtool help programs)",
-        ),
+        typer.Option("--exec", metavar="COMMAND", help="Run COMMAND for each message (mqtool help programs)"),
     ] = None
-    shell: Annotated[bool, typer.Option("--shell", help="Run COMMAND with sh", rich_help_panel=_PROGRAMS)] = False
+    shell: Annotated[bool, typer.Option("--shell", help="Run COMMAND with sh")] = False
 
 
+@in_panel("Retries")
 class RetryOptions(NamedTuple):
     """When to try again what has failed."""
 
-    retries: Annotated[
-        int, typer.Option(min=0, help="Retry up to N times, then dead-letter", rich_help_panel=_RETRIES)
-    ] = 5
+    retries: Annotated[int, typer.Option(min=0, help="Retry up to N times, then dead-letter")] = 5
     backoff: Annotated[
-        float,
-        typer.Option(
-            parser=duration,
-            metavar="DURATION",
-            show_default="1s",
-            help="Wait before the first retry",
-            rich_help_panel=_RETRIES,
-        ),
+        float, typer.Option(parser=duration, metavar="DURATION", show_default="1s", help="Wait before the first retry")
     ] = "1s"  # type: ignore[assignment]
-    backoff_factor: Annotated[
-        float, typer.Option(min=1.0, help="Multiply the wait by N for each further retry", rich_help_panel=_RETRIES)
-    ] = 2.0
+    backoff_factor: Annotated[float, typer.Option(min=1.0, help="Multiply the wait by N for each further retry")] = 2.0
     backoff_max: Annotated[
-        float,
-        typer.Option(
-            parser=duration,
-            metavar="DURATION",
-            show_default="5m",
-            help="Longest wait",
-            rich_help_panel=_RETRIES,
-        ),
+        float, typer.Option(parser=duration, metavar="DURATION", show_default="5m", help="Longest wait")
     ] = "5m"  # type: ignore[assignment]
 
     @property
@@ -62,23 +40,18 @@ class RetryOptions(NamedTuple):
         return RetryPolicy(self.retries, self.backoff, self.backoff_factor, self.backoff_max)
 
 
+@in_panel("Duplicates")
 class DedupOptions(NamedTuple):
     """Whether, and how, to do what comes twice only once."""
 
     deduplicate: Annotated[
-        bool,
-        typer.Option(
-            "--deduplicate",
-            rich_help_panel=_DUPLICATES,
-            help="Skip messages whose message_id was handled before",
-        ),
+        bool, typer.Option("--deduplicate", help="Skip messages whose message_id was handled before")
     ] = False
     store: Annotated[
         Path | None,
         typer.Option(
             "--dedup-store",
             metavar="FILE",
-            rich_help_panel=_DUPLICATES,
             show_default="in the state directory",
             help="Where handled ids are kept (SQLite)",
         ),
@@ -90,21 +63,19 @@ class DedupOptions(NamedTuple):
             parser=time_limit,
             metavar="DURATION",
             show_default="24h",
-            rich_help_panel=_DUPLICATES,
             help="How long to remember an id",
         ),
     ] = "24h"  # type: ignore[assignment]
 
 
+@in_panel("Programs")
 class ProgramOptions(NamedTuple):
     """Which program a worker runs, how often it retries, and how it tells duplicates."""
 
     exec: ExecOptions
     retries: RetryOptions
     dedup: DedupOptions
-    concurrency: Annotated[
-        int, typer.Option(min=1, max=1000, help="Run up to N at once", rich_help_panel=_PROGRAMS)
-    ] = 1
+    concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Run up to N at once")] = 1
 
     @property
     def need_a_program(self) -> bool:

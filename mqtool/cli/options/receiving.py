@@ -8,38 +8,25 @@ import typer
 
 from mqtool.amqp import STREAMING
 from mqtool.amqp import Receiving as ReceivingSettings
+from mqtool.cli.options.groups import in_panel
 from mqtool.cli.options.values import DURATION
 
 
+@in_panel("Receiving")
 class Receiving(NamedTuple):
     """How to consume, when to stop, and how to print."""
 
-    limit: Annotated[
-        int | None,
-        typer.Option("--count", "-c", min=1, help="Stop after N messages", rich_help_panel="Receiving"),
-    ] = None
-    idle_timeout: Annotated[
-        float | None,
-        typer.Option(help="Stop after this long without a message", rich_help_panel="Receiving", **DURATION),
-    ] = None
-    timeout: Annotated[
-        float | None,
-        typer.Option(help="Total time limit (exit 124)", rich_help_panel="Receiving", **DURATION),
-    ] = None
+    limit: Annotated[int | None, typer.Option("--count", "-c", min=1, help="Stop after N messages")] = None
+    idle_timeout: Annotated[float | None, typer.Option(help="Stop after this long without a message", **DURATION)] = (
+        None
+    )
+    timeout: Annotated[float | None, typer.Option(help="Total time limit (exit 124)", **DURATION)] = None
     prefetch: Annotated[
-        int | None,
-        typer.Option(
-            min=0, max=65535, help="Deliveries to hold unacknowledged; 0 for no limit", rich_help_panel="Receiving"
-        ),
+        int | None, typer.Option(min=0, max=65535, help="Deliveries to hold unacknowledged; 0 for no limit")
     ] = None
-    auto_ack: Annotated[
-        bool,
-        typer.Option(
-            "--auto-ack",
-            help="Acknowledge on delivery: a crash can lose messages",
-            rich_help_panel="Receiving",
-        ),
-    ] = False
+    auto_ack: Annotated[bool, typer.Option("--auto-ack", help="Acknowledge on delivery: a crash can lose messages")] = (
+        False
+    )
     raw: Annotated[bool, typer.Option("--raw", help="Print bodies only, one per line", rich_help_panel="Printing")] = (
         False
     )
@@ -50,9 +37,7 @@ class Receiving(NamedTuple):
         str | None,
         typer.Option("--format", "-F", help="Print by a template (mqtool help output)", rich_help_panel="Printing"),
     ] = None
-    ready_file: Annotated[Path | None, typer.Option(help="Create FILE once consuming", rich_help_panel="Receiving")] = (
-        None
-    )
+    ready_file: Annotated[Path | None, typer.Option(help="Create FILE once consuming")] = None
 
     def settings(self, default: ReceivingSettings = STREAMING) -> ReceivingSettings:
         """How the channel is to consume."""

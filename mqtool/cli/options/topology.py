@@ -6,18 +6,14 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from mqtool.cli.options import live_names
+from mqtool.cli.options.groups import in_panel
 from mqtool.cli.options.values import argument, duration
 from mqtool.errors import UsageError
 from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
 
 _Durable = Annotated[
     bool | None,
-    typer.Option(
-        "--durable/--transient",
-        help="Declare it to survive a broker restart, or not",
-        rich_help_panel="Topology",
-        show_default=False,
-    ),
+    typer.Option("--durable/--transient", help="Declare it to survive a broker restart, or not", show_default=False),
 ]
 _Arguments = Annotated[
     list[Any] | None,
@@ -26,48 +22,30 @@ _Arguments = Annotated[
         help="Argument to declare it with; KEY:=JSON for a typed value",
         parser=argument,
         metavar="KEY=VALUE",
-        rich_help_panel="Topology",
     ),
 ]
 
 
+@in_panel("Topology")
 class QueueOptions(NamedTuple):
     """Which queue, and how to declare it."""
 
-    queue: Annotated[
-        str | None,
-        typer.Option("--queue", "-q", help="Queue", rich_help_panel="Topology", autocompletion=live_names.queues),
-    ] = None
+    queue: Annotated[str | None, typer.Option("--queue", "-q", help="Queue", autocompletion=live_names.queues)] = None
     durable: _Durable = None
-    queue_type: Annotated[str | None, typer.Option(help="classic, quorum or stream", rich_help_panel="Topology")] = None
+    queue_type: Annotated[str | None, typer.Option(help="classic, quorum or stream")] = None
     arguments: _Arguments = None
 
     dead_letter_exchange: Annotated[
         str | None,
         typer.Option(
-            help="Dead-letter exchange; '' sends to QUEUE.dlq",
-            metavar="EXCHANGE",
-            rich_help_panel="Topology",
-            autocompletion=live_names.exchanges,
+            help="Dead-letter exchange; '' sends to QUEUE.dlq", metavar="EXCHANGE", autocompletion=live_names.exchanges
         ),
     ] = None
     ttl: Annotated[
-        float | None,
-        typer.Option(
-            parser=duration,
-            metavar="DURATION",
-            help="Expire messages after this long",
-            rich_help_panel="Topology",
-        ),
+        float | None, typer.Option(parser=duration, metavar="DURATION", help="Expire messages after this long")
     ] = None
-    max_length: Annotated[
-        int | None,
-        typer.Option(min=0, help="Keep up to N messages; drop the oldest", rich_help_panel="Topology"),
-    ] = None
-    lazy: Annotated[
-        bool,
-        typer.Option("--lazy", help="Keep a classic queue's messages on disk", rich_help_panel="Topology"),
-    ] = False
+    max_length: Annotated[int | None, typer.Option(min=0, help="Keep up to N messages; drop the oldest")] = None
+    lazy: Annotated[bool, typer.Option("--lazy", help="Keep a classic queue's messages on disk")] = False
 
     def _limits(self, name: str) -> dict[str, Any]:
         """The arguments that the short options stand for."""
@@ -107,17 +85,14 @@ class QueueOptions(NamedTuple):
         return replace(default, name=name, durable=durable, exclusive=exclusive, arguments=arguments)
 
 
+@in_panel("Topology")
 class LogQueueOptions(NamedTuple):
     """Which queue a log receiver takes."""
 
     queue: Annotated[
         str | None,
         typer.Option(
-            "--queue",
-            "-q",
-            rich_help_panel="Topology",
-            autocompletion=live_names.queues,
-            help="Durable queue that also collects between runs",
+            "--queue", "-q", autocompletion=live_names.queues, help="Durable queue that also collects between runs"
         ),
     ] = None
 
@@ -128,18 +103,12 @@ class LogQueueOptions(NamedTuple):
         return Queue(self.queue, durable=True, arguments={"x-queue-type": "quorum"})
 
 
+@in_panel("Topology")
 class ExchangeOptions(NamedTuple):
     """Which exchange, and how to declare it."""
 
     exchange: Annotated[
-        str | None,
-        typer.Option(
-            "--exchange",
-            "-e",
-            help="Exchange",
-            rich_help_panel="Topology",
-            autocompletion=live_names.exchanges,
-        ),
+        str | None, typer.Option("--exchange", "-e", help="Exchange", autocompletion=live_names.exchanges)
     ] = None
     durable: _Durable = None
     arguments: _Arguments = None
