@@ -45,8 +45,14 @@ lint: .venv/installed-dev  ## check style, types and the arrows between packages
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache
 
-docs: .venv/installed-dev  ## write docs/commands.md and the man page from the commands
+.venv/installed-docs: .venv/installed
+	$(PIP) --editable '.[docs]'
+	@touch $@
+
+docs: .venv/installed-dev .venv/installed-docs  ## write the reference and the man page, and build the site: docs/_build
 	$(BIN)/python -m docs.generate
+	$(BIN)/sphinx-build -q -W --keep-going --fresh-env docs docs/_build
+	@echo "docs/_build/index.html"
 
 bench: .venv/installed-dev up  ## measure beside peers, in the same run
 	$(BIN)/python -m benchmarks.startup
@@ -67,4 +73,4 @@ down: .venv/installed  ## stop the broker that `make up` started
 	$(BIN)/mqtool broker down
 
 clean:  ## remove what make has made, the broker's data excepted
-	rm -rf .venv demo-output build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf .venv docs/_build demo-output build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""Writes docs/commands.md and docs/mqtool.1 from the commands themselves: make docs."""
+"""Writes docs/reference/commands.md and docs/mqtool.1 from the commands themselves: make docs."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,14 +10,14 @@ from mqtool.cli.app import app
 from mqtool.cli.help.description import TOPIC_OF, CommandHelp, OptionHelp, describe, leaves, topic_options
 from mqtool.cli.help.topics import TOPICS, topic_text
 
-REFERENCE = Path(__file__).parent / "commands.md"
+REFERENCE = Path(__file__).parent / "reference" / "commands.md"
 MANUAL = Path(__file__).parent / "mqtool.1"
 MQTOOL = describe(typer.main.get_command(app))
 
 
 def reference() -> str:
     """Every command in Markdown: the options that commands share once, then each command's own."""
-    parts = ["# The commands of mqtool", f"{MQTOOL.sentence}.", "## Shared options"]
+    parts = ["# Commands", f"{MQTOOL.sentence}.", "## Shared options"]
     for topic in TOPIC_OF.values():
         if topic in TOPICS:
             title = topic_text(topic)[0].partition(": ")[2]

@@ -10,9 +10,15 @@ import typer
 
 from docs.generate import MANUAL, REFERENCE, manual, reference
 from mqtool.cli.app import app
+from tests.brokers import TestBroker
+from tests.cli.shell import Shell
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "ARCHITECTURE.md"]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "ARCHITECTURE.md")),
+    *(page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts),
+]
+GUIDES = sorted((ROOT / "docs" / "how-to").glob("*.md"))
 GROUP: Any = typer.main.get_command(app)
 
 
@@ -33,8 +39,9 @@ COMMANDS = commands()
 
 def documented_lines() -> list[str]:
     """The command lines in the documents' code, and in the epilogs of --help."""
-    texts = [(ROOT / name).read_text() for name in DOCUMENTS if (ROOT / name).exists()]
-    code = [piece for text in texts for piece in re.findall(r"```sh\n(.*?)```|`(mqtool [^`]+)`", text, re.DOTALL)]
+    texts = [document.read_text() for document in DOCUMENTS if document != REFERENCE]
+    code = [piece for text in texts for piece in re.findall(r"```sh\n(.*?)```|`(mqtool [^`\n]+)`", text, re.DOTALL)]
+    code += [(line, "") for text in texts for line in re.findall(r"^\$ (.*)$", text, re.MULTILINE)]
     lines = [line for block, inline in code for line in (block or inline).splitlines()]
     for command in COMMANDS.values():
         assert command.epilog, f"{command.name} has no example in its help"
@@ -44,7 +51,7 @@ def documented_lines() -> list[str]:
 
 def invocations(line: str) -> list[list[str]]:
     """The arguments of each mqtool in a shell line, without comments, redirections and what is piped around it."""
-    words = shlex.split(re.sub(r'"\$\((.*?)\)"', r"\1", line), comments=True)
+    words = shlex.split(re.sub(r'"\$\((.*?)\)"', r"\1 ; ", line), comments=True)
     found: list[list[str]] = []
     current: list[str] | None = None
     skip = False
@@ -54,7 +61,7 @@ def invocations(line: str) -> list[list[str]]:
         elif word.endswith("mqtool"):
             current = []
             found.append(current)
-        elif word in ("|", "&", "&&", ";"):
+        elif word in ("|", "||", "&", "&&", ";"):
             current = None
         elif word in (">", ">>", "<"):
             skip = True
@@ -76,12 +83,31 @@ def test_a_documented_command_line_is_one_that_mqtool_takes(line: str) -> None:
 
 
 def test_the_command_reference_is_what_the_commands_say() -> None:
-    """Else somebody has changed a command, and not run `make docs`."""
+    """Else somebody has changed a command, and not run `make docs`; so does the man page."""
     assert REFERENCE.read_text() == reference()
     assert MANUAL.read_text() == manual()
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_each_command_is_in_the_readme(words: tuple[str, ...]) -> None:
-    """Nobody finds what is written nowhere."""
-    assert f"mqtool {' '.join(words)}" in (ROOT / "README.md").read_text()
+def test_each_command_is_in_a_guide_or_the_readme(words: tuple[str, ...]) -> None:
+    """A command that only the reference lists, nobody finds."""
+    guides = "".join(document.read_text() for document in DOCUMENTS if document != REFERENCE)
+    assert f"mqtool {' '.join(words)}" in guides or f"`{words[-1]}`" in guides
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.stem)
+def test_a_guide_can_be_typed(lonely_shell: Shell, embedded: TestBroker, guide: Path) -> None:
+    """The blocks of a how-to guide run, one after the other, in an empty directory on the embedded broker."""
+    broker = embedded.with_fresh_vhost(f"guide-{guide.stem}")
+    typed = "".join(re.findall(r"```sh\n(.*?)```", guide.read_text(), re.DOTALL))
+    broker_of_its_own = "unset MQTOOL_URL\n" if guide.stem == "testing" else f"export MQTOOL_URL={broker.url}\n"
+    result = lonely_shell.run("bash", "-c", f"set -eu\n{broker_of_its_own}{typed}")
+    assert result.code == 0, result.stderr
+    broker.drop_vhost()
+
+
+def test_the_readme_is_read_in_a_minute() -> None:
+    """Within 130 lines, none wider than 120 columns."""
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 130
+    assert [line for line in lines if len(line) > 120] == []
