@@ -223,7 +223,8 @@ def encode_value(value: Value) -> bytes:  # noqa: C901 - one case per type
         return letter + packing.pack(value)
     match value:
         case str():
-            raw = value.encode()
+            # Names that are not UTF-8 have surrogates, and get into tables as parts of a message's history.
+            raw = value.encode(errors="surrogateescape")
             return b"S" + _SIZE.pack(len(raw)) + raw
         case None:
             return b"V"

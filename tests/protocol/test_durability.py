@@ -8,11 +8,13 @@ from typing import Any
 
 import pika
 import pytest
+from pamqp import commands
 from pika import BasicProperties
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from tests.protocol.broker_process import BrokerProcess
 from tests.protocol.conftest import Take
+from tests.protocol.raw_client import RawClient, raw_frame
 
 PERSISTENT = BasicProperties(delivery_mode=2)
 
@@ -90,6 +92,30 @@ def test_delivered_and_not_acknowledged_comes_again(process: BrokerProcess, how:
     if how == "stop":
         assert [method.redelivered for method, _, _ in got] == [True, False, False]
     assert channel.basic_get("q")[0] is None
+
+
+def test_names_that_are_not_utf8_outlive_a_restart(process: BrokerProcess) -> None:
+    """Of exchanges, queues and routing keys: they are octets."""
+
+    def method(index: bytes, *names: bytes, bits: bytes) -> bytes:
+        return raw_frame(1, 1, index + b"\0\0" + b"".join(bytes([len(name)]) + name for name in names) + bits)
+
+    with RawClient(process.url) as client:
+        client.socket.sendall(method(b"\x00\x32\x00\x0a", b"q\xff", bits=b"\x12\0\0\0\0"))
+        client.socket.sendall(method(b"\x00\x28\x00\x0a", b"x\xfe", b"direct", bits=b"\x02\0\0\0\0"))
+        client.expect(commands.Exchange.DeclareOk)
+        client.socket.sendall(method(b"\x00\x32\x00\x14", b"q\xff", b"x\xfe", b"k\xfd", bits=b"\0\0\0\0\0"))
+        client.expect(commands.Queue.BindOk)
+    restart(process, "kill")
+    with RawClient(process.url) as client:
+        publish = method(b"\x00\x3c\x00\x28", b"x\xfe", b"k\xfd", bits=b"\0")
+        header = b"\x00\x3c\0\0" + bytes(7) + b"\x01\0\0"
+        client.socket.sendall(publish + raw_frame(2, 1, header) + raw_frame(3, 1, b"x"))
+        client.socket.sendall(method(b"\x00\x32\x00\x0a", b"q\xff", bits=b"\x01\0\0\0\0"))
+        head = client.read(7)
+        declared = client.read(int.from_bytes(head[3:]) + 1)
+        assert declared[:7] == b"\x00\x32\x00\x0b\x02q\xff"
+        assert declared[7:11] == (1).to_bytes(4)
 
 
 def test_users_and_permissions_outlive_a_restart(tmp_path: Path) -> None:

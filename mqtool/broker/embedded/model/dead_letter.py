@@ -3,6 +3,8 @@
 from mqtool.broker.embedded.model.message import Message
 from mqtool.routing.field_table import Int64, Table, Timestamp, Value
 
+_MAX_COUNT = 2**63 - 1
+
 
 def dead_letter(message: Message, queue: str, reason: str, exchange: str, routing_key: str | None, now: int) -> Message:
     """Return the message to publish to the dead-letter exchange.
@@ -32,7 +34,9 @@ def _deaths(message: Message, queue: str, reason: str, now: int) -> list[Value]:
     for death in earlier:
         if death.get("queue") == queue and death.get("reason") == reason:
             count = death.get("count")
-            again: Table = {**death, "count": Int64((count if isinstance(count, int) else 0) + 1)}
+            # Anybody can send a message that says it died any number of times.
+            more = min(count + 1, _MAX_COUNT) if isinstance(count, int) else 1
+            again: Table = {**death, "count": Int64(more)}
             return [again, *(other for other in earlier if other is not death)]
     carbon_copies = message.headers.get("CC")
     first: Table = {

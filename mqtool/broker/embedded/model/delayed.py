@@ -17,8 +17,8 @@ def delay_of(message: Message) -> int:
     value: Value = message.headers.get("x-delay")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return 0
-    delay = int(value)
-    return delay if 0 < delay <= MAX_DELAY else 0
+    # NaN is not between any two numbers.
+    return int(value) if 1 <= value <= MAX_DELAY else 0
 
 
 def released(message: Message) -> Message:

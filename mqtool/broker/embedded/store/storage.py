@@ -108,7 +108,8 @@ class Storage(Ledger):
     def definitions(self, kind: str) -> Iterator[tuple[str, Table]]:
         """Yield the definitions of a kind with their keys."""
         for key, value in self._db.execute("SELECT key, value FROM definition WHERE kind = ?", (kind,)):
-            yield key, decode_table(value)[0]
+            table = decode_table(value)[0]
+            yield key, {name: _name(item) if isinstance(item, bytes) else item for name, item in table.items()}
 
     def entries(self) -> Iterator[StoredEntry]:
         """Yield the stored messages in the order in which they were published."""
@@ -168,7 +169,8 @@ class Storage(Ledger):
             self._failed(error)
 
     def _write_definitions(self, definitions: Mapping[tuple[str, str], bytes | None]) -> None:
-        for (kind, key), value in definitions.items():
+        for (kind, name), value in definitions.items():
+            key = name.encode(errors="backslashreplace").decode()
             if value is None:
                 self._db.execute("DELETE FROM definition WHERE kind = ? AND key = ?", (kind, key))
             else:
@@ -311,3 +313,8 @@ class Storage(Ledger):
             )
         self._committer.shutdown()
         self._db.close()
+
+
+def _name(raw: bytes) -> str:
+    """Return a name that is not UTF-8 as the rest of the broker has it."""
+    return raw.decode(errors="surrogateescape")

@@ -1,0 +1,144 @@
+"""Messages that no well-behaved client sends: the embedded broker delivers and dead-letters them like all others.
+
+RabbitMQ 3.10 takes most of them; it refuses NaN and infinity, and its queues trip over an `x-death` that is no list.
+"""
+
+import struct
+from collections.abc import Iterator
+from itertools import product
+
+import pytest
+from pamqp import commands
+
+from mqtool.broker.embedded import EmbeddedBroker
+from tests.protocol.raw_client import RawClient, raw_frame
+
+NAMES = [b"a\0b", b"\xff\xfe", b"a\nb", b"\xed\xa0\x80", b"x" * 255]
+
+
+def short(raw: bytes) -> bytes:
+    return bytes([len(raw)]) + raw
+
+
+def sized(raw: bytes) -> bytes:
+    return struct.pack(">I", len(raw)) + raw
+
+
+def nested(depth: int) -> bytes:
+    value = b"V"
+    for _ in range(depth):
+        value = b"F" + sized(short(b"n") + value)
+    return value
+
+
+X_DEATH = b"A" + sized(
+    b"F"
+    + sized(
+        short(b"queue") + b"S" + sized(b"dying") + short(b"reason") + b"S" + sized(b"expired")
+        + short(b"count") + b"l" + b"\x7f" + b"\xff" * 7
+    )
+)  # fmt: skip
+
+HEADERS = [
+    *[short(name) + b"S" + sized(name) for name in NAMES],
+    short(b"h") + nested(60),
+    *[
+        short(name) + value
+        for name, value in product(
+            (b"x-delay", b"x-death", b"CC", b"h", b"x-first-death-queue"),
+            (
+                b"d\x7f\xf8\0\0\0\0\0\0",  # NaN
+                b"d\x7f\xf0\0\0\0\0\0\0",  # infinity
+                b"f\x7f\x80\0\0",
+                b"T" + b"\xff" * 8,
+                b"l\x80" + b"\0" * 7,
+                b"D\xff\xff\xff\xff\xff",
+                b"V",
+                b"S" + sized(b"\xff"),
+                b"x" + sized(b"\0"),
+                b"A" + sized(b"V"),
+            ),
+        )
+        # Any other CC is refused.
+        if name != b"CC" or value.startswith(b"A")
+    ],
+    short(b"x-death") + X_DEATH,
+]
+
+
+def publish(
+    client: RawClient, exchange: bytes, key: bytes, headers: bytes, properties: bytes = b"", flags: int = 0
+) -> None:
+    method = b"\x00\x3c\x00\x28\0\0" + short(exchange) + short(key) + b"\0"
+    header = struct.pack(">HHQH", 60, 0, 1, 0x2000 | flags) + sized(headers) + properties
+    client.socket.sendall(raw_frame(1, 1, method) + raw_frame(2, 1, header) + raw_frame(3, 1, b"x"))
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[EmbeddedBroker]:
+    with EmbeddedBroker() as broker:
+        yield broker
+
+
+@pytest.fixture
+def client(broker: EmbeddedBroker) -> RawClient:
+    """A channel with a queue where messages die at once, one where they can be rejected, and one for dead letters."""
+    client = RawClient(broker.url)
+    dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "buried"}
+    for name, arguments in (("dying", {**dead, "x-message-ttl": 0}), ("rejecting", dead), ("buried", {})):
+        client.send(commands.Queue.Declare(queue=name, exclusive=True, arguments=arguments))
+        client.expect(commands.Queue.DeclareOk)
+        client.send(commands.Queue.Bind(queue=name, exchange="amq.fanout"))
+        client.expect(commands.Queue.BindOk)
+    client.send(commands.Basic.Consume(queue="buried", no_ack=True))
+    client.expect(commands.Basic.ConsumeOk)
+    return client
+
+
+def buried(client: RawClient) -> bytes:
+    """The next message in the queue of dead letters: its delivery and header as they came."""
+    frames = []
+    for _ in range(3):
+        head = client.read(7)
+        frames.append(head + client.read(struct.unpack(">I", head[3:])[0] + 1))
+    assert frames[0][7:11] == b"\x00\x3c\x00\x3c", frames[0]
+    return frames[0] + frames[1]
+
+
+@pytest.mark.parametrize("headers", HEADERS, ids=lambda headers: headers[:40].hex())
+def test_hostile_headers(client: RawClient, headers: bytes) -> None:
+    """Routed, and dead-lettered from where it expires."""
+    publish(client, b"amq.fanout", b"k", headers)
+    found = [buried(client) for _ in range(2)]
+    assert sum(b"x-first-death-queue" in one for one in found) >= 1
+    client.send(commands.Queue.Purge(queue="rejecting"))
+    assert client.expect(commands.Queue.PurgeOk).message_count == 1
+
+
+@pytest.mark.parametrize("key", NAMES)
+def test_hostile_routing_keys(client: RawClient, key: bytes) -> None:
+    """In `routing-keys` and in the rest of the history."""
+    publish(client, b"amq.fanout", key, b"")
+    found = b"".join(buried(client) for _ in range(2))
+    assert found.count(key) >= 2
+    assert b"routing-keys" in found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hostile_properties(client: RawClient, name: bytes) -> None:
+    """Correlation id, reply-to, message id, type and application id come out as they went in."""
+    publish(client, b"amq.fanout", b"k", b"", short(name) * 5, flags=0x0400 | 0x0200 | 0x0080 | 0x0020 | 0x0008)
+    for _ in range(2):
+        assert short(name) * 5 in buried(client)
+
+
+@pytest.mark.parametrize("delay", [b"d\x7f\xf8\0\0\0\0\0\0", b"d\x7f\xf0\0\0\0\0\0\0", b"d\x3f\xe0\0\0\0\0\0\0"])
+def test_hostile_delays(client: RawClient, delay: bytes) -> None:
+    """What is not a number of milliseconds is no delay: NaN, infinity, one half."""
+    arguments = {"x-delayed-type": "fanout"}
+    client.send(commands.Exchange.Declare(exchange="late", exchange_type="x-delayed-message", arguments=arguments))
+    client.expect(commands.Exchange.DeclareOk)
+    client.send(commands.Queue.Bind(queue="buried", exchange="late"))
+    client.expect(commands.Queue.BindOk)
+    publish(client, b"late", b"k", short(b"x-delay") + delay)
+    assert b"x-delay" in buried(client)
