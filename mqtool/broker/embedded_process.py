@@ -48,14 +48,18 @@ def start(wanted: Wanted) -> Started:
             broker.kill()
             raise MqtoolError(f"the embedded broker does not start{_last_words(directory)}", f"see {directory}/log")
         time.sleep(0.005)
-    management = ready.read_text().split()[1]
+    _, management, *damage = ready.read_text().splitlines()
     started = Started(
         name=wanted.name,
         kind=KIND,
         url=f"amqp://guest:guest@{ports.HOST}:{port}",
         pid=broker.pid,
         directory=str(directory),
-        details={"management": management, "data": "in memory" if wanted.in_memory else str(data)},
+        details={
+            "management": management,
+            "data": "in memory" if wanted.in_memory else str(data),
+            **({"damage": damage[0]} if damage else {}),
+        },
     )
     state.save(started)
     return started

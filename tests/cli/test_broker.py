@@ -67,6 +67,19 @@ def test_up_in_the_foreground_ends_with_its_terminal(home: Shell) -> None:
     assert home.run("mqtool", "broker", "status").code == 69
 
 
+def test_damage_to_the_data_is_said(home: Shell) -> None:
+    """With the place where the damaged files are."""
+    home.run("mqtool", "broker", "up", "--kind", "embedded")
+    home.run("mqtool", "new-task", *["x" * 50_000] * 10)
+    home.run("mqtool", "broker", "down")
+    (database,) = home.directory.glob("state/**/broker.sqlite3")
+    os.truncate(database, database.stat().st_size // 2)
+    up = home.run("mqtool", "broker", "up", "--kind", "embedded")
+    assert up.code == 0
+    assert "the database was damaged: some of its messages could not be read" in up.stderr
+    assert "damaged-" in up.stderr
+
+
 @pytest.mark.parametrize("kind", [Kind.EMBEDDED, Kind.NODE])
 def test_a_killed_foreground_leaves_no_broker(home: Shell, kind: Kind) -> None:
     """Not even after kill -9."""

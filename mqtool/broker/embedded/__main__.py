@@ -23,7 +23,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--management-port", type=int, help="port of the management HTTP API, 0 for any free one")
     parser.add_argument("--memory-limit", type=int, metavar="BYTES", help="block publishers above this")
     parser.add_argument("--consumer-timeout", type=float, metavar="SECONDS", default=CONSUMER_TIMEOUT)
-    parser.add_argument("--ready-file", type=Path, help="written once it listens: the URLs, one per line")
+    parser.add_argument("--ready-file", type=Path, help="written once it listens: the URLs, and any damage")
     parser.add_argument("--log-file", type=Path, help="log here instead of to stderr")
     return parser
 
@@ -41,6 +41,7 @@ def main() -> int:
         lines = [f"amqp://guest:guest@{options.host}:{server.port}/%2F"]
         if server.management_port is not None:
             lines.append(f"http://{options.host}:{server.management_port}")
+            lines += [server.damage] if server.damage is not None else []
         # Whoever waits for the file must never see half of it.
         partial = options.ready_file.with_name(options.ready_file.name + ".partial")
         partial.write_text("\n".join(lines) + "\n")

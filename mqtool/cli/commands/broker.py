@@ -133,6 +133,8 @@ def _reachable(access: Access) -> Address | None:
 
 def _say_up(started: Started, what: str) -> None:
     output.show(f"{what} at {','.join(map(str, parse_addresses(started.url)))}")
+    if damage := started.details.get("damage"):
+        output.notice(str(damage))
     if management := started.details.get("management"):
         # The embedded broker has the API without the page.
         output.status(f"management {'API' if started.kind == Kind.EMBEDDED else 'page'}: {management} (guest, guest)")
