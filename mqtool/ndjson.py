@@ -143,7 +143,7 @@ def _due(value: Mapping[str, Any], where: str) -> float | None:
     try:
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError, OSError) as error:
-        raise BadData(f'{where} has an "at" that is no time such as 2026-01-31T12:00:00Z: {text!r}') from error
+        raise BadData(f'{where} has an "at" that is not a time such as 2026-01-31T12:00:00Z: {text!r}') from error
 
 
 def _properties(value: Mapping[str, Any], where: str) -> dict[str, Any]:

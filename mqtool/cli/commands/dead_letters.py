@@ -168,7 +168,7 @@ def redrive(
     source, moved = which.queue(queue), 0
     with _channel(_access(broker)) as channel:
         if which.is_all and output.is_terminal(0):  # nothing is lost by it, so a script need not say --yes
-            ask(yes, f"bring all {channel.depth_of(source):,} messages of {source} back")
+            ask(f"bring all {channel.depth_of(source):,} messages of {source} back", yes=yes)
         try:
             for letter in dead_letters.redrive(channel, source, which.choice(), to):
                 moved += 1
@@ -191,9 +191,12 @@ def drop(
     """Delete dead letters for good."""
     source, dropped = which.queue(queue), 0
     with _channel(_access(broker)) as channel:
-        ask(yes, f"drop {'all' if which.is_all else 'the chosen ones of'} {channel.depth_of(source):,} "
-                 f"messages of {source} for good",
-            "say --yes, or choose some with --id, --reason, --error or --older")  # fmt: skip
+        which_ones = "all" if which.is_all else "the chosen ones of"
+        ask(
+            f"drop {which_ones} {channel.depth_of(source):,} messages of {source} for good",
+            yes=yes,
+            hint="say --yes, or choose some with --id, --reason, --error or --older",
+        )
         for _ in dead_letters.drop(channel, source, which.choice()):
             dropped += 1
     output.status(f"{dropped:,} dropped from {source}")

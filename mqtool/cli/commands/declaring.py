@@ -63,7 +63,7 @@ def declare_queue(
         default = Queue(name, durable=True)  # quorum queues stay
     wanted = options.of(default)
     wanted = Queue(wanted.name, wanted.durable, auto_delete=auto_delete, arguments=wanted.arguments)
-    _declare(broker, wanted, f"queue {name!r}", if_not_exists)
+    _declare(broker, wanted, f"queue {name!r}", if_not_exists=if_not_exists)
 
 
 @exchange_app.command(
@@ -82,10 +82,10 @@ def declare_exchange(
     if kind not in _TYPES and (meant := nearest(kind, _TYPES)) and not kind.startswith("x-"):  # a plugin's
         raise UsageError(f"unknown exchange type {kind!r}", f"did you mean {meant!r}?")
     wanted = options.of(Exchange("", kind, durable=True, auto_delete=auto_delete, internal=internal))
-    _declare(broker, wanted, f"exchange {wanted.name!r}", if_not_exists)
+    _declare(broker, wanted, f"exchange {wanted.name!r}", if_not_exists=if_not_exists)
 
 
-def _declare(broker: Broker, thing: Exchange | Queue, what: str, if_not_exists: bool) -> None:
+def _declare(broker: Broker, thing: Exchange | Queue, what: str, *, if_not_exists: bool) -> None:
     with broker._replace(strict=True).access().channel() as channel:  # whoever declares by hand wants it as it is said
         if administration.exists(channel, thing):
             if not if_not_exists:
@@ -118,10 +118,10 @@ def delete_queue(
     with broker.access().channel() as channel:
         for name in queue:
             if not administration.exists(channel, Queue(name)):
-                _missing(f"queue {name!r}", "queues", if_exists)
+                _missing(f"queue {name!r}", "queues", is_fine=if_exists)
                 continue
             ready = administration.depth(channel, name).ready
-            ask(yes or (if_empty and if_unused), f"delete queue {name!r} with {counted(ready)}")
+            ask(f"delete queue {name!r} with {counted(ready)}", yes=yes or (if_empty and if_unused))
             try:
                 gone = administration.delete_queue(channel, name, if_unused=if_unused, if_empty=if_empty)
             except BadData as error:  # 406: in use, not empty
@@ -136,10 +136,10 @@ def purge(queue: QueueNames, broker: Broker, if_exists: IfExists = False, yes: Y
     with broker.access().channel() as channel:
         for name in queue:
             if not administration.exists(channel, Queue(name)):
-                _missing(f"queue {name!r}", "queues", if_exists)
+                _missing(f"queue {name!r}", "queues", is_fine=if_exists)
                 continue
             ready = administration.depth(channel, name).ready
-            ask(yes, f"remove {counted(ready)} of queue {name!r} for good")
+            ask(f"remove {counted(ready)} of queue {name!r} for good", yes=yes)
             output.status(f"removed {counted(administration.purge(channel, name))} of queue {name!r}")
 
 
@@ -156,9 +156,9 @@ def delete_exchange(
     with broker.access().channel() as channel:
         for name in exchange:
             if not administration.exists(channel, Exchange(name)):
-                _missing(f"exchange {name!r}", "exchanges", if_exists)
+                _missing(f"exchange {name!r}", "exchanges", is_fine=if_exists)
                 continue
-            ask(yes or if_unused, f"delete exchange {name!r} with its bindings")
+            ask(f"delete exchange {name!r} with its bindings", yes=yes or if_unused)
             try:
                 administration.delete_exchange(channel, name, if_unused=if_unused)
             except BadData as error:
@@ -166,7 +166,7 @@ def delete_exchange(
             output.status(f"deleted exchange {name!r}")
 
 
-def _missing(what: str, things: str, is_fine: bool) -> None:
+def _missing(what: str, things: str, *, is_fine: bool) -> None:
     if not is_fine:
         raise NotFound(f"there is no {what}", _SEE.format(things))
     output.status(f"there is no {what}")

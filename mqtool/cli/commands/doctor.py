@@ -47,7 +47,7 @@ def doctor(
     found = 0
     for finding in _findings(access, broker.vhost, between):
         found += 1
-        _show(finding, as_json)
+        _show(finding, as_json=as_json)
     if found:
         raise SomeFailed(f"{counted(found, 'finding')} at {access.address}")
     output.status(f"nothing would bite at {access.address}")
@@ -103,7 +103,7 @@ def _seen_from_outside(api: Management, address: Address) -> str | None:
         return str(probe.getsockname()[0])
 
 
-def _show(finding: Finding, as_json: bool) -> None:
+def _show(finding: Finding, *, as_json: bool) -> None:
     if as_json:
         output.show(json.dumps(asdict(finding), ensure_ascii=False))
         return

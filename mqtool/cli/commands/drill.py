@@ -28,8 +28,8 @@ def _run(
     kind: Kind,
     url: str | None,
     count: int,
-    quiet: bool,
     *,
+    quiet: bool,
     cluster: bool = False,
     image: str | None = None,
 ) -> None:
@@ -46,7 +46,7 @@ def kill_worker(
     kind: KindOption = Kind.AUTO, url: UrlOption = None, count: Messages = workers.MESSAGES, quiet: Quiet = False
 ) -> None:
     """Kill a worker while it runs programs; another takes over."""
-    _run("kill-worker", workers.kill_worker, kind, url, count, quiet)
+    _run("kill-worker", workers.kill_worker, kind, url, count, quiet=quiet)
 
 
 @drill.command(epilog="mqtool drill restart-broker")
@@ -56,7 +56,7 @@ def restart_broker(
     """Restart the broker in mid-stream; both sides reconnect."""
     if url is not None:
         raise UsageError("restart-broker restarts only a broker of its own", "leave --url out")
-    _run("restart-broker", streams.restart_broker, kind, None, count, quiet)
+    _run("restart-broker", streams.restart_broker, kind, None, count, quiet=quiet)
 
 
 @drill.command(epilog="mqtool drill kill-node")
@@ -67,7 +67,7 @@ def kill_node(
     quiet: Quiet = False,
 ) -> None:
     """Kill a node of a cluster in mid-stream, and start it again."""
-    _run("kill-node", streams.kill_node, kind, None, count, quiet, cluster=True, image=image)
+    _run("kill-node", streams.kill_node, kind, None, count, quiet=quiet, cluster=True, image=image)
 
 
 @drill.command(epilog="mqtool drill drop-connection")
@@ -75,7 +75,7 @@ def drop_connection(
     kind: KindOption = Kind.AUTO, url: UrlOption = None, count: Messages = streams.MESSAGES, quiet: Quiet = False
 ) -> None:
     """Cut both sides' connections three times in mid-stream."""
-    _run("drop-connection", streams.drop_connection, kind, url, count, quiet)
+    _run("drop-connection", streams.drop_connection, kind, url, count, quiet=quiet)
 
 
 @drill.command(epilog="mqtool drill poison")
@@ -83,7 +83,7 @@ def poison(
     kind: KindOption = Kind.AUTO, url: UrlOption = None, count: Messages = workers.MESSAGES, quiet: Quiet = False
 ) -> None:
     """Send messages that always fail; they end as dead letters."""
-    _run("poison", workers.poison, kind, url, count, quiet)
+    _run("poison", workers.poison, kind, url, count, quiet=quiet)
 
 
 @drill.command(epilog="mqtool drill duplicate")
@@ -91,4 +91,4 @@ def duplicate(
     kind: KindOption = Kind.AUTO, url: UrlOption = None, count: Messages = workers.MESSAGES, quiet: Quiet = False
 ) -> None:
     """Publish messages twice; each is handled once."""
-    _run("duplicate", workers.duplicate, kind, url, count, quiet)
+    _run("duplicate", workers.duplicate, kind, url, count, quiet=quiet)

@@ -29,7 +29,7 @@ def enable(plugin: Plugins, name: Name = DEFAULT_NAME) -> None:
 def disable(plugin: Plugins, name: Name = DEFAULT_NAME, yes: Yes = False) -> None:
     """Disable plugins and those that need them."""
     started = _started(name)
-    ask(yes, f"disable {', '.join(plugin)}")
+    ask(f"disable {', '.join(plugin)}", yes=yes)
     plugins.change(started, "disable", plugin)
     output.status(f"disabled {', '.join(plugin)}")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -30,15 +30,27 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-#: What each key sorts by: the table's column, and the API's path.
+
+class _Order(NamedTuple):
+    """What to sort by: the table's column, and the API's path."""
+
+    column: str
+    path: str
+
+    @property
+    def word(self) -> str:
+        """The column, without its unit."""
+        return self.column.partition("/")[0]
+
+
 _ORDERS = {
-    "n": ("name", "name"),
-    "r": ("ready", "messages_ready"),
-    "u": ("unacked", "messages_unacknowledged"),
-    "c": ("consumers", "consumers"),
-    "i": ("in/s", "message_stats.publish_details.rate"),
-    "o": ("out/s", "message_stats.deliver_get_details.rate"),
-    "a": ("ack/s", "message_stats.ack_details.rate"),
+    "n": _Order("name", "name"),
+    "r": _Order("ready", "messages_ready"),
+    "u": _Order("unacked", "messages_unacknowledged"),
+    "c": _Order("consumers", "consumers"),
+    "i": _Order("in/s", "message_stats.publish_details.rate"),
+    "o": _Order("out/s", "message_stats.deliver_get_details.rate"),
+    "a": _Order("ack/s", "message_stats.ack_details.rate"),
 }
 _SHOWN = ("name", "ready", "unacked", "consumers", "in/s", "out/s", "ack/s", "look out")
 _QUIT = ("q", "\x1b", "\x04")
@@ -80,7 +92,7 @@ class Screen:
 
     def queues(self, limit: int) -> list[QueueView]:
         """The first queues in this order; the broker sorts, so that only they have to come."""
-        order = {"sort": _ORDERS[self.order][1], "sort_reverse": str(self.descending).lower()}
+        order = {"sort": _ORDERS[self.order].path, "sort_reverse": str(self.descending).lower()}
         found = list(islice(api.queues(self.api, self.vhost, COLUMNS, page_size=limit, **order), limit))
         self.looks = [*self.looks[-_LOOKS_BACK:], {(queue["vhost"], queue["name"]): queue for queue in found}]
         return found
@@ -138,10 +150,10 @@ def top(
 
 
 def _key(sort: str) -> str:
-    for key, (column, _) in _ORDERS.items():
-        if sort in (column, column.partition("/")[0]):
+    for key, order in _ORDERS.items():
+        if sort in (order.column, order.word):
             return key
-    columns = ("name", "ready", "unacked", "consumers", "in", "out", "ack")
+    columns = [order.word for order in _ORDERS.values()]
     raise UsageError(f"top cannot sort by {sort!r}", did_you_mean(sort, columns, f"columns: {', '.join(columns)}"))
 
 
@@ -190,9 +202,9 @@ def _picture(screen: Screen, where: str, height: int) -> "Group":
         body = tables.table(rows, _SHOWN, warning="look out", folded=False) if rows else Text("no queues")
     except Unavailable as gone:  # it may come back, and who watches wants to see that
         totals, body, screen.found = "", Text(str(gone), style="red"), None
-    keys = "  ".join(f"{key} {column.partition('/')[0]}" for key, (column, _) in _ORDERS.items())
+    keys = "  ".join(f"{key} {order.word}" for key, order in _ORDERS.items())
     arrow = "↓" if screen.descending else "↑"
-    sorted_by = f"sorted by {_ORDERS[screen.order][0]} {arrow}"
+    sorted_by = f"sorted by {_ORDERS[screen.order].column} {arrow}"
     return Group(
         Text(f"{where}   {sorted_by}", style="bold"),
         Text(totals),

@@ -48,7 +48,7 @@ def list_(
         return
     from mqtool.cli.display import tutorial_page
 
-    tutorial_page.show_list([(name, summary) for name, _, summary in said], no_color)
+    tutorial_page.show_list([(name, summary) for name, _, summary in said], no_color=no_color)
 
 
 @tutorial.command(epilog="mqtool tutorial show routing\nmqtool tutorial show hello-world --plain-pika > hello.py")
@@ -67,9 +67,9 @@ def show(
         raise UsageError(f"{name} is to be seen, and not to be read", f"'mqtool tutorial run {name}' plays it")
     page = pages.page(name)
     if plain_pika:
-        tutorial_page.show_source(page.plain_pika, no_color)
+        tutorial_page.show_source(page.plain_pika, no_color=no_color)
     else:
-        tutorial_page.show_page(page, no_color)
+        tutorial_page.show_page(page, no_color=no_color)
 
 
 @tutorial.command(epilog="mqtool tutorial run hello-world\nmqtool tutorial run why-queues --auto")
@@ -104,7 +104,7 @@ def run(
     guard = Guard()
     from mqtool.plays.playing import perform
 
-    audience = _audience(auto, lines, no_color)
+    audience = _audience(auto=auto, lines=lines, no_color=no_color)
     for number, name in enumerate(chosen, 1):
         play = plays.load(name)
         try:
@@ -132,15 +132,15 @@ def _prepare_signals() -> None:
             signal.signal(number, lambda *_: None)
 
 
-def _audience(auto: bool, lines: bool, no_color: bool) -> "Lines | Panes":
+def _audience(*, auto: bool, lines: bool, no_color: bool) -> "Lines | Panes":
     from mqtool.cli.display.pace import Pace
     from mqtool.cli.display.play_lines import Lines
     from mqtool.cli.display.play_panes import SMALLEST, Panes
     from mqtool.cli.display.screen import console
 
-    pace = Pace(auto)
-    screen = console(no_color)
-    wide_enough = screen.width >= SMALLEST[0] and screen.height >= SMALLEST[1]
+    pace = Pace(auto=auto)
+    screen = console(no_color=no_color)
+    wide_enough = screen.width >= SMALLEST.width and screen.height >= SMALLEST.height
     if lines or not wide_enough or not screen.is_terminal or screen.is_dumb_terminal:
-        return Lines(pace, no_color)
-    return Panes(pace, no_color)
+        return Lines(pace, no_color=no_color)
+    return Panes(pace, no_color=no_color)

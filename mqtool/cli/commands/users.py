@@ -116,7 +116,7 @@ def delete(
         output.status(f"there is no user {name!r}")
         return
     _user(api, name)
-    ask(yes, f"delete user {name!r}")
+    ask(f"delete user {name!r}", yes=yes)
     api.delete(path("users", name))
     output.status(f"deleted user {name!r}")
 
@@ -156,7 +156,7 @@ def delete_vhost(
             raise NotFound(f"there is no vhost {name!r}", "'mqtool list vhosts' shows those that there are")
         output.status(f"there is no vhost {name!r}")
         return
-    ask(yes, f"delete vhost {name!r} with all that is in it")
+    ask(f"delete vhost {name!r} with all that is in it", yes=yes)
     api.delete(path("vhosts", name))
     output.status(f"deleted vhost {name!r}")
 

@@ -187,7 +187,7 @@ class DeliveryWriter:
         hand_over: bool = False,
     ) -> None:
         if raw + as_json + (template is not None) > 1:
-            raise UsageError("--raw, --json and --format exclude each other", "give only one of them")
+            raise UsageError("--raw, --json and --format cannot be combined", "give only one of them")
         self._line = line
         self._escape = is_terminal(_STDOUT)
         self._hand_over = hand_over and _is_pipe()
@@ -264,7 +264,8 @@ def parse_template(template: str) -> list[Callable[[Delivery], bytes]]:
         if piece.startswith("%"):
             if piece[1:] not in _PLACES:
                 raise UsageError(f"--format has an unknown place {piece!r}", "'mqtool help output' lists the places")
-            parts.append(_PLACES[piece[1:]][1])
+            _, value = _PLACES[piece[1:]]
+            parts.append(value)
         else:
             text = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}.get(piece, piece).encode()
             parts.append(_constant(text))

@@ -27,7 +27,7 @@ class Pace:
         watched: whether one does; by default, if we print to a terminal.
     """
 
-    def __init__(self, auto: bool, watched: bool | None = None) -> None:
+    def __init__(self, *, auto: bool, watched: bool | None = None) -> None:
         self._watched = output.is_terminal(1) if watched is None else watched
         self.asks = not auto and self._watched and output.is_terminal(0)
         self._keys = self._watched and output.is_terminal(0)

@@ -30,11 +30,11 @@ _CHART_WIDTH, _CHART_HEIGHT = 64, 4
 class Lines:
     """Standard output, shared by the threads that read the terminals; colours only where a person looks."""
 
-    def __init__(self, pace: Pace, no_color: bool = False) -> None:
+    def __init__(self, pace: Pace, *, no_color: bool = False) -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # not every locale has a check mark
         self._pace = pace
-        self._console = console(no_color)
+        self._console = console(no_color=no_color)
         self._lock = threading.Lock()
         self._reader_gone = False
         self._labels: dict[str, Text] = {}
@@ -96,7 +96,8 @@ class Lines:
             return
         for each in charts:
             self.blank()
-            self._print(Text(f"  {each.title}, at most {figures(each)[1]}", "bold"))
+            _, greatest = figures(each)
+            self._print(Text(f"  {each.title}, at most {greatest}", "bold"))
             for row in chart(each.values, min(_CHART_WIDTH, self._console.width - 4), _CHART_HEIGHT):
                 self._print(Text(f"  {row}", "cyan"))
         self.blank()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.console import Group, RenderableType
+from rich.console import ConsoleDimensions, Group, RenderableType
 from rich.layout import Layout
 from rich.live import Live
 from rich.panel import Panel
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 #: A screen smaller than this has no room for panes.
-SMALLEST = (76, 22)
+SMALLEST = ConsoleDimensions(width=76, height=22)
 #: Columns that a pane should have: most commands then fit into two lines.
 _PANE_WIDTH = 38
 #: Lines that it needs at least: one, and its borders.
@@ -38,9 +38,9 @@ _FRAMES_PER_SECOND = 10
 class Panes:
     """The terminal's alternate screen; what was there before comes back after each play."""
 
-    def __init__(self, pace: Pace, no_color: bool = False, screen: "Console | None" = None) -> None:
+    def __init__(self, pace: Pace, *, no_color: bool = False, screen: "Console | None" = None) -> None:
         self._pace = pace
-        self._console = screen or console(no_color)
+        self._console = screen or console(no_color=no_color)
         self._lock = threading.RLock()
         self.begin("")
 

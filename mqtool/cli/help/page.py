@@ -25,7 +25,7 @@ def command_page(command: CommandHelp, columns: int, *, everything: bool = False
         columns: none of its lines is longer, except for a word that is.
         everything: all options, not only the common ones.
     """
-    return "\n".join(_command_lines(command, columns, everything)).rstrip()
+    return "\n".join(_command_lines(command, columns, everything=everything)).rstrip()
 
 
 def topic_page(name: str, options: Sequence[OptionHelp], columns: int) -> str:
@@ -66,7 +66,7 @@ def overview_page(mqtool: CommandHelp, columns: int) -> str:
     return "\n".join(lines)
 
 
-def _command_lines(command: CommandHelp, columns: int, everything: bool) -> Iterator[str]:
+def _command_lines(command: CommandHelp, columns: int, *, everything: bool) -> Iterator[str]:
     yield from textwrap.wrap(f"usage: {command.usage}", columns, subsequent_indent="  ")
     yield ""
     yield from textwrap.wrap(command.sentence, columns)

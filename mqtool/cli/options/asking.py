@@ -12,12 +12,12 @@ from mqtool.errors import MqtoolError, UsageError
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation")]
 
 
-def ask(yes: bool, what: str, hint: str = "say --yes") -> None:
-    """Ask a person; a script has to say --yes for what cannot be undone.
+def ask(what: str, *, yes: bool, hint: str = "say --yes") -> None:
+    """Ask a person before something that cannot be undone; a script has to pass --yes.
 
     Args:
-        yes: it was said.
-        what: would be done, such as "delete queue 'jobs'".
+        what: what would be done, such as "delete queue 'jobs'".
+        yes: do not ask.
 
     Raises:
         UsageError: nobody can be asked.
@@ -32,13 +32,13 @@ def ask(yes: bool, what: str, hint: str = "say --yes") -> None:
 
 
 def ask_password(of: str, path: Path | None) -> str:
-    """A new password: from a file (`-` is stdin), else asked for twice, without showing it.
+    """A new password: from a file (`-` is stdin), else typed twice by a person.
 
     Args:
-        of: whose it will be.
+        of: the user.
 
     Raises:
-        UsageError: nobody can be asked; or it is empty, with which nobody could log in.
+        UsageError: nobody can be asked, or it is empty.
     """
     if path is not None:
         password = read_password(path)

@@ -1,4 +1,4 @@
-"""When messages shall arrive, and what holds them back until then."""
+"""When messages are to arrive, and what holds them back until then."""
 
 import time
 from datetime import datetime
@@ -16,7 +16,7 @@ from mqtool.errors import UsageError
 def _delay(text: str) -> float:
     """Seconds, from a duration that a broker can wait."""
     if text.startswith("-"):
-        raise typer.BadParameter(f"{text!r} is negative; nothing can arrive before it is sent")
+        raise typer.BadParameter(f"{text!r} is negative, but nothing can arrive before it is sent")
     seconds = duration(text)
     if round(seconds * 1000) > LONGEST:
         raise typer.BadParameter(
@@ -26,24 +26,24 @@ def _delay(text: str) -> float:
 
 
 def _moment(text: str) -> float:
-    """Seconds since 1970, from a time to come; local time, unless it says otherwise."""
+    """Seconds since 1970, from a future time; local time, unless it says otherwise."""
     try:
         moment = datetime.fromisoformat(text if "-" in text else f"{datetime.now():%Y-%m-%d}T{text}").timestamp()
     except (ValueError, OverflowError, OSError) as error:
         raise typer.BadParameter(
-            f"{text!r} is no time such as 18:30, 2026-01-31T18:30 or 2026-01-31T18:30:00Z"
+            f"{text!r} is not a time such as 18:30, 2026-01-31T18:30 or 2026-01-31T18:30:00Z"
         ) from error
     ahead = moment - time.time()
     if ahead <= 0:
-        raise typer.BadParameter(f"{text!r} is past, by {compact_duration(max(1, round(-ahead)))}")
+        raise typer.BadParameter(f"{text!r} is in the past, by {compact_duration(max(1, round(-ahead)))}")
     if ahead * 1000 > LONGEST:
-        raise typer.BadParameter(f"{text!r} is too far off: at most {LONGEST} ms (2^32 - 1), 49 days")
+        raise typer.BadParameter(f"{text!r} is too far away: at most {LONGEST} ms (2^32 - 1), 49 days")
     return moment
 
 
 @in_panel("Delay")
 class DelayOptions(NamedTuple):
-    """When messages shall arrive, and what holds them back until then."""
+    """When messages are to arrive, and what holds them back until then."""
 
     delay: Annotated[
         float | None,
@@ -56,17 +56,17 @@ class DelayOptions(NamedTuple):
 
     @property
     def are_given(self) -> bool:
-        """Whether all messages shall be delayed."""
+        """Whether all messages are to be delayed."""
         return self.delay is not None or self.at is not None
 
     def check(self, *, mandatory: bool) -> None:
-        """Refuse what cannot be.
+        """Check that the options fit together.
 
         Raises:
             UsageError: the options contradict each other.
         """
         if self.delay is not None and self.at is not None:
-            raise UsageError("--delay and --at exclude each other", "give only one of them")
+            raise UsageError("--delay and --at cannot be combined", "give only one of them")
         if self.are_given and mandatory:
             raise mandatory_with_delay()
 
@@ -74,6 +74,6 @@ class DelayOptions(NamedTuple):
 def mandatory_with_delay() -> UsageError:
     """Why a delayed message cannot be mandatory."""
     return UsageError(
-        "--mandatory cannot tell anything of a delayed message: which queues it goes to is seen when it is due",
+        "--mandatory does not work with a delay: such a message is routed only when it is due",
         "leave one of them out",
     )

@@ -19,7 +19,7 @@ def _property(text: str) -> tuple[str, Any]:
     name = name.replace("-", "_")
     if not equals or name not in PROPERTIES or name == "headers":
         known = ", ".join(known.replace("_", "-") for known in PROPERTIES if known != "headers")
-        raise typer.BadParameter(f"{text!r} is no property; write name=value with one of {known}")
+        raise typer.BadParameter(f"{text!r} is not a property: write name=value with one of {known}")
     return name, _PROPERTY_VALUES.get(name, _short_text)(name, value)
 
 
@@ -32,7 +32,9 @@ def _short_text(name: str, value: str) -> str:
 def _number(lowest: int, highest: int) -> Callable[[str, str], int]:
     def parse(name: str, value: str) -> int:
         if not value.isdecimal() or not lowest <= int(value) <= highest:
-            raise typer.BadParameter(f"{name.replace('_', '-')} is a number from {lowest} to {highest}, not {value!r}")
+            raise typer.BadParameter(
+                f"{name.replace('_', '-')} must be a number from {lowest} to {highest}, not {value!r}"
+            )
         return int(value)
 
     return parse
@@ -46,7 +48,7 @@ def _timestamp(_name: str, value: str) -> int:
     try:
         return int(value) if value.isdecimal() else int(datetime.fromisoformat(value).timestamp())
     except ValueError as error:
-        raise typer.BadParameter(f"timestamp is seconds since 1970 or RFC 3339, not {value!r}") from error
+        raise typer.BadParameter(f"timestamp must be seconds since 1970 or RFC 3339, not {value!r}") from error
 
 
 _PROPERTY_VALUES: dict[str, Callable[[str, str], Any]] = {
@@ -61,7 +63,7 @@ def _key_pattern(text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
     except re.error as error:
-        raise typer.BadParameter(f"no regular expression: {error}") from error
+        raise typer.BadParameter(f"not a valid regular expression: {error}") from error
 
 
 @in_panel("Messages")

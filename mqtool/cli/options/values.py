@@ -9,10 +9,10 @@ from mqtool.duration import parse_duration
 
 
 def time_limit(text: str) -> float:
-    """Seconds, from a duration; none at all would be a limit that nothing can meet."""
+    """Seconds, from a duration other than 0."""
     seconds = duration(text)
     if not seconds:
-        raise typer.BadParameter(f"{text!r} leaves no time at all")
+        raise typer.BadParameter(f"{text!r} must be longer than 0")
     return seconds
 
 
@@ -28,7 +28,7 @@ def header(text: str) -> tuple[str, Any]:
     """A header, from key=text or key:=json."""
     key, equals, value = text.partition("=")
     if not equals or not key.rstrip(":"):
-        raise typer.BadParameter(f"{text!r} is no header; write key=text, or key:=json for a typed value")
+        raise typer.BadParameter(f"{text!r} is not a header: write key=text, or key:=json for a typed value")
     if not key.endswith(":"):
         return key, value
     try:

@@ -90,11 +90,11 @@ def read(
     """
     words, options = asked.words, asked.options
     if sum([options.lines, options.null, options.as_json, options.delimiter is not None]) > 1:
-        raise UsageError("--lines, --null, --delimiter and --json exclude each other", "give only one of them")
+        raise UsageError("--lines, --null, --delimiter and --json cannot be combined", "give only one of them")
     said = None if not words or list(words) == ["-"] else " ".join(words)
     if said is not None and (options.is_stream or options.file):
         raise UsageError(
-            f"the message {said!r} is on the command line, and input was asked for as well",
+            f"the message {said!r} is on the command line, and an option asks for input, too",
             "give either message words, or an input with -l, -0, -D, --json or -f",
         )
     asked.delays.check(mandatory=options.mandatory)
