@@ -34,13 +34,9 @@ class Delaying:
     Args:
         channel: the channel that the messages are published on.
         notice: is told which way was taken and why.
-        plugin: whether the broker has it; None finds out.
     """
 
-    def __init__(
-        self, channel: Channel, via: Via, destination: Destination, notice: Notice, *, plugin: bool | None = None
-    ) -> None:
-        self._plugin = plugin
+    def __init__(self, channel: Channel, via: Via, destination: Destination, notice: Notice) -> None:
         self._channel = channel
         self._via = via
         self._destination = destination
@@ -102,7 +98,7 @@ class Delaying:
         broker = self._channel.connection.broker
         if self._via is not Via.TTL:
             way = ThroughPlugin(self._channel, self._destination, self._notice)
-            if has_plugin(self._channel, way.exchange) if self._plugin is None else self._plugin:
+            if has_plugin(self._channel, way.exchange):
                 self._notice(f"held back by the exchange {way.exchange.name!r}, as {broker} has the type {DELAYED}")
                 return way
             if self._via is Via.PLUGIN:

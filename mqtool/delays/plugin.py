@@ -5,8 +5,9 @@ https://github.com/rabbitmq/rabbitmq-delayed-message-exchange
 
 import re
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from mqtool.amqp import Channel
+from mqtool.amqp import Channel, Connection
 from mqtool.delays.ways import Destination, Expecting, Notice, Place, name_for
 from mqtool.errors import DeclaredDifferently, UnknownExchangeType
 from mqtool.message import Message
@@ -19,6 +20,10 @@ _ENDED = (4, 3)
 _VERSION = re.compile(r"(\d+)\.(\d+)")
 #: The exchange of type x-delayed-message that leads to queues.
 TO_QUEUES = Exchange("mqtool.delayed", DELAYED, durable=True, arguments={"x-delayed-type": "direct"})
+
+
+#: Whether the broker behind a connection knows the type.
+_answers: WeakKeyDictionary[Connection, bool] = WeakKeyDictionary()
 
 
 class PluginMissing(DeclaredDifferently):
@@ -43,18 +48,26 @@ class PluginMissing(DeclaredDifferently):
 def has_plugin(channel: Channel, exchange: Exchange) -> bool:
     """Declare an exchange of type x-delayed-message; return whether the broker knows the type.
 
-    It asks on a connection of its own, since RabbitMQ closes the connection over an unknown type.
+    It asks once, on a connection of its own, since RabbitMQ closes the connection over an unknown type.
 
     Raises:
         DeclaredDifferently: the exchange exists with another type.
         AccessRefused: the user may not declare it.
     """
-    with channel.connection.beside() as beside:
+    known = _answers.get(channel.connection)
+    if known is None:
+        known = _answers[channel.connection] = _is_known(channel.connection, exchange)
+    if known:
+        channel.declare(exchange)  # to be there again after a reconnection
+    return known
+
+
+def _is_known(connection: Connection, exchange: Exchange) -> bool:
+    with connection.beside() as beside:
         try:
             beside.channel().declare(exchange)
         except UnknownExchangeType:
             return False
-    channel.declare(exchange)  # to be there again after a reconnection
     return True
 
 

@@ -19,11 +19,9 @@ class Destination:
 
     Attributes:
         to: as the command declares it, or finds it.
-        routing_key: for messages to the default exchange that have none.
     """
 
     to: Exchange | Queue = DEFAULT_EXCHANGE
-    routing_key: str | None = None
 
     def of(self, message: Message) -> Exchange | Queue:
         """The exchange that a message is for, or the queue if that is the default exchange.
@@ -39,9 +37,9 @@ class Destination:
             raise BadData(
                 "a message to a queue with a header CC or BCC cannot be delayed", "send it to each queue separately"
             )
-        own = self.to.name if isinstance(self.to, Queue) else self.routing_key
-        name = (own or "") if message.routing_key is None else message.routing_key
-        return self.to if isinstance(self.to, Queue) and self.to.name == name else Queue(name)
+        ours = self.to.name if isinstance(self.to, Queue) else ""
+        name = ours if message.routing_key is None else message.routing_key
+        return self.to if isinstance(self.to, Queue) and ours == name else Queue(name)
 
 
 class Place(NamedTuple):

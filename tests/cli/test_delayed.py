@@ -354,3 +354,12 @@ def test_ten_thousand_from_one_command(shell: Shell, broker: TestBroker, via: st
     assert sorted(map(int, got[::2])) == list(range(10_000))
     assert min(map(int, got[1::2])) >= 0
     wait_until(lambda: depth(broker, "delay_queue") == 0, "nothing is left")
+
+
+def test_a_message_that_cannot_be_delayed_is_kept(shell: Shell) -> None:
+    """By --failed-to, also when it is the only one, from the command line."""
+    copies = ("-H", 'CC:=["elsewhere"]')
+    refused = shell.run("mqtool", "send", "-q", "q", "--delay", "5s", *copies, "--failed-to", "failed", "not me")
+    assert refused.code == 65
+    assert "cannot be delayed" in refused.stderr
+    assert json.loads((shell.directory / "failed").read_text())["body"] == "not me"
