@@ -1,6 +1,7 @@
 """What strangers cannot do to the embedded broker through its management API."""
 
 import base64
+import contextlib
 import json
 import socket
 import time
@@ -12,6 +13,7 @@ import pika
 import pytest
 
 from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.broker.embedded.http import server
 from mqtool.broker.embedded.http.server import MAX_CONNECTIONS
 from tests.protocol.conftest import Api
 
@@ -149,6 +151,19 @@ def test_connections_are_limited(broker: EmbeddedBroker) -> None:
         except ConnectionError:
             pass
         assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("sent", ["GET /api", f"PUT /api/vhosts/x HTTP/1.1\r\n{LOGIN}\r\ncontent-length: 9\r\n\r\n{{"])
+def test_a_request_that_never_ends_is_cut_off(
+    broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch, sent: str
+) -> None:
+    """In its headers or in its body."""
+    monkeypatch.setattr(server, "_FIRST_SECONDS", 0.2)
+    monkeypatch.setattr(server, "_BODY_SECONDS", 0.2)
+    with socket.create_connection(address(broker), timeout=5) as connection:
+        connection.sendall(sent.encode())
+        with contextlib.suppress(ConnectionError):
+            assert connection.recv(1) == b""
 
 
 @pytest.mark.parametrize(

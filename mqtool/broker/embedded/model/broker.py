@@ -207,10 +207,10 @@ class Broker:
         limit = self.memory_limit * _ALARM_CLEARED if alarmed else self.memory_limit
         if (held > limit) is alarmed:
             return
-        log.warning("memory alarm %s: messages take %d bytes", "cleared" if alarmed else "set", held)
         if alarmed:
             self.clear_alarm("memory")
         else:
+            log.warning("memory alarm set: messages take %d bytes", held)
             self.alarms.add("memory")
 
     def disk_failed(self, error: Exception) -> None:
@@ -222,6 +222,7 @@ class Broker:
     def clear_alarm(self, name: str) -> None:
         """Let publishers go on, if this was the last alarm."""
         if name in self.alarms:
+            log.warning("%s alarm cleared", name)
             self.alarms.remove(name)
             if not self.alarms:
                 for client in list(self.clients):

@@ -79,6 +79,7 @@ class Queue:
         self.consumers = Consumers(single_active=self.options.single_active)
         self.backlog = new_backlog(self.kind, self.options.max_priority)
         self.traffic = Traffic()
+        self._limited = self.options.max_length is not None or self.options.max_length_bytes is not None
         self._position = 0
         self._expiring = False
         self._expiry = Alarm(self.clock, self._expiry_due)
@@ -130,7 +131,8 @@ class Queue:
             self._expiring = True
         backlog.append(entry)
         self.pump()
-        self._drop_head()
+        if self._limited or self._expiring:
+            self._drop_head()
         return True, stored
 
     def restore(self, entry: Entry) -> None:

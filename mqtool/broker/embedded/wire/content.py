@@ -1,7 +1,5 @@
 """Putting a published message together: the method, the header, and the frames of the body."""
 
-from dataclasses import dataclass
-
 from mqtool.broker.embedded.model.errors import (
     FRAME_ERROR,
     UNEXPECTED_FRAME,
@@ -18,19 +16,15 @@ _MANDATORY = 1
 _IMMEDIATE = 2
 
 
-@dataclass(slots=True)
-class Published:
-    """A whole basic.publish."""
-
-    message: Message
-    mandatory: bool
-    immediate: bool
-
-
 class Content:
-    """The publish whose frames are coming in on a channel, if there is one."""
+    """The publish whose frames are coming in on a channel, if there is one.
+
+    Attributes:
+        mandatory, immediate: what the last complete publish asked for.
+    """
 
     def __init__(self) -> None:
+        self.mandatory = self.immediate = False
         self._method: bytes | None = None
         self._header: ContentHeader | None = None
         self._body: list[bytes] = []
@@ -71,8 +65,8 @@ class Content:
             what = "expected content body, got non content body frame instead"
         return ConnectionException(UNEXPECTED_FRAME, what)
 
-    def header(self, payload: bytes) -> Published | None:
-        """Take a content header frame; returns the publish if that completes it.
+    def header(self, payload: bytes) -> Message | None:
+        """Take a content header frame; returns the message if that completes it.
 
         Raises:
             ConnectionException: 505 if no content is due, 501 if it is malformed.
@@ -100,8 +94,8 @@ class Content:
         self._missing = header.body_size
         return None if self._missing else self._complete(b"")
 
-    def body(self, payload: bytes) -> Published | None:
-        """Take a content body frame; returns the publish if that completes it.
+    def body(self, payload: bytes) -> Message | None:
+        """Take a content body frame; returns the message if that completes it.
 
         Raises:
             ConnectionException: 505 if no body is due, or it is longer than was announced.
@@ -119,7 +113,7 @@ class Content:
             payload, self._body = b"".join(self._body), []
         return self._complete(payload)
 
-    def _complete(self, body: bytes) -> Published:
+    def _complete(self, body: bytes) -> Message:
         method, header = self._method, self._header
         assert method is not None
         assert header is not None
@@ -128,4 +122,6 @@ class Content:
             message = Message(method[6:-1], header, body)
         except ValueError as error:
             raise frame_error("cannot decode basic.publish") from error
-        return Published(message, bool(method[-1] & _MANDATORY), bool(method[-1] & _IMMEDIATE))
+        bits = method[-1]
+        self.mandatory, self.immediate = bool(bits & _MANDATORY), bool(bits & _IMMEDIATE)
+        return message

@@ -107,7 +107,7 @@ class Deliveries:
 
     def deliver(self, subscription: Subscription, entry: Entry) -> None:
         """Send a message to one of the consumers."""
-        self._tag = tag = self._tag + 1
+        tag = self._tag = self._tag + 1
         if not subscription.no_ack:
             self.unacked[tag] = Delivery(subscription.queue, entry, subscription)
             subscription.unacked += 1
@@ -162,7 +162,7 @@ class Deliveries:
         Raises:
             ChannelException: 406 for an unknown tag.
         """
-        if multiple and not tag:
+        if multiple and (not tag or tag == next(reversed(self.unacked), None)):
             taken, self.unacked = self.unacked, {}
             return taken
         if tag not in self.unacked:

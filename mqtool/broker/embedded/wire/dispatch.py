@@ -29,11 +29,11 @@ def take_frame(channel: Channel, kind: int, payload: bytes) -> None:  # noqa: C9
         ConnectionException: the connection must be closed.
     """
     if kind == frames.BODY:
-        if (published := channel.content.body(payload)) is not None:
-            publish(channel, published)
+        if (message := channel.content.body(payload)) is not None:
+            publish(channel, message)
     elif kind == frames.HEADER:
-        if (published := channel.content.header(payload)) is not None:
-            publish(channel, published)
+        if (message := channel.content.header(payload)) is not None:
+            publish(channel, message)
     elif kind != frames.METHOD:
         raise unknown_frame(kind, channel.number, payload)
     elif payload.startswith(frames.BASIC_PUBLISH):

@@ -13,7 +13,6 @@ from mqtool.broker.embedded.model.exchange import Exchange
 from mqtool.broker.embedded.model.message import Message
 from mqtool.broker.embedded.model.virtual_host import Publication
 from mqtool.broker.embedded.wire.channel import Channel
-from mqtool.broker.embedded.wire.content import Published
 from mqtool.broker.embedded.wire.transaction import Pending
 from mqtool.routing.field_table import type_name
 
@@ -23,25 +22,25 @@ DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
-def publish(channel: Channel, published: Published) -> None:
-    """Publish a message, at once or when the transaction is committed.
+def publish(channel: Channel, message: Message) -> None:
+    """Publish the message that the channel's content has become, at once or when the transaction is committed.
 
     Raises:
         ChannelException: 403, 404 or 406.
         ConnectionException: 540 for `immediate`.
     """
-    if published.immediate:
+    if channel.content.immediate:
         raise ConnectionException(NOT_IMPLEMENTED, "immediate=true")
-    message = published.message
+    mandatory = channel.content.mandatory
     exchange = _check(channel, message)
     if message.properties.reply_to == DIRECT_REPLY_TO:
         if channel.replies is None:
             raise precondition_failed("fast reply consumer does not exist")
         message = message.with_reply_to(f"{DIRECT_REPLY_TO}.{channel.replies.token}")
     if channel.transaction is not None:
-        channel.transaction.publishes.append(Pending(exchange, message, published.mandatory))
+        channel.transaction.publishes.append(Pending(exchange, message, mandatory))
         return
-    publication = perform(channel, exchange, message, mandatory=published.mandatory)
+    publication = perform(channel, exchange, message, mandatory=mandatory)
     if channel.confirms is not None:
         channel.settle_publish(channel.confirms, accepted=publication.accepted, stored=publication.stored)
 
