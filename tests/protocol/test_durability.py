@@ -2,6 +2,7 @@
 
 import random
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pika
 import pytest
 from pamqp import commands
 from pika import BasicProperties
-from pika.exceptions import AMQPError, ChannelClosedByBroker
+from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedByBroker
 
 from tests.protocol.broker_process import BrokerProcess
 from tests.protocol.conftest import Take
@@ -134,6 +135,17 @@ def test_users_and_permissions_outlive_a_restart(tmp_path: Path) -> None:
         connection.channel().queue_declare("ann-1")
         with pytest.raises(ChannelClosedByBroker, match="ACCESS_REFUSED"):
             connection.channel().queue_declare("bob-1")
+
+
+def test_names_cannot_forge_the_log(process: BrokerProcess) -> None:
+    """A client chooses them, and errors are about them."""
+    connection = connect(process)
+    with pytest.raises(ConnectionClosedByBroker):
+        connection.channel().exchange_declare("x", "no\n2026-01-01 \x1b[31mforged")
+    until = time.monotonic() + 5
+    while "forged" not in process.log:
+        assert time.monotonic() < until
+    assert "\\n2026-01-01 \\x1b[31mforged" in process.log
 
 
 class Publisher(threading.Thread):

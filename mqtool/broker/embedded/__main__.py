@@ -44,7 +44,9 @@ def main() -> int:
             lines += [server.damage] if server.damage is not None else []
         # Whoever waits for the file must never see half of it.
         partial = options.ready_file.with_name(options.ready_file.name + ".partial")
-        partial.write_text("\n".join(lines) + "\n")
+        partial.unlink(missing_ok=True)
+        with partial.open("x") as file:  # "x" follows no symbolic link
+            file.write("\n".join(lines) + "\n")
         partial.replace(options.ready_file)
 
     settings = Settings(

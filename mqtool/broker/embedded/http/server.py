@@ -162,7 +162,7 @@ class HttpServer:
         except HttpError as error:
             return _refusal(error)
         except Exception:
-            log.exception("management: %s %s", request.method, "/".join(request.path))
+            log.exception("management: %a", [request.method, *request.path])
             return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": "internal_error", "reason": "see the log"})
 
 

@@ -253,7 +253,8 @@ class Connection(FrameStream):
         """Tell the client why, and wait for it to agree; `index` is that of the method that caused it."""
         if self.state in ("closing", "closed"):
             return
-        log.warning("connection %s: %s", self.name, error.text)
+        # Names in it are the client's: in ASCII they cannot forge lines of the log, nor reach a terminal's controls.
+        log.warning("connection %s: %s", self.name, ascii(error.text)[1:-1])
         self._shut()
         self.state = "closing"
         self.send(
