@@ -18,7 +18,7 @@ from mqtool.broker.waiting import connect_within
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
-from mqtool.cli.options import Broker, duration, takes_groups
+from mqtool.cli.options import DURATION, Broker, takes_groups
 from mqtool.errors import Unavailable, UsageError
 
 app = typer.Typer()
@@ -208,7 +208,7 @@ def wait(
     options: Broker,
     timeout: Annotated[
         float,
-        typer.Option(parser=duration, metavar="DURATION", show_default="30s", help="Total time limit (exit 124)"),
+        typer.Option(show_default="30s", help="Total time limit (exit 124)", **DURATION),
     ] = "30s",  # type: ignore[assignment]
 ) -> None:
     """Wait until the broker accepts connections."""

@@ -15,7 +15,7 @@ from mqtool.amqp import Channel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
-from mqtool.cli.options import Broker, ManagementUrl, duration, live_names, takes_groups
+from mqtool.cli.options import DURATION, Broker, ManagementUrl, live_names, takes_groups
 from mqtool.cli.options.asking import Yes, ask
 from mqtool.errors import Unavailable
 from mqtool.work import dead_letters
@@ -52,7 +52,7 @@ class Which(NamedTuple):
     error: Annotated[str | None, typer.Option(help="Only those whose last error contains TEXT")] = None
     older: Annotated[
         float | None,
-        typer.Option(parser=duration, metavar="DURATION", help="Only those that first failed this long ago or earlier"),
+        typer.Option(help="Only those that first failed this long ago or earlier", **DURATION),
     ] = None
 
     @property

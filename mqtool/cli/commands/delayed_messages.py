@@ -13,7 +13,7 @@ from mqtool.cli.options import (
     Publishing,
     QueueOptions,
     Receiving,
-    live_names,
+    exchange_option,
     takes_groups,
 )
 from mqtool.cli.pipe.publishing import publish, text
@@ -66,16 +66,7 @@ def receive_delayed(
     queue: QueueOptions,
     receiving: Receiving,
     broker: Broker,
-    exchange: Annotated[
-        str | None,
-        typer.Option(
-            "--exchange",
-            "-e",
-            help="Exchange",
-            rich_help_panel="Topology",
-            autocompletion=live_names.exchanges,
-        ),
-    ] = None,
+    exchange: Annotated[str | None, exchange_option("Exchange")] = None,
     routing_key: RoutingKey = None,
 ) -> None:
     """Receive delayed messages; show how late each came."""

@@ -13,7 +13,7 @@ from mqtool.amqp import Address, Connection
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
-from mqtool.cli.options import Broker, ManagementUrl, takes_groups, time_limit
+from mqtool.cli.options import TIME_LIMIT, Broker, ManagementUrl, takes_groups
 from mqtool.errors import AccessRefused, MqtoolError, SomeFailed
 from mqtool.inspection import diagnosis
 from mqtool.inspection.diagnosis import Finding
@@ -32,9 +32,7 @@ def doctor(
     broker: Broker,
     between: Annotated[
         float,
-        typer.Option(
-            "--between", parser=time_limit, metavar="DURATION", help="Time between the two looks", show_default="3s"
-        ),
+        typer.Option("--between", help="Time between the two looks", show_default="3s", **TIME_LIMIT),
     ] = "3s",  # type: ignore[assignment]
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per finding")] = False,
     management: ManagementUrl = None,

@@ -6,7 +6,14 @@ from typing import Annotated
 import typer
 
 from mqtool.amqp import Channel
-from mqtool.cli.options import Broker, Publishing, QueueOptions, Receiving, live_names, takes_groups
+from mqtool.cli.options import (
+    Broker,
+    Publishing,
+    QueueOptions,
+    Receiving,
+    exchange_option,
+    takes_groups,
+)
 from mqtool.cli.pipe.publishing import publish, text
 from mqtool.cli.pipe.receiving import print_deliveries
 from mqtool.cli.pipe.source import Addressing
@@ -22,16 +29,7 @@ app = typer.Typer()
 def send(
     queue: QueueOptions,
     publishing: Publishing,
-    exchange: Annotated[
-        str | None,
-        typer.Option(
-            "--exchange",
-            "-e",
-            help="Publish to this exchange, and declare nothing",
-            rich_help_panel="Topology",
-            autocompletion=live_names.exchanges,
-        ),
-    ] = None,
+    exchange: Annotated[str | None, exchange_option("Publish to this exchange, and declare nothing")] = None,
     routing_key: Annotated[
         str | None,
         typer.Option("--routing-key", "-r", help="Routing key (default: the queue's name)", rich_help_panel="Topology"),

@@ -9,7 +9,7 @@ import typer
 from mqtool.amqp import administration
 from mqtool.cli import stopping
 from mqtool.cli.display import output, tables
-from mqtool.cli.options import Broker, ManagementUrl, live_names, takes_groups, time_limit
+from mqtool.cli.options import TIME_LIMIT, Broker, ManagementUrl, live_names, takes_groups
 from mqtool.errors import NotFound, SomeFailed, Unavailable
 from mqtool.inspection.listing import (
     BINDINGS,
@@ -63,7 +63,7 @@ class Choosing(NamedTuple):
     ] = None
     watch: Annotated[
         float | None,
-        typer.Option(parser=time_limit, metavar="DURATION", help="Repeat at this interval"),
+        typer.Option(help="Repeat at this interval", **TIME_LIMIT),
     ] = None
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line")] = False
     all_vhosts: Annotated[bool, typer.Option("--all-vhosts", help="Include all virtual hosts")] = False

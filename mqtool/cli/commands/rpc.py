@@ -8,7 +8,14 @@ import typer
 from mqtool.amqp import CONFIRM_TIMEOUT
 from mqtool.cli import stopping
 from mqtool.cli.display import output
-from mqtool.cli.options import Broker, QueueOptions, Receiving, live_names, takes_groups, time_limit
+from mqtool.cli.options import (
+    TIME_LIMIT,
+    Broker,
+    QueueOptions,
+    Receiving,
+    queue_option,
+    takes_groups,
+)
 from mqtool.cli.options.programs import DedupOptions, ExecOptions
 from mqtool.cli.pipe.programs import opened
 from mqtool.cli.pipe.receiving import announced, writer
@@ -87,20 +94,11 @@ def rpc_client(
     requests: Annotated[
         list[str] | None, typer.Argument(help="Integers; several are sent at once", show_default="30")
     ] = None,
-    queue: Annotated[
-        str | None,
-        typer.Option(
-            "--queue",
-            "-q",
-            help="The server's queue",
-            rich_help_panel="Topology",
-            autocompletion=live_names.queues,
-        ),
-    ] = None,
+    queue: Annotated[str | None, queue_option("The server's queue")] = None,
     function: FunctionOption = Function.FIB,
     timeout: Annotated[
         float,
-        typer.Option(parser=time_limit, metavar="DURATION", show_default="30s", help="Total time limit (exit 124)"),
+        typer.Option(show_default="30s", help="Total time limit (exit 124)", **TIME_LIMIT),
     ] = "30s",  # type: ignore[assignment]
     direct_reply_to: Annotated[
         bool, typer.Option("--direct-reply-to", help="Receive replies through amq.rabbitmq.reply-to")

@@ -17,7 +17,7 @@ import typer
 from mqtool import management as api
 from mqtool.cli import stopping
 from mqtool.cli.display import output, tables
-from mqtool.cli.options import Broker, ManagementUrl, takes_groups, time_limit
+from mqtool.cli.options import TIME_LIMIT, Broker, ManagementUrl, takes_groups
 from mqtool.errors import Unavailable, UsageError
 from mqtool.inspection.diagnosis import COLUMNS, forgets_to_acknowledge, has_no_consumer
 from mqtool.inspection.listing import Row, counted
@@ -131,7 +131,7 @@ def top(
     ] = ("ready"),
     interval: Annotated[
         float,
-        typer.Option(parser=time_limit, metavar="DURATION", help="Time between two looks", show_default="1s"),
+        typer.Option(help="Time between two looks", show_default="1s", **TIME_LIMIT),
     ] = "1s",  # type: ignore[assignment]
     once: Annotated[bool, typer.Option("--once", help="Print it once and exit, as in a pipe")] = False,
     all_vhosts: Annotated[bool, typer.Option("--all-vhosts", help="Include all virtual hosts")] = False,

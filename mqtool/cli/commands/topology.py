@@ -13,7 +13,7 @@ from mqtool.cli import stopping
 from mqtool.cli.display import output, styled
 from mqtool.cli.display.styled import Line
 from mqtool.cli.display.topology_tree import tree
-from mqtool.cli.options import Broker, ManagementUrl, live_names, takes_groups, time_limit
+from mqtool.cli.options import TIME_LIMIT, Broker, ManagementUrl, live_names, takes_groups
 from mqtool.errors import UsageError
 from mqtool.inspection import wiring
 from mqtool.inspection.diagrams import FORMATS
@@ -51,7 +51,7 @@ def topology(
     live: Annotated[bool, typer.Option("--live", help="Keep it up to date, with rates")] = False,
     interval: Annotated[
         float | None,
-        typer.Option(parser=time_limit, metavar="DURATION", help="Interval of --live"),
+        typer.Option(help="Interval of --live", **TIME_LIMIT),
     ] = None,
     management: ManagementUrl = None,
 ) -> None:

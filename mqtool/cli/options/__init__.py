@@ -6,12 +6,20 @@ from mqtool.cli.options.groups import takes_groups, takes_groups_but
 from mqtool.cli.options.messages import MessageOptions
 from mqtool.cli.options.publishing import Publishing
 from mqtool.cli.options.receiving import Receiving
-from mqtool.cli.options.topology import ExchangeOptions, LogQueueOptions, QueueOptions
-from mqtool.cli.options.values import CONFIRM_TIMEOUT, DURATION, ConfirmTimeout, argument, duration, header, time_limit
+from mqtool.cli.options.topology import ExchangeOptions, LogQueueOptions, QueueOptions, exchange_option, queue_option
+from mqtool.cli.options.values import (
+    CONFIRM_TIMEOUT,
+    DURATION,
+    TIME_LIMIT,
+    ConfirmTimeout,
+    argument,
+    header,
+)
 
 __all__ = [
     "CONFIRM_TIMEOUT",
     "DURATION",
+    "TIME_LIMIT",
     "Broker",
     "ConfirmTimeout",
     "DelayOptions",
@@ -23,9 +31,9 @@ __all__ = [
     "QueueOptions",
     "Receiving",
     "argument",
-    "duration",
+    "exchange_option",
     "header",
+    "queue_option",
     "takes_groups",
     "takes_groups_but",
-    "time_limit",
 ]

@@ -6,7 +6,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from mqtool.cli.options.groups import in_panel
-from mqtool.cli.options.values import duration, time_limit
+from mqtool.cli.options.values import DURATION, TIME_LIMIT
 from mqtool.work.retry import RetryPolicy
 
 
@@ -26,13 +26,9 @@ class RetryOptions(NamedTuple):
     """When to try again what has failed."""
 
     retries: Annotated[int, typer.Option(min=0, help="Retry up to N times, then dead-letter")] = 5
-    backoff: Annotated[
-        float, typer.Option(parser=duration, metavar="DURATION", show_default="1s", help="Wait before the first retry")
-    ] = "1s"  # type: ignore[assignment]
+    backoff: Annotated[float, typer.Option(show_default="1s", help="Wait before the first retry", **DURATION)] = "1s"  # type: ignore[assignment]
     backoff_factor: Annotated[float, typer.Option(min=1.0, help="Multiply the wait by N for each further retry")] = 2.0
-    backoff_max: Annotated[
-        float, typer.Option(parser=duration, metavar="DURATION", show_default="5m", help="Longest wait")
-    ] = "5m"  # type: ignore[assignment]
+    backoff_max: Annotated[float, typer.Option(show_default="5m", help="Longest wait", **DURATION)] = "5m"  # type: ignore[assignment]
 
     @property
     def policy(self) -> RetryPolicy:
@@ -58,13 +54,7 @@ class DedupOptions(NamedTuple):
     ] = None
     window: Annotated[
         float,
-        typer.Option(
-            "--dedup-window",
-            parser=time_limit,
-            metavar="DURATION",
-            show_default="24h",
-            help="How long to remember an id",
-        ),
+        typer.Option("--dedup-window", show_default="24h", help="How long to remember an id", **TIME_LIMIT),
     ] = "24h"  # type: ignore[assignment]
 
 

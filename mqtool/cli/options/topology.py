@@ -7,9 +7,20 @@ import typer
 
 from mqtool.cli.options import live_names
 from mqtool.cli.options.groups import in_panel
-from mqtool.cli.options.values import argument, duration
+from mqtool.cli.options.values import DURATION, argument
 from mqtool.errors import UsageError
 from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
+
+
+def queue_option(about: str) -> Any:
+    """--queue, completed with the broker's queues."""
+    return typer.Option("--queue", "-q", help=about, rich_help_panel="Topology", autocompletion=live_names.queues)
+
+
+def exchange_option(about: str) -> Any:
+    """--exchange, completed with the broker's exchanges."""
+    return typer.Option("--exchange", "-e", help=about, rich_help_panel="Topology", autocompletion=live_names.exchanges)
+
 
 _Durable = Annotated[
     bool | None,
@@ -30,7 +41,7 @@ _Arguments = Annotated[
 class QueueOptions(NamedTuple):
     """Which queue, and how to declare it."""
 
-    queue: Annotated[str | None, typer.Option("--queue", "-q", help="Queue", autocompletion=live_names.queues)] = None
+    queue: Annotated[str | None, queue_option("Queue")] = None
     durable: _Durable = None
     queue_type: Annotated[str | None, typer.Option(help="classic, quorum or stream")] = None
     arguments: _Arguments = None
@@ -41,9 +52,7 @@ class QueueOptions(NamedTuple):
             help="Dead-letter exchange; '' sends to QUEUE.dlq", metavar="EXCHANGE", autocompletion=live_names.exchanges
         ),
     ] = None
-    ttl: Annotated[
-        float | None, typer.Option(parser=duration, metavar="DURATION", help="Expire messages after this long")
-    ] = None
+    ttl: Annotated[float | None, typer.Option(help="Expire messages after this long", **DURATION)] = None
     max_length: Annotated[int | None, typer.Option(min=0, help="Keep up to N messages; drop the oldest")] = None
     lazy: Annotated[bool, typer.Option("--lazy", help="Keep a classic queue's messages on disk")] = False
 
@@ -91,9 +100,7 @@ class LogQueueOptions(NamedTuple):
 
     queue: Annotated[
         str | None,
-        typer.Option(
-            "--queue", "-q", autocompletion=live_names.queues, help="Durable queue that also collects between runs"
-        ),
+        queue_option("Durable queue that also collects between runs"),
     ] = None
 
     def declared(self) -> Queue:
@@ -107,9 +114,7 @@ class LogQueueOptions(NamedTuple):
 class ExchangeOptions(NamedTuple):
     """Which exchange, and how to declare it."""
 
-    exchange: Annotated[
-        str | None, typer.Option("--exchange", "-e", help="Exchange", autocompletion=live_names.exchanges)
-    ] = None
+    exchange: Annotated[str | None, exchange_option("Exchange")] = None
     durable: _Durable = None
     arguments: _Arguments = None
 

@@ -43,17 +43,17 @@ def argument(text: str) -> tuple[str, Any]:
     return key, int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
-#: For an option that takes a duration.
+#: For an option that takes a duration, and for one that takes a duration other than 0.
 DURATION = dict[str, Any](parser=duration, metavar="DURATION")
+TIME_LIMIT = dict[str, Any](parser=time_limit, metavar="DURATION")
 
 ConfirmTimeout = Annotated[
     float,
     typer.Option(
-        parser=time_limit,
-        metavar="DURATION",
         rich_help_panel="Messages",
         show_default="20s",
         help="Give up (exit 75) after this long without confirms",
+        **TIME_LIMIT,
     ),
 ]
 #: Its default, as typer wants it: to be parsed.
