@@ -41,7 +41,7 @@ def main() -> int:
     try:
         _play(arguments.names or NAMES, Path(log) if log else None)
     except Interrupted as interrupted:
-        output.error("interrupted; everything that was started has been ended")
+        output.error("interrupted; everything it started has been stopped")
         return interrupted.exit_code
     except MqtoolError as failure:
         output.error(f"The demonstration has failed: {failure}", failure.hint)

@@ -54,7 +54,7 @@ def main() -> int:
                     nodes.end()
                     nodes.run(f"mqtool broker down --name {_NAME}")
     except Interrupted as interrupted:
-        output.error("interrupted; everything that was started has been ended")
+        output.error("interrupted; everything it started has been stopped")
         return interrupted.exit_code
     except MqtoolError as failure:
         output.error(f"The demonstration has failed: {failure}", failure.hint)

@@ -91,7 +91,7 @@ def to_message(line: bytes, where: str) -> Message:
             f"{where} is a JSON {type(value).__name__}, not an object", 'a message looks like {"body": "Hello"}'
         )
     if unknown := sorted(set(value) - _KNOWN):
-        raise BadData(f"{where} has an unknown key {unknown[0]!r}", f"known are {', '.join(sorted(_KNOWN))}")
+        raise BadData(f"{where} has an unknown key {unknown[0]!r}", f"one of {', '.join(sorted(_KNOWN))}")
     properties = _properties(value, where)
     return Message(
         body=_body(value, where),
@@ -120,7 +120,7 @@ def _text(value: Mapping[str, Any], key: str, where: str) -> str | None:
     if text is None and key not in ("body", "body_base64"):
         return None
     if not isinstance(text, str):
-        raise BadData(f'{where} has a "{key}" that is no text: {text!r}')
+        raise BadData(f'{where} has a "{key}" that is not text: {text!r}')
     return text
 
 
@@ -131,7 +131,7 @@ def _delay(value: Mapping[str, Any], where: str) -> float | None:
     try:
         return parse_duration(text)
     except ValueError as error:
-        raise BadData(f'{where} has a "delay" that is none: {error}') from error
+        raise BadData(f'{where} has a bad "delay": {error}') from error
 
 
 def _due(value: Mapping[str, Any], where: str) -> float | None:
@@ -139,7 +139,7 @@ def _due(value: Mapping[str, Any], where: str) -> float | None:
     if text is None:
         return None
     if value.get("delay") is not None:
-        raise BadData(f'{where} has both "delay" and "at"', "give only one of them")
+        raise BadData(f'{where} has both "delay" and "at"', "use only one of them")
     try:
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError, OSError) as error:
@@ -150,19 +150,19 @@ def _properties(value: Mapping[str, Any], where: str) -> dict[str, Any]:
     given = {} if value.get("properties") is None else value["properties"]
     headers = value.get("headers")
     if not isinstance(given, dict) or not isinstance(headers, dict | None):
-        raise BadData(f'{where} has "properties" or "headers" that are no object')
+        raise BadData(f'{where} has "properties" or "headers" that are not objects')
     properties = {}
     for name, raw in given.items():
         if name in _TEXT:
             if not isinstance(raw, str):
-                raise BadData(f"{where} has a property {name!r} that is no text: {raw!r}")
+                raise BadData(f"{where} has a property {name!r} that is not text: {raw!r}")
         elif name in _WHOLE_NUMBERS:
             if type(raw) is not int or not 0 <= raw <= _WHOLE_NUMBERS[name]:
                 raise BadData(
-                    f"{where} has a property {name!r} that is no number up to {_WHOLE_NUMBERS[name]}: {raw!r}"
+                    f"{where} has a property {name!r} that is not a number up to {_WHOLE_NUMBERS[name]}: {raw!r}"
                 )
         else:
-            raise BadData(f"{where} has an unknown property {name!r}", f"known are {', '.join(PROPERTIES)}")
+            raise BadData(f"{where} has an unknown property {name!r}", f"one of {', '.join(PROPERTIES)}")
         properties[name] = raw
     if headers is not None:
         properties["headers"] = {key: _from_json(entry, where) for key, entry in headers.items()}

@@ -36,7 +36,7 @@ def _discard_directory(started: Started) -> None:
 
 def _one_node(_started: Started, _number: int = 0) -> NoReturn:
     """Only a cluster goes on without one of its nodes."""
-    raise UsageError("this broker is one node, not a cluster", "start a cluster with --cluster")
+    raise UsageError("the broker is a single node, not a cluster", "start a cluster with --cluster")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +140,13 @@ def candidates(kind: Kind, *, cluster: bool = False) -> list[Starter]:
     starters = CLUSTERS if cluster else STARTERS
     if kind is not Kind.AUTO:
         if kind not in starters:
-            raise UsageError("the embedded broker is no cluster", "--cluster takes --kind docker or node")
+            raise UsageError(
+                "the embedded broker cannot be a cluster", "use --kind docker or --kind node with --cluster"
+            )
         return [starters[kind]]
     available = [starter for starter in starters.values() if starter.is_available()]
     if not available:
-        raise Unavailable("a cluster takes Docker or an installed RabbitMQ, and here is neither", node.INSTALL)
+        raise Unavailable("a cluster needs Docker or an installed RabbitMQ; neither was found", node.INSTALL)
     return available
 
 

@@ -60,7 +60,7 @@ def prepare(wanted: Wanted, say: Callable[[str], None]) -> None:
     """
     if wanted.in_memory or wanted.data_dir:
         option = "--in-memory" if wanted.in_memory else "--data-dir"
-        raise UsageError(f"{option} is not for Docker", "there, messages are kept in a volume")
+        raise UsageError(f"{option} does not work with Docker", "in Docker, messages are kept in a volume")
     with _daemon() as daemon:
         base = image.base_of(wanted.image)
         tag = _tag(daemon, base, say)
@@ -218,7 +218,9 @@ def _daemon() -> Iterator["DockerClient"]:
 
     host = os.environ.get("DOCKER_HOST") or ContextAPI.get_current_context().Host
     if not re.match(r"unix://|npipe://|tcp://(localhost|127\.0\.0\.1)\b", host):
-        raise Unavailable(f"Docker's daemon is on another machine, {host}: its loopback is not ours", _OTHER_KINDS)
+        raise Unavailable(
+            f"the Docker daemon is on another machine, {host}, whose loopback cannot be reached", _OTHER_KINDS
+        )
     try:
         client = DockerClient.from_env(environment={**os.environ, "DOCKER_HOST": host}, timeout=_ANSWER_PATIENCE)
     except (DockerException, RequestException) as error:
@@ -237,10 +239,10 @@ def _no_daemon(error: Exception, host: str) -> MqtoolError:
     where = host.removeprefix("unix://")
     if "PermissionError" in str(error) or "Permission denied" in str(error):
         return AccessRefused(
-            f"no permission to talk to Docker's daemon at {where}",
+            f"no permission to use the Docker daemon at {where}",
             "sudo usermod -aG docker $USER, and log in again; or " + _OTHER_KINDS,
         )
-    return Unavailable(f"Docker's daemon does not answer at {where}", f"start it, or {_OTHER_KINDS}")
+    return Unavailable(f"the Docker daemon does not answer at {where}", f"start it, or {_OTHER_KINDS}")
 
 
 def _refusal(explanation: str) -> MqtoolError:
@@ -248,7 +250,7 @@ def _refusal(explanation: str) -> MqtoolError:
     if re.search(r"port is already allocated|address already in use|ports are not available", explanation):
         port = re.search(r"127\.0\.0\.1:(\d+)", explanation)
         return Unavailable(f"port {port[1] if port else ''} on {ports.HOST} is taken", "choose another with --port")
-    return MqtoolError(f"Docker says no: {explanation.strip()}")
+    return MqtoolError(f"Docker refused: {explanation.strip()}")
 
 
 def _docker_config() -> Path:
@@ -300,7 +302,7 @@ def _pull(daemon: "DockerClient", name: str, say: Callable[[str], None]) -> None
 def _cannot_pull(name: str, why: str) -> Unavailable:
     return Unavailable(
         f"cannot pull {name}: {why.strip()}",
-        f"--image takes one that is here ('docker images' lists them); or {_OTHER_KINDS}",
+        f"use an image that is here ('docker images' lists them), or {_OTHER_KINDS}",
     )
 
 
@@ -311,7 +313,7 @@ def _build(daemon: "DockerClient", base: str, tag: str) -> None:
     ):
         if "error" in line:
             why = said[-1] if "non-zero code" in line["error"] else line["error"]
-            raise Unavailable(f"cannot build an image upon {base}: {why.strip()}", _WITHOUT_THE_PLUGIN)
+            raise Unavailable(f"cannot build an image from {base}: {why.strip()}", _WITHOUT_THE_PLUGIN)
         said += [text for text in [line.get("stream", "").strip()] if text]
 
 
@@ -359,8 +361,8 @@ def _make_room(daemon: "DockerClient", container: str, directory: str) -> None:
         return
     if found.labels.get(_LABEL) != directory:
         raise Unavailable(
-            f"a container named {container} is there already, and this mqtool has not started it",
-            f"choose another --name, or remove it: docker rm -f {container}",
+            f"a container named {container} exists, and mqtool did not start it",
+            f"use another --name, or remove it: docker rm -f {container}",
         )
     found.remove(force=True)
 

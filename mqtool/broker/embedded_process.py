@@ -21,7 +21,7 @@ def start(wanted: Wanted) -> Started:
     Raises:
         Unavailable: the port is taken.
         MqtoolError: it does not start.
-        UsageError: it shall be a cluster, or of an image.
+        UsageError: a cluster or an image is wanted.
     """
     if wanted.cluster or wanted.image:
         option = "--cluster" if wanted.cluster else "--image"

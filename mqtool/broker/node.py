@@ -39,7 +39,7 @@ class Node:
 
     Attributes:
         name: Erlang's, without the host.
-        home: where its cookie is: nodes that shall know each other share it.
+        home: where its cookie is: nodes of one cluster share it.
         directory: its configuration and its log.
         data: its messages.
         epmd_port: of Erlang's daemon that maps node names to ports.
@@ -79,7 +79,7 @@ def start(wanted: Wanted) -> Started:
 
     Raises:
         Unavailable: there is no rabbitmq-server, or the port is taken.
-        UsageError: it shall keep nothing, which RabbitMQ cannot.
+        UsageError: nothing is to be kept, which RabbitMQ cannot do.
     """
     check(wanted)
     name, port = wanted.name, ports.choose_amqp_port(wanted.port)
@@ -122,11 +122,11 @@ def nodes_of(started: Started) -> list[Node]:
 def check(wanted: Wanted) -> None:
     """Whether RabbitMQ can be started so. Raises as start() does."""
     if find_server() is None:
-        raise Unavailable("there is no rabbitmq-server on this machine", INSTALL)
+        raise Unavailable("rabbitmq-server is not installed", INSTALL)
     if wanted.in_memory:
-        raise UsageError("a RabbitMQ node cannot keep everything in memory", "--in-memory goes with --kind embedded")
+        raise UsageError("a RabbitMQ node cannot keep everything in memory", "use --kind embedded with --in-memory")
     if wanted.image:
-        raise UsageError("a private node takes the RabbitMQ that is installed", "--image goes with --kind docker")
+        raise UsageError("a private node uses the installed RabbitMQ", "use --kind docker with --image")
 
 
 def launch(node: Node, settings: Sequence[str] = ()) -> int:

@@ -26,7 +26,7 @@ def start(wanted: Wanted) -> Started:
     Raises:
         Unavailable: there is no rabbitmq-server, or the port is taken.
         UsageError: RabbitMQ cannot be started so.
-        MqtoolError: the first node does not start, and the others have nobody to join.
+        MqtoolError: the first node did not start, and the others have nobody to join.
     """
     node.check(wanted)
     if (before := state.load(wanted.name)) is not None and before.kind == KIND:
@@ -74,7 +74,7 @@ def revive(started: Started) -> Started:
     """Start those of its nodes that do not run, and remember their processes.
 
     Raises:
-        MqtoolError: the first node does not start, and others have to join it.
+        MqtoolError: the first node did not start, and others have to join it.
     """
     members = [dict(member) for member in started.details["members"]]
     now = replace(started, details={**started.details, "members": members})
@@ -151,5 +151,5 @@ def _wait_for(first: Node, pid: int) -> None:
     deadline = time.monotonic() + _FIRST_PATIENCE
     while ports.is_free(first.port):
         if not process.is_running(pid, "rabbitmq") or time.monotonic() > deadline:
-            raise MqtoolError("the first node does not start", f"see {first.directory}/log")
+            raise MqtoolError("the first node did not start", f"see {first.directory}/log")
         time.sleep(0.1)

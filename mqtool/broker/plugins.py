@@ -54,7 +54,7 @@ def _run(of: Node, command: list[str]) -> tuple[int, str]:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise Unavailable(f"rabbitmq-plugins {command[0]} does not end") from error
+        raise Unavailable(f"rabbitmq-plugins {command[0]} did not finish") from error
     return done.returncode, done.stdout
 
 
@@ -63,7 +63,7 @@ def _check_built_in(what: str, names: Sequence[str]) -> None:
         if name not in BUILT_IN:
             raise UsageError(f"the embedded broker has no plugin {name!r}", f"built in are: {', '.join(BUILT_IN)}")
         if what == "disable":
-            raise UsageError(f"{name} is built into the embedded broker", "it cannot be taken out")
+            raise UsageError(f"{name} is built into the embedded broker", "it cannot be disabled")
 
 
 def _program() -> str:
@@ -71,7 +71,7 @@ def _program() -> str:
     beside = server and server.with_name("rabbitmq-plugins")
     found = str(beside) if beside and beside.exists() else shutil.which("rabbitmq-plugins")
     if found is None:
-        raise Unavailable("there is no rabbitmq-plugins on this machine", node.INSTALL)
+        raise Unavailable("rabbitmq-plugins is not installed", node.INSTALL)
     return found
 
 
@@ -80,7 +80,7 @@ def _failed(what: str, names: Sequence[str], said: str) -> MqtoolError:
         missing = [name for name in names if name in said]
         return UsageError(
             f"this broker has no plugin {', '.join(missing or names)}",
-            "is it spelt right? One that RabbitMQ does not bring along goes into its plugins directory first",
+            "check the spelling; a plugin that is not part of RabbitMQ must be put into its plugins directory first",
         )
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     return MqtoolError(f"cannot {what} {', '.join(names)}: {lines[-1] if lines else 'rabbitmq-plugins failed'}")

@@ -16,7 +16,7 @@ def is_running(pid: int, command_has: str) -> bool:
         command_has: what its command line has; a process that got its number later, after a reboot, has it not.
     """
     with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)  # if it is our child, and has ended, it shall not stay a zombie
+        os.waitpid(pid, os.WNOHANG)  # reap it if it is our child and has ended
     try:
         os.kill(pid, 0)
         if not Path("/proc/self").exists():  # no Linux: the number has to do
@@ -44,5 +44,5 @@ def terminate(pid: int, command_has: str, patience: float) -> None:
     deadline = time.monotonic() + patience
     while is_running(pid, command_has):
         if time.monotonic() > deadline:
-            raise MqtoolError(f"process {pid} does not end")
+            raise MqtoolError(f"process {pid} did not end")
         time.sleep(0.01)

@@ -28,11 +28,11 @@ def wait_until_up(started: Started) -> Started:
         starter = starter_of(started)
         if not starter.is_running(started):
             if not revivals:
-                raise MqtoolError(f"the broker ended while it started{_last_words(started)}", where_log_is(started))
+                raise MqtoolError(f"the broker ended while starting{_last_words(started)}", where_log_is(started))
             revivals -= 1
             started = starter.revive(started)
         if not starter.is_ready(started):
-            raise Unavailable("it has started, and is not ready yet")
+            raise Unavailable("it has started but is not ready yet")
         return Connection(parse_addresses(started.url))
 
     try:

@@ -76,7 +76,7 @@ def load(name: str = DEFAULT_NAME) -> Started | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
-        raise MqtoolError(f"cannot read {path}: {error}", "remove it if no broker of ours runs") from error
+        raise MqtoolError(f"cannot read {path}: {error}", "remove it if mqtool has no broker running") from error
 
 
 def load_all() -> list[Started]:

@@ -15,7 +15,7 @@ def connect_within(seconds: float, connect: Callable[[], T]) -> T:
     """Try to connect until it works.
 
     Raises:
-        TimedOut: it did not within so many seconds; says what the last attempt said.
+        TimedOut: it did not in time; says how the last attempt failed.
         AccessRefused: the broker is there, and does not let us in; waiting would not help.
     """
     deadline = time.monotonic() + seconds

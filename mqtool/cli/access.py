@@ -57,7 +57,7 @@ class Access:
         """
         if (self.tls.ca or self.tls.cert) and not any(address.tls for address in self.addresses):
             raise UsageError(
-                "there are TLS files, but the broker's URL is without TLS", "with TLS it starts with amqps://"
+                "TLS files are given, but the broker's URL is without TLS", "use a URL that starts with amqps://"
             )
 
         def connect() -> Connection:
@@ -97,7 +97,7 @@ class Access:
 
         if (url := self.management_url or _started_with(address)) is not None:
             if not url.startswith(("http://", "https://")):
-                raise UsageError(f"bad management URL {url!r}", "it looks like http://localhost:15672")
+                raise UsageError(f"bad management URL {url!r}", "use a URL such as http://localhost:15672")
             return at(url)
         host = f"[{address.host}]" if ":" in address.host else address.host
         # Where AMQP is encrypted, the password must not be sent in clear either.
@@ -105,7 +105,8 @@ class Access:
         if not address.tls and address.port != _AMQP_PORT and not listens_on(guessed, address.port):
             # A machine may run several brokers; an answer from the wrong one would be worse than none.
             raise Unavailable(
-                f"the management API at {guessed.url} is not that of the broker at {address}", HOW_TO_ENABLE
+                f"the management API at {guessed.url} belongs to another broker than the one at {address}",
+                HOW_TO_ENABLE,
             )
         return guessed
 
@@ -127,7 +128,7 @@ def resolve_addresses(
         addresses = parse_addresses(started.url) if started else [Address()]
     for what, name in (("vhost", vhost), ("user", user)):
         if name is not None and not 0 < len(os.fsencode(name)) <= 255:
-            raise UsageError(f"the {what} has {len(os.fsencode(name))} bytes", "it may have from 1 to 255")
+            raise UsageError(f"the {what} has {len(os.fsencode(name))} bytes", "use 1 to 255 bytes")
     password = None if password_file is None else read_password(password_file)
     given: dict[str, Any] = {"user": user, "virtual_host": vhost, "password": password}
     changes = {name: value for name, value in given.items() if value is not None}

@@ -62,7 +62,7 @@ class Delaying:
             yield self._held(message)
             self.at_fault = None
         if self._overdue:
-            self._notice(f"{self._overdue:,} of the messages were already due: sent at once")
+            self._notice(f"{self._overdue:,} messages were already due and sent at once")
 
     def _held(self, message: Message) -> Message:
         delay = _milliseconds(message)
@@ -99,11 +99,11 @@ class Delaying:
         if self._via is not Via.TTL:
             way = ThroughPlugin(self._channel, self._destination, self._notice)
             if has_plugin(self._channel, way.exchange):
-                self._notice(f"held back by the exchange {way.exchange.name!r}, as {broker} has the type {DELAYED}")
+                self._notice(f"messages wait in exchange {way.exchange.name!r}: {broker} has the type {DELAYED}")
                 return way
             if self._via is Via.PLUGIN:
                 raise PluginMissing(broker)
-            self._notice(f"held back in wait queues, as {broker} has no exchanges of type {DELAYED}")
+            self._notice(f"messages wait in queues: {broker} has no exchange type {DELAYED}")
         return ThroughQueues(self._channel, self._destination, self._notice)
 
 

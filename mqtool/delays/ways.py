@@ -35,7 +35,8 @@ class Destination:
             return self.to if exchange == ours else Exchange(exchange, durable=True)
         if {"CC", "BCC"} & (message.properties.get("headers") or {}).keys():
             raise BadData(
-                "a message to a queue with a header CC or BCC cannot be delayed", "send it to each queue separately"
+                "a message to a queue cannot be delayed if it has a header CC or BCC",
+                "send it to each queue separately",
             )
         ours = self.to.name if isinstance(self.to, Queue) else ""
         name = ours if message.routing_key is None else message.routing_key

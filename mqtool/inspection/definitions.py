@@ -11,7 +11,7 @@ from typing import Any
 from mqtool import management
 from mqtool.errors import AccessRefused, NotFound
 from mqtool.management import Management
-from mqtool.management.views import Json, QueueView
+from mqtool.management.client import Json
 from mqtool.topology import DEFAULT_EXCHANGE, Exchange, Queue
 
 
@@ -94,9 +94,7 @@ def exchanges(api: Management, vhost: str) -> list[Exchange]:
     try:
         views = list(management.exchanges(api, vhost, _EXCHANGE_COLUMNS))
     except NotFound as error:
-        raise NotFound(
-            f"there is no virtual host {vhost!r}", "'mqtool list vhosts' shows those that there are"
-        ) from error
+        raise NotFound(f"there is no virtual host {vhost!r}", "'mqtool list vhosts' shows them") from error
     policies: dict[str, Json] = {}
     if any(view.get("policy") for view in views):  # only the policy's name is told
         policies = _policies(api, vhost)
@@ -124,7 +122,7 @@ def _queues(api: Management, vhost: str) -> Iterator[Queue]:
         yield Queue(view["name"], view["durable"], view["exclusive"], view["auto_delete"], arguments_of(view))
 
 
-def queue_arguments(api: Management, vhost: str) -> Callable[[QueueView], dict[str, Any]]:
+def queue_arguments(api: Management, vhost: str) -> Callable[[Json], dict[str, Any]]:
     """A function for the arguments of a queue that management.queue_totals() tells of, with what its policy adds.
 
     That tells only the policy's name, and nothing of an operator's policy, which can only limit.
@@ -142,7 +140,7 @@ def queue_arguments(api: Management, vhost: str) -> Callable[[QueueView], dict[s
         views = management.queues(api, vhost, ("name", "effective_policy_definition"))
         return {view["name"]: view.get("effective_policy_definition") or {} for view in views}
 
-    def arguments_of(view: QueueView) -> dict[str, Any]:
+    def arguments_of(view: Json) -> dict[str, Any]:
         added: Json = {}
         if policy := view.get("policy"):
             policies = by_policy()

@@ -1,4 +1,4 @@
-"""What would bite in a broker: found by looking twice, since what matters is what does not move."""
+"""Problems of a broker, found by looking twice: what matters is what does not move."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from mqtool import management
 from mqtool.errors import AccessRefused
 from mqtool.inspection.listing import counted
 from mqtool.management import Management
-from mqtool.management.views import ExchangeView, Json, QueueView
+from mqtool.management.client import Json
 
 #: What is asked of each queue.
 COLUMNS = (
@@ -21,12 +21,12 @@ _LATE = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that would bite.
+    """A problem.
 
     Attributes:
-        check: a short name of what was looked at.
+        check: the name of the check that found it.
         thing: what it is about, such as "queue 'jobs'".
-        what: what is wrong with it, as the rest of a sentence that starts with the thing.
+        what: what is wrong; continues a sentence that starts with the thing.
         hint: what to do.
     """
 
@@ -37,8 +37,8 @@ class Finding:
     vhost: str | None = None
 
 
-def has_no_consumer(queue: QueueView) -> bool:
-    """Whether messages lie in it and nobody takes them; in a queue of dead letters or of retries they may."""
+def has_no_consumer(queue: Json) -> bool:
+    """Whether it holds messages and has no consumer; queues of dead letters and retries are meant to."""
     if queue.get("type") == "stream" or queue["name"].endswith(".dlq"):
         return False
     arguments = management.effective_arguments(queue)
@@ -46,11 +46,11 @@ def has_no_consumer(queue: QueueView) -> bool:
     return not waits and not queue.get("consumers") and bool(queue.get("messages_ready"))
 
 
-def forgets_to_acknowledge(queue: QueueView, earlier: QueueView | None = None) -> bool:
-    """Whether consumers seem to take messages without ever acknowledging one.
+def forgets_to_acknowledge(queue: Json, earlier: Json | None = None) -> bool:
+    """Whether its consumers seem never to acknowledge.
 
     Args:
-        earlier: the same queue some seconds before; without it only those are found that never acknowledged any.
+        earlier: the same queue some seconds before; without it, only a queue that never had an ack is found.
     """
     unacked, acks = queue.get("messages_unacknowledged") or 0, _count(queue, "ack")
     # One in hand each may just be a long task.
@@ -61,26 +61,26 @@ def forgets_to_acknowledge(queue: QueueView, earlier: QueueView | None = None) -
     return acks == _count(earlier, "ack") and unacked > 0 and (has_many or grows)
 
 
-def dropped(queue: QueueView) -> int:
-    """How many messages it has had that were neither acknowledged nor are there: rejected, expired, purged."""
+def dropped(queue: Json) -> int:
+    """How many messages were published to it and are neither acknowledged nor there."""
     settled = sum(_count(queue, name) for name in ("ack", "deliver_no_ack", "get_no_ack"))
     return max(0, _count(queue, "publish") - settled - (queue.get("messages") or 0))
 
 
-def _count(queue: QueueView, name: str) -> int:
+def _count(queue: Json, name: str) -> int:
     return int((queue.get("message_stats") or {}).get(name) or 0)
 
 
 def _either(arguments: Json, name: str) -> Any:
-    """An argument, or what a policy says in its place."""
+    """An argument, or the policy's value for it."""
     return arguments.get(f"x-{name}", arguments.get(name))
 
 
 def findings(api: Management, vhost: str | None, wait: Callable[[], object]) -> Iterator[Finding]:
-    """All that would bite in a vhost, or in all of them.
+    """Find the problems of a vhost, or of all of them.
 
     Args:
-        wait: is called between the two looks.
+        wait: called between the two looks.
 
     Raises: as Management.get does.
     """
@@ -93,7 +93,7 @@ def findings(api: Management, vhost: str | None, wait: Callable[[], object]) -> 
     yield from _of_policies(api, vhost)
 
 
-def _of_queue(queue: QueueView, earlier: QueueView | None, exchanges: set[tuple[str, str]]) -> Iterator[Finding]:
+def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]) -> Iterator[Finding]:
     def finding(check: str, what: str, hint: str) -> Finding:
         return Finding(check, f"queue {queue['name']!r}", what, hint, queue["vhost"])
 
@@ -106,8 +106,8 @@ def _of_queue(queue: QueueView, earlier: QueueView | None, exchanges: set[tuple[
     if earlier is not None and forgets_to_acknowledge(queue, earlier):
         yield finding(
             "no-acks",
-            f"has {counted(queue['messages_unacknowledged'])} with consumers, and none was acknowledged meanwhile",
-            "does a consumer forget basic.ack? It gets them all again when it restarts, and no more until then",
+            f"has {counted(queue['messages_unacknowledged'])} unacknowledged, and no consumer acknowledges any",
+            "does a consumer forget basic.ack? It gets no more, and all of these again when it restarts",
         )
     if not queue.get("durable") and not queue.get("exclusive"):
         yield finding(
@@ -119,8 +119,8 @@ def _of_queue(queue: QueueView, earlier: QueueView | None, exchanges: set[tuple[
 
 
 def _of_dead_letters(
-    queue: QueueView,
-    earlier: QueueView | None,
+    queue: Json,
+    earlier: Json | None,
     exchanges: set[tuple[str, str]],
     finding: Callable[[str, str, str], Finding],
 ) -> Iterator[Finding]:
@@ -140,13 +140,13 @@ def _of_dead_letters(
     if gone > rate * _LATE:  # the counters of what is published and what is there are not of the same moment
         yield finding(
             "no-dead-letter-exchange",
-            f"has lost {counted(gone)}: rejected, expired or purged, and no dead-letter exchange keeps such",
+            f"has lost {counted(gone)}: rejected, expired or purged, without a dead-letter exchange",
             "declare it with --dead-letter-exchange, or set a policy with dead-letter-exchange",
         )
 
 
 def _of_exchanges(api: Management, vhost: str | None) -> Iterator[Finding]:
-    """Those that are published to, and lead nowhere."""
+    """Exchanges that receive messages and have no bindings."""
     columns = ("name", "vhost", "type", "arguments", "policy", "message_stats.publish_in")
     published = [
         exchange
@@ -162,34 +162,34 @@ def _of_exchanges(api: Management, vhost: str | None) -> Iterator[Finding]:
             yield Finding(
                 "leads-nowhere",
                 f"exchange {exchange['name']!r}",
-                f"has had {count} and is bound to nothing: what comes is lost",
-                "bind a queue to it; publish with --mandatory to be told",
+                f"has received {count} and has no bindings: they are lost",
+                "bind a queue to it, or publish with --mandatory to see it",
                 exchange["vhost"],
             )
 
 
-def _has_alternate(exchange: ExchangeView) -> bool:
+def _has_alternate(exchange: Json) -> bool:
     return "alternate-exchange" in (exchange.get("arguments") or {}) or bool(exchange.get("policy"))
 
 
 def _of_policies(api: Management, vhost: str | None) -> Iterator[Finding]:
     try:
         policies: Sequence[Any] = [*management.policies(api, vhost)]
-    except AccessRefused:  # they take a tag of their own
+    except AccessRefused:  # they need a tag of their own
         return
     for policy in policies:
         if any(key.startswith("ha-") for key in policy.get("definition") or {}):
             yield Finding(
                 "mirrored",
                 f"policy {policy['name']!r}",
-                "mirrors classic queues (ha-*), which RabbitMQ 4.0 does not do any more",
+                "mirrors classic queues (ha-*), which RabbitMQ 4.0 no longer supports",
                 "use quorum queues, and delete the policy",
                 policy.get("vhost"),
             )
 
 
 def of_nodes(api: Management) -> Iterator[Finding]:
-    """Alarms, and what is wrong with the cluster. Raises as Management.get does: it takes the tag 'monitoring'."""
+    """Find alarms and problems of the cluster. Needs the tag 'monitoring'."""
     for node in management.nodes(api):
         thing = f"node {node['name']}"
         if not node.get("running", True):
@@ -204,5 +204,8 @@ def of_nodes(api: Management) -> Iterator[Finding]:
             yield Finding("alarm", thing, "has a disk alarm: publishers are blocked", "make room on its disk")
         if node.get("partitions"):
             yield Finding(
-                "partition", thing, "does not see other nodes of the cluster", "see the partition guide of RabbitMQ"
+                "partition",
+                thing,
+                "does not see other nodes of the cluster",
+                "see https://www.rabbitmq.com/docs/partitions",
             )

@@ -1,4 +1,4 @@
-"""Lists of what a broker has: columns by the names that rabbitmqctl gives them, conditions, order.
+"""Lists of what a broker has: rabbitmqctl's columns, conditions, order.
 
 https://www.rabbitmq.com/docs/man/rabbitmqctl.8
 """
@@ -37,10 +37,10 @@ class Listing:
     of_vhost: bool = True
 
     def check(self, names: Iterable[str]) -> None:
-        """See that these are columns.
+        """Check that these are columns.
 
         Raises:
-            UsageError: one is not; the hint has the nearest, and all that there are.
+            UsageError: one is not; the hint names the nearest.
         """
         for name in names:
             if name not in self.columns:
@@ -48,7 +48,7 @@ class Listing:
                 raise UsageError(f"{self.things} have no column {name!r}", did_you_mean(name, self.columns, columns))
 
     def rows(self, api: Management, vhost: str | None, names: Sequence[str]) -> Iterator[Row]:
-        """Rows with these columns, as they come in; a value that the broker does not tell is None.
+        """Yield rows with these columns; a value that the broker does not report is None.
 
         Raises: as Management.get does.
         """
@@ -83,7 +83,7 @@ def _users(api: Management, _vhost: str | None, _columns: Sequence[str]) -> Iter
 
 
 def _plugins(api: Management, _vhost: str | None, _columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-    """The enabled ones, and those that run because they need them; of each node of a cluster."""
+    """Enabled plugins and those they need, for each node."""
     for node in management.nodes(api):
         enabled = set(node.get("enabled_plugins", ()))
         applications: dict[str, Any] = {each["name"]: each for each in node.get("applications", ())}
@@ -101,7 +101,7 @@ def _plugins(api: Management, _vhost: str | None, _columns: Sequence[str]) -> It
 
 
 def queues_named(names: Iterable[str]) -> Listing:
-    """QUEUES, of which the broker gives those with one of these names only."""
+    """QUEUES, limited to these names."""
     pattern = f"^({'|'.join(map(re.escape, sorted(names)))})$"
     return replace(
         QUEUES,
@@ -265,18 +265,18 @@ def parse_condition(text: str) -> Condition:
     """
     match = _CONDITION.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is no condition; write one such as messages_ready>0, name=jobs or name~^log")
+        raise ValueError(f"{text!r} is not a condition such as messages_ready>0, name=jobs or name~^log")
     condition = Condition(match["column"], match["operator"], match["value"])
     if condition.comparison in _ORDER:
         try:
             float(condition.value)
         except ValueError:
-            raise ValueError(f"{condition.value!r} in {text!r} is no number") from None
+            raise ValueError(f"{condition.value!r} in {text!r} is not a number") from None
     if condition.comparison == "~":
         try:
             re.compile(condition.value)
         except re.error as error:
-            raise ValueError(f"{condition.value!r} in {text!r} is no regular expression: {error}") from None
+            raise ValueError(f"{condition.value!r} in {text!r} is not a valid regular expression: {error}") from None
     return condition
 
 

@@ -1,6 +1,6 @@
 """Bindings that nearly matched: which words or headers differ, and the nearest first.
 
-It only ranks and explains; whether a binding matches, broker/embedded/routing.py decides.
+It only ranks and explains; mqtool.routing decides whether a binding matches.
 """
 
 import json

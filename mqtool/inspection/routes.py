@@ -1,4 +1,4 @@
-"""Where a message would go, and why: the broker's own routing, told instead of done.
+"""Where a message would go, and why: the broker's own routing, explained instead of done.
 
     exchange ── bindings ──> queues                         each queue once, by any number of ways
         │   └── bindings ──> exchanges ── and so on         each exchange once, so that circles end
@@ -26,7 +26,7 @@ class Hop:
     """One step of a message's way.
 
     Attributes:
-        binding: the binding that says so; None for the default exchange, and for an alternate exchange.
+        binding: the binding that matched; None for the default exchange, and for an alternate exchange.
     """
 
     source: str
@@ -36,7 +36,7 @@ class Hop:
 
     @property
     def is_alternate(self) -> bool:
-        """Whether it is taken since nothing else matched."""
+        """Whether it is taken because nothing else matched."""
         return self.to_exchange and self.binding is None
 
 
@@ -46,7 +46,7 @@ Way = tuple[Hop, ...]
 
 @dataclass(frozen=True, slots=True)
 class DeadLetters:
-    """What becomes of a message that dies in a queue: rejected, expired, or one too many.
+    """Where a message goes when a queue dead-letters it.
 
     Attributes:
         exchange, routing_key: what it is published to.
@@ -106,11 +106,11 @@ class Router:
     def route(
         self, exchange: str, routing_key: str, headers: Mapping[str, Any] | None = None, *, near_misses: int = 5
     ) -> Route:
-        """Say where a message would go.
+        """Explain where a message would go.
 
         Args:
             headers: its headers, with Python's types for AMQP's. CC and BCC, if they are lists, are more routing keys.
-            near_misses: tell so many at most.
+            near_misses: how many to report.
 
         Raises:
             KeyError: there is no such exchange.

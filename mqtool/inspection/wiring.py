@@ -3,7 +3,7 @@
     publishers ──> exchange ── keys ──> queue ──> consumers
                        └────── keys ──> exchange
 
-A broker may hold tens of thousands of bindings and nobody reads so many, so a wiring keeps the first few of each
+A broker may hold tens of thousands of bindings, too many to read, so a wiring keeps the first few of each
 exchange and counts the others: its size is that of what is shown.
 """
 
@@ -16,7 +16,7 @@ from mqtool.errors import NotFound
 from mqtool.inspection import definitions
 from mqtool.inspection.definitions import Binding
 from mqtool.management import Management, exchange_path
-from mqtool.management.views import ConsumerView, QueueView
+from mqtool.management.client import Json
 from mqtool.topology import Exchange
 
 #: Exchanges that are asked, one by one, who publishes to them.
@@ -139,7 +139,7 @@ def look(
     """Look at a virtual host.
 
     Args:
-        keep: show so many destinations of each exchange, and so many consumers of each queue; None for all.
+        keep: destinations of each exchange and consumers of each queue to keep; None for all.
         only: these exchanges and what they lead to; none for all. (The default exchange leads to every queue; where all
             are looked at, it has those that are bound nowhere else.)
         rates: of queues, too. To gather their statistics takes the broker longer than all else.
@@ -242,7 +242,7 @@ def _counter(stats: Mapping[str, Any] | None, name: str) -> Counter:
     return Counter(stats.get(name) or 0, (stats.get(f"{name}_details") or {}).get("rate") or 0.0)
 
 
-def queue_of(view: QueueView, arguments: Mapping[str, Any]) -> QueueState:
+def queue_of(view: Json, arguments: Mapping[str, Any]) -> QueueState:
     """What the API tells of a queue.
 
     Args:
@@ -260,7 +260,7 @@ def queue_of(view: QueueView, arguments: Mapping[str, Any]) -> QueueState:
     )
 
 
-def consumer_of(view: ConsumerView) -> Consumer:
+def consumer_of(view: Json) -> Consumer:
     """What the API tells of a consumer."""
     details = view.get("channel_details") or {}
     return Consumer(

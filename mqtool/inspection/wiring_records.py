@@ -19,7 +19,7 @@ from mqtool.inspection.wiring import (
     queue_of,
 )
 from mqtool.management import Management
-from mqtool.management.views import Json
+from mqtool.management.client import Json
 
 
 def records(api: Management, vhost: str, *, only: Collection[str] = ()) -> Iterator[Json]:

@@ -10,11 +10,13 @@ from urllib.parse import quote
 from mqtool.errors import Unavailable, UsageError
 from mqtool.management.json_array import objects
 from mqtool.management.refusals import HOW_TO_ENABLE, refusal
-from mqtool.management.views import Json
 
 if TYPE_CHECKING:
     from requests import Response, Session
 
+#: An object of the API, with the keys of https://www.rabbitmq.com/docs/http-api-reference. One is missing where the
+#: broker does not know it yet (statistics come seconds late), or where only certain columns were asked for.
+Json = dict[str, Any]
 #: Seconds, for a connection, and for an answer: with many queues a busy broker takes long to list, or to delete.
 PATIENCE = (5.0, 60.0)
 #: The most that RabbitMQ gives.
@@ -77,7 +79,7 @@ class Management:
         """The items of a list that the API gives in pages: queues, exchanges, connections, channels.
 
         Args:
-            columns: those that each item shall have; none for all. `message_stats.publish` is one inside another.
+            columns: the keys to ask for; none for all. `message_stats.publish` is one inside another.
             query: such as name=…, use_regex="true", sort=….
 
         Raises: as get() does.
@@ -103,13 +105,13 @@ class Management:
             try:
                 yield from objects(answer.iter_content(_CHUNK))
             except (requests.RequestException, ValueError) as error:
-                raise Unavailable(f"the management API at {self.url} broke off in its answer: {error}") from error
+                raise Unavailable(f"the management API at {self.url} broke off its answer: {error}") from error
 
     # HTTP.
 
     def _session(self) -> "Session":
         if self._opened is None:
-            import requests  # here, as commands that need no API shall not wait for it
+            import requests  # here: commands that need no API do not wait for it
 
             self._opened = requests.Session()
             self._opened.auth = (self.user.encode(), self._password.encode())  # type: ignore[assignment]  # UTF-8
@@ -148,7 +150,7 @@ class Management:
         try:
             return json.loads(answer.content)
         except ValueError as error:
-            raise Unavailable(f"what answers at {self.url} is no management API", HOW_TO_ENABLE) from error
+            raise Unavailable(f"{self.url} is not a management API", HOW_TO_ENABLE) from error
 
 
 def path(*names: str) -> str:
@@ -159,7 +161,7 @@ def path(*names: str) -> str:
     """
     for name in names:
         if name in ("", ".", ".."):  # a URL's path loses these, whatever one does
-            raise UsageError(f"the management API cannot be asked about the name {name!r}")
+            raise UsageError(f"the management API does not accept the name {name!r}")
     return "/".join(quote(name, safe="") for name in names)
 
 

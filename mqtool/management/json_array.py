@@ -18,7 +18,7 @@ def objects(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
         text, start = text[start:] + utf8.decode(chunk), 0
         if not begun and text.lstrip():
             if not text.lstrip().startswith("["):
-                raise ValueError("it is no list")
+                raise ValueError("not a list")
             begun, start = True, text.index("[") + 1
         while True:
             while start < len(text) and text[start] in ", \t\r\n":
@@ -30,4 +30,4 @@ def objects(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
             except ValueError:  # the rest of it is in the next chunk
                 break
             yield item
-    raise ValueError("it is cut short")
+    raise ValueError("cut short")

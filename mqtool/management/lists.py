@@ -4,104 +4,89 @@ Lists are generators. vhost: that one; None for all that the user may see. Each 
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import cast
 
 from mqtool.errors import NotFound
-from mqtool.management.client import PAGE_SIZE, Management, exchange_path, path
-from mqtool.management.views import (
-    BindingView,
-    ChannelView,
-    ConnectionView,
-    ConsumerView,
-    ExchangeView,
-    Json,
-    NodeView,
-    PermissionView,
-    PolicyView,
-    QueueView,
-    UserView,
-    VhostView,
-)
+from mqtool.management.client import PAGE_SIZE, Json, Management, exchange_path, path
 
 
 def queues(
     api: Management, vhost: str | None, columns: Sequence[str] = (), *, page_size: int = PAGE_SIZE, **query: str
-) -> Iterator[QueueView]:
+) -> Iterator[Json]:
     """Queues. Their counts come from statistics, which are up to five seconds old."""
-    return cast("Iterator[QueueView]", api.pages(_in("queues", vhost), columns, page_size=page_size, **query))
+    return api.pages(_in("queues", vhost), columns, page_size=page_size, **query)
 
 
-def queue_totals(api: Management, vhost: str, columns: Sequence[str]) -> Iterator[QueueView]:
+def queue_totals(api: Management, vhost: str, columns: Sequence[str]) -> Iterator[Json]:
     """Queues with how much they hold now, without other statistics: for RabbitMQ less work by far than queues().
 
     All of them in one answer: without statistics to be gathered, pages would only be sorted anew each.
     """
     query = {"disable_stats": "true", "enable_queue_totals": "true"}
-    return cast("Iterator[QueueView]", api.items(path("queues", vhost), columns, **query))
+    return api.items(path("queues", vhost), columns, **query)
 
 
-def exchanges(api: Management, vhost: str | None, columns: Sequence[str] = ()) -> Iterator[ExchangeView]:
+def exchanges(api: Management, vhost: str | None, columns: Sequence[str] = ()) -> Iterator[Json]:
     """Exchanges, with those that each vhost has from the start."""
-    return cast("Iterator[ExchangeView]", api.pages(_in("exchanges", vhost), columns))
+    return api.pages(_in("exchanges", vhost), columns)
 
 
-def bindings(api: Management, vhost: str | None, columns: Sequence[str] = ()) -> Iterator[BindingView]:
+def bindings(api: Management, vhost: str | None, columns: Sequence[str] = ()) -> Iterator[Json]:
     """Bindings, with those that each queue has to the default exchange; vhost by vhost, for the broker's sake."""
     names = [vhost] if vhost is not None else [view["name"] for view in vhosts(api, ("name",))]
     for name in names:
         try:
-            yield from cast("Iterator[BindingView]", api.items(path("bindings", name), columns))
+            yield from api.items(path("bindings", name), columns)
         except NotFound:  # a vhost may have gone since it was listed
             if vhost is not None:
                 raise
 
 
-def bindings_from(api: Management, vhost: str, exchange: str, columns: Sequence[str] = ()) -> Iterator[BindingView]:
+def bindings_from(api: Management, vhost: str, exchange: str, columns: Sequence[str] = ()) -> Iterator[Json]:
     """The bindings of one exchange."""
-    return cast("Iterator[BindingView]", api.items(exchange_path(vhost, exchange, "bindings", "source"), columns))
+    return api.items(exchange_path(vhost, exchange, "bindings", "source"), columns)
 
 
-def consumers(api: Management, vhost: str | None, columns: Sequence[str] = ()) -> Iterator[ConsumerView]:
+def consumers(api: Management, vhost: str | None, columns: Sequence[str] = ()) -> Iterator[Json]:
     """Consumers."""
-    return cast("Iterator[ConsumerView]", api.items(_in("consumers", vhost), columns))
+    return api.items(_in("consumers", vhost), columns)
 
 
-def connections(api: Management, vhost: str | None, columns: Sequence[str] = ()) -> Iterator[ConnectionView]:
+def connections(api: Management, vhost: str | None, columns: Sequence[str] = ()) -> Iterator[Json]:
     """Connections."""
     where = "connections" if vhost is None else path("vhosts", vhost, "connections")
-    return cast("Iterator[ConnectionView]", api.pages(where, columns))
+    return api.pages(where, columns)
 
 
-def channels(api: Management, vhost: str | None, columns: Sequence[str] = ()) -> Iterator[ChannelView]:
+def channels(api: Management, vhost: str | None, columns: Sequence[str] = ()) -> Iterator[Json]:
     """Channels."""
     where = "channels" if vhost is None else path("vhosts", vhost, "channels")
-    return cast("Iterator[ChannelView]", api.pages(where, columns))
+    return api.pages(where, columns)
 
 
-def vhosts(api: Management, columns: Collection[str] = ()) -> Iterator[VhostView]:
+def vhosts(api: Management, columns: Collection[str] = ()) -> Iterator[Json]:
     """Virtual hosts that the user may see."""
-    return cast("Iterator[VhostView]", api.items("vhosts", columns))
+    return api.items("vhosts", columns)
 
 
-def users(api: Management) -> Iterator[UserView]:
+def users(api: Management) -> Iterator[Json]:
     """Users; only an administrator may list them. Hashes of passwords are not asked for."""
-    return cast("Iterator[UserView]", api.items("users", ("name", "tags")))
+    return api.items("users", ("name", "tags"))
 
 
-def permissions(api: Management, vhost: str | None) -> Iterator[PermissionView]:
+def permissions(api: Management, vhost: str | None) -> Iterator[Json]:
     """Permissions; only an administrator may list them."""
     where = "permissions" if vhost is None else path("vhosts", vhost, "permissions")
-    return cast("Iterator[PermissionView]", api.items(where))
+    return api.items(where)
 
 
-def nodes(api: Management) -> Iterator[NodeView]:
+def nodes(api: Management) -> Iterator[Json]:
     """The nodes of the cluster, with alarms and enabled plugins; it takes the tag 'monitoring'."""
-    return cast("Iterator[NodeView]", api.items("nodes"))
+    return api.items("nodes")
 
 
-def policies(api: Management, vhost: str | None) -> Iterator[PolicyView]:
+def policies(api: Management, vhost: str | None) -> Iterator[Json]:
     """Policies."""
-    return cast("Iterator[PolicyView]", api.items(_in("policies", vhost)))
+    return api.items(_in("policies", vhost))
 
 
 def _in(kind: str, vhost: str | None) -> str:
@@ -117,7 +102,7 @@ def listens_on(management: Management, port: int) -> bool:
     return any(listener.get("port") == port for listener in listeners)
 
 
-def effective_arguments(queue: QueueView) -> Json:
+def effective_arguments(queue: Json) -> Json:
     """What a queue was declared with, and what policies add to that (without `x-`)."""
     return {**(queue.get("effective_policy_definition") or {}), **(queue.get("arguments") or {})}
 

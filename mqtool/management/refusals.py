@@ -29,13 +29,13 @@ def refusal(answer: "Response", url: str, user: str) -> MqtoolError:
         case HTTPStatus.NOT_FOUND if "application/json" in answer.headers.get("content-type", ""):
             return NotFound(f"the broker has no {_missing(answer.url)}")
         case HTTPStatus.BAD_REQUEST if "inequivalent" in reason:
-            return DeclaredDifferently(f"the broker has it, but declared differently: {reason}")
+            return DeclaredDifferently(f"it exists with other settings: {reason}")
         case HTTPStatus.BAD_REQUEST if "invalid_regexp" in reason or "regular expression" in reason:
-            return UsageError("one of the patterns is no regular expression", "'.*' is one that matches everything")
+            return UsageError("one of the patterns is not a valid regular expression", "'.*' matches everything")
         case HTTPStatus.BAD_REQUEST:
             return UsageError(f"the broker refuses: {reason}")
         case HTTPStatus.NOT_FOUND | HTTPStatus.METHOD_NOT_ALLOWED:
-            return Unavailable(f"what answers at {url} is no management API", HOW_TO_ENABLE)
+            return Unavailable(f"{url} is not a management API", HOW_TO_ENABLE)
         case status:
             return Unavailable(f"the management API at {url} answers {status} {reason}".rstrip())
 
@@ -67,12 +67,12 @@ def _access_refused(url: str, user: str, reason: str) -> AccessRefused:
     where = f"the management API at {url}"
     if "management" in reason:
         return AccessRefused(
-            f"{where} does not let user {user!r} in",
-            "it asks for the tag 'management': mqtool user tags USER management",
+            f"{where} refuses user {user!r}",
+            "the user needs the tag 'management': mqtool user tags USER management",
         )
     for sign, tag in (("administrator", "administrator"), ("monitor", "monitoring")):
         if sign in reason:
-            return AccessRefused(f"{where} does not let user {user!r} do this", f"it asks for the tag {tag!r}")
+            return AccessRefused(f"{where} does not allow user {user!r} to do this", f"the user needs the tag {tag!r}")
     if "Login failed" in reason or reason == "Not_Authorized":  # before and from RabbitMQ 4.0
-        return AccessRefused(f"{where} does not know user {user!r} with this password")
-    return AccessRefused(f"{where} does not let user {user!r} do this: {reason}")
+        return AccessRefused(f"{where} refuses user {user!r} with this password")
+    return AccessRefused(f"{where} does not allow user {user!r} to do this: {reason}")

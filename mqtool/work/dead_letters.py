@@ -95,7 +95,7 @@ def redrive(channel: Channel, source: str, chosen: Choice, to: str | None = None
         to: the queue to bring them to; None is where each was before.
 
     Raises:
-        BadData: one does not say where it was before.
+        BadData: one does not say which queue it came from.
         NotConfirmed: the broker did not take one. It is still a dead letter, like all that come after it.
     """
 
@@ -104,7 +104,9 @@ def redrive(channel: Channel, source: str, chosen: Choice, to: str | None = None
             if chosen(letter):
                 target = to or letter.death.queue
                 if target is None:
-                    raise BadData(f"{name_of(letter.delivery)} does not say where it was before", "name a queue: --to")
+                    raise BadData(
+                        f"{name_of(letter.delivery)} does not say which queue it came from", "name a queue with --to"
+                    )
                 yield redriven(letter.delivery, target)
 
     for delivery in move(channel, moves(), "; --to names another queue"):

@@ -79,7 +79,7 @@ def answering_once(
             return function(request)
         before = handled.begin(queue, request_id)
         if before is not None and before.reply is not None:
-            notice(f"request {request_id} was answered before: the same reply again")
+            notice(f"request {request_id} was answered before; sending the same reply")
             return ndjson.to_message(before.reply, "the stored reply")
         try:
             reply = function(request)

@@ -86,7 +86,7 @@ def _words(command: str) -> list[str]:
     except ValueError as error:
         raise UsageError(f"--exec {command!r} is not a valid command: {str(error).lower()}") from error
     if not words:
-        raise UsageError("--exec is empty", "give the program to run for each message")
+        raise UsageError("--exec is empty", "name the program to run for each message")
     return words
 
 
@@ -95,7 +95,7 @@ def _find(name: str) -> str:
     if found is None:
         raise UsageError(
             f"program {name!r} not found",
-            "a pipe, a variable or another shell construct needs --shell" if re.search(r"[|;&$<>]", name) else None,
+            "use --shell for pipes and variables" if re.search(r"[|;&$<>]", name) else None,
         )
     return found
 

@@ -38,7 +38,7 @@ def test_a_queue(admin: Shell, broker: TestBroker) -> None:
     """Declared, declared again, declared differently, emptied, deleted."""
     queue = ("mqtool", "queue")
     assert said(admin.run(*queue, "declare", "jobs", "--max-length", "9")) == (0, "declared queue 'jobs'")
-    assert said(admin.run(*queue, "declare", "jobs", "--max-length", "9")) == (0, "queue 'jobs' is there already")
+    assert said(admin.run(*queue, "declare", "jobs", "--max-length", "9")) == (0, "queue 'jobs' exists")
     assert admin.run(*queue, "declare", "jobs", "--max-length", "8").code == 78
     assert admin.run(*queue, "declare", "jobs", "--max-length", "8", "--if-not-exists").code == 0
     admin.run("mqtool", "send", "-q", "jobs", "--max-length", "9", "-l", stdin="a\nb\n")
@@ -172,12 +172,12 @@ def test_wrong_users_and_permissions_are_refused(admin: Shell, ann: str) -> None
     """Each with exit 2 and a sentence: no password, an empty one, no pattern, a broken one, no name."""
     (admin.directory / "empty").write_text("\n")
     for words, sentence in {
-        ("user", "add", "bob"): "there is no password for bob, and nobody to ask",
+        ("user", "add", "bob"): "there is no password for bob, and no terminal to ask on",
         ("user", "add", "bob", "--password-file", "empty"): "the password is empty",
         ("user", "add", "bob", "--password-file", "none"): "cannot read the password file none",
-        ("user", "add", "..", "--password-file", "secret"): "cannot be asked about the name '..'",
-        ("permission", "set", ann): "leave the permissions",
-        ("permission", "set", ann, "--read", "("): "no regular expression",
+        ("user", "add", "..", "--password-file", "secret"): "does not accept the name '..'",
+        ("permission", "set", ann): "no permission given",
+        ("permission", "set", ann, "--read", "("): "not a valid regular expression",
     }.items():
         wrong = admin.run("mqtool", *words)
         assert wrong.code == 2, words
@@ -251,5 +251,5 @@ def test_nothing_is_destroyed_when_the_answer_is_no(admin: Shell, broker: TestBr
     admin.run("mqtool", "send", "-q", "jobs", "x")
     asked = on_terminal(admin, "mqtool", "queue", "delete", "jobs", keys=["n\n"], cue="[y/N]").stdout
     assert "delete queue 'jobs' with 1 message? [y/N]" in asked
-    assert "nothing was done" in asked
+    assert "nothing was changed" in asked
     assert depth(broker, "jobs") == 1

@@ -73,8 +73,8 @@ COMMAND_LINE = [
     Case("send x -u amqp://localhost/?connection_timeout=0", 2, "connection_timeout is 0", "milliseconds"),
     Case("send x -u amqp://one,two", 2, "its host has a ','", "amqp://one,amqp://two"),
     Case(f"send x -u amqp://localhost/{LONG}", 2, "its vhost is longer than 255 bytes"),
-    Case(f"send x --vhost {LONG}", 2, "the vhost has 256 bytes", "from 1 to 255"),
-    Case("send x --user ", 2, "the user has 0 bytes", "from 1 to 255"),
+    Case(f"send x --vhost {LONG}", 2, "the vhost has 256 bytes", "1 to 255 bytes"),
+    Case("send x --user ", 2, "the user has 0 bytes", "1 to 255 bytes"),
     # Files.
     Case("send x --password-file nowhere", 2, "cannot read the password file nowhere: No such file"),
     Case("send x --password-file .", 2, "cannot read the password file .: Is a directory"),
@@ -97,8 +97,8 @@ COMMAND_LINE = [
     Case("send x --property timestamp=yesterday", 2, "timestamp must be seconds since 1970 or RFC 3339"),
     Case(f"send x --property type={LONG}", 2, "type is longer than 255 bytes"),
     # What to publish.
-    Case("send -l some words", 2, "the message 'some words' is on the command line", "give either message words"),
-    Case("send -f . words", 2, "the message 'words' is on the command line", "give either message words"),
+    Case("send -l some words", 2, "the message 'some words' is on the command line", "use either message words"),
+    Case("send -f . words", 2, "the message 'words' is on the command line", "use either message words"),
     Case("send -l -0", 2, "--lines, --null, --delimiter and --json cannot be combined", "only one"),
     Case("send --json -l", 2, "--lines, --null, --delimiter and --json cannot be combined", "only one"),
     Case("send -D ", 2, "--delimiter is empty", "leave it out"),
@@ -205,9 +205,9 @@ NDJSON = [
     Case("send --json", 65, "line 4 is a JSON list, not an object", 'looks like {"body": "Hello"}', "[1]"),
     Case("send --json", 65, 'line 4 needs either "body" or "body_base64"', "", "{}"),
     Case("send --json", 65, 'line 4 needs either "body" or "body_base64"', "", '{"body": "", "body_base64": ""}'),
-    Case("send --json", 65, 'line 4 has a "body" that is no text: 5', "", '{"body": 5}'),
+    Case("send --json", 65, 'line 4 has a "body" that is not text: 5', "", '{"body": 5}'),
     Case("send --json", 65, 'line 4 has a "body_base64" that is not base64', "", '{"body_base64": "%"}'),
-    Case("send --json", 65, "line 4 has an unknown key 'bodi'", "known are at, body", '{"bodi": "x"}'),
+    Case("send --json", 65, "line 4 has an unknown key 'bodi'", "one of at, body", '{"bodi": "x"}'),
     Case("send --json", 65, "line 4 has an unknown property 'colour'", "", '{"body": "", "properties": {"colour": 1}}'),
     Case("send --json", 65, "line 4 has a property 'priority'", "", '{"body": "", "properties": {"priority": 300}}'),
     Case("send --json", 65, "a header with a bad $bytes", "", '{"body": "", "headers": {"a": {"$bytes": 1}}}'),
@@ -320,10 +320,10 @@ def test_several_unroutable_messages(shell: Shell) -> None:
     result = shell.run("mqtool", "send", "-l", "-e", "amq.direct", "-r", "nobody", "--mandatory", stdin=stdin)
 
     *named, more, total, sentence = result.stderr.splitlines()
-    assert named == [f"mqtool: returned: 'line {number}': NO_ROUTE (312)" for number in range(10)]
-    assert more == "mqtool: more messages fail; from here on they are only counted"
+    assert named == [f"warning: returned: 'line {number}': NO_ROUTE (312)" for number in range(10)]
+    assert more == "warning: further failures are only counted"
     assert total.startswith("0 confirmed, 0 nacked, 12 returned in ")
-    assert sentence == "mqtool: the broker took none of 12 messages"
+    assert sentence == "mqtool: the broker confirmed none of 12 messages"
     assert (result.stdout, result.code) == ("", 75)
 
 
@@ -333,7 +333,7 @@ def test_some_unroutable_messages(shell: Shell) -> None:
 
     result = shell.run("mqtool", "send", "--json", "--mandatory", stdin=stdin)
 
-    assert result.stderr.splitlines()[0] == "mqtool: returned: 'lost': NO_ROUTE (312)"
+    assert result.stderr.splitlines()[0] == "warning: returned: 'lost': NO_ROUTE (312)"
     assert result.stderr.splitlines()[-1] == "mqtool: 1 of 2 messages failed"
     assert (result.stdout, result.code) == ("", 3)
 

@@ -58,7 +58,7 @@ def test_ls_finds_them_with_their_reasons(dead: Shell, broker: TestBroker) -> No
 def test_redrive_brings_one_back_and_nothing_else_moves(dead: Shell, broker: TestBroker) -> None:
     """By id: it is as it was before it failed, and tried as often again; the others keep their order."""
     result = dead.run("mqtool", "dlq", "redrive", "jobs", "--id", "m-two")
-    assert "1 brought back from jobs.dlq" in result.stderr
+    assert "1 moved back from jobs.dlq" in result.stderr
     again = dead.run("mqtool", "worker", "-q", "jobs", "-c", "1", "--shell", "--exec", "cat; echo ,$MQ_ATTEMPT")
     assert again.stdout == "two,1\n"
     left = dead.run("mqtool", "dlq", "show", "jobs", "--json").stdout.splitlines()

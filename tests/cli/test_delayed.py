@@ -19,8 +19,8 @@ from tests.cli.shell import Shell, wait_until
 from tests.cli.test_exec import depth
 
 WAITING = " [*] Waiting for messages. To exit press CTRL+C\n"
-BY_EXCHANGE = "mqtool: held back by the exchange "
-IN_QUEUES = "mqtool: held back in wait queues, as "
+BY_EXCHANGE = "messages wait in exchange "
+IN_QUEUES = "messages wait in queues: "
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_auto_takes_what_there_is_and_says_why(shell: Shell, plugin: bool) -> No
     """One line on stderr, with the broker's name; none with --quiet, and none where the user chose."""
     shell.run("mqtool", "receive", "--idle-timeout", "1ms")
     said = shell.run("mqtool", "send", "x", "--delay", "1h").stderr.splitlines()
-    expected = f"{BY_EXCHANGE}'mqtool.delayed', as RabbitMQ" if plugin else f"{IN_QUEUES}RabbitMQ"
+    expected = f"{BY_EXCHANGE}'mqtool.delayed': RabbitMQ" if plugin else f"{IN_QUEUES}RabbitMQ"
     assert said[0].startswith(expected)
     assert said[1:] == [" [x] Sent 'x'"]
     assert shell.run("mqtool", "send", "x", "--delay", "1h", "--via", "ttl").stderr == " [x] Sent 'x'\n"
@@ -188,9 +188,9 @@ def test_ndjson_says_each_messages_own_delay(shell: Shell, via: str) -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ('{"body": "x", "delay": "soon"}', "line 2 has a \"delay\" that is none: 'soon' is not a duration"),
-        ('{"body": "x", "delay": "-5s"}', 'line 2 has a "delay" that is none'),
-        ('{"body": "x", "delay": 5}', 'line 2 has a "delay" that is no text'),
+        ('{"body": "x", "delay": "soon"}', "line 2 has a bad \"delay\": 'soon' is not a duration"),
+        ('{"body": "x", "delay": "-5s"}', 'line 2 has a bad "delay"'),
+        ('{"body": "x", "delay": 5}', 'line 2 has a "delay" that is not text'),
         ('{"body": "x", "at": "noon"}', 'line 2 has an "at" that is not a time'),
         ('{"body": "x", "delay": "1s", "at": "2030-01-01"}', 'line 2 has both "delay" and "at"'),
         ('{"body": "x", "delay": "50d"}', "a delay of 50d is too long"),

@@ -94,7 +94,7 @@ def test_a_daemon_that_is_not_there(home: Shell, image: str, name: str) -> None:
     """69, with what to do."""
     result = home.run("mqtool", "broker", "up", "--kind", "docker", environment={"DOCKER_HOST": "unix:///no/such.sock"})
     assert result.code == 69
-    assert "Docker's daemon does not answer at /no/such.sock" in result.stderr
+    assert "the Docker daemon does not answer at /no/such.sock" in result.stderr
     assert "--kind embedded" in result.stderr
 
 
@@ -117,7 +117,7 @@ def test_names_and_ports_that_are_taken(home: Shell, image: str, name: str) -> N
     try:
         clash = home.run(*up, timeout=180)
         assert clash.code == 69
-        assert f"a container named mqtool-{name} is there already" in clash.stderr
+        assert f"a container named mqtool-{name} exists" in clash.stderr
     finally:
         docker("rm", f"mqtool-{name}")
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -81,7 +81,7 @@ def test_what_cannot_be_a_command_is_said_before_anything_is_taken(shell: Shell)
     for options, said in (
         (["--exec", "no-such-program"], "program 'no-such-program' not found"),
         (["--exec", "echo {routing_key}", "--shell"], "sh would run the value of {routing_key} as code"),
-        (["--retries", "3"], "name one: --exec"),
+        (["--retries", "3"], "add --exec COMMAND"),
     ):
         result = shell.run("mqtool", "worker", *options)
         assert result.code == 2

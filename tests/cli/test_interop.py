@@ -243,7 +243,7 @@ def test_a_queue_that_differs_is_used_as_it_is(
     received = shell.run("mqtool", "receive", "-c", "1") if not existing.auto_delete else None
 
     notice, *rest = sent.stderr.splitlines()
-    assert notice.startswith("mqtool: using the one that is there: inequivalent arg ")
+    assert notice.startswith("using the one that is there: inequivalent arg ")
     assert f"for queue 'hello' in vhost '{broker.vhost}': received " in notice
     assert (rest, sent.stdout, sent.code) == ([" [x] Sent 'Hello World!'"], "", 0)
     if received:
@@ -316,9 +316,7 @@ def test_an_exchange_that_differs_is_used_as_it_is(shell: Shell, connection: Con
     received = receiver.wait()
 
     notice = sent.stderr.splitlines()[0]
-    assert notice.startswith(
-        f"mqtool: using the one that is there: inequivalent arg '{difference}' for exchange 'logs'"
-    )
+    assert notice.startswith(f"using the one that is there: inequivalent arg '{difference}' for exchange 'logs'")
     assert sent.stderr == notice + "\n [x] Sent info: Hello World!\n"
     assert received.stderr == notice + "\n" + WAITING_FOR_LOGS
     assert (received.stdout, received.code) == (" [x] info: Hello World!\n", 0)

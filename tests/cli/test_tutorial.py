@@ -218,7 +218,7 @@ def test_however_it_is_ended_nothing_goes_on_running(lonely_shell: Shell, number
     assert ended.code == 128 + number
     wait_until(lambda: not processes_with(mark), "all that was started to be gone")
     if number is not signal.SIGKILL:
-        assert ended.stderr == "mqtool: interrupted; everything that was started has been ended\n"
+        assert ended.stderr == "interrupted; everything it started has been stopped\n"
 
 
 def test_an_interrupted_play_leaves_nothing_on_the_broker(shell: Shell, broker: TestBroker) -> None:

@@ -1,10 +1,10 @@
 """What doctor and top take for a problem, and what not."""
 
 from mqtool.inspection.diagnosis import dropped, forgets_to_acknowledge, has_no_consumer
-from mqtool.management.views import QueueView
+from mqtool.management.client import Json
 
 
-def queue(ready: int = 0, unacked: int = 0, consumers: int = 0, **stats: int) -> QueueView:
+def queue(ready: int = 0, unacked: int = 0, consumers: int = 0, **stats: int) -> Json:
     return {
         "name": "jobs",
         "vhost": "/",

@@ -20,41 +20,20 @@ FILE_LINES, FUNCTION_LINES, METHODS, LESSON_LINES = 400, 60, 25, 70
 #: What reads as translated; see the project's voice in CONTRIBUTING.md.
 TRANSLATED = re.compile(
     r"\b(so many|so long|so often|shall|would bite|told by|be it only|by which they are told"
-    r"|is no (?:number|name|duration|queue|host|file|exchange|header|property|port|regular expression))\b",
+    r"|(?<!there )is no (?:number|name|duration|queue|host|file|exchange|header|property|port|regular expression))\b",
     re.IGNORECASE,
 )
 #: What is still to be mended: this list gets shorter, and goes.
 NOT_YET = {
     "ARCHITECTURE.md",
-    "FAILED tests/unit/test_house.py::test_no_circles_of_imports - Failed: a circl...",
-    "README.md",
     "mqtool/amqp/address.py",
     "mqtool/amqp/channel.py",
     "mqtool/amqp/connection.py",
     "mqtool/amqp/consumer.py",
     "mqtool/amqp/failures.py",
     "mqtool/amqp/publisher.py",
-    "mqtool/broker/embedded_process.py",
-    "mqtool/broker/node.py",
-    "mqtool/broker/process.py",
-    "mqtool/broker/waiting.py",
-    "mqtool/cli/commands/broker.py",
-    "mqtool/cli/commands/doctor.py",
-    "mqtool/cli/commands/route.py",
-    "mqtool/cli/display/charts.py",
-    "mqtool/cli/display/pace.py",
-    "mqtool/cli/display/play_lines.py",
-    "mqtool/cli/display/screen.py",
-    "mqtool/cli/display/topology_tree.py",
     "mqtool/drills/streams.py",
     "mqtool/drills/workers.py",
-    "mqtool/inspection/diagnosis.py",
-    "mqtool/inspection/listing.py",
-    "mqtool/inspection/routes.py",
-    "mqtool/inspection/wiring.py",
-    "mqtool/management/client.py",
-    "mqtool/management/refusals.py",
-    "mqtool/ndjson.py",
     "mqtool/plays/delayed_messages.py",
     "mqtool/plays/playing.py",
     "mqtool/plays/rpc.py",
@@ -63,7 +42,6 @@ NOT_YET = {
     "mqtool/stage/guard.py",
     "mqtool/stage/stage.py",
     "mqtool/stage/terminal.py",
-    "mqtool/tutorials/rpc.py",
 }
 
 

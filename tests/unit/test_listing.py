@@ -41,7 +41,7 @@ def test_a_condition_holds_or_not(text: str, holds: bool) -> None:
 @pytest.mark.parametrize("text", ["messages", "messages>many", "name~(", ">5", "a b=c"])
 def test_what_is_no_condition_is_refused(text: str) -> None:
     """With a sentence that quotes it."""
-    with pytest.raises(ValueError, match=r"no (condition|number|regular expression)"):
+    with pytest.raises(ValueError, match=r"not a (condition|number|valid regular expression)"):
         parse_condition(text)
 
 
@@ -100,7 +100,7 @@ def test_an_array_comes_whole_however_it_is_cut(items: list[dict[str, Any]], siz
 @pytest.mark.parametrize("data", [b"", b'{"error": 1}', b'[{"a": 1}', b'[{"a": '])
 def test_an_array_that_is_none_or_cut_short_is_an_error(data: bytes) -> None:
     """Rather than a list that is shorter than it should be."""
-    with pytest.raises(ValueError, match="it is"):
+    with pytest.raises(ValueError, match=r"not a list|cut short"):
         list(objects([data]))
 
 

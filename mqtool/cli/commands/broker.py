@@ -50,7 +50,7 @@ def up(
 ) -> None:
     """Use a broker that is reachable, or start one."""
     if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
-        raise UsageError(f"{name!r} is no name for a broker", "use letters, digits, - and _")
+        raise UsageError(f"{name!r} is not a valid broker name", "use letters, digits, - and _")
     if _is_up_again(name):
         return
     wanted = Wanted(name, port, data_dir, in_memory, cluster, image)
@@ -62,8 +62,8 @@ def up(
             return
         if options.url is not None:
             raise Unavailable(
-                f"no broker answers at {access.address}, which --url, MQTOOL_URL or AMQP_URL names",
-                "unset it to start one here; every command would look for its broker there",
+                f"no broker answers at {access.address}, the address in --url, MQTOOL_URL or AMQP_URL",
+                "unset it to start a broker here",
             )
     starter = _prepared(kind, wanted)
     output.status(f"starting {starter.describe} …")
@@ -143,7 +143,7 @@ def _say_up(started: Started, what: str) -> None:
 def _known(name: str) -> Started:
     started = state.load(name)
     if started is None:
-        raise Unavailable(f"mqtool has started no broker named {name!r}", "start one with 'mqtool broker up'")
+        raise Unavailable(f"mqtool has not started a broker named {name!r}", "start one with 'mqtool broker up'")
     return started
 
 
@@ -152,7 +152,7 @@ def down(name: Name = DEFAULT_NAME) -> None:
     """Stop the broker that 'broker up' started; messages are kept."""
     started = state.load(name)
     if started is None:
-        output.status(f"nothing to stop: mqtool has started no broker named {name!r}")
+        output.status(f"nothing to stop: mqtool has not started a broker named {name!r}")
         return
     starter_of(started).stop(started)
     output.status(f"stopped {starter_of(started).describe}")

@@ -85,7 +85,7 @@ def ls(
         queues = dead_letters.queues_for_letters(access.management(), access.vhost)
     except Unavailable as error:
         raise Unavailable(
-            str(error), "only it knows all queues: name it with --management, or a queue with 'mqtool dlq show QUEUE'"
+            str(error), "name it with --management, or look into one queue with 'mqtool dlq show QUEUE'"
         ) from error
     found = 0
     for queue in queues:
@@ -136,7 +136,7 @@ def show(
                 else:
                     _show(letter)
     if not shown:
-        output.status(f"no such dead letter in {which.queue(queue)}")
+        output.status(f"{which.queue(queue)} has no such dead letter")
 
 
 def _show(letter: DeadLetter) -> None:
@@ -168,7 +168,7 @@ def redrive(
     source, moved = which.queue(queue), 0
     with _channel(_access(broker)) as channel:
         if which.is_all and output.is_terminal(0):  # nothing is lost by it, so a script need not say --yes
-            ask(f"bring all {channel.depth_of(source):,} messages of {source} back", yes=yes)
+            ask(f"move all {channel.depth_of(source):,} messages of {source} back", yes=yes)
         try:
             for letter in dead_letters.redrive(channel, source, which.choice(), to):
                 moved += 1
@@ -177,7 +177,7 @@ def redrive(
                 if (signal := stopping.requested()) is not None:
                     raise SystemExit(128 + signal)
         finally:
-            output.status(f"{moved:,} brought back from {source}")
+            output.status(f"{moved:,} moved back from {source}")
 
 
 @dlq.command(epilog="mqtool dlq drop jobs --reason rejected\nmqtool dlq drop jobs --yes")
@@ -195,7 +195,7 @@ def drop(
         ask(
             f"drop {which_ones} {channel.depth_of(source):,} messages of {source} for good",
             yes=yes,
-            hint="say --yes, or choose some with --id, --reason, --error or --older",
+            hint="pass --yes, or select with --id, --reason, --error or --older",
         )
         for _ in dead_letters.drop(channel, source, which.choice()):
             dropped += 1

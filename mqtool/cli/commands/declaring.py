@@ -28,7 +28,7 @@ exchange_app = typer.Typer(no_args_is_help=True, help="Declare and delete exchan
 app.add_typer(queue_app, name="queue")
 app.add_typer(exchange_app, name="exchange")
 
-_SEE = "'mqtool list {}' shows what there is"
+_SEE = "'mqtool list {}' shows them"
 
 #: Every broker's types of exchange.
 _TYPES = ("direct", "fanout", "topic", "headers")
@@ -90,7 +90,7 @@ def _declare(broker: Broker, thing: Exchange | Queue, what: str, *, if_not_exist
         if administration.exists(channel, thing):
             if not if_not_exists:
                 _compare(channel, thing)
-            output.status(f"{what} is there already")
+            output.status(f"{what} exists")
             return
         channel.declare(thing)
     output.status(f"declared {what}")
@@ -139,7 +139,7 @@ def purge(queue: QueueNames, broker: Broker, if_exists: IfExists = False, yes: Y
                 _missing(f"queue {name!r}", "queues", is_fine=if_exists)
                 continue
             ready = administration.depth(channel, name).ready
-            ask(f"remove {counted(ready)} of queue {name!r} for good", yes=yes)
+            ask(f"remove {counted(ready)} from queue {name!r} for good", yes=yes)
             output.status(f"removed {counted(administration.purge(channel, name))} of queue {name!r}")
 
 
@@ -250,7 +250,7 @@ def unbind(
                     raise
                 output.status(str(error))
                 return
-            output.status(f"{_end(bindings.to)} is not bound to exchange {bindings.exchange!r}{_by(key)} any more")
+            output.status(f"{_end(bindings.to)} is no longer bound to exchange {bindings.exchange!r}{_by(key)}")
 
 
 def _end(thing: Exchange | Queue) -> str:

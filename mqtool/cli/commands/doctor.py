@@ -48,7 +48,7 @@ def doctor(
         _show(finding, as_json=as_json)
     if found:
         raise SomeFailed(f"{counted(found, 'finding')} at {access.address}")
-    output.status(f"nothing would bite at {access.address}")
+    output.status(f"no problems found at {access.address}")
 
 
 def _findings(access: Access, vhost: str | None, between: float) -> Iterator[Finding]:
@@ -64,7 +64,7 @@ def _findings(access: Access, vhost: str | None, between: float) -> Iterator[Fin
     try:
         yield from diagnosis.of_nodes(api)
     except AccessRefused as refused:
-        output.notice(f"alarms were not looked at: {refused}" + (f" ({refused.hint})" if refused.hint else ""))
+        output.warning(f"alarms were not checked: {refused}" + (f" ({refused.hint})" if refused.hint else ""))
     yield from _guest(api, access.address)
 
 
@@ -80,7 +80,7 @@ def _guest(api: Management, address: Address) -> Iterator[Finding]:
     yield Finding(
         "guest",
         "user 'guest'",
-        f"gets in at {host}:{address.port} from the network, with the password that everybody knows",
+        f"can log in at {host}:{address.port} from the network with the default password",
         "mqtool user delete guest, or mqtool user password guest",
     )
 

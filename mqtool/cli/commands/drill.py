@@ -55,7 +55,7 @@ def restart_broker(
 ) -> None:
     """Restart the broker in mid-stream; both sides reconnect."""
     if url is not None:
-        raise UsageError("restart-broker restarts only a broker of its own", "leave --url out")
+        raise UsageError("restart-broker only restarts a broker of its own", "leave --url out")
     _run("restart-broker", streams.restart_broker, kind, None, count, quiet=quiet)
 
 

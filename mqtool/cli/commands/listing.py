@@ -137,7 +137,7 @@ class View:
         """
         things = self._listing.things
         if things not in (QUEUES.things, EXCHANGES.things):
-            raise Unavailable(f"{missing}; AMQP alone cannot list {things}", missing.hint) from missing
+            raise Unavailable(f"{missing}; AMQP cannot list {things}", missing.hint) from missing
         with self._access.channel() as channel:
             for name in sorted(self._only) or _usual(self._names, self._listing):
                 row: Row = dict.fromkeys(self._fetched)
@@ -167,12 +167,11 @@ class View:
     def _tell_what_is_missing(self, why: Unavailable) -> None:
         what = "ready messages and consumers" if self._listing.things == QUEUES.things else "whether they are there"
         if self._only:
-            output.notice(f"{why}; without it AMQP tells no more than {what}")
+            output.warning(f"{why}; without it, AMQP shows only {what}")
             return
         names = ", ".join(_usual(self._names, self._listing))
         raise SomeFailed(
-            f"{why}; only it knows which {self._listing.things} there are, so by AMQP this is no more than {what} "
-            f"of {names}",
+            f"{why}; without it, AMQP shows only {what} of {names}",
             why.hint,
         )
 

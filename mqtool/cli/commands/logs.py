@@ -202,6 +202,6 @@ def receive_headers(
     """Receive messages with certain headers."""
     headers = dict([*(wanted or []), *(also_wanted or [])])
     if not headers:
-        raise UsageError("receive-log headers needs a header", "for instance: mqtool receive-log headers format=pdf")
+        raise UsageError("receive-log headers needs a header", "name one: mqtool receive-log headers format=pdf")
     lesson = partial(headers_tutorial.receive, headers=headers, match=match.value)
     _receive(logs, logs.broker.names.headers, lesson, _body_only)

@@ -40,7 +40,7 @@ def reconcile(
     if result.missing:
         raise SomeFailed(f"{len(result.missing):,} of {result.sent:,} messages are missing")
     if exact and (result.doubled or result.unexpected or result.reordered):
-        raise SomeFailed("the messages are all there, but not as they were sent")
+        raise SomeFailed("the messages all arrived, but not as they were sent")
 
 
 def _ids(path: Path) -> Iterator[str]:
@@ -50,7 +50,9 @@ def _ids(path: Path) -> Iterator[str]:
                 if line.strip():
                     message_id = ndjson.to_message(line, f"{path}, line {number},").message_id
                     if message_id is None:
-                        raise BadData(f"{path}, line {number}, has no message_id", "nothing else tells it from others")
+                        raise BadData(
+                            f"{path}, line {number}, has no message_id", "messages are compared by their message_id"
+                        )
                     yield message_id
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error

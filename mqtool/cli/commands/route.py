@@ -90,7 +90,7 @@ def route(
 
 @dataclass(frozen=True, slots=True)
 class _Expectation:
-    """A line of the table: a message, and the queues that shall get it; None where the line says nothing of them."""
+    """A line of the table: a message, and the queues expected to get it; None where the line says nothing of them."""
 
     exchange: str
     routing_key: str

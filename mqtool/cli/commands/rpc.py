@@ -83,7 +83,7 @@ def rpc_server(
         with announced(receiving.ready_file, channel, " [x] Awaiting RPC requests"):
             for _, reply in answers:
                 if reply.properties.get("type") == ERROR:
-                    output.notice(f"answered with an error: {reply.body.decode()}")
+                    output.warning(f"answered with an error: {reply.body.decode()}")
                 remote.stop_if_broken(reply)
 
 
@@ -121,7 +121,7 @@ def rpc_client(
                 status = status or _show_remote(reply, raw=raw)
             elif reply.properties.get("type") == ERROR:
                 failed += 1
-                output.notice(f"the server answered with an error: {output.visible(reply.text)}")
+                output.warning(f"the server answered with an error: {output.visible(reply.text)}")
             else:
                 output.show(reply.text if raw else f" [.] Got {output.visible(reply.text)}")
     if (signal := stopping.requested()) is not None and answered < len(asked):

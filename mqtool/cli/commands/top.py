@@ -22,7 +22,7 @@ from mqtool.errors import Unavailable, UsageError
 from mqtool.inspection.diagnosis import COLUMNS, forgets_to_acknowledge, has_no_consumer
 from mqtool.inspection.listing import Row, counted
 from mqtool.management import Management
-from mqtool.management.views import Json, QueueView
+from mqtool.management.client import Json
 from mqtool.spelling import did_you_mean
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Screen:
     vhost: str | None
     order: str = "r"
     descending: bool = True
-    looks: list[dict[tuple[str, str], QueueView]] = field(default_factory=list)
+    looks: list[dict[tuple[str, str], Json]] = field(default_factory=list)
     found: Management | None = None
 
     @property
@@ -90,14 +90,14 @@ class Screen:
             self.descending = not self.descending if key == self.order else key != "n"
             self.order = key
 
-    def queues(self, limit: int) -> list[QueueView]:
+    def queues(self, limit: int) -> list[Json]:
         """The first queues in this order; the broker sorts, so that only they have to come."""
         order = {"sort": _ORDERS[self.order].path, "sort_reverse": str(self.descending).lower()}
         found = list(islice(api.queues(self.api, self.vhost, COLUMNS, page_size=limit, **order), limit))
         self.looks = [*self.looks[-_LOOKS_BACK:], {(queue["vhost"], queue["name"]): queue for queue in found}]
         return found
 
-    def row(self, queue: QueueView) -> Row:
+    def row(self, queue: Json) -> Row:
         """A queue, as the table has it."""
         earlier = self.looks[0].get((queue["vhost"], queue["name"])) if len(self.looks) > _LOOKS_BACK else None
         warning = ""

@@ -64,7 +64,7 @@ def show(
     from mqtool.cli.display import tutorial_page
 
     if name in plays.MORE:
-        raise UsageError(f"{name} is to be seen, and not to be read", f"'mqtool tutorial run {name}' plays it")
+        raise UsageError(f"{name} has no page to read", f"run it: mqtool tutorial run {name}")
     page = pages.page(name)
     if plain_pika:
         tutorial_page.show_source(page.plain_pika, no_color=no_color)
@@ -111,7 +111,7 @@ def run(
             with audience.watching(play.title, play.story, (number, len(chosen))):
                 perform(play, audience, guard, url)
         except KeyboardInterrupt:
-            output.notice("interrupted; everything that was started has been ended")
+            output.notice("interrupted; everything it started has been stopped")
             raise
         audience.ended(
             "'mqtool tutorial list' says what there is to learn."

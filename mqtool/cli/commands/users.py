@@ -10,7 +10,7 @@ from mqtool.cli.options import Broker, ManagementUrl, live_names, takes_groups, 
 from mqtool.cli.options.asking import Yes, ask, ask_password
 from mqtool.errors import MqtoolError, NotFound, UsageError
 from mqtool.management import Management, path
-from mqtool.management.views import Json
+from mqtool.management.client import Json
 
 app = typer.Typer()
 user_app = typer.Typer(no_args_is_help=True, help="Add and delete users; change passwords and tags.")
@@ -48,7 +48,7 @@ def _found(api: Management, *names: str) -> Json | None:
 def _user(api: Management, name: str) -> Json:
     found = _found(api, "users", name)
     if found is None:
-        raise NotFound(f"there is no user {name!r}", "'mqtool list users' shows who there is")
+        raise NotFound(f"there is no user {name!r}", "'mqtool list users' shows them")
     return found
 
 
@@ -76,8 +76,8 @@ def add(
     api = broker._replace(password_file=login_password_file).access(management).management()
     if _found(api, "users", name) is not None:
         if not if_not_exists:
-            raise MqtoolError(f"there is a user {name!r} already", "'mqtool user password' and 'user tags' change it")
-        output.status(f"user {name!r} is there already")
+            raise MqtoolError(f"user {name!r} exists", "change it with 'mqtool user password' or 'mqtool user tags'")
+        output.status(f"user {name!r} exists")
         return
     api.put(path("users", name), {"password": ask_password(name, broker.password_file), "tags": _tags(tag or [])})
     output.status(f"added user {name!r}")
@@ -137,8 +137,8 @@ def add_vhost(
     api = broker.access(management).management()
     if _found(api, "vhosts", name) is not None:
         if not if_not_exists:
-            raise MqtoolError(f"there is a vhost {name!r} already", "--if-not-exists leaves it as it is")
-        output.status(f"vhost {name!r} is there already")
+            raise MqtoolError(f"vhost {name!r} exists", "--if-not-exists leaves it as it is")
+        output.status(f"vhost {name!r} exists")
         return
     api.put(path("vhosts", name), {} if description is None else {"description": description})
     output.status(f"added vhost {name!r}")
@@ -153,7 +153,7 @@ def delete_vhost(
     api = broker.access(management).management()
     if _found(api, "vhosts", name) is None:
         if not if_exists:
-            raise NotFound(f"there is no vhost {name!r}", "'mqtool list vhosts' shows those that there are")
+            raise NotFound(f"there is no vhost {name!r}", "'mqtool list vhosts' shows them")
         output.status(f"there is no vhost {name!r}")
         return
     ask(f"delete vhost {name!r} with all that is in it", yes=yes)
@@ -182,8 +182,8 @@ def set_permission(
     """Set what a user may do; options left out stay as they are."""
     if configure is None and write is None and read is None:
         raise UsageError(
-            f"this would leave the permissions of user {name!r} as they are",
-            "say --configure, --write or --read; '.*' is everything, '' is nothing",
+            f"no permission given for user {name!r}",
+            "use --configure, --write or --read; '.*' allows everything, '' nothing",
         )
     access = broker.access(management)
     api, vhost = access.management(), access.vhost
@@ -210,7 +210,7 @@ def clear_permission(
         output.status(f"in vhost {vhost!r} user {name!r} had none")
         return
     api.delete(path("permissions", vhost, name))
-    output.status(f"in vhost {vhost!r} user {name!r} may do nothing any more; before: {_said(before)}")
+    output.status(f"in vhost {vhost!r} user {name!r} has no permissions any more; before: {_said(before)}")
 
 
 def _said(rights: Json) -> str:

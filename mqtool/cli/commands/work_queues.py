@@ -64,7 +64,9 @@ def worker(
         work(programs.exec.command, programs, queue.of(broker.names.task_queue), receiving, broker)
         return
     if programs.need_a_program:
-        raise UsageError("--shell, --concurrency, --deduplicate and the retries are for programs", "name one: --exec")
+        raise UsageError(
+            "--shell, --concurrency, --deduplicate and the retry options need --exec", "add --exec COMMAND"
+        )
     write = writer(receiving, lambda _: " [x] Received ")
 
     def do(task: Delivery) -> None:
@@ -82,14 +84,14 @@ def worker(
                 done += 1
                 redelivered += task.redelivered
                 if forget_ack and done == settings.prefetch:
-                    output.notice(
-                        f"{done} done and not acknowledged, which is the prefetch limit: no more will come. "
+                    output.warning(
+                        f"{done} done and not acknowledged: that is the prefetch limit, so no more will come. "
                         "The broker counts them as unacknowledged; --prefetch 0 would take more of its memory"
                     )
     if forget_ack:
-        output.notice(
-            f"{done} done, none acknowledged, {redelivered} of them redelivered: as this worker ends, "
-            "the broker gives all of them to the next one, to be done again"
+        output.warning(
+            f"{done} done, none acknowledged, {redelivered} redelivered: when this worker ends, "
+            "the broker redelivers all of them"
         )
 
 

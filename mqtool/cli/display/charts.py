@@ -15,7 +15,7 @@ def chart(values: Sequence[float], width: int, height: int) -> list[str]:
         width, height: in characters. Where there are more values, a column is the greatest of some.
     """
     greatest = max(values, default=0.0)
-    # What is there at all shall be seen.
+    # Even the smallest value is visible.
     eighths = [max(1, round(value / greatest * height * 8)) if value > 0 else 0 for value in _fitted(values, width)]
     return ["".join(_BLOCKS[min(8, max(0, eighth - 8 * row))] for eighth in eighths) for row in reversed(range(height))]
 

@@ -52,9 +52,15 @@ def status(line: str) -> None:
 
 
 def notice(text: str) -> None:
-    """Something a person should know, although the command goes on."""
+    """Something a person may want to know while the command goes on."""
     if not quiet:
-        _to_stderr(f"{styled('mqtool:', '33')} {text}")
+        _to_stderr(text)
+
+
+def warning(text: str) -> None:
+    """Something a person should look at, although the command goes on."""
+    if not quiet:
+        _to_stderr(f"{styled('warning:', '33')} {text}")
 
 
 def error(what: str, hint: str | None = None) -> None:
@@ -187,7 +193,7 @@ class DeliveryWriter:
         hand_over: bool = False,
     ) -> None:
         if raw + as_json + (template is not None) > 1:
-            raise UsageError("--raw, --json and --format cannot be combined", "give only one of them")
+            raise UsageError("--raw, --json and --format cannot be combined", "use only one of them")
         self._line = line
         self._escape = is_terminal(_STDOUT)
         self._hand_over = hand_over and _is_pipe()

@@ -58,7 +58,7 @@ class Pace:
                 return
 
     def _key(self, seconds: float | None) -> bytes:
-        """The key that is pressed within so many seconds, if one is.
+        """Wait this many seconds for a key, and return it if one is pressed.
 
         Raises:
             typer.Exit: it is the one to leave with.

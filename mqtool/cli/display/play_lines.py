@@ -22,7 +22,7 @@ _EDGE = " │ "
 #: Before what goes on from the line above.
 _FURTHER = "    "
 _NARROWEST = 20
-#: While something is measured, lines come by the dozen: so many of each command are shown.
+#: While something is measured, lines come by the dozen: show up to this many of each command.
 _FIRST_FEW = 3
 _CHART_WIDTH, _CHART_HEIGHT = 64, 4
 

@@ -19,7 +19,7 @@ def tree(wiring: Wiring, *, rates: bool = False, limit: int | None = None) -> It
 
     Args:
         rates: messages per second, where there are any.
-        limit: show so many exchanges; None for all.
+        limit: exchanges to show; None for all.
     """
     root = _Branch([("vhost ", DIM), (shown(wiring.vhost), NAME)])
     told: set[str] = set()

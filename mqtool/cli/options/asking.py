@@ -28,7 +28,7 @@ def ask(what: str, *, yes: bool, hint: str = "say --yes") -> None:
     if not output.is_terminal(0):
         raise UsageError(f"this would {what}", hint)
     if not typer.confirm(output.visible(f"{what}?"), err=True):
-        raise MqtoolError("nothing was done")
+        raise MqtoolError("nothing was changed")
 
 
 def ask_password(of: str, path: Path | None) -> str:
@@ -47,8 +47,9 @@ def ask_password(of: str, path: Path | None) -> str:
         password = typer.prompt(prompt, hide_input=True, confirmation_prompt=True, err=True)
     else:
         raise UsageError(
-            f"there is no password for {of}, and nobody to ask", "--password-file FILE, or - to read it from stdin"
+            f"there is no password for {of}, and no terminal to ask on",
+            "--password-file FILE, or - to read it from stdin",
         )
     if not password:
-        raise UsageError("the password is empty", "nobody could log in with it")
+        raise UsageError("the password is empty", "give one that is not")
     return str(password)

@@ -66,7 +66,7 @@ class DelayOptions(NamedTuple):
             UsageError: the options contradict each other.
         """
         if self.delay is not None and self.at is not None:
-            raise UsageError("--delay and --at cannot be combined", "give only one of them")
+            raise UsageError("--delay and --at cannot be combined", "use only one of them")
         if self.are_given and mandatory:
             raise mandatory_with_delay()
 

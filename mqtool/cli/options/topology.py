@@ -85,7 +85,7 @@ class QueueOptions(NamedTuple):
         elif not durable and arguments.get("x-queue-type") == "quorum":
             del arguments["x-queue-type"]  # a quorum queue is durable or it is not
         if self.queue == "":
-            raise UsageError("the queue's name is empty", "leave --queue out to take the tutorial's")
+            raise UsageError("the queue's name is empty", "leave --queue out to use the tutorial's")
         if self.lazy and self.queue_type == "quorum":
             raise UsageError("--lazy is for classic queues", "a quorum queue keeps its messages on disk anyway")
         if self.lazy and arguments.get("x-queue-type") == "quorum":

@@ -40,4 +40,6 @@ class FailedMessages:
         self._file.close()
         self._unfinished.replace(self._path)
         if self._count:
-            output.notice(f"{self._count:,} not confirmed, kept in {self._path}; 'mqtool send --json -f' sends them")
+            output.warning(
+                f"{self._count:,} not confirmed, kept in {self._path}; send them with 'mqtool send --json -f'"
+            )

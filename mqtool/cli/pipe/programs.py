@@ -35,7 +35,7 @@ def work(command: str, options: ProgramOptions, queue: Queue, receiving: Receivi
     """
     if receiving.raw or receiving.as_json or receiving.template is not None or receiving.auto_ack:
         raise UsageError(
-            "--exec prints what its program prints, and acknowledges what that has done",
+            "--exec cannot be combined with output or acknowledgement options",
             "leave out --raw, --json, --format and --auto-ack",
         )
     hands = options.concurrency
@@ -88,7 +88,7 @@ def _warn_of_consumer_timeout(access: Access, queue: str, timeout: float) -> Non
     if limit is None:
         limit, whose = DEFAULT_CONSUMER_TIMEOUT, "RabbitMQ's, unless it is configured otherwise,"
     if timeout > limit:
-        output.notice(
+        output.warning(
             f"--timeout of {compact_duration(timeout)} is longer than the consumer timeout; {whose} is "
             f"{compact_duration(limit)}, after which the broker gives the message to another worker"
         )

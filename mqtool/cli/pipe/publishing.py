@@ -49,7 +49,7 @@ def publish(
         addressing, default, adapt: as of source.read().
 
     Raises:
-        NotConfirmed: the broker took none of the messages.
+        NotConfirmed: the broker confirmed none of the messages.
         SomeFailed: it did not take some.
         SystemExit: a signal ended the input early; what was read by then is confirmed.
     """
@@ -75,7 +75,7 @@ def _report(receipts: Iterable[Receipt], tally: "_Tally", source: Input) -> None
         tally.finish(source)
     failed = tally.failed
     if failed and not tally.counts[Confirmation.CONFIRMED]:
-        raise NotConfirmed(f"the broker took none of {_messages(failed)}")
+        raise NotConfirmed(f"the broker confirmed none of {_messages(failed)}")
     if failed:
         raise SomeFailed(f"{failed:,} of {_messages(tally.total)} failed")
     if (signal := stopping.requested()) is not None:
@@ -125,7 +125,7 @@ class _Tally:
             return None
         failed = self.failed + unconfirmed
         if not self.counts[Confirmation.CONFIRMED]:
-            return NotConfirmed(f"the broker took none of {_messages(failed)}: {error}", error.hint)
+            return NotConfirmed(f"the broker confirmed none of {_messages(failed)}: {error}", error.hint)
         return SomeFailed(f"{failed:,} of the messages sent were not confirmed: {error}", error.hint)
 
     def finish(self, source: Input) -> None:
@@ -190,6 +190,6 @@ def _messages(count: int) -> str:
 
 def _report_refused(receipt: Receipt, number: int) -> None:
     if number <= _REPORTED:
-        output.notice(f"{receipt.confirmation}: {text(receipt.message)[:60]!r}: {receipt.reason}")
+        output.warning(f"{receipt.confirmation}: {text(receipt.message)[:60]!r}: {receipt.reason}")
     elif number == _REPORTED + 1:
-        output.notice("more messages fail; from here on they are only counted")
+        output.warning("further failures are only counted")

@@ -90,12 +90,12 @@ def read(
     """
     words, options = asked.words, asked.options
     if sum([options.lines, options.null, options.as_json, options.delimiter is not None]) > 1:
-        raise UsageError("--lines, --null, --delimiter and --json cannot be combined", "give only one of them")
+        raise UsageError("--lines, --null, --delimiter and --json cannot be combined", "use only one of them")
     said = None if not words or list(words) == ["-"] else " ".join(words)
     if said is not None and (options.is_stream or options.file):
         raise UsageError(
             f"the message {said!r} is on the command line, and an option asks for input, too",
-            "give either message words, or an input with -l, -0, -D, --json or -f",
+            "use either message words, or input with -l, -0, -D, --json or -f",
         )
     asked.delays.check(mandatory=options.mandatory)
     making = _Making(options, addressing, asked.delays)
@@ -144,7 +144,7 @@ class _Making:
             if not self._places:
                 raise UsageError(
                     "--key-pattern needs a routing key with {group} places",
-                    "for instance '{app}.{level}' with --key-pattern '(?P<app>\\w+): (?P<level>\\w+)'",
+                    "such as '{app}.{level}' with --key-pattern '(?P<app>\\w+): (?P<level>\\w+)'",
                 )
             if missing := [name for name in self._places if name not in self._pattern.groupindex]:
                 raise UsageError(
@@ -209,7 +209,7 @@ class _Making:
 
     def report_unmatched(self) -> None:
         if self._unmatched:
-            output.notice(f"{self._unmatched:,} of the messages did not match --key-pattern; sent as {UNKNOWN!r}")
+            output.warning(f"{self._unmatched:,} of the messages did not match --key-pattern; sent as {UNKNOWN!r}")
 
 
 def _has_input(descriptor: int) -> bool:
@@ -267,7 +267,7 @@ def _delimiter(options: MessageOptions) -> bytes:
     if options.delimiter is None:
         return b"\n"
     if not options.delimiter:
-        raise UsageError("--delimiter is empty", "to send the whole input as one message, leave it out")
+        raise UsageError("--delimiter is empty", "leave it out to send the whole input as one message")
     return os.fsencode({r"\n": "\n", r"\t": "\t", r"\0": "\0"}.get(options.delimiter, options.delimiter))
 
 
