@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,37 +52,24 @@ def route(
         raise UsageError("give either EXCHANGE and KEY, or --test FILE", "mqtool route topic_logs kern.critical")
     access = broker.access(management)
     lines = [] if test is None else list(_expectations(test))
-    vhost = access.vhost
-    router = Router(read(access.management(), vhost))
+    router = Router(read(access.management(), access.vhost))
 
     def explain(name: str, key: str, fields: dict[str, Any]) -> Route:
         name = "" if name == "amq.default" else name
         try:
             return router.route(name, key, fields, near_misses=nearly)
         except KeyError as error:
-            raise NotFound(
-                f"there is no exchange {name!r} in vhost {vhost!r}", did_you_mean(name, router.definitions.exchanges)
-            ) from error
+            near = did_you_mean(name, router.definitions.exchanges)
+            raise NotFound(f"there is no exchange {name!r} in vhost {access.vhost!r}", near) from error
 
-    if exchange is not None:
-        found = explain(exchange, routing_key, dict(headers or []))
-        if as_json:
-            output.show(json.dumps(route_text.as_json(found)))
-        else:
-            styled.show(route_text.explained(found, router.definitions))
+    if exchange is None:
+        _compare(lines, explain, as_json=as_json)
         return
-    failed = 0
-    for line in lines:
-        found = explain(line.exchange, line.routing_key, line.headers)
-        failed += line.queues not in (None, set(found.queues))
-        if as_json:
-            expected = {} if line.queues is None else {"expected": sorted(line.queues)}
-            output.show(json.dumps(route_text.as_json(found) | expected))
-        else:
-            styled.show(route_text.compared(found, line.queues))
-    if failed:
-        raise SomeFailed(f"{failed:,} of {len(lines):,} routes are not as expected")
-    output.status(f"{len(lines):,} routes, all as expected")
+    found = explain(exchange, routing_key, dict(headers or []))
+    if as_json:
+        output.show(json.dumps(route_text.as_json(found)))
+    else:
+        styled.show(route_text.explained(found, router.definitions))
 
 
 # -- the table of keys
@@ -90,7 +77,7 @@ def route(
 
 @dataclass(frozen=True, slots=True)
 class _Expectation:
-    """A line of the table: a message, and the queues expected to get it; None where the line says nothing of them."""
+    """A line of the table: a message and its queues; None if the line does not name any."""
 
     exchange: str
     routing_key: str
@@ -127,3 +114,23 @@ def _expectation(words: list[str]) -> _Expectation:
     if len(message) not in (1, 2):
         raise ValueError(f"{len(message)} words before '->'")
     return _Expectation(message[0], message[1] if message[1:] else "", headers, queues)
+
+
+def _compare(lines: list[_Expectation], explain: Callable[[str, str, dict[str, Any]], Route], *, as_json: bool) -> None:
+    """Show each line's route beside what the line expects.
+
+    Raises:
+        SomeFailed: a route is not as expected.
+    """
+    failed = 0
+    for line in lines:
+        found = explain(line.exchange, line.routing_key, line.headers)
+        failed += line.queues not in (None, set(found.queues))
+        if as_json:
+            expected = {} if line.queues is None else {"expected": sorted(line.queues)}
+            output.show(json.dumps(route_text.as_json(found) | expected))
+        else:
+            styled.show(route_text.compared(found, line.queues))
+    if failed:
+        raise SomeFailed(f"{failed:,} of {len(lines):,} routes are not as expected")
+    output.status(f"{len(lines):,} routes, all as expected")
