@@ -38,16 +38,16 @@ class Queue:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Binding:
-    """Says which messages of an exchange go to a queue: by routing key, by pattern, or by header arguments.
+    """A rule at a source exchange that leads to a queue or to another exchange. Each is itself: two never are equal.
 
     Attributes:
-        to_exchange: it is an exchange that they go to, not a queue (RabbitMQ's exchange.bind).
+        to_exchange: the destination is an exchange (RabbitMQ's exchange.bind).
     """
 
-    exchange: str
-    queue: str
+    source: str
+    destination: str
     routing_key: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     to_exchange: bool = False

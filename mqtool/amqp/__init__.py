@@ -4,7 +4,7 @@ from mqtool.amqp.address import Address, TlsFiles, parse_addresses
 from mqtool.amqp.backoff import Backoff
 from mqtool.amqp.channel import CONFIRM_TIMEOUT, Channel
 from mqtool.amqp.connection import Connection
-from mqtool.amqp.consumer import STREAMING, Receiving
+from mqtool.amqp.policies import STREAMING, Receiving
 
 __all__ = [
     "CONFIRM_TIMEOUT",

@@ -1,35 +1,39 @@
 """Sending acknowledgements: at once, or a moment later with others.
 
-Where messages are done in a millisecond each, one acknowledgement at a time costs both sides more than the work: a
-packet, a thread to wake, and a packet with the next delivery.
+Where each message takes a millisecond, one acknowledgement at a time costs both sides more than the work: a packet, a
+thread to wake, and a packet with the next delivery.
 """
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from mqtool.message import Delivery
 
-if TYPE_CHECKING:
-    from mqtool.amqp.connection import Connection
-
 #: Seconds for which one waits for others.
 _MOMENT = 0.005
+
+
+class Runner(Protocol):
+    """Runs functions one after another, such as an IoThread."""
+
+    def run(self, callback: Callable[[], None], /) -> None: ...
+    def run_later(self, seconds: float, callback: Callable[[], None], /) -> None: ...
 
 
 class Acknowledgements:
     """The acknowledgements of one channel, each of its own delivery.
 
     Attributes:
-        together: let them wait a moment for others.
+        together: let each wait a moment for others.
 
     Args:
-        send: sends one, on the I/O thread.
+        send: sends one, on the runner.
     """
 
-    def __init__(self, connection: "Connection", send: Callable[[Delivery], None]) -> None:
+    def __init__(self, runner: Runner, send: Callable[[Delivery], None]) -> None:
         self.together = False
-        self._connection = connection
+        self._runner = runner
         self._send = send
         self._waiting: deque[Delivery] = deque()
         self._is_due = False
@@ -38,17 +42,17 @@ class Acknowledgements:
         """Acknowledge a delivery. From any thread."""
         self._waiting.append(delivery)
         if not self.together:
-            self._connection.run(self._send_all)
+            self._runner.run(self._send_all)
         elif not self._is_due:
             self._is_due = True
-            self._connection.run_later(_MOMENT, self._send_all)
+            self._runner.run_later(_MOMENT, self._send_all)
 
     def flush(self) -> None:
         """Send those that wait. From any thread."""
         if self._waiting:
-            self._connection.run(self._send_all)
+            self._runner.run(self._send_all)
 
     def _send_all(self) -> None:
-        self._is_due = False  # before the last look: what is added from here on sees to itself
+        self._is_due = False  # before the last look: whatever is added from here on schedules itself
         while self._waiting:
             self._send(self._waiting.popleft())

@@ -1,4 +1,4 @@
-"""Exchanges, queues and bindings as the requests that declare them."""
+"""Exchanges, queues and bindings as requests to the broker."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,46 +12,44 @@ from mqtool.topology import Binding, Exchange, Queue
 Request = Callable[[PikaChannel, Callable[[Any], None]], Any]
 
 
-def declaration(thing: Exchange | Queue, passive: bool) -> Request:
+def declaration(thing: Exchange | Queue, *, passive: bool = False) -> Request:
     """queue.declare or exchange.declare.
 
     Args:
-        passive: only look whether it is there.
+        passive: only check that it exists.
 
     Raises:
-        UsageError: RabbitMQ would take something out of its name, and pika would wait for an answer to the full one.
+        UsageError: RabbitMQ would drop the line break from its name, and pika would wait for the full name for ever.
     """
     if "\n" in thing.name or "\r" in thing.name:
-        raise UsageError(f"{thing.name!r} has a line break, and no name can have one", "write it in one line")
-    arguments = dict(thing.arguments)
+        raise UsageError(f"the name {thing.name!r} contains a line break", "names must be on one line")
+    settings: dict[str, Any] = {"passive": passive, "durable": thing.durable, "auto_delete": thing.auto_delete}
+    settings["arguments"] = dict(thing.arguments)
     if isinstance(thing, Queue):
-        return lambda pika, done: pika.queue_declare(
-            thing.name,
-            passive=passive,
-            durable=thing.durable,
-            exclusive=thing.exclusive,
-            auto_delete=thing.auto_delete,
-            arguments=arguments,
-            callback=done,
-        )
+        exclusive = thing.exclusive
+        return lambda pika, done: pika.queue_declare(thing.name, exclusive=exclusive, callback=done, **settings)
+    internal = thing.internal
     return lambda pika, done: pika.exchange_declare(
-        thing.name,
-        thing.type,
-        passive=passive,
-        durable=thing.durable,
-        auto_delete=thing.auto_delete,
-        internal=thing.internal,
-        arguments=arguments,
-        callback=done,
+        thing.name, thing.type, internal=internal, callback=done, **settings
     )
 
 
-def binding(of: Binding) -> Request:
+def bind(binding: Binding) -> Request:
     """queue.bind or exchange.bind."""
-    if of.to_exchange:
-        return lambda pika, done: pika.exchange_bind(
-            of.queue, of.exchange, of.routing_key, arguments=dict(of.arguments), callback=done
-        )
-    return lambda pika, done: pika.queue_bind(
-        of.queue, of.exchange, of.routing_key, arguments=dict(of.arguments), callback=done
-    )
+    method = "exchange_bind" if binding.to_exchange else "queue_bind"
+    return lambda pika, done: getattr(pika, method)(**_ends(binding), callback=done)
+
+
+def unbind(binding: Binding) -> Request:
+    """queue.unbind or exchange.unbind."""
+    method = "exchange_unbind" if binding.to_exchange else "queue_unbind"
+    return lambda pika, done: getattr(pika, method)(**_ends(binding), callback=done)
+
+
+def _ends(binding: Binding) -> dict[str, Any]:
+    ends = ("destination", "source") if binding.to_exchange else ("queue", "exchange")
+    return {
+        **dict(zip(ends, (binding.destination, binding.source), strict=True)),
+        "routing_key": binding.routing_key,
+        "arguments": dict(binding.arguments),
+    }

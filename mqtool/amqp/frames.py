@@ -6,15 +6,14 @@ kept, and a message costs one join. AMQP 0-9-1, sections 2.3.5 and 4.2.
 """
 
 import struct
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import Any
 
 from pika import exceptions, frame, spec
-from pika.connection import Connection as PikaConnection
 
 from mqtool.amqp import failures
+from mqtool.amqp.route import Route
 from mqtool.message import PERSISTENT, PROPERTIES, Message
 
 _FRAME_START = Struct(">BHI").pack
@@ -23,24 +22,6 @@ _FRAME_END = bytes([spec.FRAME_END])
 _MESSAGE_ID = PROPERTIES.index("message_id")
 #: How many exchanges and routing keys to remember: a topic exchange may see a new key in every message.
 _REMEMBERED = 4096
-
-
-class Route(NamedTuple):
-    """Where messages go that do not say so themselves, and how."""
-
-    exchange: str = ""
-    routing_key: str = ""
-    mandatory: bool = False
-    persistent: bool = False
-
-
-def addressed(message: Message, route: Route) -> Message:
-    """The message with its exchange and routing key, be they its own or the route's."""
-    return replace(
-        message,
-        exchange=route.exchange if message.exchange is None else message.exchange,
-        routing_key=route.routing_key if message.routing_key is None else message.routing_key,
-    )
 
 
 class PublishEncoder:
@@ -133,12 +114,3 @@ class PublishEncoder:
         self._flags = int.from_bytes(first[:2], "big") | int.from_bytes(last[:2], "big")
         self._before, self._after = first[2:], last[2:]
         self._properties, self._persistent = properties, persistent
-
-
-def write(connection: PikaConnection, frames: Iterable[bytes]) -> None:
-    """Hand finished frames to pika's transport. To be called on the I/O thread.
-
-    The one private hook that mqtool uses: pika has no public way to send frames that it did not encode itself.
-    tests/integration/test_publishing.py fails if what arrives differs from what pika's own basic_publish sends.
-    """
-    connection._output_marshaled_frames([b"".join(frames)])

@@ -10,11 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from pika import frame, spec
-from pika.channel import Channel as PikaChannel
-
-from mqtool.amqp import frames
-from mqtool.amqp.frames import PublishEncoder, Route
+from mqtool.amqp.route import Route, addressed
 from mqtool.errors import MqtoolError, NotConfirmed
 from mqtool.message import Confirmation, Message, Receipt
 
@@ -36,7 +32,7 @@ class Publisher:
 
     Args:
         run: runs a function on the I/O thread, soon.
-        reopen: starts to open another channel, with which restart() is called.
+        reopen: starts to open another channel, for which restart() is called.
     """
 
     def __init__(self, run: Callable[[Callable[[], None]], None], reopen: Callable[[], None]) -> None:
@@ -48,8 +44,9 @@ class Publisher:
         self._bytes = 0
         self._outbox: list[bytes] = []
         self._draining = False
-        self._channel: PikaChannel | None = None
-        self._encoder = PublishEncoder(1, 131072)
+        # Until restart(), which encodes whatever is outstanding.
+        self._encode: Callable[[Message, Route], bytes] = lambda _message, _route: b""
+        self._write: Callable[[list[bytes]], None] = lambda _frames: None
         # Delivery tags, which count from 1 on every channel: of the oldest in _outstanding, less one; and the highest
         # below which the broker has answered for all.
         self._collected = 0
@@ -78,7 +75,7 @@ class Publisher:
             UsageError, BadData: it cannot be encoded. Nothing was sent.
         """
         with self._changed:
-            encoded = self._encoder.encode(message, route)
+            encoded = self._encode(message, route)
             if not self._outstanding:
                 self._last_answer = time.monotonic()
             self._outstanding.append((message, route, sequence))
@@ -105,7 +102,7 @@ class Publisher:
         return len(self._outstanding) - (self._answered - self._collected)
 
     def is_full(self, window: int) -> bool:
-        """Whether so many messages, or bytes, are unconfirmed that the caller should wait."""
+        """Whether the caller should wait: too many messages, or bytes, are unconfirmed."""
         return len(self._outstanding) + len(self._later) >= window or self._bytes >= WINDOW_BYTES
 
     def collect(self) -> list[Receipt]:
@@ -130,17 +127,17 @@ class Publisher:
         return receipts
 
     def wait(self, until_below: int, confirm_timeout: float, at_most: float | None = None) -> None:
-        """Wait until fewer than so many messages are without an answer.
+        """Wait until fewer than N messages are without an answer.
 
         Args:
-            until_below: how many; 1 waits for all.
+            until_below: N; 1 waits for all.
             confirm_timeout: seconds without any answer after which to give up. The time when there is no connection,
                 or when the broker blocks publishers, does not count.
             at_most: seconds after which to return all the same.
 
         Raises:
             NotConfirmed: the broker did not answer in time.
-            MqtoolError: whatever has closed the channel.
+            MqtoolError: the channel was closed for good.
         """
         deadline = None if at_most is None else time.monotonic() + at_most
         with self._changed:
@@ -169,12 +166,23 @@ class Publisher:
     def unconfirmed(self) -> list[Message]:
         """The messages without a confirm, oldest first: after a failure, those that may or may not have arrived."""
         with self._changed:
-            return [frames.addressed(message, route) for message, route, _ in (*self._outstanding, *self._later)]
+            return [addressed(message, route) for message, route, _ in (*self._outstanding, *self._later)]
 
     # The connection's side.
 
-    def restart(self, channel: PikaChannel, frame_max: int, connection_is_new: bool) -> None:
-        """Go on with a new channel in confirm mode: publish again what was not confirmed. On the I/O thread."""
+    def restart(
+        self,
+        encode: Callable[[Message, Route], bytes],
+        write: Callable[[list[bytes]], None],
+        *,
+        connection_is_new: bool = False,
+    ) -> None:
+        """Go on with a new channel in confirm mode: publish again what was not confirmed. On the I/O thread.
+
+        Args:
+            encode: makes frames for that channel.
+            write: sends them, or drops them if the channel is closed. On the I/O thread.
+        """
         with self._changed:
             self._done += self._take_answered()
             self._outstanding.extendleft(reversed(self._later))
@@ -182,23 +190,29 @@ class Publisher:
             if connection_is_new:
                 self._leaderless_until = time.monotonic() + _LEADERLESS
             self._is_reopening = False
-            self._channel = channel
-            self._encoder = PublishEncoder(channel.channel_number, frame_max)
+            self._encode, self._write = encode, write
             self._collected = self._answered = 0
             self._answered_early.clear()
             self._refused.clear()
             self._again.clear()
             self._outbox.clear()
-            again = [self._encoder.encode(message, route) for message, route, _ in self._outstanding]
+            again = [encode(message, route) for message, route, _ in self._outstanding]
             self._last_answer = time.monotonic()
             self._paused = False
         if again:
-            frames.write(channel.connection, again)
+            write(again)
 
-    def pause(self, paused: bool) -> None:
-        """Stop the clock of confirm_timeout, or start it again."""
+    def pause(self) -> None:
+        """Stop the clock of confirm_timeout."""
+        self._set_paused(is_paused=True)
+
+    def resume(self) -> None:
+        """Start the clock of confirm_timeout again, from zero."""
+        self._set_paused(is_paused=False)
+
+    def _set_paused(self, *, is_paused: bool) -> None:
         with self._changed:
-            self._paused = paused
+            self._paused = is_paused
             self._last_answer = time.monotonic()
             self._changed.notify_all()
 
@@ -208,24 +222,29 @@ class Publisher:
             self._failure = failure
             self._changed.notify_all()
 
-    def on_confirm(self, confirm: frame.Method[spec.Basic.Ack | spec.Basic.Nack]) -> None:
-        """Basic.ack or basic.nack from the broker. On the I/O thread."""
-        method = confirm.method
-        tag: int = method.delivery_tag
+    def on_ack(self, tag: int, *, multiple: bool) -> None:
+        """Basic.ack from the broker. On the I/O thread."""
         with self._changed:
-            if isinstance(method, spec.Basic.Nack):
-                self._nack([*range(self._answered + 1, tag), tag] if method.multiple else [tag])
-            if method.multiple:
-                self._answered = max(self._answered, tag)
-            elif tag == self._answered + 1:
-                self._answered = tag
-            else:
-                self._answered_early.add(tag)
-            while self._answered_early and self._answered + 1 in self._answered_early:
-                self._answered += 1
-                self._answered_early.discard(self._answered)
-            self._last_answer = time.monotonic()
-            self._changed.notify_all()
+            self._answer(tag, multiple=multiple)
+
+    def on_nack(self, tag: int, *, multiple: bool) -> None:
+        """Basic.nack from the broker. On the I/O thread."""
+        with self._changed:
+            self._nack([*range(self._answered + 1, tag), tag] if multiple else [tag])
+            self._answer(tag, multiple=multiple)
+
+    def _answer(self, tag: int, *, multiple: bool) -> None:
+        if multiple:
+            self._answered = max(self._answered, tag)
+        elif tag == self._answered + 1:
+            self._answered = tag
+        else:
+            self._answered_early.add(tag)
+        while self._answered_early and self._answered + 1 in self._answered_early:
+            self._answered += 1
+            self._answered_early.discard(self._answered)
+        self._last_answer = time.monotonic()
+        self._changed.notify_all()
 
     def _nack(self, tags: list[int]) -> None:
         now = time.monotonic()
@@ -238,35 +257,32 @@ class Publisher:
             else:
                 self._refuse(tag, Confirmation.NACKED, "the broker refused it")
 
-    def on_return(
-        self, _channel: PikaChannel, method: spec.Basic.Return, properties: spec.BasicProperties, body: bytes
-    ) -> None:
+    def on_return(self, message_id: str | None, routing_key: str, body: bytes, reason: str) -> None:
         """Basic.return: a mandatory message went to no queue. The broker confirms it right after. On the I/O thread."""
         with self._changed:
             for tag, (message, route, _) in enumerate(self._outstanding, self._collected + 1):
-                routing_key = route.routing_key if message.routing_key is None else message.routing_key
+                own_key = route.routing_key if message.routing_key is None else message.routing_key
                 if (
                     tag > self._answered
                     and tag not in self._refused
-                    and message.message_id == properties.message_id
-                    and routing_key == method.routing_key
+                    and message.message_id == message_id
+                    and own_key == routing_key
                     and message.body == body
                 ):
-                    self._refuse(tag, Confirmation.RETURNED, f"{method.reply_text} ({method.reply_code})")
+                    self._refuse(tag, Confirmation.RETURNED, reason)
                     return
 
     def _refuse(self, tag: int, confirmation: Confirmation, reason: str) -> None:
         message, route, sequence = self._outstanding[tag - self._collected - 1]
-        self._refused.setdefault(tag, Receipt(frames.addressed(message, route), confirmation, reason, sequence))
+        self._refused.setdefault(tag, Receipt(addressed(message, route), confirmation, reason, sequence))
 
     def _drain(self) -> None:
         with self._changed:
             self._draining = False
             ready, self._outbox = self._outbox, []
-            channel = self._channel
-        # Without a channel they are dropped here: restart() encodes all that is outstanding anew.
-        if ready and channel is not None and channel.is_open:
-            frames.write(channel.connection, ready)
+            write = self._write
+        if ready:
+            write(ready)
 
 
 def _not_confirmed(count: int, seconds: float) -> NotConfirmed:

@@ -1,11 +1,11 @@
-"""Requests on one channel: made from any thread, carried out on the I/O thread, one by one, each waited for.
+"""Requests on one channel: made from any thread, one at a time, carried out on the I/O thread.
 
-It holds pika's channel, of which there is another after each loss; who asks need not know.
+pika's channel is another one after each loss.
 """
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pika import exceptions, spec
 from pika.channel import Channel as PikaChannel
@@ -13,11 +13,11 @@ from pika.channel import Channel as PikaChannel
 from mqtool.amqp import failures
 from mqtool.amqp.answer import Answer
 from mqtool.amqp.declaring import Request
-
-if TYPE_CHECKING:
-    from mqtool.amqp.connection import Connection
+from mqtool.amqp.io_thread import IoThread
 
 CONNECTION_LOST = (exceptions.AMQPConnectionError, exceptions.ChannelWrongStateError)
+#: Opens a pika channel on the I/O thread, and calls back when it is open.
+OpenPikaChannel = Callable[[Callable[[PikaChannel], None]], PikaChannel]
 
 
 class Requests:
@@ -25,96 +25,110 @@ class Requests:
 
     Attributes:
         pika: pika's channel; None while there is none.
-        epoch: counts the openings; delivery tags of an earlier one mean nothing to the broker any more.
+        epoch: counts the openings. Delivery tags of an earlier one are no longer valid.
 
     Args:
-        on_refused: the broker has closed the channel, and not as the answer to a request. On the I/O thread.
-        on_cancelled: the broker has cancelled the consumer of that tag. On the I/O thread.
+        on_refused: the broker closed the channel, but not in answer to a request. On the I/O thread.
+        on_cancelled: the broker cancelled the consumer with this tag. On the I/O thread.
     """
 
     def __init__(
         self,
-        connection: "Connection",
+        io: IoThread,
+        open_pika_channel: OpenPikaChannel,
+        *,
         on_refused: Callable[[exceptions.ChannelClosedByBroker], None],
         on_cancelled: Callable[[str], None],
     ) -> None:
         self.pika: PikaChannel | None = None
         self.epoch = 0
-        self._connection = connection
+        self._io = io
+        self._open_pika_channel = open_pika_channel
         self._on_refused = on_refused
         self._on_cancelled = on_cancelled
-        self._left: PikaChannel | None = None
         self._one_at_a_time = threading.Lock()
         self._answer: Answer[Any] | None = None
+        self._asked: PikaChannel | None = None
 
     def open(self) -> None:
-        """Open a channel on the connection's present state.
+        """Open a channel on the present connection.
 
         Raises:
-            pika.exceptions.AMQPError: the connection was lost meanwhile.
+            pika.exceptions.AMQPError: the connection is lost.
         """
         opened: Answer[PikaChannel] = Answer()
         with self._one_at_a_time:
             self._answer = opened
-            self._connection.run(lambda: self._open(opened))
-            pika = opened.result()
-        self.epoch += 1  # before anybody can use it: an older delivery tag must not be taken for one of this channel
-        self.pika = pika
+            self._io.run(lambda: self._open(opened))
+            opened.result()
 
     def leave(self) -> PikaChannel | None:
-        """Think no more of the channel there is; whatever it still says does not count."""
-        self._left, self.pika = self.pika, None
-        return self._left
+        """Do without the present pika channel; return it."""
+        left, self.pika = self.pika, None
+        return left
 
     def make(self, request: Request) -> Any:
         """Make one request and wait for its answer.
 
         Raises:
-            pika.exceptions.AMQPError: the broker has closed the channel for it, or the connection is lost.
-            MqtoolError: it cannot be sent.
+            pika.exceptions.AMQPError: the broker closed the channel over it, or the connection is lost.
+            MqtoolError: it cannot be encoded.
         """
         answer: Answer[Any] = Answer()
 
         def start() -> None:
             if self.pika is None or not self.pika.is_open:
+                self.pika = None
                 answer.refuse(exceptions.ConnectionWrongStateError())
                 return
+            self._asked = self.pika
             try:
                 request(self.pika, answer.give)
             except CONNECTION_LOST as error:
+                self.pika = None  # the connection is closing under it; whoever asked waits for the next channel
                 answer.refuse(error)
-            except Exception as error:  # pika can make no frame of it; raised below, in the thread of whoever asked
+            except Exception as error:  # pika cannot encode it; raised below, in the caller's thread
                 answer.refuse(failures.cannot_encode(error))
 
         with self._one_at_a_time:
             self._answer = answer
-            self._connection.run(start)
+            self._io.run(start)
             return answer.result()
 
-    def tell(self, epoch: int, method: Callable[[PikaChannel], None]) -> None:
-        """On the I/O thread: a method without an answer, unless it means an earlier opening."""
+    def send(self, epoch: int, method: Callable[[PikaChannel], None]) -> None:
+        """Send a method that has no answer, unless it is about an earlier opening. From any thread."""
+        self._io.run(lambda: self.send_now(epoch, method))
+
+    def send_now(self, epoch: int, method: Callable[[PikaChannel], None]) -> None:
+        """Like send(), on the I/O thread."""
         if epoch == self.epoch and self.pika is not None and self.pika.is_open:
             method(self.pika)
 
     def _open(self, opened: Answer[PikaChannel]) -> None:
+        def on_open(pika: PikaChannel) -> None:
+            self.epoch += 1  # before anybody uses the channel: older delivery tags must not be taken for its own
+            self.pika = pika
+            opened.give(pika)
+
         try:
-            pika = self._connection.open_pika_channel(opened.give)
+            pika = self._open_pika_channel(on_open)
         except exceptions.AMQPError as error:
             opened.refuse(error)
             return
+        self._asked = pika
         pika.add_on_close_callback(self._on_close)
         pika.add_on_cancel_callback(lambda frame: self._on_cancelled(frame.method.consumer_tag))
         pika.add_callback(self._on_get_empty, [spec.Basic.GetEmpty], one_shot=False)
 
     def _on_close(self, pika: PikaChannel, reason: Exception) -> None:
-        """The broker has closed the channel, or the connection is gone. On the I/O thread."""
-        if pika is self._left:
-            return
+        """The broker closed the channel, or the connection is lost. On the I/O thread."""
         was_open = pika is self.pika
         if was_open:
             self.pika = None
+        if isinstance(reason, exceptions.ChannelClosedByClient):  # it was left
+            reason = exceptions.ConnectionWrongStateError()
         answer = self._answer
-        if answer is not None and not answer.done():
+        if pika is self._asked and answer is not None and not answer.done():
             answer.refuse(reason)
         elif was_open and isinstance(reason, exceptions.ChannelClosedByBroker):
             self._on_refused(reason)

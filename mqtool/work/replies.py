@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from mqtool.amqp import Channel
+from mqtool.amqp import Channel, administration
 from mqtool.errors import TimedOut, Unavailable
 from mqtool.message import Delivery
 from mqtool.topology import Queue
@@ -30,7 +30,7 @@ def in_order(replies: Iterable[tuple[int, Delivery]], channel: Channel, queue: Q
                 yield early.pop(due)
                 due += 1
     except TimedOut as error:
-        if not channel.consumers_of(queue):
+        if not administration.depth(channel, queue.name).consumers:
             raise Unavailable(
                 f"no RPC server consumes from queue {queue.name!r}", f"start one: mqtool rpc-server -q {queue.name}"
             ) from error

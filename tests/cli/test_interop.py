@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from mqtool.amqp import Connection
+from mqtool.amqp import Connection, administration
 from mqtool.delays.plugin import has_plugin
 from mqtool.errors import MqtoolError
 from mqtool.topology import Exchange, Queue
@@ -268,7 +268,7 @@ def test_strict_takes_no_queue_that_differs(shell: Shell, connection: Connection
         assert hint.startswith("hint: another --dialect may declare it as it is")
         assert (refused.stdout, refused.code) == ("", 78)
 
-    assert keep.consumers_of(keep.declare(existing)) == 0
+    assert administration.depth(keep, keep.declare(existing).name).consumers == 0
 
 
 def test_strict_neither_adds_to_a_queue_nor_takes_from_it(shell: Shell) -> None:
@@ -367,7 +367,7 @@ def test_somebodys_exclusive_queue_is_never_used(shell: Shell, connection: Conne
     assert what.startswith("mqtool: cannot obtain exclusive access to locked queue 'theirs'")
     assert hint == "hint: the queue is exclusive to another connection; use another name"
     assert (refused.stdout, refused.code) == ("", 78)
-    assert owner.consumers_of(theirs) == 0
+    assert administration.depth(owner, theirs.name).consumers == 0
 
 
 def test_mqtool_declares_what_the_options_say_and_no_more(shell: Shell, connection: Connection) -> None:

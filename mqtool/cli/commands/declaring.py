@@ -20,7 +20,7 @@ from mqtool.cli.options.asking import Yes, ask
 from mqtool.errors import BadData, DeclaredDifferently, MqtoolError, NotFound, UsageError
 from mqtool.inspection.listing import counted
 from mqtool.spelling import nearest
-from mqtool.topology import Exchange, Queue
+from mqtool.topology import Binding, Exchange, Queue
 
 app = typer.Typer()
 queue_app = typer.Typer(no_args_is_help=True, help="Declare, delete and purge queues.")
@@ -212,11 +212,11 @@ class Bindings(NamedTuple):
         """Where they lead."""
         return Exchange(self.destination) if self.to_exchange else Queue(self.destination)
 
-    @property
-    def told_by(self) -> dict[str, Any]:
-        """The arguments of each."""
+    def by(self, key: str) -> Binding:
+        """The binding with this key."""
         match = {} if self.match is None else {"x-match": self.match}
-        return {**match, **dict(self.headers or []), **dict(self.arguments or [])}
+        arguments = {**match, **dict(self.headers or []), **dict(self.arguments or [])}
+        return Binding(self.exchange, self.destination, key, arguments, self.to_exchange)
 
 
 @app.command(
@@ -227,7 +227,7 @@ def bind(bindings: Bindings, broker: Broker) -> None:
     """Bind a queue to an exchange."""
     with broker.access().channel() as channel:
         for key in bindings.keys or [""]:
-            administration.bind(channel, bindings.exchange, bindings.to, key, bindings.told_by)
+            administration.bind(channel, bindings.by(key))
             output.status(f"bound {_end(bindings.to)} to exchange {bindings.exchange!r}{_by(key)}")
 
 
@@ -244,7 +244,7 @@ def unbind(
     with broker.access().channel() as channel:
         for key in bindings.keys or [""]:
             try:
-                administration.unbind(channel, bindings.exchange, bindings.to, key, bindings.told_by)
+                administration.unbind(channel, bindings.by(key))
             except NotFound as error:
                 if not if_exists:
                     raise

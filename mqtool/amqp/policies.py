@@ -1,0 +1,239 @@
+"""How to consume: four policies, which decide how many deliveries to have in hand, and when to acknowledge them.
+
+    Streaming       as many as the prefetch at a time; acknowledgements are grouped
+    Cautious        one by one at first, where the broker drops what has come back too often
+    ExactCount      takes exactly N: what comes after them is never delivered to us
+    CallerSettles   the caller acknowledges, from any thread and in any order
+
+They do no I/O, and know neither channel nor clock: a consumer tells them what happens, and does what they say.
+"""
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from mqtool.message import Delivery
+
+#: Unacknowledged deliveries by default: enough to stream at full speed.
+PREFETCH = 250
+#: Seconds for which an acknowledgement may wait for others, to be sent with them as one, while deliveries come fast.
+_ACK_TOGETHER = 0.05
+#: From RabbitMQ 4.0 on, a quorum queue drops what has come back 20 times, even if it was only prefetched. From this
+#: count on, a message is taken one by one, although it then comes back behind the others.
+_OFTEN = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Receiving:
+    """How to consume, and when to stop.
+
+    Attributes:
+        prefetch: deliveries that may be unacknowledged at a time; 0 for no limit.
+        auto_ack: the broker counts a delivery as acknowledged once it is sent; what we hold is lost with us.
+        acknowledge: False leaves it to the caller to acknowledge each delivery, from any thread and in any order; or
+            not to, to see what happens then.
+        count: stop after this many deliveries; exactly as many are taken from the queue.
+        idle_timeout: seconds without a delivery. Fewer than count by then is a time-out, else a normal end.
+        timeout: seconds in total, after which consuming has timed out.
+    """
+
+    prefetch: int = PREFETCH
+    auto_ack: bool = False
+    acknowledge: bool = True
+    count: int | None = None
+    idle_timeout: float | None = None
+    timeout: float | None = None
+
+
+STREAMING = Receiving()
+
+
+class Step(Enum):
+    """What to do with the subscription: basic.consume and basic.cancel."""
+
+    GO_ON = auto()
+    CANCEL = auto()
+    RESUBSCRIBE = auto()  # if the policy wants more then: more may come until the broker has cancelled
+
+
+class Policy:
+    """Decides how to consume. This one never acknowledges, and goes on for ever.
+
+    Attributes:
+        prefetch: for the next subscription.
+        auto_ack: likewise.
+        acknowledges: whether it, and not the caller or the broker, says when to acknowledge.
+    """
+
+    acknowledges = False
+
+    def __init__(self, prefetch: int, *, auto_ack: bool = False) -> None:
+        self.prefetch = prefetch
+        self.auto_ack = auto_ack
+
+    def opened(self) -> None:
+        """The channel is another one: whatever was in hand comes again."""
+
+    def taken(self, delivery: Delivery) -> Step:  # noqa: ARG002
+        """The caller takes a delivery."""
+        return Step.GO_ON
+
+    def done(self, delivery: Delivery, now: float) -> bool:  # noqa: ARG002
+        """The caller asks for the next delivery; return whether to acknowledge now what release() returns."""
+        return False
+
+    def acknowledged(self, received: int, *, is_current: bool) -> Step:  # noqa: ARG002
+        """The caller acknowledges a delivery.
+
+        Args:
+            received: deliveries since the channel was opened.
+            is_current: it was one of them.
+        """
+        return Step.GO_ON
+
+    def wants_more(self, received: int) -> bool:  # noqa: ARG002
+        """Whether to subscribe again after a cancellation."""
+        return True
+
+    def release(self, *, leaving: bool = False) -> Delivery | None:  # noqa: ARG002
+        """The delivery up to which to acknowledge, if that may be done now.
+
+        Args:
+            leaving: no more deliveries will be taken.
+        """
+        return None
+
+    @property
+    def withholds(self) -> bool:
+        """Whether acknowledgements wait although release() was called."""
+        return False
+
+    def silence(self) -> Step:
+        """Acknowledgements are withheld, and nothing more comes for now."""
+        return Step.GO_ON
+
+
+def policy_for(receiving: Receiving, *, limits_deliveries: bool) -> Policy:
+    """Choose a policy.
+
+    Args:
+        limits_deliveries: the queue drops messages that were delivered too often.
+    """
+    if not receiving.acknowledge:
+        return CallerSettles(receiving)
+    if receiving.count is not None:
+        return ExactCount(receiving.count, receiving.prefetch)
+    if limits_deliveries and not receiving.auto_ack and receiving.prefetch == PREFETCH:
+        return Cautious()
+    return Streaming(receiving.prefetch, auto_ack=receiving.auto_ack)
+
+
+class Streaming(Policy):
+    """As many deliveries as the prefetch at a time. One acknowledgement is sent for a group of them."""
+
+    def __init__(self, prefetch: int = PREFETCH, *, auto_ack: bool = False) -> None:
+        super().__init__(prefetch, auto_ack=auto_ack)
+        self.acknowledges = not auto_ack
+        self._group = prefetch
+        self._newest: Delivery | None = None
+        self._waiting = 0
+        self._last_ack = 0.0
+
+    def done(self, delivery: Delivery, now: float) -> bool:
+        self._newest = delivery
+        self._waiting += 1
+        is_due = self._waiting * 4 >= self._group > 0 or now - self._last_ack > _ACK_TOGETHER
+        if is_due:
+            self._last_ack = now
+        return is_due
+
+    def release(self, *, leaving: bool = False) -> Delivery | None:  # noqa: ARG002
+        newest, self._newest, self._waiting = self._newest, None, 0
+        return newest
+
+
+class Cautious(Streaming):
+    """One delivery at a time, until one has not come back often; then streaming."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prefetch = 1
+
+    def taken(self, delivery: Delivery) -> Step:
+        if self.prefetch == 1 and delivery.headers.get("x-delivery-count", 0) < _OFTEN:
+            self.prefetch = PREFETCH
+            return Step.RESUBSCRIBE
+        return Step.GO_ON
+
+
+class ExactCount(Streaming):
+    """Exactly N deliveries, one by one or, where that would be slow, with a wide prefetch.
+
+    With a wide prefetch, the last acknowledgements are withheld: they would make room for deliveries beyond the count.
+    What the broker sends automatically acknowledged has no such limit, so there is no auto_ack here.
+    """
+
+    def __init__(self, count: int, prefetch: int = PREFETCH) -> None:
+        wide = prefetch or PREFETCH
+        super().__init__(wide if wide >= PREFETCH and count > wide else 1)
+        self._left = count
+        self._may_ack = count - wide
+        self._is_cancelled = False
+
+    def taken(self, delivery: Delivery) -> Step:  # noqa: ARG002
+        self._left -= 1
+        if self._left:
+            return Step.GO_ON
+        self._is_cancelled = True  # before the last acknowledgement makes room for another
+        return Step.CANCEL
+
+    def done(self, delivery: Delivery, now: float) -> bool:
+        return super().done(delivery, now) or self._waiting == self._may_ack
+
+    def release(self, *, leaving: bool = False) -> Delivery | None:
+        if self.prefetch != 1 and not self._is_cancelled and not leaving:
+            if self._waiting > self._may_ack:
+                return None
+            self._may_ack -= self._waiting
+        return super().release()
+
+    @property
+    def withholds(self) -> bool:
+        return self._newest is not None
+
+    def silence(self) -> Step:
+        """Acknowledge what is withheld, and go on one by one."""
+        self.prefetch = self._group = 1
+        return Step.RESUBSCRIBE
+
+
+class CallerSettles(Policy):
+    """The caller acknowledges. With a count, the broker never sends more: the last few come one by one."""
+
+    def __init__(self, receiving: Receiving) -> None:
+        count, prefetch = receiving.count, receiving.prefetch
+        if count is not None:  # nothing may make room for more, so the count itself can be the limit
+            prefetch = min(prefetch or count, count)
+        super().__init__(prefetch, auto_ack=receiving.auto_ack and count is None)
+        self._count = count
+        self._left = count
+        self._acknowledged = 0
+        self._before = 0
+
+    def opened(self) -> None:
+        self._before = self._acknowledged
+
+    def taken(self, delivery: Delivery) -> Step:  # noqa: ARG002
+        if self._left is None:
+            return Step.GO_ON
+        self._left -= 1
+        return Step.GO_ON if self._left else Step.CANCEL
+
+    def acknowledged(self, received: int, *, is_current: bool) -> Step:
+        self._acknowledged += is_current
+        if self._count is not None and self.prefetch > 1 and self._acknowledged + self.prefetch > self._count:
+            self.prefetch = 1
+            return Step.RESUBSCRIBE
+        return Step.GO_ON if self.wants_more(received) else Step.CANCEL
+
+    def wants_more(self, received: int) -> bool:
+        return self._count is None or self._before + received < self._count

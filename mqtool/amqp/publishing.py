@@ -1,0 +1,129 @@
+"""Publishing on a channel: a publisher, told what becomes of the channel's link."""
+
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+
+from pika import exceptions, frame, spec
+from pika.channel import Channel as PikaChannel
+
+from mqtool.amqp import hooks
+from mqtool.amqp.frames import PublishEncoder
+from mqtool.amqp.link import Line, Link, Listener
+from mqtool.amqp.publisher import Publisher
+from mqtool.amqp.route import Route
+from mqtool.errors import MqtoolError
+from mqtool.message import Message, Receipt
+
+_END = Message(b"")
+
+
+class Publishing(Listener):
+    """Puts a channel into confirm mode, and publishes on it.
+
+    Attributes:
+        publisher: has what is not confirmed.
+        route: of the latest publish().
+    """
+
+    def __init__(self, link: Link, line: Line, confirm_timeout: float) -> None:
+        self.publisher = Publisher(line.io.run, link.open_another)
+        self.route = Route()
+        self._link = link
+        self._line = line
+        self._confirm_timeout = confirm_timeout
+        self._confirming: PikaChannel | None = None
+
+    def publish(self, messages: Iterable[Message | None], route: Route, window: int) -> Generator[Receipt]:
+        """Publish messages; yield their receipts, as Channel.publish() does."""
+        self.route = route
+        if self._confirming is None:
+            self._link.listen(self)
+            self._link.retrying(lambda: self._confirm(connection_is_new=False))
+        try:
+            yield from self._publish(iter(messages), route, window)
+        except MqtoolError:
+            yield from self.publisher.collect()  # what was answered for before
+            raise
+
+    def _publish(self, source: Iterator[Message | None], route: Route, window: int) -> Generator[Receipt]:
+        publisher, bad_input, sequence = self.publisher, None, 0
+        while True:
+            try:
+                message = next(source, _END)
+                if message is _END:
+                    break
+                if message is not None:
+                    sequence += 1
+                    publisher.add(message, route, sequence)
+            except MqtoolError as error:
+                bad_input = error  # what was read before it is still to be confirmed
+                break
+            if message is None:
+                publisher.wait(1, self._confirm_timeout, at_most=0.05)
+            elif publisher.is_full(window):
+                publisher.wait(max(1, window // 2), self._confirm_timeout)
+            if publisher.has_answers:
+                yield from publisher.collect()
+        while publisher.is_waiting:
+            publisher.wait(1, self._confirm_timeout, at_most=0.25)
+            yield from publisher.collect()
+        if bad_input:
+            raise bad_input
+
+    # The link's side.
+
+    def opened(self, *, connection_is_new: bool) -> None:
+        self._confirm(connection_is_new=connection_is_new)
+
+    def lost(self) -> None:
+        self.publisher.pause()
+
+    def blocked(self) -> None:
+        self.publisher.pause()
+
+    def unblocked(self) -> None:
+        self.publisher.resume()
+
+    def failed(self, failure: MqtoolError) -> None:
+        self.publisher.fail(failure)
+
+    def _confirm(self, *, connection_is_new: bool) -> None:
+        """Put the channel into confirm mode, and publish again what the one before did not confirm."""
+        pika = self._link.requests.pika
+        if pika is None:
+            raise exceptions.ConnectionWrongStateError
+        if pika is self._confirming:
+            return
+        self._link.checked(lambda pika, done: pika.confirm_delivery(self._on_confirm_of(pika), callback=done))
+        pika.add_on_return_callback(self._on_return)
+        encode = PublishEncoder(pika.channel_number, self._line.frame_max).encode
+
+        def write(frames: list[bytes]) -> None:
+            if pika.is_open:
+                hooks.write(pika.connection, frames)
+
+        restarted = threading.Event()
+
+        def restart() -> None:
+            self.publisher.restart(encode, write, connection_is_new=connection_is_new)
+            restarted.set()
+
+        self._line.io.run(restart)
+        restarted.wait()
+        self._confirming = pika
+
+    def _on_confirm_of(self, pika: PikaChannel) -> Callable[[frame.Method[spec.Basic.Ack | spec.Basic.Nack]], None]:
+        def on_confirm(confirm: frame.Method[spec.Basic.Ack | spec.Basic.Nack]) -> None:
+            if self._link.requests.pika is not pika:
+                return  # it was left, but may still have something to say
+            method = confirm.method
+            answered = self.publisher.on_ack if isinstance(method, spec.Basic.Ack) else self.publisher.on_nack
+            answered(method.delivery_tag, multiple=method.multiple)
+
+        return on_confirm
+
+    def _on_return(
+        self, _channel: PikaChannel, method: spec.Basic.Return, properties: spec.BasicProperties, body: bytes
+    ) -> None:
+        reason = f"{method.reply_text} ({method.reply_code})"
+        self.publisher.on_return(properties.message_id, method.routing_key, body, reason)

@@ -1,0 +1,147 @@
+"""A consumer's basic.consume, and a second one for what it takes in advance."""
+
+from collections.abc import Callable
+
+from pika import exceptions, spec
+from pika.channel import Channel as PikaChannel
+
+from mqtool.amqp.link import Link
+from mqtool.amqp.requests import CONNECTION_LOST
+from mqtool.message import Delivery
+from mqtool.topology import Queue
+
+DeliveryCallback = Callable[[PikaChannel, spec.Basic.Deliver, spec.BasicProperties, bytes], None]
+
+
+class Subscription:
+    """Has deliveries of a queue come to a callback.
+
+    Attributes:
+        received: deliveries since the channel was opened.
+
+    Args:
+        take: is given each delivery, on the I/O thread.
+    """
+
+    def __init__(self, link: Link, queue: Queue, take: Callable[[Delivery], None]) -> None:
+        self.received = 0
+        self._link = link
+        self._queue = queue
+        self._take = take
+        self._tag: str | None = None
+        self._extra = 0
+        self._extra_tag: str | None = None
+        self._is_wanted = False
+        self._epoch = 0
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the broker sends deliveries."""
+        return self._tag is not None
+
+    def has(self, tag: str) -> bool:
+        """Whether the broker knows it by this consumer tag."""
+        return tag in (self._tag, self._extra_tag)
+
+    def start(self, prefetch: int, *, auto_ack: bool) -> None:
+        """Start to consume.
+
+        Raises:
+            MqtoolError: the broker refuses.
+            pika.exceptions.AMQPError: the connection is lost.
+        """
+        if not (self._is_wanted and self._epoch == self._link.requests.epoch):
+            self._consume(prefetch, auto_ack=auto_ack)
+            self._is_wanted = True  # not before: a refusal opens the channel anew, which resumes what is wanted
+        if self._epoch != self._link.requests.epoch:
+            raise exceptions.ConnectionWrongStateError  # it was opened anew in between, and resumed nothing
+
+    def resume(self, prefetch: int, *, auto_ack: bool) -> None:
+        """Consume on a new channel, if it was wanted on the one before."""
+        self._tag = self._extra_tag = None
+        self.received = 0
+        if self._is_wanted:
+            self._consume(prefetch, auto_ack=auto_ack)
+            if not self._is_wanted:  # it was cancelled meanwhile
+                self.cancel()
+
+    def cancel(self) -> None:
+        """basic.cancel; returns once nothing more can come."""
+        self._is_wanted = False
+        tags = (self._tag, self._extra_tag)
+        self._tag = self._extra_tag = None
+        for tag in tags:
+            if tag is not None:
+                self._cancel(tag)
+
+    def take_in_advance(self, extra: int) -> None:
+        """Have this many deliveries more than the prefetch; 0 ends that.
+
+        The broker holds a consumer to the prefetch that it started with, and redelivers what is on its way to one that
+        is cancelled. So a second consumer takes the extra ones.
+        """
+        if self._extra_tag is not None:
+            self._cancel(self._extra_tag)
+        self._extra, self._extra_tag = extra, None
+        self._consume_extra()
+
+    def _consume(self, prefetch: int, *, auto_ack: bool) -> None:
+        epoch = self._link.requests.epoch
+        self._tag, self._epoch = self._tag_of(prefetch, auto_ack=auto_ack), epoch
+        self._consume_extra()
+
+    def _consume_extra(self) -> None:
+        self._extra_tag = self._tag_of(self._extra, auto_ack=False) if self._extra else None
+
+    def _tag_of(self, prefetch: int, *, auto_ack: bool) -> str:
+        name = self._link.journal.current_name(self._queue.name)
+        self._link.checked(lambda pika, done: pika.basic_qos(prefetch_count=prefetch, callback=done))
+        on_message = self._on_message(name)
+        answer = self._link.checked(
+            lambda pika, done: pika.basic_consume(name, on_message, auto_ack=auto_ack, callback=done)
+        )
+        return str(answer.method.consumer_tag)
+
+    def _on_message(self, name: str) -> DeliveryCallback:
+        epoch = self._link.requests.epoch
+
+        def on_message(
+            _channel: PikaChannel, method: spec.Basic.Deliver, properties: spec.BasicProperties, body: bytes
+        ) -> None:
+            self.received += 1
+            self._take(delivery_from(method, properties, body, name, epoch))
+
+        return on_message
+
+    def _cancel(self, tag: str) -> None:
+        def cancel(pika: PikaChannel, done: Callable[[object], None]) -> None:
+            if tag in pika.consumer_tags:
+                pika.basic_cancel(tag, callback=done)
+            else:  # it is of an earlier opening, and pika would never answer
+                done(None)
+
+        try:
+            self._link.requests.make(cancel)
+        except CONNECTION_LOST:
+            return  # which has cancelled it, too
+
+
+def delivery_from(
+    method: spec.Basic.Deliver | spec.Basic.GetOk, properties: spec.BasicProperties, body: bytes, queue: str, epoch: int
+) -> Delivery:
+    """Translate what pika received."""
+    return Delivery(
+        body,
+        _text(method.exchange),
+        _text(method.routing_key),
+        queue,
+        method.redelivered,
+        vars(properties),  # the properties by name as pika has decoded them, without a copy
+        method.delivery_tag,
+        epoch,
+    )
+
+
+def _text(name: str | bytes) -> str:
+    """A name; pika leaves it as bytes where it is not UTF-8."""
+    return name if isinstance(name, str) else name.decode("utf-8", "surrogateescape")

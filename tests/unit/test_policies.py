@@ -1,0 +1,143 @@
+"""How the consuming policies decide, with deliveries that no broker sent."""
+
+from mqtool.amqp.policies import (
+    PREFETCH,
+    CallerSettles,
+    Cautious,
+    ExactCount,
+    Policy,
+    Receiving,
+    Step,
+    Streaming,
+    policy_for,
+)
+from mqtool.message import Delivery
+
+SOON, LATER = 0.01, 1.0
+
+
+def delivery(tag: int = 1, times: int = 0) -> Delivery:
+    return Delivery(b"", "", "q", "q", False, {"headers": {"x-delivery-count": times}}, tag)
+
+
+def handle(policy: Policy, tags: range, now: float = SOON) -> list[int]:
+    """Take and finish deliveries; return the tags up to which was acknowledged."""
+    acknowledged = []
+    for tag in tags:
+        policy.taken(delivery(tag))
+        if policy.done(delivery(tag), now) and (newest := policy.release()) is not None:
+            acknowledged.append(newest.delivery_tag)
+    return acknowledged
+
+
+def test_the_settings_choose_the_policy() -> None:
+    """Where the broker limits deliveries, only who streams with the default prefetch is cautious."""
+    assert type(policy_for(Receiving(), limits_deliveries=False)) is Streaming
+    assert type(policy_for(Receiving(), limits_deliveries=True)) is Cautious
+    assert type(policy_for(Receiving(prefetch=10), limits_deliveries=True)) is Streaming
+    assert type(policy_for(Receiving(auto_ack=True), limits_deliveries=True)) is Streaming
+    assert type(policy_for(Receiving(count=3, auto_ack=True), limits_deliveries=True)) is ExactCount
+    assert type(policy_for(Receiving(count=3, acknowledge=False), limits_deliveries=True)) is CallerSettles
+
+
+def test_automatic_acknowledgement_is_left_to_the_broker_unless_there_is_a_count() -> None:
+    """No prefetch holds back what needs no acknowledgement."""
+    for receiving, auto_ack in (
+        (Receiving(auto_ack=True), True),
+        (Receiving(auto_ack=True, acknowledge=False), True),
+        (Receiving(auto_ack=True, count=3), False),
+        (Receiving(auto_ack=True, count=3, acknowledge=False), False),
+    ):
+        assert policy_for(receiving, limits_deliveries=False).auto_ack is auto_ack
+
+
+def test_streaming_acknowledges_a_quarter_of_the_prefetch_at_a_time() -> None:
+    """Or earlier, if the last acknowledgement was a while ago."""
+    policy = Streaming(40)
+    assert handle(policy, range(1, 26)) == [10, 20]
+    assert policy.done(delivery(26), LATER)
+    assert policy.release() == delivery(26)
+    assert policy.release() is None
+
+
+def test_streaming_with_a_prefetch_of_one_acknowledges_each() -> None:
+    """Since each makes room for the next."""
+    assert handle(Streaming(1), range(1, 4)) == [1, 2, 3]
+
+
+def test_caution_ends_with_the_first_delivery_that_has_not_come_back_often() -> None:
+    """Those that have are taken one by one."""
+    policy = Cautious()
+    assert (policy.prefetch, policy.taken(delivery(1, times=15)), policy.prefetch) == (1, Step.GO_ON, 1)
+    assert (policy.taken(delivery(2, times=14)), policy.prefetch) == (Step.RESUBSCRIBE, PREFETCH)
+    assert policy.taken(delivery(3)) is Step.GO_ON
+
+
+def test_a_small_count_is_taken_one_by_one() -> None:
+    """It cancels before the acknowledgement of the last makes room for another."""
+    policy = ExactCount(3)
+    assert policy.prefetch == 1
+    assert handle(policy, range(1, 3)) == [1, 2]
+    assert policy.taken(delivery(3)) is Step.CANCEL
+
+
+def test_a_large_count_withholds_the_acknowledgements_that_would_bring_too_many() -> None:
+    """Of 300, the prefetch has 250 in advance: 50 acknowledgements bring the rest. The last sends all that wait."""
+    policy = ExactCount(300)
+    assert policy.prefetch == 250
+    assert handle(policy, range(1, 300))[-1] == 50
+    assert policy.withholds
+    assert policy.release() is None
+    assert policy.taken(delivery(300)) is Step.CANCEL
+    policy.done(delivery(300), LATER)
+    assert policy.release() == delivery(300)
+
+
+def test_silence_releases_what_a_large_count_withholds() -> None:
+    """After that, deliveries come one by one."""
+    policy = ExactCount(300)
+    handle(policy, range(1, 101))
+    assert policy.silence() is Step.RESUBSCRIBE
+    assert policy.prefetch == 1
+    assert policy.release() == delivery(100)
+    assert not policy.withholds
+    assert handle(policy, range(101, 103)) == [101, 102]
+
+
+def test_who_leaves_a_large_count_early_acknowledges_what_was_taken() -> None:
+    """Nothing more will be taken, so it does not matter what the acknowledgements make room for."""
+    policy = ExactCount(300)
+    handle(policy, range(1, 101))
+    assert policy.release(leaving=True) == delivery(100)
+
+
+def test_a_caller_who_acknowledges_never_gets_more_than_the_count() -> None:
+    """Five with a prefetch of two: once only two are left to acknowledge, they come one by one."""
+    policy = CallerSettles(Receiving(count=5, prefetch=2, acknowledge=False))
+    assert policy.prefetch == 2
+    steps = [policy.acknowledged(received, is_current=True) for received in (3, 4, 5)]
+    assert steps == [Step.GO_ON, Step.GO_ON, Step.CANCEL]
+
+    policy = CallerSettles(Receiving(count=5, prefetch=2, acknowledge=False))
+    steps = [policy.acknowledged(received, is_current=True) for received in (2, 3, 4, 4)]
+    assert steps == [Step.GO_ON, Step.GO_ON, Step.GO_ON, Step.RESUBSCRIBE]
+    assert policy.prefetch == 1
+    assert policy.wants_more(4)
+    assert not policy.wants_more(5), "one more came while the broker was cancelling"
+
+
+def test_a_caller_who_acknowledges_is_sent_again_what_was_in_hand_when_the_channel_was_lost() -> None:
+    """What was acknowledged counts; an acknowledgement for the lost channel does not."""
+    policy = CallerSettles(Receiving(count=3, prefetch=1, acknowledge=False))
+    policy.acknowledged(1, is_current=True)
+    policy.opened()
+    policy.acknowledged(0, is_current=False)
+    assert policy.wants_more(1)
+    assert not policy.wants_more(2)
+
+
+def test_a_caller_who_acknowledges_without_a_count_goes_on() -> None:
+    """And is never acknowledged for."""
+    policy = CallerSettles(Receiving(prefetch=0, acknowledge=False))
+    assert (policy.prefetch, policy.acknowledges) == (0, False)
+    assert {policy.acknowledged(number, is_current=True) for number in range(9)} == {Step.GO_ON}

@@ -1,0 +1,146 @@
+"""What a publisher does with the broker's answers, with plain callables in place of a broker."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from mqtool.amqp.publisher import Publisher
+from mqtool.amqp.route import Route
+from mqtool.errors import NotConfirmed, Unavailable
+from mqtool.message import Confirmation, Message
+
+ROUTE = Route("logs", "info")
+
+
+class Wire:
+    """What the publisher has written, and whether it wants another channel."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.reopened = 0
+        self.publisher = Publisher(self.run, self.reopen)
+        self.open()
+
+    def run(self, callback: Callable[[], None]) -> None:
+        callback()
+
+    def reopen(self) -> None:
+        self.reopened += 1
+
+    def open(self, *, connection_is_new: bool = False) -> None:
+        self.sent = []
+        self.publisher.restart(
+            lambda message, _: message.body, lambda frames: self.sent.extend(frames), connection_is_new=connection_is_new
+        )
+
+    def publish(self, *bodies: bytes) -> None:
+        for number, body in enumerate(bodies, 1):
+            self.publisher.add(Message(body), ROUTE, number)
+
+    def collected(self) -> list[tuple[bytes, str]]:
+        return [(receipt.message.body, receipt.confirmation) for receipt in self.publisher.collect()]
+
+
+@pytest.fixture
+def wire() -> Wire:
+    return Wire()
+
+
+@pytest.fixture
+def publisher(wire: Wire) -> Iterator[Publisher]:
+    return wire.publisher
+
+
+def test_receipts_come_in_the_order_of_publishing(wire: Wire, publisher: Publisher) -> None:
+    """An answer that overtakes others waits for them."""
+    wire.publish(b"1", b"2", b"3", b"4")
+    publisher.on_ack(3, multiple=False)
+    assert wire.collected() == []
+    publisher.on_nack(1, multiple=False)
+    assert wire.collected() == [(b"1", "nacked")]
+    publisher.on_ack(4, multiple=True)
+    assert wire.collected() == [(b"2", "confirmed"), (b"3", "confirmed"), (b"4", "confirmed")]
+    assert not publisher.is_waiting
+
+
+def test_a_nack_of_many_is_for_all_that_have_no_answer(wire: Wire, publisher: Publisher) -> None:
+    """Those acknowledged before stay so; the receipt says where the message went."""
+    wire.publish(b"1", b"2", b"3")
+    publisher.on_ack(2, multiple=False)
+    publisher.on_nack(3, multiple=True)
+    receipts = publisher.collect()
+    assert [receipt.confirmation for receipt in receipts] == ["nacked", "confirmed", "nacked"]
+    assert (receipts[0].message.exchange, receipts[0].message.routing_key) == ROUTE[:2]
+    assert [receipt.sequence for receipt in receipts] == [1, 2, 3]
+
+
+def test_a_returned_message_is_found_by_what_it_is(wire: Wire, publisher: Publisher) -> None:
+    """The broker names no number: equal messages are told apart by being returned once each."""
+    wire.publish(b"1", b"same", b"same")
+    for _ in range(2):
+        publisher.on_return(None, "info", b"same", "NO_ROUTE (312)")
+    publisher.on_ack(3, multiple=True)
+    assert [receipt.confirmation for receipt in publisher.collect()] == ["confirmed", "returned", "returned"]
+
+
+def test_after_a_reconnection_only_what_was_not_confirmed_is_published_again(wire: Wire, publisher: Publisher) -> None:
+    """On the new channel, numbers count from one again. The receipts of the first are not lost."""
+    wire.publish(b"1", b"2", b"3")
+    publisher.on_ack(1, multiple=False)
+    wire.open(connection_is_new=True)
+    assert wire.sent == [b"2", b"3"]
+    publisher.on_ack(2, multiple=True)
+    assert wire.collected() == [(b"1", "confirmed"), (b"2", "confirmed"), (b"3", "confirmed")]
+
+
+def test_what_is_nacked_right_after_a_reconnection_is_published_on_another_channel(
+    wire: Wire, publisher: Publisher
+) -> None:
+    """It may only mean that a queue has no leader yet."""
+    wire.open(connection_is_new=True)
+    wire.publish(b"1", b"2")
+    publisher.on_nack(1, multiple=False)
+    publisher.on_ack(2, multiple=False)
+    assert wire.collected() == [(b"2", "confirmed")]
+    assert [message.body for message in publisher.unconfirmed] == [b"1"]
+    publisher.wait(1, confirm_timeout=60, at_most=0.4)
+    assert wire.reopened == 1
+    wire.open()
+    assert wire.sent == [b"1"]
+
+
+def test_no_answer_in_time_is_an_error(wire: Wire, publisher: Publisher) -> None:
+    """It says how many; they stay in the list of the unconfirmed."""
+    wire.publish(b"1", b"2")
+    with pytest.raises(NotConfirmed, match="did not confirm 2 messages"):
+        publisher.wait(1, confirm_timeout=0.01)
+    assert len(publisher.unconfirmed) == publisher.in_flight == 2
+
+
+def test_time_without_a_connection_does_not_count(wire: Wire, publisher: Publisher) -> None:
+    """Nor time in which the broker blocks publishers."""
+    wire.publish(b"1")
+    publisher.pause()
+    publisher.wait(1, confirm_timeout=0.01, at_most=0.05)
+    publisher.resume()
+    with pytest.raises(NotConfirmed):
+        publisher.wait(1, confirm_timeout=0.01)
+
+
+def test_a_failure_ends_waiting_but_keeps_receipts(wire: Wire, publisher: Publisher) -> None:
+    """What was answered before can still be collected."""
+    wire.publish(b"1", b"2")
+    publisher.on_ack(1, multiple=False)
+    publisher.fail(Unavailable("gone"))
+    with pytest.raises(Unavailable, match="gone"):
+        publisher.wait(1, confirm_timeout=60)
+    assert wire.collected() == [(b"1", Confirmation.CONFIRMED)]
+
+
+def test_a_window_is_full_by_number_or_by_bytes(wire: Wire, publisher: Publisher) -> None:
+    """17 MiB are too much, however few messages they are."""
+    wire.publish(b"1")
+    assert publisher.is_full(1)
+    assert not publisher.is_full(2)
+    wire.publish(bytes(17 * 1024 * 1024))
+    assert publisher.is_full(1000)
