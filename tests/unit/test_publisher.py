@@ -29,9 +29,7 @@ class Wire:
 
     def open(self, *, connection_is_new: bool = False) -> None:
         self.sent = []
-        self.publisher.restart(
-            lambda message, _: message.body, lambda frames: self.sent.extend(frames), connection_is_new=connection_is_new
-        )
+        self.publisher.restart(lambda message, _: message.body, self.sent.extend, connection_is_new=connection_is_new)
 
     def publish(self, *bodies: bytes) -> None:
         for number, body in enumerate(bodies, 1):
