@@ -75,6 +75,17 @@ def test_a_flipped_bit_in_the_log(process: BrokerProcess, where: float) -> None:
         assert 0 < depth(process) < MESSAGES
 
 
+def test_a_torn_page_at_the_end_of_the_log(process: BrokerProcess) -> None:
+    """As a kill leaves it, or a full disk: then nothing in that group had been confirmed, but damage looks the same."""
+    process.kill()
+    _, log = files(process)
+    flip(log, log.stat().st_size - 100)
+    process.start()
+    assert depth(process) == MESSAGES - 1
+    assert "the last group of changes in the log is incomplete" in process.log
+    assert (kept(process) / log.name).exists()
+
+
 def test_an_empty_file_beside_its_log(process: BrokerProcess) -> None:
     """SQLite would delete the log. The broker does not start, and changes nothing."""
     process.kill()

@@ -52,15 +52,23 @@ class LogCheck:
 
     def damage(self, db: sqlite3.Connection) -> str | None:
         """Say what is wrong with the log after SQLite has opened it, and keep a damaged one; None if nothing is."""
-        read = db.execute("PRAGMA wal_checkpoint").fetchone()[1] if self._copy.exists() else 0
-        lost = sum(commit > read for commit in self._commits)
-        if self._readable and not lost:
-            self._copy.unlink(missing_ok=True)
+        if not self._copy.exists():
             return None
+        read = db.execute("PRAGMA wal_checkpoint").fetchone()[1]
+        lost = [commit for commit in self._commits if commit > read]
+        if self._readable and not lost:
+            self._copy.unlink()
+            return None
+        torn = self._readable and len(lost) == 1 and _is_torn(self._copy.read_bytes(), read, lost[0])
         kept = _new_directory(self._database.parent)
         self._copy.rename(kept / self._log.name)
         shutil.copy(self._database, kept)
-        gone = f"the last {lost} groups of changes" if self._readable else "all recent changes"
+        if torn:
+            return (
+                "the last group of changes in the log is incomplete: nothing is lost if the broker was killed, or its "
+                f"disk was full, as it wrote it; else the disk has damaged it. The files as they were are in {kept}"
+            )
+        gone = f"the last {len(lost)} groups of changes" if self._readable else "all recent changes"
         return f"the log was damaged: {gone} in it could not be read. The files as they were are in {kept}"
 
     def discard(self) -> None:
@@ -72,11 +80,32 @@ def _has_valid_header(data: bytes) -> bool:
     order = _MAGIC.get(int.from_bytes(data[:4]))
     if order is None:
         return False
-    first = second = 0
-    for one, two in struct.iter_unpack(f"{order}2I", data[:24]):
+    return data[24:32] == _checksum(order, bytes(8), data[:24])
+
+
+def _checksum(order: str, before: bytes, data: bytes) -> bytes:
+    """Return the checksum of data that follows data with another checksum."""
+    first, second = struct.unpack(">2I", before)
+    for one, two in struct.iter_unpack(f"{order}2I", data):
         first = (first + one + second) & 0xFFFFFFFF
         second = (second + two + first) & 0xFFFFFFFF
-    return data[24:32] == struct.pack(">2I", first, second)
+    return struct.pack(">2I", first, second)
+
+
+def _is_torn(data: bytes, read: int, commit: int) -> bool:
+    """Whether only the last page of a group is wrong: the broker was killed, or the disk full, as it was written.
+
+    Nothing in such a group has been confirmed. But damage to that one page looks the same.
+    """
+    order, page_size = _MAGIC[int.from_bytes(data[:4])], int.from_bytes(data[8:12])
+    size = _FRAME.size + page_size
+    before = data[_HEADER.size + read * size - size :][16:24] if read else data[24:32]
+    for start in range(_HEADER.size + read * size, _HEADER.size + (commit - 1) * size, size):
+        page = data[start : start + size]
+        before = _checksum(order, before, page[:8] + page[_FRAME.size :])
+        if before != page[16:24]:
+            return False
+    return True
 
 
 def _commits(data: bytes) -> Iterator[int]:
