@@ -2,7 +2,7 @@
 
 from mqtool.amqp.address import Address, TlsFiles, parse_addresses
 from mqtool.amqp.backoff import Backoff
-from mqtool.amqp.channel import CONFIRM_TIMEOUT, Channel
+from mqtool.amqp.channel import CONFIRM_TIMEOUT, Channel, Owner
 from mqtool.amqp.connection import Connection
 from mqtool.amqp.policies import STREAMING, Receiving
 
@@ -13,6 +13,7 @@ __all__ = [
     "Backoff",
     "Channel",
     "Connection",
+    "Owner",
     "Receiving",
     "TlsFiles",
     "parse_addresses",

@@ -7,7 +7,7 @@ import re
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from mqtool.amqp import Channel, Connection
+from mqtool.amqp import Channel, Owner
 from mqtool.delays.ways import Destination, Expecting, Notice, Place, name_for
 from mqtool.errors import DeclaredDifferently, UnknownExchangeType
 from mqtool.message import Message
@@ -23,7 +23,7 @@ TO_QUEUES = Exchange("mqtool.delayed", DELAYED, durable=True, arguments={"x-dela
 
 
 #: Whether the broker behind a connection knows the type.
-_answers: WeakKeyDictionary[Connection, bool] = WeakKeyDictionary()
+_answers: WeakKeyDictionary[Owner, bool] = WeakKeyDictionary()
 
 
 class PluginMissing(DeclaredDifferently):
@@ -62,7 +62,7 @@ def has_plugin(channel: Channel, exchange: Exchange) -> bool:
     return known
 
 
-def _is_known(connection: Connection, exchange: Exchange) -> bool:
+def _is_known(connection: Owner, exchange: Exchange) -> bool:
     with connection.beside() as beside:
         try:
             beside.channel().declare(exchange)
