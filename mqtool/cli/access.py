@@ -150,7 +150,7 @@ def read_password(path: Path) -> str:
 
 
 def _started_with(address: Address) -> str | None:
-    """The management URL of a broker that mqtool started."""
+    """The management URL of the broker, if mqtool started it."""
     from mqtool.broker import state
 
     for started in state.load_all():

@@ -1,8 +1,7 @@
-"""What the shell can complete from the broker: names of queues, exchanges and virtual hosts, quickly and silently.
+"""Completion of names from the broker: queues, exchanges and virtual hosts.
 
-Whoever presses Tab waits for it, and has not asked for errors: after a third of a second, or without a broker, there
-are just no names. MQTOOL_COMPLETION_TIMEOUT gives a slow broker more. Names that no shell shows on one line are left
-out.
+Somebody waits at the Tab key: after a third of a second (MQTOOL_COMPLETION_TIMEOUT), or without a broker, there are no
+names, and no error either. Names that a shell cannot show on one line are left out.
 """
 
 import os
@@ -22,17 +21,17 @@ _MOST = 200
 
 
 def queues(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The queues whose names start so."""
+    """The queues whose names start with this."""
     return _names(ctx, "queues", incomplete)
 
 
 def exchanges(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The exchanges whose names start so."""
+    """The exchanges whose names start with this."""
     return _names(ctx, "exchanges", incomplete)
 
 
 def vhosts(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The virtual hosts whose names start so."""
+    """The virtual hosts whose names start with this."""
     return _names(ctx, "vhosts", incomplete)
 
 
@@ -58,7 +57,7 @@ def _ask(params: dict[str, Any], kind: str, incomplete: str) -> list[str]:
 
     given = {name: params.get(name) for name in ("user", "vhost", "password_file")}
     if str(given["password_file"]) == "-":
-        del given["password_file"]  # nobody types a password now
+        del given["password_file"]  # nobody types a password at the Tab key
     # Commands that do not use the management API have no option for it, but the environment may say where it is.
     url = params.get("management") or os.environ.get(MANAGEMENT_VARIABLE)
     try:

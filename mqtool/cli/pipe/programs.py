@@ -90,5 +90,5 @@ def _warn_of_consumer_timeout(access: Access, queue: str, timeout: float) -> Non
     if timeout > limit:
         output.warning(
             f"--timeout of {compact_duration(timeout)} is longer than the consumer timeout; {whose} is "
-            f"{compact_duration(limit)}, after which the broker gives the message to another worker"
+            f"{compact_duration(limit)}, after which the broker requeues the message"
         )

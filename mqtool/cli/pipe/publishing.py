@@ -142,7 +142,7 @@ class _Tally:
         seconds = time.monotonic() - self._started
         parts = ", ".join(f"{count:,} {confirmation}" for confirmation, count in self.counts.items())
         if unconfirmed:
-            parts += f", {unconfirmed:,} not answered for"
+            parts += f", {unconfirmed:,} unanswered"
         rate = self.total / seconds if seconds > 0 else 0.0
         return f"{parts} in {seconds:.1f} s ({rate:,.0f}/s)"
 
