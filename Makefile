@@ -6,9 +6,9 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 WORKERS ?= 4
 PYTEST ?= $(BIN)/pytest
 
-DEMOS := hello-world work-queues publish-subscribe routing topics headers rpc publisher-confirms delayed-messages real-log
+TUTORIALS := hello-world work-queues publish-subscribe routing topics headers rpc publisher-confirms delayed-messages
 
-.PHONY: setup demo demo-cluster $(DEMOS:%=demo-%) test lint docs bench pictures up down clean
+.PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test lint docs bench pictures up down clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -27,14 +27,18 @@ setup: .venv/installed  ## install mqtool into .venv
 	$(PIP) --editable '.[dev]'
 	@touch $@
 
-demo: .venv/installed  ## play every tutorial, then a real log file (LOG=FILE names another), and check the counts
-	@$(BIN)/python -m demo
+demo: .venv/installed  ## run every tutorial, then send a real log file through (LOG=FILE names one), and check the counts
+	@$(BIN)/mqtool tutorial run --no-pause --lines $(TUTORIALS)
+	@$(BIN)/python -m demo.real_log $(LOG)
 
-$(DEMOS:%=demo-%): demo-%: .venv/installed
-	@$(BIN)/python -m demo $*
+$(TUTORIALS:%=demo-%): demo-%: .venv/installed
+	@$(BIN)/mqtool tutorial run --no-pause --lines $*
+
+demo-real-log: .venv/installed
+	@$(BIN)/python -m demo.real_log $(LOG)
 
 demo-cluster: .venv/installed  ## three RabbitMQ nodes, one of which is killed while messages flow
-	@$(BIN)/python -m demo.cluster
+	@$(BIN)/mqtool drill kill-node
 
 test: .venv/installed-dev  ## run the test suite (on every broker that is there)
 	$(PYTEST) -n $(WORKERS) --dist worksteal -q --durations=12

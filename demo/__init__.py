@@ -1,7 +1,4 @@
-"""The demonstration: every tutorial is played and checked, and then a real log file goes through a topic exchange.
-
-`python -m demo` plays all of it, `python -m demo routing` a part. The plays are those of `mqtool tutorial run`.
-"""
+"""What `make demo` shows besides the tutorials: a real log file through a topic exchange. And the docs' pictures."""
 
 from pathlib import Path
 

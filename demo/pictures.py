@@ -90,7 +90,7 @@ def of_command(columns: int, command: str, lines: int | None = None) -> Console:
     """What a command prints on a terminal of that width, and the command itself above it.
 
     Args:
-        lines: so many at most.
+        lines: how many to show.
     """
     ours, theirs = pty.openpty()
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -1,11 +1,14 @@
-"""The main job, on real input: a log file of this machine, line by line through a topic exchange.
+"""python -m demo.real_log [FILE]: the main job, on real input.
 
+A log file, of this machine if none is named, goes line by line through a topic exchange.
 Each receiver takes what its binding keys match and writes a file. What must be in each file is found out a second time,
 in plain Python with a regular expression, and compared.
 """
 
+import os
 import re
 import shlex
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +20,13 @@ from rich.text import Text
 
 from demo import OUTPUT, log_formats
 from demo.log_formats import UNKNOWN
+from mqtool.cli import stopping
+from mqtool.cli.display import output
+from mqtool.cli.display.pace import Pace
+from mqtool.cli.display.play_lines import Lines
+from mqtool.errors import MqtoolError
+from mqtool.plays.playing import perform
+from mqtool.stage.guard import Guard
 from mqtool.stage.stage import APART, Play, Stage
 from mqtool.stage.terminal import Terminal
 from mqtool.stage.waiting import NotSo
@@ -212,3 +222,32 @@ def _table(got: Mapping[Receiver, list[bytes]], should_get: Mapping[Receiver, li
         keys = Text("  ".join(receiver.binding_keys))
         table.add_row(keys, str(receiver.file), *(f"{number:,}" for number in numbers), style=style)
     return table
+
+
+def main() -> int:
+    """Play it on the broker that MQTOOL_URL or AMQP_URL names, else on one of its own; return the exit code."""
+    stopping.install()
+    stopping.let_children_be_interrupted()
+    guard = Guard()
+    log = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    lines = Lines(Pace(auto=True, watched=False))
+    try:
+        if log is not None:
+            log_formats.read(log)  # better to say now than later that it cannot be read
+        OUTPUT.mkdir(exist_ok=True)
+        play = play_of(log, lines.note, lines.table)
+        with lines.watching(play.title, play.story):
+            # The log's name is the user's, and counts from where they are.
+            checks = perform(play, lines, guard, os.environ.get("MQTOOL_URL") or os.environ.get("AMQP_URL"), Path())
+    except KeyboardInterrupt:
+        output.notice("interrupted; everything it started has been stopped")
+        return 128 + (stopping.requested() or 2)
+    except MqtoolError as failure:
+        output.error(str(failure), failure.hint)
+        return 1
+    lines.right(f"{checks} checks passed; see {OUTPUT}/.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -24,6 +24,18 @@ def install() -> None:
             signal.signal(number, _stop)
 
 
+def let_children_be_interrupted() -> None:
+    """Have a closed terminal end us as TERM does, and let what we start be interrupted.
+
+    A shell has its background jobs ignore Ctrl-C; what we start would inherit that, unless we take the signal.
+    """
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+
+
 def requested() -> int | None:
     """The number of the signal that asked us to stop, if one did."""
     return _requested

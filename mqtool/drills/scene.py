@@ -1,17 +1,14 @@
-"""The scene of a drill: a broker of its own, and mqtool's commands as in several terminals."""
+"""The scene of a drill: a broker of its own, commands in terminals, and the count of what became of the messages."""
 
 import contextlib
 import json
 import os
 import re
-import shutil
-import signal
-import subprocess
-import sys
+import shlex
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,16 +19,19 @@ from mqtool.broker import choice, ports
 from mqtool.broker.choice import Kind
 from mqtool.broker.starting import wait_until_up
 from mqtool.broker.state import Started, Wanted
-from mqtool.errors import MqtoolError, TimedOut
 from mqtool.message import new_message_id
+from mqtool.stage import waiting
+from mqtool.stage.audience import Audience
+from mqtool.stage.guard import Guard
+from mqtool.stage.stage import Place, Stage
+from mqtool.stage.terminal import Terminal
 
-QUEUE = "drill"
 #: Seconds for anything to happen.
-_PATIENCE = 60.0
-_LOOK = 0.02
+PATIENCE = 60.0
+_LOOK = 0.1
 #: Seconds without progress after which there will be none: a queue needs some to find its leader after a restart.
 _STILL = 20.0
-CONFIRMED = re.compile(r"([\d,]+) confirmed")
+_CONFIRMED = re.compile(r"([\d,]+) confirmed")
 _SUPPRESSED = re.compile(r"([\d,]+) suppressed")
 
 
@@ -44,10 +44,10 @@ class Verdict:
         confirmed: publishings that the broker confirmed.
         done: different messages that were handled at least once.
         redelivered: deliveries that were marked so.
-        suppressed: second deliveries of a message that were recognised by its id, and had no effect.
-        twice: messages that had their effect more than once.
-        dead: messages that lie in the dead-letter queue.
-        pause: seconds for which the receiver got nothing, at the longest; where that is of interest.
+        suppressed: deliveries recognised as duplicates by their message_id.
+        twice: messages that were handled more than once.
+        dead: messages in the dead-letter queue.
+        pause: the longest time without a delivery, in seconds, where it matters.
     """
 
     sent: int
@@ -72,98 +72,31 @@ class Verdict:
         return f"{', '.join(counts)}, {pause}lost {self.lost:,}"
 
 
-class Command:
-    """One of mqtool's commands, running; what it says on stderr is shown with its name before it."""
-
-    def __init__(self, name: str, process: "subprocess.Popen[bytes]", say: Callable[[str], None]) -> None:
-        self.name = name
-        self.said: list[str] = []
-        self._process = process
-        self._say = say
-        self._listener = threading.Thread(target=self._listen, daemon=True)
-        self._listener.start()
-
-    def _listen(self) -> None:
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
-            self.said.append(line.decode("utf-8", "replace").rstrip("\n"))
-            self._say(f"{self.name:>9} | {self.said[-1]}")
-
-    def write(self, data: bytes) -> None:
-        """To its stdin, at once."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(data)
-        self._process.stdin.flush()
-
-    def close(self) -> None:
-        """The end of its stdin."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether it has, by itself or not."""
-        return self._process.poll() is not None
-
-    def kill(self) -> None:
-        """kill -9."""
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
-
-    def stop(self) -> None:
-        """TERM, which is a clean stop, and wait for its end."""
-        self._process.send_signal(signal.SIGTERM)
-        self.wait()
-
-    def wait(self, statuses: Iterable[int] = (0,)) -> None:
-        """Wait for its end.
-
-        Raises:
-            MqtoolError: it does not end, or not as it should.
-        """
-        try:
-            status = self._process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired as error:
-            raise TimedOut(f"the {self.name} does not end") from error
-        self._listener.join(_PATIENCE)
-        if status not in statuses:
-            raise MqtoolError(f"the {self.name} has failed with exit code {status}: {' · '.join(self.said[-2:])}")
-
-    def counted(self, pattern: re.Pattern[str]) -> int:
-        """The number that it ended with."""
-        found = [match[1] for line in self.said if (match := pattern.search(line))]
-        return int(found[-1].replace(",", "")) if found else 0
-
-
 class Scene:
-    """A broker, a directory, and commands; all of them end with it.
+    """A broker, a directory, and terminals; all of them end with it.
 
     Args:
         kind: which broker to start.
         url: use this one instead.
-        say: shows a line to the person who watches.
         cluster: three nodes that are one broker.
-        image: of RabbitMQ, to build upon, in Docker.
+        image: RabbitMQ image to build on, in Docker.
     """
 
     def __init__(
-        self,
-        kind: Kind,
-        url: str | None,
-        say: Callable[[str], None],
-        *,
-        cluster: bool = False,
-        image: str | None = None,
+        self, kind: Kind, url: str | None, audience: Audience, *, cluster: bool = False, image: str | None = None
     ) -> None:
-        self.say = say
-        self.directory = Path(tempfile.mkdtemp(prefix="mqtool-drill-"))
-        self.queue = f"{QUEUE}-{new_message_id()[:8]}"
-        self._commands: list[Command] = []
+        self._audience = audience
+        self._guard = Guard()
+        self._end = ExitStack()
+        self.directory = Path(self._end.enter_context(tempfile.TemporaryDirectory(prefix="mqtool-drill-")))
+        self.queue = f"drill-{new_message_id()[:8]}"
         self._starter = choice.choose_quick(Kind.DOCKER if image else kind, cluster=cluster)
-        self._cluster, self._image = cluster, image
-        self._name = f"drill-{os.getpid()}"
+        self._wanted = Wanted(f"drill-{os.getpid()}", ports.free_port(), cluster=cluster, image=image)
         self._started: Started | None = None
-        self.url = url or self._start(ports.free_port())
+        self.url = url or self._start_broker()
+        place = Place(self.directory, self.directory, {"MQTOOL_URL": self.url}, apart=False, guard=self._guard)
+        self._end.callback(self._discard_broker)
+        self._stage = self._end.enter_context(Stage(audience, place))
 
     def __enter__(self) -> Self:
         return self
@@ -171,13 +104,11 @@ class Scene:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for command in self._commands:
-            if not command.has_ended:
-                command.kill()
-        if (started := self._started) is not None:
-            self.stop_broker()
-            self._starter.discard(started)
-        shutil.rmtree(self.directory, ignore_errors=True)
+        self._end.close()
+
+    def say(self, text: str) -> None:
+        """Tell what happens next."""
+        self._audience.say(text)
 
     # The broker.
 
@@ -190,23 +121,23 @@ class Scene:
         """The broker's URL, by way of a proxy."""
         return self.url.replace(f":{self.port}", f":{port}")
 
-    def _start(self, port: int) -> str:
-        wanted = Wanted(self._name, port, cluster=self._cluster, image=self._image)
-        self._starter.prepare(wanted, self.say)
+    def _start_broker(self) -> str:
+        self._starter.prepare(self._wanted, self.say)
         self.say(f"starting {self._starter.describe} …")
-        self._started = self._starter.start(wanted)
+        self._started = self._starter.start(self._wanted)
         self._started = wait_until_up(self._started)
         return self._started.url
 
-    def stop_broker(self) -> None:
-        """Stop it; its messages are kept."""
-        if self._started is not None:
-            self._starter.stop(self._started)
-            self._started = None
+    def _discard_broker(self) -> None:
+        if (started := self._started) is not None:
+            self._starter.stop(started)
+            self._starter.discard(started)
 
-    def start_broker(self) -> None:
-        """Start it again where it was."""
-        self._start(self.port)
+    def restart_broker(self) -> None:
+        """Stop the broker and start it again; its messages are kept."""
+        assert self._started is not None
+        self._starter.stop(self._started)
+        self._start_broker()
 
     def kill_node(self, number: int) -> None:
         """kill -9 a node of the cluster; 0 is the first."""
@@ -214,75 +145,73 @@ class Scene:
         self._starter.kill(self._started, number)
 
     def revive_nodes(self) -> None:
-        """Start those of the cluster that were killed; they need not be back when this returns."""
+        """Start killed nodes again; they need not be back when this returns."""
         assert self._started is not None
         self._started = self._starter.revive(self._started)
 
     # The commands.
 
-    def start(self, name: str, *arguments: str, url: str | None = None, stdout: Path | None = None) -> Command:
-        """Start one of mqtool's commands, with a pipe to its stdin."""
-        environment = {**os.environ, "MQTOOL_URL": url or self.url}
-        with (stdout or Path(os.devnull)).open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "mqtool", *arguments],
-                stdin=subprocess.PIPE,
-                stdout=out,
-                stderr=subprocess.PIPE,
-                cwd=self.directory,
-                env=environment,
-                start_new_session=True,  # Ctrl-C is for the drill
-            )
-        command = Command(name, process, self.say)
-        self._commands.append(command)
-        return command
+    def terminals(self, *names: str, url: str | None = None) -> list[Terminal]:
+        """Open terminals, whose commands use this URL."""
+        opened = self._stage.terminals(*names)
+        for terminal in opened:
+            terminal.set_variable("MQTOOL_URL", url or self.url)
+        return opened
 
-    def start_consumer(self, name: str, *arguments: str, url: str | None = None, stdout: Path | None = None) -> Command:
-        """Start one that consumes, and wait until it does."""
-        ready = self.directory / f"{name}-{len(self._commands)}.ready"
-        command = self.start(name, *arguments, "--ready-file", str(ready), url=url, stdout=stdout)
-        self.wait_until(lambda: ready.exists() or command.has_ended, f"{name} consumes")
-        return command
+    @property
+    def sending(self) -> str:
+        """The command that publishes what it is fed."""
+        return f"mqtool send --json -q {self.queue} --persistent"
 
-    def send(self, messages: Iterable[bytes], *arguments: str) -> int:
-        """Publish messages to the drill's queue; returns how many were confirmed."""
-        sender = self.start("sender", "send", "--json", "-q", self.queue, "--persistent", *arguments)
-        sender.write(b"".join(messages))
-        sender.close()
-        sender.wait()
-        return sender.counted(CONFIRMED)
+    def send(self, terminal: Terminal, messages: Iterable[str]) -> int:
+        """Publish messages to the drill's queue; return how many were confirmed."""
+        terminal.feed(self.sending)
+        terminal.write("\n".join(messages))
+        terminal.finish()
+        return confirmed_by(terminal)
 
-    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
-        """Wait for something to happen.
+    def wait_until(self, condition: Callable[[], object], what: str) -> None:
+        """Wait for a condition.
 
         Raises:
-            TimedOut: it does not.
+            NotSo: it does not come to hold.
         """
-        deadline = time.monotonic() + _PATIENCE
-        while not condition():
-            if time.monotonic() > deadline:
-                raise TimedOut(f"this did not happen within {_PATIENCE:g} s: {what}")
-            time.sleep(_LOOK)
+        waiting.wait_until(condition, lambda: what, PATIENCE)
 
     def wait_until_still(self, complete: Callable[[], bool], progress: Callable[[], int]) -> None:
-        """Wait until it is complete; or, as then something is lost, until nothing has moved for a while."""
+        """Wait until it is complete; or, where something is lost, until nothing has moved for a while."""
         before, still_since = progress(), time.monotonic()
         while not complete():
             if (now := progress()) != before:
                 before, still_since = now, time.monotonic()
             elif time.monotonic() > still_since + _STILL:
                 return
-            time.sleep(_LOOK * 5)
-
-    def suppressed_by(self, *workers: Command) -> int:
-        """How many duplicates they have recognised."""
-        return sum(worker.counted(_SUPPRESSED) for worker in workers)
+            time.sleep(_LOOK)
 
 
-def message(number: int, body: str | None = None, message_id: str | None = None) -> bytes:
+def confirmed_by(terminal: Terminal) -> int:
+    """How many messages its publisher says were confirmed."""
+    return _counted(terminal, _CONFIRMED)
+
+
+def suppressed_by(terminal: Terminal) -> int:
+    """How many duplicates its worker has recognised."""
+    return _counted(terminal, _SUPPRESSED)
+
+
+def _counted(terminal: Terminal, pattern: re.Pattern[str]) -> int:
+    found = [match[1] for line in terminal.lines if (match := pattern.search(line))]
+    return int(found[-1].replace(",", "")) if found else 0
+
+
+def command(*words: str) -> str:
+    """A command as one types it."""
+    return shlex.join(words)
+
+
+def message(number: int, body: str | None = None) -> str:
     """A line for `send --json`."""
-    properties = {"message_id": message_id or f"m-{number}"}
-    return json.dumps({"body": body or f"message {number}", "properties": properties}).encode() + b"\n"
+    return json.dumps({"body": body or f"message {number}", "properties": {"message_id": f"m-{number}"}})
 
 
 def lines_of(path: Path) -> list[str]:

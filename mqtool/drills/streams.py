@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from mqtool.drills.scene import CONFIRMED, Scene, Verdict, lines_of, message, received
+from mqtool.drills.scene import PATIENCE, Scene, Verdict, confirmed_by, lines_of, message, received
 from mqtool.stage.proxy import Proxy
 
 #: How many messages flow, unless somebody says otherwise.
@@ -28,8 +28,7 @@ def restart_broker(scene: Scene, count: int = MESSAGES) -> Verdict:
 
     def restart() -> None:
         scene.say("stopping the broker …")
-        scene.stop_broker()
-        scene.start_broker()
+        scene.restart_broker()
 
     return _flow(scene, scene.url, count, {1: restart})
 
@@ -53,38 +52,35 @@ def kill_node(scene: Scene, count: int = NODE_MESSAGES) -> Verdict:
 
 def drop_connection(scene: Scene, count: int = MESSAGES) -> Verdict:
     """Cut the connections of both sides, three times."""
-    proxy = Proxy(scene.port)
+    with Proxy(scene.port) as proxy:
 
-    def cut() -> None:
-        scene.say(f"cutting {proxy.cut()} connections …")
+        def cut() -> None:
+            scene.say(f"cutting {proxy.cut()} connections …")
 
-    try:
         return _flow(scene, scene.through(proxy.port), count, dict.fromkeys((1, 2, 3), cut))
-    finally:
-        proxy.close()
 
 
 def _flow(scene: Scene, url: str, count: int, breaks: dict[int, Callable[[], None]]) -> Verdict:
-    """Send and receive, and break something after so many quarters of the way."""
+    """Send and receive, and break something after some quarters of the way."""
     got = scene.directory / "got"
-    receiver = scene.start_consumer("receiver", "receive", "--json", "-q", scene.queue, url=url, stdout=got)
-    sender = scene.start("sender", "send", "--json", "-q", scene.queue, "--persistent", url=url)
+    receiver, sender = scene.terminals("receiver", "sender", url=url)
+    receiver.start(f"mqtool receive --json -q {scene.queue} > got")
+    sender.feed(scene.sending)
     for quarter in range(4):
         first, last = count * quarter // 4, count * (quarter + 1) // 4
         if quarter in breaks:
             # Some are on their way, some are unconfirmed, some unacknowledged.
-            scene.wait_until(lambda first=first: len(lines_of(got)) > first // 2, "the stream flows")  # type: ignore[misc]
+            scene.wait_until(lambda first=first: len(lines_of(got)) > first // 2, "the stream to flow")  # type: ignore[misc]
             breaks[quarter]()
-        sender.write(b"".join(message(number) for number in range(first, last)))
-    sender.close()
-    sender.wait()
+        sender.write("\n".join(message(number) for number in range(first, last)))
+    sender.finish(PATIENCE)
     scene.wait_until_still(lambda: len(set(_ids(got))) == count, lambda: len(lines_of(got)))
-    receiver.stop()
+    receiver.interrupt()
     deliveries = received(got)
     done = len(set(_ids(got)))
     return Verdict(
         sent=count,
-        confirmed=sender.counted(CONFIRMED),
+        confirmed=confirmed_by(sender),
         done=done,
         redelivered=sum(delivery["redelivered"] for delivery in deliveries),
         suppressed=len(deliveries) - done,

@@ -23,7 +23,7 @@ def _in_the_order_of_their_times(stage: Stage, sender: Terminal, receiver: Termi
     stage.say("A receiver waits for messages that come when they are due.")
     receiver.start(f"mqtool receive-delayed{exchange}{stage.queue('delay_queue')}")
     stage.say(
-        f"The first message shall arrive in {_LONG} seconds, the second in {_SHORT}. The sender is done at once: the "
+        f"The first message is to arrive in {_LONG} seconds, the second in {_SHORT}. The sender is done at once: the "
         "broker keeps them until they are due."
     )
     sender.run(f"mqtool send-delayed{exchange} --delay {_LONG}s 'Wake up!'")

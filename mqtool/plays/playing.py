@@ -11,8 +11,9 @@ from pathlib import Path
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.errors import MqtoolError
 from mqtool.plays.removal import remove
+from mqtool.stage.audience import Audience
 from mqtool.stage.guard import Guard
-from mqtool.stage.stage import APART, Audience, Place, Play, Stage, undisturbed
+from mqtool.stage.stage import APART, Place, Play, Stage, undisturbed
 from mqtool.stage.waiting import NotSo, wait_until
 
 _START_PATIENCE = 15.0
@@ -44,7 +45,7 @@ def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None
 
 @contextmanager
 def _embedded_broker(scratch: Path, guard: Guard) -> Iterator[str]:
-    """The URL of a broker that keeps nothing. A process of its own: what is measured on it shall not wait for us."""
+    """The URL of a broker that keeps nothing. A process of its own: what is measured on it must not wait for us."""
     ready, log = scratch / "broker.ready", scratch / "broker.log"
     with log.open("wb") as output:
         broker = subprocess.Popen(

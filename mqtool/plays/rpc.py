@@ -13,7 +13,7 @@ def play(stage: Stage) -> None:
     client.run(f"{ask} 30", code=ExitCode.UNAVAILABLE)
     stage.expect("without a server the client does not hang, but says so (exit 69)", client.count("no RPC server"), 1)
 
-    stage.say("A server starts. The request says to which queue the reply shall go.")
+    stage.say("A server starts. The request says which queue the reply goes to.")
     server.start(f"mqtool rpc-server{stage.queue('rpc_queue')}")
     client.run(f"{ask} 30")
     stage.expect("fib(30) is 832040", client.after("[.] Got "), ["832040"])

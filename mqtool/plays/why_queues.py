@@ -150,7 +150,7 @@ def _peak_clipping(stage: Stage) -> None:
     stage.expect(f"all {total} orders were packed, at the packer's own pace", packer.count(_PACKED), total)
     stage.say(
         f"Up to {max(gauge.values[2]):,.0f} orders lay in the queue; one was packed {longest:.1f} s after it came. "
-        f"So long its customer would have waited for a packer who is called directly. Through the queue it was {shop}."
+        f"Its customer would have waited as long for a packer called directly. Through the queue it was {shop}."
     )
 
 

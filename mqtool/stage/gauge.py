@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import Self
 
 from mqtool.amqp import Connection, parse_addresses
-from mqtool.stage.stage import Chart, Stage
+from mqtool.stage.audience import Chart
+from mqtool.stage.stage import Stage
 from mqtool.stage.terminal import Terminal
 from mqtool.stage.waiting import wait_until
 
@@ -36,7 +37,7 @@ class Shop:
         terminal.wait_for(answer, 1)
 
     def take(self, count: int, per_second: float) -> None:
-        """Take so many orders, at that rate."""
+        """Take this many orders, at that rate."""
         due = time.monotonic()
         for _ in range(count):
             self.asked.append(time.monotonic())
@@ -134,7 +135,7 @@ def rate(moments: Sequence[float]) -> float:
 
 
 def wait_for_all(terminal: Terminal, text: str, count: int) -> None:
-    """Wait until so many lines have that text. Raises NotSo if they do not come."""
+    """Wait until this many lines have that text. Raises NotSo if they do not come."""
     wait_until(
         lambda: terminal.count(text) >= count,
         lambda: f"{count} × {text!r} from {terminal.name}; {terminal.count(text)} came",

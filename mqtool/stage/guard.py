@@ -38,7 +38,7 @@ class Guard:
 def _watch(reading: int) -> None:
     os.setsid()  # Ctrl-C is not for us
     quiet = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):  # whoever reads our output shall not wait for this process
+    for descriptor in (0, 1, 2):  # whoever reads our output must not wait for this process
         os.dup2(quiet, descriptor)
     groups: set[int] = set()
     rest = b""

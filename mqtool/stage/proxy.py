@@ -1,35 +1,54 @@
-"""A TCP proxy before a broker, whose connections can be cut."""
+"""A TCP proxy in front of a broker, whose connections can be cut."""
 
 import contextlib
 import socket
 import threading
+from types import TracebackType
+from typing import Self
 
 
 class Proxy:
-    """Forwards connections on a port of its own to a port on this machine, until it is closed."""
+    """Forwards connections on a port of its own to a port on this machine, within its block.
+
+    Attributes:
+        accepted: connections that were forwarded.
+        break_early: connections to come that break after the broker's first word.
+        bytes_forwarded: in both directions.
+    """
 
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._open: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self.accepted = 0
+        self.break_early = 0
+        self.bytes_forwarded = 0
 
-    def cut(self) -> int:
-        """Break all connections, without a goodbye; returns how many."""
-        ends, self._open = self._open, []
-        for end in ends:
-            with contextlib.suppress(OSError):  # it was closed by its owner
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
-        return len(ends) // 2
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
     def close(self) -> None:
-        """Take no connections any more, and break those that there are."""
-        with contextlib.suppress(OSError):
+        """Break all connections, and take no new ones."""
+        with contextlib.suppress(OSError):  # it was closed before
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.cut()
+
+    def cut(self) -> int:
+        """Break all connections, without a goodbye; return how many."""
+        ends, self._open = self._open, []
+        for end in ends:
+            with contextlib.suppress(OSError):  # its owner has closed it
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+        return len(ends) // 2
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):  # the listener was closed
@@ -40,7 +59,15 @@ class Proxy:
                 except OSError:  # the broker is down; so are we, for this client
                     client.close()
                     continue
+                if self.break_early:
+                    self.break_early -= 1
+                    server.sendall(client.recv(8))
+                    client.sendall(server.recv(65536))
+                    client.close()
+                    server.close()
+                    continue
                 self._open += [client, server]
+                self.accepted += 1
                 for source, target in ((client, server), (server, client)):
                     threading.Thread(target=self._forward, args=(source, target), daemon=True).start()
 
@@ -48,5 +75,6 @@ class Proxy:
         with contextlib.suppress(OSError):  # cut
             while data := source.recv(65536):
                 target.sendall(data)
+                self.bytes_forwarded += len(data)
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_WR)

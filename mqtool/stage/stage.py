@@ -3,13 +3,14 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
+from mqtool.stage.audience import Audience
 from mqtool.stage.guard import Guard
 from mqtool.stage.terminal import Terminal
 from mqtool.stage.waiting import LineCount, NotSo, wait_until
@@ -17,42 +18,6 @@ from mqtool.stage.waiting import LineCount, NotSo, wait_until
 #: What our queues and exchanges are called on a broker that is not ours alone.
 APART = "demo."
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """Something that was measured ten times a second or so.
-
-    Attributes:
-        unit: of the values; "" for a count.
-        values: from the beginning of the scene until now.
-    """
-
-    title: str
-    unit: str
-    values: Sequence[float]
-
-
-class Audience(Protocol):
-    """Whoever watches a play. Terminals print from threads of their own."""
-
-    def opened(self, names: Sequence[str]) -> None:
-        """There are terminals of these names now, and no others."""
-
-    def typed(self, terminal: str, command: str) -> None:
-        """A person types a command."""
-
-    def printed(self, terminal: str, line: str) -> None:
-        """A command prints a line."""
-
-    def say(self, text: str) -> None:
-        """The narrator explains what comes next; returns when it may come."""
-
-    def right(self, what: str) -> None:
-        """A check has passed."""
-
-    def measured(self, charts: Sequence[Chart], over: bool) -> None:
-        """The charts of this scene so far; over: for good."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +112,7 @@ class Stage:
         self.audience.right(what)
 
     def wait_for_lines(self, path: Path, count: int) -> None:
-        """Wait until a receiver's file has so many lines.
+        """Wait until a receiver's file has this many lines.
 
         Raises:
             NotSo: they do not come.

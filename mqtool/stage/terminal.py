@@ -8,13 +8,10 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from mqtool.stage.audience import Audience
 from mqtool.stage.guard import Guard
 from mqtool.stage.waiting import PATIENCE, NotSo, wait_until
-
-if TYPE_CHECKING:
-    from mqtool.stage.stage import Audience
 
 #: Seconds for a command to finish the message in hand, before it is ended the hard way.
 _LAST_WORDS = 5.0
@@ -31,7 +28,7 @@ class Terminal:
 
     def __init__(
         self,
-        audience: "Audience",
+        audience: Audience,
         name: str,
         directory: Path,
         environment: Mapping[str, str],
@@ -74,11 +71,11 @@ class Terminal:
         self._ready_file.unlink(missing_ok=True)
         self._launch(f"exec {command} --ready-file {shlex.quote(str(self._ready_file))}", command)
         wait_until(
-            # It says so to the person first; that line shall be seen before anything else is typed.
-            lambda: (self._ready_file.exists() and self.lines) or self._has_ended(),
+            # It tells the person first; that line must be seen before anything else is typed.
+            lambda: (self._ready_file.exists() and self.lines) or self.has_ended,
             lambda: f"{self.name} to consume: {command}",
         )
-        if self._has_ended():
+        if self.has_ended:
             self._expect_end(0, PATIENCE)
             raise NotSo(f"{self.name}: the command should go on, but has ended: {command}")
 
@@ -101,7 +98,7 @@ class Terminal:
             self._expect_end(0, PATIENCE)
             raise NotSo(f"{self.name}: the command should go on, but has ended: {self._command}") from error
 
-    def finish(self) -> None:
+    def finish(self, patience: float = PATIENCE) -> None:
         """The end of what the command is fed; wait for its own.
 
         Raises:
@@ -110,16 +107,16 @@ class Terminal:
         assert self._process is not None
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._expect_end(0, PATIENCE)
+        self._expect_end(0, patience)
 
     def wait_for(self, text: str, count: int) -> None:
-        """Wait until so many lines with that text have been printed.
+        """Wait until this many lines with that text have been printed.
 
         Raises:
             NotSo: they do not come.
         """
         wait_until(
-            lambda: self.count(text) >= count or self._has_ended(),
+            lambda: self.count(text) >= count or self.has_ended,
             lambda: f"{count} lines with {text!r} from {self.name}; there are {self.count(text)}",
         )
         if self.count(text) < count:
@@ -142,6 +139,21 @@ class Terminal:
         self._audience.printed(self.name, "^C")
         self._signal(signal.SIGINT)
         self._expect_end(0, PATIENCE)
+
+    def kill(self) -> None:
+        """kill -9 the command."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        self._guard.ended(self._process.pid)
+
+    def wait(self, patience: float = PATIENCE) -> None:
+        """Wait for the command's end.
+
+        Raises:
+            NotSo: it did not end, or failed.
+        """
+        self._expect_end(0, patience)
 
     def ask_to_end(self) -> None:
         """Tell whatever still runs that the play is over; for when it ends early."""
@@ -187,13 +199,15 @@ class Terminal:
                 self._audience.printed(self.name, line)
                 lines.append(line)
 
-    def _has_ended(self) -> bool:
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing runs here any more."""
         return self._process is None or self._process.poll() is not None
 
     def _expect_end(self, code: int, patience: float) -> None:
         process = self._process
         assert process is not None
-        wait_until(self._has_ended, lambda: f"the end of {self._command}", patience)
+        wait_until(lambda: self.has_ended, lambda: f"the end of {self._command}", patience)
         self._guard.ended(process.pid)
         self._reader.join()
         if process.returncode != code:

@@ -6,10 +6,10 @@ from subprocess import PIPE
 
 import pytest
 
+from mqtool.stage.proxy import Proxy
 from tests.brokers import TestBroker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_exec import depth
-from tests.proxy import Proxy
 
 
 def _bodies(shell: Shell, name: str) -> list[str]:

@@ -32,16 +32,6 @@ NOT_YET = {
     "mqtool/amqp/consumer.py",
     "mqtool/amqp/failures.py",
     "mqtool/amqp/publisher.py",
-    "mqtool/drills/streams.py",
-    "mqtool/drills/workers.py",
-    "mqtool/plays/delayed_messages.py",
-    "mqtool/plays/playing.py",
-    "mqtool/plays/rpc.py",
-    "mqtool/plays/why_queues.py",
-    "mqtool/stage/gauge.py",
-    "mqtool/stage/guard.py",
-    "mqtool/stage/stage.py",
-    "mqtool/stage/terminal.py",
 }
 
 

@@ -1,15 +1,17 @@
 """mqtool drill."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
 
 from mqtool.broker.choice import Kind
+from mqtool.cli import stopping
 from mqtool.cli.display import output
 from mqtool.drills import streams, workers
 from mqtool.drills.scene import Scene, Verdict
 from mqtool.errors import SomeFailed, UsageError
+from mqtool.stage.audience import Chart
 
 app = typer.Typer()
 drill = typer.Typer(no_args_is_help=True, help="Break something on purpose, and count what is lost.")
@@ -33,12 +35,38 @@ def _run(
     cluster: bool = False,
     image: str | None = None,
 ) -> None:
+    stopping.let_children_be_interrupted()
     output.configure(be_quiet=quiet, be_verbose=False, no_color=False, with_debug=False)
-    with Scene(kind, url, output.status, cluster=cluster, image=image) as scene:
+    with Scene(kind, url, _Commentary(), cluster=cluster, image=image) as scene:
         verdict = drill(scene, count)
     output.show(f"{name}: {verdict}")
     if verdict.lost:
         raise SomeFailed(f"{verdict.lost:,} of {verdict.sent:,} messages are lost")
+
+
+class _Commentary:
+    """Tells on stderr what is typed, printed and broken."""
+
+    def __init__(self) -> None:
+        self._width = 0
+
+    def opened(self, names: Sequence[str]) -> None:
+        self._width = max(map(len, names))
+
+    def typed(self, terminal: str, command: str) -> None:
+        self.printed(terminal, f"$ {command}")
+
+    def printed(self, terminal: str, line: str) -> None:
+        output.status(f"{terminal:>{self._width}} | {line}")
+
+    def say(self, text: str) -> None:
+        output.status(text)
+
+    def right(self, what: str) -> None:
+        output.status(what)
+
+    def measured(self, charts: Sequence[Chart], over: bool) -> None:
+        """Drills measure nothing while they run."""
 
 
 @drill.command(epilog="mqtool drill kill-worker")

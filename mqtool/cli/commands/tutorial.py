@@ -1,16 +1,19 @@
 """mqtool tutorial list, show, run."""
 
 import json
-import signal
+import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mqtool.cli import stopping
 from mqtool.cli.display import output
 from mqtool.errors import UsageError
+from mqtool.inspection.listing import counted
 from mqtool.tutorials import pages
 
 if TYPE_CHECKING:
+    from mqtool.cli.display.pace import Pace
     from mqtool.cli.display.play_lines import Lines
     from mqtool.cli.display.play_panes import Panes
 
@@ -79,6 +82,9 @@ def run(
         typer.Argument(metavar="[NAME]...", help="Tutorials to run", autocompletion=_plays),
     ] = None,
     auto: Annotated[bool, typer.Option("--auto", help="Go on by itself, at reading pace")] = False,
+    no_pause: Annotated[
+        bool, typer.Option("--no-pause", help="Do not pause at all: a check rather than a lesson")
+    ] = False,
     lines: Annotated[bool, typer.Option("--lines", help="Print line by line, without panes")] = False,
     url: Annotated[
         str | None,
@@ -100,45 +106,40 @@ def run(
     for name in chosen:
         if name not in known:
             raise pages.no_such_tutorial(name, known)
-    _prepare_signals()
+    stopping.let_children_be_interrupted()
     guard = Guard()
+    from mqtool.cli.display.pace import Pace
     from mqtool.plays.playing import perform
 
-    audience = _audience(auto=auto, lines=lines, no_color=no_color)
+    audience = _audience(
+        Pace(auto=auto or no_pause, watched=False if no_pause else None), lines=lines, no_color=no_color
+    )
+    started, checks = time.monotonic(), 0
     for number, name in enumerate(chosen, 1):
         play = plays.load(name)
         try:
             with audience.watching(play.title, play.story, (number, len(chosen))):
-                perform(play, audience, guard, url)
+                checks += perform(play, audience, guard, url)
         except KeyboardInterrupt:
             output.notice("interrupted; everything it started has been stopped")
             raise
+        if not no_pause:
+            audience.ended(
+                "'mqtool tutorial list' lists the tutorials."
+                if name in plays.MORE
+                else f"'mqtool tutorial show {name}' has the commands, the story and the source."
+            )
+    if no_pause:
         audience.ended(
-            "'mqtool tutorial list' says what there is to learn."
-            if name in plays.MORE
-            else f"'mqtool tutorial show {name}' has the commands, the story and the source."
+            f"{counted(len(chosen), 'tutorial')}, {checks} checks passed, {time.monotonic() - started:.0f} s"
         )
 
 
-def _prepare_signals() -> None:
-    """A terminal that is closed ends us as TERM does; and what we start can be interrupted.
-
-    A shell has its background jobs ignore Ctrl-C. What we start would inherit that, unless we ignore it ourselves.
-    """
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is signal.SIG_IGN:
-            signal.signal(number, lambda *_: None)
-
-
-def _audience(*, auto: bool, lines: bool, no_color: bool) -> "Lines | Panes":
-    from mqtool.cli.display.pace import Pace
+def _audience(pace: "Pace", *, lines: bool, no_color: bool) -> "Lines | Panes":
     from mqtool.cli.display.play_lines import Lines
     from mqtool.cli.display.play_panes import SMALLEST, Panes
     from mqtool.cli.display.screen import console
 
-    pace = Pace(auto=auto)
     screen = console(no_color=no_color)
     wide_enough = screen.width >= SMALLEST.width and screen.height >= SMALLEST.height
     if lines or not wide_enough or not screen.is_terminal or screen.is_dumb_terminal:

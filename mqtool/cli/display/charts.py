@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from mqtool.stage.stage import Chart
+from mqtool.stage.audience import Chart
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 

@@ -14,7 +14,7 @@ from mqtool.cli.display import output
 from mqtool.cli.display.charts import chart, figures
 from mqtool.cli.display.pace import Pace
 from mqtool.cli.display.screen import console
-from mqtool.stage.stage import Chart
+from mqtool.stage.audience import Chart
 
 #: One for each terminal in turn: calm, and readable on light and dark.
 STYLES = ("cyan", "magenta", "green", "blue", "yellow", "bright_black")

@@ -18,7 +18,7 @@ from mqtool.cli.display.charts import chart, figures
 from mqtool.cli.display.pace import Pace
 from mqtool.cli.display.play_lines import STYLES
 from mqtool.cli.display.screen import console
-from mqtool.stage.stage import Chart
+from mqtool.stage.audience import Chart
 
 if TYPE_CHECKING:
     from rich.console import Console
