@@ -13,11 +13,7 @@ _PRIVATE = 'q1[("its own")]', 'q2[("its own")]'
 #: Mermaid's lines. https://mermaid.js.org/syntax/flowchart.html
 DIAGRAMS: Mapping[str, tuple[str, ...]] = {
     "hello-world": ('s(["send"]) --> q[("hello")] --> r(["receive"])',),
-    "work-queues": (
-        'b(["new-task"]) --> q[("task_queue")]',
-        'q --> w1(["worker 1"])',
-        'q --> w2(["worker 2"])',
-    ),
+    "work-queues": ('b(["new-task"]) --> q[("task_queue")]', 'q --> w1(["worker 1"])', 'q --> w2(["worker 2"])'),
     "publish-subscribe": (
         'e(["emit-log"]) --> x{{"logs, fanout"}}',
         f'x --> {_PRIVATE[0]} --> r1(["disk"])',

@@ -139,9 +139,7 @@ def svg(console: Console) -> str:
     if len(rule.findall(light)) != len(rule.findall(dark)):
         raise SystemExit("the two colour schemes do not tell the same styles apart")
     text = light.replace(
-        rule.findall(light)[0],
-        ".screen { fill: #fff; stroke: #d0d7de; }\n" + rule.findall(light)[0],
-        1,
+        rule.findall(light)[0], ".screen { fill: #fff; stroke: #d0d7de; }\n" + rule.findall(light)[0], 1
     )
     rules = "\n".join([".screen { fill: #0d1117; stroke: #30363d; }", *rule.findall(dark)])
     text = text.replace("</style>", f"@media (prefers-color-scheme: dark) {{\n{rules}\n}}\n</style>")

@@ -181,10 +181,7 @@ def _sent(path: Path, before: bytes, emitter: Terminal) -> bytes:
 
 
 def _compare(
-    stage: Stage,
-    sent: bytes,
-    got: Mapping[Receiver, list[bytes]],
-    should_get: Mapping[Receiver, list[bytes]],
+    stage: Stage, sent: bytes, got: Mapping[Receiver, list[bytes]], should_get: Mapping[Receiver, list[bytes]]
 ) -> None:
     everything, *others = got
     total = len(_lines(sent))

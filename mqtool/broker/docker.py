@@ -329,10 +329,7 @@ def _run(
         detach=True,
         name=names[number],
         hostname=names[number],  # a node's data belong to its name
-        environment={
-            "MQTOOL_PUBLISHED_ON": ports.HOST,
-            **({"MQTOOL_CLUSTER": names[0]} if started.nodes > 1 else {}),
-        },
+        environment={"MQTOOL_PUBLISHED_ON": ports.HOST, **({"MQTOOL_CLUSTER": names[0]} if started.nodes > 1 else {})},
         ports=published,
         volumes={name: {"bind": path, "mode": "rw"} for name, path in _volumes(started)[number].items()},
         network=network,

@@ -102,12 +102,7 @@ def start(wanted: Wanted) -> Started:
         url=node.url,
         pid=launch(node),
         directory=str(directory),
-        details={
-            "management": node.management,
-            "data": node.data,
-            "epmd_port": node.epmd_port,
-            "node": asdict(node),
-        },
+        details={"management": node.management, "data": node.data, "epmd_port": node.epmd_port, "node": asdict(node)},
     )
     state.save(started)
     return started

@@ -119,10 +119,7 @@ def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]
 
 
 def _of_dead_letters(
-    queue: Json,
-    earlier: Json | None,
-    exchanges: set[tuple[str, str]],
-    finding: Callable[[str, str, str], Finding],
+    queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]], finding: Callable[[str, str, str], Finding]
 ) -> Iterator[Finding]:
     exchange = _either(management.effective_arguments(queue), "dead-letter-exchange")
     if exchange is not None:

@@ -67,8 +67,7 @@ def _access_refused(url: str, user: str, reason: str) -> AccessRefused:
     where = f"the management API at {url}"
     if "management" in reason:
         return AccessRefused(
-            f"{where} refuses user {user!r}",
-            "the user needs the tag 'management': mqtool user tags USER management",
+            f"{where} refuses user {user!r}", "the user needs the tag 'management': mqtool user tags USER management"
         )
     for sign, tag in (("administrator", "administrator"), ("monitor", "monitoring")):
         if sign in reason:

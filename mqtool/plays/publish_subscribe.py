@@ -30,8 +30,5 @@ def play(stage: Stage) -> None:
 
 
 PLAY = Play(
-    "Publish/subscribe",
-    "A fanout exchange gives every message to every receiver there is.",
-    play,
-    exchanges=("logs",),
+    "Publish/subscribe", "A fanout exchange gives every message to every receiver there is.", play, exchanges=("logs",)
 )

@@ -242,10 +242,7 @@ def test_wait_queues_expire_and_do_not_before_their_messages(broker: TestBroker,
     queues, it is one."""
     channel = connection.channel()
     logs = [Exchange("logs", "fanout"), Exchange("durable", "fanout", durable=True)]
-    for destination in (
-        Destination(channel.declare(QUORUM)),
-        *(Destination(channel.declare(each)) for each in logs),
-    ):
+    for destination in (Destination(channel.declare(QUORUM)), *(Destination(channel.declare(each)) for each in logs)):
         delaying = Delaying(channel, Via.TTL, destination, lambda _: None)
         list(channel.publish(delaying.hold([Message(b"", delay=59.99)]), routing_key="q"))
 

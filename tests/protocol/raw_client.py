@@ -9,11 +9,7 @@ from urllib.parse import unquote, urlsplit
 from pamqp import commands, frame
 from pamqp.base import Frame
 
-CAPABILITIES = {
-    "authentication_failure_close": True,
-    "connection.blocked": True,
-    "consumer_cancel_notify": True,
-}
+CAPABILITIES = {"authentication_failure_close": True, "connection.blocked": True, "consumer_cancel_notify": True}
 
 
 class RawClient:

@@ -34,10 +34,7 @@ CASES = {
         raw_frame(7, 0, b"abc"),
         '501 FRAME_ERROR - type 7, all octets = <<"abc">>: unknown_frame',
     ),
-    "heartbeat with payload": (
-        raw_frame(8, 0, b"x"),
-        '501 FRAME_ERROR - type 8, all octets = <<"x">>: unknown_frame',
-    ),
+    "heartbeat with payload": (raw_frame(8, 0, b"x"), '501 FRAME_ERROR - type 8, all octets = <<"x">>: unknown_frame'),
     "heartbeat on a channel": (raw_frame(8, 1, b""), "505 UNEXPECTED_FRAME - type 8, all octets = <<>>"),
     "method cut short": (raw_frame(1, 1, b"\x00\x32\x00\x0a\x00"), "501 FRAME_ERROR - cannot decode <<0>>"),
     "no method at all": (
@@ -77,14 +74,11 @@ CASES = {
     ),
 }
 
-SINCE = {
-    "body too long": pytest.mark.differs_since("4.3", "a body that is too long is an error of its own, 501"),
-}
+SINCE = {"body too long": pytest.mark.differs_since("4.3", "a body that is too long is an error of its own, 501")}
 
 
 @pytest.mark.parametrize(
-    ("octets", "reply"),
-    [pytest.param(*case, id=name, marks=SINCE.get(name, ())) for name, case in CASES.items()],
+    ("octets", "reply"), [pytest.param(*case, id=name, marks=SINCE.get(name, ())) for name, case in CASES.items()]
 )
 def test_malformed(amqp_url: str, channel: BlockingChannel, octets: bytes, reply: str) -> None:
     """The connection is closed with the right code and text; another one does not notice."""

@@ -53,8 +53,7 @@ CONTENT = (
     frame.marshal(commands.Basic.Publish(exchange="amq.topic", routing_key="a.b", mandatory=True), 1)
     + frame.marshal(
         header.ContentHeader(
-            body_size=5,
-            properties=commands.Basic.Properties(headers={"CC": ["f"], "a": 1}, expiration="5", priority=2),
+            body_size=5, properties=commands.Basic.Properties(headers={"CC": ["f"], "a": 1}, expiration="5", priority=2)
         ),
         1,
     )

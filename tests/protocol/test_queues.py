@@ -278,9 +278,7 @@ def test_auto_delete(channel: BlockingChannel) -> None:
 
 
 def test_an_exclusive_queue_goes_with_its_connection(
-    connect: Callable[..., pika.BlockingConnection],
-    connection: pika.BlockingConnection,
-    take: Take,
+    connect: Callable[..., pika.BlockingConnection], connection: pika.BlockingConnection, take: Take
 ) -> None:
     """Whatever else is declared about it."""
     other = connect()

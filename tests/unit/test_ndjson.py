@@ -30,9 +30,7 @@ scalars = (
     | st.integers(0, 2**37).map(lambda seconds: datetime.fromtimestamp(seconds, UTC))
 )
 values = st.recursive(
-    scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
-    max_leaves=8,
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3), max_leaves=8
 )
 headers = st.dictionaries(names, values, max_size=4)
 PROPERTIES: dict[str, st.SearchStrategy[Any]] = {

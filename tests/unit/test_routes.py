@@ -114,11 +114,7 @@ def test_a_reason_has_as_many_parts_as_words_differ(pattern: str, key: str) -> N
     [
         ({"format": "pdf", "type": "log"}, {"format": "pdf"}, "header 'type' is missing"),
         ({"n": 1}, {"n": "1"}, "header 'n' is \"1\", not 1"),
-        (
-            {"x-match": "any", "a": 1, "b": 2},
-            {"a": 3},
-            "none fits: header 'a' is 3, not 1, header 'b' is missing",
-        ),
+        ({"x-match": "any", "a": 1, "b": 2}, {"a": 3}, "none fits: header 'a' is 3, not 1, header 'b' is missing"),
     ],
 )
 def test_a_near_miss_says_which_header_differs(arguments: dict[str, Any], headers: dict[str, Any], reason: str) -> None:

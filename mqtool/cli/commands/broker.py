@@ -40,10 +40,7 @@ def up(
     data_dir: Annotated[Path | None, typer.Option(help="Directory for messages (not with Docker)")] = None,
     in_memory: Annotated[bool, typer.Option("--in-memory", help="Keep nothing on disk (embedded broker only)")] = False,
     cluster: Annotated[bool, typer.Option("--cluster", help="Start a cluster of three nodes")] = False,
-    image: Annotated[
-        str | None,
-        typer.Option(help="RabbitMQ image or version to build on (Docker)"),
-    ] = None,
+    image: Annotated[str | None, typer.Option(help="RabbitMQ image or version to build on (Docker)")] = None,
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay in the foreground; Ctrl-C stops the broker")
     ] = False,
@@ -206,10 +203,7 @@ def env(name: Name = DEFAULT_NAME) -> None:
 @takes_groups
 def wait(
     options: Broker,
-    timeout: Annotated[
-        float,
-        typer.Option(show_default="30s", help="Total time limit (exit 124)", **DURATION),
-    ] = "30s",  # type: ignore[assignment]
+    timeout: Annotated[float, typer.Option(show_default="30s", help="Total time limit (exit 124)", **DURATION)] = "30s",  # type: ignore[assignment]
 ) -> None:
     """Wait until the broker accepts connections."""
     access = options.access()

@@ -51,8 +51,7 @@ class Which(NamedTuple):
     reason: Annotated[str | None, typer.Option(help="Only those that died for this reason")] = None
     error: Annotated[str | None, typer.Option(help="Only those whose last error contains TEXT")] = None
     older: Annotated[
-        float | None,
-        typer.Option(help="Only those that first failed this long ago or earlier", **DURATION),
+        float | None, typer.Option(help="Only those that first failed this long ago or earlier", **DURATION)
     ] = None
 
     @property
@@ -74,11 +73,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print NDJSON")]
 
 @dlq.command(epilog="mqtool dlq ls\nmqtool dlq ls --json")
 @takes_groups
-def ls(
-    broker: Broker,
-    management: ManagementUrl = None,
-    as_json: AsJson = False,
-) -> None:
+def ls(broker: Broker, management: ManagementUrl = None, as_json: AsJson = False) -> None:
     """List the queues that hold dead letters."""
     access = _access(broker, management)
     try:
@@ -182,12 +177,7 @@ def redrive(
 
 @dlq.command(epilog="mqtool dlq drop jobs --reason rejected\nmqtool dlq drop jobs --yes")
 @takes_groups
-def drop(
-    queue: QueueArgument,
-    which: Which,
-    broker: Broker,
-    yes: Yes = False,
-) -> None:
+def drop(queue: QueueArgument, which: Which, broker: Broker, yes: Yes = False) -> None:
     """Delete dead letters for good."""
     source, dropped = which.queue(queue), 0
     with _channel(_access(broker)) as channel:

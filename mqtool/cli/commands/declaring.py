@@ -146,11 +146,7 @@ def purge(queue: QueueNames, broker: Broker, if_exists: IfExists = False, yes: Y
 @exchange_app.command("delete", epilog="mqtool exchange delete logs\nmqtool exchange delete logs --if-exists --yes")
 @takes_groups
 def delete_exchange(
-    exchange: ExchangeNames,
-    broker: Broker,
-    if_exists: IfExists = False,
-    if_unused: IfUnused = False,
-    yes: Yes = False,
+    exchange: ExchangeNames, broker: Broker, if_exists: IfExists = False, if_unused: IfUnused = False, yes: Yes = False
 ) -> None:
     """Delete exchanges and their bindings."""
     with broker.access().channel() as channel:

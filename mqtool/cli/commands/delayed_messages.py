@@ -30,19 +30,12 @@ app = typer.Typer()
 DEFAULT_DELAY = 5.0
 #: The argument of a delayed exchange that says how it routes.
 TYPE_INSIDE = "x-delayed-type"
-RoutingKey = Annotated[
-    str | None,
-    typer.Option("--routing-key", "-r", help="Routing key", rich_help_panel="Topology"),
-]
+RoutingKey = Annotated[str | None, typer.Option("--routing-key", "-r", help="Routing key", rich_help_panel="Topology")]
 
 
 @app.command(epilog="mqtool send-delayed --delay 5s 'Hello World!'\nmqtool send-delayed --json < messages.ndjson")
 @takes_groups
-def send_delayed(
-    exchange: ExchangeOptions,
-    publishing: Publishing,
-    routing_key: RoutingKey = None,
-) -> None:
+def send_delayed(exchange: ExchangeOptions, publishing: Publishing, routing_key: RoutingKey = None) -> None:
     """Send messages that arrive later, in 5 s by default."""
     names, delays = publishing.broker.names, publishing.delays
     target = exchange.of(names.delay_exchange)

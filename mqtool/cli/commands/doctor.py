@@ -31,8 +31,7 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 def doctor(
     broker: Broker,
     between: Annotated[
-        float,
-        typer.Option("--between", help="Time between the two looks", show_default="3s", **TIME_LIMIT),
+        float, typer.Option("--between", help="Time between the two looks", show_default="3s", **TIME_LIMIT)
     ] = "3s",  # type: ignore[assignment]
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per finding")] = False,
     management: ManagementUrl = None,

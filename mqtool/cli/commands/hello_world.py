@@ -6,14 +6,7 @@ from typing import Annotated
 import typer
 
 from mqtool.amqp import Channel
-from mqtool.cli.options import (
-    Broker,
-    Publishing,
-    QueueOptions,
-    Receiving,
-    exchange_option,
-    takes_groups,
-)
+from mqtool.cli.options import Broker, Publishing, QueueOptions, Receiving, exchange_option, takes_groups
 from mqtool.cli.pipe.publishing import publish, text
 from mqtool.cli.pipe.receiving import print_deliveries
 from mqtool.cli.pipe.source import Addressing

@@ -51,20 +51,14 @@ class Choosing(NamedTuple):
     conditions: Annotated[
         list[Any] | None,
         typer.Option(
-            "--filter",
-            parser=condition,
-            metavar="CONDITION",
-            help="Only matching rows: messages_ready>0, name~^log",
+            "--filter", parser=condition, metavar="CONDITION", help="Only matching rows: messages_ready>0, name~^log"
         ),
     ] = None
     order: Annotated[
         list[str] | None,
         typer.Option("--sort", metavar="COLUMN", help="Sort by COLUMN; -COLUMN puts the greatest first"),
     ] = None
-    watch: Annotated[
-        float | None,
-        typer.Option(help="Repeat at this interval", **TIME_LIMIT),
-    ] = None
+    watch: Annotated[float | None, typer.Option(help="Repeat at this interval", **TIME_LIMIT)] = None
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line")] = False
     all_vhosts: Annotated[bool, typer.Option("--all-vhosts", help="Include all virtual hosts")] = False
     management: ManagementUrl = None
@@ -170,10 +164,7 @@ class View:
             output.warning(f"{why}; without it, AMQP shows only {what}")
             return
         names = ", ".join(_usual(self._names, self._listing))
-        raise SomeFailed(
-            f"{why}; without it, AMQP shows only {what} of {names}",
-            why.hint,
-        )
+        raise SomeFailed(f"{why}; without it, AMQP shows only {what} of {names}", why.hint)
 
 
 def _usual(names: Names, listing: Listing) -> list[str]:
@@ -236,10 +227,7 @@ def queues(
     queue: Annotated[
         list[str] | None,
         typer.Option(
-            "--queue",
-            "-q",
-            help="Only this one; works without the management API",
-            autocompletion=live_names.queues,
+            "--queue", "-q", help="Only this one; works without the management API", autocompletion=live_names.queues
         ),
     ] = None,
 ) -> None:

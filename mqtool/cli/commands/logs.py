@@ -8,15 +8,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from mqtool.cli.display.output import WAITING_FOR_LOGS
-from mqtool.cli.options import (
-    Broker,
-    ExchangeOptions,
-    LogQueueOptions,
-    Publishing,
-    Receiving,
-    header,
-    takes_groups,
-)
+from mqtool.cli.options import Broker, ExchangeOptions, LogQueueOptions, Publishing, Receiving, header, takes_groups
 from mqtool.cli.pipe.publishing import publish, text
 from mqtool.cli.pipe.receiving import print_deliveries
 from mqtool.cli.pipe.source import Addressing
@@ -93,10 +85,7 @@ def _emit(
 
 
 def _receive(
-    asked: ReceivingLogs,
-    exchange: Exchange,
-    lesson: Callable[..., Iterator[Delivery]],
-    line: Callable[[Delivery], str],
+    asked: ReceivingLogs, exchange: Exchange, lesson: Callable[..., Iterator[Delivery]], line: Callable[[Delivery], str]
 ) -> None:
     """Print what a lesson's receive() yields; with no queue named, from its private queue."""
     queue, settings = asked.queue.declared(), asked.receiving.settings()
@@ -141,8 +130,7 @@ def emit_topic(
     *,
     exchange: ExchangeOptions,
     routing_key: Annotated[
-        str | None,
-        typer.Argument(help="Words and dots; may have {group} places", show_default="anonymous.info"),
+        str | None, typer.Argument(help="Words and dots; may have {group} places", show_default="anonymous.info")
     ] = None,
     publishing: Publishing,
 ) -> None:

@@ -36,8 +36,7 @@ def route(
         typer.Option("--header", "-H", parser=header, metavar="KEY=VALUE", help="Header; KEY:=JSON for a typed value"),
     ] = None,
     test: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Check a file of expected routes; - is stdin"),
+        Path | None, typer.Option(metavar="FILE", help="Check a file of expected routes; - is stdin")
     ] = None,
     nearly: Annotated[int, typer.Option(min=0, help="Bindings to show that nearly matched")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON")] = False,

@@ -8,14 +8,7 @@ import typer
 from mqtool.amqp import CONFIRM_TIMEOUT
 from mqtool.cli import stopping
 from mqtool.cli.display import output
-from mqtool.cli.options import (
-    TIME_LIMIT,
-    Broker,
-    QueueOptions,
-    Receiving,
-    queue_option,
-    takes_groups,
-)
+from mqtool.cli.options import TIME_LIMIT, Broker, QueueOptions, Receiving, queue_option, takes_groups
 from mqtool.cli.options.programs import DedupOptions, ExecOptions
 from mqtool.cli.pipe.programs import opened
 from mqtool.cli.pipe.receiving import announced, writer
@@ -97,8 +90,7 @@ def rpc_client(
     queue: Annotated[str | None, queue_option("The server's queue")] = None,
     function: FunctionOption = Function.FIB,
     timeout: Annotated[
-        float,
-        typer.Option(show_default="30s", help="Total time limit (exit 124)", **TIME_LIMIT),
+        float, typer.Option(show_default="30s", help="Total time limit (exit 124)", **TIME_LIMIT)
     ] = "30s",  # type: ignore[assignment]
     direct_reply_to: Annotated[
         bool, typer.Option("--direct-reply-to", help="Receive replies through amq.rabbitmq.reply-to")

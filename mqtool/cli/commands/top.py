@@ -129,10 +129,7 @@ def top(
     sort: Annotated[
         str, typer.Option(metavar="COLUMN", help="Sort by name, ready, unacked, consumers, in, out or ack")
     ] = ("ready"),
-    interval: Annotated[
-        float,
-        typer.Option(help="Time between two looks", show_default="1s", **TIME_LIMIT),
-    ] = "1s",  # type: ignore[assignment]
+    interval: Annotated[float, typer.Option(help="Time between two looks", show_default="1s", **TIME_LIMIT)] = "1s",  # type: ignore[assignment]
     once: Annotated[bool, typer.Option("--once", help="Print it once and exit, as in a pipe")] = False,
     all_vhosts: Annotated[bool, typer.Option("--all-vhosts", help="Include all virtual hosts")] = False,
     management: ManagementUrl = None,

@@ -49,10 +49,7 @@ def topology(
     as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON, as --format json does")] = False,
     limit: Annotated[int, typer.Option(min=0, help="Destinations to show for each exchange; 0 for all")] = _LIMIT,
     live: Annotated[bool, typer.Option("--live", help="Keep it up to date, with rates")] = False,
-    interval: Annotated[
-        float | None,
-        typer.Option(help="Interval of --live", **TIME_LIMIT),
-    ] = None,
+    interval: Annotated[float | None, typer.Option(help="Interval of --live", **TIME_LIMIT)] = None,
     management: ManagementUrl = None,
 ) -> None:
     """Show publishers, exchanges, bindings, queues and consumers."""

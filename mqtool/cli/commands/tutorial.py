@@ -37,8 +37,7 @@ NoColor = Annotated[bool, typer.Option("--no-color", help="Do not use colour")]
 
 @tutorial.command("list", epilog="mqtool tutorial list\nmqtool tutorial list --json")
 def list_(
-    as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON")] = False,
-    no_color: NoColor = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON")] = False, no_color: NoColor = False
 ) -> None:
     """List the tutorials, in the order to learn them."""
     from mqtool import plays
@@ -78,8 +77,7 @@ def show(
 @tutorial.command(epilog="mqtool tutorial run hello-world\nmqtool tutorial run why-queues --auto")
 def run(
     names: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="Tutorials to run", autocompletion=_plays),
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Tutorials to run", autocompletion=_plays)
     ] = None,
     auto: Annotated[bool, typer.Option("--auto", help="Go on by itself, at reading pace")] = False,
     no_pause: Annotated[
@@ -89,10 +87,7 @@ def run(
     url: Annotated[
         str | None,
         typer.Option(
-            "--url",
-            "-u",
-            envvar=["MQTOOL_URL", "AMQP_URL"],
-            help="Run on this broker, and leave nothing behind",
+            "--url", "-u", envvar=["MQTOOL_URL", "AMQP_URL"], help="Run on this broker, and leave nothing behind"
         ),
     ] = None,
     no_color: NoColor = False,

@@ -28,8 +28,7 @@ Tags = Annotated[
 IfExists = Annotated[bool, typer.Option("--if-exists", help="Succeed if it does not exist")]
 IfNotExists = Annotated[bool, typer.Option("--if-not-exists", help="Succeed if it exists, and leave it as it is")]
 LoginPassword = Annotated[
-    Path | None,
-    typer.Option(help="Read the password to log in with from FILE", rich_help_panel="Broker"),
+    Path | None, typer.Option(help="Read the password to log in with from FILE", rich_help_panel="Broker")
 ]
 #: In these commands it is about the password that is set.
 _NEW_PASSWORD = Annotated[
@@ -64,10 +63,7 @@ def _tags(tags: Any) -> str:
 def add(
     name: UserName,
     broker: Broker,
-    tag: Annotated[
-        list[str] | None,
-        typer.Option(help="administrator, monitoring, policymaker or management"),
-    ] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="administrator, monitoring, policymaker or management")] = None,
     if_not_exists: IfNotExists = False,
     login_password_file: LoginPassword = None,
     management: ManagementUrl = None,

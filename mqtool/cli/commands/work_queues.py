@@ -53,9 +53,7 @@ def worker(
     forget_ack: Annotated[
         bool,
         typer.Option(
-            "--forget-ack",
-            help="Never acknowledge: the classic mistake, to watch",
-            rich_help_panel="Receiving",
+            "--forget-ack", help="Never acknowledge: the classic mistake, to watch", rich_help_panel="Receiving"
         ),
     ] = False,
 ) -> None:

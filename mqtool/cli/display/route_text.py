@@ -104,13 +104,7 @@ def _arrow(binding: Binding) -> Line:
 
 
 def _death(death: DeadLetters) -> Line:
-    line: Line = [
-        (shown(death.queue), NAME),
-        " ──> ",
-        _exchange(death.exchange),
-        "  ",
-        (repr(death.routing_key), KEY),
-    ]
+    line: Line = [(shown(death.queue), NAME), " ──> ", _exchange(death.exchange), "  ", (repr(death.routing_key), KEY)]
     if death.queues is None:
         return [*line, (": lost, there is no such exchange", BAD)]
     if not death.queues:

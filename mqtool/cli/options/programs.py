@@ -53,8 +53,7 @@ class DedupOptions(NamedTuple):
         ),
     ] = None
     window: Annotated[
-        float,
-        typer.Option("--dedup-window", show_default="24h", help="How long to remember an id", **TIME_LIMIT),
+        float, typer.Option("--dedup-window", show_default="24h", help="How long to remember an id", **TIME_LIMIT)
     ] = "24h"  # type: ignore[assignment]
 
 

@@ -98,10 +98,7 @@ class QueueOptions(NamedTuple):
 class LogQueueOptions(NamedTuple):
     """Which queue a log receiver takes."""
 
-    queue: Annotated[
-        str | None,
-        queue_option("Durable queue that also collects between runs"),
-    ] = None
+    queue: Annotated[str | None, queue_option("Durable queue that also collects between runs")] = None
 
     def declared(self) -> Queue:
         """The tutorial's private queue, or the named one."""

@@ -72,11 +72,7 @@ class Input:
 
 
 def read(
-    asked: Publishing,
-    addressing: Addressing,
-    *,
-    default: bytes,
-    adapt: Callable[[Message], Message] | None = None,
+    asked: Publishing, addressing: Addressing, *, default: bytes, adapt: Callable[[Message], Message] | None = None
 ) -> Input:
     """The messages that the command line asks to publish.
 

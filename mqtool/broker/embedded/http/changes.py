@@ -162,13 +162,7 @@ class Changes(Directory):
             check_equivalent_queue(queue, arguments, durable=durable, auto_delete=auto_delete)
             return NO_CONTENT
         check_queue(
-            name,
-            vhost.name,
-            arguments,
-            durable=durable,
-            exclusive=False,
-            auto_delete=auto_delete,
-            server_named=False,
+            name, vhost.name, arguments, durable=durable, exclusive=False, auto_delete=auto_delete, server_named=False
         )
         vhost.add_queue(name, durable=durable, auto_delete=auto_delete, owner=None, arguments=arguments)
         return CREATED

@@ -304,11 +304,7 @@ def overview(broker: Broker, connections: Collection[Connection], user: User, ra
             "exchanges": sum(len(vhost.exchanges) for vhost in broker.vhosts.values()),
             "queues": len(queues),
         },
-        "queue_totals": {
-            "messages": ready + unacked,
-            "messages_ready": ready,
-            "messages_unacknowledged": unacked,
-        },
+        "queue_totals": {"messages": ready + unacked, "messages_ready": ready, "messages_unacknowledged": unacked},
         "message_stats": {
             **rates.total(queue.traffic for queue in queues),
             "drop_unroutable": broker.dropped_unroutable,

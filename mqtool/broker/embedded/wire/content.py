@@ -1,11 +1,6 @@
 """Putting a published message together: the method, the header, and the frames of the body."""
 
-from mqtool.broker.embedded.model.errors import (
-    FRAME_ERROR,
-    UNEXPECTED_FRAME,
-    ConnectionException,
-    precondition_failed,
-)
+from mqtool.broker.embedded.model.errors import FRAME_ERROR, UNEXPECTED_FRAME, ConnectionException, precondition_failed
 from mqtool.broker.embedded.model.message import BASIC_CLASS, ContentHeader, Message, parse_content_header
 from mqtool.broker.embedded.wire.frame_errors import frame_error, malformed
 
