@@ -12,7 +12,7 @@ _EXAMPLE = "a URL looks like amqp://user:password@host:5672/vhost"
 _ESCAPE = "in a user, a password or a vhost, write # as %23, / as %2F, ? as %3F, @ as %40"
 #: A comma between two URLs; one within a password is just that.
 _BETWEEN_URLS = re.compile(r",(?=\s*(?:\w+://|,|$))")
-#: What the negotiation of a heartbeat has room for: 16 bits.
+#: A heartbeat is negotiated in 16 bits.
 _HEARTBEAT_MAX = 65_535
 
 
@@ -55,7 +55,7 @@ class TlsFiles:
             UsageError: a file is missing or is not PEM, or there is a key without its certificate.
         """
         if self.key and not self.cert:
-            raise UsageError(f"the key {self.key} is of no use without its certificate", "name that with --tls-cert")
+            raise UsageError(f"the key {self.key} needs its certificate", "name it with --tls-cert")
         try:
             context = ssl.create_default_context(cafile=str(self.ca) if self.ca else None)
             if self.cert:
@@ -68,7 +68,7 @@ class TlsFiles:
 
 
 def parse_addresses(urls: str) -> list[Address]:
-    """The nodes that comma-separated URLs name.
+    """Parse comma-separated URLs.
 
     Raises:
         UsageError: one of them is not an AMQP URL; the message shows it without its password.
@@ -80,7 +80,7 @@ def parse_addresses(urls: str) -> list[Address]:
 
 
 def parse_address(url: str) -> Address:
-    """The node that one URL names. No path, "/" and "/%2F" all mean the virtual host "/".
+    """Parse one URL. No path, "/" and "/%2F" all mean the virtual host "/".
 
     Raises:
         UsageError: it is not an AMQP URL.
@@ -96,15 +96,15 @@ def parse_address(url: str) -> Address:
     except ValueError as error:  # it is about brackets: an IPv6 address, or a password with a [ in it
         raise _bad(url, str(error), _EXAMPLE) from error
     if "," in parts.netloc.rpartition("@")[2]:
-        raise _bad(url, "its host has a ',' in it", "of several nodes, each has a URL: amqp://one,amqp://two")
+        raise _bad(url, "its host contains a ','", "write a URL for each node: amqp://one,amqp://two")
     try:
         port = parts.port
     except ValueError as error:  # whose text may be a piece of a password
-        raise _bad(url, "its port is no number from 1 to 65535", _ESCAPE if "@" in url else _EXAMPLE) from error
+        raise _bad(url, "port must be between 1 and 65535", _ESCAPE if "@" in url else _EXAMPLE) from error
     if port == 0:
-        raise _bad(url, "port 0 is no port to connect to", _EXAMPLE)
+        raise _bad(url, "port must be between 1 and 65535", _EXAMPLE)
     if parts.fragment:
-        raise _bad(url, "'#' starts a fragment, which an AMQP URL has not", _ESCAPE)
+        raise _bad(url, "'#' starts a fragment, but AMQP URLs have none", _ESCAPE)
     tls = parts.scheme == "amqps"
     vhost = unquote(parts.path[1:]) or "/"
     if len(vhost.encode()) > 255:
@@ -123,7 +123,7 @@ def parse_address(url: str) -> Address:
 
 
 def _query_options(query: str, url: str) -> dict[str, str]:
-    """The query parameters that mqtool honours: heartbeat (seconds), connection_timeout (milliseconds)."""
+    """The query parameters that mqtool supports: heartbeat (seconds), connection_timeout (milliseconds)."""
     options = dict(parse_qsl(query, keep_blank_values=True))
     for name, value in options.items():
         if name not in ("heartbeat", "connection_timeout"):
@@ -136,10 +136,12 @@ def _query_options(query: str, url: str) -> dict[str, str]:
             raise _bad(url, f"{name} is {value!r}, not a whole number")
     if int(options.get("heartbeat", 0)) > _HEARTBEAT_MAX:
         raise _bad(
-            url, f"heartbeat is {options['heartbeat']}", f"it may be up to {_HEARTBEAT_MAX:,} seconds; 0 is none"
+            url,
+            f"heartbeat is {options['heartbeat']}",
+            f"up to {_HEARTBEAT_MAX:,} seconds are possible; 0 turns heartbeats off",
         )
     if int(options.get("connection_timeout", 1)) == 0:
-        raise _bad(url, "connection_timeout is 0, in which nothing can connect", "it is in milliseconds")
+        raise _bad(url, "connection_timeout must be more than 0", "it is in milliseconds")
     return options
 
 
@@ -148,7 +150,7 @@ def _bad(url: str, what: str, hint: str | None = None) -> UsageError:
 
 
 def _without_password(url: str) -> str:
-    """The URL, fit to be shown: whatever may be a password is left out, even where the URL cannot be parsed."""
+    """The URL without what may be a password, even where it cannot be parsed."""
     scheme, separator, rest = url.partition("://")
     if not separator or not scheme.isalnum():  # there is none, or only within a password
         scheme, separator, rest = "", "", url

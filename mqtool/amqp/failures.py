@@ -1,4 +1,4 @@
-"""pika's and the operating system's exceptions, said as what they mean to a user. Translated here, once."""
+"""Translates the exceptions of pika and the operating system into what they mean to a user."""
 
 import re
 import socket
@@ -36,7 +36,7 @@ _START_A_BROKER = "start one with 'mqtool broker up', or name another with --url
 
 
 def _root_cause(error: BaseException) -> BaseException:
-    """What lies under pika's wrappers of a failed attempt to connect."""
+    """The error under pika's wrappers of a failed attempt to connect."""
     inner: object = None
     if isinstance(error, connection_workflow.AMQPConnectorPhaseErrorBase):
         inner = error.exception
@@ -48,7 +48,7 @@ def _root_cause(error: BaseException) -> BaseException:
 
 
 def connecting(error: BaseException, address: Address) -> MqtoolError:
-    """What a failed attempt to open a connection means."""
+    """Translate a failed attempt to open a connection."""
     cause = _root_cause(error)
     where = f"{address.host}:{address.port}"
     for kind, meaning in _CONNECTING.items():
@@ -65,32 +65,34 @@ def connecting(error: BaseException, address: Address) -> MqtoolError:
 
 
 _SILENT = (
-    "{where} took the connection but did not answer as an AMQP broker in time",
-    "is it the right port? AMQP's is 5672, with TLS 5671",
+    "{where} accepted the connection but did not answer as an AMQP broker in time",
+    "check the port: AMQP's is 5672, with TLS 5671",
 )
 _CONNECTING: dict[type[BaseException], tuple[str, str]] = {
     ConnectionRefusedError: ("no broker answers at {where}: connection refused", _START_A_BROKER),
-    socket.gaierror: ("cannot find the host {host!r}: {cause}", "check the host's name in --url"),
-    UnicodeError: ("cannot find the host {host!r}: it is no name that a host can have", "check it in --url"),
+    socket.gaierror: ("cannot find the host {host!r}: {cause}", "check the host name in --url"),
+    UnicodeError: ("cannot find the host {host!r}: not a valid host name", "check it in --url"),
     ssl.SSLCertVerificationError: (
         "the certificate of {where} cannot be trusted: {cause}",
         "name the authority that signed it with --tls-ca, and the broker by the name in its certificate",
     ),
     ssl.SSLError: (
         "{where} does not speak TLS: {cause}",
-        "use amqp:// for a plain port (mostly 5672), amqps:// for a TLS port (mostly 5671)",
+        "use amqp:// for a plain port (usually 5672), amqps:// for a TLS port (usually 5671)",
     ),
     connection_workflow.AMQPConnectorStackTimeout: _SILENT,
     exceptions.ConnectionOpenAborted: _SILENT,  # by pika's own time limit
-    connection_workflow.AMQPConnectorAborted: ("the attempt to connect to {where} was given up", _START_A_BROKER),
-    TimeoutError: ("{where} does not answer: timed out", "check the address, and that no firewall is between"),
-    OverflowError: ("there is no port {where}", "ports go up to 65535"),
+    connection_workflow.AMQPConnectorAborted: ("connecting to {where} was aborted", _START_A_BROKER),
+    TimeoutError: ("{where} does not answer: timed out", "check the address, and whether a firewall blocks it"),
+    OverflowError: ("{where} is not a valid address", "port must be between 1 and 65535"),
 }
 
 
 def is_cut_off(error: BaseException) -> bool:
-    """Whether a connection ended while it was opened, and the broker said nothing. pika takes that for a refusal, which
-    with brokers from before 2012 it was; with whom we were let in before, it is a line that broke.
+    """Whether a connection ended while it was opened, without a word from the broker.
+
+    pika takes that for a refused login, which it was with brokers from before 2012. If the login worked before, the
+    network failed.
     """
     cause = _root_cause(error)
     guessed = isinstance(cause, exceptions.ProbableAuthenticationError | exceptions.ProbableAccessDeniedError)
@@ -98,7 +100,7 @@ def is_cut_off(error: BaseException) -> bool:
 
 
 def _plain(error: BaseException) -> str:
-    """The words of an error without Python's dress."""
+    """The words of an error as people write them."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return str(error.verify_message)
     if isinstance(error, ssl.SSLError):
@@ -110,10 +112,10 @@ def _plain(error: BaseException) -> str:
 
 def _not_amqp(address: Address) -> MqtoolError:
     return Unavailable(
-        f"{address.host}:{address.port} took the connection, but what answers there is not an AMQP 0-9-1 broker",
+        f"{address.host}:{address.port} accepted the connection, but what answers there is not an AMQP 0-9-1 broker",
         "use amqps:// if the port speaks TLS; 15672 is the management page's port, AMQP's is 5672"
         if not address.tls
-        else "is it the right port? AMQP's with TLS is mostly 5671",
+        else "check the port: AMQP's with TLS is usually 5671",
     )
 
 
@@ -121,12 +123,12 @@ def _login_refused(address: Address, reply_text: str) -> MqtoolError:
     said = f": {_in_short(reply_text)}" if reply_text else ""
     if address.user == "guest" and address.host not in ("localhost", "127.0.0.1", "::1"):
         return AccessRefused(
-            f"{address.host}:{address.port} does not let user 'guest' in{said}",
-            "RabbitMQ lets 'guest' in from its own machine only, as everybody knows its password: on the broker, "
-            "'mqtool user add NAME' and 'mqtool permission set NAME', then --user NAME",
+            f"{address.host}:{address.port} refused the login of user 'guest'{said}",
+            "RabbitMQ accepts 'guest' from its own machine only: on the broker, 'mqtool user add NAME' and "
+            "'mqtool permission set NAME', then --user NAME",
         )
     return AccessRefused(
-        f"{address.host}:{address.port} does not let user {address.user!r} in{said}",
+        f"{address.host}:{address.port} refused the login of user {address.user!r}{said}",
         "check the user and the password: in --url, or --user and --password-file",
     )
 
@@ -140,53 +142,53 @@ def _open_refused(address: Address, error: BaseException) -> MqtoolError:
         return _login_refused(address, text)
     vhost = address.virtual_host
     if "not found" in text:
-        hint = f"the broker has no vhost {vhost!r}: check the URL's path; '/' is written as nothing, or as /%2F"
+        hint = f"the broker has no vhost {vhost!r}: check the URL's path; leave it out, or write /%2F, for vhost '/'"
         return AccessRefused(f"cannot open vhost {vhost!r}: {text}", hint)
     if code in (ACCESS_REFUSED, NOT_ALLOWED):
-        hint = f"an administrator may: mqtool permission set {address.user} --vhost {vhost}"
+        hint = f"as an administrator: mqtool permission set {address.user} --vhost {vhost}"
         return AccessRefused(f"cannot open vhost {vhost!r}: {text}", hint)
     return Unavailable(f"{address.host}:{address.port} closed the connection: {text}")
 
 
 def closed_by_broker(error: BaseException) -> MqtoolError:
-    """What the closing of an open channel or connection means, in the broker's own words."""
+    """Translate the closing of an open channel or connection, in the broker's own words."""
     code = getattr(error, "reply_code", 0)
     text = getattr(error, "reply_text", "")
     said = _in_short(text) if text else _plain(error)
     if code == ACCESS_REFUSED:
         return AccessRefused(said, _hint_for_refused_access(text))
     if code == NOT_FOUND:
-        return NotFound(said, "is the name spelt right? 'mqtool list queues' and 'list exchanges' show what is there")
+        return NotFound(said, "check the name: 'mqtool list queues' and 'mqtool list exchanges' show what exists")
     if code == RESOURCE_LOCKED:
         return DeclaredDifferently(said, "the queue is exclusive to another connection; use another name")
     if "not supported by quorum queues" in text:
-        return UsageError(said, "leave it out: RabbitMQ has it for classic queues only")
+        return UsageError(said, "leave it out: only classic queues have it")
     if code in (COMMAND_INVALID, PRECONDITION_FAILED) and "unknown exchange type" in text:
-        return UnknownExchangeType(said, "does the broker lack a plugin? 'rabbitmq-plugins list' shows what it has")
+        return UnknownExchangeType(said, "a plugin may be missing: 'rabbitmq-plugins list' shows what the broker has")
     if code == PRECONDITION_FAILED:
         return _precondition_failed(said, text)
     if "transient_nonexcl_queues" in text or ("deprecated" in text and "transient" in text):
         first_line = said.partition("\n")[0]  # of a paragraph
         return DeclaredDifferently(
-            first_line, "this broker takes no transient queues any more: use --dialect python, or --durable"
+            first_line, "this broker no longer accepts transient queues: use --dialect python, or --durable"
         )
     return Unavailable(f"the broker closed the connection: {said}" if code else f"the connection was lost: {said}")
 
 
 def _hint_for_refused_access(text: str) -> str:
     if "default exchange" in text:
-        return "it routes to the queue that the routing key names: 'mqtool send -q NAME' publishes there"
+        return "it routes to the queue named by the routing key: 'mqtool send -q NAME' publishes there"
     if "system exchange" in text:
-        return "it is one of the broker's own"
+        return "the broker reserves it for itself"
     if "reserved" in text:
-        return "names that start with 'amq.' are the broker's own; choose another"
-    return "the user lacks a permission here: 'mqtool list permissions' shows what it has"
+        return "names that start with 'amq.' are reserved for the broker; choose another"
+    return "the user lacks a permission: 'mqtool list permissions' shows what it has"
 
 
-#: How RabbitMQ says that a delivery was unacknowledged for too long.
+#: RabbitMQ's words for a delivery that was unacknowledged for too long.
 #: https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
 _CONSUMER_TIMEOUT = "delivery acknowledgement on channel"
-#: How a broker says that what was declared could not be, whether or not something of that name is there.
+#: A broker's words for a declaration that is invalid, whether or not something of that name exists.
 _IMPOSSIBLE = ("invalid arg", "invalid property", "invalid 'x-", "server-named queue")
 
 
@@ -195,8 +197,8 @@ def _precondition_failed(said: str, text: str) -> MqtoolError:
         limit = re.search(r"Timeout value used: (\d+) ms", text)
         within = f" of {compact_duration(int(limit[1]) / 1000)}" if limit else ""
         return Unavailable(
-            f"a delivery was not acknowledged within the broker's consumer timeout{within}; it goes to somebody else",
-            "allow more: consumer_timeout in rabbitmq.conf, or x-consumer-timeout of the queue (RabbitMQ 3.12); "
+            f"a delivery was not acknowledged within the broker's consumer timeout{within}; another consumer gets it",
+            "raise consumer_timeout in rabbitmq.conf, or x-consumer-timeout of the queue (RabbitMQ 3.12); "
             "or take less time: worker --timeout",
         )
     if "inequivalent arg" in text:
@@ -212,30 +214,30 @@ def _precondition_failed(said: str, text: str) -> MqtoolError:
 
 def _hint_for_difference(text: str) -> str:
     if "inequivalent arg 'type'" in text:
-        return "an exchange of another type routes otherwise; name another with --exchange"
-    return "another --dialect may declare it as it is; without --strict it is used as it is"
+        return "an exchange of another type routes differently; name another with --exchange"
+    return "another --dialect may match it; without --strict it is used as it is"
 
 
 def _hint_for_refused_message(text: str) -> str | None:
     if "expiration" in text:
         return "an expiration is a number of milliseconds, as text"
     if "user_id" in text:
-        return "the property user-id, where it is set, names the user who logged in"
+        return "the property user-id must name the user who logged in"
     return None
 
 
 def is_mended_by_reopening(error: BaseException, exchanges: Iterable[str]) -> bool:
-    """Whether a channel that was closed for this would be well if it were opened again.
+    """Whether a channel that was closed for this works once it is opened again.
 
     Args:
-        exchanges: those that are declared again then.
+        exchanges: those that will be declared again.
     """
     text = getattr(error, "reply_text", "")
     return _CONSUMER_TIMEOUT in text or any(f"no exchange '{name}'" in text for name in exchanges)
 
 
 def is_harmless_difference(error: BaseException) -> bool:
-    """Whether what the broker holds differs from what was declared in a way that leaves its meaning the same."""
+    """Whether what exists differs from what was declared, but means the same."""
     text = getattr(error, "reply_text", "")
     return (
         getattr(error, "reply_code", 0) == PRECONDITION_FAILED
@@ -245,7 +247,7 @@ def is_harmless_difference(error: BaseException) -> bool:
 
 
 def cannot_encode(error: Exception) -> MqtoolError:
-    """What keeps pika from encoding a name, a header, a property or an argument means."""
+    """Translate what kept pika from encoding a name, a header, a property or an argument."""
     if isinstance(error, exceptions.ShortStringTooLong):
         return too_long("name or key", error.args[0])
     if isinstance(error, exceptions.UnsupportedAMQPFieldException):

@@ -47,6 +47,7 @@ class Requests:
         self._on_refused = on_refused
         self._on_cancelled = on_cancelled
         self._one_at_a_time = threading.Lock()
+        # What is waited for, and of which channel. Of the I/O thread: one that was left may still report its end.
         self._answer: Answer[Any] | None = None
         self._asked: PikaChannel | None = None
 
@@ -58,7 +59,6 @@ class Requests:
         """
         opened: Answer[PikaChannel] = Answer()
         with self._one_at_a_time:
-            self._answer = opened
             self._io.run(lambda: self._open(opened))
             opened.result()
 
@@ -81,7 +81,7 @@ class Requests:
                 self.pika = None
                 answer.refuse(exceptions.ConnectionWrongStateError())
                 return
-            self._asked = self.pika
+            self._asked, self._answer = self.pika, answer
             try:
                 request(self.pika, answer.give)
             except CONNECTION_LOST as error:
@@ -91,7 +91,6 @@ class Requests:
                 answer.refuse(failures.cannot_encode(error))
 
         with self._one_at_a_time:
-            self._answer = answer
             self._io.run(start)
             return answer.result()
 
@@ -115,7 +114,7 @@ class Requests:
         except exceptions.AMQPError as error:
             opened.refuse(error)
             return
-        self._asked = pika
+        self._asked, self._answer = pika, opened
         pika.add_on_close_callback(self._on_close)
         pika.add_on_cancel_callback(lambda frame: self._on_cancelled(frame.method.consumer_tag))
         pika.add_callback(self._on_get_empty, [spec.Basic.GetEmpty], one_shot=False)

@@ -265,7 +265,7 @@ def test_strict_takes_no_queue_that_differs(shell: Shell, connection: Connection
         what, hint = refused.stderr.splitlines()
         assert what.startswith("mqtool: inequivalent arg ")
         assert "for queue 'hello'" in what
-        assert hint.startswith("hint: another --dialect may declare it as it is")
+        assert hint.startswith("hint: another --dialect may match it")
         assert (refused.stdout, refused.code) == ("", 78)
 
     assert administration.depth(keep, keep.declare(existing).name).consumers == 0
@@ -350,7 +350,7 @@ def test_an_exchange_of_another_type_is_never_used(
 
     what, hint = refused.stderr.splitlines()
     assert what.startswith("mqtool: inequivalent arg 'type' for exchange 'direct_logs'")
-    assert hint == "hint: an exchange of another type routes otherwise; name another with --exchange"
+    assert hint == "hint: an exchange of another type routes differently; name another with --exchange"
     assert (refused.stdout, refused.code) == ("", 78)
     keep.declare(existing)
 

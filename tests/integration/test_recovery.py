@@ -1,10 +1,13 @@
 """Faults: the connection breaks while messages flow. Nothing confirmed is lost; what comes twice is marked."""
 
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from mqtool.amqp import Backoff, Channel, Connection, Receiving, parse_addresses
+from mqtool.amqp import Backoff, Channel, Connection, Receiving, administration, parse_addresses
+from mqtool.errors import MqtoolError
 from mqtool.message import Confirmation, Message
 from mqtool.stage.proxy import Proxy
 from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
@@ -180,3 +183,56 @@ def test_what_differs_is_used_after_a_reconnection_too(
     assert {receipt.confirmation for receipt in receipts} == {Confirmation.CONFIRMED}
     assert [sum(f"'{name}'" in notice for notice in notices) for name in ("logs", "a", "b")] == [1, 1, 1]
     assert (channel.depth_of("a"), channel.depth_of("b")) == (1, 1)
+
+
+def test_close_during_a_loss_ends_what_waits_for_the_connection(broker: TestBroker) -> None:
+    """Whatever the state in which it is closed: the thread that opens it again, and whoever asks meanwhile, end."""
+    url = broker.url.replace(f":{broker.port}", ":{port}")
+    for cuts, pause in ((1, 0.0), (1, 0.01), (2, 0.005), (2, 0.02)):
+        with Proxy(broker.port) as proxy:
+            connection = Connection(parse_addresses(url.format(port=proxy.port)), backoff=EAGER)
+            channel = connection.channel()
+            channel.declare(QUORUM)
+            ended: list[MqtoolError] = []
+            asking = threading.Thread(target=_ask_until_it_fails, args=(channel, ended), daemon=True)
+            asking.start()
+            for _ in range(cuts):
+                proxy.cut()
+                time.sleep(pause)
+            connection.close()
+            asking.join(5)
+        assert [str(error) for error in ended] == ["the connection is closed"]
+
+
+def _ask_until_it_fails(channel: Channel, ended: list[MqtoolError]) -> None:
+    try:
+        while True:
+            channel.depth_of("q")
+    except MqtoolError as error:
+        ended.append(error)
+
+
+def test_a_channel_opened_during_a_loss_waits_for_the_connection(proxy: Proxy, channel: Channel) -> None:
+    """The connection is opened again, and the new channel with it."""
+    channel.declare(QUORUM)
+    proxy.cut()
+    assert channel.connection.channel().depth_of("q") == 0
+
+
+def test_a_queue_that_is_gone_after_a_loss_is_waited_for(
+    broker: TestBroker, proxy: Proxy, channel: Channel, notices: list[str]
+) -> None:
+    """Its node may come back. Each attempt says what is missing, and leaves no connection open."""
+    with Connection(parse_addresses(broker.url)) as connection:
+        other = connection.channel()
+        other.declare(QUORUM)
+        deliveries = channel.consume(QUORUM)
+        proxy.break_early = 1
+        proxy.cut()
+        administration.delete_queue(other, "q")
+        wait_until(lambda: sum("no queue 'q'" in notice for notice in notices) >= 2, "two attempts")
+        other.declare(QUORUM)
+        for _ in other.publish([Message(b"back")], routing_key="q"):
+            pass
+        assert next(deliveries).body == b"back"
+    assert proxy.accepted <= 3

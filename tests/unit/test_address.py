@@ -102,5 +102,5 @@ def test_an_address_prints_as_the_url_without_its_password() -> None:
 
 def test_a_key_needs_its_certificate(tmp_path: Path) -> None:
     """It would be ignored otherwise, and the broker would refuse us for no visible reason."""
-    with pytest.raises(UsageError, match="without its certificate"):
+    with pytest.raises(UsageError, match="needs its certificate"):
         TlsFiles(key=tmp_path / "key.pem").context()
