@@ -6,19 +6,12 @@ thread to wake, and a packet with the next delivery.
 
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
 
+from mqtool.amqp.io_thread import IoThread
 from mqtool.message import Delivery
 
 #: Seconds for which one waits for others.
 _MOMENT = 0.005
-
-
-class Runner(Protocol):
-    """Runs functions one after another, such as an IoThread."""
-
-    def run(self, callback: Callable[[], None], /) -> None: ...
-    def run_later(self, seconds: float, callback: Callable[[], None], /) -> None: ...
 
 
 class Acknowledgements:
@@ -28,12 +21,12 @@ class Acknowledgements:
         together: let each wait a moment for others.
 
     Args:
-        send: sends one, on the runner.
+        send: sends one, on the I/O thread.
     """
 
-    def __init__(self, runner: Runner, send: Callable[[Delivery], None]) -> None:
+    def __init__(self, io: IoThread, send: Callable[[Delivery], None]) -> None:
         self.together = False
-        self._runner = runner
+        self._io = io
         self._send = send
         self._waiting: deque[Delivery] = deque()
         self._is_due = False
@@ -42,15 +35,15 @@ class Acknowledgements:
         """Acknowledge a delivery. From any thread."""
         self._waiting.append(delivery)
         if not self.together:
-            self._runner.run(self._send_all)
+            self._io.run(self._send_all)
         elif not self._is_due:
             self._is_due = True
-            self._runner.run_later(_MOMENT, self._send_all)
+            self._io.run_later(_MOMENT, self._send_all)
 
     def flush(self) -> None:
         """Send those that wait. From any thread."""
         if self._waiting:
-            self._runner.run(self._send_all)
+            self._io.run(self._send_all)
 
     def _send_all(self) -> None:
         self._is_due = False  # before the last look: whatever is added from here on schedules itself

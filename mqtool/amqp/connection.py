@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
-from types import TracebackType
 from typing import Any, Self
 
 from pika import ConnectionParameters, PlainCredentials, SSLOptions, exceptions
@@ -99,9 +98,7 @@ class Connection:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def channel(
@@ -133,12 +130,7 @@ class Connection:
         return channel
 
     def beside(self) -> "Connection":
-        """Open another connection to the same broker, which is not reopened: for a question that may cost it.
-
-        Raises:
-            Unavailable: no node answers.
-            AccessRefused: the broker rejects the user or the vhost.
-        """
+        """Open another connection to the same broker, which is not reopened: for a question that may cost it."""
         return Connection(self._addresses, tls=self._tls, name=self._name)
 
     @property
@@ -339,12 +331,12 @@ class Connection:
     def _on_blocked(self, _pika: SelectConnection, frame: Any) -> None:
         self.notice(f"the broker blocks publishers ({frame.method.reason}); waiting until it unblocks them")
         for channel in self._channels:
-            channel.link.tell(lambda listener: listener.blocked())
+            channel.link.tell(lambda listener: listener.paused())
 
     def _on_unblocked(self, _pika: SelectConnection, _frame: Any) -> None:
         self.notice("the broker has unblocked publishers")
         for channel in self._channels:
-            channel.link.tell(lambda listener: listener.unblocked())
+            channel.link.tell(lambda listener: listener.resumed())
 
 
 def _parameters(address: Address, tls: ssl.SSLContext | None, name: str) -> ConnectionParameters:

@@ -48,13 +48,10 @@ class Listener:
     def opened(self, *, connection_is_new: bool) -> None:
         """There is another pika channel: set up again what was there before."""
 
-    def lost(self) -> None:
-        """There is no pika channel, for now."""
+    def paused(self) -> None:
+        """The connection is lost, or the broker blocks publishers: memory or disk alarm."""
 
-    def blocked(self) -> None:
-        """The broker blocks publishers: memory or disk alarm."""
-
-    def unblocked(self) -> None:
+    def resumed(self) -> None:
         """The broker accepts messages again."""
 
     def cancelled(self, tag: str) -> None:
@@ -86,7 +83,7 @@ class Link:
         self.journal = Journal()
         self._line = line
         self._strict = strict
-        self._listeners: list[Listener] = []
+        self._listeners: dict[Listener, None] = {}  # in order
         self.requests = Requests(
             line.io, line.open_pika_channel, on_refused=self._on_refused, on_cancelled=self._on_cancelled
         )
@@ -102,16 +99,14 @@ class Link:
 
     def listen(self, listener: Listener) -> None:
         """Tell this one, too."""
-        if listener not in self._listeners:
-            self._listeners.append(listener)
+        self._listeners[listener] = None
 
     def forget(self, listener: Listener) -> None:
         """Tell this one no more."""
-        if listener in self._listeners:
-            self._listeners.remove(listener)
+        self._listeners.pop(listener, None)
 
     def tell(self, event: Callable[[Listener], None]) -> None:
-        """Tell every listener something."""
+        """Call a method of every listener."""
         for listener in tuple(self._listeners):
             event(listener)
 
@@ -142,7 +137,7 @@ class Link:
     def lost(self) -> None:
         """The connection is lost, and will be opened again."""
         self.requests.pika = None
-        self.tell(lambda listener: listener.lost())
+        self.tell(lambda listener: listener.paused())
 
     def fail(self, failure: MqtoolError) -> None:
         """The channel is closed for good. From any thread."""
@@ -237,7 +232,7 @@ class Link:
             left = self.requests.leave()
             if left is None:
                 return  # the connection is lost, and there will be another channel anyway
-            self.tell(lambda listener: listener.lost())
+            self.tell(lambda listener: listener.paused())
             self._line.io.run(lambda: left.close() if left.is_open else None)
             self._open_or_fail()
 
@@ -251,7 +246,7 @@ class Link:
             self.requests.open()
             return
         try:
-            self.open(set_up_topology=any(listener.consumes for listener in self._listeners))
+            self.open(set_up_topology=any(listener.consumes for listener in tuple(self._listeners)))
         except MqtoolError as failure:
             self.fail(failure)
             raise

@@ -168,8 +168,8 @@ class Cautious(Streaming):
 class ExactCount(Streaming):
     """Exactly N deliveries, one by one or, where that would be slow, with a wide prefetch.
 
-    With a wide prefetch, the last acknowledgements are withheld: they would make room for deliveries beyond the count.
-    What the broker sends automatically acknowledged has no such limit, so there is no auto_ack here.
+    Then the last acknowledgements are withheld: they would make room for deliveries beyond the count. No prefetch
+    limits what is acknowledged automatically, so auto_ack is off here.
     """
 
     def __init__(self, count: int, prefetch: int = PREFETCH) -> None:

@@ -75,13 +75,10 @@ class Publishing(Listener):
     def opened(self, *, connection_is_new: bool) -> None:
         self._confirm(connection_is_new=connection_is_new)
 
-    def lost(self) -> None:
+    def paused(self) -> None:
         self.publisher.pause()
 
-    def blocked(self) -> None:
-        self.publisher.pause()
-
-    def unblocked(self) -> None:
+    def resumed(self) -> None:
         self.publisher.resume()
 
     def failed(self, failure: MqtoolError) -> None:
