@@ -295,7 +295,7 @@ class Connection:
                         return
                 self._set_up_again()
             except (Unavailable, exceptions.AMQPError) as failure:
-                self.notice(f"attempt {attempt} to reconnect failed: {failure or type(failure).__name__}")
+                self.notice(f"attempt {attempt} to reconnect failed: {failures.in_words(failure)}")
             except MqtoolError as failure:
                 self._fail(failure)
                 return

@@ -99,6 +99,11 @@ def is_cut_off(error: BaseException) -> bool:
     return guessed and "ConnectionClosedByBroker" not in str(cause)
 
 
+def in_words(error: Exception) -> str:
+    """What a failed attempt to connect means; pika's own words are for its developers."""
+    return str(error) if isinstance(error, MqtoolError) else "the connection was lost again"
+
+
 def _plain(error: BaseException) -> str:
     """The words of an error as people write them."""
     if isinstance(error, ssl.SSLCertVerificationError):
