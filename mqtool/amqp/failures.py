@@ -1,5 +1,6 @@
 """Translates the exceptions of pika and the operating system into what they mean to a user."""
 
+import errno
 import re
 import socket
 import ssl
@@ -35,13 +36,19 @@ _TOLD_BY_BROKER = re.compile(r"\((?P<code>\d{3})\) (?P<quote>['\"])(?P<text>.*)(
 _START_A_BROKER = "start one with 'mqtool broker up', or name another with --url"
 
 
+#: Such as that of an IPv6 address on a machine without IPv6.
+_NO_WAY_THERE = (errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.EAFNOSUPPORT)
+
+
 def _root_cause(error: BaseException) -> BaseException:
     """The error under pika's wrappers of a failed attempt to connect."""
     inner: object = None
     if isinstance(error, connection_workflow.AMQPConnectorPhaseErrorBase):
         inner = error.exception
     elif isinstance(error, connection_workflow.AMQPConnectionWorkflowFailed):
-        inner = error.exceptions[-1]
+        # A name may have several addresses. One that this machine cannot reach at all tells nothing of the broker.
+        tried = [_root_cause(each) for each in error.exceptions]
+        inner = next((each for each in tried if getattr(each, "errno", None) not in _NO_WAY_THERE), tried[-1])
     elif isinstance(error, exceptions.AMQPConnectionError) and error.args:
         inner = error.args[0]
     return _root_cause(inner) if isinstance(inner, BaseException) else error
@@ -168,7 +175,7 @@ def closed_by_broker(error: BaseException) -> MqtoolError:
         return DeclaredDifferently(said, "the queue is exclusive to another connection; use another name")
     if "not supported by quorum queues" in text:
         return UsageError(said, "leave it out: only classic queues have it")
-    if code in (COMMAND_INVALID, PRECONDITION_FAILED) and "unknown exchange type" in text:
+    if code in (COMMAND_INVALID, PRECONDITION_FAILED) and re.search("(unknown|invalid) exchange type", text):
         return UnknownExchangeType(said, "a plugin may be missing: 'rabbitmq-plugins list' shows what the broker has")
     if code == PRECONDITION_FAILED:
         return _precondition_failed(said, text)

@@ -1,18 +1,18 @@
 """Turning messages with a delay into what is published instead."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from mqtool.amqp import Channel
-from mqtool.delays.plugin import PluginMissing, ThroughPlugin, has_plugin
+from mqtool.delays.plugin import PluginMissing, ThroughPlugin, can_delay, has_plugin
 from mqtool.delays.queues import SHORTEST_STEP, ThroughQueues, step_of
 from mqtool.delays.via import LONGEST, Via
-from mqtool.delays.ways import Destination, Notice, Place, Way
+from mqtool.delays.ways import Destination, Place, Warn, Way
 from mqtool.duration import compact_duration
 from mqtool.errors import BadData
 from mqtool.message import DUE, PERSISTENT, Message
-from mqtool.topology import DELAYED
+from mqtool.topology import DELAYED, Exchange, Queue
 
 #: Messages with short delays that may be on their way to the broker: what queues up there arrives late.
 _IN_FLIGHT = 100
@@ -34,14 +34,19 @@ class Delaying:
     Args:
         channel: the channel that the messages are published on.
         notice: is told which way was taken and why.
+        warn: is told what may go wrong there.
     """
 
-    def __init__(self, channel: Channel, via: Via, destination: Destination, notice: Notice) -> None:
+    def __init__(
+        self, channel: Channel, via: Via, destination: Destination, notice: Callable[[str], None], warn: Warn
+    ) -> None:
         self._channel = channel
         self._via = via
         self._destination = destination
         self._notice = notice
-        self._way: Way | None = None
+        self._through_plugin = ThroughPlugin(channel, destination, warn)
+        self._through_queues = ThroughQueues(channel, destination, warn)
+        self._ways: dict[bool, Way] = {}
         self.at_fault: Message | None = None
         self._overdue = 0
 
@@ -71,40 +76,49 @@ class Delaying:
             return self._as_held(message, 0, None)
         if delay > LONGEST:
             raise BadData(f"a delay of {compact_duration(delay / 1000)} is too long", "at most 2^32 - 1 ms, 49 days")
-        place = self.choose().place(message, delay)
+        way = self.choose(self._destination.of(message))
+        place = way.place(message, delay)
         # Declaring has taken time. It counts for a message with a time of arrival, not for one with a delay.
-        return self._as_held(message, max(1, _milliseconds(message)), place)
+        return self._as_held(message, max(1, _milliseconds(message)), (way, place))
 
-    def _as_held(self, message: Message, delay: int, place: Place | None) -> Held:
+    def _as_held(self, message: Message, delay: int, waiting: tuple[Way, Place] | None) -> Held:
         due = _now() + delay if message.due is None else round(message.due * 1000)
         headers = {**(message.properties.get("headers") or {}), DUE: due}
         original = replace(message, delay=None, due=due / 1000)
         held = Held(message.body, message.routing_key, message.exchange, {**message.properties, "headers": headers})
         held.message_id, held.original = message.message_id, original
-        if place is not None:
+        if waiting is not None:
+            way, place = waiting
             held.exchange = place.exchange
             held.routing_key = message.routing_key if place.routing_key is None else place.routing_key
-            held.properties = self.choose().properties(held, delay)
+            held.properties = way.properties(held, delay)
             held.properties.setdefault("delivery_mode", PERSISTENT)  # what waits must survive a restart
         return held
 
-    def choose(self) -> Way:
-        """Choose a way, and say which; raises PluginMissing as hold() does."""
-        if self._way is None:
-            self._way = self._chosen()
-        return self._way
+    def choose(self, target: Exchange | Queue | None = None) -> Way:
+        """Choose a way for messages to a target, and say which; raises PluginMissing as hold() does."""
+        needs_care = self._destination.may_lead_to_quorum_queue(target or self._destination.to)
+        if needs_care not in self._ways:
+            self._ways[needs_care] = self._chosen(needs_care=needs_care)
+        return self._ways[needs_care]
 
-    def _chosen(self) -> Way:
-        broker = self._channel.connection.broker
-        if self._via is not Via.TTL:
-            way = ThroughPlugin(self._channel, self._destination, self._notice)
-            if has_plugin(self._channel, way.exchange):
-                self._notice(f"messages wait in exchange {way.exchange.name!r}: {broker} has the type {DELAYED}")
-                return way
-            if self._via is Via.PLUGIN:
-                raise PluginMissing(broker)
-            self._notice(f"messages wait in queues: {broker} has no exchange type {DELAYED}")
-        return ThroughQueues(self._channel, self._destination, self._notice)
+    def _chosen(self, *, needs_care: bool) -> Way:
+        """The plugin where it is there, and safe: it can lose messages for a quorum queue when the broker restarts."""
+        broker, exchange = self._channel.connection.broker, self._through_plugin.exchange
+        is_ours = self._destination.to != exchange  # else the user has named an exchange of that type
+        if self._via is Via.TTL:
+            return self._through_queues
+        if self._via is Via.AUTO and needs_care and is_ours:
+            self._notice("messages wait in queues, which lose nothing on the way to a quorum queue")
+            return self._through_queues
+        asks = has_plugin if self._via is Via.PLUGIN else can_delay
+        if asks(self._channel, exchange):
+            self._notice(f"messages wait in exchange {exchange.name!r}: {broker} has the type {DELAYED}")
+            return self._through_plugin
+        if self._via is Via.PLUGIN:
+            raise PluginMissing(broker)
+        self._notice(f"messages wait in queues: {broker} has no exchange {exchange.name!r} of type {DELAYED}")
+        return self._through_queues
 
 
 def _now() -> int:

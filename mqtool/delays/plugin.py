@@ -8,7 +8,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from mqtool.amqp import Channel, Owner
-from mqtool.delays.ways import Destination, Expecting, Notice, Place, name_for
+from mqtool.delays.ways import Destination, Expecting, Place, Warn, name_for
 from mqtool.errors import DeclaredDifferently, UnknownExchangeType
 from mqtool.message import Message
 from mqtool.topology import DELAYED, Exchange, Queue
@@ -68,7 +68,19 @@ def _is_known(connection: Owner, exchange: Exchange) -> bool:
             beside.channel().declare(exchange)
         except UnknownExchangeType:
             return False
+        except DeclaredDifferently as error:
+            raise DeclaredDifferently(
+                str(error), f"to have it delay, delete it first: mqtool exchange delete {exchange.name}"
+            ) from error
     return True
+
+
+def can_delay(channel: Channel, exchange: Exchange) -> bool:
+    """has_plugin(), for whoever goes on with what is there: False as well where it exists with another type."""
+    try:
+        return has_plugin(channel, exchange)
+    except DeclaredDifferently:
+        return False
 
 
 class ThroughPlugin:
@@ -78,23 +90,30 @@ class ThroughPlugin:
         exchange: the one in front of the destination.
     """
 
-    def __init__(self, channel: Channel, destination: Destination, notice: Notice) -> None:
+    def __init__(self, channel: Channel, destination: Destination, warn: Warn) -> None:
         self.exchange = _in_front_of(destination.to)
         self._channel = channel
         self._destination = destination
-        self._notice = notice
+        self._warn = warn
         self._expecting = Expecting(channel)
         self._bound: set[tuple[str, str | None]] = set()
         self._count = 0
+        self._has_warned = False
 
     def place(self, message: Message, milliseconds: int) -> Place:  # noqa: ARG002
         self._count += 1
         if self._count == _TOO_MANY:
-            self._notice(
+            self._warn(
                 f"{_TOO_MANY:,} delayed messages: the plugin keeps them all in one table, not made for that many; "
                 "--via ttl is"
             )
         target = self._destination.of(message)
+        if not self._has_warned and self._destination.may_lead_to_quorum_queue(target) and target != self.exchange:
+            self._has_warned = True
+            self._warn(
+                "the plugin loses messages for a quorum queue that fall due while the broker is down or starting: it "
+                "publishes them before the queue has a leader; --via ttl keeps them"
+            )
         exchange, key = _in_front_of(target), target.name if isinstance(target, Queue) else None
         if exchange is not target and (exchange.name, key) not in self._bound:
             self._expecting.expect(target)

@@ -6,7 +6,7 @@ from typing import Any
 from mqtool.amqp import Channel
 from mqtool.delays.via import LONGEST
 from mqtool.delays.wait_queues import GRACE, AtLeastOnce, wait_queue
-from mqtool.delays.ways import Destination, Expecting, Notice, Place, name_for
+from mqtool.delays.ways import Destination, Expecting, Place, Warn, name_for
 from mqtool.duration import compact_duration
 from mqtool.errors import BadData
 from mqtool.message import Message
@@ -23,12 +23,12 @@ _LEASE = 60.0
 class ThroughQueues:
     """Through wait queues, as mqtool/delays/__init__.py draws them."""
 
-    def __init__(self, channel: Channel, destination: Destination, notice: Notice) -> None:
+    def __init__(self, channel: Channel, destination: Destination, warn: Warn) -> None:
         self._channel = channel
         self._destination = destination
-        self._notice = notice
+        self._warn = warn
         self._expecting = Expecting(channel)
-        self._waiting = AtLeastOnce(channel, notice)
+        self._waiting = AtLeastOnce(channel, warn)
         #: By name: until when a declaration is fresh.
         self._leases: dict[str, float] = {}
         self._said_expiration = False
@@ -41,7 +41,7 @@ class ThroughQueues:
             )
         if message.properties.get("expiration") is not None and not self._said_expiration:
             self._said_expiration = True
-            self._notice("messages lose their property expiration in a wait queue")
+            self._warn("messages lose their property expiration in a wait queue")
         target = self._destination.of(message)
         wait = min(wait_of(milliseconds), LONGEST_IN_QUEUES)
         is_exchange = isinstance(target, Exchange)
@@ -55,14 +55,13 @@ class ThroughQueues:
         return time.monotonic() > self._leases.get(name, 0.0)
 
     def _declare(self, name: str, wait: int, target: Exchange | Queue) -> None:
-        is_known, remember = target is self._destination.to, name not in self._leases
-        if not is_known:
+        remember = name not in self._leases
+        if target is not self._destination.to:
             self._expecting.expect(target)
+        is_safe = self._destination.may_lead_to_quorum_queue(target)
         if isinstance(target, Queue):
             waiting = wait_queue(name, wait, "", target.name)
-            is_safe = not is_known or target.arguments.get("x-queue-type") == "quorum"
         else:
-            is_safe = not is_known or target.durable  # what is not durable loses its messages in a restart anyway
             waiting = wait_queue(name, wait, (self._due_exchange(target) if is_safe else target).name)
         declare = self._waiting.declare if is_safe else self._channel.declare
         waiting = declare(waiting, remember=remember)

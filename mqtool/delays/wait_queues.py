@@ -53,12 +53,12 @@ class AtLeastOnce:
     """Declares wait queues that dead-letter at least once, or plain ones where the broker (before 3.10) cannot.
 
     Args:
-        notice: is told once that the broker cannot.
+        warn: is told once that the broker cannot.
     """
 
-    def __init__(self, channel: Channel, notice: Callable[[str], None]) -> None:
+    def __init__(self, channel: Channel, warn: Callable[[str], None]) -> None:
         self._channel = channel
-        self._notice = notice
+        self._warn = warn
         self._can = True
 
     def declare(self, queue: Queue, *, remember: bool = False) -> Queue:
@@ -70,7 +70,7 @@ class AtLeastOnce:
             except UsageError:
                 declared = self._channel.declare(queue, remember=remember)
             self._can = False
-            self._notice(
+            self._warn(
                 "this broker's queues cannot dead-letter at least once: a broker restart may lose waiting messages"
             )
             return declared

@@ -10,7 +10,8 @@ from mqtool.errors import BadData
 from mqtool.message import Message
 from mqtool.topology import DEFAULT_EXCHANGE, Exchange, Queue
 
-Notice = Callable[[str], None]
+#: Tells the user what they should look at.
+Warn = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,15 @@ class Destination:
         ours = self.to.name if isinstance(self.to, Queue) else ""
         name = ours if message.routing_key is None else message.routing_key
         return self.to if isinstance(self.to, Queue) and ours == name else Queue(name)
+
+    def may_lead_to_quorum_queue(self, target: Exchange | Queue) -> bool:
+        """Whether what is published to a target may end in a quorum queue: one that we did not declare may be one.
+
+        What an exchange that is not durable leads to, a restart loses anyway.
+        """
+        if target is not self.to:
+            return True
+        return target.durable if isinstance(target, Exchange) else target.arguments.get("x-queue-type") == "quorum"
 
 
 class Place(NamedTuple):

@@ -83,13 +83,40 @@ def test_every_publishing_command_delays(shell: Shell, via: str, receive: list[s
 
 def test_auto_takes_what_there_is_and_says_why(shell: Shell, plugin: bool) -> None:
     """One line on stderr, with the broker's name; none with --quiet, and none where the user chose."""
-    shell.run("mqtool", "receive", "--idle-timeout", "1ms")
-    said = shell.run("mqtool", "send", "x", "--delay", "1h").stderr.splitlines()
+    classic = ["-q", "classic", "--queue-type", "classic", "--durable"]
+    said = shell.run("mqtool", "send", "x", *classic, "--delay", "1h").stderr.splitlines()
     expected = f"{BY_EXCHANGE}'mqtool.delayed': RabbitMQ" if plugin else f"{IN_QUEUES}RabbitMQ"
     assert said[0].startswith(expected)
     assert said[1:] == [" [x] Sent 'x'"]
     assert shell.run("mqtool", "send", "x", "--delay", "1h", "--via", "ttl").stderr == " [x] Sent 'x'\n"
     assert shell.run("mqtool", "send", "x", "--delay", "1h", "--quiet").stderr == ""
+
+
+def test_auto_never_takes_the_plugin_to_a_quorum_queue(shell: Shell, plugin: bool) -> None:
+    """When RabbitMQ starts, the plugin publishes what is due before the queue has a leader, and it is lost."""
+    said = shell.run("mqtool", "send", "x", "--delay", "1h").stderr.splitlines()
+    assert said[0] == "messages wait in queues, which lose nothing on the way to a quorum queue"
+    if plugin:
+        warned = shell.run("mqtool", "send", "-l", "--delay", "1h", "--via", "plugin", stdin="x\ny\n").stderr
+        assert warned.count("warning: the plugin loses messages for a quorum queue") == 1
+        classic = shell.run(
+            "mqtool", "send", "x", "-q", "c", "--queue-type", "classic", "--delay", "1h", "--via", "plugin"
+        )
+        assert "warning" not in classic.stderr
+
+
+def test_an_exchange_from_before_the_plugin_came_is_used_as_it_is(shell: Shell, plugin: bool) -> None:
+    """Delayed first without the plugin, then with it: auto goes on; --via plugin says how to begin anew."""
+    if not plugin:
+        pytest.skip("this broker has no delayed message plugin")
+    shell.run("mqtool", "exchange", "declare", "early", "direct", "--durable")
+    receiver = shell.start("mqtool", "receive-delayed", "-e", "early", "-c", "1", "--raw")
+    receiver.wait_until_ready()
+    sent = shell.run("mqtool", "send-delayed", "-e", "early", "--delay", "100ms", "x")
+    assert (sent.code, receiver.wait().stdout) == (0, "x\n")
+    refused = shell.run("mqtool", "send-delayed", "-e", "early", "--delay", "1s", "--via", "plugin", "x")
+    assert refused.code == 78
+    assert "mqtool exchange delete early" in refused.stderr
 
 
 @pytest.mark.parametrize("command", [["send", "x"], ["emit-log", "fanout", "x"], ["send-delayed", "x"]], ids=str)

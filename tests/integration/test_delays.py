@@ -45,7 +45,7 @@ def publish(connection: Connection, via: Via) -> Publish:
 
     def publish(messages: Iterable[Message], to: Queue | Exchange, routing_key: str = "") -> list[Receipt]:
         channel = connection.channel()
-        delaying = Delaying(channel, via, Destination(to), lambda _: None)
+        delaying = Delaying(channel, via, Destination(to), lambda _: None, lambda _: None)
         exchange, key = (to, routing_key) if isinstance(to, Exchange) else (DEFAULT_EXCHANGE, to.name)
         return list(channel.publish(delaying.hold(messages), exchange=exchange, routing_key=key))
 
@@ -243,7 +243,7 @@ def test_wait_queues_expire_and_do_not_before_their_messages(broker: TestBroker,
     channel = connection.channel()
     logs = [Exchange("logs", "fanout"), Exchange("durable", "fanout", durable=True)]
     for destination in (Destination(channel.declare(QUORUM)), *(Destination(channel.declare(each)) for each in logs)):
-        delaying = Delaying(channel, Via.TTL, destination, lambda _: None)
+        delaying = Delaying(channel, Via.TTL, destination, lambda _: None, lambda _: None)
         list(channel.publish(delaying.hold([Message(b"", delay=59.99)]), routing_key="q"))
 
     for name, to, kind in (

@@ -19,7 +19,7 @@ from mqtool.cli.options import (
 from mqtool.cli.pipe.publishing import publish, text
 from mqtool.cli.pipe.receiving import print_deliveries
 from mqtool.cli.pipe.source import Addressing
-from mqtool.delays.plugin import has_plugin
+from mqtool.delays.plugin import can_delay
 from mqtool.message import Delivery, Message
 from mqtool.topology import Exchange
 from mqtool.tutorials import delayed_messages
@@ -78,7 +78,7 @@ def receive_delayed(
 
 def _as_known(channel: Channel, exchange: Exchange) -> Exchange:
     """The exchange; without the plugin, one that routes the same way: messages then wait in queues before they come."""
-    if has_plugin(channel, exchange):
+    if can_delay(channel, exchange):
         return exchange
     arguments = {name: value for name, value in exchange.arguments.items() if name != TYPE_INSIDE}
     return replace(exchange, type=str(exchange.arguments.get(TYPE_INSIDE, "direct")), arguments=arguments)

@@ -33,7 +33,7 @@ def held(source: Input, asked: Publishing, channel: Channel, to: Exchange | Queu
     from mqtool.delays.holding import Delaying
     from mqtool.delays.ways import Destination
 
-    delaying = Delaying(channel, delays.via, Destination(to), output.notice)
+    delaying = Delaying(channel, delays.via, Destination(to), output.notice, output.warning)
     if delays.are_given:
         delaying.choose()  # now, rather than when the first line arrives
     return _hold(source, delaying)
