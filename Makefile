@@ -16,15 +16,15 @@ help:  ## show these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-24s %s\n", $$1, $$2}'
 
 setup: .venv/installed  ## install mqtool into .venv
-	@echo "mqtool is installed in $(BIN). Type next: $(BIN)/mqtool tutorial run hello-world"
+	@echo "mqtool is installed. Type next: $(BIN)/mqtool tutorial run hello-world"
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -d .venv || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "cannot make .venv: on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }
-	$(PIP) --editable .
+	@$(PIP) --editable .
 	@touch $@
 
 .venv/installed-dev: .venv/installed
-	$(PIP) --editable '.[dev]'
+	@$(PIP) --editable '.[dev]'
 	@touch $@
 
 demo: .venv/installed  ## run every tutorial, then send a real log file through (LOG=FILE names one), and check the counts
@@ -50,7 +50,7 @@ lint: .venv/installed-dev  ## check style, types and the arrows between packages
 	$(BIN)/lint-imports --no-logo --no-cache
 
 .venv/installed-docs: .venv/installed
-	$(PIP) --editable '.[docs]'
+	@$(PIP) --editable '.[docs]'
 	@touch $@
 
 docs: .venv/installed-dev .venv/installed-docs  ## write the reference and the man page, and build the site: docs/_build

@@ -47,7 +47,7 @@ def start_page() -> str:
         mqtool: learn, script and operate RabbitMQ from the command line
 
         Start here:
-          mqtool tutorial run hello-world   watch the first tutorial, on a broker of its own
+          mqtool tutorial run hello-world   watch the first tutorial
           mqtool broker up                  start a broker for yourself
           mqtool send 'Hello World!'        send a message; 'mqtool receive' gets it
 
