@@ -55,7 +55,7 @@ lint: .venv/installed-dev  ## check style, types and the arrows between packages
 
 docs: .venv/installed-dev .venv/installed-docs  ## write the reference and the man page, and build the site: docs/_build
 	$(BIN)/python -m docs.generate
-	$(BIN)/sphinx-build -q -W --keep-going --fresh-env docs docs/_build
+	$(BIN)/python -m sphinx -q -W --keep-going --fresh-env docs docs/_build
 	@echo "docs/_build/index.html"
 
 bench: .venv/installed-dev up  ## measure beside peers, in the same run

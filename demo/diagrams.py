@@ -45,20 +45,46 @@ DIAGRAMS: Mapping[str, tuple[str, ...]] = {
         'x -->|"when it is due"| q[("delay_queue")] --> r(["receive-delayed"])',
     ),
 }
-_HEAD = """\
+LEGEND = "Rounded boxes are programs, hexagons exchanges, cylinders queues."
+_HEAD = f"""\
 # The tutorials
 
-Rounded boxes are programs, hexagons exchanges, cylinders queues. `mqtool tutorial run NAME` plays a tutorial in one
-terminal, `mqtool tutorial show NAME` has its story and its source, and with `--plain-pika` a script that does the same
-with pika alone. (`make pictures` writes this page.)
+{LEGEND} (`make pictures` writes this page.)
+
+```sh
+mqtool tutorial list
+mqtool tutorial run work-queues
+mqtool tutorial show routing
+mqtool tutorial show hello-world --plain-pika > hello.py
+```
+
+`run` plays a tutorial in one terminal, step by step; with `--auto` it goes on by itself. `show` prints the picture, the
+story, what to type and the source; with `--plain-pika`, a script that does the same with pika alone.
 
 ![mqtool tutorial show routing](pictures/tutorial-show.svg)
+"""
+_TAIL = """\
+## Why queues?
+
+`mqtool tutorial run why-queues` plays three motives for a queue, and measures them. Here a worker that cannot keep up
+with a burst drains it at its own pace:
+
+![Forty orders in a second, and a packer who can do five](pictures/why-queues.svg)
+
+## Things to try
+
+- `mqtool worker --prefetch 0` deals out tasks in turn, however long each takes.
+- `mqtool worker --forget-ack` makes the classic mistake; `mqtool top` shows what comes of it.
+- `mqtool receive-log fanout -q all` collects in a durable queue, also while no receiver runs. Without `-q`, a log
+  receiver's queue is its own and is deleted with it.
+- `--dialect go`, `python-classic` and `go-classic` use the names and settings of the tutorials of other languages and
+  years.
 """
 
 
 def document() -> str:
     """The whole page."""
-    return "\n".join([_HEAD, *(_section(pages.page(name)) for name in pages.NAMES)])
+    return "\n".join([_HEAD, *(_section(pages.page(name)) for name in pages.NAMES), _TAIL])
 
 
 def _section(page: Page) -> str:

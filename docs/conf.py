@@ -1,17 +1,38 @@
 """Sphinx's settings: MyST's Markdown, furo's looks. `make docs` fails on a broken link."""
 
+import re
+from textwrap import dedent
+
+from sphinx.application import Sphinx
+
+from demo.diagrams import LEGEND
 from mqtool import __version__
+from mqtool.tutorials import pages
 
 project = "mqtool"
 copyright = "The mqtool founders"  # noqa: A001  # the name that Sphinx reads
 release = __version__
-extensions = ["myst_parser", "sphinxcontrib.mermaid"]
-myst_fence_as_directive = ["mermaid"]
+extensions = ["myst_parser"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "mqtool"
 html_copy_source = False
-# Headings as targets, as GitHub has them; code blocks in the languages of our pages.
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+# '' and -- are what people type.
+smartquotes = False
+# Headings as targets, as GitHub has them.
 myst_heading_anchors = 3
-# Files outside docs/ are links to the source, which the site does not carry.
-suppress_warnings = ["myst.xref_missing_file"]
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("source-read", show_pictures)
+
+
+def show_pictures(_app: Sphinx, document: str, source: list[str]) -> None:
+    """Show each tutorial's own picture where GitHub draws a Mermaid diagram: no script from elsewhere."""
+    if document == "tutorials":
+        pictures = iter([dedent(pages.page(name).picture) for name in pages.NAMES])
+        text = source[0].replace(LEGEND, "Names in brackets are queues, names in parentheses exchanges.")
+        source[0] = re.sub(r"```mermaid\n.*?```", lambda _: f"```text\n{next(pictures)}\n```", text, flags=re.DOTALL)

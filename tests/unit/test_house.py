@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "mqtool").rglob("*.py"))
-PROSE = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md")] + [
+PROSE = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "ARCHITECTURE.md")] + [
     page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts
 ]
 FILE_LINES, FUNCTION_LINES, METHODS, LESSON_LINES = 400, 60, 25, 70

@@ -44,8 +44,8 @@ def route(
 ) -> None:
     """Explain where a message would go, and why.
 
-    Shows the queues that get it, the bindings that match, those that nearly match, and where it goes if it is dead-
-    lettered. With --test, exits 3 if a line of the file is wrong.
+    Shows the queues that get it, the bindings that match, those that nearly match, and where it goes if
+    it is dead-lettered. With --test, exits 3 if a line of the file is wrong.
     """
     if (exchange is None) == (test is None):
         raise UsageError("give either EXCHANGE and KEY, or --test FILE", "mqtool route topic_logs kern.critical")
