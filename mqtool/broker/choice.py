@@ -1,4 +1,4 @@
-"""The kinds of broker that mqtool can start, and which one to take."""
+"""The kinds of broker that mqtool can start, and the choice between them."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from mqtool.errors import Unavailable, UsageError
 
 
 class Kind(StrEnum):
-    """What to start."""
+    """What to start; AUTO is the best that this machine has."""
 
     AUTO = "auto"
     DOCKER = "docker"
@@ -21,21 +21,21 @@ class Kind(StrEnum):
 
 
 def _nothing(_wanted: Wanted, _say: Callable[[str], None]) -> None:
-    """Nothing takes long."""
+    """Nothing to download or build."""
 
 
 def _at_once(_started: Started) -> bool:
-    """A connection tells all there is to know."""
+    """Being ready means accepting a connection, which is tried next."""
     return True
 
 
 def _discard_directory(started: Started) -> None:
-    """All that it has is in its directory."""
+    """Remove its directory, which has all its data."""
     shutil.rmtree(started.directory, ignore_errors=True)
 
 
 def _one_node(_started: Started, _number: int = 0) -> NoReturn:
-    """Only a cluster goes on without one of its nodes."""
+    """Refuse what only a cluster can do."""
     raise UsageError("the broker is a single node, not a cluster", "start a cluster with --cluster")
 
 
@@ -44,17 +44,17 @@ class Starter:
     """How to handle one kind of broker.
 
     Attributes:
-        is_available: whether it can be started on this machine.
-        start: it need not be ready when this returns.
+        is_available: whether this machine can run it.
+        start: start it; it may not be ready when this returns.
         running: how many of its nodes run.
-        stop: end it and forget it; its data stay.
-        log: what it has written, b"" where there is nothing new; see log_files.read().
-        describe: what to call it in a sentence.
-        prepare: what start() needs and may take minutes, said as it goes; it may be interrupted.
-        is_ready: whether to try a connection.
-        discard: remove the data of one that was stopped.
-        kill: of a cluster, kill -9 one node; 0 is the first.
-        revive: of a cluster, start those of its nodes that do not run.
+        stop: stop it and forget it; its data stay.
+        log: its log, with b"" when there is nothing new; see log_files.read().
+        describe: its name in a sentence.
+        prepare: download or build what start() needs, and report progress; may be interrupted.
+        is_ready: whether to try to connect.
+        discard: remove the data of a stopped broker.
+        kill: kill -9 a node of a cluster; 0 is the first.
+        revive: start those nodes of a cluster that do not run.
     """
 
     is_available: Callable[[], bool]
@@ -112,12 +112,9 @@ CLUSTERS = {
         kill=docker.kill,
         revive=docker.revive,
     ),
-    Kind.NODE: Starter(
-        is_available=lambda: node.find_server() is not None,
+    Kind.NODE: replace(
+        STARTERS[Kind.NODE],
         start=node_cluster.start,
-        running=node_cluster.running,
-        stop=node_cluster.stop,
-        log=node_cluster.log,
         describe="a cluster of three private RabbitMQ nodes",
         is_ready=node_cluster.is_ready,
         kill=node_cluster.kill,
@@ -127,15 +124,16 @@ CLUSTERS = {
 
 
 def starter_of(started: Started) -> Starter:
-    """How to handle a broker that was started."""
+    """The starter of a broker that was started."""
     return (STARTERS if started.nodes == 1 else CLUSTERS)[Kind(started.kind)]
 
 
 def candidates(kind: Kind, *, cluster: bool = False) -> list[Starter]:
-    """The kind itself, or for `auto` all that this machine can start, best first; the embedded broker runs everywhere.
+    """The starter of that kind; for `auto` all that this machine can run, best first.
 
     Raises:
-        UsageError, Unavailable: there is no such cluster.
+        UsageError: a cluster of the embedded broker.
+        Unavailable: a cluster, but neither Docker nor RabbitMQ is here.
     """
     starters = CLUSTERS if cluster else STARTERS
     if kind is not Kind.AUTO:
@@ -151,6 +149,6 @@ def candidates(kind: Kind, *, cluster: bool = False) -> list[Starter]:
 
 
 def choose_quick(kind: Kind, *, cluster: bool = False) -> Starter:
-    """The first of candidates(); but for `auto` one that has nothing to download or build, if there is one."""
+    """The first of candidates(), preferring for `auto` one that has nothing to download or build."""
     found = candidates(kind, cluster=cluster)
     return next((starter for starter in found if starter.prepare is _nothing), found[0])

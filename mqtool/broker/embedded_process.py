@@ -16,39 +16,23 @@ _PATIENCE = 15.0
 
 
 def start(wanted: Wanted) -> Started:
-    """Start the embedded broker; it listens when this returns.
+    """Start the embedded broker; it accepts connections when this returns.
 
     Raises:
         Unavailable: the port is taken.
         MqtoolError: it does not start.
-        UsageError: a cluster or an image is wanted.
+        UsageError: an option that it does not support.
     """
     if wanted.cluster or wanted.image:
         option = "--cluster" if wanted.cluster else "--image"
-        raise UsageError(f"the embedded broker has no {option[2:]}", f"{option} goes with --kind docker")
+        raise UsageError(f"the embedded broker does not support {option}", f"use --kind docker with {option}")
     port = ports.choose_amqp_port(wanted.port)
     directory = state.directory(wanted.name)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     data = wanted.data_dir or directory / "embedded"
-    ready = directory / "ready"
-    ready.unlink(missing_ok=True)
     keep = ["--in-memory"] if wanted.in_memory else ["--data-dir", str(data)]
-    command = [sys.executable, "-m", _MODULE, "--host", ports.HOST, "--port", str(port), "--management-port", "0"]
-    with (directory / "log").open("wb") as log:
-        broker = subprocess.Popen(
-            [*command, *keep, "--ready-file", str(ready)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    deadline = time.monotonic() + _PATIENCE
-    while not ready.exists():
-        if broker.poll() is not None or time.monotonic() > deadline:
-            broker.kill()
-            raise MqtoolError(f"the embedded broker does not start{_last_words(directory)}", f"see {directory}/log")
-        time.sleep(0.005)
-    _, management, *damage = ready.read_text().splitlines()
+    broker = launch(directory, "--port", str(port), "--management-port", "0", *keep)
+    _, management, *damage = wait_until_ready(broker, directory)
     started = Started(
         name=wanted.name,
         kind=KIND,
@@ -65,8 +49,38 @@ def start(wanted: Wanted) -> Started:
     return started
 
 
+def launch(directory: Path, *options: str) -> "subprocess.Popen[bytes]":
+    """Start the broker's process, which writes its log to a directory."""
+    ready = directory / "ready"
+    ready.unlink(missing_ok=True)
+    with (directory / "log").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", _MODULE, "--host", ports.HOST, *options, "--ready-file", str(ready)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def wait_until_ready(broker: "subprocess.Popen[bytes]", directory: Path) -> list[str]:
+    """Wait until what launch() started accepts connections; return its URL, its management URL, and any damage.
+
+    Raises:
+        MqtoolError: it does not start.
+    """
+    ready = directory / "ready"
+    deadline = time.monotonic() + _PATIENCE
+    while not ready.exists():
+        if broker.poll() is not None or time.monotonic() > deadline:
+            broker.kill()
+            raise MqtoolError(f"the embedded broker does not start{_last_words(directory)}", f"see {directory}/log")
+        time.sleep(0.005)
+    return ready.read_text().splitlines()
+
+
 def running(started: Started) -> int:
-    """How many of its nodes run: one or none."""
+    """1 if it runs, else 0."""
     return int(process.is_running(started.pid, _MODULE))
 
 
@@ -76,12 +90,12 @@ def stop(started: Started) -> None:
     Raises:
         MqtoolError: it does not stop.
     """
-    process.terminate(started.pid, _MODULE, _PATIENCE)
+    process.terminate([started.pid], _MODULE, _PATIENCE)
     state.forget(started.name)
 
 
 def log(started: Started, follow: bool) -> Iterator[bytes]:
-    """What it has written; see log_files.read()."""
+    """Its log; see log_files.read()."""
     return log_files.read({"": Path(started.directory) / "log"}, follow)
 
 

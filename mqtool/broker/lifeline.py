@@ -1,7 +1,7 @@
 """Stops a broker when the process that holds it in the foreground ends, even by kill -9.
 
-`python -m mqtool.broker.lifeline NAME PID` waits for the end of its standard input, a pipe whose other end only that
-process has, and then does what `mqtool broker down` does.
+`python -m mqtool.broker.lifeline NAME PID` reads a pipe that only that process writes to. When the pipe closes, it does
+what `mqtool broker down` does.
 """
 
 import os
@@ -13,8 +13,8 @@ from mqtool.broker.state import Started, load
 
 
 def stop_with_this_process(started: Started) -> None:
-    """Stop the broker as soon as this process ends, if it still runs then."""
-    # The writing end stays open until the system closes it.
+    """Stop the broker when this process ends."""
+    # The writing end stays open until this process ends.
     reading, _ = os.pipe()
     command = [sys.executable, "-m", "mqtool.broker.lifeline", started.name, str(started.pid)]
     nowhere = subprocess.DEVNULL
@@ -25,6 +25,6 @@ def stop_with_this_process(started: Started) -> None:
 if __name__ == "__main__":
     sys.stdin.buffer.read()
     found = load(sys.argv[1])
-    # By now it may be another broker of that name.
+    # Another broker may have that name by now.
     if found is not None and found.pid == int(sys.argv[2]):
         starter_of(found).stop(found)

@@ -1,4 +1,4 @@
-"""The log files of brokers that we have started, read as `tail -f` does."""
+"""Reading brokers' log files as `tail -f` does."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -8,11 +8,11 @@ _CHUNK = 65536
 
 
 def read(paths: Mapping[str, Path], follow: bool) -> Iterator[bytes]:
-    """What the files have, as it comes; whole lines, with the name of their file before them where it has one.
+    """Read whole lines from files, each line prefixed with the name of its file if it has one.
 
     Args:
         paths: files by name.
-        follow: go on as they grow. Nothing new is b"": wait a little before asking again.
+        follow: go on as they grow; yields b"" when there is nothing new, and the caller waits.
     """
     with ExitStack() as stack:
         files = {name: stack.enter_context(path.open("rb")) for name, path in paths.items()}
@@ -29,5 +29,5 @@ def read(paths: Mapping[str, Path], follow: bool) -> Iterator[bytes]:
 
 
 def named(name: str, line: bytes) -> bytes:
-    """A line, with where it comes from before it."""
+    """A line, prefixed with the name of its source."""
     return (f"{name} | ".encode() if name else b"") + line + b"\n"

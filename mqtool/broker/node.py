@@ -1,4 +1,4 @@
-"""A private RabbitMQ node from an installed rabbitmq-server: as any user, in a directory of its own, on loopback only.
+"""A private RabbitMQ node: the installed rabbitmq-server, run by any user, in its own directory, on loopback only.
 
 https://www.rabbitmq.com/docs/configure#supported-environment-variables
 """
@@ -7,20 +7,21 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from mqtool.broker import log_files, ports, process, state
 from mqtool.broker.state import Started, Wanted
 from mqtool.errors import Unavailable, UsageError
 
 KIND = "node"
-#: Debian's rabbitmq-server on the PATH is a wrapper that insists on its own user and directory; the real one is here.
+#: On Debian, the rabbitmq-server on the PATH is a wrapper that insists on its own user; this is the real one.
 _SERVERS = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"),)
-STOP_PATIENCE = 30.0
-#: By default statistics are five seconds late and more: long for somebody who has just sent a message and looks for it.
-#: And only detailed ones tell who publishes to which exchange.
+_COMMAND = "rabbitmq"
+_STOP_PATIENCE = 30.0
+#: By default statistics lag by five seconds or more, and only detailed rates show who publishes to which exchange.
 _STATISTICS = (
     "collect_statistics_interval = 1000",
     "management.rates_mode = detailed",
@@ -38,11 +39,11 @@ class Node:
     """A node to launch.
 
     Attributes:
-        name: Erlang's, without the host.
-        home: where its cookie is: nodes of one cluster share it.
-        directory: its configuration and its log.
-        data: its messages.
-        epmd_port: of Erlang's daemon that maps node names to ports.
+        name: Erlang node name, without the host.
+        home: directory of the Erlang cookie, which the nodes of a cluster share.
+        directory: for its configuration and log.
+        data: directory for its messages.
+        epmd_port: port of epmd, Erlang's daemon that maps node names to ports.
     """
 
     name: str
@@ -56,12 +57,12 @@ class Node:
 
     @property
     def url(self) -> str:
-        """Where it takes AMQP connections."""
+        """URL for AMQP connections."""
         return f"amqp://guest:guest@{ports.HOST}:{self.port}"
 
     @property
     def management(self) -> str:
-        """Where its management page is."""
+        """URL of its management page."""
         return f"http://{ports.HOST}:{self.management_port}"
 
 
@@ -75,16 +76,14 @@ def find_server() -> Path | None:
 
 
 def start(wanted: Wanted) -> Started:
-    """Start a node; it is not ready yet when this returns.
+    """Start a node; it may not be ready when this returns.
 
     Raises:
-        Unavailable: there is no rabbitmq-server, or the port is taken.
-        UsageError: nothing is to be kept, which RabbitMQ cannot do.
+        Unavailable: rabbitmq-server is not installed, or the port is taken.
+        UsageError: an option that a node does not support.
     """
     check(wanted)
     name, port = wanted.name, ports.choose_amqp_port(wanted.port)
-    if (before := state.load(name)) is not None and before.kind == KIND:
-        stop_port_mapper(int(before.details["epmd_port"]))  # the node was killed, which this has survived
     directory = state.directory(name)
     node = Node(
         name=f"mqtool-{name}",
@@ -108,27 +107,27 @@ def start(wanted: Wanted) -> Started:
     return started
 
 
-def nodes_of(started: Started) -> list[Node]:
-    """The one node, or the members of a cluster, as they were launched."""
-    members = started.details.get("members", [started.details])
-    return [Node(**member["node"]) for member in members]
-
-
 def check(wanted: Wanted) -> None:
-    """Whether RabbitMQ can be started so. Raises as start() does."""
+    """Check that RabbitMQ is installed and supports the options, and stop the epmd that a killed node left behind.
+
+    Raises:
+        Unavailable, UsageError: see start().
+    """
     if find_server() is None:
         raise Unavailable("rabbitmq-server is not installed", INSTALL)
     if wanted.in_memory:
         raise UsageError("a RabbitMQ node cannot keep everything in memory", "use --kind embedded with --in-memory")
     if wanted.image:
         raise UsageError("a private node uses the installed RabbitMQ", "use --kind docker with --image")
+    if (before := state.load(wanted.name)) is not None and before.kind == KIND:
+        _stop_epmd(int(before.details["epmd_port"]))
 
 
 def launch(node: Node, settings: Sequence[str] = ()) -> int:
     """Start a node's process; return its id.
 
     Args:
-        settings: lines of rabbitmq.conf besides the usual ones.
+        settings: more lines for rabbitmq.conf.
     """
     server, directory = find_server(), Path(node.directory)
     assert server is not None
@@ -155,39 +154,57 @@ def launch(node: Node, settings: Sequence[str] = ()) -> int:
     return server_process.pid
 
 
+def members(started: Started) -> Sequence[Mapping[str, Any]]:
+    """The nodes, one or several: "node" for Node(), and "pid", 0 if it was never launched."""
+    found: Sequence[Mapping[str, Any]] = started.details.get("members", ())
+    return found or [{"pid": started.pid, "node": started.details["node"]}]
+
+
+def nodes_of(started: Started) -> list[Node]:
+    """The nodes as they were launched."""
+    return [Node(**member["node"]) for member in members(started)]
+
+
+def runs(pid: int) -> bool:
+    """Whether a node's process runs."""
+    return bool(pid) and process.is_running(pid, _COMMAND)
+
+
 def running(started: Started) -> int:
-    """How many of its nodes run: one or none."""
-    return int(process.is_running(started.pid, "rabbitmq"))
+    """How many of its nodes run."""
+    return sum(runs(member["pid"]) for member in members(started))
 
 
 def stop(started: Started) -> None:
-    """Stop the node as RabbitMQ wants to be stopped, and forget it; its data stay.
+    """Stop all nodes at once, and forget them; their data stay.
 
     Raises:
-        MqtoolError: it does not stop.
+        MqtoolError: one does not stop.
     """
-    process.terminate(started.pid, "rabbitmq", STOP_PATIENCE)
-    stop_port_mapper(int(started.details["epmd_port"]))
+    started = state.load(started.name) or started  # nodes may have been started again since
+    process.terminate([member["pid"] for member in members(started) if member["pid"]], _COMMAND, _STOP_PATIENCE)
+    _stop_epmd(int(started.details["epmd_port"]))
     state.forget(started.name)
 
 
 def log(started: Started, follow: bool) -> Iterator[bytes]:
-    """What it has written; see log_files.read()."""
-    return log_files.read({"": Path(started.directory) / "log"}, follow)
+    """The nodes' logs; see log_files.read()."""
+    directories = [Path(each.directory) for each in nodes_of(started)]
+    return log_files.read({each.name if started.nodes > 1 else "": each / "log" for each in directories}, follow)
 
 
-def stop_port_mapper(port: int) -> None:
-    """Erlang starts a daemon that maps node names to ports, and leaves it running; this one was only for our node."""
+def _stop_epmd(port: int) -> None:
+    """Stop epmd, which Erlang starts with a node and leaves running; the one at this port served our nodes alone."""
     epmd = shutil.which("epmd")
-    deadline = time.monotonic() + STOP_PATIENCE
-    # It refuses while it believes that the node lives, which may be a moment longer than the node does.
+    deadline = time.monotonic() + _STOP_PATIENCE
+    # epmd refuses while it believes that a node lives, which may be a moment longer than the node does.
     while epmd and not ports.is_free(port) and time.monotonic() < deadline:
         subprocess.run([epmd, "-port", str(port), "-kill"], capture_output=True, check=False)
         time.sleep(0.02)
 
 
 def environment(node: Node, *, for_tools: bool = False) -> dict[str, str]:
-    """The environment of a node, or of rabbitmqctl and rabbitmq-plugins for it, which take no distribution port."""
+    """The environment for a node; or for its rabbitmqctl and rabbitmq-plugins, which need a port of their own."""
     directory = Path(node.directory)
     ours = {
         "HOME": node.home,
@@ -196,7 +213,7 @@ def environment(node: Node, *, for_tools: bool = False) -> dict[str, str]:
         "RABBITMQ_MNESIA_BASE": node.data,
         "RABBITMQ_LOG_BASE": str(directory),
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "enabled_plugins"),
-        # Without .conf in its name: 3.10's scripts add it, and later ones take either.
+        # RabbitMQ 3.10 adds .conf itself; later versions accept either.
         "RABBITMQ_CONFIG_FILE": str(directory / "rabbitmq"),
         "RABBITMQ_CONF_ENV_FILE": os.devnull,
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1} "

@@ -1,4 +1,4 @@
-"""Three private RabbitMQ nodes that are one cluster: what node.py starts, three times, on one machine.
+"""A cluster of three private RabbitMQ nodes on this machine.
 
 https://www.rabbitmq.com/docs/cluster-formation
 """
@@ -6,31 +6,25 @@ https://www.rabbitmq.com/docs/cluster-formation
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-from mqtool.broker import log_files, node, ports, process, state
+from mqtool.broker import node, ports, state
 from mqtool.broker.node import KIND, Node
 from mqtool.broker.state import Started, Wanted
 from mqtool.errors import MqtoolError
 
-NODES = 3
 _FIRST_PATIENCE = 60.0
 
 
 def start(wanted: Wanted) -> Started:
-    """Start the nodes; they need not be ready when this returns. The first takes the wanted port.
+    """Start the nodes, the first at the wanted port; they may not be ready when this returns.
 
     Raises:
-        Unavailable: there is no rabbitmq-server, or the port is taken.
-        UsageError: RabbitMQ cannot be started so.
-        MqtoolError: the first node did not start, and the others have nobody to join.
+        Unavailable, UsageError: see node.start().
+        MqtoolError: the first node did not start, so the others cannot join it.
     """
     node.check(wanted)
-    if (before := state.load(wanted.name)) is not None and before.kind == KIND:
-        node.stop_port_mapper(int(before.details["epmd_port"]))
     directory = state.directory(wanted.name)
     epmd_port, first_port = ports.free_port(), ports.choose_amqp_port(wanted.port)
     nodes = [
@@ -44,7 +38,7 @@ def start(wanted: Wanted) -> Started:
             distribution_port=ports.free_port(),
             epmd_port=epmd_port,
         )
-        for number in range(1, NODES + 1)
+        for number in range(1, wanted.nodes + 1)
     ]
     directory.mkdir(parents=True, exist_ok=True)
     started = Started(
@@ -59,27 +53,27 @@ def start(wanted: Wanted) -> Started:
             "epmd_port": epmd_port,
             "members": [{"pid": 0, "node": asdict(each)} for each in nodes],
         },
-        nodes=NODES,
+        nodes=wanted.nodes,
     )
     state.save(started)
     try:
         return revive(started)
     except BaseException:
         if (begun := state.load(wanted.name)) is not None:
-            stop(begun)
+            node.stop(begun)
         raise
 
 
 def revive(started: Started) -> Started:
-    """Start those of its nodes that do not run, and remember their processes.
+    """Start those nodes that do not run, and remember their processes.
 
     Raises:
-        MqtoolError: the first node did not start, and others have to join it.
+        MqtoolError: the first node did not start, so the others cannot join it.
     """
     members = [dict(member) for member in started.details["members"]]
     now = replace(started, details={**started.details, "members": members})
     for number, member in enumerate(members):
-        if not _runs(member):
+        if not node.runs(member["pid"]):
             each = Node(**member["node"])
             if number and not Path(each.data).exists():
                 _wait_for(Node(**members[0]["node"]), members[0]["pid"])
@@ -88,13 +82,8 @@ def revive(started: Started) -> Started:
     return now
 
 
-def running(started: Started) -> int:
-    """How many of its nodes run."""
-    return sum(map(_runs, started.details["members"]))
-
-
 def is_ready(started: Started) -> bool:
-    """Whether all its nodes take connections, which they do once they have joined."""
+    """Whether all nodes accept connections, which they do once they have joined the cluster."""
     return not any(ports.is_free(member["node"]["port"]) for member in started.details["members"])
 
 
@@ -102,38 +91,12 @@ def kill(started: Started, number: int) -> None:
     """kill -9 a node; 0 is the first."""
     pid = started.details["members"][number]["pid"]
     os.killpg(pid, signal.SIGKILL)
-    while process.is_running(pid, "rabbitmq"):
+    while node.runs(pid):
         time.sleep(0.01)
 
 
-def stop(started: Started) -> None:
-    """Stop the nodes, all at once, and forget them; their data stay.
-
-    Raises:
-        MqtoolError: one does not stop.
-    """
-    started = state.load(started.name) or started  # nodes may have been started again since
-    pids = [member["pid"] for member in started.details["members"] if _runs(member)]
-    for pid in pids:
-        os.kill(pid, signal.SIGTERM)
-    for pid in pids:
-        process.terminate(pid, "rabbitmq", node.STOP_PATIENCE)
-    node.stop_port_mapper(int(started.details["epmd_port"]))
-    state.forget(started.name)
-
-
-def log(started: Started, follow: bool) -> Iterator[bytes]:
-    """What they have written; see log_files.read()."""
-    directories = [Path(each.directory) for each in node.nodes_of(started)]
-    return log_files.read({directory.name: directory / "log" for directory in directories}, follow)
-
-
-def _runs(member: Mapping[str, Any]) -> bool:
-    return bool(member["pid"]) and process.is_running(member["pid"], "rabbitmq")
-
-
 def _settings(started: Started, own: Node) -> list[str]:
-    """What makes a node join the first one when it starts for the first time; later they know each other."""
+    """The settings by which a node joins the first one, the first time that it starts."""
     first = Node(**started.details["members"][0]["node"])
     settings = ["cluster_partition_handling = pause_minority"]
     if own.name == first.name:
@@ -147,9 +110,9 @@ def _settings(started: Started, own: Node) -> list[str]:
 
 
 def _wait_for(first: Node, pid: int) -> None:
-    """Until the first node takes connections: one that finds nobody to join makes a cluster of its own."""
+    """Wait until the first node accepts connections: a node that cannot join one forms a cluster by itself."""
     deadline = time.monotonic() + _FIRST_PATIENCE
     while ports.is_free(first.port):
-        if not process.is_running(pid, "rabbitmq") or time.monotonic() > deadline:
+        if not node.runs(pid) or time.monotonic() > deadline:
             raise MqtoolError("the first node did not start", f"see {first.directory}/log")
         time.sleep(0.1)

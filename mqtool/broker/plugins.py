@@ -1,4 +1,4 @@
-"""The plugins of a broker that mqtool started: a node's by its own rabbitmq-plugins, in its container if it has one.
+"""Plugins of a broker that mqtool started, changed by rabbitmq-plugins: on the node, or in its container.
 
 https://www.rabbitmq.com/docs/man/rabbitmq-plugins.8
 """
@@ -13,18 +13,18 @@ from mqtool.broker.node import Node
 from mqtool.broker.state import Started
 from mqtool.errors import MqtoolError, Unavailable, UsageError
 
-#: What the embedded broker has built in.
+#: Plugins that are part of the embedded broker.
 BUILT_IN = ("rabbitmq_delayed_message_exchange", "rabbitmq_management")
 _PATIENCE = 120.0
 
 
 def change(started: Started, what: Literal["enable", "disable"], names: Sequence[str]) -> None:
-    """Enable or disable plugins, now and for the next start. To do it again changes nothing.
+    """Enable or disable plugins, now and at each start. Safe to repeat.
 
     Raises:
-        Unavailable: there is no rabbitmq-plugins, or it does not end.
-        UsageError: this broker's plugins cannot be changed, or there is no such plugin.
-        MqtoolError: it fails.
+        Unavailable: rabbitmq-plugins is not installed, or does not finish.
+        UsageError: the plugin does not exist, or is part of the embedded broker.
+        MqtoolError: rabbitmq-plugins fails.
     """
     if started.kind == "embedded":
         _check_built_in(what, names)
@@ -61,7 +61,7 @@ def _run(of: Node, command: list[str]) -> tuple[int, str]:
 def _check_built_in(what: str, names: Sequence[str]) -> None:
     for name in names:
         if name not in BUILT_IN:
-            raise UsageError(f"the embedded broker has no plugin {name!r}", f"built in are: {', '.join(BUILT_IN)}")
+            raise UsageError(f"the embedded broker has no plugin {name!r}", f"it has: {', '.join(BUILT_IN)}")
         if what == "disable":
             raise UsageError(f"{name} is built into the embedded broker", "it cannot be disabled")
 
@@ -80,7 +80,7 @@ def _failed(what: str, names: Sequence[str], said: str) -> MqtoolError:
         missing = [name for name in names if name in said]
         return UsageError(
             f"this broker has no plugin {', '.join(missing or names)}",
-            "check the spelling; a plugin that is not part of RabbitMQ must be put into its plugins directory first",
+            "check the spelling; copy a third-party plugin into RabbitMQ's plugins directory first",
         )
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     return MqtoolError(f"cannot {what} {', '.join(names)}: {lines[-1] if lines else 'rabbitmq-plugins failed'}")

@@ -10,10 +10,10 @@ AMQP = 5672
 
 
 def choose_amqp_port(wanted: int | None) -> int:
-    """The port wanted; or AMQP's own if that is free, else any free one.
+    """The wanted port; if None, 5672 if that is free, else any free port.
 
     Raises:
-        Unavailable: the port wanted is taken.
+        Unavailable: the wanted port is taken.
     """
     if wanted is None:
         return AMQP if is_free(AMQP) else free_port()
@@ -34,10 +34,10 @@ def is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """A port that nobody listens on right now.
+    """A port that nobody listens on.
 
-    Not one of those that systems give to outgoing connections (mostly from 32768): a broker that is stopped and started
-    again would find it taken by somebody's connection.
+    It is below the range for outgoing connections (usually from 32768), one of which could take the port while the
+    broker is being restarted.
     """
     while not is_free(port := random.randint(20_000, 32_000)):
         pass

@@ -1,4 +1,4 @@
-"""Waiting for a broker that we have started; telling why it did not."""
+"""Waiting for a broker that we have started, and saying why it did not start."""
 
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.broker.choice import starter_of
@@ -6,20 +6,20 @@ from mqtool.broker.state import Started
 from mqtool.broker.waiting import connect_within
 from mqtool.errors import MqtoolError, TimedOut, Unavailable
 
-#: Seconds that a node may take to start: five are usual, a busy machine and a cluster need more.
+#: Seconds for a node to start: five are usual; a busy machine or a cluster needs more.
 _START_PATIENCE = 90.0
 _REVIVALS = 5
 
 
 def wait_until_up(started: Started) -> Started:
-    """Wait until a broker that has been started takes connections; return what it has become.
+    """Wait until a broker accepts connections; return it with the processes that it has now.
 
-    Nodes of a cluster that start in the same moment may trip over each other's unfinished start (RabbitMQ 3.10:
-    incompatible_feature_flags; 4.0: Mnesia in a wrong directory). They are started again.
+    Nodes of a cluster that start at the same time may fail (RabbitMQ 3.10: incompatible_feature_flags; 4.0: Mnesia in
+    a wrong directory). They are started again.
 
     Raises:
         MqtoolError: it has ended.
-        Unavailable: it takes none in time.
+        Unavailable: it does not accept connections in time.
     """
     revivals = _REVIVALS if started.nodes > 1 else 0
 
@@ -43,7 +43,7 @@ def wait_until_up(started: Started) -> Started:
 
 
 def where_log_is(started: Started) -> str:
-    """A hint that holds even when the broker is gone."""
+    """A hint that helps even when the broker is gone."""
     return f"see {started.directory}/{'node-*/log' if 'members' in started.details else 'log'}"
 
 

@@ -1,4 +1,4 @@
-"""What `mqtool broker up` has started, remembered under the XDG state directory.
+"""The brokers that `mqtool broker up` has started, remembered in the XDG state directory.
 
 https://specifications.freedesktop.org/basedir-spec/latest/
 """
@@ -20,11 +20,10 @@ class Wanted:
     """A broker to start.
 
     Attributes:
-        port: for AMQP; None takes 5672 if that is free, else any free one.
-        data_dir: where its messages are kept; None is a place beside its log.
-        in_memory: keep nothing, which only the embedded broker can.
-        cluster: three nodes rather than one.
-        image: the image of RabbitMQ to build upon, for Docker; None is the one that we have tried.
+        port: for AMQP; None for 5672 if that is free, else any free port.
+        data_dir: for its messages; None for a directory beside its log.
+        in_memory: keep nothing on disk (embedded broker only).
+        image: RabbitMQ image to build on (Docker only); None for the one that we test with.
     """
 
     name: str = DEFAULT_NAME
@@ -34,19 +33,23 @@ class Wanted:
     cluster: bool = False
     image: str | None = None
 
+    @property
+    def nodes(self) -> int:
+        """How many nodes to start."""
+        return 3 if self.cluster else 1
+
 
 @dataclass(frozen=True, slots=True)
 class Started:
     """A broker that mqtool started.
 
     Attributes:
-        kind: how it was started; see choice.py.
-        url: where it takes AMQP connections; of a cluster, all its nodes, with commas. It may hold a password: show it
-            only where it was asked for.
-        pid: the process to stop, where there is one.
-        directory: its data, log and configuration.
-        details: what its kind needs to know besides; what is not nested in there is shown to people.
-        nodes: how many it has.
+        kind: a choice.Kind.
+        url: for AMQP connections, with commas between the nodes of a cluster. It may hold a password: show it only on
+            request.
+        pid: the process to stop; 0 if there is more than one, or none.
+        directory: for its data, log and configuration.
+        details: what else its kind needs to know. `broker status` shows what is not nested.
     """
 
     name: str
@@ -59,16 +62,16 @@ class Started:
 
 
 def directory(name: str = DEFAULT_NAME) -> Path:
-    """Where a broker of that name keeps everything; it may not exist yet."""
+    """The directory of a broker; it may not exist yet."""
     home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
     return Path(home) / "mqtool" / "brokers" / name
 
 
 def load(name: str = DEFAULT_NAME) -> Started | None:
-    """The broker of that name, or None if none was started.
+    """The broker with that name, or None if it was not started.
 
     Raises:
-        MqtoolError: the file that remembers it is damaged.
+        MqtoolError: its file is damaged.
     """
     path = directory(name) / "broker.json"
     try:
@@ -80,7 +83,11 @@ def load(name: str = DEFAULT_NAME) -> Started | None:
 
 
 def load_all() -> list[Started]:
-    """All brokers that were started, by whatever name. Raises as load() does."""
+    """All brokers that were started.
+
+    Raises:
+        MqtoolError: a file is damaged.
+    """
     home = directory().parent
     names = sorted(path.parent.name for path in home.glob("*/broker.json"))
     return [started for name in names if (started := load(name)) is not None]

@@ -1,4 +1,4 @@
-"""Waiting for a broker, whoever has started it."""
+"""Waiting for any broker to accept connections."""
 
 import time
 from collections.abc import Callable
@@ -15,8 +15,8 @@ def connect_within(seconds: float, connect: Callable[[], T]) -> T:
     """Try to connect until it works.
 
     Raises:
-        TimedOut: it did not in time; says how the last attempt failed.
-        AccessRefused: the broker is there, and does not let us in; waiting would not help.
+        TimedOut: it did not work in time; the message says why the last attempt failed.
+        AccessRefused: the broker refuses the login, so waiting does not help.
     """
     deadline = time.monotonic() + seconds
     while True:

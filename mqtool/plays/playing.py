@@ -1,35 +1,31 @@
-"""Playing a play: on a broker of its own, or on one that others use too."""
+"""Performing a play, on a broker of its own or on one that others use too."""
 
 import contextlib
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from mqtool.amqp import Connection, parse_addresses
+from mqtool.broker import embedded_process
 from mqtool.errors import MqtoolError
 from mqtool.plays.removal import remove
 from mqtool.stage.audience import Audience
 from mqtool.stage.guard import Guard
 from mqtool.stage.stage import APART, Place, Play, Stage, undisturbed
-from mqtool.stage.waiting import NotSo, wait_until
-
-_START_PATIENCE = 15.0
 
 
 def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None, directory: Path | None = None) -> int:
-    """Play it, and leave nothing behind; return how many checks have passed.
+    """Perform it, and leave nothing behind; return how many checks passed.
 
     Args:
         guard: ends what runs if we are killed.
-        url: the broker; None for an embedded one that lives as long as the play.
-        directory: where commands write; None for one that lives as long as the play.
+        url: the broker; None for an embedded one that is the play's own.
+        directory: where commands write; None for a temporary one.
 
     Raises:
-        NotSo: something was not as it must be.
-        MqtoolError: there is no way to the broker.
+        NotSo: a check failed.
+        MqtoolError: the broker cannot be used.
     """
     with tempfile.TemporaryDirectory(prefix="mqtool-tutorial-") as name:
         scratch = Path(name)
@@ -45,34 +41,23 @@ def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None
 
 @contextmanager
 def _embedded_broker(scratch: Path, guard: Guard) -> Iterator[str]:
-    """The URL of a broker that keeps nothing. A process of its own: what is measured on it must not wait for us."""
-    ready, log = scratch / "broker.ready", scratch / "broker.log"
-    with log.open("wb") as output:
-        broker = subprocess.Popen(
-            [sys.executable, "-m", "mqtool.broker.embedded", "--port", "0", "--in-memory", "--ready-file", str(ready)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+    """The URL of a broker that keeps nothing, in a process of its own so that measurements do not wait for us."""
+    directory = scratch / "broker"
+    directory.mkdir()
+    broker = embedded_process.launch(directory, "--port", "0", "--in-memory")
     guard.started(broker.pid)
     try:
-        wait_until(
-            lambda: ready.exists() or broker.poll() is not None, lambda: "the embedded broker to start", _START_PATIENCE
-        )
-        if not ready.exists():
-            raise NotSo(f"the embedded broker does not start: {log.read_text('utf-8', 'replace').strip()[-300:]}")
-        yield ready.read_text().split()[0]
+        yield embedded_process.wait_until_ready(broker, directory)[0]
     finally:
         with undisturbed():
-            broker.kill()  # it keeps nothing that could be damaged
+            broker.kill()  # it has no data to damage
             guard.ended(broker.pid)
             broker.wait()
 
 
 @contextmanager
 def _cleared(play: Play, url: str) -> Iterator[str]:
-    """The URL of a broker without any traces of the play, before and after."""
+    """The broker's URL; what the play declares is removed before and after."""
     addresses = parse_addresses(url)
     Connection(addresses).close()
     queues, exchanges = ([APART + name for name in names] for names in (play.queues, play.exchanges))
@@ -80,7 +65,7 @@ def _cleared(play: Play, url: str) -> Iterator[str]:
     try:
         yield url
     except BaseException:
-        with undisturbed(), contextlib.suppress(MqtoolError):  # what went wrong first is what counts
+        with undisturbed(), contextlib.suppress(MqtoolError):  # report the first error
             remove(addresses, queues, exchanges)
         raise
     with undisturbed():

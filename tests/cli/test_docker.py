@@ -107,7 +107,7 @@ def test_no_permission_for_the_daemons_socket(image: str, tmp_path: Path) -> Non
     with Shell(Path("/"), {"HOME": "/nonexistent", "DOCKER_HOST": os.environ.get("DOCKER_HOST", "")}) as shell:
         result = shell.run(*nobody, "mqtool", "broker", "up", "--kind", "docker", "--name", "nobody")
     assert result.code == 77
-    assert "no permission to talk to Docker's daemon" in result.stderr
+    assert "no permission to use the Docker daemon" in result.stderr
 
 
 def test_names_and_ports_that_are_taken(home: Shell, image: str, name: str) -> None:

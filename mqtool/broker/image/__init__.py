@@ -1,31 +1,31 @@
-"""The image that `broker up --kind docker` builds: what its Dockerfile takes, and what it is called."""
+"""The image that `broker up --kind docker` builds: its arguments and its name."""
 
 import hashlib
 import re
 from pathlib import Path
 
 CONTEXT = Path(__file__).parent
-#: The one that the delayed-message plugin in the Dockerfile goes with.
+#: The delayed-message plugin in the Dockerfile is for this version.
 BASE = "rabbitmq:4.2.9-management"
-_PLUGIN_GOES_WITH = "4.2"
+_PLUGIN_VERSION = "4.2"
 
 
 def base_of(wanted: str | None) -> str:
-    """The image to build upon; a version alone is that of Docker Hub, with management."""
+    """The image to build on; a version alone means the one on Docker Hub with management."""
     if wanted is None:
         return BASE
     return f"rabbitmq:{wanted}-management" if re.fullmatch(r"\d+(\.\d+)*", wanted) else wanted
 
 
 def arguments(base: str) -> dict[str, str]:
-    """The build arguments; the plugin is left out where the version is not the one that it goes with."""
+    """The build arguments; other versions get no plugin."""
     version = re.match(r"\d+\.\d+", base.rpartition(":")[2])
-    plugin = {} if version and version[0] == _PLUGIN_GOES_WITH else {"PLUGIN_URL": ""}
+    plugin = {} if version and version[0] == _PLUGIN_VERSION else {"PLUGIN_URL": ""}
     return {"BASE_IMAGE": base, **plugin}
 
 
 def tag(base_id: str) -> str:
-    """What to call the image that is built upon another; it changes with all that goes into it."""
+    """The name of the image that is built on another; it changes when its contents do."""
     key = hashlib.sha256(base_id.encode())
     for path in sorted(path for path in CONTEXT.iterdir() if path.is_file()):
         key.update(path.name.encode() + path.read_bytes())
