@@ -66,7 +66,7 @@ class Channel(Listener):
 
     # Topology.
 
-    def declare(self, thing: Thing, *, remember: bool = True) -> Thing:
+    def declare(self, thing: Thing, *, remember: bool = True, exactly: bool = False) -> Thing:
         """Make sure that an exchange or a queue exists; return it with the name it has on the broker.
 
         One that exists but differs harmlessly (durability, arguments) is used as it is, with a notice, unless the
@@ -74,12 +74,13 @@ class Channel(Listener):
 
         Args:
             remember: declare it again after a reconnection.
+            exactly: reject any difference, whatever the channel does: messages could get stuck in it.
 
         Raises:
             DeclaredDifferently: it exists with another meaning (or differs at all, and the channel is strict).
             AccessRefused: the user lacks the permission, or the name is reserved.
         """
-        declared: Thing = self.link.retrying(lambda: self.link.declare(thing))
+        declared: Thing = self.link.retrying(lambda: self.link.declare(thing, exactly=exactly))
         if remember:
             self.link.journal.remember(declared)
         return declared

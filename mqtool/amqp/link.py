@@ -188,7 +188,7 @@ class Link:
                 self._open_after_refusal()
             raise failures.closed_by_broker(error) from error
 
-    def declare(self, thing: Thing) -> Thing:
+    def declare(self, thing: Thing, *, exactly: bool = False) -> Thing:
         """Declare an exchange or a queue, or use the one that exists if the difference is harmless."""
         if self.journal.differs(thing):  # declaring it would close the channel once more
             try:
@@ -203,7 +203,7 @@ class Link:
         except exceptions.ChannelClosedByBroker as error:
             failure = failures.closed_by_broker(error)
             self._open_after_refusal()
-            if self._strict or not failures.is_harmless_difference(error):
+            if exactly or self._strict or not failures.is_harmless_difference(error):
                 raise failure from error
             self._line.notice(f"using the one that is there: {failure}")
             self.journal.set_differs(thing)

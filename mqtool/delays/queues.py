@@ -5,7 +5,7 @@ from typing import Any
 
 from mqtool.amqp import Channel
 from mqtool.delays.via import LONGEST
-from mqtool.delays.wait_queues import GRACE, AtLeastOnce, wait_queue
+from mqtool.delays.wait_queues import GRACE, AtLeastOnce, declare_exactly, wait_queue
 from mqtool.delays.ways import Destination, Expecting, Place, Warn, name_for
 from mqtool.duration import compact_duration
 from mqtool.errors import BadData
@@ -45,26 +45,30 @@ class ThroughQueues:
         target = self._destination.of(message)
         wait = min(wait_of(milliseconds), LONGEST_IN_QUEUES)
         is_exchange = isinstance(target, Exchange)
-        name = name_for(target, f"{'exchange.' if is_exchange else ''}delay.{compact_duration(wait / 1000)}")
+        is_safe = self._destination.may_lead_to_quorum_queue(target)
+        # The name tells what the arguments are, so that no other kind of wait queue has it.
+        kind = f"{'exchange.' if is_exchange else ''}delay.{compact_duration(wait / 1000)}"
+        name = name_for(target, kind if is_safe else f"{kind}.classic")
         if self._is_stale(name):
-            self._declare(name, wait, target)
+            self._declare(name, wait, target, is_safe=is_safe)
             self._leases[name] = time.monotonic() + _LEASE
         return Place(name, None) if is_exchange else Place("", name)
 
     def _is_stale(self, name: str) -> bool:
         return time.monotonic() > self._leases.get(name, 0.0)
 
-    def _declare(self, name: str, wait: int, target: Exchange | Queue) -> None:
+    def _declare(self, name: str, wait: int, target: Exchange | Queue, *, is_safe: bool) -> None:
         remember = name not in self._leases
         if target is not self._destination.to:
             self._expecting.expect(target)
-        is_safe = self._destination.may_lead_to_quorum_queue(target)
         if isinstance(target, Queue):
             waiting = wait_queue(name, wait, "", target.name)
         else:
             waiting = wait_queue(name, wait, (self._due_exchange(target) if is_safe else target).name)
-        declare = self._waiting.declare if is_safe else self._channel.declare
-        waiting = declare(waiting, remember=remember)
+        if is_safe:
+            waiting = self._waiting.declare(waiting, remember=remember)
+        else:
+            declare_exactly(self._channel, waiting, remember=remember)
         if isinstance(target, Exchange):
             # Not through the default exchange, since the message keeps its routing key. It goes when the queue does.
             entrance = Exchange(name, "fanout", durable=True, auto_delete=True)

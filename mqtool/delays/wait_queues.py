@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 from mqtool.amqp import Channel
-from mqtool.errors import UsageError
+from mqtool.errors import DeclaredDifferently, UsageError
 from mqtool.topology import Queue
 
 #: Milliseconds that a wait queue outlives the wait in it: time for the destination to come back.
@@ -62,16 +62,29 @@ class AtLeastOnce:
         self._can = True
 
     def declare(self, queue: Queue, *, remember: bool = False) -> Queue:
-        """Declare a wait queue; `remember` declares it again after a reconnection."""
+        """Declare a wait queue; `remember` declares it again after a reconnection.
+
+        Raises:
+            DeclaredDifferently: it exists with other arguments: messages might never leave it.
+        """
         if self._can:
             try:
                 safe = replace(queue, arguments={**queue.arguments, **_AT_LEAST_ONCE})
-                return self._channel.declare(safe, remember=remember)
+                return declare_exactly(self._channel, safe, remember=remember)
             except UsageError:
-                declared = self._channel.declare(queue, remember=remember)
+                declared = declare_exactly(self._channel, queue, remember=remember)
             self._can = False
             self._warn(
                 "this broker's queues cannot dead-letter at least once: a broker restart may lose waiting messages"
             )
             return declared
-        return self._channel.declare(queue, remember=remember)
+        return declare_exactly(self._channel, queue, remember=remember)
+
+
+def declare_exactly(channel: Channel, queue: Queue, *, remember: bool) -> Queue:
+    """Declare a wait queue, or fail before anything is published to one that differs."""
+    try:
+        return channel.declare(queue, remember=remember, exactly=True)
+    except DeclaredDifferently as error:
+        hint = f"messages might never leave {queue.name}; once it is empty: mqtool queue delete {queue.name}"
+        raise DeclaredDifferently(str(error), hint) from error

@@ -7,7 +7,7 @@ _LONG, _SHORT = 4, 2
 #: Where messages wait if the broker lacks the plugin: a queue and an exchange each.
 _WAITING = (
     *(f"delay_exchange.exchange.delay.{seconds}s" for seconds in (_LONG, _SHORT)),
-    "delayed_logs.exchange.delay.1s",
+    "delayed_logs.exchange.delay.1s.classic",
 )
 
 

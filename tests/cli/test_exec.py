@@ -240,3 +240,13 @@ def test_waiting_messages_do_not_wait_for_each_other(shell: Shell) -> None:
     result = shell.run("mqtool", "worker", "-q", "jobs", "-c", "2", "--backoff", "200ms", "--shell", "--exec",
                        'cat; [ "$MQ_ATTEMPT" = 2 ]')  # fmt: skip
     assert result.stdout == "secondsecond"
+
+
+def test_a_retry_queue_that_differs_takes_no_message(shell: Shell, broker: TestBroker) -> None:
+    """Without a TTL, a retry would wait for ever: the worker stops before the message leaves its queue."""
+    broker.api("PUT", f"queues/{broker.vhost}/jobs.wait.1s", {"durable": True})
+    shell.run("mqtool", "new-task", "-q", "jobs", "one")
+    stopped = shell.run("mqtool", "worker", "-q", "jobs", "--exec", "false", "-c", "1")
+    assert stopped.code == 78
+    assert "messages might never leave jobs.wait.1s" in stopped.stderr
+    assert shell.run("mqtool", "receive", "-q", "jobs", "-c", "1", "--raw").stdout == "one\n"

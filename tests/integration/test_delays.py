@@ -248,7 +248,7 @@ def test_wait_queues_expire_and_do_not_before_their_messages(broker: TestBroker,
 
     for name, to, kind in (
         ("q.delay.1m", "", "quorum"),
-        ("logs.exchange.delay.1m", "logs", "classic"),
+        ("logs.exchange.delay.1m.classic", "logs", "classic"),
         ("durable.exchange.delay.1m", "durable.due", "quorum"),
     ):
         queue: Any = broker.api("GET", f"queues/{broker.vhost}/{name}")
@@ -256,6 +256,6 @@ def test_wait_queues_expire_and_do_not_before_their_messages(broker: TestBroker,
         assert queue["arguments"]["x-expires"] > 60_000
         assert queue["arguments"]["x-dead-letter-exchange"] == to
         assert queue["type"] == kind
-    for name in ("logs.exchange.delay.1m", "durable.exchange.delay.1m", "durable.due"):
+    for name in ("logs.exchange.delay.1m.classic", "durable.exchange.delay.1m", "durable.due"):
         exchange: Any = broker.api("GET", f"exchanges/{broker.vhost}/{name}")
         assert exchange["auto_delete"]

@@ -21,7 +21,7 @@ class FakeChannel:
         self.answers = list(answers)
         self.declared: list[str] = []
 
-    def declare(self, queue: Queue, *, remember: bool = True) -> Queue:  # noqa: ARG002
+    def declare(self, queue: Queue, *, remember: bool = True, exactly: bool = False) -> Queue:  # noqa: ARG002
         self.declared.append(queue.name)
         return queue
 
