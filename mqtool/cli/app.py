@@ -158,6 +158,7 @@ def mqtool(
 
 def run() -> NoReturn:
     """Run mqtool on the process's arguments and exit."""
+    output.take_standard_streams()
     stopping.install()
     if COMPLETE in os.environ:
         _complete()

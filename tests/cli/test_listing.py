@@ -1,6 +1,7 @@
 """mqtool list: what rabbitmqctl tells, from where the reader is."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -87,7 +88,9 @@ def test_rabbitmqctl_tells_the_same(
         pytest.skip("rabbitmqctl reaches no node but our own")
     counts = {"name": "task_queue", "messages_unacknowledged": 2, "messages_ready": 1}
     wait_until(lambda: counts in listing("queues", *counts), "statistics")
-    for theirs, ours in RABBITMQCTL.items():
+    # Each call of rabbitmqctl takes seconds of processor time.
+    several = RABBITMQCTL.items() if os.environ.get("CI") else [*RABBITMQCTL.items()][1:4:2]
+    for theirs, ours in several:
         words = theirs.split()
         of_vhost = ("-p", broker.vhost) if words[0] in _OF_VHOST else ()
         told = json.loads(rabbitmqctl(started, "--quiet", words[0], *of_vhost, *words[1:], "--formatter", "json"))

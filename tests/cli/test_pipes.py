@@ -185,3 +185,13 @@ def test_receivers_that_share_a_queue_lose_nothing_when_some_are_killed(shell: S
         return {line for receiver in receivers for line in receiver.stdout.split("\n")[:-1]}
 
     wait_until(lambda: len(got()) == 2_000, "every line")
+
+
+def test_streams_that_are_closed(shell: Shell) -> None:
+    """stdin: the end of the input. stdout: an error, and the message stays. stderr: nobody hears the rest."""
+    assert shell.script("mqtool send -l <&-", timeout=30).code == 0
+    shell.run("mqtool", "send", "kept")
+    closed = shell.script("mqtool receive -c 1 --raw >&-", timeout=30)
+    assert closed.code == 1
+    assert "cannot write to standard output: Bad file descriptor" in closed.stderr
+    assert shell.script("mqtool receive -c 1 --raw 2>&-", timeout=30).stdout == "kept\n"

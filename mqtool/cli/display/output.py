@@ -45,6 +45,19 @@ def configure(*, be_quiet: bool, be_verbose: bool, no_color: bool, with_debug: b
         _colour = False
 
 
+def take_standard_streams() -> None:
+    """Have descriptors 0 to 2 open, even if whoever started us closed them: else our first socket would get the number.
+
+    What is read from one that was closed is at its end, and what is written there fails.
+    """
+    for descriptor, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY)  # it gets the lowest number that is free
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  # as long as we live
+
+
 def status(line: str) -> None:
     """A line of the tutorial that is not received data, such as " [*] Waiting for messages."."""
     if not quiet:
