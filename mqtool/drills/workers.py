@@ -11,6 +11,7 @@ message that always fails becomes a dead letter with the reason. One that was pu
 
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.drills.scene import PATIENCE, Scene, Verdict, command, lines_of, message, suppressed_by
+from mqtool.errors import ExitCode
 from mqtool.inspection.listing import counted
 from mqtool.stage.terminal import Terminal
 from mqtool.work import dead_letters
@@ -47,7 +48,7 @@ def poison(scene: Scene, count: int = MESSAGES) -> Verdict:
     confirmed = scene.send(sender, (message(number, bodies.get(number)) for number in range(count)))
     program = 'case "$(cat)" in "always fails") echo I cannot >&2; exit 1;; "bad data") exit 65;; esac; ' + _EFFECT
     worker.start(_worker(scene, program, "--retries", str(_RETRIES), "--backoff", "100ms"))
-    worker.wait(PATIENCE)
+    worker.wait(PATIENCE, ExitCode.SOME_FAILED)
     with Connection(parse_addresses(scene.url)) as connection:
         queue = dead_letter_queue(scene.queue).name
         dead = list(dead_letters.letters(connection.channel(), queue))

@@ -147,13 +147,13 @@ class Terminal:
         self._process.wait()
         self._guard.ended(self._process.pid)
 
-    def wait(self, patience: float = PATIENCE) -> None:
+    def wait(self, patience: float = PATIENCE, code: int = 0) -> None:
         """Wait for the command's end.
 
         Raises:
-            NotSo: it did not end, or failed.
+            NotSo: it did not end, or with another exit code.
         """
-        self._expect_end(0, patience)
+        self._expect_end(code, patience)
 
     def ask_to_end(self) -> None:
         """Tell whatever still runs that the play is over; for when it ends early."""

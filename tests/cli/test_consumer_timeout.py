@@ -47,5 +47,5 @@ def test_it_is_said_for_what_it_is_and_the_worker_goes_on(impatient: str, lonely
     assert "not acknowledged within the broker's consumer timeout of 1s; another consumer gets it" in result.stderr
     assert "opened the channel again" in result.stderr
     assert "the delivery was lost while the program ran: the broker delivers the message again" in result.stderr
-    assert "1 done, 0 to be retried, 0 dead" in result.stderr
+    assert "1 done, 0 retries, 0 dead" in result.stderr
     assert result.stdout.startswith("job.0\n")

@@ -19,7 +19,7 @@ def test_the_same_id_twice_is_done_once_even_by_another_worker(shell: Shell, bro
     first = shell.run("mqtool", "worker", *store, *program, "-c", "3")
     assert first.stdout == "did a\ndid b\n"
     assert "message a was done before: acknowledged, not done again" in first.stderr
-    assert "2 done, 0 to be retried, 0 dead, 1 suppressed" in first.stderr
+    assert "2 done, 0 retries, 0 dead, 1 suppressed" in first.stderr
 
     shell.run("mqtool", "new-task", "--json", stdin=_message("b") + _message("c"))
     assert shell.run("mqtool", "worker", *store, *program, "-c", "2").stdout == "did c\n"

@@ -30,7 +30,7 @@ def test_a_program_gets_the_body_on_stdin_and_the_rest_in_its_environment(shell:
         "ünï;$x", "MQ_ATTEMPT=1", "MQ_DELIVERY_MODE=2", "MQ_EXCHANGE=", "MQ_HEADER_N=[1,2]", "MQ_HEADER_TENANT_ID=a b",
         "MQ_MESSAGE_ID=m1", "MQ_QUEUE=task_queue", "MQ_REDELIVERED=0", "MQ_ROUTING_KEY=task_queue", "task_queue;1",
     ]  # fmt: skip
-    assert "1 done, 0 to be retried, 0 dead" in result.stderr
+    assert "1 done, 0 retries, 0 dead" in result.stderr
 
 
 def test_a_large_body_reaches_a_program_that_reads_it_and_does_not_hold_up_one_that_does_not(shell: Shell) -> None:
@@ -145,7 +145,7 @@ def test_term_lets_the_programs_finish_and_gives_the_rest_back(shell: Shell) -> 
 
     assert result.code == 0
     assert result.stdout.count("end") == 2
-    assert "2 done, 0 to be retried, 0 dead" in result.stderr
+    assert "2 done, 0 retries, 0 dead" in result.stderr
     left = shell.run("mqtool", "receive", "-q", "jobs", "-c", "2", "--raw").stdout.split()
     assert left == ["c", "d"]
 
@@ -226,7 +226,9 @@ def test_each_exit_status_does_what_it_says(shell: Shell, broker: TestBroker) ->
         "mqtool", "worker", "-q", "jobs", "-c", "6", "--backoff", "200ms", "--shell", "--exec",
         'read -r x; [ "$MQ_ATTEMPT" = 2 ] || exit $x',
     )  # fmt: skip
-    assert "3 done, 2 to be retried, 1 dead" in result.stderr
+    assert "3 done, 2 retries, 1 dead" in result.stderr
+    assert result.code == 3
+    assert "1 message failed for good" in result.stderr
     assert (depth(broker, "jobs"), depth(broker, "jobs.dlq")) == (0, 1)
 
 

@@ -11,7 +11,8 @@ from mqtool.cli.options import Broker, Receiving
 from mqtool.cli.options.programs import DedupOptions, ProgramOptions
 from mqtool.cli.pipe.receiving import announced
 from mqtool.duration import compact_duration
-from mqtool.errors import AccessRefused, Unavailable, UsageError
+from mqtool.errors import AccessRefused, SomeFailed, Unavailable, UsageError
+from mqtool.inspection.listing import counted
 from mqtool.topology import Queue
 from mqtool.work.hands import ONE_EACH, Hands
 from mqtool.work.programs import Program
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 #: Seconds. https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
 DEFAULT_CONSUMER_TIMEOUT = 30 * 60.0
 
-_SUMS = {"done": "done", "retry": "to be retried", "dead": "dead"}
+_SUMS = {"done": "done", "retry": "retries", "dead": "dead"}
 
 
 def work(command: str, options: ProgramOptions, queue: Queue, receiving: Receiving, broker: Broker) -> None:
@@ -57,6 +58,8 @@ def work(command: str, options: ProgramOptions, queue: Queue, receiving: Receivi
             finally:
                 sums = _SUMS | ({"suppressed": "suppressed"} if handled else {})
                 output.status(", ".join(f"{worker.counts[what]:,} {said}" for what, said in sums.items()))
+    if (dead := worker.counts["dead"]) and stopping.requested() is None:
+        raise SomeFailed(f"{counted(dead, 'message')} failed for good", f"see them with 'mqtool dlq show {queue.name}'")
 
 
 def opened(dedup: DedupOptions) -> "HandledMessages | None":
