@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demo import OUTPUT
-from mqtool.stage.waiting import NotSo
+from mqtool.stage.waiting import CheckFailed
 
 #: In the order in which we look for them.
 _USUAL = (
@@ -90,14 +90,14 @@ def read(path: Path) -> bytes:
     """The bytes of a log file.
 
     Raises:
-        NotSo: it cannot be read, or there is nothing in it.
+        CheckFailed: it cannot be read, or there is nothing in it.
     """
     try:
         log = path.read_bytes()
     except OSError as error:
-        raise NotSo(f"cannot read the log file {path}: {error.strerror}\n  LOG= names another one") from error
+        raise CheckFailed(f"cannot read the log file {path}: {error.strerror}\n  LOG= names another one") from error
     if not log:
-        raise NotSo(f"the log file {path} is empty\n  LOG= names another one")
+        raise CheckFailed(f"the log file {path} is empty\n  LOG= names another one")
     return log
 
 
@@ -113,13 +113,15 @@ def history_of_this_project() -> Path:
     """The project's own history, written to a file.
 
     Raises:
-        NotSo: it has none.
+        CheckFailed: it has none.
     """
     path = OUTPUT / "git.log"
     root = Path(__file__).parent
     try:
         log = subprocess.run(["git", "-C", root, "log", "--format=%as %an: %s"], capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
-        raise NotSo("there is no log file on this machine, and no history of this project\n  LOG= names one") from error
+        raise CheckFailed(
+            "there is no log file on this machine, and no history of this project\n  LOG= names one"
+        ) from error
     path.write_bytes(log)
     return path

@@ -29,7 +29,7 @@ from mqtool.plays.playing import perform
 from mqtool.stage.guard import Guard
 from mqtool.stage.stage import APART, Play, Stage
 from mqtool.stage.terminal import Terminal
-from mqtool.stage.waiting import NotSo
+from mqtool.stage.waiting import CheckFailed
 
 _NAME = "real_log"
 _EXCHANGE = APART + _NAME
@@ -156,24 +156,24 @@ def _of_words(name: str, words: Sequence[str]) -> Receiver:
 
 def _spare_the_log(path: Path, receivers: Sequence[Receiver]) -> None:
     if path.resolve() in [receiver.file.resolve() for receiver in receivers]:
-        raise NotSo(f"the log file {path} is one that a receiver is about to write\n  LOG= names another one")
+        raise CheckFailed(f"the log file {path} is one that a receiver is about to write\n  LOG= names another one")
 
 
 def _sent(path: Path, before: bytes, emitter: Terminal) -> bytes:
     """What went through: a log that is in use may have grown since we looked.
 
     Raises:
-        NotSo: not all were confirmed, or the log was changed otherwise.
+        CheckFailed: not all were confirmed, or the log was changed otherwise.
     """
     last = emitter.lines[-1] if emitter.lines else ""
     confirmed = re.match(r"([\d,]+) confirmed, 0 nacked, 0 returned ", last)
     if confirmed is None:
-        raise NotSo(f"emitter: expected a last line that says how many lines were confirmed, got {last!r}")
+        raise CheckFailed(f"emitter: expected a last line that says how many lines were confirmed, got {last!r}")
     count = int(confirmed[1].replace(",", ""))
     now = log_formats.read(path)
     at_least, at_most = len(_lines(before)), len(_lines(now))
     if not (now.startswith(before) and at_least <= count <= at_most):
-        raise NotSo(
+        raise CheckFailed(
             f"{path} has changed while it was read, and not only grown: expected {at_least:,} lines, "
             f"{count:,} were sent, and now there are {at_most:,}"
         )

@@ -1,11 +1,11 @@
-"""A stream, and the line that it flows through breaks: the broker restarts, a node dies, or connections are cut.
+"""A stream of messages, and what breaks it: the broker restarts, a node dies, or connections are cut.
 
     send ──> [drill] ──> receive
          ^           ^
          └── broken ─┘
 
-The publisher keeps what is not confirmed, and publishes it again, under the same message id; the receiver gets again
-what it had not acknowledged, marked redelivered. So a message may come twice, which its id tells; none is lost.
+The publisher publishes unconfirmed messages again with the same message ID. The receiver gets unacknowledged messages
+again, marked redelivered. So a message may arrive twice, which its ID shows; none is lost.
 """
 
 from collections.abc import Callable
@@ -14,12 +14,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from mqtool.drills.scene import PATIENCE, Scene, Verdict, confirmed_by, lines_of, message, received
+from mqtool.drills.scene import PATIENCE, Scene, Verdict, message, number_of, received
 from mqtool.stage.proxy import Proxy
+from mqtool.stage.waiting import LineCount, wait_until
 
-#: How many messages flow, unless somebody says otherwise.
+#: How many messages flow by default.
 MESSAGES = 10_000
-#: With a node that is killed it is more: it takes seconds of full speed to see how long it pauses.
+#: More, as it takes seconds at full speed to see how long the pause is.
 NODE_MESSAGES = 40_000
 
 
@@ -34,9 +35,9 @@ def restart_broker(scene: Scene, count: int = MESSAGES) -> Verdict:
 
 
 def kill_node(scene: Scene, count: int = NODE_MESSAGES) -> Verdict:
-    """kill -9 the node of a cluster that leads the queue, and to which both sides are connected; start it again later.
+    """kill -9 the node that leads the queue and that both sides are connected to; start it again later.
 
-    The others choose a leader among them; both sides go on with the next node that they know of.
+    The other nodes elect a leader, and both sides reconnect to another node.
     """
 
     def kill() -> None:
@@ -61,26 +62,27 @@ def drop_connection(scene: Scene, count: int = MESSAGES) -> Verdict:
 
 
 def _flow(scene: Scene, url: str, count: int, breaks: dict[int, Callable[[], None]]) -> Verdict:
-    """Send and receive, and break something after some quarters of the way."""
+    """Send and receive in quarters; `breaks` says what to break before some of them."""
     got = scene.directory / "got"
     receiver, sender = scene.terminals("receiver", "sender", url=url)
     receiver.start(f"mqtool receive --json -q {scene.queue} > got")
     sender.feed(scene.sending)
+    arrived = LineCount(got)
     for quarter in range(4):
         first, last = count * quarter // 4, count * (quarter + 1) // 4
         if quarter in breaks:
-            # Some are on their way, some are unconfirmed, some unacknowledged.
-            scene.wait_until(lambda first=first: len(lines_of(got)) > first // 2, "the stream to flow")  # type: ignore[misc]
+            # Some messages are on their way, some are unconfirmed, some unacknowledged.
+            wait_until(lambda half=first // 2: arrived() > half, "the stream to flow", PATIENCE)  # type: ignore[misc]
             breaks[quarter]()
         sender.write("\n".join(message(number) for number in range(first, last)))
     sender.finish(PATIENCE)
-    scene.wait_until_still(lambda: len(set(_ids(got))) == count, lambda: len(lines_of(got)))
+    scene.wait_until_still(lambda: arrived() >= count and len(set(_ids(got))) == count, arrived)
     receiver.interrupt()
     deliveries = received(got)
     done = len(set(_ids(got)))
     return Verdict(
         sent=count,
-        confirmed=confirmed_by(sender),
+        confirmed=number_of(sender, "confirmed"),
         done=done,
         redelivered=sum(delivery["redelivered"] for delivery in deliveries),
         suppressed=len(deliveries) - done,
@@ -89,7 +91,7 @@ def _flow(scene: Scene, url: str, count: int, breaks: dict[int, Callable[[], Non
 
 
 def _longest_pause(deliveries: list[dict[str, Any]]) -> float:
-    """Seconds between one delivery and the next, at most."""
+    """The longest time between two deliveries, in seconds."""
     times = [datetime.fromisoformat(delivery["timestamp"]) for delivery in deliveries]
     return max((later - earlier).total_seconds() for earlier, later in pairwise(times))
 

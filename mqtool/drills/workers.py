@@ -1,24 +1,28 @@
-"""Workers that run a program for each message, and what may happen to them.
+"""Workers that run a program for each message, and what can go wrong with them.
 
     send ──> [drill] ──> worker --exec … --deduplicate ──> done
                 │  ^
                 v  └── again later ──> [drill.dlq]
              killed
 
-A worker that is killed had not acknowledged what it was doing: another one does it, and sees that it is redelivered. A
-message that always fails becomes a dead letter with the reason. One that was published twice is done once.
+A killed worker has not acknowledged its messages: another worker gets them, marked redelivered. A message that always
+fails becomes a dead letter with the reason. A message published twice is handled once.
 """
 
+import shlex
+
 from mqtool.amqp import Connection, parse_addresses
-from mqtool.drills.scene import PATIENCE, Scene, Verdict, command, lines_of, message, suppressed_by
+from mqtool.drills.scene import PATIENCE, Scene, Verdict, message, number_of
 from mqtool.errors import ExitCode
 from mqtool.inspection.listing import counted
+from mqtool.stage.stage import lines_of
 from mqtool.stage.terminal import Terminal
+from mqtool.stage.waiting import wait_until
 from mqtool.work import dead_letters
 from mqtool.work.retry import dead_letter_queue
 
 MESSAGES = 200
-#: The effect of a message: a line with its id, and whether it was redelivered.
+#: The effect of a message: a line with its ID, and whether it was redelivered.
 _EFFECT = 'echo "$MQ_MESSAGE_ID $MQ_REDELIVERED" >> effects'
 _RETRIES = 3
 _AT_ONCE = 4
@@ -28,13 +32,13 @@ def kill_worker(scene: Scene, count: int = MESSAGES) -> Verdict:
     """kill -9 a worker while its programs run; another one takes over."""
     sender, first, second = scene.terminals("sender", "worker 1", "worker 2")
     confirmed = scene.send(sender, (message(number) for number in range(count)))
-    # From some message on, its programs take for ever: at its death it is in the middle of each.
+    # After a quarter of the messages, its programs run for minutes, so that it is killed in the middle of them.
     long = f"[ ${{MQ_MESSAGE_ID#m-}} -lt {count // 4} ] || {{ touch running-$MQ_MESSAGE_ID; exec sleep 600; }}; "
     first.start(_worker(scene, long + _EFFECT))
-    scene.wait_until(
-        lambda: len(list(scene.directory.glob("running-*"))) == _AT_ONCE or first.has_ended, "programs in mid-run"
+    wait_until(
+        lambda: len(list(scene.directory.glob("running-*"))) == _AT_ONCE or first.has_ended, "programs to run", PATIENCE
     )
-    scene.say(f"killing worker 1 (kill -9), {_AT_ONCE} programs in mid-run …")
+    scene.say(f"killing worker 1 (kill -9) while it runs {_AT_ONCE} programs …")
     first.kill()
     second.start(_worker(scene, _EFFECT))
     second.wait(PATIENCE)
@@ -42,7 +46,7 @@ def kill_worker(scene: Scene, count: int = MESSAGES) -> Verdict:
 
 
 def poison(scene: Scene, count: int = MESSAGES) -> Verdict:
-    """Two of the messages cannot be done: one always fails, one is bad data. The others are not held up."""
+    """Two messages cannot be handled: one always fails, one is bad data. They do not hold up the others."""
     sender, worker = scene.terminals("sender", "worker")
     bodies = {count // 3: "always fails", count // 2: "bad data"}
     confirmed = scene.send(sender, (message(number, bodies.get(number)) for number in range(count)))
@@ -59,7 +63,7 @@ def poison(scene: Scene, count: int = MESSAGES) -> Verdict:
 
 
 def duplicate(scene: Scene, count: int = MESSAGES) -> Verdict:
-    """Every tenth message is published twice, as by a publisher that saw no confirm; each has its effect once."""
+    """Every tenth message is published twice, as after a lost confirm; each takes effect once."""
     sender, worker = scene.terminals("sender", "worker")
     messages = [message(number) for number in range(count)]
     confirmed = scene.send(sender, messages + messages[::10])
@@ -69,12 +73,12 @@ def duplicate(scene: Scene, count: int = MESSAGES) -> Verdict:
 
 
 def _worker(scene: Scene, program: str, *options: str) -> str:
-    """A worker that ends when nothing comes any more."""
-    return command(
+    """The command of a worker that ends when no more messages arrive."""
+    return shlex.join([
         "mqtool", "worker", "-q", scene.queue, "--concurrency", str(_AT_ONCE),
         "--deduplicate", "--dedup-store", "handled.sqlite", "--idle-timeout", "3s",
         "--shell", "--exec", program, *options,
-    )  # fmt: skip
+    ])  # fmt: skip
 
 
 def _verdict(scene: Scene, count: int, confirmed: int, worker: Terminal, *, dead: int = 0) -> Verdict:
@@ -85,7 +89,7 @@ def _verdict(scene: Scene, count: int, confirmed: int, worker: Terminal, *, dead
         confirmed=confirmed,
         done=len(done),
         redelivered=sum(redelivered == "1" for _, redelivered in effects),
-        suppressed=suppressed_by(worker),
+        suppressed=number_of(worker, "suppressed"),
         twice=len(effects) - len(done),
         dead=dead,
     )

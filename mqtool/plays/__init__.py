@@ -1,14 +1,14 @@
-"""Plays: each tutorial's commands typed into several terminals, narrated, and checked. One file each.
+"""Plays: the commands of each tutorial typed into several terminals, narrated and checked. One file each.
 
 play ── commands ──> Stage ──> Terminal ── subprocess ──> mqtool … ──> broker
-                       └── what is typed, printed, said and measured ──> Audience (mqtool/cli shows it)
+                       └── what is typed, printed, said and measured ──> Audience (shown by mqtool/cli)
 """
 
 from importlib import import_module
 
 from mqtool.stage.stage import Play
 
-#: In the order in which to learn them.
+#: In the order to learn them.
 NAMES = (
     "hello-world",
     "work-queues",
@@ -20,7 +20,7 @@ NAMES = (
     "publisher-confirms",
     "delayed-messages",
 )
-#: What has no page to read, and comes before all: why to learn it.
+#: Plays without a page to read; they come first.
 MORE = ("why-queues",)
 
 
@@ -30,6 +30,6 @@ def more() -> list[tuple[str, Play]]:
 
 
 def load(name: str) -> Play:
-    """The play of that name, one of NAMES or MORE."""
+    """The play with that name, one of NAMES or MORE."""
     play: Play = import_module(f"mqtool.plays.{name.replace('-', '_')}").PLAY
     return play

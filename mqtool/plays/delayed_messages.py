@@ -1,10 +1,10 @@
-"""Messages that arrive later than they are sent."""
+"""Messages that arrive some time after they are sent."""
 
 from mqtool.stage.stage import Play, Stage
 from mqtool.stage.terminal import Terminal
 
 _LONG, _SHORT = 4, 2
-#: Where messages wait if the broker lacks the plugin: a queue and an exchange each.
+#: Without the plugin, messages wait in these: a queue and an exchange of each name.
 _WAITING = (
     *(f"delay_exchange.exchange.delay.{seconds}s" for seconds in (_LONG, _SHORT)),
     "delayed_logs.exchange.delay.1s.classic",
@@ -12,7 +12,7 @@ _WAITING = (
 
 
 def play(stage: Stage) -> None:
-    """What is due first comes first; and any command can delay."""
+    """Messages arrive in the order in which they are due; any command can delay them."""
     sender, receiver = stage.terminals("sender", "receiver")
     _in_the_order_of_their_times(stage, sender, receiver)
     _any_command(stage, sender, receiver)
@@ -20,11 +20,11 @@ def play(stage: Stage) -> None:
 
 def _in_the_order_of_their_times(stage: Stage, sender: Terminal, receiver: Terminal) -> None:
     exchange = stage.exchange("delay_exchange")
-    stage.say("A receiver waits for messages that come when they are due.")
+    stage.say("Start a receiver. It gets messages when they are due.")
     receiver.start(f"mqtool receive-delayed{exchange}{stage.queue('delay_queue')}")
     stage.say(
-        f"The first message is to arrive in {_LONG} seconds, the second in {_SHORT}. The sender is done at once: the "
-        "broker keeps them until they are due."
+        f"The first message is due in {_LONG} seconds, the second in {_SHORT}. Each send command ends at once: the "
+        "messages wait in the broker."
     )
     sender.run(f"mqtool send-delayed{exchange} --delay {_LONG}s 'Wake up!'")
     sender.run(f"mqtool send-delayed{exchange} --delay {_SHORT}s 'Tea is ready.'")
@@ -33,27 +33,25 @@ def _in_the_order_of_their_times(stage: Stage, sender: Terminal, receiver: Termi
 
     received = [line.partition(" ms late: ") for line in receiver.after("[x] Received, ")]
     stage.expect(
-        "the message that was sent second arrived first",
-        [body for _, _, body in received],
-        ["Tea is ready.", "Wake up!"],
+        "the message sent second arrived first", [body for _, _, body in received], ["Tea is ready.", "Wake up!"]
     )
-    stage.expect("none came early", [late for late, _, _ in received if late.startswith("-")], [])
+    stage.expect("no message came early", [late for late, _, _ in received if late.startswith("-")], [])
 
 
 def _any_command(stage: Stage, sender: Terminal, receiver: Terminal) -> None:
     logs = stage.name("delayed_logs")
-    stage.say("Any command that publishes can delay. These logs are routed by their keys as ever, but a second later.")
+    stage.say("Any command that publishes can delay messages. These logs are routed by key as usual, a second later.")
     receiver.start(f"mqtool receive-log topic -e {logs} 'kern.*'")
     sender.run(f"mqtool emit-log topic -e {logs} --delay 1s cron.info 'Nobody has asked for this.'")
     sender.run(f"mqtool emit-log topic -e {logs} --delay 1s kern.info 'Booted.'")
     receiver.wait_for("[x]", 1)
     receiver.interrupt()
-    stage.expect("a delayed log is routed by its key, when it is due", receiver.after("[x] "), ["kern.info:Booted."])
+    stage.expect("a delayed log is routed by its key once it is due", receiver.after("[x] "), ["kern.info:Booted."])
 
 
 PLAY = Play(
     "Delayed messages",
-    "The broker holds a message back, and delivers it when it is due.",
+    "The broker holds a message back and delivers it when it is due.",
     play,
     queues=("delay_queue", "delay_exchange.nowhere", *_WAITING),
     exchanges=("delay_exchange", "delay_exchange.due", "delayed_logs", "delayed_logs.delayed", *_WAITING),

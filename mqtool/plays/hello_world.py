@@ -4,21 +4,21 @@ from mqtool.stage.stage import Play, Stage
 
 
 def play(stage: Stage) -> None:
-    """Either side may start first: the queue keeps the message until somebody receives."""
+    """Either side may start first: the queue keeps the message until somebody receives it."""
     sender, receiver = stage.terminals("sender", "receiver")
 
-    stage.say("Nobody receives yet. We send a message all the same: it goes into a queue, and waits there.")
+    stage.say("Nobody is receiving yet. Send a message anyway: it waits in a queue.")
     sender.run(f"mqtool send{stage.queue('hello')}")
-    stage.say("Now a receiver starts. It finds the message in the queue, and then waits for more.")
+    stage.say("Now start a receiver. It gets the message from the queue, then waits for more.")
     receiver.start(f"mqtool receive{stage.queue('hello')}")
     receiver.wait_for("[x] Received", 1)
-    stage.say("With the receiver waiting, a second message arrives at once.")
+    stage.say("With the receiver waiting, the next message arrives at once.")
     sender.run(f"mqtool send{stage.queue('hello')} 'Good morning!'")
     receiver.wait_for("[x] Received", 2)
     receiver.interrupt()
 
     stage.expect(
-        "the receiver got both messages, also the one sent before it started",
+        "the receiver got both messages, including the one sent before it started",
         receiver.after("[x] Received "),
         ["Hello World!", "Good morning!"],
     )
@@ -26,7 +26,7 @@ def play(stage: Stage) -> None:
 
 PLAY = Play(
     "Hello World",
-    "One sends, one receives, and a queue in between keeps the message until it is fetched.",
+    "A sender, a receiver, and a queue between them that keeps messages until they are received.",
     play,
     queues=("hello",),
 )

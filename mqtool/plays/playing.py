@@ -12,7 +12,8 @@ from mqtool.errors import MqtoolError
 from mqtool.plays.removal import remove
 from mqtool.stage.audience import Audience
 from mqtool.stage.guard import Guard
-from mqtool.stage.stage import APART, Place, Play, Stage, undisturbed
+from mqtool.stage.stage import APART, Play, Stage, undisturbed
+from mqtool.stage.terminal import Place
 
 
 def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None, directory: Path | None = None) -> int:
@@ -24,7 +25,7 @@ def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None
         directory: where commands write; None for a temporary one.
 
     Raises:
-        NotSo: a check failed.
+        CheckFailed: a check failed.
         MqtoolError: the broker cannot be used.
     """
     with tempfile.TemporaryDirectory(prefix="mqtool-tutorial-") as name:
@@ -33,7 +34,7 @@ def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None
         home.mkdir(exist_ok=True)
         with (
             _embedded_broker(scratch, guard) if url is None else _cleared(play, url) as broker_url,
-            Stage(audience, Place(home, scratch, {"MQTOOL_URL": broker_url}, url is not None, guard)) as stage,
+            Stage(audience, Place(home, scratch, broker_url, url is not None, guard)) as stage,
         ):
             play.play(stage)
         return stage.checks

@@ -6,26 +6,24 @@ _COUNT = 5_000
 
 
 def play(stage: Stage) -> None:
-    """The three ways, and what each costs."""
+    """Three ways to wait for confirms, and what each costs."""
     (publisher,) = stage.terminals("publisher")
 
     stage.say(
-        f"{_COUNT:,} messages, three times: waiting for each confirm in turn, waiting once for every hundred, and not "
-        "waiting at all: confirms are handled as they come. Which is fastest, and by how much?"
+        f"Publish {_COUNT:,} messages in three ways: waiting for each confirm, waiting once per hundred messages, and "
+        "handling confirms as they arrive. Which is fastest, and by how much?"
     )
     publisher.run(f"mqtool publisher-confirms all -c {_COUNT}")
 
-    # The command fails unless the broker has confirmed them all.
+    # The command fails unless the broker confirms all of them.
     published = f"Published {_COUNT:,} messages "
     stage.expect(
-        f"{_COUNT:,} messages were published and confirmed in each of three ways",
+        f"{_COUNT:,} messages were published and confirmed in each of the three ways",
         [line.partition(" in ")[0] for line in publisher.after(published)],
         ["individually", "in batch", "and handled confirms asynchronously"],
     )
 
 
 PLAY = Play(
-    "Publisher confirms",
-    "The broker confirms what it has taken; to wait for each confirm in turn is the slow way to learn it.",
-    play,
+    "Publisher confirms", "The broker confirms each message. Waiting for every confirm in turn is the slow way.", play
 )

@@ -1,4 +1,4 @@
-"""Leaving no traces on a broker that is not ours."""
+"""Removing a play's queues and exchanges from a broker that others use."""
 
 from collections.abc import Collection, Sequence
 
@@ -7,10 +7,10 @@ from mqtool.errors import MqtoolError
 
 
 def remove(addresses: Sequence[Address], queues: Collection[str], exchanges: Collection[str]) -> None:
-    """Delete queues and exchanges, with the messages in them; those that are not there are none to delete.
+    """Delete queues and exchanges, with their messages, where they exist.
 
     Raises:
-        MqtoolError: there is no way to the broker, or it refuses.
+        MqtoolError: the broker cannot be used, or refuses.
     """
     if not queues and not exchanges:
         return

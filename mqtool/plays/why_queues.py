@@ -1,8 +1,8 @@
-"""Why a queue at all: the three motives, each as a scene, measured on a real broker.
+"""Why use a queue: three reasons, each a scene measured on a real broker.
 
-decoupling       shop ──> (orders) ──> [stock], [mail] ──> two departments, of which one goes home
+decoupling       shop ──> (orders) ──> [stock], [mail] ──> two departments, one of which goes home
 asynchrony       shop ──> ./pack, and then: shop ──> [packing] ──> worker --exec ./pack
-peak clipping    forty orders in a second, and a worker that can do five
+peak clipping    forty orders in one second, for a worker that can do five
 """
 
 from mqtool.stage.gauge import Gauge, Shop, depths, rate, times
@@ -34,8 +34,8 @@ def _decoupling(stage: Stage) -> None:
     total = before + meanwhile + after
 
     stage.say(
-        "First motive, decoupling. A shop publishes each order; the stock and the mail department have a queue each, "
-        "and take from it what comes."
+        "First reason: decoupling. A shop publishes each order. The stock and mail departments each have a queue, and "
+        "read orders from it."
     )
     for terminal, command in consume.items():
         terminal.start(command)
@@ -48,7 +48,7 @@ def _decoupling(stage: Stage) -> None:
             with gauge.measuring():
                 shop.take(before - 1, per_second=10)
                 mail.wait_for(_RECEIVED, before)
-            stage.say("Now the mail department goes home, in the middle of it. Who notices?")
+            stage.say("Now the mail department goes home while orders keep coming. Who notices?")
             by_mail = mail.after("[x] ")
             mail.interrupt()
             with gauge.measuring():
@@ -56,8 +56,8 @@ def _decoupling(stage: Stage) -> None:
                 stock.wait_for(_RECEIVED, before + meanwhile)
                 wait_until(lambda: meanwhile in gauge.values[1], lambda: f"{meanwhile} orders to wait for mail")
             stage.say(
-                f"Nobody does. {meanwhile} orders wait for mail, stock goes on, and a customer is answered in {shop}. "
-                "Now mail comes back."
+                f"Nobody does. {meanwhile} orders wait for mail, stock carries on, and customers get an answer in "
+                f"{shop}. Now mail comes back."
             )
             mail.start(consume[mail])
             with gauge.measuring():
@@ -83,7 +83,7 @@ def _asynchrony(stage: Stage) -> None:
     count, per_second = 8, 3.0
 
     stage.say(
-        f"Second motive, asynchrony. To pack an order takes {_PACK_SECONDS:g} s. First the shop calls ./pack itself, "
+        f"Second reason: asynchrony. Packing an order takes {_PACK_SECONDS:g} s. First the shop calls ./pack itself, "
         "and the customer waits for it."
     )
     packer.start(f"mqtool worker -q {packing} --exec ./pack")
@@ -103,8 +103,8 @@ def _asynchrony(stage: Stage) -> None:
         by_hand = str(direct)
         direct.finish()
         stage.say(
-            f"A customer waited {by_hand}. Now the shop puts the order into a queue, and a worker runs the same ./pack "
-            "when it comes to it."
+            f"A customer waited {by_hand}. Now the shop puts each order into a queue, and a worker runs the same "
+            "./pack in its own time."
         )
         queued = Shop(shop_terminal, f"mqtool new-task -q {packing} -l -v", _SENT)
         answered.append(queued)
@@ -113,7 +113,7 @@ def _asynchrony(stage: Stage) -> None:
             packer.wait_for(_PACKED, count)
     queued.finish()
     packer.interrupt()
-    stage.expect(f"all {count} orders were packed, and no customer waited for it", packer.count(_PACKED), count)
+    stage.expect(f"all {count} orders were packed", packer.count(_PACKED), count)
     stage.say(f"Called directly: {by_hand}. Through the queue: {queued}.")
 
 
@@ -123,8 +123,8 @@ def _peak_clipping(stage: Stage) -> None:
     burst, capacity = 40, 1 / _PACK_SECONDS
 
     stage.say(
-        f"Third motive, peak clipping. The packer can do {capacity:g} orders a second, and no more. On a quiet day "
-        f"that is enough. Now {burst} orders come within a second."
+        f"Third reason: peak clipping. The packer can do {capacity:g} orders a second and no more. On a quiet day that "
+        f"is enough. Now {burst} orders come within a second."
     )
     packer.start(f"mqtool worker -q {packing} --exec ./pack")
     shop = Shop(shop_terminal, f"mqtool new-task -q {packing} -l -v", _SENT)
@@ -149,14 +149,14 @@ def _peak_clipping(stage: Stage) -> None:
     longest = max(then - asked for then, asked in zip(done, shop.asked, strict=True))
     stage.expect(f"all {total} orders were packed, at the packer's own pace", packer.count(_PACKED), total)
     stage.say(
-        f"Up to {max(gauge.values[2]):,.0f} orders lay in the queue; one was packed {longest:.1f} s after it came. "
-        f"Its customer would have waited as long for a packer called directly. Through the queue it was {shop}."
+        f"Up to {max(gauge.values[2]):,.0f} orders waited in the queue, one of them for {longest:.1f} s. With a packer "
+        f"called directly, its customer would have waited as long. Through the queue, an answer took {shop}."
     )
 
 
 PLAY = Play(
     "Why queues",
-    "Three motives for a queue between two programs: decoupling, asynchrony, peak clipping; played and measured.",
+    "Three reasons for a queue between two programs: decoupling, asynchrony, peak clipping. Each is measured.",
     play,
     queues=("stock", "mail", "packing"),
     exchanges=("orders",),

@@ -5,7 +5,7 @@ from mqtool.stage.terminal import Terminal
 from mqtool.stage.waiting import wait_until
 
 _QUICK = ["a", "b", "c", "d", "e"]
-#: Two dots are two seconds of work: time enough for another worker to do all the quick ones.
+#: Two dots are two seconds of work: enough for another worker to do all the quick tasks.
 _LONG = "long.."
 
 
@@ -19,8 +19,8 @@ def play(stage: Stage) -> None:
 
 def _fair_dispatch(stage: Stage, boss: Terminal, workers: list[Terminal]) -> None:
     stage.say(
-        "Two workers share one queue. The boss hands out a long task, whose two dots are two seconds of work, and five "
-        "quick ones. With prefetch 1 a worker is given a task only when it has finished the last."
+        "Two workers share a queue. The boss sends a long task (two dots: two seconds of work) and five quick ones. "
+        "With prefetch 1, a worker gets its next task only when it has finished the last one."
     )
     busy, other = _share(stage, boss, workers, f"mqtool worker{stage.queue('task_queue')}")
     stage.expect(
@@ -32,19 +32,18 @@ def _fair_dispatch(stage: Stage, boss: Terminal, workers: list[Terminal]) -> Non
 
 def _round_robin(stage: Stage, boss: Terminal, workers: list[Terminal]) -> None:
     stage.say(
-        "The same without that limit, --prefetch 0: the broker deals all tasks out in turn, at once, however long each "
-        "takes."
+        "The same with no limit, --prefetch 0: the broker deals out all tasks in turn at once, however long each takes."
     )
     busy, other = _share(stage, boss, workers, f"mqtool worker{stage.queue('task_queue')} --prefetch 0")
     stage.expect(
-        f"round-robin: two quick tasks waited behind the long one, and {other.name} idled",
+        f"round-robin: two quick tasks waited behind the long one while {other.name} was idle",
         (_tasks_of(busy), _tasks_of(other)),
         ([_LONG, "b", "d"], ["a", "c", "e"]),
     )
 
 
 def _share(stage: Stage, boss: Terminal, workers: list[Terminal], command: str) -> tuple[Terminal, Terminal]:
-    """Have two workers share the tasks; return the one that got the long task, and the other."""
+    """Let two workers share the tasks; return the one that got the long task, and the other."""
     for worker in workers:
         worker.start(command)
     boss.run(f"printf '%s\\n' {' '.join([_LONG, *_QUICK])} | mqtool new-task -l{stage.queue('task_queue')}")
@@ -60,8 +59,8 @@ def _share(stage: Stage, boss: Terminal, workers: list[Terminal], command: str) 
 
 def _forgotten_acknowledgement(stage: Stage, boss: Terminal, one: Terminal, two: Terminal) -> None:
     stage.say(
-        "The classic mistake: worker 1 does its tasks and never acknowledges them. To the broker they are not done. "
-        "When worker 1 ends, it gives them to the next worker, marked redelivered."
+        "The classic mistake: worker 1 does its tasks but never acknowledges them. To the broker they are not done. "
+        "When worker 1 ends, they go to the next worker, marked redelivered."
     )
     shown = "-F 'Received %b, redelivered %R'"
     queue = stage.queue("task_queue")
@@ -73,7 +72,7 @@ def _forgotten_acknowledgement(stage: Stage, boss: Terminal, one: Terminal, two:
     two.wait_for("[x] Done", 3)
     two.interrupt()
     stage.expect(
-        "none was acknowledged: the next worker got all three again, redelivered",
+        "nothing was acknowledged: the next worker got all three tasks again, redelivered",
         (one.after("Received "), two.after("Received ")),
         ([f"{task}, redelivered 0" for task in "abc"], [f"{task}, redelivered 1" for task in "abc"]),
     )
@@ -85,7 +84,7 @@ def _tasks_of(worker: Terminal) -> list[str]:
 
 PLAY = Play(
     "Work queues",
-    "Tasks are shared among workers, and each is done by one of them; a task's dots are its seconds of work.",
+    "Workers share tasks, and each task is done by one of them. Each dot in a task is a second of work.",
     play,
     queues=("task_queue",),
 )

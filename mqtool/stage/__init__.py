@@ -1,1 +1,1 @@
-"""Terminals, checks and faults: what plays and drills perform on."""
+"""What plays and drills perform on: terminals, checks, and a proxy to break."""

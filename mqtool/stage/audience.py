@@ -1,4 +1,4 @@
-"""Whoever watches: what happens on a stage, told as it happens."""
+"""The audience: what happens on a stage, as it happens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Something that was measured ten times a second or so.
+    """Something that is measured ten times a second.
 
     Attributes:
         unit: of the values; "" for a count.
-        values: from the beginning of the scene until now.
+        values: since the beginning of the scene.
     """
 
     title: str
@@ -20,10 +20,10 @@ class Chart:
 
 
 class Audience(Protocol):
-    """Whoever watches a play. Terminals print from threads of their own."""
+    """Shows a play. Terminals print from their own threads."""
 
     def opened(self, names: Sequence[str]) -> None:
-        """There are terminals of these names now, and no others."""
+        """These terminals replace those that there were."""
 
     def typed(self, terminal: str, command: str) -> None:
         """A person types a command."""
@@ -32,10 +32,10 @@ class Audience(Protocol):
         """A command prints a line."""
 
     def say(self, text: str) -> None:
-        """The narrator explains what comes next; returns when it may come."""
+        """Explain what comes next; return when the play may go on."""
 
     def right(self, what: str) -> None:
         """A check has passed."""
 
     def measured(self, charts: Sequence[Chart], over: bool) -> None:
-        """The charts of this scene so far; over: for good."""
+        """The charts of this scene so far, or its final ones if it is over."""

@@ -1,4 +1,4 @@
-"""Measuring while a scene is played: how deep queues are, how long answers take, how many come in a second."""
+"""Measuring during a scene: queue depths, response times, rates."""
 
 import math
 import threading
@@ -13,19 +13,18 @@ from mqtool.amqp import Connection, parse_addresses
 from mqtool.stage.audience import Chart
 from mqtool.stage.stage import Stage
 from mqtool.stage.terminal import Terminal
-from mqtool.stage.waiting import wait_until
 
-#: Seconds between two looks.
+#: Seconds between readings.
 _INTERVAL = 0.1
 
 
 class Shop:
-    """Gives orders to the command in a terminal, and notes how long each takes to be answered.
+    """Gives orders to the command in a terminal, and measures how long each takes to be answered.
 
-    The first order is given at once, and opens the shop: it waits for the program to start, which is not measured.
+    The first order, given at once, waits for the program to start and is not measured.
 
     Args:
-        answer: what the line says by which the command answers; they come in the order of the orders.
+        answer: text in the lines that answer orders; they come in the order of the orders.
     """
 
     def __init__(self, terminal: Terminal, command: str, answer: str) -> None:
@@ -37,7 +36,7 @@ class Shop:
         terminal.wait_for(answer, 1)
 
     def take(self, count: int, per_second: float) -> None:
-        """Take this many orders, at that rate."""
+        """Take orders at a steady rate."""
         due = time.monotonic()
         for _ in range(count):
             self.asked.append(time.monotonic())
@@ -46,19 +45,19 @@ class Shop:
             time.sleep(max(0.0, due - time.monotonic()))
 
     def finish(self) -> None:
-        """No more orders; wait until all are answered."""
+        """Wait until all orders are answered, and close the shop."""
         self._terminal.finish()
 
     @property
     def answers(self) -> list[float]:
-        """How long each answer but the first took, in milliseconds."""
+        """Milliseconds that each answer but the first took."""
         return [
             (then - asked) * 1000
             for then, asked in [*zip(times(self._terminal, self._answer), self.asked, strict=False)][1:]
         ]
 
     def waiting(self) -> float:
-        """Milliseconds that the last customer who was answered has waited."""
+        """Milliseconds that the last answer took."""
         return (self.answers or [0.0])[-1]
 
     def __str__(self) -> str:
@@ -66,10 +65,10 @@ class Shop:
 
 
 class Gauge:
-    """Reads values again and again, and shows them as charts.
+    """Reads values repeatedly on one thread, and shows them as charts.
 
     Args:
-        readings: for each chart its title, its unit, and what reads a value; all are read on one thread.
+        readings: for each chart its title, its unit, and a function that reads a value.
     """
 
     def __init__(self, stage: Stage, *readings: tuple[str, str, Callable[[], float]]) -> None:
@@ -94,7 +93,7 @@ class Gauge:
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Time goes on within the block, and stands still outside, while somebody reads."""
+        """Measure within the block, and pause outside, while the person reads."""
         self._measuring.set()
         try:
             yield
@@ -117,26 +116,18 @@ class Gauge:
 
 @contextmanager
 def depths(stage: Stage) -> Iterator[Callable[[str], int]]:
-    """A function that tells how many messages are ready in a queue; it asks by AMQP, as anybody may."""
-    with Connection(parse_addresses(stage.place.environment["MQTOOL_URL"]), name="mqtool gauge") as connection:
+    """A function that returns how many messages are ready in a queue."""
+    with Connection(parse_addresses(stage.place.url), name="mqtool gauge") as connection:
         channel = connection.channel()
         yield channel.depth_of
 
 
 def times(terminal: Terminal, text: str) -> list[float]:
-    """When the lines with that text came, by the monotonic clock."""
+    """When the lines with the text came (time.monotonic)."""
     return [then for line, then in zip(list(terminal.lines), list(terminal.times), strict=False) if text in line]
 
 
 def rate(moments: Sequence[float]) -> float:
-    """How many of these moments are within the last second."""
+    """How many of the moments are within the last second."""
     now = time.monotonic()
     return float(sum(now - moment < 1 for moment in moments))
-
-
-def wait_for_all(terminal: Terminal, text: str, count: int) -> None:
-    """Wait until this many lines have that text. Raises NotSo if they do not come."""
-    wait_until(
-        lambda: terminal.count(text) >= count,
-        lambda: f"{count} × {text!r} from {terminal.name}; {terminal.count(text)} came",
-    )

@@ -1,4 +1,4 @@
-"""Ends what a play has started, should we be killed: nothing is left running, even after kill -9."""
+"""Ends what a play has started if we are killed, even by kill -9."""
 
 import contextlib
 import os
@@ -8,8 +8,8 @@ import signal
 class Guard:
     """A small process that outlives us by an instant.
 
-    It holds the other end of a pipe, which the system closes for us however we die, and then kills the process groups
-    that it was told of. To be made before there are any threads, as it is forked.
+    It reads a pipe from us. When we end, the system closes the pipe, and the guard kills the process groups that we
+    have named. Make it before any threads start, as it is forked.
     """
 
     def __init__(self) -> None:
@@ -23,22 +23,22 @@ class Guard:
         os.close(reading)
 
     def started(self, group: int) -> None:
-        """A process group has begun."""
+        """A process group has started."""
         self._tell(b"+%d\n" % group)
 
     def ended(self, group: int) -> None:
-        """It has ended; its number may be somebody else's now."""
+        """A process group has ended; another one may get its number."""
         self._tell(b"-%d\n" % group)
 
     def _tell(self, line: bytes) -> None:
-        with contextlib.suppress(BrokenPipeError):  # somebody has killed it
+        with contextlib.suppress(BrokenPipeError):  # the guard was killed
             os.write(self._writing, line)
 
 
 def _watch(reading: int) -> None:
-    os.setsid()  # Ctrl-C is not for us
+    os.setsid()  # out of reach of Ctrl-C
     quiet = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):  # whoever reads our output must not wait for this process
+    for descriptor in (0, 1, 2):  # whoever reads our output must not wait for the guard
         os.dup2(quiet, descriptor)
     groups: set[int] = set()
     rest = b""

@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a broker, whose connections can be cut."""
+"""A TCP proxy in front of a broker, to cut its connections."""
 
 import contextlib
 import socket
@@ -8,11 +8,11 @@ from typing import Self
 
 
 class Proxy:
-    """Forwards connections on a port of its own to a port on this machine, within its block.
+    """Forwards connections from its own port to another port of this machine, within its block.
 
     Attributes:
-        accepted: connections that were forwarded.
-        break_early: connections to come that break after the broker's first word.
+        accepted: connections forwarded so far.
+        break_early: how many of the next connections break after the broker's first frame.
         bytes_forwarded: in both directions.
     """
 
@@ -35,17 +35,17 @@ class Proxy:
         self.close()
 
     def close(self) -> None:
-        """Break all connections, and take no new ones."""
-        with contextlib.suppress(OSError):  # it was closed before
+        """Cut all connections, and accept no new ones."""
+        with contextlib.suppress(OSError):  # already closed
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.cut()
 
     def cut(self) -> int:
-        """Break all connections, without a goodbye; return how many."""
+        """Cut all connections without closing them properly; return how many."""
         ends, self._open = self._open, []
         for end in ends:
-            with contextlib.suppress(OSError):  # its owner has closed it
+            with contextlib.suppress(OSError):  # already closed
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
         return len(ends) // 2
@@ -56,7 +56,7 @@ class Proxy:
                 client, _ = self._listener.accept()
                 try:
                     server = socket.create_connection(("127.0.0.1", self._target_port))
-                except OSError:  # the broker is down; so are we, for this client
+                except OSError:  # the broker is down
                     client.close()
                     continue
                 if self.break_early:

@@ -1,52 +1,25 @@
-"""Where a play is played: its terminals, its files and its checks; and who watches."""
+"""The stage of a play: its terminals, files and checks."""
 
-import os
+import contextlib
 import signal
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from mqtool.stage.audience import Audience
-from mqtool.stage.guard import Guard
-from mqtool.stage.terminal import Terminal
-from mqtool.stage.waiting import LineCount, NotSo, wait_until
+from mqtool.stage.terminal import Place, Terminal
+from mqtool.stage.waiting import CheckFailed, LineCount, wait_until
 
-#: What our queues and exchanges are called on a broker that is not ours alone.
+#: Prefix of our queues and exchanges on a broker that others use too.
 APART = "demo."
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where commands run.
-
-    Attributes:
-        directory: where they write their files.
-        environment: the broker's URL in it, if it is not one that mqtool finds without.
-        apart: the broker is not ours alone, so queues and exchanges need names of their own.
-        scratch: a directory for what nobody needs to see.
-    """
-
-    directory: Path
-    scratch: Path
-    environment: Mapping[str, str]
-    apart: bool
-    guard: Guard
-
-    @property
-    def whole_environment(self) -> dict[str, str]:
-        """Ours, with the mqtool that runs us on the PATH, as if somebody had activated its environment."""
-        inherited = {name: value for name, value in os.environ.items() if name != "MQTOOL_DIALECT"}
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-        return {**inherited, "PATH": path, **self.environment}
-
-
 class Stage:
-    """The terminals of one play, and the checks of what came of it."""
+    """The terminals of one play, and its checks."""
 
     def __init__(self, audience: Audience, place: Place) -> None:
         self.audience = audience
@@ -66,14 +39,15 @@ class Stage:
             for terminal in self._terminals:
                 terminal.end()
 
-    def terminals(self, *names: str) -> list[Terminal]:
-        """Open terminals, in the place of those that there were."""
+    def terminals(self, *names: str, url: str | None = None) -> list[Terminal]:
+        """Open terminals, which replace those that there were.
+
+        Args:
+            url: of the broker, where it is not the one of the place.
+        """
         self.audience.opened(names)
-        place = self.place
-        opened = [
-            Terminal(self.audience, name, place.directory, place.whole_environment, place.scratch, place.guard)
-            for name in names
-        ]
+        place = replace(self.place, url=url or self.place.url)
+        opened = [Terminal(self.audience, name, place) for name in names]
         self._terminals += opened
         return opened
 
@@ -82,32 +56,32 @@ class Stage:
         self.audience.say(" ".join(text.split()))
 
     def queue(self, name: str) -> str:
-        """The option that names a queue of the play's own; nothing where the tutorial's own name will do."""
+        """The option that names a queue; empty if the tutorial's default name will do."""
         return f" -q {self.name(name)}" if self.place.apart else ""
 
     def exchange(self, name: str) -> str:
-        """The option that names an exchange, as above."""
+        """The option that names an exchange; empty if the tutorial's default name will do."""
         return f" -e {self.name(name)}" if self.place.apart else ""
 
     def name(self, name: str) -> str:
-        """What a queue or an exchange is called on this broker."""
+        """The name of a queue or an exchange on this broker."""
         return APART + name if self.place.apart else name
 
     def file(self, name: str) -> Path:
-        """A file that commands call by its name."""
+        """A file in the directory where commands run."""
         return self.place.directory / name
 
     def expect(self, what: str, got: object, expected: object) -> None:
         """Check something, and say that it is right.
 
         Args:
-            what: a sentence that says how it is.
+            what: a sentence that is true if the check passes.
 
         Raises:
-            NotSo: it is not.
+            CheckFailed: the values differ.
         """
         if got != expected:
-            raise NotSo(f"this is not so: {what}\n  expected: {_shown(expected)}\n  got:      {_shown(got)}")
+            raise CheckFailed(f"check failed: {what}\n  expected: {_shown(expected)}\n  got:      {_shown(got)}")
         self.checks += 1
         self.audience.right(what)
 
@@ -115,7 +89,7 @@ class Stage:
         """Wait until a receiver's file has this many lines.
 
         Raises:
-            NotSo: they do not come.
+            CheckFailed: they do not arrive.
         """
         lines = LineCount(path)
         wait_until(lambda: lines() >= count, lambda: f"{count:,} lines in {path}; there are {lines():,}")
@@ -123,12 +97,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Play:
-    """A tutorial to be played.
+    """A tutorial to perform.
 
     Attributes:
-        story: in a sentence, what it shows.
-        play: types the commands and checks what comes of them.
-        queues, exchanges: those that its commands declare, by the tutorial's names.
+        story: what it shows, in a sentence.
+        play: types the commands and checks the results.
+        queues, exchanges: what its commands declare, by the tutorial's names.
     """
 
     title: str
@@ -139,13 +113,15 @@ class Play:
 
 
 def lines_of(path: Path) -> list[str]:
-    """What a receiver wrote."""
-    return path.read_text("utf-8", "replace").splitlines()
+    """The whole lines that a command has written to a file so far."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_text("utf-8", "replace").split("\n")[:-1]
+    return []
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Within the block, which tidies up and takes seconds at most, no signal ends us."""
+    """Ignore signals within the block, which cleans up and takes seconds at most."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
     try:
         yield

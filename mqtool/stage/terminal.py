@@ -1,93 +1,99 @@
-"""One terminal: a person types commands into it, and sees what they print."""
+"""One terminal: commands are typed into it, and it shows what they print."""
 
 import os
 import shlex
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from mqtool.stage.audience import Audience
 from mqtool.stage.guard import Guard
-from mqtool.stage.waiting import PATIENCE, NotSo, wait_until
+from mqtool.stage.waiting import PATIENCE, CheckFailed, wait_until
 
-#: Seconds for a command to finish the message in hand, before it is ended the hard way.
+#: Seconds for a command to finish its message before it is killed.
 _LAST_WORDS = 5.0
 
 
-class Terminal:
-    """A place to run one command at a time, by a shell, exactly as it is shown.
+@dataclass(frozen=True)
+class Place:
+    """Where commands run.
 
-    Args:
-        directory: where commands run.
-        scratch: where background commands say that they consume.
-        guard: ends what runs here if we are killed.
+    Attributes:
+        directory: for the files that they write.
+        scratch: a directory for files that nobody needs to see.
+        url: of the broker.
+        apart: others use the broker too, so queues and exchanges need names of their own.
+        guard: ends what runs if we are killed.
     """
 
-    def __init__(
-        self,
-        audience: Audience,
-        name: str,
-        directory: Path,
-        environment: Mapping[str, str],
-        scratch: Path,
-        guard: Guard,
-    ) -> None:
+    directory: Path
+    scratch: Path
+    url: str
+    apart: bool
+    guard: Guard
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Ours, with the mqtool that runs us on the PATH, as if its environment had been activated."""
+        inherited = {name: value for name, value in os.environ.items() if name != "MQTOOL_DIALECT"}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+        return {**inherited, "PATH": path, "MQTOOL_URL": self.url}
+
+
+class Terminal:
+    """Runs one command at a time in a shell, exactly as it is shown."""
+
+    def __init__(self, audience: Audience, name: str, place: Place) -> None:
         self.name = name
-        #: What the command in hand, or the last one, has printed, and when (time.monotonic).
+        #: What the current or last command has printed, and when (time.monotonic).
         self.lines: list[str] = []
         self.times: list[float] = []
         self._audience = audience
-        self._directory = directory
-        self._environment = environment
-        self._ready_file = scratch / f"{name.replace(' ', '-')}.ready"
-        self._guard = guard
+        self._place = place
+        self._ready_file = place.scratch / f"{name.replace(' ', '-')}.ready"
         self._process: subprocess.Popen[bytes] | None = None
         self._reader = threading.Thread()
         self._command = ""
 
-    def set_variable(self, name: str, value: str) -> None:
-        """In the environment of the commands to come."""
-        self._environment = {**self._environment, name: value}
-
     def run(self, command: str, code: int = 0) -> list[str]:
-        """Type a command, and wait for its end; return the lines that it printed.
+        """Type a command, and wait until it ends; return the lines that it printed.
 
         Raises:
-            NotSo: it ended with another exit code, or not at all.
+            CheckFailed: it ended with another exit code, or not at all.
         """
         self._launch(f"exec {command}", command)
         self._expect_end(code, PATIENCE * 3)
         return self.lines
 
     def start(self, command: str) -> None:
-        """Type a command that goes on until it is interrupted, and wait until it consumes.
+        """Type a command that runs until it is interrupted, and wait until it consumes.
 
         Raises:
-            NotSo: it ended, or does not come to consume.
+            CheckFailed: it ended, or does not consume in time.
         """
         self._ready_file.unlink(missing_ok=True)
         self._launch(f"exec {command} --ready-file {shlex.quote(str(self._ready_file))}", command)
         wait_until(
-            # It tells the person first; that line must be seen before anything else is typed.
+            # Its first line must be shown before anything else is typed.
             lambda: (self._ready_file.exists() and self.lines) or self.has_ended,
-            lambda: f"{self.name} to consume: {command}",
+            f"{self.name} to consume: {command}",
         )
         if self.has_ended:
-            self._expect_end(0, PATIENCE)
-            raise NotSo(f"{self.name}: the command should go on, but has ended: {command}")
+            raise self._ended_early()
 
     def feed(self, script: str) -> None:
-        """Type a command, or a loop of the shell, that will read what is given to write()."""
+        """Type a command, or a shell loop, that reads what write() gives it."""
         self._launch(script, script, stdin=subprocess.PIPE)
 
     def write(self, line: str) -> None:
-        """A line for the command that is fed.
+        """Write a line to the command that feed() started.
 
         Raises:
-            NotSo: it does not read any more.
+            CheckFailed: it no longer reads.
         """
         assert self._process is not None
         assert self._process.stdin is not None
@@ -95,14 +101,13 @@ class Terminal:
             self._process.stdin.write(f"{line}\n".encode())
             self._process.stdin.flush()
         except BrokenPipeError as error:
-            self._expect_end(0, PATIENCE)
-            raise NotSo(f"{self.name}: the command should go on, but has ended: {self._command}") from error
+            raise self._ended_early() from error
 
     def finish(self, patience: float = PATIENCE) -> None:
-        """The end of what the command is fed; wait for its own.
+        """Close the command's input, and wait until it ends.
 
         Raises:
-            NotSo: it failed.
+            CheckFailed: it failed, or did not end.
         """
         assert self._process is not None
         assert self._process.stdin is not None
@@ -110,31 +115,33 @@ class Terminal:
         self._expect_end(0, patience)
 
     def wait_for(self, text: str, count: int) -> None:
-        """Wait until this many lines with that text have been printed.
+        """Wait until this many lines with the text have been printed.
 
         Raises:
-            NotSo: they do not come.
+            CheckFailed: they do not arrive.
         """
         wait_until(
             lambda: self.count(text) >= count or self.has_ended,
             lambda: f"{count} lines with {text!r} from {self.name}; there are {self.count(text)}",
         )
         if self.count(text) < count:
-            raise NotSo(f"{self.name} ended after {self.count(text)} of {count} lines with {text!r}: {self._command}")
+            raise CheckFailed(
+                f"{self.name} ended after {self.count(text)} of {count} lines with {text!r}: {self._command}"
+            )
 
     def count(self, text: str) -> int:
-        """How many of the lines have that text."""
+        """How many lines have the text."""
         return sum(text in line for line in list(self.lines))
 
     def after(self, text: str) -> list[str]:
-        """What follows the text, in those lines that have it."""
+        """What follows the text, in each line that has it."""
         return [line.partition(text)[2] for line in self.lines if text in line]
 
     def interrupt(self) -> None:
-        """Press Ctrl-C, and wait for the clean end that mqtool promises.
+        """Press Ctrl-C, and wait until the command ends.
 
         Raises:
-            NotSo: it did not end, or not cleanly.
+            CheckFailed: it failed, or did not end.
         """
         self._audience.printed(self.name, "^C")
         self._signal(signal.SIGINT)
@@ -145,22 +152,22 @@ class Terminal:
         assert self._process is not None
         self._process.kill()
         self._process.wait()
-        self._guard.ended(self._process.pid)
+        self._place.guard.ended(self._process.pid)
 
     def wait(self, patience: float = PATIENCE, code: int = 0) -> None:
-        """Wait for the command's end.
+        """Wait until the command ends.
 
         Raises:
-            NotSo: it did not end, or with another exit code.
+            CheckFailed: it did not end, or with another exit code.
         """
         self._expect_end(code, patience)
 
     def ask_to_end(self) -> None:
-        """Tell whatever still runs that the play is over; for when it ends early."""
+        """Send TERM to what still runs, where a play ends early."""
         self._signal(signal.SIGTERM)
 
     def end(self) -> None:
-        """Wait until it has ended, and end it the hard way if it takes its time."""
+        """Wait until it has ended; kill it if it takes too long."""
         if self._process is None:
             return
         try:
@@ -168,25 +175,25 @@ class Terminal:
         except subprocess.TimeoutExpired:
             self._signal(signal.SIGKILL)
             self._process.wait()
-        self._guard.ended(self._process.pid)
+        self._place.guard.ended(self._process.pid)
         self._reader.join()
 
     def _launch(self, script: str, shown: str, stdin: int = subprocess.DEVNULL) -> None:
         self._audience.typed(self.name, shown)
         self._command = shown
         self.lines, self.times = [], []
-        # A session of its own: Ctrl-C is for us, and we pass it on in good order. `exec`, so that it is the command
-        # that gets it, not a shell. One pipe for both streams, as on a terminal: their lines keep their order.
+        # In its own session: we get Ctrl-C, and pass it on in order. `exec`, so that the command gets it, not a shell.
+        # One pipe for both streams keeps the order of their lines.
         self._process = subprocess.Popen(
             ["sh", "-c", script],
-            env=self._environment,
-            cwd=self._directory,
+            env=self._place.environment,
+            cwd=self._place.directory,
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        self._guard.started(self._process.pid)
+        self._place.guard.started(self._process.pid)
         self._reader = threading.Thread(target=self._read, args=(self._process, self.lines, self.times), daemon=True)
         self._reader.start()
 
@@ -201,20 +208,24 @@ class Terminal:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing runs here any more."""
+        """Whether nothing runs here."""
         return self._process is None or self._process.poll() is not None
 
     def _expect_end(self, code: int, patience: float) -> None:
         process = self._process
         assert process is not None
-        wait_until(lambda: self.has_ended, lambda: f"the end of {self._command}", patience)
-        self._guard.ended(process.pid)
+        wait_until(lambda: self.has_ended, f"the end of {self._command}", patience)
+        self._place.guard.ended(process.pid)
         self._reader.join()
         if process.returncode != code:
-            raise NotSo(
+            raise CheckFailed(
                 f"{self.name}: expected exit code {code}, got {process.returncode}, from: {self._command}"
                 + (f"\n  it said: {self.lines[-1]}" if self.lines else "")
             )
+
+    def _ended_early(self) -> CheckFailed:
+        self._expect_end(0, PATIENCE)
+        return CheckFailed(f"{self.name}: the command ended too early: {self._command}")
 
     def _signal(self, number: int) -> None:
         if self._process is not None and self._process.poll() is None:

@@ -1,4 +1,4 @@
-"""Waiting for conditions, never for a time."""
+"""Waiting for a condition, never for a fixed time."""
 
 import time
 from collections.abc import Callable
@@ -6,35 +6,35 @@ from pathlib import Path
 
 from mqtool.errors import MqtoolError
 
-#: Seconds after which something that should have happened will not. A busy machine may need a few of them.
+#: Seconds to wait for anything; a busy machine needs some of them.
 PATIENCE = 30.0
 _BETWEEN_LOOKS = 0.01
 _CHUNK = 1024 * 1024
 
 
-class NotSo(MqtoolError):
-    """Something in a play was not as it must be; the message says what was expected and what came."""
+class CheckFailed(MqtoolError):
+    """A check of a play failed; the message says what was expected and what happened."""
 
 
-def wait_until(condition: Callable[[], object], what: Callable[[], str], patience: float = PATIENCE) -> None:
-    """Wait until a condition holds.
+def wait_until(condition: Callable[[], object], what: str | Callable[[], str], patience: float = PATIENCE) -> None:
+    """Wait until a condition is true.
 
     Args:
-        what: says what was waited for, and what there is instead.
+        what: what is waited for; a function may add what there is instead.
         patience: seconds.
 
     Raises:
-        NotSo: it does not come to hold.
+        CheckFailed: it is not true in time.
     """
     deadline = time.monotonic() + patience
     while not condition():
         if time.monotonic() > deadline:
-            raise NotSo(f"waited {patience:g} s in vain for {what()}")
+            raise CheckFailed(f"waited {patience:g} s for {what if isinstance(what, str) else what()}")
         time.sleep(_BETWEEN_LOOKS)
 
 
 class LineCount:
-    """How many lines a growing file has; each look reads only what has come since the last."""
+    """Counts the lines of a growing file; each call reads only what is new."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -4,13 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from mqtool.stage import waiting
 from tests.cli import preloaded
 
 PATIENCE = 60.0
@@ -31,10 +31,7 @@ class Result:
 
 def wait_until(condition: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
     """Wait for a condition, not for a time."""
-    deadline = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < deadline, f"gave up waiting: {what}"
-        time.sleep(0.01)
+    waiting.wait_until(condition, what, patience)
 
 
 class Running:

@@ -149,8 +149,8 @@ def test_run_needs_no_broker_and_leaves_nothing(lonely_shell: Shell) -> None:
         "sender   │ $ mqtool send\n",
         "receiver │  [x] Received Hello World!\n",
         "client │  [.] Got 832040\n",
-        "✓ the receiver got both messages, also the one sent before it started\n",
-        "✓ without a server the client does not hang, but says so (exit 69)\n",
+        "✓ the receiver got both messages, including the one sent before it started\n",
+        "✓ without a server, the client says so (exit 69) and does not hang\n",
     ):
         assert line in played.stdout
     wait_until(lambda: not processes_with(mark), "all that was started to be gone")
@@ -185,7 +185,7 @@ def test_why_queues_measures_what_it_claims(shell: Shell, broker: TestBroker) ->
         r"Called directly: (\d+) ms, .* Through the queue: (\d+) ms", played.stdout
     ).groups()
     assert int(direct) >= 200 > int(queued)
-    [depth] = re.search(r"Up to (\d+) orders lay in the queue", played.stdout).groups()  # type: ignore[union-attr]
+    [depth] = re.search(r"Up to (\d+) orders waited in the queue", played.stdout).groups()  # type: ignore[union-attr]
     assert int(depth) >= 20
     assert "all 49 orders were packed, at the packer's own pace" in played.stdout
 
@@ -235,12 +235,12 @@ def test_an_interrupted_play_leaves_nothing_on_the_broker(shell: Shell, broker: 
 def test_panes_go_on_with_enter(lonely_shell: Shell, columns: int, rows: int) -> None:
     """On a terminal: nothing is typed before Enter, the screen from before comes back, and what was right stays."""
     watched = Watched(lonely_shell, columns, rows, "mqtool", "tutorial", "run", "hello-world")
-    watched.wait_for("Nobody receives yet.")
-    watched.wait_for("Enter goes on")
+    watched.wait_for("Nobody is receiving yet.")
+    watched.wait_for("Enter: continue")
     assert "$ mqtool send" not in watched.seen
     watched.press("\n")
     watched.wait_for("[x] Sent 'Hello World!'")
-    for text in ("Now a receiver starts.", "With the receiver waiting", "That was Hello World."):
+    for text in ("Now start a receiver.", "With the receiver waiting", "That was Hello World."):
         watched.wait_for(text)
         watched.press("\n")
     watched.wait_for("'mqtool tutorial show hello-world'")
@@ -254,7 +254,7 @@ def test_panes_go_on_with_enter(lonely_shell: Shell, columns: int, rows: int) ->
 def test_q_leaves(lonely_shell: Shell) -> None:
     """At once, with exit 0, and a terminal that is as it was."""
     watched = Watched(lonely_shell, 100, 30, "mqtool", "tutorial", "run", "hello-world")
-    watched.wait_for("Enter goes on")
+    watched.wait_for("Enter: continue")
     watched.press("q")
     assert watched.end() == 0
     flags = termios.tcgetattr(watched._terminal)[3]
@@ -265,7 +265,7 @@ def test_q_leaves(lonely_shell: Shell) -> None:
 def test_a_narrow_terminal_gets_lines(lonely_shell: Shell) -> None:
     """Where panes have no room, each line stands behind the name of its terminal."""
     watched = Watched(lonely_shell, 50, 24, "mqtool", "tutorial", "run", "hello-world")
-    watched.wait_for("Enter goes on")
+    watched.wait_for("Enter: continue")
     watched.press("\n")
     watched.wait_for("sender $ mqtool send")
     watched.press("q")

@@ -82,7 +82,7 @@ class Lines:
         self.blank()
         self._print(Text(text, "italic"))
         if self._pace.asks:
-            self.note("Enter goes on, q leaves")
+            self.note("Enter: continue · q: quit")
         self._pace.wait(text)
 
     def right(self, what: str) -> None:

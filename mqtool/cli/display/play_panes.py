@@ -69,7 +69,7 @@ class Panes:
             with self._pace.listening(), live:
                 yield
                 number, count = position
-                self.say(f"That was {title}." + (" The next one follows." if number < count else ""))
+                self.say(f"That was {title}." + (" The next tutorial follows." if number < count else ""))
         finally:
             signal.signal(signal.SIGTSTP, before)
 
@@ -157,7 +157,7 @@ class Panes:
         """The checks that have passed, what the narrator says, and what the person may press."""
         checks = [Text.assemble(("✓ ", "green"), check) for check in self._checks]
         narration = Text(self._narration, "" if self._waiting else "dim")
-        keys = "Enter goes on · q leaves" if self._pace.asks else "Enter hurries · q leaves"
+        keys = "Enter: continue · q: quit" if self._pace.asks else "Enter: skip ahead · q: quit"
         texts = [*checks, narration, Text(keys if self._waiting else "…", "dim")]
         return [Text(" ") + line for text in texts for line in _wrapped(text, self._console, width)]
 
