@@ -1,6 +1,6 @@
-"""What `make demo` shows besides the tutorials: a real log file through a topic exchange. And the docs' pictures."""
+"""The part of `make demo` that is not a tutorial: a real log file through a topic exchange. And the docs' pictures."""
 
 from pathlib import Path
 
-#: Where receivers write; a path to type, so it is relative.
+#: Where receivers write; relative, as it is typed.
 OUTPUT = Path("demo-output")

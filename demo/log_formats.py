@@ -1,4 +1,4 @@
-"""Real log files: which there are on a machine, and which of their fields make a routing key."""
+"""Real log files: finding one on a machine, and making routing keys of its fields."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 from demo import OUTPUT
 from mqtool.stage.waiting import CheckFailed
 
-#: In the order in which we look for them.
+#: In the order to look for them.
 _USUAL = (
     "/var/log/dpkg.log",
     "/var/log/apt/history.log",
@@ -17,9 +17,9 @@ _USUAL = (
     "/var/log/syslog",
     "/var/log/system.log",
 )
-#: What mqtool puts in the place of a group that did not match.
+#: What mqtool inserts for a group that did not match.
 UNKNOWN = "unknown"
-#: Lines to tell a format by.
+#: Lines that decide the format.
 _SAMPLE = 500
 
 
@@ -28,10 +28,10 @@ class LogFormat:
     """How to make a routing key of two words from a line.
 
     Attributes:
-        name: what to call such a log.
-        first, second: the groups of the pattern that give the words. The first has no dots and not too many values:
+        name: of such a log, in a sentence.
+        first, second: the groups of the pattern that are the words. The first has no dots and few values, since
             receivers choose by it.
-        pattern: a regular expression, as --key-pattern takes it.
+        pattern: a regular expression for --key-pattern.
     """
 
     name: str
@@ -41,11 +41,11 @@ class LogFormat:
 
     @property
     def routing_key(self) -> str:
-        """With places for the groups."""
+        """The routing key, with placeholders for the groups."""
         return f"{{{self.first}}}.{{{self.second}}}"
 
     def key(self, line: bytes) -> str:
-        """What mqtool should make of a line, said again in plain Python."""
+        """The routing key that mqtool should make of a line, in plain Python."""
         match = re.search(self.pattern, line.decode("utf-8", "replace"))
         words = [match[self.first], match[self.second]] if match else [None, None]
         return ".".join(word or UNKNOWN for word in words)
@@ -67,9 +67,9 @@ FORMATS = (
         r"^[\d-]{10} [^:]+: (?P<verb>\w[\w-]{0,60})(?: (?P<next>\w[\w-]{0,60}))?",
     ),
 )
-#: For a log that we do not know: the first two of its words that begin with a letter.
+#: For any other log: its first two words that begin with a letter.
 UNKNOWN_FORMAT = LogFormat(
-    "a log of a kind that we do not know",
+    "a log in an unknown format",
     "word",
     "next",
     r"(?:^|[\s\[(<\"])(?P<word>[A-Za-z][\w-]{0,60})(?:\W+(?P<next>[A-Za-z][\w-]{0,60}))?",
@@ -77,7 +77,7 @@ UNKNOWN_FORMAT = LogFormat(
 
 
 def format_of(log: bytes) -> LogFormat:
-    """The first format that fits at least half of the lines."""
+    """The first format that matches at least half of the lines."""
     sample = log.splitlines()[:_SAMPLE]
     for candidate in FORMATS:
         fits = sum(re.search(candidate.pattern, line.decode("utf-8", "replace")) is not None for line in sample)
@@ -90,7 +90,7 @@ def read(path: Path) -> bytes:
     """The bytes of a log file.
 
     Raises:
-        CheckFailed: it cannot be read, or there is nothing in it.
+        CheckFailed: it cannot be read, or is empty.
     """
     try:
         log = path.read_bytes()
@@ -102,7 +102,7 @@ def read(path: Path) -> bytes:
 
 
 def find() -> Path | None:
-    """A log of this machine that we may read, if there is one."""
+    """A log of this machine that we can read, if any."""
     for path in map(Path, _USUAL):
         if path.is_file() and os.access(path, os.R_OK) and path.stat().st_size:
             return path
@@ -113,7 +113,7 @@ def history_of_this_project() -> Path:
     """The project's own history, written to a file.
 
     Raises:
-        CheckFailed: it has none.
+        CheckFailed: there is none.
     """
     path = OUTPUT / "git.log"
     root = Path(__file__).parent

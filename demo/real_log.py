@@ -1,8 +1,7 @@
-"""python -m demo.real_log [FILE]: the main job, on real input.
+"""python -m demo.real_log [FILE]: a real log file, line by line through a topic exchange.
 
-A log file, of this machine if none is named, goes line by line through a topic exchange.
-Each receiver takes what its binding keys match and writes a file. What must be in each file is found out a second time,
-in plain Python with a regular expression, and compared.
+Without FILE, it is a log of this machine. Each receiver writes the lines that match its binding keys to a file. Plain
+Python works out a second time what must be in each file, with a regular expression, and compares.
 """
 
 import os
@@ -35,7 +34,7 @@ _NAME = "real_log"
 _EXCHANGE = APART + _NAME
 #: How many of the most frequent first words get a receiver each.
 _OWN = 3
-#: The others share one, unless there are so many of them that nobody would type them.
+#: Up to this many other words share one; nobody would type more.
 _TYPED = 24
 _OTHER_NAMES = ("all", "rest")
 _LONGEST = 16
@@ -46,9 +45,9 @@ class Receiver:
     """A receiver of a part of the log.
 
     Attributes:
-        binding_keys: what it asks the broker for.
-        key_regex: the same for plain Python: fits the routing keys it should get.
-        is_part: it is one of those parts that make up the whole.
+        binding_keys: what it binds.
+        key_regex: the same for plain Python: matches the routing keys that it should get.
+        is_part: whether it is one of the parts that add up to the whole log.
     """
 
     name: str
@@ -66,7 +65,7 @@ class Receiver:
         return f"mqtool receive-log topic -e {_EXCHANGE} {keys} --raw > {self.file}"
 
     def should_get(self, lines: Sequence[bytes], keys: Sequence[str]) -> list[bytes]:
-        """The lines whose routing key fits."""
+        """The lines whose routing keys match."""
         fits = re.compile(self.key_regex)
         return [line for line, key in zip(lines, keys, strict=True) if fits.fullmatch(key)]
 
@@ -75,8 +74,8 @@ def play_of(log: Path | None, note: Callable[[str], None], table: Callable[[Tabl
     """The play.
 
     Args:
-        log: the log file that the user named, if any.
-        note, table: show what no terminal prints.
+        log: the log file, if the user named one.
+        note, table: show what is not from a terminal.
     """
     return Play(
         "A real log",
@@ -87,7 +86,7 @@ def play_of(log: Path | None, note: Callable[[str], None], table: Callable[[Tabl
 
 
 def _play(stage: Stage, path: Path, note: Callable[[str], None], table: Callable[[Table], None]) -> None:
-    """Read the log, choose receivers by what is in it, send it through, and compare."""
+    """Choose receivers by what is in the log, send it through, and compare."""
     log = log_formats.read(path)
     log_format = log_formats.format_of(log)
     receivers = _receivers([log_format.key(line) for line in _lines(log)])
@@ -117,18 +116,18 @@ def _play(stage: Stage, path: Path, note: Callable[[str], None], table: Callable
 def _find(note: Callable[[str], None]) -> Path:
     if (found := log_formats.find()) is not None:
         return found
-    note("This machine has no log file that we may read, so we take the project's own history.")
+    note("There is no log file here that we can read, so this is the project's own history.")
     return log_formats.history_of_this_project()
 
 
 def _lines(log: bytes) -> list[bytes]:
-    """The lines without their ends; a last one without an end is one too."""
+    """The lines without their newlines."""
     lines = log.split(b"\n")
     return lines if lines[-1] else lines[:-1]
 
 
 def _receivers(keys: Sequence[str]) -> list[Receiver]:
-    """One for all; one for each of the most frequent first words, one for the rest; one that looks at the second."""
+    """One for all, one for each of the most frequent first words, one for the rest, and one for a second word."""
     first = [word for word, _ in Counter(key.partition(".")[0] for key in keys).most_common()]
     own, rest = first[:_OWN], first[_OWN:]
     receivers = [Receiver("all", ("#",), ".*")]
@@ -143,7 +142,7 @@ def _receivers(keys: Sequence[str]) -> list[Receiver]:
 
 
 def _file_name(word: str, number: int, words: Sequence[str]) -> str:
-    """The word, where that is a name of its own, also on a disk that does not tell Ab from aB."""
+    """The word if it is a unique file name, also where the file system ignores case."""
     names = [other.casefold() for other in words]
     name = word.casefold()
     return name if names.count(name) == 1 and name not in _OTHER_NAMES and len(name) <= _LONGEST else f"part-{number}"
@@ -156,25 +155,25 @@ def _of_words(name: str, words: Sequence[str]) -> Receiver:
 
 def _spare_the_log(path: Path, receivers: Sequence[Receiver]) -> None:
     if path.resolve() in [receiver.file.resolve() for receiver in receivers]:
-        raise CheckFailed(f"the log file {path} is one that a receiver is about to write\n  LOG= names another one")
+        raise CheckFailed(f"a receiver would overwrite the log file {path}\n  LOG= names another one")
 
 
 def _sent(path: Path, before: bytes, emitter: Terminal) -> bytes:
-    """What went through: a log that is in use may have grown since we looked.
+    """The lines that were sent: a log that is in use may have grown.
 
     Raises:
-        CheckFailed: not all were confirmed, or the log was changed otherwise.
+        CheckFailed: not all were confirmed, or the log changed in another way.
     """
     last = emitter.lines[-1] if emitter.lines else ""
     confirmed = re.match(r"([\d,]+) confirmed, 0 nacked, 0 returned ", last)
     if confirmed is None:
-        raise CheckFailed(f"emitter: expected a last line that says how many lines were confirmed, got {last!r}")
+        raise CheckFailed(f"emitter: expected the number of confirmed lines in its last line, got {last!r}")
     count = int(confirmed[1].replace(",", ""))
     now = log_formats.read(path)
     at_least, at_most = len(_lines(before)), len(_lines(now))
     if not (now.startswith(before) and at_least <= count <= at_most):
         raise CheckFailed(
-            f"{path} has changed while it was read, and not only grown: expected {at_least:,} lines, "
+            f"{path} has changed while it was read, not only grown: expected {at_least:,} lines, "
             f"{count:,} were sent, and now there are {at_most:,}"
         )
     return now if count == at_most else b"".join(line + b"\n" for line in _lines(now)[:count])
@@ -192,19 +191,19 @@ def _compare(
         sent if is_whole else sent + b"\n",
     )
     stage.expect(
-        "each receiver got as many lines as plain Python counts by regex",
+        "each receiver got as many lines as plain Python counts with a regex",
         [len(got[receiver]) for receiver in others],
         [len(should_get[receiver]) for receiver in others],
     )
     stage.expect(
-        "and they are those lines, in their order",
+        "and they are the same lines, in the same order",
         [got[receiver] for receiver in others],
         [should_get[receiver] for receiver in others],
     )
     counts = [len(got[receiver]) for receiver in others if receiver.is_part]
     of_no_part = total - sum(len(should_get[receiver]) for receiver in others if receiver.is_part)
-    summands = [f"{count:,}" for count in counts] + ([f"{of_no_part:,} of other kinds"] if of_no_part else [])
-    stage.expect(f"the parts make up the whole: {' + '.join(summands)} = {total:,}", sum(counts) + of_no_part, total)
+    summands = [f"{count:,}" for count in counts] + ([f"{of_no_part:,} others"] if of_no_part else [])
+    stage.expect(f"the parts add up to the whole: {' + '.join(summands)} = {total:,}", sum(counts) + of_no_part, total)
 
 
 def _table(got: Mapping[Receiver, list[bytes]], should_get: Mapping[Receiver, list[bytes]]) -> Table:
@@ -222,7 +221,7 @@ def _table(got: Mapping[Receiver, list[bytes]], should_get: Mapping[Receiver, li
 
 
 def main() -> int:
-    """Play it on the broker that MQTOOL_URL or AMQP_URL names, else on one of its own; return the exit code."""
+    """Perform it on the broker in MQTOOL_URL or AMQP_URL, or else on one of its own; return the exit code."""
     stopping.install()
     stopping.let_children_be_interrupted()
     guard = Guard()
@@ -230,11 +229,11 @@ def main() -> int:
     lines = Lines(Pace(auto=True, watched=False))
     try:
         if log is not None:
-            log_formats.read(log)  # better to say now than later that it cannot be read
+            log_formats.read(log)  # fail early if it cannot be read
         OUTPUT.mkdir(exist_ok=True)
         play = play_of(log, lines.note, lines.table)
         with lines.watching(play.title, play.story):
-            # The log's name is the user's, and counts from where they are.
+            # The log's path is relative to the current directory.
             checks = perform(play, lines, guard, os.environ.get("MQTOOL_URL") or os.environ.get("AMQP_URL"), Path())
     except KeyboardInterrupt:
         output.notice("interrupted; everything it started has been stopped")

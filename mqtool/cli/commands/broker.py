@@ -52,7 +52,7 @@ def up(
         return
     wanted = Wanted(name, port, data_dir, in_memory, cluster, image)
     if kind is Kind.AUTO and wanted == Wanted() and not foreground:
-        state.forget(name)  # it is not running any more, so its URL is none to look at
+        state.forget(name)  # it no longer runs, so do not try its URL
         access = options.access()
         if (reachable := _reachable(access)) is not None:
             output.show(f"using the broker at {reachable}")
@@ -64,7 +64,7 @@ def up(
             )
     starter = _prepared(kind, wanted)
     output.status(f"starting {starter.describe} …")
-    with stopping.calling(lambda: None):  # between its start and its being remembered no Ctrl-C may come
+    with stopping.calling(lambda: None):  # no Ctrl-C between its start and remembering it
         started = starter.start(wanted)
         if foreground:
             stop_with_this_process(started)
@@ -81,7 +81,7 @@ def up(
 
 
 def _is_up_again(name: str) -> bool:
-    """Whether the broker of that name runs; of a cluster, the nodes that have ended are started again."""
+    """Whether the broker with that name runs; starts the nodes of a cluster that do not."""
     started = state.load(name)
     if started is None or not (running := starter_of(started).running(started)):
         return False
@@ -94,7 +94,7 @@ def _is_up_again(name: str) -> bool:
 
 
 def _prepared(kind: Kind, wanted: Wanted) -> Starter:
-    """The starter to take, with all that it needs; where that cannot be had, `auto` goes on with the next."""
+    """The starter to use, prepared; with `auto`, the first that can be prepared."""
     if wanted.image and kind is Kind.AUTO:
         kind = Kind.DOCKER
     *others, last = choice.candidates(kind, cluster=wanted.cluster)
@@ -102,7 +102,7 @@ def _prepared(kind: Kind, wanted: Wanted) -> Starter:
         try:
             starter.prepare(wanted, output.status)
         except Unavailable as why_not:
-            output.notice(f"not {starter.describe}: {why_not}")
+            output.notice(f"cannot use {starter.describe}: {why_not}")
         else:
             return starter
     last.prepare(wanted, output.status)
@@ -110,7 +110,7 @@ def _prepared(kind: Kind, wanted: Wanted) -> Starter:
 
 
 def _stay(started: Started) -> None:
-    """Hold the terminal until we are told to stop, or the broker ends by itself."""
+    """Wait until we are stopped, or the broker ends by itself."""
     starter = starter_of(started)
     with stopping.calling(lambda: None):
         while stopping.requested() is None:
@@ -133,7 +133,7 @@ def _say_up(started: Started, what: str) -> None:
     if damage := started.details.get("damage"):
         output.notice(str(damage))
     if management := started.details.get("management"):
-        # The embedded broker has the API without the page.
+        # The embedded broker has no page, only the API.
         output.status(f"management {'API' if started.kind == Kind.EMBEDDED else 'page'}: {management} (guest, guest)")
 
 
@@ -193,7 +193,7 @@ def logs(
 def env(name: Name = DEFAULT_NAME) -> None:
     """Print shell variables that point programs at the broker."""
     url = _known(name).url
-    # Several URLs are what mqtool understands; a client in another language takes one.
+    # mqtool accepts several URLs, other clients only one.
     output.show(f"export AMQP_URL={shlex.quote(url.partition(',')[0])}")
     if "," in url:
         output.show(f"export MQTOOL_URL={shlex.quote(url)}")

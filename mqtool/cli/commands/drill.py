@@ -45,7 +45,7 @@ def _run(
 
 
 class _Commentary:
-    """Tells on stderr what is typed, printed and broken."""
+    """Shows on stderr what is typed, printed and broken."""
 
     def __init__(self) -> None:
         self._width = 0
@@ -69,12 +69,17 @@ class _Commentary:
         """Drills measure nothing while they run."""
 
 
-@drill.command(epilog="mqtool drill kill-worker")
-def kill_worker(
-    kind: KindOption = Kind.AUTO, url: UrlOption = None, count: Messages = workers.MESSAGES, quiet: Quiet = False
-) -> None:
-    """Kill a worker while it runs programs; another takes over."""
-    _run("kill-worker", workers.kill_worker, kind, url, count, quiet=quiet)
+def _add(name: str, drill_of: Callable[[Scene, int], Verdict], messages: int, about: str) -> None:
+    """Add the command of a drill that runs on any broker."""
+
+    @drill.command(name, epilog=f"mqtool drill {name}", help=about)
+    def command(
+        kind: KindOption = Kind.AUTO, url: UrlOption = None, count: Messages = messages, quiet: Quiet = False
+    ) -> None:
+        _run(name, drill_of, kind, url, count, quiet=quiet)
+
+
+_add("kill-worker", workers.kill_worker, workers.MESSAGES, "Kill a worker while it runs programs; another takes over.")
 
 
 @drill.command(epilog="mqtool drill restart-broker")
@@ -83,7 +88,7 @@ def restart_broker(
 ) -> None:
     """Restart the broker in mid-stream; both sides reconnect."""
     if url is not None:
-        raise UsageError("restart-broker only restarts a broker of its own", "leave --url out")
+        raise UsageError("restart-broker only restarts a broker of its own", "omit --url")
     _run("restart-broker", streams.restart_broker, kind, None, count, quiet=quiet)
 
 
@@ -98,25 +103,11 @@ def kill_node(
     _run("kill-node", streams.kill_node, kind, None, count, quiet=quiet, cluster=True, image=image)
 
 
-@drill.command(epilog="mqtool drill drop-connection")
-def drop_connection(
-    kind: KindOption = Kind.AUTO, url: UrlOption = None, count: Messages = streams.MESSAGES, quiet: Quiet = False
-) -> None:
-    """Cut both sides' connections three times in mid-stream."""
-    _run("drop-connection", streams.drop_connection, kind, url, count, quiet=quiet)
-
-
-@drill.command(epilog="mqtool drill poison")
-def poison(
-    kind: KindOption = Kind.AUTO, url: UrlOption = None, count: Messages = workers.MESSAGES, quiet: Quiet = False
-) -> None:
-    """Send messages that always fail; they end as dead letters."""
-    _run("poison", workers.poison, kind, url, count, quiet=quiet)
-
-
-@drill.command(epilog="mqtool drill duplicate")
-def duplicate(
-    kind: KindOption = Kind.AUTO, url: UrlOption = None, count: Messages = workers.MESSAGES, quiet: Quiet = False
-) -> None:
-    """Publish messages twice; each is handled once."""
-    _run("duplicate", workers.duplicate, kind, url, count, quiet=quiet)
+_add(
+    "drop-connection",
+    streams.drop_connection,
+    streams.MESSAGES,
+    "Cut both sides' connections three times in mid-stream.",
+)
+_add("poison", workers.poison, workers.MESSAGES, "Send messages that always fail; they end as dead letters.")
+_add("duplicate", workers.duplicate, workers.MESSAGES, "Publish messages twice; each is handled once.")

@@ -43,8 +43,8 @@ def _started(name: str) -> Started:
     started = state.load(name)
     if started is None:
         raise Unavailable(
-            f"mqtool has not started a broker named {name!r}, and it can only change plugins of its own",
-            "on the broker's machine: rabbitmq-plugins enable PLUGIN",
+            f"mqtool has not started a broker named {name!r}, and only changes plugins of its own brokers",
+            "run on the broker's machine: rabbitmq-plugins enable PLUGIN",
         )
     if not starter_of(started).is_running(started):
         raise Unavailable(f"the broker named {name!r} is not running", "start it again with 'mqtool broker up'")

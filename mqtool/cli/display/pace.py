@@ -1,4 +1,4 @@
-"""How fast a play goes on: when the person presses Enter, at a reader's pace, or at once where nobody reads."""
+"""The pace of a play: on Enter, at reading pace, or without pauses."""
 
 import os
 import select
@@ -13,7 +13,7 @@ import typer
 
 from mqtool.cli.display import output
 
-#: Characters that a person reads in a second, looking elsewhere too.
+#: Reading speed in characters, with time to look at the terminals.
 _READ_PER_SECOND = 22.0
 _SHORTEST = 1.5
 _ENOUGH = (b"\n", b"\r", b" ")
@@ -23,8 +23,8 @@ class Pace:
     """Waits between the steps of a play.
 
     Args:
-        auto: do not wait for a person; where one watches, give them the time to read.
-        watched: whether one does; by default, if we print to a terminal.
+        auto: go on without Enter, leaving time to read if somebody watches.
+        watched: whether somebody watches; by default, if we print to a terminal.
     """
 
     def __init__(self, *, auto: bool, watched: bool | None = None) -> None:
@@ -33,19 +33,19 @@ class Pace:
         self._keys = self._watched and output.is_terminal(0)
 
     def forget_keys(self) -> None:
-        """Before a text is shown: what has been pressed so far does not mean that one.
+        """Ignore the keys pressed so far, before a text is shown.
 
         Raises:
-            typer.Exit: they want to leave.
+            typer.Exit: the person quits.
         """
         while self._key(0):
             pass
 
     def wait(self, text: str) -> None:
-        """Return when the person has read a text, or says so.
+        """Return on Enter, or when there was time to read a text.
 
         Raises:
-            typer.Exit: they want to leave.
+            typer.Exit: the person quits.
         """
         if not self._watched:
             return
@@ -58,15 +58,15 @@ class Pace:
                 return
 
     def _key(self, seconds: float | None) -> bytes:
-        """Wait this many seconds for a key, and return it if one is pressed.
+        """Wait this many seconds for a key; return b"" if none is pressed.
 
         Raises:
-            typer.Exit: it is the one to leave with.
+            typer.Exit: it is q.
         """
         if not self._keys or not select.select([0], [], [], seconds)[0]:
             return b""
         key = os.read(0, 1)
-        if not key:  # the end of the input: nobody will say anything any more
+        if not key:  # end of input
             self.asks = self._keys = False
         if key in (b"q", b"Q"):
             raise typer.Exit
@@ -74,7 +74,7 @@ class Pace:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Within the block each key counts by itself, without Enter, and is not shown."""
+        """Read single keys within the block, without showing them."""
         if not self._keys:
             yield
             return

@@ -1,4 +1,4 @@
-"""A play told line by line: all terminals on one screen, each line behind the name of its terminal."""
+"""A play shown line by line: each line after the name of its terminal."""
 
 import os
 import sys
@@ -16,19 +16,19 @@ from mqtool.cli.display.pace import Pace
 from mqtool.cli.display.screen import console
 from mqtool.stage.audience import Chart
 
-#: One for each terminal in turn: calm, and readable on light and dark.
+#: One for each terminal in turn, readable on light and dark backgrounds.
 STYLES = ("cyan", "magenta", "green", "blue", "yellow", "bright_black")
 _EDGE = " │ "
-#: Before what goes on from the line above.
+#: Before the rest of a long line.
 _FURTHER = "    "
 _NARROWEST = 20
-#: While something is measured, lines come by the dozen: show up to this many of each command.
+#: While something is measured, lines come by the dozen: show this many of each command.
 _FIRST_FEW = 3
 _CHART_WIDTH, _CHART_HEIGHT = 64, 4
 
 
 class Lines:
-    """Standard output, shared by the threads that read the terminals; colours only where a person looks."""
+    """Standard output, shared by the threads that read the terminals; in colour only on a terminal."""
 
     def __init__(self, pace: Pace, *, no_color: bool = False) -> None:
         for stream in (sys.stdout, sys.stderr):
@@ -43,7 +43,7 @@ class Lines:
 
     @contextmanager
     def watching(self, title: str, story: str, position: tuple[int, int] = (1, 1)) -> Iterator[None]:
-        """Within the block a play is played."""
+        """Show a play within the block."""
         number, count = position
         self.blank()
         self._print(Rule(Text(f"{title}  {number}/{count}" if count > 1 else title, "bold"), align="left", style="dim"))
@@ -52,7 +52,7 @@ class Lines:
             yield
 
     def ended(self, next_step: str) -> None:
-        """A play has come to its good end: what the person may do now."""
+        """A play has ended well: say what to do next."""
         self.blank()
         self.note(next_step)
 
@@ -90,7 +90,7 @@ class Lines:
         self._print(Text.assemble(("✓ ", "green"), what))
 
     def measured(self, charts: Sequence[Chart], over: bool) -> None:
-        """Show charts when they are complete; what is printed cannot grow."""
+        """Show charts when they are complete."""
         self._measuring = not over
         if not over:
             return
@@ -102,14 +102,14 @@ class Lines:
                 self._print(Text(f"  {row}", "cyan"))
         self.blank()
 
-    # What no terminal says.
+    # What is not from a terminal.
 
     def blank(self) -> None:
         """An empty line."""
         self._print(Text())
 
     def note(self, text: str) -> None:
-        """Something that no terminal said."""
+        """A note that is not from a terminal."""
         self._print(Text(text, "dim"))
 
     def table(self, table: RenderableType) -> None:
@@ -119,7 +119,7 @@ class Lines:
         self.blank()
 
     def _behind(self, terminal: str, line: Text) -> None:
-        """A long line goes on under itself on a screen, and stays one line in a pipe or file."""
+        """Print a line after its terminal's name, wrapped on a screen, but not in a pipe or file."""
         label = self._labels.get(terminal) or Text(terminal)
         pieces = [line]
         width = max(self._console.width - len(label) - len(_EDGE), _NARROWEST)
@@ -130,18 +130,18 @@ class Lines:
             self._print(Text.assemble(label, (_EDGE, "dim"), piece))
 
     def _print(self, what: RenderableType) -> None:
-        """Print; where nobody reads any more, the next to print from the main thread ends the play.
+        """Print; if nobody reads the output, end the play from the main thread.
 
         Raises:
-            ReaderGone: nobody reads what we print.
+            ReaderGone: nobody reads the output.
         """
         with self._lock:
             if not self._reader_gone:
                 try:
                     piped_text = isinstance(what, Text) and not self._console.is_terminal
                     self._console.print(what, soft_wrap=piped_text)
-                except (SystemExit, BrokenPipeError):  # rich makes the one of the other
+                except (SystemExit, BrokenPipeError):  # rich turns one into the other
                     self._reader_gone = True
                     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if self._reader_gone and threading.current_thread() is threading.main_thread():
-            raise output.ReaderGone("nobody reads the output any more")
+            raise output.ReaderGone("nobody reads the output")

@@ -1,4 +1,4 @@
-"""A play shown in panes: the terminals side by side, measurements below them, and the narrator at the bottom."""
+"""A play shown in panes: terminals side by side, charts below them, and the narrator at the bottom."""
 
 import signal
 import threading
@@ -23,11 +23,11 @@ from mqtool.stage.audience import Chart
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: A screen smaller than this has no room for panes.
+#: Panes need a screen of at least this size.
 SMALLEST = ConsoleDimensions(width=76, height=22)
-#: Columns that a pane should have: most commands then fit into two lines.
+#: Preferred columns of a pane: most commands then fit on two lines.
 _PANE_WIDTH = 38
-#: Lines that it needs at least: one, and its borders.
+#: Least lines of a pane: one, and its borders.
 _PANE_HEIGHT = 3
 _KEPT = 200
 _COMMAND = "bold"
@@ -36,7 +36,7 @@ _FRAMES_PER_SECOND = 10
 
 
 class Panes:
-    """The terminal's alternate screen; what was there before comes back after each play."""
+    """The terminal's alternate screen, which hides what was there until a play ends."""
 
     def __init__(self, pace: Pace, *, no_color: bool = False, screen: "Console | None" = None) -> None:
         self._pace = pace
@@ -45,7 +45,7 @@ class Panes:
         self.begin("")
 
     def begin(self, title: str, position: tuple[int, int] = (1, 1)) -> None:
-        """An empty screen for a play."""
+        """Start with an empty screen."""
         self._title, self._position = title, position
         self._panes: dict[str, deque[Text]] = {}
         self._narration = ""
@@ -57,11 +57,11 @@ class Panes:
 
     @contextmanager
     def watching(self, title: str, story: str, position: tuple[int, int] = (1, 1)) -> Iterator[None]:
-        """Within the block a play is played."""
+        """Show a play within the block."""
         with self._lock:
             self.begin(title, position)
             self._narration = story
-        before = signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # Ctrl-Z would leave the shell on our screen
+        before = signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # Ctrl-Z would show the shell on our screen
         live = Live(
             get_renderable=self.picture, console=self._console, screen=True, refresh_per_second=_FRAMES_PER_SECOND
         )
@@ -74,7 +74,7 @@ class Panes:
             signal.signal(signal.SIGTSTP, before)
 
     def ended(self, next_step: str) -> None:
-        """What is left on the screen: what was shown, and what the person may do now."""
+        """Leave the checks on the screen, and what to do next."""
         self._console.print(Rule(Text(self._title, "bold"), align="left", style="dim"))
         for check in self._all_checks:
             self._console.print(Text.assemble(("✓ ", "green"), check))
@@ -98,11 +98,11 @@ class Panes:
 
     def _add(self, terminal: str, line: Text) -> None:
         with self._lock:
-            if terminal in self._panes:  # one of an earlier scene may still have a last word
+            if terminal in self._panes:  # it may be of an earlier scene
                 self._panes[terminal].append(line)
 
     def narrate(self, text: str) -> None:
-        """Let the narrator say something, below what has just been found right."""
+        """Show the narrator's words below the checks."""
         with self._lock:
             self._narration, self._waiting = text, True
 
@@ -129,7 +129,7 @@ class Panes:
     # The picture.
 
     def picture(self) -> RenderableType:
-        """What is to be seen right now."""
+        """The whole screen as it is now."""
         with self._lock:
             width, height = self._console.size
             footer = self._footer(width - 2)
@@ -137,7 +137,7 @@ class Panes:
             rows = self._rows(width)
             room = height - 1 - self._footer_height
             has_charts = bool(self._charts) and room >= _CHARTS_HEIGHT + _PANE_HEIGHT * len(rows)
-            if room < _PANE_HEIGHT * len(rows):  # somebody has made their terminal very small
+            if room < _PANE_HEIGHT * len(rows):  # the terminal is very small now
                 return Group(*footer[:height])
             terminals_height = room - _CHARTS_HEIGHT * has_charts
             parts = [Layout(self._header(), size=1), Layout(self._terminals(rows, width, terminals_height))]
@@ -154,7 +154,7 @@ class Panes:
         return Rule(Text(title, "bold"), align="left", style="dim")
 
     def _footer(self, width: int) -> list[Text]:
-        """The checks that have passed, what the narrator says, and what the person may press."""
+        """The checks that have passed, the narrator's words, and the keys."""
         checks = [Text.assemble(("✓ ", "green"), check) for check in self._checks]
         narration = Text(self._narration, "" if self._waiting else "dim")
         keys = "Enter: continue · q: quit" if self._pace.asks else "Enter: skip ahead · q: quit"
@@ -162,10 +162,10 @@ class Panes:
         return [Text(" ") + line for text in texts for line in _wrapped(text, self._console, width)]
 
     def _rows(self, width: int) -> list[list[str]]:
-        """Which terminals go side by side."""
+        """The terminals of each row."""
         names = list(self._panes)
         columns = max(1, min(len(names), width // _PANE_WIDTH))
-        # Where they do not fill the rows, the first, which starts it all, gets a row to itself or with fewer others.
+        # If they do not fill all rows, the first row, which has the main terminal, gets fewer.
         first = len(names) % columns or columns
         return [names[:first], *(names[i : i + columns] for i in range(first, len(names), columns))] if names else []
 
@@ -184,7 +184,7 @@ class Panes:
         return whole
 
     def _pane(self, name: str, width: int, height: int) -> Panel:
-        """A terminal, as far as it has room: its last lines, and always the command that printed them."""
+        """A terminal: its command, and as many of its last lines as there is room for."""
         lines: list[Text] = []
         for line in reversed(self._panes[name]):
             pieces = _wrapped(line, self._console, width)
@@ -219,5 +219,5 @@ class Panes:
 def _wrapped(text: Text, screen: "Console", width: int) -> list[Text]:
     lines = list(text.wrap(screen, max(width, 1), overflow="fold"))
     for line in lines:
-        line.rstrip()  # or the spaces at its end would be broken into one more line
+        line.rstrip()  # trailing spaces would wrap into another line
     return lines
