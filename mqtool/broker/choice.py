@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NoReturn
 
-from mqtool.broker import docker, embedded_process, node, node_cluster
+from mqtool.broker import docker, embedded_process, node, node_broker
 from mqtool.broker.state import Started, Wanted
 from mqtool.errors import Unavailable, UsageError
 
@@ -86,14 +86,19 @@ STARTERS = {
         prepare=docker.prepare,
         is_ready=docker.is_ready,
         discard=docker.discard,
+        kill=docker.kill,
+        revive=docker.revive,
     ),
     Kind.NODE: Starter(
         is_available=lambda: node.find_server() is not None,
-        start=node.start,
-        running=node.running,
-        stop=node.stop,
-        log=node.log,
+        start=node_broker.start,
+        running=node_broker.running,
+        stop=node_broker.stop,
+        log=node_broker.log,
         describe="a private RabbitMQ node",
+        is_ready=node_broker.is_ready,
+        kill=node_broker.kill,
+        revive=node_broker.revive,
     ),
     Kind.EMBEDDED: Starter(
         is_available=lambda: True,
@@ -106,20 +111,8 @@ STARTERS = {
 }
 
 CLUSTERS = {
-    Kind.DOCKER: replace(
-        STARTERS[Kind.DOCKER],
-        describe="a cluster of three RabbitMQ nodes in Docker",
-        kill=docker.kill,
-        revive=docker.revive,
-    ),
-    Kind.NODE: replace(
-        STARTERS[Kind.NODE],
-        start=node_cluster.start,
-        describe="a cluster of three private RabbitMQ nodes",
-        is_ready=node_cluster.is_ready,
-        kill=node_cluster.kill,
-        revive=node_cluster.revive,
-    ),
+    Kind.DOCKER: replace(STARTERS[Kind.DOCKER], describe="a cluster of three RabbitMQ nodes in Docker"),
+    Kind.NODE: replace(STARTERS[Kind.NODE], describe="a cluster of three private RabbitMQ nodes"),
 }
 
 

@@ -7,16 +7,12 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from mqtool.broker import log_files, ports, process, state
-from mqtool.broker.state import Started, Wanted
-from mqtool.errors import Unavailable, UsageError
+from mqtool.broker import ports, process
 
-KIND = "node"
 #: On Debian, the rabbitmq-server on the PATH is a wrapper that insists on its own user; this is the real one.
 _SERVERS = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"),)
 _COMMAND = "rabbitmq"
@@ -75,54 +71,6 @@ def find_server() -> Path | None:
     return Path(found) if found else None
 
 
-def start(wanted: Wanted) -> Started:
-    """Start a node; it may not be ready when this returns.
-
-    Raises:
-        Unavailable: rabbitmq-server is not installed, or the port is taken.
-        UsageError: an option that a node does not support.
-    """
-    check(wanted)
-    name, port = wanted.name, ports.choose_amqp_port(wanted.port)
-    directory = state.directory(name)
-    node = Node(
-        name=f"mqtool-{name}",
-        home=str(directory),
-        directory=str(directory),
-        data=str(wanted.data_dir or directory / "data"),
-        port=port,
-        management_port=ports.free_port(),
-        distribution_port=ports.free_port(),
-        epmd_port=ports.free_port(),
-    )
-    started = Started(
-        name=name,
-        kind=KIND,
-        url=node.url,
-        pid=launch(node),
-        directory=str(directory),
-        details={"management": node.management, "data": node.data, "epmd_port": node.epmd_port, "node": asdict(node)},
-    )
-    state.save(started)
-    return started
-
-
-def check(wanted: Wanted) -> None:
-    """Check that RabbitMQ is installed and supports the options, and stop the epmd that a killed node left behind.
-
-    Raises:
-        Unavailable, UsageError: see start().
-    """
-    if find_server() is None:
-        raise Unavailable("rabbitmq-server is not installed", INSTALL)
-    if wanted.in_memory:
-        raise UsageError("a RabbitMQ node cannot keep everything in memory", "use --kind embedded with --in-memory")
-    if wanted.image:
-        raise UsageError("a private node uses the installed RabbitMQ", "use --kind docker with --image")
-    if (before := state.load(wanted.name)) is not None and before.kind == KIND:
-        _stop_epmd(int(before.details["epmd_port"]))
-
-
 def launch(node: Node, settings: Sequence[str] = ()) -> int:
     """Start a node's process; return its id.
 
@@ -154,46 +102,21 @@ def launch(node: Node, settings: Sequence[str] = ()) -> int:
     return server_process.pid
 
 
-def members(started: Started) -> Sequence[Mapping[str, Any]]:
-    """The nodes, one or several: "node" for Node(), and "pid", 0 if it was never launched."""
-    found: Sequence[Mapping[str, Any]] = started.details.get("members", ())
-    return found or [{"pid": started.pid, "node": started.details["node"]}]
-
-
-def nodes_of(started: Started) -> list[Node]:
-    """The nodes as they were launched."""
-    return [Node(**member["node"]) for member in members(started)]
-
-
 def runs(pid: int) -> bool:
-    """Whether a node's process runs."""
+    """Whether a node's process runs; 0 was never launched."""
     return bool(pid) and process.is_running(pid, _COMMAND)
 
 
-def running(started: Started) -> int:
-    """How many of its nodes run."""
-    return sum(runs(member["pid"]) for member in members(started))
-
-
-def stop(started: Started) -> None:
-    """Stop all nodes at once, and forget them; their data stay.
+def terminate(pids: Sequence[int]) -> None:
+    """Stop nodes, all at once.
 
     Raises:
         MqtoolError: one does not stop.
     """
-    started = state.load(started.name) or started  # nodes may have been started again since
-    process.terminate([member["pid"] for member in members(started) if member["pid"]], _COMMAND, _STOP_PATIENCE)
-    _stop_epmd(int(started.details["epmd_port"]))
-    state.forget(started.name)
+    process.terminate([pid for pid in pids if pid], _COMMAND, _STOP_PATIENCE)
 
 
-def log(started: Started, follow: bool) -> Iterator[bytes]:
-    """The nodes' logs; see log_files.read()."""
-    directories = [Path(each.directory) for each in nodes_of(started)]
-    return log_files.read({each.name if started.nodes > 1 else "": each / "log" for each in directories}, follow)
-
-
-def _stop_epmd(port: int) -> None:
+def stop_epmd(port: int) -> None:
     """Stop epmd, which Erlang starts with a node and leaves running; the one at this port served our nodes alone."""
     epmd = shutil.which("epmd")
     deadline = time.monotonic() + _STOP_PATIENCE

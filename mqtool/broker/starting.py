@@ -1,7 +1,7 @@
 """Waiting for a broker that we have started, and saying why it did not start."""
 
 from mqtool.amqp import Connection, parse_addresses
-from mqtool.broker.choice import starter_of
+from mqtool.broker.choice import Kind, starter_of
 from mqtool.broker.state import Started
 from mqtool.broker.waiting import connect_within
 from mqtool.errors import MqtoolError, TimedOut, Unavailable
@@ -44,7 +44,7 @@ def wait_until_up(started: Started) -> Started:
 
 def where_log_is(started: Started) -> str:
     """A hint that helps even when the broker is gone."""
-    return f"see {started.directory}/{'node-*/log' if 'members' in started.details else 'log'}"
+    return f"see {started.directory}/{'node-*/log' if started.kind == Kind.NODE and started.nodes > 1 else 'log'}"
 
 
 def _last_words(started: Started) -> str:
