@@ -30,6 +30,24 @@ PERSISTENT = 2
 #: The header of a delayed message that says when it is due: milliseconds since 1970.
 DUE = "mqtool-due"
 
+#: A header of ours, with the octets of headers or properties that could not be decoded.
+UNREADABLE = "mqtool-unreadable"
+#: Tables and arrays inside each other that are decoded; what is nested more deeply stays Undecoded.
+MAX_DEPTH = 64
+
+
+#: The last second of the year 9999, beyond which datetime cannot go; since 1970.
+END_OF_TIME = 253_402_300_799
+
+
+class Undecoded(bytes):
+    """A field value as AMQP encodes it, its type in front."""
+
+
+class Timestamp(int):
+    """Seconds since 1970, beyond END_OF_TIME."""
+
+
 _NO_PROPERTIES: Mapping[str, Any] = {}
 
 

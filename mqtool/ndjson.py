@@ -1,20 +1,24 @@
 """Messages as JSON, one object to a line, such that what comes out goes in again unchanged.
 
 What JSON has no type for is an object with one key that starts with "$": {"$bytes": base64}, {"$decimal": "1.5"},
-{"$timestamp": seconds since 1970, UTC}. A table of somebody else's that looks like one of these is {"$table": it}.
+{"$double": "NaN", "Infinity" or "-Infinity"}, {"$timestamp": seconds since 1970, UTC}, and {"$encoded": base64} for
+what stays as AMQP has it. A table of somebody else's that looks like one of these is {"$table": it}. In text, bytes
+that are not UTF-8 are the escapes \\udc80 to \\udcff.
 """
 
 import base64
 import binascii
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
 from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import BadData
-from mqtool.message import PROPERTIES, Delivery, Message
+from mqtool.message import END_OF_TIME, MAX_DEPTH, PROPERTIES, Delivery, Message, Timestamp, Undecoded
 
 _KNOWN = {
     "delay",
@@ -30,8 +34,9 @@ _KNOWN = {
     "body_base64",
 }
 _TEXT = frozenset(PROPERTIES) - {"headers", "delivery_mode", "priority", "timestamp"}
-_TYPES = {"$bytes", "$decimal", "$timestamp", "$table"}
-_WHOLE_NUMBERS = {"delivery_mode": 2, "priority": 255, "timestamp": 2**63 - 1}
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+_WHOLE_NUMBERS = {"delivery_mode": 255, "priority": 255, "timestamp": 2**64 - 1}
 
 
 def from_delivery(delivery: Delivery, received_at: datetime) -> bytes:
@@ -65,12 +70,22 @@ def _line(line: dict[str, Any], given: Mapping[str, Any], body: bytes) -> bytes:
     properties = {name: given[name] for name in PROPERTIES if name != "headers" and given.get(name) is not None}
     headers = given.get("headers")
     line["headers"] = None if headers is None else _table_to_json(headers)
-    line["properties"] = _table_to_json(properties)
+    line["properties"] = properties
     try:
         line["body"] = body.decode()
     except UnicodeDecodeError:
         line["body_base64"] = base64.b64encode(body).decode()
-    return json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass") + b"\n"
+    return _dumped(line).encode() + b"\n"
+
+
+def as_json(value: Any) -> str:
+    """A header, or all of them, as in a line."""
+    return _dumped(_table_to_json(value) if isinstance(value, Mapping) else _to_json(value))
+
+
+def _dumped(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text if text.isascii() else _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def to_message(line: bytes, where: str) -> Message:
@@ -110,7 +125,7 @@ def _body(value: Mapping[str, Any], where: str) -> bytes:
     if "body" in value:
         return (_text(value, "body", where) or "").encode("utf-8", "surrogatepass")
     try:
-        return base64.b64decode(_text(value, "body_base64", where) or "", validate=True)
+        return _bytes(_text(value, "body_base64", where) or "")
     except (binascii.Error, ValueError) as error:
         raise BadData(f'{where} has a "body_base64" that is not base64: {error}') from error
 
@@ -165,7 +180,10 @@ def _properties(value: Mapping[str, Any], where: str) -> dict[str, Any]:
             raise BadData(f"{where} has an unknown property {name!r}", f"one of {', '.join(PROPERTIES)}")
         properties[name] = raw
     if headers is not None:
-        properties["headers"] = {key: _from_json(entry, where) for key, entry in headers.items()}
+        try:
+            properties["headers"] = {key: _from_json(entry, where) for key, entry in headers.items()}
+        except RecursionError as error:
+            raise BadData(f"{where} has headers that are nested too deeply", f"{MAX_DEPTH} is the limit") from error
     return properties
 
 
@@ -179,12 +197,18 @@ def _to_json(value: Any) -> Any:
         return {"$table": table} if len(table) == 1 and not _TYPES.isdisjoint(table) else table
     if isinstance(value, list | tuple):
         return [_to_json(entry) for entry in value]
+    if isinstance(value, Undecoded):
+        return {"$encoded": base64.b64encode(value).decode()}
     if isinstance(value, bytes | bytearray):
         return {"$bytes": base64.b64encode(value).decode()}
     if isinstance(value, Decimal):
         return {"$decimal": str(value)}
     if isinstance(value, datetime):
         return {"$timestamp": int(value.replace(tzinfo=value.tzinfo or UTC).timestamp())}
+    if isinstance(value, Timestamp):
+        return {"$timestamp": int(value)}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"$double": _NOT_FINITE[str(value)]}
     return value
 
 
@@ -196,14 +220,29 @@ def _from_json(value: Any, where: str) -> Any:
     if len(value) == 1:
         [(key, content)] = value.items()
         try:
-            if key == "$bytes":
-                return base64.b64decode(content, validate=True)
-            if key == "$decimal":
-                return Decimal(content)
-            if key == "$timestamp":
-                return datetime.fromtimestamp(content, UTC)
+            if key in _READ:
+                return _READ[key](content)
             if key == "$table":
                 return {name: _from_json(entry, where) for name, entry in content.items()}
-        except (AttributeError, TypeError, ValueError, ArithmeticError, OSError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, OSError) as error:
             raise BadData(f"{where} has a header with a bad {key}: {content!r}") from error
     return {key: _from_json(entry, where) for key, entry in value.items()}
+
+
+def _bytes(text: Any) -> bytes:
+    return base64.b64decode(text, validate=True)
+
+
+def _time(seconds: Any) -> datetime | Timestamp:
+    is_beyond = type(seconds) is int and END_OF_TIME < seconds < 2**64
+    return Timestamp(seconds) if is_beyond else datetime.fromtimestamp(seconds, UTC)
+
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "$bytes": _bytes,
+    "$decimal": Decimal,
+    "$double": {shown: float(name) for name, shown in _NOT_FINITE.items()}.__getitem__,
+    "$encoded": lambda text: Undecoded(_bytes(text)),
+    "$timestamp": _time,
+}
+_TYPES = {*_READ, "$table"}

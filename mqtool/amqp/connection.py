@@ -21,7 +21,7 @@ from mqtool.amqp.address import Address, TlsFiles
 from mqtool.amqp.answer import Answer
 from mqtool.amqp.backoff import Backoff
 from mqtool.amqp.channel import CONFIRM_TIMEOUT, Channel
-from mqtool.amqp.hooks import mend_field_tables
+from mqtool.amqp.hooks import mend_coding
 from mqtool.amqp.io_thread import IoThread
 from mqtool.errors import MqtoolError, Unavailable
 
@@ -33,7 +33,7 @@ _FORCED_BY_OPERATOR = 320
 #: publishes or consumes meanwhile may have to wait for half a minute.
 _ELECTION = 2.0
 
-mend_field_tables()
+mend_coding()
 
 
 class State(Enum):

@@ -19,8 +19,10 @@ def declaration(thing: Exchange | Queue, *, passive: bool = False) -> Request:
         passive: only check that it exists.
 
     Raises:
-        UsageError: RabbitMQ would drop the line break from its name, and pika would wait for the full name for ever.
+        UsageError: RabbitMQ would drop the line break from its name, and pika would wait for the full name for ever;
+            or the name is not UTF-8, and the management API would list nothing any more.
     """
+    check_utf_8(thing.name)
     if "\n" in thing.name or "\r" in thing.name:
         raise UsageError(f"the name {thing.name!r} contains a line break", "names must be on one line")
     settings: dict[str, Any] = {"passive": passive, "durable": thing.durable, "auto_delete": thing.auto_delete}
@@ -32,6 +34,16 @@ def declaration(thing: Exchange | Queue, *, passive: bool = False) -> Request:
     return lambda pika, done: pika.exchange_declare(
         thing.name, thing.type, internal=internal, callback=done, **settings
     )
+
+
+def check_utf_8(name: str) -> None:
+    """Check a name that a user has typed; those that come from elsewhere may have any bytes.
+
+    Raises:
+        UsageError: it is not valid UTF-8.
+    """
+    if not name.isascii() and any("\ud800" <= character <= "\udfff" for character in name):
+        raise UsageError(f"the name {name!r} is not valid UTF-8", "only a message's body may be any bytes")
 
 
 def bind(binding: Binding) -> Request:

@@ -261,20 +261,29 @@ def is_harmless_difference(error: BaseException) -> bool:
 def cannot_encode(error: Exception) -> MqtoolError:
     """Translate what kept pika from encoding a name, a header, a property or an argument."""
     if isinstance(error, exceptions.ShortStringTooLong):
-        return too_long("name or key", error.args[0])
+        return too_long("name or key", error)
     if isinstance(error, exceptions.UnsupportedAMQPFieldException):
         return BadData(f"AMQP has no type for the value {error.args[-1]!r}", "write it as text")
-    if isinstance(error, struct.error):
+    if isinstance(error, struct.error | OverflowError):
         return BadData("a number in a header, a property or an argument is too large", "AMQP's integers have 64 bits")
     if isinstance(error, UnicodeEncodeError):
         return UsageError("a name, a key or a header is not valid UTF-8", "only a message's body may be any bytes")
     return BadData(f"this cannot be sent: {_plain(error)}", "see 'mqtool send --help' for --property and -H")
 
 
-def too_long(what: str, name: bytes) -> UsageError:
+def too_long(what: str, error: exceptions.ShortStringTooLong) -> UsageError:
     """A name has more than the 255 bytes of AMQP's short strings."""
+    name = error.args[0]
     shown = name[:40].decode("utf-8", "ignore")
     return UsageError(f"the {what} is {len(name)} bytes long; AMQP allows 255", f"it starts with {shown!r}")
+
+
+def headers_too_large(size: int, limit: int) -> BadData:
+    """A message's headers and properties must fit into one frame."""
+    return BadData(
+        f"the headers and properties are {size:,} bytes long; the broker takes up to {limit:,}",
+        "move what is large into the body",
+    )
 
 
 def _in_short(text: str) -> str:

@@ -14,6 +14,7 @@ from pika import exceptions, frame, spec
 
 from mqtool.amqp import failures
 from mqtool.amqp.route import Route
+from mqtool.amqp.tables import encode_short_string
 from mqtool.message import PERSISTENT, PROPERTIES, Message
 
 _FRAME_START = Struct(">BHI").pack
@@ -46,7 +47,7 @@ class PublishEncoder:
         """The frames of one message.
 
         Raises:
-            UsageError: a name is longer than 255 bytes, or a property cannot be encoded.
+            UsageError, BadData: a name is longer than 255 bytes, or a property or header cannot be encoded.
         """
         exchange = route.exchange if message.exchange is None else message.exchange
         routing_key = route.routing_key if message.routing_key is None else message.routing_key
@@ -57,17 +58,20 @@ class PublishEncoder:
             self._keep(message.properties, route.persistent)
         flags, message_id = self._flags, b""
         if message.message_id is not None:
+            pieces: list[bytes] = []
             try:
-                text = message.message_id.encode()
+                encode_short_string(pieces, message.message_id)
+            except exceptions.ShortStringTooLong as error:
+                raise failures.too_long("message id", error) from error
             except UnicodeEncodeError as error:
                 raise failures.cannot_encode(error) from error
-            if len(text) > 255:
-                raise failures.too_long("message id", text)
             flags |= spec.BasicProperties.FLAG_MESSAGE_ID
-            message_id = bytes((len(text),)) + text
+            message_id = pieces[0]
         body, channel = message.body, self._channel
         size = len(body)
         payload_size = 14 + len(self._before) + len(message_id) + len(self._after)
+        if payload_size > self._body_max:
+            raise failures.headers_too_large(payload_size, self._body_max)
         parts = [
             method,
             _HEADER_START(spec.FRAME_HEADER, channel, payload_size, spec.BasicProperties.INDEX, 0, size),
@@ -90,8 +94,7 @@ class PublishEncoder:
             method = spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory)
             encoded: bytes = frame.Method(self._channel, method).marshal()
         except exceptions.ShortStringTooLong as error:
-            what, name = ("routing key", routing_key) if len(routing_key.encode()) > 255 else ("exchange", exchange)
-            raise failures.too_long(what, name.encode()) from error
+            raise failures.too_long("exchange" if len(exchange) > len(routing_key) else "routing key", error) from error
         except UnicodeEncodeError as error:
             raise failures.cannot_encode(error) from error
         if len(self._methods) >= _REMEMBERED:

@@ -132,16 +132,11 @@ def delivery_from(
     """Translate what pika received."""
     return Delivery(
         body,
-        _text(method.exchange),
-        _text(method.routing_key),
+        method.exchange,
+        method.routing_key,
         queue,
         method.redelivered,
         vars(properties),  # the properties by name as pika has decoded them, without a copy
         method.delivery_tag,
         epoch,
     )
-
-
-def _text(name: str | bytes) -> str:
-    """A name; pika leaves it as bytes where it is not UTF-8."""
-    return name if isinstance(name, str) else name.decode("utf-8", "surrogateescape")

@@ -16,12 +16,12 @@ from functools import cached_property
 
 from mqtool import management
 from mqtool.amqp import Channel
-from mqtool.errors import BadData, Unavailable
+from mqtool.errors import Unavailable
 from mqtool.management import Management
-from mqtool.message import Delivery
+from mqtool.message import Delivery, Message
 from mqtool.work import history
 from mqtool.work.history import Death
-from mqtool.work.moving import Move, move, name_of, redriven
+from mqtool.work.moving import Move, NotMoved, move, name_of, redriven
 from mqtool.work.retry import dead_letter_queue
 
 
@@ -87,29 +87,40 @@ def letters(channel: Channel, queue: str) -> Iterator[DeadLetter]:
         yield DeadLetter(delivery)
 
 
-def redrive(channel: Channel, source: str, chosen: Choice, to: str | None = None) -> Iterator[DeadLetter]:
+def redrive(
+    channel: Channel, source: str, chosen: Choice, left: Callable[[str], None], to: str | None = None
+) -> Iterator[DeadLetter]:
     """Bring dead letters back; yield each once it is confirmed in its queue and removed from the dead letters.
 
     Args:
         source: the queue that they are in.
+        left: is told of a letter that does not say where it was, or says a queue that does not take it. It stays.
         to: the queue to bring them to; None is where each was before.
 
     Raises:
-        BadData: one does not say which queue it came from.
-        NotConfirmed: the broker did not take one. It is still a dead letter, like all that come after it.
+        NotConfirmed: the broker does not answer, or the queue `to` did not take one. All that follow are dead letters.
     """
+    closed = set()  # queues that did not take a letter
 
     def moves() -> Iterator[Move]:
         for letter in letters(channel, source):
-            if chosen(letter):
-                target = to or letter.death.queue
-                if target is None:
-                    raise BadData(
-                        f"{name_of(letter.delivery)} does not say which queue it came from", "name a queue with --to"
-                    )
+            if not chosen(letter):
+                continue
+            target = to or letter.death.queue
+            if target is None:
+                left(f"{name_of(letter.delivery)} does not say which queue it came from")
+            elif target in closed:
+                left(f"{name_of(letter.delivery)} was in {target!r}, too")
+            else:
                 yield redriven(letter.delivery, target)
 
-    for delivery in move(channel, moves(), "; --to names another queue"):
+    def refused(error: NotMoved, message: Message) -> None:
+        if to is not None:
+            raise error
+        closed.add(message.routing_key)
+        left(str(error))
+
+    for delivery in move(channel, moves(), "; --to names another queue", refused):
         channel.acknowledge(delivery)
         yield DeadLetter(delivery)
 

@@ -81,12 +81,13 @@ class HandledMessages:
             Interrupted: give_up() said so.
             MqtoolError: the store fails.
         """
+        key = _key(message_id)
         while True:
             with self._transaction() as store:
                 now = time.time()
                 self._sweep(now)
                 row = store.execute(
-                    "SELECT done_at, owner, reply FROM handled WHERE queue = ? AND message_id = ?", (queue, message_id)
+                    "SELECT done_at, owner, reply FROM handled WHERE queue = ? AND message_id = ?", (queue, key)
                 ).fetchone()
                 done_at, owner, reply = row or (None, None, None)
                 if done_at is not None and done_at > now - self._window:
@@ -94,7 +95,7 @@ class HandledMessages:
                 if owner is None or not self._is_alive(owner, (queue, message_id)):
                     store.execute(
                         "INSERT OR REPLACE INTO handled (queue, message_id, owner) VALUES (?, ?, ?)",
-                        (queue, message_id, self._owner),
+                        (queue, key, self._owner),
                     )
                     self._ours.add((queue, message_id))
                     return None
@@ -107,7 +108,7 @@ class HandledMessages:
         with self._transaction() as store:
             store.execute(
                 "UPDATE handled SET done_at = ?, owner = NULL, reply = ? WHERE queue = ? AND message_id = ?",
-                (time.time(), None if reply is None else reply.decode(), queue, message_id),
+                (time.time(), None if reply is None else reply.decode(), queue, _key(message_id)),
             )
             self._ours.discard((queue, message_id))
 
@@ -115,7 +116,7 @@ class HandledMessages:
         """Give up the claim on a message; whoever gets it next may try."""
         with self._transaction() as store:
             store.execute(
-                "DELETE FROM handled WHERE queue = ? AND message_id = ? AND done_at IS NULL", (queue, message_id)
+                "DELETE FROM handled WHERE queue = ? AND message_id = ? AND done_at IS NULL", (queue, _key(message_id))
             )
             self._ours.discard((queue, message_id))
 
@@ -145,6 +146,15 @@ class HandledMessages:
 
 class Interrupted(MqtoolError):
     """We were asked to stop while we waited for another worker."""
+
+
+def _key(message_id: str) -> str | bytes:
+    """A message id as SQLite can have it: one that is not UTF-8 as its bytes."""
+    raw = message_id.encode("utf-8", "surrogateescape")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
 
 
 def _process_name(pid: int) -> str | None:

@@ -4,7 +4,7 @@ A failed message is published again to another queue, so it carries where it cam
 RabbitMQ's own x-death says less, and differs between versions. https://www.rabbitmq.com/docs/dlx#effects
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from mqtool.message import Delivery
@@ -19,6 +19,9 @@ REASON = "mqtool-reason"
 FIRST_FAILURE = "mqtool-first-failure"
 #: The queue whose consumer it failed, and how it was published first.
 QUEUE, EXCHANGE, ROUTING_KEY = "mqtool-queue", "mqtool-exchange", "mqtool-routing-key"
+
+#: No message has been tried more often.
+_MOST = 2**31 - 2
 
 EXHAUSTED, REJECTED = "retries exhausted", "rejected"
 
@@ -38,17 +41,34 @@ def attempt_of(delivery: Delivery) -> int:
 
 def failures_of(delivery: Delivery) -> int:
     """How often it has failed; 0 if the header is not a number."""
-    failures = delivery.headers.get(ATTEMPTS)
-    return failures if isinstance(failures, int) and failures > 0 else 0
+    return _count(delivery.headers.get(ATTEMPTS))
 
 
 def origin_of(delivery: Delivery) -> Origin:
     """How it was published first, even if it came through a wait queue or was brought back."""
-    exchange, routing_key = delivery.headers.get(EXCHANGE), delivery.headers.get(ROUTING_KEY)
+    exchange, routing_key = _name(delivery.headers.get(EXCHANGE)), _name(delivery.headers.get(ROUTING_KEY))
     return Origin(
-        exchange if isinstance(exchange, str) else delivery.exchange,
-        routing_key if isinstance(routing_key, str) else delivery.routing_key,
+        delivery.exchange if exchange is None else exchange,
+        delivery.routing_key if routing_key is None else routing_key,
     )
+
+
+def _name(value: object) -> str | None:
+    """What a header says, if it can be the name of a queue or an exchange, or a routing key: anybody can set it."""
+    return value if isinstance(value, str) and len(value.encode("utf-8", "surrogateescape")) <= 255 else None
+
+
+def _count(value: object) -> int:
+    """What a header says, if it can be a number of attempts; else 0."""
+    return min(value, _MOST) if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def alone(delivery: Delivery) -> Delivery:
+    """The delivery with no headers but its history."""
+    origin, first = origin_of(delivery), delivery.headers.get(FIRST_FAILURE)
+    headers = {ATTEMPTS: failures_of(delivery), EXCHANGE: origin.exchange, ROUTING_KEY: origin.routing_key}
+    headers |= {FIRST_FAILURE: first} if isinstance(first, datetime) else {}
+    return replace(delivery, properties={**delivery.properties, "headers": headers})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +94,10 @@ def death_of(delivery: Delivery) -> Death:
     """From mqtool's own headers, else from the broker's."""
     headers = delivery.headers
     if REASON in headers:
-        first, queue = headers.get(FIRST_FAILURE), headers.get(QUEUE)
+        first = headers.get(FIRST_FAILURE)
         return Death(
             str(headers[REASON]),
-            queue if isinstance(queue, str) else None,
+            _name(headers.get(QUEUE)),
             failures_of(delivery),
             first if isinstance(first, datetime) else None,
             str(headers.get(LAST_ERROR) or "") or None,
@@ -90,7 +110,7 @@ def death_of(delivery: Delivery) -> Death:
     times = [entry["time"] for entry in entries if isinstance(entry.get("time"), datetime)]
     return Death(
         str(latest.get("reason", "unknown")),
-        latest.get("queue"),
-        sum(int(entry.get("count", 1)) for entry in entries if entry.get("reason") == "rejected"),
+        _name(latest.get("queue")),
+        sum(_count(entry.get("count", 1)) for entry in entries if entry.get("reason") == "rejected"),
         min((time.replace(tzinfo=time.tzinfo or UTC) for time in times), default=None),
     )

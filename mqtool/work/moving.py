@@ -1,6 +1,6 @@
 """Moving messages to other queues: each is confirmed there before it is acknowledged here, so none can be lost."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -31,11 +31,20 @@ class NotMoved(NotConfirmed):
     """The other queue did not take a message."""
 
 
-def move(channel: Channel, moves: Iterable[Move], hint: str = "") -> Iterator[Delivery]:
+def _raise(error: NotMoved, _: Message) -> None:
+    raise error
+
+
+def move(
+    channel: Channel, moves: Iterable[Move], hint: str = "", refused: Callable[[NotMoved, Message], None] = _raise
+) -> Iterator[Delivery]:
     """Publish each message; once it is confirmed, yield its delivery, which can then be acknowledged.
 
+    Args:
+        refused: is given what the broker returned or refused: its delivery is still in its queue.
+
     Raises:
-        NotMoved: the broker returned or refused one; its delivery, and all after it, are still in their queue.
+        NotMoved: as refused() raises it, which by default it does.
     """
     in_hand: dict[int, Delivery] = {}
 
@@ -48,11 +57,15 @@ def move(channel: Channel, moves: Iterable[Move], hint: str = "") -> Iterator[De
         delivery = in_hand.pop(receipt.sequence)
         if receipt.confirmation is not Confirmation.CONFIRMED:
             to = receipt.message.routing_key
-            raise NotMoved(
-                f"{name_of(delivery)} was not taken by {to!r}: {receipt.reason}",
-                f"it is still in {delivery.queue}{hint}",
+            refused(
+                NotMoved(
+                    f"{name_of(delivery)} was not taken by {to!r}: {receipt.reason}",
+                    f"it is still in {delivery.queue}{hint}",
+                ),
+                receipt.message,
             )
-        yield delivery
+        else:
+            yield delivery
 
 
 def failed(delivery: Delivery, error: str, to: str, reason: str | None = None) -> Move:
@@ -96,4 +109,5 @@ def _without(table: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
 def name_of(delivery: Delivery) -> str:
     """How notices and errors call a message."""
     message_id = delivery.properties.get("message_id")
-    return f"message {message_id}" if message_id else f"a message without id ({delivery.text[:30]!r})"
+    body = delivery.body[:120].decode("utf-8", "replace")[:30]  # the rest may be megabytes
+    return f"message {message_id}" if message_id else f"a message without id ({body!r})"

@@ -7,7 +7,6 @@ hand, and --timeout reaches everything that the program has started. A killed wo
 """
 
 import functools
-import json
 import queue as queues
 import re
 import shlex
@@ -16,8 +15,9 @@ from typing import Any
 
 from mqtool.errors import UsageError
 from mqtool.message import Delivery
+from mqtool.ndjson import as_json
 from mqtool.work.history import attempt_of, origin_of
-from mqtool.work.runner import NOT_FOUND, Ending, Request, Runner
+from mqtool.work.runner import EX_DATAERR, Ending, Request, Runner
 
 #: Longest value of an environment variable on Linux in bytes (MAX_ARG_STRLEN), less room for its name.
 _LONGEST_VALUE = 120_000
@@ -68,14 +68,16 @@ class Program:
         ours = environment_of(delivery)
         words = self._words
         if self._has_places:
-            words = [_PLACE.sub(lambda place: ours[f"MQ_{place[1].upper()}"].replace("\0", ""), word) for word in words]
+            words = [_PLACE.sub(lambda place: ours[f"MQ_{place[1].upper()}"], word) for word in words]
         try:
             path = self._path or _find(words[0])
-        except UsageError as error:
-            return Ending(NOT_FOUND, str(error).encode())
+        except UsageError as error:  # the message has named it
+            return Ending(EX_DATAERR, str(error).encode("utf-8", "replace"))
+        environment = {_octets(name): _octets(value) for name, value in ours.items()}
         runner = self._idle.get()
         try:
-            return runner.run(Request(path, words, ours, delivery.body, self._timeout, self._capture))
+            request = Request(path, [*map(_octets, words)], environment, delivery.body, self._timeout, self._capture)
+            return runner.run(request)
         finally:
             self._idle.put(runner)
 
@@ -104,8 +106,8 @@ def environment_of(delivery: Delivery) -> dict[str, str]:
     """MQ_ROUTING_KEY, MQ_HEADER_… and so on; values other than text as JSON."""
     origin = origin_of(delivery)
     environment = {
-        "MQ_ROUTING_KEY": origin.routing_key,
-        "MQ_EXCHANGE": origin.exchange,
+        "MQ_ROUTING_KEY": _as_text(origin.routing_key),
+        "MQ_EXCHANGE": _as_text(origin.exchange),
         "MQ_QUEUE": delivery.queue,
         "MQ_REDELIVERED": "1" if delivery.redelivered else "0",
         "MQ_ATTEMPT": str(attempt_of(delivery)),
@@ -125,6 +127,10 @@ def _variable(name: str) -> str:
 
 
 def _as_text(value: Any) -> str:
-    if not isinstance(value, str):
-        value = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
-    return str(value).replace("\0", "")[:_LONGEST_VALUE]
+    """A value as an environment or a command line can have it: without NUL, and not too long."""
+    text = value if isinstance(value, str) else as_json(value)
+    return text.replace("\0", "")[:_LONGEST_VALUE]
+
+
+def _octets(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")[:_LONGEST_VALUE]

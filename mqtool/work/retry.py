@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from mqtool.amqp import Channel
 from mqtool.delays.wait_queues import AtLeastOnce, wait_queue
 from mqtool.duration import compact_duration
-from mqtool.errors import NotConfirmed
+from mqtool.errors import BadData, NotConfirmed, UsageError
 from mqtool.message import Delivery
 from mqtool.topology import Queue
 from mqtool.work import history
@@ -72,6 +72,10 @@ def retry_queue(queue: str, delay: float) -> Queue:
     return wait_queue(f"{queue}.wait.{compact_duration(delay)}", round(delay * 1000), "", queue)
 
 
+class _TooMuch(Exception):
+    """A message cannot be encoded together with its history."""
+
+
 class Retrying:
     """Moves failed messages to wait, or to the dead letters. For several threads.
 
@@ -105,16 +109,28 @@ class Retrying:
             self.bury(delivery, error, history.EXHAUSTED)
             return False
         queue = retry_queue(delivery.queue, delay)
-        self._move(failed(delivery, error, queue.name), lambda: self._waiting.declare(queue))
+        try:
+            self._move(failed(delivery, error, queue.name), lambda: self._waiting.declare(queue))
+        except _TooMuch:
+            self.bury(delivery, error)
+            return False
         self._notice(
             f"{name_of(delivery)}: {error}; retry {failures} of {self._policy.retries} in {compact_duration(delay)}"
         )
         return True
 
     def bury(self, delivery: Delivery, error: str, reason: str = history.REJECTED) -> None:
-        """Move a message to the dead letters. Raises NotConfirmed as retry() does."""
+        """Move a message to the dead letters, if need be without its headers. Raises NotConfirmed as retry() does."""
         queue = dead_letter_queue(delivery.queue)
-        self._move(failed(delivery, error, queue.name, reason), lambda: self._channel.declare(queue, remember=False))
+
+        def to_dead_letters(dead: Delivery) -> None:
+            self._move(failed(dead, error, queue.name, reason), lambda: self._channel.declare(queue, remember=False))
+
+        try:
+            to_dead_letters(delivery)
+        except _TooMuch as too_much:
+            error = f"{error}; its headers were dropped: {too_much}"
+            to_dead_letters(history.alone(delivery))
         times = history.attempt_of(delivery)
         self._notice(
             f"{name_of(delivery)}: {error}; dead after {times} attempt{'s' * (times > 1)}, now in {queue.name}"
@@ -134,5 +150,7 @@ class Retrying:
                 except NotConfirmed as error:
                     self._failure = error
                     raise
+                except (BadData, UsageError) as error:
+                    raise _TooMuch(str(error)) from error
                 else:
                     return

@@ -71,8 +71,8 @@ class Request(NamedTuple):
     """
 
     path: str
-    words: list[str]
-    environment: dict[str, str]
+    words: list[bytes]
+    environment: dict[bytes, bytes]
     body: bytes
     timeout: float | None
     capture: bool
@@ -110,7 +110,7 @@ def _serve(requests: Connection) -> None:
     os.setpgid(0, 0)  # Ctrl-C on the terminal is for the worker alone
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    environment = dict(os.environ)
+    environment = dict(os.environb)
     while True:
         try:
             request: Request = requests.recv()
@@ -132,7 +132,7 @@ def _not_started(error: OSError) -> Ending:
 class _Run:
     """One program, from its start to its end."""
 
-    def __init__(self, request: Request, environment: Mapping[str, str], worker: int) -> None:
+    def __init__(self, request: Request, environment: Mapping[bytes, bytes], worker: int) -> None:
         self._request = request
         self._worker = worker
         self._kept = {"stdout": b"", "stderr": b""}

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from mqtool import ndjson
 from mqtool.errors import BadData
 from mqtool.message import PROPERTIES as NAMES
-from mqtool.message import Delivery
+from mqtool.message import Delivery, Timestamp, Undecoded
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 #: Names that look like ours are what a careless encoding trips over.
-names = text | st.sampled_from(["$bytes", "$decimal", "$timestamp", "$table", "body"])
+names = text | st.sampled_from(["$bytes", "$decimal", "$timestamp", "$table", "$double", "$encoded", "body"])
 scalars = (
     st.none()
     | st.booleans()
@@ -35,9 +35,9 @@ values = st.recursive(
 headers = st.dictionaries(names, values, max_size=4)
 PROPERTIES: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(set(NAMES) - {"delivery_mode", "priority", "timestamp", "headers"}, text),
-    "delivery_mode": st.integers(0, 2),
+    "delivery_mode": st.integers(0, 255),
     "priority": st.integers(0, 255),
-    "timestamp": st.integers(0, 2**63 - 1),
+    "timestamp": st.integers(0, 2**64 - 1),
     "headers": headers,
 }
 deliveries = st.builds(
@@ -91,6 +91,11 @@ def test_the_shape_is_as_documented() -> None:
         (b"\xff", {"$bytes": "/w=="}),
         (Decimal("1.50"), {"$decimal": "1.50"}),
         (datetime(1970, 1, 1, 0, 1, tzinfo=UTC), {"$timestamp": 60}),
+        (Timestamp(2**64 - 1), {"$timestamp": 2**64 - 1}),
+        (float("inf"), {"$double": "Infinity"}),
+        (float("-inf"), {"$double": "-Infinity"}),
+        (Undecoded(b"V"), {"$encoded": "Vg=="}),
+        ("\udcff", "\udcff"),
         ({"$table": 1}, {"$table": {"$table": 1}}),
         ({"$bytes": "mine"}, {"$table": {"$bytes": "mine"}}),
         ({"$other": 1}, {"$other": 1}),
@@ -103,6 +108,18 @@ def test_what_json_has_no_type_for(value: object, shown: object) -> None:
 
     assert json.loads(line)["headers"] == {"h": shown}
     assert ndjson.to_message(line, "line 1").properties["headers"] == {"h": value}
+
+
+def test_every_line_is_json_and_utf_8() -> None:
+    """NaN is none, and bytes that are not UTF-8 are escapes: in names, values and properties."""
+    properties = {"headers": {"\udcff": [float("nan")]}, "message_id": "\udc80"}
+    line = ndjson.from_delivery(Delivery(b"", "", "\udcfe", "", False, properties, 1), NOW)
+
+    assert rb'"routing_key":"\udcfe"' in line
+    assert rb'"headers":{"\udcff":[{"$double":"NaN"}]},"properties":{"message_id":"\udc80"}' in line
+    message = ndjson.to_message(line, "line 1")
+    assert (message.routing_key, message.message_id) == ("\udcfe", "\udc80")
+    assert str(message.properties["headers"]["\udcff"]) == "[nan]"
 
 
 def test_only_a_body_is_needed() -> None:
@@ -141,6 +158,9 @@ def test_only_a_body_is_needed() -> None:
         ('{"body": "", "headers": {"a": [{"$decimal": "x"}]}}', "bad $decimal"),
         ('{"body": "", "headers": {"a": {"$timestamp": 1e99}}}', "bad $timestamp"),
         ('{"body": "", "headers": {"a": {"$table": 5}}}', "bad $table"),
+        ('{"body": "", "headers": {"a": {"$double": "x"}}}', "bad $double"),
+        ('{"body": "", "headers": {"a": {"$encoded": "%"}}}', "bad $encoded"),
+        ('{"body": "", "headers": {"a": ' + "[" * 900 + "]" * 900 + "}}", "nested too deeply"),
         ("[" * 100_000, "line 7 is not JSON"),
     ],
 )

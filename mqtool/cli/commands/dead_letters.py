@@ -17,7 +17,7 @@ from mqtool.cli.access import Access
 from mqtool.cli.display import output
 from mqtool.cli.options import DURATION, Broker, ManagementUrl, live_names, takes_groups
 from mqtool.cli.options.asking import Yes, ask
-from mqtool.errors import Unavailable
+from mqtool.errors import SomeFailed, Unavailable
 from mqtool.work import dead_letters
 from mqtool.work.dead_letters import Choice, DeadLetter
 from mqtool.work.retry import dead_letter_queue
@@ -29,6 +29,8 @@ app.add_typer(dlq, name="dlq")
 
 #: Letters that `ls` looks at in each queue, to tell their reasons.
 _LOOKED_AT = 1000
+#: Letters that stay, to say why.
+_SAID = 10
 
 QueueArgument = Annotated[
     str, typer.Argument(help="Work queue; its dead letters are in QUEUE.dlq", autocompletion=live_names.queues)
@@ -93,7 +95,7 @@ def ls(broker: Broker, management: ManagementUrl = None, as_json: AsJson = False
             output.show(json.dumps({"queue": queue, "messages": count, "reasons": reasons}))
         elif count:
             said = ", ".join(f"{number:,} {reason}" for reason, number in reasons.most_common())
-            output.show(f"{queue}\t{count:,}\t{said}")
+            output.show(f"{output.one_line(queue)}\t{count:,}\t{output.one_line(said)}")
     if not found:
         output.status("no queue holds dead letters")
 
@@ -140,8 +142,9 @@ def _show(letter: DeadLetter) -> None:
     attempts = f" after {death.attempts} attempt{'s' * (death.attempts > 1)}" if death.attempts else ""
     lines = [f"{letter.message_id or '(no message id)'}: {death.reason}{attempts}{first}, from {death.queue or '?'}"]
     lines += [f"  error: {death.error}"] if death.error else []
-    lines += [f"  body:  {letter.delivery.body.decode('utf-8', 'backslashreplace')}"]
-    output.show("\n".join(output.visible(line) if output.is_terminal(1) else line for line in lines))
+    body = letter.delivery.body.decode("utf-8", "backslashreplace")
+    lines = [*map(output.one_line, lines), f"  body:  {output.visible(body) if output.is_terminal(1) else body}"]
+    output.show("\n".join(lines))
 
 
 @dlq.command(epilog="mqtool dlq redrive jobs\nmqtool dlq redrive jobs --id 5f0c… --to jobs-by-hand")
@@ -160,12 +163,19 @@ def redrive(
 
     Each is confirmed there before it is removed here, so a redrive that is killed loses nothing: run it again.
     """
-    source, moved = which.queue(queue), 0
+    source, moved, left = which.queue(queue), 0, 0
+
+    def stays(why: str) -> None:
+        nonlocal left
+        left += 1
+        if left <= _SAID:
+            output.warning(why)
+
     with _channel(_access(broker)) as channel:
         if which.is_all and output.is_terminal(0):  # nothing is lost by it, so a script need not say --yes
             ask(f"move all {channel.depth_of(source):,} messages of {source} back", yes=yes)
         try:
-            for letter in dead_letters.redrive(channel, source, which.choice(), to):
+            for letter in dead_letters.redrive(channel, source, which.choice(), stays, to):
                 moved += 1
                 if output.verbose:
                     output.status(f" [x] Redriven {letter.message_id}")
@@ -173,6 +183,8 @@ def redrive(
                     raise SystemExit(128 + signal)
         finally:
             output.status(f"{moved:,} moved back from {source}")
+    if left:
+        raise SomeFailed(f"{left:,} could not be moved and are still in {source}", "move them to a queue with --to")
 
 
 @dlq.command(epilog="mqtool dlq drop jobs --reason rejected\nmqtool dlq drop jobs --yes")

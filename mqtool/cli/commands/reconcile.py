@@ -32,7 +32,18 @@ def reconcile(
 
     Tells what is missing, duplicated or out of order. Exits 3 if any message is missing.
     """
-    result = compare(_ids(sent), _ids(got))
+    nameless = 0
+
+    def with_ids() -> Iterator[str]:  # what was received may come from anybody
+        nonlocal nameless
+        for message_id in _ids(got):
+            nameless += message_id is None
+            if message_id is not None:
+                yield message_id
+
+    result = compare(_all_ids(sent), with_ids())
+    if nameless:
+        output.warning(f"{nameless:,} of the messages received have no message_id, and are not compared")
     if as_json:
         output.show(json.dumps(asdict(result)))
     else:
@@ -43,17 +54,19 @@ def reconcile(
         raise SomeFailed("the messages all arrived, but not as they were sent")
 
 
-def _ids(path: Path) -> Iterator[str]:
+def _all_ids(path: Path) -> Iterator[str]:
+    for number, message_id in enumerate(_ids(path), 1):
+        if message_id is None:
+            raise BadData(f"{path}: message {number} has no message_id", "messages are compared by their message_id")
+        yield message_id
+
+
+def _ids(path: Path) -> Iterator[str | None]:
     try:
         with Path("/dev/stdin" if str(path) == "-" else path).open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    message_id = ndjson.to_message(line, f"{path}, line {number},").message_id
-                    if message_id is None:
-                        raise BadData(
-                            f"{path}, line {number}, has no message_id", "messages are compared by their message_id"
-                        )
-                    yield message_id
+                    yield ndjson.to_message(line, f"{path}, line {number},").message_id
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
 
@@ -63,5 +76,5 @@ def _show(result: Reconciliation) -> None:
     for what in ("missing", "doubled", "unexpected", "reordered"):
         ids: list[str] = getattr(result, what)
         more = f" and {len(ids) - _SHOWN:,} more" if len(ids) > _SHOWN else ""
-        listed = f": {', '.join(map(output.visible, ids[:_SHOWN]))}{more}" if ids else ""
+        listed = f": {', '.join(map(output.one_line, ids[:_SHOWN]))}{more}" if ids else ""
         output.show(f"{what:<12}{len(ids):,}{listed}")

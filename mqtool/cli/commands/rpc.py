@@ -60,7 +60,7 @@ def rpc_server(
         if receiving.raw or receiving.as_json or receiving.template is not None:
             write(request)
         else:
-            output.show(f" [.] {name}({output.visible(request.text)})")
+            output.show(f" [.] {name}({output.one_line(request.text)})")
 
     answering = functions.answering_errors(compute)
 
@@ -113,9 +113,9 @@ def rpc_client(
                 status = status or _show_remote(reply, raw=raw)
             elif reply.properties.get("type") == ERROR:
                 failed += 1
-                output.warning(f"the server answered with an error: {output.visible(reply.text)}")
+                output.warning(f"the server answered with an error: {reply.text}")
             else:
-                output.show(reply.text if raw else f" [.] Got {output.visible(reply.text)}")
+                output.show(f" [.] Got {output.visible(reply.text)}") if not raw else _show(reply, b"\n")
     if (signal := stopping.requested()) is not None and answered < len(asked):
         raise SystemExit(128 + signal)
     if status:
@@ -130,9 +130,14 @@ def _show_remote(reply: Delivery, *, raw: bool) -> int:
     """Print what the server's program printed; return its exit status."""
     status = reply.headers[remote.EXIT_STATUS]
     if raw:
-        output.write(reply.body)
+        _show(reply)
     else:
         output.show(f" [.] Got {output.visible(reply.text.rstrip())}")
     for line in str(reply.headers.get(remote.STDERR) or "").splitlines():
-        output.notice(f"the server's program said: {output.visible(line)}")
+        output.notice(f"the server's program said: {line}")
     return status if isinstance(status, int) and 0 <= status <= 255 else ExitCode.FAILED
+
+
+def _show(reply: Delivery, end: bytes = b"") -> None:
+    """Print a reply alone; on a terminal, nothing in it controls that."""
+    output.write((output.visible(reply.text).encode() if output.is_terminal(1) else reply.body) + end)

@@ -20,7 +20,10 @@ from mqtool.errors import ExitCode, MqtoolError, UsageError
 from mqtool.message import Delivery
 
 _STDOUT = 1
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+#: C0 and C1 but for tab and newline; what turns the direction of writing, or starts a line; what is not UTF-8.
+_CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+#: Surrogates that do not stand for bytes.
+_NO_TEXT = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 WAITING_FOR_MESSAGES = " [*] Waiting for messages. To exit press CTRL+C"
 WAITING_FOR_LOGS = " [*] Waiting for logs. To exit press CTRL+C"
@@ -73,19 +76,19 @@ def notice(text: str) -> None:
 def warning(text: str) -> None:
     """Something a person should look at, although the command goes on."""
     if not quiet:
-        _to_stderr(f"{styled('warning:', '33')} {text}")
+        _to_stderr(text, styled("warning: ", "33"))
 
 
 def error(what: str, hint: str | None = None) -> None:
     """Why the command failed, and what to do about it."""
-    _to_stderr(f"{styled('mqtool:', '1;31')} {what}")
+    _to_stderr(what, styled("mqtool: ", "1;31"))
     if hint:
-        _to_stderr(f"{styled('hint:', '36')} {hint}")
+        _to_stderr(hint, styled("hint: ", "36"))
 
 
 def show(text: str) -> None:
     """A line of data on stdout."""
-    write(text.encode("utf-8", "surrogateescape") + b"\n")
+    write(_NO_TEXT.sub("\ufffd", text).encode("utf-8", "surrogateescape") + b"\n")
 
 
 def is_terminal(descriptor: int) -> bool:
@@ -99,6 +102,11 @@ def is_terminal(descriptor: int) -> bool:
 def visible(text: str) -> str:
     """The text with its control characters shown as escapes: nothing in it can reach the terminal's own controls."""
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def one_line(text: str) -> str:
+    """The same without newlines and tabs: nothing in it can look like another line, or another column."""
+    return visible(text).replace("\n", r"\n").replace("\t", r"\t")
 
 
 def write(data: bytes) -> None:
@@ -218,7 +226,7 @@ class DeliveryWriter:
 
             self.render = lambda delivery: ndjson.from_delivery(delivery, datetime.now(UTC))
         elif template is not None:
-            parts = parse_template(template)
+            parts = parse_template(template, escape=self._escape)
             self.render = lambda delivery: self._body(b"".join(part(delivery) for part in parts)) + b"\n"
 
     def __call__(self, delivery: Delivery) -> None:
@@ -227,7 +235,8 @@ class DeliveryWriter:
             wait_until_taken()
 
     def _text(self, delivery: Delivery) -> bytes:
-        return self._body(self._line(delivery).encode("utf-8", "surrogateescape") + delivery.body) + b"\n"
+        line = one_line(self._line(delivery)) if self._escape else self._line(delivery)
+        return line.encode("utf-8", "surrogateescape") + self._body(delivery.body) + b"\n"
 
     def _raw(self, delivery: Delivery) -> bytes:
         return self._body(delivery.body) + b"\n"
@@ -236,44 +245,52 @@ class DeliveryWriter:
         return visible(data.decode("utf-8", "backslashreplace")).encode() if self._escape else data
 
 
-def _json_of(value: object) -> bytes:
-    import json
+def _json_of(value: object) -> str:
+    from mqtool.ndjson import as_json
 
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str).encode()
+    return as_json(value)
 
 
 def _constant(text: bytes) -> Callable[[Delivery], bytes]:
     return lambda _: text
 
 
-def _text_of(value: object) -> bytes:
-    return b"" if value is None else str(value).encode()
-
-
-def _property(name: str) -> Callable[[Delivery], bytes]:
-    return lambda delivery: str(delivery.properties.get(name) or "").encode()
-
-
-_PLACES: dict[str, tuple[str, Callable[[Delivery], bytes]]] = {
+_PLACES: dict[str, tuple[str, Callable[[Delivery], object]]] = {
     "b": ("body", lambda delivery: delivery.body),
-    "s": ("size of the body in bytes", lambda delivery: str(len(delivery.body)).encode()),
-    "r": ("routing key", lambda delivery: delivery.routing_key.encode()),
-    "e": ("exchange", lambda delivery: delivery.exchange.encode()),
-    "q": ("queue", lambda delivery: delivery.queue.encode()),
+    "s": ("size of the body in bytes", lambda delivery: len(delivery.body)),
+    "r": ("routing key", lambda delivery: delivery.routing_key),
+    "e": ("exchange", lambda delivery: delivery.exchange),
+    "q": ("queue", lambda delivery: delivery.queue),
     "h": ("headers, as JSON", lambda delivery: _json_of(delivery.headers)),
-    "i": ("message id", _property("message_id")),
-    "c": ("correlation id", _property("correlation_id")),
-    "l": ("milliseconds that a delayed message is late", lambda delivery: _text_of(delivery.lateness)),
-    "t": ("time received, RFC 3339", lambda _: datetime.now(UTC).isoformat(timespec="milliseconds").encode()),
-    "R": ("redelivered: 0 or 1", lambda delivery: b"1" if delivery.redelivered else b"0"),
-    "%": ("a percent sign", lambda _: b"%"),
+    "i": ("message id", lambda delivery: delivery.properties.get("message_id")),
+    "c": ("correlation id", lambda delivery: delivery.properties.get("correlation_id")),
+    "l": ("milliseconds that a delayed message is late", lambda delivery: delivery.lateness),
+    "t": ("time received, RFC 3339", lambda _: datetime.now(UTC).isoformat(timespec="milliseconds")),
+    "R": ("redelivered: 0 or 1", lambda delivery: int(delivery.redelivered)),
+    "%": ("a percent sign", lambda _: "%"),
 }
+
+
+def _place(value: Callable[[Delivery], object], *, escape: bool) -> Callable[[Delivery], bytes]:
+    def part(delivery: Delivery) -> bytes:
+        found = value(delivery)
+        if isinstance(found, bytes):
+            return found
+        text = "" if found is None else str(found)
+        return (one_line(text) if escape else text).encode("utf-8", "surrogateescape")
+
+    return part
+
+
 #: What each place in a --format template stands for.
 TEMPLATE_PLACES = {letter: meaning for letter, (meaning, _) in _PLACES.items()}
 
 
-def parse_template(template: str) -> list[Callable[[Delivery], bytes]]:
+def parse_template(template: str, *, escape: bool = False) -> list[Callable[[Delivery], bytes]]:
     """The parts of a --format template, each a function of the delivery.
+
+    Args:
+        escape: for a terminal.
 
     Raises:
         UsageError: a place that we do not know.
@@ -284,7 +301,7 @@ def parse_template(template: str) -> list[Callable[[Delivery], bytes]]:
             if piece[1:] not in _PLACES:
                 raise UsageError(f"--format has an unknown place {piece!r}", "'mqtool help output' lists the places")
             _, value = _PLACES[piece[1:]]
-            parts.append(value)
+            parts.append(_place(value, escape=escape))
         else:
             text = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}.get(piece, piece).encode()
             parts.append(_constant(text))
@@ -316,20 +333,12 @@ def styled(text: str, code: str, descriptor: int = 2) -> str:
     return f"\x1b[{code}m{text}\x1b[0m" if is_coloured(descriptor) else text
 
 
-def _to_stderr(line: str) -> None:
+def _to_stderr(text: str, prefix: str = "") -> None:
+    """Print a line. What it quotes may come from anywhere, so only the prefix may control a terminal."""
     try:
-        sys.stderr.write(visible_keeping_style(line) + "\n")
+        sys.stderr.write(f"{prefix}{one_line(text)}\n")
         sys.stderr.flush()
     except OSError as failure:
         if failure.errno not in (errno.EPIPE, errno.EIO, errno.EBADF):
             raise
         # Nobody reads our messages any more; the data on stdout is what counts.
-
-
-def visible_keeping_style(line: str) -> str:
-    """What we say on stderr may quote what came from elsewhere; only our own colours may control the terminal."""
-    if not is_terminal(2):
-        return line
-    return "".join(
-        part if re.fullmatch(r"\x1b\[[0-9;]*m", part) else visible(part) for part in re.split(r"(\x1b\[[0-9;]*m)", line)
-    )

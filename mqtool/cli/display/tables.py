@@ -94,7 +94,7 @@ def _is_number(value: Any) -> bool:
 def _shown(value: Any) -> str:
     if _is_number(value):
         return f"{value:,.1f}" if value % 1 else f"{value:,.0f}"
-    return output.visible(as_text(value)).replace("\n", r"\n").replace("\t", r"\t")
+    return output.one_line(as_text(value))
 
 
 def terminal() -> "Console":

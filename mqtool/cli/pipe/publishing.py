@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from mqtool.amqp import Channel
+from mqtool.amqp.declaring import check_utf_8
 from mqtool.cli import stopping
 from mqtool.cli.display import output
 from mqtool.cli.options import MessageOptions, Publishing
@@ -54,6 +55,8 @@ def publish(
         SystemExit: a signal ended the input early; what was read by then is confirmed.
     """
     options = asked.options
+    for name in addressing:
+        check_utf_8(name or "")
     source = sources.read(asked, addressing, default=default, adapt=adapt)
     with asked.broker.access().channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
         messages = held(source, asked, channel, to)

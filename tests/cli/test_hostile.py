@@ -1,0 +1,173 @@
+"""No message stops a command: each gets past a batch of hostile ones to the last, which is a plain one."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from mqtool import ndjson
+from tests import hostile
+from tests.brokers import TestBroker
+from tests.cli.shell import Result, Shell
+
+BATCH = [*hostile.CORPUS, *hostile.generated()]
+
+
+@pytest.fixture
+def play(shell: Shell, broker: TestBroker) -> Any:
+    """Declares queues and has the batch published to them; returns how many messages each has got."""
+
+    def play(*queues: str) -> int:
+        for queue in queues:
+            assert shell.run("mqtool", "queue", "declare", queue, "--durable").code == 0
+        return hostile.play(broker.url, BATCH, queues)
+
+    return play
+
+
+def depth(shell: Shell, queue: str) -> int:
+    from mqtool.amqp import Connection, parse_addresses
+
+    with Connection(parse_addresses(shell.environment["MQTOOL_URL"])) as connection:
+        return connection.channel().depth_of(queue)
+
+
+def survived(result: Result, code: int = 0) -> Result:
+    """It ended as it should, and nothing that it said was forged or a traceback."""
+    assert result.code == code, result.stderr[-2000:]
+    for sign in ("Traceback", "unexpected error", "bug in mqtool", "connection", "\x1b", "\x9b", "\u202e"):
+        assert sign not in result.stderr, result.stderr[-2000:]
+    assert not any(line.startswith("mqtool: it is all over") for line in result.stderr.split("\n"))
+    return result
+
+
+LIMITS = ("--timeout", "30s")
+
+
+def test_receive(shell: Shell, play: Any) -> None:
+    """In each of its formats; NDJSON is valid, and can be sent again: the same lines come back."""
+    formats = {"text": [], "raw": ["--raw"], "json": ["--json"], "places": ["-F", "%r %e %i %c %l %h %s %b"]}
+    count = play(*formats)
+    results = {
+        name: survived(shell.run("mqtool", "receive", "-q", name, "--durable", "-c", str(count), *LIMITS, *options))
+        for name, options in formats.items()
+    }
+    assert all(result.stdout_bytes.rstrip().endswith(b"last") for name, result in results.items() if name != "json")
+    lines = results["json"].stdout_bytes.splitlines()
+    assert len(lines) == count
+    for line in lines:
+        json.loads(line.decode(), parse_constant=pytest.fail)
+        ndjson.to_message(line, "a line")
+    assert [depth(shell, name) for name in formats] == [0] * len(formats)
+
+    again = [line for line in lines if len(line) < 150_000]  # short integers take more room once they were JSON
+    survived(shell.run("mqtool", "send", "--json", "-e", "", "-r", "json", stdin=b"\n".join(again)))
+
+
+def test_reconcile(shell: Shell, play: Any) -> None:
+    """Messages without an id are counted, and compared by nothing."""
+    count = play("q")
+    received = shell.run("mqtool", "receive", "-q", "q", "--durable", "-c", str(count), *LIMITS, "--json")
+    (shell.directory / "got").write_bytes(received.stdout_bytes)
+    (shell.directory / "sent").write_bytes(received.stdout_bytes.splitlines()[-1])
+    found = survived(shell.run("mqtool", "reconcile", "sent", "got"))
+    assert "missing     0\n" in found.stdout
+    assert "have no message_id" in found.stderr
+    survived(shell.run("mqtool", "reconcile", "--json", "sent", "got"))
+
+
+def test_receive_log_and_receive_delayed(shell: Shell, play: Any) -> None:
+    """The other receivers."""
+    count = play("logs", "late")
+    limits = ("--durable", "-c", str(count), *LIMITS)
+    logs = survived(shell.run("mqtool", "receive-log", "topic", "#", "-q", "logs", *limits))
+    late = survived(shell.run("mqtool", "receive-delayed", "-q", "late", *limits))
+    assert logs.stdout_bytes.endswith(b"last\n")
+    assert late.stdout_bytes.endswith(b"last\n")
+
+
+def test_worker(shell: Shell, play: Any) -> None:
+    """Without a program."""
+    result = survived(shell.run("mqtool", "worker", "-q", "q", "-c", str(play("q")), *LIMITS))
+    assert result.stdout_bytes.endswith(b"Received last\n")
+
+
+@pytest.mark.parametrize("how", ["exec", "shell", "deduplicate"])
+def test_worker_with_a_program(shell: Shell, play: Any, how: str) -> None:
+    """Its places, arguments and environment take anything."""
+    count = play("q")
+    options = {
+        "exec": ["--exec", "echo '{routing_key}{message_id}{attempt}'"],
+        "shell": ["--shell", "--exec", 'env | grep -a ^MQ_; echo "$MQ_ROUTING_KEY"'],
+        "deduplicate": ["--exec", "true", "--deduplicate", "--dedup-store", "store"],
+    }[how]
+    result = survived(shell.run("mqtool", "worker", "-q", "q", "-c", str(count), *LIMITS, *options))
+    assert " done, 0 retries, 0 dead" in result.stderr
+    assert depth(shell, "q") == 0
+    assert f"{count} done" in result.stderr or how == "deduplicate"
+
+
+def test_dead_letters(shell: Shell, play: Any) -> None:
+    """What fails is retried, then a dead letter; it can be brought back, and dropped."""
+    count = play("q")
+    worker = ("mqtool", "worker", "-q", "q", *LIMITS, "--exec", "false", "--backoff", "1ms", "--retries", "1")
+    first = survived(shell.run(*worker, "-c", str(count), "--deduplicate", "--dedup-store", "store"), 3)
+    retried = re.search(r"0 done, (\d+) retries", first.stderr)
+    assert retried, first.stderr
+    second = survived(shell.run(*worker, "-c", retried[1]), 3)
+    assert "its headers were dropped: the headers and properties are" in first.stderr + second.stderr
+    assert (depth(shell, "q"), depth(shell, "q.dlq")) == (0, count)
+    survived(shell.run("mqtool", "dlq", "redrive", "q", "-v"))
+    assert depth(shell, "q") == count
+
+
+def test_dead_letters_of_others(shell: Shell, play: Any, broker: TestBroker) -> None:
+    """With whatever history they claim: what cannot be moved stays, and does not hold up the rest."""
+    count = play("q.dlq")
+    survived(shell.run("mqtool", "dlq", "ls", "--management", broker.management))
+    shown = survived(shell.run("mqtool", "dlq", "show", "q"))
+    assert "\x1b" not in re.sub("^  body: .*\n(.*m\n)?", "", shown.stdout, flags=re.MULTILINE)
+    survived(shell.run("mqtool", "dlq", "show", "q", "--json", "--older", "1s"))
+    survived(shell.run("mqtool", "dlq", "redrive", "q", "--to", "q.dlq"))
+    survived(shell.run("mqtool", "dlq", "redrive", "q"), 3)
+    assert depth(shell, "q.dlq") == count
+    survived(shell.run("mqtool", "dlq", "drop", "q", "--yes"))
+    assert depth(shell, "q.dlq") == 0
+
+
+def test_rpc_server(shell: Shell, play: Any) -> None:
+    """Functions and programs: whatever is asked is answered, if only with an error."""
+    count = play("fib", "add", "cat")
+    limits = ("-c", str(count), *LIMITS)
+    for queue, options in (("fib", []), ("add", ["--function", "fib", "--json"]), ("cat", ["--exec", "cat"])):
+        survived(shell.run("mqtool", "rpc-server", "-q", queue, "--durable", *limits, *options))
+        assert depth(shell, queue) == 0
+
+
+def test_rpc_client(shell: Shell, broker: TestBroker) -> None:
+    """Replies that answer nothing are ignored; those that do are shown, whatever else they hold."""
+    replies = [message for message in BATCH if len(message.body) < 10_000]
+    shell.run("mqtool", "queue", "declare", "rpc", "--durable")
+    for options in ([], ["--raw"]):
+        client = shell.start("mqtool", "rpc-client", "-q", "rpc", *options, *map(str, range(30)), ready=False)
+        hostile.reply(broker.url, "rpc", replies, 30)
+        result = client.wait()
+        assert result.code != 1
+        survived(result, result.code)
+
+
+def test_names(shell: Shell, broker: TestBroker) -> None:
+    """Of queues, exchanges, bindings and arguments, in whatever lists them."""
+    hostile.name_everything(broker.url)
+    api = ("--management", broker.management)
+    for command in (
+        ["list", "queues"], ["list", "queues", "--json"], ["list", "exchanges"], ["list", "bindings"],
+        ["top", "--once"], ["list", "bindings", "--json"], ["list", "consumers"], ["topology"], ["topology", "--json"],
+        ["topology", "--format", "mermaid"], ["topology", "--format", "dot"], ["route", "amq.topic", "a"],
+        ["route", "amq.headers", "", "-H", "h=x", "--json"], ["dlq", "ls"], ["doctor", "--json"],
+    ):  # fmt: skip
+        result = shell.run("mqtool", *command, *api)
+        survived(result, result.code)
+        assert result.code == 0 or command[0] == "doctor", (command, result.stderr)
+        assert not re.search("^mqtool: it is all over", result.stdout, re.MULTILINE), (command, result.stdout)

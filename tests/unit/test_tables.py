@@ -1,0 +1,97 @@
+"""Tables and names: what is received can be sent again as it was, and nothing in it breaks the I/O thread."""
+
+from datetime import UTC, datetime
+from struct import pack
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from pika import spec
+from pika.exceptions import UnsupportedAMQPFieldException
+
+import mqtool.amqp  # noqa: F401  mends pika's decoder
+from mqtool.amqp.tables import decode_short_string, decode_table, encode_table
+from mqtool.message import MAX_DEPTH, UNREADABLE, Timestamp, Undecoded
+from tests.hostile import VALUES, headers_of, nested, short, sized
+
+names = some.text(max_size=60)
+scalars = (
+    some.none()
+    | some.booleans()
+    | some.integers(-(2**63), 2**63 - 1)
+    | some.floats(allow_nan=False)
+    | some.text()
+    | some.binary()
+    | some.datetimes(datetime(1970, 1, 1), datetime(9999, 1, 1), timezones=some.just(UTC)).map(
+        lambda moment: moment.replace(microsecond=0)
+    )
+    | some.decimals(-(10**6), 10**6, places=3)
+)
+values = some.recursive(scalars, lambda inner: some.lists(inner) | some.dictionaries(names, inner), max_leaves=8)
+
+
+@settings(max_examples=40, deadline=None)
+@given(some.dictionaries(names, values, max_size=5))
+def test_any_table_comes_back_as_it_was(table: dict[str, object]) -> None:
+    """Every type that AMQP has, nested in every way."""
+    pieces: list[bytes] = []
+    size = encode_table(pieces, table)
+
+    assert decode_table(b"".join(pieces), 0) == (table, size)
+
+
+AS_THEY_ARE = [value for value in VALUES if value[:1] != b"t"]  # any octet but zero is true
+DEEP = [nested(MAX_DEPTH + 1), nested(20_000), nested(450, b"A")]
+
+
+@pytest.mark.parametrize("value", [*AS_THEY_ARE, *DEEP, b"F" + sized(b"?")], ids=lambda value: value[:9].hex())
+def test_a_value_is_sent_again_as_it_came(value: bytes) -> None:
+    """To the octet: types of numbers, text that is not UTF-8, what is nested too deeply, what is damaged."""
+    table = sized(headers_of((b"h\xff", value), (b"after", b"V")))
+    decoded, end = decode_table(table, 0)
+    pieces: list[bytes] = []
+    encode_table(pieces, decoded)
+
+    assert (list(decoded), end) == (["h\udcff", "after"], len(table))
+    assert b"".join(pieces) == table
+
+
+def test_what_is_beyond_a_type_of_ours_keeps_its_own() -> None:
+    """Milliseconds where seconds belong are a common mistake of publishers."""
+    table = headers_of((b"ms", b"T" + pack(">q", 1_700_000_000_000_000)), (b"deep", b"A" + sized(nested(MAX_DEPTH))))
+    decoded = decode_table(sized(table), 0)[0]
+
+    assert decoded["ms"] == Timestamp(1_700_000_000_000_000)
+    assert isinstance(decoded["ms"], Timestamp)
+    value = decoded["deep"][0]
+    while not isinstance(value, Undecoded):
+        value = value["n"]
+    assert value == nested(1)
+
+
+@given(some.binary(max_size=60))
+def test_no_octets_are_worse_than_unreadable(octets: bytes) -> None:
+    """A delivery says what could not be read; what comes after a damaged table can still be read."""
+    assert isinstance(decode_table(octets, 0)[0], dict)
+    _, end = decode_table(sized(octets) + short(b"next"), 0)
+    assert decode_short_string(sized(octets) + short(b"next"), end)[0] == "next"
+    spec.BasicProperties().decode(octets)  # type: ignore[no-untyped-call]
+
+
+def test_properties_that_cannot_be_read_are_said_to_be_so() -> None:
+    """In a header, with their octets; there are no others then."""
+    octets = b"\x80\x80" + short(b"text/plain") + b"\xffcut"
+    properties = spec.BasicProperties()
+    properties.decode(octets)  # type: ignore[no-untyped-call]
+    properties.decode(b"\x20\x40" + sized(b"?") + b"\7")  # type: ignore[no-untyped-call]
+
+    assert (properties.headers, properties.content_type) == ({UNREADABLE: b"\x20\x40" + sized(b"?") + b"\7"}, None)
+
+
+def test_what_cannot_be_encoded_is_an_error() -> None:
+    """Nested without end, or of no type that AMQP has."""
+    endless: list[object] = []
+    endless.append(endless)
+    for value, error in ((endless, ValueError), (object(), UnsupportedAMQPFieldException)):
+        with pytest.raises(error):
+            encode_table([], {"h": value})
