@@ -12,6 +12,7 @@ from decimal import Decimal
 from struct import Struct, error, pack, unpack_from
 from typing import Any
 
+from pika.compat import long
 from pika.exceptions import ShortStringTooLong, UnsupportedAMQPFieldException
 
 from mqtool.message import END_OF_TIME, MAX_DEPTH, UNREADABLE, Timestamp, Undecoded
@@ -30,6 +31,7 @@ _KINDS: dict[int, tuple[Callable[[Any], Any], Struct]] = {
 }
 _KINDS |= {ord("I"): (int, Struct(">i")), ord("d"): (float, Struct(">d")), ord("f"): (_Float32, Struct(">f"))}
 _LETTERS = {kind: (bytes((letter,)), form) for letter, (kind, form) in _KINDS.items() if kind is not int}
+_LETTERS[long] = (b"l", Struct(">q"))  # pika's own word for it, which its other users in this process may use
 _VOID, _BOOL, _TIME, _DECIMAL = b"VtTD"
 _TEXT, _OCTETS, _ARRAY, _TABLE = b"SxAF"
 
