@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from mqtool.amqp import Connection, parse_addresses
@@ -29,6 +30,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    hypothesis.settings.register_profile("no times", deadline=None)  # a busy machine is no failure
+    hypothesis.settings.load_profile("no times")
     config.addinivalue_line(
         "markers",
         "differs_since(version, why): the test says how RabbitMQ does up to this version; from it on, it has to fail",
