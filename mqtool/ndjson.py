@@ -180,10 +180,7 @@ def _properties(value: Mapping[str, Any], where: str) -> dict[str, Any]:
             raise BadData(f"{where} has an unknown property {name!r}", f"one of {', '.join(PROPERTIES)}")
         properties[name] = raw
     if headers is not None:
-        try:
-            properties["headers"] = {key: _from_json(entry, where) for key, entry in headers.items()}
-        except RecursionError as error:
-            raise BadData(f"{where} has headers that are nested too deeply", f"{MAX_DEPTH} is the limit") from error
+        properties["headers"] = _table_from_json(headers, where, MAX_DEPTH)
     return properties
 
 
@@ -212,21 +209,27 @@ def _to_json(value: Any) -> Any:
     return value
 
 
-def _from_json(value: Any, where: str) -> Any:
-    if isinstance(value, list):
-        return [_from_json(entry, where) for entry in value]
-    if not isinstance(value, dict):
+def _table_from_json(table: Mapping[str, Any], where: str, depth: int) -> dict[str, Any]:
+    return {key: _from_json(entry, where, depth) for key, entry in table.items()}
+
+
+def _from_json(value: Any, where: str, depth: int) -> Any:
+    if not isinstance(value, list | dict):
         return value
+    if depth == 0:
+        raise BadData(f"{where} has headers that are nested too deeply", f"{MAX_DEPTH} is the limit")
+    if isinstance(value, list):
+        return [_from_json(entry, where, depth - 1) for entry in value]
     if len(value) == 1:
         [(key, content)] = value.items()
         try:
             if key in _READ:
                 return _READ[key](content)
             if key == "$table":
-                return {name: _from_json(entry, where) for name, entry in content.items()}
+                return _table_from_json(content, where, depth - 1)
         except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, OSError) as error:
             raise BadData(f"{where} has a header with a bad {key}: {content!r}") from error
-    return {key: _from_json(entry, where) for key, entry in value.items()}
+    return _table_from_json(value, where, depth - 1)
 
 
 def _bytes(text: Any) -> bytes:

@@ -1,7 +1,6 @@
 """Messages as JSON lines: what comes out goes in again unchanged."""
 
 import json
-import sys
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -161,11 +160,7 @@ def test_only_a_body_is_needed() -> None:
         ('{"body": "", "headers": {"a": {"$table": 5}}}', "bad $table"),
         ('{"body": "", "headers": {"a": {"$double": "x"}}}', "bad $double"),
         ('{"body": "", "headers": {"a": {"$encoded": "%"}}}', "bad $encoded"),
-        pytest.param(
-            '{"body": "", "headers": {"a": ' + "[" * 900 + "]" * 900 + "}}",
-            "nested too deeply",
-            marks=pytest.mark.skipif(sys.version_info >= (3, 14), reason="reads any depth"),
-        ),
+        ('{"body": "", "headers": {"a": ' + "[" * 65 + "]" * 65 + "}}", "nested too deeply"),
         ("[" * 100_000, "line 7 is not JSON"),
     ],
 )
