@@ -216,19 +216,19 @@ def _table_from_json(table: Mapping[str, Any], where: str, depth: int) -> dict[s
 def _from_json(value: Any, where: str, depth: int) -> Any:
     if not isinstance(value, list | dict):
         return value
-    if depth == 0:
-        raise BadData(f"{where} has headers that are nested too deeply", f"{MAX_DEPTH} is the limit")
-    if isinstance(value, list):
-        return [_from_json(entry, where, depth - 1) for entry in value]
-    if len(value) == 1:
+    if isinstance(value, dict) and len(value) == 1:
         [(key, content)] = value.items()
         try:
             if key in _READ:
                 return _READ[key](content)
             if key == "$table":
-                return _table_from_json(content, where, depth - 1)
+                value = dict(content)
         except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, OSError) as error:
             raise BadData(f"{where} has a header with a bad {key}: {content!r}") from error
+    if depth == 0:
+        raise BadData(f"{where} has headers that are nested too deeply", f"{MAX_DEPTH} is the limit")
+    if isinstance(value, list):
+        return [_from_json(entry, where, depth - 1) for entry in value]
     return _table_from_json(value, where, depth - 1)
 
 
