@@ -29,6 +29,8 @@ CONFIRM_TIMEOUT = 20.0
 class Owner(Line, Protocol):
     """A channel's connection."""
 
+    stopping: bool
+
     @property
     def broker(self) -> str: ...
     def channel(self) -> "Channel": ...
@@ -226,7 +228,7 @@ class Channel(Listener):
 
     def stop(self) -> None:
         """End all consumers after the delivery in hand. From any thread, and from a signal handler."""
-        self.stopping = True
+        self.stopping = self.connection.stopping = True
         for consumer in self._consumers:
             consumer.stop()
 

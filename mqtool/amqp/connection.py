@@ -25,7 +25,7 @@ from mqtool.amqp.hooks import mend_coding
 from mqtool.amqp.io_thread import IoThread
 from mqtool.errors import MqtoolError, Unavailable
 
-_CLOSE_PATIENCE = 2.0
+_CLOSE_PATIENCE, _HOPELESS_PATIENCE = 2.0, 0.2
 #: Reply codes with which a broker closes a connection for what we did; opening it again would end the same way.
 _OUR_FAULT = range(402, 600)
 _FORCED_BY_OPERATOR = 320
@@ -53,6 +53,7 @@ class Connection:
     Attributes:
         notice: tells a person at a terminal what they should know, in a sentence.
         io: the thread that pika runs on.
+        stopping: the command is to stop: nothing waits for a broker that cannot answer.
 
     Args:
         addresses: the nodes of one broker, tried in turn.
@@ -80,6 +81,8 @@ class Connection:
         self._tls_context = self._tls.context() if any(address.tls for address in addresses) else None
         self._name = name
         self._backoff = backoff
+        self.stopping = False
+        self._is_blocked = False
         self._channels: list[Channel] = []
         self._pika: SelectConnection | None = None
         self._state = State.OPENING
@@ -146,15 +149,16 @@ class Connection:
                 return
         for channel in self._channels:
             channel.link.tell(lambda listener: listener.closing())
+        patience = _HOPELESS_PATIENCE if self.hopeless else _CLOSE_PATIENCE
         with self._changed:
             self._become(State.CLOSING)
             recovery = self._recovery
         if recovery is not None:
-            recovery.join(_CLOSE_PATIENCE)
+            recovery.join(patience)
         if self._pika is not None:
             self.io.run(self._close_pika)
             with self._changed:
-                self._changed.wait_for(lambda: self._pika is None, _CLOSE_PATIENCE)
+                self._changed.wait_for(lambda: self._pika is None, patience)
         self.io.stop()
         with self._changed:
             self._become(State.CLOSED)
@@ -172,6 +176,15 @@ class Connection:
     def comes_back(self) -> bool:
         """Whether a lost connection is opened again."""
         return self._backoff is not None
+
+    @property
+    def hopeless(self) -> str | None:
+        """Why the broker cannot answer, if the command is to stop: waiting may then take for ever."""
+        if not self.stopping:
+            return None
+        if self._state is State.LOST:
+            return "the connection is lost"
+        return "the broker blocks publishers" if self._is_blocked else None
 
     def open_pika_channel(self, on_open: Callable[[PikaChannel], None]) -> PikaChannel:
         """On the I/O thread: start to open a channel.
@@ -263,6 +276,7 @@ class Connection:
             if pika is not self._pika:
                 return
             self._pika = None
+            self._is_blocked = False
             self._changed.notify_all()
             state = self._state
         if state in (State.CLOSING, State.FAILED):
@@ -329,11 +343,13 @@ class Connection:
         self._fail(MqtoolError(f"the connection broke down: {error!r}", "this is a bug in mqtool; please report it"))
 
     def _on_blocked(self, _pika: SelectConnection, frame: Any) -> None:
+        self._is_blocked = True
         self.notice(f"the broker blocks publishers ({frame.method.reason}); waiting until it unblocks them")
         for channel in self._channels:
             channel.link.tell(lambda listener: listener.paused())
 
     def _on_unblocked(self, _pika: SelectConnection, _frame: Any) -> None:
+        self._is_blocked = False
         self.notice("the broker has unblocked publishers")
         for channel in self._channels:
             channel.link.tell(lambda listener: listener.resumed())

@@ -15,8 +15,8 @@ from mqtool.amqp import declaring, failures
 from mqtool.amqp.declaring import Request
 from mqtool.amqp.io_thread import IoThread
 from mqtool.amqp.journal import Journal, is_named_by_broker
-from mqtool.amqp.requests import CONNECTION_LOST, Requests
-from mqtool.errors import MqtoolError
+from mqtool.amqp.requests import CONNECTION_LOST, LOOK_UP, Requests
+from mqtool.errors import MqtoolError, Unavailable
 from mqtool.topology import Binding, Exchange, Queue
 
 Thing = TypeVar("Thing", bound=Exchange | Queue)
@@ -33,6 +33,8 @@ class Line(Protocol):
     def frame_max(self) -> int: ...
     @property
     def comes_back(self) -> bool: ...
+    @property
+    def hopeless(self) -> str | None: ...
     def open_pika_channel(self, on_open: Callable[[PikaChannel], None], /) -> PikaChannel: ...
 
 
@@ -85,7 +87,11 @@ class Link:
         self._strict = strict
         self._listeners: dict[Listener, None] = {}  # in order
         self.requests = Requests(
-            line.io, line.open_pika_channel, on_refused=self._on_refused, on_cancelled=self._on_cancelled
+            line.io,
+            line.open_pika_channel,
+            lambda: line.hopeless,
+            on_refused=self._on_refused,
+            on_cancelled=self._on_cancelled,
         )
         self._is_set_up = False
         self._changed = threading.Condition()
@@ -167,10 +173,13 @@ class Link:
         """Wait until the channel is open.
 
         Raises:
+            Unavailable: the command is to stop, and there is no connection.
             MqtoolError: it is closed for good.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self.is_ready or self.failure is not None)
+            while not self._changed.wait_for(lambda: self.is_ready or self.failure is not None, LOOK_UP):
+                if why := self._line.hopeless:
+                    raise Unavailable(f"stopped: {why}")
         if self.failure is not None:
             raise self.failure
 

@@ -21,6 +21,9 @@ WINDOW_BYTES = 16 * 1024 * 1024
 #: node chooses another one. And how long to wait before such messages are published again: on another channel, since
 #: in RabbitMQ 3.10 one that has met a queue without a leader may nack for ever.
 _LEADERLESS, _PAUSE = 20.0, 0.25
+#: Seconds between two looks at whether to stop, while there is no connection or publishers are blocked.
+_LOOK_UP = 0.1
+_FATE = "they may or may not have arrived"
 
 
 #: With the sequence number of the message. A plain tuple, since one is made for each message.
@@ -33,11 +36,18 @@ class Publisher:
     Args:
         run: runs a function on the I/O thread, soon.
         reopen: starts to open another channel, for which restart() is called.
+        hopeless: as Line.hopeless.
     """
 
-    def __init__(self, run: Callable[[Callable[[], None]], None], reopen: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        run: Callable[[Callable[[], None]], None],
+        reopen: Callable[[], None],
+        hopeless: Callable[[], str | None] = lambda: None,
+    ) -> None:
         self._run = run
         self._reopen = reopen
+        self._hopeless = hopeless
         self._is_reopening = False
         self._changed = threading.Condition(threading.Lock())
         self._outstanding: deque[_Published] = deque()
@@ -136,7 +146,7 @@ class Publisher:
             at_most: seconds after which to return all the same.
 
         Raises:
-            NotConfirmed: the broker did not answer in time.
+            NotConfirmed: the broker did not answer in time, or the command is to stop while it cannot answer.
             MqtoolError: the channel was closed for good.
         """
         deadline = None if at_most is None else time.monotonic() + at_most
@@ -147,6 +157,8 @@ class Publisher:
                 unanswered = len(self._outstanding) + len(self._later) - (self._answered - self._collected)
                 if unanswered < until_below and (unanswered == 0 or self._bytes < WINDOW_BYTES or self.has_answers):
                     return
+                if unanswered and (why := self._hopeless()):
+                    raise NotConfirmed(f"stopped with {_messages(unanswered)} unconfirmed: {why}", _FATE)
                 now = time.monotonic()
                 if self._later and now >= self._later_at and not (self._is_reopening or self._paused):
                     self._is_reopening = True
@@ -155,7 +167,7 @@ class Publisher:
                     return
                 patience = self._last_answer + confirm_timeout - now
                 if self._paused:
-                    patience = confirm_timeout
+                    patience = min(confirm_timeout, _LOOK_UP)
                 elif patience <= 0:
                     raise _not_confirmed(unanswered, confirm_timeout)
                 if self._later and not self._is_reopening:
@@ -286,8 +298,11 @@ class Publisher:
 
 
 def _not_confirmed(count: int, seconds: float) -> NotConfirmed:
-    messages = "1 message" if count == 1 else f"{count:,} messages"
     return NotConfirmed(
-        f"the broker did not confirm {messages} within {seconds:g} s",
-        "they may or may not have arrived; --confirm-timeout waits longer",
+        f"the broker did not confirm {_messages(count)} within {seconds:g} s",
+        f"{_FATE}; --confirm-timeout waits longer",
     )
+
+
+def _messages(count: int) -> str:
+    return "1 message" if count == 1 else f"{count:,} messages"

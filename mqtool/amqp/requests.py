@@ -5,6 +5,7 @@ pika's channel is another one after each loss.
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import wait
 from typing import Any
 
 from pika import exceptions, spec
@@ -14,10 +15,13 @@ from mqtool.amqp import failures
 from mqtool.amqp.answer import Answer
 from mqtool.amqp.declaring import Request
 from mqtool.amqp.io_thread import IoThread
+from mqtool.errors import Unavailable
 
 CONNECTION_LOST = (exceptions.AMQPConnectionError, exceptions.ChannelWrongStateError)
 #: Opens a pika channel on the I/O thread, and calls back when it is open.
 OpenPikaChannel = Callable[[Callable[[PikaChannel], None]], PikaChannel]
+#: Seconds between two looks at whether waiting has become pointless.
+LOOK_UP = 0.1
 
 
 class Requests:
@@ -28,6 +32,7 @@ class Requests:
         epoch: counts the openings. Delivery tags of an earlier one are no longer valid.
 
     Args:
+        hopeless: as Line.hopeless.
         on_refused: the broker closed the channel, but not in answer to a request. On the I/O thread.
         on_cancelled: the broker cancelled the consumer with this tag. On the I/O thread.
     """
@@ -36,6 +41,7 @@ class Requests:
         self,
         io: IoThread,
         open_pika_channel: OpenPikaChannel,
+        hopeless: Callable[[], str | None],
         *,
         on_refused: Callable[[exceptions.ChannelClosedByBroker], None],
         on_cancelled: Callable[[str], None],
@@ -44,6 +50,7 @@ class Requests:
         self.epoch = 0
         self._io = io
         self._open_pika_channel = open_pika_channel
+        self._hopeless = hopeless
         self._on_refused = on_refused
         self._on_cancelled = on_cancelled
         self._one_at_a_time = threading.Lock()
@@ -72,6 +79,7 @@ class Requests:
 
         Raises:
             pika.exceptions.AMQPError: the broker closed the channel over it, or the connection is lost.
+            Unavailable: the command is to stop, and the broker does not answer.
             MqtoolError: it cannot be encoded.
         """
         answer: Answer[Any] = Answer()
@@ -92,6 +100,9 @@ class Requests:
 
         with self._one_at_a_time:
             self._io.run(start)
+            while not wait([answer], LOOK_UP).done:
+                if why := self._hopeless():
+                    raise Unavailable(f"stopped: {why}")
             return answer.result()
 
     def send(self, epoch: int, method: Callable[[PikaChannel], None]) -> None:

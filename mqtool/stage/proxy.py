@@ -24,6 +24,8 @@ class Proxy:
         self.accepted = 0
         self.break_early = 0
         self.bytes_forwarded = 0
+        self._goes_on = threading.Event()
+        self._goes_on.set()
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -40,6 +42,12 @@ class Proxy:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.cut()
+
+    def hold(self, frame: bytes) -> None:
+        """Send a frame to each client whose broker is silent now, and forward nothing more that a client sends."""
+        self._goes_on.clear()
+        for client in self._open[::2]:
+            client.sendall(frame)
 
     def cut(self) -> int:
         """Cut all connections without closing them properly; return how many."""
@@ -74,6 +82,8 @@ class Proxy:
     def _forward(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):  # cut
             while data := source.recv(65536):
+                if source in self._open[::2]:
+                    self._goes_on.wait()
                 target.sendall(data)
                 self.bytes_forwarded += len(data)
         with contextlib.suppress(OSError):

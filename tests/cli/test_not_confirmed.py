@@ -1,8 +1,14 @@
 """Publishers that the broker refuses: counted, reported, and kept so that a second run finishes the job."""
 
+import fcntl
 import json
+import re
+import signal
+import termios
+from array import array
 from collections.abc import Iterator
 from subprocess import PIPE
+from typing import IO
 
 import pytest
 
@@ -113,6 +119,63 @@ def test_attempts_to_reconnect_end(shell: Shell, broker: TestBroker, proxy: Prox
     assert "attempt 2 to reconnect failed" in result.stderr
     assert "gave up reconnecting" in result.stderr
     assert _bodies(shell, "failed") == ["second"]
+
+
+def _unread(pipe: IO[bytes]) -> int:
+    count = array("i", [0])
+    fcntl.ioctl(pipe.fileno(), termios.FIONREAD, count)
+    return count[0]
+
+
+def _block_publishers(proxy: Proxy) -> None:
+    """As RabbitMQ does in an alarm: say so, and read no more."""
+    method = b"\0\x0a\0\x3c\x03low"
+    proxy.hold(b"\x01\0\0" + len(method).to_bytes(4, "big") + method + b"\xce")
+
+
+@pytest.mark.parametrize("fault", ["blocked", "lost"])
+def test_a_publisher_that_waits_stops_at_once(shell: Shell, broker: TestBroker, proxy: Proxy, fault: str) -> None:
+    """TERM while the broker blocks publishers, or is gone: exit 75, and --failed-to has what is not confirmed."""
+    shell.environment["MQTOOL_URL"] = broker.url.replace(f":{broker.port}", f":{proxy.port}")
+    sender = shell.start("mqtool", "send", "-l", "-v", "--failed-to", "failed", stdin=PIPE)
+    assert sender.process.stdin is not None
+    sender.process.stdin.write(b"first\n")
+    sender.process.stdin.flush()
+    sender.wait_for_stderr("Sent 'first'")
+    _block_publishers(proxy) if fault == "blocked" else proxy.close()
+    sender.wait_for_stderr("blocks publishers (low)" if fault == "blocked" else "lost the connection")
+    sender.process.stdin.write(b"second\nthird\n")
+    sender.process.stdin.flush()
+    wait_until(lambda: _unread(sender.process.stdin) == 0, "both lines are read")
+    sender.process.send_signal(signal.SIGTERM)
+
+    result = sender.wait(patience=5)
+
+    assert result.code == 75, result.stderr
+    assert re.search("stopped with [12] messages? unconfirmed: the ", result.stderr)
+    assert "1 confirmed, 0 nacked, 0 returned, " in result.stderr
+    assert _bodies(shell, "failed") == ["second", "third"]
+
+
+@pytest.mark.parametrize("fault", ["blocked", "lost"])
+def test_a_worker_that_waits_to_retry_stops_at_once(shell: Shell, broker: TestBroker, proxy: Proxy, fault: str) -> None:
+    """TERM while its retry cannot be published: it ends, and the message is still in its queue."""
+    shell.run("mqtool", "new-task", "task")
+    shell.environment["MQTOOL_URL"] = broker.url.replace(f":{broker.port}", f":{proxy.port}")
+    worker = shell.start(
+        "mqtool", "worker", "--exec", "sh -c 'touch began; until test -e go; do sleep 0.02; done; exit 1'"
+    )
+    wait_until((shell.directory / "began").exists, "the program runs")
+    _block_publishers(proxy) if fault == "blocked" else proxy.close()
+    worker.wait_for_stderr("blocks publishers (low)" if fault == "blocked" else "lost the connection")
+    worker.process.send_signal(signal.SIGTERM)
+    (shell.directory / "go").touch()
+
+    result = worker.wait(patience=5)
+
+    assert result.code in (0, 69, 75), result.stderr
+    proxy.close()
+    wait_until(lambda: depth(broker, "task_queue") == 1, "it is back in its queue")
 
 
 def test_an_exchange_of_ours_that_is_deleted_is_declared_again(shell: Shell, broker: TestBroker) -> None:
