@@ -251,6 +251,8 @@ class Channel(Listener):
 
     def _acknowledge(self, delivery: Delivery) -> None:
         self.link.requests.send_now(delivery.epoch, lambda pika: pika.basic_ack(delivery.delivery_tag))
+        if self.is_current(delivery):
+            self.link.progress()
 
     def _forget(self, consumer: Consumer) -> None:
         self.link.forget(consumer)

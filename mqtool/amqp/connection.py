@@ -7,7 +7,7 @@ lost connection at once. Reopening happens on a third thread, which lives only u
 import ssl
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum, auto
 from typing import Any, Self
 
@@ -33,6 +33,9 @@ _FORCED_BY_OPERATOR = 320
 #: publishes or consumes meanwhile may have to wait for half a minute.
 _ELECTION = 2.0
 
+#: Seconds after which a connection has come back, even if nothing happens on it.
+_STEADY = 60.0
+
 mend_coding()
 
 
@@ -53,13 +56,14 @@ class Connection:
     Attributes:
         notice: tells a person at a terminal what they should know, in a sentence.
         io: the thread that pika runs on.
+        has_progressed: since it was opened, a confirm came, or a delivery was acknowledged.
         stopping: the command is to stop: nothing waits for a broker that cannot answer.
 
     Args:
         addresses: the nodes of one broker, tried in turn.
         tls: files for amqps addresses.
         name: how the broker's own listings show this connection.
-        backoff: when to try again after a loss; None never does.
+        backoff: when to try again after a loss; None never does. It starts anew only once there was progress.
 
     Raises:
         Unavailable: no node answers.
@@ -81,6 +85,9 @@ class Connection:
         self._tls_context = self._tls.context() if any(address.tls for address in addresses) else None
         self._name = name
         self._backoff = backoff
+        self._attempts: Iterator[tuple[int, float]] = iter(())
+        self.has_progressed = True
+        self._opened_at = time.monotonic()
         self.stopping = False
         self._is_blocked = False
         self._channels: list[Channel] = []
@@ -299,7 +306,9 @@ class Connection:
         where, lost = str(self._addresses[0]), self._addresses[0]
         why = str(failures.closed_by_broker(error)).removeprefix("the connection was lost: ")
         self.notice(f"lost the connection to {where}: {why}")
-        for attempt, delay in enumerate(backoff.delays(), 1):
+        if self.has_progressed or lost_at - self._opened_at > _STEADY:
+            self._attempts, self.has_progressed = enumerate(backoff.delays(), 1), False
+        for attempt, delay in self._attempts:
             if self._is_over_within(delay):
                 return
             try:
@@ -314,6 +323,7 @@ class Connection:
                 self._fail(failure)
                 return
             else:
+                self._opened_at = time.monotonic()
                 self.notice(f"connected again to {self._addresses[0]} after {time.monotonic() - lost_at:.1f} s")
                 return
         self._fail(Unavailable(f"gave up reconnecting to {where} after {backoff.attempts} attempts"))

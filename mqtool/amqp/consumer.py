@@ -176,6 +176,8 @@ class Consumer(Listener):
                 continue
 
     def _done(self, delivery: Delivery) -> None:
+        if delivery.epoch == self._link.requests.epoch and self._link.is_ready:
+            self._link.progress()
         if delivery.settled or not self._policy.acknowledges:
             return
         delivery.settled = True

@@ -25,6 +25,8 @@ Thing = TypeVar("Thing", bound=Exchange | Queue)
 class Line(Protocol):
     """What a link needs of its connection."""
 
+    has_progressed: bool
+
     @property
     def io(self) -> IoThread: ...
     @property
@@ -106,6 +108,10 @@ class Link:
     def listen(self, listener: Listener) -> None:
         """Tell this one, too."""
         self._listeners[listener] = None
+
+    def progress(self) -> None:
+        """The broker has confirmed something, or gets an acknowledgement."""
+        self._line.has_progressed = True
 
     def forget(self, listener: Listener) -> None:
         """Tell this one no more."""

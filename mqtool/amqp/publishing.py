@@ -113,6 +113,7 @@ class Publishing(Listener):
         def on_confirm(confirm: frame.Method[spec.Basic.Ack | spec.Basic.Nack]) -> None:
             if self._link.requests.pika is not pika:
                 return  # it was left, but may still have something to say
+            self._link.progress()
             method = confirm.method
             answered = self.publisher.on_ack if isinstance(method, spec.Basic.Ack) else self.publisher.on_nack
             answered(method.delivery_tag, multiple=method.multiple)

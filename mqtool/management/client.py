@@ -115,8 +115,6 @@ class Management:
 
             self._opened = requests.Session()
             self._opened.auth = (self.user.encode(), self._password.encode())  # type: ignore[assignment]  # UTF-8
-            if self._ca is not None:
-                self._opened.verify = self._ca
         return self._opened
 
     def _request(
@@ -139,6 +137,7 @@ class Management:
                 headers={"Content-Type": "application/json"},
                 timeout=self._patience,
                 stream=stream,
+                verify=self._ca,  # here: REQUESTS_CA_BUNDLE would overrule the session's
             )
         except (requests.RequestException, ValueError) as error:  # requests lets some of urllib3's through
             raise Unavailable(f"no management API answers at {self.url}: {_reason(error)}", HOW_TO_ENABLE) from error

@@ -121,6 +121,29 @@ def test_attempts_to_reconnect_end(shell: Shell, broker: TestBroker, proxy: Prox
     assert _bodies(shell, "failed") == ["second"]
 
 
+@pytest.mark.parametrize("progress", [False, True])
+def test_a_line_that_breaks_again_and_again_has_not_come_back(
+    shell: Shell, broker: TestBroker, proxy: Proxy, *, progress: bool
+) -> None:
+    """--max-retries counts the attempts since the last confirm, however many of them got through."""
+    shell.environment["MQTOOL_URL"] = broker.url.replace(f":{broker.port}", f":{proxy.port}")
+    sender = shell.start("mqtool", "send", "-l", "-v", "--max-retries", "2", stdin=PIPE)
+    assert sender.process.stdin is not None
+    for number in range(3):
+        if progress or not number:
+            sender.process.stdin.write(b"%d\n" % number)
+            sender.process.stdin.flush()
+            sender.wait_for_stderr(f"Sent '{number}'")
+        proxy.cut()
+        wait_until(
+            lambda losses=number + 1: sender.stderr.count("connected again") == losses or "gave up" in sender.stderr,
+            "it is back, or not",
+        )
+    assert ("gave up reconnecting" in sender.stderr) is not progress
+    sender.process.stdin.close()
+    assert sender.wait().code == (0 if progress else 69)
+
+
 def _unread(pipe: IO[bytes]) -> int:
     count = array("i", [0])
     fcntl.ioctl(pipe.fileno(), termios.FIONREAD, count)

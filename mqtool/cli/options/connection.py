@@ -36,7 +36,7 @@ class Broker(NamedTuple):
     tls_key: Annotated[Path | None, typer.Option(help="Key of the client certificate (PEM)")] = None
     wait: Annotated[float | None, typer.Option(help="Wait up to this long for the broker", **DURATION)] = None
     reconnect: Annotated[bool, typer.Option(help="Reconnect when the connection is lost")] = True
-    max_retries: Annotated[int | None, typer.Option(min=1, help="Give up after N attempts to reconnect")] = None
+    max_retries: Annotated[int | None, typer.Option(min=1, help="Give up after N reconnects without progress")] = None
     dialect: Annotated[
         Dialect,
         typer.Option(
