@@ -1,7 +1,9 @@
-"""Writes docs/reference/commands.md and docs/mqtool.1 from the commands themselves: make docs."""
+"""Writes docs/reference/{commands,dialects}.md and docs/mqtool.1 from the program itself: make docs."""
 
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -9,8 +11,11 @@ from mqtool import __version__
 from mqtool.cli.app import app
 from mqtool.cli.help.description import TOPIC_OF, CommandHelp, OptionHelp, describe, leaves, topic_options
 from mqtool.cli.help.topics import TOPICS, topic_text
+from mqtool.topology import Exchange
+from mqtool.tutorials.dialects import LINES, NAMES, Dialect, Lines
 
 REFERENCE = Path(__file__).parent / "reference" / "commands.md"
+DIALECTS = REFERENCE.with_name("dialects.md")
 MANUAL = Path(__file__).parent / "mqtool.1"
 MQTOOL = describe(typer.main.get_command(app))
 
@@ -44,6 +49,47 @@ def _command(command: CommandHelp) -> Iterator[str]:
 
 def _options(options: list[OptionHelp]) -> str:
     return "\n".join(f"- `{option.syntax}`: {option.text} {option.notes}".rstrip() for option in options)
+
+
+def dialects() -> str:
+    """What each dialect declares, prints, and sends without words, in Markdown."""
+    parts = [
+        "# Dialects",
+        "`--dialect`, or `MQTOOL_DIALECT`, chooses whose names, settings and lines to use; the default is `python`. "
+        "[If you follow an older tutorial](../how-to/older-tutorials.md) says which one is yours.",
+        "## What each declares",
+    ]
+    declared = ("hello", "task_queue", "rpc_queue", "fanout", "direct", "topic")
+    parts.append(
+        _rows([(name, *(_declared(getattr(NAMES[dialect], name)) for dialect in Dialect)) for name in declared])
+    )
+    parts += [
+        "## What each prints, and sends without words",
+        "Lines of received data go to stdout, the others to stderr. Go's scripts print the time in front; mqtool "
+        "does not. `!r` means quoted, as Python's `repr()` does.",
+    ]
+    spoken = [
+        (field.name, *(_shown(getattr(LINES[dialect], field.name)) for dialect in Dialect)) for field in fields(Lines)
+    ]
+    parts.append(_rows(spoken))
+    return "\n\n".join(parts) + "\n"
+
+
+def _rows(rows: list[tuple[str, ...]]) -> str:
+    head = ["| | " + " | ".join(f"`{dialect}`" for dialect in Dialect) + " |", "|---" * (len(Dialect) + 1) + "|"]
+    return "\n".join([*head, *(f"| {row[0].replace('_', ' ')} | " + " | ".join(row[1:]) + " |" for row in rows)])
+
+
+def _declared(thing: Any) -> str:
+    kind = thing.type if isinstance(thing, Exchange) else thing.arguments.get("x-queue-type", "classic")
+    return f"`{thing.name}`: {'durable' if thing.durable else 'transient'} {kind}"
+
+
+def _shown(value: str | bytes | bool) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = value.decode() if isinstance(value, bytes) else value
+    return ", ".join(f"`{line}`" for line in text.splitlines())
 
 
 def manual() -> str:
@@ -92,4 +138,5 @@ def _roff(text: str) -> str:
 
 if __name__ == "__main__":
     REFERENCE.write_text(reference())
+    DIALECTS.write_text(dialects())
     MANUAL.write_text(manual())

@@ -18,6 +18,7 @@ class Dialect(StrEnum):
     GO = "go"
     PYTHON_CLASSIC = "python-classic"
     GO_CLASSIC = "go-classic"
+    GO_ARTICLE = "go-article"
 
 
 def _quorum(name: str) -> Queue:
@@ -43,6 +44,35 @@ class Names:
     delay_queue: Queue
 
 
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """What the tutorial's scripts print, and what they send if no words are given.
+
+    Attributes:
+        received, log, log_with_key: lines of received data, which end with the body.
+        key_in_body: emit-log direct and topic publish all words, those of the routing key included.
+    """
+
+    sent: str = " [x] Sent '{body}'"
+    sent_task: str = " [x] Sent {body}"
+    sent_log: str = " [x] Sent {body}"
+    sent_log_with_key: str = " [x] Sent {key}:{body}"
+    received: str = " [x] Received {body}"
+    log: str = " [x] {body}"
+    log_with_key: str = " [x] {key}:{body}"
+    done: str = " [x] Done"
+    awaiting_requests: str = " [x] Awaiting RPC requests"
+    awaiting_add100: str = " [x] Awaiting RPC requests"
+    answering_add100: str = " [.] add100({n})"
+    requesting_add100: str = " [x] Requesting add100({n})"
+    hello: bytes = b"Hello World!"
+    task: bytes = b"Hello World!"
+    fanout: bytes = b"info: Hello World!"
+    routed: bytes = b"Hello World!"
+    topic: str = "anonymous.info"
+    key_in_body: bool = False
+
+
 _PYTHON = Names(
     hello=_quorum("hello"),
     task_queue=_quorum("task_queue"),
@@ -57,14 +87,52 @@ _PYTHON = Names(
 _PYTHON_CLASSIC = replace(
     _PYTHON, hello=Queue("hello"), task_queue=Queue("task_queue", durable=True), rpc_queue=Queue("rpc_queue")
 )
+_GO_CLASSIC = replace(
+    _PYTHON_CLASSIC,
+    fanout=Exchange("logs", "fanout", durable=True),
+    direct=Exchange("logs_direct", "direct", durable=True),
+    topic=Exchange("logs_topic", "topic", durable=True),
+)
 NAMES = {
     Dialect.PYTHON: _PYTHON,
     Dialect.GO: replace(_PYTHON, direct=Exchange("logs_direct", "direct"), topic=Exchange("logs_topic", "topic")),
     Dialect.PYTHON_CLASSIC: _PYTHON_CLASSIC,
-    Dialect.GO_CLASSIC: replace(
-        _PYTHON_CLASSIC,
-        fanout=Exchange("logs", "fanout", durable=True),
-        direct=Exchange("logs_direct", "direct", durable=True),
-        topic=Exchange("logs_topic", "topic", durable=True),
+    Dialect.GO_CLASSIC: _GO_CLASSIC,
+    Dialect.GO_ARTICLE: _GO_CLASSIC,
+}
+
+_GO_LINES = Lines(
+    sent=" [x] Sent {body}",
+    sent_log_with_key=" [x] Sent {body}",
+    received="Received a message: {body}",
+    log_with_key=" [x] {body}",
+    done="Done",
+    awaiting_requests=" [*] Awaiting RPC requests",
+    awaiting_add100=" [*] Awaiting RPC req",
+    answering_add100=" [.] rpcFunc({n})\nserver rpc run...",
+    requesting_add100="body== {n}",
+    task=b"hello",
+    fanout=b"hello",
+    routed=b"hello",
+)
+LINES = {
+    Dialect.PYTHON: Lines(),
+    Dialect.GO: _GO_LINES,
+    Dialect.PYTHON_CLASSIC: Lines(
+        sent_task=" [x] Sent {body!r}",
+        sent_log=" [x] Sent {body!r}",
+        sent_log_with_key=" [x] Sent {key!r}:{body!r}",
+        received=" [x] Received {body!r}",
+        log=" [x] {body!r}",
+        log_with_key=" [x] {key!r}:{body!r}",
+    ),
+    Dialect.GO_CLASSIC: _GO_LINES,
+    Dialect.GO_ARTICLE: replace(
+        _GO_LINES,
+        sent_log=" [x] sent {body}",
+        sent_log_with_key=" [x] sent {body}",
+        hello=b"Hello, RabbitMQ!",
+        topic="nil.nil",
+        key_in_body=True,
     ),
 }

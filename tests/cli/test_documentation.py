@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import typer
 
-from docs.generate import MANUAL, REFERENCE, manual, reference
+from docs.generate import DIALECTS, MANUAL, REFERENCE, dialects, manual, reference
 from mqtool.cli.app import app
 from tests.brokers import TestBroker
 from tests.cli.shell import Shell
@@ -86,6 +86,7 @@ def test_the_command_reference_is_what_the_commands_say() -> None:
     """Else somebody has changed a command, and not run `make docs`; so does the man page."""
     assert REFERENCE.read_text() == reference()
     assert MANUAL.read_text() == manual()
+    assert DIALECTS.read_text() == dialects()
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)

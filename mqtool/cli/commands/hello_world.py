@@ -7,7 +7,7 @@ import typer
 
 from mqtool.amqp import Channel
 from mqtool.cli.options import Broker, Publishing, QueueOptions, Receiving, exchange_option, takes_groups
-from mqtool.cli.pipe.publishing import publish, text
+from mqtool.cli.pipe.publishing import publish
 from mqtool.cli.pipe.receiving import print_deliveries
 from mqtool.cli.pipe.source import Addressing
 from mqtool.message import Message, Receipt
@@ -41,9 +41,10 @@ def send(
     publish(
         publishing,
         publisher,
-        lambda message: f" [x] Sent '{text(message)}'",
+        publishing.broker.lines.sent,
         to=target,
         addressing=Addressing("" if queue.queue is not None else exchange, queue.queue or routing_key),
+        default=publishing.broker.lines.hello,
     )
 
 
@@ -55,5 +56,5 @@ def receive(queue: QueueOptions, receiving: Receiving, broker: Broker) -> None:
         receiving,
         broker,
         lambda channel: hello_world.receive(channel, queue.of(broker.names.hello), receiving.settings()),
-        lambda _: " [x] Received ",
+        broker.lines.received,
     )

@@ -32,25 +32,6 @@ class Match(StrEnum):
     ANY = "any"
 
 
-def _sent(message: Message) -> str:
-    return f" [x] Sent {text(message)}"
-
-
-def _sent_with_key(default: str) -> Callable[[Message], str]:
-    def line(message: Message) -> str:
-        return f" [x] Sent {default if message.routing_key is None else message.routing_key}:{text(message)}"
-
-    return line
-
-
-def _body_only(_: Delivery) -> str:
-    return " [x] "
-
-
-def _key_and_body(delivery: Delivery) -> str:
-    return f" [x] {delivery.routing_key}:"
-
-
 class ReceivingLogs(NamedTuple):
     """What every command takes that receives log messages."""
 
@@ -64,29 +45,49 @@ def _emit(
     publishing: Publishing,
     exchange: Exchange,
     lesson: Callable[..., Iterator[Receipt]],
-    line: Callable[[Message], str],
     *,
+    line: Callable[[Message], str] | None = None,
+    default: bytes | None = None,
     key: str | None = None,
-    default: bytes = b"Hello World!",
 ) -> None:
     """Publish through a lesson's emit().
 
     Args:
+        line, default: as of publish(); the dialect's, if they are None.
         key: the routing key that the user named.
     """
+    lines = publishing.broker.lines
     publish(
         publishing,
         lambda channel, messages: lesson(channel, exchange, messages=messages),
-        line,
+        line or lines.sent_log,
         to=exchange,
         addressing=Addressing(exchange.name, key),
-        default=default,
+        default=default or lines.routed,
     )
 
 
-def _receive(
-    asked: ReceivingLogs, exchange: Exchange, lesson: Callable[..., Iterator[Delivery]], line: Callable[[Delivery], str]
+def _emit_with_key(
+    publishing: Publishing, exchange: Exchange, lesson: Callable[..., Iterator[Receipt]], key: str | None, usual: str
 ) -> None:
+    """Publish with a routing key: the usual one, unless the user or the message names another."""
+    line = publishing.broker.lines.sent_log_with_key
+
+    def sent(message: Message) -> str:
+        return line.format(key=usual if message.routing_key is None else message.routing_key, body=text(message))
+
+    _emit(publishing, exchange, lambda channel, to, messages: lesson(channel, to, usual, messages), line=sent, key=key)
+
+
+def _with_key_in_body(publishing: Publishing, key: str | None) -> Publishing:
+    """The words with the routing key in front, as one article's scripts publish them."""
+    options = publishing.options
+    if key is None or not publishing.broker.lines.key_in_body or options.is_stream or options.file:
+        return publishing
+    return publishing._replace(words=[key, *(publishing.words or [])])
+
+
+def _receive(asked: ReceivingLogs, exchange: Exchange, lesson: Callable[..., Iterator[Delivery]], line: str) -> None:
     """Print what a lesson's receive() yields; with no queue named, from its private queue."""
     queue, settings = asked.queue.declared(), asked.receiving.settings()
     print_deliveries(
@@ -104,7 +105,7 @@ def _receive(
 def emit_fanout(exchange: ExchangeOptions, publishing: Publishing) -> None:
     """Publish to every receiver (tutorial 3)."""
     to = exchange.of(publishing.broker.names.fanout)
-    _emit(publishing, to, publish_subscribe.emit, _sent, default=b"info: Hello World!")
+    _emit(publishing, to, publish_subscribe.emit, default=publishing.broker.lines.fanout)
 
 
 @emit_log.command("direct", epilog="mqtool emit-log direct error 'Run. Run. Or it will explode.'")
@@ -117,7 +118,7 @@ def emit_direct(
 ) -> None:
     """Publish with a severity (tutorial 4)."""
     to = exchange.of(publishing.broker.names.direct)
-    _emit(publishing, to, partial(routing.emit, severity="info"), _sent_with_key("info"), key=severity)
+    _emit_with_key(_with_key_in_body(publishing, severity), to, routing.emit, severity, "info")
 
 
 @emit_log.command(
@@ -135,22 +136,25 @@ def emit_topic(
     publishing: Publishing,
 ) -> None:
     """Publish with a topic (tutorial 5)."""
-    to, usual = exchange.of(publishing.broker.names.topic), "anonymous.info"
-    _emit(publishing, to, partial(topics.emit, routing_key=usual), _sent_with_key(usual), key=routing_key)
+    to, usual = exchange.of(publishing.broker.names.topic), publishing.broker.lines.topic
+    asked = _with_key_in_body(publishing, routing_key)
+    if asked is not publishing:  # "kern", "critical" and a text: the key is kern.critical
+        routing_key = ".".join(asked.words[:2]) if asked.words and len(asked.words) > 2 else None
+    _emit_with_key(asked, to, topics.emit, routing_key, usual)
 
 
 @emit_log.command("headers", epilog="mqtool emit-log headers -H format=pdf -H type=report 'A report'")
 @takes_groups
 def emit_headers(exchange: ExchangeOptions, publishing: Publishing) -> None:
     """Publish with headers to route by."""
-    _emit(publishing, exchange.of(publishing.broker.names.headers), headers_tutorial.emit, _sent)
+    _emit(publishing, exchange.of(publishing.broker.names.headers), headers_tutorial.emit)
 
 
 @receive_log.command("fanout", epilog="mqtool receive-log fanout\nmqtool receive-log fanout --raw > all.log")
 @takes_groups
 def receive_fanout(logs: ReceivingLogs) -> None:
     """Receive everything published from now on (tutorial 3)."""
-    _receive(logs, logs.broker.names.fanout, publish_subscribe.receive, _body_only)
+    _receive(logs, logs.broker.names.fanout, publish_subscribe.receive, logs.broker.lines.log)
 
 
 @receive_log.command("direct", epilog="mqtool receive-log direct info warning error")
@@ -160,7 +164,9 @@ def receive_direct(
     severities: Annotated[list[str], typer.Argument(help="Severities to receive, such as info warning error")],
 ) -> None:
     """Receive some severities (tutorial 4)."""
-    _receive(logs, logs.broker.names.direct, partial(routing.receive, severities=severities), _key_and_body)
+    _receive(
+        logs, logs.broker.names.direct, partial(routing.receive, severities=severities), logs.broker.lines.log_with_key
+    )
 
 
 @receive_log.command("topic", epilog="mqtool receive-log topic 'kern.*' '*.critical'\nmqtool receive-log topic '#'")
@@ -170,7 +176,7 @@ def receive_topic(
     patterns: Annotated[list[str], typer.Argument(help="Binding keys: * is one word, # any number of words")],
 ) -> None:
     """Receive topics that match a pattern (tutorial 5)."""
-    _receive(logs, logs.broker.names.topic, partial(topics.receive, patterns=patterns), _key_and_body)
+    _receive(logs, logs.broker.names.topic, partial(topics.receive, patterns=patterns), logs.broker.lines.log_with_key)
 
 
 @receive_log.command("headers", epilog="mqtool receive-log headers --match any format=pdf type=log")
@@ -192,4 +198,4 @@ def receive_headers(
     if not headers:
         raise UsageError("receive-log headers needs a header", "name one: mqtool receive-log headers format=pdf")
     lesson = partial(headers_tutorial.receive, headers=headers, match=match.value)
-    _receive(logs, logs.broker.names.headers, lesson, _body_only)
+    _receive(logs, logs.broker.names.headers, lesson, logs.broker.lines.log)

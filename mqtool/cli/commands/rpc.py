@@ -60,7 +60,8 @@ def rpc_server(
         if receiving.raw or receiving.as_json or receiving.template is not None:
             write(request)
         else:
-            output.show(f" [.] {name}({output.one_line(request.text)})")
+            answering = broker.lines.answering_add100 if name == Function.ADD100 else f" [.] {name}({{n}})"
+            output.show(answering.format(n=output.one_line(request.text)))
 
     answering = functions.answering_errors(compute)
 
@@ -72,8 +73,9 @@ def rpc_server(
         settings = receiving._replace(timeout=None if programs.command else receiving.timeout).settings(
             rpc.ONE_AT_A_TIME
         )
+        waiting = broker.lines.awaiting_add100 if name == Function.ADD100 else broker.lines.awaiting_requests
         answers = rpc.serve(channel, target, answer_visibly, settings)
-        with announced(receiving.ready_file, channel, " [x] Awaiting RPC requests"):
+        with announced(receiving.ready_file, channel, waiting):
             for _, reply in answers:
                 if reply.properties.get("type") == ERROR:
                     output.warning(f"answered with an error: {reply.body.decode()}")
@@ -102,7 +104,8 @@ def rpc_client(
     failed = answered = status = 0
     with broker.access().channel(confirm_timeout=min(timeout, CONFIRM_TIMEOUT)) as channel:
         for request in asked:
-            output.status(f" [x] Requesting {function}({request})")
+            requesting = broker.lines.requesting_add100 if function is Function.ADD100 else " [x] Requesting fib({n})"
+            output.status(requesting.format(n=request))
         bodies = [request.encode("utf-8", "surrogateescape") for request in asked]
         target = broker.names.rpc_queue if queue is None else QueueOptions(queue=queue).of(broker.names.rpc_queue)
         reply_queue = rpc.DIRECT_REPLY_TO if direct_reply_to else PRIVATE_QUEUE

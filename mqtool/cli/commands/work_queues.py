@@ -14,7 +14,7 @@ from mqtool.cli.display.output import WAITING_FOR_MESSAGES
 from mqtool.cli.options import Broker, Publishing, QueueOptions, Receiving, takes_groups, takes_groups_but
 from mqtool.cli.options.programs import ProgramOptions
 from mqtool.cli.pipe.programs import work
-from mqtool.cli.pipe.publishing import publish, text
+from mqtool.cli.pipe.publishing import publish
 from mqtool.cli.pipe.receiving import announced, writer
 from mqtool.cli.pipe.source import Addressing
 from mqtool.errors import UsageError
@@ -37,9 +37,10 @@ def new_task(queue: QueueOptions, publishing: Publishing) -> None:
     publish(
         publishing,
         lambda channel, tasks: work_queues.new_tasks(channel, target, tasks),
-        lambda task: f" [x] Sent {text(task)}",
+        publishing.broker.lines.sent_task,
         to=target,
         addressing=Addressing(queue.queue and "", queue.queue),
+        default=publishing.broker.lines.task,
     )
 
 
@@ -65,12 +66,12 @@ def worker(
         raise UsageError(
             "--shell, --concurrency, --deduplicate and the retry options need --exec", "add --exec COMMAND"
         )
-    write = writer(receiving, lambda _: " [x] Received ")
+    write = writer(receiving, broker.lines.received)
 
     def do(task: Delivery) -> None:
         write(task)
         time.sleep(work_queues.seconds_of_work(task))
-        output.status(" [x] Done")
+        output.status(broker.lines.done)
 
     settings = receiving.settings(work_queues.FAIR_DISPATCH)
     work_through = _work_and_forget if forget_ack else work_queues.work

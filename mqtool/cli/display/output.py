@@ -194,7 +194,7 @@ class DeliveryWriter:
     """Writes deliveries to stdout, each at once and whole.
 
     Args:
-        line: the command's own line, for people: what comes before the body.
+        line: for people, what comes before the body; or all of it, with the places {key} and {body}, or {body!r}.
         raw: bodies alone, one to a line.
         as_json: NDJSON.
         template: see TEMPLATE_PLACES.
@@ -206,7 +206,7 @@ class DeliveryWriter:
 
     def __init__(
         self,
-        line: Callable[[Delivery], str],
+        line: Callable[[Delivery], str] | str,
         *,
         raw: bool = False,
         as_json: bool = False,
@@ -215,7 +215,7 @@ class DeliveryWriter:
     ) -> None:
         if raw + as_json + (template is not None) > 1:
             raise UsageError("--raw, --json and --format cannot be combined", "use only one of them")
-        self._line = line
+        self._line, self._quote = _before_body(line) if isinstance(line, str) else (line, False)
         self._escape = is_terminal(_STDOUT)
         self._hand_over = hand_over and _is_pipe()
         self.render: Callable[[Delivery], bytes] = self._text
@@ -236,13 +236,22 @@ class DeliveryWriter:
 
     def _text(self, delivery: Delivery) -> bytes:
         line = one_line(self._line(delivery)) if self._escape else self._line(delivery)
-        return line.encode("utf-8", "surrogateescape") + self._body(delivery.body) + b"\n"
+        body = repr(delivery.text).encode() if self._quote else self._body(delivery.body)
+        return line.encode("utf-8", "surrogateescape") + body + b"\n"
 
     def _raw(self, delivery: Delivery) -> bytes:
         return self._body(delivery.body) + b"\n"
 
     def _body(self, data: bytes) -> bytes:
         return visible(data.decode("utf-8", "backslashreplace")).encode() if self._escape else data
+
+
+def _before_body(line: str) -> tuple[Callable[[Delivery], str], bool]:
+    """What comes before the body in such a line, and whether the body is quoted."""
+    before, _, body = line.partition("{body")
+    if "{key" in before:
+        return lambda delivery: before.format(key=delivery.routing_key), body == "!r}"
+    return lambda _: before, body == "!r}"
 
 
 def _json_of(value: object) -> str:

@@ -11,7 +11,7 @@ from mqtool.cli.display import output
 from mqtool.cli.options import live_names
 from mqtool.cli.options.groups import in_panel
 from mqtool.cli.options.values import DURATION
-from mqtool.tutorials.dialects import NAMES, Dialect, Names
+from mqtool.tutorials.dialects import LINES, NAMES, Dialect, Lines, Names
 
 
 @in_panel("Broker")
@@ -40,7 +40,9 @@ class Broker(NamedTuple):
     dialect: Annotated[
         Dialect,
         typer.Option(
-            help="Which tutorials' names and settings to use", envvar="MQTOOL_DIALECT", rich_help_panel="Topology"
+            help="Which tutorials' names, settings and lines to use",
+            envvar="MQTOOL_DIALECT",
+            rich_help_panel="Topology",
         ),
     ] = Dialect.PYTHON
     strict: Annotated[
@@ -61,6 +63,11 @@ class Broker(NamedTuple):
     def names(self) -> Names:
         """The queues and exchanges of the dialect."""
         return NAMES[self.dialect]
+
+    @property
+    def lines(self) -> Lines:
+        """What the dialect's scripts print."""
+        return LINES[self.dialect]
 
     def access(self, management: str | None = None) -> Access:
         """How to reach the broker. Call it once per command, and first: it also sets up printing and the log.

@@ -35,7 +35,7 @@ Publisher = Callable[[Channel, Iterable[Message | None]], Iterator[Receipt]]
 def publish(
     asked: Publishing,
     publisher: Publisher,
-    line: Callable[[Message], str],
+    line: Callable[[Message], str] | str,
     *,
     to: Exchange | Queue,
     addressing: Addressing,
@@ -45,7 +45,7 @@ def publish(
     """Publish what the command line asks for, and show what becomes of it.
 
     Args:
-        line: what to print for a message that was sent.
+        line: what to print for a message that was sent; may have the places {key} and {body}.
         to: where the publisher sends messages that do not name an exchange or a routing key themselves.
         addressing, default, adapt: as of source.read().
 
@@ -88,10 +88,10 @@ def _report(receipts: Iterable[Receipt], tally: "_Tally", source: Input) -> None
 class _Tally:
     """Counts receipts, shows each, and in the end their sums."""
 
-    def __init__(self, line: Callable[[Message], str], options: MessageOptions, channel: Channel) -> None:
+    def __init__(self, line: Callable[[Message], str] | str, options: MessageOptions, channel: Channel) -> None:
         self.counts = dict.fromkeys(Confirmation, 0)
         self.is_stream = options.is_stream and not (output.is_terminal(0) and options.file is None)
-        self._line = line
+        self._line = _filled(line) if isinstance(line, str) else line
         self._is_one = not options.is_stream
         self._channel = channel
         self._started = time.monotonic()
@@ -180,6 +180,10 @@ class _Progress:
     def stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def _filled(line: str) -> Callable[[Message], str]:
+    return lambda message: line.format(key=message.routing_key, body=text(message))
 
 
 def text(message: Message) -> str:

@@ -16,7 +16,7 @@ def print_deliveries(
     receiving: Receiving,
     broker: Broker,
     consumer: Callable[[Channel], Iterator[Delivery]],
-    line: Callable[[Delivery], str],
+    line: Callable[[Delivery], str] | str,
     *,
     waiting: str = WAITING_FOR_MESSAGES,
     queue_is_ours: bool = False,
@@ -38,10 +38,13 @@ def print_deliveries(
                 write(delivery)
 
 
-def writer(receiving: Receiving, line: Callable[[Delivery], str], *, queue_is_ours: bool = False) -> DeliveryWriter:
-    """Prints deliveries as the options say, else as the command's own line followed by the body.
+def writer(
+    receiving: Receiving, line: Callable[[Delivery], str] | str, *, queue_is_ours: bool = False
+) -> DeliveryWriter:
+    """Prints deliveries as the options say, else in the command's own lines.
 
     Args:
+        line: as of DeliveryWriter.
         queue_is_ours: nobody else gets what we do not print, so there is no need to be careful with pipes.
 
     Raises:

@@ -1,0 +1,90 @@
+"""What mqtool prints and sends in each dialect, where its scripts differ from today's Python ones.
+
+The lines are those of the scripts (those of Go without the time that its log package puts in front), written out here
+once more: read from dialects.py, a wrong one would be wrong on both sides.
+"""
+
+import pytest
+
+from tests.cli.shell import Shell
+
+#: For each dialect and command: what it prints when it sends, and what its receiver prints.
+SPOKEN = {
+    ("python", "send"): (" [x] Sent 'Hello World!'", " [x] Received Hello World!"),
+    ("python", "new-task A b"): (" [x] Sent A b", " [x] Received A b"),
+    ("python", "emit-log fanout"): (" [x] Sent info: Hello World!", " [x] info: Hello World!"),
+    ("python", "emit-log direct error"): (" [x] Sent error:Hello World!", " [x] error:Hello World!"),
+    ("python", "emit-log topic"): (" [x] Sent anonymous.info:Hello World!", " [x] anonymous.info:Hello World!"),
+    ("python-classic", "send"): (" [x] Sent 'Hello World!'", " [x] Received 'Hello World!'"),
+    ("python-classic", "new-task A b"): (" [x] Sent 'A b'", " [x] Received 'A b'"),
+    ("python-classic", "emit-log fanout"): (" [x] Sent 'info: Hello World!'", " [x] 'info: Hello World!'"),
+    ("python-classic", "emit-log direct error it's"): (""" [x] Sent 'error':"it's\"""", """ [x] 'error':"it's\""""),
+    ("python-classic", "emit-log topic"): (
+        " [x] Sent 'anonymous.info':'Hello World!'",
+        " [x] 'anonymous.info':'Hello World!'",
+    ),
+    ("go", "send"): (" [x] Sent Hello World!", "Received a message: Hello World!"),
+    ("go", "new-task"): (" [x] Sent hello", "Received a message: hello"),
+    ("go", "emit-log fanout"): (" [x] Sent hello", " [x] hello"),
+    ("go", "emit-log direct error"): (" [x] Sent hello", " [x] hello"),
+    ("go", "emit-log direct error Hot"): (" [x] Sent Hot", " [x] Hot"),
+    ("go", "emit-log topic"): (" [x] Sent hello", " [x] hello"),
+    ("go-classic", "new-task"): (" [x] Sent hello", "Received a message: hello"),
+    ("go-classic", "emit-log direct"): (" [x] Sent hello", " [x] hello"),
+    ("go-article", "send"): (" [x] Sent Hello, RabbitMQ!", "Received a message: Hello, RabbitMQ!"),
+    ("go-article", "new-task"): (" [x] Sent hello", "Received a message: hello"),
+    ("go-article", "emit-log fanout"): (" [x] sent hello", " [x] hello"),
+    ("go-article", "emit-log direct error"): (" [x] sent error", " [x] error"),
+    ("go-article", "emit-log direct error Hot"): (" [x] sent error Hot", " [x] error Hot"),
+    ("go-article", "emit-log topic kern.critical A"): (" [x] sent kern.critical A", " [x] kern.critical A"),
+    ("go-article", "emit-log topic kern critical A"): (" [x] sent kern critical A", " [x] kern critical A"),
+}
+RECEIVERS = {
+    "send": "receive",
+    "new-task": "worker",
+    "emit-log fanout": "receive-log fanout",
+    "emit-log direct": "receive-log direct info error",
+    "emit-log topic": "receive-log topic #",
+}
+
+
+@pytest.mark.parametrize(("dialect", "command"), SPOKEN)
+def test_lines(shell: Shell, dialect: str, command: str) -> None:
+    """Of the sender and of the receiver."""
+    sent, received = SPOKEN[dialect, command]
+    [receive] = [whose for sender, whose in RECEIVERS.items() if command.startswith(sender)]
+    receiver = shell.start("mqtool", *receive.split(), "--dialect", dialect, "-c", "1").wait_until_ready()
+    assert shell.run("mqtool", *command.split(), "--dialect", dialect).stderr == sent + "\n"
+    assert receiver.wait().stdout == received + "\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [([], "nil.nil"), (["kern.critical", "A"], "nil.nil"), (["kern", "critical", "A"], "kern.critical")],
+)
+def test_the_key_of_the_articles_topics(shell: Shell, words: list[str], key: str) -> None:
+    """Its scripts make the routing key of the first two words, if another follows."""
+    arguments = ("topic", "#", "--dialect", "go-article", "-c", "1", "-F", "%r")
+    receiver = shell.start("mqtool", "receive-log", *arguments).wait_until_ready()
+    assert shell.run("mqtool", "emit-log", "topic", *words, "--dialect", "go-article").code == 0
+    assert receiver.wait().stdout == key + "\n"
+
+
+@pytest.mark.parametrize("dialect", ["python-classic", "go-article"])
+def test_data_is_not_touched(shell: Shell, dialect: str) -> None:
+    """--raw prints bodies as they are, and input is sent as it is, whatever the dialect's lines."""
+    receiver = shell.start("mqtool", "receive-log", "topic", "#", "--raw", "-c", "2", "--dialect", dialect)
+    receiver.wait_until_ready()
+    sent = shell.run("mqtool", "emit-log", "topic", "a.b", "-l", "--dialect", dialect, stdin=b"one\n\xfftwo\n")
+    assert sent.code == 0
+    assert receiver.wait().stdout_bytes == b"one\n\xfftwo\n"
+
+
+def test_the_rpc_of_an_article(shell: Shell) -> None:
+    """Whose server adds 100."""
+    dialect = ("--dialect", "go-classic", "--function", "add100")
+    server = shell.start("mqtool", "rpc-server", *dialect, "-c", "1").wait_until_ready()
+    asked = shell.run("mqtool", "rpc-client", "11", *dialect)
+    assert (asked.stderr, asked.stdout) == ("body== 11\n", " [.] Got 111\n")
+    served = server.wait()
+    assert (served.stderr, served.stdout) == (" [*] Awaiting RPC req\n", " [.] rpcFunc(11)\nserver rpc run...\n")
