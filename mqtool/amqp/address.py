@@ -12,6 +12,7 @@ _EXAMPLE = "a URL looks like amqp://user:password@host:5672/vhost"
 _ESCAPE = "in a user, a password or a vhost, write # as %23, / as %2F, ? as %3F, @ as %40"
 #: A comma between two URLs; one within a password is just that.
 _BETWEEN_URLS = re.compile(r",(?=\s*(?:\w+://|,|$))")
+_SECRET_PARAMETER = re.compile(r"([?&][^=&#]*(?:pass|pw|secret|token)[^=&#]*=)[^&#]*", re.IGNORECASE)
 #: A heartbeat is negotiated in 16 bits.
 _HEARTBEAT_MAX = 65_535
 
@@ -149,13 +150,19 @@ def _bad(url: str, what: str, hint: str | None = None) -> UsageError:
     return UsageError(f"bad broker URL {_without_password(url)!r}: {what}", hint)
 
 
-def _without_password(url: str) -> str:
+def without_passwords(urls: str) -> str:
+    """Comma-separated URLs, of a broker or its management API, without their passwords."""
+    return ",".join(_without_password(url, mark="") for url in _BETWEEN_URLS.split(urls))
+
+
+def _without_password(url: str, mark: str = ":***") -> str:
     """The URL without what may be a password, even where it cannot be parsed."""
+    url = _SECRET_PARAMETER.sub(rf"\1{mark[1:]}", url)
     scheme, separator, rest = url.partition("://")
     if not separator or not scheme.isalnum():  # there is none, or only within a password
         scheme, separator, rest = "", "", url
     credentials, at, place = rest.rpartition("@")
     user = credentials.partition(":")[0]
     if not at:  # after the colon there should be a port; if not, it may be a password that lacks its host
-        place = re.sub(r":(?!\d+(?:[/?#]|$)).*", ":***", place)
-    return f"{scheme}{separator}{user}{':***' if ':' in credentials else ''}{at}{place}"
+        place = re.sub(r":(?!\d+(?:[/?#]|$)).*", mark, place)
+    return f"{scheme}{separator}{user}{mark if ':' in credentials else ''}{at}{place}"

@@ -67,7 +67,7 @@ def start(wanted: Wanted) -> Started:
     """
     count = wanted.nodes
     directory = state.directory(wanted.name)
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     first = ports.choose_amqp_port(wanted.port)
     amqp_ports = [first, *(ports.free_port() for _ in range(count - 1))]
     management = _MANAGEMENT if ports.is_free(_MANAGEMENT) else ports.free_port()

@@ -79,7 +79,7 @@ def launch(node: Node, settings: Sequence[str] = ()) -> int:
     """
     server, directory = find_server(), Path(node.directory)
     assert server is not None
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     (directory / "enabled_plugins").write_text("[rabbitmq_management].\n")
     usual = (
         f"listeners.tcp.1 = {ports.HOST}:{node.port}",

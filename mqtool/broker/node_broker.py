@@ -37,7 +37,7 @@ def start(wanted: Wanted) -> Started:
     if (before := state.load(wanted.name)) is not None and before.kind == KIND:
         node.stop_epmd(int(before.details["epmd_port"]))  # it outlives a node that was killed
     directory = state.directory(wanted.name)
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     nodes = _nodes(wanted, directory)
     started = Started(
         name=wanted.name,

@@ -97,6 +97,7 @@ def save(started: Started) -> None:
     """Remember a broker; only its owner may read it, as the URL may hold a password."""
     path = Path(started.directory) / "broker.json"
     path.touch(mode=0o600)
+    path.chmod(0o600)  # in case it was there
     path.write_text(json.dumps(asdict(started), indent=2) + "\n")
 
 

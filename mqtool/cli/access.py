@@ -6,8 +6,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from mqtool.amqp import CONFIRM_TIMEOUT, Address, Backoff, Channel, Connection, TlsFiles, parse_addresses
+from mqtool.amqp.address import without_passwords
 from mqtool.cli import stopping
 from mqtool.cli.display import output
 from mqtool.errors import Unavailable, UsageError
@@ -92,13 +94,15 @@ class Access:
         address = self.address
         ca = None if self.tls.ca is None else str(self.tls.ca)
 
-        def at(url: str) -> Management:
-            return Management(url.rstrip("/"), address.user, address.password, patience or PATIENCE, ca)
+        def at(url: str, user: str = address.user, password: str = address.password) -> Management:
+            return Management(url.rstrip("/"), user, password, patience or PATIENCE, ca)
 
-        if (url := self.management_url or _started_with(address)) is not None:
-            if not url.startswith(("http://", "https://")):
-                raise UsageError(f"bad management URL {url!r}", "use a URL such as http://localhost:15672")
-            return at(url)
+        if (given := self.management_url or _started_with(address)) is not None:
+            url = _parsed(given)
+            host = url.netloc.rpartition("@")[2]
+            user = address.user if url.username is None else unquote(url.username)
+            password = address.password if url.password is None else unquote(url.password)
+            return at(f"{url.scheme}://{host}{url.path}", user, password)
         host = f"[{address.host}]" if ":" in address.host else address.host
         # Where AMQP is encrypted, the password must not be sent in clear either.
         guessed = at(f"https://{host}:{_TLS_PORT}" if address.tls else f"http://{host}:{_PORT}")
@@ -147,6 +151,20 @@ def read_password(path: Path) -> str:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UsageError(f"cannot read the password file {path}: {reason}") from error
     return text.rstrip("\r\n")
+
+
+def _parsed(url: str) -> SplitResult:
+    """A management URL. Its credentials are for the login, and must not be in a URL that errors show."""
+    try:
+        parts = urlsplit(url)
+        is_good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # about its brackets or its port
+        is_good = False
+    if not is_good or parts.query or parts.fragment:
+        raise UsageError(
+            f"bad management URL {without_passwords(url)!r}", "use a URL such as http://localhost:15672"
+        ) from None
+    return parts
 
 
 def _started_with(address: Address) -> str | None:

@@ -7,12 +7,14 @@ hand, and --timeout reaches everything that the program has started. A killed wo
 """
 
 import functools
+import os
 import queue as queues
 import re
 import shlex
 import shutil
 from typing import Any
 
+from mqtool.amqp.address import without_passwords
 from mqtool.errors import UsageError
 from mqtool.message import Delivery
 from mqtool.ndjson import as_json
@@ -24,6 +26,8 @@ _LONGEST_VALUE = 120_000
 
 #: The {…} places that a command may have, for the variables of the same names.
 _PLACES = ("routing_key", "exchange", "queue", "message_id", "attempt", "redelivered")
+#: Variables that say where a broker is.
+_URLS = (b"MQTOOL_URL", b"AMQP_URL", b"MQTOOL_MANAGEMENT_URL")
 _PLACE = re.compile(r"(?<!\$)\{(" + "|".join(_PLACES) + r")\}")
 
 
@@ -36,6 +40,7 @@ class Program:
         timeout: seconds after which its process group is killed; None for no limit.
         capture: keep its stdout instead of passing it to ours.
         concurrency: run up to this many at once.
+        pass_url: leave the passwords in the URLs that it inherits.
 
     Raises:
         UsageError: the command is not valid, or the program does not exist.
@@ -49,6 +54,7 @@ class Program:
         timeout: float | None = None,
         capture: bool = False,
         concurrency: int = 1,
+        pass_url: bool = False,
     ) -> None:
         self._timeout = timeout
         self._capture = capture
@@ -59,8 +65,9 @@ class Program:
         self._path = "" if _PLACE.search(self._words[0]) else _find(self._words[0])
         self._idle: queues.SimpleQueue[Runner] = queues.SimpleQueue()
         runners: list[Runner] = []
+        inherited = _inherited(pass_url=pass_url)
         for _ in range(concurrency):
-            runners.append(Runner(runners))
+            runners.append(Runner(runners, inherited))
             self._idle.put(runners[-1])
 
     def run(self, delivery: Delivery) -> Ending:
@@ -100,6 +107,15 @@ def _find(name: str) -> str:
             "use --shell for pipes and variables" if re.search(r"[|;&$<>]", name) else None,
         )
     return found
+
+
+def _inherited(*, pass_url: bool) -> dict[bytes, bytes]:
+    """Our environment, in which a program needs no password: a crash report or `ps e` may show it."""
+    inherited = dict(os.environb)
+    for name in () if pass_url else _URLS:
+        if name in inherited:
+            inherited[name] = os.fsencode(without_passwords(os.fsdecode(inherited[name])))
+    return inherited
 
 
 def environment_of(delivery: Delivery) -> dict[str, str]:

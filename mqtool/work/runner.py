@@ -64,7 +64,7 @@ class Request(NamedTuple):
 
     Attributes:
         words: its arguments, its name first.
-        environment: added to ours.
+        environment: added to the runner's.
         body: its standard input.
         timeout: seconds after which its process group is killed; None for no limit.
         capture: keep its stdout instead of passing it to ours.
@@ -83,15 +83,16 @@ class Runner:
 
     Args:
         others: the runners started before it, whose pipes it must not keep open.
+        environment: of its programs, before what their requests add.
     """
 
-    def __init__(self, others: Sequence["Runner"]) -> None:
+    def __init__(self, others: Sequence["Runner"], environment: Mapping[bytes, bytes]) -> None:
         self._pipe, theirs = Pipe()
         if os.fork() == 0:
             for inherited in (self._pipe, *(other._pipe for other in others)):
                 inherited.close()
             try:
-                _serve(theirs)
+                _serve(theirs, environment)
             finally:
                 os._exit(0)
         theirs.close()
@@ -106,11 +107,10 @@ class Runner:
         return ending
 
 
-def _serve(requests: Connection) -> None:
+def _serve(requests: Connection, environment: Mapping[bytes, bytes]) -> None:
     os.setpgid(0, 0)  # Ctrl-C on the terminal is for the worker alone
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    environment = dict(os.environb)
     while True:
         try:
             request: Request = requests.recv()

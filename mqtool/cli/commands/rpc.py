@@ -50,7 +50,13 @@ def rpc_server(
     else:
         name = programs.command.split()[0]
         compute = remote.of_program(
-            Program(programs.command, shell=programs.shell, timeout=receiving.timeout, capture=True)
+            Program(
+                programs.command,
+                shell=programs.shell,
+                timeout=receiving.timeout,
+                capture=True,
+                pass_url=programs.pass_url,
+            )
         )
     target = queue.of(broker.names.rpc_queue)
     if (handled := opened(dedup)) is not None:

@@ -325,7 +325,10 @@ def create_ready_file(path: Path | None) -> None:
     """
     if path is not None:
         try:
-            path.touch()
+            # Not through a symbolic link: in a directory that others can write to, it may point anywhere.
+            ready = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+            os.utime(ready)
+            os.close(ready)
         except OSError as failure:
             raise UsageError(f"cannot create the ready file {path}: {failure.strerror}") from failure
 

@@ -19,6 +19,7 @@ class ExecOptions(NamedTuple):
         typer.Option("--exec", metavar="COMMAND", help="Run COMMAND for each message (mqtool help programs)"),
     ] = None
     shell: Annotated[bool, typer.Option("--shell", help="Run COMMAND with sh")] = False
+    pass_url: Annotated[bool, typer.Option("--pass-url", help="Leave passwords in MQTOOL_URL for COMMAND")] = False
 
 
 @in_panel("Retries")

@@ -40,7 +40,9 @@ def work(command: str, options: ProgramOptions, queue: Queue, receiving: Receivi
             "leave out --raw, --json, --format and --auto-ack",
         )
     hands = options.concurrency
-    program = Program(command, shell=options.exec.shell, timeout=receiving.timeout, concurrency=hands)
+    program = Program(
+        command, shell=options.exec.shell, timeout=receiving.timeout, concurrency=hands, pass_url=options.exec.pass_url
+    )
     handled = opened(options.dedup)
     settings = receiving._replace(timeout=None).settings(ONE_EACH)
     access = broker.access()
