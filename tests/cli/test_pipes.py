@@ -29,6 +29,23 @@ def test_a_reader_that_leaves_a_silent_stream_is_noticed(shell: Shell) -> None:
     assert (result.stdout, result.code) == (" [x] Received Hello World!\n", 141)
 
 
+@pytest.mark.parametrize("redirect", [">", ">>"])
+def test_a_full_disk_leaves_no_fragment(shell: Shell, redirect: str) -> None:
+    """What does not fit is cut off and stays in its queue; a later run that appends continues with it."""
+    lines = [letter * 400 for letter in "abc"]
+    shell.run("mqtool", "send", "-l", stdin="\n".join(lines) + "\n")
+
+    # Python must not write bytecode under that limit: half of it would stay.
+    full = shell.script(f"export PYTHONDONTWRITEBYTECODE=1; ulimit -f 1; mqtool receive --raw {redirect} out")
+
+    assert full.code == 1, full.stderr
+    assert "cannot write to standard output: File too large" in full.stderr
+    assert "hint: the file was cut back to the end of what was written whole" in full.stderr
+    assert (shell.directory / "out").read_text().splitlines() == lines[:2]
+    assert shell.script("mqtool receive --raw -c 1 >> out").code == 0
+    assert (shell.directory / "out").read_text().splitlines() == lines
+
+
 def log_lines() -> bytes:
     """Ten thousand lines as logs have them at their worst."""
     chance = random.Random(5)  # the same lines in every run

@@ -112,10 +112,13 @@ def one_line(text: str) -> str:
 def write(data: bytes) -> None:
     """Write all of it to stdout, past any buffer: once this returns, the data is out of our hands.
 
+    Of what does not fit onto a disk, nothing stays in the file: what another run appends would continue the fragment.
+
     Raises:
         ReaderGone: nobody reads it any more.
         MqtoolError: it cannot be written, for instance as the disk is full.
     """
+    length = len(data)
     while data:
         try:
             data = data[os.write(_STDOUT, data) :]
@@ -124,7 +127,24 @@ def write(data: bytes) -> None:
         except BrokenPipeError as gone:
             raise ReaderGone("nobody reads the output any more") from gone
         except OSError as failure:
-            raise MqtoolError(f"cannot write to standard output: {failure.strerror}") from failure
+            cut = _cut_back(length - len(data))
+            raise MqtoolError(
+                f"cannot write to standard output: {failure.strerror}",
+                "the file was cut back to the end of what was written whole" if cut else None,
+            ) from failure
+
+
+def _cut_back(fragment: int) -> bool:
+    """If stdout is a file that ends with a fragment of ours, of this many bytes, remove it; return whether it was."""
+    try:
+        found = os.fstat(_STDOUT)
+        if not fragment or not stat.S_ISREG(found.st_mode) or os.lseek(_STDOUT, 0, os.SEEK_CUR) != found.st_size:
+            return False  # somebody else has written behind it
+        os.ftruncate(_STDOUT, found.st_size - fragment)
+        os.lseek(_STDOUT, -fragment, os.SEEK_CUR)
+    except OSError:
+        return False  # the error that is shown already says that the file is in trouble
+    return True
 
 
 def wait_until_taken() -> None:
