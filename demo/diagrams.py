@@ -77,8 +77,8 @@ with a burst drains it at its own pace:
 - `mqtool worker --forget-ack` makes the classic mistake; `mqtool top` shows what comes of it.
 - `mqtool receive-log fanout -q all` collects in a durable queue, also while no receiver runs. Without `-q`, a log
   receiver's queue is its own and is deleted with it.
-- `--dialect go`, `python-classic` and `go-classic` use the names and settings of the tutorials of other languages and
-  years.
+- `--dialect go`, `python-classic`, `go-classic` and `go-article` use the names, settings and lines of the tutorials of
+  other languages and years: [If you follow an older tutorial](how-to/older-tutorials.md).
 """
 
 

@@ -38,7 +38,7 @@ class Program:
         command: words as in a shell, with places such as {routing_key}; or, with shell, a script for sh.
         shell: run it with sh. Places are refused then: a routing key must never be read as shell code.
         timeout: seconds after which its process group is killed; None for no limit.
-        capture: keep its stdout instead of passing it to ours.
+        capture: keep its stdout, up to this many bytes, instead of passing it to ours.
         concurrency: run up to this many at once.
         pass_url: leave the passwords in the URLs that it inherits.
 
@@ -52,7 +52,7 @@ class Program:
         *,
         shell: bool = False,
         timeout: float | None = None,
-        capture: bool = False,
+        capture: int | None = None,
         concurrency: int = 1,
         pass_url: bool = False,
     ) -> None:

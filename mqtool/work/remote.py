@@ -1,6 +1,6 @@
 """Programs that answer RPC requests: stdout is the reply, the exit status and stderr are its headers."""
 
-from mqtool.errors import ExitCode
+from mqtool.errors import BadData, ExitCode
 from mqtool.message import Delivery, Message
 from mqtool.work.functions import Function
 from mqtool.work.programs import Program
@@ -15,12 +15,14 @@ def of_program(program: Program) -> Function:
     """Answer each request with what the program prints for it.
 
     Args:
-        program: captures its output.
+        program: captures its output; if it prints too much, the reply is an error.
     """
 
     def answer(request: Delivery) -> Message:
         ending = program.run(request)
         headers = {EXIT_STATUS: ending.status, STDERR: ending.stderr.decode("utf-8", "replace")}
+        if ending.too_much is not None:
+            raise BadData(f"the program {ending.reason}")
         if ending.timed_out is not None:
             headers |= {EXIT_STATUS: ExitCode.TIMED_OUT, STDERR: f"{headers[STDERR]}{ending.reason}\n"}
         return Message(ending.stdout, properties={"headers": headers})

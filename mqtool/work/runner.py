@@ -5,7 +5,8 @@
 
 Starting a program blocks Python, with all its threads, until the program runs; so each hand has a process of its own
 for it. A runner is also a guard: its pipe closes when the worker ends, even by kill -9, and it kills the program then.
-The broker gives the worker's messages to another worker, and they must not be done twice.
+The broker gives the worker's messages to another worker, and they must not be done twice. So a runner never blocks, not
+even where nobody reads its stderr.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import errno
 import os
 import select
 import signal
+import stat
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +28,9 @@ CANNOT_RUN, NOT_FOUND = 126, 127
 #: Bytes to keep of the end of a program's stderr; all of it goes to our stderr.
 _KEPT = 2000
 _PIPE_SIZE = 65536
+_STDERR = 2
+#: Milliseconds in which a reader of our stderr takes some of it, unless there is none.
+_PATIENCE = 1000
 #: Seconds between two looks, where the system cannot report the end of a process.
 _LOOK = 0.01
 
@@ -39,16 +44,20 @@ class Ending:
         stderr: the end of it.
         stdout: all of it, if it was to be captured.
         timed_out: the time limit in seconds, if we ended it for that.
+        too_much: the most it might print, if we ended it for that.
     """
 
     status: int
     stderr: bytes = b""
     stdout: bytes = b""
     timed_out: float | None = None
+    too_much: int | None = None
 
     @property
     def reason(self) -> str:
         """Why it counts as a failure, in one line."""
+        if self.too_much is not None:
+            return f"printed more than {self.too_much:,} bytes"
         if self.timed_out is not None:
             what = f"timed out after {self.timed_out:g} s"
         elif self.status > 128:
@@ -67,7 +76,7 @@ class Request(NamedTuple):
         environment: added to the runner's.
         body: its standard input.
         timeout: seconds after which its process group is killed; None for no limit.
-        capture: keep its stdout instead of passing it to ours.
+        capture: keep its stdout, and kill it if that is more than this many bytes; None passes it to ours.
     """
 
     path: str
@@ -75,7 +84,7 @@ class Request(NamedTuple):
     environment: dict[bytes, bytes]
     body: bytes
     timeout: float | None
-    capture: bool
+    capture: int | None
 
 
 class Runner:
@@ -111,13 +120,16 @@ def _serve(requests: Connection, environment: Mapping[bytes, bytes]) -> None:
     os.setpgid(0, 0)  # Ctrl-C on the terminal is for the worker alone
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
+    stderr = _Stderr()
     while True:
+        stderr.write_until_readable(requests.fileno())
         try:
             request: Request = requests.recv()
         except (EOFError, ConnectionError):
+            stderr.finish()
             return
         try:
-            ending = _Run(request, environment, requests.fileno()).finish()
+            ending = _Run(request, environment, requests.fileno(), stderr).finish()
         except OSError as error:
             ending = _not_started(error)
         requests.send(ending)
@@ -129,13 +141,61 @@ def _not_started(error: OSError) -> Ending:
     return Ending(NOT_FOUND if error.errno == errno.ENOENT else CANNOT_RUN, str(error).encode())
 
 
+class _Stderr:
+    """Our stderr, to which nothing waits to write: what it does not take at once is kept, and written later."""
+
+    def __init__(self) -> None:
+        self.descriptor = _STDERR
+        self.waiting = bytearray()
+        mode = os.fstat(_STDERR).st_mode
+        if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+            # Opened anew: whoever shares the descriptor that we have would not expect it to stop blocking.
+            with contextlib.suppress(OSError):
+                self.descriptor = os.open(f"/dev/fd/{_STDERR}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether to let the program wait before we read more of its stderr."""
+        return len(self.waiting) >= _PIPE_SIZE
+
+    def write(self, data: bytes = b"") -> None:
+        """Write what can be written now."""
+        self.waiting += data
+        try:
+            del self.waiting[: os.write(self.descriptor, self.waiting)]
+        except BlockingIOError:
+            return
+        except OSError:  # nobody reads it any more; the program goes on
+            self.waiting.clear()
+
+    def finish(self) -> None:
+        """Write the rest, unless nobody takes any of it."""
+        poll = select.poll()
+        poll.register(self.descriptor, select.POLLOUT)
+        while self.waiting and poll.poll(_PATIENCE):
+            self.write()
+
+    def write_until_readable(self, end: int) -> None:
+        """Write what waits, until there is something to read at that end of a pipe."""
+        while self.waiting:
+            poll = select.poll()
+            poll.register(end, select.POLLIN)
+            poll.register(self.descriptor, select.POLLOUT)
+            if end in [ready for ready, _ in poll.poll()]:
+                return
+            self.write()
+
+
 class _Run:
     """One program, from its start to its end."""
 
-    def __init__(self, request: Request, environment: Mapping[bytes, bytes], worker: int) -> None:
+    def __init__(self, request: Request, environment: Mapping[bytes, bytes], worker: int, our_stderr: _Stderr) -> None:
         self._request = request
         self._worker = worker
-        self._kept = {"stdout": b"", "stderr": b""}
+        self._our_stderr = our_stderr
+        self._stdout = bytearray()
+        self._stderr = b""
+        self._too_much: int | None = None
         self._ends: list[int] = []
         self._pipes: dict[int, str] = {}
         try:
@@ -144,7 +204,7 @@ class _Run:
             self._pipes[stderr_end] = "stderr"
             actions = [(os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_DUP2, stderr, 2)]
             theirs = [stdin, stderr]
-            if request.capture:
+            if request.capture is not None:
                 stdout_end, stdout = self._pipe()
                 self._pipes[stdout_end] = "stdout"
                 actions.append((os.POSIX_SPAWN_DUP2, stdout, 1))
@@ -200,7 +260,8 @@ class _Run:
             if process is not None:
                 os.close(process)
         code = os.waitstatus_to_exitcode(status)
-        return Ending(128 - code if code < 0 else code, self._kept["stderr"], self._kept["stdout"], timed_out)
+        code = 128 - code if code < 0 else code
+        return Ending(code, self._stderr, bytes(self._stdout), timed_out, self._too_much)
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -218,22 +279,28 @@ class _Run:
             self._close(self._stdin)
         return body
 
-    def _has_ended(self, process: int | None, rest: memoryview, deadline: float | None) -> bool:
-        """Wait for something to happen; return whether it was the end."""
+    def _watched(self, process: int | None, rest: memoryview) -> select.poll:
+        """What may happen while the program runs."""
         poll = select.poll()
         poll.register(self._worker, select.POLLIN)
-        for end in self._pipes:
-            if end in self._ends:
+        for end, name in self._pipes.items():
+            if end in self._ends and not (name == "stderr" and self._our_stderr.is_full):
                 poll.register(end, select.POLLIN)
+        if self._our_stderr.waiting:
+            poll.register(self._our_stderr.descriptor, select.POLLOUT)
         if rest:
             poll.register(self._stdin, select.POLLOUT)
         if process is not None:
             poll.register(process, select.POLLIN)
+        return poll
+
+    def _has_ended(self, process: int | None, rest: memoryview, deadline: float | None) -> bool:
+        """Wait for something to happen; return whether it was the end."""
         patience = None if deadline is None else max(0.0, deadline - time.monotonic())
         if process is None:
             patience = _LOOK
         ended = False
-        for end, _ in poll.poll(None if patience is None else patience * 1000):
+        for end, _ in self._watched(process, rest).poll(None if patience is None else patience * 1000):
             if end == self._worker:  # it sends nothing while a program runs, so it has ended
                 self._kill()
                 os._exit(0)
@@ -241,6 +308,8 @@ class _Run:
                 ended = True
             elif end in self._pipes:
                 self._hear(end)
+            elif end == self._our_stderr.descriptor:
+                self._our_stderr.write()
         return ended or (process is None and _is_zombie(self._pid))
 
     def _hear(self, end: int) -> None:
@@ -248,11 +317,14 @@ class _Run:
         if not data:
             self._close(end)
         elif self._pipes[end] == "stdout":
-            self._kept["stdout"] += data
+            self._stdout += data
+            if self._request.capture is not None and len(self._stdout) > self._request.capture:
+                self._too_much = self._request.capture
+                self._stdout.clear()
+                self._kill()
         else:
-            with contextlib.suppress(OSError):  # nobody reads our stderr; the program goes on
-                os.write(2, data)
-            self._kept["stderr"] = (self._kept["stderr"] + data)[-_KEPT:]
+            self._our_stderr.write(data)
+            self._stderr = (self._stderr + data)[-_KEPT:]
 
     def _drain(self) -> None:
         """Read the rest of its output, but do not wait for processes that it left behind."""

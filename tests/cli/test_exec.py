@@ -100,6 +100,52 @@ def test_a_timeout_kills_all_that_the_program_has_started(shell: Shell) -> None:
     wait_until(lambda: not _is_alive(child), "the end of the program's child")
 
 
+def test_a_stalled_stderr_stops_no_time_limit(shell: Shell) -> None:
+    """Nobody reads the pipe that is our stderr: --timeout holds, and kill -9 of the worker still ends its program."""
+    os.mkfifo(shell.directory / "log")
+    reader = os.open(shell.directory / "log", os.O_RDONLY | os.O_NONBLOCK)
+    talk = "echo $$ >> pids; exec yes >&2"
+    shell.run("mqtool", "new-task", "-l", stdin="one\ntwo\n")
+
+    def pids() -> list[int]:
+        path = shell.directory / "pids"
+        return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+    command = f"exec mqtool worker -c 2 --timeout 300ms --retries 0 --shell --exec '{talk}' 2> log"
+    worker = shell.start("bash", "-c", command, ready=False)
+    wait_until(lambda: pids() and not _is_alive(pids()[0]), "the time limit")
+    os.close(reader)
+    worker.wait()
+    shell.run("mqtool", "new-task", "three")
+    reader = os.open(shell.directory / "log", os.O_RDONLY | os.O_NONBLOCK)
+    before = len(pids())
+    worker = shell.start("bash", "-c", command.replace("300ms", "1h"), ready=False)
+    wait_until(lambda: len(pids()) > before, "its program")
+    worker.process.kill()
+    wait_until(lambda: not _is_alive(pids()[-1]), "the end of the program")
+    os.close(reader)
+
+
+def test_an_rpc_program_that_prints_too_much(shell: Shell) -> None:
+    """It is killed, the requester gets an error, and the server goes on."""
+    program = 'read body; [ "$body" = yes ] && exec yes; head -c $body /dev/zero'
+    options = ("--shell", "--exec", program, "--max-output", "1MiB", "-c", "3")
+    server = shell.start("mqtool", "rpc-server", *options).wait_until_ready()
+    refused = shell.run("mqtool", "rpc-client", "yes")
+    assert "the program printed more than 1,048,576 bytes" in refused.stderr
+    assert refused.code == 65
+    assert len(shell.run("mqtool", "rpc-client", "--raw", str(1 << 20)).stdout) == 1 << 20
+    assert shell.run("mqtool", "rpc-client", str((1 << 20) + 1)).code == 65
+    assert server.wait().code == 0
+
+
+def test_what_a_program_says_last_is_said(shell: Shell) -> None:
+    """Also where our stderr takes it slowly: none of it is lost."""
+    shell.run("mqtool", "new-task")
+    command = "mqtool worker -c 1 --shell --exec 'seq 40000 >&2' 2>&1 >/dev/null | (sleep 1; cat) | grep -c '^[0-9]*$'"
+    assert shell.run("bash", "-c", command).stdout == "40000\n"
+
+
 def test_quick_ones_are_acknowledged_whatever_comes_after_them(shell: Shell, broker: TestBroker) -> None:
     """Acknowledgements of quick ones go together; they do not wait for a slow one, nor for the worker's end."""
     shell.run("mqtool", "new-task", "-l", stdin="quick\n" * 150 + "slow\n" + "quick\n" * 20)

@@ -10,6 +10,7 @@ from mqtool.cli import stopping
 from mqtool.cli.display import output
 from mqtool.cli.options import TIME_LIMIT, Broker, QueueOptions, Receiving, queue_option, takes_groups
 from mqtool.cli.options.programs import DedupOptions, ExecOptions
+from mqtool.cli.options.values import size
 from mqtool.cli.pipe.programs import opened
 from mqtool.cli.pipe.receiving import announced, writer
 from mqtool.errors import BadData, ExitCode, SomeFailed
@@ -30,6 +31,16 @@ class Function(StrEnum):
     ADD100 = "add100"
 
 
+MaxOutput = Annotated[
+    int,
+    typer.Option(
+        parser=size,
+        metavar="SIZE",
+        show_default="128MiB",
+        help="Kill a program that prints more; its reply is an error",
+        rich_help_panel="Programs",
+    ),
+]
 FunctionOption = Annotated[Function, typer.Option(help="fib, or add100: n + 100 after two seconds")]
 
 
@@ -42,6 +53,7 @@ def rpc_server(
     programs: ExecOptions,
     dedup: DedupOptions,
     function: FunctionOption = Function.FIB,
+    max_output: MaxOutput = "128MiB",  # type: ignore[assignment]
 ) -> None:
     """Answer requests (tutorial 6)."""
     write = writer(receiving, lambda _: " [.] ")
@@ -54,7 +66,7 @@ def rpc_server(
                 programs.command,
                 shell=programs.shell,
                 timeout=receiving.timeout,
-                capture=True,
+                capture=max_output,
                 pass_url=programs.pass_url,
             )
         )

@@ -1,6 +1,7 @@
 """How values are written on the command line: durations, headers, arguments."""
 
 import json
+import re
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +23,14 @@ def duration(text: str) -> float:
         return parse_duration(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def size(text: str) -> int:
+    """Bytes, from a number with a unit, such as 64KiB or 128MiB."""
+    parts = re.fullmatch(r"(\d+)\s*(?:([KMG])(?:iB)?|B)?", text, re.IGNORECASE)
+    if parts is None or not int(parts[1]):
+        raise typer.BadParameter(f"{text!r} is not a size such as 64KiB or 128MiB")
+    return int(parts[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[(parts[2] or "").upper()]
 
 
 def header(text: str) -> tuple[str, Any]:
