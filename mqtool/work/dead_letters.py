@@ -5,7 +5,7 @@
                                          └─ no ──> kept unacknowledged, so that the next get brings the next one
 
 Whatever is not acknowledged returns to its place when the channel closes, for whatever reason. So looking removes
-nothing, and a redrive that is killed loses nothing: at most the messages in hand are in both queues, with the same
+nothing, and a redrive that is killed loses nothing: at most 100 messages are in both queues then, with the same
 message_id, and the next run continues where it stopped.
 """
 

@@ -75,7 +75,7 @@ def test_drop_asks_first(dead: Shell, broker: TestBroker) -> None:
 
 
 def test_a_redrive_that_is_killed_loses_nothing(shell: Shell, broker: TestBroker) -> None:
-    """kill -9 half-way; a second run finishes. Each message is back at least once; what is there twice has one id."""
+    """kill -9 half-way; a second run finishes. Each is back at least once, up to 100 twice, with the same id."""
     count = 3_000
     shell.run("mqtool", "send", "-q", "jobs", "x")
     shell.run("mqtool", "receive", "-q", "jobs", "-c", "1")
@@ -95,6 +95,7 @@ def test_a_redrive_that_is_killed_loses_nothing(shell: Shell, broker: TestBroker
     came = shell.run("mqtool", "receive", "-q", "jobs", "--idle-timeout", "500ms", "-F", "%b %i").stdout.splitlines()
     assert {line.split()[0] for line in came} == {str(number) for number in range(count)}
     assert len(set(came)) == count
+    assert len(came) - count <= 100
 
 
 def test_reconcile_says_what_is_missing_doubled_and_reordered(shell: Shell) -> None:

@@ -161,7 +161,8 @@ def redrive(
 ) -> None:
     """Move dead letters back to where they came from.
 
-    Each is confirmed there before it is removed here, so a redrive that is killed loses nothing: run it again.
+    Each is confirmed there before it is removed here, so a redrive that is killed loses nothing, and doubles up
+    to 100 messages: run it again.
     """
     source, moved, left = which.queue(queue), 0, 0
 
