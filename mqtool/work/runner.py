@@ -9,12 +9,16 @@ The broker gives the worker's messages to another worker, and they must not be d
 even where nobody reads its stderr.
 """
 
+import array
 import contextlib
 import errno
+import fcntl
 import os
 import select
 import signal
+import socket
 import stat
+import termios
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -128,6 +132,7 @@ def _serve(requests: Connection, environment: Mapping[bytes, bytes]) -> None:
         except (EOFError, ConnectionError):
             stderr.finish()
             return
+        stderr.write_until_readable(requests.fileno(), keep=_PIPE_SIZE)  # else it could grow with each program
         try:
             ending = _Run(request, environment, requests.fileno(), stderr).finish()
         except OSError as error:
@@ -152,6 +157,8 @@ class _Stderr:
             # Opened anew: whoever shares the descriptor that we have would not expect it to stop blocking.
             with contextlib.suppress(OSError):
                 self.descriptor = os.open(f"/dev/fd/{_STDERR}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        # systemd's journal is a socket.
+        self._socket = socket.socket(fileno=os.dup(_STDERR)) if stat.S_ISSOCK(mode) else None
 
     @property
     def is_full(self) -> bool:
@@ -162,7 +169,11 @@ class _Stderr:
         """Write what can be written now."""
         self.waiting += data
         try:
-            del self.waiting[: os.write(self.descriptor, self.waiting)]
+            if self._socket is not None:
+                taken = self._socket.send(self.waiting, socket.MSG_DONTWAIT)
+            else:
+                taken = os.write(self.descriptor, self.waiting)
+            del self.waiting[:taken]
         except BlockingIOError:
             return
         except OSError:  # nobody reads it any more; the program goes on
@@ -175,9 +186,9 @@ class _Stderr:
         while self.waiting and poll.poll(_PATIENCE):
             self.write()
 
-    def write_until_readable(self, end: int) -> None:
-        """Write what waits, until there is something to read at that end of a pipe."""
-        while self.waiting:
+    def write_until_readable(self, end: int, keep: int = 0) -> None:
+        """Write what waits, but for some bytes, until there is something to read at that end of a pipe."""
+        while len(self.waiting) > keep:
             poll = select.poll()
             poll.register(end, select.POLLIN)
             poll.register(self.descriptor, select.POLLOUT)
@@ -312,8 +323,8 @@ class _Run:
                 self._our_stderr.write()
         return ended or (process is None and _is_zombie(self._pid))
 
-    def _hear(self, end: int) -> None:
-        data = os.read(end, _PIPE_SIZE)
+    def _hear(self, end: int, most: int = _PIPE_SIZE) -> int:
+        data = os.read(end, min(most, _PIPE_SIZE))
         if not data:
             self._close(end)
         elif self._pipes[end] == "stdout":
@@ -325,12 +336,21 @@ class _Run:
         else:
             self._our_stderr.write(data)
             self._stderr = (self._stderr + data)[-_KEPT:]
+        return len(data)
 
     def _drain(self) -> None:
-        """Read the rest of its output, but do not wait for processes that it left behind."""
+        """Read the rest of its output, but not what processes that it left behind go on to write."""
         for end in self._pipes:
-            while end in self._ends and select.select([end], [], [], 0)[0]:
-                self._hear(end)
+            rest = _readable(end) if end in self._ends else 0
+            while rest > 0:
+                rest -= self._hear(end, rest)
+
+
+def _readable(end: int) -> int:
+    """Bytes that can be read from a pipe now."""
+    count = array.array("i", [0])
+    fcntl.ioctl(end, termios.FIONREAD, count)
+    return count[0]
 
 
 def _pidfd(pid: int) -> int | None:

@@ -139,6 +139,14 @@ def test_an_rpc_program_that_prints_too_much(shell: Shell) -> None:
     assert server.wait().code == 0
 
 
+def test_a_process_left_behind_that_goes_on_talking(shell: Shell) -> None:
+    """The program has ended, so its message is done, whatever comes on the stderr that it left to another."""
+    shell.run("mqtool", "new-task")
+    worker = shell.run("mqtool", "worker", "-c", "1", "--shell", "--exec", "(echo $$; exec yes) >&2 & echo $! > left")
+    assert "1 done" in worker.stderr
+    os.kill(int((shell.directory / "left").read_text()), signal.SIGKILL)
+
+
 def test_what_a_program_says_last_is_said(shell: Shell) -> None:
     """Also where our stderr takes it slowly: none of it is lost."""
     shell.run("mqtool", "new-task")
