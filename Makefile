@@ -8,7 +8,7 @@ PYTEST ?= $(BIN)/pytest
 
 TUTORIALS := hello-world work-queues publish-subscribe routing topics headers rpc publisher-confirms delayed-messages
 
-.PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test lint docs bench pictures up down clean
+.PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test soak lint docs bench pictures up down clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -66,6 +66,9 @@ bench: .venv/installed-dev up  ## measure beside peers, in the same run
 	$(BIN)/python -m benchmarks.delay
 	$(BIN)/python -m benchmarks.topology
 	$(BIN)/python -m benchmarks.listing
+
+soak: .venv/installed-dev  ## ten minutes of random faults, half on each broker (SEED=1 repeats a run; Linux, as root)
+	$(BIN)/python -m tests.soak --seconds $(or $(SOAK_SECONDS),300) $(if $(SEED),--seed $(SEED))
 
 pictures: .venv/installed  ## make the pictures of the README and docs/, from real runs
 	@$(BIN)/python -m demo.pictures

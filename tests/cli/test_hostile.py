@@ -1,4 +1,7 @@
-"""No message stops a command: each gets past a batch of hostile ones to the last, which is a plain one."""
+"""No message stops a command: each gets past a batch of hostile ones to the last, which is a plain one.
+
+RabbitMQ 4.3 delivers by priority, also from quorum queues, so that others may come behind it there.
+"""
 
 import json
 import re
@@ -54,7 +57,7 @@ def test_receive(shell: Shell, play: Any) -> None:
         name: survived(shell.run("mqtool", "receive", "-q", name, "--durable", "-c", str(count), *LIMITS, *options))
         for name, options in formats.items()
     }
-    assert all(result.stdout_bytes.rstrip().endswith(b"last") for name, result in results.items() if name != "json")
+    assert all(b"last\n" in result.stdout_bytes for name, result in results.items() if name != "json")
     lines = results["json"].stdout_bytes.splitlines()
     assert len(lines) == count
     for line in lines:
@@ -71,7 +74,8 @@ def test_reconcile(shell: Shell, play: Any) -> None:
     count = play("q")
     received = shell.run("mqtool", "receive", "-q", "q", "--durable", "-c", str(count), *LIMITS, "--json")
     (shell.directory / "got").write_bytes(received.stdout_bytes)
-    (shell.directory / "sent").write_bytes(received.stdout_bytes.splitlines()[-1])
+    [last] = [line for line in received.stdout_bytes.splitlines() if b'"last"' in line]
+    (shell.directory / "sent").write_bytes(last)
     found = survived(shell.run("mqtool", "reconcile", "sent", "got"))
     assert "missing     0\n" in found.stdout
     assert "have no message_id" in found.stderr
@@ -84,14 +88,14 @@ def test_receive_log_and_receive_delayed(shell: Shell, play: Any) -> None:
     limits = ("--durable", "-c", str(count), *LIMITS)
     logs = survived(shell.run("mqtool", "receive-log", "topic", "#", "-q", "logs", *limits))
     late = survived(shell.run("mqtool", "receive-delayed", "-q", "late", *limits))
-    assert logs.stdout_bytes.endswith(b"last\n")
-    assert late.stdout_bytes.endswith(b"last\n")
+    assert b"last\n" in logs.stdout_bytes
+    assert b"last\n" in late.stdout_bytes
 
 
 def test_worker(shell: Shell, play: Any) -> None:
     """Without a program."""
     result = survived(shell.run("mqtool", "worker", "-q", "q", "-c", str(play("q")), *LIMITS))
-    assert result.stdout_bytes.endswith(b"Received last\n")
+    assert b"Received last\n" in result.stdout_bytes
 
 
 @pytest.mark.parametrize("how", ["exec", "shell", "deduplicate"])

@@ -1,0 +1,262 @@
+"""Random faults over publishers, workers and redrives, on RabbitMQ and on the embedded broker: make soak.
+
+    lines ── mqtool send -l ──> proxy ──> [soak] ──> mqtool worker --exec, twice ──> done.txt
+                                             ^              └── fails for good ──> [soak.dlq]
+                                             └───────── mqtool dlq redrive <──────────┘
+
+Everything is drawn from a seed: which fault comes when, and what it hits. At the end all faults stop, the queues are
+emptied, and each line that the broker confirmed has to be among those that were done: exit 1 if one is not.
+"""
+
+import argparse
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Thread
+
+from mqtool.amqp import Connection, administration, parse_addresses
+from mqtool.broker import ports
+from mqtool.broker.choice import STARTERS, Kind
+from mqtool.broker.state import Started, Wanted
+from mqtool.broker.waiting import connect_within
+from mqtool.errors import MqtoolError, Unavailable
+from mqtool.stage.proxy import Proxy
+from tests.brokers import rabbitmqctl
+
+MQTOOL = [sys.executable, "-m", "mqtool"]
+QUEUE = "soak"
+#: Lines that one publisher sends, and how many may wait to be done when the next one starts.
+LOT, WAITING = 1000, 3000
+#: One in 7 fails once, one in 50 fails until there is a file named "mended".
+PROGRAM = (
+    "read -r n; "
+    '[ $((n % 50)) = 0 ] && [ ! -e mended ] && exit 1; [ $((n % 7)) = 0 ] && [ "$MQ_ATTEMPT" = 1 ] && exit 75; '
+    'echo "$n" >> done.txt'
+)
+WORKER = ("worker", "-q", QUEUE, "--retries=1", "--backoff=100ms", "--concurrency=2", "--shell", "--exec", PROGRAM)
+#: Seconds within which the queues have to be empty once there are no more faults.
+DRAINING = 180.0
+
+
+class Soak:
+    """One run on one broker, in a directory of its own."""
+
+    def __init__(self, kind: Kind, seed: int, directory: Path) -> None:
+        self.kind = kind
+        self.random = random.Random(f"{kind} {seed}")
+        self.directory = directory
+        self.faults: Counter[str] = Counter()
+        self.confirmed: set[int] = set()
+        self.sent = 0
+        self.goes_on = True
+        self.running: dict[str, subprocess.Popen[str]] = {}
+        self.wanted = Wanted(f"soak-{kind}", ports.free_port(), data_dir=directory / "data")
+        self.broker: Started = STARTERS[kind].start(self.wanted)
+        connect_within(90, self.connect).close()
+        self.proxy = Proxy(self.wanted.port)
+
+    def connect(self) -> Connection:
+        return Connection(parse_addresses(self.broker.url))
+
+    def start(self, name: str, *words: str, stdin: int | None = None) -> subprocess.Popen[str]:
+        """Start mqtool, connected through the proxy."""
+        environment = {**os.environ, "MQTOOL_URL": f"amqp://guest:guest@127.0.0.1:{self.proxy.port}"}
+        log = subprocess.PIPE if name == "publisher" else (self.directory / f"{name}.log").open("a")
+        started = subprocess.Popen(
+            [*MQTOOL, *words, "--wait", "60s"],
+            cwd=self.directory, env=environment, stdin=stdin, stdout=subprocess.DEVNULL, stderr=log, text=True,
+        )  # fmt: skip
+        self.running[name] = started
+        return started
+
+    def publish(self) -> None:
+        """Send lots of numbers; what was not confirmed comes again with the next lot."""
+        left: list[int] = []
+        while self.goes_on or left:
+            if self.goes_on and len(self.confirmed) - len(self.done()) < WAITING:
+                left += range(self.sent, self.sent + LOT - len(left))
+                self.sent = left[-1] + 1
+            elif not left:
+                time.sleep(0.1)
+                continue
+            publisher = self.start("publisher", "send", "-l", "-v", "-q", QUEUE, stdin=subprocess.PIPE)
+            _, said = publisher.communicate("".join(f"{number}\n" for number in left))
+            confirmed = {int(number) for number in re.findall(r" \[x\] Sent '(\d+)'\n", said)}
+            self.confirmed |= confirmed
+            left = [number for number in left if number not in confirmed]
+
+    def keep_running(self, name: str, *words: str) -> None:
+        """Run a program again whenever it has ended."""
+        while self.goes_on:
+            self.start(name, *words).wait()
+
+    # Faults.
+
+    def hit(self) -> None:
+        """Do one of the things that happen."""
+        faults = [self.cut, self.kill, self.kill, self.stop_for_a_while, self.restart, self.fill]
+        fault = self.random.choice(faults)
+        self.faults[fault.__name__.replace("_", " ")] += 1
+        fault()
+
+    def cut(self) -> None:
+        """All connections, without a goodbye."""
+        self.proxy.cut()
+
+    def kill(self) -> None:
+        """Any program, with -9."""
+        victim = self.running[self.random.choice(sorted(self.running))]
+        victim.kill()
+
+    def stop_for_a_while(self) -> None:
+        """Any program, as with Ctrl-Z."""
+        victim = self.running[self.random.choice(sorted(self.running))]
+        victim.send_signal(signal.SIGSTOP)
+        time.sleep(self.random.uniform(0.5, 3))
+        victim.send_signal(signal.SIGCONT)
+
+    def restart(self) -> None:
+        """The broker: the embedded one with kill -9, RabbitMQ by its own command."""
+        if self.kind is Kind.NODE:
+            rabbitmqctl(self.broker, "stop_app")
+            rabbitmqctl(self.broker, "start_app")
+            return
+        os.kill(self.broker.pid, signal.SIGKILL)
+        while not self.is_started_again():
+            time.sleep(0.1)
+        connect_within(90, self.connect).close()
+
+    def is_started_again(self) -> bool:
+        """Whether the port was free again, and the embedded broker has it."""
+        try:
+            self.broker = STARTERS[self.kind].start(self.wanted)
+        except Unavailable:
+            return False
+        return True
+
+    def fill(self) -> None:
+        """The disk of the embedded broker, or the memory that RabbitMQ allows itself."""
+        if self.kind is Kind.NODE:
+            rabbitmqctl(self.broker, "set_vm_memory_high_watermark", "0.00001")
+            time.sleep(self.random.uniform(0.5, 3))
+            rabbitmqctl(self.broker, "set_vm_memory_high_watermark", "0.4")
+            return
+        filler = self.directory / "data" / "filler"
+        with suppress(OSError), filler.open("wb") as file:  # until it is full
+            while True:
+                file.write(bytes(65536))
+        time.sleep(self.random.uniform(0.5, 3))
+        filler.unlink()
+
+    # From the start to the sums.
+
+    def run(self, seconds: float) -> bool:
+        """Return whether nothing was lost."""
+        with self.proxy:
+            work = [
+                Thread(target=self.publish, daemon=True),
+                Thread(target=self.keep_running, args=("worker 1", *WORKER), daemon=True),
+                Thread(target=self.keep_running, args=("worker 2", *WORKER), daemon=True),
+                Thread(target=self.keep_running, args=("redrive", "dlq", "redrive", QUEUE, "--yes"), daemon=True),
+            ]
+            for thread in work:
+                thread.start()
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                time.sleep(self.random.uniform(0.5, 3))
+                if len(self.running) == len(work):
+                    self.hit()
+            self.goes_on = False
+            (self.directory / "mended").touch()
+            work[0].join()
+            is_empty = self.drain()
+            for program in self.running.values():
+                program.terminate()
+            for thread in work:
+                thread.join()
+        return self.report(is_empty=is_empty)
+
+    def drain(self) -> bool:
+        """Have all done that waits, dead letters included; return whether the queues are empty."""
+        end = time.monotonic() + DRAINING
+        while time.monotonic() < end:
+            self.start("redrive", "dlq", "redrive", QUEUE, "--yes").wait()
+            if self.running["worker 1"].poll() is not None:
+                self.start("worker 1", *WORKER)
+            with suppress(MqtoolError), self.connect() as connection:
+                channel = connection.channel()
+                depths = [administration.depth(channel, name).ready for name in (QUEUE, f"{QUEUE}.dlq")]
+                self.running["worker 1"].send_signal(signal.SIGCONT)
+                if not any(depths) and self.confirmed <= self.done().keys():
+                    return True
+            time.sleep(0.5)
+        return False
+
+    def done(self) -> Counter[int]:
+        """How often each number was done."""
+        path = self.directory / "done.txt"
+        return Counter(int(line) for line in path.read_text().split()) if path.exists() else Counter()
+
+    def report(self, *, is_empty: bool) -> bool:
+        done = self.done()
+        lost = self.confirmed - done.keys()
+        print(f"{self.kind}: " + ", ".join(f"{count} × {fault}" for fault, count in sorted(self.faults.items())))
+        print(
+            f"{self.kind}: sent {self.sent:,}, confirmed {len(self.confirmed):,}, done {len(done):,}, "
+            f"lost {len(lost):,}, doubled {sum(done.values()) - len(done):,}"
+            + ("" if is_empty else "; the queues did not become empty"),
+            flush=True,
+        )
+        if lost:
+            print("lost:", *sorted(lost)[:20])
+        return is_empty and not lost
+
+
+@contextmanager
+def small_disk(directory: Path) -> Iterator[None]:
+    """A file system of its own for the broker's data, which can be full without harm to anybody (Linux, as root)."""
+    (directory / "data").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "soak", directory / "data"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", directory / "data"], check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=300.0, help="of faults, on each broker")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10_000))
+    parser.add_argument("--kind", choices=["embedded", "node"], action="append", help="of broker; default: both")
+    asked = parser.parse_args()
+    print(f"seed {asked.seed}, {asked.seconds:g} s on each broker", flush=True)
+    fine = True
+    for kind in map(Kind, asked.kind or ["embedded", "node"]):
+        directory = Path(tempfile.mkdtemp(prefix="mqtool-soak-"))
+        os.environ["XDG_STATE_HOME"] = str(directory / "state")
+        with small_disk(directory):
+            soak = Soak(kind, asked.seed, directory)
+            try:
+                fine &= soak.run(asked.seconds)
+            finally:
+                soak.goes_on = False
+                for program in soak.running.values():
+                    program.kill()
+                STARTERS[kind].stop(soak.broker)
+        if fine:
+            shutil.rmtree(directory, ignore_errors=True)
+    raise SystemExit(not fine)
+
+
+if __name__ == "__main__":
+    main()
