@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from mqtool.amqp import parse_addresses
@@ -99,9 +98,7 @@ class Scene:
             self._end = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._end.close()
 
     # The broker.
@@ -137,9 +134,9 @@ class Scene:
         self._starter.stop(self._started)
         self._start_broker()
 
-    def kill_node(self, number: int) -> None:
-        """kill -9 a node of the cluster; 0 is the first."""
-        self._starter.kill(self._started, number)
+    def kill_node(self) -> None:
+        """kill -9 the first node of the cluster."""
+        self._starter.kill(self._started, 0)
 
     def revive_nodes(self) -> None:
         """Start killed nodes again; they may not be ready when this returns."""

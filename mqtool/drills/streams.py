@@ -42,7 +42,7 @@ def kill_node(scene: Scene, count: int = NODE_MESSAGES) -> Verdict:
 
     def kill() -> None:
         scene.say("killing node 1 (kill -9) …")
-        scene.kill_node(0)
+        scene.kill_node()
 
     def revive() -> None:
         scene.say("starting node 1 again …")

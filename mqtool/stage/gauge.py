@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from statistics import median
-from types import TracebackType
 from typing import Self
 
 from mqtool.amqp import Connection, parse_addresses
@@ -84,9 +83,7 @@ class Gauge:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._over.set()
         self._thread.join()
         self._audience.measured(self._charts(), over=True)

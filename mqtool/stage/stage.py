@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from mqtool.stage.audience import Audience
@@ -30,12 +29,10 @@ class Stage:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         with undisturbed():
             for terminal in self._terminals:
-                terminal.ask_to_end()
+                terminal.signal(signal.SIGTERM)
             for terminal in self._terminals:
                 terminal.end()
 

@@ -45,7 +45,11 @@ class Place:
 
 
 class Terminal:
-    """Runs one command at a time in a shell, exactly as it is shown."""
+    """Runs one command at a time in a shell, exactly as it is shown.
+
+    Methods raise CheckFailed if a command ends too early, too late or with another exit code, or does not print what is
+    waited for.
+    """
 
     def __init__(self, audience: Audience, name: str, place: Place) -> None:
         self.name = name
@@ -60,21 +64,13 @@ class Terminal:
         self._command = ""
 
     def run(self, command: str, code: int = 0) -> list[str]:
-        """Type a command, and wait until it ends; return the lines that it printed.
-
-        Raises:
-            CheckFailed: it ended with another exit code, or not at all.
-        """
+        """Type a command, and wait until it ends; return the lines that it printed."""
         self._launch(f"exec {command}", command)
-        self._expect_end(code, PATIENCE * 3)
+        self.wait(PATIENCE * 3, code)
         return self.lines
 
     def start(self, command: str) -> None:
-        """Type a command that runs until it is interrupted, and wait until it consumes.
-
-        Raises:
-            CheckFailed: it ended, or does not consume in time.
-        """
+        """Type a command that runs until it is interrupted, and wait until it consumes."""
         self._ready_file.unlink(missing_ok=True)
         self._launch(f"exec {command} --ready-file {shlex.quote(str(self._ready_file))}", command)
         wait_until(
@@ -90,11 +86,7 @@ class Terminal:
         self._launch(script, script, stdin=subprocess.PIPE)
 
     def write(self, line: str) -> None:
-        """Write a line to the command that feed() started.
-
-        Raises:
-            CheckFailed: it no longer reads.
-        """
+        """Write a line to the command that feed() started."""
         assert self._process is not None
         assert self._process.stdin is not None
         try:
@@ -104,22 +96,14 @@ class Terminal:
             raise self._ended_early() from error
 
     def finish(self, patience: float = PATIENCE) -> None:
-        """Close the command's input, and wait until it ends.
-
-        Raises:
-            CheckFailed: it failed, or did not end.
-        """
+        """Close the command's input, and wait until it ends."""
         assert self._process is not None
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._expect_end(0, patience)
+        self.wait(patience)
 
     def wait_for(self, text: str, count: int) -> None:
-        """Wait until this many lines with the text have been printed.
-
-        Raises:
-            CheckFailed: they do not arrive.
-        """
+        """Wait until this many lines with the text have been printed."""
         wait_until(
             lambda: self.count(text) >= count or self.has_ended,
             lambda: f"{count} lines with {text!r} from {self.name}; there are {self.count(text)}",
@@ -138,14 +122,10 @@ class Terminal:
         return [line.partition(text)[2] for line in self.lines if text in line]
 
     def interrupt(self) -> None:
-        """Press Ctrl-C, and wait until the command ends.
-
-        Raises:
-            CheckFailed: it failed, or did not end.
-        """
+        """Press Ctrl-C, and wait until the command ends."""
         self._audience.printed(self.name, "^C")
-        self._signal(signal.SIGINT)
-        self._expect_end(0, PATIENCE)
+        self.signal(signal.SIGINT)
+        self.wait()
 
     def kill(self) -> None:
         """kill -9 the command."""
@@ -154,18 +134,6 @@ class Terminal:
         self._process.wait()
         self._place.guard.ended(self._process.pid)
 
-    def wait(self, patience: float = PATIENCE, code: int = 0) -> None:
-        """Wait until the command ends.
-
-        Raises:
-            CheckFailed: it did not end, or with another exit code.
-        """
-        self._expect_end(code, patience)
-
-    def ask_to_end(self) -> None:
-        """Send TERM to what still runs, where a play ends early."""
-        self._signal(signal.SIGTERM)
-
     def end(self) -> None:
         """Wait until it has ended; kill it if it takes too long."""
         if self._process is None:
@@ -173,7 +141,7 @@ class Terminal:
         try:
             self._process.wait(_LAST_WORDS)
         except subprocess.TimeoutExpired:
-            self._signal(signal.SIGKILL)
+            self.signal(signal.SIGKILL)
             self._process.wait()
         self._place.guard.ended(self._process.pid)
         self._reader.join()
@@ -211,7 +179,8 @@ class Terminal:
         """Whether nothing runs here."""
         return self._process is None or self._process.poll() is not None
 
-    def _expect_end(self, code: int, patience: float) -> None:
+    def wait(self, patience: float = PATIENCE, code: int = 0) -> None:
+        """Wait until the command ends."""
         process = self._process
         assert process is not None
         wait_until(lambda: self.has_ended, f"the end of {self._command}", patience)
@@ -224,9 +193,10 @@ class Terminal:
             )
 
     def _ended_early(self) -> CheckFailed:
-        self._expect_end(0, PATIENCE)
+        self.wait()
         return CheckFailed(f"{self.name}: the command ended too early: {self._command}")
 
-    def _signal(self, number: int) -> None:
+    def signal(self, number: int) -> None:
+        """Send a signal to what runs here, if anything does."""
         if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, number)
