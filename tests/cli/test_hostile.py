@@ -11,7 +11,7 @@ import pytest
 
 from mqtool import ndjson
 from tests import hostile
-from tests.brokers import TestBroker
+from tests.brokers import TestBroker, only_in_ci
 from tests.cli.shell import Result, Shell
 from tests.cli.terminal import on_terminal
 
@@ -203,3 +203,22 @@ def test_names(shell: Shell, broker: TestBroker) -> None:
         survived(result, result.code)
         assert result.code == 0 or command[0] == "doctor", (command, result.stderr)
         assert not re.search("^mqtool: it is all over", result.stdout, re.MULTILINE), (command, result.stdout)
+
+
+def test_a_huge_body(shell: Shell, broker: TestBroker) -> None:
+    """100 MB is received, done by a program, made a dead letter, brought back, and answered, each time whole."""
+    only_in_ci("it moves a gigabyte")
+    refused_since_4 = broker.differs_since("4.0", "messages are at most 16 MiB, unless it is configured otherwise")
+    size = 15_000_000 if refused_since_4 else 100_000_000
+    (shell.directory / "body").write_bytes(b"y" * size)
+    survived(shell.run("mqtool", "send", "-q", "q", "-f", "body"))
+    worker = ("mqtool", "worker", "-q", "q", "-c", "1", "--retries", "0", "--shell", *LIMITS, "--exec")
+    survived(shell.run(*worker, "wc -c > counted; exit 1"), 3)
+    assert int((shell.directory / "counted").read_text()) == size
+    survived(shell.run("mqtool", "dlq", "show", "q"))
+    survived(shell.run("mqtool", "dlq", "redrive", "q"))
+    received = survived(shell.run("mqtool", "receive", "-q", "q", "-c", "1", "--raw", *LIMITS))
+    assert len(received.stdout_bytes) == size + 1
+    server = shell.start("mqtool", "rpc-server", "-c", "1", "--exec", f"head -c {size} /dev/zero").wait_until_ready()
+    assert len(survived(shell.run("mqtool", "rpc-client", "x", "--raw")).stdout_bytes) == size
+    assert server.wait().code == 0

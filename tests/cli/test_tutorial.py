@@ -175,8 +175,7 @@ def test_every_play_on_a_broker_that_is_named(shell: Shell, broker: TestBroker, 
 
 def test_why_queues_measures_what_it_claims(shell: Shell, broker: TestBroker) -> None:
     """While mail is away its orders wait, and the others go on; a burst lies in the queue; the numbers are shown."""
-    if broker.kind == "rabbitmq":
-        only_in_ci("it takes half a minute, as it does on the embedded broker")
+    only_in_ci("it takes half a minute")
     played = shell.run("mqtool", "tutorial", "run", "why-queues", "--auto", timeout=PLAYING)
     assert (played.stderr, played.code) == ("", 0)
     assert "waiting for mail, at most 25" in played.stdout
