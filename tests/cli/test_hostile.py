@@ -4,6 +4,7 @@ RabbitMQ 4.3 delivers by priority, also from quorum queues, so that others may c
 """
 
 import json
+import os
 import re
 from typing import Any
 
@@ -208,8 +209,8 @@ def test_names(shell: Shell, broker: TestBroker) -> None:
 def test_a_huge_body(shell: Shell, broker: TestBroker) -> None:
     """100 MB is received, done by a program, made a dead letter, brought back, and answered, each time whole."""
     only_in_ci("it moves a gigabyte")
-    refused_since_4 = broker.differs_since("4.0", "messages are at most 16 MiB, unless it is configured otherwise")
-    size = 15_000_000 if refused_since_4 else 100_000_000
+    # A container has too little memory for that many copies, and RabbitMQ 4.0 takes 16 MiB at most.
+    size = 15_000_000 if broker.kind == "rabbitmq" and "MQTOOL_TEST_IMAGE" in os.environ else 100_000_000
     (shell.directory / "body").write_bytes(b"y" * size)
     survived(shell.run("mqtool", "send", "-q", "q", "-f", "body"))
     worker = ("mqtool", "worker", "-q", "q", "-c", "1", "--retries", "0", "--shell", *LIMITS, "--exec")
