@@ -128,6 +128,9 @@ COMMAND_LINE = [
     Case("receive-log headers a=b --match some", 2, "'some' is not one of 'all', 'any'"),
     Case("rpc-server --function sqrt", 2, "'sqrt' is not one of 'fib', 'add100'"),
     Case("rpc-client --timeout 0s", 2, "'0s' must be longer than 0"),
+    Case("rpc-client abc", 2, "the request 'abc' is not a whole number from 0", "--text sends it"),
+    Case("rpc-client 30 -- -1", 2, "the request '-1' is not a whole number from 0", "--text sends it"),
+    Case("rpc-client 1.5 --function add100", 2, "the request '1.5' is not an integer", "--text sends it"),
     Case("publisher-confirms slowly", 2, "'slowly' is not one of 'individual', 'batch', 'async', 'all'"),
     Case("publisher-confirms batch --batch-size 0", 2, "Invalid value for '--batch-size': 0"),
     # What is it called?
@@ -192,9 +195,10 @@ BROKER = [
     # Publishing.
     Case("send x -e nowhere", 69, "no exchange 'nowhere' in vhost", "check the name"),
     Case("send x -e amq.direct -r nobody --mandatory", 75, "the message was returned: NO_ROUTE", "no queue is bound"),
-    Case(
-        "rpc-client 5", 69, "there is no queue 'rpc_queue'", "mqtool rpc-server", also=(r" \[x\] Requesting fib\(5\)",)
-    ),
+    *[
+        Case(f"rpc-client {what}", 69, f"there is no queue '{queue}'", "rpc-server", also=(rf".* fib\({body}\)",))
+        for what, queue, body in (("5", "rpc_queue", "5"), ("--text a", "rpc_queue", "a"), ("-q its a", "its", "a"))
+    ],
 ]
 
 SUM = r"{} confirmed, 0 nacked, 0 returned in [\d.]+ s \([\d,]+/s\)"

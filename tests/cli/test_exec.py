@@ -131,7 +131,7 @@ def test_an_rpc_program_that_prints_too_much(shell: Shell) -> None:
     program = 'read body; [ "$body" = yes ] && exec yes; head -c $body /dev/zero'
     options = ("--shell", "--exec", program, "--max-output", "1MiB", "-c", "3")
     server = shell.start("mqtool", "rpc-server", *options).wait_until_ready()
-    refused = shell.run("mqtool", "rpc-client", "yes")
+    refused = shell.run("mqtool", "rpc-client", "--text", "yes")
     assert "the program printed more than 1,048,576 bytes" in refused.stderr
     assert refused.code == 65
     assert len(shell.run("mqtool", "rpc-client", "--raw", str(1 << 20)).stdout) == 1 << 20

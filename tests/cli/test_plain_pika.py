@@ -148,7 +148,7 @@ def test_rpc(room: Room) -> None:
     room.printed("rpc")
     server = room.start_script("server")
     assert room.mqtool("rpc-client", "30").stdout == " [.] Got 832040\n"
-    refused = room.shell.run("mqtool", "rpc-client", "ten")
+    refused = room.shell.run("mqtool", "rpc-client", "--text", "ten")
     assert refused.code == 65
     assert "ten" in refused.stderr
     ends_well(server)

@@ -1,5 +1,6 @@
 """mqtool rpc-server, mqtool rpc-client."""
 
+import re
 from enum import StrEnum
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from mqtool.cli.options.programs import DedupOptions, ExecOptions
 from mqtool.cli.options.values import size
 from mqtool.cli.pipe.programs import opened
 from mqtool.cli.pipe.receiving import announced, writer
-from mqtool.errors import BadData, ExitCode, SomeFailed
+from mqtool.errors import BadData, ExitCode, SomeFailed, UsageError
 from mqtool.message import Delivery, Message
 from mqtool.topology import PRIVATE_QUEUE
 from mqtool.tutorials import rpc
@@ -116,10 +117,15 @@ def rpc_client(
         bool, typer.Option("--direct-reply-to", help="Receive replies through amq.rabbitmq.reply-to")
     ] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Print results only, one per line")] = False,
+    any_text: Annotated[
+        bool, typer.Option("--text", help="Send any text, not only integers")
+    ] = False,
 ) -> None:
     """Ask the RPC server (tutorial 6)."""
     asked = requests or ["30"]
     failed = answered = status = 0
+    if not any_text and queue in (None, broker.names.rpc_queue.name):
+        _check_integers(asked, function)
     with broker.access().channel(confirm_timeout=min(timeout, CONFIRM_TIMEOUT)) as channel:
         for request in asked:
             requesting = broker.lines.requesting_add100 if function is Function.ADD100 else " [x] Requesting fib({n})"
@@ -145,6 +151,17 @@ def rpc_client(
         raise BadData("the server refused the request" if failed == 1 else f"the server refused all {failed} requests")
     if failed:
         raise SomeFailed(f"the server refused {failed} of {len(asked)} requests")
+
+
+def _check_integers(requests: list[str], function: Function) -> None:
+    """Check requests before they are sent: what a tutorial's server cannot read ends it, at each of its starts."""
+    for request in requests:
+        if not re.fullmatch("[0-9]+" if function is Function.FIB else "[+-]?[0-9]+", request):
+            kind = "a whole number from 0" if function is Function.FIB else "an integer"
+            raise UsageError(
+                f"the request {request!r} is not {kind}",
+                "the tutorials' servers end at anything else; --text sends it to a server that takes text",
+            )
 
 
 def _show_remote(reply: Delivery, *, raw: bool) -> int:
