@@ -117,9 +117,7 @@ def rpc_client(
         bool, typer.Option("--direct-reply-to", help="Receive replies through amq.rabbitmq.reply-to")
     ] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Print results only, one per line")] = False,
-    any_text: Annotated[
-        bool, typer.Option("--text", help="Send any text, not only integers")
-    ] = False,
+    any_text: Annotated[bool, typer.Option("--text", help="Send any text, not only integers")] = False,
 ) -> None:
     """Ask the RPC server (tutorial 6)."""
     asked = requests or ["30"]
