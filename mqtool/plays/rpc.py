@@ -23,7 +23,7 @@ def play(stage: Stage) -> None:
     stage.expect("each of the three requests got its own answer", client.after("[.] Got "), ["8", "13", "21"])
 
     stage.say("An invalid request gets an error as its reply, and the server keeps running.")
-    client.run(f"{ask} ten", code=ExitCode.BAD_DATA)
+    client.run(f"{ask} --text ten", code=ExitCode.BAD_DATA)
     client.run(f"{ask} 10")
     stage.expect("the invalid request got an error, and the server still answers", client.after("Got "), ["55"])
 

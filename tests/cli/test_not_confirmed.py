@@ -15,6 +15,7 @@ import pytest
 from mqtool.stage.proxy import Proxy
 from tests.brokers import TestBroker
 from tests.cli.shell import Shell, wait_until
+from tests.cli.terminal import on_terminal
 from tests.cli.test_exec import depth
 
 
@@ -42,6 +43,40 @@ def test_unroutable_messages_are_kept_and_a_second_run_sends_them(shell: Shell) 
         shell.run("mqtool", "receive", "-q", "later", "-c", "2", "-F", "%b %h").stdout == 'a {"k":1.5}\nb {"k":1.5}\n'
     )
     assert _bodies(shell, "failed") == []
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("emit-log fanout x", " [x] Sent x, no queue received it\n"),
+        ("emit-log direct error x", " [x] Sent error:x, no queue received it\n"),
+        ("emit-log headers -H format=pdf x", " [x] Sent x, no queue received it\n"),
+        ("send -e amq.direct -r nobody x", " [x] Sent 'x', no queue received it\n"),
+        ("emit-log topic a.b --quiet x", ""),
+        ("emit-log fanout x -H x-delay:=5000", " [x] Sent x\n"),  # it might wait at the exchange
+    ],
+)
+def test_nobody_receives_what_was_typed(shell: Shell, command: str, line: str) -> None:
+    """Who typed it is told; it counts as sent. Whoever pipes lines asks for --mandatory to know."""
+    sent = shell.run("mqtool", *command.split())
+    assert (sent.stdout, sent.stderr, sent.code) == ("", line, 0)
+    piped = shell.run("mqtool", *command.removesuffix(" x").split(), "-l", stdin="1\n2\n")
+    assert "no queue" not in piped.stderr
+
+
+def test_an_exchange_of_a_similar_name_has_receivers(shell: Shell, broker: TestBroker) -> None:
+    """A person is told its name and how many bindings it has; without the API, there is no more to say."""
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    send = ("mqtool", "emit-log", "direct", "error", "x", "--no-color")
+    assert on_terminal(shell, *send).stdout == " [x] Sent error:x, no queue received it\r\n"
+    shell.run("mqtool", "exchange", "declare", "logs_direct", "direct")
+    shell.run("mqtool", "queue", "declare", "old")
+    shell.run("mqtool", "bind", "logs_direct", "old", "info", "error")
+    assert on_terminal(shell, *send).stdout.splitlines()[1:] == [
+        "exchange 'logs_direct' has 2 bindings; to publish there: -e logs_direct"
+    ]
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = "http://127.0.0.1:1"
+    assert on_terminal(shell, *send).stdout == " [x] Sent error:x, no queue received it\r\n"
 
 
 def test_a_full_queue_that_refuses(shell: Shell, broker: TestBroker) -> None:

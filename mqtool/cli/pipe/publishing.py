@@ -1,13 +1,17 @@
 """The pipeline of every command that publishes: read, hold back, publish, and show what the broker said."""
 
+import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mqtool.amqp import Channel
 from mqtool.amqp.declaring import check_utf_8
 from mqtool.cli import stopping
+from mqtool.cli.access import MANAGEMENT_VARIABLE, Access
 from mqtool.cli.display import output
 from mqtool.cli.options import MessageOptions, Publishing
 from mqtool.cli.pipe import source as sources
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
 _REPORTED = 10
 #: Seconds after which a person may wonder what is going on.
 _PATIENCE = 1.0
+#: Seconds to wait for the management API, where it only adds a hint: for a connection, and for an answer.
+_HINT_PATIENCE = 0.3, 1.0
 _HINTS = {Confirmation.RETURNED: "no queue is bound to its exchange for its routing key or headers"}
 
 #: A lesson's publisher, with its own arguments given.
@@ -58,9 +64,18 @@ def publish(
     for name in addressing:
         check_utf_8(name or "")
     source = sources.read(asked, addressing, default=default, adapt=adapt)
-    with asked.broker.access().channel(mandatory=options.mandatory, confirm_timeout=options.confirm_timeout) as channel:
+    access = asked.broker.access(os.environ.get(MANAGEMENT_VARIABLE))
+    # What somebody has typed is small enough to come back, and they want to know whether anybody listens. What an
+    # exchange delays has not reached a queue yet.
+    is_delayed = asked.delays.are_given or any(name == "x-delay" for name, _ in options.headers or ())
+    watches = source.is_typed and isinstance(to, Exchange) and not is_delayed
+    mandatory = options.mandatory or watches
+    with access.channel(mandatory=mandatory, confirm_timeout=options.confirm_timeout) as channel:
         messages = held(source, asked, channel, to)
-        _report(publisher(channel, messages), _Tally(line, options, channel), source)
+        tally = _Tally(line, options, channel)
+        _report(publisher(channel, messages), tally, source)
+    if tally.is_unreceived and isinstance(to, Exchange) and output.is_terminal(2) and not output.quiet:
+        _show_neighbour(access, to)
 
 
 def _report(receipts: Iterable[Receipt], tally: "_Tally", source: Input) -> None:
@@ -85,14 +100,31 @@ def _report(receipts: Iterable[Receipt], tally: "_Tally", source: Input) -> None
         raise SystemExit(128 + signal)
 
 
+def _show_neighbour(access: Access, exchange: Exchange) -> None:
+    """Name an exchange that may be meant, if the management API knows one. Without it, all that matters is said."""
+    from mqtool.inspection.listing import counted
+    from mqtool.inspection.neighbours import bound_neighbour
+
+    with suppress(MqtoolError):
+        if (near := bound_neighbour(access.management(_HINT_PATIENCE), access.vhost, exchange)) is not None:
+            has = counted(near.bindings, "binding")
+            output.notice(f"exchange {near.name!r} has {has}; to publish there: -e {shlex.quote(near.name)}")
+
+
 class _Tally:
-    """Counts receipts, shows each, and in the end their sums."""
+    """Counts receipts, shows each, and in the end their sums.
+
+    Attributes:
+        is_unreceived: there was no queue for a message that may go to none.
+    """
 
     def __init__(self, line: Callable[[Message], str] | str, options: MessageOptions, channel: Channel) -> None:
         self.counts = dict.fromkeys(Confirmation, 0)
+        self.is_unreceived = False
         self.is_stream = options.is_stream and not (output.is_terminal(0) and options.file is None)
         self._line = _filled(line) if isinstance(line, str) else line
         self._is_one = not options.is_stream
+        self._is_mandatory = options.mandatory
         self._channel = channel
         self._started = time.monotonic()
         self._kept = None if options.failed_to is None else FailedMessages(options.failed_to, channel)
@@ -108,6 +140,11 @@ class _Tally:
         return self.total - self.counts[Confirmation.CONFIRMED]
 
     def add(self, receipt: Receipt) -> None:
+        if receipt.confirmation is Confirmation.RETURNED and not self._is_mandatory:
+            self.counts[Confirmation.CONFIRMED] += 1
+            self.is_unreceived = True
+            output.status(f"{self._line(receipt.message)}, no queue received it")
+            return
         self.counts[receipt.confirmation] += 1
         if receipt.confirmation is Confirmation.CONFIRMED:
             if not self.is_stream or output.verbose:

@@ -40,9 +40,11 @@ class Input:
     Args:
         read: None among the messages says that there is none right now.
         keeps_rest: stop when a signal asks for it, so that the rest is still to be had.
+        is_typed: it is one message, from the command line.
     """
 
-    def __init__(self, read: Iterator[Message | None], *, keeps_rest: bool = False) -> None:
+    def __init__(self, read: Iterator[Message | None], *, keeps_rest: bool = False, is_typed: bool = False) -> None:
+        self.is_typed = is_typed
         self._read = read
         self._keeps_rest = keeps_rest
         self._given_back: list[Message] = []
@@ -97,9 +99,9 @@ def read(
     making = _Making(options, addressing, asked.delays)
     delimiter = _delimiter(options)
     if said is not None:
-        return Input(iter([making.message(os.fsencode(said))]))
+        return Input(iter([making.message(os.fsencode(said))]), is_typed=True)
     if not options.is_stream and not options.file and not words and not _has_input(_STDIN):
-        return Input(iter([making.message(default)]))
+        return Input(iter([making.message(default)]), is_typed=True)
     messages = _from_input(_opened(options.file), options, delimiter, making)
     if adapt is not None:
         messages = (message and adapt(message) for message in messages)
