@@ -13,6 +13,7 @@ from mqtool.amqp.address import without_passwords
 from mqtool.cli import stopping
 from mqtool.cli.display import output
 from mqtool.errors import Unavailable, UsageError
+from mqtool.tutorials.dialects import declaring_like
 
 if TYPE_CHECKING:
     from mqtool.management import Management
@@ -63,7 +64,7 @@ class Access:
             )
 
         def connect() -> Connection:
-            return Connection(self.addresses, tls=self.tls, backoff=self.backoff, notice=output.notice)
+            return Connection(self.addresses, tls=self.tls, backoff=self.backoff, notice=_notice)
 
         if self.wait is None:
             return connect()
@@ -113,6 +114,12 @@ class Access:
                 HOW_TO_ENABLE,
             )
         return guessed
+
+
+def _notice(text: str) -> None:
+    """A notice of the connection; of something that is declared differently, with the --dialect that declares it so."""
+    like = declaring_like(text)
+    output.notice(f"{text}; --dialect {' or '.join(like)} declares it like that" if like else text)
 
 
 def resolve_addresses(

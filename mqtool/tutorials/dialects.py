@@ -5,7 +5,9 @@ declares a queue with other flags is refused (406 PRECONDITION_FAILED), so whoev
 tutorials' scripts must declare as it does. https://www.rabbitmq.com/tutorials
 """
 
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 
 from mqtool.topology import DELAYED, Exchange, Queue
@@ -42,6 +44,9 @@ class Names:
     headers: Exchange
     delay_exchange: Exchange
     delay_queue: Queue
+
+    def __iter__(self) -> Iterator[Queue | Exchange]:
+        return (getattr(self, field.name) for field in fields(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,3 +141,33 @@ LINES = {
         key_in_body=True,
     ),
 }
+
+
+#: RabbitMQ's words for the first difference between what is declared and what exists.
+_DIFFERS = re.compile(
+    r"inequivalent arg '(?P<setting>durable|x-queue-type)' for (queue|exchange) '(?P<name>.*)' in vhost "
+    r".* but current is (none|(the value )?'(?P<current>[^']*)')"
+)
+
+
+def declaring_like(refusal: str) -> list[Dialect]:
+    """The dialects that would have declared what exists, by what the broker says of the difference."""
+    told = _DIFFERS.search(refusal)
+
+    def is_like(thing: Queue | Exchange) -> bool:
+        if told is None or thing.name != told["name"]:
+            return False
+        if told["setting"] == "durable":
+            return str(thing.durable).lower() == told["current"]
+        return thing.durable and thing.arguments.get("x-queue-type") == told["current"]  # durability was compared first
+
+    return [dialect for dialect, names in NAMES.items() if any(map(is_like, names))]
+
+
+def declaring_otherwise(queue: Queue) -> list[Dialect]:
+    """The first dialect of each language that declares a tutorial's queue with other settings."""
+    languages: dict[str, Dialect] = {}
+    for dialect, names in NAMES.items():
+        if any(thing.name == queue.name and thing != queue for thing in names):
+            languages.setdefault(dialect.partition("-")[0], dialect)
+    return [*languages.values()]

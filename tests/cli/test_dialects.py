@@ -7,6 +7,7 @@ once more: read from dialects.py, a wrong one would be wrong on both sides.
 import pytest
 
 from tests.cli.shell import Shell
+from tests.cli.terminal import on_terminal
 
 #: For each dialect and command: what it prints when it sends, and what its receiver prints.
 SPOKEN = {
@@ -88,3 +89,43 @@ def test_the_rpc_of_an_article(shell: Shell) -> None:
     assert (asked.stderr, asked.stdout) == ("body== 11\n", " [.] Got 111\n")
     served = server.wait()
     assert (served.stderr, served.stdout) == (" [*] Awaiting RPC req\n", " [.] rpcFunc(11)\nserver rpc run...\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "queue"),
+    [("send x", "hello"), ("receive --idle-timeout 1ms", "hello"), ("new-task x", "task_queue"),
+     ("worker --idle-timeout 1ms", "task_queue"), ("rpc-server --idle-timeout 1ms", "rpc_queue")],
+)  # fmt: skip
+def test_who_creates_a_queue_is_told_whose_it_is_not(shell: Shell, command: str, queue: str) -> None:
+    """Scripts of older tutorials will fail with 406. Once, on a terminal, and unless the dialect was chosen."""
+    told = f"'{queue}' is a new quorum queue; scripts of older tutorials need --dialect python-classic (Python) or "
+    mqtool = ("mqtool", *command.split())
+    shell.run(*mqtool)
+    assert told not in on_terminal(shell, *mqtool).stdout
+    shell.run("mqtool", "queue", "delete", queue, "--yes")
+    assert on_terminal(shell, *mqtool, "-q", "mine").stdout.count("scripts") == 0
+    assert on_terminal(shell, *mqtool).stdout.replace("\r\n", " ").startswith(told + "go-classic (Go)")
+    shell.run("mqtool", "queue", "delete", queue, "--yes")
+    assert told not in on_terminal(shell, *mqtool, "--dialect", "python").stdout
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "like"),
+    [
+        ("send x --dialect go-classic", "receive -c 1", "python-classic or go-classic or go-article"),
+        ("new-task x --dialect python-classic", "worker -c 1", "python-classic or go-classic or go-article"),
+        ("send x", "receive -c 1 --dialect go-classic", "python or go"),
+        ("new-task x", "worker -c 1 --dialect python-classic", "python or go"),
+        ("emit-log fanout --dialect go-classic", "emit-log fanout", "go-classic or go-article"),
+        ("queue declare hello --queue-type classic", "send", ""),
+        ("queue declare hello --queue-type quorum --ttl 1m", "send", ""),
+    ],
+)
+def test_a_difference_names_the_dialect(shell: Shell, first: str, then: str, like: str) -> None:
+    """That would have declared what is there; none if none would."""
+    assert shell.run("mqtool", *first.split()).code == 0
+    adopted = shell.run("mqtool", *then.split())
+    assert adopted.code == 0
+    notice = adopted.stderr.splitlines()[0]
+    assert notice.startswith("using the one that is there: inequivalent arg")
+    assert notice.partition("; --dialect ")[2] == (f"{like} declares it like that" if like else "")

@@ -7,10 +7,11 @@ import typer
 
 from mqtool.amqp import Channel
 from mqtool.cli.options import Broker, Publishing, QueueOptions, Receiving, exchange_option, takes_groups
+from mqtool.cli.pipe.first_use import told_if_new
 from mqtool.cli.pipe.publishing import publish
 from mqtool.cli.pipe.receiving import print_deliveries
 from mqtool.cli.pipe.source import Addressing
-from mqtool.message import Message, Receipt
+from mqtool.message import Delivery, Message, Receipt
 from mqtool.topology import Exchange, Queue
 from mqtool.tutorials import hello_world
 
@@ -35,7 +36,7 @@ def send(
 
     def publisher(channel: Channel, messages: Iterable[Message | None]) -> Iterator[Receipt]:
         if isinstance(target, Queue):
-            return hello_world.send(channel, target, messages)
+            return hello_world.send(channel, told_if_new(target, channel, publishing.broker), messages)
         return channel.publish(messages, exchange=target, routing_key=routing_key or "")
 
     publish(
@@ -52,9 +53,9 @@ def send(
 @takes_groups
 def receive(queue: QueueOptions, receiving: Receiving, broker: Broker) -> None:
     """Receive messages from a queue (tutorial 1)."""
-    print_deliveries(
-        receiving,
-        broker,
-        lambda channel: hello_world.receive(channel, queue.of(broker.names.hello), receiving.settings()),
-        broker.lines.received,
-    )
+
+    def consumer(channel: Channel) -> Iterator[Delivery]:
+        target = told_if_new(queue.of(broker.names.hello), channel, broker)
+        return hello_world.receive(channel, target, receiving.settings())
+
+    print_deliveries(receiving, broker, consumer, broker.lines.received)

@@ -12,6 +12,7 @@ from mqtool.cli.display import output
 from mqtool.cli.options import TIME_LIMIT, Broker, QueueOptions, Receiving, queue_option, takes_groups
 from mqtool.cli.options.programs import DedupOptions, ExecOptions
 from mqtool.cli.options.values import size
+from mqtool.cli.pipe.first_use import told_if_new
 from mqtool.cli.pipe.programs import opened
 from mqtool.cli.pipe.receiving import announced, writer
 from mqtool.errors import BadData, ExitCode, SomeFailed, UsageError
@@ -93,7 +94,7 @@ def rpc_server(
             rpc.ONE_AT_A_TIME
         )
         waiting = broker.lines.awaiting_add100 if name == Function.ADD100 else broker.lines.awaiting_requests
-        answers = rpc.serve(channel, target, answer_visibly, settings)
+        answers = rpc.serve(channel, told_if_new(target, channel, broker), answer_visibly, settings)
         with announced(receiving.ready_file, channel, waiting):
             for _, reply in answers:
                 if reply.properties.get("type") == ERROR:

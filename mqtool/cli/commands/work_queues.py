@@ -13,6 +13,7 @@ from mqtool.cli.display import output
 from mqtool.cli.display.output import WAITING_FOR_MESSAGES
 from mqtool.cli.options import Broker, Publishing, QueueOptions, Receiving, takes_groups, takes_groups_but
 from mqtool.cli.options.programs import ProgramOptions
+from mqtool.cli.pipe.first_use import told_if_new
 from mqtool.cli.pipe.programs import work
 from mqtool.cli.pipe.publishing import publish
 from mqtool.cli.pipe.receiving import announced, writer
@@ -36,7 +37,7 @@ def new_task(queue: QueueOptions, publishing: Publishing) -> None:
     target = queue.of(publishing.broker.names.task_queue)
     publish(
         publishing,
-        lambda channel, tasks: work_queues.new_tasks(channel, target, tasks),
+        lambda channel, tasks: work_queues.new_tasks(channel, told_if_new(target, channel, publishing.broker), tasks),
         publishing.broker.lines.sent_task,
         to=target,
         addressing=Addressing(queue.queue and "", queue.queue),
@@ -77,7 +78,8 @@ def worker(
     work_through = _work_and_forget if forget_ack else work_queues.work
     done = redelivered = 0
     with broker.access().channel() as channel:
-        tasks = work_through(channel, queue.of(broker.names.task_queue), do, settings)
+        target = told_if_new(queue.of(broker.names.task_queue), channel, broker)
+        tasks = work_through(channel, target, do, settings)
         with announced(receiving.ready_file, channel, WAITING_FOR_MESSAGES):
             for task in tasks:
                 done += 1

@@ -38,13 +38,14 @@ class Broker(NamedTuple):
     reconnect: Annotated[bool, typer.Option(help="Reconnect when the connection is lost")] = True
     max_retries: Annotated[int | None, typer.Option(min=1, help="Give up after N reconnects without progress")] = None
     dialect: Annotated[
-        Dialect,
+        Dialect | None,
         typer.Option(
             help="Which tutorials' names, settings and lines to use",
+            show_default=str(Dialect.PYTHON),
             envvar="MQTOOL_DIALECT",
             rich_help_panel="Topology",
         ),
-    ] = Dialect.PYTHON
+    ] = None
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail if it exists with other settings", rich_help_panel="Topology")
     ] = False
@@ -62,12 +63,12 @@ class Broker(NamedTuple):
     @property
     def names(self) -> Names:
         """The queues and exchanges of the dialect."""
-        return NAMES[self.dialect]
+        return NAMES[self.dialect or Dialect.PYTHON]
 
     @property
     def lines(self) -> Lines:
         """What the dialect's scripts print."""
-        return LINES[self.dialect]
+        return LINES[self.dialect or Dialect.PYTHON]
 
     def access(self, management: str | None = None) -> Access:
         """How to reach the broker. Call it once per command, and first: it also sets up printing and the log.
