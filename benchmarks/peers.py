@@ -30,17 +30,18 @@ def confirm_lines(queue: str) -> None:
 
 
 def receive_lines(queue: str, count: int) -> None:
-    """Write so many bodies to stdout, a line each, and acknowledge them."""
+    """Write this many bodies to stdout, a line each, and acknowledge them, 500 at a time."""
     connection = pika.BlockingConnection(pika.URLParameters(_URL))
     channel = connection.channel()
-    channel.basic_qos(prefetch_count=250)
+    channel.basic_qos(prefetch_count=1000)
     received = 0
 
     def on_message(channel, method, _properties, body) -> None:  # type: ignore[no-untyped-def]
         nonlocal received
         sys.stdout.buffer.write(body + b"\n")
-        channel.basic_ack(method.delivery_tag)
         received += 1
+        if received % 500 == 0 or received == count:
+            channel.basic_ack(method.delivery_tag, multiple=True)
         if received == count:
             channel.stop_consuming()
 

@@ -5,7 +5,7 @@ again. AMQP 0-9-1, section 1.3.
 """
 
 import re
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -44,12 +44,15 @@ class Channel(Listener):
         connection: the connection that it is a channel of.
         link: for the connection.
         stopping: stop() was called.
+        before_acknowledging: called before deliveries to later consumers are acknowledged, and when there are no more
+            for now: whoever prints them in lots prints the rest. What it raises leaves them unacknowledged.
     """
 
     def __init__(self, connection: Owner, *, strict: bool, mandatory: bool, confirm_timeout: float) -> None:
         self.connection = connection
         self.link = Link(connection, strict=strict)
         self.stopping = False
+        self.before_acknowledging: Callable[[], None] = lambda: None
         self._mandatory = mandatory
         self._consumers: list[Consumer] = []
         self._publishing = Publishing(self.link, connection, confirm_timeout)
@@ -191,7 +194,9 @@ class Channel(Listener):
             DeclaredDifferently: the queue is exclusive to another connection.
         """
         policy = policy_for(receiving, limits_deliveries=_limits_deliveries(queue, self.connection.broker))
-        consumer = Consumer(self.link, queue, receiving, policy, self._forget)
+        consumer = Consumer(
+            self.link, queue, receiving, policy, on_end=self._forget, hand_over=self.before_acknowledging
+        )
         self._consumers.append(consumer)
         self.link.listen(consumer)
         try:

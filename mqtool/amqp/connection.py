@@ -21,7 +21,7 @@ from mqtool.amqp.address import Address, TlsFiles
 from mqtool.amqp.answer import Answer
 from mqtool.amqp.backoff import Backoff
 from mqtool.amqp.channel import CONFIRM_TIMEOUT, Channel
-from mqtool.amqp.hooks import mend_coding
+from mqtool.amqp.hooks import CuttingConnection, mend_coding, read_large_pieces
 from mqtool.amqp.io_thread import IoThread
 from mqtool.errors import MqtoolError, Unavailable
 
@@ -37,6 +37,7 @@ _ELECTION = 2.0
 _STEADY = 60.0
 
 mend_coding()
+read_large_pieces()
 
 
 class State(Enum):
@@ -232,7 +233,7 @@ class Connection:
 
         def start() -> None:
             try:
-                pika = SelectConnection(
+                pika = CuttingConnection(
                     parameters,
                     on_open_callback=on_open,
                     on_open_error_callback=lambda _, error: opened.refuse(error),

@@ -8,6 +8,7 @@ https://www.rabbitmq.com/docs/confirms#consumer-acknowledgements
 import queue as queues
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator
 
 from mqtool.amqp.link import Link, Listener
@@ -27,19 +28,31 @@ class Consumer(Listener):
 
     Args:
         on_end: called when no more deliveries will be taken.
+        hand_over: called before deliveries are acknowledged, and when there are no more for now: whoever takes them may
+            have put off writing them.
     """
 
     consumes = True
 
     def __init__(
-        self, link: Link, queue: Queue, receiving: Receiving, policy: Policy, on_end: Callable[["Consumer"], None]
+        self,
+        link: Link,
+        queue: Queue,
+        receiving: Receiving,
+        policy: Policy,
+        *,
+        on_end: Callable[["Consumer"], None],
+        hand_over: Callable[[], None],
     ) -> None:
         self._link = link
         self._queue = queue
         self._receiving = receiving
         self._policy = policy
         self._on_end = on_end
-        self._inbox: queues.SimpleQueue[Delivery | None] = queues.SimpleQueue()
+        self._hand_over = hand_over
+        self._inbox: queues.SimpleQueue[list[Delivery] | None] = queues.SimpleQueue()
+        self._lot: deque[Delivery] = deque()  # of the inbox, and not taken yet
+        self._is_stuck = False
         self._subscription = Subscription(link, queue, self._inbox.put)
         self._stopping = False
         self._subscribing = threading.RLock()
@@ -88,8 +101,10 @@ class Consumer(Listener):
             if self._stopping and not self._receiving.acknowledge and self._link.failure is None:
                 self._do(Step.CANCEL)  # before the caller acknowledges the last
             # What else has come stays unacknowledged, and goes back to the queue, in order, when the channel closes.
-            self.closing()
-            self._on_end(self)
+            try:
+                self.closing()
+            finally:
+                self._on_end(self)
 
     def acknowledging(self, delivery: Delivery) -> None:
         """The caller is about to acknowledge a delivery: give its place to no other that nobody would take."""
@@ -132,24 +147,34 @@ class Consumer(Listener):
     def _next(self, taken: int, started: float) -> Delivery | None:
         """The next delivery; None at the end."""
         while True:
-            try:
-                delivery = self._inbox.get_nowait()
-            except queues.Empty:
-                self._flush()
-                delivery = self._wait(taken, started)
+            if not self._lot and not self._next_lot(taken, started):
+                return None
             if self._stopping and not self._policy.auto_ack:
                 return None
-            if delivery is not None:
-                is_current = delivery.epoch == self._link.requests.epoch
-                if is_current or self._policy.auto_ack or self._queue.exclusive:
-                    return delivery
-                continue  # it came before the connection was lost, so the broker sends it again
-            if self._link.failure:
-                raise self._link.failure
-            if self._stopping and self._inbox.empty():
-                return None
+            delivery = self._lot.popleft()
+            if delivery.epoch == self._link.requests.epoch or self._policy.auto_ack or self._queue.exclusive:
+                return delivery
+            # else it came before the connection was lost, so the broker sends it again
 
-    def _wait(self, taken: int, started: float) -> Delivery | None:
+    def _next_lot(self, taken: int, started: float) -> bool:
+        """Take deliveries out of the inbox; return False at the end."""
+        while not self._lot:
+            try:
+                lot = self._inbox.get_nowait()
+            except queues.Empty:
+                self._flush()
+                lot = self._wait(taken, started)
+            if self._stopping and not self._policy.auto_ack:
+                return False
+            if lot is not None:
+                self._lot.extend(lot)
+            elif self._link.failure:
+                raise self._link.failure
+            elif self._stopping and self._inbox.empty():
+                return False
+        return True
+
+    def _wait(self, taken: int, started: float) -> list[Delivery] | None:
         limits = self._receiving
         idle_since = time.monotonic()
         while True:
@@ -176,8 +201,6 @@ class Consumer(Listener):
                 continue
 
     def _done(self, delivery: Delivery) -> None:
-        if delivery.epoch == self._link.requests.epoch and self._link.is_ready:
-            self._link.progress()
         if delivery.settled or not self._policy.acknowledges:
             return
         delivery.settled = True
@@ -197,7 +220,16 @@ class Consumer(Listener):
 
     def _flush(self, *, leaving: bool = False) -> None:
         """Acknowledge what waits to be acknowledged with others, if that brings no more deliveries than asked for."""
+        if self._is_stuck:
+            return
+        self._is_stuck = True  # what could not be handed over is never acknowledged
+        self._hand_over()
+        self._is_stuck = False
+        if self._policy.auto_ack:
+            self._link.progress()
         delivery = self._policy.release(leaving=leaving)
         if delivery is not None:
             tag = delivery.delivery_tag
+            if delivery.epoch == self._link.requests.epoch and self._link.is_ready:
+                self._link.progress()
             self._link.requests.send(delivery.epoch, lambda pika: pika.basic_ack(tag, multiple=True))

@@ -1,16 +1,16 @@
 """A consumer's basic.consume, and a second one for what it takes in advance."""
 
 from collections.abc import Callable
+from typing import Any
 
 from pika import exceptions, spec
 from pika.channel import Channel as PikaChannel
 
+from mqtool.amqp.deliveries import Consumed, TakeLot
 from mqtool.amqp.link import Link
 from mqtool.amqp.requests import CONNECTION_LOST
 from mqtool.message import Delivery
 from mqtool.topology import Queue
-
-DeliveryCallback = Callable[[PikaChannel, spec.Basic.Deliver, spec.BasicProperties, bytes], None]
 
 
 class Subscription:
@@ -20,10 +20,10 @@ class Subscription:
         received: deliveries since the channel was opened.
 
     Args:
-        take: is given each delivery, on the I/O thread.
+        take: is given deliveries in lots, on the I/O thread.
     """
 
-    def __init__(self, link: Link, queue: Queue, take: Callable[[Delivery], None]) -> None:
+    def __init__(self, link: Link, queue: Queue, take: TakeLot) -> None:
         self.received = 0
         self._link = link
         self._queue = queue
@@ -94,29 +94,29 @@ class Subscription:
         self._extra_tag = self._tag_of(self._extra, auto_ack=False) if self._extra else None
 
     def _tag_of(self, prefetch: int, *, auto_ack: bool) -> str:
-        name = self._link.journal.current_name(self._queue.name)
+        name, epoch = self._link.journal.current_name(self._queue.name), self._link.requests.epoch
         self._link.checked(lambda pika, done: pika.basic_qos(prefetch_count=prefetch, callback=done))
-        on_message = self._on_message(name)
-        answer = self._link.checked(
-            lambda pika, done: pika.basic_consume(name, on_message, auto_ack=auto_ack, callback=done)
-        )
-        return str(answer.method.consumer_tag)
-
-    def _on_message(self, name: str) -> DeliveryCallback:
-        epoch = self._link.requests.epoch
 
         def on_message(
-            _channel: PikaChannel, method: spec.Basic.Deliver, properties: spec.BasicProperties, body: bytes
-        ) -> None:
-            self.received += 1
-            self._take(delivery_from(method, properties, body, name, epoch))
+            _pika: PikaChannel, method: Any, properties: Any, body: bytes
+        ) -> None:  # what is not cut by hand
+            self._took([delivery_from(method, properties, body, name, epoch)])
 
-        return on_message
+        def consume(pika: PikaChannel, done: Callable[[Any], None]) -> None:
+            tag = pika.basic_consume(name, on_message, auto_ack=auto_ack, callback=done)
+            pika.connection.cutter.add(Consumed(pika.channel_number, tag, name, epoch, self._took))
+
+        return str(self._link.checked(consume).method.consumer_tag)
+
+    def _took(self, lot: list[Delivery]) -> None:
+        self.received += len(lot)
+        self._take(lot)
 
     def _cancel(self, tag: str) -> None:
         def cancel(pika: PikaChannel, done: Callable[[object], None]) -> None:
             if tag in pika.consumer_tags:
                 pika.basic_cancel(tag, callback=done)
+                pika.connection.cutter.remove(pika.channel_number, tag)  # pika returns what still comes
             else:  # it is of an earlier opening, and pika would never answer
                 done(None)
 

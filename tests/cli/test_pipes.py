@@ -41,8 +41,9 @@ def test_a_full_disk_leaves_no_fragment(shell: Shell, redirect: str) -> None:
     assert full.code == 1, full.stderr
     assert "cannot write to standard output: File too large" in full.stderr
     assert "hint: the file was cut back to the end of what was written whole" in full.stderr
-    assert (shell.directory / "out").read_text().splitlines() == lines[:2]
-    assert shell.script("mqtool receive --raw -c 1 >> out").code == 0
+    whole = (shell.directory / "out").read_text()
+    assert whole in ("", "".join(f"{line}\n" for line in lines[:1]), "".join(f"{line}\n" for line in lines[:2]))
+    assert shell.script(f"mqtool receive --raw -c {3 - len(whole.splitlines())} >> out").code == 0
     assert (shell.directory / "out").read_text().splitlines() == lines
 
 

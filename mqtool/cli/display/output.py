@@ -13,13 +13,11 @@ import threading
 import time
 from array import array
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 from mqtool.errors import ExitCode, MqtoolError, UsageError
-from mqtool.message import Delivery
 
-_STDOUT = 1
+STDOUT = 1
 #: C0 and C1 but for tab and newline; what turns the direction of writing, or starts a line; what is not UTF-8.
 _CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 #: Surrogates that do not stand for bytes.
@@ -121,9 +119,9 @@ def write(data: bytes) -> None:
     length = len(data)
     while data:
         try:
-            data = data[os.write(_STDOUT, data) :]
+            data = data[os.write(STDOUT, data) :]
         except BlockingIOError:  # another program has set the terminal or pipe that we share to non-blocking
-            select.select([], [_STDOUT], [])
+            select.select([], [STDOUT], [])
         except BrokenPipeError as gone:
             raise ReaderGone("nobody reads the output any more") from gone
         except OSError as failure:
@@ -137,11 +135,11 @@ def write(data: bytes) -> None:
 def _cut_back(fragment: int) -> bool:
     """If stdout is a file that ends with a fragment of ours, of this many bytes, remove it; return whether it was."""
     try:
-        found = os.fstat(_STDOUT)
-        if not fragment or not stat.S_ISREG(found.st_mode) or os.lseek(_STDOUT, 0, os.SEEK_CUR) != found.st_size:
+        found = os.fstat(STDOUT)
+        if not fragment or not stat.S_ISREG(found.st_mode) or os.lseek(STDOUT, 0, os.SEEK_CUR) != found.st_size:
             return False  # somebody else has written behind it
-        os.ftruncate(_STDOUT, found.st_size - fragment)
-        os.lseek(_STDOUT, -fragment, os.SEEK_CUR)
+        os.ftruncate(STDOUT, found.st_size - fragment)
+        os.lseek(STDOUT, -fragment, os.SEEK_CUR)
     except OSError:
         return False  # the error that is shown already says that the file is in trouble
     return True
@@ -156,14 +154,14 @@ def wait_until_taken() -> None:
     Raises:
         ReaderGone: the reader left without taking it.
     """
-    if not _is_pipe():
+    if not is_pipe():
         return
     unread = array("i", [0])
     poll = select.poll()
-    poll.register(_STDOUT, 0)
+    poll.register(STDOUT, 0)
     pause = 0.0
     while True:
-        fcntl.ioctl(_STDOUT, termios.FIONREAD, unread)
+        fcntl.ioctl(STDOUT, termios.FIONREAD, unread)
         if not unread[0]:
             return
         if poll.poll(0):
@@ -173,9 +171,10 @@ def wait_until_taken() -> None:
 
 
 @functools.cache
-def _is_pipe() -> bool:
+def is_pipe() -> bool:
+    """Whether stdout is one."""
     try:
-        return stat.S_ISFIFO(os.fstat(_STDOUT).st_mode)
+        return stat.S_ISFIFO(os.fstat(STDOUT).st_mode)
     except OSError:
         return False
 
@@ -190,7 +189,7 @@ class Reader:
     def __init__(self, on_gone: Callable[[], None]) -> None:
         self._gone = False
         self._on_gone = on_gone
-        if _is_pipe():
+        if is_pipe():
             threading.Thread(target=self._watch, name="mqtool-reader", daemon=True).start()
 
     def check(self) -> None:
@@ -204,137 +203,10 @@ class Reader:
 
     def _watch(self) -> None:
         poll = select.poll()
-        poll.register(_STDOUT, 0)  # errors are reported unasked
+        poll.register(STDOUT, 0)  # errors are reported unasked
         poll.poll()
         self._gone = True
         self._on_gone()
-
-
-class DeliveryWriter:
-    """Writes deliveries to stdout, each at once and whole.
-
-    Args:
-        line: for people, what comes before the body; or all of it, with the places {key} and {body}, or {body!r}.
-        raw: bodies alone, one to a line.
-        as_json: NDJSON.
-        template: see TEMPLATE_PLACES.
-        hand_over: return only when the reader of a pipe has taken it, so that nothing is acknowledged that nobody read.
-
-    Raises:
-        UsageError: the template has an unknown place, or more than one way to print was asked for.
-    """
-
-    def __init__(
-        self,
-        line: Callable[[Delivery], str] | str,
-        *,
-        raw: bool = False,
-        as_json: bool = False,
-        template: str | None = None,
-        hand_over: bool = False,
-    ) -> None:
-        if raw + as_json + (template is not None) > 1:
-            raise UsageError("--raw, --json and --format cannot be combined", "use only one of them")
-        self._line, self._quote = _before_body(line) if isinstance(line, str) else (line, False)
-        self._escape = is_terminal(_STDOUT)
-        self._hand_over = hand_over and _is_pipe()
-        self.render: Callable[[Delivery], bytes] = self._text
-        if raw:
-            self.render = self._raw
-        elif as_json:
-            from mqtool import ndjson
-
-            self.render = lambda delivery: ndjson.from_delivery(delivery, datetime.now(UTC))
-        elif template is not None:
-            parts = parse_template(template, escape=self._escape)
-            self.render = lambda delivery: self._body(b"".join(part(delivery) for part in parts)) + b"\n"
-
-    def __call__(self, delivery: Delivery) -> None:
-        write(self.render(delivery))
-        if self._hand_over:
-            wait_until_taken()
-
-    def _text(self, delivery: Delivery) -> bytes:
-        line = one_line(self._line(delivery)) if self._escape else self._line(delivery)
-        body = repr(delivery.text).encode() if self._quote else self._body(delivery.body)
-        return line.encode("utf-8", "surrogateescape") + body + b"\n"
-
-    def _raw(self, delivery: Delivery) -> bytes:
-        return self._body(delivery.body) + b"\n"
-
-    def _body(self, data: bytes) -> bytes:
-        return visible(data.decode("utf-8", "backslashreplace")).encode() if self._escape else data
-
-
-def _before_body(line: str) -> tuple[Callable[[Delivery], str], bool]:
-    """What comes before the body in such a line, and whether the body is quoted."""
-    before, _, body = line.partition("{body")
-    if "{key" in before:
-        return lambda delivery: before.format(key=delivery.routing_key), body == "!r}"
-    return lambda _: before, body == "!r}"
-
-
-def _json_of(value: object) -> str:
-    from mqtool.ndjson import as_json
-
-    return as_json(value)
-
-
-def _constant(text: bytes) -> Callable[[Delivery], bytes]:
-    return lambda _: text
-
-
-_PLACES: dict[str, tuple[str, Callable[[Delivery], object]]] = {
-    "b": ("body", lambda delivery: delivery.body),
-    "s": ("size of the body in bytes", lambda delivery: len(delivery.body)),
-    "r": ("routing key", lambda delivery: delivery.routing_key),
-    "e": ("exchange", lambda delivery: delivery.exchange),
-    "q": ("queue", lambda delivery: delivery.queue),
-    "h": ("headers, as JSON", lambda delivery: _json_of(delivery.headers)),
-    "i": ("message id", lambda delivery: delivery.properties.get("message_id")),
-    "c": ("correlation id", lambda delivery: delivery.properties.get("correlation_id")),
-    "l": ("milliseconds that a delayed message is late", lambda delivery: delivery.lateness),
-    "t": ("time received, RFC 3339", lambda _: datetime.now(UTC).isoformat(timespec="milliseconds")),
-    "R": ("redelivered: 0 or 1", lambda delivery: int(delivery.redelivered)),
-    "%": ("a percent sign", lambda _: "%"),
-}
-
-
-def _place(value: Callable[[Delivery], object], *, escape: bool) -> Callable[[Delivery], bytes]:
-    def part(delivery: Delivery) -> bytes:
-        found = value(delivery)
-        if isinstance(found, bytes):
-            return found
-        text = "" if found is None else str(found)
-        return (one_line(text) if escape else text).encode("utf-8", "surrogateescape")
-
-    return part
-
-
-#: What each place in a --format template stands for.
-TEMPLATE_PLACES = {letter: meaning for letter, (meaning, _) in _PLACES.items()}
-
-
-def parse_template(template: str, *, escape: bool = False) -> list[Callable[[Delivery], bytes]]:
-    """The parts of a --format template, each a function of the delivery.
-
-    Args:
-        escape: for a terminal.
-
-    Raises:
-        UsageError: a place that we do not know.
-    """
-    parts: list[Callable[[Delivery], bytes]] = []
-    for piece in re.findall(r"%.?|\\[nt\\]|[^%\\]+|\\", template, re.DOTALL):
-        if piece.startswith("%"):
-            if piece[1:] not in _PLACES:
-                raise UsageError(f"--format has an unknown place {piece!r}", "'mqtool help output' lists the places")
-            _, value = _PLACES[piece[1:]]
-            parts.append(_place(value, escape=escape))
-        else:
-            text = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}.get(piece, piece).encode()
-            parts.append(_constant(text))
-    return parts
 
 
 def create_ready_file(path: Path | None) -> None:

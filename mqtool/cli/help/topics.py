@@ -2,7 +2,7 @@
 
 from importlib import resources
 
-from mqtool.cli.display.output import TEMPLATE_PLACES
+from mqtool.cli.display.received import TEMPLATE_PLACES
 
 #: In the order in which they are listed.
 TOPICS = (

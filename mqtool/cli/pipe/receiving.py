@@ -6,7 +6,8 @@ from pathlib import Path
 
 from mqtool.amqp import Channel
 from mqtool.cli.display import output
-from mqtool.cli.display.output import WAITING_FOR_MESSAGES, DeliveryWriter
+from mqtool.cli.display.output import WAITING_FOR_MESSAGES
+from mqtool.cli.display.received import DeliveryWriter
 from mqtool.cli.options import Broker, Receiving
 from mqtool.errors import UsageError
 from mqtool.message import Delivery
@@ -32,10 +33,11 @@ def print_deliveries(
     """
     write = writer(receiving, line, queue_is_ours=queue_is_ours)
     with broker.access().channel() as channel:
+        channel.before_acknowledging = write.flush
         deliveries = consumer(channel)
         with announced(receiving.ready_file, channel, waiting):
             for delivery in deliveries:
-                write(delivery)
+                write.add(delivery)
 
 
 def writer(

@@ -1,0 +1,163 @@
+"""How deliveries look on stdout: the tutorial's line, the body alone, NDJSON, or a template."""
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from mqtool.cli.display import output
+from mqtool.errors import UsageError
+from mqtool.message import Delivery
+
+#: Bytes that are written together at most.
+_LOT = 1 << 16
+
+
+class DeliveryWriter:
+    """Writes deliveries to stdout, each at once and whole; or several at once, before they are acknowledged.
+
+    Args:
+        line: for people, what comes before the body; or all of it, with the places {key} and {body}, or {body!r}.
+        raw: bodies alone, one to a line.
+        as_json: NDJSON.
+        template: see TEMPLATE_PLACES.
+        hand_over: return only when the reader of a pipe has taken it, so that nothing is acknowledged that nobody read.
+
+    Raises:
+        UsageError: the template has an unknown place, or more than one way to print was asked for.
+    """
+
+    def __init__(
+        self,
+        line: Callable[[Delivery], str] | str,
+        *,
+        raw: bool = False,
+        as_json: bool = False,
+        template: str | None = None,
+        hand_over: bool = False,
+    ) -> None:
+        if raw + as_json + (template is not None) > 1:
+            raise UsageError("--raw, --json and --format cannot be combined", "use only one of them")
+        self._line, self._quote = _before_body(line) if isinstance(line, str) else (line, False)
+        self._escape = output.is_terminal(output.STDOUT)
+        self._hand_over = hand_over and output.is_pipe()
+        self._lot: list[bytes] = []
+        self._size = 0
+        self.render: Callable[[Delivery], bytes] = self._text
+        if raw:
+            self.render = self._raw
+        elif as_json:
+            from mqtool import ndjson
+
+            self.render = lambda delivery: ndjson.from_delivery(delivery, datetime.now(UTC))
+        elif template is not None:
+            parts = parse_template(template, escape=self._escape)
+            self.render = lambda delivery: self._body(b"".join(part(delivery) for part in parts)) + b"\n"
+
+    def __call__(self, delivery: Delivery) -> None:
+        output.write(self.render(delivery))
+        if self._hand_over:
+            output.wait_until_taken()
+
+    def add(self, delivery: Delivery) -> None:
+        """Write it with the next ones, except to a pipe whose reader has to take each."""
+        if self._hand_over:
+            self(delivery)
+            return
+        rendered = self.render(delivery)
+        self._lot.append(rendered)
+        self._size += len(rendered)
+        if self._size >= _LOT:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what add() has put off.
+
+        Raises:
+            ReaderGone: nobody reads it any more.
+            MqtoolError: it cannot be written.
+        """
+        if self._lot:
+            lot, self._lot, self._size = self._lot, [], 0
+            output.write(b"".join(lot))
+
+    def _text(self, delivery: Delivery) -> bytes:
+        line = output.one_line(self._line(delivery)) if self._escape else self._line(delivery)
+        body = repr(delivery.text).encode() if self._quote else self._body(delivery.body)
+        return line.encode("utf-8", "surrogateescape") + body + b"\n"
+
+    def _raw(self, delivery: Delivery) -> bytes:
+        return self._body(delivery.body) + b"\n"
+
+    def _body(self, data: bytes) -> bytes:
+        return output.visible(data.decode("utf-8", "backslashreplace")).encode() if self._escape else data
+
+
+def _before_body(line: str) -> tuple[Callable[[Delivery], str], bool]:
+    """What comes before the body in such a line, and whether the body is quoted."""
+    before, _, body = line.partition("{body")
+    if "{key" in before:
+        return lambda delivery: before.format(key=delivery.routing_key), body == "!r}"
+    return lambda _: before, body == "!r}"
+
+
+def _json_of(value: object) -> str:
+    from mqtool.ndjson import as_json
+
+    return as_json(value)
+
+
+def _constant(text: bytes) -> Callable[[Delivery], bytes]:
+    return lambda _: text
+
+
+_PLACES: dict[str, tuple[str, Callable[[Delivery], object]]] = {
+    "b": ("body", lambda delivery: delivery.body),
+    "s": ("size of the body in bytes", lambda delivery: len(delivery.body)),
+    "r": ("routing key", lambda delivery: delivery.routing_key),
+    "e": ("exchange", lambda delivery: delivery.exchange),
+    "q": ("queue", lambda delivery: delivery.queue),
+    "h": ("headers, as JSON", lambda delivery: _json_of(delivery.headers)),
+    "i": ("message id", lambda delivery: delivery.properties.get("message_id")),
+    "c": ("correlation id", lambda delivery: delivery.properties.get("correlation_id")),
+    "l": ("milliseconds that a delayed message is late", lambda delivery: delivery.lateness),
+    "t": ("time received, RFC 3339", lambda _: datetime.now(UTC).isoformat(timespec="milliseconds")),
+    "R": ("redelivered: 0 or 1", lambda delivery: int(delivery.redelivered)),
+    "%": ("a percent sign", lambda _: "%"),
+}
+
+
+def _place(value: Callable[[Delivery], object], *, escape: bool) -> Callable[[Delivery], bytes]:
+    def part(delivery: Delivery) -> bytes:
+        found = value(delivery)
+        if isinstance(found, bytes):
+            return found
+        text = "" if found is None else str(found)
+        return (output.one_line(text) if escape else text).encode("utf-8", "surrogateescape")
+
+    return part
+
+
+#: What each place in a --format template stands for.
+TEMPLATE_PLACES = {letter: meaning for letter, (meaning, _) in _PLACES.items()}
+
+
+def parse_template(template: str, *, escape: bool = False) -> list[Callable[[Delivery], bytes]]:
+    """The parts of a --format template, each a function of the delivery.
+
+    Args:
+        escape: for a terminal.
+
+    Raises:
+        UsageError: a place that we do not know.
+    """
+    parts: list[Callable[[Delivery], bytes]] = []
+    for piece in re.findall(r"%.?|\\[nt\\]|[^%\\]+|\\", template, re.DOTALL):
+        if piece.startswith("%"):
+            if piece[1:] not in _PLACES:
+                raise UsageError(f"--format has an unknown place {piece!r}", "'mqtool help output' lists the places")
+            _, value = _PLACES[piece[1:]]
+            parts.append(_place(value, escape=escape))
+        else:
+            text = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}.get(piece, piece).encode()
+            parts.append(_constant(text))
+    return parts

@@ -1,0 +1,97 @@
+"""Deliveries cut by hand are what pika would have made of the same bytes."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+from pika import frame, spec
+
+from mqtool.amqp.deliveries import Consumed, Cutter
+from mqtool.amqp.hooks import mend_coding
+from mqtool.message import Delivery
+
+mend_coding()
+
+#: Bytes of a body that fit into a frame here.
+BODY_MAX = 50
+
+texts = st.text(max_size=8)
+deliveries = st.builds(
+    Delivery,
+    body=st.binary(max_size=2 * BODY_MAX),
+    exchange=texts,
+    routing_key=texts,
+    queue=st.just("q"),
+    redelivered=st.booleans(),
+    properties=st.fixed_dictionaries(
+        {},
+        optional={
+            "delivery_mode": st.just(2),
+            "message_id": texts,
+            "headers": st.dictionaries(texts, st.integers(-(2**31), 2**31 - 1) | texts, max_size=3),
+        },
+    ),
+    delivery_tag=st.integers(1, 2**63),
+    epoch=st.just(7),
+)
+#: What else may come on a connection between two frames of a delivery, or between deliveries.
+OTHERS = [
+    frame.Heartbeat().marshal(),
+    frame.Method(2, spec.Basic.Deliver("ours", 5, False, "", "q")).marshal(),
+    frame.Method(1, spec.Basic.Deliver("another", 6, False, "", "q")).marshal(),
+    frame.Method(1, spec.Basic.CancelOk("another")).marshal(),
+]
+
+
+def frames_of(delivery: Delivery) -> list[bytes]:
+    method = spec.Basic.Deliver(
+        "ours", delivery.delivery_tag, delivery.redelivered, delivery.exchange, delivery.routing_key
+    )
+    properties = spec.BasicProperties(**delivery.properties)
+    pieces = [delivery.body[start : start + BODY_MAX] for start in range(0, len(delivery.body), BODY_MAX)]
+    return [
+        frame.Method(1, method).marshal(),
+        frame.Header(1, len(delivery.body), properties).marshal(),
+        *(frame.Body(1, piece).marshal() for piece in pieces),
+    ]
+
+
+@given(st.lists(deliveries | st.sampled_from(OTHERS), max_size=8), st.lists(st.integers(0, 400), max_size=8))
+def test_what_is_not_cut_goes_on_as_it_came(sent: list[Delivery | bytes], ends: list[int]) -> None:
+    """However the bytes are split: whole deliveries of one frame are cut, all other frames are passed on, in order."""
+    got: list[Delivery | bytes] = []
+    cutter = Cutter(got.append)
+    cutter.add(Consumed(1, "ours", "q", 7, got.extend))
+    expected: list[Delivery | bytes] = []
+    data = b""
+    for item in sent:
+        frames = [item] if isinstance(item, bytes) else frames_of(item)
+        expected += frames if isinstance(item, bytes) or len(item.body) > BODY_MAX else [item]
+        data += b"".join(frames)
+
+    cut = position = 0
+    for end in [*sorted(ends), len(data)]:
+        cut += cutter.receive(data[position:end])
+        position = max(position, end)
+
+    for delivery in got:
+        if isinstance(delivery, Delivery):
+            delivery.properties = {name: value for name, value in delivery.properties.items() if value is not None}
+    assert got == expected
+    assert cut == len(data) - sum(len(passed) for passed in got if isinstance(passed, bytes))
+
+
+def test_another_protocol_is_left_to_pika() -> None:
+    """A broker of another version answers with its protocol's name, which is no frame."""
+    got: list[bytes] = []
+    assert Cutter(got.append).receive(b"AMQP\0\1\0\0") == 0
+    assert got == [b"AMQP\0\1\0\0"]
+
+
+def test_a_consumer_that_is_cancelled_is_left_to_pika() -> None:
+    """pika gives back what still comes."""
+    got: list[Delivery | bytes] = []
+    cutter = Cutter(got.append)
+    cutter.add(Consumed(1, "ours", "q", 7, got.extend))
+    cutter.remove(1, "ours")
+    frames = frames_of(Delivery(b"late", "", "q", "q", False, {}, 1, 7))
+    cutter.receive(b"".join(frames))
+    assert got == frames
