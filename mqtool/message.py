@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -135,8 +136,23 @@ class Delivery:
         return int(time.time() * 1000) - due if isinstance(due, int) else None
 
 
+#: Message ids to come. What is random costs a system call, which takes as long for one as for many.
+_ids: deque[str] = deque()
+os.register_at_fork(after_in_child=_ids.clear)  # else two processes would give out the same
+_AT_ONCE = 256
+
+
 def new_message_id() -> str:
-    """A random UUID (RFC 9562, version 4), three times as fast as uuid.uuid4: it matters at 50,000 a second."""
-    digits = os.urandom(16).hex()
-    variant = "89ab"[int(digits[16], 16) & 3]
-    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+    """A random UUID (RFC 9562, version 4). From any thread."""
+    while True:
+        try:
+            return _ids.popleft()
+        except IndexError:
+            _ids.extend(_random_uuids())
+
+
+def _random_uuids() -> Iterator[str]:
+    digits = os.urandom(16 * _AT_ONCE).hex()
+    for start in range(0, len(digits), 32):
+        a, b, c, d, e = (digits[start + at : start + to] for at, to in ((0, 8), (8, 12), (13, 16), (17, 20), (20, 32)))
+        yield f"{a}-{b}-4{c}-{'89ab'[int(digits[start + 16], 16) & 3]}{d}-{e}"

@@ -23,6 +23,9 @@ WINDOW_BYTES = 16 * 1024 * 1024
 _LEADERLESS, _PAUSE = 20.0, 0.25
 #: Seconds between two looks at whether to stop, while there is no connection or publishers are blocked.
 _LOOK_UP = 0.1
+#: What follows a message that is unconfirmed leaves with others: at most this many bytes, or seconds later. Each write
+#: costs a system call, and hands the interpreter from one thread to the other and back.
+_LOT, _MOMENT = 64 * 1024, 0.001
 _FATE = "they may or may not have arrived"
 
 
@@ -35,6 +38,7 @@ class Publisher:
 
     Args:
         run: runs a function on the I/O thread, soon.
+        run_later: does so after this many seconds.
         reopen: starts to open another channel, for which restart() is called.
         hopeless: as Line.hopeless.
     """
@@ -42,18 +46,23 @@ class Publisher:
     def __init__(
         self,
         run: Callable[[Callable[[], None]], None],
+        run_later: Callable[[float, Callable[[], None]], None],
         reopen: Callable[[], None],
         hopeless: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._run = run
+        self._run_later = run_later
         self._reopen = reopen
         self._hopeless = hopeless
         self._is_reopening = False
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._wanted_below = 0  # by wait(), which need not be woken before
         self._outstanding: deque[_Published] = deque()
         self._bytes = 0
         self._outbox: list[bytes] = []
-        self._draining = False
+        self._outbox_size = 0
+        self._is_due = self._is_due_now = False  # the I/O thread will empty the outbox
         # Until restart(), which encodes whatever is outstanding.
         self._encode: Callable[[Message, Route], bytes] = lambda _message, _route: b""
         self._write: Callable[[list[bytes]], None] = lambda _frames: None
@@ -84,17 +93,23 @@ class Publisher:
         Raises:
             UsageError, BadData: it cannot be encoded. Nothing was sent.
         """
-        with self._changed:
+        with self._lock:
             encoded = self._encode(message, route)
-            if not self._outstanding:
+            is_first = not self._outstanding
+            if is_first:
                 self._last_answer = time.monotonic()
             self._outstanding.append((message, route, sequence))
             self._bytes += len(message.body)
             self._outbox.append(encoded)
-            wake = not self._draining
-            self._draining = True
-        if wake:
+            self._outbox_size += len(encoded)
+            now = (is_first or self._outbox_size >= _LOT) and not self._is_due_now
+            soon = not (now or self._is_due)
+            if now or soon:
+                self._is_due, self._is_due_now = True, now
+        if now:
             self._run(self._drain)
+        elif soon:
+            self._run_later(_MOMENT, self._drain)
 
     @property
     def has_answers(self) -> bool:
@@ -151,10 +166,11 @@ class Publisher:
         """
         deadline = None if at_most is None else time.monotonic() + at_most
         with self._changed:
+            self._wanted_below = until_below
             while True:
                 if self._failure:
                     raise self._failure
-                unanswered = len(self._outstanding) + len(self._later) - (self._answered - self._collected)
+                unanswered = self._unanswered()
                 if unanswered < until_below and (unanswered == 0 or self._bytes < WINDOW_BYTES or self.has_answers):
                     return
                 if unanswered and (why := self._hopeless()):
@@ -208,6 +224,7 @@ class Publisher:
             self._refused.clear()
             self._again.clear()
             self._outbox.clear()
+            self._outbox_size = 0
             again = [encode(message, route) for message, route, _ in self._outstanding]
             self._last_answer = time.monotonic()
             self._paused = False
@@ -256,7 +273,11 @@ class Publisher:
             self._answered += 1
             self._answered_early.discard(self._answered)
         self._last_answer = time.monotonic()
-        self._changed.notify_all()
+        if self._unanswered() < self._wanted_below or self._later:
+            self._changed.notify_all()
+
+    def _unanswered(self) -> int:
+        return len(self._outstanding) + len(self._later) - (self._answered - self._collected)
 
     def _nack(self, tags: list[int]) -> None:
         now = time.monotonic()
@@ -289,9 +310,9 @@ class Publisher:
         self._refused.setdefault(tag, Receipt(addressed(message, route), confirmation, reason, sequence))
 
     def _drain(self) -> None:
-        with self._changed:
-            self._draining = False
-            ready, self._outbox = self._outbox, []
+        with self._lock:
+            self._is_due = self._is_due_now = False
+            ready, self._outbox, self._outbox_size = self._outbox, [], 0
             write = self._write
         if ready:
             write(ready)

@@ -26,7 +26,7 @@ class Publishing(Listener):
     """
 
     def __init__(self, link: Link, line: Line, confirm_timeout: float) -> None:
-        self.publisher = Publisher(line.io.run, link.open_another, lambda: line.hopeless)
+        self.publisher = Publisher(line.io.run, line.io.run_later, link.open_another, lambda: line.hopeless)
         self.route = Route()
         self._link = link
         self._line = line

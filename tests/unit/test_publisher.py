@@ -18,7 +18,7 @@ class Wire:
     def __init__(self) -> None:
         self.sent: list[bytes] = []
         self.reopened = 0
-        self.publisher = Publisher(self.run, self.reopen)
+        self.publisher = Publisher(self.run, lambda _, callback: callback(), self.reopen)
         self.open()
 
     def run(self, callback: Callable[[], None]) -> None:
