@@ -63,6 +63,7 @@ class Message:
         message_id: the property message_id, on its own because it differs from message to message.
         delay: seconds to hold it back, from when it is published; or
         due: seconds since 1970 until when to hold it back. See delays/.
+        received: it is a copy of one that was received, as its NDJSON says.
     """
 
     body: bytes
@@ -72,6 +73,7 @@ class Message:
     message_id: str | None = None
     delay: float | None = None
     due: float | None = None
+    received: bool = False
 
 
 class Confirmation(StrEnum):

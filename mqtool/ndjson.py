@@ -116,6 +116,7 @@ def to_message(line: bytes, where: str) -> Message:
         properties=properties,
         delay=_delay(value, where),
         due=_due(value, where),
+        received="redelivered" in value,
     )
 
 

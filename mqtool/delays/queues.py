@@ -16,6 +16,7 @@ from mqtool.topology import Exchange, Queue
 LONGEST_IN_QUEUES = LONGEST - GRACE
 #: Milliseconds between one wait queue and the next, and the delay up to which they are that close.
 SHORTEST_STEP, _STEP_UP_TO = 25, 10_000
+_NOT_KEPT = ("x-death", "x-delay")
 #: Seconds after which a wait queue is declared again, so that it does not expire.
 _LEASE = 60.0
 
@@ -94,8 +95,8 @@ class ThroughQueues:
         return due
 
     def properties(self, message: Message, milliseconds: int) -> dict[str, Any]:
-        # Without x-death: brokers drop messages that seem to go in circles.
-        headers = {key: value for key, value in message.properties["headers"].items() if key != "x-death"}
+        # Brokers drop messages whose x-death seems to go in circles; an exchange behind the queue may heed x-delay.
+        headers = {key: value for key, value in message.properties["headers"].items() if key not in _NOT_KEPT}
         return {**message.properties, "headers": headers, "expiration": str(milliseconds)}
 
 

@@ -5,7 +5,8 @@
 
 The exchange has the type x-delayed-message, which a plugin of RabbitMQ adds. It holds each message for the milliseconds
 in its header x-delay, then routes it like an exchange of the type in its own argument x-delayed-type. Messages arrive
-in the order of their times, not in the order of sending. Receivers see x-delay as a negative number: it is over.
+in the order of their times, not in the order of sending. Up to RabbitMQ 3.12, receivers see x-delay as it was sent;
+from 3.13 on, and after dead-lettering, it is negative. So only its sender knows whether it is still to count.
 
 Without the plugin, dead-lettering does the same: a message expires in a queue that nobody consumes from, and the broker
 moves it on. `mqtool send-delayed` chooses between the two; mqtool/delays/ does so for any exchange and queue.
@@ -22,10 +23,16 @@ from mqtool.topology import DEFAULT_EXCHANGE, Exchange, Queue
 
 
 def send(
-    channel: Channel, exchange: Exchange, routing_key: str, messages: Iterable[Message | None]
+    channel: Channel,
+    exchange: Exchange,
+    routing_key: str,
+    messages: Iterable[Message | None],
+    queue: Queue | None = None,
 ) -> Iterator[Receipt]:
     """Publish messages that the exchange holds back; yield each one's receipt. (None: no message right now.)"""
     channel.declare(exchange)
+    if queue is not None:  # a message that is due while no queue is bound is lost
+        channel.bind(channel.declare(queue), exchange, routing_key)
     held = (message and with_x_delay(message) for message in messages)
     return channel.publish(held, exchange=exchange, routing_key=routing_key, persistent=True)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -20,7 +21,8 @@ from mqtool.cli.pipe.publishing import publish, text
 from mqtool.cli.pipe.receiving import print_deliveries
 from mqtool.cli.pipe.source import Addressing
 from mqtool.delays.plugin import can_delay
-from mqtool.message import Delivery, Message
+from mqtool.errors import UsageError
+from mqtool.message import DUE, Delivery, Message
 from mqtool.topology import Exchange
 from mqtool.tutorials import delayed_messages
 
@@ -28,28 +30,43 @@ app = typer.Typer()
 
 #: Seconds, where nothing says otherwise.
 DEFAULT_DELAY = 5.0
+#: The plugin's header, in milliseconds.
+X_DELAY = "x-delay"
 #: The argument of a delayed exchange that says how it routes.
 TYPE_INSIDE = "x-delayed-type"
+KeepDelay = Annotated[
+    bool, typer.Option("--keep-delay", help="Delay copies of delayed messages again", rich_help_panel="Delay")
+]
 RoutingKey = Annotated[str | None, typer.Option("--routing-key", "-r", help="Routing key", rich_help_panel="Topology")]
 
 
 @app.command(epilog="mqtool send-delayed --delay 5s 'Hello World!'\nmqtool send-delayed --json < messages.ndjson")
 @takes_groups
-def send_delayed(exchange: ExchangeOptions, publishing: Publishing, routing_key: RoutingKey = None) -> None:
+def send_delayed(
+    exchange: ExchangeOptions, publishing: Publishing, routing_key: RoutingKey = None, keep_delay: KeepDelay = False
+) -> None:
     """Send messages that arrive later, in 5 s by default."""
     names, delays = publishing.broker.names, publishing.delays
     target = exchange.of(names.delay_exchange)
+    if keep_delay and (delays.are_given or not publishing.options.as_json):
+        raise UsageError("--keep-delay is for the messages of --json, with neither --delay nor --at")
+    # With names of their own, sender and receiver agree on the queue, too.
+    is_tutorials = target.name == names.delay_exchange.name and routing_key is None
     if not delays.are_given and not publishing.options.as_json:
         delays = delays._replace(delay=DEFAULT_DELAY)
     publish(
         publishing._replace(delays=delays),
         lambda channel, messages: delayed_messages.send(
-            channel, _as_known(channel, target), names.delay_queue.name, messages
+            channel,
+            _as_known(channel, target),
+            names.delay_queue.name,
+            messages,
+            names.delay_queue if is_tutorials else None,
         ),
         _sent,
         to=target,
         addressing=Addressing(target.name, routing_key),
-        adapt=None if delays.are_given else _delayed_as_it_says,
+        adapt=None if delays.are_given else partial(_delayed_as_it_says, keep_delay=keep_delay),
     )
 
 
@@ -84,15 +101,23 @@ def _as_known(channel: Channel, exchange: Exchange) -> Exchange:
     return replace(exchange, type=str(exchange.arguments.get(TYPE_INSIDE, "direct")), arguments=arguments)
 
 
-def _delayed_as_it_says(message: Message) -> Message:
-    """For NDJSON: "delay" or "at", else the header of the plugin, else the command's own delay."""
+def _delayed_as_it_says(message: Message, *, keep_delay: bool) -> Message:
+    """For NDJSON: "delay" or "at", else the plugin's header, else the command's own delay; none for a copy.
+
+    The plugin makes x-delay negative when it is over, but not in all its versions.
+    """
     if message.delay is not None or message.due is not None:
         return message
     headers = dict(message.properties.get("headers") or {})
-    if type(headers.get("x-delay")) is not int:
+    is_copy = message.received and not {X_DELAY, DUE}.isdisjoint(headers)
+    milliseconds = headers.pop(X_DELAY, None)
+    if is_copy and not keep_delay:
+        message.delay = 0.0
+    elif type(milliseconds) is int:
+        message.delay = (abs(milliseconds) if keep_delay else max(0, milliseconds)) / 1000
+    else:
         message.delay = DEFAULT_DELAY
         return message
-    message.delay = max(0, headers.pop("x-delay")) / 1000  # negative: it has been delayed before
     message.properties = {**message.properties, "headers": headers}
     return message
 
