@@ -10,8 +10,8 @@ from collections.abc import Callable
 from mqtool.amqp.io_thread import IoThread
 from mqtool.message import Delivery
 
-#: Seconds for which one waits for others.
-_MOMENT = 0.005
+#: Seconds for which one waits for others, and how many do not wait for more: the broker sends as many new deliveries.
+_MOMENT, _ENOUGH = 0.005, 8
 
 
 class Acknowledgements:
@@ -22,30 +22,34 @@ class Acknowledgements:
 
     Args:
         send: sends one, on the I/O thread.
+        before: is called there before some are sent.
     """
 
-    def __init__(self, io: IoThread, send: Callable[[Delivery], None]) -> None:
+    def __init__(self, io: IoThread, send: Callable[[Delivery], None], before: Callable[[], None]) -> None:
         self.together = False
         self._io = io
         self._send = send
+        self._before = before
         self._waiting: deque[Delivery] = deque()
-        self._is_due = False
+        self._is_due = self._is_due_now = False
 
     def add(self, delivery: Delivery) -> None:
         """Acknowledge a delivery. From any thread."""
         self._waiting.append(delivery)
-        if not self.together:
-            self._io.run(self._send_all)
+        if not self.together or len(self._waiting) >= _ENOUGH:
+            self.flush()
         elif not self._is_due:
             self._is_due = True
             self._io.run_later(_MOMENT, self._send_all)
 
     def flush(self) -> None:
         """Send those that wait. From any thread."""
-        if self._waiting:
+        if self._waiting and not self._is_due_now:
+            self._is_due_now = True
             self._io.run(self._send_all)
 
     def _send_all(self) -> None:
-        self._is_due = False  # before the last look: whatever is added from here on schedules itself
+        self._is_due = self._is_due_now = False  # before the last look: whatever is added from here on sees to itself
+        self._before()
         while self._waiting:
             self._send(self._waiting.popleft())

@@ -56,7 +56,7 @@ class Channel(Listener):
         self._mandatory = mandatory
         self._consumers: list[Consumer] = []
         self._publishing = Publishing(self.link, connection, confirm_timeout)
-        self._acks = Acknowledgements(connection.io, self._acknowledge)
+        self._acks = Acknowledgements(connection.io, self._acknowledge, before=self._publishing.publisher.drain)
         self.link.listen(self)
 
     @property
@@ -226,6 +226,26 @@ class Channel(Listener):
         for consumer in tuple(self._consumers):
             consumer.acknowledging(delivery)
         self._acks.add(delivery)
+
+    def answer(self, delivery: Delivery, reply: Message) -> None:
+        """Publish a message to its own exchange and routing key, and acknowledge the delivery that it answers.
+
+        Both leave in one write. A broker handles a channel's methods in order, so a delivery that is gone has its
+        answer in a queue; wait_for_confirms() says whether it is safe there. Until it is confirmed, a reconnection
+        publishes it again.
+
+        Raises:
+            NotConfirmed: the broker has not confirmed the answers before it for too long.
+            MqtoolError: the channel was closed for good.
+        """
+        self._publishing.add(reply)
+        self.acknowledge(delivery)
+        self._acks.flush()
+
+    def wait_for_confirms(self) -> None:
+        """Wait until the broker has confirmed, or refused, all that was published. Raises as publish() does."""
+        for _ in self._publishing.publish([], Route(), WINDOW):
+            pass
 
     def is_current(self, delivery: Delivery) -> bool:
         """Whether a delivery can still be acknowledged; if not, the broker delivers it again."""

@@ -84,32 +84,33 @@ class Publisher:
 
     # The caller's side.
 
-    def add(self, message: Message, route: Route, sequence: int = 0) -> None:
+    def add(self, message: Message, route: Route, sequence: int = 0, *, waits: bool = False) -> None:
         """Publish a message; it may leave a moment later, together with the next ones.
 
         Args:
             sequence: the caller's number for it, repeated in its receipt.
+            waits: it leaves when drain() is called, if not before.
 
         Raises:
             UsageError, BadData: it cannot be encoded. Nothing was sent.
         """
         with self._lock:
             encoded = self._encode(message, route)
-            is_first = not self._outstanding
-            if is_first:
+            if not self._outstanding:
                 self._last_answer = time.monotonic()
             self._outstanding.append((message, route, sequence))
             self._bytes += len(message.body)
             self._outbox.append(encoded)
             self._outbox_size += len(encoded)
-            now = (is_first or self._outbox_size >= _LOT) and not self._is_due_now
+            now = (self._outbox_size >= _LOT or self._unanswered() == 1) and not self._is_due_now
             soon = not (now or self._is_due)
-            if now or soon:
-                self._is_due, self._is_due_now = True, now
+            if waits or not (now or soon):
+                return
+            self._is_due, self._is_due_now = True, now
         if now:
-            self._run(self._drain)
-        elif soon:
-            self._run_later(_MOMENT, self._drain)
+            self._run(self.drain)
+        else:
+            self._run_later(_MOMENT, self.drain)
 
     @property
     def has_answers(self) -> bool:
@@ -309,7 +310,8 @@ class Publisher:
         message, route, sequence = self._outstanding[tag - self._collected - 1]
         self._refused.setdefault(tag, Receipt(addressed(message, route), confirmation, reason, sequence))
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
+        """Write what waits. On the I/O thread."""
         with self._lock:
             self._is_due = self._is_due_now = False
             ready, self._outbox, self._outbox_size = self._outbox, [], 0

@@ -9,7 +9,7 @@ from pika.channel import Channel as PikaChannel
 from mqtool.amqp import hooks
 from mqtool.amqp.frames import PublishEncoder
 from mqtool.amqp.link import Line, Link, Listener
-from mqtool.amqp.publisher import Publisher
+from mqtool.amqp.publisher import WINDOW, Publisher
 from mqtool.amqp.route import Route
 from mqtool.errors import MqtoolError
 from mqtool.message import Message, Receipt
@@ -36,14 +36,25 @@ class Publishing(Listener):
     def publish(self, messages: Iterable[Message | None], route: Route, window: int) -> Generator[Receipt]:
         """Publish messages; yield their receipts, as Channel.publish() does."""
         self.route = route
-        if self._confirming is None:
-            self._link.listen(self)
-            self._link.retrying(lambda: self._confirm(connection_is_new=False))
+        self._start()
         try:
             yield from self._publish(iter(messages), route, window)
         except MqtoolError:
             yield from self.publisher.collect()  # what was answered for before
             raise
+
+    def add(self, message: Message) -> None:
+        """Publish a message when the next acknowledgement is sent, as Channel.answer() does."""
+        self._start()
+        self.publisher.add(message, Route(), waits=True)
+        self.publisher.collect()
+        if self.publisher.is_full(WINDOW):
+            self.publisher.wait(WINDOW // 2, self._confirm_timeout)
+
+    def _start(self) -> None:
+        if self._confirming is None:
+            self._link.listen(self)
+            self._link.retrying(lambda: self._confirm(connection_is_new=False))
 
     def _publish(self, source: Iterator[Message | None], route: Route, window: int) -> Generator[Receipt]:
         publisher, bad_input, sequence = self.publisher, None, 0

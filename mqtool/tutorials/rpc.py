@@ -40,9 +40,9 @@ def _answered(channel: Channel, requests: Iterable[Delivery], function: Function
         properties = {"correlation_id": request.properties.get("correlation_id"), **answer.properties}
         reply = Message(answer.body, request.properties.get("reply_to"), "", properties, new_message_id())
         if reply.routing_key:
-            list(channel.publish([reply]))  # publish() ends when the reply is confirmed
-        channel.acknowledge(request)
+            channel.answer(request, reply)  # the reply first, then the acknowledgement
         yield request, reply
+    channel.wait_for_confirms()
 
 
 def call(

@@ -18,11 +18,38 @@ _QUICK, _SLOW = 0.02, 0.2
 _IN_A_ROW, _IN_ADVANCE = 50, 16
 
 
+class Pace:
+    """Has more deliveries taken in advance while all are quick, so that nobody waits for the broker.
+
+    Args:
+        hands: how many deliveries are handled at a time.
+    """
+
+    def __init__(self, channel: Channel, hands: int = 1) -> None:
+        self._channel = channel
+        self._extra = hands + _IN_ADVANCE
+        self._lock = threading.Lock()
+        self._quick_in_a_row = 0
+
+    def took(self, seconds: float) -> None:
+        """A delivery was handled in this time. From any thread."""
+        with self._lock:
+            before = self._quick_in_a_row
+            if seconds > _SLOW:
+                self._quick_in_a_row = 0
+                if before >= _IN_A_ROW:
+                    self._channel.take_in_advance(0)
+            elif seconds < _QUICK and before < _IN_A_ROW:
+                self._quick_in_a_row += 1
+                if self._quick_in_a_row == _IN_A_ROW:
+                    self._channel.take_in_advance(self._extra)
+
+
 class Hands:
     """Threads that handle deliveries.
 
     Each thread takes one delivery at a time, so that none waits behind a long one while another worker is idle. While
-    all are quick, more are taken in advance, so that no thread waits for the broker and acknowledgements are grouped.
+    all are quick, more are taken in advance, and acknowledgements are grouped.
 
     Args:
         handle: handles and settles one delivery. An exception ends the work, which raises it.
@@ -36,8 +63,7 @@ class Hands:
         self._ended: queues.SimpleQueue[BaseException | None] = queues.SimpleQueue()
         self._error: BaseException | None = None
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
-        self._pacing = threading.Lock()
-        self._quick_in_a_row = 0
+        self._pace = Pace(channel, count)
 
     def start_consuming(self, queue: Queue, receiving: Receiving) -> Callable[[], None]:
         """Start to consume; the function returned does the work, until deliveries end.
@@ -78,19 +104,7 @@ class Hands:
         started = time.monotonic()
         try:
             self._handle(delivery)
-            self._keep_pace(time.monotonic() - started)
+            self._pace.took(time.monotonic() - started)
         except BaseException as error:  # raised by work() once the others have ended
             self._error = self._error or error
             self._channel.stop()
-
-    def _keep_pace(self, seconds: float) -> None:
-        with self._pacing:
-            before = self._quick_in_a_row
-            if seconds > _SLOW:
-                self._quick_in_a_row = 0
-                if before >= _IN_A_ROW:
-                    self._channel.take_in_advance(0)
-            elif seconds < _QUICK and before < _IN_A_ROW:
-                self._quick_in_a_row += 1
-                if self._quick_in_a_row == _IN_A_ROW:
-                    self._channel.take_in_advance(len(self._threads) + _IN_ADVANCE)

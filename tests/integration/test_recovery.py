@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -11,6 +12,7 @@ from mqtool.errors import MqtoolError
 from mqtool.message import Confirmation, Message
 from mqtool.stage.proxy import Proxy
 from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
+from mqtool.tutorials import rpc
 from tests.brokers import TestBroker
 from tests.cli.shell import wait_until
 
@@ -115,6 +117,31 @@ def test_a_consumer_lives_through_cut_connections(proxy: Proxy, channel: Channel
 
     assert len(seen) == 5_000, "lost"
     assert all(delivery.redelivered for delivery in again)
+    assert proxy.accepted == 3
+
+
+def test_an_rpc_server_lives_through_cut_connections(broker: TestBroker, proxy: Proxy, channel: Channel) -> None:
+    """A reply and the acknowledgement of its request leave together, and in this order: no request is left alone."""
+    queue = channel.declare(Queue("requests", durable=True))
+    bodies = [b"%d" % number for number in range(1_000)]
+
+    def serve() -> int:
+        answered = 0
+        for answered, _ in enumerate(rpc.serve(channel, queue, lambda request: Message(request.body)), 1):
+            if answered in (300, 600):
+                proxy.cut()
+        return answered
+
+    with Connection(parse_addresses(broker.url)) as connection, ThreadPoolExecutor() as pool:
+        server = pool.submit(serve)
+        try:
+            replies = {number: reply.body for number, reply in rpc.call(connection.channel(), queue, bodies, 60)}
+        finally:
+            channel.stop()
+        assert server.result(30) >= 1_000
+        assert administration.depth(connection.channel(), queue.name).ready == 0
+
+    assert [replies[number] for number in range(1_000)] == bodies
     assert proxy.accepted == 3
 
 

@@ -1,6 +1,7 @@
 """mqtool rpc-server, mqtool rpc-client."""
 
 import re
+import time
 from enum import StrEnum
 from typing import Annotated
 
@@ -21,9 +22,13 @@ from mqtool.topology import PRIVATE_QUEUE
 from mqtool.tutorials import rpc
 from mqtool.work import functions, remote, replies
 from mqtool.work.functions import ERROR
+from mqtool.work.hands import Pace
 from mqtool.work.programs import Program
 
 app = typer.Typer()
+
+#: Requests that get a line each; more would only hide their replies.
+_SHOWN = 100
 
 
 class Function(StrEnum):
@@ -85,11 +90,16 @@ def rpc_server(
 
     answering = functions.answering_errors(compute)
 
-    def answer_visibly(request: Delivery) -> Message:
-        show(request)
-        return answering(request)
-
     with broker.access().channel() as channel:
+        pace = Pace(channel)
+
+        def answer_visibly(request: Delivery) -> Message:
+            started = time.monotonic()
+            show(request)
+            reply = answering(request)
+            pace.took(time.monotonic() - started)
+            return reply
+
         settings = receiving._replace(timeout=None if programs.command else receiving.timeout).settings(
             rpc.ONE_AT_A_TIME
         )
@@ -126,8 +136,8 @@ def rpc_client(
     if not any_text and queue in (None, broker.names.rpc_queue.name):
         _check_integers(asked, function)
     with broker.access().channel(confirm_timeout=min(timeout, CONFIRM_TIMEOUT)) as channel:
-        for request in asked:
-            requesting = broker.lines.requesting_add100 if function is Function.ADD100 else " [x] Requesting fib({n})"
+        requesting = broker.lines.requesting_add100 if function is Function.ADD100 else " [x] Requesting fib({n})"
+        for request in asked if len(asked) <= _SHOWN or output.verbose else ():
             output.status(requesting.format(n=request))
         bodies = [request.encode("utf-8", "surrogateescape") for request in asked]
         target = broker.names.rpc_queue if queue is None else QueueOptions(queue=queue).of(broker.names.rpc_queue)
