@@ -17,6 +17,8 @@ from tests.cli.shell import Result, Shell
 from tests.cli.terminal import on_terminal
 
 BATCH = [*hostile.CORPUS, *hostile.generated()]
+#: What each broker takes of it, once that is known: what it refuses costs a connection each.
+TAKEN: dict[str, list[hostile.Hostile]] = {}
 
 
 @pytest.fixture
@@ -26,7 +28,8 @@ def play(shell: Shell, broker: TestBroker) -> Any:
     def play(*queues: str) -> int:
         for queue in queues:
             assert shell.run("mqtool", "queue", "declare", queue, "--durable").code == 0
-        return hostile.play(broker.url, BATCH, queues)
+        TAKEN[broker.kind] = hostile.play(broker.url, TAKEN.get(broker.kind, BATCH), queues)
+        return len(TAKEN[broker.kind]) + 1
 
     return play
 
@@ -190,6 +193,7 @@ def test_rpc_client(shell: Shell, broker: TestBroker) -> None:
         survived(result, result.code)
 
 
+@pytest.mark.own_vhost("some of these names cannot be deleted by the management API")
 def test_names(shell: Shell, broker: TestBroker) -> None:
     """Of queues, exchanges, bindings and arguments, in whatever lists them."""
     hostile.name_everything(broker.url)
