@@ -36,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "differs_since(version, why): the test says how RabbitMQ does up to this version; from it on, it has to fail",
     )
+    config.addinivalue_line("markers", "own_vhost(why): no other test had the vhost before, or has it after")
     # A shell without job control ignores SIGINT in what it runs in the background, and all children would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if not os.environ.get("PYTEST_XDIST_WORKER"):
@@ -81,19 +82,32 @@ def embedded(shared: Path) -> TestBroker:
     return _started_once(Kind.EMBEDDED, shared)
 
 
+@pytest.fixture(scope="session")
+def emptied() -> Iterator[list[TestBroker]]:
+    """The vhosts on RabbitMQ that tests have emptied, for others to use."""
+    vhosts: list[TestBroker] = []
+    yield vhosts
+    for each in vhosts:
+        each.drop_vhost()
+
+
 @pytest.fixture(params=["embedded", "rabbitmq"])
-def broker(request: pytest.FixtureRequest) -> Iterator[TestBroker]:
-    """Each broker of the matrix in turn, with a vhost of the test's own."""
+def broker(request: pytest.FixtureRequest, emptied: list[TestBroker]) -> Iterator[TestBroker]:
+    """Each broker of the matrix in turn, with an empty vhost that no other test uses meanwhile."""
     found: TestBroker | None = request.getfixturevalue(request.param)
     if found is None:
         skip_or_fail("no rabbitmq-server is installed, and MQTOOL_TEST_URL names none")
         return
-    fresh = found.with_fresh_vhost(f"test-{uuid.uuid4().hex[:12]}")
+    may_share = found.kind == "rabbitmq" and not request.node.get_closest_marker("own_vhost")
+    fresh = emptied.pop() if may_share and emptied else found.with_fresh_vhost(f"test-{uuid.uuid4().hex[:12]}")
     for mark in request.node.iter_markers("differs_since"):
         if fresh.differs_since(*mark.args):
             request.applymarker(pytest.mark.xfail(reason=f"RabbitMQ {mark.args[0]}: {mark.args[1]}", strict=True))
     yield fresh
-    fresh.drop_vhost()
+    if may_share and fresh.emptied():
+        emptied.append(fresh)
+    else:
+        fresh.drop_vhost()
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from tests.cli.shell import Result, Shell
 from tests.cli.terminal import on_terminal
 from tests.cli.test_exec import depth
 
+pytestmark = pytest.mark.own_vhost("statistics of what an earlier test has deleted may linger")
+
 SECRET = "s3cret-of-ann"
 
 

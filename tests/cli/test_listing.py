@@ -16,6 +16,8 @@ from tests.brokers import TestBroker, rabbitmqctl
 from tests.cli.shell import Running, Shell, wait_until
 from tests.cli.terminal import on_terminal
 
+pytestmark = pytest.mark.own_vhost("statistics of what an earlier test has deleted may linger")
+
 KINDS = list(LISTINGS)
 NOWHERE = ("--management", "http://127.0.0.1:1")
 

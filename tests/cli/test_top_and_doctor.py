@@ -9,6 +9,8 @@ from tests.brokers import TestBroker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.terminal import on_terminal
 
+pytestmark = pytest.mark.own_vhost("statistics of what an earlier test has deleted may linger")
+
 
 @pytest.fixture
 def watcher(shell: Shell, broker: TestBroker) -> Shell:

@@ -15,6 +15,8 @@ from pika.adapters.blocking_connection import BlockingChannel
 from tests.brokers import TestBroker
 from tests.protocol.conftest import Api, Take
 
+pytestmark = pytest.mark.own_vhost("statistics of what an earlier test has deleted may linger")
+
 
 def eventually(api: Api, path: str, **wanted: Any) -> dict[str, Any]:
     """What is at a path, once it has these values: RabbitMQ's statistics come seconds later."""
