@@ -31,10 +31,11 @@ _KNOWN = {
     *("HOME", "LANG", "PATH", "COLUMNS", "XDG_STATE_HOME", "CI", "TUTORIAL_MARK"),
     *("AMQP_URL", "MQTOOL_URL", "MQTOOL_MANAGEMENT_URL", "MQTOOL_DIALECT"),
     *("_MQTOOL_COMPLETE", "MQTOOL_COMPLETION_TIMEOUT", "COMP_WORDS", "COMP_CWORD"),
+    *("_TYPER_COMPLETE_FISH_ACTION", "_TYPER_COMPLETE_ARGS"),
 }
 
 #: They start mqtool themselves, and tests look at the processes.
-_START_OTHERS = (["broker"], ["drill"], ["tutorial"])
+_START_OTHERS = ("broker", "drill", "tutorial run")
 
 
 class Command:
@@ -98,7 +99,7 @@ class Preloaded:
     ) -> Command | None:
         """Start a command with these descriptors as its stdin, stdout and stderr; None if it is none for us."""
         words = [word.decode("utf-8", "surrogateescape") if isinstance(word, bytes) else word for word in arguments]
-        if words[0] != "mqtool" or words[1:2] in _START_OTHERS or not environment.keys() <= _KNOWN:
+        if words[0] != "mqtool" or " ".join(words[1:3]).startswith(_START_OTHERS) or not environment.keys() <= _KNOWN:
             return None
         command = Command(stdin)
         with self._sending:

@@ -91,6 +91,7 @@ def declare(broker: TestBroker, *queues: str) -> None:
     connection.close()
 
 
+@pytest.mark.parametrize("broker", ["embedded"], indirect=True)  # what a shell does with names is the same for any
 def test_tab(broker: TestBroker, terminal: Terminal, shell: Shell) -> None:
     """Commands, options, and what the broker has, whatever its name: as one word, of which nothing is ever run."""
     declare(broker, "jobs", *HOSTILE)

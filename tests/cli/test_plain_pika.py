@@ -18,13 +18,13 @@ class Room:
 
     def __init__(self, shell: Shell, url: str) -> None:
         self.shell = shell
-        # What the script prints must be seen while it goes on.
-        shell.environment |= {"AMQP_URL": url, "PYTHONUNBUFFERED": "1"}
+        shell.environment["AMQP_URL"] = url
         shell.environment.pop("MQTOOL_URL")
 
     def printed(self, tutorial: str) -> None:
-        printed = self.shell.script(f"mqtool tutorial show {tutorial} --plain-pika > script.py")
+        printed = self.shell.run("mqtool", "tutorial", "show", tutorial, "--plain-pika")
         assert (printed.stderr, printed.code) == ("", 0)
+        (self.shell.directory / "script.py").write_bytes(printed.stdout_bytes)
 
     def script(self, *words: str) -> Result:
         result = self.shell.run(sys.executable, "script.py", *words)
@@ -32,7 +32,8 @@ class Room:
         return result
 
     def start_script(self, *words: str) -> Running:
-        return self.shell.start(sys.executable, "script.py", *words, ready=False).wait_for_stdout("\n")
+        # -u: what it prints must be seen while it goes on.
+        return self.shell.start(sys.executable, "-u", "script.py", *words, ready=False).wait_for_stdout("\n")
 
     def start_mqtool(self, *words: str) -> Running:
         return self.shell.start("mqtool", *words).wait_until_ready()

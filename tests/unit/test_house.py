@@ -25,26 +25,22 @@ TRANSLATED = re.compile(
 )
 
 
-def name_of(path: Path) -> str:
-    return str(path.relative_to(ROOT))
-
-
 def definitions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_nothing_is_too_long_to_read(path: Path) -> None:
+def test_nothing_is_too_long_to_read() -> None:
     """A file, a function and a class each fit in a reader's head."""
-    assert len(path.read_text().splitlines()) <= FILE_LINES
-    for node in definitions(path):
-        if isinstance(node, ast.ClassDef):
-            methods = [each for each in node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
-            assert len(methods) <= METHODS, f"class {node.name}"
-        else:
-            assert (node.end_lineno or 0) - node.lineno < FUNCTION_LINES, f"function {node.name}"
+    for path in SOURCES:
+        assert len(path.read_text().splitlines()) <= FILE_LINES, path
+        for node in definitions(path):
+            if isinstance(node, ast.ClassDef):
+                methods = [each for each in node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
+                assert len(methods) <= METHODS, f"{path}: class {node.name}"
+            else:
+                assert (node.end_lineno or 0) - node.lineno < FUNCTION_LINES, f"{path}: function {node.name}"
 
 
 def imports(path: Path, modules: set[str]) -> set[str]:
@@ -71,11 +67,11 @@ def test_no_circles_of_imports() -> None:
         pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *PROSE], ids=name_of)
-def test_plain_english(path: Path) -> None:
+def test_plain_english() -> None:
     """No phrase in code, comments or documents that a native speaker would not have written."""
     found = [
-        f"{number}: {line.strip()}"
+        f"{path}:{number}: {line.strip()}"
+        for path in (*SOURCES, *PROSE)
         for number, line in enumerate(path.read_text().splitlines(), 1)
         if TRANSLATED.search(line)
     ]
