@@ -7,6 +7,7 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from mqtool import management
@@ -68,12 +69,50 @@ def _at(item: Any, path: str) -> Any:
     return item
 
 
-def _same(*names: str) -> dict[str, str]:
-    return {name: name for name in names}
+def _columns(text: str) -> dict[str, str]:
+    """Columns, and where the API's objects have each: `name`, or `name=path`."""
+    words = (word.partition("=") for word in text.split())
+    return {name: path or name for name, _, path in words}
 
 
-def _rate(name: str) -> str:
-    return f"message_stats.{name}_details.rate"
+#: Counts of messages in a queue.
+COUNTS = ("messages", "messages_ready", "messages_unacknowledged")
+#: What the API tells of queues without statistics.
+_AT_ONCE = {*COUNTS, "name", "vhost", "type", "durable", "auto_delete", "arguments"}
+
+
+def _queues(
+    api: Management, vhost: str | None, columns: Sequence[str], names: Iterable[str] = ()
+) -> Iterator[Mapping[str, Any]]:
+    """Queues; their counts of messages are not taken from statistics, except those of streams.
+
+    Args:
+        names: of the queues to list; none for all.
+    """
+    pattern = f"^({'|'.join(map(re.escape, sorted(names)))})$" if names else ""
+    wanted, now = {*columns}, {}
+    if wanted <= _AT_ONCE or not wanted.isdisjoint(COUNTS):
+        totals = management.queue_totals(api, vhost, sorted(wanted & _AT_ONCE | {"name", "vhost", *COUNTS}), pattern)
+        now = {(view["vhost"], view["name"]): view for view in totals}
+        if wanted <= _AT_ONCE and all("messages" in view for view in now.values()):
+            yield from now.values()
+            return
+    for view in management.queues(api, vhost, sorted(wanted | {"name", "vhost"}), name=pattern, use_regex="true"):
+        counted_now = now.get((view["vhost"], view["name"]), {})
+        yield {**view, **{name: counted_now[name] for name in COUNTS if name in counted_now}}
+
+
+def queues_named(names: Iterable[str]) -> Listing:
+    """QUEUES, limited to these names."""
+    return replace(QUEUES, source=partial(_queues, names=names))
+
+
+def refresh(row: Row, ready: int, consumers: int) -> bool:
+    """Put what AMQP tells of a queue in its row; return whether the API's counts turn out to be old."""
+    # What classic queues hold is counted when the API is asked.
+    is_old: bool = row["messages_ready"] != ready and row["type"] != "classic"
+    row |= {"messages_ready": ready, "messages": ready + (row["messages_unacknowledged"] or 0), "consumers": consumers}
+    return is_old
 
 
 def _users(api: Management, _vhost: str | None, _columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
@@ -100,112 +139,85 @@ def _plugins(api: Management, _vhost: str | None, _columns: Sequence[str]) -> It
             }
 
 
-def queues_named(names: Iterable[str]) -> Listing:
-    """QUEUES, limited to these names."""
-    pattern = f"^({'|'.join(map(re.escape, sorted(names)))})$"
-    return replace(
-        QUEUES,
-        source=lambda api, vhost, columns: management.queues(
-            api, vhost, sorted({*columns, "name"}), name=pattern, use_regex="true"
-        ),
-    )
-
-
-# fmt: off
 QUEUES = Listing(
     "queues",
-    {
-        **_same(
-            "name", "vhost", "type", "durable", "auto_delete", "exclusive", "arguments", "policy", "operator_policy",
-            "effective_policy_definition", "state", "node", "leader", "members", "online", "consumers",
-            "consumer_capacity", "consumer_utilisation", "exclusive_consumer_tag", "single_active_consumer_tag",
-            "messages", "messages_ready", "messages_unacknowledged", "messages_ram", "messages_persistent",
-            "messages_ready_ram", "messages_unacknowledged_ram", "message_bytes", "message_bytes_ready",
-            "message_bytes_unacknowledged", "message_bytes_ram", "message_bytes_persistent", "memory",
-            "head_message_timestamp", "idle_since",
-        ),
-        "publish_rate": _rate("publish"),
-        "deliver_rate": _rate("deliver_get"),
-        "ack_rate": _rate("ack"),
-        "redeliver_rate": _rate("redeliver"),
-    },
-    ("name", "type", "messages_ready", "messages_unacknowledged", "consumers"),
-    management.queues,
+    _columns("""
+        name vhost type durable auto_delete exclusive arguments policy operator_policy effective_policy_definition
+        state node leader members online consumers consumer_capacity consumer_utilisation exclusive_consumer_tag
+        single_active_consumer_tag messages messages_ready messages_unacknowledged messages_ram messages_persistent
+        messages_ready_ram messages_unacknowledged_ram message_bytes message_bytes_ready message_bytes_unacknowledged
+        message_bytes_ram message_bytes_persistent memory head_message_timestamp idle_since
+        publish_rate=message_stats.publish_details.rate deliver_rate=message_stats.deliver_get_details.rate
+        ack_rate=message_stats.ack_details.rate redeliver_rate=message_stats.redeliver_details.rate
+    """),
+    ("name", "messages"),
+    _queues,
 )
 EXCHANGES = Listing(
     "exchanges",
-    {
-        **_same("name", "vhost", "type", "durable", "auto_delete", "internal", "arguments", "policy"),
-        "publish_in_rate": _rate("publish_in"),
-        "publish_out_rate": _rate("publish_out"),
-    },
-    ("name", "type", "durable", "auto_delete", "internal"),
+    _columns("""
+        name vhost type durable auto_delete internal arguments policy
+        publish_in_rate=message_stats.publish_in_details.rate publish_out_rate=message_stats.publish_out_details.rate
+    """),
+    ("name", "type"),
     management.exchanges,
 )
 BINDINGS = Listing(
     "bindings",
-    {
-        "source_name": "source", "source_kind": "=exchange", "destination_name": "destination",
-        "destination_kind": "destination_type", **_same("routing_key", "arguments", "vhost", "properties_key"),
-    },
-    ("source_name", "destination_name", "destination_kind", "routing_key", "arguments"),
+    _columns("""
+        source_name=source source_kind==exchange destination_name=destination destination_kind=destination_type
+        routing_key arguments vhost properties_key
+    """),
+    ("source_name", "source_kind", "destination_name", "destination_kind", "routing_key", "arguments"),
     management.bindings,
 )
 CONSUMERS = Listing(
     "consumers",
-    {
-        "queue_name": "queue.name", "vhost": "queue.vhost", "channel": "channel_details.name",
-        "connection": "channel_details.connection_name", "user": "channel_details.user",
-        "peer_host": "channel_details.peer_host", "peer_port": "channel_details.peer_port",
-        **_same("consumer_tag", "ack_required", "prefetch_count", "exclusive", "active", "activity_status",
-                "arguments"),
-    },
+    _columns("""
+        queue_name=queue.name vhost=queue.vhost channel=channel_details.name
+        connection=channel_details.connection_name user=channel_details.user peer_host=channel_details.peer_host
+        peer_port=channel_details.peer_port consumer_tag ack_required prefetch_count exclusive active activity_status
+        arguments
+    """),
     ("queue_name", "consumer_tag", "user", "ack_required", "prefetch_count", "activity_status"),
     management.consumers,
 )
 CONNECTIONS = Listing(
     "connections",
-    {
-        **_same(
-            "name", "vhost", "user", "state", "protocol", "host", "port", "peer_host", "peer_port", "channels",
-            "channel_max", "frame_max", "timeout", "connected_at", "client_properties", "recv_oct", "recv_cnt",
-            "send_oct", "send_cnt", "send_pend", "ssl", "ssl_protocol", "auth_mechanism", "node",
-        ),
-        "product": "client_properties.product",
-        "connection_name": "client_properties.connection_name",
-    },
+    _columns("""
+        name vhost user state protocol host port peer_host peer_port channels channel_max frame_max timeout connected_at
+        client_properties recv_oct recv_cnt send_oct send_cnt send_pend ssl ssl_protocol auth_mechanism node
+        product=client_properties.product connection_name=client_properties.connection_name
+    """),
     ("name", "user", "vhost", "state", "channels", "product"),
     management.connections,
     of_vhost=False,
 )
 CHANNELS = Listing(
     "channels",
-    {
-        **_same(
-            "name", "number", "vhost", "user", "state", "confirm", "transactional", "consumer_count",
-            "prefetch_count", "global_prefetch_count", "messages_unacknowledged", "messages_unconfirmed",
-            "messages_uncommitted", "acks_uncommitted", "node",
-        ),
-        "connection": "connection_details.name",
-        "publish_rate": _rate("publish"),
-        "deliver_rate": _rate("deliver_get"),
-    },
+    _columns("""
+        name number vhost user state confirm transactional consumer_count prefetch_count global_prefetch_count
+        messages_unacknowledged messages_unconfirmed messages_uncommitted acks_uncommitted node
+        connection=connection_details.name publish_rate=message_stats.publish_details.rate
+        deliver_rate=message_stats.deliver_get_details.rate
+    """),
     ("name", "user", "consumer_count", "prefetch_count", "messages_unacknowledged"),
     management.channels,
     of_vhost=False,
 )
 VHOSTS = Listing(
     "vhosts",
-    _same("name", "description", "tags", "tracing", "cluster_state", "default_queue_type", "messages",
-          "messages_ready", "messages_unacknowledged"),
+    _columns("""
+        name description tags tracing cluster_state default_queue_type messages messages_ready messages_unacknowledged
+    """),
     ("name", "description", "messages_ready", "messages_unacknowledged"),
     lambda api, _vhost, columns: sorted(management.vhosts(api, {*columns, "name"}), key=lambda vhost: vhost["name"]),
     of_vhost=False,
 )
-USERS = Listing("users", {"user": "name", "tags": "tags"}, ("user", "tags"), _users, of_vhost=False)
+USERS = Listing("users", _columns("user=name tags"), ("user", "tags"), _users, of_vhost=False)
 PERMISSIONS = Listing(
     "permissions",
-    _same("user", "vhost", "configure", "write", "read"),
+    _columns("user vhost configure write read"),
     ("user", "configure", "write", "read"),
     lambda api, vhost, _columns: sorted(
         management.permissions(api, vhost), key=lambda each: (each["user"], each["vhost"])
@@ -213,12 +225,11 @@ PERMISSIONS = Listing(
 )
 PLUGINS = Listing(
     "plugins",
-    _same("name", "version", "description", "enabled", "running", "node"),
+    _columns("name version description enabled running node"),
     ("name", "version", "enabled", "running", "description"),
     _plugins,
     of_vhost=False,
 )
-# fmt: on
 
 LISTINGS = {
     each.things: each

@@ -1,7 +1,10 @@
 """mqtool list queues, exchanges, bindings, consumers, connections, channels, vhosts, users, permissions, plugins."""
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext, suppress
+from functools import cache
+from itertools import chain, islice
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -10,27 +13,27 @@ from mqtool.amqp import administration
 from mqtool.cli import stopping
 from mqtool.cli.display import output, tables
 from mqtool.cli.options import TIME_LIMIT, Broker, ManagementUrl, live_names, takes_groups
-from mqtool.errors import NotFound, SomeFailed, Unavailable
+from mqtool.errors import MqtoolError, NotFound, SomeFailed, Unavailable
 from mqtool.inspection.listing import (
-    BINDINGS,
-    CHANNELS,
-    CONNECTIONS,
-    CONSUMERS,
+    COUNTS,
     EXCHANGES,
-    PERMISSIONS,
-    PLUGINS,
+    LISTINGS,
     QUEUES,
-    USERS,
-    VHOSTS,
     Condition,
     Listing,
     Row,
     in_order,
     parse_condition,
     queues_named,
+    refresh,
 )
-from mqtool.topology import Exchange
+from mqtool.topology import Exchange, Queue
 from mqtool.tutorials.dialects import Names
+
+#: Up to how many queues AMQP is asked for, one by one.
+_ASKED = 200
+#: The usual columns where there is nothing but AMQP.
+_BY_AMQP = {QUEUES.things: ["name", "messages_ready", "consumers"], EXCHANGES.things: ["name"]}
 
 app = typer.Typer()
 list_app = typer.Typer(no_args_is_help=True, help="List queues, exchanges, bindings, consumers and more.")
@@ -70,6 +73,7 @@ class View:
     Args:
         names: of the columns; none for the usual ones.
         only: list what has one of these names; none for all.
+        stack: closes the connection that AMQP is asked over.
     """
 
     def __init__(
@@ -78,25 +82,32 @@ class View:
         names: Sequence[str] | None,
         choosing: Choosing,
         broker: Broker,
-        only: Sequence[str] | None = None,
+        only: Sequence[str] | None,
+        stack: ExitStack,
     ) -> None:
         self._listing = queues_named(only) if only and listing is QUEUES else listing
         self._choosing = choosing
-        self._names = broker.names
         self._access = broker.access(choosing.management)
+        self._channel = cache(lambda: stack.enter_context(self._access.connect()).channel())
+        self._notice_once = cache(output.notice)
         self._only = frozenset(only or ())
+        self._usual = _usual(broker.names, listing.things)
         self._conditions: list[Condition] = choosing.conditions or []
         self._order = choosing.order or []
         every = choosing.all_vhosts or (not listing.of_vhost and broker.vhost is None)
         self._vhost = None if every else self._access.vhost
-        self.columns = [*names] if names else [*listing.shown]
+        self._names = names
+        self.columns = [*(names or listing.shown)]
         if not names and choosing.all_vhosts and listing.of_vhost:
             self.columns.insert(0, "vhost")
         hidden = [each.column for each in self._conditions] + [name.removeprefix("-") for name in self._order]
-        hidden += ["name"] if self._only else []
-        self._fetched = [*dict.fromkeys([*self.columns, *hidden])]
+        self._fetched = {*self.columns, *hidden, *(["name"] if self._only else [])}
         listing.check(self._fetched)
+        self._counts = listing is QUEUES and not self._fetched.isdisjoint([*COUNTS, "consumers"])
+        if self._counts:
+            self._fetched |= {"name", "vhost", "type", *COUNTS}
         self._without_api: Unavailable | None = None
+        self._age = ""
 
     def rows(self) -> Iterable[Row]:
         """The rows as they are now. Raises as Management.get does."""
@@ -111,39 +122,54 @@ class View:
         """What the management API tells; where there is none, what AMQP does."""
         self._without_api = None
         try:
-            rows = self._listing.rows(self._access.management(), self._vhost, self._fetched)
+            rows = self._listing.rows(self._access.management(), self._vhost, [*self._fetched])
             first = next(rows, None)  # whether there is an API shows with its first answer
         except NotFound:
             raise
         except Unavailable as missing:
+            if not self._usual:
+                raise Unavailable(f"{missing}; AMQP cannot list {self._listing.things}", missing.hint) from missing
             self._without_api = missing
-            yield from self._by_amqp(missing)
-            return
-        if first is not None:
-            yield first
-            yield from rows
+            self.columns = [*(self._names or _BY_AMQP[self._listing.things])]
+            return self._by_amqp()
+        told = iter(()) if first is None else chain([first], rows)
+        return self._fresh(told) if self._counts else told
 
-    def _by_amqp(self, missing: Unavailable) -> Iterator[Row]:
-        """What AMQP tells of queues or exchanges whose names are known.
+    def _fresh(self, rows: Iterator[Row]) -> Iterator[Row]:
+        """Queues with what AMQP tells of them, unless there are too many to ask for each."""
+        first = list(islice(rows, _ASKED + 1))
+        if len(first) > _ASKED or not self._refreshed(first):
+            self._age = "counts of messages and consumers can be up to 5 s old"
+        yield from first
+        yield from rows
 
-        Raises:
-            Unavailable: it tells nothing of the like; or there is no broker either.
-        """
-        things = self._listing.things
-        if things not in (QUEUES.things, EXCHANGES.things):
-            raise Unavailable(f"{missing}; AMQP cannot list {things}", missing.hint) from missing
-        with self._access.channel() as channel:
-            for name in sorted(self._only) or _usual(self._names, self._listing):
-                row: Row = dict.fromkeys(self._fetched)
-                try:
-                    if things == QUEUES.things:
-                        depth = administration.depth(channel, name)
-                        row |= {"messages_ready": depth.ready, "consumers": depth.consumers}
-                    elif not administration.exists(channel, Exchange(name)):
-                        continue
-                except NotFound:
+    def _refreshed(self, rows: Sequence[Row]) -> bool:
+        """Ask AMQP for each of the queues; return whether it could be asked."""
+        with suppress(MqtoolError):
+            for row in rows:
+                channel = self._channel()
+                if row["vhost"] != self._access.vhost or row["type"] == "stream":
+                    # AMQP tells of one vhost, and not how long a stream is. Classic queues the API has just counted.
+                    if row["type"] != "classic":
+                        self._age = "counts of streams and of other vhosts can be up to 5 s old"
                     continue
-                yield row | {"name": name}
+                with suppress(MqtoolError):  # it is exclusive to another connection, or gone
+                    depth = administration.depth(channel, row["name"])
+                    if refresh(row, depth.ready, depth.consumers):
+                        self._age = "counts of unacknowledged messages are up to 5 s old"
+            return True
+        return False
+
+    def _by_amqp(self) -> Iterator[Row]:
+        """What AMQP tells of queues or exchanges whose names are known."""
+        for name in sorted(self._only) or self._usual:
+            row: Row = dict.fromkeys([*self._fetched, *self.columns]) | {"name": name}
+            with suppress(NotFound):
+                if self._listing.things == QUEUES.things:
+                    depth = administration.depth(self._channel(), name)
+                    yield row | {"messages_ready": depth.ready, "consumers": depth.consumers}
+                elif administration.exists(self._channel(), Exchange(name)):
+                    yield row
 
     def show(self) -> None:
         """Print them.
@@ -151,58 +177,54 @@ class View:
         Raises:
             SomeFailed: there is no management API, and AMQP cannot tell all.
         """
-        if not tables.show(self.rows(), self.columns, as_json=self._choosing.as_json):
+        rows, things = self.rows(), self._listing.things
+        if not tables.show(rows, self.columns, as_json=self._choosing.as_json):
             where = "" if self._vhost is None else f" in vhost {self._vhost!r}"
             such = " such" if self._conditions or self._only else ""
-            output.status(f"no{such} {self._listing.things}{where}")
-        if self._without_api is not None:
-            self._tell_what_is_missing(self._without_api)
+            output.status(f"no{such} {things}{where}")
+        if self._age:
+            self._notice_once(self._age)
+        if (why := self._without_api) is not None:
+            names = ", ".join(sorted(self._only) or self._usual)
+            what = f"ready messages and consumers of {names}" if things == QUEUES.things else f"whether {names} exist"
+            missing = f"{why}; without it, AMQP shows only {what}"
+            if not self._only:
+                raise SomeFailed(missing, why.hint)
+            output.warning(missing)
 
-    def _tell_what_is_missing(self, why: Unavailable) -> None:
-        what = "ready messages and consumers" if self._listing.things == QUEUES.things else "whether they are there"
-        if self._only:
-            output.warning(f"{why}; without it, AMQP shows only {what}")
-            return
-        names = ", ".join(_usual(self._names, self._listing))
-        raise SomeFailed(f"{why}; without it, AMQP shows only {what} of {names}", why.hint)
 
-
-def _usual(names: Names, listing: Listing) -> list[str]:
-    """The names that the tutorials' queues, or exchanges, have."""
-    if listing.things == QUEUES.things:
-        return [each.name for each in (names.hello, names.task_queue, names.rpc_queue)]
-    return [each.name for each in (names.fanout, names.direct, names.topic, names.headers)]
+def _usual(names: Names, things: str) -> list[str]:
+    """The names that the tutorials' queues, or exchanges, have; none of other things."""
+    known: dict[str, list[Queue | Exchange]] = {
+        QUEUES.things: [names.hello, names.task_queue, names.rpc_queue],
+        EXCHANGES.things: [names.fanout, names.direct, names.topic, names.headers],
+    }
+    return [thing.name for thing in known.get(things, [])]
 
 
 def _list(
     listing: Listing, names: Sequence[str] | None, choosing: Choosing, broker: Broker, only: Sequence[str] | None = None
 ) -> None:
-    view = View(listing, names, choosing, broker, only)
-    if choosing.watch is None:
-        view.show()
-    else:
-        _watch(view, choosing.watch, live=output.is_terminal(1) and not choosing.as_json)
+    with ExitStack() as stack:
+        view = View(listing, names, choosing, broker, only, stack)
+        if choosing.watch is None:
+            view.show()
+        else:
+            _watch(view, choosing.watch, live=output.is_terminal(1) and not choosing.as_json)
 
 
 def _watch(view: View, pause: float, *, live: bool) -> None:
     """Show a list until we are told to stop: on a terminal in place, else one after the other."""
-    stop = threading.Event()
-    with stopping.calling(stop.set):
-        if live:
-            _watch_live(view, pause, stop)
-            return
-        while True:
-            view.show()
-            if stop.wait(pause):
-                return
-
-
-def _watch_live(view: View, pause: float, stop: threading.Event) -> None:
     from rich.live import Live
 
-    with Live(console=tables.terminal(), screen=True, auto_refresh=False, vertical_overflow="crop") as live:
+    stop = threading.Event()
+    screen = Live(console=tables.terminal(), screen=True, auto_refresh=False, vertical_overflow="crop")
+    with stopping.calling(stop.set), screen if live else nullcontext():
         while True:
-            live.update(tables.table([*view.rows()], view.columns), refresh=True)
+            if live:
+                screen.update(tables.table([*view.rows()], view.columns), refresh=True)
+            else:
+                view.show()
             if stop.wait(pause):
                 return
 
@@ -210,84 +232,67 @@ def _watch_live(view: View, pause: float, stop: threading.Event) -> None:
 Columns = Annotated[list[str] | None, typer.Argument(metavar="[COLUMN]...", show_default=False, help="Columns to show")]
 
 
-def _help(what: str, listing: Listing) -> str:
-    return f"{what}\n\nColumns: {', '.join(listing.columns)}."
+def _add(listing: Listing, what: str, *examples: str) -> None:
+    """A command for a list."""
 
-
-@list_app.command(
-    help=_help("List queues; counts can be some seconds old.", QUEUES),
-    epilog="mqtool list queues name messages_ready messages_unacknowledged\n"
-    "mqtool list queues --filter 'messages_ready>0' --sort -messages_ready --watch 1s",
-)
-@takes_groups
-def queues(
-    choosing: Choosing,
-    broker: Broker,
-    columns: Columns = None,
-    queue: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--queue", "-q", help="Only this one; works without the management API", autocompletion=live_names.queues
-        ),
-    ] = None,
-) -> None:
-    """List queues; without the management API, those whose names are known."""
-    _list(QUEUES, columns, choosing, broker, queue)
-
-
-@list_app.command(
-    help=_help("List exchanges.", EXCHANGES),
-    epilog="mqtool list exchanges\nmqtool list exchanges name type --filter type=topic",
-)
-@takes_groups
-def exchanges(
-    choosing: Choosing,
-    broker: Broker,
-    columns: Columns = None,
-    exchange: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--exchange",
-            "-e",
-            help="Only this one; works without the management API",
-            autocompletion=live_names.exchanges,
-        ),
-    ] = None,
-) -> None:
-    """List exchanges; without the management API, those whose names are known."""
-    _list(EXCHANGES, columns, choosing, broker, exchange)
-
-
-def _add(listing: Listing, what: str, epilog: str) -> None:
-    """A command for a list that needs no more than the usual options."""
-
-    @list_app.command(name=listing.things, help=_help(what, listing), epilog=epilog)
-    @takes_groups
     def run(choosing: Choosing, broker: Broker, columns: Columns = None) -> None:
         _list(listing, columns, choosing, broker)
 
+    _as_command(run, listing, what, examples)
 
-_add(
-    BINDINGS,
-    "List bindings, with those to the default exchange.",
-    "mqtool list bindings\nmqtool list bindings --filter source_name=logs --json",
+
+def _add_named(listing: Listing, what: str, *examples: str, flag: str, live: Callable[..., list[str]]) -> None:
+    """A command for a list that may be limited to some names, for which AMQP can be asked as well."""
+    about = "Only this one; works without the management API"
+
+    def run(
+        choosing: Choosing,
+        broker: Broker,
+        columns: Columns = None,
+        only: Annotated[list[str] | None, typer.Option(flag, flag[1:3], help=about, autocompletion=live)] = None,
+    ) -> None:
+        _list(listing, columns, choosing, broker, only)
+
+    _as_command(run, listing, what, examples)
+
+
+def _as_command(run: Callable[..., None], listing: Listing, what: str, examples: Sequence[str]) -> None:
+    text = f"{what}\n\nColumns: {', '.join(listing.columns)}."
+    list_app.command(name=listing.things, help=text, epilog="\n".join(examples))(takes_groups(run))
+
+
+_add_named(
+    QUEUES,
+    "List queues; ready messages and consumers are those of now.",
+    "mqtool list queues name messages_ready messages_unacknowledged",
+    "mqtool list queues --filter 'messages_ready>0' --sort -messages_ready --watch 1s",
+    flag="--queue",
+    live=live_names.queues,
 )
-_add(CONSUMERS, "List consumers.", "mqtool list consumers\nmqtool list consumers queue_name --filter user=guest")
-_add(
-    CONNECTIONS,
-    "List connections; --vhost limits them to one virtual host.",
-    "mqtool list connections\nmqtool list connections name user connection_name",
+_add_named(
+    EXCHANGES,
+    "List exchanges.",
+    "mqtool list exchanges",
+    "mqtool list exchanges name durable --filter type=topic",
+    flag="--exchange",
+    live=live_names.exchanges,
 )
-_add(
-    CHANNELS,
-    "List channels; --vhost limits them to one virtual host.",
-    "mqtool list channels\nmqtool list channels name publish_rate --sort -publish_rate",
-)
-_add(VHOSTS, "List virtual hosts.", "mqtool list vhosts")
-_add(USERS, "List users and their tags.", "mqtool list users")
-_add(
-    PERMISSIONS,
-    "List what each user may configure, write to and read from.",
-    "mqtool list permissions\nmqtool list permissions --all-vhosts",
-)
-_add(PLUGINS, "List the enabled plugins, and those they need.", "mqtool list plugins")
+_OTHERS = {
+    "bindings": "List bindings, with those to the default exchange.",
+    "consumers": "List consumers.",
+    "connections": "List connections; --vhost limits them to one virtual host.",
+    "channels": "List channels; --vhost limits them to one virtual host.",
+    "vhosts": "List virtual hosts.",
+    "users": "List users and their tags.",
+    "permissions": "List what each user may configure, write to and read from.",
+    "plugins": "List the enabled plugins, and those they need.",
+}
+_EXAMPLES = {
+    "bindings": ["mqtool list bindings --filter source_name=logs --json"],
+    "consumers": ["mqtool list consumers queue_name --filter user=guest"],
+    "connections": ["mqtool list connections name user connection_name"],
+    "channels": ["mqtool list channels name publish_rate --sort -publish_rate"],
+    "permissions": ["mqtool list permissions --all-vhosts"],
+}
+for _things, _what in _OTHERS.items():
+    _add(LISTINGS[_things], _what, f"mqtool list {_things}", *_EXAMPLES.get(_things, []))
