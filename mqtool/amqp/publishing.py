@@ -46,10 +46,10 @@ class Publishing(Listener):
     def add(self, message: Message) -> None:
         """Publish a message when the next acknowledgement is sent, as Channel.answer() does."""
         self._start()
-        self.publisher.add(message, Route(), waits=True)
         self.publisher.collect()
-        if self.publisher.is_full(WINDOW):
+        if self.publisher.is_full(WINDOW):  # of those that have left
             self.publisher.wait(WINDOW // 2, self._confirm_timeout)
+        self.publisher.add(message, Route(), waits=True)
 
     def _start(self) -> None:
         if self._confirming is None:

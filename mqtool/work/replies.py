@@ -17,7 +17,7 @@ def in_order(replies: Iterable[tuple[int, Delivery]], channel: Channel, queue: Q
         count: how many requests were sent.
 
     Raises:
-        Unavailable: time is up, and nobody consumes the requests.
+        Unavailable: time is up, and requests wait that nobody consumes.
         TimedOut: time is up.
     """
     early: dict[int, Delivery] = {}
@@ -30,7 +30,8 @@ def in_order(replies: Iterable[tuple[int, Delivery]], channel: Channel, queue: Q
                 yield early.pop(due)
                 due += 1
     except TimedOut as error:
-        if not administration.depth(channel, queue.name).consumers:
+        depth = administration.depth(channel, queue.name)
+        if depth.ready and not depth.consumers:
             raise Unavailable(
                 f"no RPC server consumes from queue {queue.name!r}", f"start one: mqtool rpc-server -q {queue.name}"
             ) from error

@@ -1,12 +1,14 @@
 """What the lessons show and the commands do not use as it stands there."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mqtool.amqp import Connection, Receiving
+from mqtool.amqp import Connection, Receiving, publisher
 from mqtool.delays.plugin import has_plugin
-from mqtool.message import Confirmation, Message
+from mqtool.errors import TimedOut, Unavailable
+from mqtool.message import Confirmation, Delivery, Message
 from mqtool.topology import PRIVATE_QUEUE, Queue
 from mqtool.tutorials import delayed_messages, publisher_confirms, rpc
 from mqtool.tutorials.dialects import DELAY_EXCHANGE
@@ -74,3 +76,33 @@ def test_replies_find_their_requests(connection: Connection, reply_queue: Queue)
         came = replies.result(30)
         assert [(number, reply.body) for number, reply in came] == [(1, b"B"), (0, b"A")]
         assert [reply.body for reply in in_order(came, channel, queue, 2)] == [b"A", b"B"]
+
+
+def test_a_reply_larger_than_what_may_be_unconfirmed(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves all the same, and so does the next one."""
+    monkeypatch.setattr(publisher, "WINDOW_BYTES", 10)
+    queue = connection.channel().declare(Queue("requests", durable=True))
+    with ThreadPoolExecutor() as pool, connection.beside() as beside:
+        client = beside.channel()
+        replies = pool.submit(lambda: list(rpc.call(client, queue, [b"a", b"b"], 30)))
+        server = rpc.serve(
+            connection.channel(confirm_timeout=5), queue, lambda _: Message(b"x" * 100), Receiving(count=2)
+        )
+        assert len(list(server)) == 2
+        assert [reply.body for _, reply in replies.result(30)] == [b"x" * 100] * 2
+
+
+def test_missing_replies(connection: Connection) -> None:
+    """A server that took a request may have stopped taking more: only a request that nobody takes has no server."""
+
+    def no_replies() -> Iterator[tuple[int, Delivery]]:
+        raise TimedOut("no message within 1 s")
+        yield
+
+    channel = connection.channel()
+    queue = channel.declare(Queue("requests", durable=True))
+    with pytest.raises(TimedOut, match="2 of 2 replies did not come"):
+        list(in_order(no_replies(), channel, queue, 2))
+    list(channel.publish([Message(b"a", queue.name, "")]))
+    with pytest.raises(Unavailable, match="no RPC server consumes from queue 'requests'"):
+        list(in_order(no_replies(), channel, queue, 2))
