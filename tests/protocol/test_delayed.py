@@ -1,6 +1,9 @@
 """The x-delayed-message exchange, which the embedded broker has built in and RabbitMQ has as a plugin."""
 
+import math
 import time
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import pika
@@ -32,7 +35,7 @@ def delay(milliseconds: object) -> BasicProperties:
 
 @pytest.mark.usefixtures("delayed")
 def test_messages_come_when_their_time_has_come(channel: BlockingChannel, take: Take) -> None:
-    """In the order of their times, each no sooner than it should; their header is negative then."""
+    """In the order of their times, each no sooner than it should; their header is as it was sent."""
     started = time.monotonic()
     for milliseconds in (150, 50, 100):
         channel.basic_publish("x", "k", str(milliseconds).encode(), delay(milliseconds))
@@ -40,15 +43,47 @@ def test_messages_come_when_their_time_has_come(channel: BlockingChannel, take: 
         method, properties, body = take.one("q")
         assert time.monotonic() - started >= milliseconds / 1000
         assert (method.exchange, method.routing_key, body) == ("x", "k", str(milliseconds).encode())
-        assert properties.headers == {"x-delay": -milliseconds}
+        assert properties.headers == {"x-delay": milliseconds}
 
 
 @pytest.mark.usefixtures("delayed")
-@pytest.mark.parametrize("milliseconds", [0, -5, 2**32, "soon"])
-def test_no_delay(channel: BlockingChannel, take: Take, milliseconds: object) -> None:
-    """Nothing to wait for, or nothing that makes sense: routed at once, as it is."""
+@pytest.mark.parametrize("milliseconds", ["250", "+250", "0250", 250.9], ids=repr)
+def test_what_is_a_delay(channel: BlockingChannel, take: Take, milliseconds: object) -> None:
+    """A number of any type, or a text of digits."""
+    started = time.monotonic()
     channel.basic_publish("x", "k", b"x", delay(milliseconds))
-    assert take.one("q")[1].headers == {"x-delay": milliseconds}
+    take.one("q")
+    assert time.monotonic() - started >= 0.25
+
+
+@pytest.mark.usefixtures("delayed")
+@pytest.mark.parametrize(
+    "milliseconds",
+    ["5s", "", " 250", "2_50", b"\xff".decode(errors="surrogateescape"), math.nan, math.inf, Decimal(250)],
+    ids=repr,
+)
+def test_what_cannot_be_a_delay_closes_the_connection(
+    connection: pika.BlockingConnection, milliseconds: object
+) -> None:
+    """The plugin fails at it."""
+    channel = connection.channel()
+    channel.basic_publish("x", "k", b"x", delay(milliseconds))
+    with pytest.raises(ConnectionClosedByBroker) as closed:
+        connection.process_data_events(time_limit=30)
+    assert (closed.value.reply_code, closed.value.reply_text) == (541, "INTERNAL_ERROR")
+
+
+@pytest.mark.usefixtures("delayed")
+@pytest.mark.parametrize(
+    "milliseconds",
+    [0, -5, 2**32, "-5", "9" * 5000, 0.5, True, None, [50], {"a": 50}, b"50", datetime(2040, 1, 1, tzinfo=UTC)],
+    ids=lambda value: repr(value)[:30],
+)
+def test_no_delay(channel: BlockingChannel, take: Take, milliseconds: object) -> None:
+    """Nothing to wait for, or not a number: routed at once."""
+    channel.basic_publish("x", "k", b"later", delay(3_600_000))
+    channel.basic_publish("x", "k", b"x", delay(milliseconds))
+    assert take.one("q")[2] == b"x"
 
 
 @pytest.mark.usefixtures("delayed")
@@ -62,10 +97,114 @@ def test_bindings_count_when_the_time_has_come(channel: BlockingChannel, take: T
 @pytest.mark.usefixtures("delayed")
 def test_mandatory_does_not_know(channel: BlockingChannel, take: Take) -> None:
     """A delayed message counts as unroutable now, and comes nevertheless."""
+    channel.exchange_declare("before", "fanout")
+    channel.exchange_bind("x", "before")
     channel.confirm_delivery()
-    with pytest.raises(UnroutableError):
-        channel.basic_publish("x", "k", b"x", delay(20), mandatory=True)
+    for exchange in ("x", "before"):
+        with pytest.raises(UnroutableError):
+            channel.basic_publish(exchange, "k", b"x", delay(20), mandatory=True)
+        assert take.one("q")[2] == b"x"
+
+
+@pytest.mark.usefixtures("delayed")
+def test_a_delayed_exchange_behind_another(channel: BlockingChannel, take: Take) -> None:
+    """It delays what comes by a binding; queues beside it get the message at once, and no message waits twice."""
+    channel.exchange_declare("before", "fanout")
+    channel.queue_declare("beside")
+    channel.queue_bind("beside", "before")
+    channel.exchange_bind("x", "before")
+    channel.exchange_declare("after", DELAYED, arguments={"x-delayed-type": "fanout"})
+    channel.exchange_bind("after", "x", "k")
+    channel.queue_declare("end")
+    channel.queue_bind("end", "after")
+    started = time.monotonic()
+    channel.basic_publish("before", "k", b"x", delay(1000))
+    assert take.one("beside")[2] == b"x"
     assert take.one("q")[2] == b"x"
+    assert time.monotonic() - started >= 1
+    assert take.one("end", timeout=0.9)[0].exchange == "before"
+
+
+@pytest.mark.usefixtures("delayed")
+def test_two_delayed_exchanges_deliver_twice(channel: BlockingChannel, take: Take) -> None:
+    """Each holds the message back, and each delivers it to the same queue."""
+    channel.exchange_declare("other", DELAYED, arguments={"x-delayed-type": "direct"})
+    channel.queue_bind("q", "other", "k")
+    channel.exchange_declare("before", "fanout")
+    for exchange in ("x", "other"):
+        channel.exchange_bind(exchange, "before")
+    channel.basic_publish("before", "k", b"x", delay(20))
+    assert take.bodies("q", 2) == [b"x", b"x"]
+
+
+@pytest.mark.usefixtures("delayed")
+@pytest.mark.parametrize("is_bound", [True, False])
+def test_the_alternate_exchange_gets_a_copy_at_once(channel: BlockingChannel, take: Take, *, is_bound: bool) -> None:
+    """What is held back matches nothing so far; a mandatory message is not returned then. When due, it may match."""
+    channel.exchange_declare("y", DELAYED, arguments={"x-delayed-type": "direct", "alternate-exchange": "amq.fanout"})
+    channel.queue_declare("spare")
+    channel.queue_bind("spare", "amq.fanout")
+    if is_bound:
+        channel.queue_bind("q", "y", "k")
+    channel.confirm_delivery()
+    channel.basic_publish("y", "k", b"x", delay(300), mandatory=True)
+    assert take.one("spare")[2] == b"x"
+    assert take.one("q" if is_bound else "spare")[2] == b"x"
+
+
+@pytest.mark.usefixtures("delayed")
+@pytest.mark.parametrize("end", ["tx_commit", "tx_rollback", "close"])
+def test_a_transaction_does_not_hold_a_delayed_message(
+    channel: BlockingChannel, connection: pika.BlockingConnection, take: Take, end: str
+) -> None:
+    """It is routed when it is published, and comes even if the transaction is rolled back."""
+    other = connection.channel()
+    other.tx_select()
+    other.basic_publish("x", "k", b"x", delay(100))
+    getattr(other, end)()
+    assert take.one("q")[2] == b"x"
+    assert channel.basic_get("q")[0] is None
+
+
+@pytest.mark.usefixtures("delayed")
+def test_carbon_copies(channel: BlockingChannel, take: Take) -> None:
+    """BCC is removed. Since the broker has changed the headers then, x-delay is negative; with CC it is not."""
+    channel.queue_declare("copy")
+    channel.queue_bind("copy", "x", "c")
+    for name, expected in (("CC", {"x-delay": 50, "CC": ["c"]}), ("BCC", {"x-delay": -50})):
+        channel.basic_publish("x", "k", b"x", BasicProperties(headers={"x-delay": 50, name: ["c"]}))
+        assert [take.one(queue)[1].headers for queue in ("q", "copy")] == [expected, expected]
+
+
+@pytest.mark.usefixtures("delayed")
+@pytest.mark.parametrize("milliseconds", [50, "50", 50.5])
+def test_x_delay_is_negative_after_dead_lettering(channel: BlockingChannel, take: Take, milliseconds: object) -> None:
+    """An integer, whatever it was."""
+    arguments = {"x-dead-letter-exchange": "x", "x-dead-letter-routing-key": "k"}
+    channel.queue_declare("dying", arguments=arguments)
+    channel.basic_publish("", "dying", b"x", BasicProperties(headers={"x-delay": milliseconds}, expiration="0"))
+    assert take.one("q")[1].headers["x-delay"] == -50
+
+
+@pytest.mark.usefixtures("delayed")
+@pytest.mark.parametrize("kind", [DELAYED, "direct"])
+def test_what_a_deleted_exchange_holds_is_for_its_successor(channel: BlockingChannel, take: Take, kind: str) -> None:
+    """Of whatever type, if it is there when the message is due."""
+    channel.basic_publish("x", "k", b"old", delay(400))
+    channel.exchange_delete("x")
+    channel.exchange_declare("x", kind, durable=True, arguments={"x-delayed-type": "direct"})
+    channel.queue_bind("q", "x", "k")
+    assert take.one("q")[2] == b"old"
+
+
+@pytest.mark.usefixtures("delayed")
+def test_bindings_are_checked_as_by_the_type_inside(connection: pika.BlockingConnection) -> None:
+    """Of a headers exchange, x-match."""
+    channel = connection.channel()
+    channel.exchange_declare("y", DELAYED, arguments={"x-delayed-type": "headers"})
+    with pytest.raises(ChannelClosedByBroker) as closed:
+        channel.queue_bind("q", "y", arguments={"x-match": "some"})
+    assert closed.value.reply_text.startswith("PRECONDITION_FAILED - Invalid x-match field value")
 
 
 @pytest.mark.usefixtures("delayed")
@@ -73,7 +212,7 @@ def test_the_type_inside_has_to_be_one(connection: pika.BlockingConnection) -> N
     """x-delayed-type says how to route."""
     for arguments, text in (
         ({}, "Invalid argument, 'x-delayed-type' must be an existing exchange type"),
-        ({"x-delayed-type": DELAYED}, "Invalid argument, 'x-delayed-type' can't be used for 'x-delayed-message'"),
+        ({"x-delayed-type": DELAYED}, "Invalid argument, 'x-delayed-message' can't be used for 'x-delayed-type'"),
     ):
         with pytest.raises(ChannelClosedByBroker) as closed:
             connection.channel().exchange_declare("y", DELAYED, arguments=arguments)
@@ -91,15 +230,15 @@ def test_many_delayed_messages(channel: BlockingChannel, take: Take) -> None:
 
 
 def test_delayed_messages_outlive_a_restart(tmp_path: Path) -> None:
-    """Persistent ones in a durable exchange; those that are late come at once."""
+    """Those in a durable exchange, transient ones as well; those that are late come at once."""
     with BrokerProcess(tmp_path) as process:
         channel = pika.BlockingConnection(pika.URLParameters(process.url)).channel()
         channel.exchange_declare("x", DELAYED, durable=True, arguments={"x-delayed-type": "fanout"})
         channel.queue_declare("q", durable=True)
         channel.queue_bind("q", "x")
         channel.confirm_delivery()
-        for milliseconds in (1, 600):
-            properties = BasicProperties(delivery_mode=2, headers={"x-delay": milliseconds})
+        for milliseconds, delivery_mode in ((1, 2), (600, 1)):
+            properties = BasicProperties(delivery_mode=delivery_mode, headers={"x-delay": milliseconds})
             channel.basic_publish("x", "", b"%d" % milliseconds, properties)
         process.kill()
         process.start()

@@ -130,15 +130,3 @@ def test_hostile_properties(client: RawClient, name: bytes) -> None:
     publish(client, b"amq.fanout", b"k", b"", short(name) * 5, flags=0x0400 | 0x0200 | 0x0080 | 0x0020 | 0x0008)
     for _ in range(2):
         assert short(name) * 5 in buried(client)
-
-
-@pytest.mark.parametrize("delay", [b"d\x7f\xf8\0\0\0\0\0\0", b"d\x7f\xf0\0\0\0\0\0\0", b"d\x3f\xe0\0\0\0\0\0\0"])
-def test_hostile_delays(client: RawClient, delay: bytes) -> None:
-    """What is not a number of milliseconds is no delay: NaN, infinity, one half."""
-    arguments = {"x-delayed-type": "fanout"}
-    client.send(commands.Exchange.Declare(exchange="late", exchange_type="x-delayed-message", arguments=arguments))
-    client.expect(commands.Exchange.DeclareOk)
-    client.send(commands.Queue.Bind(queue="buried", exchange="late"))
-    client.expect(commands.Queue.BindOk)
-    publish(client, b"late", b"k", short(b"x-delay") + delay)
-    assert b"x-delay" in buried(client)

@@ -160,6 +160,25 @@ def test_a_transaction_publishes_when_it_is_committed(channel: BlockingChannel, 
     channel.tx_commit()
 
 
+def test_a_transaction_routes_when_it_is_published(
+    channel: BlockingChannel, connection: pika.BlockingConnection
+) -> None:
+    """Bindings made before the commit come too late, and a queue deleted before it is no loss to the others."""
+    for queue in ("early", "late", "deleted"):
+        channel.queue_declare(queue)
+    for queue in ("early", "deleted"):
+        channel.queue_bind(queue, "amq.fanout")
+    other = connection.channel()
+    other.tx_select()
+    other.basic_publish("amq.fanout", "", b"x")
+    other.queue_declare("early", passive=True)  # the broker has had the message
+    channel.queue_bind("late", "amq.fanout")
+    channel.queue_delete("deleted")
+    other.tx_commit()
+    assert channel.basic_get("early", auto_ack=True)[2] == b"x"
+    assert channel.basic_get("late")[0] is None
+
+
 def test_a_transaction_acknowledges_when_it_is_committed(
     connection: pika.BlockingConnection, channel: BlockingChannel, take: Take
 ) -> None:

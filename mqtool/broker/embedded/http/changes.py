@@ -213,7 +213,7 @@ class Changes(Directory):
     def _bind(self, vhost: str, source: str, kind: str, destination: str, body: views.Json) -> Answer:
         exchange, end = self._ends(vhost, source, kind, destination)
         arguments = _arguments(body.get("arguments", {}))
-        if exchange.kind == "headers":
+        if exchange.routed_as == "headers":
             check_headers_binding(arguments)
         self.vhost(vhost).bind(exchange, end, _name("routing key", str(body.get("routing_key", ""))), arguments)
         return CREATED

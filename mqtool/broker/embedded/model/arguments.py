@@ -265,7 +265,7 @@ def check_exchange(name: str, vhost: str, kind: str, arguments: Table) -> None:
     if not isinstance(routed_as, str):
         raise precondition_failed("Invalid argument, 'x-delayed-type' must be an existing exchange type")
     if routed_as == DELAYED:
-        raise precondition_failed("Invalid argument, 'x-delayed-type' can't be used for 'x-delayed-message'")
+        raise precondition_failed("Invalid argument, 'x-delayed-message' can't be used for 'x-delayed-type'")
     check_exchange_type(routed_as)
 
 

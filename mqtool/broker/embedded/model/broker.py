@@ -150,6 +150,7 @@ class Broker:
         for exchange in [exchange for exchange in vhost.exchanges.values() if not exchange.predeclared]:
             if exchange.name in vhost.exchanges:
                 vhost.delete_exchange(exchange)
+        vhost.drop_held()
         for user in self.users.values():
             if user.permissions.pop(name, None) is not None:
                 self.save_user(user)

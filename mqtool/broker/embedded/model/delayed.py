@@ -1,71 +1,93 @@
-"""Messages that an `x-delayed-message` exchange holds back (as RabbitMQ's delayed message plugin does)."""
+"""Messages that `x-delayed-message` exchanges hold back, as the delayed message plugin of RabbitMQ 3.10 does."""
 
+import math
+import re
+from collections import Counter
 from collections.abc import Callable
 from heapq import heappop, heappush
+from typing import Any
 
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.clock import Alarm, Clock
+from mqtool.broker.embedded.model.errors import INTERNAL_ERROR, ConnectionException
 from mqtool.broker.embedded.model.message import Message
-from mqtool.routing.field_table import Int8, Int16, Int32, Int64, Value
+from mqtool.routing.field_table import Decimal, Int32, Int64, Value, is_integer
 
 MAX_DELAY = 2**32 - 1
 """The longest delay, in milliseconds."""
 
+_INTEGER = re.compile(r"[+-]?[0-9]+")
+
 
 def delay_of(message: Message) -> int:
-    """Return the number of milliseconds to hold a message back; 0 for none."""
+    """Return the number of milliseconds to hold a message back; 0 for none.
+
+    Raises:
+        ConnectionException: 541, as the plugin fails at a text, a float or a decimal that it cannot convert.
+    """
     value: Value = message.headers.get("x-delay")
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return 0
-    # NaN is not between any two numbers.
-    return int(value) if 1 <= value <= MAX_DELAY else 0
+    if isinstance(value, str) and _INTEGER.fullmatch(value):
+        return _if_possible(float(value))  # of any number of digits
+    is_text = isinstance(value, str) or type(value) is bytes  # bytes if it is not UTF-8
+    if is_text or isinstance(value, Decimal) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ConnectionException(INTERNAL_ERROR)
+    return _if_possible(value) if isinstance(value, float) or is_integer(value) else 0
 
 
-def released(message: Message) -> Message:
-    """Return the message as consumers see it: the delay is negative once it is over."""
-    delay = message.headers["x-delay"]
-    assert isinstance(delay, int | float)
-    negative = -delay
-    # The sign must not change the width: a client that sent an int wants to read an int.
-    for kind in (Int8, Int16, Int32, Int64):
-        if isinstance(delay, kind):
-            negative = kind(-delay)
-    return message.replace(headers={**message.headers, "x-delay": negative})
+def _if_possible(delay: Any) -> int:
+    return int(delay) if 1 <= delay <= MAX_DELAY else 0
+
+
+def over(message: Message, delay: int) -> Message:
+    """Return the message with a negative delay: it is over."""
+    kind = Int32 if delay <= 2**31 else Int64
+    return message.replace(headers={**message.headers, "x-delay": kind(-delay)})
 
 
 class Delayed:
-    """The messages of one exchange, in order of their time; one timer, for the first."""
+    """The delayed messages of a virtual host, in order of their time; one timer, for the first.
 
-    def __init__(self, clock: Clock, release: Callable[[Entry], None]) -> None:
-        self._clock = clock
+    They are for whatever exchange has the name when they are due.
+
+    Args:
+        release: is given the name of the exchange, and the message.
+    """
+
+    def __init__(self, clock: Clock, release: Callable[[str, Entry], None]) -> None:
         self._release = release
-        self._heap: list[tuple[int, int, Entry]] = []
+        self._heap: list[tuple[int, int, str, Entry]] = []
+        self._clock = clock
         self._alarm = Alarm(clock, self._due)
         self._turn = 0
+        self._counts: Counter[str] = Counter()
 
-    def __len__(self) -> int:
-        return len(self._heap)
+    def count(self, exchange: str) -> int:
+        """Return the number of messages that wait for an exchange."""
+        return self._counts[exchange]
 
-    def hold(self, entry: Entry) -> None:
+    def hold(self, exchange: str, entry: Entry) -> None:
         """Hold a message until its `expires_at`; of two with the same time the first to come goes first."""
         assert entry.expires_at is not None
         self._turn += 1
-        heappush(self._heap, (entry.expires_at, self._turn, entry))
+        self._counts[exchange] += 1
+        heappush(self._heap, (entry.expires_at, self._turn, exchange, entry))
         self._alarm.set_by(entry.expires_at)
 
     def _due(self) -> None:
         now = self._clock.now()
         while self._heap:
-            due, _, entry = self._heap[0]
+            due, _, exchange, entry = self._heap[0]
             if due > now:
                 self._alarm.set(due)
                 return
             heappop(self._heap)
-            self._release(entry)
+            self._counts[exchange] -= 1
+            self._release(exchange, entry)
 
     def clear(self) -> list[Entry]:
         """Drop all messages without releasing them."""
-        entries = [entry for _, _, entry in self._heap]
+        entries = [entry for _, _, _, entry in self._heap]
         self._heap.clear()
+        self._counts.clear()
         self._alarm.cancel()
         return entries

@@ -78,6 +78,7 @@ class Exchange:
     Attributes:
         kind: one of TYPES.
         key: its number in the storage; 0 while it is only in memory.
+        routed_as: its type, or the one inside an x-delayed-message exchange.
         alternate: the name of the exchange that takes what no binding here matches; None for none.
     """
 
@@ -93,9 +94,9 @@ class Exchange:
     key: int = 0
 
     def __post_init__(self) -> None:
-        routed_as = str(self.arguments["x-delayed-type"]) if self.delayed else self.kind
+        self.routed_as = str(self.arguments["x-delayed-type"]) if self.delayed else self.kind
         # Any: the tables are generic in what they hold; here queues and exchanges.
-        self._table: RoutingTable[Any] = TABLES[routed_as]()
+        self._table: RoutingTable[Any] = TABLES[self.routed_as]()
         self._links: dict[tuple[object, str, bytes], Link] = {}
         alternate = self.arguments.get("alternate-exchange")
         self.alternate: str | None = alternate if isinstance(alternate, str) else None

@@ -16,12 +16,27 @@ from mqtool.broker.embedded.model.definitions import (
     save_link,
     save_queue,
 )
-from mqtool.broker.embedded.model.delayed import Delayed, delay_of, released
+from mqtool.broker.embedded.model.delayed import Delayed, delay_of, over
+from mqtool.broker.embedded.model.errors import ConnectionException
 from mqtool.broker.embedded.model.exchange import PREDECLARED, TRACE_EXCHANGE, Destination, Exchange, Link
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.message import Message
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.routing.field_table import Table
+
+
+@dataclass(slots=True)
+class Routing:
+    """Where a message goes.
+
+    Attributes:
+        queues: those that get it now, each once.
+        stored: a delayed exchange holds it, and it is being written to disk.
+    """
+
+    message: Message
+    queues: Collection[Queue]
+    stored: bool = False
 
 
 @dataclass(slots=True)
@@ -37,6 +52,12 @@ class Publication:
     routed: bool
     accepted: bool
     stored: bool
+
+
+def _carbon_copies(headers: Table) -> list[str]:
+    """Return the keys that a message is routed by besides its own."""
+    lists = [headers.get(name) for name in ("CC", "BCC")]
+    return [key for keys in lists if isinstance(keys, list) for key in keys if isinstance(key, str)]
 
 
 class VirtualHost:
@@ -56,7 +77,7 @@ class VirtualHost:
             exchange: Exchange(exchange, kind, predeclared=True) for exchange, kind in PREDECLARED.items()
         }
         self.exchanges[TRACE_EXCHANGE] = Exchange(TRACE_EXCHANGE, "topic", internal=True, predeclared=True)
-        self._delayed: dict[str, Delayed] = {}
+        self._delayed = Delayed(clock, self._release)
         self._dying: deque[tuple[Queue, Message, str]] = deque()
         self._burying = False
 
@@ -71,17 +92,12 @@ class VirtualHost:
         if exchange.durable and not exchange.key:
             save_exchange(self._ledger, self.name, exchange)
         self.exchanges[exchange.name] = exchange
-        if exchange.delayed:
-            self._delayed[exchange.name] = Delayed(self._clock, lambda entry: self._release(exchange, entry))
 
     def delete_exchange(self, exchange: Exchange) -> None:
-        """Delete an exchange, its bindings, and the messages that it holds back."""
+        """Delete an exchange and its bindings; what it holds back is lost unless there is another one in time."""
         del self.exchanges[exchange.name]
         for link in [*exchange.links, *exchange.inbound]:
             self._unlink(link)
-        if exchange.delayed:
-            for entry in self._delayed.pop(exchange.name).clear():
-                self._ledger.drop(entry)
         if exchange.durable:
             forget_exchange(self._ledger, self.name, exchange)
 
@@ -165,59 +181,56 @@ class VirtualHost:
 
     # -- messages
 
-    def publish(self, exchange: Exchange, message: Message) -> Publication:
-        """Route a message and put it in the queues."""
-        exchange.published_in += 1
-        if exchange.delayed and (delay := delay_of(message)):
-            return self._hold(exchange, message, delay)
-        if exchange.name == "" and "CC" not in message.headers and "BCC" not in message.headers:
-            queue = self.queues.get(message.routing_key)
-            if queue is None:
-                return Publication(routed=False, accepted=True, stored=False)
-            accepted, stored = queue.publish(message)
-            return Publication(routed=True, accepted=accepted, stored=stored)
-        queues = self.route(exchange, message)
-        if "BCC" in message.headers:
-            headers = {name: value for name, value in message.headers.items() if name != "BCC"}
-            message = message.replace(headers=headers)
-        return self._enqueue(queues, message)
-
-    def _enqueue(self, queues: Collection[Queue], message: Message) -> Publication:
-        publication = Publication(routed=bool(queues), accepted=True, stored=False)
+    def enqueue(self, routing: Routing) -> Publication:
+        """Put a message in the queues that it goes to, except those deleted since it was routed."""
+        queues = [queue for queue in routing.queues if not queue.deleted]
+        publication = Publication(routed=bool(queues), accepted=True, stored=routing.stored)
         for queue in queues:
-            accepted, stored = queue.publish(message)
+            accepted, stored = queue.publish(routing.message)
             publication.accepted = publication.accepted and accepted
             publication.stored = publication.stored or stored
         return publication
 
-    def route(self, exchange: Exchange, message: Message) -> Collection[Queue]:
-        """Return the queues that a message published to an exchange goes to, each once."""
+    def route(self, exchange: Exchange, message: Message, *, is_changed: bool = False, is_due: bool = False) -> Routing:
+        """Find the queues that a message published to an exchange goes to. Delayed exchanges on the way hold it back.
+
+        Args:
+            is_changed: its headers are no longer as its publisher sent them.
+            is_due: it has been held back, so no exchange does that again.
+
+        Raises:
+            ConnectionException: 541, an exchange on the way cannot read its delay.
+        """
         headers = message.headers
         keys = [message.routing_key]
-        for name in ("CC", "BCC"):
-            more = headers.get(name)
-            if isinstance(more, list):
-                keys += [key for key in more if isinstance(key, str)]
+        if "CC" in headers or "BCC" in headers:
+            keys += _carbon_copies(headers)
+        elif exchange.name == "":
+            queue = self.queues.get(message.routing_key)
+            return Routing(message, () if queue is None else (queue,))
         queues: dict[Queue, None] = {}
+        routing = Routing(message, queues)
         seen = {exchange}
         todo = [exchange]
         while todo:
             current = todo.pop()
-            matched = False
-            for key in keys:
-                for destination in self._matches(current, key, message):
-                    matched = True
-                    if isinstance(destination, Queue):
-                        queues[destination] = None
-                    elif isinstance(destination, Exchange) and destination not in seen:
-                        seen.add(destination)
-                        todo.append(destination)
-            if not matched and current.alternate is not None:
-                alternate = self.exchanges.get(current.alternate)
-                if alternate is not None and alternate not in seen:
-                    seen.add(alternate)
-                    todo.append(alternate)
-        return queues
+            if current.delayed and not is_due and (delay := delay_of(message)):
+                routing.stored |= self._hold(current, message, delay, is_changed=is_changed)
+                destinations: list[Destination] = []
+            else:
+                destinations = [found for key in keys for found in self._matches(current, key, message)]
+            # A message that is held back counts as one that matches nothing.
+            if not destinations and current.alternate in self.exchanges:
+                destinations = [self.exchanges[current.alternate]]
+            for destination in destinations:
+                if isinstance(destination, Queue):
+                    queues[destination] = None
+                elif isinstance(destination, Exchange) and destination not in seen:
+                    seen.add(destination)
+                    todo.append(destination)
+        if "BCC" in headers:
+            routing.message = message.replace(headers={name: headers[name] for name in headers if name != "BCC"})
+        return routing
 
     def _matches(self, exchange: Exchange, key: str, message: Message) -> Collection[Destination]:
         if exchange.name == "":
@@ -248,34 +261,45 @@ class VirtualHost:
         if exchange is None:
             return
         dead = dead_letter(message, queue.name, reason, exchange.name, key, self._clock.now() // 1000)
-        if exchange.delayed and (delay := delay_of(dead)):
-            self._hold(exchange, dead, delay)
-            return
-        queues = self.route(exchange, dead)
+        try:
+            routing = self.route(exchange, dead, is_changed=True)
+        except ConnectionException:  # no client is to blame: it is not delayed
+            routing = self.route(exchange, dead, is_changed=True, is_due=True)
         if reason != "rejected":
-            queues = [target for target in queues if not would_cycle(dead, target.name)]
-        self._enqueue(queues, dead)
+            routing.queues = [target for target in routing.queues if not would_cycle(dead, target.name)]
+        self.enqueue(routing)
 
     # -- delayed messages
 
-    def _hold(self, exchange: Exchange, message: Message, delay: int) -> Publication:
-        entry = Entry(message, 0, self._clock.now() + delay)
-        if exchange.durable and message.persistent:
+    def _hold(self, exchange: Exchange, message: Message, delay: int, *, is_changed: bool) -> bool:
+        """Hold a message back; return whether it is being written to disk.
+
+        The plugin negates the delay of what it releases, but up to RabbitMQ 3.12 a consumer gets the headers as they
+        were sent, unless the broker has changed them.
+        """
+        held = over(message, delay) if is_changed or "BCC" in message.headers else message
+        entry = Entry(held, 0, self._clock.now() + delay)
+        if exchange.durable:
             self._ledger.added(exchange.key, entry)
         self.hold_again(exchange, entry)
-        # The plugin cannot know now who will be bound then: to a mandatory publisher it says that nobody is.
-        return Publication(routed=False, accepted=True, stored=entry.row != 0)
+        return entry.row != 0
 
     def hold_again(self, exchange: Exchange, entry: Entry) -> None:
         """Hold a message that was being held before a restart."""
         self._ledger.hold(entry)
-        self._delayed[exchange.name].hold(entry)
+        self._delayed.hold(exchange.name, entry)
 
     def held(self, exchange: Exchange) -> int:
         """Return the number of messages that a delayed exchange holds back."""
-        return len(self._delayed[exchange.name])
+        return self._delayed.count(exchange.name)
 
-    def _release(self, exchange: Exchange, entry: Entry) -> None:
-        message = released(entry.message)
-        self._enqueue(self.route(exchange, message), message)
+    def drop_held(self) -> None:
+        """Drop all messages that are held back."""
+        for entry in self._delayed.clear():
+            self._ledger.drop(entry)
+
+    def _release(self, name: str, entry: Entry) -> None:
+        exchange = self.exchanges.get(name)
+        if exchange is not None:
+            self.enqueue(self.route(exchange, entry.message, is_due=True))
         self._ledger.drop(entry)

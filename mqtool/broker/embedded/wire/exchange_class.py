@@ -97,7 +97,7 @@ def bind(channel: Channel, method: ExchangeClass.Bind) -> None:
     _check_binding(channel, destination_name, source_name)
     source, destination = channel.exchange(source_name), channel.exchange(destination_name)
     arguments = table(method.arguments)
-    if source.kind == "headers":
+    if source.routed_as == "headers":
         check_headers_binding(arguments)
     channel.vhost.bind(source, destination, method.routing_key, arguments)
     if not method.nowait:

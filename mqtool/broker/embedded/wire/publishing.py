@@ -11,7 +11,7 @@ from mqtool.broker.embedded.model.errors import (
 )
 from mqtool.broker.embedded.model.exchange import Exchange
 from mqtool.broker.embedded.model.message import Message
-from mqtool.broker.embedded.model.virtual_host import Publication
+from mqtool.broker.embedded.model.virtual_host import Publication, Routing
 from mqtool.broker.embedded.wire.channel import Channel
 from mqtool.broker.embedded.wire.transaction import Pending
 from mqtool.routing.field_table import type_name
@@ -27,7 +27,7 @@ def publish(channel: Channel, message: Message) -> None:
 
     Raises:
         ChannelException: 403, 404 or 406.
-        ConnectionException: 540 for `immediate`.
+        ConnectionException: 540 for `immediate`, 541 for a delay that cannot be read.
     """
     if channel.content.immediate:
         raise ConnectionException(NOT_IMPLEMENTED, "immediate=true")
@@ -37,10 +37,11 @@ def publish(channel: Channel, message: Message) -> None:
         if channel.replies is None:
             raise precondition_failed("fast reply consumer does not exist")
         message = message.with_reply_to(f"{DIRECT_REPLY_TO}.{channel.replies.token}")
+    pending = Pending(message, _routing(channel, exchange, message), mandatory)
     if channel.transaction is not None:
-        channel.transaction.publishes.append(Pending(exchange, message, mandatory))
+        channel.transaction.publishes.append(pending)
         return
-    publication = perform(channel, exchange, message, mandatory=mandatory)
+    publication = perform(channel, pending)
     if channel.confirms is not None:
         channel.settle_publish(channel.confirms, accepted=publication.accepted, stored=publication.stored)
 
@@ -83,16 +84,22 @@ def _check_expiration(expiration: str) -> None:
         raise precondition_failed(f"invalid expiration '{expiration}': {wrong}")
 
 
-def perform(channel: Channel, exchange: Exchange, message: Message, *, mandatory: bool) -> Publication:
-    """Put a message into its queues; return it to the client if it is mandatory and there are none."""
+def _routing(channel: Channel, exchange: Exchange, message: Message) -> Routing | None:
+    """Where a message goes: decided when it is published, also in a transaction; None for a direct reply."""
     channel.published[exchange.name] = channel.published.get(exchange.name, 0) + 1
     if exchange.name == "" and message.routing_key.startswith(DIRECT_REPLY_TO):
-        publication = _reply(channel, message)
-    else:
-        publication = channel.vhost.publish(exchange, message)
+        return None
+    exchange.published_in += 1
+    return channel.vhost.route(exchange, message)
+
+
+def perform(channel: Channel, pending: Pending) -> Publication:
+    """Put a message into its queues; return it to the client if it is mandatory and there are none."""
+    routing = pending.routing
+    publication = _reply(channel, pending.message) if routing is None else channel.vhost.enqueue(routing)
     if not publication.routed:
-        if mandatory:
-            channel.send_return(message)
+        if pending.mandatory:
+            channel.send_return(pending.message)
         else:
             channel.session.broker.dropped_unroutable += 1
     return publication

@@ -88,7 +88,7 @@ def bind(channel: Channel, method: QueueClass.Bind) -> None:
     exchange = channel.exchange(exchange_name)
     queue = channel.queue(name)
     arguments = table(method.arguments)
-    if exchange.kind == "headers":
+    if exchange.routed_as == "headers":
         check_headers_binding(arguments)
     key = _routing_key(channel, method.queue, method.routing_key)
     channel.vhost.bind(exchange, queue, key, arguments)

@@ -2,17 +2,21 @@
 
 from dataclasses import dataclass, field
 
-from mqtool.broker.embedded.model.exchange import Exchange
 from mqtool.broker.embedded.model.message import Message
+from mqtool.broker.embedded.model.virtual_host import Routing
 from mqtool.broker.embedded.wire.deliveries import Delivery
 
 
-@dataclass
+@dataclass(slots=True)
 class Pending:
-    """A publish that waits for the commit."""
+    """A publish that waits, in a transaction for the commit.
 
-    exchange: Exchange
+    Attributes:
+        routing: where it goes; None for a direct reply.
+    """
+
     message: Message
+    routing: Routing | None
     mandatory: bool
 
 
