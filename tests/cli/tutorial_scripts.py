@@ -232,7 +232,8 @@ def receive_delayed(tutorial: Tutorial, _words: Words) -> None:
     tutorial.channel.queue_bind("delay_queue", "delay_exchange", "delay_queue")
 
     def on_message(_channel: Any, _method: Any, properties: Any, body: bytes) -> None:
-        say(f" [x] Received {body.decode()} after {-properties.headers['x-delay']} ms")
+        # Up to RabbitMQ 3.12 the delay is as it was sent; later the broker makes it negative.
+        say(f" [x] Received {body.decode()} after {abs(properties.headers['x-delay'])} ms")
 
     tutorial.channel.basic_consume("delay_queue", on_message, auto_ack=True)
     say(" [*] Waiting for messages. To exit press CTRL+C")
