@@ -48,6 +48,7 @@ class Starter:
         start: start it; it may not be ready when this returns.
         running: how many of its nodes run.
         stop: stop it and forget it; its data stay.
+        restart: stop it, and start it again as it was; it may not be ready when this returns.
         log: its log, with b"" when there is nothing new; see log_files.read().
         describe: its name in a sentence.
         prepare: download or build what start() needs, and report progress; may be interrupted.
@@ -61,6 +62,7 @@ class Starter:
     start: Callable[[Wanted], Started]
     running: Callable[[Started], int]
     stop: Callable[[Started], None]
+    restart: Callable[[Started], Started]
     log: Callable[[Started, bool], Iterator[bytes]]
     describe: str
     prepare: Callable[[Wanted, Callable[[str], None]], None] = _nothing
@@ -81,6 +83,7 @@ STARTERS = {
         start=docker.start,
         running=docker.running,
         stop=docker.stop,
+        restart=docker.restart,
         log=docker.log,
         describe="RabbitMQ in Docker",
         prepare=docker.prepare,
@@ -94,6 +97,7 @@ STARTERS = {
         start=node_broker.start,
         running=node_broker.running,
         stop=node_broker.stop,
+        restart=node_broker.restart,
         log=node_broker.log,
         describe="a private RabbitMQ node",
         is_ready=node_broker.is_ready,
@@ -105,6 +109,7 @@ STARTERS = {
         start=embedded_process.start,
         running=embedded_process.running,
         stop=embedded_process.stop,
+        restart=embedded_process.restart,
         log=embedded_process.log,
         describe="mqtool's embedded broker",
     ),

@@ -132,7 +132,8 @@ def stop(started: Started) -> None:
     with daemon_of_this_machine() as daemon:
         with ThreadPoolExecutor(started.nodes) as pool:
             list(pool.map(lambda container: container.stop(timeout=_STOP_PATIENCE), _containers(daemon, started)))
-        (Path(started.directory) / "log").write_bytes(b"".join(log(started, follow=False)))
+        with log_files.go_on(Path(started.directory) / "log") as kept:
+            kept.writelines(log(started, follow=False))
         _remove(daemon, started)
     state.forget(started.name)
 
@@ -149,6 +150,17 @@ def revive(started: Started) -> Started:
         for container in _containers(daemon, started):
             if container.status != "running":
                 container.start()
+    return started
+
+
+def restart(started: Started) -> Started:
+    """Stop its containers, and start them again.
+
+    Raises:
+        Unavailable, AccessRefused: the daemon cannot be used.
+    """
+    with daemon_of_this_machine() as daemon, ThreadPoolExecutor(started.nodes) as pool:
+        list(pool.map(lambda container: container.restart(timeout=_STOP_PATIENCE), _containers(daemon, started)))
     return started
 
 

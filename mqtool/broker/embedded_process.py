@@ -4,7 +4,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from mqtool.broker import log_files, ports, process, state
 from mqtool.broker.state import Started, Wanted
@@ -13,6 +15,7 @@ from mqtool.errors import MqtoolError, UsageError
 KIND = "embedded"
 _MODULE = "mqtool.broker.embedded"
 _PATIENCE = 15.0
+_IN_MEMORY = "in memory"
 
 
 def start(wanted: Wanted) -> Started:
@@ -26,25 +29,42 @@ def start(wanted: Wanted) -> Started:
     if wanted.cluster or wanted.image:
         option = "--cluster" if wanted.cluster else "--image"
         raise UsageError(f"the embedded broker does not support {option}", f"use --kind docker with {option}")
-    port = ports.choose_amqp_port(wanted.port)
     directory = state.directory(wanted.name)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    data = wanted.data_dir or directory / "embedded"
-    keep = ["--in-memory"] if wanted.in_memory else ["--data-dir", str(data)]
-    broker = launch(directory, "--port", str(port), "--management-port", "0", *keep)
-    _, management, *damage = wait_until_ready(broker, directory)
-    started = Started(
-        name=wanted.name,
-        kind=KIND,
-        url=f"amqp://guest:guest@{ports.HOST}:{port}",
-        pid=broker.pid,
-        directory=str(directory),
-        details={
-            "management": management,
-            "data": "in memory" if wanted.in_memory else str(data),
-            **({"damage": damage[0]} if damage else {}),
-        },
+    return _run(
+        Started(
+            name=wanted.name,
+            kind=KIND,
+            url=f"amqp://guest:guest@{ports.HOST}:{ports.choose_amqp_port(wanted.port)}",
+            pid=0,
+            directory=str(directory),
+            details={
+                "management": f"http://{ports.HOST}:{ports.free_port()}",
+                "data": _IN_MEMORY if wanted.in_memory else str(wanted.data_dir or directory / "embedded"),
+            },
+        )
     )
+
+
+def restart(started: Started) -> Started:
+    """Stop it, and start it again; it accepts connections when this returns.
+
+    Raises:
+        MqtoolError: it does not stop, or does not start.
+    """
+    process.terminate([started.pid], _MODULE, _PATIENCE)
+    return _run(started)
+
+
+def _run(started: Started) -> Started:
+    """Start its process, and remember that."""
+    directory, data = Path(started.directory), started.details["data"]
+    port, management_port = (str(urlsplit(url).port) for url in (started.url, started.details["management"]))
+    keep = ["--in-memory"] if data == _IN_MEMORY else ["--data-dir", data]
+    broker = launch(directory, "--port", port, "--management-port", management_port, *keep)
+    damage = wait_until_ready(broker, directory)[2:]
+    details = {key: value for key, value in started.details.items() if key != "damage"}
+    started = replace(started, pid=broker.pid, details={**details, **({"damage": damage[0]} if damage else {})})
     state.save(started)
     return started
 
@@ -53,7 +73,7 @@ def launch(directory: Path, *options: str) -> "subprocess.Popen[bytes]":
     """Start the broker's process, which writes its log to a directory."""
     ready = directory / "ready"
     ready.unlink(missing_ok=True)
-    with (directory / "log").open("wb") as log:
+    with log_files.go_on(directory / "log") as log:
         return subprocess.Popen(
             [sys.executable, "-m", _MODULE, "--host", ports.HOST, *options, "--ready-file", str(ready)],
             stdin=subprocess.DEVNULL,

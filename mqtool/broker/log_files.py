@@ -1,10 +1,25 @@
-"""Reading brokers' log files as `tail -f` does."""
+"""Brokers' log files: written on and on, and read as `tail -f` does."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
 
 _CHUNK = 65536
+_LONG = 10_000_000
+
+
+def go_on(path: Path) -> BinaryIO:
+    """Open a log to add to it, as the reason for a restart is in what was written before. A long one becomes log.1."""
+    if path.exists() and path.stat().st_size > _LONG:
+        path.replace(path.with_name("log.1"))
+    return path.open("ab")
+
+
+def kept(directory: Path) -> dict[str, Path]:
+    """The logs in the directory of a broker, which stay when it is stopped, by the names of its nodes."""
+    found = sorted(directory.glob("log")) or sorted(directory.glob("node-*/log"))
+    return {"" if path.parent == directory else path.parent.name: path for path in found}
 
 
 def read(paths: Mapping[str, Path], follow: bool) -> Iterator[bytes]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mqtool.broker import ports, process
+from mqtool.broker import log_files, ports, process
 
 #: On Debian, the rabbitmq-server on the PATH is a wrapper that insists on its own user; this is the real one.
 _SERVERS = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"),)
@@ -89,7 +89,7 @@ def launch(node: Node, settings: Sequence[str] = ()) -> int:
         *_STATISTICS,
     )
     (directory / "rabbitmq.conf").write_text("".join(f"{line}\n" for line in (*usual, *settings)))
-    with (directory / "log").open("wb") as log:
+    with log_files.go_on(directory / "log") as log:
         server_process = subprocess.Popen(
             [server],
             env=environment(node),

@@ -100,6 +100,16 @@ def revive(started: Started) -> Started:
     return started
 
 
+def restart(started: Started) -> Started:
+    """Stop all nodes, and start them again.
+
+    Raises:
+        MqtoolError: one does not stop.
+    """
+    node.terminate([member["pid"] for member in _members(started)])
+    return revive(started)
+
+
 def running(started: Started) -> int:
     """How many of its nodes run."""
     return sum(node.runs(member["pid"]) for member in _members(started))

@@ -41,14 +41,28 @@ def test_a_broker_from_up_to_down(home: Shell, kind: Kind) -> None:
     status = home.run("mqtool", "broker", "status", "--name", "mine")
     assert "running" in status.stdout
     assert "guest:guest" not in status.stdout, "the password is only for those who ask for the environment"
-    assert home.run("mqtool", "broker", "logs", "--name", "mine").stdout
+    log = home.run("mqtool", "broker", "logs", "--name", "mine").stdout
+
+    restarted = home.run("mqtool", "broker", "restart", "--name", "mine")
+    assert restarted.stdout == f"{STARTERS[kind].describe} is up again at amqp://guest@127.0.0.1:{port}\n"
+    assert home.run("mqtool", "broker", "logs", "--name", "mine").stdout.startswith(log), "its log goes on"
+    assert log
+    assert management_of(home.run("mqtool", "broker", "status", "--name", "mine").stdout) == management_of(
+        status.stdout
+    )
 
     assert home.run("mqtool", "broker", "down", "--name", "mine").code == 0
     assert "nothing to stop" in home.run("mqtool", "broker", "down", "--name", "mine").stderr
     assert home.run("mqtool", "broker", "status", "--name", "mine").code == 69
+    assert home.run("mqtool", "broker", "logs", "--name", "mine").stdout.startswith(log), "its log is kept"
 
     home.run("mqtool", "broker", "up", "--kind", kind, "--name", "mine", "--port", port)
     assert home.run("mqtool", "receive", "-q", "task_queue", "-c", "1", "-u", url).stdout == " [x] Received kept\n"
+
+
+def management_of(status: str) -> list[str]:
+    """Where `broker status` says that the management API is."""
+    return re.findall(r"management +(\S+)", status)
 
 
 def test_commands_find_the_broker_that_was_started(home: Shell) -> None:

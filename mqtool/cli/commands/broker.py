@@ -1,4 +1,4 @@
-"""mqtool broker up, down, status, logs, env; mqtool wait."""
+"""mqtool broker up, restart, down, status, logs, env; mqtool wait."""
 
 import contextlib
 import shlex
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from mqtool.amqp import Address, Connection, parse_addresses
-from mqtool.broker import choice, state
+from mqtool.broker import choice, log_files, state
 from mqtool.broker.choice import Kind, Starter, starter_of
 from mqtool.broker.lifeline import stop_with_this_process
 from mqtool.broker.starting import wait_until_up, where_log_is
@@ -37,7 +37,9 @@ def up(
     kind: Annotated[Kind, typer.Option(help="Kind of broker")] = Kind.AUTO,
     name: Name = DEFAULT_NAME,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="AMQP port")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Directory for messages (not with Docker)")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(resolve_path=True, help="Directory for messages (not with Docker)")
+    ] = None,
     in_memory: Annotated[bool, typer.Option("--in-memory", help="Keep nothing on disk (embedded broker only)")] = False,
     cluster: Annotated[bool, typer.Option("--cluster", help="Start a cluster of three nodes")] = False,
     image: Annotated[str | None, typer.Option(help="RabbitMQ image or version to build on (Docker)")] = None,
@@ -144,6 +146,17 @@ def _known(name: str) -> Started:
     return started
 
 
+@broker.command(epilog="mqtool broker restart\nmqtool broker restart --name second")
+def restart(name: Name = DEFAULT_NAME) -> None:
+    """Restart the broker that 'broker up' started; messages are kept."""
+    started = _known(name)
+    starter = starter_of(started)
+    output.status(f"restarting {starter.describe} …")
+    with stopping.calling(lambda: None):  # no Ctrl-C between its end and its start
+        started = starter.restart(started)
+    _say_up(wait_until_up(started), f"{starter.describe} is up again")
+
+
 @broker.command(epilog="mqtool broker down\nmqtool broker down --name second")
 def down(name: Name = DEFAULT_NAME) -> None:
     """Stop the broker that 'broker up' started; messages are kept."""
@@ -178,10 +191,14 @@ def logs(
     name: Name = DEFAULT_NAME,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing as the log grows")] = False,
 ) -> None:
-    """Print the broker's log."""
-    started = _known(name)
+    """Print the broker's log, which 'broker down' keeps."""
+    if state.load(name) is None and (kept := log_files.kept(state.directory(name))):
+        chunks = log_files.read(kept, follow)
+    else:
+        started = _known(name)
+        chunks = starter_of(started).log(started, follow)
     with stopping.calling(lambda: None):
-        for data in starter_of(started).log(started, follow):
+        for data in chunks:
             output.write(data)
             if stopping.requested() is not None:
                 return
