@@ -80,7 +80,8 @@ def launch(node: Node, settings: Sequence[str] = ()) -> int:
     server, directory = find_server(), Path(node.directory)
     assert server is not None
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    (directory / "enabled_plugins").write_text("[rabbitmq_management].\n")
+    if not (enabled := directory / "enabled_plugins").exists():  # it may name plugins that were enabled since
+        enabled.write_text("[rabbitmq_management].\n")
     usual = (
         f"listeners.tcp.1 = {ports.HOST}:{node.port}",
         f"management.tcp.ip = {ports.HOST}",

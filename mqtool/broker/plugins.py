@@ -5,17 +5,22 @@ https://www.rabbitmq.com/docs/man/rabbitmq-plugins.8
 
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 from typing import Literal
 
+from mqtool import management
+from mqtool.amqp import parse_addresses
 from mqtool.broker import docker, node, node_broker
 from mqtool.broker.node import Node
 from mqtool.broker.state import Started
 from mqtool.errors import MqtoolError, Unavailable, UsageError
+from mqtool.management import Management
 
 #: Plugins that are part of the embedded broker.
 BUILT_IN = ("rabbitmq_delayed_message_exchange", "rabbitmq_management")
 _PATIENCE = 120.0
+_UNTIL_SHOWN, _PAUSE = 15.0, 0.1
 
 
 def change(started: Started, what: Literal["enable", "disable"], names: Sequence[str]) -> None:
@@ -38,6 +43,29 @@ def change(started: Started, what: Literal["enable", "disable"], names: Sequence
     for status, said in answers:
         if status:
             raise _failed(what, names, said)
+
+
+def wait_until_shown(started: Started, what: Literal["enable", "disable"], names: Sequence[str]) -> bool:
+    """Wait until the management API, which is seconds late, shows a change; return whether it does, or is not there."""
+    address = parse_addresses(started.url)[0]
+    api = Management(started.details["management"], address.user, address.password)
+    deadline = time.monotonic() + _UNTIL_SHOWN
+    try:
+        while not _shows(api, what, names):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_PAUSE)
+    except Unavailable:
+        return True
+    return True
+
+
+def _shows(api: Management, what: str, names: Sequence[str]) -> bool:
+    for view in management.nodes(api):
+        running = {application["name"] for application in view.get("applications", ())}
+        if view.get("running", True) and not (running.isdisjoint(names) if what == "disable" else running >= {*names}):
+            return False
+    return True
 
 
 def _run(of: Node, command: list[str]) -> tuple[int, str]:

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.brokers import TestBroker
-from tests.cli.shell import Result, Shell
+from mqtool.broker.choice import Kind
+from tests.brokers import TestBroker, own_broker
+from tests.cli.shell import Result, Shell, wait_until
 from tests.cli.terminal import on_terminal
 from tests.cli.test_exec import depth
 
@@ -238,6 +239,29 @@ def test_plugins_of_a_broker_of_our_own(lonely_shell: Shell) -> None:
         assert "has no plugin 'rabbitmq_shovel'" in unknown.stderr
         assert lonely_shell.run("mqtool", "plugin", "disable", "rabbitmq_management").code == 2
         assert lonely_shell.run("mqtool", "plugin", "disable", "rabbitmq_management", "--yes").code == 2
+    finally:
+        lonely_shell.run("mqtool", "broker", "down")
+
+
+def test_a_plugin_is_shown_when_it_is_enabled(lonely_shell: Shell) -> None:
+    """Whoever lists plugins right after enabling one sees it; and it is still enabled after a restart."""
+    own_broker(Kind.NODE)
+    lonely_shell.environment["XDG_STATE_HOME"] = str(lonely_shell.directory)
+    lonely_shell.run("mqtool", "broker", "up", "--kind", "node", "--port", str(_free_port()))
+
+    def listed() -> str:
+        return lonely_shell.run(
+            "mqtool", "list", "plugins", "name", "running", "--filter", "name=rabbitmq_shovel"
+        ).stdout
+
+    try:
+        assert listed() == ""
+        assert lonely_shell.run("mqtool", "plugin", "enable", "rabbitmq_shovel").stderr == "enabled rabbitmq_shovel\n"
+        assert listed() == "rabbitmq_shovel\ttrue\n"
+        lonely_shell.run("mqtool", "broker", "restart")
+        wait_until(lambda: listed() == "rabbitmq_shovel\ttrue\n", "the plugin runs")
+        lonely_shell.run("mqtool", "plugin", "disable", "rabbitmq_shovel", "--yes")
+        assert listed() == ""
     finally:
         lonely_shell.run("mqtool", "broker", "down")
 

@@ -22,7 +22,7 @@ Name = Annotated[str, typer.Option(help="Name of the broker")]
 @plugin_app.command(epilog="mqtool plugin enable rabbitmq_shovel")
 def enable(plugin: Plugins, name: Name = DEFAULT_NAME) -> None:
     """Enable plugins and those they need, now and at every start."""
-    _change("enable", plugin, name)
+    _change(_started(name), "enable", plugin)
 
 
 @plugin_app.command(epilog="mqtool plugin disable rabbitmq_shovel --yes")
@@ -30,13 +30,13 @@ def disable(plugin: Plugins, name: Name = DEFAULT_NAME, yes: Yes = False) -> Non
     """Disable plugins and those that need them."""
     started = _started(name)
     ask(f"disable {', '.join(plugin)}", yes=yes)
-    plugins.change(started, "disable", plugin)
-    output.status(f"disabled {', '.join(plugin)}")
+    _change(started, "disable", plugin)
 
 
-def _change(what: Literal["enable", "disable"], names: list[str], broker: str) -> None:
-    plugins.change(_started(broker), what, names)
-    output.status(f"{what}d {', '.join(names)}")
+def _change(started: Started, what: Literal["enable", "disable"], names: list[str]) -> None:
+    plugins.change(started, what, names)
+    is_shown = plugins.wait_until_shown(started, what, names)
+    output.status(f"{what}d {', '.join(names)}{'' if is_shown else '; the management API does not show it yet'}")
 
 
 def _started(name: str) -> Started:
