@@ -14,6 +14,11 @@ from tests.cli.shell import Shell, wait_until
 HOSTILE = "[red]x[/red]\x1b[31m"
 
 
+@pytest.fixture(autouse=True)
+def _management(shell: Shell, broker: TestBroker) -> None:
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+
+
 @pytest.fixture
 def channel(broker: TestBroker) -> Iterator[BlockingChannel]:
     """A channel, on a vhost where logs go to two queues, and what nobody wants to a third."""
