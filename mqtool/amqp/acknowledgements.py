@@ -17,26 +17,26 @@ _MOMENT, _ENOUGH = 0.005, 8
 class Acknowledgements:
     """The acknowledgements of one channel, each of its own delivery.
 
-    Attributes:
-        together: let each wait a moment for others.
-
     Args:
         send: sends one, on the I/O thread.
         before: is called there before some are sent.
+        together: whether to let each wait a moment for others.
     """
 
-    def __init__(self, io: IoThread, send: Callable[[Delivery], None], before: Callable[[], None]) -> None:
-        self.together = False
+    def __init__(
+        self, io: IoThread, send: Callable[[Delivery], None], before: Callable[[], None], together: Callable[[], bool]
+    ) -> None:
         self._io = io
         self._send = send
         self._before = before
+        self._together = together
         self._waiting: deque[Delivery] = deque()
         self._is_due = self._is_due_now = False
 
     def add(self, delivery: Delivery) -> None:
         """Acknowledge a delivery. From any thread."""
         self._waiting.append(delivery)
-        if not self.together or len(self._waiting) >= _ENOUGH:
+        if not self._together() or len(self._waiting) >= _ENOUGH:
             self.flush()
         elif not self._is_due:
             self._is_due = True

@@ -56,7 +56,12 @@ class Channel(Listener):
         self._mandatory = mandatory
         self._consumers: list[Consumer] = []
         self._publishing = Publishing(self.link, connection, confirm_timeout)
-        self._acks = Acknowledgements(connection.io, self._acknowledge, before=self._publishing.publisher.drain)
+        self._acks = Acknowledgements(
+            connection.io,
+            self._acknowledge,
+            before=self._publishing.publisher.drain,
+            together=lambda: any(consumer.is_ahead for consumer in self._consumers),
+        )
         self.link.listen(self)
 
     @property
@@ -258,11 +263,10 @@ class Channel(Listener):
             consumer.stop()
 
     def take_in_advance(self, extra: int) -> None:
-        """From now on, have this many deliveries more than the prefetch, except for consumers with a count.
+        """From now on, have this many deliveries more than the prefetch, unless that may be more than the count.
 
         Acknowledgements then wait a moment for others. 0 ends that. From any thread.
         """
-        self._acks.together = extra > 0 and all(consumer.is_endless for consumer in self._consumers)
         for consumer in tuple(self._consumers):
             consumer.take_in_advance(extra)
 

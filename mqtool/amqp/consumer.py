@@ -68,9 +68,9 @@ class Consumer(Listener):
         self._link.retrying(lambda: self._subscription.start(self._policy.prefetch, auto_ack=self._policy.auto_ack))
 
     @property
-    def is_endless(self) -> bool:
-        """Whether there is no count to keep to."""
-        return self._receiving.count is None
+    def is_ahead(self) -> bool:
+        """Whether it takes deliveries in advance."""
+        return self._subscription.is_ahead
 
     def stop(self) -> None:
         """End the deliveries after the one in hand. From any thread, and from a signal handler."""
@@ -118,8 +118,9 @@ class Consumer(Listener):
     def take_in_advance(self, extra: int) -> None:
         """Have this many deliveries more than the prefetch at a time; 0 ends that. From any thread."""
         with self._subscribing:
-            if self._subscription.is_active and not self._stopping and self.is_endless:
-                self._link.retrying(lambda: self._subscription.take_in_advance(extra))
+            if self._subscription.is_active and not self._stopping:
+                allowed = self._policy.in_advance(extra)
+                self._link.retrying(lambda: self._subscription.take_in_advance(allowed))
 
     # The channel's side.
 

@@ -90,6 +90,10 @@ class Policy:
         """
         return Step.GO_ON
 
+    def in_advance(self, extra: int) -> int:
+        """How many of these many deliveries may be had beyond the prefetch."""
+        return extra
+
     def wants_more(self, received: int) -> bool:  # noqa: ARG002
         """Whether to subscribe again after a cancellation."""
         return True
@@ -186,6 +190,9 @@ class ExactCount(Streaming):
         self._is_cancelled = True  # before the last acknowledgement makes room for another
         return Step.CANCEL
 
+    def in_advance(self, extra: int) -> int:  # noqa: ARG002
+        return 0
+
     def done(self, delivery: Delivery, now: float) -> bool:
         return super().done(delivery, now) or self._waiting == self._may_ack
 
@@ -216,6 +223,7 @@ class CallerSettles(Policy):
         super().__init__(prefetch, auto_ack=receiving.auto_ack and count is None)
         self._count = count
         self._left = count
+        self._extra = 0
         self._acknowledged = 0
         self._before = 0
 
@@ -228,10 +236,15 @@ class CallerSettles(Policy):
         self._left -= 1
         return Step.GO_ON if self._left else Step.CANCEL
 
+    def in_advance(self, extra: int) -> int:
+        self._extra = extra if self._count is None or self._acknowledged + self.prefetch + extra <= self._count else 0
+        return self._extra
+
     def acknowledged(self, received: int, *, is_current: bool) -> Step:
         self._acknowledged += is_current
-        if self._count is not None and self.prefetch > 1 and self._acknowledged + self.prefetch > self._count:
-            self.prefetch = 1
+        at_once = self.prefetch + self._extra
+        if self._count is not None and at_once > 1 and self._acknowledged + at_once > self._count:
+            self.prefetch, self._extra = 1, 0
             return Step.RESUBSCRIBE
         return Step.GO_ON if self.wants_more(received) else Step.CANCEL
 

@@ -39,6 +39,11 @@ class Subscription:
         """Whether the broker sends deliveries."""
         return self._tag is not None
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether it takes some in advance."""
+        return self._extra > 0
+
     def has(self, tag: str) -> bool:
         """Whether the broker knows it by this consumer tag."""
         return tag in (self._tag, self._extra_tag)
@@ -70,6 +75,7 @@ class Subscription:
         self._is_wanted = False
         tags = (self._tag, self._extra_tag)
         self._tag = self._extra_tag = None
+        self._extra = 0
         for tag in tags:
             if tag is not None:
                 self._cancel(tag)

@@ -173,6 +173,15 @@ def test_quick_ones_are_acknowledged_whatever_comes_after_them(shell: Shell, bro
     wait_until(lambda: messages() == 0, "all to be acknowledged")
 
 
+def test_quick_ones_are_taken_in_advance_up_to_the_count(shell: Shell, broker: TestBroker) -> None:
+    """-c takes as many as it says, and leaves the others."""
+    shell.run("mqtool", "new-task", "-l", stdin="".join(f"{number}\n" for number in range(170)))
+    worked = shell.run("mqtool", "worker", "-c", "150", "--shell", "--exec", "cat; echo")
+    assert len(worked.stdout.split()) == 150
+    left = shell.run("mqtool", "receive", "-q", "task_queue", "-c", "20", "--raw")
+    assert sorted(worked.stdout.split() + left.stdout.split(), key=int) == [str(number) for number in range(170)]
+
+
 def test_a_killed_worker_takes_its_program_with_it(shell: Shell) -> None:
     """kill -9 of a worker: its program ends too, so that it and another worker's do not both go on."""
     shell.run("mqtool", "new-task")

@@ -126,6 +126,20 @@ def test_a_caller_who_acknowledges_never_gets_more_than_the_count() -> None:
     assert not policy.wants_more(5), "one more came while the broker was cancelling"
 
 
+def test_what_is_taken_in_advance_is_never_more_than_the_count() -> None:
+    """As long as that many may still come, and not where acknowledgements are withheld."""
+    policy = CallerSettles(Receiving(count=10, prefetch=1, acknowledge=False))
+    assert policy.in_advance(10) == 0
+    assert policy.in_advance(4) == 4
+    steps = [policy.acknowledged(received, is_current=True) for received in (5, 6, 7, 8, 9)]
+    assert steps == [Step.GO_ON] * 5
+    assert policy.acknowledged(9, is_current=True) is Step.RESUBSCRIBE
+    assert (policy.prefetch, policy.wants_more(9), policy.wants_more(10)) == (1, True, False)
+    assert policy.in_advance(4) == 0
+    assert CallerSettles(Receiving(acknowledge=False)).in_advance(4) == 4
+    assert ExactCount(300).in_advance(4) == 0
+
+
 def test_a_caller_who_acknowledges_is_sent_again_what_was_in_hand_when_the_channel_was_lost() -> None:
     """What was acknowledged counts; an acknowledgement for the lost channel does not."""
     policy = CallerSettles(Receiving(count=3, prefetch=1, acknowledge=False))
