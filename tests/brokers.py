@@ -22,6 +22,9 @@ from mqtool.broker.choice import STARTERS, Kind
 from mqtool.broker.state import Started, Wanted
 from mqtool.broker.waiting import connect_within
 
+#: For tests of what mqtool itself does, and of no reply of the broker.
+on_any_broker = pytest.mark.parametrize("broker", ["embedded"], indirect=True)
+
 
 @dataclass(frozen=True)
 class TestBroker:

@@ -1,6 +1,6 @@
-"""mqtool, loaded once and forked for each command: to start Python takes longer than most commands, and the suite has
-thousands of them. What else there is to a process (arguments, environment, streams, signals, exit) is as it always is;
-scripts, terminals, demonstrations and drills start the installed mqtool itself.
+"""mqtool and pika, loaded once and forked for each command: to start Python takes longer than most commands, and the
+suite has thousands of them. What else there is to a process (arguments, environment, streams, signals, exit) is as it
+always is; shells, terminals, demonstrations and drills start the installed mqtool itself.
 
     test ── arguments, environment, three descriptors ──> server ── fork ──> command
          <───────────── process id, exit status ────────
@@ -13,6 +13,7 @@ import importlib
 import os
 import pickle
 import pkgutil
+import runpy
 import select
 import signal
 import socket
@@ -99,7 +100,7 @@ class Preloaded:
     ) -> Command | None:
         """Start a command with these descriptors as its stdin, stdout and stderr; None if it is none for us."""
         words = [word.decode("utf-8", "surrogateescape") if isinstance(word, bytes) else word for word in arguments]
-        if words[0] != "mqtool" or " ".join(words[1:3]).startswith(_START_OTHERS) or not environment.keys() <= _KNOWN:
+        if not _is_ours(words) or not environment.keys() <= _KNOWN:
             return None
         command = Command(stdin)
         with self._sending:
@@ -172,6 +173,13 @@ def run(
             return subprocess.CompletedProcess(arguments, code, said[0].result(), said[1].result())
 
 
+def _is_ours(words: Sequence[str]) -> bool:
+    """Whether it is mqtool by itself, or a script in Python."""
+    if words[0] == sys.executable:
+        return words[1].endswith(".py")
+    return words[0] == "mqtool" and not " ".join(words[1:3]).startswith(_START_OTHERS)
+
+
 def _feed(to: IO[bytes], written: bytes) -> None:
     with contextlib.suppress(BrokenPipeError), to:
         to.write(written)
@@ -221,6 +229,11 @@ def _become(words: list[str], directory: str, environment: dict[str, str], strea
     os.chdir(directory)
     os.environ.clear()
     os.environ.update(environment)
+    if words[0] != "mqtool":
+        sys.argv = words[1:]
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # what it prints must be seen meanwhile
+        runpy.run_path(words[1], run_name="__main__")
+        sys.exit()
     sys.argv = [str(Path(sys.executable).parent / "mqtool"), *words[1:]]
     sys.modules["__main__"].__package__ = ""  # a script's, from which a command line knows what it is called
     from mqtool.__main__ import main

@@ -12,7 +12,7 @@ import pytest
 
 from mqtool.amqp import Connection
 from mqtool.topology import Exchange, Queue
-from tests.brokers import TestBroker
+from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Result, Shell
 
 LONG = "n" * 256
@@ -309,6 +309,7 @@ def test_the_broker_refuses(shell: Shell, broker: TestBroker, connection: Connec
     run(case, shell, {"host": f"localhost:{broker.port}"})
 
 
+@on_any_broker
 @pytest.mark.parametrize("case", NDJSON, ids=lambda case: case.stdin[:40])
 def test_bad_ndjson(shell: Shell, case: Case) -> None:
     """It is said which line is bad; the messages before it are delivered, and are counted."""

@@ -13,7 +13,7 @@ from typing import Any
 import pika
 import pytest
 
-from tests.brokers import TestBroker, skip_or_fail
+from tests.brokers import TestBroker, on_any_broker, skip_or_fail
 from tests.cli.shell import Shell
 from tests.cli.test_documentation import COMMANDS
 
@@ -91,7 +91,7 @@ def declare(broker: TestBroker, *queues: str) -> None:
     connection.close()
 
 
-@pytest.mark.parametrize("broker", ["embedded"], indirect=True)  # what a shell does with names is the same for any
+@on_any_broker
 def test_tab(broker: TestBroker, terminal: Terminal, shell: Shell) -> None:
     """Commands, options, and what the broker has, whatever its name: as one word, of which nothing is ever run."""
     declare(broker, "jobs", *HOSTILE)

@@ -14,7 +14,7 @@ from mqtool.amqp import Connection, parse_addresses
 from mqtool.broker.choice import Kind
 from mqtool.delays.plugin import has_plugin
 from mqtool.tutorials.dialects import DELAY_EXCHANGE
-from tests.brokers import Restartable, TestBroker, own_broker
+from tests.brokers import Restartable, TestBroker, on_any_broker, own_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_exec import depth
 
@@ -211,6 +211,7 @@ def test_ndjson_says_each_messages_own_delay(shell: Shell, via: str) -> None:
     ]  # fmt: skip
 
 
+@on_any_broker
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -288,6 +289,7 @@ def test_a_message_due_before_its_first_receiver_waits_for_it(shell: Shell, via:
     assert shell.run("mqtool", "receive-delayed", "-c", "1", "--raw", "--timeout", "30s").stdout == "early\n"
 
 
+@on_any_broker
 def test_mandatory_is_refused_in_mid_stream_too(shell: Shell) -> None:
     """A line with a delay, under --mandatory: exit 2; the lines before it are sent."""
     shell.run("mqtool", "receive", "--idle-timeout", "1ms")
@@ -331,6 +333,7 @@ def test_what_could_not_be_delayed_is_kept(shell: Shell, via: str) -> None:
     assert shell.run("mqtool", "receive", "-q", "missing", "-c", "1", "--raw").stdout == "b\n"
 
 
+@on_any_broker
 def test_send_delayed_keeps_the_rest_with_its_delays(shell: Shell) -> None:
     """--failed-to: what was not read yet is delayed in a second run as it would have been in the first."""
     lines = [{"body": "x", "delay": "50d"}, {"body": "y"}, {"body": "z", "headers": {"x-delay": 70}}]

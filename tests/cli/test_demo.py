@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from tests.brokers import TestBroker
+from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Result, Shell, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +56,7 @@ def test_messages_of_an_earlier_use_do_not_disturb_it(shell: Shell) -> None:
     assert shell.run("mqtool", "receive", "-c", "1", "--raw").stdout == "mine\n"
 
 
+@on_any_broker
 def test_a_log_that_is_not_there_is_said_at_once(shell: Shell) -> None:
     """Before anything is played, in a sentence that names it."""
     result = run_real_log(shell, "/no/such/log")
@@ -65,6 +66,7 @@ def test_a_log_that_is_not_there_is_said_at_once(shell: Shell) -> None:
     assert result.stdout == ""
 
 
+@on_any_broker
 def test_a_wrong_result_fails_loudly(shell: Shell, broker: TestBroker, tmp_path: Path) -> None:
     """Here somebody overwrites the log once its receivers are chosen: it says what was expected and what came."""
     log = tmp_path / "app.log"
@@ -89,6 +91,7 @@ def test_an_unreachable_broker_that_was_named_is_an_error(lonely_shell: Shell) -
     assert "no broker answers at 127.0.0.1:1" in result.stderr
 
 
+@on_any_broker
 def test_ctrl_c_ends_everything_that_was_started(shell: Shell, broker: TestBroker) -> None:
     """In the middle of a long task: exit 130, no process goes on, and no queue is left."""
     running = shell.start(*TUTORIALS, "work-queues", ready=False).wait_for_stdout("Received long..")

@@ -6,6 +6,7 @@ once more: read from dialects.py, a wrong one would be wrong on both sides.
 
 import pytest
 
+from tests.brokers import on_any_broker
 from tests.cli.shell import Shell
 from tests.cli.terminal import on_terminal
 
@@ -49,6 +50,7 @@ RECEIVERS = {
 }
 
 
+@on_any_broker
 @pytest.mark.parametrize(("dialect", "command"), SPOKEN)
 def test_lines(shell: Shell, dialect: str, command: str) -> None:
     """Of the sender and of the receiver."""
@@ -59,6 +61,7 @@ def test_lines(shell: Shell, dialect: str, command: str) -> None:
     assert receiver.wait().stdout == received + "\n"
 
 
+@on_any_broker
 @pytest.mark.parametrize(
     ("words", "key"),
     [([], "nil.nil"), (["kern.critical", "A"], "nil.nil"), (["kern", "critical", "A"], "kern.critical")],
@@ -71,6 +74,7 @@ def test_the_key_of_the_articles_topics(shell: Shell, words: list[str], key: str
     assert receiver.wait().stdout == key + "\n"
 
 
+@on_any_broker
 @pytest.mark.parametrize("dialect", ["python-classic", "go-article"])
 def test_data_is_not_touched(shell: Shell, dialect: str) -> None:
     """--raw prints bodies as they are, and input is sent as it is, whatever the dialect's lines."""
@@ -81,6 +85,7 @@ def test_data_is_not_touched(shell: Shell, dialect: str) -> None:
     assert receiver.wait().stdout_bytes == b"one\n\xfftwo\n"
 
 
+@on_any_broker
 def test_the_rpc_of_an_article(shell: Shell) -> None:
     """Whose server adds 100."""
     dialect = ("--dialect", "go-classic", "--function", "add100")
@@ -91,6 +96,7 @@ def test_the_rpc_of_an_article(shell: Shell) -> None:
     assert (served.stderr, served.stdout) == (" [*] Awaiting RPC req\n", " [.] rpcFunc(11)\nserver rpc run...\n")
 
 
+@on_any_broker
 @pytest.mark.parametrize(
     ("command", "queue"),
     [("send x", "hello"), ("receive --idle-timeout 1ms", "hello"), ("new-task x", "task_queue"),

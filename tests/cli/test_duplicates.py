@@ -2,7 +2,7 @@
 
 import json
 
-from tests.brokers import TestBroker
+from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_exec import depth
 
@@ -52,6 +52,7 @@ def test_a_worker_that_is_killed_leaves_its_message_to_be_done_once(shell: Shell
     assert (shell.directory / "effect").read_text() == "1\n"
 
 
+@on_any_broker
 def test_a_store_that_cannot_be_used_is_said_at_once(shell: Shell) -> None:
     """A file that is something else."""
     (shell.directory / "notes").write_text("no database, but long enough to be looked at as if it were one" * 20)
@@ -60,6 +61,7 @@ def test_a_store_that_cannot_be_used_is_said_at_once(shell: Shell) -> None:
     assert "cannot use the store notes" in result.stderr
 
 
+@on_any_broker
 def test_a_program_answers_requests(shell: Shell) -> None:
     """rpc-server --exec: stdout is the reply; the client says what was on stderr, and exits with the status."""
     server = shell.start("mqtool", "rpc-server", "--shell", "--exec", 'read -r x; echo "got $x"; echo hm >&2; exit $x')
@@ -74,6 +76,7 @@ def test_a_program_answers_requests(shell: Shell) -> None:
     assert server.wait().code == 1
 
 
+@on_any_broker
 def test_a_request_that_comes_twice_gets_the_same_reply(shell: Shell) -> None:
     """rpc-server --deduplicate: computed once, answered twice, byte for byte."""
     request = json.dumps(

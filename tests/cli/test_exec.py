@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.brokers import TestBroker
+from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
 
 
@@ -19,6 +19,7 @@ def depth(broker: TestBroker, queue: str) -> int:
         return connection.channel().depth_of(queue)
 
 
+@on_any_broker
 def test_a_program_gets_the_body_on_stdin_and_the_rest_in_its_environment(shell: Shell) -> None:
     """Properties, headers and the attempt are MQ_* variables; places in the command are filled; no shell reads it."""
     shell.run("mqtool", "new-task", "-H", "tenant-id=a b", "-H", "n:=[1,2]", "--property", "message-id=m1", "ünï;$x")
@@ -33,6 +34,7 @@ def test_a_program_gets_the_body_on_stdin_and_the_rest_in_its_environment(shell:
     assert "1 done, 0 retries, 0 dead" in result.stderr
 
 
+@on_any_broker
 def test_a_large_body_reaches_a_program_that_reads_it_and_does_not_hold_up_one_that_does_not(shell: Shell) -> None:
     """A megabyte through a pipe of 64 KiB, in both cases."""
     for _ in range(2):
@@ -76,6 +78,7 @@ def test_a_broken_command_stops_the_worker_and_keeps_the_message(shell: Shell, s
     assert shell.run("mqtool", "receive", "-q", "task_queue", "-c", "1", "--raw").stdout == "precious\n"
 
 
+@on_any_broker
 def test_what_cannot_be_a_command_is_said_before_anything_is_taken(shell: Shell) -> None:
     """No such program; a place in a script for sh, where a routing key could be read as code."""
     for options, said in (
@@ -88,6 +91,7 @@ def test_what_cannot_be_a_command_is_said_before_anything_is_taken(shell: Shell)
         assert said in result.stderr
 
 
+@on_any_broker
 def test_a_timeout_kills_all_that_the_program_has_started(shell: Shell) -> None:
     """--timeout: the child of the program's shell is gone too, and the message is retried, with the reason."""
     shell.run("mqtool", "new-task")
@@ -100,6 +104,7 @@ def test_a_timeout_kills_all_that_the_program_has_started(shell: Shell) -> None:
     wait_until(lambda: not _is_alive(child), "the end of the program's child")
 
 
+@on_any_broker
 def test_a_stalled_stderr_stops_no_time_limit(shell: Shell) -> None:
     """Nobody reads the pipe that is our stderr: --timeout holds, and kill -9 of the worker still ends its program."""
     os.mkfifo(shell.directory / "log")
@@ -126,6 +131,7 @@ def test_a_stalled_stderr_stops_no_time_limit(shell: Shell) -> None:
     os.close(reader)
 
 
+@on_any_broker
 def test_an_rpc_program_that_prints_too_much(shell: Shell) -> None:
     """It is killed, the requester gets an error, and the server goes on."""
     program = 'read body; [ "$body" = yes ] && exec yes; head -c $body /dev/zero'
@@ -139,6 +145,7 @@ def test_an_rpc_program_that_prints_too_much(shell: Shell) -> None:
     assert server.wait().code == 0
 
 
+@on_any_broker
 def test_a_process_left_behind_that_goes_on_talking(shell: Shell) -> None:
     """The program has ended, so its message is done, whatever comes on the stderr that it left to another."""
     shell.run("mqtool", "new-task")
@@ -146,6 +153,7 @@ def test_a_process_left_behind_that_goes_on_talking(shell: Shell) -> None:
     assert "1 done" in worker.stderr
 
 
+@on_any_broker
 def test_what_a_program_says_last_is_said(shell: Shell) -> None:
     """Also where our stderr takes it slowly: none of it is lost."""
     shell.run("mqtool", "new-task")
@@ -212,6 +220,7 @@ def test_term_lets_the_programs_finish_and_gives_the_rest_back(shell: Shell) -> 
     assert left == ["c", "d"]
 
 
+@on_any_broker
 def test_a_worker_whose_reader_has_left_stops_with_the_rest_in_the_queue(shell: Shell) -> None:
     """`worker --exec … | head -1`: exit 141, and what the reader has not seen is not done."""
     shell.run("sh", "-c", "seq 5 | mqtool send -l -q jobs")
@@ -223,6 +232,7 @@ def test_a_worker_whose_reader_has_left_stops_with_the_rest_in_the_queue(shell: 
     assert left == [str(number) for number in range(1 + done, 6)]
 
 
+@on_any_broker
 def test_a_killed_runner_ends_the_worker_and_keeps_the_message(shell: Shell) -> None:
     """The process that starts programs is ours: without it nothing can be done, and nothing is lost."""
     worker = shell.start("mqtool", "worker", "-q", "jobs", "--exec", "true").wait_until_ready()

@@ -13,7 +13,7 @@ from mqtool.broker import state
 from mqtool.inspection.listing import LISTINGS
 from mqtool.message import Message
 from mqtool.topology import Queue
-from tests.brokers import TestBroker, rabbitmqctl
+from tests.brokers import TestBroker, on_any_broker, rabbitmqctl
 from tests.cli.shell import Running, Shell, wait_until
 from tests.cli.terminal import on_terminal
 
@@ -241,6 +241,7 @@ def test_who_may_not_is_told(kind: str, shell: Shell, listing: object) -> None:
     assert "very-wrong" not in refused.stderr
 
 
+@on_any_broker
 @pytest.mark.parametrize(
     "command",
     [

@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+from tests.brokers import on_any_broker
 from tests.cli.shell import Shell
 
 LINES = 80_000
@@ -25,6 +26,7 @@ def peak(report: Path) -> int:
     return int(kibibytes)
 
 
+@on_any_broker
 def test_a_long_stream_takes_little_memory(shell: Shell) -> None:
     """Publisher and receiver each stay below 80 MiB, and the lines come out as they went in."""
     lines = b"".join(b"%08d %s\n" % (number, b"x" * 90) for number in range(LINES))

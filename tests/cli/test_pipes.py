@@ -7,6 +7,7 @@ from subprocess import PIPE
 
 import pytest
 
+from tests.brokers import on_any_broker
 from tests.cli.shell import Shell, wait_until
 
 
@@ -22,6 +23,7 @@ def test_head_takes_its_lines_and_leaves_the_rest(shell: Shell) -> None:
     assert rest == [f"line {number}" for number in range(3, 10)]
 
 
+@on_any_broker
 def test_a_reader_that_leaves_a_silent_stream_is_noticed(shell: Shell) -> None:
     """`receive | head -n 1` on a queue where nothing more comes ends all the same."""
     shell.run("mqtool", "send")
@@ -29,6 +31,7 @@ def test_a_reader_that_leaves_a_silent_stream_is_noticed(shell: Shell) -> None:
     assert (result.stdout, result.code) == (" [x] Received Hello World!\n", 141)
 
 
+@on_any_broker
 @pytest.mark.parametrize("redirect", [">", ">>"])
 def test_a_full_disk_leaves_no_fragment(shell: Shell, redirect: str) -> None:
     """What does not fit is cut off and stays in its queue; a later run that appends continues with it."""
@@ -79,6 +82,7 @@ def test_ten_thousand_ugly_lines_come_through_byte_for_byte(shell: Shell) -> Non
     assert receiver.wait().stdout_bytes == lines
 
 
+@on_any_broker
 @pytest.mark.parametrize(("option", "end"), [(["-0"], b"\0"), (["-D", "::"], b"::"), (["-D", r"\t"], b"\t")])
 def test_other_delimiters(shell: Shell, option: list[str], end: bytes) -> None:
     """Messages may hold newlines where something else ends them; a last one needs no end."""
@@ -87,6 +91,7 @@ def test_other_delimiters(shell: Shell, option: list[str], end: bytes) -> None:
     assert result.stdout == "<one\ntwo>\n<>\n<three>\n"
 
 
+@on_any_broker
 def test_stdin_is_one_message_where_there_are_no_words(shell: Shell) -> None:
     """A whole file, with its newlines, is one message; words on the line leave stdin alone."""
     shell.run("mqtool", "send", stdin="two\nlines\n")
@@ -96,6 +101,7 @@ def test_stdin_is_one_message_where_there_are_no_words(shell: Shell) -> None:
     assert result.stdout == "10:two\nlines\n\n4:dash\n9:words win\n"
 
 
+@on_any_broker
 def test_lines_are_sent_as_they_arrive(shell: Shell) -> None:
     """`tail -f app.log | send -l`: a line is received before the next is written."""
     receiver = shell.start("mqtool", "receive", "--raw").wait_until_ready()
@@ -140,6 +146,7 @@ def _without_place(path: Path) -> list[dict[str, object]]:
     return [{key: line[key] for key in line if key not in ("timestamp", "queue", "routing_key")} for line in lines]
 
 
+@on_any_broker
 def test_a_terminal_sees_escapes_a_pipe_sees_bytes(shell: Shell) -> None:
     """A body cannot control the terminal it is printed to; a file has it untouched."""
     body = b"\x1b[2J[/red]\x07"
@@ -154,6 +161,7 @@ def test_a_terminal_sees_escapes_a_pipe_sees_bytes(shell: Shell) -> None:
     assert "\x1b[2J" not in on_terminal.stdout
 
 
+@on_any_broker
 def test_a_log_fans_out_by_its_own_fields(shell: Shell) -> None:
     """--key-pattern takes the routing key from each line; a line that does not match is sent too, as 'unknown'."""
     all_lines = shell.start("mqtool", "receive-log", "topic", "#", "-c", "3").wait_until_ready()
@@ -173,6 +181,7 @@ def test_a_log_fans_out_by_its_own_fields(shell: Shell) -> None:
     assert errors.wait().stdout == " [x] db.error:db[22]: error down\n"
 
 
+@on_any_broker
 def test_a_full_disk_is_an_error_and_the_message_stays(shell: Shell) -> None:
     """What cannot be written is not acknowledged."""
     if not os.path.exists("/dev/full"):  # noqa: PTH110
@@ -205,6 +214,7 @@ def test_receivers_that_share_a_queue_lose_nothing_when_some_are_killed(shell: S
     wait_until(lambda: len(got()) == 2_000, "every line")
 
 
+@on_any_broker
 def test_streams_that_are_closed(shell: Shell) -> None:
     """stdin: the end of the input. stdout: an error, and the message stays. stderr: nobody hears the rest."""
     assert shell.script("mqtool send -l <&-", timeout=30).code == 0

@@ -32,8 +32,7 @@ class Room:
         return result
 
     def start_script(self, *words: str) -> Running:
-        # -u: what it prints must be seen while it goes on.
-        return self.shell.start(sys.executable, "-u", "script.py", *words, ready=False).wait_for_stdout("\n")
+        return self.shell.start(sys.executable, "script.py", *words, ready=False).wait_for_stdout("\n")
 
     def start_mqtool(self, *words: str) -> Running:
         return self.shell.start("mqtool", *words).wait_until_ready()

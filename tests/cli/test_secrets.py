@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.brokers import TestBroker
+from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell
 
 SECRET = "s3/cr@t:x"
@@ -24,10 +24,10 @@ URLS = (
     f"ftp://u:{SECRET}@localhost",
     f"http://u:{SECRET}@localhost:port",
 )
+#: One of each way to a broker: AMQP, with patience, the management API, and both.
 COMMANDS = (
-    ("send", "x"), ("receive",), ("worker",), ("rpc-client", "1"), ("wait", "--timeout", "50ms"), ("list", "queues"),
-    ("queue", "delete", "q", "--yes"), ("dlq", "ls"), ("user", "delete", "bob", "--yes"), ("doctor",), ("topology",),
-    ("route", "e", "k"),
+    ("send", "x"), ("worker",), ("wait", "--timeout", "50ms"), ("list", "queues"), ("dlq", "ls"),
+    ("user", "delete", "bob", "--yes"), ("doctor",),
 )  # fmt: skip
 
 
@@ -52,6 +52,7 @@ def test_credentials_in_the_management_url_are_for_the_login(shell: Shell, broke
     assert "s3" not in refused.stderr
 
 
+@on_any_broker
 @pytest.mark.parametrize("how", ["--exec", "--shell"])
 def test_a_program_gets_urls_without_their_passwords(shell: Shell, how: str) -> None:
     """Unless --pass-url says otherwise."""
@@ -72,6 +73,7 @@ def test_a_program_gets_urls_without_their_passwords(shell: Shell, how: str) -> 
     assert seen("--pass-url")["AMQP_URL"] == shell.environment["AMQP_URL"]
 
 
+@on_any_broker
 def test_a_ready_file_is_not_created_through_a_link(shell: Shell) -> None:
     """Somebody else may have put it there."""
     (shell.directory / "ready").symlink_to("target")
@@ -81,6 +83,7 @@ def test_a_ready_file_is_not_created_through_a_link(shell: Shell) -> None:
     assert not (shell.directory / "target").exists()
 
 
+@on_any_broker
 def test_a_store_of_handled_messages_is_its_owners(shell: Shell) -> None:
     """Whatever the umask."""
     shell.run("mqtool", "new-task", "x")

@@ -5,11 +5,13 @@ import sys
 import pytest
 
 from mqtool.cli.app import COMMANDS
+from tests.brokers import on_any_broker
 from tests.cli.shell import Shell
 
 HEAVY = {"docker", "requests", "urllib3", "rich", "sqlite3", "hashlib", "multiprocessing", "textual"}
 
 
+@on_any_broker
 @pytest.mark.parametrize(
     "command", [["send", "-q", "q", "hello"], ["receive", "-q", "q", "-c", "1"]], ids=lambda words: words[0]
 )
@@ -25,7 +27,7 @@ def test_a_plain_command_loads_little(shell: Shell, command: list[str]) -> None:
     assert not {name for name in loaded if name.startswith("mqtool.broker.embedded.")}
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", {module: name for name, (module, _) in COMMANDS.items()}.values())
 def test_a_command_loads_by_itself(lonely_shell: Shell, name: str) -> None:
     """In a process of its own: what an earlier command has imported hides an import that is broken."""
     result = lonely_shell.run(sys.executable, "-m", "mqtool", name, "--help")

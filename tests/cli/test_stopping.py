@@ -7,7 +7,7 @@ from subprocess import PIPE
 
 import pytest
 
-from tests.brokers import TestBroker
+from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
 
 
@@ -21,6 +21,7 @@ def test_a_receiver_stops_cleanly(shell: Shell, number: int) -> None:
     assert result.stderr == " [*] Waiting for messages. To exit press CTRL+C\n"
 
 
+@on_any_broker
 def test_a_signal_is_heard_wherever_it_comes_in(shell: Shell) -> None:
     """Also where it does not interrupt the main thread: here as another thread gets it, else just before a wait."""
     receiver = shell.start("mqtool", "receive").wait_until_ready()
@@ -43,6 +44,7 @@ def test_a_worker_finishes_the_task_in_hand_and_gives_the_rest_back(shell: Shell
     assert shell.run("mqtool", "receive", "-q", "task_queue", "-c", "1", "-F", "%b %R").stdout == "second. 0\n"
 
 
+@on_any_broker
 def test_a_second_signal_ends_a_worker_at_once(shell: Shell) -> None:
     """128 + n, without waiting for the task; the task goes to the next worker, marked redelivered."""
     shell.run("mqtool", "new-task", "long" + "." * 600)
