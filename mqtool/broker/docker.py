@@ -47,13 +47,15 @@ def prepare(wanted: Wanted, say: Callable[[str], None]) -> None:
     """Pull and build the image, unless it is here.
 
     Raises:
-        Unavailable: the daemon does not answer, or the image cannot be pulled or built.
+        Unavailable: the daemon does not answer, or the image cannot be pulled or built; or it is to listen elsewhere.
         AccessRefused: no permission to use the daemon.
         UsageError: an option that does not work with Docker.
     """
     if wanted.in_memory or wanted.data_dir:
         option = "--in-memory" if wanted.in_memory else "--data-dir"
         raise UsageError(f"{option} does not work with Docker", "in Docker, messages are kept in a volume")
+    if wanted.listen:
+        raise Unavailable("in Docker, guest could log in from other machines", "use --kind node or --kind embedded")
     with daemon_of_this_machine() as daemon:
         image_upon(daemon, image.base_of(wanted.image), say)
 
@@ -84,6 +86,7 @@ def start(wanted: Wanted) -> Started:
             details={
                 "management": f"http://{ports.HOST}:{management}",
                 "image": tag,
+                **({"built_on": wanted.image} if wanted.image else {}),
                 "data": f"volume{'s'[: count > 1]} {', '.join(containers)}",
                 "containers": containers,
             },

@@ -15,7 +15,6 @@ from mqtool.errors import MqtoolError, UsageError
 KIND = "embedded"
 _MODULE = "mqtool.broker.embedded"
 _PATIENCE = 15.0
-_IN_MEMORY = "in memory"
 
 
 def start(wanted: Wanted) -> Started:
@@ -35,12 +34,13 @@ def start(wanted: Wanted) -> Started:
         Started(
             name=wanted.name,
             kind=KIND,
-            url=f"amqp://guest:guest@{ports.HOST}:{ports.choose_amqp_port(wanted.port)}",
+            url=f"amqp://guest:guest@{ports.HOST}:{ports.choose_amqp_port(wanted.port, wanted.listen)}",
             pid=0,
             directory=str(directory),
             details={
                 "management": f"http://{ports.HOST}:{ports.free_port()}",
-                "data": _IN_MEMORY if wanted.in_memory else str(wanted.data_dir or directory / "embedded"),
+                "data": state.IN_MEMORY if wanted.in_memory else str(wanted.data_dir or directory / "embedded"),
+                **({"listen": wanted.listen} if wanted.listen else {}),
             },
         )
     )
@@ -60,8 +60,9 @@ def _run(started: Started) -> Started:
     """Start its process, and remember that."""
     directory, data = Path(started.directory), started.details["data"]
     port, management_port = (str(urlsplit(url).port) for url in (started.url, started.details["management"]))
-    keep = ["--in-memory"] if data == _IN_MEMORY else ["--data-dir", data]
-    broker = launch(directory, "--port", port, "--management-port", management_port, *keep)
+    keep = ["--in-memory"] if data == state.IN_MEMORY else ["--data-dir", data]
+    listen = [f"--listen={address}" for address in ports.addresses(started.details.get("listen"))]
+    broker = launch(directory, "--port", port, "--management-port", management_port, *listen, *keep)
     damage = wait_until_ready(broker, directory)[2:]
     details = {key: value for key, value in started.details.items() if key != "damage"}
     started = replace(started, pid=broker.pid, details={**details, **({"damage": damage[0]} if damage else {})})

@@ -1,4 +1,4 @@
-"""A private RabbitMQ node: the installed rabbitmq-server, run by any user, in its own directory, on loopback only.
+"""A private RabbitMQ node: the installed rabbitmq-server, run by any user, in its own directory, on loopback.
 
 https://www.rabbitmq.com/docs/configure#supported-environment-variables
 """
@@ -40,6 +40,7 @@ class Node:
         directory: for its configuration and log.
         data: directory for its messages.
         epmd_port: port of epmd, Erlang's daemon that maps node names to ports.
+        listen: one more address for AMQP connections; all else is for this machine only.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Node:
     management_port: int
     distribution_port: int
     epmd_port: int
+    listen: str | None = None
 
     @property
     def url(self) -> str:
@@ -83,7 +85,7 @@ def launch(node: Node, settings: Sequence[str] = ()) -> int:
     if not (enabled := directory / "enabled_plugins").exists():  # it may name plugins that were enabled since
         enabled.write_text("[rabbitmq_management].\n")
     usual = (
-        f"listeners.tcp.1 = {ports.HOST}:{node.port}",
+        *(f"listeners.tcp.{number} = {host}:{node.port}" for number, host in enumerate(ports.addresses(node.listen))),
         f"management.tcp.ip = {ports.HOST}",
         f"management.tcp.port = {node.management_port}",
         "log.console = true\nlog.console.level = info\nlog.console.use_colors = off\nlog.file = false",

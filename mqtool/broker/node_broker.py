@@ -34,6 +34,8 @@ def start(wanted: Wanted) -> Started:
         raise UsageError("a RabbitMQ node cannot keep everything in memory", "use --kind embedded with --in-memory")
     if wanted.image:
         raise UsageError("a private node uses the installed RabbitMQ", "use --kind docker with --image")
+    if wanted.cluster and wanted.listen:
+        raise UsageError("--listen does not work with --cluster", "start one node for other machines")
     if (before := state.load(wanted.name)) is not None and before.kind == KIND:
         node.stop_epmd(int(before.details["epmd_port"]))  # it outlives a node that was killed
     directory = state.directory(wanted.name)
@@ -49,6 +51,7 @@ def start(wanted: Wanted) -> Started:
             "management": nodes[0].management,
             "data": str(Path(nodes[0].data).parent) if wanted.cluster else nodes[0].data,
             "epmd_port": nodes[0].epmd_port,
+            **({"listen": wanted.listen} if wanted.listen else {}),
             "members": [{"pid": 0, "node": asdict(each)} for each in nodes],
         },
         nodes=wanted.nodes,
@@ -62,7 +65,7 @@ def start(wanted: Wanted) -> Started:
 
 
 def _nodes(wanted: Wanted, directory: Path) -> list[Node]:
-    first_port, epmd_port = ports.choose_amqp_port(wanted.port), ports.free_port()
+    first_port, epmd_port = ports.choose_amqp_port(wanted.port, wanted.listen), ports.free_port()
     data = wanted.data_dir or directory / ("cluster" if wanted.cluster else "data")
     names = [f"node-{number}" for number in range(1, wanted.nodes + 1)] if wanted.cluster else [""]
     return [
@@ -75,6 +78,7 @@ def _nodes(wanted: Wanted, directory: Path) -> list[Node]:
             management_port=ports.free_port(),
             distribution_port=ports.free_port(),
             epmd_port=epmd_port,
+            listen=wanted.listen,
         )
         for number, name in enumerate(names)
     ]

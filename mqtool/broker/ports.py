@@ -1,4 +1,4 @@
-"""Ports on loopback."""
+"""Addresses and ports to listen on: loopback, and others only where they are asked for."""
 
 import random
 import socket
@@ -6,28 +6,39 @@ import socket
 from mqtool.errors import Unavailable
 
 HOST = "127.0.0.1"
+#: All of this machine's addresses, loopback among them.
+EVERY = "0.0.0.0"  # noqa: S104  # not where we listen by default
 AMQP = 5672
 
 
-def choose_amqp_port(wanted: int | None) -> int:
+def addresses(listen: str | None) -> list[str]:
+    """Where to listen: on loopback, and on one more address, which may include it."""
+    return [listen] if listen == EVERY else [HOST, *([listen] if listen else [])]
+
+
+def choose_amqp_port(wanted: int | None, listen: str | None = None) -> int:
     """The wanted port; if None, 5672 if that is free, else any free port.
+
+    Args:
+        listen: one more address on which it must be free.
 
     Raises:
         Unavailable: the wanted port is taken.
     """
+    for host in addresses(listen):
+        if wanted is not None and not is_free(wanted, host):
+            raise Unavailable(f"port {wanted} on {host} is taken", "choose another with --port")
     if wanted is None:
-        return AMQP if is_free(AMQP) else free_port()
-    if not is_free(wanted):
-        raise Unavailable(f"port {wanted} on {HOST} is taken", "choose another with --port")
+        return AMQP if all(is_free(AMQP, host) for host in addresses(listen)) else free_port()
     return wanted
 
 
-def is_free(port: int) -> bool:
+def is_free(port: int, host: str = HOST) -> bool:
     """Whether nobody listens on a port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except OSError:
             return False
     return True

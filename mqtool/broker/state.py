@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from mqtool.errors import MqtoolError
 
 DEFAULT_NAME = "default"
+IN_MEMORY = "in memory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,7 @@ class Wanted:
         data_dir: for its messages; None for a directory beside its log.
         in_memory: keep nothing on disk (embedded broker only).
         image: RabbitMQ image to build on (Docker only); None for the one that we test with.
+        listen: one more address to listen on for AMQP connections, besides loopback.
     """
 
     name: str = DEFAULT_NAME
@@ -32,6 +35,7 @@ class Wanted:
     in_memory: bool = False
     cluster: bool = False
     image: str | None = None
+    listen: str | None = None
 
     @property
     def nodes(self) -> int:
@@ -49,7 +53,8 @@ class Started:
             request.
         pid: the process to stop; 0 if there is more than one, or none.
         directory: for its data, log and configuration.
-        details: what else its kind needs to know. `broker status` shows what is not nested.
+        details: what else its kind needs to know, with "data" and, where they were given, "listen" and "built_on".
+            `broker status` shows what is not nested.
     """
 
     name: str
@@ -59,6 +64,25 @@ class Started:
     directory: str
     details: Mapping[str, Any]
     nodes: int = 1
+
+
+def differing(started: Started, kind: str, wanted: Wanted) -> list[str]:
+    """The options that ask for another broker than the one that runs.
+
+    Args:
+        kind: a choice.Kind.
+    """
+    details = started.details
+    agrees = {
+        "--kind": kind in ("auto", started.kind),
+        "--port": wanted.port in (None, urlsplit(started.url.partition(",")[0]).port),
+        "--data-dir": wanted.data_dir is None or details.get("data") == str(wanted.data_dir),
+        "--in-memory": not wanted.in_memory or details.get("data") == IN_MEMORY,
+        "--cluster": not wanted.cluster or started.nodes == wanted.nodes,
+        "--image": wanted.image in (None, details.get("built_on")),
+        "--listen": wanted.listen in (None, details.get("listen")),
+    }
+    return [option for option, as_asked in agrees.items() if not as_asked]
 
 
 def directory(name: str = DEFAULT_NAME) -> Path:

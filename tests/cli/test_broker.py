@@ -65,6 +65,40 @@ def management_of(status: str) -> list[str]:
     return re.findall(r"management +(\S+)", status)
 
 
+@pytest.mark.parametrize("kind", [Kind.EMBEDDED, Kind.NODE])
+def test_a_broker_for_other_machines(home: Shell, kind: Kind) -> None:
+    """It listens on one more address; a user made for them has a password, which is shown once, and on request."""
+    own_broker(kind)
+    up = home.run("mqtool", "broker", "up", "--kind", kind, "--name", "mine", "--listen", "127.0.0.2")
+    (url,) = re.findall(r"export AMQP_URL=(amqp://remote:\S+@127\.0\.0\.2:\d+)", up.stderr)
+    assert home.run("mqtool", "new-task", "from elsewhere", "-u", url).code == 0
+    assert home.run("mqtool", "broker", "env", "--name", "mine", "--remote").stdout == f"export AMQP_URL={url}\n"
+
+    status = home.run("mqtool", "broker", "status", "--name", "mine").stdout
+    assert "remote:" not in status
+    (management,) = management_of(status)
+    with socket.socket() as elsewhere:
+        elsewhere.bind(("127.0.0.2", int(management.rpartition(":")[2])))
+    (remembered,) = home.directory.glob("state/**/broker.json")
+    assert remembered.stat().st_mode & 0o077 == 0
+
+    assert home.run("mqtool", "broker", "restart", "--name", "mine").code == 0
+    received = home.run("mqtool", "receive", "-q", "task_queue", "-c", "1", "-u", url)
+    assert received.stdout == " [x] Received from elsewhere\n", "it still knows the password"
+
+
+def test_options_that_a_running_broker_does_not_have(home: Shell) -> None:
+    """They are refused, not ignored, and so are addresses that no machine has."""
+    home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--name", "mine")
+    assert home.run("mqtool", "broker", "up", "--in-memory", "--name", "mine").stdout.startswith("already running")
+    for option in ("--kind=node", "--port=1", "--cluster", "--listen=127.0.0.2", "--data-dir=x", "--foreground"):
+        refused = home.run("mqtool", "broker", "up", option, "--name", "mine")
+        assert refused.code == 2
+        assert f"was not started with this {option.partition('=')[0]}\n" in refused.stderr
+    assert home.run("mqtool", "broker", "env", "--name", "mine", "--remote").code == 2
+    assert home.run("mqtool", "broker", "up", "--listen", "here").code == 2
+
+
 def test_commands_find_the_broker_that_was_started(home: Shell) -> None:
     """Without a URL, what `broker up` started comes before localhost."""
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory")

@@ -16,6 +16,7 @@ def _parser() -> argparse.ArgumentParser:
         description="An AMQP 0-9-1 broker for learning, demonstrations and tests. SIGTERM stops it cleanly.",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument("--listen", action="append", help="address for AMQP instead of --host; repeatable")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="AMQP port, 0 for any free one")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--data-dir", type=Path, help="keep durable queues and persistent messages here")
@@ -56,6 +57,7 @@ def main() -> int:
         options.management_port,
         options.memory_limit,
         options.consumer_timeout,
+        options.listen,
     )
     # Queues hold many objects for long. Left to itself the collector would walk through them over and over.
     gc.set_threshold(100_000, 20, 100)

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +36,7 @@ class Settings:
         management_port: the port of the management API; 0 for any free one, None for none.
         memory_limit: publishers are blocked when messages take more bytes; None for 0.4 of the machine's memory.
         consumer_timeout: how long a delivery may stay unacknowledged, in seconds.
+        amqp_hosts: the addresses to listen on for AMQP; None for host.
     """
 
     host: str = "127.0.0.1"
@@ -44,6 +45,7 @@ class Settings:
     management_port: int | None = None
     memory_limit: int | None = None
     consumer_timeout: float = CONSUMER_TIMEOUT
+    amqp_hosts: Sequence[str] | None = None
 
 
 class Server:
@@ -74,7 +76,10 @@ class Server:
         self.broker = self._open()
         loop = asyncio.get_running_loop()
         server = await loop.create_server(
-            lambda: Connection(self.broker, self._connections), settings.host, settings.port, backlog=1024
+            lambda: Connection(self.broker, self._connections),
+            settings.amqp_hosts or settings.host,
+            settings.port,
+            backlog=1024,
         )
         self._servers.append(server)
         self.port = server.sockets[0].getsockname()[1]

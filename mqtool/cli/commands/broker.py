@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from mqtool.amqp import Address, Connection, parse_addresses
-from mqtool.broker import choice, log_files, state
+from mqtool.broker import choice, log_files, remote, state
 from mqtool.broker.choice import Kind, Starter, starter_of
 from mqtool.broker.lifeline import stop_with_this_process
 from mqtool.broker.starting import wait_until_up, where_log_is
@@ -43,16 +43,18 @@ def up(
     in_memory: Annotated[bool, typer.Option("--in-memory", help="Keep nothing on disk (embedded broker only)")] = False,
     cluster: Annotated[bool, typer.Option("--cluster", help="Start a cluster of three nodes")] = False,
     image: Annotated[str | None, typer.Option(help="RabbitMQ image or version to build on (Docker)")] = None,
+    listen: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Listen on ADDRESS too, unencrypted; not for guest")
+    ] = None,
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay in the foreground; Ctrl-C stops the broker")
     ] = False,
 ) -> None:
     """Use a broker that is reachable, or start one."""
-    if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
-        raise UsageError(f"{name!r} is not a valid broker name", "use letters, digits, - and _")
-    if _is_up_again(name):
+    wanted = Wanted(name, port, data_dir, in_memory, cluster, image, listen)
+    _check(wanted)
+    if _is_up_again(kind, wanted, foreground=foreground):
         return
-    wanted = Wanted(name, port, data_dir, in_memory, cluster, image)
     if kind is Kind.AUTO and wanted == Wanted() and not foreground:
         state.forget(name)  # it no longer runs, so do not try its URL
         access = options.access()
@@ -73,20 +75,38 @@ def up(
     try:
         if stopping.requested() is not None:
             raise KeyboardInterrupt
-        started = wait_until_up(started)
+        started = _ready(started)
     except BaseException:
         starter.stop(started)
         raise
     _say_up(started, f"{starter.describe} is up")
+    if (url := remote.url_of(started)) is not None:
+        output.status(f"for another machine, not encrypted: export AMQP_URL={url}")
     if foreground:
         _stay(started)
 
 
-def _is_up_again(name: str) -> bool:
-    """Whether the broker with that name runs; starts the nodes of a cluster that do not."""
-    started = state.load(name)
+def _check(wanted: Wanted) -> None:
+    if not wanted.name.replace("-", "").replace("_", "").isalnum() or not wanted.name.isascii():
+        raise UsageError(f"{wanted.name!r} is not a valid broker name", "use letters, digits, - and _")
+    if wanted.listen is not None:
+        remote.check(wanted.listen)
+
+
+def _is_up_again(kind: Kind, wanted: Wanted, *, foreground: bool) -> bool:
+    """Whether the broker with that name runs; starts the nodes of a cluster that do not.
+
+    Raises:
+        UsageError: it runs, but not as the options say.
+    """
+    started = state.load(wanted.name)
     if started is None or not (running := starter_of(started).running(started)):
         return False
+    if differing := state.differing(started, kind, wanted) + ["--foreground"] * foreground:
+        raise UsageError(
+            f"the broker named {wanted.name!r} is running, and was not started with this {', '.join(differing)}",
+            "'mqtool broker status' shows it, 'mqtool broker down' stops it, and --name starts another",
+        )
     if running < started.nodes:
         output.status(f"starting {started.nodes - running} of {started.nodes} nodes again …")
         started = starter_of(started).revive(started)
@@ -109,6 +129,12 @@ def _prepared(kind: Kind, wanted: Wanted) -> Starter:
             return starter
     last.prepare(wanted, output.status)
     return last
+
+
+def _ready(started: Started) -> Started:
+    """The broker, once it accepts connections, also those of another machine's user."""
+    started = wait_until_up(started)
+    return remote.admit(started) if "listen" in started.details else started
 
 
 def _stay(started: Started) -> None:
@@ -154,7 +180,7 @@ def restart(name: Name = DEFAULT_NAME) -> None:
     output.status(f"restarting {starter.describe} …")
     with stopping.calling(lambda: None):  # no Ctrl-C between its end and its start
         started = starter.restart(started)
-    _say_up(wait_until_up(started), f"{starter.describe} is up again")
+    _say_up(_ready(started), f"{starter.describe} is up again")
 
 
 @broker.command(epilog="mqtool broker down\nmqtool broker down --name second")
@@ -207,9 +233,15 @@ def logs(
 
 
 @broker.command(epilog='mqtool broker env\neval "$(mqtool broker env)"')
-def env(name: Name = DEFAULT_NAME) -> None:
+def env(
+    name: Name = DEFAULT_NAME,
+    for_remote: Annotated[bool, typer.Option("--remote", help="For another machine (after 'up --listen')")] = False,
+) -> None:
     """Print shell variables that point programs at the broker."""
-    url = _known(name).url
+    started = _known(name)
+    url = remote.url_of(started) if for_remote else started.url
+    if url is None:
+        raise UsageError(f"the broker named {name!r} is for this machine only", "start it with --listen ADDRESS")
     # mqtool accepts several URLs, other clients only one.
     output.show(f"export AMQP_URL={shlex.quote(url.partition(',')[0])}")
     if "," in url:
