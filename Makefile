@@ -61,11 +61,12 @@ docs: .venv/installed-dev .venv/installed-docs  ## write the reference and the m
 bench: .venv/installed-dev up  ## measure beside peers, in the same run
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.throughput
-	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.rpc
 	$(BIN)/python -m benchmarks.exec
 	$(BIN)/python -m benchmarks.delay
 	$(BIN)/python -m benchmarks.topology
 	$(BIN)/python -m benchmarks.listing
+	$(BIN)/python -m benchmarks.growth
 
 soak: .venv/installed-dev  ## ten minutes of random faults, half on each broker (SEED=1 repeats a run; Linux, as root)
 	$(BIN)/python -m tests.soak --seconds $(or $(SOAK_SECONDS),300) $(if $(SEED),--seed $(SEED))

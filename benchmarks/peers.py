@@ -51,11 +51,48 @@ def receive_lines(queue: str, count: int) -> None:
     connection.close()
 
 
+def rpc_server(queue: str) -> None:
+    """Answer each request with itself: the tutorial's server, without the work."""
+    connection = pika.BlockingConnection(pika.URLParameters(_URL))
+    channel = connection.channel()
+
+    def on_request(channel, method, properties, body) -> None:  # type: ignore[no-untyped-def]
+        answer = pika.BasicProperties(correlation_id=properties.correlation_id)
+        channel.basic_publish("", properties.reply_to, body, answer)
+        channel.basic_ack(method.delivery_tag)
+
+    channel.basic_qos(prefetch_count=1)
+    channel.basic_consume(queue, on_request)
+    channel.start_consuming()
+
+
+def rpc_client(queue: str, count: int) -> None:
+    """Send so many requests at once, and wait for the replies."""
+    connection = pika.BlockingConnection(pika.URLParameters(_URL))
+    channel = connection.channel()
+    replies = channel.queue_declare("", exclusive=True).method.queue
+    waiting = {str(number) for number in range(count)}
+
+    def on_reply(channel, _method, properties, _body) -> None:  # type: ignore[no-untyped-def]
+        waiting.discard(properties.correlation_id)
+        if not waiting:
+            channel.stop_consuming()
+
+    channel.basic_consume(replies, on_reply, auto_ack=True)
+    for number in sorted(waiting):
+        channel.basic_publish("", queue, b"1", pika.BasicProperties(correlation_id=number, reply_to=replies))
+    channel.start_consuming()
+    connection.close()
+
+
+_PEERS = {
+    "send": send,
+    "confirm-lines": confirm_lines,
+    "receive-lines": receive_lines,
+    "rpc-server": rpc_server,
+    "rpc-client": rpc_client,
+}
+
 if __name__ == "__main__":
     name, *arguments = sys.argv[1:]
-    if name == "send":
-        send()
-    elif name == "confirm-lines":
-        confirm_lines(arguments[0])
-    else:
-        receive_lines(arguments[0], int(arguments[1]))
+    _PEERS[name](*(int(argument) if argument.isdigit() else argument for argument in arguments))  # type: ignore[operator]

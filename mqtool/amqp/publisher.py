@@ -15,7 +15,7 @@ from mqtool.errors import MqtoolError, NotConfirmed
 from mqtool.message import Confirmation, Message, Receipt
 
 #: Messages, and bytes of their bodies, that may be on their way to the broker or waiting for its confirm.
-WINDOW = 20_000
+WINDOW = 10_000
 WINDOW_BYTES = 16 * 1024 * 1024
 #: Seconds after a reconnection in which a nack may only mean that the queue has no leader yet: a cluster that lost a
 #: node chooses another one. And how long to wait before such messages are published again: on another channel, since

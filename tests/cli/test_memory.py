@@ -1,4 +1,4 @@
-"""Streams of any length: what a command keeps is bounded. A million lines are measured by benchmarks/memory.py."""
+"""Streams of any length: what a command keeps is bounded. A million lines are measured by benchmarks/throughput.py."""
 
 import json
 import sys

@@ -1,0 +1,155 @@
+"""How time and memory grow with the work: messages, queues, bindings, connections, and the size of bodies.
+
+    python -m benchmarks.growth
+
+On embedded brokers that are started for it. What each further unit costs is taken between two sizes, so that starting
+a process does not count. A row is marked where a unit of the last step costs half as much again as one of the step
+before: that is worse than linear, or the machine had something else to do.
+"""
+
+import itertools
+import json
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pika
+
+from benchmarks.embedded import Client, Process
+from benchmarks.pairs import MQTOOL, Run, run, write_lines
+
+_BAR = 30
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one size: seconds, and MiB of mqtool's process (None where there is none) and of the broker."""
+
+    seconds: float
+    ours: float | None
+    broker: float
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A kind of work, in several sizes.
+
+    Attributes:
+        measure: does it on a broker of its own.
+    """
+
+    what: str
+    unit: str
+    sizes: tuple[int, ...]
+    measure: Callable[[Process, int, Path], Run | float]
+
+
+def messages_sent(broker: Process, size: int, directory: Path) -> Run:
+    write_lines(directory / "lines", size)
+    return run([MQTOOL, "send", "-l", "--persistent", "-u", broker.url], stdin=directory / "lines")
+
+
+def messages_received(broker: Process, size: int, directory: Path) -> Run:
+    messages_sent(broker, size, directory)
+    return run([MQTOOL, "receive", "--raw", "-c", str(size), "-u", broker.url], stdout=directory / "out")
+
+
+def queues(broker: Process, size: int, directory: Path) -> Run:
+    """As many copies of each of a hundred messages."""
+    write_lines(directory / "lines", 100)
+    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+        channel = connection.channel()
+        channel.exchange_declare("logs", "fanout")
+        for number in range(size):
+            channel.queue_declare(f"queue-{number}")
+            channel.queue_bind(f"queue-{number}", "logs")
+    return run([MQTOOL, "emit-log", "fanout", "-l", "-u", broker.url], stdin=directory / "lines")
+
+
+def bindings(broker: Process, size: int, directory: Path) -> Run:
+    """Of one receive-log, from its start until it has a message."""
+    keys = [f"site.{number}.*" for number in range(size)]
+    log = ["emit-log", "topic", f"site.{size - 1}.error", "x", "-u", broker.url]
+    ready, done = directory / "ready", directory / "done"
+    script = (
+        f'"$0" receive-log topic "$@" -u {broker.url} -c 1 --ready-file {ready} & '
+        f'until [ -e {ready} ]; do sleep 0.01; done; "$0" {" ".join(log)}; wait; touch {done}'
+    )
+    result = run(["sh", "-c", script, MQTOOL, *keys])
+    assert done.exists()
+    return result
+
+
+def connections(broker: Process, size: int, _directory: Path) -> float:
+    """Opened, each with a channel, and all at once."""
+    with ExitStack() as opened:
+        started = time.perf_counter()
+        for _ in range(size):
+            opened.enter_context(Client(broker.url).socket)
+        return time.perf_counter() - started
+
+
+def bodies(broker: Process, size: int, directory: Path) -> Run:
+    """Ten of them, sent and received."""
+    (directory / "lines").write_text(f"{json.dumps({'body': 'x' * size})}\n" * 10)
+    sent = run([MQTOOL, "send", "--json", "-u", broker.url], stdin=directory / "lines")
+    received = run([MQTOOL, "receive", "--raw", "-c", "10", "-u", broker.url], stdout=directory / "out")
+    return Run(sent.seconds + received.seconds, max(sent.peak, received.peak))
+
+
+GROWTHS = (
+    Growth("send -l", "message", (1, 10_000, 100_000, 1_000_000), messages_sent),
+    Growth("send -l, then receive", "message", (1, 10_000, 100_000, 1_000_000), messages_received),
+    Growth("emit-log to queues", "queue", (1, 10, 100, 1_000), queues),
+    Growth("receive-log with keys", "binding", (1, 100, 1_000, 10_000), bindings),
+    Growth("connections", "connection", (1, 10, 100, 1_000), connections),
+    Growth("ten bodies", "byte", (100, 10_000, 1_000_000, 10_000_000), bodies),
+)
+
+
+def costs(growth: Growth) -> Iterator[tuple[int, Cost]]:
+    """Of each size."""
+    for size in growth.sizes:
+        with Process("--data-dir", "{}/data") as broker, tempfile.TemporaryDirectory() as directory:
+            before = _resident(broker)
+            took = growth.measure(broker, size, Path(directory))
+            grown = _resident(broker) - before
+        yield size, Cost(took, None, grown) if isinstance(took, float) else Cost(took.seconds, took.peak, grown)
+
+
+def _resident(broker: Process) -> float:
+    status = Path(f"/proc/{broker.process.pid}/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+)", status)
+    assert found
+    return int(found[1]) / 1024
+
+
+def show(growth: Growth, came: list[tuple[int, Cost]]) -> None:
+    """A table, with a chart of what one more unit costs."""
+    heads = f"{growth.unit + 's':>12} {'seconds':>9} {'our MiB':>8} {'broker MiB':>11}"
+    print(f"\n{growth.what}\n{heads}   one more {growth.unit}")
+    each = [
+        max(0.0, (after.seconds - before.seconds) / (more - fewer) * 1e6)
+        for (fewer, before), (more, after) in itertools.pairwise(came)
+    ]
+    for (size, cost), unit in zip(came, [None, *each], strict=True):
+        ours = "-" if cost.ours is None else f"{cost.ours:.0f}"
+        bar = "" if unit is None else f"{unit:10.3f} us {'█' * round(_BAR * unit / (max(each) or 1))}"
+        print(f"{size:12,} {cost.seconds:9.3f} {ours:>8} {cost.broker:11.1f}   {bar}", flush=True)
+    if each[-1] > 1.5 * each[-2] > 0:
+        print(
+            f"             worse than linear: {each[-1] / each[-2]:.1f} times as much for each {growth.unit} at the end"
+        )
+
+
+def main() -> None:
+    for growth in GROWTHS:
+        show(growth, list(costs(growth)))
+
+
+if __name__ == "__main__":
+    main()
