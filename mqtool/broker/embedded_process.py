@@ -95,7 +95,8 @@ def wait_until_ready(broker: "subprocess.Popen[bytes]", directory: Path) -> list
     while not ready.exists():
         if broker.poll() is not None or time.monotonic() > deadline:
             broker.kill()
-            raise MqtoolError(f"the embedded broker does not start{_last_words(directory)}", f"see {directory}/log")
+            words = log_files.last_words((directory / "log").read_bytes())
+            raise MqtoolError(f"the embedded broker does not start{words}", f"see {directory}/log")
         time.sleep(0.005)
     return ready.read_text().splitlines()
 
@@ -118,8 +119,3 @@ def stop(started: Started) -> None:
 def log(started: Started, follow: bool) -> Iterator[bytes]:
     """Its log; see log_files.read()."""
     return log_files.read({"": Path(started.directory) / "log"}, follow)
-
-
-def _last_words(directory: Path) -> str:
-    lines = (directory / "log").read_text(errors="replace").split("\n")
-    return next((f": {line}" for line in reversed(lines) if line.strip()), "")

@@ -2,18 +2,28 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
 _CHUNK = 65536
 _LONG = 10_000_000
+_STARTING = b"== mqtool:"
 
 
 def go_on(path: Path) -> BinaryIO:
     """Open a log to add to it, as the reason for a restart is in what was written before. A long one becomes log.1."""
     if path.exists() and path.stat().st_size > _LONG:
         path.replace(path.with_name("log.1"))
-    return path.open("ab")
+    log = path.open("ab", buffering=0)
+    log.write(_STARTING + f" {datetime.now(UTC):%F %T}\n".encode())
+    return log
+
+
+def last_words(log: bytes) -> str:
+    """The last line since the broker was started, to be added to a sentence."""
+    lines = [line for line in log.rpartition(_STARTING)[2].splitlines()[1:] if line.strip()]
+    return f": {lines[-1].decode(errors='replace').strip()}" if lines else ""
 
 
 def kept(directory: Path) -> dict[str, Path]:

@@ -15,7 +15,8 @@ from mqtool.broker import log_files, ports, process
 
 #: On Debian, the rabbitmq-server on the PATH is a wrapper that insists on its own user; this is the real one.
 _SERVERS = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"),)
-_COMMAND = "rabbitmq"
+#: Part of the command lines of the script and of the node that it becomes.
+_COMMAND = "rabbit"
 _STOP_PATIENCE = 30.0
 #: By default statistics lag by five seconds or more, and only detailed rates show who publishes to which exchange.
 _STATISTICS = (
@@ -27,6 +28,8 @@ _STATISTICS = (
         for kept, seconds in (("minute", 1), ("hour", 60))
     ),
 )
+#: Has the script become the node instead of waiting for it, so that nobody can kill -9 the one and leave the other.
+_WITHOUT_SHELL = {"RUNNING_UNDER_SYSTEMD": "true"}
 INSTALL = "install RabbitMQ (Debian and Ubuntu: apt-get install rabbitmq-server; macOS: brew install rabbitmq)"
 
 
@@ -135,7 +138,7 @@ def environment(node: Node, *, for_tools: bool = False) -> dict[str, str]:
     ours = {
         "HOME": node.home,
         "RABBITMQ_NODENAME": f"{node.name}@localhost",
-        **({} if for_tools else {"RABBITMQ_DIST_PORT": str(node.distribution_port)}),
+        **({} if for_tools else {"RABBITMQ_DIST_PORT": str(node.distribution_port), **_WITHOUT_SHELL}),
         "RABBITMQ_MNESIA_BASE": node.data,
         "RABBITMQ_LOG_BASE": str(directory),
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "enabled_plugins"),

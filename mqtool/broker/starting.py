@@ -1,6 +1,7 @@
 """Waiting for a broker that we have started, and saying why it did not start."""
 
 from mqtool.amqp import Connection, parse_addresses
+from mqtool.broker import log_files
 from mqtool.broker.choice import Kind, starter_of
 from mqtool.broker.state import Started
 from mqtool.broker.waiting import connect_within
@@ -28,7 +29,8 @@ def wait_until_up(started: Started) -> Started:
         starter = starter_of(started)
         if not starter.is_running(started):
             if not revivals:
-                raise MqtoolError(f"the broker ended while starting{_last_words(started)}", where_log_is(started))
+                words = log_files.last_words(b"".join(starter.log(started, False)))
+                raise MqtoolError(f"the broker ended while starting{words}", where_log_is(started))
             revivals -= 1
             started = starter.revive(started)
         if not starter.is_ready(started):
@@ -45,9 +47,3 @@ def wait_until_up(started: Started) -> Started:
 def where_log_is(started: Started) -> str:
     """A hint that helps even when the broker is gone."""
     return f"see {started.directory}/{'node-*/log' if started.kind == Kind.NODE and started.nodes > 1 else 'log'}"
-
-
-def _last_words(started: Started) -> str:
-    written = b"".join(starter_of(started).log(started, False)).decode(errors="replace")
-    lines = [line for line in written.splitlines() if line.strip()]
-    return f": {lines[-1].strip()}" if lines else ""

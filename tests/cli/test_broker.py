@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mqtool.broker.choice import STARTERS, Kind
+from mqtool.broker.ports import free_port
 from tests.brokers import own_broker
 from tests.cli.shell import Shell, wait_until
 
@@ -157,11 +158,14 @@ def test_up_does_not_start_a_broker_that_no_command_would_look_at(home: Shell) -
     assert "no broker answers at amqp://guest@127.0.0.1:1" in result.stderr
 
 
-def test_a_broker_that_was_killed_is_not_running(home: Shell) -> None:
-    """status tells; and the next `broker up` starts it again."""
-    home.run("mqtool", "broker", "up", "--kind", "embedded", "--name", "mine")
+@pytest.mark.parametrize("kind", [Kind.EMBEDDED, Kind.NODE])
+def test_a_broker_that_was_killed_is_not_running(home: Shell, kind: Kind) -> None:
+    """status tells; and the next `broker up` starts it again, at the same port: nothing of the killed one is left."""
+    own_broker(kind)
+    up = ("mqtool", "broker", "up", "--kind", kind, "--name", "mine", "--port", str(free_port()))
+    home.run(*up)
     status = home.run("mqtool", "broker", "status", "--name", "mine").stdout
     pid = int(next(line.split()[1] for line in status.splitlines() if line.strip().startswith("process")))
     os.kill(pid, 9)
     wait_until(lambda: home.run("mqtool", "broker", "status", "--name", "mine").code == 69, "not running")
-    assert home.run("mqtool", "broker", "up", "--kind", "embedded", "--name", "mine").code == 0
+    assert home.run(*up).code == 0
