@@ -9,6 +9,7 @@ import pytest
 
 from tests.brokers import on_any_broker
 from tests.cli.shell import Shell, wait_until
+from tests.cli.terminal import on_terminal
 
 
 def test_head_takes_its_lines_and_leaves_the_rest(shell: Shell) -> None:
@@ -147,6 +148,17 @@ def _without_place(path: Path) -> list[dict[str, object]]:
 
 
 @on_any_broker
+def test_a_terminal_sees_the_start_of_a_long_body(shell: Shell) -> None:
+    """And its size, sent or received. Files and pipes get all, and so does who asks for bodies alone."""
+    (shell.directory / "body").write_text("é" * 300)
+    shown = f"{'é' * 200}… (600 bytes)"
+    assert f" [x] Sent '{shown}'\r\n" in on_terminal(shell, "mqtool", "send", "-f", "body").stdout
+    assert f" [x] Received {shown}\r\n" in on_terminal(shell, "mqtool", "receive", "-c", "1").stdout
+    assert "é" * 300 in shell.run("mqtool", "send", "-f", "body").stderr
+    assert "é" * 300 in on_terminal(shell, "mqtool", "receive", "-c", "1", "--raw").stdout
+
+
+@on_any_broker
 def test_a_terminal_sees_escapes_a_pipe_sees_bytes(shell: Shell) -> None:
     """A body cannot control the terminal it is printed to; a file has it untouched."""
     body = b"\x1b[2J[/red]\x07"
@@ -154,11 +166,11 @@ def test_a_terminal_sees_escapes_a_pipe_sees_bytes(shell: Shell) -> None:
         shell.run("mqtool", "send", stdin=body)
 
     piped = shell.run("mqtool", "receive", "-c", "1", "--raw")
-    on_terminal = shell.script("script -qec 'mqtool receive -c 1 --raw' /dev/null")
+    shown = shell.script("script -qec 'mqtool receive -c 1 --raw' /dev/null")
 
     assert piped.stdout_bytes == body + b"\n"
-    assert r"\x1b[2J[/red]\x07" in on_terminal.stdout
-    assert "\x1b[2J" not in on_terminal.stdout
+    assert r"\x1b[2J[/red]\x07" in shown.stdout
+    assert "\x1b[2J" not in shown.stdout
 
 
 @on_any_broker

@@ -20,6 +20,8 @@ from mqtool.errors import ExitCode, MqtoolError, UsageError
 STDOUT = 1
 #: C0 and C1 but for tab and newline; what turns the direction of writing, or starts a line; what is not UTF-8.
 _CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+#: Characters of a body that a terminal is shown.
+_EXCERPT = 200
 #: Surrogates that do not stand for bytes.
 _NO_TEXT = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
@@ -105,6 +107,15 @@ def visible(text: str) -> str:
 def one_line(text: str) -> str:
     """The same without newlines and tabs: nothing in it can look like another line, or another column."""
     return visible(text).replace("\n", r"\n").replace("\t", r"\t")
+
+
+def excerpt(body: bytes) -> tuple[bytes, str]:
+    """As much of a body as a person can take in, and how large it is if that is not all."""
+    start = body[: _EXCERPT * 4]  # no character has more than four bytes
+    text = start.decode("utf-8", "surrogateescape")
+    if len(text) <= _EXCERPT and start == body:
+        return body, ""
+    return text[:_EXCERPT].encode("utf-8", "surrogateescape"), f"… ({len(body):,} bytes)"
 
 
 def write(data: bytes) -> None:

@@ -82,8 +82,9 @@ class DeliveryWriter:
 
     def _text(self, delivery: Delivery) -> bytes:
         line = output.one_line(self._line(delivery)) if self._escape else self._line(delivery)
-        body = repr(delivery.text).encode() if self._quote else self._body(delivery.body)
-        return line.encode("utf-8", "surrogateescape") + body + b"\n"
+        data, rest = output.excerpt(delivery.body) if self._escape else (delivery.body, "")
+        body = repr(data.decode("utf-8", "replace")).encode() if self._quote else self._body(data)
+        return line.encode("utf-8", "surrogateescape") + body + rest.encode() + b"\n"
 
     def _raw(self, delivery: Delivery) -> bytes:
         return self._body(delivery.body) + b"\n"

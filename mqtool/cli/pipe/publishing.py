@@ -224,8 +224,9 @@ def _filled(line: str) -> Callable[[Message], str]:
 
 
 def text(message: Message) -> str:
-    """A body, for people."""
-    return message.body.decode("utf-8", "backslashreplace")
+    """A body, for people; on a terminal, no more of it than they can take in."""
+    body, rest = output.excerpt(message.body) if output.is_terminal(2) else (message.body, "")
+    return body.decode("utf-8", "backslashreplace") + rest
 
 
 def _messages(count: int) -> str:
