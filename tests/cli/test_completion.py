@@ -25,8 +25,7 @@ SHELLS = {
 }
 #: Names that mean something to a shell, and what is typed of each before Tab.
 HOSTILE = {
-    "back\\$(touch pwned)": "ba",
-    "tick`touch pwned`;touch pwned": "ti",
+    "back\\$(touch pwned)`touch pwned`;touch pwned": "ba",
     'quote\'d ("grün") * [a]': "quo",
     "colon:one=two": "colon:o",
 }
@@ -99,7 +98,6 @@ def test_tab(broker: TestBroker, terminal: Terminal, shell: Shell) -> None:
     assert terminal.complete("mqtool dlq sh") == ["dlq", "show"]
     assert terminal.complete("mqtool send --quie") == ["send", "--quiet"]
     assert terminal.complete("mqtool send -q jo") == ["send", "-q", "jobs"]
-    assert terminal.complete("mqtool send --queue jo") == ["send", "--queue", "jobs"]
     assert terminal.complete("mqtool dlq show jo") == ["dlq", "show", "jobs"]
     assert terminal.complete("mqtool route ord") == ["route", "orders"]
     assert terminal.complete(f"mqtool send -u {broker.url} -q jo")[-1] == "jobs"

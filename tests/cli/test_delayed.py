@@ -368,15 +368,15 @@ _LOGS = ["-e", "lasting", "--durable"]
 
 
 @pytest.mark.parametrize(
-    ("send", "receive"),
+    ("via", "send", "receive"),
     [
-        (["send-delayed"], ["receive-delayed"]),
-        (["send"], ["receive"]),
-        (["emit-log", "topic", *_LOGS], ["receive-log", "topic", *_LOGS, "-q", "kept", "#"]),
+        ("plugin", ["send-delayed"], ["receive-delayed"]),
+        ("ttl", ["send"], ["receive"]),
+        ("plugin", ["emit-log", "topic", *_LOGS], ["receive-log", "topic", *_LOGS, "-q", "kept", "#"]),
+        ("ttl", ["emit-log", "topic", *_LOGS], ["receive-log", "topic", *_LOGS, "-q", "kept", "#"]),
     ],
-    ids=["send-delayed", "send", "emit-log"],
+    ids=["plugin-send-delayed", "ttl-send", "plugin-emit-log", "ttl-emit-log"],
 )
-@pytest.mark.parametrize("via", ["plugin", "ttl"])
 def test_what_waits_outlives_a_broker_restart(
     restartable: Restartable, lonely_shell: Shell, via: str, send: list[str], receive: list[str]
 ) -> None:
