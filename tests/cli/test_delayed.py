@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from subprocess import PIPE
+from typing import Any
 
 import pytest
 
@@ -78,6 +79,30 @@ def test_every_publishing_command_delays(shell: Shell, via: str, receive: list[s
     assert sent.code == 0, sent.stderr
     assert body == "later"
     assert int(late) >= 0
+
+
+@pytest.mark.parametrize(
+    ("command", "with_plugin", "without"),
+    [
+        ("send", "quorum", "quorum"),
+        ("send -q classic --queue-type classic", "plugin", "classic"),
+        ("send -r theirs", "quorum", "quorum"),
+        ("emit-log fanout", "plugin", "classic"),
+        ("emit-log fanout -e lasting --durable", "quorum", "quorum"),
+        ("send-delayed", "plugin", "quorum"),
+    ],
+)
+def test_what_auto_chooses(
+    shell: Shell, broker: TestBroker, plugin: bool, command: str, with_plugin: str, without: str
+) -> None:
+    """As the table in docs/how-to/delays.md says: the plugin, or wait queues of one type or the other."""
+    broker.api("PUT", f"queues/{broker.vhost}/theirs", {"durable": True})
+    sent = shell.run("mqtool", *command.split(), "x", "--delay", "1h")
+    queues: Any = broker.api("GET", f"queues/{broker.vhost}")
+    waiting = [queue["arguments"].get("x-queue-type", "classic") for queue in queues if ".delay." in queue["name"]]
+    expected = with_plugin if plugin else without
+    assert (waiting or ["plugin"]) == [expected], sent.stderr
+    assert sent.stderr.startswith(BY_EXCHANGE if expected == "plugin" else "messages wait in queues")
 
 
 def test_auto_takes_what_there_is_and_says_why(shell: Shell, plugin: bool) -> None:
