@@ -70,9 +70,9 @@ def start(wanted: Wanted) -> Started:
     count = wanted.nodes
     directory = state.directory(wanted.name)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    first = ports.choose_amqp_port(wanted.port)
+    first = ports.choose(wanted.port, ports.AMQP)
     amqp_ports = [first, *(ports.free_port() for _ in range(count - 1))]
-    management = _MANAGEMENT if ports.is_free(_MANAGEMENT) else ports.free_port()
+    management = ports.choose(wanted.management_port, _MANAGEMENT)
     name = f"mqtool-{wanted.name}"
     containers = [f"{name}-{number}" for number in range(1, count + 1)] if wanted.cluster else [name]
     with daemon_of_this_machine() as daemon:

@@ -34,11 +34,11 @@ def start(wanted: Wanted) -> Started:
         Started(
             name=wanted.name,
             kind=KIND,
-            url=f"amqp://guest:guest@{ports.HOST}:{ports.choose_amqp_port(wanted.port, wanted.listen)}",
+            url=f"amqp://guest:guest@{ports.HOST}:{ports.choose(wanted.port, ports.AMQP, wanted.listen)}",
             pid=0,
             directory=str(directory),
             details={
-                "management": f"http://{ports.HOST}:{ports.free_port()}",
+                "management": f"http://{ports.HOST}:{ports.choose(wanted.management_port)}",
                 "data": state.IN_MEMORY if wanted.in_memory else str(wanted.data_dir or directory / "embedded"),
                 **({"listen": wanted.listen} if wanted.listen else {}),
             },

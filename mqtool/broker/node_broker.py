@@ -65,7 +65,8 @@ def start(wanted: Wanted) -> Started:
 
 
 def _nodes(wanted: Wanted, directory: Path) -> list[Node]:
-    first_port, epmd_port = ports.choose_amqp_port(wanted.port, wanted.listen), ports.free_port()
+    first_port, epmd_port = ports.choose(wanted.port, ports.AMQP, wanted.listen), ports.free_port()
+    management_port = ports.choose(wanted.management_port)
     data = wanted.data_dir or directory / ("cluster" if wanted.cluster else "data")
     names = [f"node-{number}" for number in range(1, wanted.nodes + 1)] if wanted.cluster else [""]
     return [
@@ -75,7 +76,7 @@ def _nodes(wanted: Wanted, directory: Path) -> list[Node]:
             directory=str(directory / name),
             data=str(data / name),
             port=ports.free_port() if number else first_port,
-            management_port=ports.free_port(),
+            management_port=ports.free_port() if number else management_port,
             distribution_port=ports.free_port(),
             epmd_port=epmd_port,
             listen=wanted.listen,

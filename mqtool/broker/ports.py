@@ -16,8 +16,8 @@ def addresses(listen: str | None) -> list[str]:
     return [listen] if listen == EVERY else [HOST, *([listen] if listen else [])]
 
 
-def choose_amqp_port(wanted: int | None, listen: str | None = None) -> int:
-    """The wanted port; if None, 5672 if that is free, else any free port.
+def choose(wanted: int | None, usual: int | None = None, listen: str | None = None) -> int:
+    """The wanted port; if None, the usual one if that is free, else any free port.
 
     Args:
         listen: one more address on which it must be free.
@@ -27,10 +27,10 @@ def choose_amqp_port(wanted: int | None, listen: str | None = None) -> int:
     """
     for host in addresses(listen):
         if wanted is not None and not is_free(wanted, host):
-            raise Unavailable(f"port {wanted} on {host} is taken", "choose another with --port")
-    if wanted is None:
-        return AMQP if all(is_free(AMQP, host) for host in addresses(listen)) else free_port()
-    return wanted
+            raise Unavailable(f"port {wanted} on {host} is taken", "choose another with --port or --management-port")
+    if wanted is not None:
+        return wanted
+    return usual if usual and all(is_free(usual, host) for host in addresses(listen)) else free_port()
 
 
 def is_free(port: int, host: str = HOST) -> bool:

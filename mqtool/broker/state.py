@@ -23,6 +23,7 @@ class Wanted:
 
     Attributes:
         port: for AMQP; None for 5672 if that is free, else any free port.
+        management_port: for its management API; None for any free port, with Docker 15672 if that is free.
         data_dir: for its messages; None for a directory beside its log.
         in_memory: keep nothing on disk (embedded broker only).
         image: RabbitMQ image to build on (Docker only); None for the one that we test with.
@@ -36,6 +37,7 @@ class Wanted:
     cluster: bool = False
     image: str | None = None
     listen: str | None = None
+    management_port: int | None = None
 
     @property
     def nodes(self) -> int:
@@ -76,6 +78,7 @@ def differing(started: Started, kind: str, wanted: Wanted) -> list[str]:
     agrees = {
         "--kind": kind in ("auto", started.kind),
         "--port": wanted.port in (None, urlsplit(started.url.partition(",")[0]).port),
+        "--management-port": wanted.management_port in (None, urlsplit(details.get("management", "")).port),
         "--data-dir": wanted.data_dir is None or details.get("data") == str(wanted.data_dir),
         "--in-memory": not wanted.in_memory or details.get("data") == IN_MEMORY,
         "--cluster": not wanted.cluster or started.nodes == wanted.nodes,

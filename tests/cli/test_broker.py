@@ -28,10 +28,11 @@ def home(tmp_path: Path) -> Iterator[Shell]:
 def test_a_broker_from_up_to_down(home: Shell, kind: Kind) -> None:
     """Up, said twice; its status, environment and log; down, said twice; and its messages are kept."""
     own_broker(kind)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
 
-    up = home.run("mqtool", "broker", "up", "--kind", kind, "--name", "mine", "--port", port)
+    management = f"http://127.0.0.1:{free_port()}"
+    ports = ("--port", port, "--management-port", management.rpartition(":")[2])
+    up = home.run("mqtool", "broker", "up", "--kind", kind, "--name", "mine", *ports)
     assert (up.code, up.stdout.strip()) == (0, f"{STARTERS[kind].describe} is up at amqp://guest@127.0.0.1:{port}")
     again = home.run("mqtool", "broker", "up", "--name", "mine")
     assert again.stdout == f"already running at amqp://guest@127.0.0.1:{port}\n"
@@ -48,9 +49,8 @@ def test_a_broker_from_up_to_down(home: Shell, kind: Kind) -> None:
     assert restarted.stdout == f"{STARTERS[kind].describe} is up again at amqp://guest@127.0.0.1:{port}\n"
     assert home.run("mqtool", "broker", "logs", "--name", "mine").stdout.startswith(log), "its log goes on"
     assert log
-    assert management_of(home.run("mqtool", "broker", "status", "--name", "mine").stdout) == management_of(
-        status.stdout
-    )
+    for shown in (status, home.run("mqtool", "broker", "status", "--name", "mine")):
+        assert management_of(shown.stdout) == [management]
 
     assert home.run("mqtool", "broker", "down", "--name", "mine").code == 0
     assert "nothing to stop" in home.run("mqtool", "broker", "down", "--name", "mine").stderr
@@ -92,10 +92,11 @@ def test_options_that_a_running_broker_does_not_have(home: Shell) -> None:
     """They are refused, not ignored, and so are addresses that no machine has."""
     home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--name", "mine")
     assert home.run("mqtool", "broker", "up", "--in-memory", "--name", "mine").stdout.startswith("already running")
-    for option in ("--kind=node", "--port=1", "--cluster", "--listen=127.0.0.2", "--data-dir=x", "--foreground"):
+    for option in ("--kind=node", "--port=1", "--cluster", "--listen=127.0.0.2", "--data-dir=x", "--management-port=1"):
         refused = home.run("mqtool", "broker", "up", option, "--name", "mine")
         assert refused.code == 2
         assert f"was not started with this {option.partition('=')[0]}\n" in refused.stderr
+    assert home.run("mqtool", "broker", "up", "--foreground", "--name", "mine").code == 2
     assert home.run("mqtool", "broker", "env", "--name", "mine", "--remote").code == 2
     assert home.run("mqtool", "broker", "up", "--listen", "here").code == 2
 

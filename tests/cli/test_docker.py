@@ -66,10 +66,22 @@ def test_a_broker_in_docker_from_up_to_down(home: Shell, image: str, name: str) 
     follower.wait_for_stdout("Server startup complete")
     assert follower.interrupt().wait().code == 0
 
+    restarted = home.run("mqtool", "broker", "restart", "--name", name, timeout=180)
+    assert restarted.stdout == f"RabbitMQ in Docker is up again at amqp://guest@127.0.0.1:{port}\n"
+
     assert home.run("mqtool", "broker", "down", "--name", name).code == 0
+    assert "Server startup complete" in home.run("mqtool", "broker", "logs", "--name", name).stdout
     assert f"mqtool-{name}" not in docker("ps", "-a", "--format", "{{.Names}}")
     assert home.run(*up, "--port", port, timeout=180).code == 0
     assert home.run("mqtool", "receive", "-c", "1", "--raw", "-u", url).stdout == "kept\n"
+
+
+def test_no_broker_in_docker_for_other_machines(home: Shell, image: str, name: str) -> None:
+    """In a container all connections look as if they came from elsewhere, so guest is let in from anywhere."""
+    up = ("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name)
+    refused = home.run(*up, "--listen", "127.0.0.2")
+    assert refused.code == 69
+    assert "guest could log in from other machines" in refused.stderr
 
 
 def test_a_cluster_in_docker_loses_a_node(home: Shell, image: str, name: str) -> None:

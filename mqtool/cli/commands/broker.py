@@ -37,6 +37,7 @@ def up(
     kind: Annotated[Kind, typer.Option(help="Kind of broker")] = Kind.AUTO,
     name: Name = DEFAULT_NAME,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="AMQP port")] = None,
+    management_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of the management API")] = None,
     data_dir: Annotated[
         Path | None, typer.Option(resolve_path=True, help="Directory for messages (not with Docker)")
     ] = None,
@@ -51,7 +52,7 @@ def up(
     ] = False,
 ) -> None:
     """Use a broker that is reachable, or start one."""
-    wanted = Wanted(name, port, data_dir, in_memory, cluster, image, listen)
+    wanted = Wanted(name, port, data_dir, in_memory, cluster, image, listen, management_port)
     _check(wanted)
     if _is_up_again(kind, wanted, foreground=foreground):
         return
