@@ -1,6 +1,7 @@
 """How to reach a broker: addresses, credentials and management API, resolved once per command."""
 
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,16 +11,22 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from mqtool.amqp import CONFIRM_TIMEOUT, Address, Backoff, Channel, Connection, TlsFiles, parse_addresses
 from mqtool.amqp.address import without_passwords
+from mqtool.amqp.failures import connecting
 from mqtool.cli import stopping
 from mqtool.cli.display import output
-from mqtool.errors import Unavailable, UsageError
+from mqtool.errors import MqtoolError, Unavailable, UsageError
 from mqtool.tutorials.dialects import declaring_like
 
 if TYPE_CHECKING:
     from mqtool.management import Management
 
+URL_VARIABLES = ("MQTOOL_URL", "AMQP_URL")
 MANAGEMENT_VARIABLE = "MQTOOL_MANAGEMENT_URL"
 _AMQP_PORT, _PORT, _TLS_PORT = 5672, 15672, 15671
+#: From AMQP's port to that of the API, by custom.
+_APART = _PORT - _AMQP_PORT
+#: Seconds to see whether somebody listens.
+_LOOK = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,22 +88,24 @@ class Access:
                 yield channel
 
     def management(self, patience: tuple[float, float] | None = None) -> "Management":
-        """The management API: at its URL, else where mqtool started it, else on port 15672 of the broker's host.
+        """The management API: at its URL, else where mqtool started it, else on the broker's host.
+
+        There, it is on port 15672, or by custom on AMQP's port + 10000.
 
         Args:
             patience: seconds to wait for a connection and for an answer; None for the usual ones.
 
         Raises:
             UsageError: the URL is not valid.
-            Unavailable: port 15672 belongs to another broker.
+            Unavailable: what is there belongs to another broker, or there is neither an API nor a broker.
         """
-        from mqtool.management import HOW_TO_ENABLE, PATIENCE, Management, listens_on
+        from mqtool.management import PATIENCE, Management
 
         address = self.address
         ca = None if self.tls.ca is None else str(self.tls.ca)
 
         def at(url: str, user: str = address.user, password: str = address.password) -> Management:
-            return Management(url.rstrip("/"), user, password, patience or PATIENCE, ca)
+            return Management(url.rstrip("/"), user, password, patience or PATIENCE, ca, self._check_reachable)
 
         if (given := self.management_url or _started_with(address)) is not None:
             url = _parsed(given)
@@ -105,15 +114,38 @@ class Access:
             password = address.password if url.password is None else unquote(url.password)
             return at(f"{url.scheme}://{host}{url.path}", user, password)
         host = f"[{address.host}]" if ":" in address.host else address.host
-        # Where AMQP is encrypted, the password must not be sent in clear either.
-        guessed = at(f"https://{host}:{_TLS_PORT}" if address.tls else f"http://{host}:{_PORT}")
-        if not address.tls and address.port != _AMQP_PORT and not listens_on(guessed, address.port):
-            # A machine may run several brokers; an answer from the wrong one would be worse than none.
-            raise Unavailable(
-                f"the management API at {guessed.url} belongs to another broker than the one at {address}",
-                HOW_TO_ENABLE,
-            )
-        return guessed
+        if address.tls:  # the password must not be sent in clear either
+            return at(f"https://{host}:{_TLS_PORT}")
+        usual = at(f"http://{host}:{_PORT}")
+        if address.port == _AMQP_PORT:
+            return usual
+        beside = at(f"http://{host}:{address.port + _APART}") if address.port + _APART < 1 << 16 else usual
+        return _of_the_broker([beside, usual], address)
+
+    def _check_reachable(self) -> None:
+        """Raise Unavailable if the reason why there is no API is that there is no broker."""
+        address = self.address
+        try:
+            socket.create_connection((address.host, address.port), _LOOK).close()
+        except OSError as error:
+            raise connecting(error, address) from error
+
+
+def _of_the_broker(guesses: Sequence["Management"], address: Address) -> "Management":
+    """The first that belongs to this broker: a machine may run several, and a wrong answer would be worse than none."""
+    from mqtool.management import HOW_TO_ENABLE, listens_on
+
+    failure: MqtoolError | None = None
+    for guess in guesses:
+        try:
+            if listens_on(guess, address.port):
+                return guess
+            what = f"the management API at {guess.url} belongs to another broker than the one at {address}"
+            failure = Unavailable(what, HOW_TO_ENABLE)
+        except MqtoolError as error:
+            failure = failure or error
+    assert failure is not None
+    raise failure
 
 
 def _notice(text: str) -> None:
@@ -131,7 +163,12 @@ def resolve_addresses(
         UsageError: the URL, the user or the vhost is not valid, or the password file cannot be read.
     """
     if url is not None:
-        addresses = parse_addresses(url)
+        try:
+            addresses = parse_addresses(url)
+        except UsageError as error:
+            if (variable := next((name for name in URL_VARIABLES if os.environ.get(name) == url), None)) is None:
+                raise
+            raise UsageError(f"{variable}: {error}", error.hint) from error
     else:
         from mqtool.broker import state
 

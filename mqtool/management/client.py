@@ -32,16 +32,24 @@ class Management:
         url: such as http://localhost:15672.
         patience: seconds to wait for a connection, and for each piece of an answer.
         ca: the authority that signed the certificate of an https URL (a PEM file); None trusts the system's.
+        on_silence: called where nothing answers; may raise what explains that better.
     """
 
     def __init__(
-        self, url: str, user: str, password: str, patience: tuple[float, float] = PATIENCE, ca: str | None = None
+        self,
+        url: str,
+        user: str,
+        password: str,
+        patience: tuple[float, float] = PATIENCE,
+        ca: str | None = None,
+        on_silence: Callable[[], None] = lambda: None,
     ) -> None:
         self.url = url
         self.user = user
         self._password = password
         self._patience = patience
         self._ca = ca
+        self._on_silence = on_silence
         self._opened: Session | None = None
 
     def __repr__(self) -> str:
@@ -140,6 +148,7 @@ class Management:
                 verify=self._ca,  # here: REQUESTS_CA_BUNDLE would overrule the session's
             )
         except (requests.RequestException, ValueError) as error:  # requests lets some of urllib3's through
+            self._on_silence()
             raise Unavailable(f"no management API answers at {self.url}: {_reason(error)}", HOW_TO_ENABLE) from error
         if answer.status_code >= HTTPStatus.BAD_REQUEST:
             raise refusal(answer, self.url, self.user)

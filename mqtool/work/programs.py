@@ -12,6 +12,7 @@ import queue as queues
 import re
 import shlex
 import shutil
+from pathlib import Path
 from typing import Any
 
 from mqtool.amqp.address import without_passwords
@@ -29,6 +30,9 @@ _PLACES = ("routing_key", "exchange", "queue", "message_id", "attempt", "redeliv
 #: Variables that say where a broker is.
 _URLS = (b"MQTOOL_URL", b"AMQP_URL", b"MQTOOL_MANAGEMENT_URL")
 _PLACE = re.compile(r"(?<!\$)\{(" + "|".join(_PLACES) + r")\}")
+_ANY_PLACE = re.compile(rf"(?<!\$)\{{(?!(?:{'|'.join(_PLACES)})\}})[a-z_]+\}}")
+#: What a shell would do something with.
+_OPERATOR = re.compile(r"[|&;<>()]+")
 
 
 class Program:
@@ -92,20 +96,27 @@ class Program:
 def _words(command: str) -> list[str]:
     try:
         words = shlex.split(command)
+        shell = shlex.shlex(command, posix=False, punctuation_chars=True)
+        shell.commenters = ""
+        operators = [word for word in shell if _OPERATOR.fullmatch(word)]
     except ValueError as error:
         raise UsageError(f"--exec {command!r} is not a valid command: {str(error).lower()}") from error
     if not words:
         raise UsageError("--exec is empty", "name the program to run for each message")
+    if operators:
+        raise UsageError(f"--exec runs no shell, so {operators[0]!r} would be an argument", "--shell runs it with sh")
+    if unknown := _ANY_PLACE.search(command):
+        places = ", ".join(f"{{{name}}}" for name in _PLACES)
+        raise UsageError(f"--exec has an unknown place {unknown[0]}", f"there are {places}; --shell has variables")
     return words
 
 
 def _find(name: str) -> str:
     found = shutil.which(name)
     if found is None:
-        raise UsageError(
-            f"program {name!r} not found",
-            "use --shell for pipes and variables" if re.search(r"[|;&$<>]", name) else None,
-        )
+        if Path(name).is_file():
+            raise UsageError(f"{name!r} is not executable", f"chmod +x {shlex.quote(name)}")
+        raise UsageError(f"program {name!r} not found")
     return found
 
 

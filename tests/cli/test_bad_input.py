@@ -54,6 +54,8 @@ COMMAND_LINE = [
     # URLs.
     Case("send x -u http://localhost:15672", 2, "its scheme is 'http', not amqp or amqps", "AMQP's is 5672"),
     Case("send x -u localhost:5672", 2, "'localhost:5672': it has no scheme", "amqp://user:password@host"),
+    Case("send x", 2, "AMQP_URL: bad broker URL 'foo://x'", "amqp://user", environment={"AMQP_URL": "foo://x"}),
+    Case("emit-log topic {app}.x -l", 2, "has a place {app}, but there is no --key-pattern", "(?P<app>"),
     Case("send x -u amqp:localhost", 2, "it has no scheme", "amqp://user:password@host"),
     Case("send x -u amqp://localhost:0", 2, "port must be between 1 and 65535"),
     Case("send x -u amqp://localhost:99999", 2, "port must be between 1 and 65535"),
@@ -148,6 +150,9 @@ NO_BROKER = [
     Case("send x -u amqp://no..host", 69, "cannot find the host 'no..host'", "in --url"),
     Case("send x -u amqp://{closed}", 69, "no broker answers at {closed}: connection refused", "mqtool broker up"),
     Case("receive -u amqp://{closed}", 69, "no broker answers at {closed}: connection refused", "mqtool broker up"),
+    Case("top --once -u amqp://{closed}", 69, "no broker answers at {closed}: connection refused", "mqtool broker up"),
+    Case("doctor -u amqp://{closed}", 69, "no broker answers at {closed}: connection refused", "mqtool broker up"),
+    Case("topology -u amqp://{closed}", 69, "no broker answers at {closed}: connection refused", "mqtool broker up"),
     Case("send x -u amqp://{closed},amqp://{closed}", 69, "no broker answers at {closed}", "mqtool broker up"),
     Case("send x -u amqp://{closed} --wait 200ms", 124, "no broker within 0.2 s", "mqtool broker up"),
     Case("wait -u amqp://{closed} --timeout 200ms", 124, "no broker within 0.2 s", "mqtool broker up"),

@@ -80,9 +80,13 @@ def test_a_broken_command_stops_the_worker_and_keeps_the_message(shell: Shell, s
 
 @on_any_broker
 def test_what_cannot_be_a_command_is_said_before_anything_is_taken(shell: Shell) -> None:
-    """No such program; a place in a script for sh, where a routing key could be read as code."""
+    """No such program, or place; a script without sh; a place in one for sh: a routing key could be read as code."""
+    (shell.directory / "script").touch()
     for options, said in (
         (["--exec", "no-such-program"], "program 'no-such-program' not found"),
+        (["--exec", "./script"], "'./script' is not executable"),
+        (["--exec", "grep 'a|b' | wc"], "--exec runs no shell, so '|' would be an argument"),
+        (["--exec", "echo {nosuch}"], "--exec has an unknown place {nosuch}"),
         (["--exec", "echo {routing_key}", "--shell"], "sh would run the value of {routing_key} as code"),
         (["--retries", "3"], "add --exec COMMAND"),
     ):

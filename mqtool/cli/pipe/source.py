@@ -136,8 +136,13 @@ class _Making:
         self._pattern: re.Pattern[str] | None = options.key_pattern
         self._exchange = addressing.exchange
         self._routing_key = addressing.routing_key
-        self._places = _PLACE.findall(addressing.routing_key or "") if self._pattern else []
+        self._places = _PLACE.findall(addressing.routing_key or "")
         self._unmatched = 0
+        if self._pattern is None and self._places and options.is_stream and not options.as_json:
+            raise UsageError(
+                f"the routing key has a place {{{self._places[0]}}}, but there is no --key-pattern to fill it",
+                f"add --key-pattern '(?P<{self._places[0]}>\\w+)'; it is searched for in each line",
+            )
         if self._pattern is not None:
             if not self._places:
                 raise UsageError(
