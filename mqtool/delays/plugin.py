@@ -18,6 +18,11 @@ _TOO_MANY = 100_000
 #: The first version of RabbitMQ that cannot load the plugin.
 _ENDED = (4, 3)
 _VERSION = re.compile(r"(\d+)\.(\d+)")
+#: The warning for whoever lets it lead to a quorum queue.
+LOSES = (
+    "the plugin loses messages for a quorum queue that fall due while the broker is down or starting: it publishes "
+    "them before the queue has a leader; --via ttl keeps them"
+)
 #: The exchange of type x-delayed-message that leads to queues.
 TO_QUEUES = Exchange("mqtool.delayed", DELAYED, durable=True, arguments={"x-delayed-type": "direct"})
 
@@ -110,10 +115,7 @@ class ThroughPlugin:
         target = self._destination.of(message)
         if not self._has_warned and self._destination.may_lead_to_quorum_queue(target) and target != self.exchange:
             self._has_warned = True
-            self._warn(
-                "the plugin loses messages for a quorum queue that fall due while the broker is down or starting: it "
-                "publishes them before the queue has a leader; --via ttl keeps them"
-            )
+            self._warn(LOSES)
         exchange, key = _in_front_of(target), target.name if isinstance(target, Queue) else None
         if exchange is not target and (exchange.name, key) not in self._bound:
             self._expecting.expect(target)

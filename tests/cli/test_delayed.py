@@ -127,6 +127,11 @@ def test_auto_never_takes_the_plugin_to_a_quorum_queue(shell: Shell, plugin: boo
             "mqtool", "send", "x", "-q", "c", "--queue-type", "classic", "--delay", "1h", "--via", "plugin"
         )
         assert "warning" not in classic.stderr
+        told = [
+            shell.run("mqtool", "receive-delayed", "-q", kind, "--queue-type", kind, "--idle-timeout", "1ms").stderr
+            for kind in ("quorum", "classic")
+        ]
+        assert ["warning: the plugin loses messages for a quorum queue" in text for text in told] == [True, False]
 
 
 def test_an_exchange_from_before_the_plugin_came_is_used_as_it_is(shell: Shell, plugin: bool) -> None:

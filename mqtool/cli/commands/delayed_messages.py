@@ -1,5 +1,6 @@
 """mqtool send-delayed, mqtool receive-delayed."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -8,6 +9,7 @@ from typing import Annotated
 import typer
 
 from mqtool.amqp import Channel
+from mqtool.cli.display import output
 from mqtool.cli.options import (
     Broker,
     ExchangeOptions,
@@ -20,10 +22,10 @@ from mqtool.cli.options import (
 from mqtool.cli.pipe.publishing import publish, text
 from mqtool.cli.pipe.receiving import print_deliveries
 from mqtool.cli.pipe.source import Addressing
-from mqtool.delays.plugin import can_delay
+from mqtool.delays.plugin import LOSES, can_delay
 from mqtool.errors import UsageError
 from mqtool.message import DUE, Delivery, Message
-from mqtool.topology import Exchange
+from mqtool.topology import DELAYED, Exchange
 from mqtool.tutorials import delayed_messages
 
 app = typer.Typer()
@@ -83,14 +85,14 @@ def receive_delayed(
     target = queue.of(broker.names.delay_queue)
     delaying = ExchangeOptions(exchange).of(broker.names.delay_exchange)
     key = broker.names.delay_queue.name if routing_key is None else routing_key
-    print_deliveries(
-        receiving,
-        broker,
-        lambda channel: delayed_messages.receive(
-            channel, _as_known(channel, delaying), key, target, receiving.settings()
-        ),
-        _received,
-    )
+
+    def consumer(channel: Channel) -> Iterator[Delivery]:
+        known = _as_known(channel, delaying)
+        if known.type == DELAYED and target.arguments.get("x-queue-type") == "quorum":
+            output.warning(LOSES)
+        return delayed_messages.receive(channel, known, key, target, receiving.settings())
+
+    print_deliveries(receiving, broker, consumer, _received)
 
 
 def _as_known(channel: Channel, exchange: Exchange) -> Exchange:
