@@ -152,7 +152,7 @@ class Server:
             entry
             for vhost in self.broker.vhosts.values()
             for queue in vhost.queues.values()
-            for entry in queue.backlog
+            for entry in queue.backlog.in_memory()
             if entry.row and entry.redelivered
         ]
 

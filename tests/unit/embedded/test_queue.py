@@ -102,7 +102,7 @@ def message(body: bytes = b"x", key: str = "q", headers: Table | None = None) ->
 
 
 def bodies(queue: Queue) -> list[bytes]:
-    return [entry.message.body for entry in queue.backlog]
+    return [entry.message.body for entry in sorted(queue.backlog.in_memory(), key=lambda entry: entry.position)]
 
 
 @given(actions=st.lists(st.sampled_from(["publish", "take", "return newest", "return oldest", "ack"]), max_size=60))
@@ -197,7 +197,7 @@ def test_a_long_chain_of_dead_letters(vhost: VirtualHost) -> None:
         )
     end = add_queue(vhost, "q250")
     vhost.enqueue(vhost.route(vhost.exchanges[""], message(key="q0")))
-    (entry,) = end.backlog
+    (entry,) = end.backlog.in_memory()
     deaths: Any = entry.message.headers["x-death"]
     assert len(deaths) == 250
     assert deaths[0]["queue"] == "q249"

@@ -1,21 +1,26 @@
 """The ready messages of a queue, in the order in which they will be delivered."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
+from itertools import islice, takewhile
+from typing import Protocol
 
 from mqtool.broker.embedded.model.message import Message
+
+LOT = 500
+"""How many messages are read back at once, at most."""
 
 
 class Entry:
     """A message in one queue.
 
     Attributes:
-        position: its place in the queue; an older message has a smaller one.
+        position: its place in the queue; an older message has a smaller one. From `Ledger.next_position`.
         redelivered: whether it was delivered before.
         delivery_count: how many times it has been returned (quorum queues).
         expires_at: when its time to live ends, in milliseconds since 1970; None for never.
-        row: its number in the storage; 0 while it is only in memory.
+        row: its position if it is in the storage; 0 while it is only in memory.
     """
 
     __slots__ = ("delivery_count", "expires_at", "message", "position", "redelivered", "row")
@@ -29,17 +34,29 @@ class Entry:
         self.row = 0
 
 
+class Pages(Protocol):
+    """What a backlog needs of the ledger to keep long queues out of memory."""
+
+    def page_out(self, entry: Entry) -> bool:
+        """Whether to forget a stored message until it is read back; it must be as it was stored."""
+
+    def page_in(self, rows: Sequence[int]) -> list[Entry]:
+        """Read messages back: those in the first of these rows, and more of them if they are not large."""
+
+
 class Backlog:
     """First in, first out; a message that is put back gets its old place.
 
-    Messages that are put back are kept in a heap of their own, so the length of the queue does not matter.
+    Of messages that are paged out only the rows are kept; they are read back in lots when their turn comes. Messages
+    that are put back are kept in a heap of their own, so the length of the queue does not matter.
 
     Attributes:
         body_bytes: the total size of the bodies.
     """
 
-    def __init__(self) -> None:
-        self._fresh: deque[Entry] = deque()
+    def __init__(self, pages: Pages) -> None:
+        self._pages = pages
+        self._fresh: deque[Entry | int] = deque()
         self._returned: list[tuple[int, Entry]] = []
         self.body_bytes = 0
 
@@ -47,7 +64,16 @@ class Backlog:
         return len(self._fresh) + len(self._returned)
 
     def append(self, entry: Entry) -> None:
-        """Put a new message at the end."""
+        """Put a new message, or one just recovered, at the end."""
+        # The first stays, so that a look at it costs nothing.
+        if entry.row and self._fresh and self._pages.page_out(entry):
+            self._fresh.append(entry.row)
+        else:
+            self._fresh.append(entry)
+        self.body_bytes += len(entry.message.body)
+
+    def put_last(self, entry: Entry) -> None:
+        """Put a message that has been delivered before at the end."""
         self._fresh.append(entry)
         self.body_bytes += len(entry.message.body)
 
@@ -62,9 +88,9 @@ class Backlog:
         Raises:
             IndexError: there is none.
         """
-        if self._returned and not (self._fresh and self._fresh[0].position < self._returned[0][0]):
+        if self._returned and not (self._fresh and _position(self._fresh[0]) < self._returned[0][0]):
             return self._returned[0][1]
-        return self._fresh[0]
+        return self._first()
 
     def take(self) -> Entry:
         """Remove the next message.
@@ -72,23 +98,50 @@ class Backlog:
         Raises:
             IndexError: there is none.
         """
-        if self._returned and not (self._fresh and self._fresh[0].position < self._returned[0][0]):
+        if self._returned and not (self._fresh and _position(self._fresh[0]) < self._returned[0][0]):
             entry = heappop(self._returned)[1]
         else:
-            entry = self._fresh.popleft()
+            entry = self._first()
+            self._fresh.popleft()
         self.body_bytes -= len(entry.message.body)
         return entry
 
-    def __iter__(self) -> Iterator[Entry]:
-        """All messages, oldest first."""
-        return iter(sorted([*self._fresh, *(entry for _, entry in self._returned)], key=lambda entry: entry.position))
+    def _first(self) -> Entry:
+        """The first message that has not been put back, in memory."""
+        first = self._fresh[0]
+        if not isinstance(first, int):
+            return first
+        rows = takewhile(lambda each: isinstance(each, int), self._fresh)
+        lot = self._pages.page_in([row for row in islice(rows, LOT) if isinstance(row, int)])
+        for _ in lot:
+            self._fresh.popleft()
+        self._fresh.extendleft(reversed(lot))
+        return lot[0]
+
+    def clear(self) -> list[Entry | int]:
+        """Remove all messages, and return them; of those that are paged out, the rows."""
+        removed = [*self._fresh, *(entry for _, entry in self._returned)]
+        self._fresh.clear()
+        self._returned.clear()
+        self.body_bytes = 0
+        return removed
+
+    def in_memory(self) -> Iterator[Entry]:
+        """All messages that are not paged out, in no order."""
+        yield from (entry for entry in self._fresh if not isinstance(entry, int))
+        yield from (entry for _, entry in self._returned)
+
+
+def _position(waiting: Entry | int) -> int:
+    # The row of a stored message is its position.
+    return waiting if isinstance(waiting, int) else waiting.position
 
 
 class QuorumBacklog(Backlog):
     """A quorum queue's: returned messages come before all new ones, in the order in which they were returned."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, pages: Pages) -> None:
+        super().__init__(pages)
         self._turn = 0
 
     def put_back(self, entry: Entry) -> None:
@@ -99,11 +152,13 @@ class QuorumBacklog(Backlog):
 
     def head(self) -> Entry:
         """The next message: a returned one if there is any."""
-        return self._returned[0][1] if self._returned else self._fresh[0]
+        return self._returned[0][1] if self._returned else self._first()
 
     def take(self) -> Entry:
         """Remove the next message."""
-        entry = heappop(self._returned)[1] if self._returned else self._fresh.popleft()
+        if not self._returned:
+            return super().take()
+        entry = heappop(self._returned)[1]
         self.body_bytes -= len(entry.message.body)
         return entry
 
@@ -111,8 +166,8 @@ class QuorumBacklog(Backlog):
 class PriorityBacklog(Backlog):
     """Messages of a higher priority first, and in order within a priority."""
 
-    def __init__(self, max_priority: int) -> None:
-        super().__init__()
+    def __init__(self, pages: Pages, max_priority: int) -> None:
+        super().__init__(pages)
         self._max = max_priority
         self._levels: dict[int, Backlog] = {}
         self._descending: list[int] = []
@@ -122,7 +177,7 @@ class PriorityBacklog(Backlog):
         priority = min(entry.message.properties.priority or 0, self._max)
         level = self._levels.get(priority)
         if level is None:
-            level = self._levels[priority] = Backlog()
+            level = self._levels[priority] = Backlog(self._pages)
             self._descending = sorted(self._levels, reverse=True)
         return level
 
@@ -160,14 +215,19 @@ class PriorityBacklog(Backlog):
         self._grow(entry, -1)
         return entry
 
-    def __iter__(self) -> Iterator[Entry]:
-        """All messages in the order of delivery."""
-        for priority in self._descending:
-            yield from self._levels[priority]
+    def clear(self) -> list[Entry | int]:
+        """Remove all messages, and return them; of those that are paged out, the rows."""
+        self._size = self.body_bytes = 0
+        return [waiting for level in self._levels.values() for waiting in level.clear()]
+
+    def in_memory(self) -> Iterator[Entry]:
+        """All messages that are not paged out, in no order."""
+        for level in self._levels.values():
+            yield from level.in_memory()
 
 
-def new_backlog(kind: str, max_priority: int | None) -> Backlog:
+def new_backlog(pages: Pages, kind: str, max_priority: int | None) -> Backlog:
     """Return an empty backlog for a queue of this type, with this `x-max-priority`."""
     if kind == "quorum":
-        return QuorumBacklog()
-    return Backlog() if max_priority is None else PriorityBacklog(max_priority)
+        return QuorumBacklog(pages)
+    return Backlog(pages) if max_priority is None else PriorityBacklog(pages, max_priority)

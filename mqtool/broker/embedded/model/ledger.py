@@ -1,12 +1,18 @@
 """The account of what queues hold. In this simplest form nothing is written down (`--in-memory`)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.routing.field_table import Table
 
 # What an entry costs besides its body: 294 bytes of resident memory among a million on CPython 3.11, and a reserve.
 _ENTRY_OVERHEAD = 330
+
+# What a message costs that is paged out: an integer, and its place in a queue.
+_PAGED_OUT = 40
+
+# Stored messages are paged out as long as those in memory take more than this.
+_ROOMY = 32 * 1024 * 1024
 
 
 class Ledger:
@@ -20,6 +26,13 @@ class Ledger:
     def __init__(self) -> None:
         self.held_bytes = 0
         self.when_changed: Callable[[int], None] = lambda _: None
+        self._paged_out_bytes = 0
+        self._position = 0
+
+    def next_position(self) -> int:
+        """Return the position of a new message."""
+        self._position += 1
+        return self._position
 
     def hold(self, entry: Entry) -> None:
         """A queue or a delayed exchange has taken a message in."""
@@ -30,8 +43,37 @@ class Ledger:
         """A message has left for good."""
         self.held_bytes -= len(entry.message.body) + _ENTRY_OVERHEAD
         if entry.row:
-            self.removed(entry)
+            self.removed(entry.row)
         self.when_changed(self.held_bytes)
+
+    def drop_paged_out(self, row: int) -> None:
+        """A message that is paged out has left for good."""
+        self._page(-_PAGED_OUT)
+        self.removed(row)
+
+    # -- long queues
+
+    def page_out(self, entry: Entry) -> bool:
+        """Whether to forget a stored message until it is read back; it must be as it was stored."""
+        if self.held_bytes - self._paged_out_bytes <= _ROOMY:
+            return False
+        self.held_bytes -= len(entry.message.body) + _ENTRY_OVERHEAD
+        self._page(_PAGED_OUT)
+        return True
+
+    def page_in(self, rows: Sequence[int]) -> list[Entry]:
+        """Read messages back: those in the first of these rows, and more of them if they are not large."""
+        entries = self.read(rows)
+        self.held_bytes += sum(len(entry.message.body) + _ENTRY_OVERHEAD for entry in entries)
+        self._page(-_PAGED_OUT * len(entries))
+        return entries
+
+    def _page(self, by: int) -> None:
+        self._paged_out_bytes += by
+        self.held_bytes += by
+        self.when_changed(self.held_bytes)
+
+    # -- the end
 
     def after_commit(self, what: Callable[[], None]) -> None:
         """Do something once everything added so far is on disk."""
@@ -45,8 +87,12 @@ class Ledger:
     def added(self, holder: int, entry: Entry) -> None:
         """Store a message of the queue or delayed exchange with this key; sets the entry's row."""
 
-    def removed(self, entry: Entry) -> None:
+    def removed(self, row: int) -> None:
         """Delete a stored message."""
+
+    def read(self, rows: Sequence[int]) -> list[Entry]:  # noqa: ARG002
+        """Read stored messages, up to LOT, in this order; not all at once if they are large."""
+        return []
 
     def delivering(self, holder: int) -> None:
         """Note that a client is about to see a message of this queue for the first time since the start."""

@@ -150,8 +150,11 @@ def parse_content_header(raw: bytes) -> ContentHeader:
 
 
 @lru_cache(maxsize=4096)
-def parse_address(address: bytes) -> tuple[str, str]:
+def parse_address(address: bytes) -> tuple[bytes, str, str]:
     """Decode exchange and routing key, two short strings that basic.publish and basic.deliver share.
+
+    Returns:
+        The octets, the same object for the same address, and what they say.
 
     Raises:
         ValueError: they are cut short.
@@ -162,7 +165,7 @@ def parse_address(address: bytes) -> tuple[str, str]:
     if split >= len(address) or split + 1 + address[split] != len(address):
         raise ValueError("address cut short")
     exchange, key = address[1:split], address[split + 1 :]
-    return exchange.decode(errors="surrogateescape"), key.decode(errors="surrogateescape")
+    return address, exchange.decode(errors="surrogateescape"), key.decode(errors="surrogateescape")
 
 
 def encode_address(exchange: str, routing_key: str) -> bytes:
@@ -184,10 +187,9 @@ class Message:
     __slots__ = ("address", "body", "exchange", "header", "routing_key")
 
     def __init__(self, address: bytes, header: ContentHeader, body: bytes) -> None:
-        self.address = address
+        self.address, self.exchange, self.routing_key = parse_address(address)
         self.header = header
         self.body = body
-        self.exchange, self.routing_key = parse_address(address)
 
     @property
     def properties(self) -> Properties:

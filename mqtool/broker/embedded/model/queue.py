@@ -77,10 +77,9 @@ class Queue:
         self.unacked_bytes = 0
         self.deleted = False
         self.consumers = Consumers(single_active=self.options.single_active)
-        self.backlog = new_backlog(self.kind, self.options.max_priority)
+        self.backlog = new_backlog(self.ledger, self.kind, self.options.max_priority)
         self.traffic = Traffic()
         self._limited = self.options.max_length is not None or self.options.max_length_bytes is not None
-        self._position = 0
         self._expiring = False
         self._expiry = Alarm(self.clock, self._expiry_due)
         self._unused = Alarm(self.clock, lambda: self.when_unused(self))
@@ -113,9 +112,8 @@ class Queue:
             if options.overflow == "reject-publish-dlx":
                 self.dead_letter(self, message, "maxlen")
             return False, False
-        self._position += 1
         ttl = options.time_to_live(message.properties.expiration)
-        entry = Entry(message, self._position, None if ttl is None else self.clock.now() + ttl)
+        entry = Entry(message, self.ledger.next_position(), None if ttl is None else self.clock.now() + ttl)
         self.ledger.hold(entry)
         if self.stored and (message.persistent or self.kind == "quorum"):
             self.ledger.added(self.key, entry)
@@ -137,7 +135,6 @@ class Queue:
 
     def restore(self, entry: Entry) -> None:
         """Put in a message that was stored before a restart; call it in order of position."""
-        self._position = max(self._position, entry.position)
         self._expiring = self._expiring or entry.expires_at is not None
         self.ledger.hold(entry)
         self.backlog.append(entry)
@@ -247,7 +244,7 @@ class Queue:
                     continue
                 if limit is None and not lost:
                     # Without a limit RabbitMQ 3.10 treats what a client returns as if it were new.
-                    self.backlog.append(entry)
+                    self.backlog.put_last(entry)
                     continue
             self.backlog.put_back(entry)
         if not self.deleted:
@@ -310,8 +307,11 @@ class Queue:
     def purge(self) -> int:
         """Drop the ready messages and return their number."""
         count = len(self.backlog)
-        while len(self.backlog):
-            self.ledger.drop(self.backlog.take())
+        for waiting in self.backlog.clear():
+            if isinstance(waiting, int):
+                self.ledger.drop_paged_out(waiting)
+            else:
+                self.ledger.drop(waiting)
         return count
 
     def delete(self) -> int:

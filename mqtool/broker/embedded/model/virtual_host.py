@@ -278,7 +278,7 @@ class VirtualHost:
         were sent, unless the broker has changed them.
         """
         held = over(message, delay) if is_changed or "BCC" in message.headers else message
-        entry = Entry(held, 0, self._clock.now() + delay)
+        entry = Entry(held, self._ledger.next_position(), self._clock.now() + delay)
         if exchange.durable:
             self._ledger.added(exchange.key, entry)
         self.hold_again(exchange, entry)

@@ -3,14 +3,12 @@
 import logging
 from typing import Any
 
-from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.exchange import Exchange, Link
-from mqtool.broker.embedded.model.message import ContentHeader, Message
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.users import Permissions, User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
-from mqtool.broker.embedded.store.storage import Storage, StoredEntry
+from mqtool.broker.embedded.store.storage import Storage
 from mqtool.routing.field_table import Table
 
 log = logging.getLogger("mqtool.broker.embedded")
@@ -98,31 +96,20 @@ def _bind(broker: Broker, value: Table) -> None:
 
 
 def _restore(storage: Storage, holders: dict[int, Queue | tuple[VirtualHost, Exchange]]) -> None:
-    delivering = {int(key) for key, _ in storage.definitions("delivering")}
     orphans = []
     for stored in storage.entries():
         owner = holders.get(stored.holder)
         try:
-            entry = _entry(stored)
+            entry = stored.entry()
         except (ValueError, TypeError) as error:
             log.error("message %d is damaged, and left in the data directory: %s", stored.row, error)
             continue
         if owner is None:
             orphans.append(stored.row)
         elif isinstance(owner, Queue):
-            entry.redelivered = entry.redelivered or stored.holder in delivering
             owner.restore(entry)
         else:
             vhost, exchange = owner
             vhost.hold_again(exchange, entry)
     if orphans:
         storage.forget_rows(orphans)
-
-
-def _entry(stored: StoredEntry) -> Entry:
-    # The row is the position: rows count up with every message of the broker, so also with those of one queue.
-    entry = Entry(Message(stored.address, ContentHeader(stored.header), stored.body), stored.row, stored.due)
-    entry.row = stored.row
-    entry.delivery_count = stored.delivery_count
-    entry.redelivered = bool(stored.redelivered)
-    return entry

@@ -8,16 +8,16 @@ exchanges, bindings, users) are rare, and are written at once.
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.errors import storage_failed
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.store.database import open_database
+from mqtool.broker.embedded.store.entries import StoredEntry, all_entries, entries_in
 from mqtool.routing.field_table import Table, decode_table, encode_table
 
 log = logging.getLogger("mqtool.broker.embedded")
@@ -27,19 +27,6 @@ _UNHURRIED_SECONDS = 0.02
 
 # How long to wait before a group that the disk did not take is tried again.
 _RETRY_SECONDS = 0.5
-
-
-class StoredEntry(NamedTuple):
-    """A row of the table of messages; `holder` is the key of a queue or of a delayed exchange."""
-
-    row: int
-    holder: int
-    due: int | None
-    delivery_count: int
-    redelivered: int
-    address: bytes
-    header: bytes
-    body: bytes
 
 
 @dataclass
@@ -100,7 +87,9 @@ class Storage(Ledger):
         self._in_flight: Future[None] | None = None
         self._scheduled: asyncio.Handle | None = None
         self._hurried = self._failing = False
-        self._row: int = self._db.execute("SELECT COALESCE(MAX(row), 0) FROM entry").fetchone()[0]
+        self._position = self._db.execute("SELECT COALESCE(MAX(row), 0) FROM entry").fetchone()[0]
+        self._last_recovered = self._position
+        self._seen: set[int] = set()
         self._key = 0
 
     # -- reading, before the broker starts
@@ -113,10 +102,14 @@ class Storage(Ledger):
 
     def entries(self) -> Iterator[StoredEntry]:
         """Yield the stored messages in the order in which they were published."""
-        rows = self._db.execute(
-            "SELECT row, holder, due, delivery_count, redelivered, address, header, body FROM entry ORDER BY row"
-        )
-        yield from map(StoredEntry._make, rows)
+        self._seen = {int(key) for key, _ in self.definitions("delivering")}
+        yield from map(self._marked, all_entries(self._db))
+
+    def _marked(self, stored: StoredEntry) -> StoredEntry:
+        """Mark a message as redelivered if a client may have seen it before the broker was killed."""
+        if stored.row > self._last_recovered or stored.holder not in self._seen:
+            return stored
+        return stored._replace(redelivered=1)
 
     def forget_rows(self, rows: list[int]) -> None:
         """Delete stored messages whose queue does not exist."""
@@ -180,7 +173,7 @@ class Storage(Ledger):
 
     def added(self, holder: int, entry: Entry) -> None:
         """Store a message; sets the entry's row."""
-        self._row = entry.row = row = self._row + 1
+        entry.row = row = entry.position
         message = entry.message
         self._next.added[row] = (
             row,
@@ -195,12 +188,24 @@ class Storage(Ledger):
         if self._scheduled is None:
             self._schedule()
 
-    def removed(self, entry: Entry) -> None:
+    def removed(self, row: int) -> None:
         """Delete a stored message."""
-        if self._next.added.pop(entry.row, None) is None:
-            self._next.removed.append(entry.row)
+        if self._next.added.pop(row, None) is None:
+            self._next.removed.append(row)
             if self._scheduled is None:
                 self._schedule()
+
+    def read(self, rows: Sequence[int]) -> list[Entry]:
+        """Read stored messages, up to LOT, in this order; not all at once if they are large.
+
+        Raises:
+            sqlite3.Error: they cannot be read.
+        """
+        written = [row for row in rows if row not in self._flying.added and row not in self._next.added]
+        if written:
+            self._wait_for_group()
+            return [self._marked(stored).entry() for stored in entries_in(self._db, written)]
+        return [StoredEntry._make(self._flying.added.get(row) or self._next.added[row]).entry() for row in rows]
 
     # -- groups
 
@@ -304,6 +309,10 @@ class Storage(Ledger):
             self._db.executemany(
                 "UPDATE entry SET redelivered = 1, delivery_count = ?, header = ? WHERE row = ?",
                 ((entry.delivery_count, entry.message.header.raw, entry.row) for entry in returned),
+            )
+            self._db.executemany(
+                "UPDATE entry SET redelivered = 1 WHERE holder = ? AND row <= ? AND NOT redelivered",
+                ((holder, self._last_recovered) for holder in self._seen),
             )
             self._db.execute("DELETE FROM definition WHERE kind = 'delivering'")
             self._db.commit()

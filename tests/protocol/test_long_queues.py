@@ -1,0 +1,188 @@
+"""Messages that wait on disk rather than in memory are what they were: in order, and subject to all that queues do."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+from pamqp import commands
+from pika import BasicProperties
+from pika.adapters.blocking_connection import BlockingChannel
+
+from tests.protocol.broker_process import BrokerProcess
+from tests.protocol.conftest import Take
+from tests.protocol.raw_client import RawClient, raw_frame
+
+MANY = 1200
+KINDS = [{}, {"x-queue-type": "quorum"}, {"x-max-priority": 2}]
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[BrokerProcess]:
+    with BrokerProcess(tmp_path) as broker:
+        yield broker
+
+
+def connect(process: BrokerProcess) -> BlockingChannel:
+    return pika.BlockingConnection(pika.URLParameters(process.url)).channel()
+
+
+@pytest.fixture
+def channel(process: BrokerProcess) -> BlockingChannel:
+    """A channel with confirms, on a broker whose memory is full, so that whatever can goes to disk."""
+    channel = connect(process)
+    channel.confirm_delivery()
+    channel.queue_declare("filler", durable=True)
+    # The small ones fill what the large ones leave.
+    for size in [1_000_000] * 33 + [10_000] * 60:
+        channel.basic_publish("", "filler", bytes(size), BasicProperties(delivery_mode=2))
+    return channel
+
+
+def publish(channel: BlockingChannel, numbers: range = range(MANY), **properties: Any) -> None:
+    """Publish persistent messages to the queue `q`; they are on disk when it returns."""
+    publisher = channel.connection.channel()
+    publisher.tx_select()
+    for number in numbers:
+        headers = {"number": number}
+        persistent = BasicProperties(delivery_mode=2, headers=headers, **properties)
+        publisher.basic_publish("", "q", b"%d" % number, persistent)
+    publisher.tx_commit()
+
+
+def depth(channel: BlockingChannel, queue: str = "q") -> int:
+    return int(channel.queue_declare(queue, passive=True).method.message_count)
+
+
+def take_all(channel: BlockingChannel, queue: str = "q") -> list[tuple[int, bool]]:
+    """Number and redelivered mark of all messages, which are as they were published."""
+    taken = []
+    while (got := channel.basic_get(queue, auto_ack=True))[0] is not None:
+        method, properties, body = got
+        number = int(body)
+        assert properties.headers is not None
+        assert properties.headers["number"] == number
+        assert properties.delivery_mode == 2
+        taken.append((number, bool(method.redelivered)))
+    return taken
+
+
+def numbers(taken: list[tuple[int, bool]]) -> list[int]:
+    return [number for number, _ in taken]
+
+
+@pytest.mark.parametrize("arguments", KINDS)
+def test_order_and_what_comes_back(channel: BlockingChannel, arguments: dict[str, Any]) -> None:
+    """They come in order, those that a consumer gives back first."""
+    channel.queue_declare("q", durable=True, arguments=arguments)
+    publish(channel)
+    tags = [channel.basic_get("q")[0].delivery_tag for _ in range(700)]
+    for tag in (*tags[:3], tags[-1]):
+        channel.basic_ack(tag)
+    channel.close()
+    again = channel.connection.channel()
+    assert depth(again) == MANY - 4
+    taken = take_all(again)
+    assert numbers(taken) == [*range(3, 699), *range(700, MANY)]
+    assert [redelivered for _, redelivered in taken] == [True] * 696 + [False] * 500
+
+
+def test_transient_ones_among_them(channel: BlockingChannel) -> None:
+    """Those stay in memory, and the order is that of publishing."""
+    channel.queue_declare("q", durable=True)
+    for number in range(40):
+        channel.basic_publish("", "q", b"%d" % number, BasicProperties(delivery_mode=1 + number % 2))
+    assert [int(channel.basic_get("q", auto_ack=True)[2]) for _ in range(40)] == list(range(40))
+
+
+def test_priorities(channel: BlockingChannel) -> None:
+    channel.queue_declare("q", durable=True, arguments={"x-max-priority": 2})
+    publish(channel, range(600))
+    publish(channel, range(600, MANY), priority=1)
+    assert numbers(take_all(channel)) == [*range(600, MANY), *range(600)]
+
+
+def test_they_expire(channel: BlockingChannel) -> None:
+    """By their own time to live, and are dead-lettered in order."""
+    arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
+    channel.queue_declare("q", durable=True, arguments=arguments)
+    channel.queue_declare("dead", durable=True)
+    publish(channel, expiration="1")
+    Take(channel).until(lambda: depth(channel, "dead") == MANY)
+    assert numbers(take_all(channel, "dead")) == list(range(MANY))
+    assert depth(channel) == 0
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_a_full_queue_drops_its_head(channel: BlockingChannel, kind: str) -> None:
+    arguments = {"x-queue-type": kind, "x-max-length": 700}
+    dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
+    channel.queue_declare("q", durable=True, arguments=arguments | dead)
+    channel.queue_declare("dead", durable=True)
+    publish(channel)
+    assert numbers(take_all(channel)) == list(range(500, MANY))
+    assert numbers(take_all(channel, "dead")) == list(range(500))
+
+
+@pytest.mark.parametrize("arguments", KINDS)
+@pytest.mark.parametrize("how", ["stop", "kill", "kill, then stop"])
+def test_they_outlive_a_restart(
+    process: BrokerProcess, channel: BlockingChannel, arguments: dict[str, Any], how: str
+) -> None:
+    """After a kill, all may have been delivered before; a clean stop after that keeps the marks."""
+    channel.queue_declare("q", durable=True, arguments=arguments)
+    publish(channel)
+    assert channel.basic_get("q")[2] == b"0"
+    if how != "stop":
+        process.kill()
+        process.start()
+        publish(connect(process), range(MANY, MANY + 5))
+    if how != "kill":
+        assert process.stop() == 0
+        process.start()
+    taken = take_all(connect(process))
+    if how != "stop":
+        assert taken == [(number, number < MANY) for number in range(MANY + 5)]
+    else:
+        assert taken == [(number, number == 0) for number in range(MANY)]
+
+
+@pytest.mark.parametrize("arguments", KINDS)
+def test_purged_ones_are_gone(process: BrokerProcess, channel: BlockingChannel, arguments: dict[str, Any]) -> None:
+    """From the disk too."""
+    channel.queue_declare("q", durable=True, arguments=arguments)
+    publish(channel)
+    assert channel.queue_purge("q").method.message_count == MANY
+    channel.basic_publish("", "q", b"after", BasicProperties(delivery_mode=2))
+    process.kill()
+    process.start()
+    channel = connect(process)
+    assert channel.basic_get("q")[2] == b"after"
+    assert depth(channel) == 0
+
+
+def test_many_waiting_take_little_memory(process: BrokerProcess) -> None:
+    """After 60,000 messages of 1,000 bytes, and after a restart with them."""
+    nothing = resident(process)
+    with RawClient(process.url) as client:
+        client.send(commands.Queue.Declare(queue="q", durable=True))
+        client.expect(commands.Queue.DeclareOk)
+        header = b"\x00\x3c\0\0" + (1000).to_bytes(8) + b"\x10\x00\x02"
+        method = raw_frame(1, 1, b"\x00\x3c\x00\x28\0\0\0\x01q\0")
+        client.socket.settimeout(30)
+        client.socket.sendall((method + raw_frame(2, 1, header) + raw_frame(3, 1, bytes(1000))) * 60_000)
+        client.send(commands.Queue.Declare(queue="q", passive=True))
+        assert client.expect(commands.Queue.DeclareOk).message_count == 60_000
+    assert resident(process) - nothing < 60_000_000
+    assert process.stop() == 0
+    process.start()
+    assert resident(process) - nothing < 60_000_000
+    assert connect(process).queue_purge("q").method.message_count == 60_000
+
+
+def resident(process: BrokerProcess) -> int:
+    """Bytes of memory that it takes."""
+    assert process.process is not None
+    status = Path(f"/proc/{process.process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS"))
