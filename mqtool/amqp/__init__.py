@@ -5,16 +5,3 @@ from mqtool.amqp.backoff import Backoff
 from mqtool.amqp.channel import CONFIRM_TIMEOUT, Channel, Owner
 from mqtool.amqp.connection import Connection
 from mqtool.amqp.policies import STREAMING, Receiving
-
-__all__ = [
-    "CONFIRM_TIMEOUT",
-    "STREAMING",
-    "Address",
-    "Backoff",
-    "Channel",
-    "Connection",
-    "Owner",
-    "Receiving",
-    "TlsFiles",
-    "parse_addresses",
-]

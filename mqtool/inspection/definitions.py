@@ -5,35 +5,14 @@
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from mqtool import management
 from mqtool.errors import AccessRefused, NotFound
 from mqtool.management import Management
 from mqtool.management.client import Json
-from mqtool.topology import DEFAULT_EXCHANGE, Exchange, Queue
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Binding:
-    """A rule at a source exchange that leads to a queue or to another exchange. Each is itself: two never are equal."""
-
-    source: str
-    destination: str
-    routing_key: str = ""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    to_exchange: bool = False
-
-    def as_json(self) -> Json:
-        """With the names that the management API gives to its parts."""
-        return {
-            "source": self.source,
-            "destination": self.destination,
-            "destination_type": "exchange" if self.to_exchange else "queue",
-            "routing_key": self.routing_key,
-            "arguments": self.arguments,
-        }
+from mqtool.topology import DEFAULT_EXCHANGE, Binding, Exchange, Queue
 
 
 @dataclass(frozen=True)
@@ -60,6 +39,13 @@ class Definitions:
             {queue.name: queue for queue in queues},
             {source: tuple(bound) for source, bound in by_source.items()},
         )
+
+
+def as_json(binding: Binding) -> Json:
+    """A binding with the names that the management API gives to its parts."""
+    kind = "exchange" if binding.to_exchange else "queue"
+    where = {"source": binding.source, "destination": binding.destination, "destination_type": kind}
+    return {**where, "routing_key": binding.routing_key, "arguments": binding.arguments}
 
 
 #: What policies call by other names than arguments do.

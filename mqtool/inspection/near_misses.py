@@ -11,8 +11,8 @@ from functools import lru_cache
 from heapq import nsmallest
 from typing import Any
 
-from mqtool.inspection.definitions import Binding
 from mqtool.routing.tables import header_matches, wanted_headers
+from mqtool.topology import Binding
 
 _WILDCARD = 0.001
 """What `*` costs: next to nothing, but a word that is there literally is taken before."""

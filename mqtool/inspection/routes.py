@@ -12,12 +12,11 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mqtool.inspection.definitions import Binding, Definitions
+from mqtool.inspection.definitions import Definitions
 from mqtool.inspection.near_misses import NearMiss, nearest
 from mqtool.routing.tables import TABLES, RoutingTable
-from mqtool.topology import Exchange
+from mqtool.topology import DELAYED, Binding, Exchange
 
-_DELAYED = "x-delayed-message"
 _MAX_DELAY = 2**32 - 1
 
 
@@ -33,11 +32,6 @@ class Hop:
     destination: str
     to_exchange: bool
     binding: Binding | None = None
-
-    @property
-    def is_alternate(self) -> bool:
-        """Whether it is taken because nothing else matched."""
-        return self.to_exchange and self.binding is None
 
 
 Way = tuple[Hop, ...]
@@ -225,7 +219,7 @@ def _comes_back(queue: str, dead: Iterable[DeadLetters]) -> bool:
 
 def routing_type(exchange: Exchange) -> str:
     """The type that decides where messages go: of a delayed exchange, the one that it stands in front of."""
-    return str(exchange.arguments.get("x-delayed-type")) if exchange.type == _DELAYED else exchange.type
+    return str(exchange.arguments.get("x-delayed-type")) if exchange.type == DELAYED else exchange.type
 
 
 def _carbon_copies(headers: Mapping[str, Any]) -> list[str]:
@@ -236,6 +230,6 @@ def _carbon_copies(headers: Mapping[str, Any]) -> list[str]:
 
 def _delay(exchange: Exchange, headers: Mapping[str, Any]) -> int:
     delay = headers.get("x-delay")
-    if exchange.type != _DELAYED or isinstance(delay, bool) or not isinstance(delay, int | float):
+    if exchange.type != DELAYED or isinstance(delay, bool) or not isinstance(delay, int | float):
         return 0
     return int(delay) if 0 < delay <= _MAX_DELAY else 0

@@ -14,10 +14,9 @@ from typing import Any
 from mqtool import management
 from mqtool.errors import NotFound
 from mqtool.inspection import definitions
-from mqtool.inspection.definitions import Binding
 from mqtool.management import Management, exchange_path
 from mqtool.management.client import Json
-from mqtool.topology import Exchange
+from mqtool.topology import Binding, Exchange
 
 #: Exchanges that are asked, one by one, who publishes to them.
 _ASKED = 100

@@ -40,7 +40,7 @@ def records(api: Management, vhost: str, *, only: Collection[str] = ()) -> Itera
     bound: set[str] = set()
     for binding in bindings_of(api, vhost, wiring.exchanges) if only else definitions.bindings(api, vhost):
         if binding.source in wiring.exchanges:
-            yield {"kind": "binding", **binding.as_json()}
+            yield {"kind": "binding", **definitions.as_json(binding)}
             if only and not binding.to_exchange:
                 bound.add(binding.destination)
     consumers: Counter[str] = Counter()

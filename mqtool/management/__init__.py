@@ -26,29 +26,3 @@ from mqtool.management.lists import (
     vhosts,
 )
 from mqtool.management.refusals import HOW_TO_ENABLE
-
-__all__ = [
-    "HOW_TO_ENABLE",
-    "PAGE_SIZE",
-    "PATIENCE",
-    "Management",
-    "bindings",
-    "bindings_from",
-    "bound_to",
-    "channels",
-    "connections",
-    "consumer_timeout",
-    "consumers",
-    "effective_arguments",
-    "exchange_path",
-    "exchanges",
-    "listens_on",
-    "nodes",
-    "path",
-    "permissions",
-    "policies",
-    "queue_totals",
-    "queues",
-    "users",
-    "vhosts",
-]

@@ -7,10 +7,9 @@ import subprocess
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqtool.inspection.definitions import Binding
 from mqtool.inspection.diagrams import dot, mermaid
 from mqtool.inspection.wiring import Consumer, Counter, Node, Publisher, QueueState, Wiring
-from mqtool.topology import Exchange
+from mqtool.topology import Binding, Exchange
 from tests.brokers import skip_or_fail
 
 HOSTILE = [

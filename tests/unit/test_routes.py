@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqtool.inspection.definitions import Binding, Definitions, with_policy
+from mqtool.inspection.definitions import Definitions, with_policy
 from mqtool.inspection.routes import Route, Router
-from mqtool.topology import Exchange, Queue
+from mqtool.topology import Binding, Exchange, Queue
 
 words = st.sampled_from(["a", "b", "c", "*", "#", ""])
 keys = st.lists(words, max_size=4).map(".".join)

@@ -1,5 +1,8 @@
 """mqtool queue declare, delete, purge; exchange declare, delete; bind, unbind."""
 
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -28,21 +31,13 @@ exchange_app = typer.Typer(no_args_is_help=True, help="Declare and delete exchan
 app.add_typer(queue_app, name="queue")
 app.add_typer(exchange_app, name="exchange")
 
-_SEE = "'mqtool list {}' shows them"
-
 #: Every broker's types of exchange.
 _TYPES = ("direct", "fanout", "topic", "headers")
 
-QueueName = Annotated[str, typer.Argument(metavar="QUEUE", show_default=False, autocompletion=live_names.queues)]
-ExchangeName = Annotated[
-    str, typer.Argument(metavar="EXCHANGE", show_default=False, autocompletion=live_names.exchanges)
-]
-QueueNames = Annotated[
-    list[str], typer.Argument(metavar="QUEUE...", show_default=False, autocompletion=live_names.queues)
-]
-ExchangeNames = Annotated[
-    list[str], typer.Argument(metavar="EXCHANGE...", show_default=False, autocompletion=live_names.exchanges)
-]
+_QUEUE: Any = partial(typer.Argument, show_default=False, autocompletion=live_names.queues)
+_EXCHANGE: Any = partial(typer.Argument, show_default=False, autocompletion=live_names.exchanges)
+ExchangeName = Annotated[str, _EXCHANGE(metavar="EXCHANGE")]
+QueueNames = Annotated[list[str], _QUEUE(metavar="QUEUE...")]
 AutoDelete = Annotated[bool, typer.Option("--auto-delete", help="Delete it when its last user goes")]
 IfNotExists = Annotated[bool, typer.Option("--if-not-exists", help="Succeed if it exists, whatever its settings")]
 IfExists = Annotated[bool, typer.Option("--if-exists", help="Succeed if it does not exist")]
@@ -52,18 +47,15 @@ IfUnused = Annotated[bool, typer.Option("--if-unused", help="Only if nothing use
 @queue_app.command(
     "declare", epilog="mqtool queue declare jobs\nmqtool queue declare jobs --queue-type classic --max-length 1000"
 )
-@takes_groups_but(queue=QueueName)
+@takes_groups_but(queue=Annotated[str, _QUEUE(metavar="QUEUE")])
 def declare_queue(
     options: QueueOptions, broker: Broker, auto_delete: AutoDelete = False, if_not_exists: IfNotExists = False
 ) -> None:
     """Declare a queue; by default a durable quorum queue."""
-    name = str(options.queue)
-    default = Queue(name, broker.names.hello.durable, arguments=broker.names.hello.arguments)
+    default = Queue("", broker.names.hello.durable, arguments=broker.names.hello.arguments)
     if auto_delete and options.queue_type is None:
-        default = Queue(name, durable=True)  # quorum queues stay
-    wanted = options.of(default)
-    wanted = Queue(wanted.name, wanted.durable, auto_delete=auto_delete, arguments=wanted.arguments)
-    _declare(broker, wanted, f"queue {name!r}", if_not_exists=if_not_exists)
+        default = Queue("", durable=True)  # quorum queues stay
+    _declare(broker, replace(options.of(default), auto_delete=auto_delete), if_not_exists=if_not_exists)
 
 
 @exchange_app.command(
@@ -82,26 +74,34 @@ def declare_exchange(
     if kind not in _TYPES and (meant := nearest(kind, _TYPES)) and not kind.startswith("x-"):  # a plugin's
         raise UsageError(f"unknown exchange type {kind!r}", f"did you mean {meant!r}?")
     wanted = options.of(Exchange("", kind, durable=True, auto_delete=auto_delete, internal=internal))
-    _declare(broker, wanted, f"exchange {wanted.name!r}", if_not_exists=if_not_exists)
+    _declare(broker, wanted, if_not_exists=if_not_exists)
 
 
-def _declare(broker: Broker, thing: Exchange | Queue, what: str, *, if_not_exists: bool) -> None:
+def _declare(broker: Broker, thing: Exchange | Queue, *, if_not_exists: bool) -> None:
     with broker._replace(strict=True).access().channel() as channel:  # whoever declares by hand wants it as it is said
+        exists = administration.exists(channel, thing)
+        if not (exists and if_not_exists):
+            try:
+                channel.declare(thing)
+            except DeclaredDifferently as error:
+                raise DeclaredDifferently(str(error), "--if-not-exists leaves it as it is") from error
+    output.status(f"{_named(thing)} exists" if exists else f"declared {_named(thing)}")
+
+
+def _existing(channel: Channel, things: Iterable[Exchange | Queue], *, if_exists: bool) -> Iterator[str]:
+    """The names of those that exist; of the others that is said.
+
+    Raises:
+        NotFound: one does not, and that is not fine.
+    """
+    for thing in things:
         if administration.exists(channel, thing):
-            if not if_not_exists:
-                _compare(channel, thing)
-            output.status(f"{what} exists")
-            return
-        channel.declare(thing)
-    output.status(f"declared {what}")
-
-
-def _compare(channel: Channel, thing: Exchange | Queue) -> None:
-    """Raises: DeclaredDifferently."""
-    try:
-        channel.declare(thing)
-    except DeclaredDifferently as error:
-        raise DeclaredDifferently(str(error), "--if-not-exists leaves it as it is") from error
+            yield thing.name
+        elif if_exists:
+            output.status(f"there is no {_named(thing)}")
+        else:
+            kind = "queues" if isinstance(thing, Queue) else "exchanges"
+            raise NotFound(f"there is no {_named(thing)}", f"'mqtool list {kind}' shows them")
 
 
 @queue_app.command("delete", epilog="mqtool queue delete jobs\nmqtool queue delete hello jobs --if-exists --yes")
@@ -116,10 +116,7 @@ def delete_queue(
 ) -> None:
     """Delete queues and the messages in them."""
     with broker.access().channel() as channel:
-        for name in queue:
-            if not administration.exists(channel, Queue(name)):
-                _missing(f"queue {name!r}", "queues", is_fine=if_exists)
-                continue
+        for name in _existing(channel, map(Queue, queue), if_exists=if_exists):
             ready = administration.depth(channel, name).ready
             ask(f"delete queue {name!r} with {counted(ready)}", yes=yes or (if_empty and if_unused))
             try:
@@ -134,10 +131,7 @@ def delete_queue(
 def purge(queue: QueueNames, broker: Broker, if_exists: IfExists = False, yes: Yes = False) -> None:
     """Remove the ready messages of queues."""
     with broker.access().channel() as channel:
-        for name in queue:
-            if not administration.exists(channel, Queue(name)):
-                _missing(f"queue {name!r}", "queues", is_fine=if_exists)
-                continue
+        for name in _existing(channel, map(Queue, queue), if_exists=if_exists):
             ready = administration.depth(channel, name).ready
             ask(f"remove {counted(ready)} from queue {name!r} for good", yes=yes)
             output.status(f"removed {counted(administration.purge(channel, name))} of queue {name!r}")
@@ -146,14 +140,15 @@ def purge(queue: QueueNames, broker: Broker, if_exists: IfExists = False, yes: Y
 @exchange_app.command("delete", epilog="mqtool exchange delete logs\nmqtool exchange delete logs --if-exists --yes")
 @takes_groups
 def delete_exchange(
-    exchange: ExchangeNames, broker: Broker, if_exists: IfExists = False, if_unused: IfUnused = False, yes: Yes = False
+    exchange: Annotated[list[str], _EXCHANGE(metavar="EXCHANGE...")],
+    broker: Broker,
+    if_exists: IfExists = False,
+    if_unused: IfUnused = False,
+    yes: Yes = False,
 ) -> None:
     """Delete exchanges and their bindings."""
     with broker.access().channel() as channel:
-        for name in exchange:
-            if not administration.exists(channel, Exchange(name)):
-                _missing(f"exchange {name!r}", "exchanges", is_fine=if_exists)
-                continue
+        for name in _existing(channel, map(Exchange, exchange), if_exists=if_exists):
             ask(f"delete exchange {name!r} with its bindings", yes=yes or if_unused)
             try:
                 administration.delete_exchange(channel, name, if_unused=if_unused)
@@ -162,25 +157,11 @@ def delete_exchange(
             output.status(f"deleted exchange {name!r}")
 
 
-def _missing(what: str, things: str, *, is_fine: bool) -> None:
-    if not is_fine:
-        raise NotFound(f"there is no {what}", _SEE.format(things))
-    output.status(f"there is no {what}")
-
-
 class Bindings(NamedTuple):
     """Which bindings: one for each key."""
 
     exchange: ExchangeName
-    destination: Annotated[
-        str,
-        typer.Argument(
-            metavar="QUEUE",
-            help="Queue, or with --to-exchange an exchange",
-            show_default=False,
-            autocompletion=live_names.queues,
-        ),
-    ]
+    destination: Annotated[str, _QUEUE(metavar="QUEUE", help="Queue, or with --to-exchange an exchange")]
     keys: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY]...", help="Binding keys (default: one binding with an empty key)"),
@@ -204,9 +185,9 @@ class Bindings(NamedTuple):
     match: Annotated[str | None, typer.Option(help="How headers match: all, any, all-with-x or any-with-x")] = None
 
     @property
-    def to(self) -> Exchange | Queue:
-        """Where they lead."""
-        return Exchange(self.destination) if self.to_exchange else Queue(self.destination)
+    def to(self) -> str:
+        """Where they lead, named."""
+        return _named((Exchange if self.to_exchange else Queue)(self.destination))
 
     def by(self, key: str) -> Binding:
         """The binding with this key."""
@@ -224,7 +205,7 @@ def bind(bindings: Bindings, broker: Broker) -> None:
     with broker.access().channel() as channel:
         for key in bindings.keys or [""]:
             administration.bind(channel, bindings.by(key))
-            output.status(f"bound {_end(bindings.to)} to exchange {bindings.exchange!r}{_by(key)}")
+            output.status(f"bound {bindings.to} to exchange {bindings.exchange!r}{_by(key)}")
 
 
 @app.command(epilog="mqtool unbind topic_logs audit 'kern.*'\nmqtool unbind logs audit --if-exists")
@@ -246,10 +227,10 @@ def unbind(
                     raise
                 output.status(str(error))
                 return
-            output.status(f"{_end(bindings.to)} is no longer bound to exchange {bindings.exchange!r}{_by(key)}")
+            output.status(f"{bindings.to} is no longer bound to exchange {bindings.exchange!r}{_by(key)}")
 
 
-def _end(thing: Exchange | Queue) -> str:
+def _named(thing: Exchange | Queue) -> str:
     return f"{'queue' if isinstance(thing, Queue) else 'exchange'} {thing.name!r}"
 
 

@@ -1,5 +1,6 @@
 """mqtool user add, delete, password, tags; vhost add, delete; permission set, clear."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,18 +38,37 @@ _NEW_PASSWORD = Annotated[
 
 
 def _found(api: Management, *names: str) -> Json | None:
-    try:
-        found: Json = api.get(path(*names))
-    except NotFound:
-        return None
-    return found
+    with suppress(NotFound):
+        return dict(api.get(path(*names)))
+    return None
 
 
 def _user(api: Management, name: str) -> Json:
-    found = _found(api, "users", name)
-    if found is None:
+    if (found := _found(api, "users", name)) is None:
         raise NotFound(f"there is no user {name!r}", "'mqtool list users' shows them")
     return found
+
+
+def _is_there(api: Management, kind: str, name: str, *, if_not_exists: bool, hint: str) -> bool:
+    """Whether it exists already, which is said."""
+    if _found(api, f"{kind}s", name) is None:
+        return False
+    if not if_not_exists:
+        raise MqtoolError(f"{kind} {name!r} exists", hint)
+    output.status(f"{kind} {name!r} exists")
+    return True
+
+
+def _delete(api: Management, kind: str, name: str, what: str, *, if_exists: bool, yes: bool) -> None:
+    """Delete a user or a vhost, if whoever is asked agrees."""
+    if _found(api, f"{kind}s", name) is not None:
+        ask(f"delete {what}", yes=yes)
+        api.delete(path(f"{kind}s", name))
+        output.status(f"deleted {kind} {name!r}")
+    elif if_exists:
+        output.status(f"there is no {kind} {name!r}")
+    else:
+        raise NotFound(f"there is no {kind} {name!r}", f"'mqtool list {kind}s' shows them")
 
 
 def _tags(tags: Any) -> str:
@@ -70,10 +90,8 @@ def add(
 ) -> None:
     """Add a user, who needs 'mqtool permission set' to do anything."""
     api = broker._replace(password_file=login_password_file).access(management).management()
-    if _found(api, "users", name) is not None:
-        if not if_not_exists:
-            raise MqtoolError(f"user {name!r} exists", "change it with 'mqtool user password' or 'mqtool user tags'")
-        output.status(f"user {name!r} exists")
+    hint = "change it with 'mqtool user password' or 'mqtool user tags'"
+    if _is_there(api, "user", name, if_not_exists=if_not_exists, hint=hint):
         return
     api.put(path("users", name), {"password": ask_password(name, broker.password_file), "tags": _tags(tag or [])})
     output.status(f"added user {name!r}")
@@ -107,14 +125,7 @@ def delete(
     name: UserName, broker: Broker, if_exists: IfExists = False, yes: Yes = False, management: ManagementUrl = None
 ) -> None:
     """Delete a user and its permissions."""
-    api = broker.access(management).management()
-    if if_exists and _found(api, "users", name) is None:
-        output.status(f"there is no user {name!r}")
-        return
-    _user(api, name)
-    ask(f"delete user {name!r}", yes=yes)
-    api.delete(path("users", name))
-    output.status(f"deleted user {name!r}")
+    _delete(broker.access(management).management(), "user", name, f"user {name!r}", if_exists=if_exists, yes=yes)
 
 
 VhostName = Annotated[str, typer.Argument(metavar="VHOST", show_default=False, autocompletion=live_names.vhosts)]
@@ -131,10 +142,7 @@ def add_vhost(
 ) -> None:
     """Add a virtual host, where you have all permissions."""
     api = broker.access(management).management()
-    if _found(api, "vhosts", name) is not None:
-        if not if_not_exists:
-            raise MqtoolError(f"vhost {name!r} exists", "--if-not-exists leaves it as it is")
-        output.status(f"vhost {name!r} exists")
+    if _is_there(api, "vhost", name, if_not_exists=if_not_exists, hint="--if-not-exists leaves it as it is"):
         return
     api.put(path("vhosts", name), {} if description is None else {"description": description})
     output.status(f"added vhost {name!r}")
@@ -146,15 +154,8 @@ def delete_vhost(
     name: VhostName, broker: Broker, if_exists: IfExists = False, yes: Yes = False, management: ManagementUrl = None
 ) -> None:
     """Delete a virtual host with everything in it."""
-    api = broker.access(management).management()
-    if _found(api, "vhosts", name) is None:
-        if not if_exists:
-            raise NotFound(f"there is no vhost {name!r}", "'mqtool list vhosts' shows them")
-        output.status(f"there is no vhost {name!r}")
-        return
-    ask(f"delete vhost {name!r} with all that is in it", yes=yes)
-    api.delete(path("vhosts", name))
-    output.status(f"deleted vhost {name!r}")
+    what = f"vhost {name!r} with all that is in it"
+    _delete(broker.access(management).management(), "vhost", name, what, if_exists=if_exists, yes=yes)
 
 
 def _pattern(what: str) -> Any:

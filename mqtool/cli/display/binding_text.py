@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mqtool.cli.display.styled import shown
-from mqtool.inspection.definitions import Binding
+from mqtool.topology import Binding
 
 
 def bound_by(binding: Binding) -> str:

@@ -6,9 +6,10 @@ from typing import Any
 
 from mqtool.cli.display.binding_text import bound_by, fields
 from mqtool.cli.display.styled import BAD, DIM, GOOD, KEY, NAME, Line, shown
-from mqtool.inspection.definitions import Binding, Definitions
-from mqtool.inspection.near_misses import NearMiss
+from mqtool.inspection import definitions
+from mqtool.inspection.definitions import Definitions
 from mqtool.inspection.routes import DeadLetters, Hop, Route, Way, routing_type
+from mqtool.topology import Binding
 
 #: Longer names push aside what comes after them.
 _WIDEST = 30
@@ -128,8 +129,8 @@ def as_json(route: Route) -> dict[str, Any]:
         "headers": route.headers,
         "queues": list(route.queues),
         "ways": [[_hop_json(hop) for hop in way] for ways in route.queues.values() for way in ways],
-        "near_misses": [_near_json(miss) for miss in route.near_misses],
-        "dead_letters": [_death_json(death) for death in route.dead_letters],
+        "near_misses": [{**definitions.as_json(miss.binding), "reason": miss.reason} for miss in route.near_misses],
+        "dead_letters": [asdict(death) for death in route.dead_letters],
         **({"delay": route.delay} if route.delay else {}),
         **({"unknown": list(route.unknown)} if route.unknown else {}),
     }
@@ -137,14 +138,6 @@ def as_json(route: Route) -> dict[str, Any]:
 
 def _hop_json(hop: Hop) -> dict[str, Any]:
     if hop.binding is not None:
-        return hop.binding.as_json()
+        return definitions.as_json(hop.binding)
     kind = {"destination_type": "exchange", "alternate": True} if hop.to_exchange else {"destination_type": "queue"}
     return {"source": hop.source, "destination": hop.destination, **kind}
-
-
-def _near_json(miss: NearMiss) -> dict[str, Any]:
-    return {**miss.binding.as_json(), "reason": miss.reason}
-
-
-def _death_json(death: DeadLetters) -> dict[str, Any]:
-    return asdict(death)

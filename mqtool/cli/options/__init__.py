@@ -8,25 +8,3 @@ from mqtool.cli.options.publishing import Publishing
 from mqtool.cli.options.receiving import Receiving
 from mqtool.cli.options.topology import ExchangeOptions, LogQueueOptions, QueueOptions, exchange_option, queue_option
 from mqtool.cli.options.values import CONFIRM_TIMEOUT, DURATION, TIME_LIMIT, ConfirmTimeout, argument, header
-
-__all__ = [
-    "CONFIRM_TIMEOUT",
-    "DURATION",
-    "TIME_LIMIT",
-    "Broker",
-    "ConfirmTimeout",
-    "DelayOptions",
-    "ExchangeOptions",
-    "LogQueueOptions",
-    "ManagementUrl",
-    "MessageOptions",
-    "Publishing",
-    "QueueOptions",
-    "Receiving",
-    "argument",
-    "exchange_option",
-    "header",
-    "queue_option",
-    "takes_groups",
-    "takes_groups_but",
-]
