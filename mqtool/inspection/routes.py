@@ -12,12 +12,12 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mqtool.errors import BadData
 from mqtool.inspection.definitions import Definitions
 from mqtool.inspection.near_misses import NearMiss, nearest
+from mqtool.routing.delay import delay_of
 from mqtool.routing.tables import TABLES, RoutingTable
 from mqtool.topology import DELAYED, Binding, Exchange
-
-_MAX_DELAY = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,7 @@ class Router:
 
         Raises:
             KeyError: there is no such exchange.
+            BadData: the exchange cannot read the header x-delay.
         """
         found = self._follow(exchange, routing_key, headers or {})
         missed = [binding for binding in found.missed if binding.destination not in _reached(found, binding)]
@@ -229,7 +230,9 @@ def _carbon_copies(headers: Mapping[str, Any]) -> list[str]:
 
 
 def _delay(exchange: Exchange, headers: Mapping[str, Any]) -> int:
-    delay = headers.get("x-delay")
-    if exchange.type != DELAYED or isinstance(delay, bool) or not isinstance(delay, int | float):
+    if exchange.type != DELAYED:
         return 0
-    return int(delay) if 0 < delay <= _MAX_DELAY else 0
+    try:
+        return delay_of(headers.get("x-delay"))
+    except ValueError as error:
+        raise BadData(str(error), "RabbitMQ closes the connection over it (541); x-delay:=300 is a number") from None

@@ -9,6 +9,7 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
 from mqtool.amqp import Connection, parse_addresses
+from mqtool.errors import BadData
 from mqtool.inspection.definitions import Definitions, read
 from mqtool.inspection.routes import Router
 from mqtool.management import Management
@@ -198,6 +199,9 @@ def test_a_delayed_exchange_routes_as_its_inner_type(broker: TestBroker, channel
     channel.queue_bind("q", "later", "a.*")
     told = Router(definitions_of(broker)).route("later", "a.b", {"x-delay": 20})
     assert (set(told.queues), told.delay) == ({"q"}, 20)
+    assert Router(definitions_of(broker)).route("later", "a.b", {"x-delay": "+20"}).delay == 20
+    with pytest.raises(BadData, match="x-delay is not a number of milliseconds: '5s'"):
+        Router(definitions_of(broker)).route("later", "a.b", {"x-delay": "5s"})
     channel.basic_publish("later", "a.b", b"", pika.BasicProperties(headers={"x-delay": 20}))
     wait_until(lambda: channel.basic_get("q", auto_ack=True)[0], "the message")
     assert not Router(definitions_of(broker)).route("later", "b.b").queues

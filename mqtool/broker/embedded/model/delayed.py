@@ -1,47 +1,33 @@
 """Messages that `x-delayed-message` exchanges hold back, as the delayed message plugin of RabbitMQ 3.10 does."""
 
-import math
-import re
 from collections import Counter
 from collections.abc import Callable
 from heapq import heappop, heappush
-from typing import Any
 
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.clock import Alarm, Clock
 from mqtool.broker.embedded.model.errors import INTERNAL_ERROR, ConnectionException
 from mqtool.broker.embedded.model.message import Message
-from mqtool.routing.field_table import Decimal, Int32, Int64, Value, is_integer
-
-MAX_DELAY = 2**32 - 1
-"""The longest delay, in milliseconds."""
-
-_INTEGER = re.compile(r"[+-]?[0-9]+")
+from mqtool.routing import delay
+from mqtool.routing.field_table import Int32, Int64
 
 
 def delay_of(message: Message) -> int:
     """Return the number of milliseconds to hold a message back; 0 for none.
 
     Raises:
-        ConnectionException: 541, as the plugin fails at a text, a float or a decimal that it cannot convert.
+        ConnectionException: 541, as the plugin fails at what it cannot convert.
     """
-    value: Value = message.headers.get("x-delay")
-    if isinstance(value, str) and _INTEGER.fullmatch(value):
-        return _if_possible(float(value))  # of any number of digits
-    is_text = isinstance(value, str) or type(value) is bytes  # bytes if it is not UTF-8
-    if is_text or isinstance(value, Decimal) or (isinstance(value, float) and not math.isfinite(value)):
-        raise ConnectionException(INTERNAL_ERROR)
-    return _if_possible(value) if isinstance(value, float) or is_integer(value) else 0
+    try:
+        return delay.delay_of(message.headers.get("x-delay"))
+    except ValueError:
+        raise ConnectionException(INTERNAL_ERROR) from None
 
 
-def _if_possible(delay: Any) -> int:
-    return int(delay) if 1 <= delay <= MAX_DELAY else 0
-
-
-def over(message: Message, delay: int) -> Message:
+def over(message: Message, milliseconds: int) -> Message:
     """Return the message with a negative delay: it is over."""
-    kind = Int32 if delay <= 2**31 else Int64
-    return message.replace(headers={**message.headers, "x-delay": kind(-delay)})
+    kind = Int32 if milliseconds <= 2**31 else Int64
+    return message.replace(headers={**message.headers, "x-delay": kind(-milliseconds)})
 
 
 class Delayed:
