@@ -106,6 +106,30 @@ def test_tab(broker: TestBroker, terminal: Terminal, shell: Shell) -> None:
     assert not (shell.directory / "pwned").exists()
 
 
+def test_tab_where_mqtool_has_nothing_to_propose(terminal: Terminal, shell: Shell) -> None:
+    """What was typed stays; files complete. Other values complete from what there is."""
+    (shell.directory / "messages.ndjson").touch()
+    assert terminal.complete("mqtool send -f mess") == ["send", "-f", "messages.ndjson"]
+    assert terminal.complete("mqtool send -q no-such-") == ["send", "-q", "no-such-"]
+    assert terminal.complete("mqtool nonsen") == ["nonsen"]
+    assert terminal.complete("mqtool receive --queue-type quo") == ["receive", "--queue-type", "quorum"]
+    assert terminal.complete("mqtool list queues --sort messages_u") == [
+        "list", "queues", "--sort", "messages_unacknowledged"
+    ]  # fmt: skip
+    assert terminal.complete("mqtool list bindings source_k") == ["list", "bindings", "source_kind"]
+    assert terminal.complete("mqtool drill poi") == ["drill", "poison"]
+    assert terminal.complete("mqtool tutorial run hello-w") == ["tutorial", "run", "hello-world"]
+
+
+def test_powershell_has_a_script(lonely_shell: Shell) -> None:
+    """As typer gives it."""
+    script = lonely_shell.run("mqtool", "completion", "powershell").stdout
+    assert "Register-ArgumentCompleter -Native -CommandName mqtool" in script
+    asked = {"_MQTOOL_COMPLETE": "complete_powershell", "_TYPER_COMPLETE_ARGS": "mqtool topo"}
+    asked["_TYPER_COMPLETE_WORD_TO_COMPLETE"] = "topo"
+    assert lonely_shell.run("mqtool", environment=asked).stdout.startswith("topology:::")
+
+
 def ask(shell: Shell, line: str) -> tuple[str, str, int]:
     """What mqtool itself answers a shell."""
     asked = {

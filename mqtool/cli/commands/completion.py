@@ -1,8 +1,9 @@
 """mqtool completion: scripts for the shells, which ask mqtool itself what may come next.
 
-typer has such scripts too. Ours differ in that names come from a broker, where others have made them up: nothing of
-what is completed is ever evaluated, each name is quoted as the shell needs it, and one with a colon or a space stays
-whole. They ask as typer's fish script does: one proposal per line, a tab between it and its description.
+typer has such scripts too, and PowerShell gets typer's. Ours differ in that names come from a broker, where others have
+made them up: nothing of what is completed is ever evaluated, each name is quoted as the shell needs it, and one with a
+colon or a space stays whole. They ask as typer's fish script does: one proposal per line, a tab between it and its
+description; an empty line where there is none. Then the shell proposes files.
 """
 
 from enum import StrEnum
@@ -21,6 +22,7 @@ class Shell(StrEnum):
     BASH = "bash"
     ZSH = "zsh"
     FISH = "fish"
+    POWERSHELL = "powershell"
 
 
 _BASH = r"""
@@ -32,6 +34,7 @@ _mqtool() {
     case $before in *[:=]) ;; *) before= ;; esac
     COMPREPLY=()
     while IFS=$'\t' read -r proposal _; do
+        [[ -n $proposal ]] || continue
         proposal=${proposal#"$before"}
         case $typed in
             [\"\']*) COMPREPLY+=("$proposal") ;;
@@ -49,6 +52,7 @@ _mqtool() {
     local line proposal description
     local -a proposals descriptions
     while IFS= read -r line; do
+        [[ -n $line ]] || continue
         proposal=${line%%$'\t'*}
         description=${line#*$'\t'}
         proposals+=("$proposal")
@@ -76,7 +80,8 @@ _FISH = r"""
 function __mqtool_complete
     set -l words (commandline -opc)
     set -l found (env _MQTOOL_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args \
-        _TYPER_COMPLETE_ARGS=(commandline -cp | string collect) $words[1] 2> /dev/null < /dev/null)
+        _TYPER_COMPLETE_ARGS=(commandline -cp | string collect) $words[1] 2> /dev/null < /dev/null \
+        | string match -r '.+')
     if test (count $found) -gt 0
         printf '%s\n' $found
     else
@@ -89,6 +94,14 @@ complete --command mqtool --no-files --arguments '(__mqtool_complete)'
 _SCRIPTS = {Shell.BASH: _BASH, Shell.ZSH: _ZSH, Shell.FISH: _FISH}
 
 
+def _script(shell: Shell) -> str:
+    if shell in _SCRIPTS:
+        return _SCRIPTS[shell].strip()
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]  # it stands there, unlisted
+
+    return get_completion_script(prog_name="mqtool", complete_var="_MQTOOL_COMPLETE", shell=shell.value)
+
+
 @app.command(epilog='eval "$(mqtool completion bash)"\nmqtool completion fish > ~/.config/fish/completions/mqtool.fish')
 def completion(shell: Annotated[Shell, typer.Argument(help="Your shell")]) -> None:
     """Print the completion script for your shell.
@@ -96,4 +109,4 @@ def completion(shell: Annotated[Shell, typer.Argument(help="Your shell")]) -> No
     Put it in ~/.bashrc, or in ~/.zshrc after compinit: eval "$(mqtool completion bash)", or zsh. It completes
     commands, options, and the names of queues and exchanges on the broker.
     """
-    output.show(_SCRIPTS[shell].strip())
+    output.show(_script(shell))

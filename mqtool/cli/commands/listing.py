@@ -48,6 +48,11 @@ def condition(text: str) -> Condition:
         raise typer.BadParameter(str(error)) from error
 
 
+def _columns(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The columns that a shell may propose."""
+    return [column for column in LISTINGS[str(ctx.info_name)].columns if column.startswith(incomplete)]
+
+
 class Choosing(NamedTuple):
     """Which rows, in which order, and how to print them."""
 
@@ -59,7 +64,9 @@ class Choosing(NamedTuple):
     ] = None
     order: Annotated[
         list[str] | None,
-        typer.Option("--sort", metavar="COLUMN", help="Sort by COLUMN; -COLUMN puts the greatest first"),
+        typer.Option(
+            "--sort", metavar="COLUMN", help="Sort by COLUMN; -COLUMN puts the greatest first", autocompletion=_columns
+        ),
     ] = None
     watch: Annotated[float | None, typer.Option(help="Repeat at this interval", **TIME_LIMIT)] = None
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line")] = False
@@ -229,7 +236,10 @@ def _watch(view: View, pause: float, *, live: bool) -> None:
                 return
 
 
-Columns = Annotated[list[str] | None, typer.Argument(metavar="[COLUMN]...", show_default=False, help="Columns to show")]
+Columns = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[COLUMN]...", show_default=False, help="Columns to show", autocompletion=_columns),
+]
 
 
 def _add(listing: Listing, what: str, *examples: str) -> None:

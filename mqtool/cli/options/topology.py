@@ -37,13 +37,19 @@ _Arguments = Annotated[
 ]
 
 
+def _queue_types() -> list[str]:
+    return ["classic", "quorum", "stream"]
+
+
 @in_panel("Topology")
 class QueueOptions(NamedTuple):
     """Which queue, and how to declare it."""
 
     queue: Annotated[str | None, queue_option("Queue")] = None
     durable: _Durable = None
-    queue_type: Annotated[str | None, typer.Option(help="classic, quorum or stream")] = None
+    queue_type: Annotated[str | None, typer.Option(help="classic, quorum or stream", autocompletion=_queue_types)] = (
+        None
+    )
     arguments: _Arguments = None
 
     dead_letter_exchange: Annotated[
