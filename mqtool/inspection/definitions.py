@@ -6,6 +6,7 @@
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from mqtool import management
@@ -136,21 +137,19 @@ def queue_arguments(api: Management, vhost: str) -> Callable[[Json], dict[str, A
     return arguments_of
 
 
-def bindings(api: Management, vhost: str, source: str | None = None) -> Iterator[Binding]:
-    """The bindings of an exchange; None for those of all but the default exchange. Raises as read() does."""
-    if source is None:
-        found = management.bindings(api, vhost, _BINDING_COLUMNS)
-    else:
-        found = management.bindings_from(api, vhost, source, _BINDING_COLUMNS)
+def bindings(api: Management, vhost: str, *sources: str) -> Iterator[Binding]:
+    """The bindings of these exchanges; without any, of all but the default exchange. Raises as read() does."""
+    found: Iterable[Json] = (view for view in management.bindings(api, vhost, _BINDING_COLUMNS) if view["source"])
+    if sources:
+        found = chain.from_iterable(management.bindings_from(api, vhost, each, _BINDING_COLUMNS) for each in sources)
     for view in found:
-        if view["source"] or source is not None:
-            yield Binding(
-                view["source"],
-                view["destination"],
-                view["routing_key"],
-                {name: _value(value) for name, value in (view.get("arguments") or {}).items()},
-                view["destination_type"] == "exchange",
-            )
+        yield Binding(
+            view["source"],
+            view["destination"],
+            view["routing_key"],
+            {name: _value(value) for name, value in (view.get("arguments") or {}).items()},
+            view["destination_type"] == "exchange",
+        )
 
 
 def _value(value: Any) -> Any:

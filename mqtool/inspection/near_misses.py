@@ -11,7 +11,7 @@ from functools import lru_cache
 from heapq import nsmallest
 from typing import Any
 
-from mqtool.routing.tables import header_matches, wanted_headers
+from mqtool.routing.tables import header_matches, wanted_headers, words_of
 from mqtool.topology import Binding
 
 _WILDCARD = 0.001
@@ -94,10 +94,6 @@ def _similarity(pattern: str, key: str) -> float:
 # -- topics: the cheapest way to make the key's words fit the pattern's
 
 
-def _words(text: str) -> list[str]:
-    return text.split(".") if text else []
-
-
 def _fits(pattern: str, word: str) -> bool:
     return pattern == "*" or (pattern == word and pattern != "#")
 
@@ -125,7 +121,7 @@ def _unlike(part: str, word: str) -> float:
 
 def _topic_distance(pattern: str, key: str) -> float | None:
     """How far a pattern is from a key; None for so far that nobody meant it."""
-    parts, words = _words(pattern), _words(key)
+    parts, words = words_of(pattern), words_of(key)
     distance = _costs(parts, words)[-1][-1]
     if round(distance) > max(1, len(words) // 2):
         return None
@@ -138,7 +134,7 @@ def _topic_distance(pattern: str, key: str) -> float | None:
 
 def _topic_differences(pattern: str, key: str) -> list[str]:
     """What differs, word by word, from the first to the last."""
-    parts, words = _words(pattern), _words(key)
+    parts, words = words_of(pattern), words_of(key)
     costs = _costs(parts, words)
     row, column = len(parts), len(words)
     found = []

@@ -7,7 +7,7 @@ A broker may hold tens of thousands of bindings, too many to read, so a wiring k
 exchange and counts the others: its size is that of what is shown.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,7 +150,7 @@ def look(
     exchanges = exchanges_of(api, vhost, only)
     wiring = Wiring(vhost, {name: Node(exchange) for name, exchange in sorted(exchanges.items(), key=_default_last)})
     bound: set[str] = set()
-    for binding in bindings_of(api, vhost, exchanges) if only else definitions.bindings(api, vhost):
+    for binding in definitions.bindings(api, vhost, *(exchanges if only else ())):
         if binding.source in exchanges:  # else it is newer than the list of exchanges
             wiring.exchanges[binding.source].add(binding, keep)
         if not binding.to_exchange:
@@ -201,12 +201,6 @@ def exchanges_of(api: Management, vhost: str, only: Collection[str]) -> dict[str
             if isinstance(alternate := exchanges[name].arguments.get("alternate-exchange"), str):
                 todo.append(alternate)
     return found
-
-
-def bindings_of(api: Management, vhost: str, exchanges: Iterable[str]) -> Iterator[Binding]:
-    """Their bindings. Raises as look() does."""
-    for name in exchanges:
-        yield from definitions.bindings(api, vhost, name)
 
 
 def _is_used(node: Node) -> bool:

@@ -13,7 +13,6 @@ from mqtool.inspection.wiring import (
     Publisher,
     Wiring,
     add_publishers,
-    bindings_of,
     consumer_of,
     exchanges_of,
     queue_of,
@@ -38,7 +37,7 @@ def records(api: Management, vhost: str, *, only: Collection[str] = ()) -> Itera
         yield from (_publisher(publisher, name) for publisher in node.publishers)
     yield from (_publisher(publisher, None) for publisher in wiring.publishers)
     bound: set[str] = set()
-    for binding in bindings_of(api, vhost, wiring.exchanges) if only else definitions.bindings(api, vhost):
+    for binding in definitions.bindings(api, vhost, *(wiring.exchanges if only else ())):
         if binding.source in wiring.exchanges:
             yield {"kind": "binding", **definitions.as_json(binding)}
             if only and not binding.to_exchange:

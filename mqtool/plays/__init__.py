@@ -7,26 +7,10 @@ play ── commands ──> Stage ──> Terminal ── subprocess ──> mq
 from importlib import import_module
 
 from mqtool.stage.stage import Play
+from mqtool.tutorials.pages import NAMES as NAMES
 
-#: In the order to learn them.
-NAMES = (
-    "hello-world",
-    "work-queues",
-    "publish-subscribe",
-    "routing",
-    "topics",
-    "headers",
-    "rpc",
-    "publisher-confirms",
-    "delayed-messages",
-)
 #: Plays without a page to read; they come first.
 MORE = ("why-queues",)
-
-
-def more() -> list[tuple[str, Play]]:
-    """The plays of MORE."""
-    return [(name, load(name)) for name in MORE]
 
 
 def load(name: str) -> Play:

@@ -58,18 +58,15 @@ class DirectTable(Generic[Item]):
         self._items: dict[str, _Counted[Item]] = {}
 
     def add(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
-        """Bind an item to a routing key."""
         self._items.setdefault(key, _Counted()).add(item)
 
     def remove(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
-        """Unbind an item from a routing key."""
         items = self._items[key]
         items.discard_one(item)
         if not items:
             del self._items[key]
 
     def match(self, key: str, headers: Mapping[str, Value]) -> Collection[Item]:  # noqa: ARG002
-        """Return the items bound to exactly this key."""
         return self._items.get(key, ())
 
 
@@ -80,19 +77,16 @@ class FanoutTable(Generic[Item]):
         self._items: _Counted[Item] = _Counted()
 
     def add(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
-        """Bind an item."""
         self._items.add(item)
 
     def remove(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
-        """Unbind an item."""
         self._items.discard_one(item)
 
     def match(self, key: str, headers: Mapping[str, Value]) -> Collection[Item]:  # noqa: ARG002
-        """Return every item."""
         return self._items
 
 
-def _words(key: str) -> list[str]:
+def words_of(key: str) -> list[str]:
     """The words of a key. The empty key has none, so `*` does not match it."""
     return key.split(".") if key else []
 
@@ -119,16 +113,14 @@ class TopicTable(Generic[Item]):
         self._root: _Node[Item] = _Node()
 
     def add(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
-        """Bind an item to a pattern."""
         node = self._root
-        for word in _words(key):
+        for word in words_of(key):
             node = node.children.setdefault(word, _Node())
         node.items.add(item)
 
     def remove(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
-        """Unbind an item from a pattern, and drop the branch if it is empty."""
         path = [self._root]
-        words = _words(key)
+        words = words_of(key)
         for word in words:
             path.append(path[-1].children[word])
         path[-1].items.discard_one(item)
@@ -138,10 +130,9 @@ class TopicTable(Generic[Item]):
             del parent.children[word]
 
     def match(self, key: str, headers: Mapping[str, Value]) -> Collection[Item]:  # noqa: ARG002
-        """Return the items bound to a pattern that matches the key."""
         places: dict[_Node[Item], bool] = {}
         _enter(places, self._root, stays=False)
-        for word in _words(key):
+        for word in words_of(key):
             following: dict[_Node[Item], bool] = {}
             for place, stays in places.items():
                 if stays:
@@ -178,12 +169,10 @@ class HeadersTable(Generic[Item]):
         self._bindings: dict[bytes, tuple[Mapping[str, Value], _Counted[Item]]] = {}
 
     def add(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
-        """Bind an item to headers."""
         _, items = self._bindings.setdefault(canonical(arguments), (arguments, _Counted()))
         items.add(item)
 
     def remove(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
-        """Unbind an item from headers."""
         identity = canonical(arguments)
         items = self._bindings[identity][1]
         items.discard_one(item)
@@ -191,7 +180,6 @@ class HeadersTable(Generic[Item]):
             del self._bindings[identity]
 
     def match(self, key: str, headers: Mapping[str, Value]) -> Collection[Item]:  # noqa: ARG002
-        """Return the items whose binding matches the headers."""
         found: dict[Item, None] = {}
         for arguments, items in self._bindings.values():
             if headers_match(arguments, headers):

@@ -7,24 +7,13 @@ from typing import Self
 
 
 class Proxy:
-    """Forwards connections from its own port to another port of this machine, within its block.
-
-    Attributes:
-        accepted: connections forwarded so far.
-        break_early: how many of the next connections break after the broker's first frame.
-        bytes_forwarded: in both directions.
-    """
+    """Forwards connections from its own port to another port of this machine, within its block."""
 
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._open: list[socket.socket] = []
-        self.accepted = 0
-        self.break_early = 0
-        self.bytes_forwarded = 0
-        self._goes_on = threading.Event()
-        self._goes_on.set()
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -39,12 +28,6 @@ class Proxy:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.cut()
-
-    def hold(self, frame: bytes) -> None:
-        """Send a frame to each client whose broker is silent now, and forward nothing more that a client sends."""
-        self._goes_on.clear()
-        for client in self._open[::2]:
-            client.sendall(frame)
 
     def cut(self) -> int:
         """Cut all connections without closing them properly; return how many."""
@@ -64,24 +47,21 @@ class Proxy:
                 except OSError:  # the broker is down
                     client.close()
                     continue
-                if self.break_early:
-                    self.break_early -= 1
-                    server.sendall(client.recv(8))
-                    client.sendall(server.recv(65536))
-                    client.close()
-                    server.close()
-                    continue
-                self._open += [client, server]
-                self.accepted += 1
-                for source, target in ((client, server), (server, client)):
-                    threading.Thread(target=self._forward, args=(source, target), daemon=True).start()
+                self.join(client, server)
+
+    def join(self, client: socket.socket, server: socket.socket) -> None:
+        """Forward what either sends to the other."""
+        self._open += [client, server]
+        for source, target in ((client, server), (server, client)):
+            threading.Thread(target=self._forward, args=(source, target), daemon=True).start()
 
     def _forward(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):  # cut
             while data := source.recv(65536):
-                if source in self._open[::2]:
-                    self._goes_on.wait()
-                target.sendall(data)
-                self.bytes_forwarded += len(data)
+                self.pass_on(data, source, target)
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_WR)
+
+    def pass_on(self, data: bytes, source: socket.socket, target: socket.socket) -> None:  # noqa: ARG002
+        """Forward what was received."""
+        target.sendall(data)

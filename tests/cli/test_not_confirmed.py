@@ -12,11 +12,11 @@ from typing import IO
 
 import pytest
 
-from mqtool.stage.proxy import Proxy
 from tests.brokers import TestBroker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.terminal import on_terminal
 from tests.cli.test_exec import depth
+from tests.proxy import Proxy
 
 
 def _bodies(shell: Shell, name: str) -> list[str]:

@@ -10,11 +10,11 @@ import pytest
 from mqtool.amqp import Backoff, Channel, Connection, Receiving, administration, parse_addresses
 from mqtool.errors import MqtoolError
 from mqtool.message import Confirmation, Message
-from mqtool.stage.proxy import Proxy
 from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
 from mqtool.tutorials import rpc
 from tests.brokers import TestBroker
 from tests.cli.shell import wait_until
+from tests.proxy import Proxy
 
 QUORUM = Queue("q", durable=True, arguments={"x-queue-type": "quorum"})
 EAGER = Backoff(first=0.01, longest=0.2)

@@ -13,8 +13,8 @@ from mqtool.cli.options import (
     Broker,
     ExchangeOptions,
     QueueOptions,
-    argument,
-    header,
+    argument_option,
+    header_option,
     live_names,
     takes_groups,
     takes_groups_but,
@@ -167,21 +167,10 @@ class Bindings(NamedTuple):
         typer.Argument(metavar="[KEY]...", help="Binding keys (default: one binding with an empty key)"),
     ] = None
     to_exchange: Annotated[bool, typer.Option("--to-exchange", help="QUEUE is the name of an exchange")] = False
-    arguments: Annotated[
-        list[Any] | None,
-        typer.Option(
-            "--argument",
-            parser=argument,
-            metavar="KEY=VALUE",
-            help="Argument of the binding; KEY:=JSON for a typed value",
-        ),
-    ] = None
-    headers: Annotated[
-        list[Any] | None,
-        typer.Option(
-            "--header", "-H", parser=header, metavar="KEY=VALUE", help="Header to match; KEY:=JSON for a typed value"
-        ),
-    ] = None
+    arguments: Annotated[list[Any] | None, argument_option("Argument of the binding; KEY:=JSON for a typed value")] = (
+        None
+    )
+    headers: Annotated[list[Any] | None, header_option("Header to match; KEY:=JSON for a typed value")] = None
     match: Annotated[str | None, typer.Option(help="How headers match: all, any, all-with-x or any-with-x")] = None
 
     @property

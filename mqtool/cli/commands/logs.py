@@ -8,7 +8,16 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from mqtool.cli.display.output import WAITING_FOR_LOGS
-from mqtool.cli.options import Broker, ExchangeOptions, LogQueueOptions, Publishing, Receiving, header, takes_groups
+from mqtool.cli.options import (
+    Broker,
+    ExchangeOptions,
+    LogQueueOptions,
+    Publishing,
+    Receiving,
+    header,
+    header_option,
+    takes_groups,
+)
 from mqtool.cli.pipe.publishing import publish, text
 from mqtool.cli.pipe.receiving import print_deliveries
 from mqtool.cli.pipe.source import Addressing
@@ -187,10 +196,7 @@ def receive_headers(
         list[Any] | None,
         typer.Argument(metavar="KEY=VALUE...", parser=header, help="Headers to match; KEY:=JSON for a typed value"),
     ] = None,
-    also_wanted: Annotated[
-        list[Any] | None,
-        typer.Option("--header", "-H", parser=header, metavar="KEY=VALUE", help="The same, as an option"),
-    ] = None,
+    also_wanted: Annotated[list[Any] | None, header_option("The same, as an option")] = None,
     match: Annotated[Match, typer.Option(help="Match all of the headers, or any of them")] = Match.ALL,
 ) -> None:
     """Receive messages with certain headers."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mqtool.cli.display import output, route_text, styled
-from mqtool.cli.options import Broker, ManagementUrl, header, live_names, takes_groups
+from mqtool.cli.options import Broker, ManagementUrl, header, header_option, live_names, takes_groups
 from mqtool.errors import BadData, NotFound, SomeFailed, UsageError
 from mqtool.inspection.definitions import read
 from mqtool.inspection.routes import Route, Router
@@ -31,10 +31,7 @@ def route(
         typer.Argument(help="Exchange to publish to; '' is the default exchange", autocompletion=live_names.exchanges),
     ] = None,
     routing_key: Annotated[str, typer.Argument(metavar="[KEY]", help="Routing key", show_default=False)] = "",
-    headers: Annotated[
-        list[Any] | None,
-        typer.Option("--header", "-H", parser=header, metavar="KEY=VALUE", help="Header; KEY:=JSON for a typed value"),
-    ] = None,
+    headers: Annotated[list[Any] | None, header_option("Header; KEY:=JSON for a typed value")] = None,
     test: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Check a file of expected routes; - is stdin")
     ] = None,

@@ -2,12 +2,9 @@
 
 import os
 import select
-import termios
 import threading
 import time
-import tty
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -17,6 +14,7 @@ import typer
 from mqtool import management as api
 from mqtool.cli import stopping
 from mqtool.cli.display import output, tables
+from mqtool.cli.display.pace import single_keys
 from mqtool.cli.options import TIME_LIMIT, Broker, ManagementUrl, takes_groups
 from mqtool.errors import Unavailable, UsageError
 from mqtool.inspection.diagnosis import COLUMNS, forgets_to_acknowledge, has_no_consumer
@@ -158,24 +156,13 @@ def _live(screen: Screen, where: str, interval: float) -> None:
     from rich.live import Live
 
     terminal, stop = tables.terminal(), threading.Event()
-    with stopping.calling(stop.set), _keys(), Live(console=terminal, screen=True, auto_refresh=False) as live:
+    with stopping.calling(stop.set), single_keys(), Live(console=terminal, screen=True, auto_refresh=False) as live:
         while not stop.is_set():
             live.update(_picture(screen, where, terminal.height), refresh=True)
             key = _key_within(interval, stop)
             if key in _QUIT:
                 return
             screen.press(key)
-
-
-@contextmanager
-def _keys() -> Iterator[None]:
-    """Within the block, keys come one by one, and are not shown."""
-    before = termios.tcgetattr(0)
-    tty.setcbreak(0)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(0, termios.TCSADRAIN, before)
 
 
 def _key_within(seconds: float, stop: threading.Event) -> str:

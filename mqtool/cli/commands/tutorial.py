@@ -42,7 +42,8 @@ def list_(
     """List the tutorials, in the order to learn them."""
     from mqtool import plays
 
-    said = [(name, play.title, play.story[0].lower() + play.story[1:]) for name, play in plays.more()]
+    more = [(name, plays.load(name)) for name in plays.MORE]
+    said = [(name, play.title, play.story[0].lower() + play.story[1:]) for name, play in more]
     said += [(page.name, page.title, page.summary) for page in map(pages.page, pages.NAMES)]
     if as_json:
         for name, title, summary in said:

@@ -2,12 +2,11 @@
 
 import os
 import select
-import sys
 import termios
 import time
 import tty
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import typer
 
@@ -72,16 +71,17 @@ class Pace:
             raise typer.Exit
         return key
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> AbstractContextManager[None]:
         """Read single keys within the block, without showing them."""
-        if not self._keys:
-            yield
-            return
-        before = termios.tcgetattr(0)
-        tty.setcbreak(0)
-        try:
-            yield
-        finally:
-            termios.tcsetattr(0, termios.TCSAFLUSH, before)
-            sys.stdout.flush()
+        return single_keys() if self._keys else nullcontext()
+
+
+@contextmanager
+def single_keys() -> Iterator[None]:
+    """Within the block, keys come one by one from the terminal at stdin, and are not shown."""
+    before = termios.tcgetattr(0)
+    tty.setcbreak(0)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(0, termios.TCSAFLUSH, before)

@@ -56,20 +56,17 @@ class Lines:
         self.blank()
         self.note(next_step)
 
-    # The audience.
+    # The audience; see stage/audience.py.
 
     def opened(self, names: Sequence[str]) -> None:
-        """There are terminals of these names now."""
         width = max(map(len, names))
         self._labels = {name: Text(name.ljust(width), STYLES[i % len(STYLES)]) for i, name in enumerate(names)}
 
     def typed(self, terminal: str, command: str) -> None:
-        """A person types a command."""
         self._shown[terminal] = 0
         self._behind(terminal, Text(f"$ {command}", "bold"))
 
     def printed(self, terminal: str, line: str) -> None:
-        """A command prints a line."""
         self._shown[terminal] = shown = self._shown.get(terminal, 0) + 1
         if not self._measuring or shown <= _FIRST_FEW or line == "^C":
             self._behind(terminal, Text(line))
@@ -77,7 +74,6 @@ class Lines:
             self._behind(terminal, Text("…"))
 
     def say(self, text: str) -> None:
-        """Explain what comes next."""
         self._pace.forget_keys()
         self.blank()
         self._print(Text(text, "italic"))
@@ -86,7 +82,6 @@ class Lines:
         self._pace.wait(text)
 
     def right(self, what: str) -> None:
-        """A check has passed."""
         self._print(Text.assemble(("✓ ", "green"), what))
 
     def measured(self, charts: Sequence[Chart], over: bool) -> None:

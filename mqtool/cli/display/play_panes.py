@@ -80,20 +80,17 @@ class Panes:
             self._console.print(Text.assemble(("✓ ", "green"), check))
         self._console.print(Text(next_step + "\n", "dim"))
 
-    # The audience.
+    # The audience; see stage/audience.py.
 
     def opened(self, names: Sequence[str]) -> None:
-        """There are terminals of these names now, and no others."""
         with self._lock:
             self._panes = {name: deque(maxlen=_KEPT) for name in names}
             self._charts = ()
 
     def typed(self, terminal: str, command: str) -> None:
-        """A person types a command."""
         self._add(terminal, Text(f"$ {command}", _COMMAND))
 
     def printed(self, terminal: str, line: str) -> None:
-        """A command prints a line."""
         self._add(terminal, Text(line))
 
     def _add(self, terminal: str, line: Text) -> None:
@@ -107,7 +104,6 @@ class Panes:
             self._narration, self._waiting = text, True
 
     def say(self, text: str) -> None:
-        """Explain what comes next."""
         self._pace.forget_keys()
         self.narrate(text)
         self._pace.wait(" ".join([*self._checks, text]))
@@ -115,13 +111,11 @@ class Panes:
             self._checks, self._waiting = [], False
 
     def right(self, what: str) -> None:
-        """A check has passed."""
         with self._lock:
             self._checks.append(what)
             self._all_checks.append(what)
 
     def measured(self, charts: Sequence[Chart], over: bool) -> None:
-        """The charts of this scene so far."""
         del over
         with self._lock:
             self._charts = charts

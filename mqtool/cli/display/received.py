@@ -44,7 +44,7 @@ class DeliveryWriter:
         self._size = 0
         self.render: Callable[[Delivery], bytes] = self._text
         if raw:
-            self.render = self._raw
+            self.render = lambda delivery: self._body(delivery.body) + b"\n"
         elif as_json:
             from mqtool import ndjson
 
@@ -85,9 +85,6 @@ class DeliveryWriter:
         data, rest = output.excerpt(delivery.body) if self._escape else (delivery.body, "")
         body = repr(data.decode("utf-8", "replace")).encode() if self._quote else self._body(data)
         return line.encode("utf-8", "surrogateescape") + body + rest.encode() + b"\n"
-
-    def _raw(self, delivery: Delivery) -> bytes:
-        return self._body(delivery.body) + b"\n"
 
     def _body(self, data: bytes) -> bytes:
         return output.visible(data.decode("utf-8", "backslashreplace")).encode() if self._escape else data

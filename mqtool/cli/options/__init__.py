@@ -7,4 +7,12 @@ from mqtool.cli.options.messages import MessageOptions
 from mqtool.cli.options.publishing import Publishing
 from mqtool.cli.options.receiving import Receiving
 from mqtool.cli.options.topology import ExchangeOptions, LogQueueOptions, QueueOptions, exchange_option, queue_option
-from mqtool.cli.options.values import CONFIRM_TIMEOUT, DURATION, TIME_LIMIT, ConfirmTimeout, argument, header
+from mqtool.cli.options.values import (
+    CONFIRM_TIMEOUT,
+    DURATION,
+    TIME_LIMIT,
+    ConfirmTimeout,
+    argument_option,
+    header,
+    header_option,
+)

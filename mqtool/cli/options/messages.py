@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from mqtool.cli.options.groups import in_panel
-from mqtool.cli.options.values import CONFIRM_TIMEOUT, ConfirmTimeout, duration, header
+from mqtool.cli.options.values import CONFIRM_TIMEOUT, ConfirmTimeout, duration, header_option
 from mqtool.message import PROPERTIES
 
 
@@ -81,10 +81,7 @@ class MessageOptions(NamedTuple):
         Any | None,
         typer.Option(parser=_key_pattern, metavar="REGEX", help="Fill {group} places in the routing key from the line"),
     ] = None
-    headers: Annotated[
-        list[Any] | None,
-        typer.Option("--header", "-H", parser=header, metavar="KEY=VALUE", help="Header; KEY:=JSON for a typed value"),
-    ] = None
+    headers: Annotated[list[Any] | None, header_option("Header; KEY:=JSON for a typed value")] = None
     properties: Annotated[
         list[Any] | None,
         typer.Option(

@@ -7,7 +7,7 @@ import typer
 
 from mqtool.cli.options import live_names
 from mqtool.cli.options.groups import in_panel
-from mqtool.cli.options.values import DURATION, argument
+from mqtool.cli.options.values import DURATION, argument_option
 from mqtool.errors import UsageError
 from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
 
@@ -26,15 +26,7 @@ _Durable = Annotated[
     bool | None,
     typer.Option("--durable/--transient", help="Declare it to survive a broker restart, or not", show_default=False),
 ]
-_Arguments = Annotated[
-    list[Any] | None,
-    typer.Option(
-        "--argument",
-        help="Argument to declare it with; KEY:=JSON for a typed value",
-        parser=argument,
-        metavar="KEY=VALUE",
-    ),
-]
+_Arguments = Annotated[list[Any] | None, argument_option("Argument to declare it with; KEY:=JSON for a typed value")]
 
 
 def _queue_types() -> list[str]:

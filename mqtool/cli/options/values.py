@@ -52,6 +52,16 @@ def argument(text: str) -> tuple[str, Any]:
     return key, int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
+def header_option(about: str) -> Any:
+    """--header, for headers as a list of names and values."""
+    return typer.Option("--header", "-H", parser=header, metavar="KEY=VALUE", help=about)
+
+
+def argument_option(about: str) -> Any:
+    """--argument, likewise."""
+    return typer.Option("--argument", parser=argument, metavar="KEY=VALUE", help=about)
+
+
 #: For an option that takes a duration, and for one that takes a duration other than 0.
 DURATION = dict[str, Any](parser=duration, metavar="DURATION")
 TIME_LIMIT = dict[str, Any](parser=time_limit, metavar="DURATION")
