@@ -41,7 +41,7 @@ def _one_node(_started: Started, _number: int = 0) -> NoReturn:
 
 @dataclass(frozen=True, slots=True)
 class Starter:
-    """How to handle one kind of broker.
+    """How to handle one kind of broker, by the functions of its module.
 
     Attributes:
         is_available: whether this machine can run it.
@@ -56,6 +56,12 @@ class Starter:
         discard: remove the data of a stopped broker.
         kill: kill -9 a node of a cluster; 0 is the first.
         revive: start those nodes of a cluster that do not run.
+
+    Any of them may raise:
+        Unavailable: the port is taken, or what it runs on (Docker, rabbitmq-server) is missing or does not answer.
+        AccessRefused: no permission to use the Docker daemon.
+        UsageError: an option that this kind does not support.
+        MqtoolError: a node does not start, or does not stop.
     """
 
     is_available: Callable[[], bool]

@@ -44,13 +44,7 @@ def _config_file() -> Path:
 
 
 def prepare(wanted: Wanted, say: Callable[[str], None]) -> None:
-    """Pull and build the image, unless it is here.
-
-    Raises:
-        Unavailable: the daemon does not answer, or the image cannot be pulled or built; or it is to listen elsewhere.
-        AccessRefused: no permission to use the daemon.
-        UsageError: an option that does not work with Docker.
-    """
+    """Pull and build the image, unless it is here."""
     if wanted.in_memory or wanted.data_dir:
         option = "--in-memory" if wanted.in_memory else "--data-dir"
         raise UsageError(f"{option} does not work with Docker", "in Docker, messages are kept in a volume")
@@ -61,12 +55,7 @@ def prepare(wanted: Wanted, say: Callable[[str], None]) -> None:
 
 
 def start(wanted: Wanted) -> Started:
-    """Start what prepare() has built; it may not be ready when this returns.
-
-    Raises:
-        Unavailable: the daemon does not answer, a port is taken, or another container has the name.
-        AccessRefused: no permission to use the daemon.
-    """
+    """Start what prepare() has built; it may not be ready when this returns."""
     count = wanted.nodes
     directory = state.directory(wanted.name)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -127,11 +116,7 @@ def is_ready(started: Started) -> bool:
 
 
 def stop(started: Started) -> None:
-    """Stop and remove its containers, and forget them; their volumes stay.
-
-    Raises:
-        Unavailable, AccessRefused: the daemon cannot be used.
-    """
+    """Stop and remove its containers, and forget them; their volumes stay."""
     with daemon_of_this_machine() as daemon:
         with ThreadPoolExecutor(started.nodes) as pool:
             list(pool.map(lambda container: container.stop(timeout=_STOP_PATIENCE), _containers(daemon, started)))
@@ -157,11 +142,7 @@ def revive(started: Started) -> Started:
 
 
 def restart(started: Started) -> Started:
-    """Stop its containers, and start them again.
-
-    Raises:
-        Unavailable, AccessRefused: the daemon cannot be used.
-    """
+    """Stop its containers, and start them again."""
     with daemon_of_this_machine() as daemon, ThreadPoolExecutor(started.nodes) as pool:
         list(pool.map(lambda container: container.restart(timeout=_STOP_PATIENCE), _containers(daemon, started)))
     return started

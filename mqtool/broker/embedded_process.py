@@ -18,13 +18,7 @@ _PATIENCE = 15.0
 
 
 def start(wanted: Wanted) -> Started:
-    """Start the embedded broker; it accepts connections when this returns.
-
-    Raises:
-        Unavailable: the port is taken.
-        MqtoolError: it does not start.
-        UsageError: an option that it does not support.
-    """
+    """Start the embedded broker; it accepts connections when this returns."""
     if wanted.cluster or wanted.image:
         option = "--cluster" if wanted.cluster else "--image"
         raise UsageError(f"the embedded broker does not support {option}", f"use --kind docker with {option}")
@@ -47,11 +41,7 @@ def start(wanted: Wanted) -> Started:
 
 
 def restart(started: Started) -> Started:
-    """Stop it, and start it again; it accepts connections when this returns.
-
-    Raises:
-        MqtoolError: it does not stop, or does not start.
-    """
+    """Stop it, and start it again; it accepts connections when this returns."""
     process.terminate([started.pid], _MODULE, _PATIENCE)
     return _run(started)
 
@@ -107,11 +97,7 @@ def running(started: Started) -> int:
 
 
 def stop(started: Started) -> None:
-    """Stop it, and forget it; its data stay.
-
-    Raises:
-        MqtoolError: it does not stop.
-    """
+    """Stop it, and forget it; its data stay."""
     process.terminate([started.pid], _MODULE, _PATIENCE)
     state.forget(started.name)
 

@@ -21,13 +21,7 @@ _FIRST_PATIENCE = 60.0
 
 
 def start(wanted: Wanted) -> Started:
-    """Start the nodes, the first at the wanted port; they may not be ready when this returns.
-
-    Raises:
-        Unavailable: rabbitmq-server is not installed, or the port is taken.
-        UsageError: an option that a node does not support.
-        MqtoolError: the first node did not start, so the others cannot join it.
-    """
+    """Start the nodes, the first at the wanted port; they may not be ready when this returns."""
     if node.find_server() is None:
         raise Unavailable("rabbitmq-server is not installed", node.INSTALL)
     if wanted.in_memory:
@@ -86,11 +80,7 @@ def _nodes(wanted: Wanted, directory: Path) -> list[Node]:
 
 
 def revive(started: Started) -> Started:
-    """Start those nodes that do not run, and remember their processes.
-
-    Raises:
-        MqtoolError: the first node did not start, so the others cannot join it.
-    """
+    """Start those nodes that do not run, and remember their processes."""
     members = [dict(member) for member in _members(started)]
     for number, member in enumerate(members):
         if node.runs(member["pid"]):
@@ -106,11 +96,7 @@ def revive(started: Started) -> Started:
 
 
 def restart(started: Started) -> Started:
-    """Stop all nodes, and start them again.
-
-    Raises:
-        MqtoolError: one does not stop.
-    """
+    """Stop all nodes, and start them again."""
     node.terminate([member["pid"] for member in _members(started)])
     return revive(started)
 
@@ -126,11 +112,7 @@ def is_ready(started: Started) -> bool:
 
 
 def stop(started: Started) -> None:
-    """Stop all nodes at once, and forget them; their data stay.
-
-    Raises:
-        MqtoolError: one does not stop.
-    """
+    """Stop all nodes at once, and forget them; their data stay."""
     started = state.load(started.name) or started  # nodes may have been started again since
     node.terminate([member["pid"] for member in _members(started)])
     node.stop_epmd(int(started.details["epmd_port"]))
