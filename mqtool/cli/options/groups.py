@@ -24,12 +24,21 @@ def in_panel(name: str) -> Callable[[_Group], _Group]:
     return decorate
 
 
-def takes_groups(function: Callable[..., None]) -> Callable[..., None]:
-    """Let a command take groups of options: a NamedTuple stands for its fields, which may be groups themselves."""
+def takes_groups(function: Callable[..., None], **changed: Any) -> Callable[..., None]:
+    """Let a command take groups of options: a NamedTuple stands for its fields, which may be groups themselves.
+
+    Args:
+        changed: annotations of fields that it takes otherwise, such as a name as an argument; arguments are required
+            unless None is among their types.
+    """
     hints = _hints(function)
     groups = {name: hint for name, hint in hints.items() if _is_group(hint)}
     parameters = [
-        parameter
+        parameter.replace(
+            annotation=changed[parameter.name], default=_default(changed[parameter.name], parameter.default)
+        )
+        if parameter.name in changed
+        else parameter
         for name, given in inspect.signature(function).parameters.items()
         for parameter in _parameters(name, hints[name], given.default)
     ]
@@ -42,6 +51,11 @@ def takes_groups(function: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def takes_groups_but(**changed: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """takes_groups() with changed fields, as a decorator."""
+    return functools.partial(takes_groups, **changed)
 
 
 @functools.cache
@@ -65,28 +79,6 @@ def _made(group: Any, values: dict[str, Any]) -> Any:
     """A group, of the values that are its fields; they are taken out of all values."""
     hints = _hints(group)
     return group(**{name: _made(hints[name], values) if _is_group(hints[name]) else values.pop(name) for name in hints})
-
-
-def takes_groups_but(**changed: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """takes_groups, for a command that takes some of a group's fields otherwise, such as a name as an argument.
-
-    Args:
-        changed: the annotation of each such field; arguments are required unless None is among their types.
-    """
-
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        run: Any = takes_groups(function)
-        parameters = [
-            parameter.replace(annotation=changed[name], default=_default(changed[name], parameter.default))
-            if name in changed
-            else parameter
-            for name, parameter in run.__signature__.parameters.items()
-        ]
-        run.__signature__ = inspect.Signature(parameters)
-        run.__annotations__ |= changed
-        return run  # type: ignore[no-any-return]
-
-    return decorate
 
 
 def _default(annotation: Any, otherwise: Any) -> Any:
