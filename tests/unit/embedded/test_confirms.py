@@ -24,19 +24,20 @@ def test_each_publish_is_settled_once(steps: list[tuple[bool, bool, bool, int]])
     """Accepted or refused, stored or not, whenever the disk is done."""
     confirms = Confirms()
     open_ones: dict[int, bool] = {}
-    on_their_way = 0
+    on_their_way, group = 0, 1
     for number, (accepted, stored, take, commits) in enumerate(steps, 1):
-        confirms.published_one(accepted=accepted, stored=stored)
+        on_their_way += confirms.published_one(accepted=accepted, group=group if stored else 0)
         open_ones[number] = accepted
-        on_their_way += stored
-        for _ in range(min(commits, on_their_way)):
-            confirms.committed_one()
+        # A group begins to be written, so the next publish is in another one; and the disk may be done with some.
+        group += commits > 0
+        for _ in range(min(commits - 1, on_their_way)):
+            confirms.committed_group()
             on_their_way -= 1
         if take:
             settle(confirms.take(7), open_ones)
             assert len(confirms) == len(open_ones)
     for _ in range(on_their_way):
-        confirms.committed_one()
+        confirms.committed_group()
     settle(confirms.take(7), open_ones)
     assert not open_ones
     assert confirms.take(7) == b""

@@ -97,7 +97,7 @@ def add_queue(vhost: VirtualHost, name: str = "q", auto_delete: bool = False, **
 
 
 def message(body: bytes = b"x", key: str = "q", headers: Table | None = None) -> Message:
-    properties = Properties({}).replace(headers=headers or {})
+    properties = Properties(b"\0\0").replace(headers=headers or {})
     return Message(encode_address("", key), ContentHeader.of(properties, len(body)), body)
 
 

@@ -21,10 +21,12 @@ class Ledger:
     Attributes:
         held_bytes: what the messages in all queues take.
         when_changed: called with held_bytes after each change.
+        group: the number of the group that goes to the disk next; all in it get there together.
     """
 
     def __init__(self) -> None:
         self.held_bytes = 0
+        self.group = 1
         self.when_changed: Callable[[int], None] = lambda _: None
         self._paged_out_bytes = 0
         self._position = 0

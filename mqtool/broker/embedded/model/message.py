@@ -30,65 +30,84 @@ _NAMES = (
 )
 _WIDTHS = {"delivery_mode": 1, "priority": 1, "timestamp": 8}
 _FLAGS = [(1 << (15 - index), name) for index, name in enumerate(_NAMES)]
-_HEADERS_FLAG = 1 << 13
-_EXPIRATION_FLAG = 1 << 8
-_REPLY_TO_FLAG = 1 << 9
+_MESSAGE_ID = 1 << 7
+_NO_HEADERS: Table = {}
+
+
+@lru_cache(maxsize=256)
+def _present(flags: int) -> tuple[tuple[str, int], ...]:
+    """The properties with these flags, and the width of each; 0 if it says so itself."""
+    if flags & 3:
+        raise ValueError("unknown property flags")
+    return tuple((name, _WIDTHS.get(name, 0)) for flag, name in _FLAGS if flags & flag)
+
+
+def _spans(data: bytes, offset: int) -> list[tuple[str, int, int]]:
+    """Where each property begins and ends, by flags and list from `offset` on."""
+    spans = []
+    size = len(data)
+    position = offset + 2
+    for name, width in _present(int.from_bytes(data[offset:position])):
+        if width:
+            end = position + width
+        elif position >= size:
+            raise ValueError("property cut short")
+        elif name == "headers":
+            end = position + 4 + int.from_bytes(data[position : position + 4])
+        else:
+            end = position + 1 + data[position]
+        spans.append((name, position, end))
+        position = end
+    if position != size:
+        raise ValueError("property cut short" if position > size else "octets after the properties")
+    return spans
 
 
 class Properties:
-    """The basic-class properties of a message. Each field keeps its octets, so that editing one keeps the others.
+    """The basic-class properties of a message. They are kept as octets, so that editing one keeps the others.
+
+    Args:
+        data: flags and list, as in a content header from `offset` on.
 
     Attributes:
         headers: the headers table, empty if there is none. Do not change it in place.
         delivery_mode, priority: as sent; None if absent.
         expiration, user_id, reply_to: as sent; None if absent.
+
+    Raises:
+        ValueError: they are cut short, or the headers are not a table.
     """
 
-    __slots__ = ("_fields", "delivery_mode", "expiration", "headers", "priority", "reply_to", "user_id")
+    __slots__ = ("_data", "_offset", "delivery_mode", "expiration", "headers", "priority", "reply_to", "user_id")
 
-    def __init__(self, fields: dict[str, bytes]) -> None:
-        self._fields = fields
-        self.headers: Table = decode_table(fields["headers"])[0] if "headers" in fields else {}
-        mode, priority = fields.get("delivery_mode"), fields.get("priority")
-        self.delivery_mode = mode[0] if mode else None
-        self.priority = priority[0] if priority else None
-        self.expiration = self._text("expiration")
-        self.user_id = self._text("user_id")
-        self.reply_to = self._text("reply_to")
-
-    @classmethod
-    def decode(cls, data: bytes, offset: int = 0) -> Self:
-        """Decode flags and list, as in a content header from `offset` on.
-
-        Raises:
-            ValueError: they are cut short, or the headers are not a table.
-        """
-        flags = int.from_bytes(data[offset : offset + 2])
-        if flags & 3:
-            raise ValueError("unknown property flags")
-        position = offset + 2
-        fields: dict[str, bytes] = {}
-        for flag, name in _FLAGS:
-            if flags & flag:
-                end = _property_end(data, position, name)
-                if end > len(data):
-                    raise ValueError("property cut short")
-                fields[name] = data[position:end]
-                position = end
-        if position != len(data):
-            raise ValueError("octets after the properties")
-        return cls(fields)
+    def __init__(self, data: bytes, offset: int = 0) -> None:
+        self._data = data
+        self._offset = offset
+        self.headers = _NO_HEADERS
+        self.delivery_mode: int | None = None
+        self.priority: int | None = None
+        self.expiration: str | None = None
+        self.user_id: str | None = None
+        self.reply_to: str | None = None
+        for name, start, end in _spans(data, offset):
+            if name == "delivery_mode":
+                self.delivery_mode = data[start]
+            elif name == "headers":
+                self.headers = decode_table(data[start:end])[0]
+            elif name == "priority":
+                self.priority = data[start]
+            elif name in ("expiration", "user_id", "reply_to"):
+                setattr(self, name, data[start + 1 : end].decode(errors="surrogateescape"))
 
     def encode(self) -> bytes:
         """Encode flags and list, as in a content header."""
-        flags = sum(flag for flag, name in _FLAGS if name in self._fields)
-        return flags.to_bytes(2) + b"".join(self._fields[name] for name in _NAMES if name in self._fields)
+        return self._data[self._offset :]
 
     def replace(
         self, *, headers: Table | None = None, reply_to: str | None = None, expires: bool = True
     ) -> "Properties":
         """Return a copy with other headers or reply-to, or (`expires=False`) without its expiration."""
-        fields = dict(self._fields)
+        fields = {name: self._data[start:end] for name, start, end in _spans(self._data, self._offset)}
         if headers is not None:
             fields["headers"] = encode_table(headers)
         if reply_to is not None:
@@ -96,22 +115,8 @@ class Properties:
             fields["reply_to"] = bytes([len(raw)]) + raw
         if not expires:
             fields.pop("expiration", None)
-        return Properties(fields)
-
-    def _text(self, name: str) -> str | None:
-        raw = self._fields.get(name)
-        return None if raw is None else raw[1:].decode(errors="surrogateescape")
-
-
-def _property_end(data: bytes, position: int, name: str) -> int:
-    width = _WIDTHS.get(name)
-    if width is not None:
-        return position + width
-    if position >= len(data):
-        raise ValueError("property cut short")
-    if name == "headers":
-        return position + 4 + int.from_bytes(data[position : position + 4])
-    return position + 1 + data[position]
+        flags = sum(flag for flag, name in _FLAGS if name in fields)
+        return Properties(flags.to_bytes(2) + b"".join(fields[name] for name in _NAMES if name in fields))
 
 
 class ContentHeader:
@@ -127,7 +132,7 @@ class ContentHeader:
         if len(raw) < 14:
             raise ValueError("content header cut short")
         self.class_id, _weight, self.body_size, _flags = _CONTENT_HEADER.unpack_from(raw)
-        self.properties = Properties.decode(raw, 12)
+        self.properties = Properties(raw, 12)
         self.raw = raw
 
     @classmethod
@@ -146,7 +151,10 @@ def parse_content_header(raw: bytes) -> ContentHeader:
     Raises:
         ValueError: it is malformed.
     """
-    return _parse_small_header(raw) if len(raw) <= 256 else ContentHeader(raw)
+    # With a message id it is unlike all others.
+    if len(raw) > 256 or (len(raw) > 13 and raw[13] & _MESSAGE_ID):
+        return ContentHeader(raw)
+    return _parse_small_header(raw)
 
 
 @lru_cache(maxsize=4096)

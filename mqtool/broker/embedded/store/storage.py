@@ -233,6 +233,7 @@ class Storage(Ledger):
         self._scheduled = None
         self._hurried = False
         group, self._next = self._next, Group()
+        self.group += 1
         try:
             self._begin(group)
         except sqlite3.Error as error:

@@ -83,15 +83,17 @@ class Channel:
 
     def settle_publish(self, confirms: Confirms, *, accepted: bool, stored: bool) -> None:
         """Confirm or refuse the publish just performed, as soon as it is on disk if it is being stored."""
-        confirms.published_one(accepted=accepted, stored=stored)
-        if stored:
-            self.session.broker.ledger.after_commit(self._committed)
-        else:
+        if not stored:
+            confirms.published_one(accepted=accepted)
             self.session.confirm_soon(self)
+            return
+        ledger = self.session.broker.ledger
+        if confirms.published_one(accepted=accepted, group=ledger.group):
+            ledger.after_commit(self._committed)
 
     def _committed(self) -> None:
         assert self.confirms is not None
-        self.confirms.committed_one()
+        self.confirms.committed_group()
         self.session.confirm_soon(self)
 
     def write_confirms(self) -> None:

@@ -8,30 +8,43 @@ from mqtool.broker.embedded.wire import frames
 class Confirms:
     """The publishes of one channel, numbered from 1.
 
-    A confirm waits for the publishes before it, so that one frame can confirm many. Messages are stored in order, so
-    nothing waits for long.
+    A confirm waits for the publishes before it, so that one frame can confirm many. Messages are stored in order and
+    in groups, so nothing waits for long.
     """
 
     def __init__(self) -> None:
         self._published = 0
         self._settled = 0
+        # The first publish of each group that is on its way to the disk.
         self._on_their_way: deque[int] = deque()
+        self._group = 0
         self._refused: list[int] = []
 
     def __len__(self) -> int:
         """The number of publishes that are not settled."""
         return self._published - self._settled
 
-    def published_one(self, *, accepted: bool, stored: bool) -> None:
-        """Count a publish: `stored` if it is on its way to the disk, `accepted` unless a queue refused it."""
+    def published_one(self, *, accepted: bool, group: int = 0) -> bool:
+        """Count a publish.
+
+        Args:
+            accepted: no queue refused it.
+            group: the number of the group in which it is on its way to the disk, from 1; 0 if it is not.
+
+        Returns:
+            Whether it is the first in its group; then `committed_group` is to be called for that.
+        """
         self._published += 1
         if not accepted:
             self._refused.append(self._published)
-        if stored:
-            self._on_their_way.append(self._published)
+        if not group or group == self._group:
+            return False
+        self._group = group
+        self._on_their_way.append(self._published)
+        return True
 
-    def committed_one(self) -> None:
-        """Count the oldest publish on its way to the disk as stored."""
+    def committed_group(self) -> None:
+        """Count the publishes in the oldest group on its way to the disk as stored."""
         self._on_their_way.popleft()
 
     def take(self, channel: int) -> bytes:

@@ -1,14 +1,67 @@
 """Putting a published message together: the method, the header, and the frames of the body."""
 
+import struct
+from typing import NamedTuple
+
 from mqtool.broker.embedded.model.errors import FRAME_ERROR, UNEXPECTED_FRAME, ConnectionException, precondition_failed
 from mqtool.broker.embedded.model.message import BASIC_CLASS, ContentHeader, Message, parse_content_header
 from mqtool.broker.embedded.wire.frame_errors import frame_error, malformed
+from mqtool.broker.embedded.wire.frames import BODY, HEADER
 
 MAX_MESSAGE_SIZE = 134_217_728
 """The largest body, in bytes, that RabbitMQ accepts by default."""
 
 _MANDATORY = 1
 _IMMEDIATE = 2
+
+_END = 0xCE
+
+# The end of a frame, and the head of the next: type, channel and size.
+_BETWEEN = struct.Struct(">BBHI")
+
+
+class Publish(NamedTuple):
+    """A publish whose frames are all there.
+
+    Attributes:
+        bits: mandatory and immediate.
+        end: where its last frame ends.
+    """
+
+    message: Message
+    bits: int
+    end: int
+
+
+def whole_publish(data: bytes, start: int, end: int, number: int, longest: int) -> Publish | None:
+    """Cut a publish whose header and whole body follow, as nearly all do; None if anything is unusual or wrong.
+
+    Args:
+        start, end: where the payload of the basic.publish is.
+        number: its channel.
+        longest: the most octets that a frame may carry.
+    """
+    size = len(data)
+    if size < end + _BETWEEN.size:
+        return None
+    mark, kind, channel, length = _BETWEEN.unpack_from(data, end)
+    header_start = end + _BETWEEN.size
+    header_end = header_start + length
+    if mark != _END or kind != HEADER or channel != number or length > longest or size < header_end + _BETWEEN.size:
+        return None
+    mark, kind, channel, length = _BETWEEN.unpack_from(data, header_end)
+    body_start = header_end + _BETWEEN.size
+    body_end = body_start + length
+    if mark != _END or kind != BODY or channel != number or not 0 < length <= longest or size <= body_end:
+        return None
+    try:
+        header = parse_content_header(data[header_start:header_end])
+        message = Message(data[start + 6 : end - 1], header, data[body_start:body_end])
+    except ValueError:
+        return None
+    if data[body_end] != _END or header.class_id != BASIC_CLASS or header.body_size != length:
+        return None
+    return Publish(message, data[end - 1], body_end + 1)
 
 
 class Content:
@@ -117,6 +170,9 @@ class Content:
             message = Message(method[6:-1], header, body)
         except ValueError as error:
             raise frame_error("cannot decode basic.publish") from error
-        bits = method[-1]
-        self.mandatory, self.immediate = bool(bits & _MANDATORY), bool(bits & _IMMEDIATE)
+        self.set_bits(method[-1])
         return message
+
+    def set_bits(self, bits: int) -> None:
+        """Note what a complete publish asks for."""
+        self.mandatory, self.immediate = bool(bits & _MANDATORY), bool(bits & _IMMEDIATE)

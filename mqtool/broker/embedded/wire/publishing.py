@@ -37,11 +37,11 @@ def publish(channel: Channel, message: Message) -> None:
         if channel.replies is None:
             raise precondition_failed("fast reply consumer does not exist")
         message = message.with_reply_to(f"{DIRECT_REPLY_TO}.{channel.replies.token}")
-    pending = Pending(message, _routing(channel, exchange, message), mandatory)
+    routing = _routing(channel, exchange, message)
     if channel.transaction is not None:
-        channel.transaction.publishes.append(pending)
+        channel.transaction.publishes.append(Pending(message, routing, mandatory))
         return
-    publication = perform(channel, pending)
+    publication = perform(channel, message, routing, mandatory=mandatory)
     if channel.confirms is not None:
         channel.settle_publish(channel.confirms, accepted=publication.accepted, stored=publication.stored)
 
@@ -93,13 +93,12 @@ def _routing(channel: Channel, exchange: Exchange, message: Message) -> Routing 
     return channel.vhost.route(exchange, message)
 
 
-def perform(channel: Channel, pending: Pending) -> Publication:
+def perform(channel: Channel, message: Message, routing: Routing | None, *, mandatory: bool) -> Publication:
     """Put a message into its queues; return it to the client if it is mandatory and there are none."""
-    routing = pending.routing
-    publication = _reply(channel, pending.message) if routing is None else channel.vhost.enqueue(routing)
+    publication = _reply(channel, message) if routing is None else channel.vhost.enqueue(routing)
     if not publication.routed:
-        if pending.mandatory:
-            channel.send_return(pending.message)
+        if mandatory:
+            channel.send_return(message)
         else:
             channel.session.broker.dropped_unroutable += 1
     return publication

@@ -79,6 +79,10 @@ class FrameStream(asyncio.Protocol, ABC):
         """
 
     @abstractmethod
+    def receive_publish(self, number: int, data: bytes, start: int, end: int) -> int:
+        """Take a whole publish whose method is in `data[start:end]`; returns where it ends, 0 if it is not whole."""
+
+    @abstractmethod
     def close(self, error: ConnectionException) -> None:
         """Close the connection because of an error."""
 
@@ -151,6 +155,11 @@ class FrameStream(asyncio.Protocol, ABC):
                 raise malformed(FRAME_ERROR, kind, data[start:end], f"{{invalid_frame_end_marker,{data[end]}}}")
             if self.state == "closed":
                 return size
+            if kind == frames.METHOD and data.startswith(frames.BASIC_PUBLISH, start):
+                after = self.receive_publish(number, data, start, end)
+                if after:
+                    offset = after
+                    continue
             self.receive(kind, number, data[start:end])
             offset = end + 1
         self._need = _FRAME_HEAD

@@ -34,7 +34,7 @@ def commit(channel: Channel, method: Tx.Commit) -> None:  # noqa: ARG001
     channel.transaction = Transaction()
     stored = False
     for publish in transaction.publishes:
-        stored |= perform(channel, publish).stored
+        stored |= perform(channel, publish.message, publish.routing, mandatory=publish.mandatory).stored
     deliveries = channel.deliveries
     deliveries.acknowledge(transaction.acked.values())
     deliveries.reject(transaction.rejected.values(), requeue=False)
