@@ -2,6 +2,8 @@
 
 import os
 import random
+import re
+import sys
 from pathlib import Path
 from subprocess import PIPE
 
@@ -156,6 +158,61 @@ def test_a_terminal_sees_the_start_of_a_long_body(shell: Shell) -> None:
     assert f" [x] Received {shown}\r\n" in on_terminal(shell, "mqtool", "receive", "-c", "1").stdout
     assert "é" * 300 in shell.run("mqtool", "send", "-f", "body").stderr
     assert "é" * 300 in on_terminal(shell, "mqtool", "receive", "-c", "1", "--raw").stdout
+
+
+@on_any_broker
+def test_a_terminal_sees_how_bad_it_is(shell: Shell) -> None:
+    """Logs have the colour of their severity, there only."""
+    keys = ["kern.critical", "app.error", "web.warning.slow", "db.info"]
+    for command, shown in (
+        (["-c", "4"], ["\x1b[1;31m [x] kern.critical:x\x1b[0m", "\x1b[31m [x] app.error:x\x1b[0m",
+                       "\x1b[33m [x] web.warning.slow:x\x1b[0m", " [x] db.info:x"]),
+        (["-c", "4", "--no-color"], [f" [x] {key}:x" for key in keys]),
+    ):  # fmt: skip
+        logs = ("mqtool", "receive-log", "topic", "#", "-q", "logs", "--durable")
+        shell.run(*logs, "--idle-timeout", "1ms")
+        shell.run(
+            "mqtool",
+            "emit-log",
+            "topic",
+            "--json",
+            stdin="".join(f'{{"body":"x","routing_key":"{k}"}}\n' for k in keys),
+        )
+        assert on_terminal(shell, *logs, *command).stdout.splitlines()[1:5] == shown
+
+
+@on_any_broker
+def test_json_to_read(shell: Shell) -> None:
+    """--pretty indents what is JSON, and leaves what is not."""
+    shell.run("mqtool", "send", "-l", stdin='{"a":["ü"]}\nnot {json\n')
+    assert shell.run("mqtool", "receive", "-c", "2", "--raw", "--pretty").stdout == (
+        '{\n  "a": [\n    "ü"\n  ]\n}\nnot {json\n'
+    )
+
+
+@on_any_broker
+def test_a_file_that_fills_is_counted_on_the_terminal(shell: Shell) -> None:
+    """How many have come, and the sum at the end; neither where nobody looks."""
+    shell.run("mqtool", "send", "-l", stdin="1\n2\n3\n")
+    seen = on_terminal(shell, "sh", "-c", "mqtool receive -c 3 --raw > out")
+    assert "3 received in " in seen.stdout.splitlines()[-1]
+    assert (shell.directory / "out").read_text() == "1\n2\n3\n"
+    shell.run("mqtool", "send", "x")
+    assert "received in" not in shell.run("sh", "-c", "mqtool receive -c 1 --raw > out").stderr
+
+
+@on_any_broker
+def test_how_far_it_is(shell: Shell) -> None:
+    """Where the end is known: percent, the time left, and the rate."""
+    script = """
+from mqtool.cli.display.progress import Progress
+progress = Progress("confirmed", patience=0, fraction=lambda: 0.5)
+for number in progress.of(range(2)):
+    pass
+progress.stop()
+"""
+    seen = on_terminal(shell, sys.executable, "-c", script).stdout
+    assert re.search(r" 50%.* [12] confirmed in \d+\.\d s \(", seen)
 
 
 @on_any_broker

@@ -15,6 +15,7 @@ from mqtool.amqp import Channel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
+from mqtool.cli.display.progress import Progress
 from mqtool.cli.options import DURATION, Broker, ManagementUrl, live_names, takes_groups
 from mqtool.cli.options.asking import Yes, ask
 from mqtool.errors import SomeFailed, Unavailable
@@ -173,16 +174,19 @@ def redrive(
             output.warning(why)
 
     with _channel(_access(broker)) as channel:
+        there = channel.depth_of(source)
         if which.is_all and output.is_terminal(0):  # nothing is lost by it, so a script need not say --yes
-            ask(f"move all {channel.depth_of(source):,} messages of {source} back", yes=yes)
+            ask(f"move all {there:,} messages of {source} back", yes=yes)
+        progress = Progress("moved back", fraction=lambda: progress.count / max(1, there))
         try:
-            for letter in dead_letters.redrive(channel, source, which.choice(), stays, to):
+            for letter in progress.of(dead_letters.redrive(channel, source, which.choice(), stays, to)):
                 moved += 1
                 if output.verbose:
                     output.status(f" [x] Redriven {letter.message_id}")
                 if (signal := stopping.requested()) is not None:
                     raise SystemExit(128 + signal)
         finally:
+            progress.stop()
             output.status(f"{moved:,} moved back from {source}")
     if left:
         raise SomeFailed(f"{left:,} could not be moved and are still in {source}", "move them to a queue with --to")

@@ -99,6 +99,14 @@ def is_terminal(descriptor: int) -> bool:
         return False
 
 
+def is_file(descriptor: int) -> bool:
+    """Whether it is a file on a disk."""
+    try:
+        return stat.S_ISREG(os.fstat(descriptor).st_mode)
+    except OSError:
+        return False
+
+
 def visible(text: str) -> str:
     """The text with its control characters shown as escapes: nothing in it can reach the terminal's own controls."""
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)

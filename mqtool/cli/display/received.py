@@ -10,6 +10,9 @@ from mqtool.message import Delivery
 
 #: Bytes that are written together at most.
 _LOT = 1 << 16
+#: The styles of lines whose routing key has one of these words.
+_STYLES = dict.fromkeys(("emergency", "emerg", "alert", "critical", "crit", "fatal"), "1;31")
+_STYLES |= {"error": "31", "err": "31", "warning": "33", "warn": "33", "debug": "2"}
 
 
 class DeliveryWriter:
@@ -20,6 +23,7 @@ class DeliveryWriter:
         raw: bodies alone, one to a line.
         as_json: NDJSON.
         template: see TEMPLATE_PLACES.
+        pretty: indent bodies that are JSON.
         hand_over: return only when the reader of a pipe has taken it, so that nothing is acknowledged that nobody read.
 
     Raises:
@@ -33,12 +37,17 @@ class DeliveryWriter:
         raw: bool = False,
         as_json: bool = False,
         template: str | None = None,
+        pretty: bool = False,
         hand_over: bool = False,
     ) -> None:
         if raw + as_json + (template is not None) > 1:
             raise UsageError("--raw, --json and --format cannot be combined", "use only one of them")
+        if as_json and pretty:
+            raise UsageError("--json prints each message on one line, --pretty on several", "to read it: --json | jq")
         self._line, self._quote = _before_body(line) if isinstance(line, str) else (line, False)
         self._escape = output.is_terminal(output.STDOUT)
+        self._has_styles = self._escape and isinstance(line, str) and "{key" in line
+        self._pretty = pretty
         self._hand_over = hand_over and output.is_pipe()
         self._lot: list[bytes] = []
         self._size = 0
@@ -82,12 +91,33 @@ class DeliveryWriter:
 
     def _text(self, delivery: Delivery) -> bytes:
         line = output.one_line(self._line(delivery)) if self._escape else self._line(delivery)
-        data, rest = output.excerpt(delivery.body) if self._escape else (delivery.body, "")
+        cut = self._escape and not self._pretty
+        data, rest = output.excerpt(delivery.body) if cut else (delivery.body, "")
         body = repr(data.decode("utf-8", "replace")).encode() if self._quote else self._body(data)
-        return line.encode("utf-8", "surrogateescape") + body + rest.encode() + b"\n"
+        text = line.encode("utf-8", "surrogateescape") + body + rest.encode()
+        if self._has_styles and output.is_coloured(output.STDOUT) and (style := _style_of(delivery.routing_key)):
+            text = f"\x1b[{style}m".encode() + text + b"\x1b[0m"
+        return text + b"\n"
 
     def _body(self, data: bytes) -> bytes:
+        data = _indented(data) if self._pretty else data
         return output.visible(data.decode("utf-8", "backslashreplace")).encode() if self._escape else data
+
+
+def _style_of(routing_key: str) -> str | None:
+    """How to show a log message: by the last word of its key that says how bad it is."""
+    found = [_STYLES[word] for word in routing_key.lower().split(".") if word in _STYLES]
+    return found[-1] if found else None
+
+
+def _indented(body: bytes) -> bytes:
+    """JSON on several lines; anything else as it is."""
+    import json
+
+    try:
+        return json.dumps(json.loads(body), indent=2, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    except (ValueError, RecursionError):
+        return body
 
 
 def _before_body(line: str) -> tuple[Callable[[Delivery], str], bool]:

@@ -37,6 +37,7 @@ class Receiving(NamedTuple):
         str | None,
         typer.Option("--format", "-F", help="Print by a template (mqtool help output)", rich_help_panel="Printing"),
     ] = None
+    pretty: Annotated[bool, typer.Option("--pretty", help="Indent JSON bodies", rich_help_panel="Printing")] = False
     ready_file: Annotated[Path | None, typer.Option(help="Create FILE once consuming")] = None
 
     def settings(self, default: ReceivingSettings = STREAMING) -> ReceivingSettings:

@@ -6,13 +6,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from mqtool.amqp import Channel
 from mqtool.amqp.declaring import check_utf_8
 from mqtool.cli import stopping
 from mqtool.cli.access import MANAGEMENT_VARIABLE, Access
 from mqtool.cli.display import output
+from mqtool.cli.display.progress import Progress
 from mqtool.cli.options import MessageOptions, Publishing
 from mqtool.cli.pipe import source as sources
 from mqtool.cli.pipe.delaying import held
@@ -23,13 +23,8 @@ from mqtool.errors import MqtoolError, NotConfirmed, SomeFailed
 from mqtool.message import Confirmation, Message, Receipt
 from mqtool.topology import Exchange, Queue
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
 #: Refused messages that are reported one by one; the rest are counted.
 _REPORTED = 10
-#: Seconds after which a person may wonder what is going on.
-_PATIENCE = 1.0
 #: Seconds to wait for the management API, where it only adds a hint: for a connection, and for an answer.
 _HINT_PATIENCE = 0.3, 1.0
 _HINTS = {Confirmation.RETURNED: "no queue is bound to its exchange for its routing key or headers"}
@@ -79,11 +74,10 @@ def publish(
 
 
 def _report(receipts: Iterable[Receipt], tally: "_Tally", source: Input) -> None:
-    progress = _Progress(wanted=tally.is_stream)
+    progress = Progress("confirmed", is_wanted=tally.is_stream, fraction=source.fraction)
     try:
-        for receipt in receipts:
+        for receipt in progress.of(receipts):
             tally.add(receipt)
-            progress.advance()
     except MqtoolError as error:
         if (not_taken := tally.not_taken(error)) is not None:
             raise not_taken from error
@@ -185,38 +179,6 @@ class _Tally:
             parts += f", {unconfirmed:,} unanswered"
         rate = self.total / seconds if seconds > 0 else 0.0
         return f"{parts} in {seconds:.1f} s ({rate:,.0f}/s)"
-
-
-class _Progress:
-    """A progress line on stderr, if that is a terminal, once publishing has taken longer than a moment."""
-
-    def __init__(self, *, wanted: bool) -> None:
-        self._wanted = wanted and output.is_terminal(2) and not output.quiet
-        self._started = time.monotonic()
-        self._count = 0
-        self._bar: Progress | None = None
-
-    def advance(self) -> None:
-        self._count += 1
-        if self._wanted and not self._count % 256:
-            if self._bar is not None:
-                self._bar.update(self._bar.task_ids[0], completed=self._count)
-            elif time.monotonic() - self._started > _PATIENCE:
-                self._bar = self._shown()
-
-    def _shown(self) -> "Progress":
-        from rich.console import Console
-        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-        columns = SpinnerColumn(), TextColumn("{task.completed:,} confirmed"), TimeElapsedColumn()
-        bar = Progress(*columns, console=Console(stderr=True), transient=True)
-        bar.add_task("", total=None, completed=self._count)
-        bar.start()
-        return bar
-
-    def stop(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
 
 def _filled(line: str) -> Callable[[Message], str]:

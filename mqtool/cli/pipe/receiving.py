@@ -7,6 +7,7 @@ from pathlib import Path
 from mqtool.amqp import Channel
 from mqtool.cli.display import output
 from mqtool.cli.display.output import WAITING_FOR_MESSAGES
+from mqtool.cli.display.progress import Progress
 from mqtool.cli.display.received import DeliveryWriter
 from mqtool.cli.options import Broker, Receiving
 from mqtool.errors import UsageError
@@ -35,9 +36,16 @@ def print_deliveries(
     with broker.access().channel() as channel:
         channel.before_acknowledging = write.flush
         deliveries = consumer(channel)
+        # Into a file, nothing else shows that messages come.
+        progress = Progress("received", is_wanted=output.is_file(output.STDOUT), patience=0)
         with announced(receiving.ready_file, channel, waiting):
-            for delivery in deliveries:
-                write.add(delivery)
+            try:
+                for delivery in progress.of(deliveries):
+                    write.add(delivery)
+            finally:
+                progress.stop()
+                if progress.count:
+                    output.status(progress.sum)
 
 
 def writer(
@@ -57,7 +65,12 @@ def writer(
         raise UsageError(f"cannot create the ready file {ready}: its directory does not exist")
     hand_over = not receiving.auto_ack and not queue_is_ours
     return DeliveryWriter(
-        line, raw=receiving.raw, as_json=receiving.as_json, template=receiving.template, hand_over=hand_over
+        line,
+        raw=receiving.raw,
+        as_json=receiving.as_json,
+        template=receiving.template,
+        pretty=receiving.pretty,
+        hand_over=hand_over,
     )
 
 

@@ -41,10 +41,19 @@ class Input:
         read: None among the messages says that there is none right now.
         keeps_rest: stop when a signal asks for it, so that the rest is still to be had.
         is_typed: it is one message, from the command line.
+        fraction: how much was read, from 0 to 1; None if there is no end to see.
     """
 
-    def __init__(self, read: Iterator[Message | None], *, keeps_rest: bool = False, is_typed: bool = False) -> None:
+    def __init__(
+        self,
+        read: Iterator[Message | None],
+        *,
+        keeps_rest: bool = False,
+        is_typed: bool = False,
+        fraction: Callable[[], float] | None = None,
+    ) -> None:
         self.is_typed = is_typed
+        self.fraction = fraction
         self._read = read
         self._keeps_rest = keeps_rest
         self._given_back: list[Message] = []
@@ -102,16 +111,17 @@ def read(
         return Input(iter([making.message(os.fsencode(said))]), is_typed=True)
     if not options.is_stream and not options.file and not words and not _has_input(_STDIN):
         return Input(iter([making.message(default)]), is_typed=True)
-    messages = _from_input(_opened(options.file), options, delimiter, making)
+    descriptor = _opened(options.file)
+    messages = _from_input(descriptor, options, delimiter, making)
     if adapt is not None:
         messages = (message and adapt(message) for message in messages)
-    return Input(messages, keeps_rest=options.failed_to is not None)
+    return Input(messages, keeps_rest=options.failed_to is not None, fraction=_fraction(descriptor))
 
 
 def _from_input(
     descriptor: int, options: MessageOptions, delimiter: bytes, making: "_Making"
 ) -> Iterator[Message | None]:
-    chunks = _chunks(descriptor) if options.failed_to is None or not _is_file(descriptor) else _whole(descriptor)
+    chunks = _chunks(descriptor) if options.failed_to is None or not output.is_file(descriptor) else _whole(descriptor)
     try:
         if options.as_json:
             yield from making.from_ndjson(_delimited(chunks, b"\n"))
@@ -234,8 +244,18 @@ def _opened(path: Path | None) -> int:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _is_file(descriptor: int) -> bool:
-    return stat.S_ISREG(os.fstat(descriptor).st_mode)
+def _fraction(descriptor: int) -> Callable[[], float] | None:
+    if not output.is_file(descriptor):
+        return None
+    size = max(1, os.fstat(descriptor).st_size)
+
+    def fraction() -> float:
+        try:
+            return min(1.0, os.lseek(descriptor, 0, os.SEEK_CUR) / size)
+        except OSError:  # it was closed at its end
+            return 1.0
+
+    return fraction
 
 
 def _whole(descriptor: int) -> Iterator[bytes | None]:
