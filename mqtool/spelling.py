@@ -28,7 +28,9 @@ def nearest(word: str, names: Iterable[str]) -> str | None:
     for meant in _SYNONYMS.get(word, ()):
         if meant in known:
             return meant
-    return next(iter(difflib.get_close_matches(word, known, n=1)), None)
+    others = {synonym: meant for synonym, names in _SYNONYMS.items() for meant in names if meant in known}
+    close = [each for those in (known, others) for each in difflib.get_close_matches(word, those, n=1)]
+    return others.get(close[0], close[0]) if close else None
 
 
 def did_you_mean(word: str, names: Iterable[str], otherwise: str | None = None) -> str | None:

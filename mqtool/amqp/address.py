@@ -13,6 +13,8 @@ _ESCAPE = "in a user, a password or a vhost, write # as %23, / as %2F, ? as %3F,
 #: A comma between two URLs; one within a password is just that.
 _BETWEEN_URLS = re.compile(r",(?=\s*(?:\w+://|,|$))")
 _SECRET_PARAMETER = re.compile(r"([?&][^=&#]*(?:pass|pw|secret|token)[^=&#]*=)[^&#]*", re.IGNORECASE)
+#: What is meant as an amqp:// URL without that: [user:password@]host[:port][/vhost].
+_WITHOUT_SCHEME = re.compile(r"(?:[^/?#\s]+@)?(?:\[[\da-f:.]+\]|[\w.-]+)(?::\d+)?(?:[/?].*)?", re.IGNORECASE | re.ASCII)
 #: A heartbeat is negotiated in 16 bits.
 _HEARTBEAT_MAX = 65_535
 
@@ -81,11 +83,13 @@ def parse_addresses(urls: str) -> list[Address]:
 
 
 def parse_address(url: str) -> Address:
-    """Parse one URL. No path, "/" and "/%2F" all mean the virtual host "/".
+    """Parse one URL; without a scheme it is amqp. No path, "/" and "/%2F" all mean the virtual host "/".
 
     Raises:
         UsageError: it is not an AMQP URL.
     """
+    if "://" not in url and _WITHOUT_SCHEME.fullmatch(url):
+        url = f"amqp://{url}"
     scheme, separator, _ = url.partition("://")
     if not separator:
         raise _bad(url, "it has no scheme", _EXAMPLE)

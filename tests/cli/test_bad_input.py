@@ -53,7 +53,7 @@ class Case:
 COMMAND_LINE = [
     # URLs.
     Case("send x -u http://localhost:15672", 2, "its scheme is 'http', not amqp or amqps", "AMQP's is 5672"),
-    Case("send x -u localhost:5672", 2, "'localhost:5672': it has no scheme", "amqp://user:password@host"),
+    Case("send x -u localhost:port", 2, "'localhost:***': it has no scheme", "amqp://user:password@host"),
     Case("send x", 2, "AMQP_URL: bad broker URL 'foo://x'", "amqp://user", environment={"AMQP_URL": "foo://x"}),
     Case("emit-log topic {app}.x -l", 2, "has a place {app}, but there is no --key-pattern", "(?P<app>"),
     Case("send x -u amqp:localhost", 2, "it has no scheme", "amqp://user:password@host"),
@@ -65,7 +65,7 @@ COMMAND_LINE = [
     Case(f"send x -u amqp://me:{SECRET}[@localhost", 2, "'amqp://me:***@localhost'"),
     Case(f"send x -u amqp://me:{SECRET}", 2, "'amqp://me:***'"),
     Case(f"send x -u http://me:{SECRET}@localhost", 2, "'http://me:***@localhost'"),
-    Case(f"send x -u me:{SECRET}@localhost", 2, "'me:***@localhost'"),
+    Case(f"send x -u me:{SECRET}@localhost:port", 2, "'me:***@localhost:port'"),
     Case("send x -u ", 2, "the broker's URL is empty", "amqp://user:password@host"),
     Case("send x", 2, "its scheme is 'ftp'", environment={"MQTOOL_URL": "ftp://localhost"}),
     Case("send x -u amqp://localhost/#v", 2, "'#' starts a fragment", "write # as %23"),
@@ -112,9 +112,9 @@ COMMAND_LINE = [
     Case("emit-log topic {app} -l --key-pattern (?P<level>x)", 2, "a place {app}", "write (?P<app>…)"),
     Case("emit-log topic app -l --key-pattern (?P<app>x)", 2, "needs a routing key with {group} places"),
     # What to receive, and how.
-    Case("receive -c 0", 2, "Invalid value for '--count' / '-c': 0", "'mqtool receive --help'"),
-    Case("receive -c many", 2, "Invalid value for '--count' / '-c': 'many'"),
-    Case("receive --timeout 5", 2, "'5' is not a duration such as 300ms"),
+    Case("receive -c 0", 2, "Invalid value for '--count' / '-c' / '-n': 0", "'mqtool receive --help'"),
+    Case("receive -c many", 2, "Invalid value for '--count' / '-c' / '-n': 'many'"),
+    Case("send x --ttl 5000", 2, "'5000' is not a duration such as 300ms"),
     Case("receive --timeout -5s", 2, "'-5s' is not a duration"),
     Case("receive --idle-timeout soon", 2, "Invalid value for '--idle-timeout': 'soon' is not a duration"),
     Case("receive --prefetch -1", 2, "Invalid value for '--prefetch': -1"),

@@ -103,6 +103,16 @@ def test_help_of_commands_and_topics(lonely_shell: Shell) -> None:
     assert len(overview_page(MQTOOL, 80).splitlines()) <= LINES[80]
 
 
+def test_help_of_what_other_tools_call_it(lonely_shell: Shell) -> None:
+    """Help does not list aliases, and finds them."""
+    for typed, meant in (("pub", "send"), ("consume", "receive"), ("queue ls", "list queues")):
+        expected = lonely_shell.run("mqtool", *meant.split(), "--help")
+        assert expected.code == 0
+        for asked in (["help", *typed.split()], [*typed.split(), "--help"]):
+            assert lonely_shell.run("mqtool", *asked).stdout == expected.stdout
+    assert "publish " not in overview_page(MQTOOL, 80)
+
+
 def test_help_into_head(lonely_shell: Shell) -> None:
     """A reader that leaves early is no error."""
     result = lonely_shell.script("mqtool worker --help-all | head -n 1; echo ${PIPESTATUS[0]}")
@@ -118,7 +128,8 @@ def test_help_into_head(lonely_shell: Shell) -> None:
         ("broker start", "up"),
         ("broker stop", "down"),
         ("recieve", "receive"),
-        ("publish", "send"),
+        ("publsh", "send"),
+        ("help consum", "receive"),
         ("tutorial shwo", "show"),
         ("send --qeue x", "--queue"),
         ("send x --dialect pyton", "python"),

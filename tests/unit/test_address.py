@@ -29,6 +29,10 @@ from mqtool.errors import UsageError
         ("amqp://me:p,w@localhost", Address(user="me", password="p,w")),
         ("amqp://me@localhost", Address(user="me")),
         ("amqp://:@localhost", Address(user="", password="")),
+        ("localhost", Address()),
+        ("mq.example.org:5673", Address("mq.example.org", 5673)),
+        ("[::1]:5673/shop", Address("::1", 5673, "shop")),
+        ("me:p@ss@localhost:5673", Address(port=5673, user="me", password="p@ss")),
         ("amqps://localhost", Address(port=5671, tls=True)),
         ("amqps://localhost:5672", Address(tls=True)),
         ("amqp://localhost?heartbeat=0", Address(heartbeat=0)),
@@ -58,7 +62,7 @@ def test_commas_part_the_nodes_of_a_cluster(urls: str, hosts: list[str]) -> None
 
 @pytest.mark.parametrize(
     "url",
-    ["", ",", " ", "localhost", "amqp:localhost", "http://localhost", "amqp://one,two", "amqp://localhost:0",
+    ["", ",", " ", "local host", "localhost:port", "amqp:localhost", "http://localhost", "amqp://one,two", "amqp://localhost:0",
      "amqp://localhost:65536", "amqp://localhost:-1", "amqp://localhost:x", "amqp://[::1", "amqp://localhost/#v",
      "amqp://localhost?heartbeat=", "amqp://localhost?heartbeat=-1", "amqp://localhost?heartbeat=65536",
      "amqp://localhost?connection_timeout=0", "amqp://localhost?colour=red"],
@@ -82,12 +86,12 @@ def test_whatever_is_escaped_comes_back(user: str, password: str, vhost: str) ->
     assert (address.user, address.password, address.virtual_host) == (user, password, vhost)
 
 
-@given(st.text("abc:/?#@[],.% 019", max_size=12))
-def test_a_password_is_never_shown(rest: str) -> None:
+@given(st.sampled_from(["amqp://", ""]), st.text("abc:/?#@[],.% 019", max_size=12))
+def test_a_password_is_never_shown(scheme: str, rest: str) -> None:
     """Whatever a password does to the URL, neither the address nor the error about it shows the word."""
     word = "WORD"
     try:
-        address = parse_address(f"amqp://me:{word}{rest}@localhost")
+        address = parse_address(f"{scheme}me:{word}{rest}@localhost")
         shown = f"{address} {address!r}"
     except UsageError as error:
         shown = f"{error} {error.hint}"

@@ -118,7 +118,7 @@ def show(
     queue: QueueArgument,
     which: Which,
     broker: Broker,
-    limit: Annotated[int | None, typer.Option("--count", "-c", min=1, help="Show up to N")] = None,
+    limit: Annotated[int | None, typer.Option("--count", "-c", "-n", min=1, help="Show up to N")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show dead letters, oldest first, and leave them in place."""

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mqtool.cli.aliases import without_aliases
 from mqtool.cli.display import output
 from mqtool.cli.help import page
 from mqtool.cli.help.description import CommandHelp, describe, topic_options
@@ -34,7 +35,7 @@ def show_help(
     elif words[0] in TOPICS:
         output.show(page.topic_page(words[0], topic_options(described, words[0]), page.width()))
     else:
-        output.show(page.command_page(_find(described, words), page.width()))
+        output.show(page.command_page(_find(described, without_aliases(words)), page.width()))
 
 
 def _find(command: CommandHelp, words: list[str]) -> CommandHelp:

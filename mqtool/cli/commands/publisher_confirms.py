@@ -42,7 +42,7 @@ def publisher_confirms(
     queue: QueueOptions,
     broker: Broker,
     strategy: Annotated[Strategy, typer.Argument(help="When to wait for confirms")] = Strategy.ALL,
-    count: Annotated[int, typer.Option("--count", "-c", min=1, help="Messages to publish")] = 50_000,
+    count: Annotated[int, typer.Option("--count", "-c", "-n", min=1, help="Messages to publish")] = 50_000,
     batch_size: Annotated[int, typer.Option(min=1, help="Messages in a batch")] = 100,
     confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT,
 ) -> None:

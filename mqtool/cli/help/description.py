@@ -39,6 +39,8 @@ _COMMON = {
     "Broker": {"--url"},
     "Help": {"--help", "--help-all"},
 }
+#: Flags from other tools, which work and are not listed.
+_UNLISTED = {"-n"}
 #: The command's own options come first.
 _ORDER = ("", *TOPIC_OF.values())
 #: What a tutorial's command takes where no option names another: a field of the dialect's names.
@@ -194,7 +196,10 @@ def _options(parameters: Any, words: tuple[str, ...]) -> Iterator[OptionHelp]:
         if parameter.param_type_name != "option" or parameter.hidden:
             continue
         panel = parameter.rich_help_panel or ""
-        flags = (*sorted(parameter.opts, key=len), *parameter.secondary_opts)
+        flags = (
+            *sorted((flag for flag in parameter.opts if flag not in _UNLISTED), key=len),
+            *parameter.secondary_opts,
+        )
         yield OptionHelp(
             flags,
             "" if parameter.is_flag else _value_name(parameter),

@@ -16,7 +16,7 @@ from mqtool.cli.options.values import DURATION
 class Receiving(NamedTuple):
     """How to consume, when to stop, and how to print."""
 
-    limit: Annotated[int | None, typer.Option("--count", "-c", min=1, help="Stop after N messages")] = None
+    limit: Annotated[int | None, typer.Option("--count", "-c", "-n", min=1, help="Stop after N messages")] = None
     idle_timeout: Annotated[float | None, typer.Option(help="Stop after this long without a message", **DURATION)] = (
         None
     )

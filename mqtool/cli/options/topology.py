@@ -7,7 +7,7 @@ import typer
 
 from mqtool.cli.options import live_names
 from mqtool.cli.options.groups import in_panel
-from mqtool.cli.options.values import DURATION, argument_option
+from mqtool.cli.options.values import argument_option, duration
 from mqtool.errors import UsageError
 from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
 
@@ -50,7 +50,9 @@ class QueueOptions(NamedTuple):
             help="Dead-letter exchange; '' sends to QUEUE.dlq", metavar="EXCHANGE", autocompletion=live_names.exchanges
         ),
     ] = None
-    ttl: Annotated[float | None, typer.Option(help="Expire messages after this long", **DURATION)] = None
+    ttl: Annotated[
+        float | None, typer.Option(help="Expire messages after this long", parser=duration, metavar="DURATION")
+    ] = None
     max_length: Annotated[int | None, typer.Option(min=0, help="Keep up to N messages; drop the oldest")] = None
     lazy: Annotated[bool, typer.Option("--lazy", help="Keep a classic queue's messages on disk")] = False
 

@@ -11,7 +11,7 @@ from mqtool.duration import parse_duration
 
 def time_limit(text: str) -> float:
     """Seconds, from a duration other than 0."""
-    seconds = duration(text)
+    seconds = duration_or_seconds(text)
     if not seconds:
         raise typer.BadParameter(f"{text!r} must be longer than 0")
     return seconds
@@ -23,6 +23,11 @@ def duration(text: str) -> float:
         return parse_duration(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def duration_or_seconds(text: str) -> float:
+    """Seconds, from a duration or a plain number. Not for delays and TTLs: RabbitMQ counts them in milliseconds."""
+    return float(text) if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII) else duration(text)
 
 
 def size(text: str) -> int:
@@ -63,7 +68,7 @@ def argument_option(about: str) -> Any:
 
 
 #: For an option that takes a duration, and for one that takes a duration other than 0.
-DURATION = dict[str, Any](parser=duration, metavar="DURATION")
+DURATION = dict[str, Any](parser=duration_or_seconds, metavar="DURATION")
 TIME_LIMIT = dict[str, Any](parser=time_limit, metavar="DURATION")
 
 ConfirmTimeout = Annotated[
