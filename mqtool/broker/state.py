@@ -5,6 +5,7 @@ https://specifications.freedesktop.org/basedir-spec/latest/
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from mqtool.errors import MqtoolError
 
 DEFAULT_NAME = "default"
 IN_MEMORY = "in memory"
+_STARTED, _STOPPED = "broker.json", "stopped.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +97,27 @@ def directory(name: str = DEFAULT_NAME) -> Path:
 
 
 def load(name: str = DEFAULT_NAME) -> Started | None:
-    """The broker with that name, or None if it was not started.
+    """The broker with that name, or None if it was not started, or has been stopped.
 
     Raises:
         MqtoolError: its file is damaged.
     """
-    path = directory(name) / "broker.json"
+    return _read(directory(name) / _STARTED)
+
+
+def load_stopped(name: str) -> Started | None:
+    """The broker that had that name when it was stopped. Raises as load() does."""
+    return _read(directory(name) / _STOPPED)
+
+
+def names() -> list[str]:
+    """The brokers that were started, those among them that have been stopped."""
+    return sorted(
+        {path.parent.name for path in directory().parent.glob("*/*.json") if path.name in (_STARTED, _STOPPED)}
+    )
+
+
+def _read(path: Path) -> Started | None:
     try:
         return Started(**json.loads(path.read_text()))
     except FileNotFoundError:
@@ -110,24 +127,31 @@ def load(name: str = DEFAULT_NAME) -> Started | None:
 
 
 def load_all() -> list[Started]:
-    """All brokers that were started.
-
-    Raises:
-        MqtoolError: a file is damaged.
-    """
-    home = directory().parent
-    names = sorted(path.parent.name for path in home.glob("*/broker.json"))
-    return [started for name in names if (started := load(name)) is not None]
+    """All brokers that were started and not stopped. Raises as load() does."""
+    return [started for name in names() if (started := load(name)) is not None]
 
 
 def save(started: Started) -> None:
     """Remember a broker; only its owner may read it, as the URL may hold a password."""
-    path = Path(started.directory) / "broker.json"
+    path = Path(started.directory) / _STARTED
     path.touch(mode=0o600)
     path.chmod(0o600)  # in case it was there
     path.write_text(json.dumps(asdict(started), indent=2) + "\n")
 
 
 def forget(name: str) -> None:
-    """Forget a broker."""
-    (directory(name) / "broker.json").unlink(missing_ok=True)
+    """Forget a broker, which no longer runs, until it is started again; only `broker ls` and `broker rm` know it."""
+    if (path := directory(name) / _STARTED).exists():
+        path.replace(directory(name) / _STOPPED)
+
+
+def remove_but_data(name: str) -> None:
+    """Remove the logs and all else of a stopped broker, except directories of messages."""
+    home = directory(name)
+    for path in home.iterdir():
+        if path.is_file():
+            path.unlink()
+        elif path.name.startswith("node-"):  # a cluster's nodes have their logs there
+            shutil.rmtree(path)
+    if not any(home.iterdir()):
+        home.rmdir()

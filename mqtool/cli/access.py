@@ -183,6 +183,22 @@ def resolve_addresses(
     return [replace(address, **changes) for address in addresses]
 
 
+def chosen_by() -> str:
+    """Where commands without --url have their broker's address from."""
+    from mqtool.broker import state
+
+    for variable in URL_VARIABLES:
+        if os.environ.get(variable):
+            return f"from {variable}"
+    return "from 'mqtool broker up'" if state.load() else "the default"
+
+
+def is_same_node(one: Address, other: Address) -> bool:
+    """Whether two addresses are of one node."""
+    hosts = {one.host, other.host}
+    return one.port == other.port and (len(hosts) == 1 or hosts <= {"localhost", "127.0.0.1"})
+
+
 def read_password(path: Path) -> str:
     """The password in a file, or on stdin for `-`.
 
@@ -216,8 +232,6 @@ def _started_with(address: Address) -> str | None:
     from mqtool.broker import state
 
     for started in state.load_all():
-        known = parse_addresses(started.url)[0]
-        same_host = known.host == address.host or {known.host, address.host} <= {"localhost", "127.0.0.1"}
-        if same_host and known.port == address.port and "management" in started.details:
+        if is_same_node(parse_addresses(started.url)[0], address) and "management" in started.details:
             return str(started.details["management"])
     return None

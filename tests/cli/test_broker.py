@@ -70,7 +70,9 @@ def management_of(status: str) -> list[str]:
 def test_a_broker_for_other_machines(home: Shell, kind: Kind) -> None:
     """It listens on one more address; a user made for them has a password, which is shown once, and on request."""
     own_broker(kind)
-    up = home.run("mqtool", "broker", "up", "--kind", kind, "--name", "mine", "--listen", "127.0.0.2")
+    up = home.run(
+        "mqtool", "broker", "up", f"--kind={kind}", "--name=mine", "--listen=127.0.0.2", f"--port={free_port()}"
+    )
     (url,) = re.findall(r"export AMQP_URL=(amqp://remote:\S+@127\.0\.0\.2:\d+)", up.stderr)
     assert home.run("mqtool", "new-task", "from elsewhere", "-u", url).code == 0
     assert home.run("mqtool", "broker", "env", "--name", "mine", "--remote").stdout == f"export AMQP_URL={url}\n"
@@ -90,7 +92,7 @@ def test_a_broker_for_other_machines(home: Shell, kind: Kind) -> None:
 
 def test_options_that_a_running_broker_does_not_have(home: Shell) -> None:
     """They are refused, not ignored, and so are addresses that no machine has."""
-    home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--name", "mine")
+    home.run("mqtool", "broker", "up", "--kind=embedded", "--in-memory", "--name=mine", f"--port={free_port()}")
     assert home.run("mqtool", "broker", "up", "--in-memory", "--name", "mine").stdout.startswith("already running")
     for option in ("--kind=node", "--port=1", "--cluster", "--listen=127.0.0.2", "--data-dir=x", "--management-port=1"):
         refused = home.run("mqtool", "broker", "up", option, "--name", "mine")
@@ -99,6 +101,45 @@ def test_options_that_a_running_broker_does_not_have(home: Shell) -> None:
     assert home.run("mqtool", "broker", "up", "--foreground", "--name", "mine").code == 2
     assert home.run("mqtool", "broker", "env", "--name", "mine", "--remote").code == 2
     assert home.run("mqtool", "broker", "up", "--listen", "here").code == 2
+
+
+def test_brokers_are_listed_and_removed(home: Shell) -> None:
+    """Stopped ones too; their messages stay, unless they are to be purged, which a script has to confirm."""
+    up, down = (("mqtool", "broker", word, "--name", "mine") for word in ("up", "down"))
+    rm = ("mqtool", "broker", "rm", "--name", "mine")
+    url = f"amqp://127.0.0.1:{(port := str(free_port()))}"
+    home.run(*up, "--kind", "embedded", "--port", port)
+    home.run("mqtool", "new-task", "kept", "-u", url)
+    assert home.run("mqtool", "broker", "ls").stdout.split()[:3] == ["mine", "running", "embedded"]
+    assert home.run(*rm).code == 2, "it is running"
+
+    home.run(*down)
+    assert home.run("mqtool", "broker", "ls").stdout.split()[:3] == ["mine", "stopped", "embedded"]
+    assert home.run(*rm).code == 0
+    assert home.run("mqtool", "broker", "ls").stdout == ""
+    assert home.run("mqtool", "broker", "logs", "--name", "mine").code == 69
+    assert home.run(*rm).code == 69
+
+    home.run(*up, "--kind", "embedded", "--port", port)
+    assert home.run("mqtool", "list", "queues", "-u", url).stdout == "task_queue\t1\n"
+    home.run(*down)
+    assert home.run(*rm, "--purge").code == 2
+    assert home.run(*rm, "--purge", "--yes").code == 0
+    assert not [*home.directory.glob("state/mqtool/brokers/*")]
+
+
+def test_which_broker_commands_use_and_why(home: Shell) -> None:
+    """status says it; and up, where it is not the broker that is up."""
+    assert home.run("mqtool", "broker", "status").stdout == "commands use amqp://guest@localhost:5672, the default\n"
+    home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--port", str(port := free_port()))
+    status = home.run("mqtool", "broker", "status").stdout
+    assert f"  commands use amqp://guest@127.0.0.1:{port}, from 'mqtool broker up'\n" in status
+    elsewhere = {"AMQP_URL": "amqp://ann:secret@192.0.2.1"}
+    status = home.run("mqtool", "broker", "status", environment=elsewhere).stdout
+    assert "  commands use amqp://ann@192.0.2.1:5672, from AMQP_URL\n" in status
+    again = home.run("mqtool", "broker", "up", environment=elsewhere)
+    assert "commands use amqp://ann@192.0.2.1:5672, from AMQP_URL; for this broker: eval" in again.stderr
+    assert "commands use" not in home.run("mqtool", "broker", "up").stderr
 
 
 def test_commands_find_the_broker_that_was_started(home: Shell) -> None:

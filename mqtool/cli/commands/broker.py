@@ -1,6 +1,7 @@
-"""mqtool broker up, restart, down, status, logs, env; mqtool wait."""
+"""mqtool broker up, restart, down, status, ls, rm, logs, env; mqtool wait."""
 
 import contextlib
+import os
 import shlex
 import time
 from pathlib import Path
@@ -16,9 +17,10 @@ from mqtool.broker.starting import wait_until_up, where_log_is
 from mqtool.broker.state import DEFAULT_NAME, Started, Wanted
 from mqtool.broker.waiting import connect_within
 from mqtool.cli import stopping
-from mqtool.cli.access import Access
-from mqtool.cli.display import output
+from mqtool.cli.access import URL_VARIABLES, Access, chosen_by, is_same_node, resolve_addresses
+from mqtool.cli.display import output, tables
 from mqtool.cli.options import DURATION, Broker, takes_groups
+from mqtool.cli.options.asking import Yes, ask
 from mqtool.errors import Unavailable, UsageError
 
 app = typer.Typer()
@@ -158,12 +160,16 @@ def _reachable(access: Access) -> Address | None:
 
 
 def _say_up(started: Started, what: str) -> None:
+    """Say that a broker is up, and what is to be known of it."""
     output.show(f"{what} at {','.join(map(str, parse_addresses(started.url)))}")
     if damage := started.details.get("damage"):
         output.notice(str(damage))
     if management := started.details.get("management"):
         # The embedded broker has no page, only the API.
         output.status(f"management {'API' if started.kind == Kind.EMBEDDED else 'page'}: {management} (guest, guest)")
+    if not is_same_node(_default_address(), parse_addresses(started.url)[0]):
+        of = "" if started.name == DEFAULT_NAME else f" --name {started.name}"
+        output.notice(f'commands use {_in_use()}; for this broker: eval "$(mqtool broker env{of})"')
 
 
 def _known(name: str) -> Started:
@@ -198,19 +204,72 @@ def down(name: Name = DEFAULT_NAME) -> None:
 @broker.command(epilog="mqtool broker status")
 def status(name: Name = DEFAULT_NAME) -> None:
     """Show whether the broker is running (exit 0) or not (exit 69)."""
-    started = _known(name)
+    if (started := state.load(name)) is None:
+        output.show(f"commands use {_in_use()}")
+        started = _known(name)
     starter = starter_of(started)
-    running = starter.running(started)
-    some = f"{running} of {started.nodes} nodes running" if 0 < running < started.nodes else "not running"
-    output.show(f"{starter.describe}: {'running' if running == started.nodes else some}")
+    running, says = starter.running(started), _state_of(started)
+    output.show(f"{starter.describe}: {says}")
     rows: dict[str, Any] = {"url": ", ".join(map(str, parse_addresses(started.url)))}
     if started.pid:
         rows |= {"process": started.pid, "log": f"{started.directory}/log"}
     for key, value in {**rows, **started.details}.items():
         if not isinstance(value, list | dict):
             output.show(f"  {key.replace('_', ' '):<12} {value}")
+    output.show(f"  commands use {_in_use()}")
     if running < started.nodes:
-        raise Unavailable(f"the broker is {some}", "start it again with 'mqtool broker up'")
+        raise Unavailable(f"the broker is {says}", "start it again with 'mqtool broker up'")
+
+
+def _state_of(started: Started) -> str:
+    running = starter_of(started).running(started)
+    some = f"{running} of {started.nodes} nodes running" if running else "not running"
+    return "running" if running == started.nodes else some
+
+
+def _in_use() -> str:
+    """The broker that commands without --url use, and why."""
+    return f"{_default_address()}, {chosen_by()}"
+
+
+def _default_address() -> Address:
+    given = (os.environ.get(name) for name in URL_VARIABLES)
+    return resolve_addresses(next(filter(None, given), None))[0]
+
+
+@broker.command(epilog="mqtool broker ls\nmqtool broker ls --json")
+def ls(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line")] = False) -> None:
+    """List the brokers that 'broker up' started, with stopped ones."""
+    rows = []
+    for name in state.names():
+        known = (started := state.load(name)) or state.load_stopped(name)
+        assert known is not None
+        urls = ", ".join(map(str, parse_addresses(known.url)))
+        says = _state_of(started) if started else "stopped"
+        rows.append({"name": name, "state": says, "kind": known.kind, "url": urls, "data": known.details.get("data")})
+    if not tables.show(rows, ["name", "state", "kind", "url", *["data"] * as_json], as_json=as_json):
+        output.status("no brokers: 'mqtool broker up' starts one")
+
+
+@broker.command(epilog="mqtool broker rm --name second\nmqtool broker rm --name second --purge --yes")
+def rm(
+    name: Name = DEFAULT_NAME,
+    purge: Annotated[bool, typer.Option("--purge", help="Remove its messages too")] = False,
+    yes: Yes = False,
+) -> None:
+    """Remove a stopped broker; its messages stay without --purge."""
+    found = state.load(name) or state.load_stopped(name) or _known(name)
+    starter = starter_of(found)
+    if starter.running(found):
+        raise UsageError(f"the broker named {name!r} is running", f"stop it with 'mqtool broker down --name {name}'")
+    if purge:
+        ask(f"remove broker {name!r} with all its messages", yes=yes)
+        starter.discard(found)
+        if (data := Path(str(found.details.get("data")))).exists():
+            output.notice(f"{data} is not ours to remove")
+    else:
+        state.remove_but_data(name)
+    output.status(f"removed {name}")
 
 
 @broker.command(epilog="mqtool broker logs\nmqtool broker logs -f")

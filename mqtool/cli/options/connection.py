@@ -6,7 +6,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from mqtool.amqp import Backoff, TlsFiles
-from mqtool.cli.access import MANAGEMENT_VARIABLE, Access, resolve_addresses
+from mqtool.cli.access import MANAGEMENT_VARIABLE, URL_VARIABLES, Access, resolve_addresses
 from mqtool.cli.display import output
 from mqtool.cli.options import live_names
 from mqtool.cli.options.groups import in_panel
@@ -24,7 +24,7 @@ class Broker(NamedTuple):
             "--url",
             "-u",
             help="Broker: amqp://user:password@host:5672/vhost",
-            envvar=["MQTOOL_URL", "AMQP_URL"],
+            envvar=[*URL_VARIABLES],
             show_envvar=True,
         ),
     ] = None
