@@ -1,11 +1,12 @@
 """Problems of a broker, found by looking twice: what matters is what does not move."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from mqtool import management
 from mqtool.errors import AccessRefused
+from mqtool.inspection import dead_ends
+from mqtool.inspection.finding import Finding
 from mqtool.inspection.listing import counted
 from mqtool.management import Management
 from mqtool.management.client import Json
@@ -17,24 +18,6 @@ COLUMNS = (
 )  # fmt: skip
 #: Seconds by which statistics may be late.
 _LATE = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """A problem.
-
-    Attributes:
-        check: the name of the check that found it.
-        thing: what it is about, such as "queue 'jobs'".
-        what: what is wrong; continues a sentence that starts with the thing.
-        hint: what to do.
-    """
-
-    check: str
-    thing: str
-    what: str
-    hint: str
-    vhost: str | None = None
 
 
 def has_no_consumer(queue: Json) -> bool:
@@ -59,6 +42,42 @@ def forgets_to_acknowledge(queue: Json, earlier: Json | None = None) -> bool:
         return has_many and acks == 0
     grows = unacked > (earlier.get("messages_unacknowledged") or 0)
     return acks == _count(earlier, "ack") and unacked > 0 and (has_many or grows)
+
+
+def stands_still(queue: Json, earlier: Json | None = None) -> bool:
+    """Whether messages wait, and each consumer has one that it neither acknowledges nor gets another after.
+
+    That is a long task, or a consumer with a prefetch limit that forgets to acknowledge: a broker cannot tell which.
+
+    Args:
+        earlier: the same queue some seconds before; without it, only a queue that never had an ack is found.
+    """
+    consumers = queue.get("consumers") or 0
+    if (queue.get("arguments") or {}).get("x-single-active-consumer"):
+        consumers = min(consumers, 1)
+    if queue.get("type") == "stream" or not _is_full(queue, consumers) or _moves(queue):
+        return False
+    if earlier is None:
+        return _count(queue, "ack") == 0
+    if any(_count(queue, name) != _count(earlier, name) for name in ("ack", "deliver_get")):
+        return False
+    shorter = queue["messages_ready"] < (earlier.get("messages_ready") or 0)  # it is counted more often than the others
+    return not shorter and _is_full(earlier, consumers) and not _moves(earlier)
+
+
+def _is_full(queue: Json, consumers: int) -> bool:
+    """Whether messages wait although each consumer has one."""
+    return bool(queue.get("messages_ready")) and (queue.get("messages_unacknowledged") or 0) >= consumers > 0
+
+
+def _moves(queue: Json) -> bool:
+    """Whether its statistics, which are renewed every five seconds, show a delivery or an ack lately."""
+    return any(rate(queue, name) > 0 for name in ("ack", "deliver_get"))
+
+
+def rate(view: Json, name: str) -> float:
+    """How fast a counter of a queue, or of a broker, grows: in 1/s."""
+    return float(((view.get("message_stats") or {}).get(f"{name}_details") or {}).get("rate") or 0.0)
 
 
 def dropped(queue: Json) -> int:
@@ -87,10 +106,14 @@ def findings(api: Management, vhost: str | None, wait: Callable[[], object]) -> 
     before = {(queue["vhost"], queue["name"]): queue for queue in management.queues(api, vhost, COLUMNS)}
     wait()
     names = {(each["vhost"], each["name"]) for each in management.exchanges(api, vhost, ("vhost", "name"))}
+    expiring: list[Json] = []
     for queue in management.queues(api, vhost, COLUMNS):
         yield from _of_queue(queue, before.get((queue["vhost"], queue["name"])), names)
-    yield from _of_exchanges(api, vhost)
-    yield from _of_policies(api, vhost)
+        if dead_ends.expires(queue):
+            expiring.append(queue)
+    policies = _policies(api, vhost)
+    yield from dead_ends.findings(api, vhost, policies, expiring)
+    yield from _of_policies(policies)
 
 
 def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]) -> Iterator[Finding]:
@@ -108,6 +131,12 @@ def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]
             "no-acks",
             f"has {counted(queue['messages_unacknowledged'])} unacknowledged, and no consumer acknowledges any",
             "does a consumer forget basic.ack? It gets no more, and all of these again when it restarts",
+        )
+    elif earlier is not None and stands_still(queue, earlier):
+        yield finding(
+            "stands-still",
+            f"has {counted(queue['messages_ready'])} waiting, and nothing moves: a long task, or a forgotten basic.ack",
+            "look at its consumers: each has a delivery, and acknowledged nothing between the two looks",
         )
     if not queue.get("durable") and not queue.get("exclusive"):
         yield finding(
@@ -133,8 +162,8 @@ def _of_dead_letters(
     if earlier is None or queue.get("type") == "stream":
         return
     gone = min(dropped(queue), dropped(earlier))
-    rate = ((queue.get("message_stats") or {}).get("publish_details") or {}).get("rate") or 0.0
-    if gone > rate * _LATE:  # the counters of what is published and what is there are not of the same moment
+    # The counters of what is published and what is there are not of the same moment.
+    if gone > rate(queue, "publish") * _LATE:
         yield finding(
             "no-dead-letter-exchange",
             f"has lost {counted(gone)}: rejected, expired or purged, without a dead-letter exchange",
@@ -142,38 +171,14 @@ def _of_dead_letters(
         )
 
 
-def _of_exchanges(api: Management, vhost: str | None) -> Iterator[Finding]:
-    """Exchanges that receive messages and have no bindings."""
-    columns = ("name", "vhost", "type", "arguments", "policy", "message_stats.publish_in")
-    published = [
-        exchange
-        for exchange in management.exchanges(api, vhost, columns)
-        if exchange["name"] and (exchange.get("message_stats") or {}).get("publish_in") and not _has_alternate(exchange)
-    ]
-    if not published:
-        return
-    bound = {(each["vhost"], each["source"]) for each in management.bindings(api, vhost, ("vhost", "source"))}
-    for exchange in published:
-        if (exchange["vhost"], exchange["name"]) not in bound:
-            count = counted(exchange["message_stats"]["publish_in"])
-            yield Finding(
-                "leads-nowhere",
-                f"exchange {exchange['name']!r}",
-                f"has received {count} and has no bindings: they are lost",
-                "bind a queue to it, or publish with --mandatory to see it",
-                exchange["vhost"],
-            )
-
-
-def _has_alternate(exchange: Json) -> bool:
-    return "alternate-exchange" in (exchange.get("arguments") or {}) or bool(exchange.get("policy"))
-
-
-def _of_policies(api: Management, vhost: str | None) -> Iterator[Finding]:
+def _policies(api: Management, vhost: str | None) -> list[Json]:
     try:
-        policies: Sequence[Any] = [*management.policies(api, vhost)]
+        return list(management.policies(api, vhost))
     except AccessRefused:  # they need a tag of their own
-        return
+        return []
+
+
+def _of_policies(policies: Iterable[Json]) -> Iterator[Finding]:
     for policy in policies:
         if any(key.startswith("ha-") for key in policy.get("definition") or {}):
             yield Finding(

@@ -68,6 +68,62 @@ def test_doctor_finds_what_would_bite(watcher: Shell, broker: TestBroker) -> Non
     assert "findings at amqp://guest@" in said.stderr
 
 
+def test_a_forgotten_ack_stops_a_consumer_with_a_prefetch_limit(watcher: Shell, broker: TestBroker) -> None:
+    """The mistake that the README tells people to try: one message in hand, the others wait, and nothing moves."""
+    watcher.run("mqtool", "new-task", "-l", stdin="1\n2\n3\n")
+    watcher.start("mqtool", "worker", "--forget-ack").wait_until_ready().wait_for_stdout("Received 1")
+    wait_until(lambda: "stands-still" in findings(watcher, broker), f"found: {findings(watcher, broker)}")
+    found = findings(watcher, broker)["stands-still"]
+    assert found["thing"] == "queue 'task_queue'"
+    assert found["what"] == "has 2 messages waiting, and nothing moves: a long task, or a forgotten basic.ack"
+    row = watcher.run("mqtool", "top").stdout.splitlines()[0].split("\t")
+    assert (row[0], row[-1]) == ("task_queue", "nothing moves?")
+
+
+def test_doctor_finds_dead_ends_and_circles(watcher: Shell, broker: TestBroker) -> None:
+    """Messages that expire in a circle, exchanges that lead to each other, alternates that lead nowhere."""
+    to, key, ttl = "x-dead-letter-exchange", "x-dead-letter-routing-key", "x-message-ttl"
+    for name, arguments in {
+        "round": {to: "", ttl: 3_600_000},
+        "retry": {to: "", key: "jobs", ttl: 3_600_000},
+        "jobs": {to: "", key: "retry"},
+    }.items():
+        broker.api("PUT", f"queues/{broker.vhost}/{name}", {"durable": True, "arguments": arguments})
+    made = watcher.script(
+        """
+        set -e
+        for name in one two missed; do mqtool exchange declare $name fanout; done
+        mqtool bind --to-exchange one two
+        mqtool bind --to-exchange two one
+        mqtool exchange declare orders direct --argument alternate-exchange=missed
+        mqtool exchange declare bills direct --argument alternate-exchange=nowhere
+        """
+    )
+    assert made.code == 0, made.stderr
+    looked = watcher.run("mqtool", "doctor", "--vhost", broker.vhost, "--between", "10ms")
+    text = " ".join(looked.stdout.split())
+    assert f"queue 'round' in vhost {broker.vhost!r} gets its expired messages back: RabbitMQ drops" in text
+    assert "'retry'" not in text, "who rejects a message wants it to come back"
+    assert "'one' → 'two' → 'one'" in text or "'two' → 'one' → 'two'" in text
+    assert "the alternate exchange 'missed', which has no bindings: what it cannot route is lost" in text
+    assert "the alternate exchange 'nowhere', which does not exist" in text
+
+
+def test_doctor_says_once_what_is_true_of_many(watcher: Shell, broker: TestBroker) -> None:
+    """Forty queues are one line with the names of a few; programs get each."""
+    many = [f"q{number:02}" for number in range(40)]
+    for name in many:
+        broker.api("PUT", f"queues/{broker.vhost}/{name}", {"durable": False})
+    looked = watcher.run("mqtool", "doctor", "--vhost", broker.vhost, "--between", "10ms")
+    assert looked.stdout.splitlines()[0].endswith(
+        "is transient and not exclusive, which RabbitMQ 4.3 refuses (and 39 more: 'q01', 'q02', 'q03', …)"
+    )
+    assert len(looked.stdout.splitlines()) == 2
+    assert "40 findings" in looked.stderr
+    each = watcher.run("mqtool", "doctor", "--vhost", broker.vhost, "--between", "10ms", "--json").stdout.splitlines()
+    assert sorted(json.loads(line)["thing"] for line in each) == [f"queue {name!r}" for name in many]
+
+
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_doctor_finds_mirrored_policies(watcher: Shell, broker: TestBroker) -> None:
     """RabbitMQ 4.0 does not mirror any more. (The embedded broker has no policies.)"""

@@ -1,7 +1,10 @@
 """What doctor and top take for a problem, and what not."""
 
-from mqtool.inspection.diagnosis import dropped, forgets_to_acknowledge, has_no_consumer
+from mqtool.inspection.dead_ends import Paths
+from mqtool.inspection.diagnosis import dropped, forgets_to_acknowledge, has_no_consumer, stands_still
+from mqtool.inspection.finding import Finding, grouped, worst_first
 from mqtool.management.client import Json
+from mqtool.topology import Binding, Queue
 
 
 def queue(ready: int = 0, unacked: int = 0, consumers: int = 0, **stats: int) -> Json:
@@ -44,3 +47,54 @@ def test_messages_that_were_dropped() -> None:
     assert dropped(queue(ready=2, unacked=1, publish=10, ack=3, deliver_no_ack=1, get_no_ack=1)) == 2
     assert dropped(queue(ready=7, publish=10, ack=3)) == 0
     assert dropped(queue(ack=5)) == 0
+
+
+def test_queues_in_which_nothing_moves() -> None:
+    """Each consumer has a message, others wait, and between two looks there was neither a delivery nor an ack."""
+    full = queue(ready=2, unacked=1, consumers=1, ack=7, deliver_get=8)
+    assert stands_still(full, full)
+    assert stands_still(queue(ready=2, unacked=1, consumers=1))
+    assert not stands_still(full), "it has acknowledged before"
+    assert not stands_still({**full, "messages_ready": 0}, full), "nothing waits"
+    assert not stands_still({**full, "consumers": 2}, full), "one consumer has nothing to do"
+    assert stands_still({**full, "consumers": 2, "arguments": {"x-single-active-consumer": True}}, full)
+    later = queue(ready=2, unacked=1, consumers=1, ack=8, deliver_get=9)
+    assert not stands_still(later, full)
+    assert not stands_still(full, {**full, "messages_ready": 3}), "one went, and the statistics do not show it yet"
+    stats = {"ack": 7, "deliver_get": 8, "ack_details": {"rate": 0.2}}
+    assert not stands_still({**full, "message_stats": stats}, full), "the statistics are older than the two looks"
+
+
+def expiring(name: str, exchange: str, key: str | None = None) -> Queue:
+    arguments = {"x-message-ttl": 1000, "x-dead-letter-exchange": exchange}
+    return Queue(name, arguments=arguments if key is None else {**arguments, "x-dead-letter-routing-key": key})
+
+
+def test_circles_of_queues_in_which_nobody_rejects() -> None:
+    """By keys of their own, or by the one that the message has; each circle once."""
+
+    def circles(*queues: Queue, bindings: tuple[Binding, ...] = ()) -> list[str]:
+        exchange = {"name": "logs", "type": "topic"}
+        paths = Paths("/", {"": {"name": "", "type": "direct"}, "logs": exchange}, {}, [*queues], {"logs"}, [*bindings])
+        return [finding.thing for finding in paths.findings()]
+
+    assert circles(expiring("a", "")) == ["queue 'a'"]
+    assert circles(expiring("a", "", "b"), expiring("b", "", "c"), expiring("c", "", "a")) == ["queue 'a'"]
+    assert circles(expiring("a", "", "b"), expiring("b", "", "done")) == []
+    assert circles(expiring("a", "logs"), bindings=(Binding("logs", "a", "kern.*"),)) == ["queue 'a'"]
+    assert circles(expiring("a", "logs", "x"), bindings=(Binding("logs", "a", "kern.*"),)) == []
+    assert circles(expiring("a", "gone")) == []
+
+
+def test_the_worst_findings_come_first_and_equal_ones_together() -> None:
+    """What blocks publishers is worse than what a newer RabbitMQ refuses; a few of a kind have a line each."""
+    transient = [Finding("transient", f"queue 'q{number}'", "", "", "/") for number in range(5)]
+    mixed = [
+        *transient[:2],
+        Finding("no-consumer", "queue 'a'", "", ""),
+        *transient[2:],
+        Finding("alarm", "node", "", ""),
+    ]
+    found = [(first.check, first.thing, len(same)) for first, same in grouped(worst_first(mixed))]
+    assert found == [("alarm", "node", 0), ("no-consumer", "queue 'a'", 0), ("transient", "queue 'q0'", 4)]
+    assert len(list(grouped(worst_first(transient[:3])))) == 3

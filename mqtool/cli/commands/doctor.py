@@ -3,7 +3,7 @@
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ from mqtool.cli.display import output
 from mqtool.cli.options import TIME_LIMIT, Broker, ManagementUrl, takes_groups
 from mqtool.errors import AccessRefused, MqtoolError, SomeFailed
 from mqtool.inspection import diagnosis
-from mqtool.inspection.diagnosis import Finding
+from mqtool.inspection.finding import Finding, grouped, others, worst_first
 from mqtool.inspection.listing import counted
 from mqtool.management import Management
 
@@ -41,12 +41,15 @@ def doctor(
     Exits 3 if there are any.
     """
     access = broker.access(management)
-    found = 0
-    for finding in _findings(access, broker.vhost, between):
-        found += 1
-        _show(finding, as_json=as_json)
+    found = worst_first(_findings(access, broker.vhost, between))
+    if as_json:
+        for finding in found:
+            output.show(json.dumps({**asdict(finding), "severity": finding.severity}, ensure_ascii=False))
+    else:
+        for finding, same in grouped(found):
+            _show(finding, same)
     if found:
-        raise SomeFailed(f"{counted(found, 'finding')} at {access.address}")
+        raise SomeFailed(f"{counted(len(found), 'finding')} at {access.address}")
     output.status(f"no problems found at {access.address}")
 
 
@@ -100,12 +103,8 @@ def _seen_from_outside(api: Management, address: Address) -> str | None:
         return str(probe.getsockname()[0])
 
 
-def _show(finding: Finding, *, as_json: bool) -> None:
-    if as_json:
-        output.show(json.dumps(asdict(finding), ensure_ascii=False))
-        return
-    where = "" if finding.vhost in (None, "/") else f" in vhost {finding.vhost!r}"
-    text = f"{finding.thing}{where} {finding.what}"
+def _show(finding: Finding, same: Sequence[Finding]) -> None:
+    text = f"{finding.where} {finding.what}{others(same)}"
     if output.is_terminal(1):
         text = output.visible(text)
     output.show(f"{output.styled(text, '1', 1)}\n  {finding.hint}")

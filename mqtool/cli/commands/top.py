@@ -17,7 +17,7 @@ from mqtool.cli.display import output, tables
 from mqtool.cli.display.pace import single_keys
 from mqtool.cli.options import TIME_LIMIT, Broker, ManagementUrl, takes_groups
 from mqtool.errors import Unavailable, UsageError
-from mqtool.inspection.diagnosis import COLUMNS, forgets_to_acknowledge, has_no_consumer
+from mqtool.inspection.diagnosis import COLUMNS, forgets_to_acknowledge, has_no_consumer, rate, stands_still
 from mqtool.inspection.listing import Row, counted
 from mqtool.management import Management
 from mqtool.management.client import Json
@@ -103,21 +103,18 @@ class Screen:
             warning = "no consumer"
         elif forgets_to_acknowledge(queue, earlier):
             warning = "no acks?"
-        stats = queue.get("message_stats") or {}
+        elif stands_still(queue, earlier):
+            warning = "nothing moves?"
         return {
             "name": queue["name"] if self.vhost is not None else f"{queue['vhost']} {queue['name']}",
             "ready": queue.get("messages_ready"),
             "unacked": queue.get("messages_unacknowledged"),
             "consumers": queue.get("consumers"),
-            "in/s": _rate(stats, "publish"),
-            "out/s": _rate(stats, "deliver_get"),
-            "ack/s": _rate(stats, "ack"),
+            "in/s": rate(queue, "publish"),
+            "out/s": rate(queue, "deliver_get"),
+            "ack/s": rate(queue, "ack"),
             "look out": warning,
         }
-
-
-def _rate(stats: Json, name: str) -> float:
-    return float((stats.get(f"{name}_details") or {}).get("rate") or 0.0)
 
 
 @app.command(epilog="mqtool top\nmqtool top --sort unacked\nmqtool top --once")
@@ -201,10 +198,10 @@ def _picture(screen: Screen, where: str, height: int) -> "Group":
 
 def _totals(management: Management) -> str:
     told = management.get("overview", columns="object_totals,queue_totals,message_stats")
-    objects, queued, stats = (told.get(name) or {} for name in ("object_totals", "queue_totals", "message_stats"))
+    objects, queued = (told.get(name) or {} for name in ("object_totals", "queue_totals"))
     return (
         f"{counted(objects.get('queues', 0), 'queue')}, {queued.get('messages_ready', 0):,} ready, "
         f"{queued.get('messages_unacknowledged', 0):,} unacked, "
         f"{counted(objects.get('consumers', 0), 'consumer')}, {counted(objects.get('connections', 0), 'connection')}; "
-        f"{_rate(stats, 'publish'):,.0f} in/s, {_rate(stats, 'deliver_get'):,.0f} out/s"
+        f"{rate(told, 'publish'):,.0f} in/s, {rate(told, 'deliver_get'):,.0f} out/s"
     )

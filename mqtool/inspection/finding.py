@@ -1,0 +1,71 @@
+"""A problem of a broker, and how bad it is."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+#: Checks, the worst first. What stops publishers, loses nodes or lets anybody in is critical; the others are warnings.
+CRITICAL = ("node-down", "partition", "alarm", "guest")
+_WORST_FIRST = (
+    *CRITICAL,
+    *("no-acks", "stands-still", "no-consumer"),
+    *("dead-letter-exchange", "no-dead-letter-exchange", "alternate-exchange", "leads-nowhere"),
+    *("dead-letter-cycle", "exchange-cycle"),
+)
+#: More equal findings than these are shown as one.
+_APART, _NAMED = 3, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A problem.
+
+    Attributes:
+        check: the name of the check that found it.
+        thing: what it is about, such as "queue 'jobs'".
+        what: what is wrong; continues a sentence that starts with the thing.
+        hint: what to do.
+    """
+
+    check: str
+    thing: str
+    what: str
+    hint: str
+    vhost: str | None = None
+
+    @property
+    def severity(self) -> str:
+        """Whether it is "critical" or a "warning"."""
+        return "critical" if self.check in CRITICAL else "warning"
+
+    @property
+    def where(self) -> str:
+        """The thing, with its virtual host unless that is the default one."""
+        return self.thing if self.vhost in (None, "/") else f"{self.thing} in vhost {self.vhost!r}"
+
+
+def worst_first(findings: Iterable[Finding]) -> list[Finding]:
+    """Sort findings: the worst checks first, and those of one check together."""
+    ranks = {check: rank for rank, check in enumerate(_WORST_FIRST)}
+    return sorted(findings, key=lambda each: (ranks.get(each.check, len(ranks)), each.check, each.vhost or ""))
+
+
+def grouped(findings: Sequence[Finding]) -> Iterator[tuple[Finding, Sequence[Finding]]]:
+    """Yield each finding, sorted as by worst_first(), with those that say the same of other things.
+
+    A few are yielded one by one: what differs, such as a count, is worth a line then.
+    """
+    for _, same in groupby(findings, key=lambda each: (each.check, each.vhost)):
+        equal = list(same)
+        if len(equal) > _APART:
+            yield equal[0], equal[1:]
+        else:
+            yield from ((each, ()) for each in equal)
+
+
+def others(findings: Sequence[Finding]) -> str:
+    """The first few things of more findings, as an addition to the one that stands for all; empty for none."""
+    if not findings:
+        return ""
+    names = ", ".join(each.thing.partition(" ")[2] for each in findings[:_NAMED])
+    return f" (and {len(findings):,} more: {names}{', …' if len(findings) > _NAMED else ''})"
