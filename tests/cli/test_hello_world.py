@@ -1,5 +1,7 @@
 """What a person with two terminals sees of tutorial 1."""
 
+import pytest
+
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell
 
@@ -22,3 +24,16 @@ def test_as_other_tools_call_it(shell: Shell, broker: TestBroker) -> None:
     received = shell.run("mqtool", "sub", "-n", "1", "--timeout", "60", "--raw")
     assert (received.stdout, received.code) == ("hi\n", 0)
     assert "hello" in shell.run("mqtool", "queue", "ls", "--management", broker.management).stdout
+
+
+@on_any_broker
+@pytest.mark.parametrize("command", ["send x", "receive -c 1", "new-task x", "worker -c 1", "worker -c 1 --exec true",
+                                     "rpc-server -c 1", "receive-delayed -c 1"])  # fmt: skip
+def test_a_mistyped_queue_is_not_created(shell: Shell, command: str) -> None:
+    """--no-declare: only queues that exist are used."""
+    name, *rest = command.split()
+    result = shell.run("mqtool", name, "-q", "jbos", "--no-declare", *rest)
+    assert (result.code, "there is no queue 'jbos'" in result.stderr) == (69, True)
+    assert shell.run("mqtool", "list", "queues", "name").stdout == ""
+    shell.run("mqtool", "queue", "declare", "jobs")
+    assert shell.run("mqtool", "send", "-q", "jobs", "--no-declare", "x").code == 0

@@ -14,11 +14,12 @@ from mqtool.cli.options import (
     Broker,
     ExchangeOptions,
     Publishing,
-    QueueOptions,
     Receiving,
+    UsedQueueOptions,
     exchange_option,
     takes_groups,
 )
+from mqtool.cli.pipe.first_use import checked
 from mqtool.cli.pipe.publishing import publish, text
 from mqtool.cli.pipe.receiving import print_deliveries
 from mqtool.cli.pipe.source import Addressing
@@ -75,7 +76,7 @@ def send_delayed(
 @app.command(epilog="mqtool receive-delayed\nmqtool receive-delayed -F '%b, %l ms late'")
 @takes_groups
 def receive_delayed(
-    queue: QueueOptions,
+    queue: UsedQueueOptions,
     receiving: Receiving,
     broker: Broker,
     exchange: Annotated[str | None, exchange_option("Exchange")] = None,
@@ -90,7 +91,9 @@ def receive_delayed(
         known = _as_known(channel, delaying)
         if known.type == DELAYED and target.arguments.get("x-queue-type") == "quorum":
             output.warning(LOSES)
-        return delayed_messages.receive(channel, known, key, target, receiving.settings())
+        return delayed_messages.receive(
+            channel, known, key, checked(target, queue, channel, broker), receiving.settings()
+        )
 
     print_deliveries(receiving, broker, consumer, _received)
 

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from mqtool.amqp import Channel
-from mqtool.cli.options import Broker, Publishing, QueueOptions, Receiving, exchange_option, takes_groups
-from mqtool.cli.pipe.first_use import told_if_new
+from mqtool.cli.options import Broker, Publishing, Receiving, UsedQueueOptions, exchange_option, takes_groups
+from mqtool.cli.pipe.first_use import checked
 from mqtool.cli.pipe.publishing import publish
 from mqtool.cli.pipe.receiving import print_deliveries
 from mqtool.cli.pipe.source import Addressing
@@ -21,7 +21,7 @@ app = typer.Typer()
 @app.command(epilog="mqtool send 'Hello World!'\ntail -f app.log | mqtool send -l -q app\nmqtool send --json < saved")
 @takes_groups
 def send(
-    queue: QueueOptions,
+    queue: UsedQueueOptions,
     publishing: Publishing,
     exchange: Annotated[str | None, exchange_option("Publish to this exchange, and declare nothing")] = None,
     routing_key: Annotated[
@@ -36,7 +36,7 @@ def send(
 
     def publisher(channel: Channel, messages: Iterable[Message | None]) -> Iterator[Receipt]:
         if isinstance(target, Queue):
-            return hello_world.send(channel, told_if_new(target, channel, publishing.broker), messages)
+            return hello_world.send(channel, checked(target, queue, channel, publishing.broker), messages)
         return channel.publish(messages, exchange=target, routing_key=routing_key or "")
 
     publish(
@@ -51,11 +51,11 @@ def send(
 
 @app.command(epilog="mqtool receive\nmqtool receive --raw >> app.log\nmqtool receive --json | mqtool send --json -q b")
 @takes_groups
-def receive(queue: QueueOptions, receiving: Receiving, broker: Broker) -> None:
+def receive(queue: UsedQueueOptions, receiving: Receiving, broker: Broker) -> None:
     """Receive messages from a queue (tutorial 1)."""
 
     def consumer(channel: Channel) -> Iterator[Delivery]:
-        target = told_if_new(queue.of(broker.names.hello), channel, broker)
+        target = checked(queue.of(broker.names.hello), queue, channel, broker)
         return hello_world.receive(channel, target, receiving.settings())
 
     print_deliveries(receiving, broker, consumer, broker.lines.received)

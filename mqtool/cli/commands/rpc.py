@@ -10,10 +10,10 @@ import typer
 from mqtool.amqp import CONFIRM_TIMEOUT
 from mqtool.cli import stopping
 from mqtool.cli.display import output
-from mqtool.cli.options import TIME_LIMIT, Broker, QueueOptions, Receiving, queue_option, takes_groups
+from mqtool.cli.options import TIME_LIMIT, Broker, QueueOptions, Receiving, UsedQueueOptions, queue_option, takes_groups
 from mqtool.cli.options.programs import DedupOptions, ExecOptions
 from mqtool.cli.options.values import size
-from mqtool.cli.pipe.first_use import told_if_new
+from mqtool.cli.pipe.first_use import checked
 from mqtool.cli.pipe.programs import opened
 from mqtool.cli.pipe.receiving import announced, writer
 from mqtool.errors import BadData, ExitCode, SomeFailed, UsageError
@@ -54,7 +54,7 @@ FunctionOption = Annotated[Function, typer.Option(help="fib, or add100: n + 100 
 @app.command(epilog="mqtool rpc-server\nmqtool rpc-server --function add100")
 @takes_groups
 def rpc_server(
-    queue: QueueOptions,
+    queue: UsedQueueOptions,
     receiving: Receiving,
     broker: Broker,
     programs: ExecOptions,
@@ -104,7 +104,7 @@ def rpc_server(
             rpc.ONE_AT_A_TIME
         )
         waiting = broker.lines.awaiting_add100 if name == Function.ADD100 else broker.lines.awaiting_requests
-        answers = rpc.serve(channel, told_if_new(target, channel, broker), answer_visibly, settings)
+        answers = rpc.serve(channel, checked(target, queue, channel, broker), answer_visibly, settings)
         with announced(receiving.ready_file, channel, waiting):
             for _, reply in answers:
                 if reply.properties.get("type") == ERROR:

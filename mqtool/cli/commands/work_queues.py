@@ -11,9 +11,9 @@ from mqtool.amqp import Channel
 from mqtool.amqp import Receiving as ReceivingSettings
 from mqtool.cli.display import output
 from mqtool.cli.display.output import WAITING_FOR_MESSAGES
-from mqtool.cli.options import Broker, Publishing, QueueOptions, Receiving, takes_groups, takes_groups_but
+from mqtool.cli.options import Broker, Publishing, Receiving, UsedQueueOptions, takes_groups, takes_groups_but
 from mqtool.cli.options.programs import ProgramOptions
-from mqtool.cli.pipe.first_use import told_if_new
+from mqtool.cli.pipe.first_use import checked
 from mqtool.cli.pipe.programs import work
 from mqtool.cli.pipe.publishing import publish
 from mqtool.cli.pipe.receiving import announced, writer
@@ -32,12 +32,14 @@ Tasks = Annotated[
 
 @app.command(epilog="mqtool new-task 'A task of three seconds...'\nseq 100 | mqtool new-task -l")
 @takes_groups_but(words=Tasks)
-def new_task(queue: QueueOptions, publishing: Publishing) -> None:
+def new_task(queue: UsedQueueOptions, publishing: Publishing) -> None:
     """Send tasks to the workers' queue (tutorial 2)."""
     target = queue.of(publishing.broker.names.task_queue)
     publish(
         publishing,
-        lambda channel, tasks: work_queues.new_tasks(channel, told_if_new(target, channel, publishing.broker), tasks),
+        lambda channel, tasks: work_queues.new_tasks(
+            channel, checked(target, queue, channel, publishing.broker), tasks
+        ),
         publishing.broker.lines.sent_task,
         to=target,
         addressing=Addressing(queue.queue and "", queue.queue),
@@ -48,7 +50,7 @@ def new_task(queue: QueueOptions, publishing: Publishing) -> None:
 @app.command(epilog="mqtool worker\nmqtool worker --prefetch 0\nmqtool worker --exec './resize {message_id}'")
 @takes_groups
 def worker(
-    queue: QueueOptions,
+    queue: UsedQueueOptions,
     receiving: Receiving,
     broker: Broker,
     programs: ProgramOptions,
@@ -61,7 +63,7 @@ def worker(
 ) -> None:
     """Do tasks, or run a program for each (tutorial 2)."""
     if programs.exec.command is not None:
-        work(programs.exec.command, programs, queue.of(broker.names.task_queue), receiving, broker)
+        work(programs.exec.command, programs, queue, receiving, broker)
         return
     if programs.need_a_program:
         raise UsageError(
@@ -78,7 +80,7 @@ def worker(
     work_through = _work_and_forget if forget_ack else work_queues.work
     done = redelivered = 0
     with broker.access().channel() as channel:
-        target = told_if_new(queue.of(broker.names.task_queue), channel, broker)
+        target = checked(queue.of(broker.names.task_queue), queue, channel, broker)
         tasks = work_through(channel, target, do, settings)
         with announced(receiving.ready_file, channel, WAITING_FOR_MESSAGES):
             for task in tasks:

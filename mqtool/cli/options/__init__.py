@@ -6,7 +6,14 @@ from mqtool.cli.options.groups import takes_groups, takes_groups_but
 from mqtool.cli.options.messages import MessageOptions
 from mqtool.cli.options.publishing import Publishing
 from mqtool.cli.options.receiving import Receiving
-from mqtool.cli.options.topology import ExchangeOptions, LogQueueOptions, QueueOptions, exchange_option, queue_option
+from mqtool.cli.options.topology import (
+    ExchangeOptions,
+    LogQueueOptions,
+    QueueOptions,
+    UsedQueueOptions,
+    exchange_option,
+    queue_option,
+)
 from mqtool.cli.options.values import (
     CONFIRM_TIMEOUT,
     DURATION,

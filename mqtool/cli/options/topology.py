@@ -95,6 +95,25 @@ class QueueOptions(NamedTuple):
 
 
 @in_panel("Topology")
+class UsedQueueOptions(NamedTuple):
+    """Which queue to send to or to receive from."""
+
+    options: QueueOptions
+    declare: Annotated[
+        bool, typer.Option("--declare/--no-declare", help="Declare it if it does not exist, or fail")
+    ] = True
+
+    @property
+    def queue(self) -> str | None:
+        """Its name, if the user gave one."""
+        return self.options.queue
+
+    def of(self, default: Queue) -> Queue:
+        """As of QueueOptions."""
+        return self.options.of(default)
+
+
+@in_panel("Topology")
 class LogQueueOptions(NamedTuple):
     """Which queue a log receiver takes."""
 

@@ -7,13 +7,13 @@ from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
 from mqtool.cli.display.output import WAITING_FOR_MESSAGES
-from mqtool.cli.options import Broker, Receiving
+from mqtool.cli.options import Broker, Receiving, UsedQueueOptions
 from mqtool.cli.options.programs import DedupOptions, ProgramOptions
+from mqtool.cli.pipe.first_use import checked
 from mqtool.cli.pipe.receiving import announced
 from mqtool.duration import compact_duration
 from mqtool.errors import AccessRefused, SomeFailed, Unavailable, UsageError
 from mqtool.inspection.listing import counted
-from mqtool.topology import Queue
 from mqtool.work.hands import ONE_EACH, Hands
 from mqtool.work.programs import Program
 from mqtool.work.retry import Retrying
@@ -28,7 +28,7 @@ DEFAULT_CONSUMER_TIMEOUT = 30 * 60.0
 _SUMS = {"done": "done", "retry": "retries", "dead": "dead"}
 
 
-def work(command: str, options: ProgramOptions, queue: Queue, receiving: Receiving, broker: Broker) -> None:
+def work(command: str, options: ProgramOptions, named: UsedQueueOptions, receiving: Receiving, broker: Broker) -> None:
     """Run a program for each message, until stopped.
 
     Raises:
@@ -39,7 +39,7 @@ def work(command: str, options: ProgramOptions, queue: Queue, receiving: Receivi
             "--exec cannot be combined with output or acknowledgement options",
             "leave out --raw, --json, --format and --auto-ack",
         )
-    hands = options.concurrency
+    hands, queue = options.concurrency, named.of(broker.names.task_queue)
     program = Program(
         command, shell=options.exec.shell, timeout=receiving.timeout, concurrency=hands, pass_url=options.exec.pass_url
     )
@@ -53,7 +53,8 @@ def work(command: str, options: ProgramOptions, queue: Queue, receiving: Receivi
         if receiving.timeout is not None:
             _warn_of_consumer_timeout(access, queue.name, receiving.timeout)
         with stopping.calling(channel.stop):
-            work_through = Hands(channel, worker.handle, hands).start_consuming(channel.declare(queue), settings)
+            queue = channel.declare(checked(queue, named, channel, broker))
+            work_through = Hands(channel, worker.handle, hands).start_consuming(queue, settings)
             try:
                 with announced(receiving.ready_file, channel, WAITING_FOR_MESSAGES):
                     work_through()
