@@ -24,6 +24,12 @@ def home(tmp_path: Path) -> Iterator[Shell]:
             shell.run("mqtool", "broker", "down", "--name", name)
 
 
+@pytest.fixture
+def at_port() -> str:
+    """An option for `up`: another test, meanwhile, would take the usual port too."""
+    return f"--port={free_port()}"
+
+
 @pytest.mark.parametrize("kind", [Kind.EMBEDDED, Kind.NODE])
 def test_a_broker_from_up_to_down(home: Shell, kind: Kind) -> None:
     """Up, said twice; its status, environment and log; down, said twice; and its messages are kept."""
@@ -67,12 +73,10 @@ def management_of(status: str) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", [Kind.EMBEDDED, Kind.NODE])
-def test_a_broker_for_other_machines(home: Shell, kind: Kind) -> None:
+def test_a_broker_for_other_machines(home: Shell, kind: Kind, at_port: str) -> None:
     """It listens on one more address; a user made for them has a password, which is shown once, and on request."""
     own_broker(kind)
-    up = home.run(
-        "mqtool", "broker", "up", f"--kind={kind}", "--name=mine", "--listen=127.0.0.2", f"--port={free_port()}"
-    )
+    up = home.run("mqtool", "broker", "up", f"--kind={kind}", "--name=mine", "--listen=127.0.0.2", at_port)
     (url,) = re.findall(r"export AMQP_URL=(amqp://remote:\S+@127\.0\.0\.2:\d+)", up.stderr)
     assert home.run("mqtool", "new-task", "from elsewhere", "-u", url).code == 0
     assert home.run("mqtool", "broker", "env", "--name", "mine", "--remote").stdout == f"export AMQP_URL={url}\n"
@@ -90,9 +94,9 @@ def test_a_broker_for_other_machines(home: Shell, kind: Kind) -> None:
     assert received.stdout == " [x] Received from elsewhere\n", "it still knows the password"
 
 
-def test_options_that_a_running_broker_does_not_have(home: Shell) -> None:
+def test_options_that_a_running_broker_does_not_have(home: Shell, at_port: str) -> None:
     """They are refused, not ignored, and so are addresses that no machine has."""
-    home.run("mqtool", "broker", "up", "--kind=embedded", "--in-memory", "--name=mine", f"--port={free_port()}")
+    home.run("mqtool", "broker", "up", "--kind=embedded", "--in-memory", "--name=mine", at_port)
     assert home.run("mqtool", "broker", "up", "--in-memory", "--name", "mine").stdout.startswith("already running")
     for option in ("--kind=node", "--port=1", "--cluster", "--listen=127.0.0.2", "--data-dir=x", "--management-port=1"):
         refused = home.run("mqtool", "broker", "up", option, "--name", "mine")
@@ -142,40 +146,40 @@ def test_which_broker_commands_use_and_why(home: Shell) -> None:
     assert "commands use" not in home.run("mqtool", "broker", "up").stderr
 
 
-def test_commands_find_the_broker_that_was_started(home: Shell) -> None:
+def test_commands_find_the_broker_that_was_started(home: Shell, at_port: str) -> None:
     """Without a URL, what `broker up` started comes before localhost."""
-    home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory")
+    home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", at_port)
     home.run("mqtool", "send", "here")
     assert home.run("mqtool", "receive", "-c", "1").stdout == " [x] Received here\n"
 
 
-def test_up_in_the_foreground_ends_with_its_terminal(home: Shell) -> None:
+def test_up_in_the_foreground_ends_with_its_terminal(home: Shell, at_port: str) -> None:
     """`broker up --foreground` holds the terminal; Ctrl-C stops the broker and exits 0."""
-    foreground = home.start("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--foreground")
+    foreground = home.start("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--foreground", at_port)
     foreground.wait_for_stdout(" is up at ")
     assert home.run("mqtool", "send").code == 0
     assert foreground.interrupt().wait().code == 0
     assert home.run("mqtool", "broker", "status").code == 69
 
 
-def test_damage_to_the_data_is_said(home: Shell) -> None:
+def test_damage_to_the_data_is_said(home: Shell, at_port: str) -> None:
     """With the place where the damaged files are."""
-    home.run("mqtool", "broker", "up", "--kind", "embedded")
+    home.run("mqtool", "broker", "up", "--kind", "embedded", at_port)
     home.run("mqtool", "new-task", *["x" * 50_000] * 10)
     home.run("mqtool", "broker", "down")
     (database,) = home.directory.glob("state/**/broker.sqlite3")
     os.truncate(database, database.stat().st_size // 2)
-    up = home.run("mqtool", "broker", "up", "--kind", "embedded")
+    up = home.run("mqtool", "broker", "up", "--kind", "embedded", at_port)
     assert up.code == 0
     assert "the database was damaged: some of its messages could not be read" in up.stderr
     assert "damaged-" in up.stderr
 
 
 @pytest.mark.parametrize("kind", [Kind.EMBEDDED, Kind.NODE])
-def test_a_killed_foreground_leaves_no_broker(home: Shell, kind: Kind) -> None:
+def test_a_killed_foreground_leaves_no_broker(home: Shell, kind: Kind, at_port: str) -> None:
     """Not even after kill -9."""
     own_broker(kind)
-    foreground = home.start("mqtool", "broker", "up", "--kind", kind, "--foreground")
+    foreground = home.start("mqtool", "broker", "up", "--kind", kind, "--foreground", at_port)
     foreground.wait_for_stdout(" is up at ")
     pid = int(re.findall(r"process +(\d+)", home.run("mqtool", "broker", "status").stdout)[0])
     foreground.process.send_signal(signal.SIGKILL)
@@ -201,10 +205,10 @@ def test_up_does_not_start_a_broker_that_no_command_would_look_at(home: Shell) -
 
 
 @pytest.mark.parametrize("kind", [Kind.EMBEDDED, Kind.NODE])
-def test_a_broker_that_was_killed_is_not_running(home: Shell, kind: Kind) -> None:
+def test_a_broker_that_was_killed_is_not_running(home: Shell, kind: Kind, at_port: str) -> None:
     """status tells; and the next `broker up` starts it again, at the same port: nothing of the killed one is left."""
     own_broker(kind)
-    up = ("mqtool", "broker", "up", "--kind", kind, "--name", "mine", "--port", str(free_port()))
+    up = ("mqtool", "broker", "up", "--kind", kind, "--name", "mine", at_port)
     home.run(*up)
     status = home.run("mqtool", "broker", "status", "--name", "mine").stdout
     pid = int(next(line.split()[1] for line in status.splitlines() if line.strip().startswith("process")))
