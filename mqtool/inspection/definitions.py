@@ -11,7 +11,7 @@ from typing import Any
 
 from mqtool import management
 from mqtool.errors import AccessRefused, NotFound
-from mqtool.management import Management
+from mqtool.management import Management, path
 from mqtool.management.client import Json
 from mqtool.topology import DEFAULT_EXCHANGE, Binding, Exchange, Queue
 
@@ -142,14 +142,23 @@ def bindings(api: Management, vhost: str, *sources: str) -> Iterator[Binding]:
     found: Iterable[Json] = (view for view in management.bindings(api, vhost, _BINDING_COLUMNS) if view["source"])
     if sources:
         found = chain.from_iterable(management.bindings_from(api, vhost, each, _BINDING_COLUMNS) for each in sources)
-    for view in found:
-        yield Binding(
-            view["source"],
-            view["destination"],
-            view["routing_key"],
-            {name: _value(value) for name, value in (view.get("arguments") or {}).items()},
-            view["destination_type"] == "exchange",
-        )
+    return map(_binding, found)
+
+
+def bindings_to(api: Management, vhost: str, queue: str) -> Iterator[Binding]:
+    """The bindings of a queue, without the one to the default exchange. Raises as read() does."""
+    found = api.items(path("queues", vhost, queue, "bindings"), _BINDING_COLUMNS)
+    return map(_binding, (view for view in found if view["source"]))
+
+
+def _binding(view: Json) -> Binding:
+    return Binding(
+        view["source"],
+        view["destination"],
+        view["routing_key"],
+        {name: _value(value) for name, value in (view.get("arguments") or {}).items()},
+        view["destination_type"] == "exchange",
+    )
 
 
 def _value(value: Any) -> Any:

@@ -53,10 +53,13 @@ class Listing:
 
         Raises: as Management.get does.
         """
-        paths = {name: self.columns[name] for name in names}
-        asked = sorted({path for path in paths.values() if not path.startswith("=")})
+        asked = sorted({self.columns[name] for name in names if not self.columns[name].startswith("=")})
         for item in self.source(api, vhost, asked):
-            yield {name: _at(item, path) for name, path in paths.items()}
+            yield self.row(item, names)
+
+    def row(self, item: Mapping[str, Any], names: Iterable[str]) -> Row:
+        """One of the API's objects as a row."""
+        return {name: _at(item, self.columns[name]) for name in names}
 
 
 def _at(item: Any, path: str) -> Any:

@@ -1,6 +1,7 @@
-"""mqtool queue declare, delete, purge; exchange declare, delete; bind, unbind."""
+"""mqtool queue declare, show, delete, purge; exchange declare, delete; bind, unbind."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, NamedTuple
@@ -12,6 +13,7 @@ from mqtool.cli.display import output
 from mqtool.cli.options import (
     Broker,
     ExchangeOptions,
+    ManagementUrl,
     QueueOptions,
     argument_option,
     header_option,
@@ -21,12 +23,12 @@ from mqtool.cli.options import (
 )
 from mqtool.cli.options.asking import Yes, ask
 from mqtool.errors import BadData, DeclaredDifferently, MqtoolError, NotFound, UsageError
-from mqtool.inspection.listing import counted
+from mqtool.inspection.listing import counted, refresh
 from mqtool.spelling import nearest
 from mqtool.topology import Binding, Exchange, Queue
 
 app = typer.Typer()
-queue_app = typer.Typer(no_args_is_help=True, help="Declare, delete and purge queues.")
+queue_app = typer.Typer(no_args_is_help=True, help="Declare, show, delete and purge queues.")
 exchange_app = typer.Typer(no_args_is_help=True, help="Declare and delete exchanges.")
 app.add_typer(queue_app, name="queue")
 app.add_typer(exchange_app, name="exchange")
@@ -75,6 +77,28 @@ def declare_exchange(
         raise UsageError(f"unknown exchange type {kind!r}", f"did you mean {meant!r}?")
     wanted = options.of(Exchange("", kind, durable=True, auto_delete=auto_delete, internal=internal))
     _declare(broker, wanted, if_not_exists=if_not_exists)
+
+
+@queue_app.command("show", epilog="mqtool queue show jobs\nmqtool queue show jobs --json")
+@takes_groups
+def show_queue(
+    queue: Annotated[str, _QUEUE(metavar="QUEUE")],
+    broker: Broker,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,
+    management: ManagementUrl = None,
+) -> None:
+    """Show a queue: settings, counts, consumers, bindings and more."""
+    from mqtool.cli.display import queue_text
+    from mqtool.inspection import queue_details
+
+    access = broker.access(management)
+    found = queue_details.look(access.management(), access.vhost, queue)
+    if found.row["type"] != "stream":  # of one, AMQP does not tell how long it is
+        with suppress(MqtoolError), access.channel() as channel:  # it may be exclusive to another connection
+            depth = administration.depth(channel, queue)
+            if refresh(found.row, depth.ready, depth.consumers):
+                output.notice("counts of unacknowledged messages are up to 5 s old")
+    queue_text.show(found, as_line=as_json)
 
 
 def _declare(broker: Broker, thing: Exchange | Queue, *, if_not_exists: bool) -> None:

@@ -1,0 +1,125 @@
+"""One queue as lines for people, and as JSON."""
+
+import json
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from mqtool.cli.display import output
+from mqtool.cli.display.binding_text import bound_by, fields
+from mqtool.cli.display.styled import BAD, DIM, KEY, NAME, Line, shown
+from mqtool.inspection import definitions
+from mqtool.inspection.listing import counted
+from mqtool.inspection.queue_details import DeadLetterTarget, QueueDetails
+
+_INDENT = 16
+_PROPERTIES = ("durable", "auto_delete", "exclusive")
+_RATES = {"publish_rate": "published", "deliver_rate": "delivered", "ack_rate": "acknowledged"}
+
+
+def explained(queue: QueueDetails, columns: int | None, rows: int | None) -> Iterator[Line]:
+    """The queue, on one screen where there is one.
+
+    Args:
+        columns, rows: of the terminal; None for no limit. Of long lists only the first are shown.
+    """
+    facts = [*_facts(queue, columns)]
+    yield [("queue ", DIM), (shown(queue.row["name"]), NAME), (" in vhost ", DIM), shown(queue.row["vhost"])]
+    yield from facts
+    room = None if rows is None else max(2, (rows - len(facts) - 6) // 2)
+    yield from _section("consumers", [_consumer(each) for each in queue.consumers], room)
+    bound: list[Line] = [[shown(each.source), " ── ", (bound_by(each), KEY)] for each in queue.bindings]
+    yield from _section("bindings", bound, room)
+
+
+def as_json(queue: QueueDetails) -> dict[str, Any]:
+    """The queue as JSON has it: the columns of `list queues`, with consumers and bindings as lists."""
+    consumers = [{name: value for name, value in each.items() if name != "queue"} for each in queue.consumers]
+    return {
+        **queue.row,
+        "consumers": consumers,
+        "bindings": [definitions.as_json(binding) for binding in queue.bindings],
+        "dead_letters": None if queue.dead_letters is None else asdict(queue.dead_letters),
+    }
+
+
+def _facts(queue: QueueDetails, columns: int | None) -> Iterator[Line]:
+    row = queue.row
+    kind = [str(row["type"]), *(name.replace("_", "-") for name in _PROPERTIES if row[name])]
+    yield from _fact("type", ", ".join(kind if row["durable"] else [*kind, "transient"]), columns)
+    state = " on ".join(str(row[name]) for name in ("state", "node") if row[name])
+    yield from _fact("state", state or "no statistics yet", columns)
+    yield from _fact("arguments", _table(row["arguments"]) or "none", columns)
+    for what in ("policy", "operator_policy"):
+        if row[what]:
+            yield from _fact(what.replace("_", " "), shown(row[what]), columns)
+    if row["effective_policy_definition"]:
+        yield from _fact("by policy", _table(row["effective_policy_definition"]), columns)
+    size = "" if row["message_bytes"] is None else f", {counted(row['message_bytes'], 'byte')}"
+    counts = (("ready", row["messages_ready"]), ("unacknowledged", row["messages_unacknowledged"]))
+    yield from _fact("messages", ", ".join(f"{_number(count)} {what}" for what, count in counts) + size, columns)
+    rates = [f"{row[name] or 0:,.1f}/s {what}" for name, what in _RATES.items()]
+    yield from _fact("rates", ", ".join(rates), columns)
+    target = queue.dead_letters
+    is_lost = target is not None and not target.queues and (target.exchange != "" or target.routing_key is not None)
+    yield from _fact("dead letters", _dead_letters(target), columns, BAD if is_lost else "")
+
+
+def _fact(name: str, value: str, columns: int | None, style: str = "") -> Iterator[Line]:
+    """A name and its value; what is too long goes on below it."""
+    width = len(value) + 1 if columns is None else max(columns - _INDENT, 20)
+    for number, piece in enumerate(textwrap.wrap(value, width, break_on_hyphens=False)):
+        yield [("" if number else f"  {name}").ljust(_INDENT), (piece, style)]
+
+
+def _dead_letters(target: DeadLetterTarget | None) -> str:
+    if target is None:
+        return "dropped: the queue has no dead-letter exchange"
+    key = "their own routing keys" if target.routing_key is None else f"routing key {target.routing_key!r}"
+    exchange = f"exchange {shown(target.exchange)}" if target.exchange else "the default exchange"
+    where = f"to {exchange} with {key}"
+    if target.queues is None:
+        return f"{where}: lost, there is no such exchange"
+    if target.queues:
+        return f"{where} ──> {', '.join(map(shown, target.queues))}"
+    is_open = not target.exchange and target.routing_key is None
+    return f"{where}: to the queue of that name" if is_open else f"{where}: lost, no queue gets them"
+
+
+def _consumer(consumer: Mapping[str, Any]) -> Line:
+    details = consumer.get("channel_details") or {}
+    acknowledges = "" if consumer.get("ack_required", True) else ", without acknowledgements"
+    how = f"  prefetch {consumer.get('prefetch_count', 0)}{acknowledges}"
+    client = str(details.get("connection_name") or "?").partition(" -> ")[0]
+    who = f"{shown(details.get('user') or '?')} at {shown(client)}"
+    return [(shown(consumer["consumer_tag"]), NAME), f"  {who}", (how, DIM)]
+
+
+def _section(what: str, lines: Sequence[Line], room: int | None) -> Iterator[Line]:
+    yield [f"  {what}".ljust(_INDENT), f"{len(lines):,}" if lines else "none"]
+    few = lines if room is None or len(lines) <= room else lines[: room - 1]
+    yield from (["    ", *line] for line in few)
+    if len(few) < len(lines):
+        yield [("    " + f"+{len(lines) - len(few):,} more", DIM)]
+
+
+def _table(values: Mapping[str, Any]) -> str:
+    return "  ".join(fields(values))
+
+
+def _number(count: int | None) -> str:
+    return "?" if count is None else f"{count:,}"
+
+
+def show(queue: QueueDetails, *, as_line: bool) -> None:
+    """Print the queue on stdout: as one line of JSON, or as lines for people."""
+    if as_line:
+        output.show(json.dumps(as_json(queue), ensure_ascii=False))
+        return
+    import shutil
+
+    from mqtool.cli.display import styled
+
+    size = shutil.get_terminal_size() if output.is_terminal(1) else None
+    styled.show(explained(queue, size and size.columns, size and size.lines))

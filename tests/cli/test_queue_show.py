@@ -1,0 +1,87 @@
+"""mqtool queue show: all of a queue on one screen."""
+
+import json
+
+import pytest
+
+from tests.brokers import TestBroker
+from tests.cli.shell import Shell, wait_until
+from tests.cli.terminal import on_terminal
+
+pytestmark = pytest.mark.own_vhost("statistics of what an earlier test has deleted may linger")
+SETTINGS = ("--max-length", "9", "--dead-letter-exchange", "dead")
+
+
+@pytest.fixture
+def admin(shell: Shell, broker: TestBroker) -> Shell:
+    """A shell that knows where the management API is, and a queue `jobs` with a consumer and two bindings."""
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    for line in (
+        "exchange declare dead topic",
+        "exchange declare in topic",
+        "queue declare jobs.dlq",
+        f"queue declare jobs {' '.join(SETTINGS)}",
+        "bind dead jobs.dlq kern.*",
+        "bind in jobs kern.* *.critical",
+    ):
+        assert shell.run("mqtool", *line.split()).code == 0
+    return shell
+
+
+def test_a_queue_on_one_screen(admin: Shell) -> None:
+    """Settings, counts, consumers, bindings, dead letters: within 24 lines of a terminal, however many bindings."""
+    admin.run("mqtool", "bind", "in", "jobs", *map(str, range(30)))
+    admin.start("mqtool", "receive", "-q", "jobs", *SETTINGS).wait_until_ready()
+
+    def shown() -> str:
+        return admin.run("mqtool", "queue", "show", "jobs").stdout
+
+    wait_until(lambda: "prefetch" in shown(), "the API to know the consumer")  # its statistics are seconds late
+    for expected in (
+        "queue jobs in vhost ",
+        "quorum, durable",
+        "x-max-length:=9",
+        "0 ready",
+        "to exchange dead with their own routing keys ──> jobs.dlq",
+        "guest at 127.0.0.1:",
+        "in ── 'kern.*'",
+        "in ── '29'",
+    ):
+        assert expected in shown()
+    on_screen = on_terminal(admin, "mqtool", "queue", "show", "jobs").stdout
+    assert len(on_screen.splitlines()) <= 24
+    assert "more" in on_screen
+
+
+def test_a_queue_as_json(admin: Shell) -> None:
+    """One object, with the columns of `list queues` and all the rest."""
+    admin.run("mqtool", "send", "-q", "jobs", *SETTINGS, "x")
+    found = json.loads(admin.run("mqtool", "queue", "show", "jobs", "--json").stdout)
+    assert (found["messages_ready"], found["type"], found["consumers"]) == (1, "quorum", [])
+    assert {binding["routing_key"] for binding in found["bindings"]} == {"kern.*", "*.critical"}
+    assert found["dead_letters"] == {"exchange": "dead", "routing_key": None, "queues": ["jobs.dlq"]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "goes"),
+    [
+        ("", "dropped: the queue has no dead-letter exchange"),
+        ("dead kern.err", "to exchange dead with routing key 'kern.err' ──> jobs.dlq"),
+        ("dead mail.err", "routing key 'mail.err': lost, no queue gets them"),
+        ("nowhere", "lost, there is no such exchange"),
+    ],
+)
+def test_where_dead_letters_go(admin: Shell, settings: str, goes: str) -> None:
+    """By the routing key where that is fixed; what would be lost is said."""
+    starts = ("--dead-letter-exchange=", "--argument=x-dead-letter-routing-key=")
+    options = [f"{start}{value}" for start, value in zip(starts, settings.split(), strict=False)]
+    assert admin.run("mqtool", "queue", "declare", "other", *options).code == 0
+    assert goes in admin.run("mqtool", "queue", "show", "other").stdout
+
+
+def test_there_is_no_such_queue(admin: Shell) -> None:
+    """One sentence, and where to look."""
+    missing = admin.run("mqtool", "queue", "show", "nope")
+    assert missing.code == 69
+    assert "there is no queue 'nope'" in missing.stderr
+    assert "mqtool list queues" in missing.stderr
