@@ -66,6 +66,7 @@ bench: .venv/installed-dev up  ## measure beside peers, in the same run
 	$(BIN)/python -m benchmarks.delay
 	$(BIN)/python -m benchmarks.topology
 	$(BIN)/python -m benchmarks.listing
+	$(BIN)/python -m benchmarks.embedded_peer
 	$(BIN)/python -m benchmarks.growth
 
 soak: .venv/installed-dev  ## ten minutes of random faults, half on each broker (SEED=1 repeats a run; Linux, as root)

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from pamqp import body, commands, frame, header
@@ -123,7 +124,14 @@ def consume(client: Client, queue: str, count: int, window: int = WINDOW) -> flo
     return elapsed
 
 
-def throughput(url: str, count: int) -> tuple[float, float]:
+class Throughput(NamedTuple):
+    """Messages a second."""
+
+    published: float
+    consumed: float
+
+
+def throughput(url: str, count: int) -> Throughput:
     """Messages a second published and consumed, on a durable classic queue."""
     client = Client(url)
     queue = "embedded-benchmark"
@@ -133,7 +141,7 @@ def throughput(url: str, count: int) -> tuple[float, float]:
     consuming = consume(client, queue, count)
     client.call(commands.Queue.Delete(queue=queue), commands.Queue.DeleteOk)
     client.socket.close()
-    return count / publishing, count / consuming
+    return Throughput(count / publishing, count / consuming)
 
 
 def by_length(url: str, ready: int, count: int) -> float:
@@ -199,6 +207,12 @@ class Process:
         self.directory.cleanup()
 
     @property
+    def resident(self) -> int:
+        """Bytes of memory that it takes; on Linux only."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS"))
+
+    @property
     def url(self) -> str:
         return self.ready.read_text().splitlines()[0]
 
@@ -215,7 +229,7 @@ def main() -> None:
         theirs = throughput(options.rabbitmq, options.messages)
     except OSError as error:
         print(f"no RabbitMQ to compare with: {error}")
-        theirs = (float("nan"), float("nan"))
+        theirs = Throughput(float("nan"), float("nan"))
     for what, here, there in zip(("confirmed publish", "consume and ack"), ours, theirs, strict=True):
         print(f"{what}: embedded {here:,.0f}/s, RabbitMQ {there:,.0f}/s, ratio {here / there:.2f}")
     with Process("--in-memory") as broker:

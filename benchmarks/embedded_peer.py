@@ -1,0 +1,88 @@
+"""The embedded broker beside RabbitMQ's durable classic queue, and what a waiting message takes of memory and start-up.
+
+    python -m benchmarks.embedded_peer
+
+RabbitMQ is the broker at MQTOOL_URL, or the one that `mqtool broker up` has started. Messages are persistent,
+confirmed, and of 100 bytes. The aims are twice RabbitMQ's speed, and at most 300 bytes for a message.
+"""
+
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pika
+
+from benchmarks.embedded import Client, Process, publish_confirmed, throughput
+from benchmarks.pairs import MQTOOL, QUEUE, URL, Run, compare, run, write_lines
+
+LINES = 20_000
+WAITING = 1_000_000
+
+
+def is_rabbitmq(url: str) -> bool:
+    """Whether it is the real one; the embedded broker has its name."""
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        return str(connection._impl.server_properties["platform"]).startswith("Erlang")
+
+
+def fresh_classic_queue(url: str) -> None:
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        channel = connection.channel()
+        channel.queue_delete(QUEUE)
+        channel.queue_declare(QUEUE, durable=True, arguments={"x-queue-type": "classic"})
+
+
+def through(url: str, lines: Path, out: Path) -> Callable[[], Run]:
+    """A function that sends the lines through a broker and receives them."""
+
+    def send_and_receive() -> Run:
+        fresh_classic_queue(url)
+        sent = run([MQTOOL, "send", "-l", "--persistent", "-q", QUEUE, "-u", url], stdin=lines)
+        received = run([MQTOOL, "receive", "--raw", "-c", str(LINES), "-q", QUEUE, "-u", url], stdout=out)
+        assert out.read_bytes() == lines.read_bytes(), "what came is not what was sent"
+        return Run(sent.seconds + received.seconds, max(sent.peak, received.peak))
+
+    return send_and_receive
+
+
+def beside_rabbitmq() -> None:
+    """Speed as users see it, with the start of each command; and that of the brokers, by hand-made frames."""
+    if not is_rabbitmq(URL):
+        print("no RabbitMQ at MQTOOL_URL: the embedded broker is not compared")
+        return
+    with tempfile.TemporaryDirectory() as directory, Process("--data-dir", "{}/data") as broker:
+        lines, out = Path(directory) / "lines", Path(directory) / "out"
+        write_lines(lines, LINES)
+        ours, theirs = through(broker.url, lines, out), through(URL, lines, out)
+        compare("embedded: send, receive", ours, theirs, "through RabbitMQ", pairs=5)
+        measured = [(throughput(broker.url, LINES), throughput(URL, LINES)) for _ in range(3)]
+    for what, ratios in (
+        ("confirmed publish", [our.published / their.published for our, their in measured]),
+        ("consume and ack", [our.consumed / their.consumed for our, their in measured]),
+    ):
+        print(f"embedded: {what}, the broker alone   speed {statistics.median(ratios):4.2f} × RabbitMQ's")
+
+
+def waiting() -> None:
+    """Memory for each of a million messages that wait, and again after a restart with them."""
+    with tempfile.TemporaryDirectory() as directory:
+        data = ("--data-dir", f"{directory}/data")
+        with Process(*data) as broker:
+            nothing = broker.resident
+            fresh_classic_queue(broker.url)
+            publish_confirmed(Client(broker.url), "", QUEUE, WAITING)
+            print(f"embedded: {WAITING:,} waiting   {(broker.resident - nothing) / WAITING:.0f} bytes each", end="")
+        with Process(*data) as broker:
+            growth = (broker.resident - nothing) / WAITING
+            print(f"; after a restart in {broker.started_in:.1f} s {growth:.0f} bytes each")
+
+
+def main() -> None:
+    beside_rabbitmq()
+    if Path("/proc/self/status").exists():
+        waiting()
+
+
+if __name__ == "__main__":
+    main()
