@@ -107,6 +107,12 @@ class Lines:
         """A note that is not from a terminal."""
         self._print(Text(text, "dim"))
 
+    def table(self, table: RenderableType) -> None:
+        """Anything that rich can show."""
+        self.blank()
+        self._print(table)
+        self.blank()
+
     def _behind(self, terminal: str, line: Text) -> None:
         """Print a line after its terminal's name, wrapped on a screen, but not in a pipe or file."""
         label = self._labels.get(terminal) or Text(terminal)
