@@ -47,6 +47,7 @@ COMMANDS = {
     "user": ("users", _MANAGE),
     "vhost": ("users", _MANAGE),
     "permission": ("users", _MANAGE),
+    "policy": ("policies", _MANAGE),
     "plugin": ("plugins", _MANAGE),
     "dlq": ("dead_letters", _FAILURES),
     "reconcile": ("reconcile", _FAILURES),

@@ -58,6 +58,8 @@ def _missing(url: str) -> str:
             return f"vhost {vhost!r}"
         case "queues" | "exchanges", [vhost, name, *_]:
             return f"{kind[:-1]} {name!r} in vhost {vhost!r}, or no such vhost"
+        case "policies" | "operator-policies", [vhost, name]:
+            return f"policy {name!r} in vhost {vhost!r}, or no such vhost"
         case "users", [name, *_]:
             return f"user {name!r}"
     return " ".join([kind, *map(repr, names)])

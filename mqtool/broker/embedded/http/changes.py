@@ -116,6 +116,8 @@ class Changes(Directory):
                 self._unbind(vhost, source, kind, destination, properties_key)
             case "DELETE", ["connections", name]:
                 self._close_connection(name, request.headers.get("x-reason", "Closed via management plugin"))
+            case _, ["policies" | "operator-policies", *_]:
+                raise bad_request("the embedded broker has no policies")
             case _:
                 raise not_found()
         return NO_CONTENT

@@ -1,0 +1,118 @@
+"""mqtool policy set, ls, clear. https://www.rabbitmq.com/docs/policies"""
+
+import json
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from mqtool.cli.display import output, tables
+from mqtool.cli.options import Broker, ManagementUrl, takes_groups
+from mqtool.errors import NotFound
+from mqtool.management import path
+
+app = typer.Typer()
+policy_app = typer.Typer(no_args_is_help=True, help="Set, list and clear policies of queues and exchanges.")
+app.add_typer(policy_app, name="policy")
+
+
+class ApplyTo(StrEnum):
+    """What a policy can apply to; kinds of queues from RabbitMQ 3.12 on."""
+
+    ALL = "all"
+    QUEUES = "queues"
+    EXCHANGES = "exchanges"
+    CLASSIC_QUEUES = "classic_queues"
+    QUORUM_QUEUES = "quorum_queues"
+    STREAMS = "streams"
+
+
+def definition(text: str) -> dict[str, Any]:
+    """What a policy sets: a JSON object."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not JSON: {error}") from error
+    if not isinstance(found, dict) or not found:
+        raise typer.BadParameter(f'{text!r} is not a JSON object such as {{"max-length": 1000}}')
+    return found
+
+
+PolicyName = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
+Operator = Annotated[
+    bool, typer.Option("--operator", help="Operator policies: limits on queues that users cannot raise")
+]
+
+
+@policy_app.command(
+    "set",
+    epilog="mqtool policy set limits --pattern '^jobs' --apply-to queues --definition '{\"max-length\": 1000}'\n"
+    "mqtool policy set ttl --operator --pattern '.*' --definition '{\"message-ttl\": 86400000}'",
+)
+@takes_groups
+def set_policy(
+    name: PolicyName,
+    pattern: Annotated[str, typer.Option(metavar="PATTERN", help="Regular expression: names it applies to")],
+    settings: Annotated[
+        Any, typer.Option("--definition", parser=definition, metavar="JSON", help="What it sets, as a JSON object")
+    ],
+    broker: Broker,
+    apply_to: Annotated[
+        ApplyTo | None, typer.Option(help="What it applies to", show_default="all; queues with --operator")
+    ] = None,
+    priority: Annotated[int, typer.Option(help="Of several that match, the greatest priority applies")] = 0,
+    operator: Operator = False,
+    management: ManagementUrl = None,
+) -> None:
+    """Set a policy, or change it."""
+    access = broker.access(management)
+    to = apply_to or (ApplyTo.QUEUES if operator else ApplyTo.ALL)
+    body = {"pattern": pattern, "definition": settings, "priority": priority, "apply-to": str(to)}
+    is_new = access.management().put(path(_kind(operator=operator), access.vhost, name), body)
+    output.status(f"{'set' if is_new else 'changed'} {_named(name, operator=operator)} in vhost {access.vhost!r}")
+
+
+@policy_app.command("ls", epilog="mqtool policy ls\nmqtool policy ls --operator --json")
+@takes_groups
+def list_policies(
+    broker: Broker,
+    operator: Operator = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line")] = False,
+    management: ManagementUrl = None,
+) -> None:
+    """List the policies of a virtual host."""
+    access = broker.access(management)
+    rows = access.management().items(path(_kind(operator=operator), access.vhost))
+    columns = ("name", "pattern", "apply-to", "priority", "definition")
+    if not tables.show(sorted(rows, key=lambda row: -row["priority"]), columns, as_json=as_json):
+        output.status(f"no {'operator ' if operator else ''}policies in vhost {access.vhost!r}")
+
+
+@policy_app.command("clear", epilog="mqtool policy clear limits\nmqtool policy clear limits --if-exists")
+@takes_groups
+def clear_policy(
+    name: PolicyName,
+    broker: Broker,
+    operator: Operator = False,
+    if_exists: Annotated[bool, typer.Option("--if-exists", help="Succeed if it does not exist")] = False,
+    management: ManagementUrl = None,
+) -> None:
+    """Remove a policy; what it applied to stays, without its settings."""
+    access = broker.access(management)
+    what = f"{_named(name, operator=operator)} in vhost {access.vhost!r}"
+    try:
+        access.management().delete(path(_kind(operator=operator), access.vhost, name))
+    except NotFound as error:
+        if not if_exists:
+            raise NotFound(f"there is no {what}", "'mqtool policy ls' shows them") from error
+        output.status(f"there is no {what}")
+    else:
+        output.status(f"removed {what}")
+
+
+def _kind(*, operator: bool) -> str:
+    return "operator-policies" if operator else "policies"
+
+
+def _named(name: str, *, operator: bool) -> str:
+    return f"{'operator ' if operator else ''}policy {name!r}"

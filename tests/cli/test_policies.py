@@ -1,0 +1,72 @@
+"""mqtool policy set, ls, clear."""
+
+import json
+
+import pytest
+
+from tests.brokers import TestBroker, on_any_broker
+from tests.cli.shell import Shell
+
+SET = ("mqtool", "policy", "set", "limits", "--pattern", "^jobs", "--definition", '{"max-length": 3}')
+
+
+@pytest.fixture
+def admin(shell: Shell, broker: TestBroker) -> Shell:
+    """A shell that knows where the management API is."""
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    return shell
+
+
+@pytest.mark.own_vhost("policies stay in it")
+@pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
+@pytest.mark.parametrize("kind", [[], ["--operator"]], ids=["user", "operator"])
+def test_a_policy_is_set_changed_listed_and_cleared(admin: Shell, kind: list[str]) -> None:
+    """It limits the queues that it applies to as soon as it is there."""
+    admin.run("mqtool", "queue", "declare", "jobs")
+    assert admin.run(*SET, "--apply-to", "queues", *kind).stderr.startswith("set ")
+    assert admin.run(*SET, "--apply-to", "queues", *kind, "--priority", "7").stderr.startswith("changed ")
+
+    (listed,) = admin.run("mqtool", "policy", "ls", "--json", *kind).stdout.splitlines()
+    assert json.loads(listed) == {
+        "name": "limits",
+        "pattern": "^jobs",
+        "apply-to": "queues",
+        "priority": 7,
+        "definition": {"max-length": 3},
+    }
+    admin.run("mqtool", "send", "-q", "jobs", "-l", stdin="1\n2\n3\n4\n5\n")
+    assert admin.run("mqtool", "receive", "-q", "jobs", "--raw", "-c", "3").stdout == "3\n4\n5\n"
+
+    assert admin.run("mqtool", "policy", "clear", "limits", *kind).code == 0
+    assert admin.run("mqtool", "policy", "ls", *kind).stdout == ""
+    gone = admin.run("mqtool", "policy", "clear", "limits", *kind)
+    assert (gone.code, "policy 'limits' in vhost" in gone.stderr) == (69, True)
+    assert admin.run("mqtool", "policy", "clear", "limits", "--if-exists", *kind).code == 0
+
+
+@pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
+def test_a_policy_that_the_broker_refuses(admin: Shell) -> None:
+    """Its reason, in one line; there is no policy then."""
+    refused = admin.run(*SET[:-1], '{"max-lenth": 3}')
+    assert refused.code == 2
+    assert "max-lenth" in refused.stderr
+    assert admin.run("mqtool", "policy", "ls").stdout == ""
+    missing = admin.run(*SET, "--vhost", "nowhere")
+    assert missing.code == 69
+    assert "vhost 'nowhere'" in missing.stderr
+
+
+@on_any_broker
+def test_the_embedded_broker_says_that_it_has_no_policies(admin: Shell) -> None:
+    """Instead of taking one that would do nothing."""
+    refused = admin.run(*SET)
+    assert refused.code == 2
+    assert refused.stderr == "mqtool: the broker refuses: the embedded broker has no policies\n"
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "max-length=3", "3"])
+def test_a_definition_that_is_not_a_json_object(lonely_shell: Shell, text: str) -> None:
+    """A usage error, before any broker is asked."""
+    wrong = lonely_shell.run(*SET[:-1], text)
+    assert wrong.code == 2
+    assert "is not" in wrong.stderr
