@@ -125,8 +125,10 @@ def test_a_full_queue_drops_its_head(channel: BlockingChannel, kind: str) -> Non
     assert numbers(take_all(channel, "dead")) == list(range(500))
 
 
-@pytest.mark.parametrize("arguments", KINDS)
-@pytest.mark.parametrize("how", ["stop", "kill", "kill, then stop"])
+@pytest.mark.parametrize(
+    ("how", "arguments"),
+    [*zip(["stop", "kill", "kill, then stop"], KINDS, strict=True), ("stop", KINDS[1]), ("kill", KINDS[0])],
+)
 def test_they_outlive_a_restart(
     process: BrokerProcess, channel: BlockingChannel, arguments: dict[str, Any], how: str
 ) -> None:
