@@ -1,11 +1,10 @@
 """Problems of a broker, found by looking twice: what matters is what does not move."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mqtool import management
-from mqtool.errors import AccessRefused
-from mqtool.inspection import dead_ends
+from mqtool.inspection import dead_ends, upgrade
 from mqtool.inspection.finding import Finding
 from mqtool.inspection.listing import counted
 from mqtool.management import Management
@@ -109,11 +108,13 @@ def findings(api: Management, vhost: str | None, wait: Callable[[], object]) -> 
     expiring: list[Json] = []
     for queue in management.queues(api, vhost, COLUMNS):
         yield from _of_queue(queue, before.get((queue["vhost"], queue["name"])), names)
+        yield from upgrade.transient(queue)
         if dead_ends.expires(queue):
             expiring.append(queue)
-    policies = _policies(api, vhost)
+    policies = upgrade.visible_policies(api, vhost)
     yield from dead_ends.findings(api, vhost, policies, expiring)
-    yield from _of_policies(policies)
+    for policy in policies:
+        yield from upgrade.mirrored(policy)
 
 
 def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]) -> Iterator[Finding]:
@@ -137,12 +138,6 @@ def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]
             "stands-still",
             f"has {counted(queue['messages_ready'])} waiting, and nothing moves: a long task, or a forgotten basic.ack",
             "look at its consumers: each has a delivery, and acknowledged nothing between the two looks",
-        )
-    if not queue.get("durable") and not queue.get("exclusive"):
-        yield finding(
-            "transient",
-            "is transient and not exclusive, which RabbitMQ 4.3 refuses",
-            "declare it durable, or exclusive to its consumer",
         )
     yield from _of_dead_letters(queue, earlier, exchanges, finding)
 
@@ -169,25 +164,6 @@ def _of_dead_letters(
             f"has lost {counted(gone)}: rejected, expired or purged, without a dead-letter exchange",
             "declare it with --dead-letter-exchange, or set a policy with dead-letter-exchange",
         )
-
-
-def _policies(api: Management, vhost: str | None) -> list[Json]:
-    try:
-        return list(management.policies(api, vhost))
-    except AccessRefused:  # they need a tag of their own
-        return []
-
-
-def _of_policies(policies: Iterable[Json]) -> Iterator[Finding]:
-    for policy in policies:
-        if any(key.startswith("ha-") for key in policy.get("definition") or {}):
-            yield Finding(
-                "mirrored",
-                f"policy {policy['name']!r}",
-                "mirrors classic queues (ha-*), which RabbitMQ 4.0 no longer supports",
-                "use quorum queues, and delete the policy",
-                policy.get("vhost"),
-            )
 
 
 def of_nodes(api: Management) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ _WORST_FIRST = (
     *("no-acks", "stands-still", "no-consumer"),
     *("dead-letter-exchange", "no-dead-letter-exchange", "alternate-exchange", "leads-nowhere"),
     *("dead-letter-cycle", "exchange-cycle"),
+    *("delayed-exchange", "transient", "queue-argument", "global-prefetch", "mirrored", "delivery-limit", "lazy"),
 )
 #: More equal findings than these are shown as one.
 _APART, _NAMED = 3, 3
@@ -45,9 +46,14 @@ class Finding:
 
 
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
-    """Sort findings: the worst checks first, and those of one check together."""
+    """Sort findings: the worst checks first, and those that say the same together."""
     ranks = {check: rank for rank, check in enumerate(_WORST_FIRST)}
-    return sorted(findings, key=lambda each: (ranks.get(each.check, len(ranks)), each.check, each.vhost or ""))
+    return sorted(findings, key=lambda each: (ranks.get(each.check, len(ranks)), *_kind(each)))
+
+
+def _kind(finding: Finding) -> tuple[str, str, str]:
+    """What findings have in common that say the same of different things."""
+    return finding.check, finding.vhost or "", finding.hint
 
 
 def grouped(findings: Sequence[Finding]) -> Iterator[tuple[Finding, Sequence[Finding]]]:
@@ -55,7 +61,7 @@ def grouped(findings: Sequence[Finding]) -> Iterator[tuple[Finding, Sequence[Fin
 
     A few are yielded one by one: what differs, such as a count, is worth a line then.
     """
-    for _, same in groupby(findings, key=lambda each: (each.check, each.vhost)):
+    for _, same in groupby(findings, key=_kind):
         equal = list(same)
         if len(equal) > _APART:
             yield equal[0], equal[1:]

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import pika
 import pytest
 
 from tests.brokers import TestBroker
@@ -133,6 +134,83 @@ def test_doctor_finds_mirrored_policies(watcher: Shell, broker: TestBroker) -> N
     except OSError:
         pytest.skip("this RabbitMQ refuses such a policy")
     assert findings(watcher, broker)["mirrored"]["thing"] == "policy 'mirror'"
+
+
+def test_doctor_upgrade_reports_what_a_newer_rabbitmq_refuses(watcher: Shell, broker: TestBroker) -> None:
+    """Of the topology, each with its check; a version between reports only what is known of it."""
+    queues: dict[str, Any] = {
+        "old": {"durable": False},
+        "lazy": {"arguments": {"x-queue-mode": "lazy"}},
+        "quorum": {"arguments": {"x-queue-type": "quorum"}},
+        "limited": {"arguments": {"x-queue-type": "quorum", "x-delivery-limit": 3}},
+        "plain": {},
+    }
+    for name, settings in queues.items():
+        broker.api("PUT", f"queues/{broker.vhost}/{name}", {"durable": True, **settings})
+    delayed = watcher.run(
+        "mqtool", "exchange", "declare", "later", "x-delayed-message", "--argument", "x-delayed-type=fanout"
+    )
+
+    def upgrading(version: str) -> set[tuple[str, str]]:
+        told = watcher.run("mqtool", "doctor", "--vhost", broker.vhost, "--upgrade", version, "--json")
+        assert told.code == 3, told.stderr
+        assert "RabbitMQ 4.0: messages of more than 16 MiB" in told.stderr
+        return {(finding["check"], finding["thing"]) for finding in map(json.loads, told.stdout.splitlines())}
+
+    since_4_0 = {("lazy", "queue 'lazy'"), ("delivery-limit", "queue 'quorum'")}
+    since_4_3 = {("transient", "queue 'old'"), ("queue-argument", "queue 'lazy'"), ("global-prefetch", "channel")}
+    if delayed.code == 0:
+        since_4_3.add(("delayed-exchange", "exchange 'later'"))
+    assert upgrading("4.0") == since_4_0
+    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+        connection.channel().basic_qos(prefetch_count=5, global_qos=True)
+
+        def found() -> set[tuple[str, str]]:
+            return {(check, "channel" if check == "global-prefetch" else thing) for check, thing in upgrading("4.3")}
+
+        wait_until(lambda: found() == since_4_0 | since_4_3, f"found: {found()}")
+
+
+def test_doctor_upgrade_to_a_version_that_runs_already(watcher: Shell) -> None:
+    """Nothing to report; and what is not a version is a usage error."""
+    told = watcher.run("mqtool", "doctor", "--upgrade", "3.9")
+    assert told.code == 2
+    assert "the broker is RabbitMQ 3." in told.stderr
+    assert watcher.run("mqtool", "doctor", "--upgrade", "newest").code == 2
+
+
+def test_doctor_as_a_nagios_check(watcher: Shell, broker: TestBroker) -> None:
+    """One line that sums up, on stdout, and Nagios' exit codes: a broker that does not answer is critical."""
+    check = ("mqtool", "doctor", "--vhost", broker.vhost, "--between", "10ms", "--format", "nagios")
+    fine = watcher.run(*check)
+    assert fine.code == 0
+    assert fine.stdout.startswith("RABBITMQ OK - no problems at amqp://")
+    assert fine.stdout.endswith(" | critical=0 warning=0\n")
+    broker.api("PUT", f"queues/{broker.vhost}/old%7Cqueue", {"durable": False})
+    bad = watcher.run(*check)
+    assert bad.code == 1
+    first, *rest = bad.stdout.splitlines()
+    assert first.startswith("RABBITMQ WARNING - 1 problem at amqp://")
+    assert first.endswith(
+        "'old¦queue' in vhost " + f"{broker.vhost!r} is transient and not exclusive, "
+        "which RabbitMQ 4.3 refuses | critical=0 warning=1"
+    )
+    assert len(rest) == 1
+    gone = watcher.run(*check, "--management", "http://127.0.0.1:1")
+    assert (gone.code, gone.stdout.partition(" - ")[0]) == (2, "RABBITMQ CRITICAL"), gone.stderr
+    refused = watcher.run(*check[:3], "no-such-vhost", *check[4:])
+    assert (refused.code, refused.stdout.partition(" - ")[0]) == (3, "RABBITMQ UNKNOWN"), refused.stdout
+
+
+def test_doctor_as_prometheus_metrics(watcher: Shell, broker: TestBroker) -> None:
+    """For the textfile collector; the metrics tell of problems, and the exit code that they could be counted."""
+    for name in ("a", "b"):
+        broker.api("PUT", f"queues/{broker.vhost}/{name}", {"durable": False})
+    said = watcher.run("mqtool", "doctor", "--vhost", broker.vhost, "--between", "10ms", "--format", "prometheus")
+    assert said.code == 0
+    labels = f'check="transient",severity="warning",vhost="{broker.vhost}"'
+    assert f"mqtool_doctor_findings{{{labels}}} 2" in said.stdout.splitlines()
+    assert "mqtool_doctor_last_run_timestamp_seconds" in said.stdout
 
 
 def test_top_prints_once_in_a_pipe(watcher: Shell) -> None:

@@ -1,10 +1,11 @@
 """mqtool doctor."""
 
-import json
 import socket
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from enum import StrEnum
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -12,12 +13,13 @@ import typer
 from mqtool.amqp import Address, Connection
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
-from mqtool.cli.display import output
+from mqtool.cli.display import findings, output
 from mqtool.cli.options import TIME_LIMIT, Broker, ManagementUrl, takes_groups
-from mqtool.errors import AccessRefused, MqtoolError, SomeFailed
-from mqtool.inspection import diagnosis
-from mqtool.inspection.finding import Finding, grouped, others, worst_first
+from mqtool.errors import AccessRefused, MqtoolError, NotFound, SomeFailed, Unavailable
+from mqtool.inspection import diagnosis, upgrade
+from mqtool.inspection.finding import Finding, worst_first
 from mqtool.inspection.listing import counted
+from mqtool.inspection.upgrade import Version
 from mqtool.management import Management
 
 app = typer.Typer()
@@ -26,42 +28,97 @@ _ALL_INTERFACES = ("0.0.0.0", "::")  # noqa: S104 - looked for, not listened on
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-@app.command(epilog="mqtool doctor\nmqtool doctor --vhost staging --json")
+class Format(StrEnum):
+    """How to print what was found."""
+
+    TEXT = "text"
+    JSON = "json"
+    NAGIOS = "nagios"
+    PROMETHEUS = "prometheus"
+
+
+def _version(text: str) -> Version:
+    """A version of RabbitMQ."""
+    try:
+        return Version.of(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a version such as 4.3") from None
+
+
+@app.command(epilog="mqtool doctor\nmqtool doctor --vhost staging --json\nmqtool doctor --upgrade 4.3")
 @takes_groups
 def doctor(
     broker: Broker,
     between: Annotated[
         float, typer.Option("--between", help="Time between the two looks", show_default="3s", **TIME_LIMIT)
     ] = "3s",  # type: ignore[assignment]
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per finding")] = False,
+    upgrade_to: Annotated[
+        Version | None,
+        typer.Option(
+            "--upgrade", parser=_version, metavar="VERSION", help="Report what RabbitMQ VERSION refuses or changes"
+        ),
+    ] = None,
+    form: Annotated[Format, typer.Option("--format", help="Text, NDJSON, a Nagios check or metrics")] = Format.TEXT,
+    as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON, as --format json does")] = False,
     management: ManagementUrl = None,
 ) -> None:
     """Check a broker and report problems.
 
-    Exits 3 if there are any.
+    Exits 3 if there are any; with --format nagios 1, or 2 if one is critical; with --format prometheus 0.
     """
-    access = broker.access(management)
-    found = worst_first(_findings(access, broker.vhost, between))
-    if as_json:
-        for finding in found:
-            output.show(json.dumps({**asdict(finding), "severity": finding.severity}, ensure_ascii=False))
-    else:
-        for finding, same in grouped(found):
-            _show(finding, same)
-    if found:
-        raise SomeFailed(f"{counted(len(found), 'finding')} at {access.address}")
-    output.status(f"no problems found at {access.address}")
+    form = Format.JSON if as_json else form
+    try:
+        access = broker.access(management)
+        if form in (Format.TEXT, Format.JSON) and upgrade_to is None:
+            output.status(f"looking twice, {between:g} s apart …")
+        found = worst_first(_findings(access, broker.vhost, between, upgrade_to))
+    except MqtoolError as error:
+        if form is not Format.NAGIOS:
+            raise
+        # Nagios shows only stdout, and takes exit codes of its own.
+        is_down = isinstance(error, Unavailable) and not isinstance(error, NotFound)
+        state = findings.CRITICAL if is_down else findings.UNKNOWN
+        output.show(findings.nagios_line(state, str(error)))
+        raise SystemExit(state) from error
+    _report(found, form, str(access.address))
 
 
-def _findings(access: Access, vhost: str | None, between: float) -> Iterator[Finding]:
+def _report(found: list[Finding], form: Format, where: str) -> None:
+    shown: dict[Format, Callable[[Sequence[Finding]], Iterator[str]]] = {
+        Format.TEXT: findings.text,
+        Format.JSON: findings.ndjson,
+        Format.NAGIOS: partial(findings.nagios, where=where),
+        Format.PROMETHEUS: findings.prometheus,
+    }
+    for line in shown[form](found):
+        output.show(line)
+    if form is Format.NAGIOS:
+        raise SystemExit(findings.nagios_state(found))
+    if not found:
+        output.status(f"no problems found at {where}")
+    elif form is not Format.PROMETHEUS:
+        raise SomeFailed(f"{counted(len(found), 'finding')} at {where}")
+
+
+def _of_upgrade(api: Management, vhost: str | None, wanted: Version) -> Iterator[Finding]:
+    yield from upgrade.findings(api, vhost, wanted)
+    for note in upgrade.notes(api, wanted):
+        output.status(f"RabbitMQ {note.since}: {note.text}")
+    if wanted > upgrade.KNOWN:
+        output.warning(f"changes are known up to RabbitMQ {upgrade.KNOWN} only")
+
+
+def _findings(access: Access, vhost: str | None, between: float, wanted: Version | None) -> Iterator[Finding]:
     api, stop = access.management(), threading.Event()
+    if wanted is not None:
+        yield from _of_upgrade(api, vhost, wanted)
+        return
 
     def wait() -> None:
         with stopping.calling(stop.set):
             if stop.wait(between):
                 raise KeyboardInterrupt
 
-    output.status(f"looking twice, {between:g} s apart …")
     yield from diagnosis.findings(api, vhost, wait)
     try:
         yield from diagnosis.of_nodes(api)
@@ -101,10 +158,3 @@ def _seen_from_outside(api: Management, address: Address) -> str | None:
         except OSError:
             return None
         return str(probe.getsockname()[0])
-
-
-def _show(finding: Finding, same: Sequence[Finding]) -> None:
-    text = f"{finding.where} {finding.what}{others(same)}"
-    if output.is_terminal(1):
-        text = output.visible(text)
-    output.show(f"{output.styled(text, '1', 1)}\n  {finding.hint}")

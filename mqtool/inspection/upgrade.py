@@ -1,0 +1,204 @@
+"""What of a broker's topology a newer RabbitMQ refuses, or treats differently.
+
+From RabbitMQ's release notes of 3.12, 4.0 and 4.3: https://www.rabbitmq.com/release-information
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from mqtool import management
+from mqtool.errors import AccessRefused, UsageError
+from mqtool.inspection.definitions import with_policy
+from mqtool.inspection.finding import Finding
+from mqtool.management import Management
+from mqtool.management.client import Json
+from mqtool.topology import DELAYED
+
+
+class Version(NamedTuple):
+    """Of RabbitMQ; patch releases make no difference here."""
+
+    major: int
+    minor: int
+
+    @classmethod
+    def of(cls, text: str) -> "Version":
+        """Read 4.3 or 4.3.1.
+
+        Raises:
+            ValueError: it is neither.
+        """
+        numbers = [int(number) for number in text.split(".")[:2]]
+        return cls(numbers[0], numbers[1] if len(numbers) > 1 else 0)
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}"
+
+
+class Change(NamedTuple):
+    """Something that is different since a version."""
+
+    since: Version
+    finding: Finding
+
+
+class Note(NamedTuple):
+    """What is different since a version, whatever the topology."""
+
+    since: Version
+    text: str
+
+
+_V3_12, _V4_0, _V4_3 = Version(3, 12), Version(4, 0), Version(4, 3)
+#: The latest version that we know of.
+KNOWN = _V4_3
+NOTES = (
+    Note(_V4_0, "only 3.13 can be upgraded to it, with all its feature flags enabled"),
+    Note(_V4_0, "messages of more than 16 MiB are refused unless max_message_size allows them; it was 128 MiB"),
+    Note(_V4_0, "x-death is not read when a client publishes a dead letter again: count retries in another header"),
+    Note(_V4_3, "only 4.2 can be upgraded to it, with all its feature flags enabled"),
+    Note(_V4_3, "the consumer timeout does not hold for classic queues and streams"),
+)
+
+_QUEUE_COLUMNS = ("name", "vhost", "type", "durable", "exclusive", "arguments", "effective_policy_definition")
+_CHANNEL_COLUMNS = ("name", "vhost", "global_prefetch_count")
+
+
+def findings(api: Management, vhost: str | None, wanted: Version) -> Iterator[Finding]:
+    """Find what is different in a version; of a virtual host, or of all.
+
+    Raises:
+        UsageError: the broker is of that version, or of a later one.
+        MqtoolError: as Management.get does.
+    """
+    present = running(api)
+    if wanted <= present:
+        raise UsageError(f"the broker is RabbitMQ {present} already", "name a later version")
+    looks: tuple[tuple[Iterable[Json], Callable[[Json], Iterator[Change]]], ...] = (
+        (management.queues(api, vhost, _QUEUE_COLUMNS), _of_queue),
+        (management.exchanges(api, vhost, ("name", "vhost", "type")), _of_exchange),
+        (visible_policies(api, vhost), _of_policy),
+        (management.channels(api, vhost, _CHANNEL_COLUMNS), _of_channel),
+    )
+    for things, changes_of in looks:
+        for thing in things:
+            yield from (change.finding for change in changes_of(thing) if present < change.since <= wanted)
+
+
+def notes(api: Management, wanted: Version) -> Iterator[Note]:
+    """What the topology does not show. Raises as Management.get does."""
+    present = running(api)
+    return (note for note in NOTES if present < note.since <= wanted)
+
+
+def running(api: Management) -> Version:
+    """The broker's version. Raises as Management.get does."""
+    return Version.of(api.get("overview", columns="rabbitmq_version")["rabbitmq_version"])
+
+
+def visible_policies(api: Management, vhost: str | None) -> list[Json]:
+    """The policies, as far as the user may see them."""
+    try:
+        return list(management.policies(api, vhost))
+    except AccessRefused:  # they need a tag of their own
+        return []
+
+
+def transient(queue: Json) -> Iterator[Finding]:
+    """Find that a queue is transient and not exclusive."""
+    if not queue.get("durable") and not queue.get("exclusive"):
+        yield Finding(
+            "transient",
+            f"queue {queue['name']!r}",
+            "is transient and not exclusive, which RabbitMQ 4.3 refuses",
+            "declare it durable, or exclusive to its consumer",
+            queue["vhost"],
+        )
+
+
+def mirrored(policy: Json) -> Iterator[Finding]:
+    """Find that a policy mirrors queues."""
+    if any(key.startswith("ha-") for key in policy.get("definition") or {}):
+        yield Finding(
+            "mirrored",
+            f"policy {policy['name']!r}",
+            "mirrors classic queues (ha-*), which RabbitMQ 4.0 no longer supports",
+            "use quorum queues, and delete the policy",
+            policy.get("vhost"),
+        )
+
+
+def _of_queue(queue: Json) -> Iterator[Change]:
+    yield from (Change(_V4_3, finding) for finding in transient(queue))
+    declared = queue.get("arguments") or {}
+    arguments = with_policy(declared, queue.get("effective_policy_definition") or {})
+
+    def change(since: Version, check: str, what: str, hint: str) -> Change:
+        return Change(since, Finding(check, f"queue {queue['name']!r}", what, hint, queue["vhost"]))
+
+    if queue.get("type") == "quorum" and "x-delivery-limit" not in arguments:
+        is_lost = "x-dead-letter-exchange" not in arguments
+        yield change(
+            _V4_0,
+            "delivery-limit",
+            "has no delivery limit: since RabbitMQ 4.0 it is 20, and a message that is returned more often "
+            + ("is lost" if is_lost else "becomes a dead letter"),
+            "set a dead-letter exchange, or a delivery limit" if is_lost else "set a delivery limit if 20 is too few",
+        )
+    if queue.get("type") != "classic":
+        return
+    if "lazy" in (arguments.get("x-queue-mode"), arguments.get("queue-mode")):
+        yield change(
+            _V3_12,
+            "lazy",
+            "is lazy, which RabbitMQ ignores since 3.12: all classic queues keep messages on disk",
+            "leave the queue mode out",
+        )
+    for name in _refused(declared):
+        yield change(
+            _V4_3,
+            "queue-argument",
+            f"has the argument {name}, with which RabbitMQ 4.3 refuses to declare a classic queue",
+            "leave it out wherever the queue is declared",
+        )
+
+
+def _refused(arguments: Json) -> Iterator[str]:
+    """Arguments with which RabbitMQ 4.3 does not declare a classic queue."""
+    for name in ("x-queue-mode", "x-queue-master-locator", "x-consumer-timeout"):
+        if name in arguments:
+            yield name
+    if arguments.get("x-queue-version") == 1:
+        yield "x-queue-version=1"
+
+
+def _of_exchange(exchange: Json) -> Iterator[Change]:
+    if exchange["type"] == DELAYED:
+        yield Change(
+            _V4_3,
+            Finding(
+                "delayed-exchange",
+                f"exchange {exchange['name']!r}",
+                "is of the delayed message plugin, which has no release for RabbitMQ 4.3",
+                "let messages wait in queues, as mqtool does with --via ttl",
+                exchange["vhost"],
+            ),
+        )
+
+
+def _of_policy(policy: Json) -> Iterator[Change]:
+    return (Change(_V4_0, finding) for finding in mirrored(policy))
+
+
+def _of_channel(channel: Json) -> Iterator[Change]:
+    if channel.get("global_prefetch_count"):
+        yield Change(
+            _V4_3,
+            Finding(
+                "global-prefetch",
+                f"channel {channel['name']!r}",
+                "has one prefetch limit for all its consumers, which RabbitMQ 4.3 refuses",
+                "use basic.qos with global=false: a limit for each consumer",
+                channel["vhost"],
+            ),
+        )
