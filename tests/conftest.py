@@ -44,7 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["MQTOOL_SUITE_STATE"] = str(state_home)
     # What the suite starts is kept apart from what its user has started.
     os.environ["XDG_STATE_HOME"] = os.environ["MQTOOL_SUITE_STATE"]
-    for name in ("MQTOOL_URL", "AMQP_URL", "MQTOOL_DIALECT"):
+    os.environ["XDG_CONFIG_HOME"] = os.environ["MQTOOL_SUITE_STATE"]
+    for name in ("MQTOOL_URL", "AMQP_URL", "MQTOOL_CONTEXT", "MQTOOL_DIALECT"):
         os.environ.pop(name, None)
 
 

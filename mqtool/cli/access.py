@@ -12,7 +12,8 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from mqtool.amqp import CONFIRM_TIMEOUT, Address, Backoff, Channel, Connection, TlsFiles, parse_addresses
 from mqtool.amqp.address import without_passwords
 from mqtool.amqp.failures import connecting
-from mqtool.cli import stopping
+from mqtool.cli import contexts, stopping
+from mqtool.cli.contexts import Context
 from mqtool.cli.display import output
 from mqtool.errors import MqtoolError, Unavailable, UsageError
 from mqtool.tutorials.dialects import declaring_like
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 URL_VARIABLES = ("MQTOOL_URL", "AMQP_URL")
 MANAGEMENT_VARIABLE = "MQTOOL_MANAGEMENT_URL"
+_DEFAULT_URL = "amqp://localhost"
 _AMQP_PORT, _PORT, _TLS_PORT = 5672, 15672, 15671
 #: From AMQP's port to that of the API, by custom.
 _APART = _PORT - _AMQP_PORT
@@ -39,6 +41,7 @@ class Access:
         wait: seconds to wait for the broker to come up; None does not wait.
         backoff: between attempts to reconnect; None does not reconnect.
         strict: fail if the broker has a queue or an exchange declared differently.
+        protected: the context that it is, if that is to be named before anything is destroyed.
     """
 
     addresses: Sequence[Address]
@@ -47,6 +50,7 @@ class Access:
     wait: float | None = None
     backoff: Backoff | None = None
     strict: bool = False
+    protected: str | None = None
 
     @property
     def address(self) -> Address:
@@ -154,43 +158,121 @@ def _notice(text: str) -> None:
     output.notice(f"{text}; --dialect {' or '.join(like)} declares it like that" if like else text)
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The broker that a command talks to.
+
+    Attributes:
+        url: as of --url; it may hold a password.
+        reason: why it is this one, in words.
+        context: the context that it comes from, if any.
+        variable: the environment variable that the URL comes from, if any.
+        is_typed: an option names it.
+        is_named: somebody has named it: it is not just what there is.
+    """
+
+    url: str
+    reason: str
+    context: Context | None = None
+    variable: str | None = None
+    is_typed: bool = False
+    is_named: bool = True
+
+    @property
+    def protected(self) -> str | None:
+        """The name of its context, if that is protected."""
+        return self.context.name if self.context and self.context.protected else None
+
+    def management(self, given: str | None) -> str | None:
+        """The URL of its management API: as given, else the context's.
+
+        A URL in the environment says nothing about a context that was named on the command line.
+        """
+        if self.context is not None and self.is_typed:
+            given = _typed(given, MANAGEMENT_VARIABLE)
+        return given or (self.context.management if self.context else None)
+
+    def tls(self, given: TlsFiles) -> TlsFiles:
+        """Its TLS files: as given, else the context's."""
+        if self.context is None:
+            return given
+        of = self.context
+        return TlsFiles(given.ca or of.tls_ca, given.cert or of.tls_cert, given.key or of.tls_key)
+
+    def addresses(self) -> list[Address]:
+        """Its nodes, without what else was given, and without asking for a password.
+
+        Raises:
+            UsageError: the URL is not valid.
+        """
+        try:
+            return parse_addresses(self.url)
+        except UsageError as error:
+            source = self.variable or (f"context {self.context.name!r}" if self.context else None)
+            if source is None:
+                raise
+            raise UsageError(f"{source}: {error}", error.hint) from error
+
+
+def choose(url: str | None = None, context: str | None = None) -> Choice:
+    """The broker that is named: by option, by environment, by the context in use, by `broker up`; else localhost.
+
+    Args:
+        url, context: as typer has them, from an option or from the environment.
+
+    Raises:
+        UsageError: there is no such context.
+    """
+    variable = next((name for name in URL_VARIABLES if os.environ.get(name)), None)
+    typed_context = _typed(context, contexts.VARIABLE)
+    if typed_context is None:
+        typed_context = contexts.named_first
+    if (typed := _typed(url, variable)) is not None:
+        return Choice(typed, "from --url", is_typed=True)
+    if typed_context is not None:
+        found = contexts.load().named(typed_context)
+        return Choice(found.url, f"from --context {found.name}", found, is_typed=True)
+    if variable is not None:
+        return Choice(os.environ[variable], f"from {variable}", variable=variable)
+    if name := os.environ.get(contexts.VARIABLE):
+        found = contexts.load().named(name, contexts.VARIABLE)
+        return Choice(found.url, f"from {contexts.VARIABLE}={name}", found)
+    known = contexts.load()
+    if known.in_use is not None:
+        found = known.named(known.in_use, str(contexts.path()))
+        return Choice(found.url, f"from context {found.name!r}, which is in use", found)
+    from mqtool.broker import state
+
+    if (started := state.load()) is not None:
+        return Choice(started.url, "from 'mqtool broker up'", is_named=False)
+    return Choice(_DEFAULT_URL, "the default", is_named=False)
+
+
+def _typed(value: str | None, variable: str | None) -> str | None:
+    """The value of an option, unless it comes from the environment."""
+    return None if variable is not None and value == os.environ.get(variable) else value
+
+
 def resolve_addresses(
-    url: str | None, *, user: str | None = None, vhost: str | None = None, password_file: Path | None = None
+    choice: Choice, *, user: str | None = None, vhost: str | None = None, password_file: Path | None = None
 ) -> list[Address]:
-    """The broker's nodes: at the URL, else what `mqtool broker up` started, else localhost.
+    """The nodes of the broker, with the login that options, a password file or a password command give.
 
     Raises:
         UsageError: the URL, the user or the vhost is not valid, or the password file cannot be read.
+        MqtoolError: the password command failed.
     """
-    if url is not None:
-        try:
-            addresses = parse_addresses(url)
-        except UsageError as error:
-            if (variable := next((name for name in URL_VARIABLES if os.environ.get(name) == url), None)) is None:
-                raise
-            raise UsageError(f"{variable}: {error}", error.hint) from error
-    else:
-        from mqtool.broker import state
-
-        started = state.load()
-        addresses = parse_addresses(started.url) if started else [Address()]
+    addresses = choice.addresses()
     for what, name in (("vhost", vhost), ("user", user)):
         if name is not None and not 0 < len(os.fsencode(name)) <= 255:
             raise UsageError(f"the {what} has {len(os.fsencode(name))} bytes", "use 1 to 255 bytes")
-    password = None if password_file is None else read_password(password_file)
+    if password_file is not None:
+        password: str | None = read_password(password_file)
+    else:
+        password = choice.context.password() if choice.context else None
     given: dict[str, Any] = {"user": user, "virtual_host": vhost, "password": password}
     changes = {name: value for name, value in given.items() if value is not None}
     return [replace(address, **changes) for address in addresses]
-
-
-def chosen_by() -> str:
-    """Where commands without --url have their broker's address from."""
-    from mqtool.broker import state
-
-    for variable in URL_VARIABLES:
-        if os.environ.get(variable):
-            return f"from {variable}"
-    return "from 'mqtool broker up'" if state.load() else "the default"
 
 
 def is_same_node(one: Address, other: Address) -> bool:

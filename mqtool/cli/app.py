@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from mqtool.cli import stopping, usage
+from mqtool.cli import contexts, stopping, usage
 from mqtool.cli.aliases import without_aliases
 from mqtool.cli.display import output
 from mqtool.errors import ExitCode, MqtoolError
@@ -34,6 +34,7 @@ COMMANDS = {
     "receive-delayed": ("delayed_messages", _TUTORIALS),
     "tutorial": ("tutorial", _LEARN),
     "broker": ("broker", _BROKER),
+    "context": ("context", _BROKER),
     "wait": ("broker", _BROKER),
     "list": ("listing", _SEE),
     "topology": ("topology", _SEE),
@@ -66,6 +67,10 @@ class _Commands(TyperGroup):
         self._completing = False
         _add_help(self)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        return super().parse_args(ctx, [*map(_yes_to, args[:end]), *args[end:]])
+
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
 
@@ -89,6 +94,11 @@ class _Commands(TyperGroup):
         """The commands' names, for the shell; it does not wait until all of them are imported."""
         self._completing = True
         return super().shell_complete(ctx, incomplete)
+
+
+def _yes_to(word: str) -> str:
+    """--yes takes a value only behind an equals sign, which options cannot say: `--yes jobs` is about a queue."""
+    return f"--yes-to={word.removeprefix('--yes=')}" if word.startswith("--yes=") else word
 
 
 def _add_help(command: Any) -> None:
@@ -127,6 +137,17 @@ def _page(context: Any, *, everything: bool) -> str:
     return page.command_page(described, page.width(), everything=everything)
 
 
+def _complete_context(incomplete: str) -> list[str]:
+    from mqtool.cli.options import live_names
+
+    return live_names.contexts(incomplete)
+
+
+def _take_context(name: str | None) -> None:
+    """Remember the context that is named before the command, also while a shell completes the line."""
+    contexts.named_first = name
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         from mqtool import __version__
@@ -153,6 +174,17 @@ def mqtool(
     _version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version")
     ] = False,
+    _context: Annotated[
+        str | None,
+        typer.Option(
+            "--context",
+            "-C",
+            metavar="NAME",
+            callback=_take_context,
+            autocompletion=_complete_context,
+            help="Broker, by the name of a context",
+        ),
+    ] = None,
 ) -> None:
     """Learn, script and operate RabbitMQ from the command line."""
     if context.invoked_subcommand is None:

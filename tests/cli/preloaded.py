@@ -29,8 +29,8 @@ from typing import IO, NoReturn
 _MOST = 60_000
 #: What tests set in the environment and our commands look at as they run; anything else might count on their start.
 _KNOWN = {
-    *("HOME", "LANG", "PATH", "COLUMNS", "XDG_STATE_HOME", "CI", "TUTORIAL_MARK"),
-    *("AMQP_URL", "MQTOOL_URL", "MQTOOL_MANAGEMENT_URL", "MQTOOL_DIALECT"),
+    *("HOME", "LANG", "PATH", "COLUMNS", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "CI", "TUTORIAL_MARK"),
+    *("AMQP_URL", "MQTOOL_URL", "MQTOOL_CONTEXT", "MQTOOL_MANAGEMENT_URL", "MQTOOL_DIALECT", "EDITOR"),
     *("_MQTOOL_COMPLETE", "MQTOOL_COMPLETION_TIMEOUT", "COMP_WORDS", "COMP_CWORD"),
     *("_TYPER_COMPLETE_FISH_ACTION", "_TYPER_COMPLETE_ARGS"),
 }

@@ -91,7 +91,8 @@ class Shell:
 
     def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:
         self.directory = directory
-        inherited = {name: os.environ[name] for name in ("HOME", "LANG", "XDG_STATE_HOME") if name in os.environ}
+        kept = ("HOME", "LANG", "XDG_CONFIG_HOME", "XDG_STATE_HOME")
+        inherited = {name: os.environ[name] for name in kept if name in os.environ}
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self.environment = {**inherited, "PATH": path, "COLUMNS": "100", **environment}
         self._started: list[Running] = []

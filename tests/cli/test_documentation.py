@@ -102,6 +102,7 @@ def test_a_guide_can_be_typed(lonely_shell: Shell, embedded: TestBroker, guide: 
     broker = embedded.with_fresh_vhost(f"guide-{guide.stem}")
     typed = "".join(re.findall(r"```sh\n(.*?)```", guide.read_text(), re.DOTALL))
     broker_of_its_own = "unset MQTOOL_URL\n" if guide.stem == "testing" else f"export MQTOOL_URL={broker.url}\n"
+    lonely_shell.environment["XDG_CONFIG_HOME"] = str(lonely_shell.directory)
     result = lonely_shell.run("bash", "-c", f"set -eu\n{broker_of_its_own}{typed}")
     assert result.code == 0, result.stderr
     broker.drop_vhost()

@@ -1,7 +1,6 @@
 """mqtool broker up, restart, down, status, ls, rm, logs, env; mqtool wait."""
 
 import contextlib
-import os
 import shlex
 import time
 from pathlib import Path
@@ -17,9 +16,9 @@ from mqtool.broker.starting import wait_until_up, where_log_is
 from mqtool.broker.state import DEFAULT_NAME, Started, Wanted
 from mqtool.broker.waiting import connect_within
 from mqtool.cli import stopping
-from mqtool.cli.access import URL_VARIABLES, Access, chosen_by, is_same_node, resolve_addresses
+from mqtool.cli.access import Access, Choice, choose, is_same_node
 from mqtool.cli.display import output, tables
-from mqtool.cli.options import DURATION, Broker, takes_groups
+from mqtool.cli.options import DURATION, Broker, ContextName, Url, takes_groups
 from mqtool.cli.options.asking import Yes, ask
 from mqtool.errors import Unavailable, UsageError
 
@@ -64,10 +63,9 @@ def up(
         if (reachable := _reachable(access)) is not None:
             output.show(f"using the broker at {reachable}")
             return
-        if options.url is not None:
+        if (choice := choose(options.url, options.context)).is_named:
             raise Unavailable(
-                f"no broker answers at {access.address}, the address in --url, MQTOOL_URL or AMQP_URL",
-                "unset it to start a broker here",
+                f"no broker answers at {access.address} ({choice.reason})", "unset it to start a broker here"
             )
     starter = _prepared(kind, wanted)
     output.status(f"starting {starter.describe} …")
@@ -167,9 +165,10 @@ def _say_up(started: Started, what: str) -> None:
     if management := started.details.get("management"):
         # The embedded broker has no page, only the API.
         output.status(f"management {'API' if started.kind == Kind.EMBEDDED else 'page'}: {management} (guest, guest)")
-    if not is_same_node(_default_address(), parse_addresses(started.url)[0]):
+    choice = choose()
+    if not is_same_node(choice.addresses()[0], parse_addresses(started.url)[0]):
         of = "" if started.name == DEFAULT_NAME else f" --name {started.name}"
-        output.notice(f'commands use {_in_use()}; for this broker: eval "$(mqtool broker env{of})"')
+        output.notice(f'commands use {_told(choice)}; for this broker: eval "$(mqtool broker env{of})"')
 
 
 def _known(name: str) -> Started:
@@ -202,10 +201,14 @@ def down(name: Name = DEFAULT_NAME) -> None:
 
 
 @broker.command(epilog="mqtool broker status")
-def status(name: Name = DEFAULT_NAME) -> None:
-    """Show whether the broker is running (exit 0) or not (exit 69)."""
+def status(name: Name = DEFAULT_NAME, url: Url = None, context: ContextName = None) -> None:
+    """Show whether the broker is running (exit 0) or not (exit 69).
+
+    And which broker commands use, and why.
+    """
+    choice = choose(url, context)
     if (started := state.load(name)) is None:
-        output.show(f"commands use {_in_use()}")
+        output.show(f"commands use {_told(choice)}")
         started = _known(name)
     starter = starter_of(started)
     running, says = starter.running(started), _state_of(started)
@@ -216,7 +219,7 @@ def status(name: Name = DEFAULT_NAME) -> None:
     for key, value in {**rows, **started.details}.items():
         if not isinstance(value, list | dict):
             output.show(f"  {key.replace('_', ' '):<12} {value}")
-    output.show(f"  commands use {_in_use()}")
+    output.show(f"  commands use {_told(choice)}")
     if running < started.nodes:
         raise Unavailable(f"the broker is {says}", "start it again with 'mqtool broker up'")
 
@@ -227,14 +230,8 @@ def _state_of(started: Started) -> str:
     return "running" if running == started.nodes else some
 
 
-def _in_use() -> str:
-    """The broker that commands without --url use, and why."""
-    return f"{_default_address()}, {chosen_by()}"
-
-
-def _default_address() -> Address:
-    given = (os.environ.get(name) for name in URL_VARIABLES)
-    return resolve_addresses(next(filter(None, given), None))[0]
+def _told(choice: Choice) -> str:
+    return f"{', '.join(map(str, choice.addresses()))}, {choice.reason}"
 
 
 @broker.command(epilog="mqtool broker ls\nmqtool broker ls --json")
@@ -252,10 +249,11 @@ def ls(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON obje
 
 
 @broker.command(epilog="mqtool broker rm --name second\nmqtool broker rm --name second --purge --yes")
+@takes_groups
 def rm(
+    yes: Yes,
     name: Name = DEFAULT_NAME,
     purge: Annotated[bool, typer.Option("--purge", help="Remove its messages too")] = False,
-    yes: Yes = False,
 ) -> None:
     """Remove a stopped broker; its messages stay without --purge."""
     found = state.load(name) or state.load_stopped(name) or _known(name)
@@ -263,7 +261,7 @@ def rm(
     if starter.running(found):
         raise UsageError(f"the broker named {name!r} is running", f"stop it with 'mqtool broker down --name {name}'")
     if purge:
-        ask(f"remove broker {name!r} with all its messages", yes=yes)
+        ask(f"remove broker {name!r} with all its messages", yes, protected=None)
         starter.discard(found)
         if (data := Path(str(found.details.get("data")))).exists():
             output.notice(f"{data} is not ours to remove")

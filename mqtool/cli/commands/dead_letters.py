@@ -154,11 +154,11 @@ def redrive(
     queue: QueueArgument,
     which: Which,
     broker: Broker,
+    yes: Yes,
     to: Annotated[
         str | None,
         typer.Option(metavar="QUEUE", help="Move them to this queue instead", autocompletion=live_names.queues),
     ] = None,
-    yes: Yes = False,
 ) -> None:
     """Move dead letters back to where they came from.
 
@@ -173,10 +173,13 @@ def redrive(
         if left <= _SAID:
             output.warning(why)
 
-    with _channel(_access(broker)) as channel:
+    access = _access(broker)
+    with _channel(access) as channel:
         there = channel.depth_of(source)
-        if which.is_all and output.is_terminal(0):  # nothing is lost by it, so a script need not say --yes
-            ask(f"move all {there:,} messages of {source} back", yes=yes)
+        all_of = "all" if which.is_all else "the chosen ones of"
+        # Nothing is lost by it, so a script need not say --yes.
+        is_safe = not (which.is_all and output.is_terminal(0))
+        ask(f"move {all_of} {there:,} messages of {source} back", yes, protected=access.protected, is_safe=is_safe)
         progress = Progress("moved back", fraction=lambda: progress.count / max(1, there))
         try:
             for letter in progress.of(dead_letters.redrive(channel, source, which.choice(), stays, to)):
@@ -194,14 +197,16 @@ def redrive(
 
 @dlq.command(epilog="mqtool dlq drop jobs --reason rejected\nmqtool dlq drop jobs --yes")
 @takes_groups
-def drop(queue: QueueArgument, which: Which, broker: Broker, yes: Yes = False) -> None:
+def drop(queue: QueueArgument, which: Which, broker: Broker, yes: Yes) -> None:
     """Delete dead letters for good."""
     source, dropped = which.queue(queue), 0
-    with _channel(_access(broker)) as channel:
+    access = _access(broker)
+    with _channel(access) as channel:
         which_ones = "all" if which.is_all else "the chosen ones of"
         ask(
             f"drop {which_ones} {channel.depth_of(source):,} messages of {source} for good",
-            yes=yes,
+            yes,
+            protected=access.protected,
             hint="pass --yes, or select with --id, --reason, --error or --older",
         )
         for _ in dead_letters.drop(channel, source, which.choice()):

@@ -133,16 +133,18 @@ def _existing(channel: Channel, things: Iterable[Exchange | Queue], *, if_exists
 def delete_queue(
     queue: QueueNames,
     broker: Broker,
+    yes: Yes,
     if_exists: IfExists = False,
     if_unused: IfUnused = False,
     if_empty: Annotated[bool, typer.Option("--if-empty", help="Only if it has no messages")] = False,
-    yes: Yes = False,
 ) -> None:
     """Delete queues and the messages in them."""
-    with broker.access().channel() as channel:
+    access = broker.access()
+    with access.channel() as channel:
         for name in _existing(channel, map(Queue, queue), if_exists=if_exists):
             ready = administration.depth(channel, name).ready
-            ask(f"delete queue {name!r} with {counted(ready)}", yes=yes or (if_empty and if_unused))
+            what = f"delete queue {name!r} with {counted(ready)}"
+            ask(what, yes, protected=access.protected, is_safe=if_empty and if_unused)
             try:
                 gone = administration.delete_queue(channel, name, if_unused=if_unused, if_empty=if_empty)
             except BadData as error:  # 406: in use, not empty
@@ -152,12 +154,13 @@ def delete_queue(
 
 @queue_app.command("purge", epilog="mqtool queue purge jobs\nmqtool queue purge jobs --yes")
 @takes_groups
-def purge(queue: QueueNames, broker: Broker, if_exists: IfExists = False, yes: Yes = False) -> None:
+def purge(queue: QueueNames, broker: Broker, yes: Yes, if_exists: IfExists = False) -> None:
     """Remove the ready messages of queues."""
-    with broker.access().channel() as channel:
+    access = broker.access()
+    with access.channel() as channel:
         for name in _existing(channel, map(Queue, queue), if_exists=if_exists):
             ready = administration.depth(channel, name).ready
-            ask(f"remove {counted(ready)} from queue {name!r} for good", yes=yes)
+            ask(f"remove {counted(ready)} from queue {name!r} for good", yes, protected=access.protected)
             output.status(f"removed {counted(administration.purge(channel, name))} of queue {name!r}")
 
 
@@ -166,14 +169,15 @@ def purge(queue: QueueNames, broker: Broker, if_exists: IfExists = False, yes: Y
 def delete_exchange(
     exchange: Annotated[list[str], _EXCHANGE(metavar="EXCHANGE...")],
     broker: Broker,
+    yes: Yes,
     if_exists: IfExists = False,
     if_unused: IfUnused = False,
-    yes: Yes = False,
 ) -> None:
     """Delete exchanges and their bindings."""
-    with broker.access().channel() as channel:
+    access = broker.access()
+    with access.channel() as channel:
         for name in _existing(channel, map(Exchange, exchange), if_exists=if_exists):
-            ask(f"delete exchange {name!r} with its bindings", yes=yes or if_unused)
+            ask(f"delete exchange {name!r} with its bindings", yes, protected=access.protected, is_safe=if_unused)
             try:
                 administration.delete_exchange(channel, name, if_unused=if_unused)
             except BadData as error:

@@ -8,6 +8,7 @@ from mqtool.broker import plugins, state
 from mqtool.broker.choice import starter_of
 from mqtool.broker.state import DEFAULT_NAME, Started
 from mqtool.cli.display import output
+from mqtool.cli.options import takes_groups
 from mqtool.cli.options.asking import Yes, ask
 from mqtool.errors import Unavailable
 
@@ -26,10 +27,11 @@ def enable(plugin: Plugins, name: Name = DEFAULT_NAME) -> None:
 
 
 @plugin_app.command(epilog="mqtool plugin disable rabbitmq_shovel --yes")
-def disable(plugin: Plugins, name: Name = DEFAULT_NAME, yes: Yes = False) -> None:
+@takes_groups
+def disable(plugin: Plugins, yes: Yes, name: Name = DEFAULT_NAME) -> None:
     """Disable plugins and those that need them."""
     started = _started(name)
-    ask(f"disable {', '.join(plugin)}", yes=yes)
+    ask(f"disable {', '.join(plugin)}", yes, protected=None)
     _change(started, "disable", plugin)
 
 

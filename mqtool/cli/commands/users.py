@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mqtool.cli.access import Access
 from mqtool.cli.display import output
 from mqtool.cli.options import Broker, ManagementUrl, live_names, takes_groups, takes_groups_but
 from mqtool.cli.options.asking import Yes, ask, ask_password
@@ -59,10 +60,11 @@ def _is_there(api: Management, kind: str, name: str, *, if_not_exists: bool, hin
     return True
 
 
-def _delete(api: Management, kind: str, name: str, what: str, *, if_exists: bool, yes: bool) -> None:
+def _delete(access: Access, kind: str, name: str, what: str, yes: Yes, *, if_exists: bool) -> None:
     """Delete a user or a vhost, if whoever is asked agrees."""
+    api = access.management()
     if _found(api, f"{kind}s", name) is not None:
-        ask(f"delete {what}", yes=yes)
+        ask(f"delete {what}", yes, protected=access.protected)
         api.delete(path(f"{kind}s", name))
         output.status(f"deleted {kind} {name!r}")
     elif if_exists:
@@ -122,10 +124,10 @@ def tags(name: UserName, broker: Broker, tags: Tags = None, management: Manageme
 @user_app.command(epilog="mqtool user delete ann\nmqtool user delete ann --if-exists --yes")
 @takes_groups
 def delete(
-    name: UserName, broker: Broker, if_exists: IfExists = False, yes: Yes = False, management: ManagementUrl = None
+    name: UserName, broker: Broker, yes: Yes, if_exists: IfExists = False, management: ManagementUrl = None
 ) -> None:
     """Delete a user and its permissions."""
-    _delete(broker.access(management).management(), "user", name, f"user {name!r}", if_exists=if_exists, yes=yes)
+    _delete(broker.access(management), "user", name, f"user {name!r}", yes, if_exists=if_exists)
 
 
 VhostName = Annotated[str, typer.Argument(metavar="VHOST", show_default=False, autocompletion=live_names.vhosts)]
@@ -151,11 +153,11 @@ def add_vhost(
 @vhost_app.command("delete", epilog="mqtool vhost delete staging\nmqtool vhost delete staging --if-exists --yes")
 @takes_groups
 def delete_vhost(
-    name: VhostName, broker: Broker, if_exists: IfExists = False, yes: Yes = False, management: ManagementUrl = None
+    name: VhostName, broker: Broker, yes: Yes, if_exists: IfExists = False, management: ManagementUrl = None
 ) -> None:
     """Delete a virtual host with everything in it."""
     what = f"vhost {name!r} with all that is in it"
-    _delete(broker.access(management).management(), "vhost", name, what, if_exists=if_exists, yes=yes)
+    _delete(broker.access(management), "vhost", name, what, yes, if_exists=if_exists)
 
 
 def _pattern(what: str) -> Any:

@@ -1,6 +1,6 @@
 """The options that commands share, each declared once, in groups that a command takes as one parameter."""
 
-from mqtool.cli.options.connection import Broker, ManagementUrl
+from mqtool.cli.options.connection import Broker, ContextName, ManagementUrl, Url
 from mqtool.cli.options.delays import DelayOptions
 from mqtool.cli.options.groups import takes_groups, takes_groups_but
 from mqtool.cli.options.messages import MessageOptions

@@ -1,7 +1,7 @@
 """Asking a person: whether to destroy something, and for a password."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
@@ -9,22 +9,34 @@ from mqtool.cli.access import read_password
 from mqtool.cli.display import output
 from mqtool.errors import MqtoolError, UsageError
 
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation")]
+
+class Yes(NamedTuple):
+    """What was agreed to on the command line."""
+
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask (a protected context: --yes=NAME)")] = False
+    #: What --yes=NAME becomes.
+    yes_to: Annotated[str | None, typer.Option("--yes-to", metavar="NAME", hidden=True)] = None
 
 
-def ask(what: str, *, yes: bool, hint: str = "say --yes") -> None:
+def ask(what: str, yes: Yes, *, protected: str | None, is_safe: bool = False, hint: str = "say --yes") -> None:
     """Ask a person before something that cannot be undone; a script has to pass --yes.
 
     Args:
         what: what would be done, such as "delete queue 'jobs'".
-        yes: do not ask.
+        protected: of the Access: the context that only --yes=NAME changes unasked.
+        is_safe: need not be asked, unless the context is protected.
 
     Raises:
-        UsageError: nobody can be asked.
+        UsageError: nobody can be asked, or --yes names another context.
         MqtoolError: the answer was no.
     """
-    if yes:
+    if yes.yes_to is not None and yes.yes_to != protected:
+        other = f"the context is {protected!r}" if protected else "the broker is not a protected context"
+        raise UsageError(f"--yes={yes.yes_to} was given, but {other}", "nothing was changed")
+    if yes.yes_to is not None or (protected is None and (yes.yes or is_safe)):
         return
+    if protected is not None:
+        what, hint = f"{what} in the protected context {protected!r}", f"pass --yes={protected}"
     if not output.is_terminal(0):
         raise UsageError(f"this would {what}", hint)
     if not typer.confirm(output.visible(f"{what}?"), err=True):

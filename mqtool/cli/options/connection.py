@@ -6,28 +6,45 @@ from typing import Annotated, NamedTuple
 import typer
 
 from mqtool.amqp import Backoff, TlsFiles
-from mqtool.cli.access import MANAGEMENT_VARIABLE, URL_VARIABLES, Access, resolve_addresses
+from mqtool.cli import contexts
+from mqtool.cli.access import MANAGEMENT_VARIABLE, URL_VARIABLES, Access, choose, resolve_addresses
 from mqtool.cli.display import output
 from mqtool.cli.options import live_names
 from mqtool.cli.options.groups import in_panel
 from mqtool.cli.options.values import DURATION
 from mqtool.tutorials.dialects import LINES, NAMES, Dialect, Lines, Names
 
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        "-u",
+        help="Broker: amqp://user:password@host:5672/vhost",
+        envvar=list(URL_VARIABLES),
+        show_envvar=True,
+        rich_help_panel="Broker",
+    ),
+]
+ContextName = Annotated[
+    str | None,
+    typer.Option(
+        "--context",
+        "-C",
+        metavar="NAME",
+        help="Broker, by the name of a context",
+        envvar=contexts.VARIABLE,
+        autocompletion=live_names.contexts,
+        rich_help_panel="Broker",
+    ),
+]
+
 
 @in_panel("Broker")
 class Broker(NamedTuple):
     """Which broker, how to get in, and how much to say."""
 
-    url: Annotated[
-        str | None,
-        typer.Option(
-            "--url",
-            "-u",
-            help="Broker: amqp://user:password@host:5672/vhost",
-            envvar=[*URL_VARIABLES],
-            show_envvar=True,
-        ),
-    ] = None
+    url: Url = None
+    context: ContextName = None
     user: Annotated[str | None, typer.Option(help="User to log in as")] = None
     password_file: Annotated[Path | None, typer.Option(help="Read the password from FILE; - is stdin")] = None
     vhost: Annotated[str | None, typer.Option(help="Virtual host", autocompletion=live_names.vhosts)] = None
@@ -86,13 +103,15 @@ class Broker(NamedTuple):
             import logging
 
             logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+        choice = choose(self.url, self.context)
         return Access(
-            resolve_addresses(self.url, user=self.user, vhost=self.vhost, password_file=self.password_file),
-            TlsFiles(self.tls_ca, self.tls_cert, self.tls_key),
-            management,
+            resolve_addresses(choice, user=self.user, vhost=self.vhost, password_file=self.password_file),
+            choice.tls(TlsFiles(self.tls_ca, self.tls_cert, self.tls_key)),
+            choice.management(management),
             self.wait,
             Backoff(attempts=self.max_retries) if self.reconnect else None,
             self.strict,
+            choice.protected,
         )
 
 

@@ -1,4 +1,4 @@
-"""Completion of names from the broker: queues, exchanges and virtual hosts.
+"""Completion of names from the broker: queues, exchanges and virtual hosts; and of contexts.
 
 Somebody waits at the Tab key: after a third of a second (MQTOOL_COMPLETION_TIMEOUT), or without a broker, there are no
 names, and no error either. Names that a shell cannot show on one line are left out.
@@ -12,7 +12,8 @@ from typing import Any
 import typer
 
 from mqtool.amqp import TlsFiles
-from mqtool.cli.access import MANAGEMENT_VARIABLE, Access, resolve_addresses
+from mqtool.cli.access import MANAGEMENT_VARIABLE, Access, choose, resolve_addresses
+from mqtool.cli.contexts import load
 from mqtool.duration import parse_duration
 from mqtool.errors import MqtoolError
 
@@ -33,6 +34,14 @@ def exchanges(ctx: typer.Context, incomplete: str) -> list[str]:
 def vhosts(ctx: typer.Context, incomplete: str) -> list[str]:
     """The virtual hosts whose names start with this."""
     return _names(ctx, "vhosts", incomplete)
+
+
+def contexts(incomplete: str) -> list[str]:
+    """The contexts whose names start with this."""
+    try:
+        return [name for name in load().known if name.startswith(incomplete)]
+    except MqtoolError:
+        return []
 
 
 def _names(ctx: typer.Context, kind: str, incomplete: str) -> list[str]:
@@ -57,11 +66,16 @@ def _ask(params: dict[str, Any], kind: str, incomplete: str) -> list[str]:
 
     given = {name: params.get(name) for name in ("user", "vhost", "password_file")}
     if str(given["password_file"]) == "-":
-        del given["password_file"]  # nobody types a password at the Tab key
+        del given["password_file"]
     # Commands that do not use the management API have no option for it, but the environment may say where it is.
     url = params.get("management") or os.environ.get(MANAGEMENT_VARIABLE)
     try:
-        access = Access(resolve_addresses(params.get("url"), **given), TlsFiles(params.get("tls_ca")), url)
+        choice = choose(params.get("url"), params.get("context"))
+        if choice.context and choice.context.password_command and not given.get("password_file"):
+            return []  # nobody types a password at the Tab key
+        access = Access(
+            resolve_addresses(choice, **given), choice.tls(TlsFiles(params.get("tls_ca"))), choice.management(url)
+        )
         api = access.management((_patience(), _patience()))
         if kind == "vhosts":
             return [view["name"] for view in api.get(kind, columns="name")]

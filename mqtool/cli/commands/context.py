@@ -1,0 +1,221 @@
+"""mqtool context add, ls, use, show, edit, rm."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mqtool.amqp import parse_addresses
+from mqtool.amqp.address import without_passwords
+from mqtool.cli import contexts, stopping
+from mqtool.cli.contexts import Context
+from mqtool.cli.display import output, tables
+from mqtool.cli.options import live_names
+from mqtool.errors import MqtoolError, UsageError
+
+app = typer.Typer()
+context = typer.Typer(no_args_is_help=True, help="Name brokers, and choose the one to use.")
+app.add_typer(context, name="context")
+
+Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False, autocompletion=live_names.contexts)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
+_COMMENTS_AT_THE_END = re.compile(r"(?:^[ \t]*(?:#.*)?\n)*\Z", re.MULTILINE)
+_COLUMNS = ("in_use", "name", "url", "management", "protected")
+
+
+def _pem(what: str) -> Any:
+    return typer.Option(resolve_path=True, help=f"{what} (PEM)")
+
+
+@context.command(
+    epilog="mqtool context add staging --url amqp://ann@staging.example.com/shop\n"
+    "mqtool context add prod --url amqps://ann@mq.example.com --password-command 'pass show mq' --protected"
+)
+def add(
+    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False)],
+    url: Annotated[str, typer.Option("--url", "-u", help="Broker: amqp://user:password@host:5672/vhost")],
+    management: Annotated[str | None, typer.Option(metavar="URL", help="URL of the management API")] = None,
+    tls_ca: Annotated[Path | None, _pem("Certificate authority to trust")] = None,
+    tls_cert: Annotated[Path | None, _pem("Client certificate")] = None,
+    tls_key: Annotated[Path | None, _pem("Key of the client certificate")] = None,
+    password_command: Annotated[
+        str | None, typer.Option(metavar="COMMAND", help="Command that prints the password")
+    ] = None,
+    protected: Annotated[
+        bool, typer.Option("--protected", help="Ask before anything is destroyed, even with --yes")
+    ] = False,
+) -> None:
+    """Add a context: a broker by name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise UsageError(f"{name!r} is not a valid context name", "use letters, digits, - and _")
+    parse_addresses(url)
+    text = contexts.read()
+    known = contexts.parse(text)
+    if name in known.known:
+        raise UsageError(f"context {name!r} exists", "change it with 'mqtool context edit'")
+    given: dict[str, Any] = {"url": url, "management": management, "tls-ca": tls_ca, "tls-cert": tls_cert}
+    given |= {"tls-key": tls_key, "password-command": password_command, "protected": protected or None}
+    lines = [f"{key} = {_value(value)}" for key, value in given.items() if value is not None]
+    before = f"{text.rstrip()}\n\n" if text.strip() else ""
+    _write("\n".join((f"{before}[contexts.{name}]", *lines, "")), {*known.known, name}, known.in_use)
+    output.status(f"added context {name!r} to {contexts.path()}; 'mqtool context use {name}' makes it the default")
+
+
+@context.command(epilog="mqtool context ls\nmqtool context ls --json")
+def ls(as_json: AsJson = False) -> None:
+    """List the contexts; * is the one in use."""
+    known = contexts.load()
+    rows = [
+        {
+            "in_use": each.name == known.in_use if as_json else "*" * (each.name == known.in_use),
+            "name": each.name,
+            "url": without_passwords(each.url),
+            "management": each.management and without_passwords(each.management),
+            "protected": each.protected,
+        }
+        for each in known.known.values()
+    ]
+    if not tables.show(rows, _COLUMNS, as_json=as_json):
+        output.status("there are no contexts; 'mqtool context add' adds one")
+
+
+@context.command(epilog="mqtool context use staging\nmqtool context use --none")
+def use(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", show_default=False, autocompletion=live_names.contexts)
+    ] = None,
+    none: Annotated[bool, typer.Option("--none", help="Use none")] = False,
+) -> None:
+    """Make a context the default of all commands."""
+    if (name is None) != none:
+        raise UsageError("name one context, or --none", "'mqtool context ls' lists them")
+    text = contexts.read()
+    known = contexts.parse(text)
+    if name is not None:
+        known.named(name)
+    _write(_using(text, name), {*known.known}, name)
+    output.status(f"context {name!r} is in use" if name else "no context is in use")
+
+
+@context.command(epilog="mqtool context show\nmqtool context show prod --json")
+def show(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]", help="Context", show_default="the one in use", autocompletion=live_names.contexts
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a context, without its passwords."""
+    known = contexts.load()
+    if (name := name or known.in_use) is None:
+        raise UsageError("no context is in use", "name one; 'mqtool context ls' lists them")
+    found = known.named(name)
+    row = _shown(found) | {"in_use": name == known.in_use}
+    if as_json:
+        output.show(json.dumps(row, ensure_ascii=False))
+        return
+    for key, value in row.items():
+        shown = {True: "yes", False: "no", None: "-"}.get(value, value)
+        output.show(f"{key.replace('_', ' '):<18}{output.one_line(str(shown))}")
+
+
+def _shown(found: Context) -> dict[str, Any]:
+    files = {"tls_ca": found.tls_ca, "tls_cert": found.tls_cert, "tls_key": found.tls_key}
+    return {
+        "name": found.name,
+        "url": without_passwords(found.url),
+        "management": found.management and without_passwords(found.management),
+        **{key: value and str(value) for key, value in files.items()},
+        "password_command": found.password_command,
+        "protected": found.protected,
+    }
+
+
+@context.command(epilog="mqtool context edit\nEDITOR=nano mqtool context edit")
+def edit() -> None:
+    """Edit the contexts in $VISUAL or $EDITOR.
+
+    Nothing changes unless the file is valid then.
+    """
+    command = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    path = contexts.path()
+    path.parent.mkdir(0o700, parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(".toml", "edit-", path.parent)  # 0600
+    draft = Path(name)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(contexts.read())
+    try:
+        with stopping.calling(lambda: None):  # Ctrl-C is the editor's
+            code = subprocess.run([*shlex.split(command), name], check=False).returncode
+    except (OSError, ValueError) as error:
+        draft.unlink()
+        raise UsageError(f"cannot run the editor {command!r}: {error}", "set EDITOR") from error
+    if code:
+        draft.unlink()
+        raise MqtoolError(f"the editor {command!r} failed with exit code {code}; nothing was changed")
+    try:
+        text = draft.read_text("utf-8")
+        contexts.parse(text)
+    except (UnicodeDecodeError, UsageError) as error:
+        raise UsageError(f"nothing was changed: {error}", f"your text is in {draft}") from error
+    draft.replace(path)
+    output.status(f"saved {path}")
+
+
+@context.command(epilog="mqtool context rm staging")
+def rm(name: Name) -> None:
+    """Remove a context."""
+    text = contexts.read()
+    known = contexts.parse(text)
+    known.named(name)
+    in_use = None if known.in_use == name else known.in_use
+    _write(_without(text if in_use else _using(text, None), name).lstrip("\n"), {*known.known} - {name}, in_use)
+    output.status(f"removed context {name!r}")
+
+
+def _using(text: str, name: str | None) -> str:
+    """The file's text with this context in use."""
+    lines = text.splitlines(keepends=True)
+    end = next((number for number, line in enumerate(lines) if line.lstrip().startswith("[")), len(lines))
+    head = [line for line in lines[:end] if not re.match(r"\s*use\s*=", line)]
+    use = [] if name is None else [f"use = {_value(name)}\n", *["\n"] * (not head)]
+    return "".join((*use, *head, *lines[end:]))
+
+
+def _without(text: str, name: str) -> str:
+    """The file's text without this context; comments above the next one stay."""
+    header = re.compile(rf"[ \t]*\[\s*contexts\s*\.\s*([\"']?){re.escape(name)}\1\s*\]")
+    blocks = re.split(r"^(?=[ \t]*\[)", text, flags=re.MULTILINE)
+    return "".join(_COMMENTS_AT_THE_END.findall(block)[0] if header.match(block) else block for block in blocks)
+
+
+def _value(value: Any) -> str:
+    """In TOML; a text is written as in JSON, which escapes all but DEL."""
+    return json.dumps(value if isinstance(value, bool) else str(value), ensure_ascii=False).replace("\x7f", r"\u007f")
+
+
+def _write(text: str, names: set[str], in_use: str | None) -> None:
+    """Replace the file, so that another process reads the old one or the new one.
+
+    Args:
+        names, in_use: what it has to say then: a file that somebody wrote in an unusual way is left to them.
+    """
+    after = contexts.parse(text)
+    path = contexts.path()
+    if set(after.known) != names or after.in_use != in_use:
+        raise MqtoolError(f"{path} is not written as mqtool writes it", "'mqtool context edit' opens it")
+    path.parent.mkdir(0o700, parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(".toml", "new-", path.parent)  # 0600
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(descriptor)
+    Path(name).replace(path)

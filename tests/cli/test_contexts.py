@@ -1,0 +1,262 @@
+"""Contexts: brokers with names, which one a command talks to, and protection from mistakes."""
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from mqtool.broker.state import Started, save
+from tests.brokers import TestBroker, on_any_broker
+from tests.cli.shell import Shell
+from tests.cli.terminal import on_terminal
+from tests.cli.test_completion import ask
+from tests.cli.test_exec import depth
+
+#: Each names a broker of its own, the strongest first; the reason that `broker status` gives.
+PRECEDENCE = {
+    "--url amqp://option": "option:5672, from --url",
+    "--context typed": "typed:5672, from --context typed",
+    "MQTOOL_URL=amqp://variable": "variable:5672, from MQTOOL_URL",
+    "AMQP_URL=amqp://second": "second:5672, from AMQP_URL",
+    "MQTOOL_CONTEXT=exported": "exported:5672, from MQTOOL_CONTEXT=exported",
+    "in use": "in-use:5672, from context 'in-use', which is in use",
+    "broker up": "127.0.0.1:1, from 'mqtool broker up'",
+    "default": "localhost:5672, the default",
+}
+
+
+@pytest.fixture
+def home(lonely_shell: Shell) -> Shell:
+    """A shell with configuration and state of its own."""
+    directory = str(lonely_shell.directory)
+    lonely_shell.environment |= {"XDG_CONFIG_HOME": directory, "XDG_STATE_HOME": directory}
+    return lonely_shell
+
+
+def config(shell: Shell) -> Path:
+    return shell.directory / "mqtool" / "config.toml"
+
+
+def write_config(shell: Shell, text: str) -> None:
+    config(shell).parent.mkdir(exist_ok=True)
+    config(shell).write_text(text)
+
+
+@pytest.fixture
+def staging(shell: Shell, broker: TestBroker) -> Shell:
+    """A shell that knows the test's broker only as the protected context `staging`, which is in use."""
+    del shell.environment["MQTOOL_URL"]
+    shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
+    added = ("context", "add", "staging", "--url", broker.url, "--management", broker.management, "--protected")
+    assert shell.run("mqtool", *added).code == 0
+    assert shell.run("mqtool", "context", "use", "staging").code == 0
+    return shell
+
+
+@pytest.mark.parametrize("strongest", PRECEDENCE)
+def test_the_first_that_names_a_broker_wins(home: Shell, strongest: str) -> None:
+    """Option, environment, the context in use, `broker up`, localhost; `broker status` says which and why."""
+    words, environment = [], {}
+    rows = list(PRECEDENCE)
+    for row in rows[rows.index(strongest) :]:
+        if row.startswith("--"):
+            words += row.split()
+        elif "=" in row:
+            environment.update([row.split("=")])
+        elif row == "in use":
+            names = ("typed", "exported", "in-use")
+            tables = "".join(f'[contexts.{name}]\nurl = "amqp://{name}"\n' for name in names)
+            write_config(home, f'use = "in-use"\n{tables}')
+        elif row == "broker up":
+            directory = home.directory / "mqtool" / "brokers" / "default"
+            directory.mkdir(parents=True)
+            save(Started("default", "embedded", "amqp://guest:guest@127.0.0.1:1", 0, str(directory), {}))
+    if "typed" in words or "MQTOOL_CONTEXT" in environment:
+        assert config(home).exists()
+    result = home.run("mqtool", "broker", "status", *words, environment=environment)
+    assert f"commands use amqp://guest@{PRECEDENCE[strongest]}" in map(str.strip, result.stdout.splitlines())
+
+
+def test_a_context_may_come_before_the_command(home: Shell) -> None:
+    """And is an option then: it wins over the environment."""
+    write_config(home, '[contexts.one]\nurl = "amqp://one.invalid"\n[contexts.two]\nurl = "amqp://two.invalid"\n')
+    environment = {"MQTOOL_CONTEXT": "two"}
+    assert "'two.invalid'" in home.run("mqtool", "send", "x", environment=environment).stderr
+    assert "'one.invalid'" in home.run("mqtool", "-C", "one", "send", "x", environment=environment).stderr
+    assert "'two.invalid'" in home.run("mqtool", "-C", "one", "send", "x", "-C", "two").stderr
+
+
+def test_commands_use_a_context_for_amqp_the_api_and_names(staging: Shell, broker: TestBroker) -> None:
+    """With its management URL, and not the one in the environment, which belongs to another broker."""
+    staging.environment |= {"MQTOOL_MANAGEMENT_URL": "http://127.0.0.1:1", "MQTOOL_COMPLETION_TIMEOUT": "20s"}
+    assert staging.run("mqtool", "send", "-q", "jobs", "x").code == 0
+    assert staging.run("mqtool", "-C", "staging", "list", "queues", "name").stdout == "jobs\n"
+    assert ask(staging, "mqtool -C staging send -q j") == ("jobs", "", 0)
+    assert ask(staging, "mqtool send --context st") == ("staging", "", 0)
+    assert ask(staging, "mqtool -C st") == ("staging", "", 0)
+
+
+def test_the_file(home: Shell) -> None:
+    """Only its owner reads it; comments stay; passwords are not shown."""
+    add = ("mqtool", "context", "add")
+    assert home.run(*add, "prod", "-u", "amqps://ann:s3cret@mq/shop", "--tls-ca", "ca.pem", "--protected").code == 0
+    assert stat.S_IMODE(config(home).stat().st_mode) == 0o600
+    config(home).write_text(f"# mine\n{config(home).read_text()}# the other\n")
+    assert home.run(*add, "test", "-u", "amqp://test", "--password-command", "echo 'a \"b\"'").code == 0
+    home.run("mqtool", "context", "use", "test")
+    home.run("mqtool", "context", "use", "prod")
+    assert config(home).read_text() == (
+        f'use = "prod"\n# mine\n[contexts.prod]\nurl = "amqps://ann:s3cret@mq/shop"\n'
+        f'tls-ca = "{home.directory}/ca.pem"\nprotected = true\n# the other\n\n'
+        '[contexts.test]\nurl = "amqp://test"\npassword-command = "echo \'a \\"b\\"\'"\n'
+    )
+    assert stat.S_IMODE(config(home).stat().st_mode) == 0o600
+    assert [each.name for each in config(home).parent.iterdir()] == ["config.toml"]
+    shown = home.run("mqtool", "context", "show", "--json").stdout + home.run("mqtool", "context", "ls").stdout
+    assert json.loads(shown.splitlines()[0])["url"] == "amqps://ann@mq/shop"
+    assert "s3cret" not in shown
+    assert home.run("mqtool", "context", "rm", "prod").code == 0
+    assert config(home).read_text() == (
+        '# mine\n# the other\n\n[contexts.test]\nurl = "amqp://test"\npassword-command = "echo \'a \\"b\\"\'"\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[contexts.a]\nurl = amqp://x\n', "line 2: invalid value"),
+        ('[contexts.a]\nurl = "amqp://x"\n[contexts.b]\nurl = "amqp://x"\nprotcted = true\n',
+         "line 5: context 'b' has an unknown key 'protcted'\nhint: did you mean 'protected'?"),
+        ('[contexts.a]\nurl = "amqp://x"\nprotected = "yes"\n',
+         "line 3: 'protected' of context 'a' is not true or false"),
+        ('[contexts.a]\nmanagement = "http://x"\n', "line 1: context 'a' has no url"),
+        ('use = "a"\ncolor = 1\n', "line 2: unknown key 'color'"),
+        ('use = "a"\n', "there is no context 'a'"),
+        ('contexts = 1', "line 1: a context is written as [contexts.NAME]"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_the_file_is_said_with_its_line(home: Shell, text: str, said: str) -> None:
+    """In one sentence, by whatever command reads it; those that have a URL do not read it."""
+    write_config(home, text)
+    result = home.run("mqtool", "send", "x")
+    assert result.code == 2
+    assert result.stderr.startswith(f"mqtool: {config(home)}")
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 2
+    assert home.run("mqtool", "send", "x", "-u", "amqp://127.0.0.1:1").code == 69
+
+
+def test_mistakes(home: Shell) -> None:
+    """Each is a usage error that says what to do."""
+    assert home.run("mqtool", "context", "add", "staging", "-u", "amqp://a").code == 0
+    for words, said in {
+        "send x -C stagin": "there is no context 'stagin'\nhint: did you mean 'staging'?",
+        "context use stagin": "did you mean 'staging'?",
+        "context rm nothing": "there is no context 'nothing'\nhint: 'mqtool context ls' lists them",
+        "context use": "name one context, or --none",
+        "context show": "no context is in use",
+        "context add staging -u amqp://b": "context 'staging' exists",
+        "context add a/b -u amqp://b": "'a/b' is not a valid context name",
+        "context add b -u http://b": "its scheme is 'http'",
+    }.items():
+        result = home.run("mqtool", *words.split())
+        assert result.code == 2
+        assert said in result.stderr
+    exported = home.run("mqtool", "send", "x", environment={"MQTOOL_CONTEXT": "nothing"})
+    assert exported.stderr.startswith("mqtool: MQTOOL_CONTEXT: there is no context 'nothing'")
+
+
+def test_edit(home: Shell) -> None:
+    """What the editor saves is taken if it is valid; else nothing changes, and the text is kept."""
+    editor = home.directory / "editor"
+    editor.write_text('#!/bin/sh\necho "$TEXT" >> "$2"\nexit "$CODE"\n')
+    editor.chmod(0o755)
+    url = "amqp://a"
+    home.run("mqtool", "context", "add", "a", "-u", url)
+    before = config(home).read_text()
+
+    def edit(text: str, code: int = 0) -> tuple[int, str]:
+        variables = {"EDITOR": f"{editor} -x", "TEXT": text, "CODE": str(code)}
+        result = home.run("mqtool", "context", "edit", environment=variables)
+        return result.code, result.stderr
+
+    code, said = edit("protected = yes")
+    assert (code, config(home).read_text()) == (2, before)
+    assert "nothing was changed: " in said
+    assert "line 3: invalid value" in said
+    assert "protected = yes" in Path(said.split("your text is in ")[1].strip()).read_text()
+    code, said = edit("protected = true", 7)
+    assert (code, config(home).read_text()) == (1, before)
+    assert "exit code 7" in said
+    assert edit("protected = true")[0] == 0
+    assert config(home).read_text() == f"{before}protected = true\n"
+    assert stat.S_IMODE(config(home).stat().st_mode) == 0o600
+
+
+def test_a_password_command(shell: Shell, broker: TestBroker) -> None:
+    """Its first line is the password; a shell runs it only if it has to; what fails is said without its output."""
+    del shell.environment["MQTOOL_URL"]
+    shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
+    (shell.directory / "password").write_text("guest\nurl: example.com\n")
+    (shell.directory / "wrong").write_text("s3cret\n")
+    url = broker.url.replace("guest:guest", "guest")
+
+    def with_command(command: str) -> tuple[int, str]:
+        write_config(shell, f"[contexts.it]\nurl = {json.dumps(url)}\npassword-command = {json.dumps(command)}\n")
+        result = shell.run("mqtool", "send", "-C", "it", "-l", "--debug", stdin="x\n")
+        return result.code, result.stderr
+
+    assert with_command("cat password")[0] == 0
+    assert with_command("tr -d '\\r' < password | cat")[0] == 0
+    code, said = with_command("cat wrong")
+    assert (code, "s3cret" in said) == (77, False)
+    for command, why in {
+        "cat nothing": "failed with exit code 1: cat: nothing: No such file or directory",
+        "true": "printed no password",
+        "no-such-program": "cannot run the password command of context 'it': No such file or directory",
+        "cat 'password": "cannot run the password command of context 'it': No closing quotation",
+    }.items():
+        code, said = with_command(command)
+        assert code == 1
+        assert why in said
+    write_config(shell, f"[contexts.it]\nurl = {json.dumps(broker.url)}\npassword-command = 'touch asked'\n")
+    assert ask(shell, "mqtool send -C it -q ")[1:] == ("", 0)
+    assert not (shell.directory / "asked").exists(), "completion asked for the password"
+
+
+def test_a_protected_context_is_named_before_anything_is_destroyed(staging: Shell, broker: TestBroker) -> None:
+    """--yes is not enough; --yes=NAME is, for the right name; a person at a terminal is asked."""
+    staging.run("mqtool", "send", "-q", "jobs", "x")
+    staging.run("mqtool", "exchange", "declare", "logs", "fanout")
+    for words in (
+        "queue purge jobs --yes",
+        "queue delete jobs --if-unused --if-empty",
+        "queue delete --yes jobs",
+        "exchange delete logs --if-unused --yes",
+        "dlq redrive jobs --from jobs --yes",
+        "dlq redrive jobs --from jobs --id 1",
+        "dlq drop jobs --from jobs --yes",
+        "vhost delete / --yes",
+        "user delete guest -y",
+    ):
+        result = staging.run("mqtool", *words.split())
+        assert result.code == 2, words
+        assert "in the protected context 'staging'\nhint: pass --yes=staging" in result.stderr
+    assert "but the context is 'staging'" in staging.run("mqtool", "queue", "purge", "jobs", "--yes=prod").stderr
+    assert depth(broker, "jobs") == 1
+    asked = on_terminal(staging, "mqtool", "queue", "purge", "jobs", "--yes", keys=["n\n"], cue="[y/N]").stdout
+    assert "remove 1 message from queue 'jobs' for good in the protected context 'staging'? [y/N]" in asked
+    assert depth(broker, "jobs") == 1
+    assert staging.run("mqtool", "queue", "purge", "--yes=staging", "jobs").code == 0
+    assert depth(broker, "jobs") == 0
+
+
+@on_any_broker
+def test_yes_with_a_name_is_for_that_context_only(shell: Shell, broker: TestBroker) -> None:
+    """Somebody who writes --yes=prod believes to be there."""
+    shell.run("mqtool", "send", "-q", "jobs", "x")
+    result = shell.run("mqtool", "queue", "purge", "jobs", "--yes=prod")
+    assert (result.code, depth(broker, "jobs")) == (2, 1)
+    assert "--yes=prod was given, but the broker is not a protected context" in result.stderr
+    assert shell.run("mqtool", "send", "-q", "jobs", "--", "--yes=x").code == 0
