@@ -49,6 +49,7 @@ COMMANDS = {
     "vhost": ("users", _MANAGE),
     "permission": ("users", _MANAGE),
     "policy": ("policies", _MANAGE),
+    "definitions": ("definitions", _MANAGE),
     "plugin": ("plugins", _MANAGE),
     "dlq": ("dead_letters", _FAILURES),
     "reconcile": ("reconcile", _FAILURES),

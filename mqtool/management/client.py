@@ -77,6 +77,10 @@ class Management:
         """
         return self._request("PUT", path, body=body).status_code == HTTPStatus.CREATED
 
+    def post(self, path: str, body: Json) -> None:
+        """Make something that has no name. Raises as put() does."""
+        self._request("POST", path, body=body)
+
     def delete(self, path: str) -> None:
         """Delete something. Raises as get() does."""
         self._request("DELETE", path)

@@ -1,0 +1,153 @@
+"""mqtool definitions export, import, diff."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mqtool.cli.display import output, styled
+from mqtool.cli.display.binding_text import bound_by
+from mqtool.cli.display.styled import BAD, DIM, GOOD, KEY, NAME, Line, shown
+from mqtool.cli.options import Broker, ManagementUrl, takes_groups
+from mqtool.errors import AccessRefused, DeclaredDifferently, NotFound, SomeFailed, UsageError
+from mqtool.inspection import definitions_file
+from mqtool.inspection.definitions_file import Change, Contents
+from mqtool.inspection.listing import as_text, counted
+from mqtool.management import Management
+from mqtool.topology import Binding
+
+app = typer.Typer()
+definitions_app = typer.Typer(
+    no_args_is_help=True, help="Export, compare and import exchanges, queues, bindings, policies."
+)
+app.add_typer(definitions_app, name="definitions")
+
+_SIGNS = {"add": ("+ ", GOOD), "change": ("~ ", KEY), "conflict": ("! ", BAD), "extra": ("- ", BAD)}
+_REMARKS = {"conflict": "  an import cannot change it", "extra": "  only on the broker; an import leaves it"}
+
+Definitions = Annotated[Path, typer.Argument(metavar="FILE", show_default=False, help="Exported file; - is stdin")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per difference")]
+
+
+@definitions_app.command(
+    "export", epilog="mqtool definitions export > topology.json\nmqtool definitions export --vhost staging"
+)
+@takes_groups
+def export(broker: Broker, management: ManagementUrl = None) -> None:
+    """Print exchanges, queues, bindings and policies as JSON.
+
+    They are those of one virtual host, in the format of RabbitMQ's own definitions files.
+    """
+    access = broker.access(management)
+    output.show(json.dumps(definitions_file.export(access.management(), access.vhost), indent=2, ensure_ascii=False))
+
+
+@definitions_app.command("diff", epilog="mqtool definitions diff topology.json\nmqtool definitions diff - < file.json")
+@takes_groups
+def diff(file: Definitions, broker: Broker, as_json: AsJson = False, management: ManagementUrl = None) -> None:
+    """Show how the broker differs from a file.
+
+    Exits 3 if it does: + is what an import would add, ~ change, ! could not change; - is only on the broker.
+    """
+    access = broker.access(management)
+    wanted = _read(file, access.vhost)
+    changes = definitions_file.compare(definitions_file.export(access.management(), access.vhost), wanted)
+    _show(changes, as_json=as_json)
+    if changes:
+        raise SomeFailed(f"{counted(len(changes), 'difference')} between {file} and {access.address}")
+    output.status(f"no differences between {file} and {access.address}")
+
+
+@definitions_app.command(
+    "import", epilog="mqtool definitions import topology.json --dry-run\nmqtool definitions import topology.json"
+)
+@takes_groups
+def import_definitions(
+    file: Definitions,
+    broker: Broker,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what it would do")] = False,
+    as_json: AsJson = False,
+    management: ManagementUrl = None,
+) -> None:
+    """Add what a file has and the broker lacks; change policies.
+
+    Nothing is deleted. What exists with other settings is left, and the exit code is then 3.
+    """
+    access = broker.access(management)
+    wanted = _read(file, access.vhost)
+    api = access.management()
+    found = definitions_file.compare(definitions_file.export(api, access.vhost), wanted)
+    changes = [change for change in found if change.action != "extra"]
+    possible = [change for change in changes if change.action != "conflict"]
+    _show(changes, as_json=as_json)
+    failed = len(changes) - len(possible)
+    if dry_run:
+        output.status(f"would import {len(possible):,} of {counted(len(changes), 'difference')}")
+    else:
+        failed += _import(api, access.vhost, possible)
+        output.status(f"imported {len(changes) - failed:,} of {counted(len(changes), 'difference')}")
+    if failed:
+        raise SomeFailed(
+            f"{counted(failed, 'difference')} cannot be imported" if dry_run else f"{failed:,} not imported"
+        )
+
+
+def _import(api: Management, vhost: str, changes: Sequence[Change]) -> int:
+    """Import them, and return how many the broker refused."""
+    refused = 0
+    for change in changes:
+        try:
+            definitions_file.apply(api, vhost, change)
+        except (UsageError, DeclaredDifferently, NotFound, AccessRefused) as error:
+            refused += 1
+            output.warning(f"{change.kind} {_name(change)}: {error}")
+    return refused
+
+
+def _read(file: Path, vhost: str) -> Contents:
+    try:
+        text = Path("/dev/stdin" if str(file) == "-" else file).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UsageError(f"cannot read {file}: {reason}") from error
+    wanted, others = definitions_file.read(text, str(file), vhost)
+    if others:
+        output.notice(f"not looked at in {file}: {', '.join(others)}")
+    return wanted
+
+
+def _show(changes: Sequence[Change], *, as_json: bool) -> None:
+    if as_json:
+        for change in changes:
+            output.show(json.dumps(asdict(change), ensure_ascii=False))
+    else:
+        styled.show(map(_line, changes))
+
+
+def _line(change: Change) -> Line:
+    settings = "".join(
+        f"  {shown(name)} {_said(has)} -> {_said(wanted)}" for name, (has, wanted) in change.differences.items()
+    )
+    return [
+        _SIGNS[change.action],
+        f"{change.kind} ",
+        (_name(change), NAME),
+        settings,
+        (_REMARKS.get(change.action, ""), DIM),
+    ]
+
+
+def _name(change: Change) -> str:
+    item = change.item
+    if change.kind != "binding":
+        return shown(item["name"])
+    binding = Binding(item["source"], item["destination"], item["routing_key"], item["arguments"])
+    to = "exchange " if item["destination_type"] == "exchange" else ""
+    return f"{shown(binding.source)} ── {bound_by(binding)} ──> {to}{shown(binding.destination)}"
+
+
+def _said(value: object) -> str:
+    return "none" if value is None else shown(as_text(value))
