@@ -57,12 +57,17 @@ CASES = {
     "method for body": (PUBLISH + HEADER + QOS, NO_BODY),
     "header for body": (PUBLISH + HEADER + HEADER, NO_BODY),
     "body too long": (PUBLISH + HEADER + raw_frame(3, 1, b"123456789") + QOS, NO_BODY),
+    "body on another channel": (PUBLISH + HEADER + raw_frame(3, 9, b"hello"), NO_METHOD),
+    "bad end of a body": (
+        PUBLISH + HEADER + raw_frame(3, 1, b"hello", end=0),
+        '501 FRAME_ERROR - type 3, all octets = <<"hello">>: {invalid_frame_end_marker,0}',
+    ),
     "header cut short": (
         PUBLISH + raw_frame(2, 1, b"\x00\x3c"),
         "501 FRAME_ERROR - type 2, all octets = <<0,60>>: unknown_frame",
     ),
     "header of another class": (
-        PUBLISH + raw_frame(2, 1, struct.pack(">HHQH", 50, 0, 0, 0)),
+        PUBLISH + raw_frame(2, 1, struct.pack(">HHQH", 50, 0, 5, 0)) + raw_frame(3, 1, b"hello"),
         "505 UNEXPECTED_FRAME - expected content header for class 60, got one for class 50 instead",
     ),
     "method on channel 0": (frame.marshal(commands.Basic.Qos(), 0), NOT_HERE),

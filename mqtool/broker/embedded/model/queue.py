@@ -128,7 +128,8 @@ class Queue:
         if entry.expires_at is not None:
             self._expiring = True
         backlog.append(entry)
-        self.pump()
+        if self._expiring or len(self.consumers):
+            self.pump()
         if self._limited or self._expiring:
             self._drop_head()
         return True, stored

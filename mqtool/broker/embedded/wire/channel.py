@@ -33,6 +33,7 @@ class Channel:
 
     Attributes:
         number: its number on the connection.
+        vhost: the virtual host of the connection.
         content: the publish that is coming in.
         deliveries: its consumers and what they have.
         published: the number of messages published to each exchange.
@@ -46,6 +47,7 @@ class Channel:
     def __init__(self, number: int, session: Session) -> None:
         self.number = number
         self.session = session
+        self.vhost: VirtualHost = session.vhost
         self.content = Content()
         self.deliveries = Deliveries(number, session)
         self.published: dict[str, int] = {}
@@ -54,11 +56,6 @@ class Channel:
         self.state = "open"
         self.last_queue: str | None = None
         self.replies: ReplyConsumer | None = None
-
-    @property
-    def vhost(self) -> VirtualHost:
-        """The virtual host of the connection."""
-        return self.session.vhost
 
     def counts(self) -> dict[str, int]:
         """Return the number of messages published on it."""

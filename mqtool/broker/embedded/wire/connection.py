@@ -176,7 +176,9 @@ class Connection(FrameStream):
         if number == 0:
             self._connection_method(kind, payload)
             return
-        method = decode_method(payload) if kind == frames.METHOD else None
+        if kind != frames.METHOD:
+            raise ConnectionException(UNEXPECTED_FRAME, "expected method frame, got non method frame instead")
+        method = decode_method(payload)
         if isinstance(method, commands.Channel.Open):
             self._open_channel(number)
         elif not isinstance(method, commands.Channel.CloseOk):
