@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -54,6 +55,15 @@ def pytest_unconfigure() -> None:
         for started in state.load_all():
             starter_of(started).stop(started)
         shutil.rmtree(os.environ["MQTOOL_SUITE_STATE"], ignore_errors=True)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Start RabbitMQ while the workers collect the tests, of which many would wait for it, if it is the whole suite."""
+    config = session.config
+    whole = getattr(config.option, "numprocesses", None) and config.args == config.getini("testpaths")
+    if whole and from_environment() is None and STARTERS[Kind.NODE].is_available():
+        where = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
+        threading.Thread(target=_started_once, args=(Kind.NODE, where), daemon=True).start()
 
 
 def _started_once(kind: Kind, shared: Path) -> TestBroker:
