@@ -210,6 +210,39 @@ def test_watching_ends_with_ctrl_c(shell: Shell, listing: object) -> None:
     assert watching.wait().code == 0
 
 
+@on_any_broker
+def test_watching_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
+    """/ filters, digits sort, arrows scroll, q ends; what does not fit is counted. A dumb terminal gets plain lists."""
+    for number in range(30):
+        shell.run("mqtool", "queue", "declare", f"{'even' if number % 2 else 'odd'}-{number:02}")
+    command = ("mqtool", "list", "queues", "name", "--watch", "50ms", "--management", broker.management)
+
+    def frames(*keys: str) -> list[str]:
+        return on_terminal(shell, *command, keys=keys, cue="q quit").stdout.split("q quit")
+
+    assert "+8 more" in frames("q")[0]
+    assert "odd-28" in frames("\x1b[6~", "\x1b[A", "q")[1]
+    found = frames("/odd-1\r", "1", "1", "q")
+    assert [re.findall(r"(?:odd|even)-\d\d", frame) for frame in found[1:4:2]] == [
+        [f"odd-{number}" for number in (10, 12, 14, 16, 18)], [f"odd-{number}" for number in (18, 16, 14, 12, 10)]
+    ]  # fmt: skip
+    shell.environment["TERM"] = "dumb"
+    dumb = shell.start("script", "-qec", " ".join(command), "/dev/null", ready=False)
+    dumb.wait_for_stdout("even-29").interrupt()
+    assert "\x1b" not in dumb.wait().stdout
+
+
+@on_any_broker
+def test_bindings_of_the_default_exchange(shell: Shell, broker: TestBroker) -> None:
+    """A terminal is spared them, unless they are asked for; pipes get what rabbitmqctl lists."""
+    shell.run("mqtool", "queue", "declare", "jobs")
+    shell.run("mqtool", "bind", "amq.topic", "jobs", "a.*")
+    command = ("mqtool", "list", "bindings", "routing_key", "--management", broker.management)
+    assert sorted(shell.run(*command).stdout.split()) == ["a.*", "jobs"]
+    assert "jobs" not in on_terminal(shell, *command).stdout
+    assert "jobs" in on_terminal(shell, *command, "--filter", "source_name=").stdout
+
+
 def test_without_the_management_api_amqp_tells_what_it_can(shell: Shell) -> None:
     """Of queues whose names are known: ready messages and consumers. The rest needs the API, and a sentence says so."""
     shell.run("mqtool", "send", "one")

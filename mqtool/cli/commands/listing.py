@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from functools import cache
 from itertools import chain, islice
 from typing import Annotated, Any, NamedTuple
@@ -12,6 +12,7 @@ import typer
 from mqtool.amqp import administration
 from mqtool.cli import stopping
 from mqtool.cli.display import output, tables
+from mqtool.cli.display.live import Frame, Live
 from mqtool.cli.options import TIME_LIMIT, Broker, ManagementUrl, live_names, takes_groups
 from mqtool.errors import MqtoolError, NotFound, SomeFailed, Unavailable
 from mqtool.inspection.listing import (
@@ -22,6 +23,7 @@ from mqtool.inspection.listing import (
     Condition,
     Listing,
     Row,
+    as_text,
     in_order,
     parse_condition,
     queues_named,
@@ -100,6 +102,10 @@ class View:
         self._only = frozenset(only or ())
         self._usual = _usual(broker.names, listing.things)
         self._conditions: list[Condition] = choosing.conditions or []
+        asked = any(condition.column == "source_name" for condition in self._conditions)
+        if listing.things == "bindings" and not asked and output.is_terminal(1) and not choosing.as_json:
+            self._conditions = [*self._conditions, parse_condition("source_name!=")]
+            self._notice_once("without those of the default exchange, which --filter source_name= shows")
         self._order = choosing.order or []
         every = choosing.all_vhosts or (not listing.of_vhost and broker.vhost is None)
         self._vhost = None if every else self._access.vhost
@@ -178,6 +184,20 @@ class View:
                 elif administration.exists(self._channel(), Exchange(name)):
                     yield row
 
+    def frame(self, wanted: str) -> Frame:
+        """What of the list has this text in it, for a live view."""
+        rows = [
+            row for row in self.rows() if any(wanted.lower() in as_text(row[column]).lower() for column in self.columns)
+        ]
+        table = tables.table(rows, self.columns, folded=False)
+        return Frame(table, heads=tables.heads(table), keys="1-9 sort")
+
+    def press(self, key: str) -> None:
+        """Sort by the column with this number; a second time the other way round."""
+        if key.isdigit() and 0 < int(key) <= len(self.columns):
+            column = self.columns[int(key) - 1]
+            self._order = [f"-{column}" if self._order == [column] else column]
+
     def show(self) -> None:
         """Print them.
 
@@ -222,18 +242,14 @@ def _list(
 
 def _watch(view: View, pause: float, *, live: bool) -> None:
     """Show a list until we are told to stop: on a terminal in place, else one after the other."""
-    from rich.live import Live
-
+    if live:
+        Live(lambda _, wanted: view.frame(wanted), pause, view.press).run()
+        return
     stop = threading.Event()
-    screen = Live(console=tables.terminal(), screen=True, auto_refresh=False, vertical_overflow="crop")
-    with stopping.calling(stop.set), screen if live else nullcontext():
-        while True:
-            if live:
-                screen.update(tables.table([*view.rows()], view.columns), refresh=True)
-            else:
-                view.show()
-            if stop.wait(pause):
-                return
+    with stopping.calling(stop.set):
+        view.show()
+        while not stop.wait(pause):
+            view.show()
 
 
 Columns = Annotated[
@@ -288,7 +304,7 @@ _add_named(
     live=live_names.exchanges,
 )
 _OTHERS = {
-    "bindings": "List bindings, with those to the default exchange.",
+    "bindings": "List bindings; the default exchange's only in pipes.",
     "consumers": "List consumers.",
     "connections": "List connections; --vhost limits them to one virtual host.",
     "channels": "List channels; --vhost limits them to one virtual host.",

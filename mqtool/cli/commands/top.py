@@ -1,20 +1,16 @@
 """mqtool top."""
 
-import os
-import select
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import Annotated, NamedTuple
 
 import typer
 
 from mqtool import management as api
-from mqtool.cli import stopping
 from mqtool.cli.display import output, tables
-from mqtool.cli.display.pace import single_keys
+from mqtool.cli.display.live import Frame, Live
 from mqtool.cli.options import TIME_LIMIT, Broker, ManagementUrl, takes_groups
 from mqtool.errors import Unavailable, UsageError
 from mqtool.inspection.diagnosis import COLUMNS, forgets_to_acknowledge, has_no_consumer, rate, stands_still
@@ -22,9 +18,6 @@ from mqtool.inspection.listing import Row, counted
 from mqtool.management import Management
 from mqtool.management.client import Json
 from mqtool.spelling import did_you_mean
-
-if TYPE_CHECKING:
-    from rich.console import Group, RenderableType
 
 app = typer.Typer()
 
@@ -51,9 +44,8 @@ _ORDERS = {
     "a": _Order("ack/s", "message_stats.ack_details.rate"),
 }
 _SHOWN = ("name", "ready", "unacked", "consumers", "in/s", "out/s", "ack/s", "look out")
-_QUIT = ("q", "\x1b", "\x04")
-#: Lines that are not queues.
-_FRAME = 6
+#: On a terminal of fewer columns than this, so that there is room for the names.
+_NARROW = ((60, ("name", "ready", "unacked", "look out")), (80, ("name", "ready", "unacked", "consumers", "look out")))
 #: How many looks back the one is that this one is compared with: some seconds, in which a consumer should acknowledge.
 _LOOKS_BACK = 5
 
@@ -88,12 +80,18 @@ class Screen:
             self.descending = not self.descending if key == self.order else key != "n"
             self.order = key
 
-    def queues(self, limit: int) -> list[Json]:
-        """The first queues in this order; the broker sorts, so that only they have to come."""
+    def queues(self, limit: int, name: str = "") -> list[Json]:
+        """The first queues in this order that have this in their names; the broker sorts, so only they have to come."""
         order = {"sort": _ORDERS[self.order].path, "sort_reverse": str(self.descending).lower()}
-        found = list(islice(api.queues(self.api, self.vhost, COLUMNS, page_size=limit, **order), limit))
+        found = list(islice(api.queues(self.api, self.vhost, COLUMNS, page_size=limit, name=name, **order), limit))
         self.looks = [*self.looks[-_LOOKS_BACK:], {(queue["vhost"], queue["name"]): queue for queue in found}]
         return found
+
+    def count(self, name: str) -> int:
+        """How many queues have this in their names."""
+        where = "queues" if self.vhost is None else api.path("queues", self.vhost)
+        page = self.api.get(where, page="1", page_size="1", columns="name", name=name)
+        return int(page["total_count"]) if isinstance(page, dict) else len(page)
 
     def row(self, queue: Json) -> Row:
         """A queue, as the table has it."""
@@ -138,7 +136,7 @@ def top(
         if not tables.show(rows, _SHOWN):
             output.status("no queues")
     else:
-        _live(screen, str(access.address), interval)
+        Live(partial(_frame, screen, str(access.address)), interval, screen.press).run()
 
 
 def _key(sort: str) -> str:
@@ -149,55 +147,33 @@ def _key(sort: str) -> str:
     raise UsageError(f"top cannot sort by {sort!r}", did_you_mean(sort, columns, f"columns: {', '.join(columns)}"))
 
 
-def _live(screen: Screen, where: str, interval: float) -> None:
-    from rich.live import Live
-
-    terminal, stop = tables.terminal(), threading.Event()
-    with stopping.calling(stop.set), single_keys(), Live(console=terminal, screen=True, auto_refresh=False) as live:
-        while not stop.is_set():
-            live.update(_picture(screen, where, terminal.height), refresh=True)
-            key = _key_within(interval, stop)
-            if key in _QUIT:
-                return
-            screen.press(key)
-
-
-def _key_within(seconds: float, stop: threading.Event) -> str:
-    """The key that was pressed, as soon as one is; none when the time is over, or stop is set."""
-    end = time.monotonic() + seconds
-    while not stop.is_set() and (left := end - time.monotonic()) > 0:
-        if select.select([0], [], [], min(left, 0.1))[0]:
-            return os.read(0, 64).decode(errors="replace") or "q"  # or the terminal has gone
-    return ""
-
-
-def _picture(screen: Screen, where: str, height: int) -> "Group":
-    from rich.console import Group
+def _frame(screen: Screen, where: str, height: int, wanted: str) -> Frame:
     from rich.text import Text
 
-    room = max(height - _FRAME, 1)
-    body: RenderableType
+    rows: list[Row] = []
     try:
-        rows = [screen.row(queue) for queue in screen.queues(min(room, api.PAGE_SIZE))]
-        totals = _totals(screen.api)
-        body = tables.table(rows, _SHOWN, warning="look out", folded=False) if rows else Text("no queues")
+        rows = [screen.row(queue) for queue in screen.queues(min(height, api.PAGE_SIZE), wanted)]
+        totals = _totals(screen.api.get("overview", columns="object_totals,queue_totals,message_stats"))
+        shown = next((columns for least, columns in _NARROW if tables.terminal().width < least), _SHOWN)
+        body = tables.table(rows, shown, warning="look out", folded=False) if rows else Text("no queues")
     except Unavailable as gone:  # it may come back, and who watches wants to see that
         totals, body, screen.found = "", Text(str(gone), style="red"), None
-    keys = "  ".join(f"{key} {order.word}" for key, order in _ORDERS.items())
     arrow = "↓" if screen.descending else "↑"
     sorted_by = f"sorted by {_ORDERS[screen.order].column} {arrow}"
-    return Group(
-        Text(f"{where}   {sorted_by}", style="bold"),
-        Text(totals),
-        Text(""),
+    return Frame(
         body,
-        Text(""),
-        Text(f"{keys}  q quit", style="dim"),
+        above=[
+            Text(f"{where}   {sorted_by}", style="bold", no_wrap=True, overflow="ellipsis"),
+            Text(totals, no_wrap=True, overflow="ellipsis"),
+            Text(""),
+        ],
+        heads=1 if rows else 0,
+        beyond=max(0, screen.count(wanted) - len(rows)) if rows else 0,
+        keys="  ".join(f"{key} {order.word}" for key, order in _ORDERS.items()),
     )
 
 
-def _totals(management: Management) -> str:
-    told = management.get("overview", columns="object_totals,queue_totals,message_stats")
+def _totals(told: Json) -> str:
     objects, queued = (told.get(name) or {} for name in ("object_totals", "queue_totals"))
     return (
         f"{counted(objects.get('queues', 0), 'queue')}, {queued.get('messages_ready', 0):,} ready, "

@@ -2,15 +2,14 @@
 
 import functools
 import json
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from mqtool.cli import stopping
 from mqtool.cli.display import output, styled
+from mqtool.cli.display.live import Frame, Live
 from mqtool.cli.display.styled import Line
 from mqtool.cli.display.topology_tree import tree
 from mqtool.cli.options import TIME_LIMIT, Broker, ManagementUrl, live_names, takes_groups
@@ -65,7 +64,7 @@ def topology(
         return
     look = functools.partial(wiring.look, api, vhost, keep=limit or None, only=only)
     if live:
-        _live(lambda: tree(look(rates=True), rates=True), interval or 1.0)
+        Live(lambda _, wanted: _frame(tree(look(rates=True), rates=True), wanted), interval or 1.0).run()
         return
     seen = look()
     if form is Format.TREE:
@@ -75,21 +74,8 @@ def topology(
             output.show(line)
 
 
-def _live(lines: Callable[[], Iterator[Line]], interval: float) -> None:
-    """Show the lines as they are now, again and again, until Ctrl-C. What fits not on the screen is counted."""
+def _frame(lines: Iterator[Line], wanted: str) -> Frame:
     from rich.console import Group
-    from rich.live import Live
 
-    from mqtool.cli.display.tables import terminal
-
-    stop, console = threading.Event(), terminal()
-    with stopping.calling(stop.set), Live(console=console, screen=True, auto_refresh=False) as screen:
-        while not stop.is_set():
-            now = list(lines())
-            over = len(now) - console.height
-            if over > 0:
-                now[console.height - 1 :] = [
-                    [(f"… and {over + 1:,} more lines: name exchanges to see less", styled.DIM)]
-                ]
-            screen.update(Group(*map(styled.text, now)), refresh=True)
-            stop.wait(interval)
+    shown = [text for text in map(styled.text, lines) if wanted.lower() in text.plain.lower()]
+    return Frame(Group(*shown))

@@ -47,7 +47,7 @@ def table(rows: Sequence[Row], columns: Sequence[str], warning: str | None = Non
 
     Args:
         warning: the column that is red.
-        folded: what does not fit goes on below; else the first column is cut.
+        folded: what does not fit goes on below; else the first column is cut in the middle.
     """
     from rich.table import Table
     from rich.text import Text
@@ -56,15 +56,18 @@ def table(rows: Sequence[Row], columns: Sequence[str], warning: str | None = Non
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     others = sum(widths[1:]) + 2 * (len(columns) - 1)
     is_wide = widths[0] + others > terminal().width
+    if is_wide and not folded:
+        room = max(terminal().width - others, 8)
+        for each in cells:
+            each[0] = shortened(each[0], room)
     drawn = Table(box=None, pad_edge=False, header_style="bold")
-    for position, name in enumerate(columns):
+    for name in columns:
         numbers = any(_is_number(row[name]) for row in rows)
         drawn.add_column(
             name.replace("_", "_\n") if is_wide else name,
             justify="right" if numbers else "left",
             no_wrap=numbers or not folded,
             overflow="fold" if folded else "ellipsis",
-            max_width=None if position or folded else max(terminal().width - others, 8),
             style="bold red" if name == warning else "",
         )
     for each in cells:
@@ -85,6 +88,19 @@ def _draw_many(rows: Sequence[Row], columns: Sequence[str]) -> None:
     output.show(output.styled(line(columns).rstrip(), "1", 1))
     for each in cells:
         output.show(line(each).rstrip())
+
+
+def heads(drawn: "Table") -> int:
+    """How many lines the names of its columns take."""
+    return max(1 + str(column.header).count("\n") for column in drawn.columns)
+
+
+def shortened(text: str, length: int) -> str:
+    """As much of both its ends as fits: names often differ in the last letters only."""
+    if len(text) <= length:
+        return text
+    after = (length - 1) // 2
+    return f"{text[: length - 1 - after]}…{text[len(text) - after :]}"
 
 
 def _is_number(value: Any) -> bool:
