@@ -33,6 +33,7 @@ COMMANDS = {
     "send-delayed": ("delayed_messages", _TUTORIALS),
     "receive-delayed": ("delayed_messages", _TUTORIALS),
     "tutorial": ("tutorial", _LEARN),
+    "cheat": ("cheat", _LEARN),
     "broker": ("broker", _BROKER),
     "context": ("context", _BROKER),
     "wait": ("broker", _BROKER),

@@ -1,0 +1,35 @@
+"""mqtool cheat: recipes that work as they are printed."""
+
+import pytest
+
+from mqtool.cli.commands.cheat import recipes
+from tests.brokers import TestBroker, on_any_broker
+from tests.cli.shell import Shell
+
+
+@on_any_broker
+@pytest.mark.parametrize("topic", recipes())
+def test_recipes_work_and_fit_on_a_screen(shell: Shell, broker: TestBroker, topic: str) -> None:
+    """Each command of a topic succeeds, one after the other; the topic is at most 24 lines of 80 columns."""
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    printed = shell.run("mqtool", "cheat", topic).stdout
+    assert len(printed.splitlines()) <= 24
+    assert max(map(len, printed.splitlines())) <= 80
+
+    (shell.directory / "app.log").write_text("shop: error out of stock\nshop: info started\n")
+    resize = shell.directory / "resize"
+    resize.write_text("#!/bin/sh\nexit 0\n")
+    resize.chmod(0o755)
+    if topic == "workers":  # which moves dead letters, so there has to be one
+        shell.script("mqtool new-task x; mqtool worker --exec false --retries 0 --idle-timeout 1s")
+    result = shell.script(f"set -eu\ntrap 'kill $(jobs -p) 2>&- || true' EXIT\n{printed}")
+    assert result.code == 0, result.stderr
+
+
+def test_topics_are_listed_and_found(lonely_shell: Shell) -> None:
+    """Without a topic all are listed; a mistyped one gets the nearest."""
+    listed = lonely_shell.run("mqtool", "cheat").stdout
+    assert [line.split()[2] for line in listed.splitlines()] == [*recipes()]
+    wrong = lonely_shell.run("mqtool", "cheat", "worker")
+    assert wrong.code == 2
+    assert "did you mean 'workers'?" in wrong.stderr
