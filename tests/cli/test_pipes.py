@@ -35,7 +35,7 @@ def test_a_reader_that_leaves_a_silent_stream_is_noticed(shell: Shell) -> None:
 
 
 @on_any_broker
-@pytest.mark.parametrize("redirect", [">", ">>"])
+@pytest.mark.parametrize("redirect", [">", ">>", "-o"])
 def test_a_full_disk_leaves_no_fragment(shell: Shell, redirect: str) -> None:
     """What does not fit is cut off and stays in its queue; a later run that appends continues with it."""
     lines = [letter * 400 for letter in "abc"]
@@ -45,7 +45,8 @@ def test_a_full_disk_leaves_no_fragment(shell: Shell, redirect: str) -> None:
     full = shell.script(f"export PYTHONDONTWRITEBYTECODE=1; ulimit -f 1; mqtool receive --raw {redirect} out")
 
     assert full.code == 1, full.stderr
-    assert "cannot write to standard output: File too large" in full.stderr
+    where = "out" if redirect == "-o" else "standard output"
+    assert f"cannot write to {where}: File too large" in full.stderr
     assert "hint: the file was cut back to the end of what was written whole" in full.stderr
     whole = (shell.directory / "out").read_text()
     assert whole in ("", "".join(f"{line}\n" for line in lines[:1]), "".join(f"{line}\n" for line in lines[:2]))

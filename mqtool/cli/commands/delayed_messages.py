@@ -13,6 +13,7 @@ from mqtool.cli.display import output
 from mqtool.cli.options import (
     Broker,
     ExchangeOptions,
+    OutputFile,
     Publishing,
     Receiving,
     UsedQueueOptions,
@@ -81,6 +82,7 @@ def receive_delayed(
     broker: Broker,
     exchange: Annotated[str | None, exchange_option("Exchange")] = None,
     routing_key: RoutingKey = None,
+    into: OutputFile = None,
 ) -> None:
     """Receive delayed messages; show how late each came."""
     target = queue.of(broker.names.delay_queue)
@@ -95,7 +97,7 @@ def receive_delayed(
             channel, known, key, checked(target, queue, channel, broker), receiving.settings()
         )
 
-    print_deliveries(receiving, broker, consumer, _received)
+    print_deliveries(receiving, broker, consumer, _received, into=into)
 
 
 def _as_known(channel: Channel, exchange: Exchange) -> Exchange:

@@ -6,7 +6,15 @@ from typing import Annotated
 import typer
 
 from mqtool.amqp import Channel
-from mqtool.cli.options import Broker, Publishing, Receiving, UsedQueueOptions, exchange_option, takes_groups
+from mqtool.cli.options import (
+    Broker,
+    OutputFile,
+    Publishing,
+    Receiving,
+    UsedQueueOptions,
+    exchange_option,
+    takes_groups,
+)
 from mqtool.cli.pipe.first_use import checked
 from mqtool.cli.pipe.publishing import publish
 from mqtool.cli.pipe.receiving import print_deliveries
@@ -49,13 +57,13 @@ def send(
     )
 
 
-@app.command(epilog="mqtool receive\nmqtool receive --raw >> app.log\nmqtool receive --json | mqtool send --json -q b")
+@app.command(epilog="mqtool receive\nmqtool receive --raw -o app.log\nmqtool receive --json | mqtool send --json -q b")
 @takes_groups
-def receive(queue: UsedQueueOptions, receiving: Receiving, broker: Broker) -> None:
+def receive(queue: UsedQueueOptions, receiving: Receiving, broker: Broker, into: OutputFile = None) -> None:
     """Receive messages from a queue (tutorial 1)."""
 
     def consumer(channel: Channel) -> Iterator[Delivery]:
         target = checked(queue.of(broker.names.hello), queue, channel, broker)
         return hello_world.receive(channel, target, receiving.settings())
 
-    print_deliveries(receiving, broker, consumer, broker.lines.received)
+    print_deliveries(receiving, broker, consumer, broker.lines.received, into=into)

@@ -12,6 +12,7 @@ from mqtool.cli.options import (
     Broker,
     ExchangeOptions,
     LogQueueOptions,
+    OutputFile,
     Publishing,
     Receiving,
     header,
@@ -48,6 +49,7 @@ class ReceivingLogs(NamedTuple):
     queue: LogQueueOptions
     receiving: Receiving
     broker: Broker
+    into: OutputFile = None
 
 
 def _emit(
@@ -106,6 +108,7 @@ def _receive(asked: ReceivingLogs, exchange: Exchange, lesson: Callable[..., Ite
         line,
         waiting=WAITING_FOR_LOGS,
         queue_is_ours=asked.queue.queue is None,
+        into=asked.into,
     )
 
 
@@ -159,7 +162,7 @@ def emit_headers(exchange: ExchangeOptions, publishing: Publishing) -> None:
     _emit(publishing, exchange.of(publishing.broker.names.headers), headers_tutorial.emit)
 
 
-@receive_log.command("fanout", epilog="mqtool receive-log fanout\nmqtool receive-log fanout --raw > all.log")
+@receive_log.command("fanout", epilog="mqtool receive-log fanout\nmqtool receive-log fanout --raw -o all.log")
 @takes_groups
 def receive_fanout(logs: ReceivingLogs) -> None:
     """Receive everything published from now on (tutorial 3)."""

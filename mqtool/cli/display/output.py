@@ -32,6 +32,9 @@ quiet = False
 verbose = False
 debug = False
 _colour: bool | None = None
+#: What stdout is, for errors; and who writes to it.
+_stdout = "standard output"
+_writing = threading.RLock()
 
 
 class ReaderGone(MqtoolError):
@@ -136,19 +139,29 @@ def write(data: bytes) -> None:
         MqtoolError: it cannot be written, for instance as the disk is full.
     """
     length = len(data)
-    while data:
-        try:
-            data = data[os.write(STDOUT, data) :]
-        except BlockingIOError:  # another program has set the terminal or pipe that we share to non-blocking
-            select.select([], [STDOUT], [])
-        except BrokenPipeError as gone:
-            raise ReaderGone("nobody reads the output any more") from gone
-        except OSError as failure:
-            cut = _cut_back(length - len(data))
-            raise MqtoolError(
-                f"cannot write to standard output: {failure.strerror}",
-                "the file was cut back to the end of what was written whole" if cut else None,
-            ) from failure
+    with _writing:
+        while data:
+            try:
+                data = data[os.write(STDOUT, data) :]
+            except BlockingIOError:  # another program has set the terminal or pipe that we share to non-blocking
+                select.select([], [STDOUT], [])
+            except BrokenPipeError as gone:
+                raise ReaderGone("nobody reads the output any more") from gone
+            except OSError as failure:
+                cut = _cut_back(length - len(data))
+                raise MqtoolError(
+                    f"cannot write to {_stdout}: {failure.strerror}",
+                    "the file was cut back to the end of what was written whole" if cut else None,
+                ) from failure
+
+
+def continue_in(descriptor: int, name: str) -> None:
+    """Have an open file be stdout from now on. What is being written still goes whole to the one before."""
+    global _stdout
+    with _writing:
+        os.dup2(descriptor, STDOUT)
+        _stdout = name
+    os.close(descriptor)
 
 
 def _cut_back(fragment: int) -> bool:

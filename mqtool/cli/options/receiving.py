@@ -11,6 +11,13 @@ from mqtool.amqp import Receiving as ReceivingSettings
 from mqtool.cli.options.groups import in_panel
 from mqtool.cli.options.values import DURATION
 
+OutputFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", metavar="FILE", help="Append to FILE; a HUP signal opens it again", rich_help_panel="Printing"
+    ),
+]
+
 
 @in_panel("Receiving")
 class Receiving(NamedTuple):

@@ -22,16 +22,23 @@ def print_deliveries(
     *,
     waiting: str = WAITING_FOR_MESSAGES,
     queue_is_ours: bool = False,
+    into: Path | None = None,
 ) -> None:
     """Print deliveries until they end; asking for the next one acknowledges the one printed.
 
     Args:
         consumer: the lesson's, with its own arguments given.
         line, queue_is_ours: as of writer().
+        into: the file to append them to, instead of stdout.
 
     Raises:
         ReaderGone: nobody reads what we print any more.
+        UsageError: an option is not valid, or the file cannot be opened.
     """
+    if into is not None:
+        from mqtool.cli.display.appending import append_to
+
+        append_to(into)
     write = writer(receiving, line, queue_is_ours=queue_is_ours)
     with broker.access().channel() as channel:
         channel.before_acknowledging = write.flush

@@ -1,0 +1,97 @@
+"""receive -o FILE: a file that logrotate may rename while messages come."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.brokers import TestBroker, on_any_broker
+from tests.cli.shell import Shell, wait_until
+from tests.cli.test_exec import depth
+
+
+def lines_of(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.mark.parametrize("signals", ["", "trap '' HUP; "], ids=["plain", "under nohup"])
+def test_logrotate(shell: Shell, broker: TestBroker, signals: str) -> None:
+    """Renamed and told, it goes on in a new file at once, even if no message comes; the old one is complete."""
+    log, old = shell.directory / "app.log", shell.directory / "app.log.1"
+    log.write_text("from before\n")
+    running = shell.start("sh", "-c", f"{signals}exec mqtool receive --raw -o app.log --ready-file ready")
+    wait_until((shell.directory / "ready").exists, f"consuming: {running.stderr}")
+    shell.run("mqtool", "send", "-l", stdin="one\ntwo\n")
+    wait_until(lambda: len(lines_of(log)) == 3, "both lines")
+    log.rename(old)
+    running.process.send_signal(signal.SIGHUP)
+    wait_until(log.exists, "a new file")
+    shell.run("mqtool", "send", "-l", stdin="three\n")
+    wait_until(lambda: lines_of(log) == ["three"], "the third line, in the new file")
+    assert running.interrupt().wait().code == 0
+    assert running.stdout == ""
+    assert lines_of(old) == ["from before", "one", "two"]
+    assert depth(broker, "hello") == 0
+
+
+def test_rotated_again_and_again_while_messages_come(shell: Shell) -> None:
+    """Each line is in one file, whole and in its place."""
+    log, count = shell.directory / "app.log", 20_000
+    running = shell.start("mqtool", "receive-log", "fanout", "--raw", "-o", "app.log").wait_until_ready()
+    emitting = shell.start("sh", "-c", f"seq {count} | mqtool emit-log fanout -l")
+    files = []
+    for number in range(10):
+        wait_until(lambda: log.exists() and log.stat().st_size, "lines in the new file")
+        files.append(log.rename(shell.directory / f"app.log.{number}"))
+        running.process.send_signal(signal.SIGHUP)
+        wait_until(log.exists, "a new file")
+        if emitting.process.poll() is not None:
+            break
+    assert emitting.wait().code == 0
+    files.append(log)
+    wait_until(lambda: sum(len(lines_of(each)) for each in files) >= count, "all lines")
+    running.interrupt().wait()
+    assert len(files) > 2, "it was never rotated while messages came"
+    assert all(each.read_text().endswith("\n") for each in files if each.stat().st_size)
+    assert [line for each in files for line in lines_of(each)] == [str(number) for number in range(1, count + 1)]
+
+
+@on_any_broker
+def test_where_it_cannot_write(shell: Shell, broker: TestBroker) -> None:
+    """A usage error at the start; when it is to open the file again, it warns and keeps the old one."""
+    refused = shell.run("mqtool", "receive", "-o", "no/such/app.log")
+    assert refused.code == 2
+    assert "cannot write to no/such/app.log: No such file or directory" in refused.stderr
+    (shell.directory / "logs").mkdir()
+    running = shell.start("mqtool", "receive", "--raw", "-o", "logs/app.log").wait_until_ready()
+    (shell.directory / "logs").rename(shell.directory / "moved")
+    running.process.send_signal(signal.SIGHUP)
+    running.wait_for_stderr("warning: cannot open logs/app.log again, so the old file is still in use")
+    shell.run("mqtool", "send", "kept")
+    wait_until(lambda: lines_of(shell.directory / "moved" / "app.log") == ["kept"], "the message")
+    assert running.interrupt().wait().code == 0
+
+
+@on_any_broker
+def test_a_closed_terminal_ends_it(shell: Shell, broker: TestBroker) -> None:
+    """As without -o: that HUP is not about the file."""
+    pid, terminal = os.forkpty()
+    if not pid:
+        os.chdir(shell.directory)
+        os.execvpe("mqtool", ["mqtool", "receive", "-o", "app.log", "--ready-file", "ready"], shell.environment)
+    wait_until((shell.directory / "ready").exists, "consuming")
+    os.close(terminal)
+    ended: list[int] = []
+
+    def has_ended() -> bool:
+        reaped, status = os.waitpid(pid, os.WNOHANG)
+        ended.extend([os.waitstatus_to_exitcode(status)] * bool(reaped))
+        return bool(reaped)
+
+    try:
+        wait_until(has_ended, "its end")
+    finally:
+        if not ended:
+            os.kill(pid, signal.SIGKILL)
+    assert ended == [0]
