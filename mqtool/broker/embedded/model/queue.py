@@ -139,7 +139,8 @@ class Queue:
         self._expiring = self._expiring or entry.expires_at is not None
         self.ledger.hold(entry)
         self.backlog.append(entry)
-        self._arm_expiry()
+        if self._expiring:
+            self._arm_expiry()
 
     def _drop_head(self) -> None:
         backlog = self.backlog
