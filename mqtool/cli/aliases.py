@@ -2,17 +2,15 @@
 
 from collections.abc import Sequence
 
+_OF_BROKER = ("vhosts", "users", "permissions", "plugins")
+_LISTED = ("queues", "exchanges", "bindings", "consumers", "connections", "channels", *_OF_BROKER)
+
 ALIASES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("publish",): ("send",),
     ("pub",): ("send",),
     ("consume",): ("receive",),
     ("sub",): ("receive",),
-    ("queue", "ls"): ("list", "queues"),
-    ("exchange", "ls"): ("list", "exchanges"),
-    ("user", "ls"): ("list", "users"),
-    ("vhost", "ls"): ("list", "vhosts"),
-    ("permission", "ls"): ("list", "permissions"),
-    ("plugin", "ls"): ("list", "plugins"),
+    **{(things[:-1], word): ("list", things) for things in _LISTED for word in ("ls", "list")},
 }
 
 

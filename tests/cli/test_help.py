@@ -105,7 +105,12 @@ def test_help_of_commands_and_topics(lonely_shell: Shell) -> None:
 
 def test_help_of_what_other_tools_call_it(lonely_shell: Shell) -> None:
     """Help does not list aliases, and finds them."""
-    for typed, meant in (("pub", "send"), ("consume", "receive"), ("queue ls", "list queues")):
+    for typed, meant in (
+        ("pub", "send"),
+        ("consume", "receive"),
+        ("queue ls", "list queues"),
+        ("user list", "list users"),
+    ):
         expected = lonely_shell.run("mqtool", *meant.split(), "--help")
         assert expected.code == 0
         for asked in (["help", *typed.split()], [*typed.split(), "--help"]):

@@ -79,6 +79,15 @@ def test_where_dead_letters_go(admin: Shell, settings: str, goes: str) -> None:
     assert goes in admin.run("mqtool", "queue", "show", "other").stdout
 
 
+@pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
+def test_a_stream_drops_no_dead_letters(admin: Shell) -> None:
+    """It has none, and nothing is said of them."""
+    admin.run("mqtool", "queue", "declare", "events", "--queue-type", "stream")
+    shown = admin.run("mqtool", "queue", "show", "events").stdout
+    assert "stream, durable" in shown
+    assert "dead letters" not in shown
+
+
 def test_there_is_no_such_queue(admin: Shell) -> None:
     """One sentence, and where to look."""
     missing = admin.run("mqtool", "queue", "show", "nope")

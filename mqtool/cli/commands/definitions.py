@@ -26,7 +26,7 @@ definitions_app = typer.Typer(
 app.add_typer(definitions_app, name="definitions")
 
 _SIGNS = {"add": ("+ ", GOOD), "change": ("~ ", KEY), "conflict": ("! ", BAD), "extra": ("- ", BAD)}
-_REMARKS = {"conflict": "  an import cannot change it", "extra": "  only on the broker; an import leaves it"}
+_REMARKS = {"conflict": "  an import cannot change it", "extra": "  only on the broker"}
 
 Definitions = Annotated[Path, typer.Argument(metavar="FILE", show_default=False, help="Exported file; - is stdin")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per difference")]

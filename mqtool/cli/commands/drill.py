@@ -21,7 +21,7 @@ app.add_typer(drill, name="drill")
 KindOption = Annotated[Kind, typer.Option(help="Kind of broker to start")]
 UrlOption = Annotated[str | None, typer.Option("--url", "-u", help="Use this broker, with a queue of the drill's own")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print the verdict only")]
-Messages = Annotated[int, typer.Option("--count", "-c", min=20, help="Messages to send")]
+Messages = Annotated[int, typer.Option("--count", "-c", "-n", min=20, help="Messages to send")]
 
 
 def _run(

@@ -13,7 +13,7 @@ from mqtool.inspection import definitions
 from mqtool.inspection.listing import counted
 from mqtool.inspection.queue_details import DeadLetterTarget, QueueDetails
 
-_INDENT = 16
+_INDENT = 18
 _PROPERTIES = ("durable", "auto_delete", "exclusive")
 _RATES = {"publish_rate": "published", "deliver_rate": "delivered", "ack_rate": "acknowledged"}
 
@@ -61,6 +61,8 @@ def _facts(queue: QueueDetails, columns: int | None) -> Iterator[Line]:
     yield from _fact("messages", ", ".join(f"{_number(count)} {what}" for what, count in counts) + size, columns)
     rates = [f"{row[name] or 0:,.1f}/s {what}" for name, what in _RATES.items()]
     yield from _fact("rates", ", ".join(rates), columns)
+    if row["type"] == "stream":  # keeps what was consumed, and drops what is too old
+        return
     target = queue.dead_letters
     is_lost = target is not None and not target.queues and (target.exchange != "" or target.routing_key is not None)
     yield from _fact("dead letters", _dead_letters(target), columns, BAD if is_lost else "")
