@@ -69,9 +69,8 @@ def doctor(
     form = Format.JSON if as_json else form
     try:
         access = broker.access(management)
-        if form in (Format.TEXT, Format.JSON) and upgrade_to is None:
-            output.status(f"looking twice, {between:g} s apart …")
-        found = worst_first(_findings(access, broker.vhost, between, upgrade_to))
+        say = output.status if form in (Format.TEXT, Format.JSON) else lambda _: None
+        found = worst_first(_findings(access, broker.vhost, between, upgrade_to, say))
     except MqtoolError as error:
         if form is not Format.NAGIOS:
             raise
@@ -108,11 +107,15 @@ def _of_upgrade(api: Management, vhost: str | None, wanted: Version) -> Iterator
         output.warning(f"changes are known up to RabbitMQ {upgrade.KNOWN} only")
 
 
-def _findings(access: Access, vhost: str | None, between: float, wanted: Version | None) -> Iterator[Finding]:
+def _findings(
+    access: Access, vhost: str | None, between: float, wanted: Version | None, say: Callable[[str], None]
+) -> Iterator[Finding]:
     api, stop = access.management(), threading.Event()
     if wanted is not None:
         yield from _of_upgrade(api, vhost, wanted)
         return
+
+    say(f"looking twice, {between:g} s apart …")
 
     def wait() -> None:
         with stopping.calling(stop.set):
