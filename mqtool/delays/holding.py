@@ -97,6 +97,7 @@ class Delaying:
 
     def choose(self, target: Exchange | Queue | None = None) -> Way:
         """Choose a way for messages to a target, and say which; raises PluginMissing as hold() does."""
+        self._destination.look(self._channel)
         needs_care = self._destination.may_lead_to_quorum_queue(target or self._destination.to)
         if needs_care not in self._ways:
             self._ways[needs_care] = self._chosen(needs_care=needs_care)
@@ -105,10 +106,10 @@ class Delaying:
     def _chosen(self, *, needs_care: bool) -> Way:
         """The plugin where it is there, and safe: it can lose messages for a quorum queue when the broker restarts."""
         broker, exchange = self._channel.connection.broker, self._through_plugin.exchange
-        is_ours = self._destination.to != exchange  # else the user has named an exchange of that type
         if self._via is Via.TTL:
             return self._through_queues
-        if self._via is Via.AUTO and needs_care and is_ours:
+        behind = self._destination.is_delayed_exchange and self._destination.is_classic
+        if self._via is Via.AUTO and needs_care and not behind:
             self._notice("messages wait in queues, which lose nothing on the way to a quorum queue")
             return self._through_queues
         asks = has_plugin if self._via is Via.PLUGIN else can_delay

@@ -113,7 +113,8 @@ class ThroughPlugin:
                 "--via ttl is"
             )
         target = self._destination.of(message)
-        if not self._has_warned and self._destination.may_lead_to_quorum_queue(target) and target != self.exchange:
+        is_safe = target == self.exchange and self._destination.is_classic
+        if not self._has_warned and not is_safe and self._destination.may_lead_to_quorum_queue(target):
             self._has_warned = True
             self._warn(LOSES)
         exchange, key = _in_front_of(target), target.name if isinstance(target, Queue) else None

@@ -1,28 +1,47 @@
 """What the ways to hold messages back have in common."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 from mqtool.amqp import Channel
-from mqtool.errors import BadData
+from mqtool.errors import AccessRefused, BadData, DeclaredDifferently
 from mqtool.message import Message
-from mqtool.topology import DEFAULT_EXCHANGE, Exchange, Queue
+from mqtool.topology import DEFAULT_EXCHANGE, DELAYED, Exchange, Queue
 
 #: Tells the user what they should look at.
 Warn = Callable[[str], None]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Destination:
     """Where messages go when they are due, unless they name an exchange or a routing key themselves.
 
     Attributes:
-        to: as the command declares it, or finds it.
+        to: as the command declares it.
+        leads_to: the queue behind an exchange of type x-delayed-message, if the command declares that, too.
+        is_classic: whether the queue is surely a classic one; None if nobody has looked yet.
     """
 
     to: Exchange | Queue = DEFAULT_EXCHANGE
+    leads_to: Queue | None = None
+    is_classic: bool | None = None
+
+    @property
+    def queue(self) -> Queue | None:
+        """The queue that messages end in, if it is known."""
+        return self.to if isinstance(self.to, Queue) else self.leads_to
+
+    @property
+    def is_delayed_exchange(self) -> bool:
+        """Whether messages are for an exchange that delays by itself."""
+        return isinstance(self.to, Exchange) and self.to.type == DELAYED
+
+    def look(self, channel: Channel) -> None:
+        """Look once at what the broker has: a queue that exists is used as it is, whatever the command declares."""
+        if self.is_classic is None:
+            self.is_classic = self.queue is not None and _is_classic(channel, self.queue)
 
     def of(self, message: Message) -> Exchange | Queue:
         """The exchange that a message is for, or the queue if that is the default exchange.
@@ -50,7 +69,33 @@ class Destination:
         """
         if target is not self.to:
             return True
-        return target.durable if isinstance(target, Exchange) else target.arguments.get("x-queue-type") == "quorum"
+        return target.durable if isinstance(target, Exchange) else not self.is_classic
+
+
+def _is_classic(channel: Channel, queue: Queue) -> bool:
+    """Declare a queue; return whether it is surely a classic one.
+
+    AMQP does not tell the type of a queue, but a broker refuses a declaration with another type. It does so on a
+    channel of its own, since it closes the channel.
+    """
+    if queue.arguments.get("x-queue-type", "classic") != "classic":
+        return False
+    if queue.exclusive:
+        return True
+    asking = channel.connection.channel()
+    try:
+        asking.declare(queue, remember=False, exactly=True)
+    except (AccessRefused, DeclaredDifferently):
+        return False
+    if not queue.durable or "x-queue-type" in queue.arguments:
+        return True
+    # Without a type, it has the default of its vhost.
+    try:
+        as_quorum = {**queue.arguments, "x-queue-type": "quorum"}
+        asking.declare(replace(queue, arguments=as_quorum), remember=False, exactly=True)
+    except DeclaredDifferently:
+        return True
+    return False
 
 
 class Place(NamedTuple):

@@ -90,6 +90,7 @@ def test_every_publishing_command_delays(shell: Shell, via: str, receive: list[s
         ("emit-log fanout", "plugin", "classic"),
         ("emit-log fanout -e lasting --durable", "quorum", "quorum"),
         ("send-delayed", "plugin", "quorum"),
+        ("send-delayed -r theirs", "quorum", "quorum"),
     ],
 )
 def test_what_auto_chooses(
@@ -132,6 +133,25 @@ def test_auto_never_takes_the_plugin_to_a_quorum_queue(shell: Shell, plugin: boo
             for kind in ("quorum", "classic")
         ]
         assert ["warning: the plugin loses messages for a quorum queue" in text for text in told] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("command", "queue"), [("send-delayed", "delay_queue"), ("send -q c --queue-type classic --durable", "c")]
+)
+def test_a_quorum_queue_that_is_already_there_counts(
+    shell: Shell, broker: TestBroker, plugin: bool, command: str, queue: str
+) -> None:
+    """It is used as it is, although the command would declare a classic one; so auto must not take the plugin."""
+    broker.api("PUT", f"queues/{broker.vhost}/{queue}", {"durable": True, "arguments": {"x-queue-type": "quorum"}})
+    sent = shell.run("mqtool", *command.split(), "-l", "--delay", "1h", stdin="x\ny\n")
+    assert sent.stderr.count("messages wait in queues, which lose nothing on the way to a quorum queue") == 1
+    assert "2 confirmed" in sent.stderr
+    queues: Any = broker.api("GET", f"queues/{broker.vhost}")
+    [waiting] = [each for each in queues if ".delay." in each["name"]]
+    assert waiting["arguments"]["x-queue-type"] == "quorum"
+    if plugin:
+        warned = shell.run("mqtool", *command.split(), "x", "--delay", "1h", "--via", "plugin")
+        assert warned.stderr.count("warning: the plugin loses messages for a quorum queue") == 1
 
 
 def test_an_exchange_from_before_the_plugin_came_is_used_as_it_is(shell: Shell, plugin: bool) -> None:

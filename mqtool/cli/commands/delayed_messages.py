@@ -56,19 +56,17 @@ def send_delayed(
         raise UsageError("--keep-delay is for the messages of --json, with neither --delay nor --at")
     # With names of their own, sender and receiver agree on the queue, too.
     is_tutorials = target.name == names.delay_exchange.name and routing_key is None
+    queue = names.delay_queue if is_tutorials else None
     if not delays.are_given and not publishing.options.as_json:
         delays = delays._replace(delay=DEFAULT_DELAY)
     publish(
         publishing._replace(delays=delays),
         lambda channel, messages: delayed_messages.send(
-            channel,
-            _as_known(channel, target),
-            names.delay_queue.name,
-            messages,
-            names.delay_queue if is_tutorials else None,
+            channel, _as_known(channel, target), names.delay_queue.name, messages, queue
         ),
         _sent,
         to=target,
+        leads_to=queue,
         addressing=Addressing(target.name, routing_key),
         adapt=None if delays.are_given else partial(_delayed_as_it_says, keep_delay=keep_delay),
     )

@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from mqtool.delays.holding import Delaying
 
 
-def held(source: Input, asked: Publishing, channel: Channel, to: Exchange | Queue) -> Iterable[Message | None]:
+def held(
+    source: Input, asked: Publishing, channel: Channel, to: Exchange | Queue, leads_to: Queue | None = None
+) -> Iterable[Message | None]:
     """The messages to publish: those with a delay on their way to where they wait, the others as they are.
 
     Args:
         to: where messages go that do not name an exchange or a routing key themselves.
+        leads_to: the queue behind it, if that is known.
 
     Raises:
         PluginMissing: the user asked for the plugin, and the broker lacks it.
@@ -33,7 +36,7 @@ def held(source: Input, asked: Publishing, channel: Channel, to: Exchange | Queu
     from mqtool.delays.holding import Delaying
     from mqtool.delays.ways import Destination
 
-    delaying = Delaying(channel, delays.via, Destination(to), output.notice, output.warning)
+    delaying = Delaying(channel, delays.via, Destination(to, leads_to), output.notice, output.warning)
     if delays.are_given:
         delaying.choose()  # now, rather than when the first line arrives
     return _hold(source, delaying)

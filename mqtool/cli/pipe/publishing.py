@@ -39,6 +39,7 @@ def publish(
     line: Callable[[Message], str] | str,
     *,
     to: Exchange | Queue,
+    leads_to: Queue | None = None,
     addressing: Addressing,
     default: bytes = b"Hello World!",
     adapt: Callable[[Message], Message] | None = None,
@@ -48,6 +49,7 @@ def publish(
     Args:
         line: what to print for a message that was sent; may have the places {key} and {body}.
         to: where the publisher sends messages that do not name an exchange or a routing key themselves.
+        leads_to: the queue behind that exchange, if the publisher declares it.
         addressing, default, adapt: as of source.read().
 
     Raises:
@@ -66,7 +68,7 @@ def publish(
     watches = source.is_typed and isinstance(to, Exchange) and not is_delayed
     mandatory = options.mandatory or watches
     with access.channel(mandatory=mandatory, confirm_timeout=options.confirm_timeout) as channel:
-        messages = held(source, asked, channel, to)
+        messages = held(source, asked, channel, to, leads_to)
         tally = _Tally(line, options, channel)
         _report(publisher(channel, messages), tally, source)
     if tally.is_unreceived and isinstance(to, Exchange) and output.is_terminal(2) and not output.quiet:
