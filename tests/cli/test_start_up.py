@@ -8,7 +8,18 @@ from mqtool.cli.app import COMMANDS
 from tests.brokers import on_any_broker
 from tests.cli.shell import Shell
 
-HEAVY = {"docker", "requests", "urllib3", "rich", "sqlite3", "hashlib", "multiprocessing", "textual", "tomllib"}
+HEAVY = {
+    "asyncio",
+    "docker",
+    "requests",
+    "urllib3",
+    "rich",
+    "sqlite3",
+    "hashlib",
+    "multiprocessing",
+    "textual",
+    "tomllib",
+}
 
 
 @on_any_broker
