@@ -12,7 +12,6 @@ The file is read only where nothing else names the broker. It is its owner's: ch
 
 import os
 import re
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -57,6 +56,8 @@ class Context:
         """
         if self.password_command is None:
             return None
+        import subprocess
+
         what = f"the password command of context {self.name!r}"
         try:
             words = _words(self.password_command)

@@ -98,7 +98,9 @@ def test_commands_use_a_context_for_amqp_the_api_and_names(staging: Shell, broke
 
 
 def test_the_file(home: Shell) -> None:
-    """Only its owner reads it; comments stay; passwords are not shown."""
+    """Only its owner reads it; comments stay, and so does a link to it; passwords are not shown."""
+    config(home).parent.mkdir()
+    config(home).symlink_to(home.directory / "dotfile")
     add = ("mqtool", "context", "add")
     assert home.run(*add, "prod", "-u", "amqps://ann:s3cret@mq/shop", "--tls-ca", "ca.pem", "--protected").code == 0
     assert stat.S_IMODE(config(home).stat().st_mode) == 0o600
@@ -112,7 +114,9 @@ def test_the_file(home: Shell) -> None:
         '[contexts.test]\nurl = "amqp://test"\npassword-command = "echo \'a \\"b\\"\'"\n'
     )
     assert stat.S_IMODE(config(home).stat().st_mode) == 0o600
+    assert config(home).is_symlink()
     assert [each.name for each in config(home).parent.iterdir()] == ["config.toml"]
+    assert not list(home.directory.glob("*.toml"))
     shown = home.run("mqtool", "context", "show", "--json").stdout + home.run("mqtool", "context", "ls").stdout
     assert json.loads(shown.splitlines()[0])["url"] == "amqps://ann@mq/shop"
     assert "s3cret" not in shown

@@ -26,7 +26,7 @@ app.add_typer(context, name="context")
 Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False, autocompletion=live_names.contexts)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
 _COMMENTS_AT_THE_END = re.compile(r"(?:^[ \t]*(?:#.*)?\n)*\Z", re.MULTILINE)
-_COLUMNS = ("in_use", "name", "url", "management", "protected")
+_COLUMNS = ("name", "url", "management", "protected", "in_use")
 
 
 def _pem(what: str) -> Any:
@@ -69,15 +69,15 @@ def add(
 
 @context.command(epilog="mqtool context ls\nmqtool context ls --json")
 def ls(as_json: AsJson = False) -> None:
-    """List the contexts; * is the one in use."""
+    """List the contexts."""
     known = contexts.load()
     rows = [
         {
-            "in_use": each.name == known.in_use if as_json else "*" * (each.name == known.in_use),
             "name": each.name,
             "url": without_passwords(each.url),
             "management": each.management and without_passwords(each.management),
             "protected": each.protected,
+            "in_use": each.name == known.in_use,
         }
         for each in known.known.values()
     ]
@@ -146,7 +146,7 @@ def edit() -> None:
     Nothing changes unless the file is valid then.
     """
     command = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
-    path = contexts.path()
+    path = contexts.path().resolve()  # it may be a link into somebody's dotfiles
     path.parent.mkdir(0o700, parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(".toml", "edit-", path.parent)  # 0600
     draft = Path(name)
@@ -209,7 +209,7 @@ def _write(text: str, names: set[str], in_use: str | None) -> None:
         names, in_use: what it has to say then: a file that somebody wrote in an unusual way is left to them.
     """
     after = contexts.parse(text)
-    path = contexts.path()
+    path = contexts.path().resolve()
     if set(after.known) != names or after.in_use != in_use:
         raise MqtoolError(f"{path} is not written as mqtool writes it", "'mqtool context edit' opens it")
     path.parent.mkdir(0o700, parents=True, exist_ok=True)
