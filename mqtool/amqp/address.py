@@ -76,7 +76,10 @@ def parse_addresses(urls: str) -> list[Address]:
     Raises:
         UsageError: one of them is not an AMQP URL; the message shows it without its password.
     """
-    addresses = [parse_address(url.strip()) for url in _BETWEEN_URLS.split(urls) if url.strip()]
+    each = (
+        _BETWEEN_URLS.split(urls) if "://" in urls or "@" in urls else urls.split(",")
+    )  # no password has a comma then
+    addresses = [parse_address(url.strip()) for url in each if url.strip()]
     if not addresses:
         raise UsageError("the broker's URL is empty", _EXAMPLE)
     return addresses

@@ -60,17 +60,19 @@ def test_what_an_import_cannot_change(admin: Shell) -> None:
     """A queue with other settings stays, with its messages, and so does what only the broker has; the rest comes."""
     file = admin.directory / "file"
     contents = json.loads(file.read_text())
-    contents["queues"] = [{"name": "new"}, {"name": "jobs", "arguments": {"x-queue-type": "quorum"}}]
+    jobs, old = {"name": "jobs", "arguments": {"x-queue-type": "quorum"}}, {"name": "old"}  # a classic one, as it is
+    contents["queues"] = [{"name": "new"}, jobs, old]
+    admin.run("mqtool", "queue", "declare", "more")
     file.write_text(json.dumps(contents))
     different = run(admin, "diff file")
     assert different.code == 3
     assert "! queue jobs  x-max-length 9 -> none  an import cannot change it\n" in different.stdout
-    assert "- queue old  only on the broker\n" in different.stdout
+    assert "- queue more  only on the broker\n" in different.stdout
 
     imported = run(admin, "import file")
     assert imported.code == 3
     assert "mqtool: 1 not imported\n" in imported.stderr
-    assert actions(run(admin, "diff file --json")) == {("conflict", "queue", "jobs"), ("extra", "queue", "old")}
+    assert actions(run(admin, "diff file --json")) == {("conflict", "queue", "jobs"), ("extra", "queue", "more")}
 
 
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)

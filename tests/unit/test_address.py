@@ -53,6 +53,7 @@ def test_a_url_names_a_node(url: str, address: Address) -> None:
         ("amqp://one,amqp://two:1,amqps://three", ["one", "two", "three"]),
         (" amqp://one , amqp://two ,", ["one", "two"]),
         ("amqp://one", ["one"]),
+        ("one:5673, two", ["one", "two"]),
     ],
 )
 def test_commas_part_the_nodes_of_a_cluster(urls: str, hosts: list[str]) -> None:
