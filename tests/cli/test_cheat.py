@@ -11,7 +11,7 @@ from tests.cli.shell import Shell
 @pytest.mark.parametrize("topic", recipes())
 def test_recipes_work_and_fit_on_a_screen(shell: Shell, broker: TestBroker, topic: str) -> None:
     """Each command of a topic succeeds, one after the other; the topic is at most 24 lines of 80 columns."""
-    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    shell.environment |= {"MQTOOL_MANAGEMENT_URL": broker.management, "XDG_CONFIG_HOME": str(shell.directory)}
     printed = shell.run("mqtool", "cheat", topic).stdout
     assert len(printed.splitlines()) <= 24
     assert max(map(len, printed.splitlines())) <= 80

@@ -178,7 +178,7 @@ def test_names_come_from_the_broker_that_the_line_names(broker: TestBroker, lone
     assert ask(lonely_shell, f"mqtool send -u {broker.url} --password-file - -q j") == ("jobs", "", 0)
 
 
-LIVE = {"--queue", "--exchange", "--vhost", "--dead-letter-exchange"}
+LIVE = {"--context", "--queue", "--exchange", "--vhost", "--dead-letter-exchange"}
 PARAMETERS = [
     pytest.param(parameter, id=f"{' '.join(words)} {parameter.opts[0]}")
     for words, command in COMMANDS.items()
