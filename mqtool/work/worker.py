@@ -32,6 +32,7 @@ class ProgramWorker:
 
     Attributes:
         counts: how many were "done", are to "retry", are "dead", or were "suppressed" as duplicates.
+        in_hand: how many are being handled.
 
     Args:
         channel: the one that the deliveries come from.
@@ -48,6 +49,7 @@ class ProgramWorker:
         handled: "HandledMessages | None" = None,
     ) -> None:
         self.counts: Counter[str] = Counter()
+        self.in_hand = 0
         self._channel = channel
         self._program = program
         self._retrying = retrying
@@ -62,6 +64,15 @@ class ProgramWorker:
             CommandBroken: the program cannot be run. The delivery is not acknowledged.
             NotConfirmed: it failed, and could not be moved to wait. Likewise.
         """
+        with self._counting:
+            self.in_hand += 1
+        try:
+            self._do(delivery)
+        finally:
+            with self._counting:
+                self.in_hand -= 1
+
+    def _do(self, delivery: Delivery) -> None:
         message_id = delivery.properties.get("message_id")
         if self._handled is None or not message_id:
             self._settle(delivery, self._run(delivery))

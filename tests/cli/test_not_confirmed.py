@@ -262,3 +262,15 @@ def test_a_timeout_beyond_the_consumer_timeout_is_warned_of(shell: Shell) -> Non
     assert (
         "consumer timeout" not in shell.run("mqtool", "worker", "--exec", "true", "--timeout", "29m", "-c", "1").stderr
     )
+
+
+def test_rpc_client_says_at_once_that_nobody_serves(shell: Shell) -> None:
+    """And waits all the same: the reply comes once somebody starts a server."""
+    shell.run("mqtool", "queue", "declare", "numbers")
+    client = shell.start("mqtool", "rpc-client", "6", "-q", "numbers")
+    client.wait_for_stderr(
+        "no server consumes from queue 'numbers'; waiting 30s for one: mqtool rpc-server -q numbers\n"
+    )
+    shell.start("mqtool", "rpc-server", "-q", "numbers").wait_until_ready()
+    assert client.wait().stdout == " [.] Got 8\n"
+    assert "no server" not in shell.run("mqtool", "rpc-client", "6", "-q", "numbers").stderr

@@ -217,6 +217,14 @@ progress.stop()
 
 
 @on_any_broker
+def test_publisher_confirms_show_how_far_they_are(shell: Shell) -> None:
+    """On a terminal, once it takes long; a pipe has the tutorial's lines only."""
+    watched = on_terminal(shell, "mqtool", "publisher-confirms", "individual", "-c", "15000")
+    assert re.search(r"\d%.*[\d,]+ confirmed in \d+\.\d s \(", watched.stdout)
+    assert "Published 15,000 messages individually in" in watched.stdout
+
+
+@on_any_broker
 def test_a_terminal_sees_escapes_a_pipe_sees_bytes(shell: Shell) -> None:
     """A body cannot control the terminal it is printed to; a file has it untouched."""
     body = b"\x1b[2J[/red]\x07"

@@ -57,6 +57,22 @@ def test_a_second_signal_ends_a_worker_at_once(shell: Shell) -> None:
     assert shell.run("mqtool", "receive", "-q", "task_queue", "-c", "1", "-F", "%R").stdout == "1\n"
 
 
+@on_any_broker
+@pytest.mark.parametrize("doing", [(), ("--exec", "sh -c 'echo $$ > pid; exec sleep 600'")], ids=["task", "program"])
+def test_a_busy_worker_says_what_it_waits_for(shell: Shell, doing: tuple[str, ...]) -> None:
+    """At the first Ctrl-C; the second one stops at once, the program too, and the task stays in its queue."""
+    shell.run("mqtool", "new-task", "long" + "." * 600)
+    worker = shell.start("mqtool", "worker", *doing).wait_until_ready()
+    pid = shell.directory / "pid"
+    wait_until(lambda: (pid.exists() and pid.read_text()) if doing else "long" in worker.stdout, "the task has begun")
+    worker.interrupt().wait_for_stderr("finishing this one; Ctrl-C again stops now\n")
+    worker.interrupt()
+    assert worker.wait().code == 130
+    if doing:
+        wait_until(lambda: not Path(f"/proc/{int(pid.read_text())}").exists(), "the program ends with its worker")
+    assert shell.run("mqtool", "receive", "-q", "task_queue", "-c", "1", "-F", "%R").stdout == "1\n"
+
+
 def test_an_interrupted_publisher_confirms_what_it_has_read(shell: Shell) -> None:
     """Ctrl-C on `send -l`: what was read is confirmed and counted, and the exit code says that it was cut short."""
     sender = shell.start("mqtool", "send", "-l", "-v", stdin=PIPE)

@@ -10,6 +10,7 @@ import typer
 
 from mqtool.amqp import Channel
 from mqtool.cli.display import output
+from mqtool.cli.display.progress import Progress
 from mqtool.cli.options import CONFIRM_TIMEOUT, Broker, ConfirmTimeout, QueueOptions, takes_groups
 from mqtool.errors import NotConfirmed
 from mqtool.message import Confirmation, Message, Receipt, new_message_id
@@ -60,9 +61,7 @@ def publisher_confirms(
             target = channel.declare(queue.of(PRIVATE_QUEUE))
             messages = (Message(str(number).encode(), message_id=new_message_id()) for number in range(count))
             started = time.perf_counter()
-            confirmed = sum(
-                receipt.confirmation is Confirmation.CONFIRMED for receipt in ways[way](channel, target, messages)
-            )
+            confirmed = _confirmed(ways[way](channel, target, messages), count)
             seconds[way] = time.perf_counter() - started
         output.show(f"Published {count:,} messages {_SAYS[way]} {seconds[way] * 1000:,.0f} ms")
         if confirmed < count:
@@ -73,3 +72,12 @@ def publisher_confirms(
         for way in chosen:
             rate = count / seconds[way]
             output.status(f"  {way:<10} {rate:>10,.0f} messages/s  {slowest / seconds[way]:>6.1f} ×")
+
+
+def _confirmed(receipts: Iterable[Receipt], count: int) -> int:
+    """How many of a number of messages were confirmed; a terminal shows how far it is."""
+    progress = Progress("confirmed", fraction=lambda: progress.count / count)
+    try:
+        return sum(receipt.confirmation is Confirmation.CONFIRMED for receipt in progress.of(receipts))
+    finally:
+        progress.stop()

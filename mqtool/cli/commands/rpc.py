@@ -1,13 +1,15 @@
 """mqtool rpc-server, mqtool rpc-client."""
 
+import contextlib
 import re
+import shlex
 import time
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from mqtool.amqp import CONFIRM_TIMEOUT
+from mqtool.amqp import CONFIRM_TIMEOUT, Channel, administration
 from mqtool.cli import stopping
 from mqtool.cli.display import output
 from mqtool.cli.options import TIME_LIMIT, Broker, QueueOptions, Receiving, UsedQueueOptions, queue_option, takes_groups
@@ -16,9 +18,10 @@ from mqtool.cli.options.values import size
 from mqtool.cli.pipe.first_use import checked
 from mqtool.cli.pipe.programs import opened
 from mqtool.cli.pipe.receiving import announced, writer
-from mqtool.errors import BadData, ExitCode, SomeFailed, UsageError
+from mqtool.duration import compact_duration
+from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, ExitCode, NotFound, SomeFailed, UsageError
 from mqtool.message import Delivery, Message
-from mqtool.topology import PRIVATE_QUEUE
+from mqtool.topology import PRIVATE_QUEUE, Queue
 from mqtool.tutorials import rpc
 from mqtool.work import functions, remote, replies
 from mqtool.work.functions import ERROR
@@ -142,6 +145,7 @@ def rpc_client(
         bodies = [request.encode("utf-8", "surrogateescape") for request in asked]
         target = broker.names.rpc_queue if queue is None else QueueOptions(queue=queue).of(broker.names.rpc_queue)
         reply_queue = rpc.DIRECT_REPLY_TO if direct_reply_to else PRIVATE_QUEUE
+        _tell_if_nobody_serves(channel, target, timeout)
         answers = rpc.call(channel, target, bodies, timeout, reply_queue)
         for reply in replies.in_order(answers, channel, target, len(bodies)):
             answered += 1
@@ -160,6 +164,17 @@ def rpc_client(
         raise BadData("the server refused the request" if failed == 1 else f"the server refused all {failed} requests")
     if failed:
         raise SomeFailed(f"the server refused {failed} of {len(asked)} requests")
+
+
+def _tell_if_nobody_serves(channel: Channel, queue: Queue, timeout: float) -> None:
+    """Say at once why no reply will come, unless somebody starts a server while we wait."""
+    with contextlib.suppress(NotFound, AccessRefused, DeclaredDifferently):  # the requests will fail, and say why
+        if not administration.depth(channel, queue.name).consumers:
+            where = "" if queue.name == "rpc_queue" else f" -q {shlex.quote(queue.name)}"
+            output.notice(
+                f"no server consumes from queue {queue.name!r}; waiting {compact_duration(timeout)} for one: "
+                f"mqtool rpc-server{where}"
+            )
 
 
 def _check_integers(requests: list[str], function: Function) -> None:

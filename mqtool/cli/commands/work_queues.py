@@ -16,7 +16,7 @@ from mqtool.cli.options.programs import ProgramOptions
 from mqtool.cli.pipe.first_use import checked
 from mqtool.cli.pipe.programs import work
 from mqtool.cli.pipe.publishing import publish
-from mqtool.cli.pipe.receiving import announced, writer
+from mqtool.cli.pipe.receiving import announced, busy, writer
 from mqtool.cli.pipe.source import Addressing
 from mqtool.errors import UsageError
 from mqtool.message import Delivery
@@ -73,7 +73,8 @@ def worker(
 
     def do(task: Delivery) -> None:
         write(task)
-        time.sleep(work_queues.seconds_of_work(task))
+        with busy(lambda: 1):
+            time.sleep(work_queues.seconds_of_work(task))
         output.status(broker.lines.done)
 
     settings = receiving.settings(work_queues.FAIR_DISPATCH)

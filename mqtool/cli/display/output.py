@@ -1,5 +1,6 @@
 """What people and pipes get to see: received data on stdout, byte for byte; everything else on stderr."""
 
+import contextlib
 import errno
 import fcntl
 import functools
@@ -74,6 +75,14 @@ def notice(text: str) -> None:
     """Something a person may want to know while the command goes on."""
     if not quiet:
         _to_stderr(text)
+
+
+def interject(text: str) -> None:
+    """A notice from a signal handler, past any buffer: the signal may have come while another line was written."""
+    if not quiet:
+        line = f"\n{text}\n" if is_terminal(2) else f"{text}\n"  # a terminal shows ^C first
+        with contextlib.suppress(OSError):  # nobody reads it
+            os.write(2, line.encode())
 
 
 def warning(text: str) -> None:

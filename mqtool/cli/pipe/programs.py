@@ -10,7 +10,7 @@ from mqtool.cli.display.output import WAITING_FOR_MESSAGES
 from mqtool.cli.options import Broker, Receiving, UsedQueueOptions
 from mqtool.cli.options.programs import DedupOptions, ProgramOptions
 from mqtool.cli.pipe.first_use import checked
-from mqtool.cli.pipe.receiving import announced
+from mqtool.cli.pipe.receiving import announced, busy
 from mqtool.duration import compact_duration
 from mqtool.errors import AccessRefused, SomeFailed, Unavailable, UsageError
 from mqtool.inspection.listing import counted
@@ -52,7 +52,7 @@ def work(command: str, options: ProgramOptions, named: UsedQueueOptions, receivi
         worker = ProgramWorker(channel, program, retrying, output.notice, handled)
         if receiving.timeout is not None:
             _warn_of_consumer_timeout(access, queue.name, receiving.timeout)
-        with stopping.calling(channel.stop):
+        with stopping.calling(channel.stop), busy(lambda: worker.in_hand):
             queue = channel.declare(checked(queue, named, channel, broker))
             work_through = Hands(channel, worker.handle, hands).start_consuming(queue, settings)
             try:

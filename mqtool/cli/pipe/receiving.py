@@ -1,10 +1,12 @@
 """The pipeline of every command that receives: consume, print, and stop when told to or when nobody reads."""
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from mqtool.amqp import Channel
+from mqtool.cli import stopping
 from mqtool.cli.display import output
 from mqtool.cli.display.output import WAITING_FOR_MESSAGES
 from mqtool.cli.display.progress import Progress
@@ -93,3 +95,19 @@ def announced(ready_file: Path | None, channel: Channel, waiting: str) -> Iterat
     reader = output.Reader(on_gone=channel.stop)
     yield
     reader.check()
+
+
+@contextmanager
+def busy(in_hand: Callable[[], int]) -> Iterator[None]:
+    """Within the block, Ctrl-C says what it waits for, and that a second one does not wait.
+
+    Args:
+        in_hand: how many messages are being worked on.
+    """
+
+    def say() -> None:
+        if (count := in_hand()) and stopping.requested() == signal.SIGINT:
+            output.interject(f"finishing {'this one' if count == 1 else f'these {count}'}; Ctrl-C again stops now")
+
+    with stopping.calling(say):
+        yield
