@@ -242,6 +242,9 @@ def test_a_protected_context_is_named_before_anything_is_destroyed(staging: Shel
         "dlq redrive jobs --from jobs --id 1",
         "dlq drop jobs --from jobs --yes",
         "vhost delete / --yes",
+        "unbind logs jobs",
+        "permission clear guest",
+        "policy clear limits",
         "user delete guest -y",
     ):
         result = staging.run("mqtool", *words.split())

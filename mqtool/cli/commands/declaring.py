@@ -230,13 +230,17 @@ def bind(bindings: Bindings, broker: Broker) -> None:
 def unbind(
     bindings: Bindings,
     broker: Broker,
+    yes: Yes,
     if_exists: Annotated[
         bool, typer.Option("--if-exists", help="Succeed if the exchange or queue does not exist")
     ] = False,
 ) -> None:
     """Remove bindings, matched by key and arguments."""
-    with broker.access().channel() as channel:
+    access = broker.access()
+    with access.channel() as channel:
         for key in bindings.keys or [""]:
+            what = f"unbind {bindings.to} from exchange {bindings.exchange!r}{_by(key)}"
+            ask(what, yes, protected=access.protected, is_safe=True)
             try:
                 administration.unbind(channel, bindings.by(key))
             except NotFound as error:

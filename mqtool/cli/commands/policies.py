@@ -8,6 +8,7 @@ import typer
 
 from mqtool.cli.display import output, tables
 from mqtool.cli.options import Broker, ManagementUrl, takes_groups
+from mqtool.cli.options.asking import Yes, ask
 from mqtool.errors import NotFound
 from mqtool.management import path
 
@@ -93,6 +94,7 @@ def list_policies(
 def clear_policy(
     name: PolicyName,
     broker: Broker,
+    yes: Yes,
     operator: Operator = False,
     if_exists: Annotated[bool, typer.Option("--if-exists", help="Succeed if it does not exist")] = False,
     management: ManagementUrl = None,
@@ -100,6 +102,7 @@ def clear_policy(
     """Remove a policy; what it applied to stays, without its settings."""
     access = broker.access(management)
     what = f"{_named(name, operator=operator)} in vhost {access.vhost!r}"
+    ask(f"remove {what}", yes, protected=access.protected, is_safe=True)
     try:
         access.management().delete(path(_kind(operator=operator), access.vhost, name))
     except NotFound as error:

@@ -197,7 +197,7 @@ def set_permission(
 @permission_app.command("clear", epilog="mqtool permission clear ann\nmqtool permission clear ann --if-exists")
 @takes_groups
 def clear_permission(
-    name: UserName, broker: Broker, if_exists: IfExists = False, management: ManagementUrl = None
+    name: UserName, broker: Broker, yes: Yes, if_exists: IfExists = False, management: ManagementUrl = None
 ) -> None:
     """Remove a user's permissions in a virtual host."""
     access = broker.access(management)
@@ -208,6 +208,7 @@ def clear_permission(
             raise NotFound(f"in vhost {vhost!r} there are no permissions of user {name!r}")
         output.status(f"in vhost {vhost!r} user {name!r} had none")
         return
+    ask(f"remove the permissions of user {name!r} in vhost {vhost!r}", yes, protected=access.protected, is_safe=True)
     api.delete(path("permissions", vhost, name))
     output.status(f"in vhost {vhost!r} user {name!r} has no permissions any more; before: {_said(before)}")
 

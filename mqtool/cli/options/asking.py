@@ -24,7 +24,7 @@ def ask(what: str, yes: Yes, *, protected: str | None, is_safe: bool = False, hi
     Args:
         what: what would be done, such as "delete queue 'jobs'".
         protected: of the Access: the context that only --yes=NAME changes unasked.
-        is_safe: need not be asked, unless the context is protected.
+        is_safe: nobody is asked, unless the context is protected.
 
     Raises:
         UsageError: nobody can be asked, or --yes names another context.
