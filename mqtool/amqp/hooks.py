@@ -39,7 +39,10 @@ class CuttingConnection(SelectConnection):
         super().__init__(*arguments, **options)
 
     def _on_data_available(self, data_in: bytes) -> None:
-        self.bytes_received += self.cutter.receive(data_in)  # by which pika sees that the broker is alive
+        # pika sees by bytes_received that the broker is alive. It counts what it is given itself, within this call: to
+        # add to the number from before would take that back, and drop a connection on which only heartbeats come.
+        cut = self.cutter.receive(data_in)
+        self.bytes_received += cut
 
 
 def write(connection: PikaConnection, frames: Iterable[bytes]) -> None:

@@ -10,6 +10,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from tests.brokers import TestBroker
 from tests.cli.shell import Shell, wait_until
+from tests.cli.terminal import on_terminal
 
 HOSTILE = "[red]x[/red]\x1b[31m"
 
@@ -144,3 +145,26 @@ def test_route_names_the_exchange_that_is_not_there(shell: Shell, channel: Block
     gone = shell.run("mqtool", "route", "lgos", "x")
     assert (gone.code, gone.stdout) == (69, "")
     assert "hint: did you mean 'logs'?" in gone.stderr
+
+
+def test_long_names_are_cut_in_the_middle_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
+    """Nothing is wider than its 80 columns, no word is broken, and the tree's lines go on; in a pipe nothing is cut."""
+    exchange, queue = "exchange-" + "e" * 60 + "-end", "queue-" + "q" * 80 + "-last"
+    connection = pika.BlockingConnection(pika.URLParameters(broker.url))
+    channel = connection.channel()
+    channel.exchange_declare(exchange, "topic", durable=True)
+    channel.queue_declare(queue, durable=True, arguments={"x-dead-letter-exchange": exchange})
+    for number in range(9):
+        channel.queue_bind(queue, exchange, f"key.{number}.{'k' * 30}")
+    connection.close()
+
+    tree = on_terminal(shell, "mqtool", "topology", exchange, "--no-color").stdout.splitlines()
+    route = on_terminal(shell, "mqtool", "route", exchange, f"key.0.{'k' * 30}", "--no-color").stdout.splitlines()
+    assert max(map(len, [*tree, *route])) <= 80
+    [bound] = [number for number, line in enumerate(tree) if "and 8 more ──>" in line]
+    assert re.fullmatch(r"      │  queue-q+…q+-last  classic  0 ready, 0 unacked", tree[bound + 1])
+    assert any(re.search(r"dies ──> exchange exchange-e+…e+-end$", line) for line in tree)
+    assert any(re.fullmatch(r" +queue-q+…q+-last", line) for line in route)
+    whole = shell.run("mqtool", "topology", exchange).stdout + shell.run("mqtool", "route", exchange, "x").stdout
+    assert "…" not in whole
+    assert whole.count(exchange) > 2
