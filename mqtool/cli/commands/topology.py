@@ -11,6 +11,7 @@ import typer
 from mqtool.cli.display import output, styled
 from mqtool.cli.display.live import Frame, Live
 from mqtool.cli.display.styled import Line
+from mqtool.cli.display.tables import terminal
 from mqtool.cli.display.topology_tree import tree
 from mqtool.cli.options import TIME_LIMIT, Broker, ManagementUrl, live_names, takes_groups
 from mqtool.errors import UsageError
@@ -68,7 +69,8 @@ def topology(
         return
     seen = look()
     if form is Format.TREE:
-        styled.show(tree(seen, limit=limit * 10 or None))
+        width = terminal().width if output.is_terminal(1) else None
+        styled.show(tree(seen, limit=limit * 10 or None, width=width))
     else:
         for line in FORMATS[form](seen):
             output.show(line)

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from mqtool.cli.display import output
 from mqtool.cli.display.binding_text import bound_by, fields
-from mqtool.cli.display.styled import BAD, DIM, GOOD, KEY, NAME, Line, shown
+from mqtool.cli.display.styled import BAD, DIM, GOOD, KEY, LABEL, NAME, PLAIN, Line, shown
+from mqtool.cli.display.tables import shortened, terminal
 from mqtool.inspection import definitions
 from mqtool.inspection.definitions import Definitions
 from mqtool.inspection.routes import DeadLetters, Hop, Route, Way, routing_type
@@ -20,10 +22,12 @@ def explained(route: Route, definitions: Definitions) -> Iterator[Line]:
     yield [*_message(route), ": ", (_count(len(route.queues), "queue"), GOOD if route.queues else BAD)]
     names = [*route.queues, *(miss.binding.destination for miss in route.near_misses)]
     width = min(max((len(shown(name)) for name in names), default=0), _WIDEST)
+    longest = None
+    if output.is_terminal(1):
+        longest = width = min(width, terminal().width // 4)
     for queue, ways in route.queues.items():
         for number, way in enumerate(ways):
-            label = "" if number else shown(queue)
-            yield ["  ", (label.ljust(width), NAME), "  ", *_way(way)]
+            yield ["  ", _label("" if number else shown(queue), width, longest), "  ", *_way(way)]
     yield from _remarks(route, definitions)
     if route.near_misses:
         yield []
@@ -31,7 +35,7 @@ def explained(route: Route, definitions: Definitions) -> Iterator[Line]:
         for miss in route.near_misses:
             yield [
                 "  ",
-                (shown(miss.binding.destination).ljust(width), NAME),
+                _label(shown(miss.binding.destination), width, longest),
                 "  ",
                 *_binding(miss.binding),
                 (f"   {miss.reason}", DIM),
@@ -41,6 +45,10 @@ def explained(route: Route, definitions: Definitions) -> Iterator[Line]:
         yield ["if it dies there:"]
         for death in route.dead_letters:
             yield ["  ", *_death(death)]
+
+
+def _label(name: str, width: int, longest: int | None) -> tuple[str, str]:
+    return (name if longest is None else shortened(name, longest)).ljust(width), LABEL
 
 
 def compared(route: Route, expected: set[str] | None) -> Iterator[Line]:
@@ -82,7 +90,7 @@ def _exchange(name: str) -> str:
 
 
 def _way(way: Way) -> Line:
-    line: Line = [_exchange(way[0].source)]
+    line: Line = [(_exchange(way[0].source), PLAIN)]
     for hop in way:
         line += _hop(hop)
     return line
@@ -92,20 +100,26 @@ def _hop(hop: Hop) -> Line:
     if hop.binding is not None:
         return _arrow(hop.binding)
     if hop.to_exchange:
-        return [" ── ", ("nothing matches: alternate", KEY), f" ──> {_exchange(hop.destination)}"]
-    return [f" ──> {shown(hop.destination)}"]
+        return [" ── ", ("nothing matches: alternate", GOOD), " ──> ", (_exchange(hop.destination), PLAIN)]
+    return [" ──> ", (shown(hop.destination), PLAIN)]
 
 
 def _binding(binding: Binding) -> Line:
-    return [_exchange(binding.source), *_arrow(binding)]
+    return [(_exchange(binding.source), PLAIN), *_arrow(binding)]
 
 
 def _arrow(binding: Binding) -> Line:
-    return [" ── ", (bound_by(binding), KEY), f" ──> {shown(binding.destination)}"]
+    return [" ── ", (bound_by(binding), KEY), " ──> ", (shown(binding.destination), PLAIN)]
 
 
 def _death(death: DeadLetters) -> Line:
-    line: Line = [(shown(death.queue), NAME), " ──> ", _exchange(death.exchange), "  ", (repr(death.routing_key), KEY)]
+    line: Line = [
+        (shown(death.queue), NAME),
+        " ──> ",
+        (_exchange(death.exchange), PLAIN),
+        "  ",
+        (repr(death.routing_key), KEY),
+    ]
     if death.queues is None:
         return [*line, (": lost, there is no such exchange", BAD)]
     if not death.queues:

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from mqtool.cli.display.binding_text import bound_by
-from mqtool.cli.display.styled import BAD, DIM, GOOD, KEY, NAME, Line, shown
+from mqtool.cli.display.styled import BAD, DIM, GOOD, KEY, NAME, PLAIN, Line, fitted, plain, shown
 from mqtool.inspection.wiring import Counter, Link, Node, Publisher, QueueState, Wiring
 
 
@@ -14,12 +15,13 @@ class _Branch:
     branches: "list[_Branch]" = field(default_factory=list)
 
 
-def tree(wiring: Wiring, *, rates: bool = False, limit: int | None = None) -> Iterator[Line]:
+def tree(wiring: Wiring, *, rates: bool = False, limit: int | None = None, width: int | None = None) -> Iterator[Line]:
     """The lines of the tree.
 
     Args:
         rates: messages per second, where there are any.
         limit: exchanges to show; None for all.
+        width: of a line; None for any.
     """
     root = _Branch([("vhost ", DIM), (shown(wiring.vhost), NAME)])
     told: set[str] = set()
@@ -27,28 +29,39 @@ def tree(wiring: Wiring, *, rates: bool = False, limit: int | None = None) -> It
         if number == limit:
             root.branches.append(_Branch([(f"… and {len(wiring.exchanges) - limit:,} more exchanges", DIM)]))
             break
-        root.branches.append(_exchange(node, wiring, told, rates=rates))
+        root.branches.append(_exchange(node, wiring, told, rates=rates, width=width))
     if wiring.publishers:
         to = "publishers (where to, this broker tells only with management.rates_mode = detailed)"
         root.branches.append(_Branch([(to, DIM)], [_publisher(each, rates=rates) for each in wiring.publishers]))
     yield root.line
-    yield from _lines(root.branches, "")
+    yield from _lines(root.branches, "", width)
 
 
-def _lines(branches: list[_Branch], indent: str) -> Iterator[Line]:
+def _lines(branches: list[_Branch], indent: str, width: int | None) -> Iterator[Line]:
     for number, branch in enumerate(branches, 1):
         last = number == len(branches)
-        yield [(f"{indent}{'└─' if last else '├─'} ", DIM), *branch.line]
-        yield from _lines(branch.branches, f"{indent}{'   ' if last else '│  '}")
+        below = f"{indent}{'   ' if last else '│  '}"
+        first, *more = _within(branch.line, below, width)
+        yield [(f"{indent}{'└─' if last else '├─'} ", DIM), *first]
+        for line in more:
+            yield [(f"{below}{'│  ' if branch.branches else '   '}", DIM), *line]
+        yield from _lines(branch.branches, below, width)
 
 
-def _exchange(node: Node, wiring: Wiring, told: set[str], *, rates: bool) -> _Branch:
+def _within(line: Line, indent: str, width: int | None) -> list[Line]:
+    """The line; what does not fit goes on below, where the tree's own lines take more room."""
+    if width is None or len(indent) + len(plain(line)) <= width:
+        return [line]
+    return fitted(line, width - len(indent) - 3)
+
+
+def _exchange(node: Node, wiring: Wiring, told: set[str], *, rates: bool, width: int | None) -> _Branch:
     exchange = node.exchange
     name = shown(exchange.name) if exchange.name else "(default exchange)"
     branch = _Branch([(name, NAME), (f"  {shown(exchange.type)}", DIM), *_rate(node.published, "in", rates=rates)])
     branch.branches += [_publisher(publisher, rates=rates) for publisher in node.publishers]
     for link in sorted(node.links.values(), key=lambda link: (link.to_exchange, link.destination)):
-        branch.branches.append(_link(link, exchange.type, wiring, told, rates=rates))
+        branch.branches.append(_link(link, exchange.type, wiring, told, rates=rates, width=width))
     if isinstance(alternate := exchange.arguments.get("alternate-exchange"), str):
         branch.branches.append(_Branch([("otherwise", KEY), " ──> ", (f"exchange {shown(alternate)}", NAME)]))
     if node.more:
@@ -58,12 +71,16 @@ def _exchange(node: Node, wiring: Wiring, told: set[str], *, rates: bool) -> _Br
     return branch
 
 
-def _link(link: Link, kind: str, wiring: Wiring, told: set[str], *, rates: bool) -> _Branch:
+def _link(link: Link, kind: str, wiring: Wiring, told: set[str], *, rates: bool, width: int | None) -> _Branch:
     """A destination, with the keys that lead to it where the type of exchange looks at them."""
-    told_by_key = [binding for binding in link.bindings if binding.source and kind != "fanout"]
-    keys = ", ".join(map(bound_by, told_by_key))
-    more = f" and {link.more:,} more" if keys and link.more else ""
-    arrow: Line = [(keys + more, KEY), " ──> " if keys else "──> "]
+    told_by_key = [bound_by(binding) for binding in link.bindings if binding.source and kind != "fanout"]
+    keys = told_by_key if width is None else _first_of(told_by_key, width // 2)
+    hidden = link.more + len(told_by_key) - len(keys)
+    arrow: Line = [
+        (", ".join(keys), KEY),
+        f" and {hidden:,} more" if keys and hidden else "",
+        " ──> " if keys else "──> ",
+    ]
     if link.to_exchange:
         return _Branch([*arrow, (f"exchange {shown(link.destination)}", NAME)])
     queue = wiring.queues.get(link.destination)
@@ -76,6 +93,12 @@ def _link(link: Link, kind: str, wiring: Wiring, told: set[str], *, rates: bool)
         branch.branches += _consumers(queue, wiring)
         branch.branches += _death(queue)
     return branch
+
+
+def _first_of(keys: list[str], room: int) -> list[str]:
+    """As many as fit, but at least one."""
+    ends = accumulate(len(key) + 2 for key in keys)
+    return keys[: max(1, sum(end - 2 <= room for end in ends))]
 
 
 def _state(queue: QueueState, *, rates: bool) -> Line:
@@ -92,7 +115,11 @@ def _consumers(queue: QueueState, wiring: Wiring) -> Iterator[_Branch]:
         how = f"prefetch {consumer.prefetch}" if consumer.prefetch else "no prefetch limit"
         how = how if consumer.acknowledges else "auto-ack"
         yield _Branch(
-            [("──> ", GOOD), shown(consumer.tag), (f"  {_client(consumer.channel, consumer.user)}  {how}", DIM)]
+            [
+                ("──> ", GOOD),
+                (shown(consumer.tag), PLAIN),
+                (f"  {_client(consumer.channel, consumer.user)}  {how}", DIM),
+            ]
         )
     if queue.consumers > len(known) > 0:
         yield _Branch([(f"… and {queue.consumers - len(known):,} more consumers", DIM)])
@@ -103,7 +130,8 @@ def _death(queue: QueueState) -> Iterator[_Branch]:
     if isinstance(exchange, str):
         key = queue.arguments.get("x-dead-letter-routing-key")
         to = f"exchange {shown(exchange)}" if exchange else "(default exchange)"
-        yield _Branch([("dies", KEY), f" ──> {to}", *([] if key is None else [("  " + repr(key), KEY)])])
+        keyed: Line = [] if key is None else ["  ", (repr(key), KEY)]
+        yield _Branch([("dies", KEY), " ──> ", (to, PLAIN), *keyed])
 
 
 def _publisher(publisher: Publisher, *, rates: bool) -> _Branch:
