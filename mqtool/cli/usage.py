@@ -20,6 +20,7 @@ def explain(error: typer.TyperException) -> tuple[str, str | None]:
         return f"there is no command '{path} {unknown[1]}'", hint
     option = getattr(error, "option_name", None)
     if option is not None and text.startswith("No such option"):
+        option = option.replace("--yes-to", "--yes")  # as it was typed, see app.py
         flags = [flag for parameter in context.command.params for flag in (*parameter.opts, *parameter.secondary_opts)]
         return f"there is no option {option}", did_you_mean(option, flags, f"'{path} --help-all' lists the options")
     what = error.format_message().rstrip(".")

@@ -267,3 +267,4 @@ def test_yes_with_a_name_is_for_that_context_only(shell: Shell, broker: TestBrok
     assert (result.code, depth(broker, "jobs")) == (2, 1)
     assert "--yes=prod was given, but the broker is not a protected context" in result.stderr
     assert shell.run("mqtool", "send", "-q", "jobs", "--", "--yes=x").code == 0
+    assert "there is no option --yes\n" in shell.run("mqtool", "send", "x", "--yes=prod").stderr

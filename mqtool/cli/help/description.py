@@ -35,8 +35,8 @@ _COMMON = {
     "Programs": {"--exec", "--concurrency"},
     "Retries": {"--retries"},
     "Duplicates": {"--deduplicate"},
-    "Printing": {"--raw", "--json", "--format"},
-    "Broker": {"--url"},
+    "Printing": {"--raw", "--json", "--format", "--output"},
+    "Broker": {"--url", "--context"},
     "Help": {"--help", "--help-all"},
 }
 #: Flags from other tools, which work and are not listed.
