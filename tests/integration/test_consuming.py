@@ -6,6 +6,7 @@ from mqtool.amqp import Connection, Receiving, parse_addresses, subscription
 from mqtool.amqp.deliveries import Cutter
 from mqtool.errors import TimedOut, Unavailable
 from mqtool.message import Message
+from mqtool.stage.waiting import wait_until
 from mqtool.topology import Queue
 from tests.brokers import TestBroker
 
@@ -116,3 +117,12 @@ def test_deliveries_are_cut_from_large_pieces(broker: TestBroker, monkeypatch: p
 
     assert taken == bodies
     assert max(pieces) > 4096  # what pika reads at a time
+
+
+def test_a_heartbeat_is_a_sign_of_life(broker: TestBroker) -> None:
+    """pika drops a connection on which it has counted no bytes for two checks: some two minutes, for who only waits."""
+    with Connection(parse_addresses(f"{broker.url}?heartbeat=1")) as connection:
+        pika = connection._pika
+        assert pika is not None
+        heard = pika.bytes_received
+        wait_until(lambda: pika.bytes_received > heard, "a heartbeat, counted", patience=10)
