@@ -53,6 +53,18 @@ class Verdict:
     dead: int = 0
     pause: float | None = None
 
+    def sums(self) -> str:
+        """The counts, as a sentence."""
+        came = f"{self.redelivered:,} redelivered, {self.suppressed:,} duplicates recognised by their message ID"
+        pause = "" if self.pause is None else f". The longest pause was {self.pause:.1f} s"
+        return f"The sums: {self.sent:,} messages sent, {self.confirmed:,} confirmed, {came}{pause}."
+
+    def balance(self) -> str:
+        """What the messages have become."""
+        dead = f" + {self.dead:,} dead letters" if self.dead else ""
+        what, lost = (f"{self.lost:,}", f" + {self.lost:,} lost") if self.lost else ("nothing", "")
+        return f"{what} lost: {self.sent:,} sent = {self.done:,} done{dead}{lost}"
+
     @property
     def lost(self) -> int:
         """Messages that are neither done nor dead."""

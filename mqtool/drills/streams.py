@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mqtool.drills.scene import PATIENCE, Scene, Verdict, message, number_of, received
+from mqtool.inspection.listing import counted
 from mqtool.stage.proxy import Proxy
 from mqtool.stage.waiting import LineCount, wait_until
 
@@ -22,15 +23,24 @@ from mqtool.stage.waiting import LineCount, wait_until
 MESSAGES = 10_000
 #: More, as it takes seconds at full speed to see how long the pause is.
 NODE_MESSAGES = 40_000
+#: What to watch in each.
+_AGAIN = (
+    "The sender publishes again what was not confirmed, and the receiver gets again what it had not acknowledged: some "
+    "may come twice, none may be missing."
+)
 
 
 def restart_broker(scene: Scene, count: int = MESSAGES) -> Verdict:
     """Stop the broker in mid-stream, and start it again."""
 
     def restart() -> None:
-        scene.say("stopping the broker …")
+        scene.say("Now the broker stops, and starts again with what it has kept.")
         scene.restart_broker()
 
+    scene.say(
+        f"{count:,} messages flow to a receiver, and the broker restarts meanwhile. Watch both sides lose the "
+        f"connection and reconnect. {_AGAIN}"
+    )
     return _flow(scene, scene.url, count, {1: restart})
 
 
@@ -41,22 +51,31 @@ def kill_node(scene: Scene, count: int = NODE_MESSAGES) -> Verdict:
     """
 
     def kill() -> None:
-        scene.say("killing node 1 (kill -9) …")
+        scene.say("Now node 1 is killed (kill -9).")
         scene.kill_node()
 
     def revive() -> None:
-        scene.say("starting node 1 again …")
+        scene.say("Node 1 starts again.")
         scene.revive_nodes()
 
+    scene.say(
+        f"{count:,} messages flow to a receiver. Node 1 leads their queue, and both sides are connected to it. It is "
+        "killed meanwhile. Watch both sides go on with another node, and how long the pause is until that leads the "
+        f"queue. {_AGAIN}"
+    )
     return _flow(scene, scene.url, count, {1: kill, 3: revive})
 
 
 def drop_connection(scene: Scene, count: int = MESSAGES) -> Verdict:
     """Cut the connections of both sides, three times."""
+    scene.say(
+        f"{count:,} messages flow to a receiver. Three times, the connections of both sides are cut. Watch them "
+        f"reconnect. {_AGAIN}"
+    )
     with Proxy(scene.port) as proxy:
 
         def cut() -> None:
-            scene.say(f"cutting {proxy.cut()} connections …")
+            scene.say(f"Now a proxy cuts {counted(proxy.cut(), 'connection')}.")
 
         return _flow(scene, scene.through(proxy.port), count, dict.fromkeys((1, 2, 3), cut))
 

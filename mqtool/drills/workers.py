@@ -30,6 +30,11 @@ _AT_ONCE = 4
 
 def kill_worker(scene: Scene, count: int = MESSAGES) -> Verdict:
     """kill -9 a worker while its programs run; another one takes over."""
+    scene.say(
+        f"{count} messages wait for workers that run a program for each, {_AT_ONCE} at once. Worker 1 is killed in the "
+        "middle of it. It has not acknowledged what it was doing. Watch worker 2 get that again, marked redelivered, "
+        "and the rest."
+    )
     sender, first, second = scene.terminals("sender", "worker 1", "worker 2")
     confirmed = scene.send(sender, (message(number) for number in range(count)))
     # After a quarter of the messages, its programs run for minutes, so that it is killed in the middle of them.
@@ -38,7 +43,7 @@ def kill_worker(scene: Scene, count: int = MESSAGES) -> Verdict:
     wait_until(
         lambda: len(list(scene.directory.glob("running-*"))) == _AT_ONCE or first.has_ended, "programs to run", PATIENCE
     )
-    scene.say(f"killing worker 1 (kill -9) while it runs {_AT_ONCE} programs …")
+    scene.say(f"Now worker 1 is killed (kill -9) while it runs {_AT_ONCE} programs, and worker 2 starts.")
     first.kill()
     second.start(_worker(scene, _EFFECT))
     second.wait(PATIENCE)
@@ -47,6 +52,11 @@ def kill_worker(scene: Scene, count: int = MESSAGES) -> Verdict:
 
 def poison(scene: Scene, count: int = MESSAGES) -> Verdict:
     """Two messages cannot be handled: one always fails, one is bad data. They do not hold up the others."""
+    scene.say(
+        f"Two of {count} messages cannot be handled: the program always fails for one, and calls the other bad data "
+        f"(exit status 65). Watch the worker retry the first {_RETRIES} times, and the second not at all. Both become "
+        "dead letters, and the others do not wait for them."
+    )
     sender, worker = scene.terminals("sender", "worker")
     bodies = {count // 3: "always fails", count // 2: "bad data"}
     confirmed = scene.send(sender, (message(number, bodies.get(number)) for number in range(count)))
@@ -56,14 +66,20 @@ def poison(scene: Scene, count: int = MESSAGES) -> Verdict:
     with Connection(parse_addresses(scene.url)) as connection:
         queue = dead_letter_queue(scene.queue).name
         dead = list(dead_letters.letters(connection.channel(), queue))
-    for letter in dead:
-        attempts = counted(letter.death.attempts, "attempt")
-        scene.say(f"dead: {letter.message_id}: {letter.death.reason} after {attempts}")
+    why = [
+        f"{letter.message_id} {letter.death.reason} after {counted(letter.death.attempts, 'attempt')}"
+        for letter in dead
+    ]
+    scene.say(f"The dead letters say why: {', '.join(why)}.")
     return _verdict(scene, count, confirmed, worker, dead=len(dead))
 
 
 def duplicate(scene: Scene, count: int = MESSAGES) -> Verdict:
     """Every tenth message is published twice, as after a lost confirm; each takes effect once."""
+    scene.say(
+        f"Every tenth of {count} messages is published twice, as by a sender that never got its confirm. Watch the "
+        "worker with --deduplicate recognise each copy by its message ID, and not run its program again."
+    )
     sender, worker = scene.terminals("sender", "worker")
     messages = [message(number) for number in range(count)]
     confirmed = scene.send(sender, messages + messages[::10])

@@ -13,6 +13,11 @@ def _verdict(result: Result) -> dict[str, int]:
     assert result.code == 0, result.stderr
     [line] = result.stdout.splitlines()
     assert line.endswith("lost 0")
+    # As a lesson: its title, what breaks and what to watch, that it breaks, the sums, a verdict.
+    steps = ("drill ", " Watch ", "│ $ mqtool send", "The sums: ", "✓ nothing lost: ")
+    positions = [result.stderr.find(step) for step in steps]
+    assert positions == sorted(positions), result.stderr
+    assert positions[0] >= 0
     return {name: int(count.replace(",", "")) for name, count in re.findall(r"(\w+) ([\d,]+)", line)}
 
 
@@ -39,6 +44,13 @@ def test_poison(lonely_shell: Shell, broker: TestBroker) -> None:
     """One that always fails and one that is bad end as dead letters; the others are done, once."""
     verdict = _drill(lonely_shell, broker, "poison")
     assert (verdict["done"], verdict["dead"], verdict["redelivered"]) == (198, 2, 0)
+
+
+def test_quiet_prints_the_verdict_only(lonely_shell: Shell, broker: TestBroker) -> None:
+    """--quiet: one line on stdout, nothing on stderr."""
+    result = lonely_shell.run("mqtool", "drill", "duplicate", "-c", "20", "--quiet", "-u", broker.url)
+    assert (result.stderr, result.code) == ("", 0)
+    assert re.fullmatch(r"duplicate: sent 20, .*, lost 0\n", result.stdout)
 
 
 def test_duplicate(lonely_shell: Shell, broker: TestBroker) -> None:

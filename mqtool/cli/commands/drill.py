@@ -1,6 +1,6 @@
 """mqtool drill."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -8,10 +8,11 @@ import typer
 from mqtool.broker.choice import Kind
 from mqtool.cli import stopping
 from mqtool.cli.display import output
+from mqtool.cli.display.pace import Pace
+from mqtool.cli.display.play_lines import Lines
 from mqtool.drills import streams, workers
 from mqtool.drills.scene import Scene, Verdict
 from mqtool.errors import SomeFailed, UsageError
-from mqtool.stage.audience import Chart
 
 app = typer.Typer()
 drill = typer.Typer(no_args_is_help=True, help="Break something on purpose, and count what is lost.")
@@ -26,6 +27,7 @@ Messages = Annotated[int, typer.Option("--count", "-c", "-n", min=20, help="Mess
 
 def _run(
     name: str,
+    about: str,
     drill: Callable[[Scene, int], Verdict],
     kind: Kind,
     url: str | None,
@@ -37,36 +39,18 @@ def _run(
 ) -> None:
     stopping.let_children_be_interrupted()
     output.configure(be_quiet=quiet, be_verbose=False, no_color=False, with_debug=False)
-    with Scene(kind, url, _Commentary(), cluster=cluster, image=image) as scene:
-        verdict = drill(scene, count)
+    audience = Lines(Pace(auto=True, watched=False), aside=True, quiet=quiet)
+    with audience.watching(f"drill {name}", about):
+        with Scene(kind, url, audience, cluster=cluster, image=image) as scene:
+            verdict = drill(scene, count)
+        audience.say(verdict.sums())
+        if verdict.twice:
+            audience.note(f"{verdict.twice:,} took effect twice")
+        (audience.note if verdict.lost else audience.right)(verdict.balance())
+        audience.blank()
     output.show(f"{name}: {verdict}")
     if verdict.lost:
         raise SomeFailed(f"{verdict.lost:,} of {verdict.sent:,} messages are lost")
-
-
-class _Commentary:
-    """Shows on stderr what is typed, printed and broken."""
-
-    def __init__(self) -> None:
-        self._width = 0
-
-    def opened(self, names: Sequence[str]) -> None:
-        self._width = max(map(len, names))
-
-    def typed(self, terminal: str, command: str) -> None:
-        self.printed(terminal, f"$ {command}")
-
-    def printed(self, terminal: str, line: str) -> None:
-        output.status(f"{terminal:>{self._width}} | {line}")
-
-    def say(self, text: str) -> None:
-        output.status(text)
-
-    def right(self, what: str) -> None:
-        output.status(what)
-
-    def measured(self, charts: Sequence[Chart], over: bool) -> None:
-        """Drills measure nothing while they run."""
 
 
 def _add(name: str, drill_of: Callable[[Scene, int], Verdict], messages: int, about: str) -> None:
@@ -76,31 +60,33 @@ def _add(name: str, drill_of: Callable[[Scene, int], Verdict], messages: int, ab
     def command(
         kind: KindOption = Kind.AUTO, url: UrlOption = None, count: Messages = messages, quiet: Quiet = False
     ) -> None:
-        _run(name, drill_of, kind, url, count, quiet=quiet)
+        _run(name, about, drill_of, kind, url, count, quiet=quiet)
 
 
 _add("kill-worker", workers.kill_worker, workers.MESSAGES, "Kill a worker while it runs programs; another takes over.")
 
 
-@drill.command(epilog="mqtool drill restart-broker")
+_RESTART = "Restart the broker in mid-stream; both sides reconnect."
+_KILL = "Kill a node of a cluster in mid-stream, and start it again."
+
+
+@drill.command(epilog="mqtool drill restart-broker", help=_RESTART)
 def restart_broker(
     kind: KindOption = Kind.AUTO, url: UrlOption = None, count: Messages = streams.MESSAGES, quiet: Quiet = False
 ) -> None:
-    """Restart the broker in mid-stream; both sides reconnect."""
     if url is not None:
         raise UsageError("restart-broker only restarts a broker of its own", "omit --url")
-    _run("restart-broker", streams.restart_broker, kind, None, count, quiet=quiet)
+    _run("restart-broker", _RESTART, streams.restart_broker, kind, None, count, quiet=quiet)
 
 
-@drill.command(epilog="mqtool drill kill-node")
+@drill.command(epilog="mqtool drill kill-node", help=_KILL)
 def kill_node(
     kind: KindOption = Kind.AUTO,
     image: Annotated[str | None, typer.Option(help="RabbitMQ image to build on (Docker)")] = None,
     count: Messages = streams.NODE_MESSAGES,
     quiet: Quiet = False,
 ) -> None:
-    """Kill a node of a cluster in mid-stream, and start it again."""
-    _run("kill-node", streams.kill_node, kind, None, count, quiet=quiet, cluster=True, image=image)
+    _run("kill-node", _KILL, streams.kill_node, kind, None, count, quiet=quiet, cluster=True, image=image)
 
 
 _add(

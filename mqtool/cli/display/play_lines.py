@@ -28,13 +28,20 @@ _CHART_WIDTH, _CHART_HEIGHT = 64, 4
 
 
 class Lines:
-    """Standard output, shared by the threads that read the terminals; in colour only on a terminal."""
+    """Standard output, shared by the threads that read the terminals; in colour only on a terminal.
 
-    def __init__(self, pace: Pace, *, no_color: bool = False) -> None:
+    Args:
+        aside: print on stderr instead, where it does not matter if anybody reads it.
+        quiet: print nothing.
+    """
+
+    def __init__(self, pace: Pace, *, no_color: bool = False, aside: bool = False, quiet: bool = False) -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # not every locale has a check mark
         self._pace = pace
-        self._console = console(no_color=no_color)
+        self._console = console(no_color=no_color, on_stderr=aside, quiet=quiet)
+        self._stream = sys.stderr if aside else sys.stdout
+        self._must_be_read = not aside
         self._lock = threading.Lock()
         self._reader_gone = False
         self._labels: dict[str, Text] = {}
@@ -137,6 +144,6 @@ class Lines:
                     self._console.print(what, soft_wrap=piped_text)
                 except (SystemExit, BrokenPipeError):  # rich turns one into the other
                     self._reader_gone = True
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if self._reader_gone and threading.current_thread() is threading.main_thread():
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        if self._reader_gone and self._must_be_read and threading.current_thread() is threading.main_thread():
             raise output.ReaderGone("nobody reads the output")
