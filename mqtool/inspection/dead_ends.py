@@ -1,20 +1,23 @@
 """Wiring through which messages go nowhere, or round and round."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from graphlib import CycleError, TopologicalSorter
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from mqtool import management
-from mqtool.inspection.definitions import Definitions, with_policy
+from mqtool.inspection.definitions import with_policy
 from mqtool.inspection.finding import Finding
 from mqtool.inspection.listing import counted
-from mqtool.inspection.routes import Router
 from mqtool.management import Management
 from mqtool.management.client import Json
-from mqtool.topology import Binding, Exchange, Queue
+from mqtool.routing.tables import TABLES, RoutingTable
+from mqtool.topology import DELAYED, Binding, Queue
+
+Node = TypeVar("Node", bound=Hashable)
 
 _EXCHANGE_COLUMNS = ("name", "vhost", "type", "arguments", "policy", "message_stats.publish_in")
+#: Ways of expired messages to follow: more than anybody wires by hand, and not for ever where all leads to all.
+_WAYS = 100_000
 _BINDING_COLUMNS = ("source", "vhost", "destination", "destination_type", "routing_key", "arguments")
 
 
@@ -85,51 +88,116 @@ class Paths:
             )
 
     def _circles_of_exchanges(self) -> Iterator[Finding]:
-        sources: dict[str, set[str]] = {}
+        leads: dict[str, list[str]] = {}
         for binding in self.bindings:
             if binding.to_exchange:
-                sources.setdefault(binding.destination, set()).add(binding.source)
-        while True:
-            try:
-                TopologicalSorter(sources).prepare()
-            except CycleError as error:
-                circle = error.args[1]
-            else:
-                return
-            yield self._finding(
-                "exchange-cycle",
-                f"exchange {circle[0]!r}",
-                f"is bound to itself in a circle, {_arrows(circle)}: what one receives may reach the queues of all",
-                f"mqtool unbind {circle[0]} {circle[1]} KEY, unless it is meant",
-            )
-            sources[circle[1]].remove(circle[0])
+                leads.setdefault(binding.source, []).append(binding.destination)
+        seen: set[frozenset[str]] = set()
+        for circle in _circles(leads):
+            if frozenset(circle) not in seen:  # two bindings may lead the same way
+                seen.add(frozenset(circle))
+                yield self._finding(
+                    "exchange-cycle",
+                    f"exchange {circle[0]!r}",
+                    f"is bound to itself in a circle, {_arrows(circle)}: what one receives may reach the queues of all",
+                    f"mqtool unbind {circle[0]} {circle[1]} KEY, unless it is meant",
+                )
 
     def _circles_of_queues(self) -> Iterator[Finding]:
-        exchanges = [_as_routed(exchange) for exchange in self.exchanges.values()]
-        router = Router(Definitions.of(exchanges, self.expiring, self.bindings))
-        starts = [(binding.source, binding.routing_key) for binding in self.bindings if not binding.to_exchange]
-        seen: set[tuple[str, ...]] = set()
-        for exchange, key in [*(("", queue.name) for queue in self.expiring), *starts]:
-            if exchange not in router.definitions.exchanges:
-                continue
-            dead = router.route(exchange, key, near_misses=0).dead_letters
-            circle = tuple(sorted(death.queue for death in dead if death.circular))
-            if not circle or circle in seen:
-                continue
-            seen.add(circle)
-            through = "" if len(circle) == 1 else f" by way of {', '.join(repr(name) for name in circle[1:])}"
-            yield self._finding(
-                "dead-letter-cycle",
-                f"queue {circle[0]!r}",
-                f"gets its expired messages back{through}: RabbitMQ drops a message that nobody rejected on the way",
-                "let one of the queues on the way dead-letter to another exchange, or have no message TTL",
-            )
+        seen: set[frozenset[str]] = set()
+        for circle in _circles(self._expiries()):
+            names = sorted({place.queue for place in circle})
+            if frozenset(names) not in seen:  # messages with other keys may go the same way
+                seen.add(frozenset(names))
+                through = "" if len(names) == 1 else f" by way of {', '.join(repr(name) for name in names[1:])}"
+                yield self._finding(
+                    "dead-letter-cycle",
+                    f"queue {names[0]!r}",
+                    f"gets its expired messages back{through}: RabbitMQ drops those that nobody rejected on the way",
+                    "let one of the queues on the way dead-letter to another exchange, or have no message TTL",
+                )
+
+    def _expiries(self) -> dict["_Place", list["_Place"]]:
+        """Where messages go when they expire, from where they may be: by their queue's name, or by a binding."""
+        reached = _Routing(self)
+        queues = {queue.name: queue.arguments for queue in self.expiring}
+        todo = [_Place(name, name) for name in queues]
+        todo += [_Place(bound.destination, bound.routing_key) for bound in self.bindings if not bound.to_exchange]
+        leads: dict[_Place, list[_Place]] = {}
+        ways = 0
+        while todo and ways < _WAYS:
+            place = todo.pop()
+            if place.queue in queues and place not in leads:
+                arguments = queues[place.queue]
+                key = str(arguments.get("x-dead-letter-routing-key", place.key))
+                to = reached.queues(str(arguments["x-dead-letter-exchange"]), key)
+                leads[place] = [_Place(name, key) for name in to if name in queues]
+                todo += leads[place]
+                ways += len(leads[place])
+        return leads
 
 
-def _as_routed(exchange: Json) -> Exchange:
-    """An exchange without its alternate: of what that leads to, not all bindings are known."""
-    delayed = {name: value for name, value in (exchange.get("arguments") or {}).items() if name == "x-delayed-type"}
-    return Exchange(exchange["name"], exchange["type"], arguments=delayed)
+class _Place(NamedTuple):
+    """A message in a queue, with its routing key."""
+
+    queue: str
+    key: str
+
+
+class _Routing:
+    """To which queues a message goes that has no headers; not by alternate exchanges, of which not all is known."""
+
+    def __init__(self, paths: Paths) -> None:
+        self._tables: dict[str, RoutingTable[tuple[str, bool]]] = {}
+        for binding in paths.bindings:
+            exchange = paths.exchanges.get(binding.source, {})
+            kind = str(exchange.get("type"))
+            if kind == DELAYED:
+                kind = str((exchange.get("arguments") or {}).get("x-delayed-type"))
+            if kind in TABLES:
+                table = self._tables.setdefault(binding.source, TABLES[kind]())
+                table.add(binding.routing_key, binding.arguments, (binding.destination, binding.to_exchange))
+        self._reached: dict[tuple[str, str], list[str]] = {}
+
+    def queues(self, exchange: str, key: str) -> list[str]:
+        """The queues that a message comes to."""
+        if not exchange:
+            return [key]
+        if (exchange, key) not in self._reached:
+            found: dict[str, None] = {}
+            todo = [exchange]
+            for name in todo:  # grows while we walk
+                for destination, to_exchange in self._tables[name].match(key, {}) if name in self._tables else ():
+                    if not to_exchange:
+                        found[destination] = None
+                    elif destination not in todo:
+                        todo.append(destination)
+            self._reached[exchange, key] = list(found)
+        return self._reached[exchange, key]
+
+
+def _circles(leads: Mapping[Node, Iterable[Node]]) -> Iterator[list[Node]]:
+    """Circles in a graph, each from a node to itself: at least one of those that lead through each other.
+
+    One for each node is enough; of all, there may be more than anybody could count.
+    """
+    done: set[Node] = set()
+    closing: set[Node] = set()
+    for start in leads:
+        path = {} if start in done else {start: iter(leads[start])}
+        while path:
+            node, rest = next(reversed(path.items()))
+            for step in rest:
+                if step in path and node not in closing:
+                    closing.add(node)
+                    nodes = list(path)
+                    yield [*nodes[nodes.index(step) :], step]
+                elif step not in path and step not in done:
+                    path[step] = iter(leads.get(step, ()))
+                    break
+            else:
+                done.add(node)
+                del path[node]
 
 
 def _arrows(names: Iterable[str]) -> str:

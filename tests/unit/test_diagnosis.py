@@ -85,6 +85,11 @@ def test_circles_of_queues_in_which_nobody_rejects() -> None:
     assert circles(expiring("a", "logs"), bindings=(Binding("logs", "a", "kern.*"),)) == ["queue 'a'"]
     assert circles(expiring("a", "logs", "x"), bindings=(Binding("logs", "a", "kern.*"),)) == []
     assert circles(expiring("a", "gone")) == []
+    many = [expiring(f"q{number}", "", "jobs") for number in range(5000)]
+    assert circles(*many) == [], "and that in no time"
+    assert len(circles(*(expiring(f"q{number}", "", f"q{number}") for number in range(5000)))) == 5000
+    dense = [Binding("logs", f"q{number}", "#") for number in range(300)]
+    assert circles(*(expiring(f"q{number}", "logs") for number in range(300)), bindings=(*dense,))
 
 
 def test_the_worst_findings_come_first_and_equal_ones_together() -> None:
