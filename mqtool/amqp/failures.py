@@ -33,6 +33,9 @@ COMMAND_INVALID = 503
 #: The repr of pika's ConnectionClosedByBroker.
 _TOLD_BY_BROKER = re.compile(r"\((?P<code>\d{3})\) (?P<quote>['\"])(?P<text>.*)(?P=quote)$")
 
+#: The repr of an OSError, in pika's StreamLostError.
+_ERROR_IN_REPR = re.compile(r"Error\(\d+, '(?P<text>[^'\[]*)'\)")
+
 _START_A_BROKER = "start one with 'mqtool broker up', or name another with --url"
 
 
@@ -119,6 +122,11 @@ def _plain(error: BaseException) -> str:
         return (error.reason or str(error)).replace("_", " ").lower()
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]
+    if isinstance(error, exceptions.StreamLostError):  # in pika's words: "Transport indicated EOF", or a repr
+        told = _ERROR_IN_REPR.search(str(error))
+        if told:
+            return told["text"].lower()
+        return "closed by the other end" if "EOF" in str(error) else "it broke"
     return str(error) or type(error).__name__
 
 
