@@ -94,7 +94,7 @@ def parse_address(url: str) -> Address:
     if "://" not in url and _WITHOUT_SCHEME.fullmatch(url):
         url = f"amqp://{url}"
     scheme, separator, _ = url.partition("://")
-    if not separator:
+    if not separator or not scheme.isalnum():  # what stands there then may be a password
         raise _bad(url, "it has no scheme", _EXAMPLE)
     if scheme.lower() not in ("amqp", "amqps"):
         hint = "15672 is the management page's port; AMQP's is 5672" if url.rstrip("/").endswith(":15672") else _EXAMPLE

@@ -14,7 +14,9 @@ from enum import Enum, auto
 from mqtool.message import Delivery
 
 #: Unacknowledged deliveries by default: enough to stream at full speed.
-PREFETCH = 250
+PREFETCH = 1000
+#: Above this count, deliveries one by one would be slow. How many are then acknowledged before the last has come.
+_MANY, _EARLY = 250, 50
 #: Seconds for which an acknowledgement may wait for others, to be sent with them as one, while deliveries come fast.
 _ACK_TOGETHER = 0.05
 #: From RabbitMQ 4.0 on, a quorum queue drops what has come back 20 times, even if it was only prefetched. From this
@@ -177,10 +179,10 @@ class ExactCount(Streaming):
     """
 
     def __init__(self, count: int, prefetch: int = PREFETCH) -> None:
-        wide = prefetch or PREFETCH
-        super().__init__(wide if wide >= PREFETCH and count > wide else 1)
+        is_wide = (prefetch or PREFETCH) >= PREFETCH and count > _MANY
+        super().__init__(min(prefetch or PREFETCH, count - _EARLY) if is_wide else 1)
         self._left = count
-        self._may_ack = count - wide
+        self._may_ack = count - self.prefetch
         self._is_cancelled = False
 
     def taken(self, delivery: Delivery) -> Step:  # noqa: ARG002

@@ -4,7 +4,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mqtool.amqp.address import Address, TlsFiles, parse_address, parse_addresses
@@ -87,6 +87,7 @@ def test_whatever_is_escaped_comes_back(user: str, password: str, vhost: str) ->
     assert (address.user, address.password, address.virtual_host) == (user, password, vhost)
 
 
+@example("", "://")
 @given(st.sampled_from(["amqp://", ""]), st.text("abc:/?#@[],.% 019", max_size=12))
 def test_a_password_is_never_shown(scheme: str, rest: str) -> None:
     """Whatever a password does to the URL, neither the address nor the error about it shows the word."""
