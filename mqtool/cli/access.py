@@ -124,7 +124,11 @@ class Access:
         if address.port == _AMQP_PORT:
             return usual
         beside = at(f"http://{host}:{address.port + _APART}") if address.port + _APART < 1 << 16 else usual
-        return _of_the_broker([beside, usual], address)
+        try:
+            return _of_the_broker([beside, usual], address)
+        except Unavailable:
+            self._check_reachable()
+            raise
 
     def _check_reachable(self) -> None:
         """Raise Unavailable if the reason why there is no API is that there is no broker."""

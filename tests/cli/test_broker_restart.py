@@ -50,5 +50,9 @@ def test_a_stream_lives_through_a_restart(
     assert sent.code == 0, sent.stderr
     assert "connected again" in sent.stderr
     assert f"{LINES:,} confirmed, 0 nacked, 0 returned" in sent.stderr
-    wait_until(lambda: len(set(receiver.stdout.split("\n")[:-1])) == LINES, "every line is received")
+
+    def missing() -> list[int]:
+        return sorted({*range(LINES)} - {int(line) for line in receiver.stdout.split("\n")[:-1]})
+
+    wait_until(lambda: not missing(), lambda: f"every line is received: {receiver.stderr}, without {missing()[:20]}")
     assert receiver.interrupt().wait().code == 0

@@ -2,7 +2,6 @@
 
 import functools
 import json
-from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated
 
@@ -10,7 +9,6 @@ import typer
 
 from mqtool.cli.display import output, styled
 from mqtool.cli.display.live import Frame, Live
-from mqtool.cli.display.styled import Line
 from mqtool.cli.display.tables import terminal
 from mqtool.cli.display.topology_tree import tree
 from mqtool.cli.options import TIME_LIMIT, Broker, ManagementUrl, live_names, takes_groups
@@ -65,7 +63,7 @@ def topology(
         return
     look = functools.partial(wiring.look, api, vhost, keep=limit or None, only=only)
     if live:
-        Live(lambda _, wanted: _frame(tree(look(rates=True), rates=True), wanted), interval or 1.0).run()
+        Live(lambda _, wanted: _frame(look(rates=True), wanted), interval or 1.0).run()
         return
     seen = look()
     if form is Format.TREE:
@@ -76,8 +74,8 @@ def topology(
             output.show(line)
 
 
-def _frame(lines: Iterator[Line], wanted: str) -> Frame:
+def _frame(seen: wiring.Wiring, wanted: str) -> Frame:
     from rich.console import Group
 
-    shown = [text for text in map(styled.text, lines) if wanted.lower() in text.plain.lower()]
-    return Frame(Group(*shown))
+    lines = map(styled.text, tree(seen, rates=True, width=terminal().width))
+    return Frame(Group(*(line for line in lines if wanted.lower() in line.plain.lower())))
