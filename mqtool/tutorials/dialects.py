@@ -159,7 +159,8 @@ def declaring_like(refusal: str) -> list[Dialect]:
             return False
         if told["setting"] == "durable":
             return str(thing.durable).lower() == told["current"]
-        return thing.durable and thing.arguments.get("x-queue-type") == told["current"]  # durability was compared first
+        # Durability was compared first. What was declared without a type is "none", or "classic" from 4.0 on.
+        return thing.durable and thing.arguments.get("x-queue-type", "classic") == (told["current"] or "classic")
 
     return [dialect for dialect, names in NAMES.items() if any(map(is_like, names))]
 

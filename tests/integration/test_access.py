@@ -8,9 +8,10 @@ import pytest
 from mqtool.amqp import TlsFiles, parse_addresses
 from mqtool.cli import access
 from mqtool.errors import Unavailable
-from tests.brokers import TestBroker
+from tests.brokers import TestBroker, on_any_broker
 
 
+@on_any_broker
 def test_the_api_beside_a_port_of_its_own(broker: TestBroker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Of several brokers on one machine, each has its API as far from its AMQP port as usual; no other is used."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
