@@ -174,7 +174,7 @@ def _say_up(started: Started, what: str) -> None:
 def _known(name: str) -> Started:
     started = state.load(name)
     if started is None:
-        raise Unavailable(f"mqtool has not started a broker named {name!r}", "start one with 'mqtool broker up'")
+        raise Unavailable(f"no broker named {name!r} was started here", "start one with 'mqtool broker up'")
     return started
 
 
@@ -194,7 +194,7 @@ def down(name: Name = DEFAULT_NAME) -> None:
     """Stop the broker that 'broker up' started; messages are kept."""
     started = state.load(name)
     if started is None:
-        output.status(f"nothing to stop: mqtool has not started a broker named {name!r}")
+        output.status(f"nothing to stop: no broker named {name!r} was started here")
         return
     starter_of(started).stop(started)
     output.status(f"stopped {starter_of(started).describe}")
