@@ -124,11 +124,26 @@ class Access:
         if address.port == _AMQP_PORT:
             return usual
         beside = at(f"http://{host}:{address.port + _APART}") if address.port + _APART < 1 << 16 else usual
-        try:
-            return _of_the_broker([beside, usual], address)
-        except Unavailable:
+        return self._of_this_broker([beside, usual])
+
+    def _of_this_broker(self, guesses: Sequence["Management"]) -> "Management":
+        """The first that is this broker's: a machine may run several, and a wrong answer would be worse than none."""
+        from mqtool.management import HOW_TO_ENABLE, listens_on
+
+        failure: MqtoolError | None = None
+        for guess in guesses:
+            try:
+                is_ours = listens_on(guess, self.address.port)
+            except MqtoolError as error:
+                failure = failure or error
+                continue
+            if is_ours:
+                return guess
             self._check_reachable()
-            raise
+            what = f"the management API at {guess.url} belongs to another broker than the one at {self.address}"
+            failure = Unavailable(what, HOW_TO_ENABLE)
+        assert failure is not None
+        raise failure
 
     def _check_reachable(self) -> None:
         """Raise Unavailable if the reason why there is no API is that there is no broker."""
@@ -137,23 +152,6 @@ class Access:
             socket.create_connection((address.host, address.port), _LOOK).close()
         except OSError as error:
             raise connecting(error, address) from error
-
-
-def _of_the_broker(guesses: Sequence["Management"], address: Address) -> "Management":
-    """The first that belongs to this broker: a machine may run several, and a wrong answer would be worse than none."""
-    from mqtool.management import HOW_TO_ENABLE, listens_on
-
-    failure: MqtoolError | None = None
-    for guess in guesses:
-        try:
-            if listens_on(guess, address.port):
-                return guess
-            what = f"the management API at {guess.url} belongs to another broker than the one at {address}"
-            failure = Unavailable(what, HOW_TO_ENABLE)
-        except MqtoolError as error:
-            failure = failure or error
-    assert failure is not None
-    raise failure
 
 
 def _notice(text: str) -> None:
