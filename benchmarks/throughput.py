@@ -14,7 +14,7 @@ PEERS = [sys.executable, "-m", "benchmarks.peers"]
 
 
 def measure(count: int, pairs: int) -> None:
-    """Send so many lines, and receive them."""
+    """Send this many lines, and receive them."""
     with tempfile.TemporaryDirectory() as directory:
         lines, some, out = (Path(directory) / name for name in ("lines", "some", "out"))
         write_lines(lines, count)
