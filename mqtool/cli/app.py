@@ -16,7 +16,7 @@ from mqtool.cli.display import output
 from mqtool.errors import ExitCode, MqtoolError
 
 _TUTORIALS, _LEARN, _BROKER, _FAILURES = "Tutorials", "Learn", "Broker", "Failures"
-_SEE, _MANAGE, _SHELL = "See", "Manage", "Shell"
+_SEE, _MANAGE, _MESSAGES = "See", "Manage", "Messages"
 
 #: Each command's module and its panel in the help. A module is imported only when its command is called: start-up time
 #: is what a person feels first.
@@ -34,6 +34,8 @@ COMMANDS = {
     "receive-delayed": ("delayed_messages", _TUTORIALS),
     "tutorial": ("tutorial", _LEARN),
     "cheat": ("cheat", _LEARN),
+    "help": ("help", _LEARN),
+    "completion": ("completion", _LEARN),
     "broker": ("broker", _BROKER),
     "context": ("context", _BROKER),
     "wait": ("broker", _BROKER),
@@ -55,8 +57,6 @@ COMMANDS = {
     "dlq": ("dead_letters", _FAILURES),
     "reconcile": ("reconcile", _FAILURES),
     "drill": ("drill", _FAILURES),
-    "completion": ("completion", _SHELL),
-    "help": ("help", _SHELL),
 }
 
 

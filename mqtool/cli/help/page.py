@@ -10,6 +10,8 @@ from mqtool.cli.help.topics import TOPICS, topic_text
 #: Columns before the text of an option, where there is room for both side by side.
 _INDENT = 26
 _NARROW = 70
+#: A panel of the overview whose commands' names say enough: they are RabbitMQ's own things.
+_NAMES_ONLY = "Manage"
 _WIDEST = 100
 
 
@@ -60,9 +62,14 @@ def overview_page(mqtool: CommandHelp, columns: int) -> str:
     panels = dict.fromkeys(command.panel for command in mqtool.commands)
     for panel in panels:
         rows = [(command.words[0], command.sentence) for command in mqtool.commands if command.panel == panel]
-        lines += ["", f"{panel}:", *_rows(rows, columns, indent=20)]
-    lines += ["", *textwrap.wrap("Help on a command: mqtool COMMAND --help", columns)]
-    lines += textwrap.wrap(f"Help on a topic: mqtool help {'|'.join(TOPICS)}".replace("|", ", "), columns)
+        lines += ["", f"{panel}:"]
+        if panel == _NAMES_ONLY:
+            names = ", ".join(name for name, _ in rows)
+            lines += textwrap.wrap(names, columns, initial_indent="  ", subsequent_indent="  ")
+        else:
+            lines += _rows(rows, columns, indent=22)
+    topics = f"Help: mqtool COMMAND --help, or mqtool help with a topic: {', '.join(TOPICS)}"
+    lines += ["", *textwrap.wrap(topics, columns, break_on_hyphens=False)]
     return "\n".join(lines)
 
 
