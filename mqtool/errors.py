@@ -40,6 +40,20 @@ class UsageError(MqtoolError):
     exit_code = ExitCode.USAGE
 
 
+class BadExpression(UsageError):
+    """A condition that cannot be read.
+
+    Attributes:
+        text: all of it.
+        column: the character that is wrong, from 1.
+    """
+
+    def __init__(self, what: str, text: str, column: int, hint: str | None = None) -> None:
+        super().__init__(what, hint)
+        self.text = text
+        self.column = column
+
+
 class BadData(MqtoolError):
     """The input to publish, or a message received, is not what it should be."""
 

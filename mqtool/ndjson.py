@@ -83,6 +83,14 @@ def as_json(value: Any) -> str:
     return _dumped(_table_to_json(value) if isinstance(value, Mapping) else _to_json(value))
 
 
+def from_json(value: Any) -> Any:
+    """What a value of a line stands for; one that stands for nothing, such as {"$bytes": 1}, is itself."""
+    try:
+        return _from_json(value, "", MAX_DEPTH)
+    except BadData:
+        return value
+
+
 def _dumped(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return text if text.isascii() else _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

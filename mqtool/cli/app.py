@@ -13,7 +13,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 from mqtool.cli import contexts, stopping, usage
 from mqtool.cli.aliases import without_aliases
 from mqtool.cli.display import output
-from mqtool.errors import ExitCode, MqtoolError
+from mqtool.errors import BadExpression, ExitCode, MqtoolError
 
 _TUTORIALS, _LEARN, _BROKER, _FAILURES = "Tutorials", "Learn", "Broker", "Failures"
 _SEE, _MANAGE, _MESSAGES = "See", "Manage", "Messages"
@@ -206,6 +206,9 @@ def run() -> NoReturn:
         code = app(standalone_mode=False, prog_name="mqtool") or ExitCode.OK
     except output.ReaderGone as gone:
         code = gone.exit_code
+    except BadExpression as error:
+        output.error(str(error), error.hint, output.Pointer(error.text, error.column))
+        code = error.exit_code
     except MqtoolError as error:
         output.error(str(error), error.hint)
         code = error.exit_code

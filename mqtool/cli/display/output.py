@@ -15,6 +15,7 @@ import time
 from array import array
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from mqtool.errors import ExitCode, MqtoolError, UsageError
 
@@ -91,9 +92,19 @@ def warning(text: str) -> None:
         _to_stderr(text, styled("warning: ", "33"))
 
 
-def error(what: str, hint: str | None = None) -> None:
-    """Why the command failed, and what to do about it."""
+class Pointer(NamedTuple):
+    """A place in a text: the number of a character, from 1."""
+
+    text: str
+    column: int
+
+
+def error(what: str, hint: str | None = None, pointer: Pointer | None = None) -> None:
+    """Why the command failed, where, and what to do about it."""
     _to_stderr(what, styled("mqtool: ", "1;31"))
+    if pointer:
+        _to_stderr(pointer.text, "  ")
+        _to_stderr("^", " " * (2 + len(one_line(pointer.text[: pointer.column - 1]))))
     if hint:
         _to_stderr(hint, styled("hint: ", "36"))
 

@@ -13,6 +13,7 @@ TOPICS = (
     "durations",
     "messages",
     "receiving",
+    "where",
     "output",
     "declaring",
     "delays",

@@ -1,0 +1,326 @@
+"""Conditions on messages: `routing_key~'^kern' and headers.x-retry>=3`. `mqtool help where` is their manual.
+
+    test ── FIELD [OPERATOR VALUE] ── FIELD is a name and what is inside it: body.user.id, headers.'with.dots'
+    not  ── binds more tightly than and, and that more tightly than or; parentheses group
+
+Matching raises nothing, whatever a message holds: what is missing, or cannot be compared, does not match.
+
+A language of our own, as those that there are do not fit a shell: JMESPath wants `'3'` in backticks and knows no
+regular expressions, and jq's has no implementation that starts as fast as mqtool does.
+"""
+
+import json
+import operator
+import re
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+from mqtool import ndjson
+from mqtool.errors import BadExpression
+from mqtool.literal import Literal, bare, number_of, text_of
+from mqtool.message import PROPERTIES, Delivery, Message
+from mqtool.spelling import did_you_mean
+
+Record = Mapping[str, Any]
+
+#: What a message can be asked for first: the keys of its NDJSON, its properties, and its size in octets.
+FIELDS = frozenset(
+    {
+        "timestamp",
+        "exchange",
+        "routing_key",
+        "queue",
+        "redelivered",
+        "headers",
+        "properties",
+        "body",
+        "size",
+        *PROPERTIES,
+    }
+)
+_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    "=": operator.eq, "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt,
+    ">=": operator.ge,
+}  # fmt: skip
+_EQUALITY = (operator.eq, operator.ne)
+_OPERATOR = re.compile(r"!=|!~|==|<=|>=|[=~<>]")
+_NAME = re.compile(r"[^\s.()=!~<>'\"]+")
+#: Nested parentheses and nots.
+_DEEPEST = 40
+
+
+class _Missing:
+    """What a record does not have."""
+
+
+_MISSING = _Missing()
+
+
+def _inside(value: Any, path: tuple[str, ...]) -> Any:
+    for name in path:
+        if isinstance(value, Mapping):
+            value = value.get(name, _MISSING)
+        elif isinstance(value, list) and name.isdecimal() and int(name[:9]) < len(value):
+            value = value[int(name[:9])]
+        else:
+            return _MISSING
+    return value
+
+
+class _Subject:
+    """A record that is being tested; its body is decoded, and parsed, at most once."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+
+    def at(self, name: str, path: tuple[str, ...]) -> Any:
+        """What is there, or _MISSING."""
+        if name == "body" and path:
+            return _inside(self._json, path)
+        if name == "body":
+            return self._body
+        if name == "size" and name not in self._record:
+            return len(self._body)
+        if name in self._record and name != "properties":
+            return _inside(self._record[name], path)
+        first, *rest = path if name == "properties" else (name, *path)
+        found = _inside(self._record.get("properties"), (first,))
+        return _MISSING if found is None else _inside(found, tuple(rest))  # a property that is not set is None
+
+    @cached_property
+    def _body(self) -> bytes:
+        body = self._record.get("body", b"")
+        if "body_base64" in self._record:
+            body = ndjson.from_json({"$bytes": self._record["body_base64"]})
+        return body if isinstance(body, bytes) else text_of(body).encode("utf-8", "surrogatepass")
+
+    @cached_property
+    def _json(self) -> Any:
+        try:
+            return json.loads(self._body)
+        except (ValueError, RecursionError):
+            return _MISSING
+
+
+Test = Callable[[_Subject], bool]
+
+
+@dataclass(frozen=True)
+class Where:
+    """A condition, as parse() makes it."""
+
+    text: str
+    _test: Test = field(repr=False)
+
+    def matches(self, record: Record) -> bool:
+        """Whether it holds for a record: a mapping with keys of our NDJSON, or of whatever parse() was told."""
+        return self._test(_Subject(record))
+
+
+def of_delivery(delivery: Delivery) -> Record:
+    """A delivery as a record, received now."""
+    return {
+        "timestamp": datetime.now(UTC),
+        "exchange": delivery.exchange,
+        "routing_key": delivery.routing_key,
+        "queue": delivery.queue,
+        "redelivered": delivery.redelivered,
+        "headers": delivery.headers,
+        "properties": delivery.properties,
+        "body": delivery.body,
+    }
+
+
+def of_message(message: Message) -> Record:
+    """A message as a record; it has no timestamp, and no queue."""
+    return {
+        "exchange": message.exchange or "",
+        "routing_key": message.routing_key or "",
+        "headers": message.properties.get("headers") or {},
+        "properties": {**message.properties, "message_id": message.message_id},
+        "body": message.body,
+    }
+
+
+# Tests.
+
+
+def _comparison(name: str, path: tuple[str, ...], compare: Callable[[Any, Any], bool], literal: Literal) -> Test:
+    def test(subject: _Subject) -> bool:
+        value = ndjson.from_json(subject.at(name, path))
+        if value is _MISSING:
+            return False
+        if literal.number is not None and (number := number_of(value, literal)) is not None:
+            return compare(number, literal.number)
+        if compare in _EQUALITY:
+            is_comparable = not literal.is_text or isinstance(value, str | bytes)
+            return compare(is_comparable and text_of(value) == literal.text, True)
+        return literal.number is None and isinstance(value, str | bytes) and compare(text_of(value), literal.text)
+
+    return test
+
+
+def _search(name: str, path: tuple[str, ...], pattern: re.Pattern[str], wanted: object) -> Test:
+    def test(subject: _Subject) -> bool:
+        value = ndjson.from_json(subject.at(name, path))
+        return value is not _MISSING and (pattern.search(text_of(value)) is not None) is wanted
+
+    return test
+
+
+def _presence(name: str, path: tuple[str, ...]) -> Test:
+    absent = (_MISSING, None, False)
+    return lambda subject: not any(subject.at(name, path) is each for each in absent)
+
+
+# The grammar.
+
+
+def parse(text: str, fields: Set[str] | None = FIELDS) -> Where:
+    """A condition from its text.
+
+    Args:
+        fields: the names that a field can begin with; None for any.
+
+    Raises:
+        BadExpression: it is not one; the error knows the column.
+    """
+    parser = _Parser(text, fields)
+    test = parser.either(_DEEPEST)
+    if not parser.is_at_end:
+        raise parser.error("expected 'and' or 'or'", hint="put a value with spaces in quotes")
+    return Where(text, test)
+
+
+class _Parser:
+    """Reads a condition from left to right."""
+
+    def __init__(self, text: str, fields: Set[str] | None) -> None:
+        self._text = text
+        self._fields = fields
+        self._at = 0
+
+    @property
+    def is_at_end(self) -> bool:
+        self._skip()
+        return self._at == len(self._text)
+
+    def error(self, what: str, at: int | None = None, hint: str | None = None) -> BadExpression:
+        """At a place, or at this one."""
+        column = (self._at if at is None else at) + 1
+        return BadExpression(what, self._text, column, hint or "'mqtool help where' shows how to write it")
+
+    def either(self, depth: int) -> Test:
+        tests = [self._both(depth)]
+        while self._word("or"):
+            tests.append(self._both(depth))
+        return tests[0] if len(tests) == 1 else lambda subject: any(test(subject) for test in tests)
+
+    def _both(self, depth: int) -> Test:
+        tests = [self._negated(depth)]
+        while self._word("and"):
+            tests.append(self._negated(depth))
+        return tests[0] if len(tests) == 1 else lambda subject: all(test(subject) for test in tests)
+
+    def _negated(self, depth: int) -> Test:
+        if not depth:
+            raise self.error("this is nested too deeply", hint=f"up to {_DEEPEST} levels")
+        if self._word("not"):
+            negated = self._negated(depth - 1)
+            return lambda subject: not negated(subject)
+        if not self._take("("):
+            return self._test()
+        opened, test = self._at - 1, self.either(depth - 1)
+        if not self._take(")"):
+            raise self.error("this parenthesis is not closed" if self.is_at_end else "expected 'and', 'or' or ')'",
+                             opened if self.is_at_end else None)  # fmt: skip
+        return test
+
+    def _test(self) -> Test:
+        name, *path = self._field()
+        self._skip()
+        sign = _OPERATOR.match(self._text, self._at)
+        if sign is None:
+            return _presence(name, tuple(path))
+        self._at = sign.end()
+        self._skip()
+        start, literal = self._at, self._value()
+        if not sign[0].endswith("~"):
+            return _comparison(name, tuple(path), _OPERATORS[sign[0]], literal)
+        try:
+            return _search(name, tuple(path), re.compile(literal.text), sign[0] == "~")
+        except (re.error, OverflowError, RecursionError) as error:
+            raise self.error(f"not a valid regular expression: {error}", start, "put it in quotes") from error
+
+    def _field(self) -> list[str]:
+        self._skip()
+        start, names = self._at, [self._name("expected a field")]
+        while self._text.startswith(".", self._at):
+            self._at += 1
+            names.append(self._name("expected a name after the dot"))
+        if self._fields is None or names[0] in self._fields - {"properties"}:
+            return names
+        known, before = self._fields, []
+        if names[0] == "properties" in known:
+            if len(names) == 1:
+                raise self.error("expected a property", hint="such as properties.message_id")
+            before, known, names = ["properties"], frozenset(PROPERTIES), names[1:]
+        name = names[0].replace("-", "_")
+        if name not in known:
+            listed = f"one of {', '.join(sorted(known))}"
+            raise self.error(f"there is no field {names[0]!r}", start, did_you_mean(name, known, listed))
+        return [*before, name, *names[1:]]
+
+    def _name(self, expected: str) -> str:
+        if (quoted := self._quoted()) is not None:
+            return quoted
+        name = _NAME.match(self._text, self._at)
+        if name is None:
+            raise self.error(expected, hint="such as routing_key, headers.x-retry or body.user.id")
+        self._at = name.end()
+        return name[0]
+
+    def _value(self) -> Literal:
+        if (quoted := self._quoted()) is not None:
+            return Literal(quoted, is_text=True)
+        start, depth = self._at, 0
+        for character in self._text[start:]:  # up to a space, or a parenthesis that was opened before
+            depth += (character == "(") - (character == ")")
+            if character.isspace() or depth < 0:
+                break
+            self._at += 1
+        if self._at == start:
+            raise self.error("expected a value", hint="a value may be empty in quotes: ''")
+        if self._text[start] in "=~<>!":
+            raise self.error("there is no such operator", start, "operators: = != ~ !~ < <= > >=; or quote the value")
+        return bare(self._text[start : self._at])
+
+    def _quoted(self) -> str | None:
+        quote = self._text[self._at : self._at + 1]
+        if quote not in ("'", '"'):
+            return None
+        end = self._text.find(quote, self._at + 1)
+        if end < 0:
+            raise self.error("this quote is not closed")
+        quoted, self._at = self._text[self._at + 1 : end], end + 1
+        return quoted
+
+    def _word(self, word: str) -> bool:
+        """Take a word, if it comes next."""
+        self._skip()
+        found = re.compile(rf"{word}(?=[\s()]|$)", re.IGNORECASE).match(self._text, self._at)
+        self._at = found.end() if found else self._at
+        return found is not None
+
+    def _take(self, character: str) -> bool:
+        self._skip()
+        found = self._text.startswith(character, self._at)
+        self._at += found
+        return found
+
+    def _skip(self) -> None:
+        while self._at < len(self._text) and self._text[self._at].isspace():
+            self._at += 1

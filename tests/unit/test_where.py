@@ -1,0 +1,257 @@
+"""Conditions on messages: what matches, what is refused and where, and that nothing in a message is an error."""
+
+import json
+import re
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mqtool import where
+from mqtool.errors import BadExpression
+from mqtool.message import Delivery, Message, Undecoded
+
+BODY = {"user": {"id": 17, "name": "Ann Lee", "vip": False, "since": None}, "items": [{"sku": "a-1"}], "n": "3"}
+DELIVERY = Delivery(
+    json.dumps(BODY).encode(),
+    "logs",
+    "kern.critical",
+    "audit",
+    redelivered=False,
+    properties={
+        "headers": {
+            "x-retry": 3,
+            "text": "7",
+            "a.b": "dotted",
+            "price": Decimal("1.50"),
+            "when": datetime(2026, 1, 31, 12, tzinfo=UTC),
+            "flag": True,
+            "zero": 0,
+            "empty": "",
+        },
+        "message_id": "m-1",
+        "reply_to": None,
+        "priority": 5,
+        "timestamp": 1_769_860_800,
+    },
+    delivery_tag=1,
+)
+RECORD = where.of_delivery(DELIVERY)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "routing_key~'^kern'",
+        "routing_key~^kern\\.(critical|alert)$",
+        "(routing_key~^kern\\.(critical|alert)$)",
+        "routing_key = kern.critical",
+        'routing_key == "kern.critical"',
+        "routing_key!=kern.info",
+        "routing_key !~ info",
+        "routing_key<l",
+        "headers.x-retry>=3",
+        "headers.x-retry=3.0",
+        "headers.x-retry",
+        "headers.zero",
+        "headers.empty",
+        "headers.flag=true",
+        "headers.'a.b'=dotted",
+        "headers.text>6",
+        "headers.text=7",
+        "headers.text='7'",
+        "headers.price=1.5",
+        "headers.when=2026-01-31T12:00Z",
+        "headers.when>2026-01-31T11:59:59+00:00 and headers.when<2026-02-01",
+        "properties.timestamp>=2026-01-31T12:00Z",
+        "timestamp>2026-01-31",
+        "message_id=m-1",
+        "message-id=m-1",
+        "properties.message-id=m-1",
+        "priority>4",
+        "not reply_to",
+        "not redelivered",
+        "redelivered=false",
+        "queue=audit AND exchange=logs",
+        "body.user.id=17",
+        "body.user.name='Ann Lee'",
+        "body.items.0.sku=a-1",
+        "body.items.0",
+        "body.user.since=null",
+        "body.user~'\"id\":17'",
+        "body.n=3",
+        "body~Ann",
+        "size>100 and size<1kB and size<1KiB and size<0.5MB",
+        "exchange=x or exchange=logs",
+        "not (exchange=x or exchange=y)",
+        "exchange=x and exchange=y or queue=audit",
+        "not exchange=x and queue=audit",
+        "not not queue=audit",
+        "  queue=audit  ",
+    ],
+)
+def test_matches(text: str) -> None:
+    """Fields, operators, values and their kinds."""
+    assert where.parse(text).matches(RECORD)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "routing_key=kern",
+        "headers.missing",
+        "headers.missing!=3",
+        "headers.missing!~x",
+        "headers.missing<3",
+        "headers.x-retry='3'",
+        "headers.x-retry~4",
+        "headers.x-retry<abc",
+        "headers.x-retry>1MB",
+        "headers.flag=1",
+        "headers.text<abc and headers.text=8",
+        "reply_to",
+        "reply_to!=x",
+        "properties.reply_to=null",
+        "redelivered",
+        "body.user.vip",
+        "body.user.since",
+        "body.user.nobody=null",
+        "body.items.1",
+        "body.items.x",
+        "body.user.id.deeper",
+        "size>1MiB",
+        "routing_key>3",
+        "not queue=audit",
+        "queue=audit and not exchange=logs",
+    ],
+)
+def test_does_not_match(text: str) -> None:
+    """What is missing, or of another kind, matches nothing."""
+    assert not where.parse(text).matches(RECORD)
+
+
+@pytest.mark.parametrize(
+    ("text", "column", "what"),
+    [
+        ("", 1, "expected a field"),
+        ("routing_key~", 13, "expected a value"),
+        ("routing_key = and queue=x", 19, "expected 'and' or 'or'"),
+        ("routing_keys=x", 1, "there is no field 'routing_keys'"),
+        ("queue=x and properties.typ=y", 13, "there is no field 'typ'"),
+        ("properties", 11, "expected a property"),
+        ("queue=x queue=y", 9, "expected 'and' or 'or'"),
+        ("queue=x and", 12, "expected a field"),
+        ("headers.=3", 9, "expected a name after the dot"),
+        ("(queue=x", 1, "this parenthesis is not closed"),
+        ("queue=x)", 8, "expected 'and' or 'or'"),
+        ("routing_key~(", 13, "not a valid regular expression"),
+        ("routing_key=~x", 13, "there is no such operator"),
+        ("queue='x", 7, "this quote is not closed"),
+        ("(" * 100, 41, "nested too deeply"),
+        ("not " * 100_000, 160, "nested too deeply"),
+    ],
+)
+def test_an_error_knows_its_column(text: str, column: int, what: str) -> None:
+    """So that it can be pointed at."""
+    with pytest.raises(BadExpression, match=re.escape(what)) as error:
+        where.parse(text)
+    assert error.value.column == column
+    assert error.value.hint
+
+
+def test_a_line_of_ndjson_is_a_record() -> None:
+    """With a body that is not text, and headers that JSON has no type for."""
+    line = {
+        "timestamp": "2026-01-31T12:00:00.000Z",
+        "exchange": "",
+        "headers": {"when": {"$timestamp": 1_769_860_800}, "price": {"$decimal": "1.5"}},
+        "properties": {"message_id": "m-1"},
+        "body_base64": "/2FiYw==",
+    }
+    for text in (
+        "timestamp=2026-01-31T13:00+01:00",
+        "headers.when=2026-01-31T12:00Z and headers.price<2",
+        "message_id=m-1 and size=4 and body~abc and exchange=''",
+    ):
+        assert where.parse(text).matches(line)
+
+
+def test_a_message_is_a_record() -> None:
+    """One that is about to be published."""
+    record = where.of_message(Message(b"x", "key", None, {"headers": {"n": 1}, "type": "t"}, "m-1"))
+    assert where.parse("routing_key=key and message_id=m-1 and type=t and headers.n=1 and body=x").matches(record)
+    assert not where.parse("timestamp or queue").matches(record)
+
+
+def test_other_records_have_other_fields() -> None:
+    """Such as the columns of a list."""
+    columns = frozenset({"name", "messages_ready"})
+    assert where.parse("messages-ready>0", columns).matches({"name": "q", "messages_ready": 1})
+    assert where.parse("whatever.else=1", None).matches({"whatever": {"else": 1}})
+    with pytest.raises(BadExpression, match="there is no field 'body'"):
+        where.parse("body=1", columns)
+
+
+_HOSTILE = [
+    b"", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000, b'{"user": "x"}', b"NaN", b"[1e999]",
+    b'"\\ud800"', b'{"user": {"id": {"$decimal": "sNaN"}}}', b"x" * 10_000_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", _HOSTILE, ids=range(len(_HOSTILE)))
+def test_no_body_is_an_error(body: bytes) -> None:
+    """It does not match, and that takes no time."""
+    record = {**RECORD, "body": body}
+    for text in ("body.user.id=17", "body.user.id>17", "body.user.id~x", "body.0.0.0.0", "body.user.id<a", "body~Ann"):
+        assert not where.parse(text).matches(record)
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.decimals() | st.datetimes()
+    | st.binary().map(Undecoded),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.sampled_from(["$decimal", "$timestamp"]), inner),
+)  # fmt: skip
+_TESTS = [
+    where.parse(f"{field}{rest}")
+    for field in ("headers.h", "headers.h.x", "body.h", "body", "size", "message_id", "timestamp")
+    for rest in ("", "=1", "!=a", "<2", ">=b", "<2026-01-01", "~^a", "!~b", "='1'", ">1MB", "=null", "=5s")
+]
+
+
+@given(_VALUES)
+def test_no_value_is_an_error(value: Any) -> None:
+    """Whatever a header, a property or a record says."""
+    for test in _TESTS:
+        test.matches({"headers": {"h": value}, "body": value, "properties": {"message_id": value}, "timestamp": value})
+
+
+@given(st.text(alphabet="abz()'\".=~!<> \n\0é1") | st.text())
+def test_no_text_is_an_unknown_error(text: str) -> None:
+    """It is a condition, or an error in its place."""
+    columns = [1]
+    try:
+        where.parse(text).matches(RECORD)
+    except BadExpression as error:
+        columns.append(error.column)
+    assert all(1 <= column <= len(text) + 1 for column in columns)
+
+
+_LEAVES = st.sampled_from([("queue=audit", True), ("queue=x", False), ("headers.x-retry>2", True), ("reply_to", False)])
+
+
+def _grown(inner: st.SearchStrategy[tuple[str, bool]]) -> st.SearchStrategy[tuple[str, bool]]:
+    return (
+        inner.map(lambda each: (f"not ({each[0]})", not each[1]))
+        | st.tuples(inner, inner).map(lambda two: (f"({two[0][0]}) and ({two[1][0]})", two[0][1] and two[1][1]))
+        | st.tuples(inner, inner).map(lambda two: (f"({two[0][0]})or({two[1][0]})", two[0][1] or two[1][1]))
+    )
+
+
+@given(st.recursive(_LEAVES, _grown, max_leaves=8))
+def test_and_or_not_mean_what_they_say(grown: tuple[str, bool]) -> None:
+    """In any combination."""
+    text, holds = grown
+    assert where.parse(text).matches(RECORD) is holds
