@@ -1,6 +1,7 @@
 """A message as the broker keeps it: the octets as they came in, and decoded what routing needs."""
 
 import struct
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Self
 
@@ -63,6 +64,11 @@ def _spans(data: bytes, offset: int) -> list[tuple[str, int, int]]:
     return spans
 
 
+def encode_short(raw: bytes) -> bytes:
+    """Encode a short string: at most 255 octets, their number in front."""
+    return bytes([len(raw)]) + raw
+
+
 class Properties:
     """The basic-class properties of a message. They are kept as octets, so that editing one keeps the others.
 
@@ -103,20 +109,28 @@ class Properties:
         """Encode flags and list, as in a content header."""
         return self._data[self._offset :]
 
+    def fields(self) -> dict[str, bytes]:
+        """Return the properties that are set, each encoded as on the wire, by name (`content_type`, …)."""
+        return {name: self._data[start:end] for name, start, end in _spans(self._data, self._offset)}
+
+    @classmethod
+    def of(cls, fields: Mapping[str, bytes]) -> Self:
+        """Return the properties with these encoded fields."""
+        flags = sum(flag for flag, name in _FLAGS if name in fields)
+        return cls(flags.to_bytes(2) + b"".join(fields[name] for name in _NAMES if name in fields))
+
     def replace(
         self, *, headers: Table | None = None, reply_to: str | None = None, expires: bool = True
     ) -> "Properties":
         """Return a copy with other headers or reply-to, or (`expires=False`) without its expiration."""
-        fields = {name: self._data[start:end] for name, start, end in _spans(self._data, self._offset)}
+        fields = self.fields()
         if headers is not None:
             fields["headers"] = encode_table(headers)
         if reply_to is not None:
-            raw = reply_to.encode(errors="surrogateescape")
-            fields["reply_to"] = bytes([len(raw)]) + raw
+            fields["reply_to"] = encode_short(reply_to.encode(errors="surrogateescape"))
         if not expires:
             fields.pop("expiration", None)
-        flags = sum(flag for flag, name in _FLAGS if name in fields)
-        return Properties(flags.to_bytes(2) + b"".join(fields[name] for name in _NAMES if name in fields))
+        return Properties.of(fields)
 
 
 class ContentHeader:
@@ -178,8 +192,7 @@ def parse_address(address: bytes) -> tuple[bytes, str, str]:
 
 def encode_address(exchange: str, routing_key: str) -> bytes:
     """Encode exchange and routing key."""
-    first, second = exchange.encode(errors="surrogateescape"), routing_key.encode(errors="surrogateescape")
-    return bytes([len(first)]) + first + bytes([len(second)]) + second
+    return b"".join(encode_short(part.encode(errors="surrogateescape")) for part in (exchange, routing_key))
 
 
 class Message:

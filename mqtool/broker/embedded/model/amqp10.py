@@ -1,0 +1,301 @@
+"""Messages as a stream stores them: AMQP 1.0 sections, converted from and to AMQP 0-9-1 as RabbitMQ 3.10 does.
+
+Clients of the stream protocol read and write the sections themselves, so an entry may also hold anything else.
+Of the types of AMQP 1.0 only those are decoded that a 0-9-1 header can have; lists and maps in it are dropped, and
+so are tables and arrays on the way in.
+"""
+
+import base64
+import struct
+import uuid
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+from mqtool.broker.embedded.model.amqp10_values import (
+    NULL,
+    UINT64,
+    AnyValue,
+    Dropped,
+    Span,
+    ULong,
+    compound,
+    decode_value,
+    encode_value,
+    find,
+    items_of,
+    pairs_of,
+    variable,
+)
+from mqtool.broker.embedded.model.message import Properties, encode_short
+from mqtool.routing.field_table import ByteArray, Int64, Table, Timestamp, UInt8, UInt32, encode_table, text
+
+
+class Decoded(NamedTuple):
+    """A stored message.
+
+    Attributes:
+        exchange: what it was published to; "" if it came by the stream protocol.
+        routing_key: None if it came by the stream protocol; RabbitMQ then uses the name of the stream.
+    """
+
+    properties: Properties
+    body: bytes
+    exchange: str
+    routing_key: str | None
+
+
+_HEADER, _ANNOTATIONS, _PROPERTIES, _APPLICATION = 0x70, 0x72, 0x73, 0x74
+_DATA, _SEQUENCE, _AMQP_VALUE = 0x75, 0x76, 0x77
+_SECTIONS = {
+    "amqp:header:list": _HEADER,
+    "amqp:delivery-annotations:map": 0x71,
+    "amqp:message-annotations:map": _ANNOTATIONS,
+    "amqp:properties:list": _PROPERTIES,
+    "amqp:application-properties:map": _APPLICATION,
+    "amqp:data:binary": _DATA,
+    "amqp:amqp-sequence:list": _SEQUENCE,
+    "amqp:amqp-value:*": _AMQP_VALUE,
+    "amqp:footer:map": 0x78,
+}
+_PROPERTY_NAMES = (
+    "message_id",
+    "user_id",
+    "to",
+    "subject",
+    "reply_to",
+    "correlation_id",
+    "content_type",
+    "content_encoding",
+    "absolute_expiry_time",
+    "creation_time",
+    "group_id",
+    "group_sequence",
+    "reply_to_group_id",
+)
+_STRINGS = {"message_id": 0xA1, "user_id": 0xA0, "reply_to": 0xA1, "correlation_id": 0xA1}
+_SYMBOLS = {"content_type": 0xA3, "content_encoding": 0xA3}
+_OFTEN = 256
+
+# -- from AMQP 0-9-1
+
+
+def encode(properties: Properties, body: bytes, exchange: str, routing_key: str) -> bytes:
+    """Convert a message to what RabbitMQ stores in a stream."""
+    raw = properties.encode()
+    head = _usual_head if len(raw) < _OFTEN else _head
+    return head(raw, exchange, routing_key) + _section(_DATA, variable(0xA0, body))
+
+
+def _section(code: int, value: bytes) -> bytes:
+    return bytes((0x00, 0x53, code)) + value
+
+
+def _head(raw: bytes, exchange: str, routing_key: str) -> bytes:
+    """Encode the sections before the body."""
+    properties = Properties(raw)
+    fields = properties.fields()
+
+    def string(name: str, code: int) -> bytes:
+        return variable(code, fields[name][1:])
+
+    annotations: dict[str, bytes] = {
+        "x-routing-key": variable(0xA1, routing_key.encode(errors="surrogateescape")),
+        "x-exchange": variable(0xA1, exchange.encode(errors="surrogateescape")),
+    }
+    for name in ("priority", "delivery_mode"):
+        if name in fields:
+            annotations[f"x-basic-{name.replace('_', '-')}"] = b"\x50" + fields[name]
+    if "expiration" in fields:
+        annotations["x-basic-expiration"] = string("expiration", 0xA1)
+    listed = {name: string(name, code) for name, code in (_STRINGS | _SYMBOLS).items() if name in fields}
+    if "timestamp" in fields:
+        milliseconds = int.from_bytes(fields["timestamp"]) * 1000 & UINT64
+        listed["creation_time"] = b"\x83" + struct.pack(">Q", milliseconds)
+    application = [
+        part
+        for name, code in (("type", "x-basic-type"), ("app_id", "x-basic-app-id"))
+        if name in fields
+        for part in (variable(0xA1, code.encode()), string(name, 0xA1))
+    ]
+    for key, value in properties.headers.items():
+        encoded = encode_value(value)
+        if encoded is not None:
+            application += [variable(0xA1, key.encode(errors="surrogateescape")), encoded]
+    symbols = [part for key, value in annotations.items() for part in (variable(0xA3, key.encode()), value)]
+    head = _section(_ANNOTATIONS, compound(0xC1, symbols))
+    if listed:
+        head += _section(_PROPERTIES, compound(0xC0, [listed.get(name, NULL) for name in _PROPERTY_NAMES]))
+    if application:
+        head += _section(_APPLICATION, compound(0xC1, application))
+    return head
+
+
+_usual_head = lru_cache(maxsize=1024)(_head)
+
+# -- to AMQP 0-9-1
+
+
+def decode(data: bytes) -> Decoded:
+    """Convert an entry of a stream to a message; one that is not AMQP 1.0 is all body.
+
+    A body that is a value or a sequence stays encoded, and the message gets the type `amqp-1.0`.
+    """
+    try:
+        start = _body_start(data)
+        head = (_usual_parts if start < _OFTEN else _parts)(data[:start])
+        body = _body(data, start)
+    except (ValueError, IndexError, struct.error):
+        return Decoded(_PLAIN, data, "", None)
+    if body is None:
+        fields = head.properties.fields() | {"type": encode_short(b"amqp-1.0")}
+        return Decoded(Properties.of(fields), data[start:], head.exchange, head.routing_key)
+    return Decoded(head.properties, body, head.exchange, head.routing_key)
+
+
+_PLAIN = Properties(b"\x00\x00")
+
+
+def _descriptor(data: bytes, offset: int) -> Span:
+    """Read what kind of section follows; returns its code, and where its value starts, as both ends.
+
+    Raises:
+        ValueError: it is not a section of a message.
+    """
+    if data[offset]:
+        raise ValueError("not described")
+    span = find(data, offset + 1)
+    value = decode_value(data, span)
+    code = int(value) if isinstance(value, ULong) else _SECTIONS.get(value, 0) if isinstance(value, str) else 0
+    if not _HEADER <= code <= 0x78:
+        raise ValueError("not a section")
+    return Span(code, span.end, span.end)
+
+
+def _body_start(data: bytes) -> int:
+    position = 0
+    while True:
+        section = _descriptor(data, position)
+        if _DATA <= section.code <= _AMQP_VALUE:
+            return position
+        position = find(data, section.start).end
+
+
+def _body(data: bytes, start: int) -> bytes | None:
+    """Return the octets of the data sections; None if the body is of another kind."""
+    parts = []
+    while start < len(data):
+        section = _descriptor(data, start)
+        if section.code in (_SEQUENCE, _AMQP_VALUE):
+            return None
+        span = find(data, section.start)
+        if section.code == _DATA:
+            if span.code not in (0xA0, 0xB0):
+                raise ValueError("data is not binary")
+            parts.append(data[span.start : span.end])
+        start = span.end
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _parts(head: bytes) -> Decoded:
+    """Decode the sections before the body."""
+    fields: dict[str, bytes] = {}
+    headers: Table = {}
+    exchange, routing_key = "", None
+    position = 0
+    while position < len(head):
+        section = _descriptor(head, position)
+        span = find(head, section.start)
+        if section.code == _HEADER:
+            _take_header(fields, list(items_of(head, span)))
+        elif section.code == _ANNOTATIONS:
+            annotations = dict(pairs_of(head, span))
+            exchange = _name(annotations.get("x-exchange")) or ""
+            routing_key = _name(annotations.get("x-routing-key"))
+            for name in ("priority", "delivery_mode"):
+                _take_octet(fields, name, annotations.get(f"x-basic-{name.replace('_', '-')}"))
+            _take_string(fields, "expiration", annotations.get("x-basic-expiration"))
+        elif section.code == _PROPERTIES:
+            _take_properties(fields, headers, dict(zip(_PROPERTY_NAMES, items_of(head, span), strict=False)))
+        elif section.code == _APPLICATION:
+            _take_application(fields, headers, pairs_of(head, span))
+        position = span.end
+    if headers:
+        fields["headers"] = encode_table(headers)
+    return Decoded(Properties.of(fields), b"", exchange, routing_key)
+
+
+_usual_parts = lru_cache(maxsize=1024)(_parts)
+
+
+def _name(value: AnyValue) -> str | None:
+    """Return an exchange or routing key; None for anything that cannot be one."""
+    raw = value.encode(errors="surrogateescape") if isinstance(value, str) else value
+    if not isinstance(raw, bytes) or len(raw) > 255:
+        return None
+    return raw.decode(errors="surrogateescape")
+
+
+def _take_header(fields: dict[str, bytes], items: list[AnyValue]) -> None:
+    """Take `durable`, `priority` and `ttl`, which clients of AMQP 1.0 set."""
+    durable, priority, ttl = (*items[:3], None, None, None)[:3]
+    if durable is True:
+        fields["delivery_mode"] = b"\x02"
+    _take_octet(fields, "priority", priority)
+    if isinstance(ttl, UInt32):
+        fields["expiration"] = encode_short(str(int(ttl)).encode())
+
+
+def _take_octet(fields: dict[str, bytes], name: str, value: AnyValue) -> None:
+    if isinstance(value, UInt8):
+        fields[name] = bytes((value,))
+
+
+def _take_string(fields: dict[str, bytes], name: str, value: AnyValue) -> None:
+    """Take a property that AMQP 0-9-1 knows as a short string, unless it is too long for one."""
+    raw = value.encode(errors="surrogateescape") if isinstance(value, str) else value
+    if isinstance(raw, bytes) and len(raw) < _OFTEN:
+        fields[name] = encode_short(raw)
+
+
+def _take_properties(fields: dict[str, bytes], headers: Table, values: dict[str, AnyValue]) -> None:
+    for name in ("user_id", "reply_to", "content_type", "content_encoding"):
+        _take_string(fields, name, values.get(name))
+    for name in ("message_id", "correlation_id"):
+        _take_id(fields, headers, name, values.get(name))
+    created = values.get("creation_time")
+    if isinstance(created, Timestamp):
+        fields["timestamp"] = created.to_bytes(8)
+
+
+def _take_id(fields: dict[str, bytes], headers: Table, name: str, value: AnyValue) -> None:
+    """Take a message or correlation id; a header says of what type it was, unless it was a string."""
+    header = f"x-{name.replace('_', '-')}"
+    match value:
+        case uuid.UUID():
+            kind, raw = "uuid", str(value).encode()
+        case ULong():
+            kind, raw = "ulong", str(int(value)).encode()
+        case ByteArray():
+            kind, raw = "binary", base64.b64encode(value)
+        case str():
+            kind, raw = "", value.encode(errors="surrogateescape")
+        case _:
+            return
+    if len(raw) >= _OFTEN:
+        headers[header] = text(raw)
+        return
+    if kind:
+        headers[f"{header}-type"] = kind
+    fields[name] = encode_short(raw)
+
+
+def _take_application(fields: dict[str, bytes], headers: Table, pairs: Iterator[tuple[str, AnyValue]]) -> None:
+    """Take the headers, and the two properties that AMQP 1.0 does not have."""
+    for key, value in pairs:
+        if key in ("x-basic-type", "x-basic-app-id"):
+            _take_string(fields, key.removeprefix("x-basic-").replace("-", "_"), value)
+        elif isinstance(value, ULong):
+            headers[key] = Int64(value) if value < 1 << 63 else str(value)
+        elif len(key.encode(errors="surrogateescape")) < _OFTEN and not isinstance(value, Dropped | uuid.UUID):
+            headers[key] = value
