@@ -69,6 +69,7 @@ _FIXED: dict[int, tuple[struct.Struct, Callable[[Any], Value]]] = {
     ord("u"): (struct.Struct(">H"), UInt16),
     ord("I"): (struct.Struct(">i"), Int32),
     ord("i"): (struct.Struct(">I"), UInt32),
+    ord("L"): (struct.Struct(">q"), Int64),  # as kombu and py-amqp send it; it goes out as `l`, the last one here
     ord("l"): (struct.Struct(">q"), Int64),
     ord("T"): (struct.Struct(">Q"), Timestamp),
     ord("f"): (struct.Struct(">f"), Float32),

@@ -121,6 +121,53 @@ def test_frames_in_pieces(amqp_url: str) -> None:
         assert client.expect(header.ContentHeader).body_size == 5
 
 
+def test_a_payload_as_long_as_a_frame_may_be(amqp_url: str) -> None:
+    """Some clients forget the eight octets around it, and RabbitMQ puts up with that."""
+    body = b"x" * 4096
+    longest = frame.marshal(header.ContentHeader(body_size=4096, properties=commands.Basic.Properties()), 1)
+    with RawClient(amqp_url, frame_max=4096) as client:
+        client.send(commands.Queue.Declare(queue="q", exclusive=True))
+        client.expect(commands.Queue.DeclareOk)
+        client.socket.sendall(PUBLISH + longest + raw_frame(3, 1, body))
+        client.send(commands.Basic.Get(queue="q", no_ack=True))
+        client.expect(commands.Basic.GetOk)
+        client.expect(header.ContentHeader)
+        assert client.receive().value + client.receive().value == body
+        client.socket.sendall(struct.pack(">BHI", 3, 1, 4097))
+        assert "frame_too_large,4097,4088" in client.closed_with()
+
+
+@pytest.mark.parametrize("pieces", [[b"hello"], [b"hel", b"lo"]])
+def test_immediate_is_refused_as_a_publish(amqp_url: str, pieces: list[bytes]) -> None:
+    """The error names the method that it is about, which came some frames ago."""
+    with RawClient(amqp_url) as client:
+        client.send(commands.Basic.Publish(exchange="", routing_key="q", immediate=True))
+        client.socket.sendall(HEADER + b"".join(raw_frame(3, 1, piece) for piece in pieces))
+        close = client.expect(commands.Connection.Close)
+        assert (close.reply_code, close.class_id, close.method_id) == (540, 60, 40)
+
+
+def test_long_integers_by_their_other_letter(amqp_url: str) -> None:
+    """kombu and py-amqp send any integer above 32 bits as `L`, in arguments and in headers."""
+    number = (2**40).to_bytes(8)
+    arguments = b"\x09x-expiresL" + number
+    headers = b"\x04sizeL" + number
+    declare = struct.pack(">HHHB1sB", 50, 10, 0, 1, b"q", 0) + struct.pack(">I", len(arguments)) + arguments
+    properties = struct.pack(">HHQHI", 60, 0, 5, 1 << 13, len(headers)) + headers
+    with RawClient(amqp_url) as client:
+        client.socket.sendall(raw_frame(1, 1, declare))
+        assert "value_too_large" in client.expect(commands.Channel.Close).reply_text
+        client.send(commands.Channel.CloseOk())
+        client.send(commands.Channel.Open())
+        client.expect(commands.Channel.OpenOk)
+        client.send(commands.Queue.Declare(queue="q", exclusive=True))
+        client.expect(commands.Queue.DeclareOk)
+        client.socket.sendall(PUBLISH + raw_frame(2, 1, properties) + raw_frame(3, 1, b"hello"))
+        client.send(commands.Basic.Get(queue="q", no_ack=True))
+        client.expect(commands.Basic.GetOk)
+        assert client.expect(header.ContentHeader).properties.headers == {"size": 2**40}
+
+
 def test_a_closed_channel_ignores_what_was_under_way(amqp_url: str) -> None:
     """Until it has been agreed on; then the number can be used again."""
     with RawClient(amqp_url) as client:

@@ -48,6 +48,20 @@ def test_declaring(api: Api, vhost: str, channel: BlockingChannel) -> None:
     assert api("DELETE", f"exchanges/{vhost}/x")[0] == 404
 
 
+def test_booleans_as_text(api: Api, vhost: str) -> None:
+    """rabbitmqadmin sends them like that."""
+    flags = ("durable", "auto_delete", "internal")
+    for name, wanted in (("d", (True, False, False)), ("i", (True, True, True))):
+        sent = {flag: str(value).lower() for flag, value in zip(flags, wanted, strict=True)}
+        assert api("PUT", f"exchanges/{vhost}/{name}", {"type": "direct", **sent})[0] == 201
+        assert api("PUT", f"queues/{vhost}/{name}", sent)[0] == 201
+        exchange, queue = (api("GET", f"{kind}/{vhost}/{name}")[1] for kind in ("exchanges", "queues"))
+        assert tuple(exchange[flag] for flag in flags) == wanted
+        assert tuple(queue[flag] for flag in flags[:2]) == wanted[:2]
+    for wrong in ("yes", None, 1):
+        assert api("PUT", f"queues/{vhost}/wrong", {"durable": wrong})[0] == 400
+
+
 def test_bindings(api: Api, vhost: str, channel: BlockingChannel) -> None:
     """With the one that every queue has."""
     channel.queue_declare("q")

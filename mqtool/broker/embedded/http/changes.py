@@ -61,6 +61,20 @@ def _arguments(value: Any) -> Table:
     return table
 
 
+def _boolean(body: views.Json, name: str) -> bool:
+    """Return a boolean of a declaration; rabbitmqadmin sends it as text.
+
+    Raises:
+        HttpError: 400, it is not one.
+    """
+    value = body.get(name, False)
+    if isinstance(value, bool):
+        return value
+    if value not in ("true", "false"):
+        raise bad_request(f"not_boolean: {value}")
+    return bool(value == "true")
+
+
 def _name(kind: str, name: str) -> str:
     """Return a name that fits AMQP.
 
@@ -157,7 +171,7 @@ class Changes(Directory):
 
     @staticmethod
     def _put_queue(vhost: VirtualHost, name: str, body: views.Json) -> Answer:
-        durable, auto_delete = body.get("durable", True) is True, body.get("auto_delete", False) is True
+        durable, auto_delete = _boolean(body, "durable"), _boolean(body, "auto_delete")
         arguments = _arguments(body.get("arguments", {}))
         queue = vhost.queues.get(name)
         if queue is not None:
@@ -180,8 +194,8 @@ class Changes(Directory):
     @staticmethod
     def _put_exchange(vhost: VirtualHost, name: str, body: views.Json) -> Answer:
         kind, arguments = str(body.get("type", "direct")), _arguments(body.get("arguments", {}))
-        durable, auto_delete = body.get("durable", True) is True, body.get("auto_delete", False) is True
-        internal = body.get("internal", False) is True
+        durable, auto_delete = _boolean(body, "durable"), _boolean(body, "auto_delete")
+        internal = _boolean(body, "internal")
         check_exchange_type(kind)
         exchange = vhost.exchanges.get(name)
         if exchange is not None:

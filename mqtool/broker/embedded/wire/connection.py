@@ -13,6 +13,7 @@ from mqtool.broker.embedded.model.errors import (
     CHANNEL_ERROR,
     CONNECTION_FORCED,
     NOT_ALLOWED,
+    NOT_IMPLEMENTED,
     UNEXPECTED_FRAME,
     ChannelException,
     ConnectionException,
@@ -133,15 +134,18 @@ class Connection(FrameStream):
             channel.close(error, _index(kind, payload))
         except ConnectionException as error:
             # If content was due, the error is about the publish that announced it.
-            publishing = channel is not None and channel.content.due
-            self.close(error, commands.Basic.Publish.index if publishing else _method_index(kind, payload))
+            if channel is not None and channel.content.due:
+                index = commands.Basic.Publish.index
+            else:
+                index = _method_index(payload) if kind == frames.METHOD else _publish_index(error)
+            self.close(error, index)
 
     def receive_publish(self, number: int, data: bytes, start: int, end: int) -> int:
         """Take a whole publish, the commonest thing by far; returns where it ends, 0 to take it frame by frame."""
         channel = self.channels.get(number)
         if channel is None or channel.state != "open" or channel.content.due or self.broker.alarms:
             return 0
-        whole = whole_publish(data, start, end, number, self.frame_max - frames.FRAME_OVERHEAD)
+        whole = whole_publish(data, start, end, number, self.frame_max)
         if whole is None:
             return 0
         channel.content.set_bits(whole.bits)
@@ -150,7 +154,7 @@ class Connection(FrameStream):
         except ChannelException as error:
             channel.close(error, commands.Basic.Publish.index)
         except ConnectionException as error:
-            self.close(error)
+            self.close(error, _publish_index(error))
         return whole.end
 
     def _frame_before_open(self, kind: int, number: int, payload: bytes) -> None:
@@ -305,5 +309,10 @@ def _index(kind: int, payload: bytes) -> int:
     return int.from_bytes(payload[:4]) if kind == frames.METHOD else commands.Basic.Publish.index
 
 
-def _method_index(kind: int, payload: bytes) -> int:
-    return int.from_bytes(payload[:4]) if kind == frames.METHOD and len(payload) >= 4 else 0
+def _method_index(payload: bytes) -> int:
+    return int.from_bytes(payload[:4]) if len(payload) >= 4 else 0
+
+
+def _publish_index(error: ConnectionException) -> int:
+    """Return what an error about a complete publish is said to be about: what failed inside the broker, nothing."""
+    return commands.Basic.Publish.index if error.code == NOT_IMPLEMENTED else 0
