@@ -103,8 +103,13 @@ def to_message(line: bytes, where: str) -> Message:
         where: names the line in an error, such as "line 3".
 
     Raises:
-        BadData: it is no such object.
+        BadData: it does not describe one.
     """
+    return message_of(to_object(line, where), where)
+
+
+def to_object(line: bytes, where: str) -> dict[str, Any]:
+    """What a line holds, as JSON has it; message_of() makes a message of it, and checks it. Raises BadData."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -113,6 +118,11 @@ def to_message(line: bytes, where: str) -> Message:
         raise BadData(
             f"{where} is a JSON {type(value).__name__}, not an object", 'a message looks like {"body": "Hello"}'
         )
+    return value
+
+
+def message_of(value: Mapping[str, Any], where: str) -> Message:
+    """The second half of to_message(). Raises BadData."""
     if unknown := sorted(set(value) - _KNOWN):
         raise BadData(f"{where} has an unknown key {unknown[0]!r}", f"one of {', '.join(sorted(_KNOWN))}")
     properties = _properties(value, where)

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqtool.cli.options import Broker, DelayOptions, MessageOptions, Publishing, header
-from mqtool.cli.pipe.source import Addressing, _delimited, read
+from mqtool.cli.pipe.reading import delimited
+from mqtool.cli.pipe.source import Addressing, read
 from mqtool.errors import UsageError
 from mqtool.message import Message
 
@@ -34,19 +35,19 @@ def test_any_chunking_gives_the_same_pieces(given: tuple[bytes, list[bytes | Non
     if not expected[-1]:
         expected.pop()
 
-    assert [piece for piece in _delimited(iter(chunks), delimiter) if piece is not None] == expected
+    assert [piece for piece in delimited(iter(chunks), delimiter) if piece is not None] == expected
 
 
 @given(cut_input())
 def test_pauses_are_passed_on(given: tuple[bytes, list[bytes | None], bytes]) -> None:
     """Whoever publishes must hear that nothing comes right now, to look after confirms."""
     _, chunks, delimiter = given
-    assert list(_delimited(iter(chunks), delimiter)).count(None) == chunks.count(None)
+    assert list(delimited(iter(chunks), delimiter)).count(None) == chunks.count(None)
 
 
 def test_a_piece_comes_as_soon_as_its_delimiter_does() -> None:
     """A line of `tail -f` is not held back until the next one."""
-    pieces = _delimited(iter([b"one\ntw", None, b"o\n"]), b"\n")
+    pieces = delimited(iter([b"one\ntw", None, b"o\n"]), b"\n")
     assert next(pieces) == b"one"
     assert next(pieces) is None
     assert next(pieces) == b"two"

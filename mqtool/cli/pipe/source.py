@@ -2,22 +2,16 @@
 
 import os
 import re
-import select
-import stat
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from mqtool.cli import stopping
 from mqtool.cli.display import output
 from mqtool.cli.options import DelayOptions, MessageOptions, Publishing
-from mqtool.errors import BadData, UsageError
+from mqtool.cli.pipe.reading import STDIN, chunks, delimited, fraction, has_input, opened, whole
+from mqtool.errors import UsageError
 from mqtool.message import Message, new_message_id
 
-_STDIN = 0
-_CHUNK = 256 * 1024
-#: Seconds between two looks at whether we were asked to stop, while nothing comes.
-_LOOK_UP = 0.25
 #: Stands in a routing key for a group that did not match.
 UNKNOWN = "unknown"
 _PLACE = re.compile(r"\{(\w+)\}")
@@ -109,31 +103,31 @@ def read(
     delimiter = _delimiter(options)
     if said is not None:
         return Input(iter([making.message(os.fsencode(said))]), is_typed=True)
-    if not options.is_stream and not options.file and not words and not _has_input(_STDIN):
+    if not options.is_stream and not options.file and not words and not has_input(STDIN):
         return Input(iter([making.message(default)]), is_typed=True)
-    descriptor = _opened(options.file)
+    descriptor = opened(options.file)
     messages = _from_input(descriptor, options, delimiter, making)
     if adapt is not None:
         messages = (message and adapt(message) for message in messages)
-    return Input(messages, keeps_rest=options.failed_to is not None, fraction=_fraction(descriptor))
+    return Input(messages, keeps_rest=options.failed_to is not None, fraction=fraction(descriptor))
 
 
 def _from_input(
     descriptor: int, options: MessageOptions, delimiter: bytes, making: "_Making"
 ) -> Iterator[Message | None]:
-    chunks = _chunks(descriptor) if options.failed_to is None or not output.is_file(descriptor) else _whole(descriptor)
+    read = whole if options.failed_to is not None and output.is_file(descriptor) else chunks
     try:
         if options.as_json:
-            yield from making.from_ndjson(_delimited(chunks, b"\n"))
+            yield from making.from_ndjson(delimited(read(descriptor), b"\n"))
         elif options.is_stream:
-            for body in _delimited(chunks, delimiter):
+            for body in delimited(read(descriptor), delimiter):
                 yield None if body is None else making.message(body)
         else:
-            body = b"".join(chunk for chunk in chunks if chunk is not None)
+            body = b"".join(chunk for chunk in read(descriptor) if chunk is not None)
             if stopping.requested() is None:  # else it may be half a message
                 yield making.message(body)
     finally:
-        if descriptor != _STDIN:
+        if descriptor != STDIN:
             os.close(descriptor)
     making.report_unmatched()
 
@@ -225,65 +219,6 @@ class _Making:
             output.warning(f"{self._unmatched:,} of the messages did not match --key-pattern; sent as {UNKNOWN!r}")
 
 
-def _has_input(descriptor: int) -> bool:
-    """Whether something is piped or redirected in: not a terminal, and not /dev/null."""
-    try:
-        return not stat.S_ISCHR(os.fstat(descriptor).st_mode)
-    except OSError:
-        return False
-
-
-def _opened(path: Path | None) -> int:
-    if path is None or str(path) == "-":
-        return _STDIN
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(0, "it is a directory")
-        return os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _fraction(descriptor: int) -> Callable[[], float] | None:
-    if not output.is_file(descriptor):
-        return None
-    size = max(1, os.fstat(descriptor).st_size)
-
-    def fraction() -> float:
-        try:
-            return min(1.0, os.lseek(descriptor, 0, os.SEEK_CUR) / size)
-        except OSError:  # it was closed at its end
-            return 1.0
-
-    return fraction
-
-
-def _whole(descriptor: int) -> Iterator[bytes | None]:
-    """A file to its end, even when asked to stop, which Input heeds."""
-    while chunk := os.read(descriptor, _CHUNK):
-        yield chunk
-
-
-def _chunks(descriptor: int) -> Iterator[bytes | None]:
-    """What can be read, as it comes; None while nothing does. Ends at the end of the input, or when asked to stop."""
-    while stopping.requested() is None:
-        if not select.select([descriptor], [], [], 0)[0]:
-            yield None
-            while not select.select([descriptor], [], [], _LOOK_UP)[0]:
-                if stopping.requested() is not None:
-                    return
-                yield None
-        try:
-            chunk = os.read(descriptor, _CHUNK)
-        except BlockingIOError:
-            continue
-        except OSError as error:
-            raise BadData(f"cannot read the input: {error.strerror}") from error
-        if not chunk:
-            return
-        yield chunk
-
-
 def _delimiter(options: MessageOptions) -> bytes:
     if options.null:
         return b"\0"
@@ -292,25 +227,3 @@ def _delimiter(options: MessageOptions) -> bytes:
     if not options.delimiter:
         raise UsageError("--delimiter is empty", "leave it out to send the whole input as one message")
     return os.fsencode({r"\n": "\n", r"\t": "\t", r"\0": "\0"}.get(options.delimiter, options.delimiter))
-
-
-def _delimited(chunks: Iterator[bytes | None], delimiter: bytes) -> Iterator[bytes | None]:
-    """The pieces between delimiters; a last one without counts too, unless we were asked to stop in its middle."""
-    rest: list[bytes] = []
-    for chunk in chunks:
-        if chunk is None:
-            yield None
-            continue
-        if len(delimiter) > 1 and rest:  # the delimiter may have been cut in two
-            chunk = b"".join(rest) + chunk
-            rest = []
-        first, *others = chunk.split(delimiter)
-        if not others:
-            rest.append(first)
-            continue
-        yield b"".join([*rest, first])
-        yield from others[:-1]
-        rest = [others[-1]] if others[-1] else []
-    last = b"".join(rest)
-    if last and stopping.requested() is None:
-        yield last
