@@ -1,8 +1,10 @@
 """The account of what queues hold. In this simplest form nothing is written down (`--in-memory`)."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.model.shelf import MemoryShelf, Shelf
 from mqtool.routing.field_table import Table
 
 # What an entry costs besides its body: bytes of resident memory, among 300,000 with message ids on CPython 3.11.
@@ -14,6 +16,23 @@ _PAGED_OUT = 40
 
 # Stored messages are paged out as long as those in memory take more than this.
 _ROOMY = 32 * 1024 * 1024
+
+
+class Log(Protocol):
+    """What a ledger needs of the log of a stream."""
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody waits for what is to be written."""
+
+    def prepare(self) -> None:
+        """Say what is to be written now, besides what the disk has not taken before."""
+
+    def write(self) -> None:
+        """Write what is prepared and wait for the disk; from any thread, again after an error."""
+
+    def commit(self) -> None:
+        """Let readers have what has been written."""
 
 
 class Ledger:
@@ -75,6 +94,20 @@ class Ledger:
         self._paged_out_bytes += by
         self.held_bytes += by
         self.when_changed(self.held_bytes)
+
+    # -- streams
+
+    def shelf(self, holder: int) -> Shelf:  # noqa: ARG002
+        """Return the place for the log of the stream with this key."""
+        return MemoryShelf(self._hold_octets)
+
+    def _hold_octets(self, by: int) -> None:
+        self.held_bytes += by
+        self.when_changed(self.held_bytes)
+
+    def write_log(self, log: Log) -> bool:  # noqa: ARG002
+        """Write what a log has to write with the next group; False if it is to do that by itself."""
+        return False
 
     # -- the end
 

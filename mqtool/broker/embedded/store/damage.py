@@ -60,7 +60,7 @@ class LogCheck:
             self._copy.unlink()
             return None
         torn = self._readable and len(lost) == 1 and _is_torn(self._copy.read_bytes(), read, lost[0])
-        kept = _new_directory(self._database.parent)
+        kept = new_directory(self._database.parent)
         self._copy.rename(kept / self._log.name)
         shutil.copy(self._database, kept)
         if torn:
@@ -119,9 +119,10 @@ def _commits(data: bytes) -> Iterator[int]:
             yield number
 
 
-def _new_directory(parent: Path) -> Path:
+def new_directory(parent: Path) -> Path:
+    """Make a directory for damaged files as they were."""
     path = parent / f"damaged-{time.strftime('%Y%m%d-%H%M%S')}"
-    path.mkdir(mode=0o700)
+    path.mkdir(mode=0o700, exist_ok=True)
     return path
 
 
@@ -162,7 +163,7 @@ def salvage(database: Path, schema: str) -> str:
             f"{database} is damaged, and nothing in it can be read. Nothing was changed; restore the file, or move the "
             "directory away to start with an empty broker"
         )
-    kept = _new_directory(database.parent)
+    kept = new_directory(database.parent)
     for path in [*database.parent.glob(f"{database.name}*")]:
         if path != new:
             path.rename(kept / path.name)

@@ -1,6 +1,7 @@
 """Opening the SQLite file of a data directory: privately, alone, and only after a look for damage."""
 
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,3 +64,13 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def write_definitions(db: sqlite3.Connection, definitions: Mapping[tuple[str, str], bytes | None]) -> None:
+    """Write definitions by kind and key; None deletes one."""
+    for (kind, name), value in definitions.items():
+        key = name.encode(errors="backslashreplace").decode()
+        if value is None:
+            db.execute("DELETE FROM definition WHERE kind = ? AND key = ?", (kind, key))
+        else:
+            db.execute("INSERT OR REPLACE INTO definition VALUES (?, ?, ?)", (kind, key, value))

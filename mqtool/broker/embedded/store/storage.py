@@ -15,8 +15,9 @@ from pathlib import Path
 
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.errors import storage_failed
-from mqtool.broker.embedded.model.ledger import Ledger
-from mqtool.broker.embedded.store.database import open_database
+from mqtool.broker.embedded.model.ledger import Ledger, Log
+from mqtool.broker.embedded.model.shelf import Shelf
+from mqtool.broker.embedded.store.database import open_database, write_definitions
 from mqtool.broker.embedded.store.entries import StoredEntry, all_entries, entries_in
 from mqtool.routing.field_table import Table, decode_table, encode_table
 
@@ -34,6 +35,7 @@ class Group:
     """What is written in one transaction: messages by row, rows, definitions by kind and key (None to delete).
 
     Attributes:
+        logs: the streams with something to write, each to its own files.
         waiting: what to call once it is on disk.
     """
 
@@ -42,9 +44,10 @@ class Group:
     removed: list[int] = field(default_factory=list)
     definitions: dict[tuple[str, str], bytes | None] = field(default_factory=dict)
     waiting: list[Callable[[], None]] = field(default_factory=list)
+    logs: dict[Log, None] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.added or self.removed or self.definitions or self.waiting)
+        return bool(self.added or self.removed or self.definitions or self.waiting or self.logs)
 
     def then(self, later: "Group") -> "Group":
         """Return a group that is this one and a later one."""
@@ -53,6 +56,7 @@ class Group:
             self.removed + later.removed,
             self.definitions | later.definitions,
             self.waiting + later.waiting,
+            self.logs | later.logs,
         )
 
 
@@ -75,6 +79,7 @@ class Storage(Ledger):
 
     def __init__(self, directory: Path) -> None:
         super().__init__()
+        self._directory = directory
         database = open_database(directory)
         self._db = database.db
         self.damage = database.damage
@@ -136,7 +141,7 @@ class Storage(Ledger):
         definition = {(kind, key): encode_table(value)}
         try:
             self._wait_for_group()
-            self._write_definitions(definition)
+            write_definitions(self._db, definition)
         except sqlite3.Error as error:
             raise storage_failed(error) from error
         self._next.definitions.pop((kind, key), None)
@@ -156,18 +161,10 @@ class Storage(Ledger):
     def _now_or_later(self, definitions: Mapping[tuple[str, str], bytes | None]) -> None:
         try:
             self._wait_for_group()
-            self._write_definitions(definitions)
+            write_definitions(self._db, definitions)
         except sqlite3.Error as error:
             self._next.definitions |= definitions
             self._failed(error)
-
-    def _write_definitions(self, definitions: Mapping[tuple[str, str], bytes | None]) -> None:
-        for (kind, name), value in definitions.items():
-            key = name.encode(errors="backslashreplace").decode()
-            if value is None:
-                self._db.execute("DELETE FROM definition WHERE kind = ? AND key = ?", (kind, key))
-            else:
-                self._db.execute("INSERT OR REPLACE INTO definition VALUES (?, ?, ?)", (kind, key, value))
 
     # -- messages
 
@@ -207,6 +204,24 @@ class Storage(Ledger):
             return [self._marked(stored).entry() for stored in entries_in(self._db, written)]
         return [StoredEntry._make(self._flying.added.get(row) or self._next.added[row]).entry() for row in rows]
 
+    # -- streams
+
+    def shelf(self, holder: int) -> Shelf:
+        """Return the place for the log of the stream with this key."""
+        # Imported here: most brokers have no streams.
+        from mqtool.broker.embedded.store.segment_files import STREAMS, FileShelf
+
+        return FileShelf(self._directory / STREAMS / str(holder))
+
+    def write_log(self, log: Log) -> bool:
+        """Write what a log has to write with the next group."""
+        self._next.logs[log] = None
+        if log.is_watched:
+            self.after_commit(lambda: None)
+        else:
+            self._schedule()
+        return True
+
     # -- groups
 
     def after_commit(self, what: Callable[[], None]) -> None:
@@ -240,17 +255,19 @@ class Storage(Ledger):
             self._keep(group, error)
             return
         self._flying = group
-        self._in_flight = future = self._committer.submit(self._db.commit)
+        self._in_flight = future = self._committer.submit(_commit, self._db, group)
         future.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._written, future))
 
     def _begin(self, group: Group) -> None:
         """Give a group to SQLite, uncommitted."""
+        for log_of_stream in group.logs:
+            log_of_stream.prepare()
         self._db.execute("BEGIN")
         if group.added:
             self._db.executemany("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?)", group.added.values())
         if group.removed:
             self._db.executemany("DELETE FROM entry WHERE row = ?", zip(group.removed, strict=True))
-        self._write_definitions(group.definitions)
+        write_definitions(self._db, group.definitions)
 
     def _written(self, future: "Future[None]") -> None:
         if self._in_flight is not future:
@@ -263,6 +280,8 @@ class Storage(Ledger):
         if self._failing:
             self._failing = False
             self.when_recovered()
+        for log_of_stream in group.logs:
+            log_of_stream.commit()
         for what in group.waiting:
             what()
         if self._next:
@@ -270,7 +289,7 @@ class Storage(Ledger):
 
     def _keep(self, group: Group, error: BaseException) -> None:
         """Keep a group that the disk did not take for the next attempt."""
-        self._roll_back()
+        _roll_back(self._db)
         self._next = group.then(self._next)
         self._failed(error)
 
@@ -285,12 +304,7 @@ class Storage(Ledger):
         """Block until the group under way is on disk or has failed."""
         if self._in_flight is not None:
             wait([self._in_flight])
-            self._roll_back()
-
-    def _roll_back(self) -> None:
-        """End the transaction of a group that failed; a commit that worked has left none."""
-        if self._db.in_transaction:
-            self._db.rollback()
+            _roll_back(self._db)
 
     # -- the end
 
@@ -316,13 +330,26 @@ class Storage(Ledger):
                 ((holder, self._last_recovered) for holder in self._seen),
             )
             self._db.execute("DELETE FROM definition WHERE kind = 'delivering'")
-            self._db.commit()
-        except sqlite3.Error as error:
+            _commit(self._db, group)
+        except (sqlite3.Error, OSError) as error:
             log.error(
                 "cannot write to the data directory: %s; %d unconfirmed messages are lost", error, len(group.added)
             )
         self._committer.shutdown()
         self._db.close()
+
+
+def _commit(db: sqlite3.Connection, group: Group) -> None:
+    """Wait until the disk has all of a group."""
+    for log_of_stream in group.logs:
+        log_of_stream.write()
+    db.commit()
+
+
+def _roll_back(db: sqlite3.Connection) -> None:
+    """End the transaction of a group that failed; a commit that worked has left none."""
+    if db.in_transaction:
+        db.rollback()
 
 
 def _name(raw: bytes) -> str:

@@ -1,0 +1,119 @@
+"""The segments of a stream's log as files, named by their first offsets, in a directory for each stream."""
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from mqtool.broker.embedded.model.shelf import Octets
+from mqtool.broker.embedded.store.damage import new_directory
+
+STREAMS = "streams"
+_SUFFIX = ".segment"
+
+
+class FileOctets:
+    """A segment in a file, which is open only while it is written to: a stream may have thousands."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: int | None = None
+        self._is_new = not path.exists()
+
+    def size(self) -> int:
+        """Return how many octets are there."""
+        return 0 if self._is_new else self._path.stat().st_size
+
+    def write(self, position: int, data: bytes) -> None:
+        """Put octets at a position, over what an attempt that failed has left there.
+
+        Raises:
+            OSError: the disk does not take them.
+        """
+        if self._file is None:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        with memoryview(data) as rest:
+            written = 0
+            while written < len(data):
+                written += os.pwrite(self._file, rest[written:], position + written)
+
+    def sync(self) -> None:
+        """Return once all is on the disk.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
+        if self._file is None:
+            return
+        os.fsync(self._file)
+        if self._is_new:
+            # It may be the first in its directory, and its directory the first of all.
+            for directory in list(self._path.parents)[:3]:
+                _sync_directory(directory)
+            self._is_new = False
+
+    def read(self, position: int, size: int) -> bytes:
+        """Return octets from a position on, fewer at the end.
+
+        Raises:
+            OSError: they cannot be read.
+        """
+        if self._file is not None:
+            return os.pread(self._file, size, position)
+        file = os.open(self._path, os.O_RDONLY)
+        try:
+            return os.pread(file, size, position)
+        finally:
+            os.close(file)
+
+    def cut(self, size: int) -> None:
+        """Keep only the first of them, this many; the rest goes to a directory for what is damaged."""
+        kept = new_directory(self._path.parents[2]) / f"stream-{self._path.parent.name}-{self._path.name}"
+        kept.touch(mode=0o600)
+        with self._path.open("rb") as whole, kept.open("wb") as tail:
+            whole.seek(size)
+            shutil.copyfileobj(whole, tail)
+        os.truncate(self._path, size)
+
+    def close(self) -> None:
+        """Close the file: no more will be written for now."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def delete(self) -> None:
+        """Delete it."""
+        self.close()
+        self._path.unlink(missing_ok=True)
+
+
+def _sync_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+class FileShelf:
+    """The segments of one log in files.
+
+    Args:
+        directory: where; made with the first segment.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def existing(self) -> Iterable[tuple[int, Octets]]:
+        """Return the segments from before a restart with their first offsets, in order."""
+        return [(int(path.stem), FileOctets(path)) for path in sorted(self._directory.glob(f"*{_SUFFIX}"))]
+
+    def new(self, offset: int) -> Octets:
+        """Return the octets of a new segment with this first offset."""
+        return FileOctets(self._directory / f"{offset:020}{_SUFFIX}")
+
+    def delete(self) -> None:
+        """Delete the directory."""
+        shutil.rmtree(self._directory, ignore_errors=True)

@@ -1,0 +1,193 @@
+"""The log of a stream: what was written is read again, in order, from any place, also after a crash."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mqtool.broker.embedded.model.ledger import Ledger
+from mqtool.broker.embedded.model.shelf import MemoryShelf, Shelf
+from mqtool.broker.embedded.model.stream_chunk import simple_entry
+from mqtool.broker.embedded.model.stream_log import Retention, StreamLog
+from mqtool.broker.embedded.model.stream_reader import Reader
+from mqtool.broker.embedded.store.segment_files import FileShelf
+
+
+class NoTimer:
+    """A timer that nobody stops."""
+
+    def cancel(self) -> None:
+        raise AssertionError
+
+
+class HandClock:
+    """A clock that is set by hand; what is due at once happens at `turn`."""
+
+    def __init__(self) -> None:
+        self.time = 1_000
+        self.due: list[Callable[[], object]] = []
+
+    def now(self) -> int:
+        return self.time
+
+    def call_later(self, milliseconds: int, what: Callable[[], object]) -> "NoTimer":  # noqa: ARG002
+        self.due.append(what)
+        return NoTimer()
+
+    def turn(self) -> None:
+        due, self.due = self.due, []
+        for what in due:
+            what()
+
+
+class Bench:
+    """A log with its clock, that can be opened again."""
+
+    def __init__(self, shelf: Callable[[], Shelf]) -> None:
+        self.clock = HandClock()
+        self._shelf = shelf
+        self.log = self.open()
+
+    def open(self, **retention: int) -> StreamLog:
+        self.log = StreamLog(self._shelf(), self.clock, Ledger(), Retention(**retention))
+        return self.log
+
+    def add(self, *bodies: bytes) -> None:
+        """Write a chunk."""
+        for body in bodies:
+            self.log.append(simple_entry(body))
+        self.clock.turn()
+
+    def read(self, offset: int = 0) -> list[tuple[int, bytes]]:
+        reader, found = Reader(self.log, offset), []
+        while chunks := reader.read():
+            found += [message for chunk in chunks for message in chunk.messages()]
+        return found
+
+
+@pytest.fixture(params=["memory", "files"])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
+    files = request.param == "files"
+    return Bench(lambda: FileShelf(tmp_path / "streams" / "1") if files else MemoryShelf(lambda _: None))
+
+
+@pytest.fixture
+def on_disk(tmp_path: Path) -> Bench:
+    return Bench(lambda: FileShelf(tmp_path / "streams" / "1"))
+
+
+def segment_files(path: Path) -> list[Path]:
+    return sorted(path.glob("streams/1/*.segment"))
+
+
+def test_read_from_any_place(bench: Bench) -> None:
+    """Whole chunks are read, so what comes first may lie before the place; nothing is skipped or read twice."""
+    bench.add(b"a", b"b", b"c")
+    bench.add(b"d")
+    everything = [(0, b"a"), (1, b"b"), (2, b"c"), (3, b"d")]
+    assert bench.read(0) == bench.read(2) == everything
+    assert bench.read(3) == everything[3:]
+    assert bench.read(4) == bench.read(9) == []
+    assert bench.log.last_chunk == 3
+
+
+def test_what_is_not_written_cannot_be_read(bench: Bench) -> None:
+    """Readers are told when there is more."""
+    reader, told = Reader(bench.log, 0), []
+    bench.log.watch(lambda: told.append(bench.log.end))
+    assert bench.log.append(simple_entry(b"a")) == 0
+    assert (bench.log.next_offset, bench.log.end, reader.read()) == (1, 0, [])
+    bench.clock.turn()
+    assert (told, len(reader.read())) == ([1], 1)
+
+
+def test_times(bench: Bench) -> None:
+    """A timestamp means the first chunk that is not older."""
+    for time in (1_000, 2_000, 3_000):
+        bench.clock.time = time
+        bench.add(b"a", b"b")
+    assert [bench.log.offset_at(time) for time in (0, 1_000, 1_001, 3_000, 3_001)] == [0, 0, 2, 4, 6]
+
+
+def test_old_segments_go(bench: Bench) -> None:
+    """By size and by age, whole segments at a time, and never the last; a reader there goes on behind them."""
+    log = bench.open(segment_bytes=1_000, max_bytes=2_500)
+    bench.add(b"first")
+    reader = Reader(log, 0)
+    for _ in range(20):
+        bench.add(bytes(300))
+    assert log.size <= 2_500 + 1_000
+    assert 0 < log.first_offset < log.end == 21
+    assert reader.read()[0].offset == log.first_offset == bench.read()[0][0]
+    before = log.first_offset
+    log.retention = Retention(max_age=5_000, segment_bytes=1_000)
+    bench.clock.time += 10_000
+    for _ in range(4):
+        bench.add(bytes(300))
+    assert before < log.first_offset < log.end
+
+
+def test_producers_and_consumers_are_remembered(on_disk: Bench) -> None:
+    """After a restart, and after the segments in which they were written are gone."""
+    log = on_disk.open(segment_bytes=500, max_bytes=500)
+    log.append(simple_entry(b"a"), producer="p", publishing_id=7)
+    log.store_offset("c", 5)
+    on_disk.clock.turn()
+    for _ in range(10):
+        on_disk.add(bytes(300))
+    assert log.first_offset > 0
+    for each in (log, on_disk.open()):
+        assert (each.publishing_ids, each.offsets) == ({"p": 7}, {"c": 5})
+
+
+def test_torn_end(on_disk: Bench, tmp_path: Path) -> None:
+    """What was being written as the broker died is cut off and kept aside, and the next chunk takes its place."""
+    on_disk.add(b"a", b"b")
+    sound = segment_files(tmp_path)[0].stat().st_size
+    on_disk.add(b"c" * 1000)
+    whole = segment_files(tmp_path)[0].read_bytes()
+    for size in (sound + 1, sound + 48, len(whole) - 1):
+        segment_files(tmp_path)[0].write_bytes(whole[:size])
+        log = on_disk.open()
+        assert (log.end, log.lost) == (2, size - sound)
+        on_disk.add(b"d")
+        assert on_disk.read() == [(0, b"a"), (1, b"b"), (2, b"d")]
+    kept = [path.read_bytes() for path in tmp_path.glob("damaged-*/*")]
+    assert kept
+    assert all(whole[sound:].startswith(each) for each in kept)
+
+
+def test_damage_in_the_middle_costs_one_chunk(on_disk: Bench, tmp_path: Path) -> None:
+    """In a segment that is not the last, the chunks behind a damaged one are still read."""
+    on_disk.open(segment_bytes=600)
+    for body in (b"a", b"b" * 300, b"c" * 300, b"d"):
+        on_disk.add(body)
+    first = segment_files(tmp_path)[0]
+    first.write_bytes(first.read_bytes().replace(b"bbbb", b"bxbb", 1))
+    log = on_disk.open()
+    assert (log.lost, [offset for offset, _ in on_disk.read()]) == (0, [0, 2, 3])
+
+
+def test_a_full_disk_is_tried_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the disk did not take goes to the same place, before what came later."""
+    log = bench.log
+    log.append(simple_entry(b"a"))
+    log.prepare()
+    with monkeypatch.context() as patched:
+        patched.setattr(log._segments[-1].octets, "sync", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            log.write()
+    bench.add(b"b")
+    assert bench.read() == [(0, b"a"), (1, b"b")]
+
+
+def test_deleted(bench: Bench, tmp_path: Path) -> None:
+    """Readers are told, and nothing is left."""
+    bench.add(b"a")
+    told: list[bool] = []
+    bench.log.watch(lambda: told.append(bench.log.deleted))
+    bench.log.append(simple_entry(b"b"))
+    bench.log.delete()
+    bench.clock.turn()
+    assert told == [True]
+    assert not list(tmp_path.glob("streams/*"))
