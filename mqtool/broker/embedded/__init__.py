@@ -9,6 +9,7 @@ It has no TLS, no streams, no policies and no cluster; a quorum queue behaves li
 outgrow it change one URL.
 """
 
-from mqtool.broker.embedded.server import EmbeddedBroker, Settings, serve
+from mqtool.broker.embedded.in_process import EmbeddedBroker
+from mqtool.broker.embedded.server import Settings, serve
 
 __all__ = ["EmbeddedBroker", "Settings", "serve"]

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from mqtool.broker.embedded.server import EmbeddedBroker
+    from mqtool.broker.embedded.in_process import EmbeddedBroker
 
 
 @pytest.fixture(scope="session")
 def amqp_broker() -> "Iterator[EmbeddedBroker]":
     """An embedded AMQP broker; `amqp_broker.url` is where."""
     # Imported here: pytest loads this module in every project that has mqtool installed, whether it uses it or not.
-    from mqtool.broker.embedded.server import EmbeddedBroker
+    from mqtool.broker.embedded.in_process import EmbeddedBroker
 
     with EmbeddedBroker() as broker:
         yield broker

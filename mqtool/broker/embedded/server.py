@@ -1,17 +1,11 @@
-"""Starting and stopping the embedded broker: in a thread of this process, or as the process.
-
-The highest of the layers: server, http, wire and store (side by side), model.
-"""
+"""Starting and stopping the embedded broker, as the process; `in_process` does it within another program."""
 
 import asyncio
 import logging
 import signal
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.broker import CONSUMER_TIMEOUT, Broker
@@ -21,7 +15,6 @@ from mqtool.broker.embedded.wire.connection import Connection
 log = logging.getLogger("mqtool.broker.embedded")
 
 DEFAULT_PORT = 5672
-_STARTING_SECONDS = 30.0
 _CHECK_CONSUMERS_SECONDS = 60.0
 
 
@@ -157,7 +150,8 @@ class Server:
         ]
 
 
-async def _run(settings: Settings, stop: asyncio.Event, when_ready: Callable[[Server], None]) -> None:
+async def run(settings: Settings, stop: asyncio.Event, when_ready: Callable[[Server], None]) -> None:
+    """Run a broker on the running loop until an event is set."""
     server = Server(settings)
     await server.start()
     try:
@@ -178,117 +172,11 @@ def serve(settings: Settings, when_ready: Callable[[Server], None] = lambda _: N
         OSError: a port is taken, or the directory cannot be used or is damaged.
     """
 
-    async def run() -> None:
+    async def until_stopped() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        await _run(settings, stop, when_ready)
+        await run(settings, stop, when_ready)
 
-    asyncio.run(run())
-
-
-class EmbeddedBroker:
-    """A broker in a thread of this process, until the `with` block ends.
-
-        with EmbeddedBroker() as broker:
-            connection = pika.BlockingConnection(pika.URLParameters(broker.url))
-
-    Args:
-        port: the port to listen on, 0 for any free one.
-        data_dir: a directory to keep durable queues and persistent messages in; None keeps everything in memory.
-        management_port: the port for the management API, 0 for any free one; None for none.
-        memory_limit: publishers are blocked when messages take more bytes; None for RabbitMQ's default.
-        consumer_timeout: how long a delivery may stay unacknowledged, in seconds.
-
-    Attributes:
-        url: the AMQP URL, once it is started.
-        management_url: the HTTP URL of the management API, once it is started; None without one.
-    """
-
-    def __init__(
-        self,
-        port: int = 0,
-        data_dir: str | Path | None = None,
-        *,
-        host: str = "127.0.0.1",
-        management_port: int | None = None,
-        memory_limit: int | None = None,
-        consumer_timeout: float = CONSUMER_TIMEOUT,
-    ) -> None:
-        self._settings = Settings(
-            host, port, None if data_dir is None else Path(data_dir), management_port, memory_limit, consumer_timeout
-        )
-        self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop: asyncio.Event | None = None
-        self._ready = threading.Event()
-        self._error: BaseException | None = None
-        self._server: Server | None = None
-
-    @property
-    def port(self) -> int:
-        """The AMQP port."""
-        assert self._server is not None, "the broker has not been started"
-        return self._server.port
-
-    @property
-    def url(self) -> str:
-        """The AMQP URL, of user guest and virtual host /."""
-        return f"amqp://guest:guest@{self._settings.host}:{self.port}/%2F"
-
-    @property
-    def management_url(self) -> str | None:
-        """The URL of the management API, None if there is none."""
-        assert self._server is not None, "the broker has not been started"
-        port = self._server.management_port
-        return None if port is None else f"http://{self._settings.host}:{port}"
-
-    def start(self) -> Self:
-        """Start it; returns once it listens.
-
-        Raises:
-            OSError: a port is taken, or the directory cannot be used or is damaged.
-        """
-        self._thread = threading.Thread(target=self._run, name="embedded-broker", daemon=True)
-        self._thread.start()
-        if not self._ready.wait(_STARTING_SECONDS):
-            raise TimeoutError("the embedded broker did not start")
-        if self._error is not None:
-            self._thread.join()
-            raise self._error
-        return self
-
-    def stop(self) -> None:
-        """Stop it; connections are closed with 320 CONNECTION_FORCED."""
-        if self._thread is None or self._loop is None or self._stop is None:
-            return
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def _run(self) -> None:
-        async def run() -> None:
-            self._loop = asyncio.get_running_loop()
-            self._stop = asyncio.Event()
-            await _run(self._settings, self._stop, self._started)
-
-        try:
-            asyncio.run(run())
-        # The thread that waits in start() raises it.
-        except BaseException as error:
-            self._error = error
-        finally:
-            self._ready.set()
-
-    def _started(self, server: Server) -> None:
-        self._server = server
-        self._ready.set()
+    asyncio.run(until_stopped())

@@ -1,0 +1,130 @@
+"""The embedded broker within another program: in a thread of its own, or on the running event loop."""
+
+import asyncio
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from mqtool.broker.embedded.model.broker import CONSUMER_TIMEOUT
+from mqtool.broker.embedded.server import Server, Settings, run
+
+_STARTING_SECONDS = 30.0
+
+
+class EmbeddedBroker:
+    """A broker in this process, until the `with` block ends: in a thread, or with `async with` on the running loop.
+
+        with EmbeddedBroker() as broker:
+            connection = pika.BlockingConnection(pika.URLParameters(broker.url))
+
+    Args:
+        port: the port to listen on, 0 for any free one.
+        data_dir: a directory to keep durable queues and persistent messages in; None keeps everything in memory.
+        management_port: the port for the management API, 0 for any free one; None for none.
+        memory_limit: publishers are blocked when messages take more bytes; None for RabbitMQ's default.
+        consumer_timeout: how long a delivery may stay unacknowledged, in seconds.
+
+    Attributes:
+        url: the AMQP URL, once it is started.
+        management_url: the HTTP URL of the management API, once it is started; None without one.
+    """
+
+    def __init__(
+        self,
+        port: int = 0,
+        data_dir: str | Path | None = None,
+        *,
+        host: str = "127.0.0.1",
+        management_port: int | None = None,
+        memory_limit: int | None = None,
+        consumer_timeout: float = CONSUMER_TIMEOUT,
+    ) -> None:
+        self._settings = Settings(
+            host, port, None if data_dir is None else Path(data_dir), management_port, memory_limit, consumer_timeout
+        )
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._ready = threading.Event()
+        self._error: BaseException | None = None
+        self._server: Server | None = None
+
+    @property
+    def port(self) -> int:
+        """The AMQP port."""
+        assert self._server is not None, "the broker has not been started"
+        return self._server.port
+
+    @property
+    def url(self) -> str:
+        """The AMQP URL, of user guest and virtual host /."""
+        return f"amqp://guest:guest@{self._settings.host}:{self.port}/%2F"
+
+    @property
+    def management_url(self) -> str | None:
+        """The URL of the management API, None if there is none."""
+        assert self._server is not None, "the broker has not been started"
+        port = self._server.management_port
+        return None if port is None else f"http://{self._settings.host}:{port}"
+
+    def start(self) -> Self:
+        """Start it; returns once it listens.
+
+        Raises:
+            OSError: a port is taken, or the directory cannot be used or is damaged.
+        """
+        self._thread = threading.Thread(target=self._run, name="embedded-broker", daemon=True)
+        self._thread.start()
+        if not self._ready.wait(_STARTING_SECONDS):
+            raise TimeoutError("the embedded broker did not start")
+        if self._error is not None:
+            self._thread.join()
+            raise self._error
+        return self
+
+    def stop(self) -> None:
+        """Stop it; connections are closed with 320 CONNECTION_FORCED."""
+        if self._thread is None or self._loop is None or self._stop is None:
+            return
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        server = Server(self._settings)
+        await server.start()
+        self._server = server
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        await self._server.stop()
+
+    def _run(self) -> None:
+        async def until_stopped() -> None:
+            self._loop = asyncio.get_running_loop()
+            self._stop = asyncio.Event()
+            await run(self._settings, self._stop, self._started)
+
+        try:
+            asyncio.run(until_stopped())
+        # The thread that waits in start() raises it.
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._ready.set()
+
+    def _started(self, server: Server) -> None:
+        self._server = server
+        self._ready.set()
