@@ -21,6 +21,7 @@ from mqtool.errors import BadData
 from mqtool.message import END_OF_TIME, MAX_DEPTH, PROPERTIES, Delivery, Message, Timestamp, Undecoded
 
 _KNOWN = {
+    "broker",  # which of several, as 'mqtool tap' names it; it is not part of the message
     "delay",
     "at",
     "timestamp",

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator
 
+from mqtool.amqp.buffer import Buffer
 from mqtool.amqp.link import Link, Listener
 from mqtool.amqp.policies import Policy, Receiving, Step
 from mqtool.amqp.subscription import Subscription
@@ -50,9 +51,11 @@ class Consumer(Listener):
         self._policy = policy
         self._on_end = on_end
         self._hand_over = hand_over
-        self._inbox: queues.SimpleQueue[list[Delivery] | None] = queues.SimpleQueue()
+        self._inbox: Buffer | queues.SimpleQueue[list[Delivery] | None] = receiving.buffer or queues.SimpleQueue()
         self._lot: deque[Delivery] = deque()  # of the inbox, and not taken yet
         self._is_stuck = False
+        # What is lost with us is yielded before the end.
+        self._yields_all = policy.auto_ack and receiving.buffer is None
         self._subscription = Subscription(link, queue, self._inbox.put)
         self._stopping = False
         self._subscribing = threading.RLock()
@@ -150,7 +153,7 @@ class Consumer(Listener):
         while True:
             if not self._lot and not self._next_lot(taken, started):
                 return None
-            if self._stopping and not self._policy.auto_ack:
+            if self._stopping and not self._yields_all:
                 return None
             delivery = self._lot.popleft()
             if delivery.epoch == self._link.requests.epoch or self._policy.auto_ack or self._queue.exclusive:
@@ -165,7 +168,7 @@ class Consumer(Listener):
             except queues.Empty:
                 self._flush()
                 lot = self._wait(taken, started)
-            if self._stopping and not self._policy.auto_ack:
+            if self._stopping and not self._yields_all:
                 return False
             if lot is not None:
                 self._lot.extend(lot)

@@ -11,6 +11,7 @@ They do no I/O, and know neither channel nor clock: a consumer tells them what h
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from mqtool.amqp.buffer import Buffer
 from mqtool.message import Delivery
 
 #: Unacknowledged deliveries by default: enough to stream at full speed.
@@ -36,6 +37,8 @@ class Receiving:
         count: stop after this many deliveries; exactly as many are taken from the queue.
         idle_timeout: seconds without a delivery. Fewer than count by then is a time-out, else a normal end.
         timeout: seconds in total, after which consuming has timed out.
+        buffer: where deliveries that are acknowledged on delivery wait for the caller; None for one without a limit.
+            With one, those that wait are dropped at the end: nobody asked for all of them.
     """
 
     prefetch: int = PREFETCH
@@ -44,6 +47,7 @@ class Receiving:
     count: int | None = None
     idle_timeout: float | None = None
     timeout: float | None = None
+    buffer: Buffer | None = None
 
 
 STREAMING = Receiving()
@@ -126,6 +130,8 @@ def policy_for(receiving: Receiving, *, limits_deliveries: bool) -> Policy:
     """
     if not receiving.acknowledge:
         return CallerSettles(receiving)
+    if receiving.buffer is not None:
+        return Streaming(receiving.prefetch, auto_ack=True)
     if receiving.count is not None:
         return ExactCount(receiving.count, receiving.prefetch)
     if limits_deliveries and not receiving.auto_ack and receiving.prefetch == PREFETCH:

@@ -44,6 +44,7 @@ COMMANDS = {
     "route": ("route", _SEE),
     "top": ("top", _SEE),
     "doctor": ("doctor", _SEE),
+    "tap": ("tap", _MESSAGES),
     "queue": ("declaring", _MANAGE),
     "exchange": ("declaring", _MANAGE),
     "bind": ("declaring", _MANAGE),

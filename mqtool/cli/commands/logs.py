@@ -1,7 +1,6 @@
 """mqtool emit-log, mqtool receive-log: publish/subscribe, routing, topics, headers."""
 
 from collections.abc import Callable, Iterator
-from enum import StrEnum
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
@@ -12,6 +11,7 @@ from mqtool.cli.options import (
     Broker,
     ExchangeOptions,
     LogQueueOptions,
+    Match,
     OutputFile,
     Publishing,
     Receiving,
@@ -33,13 +33,6 @@ emit_log = typer.Typer(no_args_is_help=True, help="Publish logs to an exchange (
 receive_log = typer.Typer(no_args_is_help=True, help="Receive logs from an exchange (tutorials 3, 4 and 5).")
 app.add_typer(emit_log, name="emit-log")
 app.add_typer(receive_log, name="receive-log")
-
-
-class Match(StrEnum):
-    """How many of a binding's headers a message must have."""
-
-    ALL = "all"
-    ANY = "any"
 
 
 class ReceivingLogs(NamedTuple):

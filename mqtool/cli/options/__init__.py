@@ -19,6 +19,7 @@ from mqtool.cli.options.values import (
     DURATION,
     TIME_LIMIT,
     ConfirmTimeout,
+    Match,
     argument_option,
     header,
     header_option,

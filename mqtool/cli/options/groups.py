@@ -29,7 +29,7 @@ def takes_groups(function: Callable[..., None], **changed: Any) -> Callable[...,
 
     Args:
         changed: annotations of fields that it takes otherwise, such as a name as an argument; arguments are required
-            unless None is among their types.
+            unless None is among their types. None for a field that it does not take.
     """
     hints = _hints(function)
     groups = {name: hint for name, hint in hints.items() if _is_group(hint)}
@@ -41,6 +41,7 @@ def takes_groups(function: Callable[..., None], **changed: Any) -> Callable[...,
         else parameter
         for name, given in inspect.signature(function).parameters.items()
         for parameter in _parameters(name, hints[name], given.default)
+        if changed.get(parameter.name, parameter) is not None
     ]
 
     @functools.wraps(function)
@@ -76,9 +77,14 @@ def _parameters(name: str, hint: Any, default: Any) -> Iterator[inspect.Paramete
 
 
 def _made(group: Any, values: dict[str, Any]) -> Any:
-    """A group, of the values that are its fields; they are taken out of all values."""
+    """A group, of the values that are its fields; they are taken out of all values. The others keep their defaults."""
     hints = _hints(group)
-    return group(**{name: _made(hints[name], values) if _is_group(hints[name]) else values.pop(name) for name in hints})
+    fields = {
+        name: _made(hint, values) if _is_group(hint) else values.pop(name)
+        for name, hint in hints.items()
+        if _is_group(hint) or name in values
+    }
+    return group(**fields)
 
 
 def _default(annotation: Any, otherwise: Any) -> Any:

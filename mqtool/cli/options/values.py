@@ -2,6 +2,7 @@
 
 import json
 import re
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -36,6 +37,13 @@ def size(text: str) -> int:
     if parts is None or not int(parts[1]):
         raise typer.BadParameter(f"{text!r} is not a size such as 64KiB or 128MiB")
     return int(parts[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[(parts[2] or "").upper()]
+
+
+class Match(StrEnum):
+    """How many of a binding's headers a message must have."""
+
+    ALL = "all"
+    ANY = "any"
 
 
 def header(text: str) -> tuple[str, Any]:

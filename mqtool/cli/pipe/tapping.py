@@ -1,0 +1,209 @@
+"""The pipeline of `mqtool tap`: copies from one broker or several, printed as they come; what is dropped is counted."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mqtool import where as conditions
+from mqtool.amqp import Channel
+from mqtool.amqp import Receiving as Settings
+from mqtool.amqp.buffer import Buffer
+from mqtool.cli.access import Access
+from mqtool.cli.display import output
+from mqtool.cli.display.output import WAITING_FOR_MESSAGES
+from mqtool.cli.display.received import DeliveryWriter
+from mqtool.cli.options import Receiving
+from mqtool.cli.pipe.receiving import writer
+from mqtool.errors import TimedOut
+from mqtool.message import Delivery
+from mqtool.taps.tapping import Tap
+from mqtool.where import Where
+
+#: Seconds between two looks at what piles up at the broker, and looks between two notices of what was dropped.
+_LOOK, _EVERY = 0.25, 8
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where copies come from.
+
+    Attributes:
+        start: begins to consume on a channel, with these settings.
+    """
+
+    access: Access
+    start: Callable[[Channel, Settings], Tap]
+
+
+@dataclass(frozen=True)
+class Printing:
+    """What to print of them, and how.
+
+    Attributes:
+        buffer: how many deliveries to keep for a slow reader, for each broker.
+        into: the file to append to, instead of stdout.
+    """
+
+    receiving: Receiving
+    line: Callable[[Delivery], str] | str
+    buffer: int
+    where: Where | None = None
+    into: Path | None = None
+
+
+def print_taps(sources: Sequence[Source], printing: Printing) -> None:
+    """Print copies until they end, from all brokers at once; with several, each line names its own.
+
+    Raises:
+        ReaderGone: nobody reads what we print any more.
+        MqtoolError: one of the taps failed; all have ended then.
+    """
+    if printing.into is not None:
+        from mqtool.cli.display.appending import append_to
+
+        append_to(printing.into)
+    writers = [_labelled(printing, source, among=sources) for source in sources]
+    with ExitStack() as stack:
+        channels = [stack.enter_context(source.access.channel()) for source in sources]
+
+        def stop() -> None:
+            for channel in channels:
+                channel.stop()
+
+        buffers = [Buffer(printing.buffer) for _ in sources]
+        settings = [replace(printing.receiving.settings(), count=None, buffer=each) for each in buffers]
+        taps = [source.start(channel, how) for source, channel, how in zip(sources, channels, settings, strict=True)]
+        wanted = _Wanted(printing.receiving.limit, printing.where, stop)
+        runs = []
+        for channel, write, tap in zip(channels, writers, taps, strict=True):
+            channel.before_acknowledging = write.flush
+            runs.append(_Run(write, wanted.of(tap.deliveries), stop))
+        output.status(WAITING_FOR_MESSAGES)
+        output.create_ready_file(printing.receiving.ready_file)
+        reader = output.Reader(on_gone=stop)
+        with _counting(buffers, taps):
+            for run in runs[1:]:
+                run.start()
+            runs[0].run()
+            for run in runs[1:]:
+                run.join()
+        reader.check()
+        for run in runs:
+            if run.failure is not None:
+                raise run.failure
+        if wanted.missing and not any(channel.stopping for channel in channels):
+            idle = printing.receiving.idle_timeout or 0
+            raise TimedOut(
+                f"nothing came for {idle:g} s, with {wanted.found:,} of {printing.receiving.limit:,} received"
+            )
+
+
+class _Wanted:
+    """Chooses the deliveries to print, from all brokers together.
+
+    Attributes:
+        found: how many there were.
+    """
+
+    def __init__(self, count: int | None, where: Where | None, stop: Callable[[], None]) -> None:
+        self.found = 0
+        self._count = count
+        self._where = where
+        self._stop = stop
+        self._lock = threading.Lock()
+
+    @property
+    def missing(self) -> bool:
+        """Whether there were fewer than the count."""
+        return self._count is not None and self.found < self._count
+
+    def of(self, deliveries: Iterator[Delivery]) -> Iterator[Delivery]:
+        """Those that match, up to the count."""
+        where = self._where
+        for delivery in deliveries:
+            if where is not None and not where.matches(conditions.of_delivery(delivery)):
+                continue
+            if self._count is not None and not self._takes():
+                return
+            yield delivery
+
+    def _takes(self) -> bool:
+        with self._lock:
+            if self.found == self._count:
+                return False
+            self.found += 1
+            if self.found == self._count:
+                self._stop()
+            return True
+
+
+class _Run(threading.Thread):
+    """Prints what comes from one broker.
+
+    Attributes:
+        failure: what ended it, if it was not the end.
+    """
+
+    def __init__(self, write: DeliveryWriter, deliveries: Iterator[Delivery], stop: Callable[[], None]) -> None:
+        super().__init__(name="mqtool-tap", daemon=True)
+        self.failure: BaseException | None = None
+        self._write = write
+        self._deliveries = deliveries
+        self._stop_all = stop
+
+    def run(self) -> None:
+        """Print until the end; if that is a failure, it ends the others, too."""
+        try:
+            for delivery in self._deliveries:
+                self._write.add(delivery)
+            self._write.flush()
+        except BaseException as error:  # raised again, by whoever started it
+            self.failure = error
+            self._stop_all()
+
+
+def _labelled(printing: Printing, source: Source, *, among: Sequence[Source]) -> DeliveryWriter:
+    """Have each line name its broker, if there are several; bodies alone and templates stay as they are."""
+    receiving = printing.receiving
+    write = writer(receiving, printing.line, queue_is_ours=True)
+    if len(among) > 1 and not receiving.raw and receiving.template is None:
+        name, render = str(source.access.address), write.render
+        if receiving.as_json:
+            start = f'{{"broker":{json.dumps(name)},'.encode()
+            write.render = lambda delivery: start + render(delivery)[1:]
+        else:
+            prefix = f"{name} ".encode()
+            write.render = lambda delivery: prefix + render(delivery)
+    return write
+
+
+@contextmanager
+def _counting(buffers: Sequence[Buffer], taps: Sequence[Tap]) -> Iterator[None]:
+    """Within the block, say from time to time how many were dropped; and at the end, how many in all."""
+    is_over = threading.Event()
+
+    def dropped() -> int:
+        return sum(buffer.dropped for buffer in buffers)
+
+    def watch() -> None:
+        said, looks, has_backlog = 0, 0, False
+        while not is_over.wait(_LOOK):
+            looks += 1
+            if not has_backlog and any(tap.has_backlog() for tap in taps):
+                has_backlog = True
+                output.warning("this tap reads too slowly: the broker drops messages for it, which are not counted")
+            if looks % _EVERY == 0 and (now := dropped()) > said:
+                said = now
+                output.notice(f"{now:,} dropped up to now: the output is slower than the messages come")
+
+    # It may wait for a broker that is away, so nobody waits for it.
+    threading.Thread(target=watch, name="mqtool-dropped", daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        if count := dropped():
+            output.warning(f"{count:,} messages were dropped: the output was slower than they came; see --buffer")
