@@ -198,6 +198,10 @@ class Channel(Listener):
             NotFound: the queue does not exist.
             DeclaredDifferently: the queue is exclusive to another connection.
         """
+        return self.consumer(queue, receiving).deliveries()
+
+    def consumer(self, queue: Queue, receiving: Receiving = STREAMING) -> Consumer:
+        """What consume() takes its deliveries from, for whoever has something else to do until there are some."""
         policy = policy_for(receiving, limits_deliveries=_limits_deliveries(queue, self.connection.broker))
         consumer = Consumer(
             self.link, queue, receiving, policy, on_end=self._forget, hand_over=self.before_acknowledging
@@ -209,7 +213,7 @@ class Channel(Listener):
         except BaseException:
             self._forget(consumer)
             raise
-        return consumer.deliveries()
+        return consumer
 
     def get(self, queue: str) -> Delivery | None:
         """basic.get: take one message, unacknowledged; None if the queue is empty.

@@ -9,7 +9,7 @@ import queue as queues
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 
 from mqtool.amqp.buffer import Buffer
 from mqtool.amqp.link import Link, Listener
@@ -118,6 +118,31 @@ class Consumer(Listener):
                 is_current = delivery.epoch == self._link.requests.epoch
                 self._do(self._policy.acknowledged(self._subscription.received, is_current=is_current))
 
+    def arrives(self, within: float) -> bool:
+        """Whether deliveries() can go on at once, with a delivery or to its end, or can within this many seconds."""
+        if not self._lot:
+            try:
+                lot = self._inbox.get(timeout=within) if within else self._inbox.get_nowait()
+            except queues.Empty:
+                return False
+            if lot is None:
+                self._inbox.put(None)  # deliveries() knows what it means
+                return True
+            self._lot.extend(lot)
+        return True
+
+    def give_back(self, through: Iterable[Delivery]) -> None:
+        """Consume no more, and requeue what is unacknowledged, lot by lot: a quorum queue keeps the order of that.
+
+        Args:
+            through: the last delivery of each lot, in order.
+        """
+        if self._link.failure is not None:
+            return
+        self._do(Step.CANCEL)
+        for last in through:
+            self._requeue(last.epoch, last.delivery_tag)
+
     def take_in_advance(self, extra: int) -> None:
         """Have this many deliveries more than the prefetch at a time; 0 ends that. From any thread."""
         with self._subscribing:
@@ -221,6 +246,9 @@ class Consumer(Listener):
             if step is Step.RESUBSCRIBE and self._policy.wants_more(self._subscription.received):
                 self._flush()
                 self.start()
+
+    def _requeue(self, epoch: int, tag: int) -> None:
+        self._link.requests.send(epoch, lambda pika: pika.basic_nack(tag, multiple=True, requeue=True))
 
     def _flush(self, *, leaving: bool = False) -> None:
         """Acknowledge what waits to be acknowledged with others, if that brings no more deliveries than asked for."""

@@ -55,6 +55,7 @@ COMMANDS = {
     "policy": ("policies", _MANAGE),
     "definitions": ("definitions", _MANAGE),
     "plugin": ("plugins", _MANAGE),
+    "move": ("move", _MESSAGES),
     "dlq": ("dead_letters", _FAILURES),
     "reconcile": ("reconcile", _FAILURES),
     "drill": ("drill", _FAILURES),

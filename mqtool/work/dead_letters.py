@@ -1,12 +1,8 @@
 """Dead letters: looking at them, bringing them back, dropping them.
 
-    [jobs.dlq] ── get, one by one ──> chosen?  ── yes ──> published to [jobs], confirmed ──> acknowledged here
-                                         │
-                                         └─ no ──> kept unacknowledged, so that the next get brings the next one
-
-Whatever is not acknowledged returns to its place when the channel closes, for whatever reason. So looking removes
-nothing, and a redrive that is killed loses nothing: at most 100 messages are in both queues then, with the same
-message_id, and the next run continues where it stopped.
+Looking takes them unacknowledged, and they return to their places when the channel closes. A redrive is a transfer to
+the queues that they came from (see transfer.py), and so loses nothing when it is killed: at most 100 messages are in
+both queues then, with the same message_id, and the next run continues where it stopped.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +17,9 @@ from mqtool.management import Management
 from mqtool.message import Delivery, Message
 from mqtool.work import history
 from mqtool.work.history import Death
-from mqtool.work.moving import Move, NotMoved, move, name_of, redriven
+from mqtool.work.moving import NotMoved, name_of, redriven
 from mqtool.work.retry import dead_letter_queue
+from mqtool.work.transfer import Transfer, Until
 
 
 @dataclass(frozen=True)
@@ -102,26 +99,29 @@ def redrive(
     """
     closed = set()  # queues that did not take a letter
 
-    def moves() -> Iterator[Move]:
-        for letter in letters(channel, source):
-            if not chosen(letter):
-                continue
-            target = to or letter.death.queue
-            if target is None:
-                left(f"{name_of(letter.delivery)} does not say which queue it came from")
-            elif target in closed:
-                left(f"{name_of(letter.delivery)} was in {target!r}, too")
-            else:
-                yield redriven(letter.delivery, target)
+    def message_for(delivery: Delivery) -> Message | None:
+        letter = DeadLetter(delivery)
+        if not chosen(letter):
+            return None
+        target = to or letter.death.queue
+        if target is None:
+            left(f"{name_of(delivery)} does not say which queue it came from")
+        elif target in closed:
+            left(f"{name_of(delivery)} was in {target!r}, too")
+        else:
+            return redriven(delivery, target).message
+        return None
 
-    def refused(error: NotMoved, message: Message) -> None:
-        if to is not None:
-            raise error
-        closed.add(message.routing_key)
-        left(str(error))
+    def goes_on(error: NotMoved, message: Message) -> bool:
+        if to is None:
+            closed.add(message.routing_key)
+            left(str(error))
+        error.hint = f"{error.hint}; --to names another queue"
+        return to is None
 
-    for delivery in move(channel, moves(), "; --to names another queue", refused):
-        channel.acknowledge(delivery)
+    # Letters that arrive meanwhile may be the same ones, dead again.
+    until = Until(seen=channel.depth_of(source))
+    for delivery in Transfer(channel, channel, source, message_for, until=until, goes_on=goes_on):
         yield DeadLetter(delivery)
 
 

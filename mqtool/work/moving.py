@@ -1,21 +1,19 @@
 """Moving messages to other queues: each is confirmed there before it is acknowledged here, so none can be lost."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from mqtool.amqp import Channel
 from mqtool.errors import NotConfirmed
-from mqtool.message import PERSISTENT, Confirmation, Delivery, Message
+from mqtool.message import PERSISTENT, Confirmation, Delivery, Message, Receipt
 from mqtool.work import history
 
-#: Moved messages that may wait for their confirms: what a kill can double. Most of the time goes into taking messages
-#: one by one, so more would not be faster.
-_WINDOW = 50
 #: Headers that the broker adds to a dead letter. With x-death, it drops messages that seem to go in circles.
 _BROKERS = {"x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason",
-            "x-last-death-exchange", "x-last-death-queue", "x-last-death-reason", "x-delivery-count",
-            "x-acquired-count"}  # fmt: skip
+            "x-last-death-exchange", "x-last-death-queue", "x-last-death-reason"}  # fmt: skip
+#: Headers that it adds to a delivery: how often this queue has delivered it.
+_COUNTS = {"x-delivery-count", "x-acquired-count"}
 #: Headers that ask for copies in further queues, which those have by now.
 _COPIES = {"CC", "BCC"}
 _OURS = {history.ATTEMPTS, history.LAST_ERROR, history.REASON, history.FIRST_FAILURE, history.QUEUE}
@@ -32,41 +30,23 @@ class NotMoved(NotConfirmed):
     """The other queue did not take a message."""
 
 
-def _raise(error: NotMoved, _: Message) -> None:
-    raise error
-
-
-def move(
-    channel: Channel, moves: Iterable[Move], hint: str = "", refused: Callable[[NotMoved, Message], None] = _raise
-) -> Iterator[Delivery]:
-    """Publish each message; once it is confirmed, yield its delivery, which can then be acknowledged.
-
-    Args:
-        refused: is given what the broker returned or refused: its delivery is still in its queue.
+def move(channel: Channel, each: Move) -> None:
+    """Publish a message, and wait until it is confirmed; its delivery can then be acknowledged.
 
     Raises:
-        NotMoved: as refused() raises it, which by default it does.
+        NotMoved: the broker returned or refused it.
     """
-    in_hand: dict[int, Delivery] = {}
-
-    def messages() -> Iterator[Message]:
-        for sequence, each in enumerate(moves, start=1):
-            in_hand[sequence] = each.delivery
-            yield each.message
-
-    for receipt in channel.publish(messages(), mandatory=True, window=_WINDOW):
-        delivery = in_hand.pop(receipt.sequence)
+    for receipt in channel.publish([each.message], mandatory=True):
         if receipt.confirmation is not Confirmation.CONFIRMED:
-            to = receipt.message.routing_key
-            refused(
-                NotMoved(
-                    f"{name_of(delivery)} was not taken by {to!r}: {receipt.reason}",
-                    f"it is still in {delivery.queue}{hint}",
-                ),
-                receipt.message,
-            )
-        else:
-            yield delivery
+            raise not_taken(each.delivery, receipt)
+
+
+def not_taken(delivery: Delivery, receipt: Receipt) -> NotMoved:
+    """The error for a message that the broker returned or refused."""
+    return NotMoved(
+        f"{name_of(delivery)} was not taken by {receipt.message.routing_key!r}: {receipt.reason}",
+        f"it is still in {delivery.queue}",
+    )
 
 
 def failed(delivery: Delivery, error: str, to: str, reason: str | None = None) -> Move:
@@ -77,7 +57,7 @@ def failed(delivery: Delivery, error: str, to: str, reason: str | None = None) -
         reason: why it becomes a dead letter, if it does.
     """
     origin = history.origin_of(delivery)
-    headers = _without(delivery.headers, _BROKERS | _COPIES)
+    headers = _without(delivery.headers, _BROKERS | _COUNTS | _COPIES)
     headers |= {
         history.ATTEMPTS: history.attempt_of(delivery),
         history.LAST_ERROR: error,
@@ -93,7 +73,21 @@ def failed(delivery: Delivery, error: str, to: str, reason: str | None = None) -
 
 def redriven(delivery: Delivery, to: str) -> Move:
     """Move a message to the queue `to` as it was before it failed: its attempts count from one again."""
-    return _moved(delivery, _without(delivery.headers, _OURS | _BROKERS | _COPIES), to)
+    return _moved(delivery, _without(delivery.headers, _OURS | _BROKERS | _COUNTS | _COPIES), to)
+
+
+def elsewhere(delivery: Delivery, to: str, user: str) -> Message:
+    """The same message for the queue `to`, with all that its publisher set, and its deaths.
+
+    Args:
+        user: whom the broker there knows us as; it takes a user_id only from that user.
+    """
+    properties = _without(delivery.properties, {"message_id"})
+    if headers := delivery.properties.get("headers"):
+        properties["headers"] = _without(headers, _COUNTS | _COPIES)
+    if properties.get("user_id") != user:
+        properties["user_id"] = None
+    return Message(delivery.body, to, "", properties, delivery.properties.get("message_id"))
 
 
 def _moved(delivery: Delivery, headers: Mapping[str, Any], to: str) -> Move:

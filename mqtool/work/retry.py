@@ -143,7 +143,7 @@ class Retrying:
             for tries_left in reversed(range(_TRIES)):
                 declare()
                 try:
-                    list(move(self._channel, [each]))
+                    move(self._channel, each)
                 except NotMoved:
                     if not tries_left:
                         raise

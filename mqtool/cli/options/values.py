@@ -31,6 +31,14 @@ def duration_or_seconds(text: str) -> float:
     return float(text) if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII) else duration(text)
 
 
+def rate(text: str) -> float:
+    """Messages per second, from a number, or a number per s, m or h."""
+    parts = re.fullmatch(r"(\d+(?:\.\d+)?)(?:/(s|m|h))?", text, re.ASCII)
+    if parts is None or not float(parts[1]):
+        raise typer.BadParameter(f"{text!r} is not a rate such as 500/s")
+    return float(parts[1]) / {"s": 1, "m": 60, "h": 3600}[parts[2] or "s"]
+
+
 def size(text: str) -> int:
     """Bytes, from a number with a unit, such as 64KiB or 128MiB."""
     parts = re.fullmatch(r"(\d+)\s*(?:([KMG])(?:iB)?|B)?", text, re.IGNORECASE)
@@ -78,6 +86,7 @@ def argument_option(about: str) -> Any:
 #: For an option that takes a duration, and for one that takes a duration other than 0.
 DURATION = dict[str, Any](parser=duration_or_seconds, metavar="DURATION")
 TIME_LIMIT = dict[str, Any](parser=time_limit, metavar="DURATION")
+RATE = dict[str, Any](parser=rate, metavar="RATE")
 
 ConfirmTimeout = Annotated[
     float,

@@ -1,0 +1,186 @@
+"""Moving the messages of a queue to another one, at least once.
+
+    [a] ── at most 100 unacknowledged ──> chosen? ── yes ──> published to [b], confirmed ──> acknowledged here
+                                             │
+                                             └─ no ──> kept unacknowledged until the end, and given back in order
+
+The broker delivers no more than that many, and a message leaves the first queue only after the second has confirmed
+it. So a transfer that is killed loses nothing, and doubles at most what was on its way.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from mqtool.amqp import Channel, Receiving
+from mqtool.errors import Unavailable
+from mqtool.message import Confirmation, Delivery, Message, Receipt
+from mqtool.topology import Queue
+from mqtool.work.moving import NotMoved, not_taken
+
+#: Messages on their way at a time: what a kill can double.
+AT_ONCE = 100
+#: Seconds without a delivery after which a queue that has messages gives us none.
+_STALLED = 10.0
+#: Seconds between two looks at a queue that gives us none, and for which a rate holds all up at most.
+_LOOK, _PAUSE = 0.1, 0.05
+#: A pause that is shorter is made up for by the next one.
+_TOO_SHORT = 0.002
+
+
+class Until(NamedTuple):
+    """When a transfer ends; as it stands, when the queue is empty.
+
+    Attributes:
+        moved: messages that were moved.
+        seen: messages that were looked at.
+        idle: seconds without a message, instead of an empty queue.
+    """
+
+    moved: int | None = None
+    seen: int | None = None
+    idle: float | None = None
+
+
+class Transfer:
+    """Moves messages out of a queue; iterating yields each once it is confirmed where it went.
+
+    Attributes:
+        kept: messages that were looked at, and not chosen.
+
+    Args:
+        source: of the queue's broker, without reconnection: what was taken would come again.
+        target: to publish on.
+        message_for: the message to publish in place of a delivery; None keeps it.
+        goes_on: is told of a message that was not taken, and says whether to go on with the next ones.
+        per_second: messages, at most.
+        chooses: message_for may return None.
+    """
+
+    def __init__(
+        self,
+        source: Channel,
+        target: Channel,
+        queue: str,
+        message_for: Callable[[Delivery], Message | None],
+        *,
+        until: Until,
+        goes_on: Callable[[NotMoved, Message], bool] = lambda _error, _message: False,
+        per_second: float | None = None,
+        chooses: bool = True,
+    ) -> None:
+        self.kept = 0
+        self._source = source
+        self._target = target
+        self._queue = queue
+        self._message_for = message_for
+        self._until = until
+        self._goes_on = goes_on
+        self._interval = 0.0 if per_second is None else 1 / per_second
+        self._refusal: NotMoved | None = None
+        self._on_their_way: deque[Delivery] = deque()
+        self._confirmed: list[Delivery] = []
+        self._lots: list[Delivery] = []  # the last of each lot that held all places
+        self._held = 0  # these, and what was refused
+        self._last_held: Delivery | None = None
+        # Where the broker counts for us, it never delivers more than are to be moved.
+        count = None if chooses else until.moved
+        self._consumer = source.consumer(Queue(queue), Receiving(AT_ONCE, acknowledge=False, count=count))
+
+    def __iter__(self) -> Iterator[Delivery]:
+        """Move them.
+
+        Raises:
+            NotMoved: the other queue did not take one, and goes_on() said no. All others on their way have arrived.
+            MqtoolError: a connection is lost, or the queue is gone.
+        """
+        try:
+            for receipt in self._target.publish(self._messages(), mandatory=True, window=AT_ONCE):
+                delivery = self._on_their_way.popleft()
+                if receipt.confirmation is Confirmation.CONFIRMED:
+                    self._confirmed.append(delivery)
+                    yield delivery
+                else:
+                    self._refused(delivery, receipt)
+        finally:
+            self._settle()
+            self._source.closing()  # sends what waits, before all else goes back
+            self._consumer.give_back([*self._lots, *([self._last_held] if self._last_held else [])])
+        if self._refusal is not None:
+            raise self._refusal
+
+    def _messages(self) -> Iterator[Message | None]:
+        chosen, due = 0, time.monotonic()
+        for delivery in self._arriving():
+            message = None if delivery is None else self._message_for(delivery)
+            if delivery is not None and message is None:
+                self.kept += 1
+                self._hold(delivery)
+            elif delivery is not None:
+                while (pause := due - time.monotonic()) > _TOO_SHORT:
+                    if self._source.stopping:
+                        return
+                    self._settle()
+                    time.sleep(min(pause, _PAUSE))
+                    yield None
+                due = max(due, time.monotonic() - _PAUSE) + self._interval
+                self._on_their_way.append(delivery)
+                chosen += 1
+                yield message
+            else:
+                yield None
+            self._settle()
+            if self._refusal is not None or chosen == self._until.moved:
+                return
+
+    def _arriving(self) -> Iterator[Delivery | None]:
+        """The deliveries; None while there is none, and some are on their way to the other queue."""
+        deliveries, seen, last = self._consumer.deliveries(), 0, time.monotonic()
+        while seen != self._until.seen:
+            if self._consumer.arrives(0):
+                delivery = next(deliveries, None)
+                if delivery is None:
+                    return
+                seen += 1
+                yield delivery
+                last = time.monotonic()
+            elif self._on_their_way:
+                yield None
+            elif self._held == (len(self._lots) + 1) * AT_ONCE and self._last_held is not None:
+                self._lots.append(self._last_held)
+                self._last_held = None
+                self._source.take_in_advance(AT_ONCE)  # these hold all places, so nothing is on its way to us
+            elif self._is_over(time.monotonic() - last):
+                return
+
+    def _is_over(self, silence: float) -> bool:
+        """Whether the end has come, after this many seconds without a delivery. Waits a moment for one."""
+        if self._until.idle is not None:
+            patience = self._until.idle - silence
+            return patience <= 0 or not self._consumer.arrives(patience)
+        ready = self._source.depth_of(self._queue)  # what was delivered before the answer has arrived by now
+        if not ready or self._consumer.arrives(_LOOK):
+            return not self._consumer.arrives(0)
+        if silence > _STALLED:
+            raise Unavailable(
+                f"{self._queue!r} has {ready:,} more, but the broker delivers none",
+                "it is a stream, or another consumer has a higher priority or is the single active one",
+            )
+        return False
+
+    def _hold(self, delivery: Delivery) -> None:
+        self._held += 1
+        if self._last_held is None or delivery.delivery_tag > self._last_held.delivery_tag:
+            self._last_held = delivery
+
+    def _refused(self, delivery: Delivery, receipt: Receipt) -> None:
+        error = not_taken(delivery, receipt)
+        self._hold(delivery)
+        if self._refusal is None and not self._goes_on(error, receipt.message):
+            self._refusal = error
+
+    def _settle(self) -> None:
+        for delivery in self._confirmed:
+            self._source.acknowledge(delivery)
+        self._confirmed.clear()

@@ -1,0 +1,211 @@
+"""Messages are moved from queue to queue, here or to another broker: all of them, as they were, and at least once."""
+
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from mqtool.amqp import Connection, Receiving, parse_addresses
+from mqtool.message import Delivery, Message
+from mqtool.topology import Queue
+from tests.brokers import TestBroker, on_any_broker
+from tests.cli.shell import Shell, wait_until
+from tests.cli.test_exec import depth
+
+
+@pytest.fixture
+def other(embedded: TestBroker) -> Iterator[TestBroker]:
+    """Another broker."""
+    fresh = embedded.with_fresh_vhost(f"other-{time.monotonic_ns()}")
+    yield fresh
+    fresh.drop_vhost()
+
+
+def fill(broker: TestBroker, queue: Queue, messages: list[Message], *more: Queue) -> None:
+    """Declare queues; the first gets the messages."""
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        for each in (queue, *more):
+            channel.declare(each)
+        assert len(list(channel.publish(messages, routing_key=queue.name, persistent=True))) == len(messages)
+
+
+def numbered(count: int) -> list[Message]:
+    return [Message(str(number).encode(), message_id=f"m-{number}") for number in range(count)]
+
+
+def taken(broker: TestBroker, queue: str) -> list[Delivery]:
+    """All that is in a queue, which is then empty."""
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        count = channel.depth_of(queue)
+        return list(channel.consume(Queue(queue), Receiving(count=count))) if count else []
+
+
+def bodies(deliveries: list[Delivery]) -> list[int]:
+    return [int(delivery.body) for delivery in deliveries]
+
+
+def test_a_message_stays_as_its_publisher_made_it(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
+    """To another broker, in order; only headers that count deliveries, or ask for copies, do not go along."""
+    death = [{"queue": "gone", "reason": "expired", "count": 1}]
+    headers: dict[str, Any] = {"tenant": "acme", "n": 3, "x-death": death, "x-delivery-count": 4, "CC": ["b"]}
+    properties = {
+        "headers": headers,
+        "delivery_mode": 1,
+        "priority": 3,
+        "expiration": "600000",
+        "correlation_id": "c",
+        "content_type": "application/json",
+        "user_id": "guest",
+    }
+    first = Message(b"\xff\x00", "a", "", properties, "m-1")
+    fill(broker, Queue("a"), [first, Message(b"second", "a")])
+    fill(other, Queue("a"), [], Queue("b"))
+
+    moved = shell.run("mqtool", "move", "a", "--to", "a", "--to-url", other.url)
+
+    assert (moved.code, moved.stdout) == (0, "")
+    assert moved.stderr.startswith("2 moved from a to a at ")
+    one, two = taken(other, "a")
+    assert (one.body, two.body, one.properties["message_id"]) == (b"\xff\x00", b"second", "m-1")
+    assert {name: one.properties[name] for name in properties if name != "headers"} == {
+        name: value for name, value in properties.items() if name != "headers"
+    }
+    assert one.headers == {"tenant": "acme", "n": 3, "x-death": death}
+    assert depth(broker, "a") == depth(other, "b") == 0
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+def test_what_does_not_match_stays_in_its_place(shell: Shell, broker: TestBroker, queue_type: str) -> None:
+    """More than the broker delivers at a time, of both kinds; both are in order in the end."""
+    count = 450
+    source = Queue("a", durable=True, arguments={"x-queue-type": queue_type})
+    fill(broker, source, numbered(count), Queue("b", durable=True))
+
+    moved = shell.run("mqtool", "move", "a", "--to", "b", "--where", "body~'[36]$'")
+
+    assert moved.stderr == "90 moved from a to b, 360 left\n"
+    assert bodies(taken(broker, "b")) == [number for number in range(count) if number % 10 in (3, 6)]
+    assert bodies(taken(broker, "a")) == [number for number in range(count) if number % 10 not in (3, 6)]
+
+
+def test_a_count_takes_no_more(shell: Shell, broker: TestBroker) -> None:
+    """The others have not even been delivered."""
+    fill(broker, Queue("a"), numbered(5), Queue("b"))
+    assert shell.run("mqtool", "move", "a", "--to", "b", "-c", "2").stderr == "2 moved from a to b\n"
+    assert bodies(taken(broker, "b")) == [0, 1]
+    left = taken(broker, "a")
+    assert bodies(left) == [2, 3, 4]
+    assert not any(delivery.redelivered for delivery in left)
+
+
+def test_a_move_that_is_killed_loses_nothing(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
+    """kill -9, three times, and a run to the end: each has arrived, and each kill has doubled 100 at most."""
+    count, kills = 3_000, 3
+    fill(broker, Queue("a", durable=True), numbered(count))
+    fill(other, Queue("b", durable=True), [])
+    move = ("mqtool", "move", "a", "--to", "b", "--to-url", other.url)
+    for _ in range(kills):
+        before = depth(other, "b")
+        running = shell.start(*move, "-v")
+        running.wait_for_stderr("Moved").process.send_signal(signal.SIGKILL)
+        running.wait()
+        assert depth(other, "b") > before
+        wait_until(lambda: depth(broker, "a") + depth(other, "b") >= count, "what was not moved, back in its place")
+
+    assert shell.run(*move).code == 0
+
+    came = bodies(taken(other, "b"))
+    assert depth(broker, "a") == 0
+    assert set(came) == set(range(count))
+    assert len(came) - count <= 100 * kills
+
+
+def test_what_the_other_queue_refuses_stays(shell: Shell, broker: TestBroker) -> None:
+    """A full queue: those that it takes are moved, the next stay in order; exit 3, or 75 if it took none."""
+    full = Queue("b", arguments={"x-max-length": 3, "x-overflow": "reject-publish"})
+    fill(broker, Queue("a"), numbered(300), full)
+
+    some = shell.run("mqtool", "move", "a", "--to", "b")
+
+    assert some.code == 3
+    first, error, hint = some.stderr.splitlines()
+    moved = depth(broker, "b")  # a queue may take a few more than its length before it refuses
+    assert first == f"{moved} moved from a to b"
+    assert error.startswith("mqtool: message m-")
+    assert error.endswith(" was not taken by 'b': the broker refused it")
+    assert hint == "hint: it is still in a"
+    assert shell.run("mqtool", "move", "a", "--to", "b").code == 75
+    assert sorted(bodies(taken(broker, "a") + taken(broker, "b"))) == list(range(300))
+
+
+def test_nothing_is_taken_for_a_queue_that_does_not_exist(shell: Shell, broker: TestBroker) -> None:
+    """Nor for itself."""
+    fill(broker, Queue("a"), numbered(1))
+    missing = shell.run("mqtool", "move", "a", "--to", "b")
+    assert missing.code == 69
+    assert "no queue 'b'" in missing.stderr
+    assert "hint: nothing was moved" in missing.stderr
+    for more in ((), ("--to-url", broker.url)):
+        same = shell.run("mqtool", "move", "a", "--to", "a", *more)
+        assert (same.code, same.stderr.splitlines()[0]) == (2, "mqtool: --to names the same queue, 'a'")
+    assert not taken(broker, "a")[0].redelivered
+
+
+@on_any_broker
+def test_it_waits_for_more_if_asked_to(shell: Shell, broker: TestBroker) -> None:
+    """--idle-timeout: what comes later is moved, too; without it, an empty queue is the end."""
+    fill(broker, Queue("a"), [], Queue("b"))
+    assert shell.run("mqtool", "move", "a", "--to", "b").stderr == "0 moved from a to b\n"
+    running = shell.start("mqtool", "move", "a", "--to", "b", "--idle-timeout", "1s", "-v")
+    for expected in range(1, 3):
+        fill(broker, Queue("a"), numbered(1))
+        wait_until(lambda expected=expected: running.stderr.count("Moved") == expected, "it")
+    assert running.wait().stderr.endswith("2 moved from a to b\n")
+
+
+@on_any_broker
+def test_a_rate_holds_it_back_and_ctrl_c_ends_it(shell: Shell, broker: TestBroker) -> None:
+    """What has not been moved is where it was; exit 130."""
+    fill(broker, Queue("a"), numbered(500), Queue("b"))
+    started = time.monotonic()
+    assert shell.run("mqtool", "move", "a", "--to", "b", "--rate", "50/s", "-c", "20").code == 0
+    assert time.monotonic() - started > 0.3
+    slow = shell.start("mqtool", "move", "a", "--to", "b", "--rate", "1/m", "-v").wait_for_stderr("Moved").interrupt()
+    ended = slow.wait()
+    assert (ended.code, ended.stderr.splitlines()[-1]) == (130, "1 moved from a to b")
+    assert bodies(taken(broker, "b") + taken(broker, "a")) == list(range(500))
+
+
+@on_any_broker
+def test_a_lost_connection_ends_it(shell: Shell, broker: TestBroker) -> None:
+    """Exit 69; to run it again goes on."""
+    fill(broker, Queue("a", durable=True), numbered(300), Queue("b", durable=True))
+    running = shell.start("mqtool", "move", "a", "--to", "b", "--rate", "20/s", "-v").wait_for_stderr("Moved")
+    connections: Any = broker.api("GET", f"vhosts/{broker.vhost}/connections")
+    for connection in connections:
+        broker.api("DELETE", f"connections/{quote(connection['name'], safe='')}")
+    assert running.wait().code == 69
+    assert shell.run("mqtool", "move", "a", "--to", "b").code == 0
+    assert set(bodies(taken(broker, "b"))) == set(range(300))
+
+
+@on_any_broker
+def test_a_protected_context_asks(shell: Shell, broker: TestBroker, other: TestBroker) -> None:
+    """Whether messages come from it or go there; a script names it."""
+    shell.environment["XDG_CONFIG_HOME"] = str(shell.directory)
+    assert shell.run("mqtool", "context", "add", "prod", "--url", other.url, "--protected").code == 0
+    fill(broker, Queue("a"), numbered(1))
+    fill(other, Queue("a"), [])
+    move = ("mqtool", "move", "a", "--to", "a", "--to-context", "prod")
+    refused = shell.run(*move)
+    assert refused.code == 2
+    assert "in the protected context 'prod'" in refused.stderr
+    assert shell.run(*move, "--yes=prod").code == 0
+    assert depth(other, "a") == 1
+    both = shell.run(*move, "--to-url", other.url)
+    assert (both.code, both.stderr.splitlines()[0]) == (2, "mqtool: --to-url and --to-context name two brokers")
