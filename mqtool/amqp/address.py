@@ -51,7 +51,7 @@ class TlsFiles:
     cert: Path | None = None
     key: Path | None = None
 
-    def context(self) -> ssl.SSLContext:
+    def context(self) -> "ssl.SSLContext":
         """A context that verifies the broker's certificate and its name.
 
         Raises:

@@ -366,7 +366,7 @@ class Connection:
             channel.link.tell(lambda listener: listener.resumed())
 
 
-def _parameters(address: Address, tls: ssl.SSLContext | None, name: str) -> ConnectionParameters:
+def _parameters(address: Address, tls: "ssl.SSLContext | None", name: str) -> ConnectionParameters:
     options: dict[str, Any] = {}
     if address.heartbeat is not None:
         options["heartbeat"] = address.heartbeat

@@ -5,7 +5,7 @@ import re
 import socket
 import ssl
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from pika import exceptions
 from pika.adapters.utils import connection_workflow
@@ -61,9 +61,8 @@ def connecting(error: BaseException, address: Address) -> MqtoolError:
     """Translate a failed attempt to open a connection."""
     cause = _root_cause(error)
     where = f"{address.host}:{address.port}"
-    for kind, meaning in _CONNECTING.items():
+    for kind, what, hint in _meanings():
         if isinstance(cause, kind):
-            what, hint = meaning
             return Unavailable(what.format(where=where, host=address.host, cause=_plain(cause)), hint)
     if isinstance(cause, exceptions.ProbableAuthenticationError):
         return _login_refused(address, getattr(cause, "reply_text", ""))
@@ -78,24 +77,28 @@ _SILENT = (
     "{where} accepted the connection but did not answer as an AMQP broker in time",
     "check the port: AMQP's is 5672, with TLS 5671",
 )
-_CONNECTING: dict[type[BaseException], tuple[str, str]] = {
-    ConnectionRefusedError: ("no broker answers at {where}: connection refused", _START_A_BROKER),
-    socket.gaierror: ("cannot find the host {host!r}: {cause}", "check the host name in --url"),
-    UnicodeError: ("cannot find the host {host!r}: not a valid host name", "check it in --url"),
-    ssl.SSLCertVerificationError: (
+
+
+def _meanings() -> Iterator[tuple[type[BaseException], str, str]]:
+    """What failed, what to say, and a hint. Only now, since `ssl` is not loaded until it is used."""
+    yield ConnectionRefusedError, "no broker answers at {where}: connection refused", _START_A_BROKER
+    yield socket.gaierror, "cannot find the host {host!r}: {cause}", "check the host name in --url"
+    yield UnicodeError, "cannot find the host {host!r}: not a valid host name", "check it in --url"
+    yield (
+        ssl.SSLCertVerificationError,
         "the certificate of {where} cannot be trusted: {cause}",
         "name the authority that signed it with --tls-ca, and the broker by the name in its certificate",
-    ),
-    ssl.SSLError: (
+    )
+    yield (
+        ssl.SSLError,
         "{where} does not speak TLS: {cause}",
         "use amqp:// for a plain port (usually 5672), amqps:// for a TLS port (usually 5671)",
-    ),
-    connection_workflow.AMQPConnectorStackTimeout: _SILENT,
-    exceptions.ConnectionOpenAborted: _SILENT,  # by pika's own time limit
-    connection_workflow.AMQPConnectorAborted: ("connecting to {where} was aborted", _START_A_BROKER),
-    TimeoutError: ("{where} does not answer: timed out", "check the address, and whether a firewall blocks it"),
-    OverflowError: ("{where} is not a valid address", "port must be between 1 and 65535"),
-}
+    )
+    yield connection_workflow.AMQPConnectorStackTimeout, *_SILENT
+    yield exceptions.ConnectionOpenAborted, *_SILENT  # by pika's own time limit
+    yield connection_workflow.AMQPConnectorAborted, "connecting to {where} was aborted", _START_A_BROKER
+    yield TimeoutError, "{where} does not answer: timed out", "check the address, and whether a firewall blocks it"
+    yield OverflowError, "{where} is not a valid address", "port must be between 1 and 65535"
 
 
 def is_cut_off(error: BaseException) -> bool:
