@@ -6,11 +6,13 @@ Nothing here does any I/O.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+#: No arguments. Everything here is frozen, so that one does for all.
+_NONE: Mapping[str, Any] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Exchange:
+class Exchange(NamedTuple):
     """Takes messages in and routes them to queues. The one named "" routes to the queue that the routing key names."""
 
     name: str
@@ -18,7 +20,7 @@ class Exchange:
     durable: bool = False
     auto_delete: bool = False
     internal: bool = False
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = _NONE
 
 
 #: The exchange type of RabbitMQ's delayed message plugin.
@@ -27,15 +29,14 @@ DELAYED = "x-delayed-message"
 DEFAULT_EXCHANGE = Exchange("", durable=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Queue:
+class Queue(NamedTuple):
     """Keeps messages until they are acknowledged. With the name "" the broker makes one up when it is declared."""
 
     name: str = ""
     durable: bool = False
     exclusive: bool = False
     auto_delete: bool = False
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = _NONE
 
 
 @dataclass(frozen=True, slots=True, eq=False)

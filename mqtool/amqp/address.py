@@ -2,8 +2,8 @@
 
 import re
 import ssl
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from mqtool.errors import UsageError
@@ -19,8 +19,7 @@ _WITHOUT_SCHEME = re.compile(r"(?:[^/?#\s]+@)?(?:\[[\da-f:.]+\]|[\w.-]+)(?::\d+)
 _HEARTBEAT_MAX = 65_535
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(NamedTuple):
     """One node of a broker, with the credentials for it. Printing one never shows the password.
 
     Attributes:
@@ -32,10 +31,13 @@ class Address:
     port: int = 5672
     virtual_host: str = "/"
     user: str = "guest"
-    password: str = field(default="guest", repr=False)
+    password: str = "guest"  # noqa: S105
     tls: bool = False
     heartbeat: int | None = None
     connection_timeout: float = 5.0
+
+    def __repr__(self) -> str:
+        return f"Address({str(self)!r})"
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -43,8 +45,7 @@ class Address:
         return f"{'amqps' if self.tls else 'amqp'}://{quote(self.user, safe='')}@{host}:{self.port}{vhost}"
 
 
-@dataclass(frozen=True, slots=True)
-class TlsFiles:
+class TlsFiles(NamedTuple):
     """PEM files: the authority that signed the broker's certificate, and our own certificate and key."""
 
     ca: Path | None = None

@@ -1,6 +1,6 @@
 """Inspect, delete, purge, unbind: requests that are not repeated after a reconnection."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mqtool.amqp import declaring
 from mqtool.amqp.channel import Channel
@@ -8,8 +8,7 @@ from mqtool.errors import NotFound
 from mqtool.topology import Binding, Exchange, Queue
 
 
-@dataclass(frozen=True, slots=True)
-class Depth:
+class Depth(NamedTuple):
     """How full a queue is: ready messages, and consumers."""
 
     ready: int

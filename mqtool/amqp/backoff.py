@@ -2,11 +2,10 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Backoff:
+class Backoff(NamedTuple):
     """Exponential back-off with jitter, so that a hundred clients do not come back in the same instant.
 
     Attributes:

@@ -5,7 +5,6 @@ After a loss the connection opens it again; after a refusal, which closes a chan
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from pika import exceptions
@@ -223,7 +222,7 @@ class Link:
             self._line.notice(f"using the one that is there: {failure}")
             self.journal.set_differs(thing)
             answer = self.checked(declaring.declaration(thing, passive=True))
-        return replace(thing, name=answer.method.queue) if isinstance(thing, Queue) else thing
+        return thing._replace(name=answer.method.queue) if isinstance(thing, Queue) else thing
 
     def bind(self, binding: Binding) -> None:
         """Bind a queue or an exchange to an exchange."""
@@ -234,7 +233,7 @@ class Link:
             if isinstance(entry, Binding):
                 self.bind(entry)
             elif isinstance(entry, Queue) and is_named_by_broker(entry):
-                self.journal.renamed(entry.name, self.declare(replace(entry, name="")).name)
+                self.journal.renamed(entry.name, self.declare(entry._replace(name="")).name)
             else:
                 self.declare(entry)
 

@@ -4,9 +4,8 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from mqtool.amqp import CONFIRM_TIMEOUT, Address, Backoff, Channel, Connection, TlsFiles, parse_addresses
@@ -31,8 +30,7 @@ _APART = _PORT - _AMQP_PORT
 _LOOK = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
+class Access(NamedTuple):
     """How to reach a broker. A command makes one only: a password on stdin can be read only once.
 
     Attributes:
@@ -160,8 +158,7 @@ def _notice(text: str) -> None:
     output.notice(f"{text}; --dialect {' or '.join(like)} declares it like that" if like else text)
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """The broker that a command talks to.
 
     Attributes:
@@ -274,7 +271,7 @@ def resolve_addresses(
         password = choice.context.password() if choice.context else None
     given: dict[str, Any] = {"user": user, "virtual_host": vhost, "password": password}
     changes = {name: value for name, value in given.items() if value is not None}
-    return [replace(address, **changes) for address in addresses]
+    return [address._replace(**changes) for address in addresses]
 
 
 def is_same_node(one: Address, other: Address) -> bool:

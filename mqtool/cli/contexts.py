@@ -13,9 +13,8 @@ The file is read only where nothing else names the broker. It is its owner's: ch
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mqtool.errors import MqtoolError, UsageError
 from mqtool.spelling import did_you_mean
@@ -28,8 +27,7 @@ named_first: str | None = None
 _FOR_A_SHELL = re.compile(r"[|&;<>()$`*?~]")
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(NamedTuple):
     """A broker by name.
 
     Attributes:
@@ -40,13 +38,16 @@ class Context:
     """
 
     name: str
-    url: str = field(repr=False)
-    management: str | None = field(default=None, repr=False)
+    url: str
+    management: str | None = None
     tls_ca: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
-    password_command: str | None = field(default=None, repr=False)
+    password_command: str | None = None
     protected: bool = False
+
+    def __repr__(self) -> str:
+        return f"Context({self.name!r})"  # no passwords
 
     def password(self) -> str | None:
         """What the password command prints on its first line; None without one.
@@ -75,11 +76,10 @@ class Context:
 
 _EDIT = "'mqtool context edit' opens the file"
 #: The keys of a context in the file, and their types there.
-_KEYS = {each.name.replace("_", "-"): bool if each.name == "protected" else str for each in fields(Context)[1:]}
+_KEYS = {each.replace("_", "-"): bool if each == "protected" else str for each in Context._fields[1:]}
 
 
-@dataclass(frozen=True, slots=True)
-class Contexts:
+class Contexts(NamedTuple):
     """All that a file holds.
 
     Attributes:

@@ -15,7 +15,6 @@ https://www.rabbitmq.com/docs/ttl, https://www.rabbitmq.com/docs/quorum-queues#d
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from mqtool.amqp import Channel
@@ -69,7 +68,7 @@ class AtLeastOnce:
         """
         if self._can:
             try:
-                safe = replace(queue, arguments={**queue.arguments, **_AT_LEAST_ONCE})
+                safe = queue._replace(arguments={**queue.arguments, **_AT_LEAST_ONCE})
                 return declare_exactly(self._channel, safe, remember=remember)
             except UsageError:
                 declared = declare_exactly(self._channel, queue, remember=remember)

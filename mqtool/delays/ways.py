@@ -1,7 +1,7 @@
 """What the ways to hold messages back have in common."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -92,7 +92,7 @@ def _is_classic(channel: Channel, queue: Queue) -> bool:
     # Without a type, it has the default of its vhost.
     try:
         as_quorum = {**queue.arguments, "x-queue-type": "quorum"}
-        asking.declare(replace(queue, arguments=as_quorum), remember=False, exactly=True)
+        asking.declare(queue._replace(arguments=as_quorum), remember=False, exactly=True)
     except DeclaredDifferently:
         return True
     return False

@@ -33,7 +33,7 @@ def records(api: Management, vhost: str, *, only: Collection[str] = ()) -> Itera
     wiring = Wiring(vhost, {name: Node(exchange) for name, exchange in exchanges_of(api, vhost, only).items()})
     add_publishers(api, wiring)
     for name, node in wiring.exchanges.items():
-        yield {"kind": "exchange", **asdict(node.exchange), "published": asdict(node.published)}
+        yield {"kind": "exchange", **node.exchange._asdict(), "published": asdict(node.published)}
         yield from (_publisher(publisher, name) for publisher in node.publishers)
     yield from (_publisher(publisher, None) for publisher in wiring.publishers)
     bound: set[str] = set()

@@ -6,9 +6,8 @@ tutorials' scripts must declare as it does. https://www.rabbitmq.com/tutorials
 """
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 from mqtool.topology import DELAYED, Exchange, Queue
 
@@ -31,8 +30,7 @@ def _quorum(name: str) -> Queue:
 DELAY_EXCHANGE = Exchange("delay_exchange", DELAYED, durable=True, arguments={"x-delayed-type": "direct"})
 
 
-@dataclass(frozen=True, slots=True)
-class Names:
+class Names(NamedTuple):
     """The queues and exchanges of the tutorials, as one dialect declares them."""
 
     hello: Queue
@@ -45,12 +43,8 @@ class Names:
     delay_exchange: Exchange
     delay_queue: Queue
 
-    def __iter__(self) -> Iterator[Queue | Exchange]:
-        return (getattr(self, field.name) for field in fields(self))
 
-
-@dataclass(frozen=True, slots=True)
-class Lines:
+class Lines(NamedTuple):
     """What the tutorial's scripts print, and what they send if no words are given.
 
     Attributes:
@@ -89,18 +83,17 @@ _PYTHON = Names(
     delay_exchange=DELAY_EXCHANGE,
     delay_queue=Queue("delay_queue", durable=True),
 )
-_PYTHON_CLASSIC = replace(
-    _PYTHON, hello=Queue("hello"), task_queue=Queue("task_queue", durable=True), rpc_queue=Queue("rpc_queue")
+_PYTHON_CLASSIC = _PYTHON._replace(
+    hello=Queue("hello"), task_queue=Queue("task_queue", durable=True), rpc_queue=Queue("rpc_queue")
 )
-_GO_CLASSIC = replace(
-    _PYTHON_CLASSIC,
+_GO_CLASSIC = _PYTHON_CLASSIC._replace(
     fanout=Exchange("logs", "fanout", durable=True),
     direct=Exchange("logs_direct", "direct", durable=True),
     topic=Exchange("logs_topic", "topic", durable=True),
 )
 NAMES = {
     Dialect.PYTHON: _PYTHON,
-    Dialect.GO: replace(_PYTHON, direct=Exchange("logs_direct", "direct"), topic=Exchange("logs_topic", "topic")),
+    Dialect.GO: _PYTHON._replace(direct=Exchange("logs_direct", "direct"), topic=Exchange("logs_topic", "topic")),
     Dialect.PYTHON_CLASSIC: _PYTHON_CLASSIC,
     Dialect.GO_CLASSIC: _GO_CLASSIC,
     Dialect.GO_ARTICLE: _GO_CLASSIC,
@@ -132,8 +125,7 @@ LINES = {
         log_with_key=" [x] {key!r}:{body!r}",
     ),
     Dialect.GO_CLASSIC: _GO_LINES,
-    Dialect.GO_ARTICLE: replace(
-        _GO_LINES,
+    Dialect.GO_ARTICLE: _GO_LINES._replace(
         sent_log=" [x] sent {body}",
         sent_log_with_key=" [x] sent {body}",
         hello=b"Hello, RabbitMQ!",
@@ -162,7 +154,7 @@ def declaring_like(refusal: str) -> list[Dialect]:
         # Durability was compared first. What was declared without a type is "none", or "classic" from 4.0 on.
         return thing.durable and thing.arguments.get("x-queue-type", "classic") == (told["current"] or "classic")
 
-    return [dialect for dialect, names in NAMES.items() if any(map(is_like, names))]
+    return [dialect for dialect, names in NAMES.items() if any(is_like(thing) for thing in names)]
 
 
 def declaring_otherwise(queue: Queue) -> list[Dialect]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
@@ -57,7 +56,7 @@ def declare_queue(
     default = Queue("", broker.names.hello.durable, arguments=broker.names.hello.arguments)
     if auto_delete and options.queue_type is None:
         default = Queue("", durable=True)  # quorum queues stay
-    _declare(broker, replace(options.of(default), auto_delete=auto_delete), if_not_exists=if_not_exists)
+    _declare(broker, options.of(default)._replace(auto_delete=auto_delete), if_not_exists=if_not_exists)
 
 
 @exchange_app.command(

@@ -1,7 +1,6 @@
 """mqtool send-delayed, mqtool receive-delayed."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Annotated
@@ -103,7 +102,7 @@ def _as_known(channel: Channel, exchange: Exchange) -> Exchange:
     if can_delay(channel, exchange):
         return exchange
     arguments = {name: value for name, value in exchange.arguments.items() if name != TYPE_INSIDE}
-    return replace(exchange, type=str(exchange.arguments.get(TYPE_INSIDE, "direct")), arguments=arguments)
+    return exchange._replace(type=str(exchange.arguments.get(TYPE_INSIDE, "direct")), arguments=arguments)
 
 
 def _delayed_as_it_says(message: Message, *, keep_delay: bool) -> Message:

@@ -3,7 +3,6 @@
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from typing import Annotated, Any
@@ -136,7 +135,7 @@ def _guest(api: Management, address: Address) -> Iterator[Finding]:
         host = _seen_from_outside(api, address)
         if host is None:
             return
-        Connection([replace(address, host=host, user="guest", password="guest")]).close()  # noqa: S106
+        Connection([address._replace(host=host, user="guest", password="guest")]).close()  # noqa: S106
     except MqtoolError:
         return
     yield Finding(

@@ -1,6 +1,5 @@
 """Which queue or exchange, and how to declare it."""
 
-from dataclasses import replace
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -91,7 +90,7 @@ class QueueOptions(NamedTuple):
         if self.lazy and arguments.get("x-queue-type") == "quorum":
             del arguments["x-queue-type"]  # quorum queues keep their messages on disk anyway, and refuse the word
         exclusive = default.exclusive and self.queue is None
-        return replace(default, name=name, durable=durable, exclusive=exclusive, arguments=arguments)
+        return default._replace(name=name, durable=durable, exclusive=exclusive, arguments=arguments)
 
 
 @in_panel("Topology")
@@ -136,8 +135,7 @@ class ExchangeOptions(NamedTuple):
 
     def of(self, default: Exchange) -> Exchange:
         """The tutorial's exchange, with what the options change."""
-        return replace(
-            default,
+        return default._replace(
             name=default.name if self.exchange is None else self.exchange,
             durable=default.durable if self.durable is None else self.durable,
             arguments={**default.arguments, **dict(self.arguments or [])},
