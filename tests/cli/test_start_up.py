@@ -1,12 +1,15 @@
 """Start-up is what a person feels first: what a command does not need, it does not load."""
 
 import sys
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from mqtool.cli.app import COMMANDS
-from tests.brokers import on_any_broker
+from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell
+from tests.tls import authority, tls_door
 
 HEAVY = {
     "asyncio",
@@ -15,6 +18,7 @@ HEAVY = {
     "urllib3",
     "rich",
     "sqlite3",
+    "_ssl",
     "hashlib",
     "multiprocessing",
     "textual",
@@ -44,3 +48,22 @@ def test_a_command_loads_by_itself(lonely_shell: Shell, name: str) -> None:
     result = lonely_shell.run(sys.executable, "-m", "mqtool", name, "--help")
     assert (result.code, result.stderr) == (0, "")
     assert result.stdout.startswith(f"usage: mqtool {name}")
+
+
+@on_any_broker
+def test_tls_is_loaded_where_it_is_used(shell: Shell, broker: TestBroker, tmp_path: Path) -> None:
+    """In a process of its own, which does without ssl until a URL or an error asks for it."""
+    ours, other = authority(tmp_path / "ours"), authority(tmp_path / "other")
+    address = urlsplit(broker.url)
+    assert address.hostname
+    assert address.port
+    with tls_door(address.hostname, address.port, ours.context()) as port:
+        url = f"amqps://localhost:{port}/{broker.vhost}"
+        mqtool = sys.executable, "-m", "mqtool"
+        trusting = "-u", url, "--tls-ca", str(ours.certificate)
+        assert shell.run(*mqtool, "send", "-q", "q", "over TLS", *trusting).code == 0
+        assert shell.run(*mqtool, "receive", "-q", "q", "-c", "1", "--raw", *trusting).stdout == "over TLS\n"
+        for mistrusting in (("-u", url), ("-u", url, "--tls-ca", str(other.certificate))):
+            refused = shell.run(*mqtool, "send", "-q", "q", "x", *mistrusting)
+            assert refused.code == 69
+            assert f"the certificate of localhost:{port} cannot be trusted" in refused.stderr
