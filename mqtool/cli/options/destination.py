@@ -1,6 +1,5 @@
 """--to and what goes with it: a queue to move messages to, here or on another broker."""
 
-from dataclasses import replace
 from typing import Annotated, NamedTuple
 
 import typer
@@ -45,6 +44,6 @@ class Destination(NamedTuple):
         addresses = resolve_addresses(choice)
         uses_tls = any(address.tls for address in addresses)
         tls = choice.tls(source.tls if uses_tls and choice.context is None else TlsFiles())
-        other = replace(source, addresses=addresses, tls=tls, management_url=None, protected=choice.protected)
+        other = source._replace(addresses=addresses, tls=tls, management_url=None, protected=choice.protected)
         is_same = other.vhost == source.vhost and is_same_node(other.address, source.address)
         return None if is_same else other
