@@ -45,6 +45,7 @@ COMMANDS = {
     "top": ("top", _SEE),
     "doctor": ("doctor", _SEE),
     "tap": ("tap", _MESSAGES),
+    "replay": ("replay", _MESSAGES),
     "queue": ("declaring", _MANAGE),
     "exchange": ("declaring", _MANAGE),
     "bind": ("declaring", _MANAGE),

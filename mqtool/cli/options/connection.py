@@ -87,6 +87,16 @@ class Broker(NamedTuple):
         """What the dialect's scripts print."""
         return LINES[self.dialect or Dialect.PYTHON]
 
+    def set_up_printing(self) -> None:
+        """Print as the options say: for a command that needs no broker. access() does it for those that do."""
+        output.configure(
+            be_quiet=self.be_quiet, be_verbose=self.be_verbose, no_color=self.no_color, with_debug=self.with_debug
+        )
+        if self.with_debug:
+            import logging
+
+            logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+
     def access(self, management: str | None = None) -> Access:
         """How to reach the broker. Call it once per command, and first: it also sets up printing and the log.
 
@@ -96,13 +106,7 @@ class Broker(NamedTuple):
         Raises:
             UsageError: an option is not valid, or the password file cannot be read.
         """
-        output.configure(
-            be_quiet=self.be_quiet, be_verbose=self.be_verbose, no_color=self.no_color, with_debug=self.with_debug
-        )
-        if self.with_debug:
-            import logging
-
-            logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+        self.set_up_printing()
         choice = choose(self.url, self.context)
         return Access(
             resolve_addresses(choice, user=self.user, vhost=self.vhost, password_file=self.password_file),

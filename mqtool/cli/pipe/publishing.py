@@ -43,6 +43,7 @@ def publish(
     addressing: Addressing,
     default: bytes = b"Hello World!",
     adapt: Callable[[Message], Message] | None = None,
+    source: Input | None = None,
 ) -> None:
     """Publish what the command line asks for, and show what becomes of it.
 
@@ -51,6 +52,7 @@ def publish(
         to: where the publisher sends messages that do not name an exchange or a routing key themselves.
         leads_to: the queue behind that exchange, if the publisher declares it.
         addressing, default, adapt: as of source.read().
+        source: the messages, where the command line does not name them in one of the usual ways.
 
     Raises:
         NotConfirmed: the broker confirmed none of the messages.
@@ -60,7 +62,7 @@ def publish(
     options = asked.options
     for name in addressing:
         check_utf_8(name or "")
-    source = sources.read(asked, addressing, default=default, adapt=adapt)
+    source = source or sources.read(asked, addressing, default=default, adapt=adapt)
     access = asked.broker.access(os.environ.get(MANAGEMENT_VARIABLE))
     # What somebody has typed is small enough to come back, and they want to know whether anybody listens. What an
     # exchange delays has not reached a queue yet.

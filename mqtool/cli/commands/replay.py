@@ -1,0 +1,182 @@
+"""mqtool replay."""
+
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from mqtool.amqp import Channel
+from mqtool.cli.display import output
+from mqtool.cli.options import (
+    CONFIRM_TIMEOUT,
+    Broker,
+    ConfirmTimeout,
+    DelayOptions,
+    MessageOptions,
+    Publishing,
+    live_names,
+    takes_groups,
+)
+from mqtool.cli.options.values import RATE, header
+from mqtool.cli.options.where import Where
+from mqtool.cli.pipe.publishing import publish
+from mqtool.cli.pipe.recordings import Recording, Replayed
+from mqtool.cli.pipe.source import Addressing
+from mqtool.errors import UsageError
+from mqtool.message import Message, Receipt
+from mqtool.recordings.changes import Changes
+from mqtool.recordings.pace import Pace
+from mqtool.recordings.reading import Moment, Selection, parse_moment
+from mqtool.topology import Exchange
+
+app = typer.Typer()
+
+#: Where messages go that name no exchange; recorded ones always do.
+_DEFAULT_EXCHANGE = Exchange("")
+
+
+def _speed(text: str) -> float:
+    """How many times as fast as recorded."""
+    try:
+        speed = math.inf if text == "max" else float(text)
+    except ValueError:
+        speed = 0.0
+    if not speed > 0:
+        raise typer.BadParameter(f"{text!r} is not a speed such as 2, 0.5 or max")
+    return speed
+
+
+def _moment(text: str) -> Moment:
+    """A point in the recording."""
+    try:
+        return parse_moment(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+_MOMENT = dict[str, Any](parser=_moment, metavar="TIME")
+
+
+class Playing(NamedTuple):
+    """What of a recording is played, and how fast."""
+
+    speed: Annotated[
+        float | None,
+        typer.Option(parser=_speed, metavar="N", help="N times as fast as recorded, or max", show_default="1"),
+    ] = None
+    rate: Annotated[float | None, typer.Option(help="Evenly, such as 500/s, instead of recorded gaps", **RATE)] = None
+    since: Annotated[Any | None, typer.Option(help="From then on: a time, or 5m after the start", **_MOMENT)] = None
+    until: Annotated[Any | None, typer.Option(help="Before that: a time, or 5m after the start", **_MOMENT)] = None
+    where: Where = None
+    loop: Annotated[int, typer.Option(min=1, metavar="N", help="Play all of it N times")] = 1
+
+    def pace(self) -> Pace:
+        """How fast.
+
+        Raises:
+            UsageError: the options contradict each other.
+        """
+        if self.speed is not None and self.rate is not None:
+            raise UsageError("--speed and --rate cannot be combined", "use only one of them")
+        return Pace(self.speed or 1.0, self.rate)
+
+
+class Changing(NamedTuple):
+    """Where messages go, and with which headers."""
+
+    to_exchange: Annotated[
+        str | None,
+        typer.Option(metavar="EXCHANGE", help="Publish all to this exchange", autocompletion=live_names.exchanges),
+    ] = None
+    to_key: Annotated[str | None, typer.Option(metavar="KEY", help="Publish all with this routing key")] = None
+    to_queue: Annotated[
+        str | None, typer.Option(metavar="QUEUE", help="Publish all to this queue", autocompletion=live_names.queues)
+    ] = None
+    set_header: Annotated[
+        list[Any] | None, typer.Option(parser=header, metavar="KEY=VALUE", help="Header to set; KEY:=JSON for a type")
+    ] = None
+    drop_header: Annotated[list[str] | None, typer.Option(metavar="KEY", help="Header to leave out")] = None
+
+    def changes(self) -> Changes:
+        """As changes to each message.
+
+        Raises:
+            UsageError: the options contradict each other.
+        """
+        exchange, key = self.to_exchange, self.to_key
+        if self.to_queue is not None:
+            if exchange is not None or key is not None:
+                raise UsageError("--to-queue excludes --to-exchange and --to-key", "a queue needs neither")
+            exchange, key = "", self.to_queue
+        return Changes(exchange, key, self.drop_header or (), dict(self.set_header or ()))
+
+
+@app.command(
+    epilog="mqtool replay incident.ndjson\nmqtool replay incident.ndjson --speed max --to-queue jobs\n"
+    "mqtool tap logs --json | mqtool replay -u localhost:5673"
+)
+@takes_groups
+def replay(
+    playing: Playing,
+    changing: Changing,
+    broker: Broker,
+    files: Annotated[list[Path] | None, typer.Argument(help="Recordings, in order (default: stdin)")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would go where and when")] = False,
+    mandatory: Annotated[
+        bool, typer.Option("--mandatory/--no-mandatory", help="Count unroutable messages as failed")
+    ] = True,
+    failed_to: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep unconfirmed messages in FILE, as NDJSON")
+    ] = None,
+    confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT,
+) -> None:
+    """Publish a recording again, with its gaps.
+
+    A recording is NDJSON, as receive --json and tap --json print it. Each message goes to its own exchange with its own
+    routing key, and must reach a queue there.
+    """
+    pace = playing.pace()
+    chosen = Selection(playing.since, playing.until, playing.where)
+    recording = Recording(files or [], chosen, changing.changes(), playing.loop)
+    if dry_run:
+        broker.set_up_printing()
+        _show(recording, pace)
+        return
+    options = MessageOptions(
+        file=Path("-"), as_json=True, mandatory=mandatory, confirm_timeout=confirm_timeout, failed_to=failed_to
+    )
+
+    def publisher(channel: Channel, messages: Iterable[Message | None]) -> Iterator[Receipt]:
+        return channel.publish(messages, exchange=_DEFAULT_EXCHANGE)
+
+    publish(
+        Publishing(options, DelayOptions(), broker),
+        publisher,
+        _line,
+        to=_DEFAULT_EXCHANGE,
+        addressing=Addressing(),
+        source=Replayed(recording, pace, keeps_rest=failed_to is not None),
+    )
+
+
+def _line(message: Message) -> str:
+    return f" [x] Replayed {len(message.body):,} bytes to {_place(message)}"
+
+
+def _place(message: Message) -> str:
+    if message.exchange:
+        return f"{message.exchange}:{message.routing_key or ''}"
+    return f"queue {message.routing_key}"
+
+
+def _show(recording: Recording, pace: Pace) -> None:
+    count, seconds, started = 0, 0.0, None
+    for message in recording.messages():
+        if message is not None:
+            due = pace.due(message)
+            started = due if started is None else started
+            count, seconds = count + 1, due - started
+            output.show(f"{seconds:.3f}s\t{output.one_line(_place(message))}\t{len(message.body):,} bytes")
+    output.status(f"{count:,} messages in {seconds:.1f} s would be sent; nothing was")

@@ -1,0 +1,134 @@
+"""Recordings as what is published: files one after the other, each message when it is due."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from mqtool.cli import stopping
+from mqtool.cli.display import output
+from mqtool.cli.pipe.reading import LOOK_UP, STDIN, chunks, delimited, opened, whole
+from mqtool.cli.pipe.source import Input
+from mqtool.errors import MqtoolError, UsageError
+from mqtool.message import Message
+from mqtool.recordings.changes import Changes
+from mqtool.recordings.pace import Pace
+from mqtool.recordings.reading import Recorded, Selection, recorded
+
+#: Seconds to the next message from which on there is time to look what has been confirmed, which may take 0.05.
+_LONG = 0.1
+#: Octets in which to look for a file's first and last message.
+_NEAR = 256 * 1024
+
+
+class Recording:
+    """The messages of files, one after the other.
+
+    Args:
+        paths: "-" is stdin, as none is.
+        times: how often to play all of them.
+
+    Raises:
+        UsageError: a file cannot be read, or not a second time.
+    """
+
+    def __init__(self, paths: Sequence[Path], selection: Selection, changes: Changes, times: int = 1) -> None:
+        if not paths and output.is_terminal(STDIN):
+            raise UsageError("there is no recording to replay", "name a file, or pipe one in")
+        self._selection = selection
+        self._changes = changes
+        self._times = times
+        self._passes = 0
+        self._descriptors = [opened(path) for path in paths] or [STDIN]
+        self._names = [str(path) for path in paths]
+        self._sizes = [os.fstat(each).st_size if output.is_file(each) else None for each in self._descriptors]
+        if times > 1 and None in self._sizes:
+            raise UsageError("--loop needs files, as a pipe can be read only once", "save the recording first")
+
+    def messages(self, *, to_the_end: bool = False) -> Iterator[Recorded | None]:
+        """All of them.
+
+        Args:
+            to_the_end: also go on with files when asked to stop.
+
+        Raises:
+            BadData: a line is not a message.
+        """
+        for _ in range(self._times):
+            for descriptor, size in zip(self._descriptors, self._sizes, strict=True):
+                if size is not None and self._times > 1:
+                    os.lseek(descriptor, 0, os.SEEK_SET)
+            for index, (descriptor, size) in enumerate(zip(self._descriptors, self._sizes, strict=True)):
+                lines = delimited((whole if to_the_end and size is not None else chunks)(descriptor), b"\n")
+                name = self._names[index] if len(self._names) > 1 else None
+                yield from recorded(lines, self._selection, self._changes, name)
+            self._passes += 1
+
+    def fraction(self, pace: Pace) -> Callable[[], float] | None:
+        """How much of it was played, from 0 to 1; None if nobody knows how much there is.
+
+        Args:
+            pace: how it is played.
+        """
+        sizes = [size for size in self._sizes if size is not None]
+        total = sum(sizes) * self._times
+        if len(sizes) < len(self._sizes) or not total:
+            return None
+        started, seconds = time.monotonic(), self._seconds(pace)
+
+        def fraction() -> float:
+            if seconds:
+                return min(1.0, (time.monotonic() - started) / seconds)
+            position = sum(os.lseek(each, 0, os.SEEK_CUR) for each in self._descriptors)
+            return min(1.0, (position + self._passes * sum(sizes)) / total)
+
+        return fraction
+
+    def _seconds(self, pace: Pace) -> float:
+        """How long files take to play at their own pace; 0 if they have no pace, or it cannot be told."""
+        if pace.rate is not None:
+            return 0.0
+        played, due = Pace(pace.speed, clock=lambda: 0.0), 0.0
+        for descriptor, size in zip(self._descriptors, self._sizes, strict=True):
+            ends = (os.pread(descriptor, _NEAR, 0), os.pread(descriptor, _NEAR, max(0, (size or 0) - _NEAR)))
+            try:
+                first, last = (_moment(end.strip().split(b"\n")[at]) for end, at in zip(ends, (0, -1), strict=True))
+            except MqtoolError:
+                return 0.0  # the line will be complained about when it is its turn
+            lowest, highest = self._selection.between(first, last)
+            for moment, opens in ((lowest, True), (highest, False)):
+                due = played.due(Recorded(b"", moment=moment, opens=opens))
+        return due * self._times
+
+
+def _moment(line: bytes) -> float | None:
+    message = next(recorded([line], Selection(), Changes("")), None)
+    return message.moment if message else None
+
+
+class Replayed(Input):
+    """A recording at its pace.
+
+    Args:
+        keeps_rest: as of Input.
+    """
+
+    def __init__(self, recording: Recording, pace: Pace, *, keeps_rest: bool) -> None:
+        super().__init__(
+            recording.messages(to_the_end=keeps_rest), keeps_rest=keeps_rest, fraction=recording.fraction(pace)
+        )
+        self._pace = pace
+
+    def __iter__(self) -> Iterator[Message | None]:
+        for message in super().__iter__():
+            if isinstance(message, Recorded):
+                due = self._pace.due(message)
+                while stopping.requested() is None and (left := due - time.monotonic()) > 0:
+                    if left > _LONG:
+                        yield None
+                        left = due - time.monotonic()
+                    time.sleep(max(0.0, min(left, LOOK_UP)))
+                if stopping.requested() is not None:
+                    self.give_back(message)
+                    return
+            yield message

@@ -1,0 +1,160 @@
+"""A recording's lines as messages that know when they passed, and which of them are wanted."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from mqtool import ndjson
+from mqtool.duration import parse_duration
+from mqtool.errors import BadData
+from mqtool.message import Message
+from mqtool.recordings.changes import Changes
+from mqtool.where import Where
+
+
+@dataclass(slots=True)
+class Recorded(Message):
+    """A message of a recording.
+
+    Attributes:
+        moment: seconds since 1970 when it passed; None if its line does not say.
+        opens: it is the first of its file.
+    """
+
+    moment: float | None = None
+    opens: bool = False
+
+
+class Moment(NamedTuple):
+    """A point in a recording.
+
+    Attributes:
+        seconds: since 1970, or since the recording's first message.
+    """
+
+    seconds: float
+    is_offset: bool
+
+    def after(self, start: float) -> float:
+        """As seconds since 1970, for a recording that starts then."""
+        return start + self.seconds if self.is_offset else self.seconds
+
+
+def parse_moment(text: str) -> Moment:
+    """A point in a recording, from a duration since its start, or a time; local time, unless it says otherwise.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    try:
+        return Moment(parse_duration(text), is_offset=True)
+    except ValueError:
+        try:
+            return Moment(datetime.fromisoformat(text).timestamp(), is_offset=False)
+        except (ValueError, OverflowError, OSError) as error:
+            raise ValueError(f"{text!r} is neither a time such as 2026-01-31T12:00:00Z nor a duration") from error
+
+
+@dataclass
+class Selection:
+    """Which messages of a recording are wanted: from since on, and before until."""
+
+    since: Moment | None = None
+    until: Moment | None = None
+    where: Where | None = None
+    _start: float | None = None
+
+    def takes(self, line: Mapping[str, Any], moment: float | None, place: str) -> bool:
+        """Whether a line is wanted.
+
+        Raises:
+            BadData: that depends on when it passed, which neither it nor a line before it says.
+        """
+        if self._start is None:
+            self._start = moment
+        if self.since is not None or self.until is not None:
+            if moment is None or self._start is None:
+                raise BadData(f'{place} has no "timestamp"', "--since and --until need one")
+            if self.since is not None and moment < self.since.after(self._start):
+                return False
+            if self.until is not None and moment >= self.until.after(self._start):
+                return False
+        return self.where is None or self.where.matches(line)
+
+    def between(self, first: float | None, last: float | None) -> tuple[float | None, float | None]:
+        """The moments between which messages are wanted, of a file's first and last."""
+        start = self._start if self._start is not None else first
+        if first is None or last is None or start is None:
+            return first, last
+        since = first if self.since is None else max(first, self.since.after(start))
+        until = last if self.until is None else min(last, self.until.after(start))
+        return since, max(since, until)
+
+
+def recorded(
+    lines: Iterable[bytes | None], selection: Selection, changes: Changes, name: str | None = None
+) -> Iterator[Recorded | None]:
+    """The messages of one file; one without an exchange goes to the queue that it came from.
+
+    A message whose line does not say when it passed has the moment of the one before it. The property user_id is left
+    out: a broker takes only the name of whoever publishes.
+
+    Args:
+        lines: None among them, as among messages, says that there is none right now.
+        name: the file, for errors; None if it is the only one.
+
+    Raises:
+        BadData: a line is not a message, or does not say where it goes; says which.
+    """
+    moment, opens = None, True
+    for number, line in _numbered(lines):
+        if line is None:
+            yield None
+            continue
+        place = f"line {number}" if name is None else f"{name}: line {number}"
+        said = ndjson.to_object(line, place)
+        message = ndjson.message_of(said, place)
+        moment = _moment(said, place, moment)
+        if not selection.takes(said, moment, place):
+            continue
+        if message.exchange is None or not (message.exchange or message.routing_key):
+            message.exchange, message.routing_key = _queue(said, message)
+        changes.apply(message)
+        if message.exchange is None or not (message.exchange or message.routing_key):
+            raise BadData(f"{place} names neither an exchange nor a queue", "--to-exchange or --to-queue names one")
+        if "user_id" in message.properties:
+            message.properties = {key: value for key, value in message.properties.items() if key != "user_id"}
+        yield Recorded(
+            message.body, message.routing_key, message.exchange, message.properties, message.message_id,
+            message.delay, message.due, message.received, moment, opens,
+        )  # fmt: skip
+        opens = False
+
+
+def _numbered(lines: Iterable[bytes | None]) -> Iterator[tuple[int, bytes | None]]:
+    """Lines with their numbers, without the blank ones."""
+    number = 0
+    for line in lines:
+        if line is None:
+            yield number, None
+            continue
+        number += 1
+        if line.strip():
+            yield number, line
+
+
+def _moment(line: Mapping[str, Any], place: str, before: float | None) -> float | None:
+    text = line.get("timestamp")
+    if text is None:
+        return before
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (TypeError, ValueError, OverflowError, OSError) as error:
+        raise BadData(f'{place} has a "timestamp" that is not a time such as 2026-01-31T12:00:00Z: {text!r}') from error
+
+
+def _queue(line: Mapping[str, Any], message: Message) -> tuple[str | None, str | None]:
+    """The exchange and the key that lead to the queue which a line names, if it does."""
+    queue = line.get("queue")
+    return ("", queue) if isinstance(queue, str) and queue else (message.exchange, message.routing_key)

@@ -1,0 +1,157 @@
+"""replay: a recording goes where it came from, when it is due, and nothing of it is lost unnoticed."""
+
+import json
+import time
+from collections.abc import Iterable
+from subprocess import PIPE
+
+from mqtool.amqp import Connection
+from mqtool.message import Message
+from mqtool.topology import Exchange, Queue
+from tests.brokers import TestBroker, on_any_broker
+from tests.cli.shell import Shell, wait_until
+from tests.cli.test_exec import depth
+
+
+def recording(shell: Shell, *messages: dict[str, object], name: str = "recording") -> str:
+    """A file of messages for queue jobs, a tenth of a second apart, unless they say otherwise."""
+    lines = [
+        {
+            "timestamp": f"2026-01-31T12:00:{number / 10:06.3f}Z",
+            "exchange": "",
+            "routing_key": "jobs",
+            "queue": "jobs",
+            "redelivered": False,
+            "headers": {"n": number},
+            "properties": {"delivery_mode": 2},
+            "body": f"body {number}",
+            **message,
+        }
+        for number, message in enumerate(messages)
+    ]
+    (shell.directory / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return name
+
+
+def received(shell: Shell, *options: str) -> list[dict[str, object]]:
+    """What is in queue jobs, without what differs from one receiving to the next."""
+    printed = shell.run("mqtool", "receive", "-q", "jobs", "--json", "--idle-timeout", "300ms", *options).stdout
+    lines = [json.loads(line) for line in printed.splitlines()]
+    return [{key: value for key, value in line.items() if key != "timestamp"} for line in lines]
+
+
+def test_what_was_recorded_comes_again(shell: Shell, connection: Connection) -> None:
+    """By their own exchanges and keys, in order, byte for byte, with headers and properties; all of it confirmed."""
+    channel = connection.channel()
+    queue = channel.declare(Queue("jobs", durable=True, arguments={"x-queue-type": "quorum"}))
+    exchange = channel.declare(Exchange("logs", "topic", durable=True))
+    channel.bind(queue, exchange, "kern.#")
+    properties = {"content_type": "text/plain", "headers": {"n": 1, "raw": b"\xff", "x-death": [{"count": 3}]}}
+    messages: Iterable[Message] = [
+        Message(bytes([number, 255]), f"kern.{number}", "logs", properties, f"id-{number}") for number in range(200)
+    ]
+    assert len(list(channel.publish(messages))) == 200
+    printed = shell.run("mqtool", "receive", "-q", "jobs", "--json", "-c", "200").stdout
+    (shell.directory / "recording").write_text(printed)
+    before = [{**json.loads(line), "timestamp": ""} for line in printed.splitlines()]
+
+    result = shell.run("mqtool", "replay", "recording", "--speed", "max")
+
+    assert result.code == 0, result.stderr
+    assert "200 confirmed, 0 nacked, 0 returned" in result.stderr
+    assert [{**line, "timestamp": ""} for line in received(shell)] == before
+
+
+def test_what_no_queue_gets_has_failed(shell: Shell) -> None:
+    """Exit 3, counted, and kept for a second run; and of an exchange that is not there, its name."""
+    name = recording(shell, {}, {"routing_key": "nobody"}, {})
+    shell.run("mqtool", "queue", "declare", "jobs")
+
+    result = shell.run("mqtool", "replay", name, "--speed", "max", "--failed-to", "failed")
+
+    assert result.code == 3, result.stderr
+    assert "2 confirmed, 0 nacked, 1 returned" in result.stderr
+    assert "1 of 3 messages failed" in result.stderr
+    assert json.loads((shell.directory / "failed").read_text())["body"] == "body 1"
+    assert shell.run("mqtool", "replay", name, "--speed", "max", "--no-mandatory").code == 0
+    nowhere = shell.run("mqtool", "replay", name, "--speed", "max", "--to-exchange", "nope")
+    assert (nowhere.code, "no exchange 'nope'" in nowhere.stderr) == (75, True), nowhere.stderr
+
+
+@on_any_broker
+def test_gaps_choices_and_changes(shell: Shell, connection: Connection) -> None:
+    """What --since, --until and --where leave is sent at its pace, with other headers, to another queue."""
+    connection.channel().declare(Queue("jobs", durable=True))
+    name = recording(shell, *[{"routing_key": "elsewhere"}] * 9)
+
+    started = time.monotonic()
+    result = shell.run(
+        "mqtool", "replay", name, "--since", "200ms", "--until", "2026-01-31T12:00:00.700Z", "--where", "headers.n!=4",
+        "--to-queue", "jobs", "--set-header", "again:=true", "--drop-header", "n", "--loop", "2",
+    )  # fmt: skip
+
+    assert result.code == 0, result.stderr
+    assert time.monotonic() - started >= 0.8
+    came = received(shell, "--no-declare")
+    assert [message["body"] for message in came] == [f"body {number}" for number in (2, 3, 5, 6)] * 2
+    assert came[0]["headers"] == {"again": True}
+
+
+@on_any_broker
+def test_an_interrupted_replay_says_how_far_it_came(shell: Shell, connection: Connection) -> None:
+    """Ctrl-C in a long gap: what was sent is confirmed, and the rest is kept, the message in hand included."""
+    connection.channel().declare(Queue("jobs", durable=True))
+    name = recording(shell, {}, {"timestamp": "2026-01-31T18:00:00Z"}, {"timestamp": "2026-01-31T18:00:01Z"})
+
+    running = shell.start("mqtool", "replay", name, "-v", "--failed-to", "rest")
+    result = running.wait_for_stderr("[x] Replayed 6 bytes to queue jobs").interrupt().wait(20)
+
+    assert result.code == 130
+    assert "1 confirmed, 0 nacked, 0 returned" in result.stderr
+    kept = (shell.directory / "rest").read_text().splitlines()
+    assert [json.loads(line)["body"] for line in kept] == ["body 1", "body 2"]
+
+
+@on_any_broker
+def test_a_pipe_is_replayed_as_it_comes(shell: Shell, broker: TestBroker, connection: Connection) -> None:
+    """A line that has come is on its way, though the pipe stays open."""
+    connection.channel().declare(Queue("jobs", durable=True))
+    lines = (shell.directory / recording(shell, {}, {})).read_bytes().splitlines(keepends=True)
+    running = shell.start("mqtool", "replay", stdin=PIPE)
+    assert running.process.stdin is not None
+    for count, line in enumerate(lines, 1):
+        running.process.stdin.write(line)
+        running.process.stdin.flush()
+        wait_until(lambda count=count: depth(broker, "jobs") == count, "the line has arrived")  # type: ignore[misc]
+    running.process.stdin.close()
+    assert running.wait(20).code == 0
+
+
+def test_a_dry_run_needs_no_broker(lonely_shell: Shell) -> None:
+    """When and where each message would go, in files one after the other; nothing is connected to."""
+    first = recording(lonely_shell, {}, {"exchange": "logs", "routing_key": "a\tb"}, name="first")
+    second = recording(lonely_shell, {"timestamp": "2026-01-31T12:00:05Z"}, name="second")
+    result = lonely_shell.run("mqtool", "replay", first, second, "--dry-run", "--speed", "2")
+    assert result.stdout == (
+        "0.000s\tqueue jobs\t6 bytes\n0.050s\tlogs:a\\tb\t6 bytes\n2.500s\tqueue jobs\t6 bytes\n"
+    )  # fmt: skip
+    assert result.stderr == "3 messages in 2.5 s would be sent; nothing was\n"
+
+
+def test_what_cannot_be_replayed(lonely_shell: Shell) -> None:
+    """A bad line is named with its file; what contradicts itself is said before anything is sent."""
+    good = recording(lonely_shell, {})
+    (lonely_shell.directory / "bad").write_text('{"exchange": "", "body": "x"}\n')
+    for words, code, said in (
+        (["bad"], 65, "mqtool: line 1 names neither an exchange nor a queue\nhint: --to-exchange or --to-queue"),
+        ([good, "bad"], 65, "mqtool: bad: line 1 names neither"),
+        ([good, "missing"], 2, "mqtool: cannot read missing: No such file or directory"),
+        ([good, "--speed", "2", "--rate", "5/s"], 2, "--speed and --rate cannot be combined"),
+        ([good, "--speed", "0"], 2, "'0' is not a speed such as 2, 0.5 or max"),
+        ([good, "--since", "soon"], 2, "'soon' is neither a time such as"),
+        ([good, "--to-queue", "a", "--to-key", "b"], 2, "--to-queue excludes --to-exchange"),
+        (["--loop", "2"], 2, "--loop needs files"),
+    ):
+        result = lonely_shell.run("mqtool", "replay", *words, "--dry-run", stdin="")
+        assert result.code == code, result.stderr
+        assert said in result.stderr

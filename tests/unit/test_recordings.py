@@ -1,0 +1,124 @@
+"""Recordings: which messages, where they go, and when each is due."""
+
+import json
+import math
+
+import pytest
+
+from mqtool.errors import BadData
+from mqtool.recordings.changes import Changes
+from mqtool.recordings.pace import Pace
+from mqtool.recordings.reading import Recorded, Selection, parse_moment, recorded
+
+
+def line(second: float | None = None, **others: object) -> bytes:
+    moment = {} if second is None else {"timestamp": f"2026-01-31T12:00:{second:06.3f}Z"}
+    return json.dumps({**moment, "exchange": "logs", "routing_key": "key", "body": "x", **others}).encode()
+
+
+def read(
+    *lines: bytes, since: str | None = None, until: str | None = None, changes: Changes | None = None
+) -> list[Recorded]:
+    selection = Selection(since and parse_moment(since), until and parse_moment(until))
+    return [message for message in recorded(lines, selection, changes or Changes()) if message is not None]
+
+
+class Clock:
+    """Stands until somebody moves it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def dues(pace: Pace, messages: list[Recorded]) -> list[float]:
+    """Seconds after the first."""
+    all_due = [pace.due(message) for message in messages]
+    return [round(due - all_due[0], 6) for due in all_due]
+
+
+def test_the_gaps_are_those_of_the_recording() -> None:
+    """The first message is due at once, whenever it passed; the others at their distance, divided by the speed."""
+    messages = read(line(5), line(5.25), line(9))
+    assert dues(Pace(clock=Clock()), messages) == [0, 0.25, 4]
+    assert dues(Pace(2, clock=Clock()), messages) == [0, 0.125, 2]
+    assert dues(Pace(math.inf, clock=Clock()), messages) == [0, 0, 0]
+
+
+def test_delays_do_not_add_up() -> None:
+    """Who sends late is not late with the next message, too."""
+    clock = Clock()
+    pace = Pace(clock=clock)
+    first, second, third = read(line(0), line(1), line(2))
+    pace.due(first)
+    clock.now += 1.5
+    assert pace.due(second) == 1001
+    assert pace.due(third) == 1002
+
+
+def test_time_that_goes_back() -> None:
+    """Out of order by moments: at once. By more than a second, or with another file: another recording begins there."""
+    assert dues(Pace(clock=Clock()), read(line(3), line(4), line(3.5), line(5))) == [0, 1, 1, 2]
+    assert dues(Pace(clock=Clock()), read(line(8), line(9), line(2), line(3))) == [0, 1, 1, 2]
+    assert dues(Pace(clock=Clock()), [*read(line(3), line(3.2)), *read(line(3), line(3.2))]) == [0, 0.2, 0.2, 0.4]
+    assert dues(Pace(clock=Clock()), [*read(line(3)), *read(line(5))]) == [0, 2]
+
+
+def test_a_line_without_a_time_goes_with_the_one_before_it() -> None:
+    """So something typed by hand can stand among what was recorded."""
+    assert dues(Pace(clock=Clock()), read(line(), line(3), line(), line(4))) == [0, 0, 0, 1]
+
+
+def test_an_even_rate_has_no_burst_after_a_pause() -> None:
+    """500/s are 2 ms each; what a blocking broker has held up for long is not made up for."""
+    clock = Clock()
+    pace, messages = Pace(rate=500, clock=clock), read(*[line(0)] * 5)
+    assert dues(pace, messages[:3]) == [0, 0.002, 0.004]
+    clock.now += 60
+    assert [round(pace.due(message) - clock.now, 6) for message in messages[3:]] == [0, 0.002]
+
+
+def test_since_and_until() -> None:
+    """From the one, and before the other: times, or durations after the first message."""
+    lines = [line(second, body=str(second)) for second in range(5)]
+    for since, until in (
+        ("1s", "3s"),
+        ("2026-01-31T12:00:01Z", "2026-01-31T12:00:03Z"),
+        ("1s", "2026-01-31T12:00:03Z"),
+    ):
+        assert [message.body for message in read(*lines, since=since, until=until)] == [b"1", b"2"]
+    with pytest.raises(BadData, match='line 1 has no "timestamp"'):
+        read(line(), since="1s")
+
+
+def test_where_a_message_goes() -> None:
+    """To its exchange; without one, to its queue; else where the user says."""
+
+    def place(*lines: bytes, changes: Changes | None = None) -> tuple[str | None, str | None]:
+        [message] = read(*lines, changes=changes)
+        return message.exchange, message.routing_key
+
+    assert place(line()) == ("logs", "key")
+    assert place(line(exchange="", routing_key="jobs", queue="jobs")) == ("", "jobs")
+    assert place(line(exchange=None, queue="jobs")) == ("", "jobs")
+    assert place(line(exchange="", routing_key=None, queue="jobs")) == ("", "jobs")
+    assert place(line(), changes=Changes("other")) == ("other", "key")
+    assert place(line(), changes=Changes("", "jobs")) == ("", "jobs")
+    with pytest.raises(BadData, match="line 1 names neither an exchange nor a queue"):
+        place(line(exchange=None))
+
+
+def test_headers_are_dropped_and_set() -> None:
+    """In this order; the others stay, with the types that they have."""
+    given = line(headers={"x-death": [], "n": 1, "raw": {"$bytes": "AA=="}}, properties={"type": "t", "user_id": "app"})
+    [message] = read(given, changes=Changes(dropped_headers=["x-death", "none"], headers={"n": 2, "replayed": True}))
+    assert message.properties == {"type": "t", "headers": {"n": 2, "raw": b"\0", "replayed": True}}
+
+
+@pytest.mark.parametrize("bad", ["yesterday", 5, "2026-13-01T00:00:00Z"])
+def test_a_bad_time_names_its_line(bad: object) -> None:
+    """As everything else that is wrong with a line does."""
+    with pytest.raises(BadData, match='line 2 has a "timestamp" that is not a time'):
+        read(line(1), line(timestamp=bad))
