@@ -1,7 +1,6 @@
 """Writes docs/reference/{commands,dialects}.md and docs/mqtool.1 from the program itself: make docs."""
 
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +67,7 @@ def dialects() -> str:
         "Lines of received data go to stdout, the others to stderr. Go's scripts print the time in front; mqtool "
         "does not. `!r` means quoted, as Python's `repr()` does.",
     ]
-    spoken = [
-        (field.name, *(_shown(getattr(LINES[dialect], field.name)) for dialect in Dialect)) for field in fields(Lines)
-    ]
+    spoken = [(name, *(_shown(getattr(LINES[dialect], name)) for dialect in Dialect)) for name in Lines._fields]
     parts.append(_rows(spoken))
     return "\n\n".join(parts) + "\n"
 
