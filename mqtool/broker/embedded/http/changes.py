@@ -98,8 +98,10 @@ class Changes(Directory):
         """
         match request.method, path:
             case "PUT", ["vhosts", name]:
-                existed = name in self.broker.vhosts
-                self.broker.add_vhost(name, request.json().get("description"))
+                existed, body = name in self.broker.vhosts, request.json()
+                vhost = self.broker.add_vhost(name, body.get("description"))
+                if "tracing" in body:
+                    vhost.tracing = _boolean(body, "tracing")
                 if not existed:
                     self.broker.set_permissions(user.name, name, Permissions())
                 return NO_CONTENT if existed else CREATED

@@ -12,7 +12,7 @@ from mqtool.broker.embedded.http.directory import Directory, bad_request, check_
 from mqtool.broker.embedded.http.origins import check_origin
 from mqtool.broker.embedded.http.rates import Counting, Rates
 from mqtool.broker.embedded.http.server import Answer, HttpError, Request
-from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.broker import NODE, Broker
 from mqtool.broker.embedded.model.errors import RESOURCE_ERROR, AmqpException
 from mqtool.broker.embedded.model.patterns import found
 from mqtool.broker.embedded.model.users import User
@@ -99,10 +99,10 @@ class Management(Directory):
             case ["whoami"]:
                 return {"name": user.name, "tags": user.tags}
             case ["cluster-name"]:
-                return {"name": views.NODE}
+                return {"name": NODE}
             case ["nodes"]:
                 return [views.node(broker)]
-            case ["nodes", views.NODE]:
+            case ["nodes", name] if name == NODE:
                 return views.node(broker)
             case ["healthchecks", "node", *_] | ["aliveness-test", _]:
                 return {"status": "ok"}

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from mqtool.broker.embedded.http.rates import Rates
-from mqtool.broker.embedded.model.broker import RABBITMQ_VERSION, Broker
+from mqtool.broker.embedded.model.broker import NODE, RABBITMQ_VERSION, Broker
 from mqtool.broker.embedded.model.exchange import TYPES, Exchange, Link
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.users import User
@@ -19,7 +19,6 @@ from mqtool.routing.field_table import Table, Value
 
 Json = dict[str, Any]
 
-NODE = "embedded@localhost"
 _BUILT_IN = {
     "rabbitmq_delayed_message_exchange": "Delayed message exchange, built in",
     "rabbitmq_management": "Management API without its page, built in",
@@ -227,7 +226,7 @@ def vhost(vhost: VirtualHost) -> Json:
         "description": vhost.description,
         "tags": [],
         "metadata": {"description": vhost.description, "tags": []},
-        "tracing": False,
+        "tracing": vhost.tracing,
         "cluster_state": {NODE: "running"},
         "messages": ready + unacked,
         "messages_ready": ready,

@@ -20,6 +20,9 @@ log = logging.getLogger("mqtool.broker.embedded")
 RABBITMQ_VERSION = "3.10.8"
 """The version that this broker behaves like, and reports to clients that depend on it."""
 
+NODE = "embedded@localhost"
+"""What it calls itself, as the node of a cluster of one."""
+
 CONSUMER_TIMEOUT = 1800.0
 """How long a delivery may stay unacknowledged by default, in seconds."""
 

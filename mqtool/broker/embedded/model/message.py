@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Self
 
-from mqtool.routing.field_table import Table, decode_table, encode_table
+from mqtool.routing.field_table import Table, Value, decode_table, encode_table
 
 BASIC_CLASS = 60
 PERSISTENT = 2
@@ -118,6 +118,18 @@ class Properties:
         """Return the properties with these encoded fields."""
         flags = sum(flag for flag, name in _FLAGS if name in fields)
         return cls(flags.to_bytes(2) + b"".join(fields[name] for name in _NAMES if name in fields))
+
+    def named(self) -> Table:
+        """Return the properties that there are, by name, in the order of their flags."""
+        data, values = self._data, dict[str, Value]()
+        for name, start, end in _spans(data, self._offset):
+            if name == "headers":
+                values[name] = self.headers
+            elif name in _WIDTHS:
+                values[name] = int.from_bytes(data[start:end])
+            else:
+                values[name] = data[start + 1 : end].decode(errors="surrogateescape")
+        return values
 
     def replace(
         self, *, headers: Table | None = None, reply_to: str | None = None, expires: bool = True

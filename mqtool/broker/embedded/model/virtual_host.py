@@ -54,7 +54,7 @@ class Publication:
     stored: bool
 
 
-def _carbon_copies(headers: Table) -> list[str]:
+def carbon_copies(headers: Table) -> list[str]:
     """Return the keys that a message is routed by besides its own."""
     lists = [headers.get(name) for name in ("CC", "BCC")]
     return [key for keys in lists if isinstance(keys, list) for key in keys if isinstance(key, str)]
@@ -65,11 +65,13 @@ class VirtualHost:
 
     Attributes:
         exchanges, queues: by name.
+        tracing: whether its firehose is on: see `wire/firehose.py`.
     """
 
     def __init__(self, name: str, clock: Clock, ledger: Ledger) -> None:
         self.name = name
         self.description = ""
+        self.tracing = False
         self._clock = clock
         self._ledger = ledger
         self.queues: dict[str, Queue] = {}
@@ -204,7 +206,7 @@ class VirtualHost:
         headers = message.headers
         keys = [message.routing_key]
         if "CC" in headers or "BCC" in headers:
-            keys += _carbon_copies(headers)
+            keys += carbon_copies(headers)
         elif exchange.name == "":
             queue = self.queues.get(message.routing_key)
             return Routing(message, () if queue is None else (queue,))

@@ -9,7 +9,7 @@ from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.errors import precondition_failed
 from mqtool.broker.embedded.model.message import Message
 from mqtool.broker.embedded.model.queue import Queue
-from mqtool.broker.embedded.wire import frames
+from mqtool.broker.embedded.wire import firehose, frames
 from mqtool.broker.embedded.wire.methods import encode_method, short_string
 from mqtool.broker.embedded.wire.session import Session
 from mqtool.routing.field_table import Int64, Table
@@ -113,16 +113,14 @@ class Deliveries:
             subscription.unacked += 1
             self.global_unacked += 1
         session = self.session
+        message = _counted(entry) if entry.delivery_count else entry.message
         session.write(
             frames.deliver(
-                self.number,
-                subscription.encoded_tag,
-                tag,
-                _counted(entry) if entry.delivery_count else entry.message,
-                session.frame_max,
-                redelivered=entry.redelivered,
+                self.number, subscription.encoded_tag, tag, message, session.frame_max, redelivered=entry.redelivered
             )
         )
+        if session.vhost.tracing:
+            firehose.delivered(session, self.number, subscription.queue, message, redelivered=entry.redelivered)
 
     def deliver_unlisted(self, encoded_tag: bytes, message: Message) -> None:
         """Send a message that is in no queue and needs no acknowledgement."""
@@ -143,6 +141,8 @@ class Deliveries:
         session.write(
             frames.get_ok(self.number, tag, message, len(queue), session.frame_max, redelivered=entry.redelivered)
         )
+        if session.vhost.tracing:
+            firehose.delivered(session, self.number, queue, message, redelivered=entry.redelivered)
 
     def queue_gone(self, subscription: Subscription) -> None:
         """End a consumer whose queue is gone."""

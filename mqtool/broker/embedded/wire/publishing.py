@@ -12,6 +12,7 @@ from mqtool.broker.embedded.model.errors import (
 from mqtool.broker.embedded.model.exchange import Exchange
 from mqtool.broker.embedded.model.message import Message
 from mqtool.broker.embedded.model.virtual_host import Publication, Routing
+from mqtool.broker.embedded.wire import firehose
 from mqtool.broker.embedded.wire.channel import Channel
 from mqtool.broker.embedded.wire.transaction import Pending
 from mqtool.routing.field_table import type_name
@@ -38,6 +39,8 @@ def publish(channel: Channel, message: Message) -> None:
             raise precondition_failed("fast reply consumer does not exist")
         message = message.with_reply_to(f"{DIRECT_REPLY_TO}.{channel.replies.token}")
     routing = _routing(channel, exchange, message)
+    if channel.vhost.tracing:
+        firehose.published(channel.session, channel.number, message, routing)
     if channel.transaction is not None:
         channel.transaction.publishes.append(Pending(message, routing, mandatory))
         return

@@ -1,0 +1,116 @@
+"""The firehose: what comes through amq.rabbitmq.trace while a vhost's tracing is on."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pika
+import pytest
+from pika.adapters.blocking_connection import BlockingChannel
+
+from tests.protocol.conftest import Api
+
+Opener = Callable[..., pika.BlockingConnection]
+
+
+class Trace:
+    """A queue that is bound to all of it."""
+
+    def __init__(self, channel: BlockingChannel) -> None:
+        self._channel = channel
+        self._queue = str(channel.queue_declare("", exclusive=True).method.queue)
+        channel.queue_bind(self._queue, "amq.rabbitmq.trace", "#")
+
+    def next(self) -> tuple[str, bytes, dict[str, Any]]:
+        """The next copy's routing key, body and headers, without who it was and where."""
+        for method, properties, body in self._channel.consume(self._queue, inactivity_timeout=10):
+            assert method is not None, "nothing came"
+            self._channel.basic_ack(method.delivery_tag)
+            headers = dict(properties.headers)
+            assert {name for name, value in vars(properties).items() if value is not None} == {"headers"}
+            assert headers.pop("user") == "guest"
+            assert "@" in headers.pop("node")
+            assert " -> " in headers.pop("connection")
+            return method.routing_key, body, headers
+        raise AssertionError
+
+
+@pytest.fixture
+def trace(api: Api, vhost: str, channel: BlockingChannel) -> Iterator[Trace]:
+    """The firehose of the vhost, switched on."""
+    assert api("PUT", f"vhosts/{vhost}", {"tracing": True})[0] == 204
+    yield Trace(channel)
+    api("PUT", f"vhosts/{vhost}", {"tracing": False})
+
+
+def test_what_is_published(trace: Trace, connect: Opener, vhost: str) -> None:
+    """A copy of each message, with where it went; the default exchange routes to names, whoever has them."""
+    client = connect().channel()
+    client.queue_declare("jobs", exclusive=True)
+    client.queue_bind("jobs", "amq.topic", "order.*")
+    where = {"vhost": vhost, "channel": 1, "properties": {}}
+
+    client.basic_publish("", "nowhere", b"lost")
+    assert trace.next() == (
+        "publish.", b"lost", {**where, "exchange_name": "", "routing_keys": ["nowhere"], "routed_queues": ["nowhere"]}
+    )  # fmt: skip
+    client.basic_publish("amq.topic", "kern.info", b"")
+    assert trace.next() == (
+        "publish.amq.topic", b"",
+        {**where, "exchange_name": "amq.topic", "routing_keys": ["kern.info"], "routed_queues": []},
+    )  # fmt: skip
+    properties = {
+        "content_type": "text/plain", "content_encoding": "utf-8", "headers": {"n": 1, "inside": {"t": True}},
+        "delivery_mode": 2, "priority": 3, "correlation_id": "c", "reply_to": "r", "expiration": "100000",
+        "message_id": "m", "timestamp": 1_700_000_000, "type": "t", "user_id": "guest", "app_id": "a",
+        "cluster_id": "i",
+    }  # fmt: skip
+    client.basic_publish("amq.topic", "order.new", b"new", pika.BasicProperties(**properties))
+    key, body, headers = trace.next()
+    assert (key, body, headers["routed_queues"]) == ("publish.amq.topic", b"new", ["jobs"])
+    assert headers["properties"] == properties
+    assert list(headers["properties"]) == [*reversed(properties)]
+
+
+def test_copies_to_other_keys(trace: Trace, connect: Opener) -> None:
+    """All keys are told, those that others do not see included; a transaction's messages come before its commit."""
+    client = connect().channel()
+    client.tx_select()
+    headers = {"CC": ["second"], "BCC": ["a-third"]}
+    client.basic_publish("", "first", b"", pika.BasicProperties(headers=headers))
+    _, _, copy = trace.next()
+    assert copy["routing_keys"] == ["first", "second", "a-third"]
+    assert copy["routed_queues"] == ["a-third", "first", "second"]
+    assert copy["properties"] == {"headers": {"CC": ["second"]}}
+
+
+def test_what_is_delivered(trace: Trace, connect: Opener, vhost: str) -> None:
+    """To a consumer or by basic.get, each time; the copies themselves are not."""
+    client = connect().channel()
+    client.queue_declare("jobs", exclusive=True)
+    client.basic_publish("", "jobs", b"job", pika.BasicProperties(headers={"n": 1}))
+    assert trace.next()[0] == "publish."
+    expected = {
+        "vhost": vhost, "channel": 1, "exchange_name": "", "routing_keys": ["jobs"],
+        "properties": {"headers": {"n": 1}}, "redelivered": 0,
+    }  # fmt: skip
+    method, _, _ = client.basic_get("jobs")
+    assert trace.next() == ("deliver.jobs", b"job", expected)
+    client.basic_nack(method.delivery_tag, requeue=True)
+    client.basic_consume("jobs", lambda *_: None, auto_ack=True)
+    assert trace.next() == ("deliver.jobs", b"job", {**expected, "redelivered": 1})
+
+
+def test_switched_on_and_off(api: Api, vhost: str, channel: BlockingChannel, connect: Opener) -> None:
+    """A vhost says whether it is on; a request that does not mention it leaves it; only booleans are taken."""
+    trace, client = Trace(channel), connect().channel()
+    for body, is_on in (({"tracing": True}, True), ({}, True), ({"tracing": "false"}, False)):
+        assert api("PUT", f"vhosts/{vhost}", body)[0] == 204
+        assert api("GET", f"vhosts/{vhost}")[1]["tracing"] is is_on
+        client.basic_publish("", "nowhere", str(body).encode())
+        if is_on:
+            assert trace.next()[1] == str(body).encode()
+    assert api("PUT", f"vhosts/{vhost}", {"tracing": 1})[0] == 400
+    assert api("PUT", f"vhosts/{vhost}", {"tracing": True})[0] == 204
+    client.basic_publish("", "nowhere", b"last")
+    assert trace.next()[1] == b"last", "something came while it was off"
+    api("PUT", f"vhosts/{vhost}", {"tracing": False})
