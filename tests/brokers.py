@@ -35,6 +35,7 @@ class TestBroker:
         url: amqp://…, with a vhost of the test's own.
         management: where its management API is.
         version: RabbitMQ's, such as "3.10.8"; once it has answered.
+        streams: where its stream port is, "" if it has none.
     """
 
     __test__ = False
@@ -43,6 +44,7 @@ class TestBroker:
     url: str
     management: str
     version: str = ""
+    streams: str = ""
 
     @property
     def vhost(self) -> str:
@@ -79,7 +81,7 @@ class TestBroker:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.1)
-        return TestBroker(self.kind, f"{self.url}/{encoded}", self.management, _version_of(self))
+        return TestBroker(self.kind, f"{self.url}/{encoded}", self.management, _version_of(self), self.streams)
 
     def emptied(self) -> bool:
         """Delete what a test has left in the vhost; whether nothing is left, so that another test may have it.
@@ -123,13 +125,16 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def from_environment() -> TestBroker | None:
-    """The RabbitMQ that MQTOOL_TEST_URL names, with its management API at MQTOOL_TEST_MANAGEMENT."""
+    """The RabbitMQ that MQTOOL_TEST_URL names.
+
+    Its management API is at MQTOOL_TEST_MANAGEMENT, its stream port at MQTOOL_TEST_STREAMS (rabbitmq-stream://HOST:PORT).
+    """
     url = os.environ.get("MQTOOL_TEST_URL")
     if not url:
         return None
     host = urlsplit(url).hostname or "localhost"
     management = os.environ.get("MQTOOL_TEST_MANAGEMENT", f"http://{host}:15672")
-    return TestBroker("rabbitmq", url.rstrip("/"), management)
+    return TestBroker("rabbitmq", url.rstrip("/"), management, streams=os.environ.get("MQTOOL_TEST_STREAMS", ""))
 
 
 def docker_image() -> str:

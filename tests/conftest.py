@@ -72,10 +72,13 @@ def _started_once(kind: Kind, shared: Path) -> TestBroker:
     with (shared / f"{kind}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not remembered.exists():
-            started = STARTERS[kind].start(Wanted(f"suite-{kind}", ports.free_port()))
+            started = STARTERS[kind].start(Wanted(f"suite-{kind}", ports.free_port(), stream_port=0))
             connect_within(90, lambda: Connection(parse_addresses(started.url))).close()
             name = "rabbitmq" if kind is Kind.NODE else str(kind)
-            remembered.write_text(json.dumps(asdict(TestBroker(name, started.url, str(started.details["management"])))))
+            found = TestBroker(
+                name, started.url, str(started.details["management"]), streams=str(started.details["streams"])
+            )
+            remembered.write_text(json.dumps(asdict(found)))
     return TestBroker(**json.loads(remembered.read_text()))
 
 

@@ -35,6 +35,7 @@ def start(wanted: Wanted) -> Started:
                 "management": f"http://{ports.HOST}:{ports.choose(wanted.management_port)}",
                 "data": state.IN_MEMORY if wanted.in_memory else str(wanted.data_dir or directory / "embedded"),
                 **({"listen": wanted.listen} if wanted.listen else {}),
+                **ports.stream_url(wanted.stream_port, wanted.listen),
             },
         )
     )
@@ -52,8 +53,9 @@ def _run(started: Started) -> Started:
     port, management_port = (str(urlsplit(url).port) for url in (started.url, started.details["management"]))
     keep = ["--in-memory"] if data == state.IN_MEMORY else ["--data-dir", data]
     listen = [f"--listen={address}" for address in ports.addresses(started.details.get("listen"))]
-    broker = launch(directory, "--port", port, "--management-port", management_port, *listen, *keep)
-    damage = wait_until_ready(broker, directory)[2:]
+    streams = ["--stream-port", str(urlsplit(url).port)] if (url := started.details.get("streams")) else []
+    broker = launch(directory, "--port", port, "--management-port", management_port, *listen, *keep, *streams)
+    damage = wait_until_ready(broker, directory)[3 if streams else 2 :]
     details = {key: value for key, value in started.details.items() if key != "damage"}
     started = replace(started, pid=broker.pid, details={**details, **({"damage": damage[0]} if damage else {})})
     state.save(started)

@@ -43,7 +43,8 @@ class Node:
         directory: for its configuration and log.
         data: directory for its messages.
         epmd_port: port of epmd, Erlang's daemon that maps node names to ports.
-        listen: one more address for AMQP connections; all else is for this machine only.
+        listen: one more address for AMQP connections and streams; all else is for this machine only.
+        stream_port: for the stream protocol; None for none.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Node:
     distribution_port: int
     epmd_port: int
     listen: str | None = None
+    stream_port: int | None = None
 
     @property
     def url(self) -> str:
@@ -87,12 +89,15 @@ def launch(node: Node, settings: Sequence[str] = ()) -> int:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not (enabled := directory / "enabled_plugins").exists():  # it may name plugins that were enabled since
         enabled.write_text("[rabbitmq_management].\n")
+    if node.stream_port is not None and "rabbitmq_stream" not in (plugins := enabled.read_text()):
+        enabled.write_text(plugins.replace("[", "[rabbitmq_stream,", 1))
     usual = (
         *(f"listeners.tcp.{number} = {host}:{node.port}" for number, host in enumerate(ports.addresses(node.listen))),
         f"management.tcp.ip = {ports.HOST}",
         f"management.tcp.port = {node.management_port}",
         "log.console = true\nlog.console.level = info\nlog.console.use_colors = off\nlog.file = false",
         *_STATISTICS,
+        *_stream_settings(node),
     )
     (directory / "rabbitmq.conf").write_text("".join(f"{line}\n" for line in (*usual, *settings)))
     with log_files.go_on(directory / "log") as log:
@@ -106,6 +111,18 @@ def launch(node: Node, settings: Sequence[str] = ()) -> int:
             start_new_session=True,
         )
     return server_process.pid
+
+
+def _stream_settings(node: Node) -> list[str]:
+    """Settings for the stream port; clients connect to what it says its address is."""
+    if node.stream_port is None:
+        return []
+    addresses = enumerate(ports.addresses(node.listen))
+    return [
+        *(f"stream.listeners.tcp.{number} = {host}:{node.stream_port}" for number, host in addresses),
+        f"stream.advertised_host = {ports.HOST}",
+        f"stream.advertised_port = {node.stream_port}",
+    ]
 
 
 def runs(pid: int) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from mqtool.broker import log_files, node, ports, state
 from mqtool.broker.node import Node
@@ -30,11 +31,14 @@ def start(wanted: Wanted) -> Started:
         raise UsageError("a private node uses the installed RabbitMQ", "use --kind docker with --image")
     if wanted.cluster and wanted.listen:
         raise UsageError("--listen does not work with --cluster", "start one node for other machines")
+    if wanted.cluster and wanted.stream_port is not None:
+        raise UsageError("--stream-port does not work with --cluster", "start one node for streams")
     if (before := state.load(wanted.name)) is not None and before.kind == KIND:
         node.stop_epmd(int(before.details["epmd_port"]))  # it outlives a node that was killed
     directory = state.directory(wanted.name)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    nodes = _nodes(wanted, directory)
+    streams = ports.stream_url(wanted.stream_port, wanted.listen)
+    nodes = _nodes(wanted, directory, urlsplit(streams.get("streams", "")).port)
     started = Started(
         name=wanted.name,
         kind=KIND,
@@ -46,6 +50,7 @@ def start(wanted: Wanted) -> Started:
             "data": str(Path(nodes[0].data).parent) if wanted.cluster else nodes[0].data,
             "epmd_port": nodes[0].epmd_port,
             **({"listen": wanted.listen} if wanted.listen else {}),
+            **streams,
             "members": [{"pid": 0, "node": asdict(each)} for each in nodes],
         },
         nodes=wanted.nodes,
@@ -58,7 +63,7 @@ def start(wanted: Wanted) -> Started:
         raise
 
 
-def _nodes(wanted: Wanted, directory: Path) -> list[Node]:
+def _nodes(wanted: Wanted, directory: Path, stream_port: int | None) -> list[Node]:
     first_port, epmd_port = ports.choose(wanted.port, ports.AMQP, wanted.listen), ports.free_port()
     management_port = ports.choose(wanted.management_port)
     data = wanted.data_dir or directory / ("cluster" if wanted.cluster else "data")
@@ -74,6 +79,7 @@ def _nodes(wanted: Wanted, directory: Path) -> list[Node]:
             distribution_port=ports.free_port(),
             epmd_port=epmd_port,
             listen=wanted.listen,
+            stream_port=stream_port,
         )
         for number, name in enumerate(names)
     ]

@@ -27,10 +27,21 @@ def choose(wanted: int | None, usual: int | None = None, listen: str | None = No
     """
     for host in addresses(listen):
         if wanted is not None and not is_free(wanted, host):
-            raise Unavailable(f"port {wanted} on {host} is taken", "choose another with --port or --management-port")
+            raise Unavailable(
+                f"port {wanted} on {host} is taken", "choose another with --port, --management-port or --stream-port"
+            )
     if wanted is not None:
         return wanted
     return usual if usual and all(is_free(usual, host) for host in addresses(listen)) else free_port()
+
+
+def stream_url(wanted: int | None, listen: str | None = None) -> dict[str, str]:
+    """Where streams are to be, as a detail of a broker; 0 for any free port, nothing for None.
+
+    Raises:
+        Unavailable: the port is taken.
+    """
+    return {} if wanted is None else {"streams": f"rabbitmq-stream://{HOST}:{choose(wanted or None, None, listen)}"}
 
 
 def is_free(port: int, host: str = HOST) -> bool:

@@ -26,6 +26,7 @@ class Wanted:
     Attributes:
         port: for AMQP; None for 5672 if that is free, else any free port.
         management_port: for its management API; None for any free port, with Docker 15672 if that is free.
+        stream_port: for the stream protocol; 0 for any free port, None for none (not with Docker or a cluster).
         data_dir: for its messages; None for a directory beside its log.
         in_memory: keep nothing on disk (embedded broker only).
         image: RabbitMQ image to build on (Docker only); None for the one that we test with.
@@ -40,6 +41,7 @@ class Wanted:
     image: str | None = None
     listen: str | None = None
     management_port: int | None = None
+    stream_port: int | None = None
 
     @property
     def nodes(self) -> int:
@@ -57,7 +59,8 @@ class Started:
             request.
         pid: the process to stop; 0 if there is more than one, or none.
         directory: for its data, log and configuration.
-        details: what else its kind needs to know, with "data" and, where they were given, "listen" and "built_on".
+        details: what else its kind needs to know, with "data" and, where they were asked for, "listen", "built_on" and
+            "streams" (the URL of the stream port).
             `broker status` shows what is not nested.
     """
 
@@ -81,6 +84,7 @@ def differing(started: Started, kind: str, wanted: Wanted) -> list[str]:
         "--kind": kind in ("auto", started.kind),
         "--port": wanted.port in (None, urlsplit(started.url.partition(",")[0]).port),
         "--management-port": wanted.management_port in (None, urlsplit(details.get("management", "")).port),
+        "--stream-port": wanted.stream_port in (None, 0, urlsplit(details.get("streams", "")).port),
         "--data-dir": wanted.data_dir is None or details.get("data") == str(wanted.data_dir),
         "--in-memory": not wanted.in_memory or details.get("data") == IN_MEMORY,
         "--cluster": not wanted.cluster or started.nodes == wanted.nodes,

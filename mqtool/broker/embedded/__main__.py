@@ -22,6 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--data-dir", type=Path, help="keep durable queues and persistent messages here")
     where.add_argument("--in-memory", action="store_true", help="keep nothing")
     parser.add_argument("--management-port", type=int, help="port of the management HTTP API, 0 for any free one")
+    parser.add_argument("--stream-port", type=int, help="port of the stream protocol, 0 for any free one")
     parser.add_argument("--memory-limit", type=int, metavar="BYTES", help="block publishers above this")
     parser.add_argument("--consumer-timeout", type=float, metavar="SECONDS", default=CONSUMER_TIMEOUT)
     parser.add_argument("--ready-file", type=Path, help="written once it listens: the URLs, and any damage")
@@ -42,6 +43,9 @@ def main() -> int:
         lines = [f"amqp://guest:guest@{options.host}:{server.port}/%2F"]
         if server.management_port is not None:
             lines.append(f"http://{options.host}:{server.management_port}")
+        if server.stream_port is not None:
+            lines.append(f"rabbitmq-stream://{options.host}:{server.stream_port}")
+        if server.management_port is not None:
             lines += [server.damage] if server.damage is not None else []
         # Whoever waits for the file must never see half of it.
         partial = options.ready_file.with_name(options.ready_file.name + ".partial")
@@ -58,6 +62,7 @@ def main() -> int:
         options.memory_limit,
         options.consumer_timeout,
         options.listen,
+        options.stream_port,
     )
     # Queues hold many objects for long. Left to itself the collector would walk through them over and over.
     gc.set_threshold(100_000, 20, 100)

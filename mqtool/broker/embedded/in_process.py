@@ -23,10 +23,12 @@ class EmbeddedBroker:
         data_dir: a directory to keep durable queues and persistent messages in; None keeps everything in memory.
         management_port: the port for the management API, 0 for any free one; None for none.
         memory_limit: publishers are blocked when messages take more bytes; None for RabbitMQ's default.
+        stream_port: the port for the stream protocol, 0 for any free one; None for none.
         consumer_timeout: how long a delivery may stay unacknowledged, in seconds.
 
     Attributes:
         url: the AMQP URL, once it is started.
+        stream_port: the port of the stream protocol, once it is started; None without one.
         management_url: the HTTP URL of the management API, once it is started; None without one.
     """
 
@@ -39,9 +41,16 @@ class EmbeddedBroker:
         management_port: int | None = None,
         memory_limit: int | None = None,
         consumer_timeout: float = CONSUMER_TIMEOUT,
+        stream_port: int | None = None,
     ) -> None:
         self._settings = Settings(
-            host, port, None if data_dir is None else Path(data_dir), management_port, memory_limit, consumer_timeout
+            host,
+            port,
+            None if data_dir is None else Path(data_dir),
+            management_port,
+            memory_limit,
+            consumer_timeout,
+            stream_port=stream_port,
         )
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -67,6 +76,12 @@ class EmbeddedBroker:
         assert self._server is not None, "the broker has not been started"
         port = self._server.management_port
         return None if port is None else f"http://{self._settings.host}:{port}"
+
+    @property
+    def stream_port(self) -> int | None:
+        """The port of the stream protocol, None if there is none."""
+        assert self._server is not None, "the broker has not been started"
+        return self._server.stream_port
 
     def start(self) -> Self:
         """Start it; returns once it listens.

@@ -29,7 +29,8 @@ class Settings:
         management_port: the port of the management API; 0 for any free one, None for none.
         memory_limit: publishers are blocked when messages take more bytes; None for 0.4 of the machine's memory.
         consumer_timeout: how long a delivery may stay unacknowledged, in seconds.
-        amqp_hosts: the addresses to listen on for AMQP; None for host.
+        amqp_hosts: the addresses to listen on for AMQP and streams; None for host.
+        stream_port: the port of the stream protocol; 0 for any free one, None for none.
     """
 
     host: str = "127.0.0.1"
@@ -39,13 +40,14 @@ class Settings:
     memory_limit: int | None = None
     consumer_timeout: float = CONSUMER_TIMEOUT
     amqp_hosts: Sequence[str] | None = None
+    stream_port: int | None = None
 
 
 class Server:
     """A broker and its sockets, on the running event loop.
 
     Attributes:
-        port, management_port: the real ones, once it listens.
+        port, management_port, stream_port: the real ones, once it listens.
         damage: what could not be read from the data directory, in words; None if nothing.
     """
 
@@ -56,6 +58,7 @@ class Server:
         self._checking: asyncio.TimerHandle | None = None
         self.port = settings.port
         self.management_port = settings.management_port
+        self.stream_port = settings.stream_port
         self.damage: str | None = None
         self.broker: Broker
 
@@ -79,6 +82,8 @@ class Server:
         self.broker.listeners["amqp"] = (settings.host, self.port)
         if settings.management_port is not None:
             self._servers.append(await self._start_management(settings.management_port))
+        if settings.stream_port is not None:
+            self._servers.append(await self._start_streams(settings.stream_port))
         self._check_consumers()
         log.info("listening on %s:%d", settings.host, self.port)
 
@@ -92,6 +97,25 @@ class Server:
         self.management_port = server.sockets[0].getsockname()[1]
         self.broker.listeners["http"] = (self._settings.host, self.management_port)
         log.info("management API on http://%s:%d", self._settings.host, self.management_port)
+        return server
+
+    async def _start_streams(self, port: int) -> asyncio.Server:
+        # Imported here: most brokers are never asked for streams.
+        from mqtool.broker.embedded.streaming.connection import StreamConnection
+        from mqtool.broker.embedded.streaming.single_active import Groups
+
+        connections: set[StreamConnection] = set()
+        groups = Groups()
+        self.broker.add_clients(connections)
+        server = await asyncio.get_running_loop().create_server(
+            lambda: StreamConnection(self.broker, connections, groups),
+            self._settings.amqp_hosts or self._settings.host,
+            port,
+            backlog=1024,
+        )
+        self.stream_port = server.sockets[0].getsockname()[1]
+        self.broker.listeners["stream"] = (self._settings.host, self.stream_port)
+        log.info("stream protocol on %s:%d", self._settings.host, self.stream_port)
         return server
 
     def _open(self) -> Broker:

@@ -39,6 +39,9 @@ def up(
     name: Name = DEFAULT_NAME,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="AMQP port")] = None,
     management_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of the management API")] = None,
+    stream_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port of the stream protocol (not with Docker)")
+    ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(resolve_path=True, help="Directory for messages (not with Docker)")
     ] = None,
@@ -53,7 +56,7 @@ def up(
     ] = False,
 ) -> None:
     """Use a broker that is reachable, or start one."""
-    wanted = Wanted(name, port, data_dir, in_memory, cluster, image, listen, management_port)
+    wanted = Wanted(name, port, data_dir, in_memory, cluster, image, listen, management_port, stream_port)
     _check(wanted)
     if _is_up_again(kind, wanted, foreground=foreground):
         return

@@ -109,7 +109,7 @@ class Broker:
     ) -> None:
         self.clock = LoopClock()
         self.ledger = ledger
-        self.clients = clients
+        self._clients = [clients]
         self.memory_limit = default_memory_limit() if memory_limit is None else memory_limit
         self.consumer_timeout = consumer_timeout
         self.vhosts: dict[str, VirtualHost] = {}
@@ -229,14 +229,21 @@ class Broker:
             log.warning("%s alarm cleared", name)
             self.alarms.remove(name)
             if not self.alarms:
-                for client in list(self.clients):
+                for client in self._all_clients():
                     client.unblock()
 
     # -- clients
 
+    def add_clients(self, clients: Collection[Client]) -> None:
+        """Count these among the connections, too: those of another protocol."""
+        self._clients.append(clients)
+
+    def _all_clients(self) -> list[Client]:
+        return [client for clients in self._clients for client in clients]
+
     def check_consumers(self) -> None:
         """Close the channels whose consumers have kept a delivery for too long."""
-        for client in list(self.clients):
+        for client in self._all_clients():
             client.check_consumers(self.consumer_timeout)
 
     def close_connections(self, reason: str) -> None:
@@ -244,5 +251,5 @@ class Broker:
         self._close_clients(reason, lambda _: True)
 
     def _close_clients(self, reason: str, which: Callable[[Client], bool]) -> None:
-        for client in [client for client in self.clients if which(client)]:
+        for client in [client for client in self._all_clients() if which(client)]:
             client.force_close(reason)

@@ -20,6 +20,7 @@ from mqtool.broker.embedded.model.errors import (
     precondition_failed,
 )
 from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.wire import frames, handshake
@@ -29,7 +30,6 @@ from mqtool.broker.embedded.wire.dispatch import take_frame, take_frame_while_cl
 from mqtool.broker.embedded.wire.frame_errors import malformed
 from mqtool.broker.embedded.wire.methods import decode_method, encode_method
 from mqtool.broker.embedded.wire.publishing import publish
-from mqtool.broker.embedded.wire.rights import Rights
 from mqtool.broker.embedded.wire.stream import ENOUGH_OUT, FrameStream
 from mqtool.routing.field_table import Table
 

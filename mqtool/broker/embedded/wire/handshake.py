@@ -1,13 +1,11 @@
 """The handshake: start, secure, tune and open (section 1.4 of the 0-9-1 reference)."""
 
-import platform
 from typing import Protocol
 
 from pamqp.base import Frame
 from pamqp.commands import Connection as ConnectionClass
 
-from mqtool import __version__
-from mqtool.broker.embedded.model.broker import RABBITMQ_VERSION, Broker
+from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.errors import (
     ACCESS_REFUSED,
     COMMAND_INVALID,
@@ -15,10 +13,11 @@ from mqtool.broker.embedded.model.errors import (
     SYNTAX_ERROR,
     ConnectionException,
 )
+from mqtool.broker.embedded.model.identity import identity
+from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.wire.methods import table
-from mqtool.broker.embedded.wire.rights import Rights
 from mqtool.broker.embedded.wire.stream import FRAME_MAX
 from mqtool.routing.field_table import Table, decode_table
 
@@ -58,7 +57,7 @@ class Opening(Protocol):
 
 
 def server_properties() -> Table:
-    """Describe the broker. Clients go by product and version, so these are those it behaves like."""
+    """Say who the broker is, and what it can do."""
     return {
         "capabilities": {
             "publisher_confirms": True,
@@ -71,12 +70,7 @@ def server_properties() -> Table:
             "per_consumer_qos": True,
             "direct_reply_to": True,
         },
-        "cluster_name": "embedded@localhost",
-        "copyright": "The mqtool founders",
-        "information": f"mqtool {__version__} embedded broker: for learning, demonstrations and tests",
-        "platform": f"Python {platform.python_version()}",
-        "product": "RabbitMQ",
-        "version": RABBITMQ_VERSION,
+        **identity(),
     }
 
 

@@ -1,0 +1,18 @@
+"""Who the broker says it is."""
+
+import platform
+
+from mqtool import __version__
+from mqtool.broker.embedded.model.broker import RABBITMQ_VERSION
+
+
+def identity() -> dict[str, str]:
+    """Describe the broker. Clients go by product and version, so these are those it behaves like."""
+    return {
+        "cluster_name": "embedded@localhost",
+        "copyright": "The mqtool founders",
+        "information": f"mqtool {__version__} embedded broker: for learning, demonstrations and tests",
+        "platform": f"Python {platform.python_version()}",
+        "product": "RabbitMQ",
+        "version": RABBITMQ_VERSION,
+    }

@@ -1,0 +1,267 @@
+"""A client of the stream protocol: its frames to what they ask for, and everything that can go wrong on the way."""
+
+import asyncio
+import ipaddress
+import logging
+import time
+from collections.abc import Callable
+
+from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.rights import Rights
+from mqtool.broker.embedded.model.stream_log import StreamLog
+from mqtool.broker.embedded.model.users import User
+from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.broker.embedded.streaming import handshake, streams, super_streams, versions
+from mqtool.broker.embedded.streaming.frames import Code, Fields, Key, MalformedFrame, answer, frame, string, u16, u32
+from mqtool.broker.embedded.streaming.octets import OctetStream
+from mqtool.broker.embedded.streaming.publishers import Publishers
+from mqtool.broker.embedded.streaming.session import Refused
+from mqtool.broker.embedded.streaming.single_active import Groups
+from mqtool.broker.embedded.streaming.subscriptions import Subscriptions
+
+log = logging.getLogger("mqtool.broker.embedded")
+
+_HANDSHAKE_SECONDS = 10.0
+_CLOSING_SECONDS = 5.0
+_CONSUMER_UPDATE_ANSWER = Key.CONSUMER_UPDATE | 0x8000
+_CLOSE_ANSWER = Key.CLOSE | 0x8000
+
+
+class StreamConnection(OctetStream):
+    """One client.
+
+    Args:
+        broker: the broker.
+        connections: where to enter it as long as its socket is open.
+        groups: the groups of consumers of which one is active.
+
+    Attributes:
+        user, vhost, rights: who logged in, where, and what they may do; set in the handshake.
+        deliver_version: the version of deliver that the client takes.
+        connected_at: when, in seconds since 1970.
+    """
+
+    user: User
+    vhost: VirtualHost
+    rights: Rights
+
+    def __init__(self, broker: Broker, connections: "set[StreamConnection]", groups: Groups) -> None:
+        super().__init__()
+        self.broker = broker
+        self.client_properties: dict[str, str] = {}
+        self.deliver_version = 1
+        self.connected_at = time.time()
+        self.publishers = Publishers(self)
+        self.subscriptions = Subscriptions(self, groups)
+        self._connections = connections
+        self._watches: dict[str, _Watch] = {}
+        self._is_blocked = False
+        self._deadline: asyncio.TimerHandle | None = None
+
+    # -- asyncio's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Wait for the handshake of a new client."""
+        super().connection_made(transport)
+        self._connections.add(self)
+        self._deadline = self._loop.call_later(_HANDSHAKE_SECONDS, self._out_of_time)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Clean up: the socket is closed."""
+        super().connection_lost(exc)
+        self._connections.discard(self)
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._shut()
+
+    @property
+    def advertised(self) -> tuple[str, int]:
+        """Host and port that the client finds streams at: those that it has come to."""
+        return self.local
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the handshake is done, and the end has not begun."""
+        return self.state == "open"
+
+    @property
+    def from_loopback(self) -> bool:
+        """Whether the client is on this machine."""
+        return ipaddress.ip_address(self.peer[0].partition("%")[0]).is_loopback
+
+    # -- frames in
+
+    def receive(self, key: int, version: int, body: bytes) -> None:
+        """Take a frame.
+
+        Raises:
+            MalformedFrame: it is malformed, unknown, or out of turn.
+        """
+        if key == Key.HEARTBEAT:
+            return
+        if self.state == "open":
+            self._receive_open(key, version, body)
+        elif self.state == "closing":
+            if key == _CLOSE_ANSWER:
+                self.hang_up()
+        elif version != 1:
+            raise MalformedFrame
+        else:
+            handshake.receive(self, key, Fields(body))
+            if self.is_open and self._deadline is not None:
+                self._deadline.cancel()
+
+    def _receive_open(self, key: int, version: int, body: bytes) -> None:
+        if key == Key.PUBLISH and version in (1, 2):
+            self._publish(body, version)
+            return
+        if version != 1:
+            raise MalformedFrame
+        fields = Fields(body)
+        request = _REQUESTS.get(key)
+        if request is not None:
+            correlation = fields.number(4)
+            try:
+                request(self, fields, correlation)
+            except Refused as refused:
+                self.answer(Key(key), correlation, refused.code, refused.rest)
+        elif key == Key.CREDIT:
+            self.subscriptions.give_credit(fields)
+        elif key == Key.STORE_OFFSET:
+            try:
+                streams.store_offset(self, fields)
+            except Refused as refused:
+                log.warning("stream connection %s: cannot store an offset: %s", self.name, refused)
+        elif key == _CONSUMER_UPDATE_ANSWER:
+            self.subscriptions.updated(fields)
+        else:
+            raise MalformedFrame
+
+    def _publish(self, body: bytes, version: int) -> None:
+        if self.broker.alarms:
+            self._is_blocked = True
+            self.pace()
+        self.publishers.publish(body, version)
+
+    def answer(self, key: Key, correlation: int, code: Code = Code.OK, rest: bytes = b"") -> None:
+        """Answer a request."""
+        self.write(answer(key, correlation, code, rest))
+
+    # -- what becomes of streams
+
+    def watch(self, stream: str, log: StreamLog) -> None:
+        """Notice from now on what becomes of a stream."""
+        watch = self._watches.get(stream)
+        if watch is None or watch.log is not log:
+            self._watches[stream] = watch = _Watch(self, stream, log)
+            log.watch(watch)
+
+    def wake(self, watch: "_Watch") -> None:
+        """There is more in a stream, or it is gone."""
+        if watch.log.deleted:
+            # Whoever deletes it gets the answer to that first.
+            self._loop.call_soon(self._stream_gone, watch)
+        else:
+            self.subscriptions.pump(watch.stream)
+
+    def _stream_gone(self, watch: "_Watch") -> None:
+        if self._watches.get(watch.stream) is not watch:
+            return
+        del self._watches[watch.stream]
+        had_publishers = self.publishers.forget_stream(watch.stream)
+        if self.subscriptions.forget_stream(watch.stream) or had_publishers:
+            self.write(frame(Key.METADATA_UPDATE, u16(Code.STREAM_NOT_AVAILABLE) + string(watch.stream)))
+
+    def may_send(self) -> None:
+        """Send on: the client has caught up."""
+        self.subscriptions.pump()
+
+    # -- alarms
+
+    @property
+    def should_read(self) -> bool:
+        """Whether to read more from the client."""
+        return not self._is_blocked and not self.publishers.is_throttled
+
+    def unblock(self) -> None:
+        """Read again: the last alarm has ended."""
+        self._is_blocked = False
+        self.heard()
+        self.pace()
+
+    def check_consumers(self, timeout: float) -> None:
+        """Nothing waits for an acknowledgement here."""
+
+    # -- the end
+
+    def _out_of_time(self) -> None:
+        log.warning("stream connection %s: no answer in time", self.name)
+        self.transport.abort()
+
+    def wrong(self, code: Code, reason: str) -> None:
+        """Close it because of a frame; before the login there is nobody to tell."""
+        if self.state == "open":
+            self._close(code, reason)
+        else:
+            log.warning("stream connection %s: %s", self.name, reason)
+            self.hang_up()
+
+    def force_close(self, reason: str) -> None:
+        """Close it without asking, as RabbitMQ does."""
+        log.warning("stream connection %s: %s", self.name, reason)
+        self._shut()
+        self.hang_up()
+
+    def _close(self, code: Code, reason: str) -> None:
+        log.warning("stream connection %s: %s", self.name, reason)
+        self._shut()
+        self.state = "closing"
+        self.write(frame(Key.CLOSE, u32(1) + u16(code) + string(reason)))
+        self._deadline = self._loop.call_later(_CLOSING_SECONDS, self.transport.abort)
+
+    def close_asked(self, fields: Fields, correlation: int) -> None:
+        """The client takes its leave."""
+        fields.number(2)
+        fields.string()
+        fields.end()
+        self._shut()
+        self.answer(Key.CLOSE, correlation)
+        self.hang_up()
+
+    def _shut(self) -> None:
+        self.subscriptions.close()
+        for watch in self._watches.values():
+            watch.log.unwatch(watch)
+        self._watches.clear()
+
+
+class _Watch:
+    """What a log calls: one for each stream that a connection uses."""
+
+    def __init__(self, connection: StreamConnection, stream: str, log: StreamLog) -> None:
+        self._connection = connection
+        self.stream = stream
+        self.log = log
+
+    def __call__(self) -> None:
+        self._connection.wake(self)
+
+
+_REQUESTS: dict[int, Callable[[StreamConnection, Fields, int], None]] = {
+    Key.DECLARE_PUBLISHER: lambda connection, *rest: connection.publishers.declare(*rest),
+    Key.QUERY_PUBLISHER_SEQUENCE: lambda connection, *rest: connection.publishers.sequence(*rest),
+    Key.DELETE_PUBLISHER: lambda connection, *rest: connection.publishers.delete(*rest),
+    Key.SUBSCRIBE: lambda connection, *rest: connection.subscriptions.subscribe(*rest),
+    Key.UNSUBSCRIBE: lambda connection, *rest: connection.subscriptions.unsubscribe(*rest),
+    Key.QUERY_OFFSET: streams.query_offset,
+    Key.CREATE: streams.create,
+    Key.DELETE: streams.delete,
+    Key.METADATA: streams.metadata,
+    Key.STREAM_STATS: streams.stats,
+    Key.ROUTE: super_streams.route,
+    Key.PARTITIONS: super_streams.partitions,
+    Key.CREATE_SUPER_STREAM: super_streams.create,
+    Key.DELETE_SUPER_STREAM: super_streams.delete,
+    Key.EXCHANGE_COMMAND_VERSIONS: versions.exchange,
+    Key.CLOSE: StreamConnection.close_asked,
+}

@@ -1,0 +1,201 @@
+"""Frames of the stream protocol: what the broker reads in them, and those it sends."""
+
+import struct
+from collections.abc import Iterable, Mapping
+from enum import IntEnum
+
+FRAME_MAX = 1_048_576
+"""The largest frame, in bytes, that the broker proposes and takes."""
+
+_RESPONSE = 0x8000
+_HEAD = struct.Struct(">IHH")
+_ANSWER = struct.Struct(">IHHIH")
+_U16, _U32, _U64, _I64 = (struct.Struct(form) for form in (">H", ">I", ">Q", ">q"))
+
+
+class Key(IntEnum):
+    """What a frame is."""
+
+    DECLARE_PUBLISHER = 1
+    PUBLISH = 2
+    PUBLISH_CONFIRM = 3
+    PUBLISH_ERROR = 4
+    QUERY_PUBLISHER_SEQUENCE = 5
+    DELETE_PUBLISHER = 6
+    SUBSCRIBE = 7
+    DELIVER = 8
+    CREDIT = 9
+    STORE_OFFSET = 10
+    QUERY_OFFSET = 11
+    UNSUBSCRIBE = 12
+    CREATE = 13
+    DELETE = 14
+    METADATA = 15
+    METADATA_UPDATE = 16
+    PEER_PROPERTIES = 17
+    SASL_HANDSHAKE = 18
+    SASL_AUTHENTICATE = 19
+    TUNE = 20
+    OPEN = 21
+    CLOSE = 22
+    HEARTBEAT = 23
+    ROUTE = 24
+    PARTITIONS = 25
+    CONSUMER_UPDATE = 26
+    EXCHANGE_COMMAND_VERSIONS = 27
+    STREAM_STATS = 28
+    CREATE_SUPER_STREAM = 29
+    DELETE_SUPER_STREAM = 30
+
+
+class Code(IntEnum):
+    """How it went."""
+
+    OK = 1
+    STREAM_DOES_NOT_EXIST = 2
+    SUBSCRIPTION_ID_ALREADY_EXISTS = 3
+    SUBSCRIPTION_ID_DOES_NOT_EXIST = 4
+    STREAM_ALREADY_EXISTS = 5
+    STREAM_NOT_AVAILABLE = 6
+    SASL_MECHANISM_NOT_SUPPORTED = 7
+    AUTHENTICATION_FAILURE = 8
+    SASL_ERROR = 9
+    AUTHENTICATION_FAILURE_LOOPBACK = 11
+    VHOST_ACCESS_FAILURE = 12
+    UNKNOWN_FRAME = 13
+    FRAME_TOO_LARGE = 14
+    INTERNAL_ERROR = 15
+    ACCESS_REFUSED = 16
+    PRECONDITION_FAILED = 17
+    PUBLISHER_DOES_NOT_EXIST = 18
+    NO_OFFSET = 19
+
+
+class MalformedFrame(ValueError):
+    """A frame is shorter or longer than what should be in it."""
+
+
+class Fields:
+    """Reads the fields of a frame, one after the other.
+
+    Raises:
+        MalformedFrame: (every method) the frame is too short.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._position = 0
+
+    def _take(self, count: int) -> bytes:
+        start = self._position
+        self._position += count
+        if self._position > len(self._data):
+            raise MalformedFrame
+        return self._data[start : self._position]
+
+    def number(self, size: int, *, signed: bool = False) -> int:
+        """Read an integer of this many octets."""
+        return int.from_bytes(self._take(size), signed=signed)
+
+    def string(self) -> str:
+        """Read a string; one that is null is empty."""
+        length = self.number(2, signed=True)
+        return self._take(length).decode(errors="surrogateescape") if length > 0 else ""
+
+    def octets(self) -> bytes:
+        """Read octets; those that are null are none."""
+        length = self.number(4, signed=True)
+        return self._take(length) if length > 0 else b""
+
+    def strings(self) -> list[str]:
+        """Read an array of strings."""
+        return [self.string() for _ in range(self._count())]
+
+    def table(self) -> dict[str, str]:
+        """Read an array of keys and values."""
+        return {self.string(): self.string() for _ in range(self._count())}
+
+    def _count(self) -> int:
+        count = self.number(4)
+        # Each takes two octets at least: no loop is longer than its frame.
+        if count * 2 > len(self._data) - self._position:
+            raise MalformedFrame
+        return count
+
+    @property
+    def is_done(self) -> bool:
+        """Whether everything has been read."""
+        return self._position == len(self._data)
+
+    def end(self) -> None:
+        """Check that nothing follows."""
+        if not self.is_done:
+            raise MalformedFrame
+
+
+def frame_head(key: int, size: int) -> bytes:
+    """Return what comes before a body of this size."""
+    return _HEAD.pack(size + 4, key, 1)
+
+
+def frame(key: Key, body: bytes = b"", version: int = 1) -> bytes:
+    """Return a frame that the broker sends by itself."""
+    return _HEAD.pack(len(body) + 4, key, version) + body
+
+
+def answer(key: Key, correlation: int, code: Code, rest: bytes = b"") -> bytes:
+    """Return the answer to a request."""
+    return _ANSWER.pack(len(rest) + 10, key | _RESPONSE, 1, correlation, code) + rest
+
+
+def metadata_answer(correlation: int, body: bytes) -> bytes:
+    """Return the answer to a question for metadata, which has no code."""
+    return frame_head(Key.METADATA | _RESPONSE, len(body) + 4) + _U32.pack(correlation) + body
+
+
+def is_response(key: int) -> bool:
+    """Whether a key is that of an answer."""
+    return bool(key & _RESPONSE)
+
+
+def credit_refused(subscription: int) -> bytes:
+    """Return the answer to credit for a subscription that there is not: the one answer without a correlation id."""
+    body = _U16.pack(Code.SUBSCRIPTION_ID_DOES_NOT_EXIST) + bytes((subscription,))
+    return frame_head(Key.CREDIT | _RESPONSE, len(body)) + body
+
+
+def u16(value: int) -> bytes:
+    """Encode an unsigned integer in two octets."""
+    return _U16.pack(value)
+
+
+def u32(value: int) -> bytes:
+    """Encode an unsigned integer in four octets."""
+    return _U32.pack(value)
+
+
+def u64(value: int) -> bytes:
+    """Encode an unsigned integer in eight octets."""
+    return _U64.pack(value)
+
+
+def i64(value: int) -> bytes:
+    """Encode a signed integer in eight octets."""
+    return _I64.pack(value)
+
+
+def string(text: str) -> bytes:
+    """Encode a string."""
+    raw = text.encode(errors="surrogateescape")
+    return _U16.pack(len(raw)) + raw
+
+
+def strings(texts: Iterable[str]) -> bytes:
+    """Encode an array of strings."""
+    encoded = [string(text) for text in texts]
+    return _U32.pack(len(encoded)) + b"".join(encoded)
+
+
+def table(pairs: Mapping[str, str]) -> bytes:
+    """Encode an array of keys and values."""
+    return _U32.pack(len(pairs)) + b"".join(string(key) + string(value) for key, value in pairs.items())

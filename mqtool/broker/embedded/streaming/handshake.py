@@ -1,0 +1,143 @@
+"""The beginning of a connection: who is there, login, limits, and the virtual host."""
+
+from typing import Protocol
+
+from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.identity import identity
+from mqtool.broker.embedded.model.rights import Rights
+from mqtool.broker.embedded.model.users import DEFAULT_USER, User
+from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.broker.embedded.streaming.frames import (
+    FRAME_MAX,
+    Code,
+    Fields,
+    Key,
+    MalformedFrame,
+    frame,
+    strings,
+    table,
+    u32,
+)
+
+HEARTBEAT = 60
+"""What the broker proposes, in seconds."""
+
+PROTOCOL_VERSION = "3.13.7"
+"""The RabbitMQ whose commands the stream port has: clients go by it."""
+
+_MECHANISM = "PLAIN"
+_TUNE_ANSWER = Key.TUNE | 0x8000
+
+
+class Opening(Protocol):
+    """What the handshake needs of a connection.
+
+    Attributes:
+        state: `start`, `login`, `tune`, `opening`; then it is `open`.
+    """
+
+    broker: Broker
+    user: User
+    vhost: VirtualHost
+    rights: Rights
+    state: str
+    client_properties: dict[str, str]
+
+    @property
+    def advertised(self) -> tuple[str, int]:
+        """Host and port that the client finds all streams at."""
+
+    @property
+    def from_loopback(self) -> bool:
+        """Whether the client is on this machine."""
+
+    def write(self, data: bytes) -> None:
+        """Send octets."""
+
+    def answer(self, key: Key, correlation: int, code: Code = Code.OK, rest: bytes = b"") -> None:
+        """Answer a request."""
+
+    def start_heartbeats(self, seconds: int) -> None:
+        """Send and expect heartbeats at this interval."""
+
+    def hang_up(self) -> None:
+        """Close the socket once everything has been sent."""
+
+
+def receive(connection: Opening, key: int, fields: Fields) -> None:
+    """Take the next frame of a handshake.
+
+    Raises:
+        MalformedFrame: it is malformed, or out of turn.
+    """
+    if key in (Key.TUNE, _TUNE_ANSWER):
+        _tune(connection, fields)
+        return
+    correlation = fields.number(4)
+    match connection.state, key:
+        case "start", Key.PEER_PROPERTIES:
+            connection.client_properties = fields.table()
+            properties = {**identity(), "version": PROTOCOL_VERSION}
+            connection.answer(Key.PEER_PROPERTIES, correlation, rest=table(properties))
+        case "start", Key.SASL_HANDSHAKE:
+            connection.answer(Key.SASL_HANDSHAKE, correlation, rest=strings([_MECHANISM]))
+            connection.state = "login"
+        case "login", Key.SASL_AUTHENTICATE:
+            _authenticate(connection, fields, correlation)
+        case "opening", Key.OPEN:
+            _open(connection, fields, correlation)
+        case _:
+            raise MalformedFrame
+    fields.end()
+
+
+def _authenticate(connection: Opening, fields: Fields, correlation: int) -> None:
+    mechanism, secret = fields.string(), fields.octets()
+    code, user = _login(connection, mechanism, secret)
+    connection.answer(Key.SASL_AUTHENTICATE, correlation, code)
+    if user is None:
+        connection.hang_up()
+        return
+    connection.user = user
+    connection.state = "tune"
+    connection.write(frame(Key.TUNE, u32(FRAME_MAX) + u32(HEARTBEAT)))
+
+
+def _login(connection: Opening, mechanism: str, secret: bytes) -> tuple[Code, User | None]:
+    if mechanism != _MECHANISM:
+        return Code.SASL_MECHANISM_NOT_SUPPORTED, None
+    parts = secret.split(b"\0")
+    if len(parts) != 3:
+        return Code.SASL_ERROR, None
+    name, password = (part.decode(errors="surrogateescape") for part in parts[1:])
+    # The password first: who does not know it learns nothing.
+    user = connection.broker.authenticate(name, password, from_loopback=True)
+    if user is None:
+        return Code.AUTHENTICATION_FAILURE, None
+    if name == DEFAULT_USER and not connection.from_loopback:
+        return Code.AUTHENTICATION_FAILURE_LOOPBACK, None
+    return Code.OK, user
+
+
+def _tune(connection: Opening, fields: Fields) -> None:
+    _frame_max, heartbeat = fields.number(4), fields.number(4)
+    fields.end()
+    if connection.state != "tune":
+        raise MalformedFrame
+    connection.state = "opening"
+    # Chunks go out as they were written: RabbitMQ does not cut them to the limit of the client either.
+    connection.start_heartbeats(heartbeat)
+
+
+def _open(connection: Opening, fields: Fields, correlation: int) -> None:
+    name = fields.string()
+    vhost = connection.broker.vhosts.get(name)
+    if vhost is None or name not in connection.user.permissions:
+        connection.answer(Key.OPEN, correlation, Code.VHOST_ACCESS_FAILURE)
+        connection.hang_up()
+        return
+    connection.vhost = vhost
+    connection.rights = Rights(connection.broker, connection.user.name, name)
+    connection.state = "open"
+    host, port = connection.advertised
+    connection.answer(Key.OPEN, correlation, rest=table({"advertised_host": host, "advertised_port": str(port)}))

@@ -1,0 +1,83 @@
+"""What the parts of a connection need of it, so that they need not know the connection itself."""
+
+from typing import Protocol
+
+from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.errors import ChannelException
+from mqtool.broker.embedded.model.rights import Rights
+from mqtool.broker.embedded.model.stream_log import StreamLog
+from mqtool.broker.embedded.model.users import User
+from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.broker.embedded.streaming.frames import Code, Key
+
+
+class Session(Protocol):
+    """A client that has logged in.
+
+    Attributes:
+        user, vhost, rights: who logged in, where, and what they may do.
+        writable: whether it should be sent more chunks now.
+        deliver_version: the version of deliver that the client takes.
+    """
+
+    broker: Broker
+    user: User
+    vhost: VirtualHost
+    rights: Rights
+    writable: bool
+    deliver_version: int
+
+    @property
+    def advertised(self) -> tuple[str, int]:
+        """Host and port that the client finds all streams at."""
+
+    def write(self, data: bytes) -> None:
+        """Send octets."""
+
+    def answer(self, key: Key, correlation: int, code: Code = Code.OK, rest: bytes = b"") -> None:
+        """Answer a request."""
+
+    def watch(self, stream: str, log: StreamLog) -> None:
+        """Notice from now on what becomes of a stream."""
+
+    def pace(self) -> None:
+        """Read from the client, or do not, according to how much it has been promised."""
+
+
+class Refused(Exception):
+    """A request is refused.
+
+    Attributes:
+        code: why.
+        rest: what follows the code in the answer.
+    """
+
+    def __init__(self, code: Code, rest: bytes = b"") -> None:
+        super().__init__(code.name)
+        self.code = code
+        self.rest = rest
+
+
+def check(session: Session, what: str, kind: str, name: str, rest: bytes = b"") -> None:
+    """Check that the user may `configure`, `write` or `read` a `queue` or an `exchange`.
+
+    Raises:
+        Refused: they may not.
+    """
+    try:
+        session.rights.check(what, kind, name)
+    except ChannelException as error:
+        raise Refused(Code.ACCESS_REFUSED, rest) from error
+
+
+def find_log(session: Session, stream: str, rest: bytes = b"") -> StreamLog:
+    """Return the log of a stream.
+
+    Raises:
+        Refused: there is no such stream.
+    """
+    queue = session.vhost.queues.get(stream)
+    log = getattr(queue, "log", None)
+    if not isinstance(log, StreamLog):
+        raise Refused(Code.STREAM_DOES_NOT_EXIST, rest)
+    return log

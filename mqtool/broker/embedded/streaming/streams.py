@@ -1,0 +1,155 @@
+"""Streams as a whole: created, deleted, found and measured; and the offsets that consumers store in them."""
+
+from collections.abc import Mapping
+
+from mqtool.broker.embedded.model.arguments import check_equivalent_queue, check_queue
+from mqtool.broker.embedded.model.errors import AmqpException, ChannelException, ConnectionException
+from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.broker.embedded.streaming.frames import Code, Fields, Key, i64, metadata_answer, string, u16, u32, u64
+from mqtool.broker.embedded.streaming.session import Refused, Session, check, find_log
+from mqtool.routing.field_table import Int64, Table
+
+_NO_LEADER = 0xFFFF
+_NUMBERS = ("max-length-bytes", "stream-max-segment-size-bytes", "initial-cluster-size")
+_TEXTS = ("max-age", "queue-leader-locator")
+_LOCATORS = ("client-local", "balanced", "random", "least-leaders")
+
+
+def correct_name(name: str) -> str:
+    """Return a name as RabbitMQ takes it, without line ends.
+
+    Raises:
+        Refused: it is empty or reserved.
+    """
+    name = name.replace("\r", "").replace("\n", "")
+    if not name or name.startswith("amq.") or len(name.encode(errors="surrogateescape")) > 255:
+        raise Refused(Code.PRECONDITION_FAILED)
+    return name
+
+
+def queue_arguments(arguments: Mapping[str, str]) -> Table:
+    """Return the arguments of a queue for those of a stream; unknown ones do nothing.
+
+    Raises:
+        Refused: one is not the number that it should be, or names no way to choose a leader.
+    """
+    if arguments.get("queue-leader-locator", _LOCATORS[0]) not in _LOCATORS:
+        raise Refused(Code.PRECONDITION_FAILED)
+    if arguments.get("initial-cluster-size", "1").strip("0") == "":
+        raise Refused(Code.PRECONDITION_FAILED)
+    found: Table = {"x-queue-type": "stream"}
+    for name, value in arguments.items():
+        if name in _NUMBERS:
+            if not value.isascii() or not value.isdigit() or len(value) > 18:
+                raise Refused(Code.PRECONDITION_FAILED)
+            found[f"x-{name}"] = Int64(value)
+        elif name in _TEXTS:
+            found[f"x-{name}"] = value
+    return found
+
+
+def add_stream(vhost: VirtualHost, name: str, arguments: Table) -> None:
+    """Make a stream.
+
+    Raises:
+        Refused: there is such a queue, an argument is wrong, or the disk does not take it.
+    """
+    queue = vhost.queues.get(name)
+    try:
+        if queue is not None:
+            check_equivalent_queue(queue, arguments, durable=True, auto_delete=False)
+            raise Refused(Code.STREAM_ALREADY_EXISTS)
+        check_queue(name, vhost.name, arguments, durable=True, exclusive=False, auto_delete=False, server_named=False)
+        vhost.add_queue(name, durable=True, auto_delete=False, owner=None, arguments=arguments)
+    except ChannelException as error:
+        raise Refused(Code.PRECONDITION_FAILED) from error
+    except AmqpException as error:
+        raise Refused(Code.INTERNAL_ERROR) from error
+
+
+def create(session: Session, fields: Fields, correlation: int) -> None:
+    """Make a stream."""
+    name, given = correct_name(fields.string()), fields.table()
+    fields.end()
+    check(session, "configure", "queue", name)
+    add_stream(session.vhost, name, queue_arguments(given))
+    session.answer(Key.CREATE, correlation)
+
+
+def delete(session: Session, fields: Fields, correlation: int) -> None:
+    """Delete a stream; its users get a metadata update."""
+    name = fields.string()
+    fields.end()
+    check(session, "configure", "queue", name)
+    find_log(session, name)
+    delete_stream(session.vhost, name)
+    session.answer(Key.DELETE, correlation)
+
+
+def delete_stream(vhost: VirtualHost, name: str) -> None:
+    """Delete a stream that is there.
+
+    Raises:
+        Refused: the disk does not take it.
+    """
+    try:
+        vhost.delete_queue(vhost.queues[name])
+    except ConnectionException as error:
+        raise Refused(Code.INTERNAL_ERROR) from error
+
+
+def metadata(session: Session, fields: Fields, correlation: int) -> None:
+    """Say where streams are: those that exist are all here."""
+    names = sorted(set(fields.strings()), reverse=True)
+    fields.end()
+    found = [name for name in names if (queue := session.vhost.queues.get(name)) and queue.kind == "stream"]
+    host, port = session.advertised
+    # The one answer without a code. The brokers are those that the streams are on.
+    brokers = u32(1) + u16(0) + string(host) + u32(port) if found else u32(0)
+    places = (
+        string(name) + (u16(Code.OK) + u16(0) if name in found else u16(Code.STREAM_DOES_NOT_EXIST) + u16(_NO_LEADER))
+        for name in names
+    )
+    body = brokers + u32(len(names)) + b"".join(place + u32(0) for place in places)
+    session.write(metadata_answer(correlation, body))
+
+
+def stats(session: Session, fields: Fields, correlation: int) -> None:
+    """Say where a stream begins, and where its last chunk is; -1 while it is empty."""
+    name = fields.string()
+    fields.end()
+    nothing = u32(0)
+    check(session, "read", "queue", name, nothing)
+    log = find_log(session, name, nothing)
+    is_empty = log.first_offset == log.end
+    numbers = {
+        "first_chunk_id": -1 if is_empty else log.first_offset,
+        "last_chunk_id": -1 if is_empty else log.last_chunk,
+        "committed_chunk_id": -1 if is_empty else log.last_chunk,
+    }
+    body = u32(len(numbers)) + b"".join(string(key) + i64(value) for key, value in numbers.items())
+    session.answer(Key.STREAM_STATS, correlation, rest=body)
+
+
+# -- offsets
+
+
+def store_offset(session: Session, fields: Fields) -> None:
+    """Remember how far a consumer has come. There is no answer, not even if it is refused."""
+    name, stream, offset = fields.string(), fields.string(), fields.number(8)
+    fields.end()
+    check(session, "write", "queue", stream)
+    if len(name.encode(errors="surrogateescape")) > 255:
+        raise Refused(Code.PRECONDITION_FAILED)
+    find_log(session, stream).store_offset(name, offset)
+
+
+def query_offset(session: Session, fields: Fields, correlation: int) -> None:
+    """Say how far a consumer has come."""
+    name, stream = fields.string(), fields.string()
+    fields.end()
+    check(session, "read", "queue", stream, u64(0))
+    offset = find_log(session, stream, u64(0)).offsets.get(name)
+    if offset is None:
+        raise Refused(Code.NO_OFFSET, u64(0))
+    session.answer(Key.QUERY_OFFSET, correlation, rest=u64(offset))

@@ -1,0 +1,201 @@
+"""The subscriptions of a connection: chunks to the client, as many as it gives credit for."""
+
+from collections import deque
+from typing import NamedTuple
+
+from mqtool.broker.embedded.model.stream_chunk import Chunk
+from mqtool.broker.embedded.model.stream_log import StreamLog
+from mqtool.broker.embedded.model.stream_reader import Reader
+from mqtool.broker.embedded.streaming.frames import Code, Fields, Key, MalformedFrame, credit_refused, frame, u32, u64
+from mqtool.broker.embedded.streaming.session import Refused, Session, check, find_log
+from mqtool.broker.embedded.streaming.single_active import GroupKey, Groups
+from mqtool.broker.embedded.streaming.super_streams import partition_of
+
+_NONE, _FIRST, _LAST, _NEXT, _OFFSET, _TIMESTAMP = range(6)
+
+
+class _Place(NamedTuple):
+    """Where to start; `value` is an offset or a time in milliseconds."""
+
+    kind: int
+    value: int = 0
+
+    @classmethod
+    def read(cls, fields: Fields) -> "_Place":
+        kind = fields.number(2)
+        if kind > _TIMESTAMP:
+            raise MalformedFrame
+        value = fields.number(8, signed=kind == _TIMESTAMP) if kind >= _OFFSET else 0
+        return cls(kind, value)
+
+    def offset_in(self, log: StreamLog) -> int:
+        match self.kind:
+            case 1:
+                return log.first_offset
+            case 2:
+                return log.last_chunk
+            case 4:
+                return self.value
+            case 5:
+                return log.offset_at(self.value)
+        return log.end
+
+
+class Subscription:
+    """A client's wish for the chunks of a stream from some place on.
+
+    Attributes:
+        group: the group in which only one is active, if it is in one.
+        is_active: whether it gets chunks.
+    """
+
+    def __init__(self, session: Session, number: int, stream: str, log: StreamLog, place: _Place, credit: int) -> None:
+        self._session = session
+        self._number = number
+        self._log = log
+        self._place = place
+        self._reader: Reader | None = None
+        self._read: deque[Chunk] = deque()
+        self._correlation = 0
+        self.stream = stream
+        self.credit = credit
+        self.group: GroupKey | None = None
+        self.is_active = False
+
+    def begin(self, place: _Place) -> None:
+        """Send chunks from a place on, or from where the client asked for when it subscribed."""
+        self._read.clear()
+        asked = self._place if place.kind == _NONE else place
+        self._reader = Reader(self._log, asked.offset_in(self._log))
+        self.pump()
+
+    def pump(self) -> None:
+        """Send as much as there is, the client gives credit for, and its connection takes."""
+        session, read = self._session, self._read
+        while self._reader is not None and self.credit > 0 and session.writable:
+            if not read:
+                read.extend(self._reader.read())
+                if not read:
+                    return
+            self.credit -= 1
+            self._deliver(read.popleft())
+
+    def _deliver(self, chunk: Chunk) -> None:
+        head = bytes((self._number,))
+        if self._session.deliver_version == 2:
+            head += u64(self._log.last_chunk)
+        self._session.write(frame(Key.DELIVER, head + chunk.raw, self._session.deliver_version))
+
+    # -- one of a group
+
+    def activate(self) -> None:
+        """Ask the client where to start."""
+        self.is_active = True
+        self._tell()
+
+    def step_down(self) -> None:
+        """Send no more, and let the client store how far it has come."""
+        self.is_active = False
+        self._reader = None
+        self._tell()
+
+    def _tell(self) -> None:
+        # The client's answers come in this order: the number need only be unlike its last ones.
+        self._correlation += 1
+        body = u32(self._number << 16 | self._correlation & 0xFFFF)
+        self._session.write(frame(Key.CONSUMER_UPDATE, body + bytes((self._number, self.is_active))))
+
+    def is_answered_by(self, correlation: int) -> bool:
+        """Whether the client's answer is to the last thing it was told."""
+        return correlation == self._number << 16 | self._correlation & 0xFFFF
+
+
+class Subscriptions:
+    """The subscriptions of a connection."""
+
+    def __init__(self, session: Session, groups: Groups) -> None:
+        self._session = session
+        self._groups = groups
+        self._subscriptions: dict[int, Subscription] = {}
+
+    def __len__(self) -> int:
+        return len(self._subscriptions)
+
+    def subscribe(self, fields: Fields, correlation: int) -> None:
+        """Take a new subscription."""
+        number, stream = fields.number(1), fields.string()
+        place, credit = _Place.read(fields), fields.number(2)
+        properties = {} if fields.is_done else fields.table()
+        session = self._session
+        check(session, "read", "queue", stream)
+        log = find_log(session, stream)
+        if number in self._subscriptions:
+            raise Refused(Code.SUBSCRIPTION_ID_ALREADY_EXISTS)
+        subscription = Subscription(session, number, stream, log, place, credit)
+        if properties.get("single-active-consumer") == "true":
+            name = properties.get("name", "")
+            if not name:
+                raise Refused(Code.PRECONDITION_FAILED)
+            subscription.group = GroupKey(session.vhost.name, stream, name)
+        self._subscriptions[number] = subscription
+        session.watch(stream, log)
+        session.answer(Key.SUBSCRIBE, correlation)
+        if subscription.group is None:
+            subscription.begin(place)
+        else:
+            partition = partition_of(session.vhost, properties.get("super-stream", ""), stream)
+            self._groups.add(subscription.group, subscription, partition)
+
+    def unsubscribe(self, fields: Fields, correlation: int) -> None:
+        """Forget a subscription."""
+        number = fields.number(1)
+        fields.end()
+        if number not in self._subscriptions:
+            raise Refused(Code.SUBSCRIPTION_ID_DOES_NOT_EXIST)
+        self._session.answer(Key.UNSUBSCRIBE, correlation)
+        self._drop(number)
+
+    def give_credit(self, fields: Fields) -> None:
+        """Take credit for more chunks."""
+        number, credit = fields.number(1), fields.number(2, signed=True)
+        fields.end()
+        subscription = self._subscriptions.get(number)
+        if subscription is None:
+            self._session.write(credit_refused(number))
+            return
+        subscription.credit += credit
+        subscription.pump()
+
+    def updated(self, fields: Fields) -> None:
+        """Take a client's answer: where an active consumer starts, or that one has finished."""
+        correlation, _code, place = fields.number(4), fields.number(2), _Place.read(fields)
+        subscription = self._subscriptions.get(correlation >> 16)
+        if subscription is None or subscription.group is None or not subscription.is_answered_by(correlation):
+            return
+        if subscription.is_active:
+            subscription.begin(place)
+        else:
+            self._groups.stepped_down(subscription.group, subscription)
+
+    def pump(self, stream: str | None = None) -> None:
+        """Send what there is, of one stream or all."""
+        for subscription in list(self._subscriptions.values()):
+            if stream in (None, subscription.stream):
+                subscription.pump()
+
+    def forget_stream(self, stream: str) -> bool:
+        """Forget the subscriptions to a stream that is gone; returns whether there were any."""
+        gone = [number for number, subscription in self._subscriptions.items() if subscription.stream == stream]
+        for number in gone:
+            self._drop(number)
+        return bool(gone)
+
+    def close(self) -> None:
+        """Forget all: the connection is closed."""
+        for number in list(self._subscriptions):
+            self._drop(number)
+
+    def _drop(self, number: int) -> None:
+        subscription = self._subscriptions.pop(number)
+        if subscription.group is not None:
+            self._groups.remove(subscription.group, subscription)

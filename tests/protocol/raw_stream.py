@@ -1,0 +1,209 @@
+"""A client of the stream protocol that hides nothing: frames as they are, wrong ones too."""
+
+import socket
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+(
+    DECLARE_PUBLISHER,
+    PUBLISH,
+    PUBLISH_CONFIRM,
+    PUBLISH_ERROR,
+    QUERY_PUBLISHER,
+    DELETE_PUBLISHER,
+    SUBSCRIBE,
+    DELIVER,
+    CREDIT,
+    STORE_OFFSET,
+    QUERY_OFFSET,
+    UNSUBSCRIBE,
+    CREATE,
+    DELETE,
+    METADATA,
+    METADATA_UPDATE,
+    PEER_PROPERTIES,
+    SASL_HANDSHAKE,
+    SASL_AUTHENTICATE,
+    TUNE,
+    OPEN,
+    CLOSE,
+    HEARTBEAT,
+    ROUTE,
+    PARTITIONS,
+) = range(1, 26)
+FIRST, LAST, NEXT = (struct.pack(">H", kind) for kind in (1, 2, 3))
+_RESPONSE = 0x8000
+
+
+def at(offset: int) -> bytes:
+    """Say where to start: at this offset."""
+    return struct.pack(">HQ", 4, offset)
+
+
+def since(milliseconds: int) -> bytes:
+    """Say where to start: at this time."""
+    return struct.pack(">Hq", 5, milliseconds)
+
+
+def string(text: str | bytes) -> bytes:
+    raw = text.encode() if isinstance(text, str) else text
+    return struct.pack(">H", len(raw)) + raw
+
+
+def table(pairs: Mapping[str, str]) -> bytes:
+    return struct.pack(">I", len(pairs)) + b"".join(string(key) + string(value) for key, value in pairs.items())
+
+
+class Frame(NamedTuple):
+    key: int
+    body: bytes
+
+
+class Answer(NamedTuple):
+    code: int
+    rest: bytes
+
+
+@dataclass
+class Chunk:
+    """What a deliver carries."""
+
+    subscription: int
+    kind: int
+    records: int
+    timestamp: int
+    first_offset: int
+    crc: int
+    data: bytes
+    entries: list[bytes]
+
+
+def chunk_of(body: bytes) -> Chunk:
+    subscription = body[0]
+    magic, kind, count, records, timestamp, _epoch, offset, crc, size, _trailer, _unused = struct.unpack_from(
+        ">BBHIqQQIIII", body, 1
+    )
+    assert magic == 0x50
+    data = body[49 : 49 + size]
+    entries, position = [], 0
+    for _ in range(count):
+        length = int.from_bytes(data[position : position + 4])
+        if length >> 31:  # a batch: its kind, how many, and the sizes, before and after
+            length = 11 - 4 + int.from_bytes(data[position + 7 : position + 11])
+            entries.append(data[position : position + 4 + length])
+        else:
+            entries.append(data[position + 4 : position + 4 + length])
+        position += 4 + length
+    assert position == len(data)
+    return Chunk(subscription, kind, records, timestamp, offset, crc, data, entries)
+
+
+class RawStream:
+    """A connection to a stream port."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.socket = socket.create_connection((host, port), timeout=20)
+        self._kept: list[Frame] = []
+        self._last = 0
+
+    @classmethod
+    def opened(cls, host: str, port: int, vhost: str = "/", user: str = "guest", password: str = "guest") -> Self:
+        stream = cls(host, port)
+        stream.log_in(user, password)
+        assert stream.request(OPEN, string(vhost)).code == 1
+        return stream
+
+    def log_in(self, user: str = "guest", password: str = "guest") -> None:
+        """All that comes before `open`."""
+        assert self.request(PEER_PROPERTIES, table({"product": "raw"})).code == 1
+        assert self.request(SASL_HANDSHAKE).code == 1
+        assert self.authenticate(user, password) == 1
+        frame = self.next()
+        assert frame.key == TUNE
+        self.send(TUNE | _RESPONSE, frame.body)
+
+    def authenticate(self, user: str, password: str, mechanism: str = "PLAIN") -> int:
+        secret = f"\0{user}\0{password}".encode()
+        return self.request(SASL_AUTHENTICATE, string(mechanism) + struct.pack(">I", len(secret)) + secret).code
+
+    def send(self, key: int, body: bytes = b"", version: int = 1) -> None:
+        self.socket.sendall(struct.pack(">IHH", len(body) + 4, key, version) + body)
+
+    def request(self, key: int, body: bytes = b"", version: int = 1) -> Answer:
+        """Ask, and wait for the answer; what else comes meanwhile is kept."""
+        self._last += 1
+        self.send(key, struct.pack(">I", self._last) + body, version)
+        answer = self.expect(key | _RESPONSE)
+        correlation, code = struct.unpack_from(">IH", answer)
+        assert correlation == self._last
+        return Answer(code, answer[6:])
+
+    def expect(self, key: int) -> bytes:
+        """The body of the next frame of a kind."""
+        for index, frame in enumerate(self._kept):
+            if frame.key == key:
+                return self._kept.pop(index).body
+        while (frame := self._read()).key != key:
+            self._kept.append(frame)
+        return frame.body
+
+    def next(self) -> Frame:
+        return self._kept.pop(0) if self._kept else self._read()
+
+    def _read(self) -> Frame:
+        size, key, _version = struct.unpack(">IHH", self._exactly(8))
+        return Frame(key, self._exactly(size - 4))
+
+    def _exactly(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            more = self.socket.recv(count - len(data))
+            if not more:
+                raise EOFError
+            data += more
+        return data
+
+    def at_end(self) -> bool:
+        """Whether the broker hangs up now, after whatever it still sends."""
+        try:
+            while True:
+                self._read()
+        except (EOFError, ConnectionError):
+            return True
+
+    def close(self) -> None:
+        self.socket.close()
+
+    # -- what tests do all the time
+
+    def create(self, stream: str, **arguments: str) -> int:
+        return self.request(
+            CREATE, string(stream) + table({key.replace("_", "-"): value for key, value in arguments.items()})
+        ).code
+
+    def declare_publisher(self, number: int, stream: str, name: str = "") -> int:
+        return self.request(DECLARE_PUBLISHER, bytes((number,)) + string(name) + string(stream)).code
+
+    def publish(self, number: int, first: int, *messages: bytes) -> None:
+        data = b"".join(
+            struct.pack(">QI", first + index, len(message)) + message for index, message in enumerate(messages)
+        )
+        self.send(PUBLISH, struct.pack(">BI", number, len(messages)) + data)
+
+    def confirmed(self, count: int) -> list[int]:
+        """The ids in the next confirms, until there are `count`."""
+        ids: list[int] = []
+        while len(ids) < count:
+            body = self.expect(PUBLISH_CONFIRM)
+            (number,) = struct.unpack_from(">I", body, 1)
+            ids += struct.unpack_from(f">{number}Q", body, 5)
+        return ids
+
+    def subscribe(self, number: int, stream: str, offset: bytes = FIRST, credit: int = 10, **properties: str) -> int:
+        body = bytes((number,)) + string(stream) + offset + struct.pack(">H", credit)
+        return self.request(SUBSCRIBE, body + (table(properties) if properties else b"")).code
+
+    def chunk(self) -> Chunk:
+        return chunk_of(self.expect(DELIVER))
