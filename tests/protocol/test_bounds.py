@@ -1,12 +1,9 @@
 """What the embedded broker does not let a client do to it: fill its memory, fill its buffers, hold on for ever."""
 
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pika
@@ -145,24 +142,6 @@ def test_many_connections_come_and_go(small: EmbeddedBroker, api_of: Callable[[E
         if totals["connections"] == totals["channels"] == totals["queues"] == 0:
             return
         assert time.monotonic() < deadline, totals
-
-
-def test_the_fixture_for_other_projects(tmp_path: Path) -> None:
-    """`amqp_broker` comes with the package, and is all that a stranger's test needs."""
-    test = tmp_path / "test_mine.py"
-    test.write_text("""
-import pika
-
-def test_mine(amqp_broker):
-    connection = pika.BlockingConnection(pika.URLParameters(amqp_broker.url))
-    channel = connection.channel()
-    channel.queue_declare("q")
-    connection.close()
-""")
-    plugin = ("-p", "no:mqtool", "-p", "mqtool.broker.embedded.pytest_plugin")
-    command = [sys.executable, "-m", "pytest", "-q", *plugin, "-p", "no:cacheprovider", str(test)]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
-    assert result.returncode == 0, result.stdout
 
 
 def test_a_taken_port_is_an_error() -> None:

@@ -1,12 +1,42 @@
 """The embedded broker within other people's tests: on their loop, in their process, out of their way."""
 
 import asyncio
+import inspect
+import json
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
+import pika
+import pytest
+from pika import BasicProperties
+from pika.adapters.blocking_connection import BlockingChannel
+
 from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.broker.embedded.in_process import Vhost
+
+
+@pytest.fixture(scope="module")
+def whole() -> Iterator[EmbeddedBroker]:
+    with EmbeddedBroker(recording=True) as broker:
+        yield broker
+
+
+@pytest.fixture
+def vhost(whole: EmbeddedBroker) -> Iterator[Vhost]:
+    with whole.fresh_vhost() as vhost:
+        yield vhost
+
+
+@pytest.fixture
+def channel(vhost: Vhost) -> Iterator[BlockingChannel]:
+    with pika.BlockingConnection(pika.URLParameters(vhost.url)) as connection:
+        channel = connection.channel()
+        channel.queue_declare("jobs")
+        yield channel
 
 
 def test_on_the_running_loop() -> None:
@@ -28,6 +58,118 @@ def test_on_the_running_loop() -> None:
 def test_what_an_import_brings() -> None:
     """No client, no command line, no Docker: a stranger's tests start as fast as without them."""
     heavy = ("pika", "typer", "rich", "docker", "requests", "sqlite3", "pytest")
-    program = f"import sys, mqtool.broker.embedded; print([each for each in {heavy} if each in sys.modules])"
+    program = "import sys; from mqtool.broker.embedded import EmbeddedBroker; "
+    program += f"print([each for each in {heavy} if each in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_was_published(vhost: Vhost, channel: BlockingChannel) -> None:
+    """By exchange and key, with all that a message has; also what went nowhere."""
+    channel.queue_bind("jobs", "amq.topic", "order.*")
+    properties = BasicProperties(content_type="application/json", headers={"try": 1}, message_id="m1", priority=3)
+    channel.basic_publish("amq.topic", "order.new", json.dumps({"id": 7}), properties)
+    channel.basic_publish("amq.topic", "invoice.new", b"lost")
+    (order,) = vhost.published(exchange="amq.topic", routing_key="order.new")
+    assert (order.exchange, order.routing_key, order.queues) == ("amq.topic", "order.new", ("jobs",))
+    assert (order.body, order.json(), order.headers) == (b'{"id": 7}', {"id": 7}, {"try": 1})
+    assert order.properties == {"content_type": "application/json", "message_id": "m1", "priority": 3}
+    assert vhost.published(count=2).bodies == [order.body, b"lost"]
+    assert vhost.unrouted.bodies == [b"lost"]
+    assert vhost.published(queue="jobs").bodies == [order.body]
+    assert not vhost.published(exchange="amq.direct", timeout=0)
+
+
+def test_what_became_of_it(vhost: Vhost, channel: BlockingChannel) -> None:
+    """Acknowledged, rejected, requeued, or still there."""
+    jobs = vhost.queue("jobs")
+    for number in range(5):
+        channel.basic_publish("", "jobs", b"%d" % number)
+    tags = [channel.basic_get("jobs")[0].delivery_tag for _ in range(3)]
+    channel.basic_ack(tags[0])
+    channel.basic_reject(tags[1], requeue=False)
+    channel.basic_nack(tags[2], requeue=True)
+    vhost.wait_for(lambda: jobs.requeued)
+    assert (jobs.acked.bodies, jobs.rejected.bodies, jobs.requeued.bodies) == ([b"0"], [b"1"], [b"2"])
+    assert [(each.body, each.redelivered) for each in jobs.messages(3)] == [(b"2", True), (b"3", False), (b"4", False)]
+    channel.basic_get("jobs", auto_ack=True)
+    assert jobs.acked.bodies == [b"0", b"2"]
+    vhost.reset()
+    assert not jobs.acked
+    assert not jobs.messages(timeout=0)
+    assert not vhost.published(timeout=0)
+    channel.queue_declare("jobs", passive=True)
+
+
+def test_questions_wait(vhost: Vhost, channel: BlockingChannel) -> None:
+    """Until the answer is there; if it never comes, what is said is what did happen."""
+    timer = threading.Timer(0.05, lambda: channel.basic_publish("", "jobs", b"late"))
+    timer.start()
+    assert vhost.published().bodies == [b"late"]
+    timer.join()
+    told = "what happened: <published 'jobs' → jobs: b'late'>"
+    with pytest.raises(AssertionError, match=told):
+        vhost.wait_for(lambda: vhost.queue("jobs").acked, timeout=0.01)
+    assert told in repr(vhost.published("orders", timeout=0))
+    assert repr(vhost.queue("jobs")) == "<queue 'jobs': 1 ready, 0 unacked, 0 consumers, 0 acked, 0 rejected>"
+    assert repr(vhost.queue("none").messages(timeout=0)) == "[] (there is no queue 'none')"
+
+
+def test_questions_on_a_loop() -> None:
+    """They answer at once, and `until` waits without holding the loop up."""
+
+    async def ask() -> None:
+        async with EmbeddedBroker(recording=True) as broker:
+            assert not broker.published()
+            with pytest.raises(RuntimeError, match="await until"):
+                broker.wait_for(broker.published)
+            publishing = asyncio.create_task(asyncio.to_thread(_publish, broker.url))
+            await broker.until(lambda: broker.published(routing_key="jobs"))
+            await publishing
+            with broker.faults.refuse_connections(), pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection("127.0.0.1", broker.port)
+
+    asyncio.run(ask())
+
+
+def _publish(url: str) -> None:
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        connection.channel().basic_publish("", "jobs", b"1")
+
+
+def test_nothing_is_recorded_unless_asked_for() -> None:
+    with EmbeddedBroker() as broker, pytest.raises(LookupError, match="recording=True"):
+        broker.published()
+
+
+FIXTURES = inspect.cleandoc("""
+    import sys
+    import pika
+
+    def test_of_something_else():
+        assert not [each for each in sys.modules if each.startswith(("pamqp", "mqtool.broker.embedded.model"))]
+
+    def test_one(amqp_vhost):
+        connection = pika.BlockingConnection(pika.URLParameters(amqp_vhost.url))
+        connection.channel().queue_declare("jobs")
+        amqp_vhost.faults.refuse_connections()
+
+    def test_two(amqp_vhost, amqp_broker):
+        connection = pika.BlockingConnection(pika.URLParameters(amqp_vhost.url))
+        connection.channel().queue_declare("jobs", durable=True)
+        amqp_broker.faults.go_silent()
+
+    def test_three(amqp_broker):
+        pika.BlockingConnection(pika.URLParameters(amqp_broker.url))
+""")
+
+
+def test_fixtures(tmp_path: Path) -> None:
+    """Each test has a vhost to itself, and the faults of one are over in the next; also under xdist.
+
+    Whoever has mqtool installed, and uses none of them, imports nothing of the broker.
+    """
+    (tmp_path / "test_mine.py").write_text(FIXTURES)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "1", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "4 passed" in done.stdout, done.stdout

@@ -9,7 +9,19 @@ It has no TLS, no streams, no policies and no cluster; a quorum queue behaves li
 outgrow it change one URL.
 """
 
-from mqtool.broker.embedded.in_process import EmbeddedBroker
-from mqtool.broker.embedded.server import Settings, serve
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mqtool.broker.embedded.in_process import EmbeddedBroker
+    from mqtool.broker.embedded.server import Settings, serve
 
 __all__ = ["EmbeddedBroker", "Settings", "serve"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the broker when it is first used: pytest comes by here wherever mqtool is installed."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mqtool.broker.embedded import in_process, server
+
+    return getattr(in_process if name == "EmbeddedBroker" else server, name)

@@ -2,21 +2,52 @@
 
 import asyncio
 import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
+from urllib.parse import quote
 
 from mqtool.broker.embedded.model.broker import CONSUMER_TIMEOUT
 from mqtool.broker.embedded.server import Server, Settings, run
+from mqtool.broker.embedded.testing.bench import Bench
+from mqtool.broker.embedded.testing.calls import Calls
+from mqtool.broker.embedded.testing.front import Faults
+from mqtool.broker.embedded.testing.questions import Questions
 
 _STARTING_SECONDS = 30.0
+T = TypeVar("T")
 
 
-class EmbeddedBroker:
+class Vhost(Questions):
+    """A virtual host of a test's own; see EmbeddedBroker.fresh_vhost().
+
+    Attributes:
+        name: its name.
+        url: its AMQP URL.
+        faults: what can go wrong with the broker.
+    """
+
+    def __init__(self, broker: "EmbeddedBroker", name: str) -> None:
+        self._broker = broker
+        self.name = name
+        self.url = f"{broker.url.rpartition('/')[0]}/{quote(name, safe='')}"
+        self.faults = broker.faults
+
+    def now(self, ask: Callable[[Bench, str], T]) -> T:
+        """Ask the broker."""
+        return self._broker.on_bench(lambda bench: ask(bench, self.name))
+
+
+class EmbeddedBroker(Questions):
     """A broker in this process, until the `with` block ends: in a thread, or with `async with` on the running loop.
 
         with EmbeddedBroker() as broker:
             connection = pika.BlockingConnection(pika.URLParameters(broker.url))
+
+    What it is asked, such as `broker.published()`, is about the virtual host /.
 
     Args:
         port: the port to listen on, 0 for any free one.
@@ -25,6 +56,7 @@ class EmbeddedBroker:
         memory_limit: publishers are blocked when messages take more bytes; None for RabbitMQ's default.
         stream_port: the port for the stream protocol, 0 for any free one; None for none.
         consumer_timeout: how long a delivery may stay unacknowledged, in seconds.
+        recording: whether to record what happens to messages, so that it can be asked.
 
     Attributes:
         url: the AMQP URL, once it is started.
@@ -42,6 +74,7 @@ class EmbeddedBroker:
         memory_limit: int | None = None,
         consumer_timeout: float = CONSUMER_TIMEOUT,
         stream_port: int | None = None,
+        recording: bool = False,
     ) -> None:
         self._settings = Settings(
             host,
@@ -51,7 +84,9 @@ class EmbeddedBroker:
             memory_limit,
             consumer_timeout,
             stream_port=stream_port,
+            recording=recording,
         )
+        self._calls: Calls | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
@@ -82,6 +117,35 @@ class EmbeddedBroker:
         """The port of the stream protocol, None if there is none."""
         assert self._server is not None, "the broker has not been started"
         return self._server.stream_port
+
+    # -- tests
+
+    def on_bench(self, ask: Callable[[Bench], T]) -> T:
+        """Ask the broker itself, on its loop."""
+        server, calls = self._server, self._calls
+        assert server is not None and calls is not None, "the broker has not been started"  # noqa: PT018
+        return calls(lambda: ask(server.bench()))
+
+    def now(self, ask: Callable[[Bench, str], T]) -> T:
+        """Ask about the virtual host /."""
+        return self.on_bench(lambda bench: ask(bench, "/"))
+
+    @property
+    def faults(self) -> Faults:
+        """What can go wrong with it."""
+        return Faults(self.on_bench)
+
+    @contextmanager
+    def fresh_vhost(self) -> Iterator[Vhost]:
+        """Make a virtual host for one test, and delete it afterwards; faults are undone."""
+        vhost = Vhost(self, f"test-{uuid.uuid4().hex[:12]}")
+        self.on_bench(lambda bench: bench.add_vhost(vhost.name))
+        try:
+            yield vhost
+        finally:
+            self.on_bench(lambda bench: bench.delete_vhost(vhost.name))
+
+    # -- start and end
 
     def start(self) -> Self:
         """Start it; returns once it listens.
@@ -117,7 +181,7 @@ class EmbeddedBroker:
     async def __aenter__(self) -> Self:
         server = Server(self._settings)
         await server.start()
-        self._server = server
+        self._calls, self._server = Calls(), server
         return self
 
     async def __aexit__(
@@ -141,5 +205,5 @@ class EmbeddedBroker:
             self._ready.set()
 
     def _started(self, server: Server) -> None:
-        self._server = server
+        self._calls, self._server = Calls(), server
         self._ready.set()

@@ -1,7 +1,7 @@
-"""A pytest fixture for other people's tests: `amqp_broker`, with its `.url`.
+"""pytest's fixtures for other people's tests: `amqp_broker` and `amqp_vhost`.
 
-    def test_something(amqp_broker):
-        connection = pika.BlockingConnection(pika.URLParameters(amqp_broker.url))
+    def test_something(amqp_vhost):
+        connection = pika.BlockingConnection(pika.URLParameters(amqp_vhost.url))
 
 The broker is started once for the session (for each worker of pytest-xdist), in memory, on a free port.
 """
@@ -12,14 +12,35 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from mqtool.broker.embedded.in_process import EmbeddedBroker
+    from mqtool.broker.embedded.in_process import EmbeddedBroker, Vhost
+
+
+class _Undoing:
+    """Undoes the faults of a test before its fixtures are torn down, also of one that has no vhost of its own."""
+
+    def __init__(self, broker: "EmbeddedBroker") -> None:
+        self._broker = broker
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_teardown(self) -> None:
+        self._broker.faults.clear()
 
 
 @pytest.fixture(scope="session")
-def amqp_broker() -> "Iterator[EmbeddedBroker]":
-    """An embedded AMQP broker; `amqp_broker.url` is where."""
+def amqp_broker(request: pytest.FixtureRequest) -> "Iterator[EmbeddedBroker]":
+    """An embedded AMQP broker that records what happens; `amqp_broker.url` is where."""
     # Imported here: pytest loads this module in every project that has mqtool installed, whether it uses it or not.
     from mqtool.broker.embedded.in_process import EmbeddedBroker
 
-    with EmbeddedBroker() as broker:
+    with EmbeddedBroker(management_port=0, recording=True) as broker:
+        undoing = _Undoing(broker)
+        request.config.pluginmanager.register(undoing)
         yield broker
+        request.config.pluginmanager.unregister(undoing)
+
+
+@pytest.fixture
+def amqp_vhost(amqp_broker: "EmbeddedBroker") -> "Iterator[Vhost]":
+    """A virtual host for this test alone; `amqp_vhost.url` is where, `amqp_vhost.faults` what can go wrong."""
+    with amqp_broker.fresh_vhost() as vhost:
+        yield vhost

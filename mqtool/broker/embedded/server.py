@@ -6,11 +6,16 @@ import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.broker import CONSUMER_TIMEOUT, Broker
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.wire.connection import Connection
+from mqtool.broker.embedded.wire.door import Door
+
+if TYPE_CHECKING:
+    from mqtool.broker.embedded.testing.bench import Bench
 
 log = logging.getLogger("mqtool.broker.embedded")
 
@@ -31,6 +36,7 @@ class Settings:
         consumer_timeout: how long a delivery may stay unacknowledged, in seconds.
         amqp_hosts: the addresses to listen on for AMQP and streams; None for host.
         stream_port: the port of the stream protocol; 0 for any free one, None for none.
+        recording: whether to record what happens to messages, for tests that ask.
     """
 
     host: str = "127.0.0.1"
@@ -41,6 +47,7 @@ class Settings:
     consumer_timeout: float = CONSUMER_TIMEOUT
     amqp_hosts: Sequence[str] | None = None
     stream_port: int | None = None
+    recording: bool = False
 
 
 class Server:
@@ -54,6 +61,8 @@ class Server:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._servers: list[asyncio.Server] = []
+        self._door = Door(lambda: Connection(self.broker, self._connections))
+        self._bench: Bench | None = None
         self._connections: set[Connection] = set()
         self._checking: asyncio.TimerHandle | None = None
         self.port = settings.port
@@ -70,15 +79,9 @@ class Server:
         """
         settings = self._settings
         self.broker = self._open()
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(
-            lambda: Connection(self.broker, self._connections),
-            settings.amqp_hosts or settings.host,
-            settings.port,
-            backlog=1024,
-        )
-        self._servers.append(server)
-        self.port = server.sockets[0].getsockname()[1]
+        if settings.recording:
+            self.bench()
+        self.port = await self._door.listen(settings.amqp_hosts or settings.host, settings.port)
         self.broker.listeners["amqp"] = (settings.host, self.port)
         if settings.management_port is not None:
             self._servers.append(await self._start_management(settings.management_port))
@@ -118,6 +121,15 @@ class Server:
         log.info("stream protocol on %s:%d", self._settings.host, self.stream_port)
         return server
 
+    def bench(self) -> "Bench":
+        """Return where it can be tested; call it on the loop."""
+        if self._bench is None:
+            # Imported here: most brokers are not tested with.
+            from mqtool.broker.embedded.testing.bench import Bench
+
+            self._bench = Bench(self.broker, self._connections, self._door, recording=self._settings.recording)
+        return self._bench
+
     def _open(self) -> Broker:
         settings = self._settings
         if settings.data_dir is None:
@@ -152,6 +164,7 @@ class Server:
 
     async def stop(self) -> None:
         """Close the connections and finish writing."""
+        self._door.close()
         for server in self._servers:
             server.close()
         if self._checking is not None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from mqtool.broker.embedded.model.clock import Timer
+from mqtool.broker.embedded.model.hooks import Hooks
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.message import Message
 from mqtool.broker.embedded.model.users import DEFAULT_USER, Permissions, User
@@ -94,9 +95,11 @@ class Broker:
 
     Attributes:
         alarms: why publishers are blocked: `memory`, `disk`, both or neither.
+        alarm_reason: what publishers are told of it, if not what they are low on.
         reply_consumers: the channels that wait for direct replies, by token.
         listeners: host and port by protocol.
         permissions_version: changes with every change of a user.
+        hooks: what a test has set on it; None, as nearly always.
     """
 
     def __init__(
@@ -118,7 +121,9 @@ class Broker:
         self.dropped_unroutable = 0
         self.listeners: dict[str, tuple[str, int]] = {}
         self.alarms: set[str] = set()
+        self.alarm_reason: str | None = None
         self.permissions_version = 0
+        self.hooks: Hooks | None = None
         self.started_at = time.time()
         ledger.when_changed = self._check_memory
 

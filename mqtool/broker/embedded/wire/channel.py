@@ -96,7 +96,15 @@ class Channel:
     def write_confirms(self) -> None:
         """Send the confirms that are due."""
         if self.state == "open" and self.confirms is not None and (data := self.confirms.take(self.number)):
-            self.session.write(data)
+            hooks = self.session.broker.hooks
+            if hooks is None:
+                self.session.write(data)
+            else:
+                hooks.confirm(data, self._send_late)
+
+    def _send_late(self, confirms: bytes) -> None:
+        if self.state == "open":
+            self.session.write(confirms)
 
     # -- names
 

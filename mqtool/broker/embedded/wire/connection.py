@@ -85,6 +85,8 @@ class Connection(FrameStream):
             self.local = transport.get_extra_info("sockname")[:2]
         self._connections.add(self)
         self._deadline = self._loop.call_later(HANDSHAKE_SECONDS, self._handshake_timed_out)
+        if self.broker.hooks is not None:
+            self.broker.hooks.connected(self)
 
     @property
     def name(self) -> str:
@@ -228,7 +230,8 @@ class Connection(FrameStream):
             return
         self.blocked = True
         if self.capability("connection.blocked"):
-            self.send(commands.Connection.Blocked, reason=f"low on {' & '.join(sorted(self.broker.alarms))}")
+            reason = self.broker.alarm_reason or f"low on {' & '.join(sorted(self.broker.alarms))}"
+            self.send(commands.Connection.Blocked, reason=reason)
         self._pace_reading()
 
     def unblock(self) -> None:

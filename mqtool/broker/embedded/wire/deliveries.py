@@ -112,6 +112,8 @@ class Deliveries:
             self.unacked[tag] = Delivery(subscription.queue, entry, subscription)
             subscription.unacked += 1
             self.global_unacked += 1
+        elif self.session.broker.hooks is not None:
+            self.session.broker.hooks.acknowledge(subscription.queue, entry)
         session = self.session
         message = _counted(entry) if entry.delivery_count else entry.message
         session.write(
@@ -135,6 +137,8 @@ class Deliveries:
         self._tag = tag = self._tag + 1
         if not no_ack:
             self.unacked[tag] = Delivery(queue, entry, None)
+        elif self.session.broker.hooks is not None:
+            self.session.broker.hooks.acknowledge(queue, entry)
         # A quorum queue tells basic.get the count even if it is 0, and consumers only if it is not.
         message = _counted(entry) if queue.kind == "quorum" else entry.message
         session = self.session
@@ -183,6 +187,11 @@ class Deliveries:
     def acknowledge(self, deliveries: Iterable[Delivery]) -> None:
         """Drop processed messages from their queues, and let the consumers have more."""
         hungry: dict[Queue, None] = {}
+        hooks = self.session.broker.hooks
+        if hooks is not None:
+            arrived = {each: hooks.acknowledge(each.queue, each.entry) for each in deliveries}
+            deliveries = [each for each in arrived if arrived[each]]
+            self.reject((each for each in arrived if not arrived[each]), requeue=True)
         for delivery in deliveries:
             delivery.queue.acknowledge(delivery.entry)
             if delivery.subscription is not None and self._release(delivery.subscription):
@@ -192,7 +201,10 @@ class Deliveries:
     def reject(self, deliveries: Iterable[Delivery], *, requeue: bool) -> None:
         """Put messages back into their queues, or dead-letter them."""
         hungry: dict[Queue, list[Entry]] = {}
+        hooks = self.session.broker.hooks
         for delivery in deliveries:
+            if hooks is not None:
+                hooks.rejected(delivery.queue, delivery.entry, requeue=requeue)
             returned = hungry.setdefault(delivery.queue, [])
             if delivery.subscription is not None:
                 self._release(delivery.subscription)

@@ -98,7 +98,13 @@ def _routing(channel: Channel, exchange: Exchange, message: Message) -> Routing 
 
 def perform(channel: Channel, message: Message, routing: Routing | None, *, mandatory: bool) -> Publication:
     """Put a message into its queues; return it to the client if it is mandatory and there are none."""
-    publication = _reply(channel, message) if routing is None else channel.vhost.enqueue(routing)
+    hooks = channel.session.broker.hooks
+    if routing is None:
+        publication = _reply(channel, message)
+    elif hooks is None:
+        publication = channel.vhost.enqueue(routing)
+    else:
+        publication = hooks.enqueue(channel.vhost, routing)
     if not publication.routed:
         if mandatory:
             channel.send_return(message)

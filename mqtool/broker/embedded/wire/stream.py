@@ -237,6 +237,11 @@ class FrameStream(asyncio.Protocol, ABC):
             self._heard_at = self._sent_at = self._loop.time()
             self._beat = self._loop.call_later(seconds / 2, self._check_heartbeat)
 
+    def stop_heartbeats(self) -> None:
+        """Neither send nor expect any."""
+        if self._beat is not None:
+            self._beat.cancel()
+
     def _check_heartbeat(self) -> None:
         now = self._loop.time()
         if not self.blocked and now - self._heard_at > self.heartbeat * 2:

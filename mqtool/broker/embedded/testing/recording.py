@@ -1,0 +1,156 @@
+"""What has happened to messages: published, acknowledged, rejected."""
+
+import json
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from mqtool.broker.embedded.model.message import Message
+from mqtool.routing.field_table import Table
+
+MAX_EVENTS = 100_000
+MAX_BYTES = 64 * 1024 * 1024
+"""Limits of a recording: beyond them the oldest is forgotten."""
+
+_SHOWN = 10
+
+
+class Recorded:
+    """A message, as a test looks at it.
+
+    Attributes:
+        what: `published`, `acked`, `rejected`, `requeued`, or `ready` in a queue.
+        vhost: its virtual host.
+        queues: the queues that it was routed to; otherwise the one that it was in.
+        exchange, routing_key, body: as published.
+        redelivered: whether it was delivered before.
+    """
+
+    __slots__ = ("_message", "queues", "redelivered", "vhost", "what")
+
+    def __init__(
+        self, what: str, vhost: str, message: Message, queues: Iterable[str], *, redelivered: bool = False
+    ) -> None:
+        self.what = what
+        self.vhost = vhost
+        self.queues = tuple(queues)
+        self.redelivered = redelivered
+        self._message = message
+
+    @property
+    def exchange(self) -> str:
+        """The exchange that it was published to; empty for the default one."""
+        return self._message.exchange
+
+    @property
+    def routing_key(self) -> str:
+        """Its routing key."""
+        return self._message.routing_key
+
+    @property
+    def body(self) -> bytes:
+        """Its body."""
+        return self._message.body
+
+    @property
+    def headers(self) -> Table:
+        """Its headers; empty if it has none."""
+        return self._message.headers
+
+    @property
+    def properties(self) -> Table:
+        """Its other properties that are set, such as `content_type` and `message_id`."""
+        properties = self._message.properties.named()
+        properties.pop("headers", None)
+        return properties
+
+    def json(self) -> Any:
+        """Return its body, which must be JSON, decoded."""
+        return json.loads(self.body)
+
+    def __repr__(self) -> str:
+        body = repr(self.body) if len(self.body) <= 60 else f"{self.body[:60]!r}… {len(self.body)} bytes"
+        to = f"{self.exchange!r} {self.routing_key!r}" if self.exchange else repr(self.routing_key)
+        where = ", ".join(self.queues) or "no queue"
+        return f"<{self.what} {to} {'→' if self.what == 'published' else 'in'} {where}: {body}>"
+
+
+class Messages(list[Recorded]):
+    """Messages; if there are none, their `repr` says what there was instead.
+
+    Args:
+        found: the messages.
+        instead: what has happened otherwise.
+    """
+
+    def __init__(self, found: Iterable[Recorded], instead: str = "") -> None:
+        super().__init__(found)
+        self._instead = instead
+
+    @property
+    def bodies(self) -> list[bytes]:
+        """Their bodies."""
+        return [message.body for message in self]
+
+    def __repr__(self) -> str:
+        return super().__repr__() if self else f"[] ({self._instead})"
+
+
+class Recording:
+    """The latest of what has happened, oldest first."""
+
+    def __init__(self) -> None:
+        self._events: deque[Recorded] = deque()
+        self._bytes = 0
+        self._forgotten = 0
+
+    def add(self, event: Recorded) -> None:
+        """Record something."""
+        self._events.append(event)
+        self._bytes += len(event.body)
+        while len(self._events) > MAX_EVENTS or self._bytes > MAX_BYTES:
+            self._bytes -= len(self._events.popleft().body)
+            self._forgotten += 1
+
+    def find(
+        self,
+        what: str,
+        vhost: str | None,
+        *,
+        queue: str | None = None,
+        exchange: str | None = None,
+        routing_key: str | None = None,
+    ) -> Messages:
+        """Return what has happened; None for any virtual host, queue, exchange or routing key.
+
+        Args:
+            what: `published`, `acked`, `rejected`, `requeued`; or `unrouted`, published and routed to no queue.
+        """
+        kind = "published" if what == "unrouted" else what
+        found = [
+            event
+            for event in self._events
+            if event.what == kind
+            and vhost in (None, event.vhost)
+            and (queue is None or queue in event.queues)
+            and exchange in (None, event.exchange)
+            and routing_key in (None, event.routing_key)
+            and not (what == "unrouted" and event.queues)
+        ]
+        return Messages(found, self.told(vhost) if not found else "")
+
+    def told(self, vhost: str | None) -> str:
+        """Say what has happened, in a line."""
+        events = [event for event in self._events if vhost in (None, event.vhost)]
+        if not events:
+            return "nothing was published"
+        shown = ", ".join(repr(event) for event in events[-_SHOWN:])
+        more = len(events) - _SHOWN + self._forgotten
+        return f"what happened: {f'{more} earlier, ' if more > 0 else ''}{shown}"
+
+    def clear(self, vhost: str | None) -> None:
+        """Forget what happened in a virtual host; None for all."""
+        kept = [] if vhost is None else [event for event in self._events if event.vhost != vhost]
+        self._events = deque(kept)
+        self._bytes = sum(len(event.body) for event in kept)
+        self._forgotten = 0

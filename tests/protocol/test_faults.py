@@ -1,0 +1,249 @@
+"""Faults on demand: what a client sees of each, and that nothing is left of it when it is undone."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import pika
+import pytest
+from pamqp import commands, header
+from pika import BasicProperties, exceptions
+from pika.adapters.blocking_connection import BlockingChannel
+
+from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.broker.embedded.in_process import Vhost
+from tests.protocol.raw_client import RawClient
+
+PERSISTENT = BasicProperties(delivery_mode=2)
+
+
+@pytest.fixture(scope="module")
+def whole() -> Iterator[EmbeddedBroker]:
+    with EmbeddedBroker(recording=True) as broker:
+        yield broker
+
+
+@pytest.fixture
+def vhost(whole: EmbeddedBroker) -> Iterator[Vhost]:
+    with whole.fresh_vhost() as vhost:
+        yield vhost
+
+
+@pytest.fixture
+def raw(vhost: Vhost) -> Iterator[RawClient]:
+    with RawClient(vhost.url) as client:
+        yield client
+
+
+@pytest.fixture
+def connect(vhost: Vhost) -> Iterator[Callable[..., BlockingChannel]]:
+    """Opens a connection, and a channel on it."""
+    opened = []
+
+    def opener(name: str = "a test") -> BlockingChannel:
+        settings = pika.URLParameters(vhost.url)
+        settings.client_properties = {"connection_name": name}
+        opened.append(pika.BlockingConnection(settings))
+        return opened[-1].channel()
+
+    yield opener
+    for connection in opened:
+        if connection.is_open:
+            connection.close()
+
+
+@pytest.fixture
+def channel(connect: Callable[..., BlockingChannel]) -> BlockingChannel:
+    return connect()
+
+
+def test_cut(vhost: Vhost) -> None:
+    """A RST is an error to read, a FIN the end."""
+    with RawClient(vhost.url) as client:
+        assert vhost.faults.cut_connections() == 1
+        with pytest.raises(ConnectionResetError):
+            client.read(1)
+    with RawClient(vhost.url) as client:
+        assert vhost.faults.cut_connections(reset=False) == 1
+        assert client.socket.recv(1) == b""
+
+
+def test_only_some_are_cut(vhost: Vhost, connect: Callable[..., BlockingChannel]) -> None:
+    """By the name that a client gives its connection."""
+    orders, mail = connect("orders-1"), connect("mail-1")
+    assert vhost.faults.cut_connections("orders-*") == 1
+    with pytest.raises(exceptions.AMQPConnectionError):
+        orders.queue_declare("q")
+    mail.queue_declare("q")
+
+
+def test_refused(vhost: Vhost, raw: RawClient) -> None:
+    """Who is connected stays so; the port is kept, and others are let in again afterwards."""
+    with vhost.faults.refuse_connections(), pytest.raises(ConnectionRefusedError):
+        RawClient(vhost.url)
+    raw.send(commands.Basic.Qos())
+    raw.expect(commands.Basic.QosOk)
+    RawClient(vhost.url).socket.close()
+
+
+def test_silence(vhost: Vhost) -> None:
+    """Not even heartbeats come, nor does a new client hear anything; afterwards all of it does."""
+    with RawClient(vhost.url, heartbeat=1) as client:
+        client.socket.settimeout(1.2)
+        with vhost.faults.go_silent():
+            client.send(commands.Basic.Qos())
+            client.socket.sendall(b"\x08\x00\x00\x00\x00\x00\x00\xce")
+            new = RawClient(vhost.url, opened=False)
+            new.socket.sendall(b"AMQP\x00\x00\x09\x01")
+            with pytest.raises(TimeoutError):
+                client.read(1)
+        client.expect(commands.Basic.QosOk)
+        new.expect(commands.Connection.Start)
+        assert client.read(8) == b"\x08\x00\x00\x00\x00\x00\x00\xce"
+        new.socket.close()
+
+
+def test_slow(vhost: Vhost, raw: RawClient) -> None:
+    with vhost.faults.slow_down(0.1):
+        began = time.monotonic()
+        raw.send(commands.Basic.Qos())
+        raw.expect(commands.Basic.QosOk)
+        assert time.monotonic() - began >= 0.1
+
+
+def test_blocked_publishers(vhost: Vhost, raw: RawClient) -> None:
+    """Who publishes is told why, and let go on."""
+    with vhost.faults.block_publishers("low on patience"):
+        raw.send(commands.Basic.Publish(exchange="", routing_key="q"))
+        assert raw.expect(commands.Connection.Blocked).reason == "low on patience"
+    raw.expect(commands.Connection.Unblocked)
+
+
+def test_closed_by_the_broker(vhost: Vhost, raw: RawClient) -> None:
+    """With any code of AMQP's, and any text."""
+    assert vhost.faults.close_channels(404, "NOT_FOUND - it was here") == 1
+    close = raw.expect(commands.Channel.Close)
+    assert (close.reply_code, close.reply_text) == (404, "NOT_FOUND - it was here")
+    assert vhost.faults.close_connections(541, "INTERNAL_ERROR") == 1
+    assert raw.closed_with() == "541 INTERNAL_ERROR"
+    with pytest.raises(ValueError, match="code must be one of"):
+        vhost.faults.close_channels(1000)
+
+
+@pytest.mark.parametrize("keep_transient", [False, True])
+def test_restart(vhost: Vhost, connect: Callable[..., BlockingChannel], keep_transient: bool) -> None:
+    """What RabbitMQ keeps is there again, on the same port; the rest, if that is asked for."""
+    channel = connect()
+    channel.queue_declare("durable", durable=True)
+    channel.queue_declare("quorum", durable=True, arguments={"x-queue-type": "quorum"})
+    channel.queue_declare("transient")
+    channel.exchange_declare("transient")
+    channel.confirm_delivery()
+    for queue in ("durable", "quorum"):
+        channel.basic_publish("", queue, b"transient")
+        channel.basic_publish("", queue, b"persistent", PERSISTENT)
+    vhost.faults.restart(keep_transient=keep_transient)
+    with pytest.raises(exceptions.ConnectionClosedByBroker, match="shutdown"):
+        channel.queue_declare("durable", passive=True)
+    channel = connect()
+    lost = 0 if keep_transient else 1
+    assert channel.queue_declare("durable", passive=True).method.message_count == 2 - lost
+    assert channel.queue_declare("quorum", passive=True).method.message_count == 2
+    if lost:
+        with pytest.raises(exceptions.ChannelClosedByBroker, match="NOT_FOUND"):
+            channel.queue_declare("transient", passive=True)
+    else:
+        channel.queue_declare("transient", passive=True)
+        channel.exchange_declare("transient", passive=True)
+
+
+def test_nacks(vhost: Vhost, channel: BlockingChannel) -> None:
+    """As many as asked for, to one queue only; what is nacked is not in it."""
+    channel.confirm_delivery()
+    for queue in ("jobs", "mail"):
+        channel.queue_declare(queue)
+    vhost.faults.nack_publishes("jobs", 2)
+    channel.basic_publish("", "mail", b"0")
+    for body in (b"1", b"2"):
+        with pytest.raises(exceptions.NackError):
+            channel.basic_publish("", "jobs", body)
+    channel.basic_publish("", "jobs", b"3")
+    assert vhost.queue("jobs").messages().bodies == [b"3"]
+    assert vhost.faults.in_force() == []
+
+
+def test_unroutable(vhost: Vhost, channel: BlockingChannel) -> None:
+    channel.confirm_delivery()
+    channel.queue_declare("jobs")
+    vhost.faults.return_unroutable()
+    with pytest.raises(exceptions.UnroutableError):
+        channel.basic_publish("", "jobs", b"1", mandatory=True)
+    channel.basic_publish("", "jobs", b"2", mandatory=True)
+    assert vhost.unrouted.bodies == [b"1"]
+
+
+def test_confirms_late(vhost: Vhost, raw: RawClient) -> None:
+    """Late by as long as asked for; without a time, when the fault is undone."""
+    raw.send(commands.Confirm.Select())
+    raw.expect(commands.Confirm.SelectOk)
+    publish = header.ContentHeader(body_size=0, properties=commands.Basic.Properties())
+
+    def confirm() -> None:
+        raw.send(commands.Basic.Publish(exchange="", routing_key="q"))
+        raw.send(publish)  # type: ignore[arg-type]
+
+    with vhost.faults.delay_confirms(0.1):
+        began = time.monotonic()
+        confirm()
+        assert raw.expect(commands.Basic.Ack).delivery_tag == 1
+        assert time.monotonic() - began >= 0.1
+    with vhost.faults.delay_confirms():
+        confirm()
+        raw.send(commands.Basic.Qos())
+        raw.expect(commands.Basic.QosOk)
+        assert vhost.published(count=2)
+    assert raw.expect(commands.Basic.Ack).delivery_tag == 2
+
+
+def test_lost_acks(vhost: Vhost, channel: BlockingChannel) -> None:
+    """The message comes again, marked, and is gone once an acknowledgement has got through."""
+    channel.queue_declare("jobs")
+    channel.basic_publish("", "jobs", b"1")
+    vhost.faults.lose_acks()
+    seen = []
+    for method, _, _ in channel.consume("jobs", inactivity_timeout=5):
+        seen.append(method.redelivered)
+        channel.basic_ack(method.delivery_tag)
+        if len(seen) == 2:
+            break
+    assert seen == [False, True]
+    assert vhost.wait_for(lambda: vhost.queue("jobs").acked).bodies == [b"1"]
+
+
+def test_cancelled_consumers(vhost: Vhost, channel: BlockingChannel) -> None:
+    channel.queue_declare("jobs")
+    channel.basic_consume("jobs", lambda *_: None, consumer_tag="mine")
+    cancelled = []
+    channel.add_on_cancel_callback(lambda frame: cancelled.append(frame.method.consumer_tag))
+    assert vhost.faults.cancel_consumers("jobs") == 1
+    channel.connection.process_data_events(time_limit=1)
+    assert cancelled == ["mine"]
+
+
+def test_all_is_undone(whole: EmbeddedBroker) -> None:
+    """With the vhost of a test end its faults; those of a time end with that."""
+    with whole.fresh_vhost() as vhost:
+        vhost.faults.refuse_connections()
+        vhost.faults.block_publishers()
+        vhost.faults.go_silent(30)
+        assert [each["fault"] for each in whole.faults.in_force()] == [
+            "refuse_connections",
+            "block_publishers",
+            "go_silent",
+        ]
+        vhost.faults.slow_down()
+        vhost.faults.go_silent(0.01)
+        vhost.wait_for(lambda: len(whole.faults.in_force()) == 4)
+    assert whole.faults.in_force() == []
+    with RawClient(whole.url) as client:
+        client.send(commands.Basic.Qos())
+        client.expect(commands.Basic.QosOk)
