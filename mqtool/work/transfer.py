@@ -25,6 +25,8 @@ AT_ONCE = 100
 _STALLED = 10.0
 #: Seconds between two looks at a queue that gives us none, and for which a rate holds all up at most.
 _LOOK, _PAUSE = 0.1, 0.05
+#: Lots that are given back at once, and seconds to wait until they are there; others may consume them meanwhile.
+_LOTS, _TAKEN_BACK = 16, 1.0
 #: A pause that is shorter is made up for by the next one.
 _TOO_SHORT = 0.002
 
@@ -106,7 +108,7 @@ class Transfer:
         finally:
             self._settle()
             self._source.closing()  # sends what waits, before all else goes back
-            self._consumer.give_back([*self._lots, *([self._last_held] if self._last_held else [])])
+            self._give_back()
         if self._refusal is not None:
             raise self._refusal
 
@@ -179,6 +181,17 @@ class Transfer:
         self._hold(delivery)
         if self._refusal is None and not self._goes_on(error, receipt.message):
             self._refusal = error
+
+    def _give_back(self) -> None:
+        """Return what is held, in order. A quorum queue takes more lots than it can in the order of its choice."""
+        for start in range(0, len(self._lots) if self._source.is_open else 0, _LOTS):
+            self._consumer.give_back(())
+            before, lots = self._source.depth_of(self._queue), self._lots[start : start + _LOTS]
+            self._consumer.give_back(lots)
+            deadline = time.monotonic() + _TAKEN_BACK
+            while self._source.depth_of(self._queue) < before + len(lots) * AT_ONCE and time.monotonic() < deadline:
+                time.sleep(_LOOK / 10)
+        self._consumer.give_back([self._last_held] if self._last_held else ())
 
     def _settle(self) -> None:
         for delivery in self._confirmed:
