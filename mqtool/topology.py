@@ -56,3 +56,15 @@ class Binding:
 
 #: A queue of the receiver's own: named by the broker, and gone when its connection is.
 PRIVATE_QUEUE = Queue(exclusive=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A log that keeps messages after they were read, until it is too long or they are too old.
+
+    Attributes:
+        arguments: such as max-length-bytes, for when it is created.
+    """
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)

@@ -2,10 +2,10 @@
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from mqtool.amqp import CONFIRM_TIMEOUT, Address, Backoff, Channel, Connection, TlsFiles, parse_addresses
@@ -19,11 +19,14 @@ from mqtool.tutorials.dialects import declaring_like
 
 if TYPE_CHECKING:
     from mqtool.management import Management
+    from mqtool.streams import StreamChannel
 
+_T = TypeVar("_T")
 URL_VARIABLES = ("MQTOOL_URL", "AMQP_URL")
 MANAGEMENT_VARIABLE = "MQTOOL_MANAGEMENT_URL"
 _DEFAULT_URL = "amqp://localhost"
 _AMQP_PORT, _PORT, _TLS_PORT = 5672, 15672, 15671
+_STREAM, _STREAM_TLS = 5552, 5551
 #: From AMQP's port to that of the API, by custom.
 _APART = _PORT - _AMQP_PORT
 #: Seconds to see whether somebody listens.
@@ -75,6 +78,10 @@ class Access(NamedTuple):
         def connect() -> Connection:
             return Connection(self.addresses, tls=self.tls, backoff=self.backoff, notice=_notice)
 
+        return self._within(connect)
+
+    def _within(self, connect: Callable[[], _T]) -> _T:
+        """Connect; if the user wants to wait for the broker, until it works."""
         if self.wait is None:
             return connect()
         from mqtool.broker.waiting import connect_within
@@ -88,6 +95,25 @@ class Access(NamedTuple):
             channel = connection.channel(strict=self.strict, mandatory=mandatory, confirm_timeout=confirm_timeout)
             with stopping.calling(channel.stop):
                 yield channel
+
+    @contextmanager
+    def stream_channel(self, port: int | None, **settings: Any) -> "Iterator[StreamChannel]":
+        """A channel of the stream protocol, which has a port of its own; Ctrl-C and TERM stop its consumer.
+
+        Args:
+            port: None for the usual one.
+            settings: as of StreamChannel.
+        """
+        from mqtool.streams import StreamChannel
+
+        nodes = [each._replace(port=port or (_STREAM_TLS if each.tls else _STREAM)) for each in self.addresses]
+        context = self.tls.context() if self.address.tls else None
+
+        def connect() -> StreamChannel:
+            return StreamChannel(nodes, context, backoff=self.backoff, strict=self.strict, notice=_notice, **settings)
+
+        with self._within(connect) as channel, stopping.calling(channel.stop):
+            yield channel
 
     def management(self, patience: tuple[float, float] | None = None) -> "Management":
         """The management API: at its URL, else where mqtool started it, else on the broker's host.

@@ -138,7 +138,7 @@ class Shell:
         number = len(self._started)
         stdout, stderr = self.directory / f"{number}.out", self.directory / f"{number}.err"
         consumes = (
-            command[1] in ("receive", "receive-delayed", "receive-log", "worker", "rpc-server", "tap")
+            command[1] in ("receive", "receive-delayed", "receive-log", "receive-stream", "worker", "rpc-server", "tap")
             if ready is None
             else ready
         )

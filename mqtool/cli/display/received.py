@@ -5,7 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from mqtool.cli.display import output
-from mqtool.errors import UsageError
+from mqtool.errors import MqtoolError, UsageError
 from mqtool.message import Delivery
 
 #: Bytes that are written together at most.
@@ -19,7 +19,8 @@ class DeliveryWriter:
     """Writes deliveries to stdout, each at once and whole; or several at once, before they are acknowledged.
 
     Args:
-        line: for people, what comes before the body; or all of it, with the places {key} and {body}, or {body!r}.
+        line: for people, what comes before the body; or all of it, with the places {key}, {queue}, {offset} and {body},
+            {body!r} for text in quotes, or {body!b} for bytes as Python writes them.
         raw: bodies alone, one to a line.
         as_json: NDJSON.
         template: see TEMPLATE_PLACES.
@@ -44,13 +45,17 @@ class DeliveryWriter:
             raise UsageError("--raw, --json and --format cannot be combined", "use only one of them")
         if as_json and pretty:
             raise UsageError("--json prints each message on one line, --pretty on several", "to read it: --json | jq")
-        self._line, self._quote = _before_body(line) if isinstance(line, str) else (line, False)
+        before, _, after = line.partition("{body") if isinstance(line, str) else ("", "", "")
+        self._line = _filled(before) if isinstance(line, str) else line
+        self._quote, _, after = after.partition("}")
+        self._after = _filled(after) if after else None
         self._escape = output.is_terminal(output.STDOUT)
         self._has_styles = self._escape and isinstance(line, str) and "{key" in line
         self._pretty = pretty
         self._hand_over = hand_over and output.is_pipe()
         self._lot: list[bytes] = []
         self._size = 0
+        self._failure: MqtoolError | None = None
         self.render: Callable[[Delivery], bytes] = self._text
         if raw:
             self.render = lambda delivery: self._body(delivery.body) + b"\n"
@@ -85,19 +90,30 @@ class DeliveryWriter:
             ReaderGone: nobody reads it any more.
             MqtoolError: it cannot be written.
         """
+        if self._failure is not None:  # what it was about is lost, and must not count as printed
+            raise self._failure
         if self._lot:
             lot, self._lot, self._size = self._lot, [], 0
-            output.write(b"".join(lot))
+            try:
+                output.write(b"".join(lot))
+            except MqtoolError as failure:
+                self._failure = failure
+                raise
 
     def _text(self, delivery: Delivery) -> bytes:
         line = output.one_line(self._line(delivery)) if self._escape else self._line(delivery)
         cut = self._escape and not self._pretty
         data, rest = output.excerpt(delivery.body) if cut else (delivery.body, "")
-        body = repr(data.decode("utf-8", "replace")).encode() if self._quote else self._body(data)
+        body = self._in_quotes(data) if self._quote else self._body(data)
         text = line.encode("utf-8", "surrogateescape") + body + rest.encode()
+        if self._after is not None:
+            text += self._after(delivery).encode("utf-8", "surrogateescape")
         if self._has_styles and output.is_coloured(output.STDOUT) and (style := _style_of(delivery.routing_key)):
             text = f"\x1b[{style}m".encode() + text + b"\x1b[0m"
         return text + b"\n"
+
+    def _in_quotes(self, data: bytes) -> bytes:
+        return repr(data if self._quote == "!b" else data.decode("utf-8", "replace")).encode()
 
     def _body(self, data: bytes) -> bytes:
         data = _indented(data) if self._pretty else data
@@ -120,12 +136,11 @@ def _indented(body: bytes) -> bytes:
         return body
 
 
-def _before_body(line: str) -> tuple[Callable[[Delivery], str], bool]:
-    """What comes before the body in such a line, and whether the body is quoted."""
-    before, _, body = line.partition("{body")
-    if "{key" in before:
-        return lambda delivery: before.format(key=delivery.routing_key), body == "!r}"
-    return lambda _: before, body == "!r}"
+def _filled(text: str) -> Callable[[Delivery], str]:
+    """A part of a line, with its places filled."""
+    if "{" not in text:
+        return lambda _: text
+    return lambda delivery: text.format(key=delivery.routing_key, queue=delivery.queue, offset=delivery.delivery_tag)
 
 
 def _json_of(value: object) -> str:

@@ -31,7 +31,7 @@ _COMMON = {
     "Topology": {"--queue", "--exchange", "--routing-key", "--durable", "--queue-type"},
     "Messages": {"--file", "--lines", "--json", "--header", "--key-pattern"},
     "Delay": {"--delay"},
-    "Receiving": {"--count", "--idle-timeout", "--prefetch"},
+    "Receiving": {"--count", "--idle-timeout", "--prefetch", "--offset", "--track"},
     "Programs": {"--exec", "--concurrency"},
     "Retries": {"--retries"},
     "Duplicates": {"--deduplicate"},

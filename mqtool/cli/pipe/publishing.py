@@ -5,7 +5,8 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
+from typing import TYPE_CHECKING, Protocol
 
 from mqtool.amqp import Channel
 from mqtool.amqp.declaring import check_utf_8
@@ -23,11 +24,29 @@ from mqtool.errors import MqtoolError, NotConfirmed, SomeFailed
 from mqtool.message import Confirmation, Message, Receipt
 from mqtool.topology import Exchange, Queue
 
+if TYPE_CHECKING:
+    from mqtool.streams import StreamChannel
+
 #: Refused messages that are reported one by one; the rest are counted.
 _REPORTED = 10
 #: Seconds to wait for the management API, where it only adds a hint: for a connection, and for an answer.
 _HINT_PATIENCE = 0.3, 1.0
 _HINTS = {Confirmation.RETURNED: "no queue is bound to its exchange for its routing key or headers"}
+
+
+class Outgoing(Protocol):
+    """A channel, or a stream's, to which messages go.
+
+    Attributes:
+        refused: the broker closed it over what was asked of it.
+    """
+
+    @property
+    def refused(self) -> bool: ...
+    @property
+    def unconfirmed(self) -> list[Message]: ...
+    def addressed(self, message: Message) -> Message: ...
+
 
 #: A lesson's publisher, with its own arguments given.
 Publisher = Callable[[Channel, Iterable[Message | None]], Iterator[Receipt]]
@@ -77,6 +96,26 @@ def publish(
         _show_neighbour(access, to)
 
 
+def publish_to_stream(
+    asked: Publishing,
+    publisher: Callable[["StreamChannel", Iterable[Message | None]], Iterator[Receipt]],
+    line: str,
+    *,
+    opened: Callable[[Access], AbstractContextManager["StreamChannel"]],
+    default: bytes,
+) -> None:
+    """Publish what the command line asks for to a stream. Raises as publish() does.
+
+    Args:
+        line: as of publish().
+        opened: gives the channel.
+        default: as of source.read().
+    """
+    source = sources.read(asked, Addressing(), default=default, with_ids=False)
+    with opened(asked.broker.access()) as channel:
+        _report(publisher(channel, source), _Tally(line, asked.options, channel), source)
+
+
 def _report(receipts: Iterable[Receipt], tally: "_Tally", source: Input) -> None:
     progress = Progress("confirmed", is_wanted=tally.is_stream, fraction=source.fraction)
     try:
@@ -116,7 +155,7 @@ class _Tally:
         is_unreceived: there was no queue for a message that may go to none.
     """
 
-    def __init__(self, line: Callable[[Message], str] | str, options: MessageOptions, channel: Channel) -> None:
+    def __init__(self, line: Callable[[Message], str] | str, options: MessageOptions, channel: Outgoing) -> None:
         self.counts = dict.fromkeys(Confirmation, 0)
         self.is_unreceived = False
         self.is_stream = options.is_stream and not (output.is_terminal(0) and options.file is None)
@@ -125,7 +164,7 @@ class _Tally:
         self._is_mandatory = options.mandatory
         self._channel = channel
         self._started = time.monotonic()
-        self._kept = None if options.failed_to is None else FailedMessages(options.failed_to, channel)
+        self._kept = None if options.failed_to is None else FailedMessages(options.failed_to, channel.addressed)
 
     @property
     def total(self) -> int:

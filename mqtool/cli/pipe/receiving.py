@@ -2,11 +2,12 @@
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any, Protocol
 
-from mqtool.amqp import Channel
 from mqtool.cli import stopping
+from mqtool.cli.access import Access
 from mqtool.cli.display import output
 from mqtool.cli.display.output import WAITING_FOR_MESSAGES
 from mqtool.cli.display.progress import Progress
@@ -16,12 +17,21 @@ from mqtool.errors import UsageError
 from mqtool.message import Delivery
 
 
+class Incoming(Protocol):
+    """A channel, or a stream's, from which messages come."""
+
+    before_acknowledging: Callable[[], None]
+
+    def stop(self) -> None: ...
+
+
 def print_deliveries(
     receiving: Receiving,
     broker: Broker,
-    consumer: Callable[[Channel], Iterator[Delivery]],
+    consumer: Callable[[Any], Iterator[Delivery]],
     line: Callable[[Delivery], str] | str,
     *,
+    opened: Callable[[Access], AbstractContextManager[Any]] = Access.channel,
     waiting: str = WAITING_FOR_MESSAGES,
     queue_is_ours: bool = False,
     into: Path | None = None,
@@ -31,6 +41,7 @@ def print_deliveries(
     Args:
         consumer: the lesson's, with its own arguments given.
         line, queue_is_ours: as of writer().
+        opened: gives the channel that the consumer takes: AMQP's, or a stream's.
         into: the file to append them to, instead of stdout.
 
     Raises:
@@ -42,7 +53,7 @@ def print_deliveries(
 
         append_to(into)
     write = writer(receiving, line, queue_is_ours=queue_is_ours)
-    with broker.access().channel() as channel:
+    with opened(broker.access()) as channel:
         channel.before_acknowledging = write.flush
         deliveries = consumer(channel)
         # Into a file, nothing else shows that messages come.
@@ -84,7 +95,7 @@ def writer(
 
 
 @contextmanager
-def announced(ready_file: Path | None, channel: Channel, waiting: str) -> Iterator[None]:
+def announced(ready_file: Path | None, channel: Incoming, waiting: str) -> Iterator[None]:
     """Say that we consume now, to the person and to whoever watches the ready file; stop when our reader goes away.
 
     Raises:

@@ -77,13 +77,19 @@ class Input:
 
 
 def read(
-    asked: Publishing, addressing: Addressing, *, default: bytes, adapt: Callable[[Message], Message] | None = None
+    asked: Publishing,
+    addressing: Addressing,
+    *,
+    default: bytes,
+    adapt: Callable[[Message], Message] | None = None,
+    with_ids: bool = True,
 ) -> Input:
     """The messages that the command line asks to publish.
 
     Args:
         default: the body if there are neither words nor input.
         adapt: is applied to each message of the input.
+        with_ids: give each a message id, unless it has one.
 
     Raises:
         UsageError: the options contradict each other, or the file cannot be read.
@@ -99,7 +105,7 @@ def read(
             "use either message words, or input with -l, -0, -D, --json or -f",
         )
     asked.delays.check(mandatory=options.mandatory)
-    making = _Making(options, addressing, asked.delays)
+    making = _Making(options, addressing, asked.delays, new_message_id if with_ids else lambda: None)
     delimiter = _delimiter(options)
     if said is not None:
         return Input(iter([making.message(os.fsencode(said))]), is_typed=True)
@@ -135,7 +141,10 @@ def _from_input(
 class _Making:
     """Makes messages from bodies, with the headers, properties and routing key that the options say."""
 
-    def __init__(self, options: MessageOptions, addressing: Addressing, delays: DelayOptions) -> None:
+    def __init__(
+        self, options: MessageOptions, addressing: Addressing, delays: DelayOptions, new_id: Callable[[], str | None]
+    ) -> None:
+        self._new_id = new_id
         self._delay, self._due = delays.delay, delays.at
         self._pattern: re.Pattern[str] | None = options.key_pattern
         self._exchange = addressing.exchange
@@ -168,7 +177,7 @@ class _Making:
 
     def message(self, body: bytes) -> Message:
         key = self._routing_key if self._pattern is None else self._key(body)
-        message_id = self._message_id or new_message_id()
+        message_id = self._message_id or self._new_id()
         return Message(body, key, self._exchange, self._properties, message_id, self._delay, self._due)
 
     def from_ndjson(self, lines: Iterator[bytes | None]) -> Iterator[Message | None]:
@@ -200,7 +209,7 @@ class _Making:
             if headers:
                 message.properties["headers"] = headers
         if self._message_id or (message.message_id is None and not has_properties):
-            message.message_id = self._message_id or new_message_id()
+            message.message_id = self._message_id or self._new_id()
         if self._delay is not None or self._due is not None:
             message.delay, message.due = self._delay, self._due
 

@@ -1,0 +1,109 @@
+"""mqtool offset, mqtool offset-tracking."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mqtool.cli.display import output
+from mqtool.cli.options import Broker, Receiving, takes_groups_but
+from mqtool.cli.options.streams import DialectOfStreams, StreamOptions, StreamPort
+from mqtool.cli.pipe.receiving import announced
+from mqtool.errors import MqtoolError, NotConfirmed
+from mqtool.message import Confirmation, Message
+from mqtool.tutorials.stream_dialects import TRACKING, StreamDialect, Tracking
+
+if TYPE_CHECKING:
+    pass
+
+app = typer.Typer()
+offset = typer.Typer(no_args_is_help=True, help="Show or change how far a named reader of a stream came.")
+app.add_typer(offset, name="offset")
+tracking = typer.Typer(no_args_is_help=True, help="Store and query offsets of a stream (stream tutorial 2).")
+app.add_typer(tracking, name="offset-tracking")
+
+StreamName = Annotated[str, typer.Argument(help="Stream", metavar="STREAM")]
+ReaderName = Annotated[str, typer.Argument(help="Name of the reader, as for --track", metavar="NAME")]
+
+
+@offset.command(epilog="mqtool offset show app reports")
+@takes_groups_but(dialect=None, strict=None)
+def show(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort = None) -> None:
+    """Print the offset of the last message that a reader is done with."""
+    with broker.access().stream_channel(port) as channel:
+        stored = channel.stored_offset(stream, name)
+    if stored is None:
+        raise MqtoolError(
+            f"stream {stream!r} has no offset under {name!r}",
+            "a reader stores one with --track; it starts where --offset says until then",
+        )
+    output.show(str(stored))
+
+
+@offset.command("set", epilog="mqtool offset set app reports 41999")
+@takes_groups_but(dialect=None, strict=None)
+def set_(
+    stream: StreamName,
+    name: ReaderName,
+    number: Annotated[int, typer.Argument(min=0, help="Offset that it is done with; it goes on behind", metavar="N")],
+    broker: Broker,
+    port: StreamPort = None,
+) -> None:
+    """Have a reader go on behind an offset."""
+    with broker.access().stream_channel(port) as channel:
+        channel.store_offset(stream, name, number)
+    output.status(f"{name!r} goes on behind offset {number:,} of stream {stream!r}")
+
+
+@offset.command(epilog="mqtool offset reset app reports")
+@takes_groups_but(dialect=None, strict=None)
+def reset(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort = None) -> None:
+    """Have a reader start again, where its --offset says."""
+    with broker.access().stream_channel(port) as channel:
+        channel.forget_offset(stream, name)
+    output.status(f"{name!r} starts again in stream {stream!r}")
+
+
+@tracking.command(epilog="mqtool offset-tracking send")
+@takes_groups_but(dialect=DialectOfStreams)
+def send(stream: StreamOptions, broker: Broker) -> None:
+    """Append 100 messages, the last of which is the marker."""
+    from mqtool.tutorials import stream_offset_tracking as lesson
+
+    tutorial = _tutorial(broker)
+    last = lesson.MESSAGES - 1
+    bodies = [tutorial.body.format(number=number) for number in range(last)] + [tutorial.marker.format(number=last)]
+    with broker.access().stream_channel(stream.port) as channel:
+        output.status(tutorial.publishing)
+        receipts = lesson.send(channel, stream.of(tutorial.stream), (Message(body.encode()) for body in bodies))
+        refused = [receipt for receipt in receipts if receipt.confirmation is not Confirmation.CONFIRMED]
+    if refused:
+        raise NotConfirmed(f"{len(refused)} of {lesson.MESSAGES} messages were not confirmed: {refused[0].reason}")
+    output.status(tutorial.confirmed)
+
+
+@tracking.command(epilog="mqtool offset-tracking receive")
+@takes_groups_but(
+    dialect=DialectOfStreams, prefetch=None, auto_ack=None, raw=None, as_json=None, template=None, pretty=None
+)
+def receive(stream: StreamOptions, receiving: Receiving, broker: Broker) -> None:
+    """Read on up to the marker, and store every tenth offset."""
+    from mqtool.tutorials import stream_offset_tracking as lesson
+
+    tutorial = _tutorial(broker)
+    offsets: list[int] = []
+    with broker.access().stream_channel(stream.port) as channel:
+        target = channel.declare(stream.of(tutorial.stream))
+        start = lesson.next_offset(channel, target, tutorial.subscriber)
+        deliveries = lesson.receive(channel, target, tutorial.subscriber, start, receiving.settings())
+        with announced(receiving.ready_file, channel, tutorial.started):
+            for delivery in deliveries:
+                if not offsets:
+                    output.show(tutorial.first)
+                offsets = [*offsets[:1], delivery.delivery_tag]
+    if offsets:
+        output.show(tutorial.done.format(first=offsets[0], last=offsets[-1]))
+
+
+def _tutorial(broker: Broker) -> Tracking:
+    dialect: Any = broker.dialect  # which is another option here: see DialectOfStreams
+    return TRACKING[dialect or StreamDialect.PYTHON]

@@ -1,0 +1,120 @@
+"""mqtool send-stream, mqtool receive-stream."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mqtool.cli.access import Access
+from mqtool.cli.options import Broker, OutputFile, Publishing, Receiving, takes_groups_but
+from mqtool.cli.options.streams import OFFSET, DialectOfStreams, StreamOptions
+from mqtool.cli.pipe.publishing import publish_to_stream
+from mqtool.cli.pipe.receiving import print_deliveries
+from mqtool.message import Delivery, Message, Receipt
+from mqtool.tutorials.stream_dialects import HELLO, Hello, StreamDialect
+
+if TYPE_CHECKING:
+    from mqtool.streams import StreamChannel
+
+app = typer.Typer()
+
+Filters = Annotated[
+    list[str] | None,
+    typer.Option("--filter", metavar="VALUE", help="Filter value (RabbitMQ 3.13)", rich_help_panel="Receiving"),
+]
+
+
+@app.command(epilog="mqtool send-stream 'Hello, World!'\ntail -f app.log | mqtool send-stream -l -q app")
+@takes_groups_but(
+    dialect=DialectOfStreams, delay=None, at=None, via=None, mandatory=None, persistent=None, key_pattern=None
+)
+def send_stream(
+    stream: StreamOptions,
+    publishing: Publishing,
+    filter_value: Annotated[
+        str | None,
+        typer.Option("--filter", metavar="VALUE", help="Filter value (RabbitMQ 3.13)", rich_help_panel="Messages"),
+    ] = None,
+) -> None:
+    """Append messages to a stream (stream tutorial 1)."""
+    tutorial = _tutorial(publishing.broker)
+
+    def publisher(channel: "StreamChannel", messages: Iterable[Message | None]) -> Iterator[Receipt]:
+        from mqtool.tutorials import stream_hello_world
+
+        return stream_hello_world.send(channel, stream.of(tutorial.stream), messages)
+
+    settings: dict[str, Any] = {"confirm_timeout": publishing.options.confirm_timeout}
+    if tutorial.stores_octets and stream.queue is None:
+        settings["encode"] = _octets
+    publish_to_stream(
+        publishing,
+        publisher,
+        tutorial.sent,
+        opened=_opened(stream, [filter_value] if filter_value else [], **settings),
+        default=tutorial.body,
+    )
+
+
+@app.command(
+    epilog="mqtool receive-stream\nmqtool receive-stream -q app --offset 5m --raw\n"
+    "mqtool receive-stream -q app --track reports | ./report"
+)
+@takes_groups_but(dialect=DialectOfStreams, prefetch=None, auto_ack=None)
+def receive_stream(
+    stream: StreamOptions,
+    receiving: Receiving,
+    broker: Broker,
+    offset: Annotated[
+        Any,
+        typer.Option(
+            "--offset", help="Start: first, last, next, N, a time, or an age", rich_help_panel="Receiving", **OFFSET
+        ),
+    ] = "first",
+    track: Annotated[
+        str | None,
+        typer.Option(
+            "--track", metavar="NAME", help="Go on where NAME stopped, and store how far", rich_help_panel="Receiving"
+        ),
+    ] = None,
+    filters: Filters = None,
+    into: OutputFile = None,
+) -> None:
+    """Read a stream, from any offset (stream tutorial 1)."""
+    tutorial = _tutorial(broker)
+
+    def consumer(channel: "StreamChannel") -> Iterator[Delivery]:
+        from mqtool.tutorials import stream_hello_world
+
+        return stream_hello_world.receive(channel, stream.of(tutorial.stream), offset, receiving.settings(), track)
+
+    print_deliveries(
+        receiving,
+        broker,
+        consumer,
+        tutorial.received,
+        opened=_opened(stream, filters or []),
+        waiting=tutorial.waiting,
+        into=into,
+    )
+
+
+def _tutorial(broker: Broker) -> Hello:
+    dialect: Any = broker.dialect  # which is another option here: see DialectOfStreams
+    return HELLO[dialect or StreamDialect.PYTHON]
+
+
+def _opened(
+    stream: StreamOptions, filters: list[str], **settings: Any
+) -> Callable[[Access], "AbstractContextManager[StreamChannel]"]:
+    return lambda access: access.stream_channel(stream.port, filters=filters, **settings)
+
+
+def _octets(message: Message) -> bytes:
+    """As Python's tutorial stores it: the body alone, unless there is more to a message than that."""
+    if not message.properties and message.message_id is None:
+        return message.body
+    from mqtool.streams.entries import encode
+
+    return encode(message)

@@ -1,0 +1,74 @@
+"""Which stream, and how to reach it."""
+
+from dataclasses import replace
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from mqtool.cli.options.groups import in_panel
+from mqtool.cli.options.values import argument_option
+from mqtool.errors import UsageError
+from mqtool.offsets import parse_offset
+from mqtool.topology import Stream
+from mqtool.tutorials.stream_dialects import StreamDialect
+
+
+def _dialect(text: str) -> StreamDialect:
+    """MQTOOL_DIALECT may name one of the other tutorials, such as go-classic; on streams, each language has one."""
+    try:
+        return StreamDialect(text.partition("-")[0])
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(StreamDialect)}") from None
+
+
+def _offset(text: str) -> Any:
+    try:
+        return parse_offset(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+#: For --offset.
+OFFSET = dict[str, Any](parser=_offset, metavar="OFFSET")
+
+DialectOfStreams = Annotated[
+    Any | None,
+    typer.Option(
+        "--dialect",
+        parser=_dialect,
+        metavar="LANGUAGE",
+        help="Whose tutorial: python, go, java, dotnet, javascript, rust",
+        show_default=str(StreamDialect.PYTHON),
+        envvar="MQTOOL_DIALECT",
+        rich_help_panel="Topology",
+        autocompletion=lambda: [*StreamDialect],
+    ),
+]
+StreamPort = Annotated[
+    int | None,
+    typer.Option(
+        "--stream-port",
+        min=1,
+        max=65535,
+        help="The broker's port for streams",
+        show_default="5552, with TLS 5551",
+        envvar="MQTOOL_STREAM_PORT",
+        rich_help_panel="Broker",
+    ),
+]
+
+
+@in_panel("Topology")
+class StreamOptions(NamedTuple):
+    """Which stream, and how to reach it."""
+
+    queue: Annotated[str | None, typer.Option("--queue", "-q", help="Stream", show_default="the tutorial's")] = None
+    arguments: Annotated[list[Any] | None, argument_option("Setting to create it with, such as max-age=7D")] = None
+    port: StreamPort = None
+
+    def of(self, default: Stream) -> Stream:
+        """The tutorial's stream, with what the options change."""
+        if self.queue == "":
+            raise UsageError("the stream's name is empty", "leave --queue out to use the tutorial's")
+        given = {name.removeprefix("x-"): value for name, value in self.arguments or []}
+        return replace(default, name=self.queue or default.name, arguments={**default.arguments, **given})

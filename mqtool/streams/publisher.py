@@ -1,0 +1,191 @@
+"""Publishing to a stream: many messages in a frame, and confirms by their numbers."""
+
+import queue as queues
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from mqtool.errors import Unavailable
+from mqtool.message import Confirmation, Message, Receipt
+from mqtool.streams import failures
+from mqtool.streams.session import Owner
+from mqtool.streams.wire import CONFIRM, ERROR, METADATA_UPDATE
+
+_ID = 1
+_PUBLISH = 2
+_HEAD = struct.Struct(">IHHBI")
+_ENTRY = struct.Struct(">QI")
+_UNDER_FILTER = struct.Struct(">QH")
+_REFUSED = struct.Struct(">QH")
+#: Octets of a frame beside its one message, at most.
+_OVERHEAD = 512
+#: Messages and octets that go into one frame, and that may be unconfirmed.
+_LOT, _LOT_SIZE = 500, 1 << 16
+_WINDOW, _WINDOW_SIZE = 20_000, 1 << 25
+
+
+class Publisher:
+    """Publishes to one stream."""
+
+    def __init__(
+        self, channel: Owner, stream: str, patience: float, encode: Callable[[Message], bytes], filter_value: str | None
+    ) -> None:
+        self._channel = channel
+        self._stream = stream
+        self._patience = patience
+        self._encode = encode
+        self._filter = None if filter_value is None else filter_value.encode()
+        self._outstanding: dict[int, Message] = {}
+        self._size = 0
+        self._answers: dict[int, str] = {}
+        self._sent = self._answered = 0
+        self._lot: list[bytes] = []
+        self._lot_size = 0
+        self._is_due = False  # to look whether there are answers
+        self._last_answer = time.monotonic()
+
+    @property
+    def unconfirmed(self) -> list[Message]:
+        """The messages that were published but not answered for."""
+        return [*self._outstanding.values()]
+
+    def publish(self, messages: Iterable[Message | None]) -> Iterator[Receipt]:
+        """As of StreamChannel.publish()."""
+        self._start()
+        return self._published(messages)
+
+    def _published(self, messages: Iterable[Message | None]) -> Iterator[Receipt]:
+        for message in messages:
+            if message is None:
+                self._flush()
+                self._look()
+            else:
+                self._add(message)
+                if self._is_due:
+                    self._look()
+                while self._sent - self._answered >= _WINDOW or self._size >= _WINDOW_SIZE:
+                    self._flush()
+                    self._wait()
+                    yield from self._receipts()
+            if self._answers:
+                yield from self._receipts()
+        self._flush()
+        while self._outstanding:
+            self._wait()
+            yield from self._receipts()
+
+    def _start(self) -> None:
+        self._channel.go_to(self._stream, to_publish=True)
+        session = self._channel.session
+        session.ask(lambda client: client.declare_publisher(self._stream, None, _ID), self._stream)
+        if self._filter is not None:
+            session.check_filters()
+        self._last_answer = time.monotonic()
+
+    def _add(self, message: Message) -> None:
+        self._sent += 1
+        if not self._outstanding:
+            self._last_answer = time.monotonic()
+        self._outstanding[self._sent] = message
+        self._put(self._sent, message)
+
+    def _put(self, number: int, message: Message) -> None:
+        entry = self._encode(message)
+        size = len(entry)
+        if size + 64 > self._channel.session.client.frame_max:
+            self._answers[number] = (
+                f"it is larger than a frame may be ({self._channel.session.client.frame_max:,} bytes)"
+            )
+            return
+        if self._filter is None:
+            self._lot.append(_ENTRY.pack(number, size))
+        else:
+            self._lot += (_UNDER_FILTER.pack(number, len(self._filter)), self._filter, struct.pack(">I", size))
+        self._lot.append(entry)
+        self._lot_size += size
+        self._size += len(message.body)
+        if self._lot_size >= _LOT_SIZE or len(self._lot) >= 2 * _LOT:
+            self._flush()
+            self._is_due = True
+
+    def _flush(self) -> None:
+        """Send what was collected."""
+        if not self._lot:
+            return
+        pieces = 2 if self._filter is None else 4
+        data = b"".join(self._lot)
+        version = 1 if self._filter is None else 2
+        head = _HEAD.pack(len(data) + _HEAD.size - 4, _PUBLISH, version, _ID, len(self._lot) // pieces)
+        self._lot.clear()
+        self._lot_size = 0
+        self._channel.session.send(head + data)
+
+    def _look(self) -> None:
+        """Take the answers that have come."""
+        self._is_due = False
+        inbox = self._channel.session.inbox
+        while True:
+            try:
+                self._take(inbox.get_nowait())
+            except queues.Empty:
+                return
+            if self._channel.session.inbox is not inbox:
+                return
+
+    def _wait(self) -> None:
+        """Wait for an answer.
+
+        Raises:
+            NotConfirmed: none comes.
+        """
+        if self._answered + 1 in self._answers:
+            return
+        left = self._last_answer + self._patience - time.monotonic()
+        try:
+            self._take(self._channel.session.inbox.get(timeout=max(0.0, left)))
+        except queues.Empty:
+            raise failures.not_confirmed(len(self._outstanding), self._patience) from None
+        self._look()
+
+    def _take(self, frame: bytes | None) -> None:
+        if frame is None:
+            if self._channel.session.lost is not None:
+                self._recover()
+            return
+        key = int.from_bytes(frame[:2])
+        if key == CONFIRM:
+            self._answers.update(dict.fromkeys(struct.unpack_from(f">{(len(frame) - 9) // 8}Q", frame, 9), ""))
+            self._last_answer = time.monotonic()
+        elif key == ERROR:
+            for number, code in _REFUSED.iter_unpack(frame[9:]):
+                self._answers[number] = failures.refusal(code)
+            self._last_answer = time.monotonic()
+        elif key == METADATA_UPDATE:
+            self._recover()
+
+    def _recover(self) -> None:
+        """Publish again what is unconfirmed, on another connection."""
+
+        def go_on() -> None:
+            self._start()
+            self._lot.clear()
+            self._lot_size = self._size = 0
+            for number, message in self._outstanding.items():
+                if number not in self._answers:
+                    self._put(number, message)
+            self._flush()
+
+        if not self._channel.reopen(go_on):
+            raise Unavailable("the connection was lost, and not all messages are confirmed")
+
+    def _receipts(self) -> Iterator[Receipt]:
+        """The receipts of what was answered, in order."""
+        answers, outstanding = self._answers, self._outstanding
+        while (number := self._answered + 1) in answers:
+            reason = answers.pop(number)
+            message = outstanding.pop(number)
+            self._answered = number
+            self._size -= len(message.body)
+            yield Receipt(message, Confirmation.NACKED if reason else Confirmation.CONFIRMED, reason, number)
+        if not outstanding:
+            self._size = 0

@@ -1,0 +1,150 @@
+"""The places where we reach into rstream: a connection that reads in large pieces, and says when it is lost.
+
+rstream reads 256 bytes at a time and decodes each field by itself; it swallows write errors, lets requests wait for
+ten seconds on a connection that is gone, and only logs that heartbeats are missing. So what carries messages is passed
+on as it comes, and cut and put together by hand; rstream does all the rest.
+"""
+
+import asyncio
+import contextlib
+import ssl
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rstream import schema
+from rstream.client import Client
+from rstream.connection import Connection
+from rstream.encoding import decode_frame
+
+#: Keys of the protocol's commands that come unasked.
+CONFIRM, ERROR, DELIVER, METADATA_UPDATE, CONSUMER_UPDATE = 3, 4, 8, 16, 26
+_UNASKED = frozenset((CONFIRM, ERROR, DELIVER, METADATA_UPDATE, CONSUMER_UPDATE))
+#: Whatever is longer is no frame, but another protocol.
+_LONGEST = 1 << 28
+_BUFFER = 1 << 20
+#: Seconds to wait for the answer to our goodbye.
+_GOODBYE = 1.0
+
+
+class NotStreams(Exception):
+    """What answers speaks another protocol."""
+
+
+class ClosedByBroker(Exception):
+    """The broker has closed the connection, and said why."""
+
+
+class _Wire(Connection):
+    """A connection that passes on what comes unasked, and decodes the answers to requests."""
+
+    def __init__(self, host: str, port: int, context: ssl.SSLContext | None, take: Callable[[bytes], None]) -> None:
+        super().__init__(host, port, context)
+        self._take = take
+
+    async def open(self) -> None:
+        self._reader, self._writer = await asyncio.open_connection(
+            self.host, self.port, ssl=self._ssl_context, limit=_BUFFER
+        )
+
+    async def read_frame(self) -> schema.Frame:
+        assert self._reader is not None
+        while True:
+            size = int.from_bytes(await self._reader.readexactly(4))
+            if not 4 <= size < _LONGEST:
+                raise NotStreams
+            data = await self._reader.readexactly(size)
+            if int.from_bytes(data[:2]) not in _UNASKED:
+                return decode_frame(data)
+            self._take(data)
+
+    def write(self, data: bytes) -> None:
+        """Send octets. On the loop's thread."""
+        assert self._writer is not None
+        self._writer.write(data)
+
+
+class StreamClient(Client):
+    """A connection to a node.
+
+    Args:
+        take: is called with what comes unasked, on the loop's thread.
+        lost: is called once when the connection ends.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        context: ssl.SSLContext | None,
+        heartbeat: int,
+        take: Callable[[bytes], None],
+        lost: Callable[[BaseException], None],
+    ) -> None:
+        super().__init__(host, port, frame_max=_BUFFER, heartbeat=heartbeat, connection_name="mqtool")
+        self._wire = _Wire(host, port, context, self._heard(take))
+        self._lost = lost
+
+    def _heard(self, take: Callable[[bytes], None]) -> Callable[[bytes], None]:
+        def taken(data: bytes) -> None:
+            self._last_heartbeat = time.monotonic()
+            take(data)
+
+        return taken
+
+    async def start(self) -> None:
+        self._conn = self._wire
+        await self._wire.open()
+        self.start_task("listener", self._listener())
+
+    @property
+    def node(self) -> tuple[str | None, str | None]:
+        """The host and the port that the node advertises as its own."""
+        told = self.server_properties or {}
+        return told.get("advertised_host"), told.get("advertised_port")
+
+    def publish_by_hand(self, data: bytes) -> None:
+        """Send a frame. On the loop's thread."""
+        if self.is_connection_alive():
+            self._wire.write(data)
+
+    async def _listener(self) -> None:
+        try:
+            while True:
+                frame = await self._wire.read_frame()
+                self._last_heartbeat = time.monotonic()
+                if isinstance(frame, schema.Close):
+                    raise ClosedByBroker(frame.reason)
+                waiter = self._waiters.get((frame.key, frame.corr_id))
+                if waiter is not None and not waiter.done():
+                    waiter.set_result(frame)
+        except (OSError, EOFError, ValueError, KeyError, NotStreams, ClosedByBroker) as error:
+            self._end(error)
+
+    def _end(self, error: BaseException) -> None:
+        if not self._is_not_closed:
+            return
+        self._is_not_closed = False
+        for waiter in list(self._waiters.values()):
+            if not waiter.done():
+                waiter.set_exception(error)
+        self._lost(error)
+
+    async def _heartbeat_sender(self) -> None:
+        while self._heartbeat and self.is_connection_alive():
+            await self.send_frame(schema.Heartbeat())
+            await asyncio.sleep(self._heartbeat)
+            if time.monotonic() - self._last_heartbeat > 2 * self._heartbeat:
+                self._end(TimeoutError("no heartbeat"))
+
+    async def close(self) -> None:
+        """Say goodbye; what was sent before has been handled when this returns."""
+        if self.is_connection_alive() and self.is_started:
+            goodbye: Any = schema.Close(self._corr_id_seq.next(), code=1, reason="OK")
+            with contextlib.suppress(Exception):  # it ends, one way or the other
+                await asyncio.wait_for(self.sync_request(goodbye, resp_schema=schema.CloseResponse), _GOODBYE)
+        self._is_not_closed = False
+        for task in self._tasks.values():
+            task.cancel()
+        if self._wire._writer is not None:
+            self._wire._writer.close()

@@ -1,0 +1,47 @@
+"""Streams: Hello World: a log that keeps messages after they were read, so that everybody can read all of it.
+
+    send-stream ──> [0|1|2|3| hello-python-stream ──> receive-stream
+                     └ messages stay, numbered by their offset
+
+A queue forgets a message once it is acknowledged. A stream keeps it until the stream is longer than its settings allow,
+so each reader starts where it wants to: at the first message that is left, at the next that comes, or in between. Both
+sides create the stream, so either may start first. RabbitMQ has a protocol of its own for streams, on port 5552.
+
+https://www.rabbitmq.com/tutorials/tutorial-one-python-stream
+"""
+
+from collections.abc import Iterable, Iterator
+
+from mqtool.amqp import STREAMING, Receiving
+from mqtool.message import Delivery, Message, Receipt
+from mqtool.offsets import FIRST, Offset
+from mqtool.streams import StreamChannel
+from mqtool.topology import Stream
+
+
+def send(channel: StreamChannel, stream: Stream, messages: Iterable[Message | None]) -> Iterator[Receipt]:
+    """Append messages to a stream; yield each one's receipt once the broker has confirmed it.
+
+    Args:
+        messages: None among them says that there is none right now, as when somebody types the lines to send.
+    """
+    stream = channel.declare(stream)
+    return channel.publish(messages, stream)
+
+
+def receive(
+    channel: StreamChannel,
+    stream: Stream,
+    offset: Offset = FIRST,
+    receiving: Receiving = STREAMING,
+    track: str | None = None,
+) -> Iterator[Delivery]:
+    """Read a stream. Nothing is acknowledged, since nothing is removed.
+
+    Args:
+        offset: where to start.
+        receiving: when to stop; STREAMING never stops.
+        track: have the broker keep under this name how far we came, and go on from there the next time.
+    """
+    stream = channel.declare(stream)
+    return channel.consume(stream, offset, receiving, track)

@@ -1,0 +1,52 @@
+"""Streams: Offset tracking: the broker remembers how far a reader came, so that the next one goes on from there.
+
+    send ──> [0|1|2| … |98|99] ──> receive
+                     └ subscriber_1: 42
+
+A reader has a name, and stores under it the offset of the last message that it is done with. It does so now and then
+rather than each time, since an offset is a small message in the stream. After a crash, a few messages come twice; none
+is skipped. The last message of each run is a marker, at which the reader stops.
+
+https://www.rabbitmq.com/tutorials/tutorial-two-python-stream
+"""
+
+from collections.abc import Iterable, Iterator
+
+from mqtool.amqp import STREAMING, Receiving
+from mqtool.message import Delivery, Message, Receipt
+from mqtool.offsets import FIRST, Offset, Start
+from mqtool.streams import StreamChannel
+from mqtool.topology import Stream
+
+#: Messages of one run, and between two stored offsets.
+MESSAGES, EVERY = 100, 10
+
+
+def send(channel: StreamChannel, stream: Stream, messages: Iterable[Message | None]) -> Iterator[Receipt]:
+    """Append messages to the stream; yield each one's receipt once the broker has confirmed it."""
+    stream = channel.declare(stream)
+    return channel.publish(messages, stream)
+
+
+def next_offset(channel: StreamChannel, stream: Stream, name: str) -> Offset:
+    """Where the reader of that name has to go on: behind the stored offset, or at the beginning."""
+    stored = channel.stored_offset(stream.name, name)
+    return FIRST if stored is None else Offset(Start.OFFSET, stored + 1)
+
+
+def receive(
+    channel: StreamChannel, stream: Stream, name: str, offset: Offset, receiving: Receiving = STREAMING
+) -> Iterator[Delivery]:
+    """Read up to the marker; store the offset of each tenth message that the caller is done with, and of the marker."""
+    for number, delivery in enumerate(channel.consume(stream, offset, receiving)):
+        yield delivery
+        # Only now. Stored before, it would skip the message if the caller failed with it.
+        if number % EVERY == 0 or is_marker(delivery):
+            channel.store_offset(stream.name, name, delivery.delivery_tag)
+        if is_marker(delivery):
+            return
+
+
+def is_marker(delivery: Delivery) -> bool:
+    """Whether it is the last message of a run."""
+    return b"marker" in delivery.body

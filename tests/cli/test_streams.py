@@ -1,0 +1,178 @@
+"""Streams as a person uses them: appended to, read from anywhere, and read on where a reader stopped."""
+
+import json
+import os
+import re
+import signal
+
+import pytest
+
+from mqtool.tutorials.stream_dialects import HELLO, StreamDialect
+from tests.brokers import TestBroker
+from tests.cli.shell import Shell, wait_until
+
+
+@pytest.fixture
+def shell(shell: Shell, broker: TestBroker) -> Shell:
+    """A shell that knows the broker's port for streams."""
+    port = os.environ.get("MQTOOL_TEST_STREAM_PORT") if broker.kind == "rabbitmq" else None
+    if port is None:
+        pytest.skip("this broker has no port for streams")
+    shell.environment["MQTOOL_STREAM_PORT"] = str(port)
+    return shell
+
+
+def numbers(first: int, last: int) -> str:
+    return "".join(f"{number}\n" for number in range(first, last + 1))
+
+
+def test_the_tutorial(shell: Shell) -> None:
+    """What was sent before a reader started is there, and stays there for the next."""
+    sent = shell.run("mqtool", "send-stream")
+    assert (sent.stdout, sent.stderr, sent.code) == ("", " [x] Hello, World! message sent\n", 0)
+    shell.run("mqtool", "send-stream", "Good", "morning!")
+    for _ in range(2):
+        received = shell.run("mqtool", "receive-stream", "--idle-timeout", "1s")
+        assert received.stderr.startswith("Press control + C to close\n")
+        assert received.stdout == (
+            "Got message: b'Hello, World!' from stream hello-python-stream\n"
+            "Got message: b'Good morning!' from stream hello-python-stream\n"
+        )
+    reader = shell.start("mqtool", "receive-stream", "--offset", "next", "--raw").wait_until_ready()
+    shell.run("mqtool", "send-stream", "news")
+    assert reader.wait_for_stdout("news\n").interrupt().wait().code == 0
+
+
+def test_lines_in_lines_out(shell: Shell) -> None:
+    """Every line is confirmed, in order, and read from any offset."""
+    sent = shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 4999))
+    assert "5,000 confirmed, 0 nacked, 0 returned in" in sent.stderr
+    assert shell.run("mqtool", "receive-stream", "-q", "s", "--raw", "-c", "5000").stdout == numbers(0, 4999)
+    there = shell.run("mqtool", "receive-stream", "-q", "s", "--raw", "--offset", "4990", "--idle-timeout", "500ms")
+    assert there.stdout == numbers(4990, 4999)
+    for offset in ("1h", "first", "2020-01-01T00:00Z"):
+        first = shell.run("mqtool", "receive-stream", "-q", "s", "--offset", offset, "-c", "1", "-F", "%b")
+        assert first.stdout == "0\n"
+
+
+def test_headers_and_properties_come_back(shell: Shell) -> None:
+    """Over the stream protocol, by NDJSON, and over AMQP 0-9-1, which knows the stream as a queue."""
+    send = (
+        "mqtool",
+        "send-stream",
+        "-q",
+        "s",
+        "-H",
+        "retries:=3",
+        "-H",
+        "who=ann",
+        "--property",
+        "content-type=text/a",
+    )
+    shell.run(*send, "body")
+    read = ("mqtool", "receive-stream", "-q", "s", "--json", "-c")
+    one = json.loads(shell.run(*read, "1").stdout)
+    assert (one["body"], one["queue"], one["properties"]) == ("body", "s", {"content_type": "text/a"})
+    assert one["headers"] == {"retries": 3, "who": "ann", "x-stream-offset": 0}
+    shell.run("mqtool", "send-stream", "-q", "s", "--json", stdin=json.dumps(one) + "\n")
+    shell.run("mqtool", "send", "-q", "s", "--queue-type", "stream", "-H", "by=amqp", "over AMQP")
+    _, copied, by_amqp = map(json.loads, shell.run(*read, "3").stdout.splitlines())
+    assert (copied["body"], copied["headers"]["retries"]) == ("body", 3)
+    assert (by_amqp["body"], by_amqp["headers"]["by"], by_amqp["routing_key"]) == ("over AMQP", "amqp", "s")
+
+
+def test_a_reader_goes_on_where_it_stopped(shell: Shell) -> None:
+    """After a count, Ctrl-C, and head; nothing twice, nothing skipped."""
+    shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 2999))
+    read = ("mqtool", "receive-stream", "-q", "s", "--raw", "--track", "me")
+    assert shell.run(*read, "-c", "1500").stdout == numbers(0, 1499)
+    assert shell.run("mqtool", "offset", "show", "s", "me").stdout == "1499\n"
+    assert shell.script("mqtool receive-stream -q s --raw --track me | head -3").stdout == numbers(1500, 1502)
+    reader = shell.start(*read).wait_for_stdout("2999\n")
+    assert reader.interrupt().wait().code == 0
+    assert reader.stdout.split()[0] in ("1503", "1504"), "what head was sent beyond its third line is in no file"
+    assert shell.run(*read, "--idle-timeout", "300ms").stdout == ""
+    shell.run("mqtool", "offset", "set", "s", "me", "2997")
+    assert shell.run(*read, "-c", "2").stdout == numbers(2998, 2999)
+    shell.run("mqtool", "offset", "reset", "s", "me")
+    assert shell.run(*read, "-c", "1").stdout == "0\n"
+
+
+def test_a_reader_that_is_killed_skips_nothing(shell: Shell) -> None:
+    """Every message is in one of the files at least; none comes more often than it was killed."""
+    shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(1, 20_000))
+    output = shell.directory / "out"
+
+    def lines() -> int:
+        return output.read_text().count("\n") if output.exists() else 0
+
+    for _ in range(4):
+        before = lines()
+        reader = shell.start("mqtool", "receive-stream", "-q", "s", "--raw", "--track", "me", "-o", str(output))
+        wait_until(lambda before=before: lines() > before, "a line")
+        reader.process.send_signal(signal.SIGKILL)
+        reader.process.wait()
+    shell.run(
+        "mqtool", "receive-stream", "-q", "s", "--raw", "--track", "me", "-o", str(output), "--idle-timeout", "1s"
+    )
+    read = output.read_text().split()
+    assert {int(each) for each in read if each.isdecimal()} >= set(range(1, 20_001))
+    assert len(read) <= 20_000 + 4 * 1_100
+
+
+def test_offset_tracking(shell: Shell) -> None:
+    """The second tutorial: the second run reads the second hundred."""
+    sent = shell.run("mqtool", "offset-tracking", "send")
+    assert sent.stderr == "Publishing 100 messages\nMessages confirmed: true\n"
+    received = shell.run("mqtool", "offset-tracking", "receive")
+    assert received.stdout == "First message received\nDone consuming first_offset: 0 last_offset 99 \n"
+    shell.run("mqtool", "offset-tracking", "send")
+    first, last = re.findall(r"offset:? (\d+)", shell.run("mqtool", "offset-tracking", "receive").stdout)
+    assert 100 <= int(first) <= 120, "an offset that was stored may count as a message"
+    assert int(last) == int(first) + 99
+
+
+@pytest.mark.parametrize("dialect", StreamDialect)
+def test_other_languages(shell: Shell, dialect: StreamDialect) -> None:
+    """Their streams, messages and lines."""
+    tutorial = HELLO[dialect]
+    body = tutorial.body.decode()
+    sent = shell.run("mqtool", "send-stream", "--dialect", dialect)
+    assert sent.stderr == tutorial.sent.format(body=body) + "\n"
+    name = tutorial.stream.name
+    received = shell.run("mqtool", "receive-stream", "-c", "1", "--dialect", dialect)
+    line = tutorial.received.replace("{body!b}", repr(tutorial.body))
+    assert received.stdout == line.format(body=body, queue=name, offset=0) + "\n"
+
+
+def test_what_can_go_wrong(shell: Shell, broker: TestBroker) -> None:
+    """Each error names the thing, and what to do."""
+
+    def fails(code: int, *command: str) -> str:
+        result = shell.run("mqtool", *command)
+        assert (result.stdout, result.code) == ("", code)
+        return result.stderr
+
+    nothing = fails(69, "send-stream", "--stream-port", "1", "x")
+    assert "nothing answers at" in nothing
+    assert "rabbitmq-plugins enable rabbitmq_stream" in nothing
+    other = fails(69, "receive-stream", "--stream-port", str(broker.port))
+    assert "does not speak RabbitMQ's stream protocol" in other
+    assert "there is no stream 'nope'" in fails(69, "offset", "show", "nope", "me")
+    assert "has no vhost 'nope'" in fails(77, "receive-stream", "--vhost", "nope")
+    shell.run("mqtool", "queue", "declare", "classic", "--queue-type", "classic")
+    assert "queue 'classic' is not a stream" in fails(78, "send-stream", "-q", "classic", "x")
+    shell.run("mqtool", "send-stream", "-q", "s", "x")
+    assert "other settings" in fails(78, "send-stream", "-q", "s", "--strict", "--argument", "max-age=1D", "x")
+    assert "has no offset under 'me'" in fails(1, "offset", "show", "s", "me")
+    assert "is not an offset" in fails(2, "receive-stream", "--offset", "soon")
+
+
+def test_a_message_that_is_too_large_is_kept(shell: Shell) -> None:
+    """The others are confirmed."""
+    large = "x" * (2 << 20)
+    sent = shell.run("mqtool", "send-stream", "-l", "-q", "s", "--failed-to", "failed", stdin=f"one\n{large}\nthree\n")
+    assert sent.code == 3
+    assert "2 confirmed, 1 nacked" in sent.stderr
+    assert json.loads((shell.directory / "failed").read_text())["body"] == large
+    assert shell.run("mqtool", "receive-stream", "-q", "s", "--raw", "-c", "2").stdout == "one\nthree\n"

@@ -1,0 +1,99 @@
+"""What a stream stores of a message: the sections of AMQP 1.0, and chunks of them."""
+
+import gzip
+import struct
+import zlib
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mqtool.errors import BadData
+from mqtool.message import Message
+from mqtool.offsets import FIRST, Offset, Start, parse_offset
+from mqtool.streams import chunks, entries
+
+TEXT = st.text(max_size=300)
+HEADERS = st.dictionaries(
+    TEXT.filter(lambda name: not name.startswith("x-basic-")),
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | TEXT | st.binary(),
+    max_size=300,
+)
+PROPERTIES = st.fixed_dictionaries(
+    {},
+    optional={
+        **dict.fromkeys(("correlation_id", "reply_to", "content_type", "type", "app_id", "expiration"), TEXT),
+        "priority": st.integers(0, 255),
+        "delivery_mode": st.integers(1, 2),
+        "timestamp": st.integers(0, 253_402_300_799),
+        "headers": HEADERS.filter(bool),
+    },
+)
+
+
+@given(st.binary(max_size=1000), PROPERTIES, st.none() | TEXT)
+def test_a_message_comes_back_as_it_went_in(body: bytes, properties: dict[str, Any], message_id: str | None) -> None:
+    """Body, properties and headers, of any length."""
+    entry = entries.decode(entries.encode(Message(body, properties=properties, message_id=message_id)))
+    expected = properties if message_id is None else {**properties, "message_id": message_id}
+    assert (entry.body, entry.properties) == (body, expected)
+    assert (entry.exchange, entry.routing_key) == ("", None)
+
+
+@given(st.binary(max_size=200))
+def test_anything_else_is_the_body(data: bytes) -> None:
+    """Python's tutorial stores octets; whatever they are, nothing breaks, and nothing is lost."""
+    entry = entries.decode(data)
+    if entry.body != data:  # by chance, sections
+        assert data[:2] == b"\x00\x53"
+
+
+def test_what_came_by_amqp_has_its_exchange_and_key() -> None:
+    """As RabbitMQ writes it; tables and arrays have no place in a stream."""
+    annotations = {"x-exchange": "logs", "x-routing-key": "kern.error"}
+    stored = entries._section(0x72, entries._map(annotations, key=0xA3)) + entries.encode(Message(b"body"))
+    entry = entries.decode(stored)
+    assert (entry.exchange, entry.routing_key, entry.body) == ("logs", "kern.error", b"body")
+    with_table = entries.decode(entries.encode(Message(b"", properties={"headers": {"a": {"b": 1}, "c": 2}})))
+    assert with_table.properties == {"headers": {"c": 2}}
+
+
+def chunk_of(*records: bytes, entry: bytes | None = None, damaged: bool = False) -> bytes:
+    data = b"".join(struct.pack(">I", len(record)) + record for record in records) if entry is None else entry
+    count = len(records) if entry is None else 1
+    sums = zlib.crc32(data), len(data), 0, 0
+    head = struct.pack(">HHBbbHIqQQIIII", 8, 1, 1, 0x50, 0, count, len(records), 0, 1, 42, *sums)
+    return head + (data[:-1] + b"?" if damaged else data)
+
+
+@pytest.mark.parametrize("compression", [0, 1])
+def test_messages_that_were_published_as_one_are_many(compression: int) -> None:
+    """Sub-entry batches, as other clients write them; rstream brings gzip."""
+    plain = b"".join(struct.pack(">I", len(record)) + record for record in (b"one", b"two"))
+    data = gzip.compress(plain) if compression else plain
+    entry = struct.pack(">BHII", 0x80 | compression << 4, 2, len(plain), len(data)) + data
+    chunk = chunks.parse(chunk_of(b"one", b"two", entry=entry))
+    assert (chunk.first_offset, chunk.records, [*chunks.records(chunk)]) == (42, 2, [b"one", b"two"])
+
+
+def test_a_damaged_chunk_is_an_error() -> None:
+    """And not messages that nobody sent."""
+    assert [*chunks.records(chunks.parse(chunk_of(b"one", b"two")))] == [b"one", b"two"]
+    with pytest.raises(BadData, match="checksum"):
+        chunks.parse(chunk_of(b"one", damaged=True))
+
+
+def test_offsets_are_written_in_five_ways() -> None:
+    """A name, a number, a time, and an age."""
+    assert parse_offset("first") == FIRST
+    assert parse_offset("42") == Offset(Start.OFFSET, 42)
+    assert parse_offset("2026-01-31T12:00Z") == Offset(Start.TIMESTAMP, 1_769_860_800_000)
+    ago = parse_offset("5m")
+    assert ago.value is not None
+    since = datetime.now(UTC) - datetime.fromtimestamp(ago.value / 1000, UTC)
+    assert timedelta(minutes=5) <= since < timedelta(minutes=6)
+    for wrong in ("", "-1", "soon", "1969-01-01T00:00Z", "9" * 30):
+        with pytest.raises(ValueError, match=r"offset|1970"):
+            parse_offset(wrong)
