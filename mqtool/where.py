@@ -81,7 +81,7 @@ class _Subject:
         if name == "body" and path:
             return _inside(self._json, path)
         if name == "body":
-            return self._body
+            return self._body.decode("utf-8", "replace")
         if name == "size" and name not in self._record:
             return len(self._body)
         if name in self._record and name != "properties":

@@ -1,4 +1,4 @@
-"""Inspect, delete, purge, unbind: requests that are not repeated after a reconnection."""
+"""Inspect, close, delete, purge, unbind: requests that are not repeated after a reconnection."""
 
 from typing import NamedTuple
 
@@ -53,6 +53,14 @@ def purge(channel: Channel, queue: str) -> int:
         NotFound: the queue does not exist.
     """
     return int(channel.ask(lambda pika, done: pika.queue_purge(queue, callback=done)).method.message_count)
+
+
+def close(channel: Channel) -> None:
+    """Close a channel, with its consumers: what was not acknowledged returns to its queue."""
+    channel.closing()
+    left = channel.link.requests.leave()
+    if left is not None:
+        channel.connection.io.run(lambda: left.close() if left.is_open else None)
 
 
 def delete_exchange(channel: Channel, name: str, *, if_unused: bool = False) -> None:

@@ -56,7 +56,7 @@ class Consumer(Listener):
         self._is_stuck = False
         # What is lost with us is yielded before the end.
         self._yields_all = policy.auto_ack and receiving.buffer is None
-        self._subscription = Subscription(link, queue, self._inbox.put)
+        self._subscription = Subscription(link, queue, self._inbox.put, receiving.arguments)
         self._stopping = False
         self._subscribing = threading.RLock()
 

@@ -8,8 +8,10 @@
 They do no I/O, and know neither channel nor clock: a consumer tells them what happens, and does what they say.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Any
 
 from mqtool.amqp.buffer import Buffer
 from mqtool.message import Delivery
@@ -39,6 +41,7 @@ class Receiving:
         timeout: seconds in total, after which consuming has timed out.
         buffer: where deliveries that are acknowledged on delivery wait for the caller; None for one without a limit.
             With one, those that wait are dropped at the end: nobody asked for all of them.
+        arguments: of basic.consume, such as where in a stream to begin.
     """
 
     prefetch: int = PREFETCH
@@ -48,6 +51,7 @@ class Receiving:
     idle_timeout: float | None = None
     timeout: float | None = None
     buffer: Buffer | None = None
+    arguments: Mapping[str, Any] | None = None
 
 
 STREAMING = Receiving()

@@ -1,6 +1,6 @@
 """A consumer's basic.consume, and a second one for what it takes in advance."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pika import exceptions, spec
@@ -21,13 +21,15 @@ class Subscription:
 
     Args:
         take: is given deliveries in lots, on the I/O thread.
+        arguments: of basic.consume.
     """
 
-    def __init__(self, link: Link, queue: Queue, take: TakeLot) -> None:
+    def __init__(self, link: Link, queue: Queue, take: TakeLot, arguments: Mapping[str, Any] | None = None) -> None:
         self.received = 0
         self._link = link
         self._queue = queue
         self._take = take
+        self._arguments = dict(arguments or {})
         self._tag: str | None = None
         self._extra = 0
         self._extra_tag: str | None = None
@@ -109,7 +111,7 @@ class Subscription:
             self._took([delivery_from(method, properties, body, name, epoch)])
 
         def consume(pika: PikaChannel, done: Callable[[Any], None]) -> None:
-            tag = pika.basic_consume(name, on_message, auto_ack=auto_ack, callback=done)
+            tag = pika.basic_consume(name, on_message, auto_ack=auto_ack, arguments=self._arguments, callback=done)
             pika.connection.cutter.add(Consumed(pika.channel_number, tag, name, epoch, self._took))
 
         return str(self._link.checked(consume).method.consumer_tag)

@@ -48,6 +48,7 @@ COMMANDS = {
     "route": ("route", _SEE),
     "top": ("top", _SEE),
     "doctor": ("doctor", _SEE),
+    "peek": ("peek", _MESSAGES),
     "tap": ("tap", _MESSAGES),
     "replay": ("replay", _MESSAGES),
     "queue": ("declaring", _MANAGE),

@@ -5,7 +5,8 @@ the queues that they came from (see transfer.py), and so loses nothing when it i
 both queues then, with the same message_id, and the next run continues where it stopped.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -15,7 +16,7 @@ from mqtool.amqp import Channel
 from mqtool.errors import Unavailable
 from mqtool.management import Management
 from mqtool.message import Delivery, Message
-from mqtool.work import history
+from mqtool.work import history, peeking
 from mqtool.work.history import Death
 from mqtool.work.moving import NotMoved, name_of, redriven
 from mqtool.work.retry import dead_letter_queue
@@ -72,7 +73,7 @@ def _age(moment: datetime) -> float:
 
 
 def letters(channel: Channel, queue: str) -> Iterator[DeadLetter]:
-    """Yield the dead letters that are there now, oldest first, without acknowledging them.
+    """Yield the dead letters that are there now, oldest first, without acknowledging them. The caller may.
 
     Raises:
         Unavailable: the queue does not exist.
@@ -82,6 +83,17 @@ def letters(channel: Channel, queue: str) -> Iterator[DeadLetter]:
         if delivery is None:
             return
         yield DeadLetter(delivery)
+
+
+def shown(channel: Channel, queue: str, vhost: str) -> Generator[DeadLetter]:
+    """Yield the same to look at, as peeking.peek() does: none of them can be acknowledged. Close it to give them back.
+
+    Raises: as peeking.peek() does.
+    """
+    kind = peeking.kind_of(channel, queue, None, vhost)
+    with closing(peeking.peek(channel, queue, kind)) as deliveries:
+        for delivery in deliveries:
+            yield DeadLetter(delivery)
 
 
 def redrive(

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Annotated, NamedTuple
@@ -11,6 +11,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from mqtool import ndjson
+from mqtool import where as conditions
 from mqtool.amqp import Channel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
@@ -18,6 +19,7 @@ from mqtool.cli.display import output
 from mqtool.cli.display.progress import Progress
 from mqtool.cli.options import DURATION, Broker, ManagementUrl, live_names, takes_groups
 from mqtool.cli.options.asking import Yes, ask
+from mqtool.cli.options.where import Where
 from mqtool.errors import SomeFailed, Unavailable
 from mqtool.work import dead_letters
 from mqtool.work.dead_letters import Choice, DeadLetter
@@ -56,15 +58,19 @@ class Which(NamedTuple):
     older: Annotated[
         float | None, typer.Option(help="Only those that first failed this long ago or earlier", **DURATION)
     ] = None
+    where: Where = None
 
     @property
     def is_all(self) -> bool:
         """Whether nothing is left out."""
-        return not self.ids and self.reason is None and self.error is None and self.older is None
+        return not self.ids and {self.reason, self.error, self.older, self.where} == {None}
 
     def choice(self) -> Choice:
         """As a function of a dead letter."""
-        return dead_letters.choice(self.ids or (), self.reason, self.error, self.older)
+        chosen, where = dead_letters.choice(self.ids or (), self.reason, self.error, self.older), self.where
+        if where is None:
+            return chosen
+        return lambda letter: where.matches(conditions.of_delivery(letter.delivery)) and chosen(letter)
 
     def queue(self, work_queue: str) -> str:
         """Where they lie."""
@@ -89,8 +95,8 @@ def ls(broker: Broker, management: ManagementUrl = None, as_json: AsJson = False
     for queue in queues:
         with _channel(access) as channel:
             count = channel.depth_of(queue)
-            seen = islice(dead_letters.letters(channel, queue), _LOOKED_AT)
-            reasons = Counter(letter.death.reason for letter in seen)
+            with closing(dead_letters.shown(channel, queue, access.vhost)) as letters:
+                reasons = Counter(letter.death.reason for letter in islice(letters, _LOOKED_AT))
         found += bool(count)
         if as_json and count:
             output.show(json.dumps({"queue": queue, "messages": count, "reasons": reasons}))
@@ -122,9 +128,9 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show dead letters, oldest first, and leave them in place."""
-    chosen, shown = which.choice(), 0
-    with _channel(_access(broker)) as channel:
-        for letter in dead_letters.letters(channel, which.queue(queue)):
+    chosen, shown, access = which.choice(), 0, _access(broker)
+    with _channel(access) as channel, closing(dead_letters.shown(channel, which.queue(queue), access.vhost)) as letters:
+        for letter in letters:
             if stopping.requested() is not None or shown == limit:
                 break
             if chosen(letter):
@@ -207,7 +213,7 @@ def drop(queue: QueueArgument, which: Which, broker: Broker, yes: Yes) -> None:
             f"drop {which_ones} {channel.depth_of(source):,} messages of {source} for good",
             yes,
             protected=access.protected,
-            hint="pass --yes, or select with --id, --reason, --error or --older",
+            hint="pass --yes, or select with --id, --reason, --error, --older or --where",
         )
         for _ in dead_letters.drop(channel, source, which.choice()):
             dropped += 1

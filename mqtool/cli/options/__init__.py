@@ -5,7 +5,7 @@ from mqtool.cli.options.delays import DelayOptions
 from mqtool.cli.options.groups import takes_groups, takes_groups_but
 from mqtool.cli.options.messages import MessageOptions
 from mqtool.cli.options.publishing import Publishing
-from mqtool.cli.options.receiving import OutputFile, Receiving
+from mqtool.cli.options.receiving import OutputFile, Printing, Receiving
 from mqtool.cli.options.topology import (
     ExchangeOptions,
     LogQueueOptions,

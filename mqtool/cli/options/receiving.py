@@ -19,6 +19,25 @@ OutputFile = Annotated[
 ]
 
 
+Raw = Annotated[bool, typer.Option("--raw", help="Print bodies only, one per line", rich_help_panel="Printing")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print messages as NDJSON", rich_help_panel="Printing")]
+Template = Annotated[
+    str | None,
+    typer.Option("--format", "-F", help="Print by a template (mqtool help output)", rich_help_panel="Printing"),
+]
+Pretty = Annotated[bool, typer.Option("--pretty", help="Indent JSON bodies", rich_help_panel="Printing")]
+
+
+class Printing(NamedTuple):
+    """How to print messages, and where."""
+
+    raw: Raw = False
+    as_json: AsJson = False
+    template: Template = None
+    pretty: Pretty = False
+    into: OutputFile = None
+
+
 @in_panel("Receiving")
 class Receiving(NamedTuple):
     """How to consume, when to stop, and how to print."""
@@ -34,17 +53,10 @@ class Receiving(NamedTuple):
     auto_ack: Annotated[bool, typer.Option("--auto-ack", help="Acknowledge on delivery: a crash can lose messages")] = (
         False
     )
-    raw: Annotated[bool, typer.Option("--raw", help="Print bodies only, one per line", rich_help_panel="Printing")] = (
-        False
-    )
-    as_json: Annotated[bool, typer.Option("--json", help="Print messages as NDJSON", rich_help_panel="Printing")] = (
-        False
-    )
-    template: Annotated[
-        str | None,
-        typer.Option("--format", "-F", help="Print by a template (mqtool help output)", rich_help_panel="Printing"),
-    ] = None
-    pretty: Annotated[bool, typer.Option("--pretty", help="Indent JSON bodies", rich_help_panel="Printing")] = False
+    raw: Raw = False
+    as_json: AsJson = False
+    template: Template = None
+    pretty: Pretty = False
     ready_file: Annotated[Path | None, typer.Option(help="Create FILE once consuming")] = None
 
     def settings(self, default: ReceivingSettings = STREAMING) -> ReceivingSettings:

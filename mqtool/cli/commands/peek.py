@@ -1,0 +1,120 @@
+"""mqtool peek."""
+
+from collections.abc import Generator
+from contextlib import closing, suppress
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+
+from mqtool import where as conditions
+from mqtool.amqp import Channel
+from mqtool.cli import stopping
+from mqtool.cli.access import Access
+from mqtool.cli.display import output
+from mqtool.cli.display.appending import append_to
+from mqtool.cli.display.received import DeliveryWriter
+from mqtool.cli.options import Broker, ManagementUrl, Printing, live_names, takes_groups
+from mqtool.cli.options.where import Where
+from mqtool.duration import parse_duration
+from mqtool.errors import Unavailable, UsageError
+from mqtool.management import Management
+from mqtool.message import Delivery
+from mqtool.work import peeking
+from mqtool.work.peeking import How, Kind, Offset
+
+app = typer.Typer()
+
+#: How close to the limit a message may come before a warning.
+_CLOSE = 5
+
+
+def offset(text: str) -> Offset:
+    """Where in a stream to begin: first, last, next, a number, a time, or an age such as 1h."""
+    if text in ("first", "last", "next"):
+        return text
+    if text.isascii() and text.isdigit():
+        return int(text)
+    with suppress(ValueError):
+        return datetime.fromtimestamp(datetime.now().timestamp() - parse_duration(text)).astimezone()
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError) as error:
+        raise typer.BadParameter(
+            f"{text!r} is not first, last, next, a number, a time such as 2026-01-31T12:00, or an age such as 1h"
+        ) from error
+
+
+@app.command(
+    epilog="mqtool peek jobs\nmqtool peek jobs -c 5 --json\n"
+    "mqtool peek jobs --where 'headers.x-retry>=3'\nmqtool peek events --offset last"
+)
+@takes_groups
+def peek(
+    queue: Annotated[str, typer.Argument(help="Queue or stream", autocompletion=live_names.queues)],
+    printing: Printing,
+    broker: Broker,
+    limit: Annotated[int | None, typer.Option("--count", "-c", "-n", min=1, help="Show up to N messages")] = None,
+    where: Where = None,
+    start: Annotated[
+        Any, typer.Option("--offset", parser=offset, metavar="OFFSET", help="Stream: first, last, N, TIME or AGE")
+    ] = None,
+    management: ManagementUrl = None,
+) -> None:
+    """Show the messages in a queue and leave them there.
+
+    They stay in order, and are marked as redelivered. A quorum queue also counts each look as a delivery, and drops
+    messages beyond its delivery limit (20 by default from RabbitMQ 4.0 on): peek warns before, and stops short of it.
+    Consumers do not get the messages while they are being shown. A stream has no such price.
+    """
+    if printing.into is not None:
+        append_to(printing.into)
+    write = DeliveryWriter(
+        "{key}: {body}", raw=printing.raw, as_json=printing.as_json, template=printing.template, pretty=printing.pretty
+    )
+    # Without reconnection: what was shown would come again.
+    access, shown, often = broker._replace(reconnect=False).access(management), 0, 0
+    with access.connect() as connection, stopping.calling(lambda: None):
+        channel = connection.channel()
+        kind = peeking.kind_of(channel, queue, _api(access), access.vhost)
+        # Those that do not match do not count, so any number may have to be looked at.
+        with closing(_deliveries(channel, queue, kind, start, limit if where is None else None)) as deliveries:
+            for delivery in deliveries:
+                if stopping.requested() is not None:
+                    break
+                often = max(often, peeking.times_back(delivery))
+                if where is None or where.matches(conditions.of_delivery(delivery)):
+                    write.add(delivery)
+                    shown += 1
+                    if shown == limit:
+                        break
+            write.flush()
+    _say(queue, kind, shown, has_condition=where is not None)
+    if kind.limit is not None and often >= kind.limit - _CLOSE:
+        output.warning(f"messages have come back up to {often + 1} times: beyond {kind.limit}, {queue!r} drops them")
+
+
+def _api(access: Access) -> Management | None:
+    try:
+        return access.management()
+    except Unavailable:
+        return None
+
+
+def _deliveries(
+    channel: Channel, queue: str, kind: Kind, start: Offset | None, most: int | None
+) -> Generator[Delivery]:
+    if kind.how is How.STREAM:
+        return peeking.peek_stream(channel, queue, "first" if start is None else start, most)
+    if start is not None:
+        raise UsageError(f"{queue!r} is not a stream, so it has no offsets", "leave out --offset")
+    return peeking.peek(channel, queue, kind, most)
+
+
+def _say(queue: str, kind: Kind, shown: int, *, has_condition: bool) -> None:
+    """What there was, and what looking has cost."""
+    if not shown:
+        output.status(f"no message in {queue} matches" if has_condition else f"{queue} has no messages to show")
+    elif kind.how is not How.STREAM:
+        price = "" if kind.limit is None else f", one delivery nearer to the limit of {kind.limit}"
+        output.notice(f"{shown:,} shown; they stay in {queue}, marked as redelivered{price}")

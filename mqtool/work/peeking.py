@@ -1,0 +1,261 @@
+"""Looking into a queue: its messages are delivered, not acknowledged, and return to their places in the end.
+
+How depends on the queue, as measured on RabbitMQ 3.10:
+
+    classic  returns each message to its place, whatever happens.
+    quorum   keeps what has returned in a line of its own, which is delivered first, and puts what returns at its end.
+             A channel's messages return in order when it closes, unless basic.cancel comes before. So a look that has
+             begun with that line goes on to its end, and gives back lot by lot, in order.
+    stream   keeps its messages anyway.
+
+A queue that is deleted with its last consumer is looked at with basic.get, which is slower, and safe. A quorum queue
+counts how often a message has come back, and drops it beyond a limit. So where there is one, the message at the head
+is looked at first, alone.
+"""
+
+import re
+import time
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum, auto
+from itertools import islice
+from typing import Any
+
+from mqtool import management
+from mqtool.amqp import Channel, Receiving, administration
+from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, TimedOut, Unavailable
+from mqtool.management import Management, path
+from mqtool.message import Delivery, Message
+from mqtool.topology import Queue
+from mqtool.work import history
+from mqtool.work.moving import Move, elsewhere, move, name_of
+
+#: Messages that one consumer can hold: AMQP's greatest prefetch. Of the first lot; octets of the later ones, about, and
+#: what a message adds to its body.
+AT_ONCE, _FIRST, _LOT, _OVERHEAD = 65_535, 100, 16 << 20, 1000
+#: Where an offset can be, besides a number and a time.
+Offset = str | int | datetime
+#: Seconds without a delivery after which a queue gives us no more; and a stream has no more.
+_PATIENCE, _STREAM_PATIENCE = 2.0, 1.0
+#: A quorum queue's, from RabbitMQ 4.0 on, where nothing else is said.
+_DEFAULT_LIMIT = 20
+#: Seconds between two looks at whether messages have returned.
+_LOOK = 0.005
+
+
+class How(Enum):
+    """How to look into a queue; IN_TURN if it may be a quorum queue."""
+
+    GET = auto()
+    CONSUME = auto()
+    IN_TURN = auto()
+    STREAM = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What there is to know about a queue before one looks into it.
+
+    Attributes:
+        limit: the queue drops a message that comes back more often; None if it never does.
+    """
+
+    how: How
+    limit: int | None = None
+
+
+def kind_of(channel: Channel, queue: str, api: Management | None, vhost: str) -> Kind:
+    """Ask the management API, else AMQP, which does not tell of a limit: then it is RabbitMQ's default.
+
+    Args:
+        api: None if there is none.
+
+    Raises:
+        NotFound: there is no such queue.
+    """
+    channel.depth_of(queue)
+    default = _DEFAULT_LIMIT if re.match(r"RabbitMQ (?!3\.)", channel.connection.broker) else None
+    view: Any = None
+    if api is not None:
+        try:
+            view = api.get(path("queues", vhost, queue))
+        except (Unavailable, AccessRefused):
+            view = None
+    if view is None or "type" not in view:
+        how = _probed(channel, queue)
+        return Kind(how, default if how is How.IN_TURN else None)
+    if view["type"] == "stream":
+        return Kind(How.STREAM)
+    arguments = management.effective_arguments(view)
+    if view["type"] == "quorum":
+        return Kind(How.IN_TURN, _limit(arguments, default))
+    goes = view.get("auto_delete") or view.get("exclusive") or arguments.get("x-single-active-consumer")
+    return Kind(How.GET if goes else How.CONSUME)
+
+
+def _limit(arguments: Mapping[str, Any], default: int | None) -> int | None:
+    said = [arguments[name] for name in ("x-delivery-limit", "delivery-limit") if name in arguments]
+    limits = [limit for limit in said if isinstance(limit, int)] or ([] if default is None else [default])
+    return None if not limits or min(limits) < 0 else min(limits)
+
+
+def _probed(channel: Channel, queue: str) -> How:
+    """Declare the queue, which exists, as one that outlives its consumers: the broker says in what it differs."""
+    asking = channel.connection.channel()
+    try:
+        asking.declare(Queue(queue, durable=True), remember=False, exactly=True)
+    except AccessRefused:
+        return How.GET
+    except DeclaredDifferently as error:
+        if re.search(r"'x-queue-type'.*'stream'", str(error)):
+            return How.STREAM
+        return How.GET if re.search("'(durable|auto_delete|exclusive)'", str(error)) else How.IN_TURN
+    return How.IN_TURN
+
+
+def peek(channel: Channel, queue: str, kind: Kind, most: int | None = None) -> Generator[Delivery]:
+    """Yield the messages that are there now, oldest first; none of them is acknowledged. Close it to give them back.
+
+    Raises:
+        NotFound: there is no such queue.
+        Unavailable: the broker gives us none, although there are some.
+        MqtoolError: the queue would drop the message at its head if it came back once more, or twice.
+    """
+    ready = channel.depth_of(queue)
+    wanted = ready if most is None else min(most, ready)
+    if kind.how is How.GET:
+        yield from islice(iter(lambda: channel.get(queue), None), wanted)
+        return
+    lots = _Lots(channel, queue, ready)
+    try:
+        if kind.limit is not None:
+            for head in lots.take(1):
+                lots.check_head(head, kind.limit)
+                yield head
+        while lots.count < wanted and lots.goes_on:
+            yield from lots.take(wanted - lots.count)
+        if not lots.count and (left := channel.depth_of(queue)):
+            raise Unavailable(
+                f"{queue!r} has {left:,} ready messages, but the broker delivers none of them",
+                "its single active consumer gets them, or one with a higher priority",
+            )
+    finally:
+        if kind.how is How.IN_TURN:
+            lots.finish_line()
+        lots.give_back()
+
+
+class _Lots:
+    """The messages that are held, each lot by a consumer on a channel of its own.
+
+    Attributes:
+        count: how many were yielded.
+        goes_on: whether there may be more.
+    """
+
+    def __init__(self, channel: Channel, queue: str, ready: int) -> None:
+        self.count = 0
+        self.goes_on = ready > 0
+        self._channel = channel
+        self._queue = queue
+        self._ready = ready
+        self._octets = 0
+        self._newest: Delivery | None = None
+        self._channels: list[Channel] = []
+        self._on_their_way: Iterator[Delivery] = iter(())
+
+    def take(self, most: int) -> Iterator[Delivery]:
+        """Yield up to this many more; all that one lot may hold."""
+        fits = _LOT // (self._octets // self.count) if self.count else _FIRST
+        size = max(1, min(most, self._ready - self.count, fits, AT_ONCE))
+        channel, last = self._channel.connection.channel(), self.count + size
+        self._channels.append(channel)
+        # One more than can come: at the count, the consumer would be cancelled.
+        receiving = Receiving(size, acknowledge=False, count=size + 1, idle_timeout=_PATIENCE)
+        self._on_their_way = islice(channel.consume(Queue(self._queue), receiving), size)
+        yield from self._rest()
+        self.goes_on = last == self.count
+
+    def _rest(self) -> Iterator[Delivery]:
+        with suppress(TimedOut):  # others have got them
+            for delivery in self._on_their_way:
+                self.count += 1
+                self._octets += len(delivery.body) + _OVERHEAD
+                self._newest = delivery
+                yield delivery
+
+    def check_head(self, head: Delivery, limit: int) -> None:
+        """Check that the queue would not drop the message at its head.
+
+        Raises:
+            MqtoolError: it would after one more look. If it would after this one, the message is now a new one.
+        """
+        count = times_back(head)
+        if count < limit - 1:
+            return
+        self._newest = None  # the others in line stay where they are
+        hint = f"receive the messages, or move them: mqtool move {self._queue} --to QUEUE"
+        if count < limit:
+            raise MqtoolError(
+                f"{name_of(head)} has come back {count} times; beyond {limit}, {self._queue!r} drops it: "
+                "it is not shown, as the next look would be the last",
+                hint,
+            )
+        move(self._channel, Move(head, _anew(head, self._queue)))
+        self._channels[-1].stop()  # else the next message would come in its place, which may be as close to its end
+        self._channels[-1].acknowledge(head)
+        raise MqtoolError(
+            f"{name_of(head)} has come back {count} times, the limit of {self._queue!r}, which would have dropped it: "
+            "it is now at the end of the queue",
+            hint,
+        )
+
+    def finish_line(self) -> None:
+        """Take what else has returned before: it would be delivered before what returns now."""
+        with suppress(MqtoolError):  # the connection is lost
+            lot = self._rest()
+            while self._newest is not None and self._newest.redelivered:
+                if next(lot, None) is None:
+                    if not self.goes_on or self.count == self._ready:
+                        return
+                    lot = self.take(AT_ONCE)
+
+    def give_back(self) -> None:
+        """Give all back, in order."""
+        with suppress(MqtoolError):
+            for channel in self._channels:
+                ready = self._channel.depth_of(self._queue)
+                administration.close(channel)
+                if channel is not self._channels[-1]:
+                    self._wait_for_more_than(ready)
+
+    def _wait_for_more_than(self, ready: int) -> None:
+        deadline = time.monotonic() + _PATIENCE  # other consumers may get them at once
+        while self._channel.depth_of(self._queue) <= ready and time.monotonic() < deadline:
+            time.sleep(_LOOK)
+
+
+def peek_stream(channel: Channel, queue: str, offset: Offset = "first", most: int | None = None) -> Generator[Delivery]:
+    """Yield the messages of a stream from an offset on, until no more come for a moment.
+
+    Raises:
+        NotFound: there is no such stream.
+    """
+    receiving = Receiving(idle_timeout=_STREAM_PATIENCE, arguments={"x-stream-offset": offset})
+    yield from islice(channel.consume(Queue(queue), receiving), most)
+
+
+def times_back(delivery: Delivery) -> int:
+    """How often a message has come back to its quorum queue."""
+    told = delivery.headers.get("x-delivery-count", 0)
+    return told if isinstance(told, int) else 0
+
+
+def _anew(head: Delivery, queue: str) -> Message:
+    """The same message, published to its queue again; its headers say how it was published first."""
+    origin, message = history.origin_of(head), elsewhere(head, queue, "")
+    first = {history.EXCHANGE: origin.exchange, history.ROUTING_KEY: origin.routing_key}
+    message.properties = {**message.properties, "headers": {**(message.properties.get("headers") or {}), **first}}
+    return message

@@ -1,0 +1,128 @@
+"""Looking into a queue: nothing is taken, nothing changes its place, and the price is named."""
+
+import json
+from collections.abc import Sequence
+
+import pytest
+
+from mqtool.amqp import Connection, Receiving
+from mqtool.topology import Queue
+from tests.brokers import TestBroker, on_any_broker
+from tests.cli.shell import Shell, wait_until
+from tests.cli.test_exec import depth
+
+
+def filled(shell: Shell, count: int, *settings: str) -> list[str]:
+    """Put so many messages into queue jobs; return their ids."""
+    ids = [f"m-{number}" for number in range(count)]
+    shell.run("mqtool", "queue", "declare", "jobs", *settings)
+    lines = (json.dumps({"body": str(number), "properties": {"message_id": name}}) for number, name in enumerate(ids))
+    assert shell.run("mqtool", "send", "-r", "jobs", "--json", stdin="\n".join(lines)).code == 0
+    return ids
+
+
+def peeked(shell: Shell, broker: TestBroker, *words: str) -> Sequence[str]:
+    """The ids that `mqtool peek jobs` shows."""
+    shown = shell.run("mqtool", "peek", "jobs", "--management", broker.management, "--json", *words)
+    assert shown.code == 0, shown.stderr
+    return [json.loads(line)["properties"]["message_id"] for line in shown.stdout.splitlines()]
+
+
+QUEUES = {
+    "classic": ["--queue-type", "classic"],
+    "quorum": ["--queue-type", "quorum"],
+    "quorum with a limit": ["--queue-type", "quorum", "--argument", "x-delivery-limit=50"],
+    "auto-delete": ["--queue-type", "classic", "--auto-delete"],
+}
+
+
+@pytest.mark.parametrize("kind", QUEUES)
+def test_a_deep_queue_stays_as_it_was(shell: Shell, broker: TestBroker, kind: str) -> None:
+    """In its order, whatever was looked at before: a part, all, those that match, as many as `head` takes."""
+    ids = filled(shell, 10_000 if kind == "quorum" else 1_500, *QUEUES[kind])
+    assert peeked(shell, broker, "-c", "3") == ids[:3]
+    assert peeked(shell, broker) == ids
+    assert peeked(shell, broker, "-c", "2") == ids[:2]
+    assert peeked(shell, broker, "--where", "body>=100 and body<102") == ids[100:102]
+    assert peeked(shell, broker, "--where", "body=7", "-c", "1") == ids[7:8]
+    cut = shell.run("sh", "-c", f"mqtool peek jobs --raw --management {broker.management} | head -n 2")
+    assert cut.stdout == "0\n1\n"
+    wait_until(lambda: depth(broker, "jobs") == len(ids), "all of them back")
+    assert peeked(shell, broker, "--quiet") == ids
+
+
+def test_without_the_management_api(shell: Shell, broker: TestBroker) -> None:
+    """AMQP tells enough to keep the order, and a queue that is deleted with its last consumer."""
+    for settings in QUEUES["quorum"], QUEUES["auto-delete"]:
+        ids = filled(shell, 300, *settings)
+        nowhere = ("--management", "http://localhost:1")
+        for count in 2, 300, 1, 300:
+            shown = shell.run("mqtool", "peek", "jobs", "--raw", "-c", str(count), *nowhere)
+            assert shown.stdout.split() == [str(number) for number in range(count)]
+        assert depth(broker, "jobs") == len(ids)
+        shell.run("mqtool", "queue", "delete", "jobs", "--yes")
+
+
+@on_any_broker
+def test_what_it_says(shell: Shell, broker: TestBroker) -> None:
+    """Lines for people, templates and a file; the price; and where there is nothing to show."""
+    filled(shell, 2)
+    shown = shell.run("mqtool", "peek", "jobs")
+    assert shown.stdout == "jobs: 0\njobs: 1\n"
+    assert shown.stderr == "2 shown; they stay in jobs, marked as redelivered\n"
+    assert shell.run("mqtool", "peek", "jobs", "-F", "%i %R", "-o", "saved", "-c", "1").code == 0
+    assert (shell.directory / "saved").read_text() == "m-0 1\n"
+
+    none = shell.run("mqtool", "peek", "jobs", "--where", "body=7")
+    assert (none.code, none.stdout, none.stderr) == (0, "", "no message in jobs matches\n")
+    shell.run("mqtool", "queue", "purge", "jobs", "--yes")
+    empty = shell.run("mqtool", "peek", "jobs")
+    assert (empty.code, empty.stderr) == (0, "jobs has no messages to show\n")
+    gone = shell.run("mqtool", "peek", "nothing")
+    assert gone.code == 69
+    assert "nothing" in gone.stderr
+    assert shell.run("mqtool", "peek", "jobs", "--offset", "first").code == 2
+
+    wrong = shell.run("mqtool", "peek", "jobs", "--where", "body=7 & queue=x")
+    assert wrong.code == 2
+    assert wrong.stderr.splitlines()[:3] == ["mqtool: expected 'and' or 'or'", "  body=7 & queue=x", "         ^"]
+
+
+def test_a_message_at_its_delivery_limit_is_not_lost(shell: Shell, broker: TestBroker) -> None:
+    """It warns before, stops one short, and keeps a message that the queue would have dropped."""
+    ids = filled(shell, 3, "--queue-type", "quorum", "--argument", "x-delivery-limit=3")
+    command = ("mqtool", "peek", "jobs", "--raw", "--management", broker.management)
+    for times in 1, 2:
+        shown = shell.run(*command)
+        assert shown.stdout.split() == ["0", "1", "2"]
+        assert f"come back up to {times} times: beyond 3, 'jobs' drops them" in shown.stderr
+    stopped = shell.run(*command)
+    assert (stopped.code, stopped.stdout) == (1, "")
+    assert "has come back 2 times; beyond 3, 'jobs' drops it" in stopped.stderr
+    for _ in range(6):
+        assert shell.run(*command).code in (0, 1)
+        wait_until(lambda: depth(broker, "jobs") == len(ids), "all of them back", 10)
+
+
+def test_a_single_active_consumer_has_them(shell: Shell, broker: TestBroker, connection: Connection) -> None:
+    """The broker gives nobody else any; peek says so instead of waiting."""
+    filled(shell, 3, "--queue-type", "quorum", "--argument", "x-single-active-consumer:=true")
+    active = connection.channel().consume(Queue("jobs"), Receiving(prefetch=1, acknowledge=False))
+    next(active)
+    shown = shell.run("mqtool", "peek", "jobs", "--management", broker.management)
+    assert (shown.code, shown.stdout) == (69, "")
+    assert "'jobs' has 2 ready messages, but the broker delivers none of them" in shown.stderr
+
+
+@pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
+def test_a_stream_from_any_offset(shell: Shell, broker: TestBroker) -> None:
+    """Its messages stay, at no price: by number, by age, from the first; the last chunk."""
+    ids = filled(shell, 500, "--queue-type", "stream")
+    assert peeked(shell, broker) == ids
+    assert peeked(shell, broker, "-c", "2") == ids[:2]
+    assert peeked(shell, broker, "--offset", "498") == ids[498:]
+    assert peeked(shell, broker, "--offset", "1h", "-c", "1") == ids[:1]
+    assert peeked(shell, broker, "--offset", "last")[-1] == ids[-1]
+    assert peeked(shell, broker, "--where", "body=77", "-c", "1") == ids[77:78]
+    without = shell.run("mqtool", "peek", "jobs", "-c", "1", "--management", "http://localhost:1")
+    assert (without.stdout, without.stderr) == ("jobs: 0\n", "")
