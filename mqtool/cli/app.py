@@ -51,6 +51,7 @@ COMMANDS = {
     "peek": ("peek", _MESSAGES),
     "tap": ("tap", _MESSAGES),
     "replay": ("replay", _MESSAGES),
+    "scrub": ("scrub", _MESSAGES),
     "queue": ("declaring", _MANAGE),
     "exchange": ("declaring", _MANAGE),
     "bind": ("declaring", _MANAGE),

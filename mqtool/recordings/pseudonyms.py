@@ -1,0 +1,204 @@
+"""Pseudonyms: other words, numbers and dates of the same kind and length, always the same for the same.
+
+Each is a permutation, keyed by a seed, of what has its shape: so no two become the same, and none stays what it is. It
+is a Feistel network over the places of a word (NIST SP 800-38G has the same idea for card numbers). Words of more than
+24 places are replaced by a keystream instead, where neither can happen by any chance worth mentioning.
+"""
+
+import hashlib
+import re
+import unicodedata
+from array import array
+from collections.abc import Callable, Sequence
+from datetime import date, timedelta
+from functools import lru_cache
+from typing import NamedTuple
+
+#: Places up to which a word is permuted, and times that its halves are mixed.
+_SHORT, _ROUNDS = 24, 4
+#: Words and the like that are remembered: most come again.
+_REMEMBERED = 1 << 16
+_INT64, _UINT64 = 1 << 63, 1 << 64
+_NUMBERS = ("int64", "uint64", "large")
+_UUID = "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
+_CLOCK = r"[0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,12})?)?(?:Z|[+-][0-9]{2}:?[0-9]{2})?"
+_DATE = rf"[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}(?:[T ]{_CLOCK})?"
+_WORD = r"(?:[0-9A-Za-z]|[^\x00-\x7f])+"
+#: What is replaced as a whole; all else is punctuation, and stays. Beyond ASCII, alphabets tell.
+_PIECE = re.compile(rf"(?<![0-9A-Za-z])(?:{_UUID}|{_DATE})(?![0-9A-Za-z])|{_WORD}")
+_DIGITS = re.compile("[0-9]+")
+_WORDS = re.compile(_WORD)
+_IS_UUID = re.compile(_UUID)
+_IS_HEX = re.compile("(?=.*[0-9])(?=.*[a-fA-F])[0-9a-fA-F]{4,}")
+_IS_DATE = re.compile(r"(.{10})(.?)([0-9:]*)\.?([0-9]*)(.*)")
+#: Dates become dates from 1900 on, over 202 years.
+_FIRST_DAY, _DAYS = date(1900, 1, 1), (288, 256)
+#: Letters by script and case; other characters become one of the 64 around them, of as many octets in UTF-8.
+_SCRIPTS = (
+    (0x30, 0x39), (0x41, 0x5A), (0x61, 0x7A), (0xC0, 0xD6), (0xD8, 0xDE), (0xDF, 0xF6), (0xF8, 0xFF),
+    (0x391, 0x3A1), (0x3B1, 0x3C9), (0x410, 0x42F), (0x430, 0x44F), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3),
+    (0xDC80, 0xDCFF),
+)  # fmt: skip
+
+
+class _Alphabet(NamedTuple):
+    """Characters from a first one on, among which one is replaced."""
+
+    first: int
+    size: int
+
+
+@lru_cache(4096)
+def _alphabet(character: str) -> _Alphabet:
+    code = ord(character)
+    for first, last in _SCRIPTS:
+        if first <= code <= last:
+            return _Alphabet(first, last - first + 1)
+    kind = unicodedata.category(character)
+    if kind == "Nd":
+        return _Alphabet(code - unicodedata.decimal(character), 10)
+    return _Alphabet(code, 1) if kind[0] in "ZCP" else _Alphabet(code & ~63, 64)
+
+
+_HEX = {character: _Alphabet(ord(letters[0]), 6) for letters in ("abcdef", "ABCDEF") for character in letters}
+
+
+class Pseudonyms:
+    """Replaces words, numbers, dates and octets.
+
+    Args:
+        seed: whoever knows it can find out what was replaced, by trying.
+    """
+
+    def __init__(self, seed: bytes) -> None:
+        self._key = hashlib.blake2b(seed, digest_size=32, person=b"mqtool scrub").digest()
+        self._keyed = hashlib.blake2b(key=self._key)
+        self._piece: Callable[[str], str] = lru_cache(_REMEMBERED)(self._replaced)
+        self._cycle: Callable[[int], dict[int, int]] = lru_cache(64)(self._made_cycle)
+
+    def text(self, text: str) -> str:
+        """A text with each of its words, dates and UUIDs replaced; what is between them stays."""
+        return _PIECE.sub(lambda match: self._piece(match[0]), text)
+
+    def number(self, number: str) -> str:
+        """A JSON number of as many digits; its sign and its exponent stay."""
+        mantissa, letter, exponent = re.split("([eE])", number) if "e" in number.lower() else (number, "", "")
+        return _DIGITS.sub(lambda match: self._piece(match[0]), mantissa) + letter + exponent
+
+    def octets(self, data: bytes) -> bytes:
+        """As many octets, which are not text if these are not."""
+        found, attempt = data, 0
+        while data and (found == data or (_is_text(found) and not _is_text(data))):
+            found = hashlib.shake_256(self._key + bytes([attempt & 255]) + data).digest(len(data))
+            attempt += 1
+        return found
+
+    def _replaced(self, piece: str) -> str:
+        if "-" in piece and piece.isascii():
+            return self._uuid(piece) if _IS_UUID.fullmatch(piece) else self._date(piece)
+        alphabets = [_alphabet(each) for each in piece]
+        kind = _kind(piece)
+        if kind == "hex":
+            alphabets = [_HEX.get(each) or alphabet for each, alphabet in zip(piece, alphabets, strict=True)]
+        elif kind == "zero":
+            alphabets[0] = _Alphabet(ord("0"), 1)
+        elif kind in _NUMBERS:
+            alphabets[0] = _Alphabet(ord("1"), 9)
+        while True:  # a permutation of what is of this kind
+            piece = self._word(piece, alphabets)
+            if _kind(piece) == kind:
+                return piece
+
+    def _word(self, word: str, alphabets: Sequence[_Alphabet]) -> str:
+        codes = [*map(ord, word)]
+        places = [at for at, alphabet in enumerate(alphabets) if alphabet.size > 1]
+        values = [codes[at] - alphabets[at].first for at in places]
+        permuted = self._permuted(values, [alphabets[at].size for at in places])
+        for at, value in zip(places, permuted, strict=True):
+            codes[at] = alphabets[at].first + value
+        return "".join(map(chr, codes))
+
+    def _uuid(self, text: str) -> str:
+        """Another one, of the same version and variant."""
+        alphabets = [_HEX.get(each) or _alphabet(each) for each in text]
+        for at in (14, 19):
+            alphabets[at] = _Alphabet(ord(text[at]), 1)
+        return self._word(text, alphabets)
+
+    def _date(self, text: str) -> str:
+        """Another day, at another time of day, as far as it is a day of these centuries."""
+        parts = _IS_DATE.fullmatch(text)
+        assert parts is not None
+        clock, limits = [int(part) for part in parts[3].split(":") if part], [24, 60, 60]
+        try:
+            day = (date.fromisoformat(parts[1]) - _FIRST_DAY).days
+        except ValueError:
+            day = -1
+        if not 0 <= day < _DAYS[0] * _DAYS[1] or any(part >= limit for part, limit in zip(clock, limits, strict=False)):
+            return _WORDS.sub(lambda match: self._piece(match[0]), text)
+        values = [*divmod(day, _DAYS[1]), *clock, *map(int, parts[4])]
+        high, low, *rest = self._permuted(values, [*_DAYS, *limits[: len(clock)], *[10] * len(parts[4])])
+        day_text = (_FIRST_DAY + timedelta(high * _DAYS[1] + low)).isoformat()
+        clock_text = ":".join(f"{part:02}" for part in rest[: len(clock)])
+        fraction = "".join(map(str, rest[len(clock) :]))
+        return f"{day_text}{parts[2]}{clock_text}{'.' * bool(fraction)}{fraction}{parts[5]}"
+
+    def _permuted(self, values: list[int], sizes: list[int]) -> list[int]:
+        """Other values below the same sizes."""
+        if len(values) > _SHORT:
+            return _added(values, self._stream(b"long", values), sizes, 1)
+        if len(values) < 2:
+            return [self._cycle(size)[value] for value, size in zip(values, sizes, strict=True)]
+        # What the network is used for is where the next in line goes: so nothing is where it was.
+        found = self._mixed(values, sizes, -1)
+        found[0] = (found[0] + 1) % sizes[0]
+        return self._mixed(found, sizes, 1)
+
+    def _mixed(self, values: list[int], sizes: list[int], sign: int) -> list[int]:
+        half = len(values) // 2
+        left, right = values[:half], values[half:]
+        for number in range(_ROUNDS)[::sign]:
+            if number % 2:
+                left = _added(left, self._stream(bytes([number]), right), sizes[:half], sign)
+            else:
+                right = _added(right, self._stream(bytes([number]), left), sizes[half:], sign)
+        return left + right
+
+    def _stream(self, purpose: bytes, values: list[int]) -> "array[int]":
+        """Numbers that nobody can guess who does not know the seed, at least as many as values, or 16."""
+        data = purpose + array("I", values).tobytes()
+        if len(values) > _SHORT:
+            return array("I", hashlib.shake_256(self._key + data).digest(4 * len(values)))
+        keyed = self._keyed.copy()
+        keyed.update(data)
+        return array("I", keyed.digest())
+
+    def _made_cycle(self, size: int) -> dict[int, int]:
+        """For single characters: a way around all of them."""
+        around = sorted(range(size), key=lambda each: bytes(self._stream(b"one", [size, each])))
+        return dict(zip(around, [*around[1:], around[0]], strict=True))
+
+
+def _added(values: list[int], stream: Sequence[int], sizes: Sequence[int], sign: int) -> list[int]:
+    return [(value + sign * more) % size for value, more, size in zip(values, stream, sizes, strict=False)]
+
+
+def _kind(word: str) -> str:
+    """What a reader may rely on: that it is a hexadecimal number, has no leading zero, or fits into 64 bits."""
+    if word.isascii() and word.isdigit():
+        if len(word) == 1:
+            return "digit"
+        if word[0] == "0":
+            return "zero"
+        return (
+            "int64" if len(word) < 19 or int(word[:20]) <= _INT64 else "uint64" if int(word[:21]) < _UINT64 else "large"
+        )
+    return "hex" if _IS_HEX.fullmatch(word) else "word"
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,0 +1,185 @@
+"""Making a recording fit to share: values are replaced, line by line, and what makes it play again stays.
+
+A line is rewritten token by token, so numbers, spaces and the order of keys stay as they are written.
+"""
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Callable, Collection
+from functools import lru_cache
+from json.encoder import encode_basestring
+from typing import Any
+
+from mqtool import ndjson
+from mqtool.errors import BadData, UsageError
+from mqtool.message import PROPERTIES
+from mqtool.recordings.pseudonyms import Pseudonyms
+from mqtool.spelling import did_you_mean
+
+#: What says how and when a message is to be sent, rather than what.
+_ALWAYS = frozenset(
+    {"timestamp", "redelivered", "delay", "at"}
+    | {f"properties.{name}" for name in ("content_type", "content_encoding", "delivery_mode", "priority", "expiration")}
+    | {"properties.timestamp"}
+)
+_DEATH = ("queue", "exchange", "reason")
+#: What is kept unless --field names it: names of the broker's, and what it has set itself.
+_USUALLY = frozenset(
+    {"exchange", "queue", "headers.x-delivery-count", "headers.x-delay"}
+    | {f"headers.x-death.{name}" for name in (*_DEATH, "count", "time")}
+    | {f"headers.x-{which}-death-{name}" for which in ("first", "last") for name in _DEATH}
+)
+_TOP = ("exchange", "routing_key", "queue", "headers", "properties", "body", "broker")
+_TOKEN = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")(\s*:)?|[{}\[\]]|-?[0-9][0-9.eE+-]*')
+#: Octets, written as text.
+_OCTETS = (".$bytes", ".$encoded")
+
+_INT32 = (1 << 31) - 1
+
+_Treatment = Callable[[str], str] | None
+
+
+def parse_fields(names: Collection[str]) -> frozenset[str]:
+    """Names of fields, with commas between some of them, as paths in a line: type is properties.type.
+
+    Raises:
+        UsageError: a line has no such field.
+    """
+    return frozenset(_path(name.strip()) for each in names for name in each.split(",") if name.strip())
+
+
+def _path(name: str) -> str:
+    first, dot, rest = name.partition(".")
+    if first in _TOP:
+        return name
+    known = first.replace("-", "_")
+    if known not in PROPERTIES:
+        listed = f"one of {', '.join((*_TOP, *PROPERTIES))}, or inside one: headers.type, body.user.id"
+        raise UsageError(f"a message has no field {first!r}", did_you_mean(first, (*_TOP, *PROPERTIES), listed))
+    return f"properties.{known}{dot}{rest}"
+
+
+class Scrubber:
+    """Replaces what is not kept.
+
+    Args:
+        keep: fields, as of parse_fields(), that stay, with all that is in them.
+        only: if any, the fields that are replaced; all others stay.
+    """
+
+    def __init__(self, pseudonyms: Pseudonyms, keep: Collection[str] = (), only: Collection[str] = ()) -> None:
+        self._pseudonyms = pseudonyms
+        self._keep = frozenset(keep)
+        self._only = frozenset(only)
+        self._treatment: Callable[[str], _Treatment] = lru_cache(4096)(self._chosen)
+        self._is_replaced: Callable[[str], bool] = lru_cache(4096)(self._is_to_go)
+        self._looks_inside = self._is_replaced("body") or any(name.startswith("body.") for name in self._only)
+
+    def line(self, line: bytes, place: str) -> bytes:
+        """A line, without its newline, scrubbed.
+
+        Args:
+            place: names it in an error.
+
+        Raises:
+            BadData: it is not a JSON object.
+        """
+        said = ndjson.to_object(line, place)
+        try:
+            text = line.decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError as error:
+            raise BadData(f"{place} is not UTF-8: {error}") from error
+        # The default exchange's routing keys are names of queues.
+        key = self._treatment("queue" if said.get("exchange") == "" else "routing_key")
+        return ndjson.escaped(self._walked(text, "", key)).encode()
+
+    def _is_to_go(self, path: str) -> bool:
+        if _is_in(path, _ALWAYS) or _is_in(path, self._keep):
+            return False
+        return _is_in(path, self._only) if self._only else not _is_in(path, _USUALLY)
+
+    def _chosen(self, path: str) -> _Treatment:
+        """What becomes of a string at a path."""
+        if path == "body":
+            return self._body if self._looks_inside else None
+        if not self._is_replaced(path) or path.endswith(".$double"):
+            return None
+        if path == "body_base64" or (path.startswith("headers.") and path.endswith(_OCTETS)):
+            return self._base64
+        return self._decimal if path.endswith(".$decimal") else self._pseudonyms.text
+
+    def _walked(self, text: str, root: str, key: _Treatment = None) -> str:
+        """JSON with what is in it replaced.
+
+        Args:
+            root: its path.
+            key: what becomes of the line's routing key.
+        """
+        around: list[str] = []
+        path = root
+        treatment, is_replaced, number = self._treatment, self._is_replaced, self._pseudonyms.number
+
+        def replaced(match: re.Match[str]) -> str:
+            nonlocal path
+            token: str = match[0]
+            first = token[0]
+            if first == '"':
+                if match[2] is not None:
+                    name = _text(match[1])
+                    path = f"{around[-1]}.{name}" if around[-1] else name
+                    if name == "$encoded" and path.startswith("headers.") and is_replaced(path):
+                        return token.replace(name, "$bytes")  # with other octets it is no longer what AMQP encodes
+                    return token
+                treat = key if path == "routing_key" else treatment(path)
+                if treat is None:
+                    return token
+                return encode_basestring(treat(_text(token)))
+            if first in "{[":
+                around.append(path)
+            elif first in "}]":
+                path = around.pop()
+            elif is_replaced(path):
+                return number(token)
+            return token
+
+        return _TOKEN.sub(replaced, text)
+
+    def _body(self, text: str) -> str:
+        try:
+            json.loads(text, parse_constant=_not_json)
+        except (ValueError, RecursionError):
+            return self._pseudonyms.text(text) if self._is_replaced("body") else text
+        return self._walked(text, "body")
+
+    def _decimal(self, text: str) -> str:
+        """Of as many digits; AMQP has 31 bits for them."""
+        found = self._pseudonyms.number(text)
+        while _digits(found) > _INT32 >= _digits(text):
+            found = self._pseudonyms.number(found)
+        return found
+
+    def _base64(self, text: str) -> str:
+        try:
+            return base64.b64encode(self._pseudonyms.octets(base64.b64decode(text, validate=True))).decode()
+        except (binascii.Error, ValueError) as error:
+            raise BadData(f"{text[:40]!r} is not Base64: {error}") from error
+
+
+def _is_in(path: str, fields: Collection[str]) -> bool:
+    """Whether it is one of the fields, or inside one."""
+    return path in fields or any(path.startswith(f"{field}.") for field in fields)
+
+
+def _text(token: str) -> str:
+    """What a JSON string stands for."""
+    return json.loads(token) if "\\" in token else token[1:-1]
+
+
+def _digits(number: str) -> int:
+    return int(re.sub("[^0-9]", "", number.lower().partition("e")[0])[:4000] or 0)
+
+
+def _not_json(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
