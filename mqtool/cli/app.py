@@ -66,6 +66,7 @@ COMMANDS = {
     "dlq": ("dead_letters", _FAILURES),
     "reconcile": ("reconcile", _FAILURES),
     "drill": ("drill", _FAILURES),
+    "fault": ("fault", _FAILURES),
 }
 
 

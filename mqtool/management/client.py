@@ -77,9 +77,10 @@ class Management:
         """
         return self._request("PUT", path, body=body).status_code == HTTPStatus.CREATED
 
-    def post(self, path: str, body: Json) -> None:
-        """Make something that has no name. Raises as put() does."""
-        self._request("POST", path, body=body)
+    def post(self, path: str, body: Json) -> Any:
+        """Make something that has no name; returns what the answer says of it, if anything. Raises as put() does."""
+        answer = self._request("POST", path, body=body)
+        return self._decoded(answer) if answer.content else None
 
     def delete(self, path: str) -> None:
         """Delete something. Raises as get() does."""

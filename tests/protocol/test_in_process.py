@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,6 +17,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.in_process import Vhost
+from tests.protocol.conftest import Api
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +136,36 @@ def test_questions_on_a_loop() -> None:
 def _publish(url: str) -> None:
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
         connection.channel().basic_publish("", "jobs", b"1")
+
+
+def test_questions_in_other_languages(api_of: Callable[[EmbeddedBroker], Api]) -> None:
+    """The same over HTTP, for administrators; faults as well."""
+    with EmbeddedBroker(management_port=0, recording=True) as broker:
+        api = api_of(broker)
+        with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+            channel = connection.channel()
+            channel.queue_declare("jobs")
+            channel.basic_publish("", "jobs", b"1", BasicProperties(headers={"a": 1}, priority=2))
+            channel.basic_publish("amq.fanout", "", b"\xff")
+            channel.basic_get("jobs", auto_ack=True)
+        shown = {"exchange": "", "routing_key": "jobs", "queues": ["jobs"], "redelivered": False, "body": "1"}
+        job = {**shown, "headers": {"a": 1}, "properties": {"priority": 2}}
+        assert api("GET", "mqtool/published/%2F?routing_key=jobs") == (200, [job])
+        assert api("GET", "mqtool/queues/%2F/jobs/acked") == (200, [job])
+        assert api("GET", "mqtool/queues/%2F/jobs/messages") == (200, [])
+        assert api("GET", "mqtool/unrouted/%2F")[1][0]["body_base64"] == "/w=="
+        assert api("POST", "mqtool/faults", {"fault": "go_silent", "seconds": 60}) == (201, {"id": 1, "met": 0})
+        assert api("POST", "mqtool/faults", {"fault": "cut_connections"}) == (201, {"id": None, "met": 0})
+        silence = {"id": 1, "fault": "go_silent", "arguments": {"seconds": 60}}
+        assert api("GET", "mqtool/faults") == (200, [silence])
+        assert api("DELETE", "mqtool/faults")[0] == 204
+        assert api("DELETE", "mqtool/faults/1")[0] == 404
+        assert api("POST", "mqtool/reset", {})[0] == 204
+        assert api("GET", "mqtool/published/%2F") == (200, [])
+        api("PUT", "users/ann", {"password": "ann", "tags": "monitoring"})
+        assert api("GET", "mqtool/faults", user="ann", password="ann")[0] == 401
+    with EmbeddedBroker(management_port=0) as broker:
+        assert api_of(broker)("GET", "mqtool/published/%2F")[0] == 409
 
 
 def test_nothing_is_recorded_unless_asked_for() -> None:

@@ -1,13 +1,12 @@
 """`python -m mqtool.broker.embedded`: the embedded broker as a process."""
 
 import argparse
-import gc
-import logging
 import sys
 from pathlib import Path
 
 from mqtool.broker.embedded.model.broker import CONSUMER_TIMEOUT
-from mqtool.broker.embedded.server import DEFAULT_PORT, Server, Settings, serve
+from mqtool.broker.embedded.process import run
+from mqtool.broker.embedded.server import DEFAULT_PORT, Settings
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -18,14 +17,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--listen", action="append", help="address for AMQP instead of --host; repeatable")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="AMQP port, 0 for any free one")
-    where = parser.add_mutually_exclusive_group(required=True)
+    where = parser.add_mutually_exclusive_group()
     where.add_argument("--data-dir", type=Path, help="keep durable queues and persistent messages here")
-    where.add_argument("--in-memory", action="store_true", help="keep nothing")
+    where.add_argument("--in-memory", action="store_true", help="keep nothing (default)")
     parser.add_argument("--management-port", type=int, help="port of the management HTTP API, 0 for any free one")
     parser.add_argument("--stream-port", type=int, help="port of the stream protocol, 0 for any free one")
     parser.add_argument("--memory-limit", type=int, metavar="BYTES", help="block publishers above this")
     parser.add_argument("--consumer-timeout", type=float, metavar="SECONDS", default=CONSUMER_TIMEOUT)
     parser.add_argument("--ready-file", type=Path, help="written once it listens: the URLs, and any damage")
+    parser.add_argument("--print-url", action="store_true", help="print the URLs once it listens")
+    parser.add_argument("--recording", action="store_true", help="record what happens to messages, for tests that ask")
     parser.add_argument("--log-file", type=Path, help="log here instead of to stderr")
     return parser
 
@@ -33,27 +34,6 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Run until SIGTERM or SIGINT; returns the exit code."""
     options = _parser().parse_args()
-    logging.basicConfig(filename=options.log_file, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-
-    def ready(server: Server) -> None:
-        if server.damage is not None and options.log_file is not None:
-            print(f"embedded broker: {server.damage}", file=sys.stderr)
-        if options.ready_file is None:
-            return
-        lines = [f"amqp://guest:guest@{options.host}:{server.port}/%2F"]
-        if server.management_port is not None:
-            lines.append(f"http://{options.host}:{server.management_port}")
-        if server.stream_port is not None:
-            lines.append(f"rabbitmq-stream://{options.host}:{server.stream_port}")
-        if server.management_port is not None:
-            lines += [server.damage] if server.damage is not None else []
-        # Whoever waits for the file must never see half of it.
-        partial = options.ready_file.with_name(options.ready_file.name + ".partial")
-        partial.unlink(missing_ok=True)
-        with partial.open("x") as file:  # "x" follows no symbolic link
-            file.write("\n".join(lines) + "\n")
-        partial.replace(options.ready_file)
-
     settings = Settings(
         options.host,
         options.port,
@@ -63,20 +43,9 @@ def main() -> int:
         options.consumer_timeout,
         options.listen,
         options.stream_port,
+        options.recording,
     )
-    # Queues hold many objects for long. Left to itself the collector would walk through them over and over.
-    gc.set_threshold(100_000, 20, 100)
-    try:
-        serve(settings, ready)
-    except OSError as error:
-        if options.log_file is not None:
-            logging.error("cannot start: %s", error)
-        print(f"embedded broker: {error}", file=sys.stderr)
-        return 1
-    finally:
-        if options.ready_file is not None:
-            options.ready_file.unlink(missing_ok=True)
-    return 0
+    return run(settings, ready_file=options.ready_file, log_file=options.log_file, print_url=options.print_url)
 
 
 if __name__ == "__main__":

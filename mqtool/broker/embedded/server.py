@@ -95,7 +95,7 @@ class Server:
         from mqtool.broker.embedded.http.management import Management
         from mqtool.broker.embedded.http.server import MAX_HEAD, HttpServer
 
-        http = HttpServer(Management(self.broker, self._connections, self._settings.host))
+        http = HttpServer(Management(self.broker, self._connections, self._settings.host, self.bench))
         server = await asyncio.start_server(http.talk, self._settings.host, port, limit=MAX_HEAD)
         self.management_port = server.sockets[0].getsockname()[1]
         self.broker.listeners["http"] = (self._settings.host, self.management_port)

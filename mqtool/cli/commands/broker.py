@@ -1,4 +1,4 @@
-"""mqtool broker up, restart, down, status, ls, rm, logs, env; mqtool wait."""
+"""mqtool broker up, serve, restart, down, status, ls, rm, logs, env; mqtool wait."""
 
 import contextlib
 import shlex
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from mqtool.amqp import Address, Connection, parse_addresses
-from mqtool.broker import choice, log_files, remote, state
+from mqtool.broker import choice, log_files, ports, remote, state
 from mqtool.broker.choice import Kind, Starter, starter_of
 from mqtool.broker.lifeline import stop_with_this_process
 from mqtool.broker.starting import wait_until_up, where_log_is
@@ -179,6 +179,36 @@ def _known(name: str) -> Started:
     if started is None:
         raise Unavailable(f"no broker named {name!r} was started here", "start one with 'mqtool broker up'")
     return started
+
+
+@broker.command(
+    epilog="mqtool broker serve --port 0 --print-url\nmqtool broker serve --management-port 15672 --recording"
+)
+def serve(
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="AMQP port; 0 for any free one")] = ports.AMQP,
+    management_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of the management API; 0 for any free one")
+    ] = None,
+    stream_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of the stream protocol; 0 for any free one")
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Keep messages here; without it nothing is kept")] = None,
+    recording: Annotated[
+        bool, typer.Option("--recording", help="Record messages, for GET /api/mqtool/published/VHOST")
+    ] = False,
+    print_url: Annotated[bool, typer.Option("--print-url", help="Print the URLs once it listens")] = False,
+    ready_file: Annotated[Path | None, typer.Option(help="File that gets the URLs once it listens")] = None,
+) -> None:
+    """Run an embedded broker in this process, until Ctrl-C or TERM.
+
+    It keeps no state: 'broker status' and 'broker down' know nothing of it.
+    """
+    from mqtool.broker.embedded.process import run  # here: other commands need no broker
+    from mqtool.broker.embedded.server import Settings
+
+    settings = Settings(host, port, data_dir, management_port, stream_port=stream_port, recording=recording)
+    raise typer.Exit(run(settings, ready_file=ready_file, print_url=print_url))
 
 
 @broker.command(epilog="mqtool broker restart\nmqtool broker restart --name second")

@@ -27,6 +27,16 @@ def check_login(user: User | None) -> User:
     return user
 
 
+def check_administrator(user: User) -> None:
+    """Check that a user is an administrator.
+
+    Raises:
+        HttpError: 401.
+    """
+    if "administrator" not in user.tags:
+        raise _refused("Not administrator user")
+
+
 def check_read(user: User, path: list[str]) -> None:
     """Check that a user may see what a path names.
 
@@ -52,8 +62,7 @@ def check_change(user: User, path: list[str]) -> None:
         HttpError: 401.
     """
     if path and path[0] in ("vhosts", "users", "permissions"):
-        if "administrator" not in user.tags:
-            raise _refused("Not administrator user")
+        check_administrator(user)
         return
     if len(path) < 3 or path[0] not in _OF_VHOST:
         return

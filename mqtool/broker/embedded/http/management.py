@@ -4,7 +4,7 @@ import binascii
 import struct
 from collections.abc import Callable, Collection, Iterable, Iterator
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mqtool.broker.embedded.http import access, views
 from mqtool.broker.embedded.http.changes import Changes
@@ -20,15 +20,25 @@ from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.wire.channel import Channel
 from mqtool.broker.embedded.wire.connection import Connection
 
+if TYPE_CHECKING:
+    from mqtool.broker.embedded.testing.bench import Bench
+
 
 class Management(Directory):
-    """Answers requests."""
+    """Answers requests.
 
-    def __init__(self, broker: Broker, connections: Collection[Connection], listening_on: str) -> None:
+    Args:
+        bench: returns where the broker is tested.
+    """
+
+    def __init__(
+        self, broker: Broker, connections: Collection[Connection], listening_on: str, bench: "Callable[[], Bench]"
+    ) -> None:
         super().__init__(broker, connections)
         self._changes = Changes(broker, connections)
         self._rates = Rates(self._counting)
         self._listening_on = listening_on
+        self._bench = bench
         self._lists: dict[str, Callable[[User, str | None], Iterable[views.Json]]] = {
             "queues": self._queues,
             "exchanges": self._exchanges,
@@ -48,6 +58,12 @@ class Management(Directory):
         match request.method, request.path:
             case _, [] | ["api"]:
                 return Answer(HTTPStatus.OK, {"management": "embedded"})
+            case _, ["api", "mqtool", *path]:
+                access.check_administrator(user)
+                # Imported here: most brokers are not tested with.
+                from mqtool.broker.embedded.http.bench import BenchRequests
+
+                return BenchRequests(self._bench).answer(request, path)
             case "GET" | "HEAD", ["api", *path]:
                 access.check_read(user, path)
                 return self._shown(request, self._get(user, path))

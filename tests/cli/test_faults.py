@@ -1,0 +1,80 @@
+"""mqtool fault, and mqtool broker serve."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mqtool.broker.embedded import EmbeddedBroker
+from tests.brokers import TestBroker
+from tests.cli.shell import Shell
+
+
+@pytest.fixture
+def own() -> Iterator[EmbeddedBroker]:
+    """A broker that nobody else is disturbed with."""
+    with EmbeddedBroker(management_port=0) as broker:
+        yield broker
+
+
+@pytest.fixture
+def tester(lonely_shell: Shell, own: EmbeddedBroker) -> Shell:
+    assert own.management_url is not None
+    lonely_shell.environment |= {"MQTOOL_URL": own.url, "MQTOOL_MANAGEMENT_URL": own.management_url}
+    return lonely_shell
+
+
+def test_a_fault_from_the_shell(tester: Shell, own: EmbeddedBroker) -> None:
+    """It happens; it is listed while it lasts; and it can be ended."""
+    worker = tester.start("mqtool", "receive", "-q", "jobs", ready=True)
+    assert tester.run("mqtool", "fault", "cut-connections").stderr == "cut-connections: met 1\n"
+    worker.wait_for_stderr("connected again")
+    worker.interrupt().wait()
+
+    assert "'mqtool fault clear 1' ends it" in tester.run("mqtool", "fault", "nack-publishes", "queue=jobs").stderr
+    (listed,) = tester.run("mqtool", "fault", "ls", "--json").stdout.splitlines()
+    assert json.loads(listed) == {"id": 1, "fault": "nack_publishes", "arguments": {"queue": "jobs", "count": 1}}
+    assert tester.run("mqtool", "send", "-q", "jobs", "Hello").code == 75
+    assert "no faults are in force" in tester.run("mqtool", "fault", "ls").stderr
+
+    tester.run("mqtool", "fault", "go-silent", "seconds=1m")
+    assert tester.run("mqtool", "fault", "clear").stderr == "ended 1 fault\n"
+    assert own.faults.in_force() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["cut"], "unknown fault 'cut': one of block_publishers"),
+        (["go-silent", "for=3"], "no argument 'for': one of seconds"),
+        (["go-silent", "seconds=x"], "seconds must be a duration, not 'x'"),
+        (["nack-publishes"], "nack_publishes needs queue"),
+        (["nack-publishes", "jobs"], "'jobs' is not an argument of a fault"),
+        (["close-channels", "code=1"], "code must be one of AMQP's"),
+    ],
+)
+def test_what_is_no_fault(tester: Shell, words: list[str], said: str) -> None:
+    refused = tester.run("mqtool", "fault", *words)
+    assert (refused.code, said in refused.stderr) == (2, True), refused.stderr
+
+
+@pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
+def test_rabbitmq_has_none(shell: Shell, broker: TestBroker) -> None:
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    refused = shell.run("mqtool", "fault", "cut-connections")
+    assert (refused.code, "only the embedded broker has faults on demand" in refused.stderr) == (2, True)
+
+
+def test_serve(lonely_shell: Shell, tmp_path: Path) -> None:
+    """One process on any free port, which says where it is, and keeps nothing."""
+    command = ("mqtool", "broker", "serve", "--port", "0", "--management-port", "0", "--print-url", "--recording")
+    broker = lonely_shell.start(*command, "--ready-file", "ready").wait_for_stdout("http://")
+    url, api = broker.stdout.split()
+    assert (tmp_path / "ready").read_text() == broker.stdout
+    lonely_shell.run("mqtool", "send", "-u", url, "Hello")
+    answer: Any = TestBroker("embedded", url, api).api("GET", "mqtool/published/%2F")
+    assert [(each["routing_key"], each["body"], each["queues"]) for each in answer] == [("hello", "Hello", ["hello"])]
+    assert broker.interrupt().wait().code == 0
+    assert not (tmp_path / "ready").exists()
