@@ -94,10 +94,14 @@ def differing(started: Started, kind: str, wanted: Wanted) -> list[str]:
     return [option for option, as_asked in agrees.items() if not as_asked]
 
 
+def home() -> Path:
+    """The directory for all that mqtool remembers; it may not exist yet."""
+    return Path(os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")) / "mqtool"
+
+
 def directory(name: str = DEFAULT_NAME) -> Path:
     """The directory of a broker; it may not exist yet."""
-    home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(home) / "mqtool" / "brokers" / name
+    return home() / "brokers" / name
 
 
 def load(name: str = DEFAULT_NAME) -> Started | None:

@@ -24,13 +24,18 @@ def install() -> None:
             signal.signal(number, _stop)
 
 
+def end_with_terminal() -> None:
+    """Have a closed terminal end us as TERM does."""
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
+
+
 def let_children_be_interrupted() -> None:
     """Have a closed terminal end us as TERM does, and let what we start be interrupted.
 
     A shell has its background jobs ignore Ctrl-C; what we start would inherit that, unless we take the signal.
     """
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
+    end_with_terminal()
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)

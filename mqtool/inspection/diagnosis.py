@@ -166,6 +166,15 @@ def _of_dead_letters(
         )
 
 
+def of_firehose(api: Management, vhost: str | None) -> Iterator[Finding]:
+    """Find virtual hosts with the firehose on: it is meant for a short while, and may have been forgotten."""
+    for view in management.vhosts(api, ("name", "tracing")):
+        if view.get("tracing") and vhost in (None, view["name"]):
+            what = "has the firehose on: the broker copies each message, whether or not somebody looks"
+            hint = "unless somebody does: mqtool tap --firehose-off"
+            yield Finding("firehose", f"vhost {view['name']!r}", what, hint)
+
+
 def of_nodes(api: Management) -> Iterator[Finding]:
     """Find alarms and problems of the cluster. Needs the tag 'monitoring'."""
     for node in management.nodes(api):

@@ -1,13 +1,15 @@
 """mqtool tap: a copy of what passes, and nothing taken."""
 
 import json
+import uuid
 
 import pytest
 
 from mqtool.amqp import Connection, parse_addresses
+from mqtool.broker.choice import Kind
 from mqtool.ndjson import to_message
 from mqtool.topology import Exchange, Queue
-from tests.brokers import TestBroker
+from tests.brokers import Restartable, TestBroker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_exec import depth
 
@@ -18,7 +20,7 @@ def api(shell: Shell, broker: TestBroker) -> None:
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
 
 
-def publish(broker: TestBroker, exchange: str, *keys: str, headers: dict[str, str] | None = None) -> None:
+def publish(broker: TestBroker | Restartable, exchange: str, *keys: str, headers: dict[str, str] | None = None) -> None:
     """A message for each key, whose body is the key."""
     lines = [{"exchange": exchange, "routing_key": key, "headers": headers or {}, "body": key} for key in keys]
     with Connection(parse_addresses(broker.url)) as connection:
@@ -37,7 +39,9 @@ def test_all_that_passes_through_an_exchange(
     tap = shell.start("mqtool", "tap", "orders", "-c", "2").wait_until_ready()
     if kind == "direct":
         assert "tapping the keys that are bound to it now: 'new'" in tap.stderr
-    publish(broker, "orders", "new", "new", headers={"format": "pdf"})
+    publish(broker, "orders", "new", headers={"format": "pdf"})
+    tap.wait_for_stdout(" [x] new:new\n")
+    publish(broker, "orders", "new", headers={"format": "pdf"})
     assert tap.wait().code == 0
     assert tap.stdout == " [x] new:new\n" * 2
     assert depth(broker, "jobs") == 2
@@ -141,3 +145,22 @@ def test_a_slow_reader_misses_some_and_is_told_how_many(shell: Shell, broker: Te
     dropped = int(last.split()[1].replace(",", ""))
     assert dropped > 0
     assert len(slow.stdout.splitlines()) + dropped == count
+
+
+def test_the_firehose_of_a_broker_that_restarts(lonely_shell: Shell) -> None:
+    """A broker forgets that it was on, so the tap switches it on again."""
+    broker, shell = Restartable(Kind.EMBEDDED, f"tap-{uuid.uuid4().hex[:8]}"), lonely_shell
+    try:
+        shell.environment["MQTOOL_URL"] = broker.url
+        tap = shell.start("mqtool", "tap", "--all", "--firehose", "--raw").wait_until_ready()
+        broker.kill()
+        broker.start()
+
+        def is_seen() -> bool:
+            publish(broker, "amq.topic", "seen")
+            return "seen" in tap.stdout
+
+        wait_until(is_seen, "a message after the restart")
+        assert tap.interrupt().wait().code == 0
+    finally:
+        broker.stop()

@@ -122,6 +122,7 @@ def _findings(
                 raise KeyboardInterrupt
 
     yield from diagnosis.findings(api, vhost, wait)
+    yield from diagnosis.of_firehose(api, vhost)
     try:
         yield from diagnosis.of_nodes(api)
     except AccessRefused as refused:

@@ -1,10 +1,14 @@
 """mqtool tap: a copy of what passes, nothing taken."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from contextlib import ExitStack
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from mqtool.amqp import Channel
+from mqtool.amqp import Receiving as Settings
+from mqtool.cli import stopping
 from mqtool.cli.access import URL_VARIABLES, Access
 from mqtool.cli.display import output
 from mqtool.cli.options import (
@@ -20,10 +24,11 @@ from mqtool.cli.options import (
     takes_groups_but,
 )
 from mqtool.cli.options.where import Where
+from mqtool.cli.pipe.firehose import check_left_on, switch_off, switched_on
 from mqtool.cli.pipe.tapping import Printing, Source, print_taps
 from mqtool.errors import UsageError
 from mqtool.message import Delivery
-from mqtool.taps import bindings
+from mqtool.taps import bindings, firehose
 from mqtool.taps.bindings import Bound
 from mqtool.taps.tapping import Tap
 
@@ -44,23 +49,88 @@ Urls = Annotated[
 ]
 
 
+_HINT = "mqtool tap amq.topic 'kern.*' taps an exchange, mqtool tap -q jobs a queue"
+
+
+class What(NamedTuple):
+    """What to tap."""
+
+    exchange: Annotated[
+        str | None, typer.Argument(help="Exchange", autocompletion=live_names.exchanges, show_default=False)
+    ] = None
+    keys: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY]...", help="Binding keys", show_default="all that passes")
+    ] = None
+    exchanges: Annotated[list[str] | None, exchange_option("One more exchange to tap, by the same keys")] = None
+    queue: Annotated[str | None, queue_option("Copy what this queue gets")] = None
+    headers: Annotated[list[Any] | None, header_option("Header to match, for a headers exchange")] = None
+    match: Annotated[Match, typer.Option(help="Match all of the headers, or any of them")] = Match.ALL
+    everything: Annotated[bool, typer.Option("--all", help="All that is published; needs --firehose")] = False
+    by_firehose: Annotated[
+        bool, typer.Option("--firehose", help="By the broker's firehose, which costs it a copy of all")
+    ] = False
+
+    @property
+    def names(self) -> list[str]:
+        """The exchanges."""
+        return [*([] if self.exchange is None else [self.exchange]), *(self.exchanges or [])]
+
+    def check(self) -> None:
+        """Check that it makes sense.
+
+        Raises:
+            UsageError: it does not.
+        """
+        if bool(self.names) + bool(self.queue) + self.everything != 1 or (self.headers and not self.names):
+            raise UsageError("name either an exchange or a queue, or say --all", _HINT)
+        if self.by_firehose and (self.keys or self.headers):
+            raise UsageError("the firehose has no keys and headers to choose by", "choose with --where")
+        if not self.by_firehose and (self.everything or "" in self.names):
+            what = "--all" if self.everything else "the default exchange"
+            raise UsageError(
+                f"only the broker's firehose shows {what}", "add --firehose; it costs the broker a copy of each message"
+            )
+
+    def bound(self, access: Access) -> Iterator[Bound]:
+        """What to bind a private queue to. Raises as the functions in `bindings` do."""
+        if self.by_firehose:
+            copies = [firehose.of_queue(self.queue)] if self.queue else [firehose.of_all()] if self.everything else []
+            yield Bound((*copies, *map(firehose.of_exchange, self.names)))
+            return
+        if self.queue:
+            yield bindings.like_queue(access.management(), access.vhost, self.queue)
+        arguments = {"x-match": self.match.value, **dict(self.headers)} if self.headers else {}
+        for name in self.names:
+            yield bindings.to_exchange(
+                lambda: access.management(_PATIENCE), access.vhost, name, self.keys or (), arguments
+            )
+
+    def source(self, access: Access, until_over: ExitStack) -> Source:
+        """Where the copies come from."""
+        found = list(self.bound(access))
+        for note in (note for each in found for note in each.notes):
+            output.notice(note)
+        every = [binding for each in found for binding in each.bindings]
+
+        def start(channel: Channel, settings: Settings) -> Tap:
+            tap = Tap(channel, every, settings)
+            if self.by_firehose:
+                tap.deliveries = firehose.originals(tap.deliveries)
+                until_over.enter_context(switched_on(access, channel))
+            return tap
+
+        return Source(access, start)
+
+
 @app.command(
     epilog="mqtool tap amq.topic 'order.*'\nmqtool tap -q jobs --json -o seen.ndjson\n"
-    "mqtool tap orders --where 'body.total>100' -c 10"
+    "mqtool tap orders --where 'body.total>100' -c 10\nmqtool tap --all --firehose --idle-timeout 10s"
 )
 @takes_groups_but(url=None, prefetch=None, auto_ack=None, strict=None)
 def tap(
     *,
-    exchange: Annotated[
-        str | None, typer.Argument(help="Exchange", autocompletion=live_names.exchanges, show_default=False)
-    ] = None,
-    keys: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY]...", help="Binding keys", show_default="all that passes")
-    ] = None,
-    exchanges: Annotated[list[str] | None, exchange_option("One more exchange to tap, by the same keys")] = None,
-    queue: Annotated[str | None, queue_option("Copy what this queue gets")] = None,
-    headers: Annotated[list[Any] | None, header_option("Header to match, for a headers exchange")] = None,
-    match: Annotated[Match, typer.Option(help="Match all of the headers, or any of them")] = Match.ALL,
+    what: What,
+    off: Annotated[bool, typer.Option("--firehose-off", help="Switch the firehose off, and do nothing else")] = False,
     where: Where = None,
     buffer: Annotated[
         int, typer.Option(min=1, metavar="N", help="Messages to keep for a slow reader; then drop the oldest")
@@ -72,30 +142,23 @@ def tap(
     into: OutputFile = None,
 ) -> None:
     """Show copies of messages as they pass, and take none."""
-    names = [*([] if exchange is None else [exchange]), *(exchanges or [])]
-    if bool(names) == bool(queue) or (queue and headers):
-        hint = "mqtool tap amq.topic 'kern.*' taps an exchange, mqtool tap -q jobs a queue"
-        raise UsageError("name either an exchange or a queue", hint)
-    arguments = {"x-match": match.value, **dict(headers)} if headers else {}
-
-    def bound(access: Access) -> Iterator[Bound]:
-        if queue:
-            yield bindings.like_queue(access.management(), access.vhost, queue)
-        for name in names:
-            yield bindings.to_exchange(lambda: access.management(_PATIENCE), access.vhost, name, keys or (), arguments)
-
-    def of(access: Access) -> Source:
-        found = list(bound(access))
-        for note in (note for each in found for note in each.notes):
-            output.notice(note)
-        every = [binding for each in found for binding in each.bindings]
-        return Source(access, lambda channel, settings: Tap(channel, every, settings))
-
     each_url: list[str | None] = [*urls] if urls else [None]
-    sources = [of(broker._replace(url=url).access(management)) for url in each_url]
-    line = broker.lines.log_with_key if len(names) == 1 else _with_exchange
-    print_taps(sources, Printing(receiving, line, buffer, where, into))
+    brokers = [broker._replace(url=url).access(management) for url in each_url]
+    if off:
+        for access in brokers:
+            switch_off(access)
+        return
+    what.check()
+    if what.by_firehose and into is None:
+        stopping.end_with_terminal()
+    with ExitStack() as until_over:
+        for access in brokers:
+            check_left_on(access)
+        sources = [what.source(access, until_over) for access in brokers]
+        is_one = len(what.names) == 1 and not what.by_firehose
+        line = broker.lines.log_with_key if is_one else _with_exchange
+        print_taps(sources, Printing(receiving, line, buffer, where, into))
 
 
 def _with_exchange(delivery: Delivery) -> str:
-    return f" [x] {delivery.exchange} {delivery.routing_key}:"
+    return f" [x] {delivery.exchange or '(default)'} {delivery.routing_key}:"

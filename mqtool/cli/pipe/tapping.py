@@ -74,13 +74,12 @@ def print_taps(sources: Sequence[Source], printing: Printing) -> None:
                 channel.stop()
 
         buffers = [Buffer(printing.buffer) for _ in sources]
-        settings = [replace(printing.receiving.settings(), count=None, buffer=each) for each in buffers]
-        taps = [source.start(channel, how) for source, channel, how in zip(sources, channels, settings, strict=True)]
-        wanted = _Wanted(printing.receiving.limit, printing.where, stop)
-        runs = []
-        for channel, write, tap in zip(channels, writers, taps, strict=True):
+        taps = []
+        for source, channel, write, buffer in zip(sources, channels, writers, buffers, strict=True):
             channel.before_acknowledging = write.flush
-            runs.append(_Run(write, wanted.of(tap.deliveries), stop))
+            taps.append(source.start(channel, replace(printing.receiving.settings(), count=None, buffer=buffer)))
+        wanted = _Wanted(printing.receiving.limit, printing.where, stop)
+        runs = [_Run(write, wanted.of(tap.deliveries), stop) for write, tap in zip(writers, taps, strict=True)]
         output.status(WAITING_FOR_MESSAGES)
         output.create_ready_file(printing.receiving.ready_file)
         reader = output.Reader(on_gone=stop)

@@ -1,0 +1,160 @@
+"""mqtool tap --firehose: what no binding shows, and a broker that is as it was before."""
+
+import json
+import signal
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mqtool.amqp import Connection
+from mqtool.topology import Queue
+from tests.brokers import TestBroker, on_any_broker
+from tests.cli.shell import Running, Shell
+from tests.cli.test_tap import publish
+
+
+@pytest.fixture(autouse=True)
+def api(shell: Shell, broker: TestBroker) -> Iterator[None]:
+    """Says where the management API is, and keeps what is remembered apart; other tests get the vhost without it."""
+    shell.environment |= {"MQTOOL_MANAGEMENT_URL": broker.management, "XDG_STATE_HOME": str(shell.directory)}
+    yield
+    broker.api("PUT", f"vhosts/{broker.vhost}", {"tracing": False})
+
+
+def is_on(broker: TestBroker) -> bool:
+    found: Any = broker.api("GET", f"vhosts/{broker.vhost}")
+    return bool(found["tracing"])
+
+
+def tapping(shell: Shell, *words: str) -> Running:
+    return shell.start("mqtool", "tap", "--firehose", *words).wait_until_ready()
+
+
+def test_all_that_is_published(shell: Shell, broker: TestBroker) -> None:
+    """As it was published, wherever it goes; and `send --json` publishes the same again."""
+    tap = tapping(shell, "--all", "--json", "-c", "2")
+    sent = {
+        "exchange": "amq.headers", "routing_key": "report", "headers": {"n": 1, "at": {"$timestamp": 1_700_000_000}},
+        "properties": {"message_id": "m", "priority": 3, "delivery_mode": 2, "timestamp": 4_000_000_000}, "body": "ü",
+    }  # fmt: skip
+    publish(broker, "", "nowhere")
+    shell.run("mqtool", "send", "--json", stdin=json.dumps(sent))
+    assert tap.wait().code == 0
+    first, second = map(json.loads, tap.stdout.splitlines())
+    assert (first["exchange"], first["routing_key"], first["body"]) == ("", "nowhere", "nowhere")
+    assert {name: second[name] for name in sent} == sent
+    assert not is_on(broker)
+
+    again = tapping(shell, "amq.headers", "--json", "-c", "1")
+    assert shell.run("mqtool", "send", "--json", stdin=tap.stdout.splitlines()[1]).code == 0
+    again.wait()
+    assert {**json.loads(again.stdout), "timestamp": ""} == {**second, "timestamp": ""}
+
+
+def test_the_default_exchange_and_what_a_queue_delivers(
+    shell: Shell, broker: TestBroker, connection: Connection
+) -> None:
+    """The one by what is published, the other by what its consumers get. The first to end leaves it on."""
+    connection.channel().declare(Queue("jobs", durable=True))
+    default, queue = tapping(shell, "", "-c", "1"), tapping(shell, "-q", "jobs", "-F", "%q %r %R %b", "-c", "1")
+    publish(broker, "amq.topic", "jobs")
+    publish(broker, "", "jobs")
+    default.wait()
+    assert default.stdout == " [x] (default) jobs:jobs\n"
+    assert is_on(broker)
+    shell.run("mqtool", "receive", "-q", "jobs", "--queue-type", "classic", "-c", "1")
+    queue.wait()
+    assert queue.stdout == "jobs jobs 0 jobs\n"
+    assert not is_on(broker)
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_off_again_whatever_ends_it(shell: Shell, broker: TestBroker, end: signal.Signals) -> None:
+    """Ctrl-C, TERM and a terminal that is closed."""
+    tap = tapping(shell, "--all")
+    assert is_on(broker)
+    tap.process.send_signal(end)
+    assert tap.wait().code == 0
+    assert not is_on(broker)
+    assert tap.stderr.splitlines()[1:] == []
+
+
+def test_what_was_on_before_stays_on(shell: Shell, broker: TestBroker) -> None:
+    """Somebody else has switched it on, and may need it."""
+    broker.api("PUT", f"vhosts/{broker.vhost}", {"tracing": True})
+    tap = tapping(shell, "--all").interrupt()
+    assert tap.wait().code == 0
+    assert "was on before, and stays on" in tap.stderr
+    assert is_on(broker)
+    assert shell.run("mqtool", "tap", "--firehose-off").code == 0
+    assert not is_on(broker)
+
+
+def test_killed(shell: Shell, broker: TestBroker) -> None:
+    """It could not switch it off: the next tap says so, and so does the doctor; --firehose-off does it."""
+    tap = tapping(shell, "--all")
+    tap.process.send_signal(signal.SIGKILL)
+    tap.wait()
+    assert is_on(broker)
+    said = shell.run("mqtool", "tap", "amq.fanout", "--idle-timeout", "10ms").stderr
+    assert "a tap was killed, and left the firehose of" in said
+    assert "guest:guest" not in said
+    assert is_on(broker)
+    found = shell.run("mqtool", "doctor", "--vhost", broker.vhost, "--between", "10ms")
+    assert f"vhost '{broker.vhost}'" in found.stdout
+    assert "mqtool tap --firehose-off" in found.stdout
+    assert shell.run("mqtool", "tap", "--firehose-off").code == 0
+    assert not is_on(broker)
+    assert "a tap was killed" not in shell.run("mqtool", "tap", "amq.fanout", "--idle-timeout", "10ms").stderr
+
+
+def test_the_next_one_switches_off_what_a_killed_one_left_on(shell: Shell, broker: TestBroker) -> None:
+    """It knows that it was off before the first."""
+    killed = tapping(shell, "--all")
+    killed.process.send_signal(signal.SIGKILL)
+    killed.wait()
+    tapping(shell, "--all").interrupt().wait()
+    assert not is_on(broker)
+
+
+@on_any_broker
+def test_it_is_asked_for_aloud(shell: Shell) -> None:
+    """It costs the broker, so nothing switches it on by itself."""
+    for words, said in (
+        (["--all"], "only the broker's firehose shows --all"),
+        ([""], "only the broker's firehose shows the default exchange"),
+        (["--firehose"], "name either an exchange or a queue"),
+        (["amq.topic", "kern.*", "--firehose"], "the firehose has no keys"),
+    ):
+        refused = shell.run("mqtool", "tap", *words)
+        assert refused.code == 2
+        assert said in refused.stderr
+
+
+def test_rights(shell: Shell, broker: TestBroker) -> None:
+    """A tap needs to read from the exchange and a queue of its own; the firehose, an administrator."""
+    user = f"tapper-{uuid.uuid4().hex[:8]}"
+    broker.api("PUT", f"users/{user}", {"password": "secret", "tags": "management"})
+    try:
+        for rights, needed in (
+            ({"configure": "", "write": "", "read": ".*"}, "queues named amq.gen-…"),
+            ({"configure": "^amq.gen", "write": "^amq.gen", "read": "^amq.gen"}, "to read from exchange 'amq.topic'"),
+        ):
+            broker.api("PUT", f"permissions/{broker.vhost}/{user}", rights)
+            (shell.directory / "password").write_text("secret")
+            login = ("--user", user, "--password-file", "password")
+            refused = shell.run("mqtool", "tap", "amq.topic", "#", *login)
+            assert refused.code == 77
+            assert needed in refused.stderr
+        broker.api(
+            "PUT", f"permissions/{broker.vhost}/{user}", {"configure": "^amq.gen", "write": "^amq.gen", "read": ".*"}
+        )
+        assert shell.run("mqtool", "tap", "amq.topic", *login, "--idle-timeout", "10ms").code == 0
+        refused = shell.run("mqtool", "tap", "--all", "--firehose", *login)
+        assert refused.code == 77
+        assert "administrator" in refused.stderr
+        assert not is_on(broker)
+    finally:
+        broker.api("DELETE", f"users/{user}")
