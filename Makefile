@@ -6,7 +6,8 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 WORKERS ?= 4
 PYTEST ?= $(BIN)/pytest
 
-TUTORIALS := hello-world work-queues publish-subscribe routing topics headers rpc publisher-confirms delayed-messages
+TUTORIALS := hello-world work-queues publish-subscribe routing topics headers rpc publisher-confirms delayed-messages \
+	incident
 
 .PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test soak lint docs bench pictures up down clean
 .DEFAULT_GOAL := help

@@ -9,11 +9,11 @@ from importlib import import_module
 from mqtool.stage.stage import Play
 from mqtool.tutorials.pages import NAMES as NAMES
 
-#: Plays without a page to read; they come first.
-MORE = ("why-queues",)
+#: All plays, in their order; those that are not among NAMES have no page to read.
+ALL = ("why-queues", *NAMES, "incident")
 
 
 def load(name: str) -> Play:
-    """The play with that name, one of NAMES or MORE."""
+    """The play with that name, one of ALL."""
     play: Play = import_module(f"mqtool.plays.{name.replace('-', '_')}").PLAY
     return play

@@ -33,7 +33,7 @@ def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None
         home = directory or scratch / "home"
         home.mkdir(exist_ok=True)
         with (
-            _embedded_broker(scratch, guard) if url is None else _cleared(play, url) as broker_url,
+            embedded_broker(scratch / "broker", guard) if url is None else _cleared(play, url) as broker_url,
             Stage(audience, Place(home, scratch, broker_url, url is not None, guard)) as stage,
         ):
             play.play(stage)
@@ -41,9 +41,13 @@ def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None
 
 
 @contextmanager
-def _embedded_broker(scratch: Path, guard: Guard) -> Iterator[str]:
-    """The URL of a broker that keeps nothing, in a process of its own so that measurements do not wait for us."""
-    directory = scratch / "broker"
+def embedded_broker(directory: Path, guard: Guard) -> Iterator[str]:
+    """The URL of a broker that keeps nothing, in a process of its own so that measurements do not wait for us.
+
+    Args:
+        directory: for its files; it is made.
+        guard: ends it if we are killed.
+    """
     directory.mkdir()
     broker = embedded_process.launch(directory, "--port", "0", "--in-memory")
     guard.started(broker.pid)

@@ -43,6 +43,16 @@ def test_a_real_log_comes_out_whole_and_in_parts(shell: Shell, broker: TestBroke
     assert left_behind(broker) == []
 
 
+@on_any_broker
+def test_an_incident_is_played_again_on_a_broker_of_its_own(shell: Shell, broker: TestBroker) -> None:
+    """It fails where it happened, and again from a scrubbed recording; nothing is left behind."""
+    result = shell.run(*TUTORIALS, "incident", timeout=PATIENCE)
+
+    assert (result.code, result.stderr) == (0, "")
+    assert "1 tutorial, 5 checks passed" in result.stdout
+    assert left_behind(broker) == []
+
+
 def test_messages_of_an_earlier_use_do_not_disturb_it(shell: Shell) -> None:
     """What is in the tutorial's queue is left alone; what an earlier demonstration left is not shown."""
     shell.run("mqtool", "send", "mine")

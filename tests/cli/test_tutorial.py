@@ -91,7 +91,7 @@ class Watched:
 def test_list_has_every_tutorial(lonely_shell: Shell) -> None:
     """Names that run and show take, and half a sentence for each; with --json one object a line."""
     listed = lonely_shell.run("mqtool", "tutorial", "list").stdout.splitlines()
-    assert [line.split("\t")[0] for line in listed] == ["why-queues", *pages.NAMES]
+    assert [line.split("\t")[0] for line in listed] == ["why-queues", *pages.NAMES, "incident"]
     as_json = [
         json.loads(line) for line in lonely_shell.run("mqtool", "tutorial", "list", "--json").stdout.splitlines()
     ]
@@ -167,7 +167,7 @@ def test_every_play_on_a_broker_that_is_named(shell: Shell, broker: TestBroker, 
     played = shell.run("mqtool", "tutorial", "run", "--auto", timeout=PLAYING * 3)
 
     assert (played.stderr, played.code) == ("", 0)
-    for name in (*plays.MORE, *plays.NAMES):
+    for name in plays.ALL:
         assert plays.load(name).title in played.stdout
     assert left_behind(broker) == ["hello"]
     assert channel.depth_of("hello") == 1

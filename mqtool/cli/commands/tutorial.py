@@ -29,7 +29,7 @@ def _pages(incomplete: str) -> list[str]:
 def _plays(incomplete: str) -> list[str]:
     from mqtool import plays
 
-    return [name for name in (*plays.MORE, *plays.NAMES) if name.startswith(incomplete)]
+    return [name for name in plays.ALL if name.startswith(incomplete)]
 
 
 NoColor = Annotated[bool, typer.Option("--no-color", help="Do not use colour")]
@@ -42,9 +42,7 @@ def list_(
     """List the tutorials, in the order to learn them."""
     from mqtool import plays
 
-    more = [(name, plays.load(name)) for name in plays.MORE]
-    said = [(name, play.title, play.story[0].lower() + play.story[1:]) for name, play in more]
-    said += [(page.name, page.title, page.summary) for page in map(pages.page, pages.NAMES)]
+    said = [_said_of(name) for name in plays.ALL]
     if as_json:
         for name, title, summary in said:
             output.show(json.dumps({"name": name, "title": title, "summary": summary}, ensure_ascii=False))
@@ -52,6 +50,17 @@ def list_(
     from mqtool.cli.display import tutorial_page
 
     tutorial_page.show_list([(name, summary) for name, _, summary in said], no_color=no_color)
+
+
+def _said_of(name: str) -> tuple[str, str, str]:
+    """Name, title, and half a sentence."""
+    from mqtool import plays
+
+    if name in pages.NAMES:
+        page = pages.page(name)
+        return name, page.title, page.summary
+    play = plays.load(name)
+    return name, play.title, play.story[0].lower() + play.story[1:]
 
 
 @tutorial.command(epilog="mqtool tutorial show routing\nmqtool tutorial show hello-world --plain-pika > hello.py")
@@ -66,7 +75,7 @@ def show(
     from mqtool import plays
     from mqtool.cli.display import tutorial_page
 
-    if name in plays.MORE:
+    if name in plays.ALL and name not in pages.NAMES:
         raise UsageError(f"{name} has no page to read", f"run it: mqtool tutorial run {name}")
     page = pages.page(name)
     if plain_pika:
@@ -97,11 +106,10 @@ def run(
     from mqtool import plays
     from mqtool.stage.guard import Guard
 
-    known = (*plays.MORE, *plays.NAMES)
-    chosen = names or list(known)
+    chosen = names or list(plays.ALL)
     for name in chosen:
-        if name not in known:
-            raise pages.no_such_tutorial(name, known)
+        if name not in plays.ALL:
+            raise pages.no_such_tutorial(name, plays.ALL)
     stopping.let_children_be_interrupted()
     guard = Guard()
     from mqtool.cli.display.pace import Pace
@@ -122,7 +130,7 @@ def run(
         if not no_pause:
             audience.ended(
                 "'mqtool tutorial list' lists the tutorials."
-                if name in plays.MORE
+                if name not in pages.NAMES
                 else f"'mqtool tutorial show {name}' has the commands, the story and the source."
             )
     if no_pause:

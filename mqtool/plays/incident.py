@@ -1,0 +1,94 @@
+"""An incident: something fails in production, is recorded, made fit to share, and fails again on another broker."""
+
+import json
+
+from mqtool.plays.playing import embedded_broker
+from mqtool.stage.stage import Play, Stage
+from mqtool.stage.terminal import Terminal
+
+_CHARGE = """\
+#!/bin/sh
+# charges a card; yen have no cents
+case $(cat) in *JPY*) echo 'no cents in JPY' >&2; exit 65;; esac
+echo charged
+"""
+_MENDED = "#!/bin/sh\ncat > /dev/null; echo charged\n"
+_PEOPLE = {"EUR": "Ann Lee", "USD": "Bob Ray", "JPY": "Aiko Mori", "GBP": "Cy Dunn"}
+_ORDERS = [
+    {"name": name, "email": f"{name.split()[0].lower()}@mail.example", "amount": 1200, "currency": currency}
+    for currency, name in _PEOPLE.items()
+]
+_DEAD, _ERROR = "dead after 1 attempt", "error: "
+
+
+def play(stage: Stage) -> None:
+    """Tap, scrub, replay; then mend it, and move what had failed."""
+    charge = stage.file("charge")
+    charge.write_text(_CHARGE)
+    charge.chmod(0o755)
+    stage.file("orders").write_text("".join(f"{json.dumps(order)}\n" for order in _ORDERS))
+    queue = stage.name("charges")
+    work = f"mqtool worker -q {queue} --retries 0 --exec ./charge"
+
+    shop, worker, tap = stage.terminals("shop", "worker", "tap")
+    worker.start(work)
+    said = _fails(stage, shop, worker, tap)
+    _is_made_fit_to_share(stage, tap)
+    with embedded_broker(stage.place.scratch / "laptop", stage.place.guard) as fresh:
+        laptop, again = stage.terminals("laptop", "worker on laptop", url=fresh)
+        stage.say("On a laptop, with a broker of its own, the same worker gets the same messages: a case to work on.")
+        again.start(work)
+        laptop.run(f"mqtool replay incident.ndjson --speed max --to-queue {queue}")
+        again.wait_for(_DEAD, 1)
+        shown = laptop.run(f"mqtool dlq show {queue}")
+        stage.expect("it fails again there, for the same reason", _errors(shown), said)
+
+        stage.say("Mend it, and move the message that failed: from queue to queue, or with --to-url to another broker.")
+        charge.write_text(_MENDED)
+        laptop.run(f"mqtool move {queue}.dlq --to {queue}")
+        again.wait_for("charged", len(_ORDERS))
+        again.interrupt()
+        stage.expect("all charges are done now", again.count("charged"), len(_ORDERS))
+
+
+def _fails(stage: Stage, shop: Terminal, worker: Terminal, tap: Terminal) -> list[str]:
+    """The incident; return what is said of the dead letter."""
+    exchange, queue = stage.name("payments"), stage.name("charges")
+    stage.say("A worker charges cards, and some charge fails now and then. Tap the exchange: copies, nothing is taken.")
+    shop.run(f"mqtool exchange declare {exchange} topic")
+    shop.run(f"mqtool bind {exchange} {queue} 'charge.#'")
+    tap.start(f"mqtool tap {exchange} 'charge.#' --json > seen.ndjson")
+    shop.run(f"mqtool send -e {exchange} -r charge.card -l < orders")
+    worker.wait_for(_DEAD, 1)
+    stage.wait_for_lines(stage.file("seen.ndjson"), len(_ORDERS))
+    tap.interrupt()
+    worker.interrupt()
+    shown = shop.run(f"mqtool dlq show {queue}")
+    said = _errors(shown)
+    stage.expect("one of the charges has failed; the tap has seen all, and taken none", len(said), 1)
+    return said
+
+
+def _is_made_fit_to_share(stage: Stage, terminal: Terminal) -> None:
+    stage.say(
+        "The recording has names and addresses. scrub replaces them with others of the same form: what is equal stays "
+        "equal, and only what --keep names stays as it is."
+    )
+    terminal.run("mqtool scrub --keep routing_key,body.currency seen.ndjson > incident.ndjson")
+    terminal.run("mqtool replay incident.ndjson --dry-run")
+    shared = stage.file("incident.ndjson").read_text()
+    stage.expect("nobody's name is left", [name for name in _PEOPLE.values() if name in shared], [])
+    stage.expect("every currency is", [each for each in _PEOPLE if each not in shared], [])
+
+
+def _errors(shown: list[str]) -> list[str]:
+    return [line.partition(_ERROR)[2] for line in shown if _ERROR in line]
+
+
+PLAY = Play(
+    "An incident, played again",
+    "What fails in production is recorded, made fit to share, and fails again on a laptop.",
+    play,
+    queues=("charges", "charges.dlq"),
+    exchanges=("payments",),
+)
