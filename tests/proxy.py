@@ -1,7 +1,6 @@
 """A proxy in front of a broker that breaks connections in more ways than a drill does."""
 
 import socket
-import threading
 
 from mqtool.stage import proxy
 
@@ -18,14 +17,6 @@ class Proxy(proxy.Proxy):
         super().__init__(target_port)
         self.accepted = 0
         self.break_early = 0
-        self._goes_on = threading.Event()
-        self._goes_on.set()
-
-    def hold(self, frame: bytes) -> None:
-        """Send a frame to each client whose broker is silent now, and forward nothing more that a client sends."""
-        self._goes_on.clear()
-        for client in self._open[::2]:
-            client.sendall(frame)
 
     def join(self, client: socket.socket, server: socket.socket) -> None:
         if self.break_early:
@@ -37,8 +28,3 @@ class Proxy(proxy.Proxy):
             return
         self.accepted += 1
         super().join(client, server)
-
-    def pass_on(self, data: bytes, source: socket.socket, target: socket.socket) -> None:
-        if source in self._open[::2]:
-            self._goes_on.wait()
-        super().pass_on(data, source, target)

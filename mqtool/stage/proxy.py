@@ -58,10 +58,6 @@ class Proxy:
     def _forward(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):  # cut
             while data := source.recv(65536):
-                self.pass_on(data, source, target)
+                target.sendall(data)
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_WR)
-
-    def pass_on(self, data: bytes, source: socket.socket, target: socket.socket) -> None:  # noqa: ARG002
-        """Forward what was received."""
-        target.sendall(data)

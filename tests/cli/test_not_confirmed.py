@@ -6,17 +6,17 @@ import re
 import signal
 import termios
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable
 from subprocess import PIPE
 from typing import IO
 
 import pytest
 
+from mqtool.broker.embedded.in_process import Vhost
 from tests.brokers import TestBroker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.terminal import on_terminal
 from tests.cli.test_exec import depth
-from tests.proxy import Proxy
 
 
 def _bodies(shell: Shell, name: str) -> list[str]:
@@ -113,9 +113,10 @@ def test_an_exchange_that_is_deleted_in_mid_stream(shell: Shell, broker: TestBro
 
 
 @pytest.fixture
-def proxy(broker: TestBroker) -> Iterator[Proxy]:
-    with Proxy(broker.port) as proxy:
-        yield proxy
+def own_shell(lonely_shell: Shell, amqp_vhost: Vhost) -> Shell:
+    """A shell on an embedded broker that can have faults."""
+    lonely_shell.environment["MQTOOL_URL"] = amqp_vhost.url
+    return lonely_shell
 
 
 def test_an_interrupted_run_and_a_second_one_send_each_line(shell: Shell, broker: TestBroker) -> None:
@@ -138,38 +139,36 @@ def _declared(broker: TestBroker, queue: str) -> bool:
     return queue in {entry["name"] for entry in listed}
 
 
-def test_attempts_to_reconnect_end(shell: Shell, broker: TestBroker, proxy: Proxy) -> None:
+def test_attempts_to_reconnect_end(own_shell: Shell, amqp_vhost: Vhost) -> None:
     """--max-retries 2: two lines that a person can read, then exit 69; what was not sent is kept."""
-    shell.environment["MQTOOL_URL"] = broker.url.replace(f":{broker.port}", f":{proxy.port}")
-    sender = shell.start("mqtool", "send", "-l", "-v", "--max-retries", "2", "--failed-to", "failed", stdin=PIPE)
+    sender = own_shell.start("mqtool", "send", "-l", "-v", "--max-retries", "2", "--failed-to", "failed", stdin=PIPE)
     assert sender.process.stdin is not None
     sender.process.stdin.write(b"first\n")
     sender.process.stdin.flush()
     sender.wait_for_stderr("Sent 'first'")
-    proxy.close()
+    _lose(amqp_vhost)
     sender.process.stdin.write(b"second\n")
     sender.process.stdin.close()
     result = sender.wait()
     assert result.code == 69
     assert "attempt 2 to reconnect failed" in result.stderr
     assert "gave up reconnecting" in result.stderr
-    assert _bodies(shell, "failed") == ["second"]
+    assert _bodies(own_shell, "failed") == ["second"]
 
 
 @pytest.mark.parametrize("progress", [False, True])
 def test_a_line_that_breaks_again_and_again_has_not_come_back(
-    shell: Shell, broker: TestBroker, proxy: Proxy, *, progress: bool
+    own_shell: Shell, amqp_vhost: Vhost, *, progress: bool
 ) -> None:
     """--max-retries counts the attempts since the last confirm, however many of them got through."""
-    shell.environment["MQTOOL_URL"] = broker.url.replace(f":{broker.port}", f":{proxy.port}")
-    sender = shell.start("mqtool", "send", "-l", "-v", "--max-retries", "2", stdin=PIPE)
+    sender = own_shell.start("mqtool", "send", "-l", "-v", "--max-retries", "2", stdin=PIPE)
     assert sender.process.stdin is not None
     for number in range(3):
         if progress or not number:
             sender.process.stdin.write(b"%d\n" % number)
             sender.process.stdin.flush()
             sender.wait_for_stderr(f"Sent '{number}'")
-        proxy.cut()
+        amqp_vhost.faults.cut_connections()
         wait_until(
             lambda losses=number + 1: sender.stderr.count("connected again") == losses or "gave up" in sender.stderr,
             "it is back, or not",
@@ -185,25 +184,32 @@ def _unread(pipe: IO[bytes]) -> int:
     return count[0]
 
 
-def _block_publishers(proxy: Proxy) -> None:
-    """As RabbitMQ does in an alarm: say so, and read no more."""
-    method = b"\0\x0a\0\x3c\x03low"
-    proxy.hold(b"\x01\0\0" + len(method).to_bytes(4, "big") + method + b"\xce")
+def _lose(vhost: Vhost) -> None:
+    """The broker is gone."""
+    vhost.faults.refuse_connections()
+    vhost.faults.cut_connections()
 
 
-@pytest.mark.parametrize("fault", ["blocked", "lost"])
-def test_a_publisher_that_waits_stops_at_once(shell: Shell, broker: TestBroker, proxy: Proxy, fault: str) -> None:
+def _block(vhost: Vhost) -> None:
+    """The broker is short of memory: it takes one more message of each publisher, and confirms none."""
+    vhost.faults.delay_confirms()
+    vhost.faults.block_publishers("low")
+
+
+@pytest.mark.parametrize("fault", [_block, _lose])
+def test_a_publisher_that_waits_stops_at_once(
+    own_shell: Shell, amqp_vhost: Vhost, fault: Callable[[Vhost], None]
+) -> None:
     """TERM while the broker blocks publishers, or is gone: exit 75, and --failed-to has what is not confirmed."""
-    shell.environment["MQTOOL_URL"] = broker.url.replace(f":{broker.port}", f":{proxy.port}")
-    sender = shell.start("mqtool", "send", "-l", "-v", "--failed-to", "failed", stdin=PIPE)
+    sender = own_shell.start("mqtool", "send", "-l", "-v", "--failed-to", "failed", stdin=PIPE)
     assert sender.process.stdin is not None
     sender.process.stdin.write(b"first\n")
     sender.process.stdin.flush()
     sender.wait_for_stderr("Sent 'first'")
-    _block_publishers(proxy) if fault == "blocked" else proxy.close()
-    sender.wait_for_stderr("blocks publishers (low)" if fault == "blocked" else "lost the connection")
+    fault(amqp_vhost)
     sender.process.stdin.write(b"second\nthird\n")
     sender.process.stdin.flush()
+    sender.wait_for_stderr("blocks publishers (low)" if fault is _block else "lost the connection")
     wait_until(lambda: _unread(sender.process.stdin) == 0, "both lines are read")
     sender.process.send_signal(signal.SIGTERM)
 
@@ -212,28 +218,31 @@ def test_a_publisher_that_waits_stops_at_once(shell: Shell, broker: TestBroker, 
     assert result.code == 75, result.stderr
     assert re.search("stopped with [12] messages? unconfirmed: the ", result.stderr)
     assert "1 confirmed, 0 nacked, 0 returned, " in result.stderr
-    assert _bodies(shell, "failed") == ["second", "third"]
+    assert _bodies(own_shell, "failed") == ["second", "third"]
 
 
-@pytest.mark.parametrize("fault", ["blocked", "lost"])
-def test_a_worker_that_waits_to_retry_stops_at_once(shell: Shell, broker: TestBroker, proxy: Proxy, fault: str) -> None:
+@pytest.mark.parametrize("fault", [_block, _lose])
+def test_a_worker_that_waits_to_retry_stops_at_once(
+    own_shell: Shell, amqp_vhost: Vhost, fault: Callable[[Vhost], None]
+) -> None:
     """TERM while its retry cannot be published: it ends, and the message is still in its queue."""
-    shell.run("mqtool", "new-task", "task")
-    shell.environment["MQTOOL_URL"] = broker.url.replace(f":{broker.port}", f":{proxy.port}")
-    worker = shell.start(
+    own_shell.run("mqtool", "new-task", "task")
+    worker = own_shell.start(
         "mqtool", "worker", "--exec", "sh -c 'touch began; until test -e go; do sleep 0.02; done; exit 1'"
     )
-    wait_until((shell.directory / "began").exists, "the program runs")
-    _block_publishers(proxy) if fault == "blocked" else proxy.close()
-    worker.wait_for_stderr("blocks publishers (low)" if fault == "blocked" else "lost the connection")
+    wait_until((own_shell.directory / "began").exists, "the program runs")
+    fault(amqp_vhost)
+    if fault is _lose:
+        worker.wait_for_stderr("lost the connection")
+    (own_shell.directory / "go").touch()
+    if fault is _block:
+        worker.wait_for_stderr("blocks publishers (low)")
     worker.process.send_signal(signal.SIGTERM)
-    (shell.directory / "go").touch()
 
     result = worker.wait(patience=5)
 
     assert result.code in (0, 69, 75), result.stderr
-    proxy.close()
-    wait_until(lambda: depth(broker, "task_queue") == 1, "it is back in its queue")
+    assert amqp_vhost.queue("task_queue").messages().bodies == [b"task"]
 
 
 def test_an_exchange_of_ours_that_is_deleted_is_declared_again(shell: Shell, broker: TestBroker) -> None:

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from mqtool.amqp import Backoff, Channel, Connection, Receiving, administration, parse_addresses
-from mqtool.errors import MqtoolError
+from mqtool.broker.embedded.in_process import Vhost
+from mqtool.errors import MqtoolError, Unavailable
 from mqtool.message import Confirmation, Message
 from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
 from mqtool.tutorials import rpc
@@ -178,19 +179,17 @@ def _bound_keys(broker: TestBroker) -> set[str]:
     return {binding["routing_key"] for binding in bindings}
 
 
-def test_without_reconnection_a_cut_is_an_error_at_once(broker: TestBroker, proxy: Proxy) -> None:
+@pytest.mark.parametrize(
+    ("reset", "said"), [(True, "connection reset by peer"), (False, "closed by the other end")], ids=["RST", "FIN"]
+)
+def test_without_reconnection_a_cut_is_an_error_at_once(amqp_vhost: Vhost, *, reset: bool, said: str) -> None:
     """--no-reconnect: exit 69 and a sentence."""
-    from mqtool.errors import Unavailable
-
-    url = broker.url.replace(f":{broker.port}", f":{proxy.port}")
-    with Connection(parse_addresses(url)) as connection:
+    with Connection(parse_addresses(amqp_vhost.url)) as connection:
         channel = connection.channel()
         queue = channel.declare(PRIVATE_QUEUE)
         deliveries = channel.consume(queue)
-        proxy.cut()
-        with pytest.raises(
-            Unavailable, match=r"^the connection was lost: (closed by the other end|connection reset by peer)$"
-        ):
+        amqp_vhost.faults.cut_connections(reset=reset)
+        with pytest.raises(Unavailable, match=f"^the connection was lost: {said}$"):
             next(deliveries)
 
 
@@ -214,22 +213,20 @@ def test_what_differs_is_used_after_a_reconnection_too(
     assert (channel.depth_of("a"), channel.depth_of("b")) == (1, 1)
 
 
-def test_close_during_a_loss_ends_what_waits_for_the_connection(broker: TestBroker) -> None:
+def test_close_during_a_loss_ends_what_waits_for_the_connection(amqp_vhost: Vhost) -> None:
     """Whatever the state in which it is closed: the thread that opens it again, and whoever asks meanwhile, end."""
-    url = broker.url.replace(f":{broker.port}", ":{port}")
     for cuts, pause in ((1, 0.0), (1, 0.01), (2, 0.005), (2, 0.02)):
-        with Proxy(broker.port) as proxy:
-            connection = Connection(parse_addresses(url.format(port=proxy.port)), backoff=EAGER)
-            channel = connection.channel()
-            channel.declare(QUORUM)
-            ended: list[MqtoolError] = []
-            asking = threading.Thread(target=_ask_until_it_fails, args=(channel, ended), daemon=True)
-            asking.start()
-            for _ in range(cuts):
-                proxy.cut()
-                time.sleep(pause)
-            connection.close()
-            asking.join(5)
+        connection = Connection(parse_addresses(amqp_vhost.url), backoff=EAGER)
+        channel = connection.channel()
+        channel.declare(QUORUM)
+        ended: list[MqtoolError] = []
+        asking = threading.Thread(target=_ask_until_it_fails, args=(channel, ended), daemon=True)
+        asking.start()
+        for _ in range(cuts):
+            amqp_vhost.faults.cut_connections()
+            time.sleep(pause)
+        connection.close()
+        asking.join(5)
         assert [str(error) for error in ended] == ["the connection is closed"]
 
 
