@@ -13,15 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mqtool.broker.embedded.in_process import EmbeddedBroker
+    from mqtool.broker.embedded.replaying import replay
     from mqtool.broker.embedded.server import Settings, serve
 
-__all__ = ["EmbeddedBroker", "Settings", "serve"]
+__all__ = ["EmbeddedBroker", "Settings", "replay", "serve"]
 
 
 def __getattr__(name: str) -> Any:
     """Import the broker when it is first used: pytest comes by here wherever mqtool is installed."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "replay":
+        from mqtool.broker.embedded.replaying import replay
+
+        return replay
     from mqtool.broker.embedded import in_process, server
 
     return getattr(in_process if name == "EmbeddedBroker" else server, name)

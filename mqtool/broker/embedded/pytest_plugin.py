@@ -4,6 +4,11 @@
         connection = pika.BlockingConnection(pika.URLParameters(amqp_vhost.url))
 
 The broker is started once for the session (for each worker of pytest-xdist), in memory, on a free port.
+
+    @pytest.mark.amqp_recording("incident.ndjson")
+    def test_incident(amqp_vhost): ...
+
+plays a recording into it while the test runs; see replay() in replaying.py for what else the marker takes.
 """
 
 from collections.abc import Iterator
@@ -44,3 +49,37 @@ def amqp_vhost(amqp_broker: "EmbeddedBroker") -> "Iterator[Vhost]":
     """A virtual host for this test alone; `amqp_vhost.url` is where, `amqp_vhost.faults` what can go wrong."""
     with amqp_broker.fresh_vhost() as vhost:
         yield vhost
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "amqp_recording(path, speed='max', where=None, patience=10): play a recording into amqp_vhost, or amqp_broker, "
+        "while the test runs; the path is relative to the test's file",
+    )
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if isinstance(item, pytest.Function) and item.get_closest_marker("amqp_recording") is not None:
+        item.fixturenames.append("_amqp_recording")
+
+
+@pytest.fixture
+def _amqp_recording(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Play what the marker names, from when all other fixtures are set up."""
+    from mqtool.broker.embedded.replaying import replaying
+    from mqtool.errors import MqtoolError
+
+    marker = request.node.get_closest_marker("amqp_recording")
+    places = [name for name in ("amqp_vhost", "amqp_broker") if name in request.fixturenames]
+    if not places:
+        pytest.fail("amqp_recording is for tests that use amqp_vhost or amqp_broker", pytrace=False)
+    path = request.path.parent / marker.args[0]
+    failure = None
+    try:
+        with replaying(request.getfixturevalue(places[0]), path, **marker.kwargs):
+            yield
+    except (OSError, MqtoolError) as error:
+        failure = str(error)
+    if failure is not None:
+        pytest.fail(failure, pytrace=False)

@@ -1,0 +1,168 @@
+"""A recording is a test: what was recorded elsewhere comes into a test's broker.
+
+    def test_incident(amqp_vhost):
+        app.start(amqp_vhost.url)                 # declares its exchanges and queues
+        replay(amqp_vhost, "incident.ndjson")     # and this is what it gets
+
+It declares nothing, since only the program under test knows how: each message waits until it can be routed.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from mqtool.errors import MqtoolError, NotFound, Unavailable
+from mqtool.message import Confirmation
+from mqtool.recordings.changes import Changes
+from mqtool.recordings.pace import Pace
+from mqtool.recordings.reading import Recorded, Selection, recorded
+from mqtool.where import parse
+
+if TYPE_CHECKING:
+    from mqtool.amqp import Channel, Connection
+
+#: Seconds between two looks whether a message can be routed by now.
+_LOOK = 0.02
+
+
+class HasUrl(Protocol):
+    """An embedded broker, one of its virtual hosts, or any other broker."""
+
+    @property
+    def url(self) -> str: ...
+
+
+def replay(
+    broker: HasUrl | str,
+    path: str | Path,
+    *,
+    speed: float | Literal["max"] = "max",
+    where: str | None = None,
+    patience: float = 10.0,
+) -> int:
+    """Publish a recording to its own exchanges, and return how many messages that were; all are confirmed.
+
+    Args:
+        broker: anything with a url, or a URL.
+        speed: how many times as fast as recorded; "max" ignores the gaps.
+        where: only messages that match, as of --where.
+        patience: seconds to wait until a message can be routed: a program under test may still be starting.
+
+    Raises:
+        BadData: a line is not a message.
+        Unavailable: a message could not be routed.
+    """
+    return _Replay(broker, Path(path), speed, where, patience).run()
+
+
+@contextmanager
+def replaying(broker: HasUrl | str, path: str | Path, **how: Any) -> Iterator[None]:
+    """Replay in a thread, until the block ends. Takes and raises what replay() does; its errors come at the end."""
+    going = _Replay(broker, Path(path), **how)
+    failures: list[MqtoolError] = []
+
+    def run() -> None:
+        try:
+            going.run()
+        except MqtoolError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="amqp-recording", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        going.stopped.set()
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+class _Replay:
+    """One run through a file.
+
+    Attributes:
+        stopped: set it to end the run early.
+    """
+
+    def __init__(
+        self,
+        broker: HasUrl | str,
+        path: Path,
+        speed: float | Literal["max"] = "max",
+        where: str | None = None,
+        patience: float = 10.0,
+    ) -> None:
+        self.stopped = threading.Event()
+        self._url = broker if isinstance(broker, str) else broker.url
+        self._path = path
+        self._lines = path.read_bytes().splitlines()
+        self._selection = Selection(where=None if where is None else parse(where))
+        self._pace = Pace(float("inf") if speed == "max" else speed)
+        self._patience = patience
+        #: Exchanges and routing keys that lead to a queue.
+        self._routed: set[tuple[str | None, str | None]] = set()
+        self._exchanges: set[str] = set()
+
+    def run(self) -> int:
+        # Imported here: who has no recordings needs no client.
+        from mqtool.amqp import Backoff, Connection, parse_addresses
+
+        count = 0
+        with Connection(parse_addresses(self._url), name="replay", backoff=Backoff(attempts=10)) as connection:
+            channel = connection.channel(mandatory=True)
+            for is_routed, messages in groupby(self._due(), key=self._is_routed):
+                if not is_routed:
+                    for message in messages:
+                        self._publish(message, connection, channel)
+                        count += 1
+                    continue
+                receipts = list(channel.publish(messages))
+                count += len(receipts)
+                for receipt in receipts:
+                    if receipt.confirmation is not Confirmation.CONFIRMED:  # the queue has gone, or chooses by headers
+                        self._publish(receipt.message, connection, channel)
+        return count
+
+    def _is_routed(self, message: Recorded) -> bool:
+        return (message.exchange, message.routing_key) in self._routed
+
+    def _due(self) -> Iterator[Recorded]:
+        for message in recorded(self._lines, self._selection, Changes(), str(self._path)):
+            if message is not None:
+                left = self._pace.due(message) - time.monotonic()
+                if self.stopped.wait(left) if left > 0 else self.stopped.is_set():
+                    return
+                yield message
+
+    def _publish(self, message: Any, connection: "Connection", channel: "Channel") -> None:
+        """Publish a message once it can be routed, so that those behind it cannot overtake it."""
+        deadline = time.monotonic() + self._patience
+        while True:
+            why = self._missing(message.exchange, connection)
+            if why is None:
+                [receipt] = channel.publish([message])
+                if receipt.confirmation is Confirmation.CONFIRMED:
+                    self._routed.add((message.exchange, message.routing_key))
+                    return
+                why = f"no queue gets routing key {message.routing_key!r} from exchange {message.exchange!r}"
+                if not message.exchange:
+                    why = f"there is no queue {message.routing_key!r}"
+            if time.monotonic() > deadline or self.stopped.wait(_LOOK):
+                raise Unavailable(f"a message of {self._path} went nowhere: {why}")
+
+    def _missing(self, exchange: str, connection: "Connection") -> str | None:
+        """What is missing before anything can be published to an exchange; None if nothing is."""
+        from mqtool.topology import Exchange
+
+        if exchange and exchange not in self._exchanges:
+            try:
+                connection.channel().expect(Exchange(exchange))
+            except NotFound:
+                return f"there is no exchange {exchange!r}"
+            self._exchanges.add(exchange)
+        return None
