@@ -1,13 +1,10 @@
 """Places in a stream, and how people write them: first, last, next, a number, a time, or how long ago."""
 
-import re
-import time
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple
 
-from mqtool.duration import parse_duration
-from mqtool.message import END_OF_TIME
+if TYPE_CHECKING:
+    from datetime import datetime
 
 
 class Start(IntEnum):
@@ -20,8 +17,7 @@ class Start(IntEnum):
     TIMESTAMP = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Offset:
+class Offset(NamedTuple):
     """A place in a stream. Its messages are numbered from 0, and keep their numbers.
 
     Attributes:
@@ -31,8 +27,10 @@ class Offset:
     start: Start
     value: int | None = None
 
-    def as_argument(self) -> int | str | datetime:
+    def as_argument(self) -> "int | str | datetime":
         """The consumer argument x-stream-offset of AMQP 0-9-1."""
+        from datetime import UTC, datetime
+
         if self.value is None:
             return self.start.name.lower()
         return datetime.fromtimestamp(self.value / 1000, UTC) if self.start is Start.TIMESTAMP else self.value
@@ -49,6 +47,13 @@ def parse_offset(text: str) -> Offset:
     Raises:
         ValueError: it is none of that.
     """
+    import re
+    import time
+    from datetime import datetime
+
+    from mqtool.duration import parse_duration
+    from mqtool.message import END_OF_TIME
+
     if text in _NAMED:
         return _NAMED[text]
     if re.fullmatch(r"\d{1,19}", text, re.ASCII):

@@ -18,6 +18,7 @@ from mqtool.amqp.policies import STREAMING, Receiving, policy_for
 from mqtool.amqp.publisher import WINDOW
 from mqtool.amqp.publishing import Publishing
 from mqtool.amqp.route import Route, addressed
+from mqtool.amqp.stream_place import StreamPlace
 from mqtool.amqp.subscription import delivery_from
 from mqtool.message import Delivery, Message, Receipt
 from mqtool.topology import Binding, Exchange, Queue
@@ -202,9 +203,12 @@ class Channel(Listener):
 
     def consumer(self, queue: Queue, receiving: Receiving = STREAMING) -> Consumer:
         """What consume() takes its deliveries from, for whoever has something else to do until there are some."""
-        policy = policy_for(receiving, limits_deliveries=_limits_deliveries(queue, self.connection.broker))
+        is_stream = receiving.offset is not None or queue.arguments.get("x-queue-type") == "stream"
+        limits = _limits_deliveries(queue, self.connection.broker)
+        policy = policy_for(receiving, limits_deliveries=limits, is_stream=is_stream)
+        place = StreamPlace(receiving.offset) if is_stream else None
         consumer = Consumer(
-            self.link, queue, receiving, policy, on_end=self._forget, hand_over=self.before_acknowledging
+            self.link, queue, receiving, policy, place, on_end=self._forget, hand_over=self.before_acknowledging
         )
         self._consumers.append(consumer)
         self.link.listen(consumer)

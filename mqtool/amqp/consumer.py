@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterable
 from mqtool.amqp.buffer import Buffer
 from mqtool.amqp.link import Link, Listener
 from mqtool.amqp.policies import Policy, Receiving, Step
+from mqtool.amqp.stream_place import StreamPlace
 from mqtool.amqp.subscription import Subscription
 from mqtool.errors import MqtoolError, TimedOut, Unavailable
 from mqtool.message import Delivery
@@ -28,6 +29,7 @@ class Consumer(Listener):
     """Takes deliveries of a queue, as its policy says.
 
     Args:
+        place: where to start, in a stream.
         on_end: called when no more deliveries will be taken.
         hand_over: called before deliveries are acknowledged, and when there are no more for now: whoever takes them may
             have put off writing them.
@@ -41,6 +43,7 @@ class Consumer(Listener):
         queue: Queue,
         receiving: Receiving,
         policy: Policy,
+        place: StreamPlace | None,
         *,
         on_end: Callable[["Consumer"], None],
         hand_over: Callable[[], None],
@@ -56,7 +59,8 @@ class Consumer(Listener):
         self._is_stuck = False
         # What is lost with us is yielded before the end.
         self._yields_all = policy.auto_ack and receiving.buffer is None
-        self._subscription = Subscription(link, queue, self._inbox.put, receiving.arguments)
+        self._place = place
+        self._subscription = Subscription(link, queue, self._inbox.put, receiving.arguments, place)
         self._stopping = False
         self._subscribing = threading.RLock()
 
@@ -95,6 +99,8 @@ class Consumer(Listener):
                 if delivery is None:
                     return
                 taken += 1
+                if self._place is not None:
+                    self._place.behind(delivery)
                 step = self._policy.taken(delivery)
                 if step is not Step.GO_ON:
                     self._do(step)

@@ -15,6 +15,7 @@ from typing import Any
 
 from mqtool.amqp.buffer import Buffer
 from mqtool.message import Delivery
+from mqtool.offsets import Offset
 
 #: Unacknowledged deliveries by default: enough to stream at full speed.
 PREFETCH = 1000
@@ -41,7 +42,8 @@ class Receiving:
         timeout: seconds in total, after which consuming has timed out.
         buffer: where deliveries that are acknowledged on delivery wait for the caller; None for one without a limit.
             With one, those that wait are dropped at the end: nobody asked for all of them.
-        arguments: of basic.consume, such as where in a stream to begin.
+        arguments: of basic.consume.
+        offset: of a stream, where to start; None leaves it to the broker, which starts at what comes next.
     """
 
     prefetch: int = PREFETCH
@@ -52,6 +54,7 @@ class Receiving:
     timeout: float | None = None
     buffer: Buffer | None = None
     arguments: Mapping[str, Any] | None = None
+    offset: Offset | None = None
 
 
 STREAMING = Receiving()
@@ -126,14 +129,17 @@ class Policy:
         return Step.GO_ON
 
 
-def policy_for(receiving: Receiving, *, limits_deliveries: bool) -> Policy:
+def policy_for(receiving: Receiving, *, limits_deliveries: bool, is_stream: bool = False) -> Policy:
     """Choose a policy.
 
     Args:
         limits_deliveries: the queue drops messages that were delivered too often.
+        is_stream: what is delivered stays in the queue, so it does not matter how much is.
     """
     if not receiving.acknowledge:
         return CallerSettles(receiving)
+    if is_stream:
+        return Streaming(receiving.prefetch, auto_ack=receiving.auto_ack)
     if receiving.buffer is not None:
         return Streaming(receiving.prefetch, auto_ack=True)
     if receiving.count is not None:

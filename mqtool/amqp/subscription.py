@@ -9,6 +9,7 @@ from pika.channel import Channel as PikaChannel
 from mqtool.amqp.deliveries import Consumed, TakeLot
 from mqtool.amqp.link import Link
 from mqtool.amqp.requests import CONNECTION_LOST
+from mqtool.amqp.stream_place import StreamPlace
 from mqtool.message import Delivery
 from mqtool.topology import Queue
 
@@ -22,9 +23,18 @@ class Subscription:
     Args:
         take: is given deliveries in lots, on the I/O thread.
         arguments: of basic.consume.
+        place: where to start, in a stream.
     """
 
-    def __init__(self, link: Link, queue: Queue, take: TakeLot, arguments: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        link: Link,
+        queue: Queue,
+        take: TakeLot,
+        arguments: Mapping[str, Any] | None = None,
+        place: StreamPlace | None = None,
+    ) -> None:
+        self._place = place
         self.received = 0
         self._link = link
         self._queue = queue
@@ -111,7 +121,8 @@ class Subscription:
             self._took([delivery_from(method, properties, body, name, epoch)])
 
         def consume(pika: PikaChannel, done: Callable[[Any], None]) -> None:
-            tag = pika.basic_consume(name, on_message, auto_ack=auto_ack, arguments=self._arguments, callback=done)
+            arguments = {**self._arguments, **self._place.arguments()} if self._place else self._arguments
+            tag = pika.basic_consume(name, on_message, auto_ack=auto_ack, arguments=arguments, callback=done)
             pika.connection.cutter.add(Consumed(pika.channel_number, tag, name, epoch, self._took))
 
         return str(self._link.checked(consume).method.consumer_tag)

@@ -101,12 +101,15 @@ class Access(NamedTuple):
         """A channel of the stream protocol, which has a port of its own; Ctrl-C and TERM stop its consumer.
 
         Args:
-            port: None for the usual one.
+            port: None for that of the broker that mqtool started, else the usual one.
             settings: as of StreamChannel.
         """
         from mqtool.streams import StreamChannel
 
-        nodes = [each._replace(port=port or (_STREAM_TLS if each.tls else _STREAM)) for each in self.addresses]
+        nodes = [
+            each._replace(port=port or _stream_port_started_with(each) or (_STREAM_TLS if each.tls else _STREAM))
+            for each in self.addresses
+        ]
         context = self.tls.context() if self.address.tls else None
 
         def connect() -> StreamChannel:
@@ -334,11 +337,15 @@ def _parsed(url: str) -> SplitResult:
     return parts
 
 
-def _started_with(address: Address) -> str | None:
-    """The management URL of the broker, if mqtool started it."""
+def _started_with(address: Address, what: str = "management") -> str | None:
+    """The management URL, or another, of the broker, if mqtool started it."""
     from mqtool.broker import state
 
     for started in state.load_all():
-        if is_same_node(parse_addresses(started.url)[0], address) and "management" in started.details:
-            return str(started.details["management"])
+        if is_same_node(parse_addresses(started.url)[0], address) and what in started.details:
+            return str(started.details[what])
     return None
+
+
+def _stream_port_started_with(address: Address) -> int | None:
+    return urlsplit(_started_with(address, "streams") or "").port

@@ -1,7 +1,7 @@
 """What the official tutorials on streams declare and print, in each language. https://www.rabbitmq.com/tutorials"""
 
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from mqtool.topology import Stream
 
@@ -17,8 +17,7 @@ class StreamDialect(StrEnum):
     RUST = "rust"
 
 
-@dataclass(frozen=True, slots=True)
-class Hello:
+class Hello(NamedTuple):
     """Tutorial 1.
 
     Attributes:
@@ -34,8 +33,7 @@ class Hello:
     stores_octets: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Tracking:
+class Tracking(NamedTuple):
     """Tutorial 2: the names, the bodies of the messages and of the last, and the lines in the order they are printed.
 
     Attributes:

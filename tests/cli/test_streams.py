@@ -1,24 +1,27 @@
 """Streams as a person uses them: appended to, read from anywhere, and read on where a reader stopped."""
 
 import json
-import os
 import re
 import signal
+import subprocess
+from urllib.parse import urlsplit
 
 import pytest
 
 from mqtool.tutorials.stream_dialects import HELLO, StreamDialect
 from tests.brokers import TestBroker
 from tests.cli.shell import Shell, wait_until
+from tests.proxy import Proxy
 
 
 @pytest.fixture
 def shell(shell: Shell, broker: TestBroker) -> Shell:
     """A shell that knows the broker's port for streams."""
-    port = os.environ.get("MQTOOL_TEST_STREAM_PORT") if broker.kind == "rabbitmq" else None
-    if port is None:
+    if not broker.streams:
         pytest.skip("this broker has no port for streams")
-    shell.environment["MQTOOL_STREAM_PORT"] = str(port)
+    shell.environment["MQTOOL_STREAM_PORT"] = str(urlsplit(broker.streams).port)
+    if broker.kind == "embedded" and shell.run("mqtool", "send-stream", "-q", "probe", "x").code:
+        pytest.skip("the embedded broker has no streams yet")
     return shell
 
 
@@ -79,6 +82,17 @@ def test_headers_and_properties_come_back(shell: Shell) -> None:
     _, copied, by_amqp = map(json.loads, shell.run(*read, "3").stdout.splitlines())
     assert (copied["body"], copied["headers"]["retries"]) == ("body", 3)
     assert (by_amqp["body"], by_amqp["headers"]["by"], by_amqp["routing_key"]) == ("over AMQP", "amqp", "s")
+
+
+def test_over_amqp(shell: Shell) -> None:
+    """`receive` starts where it is told to, and prints what the stream protocol shows, too."""
+    shell.run("mqtool", "send-stream", "-l", "-q", "s", "-H", "who=ann", stdin=numbers(0, 499))
+    read = ("mqtool", "receive", "-q", "s", "--queue-type", "stream", "--offset")
+    assert shell.run(*read, "first", "--raw", "-c", "500").stdout == numbers(0, 499)
+    one = json.loads(shell.run(*read, "42", "--json", "-c", "1").stdout)
+    assert (one["body"], one["headers"]) == ("42", {"who": "ann", "x-stream-offset": 42})
+    assert shell.run(*read, "1h", "-c", "1", "--raw").stdout == "0\n"
+    assert shell.run(*read, "499", "--raw", "--idle-timeout", "500ms").stdout == "499\n"
 
 
 def test_a_reader_goes_on_where_it_stopped(shell: Shell) -> None:
@@ -176,3 +190,42 @@ def test_a_message_that_is_too_large_is_kept(shell: Shell) -> None:
     assert "2 confirmed, 1 nacked" in sent.stderr
     assert json.loads((shell.directory / "failed").read_text())["body"] == large
     assert shell.run("mqtool", "receive-stream", "-q", "s", "--raw", "-c", "2").stdout == "one\nthree\n"
+
+
+def test_a_lost_connection_is_made_good(shell: Shell, broker: TestBroker) -> None:
+    """A reader goes on behind the last message; a sender publishes again what is not confirmed."""
+    target = urlsplit(broker.streams)
+    with Proxy(target.port or 0) as proxy:
+        shell.environment["MQTOOL_STREAM_PORT"] = str(proxy.port)
+        reader = shell.start("mqtool", "receive-stream", "-q", "s", "--raw", "--track", "me").wait_until_ready()
+        sender = shell.start("mqtool", "send-stream", "-l", "-q", "s", stdin=subprocess.PIPE)
+        assert sender.process.stdin is not None
+        for number in range(4):
+            sender.process.stdin.write(f"{number}\n".encode())
+            sender.process.stdin.flush()
+            reader.wait_for_stdout(f"{number}\n")
+            proxy.cut()
+        sender.process.stdin.close()
+        assert sender.wait().code == 0
+        assert "4 confirmed" in sender.stderr
+        assert "lost the connection to" in sender.stderr
+        wait_until(lambda: reader.stderr.count("connected again to") == 4, reader.stderr)
+        assert reader.interrupt().wait().code == 0
+        assert list(dict.fromkeys(reader.stdout.split())) == ["0", "1", "2", "3"]
+        assert shell.run("mqtool", "offset", "show", "s", "me").code == 0
+
+
+def test_a_stream_that_is_deleted_ends_its_readers(shell: Shell) -> None:
+    """And its senders; neither makes another of the same name."""
+    reader = shell.start("mqtool", "receive-stream", "-q", "s", "--raw").wait_until_ready()
+    sender = shell.start("mqtool", "send-stream", "-l", "-q", "s", stdin=subprocess.PIPE)
+    assert sender.process.stdin is not None
+    sender.process.stdin.write(b"one\n")
+    sender.process.stdin.flush()
+    reader.wait_for_stdout("one\n")
+    shell.run("mqtool", "queue", "delete", "s", "--yes")
+    for running in (reader, sender):
+        ended = running.wait()
+        assert ended.code == 69
+        assert "stream 's'" in ended.stderr
+    assert shell.run("mqtool", "offset", "show", "s", "me").code == 69

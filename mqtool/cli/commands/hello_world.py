@@ -1,12 +1,14 @@
 """mqtool send, mqtool receive."""
 
 from collections.abc import Iterable, Iterator
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, Any
 
 import typer
 
 from mqtool.amqp import Channel
 from mqtool.cli.options import (
+    OFFSET,
     Broker,
     OutputFile,
     Publishing,
@@ -59,11 +61,19 @@ def send(
 
 @app.command(epilog="mqtool receive\nmqtool receive --raw -o app.log\nmqtool receive --json | mqtool send --json -q b")
 @takes_groups
-def receive(queue: UsedQueueOptions, receiving: Receiving, broker: Broker, into: OutputFile = None) -> None:
+def receive(
+    queue: UsedQueueOptions,
+    receiving: Receiving,
+    broker: Broker,
+    offset: Annotated[
+        Any | None, typer.Option(help="Start, in a stream", rich_help_panel="Receiving", **OFFSET)
+    ] = None,
+    into: OutputFile = None,
+) -> None:
     """Receive messages from a queue (tutorial 1)."""
 
     def consumer(channel: Channel) -> Iterator[Delivery]:
         target = checked(queue.of(broker.names.hello), queue, channel, broker)
-        return hello_world.receive(channel, target, receiving.settings())
+        return hello_world.receive(channel, target, replace(receiving.settings(), offset=offset))
 
     print_deliveries(receiving, broker, consumer, broker.lines.received, into=into)

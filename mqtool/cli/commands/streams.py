@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mqtool.cli.access import Access
-from mqtool.cli.options import Broker, OutputFile, Publishing, Receiving, takes_groups_but
-from mqtool.cli.options.streams import OFFSET, DialectOfStreams, StreamOptions
+from mqtool.cli.options import OFFSET, Broker, OutputFile, Publishing, Receiving, takes_groups_but
+from mqtool.cli.options.streams import DialectOfStreams, StreamOptions
 from mqtool.cli.pipe.publishing import publish_to_stream
 from mqtool.cli.pipe.receiving import print_deliveries
 from mqtool.message import Delivery, Message, Receipt

@@ -17,6 +17,7 @@ from mqtool.cli.options.topology import (
 from mqtool.cli.options.values import (
     CONFIRM_TIMEOUT,
     DURATION,
+    OFFSET,
     TIME_LIMIT,
     ConfirmTimeout,
     Match,

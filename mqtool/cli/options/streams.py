@@ -8,7 +8,6 @@ import typer
 from mqtool.cli.options.groups import in_panel
 from mqtool.cli.options.values import argument_option
 from mqtool.errors import UsageError
-from mqtool.offsets import parse_offset
 from mqtool.topology import Stream
 from mqtool.tutorials.stream_dialects import StreamDialect
 
@@ -20,16 +19,6 @@ def _dialect(text: str) -> StreamDialect:
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not one of {', '.join(StreamDialect)}") from None
 
-
-def _offset(text: str) -> Any:
-    try:
-        return parse_offset(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-#: For --offset.
-OFFSET = dict[str, Any](parser=_offset, metavar="OFFSET")
 
 DialectOfStreams = Annotated[
     Any | None,

@@ -83,6 +83,17 @@ def argument_option(about: str) -> Any:
     return typer.Option("--argument", parser=argument, metavar="KEY=VALUE", help=about)
 
 
+def _offset(text: str) -> Any:
+    from mqtool.offsets import parse_offset
+
+    try:
+        return parse_offset(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+#: For an option that takes a place in a stream.
+OFFSET = dict[str, Any](parser=_offset, metavar="OFFSET")
 #: For an option that takes a duration, and for one that takes a duration other than 0.
 DURATION = dict[str, Any](parser=duration_or_seconds, metavar="DURATION")
 TIME_LIMIT = dict[str, Any](parser=time_limit, metavar="DURATION")
