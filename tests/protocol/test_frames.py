@@ -179,6 +179,16 @@ def test_a_closed_channel_ignores_what_was_under_way(amqp_url: str) -> None:
         client.expect(commands.Channel.OpenOk)
 
 
+def test_who_closes_the_socket(amqp_url: str) -> None:
+    """The client that has closed the connection: the broker agrees, and waits."""
+    with RawClient(amqp_url) as client:
+        client.send(commands.Connection.Close(reply_code=200, class_id=0, method_id=0), 0)
+        client.expect(commands.Connection.CloseOk)
+        client.socket.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            client.socket.recv(1)
+
+
 def test_amqplain(amqp_url: str) -> None:
     """The other way to log in: a table without its length."""
     with RawClient(amqp_url, opened=False) as client:

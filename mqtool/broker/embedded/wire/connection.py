@@ -37,6 +37,7 @@ log = logging.getLogger("mqtool.broker.embedded")
 
 HANDSHAKE_SECONDS = 10.0
 CLOSING_SECONDS = 5.0
+CLOSED_SECONDS = 30.0
 
 
 class Connection(FrameStream):
@@ -269,9 +270,13 @@ class Connection(FrameStream):
                 )
 
     def _close_received(self) -> None:
+        """Agree, and leave the socket to the client to close: who reads an end too early takes it for a failure."""
         self._shut()
         self.send(commands.Connection.CloseOk)
-        self.hang_up()
+        self.state = "closed"
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = self._loop.call_later(CLOSED_SECONDS, self.transport.abort)
 
     def force_close(self, reason: str) -> None:
         """Close it with 320 CONNECTION_FORCED."""
