@@ -57,10 +57,14 @@ def purge(channel: Channel, queue: str) -> int:
 
 def close(channel: Channel) -> None:
     """Close a channel, with its consumers: what was not acknowledged returns to its queue."""
+
+    def leave() -> None:  # after the acknowledgements that wait, which closing() sends
+        left = channel.link.requests.leave()
+        if left is not None and left.is_open:
+            left.close()
+
     channel.closing()
-    left = channel.link.requests.leave()
-    if left is not None:
-        channel.connection.io.run(lambda: left.close() if left.is_open else None)
+    channel.connection.io.run(leave)
 
 
 def delete_exchange(channel: Channel, name: str, *, if_unused: bool = False) -> None:

@@ -63,6 +63,7 @@ COMMANDS = {
     "definitions": ("definitions", _MANAGE),
     "plugin": ("plugins", _MANAGE),
     "move": ("move", _MESSAGES),
+    "delayed": ("delayed", _MESSAGES),
     "dlq": ("dead_letters", _FAILURES),
     "reconcile": ("reconcile", _FAILURES),
     "drill": ("drill", _FAILURES),

@@ -16,7 +16,7 @@ is looked at first, alone.
 import re
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, auto
@@ -123,70 +123,92 @@ def peek(channel: Channel, queue: str, kind: Kind, most: int | None = None) -> G
         Unavailable: the broker gives us none, although there are some.
         MqtoolError: the queue would drop the message at its head if it came back once more, or twice.
     """
-    ready = channel.depth_of(queue)
-    wanted = ready if most is None else min(most, ready)
     if kind.how is How.GET:
-        yield from islice(iter(lambda: channel.get(queue), None), wanted)
+        ready = channel.depth_of(queue)
+        yield from islice(iter(lambda: channel.get(queue), None), ready if most is None else min(most, ready))
         return
-    lots = _Lots(channel, queue, ready)
+    with looking(channel, queue, kind) as look:
+        yield from look.messages(most)
+
+
+@contextmanager
+def looking(channel: Channel, queue: str, kind: Kind) -> Iterator["Look"]:
+    """A look into a queue, which can also remove messages; at the end, the others are given back."""
+    look = Look(channel, queue, kind)
     try:
-        if kind.limit is not None:
-            for head in lots.take(1):
-                lots.check_head(head, kind.limit)
-                yield head
-        while lots.count < wanted and lots.goes_on:
-            yield from lots.take(wanted - lots.count)
-        if not lots.count and (left := channel.depth_of(queue)):
-            raise Unavailable(
-                f"{queue!r} has {left:,} ready messages, but the broker delivers none of them",
-                "its single active consumer gets them, or one with a higher priority",
-            )
+        yield look
     finally:
         if kind.how is How.IN_TURN:
-            lots.finish_line()
-        lots.give_back()
+            look.finish_line()
+        look.give_back()
 
 
-class _Lots:
-    """The messages that are held, each lot by a consumer on a channel of its own.
+class Look:
+    """The messages of a queue, each lot held by a consumer on a channel of its own.
 
     Attributes:
         count: how many were yielded.
-        goes_on: whether there may be more.
     """
 
-    def __init__(self, channel: Channel, queue: str, ready: int) -> None:
+    def __init__(self, channel: Channel, queue: str, kind: Kind) -> None:
         self.count = 0
-        self.goes_on = ready > 0
         self._channel = channel
         self._queue = queue
-        self._ready = ready
+        self._limit = kind.limit
+        self._ready = channel.depth_of(queue)
+        self._goes_on = self._ready > 0
         self._octets = 0
         self._newest: Delivery | None = None
-        self._channels: list[Channel] = []
+        self._held: dict[Channel, int] = {}
+        self._removed: list[tuple[Channel, Delivery]] = []
         self._on_their_way: Iterator[Delivery] = iter(())
 
-    def take(self, most: int) -> Iterator[Delivery]:
+    def messages(self, most: int | None = None) -> Iterator[Delivery]:
+        """Yield them, oldest first. Raises as peek() does."""
+        wanted = self._ready if most is None else min(most, self._ready)
+        if self._limit is not None:
+            for head in self._take(1):
+                self._check_head(head, self._limit)
+                yield head
+        while self.count < wanted and self._goes_on:
+            yield from self._take(wanted - self.count)
+        if not self.count and (left := self._channel.depth_of(self._queue)):
+            raise Unavailable(
+                f"{self._queue!r} has {left:,} ready messages, but the broker delivers none of them",
+                "its single active consumer gets them, or one with a higher priority",
+            )
+
+    def remove(self, delivery: Delivery) -> None:
+        """Have the latest delivery removed at the end, instead of given back."""
+        self._removed.append((self._newest_channel, delivery))
+        self._held[self._newest_channel] -= 1
+
+    @property
+    def _newest_channel(self) -> Channel:
+        return next(reversed(self._held))
+
+    def _take(self, most: int) -> Iterator[Delivery]:
         """Yield up to this many more; all that one lot may hold."""
         fits = _LOT // (self._octets // self.count) if self.count else _FIRST
         size = max(1, min(most, self._ready - self.count, fits, AT_ONCE))
         channel, last = self._channel.connection.channel(), self.count + size
-        self._channels.append(channel)
+        self._held[channel] = 0
         # One more than can come: at the count, the consumer would be cancelled.
         receiving = Receiving(size, acknowledge=False, count=size + 1, idle_timeout=_PATIENCE)
         self._on_their_way = islice(channel.consume(Queue(self._queue), receiving), size)
         yield from self._rest()
-        self.goes_on = last == self.count
+        self._goes_on = last == self.count
 
     def _rest(self) -> Iterator[Delivery]:
         with suppress(TimedOut):  # others have got them
             for delivery in self._on_their_way:
                 self.count += 1
+                self._held[self._newest_channel] += 1
                 self._octets += len(delivery.body) + _OVERHEAD
                 self._newest = delivery
                 yield delivery
 
-    def check_head(self, head: Delivery, limit: int) -> None:
+    def _check_head(self, head: Delivery, limit: int) -> None:
         """Check that the queue would not drop the message at its head.
 
         Raises:
@@ -204,8 +226,8 @@ class _Lots:
                 hint,
             )
         move(self._channel, Move(head, _anew(head, self._queue)))
-        self._channels[-1].stop()  # else the next message would come in its place, which may be as close to its end
-        self._channels[-1].acknowledge(head)
+        self._newest_channel.stop()  # else the next message would come in its place, which may be as close to its end
+        self._newest_channel.acknowledge(head)
         raise MqtoolError(
             f"{name_of(head)} has come back {count} times, the limit of {self._queue!r}, which would have dropped it: "
             "it is now at the end of the queue",
@@ -218,17 +240,19 @@ class _Lots:
             lot = self._rest()
             while self._newest is not None and self._newest.redelivered:
                 if next(lot, None) is None:
-                    if not self.goes_on or self.count == self._ready:
+                    if not self._goes_on or self.count == self._ready:
                         return
-                    lot = self.take(AT_ONCE)
+                    lot = self._take(AT_ONCE)
 
     def give_back(self) -> None:
-        """Give all back, in order."""
+        """Give all back, in order, but for those to remove."""
         with suppress(MqtoolError):
-            for channel in self._channels:
+            for channel, held in self._held.items():
                 ready = self._channel.depth_of(self._queue)
+                for _, delivery in filter(lambda removed: removed[0] is channel, self._removed):
+                    channel.acknowledge(delivery)
                 administration.close(channel)
-                if channel is not self._channels[-1]:
+                if held and channel is not self._newest_channel:
                     self._wait_for_more_than(ready)
 
     def _wait_for_more_than(self, ready: int) -> None:

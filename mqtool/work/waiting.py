@@ -1,0 +1,102 @@
+"""What waits at the broker until it is due: to look at, to cancel, to deliver at once."""
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from typing import NamedTuple
+
+from mqtool import management
+from mqtool.amqp import Channel
+from mqtool.delays.waiting import WaitQueue, wait_queue_of
+from mqtool.errors import NotFound
+from mqtool.management import Management
+from mqtool.message import Delivery, Message
+from mqtool.topology import DELAYED
+from mqtool.work import peeking
+from mqtool.work.moving import Move, move
+
+
+class Waiting(NamedTuple):
+    """A message that waits; as it is now, and as it will arrive."""
+
+    queue: WaitQueue
+    delivery: Delivery
+    message: Message
+
+
+Choice = Callable[[Waiting], bool]
+
+
+class WaitingMessages:
+    """The messages that wait in a virtual host.
+
+    Args:
+        channel: without reconnection: what was held would come again.
+    """
+
+    def __init__(self, channel: Channel, api: Management, vhost: str) -> None:
+        self._channel = channel
+        self._api = api
+        self._vhost = vhost
+
+    def queues(self) -> Iterator[tuple[WaitQueue, int]]:
+        """Yield the wait queues that hold messages, and how many.
+
+        Raises:
+            Unavailable, AccessRefused: the management API does not answer.
+        """
+        for view in management.queues(self._api, self._vhost, ("name", "arguments")):
+            queue = wait_queue_of(view)
+            if queue is not None and (count := self._depth(queue.name)):
+                yield queue, count
+
+    def exchanges(self) -> Iterator[tuple[str, int]]:
+        """Yield the plugin's exchanges that hold messages, and how many. They show no more. Raises as queues() does."""
+        for view in management.exchanges(self._api, self._vhost, ("name", "type", "messages_delayed")):
+            if view["type"] == DELAYED and (count := view.get("messages_delayed")):
+                yield view["name"], count
+
+    def messages(self, to: str | None = None) -> Generator[Waiting]:
+        """Yield those in wait queues, the shortest wait first, and leave them there. Close it to give them back.
+
+        Args:
+            to: only those for this queue or exchange.
+        """
+        for queue in self._queues_for(to):
+            with closing(peeking.peek(self._channel, queue.name, self._kind(queue))) as deliveries:
+                for delivery in deliveries:
+                    yield Waiting(queue, delivery, queue.original(delivery))
+
+    def cancel(self, chosen: Choice) -> Generator[Waiting]:
+        """Remove messages for good, once their queue has been looked through; yield each before that."""
+        for queue in self._queues_for(None):
+            with peeking.looking(self._channel, queue.name, self._kind(queue)) as look:
+                for delivery in look.messages():
+                    waiting = Waiting(queue, delivery, queue.original(delivery))
+                    if chosen(waiting):
+                        look.remove(delivery)
+                        yield waiting
+
+    def deliver(self, chosen: Choice) -> Generator[Waiting]:
+        """Publish messages to where they would go when they are due, and remove them; yield each.
+
+        Raises:
+            NotMoved: one was not taken there; it goes on waiting.
+        """
+        yield from self.cancel(lambda waiting: chosen(waiting) and self._delivered(waiting))
+
+    def _delivered(self, waiting: Waiting) -> bool:
+        move(self._channel, Move(waiting.delivery, waiting.message))
+        return True
+
+    def _queues_for(self, to: str | None) -> list[WaitQueue]:
+        found = [queue for queue, _ in self.queues() if to is None or queue.to == to]
+        return sorted(found, key=lambda queue: (queue.seconds, queue.name))
+
+    def _kind(self, queue: WaitQueue) -> peeking.Kind:
+        return peeking.kind_of(self._channel, queue.name, self._api, self._vhost)
+
+    def _depth(self, queue: str) -> int:
+        try:
+            return self._channel.depth_of(queue)
+        except NotFound:  # it has just expired
+            return 0

@@ -1,0 +1,109 @@
+"""What waits at the broker: listed, shown, cancelled, delivered before it is due."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.brokers import TestBroker
+from tests.cli.shell import Shell, wait_until
+from tests.cli.test_exec import depth
+
+
+class Waiting:
+    """Four delayed messages, for a queue and for an exchange, and a retry."""
+
+    def __init__(self, shell: Shell, broker: TestBroker) -> None:
+        self.shell, self.broker = shell, broker
+        shell.run("mqtool", "queue", "declare", "jobs")
+        shell.run("mqtool", "exchange", "declare", "logs", "topic")
+        shell.run("mqtool", "queue", "declare", "errors")
+        shell.run("mqtool", "bind", "logs", "errors", "*.error")
+        for name, tenant, delay in (("m-1", "a", "1h"), ("m-2", "b", "1h"), ("m-3", "a", "2h")):
+            sent = ("mqtool", "send", "-r", "jobs", "--via", "ttl", "--delay", delay, "-H", f"tenant={tenant}")
+            assert shell.run(*sent, "--property", f"message-id={name}", f"body of {name}").code == 0
+        sent = ("mqtool", "emit-log", "topic", "kern.error", "-e", "logs", "--via", "ttl", "--delay", "1h")
+        assert shell.run(*sent, "--property", "message-id=m-4", "to logs").code == 0
+
+    def run(self, *words: str, code: int = 0) -> Any:
+        result = self.shell.run("mqtool", "delayed", *words, "--management", self.broker.management)
+        assert result.code == code, result.stderr
+        return result
+
+    def shown(self, *words: str) -> list[str]:
+        """The ids of those that wait."""
+        lines = self.run("show", "--json", *words).stdout.splitlines()
+        return [json.loads(line)["properties"]["message_id"] for line in lines]
+
+
+@pytest.fixture
+def waiting(shell: Shell, broker: TestBroker) -> Waiting:
+    return Waiting(shell, broker)
+
+
+def test_ls_and_show(waiting: Waiting) -> None:
+    """How many, where to and how long; each with its body and when it is due; retries as well. Nothing is taken."""
+    waiting.shell.run("mqtool", "send", "-r", "jobs", "--property", "message-id=m-5", "fails")
+    failing = ("mqtool", "worker", "-q", "jobs", "-c", "1", "--backoff", "2m", "--exec", "false")
+    assert waiting.shell.run(*failing).code == 0
+    rows = sorted(line.split("\t") for line in waiting.run("ls").stdout.splitlines())
+    assert [row[:2] + row[3:4] for row in rows] == [
+        ["jobs", "delay", "2"],
+        ["jobs", "delay", "1"],
+        ["jobs", "retry", "1"],
+        ["logs", "delay", "1"],
+    ]
+    assert rows[2][2] == "2m"
+
+    for _ in range(2):
+        assert waiting.shown() == ["m-5", "m-1", "m-2", "m-4", "m-3"]
+    assert waiting.shown("logs") == ["m-4"]
+    assert waiting.shown("--where", "headers.tenant=a and routing_key=jobs") == ["m-1", "m-3"]
+    first = waiting.run("show", "jobs").stdout.splitlines()
+    assert first[0] == "m-5: within 2m, to jobs: fails"
+    assert first[1].startswith("m-1: at 20")
+    assert first[1].endswith(", to jobs: body of m-1")
+    line = json.loads(waiting.run("show", "logs", "--json").stdout)
+    assert (line["exchange"], line["routing_key"], line["body"]) == ("logs", "kern.error", "to logs")
+    assert "at" in line
+
+
+def test_cancel(waiting: Waiting) -> None:
+    """By id, or by a condition; the others go on waiting. Without --yes, nothing is deleted."""
+    waiting.run("cancel", "m-1", code=2)
+    waiting.run("cancel", "--yes", code=2)
+    assert "1 cancelled" in waiting.run("cancel", "m-1", "--yes").stderr
+    assert waiting.shown("jobs") == ["m-2", "m-3"]
+    assert "no message 'm-1' waits" in waiting.run("cancel", "m-1", "m-2", "--yes", code=3).stderr
+    waiting.run("cancel", "--where", "headers.tenant=a", "--yes")
+    assert waiting.shown() == ["m-4"]
+
+
+def test_now(waiting: Waiting) -> None:
+    """It arrives as if it had been due: through its exchange, with its key; and does not come again, or expire."""
+    assert "2 delivered" in waiting.run("now", "m-4", "m-2").stderr
+    assert sorted(waiting.shown()) == ["m-1", "m-3"]
+    wait_until(lambda: depth(waiting.broker, "errors") == 1, "the log message")
+    came = waiting.shell.run("mqtool", "receive", "-q", "errors", "-c", "1", "--json").stdout
+    line = json.loads(came)
+    assert (line["exchange"], line["routing_key"], line["body"]) == ("logs", "kern.error", "to logs")
+    assert "expiration" not in line["properties"]
+    assert waiting.shell.run("mqtool", "receive", "-q", "jobs", "-c", "1", "--raw").stdout == "body of m-2\n"
+
+
+def test_what_is_not_taken_goes_on_waiting(waiting: Waiting) -> None:
+    """Its queue is gone: it is not lost with an early delivery."""
+    waiting.shell.run("mqtool", "queue", "delete", "jobs", "--yes")
+    assert "was not taken" in waiting.run("now", "m-1", code=75).stderr
+    assert waiting.shown("jobs") == ["m-1", "m-2", "m-3"]
+
+
+@pytest.mark.parametrize("broker", ["embedded"], indirect=True)
+def test_the_plugin_shows_a_number(shell: Shell, broker: TestBroker) -> None:
+    """And no message; it says so."""
+    shell.run("mqtool", "send-delayed", "--delay", "1h", "later")
+    found = shell.run("mqtool", "delayed", "ls", "--management", broker.management)
+    assert found.stdout.split("\t")[1:4] == ["plugin", "", "1"]
+    shown = shell.run("mqtool", "delayed", "show", "--management", broker.management)
+    assert shown.stdout == ""
+    assert "1 wait in exchange 'delay_exchange': the plugin does not show them" in shown.stderr
