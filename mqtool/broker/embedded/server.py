@@ -141,13 +141,14 @@ class Server:
         from mqtool.broker.embedded.store.storage import Storage
 
         storage = Storage(settings.data_dir)
-        self.damage = storage.damage
-        if self.damage is not None:
-            log.error("%s", self.damage)
         broker = self._broker(storage)
         storage.when_failed = broker.disk_failed
         storage.when_recovered = lambda: broker.clear_alarm("disk")
-        if not recover(broker, storage):
+        is_new = not recover(broker, storage)
+        self.damage = storage.damage
+        if self.damage is not None:
+            log.error("%s", self.damage)
+        if is_new:
             broker.create_defaults()
         return broker
 

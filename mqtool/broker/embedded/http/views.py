@@ -48,7 +48,7 @@ def queue(queue: Queue, rates: Rates) -> Json:
     ready, unacked = len(queue), queue.unacked
     owner = queue.owner
     consumers = list(queue.consumers)
-    return {
+    view: Json = {
         "name": queue.name,
         "vhost": queue.vhost,
         "type": queue.kind,
@@ -74,6 +74,10 @@ def queue(queue: Queue, rates: Rates) -> Json:
         "message_bytes_unacknowledged": queue.unacked_bytes,
         "message_stats": rates.of(queue.traffic),
     }
+    if queue.kind == "stream":
+        view = {name: value for name, value in view.items() if not name.startswith("message_bytes")}
+        view |= {"leader": NODE, "members": [NODE], "online": [NODE], "readers": {NODE: len(consumers)}}
+    return view
 
 
 def exchange(vhost: VirtualHost, exchange: Exchange, rates: Rates) -> Json:

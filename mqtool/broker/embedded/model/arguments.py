@@ -2,10 +2,16 @@
 
 from collections.abc import Callable
 
-from mqtool.broker.embedded.model.errors import COMMAND_INVALID, ConnectionException, precondition_failed
+from mqtool.broker.embedded.model.errors import (
+    COMMAND_INVALID,
+    NOT_IMPLEMENTED,
+    ConnectionException,
+    precondition_failed,
+)
 from mqtool.broker.embedded.model.exchange import DELAYED, TYPES, Exchange
+from mqtool.broker.embedded.model.options import OFFSET, interval
 from mqtool.broker.embedded.model.queue import MAX_PRIORITY, Queue
-from mqtool.routing.field_table import Table, Value, is_integer, type_name
+from mqtool.routing.field_table import Table, Timestamp, Value, is_integer, type_name
 
 # Ten years in milliseconds: Erlang's timers, and so RabbitMQ, take no more.
 MAX_EXPIRY = 315_360_000_000
@@ -69,11 +75,14 @@ def _dead_letter_key(value: Value, table: Table) -> str | None:
     return None if "x-dead-letter-exchange" in table else "routing_key_but_no_dlx_defined"
 
 
-def _dead_letter_strategy(value: Value, table: Table) -> str | None:
-    # A classic queue does not support the argument at all: check_queue says so.
-    if table.get("x-queue-type", "classic") == "classic":
-        return None
-    return _one_of("at-most-once", "at-least-once", otherwise="invalid_dlx_strategy")(value, table)
+def _max_age(value: Value, _: Table) -> str | None:
+    if not isinstance(value, str):
+        return f"{{unacceptable_type,{type_name(value)}}}"
+    return "invalid_max_age" if interval(value) is None else None
+
+
+def _cluster_size(value: Value, _: Table) -> str | None:
+    return "{value_zero,0}" if is_integer(value) and value == 0 else _integer(value)
 
 
 def _queue_version(value: Value, _: Table) -> str | None:
@@ -88,12 +97,12 @@ def _anything(_value: Value, _table: Table) -> None:
 
 
 QUEUE_ARGUMENTS: dict[str, Check] = {
-    "x-queue-type": _one_of("classic", "quorum", otherwise="\"unsupported queue type '{}'\""),
+    "x-queue-type": _one_of("classic", "quorum", "stream", otherwise="\"unsupported queue type '{}'\""),
     "x-expires": _expires,
     "x-message-ttl": _ttl,
     "x-dead-letter-exchange": _anything,
     "x-dead-letter-routing-key": _dead_letter_key,
-    "x-dead-letter-strategy": _dead_letter_strategy,
+    "x-dead-letter-strategy": _one_of("at-most-once", "at-least-once", otherwise="invalid_dlx_strategy"),
     "x-max-length": _count,
     "x-max-length-bytes": _count,
     "x-max-in-memory-length": _count,
@@ -104,8 +113,10 @@ QUEUE_ARGUMENTS: dict[str, Check] = {
     "x-queue-version": _queue_version,
     "x-single-active-consumer": _boolean,
     "x-quorum-initial-group-size": _count,
-    "x-max-age": _anything,
+    "x-max-age": _max_age,
     "x-stream-max-segment-size-bytes": _count,
+    "x-initial-cluster-size": _cluster_size,
+    "x-queue-leader-locator": _one_of("client-local", "random", "least-leaders", otherwise="invalid_queue_locator_arg"),
     "x-delivery-limit": _anything,
 }
 """The arguments that RabbitMQ knows; it accepts any others unchecked."""
@@ -141,8 +152,24 @@ _SUPPORTED = {
         "x-quorum-initial-group-size",
         "x-delivery-limit",
         "x-message-ttl",
+        "x-queue-leader-locator",
+    ),
+    "stream": (
+        "x-max-length-bytes",
+        "x-queue-type",
+        "x-max-age",
+        "x-stream-max-segment-size-bytes",
+        "x-initial-cluster-size",
+        "x-queue-leader-locator",
     ),
 }
+
+_REFUSED_IN_ORDER = {
+    "quorum": ("non-durable", "auto-delete", "exclusive-owner"),
+    "stream": ("auto-delete", "exclusive-owner", "non-durable"),
+}
+
+_MAX_SEGMENT_BYTES = 3_000_000_000
 
 
 def check_queue(
@@ -158,23 +185,35 @@ def check_queue(
     if exchange is not None and not isinstance(exchange, str):
         kind = type_name(exchange)
         raise precondition_failed(f"invalid type '{kind}' for arg 'x-dead-letter-exchange' in {where}")
-    for argument, check in QUEUE_ARGUMENTS.items():
-        if argument in arguments and (wrong := check(arguments[argument], arguments)) is not None:
-            raise precondition_failed(f"invalid arg '{argument}' for {where}: {wrong}")
     kind = str(arguments.get("x-queue-type", "classic"))
+    supported = _SUPPORTED.get(kind, ("x-queue-type",))
+    for argument, check in QUEUE_ARGUMENTS.items():
+        if argument not in arguments or argument not in supported:
+            continue
+        if (wrong := check(arguments[argument], arguments)) is not None:
+            raise precondition_failed(f"invalid arg '{argument}' for {where}: {wrong}")
     for argument in QUEUE_ARGUMENTS:
-        if argument in arguments and argument not in _SUPPORTED[kind]:
+        if argument in arguments and argument not in supported:
             raise precondition_failed(f"invalid arg '{argument}' for {where} of queue type rabbit_{kind}_queue")
-    if kind == "quorum":
-        _check_quorum(where, durable=durable, exclusive=exclusive, auto_delete=auto_delete, server_named=server_named)
+    if kind != "classic":
+        _check_replicated(
+            kind, where, durable=durable, exclusive=exclusive, auto_delete=auto_delete, server_named=server_named
+        )
+    segment = arguments.get("x-stream-max-segment-size-bytes")
+    if isinstance(segment, int) and segment > _MAX_SEGMENT_BYTES:
+        raise precondition_failed("Exceeded max value for x-stream-max-segment-size-bytes")
 
 
-def _check_quorum(where: str, *, durable: bool, exclusive: bool, auto_delete: bool, server_named: bool) -> None:
+def _check_replicated(
+    kind: str, where: str, *, durable: bool, exclusive: bool, auto_delete: bool, server_named: bool
+) -> None:
+    """Check that a quorum queue or a stream is to be shared, and to last."""
     if server_named:
-        raise precondition_failed("Cannot declare a server-named queue for type rabbit_quorum_queue")
-    for wrong, what in ((not durable, "non-durable"), (auto_delete, "auto-delete"), (exclusive, "exclusive-owner")):
-        if wrong:
-            raise precondition_failed(f"invalid property '{what}' for {where}")
+        raise precondition_failed(f"Cannot declare a server-named queue for type rabbit_{kind}_queue")
+    refused = {"non-durable": not durable, "auto-delete": auto_delete, "exclusive-owner": exclusive}
+    first = next((what for what in _REFUSED_IN_ORDER[kind] if refused[what]), None)
+    if first is not None:
+        raise precondition_failed(f"invalid property '{first}' for {where}")
 
 
 def check_equivalent_queue(queue: Queue, arguments: Table, *, durable: bool, auto_delete: bool) -> None:
@@ -291,17 +330,38 @@ CONSUMER_ARGUMENTS: dict[str, Check] = {
 }
 
 
-def check_consumer(queue: Queue, arguments: Table) -> None:
-    """Check the arguments of a basic.consume.
+def check_consumer(queue: Queue, arguments: Table, *, prefetch: int, no_ack: bool) -> None:
+    """Check a basic.consume.
 
     Raises:
         ChannelException: 406.
+        ConnectionException: 540, a stream without acknowledgements.
     """
+    where = f"queue '{queue.name}' in vhost '{queue.vhost}'"
+    is_stream = queue.kind == "stream"
+    for argument in CONSUMER_ARGUMENTS if is_stream else (OFFSET,):
+        if argument in arguments:
+            raise precondition_failed(f"invalid arg '{argument}' for {where} of queue type rabbit_{queue.kind}_queue")
     for argument, check in CONSUMER_ARGUMENTS.items():
         if argument in arguments and (wrong := check(arguments[argument], arguments)) is not None:
-            raise precondition_failed(
-                f"invalid arg '{argument}' for queue '{queue.name}' in vhost '{queue.vhost}': {wrong}"
-            )
+            raise precondition_failed(f"invalid arg '{argument}' for {where}: {wrong}")
+    if not is_stream:
+        return
+    if not prefetch:
+        raise precondition_failed(f"consumer prefetch count is not set for '{where}'")
+    if no_ack:
+        raise ConnectionException(NOT_IMPLEMENTED, f"automatic acknowledgement not supported by stream queues {where}")
+    if not _is_offset(arguments.get(OFFSET)):
+        value = arguments[OFFSET]
+        wrong = f'{{invalid_stream_offset_arg,{{{type_name(value)},<<"{_printed(value)}">>}}}}'
+        raise precondition_failed(f"invalid arg '{OFFSET}' for {where}: {wrong}")
+
+
+def _is_offset(value: Value) -> bool:
+    """Whether a consumer of a stream can begin there."""
+    if isinstance(value, str):
+        return value in ("first", "last", "next") or interval(value) is not None
+    return value is None or is_integer(value) or isinstance(value, Timestamp)
 
 
 def check_headers_binding(arguments: Table) -> None:

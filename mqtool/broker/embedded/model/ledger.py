@@ -1,7 +1,7 @@
 """The account of what queues hold. In this simplest form nothing is written down (`--in-memory`)."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.shelf import MemoryShelf, Shelf
@@ -42,7 +42,10 @@ class Ledger:
         held_bytes: what the messages in all queues take.
         when_changed: called with held_bytes after each change.
         group: the number of the group that goes to the disk next; all in it get there together.
+        on_disk: whether there is a disk.
     """
+
+    on_disk: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.held_bytes = 0
@@ -105,9 +108,8 @@ class Ledger:
         self.held_bytes += by
         self.when_changed(self.held_bytes)
 
-    def write_log(self, log: Log) -> bool:  # noqa: ARG002
-        """Write what a log has to write with the next group; False if it is to do that by itself."""
-        return False
+    def write_log(self, log: Log) -> None:
+        """Write what a log has to write with the next group."""
 
     # -- the end
 

@@ -166,6 +166,20 @@ class ContentHeader:
         """Return the header for a body of this many bytes."""
         return cls(struct.pack(">HHQ", BASIC_CLASS, 0, body_size) + properties.encode())
 
+    @classmethod
+    def unread(cls, properties: bytes, body_size: int) -> Self:
+        """Return the header with these encoded properties, which are not decoded unless somebody asks for them."""
+        header = cls.__new__(cls)
+        header.raw = struct.pack(">HHQ", BASIC_CLASS, 0, body_size) + properties
+        header.class_id, header.body_size = BASIC_CLASS, body_size
+        return header
+
+    def __getattr__(self, name: str) -> Properties:
+        if name != "properties":
+            raise AttributeError(name)
+        self.properties = Properties(self.raw, 12)
+        return self.properties
+
 
 # Publishers repeat the same few headers and addresses: parsing one costs ten times as much as looking it up.
 _parse_small_header = lru_cache(maxsize=2048)(ContentHeader)

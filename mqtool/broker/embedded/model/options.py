@@ -1,8 +1,21 @@
 """What the arguments of a queue ask for."""
 
+import re
 from dataclasses import dataclass
 
 from mqtool.routing.field_table import Table
+
+OFFSET = "x-stream-offset"
+"""Where a consumer of a stream begins, and a header of what it gets."""
+
+_INTERVAL = re.compile(r"0*([1-9][0-9]*)([YMDhms])")
+_SECONDS = {"Y": 365 * 86_400, "M": 30 * 86_400, "D": 86_400, "h": 3_600, "m": 60, "s": 1}
+
+
+def interval(text: str) -> int | None:
+    """Return the milliseconds in an interval such as 7D or 5m; None if it is not one."""
+    found = _INTERVAL.fullmatch(text)
+    return None if found is None else int(found[1]) * _SECONDS[found[2]] * 1000
 
 
 @dataclass
@@ -19,6 +32,8 @@ class Options:
     max_priority: int | None = None
     single_active: bool = False
     delivery_limit: int | None = None
+    max_age: int | None = None
+    segment_bytes: int | None = None
 
     @classmethod
     def of(cls, arguments: Table) -> "Options":
@@ -43,6 +58,8 @@ class Options:
             max_priority=integer("x-max-priority"),
             single_active=arguments.get("x-single-active-consumer") is True,
             delivery_limit=integer("x-delivery-limit"),
+            max_age=interval(string("x-max-age") or ""),
+            segment_bytes=integer("x-stream-max-segment-size-bytes"),
         )
 
     def exceeded(self, messages: int, size: int) -> bool:

@@ -124,6 +124,8 @@ class StreamLog:
         last = self._segments[-1] = Segment(segment.base, segment.octets)
         end = last.base
         for header, tracking in sound_chunks(segment.octets) if size else ():
+            if header.offset != end:
+                break
             last.add(header)
             end = header.offset + header.records
             self.publishing_ids |= tracking.publishing_ids
@@ -211,7 +213,9 @@ class StreamLog:
         if self._is_due or self.deleted:
             return
         self._is_due = True
-        if not self._ledger.write_log(self):
+        if self._ledger.on_disk:
+            self._ledger.write_log(self)
+        else:
             self._clock.call_later(0, self._write_at_once)
 
     def _write_at_once(self) -> None:

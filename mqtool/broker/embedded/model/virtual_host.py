@@ -60,6 +60,13 @@ def carbon_copies(headers: Table) -> list[str]:
     return [key for keys in lists if isinstance(keys, list) for key in keys if isinstance(key, str)]
 
 
+def _stream_type() -> type[Queue]:
+    # Imported here: most brokers have no streams.
+    from mqtool.broker.embedded.model.stream_queue import Stream
+
+    return Stream
+
+
 class VirtualHost:
     """A name space of exchanges and queues.
 
@@ -115,7 +122,8 @@ class VirtualHost:
         Raises:
             ConnectionException: 506, the disk does not take it; then there is no such queue.
         """
-        queue = Queue(
+        kind = _stream_type() if arguments.get("x-queue-type") == "stream" else Queue
+        queue = kind(
             name,
             self.name,
             self._clock,
@@ -141,10 +149,10 @@ class VirtualHost:
         del self.queues[queue.name]
         for link in list(queue.inbound):
             self._unlink(link)
-        count = queue.delete()
+        # First, since this waits for what is being written: the files of a stream, too.
         if queue.stored:
             forget_queue(self._ledger, queue)
-        return count
+        return queue.delete()
 
     def bind(self, source: Exchange, destination: Destination, routing_key: str, arguments: Table) -> None:
         """Bind, unless there is such a binding already.

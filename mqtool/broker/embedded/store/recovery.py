@@ -1,6 +1,8 @@
 """Rebuild a broker from what is stored."""
 
 import logging
+import shutil
+from collections.abc import Collection
 from typing import Any
 
 from mqtool.broker.embedded.model.broker import Broker
@@ -8,7 +10,7 @@ from mqtool.broker.embedded.model.exchange import Exchange, Link
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.users import Permissions, User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
-from mqtool.broker.embedded.store.storage import Storage
+from mqtool.broker.embedded.store.storage import STREAMS, Storage
 from mqtool.routing.field_table import Table
 
 log = logging.getLogger("mqtool.broker.embedded")
@@ -45,6 +47,9 @@ def _recover(broker: Broker, storage: Storage) -> bool:
         queue = _queue(broker, value)
         storage.key_used(queue.key)
         holders[queue.key] = queue
+        if queue.kind == "stream":
+            _open_stream(queue, storage)
+    _drop_strange_streams(storage, holders)
     for _, value in storage.definitions("binding"):
         _bind(broker, value)
     _restore(storage, holders)
@@ -85,6 +90,32 @@ def _queue(broker: Broker, value: Table) -> Queue:
         arguments=stored["arguments"],
         key=int(stored["key"]),
     )
+
+
+def _open_stream(queue: Queue, storage: Storage) -> None:
+    """Recover what is in a stream, and note how much of it could not be."""
+    from mqtool.broker.embedded.model.stream_queue import Stream
+
+    assert isinstance(queue, Stream)
+    if queue.log.lost:
+        damage = (
+            f"the last {queue.log.lost} bytes of stream '{queue.name}' could not be read: nothing is lost if the "
+            "broker was killed as it wrote them; else the disk has damaged them. They are kept in the data directory"
+        )
+        storage.damage = damage if storage.damage is None else f"{storage.damage}; {damage}"
+
+
+def _drop_strange_streams(storage: Storage, holders: Collection[int]) -> None:
+    """Delete the files of streams whose deletion was under way, so that no other stream gets them."""
+    directory = storage.directory / STREAMS
+    if not directory.exists():
+        return
+    for key in {int(stream.name) for stream in directory.iterdir()}.difference(holders):
+        if storage.damage is None:
+            shutil.rmtree(directory / str(key))
+        else:
+            # Its definition may be among what is damaged.
+            storage.key_used(key)
 
 
 def _bind(broker: Broker, value: Table) -> None:

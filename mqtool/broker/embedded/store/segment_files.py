@@ -8,7 +8,6 @@ from pathlib import Path
 from mqtool.broker.embedded.model.shelf import Octets
 from mqtool.broker.embedded.store.damage import new_directory
 
-STREAMS = "streams"
 _SUFFIX = ".segment"
 
 

@@ -23,6 +23,9 @@ from mqtool.routing.field_table import Table, decode_table, encode_table
 
 log = logging.getLogger("mqtool.broker.embedded")
 
+STREAMS = "streams"
+"""The directory of the streams in a data directory; each has one of its own in it, with its key for a name."""
+
 # How long an acknowledgement, or a message published without confirm, may wait to be written.
 _UNHURRIED_SECONDS = 0.02
 
@@ -69,6 +72,7 @@ class Storage(Ledger):
         directory: where; made if it does not exist.
 
     Attributes:
+        directory: where.
         damage: what could not be read, in words; None if nothing.
         when_failed: called with the error each time the disk does not take something.
         when_recovered: called when it has taken everything after that.
@@ -77,9 +81,11 @@ class Storage(Ledger):
         OSError: the directory cannot be used, another process is using it, or nothing in it can be read.
     """
 
+    on_disk = True
+
     def __init__(self, directory: Path) -> None:
         super().__init__()
-        self._directory = directory
+        self.directory = directory
         database = open_database(directory)
         self._db = database.db
         self.damage = database.damage
@@ -209,18 +215,17 @@ class Storage(Ledger):
     def shelf(self, holder: int) -> Shelf:
         """Return the place for the log of the stream with this key."""
         # Imported here: most brokers have no streams.
-        from mqtool.broker.embedded.store.segment_files import STREAMS, FileShelf
+        from mqtool.broker.embedded.store.segment_files import FileShelf
 
-        return FileShelf(self._directory / STREAMS / str(holder))
+        return FileShelf(self.directory / STREAMS / str(holder))
 
-    def write_log(self, log: Log) -> bool:
+    def write_log(self, log: Log) -> None:
         """Write what a log has to write with the next group."""
         self._next.logs[log] = None
         if log.is_watched:
             self.after_commit(lambda: None)
         else:
             self._schedule()
-        return True
 
     # -- groups
 

@@ -44,12 +44,14 @@ def consume(channel: Channel, method: Basic.Consume) -> None:
     channel.session.rights.check("read", "queue", name)
     queue = channel.queue(name)
     arguments = table(method.arguments)
-    check_consumer(queue, arguments)
+    check_consumer(queue, arguments, prefetch=deliveries.prefetch, no_ack=method.no_ack)
     if queue.kind == "quorum" and deliveries.global_prefetch:
         raise ConnectionException(
             NOT_IMPLEMENTED, f"queue '{queue.name}' in vhost '{queue.vhost}' does not support global qos"
         )
-    if queue.consumers.exclusive or (method.exclusive and len(queue.consumers)):
+    in_use = queue.consumers.exclusive or (method.exclusive and len(queue.consumers))
+    # Each reader of a stream has a place of its own, so that there is nothing to exclude others from.
+    if in_use and queue.kind != "stream":
         raise access_refused(f"queue '{queue.name}' in vhost '{queue.vhost}' in exclusive use")
     subscription = Subscription(
         deliveries, queue, tag, no_ack=method.no_ack, exclusive=method.exclusive, arguments=arguments

@@ -153,6 +153,8 @@ def _delete(channel: Channel, name: str, *, if_unused: bool, if_empty: bool) -> 
             f"cannot delete queue '{name}' in vhost '{queue.vhost}'. queue.delete operations with {flag} flag set are "
             "not supported by quorum queues",
         )
+    if queue.kind == "stream":
+        return channel.vhost.delete_queue(queue)
     if if_empty and len(queue):
         raise precondition_failed(f"queue '{name}' in vhost '{queue.vhost}' not empty")
     if if_unused and len(queue.consumers):

@@ -1,0 +1,233 @@
+"""Queues of type stream: a log that consumers read at their own places, and that keeps what they have read."""
+
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+
+from mqtool.broker.embedded.model.amqp10 import decode, encode
+from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.model.consumers import Consumer
+from mqtool.broker.embedded.model.errors import NOT_IMPLEMENTED, ConnectionException
+from mqtool.broker.embedded.model.message import ContentHeader, Message, Properties, encode_address
+from mqtool.broker.embedded.model.options import OFFSET, interval
+from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.stream_chunk import Chunk, simple_entry
+from mqtool.broker.embedded.model.stream_log import SEGMENT_BYTES, Retention, StreamLog
+from mqtool.broker.embedded.model.stream_reader import Reader
+from mqtool.routing.field_table import Int64, Timestamp, encode_table
+
+# How the body of a message begins that an AMQP 0-9-1 client has published: up to 255 octets, or more.
+_SHORT_BODY, _LONG_BODY = b"\x00Su\xa0", b"\x00Su\xb0"
+
+
+class Stream(Queue):
+    """A stream. Nothing is taken out of it, so nothing counts as unacknowledged: to acknowledge is to ask for more.
+
+    Attributes:
+        log: what is in it.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._cursors: dict[Consumer, Cursor] = {}
+
+    @cached_property
+    def log(self) -> StreamLog:
+        """What is in it; recovered when first asked for, once the stream has its key."""
+        options = self.options
+        log = StreamLog(
+            self.ledger.shelf(self.key),
+            self.clock,
+            self.ledger,
+            Retention(options.max_length_bytes, options.max_age, options.segment_bytes or SEGMENT_BYTES),
+        )
+        log.watch(self.pump)
+        return log
+
+    def __len__(self) -> int:
+        """The number of messages."""
+        return self.log.end - self.log.first_offset
+
+    def publish(self, message: Message) -> tuple[bool, bool]:
+        """Append a message, persistent or not; returns that it is accepted, and whether it is being stored."""
+        self.traffic.published += 1
+        self.log.append(
+            simple_entry(encode(message.header.properties, message.body, message.exchange, message.routing_key))
+        )
+        return True, self.ledger.on_disk
+
+    # -- consumers
+
+    def add_consumer(self, consumer: Consumer) -> None:
+        """Add a consumer, at the place that its `x-stream-offset` names."""
+        super().add_consumer(consumer)
+        self._cursors[consumer] = Cursor(self, self._place(consumer.arguments.get(OFFSET)))
+
+    def _place(self, offset: object) -> int:
+        """Return the offset of the first message for a consumer that asks for this."""
+        log = self.log
+        match offset:
+            case "first":
+                return log.first_offset
+            case "last":
+                return log.last_chunk
+            case Timestamp():
+                return log.offset_at(offset * 1000)
+            case str() if (age := interval(offset)) is not None:
+                return log.offset_at(self.clock.now() - age)
+            case int():
+                return offset
+        return log.end
+
+    def remove_consumer(self, consumer: Consumer) -> None:
+        """Remove a consumer."""
+        self._cursors.pop(consumer, None)
+        super().remove_consumer(consumer)
+
+    def pump(self) -> None:
+        """Deliver to each consumer what is there for it, as far as it takes more."""
+        for consumer, cursor in list(self._cursors.items()):
+            while consumer.ready() and (entry := cursor.next_entry()) is not None:
+                self.traffic.delivered += 1
+                consumer.take(entry)
+
+    def acknowledge(self, entry: Entry) -> None:  # noqa: ARG002
+        """Count an acknowledgement; the message stays."""
+        self.traffic.acknowledged += 1
+
+    def requeue(self, entries: Iterable[Entry], *, lost: bool = False) -> None:
+        """Forget deliveries to a consumer that is gone; it cannot return any itself.
+
+        Raises:
+            ConnectionException: 540, it tries to.
+        """
+        if not lost:
+            for entry in entries:
+                self.reject(entry)
+
+    def reject(self, entry: Entry) -> None:  # noqa: ARG002
+        """Refuse to take a message back, or to drop one.
+
+        Raises:
+            ConnectionException: 540, always.
+        """
+        raise self._not_supported("basic.nack and basic.reject")
+
+    def get(self, *, no_ack: bool) -> Entry | None:  # noqa: ARG002
+        """Refuse basic.get.
+
+        Raises:
+            ConnectionException: 540, always.
+        """
+        raise self._not_supported("basic.get")
+
+    def purge(self) -> int:
+        """Refuse queue.purge.
+
+        Raises:
+            ConnectionException: 540, always.
+        """
+        raise self._not_supported("queue.purge")
+
+    def _not_supported(self, what: str) -> ConnectionException:
+        return ConnectionException(
+            NOT_IMPLEMENTED, f"{what} not supported by stream queues queue '{self.name}' in vhost '{self.vhost}'"
+        )
+
+    def delete(self) -> int:
+        """Delete everything and cancel the consumers; returns 0, as RabbitMQ does for a stream."""
+        self.deleted = True
+        self._cursors.clear()
+        self.log.delete()
+        for consumer in self.consumers.clear():
+            consumer.cancelled()
+        return 0
+
+
+class Cursor:
+    """The place of one consumer in a stream.
+
+    Args:
+        offset: that of the first message it wants; it may be far beyond the end.
+    """
+
+    def __init__(self, stream: Stream, offset: int) -> None:
+        self._stream = stream
+        self._wanted = offset
+        self._reader = Reader(stream.log, offset)
+        self._messages: Iterator[tuple[int, bytes]] = iter(())
+        self._shape: _Shape | None = None
+
+    def next_entry(self) -> Entry | None:
+        """Return the next message; None if there is none yet."""
+        while True:
+            for offset, data in self._messages:
+                if offset >= self._wanted:
+                    return Entry(self._message(offset, data), offset)
+            chunks = self._reader.read()
+            if not chunks:
+                return None
+            self._messages = _messages(chunks)
+
+    def _message(self, offset: int, data: bytes) -> Message:
+        """Return a message as a consumer gets it: with its offset among its headers."""
+        shape = self._shape
+        if shape is not None and (message := shape.message(offset, data)) is not None:
+            return message
+        decoded = decode(data)
+        key = self._stream.name if decoded.routing_key is None else decoded.routing_key
+        shape = _Shape(decoded.properties, encode_address(decoded.exchange, key))
+        if (head := _head(data, decoded.body)) is not None:
+            shape.head, self._shape = head, shape
+        return shape.delivered(offset, decoded.body)
+
+
+def _messages(chunks: list[Chunk]) -> Iterator[tuple[int, bytes]]:
+    for chunk in chunks:
+        yield from chunk.messages()
+
+
+def _mark(size: int) -> bytes:
+    """Return what stands before a body of this size in an entry."""
+    return _SHORT_BODY + bytes([size]) if size < 256 else _LONG_BODY + size.to_bytes(4)
+
+
+def _head(data: bytes, body: bytes) -> bytes | None:
+    """Return what stands before that; None unless the entry is one as an AMQP 0-9-1 client publishes it."""
+    mark = _mark(len(body))
+    start = len(data) - len(body) - len(mark)
+    return data[:start] if start >= 0 and data.startswith(mark, start) and data.endswith(body) else None
+
+
+class _Shape:
+    """What a message has besides body and offset, ready to be sent: others like it are not decoded again.
+
+    Attributes:
+        head: how the entries of such messages begin, up to the section with the body.
+    """
+
+    def __init__(self, properties: Properties, address: bytes) -> None:
+        self.head = b""
+        self._address = address
+        headers = {name: value for name, value in properties.headers.items() if name != OFFSET}
+        table = encode_table({**headers, OFFSET: Int64(0)})
+        fields = properties.fields() | {"headers": table}
+        whole = Properties.of(fields).encode()
+        # The headers come third among the properties, and the offset last among the headers.
+        end = 2 + len(fields.get("content_type", b"")) + len(fields.get("content_encoding", b"")) + len(table)
+        self._before, self._after = whole[: end - 8], whole[end:]
+
+    def message(self, offset: int, data: bytes) -> Message | None:
+        """Return the message in an entry if it is one like this."""
+        if not data.startswith(self.head):
+            return None
+        before = len(self.head)
+        for mark in (len(_SHORT_BODY) + 1, len(_LONG_BODY) + 4):
+            size = len(data) - before - mark
+            if size >= 0 and data.startswith(_mark(size), before) and len(_mark(size)) == mark:
+                return self.delivered(offset, data[before + mark :])
+        return None
+
+    def delivered(self, offset: int, body: bytes) -> Message:
+        """Return a message like this."""
+        properties = b"".join((self._before, offset.to_bytes(8), self._after))
+        return Message(self._address, ContentHeader.unread(properties, len(body)), body)

@@ -1,0 +1,92 @@
+"""What of a stream outlives the embedded broker: a clean stop, `kill -9`, and a write that was cut short."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+from pika import BasicProperties
+from pika.adapters.blocking_connection import BlockingChannel
+
+from tests.protocol.broker_process import BrokerProcess
+from tests.protocol.conftest import Take
+
+STREAM = {"x-queue-type": "stream"}
+
+
+def connect(process: BrokerProcess) -> pika.BlockingConnection:
+    return pika.BlockingConnection(pika.URLParameters(process.url))
+
+
+def declare(connection: pika.BlockingConnection) -> BlockingChannel:
+    """A channel with confirms, and a stream."""
+    channel = connection.channel()
+    channel.queue_declare("s", durable=True, arguments=STREAM)
+    channel.confirm_delivery()
+    return channel
+
+
+def read_all(process: BrokerProcess, count: int) -> list[tuple[int, bytes]]:
+    """The first messages of the stream of a broker that was started anew."""
+    got: list[tuple[int, bytes]] = []
+
+    def take(_channel: object, _method: object, properties: Any, body: bytes) -> None:
+        got.append((properties.headers["x-stream-offset"], body))
+
+    with connect(process) as connection:
+        channel = connection.channel()
+        channel.basic_qos(prefetch_count=1_000)
+        channel.basic_consume("s", take, arguments={"x-stream-offset": "first"})
+        Take(channel).until(lambda: len(got) >= count)
+    return got
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_what_is_confirmed_outlives_the_broker(tmp_path: Path, how: str) -> None:
+    """Transient messages, too: a stream keeps what it gets. When it is deleted, nothing is left."""
+    with BrokerProcess(tmp_path) as process:
+        channel = declare(connect(process))
+        for number in range(20):
+            channel.basic_publish("", "s", b"%d" % number, BasicProperties(delivery_mode=1 + number % 2))
+        if how == "kill":
+            process.kill()
+        else:
+            process.stop()
+        process.start()
+        assert read_all(process, 20) == [(number, b"%d" % number) for number in range(20)]
+        with connect(process) as connection:
+            connection.channel().queue_delete("s")
+        assert not list((tmp_path / "data" / "streams").iterdir())
+
+
+def test_torn_by_the_kill(tmp_path: Path) -> None:
+    """What was being written is cut off, and said; what was confirmed is there."""
+    with BrokerProcess(tmp_path) as process:
+        channel = declare(connect(process))
+        for body in (b"a", b"b", b"c"):
+            channel.basic_publish("", "s", body)
+        process.kill()
+        (segment,) = tmp_path.glob("data/streams/*/*.segment")
+        with segment.open("ab") as file:
+            file.write(segment.read_bytes()[:60])
+        process.start()
+        assert "the last 60 bytes of stream 's' could not be read" in process.log
+        assert [body for _, body in read_all(process, 3)] == [b"a", b"b", b"c"]
+
+
+def test_a_stream_whose_deletion_was_cut_short(tmp_path: Path) -> None:
+    """Its files do not become part of the next stream."""
+    with BrokerProcess(tmp_path) as process:
+        with connect(process) as connection:
+            channel = declare(connection)
+            channel.basic_publish("", "s", b"old")
+            (directory,) = tmp_path.glob("data/streams/*")
+            shutil.copytree(directory, tmp_path / "kept")
+            channel.queue_delete("s")
+        process.stop()
+        shutil.copytree(tmp_path / "kept", directory)
+        process.start()
+        with connect(process) as connection:
+            declare(connection).basic_publish("", "s", b"new")
+        assert read_all(process, 1) == [(0, b"new")]

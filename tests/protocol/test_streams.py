@@ -1,0 +1,272 @@
+"""Queues of type stream over AMQP 0-9-1: many readers of one log, each at its own place."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pika
+import pytest
+from pika import BasicProperties
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker
+
+from tests.protocol.conftest import Api, Take
+
+STREAM = {"x-queue-type": "stream"}
+
+Connect = Callable[..., pika.BlockingConnection]
+
+
+@pytest.fixture(autouse=True)
+def stream(channel: BlockingChannel) -> str:
+    """A stream, and confirms: what has been published is in it before anybody reads."""
+    channel.confirm_delivery()
+    channel.queue_declare("s", durable=True, arguments=STREAM)
+    return "s"
+
+
+def publish(channel: BlockingChannel, *bodies: str) -> None:
+    for body in bodies:
+        channel.basic_publish("", "s", body.encode())
+
+
+class Reader:
+    """A consumer of the stream on a channel of its own; it acknowledges nothing by itself."""
+
+    def __init__(self, connection: pika.BlockingConnection, prefetch: int = 100, **arguments: Any) -> None:
+        self.channel = connection.channel()
+        self.channel.basic_qos(prefetch_count=prefetch)
+        self.got: list[Any] = []
+        self.channel.basic_consume("s", self._take, arguments={f"x-stream-{k}": v for k, v in arguments.items()})
+
+    def _take(self, _channel: object, method: Any, properties: BasicProperties, body: bytes) -> None:
+        self.got.append((method, properties, body))
+
+    @property
+    def bodies(self) -> list[str]:
+        return [body.decode() for _, _, body in self.got]
+
+    @property
+    def offsets(self) -> list[int]:
+        return [properties.headers["x-stream-offset"] for _, properties, _ in self.got]
+
+
+def test_what_is_read_stays(channel: BlockingChannel, take: Take) -> None:
+    """Each reader gets everything, in order, with its offset among the headers; the properties are as published."""
+    channel.queue_bind("s", "amq.topic", "a.#")
+    properties = BasicProperties(
+        content_type="text/plain", headers={"h": 1}, priority=3, message_id="m", timestamp=5, delivery_mode=1
+    )
+    channel.basic_publish("amq.topic", "a.b", b"\x00", properties)
+    channel.basic_publish("", "s", b"")
+    channel.basic_publish("", "s", bytes(200_000))
+    for reader in [Reader(channel.connection, offset="first"), Reader(channel.connection, offset="first")]:
+        take.until(lambda reader=reader: len(reader.got) == 3)
+        method, got, body = reader.got[0]
+        assert (method.exchange, method.routing_key, method.redelivered, body) == ("amq.topic", "a.b", False, b"\x00")
+        assert got.headers == {"h": 1, "x-stream-offset": 0}
+        for name in ("content_type", "priority", "message_id", "timestamp", "delivery_mode"):
+            assert getattr(got, name) == getattr(properties, name)
+        assert (reader.offsets, [len(each[2]) for each in reader.got]) == ([0, 1, 2], [1, 0, 200_000])
+
+
+@pytest.mark.parametrize(
+    ("offset", "expected"),
+    [
+        ("first", [0, 1, 2, 3, 4]),
+        ("last", [4]),
+        ("next", []),
+        (None, []),
+        (3, [3, 4]),
+        (-1, [0, 1, 2, 3, 4]),
+        ("1h", [0, 1, 2, 3, 4]),
+        (datetime(2020, 1, 1, tzinfo=UTC), [0, 1, 2, 3, 4]),
+        (datetime(2100, 1, 1, tzinfo=UTC), []),
+    ],
+    ids=str,
+)
+def test_where_a_reader_begins(channel: BlockingChannel, take: Take, offset: object, expected: list[int]) -> None:
+    """At the beginning, at the last chunk, at what comes next, at an offset or at a time; next, unless it says."""
+    publish(channel, *"abcde")
+    reader = Reader(channel.connection, **({} if offset is None else {"offset": offset}))
+    publish(channel, "f")
+    take.until(lambda: 5 in reader.offsets)
+    assert reader.offsets == [*expected, 5]
+
+
+def test_beyond_the_end(channel: BlockingChannel, take: Take) -> None:
+    """A reader that asks for an offset that is not there yet gets nothing before it."""
+    publish(channel, "a")
+    reader = Reader(channel.connection, offset=3)
+    publish(channel, *"bcde")
+    take.until(lambda: len(reader.got) == 2)
+    assert reader.bodies == ["d", "e"]
+
+
+def test_acknowledging_asks_for_more(channel: BlockingChannel, take: Take) -> None:
+    """A reader has as many as its prefetch; each that it acknowledges makes room for one."""
+    publish(channel, *"abcdef")
+    reader = Reader(channel.connection, prefetch=2, offset="first")
+    take.until(lambda: len(reader.got) == 2)
+    reader.channel.basic_ack(2)
+    take.until(lambda: len(reader.got) == 3)
+    reader.channel.basic_ack(0, multiple=True)
+    take.until(lambda: len(reader.got) == 5)
+    assert reader.bodies == [*"abcde"]
+
+
+def test_a_reader_that_goes_leaves_nothing_behind(channel: BlockingChannel, connect: Connect, take: Take) -> None:
+    """What it has not acknowledged is not redelivered to others, who have places of their own."""
+    publish(channel, *"abc")
+    gone = Reader(connect(), offset="first")
+    stays = Reader(channel.connection, offset="first")
+    take.until(lambda: len(stays.got) == 3)
+    # What pika has not given out yet it would return, and a stream does not take it.
+    Take(gone.channel).until(lambda: len(gone.got) == 3)
+    gone.channel.connection.close()
+    publish(channel, "d")
+    take.until(lambda: len(stays.got) == 4)
+    assert stays.bodies == [*"abcd"]
+    assert not any(method.redelivered for method, _, _ in stays.got)
+
+
+def test_deleting_it_cancels_its_readers(channel: BlockingChannel, take: Take) -> None:
+    """As for any queue; that there are messages or readers does not prevent it."""
+    publish(channel, "a")
+    reader = Reader(channel.connection)
+    cancelled: list[object] = []
+    reader.channel.add_on_cancel_callback(cancelled.append)
+    channel.queue_delete("s", if_unused=True, if_empty=True)
+    take.until(lambda: cancelled)
+    channel.queue_declare("s", durable=True, arguments=STREAM)
+    again = Reader(channel.connection, offset="first")
+    publish(channel, "b")
+    take.until(lambda: again.got)
+    assert (again.bodies, again.offsets) == (["b"], [0])
+
+
+def test_old_segments_go(channel: BlockingChannel, take: Take) -> None:
+    """With `x-max-length-bytes` the beginning of the log is deleted, a segment at a time."""
+    channel.queue_delete("s")
+    limits = {"x-max-length-bytes": 20_000, "x-stream-max-segment-size-bytes": 5_000}
+    channel.queue_declare("s", durable=True, arguments={**STREAM, **limits})
+    publish(channel, *(f"{number:02}".ljust(1_000) for number in range(60)))
+
+    def kept() -> list[int]:
+        reader = Reader(channel.connection, offset="first")
+        take.until(lambda: reader.bodies and reader.bodies[-1].startswith("59"))
+        reader.channel.close()
+        return [int(body) for body in reader.bodies]
+
+    # RabbitMQ deletes them a little later.
+    take.until(lambda: kept()[0] > 0)
+    numbers = kept()
+    assert numbers == list(range(numbers[0], 60))
+    assert 10 < len(numbers) < 30
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        (lambda channel: channel.basic_get("s"), "basic.get not supported by stream queues queue 's' in vhost"),
+        (lambda channel: channel.queue_purge("s"), "queue.purge not supported by stream queues queue 's' in vhost"),
+    ],
+    ids=["get", "purge"],
+)
+@pytest.mark.differs_since("4.0", "the words are others")
+def test_what_a_stream_does_not_do(
+    channel: BlockingChannel, what: Callable[[BlockingChannel], None], words: str
+) -> None:
+    """Taking one message, or all of them, out of it."""
+    with pytest.raises(ConnectionClosedByBroker, match=f"NOT_IMPLEMENTED - {words}") as caught:
+        what(channel)
+    assert caught.value.reply_code == 540
+
+
+@pytest.mark.parametrize("requeue", [True, False])
+@pytest.mark.differs_since("4.0", "the words are others")
+def test_nothing_is_returned(channel: BlockingChannel, take: Take, *, requeue: bool) -> None:
+    """basic.nack and basic.reject are refused: there is no place to return a message to."""
+    publish(channel, "a")
+    reader = Reader(channel.connection, offset="first")
+    take.until(lambda: reader.got)
+    reader.channel.basic_nack(1, requeue=requeue)
+    words = "basic.nack and basic.reject not supported by stream queues"
+    with pytest.raises(ConnectionClosedByBroker, match=words):
+        take.until(lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("prefetch", "options", "code", "words"),
+    [
+        (0, {}, 406, "consumer prefetch count is not set for 'queue 's' in vhost '"),
+        (1, {"auto_ack": True}, 540, "automatic acknowledgement not supported by stream queues queue 's' in vhost"),
+        (1, {"arguments": {"x-priority": 1}}, 406, "invalid arg 'x-priority' for queue 's' in vhost "),
+        (1, {"arguments": {"x-stream-offset": "5x"}}, 406, "invalid arg 'x-stream-offset' for queue 's' in vhost "),
+    ],
+    ids=["prefetch", "auto_ack", "priority", "offset"],
+)
+@pytest.mark.differs_since("4.0", "the words are others")
+def test_how_not_to_read(
+    channel: BlockingChannel, prefetch: int, options: dict[str, Any], code: int, words: str
+) -> None:
+    """A reader acknowledges, has a prefetch limit, and says where to begin."""
+    channel.basic_qos(prefetch_count=prefetch)
+    with pytest.raises((ChannelClosedByBroker, ConnectionClosedByBroker)) as caught:
+        channel.basic_consume("s", lambda *_: None, **options)
+    assert caught.value.reply_code == code
+    assert words in caught.value.reply_text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "words"),
+    [
+        ({"x-max-age": "5x"}, {}, "invalid arg 'x-max-age' for .*: invalid_max_age"),
+        ({"x-max-age": 5}, {}, "invalid arg 'x-max-age' for .*: {unacceptable_type,signedint}"),
+        ({"x-max-length-bytes": -1}, {}, "invalid arg 'x-max-length-bytes' for .*: {value_negative,-1}"),
+        (
+            {"x-stream-max-segment-size-bytes": 5_000_000_000},
+            {},
+            "Exceeded max value for x-stream-max-segment-size-bytes",
+        ),
+        ({"x-dead-letter-exchange": "x"}, {}, "'x-dead-letter-exchange' .* of queue type rabbit_stream_queue"),
+        ({"x-message-ttl": 1}, {}, "'x-message-ttl' .* of queue type rabbit_stream_queue"),
+        ({"x-max-length": 1}, {}, "'x-max-length' .* of queue type rabbit_stream_queue"),
+        ({"x-initial-cluster-size": 0}, {}, "invalid arg 'x-initial-cluster-size' for .*: {value_zero,0}"),
+        ({"x-queue-leader-locator": "x"}, {}, "'x-queue-leader-locator' for .*: invalid_queue_locator_arg"),
+        ({}, {"durable": False}, "invalid property 'non-durable'"),
+        ({}, {"exclusive": True}, "invalid property 'exclusive-owner'"),
+        ({}, {"auto_delete": True}, "invalid property 'auto-delete'"),
+        ({}, {"queue": ""}, "Cannot declare a server-named queue for type rabbit_stream_queue"),
+    ],
+    ids=str,
+)
+@pytest.mark.differs_since("4.0", "the words are others")
+def test_declarations(channel: BlockingChannel, arguments: dict[str, Any], options: dict[str, Any], words: str) -> None:
+    """A stream is durable and shared, is not emptied by time, and has no dead letters."""
+    with pytest.raises(ChannelClosedByBroker, match=words):
+        channel.queue_declare(**{"queue": "other", "durable": True, **options}, arguments={**STREAM, **arguments})
+
+
+@pytest.mark.parametrize("arguments", [{}, {"x-queue-type": "quorum"}, {**STREAM, "x-max-age": "1h"}], ids=str)
+def test_declared_again(channel: BlockingChannel, arguments: dict[str, Any]) -> None:
+    """A stream stays one, with its limits."""
+    channel.queue_declare("s", durable=True, arguments=STREAM)
+    with pytest.raises(
+        ChannelClosedByBroker, match=r"inequivalent arg 'x-(queue-type|max-age)' for queue 's' in vhost"
+    ):
+        channel.queue_declare("s", durable=True, arguments=arguments)
+
+
+def test_listed(channel: BlockingChannel, take: Take, api: Api, vhost: str) -> None:
+    """The management API tells its type, and how many messages are in it; they are ready whoever has read them."""
+    publish(channel, *"abc")
+    reader = Reader(channel.connection, offset="first")
+    take.until(lambda: len(reader.got) == 3)
+
+    def listed() -> dict[str, Any]:
+        return dict(api("GET", f"queues/{vhost}/s")[1])
+
+    take.until(lambda: listed().get("messages") == 3, timeout=15)
+    queue = listed()
+    assert (queue["type"], queue["messages_ready"], queue["messages_unacknowledged"]) == ("stream", 3, 0)
