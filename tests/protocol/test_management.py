@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+import pika
 import pytest
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
@@ -60,6 +61,37 @@ def test_booleans_as_text(api: Api, vhost: str) -> None:
         assert tuple(queue[flag] for flag in flags[:2]) == wanted[:2]
     for wrong in ("yes", None, 1):
         assert api("PUT", f"queues/{vhost}/wrong", {"durable": wrong})[0] == 400
+
+
+def test_health_checks(api: Api) -> None:
+    """503 for a port or a protocol that nobody listens on, with what there is."""
+    assert api("GET", "health/checks/alarms")[0] == 200
+    assert api("GET", "health/checks/protocol-listener/amqp091") == (200, {"status": "ok", "protocol": "amqp"})
+    status, answer = api("GET", "health/checks/protocol-listener/mqtt")
+    assert (status, answer["status"], "amqp" in answer["protocols"]) == (503, "failed", True)
+    status, answer = api("GET", "health/checks/port-listener/1")
+    assert (status, answer["status"], answer["missing"]) == (503, "failed", 1)
+    assert api("GET", f"health/checks/port-listener/{answer['ports'][0]}")[0] == 200
+    assert api("GET", "health/checks/port-listener/x")[0] == 400
+    assert api("GET", "health/checks/nonsense")[0] == 404
+
+
+def test_what_there_is_not(api: Api, vhost: str) -> None:
+    """A policy or a parameter that is named is not an empty list; a reserved name is nobody's to give."""
+    assert api("GET", f"policies/{vhost}") == (200, [])
+    for path in (f"policies/{vhost}/none", f"operator-policies/{vhost}/none", "global-parameters/none"):
+        assert api("GET", path)[0] == 404
+    assert api("PUT", f"queues/{vhost}/amq.mine", {"durable": True})[0] >= 400
+
+
+def test_the_name_that_a_client_gives_its_connection(api: Api, vhost: str, amqp_url: str) -> None:
+    settings = pika.URLParameters(amqp_url)
+    settings.client_properties = {"connection_name": "orders-1"}
+    with pika.BlockingConnection(settings):
+        deadline = time.monotonic() + 20
+        while [each.get("user_provided_name") for each in api("GET", f"vhosts/{vhost}/connections")[1]] != ["orders-1"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def test_bindings(api: Api, vhost: str, channel: BlockingChannel) -> None:

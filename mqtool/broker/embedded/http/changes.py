@@ -7,7 +7,7 @@ from typing import Any
 
 from mqtool.broker.embedded.http import views
 from mqtool.broker.embedded.http.directory import Directory, bad_request, check_regular_expression, not_found
-from mqtool.broker.embedded.http.server import Answer, Request
+from mqtool.broker.embedded.http.server import Answer, HttpError, Request
 from mqtool.broker.embedded.model.arguments import (
     check_equivalent_exchange,
     check_equivalent_queue,
@@ -179,6 +179,8 @@ class Changes(Directory):
         if queue is not None:
             check_equivalent_queue(queue, arguments, durable=durable, auto_delete=auto_delete)
             return NO_CONTENT
+        if name.startswith("amq."):
+            raise HttpError(HTTPStatus.UNAUTHORIZED, "not_authorised", "Access refused.")
         check_queue(
             name, vhost.name, arguments, durable=durable, exclusive=False, auto_delete=auto_delete, server_named=False
         )

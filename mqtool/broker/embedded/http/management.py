@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from mqtool.broker.embedded.http import access, views
+from mqtool.broker.embedded.http import access, health, views
 from mqtool.broker.embedded.http.changes import Changes
 from mqtool.broker.embedded.http.directory import Directory, bad_request, check_regular_expression, missing, not_found
 from mqtool.broker.embedded.http.origins import check_origin
@@ -64,6 +64,8 @@ class Management(Directory):
                 from mqtool.broker.embedded.http.bench import BenchRequests
 
                 return BenchRequests(self._bench).answer(request, path)
+            case "GET" | "HEAD", ["api", "health", "checks", *path]:
+                return health.check(self.broker, path)
             case "GET" | "HEAD", ["api", *path]:
                 access.check_read(user, path)
                 return self._shown(request, self._get(user, path))
@@ -122,8 +124,6 @@ class Management(Directory):
                 return views.node(broker)
             case ["healthchecks", "node", *_] | ["aliveness-test", _]:
                 return {"status": "ok"}
-            case ["health", "checks", *check]:
-                return self._health(check)
             case ["vhosts"]:
                 return [views.vhost(vhost) for vhost in self._visible(user, None)]
             case ["vhosts", name]:
@@ -141,7 +141,9 @@ class Management(Directory):
             case ["permissions", vhost, name]:
                 found = [view for view in views.permissions(self.user(name)) if view["vhost"] == vhost]
                 return found[0] if found else missing()
-            case ["policies" | "parameters" | "operator-policies" | "global-parameters", *_]:
+            case ["policies" | "operator-policies"] | ["policies" | "operator-policies", _]:
+                return []
+            case ["parameters"] | ["parameters", _] | ["parameters", _, _] | ["global-parameters"]:
                 return []
         return self._get_listed(user, path)
 
@@ -177,11 +179,6 @@ class Management(Directory):
                 source = "" if source == "amq.default" else source
                 return self._bindings_where(vhost, source=source, destination=destination, destination_type=to)
         raise not_found()
-
-    def _health(self, check: list[str]) -> Any:
-        if check[0] in ("alarms", "local-alarms") and self.broker.alarms:
-            raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, "alarm", "There are alarms in effect in the cluster")
-        return {"status": "ok"}
 
     def _shown(self, request: Request, value: Any) -> Answer:
         """Filter by name, and cut to columns and a page, as the query asks."""

@@ -170,9 +170,15 @@ def connection(connection: Connection) -> Json:
         "timeout": connection.heartbeat,
         "connected_at": int(connection.connected_at * 1000),
         "client_properties": _table(connection.client_properties),
+        **_given_name(connection),
         "recv_oct": connection.received_bytes,
         "send_oct": connection.sent_bytes,
     }
+
+
+def _given_name(connection: Connection) -> Json:
+    name = connection.client_properties.get("connection_name")
+    return {"user_provided_name": name} if isinstance(name, str) else {}
 
 
 def channel(channel: Channel, rates: Rates) -> Json:
@@ -302,7 +308,7 @@ def overview(broker: Broker, connections: Collection[Connection], user: User, ra
         "contexts": [],
         "object_totals": {
             "channels": sum(len(connection.channels) for connection in connections),
-            "connections": len(connections),
+            "connections": sum(connection.is_open for connection in connections),
             "consumers": sum(len(queue.consumers) for queue in queues),
             "exchanges": sum(len(vhost.exchanges) for vhost in broker.vhosts.values()),
             "queues": len(queues),
