@@ -60,7 +60,7 @@ class Consumer(Listener):
         # What is lost with us is yielded before the end.
         self._yields_all = policy.auto_ack and receiving.buffer is None
         self._place = place
-        self._subscription = Subscription(link, queue, self._inbox.put, receiving.arguments, place)
+        self._subscription = Subscription(link, queue, self._inbox.put, place)
         self._stopping = False
         self._subscribing = threading.RLock()
 

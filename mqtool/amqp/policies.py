@@ -8,10 +8,8 @@
 They do no I/O, and know neither channel nor clock: a consumer tells them what happens, and does what they say.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any
 
 from mqtool.amqp.buffer import Buffer
 from mqtool.message import Delivery
@@ -42,7 +40,6 @@ class Receiving:
         timeout: seconds in total, after which consuming has timed out.
         buffer: where deliveries that are acknowledged on delivery wait for the caller; None for one without a limit.
             With one, those that wait are dropped at the end: nobody asked for all of them.
-        arguments: of basic.consume.
         offset: of a stream, where to start; None leaves it to the broker, which starts at what comes next.
     """
 
@@ -53,7 +50,6 @@ class Receiving:
     idle_timeout: float | None = None
     timeout: float | None = None
     buffer: Buffer | None = None
-    arguments: Mapping[str, Any] | None = None
     offset: Offset | None = None
 
 

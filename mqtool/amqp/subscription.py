@@ -1,6 +1,6 @@
 """A consumer's basic.consume, and a second one for what it takes in advance."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from pika import exceptions, spec
@@ -22,24 +22,15 @@ class Subscription:
 
     Args:
         take: is given deliveries in lots, on the I/O thread.
-        arguments: of basic.consume.
         place: where to start, in a stream.
     """
 
-    def __init__(
-        self,
-        link: Link,
-        queue: Queue,
-        take: TakeLot,
-        arguments: Mapping[str, Any] | None = None,
-        place: StreamPlace | None = None,
-    ) -> None:
+    def __init__(self, link: Link, queue: Queue, take: TakeLot, place: StreamPlace | None = None) -> None:
         self._place = place
         self.received = 0
         self._link = link
         self._queue = queue
         self._take = take
-        self._arguments = dict(arguments or {})
         self._tag: str | None = None
         self._extra = 0
         self._extra_tag: str | None = None
@@ -121,7 +112,7 @@ class Subscription:
             self._took([delivery_from(method, properties, body, name, epoch)])
 
         def consume(pika: PikaChannel, done: Callable[[Any], None]) -> None:
-            arguments = {**self._arguments, **self._place.arguments()} if self._place else self._arguments
+            arguments = self._place.arguments() if self._place else None
             tag = pika.basic_consume(name, on_message, auto_ack=auto_ack, arguments=arguments, callback=done)
             pika.connection.cutter.add(Consumed(pika.channel_number, tag, name, epoch, self._took))
 

@@ -18,7 +18,6 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
 from enum import Enum, auto
 from itertools import islice
 from typing import Any
@@ -28,6 +27,7 @@ from mqtool.amqp import Channel, Receiving, administration
 from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, TimedOut, Unavailable
 from mqtool.management import Management, path
 from mqtool.message import Delivery, Message
+from mqtool.offsets import FIRST, Offset
 from mqtool.topology import Queue
 from mqtool.work import history
 from mqtool.work.moving import Move, elsewhere, move, name_of
@@ -35,8 +35,6 @@ from mqtool.work.moving import Move, elsewhere, move, name_of
 #: Messages that one consumer can hold: AMQP's greatest prefetch. Of the first lot; octets of the later ones, about, and
 #: what a message adds to its body.
 AT_ONCE, _FIRST, _LOT, _OVERHEAD = 65_535, 100, 16 << 20, 1000
-#: Where an offset can be, besides a number and a time.
-Offset = str | int | datetime
 #: Seconds without a delivery after which a queue gives us no more; and a stream has no more.
 _PATIENCE, _STREAM_PATIENCE = 2.0, 1.0
 #: A quorum queue's, from RabbitMQ 4.0 on, where nothing else is said.
@@ -261,13 +259,13 @@ class Look:
             time.sleep(_LOOK)
 
 
-def peek_stream(channel: Channel, queue: str, offset: Offset = "first", most: int | None = None) -> Generator[Delivery]:
+def peek_stream(channel: Channel, queue: str, offset: Offset = FIRST, most: int | None = None) -> Generator[Delivery]:
     """Yield the messages of a stream from an offset on, until no more come for a moment.
 
     Raises:
         NotFound: there is no such stream.
     """
-    receiving = Receiving(idle_timeout=_STREAM_PATIENCE, arguments={"x-stream-offset": offset})
+    receiving = Receiving(idle_timeout=_STREAM_PATIENCE, offset=offset)
     yield from islice(channel.consume(Queue(queue), receiving), most)
 
 

@@ -1,8 +1,7 @@
 """mqtool peek."""
 
 from collections.abc import Generator
-from contextlib import closing, suppress
-from datetime import datetime
+from contextlib import closing
 from typing import Annotated, Any
 
 import typer
@@ -14,35 +13,19 @@ from mqtool.cli.access import Access
 from mqtool.cli.display import output
 from mqtool.cli.display.appending import append_to
 from mqtool.cli.display.received import DeliveryWriter
-from mqtool.cli.options import Broker, ManagementUrl, Printing, live_names, takes_groups
+from mqtool.cli.options import OFFSET, Broker, ManagementUrl, Printing, live_names, takes_groups
 from mqtool.cli.options.where import Where
-from mqtool.duration import parse_duration
 from mqtool.errors import Unavailable, UsageError
 from mqtool.management import Management
 from mqtool.message import Delivery
+from mqtool.offsets import FIRST, Offset
 from mqtool.work import peeking
-from mqtool.work.peeking import How, Kind, Offset
+from mqtool.work.peeking import How, Kind
 
 app = typer.Typer()
 
 #: How close to the limit a message may come before a warning.
 _CLOSE = 5
-
-
-def offset(text: str) -> Offset:
-    """Where in a stream to begin: first, last, next, a number, a time, or an age such as 1h."""
-    if text in ("first", "last", "next"):
-        return text
-    if text.isascii() and text.isdigit():
-        return int(text)
-    with suppress(ValueError):
-        return datetime.fromtimestamp(datetime.now().timestamp() - parse_duration(text)).astimezone()
-    try:
-        return datetime.fromisoformat(text).astimezone()
-    except (ValueError, OverflowError) as error:
-        raise typer.BadParameter(
-            f"{text!r} is not first, last, next, a number, a time such as 2026-01-31T12:00, or an age such as 1h"
-        ) from error
 
 
 @app.command(
@@ -56,9 +39,7 @@ def peek(
     broker: Broker,
     limit: Annotated[int | None, typer.Option("--count", "-c", "-n", min=1, help="Show up to N messages")] = None,
     where: Where = None,
-    start: Annotated[
-        Any, typer.Option("--offset", parser=offset, metavar="OFFSET", help="Stream: first, last, N, TIME or AGE")
-    ] = None,
+    offset: Annotated[Any | None, typer.Option(help="Start, in a stream (default: first)", **OFFSET)] = None,
     management: ManagementUrl = None,
 ) -> None:
     """Show the messages in a queue and leave them there.
@@ -78,7 +59,7 @@ def peek(
         channel = connection.channel()
         kind = peeking.kind_of(channel, queue, _api(access), access.vhost)
         # Those that do not match do not count, so any number may have to be looked at.
-        with closing(_deliveries(channel, queue, kind, start, limit if where is None else None)) as deliveries:
+        with closing(_deliveries(channel, queue, kind, offset, limit if where is None else None)) as deliveries:
             for delivery in deliveries:
                 if stopping.requested() is not None:
                     break
@@ -102,11 +83,11 @@ def _api(access: Access) -> Management | None:
 
 
 def _deliveries(
-    channel: Channel, queue: str, kind: Kind, start: Offset | None, most: int | None
+    channel: Channel, queue: str, kind: Kind, offset: Offset | None, most: int | None
 ) -> Generator[Delivery]:
     if kind.how is How.STREAM:
-        return peeking.peek_stream(channel, queue, "first" if start is None else start, most)
-    if start is not None:
+        return peeking.peek_stream(channel, queue, offset or FIRST, most)
+    if offset is not None:
         raise UsageError(f"{queue!r} is not a stream, so it has no offsets", "leave out --offset")
     return peeking.peek(channel, queue, kind, most)
 
