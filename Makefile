@@ -65,6 +65,7 @@ bench: .venv/installed-dev up  ## measure beside peers, in the same run
 	$(BIN)/python -m benchmarks.rpc
 	$(BIN)/python -m benchmarks.exec
 	$(BIN)/python -m benchmarks.delay
+	$(BIN)/python -m benchmarks.replay
 	$(BIN)/python -m benchmarks.topology
 	$(BIN)/python -m benchmarks.listing
 	$(BIN)/python -m benchmarks.embedded_peer

@@ -46,7 +46,7 @@ def test_what_was_recorded_comes_again(shell: Shell, connection: Connection) -> 
     queue = channel.declare(Queue("jobs", durable=True, arguments={"x-queue-type": "quorum"}))
     exchange = channel.declare(Exchange("logs", "topic", durable=True))
     channel.bind(queue, exchange, "kern.#")
-    properties = {"content_type": "text/plain", "headers": {"n": 1, "raw": b"\xff", "x-death": [{"count": 3}]}}
+    properties = {"content_type": "text/plain", "headers": {"n": 1, "raw": b"\xff", "path": [{"hop": 3}]}}
     messages: Iterable[Message] = [
         Message(bytes([number, 255]), f"kern.{number}", "logs", properties, f"id-{number}") for number in range(200)
     ]

@@ -1,0 +1,78 @@
+"""How exactly replay keeps the gaps of a recording, at its own speed and ten times as fast.
+
+    python -m benchmarks.replay
+
+On the embedded broker, and on RabbitMQ where it is installed, both started for this and stopped again. The error is how
+far each message arrives from where its line puts it, counted from the message that came most promptly.
+"""
+
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime, timedelta
+from itertools import accumulate
+from pathlib import Path
+from statistics import median
+
+from benchmarks.delay import MQTOOL, started
+from mqtool.amqp import Connection, Receiving, parse_addresses
+from mqtool.broker.choice import STARTERS, Kind
+from mqtool.topology import Queue
+
+MESSAGES = 1000
+QUEUE = Queue("replayed", durable=True)
+
+
+def recording(path: Path) -> list[float]:
+    """Gaps as traffic has them, ten milliseconds on average; returns when each message passed, in seconds."""
+    some = random.Random(7)
+    moments = [round(moment, 3) for moment in accumulate(some.expovariate(100) for _ in range(MESSAGES))]
+    start = datetime(2026, 1, 31, tzinfo=UTC)
+    line = {"exchange": "", "routing_key": QUEUE.name, "queue": QUEUE.name, "properties": {"delivery_mode": 2}}
+    path.write_text(
+        "".join(
+            json.dumps({**line, "timestamp": (start + timedelta(seconds=moment)).isoformat(), "body": "x" * 100}) + "\n"
+            for moment in moments
+        )
+    )
+    return moments
+
+
+def errors(url: str, path: Path, moments: list[float], speed: int) -> list[float]:
+    """Milliseconds, in order of size."""
+    with Connection(parse_addresses(url)) as connection:
+        channel = connection.channel()
+        deliveries = channel.consume(channel.declare(QUEUE), Receiving(auto_ack=True))
+        playing = subprocess.Popen([MQTOOL, "replay", str(path), "--speed", str(speed), "-u", url, "--quiet"])
+        late = []
+        for moment, _ in zip(moments, deliveries, strict=False):
+            late.append(time.monotonic() - moment / speed)
+        playing.wait()
+    return sorted(1000 * (each - min(late)) for each in late)
+
+
+def main() -> None:
+    print("| broker | speed | error: median | p99 | most |")
+    print("|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "recording.ndjson"
+        moments = recording(path)
+        for kind, name in ((Kind.EMBEDDED, "embedded"), (Kind.NODE, "RabbitMQ")):
+            if not STARTERS[kind].is_available():
+                print(f"{name}: not installed, not measured", file=sys.stderr)
+                continue
+            with started(kind) as url:
+                for speed in (1, 10):
+                    found = errors(url, path, moments, speed)
+                    print(
+                        f"| {name} | {speed} | {median(found):.2f} ms | {found[len(found) * 99 // 100]:.2f} ms "
+                        f"| {found[-1]:.2f} ms |",
+                        flush=True,
+                    )
+
+
+if __name__ == "__main__":
+    main()
