@@ -63,6 +63,7 @@ def test_it_waits_until_the_program_is_ready(vhost: Vhost, channel: BlockingChan
     """Exchange, queue and bindings are declared while it is played: everything arrives, in order."""
     with replaying(vhost, recording):
         channel.exchange_declare("logs", "direct")
+        vhost.wait_for(lambda: len(vhost.unrouted))  # the first message has come too early
         channel.queue_declare("jobs")
         for key in "ab":
             channel.queue_bind("jobs", "logs", key)
