@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pika
 import pytest
@@ -16,6 +17,7 @@ from pika.exceptions import AMQPError
 
 from mqtool.broker.embedded import EmbeddedBroker
 from tests.brokers import TestBroker
+from tests.protocol.raw_stream import OPEN, Opener, RawStream, string
 
 
 class Api:
@@ -135,3 +137,51 @@ class Take:
 def take(channel: BlockingChannel) -> Take:
     """Waits for messages on the test's channel."""
     return Take(channel)
+
+
+# -- streams
+
+
+@pytest.fixture
+def connect_stream(broker: TestBroker) -> Iterator[Opener]:
+    """Connects to the stream port, and says nothing."""
+    if not broker.streams:
+        pytest.skip("MQTOOL_TEST_STREAMS names no stream port of this RabbitMQ")
+    where = urlsplit(broker.streams)
+    assert where.hostname is not None
+    assert where.port is not None
+    host, port, connected = where.hostname, where.port, []
+
+    def connect() -> RawStream:
+        connected.append(RawStream(host, port))
+        return connected[-1]
+
+    yield connect
+    for each in connected:
+        each.close()
+
+
+@pytest.fixture
+def open_stream(connect_stream: Opener, vhost: str) -> Opener:
+    """Opens connections to the test's virtual host."""
+
+    def connect(user: str = "guest", password: str = "guest", heartbeat: int = 60) -> RawStream:
+        stream = connect_stream()
+        stream.log_in(user, password, heartbeat)
+        assert stream.request(OPEN, string(vhost)).code == 1
+        return stream
+
+    return connect
+
+
+@pytest.fixture
+def client(open_stream: Opener) -> RawStream:
+    """A client of the stream protocol."""
+    return open_stream()
+
+
+@pytest.fixture
+def stream(client: RawStream) -> str:
+    """A stream."""
+    assert client.create("s") == 1
+    return "s"

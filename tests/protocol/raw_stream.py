@@ -2,9 +2,9 @@
 
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 (
     DECLARE_PUBLISHER,
@@ -33,6 +33,7 @@ from typing import NamedTuple, Self
     ROUTE,
     PARTITIONS,
 ) = range(1, 26)
+CONSUMER_UPDATE, EXCHANGE_COMMAND_VERSIONS, STREAM_STATS, CREATE_SUPER_STREAM, DELETE_SUPER_STREAM = range(26, 31)
 FIRST, LAST, NEXT = (struct.pack(">H", kind) for kind in (1, 2, 3))
 _RESPONSE = 0x8000
 
@@ -50,6 +51,10 @@ def since(milliseconds: int) -> bytes:
 def string(text: str | bytes) -> bytes:
     raw = text.encode() if isinstance(text, str) else text
     return struct.pack(">H", len(raw)) + raw
+
+
+def strings(*texts: str) -> bytes:
+    return struct.pack(">I", len(texts)) + b"".join(map(string, texts))
 
 
 def table(pairs: Mapping[str, str]) -> bytes:
@@ -108,21 +113,14 @@ class RawStream:
         self._kept: list[Frame] = []
         self._last = 0
 
-    @classmethod
-    def opened(cls, host: str, port: int, vhost: str = "/", user: str = "guest", password: str = "guest") -> Self:
-        stream = cls(host, port)
-        stream.log_in(user, password)
-        assert stream.request(OPEN, string(vhost)).code == 1
-        return stream
-
-    def log_in(self, user: str = "guest", password: str = "guest") -> None:
+    def log_in(self, user: str = "guest", password: str = "guest", heartbeat: int = 60) -> None:
         """All that comes before `open`."""
         assert self.request(PEER_PROPERTIES, table({"product": "raw"})).code == 1
         assert self.request(SASL_HANDSHAKE).code == 1
         assert self.authenticate(user, password) == 1
         frame = self.next()
         assert frame.key == TUNE
-        self.send(TUNE | _RESPONSE, frame.body)
+        self.send(TUNE | _RESPONSE, frame.body[:4] + struct.pack(">I", heartbeat))
 
     def authenticate(self, user: str, password: str, mechanism: str = "PLAIN") -> int:
         secret = f"\0{user}\0{password}".encode()
@@ -207,3 +205,17 @@ class RawStream:
 
     def chunk(self) -> Chunk:
         return chunk_of(self.expect(DELIVER))
+
+    def entries(self, count: int) -> list[bytes]:
+        """The next entries, in however many chunks they come."""
+        found: list[bytes] = []
+        while len(found) < count:
+            found += self.chunk().entries
+        return found
+
+    def kept(self, key: int) -> list[Frame]:
+        """What has come of a kind while something else was waited for."""
+        return [frame for frame in self._kept if frame.key == key]
+
+
+Opener = Callable[..., RawStream]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mqtool.broker.embedded.model.stream_log import StreamLog
 from mqtool.broker.embedded.streaming.frames import Code, Fields, Key, MalformedFrame, frame, u16, u32, u64
-from mqtool.broker.embedded.streaming.session import Refused, Session, check, find_log
+from mqtool.broker.embedded.streaming.session import Refused, Session, check, check_name, find_log
 
 # RabbitMQ stops reading when more messages of a connection wait for the disk, and goes on when no more than this do.
 _TOO_MANY = 50_000
@@ -63,7 +63,7 @@ def _messages(data: bytes, position: int, *, with_filter: bool) -> Iterator[_Pub
                 _, records, _, size = _BATCH_HEAD.unpack_from(data, position)
                 size += _BATCH_HEAD.size - 4
             stop = position + 4 + size
-            if stop > end:
+            if stop > end or not records:
                 raise MalformedFrame
             yield _Published(publishing_id, data[position:stop], records)
             position = stop
@@ -110,6 +110,7 @@ class Publishers:
         if session.broker.alarms:
             raise Refused(Code.PRECONDITION_FAILED)
         check(session, "write", "queue", stream)
+        check_name(producer)
         same = (
             each
             for each in self._publishers.values()

@@ -70,6 +70,16 @@ def check(session: Session, what: str, kind: str, name: str, rest: bytes = b"") 
         raise Refused(Code.ACCESS_REFUSED, rest) from error
 
 
+def check_name(name: str) -> None:
+    """Check the name of a producer or a consumer: at most 255 octets.
+
+    Raises:
+        Refused: it is too long.
+    """
+    if len(name.encode(errors="surrogateescape")) > 255:
+        raise Refused(Code.PRECONDITION_FAILED)
+
+
 def find_log(session: Session, stream: str, rest: bytes = b"") -> StreamLog:
     """Return the log of a stream.
 

@@ -6,7 +6,7 @@ from mqtool.broker.embedded.model.arguments import check_equivalent_queue, check
 from mqtool.broker.embedded.model.errors import AmqpException, ChannelException, ConnectionException
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.streaming.frames import Code, Fields, Key, i64, metadata_answer, string, u16, u32, u64
-from mqtool.broker.embedded.streaming.session import Refused, Session, check, find_log
+from mqtool.broker.embedded.streaming.session import Refused, Session, check, check_name, find_log
 from mqtool.routing.field_table import Int64, Table
 
 _NO_LEADER = 0xFFFF
@@ -139,8 +139,7 @@ def store_offset(session: Session, fields: Fields) -> None:
     name, stream, offset = fields.string(), fields.string(), fields.number(8)
     fields.end()
     check(session, "write", "queue", stream)
-    if len(name.encode(errors="surrogateescape")) > 255:
-        raise Refused(Code.PRECONDITION_FAILED)
+    check_name(name)
     find_log(session, stream).store_offset(name, offset)
 
 

@@ -1,0 +1,245 @@
+"""What the stream protocol has since RabbitMQ 3.11, which the embedded broker has as well; and its bounds."""
+
+import asyncio
+import struct
+from typing import Any
+
+import pytest
+
+from tests.brokers import TestBroker, on_any_broker
+from tests.protocol.raw_stream import (
+    CLOSE,
+    CONSUMER_UPDATE,
+    CREATE_SUPER_STREAM,
+    DELETE_SUPER_STREAM,
+    DELIVER,
+    EXCHANGE_COMMAND_VERSIONS,
+    FIRST,
+    METADATA_UPDATE,
+    PARTITIONS,
+    PUBLISH,
+    ROUTE,
+    STREAM_STATS,
+    UNSUBSCRIBE,
+    Opener,
+    RawStream,
+    at,
+    chunk_of,
+    string,
+    strings,
+    table,
+)
+
+pytestmark = on_any_broker
+
+OK, NO_STREAM, EXISTS, PRECONDITION_FAILED = 1, 2, 5, 17
+
+
+@pytest.fixture
+def orders(client: RawStream) -> list[str]:
+    """The partitions of a super stream."""
+    partitions = ["orders-0", "orders-1"]
+    body = string("orders") + strings(*partitions) + strings("eu", "us") + table({"max-age": "1h"})
+    assert client.request(CREATE_SUPER_STREAM, body).code == OK
+    return partitions
+
+
+def test_a_super_stream_is_an_exchange_with_partitions(client: RawStream, orders: list[str]) -> None:
+    assert client.request(PARTITIONS, string("orders")) == (OK, strings(*orders))
+    assert client.request(ROUTE, string("us") + string("orders")) == (OK, strings("orders-1"))
+    assert client.request(ROUTE, string("asia") + string("orders")) == (OK, strings())
+    assert client.request(PARTITIONS, string("none")).code == NO_STREAM
+    assert client.request(ROUTE, string("us") + string("none")).code == NO_STREAM
+
+
+def test_a_super_stream_is_created_in_full_or_not_at_all(client: RawStream, orders: list[str]) -> None:
+    again = string("more") + strings("more-0", orders[0]) + strings("a", "b") + table({})
+    assert client.request(CREATE_SUPER_STREAM, again).code == EXISTS
+    assert client.request(PARTITIONS, string("more")).code == NO_STREAM
+    unequal = string("more") + strings("more-0") + strings("a", "b") + table({})
+    assert client.request(CREATE_SUPER_STREAM, unequal).code == PRECONDITION_FAILED
+    assert client.subscribe(1, "more-0") == NO_STREAM
+
+
+def test_a_super_stream_is_deleted_with_its_partitions(client: RawStream, orders: list[str]) -> None:
+    client.subscribe(1, orders[0])
+
+    assert client.request(DELETE_SUPER_STREAM, string("orders")).code == OK
+
+    assert client.expect(METADATA_UPDATE).endswith(string(orders[0]))
+    assert client.request(PARTITIONS, string("orders")).code == NO_STREAM
+    assert client.request(DELETE_SUPER_STREAM, string("orders")).code == NO_STREAM
+
+
+# -- a single active consumer
+
+
+def subscribe(client: RawStream, number: int, stream: str, **more: str) -> None:
+    properties = {"single-active-consumer": "true", "name": "group", **more}
+    body = bytes((number,)) + string(stream) + FIRST + struct.pack(">H", 10)
+    assert client.request(7, body + table(properties)).code == OK
+
+
+def update(client: RawStream) -> tuple[int, int, int]:
+    """Number of the request, of the subscription, and whether it is active."""
+    correlation, subscription, active = struct.unpack(">IBB", client.expect(CONSUMER_UPDATE))
+    return correlation, subscription, active
+
+
+def answer(client: RawStream, correlation: int, place: bytes = struct.pack(">H", 0)) -> None:
+    client.send(CONSUMER_UPDATE | 0x8000, struct.pack(">IH", correlation, OK) + place)
+
+
+def test_one_consumer_of_a_group_is_active_and_then_the_next(
+    open_stream: Opener, client: RawStream, stream: str
+) -> None:
+    client.declare_publisher(1, stream)
+    for number in range(2):
+        client.publish(1, number, b"%d" % number)
+        client.confirmed(1)
+    first, second = open_stream(), open_stream()
+    subscribe(first, 1, stream)
+    subscribe(second, 2, stream)
+    correlation, *told = update(first)
+    assert told == [1, True]
+    answer(first, correlation)
+    assert first.entries(2) == [b"0", b"1"]
+    assert not second.kept(CONSUMER_UPDATE)
+
+    first.close()
+
+    correlation, *told = update(second)
+    assert told == [2, True]
+    answer(second, correlation, at(1))
+    assert second.chunk().first_offset == 1
+
+
+def test_consumers_share_the_partitions_of_a_super_stream(
+    open_stream: Opener, client: RawStream, orders: list[str]
+) -> None:
+    first, second = open_stream(), open_stream()
+    for number, partition in enumerate(orders):
+        subscribe(first, number, partition, **{"super-stream": "orders"})
+        answer(first, update(first)[0])
+    subscribe(second, 0, orders[0], **{"super-stream": "orders"})
+    subscribe(second, 1, orders[1], **{"super-stream": "orders"})
+
+    correlation, *told = update(first)
+    assert told == [1, False]  # it steps down from one of them
+    assert not second.kept(CONSUMER_UPDATE)  # until it has, nobody else begins
+    answer(first, correlation)
+    correlation, *told = update(second)
+    assert told == [1, True]
+
+    first.request(UNSUBSCRIBE, b"\0")
+    assert update(second)[1:] == (0, True)
+
+
+def test_a_group_needs_a_name(client: RawStream, stream: str) -> None:
+    assert client.subscribe(1, stream, **{"single-active-consumer": "true"}) == PRECONDITION_FAILED
+
+
+# -- versions
+
+
+def test_a_client_that_takes_the_second_version_of_deliver_gets_it(client: RawStream, stream: str) -> None:
+    """It says which chunk is the last one so far."""
+    versions = client.request(EXCHANGE_COMMAND_VERSIONS, struct.pack(">IHHH", 1, DELIVER, 1, 2))
+    assert versions.code == OK
+    assert struct.pack(">HHH", PUBLISH, 1, 2) in versions.rest
+    client.declare_publisher(1, stream)
+    client.publish(1, 0, b"0")
+    client.confirmed(1)
+    client.publish(1, 1, b"1")
+    client.confirmed(1)
+
+    client.subscribe(1, stream)
+
+    body = client.expect(DELIVER)
+    assert body[1:9] == struct.pack(">Q", 1)
+    assert chunk_of(body[:1] + body[9:]).first_offset == 0
+
+
+def test_messages_may_have_a_filter_value(client: RawStream, stream: str) -> None:
+    """Clients compare it themselves: a broker may always deliver more."""
+    client.declare_publisher(1, stream)
+    message = struct.pack(">I", 4) + b"body"
+    with_value, without = (struct.pack(">Q", number) + value for number, value in ((0, string("eu")), (1, b"\xff\xff")))
+    client.send(PUBLISH, struct.pack(">BI", 1, 2) + with_value + message + without + message, version=2)
+    assert client.confirmed(2) == [0, 1]
+
+    client.subscribe(1, stream, **{"filter.0": "eu"})
+
+    assert client.entries(2) == [b"body", b"body"]
+
+
+def test_a_stream_says_where_it_begins_and_ends(client: RawStream, stream: str) -> None:
+    def statistics() -> dict[str, int]:
+        rest = client.request(STREAM_STATS, string(stream)).rest
+        names = ("first_chunk_id", "committed_chunk_id")
+        return {name: struct.unpack_from(">q", rest, rest.index(string(name)) + 2 + len(name))[0] for name in names}
+
+    assert statistics() == {"first_chunk_id": -1, "committed_chunk_id": -1}
+    client.declare_publisher(1, stream)
+    for number in range(3):
+        client.publish(1, number, b"x")
+        client.confirmed(1)
+    assert statistics() == {"first_chunk_id": 0, "committed_chunk_id": 2}
+    assert client.request(STREAM_STATS, string("none")).code == NO_STREAM
+
+
+# -- bounds
+
+
+def test_a_frame_that_is_too_large_closes_the_connection(client: RawStream) -> None:
+    client.socket.sendall(struct.pack(">I", 1 << 30))
+    client.socket.sendall(struct.pack(">HH", PUBLISH, 1))
+
+    assert client.expect(CLOSE) == struct.pack(">IH", 1, 14) + string("frame too large")
+
+
+def test_more_messages_than_a_chunk_counts(client: RawStream, stream: str) -> None:
+    count = 70_000
+    client.declare_publisher(1, stream)
+    client.publish(1, 0, *[b""] * count)
+    assert len(client.confirmed(count)) == count
+
+    client.subscribe(1, stream, credit=1000)
+
+    assert len(client.entries(count)) == count
+
+
+def test_rstream_finds_all_it_needs(broker: TestBroker) -> None:
+    """The library that people use from Python: confirms, batches, offsets."""
+    rstream = pytest.importorskip("rstream")
+    port = int(broker.streams.rpartition(":")[2])
+    where: dict[str, Any] = {"host": "127.0.0.1", "port": port, "username": "guest", "password": "guest"}
+
+    async def talk() -> list[bytes]:
+        found: list[bytes] = []
+        confirmed, received = asyncio.Event(), asyncio.Event()
+        async with rstream.Producer(vhost=broker.vhost, **where) as producer:
+            await producer.create_stream("r", arguments={"max-length-bytes": 1_000_000})
+            await producer.send("r", rstream.AMQPMessage(body=b"one"), on_publish_confirm=lambda _: confirmed.set())
+            await asyncio.wait_for(confirmed.wait(), 10)
+            batch = [rstream.AMQPMessage(body=body) for body in (b"two", b"three")]
+            await producer.send_sub_entry("r", batch, compression_type=rstream.CompressionType.Gzip)
+            await producer.send_wait("r", rstream.AMQPMessage(body=b"four"))
+
+        def keep(message: Any, _: Any) -> None:
+            found.append(message.body)
+            if len(found) == 4:
+                received.set()
+
+        async with rstream.Consumer(vhost=broker.vhost, **where) as consumer:
+            await consumer.subscribe("r", keep, decoder=rstream.amqp_decoder)
+            await asyncio.wait_for(received.wait(), 10)
+            await consumer.store_offset("r", "reader", 2)
+            while True:
+                try:
+                    assert await consumer.query_offset("r", "reader") == 2
+                except rstream.exceptions.OffsetNotFound:
+                    continue
+                return found
+
+    assert sorted(asyncio.run(talk())) == [b"four", b"one", b"three", b"two"]
