@@ -5,6 +5,7 @@ import shlex
 import time
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
@@ -337,6 +338,8 @@ def env(
     output.show(f"export AMQP_URL={shlex.quote(url.partition(',')[0])}")
     if "," in url:
         output.show(f"export MQTOOL_URL={shlex.quote(url)}")
+    if streams := started.details.get("streams"):
+        output.show(f"export MQTOOL_STREAM_PORT={urlsplit(streams).port}")
 
 
 @app.command(epilog="mqtool wait --timeout 30s")

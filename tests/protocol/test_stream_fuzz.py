@@ -1,0 +1,68 @@
+"""No frame of the stream protocol harms the embedded broker: it answers, or closes that one connection."""
+
+import logging
+import struct
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mqtool.broker.embedded import EmbeddedBroker
+from tests.protocol.raw_stream import OPEN, RawStream, string, strings, table
+
+_u8, _u16 = st.integers(0, 255).map(lambda value: bytes((value,))), st.integers(0, 0xFFFF).map(struct.Struct(">H").pack)
+_u32, _u64 = (st.integers(0, (1 << bits) - 1).map(struct.Struct(form).pack) for bits, form in ((32, ">I"), (64, ">Q")))
+_names = st.sampled_from(["", "s", "none", "amq.s", "amq.topic", "é", "x" * 300])
+_parts = st.one_of(
+    _u8,
+    _u16,
+    _u32,
+    _u64,
+    _names.map(string),
+    st.lists(_names, max_size=3).map(lambda names: strings(*names)),
+    st.dictionaries(st.sampled_from(["max-age", "max-length-bytes", "name", "single-active-consumer"]), _names).map(
+        table
+    ),
+    st.sampled_from([b"\xff\xff", b"\0\0\0\0\0\0\0\1", struct.pack(">I", 3) + b"abc"]),
+    st.binary(max_size=20),
+)
+_frames = st.lists(
+    st.tuples(
+        st.one_of(st.integers(0, 32), st.integers(0, 0xFFFF)),
+        st.sampled_from([1, 1, 1, 1, 2, 0, 9]),
+        st.lists(_parts, max_size=8).map(b"".join),
+    ),
+    max_size=8,
+)
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """The stream port of a broker in this process, so that its log can be seen."""
+    with EmbeddedBroker(stream_port=0) as broker:
+        assert broker.stream_port is not None
+        yield broker.stream_port
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(frames=_frames, is_logged_in=st.booleans())
+def test_frames_of_all_kinds(
+    port: int, caplog: pytest.LogCaptureFixture, frames: list[tuple[int, int, bytes]], is_logged_in: bool
+) -> None:
+    client = RawStream("127.0.0.1", port)
+    if is_logged_in:
+        client.log_in()
+        client.request(OPEN, string("/"))
+        client.create("s")
+        client.declare_publisher(1, "s")
+        client.subscribe(1, "s")
+    client.socket.sendall(
+        b"".join(struct.pack(">IHH", len(body) + 4, key, version) + body for key, version, body in frames)
+    )
+    client.close()
+
+    other = RawStream("127.0.0.1", port)
+    other.log_in()
+    other.close()
+    assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
