@@ -6,6 +6,7 @@ from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.errors import ChannelException
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.stream_log import StreamLog
+from mqtool.broker.embedded.model.stream_queue import Stream
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.streaming.frames import Code, Key
@@ -87,7 +88,6 @@ def find_log(session: Session, stream: str, rest: bytes = b"") -> StreamLog:
         Refused: there is no such stream.
     """
     queue = session.vhost.queues.get(stream)
-    log = getattr(queue, "log", None)
-    if not isinstance(log, StreamLog):
+    if not isinstance(queue, Stream):
         raise Refused(Code.STREAM_DOES_NOT_EXIST, rest)
-    return log
+    return queue.log

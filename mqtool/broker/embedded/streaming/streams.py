@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from mqtool.broker.embedded.model.arguments import check_equivalent_queue, check_queue
 from mqtool.broker.embedded.model.errors import AmqpException, ChannelException, ConnectionException
+from mqtool.broker.embedded.model.stream_queue import Stream
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.streaming.frames import Code, Fields, Key, i64, metadata_answer, string, u16, u32, u64
 from mqtool.broker.embedded.streaming.session import Refused, Session, check, check_name, find_log
@@ -102,7 +103,7 @@ def metadata(session: Session, fields: Fields, correlation: int) -> None:
     """Say where streams are: those that exist are all here."""
     names = sorted(set(fields.strings()), reverse=True)
     fields.end()
-    found = [name for name in names if (queue := session.vhost.queues.get(name)) and queue.kind == "stream"]
+    found = [name for name in names if isinstance(session.vhost.queues.get(name), Stream)]
     host, port = session.advertised
     # The one answer without a code. The brokers are those that the streams are on.
     brokers = u32(1) + u16(0) + string(host) + u32(port) if found else u32(0)

@@ -2,6 +2,7 @@
 
 from mqtool.broker.embedded.model.errors import AmqpException
 from mqtool.broker.embedded.model.exchange import Exchange, Link
+from mqtool.broker.embedded.model.stream_queue import Stream
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.streaming.frames import Code, Fields, Key, strings, u32
 from mqtool.broker.embedded.streaming.session import Refused, Session, check
@@ -26,7 +27,7 @@ def _partitions(vhost: VirtualHost, super_stream: str) -> list[str]:
     if exchange is None:
         raise Refused(Code.STREAM_DOES_NOT_EXIST, u32(0))
     names = [link.destination.name for link in sorted(exchange.links, key=_order)]
-    return [name for name in dict.fromkeys(names) if name in vhost.queues and vhost.queues[name].kind == "stream"]
+    return [name for name in dict.fromkeys(names) if isinstance(vhost.queues.get(name), Stream)]
 
 
 def partition_of(vhost: VirtualHost, super_stream: str, stream: str) -> int | None:
@@ -52,7 +53,7 @@ def route(session: Session, fields: Fields, correlation: int) -> None:
     exchange = vhost.exchanges.get(name)
     if exchange is None or not name:
         raise Refused(Code.STREAM_DOES_NOT_EXIST, u32(0))
-    streams = [queue.name for queue in exchange.match(key, {}) if getattr(queue, "kind", "") == "stream"]
+    streams = [queue.name for queue in exchange.match(key, {}) if isinstance(queue, Stream)]
     session.answer(Key.ROUTE, correlation, rest=strings(streams))
 
 
