@@ -27,7 +27,7 @@ _ALWAYS = frozenset(
 _DEATH = ("queue", "exchange", "reason")
 #: What is kept unless --field names it: names of the broker's, and what it has set itself.
 _USUALLY = frozenset(
-    {"exchange", "queue", "headers.x-delivery-count", "headers.x-delay"}
+    {"exchange", "queue", "headers.x-delivery-count", "headers.x-delay", "headers.x-stream-offset"}
     | {f"headers.x-death.{name}" for name in (*_DEATH, "count", "time")}
     | {f"headers.x-{which}-death-{name}" for which in ("first", "last") for name in _DEATH}
 )

@@ -179,4 +179,4 @@ def _show(recording: Recording, pace: Pace) -> None:
             started = due if started is None else started
             count, seconds = count + 1, due - started
             output.show(f"{seconds:.3f}s\t{output.one_line(_place(message))}\t{len(message.body):,} bytes")
-    output.status(f"{count:,} messages in {seconds:.1f} s would be sent; nothing was")
+    output.status(f"{count:,} message{'s' * (count != 1)} in {seconds:.1f} s would be sent; nothing was")

@@ -74,5 +74,6 @@ class DelayOptions(NamedTuple):
 def mandatory_with_delay() -> UsageError:
     """Why a delayed message cannot be mandatory."""
     return UsageError(
-        "--mandatory does not work with a delay: such a message is routed only when it is due", "leave one of them out"
+        "--mandatory does not work with a delay: such a message is routed only when it is due",
+        "leave one of them out; replay has it unless --no-mandatory is given",
     )
