@@ -94,6 +94,18 @@ def test_the_name_that_a_client_gives_its_connection(api: Api, vhost: str, amqp_
             time.sleep(0.05)
 
 
+def test_a_dead_letter_that_no_queue_takes_is_kept(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
+    """By a quorum queue that dead-letters at least once."""
+    strategy = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
+    arguments = {"x-queue-type": "quorum", "x-dead-letter-exchange": "amq.fanout", **strategy}
+    channel.queue_declare("q", durable=True, arguments=arguments)
+    channel.basic_publish("", "q", b"dead")
+    channel.basic_reject(take.one("q", auto_ack=False)[0].delivery_tag, requeue=False)
+    view = eventually(api, f"queues/{vhost}/q", messages_dlx=1, messages=1)
+    assert (view["messages_ready"], view["message_bytes_dlx"]) == (0, 4)
+    assert channel.queue_purge("q").method.message_count == 0
+
+
 def test_bindings(api: Api, vhost: str, channel: BlockingChannel) -> None:
     """With the one that every queue has."""
     channel.queue_declare("q")

@@ -14,7 +14,7 @@ from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.exchange import Exchange
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.message import ContentHeader, Message, Properties, encode_address
-from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue import RETRY_DEAD_LETTERS, Queue
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.routing.field_table import Int32, Table
 
@@ -246,3 +246,29 @@ def test_the_delayed_exchange(vhost: VirtualHost, clock: FakeClock) -> None:
     clock.pass_by(5000)
     assert len(queue) == 2
     assert vhost.held(exchange) == 0
+
+
+def test_at_least_once_a_dead_letter_waits_for_its_queue(vhost: VirtualHost, clock: FakeClock, ledger: Ledger) -> None:
+    """What no queue takes is kept and tried again: until there is a queue, and one that takes it."""
+    source = add_queue(
+        vhost,
+        x_queue_type="quorum",
+        x_dead_letter_exchange="",
+        x_dead_letter_routing_key="dead",
+        x_dead_letter_strategy="at-least-once",
+        x_overflow="reject-publish",
+    )
+    source.publish(message(b"1"))
+    (entry,) = [source.get(no_ack=False)]
+    assert entry is not None
+    source.reject(entry)
+    assert (len(source), source.unacked, len(source.dead_letters)) == (0, 0, 1)
+    full = add_queue(vhost, "dead", x_max_length=0, x_overflow="reject-publish")
+    clock.pass_by(RETRY_DEAD_LETTERS)
+    assert len(source.dead_letters) == 1
+    vhost.delete_queue(full)
+    dead = add_queue(vhost, "dead")
+    clock.pass_by(RETRY_DEAD_LETTERS)
+    assert (len(source.dead_letters), bodies(dead)) == (0, [b"1"])
+    dead.purge()
+    assert ledger.held_bytes == 0

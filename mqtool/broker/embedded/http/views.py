@@ -66,7 +66,7 @@ def queue(queue: Queue, rates: Rates) -> Json:
         "consumer_utilisation": 1.0 if consumers else 0,
         "exclusive_consumer_tag": next((consumer.tag for consumer in consumers if consumer.exclusive), None),
         "single_active_consumer_tag": queue.consumers.active.tag if queue.consumers.active else None,
-        "messages": ready + unacked,
+        "messages": ready + unacked + len(queue.dead_letters),
         "messages_ready": ready,
         "messages_unacknowledged": unacked,
         "message_bytes": queue.backlog.body_bytes + queue.unacked_bytes,
@@ -74,6 +74,10 @@ def queue(queue: Queue, rates: Rates) -> Json:
         "message_bytes_unacknowledged": queue.unacked_bytes,
         "message_stats": rates.of(queue.traffic),
     }
+    if queue.kind == "quorum":
+        view["messages_dlx"] = len(queue.dead_letters)
+        view["message_bytes_dlx"] = sum(len(entry.message.body) for entry, _ in queue.dead_letters)
+        view["message_bytes"] += view["message_bytes_dlx"]
     if queue.kind == "stream":
         view = {name: value for name, value in view.items() if not name.startswith("message_bytes")}
         view |= {"leader": NODE, "members": [NODE], "online": [NODE], "readers": {NODE: len(consumers)}}

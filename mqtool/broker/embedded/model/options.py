@@ -34,6 +34,7 @@ class Options:
     delivery_limit: int | None = None
     max_age: int | None = None
     segment_bytes: int | None = None
+    at_least_once: bool = False
 
     @classmethod
     def of(cls, arguments: Table) -> "Options":
@@ -60,6 +61,10 @@ class Options:
             delivery_limit=integer("x-delivery-limit"),
             max_age=interval(string("x-max-age") or ""),
             segment_bytes=integer("x-stream-max-segment-size-bytes"),
+            # RabbitMQ falls back to at-most-once with any other overflow.
+            at_least_once=arguments.get("x-dead-letter-strategy") == "at-least-once"
+            and arguments.get("x-overflow") == "reject-publish"
+            and string("x-dead-letter-exchange") is not None,
         )
 
     def exceeded(self, messages: int, size: int) -> bool:

@@ -15,7 +15,13 @@ from mqtool.routing.field_table import Table
 
 MAX_PRIORITY = 255
 
-DeadLetter = Callable[["Queue", Message, str], None]
+Buried = Callable[[bool], object]
+"""Called once a dead letter has been published again: whether a queue took it."""
+
+DeadLetter = Callable[["Queue", Message, str, Buried], None]
+
+RETRY_DEAD_LETTERS = 180_000
+"""After how many milliseconds what nobody took is published again, where dead-lettering is at least once."""
 
 
 @dataclass(eq=False)
@@ -52,6 +58,7 @@ class Queue:
         kind: `classic` or `quorum`.
         stored: whether it survives a restart, and its persistent messages with it.
         backlog: the ready messages.
+        dead_letters: what has died here and no queue has taken yet, and why it died; after a restart it is ready again.
         unacked, unacked_bytes: the messages with consumers, not acknowledged, and the size of their bodies.
     """
 
@@ -82,6 +89,8 @@ class Queue:
         self._limited = self.options.max_length is not None or self.options.max_length_bytes is not None
         self._expiring = False
         self._expiry = Alarm(self.clock, self._expiry_due)
+        self.dead_letters: list[tuple[Entry, str]] = []
+        self._retry = Alarm(self.clock, self._retry_dead_letters)
         self._unused = Alarm(self.clock, lambda: self.when_unused(self))
         # An exclusive queue goes with its connection, and so with the process.
         self.stored = self.durable and self.owner is None
@@ -110,7 +119,7 @@ class Queue:
             len(backlog) + 1, backlog.body_bytes + len(message.body)
         ):
             if options.overflow == "reject-publish-dlx":
-                self.dead_letter(self, message, "maxlen")
+                self.dead_letter(self, message, "maxlen", _forget)
             return False, False
         ttl = options.time_to_live(message.properties.expiration)
         entry = Entry(message, self.ledger.next_position(), None if ttl is None else self.clock.now() + ttl)
@@ -151,9 +160,25 @@ class Queue:
 
     def _bury(self, entry: Entry, reason: str) -> None:
         """Drop a message, and dead-letter it if the queue says where to."""
+        if self.options.at_least_once:
+            self.dead_letter(self, entry.message, reason, lambda taken: self._buried(entry, reason, taken=taken))
+            return
         if self.options.dead_letter_exchange is not None:
-            self.dead_letter(self, entry.message, reason)
+            self.dead_letter(self, entry.message, reason, _forget)
         self.ledger.drop(entry)
+
+    def _buried(self, entry: Entry, reason: str, *, taken: bool) -> None:
+        """Drop a dead letter that a queue took; keep one that none did, to try again later."""
+        if taken or self.deleted:
+            self.ledger.drop(entry)
+            return
+        self.dead_letters.append((entry, reason))
+        self._retry.set_by(self.clock.now() + RETRY_DEAD_LETTERS)
+
+    def _retry_dead_letters(self) -> None:
+        waiting, self.dead_letters = self.dead_letters, []
+        for entry, reason in waiting:
+            self._bury(entry, reason)
 
     # -- messages out
 
@@ -322,6 +347,14 @@ class Queue:
         count = self.purge()
         self._expiry.cancel()
         self._unused.cancel()
+        self._retry.cancel()
+        for entry, _ in self.dead_letters:
+            self.ledger.drop(entry)
+        self.dead_letters.clear()
         for consumer in self.consumers.clear():
             consumer.cancelled()
         return count
+
+
+def _forget(taken: bool) -> None:
+    """Dead-lettering is at most once: what no queue takes is lost."""

@@ -21,7 +21,7 @@ from mqtool.broker.embedded.model.errors import ConnectionException
 from mqtool.broker.embedded.model.exchange import PREDECLARED, TRACE_EXCHANGE, Destination, Exchange, Link
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.message import Message
-from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue import Buried, Queue
 from mqtool.routing.field_table import Table
 
 
@@ -87,7 +87,7 @@ class VirtualHost:
         }
         self.exchanges[TRACE_EXCHANGE] = Exchange(TRACE_EXCHANGE, "topic", internal=True, predeclared=True)
         self._delayed = Delayed(clock, self._release)
-        self._dying: deque[tuple[Queue, Message, str]] = deque()
+        self._dying: deque[tuple[Queue, Message, str, Buried]] = deque()
         self._burying = False
 
     # -- declarations
@@ -250,26 +250,27 @@ class VirtualHost:
 
     # -- dead letters
 
-    def _dead_letter(self, queue: Queue, message: Message, reason: str) -> None:
-        """Publish a message again, to the queue's dead-letter exchange.
+    def _dead_letter(self, queue: Queue, message: Message, reason: str, buried: Buried) -> None:
+        """Publish a message again, to the queue's dead-letter exchange; tell `buried` whether a queue took it.
 
         One may cause another, through any number of queues: a queue of them takes the place of recursion.
         """
-        self._dying.append((queue, message, reason))
+        self._dying.append((queue, message, reason, buried))
         if self._burying:
             return
         self._burying = True
         try:
             while self._dying:
-                self._bury(*self._dying.popleft())
+                dying, message, reason, buried = self._dying.popleft()
+                buried(self._bury(dying, message, reason))
         finally:
             self._burying = False
 
-    def _bury(self, queue: Queue, message: Message, reason: str) -> None:
+    def _bury(self, queue: Queue, message: Message, reason: str) -> bool:
         name, key = queue.options.dead_letter_exchange, queue.options.dead_letter_routing_key
         exchange = self.exchanges.get(name) if name is not None else None
         if exchange is None:
-            return
+            return False
         dead = dead_letter(message, queue.name, reason, exchange.name, key, self._clock.now() // 1000)
         try:
             routing = self.route(exchange, dead, is_changed=True)
@@ -277,7 +278,8 @@ class VirtualHost:
             routing = self.route(exchange, dead, is_changed=True, is_due=True)
         if reason != "rejected":
             routing.queues = [target for target in routing.queues if not would_cycle(dead, target.name)]
-        self.enqueue(routing)
+        publication = self.enqueue(routing)
+        return publication.routed and publication.accepted
 
     # -- delayed messages
 

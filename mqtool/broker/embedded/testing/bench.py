@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.stream_queue import Cursor, Stream
 from mqtool.broker.embedded.model.users import Permissions
 from mqtool.broker.embedded.testing.fault import Fault, Scene
 from mqtool.broker.embedded.testing.kinds import name_of, shown
@@ -97,7 +98,10 @@ class Bench:
         found = self._queue(vhost, queue)
         if found is None:
             return Messages([], f"there is no queue {queue!r}")
-        waiting = sorted(found.backlog.in_memory(), key=lambda entry: entry.position)
+        if isinstance(found, Stream):
+            waiting = list(iter(Cursor(found, 0).next_entry, None))
+        else:
+            waiting = sorted(found.backlog.in_memory(), key=lambda entry: entry.position)
         messages = [Recorded("ready", vhost, each.message, [queue], redelivered=each.redelivered) for each in waiting]
         return Messages(messages, self.state(vhost, queue))
 
@@ -127,7 +131,8 @@ class Bench:
         for each in self._scene.broker.vhosts.values():
             if vhost in (None, each.name):
                 for queue in each.queues.values():
-                    queue.purge()
+                    if not isinstance(queue, Stream):  # whose messages nobody purges
+                        queue.purge()
         if self._probe.recording is not None:
             self._probe.recording.clear(vhost)
 
