@@ -83,8 +83,15 @@ _OFTEN = 256
 def encode(properties: Properties, body: bytes, exchange: str, routing_key: str) -> bytes:
     """Convert a message to what RabbitMQ stores in a stream."""
     raw = properties.encode()
-    head = _usual_head if len(raw) < _OFTEN else _head
-    return head(raw, exchange, routing_key) + _section(_DATA, variable(0xA0, body))
+    if len(raw) >= _OFTEN:
+        head = _head(raw, exchange, routing_key)
+    elif (span := properties.message_id_span()) is None:
+        head = _usual_head(raw, exchange, routing_key)
+    else:
+        message_id = raw[span.start : span.stop]
+        before, after = _around_id(raw[: span.start], raw[span.stop :], len(message_id), exchange, routing_key)
+        head = before + message_id + after
+    return head + _section(_DATA, variable(0xA0, body))
 
 
 def _section(code: int, value: bytes) -> bytes:
@@ -132,6 +139,15 @@ def _head(raw: bytes, exchange: str, routing_key: str) -> bytes:
 
 
 _usual_head = lru_cache(maxsize=1024)(_head)
+
+
+@lru_cache(maxsize=1024)
+def _around_id(before: bytes, after: bytes, size: int, exchange: str, routing_key: str) -> tuple[bytes, bytes]:
+    """Return what stands before and after a message id: publishers make a new one for each of many like messages."""
+    heads = [_head(before + octet * size + after, exchange, routing_key) for octet in (b"a", b"b")]
+    start = next((place for place, (one, other) in enumerate(zip(*heads, strict=True)) if one != other), len(heads[0]))
+    return heads[0][:start], heads[0][start + size :]
+
 
 # -- to AMQP 0-9-1
 

@@ -116,7 +116,9 @@ QUEUE_ARGUMENTS: dict[str, Check] = {
     "x-max-age": _max_age,
     "x-stream-max-segment-size-bytes": _count,
     "x-initial-cluster-size": _cluster_size,
-    "x-queue-leader-locator": _one_of("client-local", "random", "least-leaders", otherwise="invalid_queue_locator_arg"),
+    "x-queue-leader-locator": _one_of(
+        "client-local", "balanced", "random", "least-leaders", otherwise="invalid_queue_locator_arg"
+    ),
     "x-delivery-limit": _anything,
 }
 """The arguments that RabbitMQ knows; it accepts any others unchecked."""

@@ -113,6 +113,15 @@ class Properties:
         """Return the properties that are set, each encoded as on the wire, by name (`content_type`, …)."""
         return {name: self._data[start:end] for name, start, end in _spans(self._data, self._offset)}
 
+    def message_id_span(self) -> range | None:
+        """Return where the message id is in what `encode` returns; None if there is none."""
+        if not self._data[self._offset + 1] & _MESSAGE_ID:
+            return None
+        spans = _spans(self._data, self._offset)
+        return next(
+            range(start + 1 - self._offset, end - self._offset) for name, start, end in spans if name == "message_id"
+        )
+
     @classmethod
     def of(cls, fields: Mapping[str, bytes]) -> Self:
         """Return the properties with these encoded fields."""

@@ -18,6 +18,9 @@ from mqtool.routing.field_table import Int64, Timestamp, encode_table
 # How the body of a message begins that an AMQP 0-9-1 client has published: up to 255 octets, or more.
 _SHORT_BODY, _LONG_BODY = b"\x00Su\xa0", b"\x00Su\xb0"
 
+# How its properties begin, and its message id, the first of them.
+_PROPERTIES, _MESSAGE_ID = b"\x00Ss\xc0", b"\xa1"
+
 
 class Stream(Queue):
     """A stream. Nothing is taken out of it, so nothing counts as unacknowledged: to acknowledge is to ask for more.
@@ -176,9 +179,9 @@ class Cursor:
         decoded = decode(data)
         key = self._stream.name if decoded.routing_key is None else decoded.routing_key
         shape = _Shape(decoded.properties, encode_address(decoded.exchange, key))
-        if (head := _head(data, decoded.body)) is not None:
-            shape.head, self._shape = head, shape
-        return shape.delivered(offset, decoded.body)
+        if shape.has_head_of(data, decoded.body):
+            self._shape = shape
+        return shape.delivered(offset, shape.message_id, decoded.body)
 
 
 def _messages(chunks: list[Chunk]) -> Iterator[tuple[int, bytes]]:
@@ -191,22 +194,14 @@ def _mark(size: int) -> bytes:
     return _SHORT_BODY + bytes([size]) if size < 256 else _LONG_BODY + size.to_bytes(4)
 
 
-def _head(data: bytes, body: bytes) -> bytes | None:
-    """Return what stands before that; None unless the entry is one as an AMQP 0-9-1 client publishes it."""
-    mark = _mark(len(body))
-    start = len(data) - len(body) - len(mark)
-    return data[:start] if start >= 0 and data.startswith(mark, start) and data.endswith(body) else None
-
-
 class _Shape:
-    """What a message has besides body and offset, ready to be sent: others like it are not decoded again.
+    """What a message has besides offset, message id and body, ready to be sent: others like it are not decoded again.
 
     Attributes:
-        head: how the entries of such messages begin, up to the section with the body.
+        message_id: that of the message that it was made of.
     """
 
     def __init__(self, properties: Properties, address: bytes) -> None:
-        self.head = b""
         self._address = address
         headers = {name: value for name, value in properties.headers.items() if name != OFFSET}
         table = encode_table({**headers, OFFSET: Int64(0)})
@@ -214,20 +209,45 @@ class _Shape:
         whole = Properties.of(fields).encode()
         # The headers come third among the properties, and the offset last among the headers.
         end = 2 + len(fields.get("content_type", b"")) + len(fields.get("content_encoding", b"")) + len(table)
-        self._before, self._after = whole[: end - 8], whole[end:]
+        self._before, self._between, self._after = whole[: end - 8], whole[end:], b""
+        self.message_id = b""
+        # In an entry: what comes before the message id, and between it and the body.
+        self._first = self._second = b""
+        name = fields.get("message_id", b"")
+        parts = self._between.split(name) if name else []
+        if len(parts) == 2:
+            self.message_id = name[1:]
+            self._between, self._after = parts[0] + name[:1], parts[1]
+
+    def has_head_of(self, data: bytes, body: bytes) -> bool:
+        """Learn how entries of this shape look; False if that of this message is not as AMQP 0-9-1 clients write it."""
+        mark = _mark(len(body))
+        start = len(data) - len(body) - len(mark)
+        if start < 0 or not data.startswith(mark, start) or not data.endswith(body):
+            return False
+        head, name = data[:start], self.message_id
+        if not name:
+            self._first = head
+            return True
+        first, found, self._second = head.partition(_MESSAGE_ID + bytes([len(name)]) + name)
+        self._first = first + found[: -len(name)]
+        # Two octets before it are the size of the list that it is the first in, and the number of its items.
+        return first[:-2].endswith(_PROPERTIES)
 
     def message(self, offset: int, data: bytes) -> Message | None:
         """Return the message in an entry if it is one like this."""
-        if not data.startswith(self.head):
+        start = len(self._first)
+        end = start + len(self.message_id)
+        if not data.startswith(self._first) or not data.startswith(self._second, end):
             return None
-        before = len(self.head)
+        before = end + len(self._second)
         for mark in (len(_SHORT_BODY) + 1, len(_LONG_BODY) + 4):
             size = len(data) - before - mark
             if size >= 0 and data.startswith(_mark(size), before) and len(_mark(size)) == mark:
-                return self.delivered(offset, data[before + mark :])
+                return self.delivered(offset, data[start:end], data[before + mark :])
         return None
 
-    def delivered(self, offset: int, body: bytes) -> Message:
+    def delivered(self, offset: int, message_id: bytes, body: bytes) -> Message:
         """Return a message like this."""
-        properties = b"".join((self._before, offset.to_bytes(8), self._after))
+        properties = b"".join((self._before, offset.to_bytes(8), self._between, message_id, self._after))
         return Message(self._address, ContentHeader.unread(properties, len(body)), body)

@@ -1,0 +1,77 @@
+"""A stream gives back each message as it was published, though most are neither encoded nor decoded in full."""
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from mqtool.broker.embedded.model.amqp10 import decode, encode
+from mqtool.broker.embedded.model.ledger import Ledger
+from mqtool.broker.embedded.model.message import ContentHeader, Message, Properties, encode_address, encode_short
+from mqtool.broker.embedded.model.stream_chunk import simple_entry
+from mqtool.broker.embedded.model.stream_queue import Cursor, Stream
+from mqtool.routing.field_table import Int64, encode_table
+from tests.unit.embedded.test_stream_log import HandClock
+
+IDS = st.sampled_from([None, b"", b"a", b"b", b"12345678", b"abcdefgh", b"k" * 200, "é".encode()])
+KEYS = st.sampled_from(["s", "a", "12345678", ""])
+TYPES = st.sampled_from([None, b"text/plain", b"a", b"abcdefgh"])
+HEADERS = st.sampled_from([None, {}, {"h": 1}, {"h": "12345678"}, {"x-stream-offset": 5, "h": True}])
+BODIES = st.sampled_from([b"", b"x", b"y" * 255, b"z" * 256, b"\x00Su\xa0\x01x", b"\xa1\x08abcdefgh"])
+
+
+def published(message_id: bytes | None, content_type: bytes | None, headers: dict[str, object] | None) -> Properties:
+    fields: dict[str, bytes] = {"delivery_mode": b"\x02"}
+    for name, value in (("message_id", message_id), ("content_type", content_type)):
+        if value is not None:
+            fields[name] = encode_short(value)
+    if headers is not None:
+        fields["headers"] = encode_table(headers)  # type: ignore[arg-type]
+    return Properties.of(fields)
+
+
+def new_stream() -> tuple[Stream, HandClock]:
+    clock = HandClock()
+    stream = Stream("s", "/", clock, Ledger(), lambda *_: None, lambda _: None, arguments={"x-queue-type": "stream"})
+    return stream, clock
+
+
+@given(messages=st.lists(st.tuples(IDS, TYPES, HEADERS, KEYS, BODIES), max_size=12))
+@example(messages=[(b"abcdefgh", None, None, "abcdefgh", b"x"), (b"12345678", None, None, "abcdefgh", b"x")])
+@example(messages=[(b"a", b"a", None, "a", b"x"), (b"b", b"a", None, "a", b"x")])
+def test_each_message_is_itself(
+    messages: list[tuple[bytes | None, bytes | None, dict[str, object], str, bytes]],
+) -> None:
+    """Whatever was before it: with its properties, its own message id, its address, and its offset as a header."""
+    stream, clock = new_stream()
+    for message_id, content_type, headers, key, body in messages:
+        properties = published(message_id, content_type, headers)
+        stream.publish(Message(encode_address("", key), ContentHeader.of(properties, len(body)), body))
+    clock.turn()
+    cursor = Cursor(stream, 0)
+    for offset, (message_id, content_type, headers, key, body) in enumerate(messages):
+        entry = cursor.next_entry()
+        assert entry is not None
+        got = entry.message
+        assert (got.routing_key, got.body, got.header.body_size) == (key, body, len(body))
+        kept = {name: value for name, value in (headers or {}).items() if name != "x-stream-offset"}
+        expected = published(message_id, content_type, {**kept, "x-stream-offset": Int64(offset)})
+        assert got.properties.fields() == expected.fields()
+    assert cursor.next_entry() is None
+
+
+@given(entries=st.lists(st.tuples(IDS, KEYS, BODIES, st.binary(max_size=3)), max_size=8))
+def test_entries_of_other_clients(entries: list[tuple[bytes | None, str, bytes, bytes]]) -> None:
+    """What comes by the stream protocol may be cut, have more behind the body, or be anything."""
+    stream, clock = new_stream()
+    encoded = [encode(published(mid, None, None), body, "x", key) + more for mid, key, body, more in entries]
+    encoded += [data[:-1] for data in encoded]
+    for data in encoded:
+        stream.log.append(simple_entry(data))
+    clock.turn()
+    cursor = Cursor(stream, 0)
+    for data in encoded:
+        entry = cursor.next_entry()
+        assert entry is not None
+        expected = decode(data)
+        got = entry.message.properties.fields()
+        got.pop("headers")
+        assert (entry.message.body, got) == (expected.body, expected.properties.fields())
