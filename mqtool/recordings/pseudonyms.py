@@ -120,10 +120,11 @@ class Pseudonyms:
 
     def _uuid(self, text: str) -> str:
         """Another one, of the same version and variant."""
-        alphabets = [_HEX.get(each) or _alphabet(each) for each in text]
-        for at in (14, 19):
-            alphabets[at] = _Alphabet(ord(text[at]), 1)
-        return self._word(text, alphabets)
+        keyed = self._keyed.copy()
+        keyed.update(b"uuid" + text.lower().encode())
+        digits = keyed.hexdigest()
+        found = f"{digits[:8]}-{digits[8:12]}-{text[14]}{digits[13:16]}-{text[19]}{digits[17:20]}-{digits[20:32]}"
+        return found.upper() if text.isupper() else found.lower()
 
     def _date(self, text: str) -> str:
         """Another day, at another time of day, as far as it is a day of these centuries."""
