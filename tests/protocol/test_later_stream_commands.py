@@ -3,10 +3,12 @@
 import asyncio
 import struct
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from tests.brokers import TestBroker, on_any_broker
+from tests.protocol.conftest import Api
 from tests.protocol.raw_stream import (
     CLOSE,
     CONSUMER_UPDATE,
@@ -186,6 +188,20 @@ def test_a_stream_says_where_it_begins_and_ends(client: RawStream, stream: str) 
         client.confirmed(1)
     assert statistics() == {"first_chunk_id": 0, "committed_chunk_id": 2}
     assert client.request(STREAM_STATS, string("none")).code == NO_STREAM
+
+
+# -- the management API
+
+
+def test_clients_of_streams_are_listed_and_closed(client: RawStream, api: Api, vhost: str) -> None:
+    (found,) = api("GET", f"vhosts/{vhost}/connections")[1]
+    assert (found["protocol"], found["user"], found["channels"]) == ("stream", "guest", 0)
+    assert found["client_properties"] == {"product": "raw"}
+    assert {each["protocol"] for each in api("GET", "overview")[1]["listeners"]} == {"amqp", "http", "stream"}
+
+    assert api("DELETE", f"connections/{quote(found['name'])}")[0] == 204
+
+    assert client.at_end()
 
 
 # -- bounds

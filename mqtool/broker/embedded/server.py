@@ -15,6 +15,7 @@ from mqtool.broker.embedded.wire.connection import Connection
 from mqtool.broker.embedded.wire.door import Door
 
 if TYPE_CHECKING:
+    from mqtool.broker.embedded.streaming.connection import StreamConnection
     from mqtool.broker.embedded.testing.bench import Bench
 
 log = logging.getLogger("mqtool.broker.embedded")
@@ -64,6 +65,7 @@ class Server:
         self._door = Door(lambda: Connection(self.broker, self._connections))
         self._bench: Bench | None = None
         self._connections: set[Connection] = set()
+        self._stream_connections: set[StreamConnection] = set()
         self._checking: asyncio.TimerHandle | None = None
         self.port = settings.port
         self.management_port = settings.management_port
@@ -95,7 +97,15 @@ class Server:
         from mqtool.broker.embedded.http.management import Management
         from mqtool.broker.embedded.http.server import MAX_HEAD, HttpServer
 
-        http = HttpServer(Management(self.broker, self._connections, self._settings.host, self.bench))
+        http = HttpServer(
+            Management(
+                self.broker,
+                self._connections,
+                self._stream_connections,
+                listening_on=self._settings.host,
+                bench=self.bench,
+            )
+        )
         server = await asyncio.start_server(http.talk, self._settings.host, port, limit=MAX_HEAD)
         self.management_port = server.sockets[0].getsockname()[1]
         self.broker.listeners["http"] = (self._settings.host, self.management_port)
@@ -107,7 +117,7 @@ class Server:
         from mqtool.broker.embedded.streaming.connection import StreamConnection
         from mqtool.broker.embedded.streaming.single_active import Groups
 
-        connections: set[StreamConnection] = set()
+        connections = self._stream_connections
         groups = Groups()
         self.broker.add_clients(connections)
         server = await asyncio.get_running_loop().create_server(

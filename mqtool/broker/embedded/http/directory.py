@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mqtool.broker.embedded.http.server import HttpError
 from mqtool.broker.embedded.model.broker import Broker
@@ -12,6 +12,12 @@ from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.wire.connection import Connection
+
+if TYPE_CHECKING:
+    # Most brokers have no streams, and need not import their protocol.
+    from mqtool.broker.embedded.streaming.connection import StreamConnection
+
+AnyConnection: TypeAlias = "Connection | StreamConnection"
 
 
 def not_found() -> HttpError:
@@ -46,14 +52,19 @@ class Directory:
 
     Args:
         broker: the broker.
-        connections: its connections, kept up to date by the server.
+        connections: its connections by protocol, kept up to date by the server.
     """
 
-    def __init__(self, broker: Broker, connections: Collection[Connection]) -> None:
+    def __init__(self, broker: Broker, *connections: Collection[AnyConnection]) -> None:
         self.broker = broker
-        self.connections = connections
+        self._by_protocol = connections
 
-    def opened(self) -> list[Connection]:
+    @property
+    def connections(self) -> list[AnyConnection]:
+        """The connections of all protocols."""
+        return [connection for connections in self._by_protocol for connection in connections]
+
+    def opened(self) -> list[AnyConnection]:
         """Return the connections whose handshake is done: only these have a user and a virtual host."""
         return [connection for connection in self.connections if connection.is_open]
 

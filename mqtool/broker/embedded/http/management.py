@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from mqtool.broker.embedded.http import access, health, views
 from mqtool.broker.embedded.http.changes import Changes
-from mqtool.broker.embedded.http.directory import Directory, bad_request, check_regular_expression, missing, not_found
+from mqtool.broker.embedded.http.directory import (
+    AnyConnection,
+    Directory,
+    bad_request,
+    check_regular_expression,
+    missing,
+    not_found,
+)
 from mqtool.broker.embedded.http.origins import check_origin
 from mqtool.broker.embedded.http.rates import Counting, Rates
 from mqtool.broker.embedded.http.server import Answer, HttpError, Request
@@ -18,7 +25,6 @@ from mqtool.broker.embedded.model.patterns import found
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.wire.channel import Channel
-from mqtool.broker.embedded.wire.connection import Connection
 
 if TYPE_CHECKING:
     from mqtool.broker.embedded.testing.bench import Bench
@@ -32,10 +38,10 @@ class Management(Directory):
     """
 
     def __init__(
-        self, broker: Broker, connections: Collection[Connection], listening_on: str, bench: "Callable[[], Bench]"
+        self, broker: Broker, *connections: Collection[AnyConnection], listening_on: str, bench: "Callable[[], Bench]"
     ) -> None:
-        super().__init__(broker, connections)
-        self._changes = Changes(broker, connections)
+        super().__init__(broker, *connections)
+        self._changes = Changes(broker, *connections)
         self._rates = Rates(self._counting)
         self._listening_on = listening_on
         self._bench = bench
@@ -254,7 +260,7 @@ class Management(Directory):
                 return {**view, "publishes": views.publishes(each), "deliveries": [], "consumer_details": mine}
         return missing()  # type: ignore[no-any-return]
 
-    def _opened(self, user: User, vhost: str | None) -> Iterable[Connection]:
+    def _opened(self, user: User, vhost: str | None) -> Iterable[AnyConnection]:
         """Yield the connections that a user may see: their own, or with the right tag all."""
         for each in self.opened():
             mine = each.user.name == user.name or access.SEES_ALL.intersection(user.tags)

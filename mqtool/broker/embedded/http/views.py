@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection, Iterable
 from typing import Any
 
+from mqtool.broker.embedded.http.directory import AnyConnection
 from mqtool.broker.embedded.http.rates import Rates
 from mqtool.broker.embedded.model.broker import NODE, RABBITMQ_VERSION, Broker
 from mqtool.broker.embedded.model.exchange import TYPES, Exchange, Link
@@ -153,14 +154,14 @@ def consumer(channel: Channel, subscription: Subscription) -> Json:
     }
 
 
-def connection(connection: Connection) -> Json:
+def connection(connection: AnyConnection) -> Json:
     """One of /api/connections."""
     return {
         "name": connection.name,
         "user": connection.user.name,
         "vhost": connection.vhost.name,
         "state": "blocked" if connection.blocked else "running",
-        "protocol": "AMQP 0-9-1",
+        "protocol": connection.protocol,
         "type": "network",
         "node": NODE,
         "ssl": False,
@@ -180,7 +181,7 @@ def connection(connection: Connection) -> Json:
     }
 
 
-def _given_name(connection: Connection) -> Json:
+def _given_name(connection: AnyConnection) -> Json:
     name = connection.client_properties.get("connection_name")
     return {"user_provided_name": name} if isinstance(name, str) else {}
 
@@ -291,7 +292,7 @@ def _exchange_types() -> list[Json]:
     return [{"name": kind, "description": f"AMQP {kind} exchange", "enabled": True} for kind in TYPES]
 
 
-def overview(broker: Broker, connections: Collection[Connection], user: User, rates: Rates) -> Json:
+def overview(broker: Broker, connections: Collection[AnyConnection], user: User, rates: Rates) -> Json:
     """/api/overview."""
     queues = [queue for vhost in broker.vhosts.values() for queue in vhost.queues.values()]
     ready, unacked = sum(map(len, queues)), sum(queue.unacked for queue in queues)

@@ -4,7 +4,9 @@ import asyncio
 import ipaddress
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.rights import Rights
@@ -12,12 +14,24 @@ from mqtool.broker.embedded.model.stream_log import StreamLog
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.streaming import handshake, streams, super_streams, versions
-from mqtool.broker.embedded.streaming.frames import Code, Fields, Key, MalformedFrame, answer, frame, string, u16, u32
+from mqtool.broker.embedded.streaming.frames import (
+    FRAME_MAX,
+    Code,
+    Fields,
+    Key,
+    MalformedFrame,
+    answer,
+    frame,
+    string,
+    u16,
+    u32,
+)
 from mqtool.broker.embedded.streaming.octets import OctetStream
 from mqtool.broker.embedded.streaming.publishers import Publishers
 from mqtool.broker.embedded.streaming.session import Refused
 from mqtool.broker.embedded.streaming.single_active import Groups
 from mqtool.broker.embedded.streaming.subscriptions import Subscriptions
+from mqtool.routing.field_table import Table
 
 log = logging.getLogger("mqtool.broker.embedded")
 
@@ -36,11 +50,17 @@ class StreamConnection(OctetStream):
         groups: the groups of consumers of which one is active.
 
     Attributes:
+        protocol, channels, channel_max, frame_max: what the management API shows of every connection.
+        blocked: whether nothing is read from it, because of an alarm.
         user, vhost, rights: who logged in, where, and what they may do; set in the handshake.
         deliver_version: the version of deliver that the client takes.
         connected_at: when, in seconds since 1970.
     """
 
+    protocol = "stream"
+    channels: Mapping[int, Any] = MappingProxyType({})
+    channel_max = 0
+    frame_max = FRAME_MAX
     user: User
     vhost: VirtualHost
     rights: Rights
@@ -48,14 +68,14 @@ class StreamConnection(OctetStream):
     def __init__(self, broker: Broker, connections: "set[StreamConnection]", groups: Groups) -> None:
         super().__init__()
         self.broker = broker
-        self.client_properties: dict[str, str] = {}
+        self.client_properties: Table = {}
         self.deliver_version = 1
         self.connected_at = time.time()
         self.publishers = Publishers(self)
         self.subscriptions = Subscriptions(self, groups)
         self._connections = connections
         self._watches: dict[str, _Watch] = {}
-        self._is_blocked = False
+        self.blocked = False
         self._deadline: asyncio.TimerHandle | None = None
 
     # -- asyncio's side
@@ -139,7 +159,7 @@ class StreamConnection(OctetStream):
 
     def _publish(self, body: bytes, version: int) -> None:
         if self.broker.alarms:
-            self._is_blocked = True
+            self.blocked = True
             self.pace()
         self.publishers.publish(body, version)
 
@@ -181,11 +201,11 @@ class StreamConnection(OctetStream):
     @property
     def should_read(self) -> bool:
         """Whether to read more from the client."""
-        return not self._is_blocked and not self.publishers.is_throttled
+        return not self.blocked and not self.publishers.is_throttled
 
     def unblock(self) -> None:
         """Read again: the last alarm has ended."""
-        self._is_blocked = False
+        self.blocked = False
         self.heard()
         self.pace()
 

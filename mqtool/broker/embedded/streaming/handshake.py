@@ -18,6 +18,7 @@ from mqtool.broker.embedded.streaming.frames import (
     table,
     u32,
 )
+from mqtool.routing.field_table import Table
 
 HEARTBEAT = 60
 """What the broker proposes, in seconds."""
@@ -41,7 +42,7 @@ class Opening(Protocol):
     vhost: VirtualHost
     rights: Rights
     state: str
-    client_properties: dict[str, str]
+    client_properties: Table
 
     @property
     def advertised(self) -> tuple[str, int]:
@@ -76,7 +77,7 @@ def receive(connection: Opening, key: int, fields: Fields) -> None:
     correlation = fields.number(4)
     match connection.state, key:
         case "start", Key.PEER_PROPERTIES:
-            connection.client_properties = fields.table()
+            connection.client_properties = {**fields.table()}
             properties = {**identity(), "version": PROTOCOL_VERSION}
             connection.answer(Key.PEER_PROPERTIES, correlation, rest=table(properties))
         case "start", Key.SASL_HANDSHAKE:

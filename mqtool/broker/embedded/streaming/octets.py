@@ -24,6 +24,8 @@ class OctetStream(asyncio.Protocol, ABC):
         state: `start`, `login`, `tune`, `opening`, `open`, `closing` (the client has been told) or `closed`.
         peer, local: host and port of both ends.
         writable: whether the client should be sent more chunks now.
+        heartbeat: the interval in seconds, as negotiated; 0 for none.
+        received_bytes, sent_bytes: how many octets so far.
     """
 
     transport: asyncio.Transport
@@ -33,6 +35,7 @@ class OctetStream(asyncio.Protocol, ABC):
         self.peer: tuple[str, int] = ("", 0)
         self.local: tuple[str, int] = ("", 0)
         self.writable = True
+        self.received_bytes = self.sent_bytes = 0
         self._loop = asyncio.get_running_loop()
         self._chunks: list[bytes] = []
         self._have = 0
@@ -41,7 +44,7 @@ class OctetStream(asyncio.Protocol, ABC):
         self._out_bytes = 0
         self._is_flushing = False
         self._is_paused = False
-        self._heartbeat = 0
+        self.heartbeat = 0
         self._beat: asyncio.TimerHandle | None = None
         self._heard_at = self._sent_at = 0.0
 
@@ -96,6 +99,7 @@ class OctetStream(asyncio.Protocol, ABC):
     def data_received(self, data: bytes) -> None:
         """Take octets."""
         self.heard()
+        self.received_bytes += len(data)
         self._chunks.append(data)
         self._have += len(data)
         if self._have < self._need:
@@ -149,6 +153,7 @@ class OctetStream(asyncio.Protocol, ABC):
         self._is_flushing = False
         if self._out and not self.transport.is_closing():
             self._sent_at = self._loop.time()
+            self.sent_bytes += self._out_bytes
             self.transport.write(b"".join(self._out))
         self._out.clear()
         self._out_bytes = 0
@@ -193,17 +198,17 @@ class OctetStream(asyncio.Protocol, ABC):
 
     def start_heartbeats(self, seconds: int) -> None:
         """Send and expect heartbeats at this interval; 0 for none."""
-        self._heartbeat = seconds
+        self.heartbeat = seconds
         if seconds:
             self._sent_at = self._loop.time()
             self._beat = self._loop.call_later(seconds / 2, self._check_heartbeat)
 
     def _check_heartbeat(self) -> None:
         now = self._loop.time()
-        if self.should_read and now - self._heard_at > self._heartbeat * 2:
-            log.warning("stream connection %s: no heartbeat for %d s", self.name, self._heartbeat * 2)
+        if self.should_read and now - self._heard_at > self.heartbeat * 2:
+            log.warning("stream connection %s: no heartbeat for %d s", self.name, self.heartbeat * 2)
             self.transport.abort()
             return
-        if now - self._sent_at >= self._heartbeat / 2:
+        if now - self._sent_at >= self.heartbeat / 2:
             self.write(frame(Key.HEARTBEAT))
-        self._beat = self._loop.call_later(self._heartbeat / 2, self._check_heartbeat)
+        self._beat = self._loop.call_later(self.heartbeat / 2, self._check_heartbeat)

@@ -48,6 +48,7 @@ class Connection(FrameStream):
         connections: where to enter it as long as its socket is open.
 
     Attributes:
+        protocol: what the management API calls it.
         user, vhost, rights: who logged in, where, and what they may do; set in the handshake.
         channel_max: the highest channel number, as negotiated.
         channels: by number, the open channels and those that the client has yet to agree are closed.
@@ -55,6 +56,7 @@ class Connection(FrameStream):
         connected_at: when, in seconds since 1970.
     """
 
+    protocol = "AMQP 0-9-1"
     user: User
     vhost: VirtualHost
     rights: Rights
