@@ -166,7 +166,7 @@ class Transfer:
             return not self._consumer.arrives(0)
         if silence > _STALLED:
             raise Unavailable(
-                f"{self._queue!r} has {ready:,} more, but the broker delivers none",
+                f"{self._queue!r} has {ready:,} more, but the broker delivers none to us",
                 "it is a stream, or another consumer has a higher priority or is the single active one",
             )
         return False

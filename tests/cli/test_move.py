@@ -191,7 +191,9 @@ def test_a_lost_connection_ends_it(shell: Shell, broker: TestBroker) -> None:
     connections: Any = broker.api("GET", f"vhosts/{broker.vhost}/connections")
     for connection in connections:
         broker.api("DELETE", f"connections/{quote(connection['name'], safe='')}")
-    assert running.wait().code == 69
+    ended = running.wait()
+    assert ended.code == 69
+    assert "hint: run it again: what was not moved is still there" in ended.stderr
     assert shell.run("mqtool", "move", "a", "--to", "b").code == 0
     assert set(bodies(taken(broker, "b"))) == set(range(300))
 

@@ -16,12 +16,12 @@ from mqtool.cli.options.asking import Yes, ask
 from mqtool.cli.options.destination import Destination
 from mqtool.cli.options.values import RATE
 from mqtool.cli.options.where import Where
-from mqtool.errors import NotFound, SomeFailed, UsageError
+from mqtool.errors import NotConfirmed, NotFound, SomeFailed, Unavailable, UsageError
 from mqtool.message import Delivery, Message
 from mqtool.topology import Queue
 from mqtool.where import of_delivery
 from mqtool.work.moving import NotMoved, elsewhere, name_of
-from mqtool.work.transfer import Transfer, Until
+from mqtool.work.transfer import AT_ONCE, Transfer, Until
 
 app = typer.Typer()
 
@@ -102,6 +102,10 @@ def _show(transfer: Transfer, expected: int, between: str, other: Access | None)
     except NotMoved as error:
         if moved:
             raise SomeFailed(str(error), error.hint) from error
+        raise
+    except (NotConfirmed, Unavailable) as error:
+        if isinstance(error, NotConfirmed) or error.hint is None:
+            error.hint = f"run it again: what was not moved is still there; up to {AT_ONCE} messages are in both queues"
         raise
     finally:
         progress.stop()
