@@ -1,10 +1,15 @@
 """What the embedded broker does not let a client do to it: fill its memory, fill its buffers, hold on for ever."""
 
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pika
 import pytest
@@ -142,6 +147,29 @@ def test_many_connections_come_and_go(small: EmbeddedBroker, api_of: Callable[[E
         if totals["connections"] == totals["channels"] == totals["queues"] == 0:
             return
         assert time.monotonic() < deadline, totals
+
+
+def test_without_file_descriptors_clients_wait(tmp_path: Path) -> None:
+    """It is said once, not thousands of times; and they are let in when others have left."""
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32)); "
+    program = limited + "from mqtool.broker.embedded.__main__ import main; main()"
+    command = [sys.executable, "-c", program, "--port", "0", "--print-url", "--log-file", str(tmp_path / "log")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as broker, ExitStack() as stack:
+        stack.callback(broker.terminate)
+        assert broker.stdout is not None
+        port = urlsplit(broker.stdout.readline()).port
+        clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
+        deadline = time.monotonic() + 10
+        while "no file descriptors are left" not in (said := (tmp_path / "log").read_text()):
+            assert time.monotonic() < deadline, said
+            time.sleep(0.01)
+        clients[-1].settimeout(10)
+        clients[-1].sendall(b"AMQP\x00\x00\x09\x01")
+        for client in clients[:-1]:
+            client.close()
+        assert clients[-1].recv(1) == b"\x01"
+        clients[-1].close()
+        assert (tmp_path / "log").read_text().count("file descriptors") == 1
 
 
 def test_a_taken_port_is_an_error() -> None:

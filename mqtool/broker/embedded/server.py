@@ -1,12 +1,13 @@
 """Starting and stopping the embedded broker, as the process; `in_process` does it within another program."""
 
 import asyncio
+import errno
 import logging
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.broker import CONSUMER_TIMEOUT, Broker
@@ -22,6 +23,7 @@ log = logging.getLogger("mqtool.broker.embedded")
 
 DEFAULT_PORT = 5672
 _CHECK_CONSUMERS_SECONDS = 60.0
+_SAID_AGAIN_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -198,8 +200,27 @@ class Server:
         ]
 
 
+class _Exceptions:
+    """Logs what goes wrong on the loop; that there are no more file descriptors, once in a while.
+
+    asyncio says that a thousand times for each client that waits to be let in.
+    """
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in (errno.EMFILE, errno.ENFILE):
+            loop.default_exception_handler(context)
+        elif loop.time() >= self._next:
+            self._next = loop.time() + _SAID_AGAIN_SECONDS
+            log.error("no file descriptors are left: new connections have to wait (see ulimit -n)")
+
+
 async def run(settings: Settings, stop: asyncio.Event, when_ready: Callable[[Server], None]) -> None:
-    """Run a broker on the running loop until an event is set."""
+    """Run a broker on the running loop, which is its own, until an event is set."""
+    asyncio.get_running_loop().set_exception_handler(_Exceptions())
     server = Server(settings)
     await server.start()
     try:
