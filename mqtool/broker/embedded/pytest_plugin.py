@@ -61,7 +61,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     if isinstance(item, pytest.Function) and item.get_closest_marker("amqp_recording") is not None:
-        item.fixturenames.append("_amqp_recording")
+        # Not appended: cases of one parametrized test share the list, and the marker may be on one of them.
+        item.fixturenames = [*item.fixturenames, "_amqp_recording"]
 
 
 @pytest.fixture
