@@ -18,6 +18,7 @@ _SERVERS = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"),)
 #: Part of the command lines of the script and of the node that it becomes.
 _COMMAND = "rabbit"
 _STOP_PATIENCE = 30.0
+_STREAMS = "rabbitmq_stream"
 #: By default statistics lag by five seconds or more, and only detailed rates show who publishes to which exchange.
 _STATISTICS = (
     "collect_statistics_interval = 1000",
@@ -87,17 +88,14 @@ def launch(node: Node, settings: Sequence[str] = ()) -> int:
     server, directory = find_server(), Path(node.directory)
     assert server is not None
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not (enabled := directory / "enabled_plugins").exists():  # it may name plugins that were enabled since
-        enabled.write_text("[rabbitmq_management].\n")
-    if node.stream_port is not None and "rabbitmq_stream" not in (plugins := enabled.read_text()):
-        enabled.write_text(plugins.replace("[", "[rabbitmq_stream,", 1))
+    plugins = _enable_plugins(directory / "enabled_plugins", node)
     usual = (
         *(f"listeners.tcp.{number} = {host}:{node.port}" for number, host in enumerate(ports.addresses(node.listen))),
         f"management.tcp.ip = {ports.HOST}",
         f"management.tcp.port = {node.management_port}",
         "log.console = true\nlog.console.level = info\nlog.console.use_colors = off\nlog.file = false",
         *_STATISTICS,
-        *_stream_settings(node),
+        *(_stream_settings(node) if _STREAMS in plugins else ()),
     )
     (directory / "rabbitmq.conf").write_text("".join(f"{line}\n" for line in (*usual, *settings)))
     with log_files.go_on(directory / "log") as log:
@@ -113,15 +111,26 @@ def launch(node: Node, settings: Sequence[str] = ()) -> int:
     return server_process.pid
 
 
+def _enable_plugins(file: Path, node: Node) -> str:
+    """Enable the plugins that a node needs, besides those that were enabled since; return all of them."""
+    plugins = file.read_text() if file.exists() else "[rabbitmq_management].\n"
+    if node.stream_port is not None and _STREAMS not in plugins:
+        plugins = plugins.replace("[", f"[{_STREAMS},", 1)
+    file.write_text(plugins)
+    return plugins
+
+
 def _stream_settings(node: Node) -> list[str]:
-    """Settings for the stream port; clients connect to what it says its address is."""
-    if node.stream_port is None:
-        return []
+    """Settings for the stream port; clients connect to what it says its address is.
+
+    Without a wanted port it is the usual one, since the plugin would listen on all addresses by itself.
+    """
+    port = node.stream_port or ports.STREAMS
     addresses = enumerate(ports.addresses(node.listen))
     return [
-        *(f"stream.listeners.tcp.{number} = {host}:{node.stream_port}" for number, host in addresses),
+        *(f"stream.listeners.tcp.{number} = {host}:{port}" for number, host in addresses),
         f"stream.advertised_host = {ports.HOST}",
-        f"stream.advertised_port = {node.stream_port}",
+        f"stream.advertised_port = {port}",
     ]
 
 

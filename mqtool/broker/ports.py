@@ -9,6 +9,7 @@ HOST = "127.0.0.1"
 #: All of this machine's addresses, loopback among them.
 EVERY = "0.0.0.0"  # noqa: S104  # not where we listen by default
 AMQP = 5672
+STREAMS = 5552
 
 
 def addresses(listen: str | None) -> list[str]:

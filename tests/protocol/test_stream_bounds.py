@@ -1,4 +1,4 @@
-"""No frame of the stream protocol harms the embedded broker: it answers, or closes that one connection."""
+"""What the stream port of the embedded broker stands: frames of all kinds, and publishers when memory is short."""
 
 import logging
 import struct
@@ -9,7 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mqtool.broker.embedded import EmbeddedBroker
-from tests.protocol.raw_stream import OPEN, RawStream, string, strings, table
+from tests.protocol.raw_stream import DELETE, DELETE_PUBLISHER, METADATA_UPDATE, OPEN, RawStream, string, strings, table
+
+_OK, _PRECONDITION_FAILED = 1, 17
 
 _u8, _u16 = st.integers(0, 255).map(lambda value: bytes((value,))), st.integers(0, 0xFFFF).map(struct.Struct(">H").pack)
 _u32, _u64 = (st.integers(0, (1 << bits) - 1).map(struct.Struct(form).pack) for bits, form in ((32, ">I"), (64, ">Q")))
@@ -66,3 +68,34 @@ def test_frames_of_all_kinds(
     other.log_in()
     other.close()
     assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_publishers_wait_while_memory_is_short() -> None:
+    """No publisher is taken on, and nothing is read from those that there are, until something is deleted."""
+    with EmbeddedBroker(stream_port=0, memory_limit=1_000_000) as broker:
+        assert broker.stream_port is not None
+        client, publisher = (_connect(broker.stream_port) for _ in range(2))
+        client.create("full")
+        client.create("other")
+        publisher.declare_publisher(1, "full")
+        for number in range(2):
+            publisher.publish(1, number, bytes(600_000))
+            publisher.confirmed(1)
+        while client.declare_publisher(1, "other") != _PRECONDITION_FAILED:
+            client.request(DELETE_PUBLISHER, b"\1")
+        publisher.publish(1, 2, b"this and")
+        publisher.publish(1, 3, b"this wait")
+
+        assert client.request(DELETE, string("full")).code == _OK
+
+        while client.declare_publisher(1, "other") != _OK:
+            pass
+        assert publisher.expect(METADATA_UPDATE)
+        assert publisher.declare_publisher(1, "other") == _OK
+
+
+def _connect(port: int) -> RawStream:
+    client = RawStream("127.0.0.1", port)
+    client.log_in()
+    assert client.request(OPEN, string("/")).code == _OK
+    return client

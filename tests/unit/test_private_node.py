@@ -1,0 +1,42 @@
+"""What a private node is told before it starts."""
+
+from pathlib import Path
+
+import pytest
+
+from mqtool.broker import node
+
+
+@pytest.fixture
+def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Launch":
+    monkeypatch.setattr(node, "find_server", lambda: Path("/bin/true"))
+    return Launch(tmp_path)
+
+
+class Launch:
+    """Launches a node in a directory, which ends at once."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __call__(self, stream_port: int | None) -> list[str]:
+        """The settings for streams."""
+        home = str(self.directory)
+        node.launch(node.Node("n", home, home, home, 1, 2, 3, 4, stream_port=stream_port))
+        lines = (self.directory / "rabbitmq.conf").read_text().splitlines()
+        return [line for line in lines if line.startswith("stream.")]
+
+
+def test_a_node_has_a_port_for_streams_if_it_is_wanted(conf: Launch) -> None:
+    assert conf(None) == []
+    assert conf(6000) == [
+        "stream.listeners.tcp.0 = 127.0.0.1:6000",
+        "stream.advertised_host = 127.0.0.1",
+        "stream.advertised_port = 6000",
+    ]
+
+
+def test_the_plugin_listens_for_this_machine_only_also_when_it_was_enabled_before(conf: Launch) -> None:
+    conf(6000)
+
+    assert "stream.listeners.tcp.0 = 127.0.0.1:5552" in conf(None)
