@@ -70,6 +70,7 @@ bench: .venv/installed-dev up  ## measure beside peers, in the same run
 	$(BIN)/python -m benchmarks.listing
 	$(BIN)/python -m benchmarks.embedded_peer
 	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.tap
 
 soak: .venv/installed-dev  ## ten minutes of random faults, half on each broker (SEED=1 repeats a run; Linux, as root)
 	$(BIN)/python -m tests.soak --seconds $(or $(SOAK_SECONDS),300) $(if $(SEED),--seed $(SEED))

@@ -17,9 +17,9 @@ from mqtool.errors import AccessRefused, MqtoolError
 from mqtool.message import Delivery
 from mqtool.topology import Binding, Exchange, Queue
 
-#: Messages that may pile up at the broker at least, and octets of bodies.
-_AT_BROKER, _MAX_SIZE = 20_000, 128 << 20
-#: Of that, from where on some may have been dropped before anybody looked.
+#: Messages that may pile up at the broker, and octets of bodies.
+_MAX_LENGTH, _MAX_SIZE = 20_000, 128 << 20
+#: Of the messages, from where on some may have been dropped before anybody looked.
 _NEARLY_FULL = 0.8
 
 
@@ -39,8 +39,7 @@ class Tap:
         assert receiving.buffer is not None
         self._channel = channel
         self._beside = channel.connection.channel()
-        self._limit = max(_AT_BROKER, receiving.buffer.limit)
-        limits = {"x-max-length": self._limit, "x-max-length-bytes": _MAX_SIZE, "x-overflow": "drop-head"}
+        limits = {"x-max-length": _MAX_LENGTH, "x-max-length-bytes": _MAX_SIZE, "x-overflow": "drop-head"}
         try:
             self._queue = channel.declare(Queue(exclusive=True, auto_delete=True, arguments=limits))
             for binding in bindings:
@@ -53,7 +52,7 @@ class Tap:
         """Whether so much has piled up at the broker that it may have dropped messages. From another thread."""
         try:
             name = self._channel.link.journal.current_name(self._queue.name)
-            return self._beside.depth_of(name) > self._limit * _NEARLY_FULL
+            return self._beside.depth_of(name) > _MAX_LENGTH * _NEARLY_FULL
         except MqtoolError:
             return False  # the connection was lost, and the queue with it
 

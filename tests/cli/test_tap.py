@@ -1,6 +1,8 @@
 """mqtool tap: a copy of what passes, and nothing taken."""
 
 import json
+import signal
+import time
 import uuid
 
 import pytest
@@ -9,7 +11,7 @@ from mqtool.amqp import Connection, parse_addresses
 from mqtool.broker.choice import Kind
 from mqtool.ndjson import to_message
 from mqtool.topology import Exchange, Queue
-from tests.brokers import Restartable, TestBroker
+from tests.brokers import Restartable, TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_exec import depth
 
@@ -20,9 +22,15 @@ def api(shell: Shell, broker: TestBroker) -> None:
     shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
 
 
-def publish(broker: TestBroker | Restartable, exchange: str, *keys: str, headers: dict[str, str] | None = None) -> None:
-    """A message for each key, whose body is the key."""
-    lines = [{"exchange": exchange, "routing_key": key, "headers": headers or {}, "body": key} for key in keys]
+def publish(
+    broker: TestBroker | Restartable,
+    exchange: str,
+    *keys: str,
+    headers: dict[str, str] | None = None,
+    body: str | None = None,
+) -> None:
+    """A message for each key, whose body is the key unless another is given."""
+    lines = [{"exchange": exchange, "routing_key": key, "headers": headers or {}, "body": body or key} for key in keys]
     with Connection(parse_addresses(broker.url)) as connection:
         list(connection.channel().publish(to_message(json.dumps(line).encode(), "") for line in lines))
 
@@ -132,10 +140,10 @@ def test_what_came_can_be_sent_again(shell: Shell, broker: TestBroker) -> None:
 def test_a_slow_reader_misses_some_and_is_told_how_many(shell: Shell, broker: TestBroker) -> None:
     """What is printed and what is dropped are all; nobody else waits for it."""
     count, body = 6_000, "x" * 500
-    tap = "mqtool tap amq.fanout --raw --buffer 50 --idle-timeout 1s --ready-file ready 2> said"
+    tap = "mqtool tap amq.fanout --raw --buffer 50 --idle-timeout 3s --ready-file ready 2> said"
     slow = shell.start("bash", "-c", f"{tap} | {{ while [ ! -e go ]; do sleep 0.1; done; cat; }}")
     wait_until((shell.directory / "ready").exists, "the tap")
-    shell.run("sh", "-c", f"yes {body} | head -n {count} | mqtool send -e amq.fanout -l")
+    publish(broker, "amq.fanout", *[""] * count, body=body)
     said = shell.directory / "said"
     wait_until(lambda: "dropped up to now" in said.read_text(), "a word while it happens")
     (shell.directory / "go").touch()
@@ -145,6 +153,17 @@ def test_a_slow_reader_misses_some_and_is_told_how_many(shell: Shell, broker: Te
     dropped = int(last.split()[1].replace(",", ""))
     assert dropped > 0
     assert len(slow.stdout.splitlines()) + dropped == count
+
+
+@on_any_broker
+def test_a_tap_that_stands_still(shell: Shell) -> None:
+    """The broker keeps only a part of what comes meanwhile, and nobody counts the rest; the tap says so."""
+    tap = shell.start("mqtool", "tap", "amq.fanout", "#").wait_until_ready()
+    tap.process.send_signal(signal.SIGSTOP)
+    stopped = time.monotonic()
+    wait_until(lambda: time.monotonic() > stopped + 2.5, "longer than a busy machine would make it wait")
+    tap.process.send_signal(signal.SIGCONT)
+    tap.wait_for_stderr("warning: this tap was too slow: the broker may have dropped messages for it")
 
 
 def test_the_firehose_of_a_broker_that_restarts(lonely_shell: Shell) -> None:

@@ -134,7 +134,7 @@ def tap(
     where: Where = None,
     buffer: Annotated[
         int, typer.Option(min=1, metavar="N", help="Messages to keep for a slow reader; then drop the oldest")
-    ] = 10_000,
+    ] = 100_000,
     receiving: Receiving,
     urls: Urls = None,
     broker: Broker,

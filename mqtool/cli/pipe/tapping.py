@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ from mqtool.where import Where
 
 #: Seconds between two looks at what piles up at the broker, and looks between two notices of what was dropped.
 _LOOK, _EVERY = 0.25, 8
+#: Seconds without a look that only a process that was stopped lets pass. By the next look the backlog may be gone.
+_STANDSTILL = 2.0
 
 
 @dataclass(frozen=True)
@@ -188,12 +191,15 @@ def _counting(buffers: Sequence[Buffer], taps: Sequence[Tap]) -> Iterator[None]:
         return sum(buffer.dropped for buffer in buffers)
 
     def watch() -> None:
-        said, looks, has_backlog = 0, 0, False
+        said, looks, has_backlog, looked = 0, 0, False, time.monotonic()
         while not is_over.wait(_LOOK):
             looks += 1
-            if not has_backlog and any(tap.has_backlog() for tap in taps):
+            stood_still, looked = time.monotonic() - looked > _STANDSTILL, time.monotonic()
+            if not has_backlog and (stood_still or any(tap.has_backlog() for tap in taps)):
                 has_backlog = True
-                output.warning("this tap reads too slowly: the broker drops messages for it, which are not counted")
+                output.warning(
+                    "this tap was too slow: the broker may have dropped messages for it, which nobody counts"
+                )
             if looks % _EVERY == 0 and (now := dropped()) > said:
                 said = now
                 output.notice(f"{now:,} dropped up to now: the output is slower than the messages come")
