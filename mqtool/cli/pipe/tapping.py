@@ -83,10 +83,10 @@ def print_taps(sources: Sequence[Source], printing: Printing) -> None:
             taps.append(source.start(channel, replace(printing.receiving.settings(), count=None, buffer=buffer)))
         wanted = _Wanted(printing.receiving.limit, printing.where, stop)
         runs = [_Run(write, wanted.of(tap.deliveries), stop) for write, tap in zip(writers, taps, strict=True)]
-        output.status(WAITING_FOR_MESSAGES)
-        output.create_ready_file(printing.receiving.ready_file)
         reader = output.Reader(on_gone=stop)
         with _counting(buffers, taps):
+            output.status(WAITING_FOR_MESSAGES)
+            output.create_ready_file(printing.receiving.ready_file)
             for run in runs[1:]:
                 run.start()
             runs[0].run()
@@ -185,13 +185,13 @@ def _labelled(printing: Printing, source: Source, *, among: Sequence[Source]) ->
 @contextmanager
 def _counting(buffers: Sequence[Buffer], taps: Sequence[Tap]) -> Iterator[None]:
     """Within the block, say from time to time how many were dropped; and at the end, how many in all."""
-    is_over = threading.Event()
+    is_over, started = threading.Event(), time.monotonic()
 
     def dropped() -> int:
         return sum(buffer.dropped for buffer in buffers)
 
     def watch() -> None:
-        said, looks, has_backlog, looked = 0, 0, False, time.monotonic()
+        said, looks, has_backlog, looked = 0, 0, False, started
         while not is_over.wait(_LOOK):
             looks += 1
             stood_still, looked = time.monotonic() - looked > _STANDSTILL, time.monotonic()
