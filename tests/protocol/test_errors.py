@@ -110,8 +110,8 @@ CASES: list[Any] = [
         "the value 'z' of type 'longstr' but current is none",
     ),
     pytest.param(
-        lambda c: c.exchange_declare("new", "nonsense"),
-        "503 COMMAND_INVALID - unknown exchange type 'nonsense'",
+        lambda c: c.exchange_declare("new", "no-such-type"),
+        "503 COMMAND_INVALID - unknown exchange type 'no-such-type'",
         marks=pytest.mark.differs_since("4.0", "an unknown exchange type costs the channel, 406, not the connection"),
     ),
     (

@@ -73,7 +73,7 @@ def test_health_checks(api: Api) -> None:
     assert (status, answer["status"], answer["missing"]) == (503, "failed", 1)
     assert api("GET", f"health/checks/port-listener/{answer['ports'][0]}")[0] == 200
     assert api("GET", "health/checks/port-listener/x")[0] == 400
-    assert api("GET", "health/checks/nonsense")[0] == 404
+    assert api("GET", "health/checks/none")[0] == 404
 
 
 def test_what_there_is_not(api: Api, vhost: str) -> None:
@@ -104,6 +104,65 @@ def test_a_dead_letter_that_no_queue_takes_is_kept(api: Api, vhost: str, channel
     view = eventually(api, f"queues/{vhost}/q", messages_dlx=1, messages=1)
     assert (view["messages_ready"], view["message_bytes_dlx"]) == (0, 4)
     assert channel.queue_purge("q").method.message_count == 0
+
+
+MESSAGE = {"properties": {}, "routing_key": "q", "payload": "hello", "payload_encoding": "string"}
+GET = {"count": 1, "ackmode": "ack_requeue_true", "encoding": "auto"}
+
+
+def test_publish_and_get(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
+    """As rabbitmqadmin does: with properties, in text or base64; got ones go back, or not."""
+    channel.queue_declare("q", durable=True)
+    publish, get = f"exchanges/{vhost}/amq.default/publish", f"queues/{vhost}/q/get"
+    properties = {"headers": {"a": 1}, "delivery_mode": 2, "content_type": "text/plain"}
+    assert api("POST", publish, {**MESSAGE, "properties": properties}) == (200, {"routed": True})
+    assert api("POST", publish, {**MESSAGE, "payload": "/w==", "payload_encoding": "base64"})[1]["routed"]
+    assert api("POST", publish, {**MESSAGE, "routing_key": "nowhere"}) == (200, {"routed": False})
+    assert api("POST", f"exchanges/{vhost}/none/publish", MESSAGE)[0] in (400, 404)
+    first = {
+        "exchange": "",
+        "routing_key": "q",
+        "redelivered": False,
+        "message_count": 1,
+        "payload": "hello",
+        "payload_encoding": "string",
+        "payload_bytes": 5,
+        "properties": properties,
+    }
+    assert api("POST", get, GET) == (200, [first])
+    again = {**first, "redelivered": True, "payload": "aGVs", "payload_encoding": "base64"}
+    both = api("POST", get, {**GET, "count": 5, "encoding": "base64", "truncate": 3})[1]
+    assert both[0] == again
+    assert (both[1]["payload"], both[1]["properties"]) == ("/w==", [])
+    assert [each["payload"] for each in api("POST", get, {**GET, "ackmode": "ack_requeue_false"})[1]] == ["hello"]
+    assert take.bodies("q", 1) == [b"\xff"]
+    assert api("POST", get, GET) == (200, [])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"payload_encoding": "rot13"},
+        {"payload": "***", "payload_encoding": "base64"},
+        {"properties": {"delivery_mode": "2"}},
+        {"properties": {"expiration": "soon"}},
+    ],
+)
+def test_what_cannot_be_published(api: Api, vhost: str, channel: BlockingChannel, wrong: dict[str, Any]) -> None:
+    channel.queue_declare("q", durable=True)
+    assert api("POST", f"exchanges/{vhost}/amq.default/publish", {**MESSAGE, **wrong})[0] == 400
+    for missing in MESSAGE:
+        body = {name: value for name, value in MESSAGE.items() if name != missing}
+        assert api("POST", f"exchanges/{vhost}/amq.default/publish", body)[0] == 400
+
+
+def test_one_binding(api: Api, vhost: str, channel: BlockingChannel) -> None:
+    """By the key of its properties."""
+    channel.queue_declare("q", durable=True)
+    path = f"bindings/{vhost}/e/amq.topic/q/q"
+    assert api("POST", path, {"routing_key": "a.b", "arguments": {}})[0] == 201
+    assert api("GET", f"{path}/a.b")[1]["routing_key"] == "a.b"
+    assert api("GET", f"{path}/none")[0] == 404
 
 
 def test_bindings(api: Api, vhost: str, channel: BlockingChannel) -> None:

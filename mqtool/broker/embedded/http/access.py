@@ -66,18 +66,27 @@ def check_change(user: User, path: list[str]) -> None:
         return
     if len(path) < 3 or path[0] not in _OF_VHOST:
         return
-    match path:
-        case ["queues", vhost, name, "contents"]:
-            needed = [("read", name)]
-        case ["queues" | "exchanges", vhost, name]:
-            needed = [("configure", name)]
-        case ["bindings", vhost, "e", source, _, destination, *_]:
-            needed = [("write", destination), ("read", source)]
-        case _:
-            return
+    needed = _needed(path)
+    if not needed:
+        return
+    vhost = path[1]
     rights = user.permissions.get(vhost)
     if rights is None:
         raise _refused("User not authorised to access virtual host")
     for what, name in needed:
         if not rights.allow(what, name):
             raise _refused(f"access to '{name}' in vhost '{vhost}' refused for user '{user.name}'")
+
+
+def _needed(path: list[str]) -> list[tuple[str, str]]:
+    """Return the rights that a change takes, and to what."""
+    match path:
+        case ["queues", _, name, "contents" | "get"]:
+            return [("read", name)]
+        case ["exchanges", _, name, "publish"]:
+            return [("write", "" if name == "amq.default" else name)]
+        case ["queues" | "exchanges", _, name]:
+            return [("configure", name)]
+        case ["bindings", _, "e", source, _, destination, *_]:
+            return [("write", destination), ("read", source)]
+    return []

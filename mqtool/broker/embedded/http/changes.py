@@ -1,12 +1,12 @@
 """The requests that change something."""
 
 import base64
-import struct
 from http import HTTPStatus
-from typing import Any
+from urllib.parse import quote
 
-from mqtool.broker.embedded.http import views
+from mqtool.broker.embedded.http import messages, views
 from mqtool.broker.embedded.http.directory import Directory, bad_request, check_regular_expression, not_found
+from mqtool.broker.embedded.http.field_tables import field_table
 from mqtool.broker.embedded.http.server import Answer, HttpError, Request
 from mqtool.broker.embedded.model.arguments import (
     check_equivalent_exchange,
@@ -20,45 +20,11 @@ from mqtool.broker.embedded.model.exchange import Exchange
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.users import DEFAULT_ALGORITHM, Permissions, User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
-from mqtool.routing.field_table import Int64, Table, Value, decode_table, encode_table
 
 _MAX_NAME = 255
 
 NO_CONTENT = Answer(HTTPStatus.NO_CONTENT)
 CREATED = Answer(HTTPStatus.CREATED)
-
-
-def _value(value: Any) -> Value:
-    """Return a JSON value as a field value; RabbitMQ makes every integer a long."""
-    if isinstance(value, dict):
-        return _table(value)
-    if isinstance(value, list):
-        return [_value(item) for item in value]
-    if isinstance(value, int) and not isinstance(value, bool):
-        return Int64(value)
-    if value is None or isinstance(value, str | bool | float):
-        return value
-    raise bad_request(f"not a field value: {value!r}")
-
-
-def _table(value: Any) -> Table:
-    return {name: _value(item) for name, item in value.items()}
-
-
-def _arguments(value: Any) -> Table:
-    """Return an object as a field table that can be sent and stored.
-
-    Raises:
-        HttpError: 400, it cannot.
-    """
-    if not isinstance(value, dict):
-        raise bad_request("arguments must be an object")
-    try:
-        table = _table(value)
-        decode_table(encode_table(table))
-    except (ValueError, RecursionError, struct.error) as error:
-        raise bad_request(f"arguments are not a field table: {error}") from error
-    return table
 
 
 def _boolean(body: views.Json, name: str) -> bool:
@@ -107,6 +73,10 @@ class Changes(Directory):
                 return NO_CONTENT if existed else CREATED
             case "DELETE", ["vhosts", name]:
                 self.broker.delete_vhost(self.vhost(name).name)
+            case "POST", ["users", "bulk-delete"]:
+                for name in request.json().get("users", []):
+                    if name in self.broker.users:
+                        self.broker.delete_user(name)
             case "PUT", ["users", name]:
                 return self._put_user(name, request.json())
             case "DELETE", ["users", name]:
@@ -126,6 +96,11 @@ class Changes(Directory):
                 return self._put_exchange(self.vhost(vhost), _name("exchange", name), request.json())
             case "DELETE", ["exchanges", vhost, name]:
                 self._delete_exchange(request, self.vhost(vhost), self.exchange(vhost, name))
+            case "POST", ["exchanges", vhost, name, "publish"]:
+                exchange = self.exchange(vhost, name)
+                return messages.publish(self.broker, self.vhost(vhost), exchange, user, request.json())
+            case "POST", ["queues", vhost, name, "get"]:
+                return messages.get(self.broker, self.queue(vhost, name), request.json())
             case "POST", ["bindings", vhost, "e", source, "q" | "e" as kind, destination]:
                 return self._bind(vhost, source, kind, destination, request.json())
             case "DELETE", ["bindings", vhost, "e", source, "q" | "e" as kind, destination, properties_key]:
@@ -174,7 +149,7 @@ class Changes(Directory):
     @staticmethod
     def _put_queue(vhost: VirtualHost, name: str, body: views.Json) -> Answer:
         durable, auto_delete = _boolean(body, "durable"), _boolean(body, "auto_delete")
-        arguments = _arguments(body.get("arguments", {}))
+        arguments = field_table(body.get("arguments", {}))
         queue = vhost.queues.get(name)
         if queue is not None:
             check_equivalent_queue(queue, arguments, durable=durable, auto_delete=auto_delete)
@@ -197,7 +172,7 @@ class Changes(Directory):
 
     @staticmethod
     def _put_exchange(vhost: VirtualHost, name: str, body: views.Json) -> Answer:
-        kind, arguments = str(body.get("type", "direct")), _arguments(body.get("arguments", {}))
+        kind, arguments = str(body.get("type", "direct")), field_table(body.get("arguments", {}))
         durable, auto_delete = _boolean(body, "durable"), _boolean(body, "auto_delete")
         internal = _boolean(body, "internal")
         check_exchange_type(kind)
@@ -232,11 +207,16 @@ class Changes(Directory):
 
     def _bind(self, vhost: str, source: str, kind: str, destination: str, body: views.Json) -> Answer:
         exchange, end = self._ends(vhost, source, kind, destination)
-        arguments = _arguments(body.get("arguments", {}))
+        arguments = field_table(body.get("arguments", {}))
         if exchange.routed_as == "headers":
             check_headers_binding(arguments)
-        self.vhost(vhost).bind(exchange, end, _name("routing key", str(body.get("routing_key", ""))), arguments)
-        return CREATED
+        key = _name("routing key", str(body.get("routing_key", "")))
+        self.vhost(vhost).bind(exchange, end, key, arguments)
+        link = exchange.find(end, key, arguments)
+        assert link is not None
+        return Answer(
+            HTTPStatus.CREATED, location=f"{quote(destination, safe='')}/{quote(link.properties_key, safe='')}"
+        )
 
     def _unbind(self, vhost: str, source: str, kind: str, destination: str, properties_key: str) -> None:
         exchange, end = self._ends(vhost, source, kind, destination)

@@ -184,6 +184,10 @@ class Management(Directory):
                 to = "queue" if kind == "q" else "exchange"
                 source = "" if source == "amq.default" else source
                 return self._bindings_where(vhost, source=source, destination=destination, destination_type=to)
+            case ["bindings", vhost, "e", source, "q" | "e" as kind, destination, key]:
+                of = self._get_listed(user, ["bindings", vhost, "e", source, kind, destination])
+                found = [view for view in of if view["properties_key"] == key]
+                return found[0] if found else missing()
         raise not_found()
 
     def _shown(self, request: Request, value: Any) -> Answer:

@@ -79,10 +79,11 @@ class Request:
 
 @dataclass
 class Answer:
-    """What it gets; `value` is None for no content."""
+    """What it gets; `value` is None for no content, `location` where what was made is."""
 
     status: HTTPStatus
     value: Any = None
+    location: str | None = None
 
 
 class Handler(Protocol):
@@ -253,6 +254,8 @@ async def _write(writer: asyncio.StreamWriter, answer: Answer, *, stay: bool) ->
     ]
     if body:
         lines.append("content-type: application/json")
+    if answer.location is not None:
+        lines.append(f"location: {answer.location}")
     if answer.status is HTTPStatus.UNAUTHORIZED:
         lines.append('www-authenticate: Basic realm="RabbitMQ Management"')
     writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)

@@ -11,6 +11,7 @@ from mqtool.broker.embedded.model.errors import (
 )
 from mqtool.broker.embedded.model.exchange import Exchange
 from mqtool.broker.embedded.model.message import Message
+from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import Publication, Routing
 from mqtool.broker.embedded.wire import firehose
 from mqtool.broker.embedded.wire.channel import Channel
@@ -33,7 +34,10 @@ def publish(channel: Channel, message: Message) -> None:
     if channel.content.immediate:
         raise ConnectionException(NOT_IMPLEMENTED, "immediate=true")
     mandatory = channel.content.mandatory
-    exchange = _check(channel, message)
+    session = channel.session
+    session.rights.check("write", "exchange", message.exchange)
+    exchange = channel.exchange(message.exchange)
+    check_message(message, exchange, channel.vhost.name, session.user)
     if message.properties.reply_to == DIRECT_REPLY_TO:
         if channel.replies is None:
             raise precondition_failed("fast reply consumer does not exist")
@@ -49,15 +53,15 @@ def publish(channel: Channel, message: Message) -> None:
         channel.settle_publish(channel.confirms, accepted=publication.accepted, stored=publication.stored)
 
 
-def _check(channel: Channel, message: Message) -> Exchange:
-    """Check that a message may be published, in RabbitMQ's order, and return the exchange it goes to."""
-    name = message.exchange
-    channel.session.rights.check("write", "exchange", name)
-    exchange = channel.exchange(name)
+def check_message(message: Message, exchange: Exchange, vhost: str, user: User) -> None:
+    """Check that a message may be published to an exchange by a user, in RabbitMQ's order.
+
+    Raises:
+        ChannelException: 403 or 406.
+    """
     if exchange.internal:
-        raise access_refused(f"cannot publish to internal exchange '{name}' in vhost '{channel.vhost.name}'")
+        raise access_refused(f"cannot publish to internal exchange '{exchange.name}' in vhost '{vhost}'")
     properties = message.header.properties
-    user = channel.session.user
     if properties.user_id is not None and properties.user_id != user.name and "impersonator" not in user.tags:
         raise precondition_failed(
             f"user_id property set to '{properties.user_id}' but authenticated user was '{user.name}'"
@@ -70,7 +74,6 @@ def _check(channel: Channel, message: Message) -> Exchange:
             if not isinstance(keys, list):
                 kind = type_name(keys)
                 raise precondition_failed(f'invalid message: {{unacceptable_type_in_header,"{carbon_copy}",{kind}}}')
-    return exchange
 
 
 def _check_expiration(expiration: str) -> None:
