@@ -7,6 +7,7 @@ WORKERS ?= 4
 PYTEST ?= $(BIN)/pytest
 
 TUTORIALS := hello-world work-queues publish-subscribe routing topics headers rpc publisher-confirms delayed-messages \
+	stream-hello-world stream-offset-tracking \
 	incident
 
 .PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test soak lint docs bench pictures up down clean

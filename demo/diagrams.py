@@ -44,6 +44,15 @@ DIAGRAMS: Mapping[str, tuple[str, ...]] = {
         's(["send-delayed"]) --> x{{"delay_exchange, x-delayed-message"}}',
         'x -->|"when it is due"| q[("delay_queue")] --> r(["receive-delayed"])',
     ),
+    "stream-hello-world": (
+        's(["send-stream"]) --> q[("hello-python-stream")]',
+        'q -->|"from offset 0"| r1(["receive-stream"])',
+        'q -->|"from offset 42"| r2(["receive-stream"])',
+    ),
+    "stream-offset-tracking": (
+        's(["sender"]) --> q[("stream-offset-tracking-python")] --> r(["receiver"])',
+        'r -.->|"subscriber_1: 42"| q',
+    ),
 }
 LEGEND = "Rounded boxes are programs, hexagons exchanges, cylinders queues."
 _HEAD = f"""\
@@ -55,11 +64,11 @@ _HEAD = f"""\
 mqtool tutorial list
 mqtool tutorial run work-queues
 mqtool tutorial show routing
-mqtool tutorial show hello-world --plain-pika > hello.py
+mqtool tutorial show hello-world --plain > hello.py
 ```
 
 `run` plays a tutorial in one terminal, step by step; with `--auto` it goes on by itself. `show` prints the picture, the
-story, what to type and the source; with `--plain-pika`, a script that does the same with pika alone.
+story, what to type and the source; with `--plain`, a script that does the same with a client library alone.
 
 ![mqtool tutorial show routing](pictures/tutorial-show.svg)
 """
@@ -89,11 +98,12 @@ def document() -> str:
 
 def _section(page: Page) -> str:
     diagram = "\n".join(f"    {line}" for line in DIAGRAMS[page.name])
+    script = f"mqtool/tutorials/plain_{page.library}/{page.name.replace('-', '_')}.py"
     width = max(len(command) for _, command in page.terminals)
     commands = "\n".join(f"{command.ljust(width)}   # {terminal}" for terminal, command in page.terminals)
     return (
         f"## {page.title}\n\n{page.summary[0].upper()}{page.summary[1:]} "
-        f"[Source](../{page.file}), [plain pika](../mqtool/tutorials/plain_pika/{page.name.replace('-', '_')}.py), "
+        f"[Source](../{page.file}), [plain {page.library}](../{script}), "
         f"[where it comes from]({page.link}).\n\n"
         f"```mermaid\nflowchart LR\n{diagram}\n```\n\n```sh\n{commands}\n```\n"
     )

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mqtool.amqp import Connection, parse_addresses
-from mqtool.broker import embedded_process
+from mqtool.broker import embedded_process, ports
 from mqtool.errors import MqtoolError
 from mqtool.plays.removal import remove
 from mqtool.stage.audience import Audience
@@ -32,24 +32,29 @@ def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None
         scratch = Path(name)
         home = directory or scratch / "home"
         home.mkdir(exist_ok=True)
+        stream_port = ports.free_port() if play.has_streams and url is None else None
         with (
-            embedded_broker(scratch / "broker", guard) if url is None else _cleared(play, url) as broker_url,
-            Stage(audience, Place(home, scratch, broker_url, url is not None, guard)) as stage,
+            embedded_broker(scratch / "broker", guard, stream_port)
+            if url is None
+            else _cleared(play, url) as broker_url,
+            Stage(audience, Place(home, scratch, broker_url, url is not None, guard, stream_port)) as stage,
         ):
             play.play(stage)
         return stage.checks
 
 
 @contextmanager
-def embedded_broker(directory: Path, guard: Guard) -> Iterator[str]:
+def embedded_broker(directory: Path, guard: Guard, stream_port: int | None = None) -> Iterator[str]:
     """The URL of a broker that keeps nothing, in a process of its own so that measurements do not wait for us.
 
     Args:
         directory: for its files; it is made.
         guard: ends it if we are killed.
+        stream_port: for the stream protocol; None for none.
     """
+    streams = () if stream_port is None else ("--stream-port", str(stream_port))
     directory.mkdir()
-    broker = embedded_process.launch(directory, "--port", "0", "--in-memory")
+    broker = embedded_process.launch(directory, "--port", "0", "--in-memory", *streams)
     guard.started(broker.pid)
     try:
         yield embedded_process.wait_until_ready(broker, directory)[0]

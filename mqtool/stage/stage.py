@@ -100,6 +100,7 @@ class Play:
         story: what it shows, in a sentence.
         play: types the commands and checks the results.
         queues, exchanges: what its commands declare, by the tutorial's names.
+        has_streams: it needs a broker with a port for streams; their names are among the queues'.
     """
 
     title: str
@@ -107,6 +108,7 @@ class Play:
     play: Callable[[Stage], None]
     queues: tuple[str, ...] = ()
     exchanges: tuple[str, ...] = ()
+    has_streams: bool = False
 
 
 def lines_of(path: Path) -> list[str]:

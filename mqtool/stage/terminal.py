@@ -28,6 +28,7 @@ class Place:
         url: of the broker.
         apart: others use the broker too, so queues and exchanges need names of their own.
         guard: ends what runs if we are killed.
+        stream_port: the broker's; None leaves it to the commands to find it.
     """
 
     directory: Path
@@ -35,13 +36,15 @@ class Place:
     url: str
     apart: bool
     guard: Guard
+    stream_port: int | None = None
 
     @property
     def environment(self) -> dict[str, str]:
         """Ours, with the mqtool that runs us on the PATH, as if its environment had been activated."""
         inherited = {name: value for name, value in os.environ.items() if name != "MQTOOL_DIALECT"}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-        return {**inherited, "PATH": path, "MQTOOL_URL": self.url}
+        streams = {} if self.stream_port is None else {"MQTOOL_STREAM_PORT": str(self.stream_port)}
+        return {**inherited, **streams, "PATH": path, "MQTOOL_URL": self.url}
 
 
 class Terminal:

@@ -10,7 +10,10 @@ from mqtool.amqp import failures as of_amqp
 from mqtool.errors import AccessRefused, MqtoolError, NotConfirmed, NotFound, Unavailable
 from mqtool.streams.wire import ClosedByBroker, NotStreams
 
-_ENABLE = "on the broker: rabbitmq-plugins enable rabbitmq_stream; --stream-port names another port"
+_ENABLE = (
+    "on the broker, 'rabbitmq-plugins enable rabbitmq_stream', or start one: 'mqtool broker up --stream-port 5552'; "
+    "--stream-port names another port"
+)
 #: What a connection may die of.
 LOST = (OSError, EOFError, ValueError, NotStreams, ClosedByBroker, asyncio.TimeoutError)
 #: Why the broker refuses a message, by its code.

@@ -45,6 +45,11 @@ _TERMINALS = {
         ("receiver", "mqtool receive-delayed"),
         ("sender", "mqtool send-delayed --delay 5s 'Hello World!'"),
     ),
+    "stream-hello-world": (("receiver", "mqtool receive-stream"), ("sender", "mqtool send-stream")),
+    "stream-offset-tracking": (
+        ("sender", "mqtool offset-tracking send"),
+        ("receiver", "mqtool offset-tracking receive"),
+    ),
 }
 NAMES = tuple(_TERMINALS)
 
@@ -75,9 +80,14 @@ class Page:
     file: str
 
     @property
-    def plain_pika(self) -> str:
-        """A script that does the same, with pika alone."""
-        return _read(f"plain_pika/{self.name.replace('-', '_')}.py")
+    def library(self) -> str:
+        """The client library of the plain script."""
+        return "rstream" if self.name.startswith("stream-") else "pika"
+
+    @property
+    def plain(self) -> str:
+        """A script that does the same with a client library alone."""
+        return _read(f"plain_{self.library}/{self.name.replace('-', '_')}.py")
 
 
 def page(name: str) -> Page:

@@ -1,4 +1,4 @@
-"""Streams: Hello World: a log that keeps messages after they were read, so that everybody can read all of it.
+"""Hello World, in a stream: a log that keeps messages after they were read, so that everybody can read all of it.
 
     send-stream ──> [0|1|2|3| hello-python-stream ──> receive-stream
                      └ messages stay, numbered by their offset

@@ -1,4 +1,4 @@
-"""Streams: Offset tracking: the broker remembers how far a reader came, so that the next one goes on from there.
+"""Offset tracking: the broker remembers how far a reader came, so that the next one goes on from there.
 
     send ──> [0|1|2| … |98|99] ──> receive
                      └ subscriber_1: 42

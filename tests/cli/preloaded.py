@@ -246,7 +246,7 @@ def _load_all() -> None:
     import mqtool
 
     for module in pkgutil.walk_packages(mqtool.__path__, "mqtool."):
-        if not module.name.startswith(("mqtool.__main__", "mqtool.tutorials.plain_pika")):
+        if not module.name.startswith(("mqtool.__main__", "mqtool.tutorials.plain_")):
             importlib.import_module(module.name)
     for name in ("requests", "rich.table", "rich.console", "rich.live", "typer.rich_utils", "sqlite3"):
         importlib.import_module(name)

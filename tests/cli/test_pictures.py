@@ -8,6 +8,7 @@ import pytest
 from demo import diagrams, pictures
 from mqtool.tutorials import pages
 from mqtool.tutorials.dialects import NAMES, Dialect
+from mqtool.tutorials.stream_dialects import HELLO, TRACKING, StreamDialect
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,9 +21,10 @@ def test_the_page_of_the_tutorials_is_up_to_date() -> None:
 @pytest.mark.parametrize("name", pages.NAMES)
 def test_a_diagram_names_what_the_tutorial_declares(name: str) -> None:
     """Its exchanges, with their types, and its queues, are those of the default dialect."""
-    names = NAMES[Dialect.PYTHON]
-    things = [getattr(names, field) for field in names.__dataclass_fields__]
-    labels = {f"{thing.name}, {thing.type}" if hasattr(thing, "type") else thing.name for thing in things}
+    labels = {
+        f"{thing.name}, {thing.type}" if hasattr(thing, "type") else thing.name for thing in NAMES[Dialect.PYTHON]
+    }
+    labels |= {table[StreamDialect.PYTHON].stream.name for table in (HELLO, TRACKING)}
     drawn = re.findall(r'(?:\{\{|\[\()"(.+?)"', "\n".join(diagrams.DIAGRAMS[name]))
     assert drawn
     assert set(drawn) - {"its own"} <= labels

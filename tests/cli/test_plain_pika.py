@@ -1,7 +1,8 @@
-"""The scripts that `tutorial show --plain-pika` prints: each runs as printed, beside the command it stands for."""
+"""The scripts that `tutorial show --plain` prints: each runs as printed, beside the command it stands for."""
 
 import ast
 import sys
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -22,7 +23,7 @@ class Room:
         shell.environment.pop("MQTOOL_URL")
 
     def printed(self, tutorial: str) -> None:
-        printed = self.shell.run("mqtool", "tutorial", "show", tutorial, "--plain-pika")
+        printed = self.shell.run("mqtool", "tutorial", "show", tutorial, "--plain")
         assert (printed.stderr, printed.code) == ("", 0)
         (self.shell.directory / "script.py").write_bytes(printed.stdout_bytes)
 
@@ -184,10 +185,43 @@ def test_delayed_messages(room: Room) -> None:
     assert scripts_receiver.stdout == f"{WAITING} [x] Received later\n"
 
 
+@pytest.fixture
+def streams(room: Room, broker: TestBroker) -> Room:
+    """A room that knows the broker's port for streams."""
+    if not broker.streams:
+        pytest.skip("this broker has no port for streams")
+    room.shell.environment["MQTOOL_STREAM_PORT"] = str(urlsplit(broker.streams).port)
+    return room
+
+
+def test_a_stream(streams: Room) -> None:
+    """Each side reads what both have sent."""
+    streams.printed("stream-hello-world")
+    assert streams.script("send").stdout == " [x] Hello, World! message sent\n"
+    streams.mqtool("send-stream", "Good", "morning!")
+    reader = streams.start_script("receive").wait_for_stdout("Good morning!")
+    ends_well(reader)
+    said, *lines = reader.stdout.splitlines(keepends=True)
+    assert said == "Press control + C to close\n"
+    assert streams.mqtool("receive-stream", "-c", "2").stdout == "".join(lines)
+
+
+def test_offset_tracking(streams: Room) -> None:
+    """Each goes on where the other has stopped."""
+    streams.printed("stream-offset-tracking")
+    streams.script("send")
+    assert "Done consuming first_offset: 0 last_offset 99 \n" in streams.mqtool("offset-tracking", "receive").stdout
+    streams.mqtool("offset-tracking", "send")
+    received = streams.script("receive").stdout.splitlines()
+    assert received[:2] == ["Started consuming: Press control +C to close", "First message received"]
+    first, last = (int(word) for word in received[2].split() if word.isdecimal())
+    assert (first >= 100, last - first) == (True, 99)
+
+
 @pytest.mark.parametrize("tutorial", pages.NAMES)
-def test_nothing_but_pika_is_imported(tutorial: str) -> None:
+def test_nothing_but_a_client_library_is_imported(tutorial: str) -> None:
     """Whoever copies the script needs one package, and no mqtool."""
-    nodes = list(ast.walk(ast.parse(pages.page(tutorial).plain_pika)))
+    nodes = list(ast.walk(ast.parse(pages.page(tutorial).plain)))
     modules = [name.name for node in nodes if isinstance(node, ast.Import) for name in node.names]
     modules += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]
-    assert {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names) == {"pika"}
+    assert {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names) == {pages.page(tutorial).library}

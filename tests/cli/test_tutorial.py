@@ -109,7 +109,7 @@ def test_show_has_all_there_is_to_learn(lonely_shell: Shell, name: str) -> None:
         assert part in shown.stdout
     assert page.source in (ROOT / page.file).read_text()
     assert max(map(len, page.picture.splitlines())) <= 78, "the picture would break on a screen of 80 columns"
-    assert max(text.count("\n") for text in ((ROOT / page.file).read_text(), page.plain_pika)) <= 70, "a page to read"
+    assert max(text.count("\n") for text in ((ROOT / page.file).read_text(), page.plain)) <= 70, "a page to read"
 
 
 def test_show_on_a_terminal_is_coloured_and_fits(lonely_shell: Shell) -> None:
@@ -126,10 +126,10 @@ def test_show_on_a_terminal_is_coloured_and_fits(lonely_shell: Shell) -> None:
 
 def test_a_script_that_is_copied_from_the_screen_runs(lonely_shell: Shell) -> None:
     """On a terminal it is coloured, and otherwise what a pipe gets: no line is broken but by the terminal."""
-    watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "show", "rpc", "--plain-pika")
+    watched = Watched(lonely_shell, 80, 24, "mqtool", "tutorial", "show", "rpc", "--plain")
     assert watched.end() == 0
     plain = re.sub(r"\x1b\[[0-9;]*m", "", watched.seen).replace("\r\n", "\n")
-    assert plain == pages.page("rpc").plain_pika != watched.seen
+    assert plain == pages.page("rpc").plain != watched.seen
 
 
 def test_an_unknown_tutorial_is_a_usage_error_with_the_nearest_name(lonely_shell: Shell) -> None:

@@ -63,11 +63,11 @@ def _said_of(name: str) -> tuple[str, str, str]:
     return name, play.title, play.story[0].lower() + play.story[1:]
 
 
-@tutorial.command(epilog="mqtool tutorial show routing\nmqtool tutorial show hello-world --plain-pika > hello.py")
+@tutorial.command(epilog="mqtool tutorial show routing\nmqtool tutorial show hello-world --plain > hello.py")
 def show(
     name: Annotated[str, typer.Argument(help="Name of the tutorial", autocompletion=_pages)],
-    plain_pika: Annotated[
-        bool, typer.Option("--plain-pika", help="Print a script that does the same with pika alone")
+    plain: Annotated[
+        bool, typer.Option("--plain", "--plain-pika", help="Print a script that does the same without mqtool")
     ] = False,
     no_color: NoColor = False,
 ) -> None:
@@ -78,8 +78,8 @@ def show(
     if name in plays.ALL and name not in pages.NAMES:
         raise UsageError(f"{name} has no page to read", f"run it: mqtool tutorial run {name}")
     page = pages.page(name)
-    if plain_pika:
-        tutorial_page.show_source(page.plain_pika, no_color=no_color)
+    if plain:
+        tutorial_page.show_source(page.plain, no_color=no_color)
     else:
         tutorial_page.show_page(page, no_color=no_color)
 

@@ -89,7 +89,7 @@ def _highlighted(source: str) -> "Text":
 def _more(page: Page) -> str:
     return (
         f"A terminal for each; 'mqtool broker up' starts a broker. 'mqtool tutorial run {page.name}' plays it here, "
-        f"and --plain-pika prints a script that does the same with pika alone, on the broker that AMQP_URL names."
+        f"and --plain prints a script that does the same with {page.library} alone, on the broker that AMQP_URL names."
     )
 
 
