@@ -1,10 +1,9 @@
 """Values as people write them in conditions, and how those of messages compare with them."""
 
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 from mqtool import ndjson
 from mqtool.duration import parse_duration
@@ -14,8 +13,7 @@ _SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)(?:([kKMGT])(i?))?B", re.ASCII)
 _TIME = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d.*)?", re.ASCII | re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Literal:
+class Literal(NamedTuple):
     """A value in a condition.
 
     Attributes:

@@ -13,7 +13,6 @@ import json
 import operator
 import re
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -108,12 +107,16 @@ class _Subject:
 Test = Callable[[_Subject], bool]
 
 
-@dataclass(frozen=True)
 class Where:
-    """A condition, as parse() makes it."""
+    """A condition, as parse() makes it.
 
-    text: str
-    _test: Test = field(repr=False)
+    Attributes:
+        text: as it was written.
+    """
+
+    def __init__(self, text: str, test: Test) -> None:
+        self.text = text
+        self._test = test
 
     def matches(self, record: Record) -> bool:
         """Whether it holds for a record: a mapping with keys of our NDJSON, or of whatever parse() was told."""

@@ -19,7 +19,9 @@ from mqtool.cli.options import (
     exchange_option,
     takes_groups,
 )
+from mqtool.cli.options.where import Where
 from mqtool.cli.pipe.first_use import checked
+from mqtool.cli.pipe.matching import Matching
 from mqtool.cli.pipe.publishing import publish, text
 from mqtool.cli.pipe.receiving import print_deliveries
 from mqtool.cli.pipe.source import Addressing
@@ -79,9 +81,14 @@ def receive_delayed(
     broker: Broker,
     exchange: Annotated[str | None, exchange_option("Exchange")] = None,
     routing_key: RoutingKey = None,
+    where: Where = None,
     into: OutputFile = None,
 ) -> None:
-    """Receive delayed messages; show how late each came."""
+    """Receive delayed messages; show how late each came.
+
+    With --where, what does not match stays in the queue, as with 'mqtool receive'.
+    """
+    matching = Matching(receiving, where)
     target = queue.of(broker.names.delay_queue)
     delaying = ExchangeOptions(exchange).of(broker.names.delay_exchange)
     key = broker.names.delay_queue.name if routing_key is None else routing_key
@@ -90,9 +97,8 @@ def receive_delayed(
         known = _as_known(channel, delaying)
         if known.type == DELAYED and target.arguments.get("x-queue-type") == "quorum":
             output.warning(LOSES)
-        return delayed_messages.receive(
-            channel, known, key, checked(target, queue, channel, broker), receiving.settings()
-        )
+        into_queue = checked(target, queue, channel, broker)
+        return matching.of(channel, delayed_messages.receive(channel, known, key, into_queue, matching.settings()))
 
     print_deliveries(receiving, broker, consumer, _received, into=into)
 

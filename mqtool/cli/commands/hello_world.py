@@ -17,7 +17,9 @@ from mqtool.cli.options import (
     exchange_option,
     takes_groups,
 )
+from mqtool.cli.options.where import Where
 from mqtool.cli.pipe.first_use import checked
+from mqtool.cli.pipe.matching import Matching
 from mqtool.cli.pipe.publishing import publish
 from mqtool.cli.pipe.receiving import print_deliveries
 from mqtool.cli.pipe.source import Addressing
@@ -68,12 +70,19 @@ def receive(
     offset: Annotated[
         Any | None, typer.Option(help="Start, in a stream", rich_help_panel="Receiving", **OFFSET)
     ] = None,
+    where: Where = None,
     into: OutputFile = None,
 ) -> None:
-    """Receive messages from a queue (tutorial 1)."""
+    """Receive messages from a queue (tutorial 1).
+
+    With --where, what does not match stays in the queue: it is held until the command ends, so other consumers do not
+    get it before.
+    """
+    matching = Matching(receiving, where, passes_over=offset is not None)
 
     def consumer(channel: Channel) -> Iterator[Delivery]:
         target = checked(queue.of(broker.names.hello), queue, channel, broker)
-        return hello_world.receive(channel, target, replace(receiving.settings(), offset=offset))
+        settings = replace(matching.settings(), offset=offset)
+        return matching.of(channel, hello_world.receive(channel, target, settings))
 
     print_deliveries(receiving, broker, consumer, broker.lines.received, into=into)

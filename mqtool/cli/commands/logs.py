@@ -19,6 +19,8 @@ from mqtool.cli.options import (
     header_option,
     takes_groups,
 )
+from mqtool.cli.options.where import Where
+from mqtool.cli.pipe.matching import Matching
 from mqtool.cli.pipe.publishing import publish, text
 from mqtool.cli.pipe.receiving import print_deliveries
 from mqtool.cli.pipe.source import Addressing
@@ -42,6 +44,7 @@ class ReceivingLogs(NamedTuple):
     queue: LogQueueOptions
     receiving: Receiving
     broker: Broker
+    where: Where = None
     into: OutputFile = None
 
 
@@ -93,14 +96,18 @@ def _with_key_in_body(publishing: Publishing, key: str | None) -> Publishing:
 
 def _receive(asked: ReceivingLogs, exchange: Exchange, lesson: Callable[..., Iterator[Delivery]], line: str) -> None:
     """Print what a lesson's receive() yields; with no queue named, from its private queue."""
-    queue, settings = asked.queue.declared(), asked.receiving.settings()
+    queue, is_ours = asked.queue.declared(), asked.queue.queue is None
+    matching = Matching(asked.receiving, asked.where, passes_over=is_ours)
+    settings = matching.settings()
     print_deliveries(
         asked.receiving,
         asked.broker,
-        lambda channel: lesson(channel, asked.exchange.of(exchange), queue=queue, receiving=settings),
+        lambda channel: matching.of(
+            channel, lesson(channel, asked.exchange.of(exchange), queue=queue, receiving=settings)
+        ),
         line,
         waiting=WAITING_FOR_LOGS,
-        queue_is_ours=asked.queue.queue is None,
+        queue_is_ours=is_ours,
         into=asked.into,
     )
 

@@ -217,7 +217,10 @@ def wait_until_taken() -> None:
         if not unread[0]:
             return
         if poll.poll(0):
-            raise ReaderGone("the reader of the output has left")
+            fcntl.ioctl(STDOUT, termios.FIONREAD, unread)  # it may have taken it just before
+            if unread[0]:
+                raise ReaderGone("the reader of the output has left")
+            return
         time.sleep(pause)  # at first this only lets the reader run
         pause = min(pause + 0.00001, 0.005)
 

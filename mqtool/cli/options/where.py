@@ -4,18 +4,15 @@ from typing import Annotated, Any
 
 import typer
 
-from mqtool.where import Where as Condition
-from mqtool.where import parse
 
+def condition(text: str) -> Any:
+    """A condition on messages, a mqtool.where.Where. Raises BadExpression as where.parse() does."""
+    from mqtool.where import parse  # only where there is one: it takes a few milliseconds to import
 
-def condition(text: str) -> Condition:
-    """A condition on messages. Raises BadExpression as parse() does."""
     return parse(text)
 
 
 #: For an option of its own kind, such as one in another panel.
 WHERE = dict[str, Any](parser=condition, metavar="CONDITION")
 
-Where = Annotated[
-    Condition | None, typer.Option("--where", help="Only messages that match (mqtool help where)", **WHERE)
-]
+Where = Annotated[Any | None, typer.Option("--where", help="Only messages that match (mqtool help where)", **WHERE)]
