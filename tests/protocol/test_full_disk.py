@@ -33,10 +33,10 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def open_channel(process: BrokerProcess) -> BlockingChannel:
+def open_channel(process: BrokerProcess, kind: str = "classic") -> BlockingChannel:
     channel = pika.BlockingConnection(pika.URLParameters(process.url)).channel()
     channel.confirm_delivery()
-    channel.queue_declare("q", durable=True)
+    channel.queue_declare("q", durable=True, arguments={"x-queue-type": kind})
     return channel
 
 
@@ -56,9 +56,9 @@ def free_disk(process: BrokerProcess) -> None:
 class Publishing(threading.Thread):
     """Publishes with confirms, one by one, up to a number of messages; keeps the confirmed ones."""
 
-    def __init__(self, process: BrokerProcess, number: int) -> None:
+    def __init__(self, process: BrokerProcess, number: int, kind: str = "classic") -> None:
         super().__init__(daemon=True)
-        self.channel = open_channel(process)
+        self.channel = open_channel(process, kind)
         self.number = number
         self.confirmed = 0
         self.start()
@@ -77,25 +77,26 @@ def disk_alarm(process: BrokerProcess) -> bool:
     return bool(nodes[0]["disk_free_alarm"])
 
 
-def depth(process: BrokerProcess) -> int:
-    return int(open_channel(process).queue_declare("q", passive=True).method.message_count)
+def depth(process: BrokerProcess, kind: str = "classic") -> int:
+    return int(open_channel(process, kind).queue_declare("q", passive=True).method.message_count)
 
 
-def test_publishers_wait_until_there_is_room(process: BrokerProcess) -> None:
+@pytest.mark.parametrize("kind", ["classic", "stream"])
+def test_publishers_wait_until_there_is_room(process: BrokerProcess, kind: str) -> None:
     """Nobody is cut off, and each message is in the queue once."""
-    open_channel(process)
+    open_channel(process, kind)
     fill_disk(process, 300_000)
-    publishing = Publishing(process, 100)
+    publishing = Publishing(process, 100, kind)
     until(lambda: disk_alarm(process))
     assert publishing.confirmed < 50
     free_disk(process)
     publishing.join(15)
     assert publishing.confirmed == 100
     assert not disk_alarm(process)
-    assert depth(process) == 100
+    assert depth(process, kind) == 100
     process.kill()
     process.start()
-    assert depth(process) == 100
+    assert depth(process, kind) == 100
 
 
 def test_nothing_confirmed_is_lost_when_it_is_killed(process: BrokerProcess) -> None:
@@ -143,4 +144,4 @@ def test_a_declaration_that_cannot_be_stored_leaves_nothing(process: BrokerProce
     assert api("GET", "queues/%2F/new")[0] == 404
     assert api("GET", "exchanges/%2F/new")[0] == 404
     assert len(api("GET", "queues/%2F/q/bindings")[1]) == 1
-    assert api("PUT", "queues/%2F/new", {"arguments": many})[0] == 503
+    assert api("PUT", "queues/%2F/new", {"durable": True, "arguments": many})[0] == 503

@@ -10,3 +10,13 @@ def test_importing_the_broker_brings_no_client_and_no_command_line() -> None:
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in ran.stdout.split()}
     assert not loaded & {"typer", "rich", "docker", "requests", "pika", "click"}
+
+
+def test_a_broker_without_streams_does_not_import_them() -> None:
+    """They are as large as all other queues together."""
+    program = (
+        "import sys; from mqtool.broker.embedded import EmbeddedBroker as B; B().start().stop(); print(*sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "mqtool.broker.embedded.model.queue" in ran.stdout.split()
+    assert not [name for name in ran.stdout.split() if name.startswith("mqtool.broker.embedded.model.stream_")]

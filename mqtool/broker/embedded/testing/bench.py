@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
+from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.queue import Queue
-from mqtool.broker.embedded.model.stream_queue import Cursor, Stream
 from mqtool.broker.embedded.model.users import Permissions
 from mqtool.broker.embedded.testing.fault import Fault, Scene
 from mqtool.broker.embedded.testing.kinds import name_of, shown
@@ -98,8 +98,8 @@ class Bench:
         found = self._queue(vhost, queue)
         if found is None:
             return Messages([], f"there is no queue {queue!r}")
-        if isinstance(found, Stream):
-            waiting = list(iter(Cursor(found, 0).next_entry, None))
+        if found.kind == "stream":
+            waiting = _in_stream(found)
         else:
             waiting = sorted(found.backlog.in_memory(), key=lambda entry: entry.position)
         messages = [Recorded("ready", vhost, each.message, [queue], redelivered=each.redelivered) for each in waiting]
@@ -131,7 +131,7 @@ class Bench:
         for each in self._scene.broker.vhosts.values():
             if vhost in (None, each.name):
                 for queue in each.queues.values():
-                    if not isinstance(queue, Stream):  # whose messages nobody purges
+                    if queue.kind != "stream":  # whose messages nobody purges
                         queue.purge()
         if self._probe.recording is not None:
             self._probe.recording.clear(vhost)
@@ -151,3 +151,11 @@ class Bench:
             broker.delete_vhost(name)
         if self._probe.recording is not None:
             self._probe.recording.clear(name)
+
+
+def _in_stream(queue: Queue) -> list[Entry]:
+    # Imported here: most tests have no streams.
+    from mqtool.broker.embedded.model.stream_queue import Cursor, Stream
+
+    assert isinstance(queue, Stream)
+    return list(iter(Cursor(queue, 0).next_entry, None))
