@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mqtool.broker.embedded import EmbeddedBroker
-from tests.protocol.raw_stream import DELETE, DELETE_PUBLISHER, METADATA_UPDATE, OPEN, RawStream, string, strings, table
+from tests.protocol.raw_stream import DELETE, DELETE_PUBLISHER, OPEN, RawStream, string, strings, table
 
 _OK, _PRECONDITION_FAILED = 1, 17
 
@@ -75,23 +75,24 @@ def test_publishers_wait_while_memory_is_short() -> None:
     with EmbeddedBroker(stream_port=0, memory_limit=1_000_000) as broker:
         assert broker.stream_port is not None
         client, publisher = (_connect(broker.stream_port) for _ in range(2))
-        client.create("full")
-        client.create("other")
-        publisher.declare_publisher(1, "full")
+        for number, stream in enumerate(("full", "other")):
+            client.create(stream)
+            client.declare_publisher(number, stream)
+        publisher.declare_publisher(1, "other")
         for number in range(2):
-            publisher.publish(1, number, bytes(600_000))
-            publisher.confirmed(1)
-        while client.declare_publisher(1, "other") != _PRECONDITION_FAILED:
-            client.request(DELETE_PUBLISHER, b"\1")
-        publisher.publish(1, 2, b"this and")
-        publisher.publish(1, 3, b"this wait")
+            client.publish(0, number, bytes(600_000))
+            client.confirmed(1)
+        other = _connect(broker.stream_port)
+        while other.declare_publisher(1, "other") != _PRECONDITION_FAILED:
+            other.request(DELETE_PUBLISHER, b"\1")
+        publisher.publish(1, 0, b"one more is read")
+        publisher.confirmed(1)
+        publisher.publish(1, 1, b"this waits")
 
-        assert client.request(DELETE, string("full")).code == _OK
+        assert other.request(DELETE, string("full")).code == _OK
 
-        while client.declare_publisher(1, "other") != _OK:
-            pass
-        assert publisher.expect(METADATA_UPDATE)
-        assert publisher.declare_publisher(1, "other") == _OK
+        assert publisher.confirmed(1) == [1]
+        assert other.declare_publisher(1, "other") == _OK
 
 
 def _connect(port: int) -> RawStream:
