@@ -112,10 +112,12 @@ class Where:
 
     Attributes:
         text: as it was written.
+        fields: the names that its fields begin with.
     """
 
-    def __init__(self, text: str, test: Test) -> None:
+    def __init__(self, text: str, fields: Set[str], test: Test) -> None:
         self.text = text
+        self.fields = fields
         self._test = test
 
     def matches(self, record: Record) -> bool:
@@ -195,16 +197,21 @@ def parse(text: str, fields: Set[str] | None = FIELDS) -> Where:
     test = parser.either(_DEEPEST)
     if not parser.is_at_end:
         raise parser.error("expected 'and' or 'or'", hint="put a value with spaces in quotes")
-    return Where(text, test)
+    return Where(text, parser.used, test)
 
 
 class _Parser:
-    """Reads a condition from left to right."""
+    """Reads a condition from left to right.
+
+    Attributes:
+        used: the names that its fields began with so far.
+    """
 
     def __init__(self, text: str, fields: Set[str] | None) -> None:
         self._text = text
         self._fields = fields
         self._at = 0
+        self.used: set[str] = set()
 
     @property
     def is_at_end(self) -> bool:
@@ -244,6 +251,7 @@ class _Parser:
 
     def _test(self) -> Test:
         name, *path = self._field()
+        self.used.add(name)
         self._skip()
         sign = _OPERATOR.match(self._text, self._at)
         if sign is None:

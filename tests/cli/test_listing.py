@@ -172,6 +172,20 @@ def test_more_queues_than_a_page(
     assert shell.script("mqtool list queues | head -n 1; echo ${PIPESTATUS[0]}").stdout.splitlines()[1:] == ["141"]
 
 
+@on_any_broker
+def test_where(shell: Shell, listing: Callable[..., list[dict[str, Any]]]) -> None:
+    """Columns that are not shown count as well, and what is inside arguments."""
+    shell.run("mqtool", "queue", "declare", "a", "--queue-type", "quorum")
+    shell.run("mqtool", "queue", "declare", "b", "--queue-type", "classic")
+    shell.run("mqtool", "send", "-r", "b", "one")
+    for condition, names in (
+        ("messages=1 or arguments.x-queue-type=quorum", ["a", "b"]),
+        ("durable and not messages>0", ["a"]),
+        ("name~b", ["b"]),
+    ):
+        assert listing("queues", "name", "--where", condition, "--sort", "name") == [{"name": name} for name in names]
+
+
 def test_a_table_on_a_terminal(shell: Shell, listing: object) -> None:
     """Nothing in a name is markup, or reaches the terminal's controls; headers break where the terminal is narrow."""
     names = ["[/red]", "a\x1b[31mb", "q" * 60]
@@ -189,7 +203,12 @@ def test_a_table_on_a_terminal(shell: Shell, listing: object) -> None:
 
 def test_a_wrong_column_names_the_nearest(shell: Shell, listing: object) -> None:
     """Exit 2, whatever is wrong with it, and nothing is asked of the broker."""
-    for words in (["mesages_ready"], ["--sort", "-mesages_ready"], ["--filter", "mesages_ready>0"]):
+    for words in (
+        ["mesages_ready"],
+        ["--sort", "-mesages_ready"],
+        ["--filter", "mesages_ready>0"],
+        ["--where", "mesages_ready"],
+    ):
         wrong = shell.run("mqtool", "list", "queues", *words)
         assert (wrong.stdout, wrong.code) == ("", 2)
         assert "did you mean 'messages_ready'?" in wrong.stderr

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import cache
 from itertools import chain, islice
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -31,6 +31,9 @@ from mqtool.inspection.listing import (
 )
 from mqtool.topology import Exchange, Queue
 from mqtool.tutorials.dialects import Names
+
+if TYPE_CHECKING:
+    from mqtool.where import Where
 
 #: Up to how many queues AMQP is asked for, one by one.
 _ASKED = 200
@@ -64,6 +67,9 @@ class Choosing(NamedTuple):
             "--filter", parser=condition, metavar="CONDITION", help="Only matching rows: messages_ready>0, name~^log"
         ),
     ] = None
+    where: Annotated[str | None, typer.Option(metavar="CONDITION", help="Only rows that match (mqtool help where)")] = (
+        None
+    )
     order: Annotated[
         list[str] | None,
         typer.Option(
@@ -102,7 +108,9 @@ class View:
         self._only = frozenset(only or ())
         self._usual = _usual(broker.names, listing.things)
         self._conditions: list[Condition] = choosing.conditions or []
+        self._where = None if choosing.where is None else _parsed(choosing.where, listing)
         asked = any(condition.column == "source_name" for condition in self._conditions)
+        asked |= self._where is not None and "source_name" in self._where.fields
         if listing.things == "bindings" and not asked and output.is_terminal(1) and not choosing.as_json:
             self._conditions = [*self._conditions, parse_condition("source_name!=")]
             self._notice_once("without those of the default exchange, which --filter source_name= shows")
@@ -114,6 +122,7 @@ class View:
         if not names and choosing.all_vhosts and listing.of_vhost:
             self.columns.insert(0, "vhost")
         hidden = [each.column for each in self._conditions] + [name.removeprefix("-") for name in self._order]
+        hidden += self._where.fields if self._where else ()
         self._fetched = {*self.columns, *hidden, *(["name"] if self._only else [])}
         listing.check(self._fetched)
         self._counts = listing is QUEUES and not self._fetched.isdisjoint([*COUNTS, "consumers"])
@@ -129,7 +138,16 @@ class View:
             rows = (row for row in rows if row["name"] in self._only)
         if self._conditions:
             rows = (row for row in rows if all(each.holds(row) for each in self._conditions))
+        if self._where:
+            rows = filter(self._where_holds, rows)
         return in_order(rows, self._order) if self._order else rows
+
+    def _where_holds(self, row: Row) -> bool:
+        """What the broker does not tell is missing; a list of names is as it is shown."""
+        told = {
+            name: as_text(each) if isinstance(each, list) else each for name, each in row.items() if each is not None
+        }
+        return self._where is not None and self._where.matches(told)
 
     def _told(self) -> Iterator[Row]:
         """What the management API tells; where there is none, what AMQP does."""
@@ -207,7 +225,7 @@ class View:
         rows, things = self.rows(), self._listing.things
         if not tables.show(rows, self.columns, as_json=self._choosing.as_json):
             where = "" if self._vhost is None else f" in vhost {self._vhost!r}"
-            such = " such" if self._conditions or self._only else ""
+            such = " such" if self._conditions or self._where or self._only else ""
             output.status(f"no{such} {things}{where}")
         if self._age:
             self._notice_once(self._age)
@@ -218,6 +236,13 @@ class View:
             if not self._only:
                 raise SomeFailed(missing, why.hint)
             output.warning(missing)
+
+
+def _parsed(text: str, listing: Listing) -> "Where":
+    """A condition on the columns of a list. Raises BadExpression as where.parse() does."""
+    from mqtool.where import parse
+
+    return parse(text, listing.columns.keys())
 
 
 def _usual(names: Names, things: str) -> list[str]:
@@ -292,6 +317,7 @@ _add_named(
     "List queues; ready messages and consumers are those of now.",
     "mqtool list queues name messages_ready messages_unacknowledged",
     "mqtool list queues --filter 'messages_ready>0' --sort -messages_ready --watch 1s",
+    "mqtool list queues --where 'messages>0 and not arguments.x-queue-type=quorum'",
     flag="--queue",
     live=live_names.queues,
 )
