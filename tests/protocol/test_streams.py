@@ -131,18 +131,27 @@ def test_a_reader_that_goes_leaves_nothing_behind(channel: BlockingChannel, conn
 
 
 def test_deleting_it_cancels_its_readers(channel: BlockingChannel, take: Take) -> None:
-    """As for any queue; that there are messages or readers does not prevent it."""
+    """As for any queue; a stream of the same name begins anew."""
     publish(channel, "a")
     reader = Reader(channel.connection)
     cancelled: list[object] = []
     reader.channel.add_on_cancel_callback(cancelled.append)
-    channel.queue_delete("s", if_unused=True, if_empty=True)
+    channel.queue_delete("s")
     take.until(lambda: cancelled)
     channel.queue_declare("s", durable=True, arguments=STREAM)
     again = Reader(channel.connection, offset="first")
     publish(channel, "b")
     take.until(lambda: again.got)
     assert (again.bodies, again.offsets) == (["b"], [0])
+
+
+@pytest.mark.differs_since("4.0", "it was not tried there")
+def test_deleting_it_whatever_is_in_it(channel: BlockingChannel) -> None:
+    """That there are messages or readers does not prevent it, even if the client says that it should."""
+    publish(channel, "a")
+    Reader(channel.connection)
+    channel.queue_delete("s", if_unused=True, if_empty=True)
+    channel.queue_declare("s", durable=True)
 
 
 def test_old_segments_go(channel: BlockingChannel, take: Take) -> None:

@@ -1,5 +1,6 @@
 """The log of a stream: what was written is read again, in order, from any place, also after a crash."""
 
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,6 +90,24 @@ def test_read_from_any_place(bench: Bench) -> None:
     assert bench.read(3) == everything[3:]
     assert bench.read(4) == bench.read(9) == []
     assert bench.log.last_chunk == 3
+
+
+def batch(compression: int, plain: bytes, packed: bytes, *, records: int) -> bytes:
+    """An entry with several messages, as a publisher of the stream protocol packs them."""
+    head = bytes([0x80 | compression << 4]) + records.to_bytes(2)
+    return head + len(plain).to_bytes(4) + len(packed).to_bytes(4) + packed
+
+
+def test_batches(bench: Bench) -> None:
+    """Each message has an offset; a batch that cannot be unpacked, or is not as large as it says, is skipped."""
+    plain = simple_entry(b"a") + simple_entry(b"b")
+    bench.log.append(batch(0, plain, plain, records=2), records=2)
+    bench.log.append(batch(1, plain, gzip.compress(plain), records=2), records=2)
+    bench.log.append(batch(2, plain, b"snappy", records=2), records=2)
+    bench.log.append(batch(1, plain, b"not gzip", records=2), records=2)
+    bench.log.append(batch(1, b"", gzip.compress(bytes(10_000_000)), records=2), records=2)
+    bench.add(b"c")
+    assert bench.read() == [(0, b"a"), (1, b"b"), (2, b"a"), (3, b"b"), (10, b"c")]
 
 
 def test_what_is_not_written_cannot_be_read(bench: Bench) -> None:

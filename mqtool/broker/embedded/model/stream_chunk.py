@@ -4,7 +4,6 @@ The stream protocol delivers header and data of a chunk as they are in the log. 
 its size before it (`simple_entry`), or a batch of messages that a publisher has packed, and perhaps compressed.
 """
 
-import gzip
 import logging
 import struct
 import zlib
@@ -22,6 +21,8 @@ _HEADER = struct.Struct(">BBHIqQQIIII")
 HEADER_SIZE = _HEADER.size
 _BATCH = struct.Struct(">BHII")
 _IS_BATCH = 0x80
+_LARGEST_BATCH = 64 * 1024 * 1024
+_GZIP = 16 + zlib.MAX_WBITS
 _PUBLISHING_ID, _OFFSET = 0, 1
 
 # Ends each chunk in the log: a checksum of its header and of what the protocol does not deliver.
@@ -88,29 +89,32 @@ class Chunk(NamedTuple):
                 yield offset, data[start:position]
                 offset += 1
                 continue
-            kind, records, _, size = _BATCH.unpack_from(data, position)
+            kind, records, plain_size, size = _BATCH.unpack_from(data, position)
             start = position + _BATCH.size
             position = start + size
-            for number, message in enumerate(_unpacked(kind, records, data[start:position])):
+            for number, message in enumerate(_unpacked(kind, records, plain_size, data[start:position])):
                 yield offset + number, message
             offset += records
 
 
-def _unpacked(kind: int, records: int, data: bytes) -> Iterator[bytes]:
+def _unpacked(kind: int, records: int, plain_size: int, data: bytes) -> Iterator[bytes]:
     """Yield the messages of a batch."""
     compression = kind >> 4 & 7
-    if compression > 1:
+    if compression > 1 or plain_size > _LARGEST_BATCH:
         log.warning("a batch of %d messages is skipped: an AMQP client cannot read its compression", records)
         return
     try:
-        plain = gzip.decompress(data) if compression else data
-    except (OSError, EOFError, zlib.error) as error:
+        # No more than it says that it is: a small batch can be made that fills all memory.
+        plain = zlib.decompressobj(_GZIP).decompress(data, plain_size) if compression and plain_size else data
+    except zlib.error as error:
         log.warning("a batch of %d messages is skipped: %s", records, error)
         return
     position = 0
     for _ in range(records):
         start = position + 4
         position = start + int.from_bytes(plain[position:start])
+        if position > len(plain):
+            return
         yield plain[start:position]
 
 
