@@ -220,7 +220,7 @@ class Look:
         if count < limit:
             raise MqtoolError(
                 f"{name_of(head)} has come back {count} times; beyond {limit}, {self._queue!r} drops it: "
-                "it is not shown, as the next look would be the last",
+                "it is left alone, as the next look would be the last",
                 hint,
             )
         move(self._channel, Move(head, _anew(head, self._queue)))

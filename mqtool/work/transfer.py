@@ -80,6 +80,8 @@ class Transfer:
         self._until = until
         self._goes_on = goes_on
         self._interval = 0.0 if per_second is None else 1 / per_second
+        self._chooses = chooses
+        self._is_in_line = False  # the latest delivery had been delivered before
         self._refusal: NotMoved | None = None
         self._on_their_way: deque[Delivery] = deque()
         self._confirmed: list[Delivery] = []
@@ -113,9 +115,27 @@ class Transfer:
             raise self._refusal
 
     def _messages(self) -> Iterator[Message | None]:
+        arriving = self._arriving()
+        yield from self._chosen(arriving)
+        # What has come back to a quorum queue before stands in a line of its own, and what comes back now goes to its
+        # end. So we have to take all of it.
+        if self._is_in_line and (self._chooses or self._refusal is not None):
+            self._until = Until()
+            for delivery in arriving:
+                if delivery is None:
+                    yield None
+                    self._settle()
+                    continue
+                self._hold(delivery)
+                if not delivery.redelivered:
+                    return
+
+    def _chosen(self, arriving: Iterator[Delivery | None]) -> Iterator[Message | None]:
         chosen, due = 0, time.monotonic()
-        for delivery in self._arriving():
+        for delivery in arriving:
             message = None if delivery is None else self._message_for(delivery)
+            if delivery is not None:
+                self._is_in_line = delivery.redelivered
             if delivery is not None and message is None:
                 self.kept += 1
                 self._hold(delivery)

@@ -95,6 +95,29 @@ def test_what_does_not_match_stays_in_its_place(shell: Shell, broker: TestBroker
     assert bodies(taken(broker, "a")) == [number for number in range(count) if number % 10 not in (3, 6)]
 
 
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+def test_the_order_stays_when_a_move_ends_early(shell: Shell, broker: TestBroker, queue_type: str) -> None:
+    """Among messages that have come back before: a quorum queue has a line of its own for them."""
+    source = Queue("a", durable=True, arguments={"x-queue-type": queue_type})
+    fill(broker, source, numbered(450), Queue("b", durable=True))
+    assert shell.run("mqtool", "move", "a", "--to", "b", "--where", "size=0").stderr.startswith("0 moved")
+
+    assert shell.run("mqtool", "move", "a", "--to", "b", "--where", "body='150'", "-c", "1").code == 0
+
+    assert bodies(taken(broker, "a")) == [number for number in range(450) if number != 150]
+
+
+def test_what_stays_is_not_dropped_for_coming_back_too_often(shell: Shell, broker: TestBroker) -> None:
+    """A quorum queue with a delivery limit: near it, a move that would leave messages ends before it begins."""
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    limited = Queue("a", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 6})
+    fill(broker, limited, numbered(3), Queue("b", durable=True))
+    moves = [shell.run("mqtool", "move", "a", "--to", "b", "--where", "size=0") for _ in range(5)]
+    assert (moves[0].code, moves[-1].code) == (0, 1)
+    assert "has come back" in moves[-1].stderr
+    assert depth(broker, "a") == 3
+
+
 def test_a_count_takes_no_more(shell: Shell, broker: TestBroker) -> None:
     """The others have not even been delivered."""
     fill(broker, Queue("a"), numbered(5), Queue("b"))

@@ -1,7 +1,7 @@
 """mqtool move."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Annotated
 
 import typer
@@ -11,19 +11,32 @@ from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
 from mqtool.cli.display.progress import Progress
-from mqtool.cli.options import CONFIRM_TIMEOUT, DURATION, Broker, ConfirmTimeout, live_names, takes_groups
+from mqtool.cli.options import (
+    CONFIRM_TIMEOUT,
+    DURATION,
+    Broker,
+    ConfirmTimeout,
+    ManagementUrl,
+    live_names,
+    takes_groups,
+)
 from mqtool.cli.options.asking import Yes, ask
 from mqtool.cli.options.destination import Destination
 from mqtool.cli.options.values import RATE
 from mqtool.cli.options.where import Where
 from mqtool.errors import NotConfirmed, NotFound, SomeFailed, Unavailable, UsageError
+from mqtool.management import Management
 from mqtool.message import Delivery, Message
 from mqtool.topology import Queue
 from mqtool.where import of_delivery
+from mqtool.work import peeking
 from mqtool.work.moving import NotMoved, elsewhere, name_of
 from mqtool.work.transfer import AT_ONCE, Transfer, Until
 
 app = typer.Typer()
+
+#: Seconds to wait for the management API, which only says whether a queue limits deliveries: to connect, and to answer.
+_PATIENCE = 0.3, 1.0
 
 
 @app.command(
@@ -44,13 +57,14 @@ def move(
         float | None, typer.Option(help="End when nothing came for this long, not when it is empty", **DURATION)
     ] = None,
     confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT,
+    management: ManagementUrl = None,
 ) -> None:
     """Move messages to another queue, here or on another broker.
 
     Each is confirmed there before it is removed here, so a move that is killed or loses a connection (exit 69) loses
     nothing, and doubles up to 100 messages: run it again.
     """
-    access = broker._replace(reconnect=False).access()
+    access = broker._replace(reconnect=False).access(management)
     other = destination.access(access)
     if other is None and destination.to == queue:
         raise UsageError(f"--to names the same queue, {queue!r}", "move to another queue, or use --to-url")
@@ -62,6 +76,8 @@ def move(
         for name in protected or [None]:
             ask(what, yes, protected=name, is_safe=True)
         user = (other or access).address.user
+        if where is not None:
+            _check_limit(access, source, queue)
 
         def message_for(delivery: Delivery) -> Message | None:
             if where is not None and not where.matches(of_delivery(delivery)):
@@ -88,6 +104,21 @@ def _expect(target: Channel, queue: str) -> None:
         target.expect(Queue(queue))
     except NotFound as error:
         raise NotFound(str(error), f"nothing was moved; 'mqtool queue declare {queue}' there, or check --to") from error
+
+
+def _check_limit(access: Access, source: Channel, queue: str) -> None:
+    """Check that what stays can come back to its queue, which may drop what comes back too often.
+
+    Raises:
+        MqtoolError: the message at the head cannot.
+    """
+    api: Management | None = None
+    with suppress(Unavailable):
+        api = access.management(_PATIENCE)
+    kind = peeking.kind_of(source, queue, api, access.vhost)
+    if kind.limit is not None:
+        with closing(peeking.peek(source, queue, kind, 1)) as head:
+            next(head, None)
 
 
 def _show(transfer: Transfer, expected: int, between: str, other: Access | None) -> None:
