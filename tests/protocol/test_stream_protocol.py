@@ -195,16 +195,21 @@ def test_what_a_producer_has_published_before_is_confirmed_and_not_kept(client: 
 def test_batches_are_passed_on_as_they_are(client: RawStream, stream: str) -> None:
     """With any compression: the broker need not understand it."""
     batch = struct.pack(">BHII", 0xC0, 3, 100, 7) + b"packed!"
-    client.declare_publisher(1, stream)
+    client.declare_publisher(1, stream, "ann")
     client.send(PUBLISH, struct.pack(">BIQ", 1, 1, 9) + batch)
     assert client.confirmed(1) == [9]
+    again = struct.pack(">QI", 8, 4) + b"less", struct.pack(">Q", 9) + batch, struct.pack(">Q", 10) + batch
+    client.send(PUBLISH, struct.pack(">BI", 1, 3) + b"".join(again))
+    assert sorted(client.confirmed(3)) == [8, 9, 10]
 
     client.subscribe(1, stream)
 
     chunk = client.chunk()
     assert (chunk.entries, chunk.records, chunk.crc) == ([batch], 3, zlib.crc32(batch))
-    client.publish(1, 10, b"after")
-    assert client.chunk().first_offset == 3
+    chunk = client.chunk()
+    assert (chunk.entries, chunk.records, chunk.first_offset) == ([batch], 3, 3)
+    client.publish(1, 11, b"after")
+    assert client.chunk().first_offset == 6
 
 
 def test_nobody_publishes_without_saying_so(client: RawStream) -> None:

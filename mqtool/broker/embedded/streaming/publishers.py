@@ -1,7 +1,7 @@
 """The publishers of a connection: their messages to logs, and the confirms back."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,7 +19,8 @@ _LOT_BYTES = 256 * 1024
 
 _BATCH = 1 << 31
 _BATCH_HEAD = struct.Struct(">BHII")
-_ID_AND_SIZE = struct.Struct(">QI")
+_SIZE = struct.Struct(">I")
+_LENGTH = struct.Struct(">h")
 
 
 @dataclass(frozen=True)
@@ -32,57 +33,70 @@ class _Publisher:
     log: StreamLog
 
 
-class _Published(NamedTuple):
-    """What is to become an entry: as it will stand in the log, and how many messages are in it."""
+class _Messages(NamedTuple):
+    """What is to become entries, in lists side by side: a publish has thousands.
 
-    publishing_id: int
-    entry: bytes
-    records: int
+    Attributes:
+        ids: the publishing ids as they came, eight octets each; in this form they sort like numbers.
+        entries: as they will stand in the log.
+        records: how many messages are in those entries that are batches, by place.
+    """
+
+    ids: list[bytes]
+    entries: list[bytes]
+    records: dict[int, int]
+
+    def part(self, places: Sequence[int]) -> "_Messages":
+        """Return some of them."""
+        records = {new: self.records[old] for new, old in enumerate(places) if old in self.records}
+        return _Messages([self.ids[each] for each in places], [self.entries[each] for each in places], records)
 
 
-def _messages(data: bytes, position: int, *, with_filter: bool) -> Iterator[_Published]:
+def _messages(data: bytes, position: int, *, with_filter: bool) -> _Messages:
     """Cut the messages of a publish, and the batches.
 
     Raises:
-        MalformedFrame: one is cut short.
+        MalformedFrame: one is cut short, or a batch is empty.
     """
-    end = len(data)
+    found = ids, entries, records = _Messages([], [], {})
+    size_at, end = _SIZE.unpack_from, len(data)
     try:
         while position < end:
+            start = position + 8
             if with_filter:
                 # What it may be filtered by is not kept: clients compare it anyway, as the broker only guesses.
-                publishing_id = int.from_bytes(data[position : position + 8])
-                length = int.from_bytes(data[position + 8 : position + 10], signed=True)
-                position += 10 + max(length, 0)
-                size = int.from_bytes(data[position : position + 4])
-            else:
-                publishing_id, size = _ID_AND_SIZE.unpack_from(data, position)
-                position += 8
-            records = 1
+                start += 2 + max(_LENGTH.unpack_from(data, start)[0], 0)
+            size = size_at(data, start)[0]
             if size & _BATCH:
-                _, records, _, size = _BATCH_HEAD.unpack_from(data, position)
+                _, count, _, size = _BATCH_HEAD.unpack_from(data, start)
+                if not count:
+                    raise MalformedFrame
+                records[len(ids)] = count
                 size += _BATCH_HEAD.size - 4
-            stop = position + 4 + size
-            if stop > end or not records:
-                raise MalformedFrame
-            yield _Published(publishing_id, data[position:stop], records)
+            stop = start + 4 + size
+            ids.append(data[position : position + 8])
+            entries.append(data[start:stop])
             position = stop
     except struct.error as error:
         raise MalformedFrame from error
+    if position != end:
+        raise MalformedFrame
+    return found
 
 
-def _lots(messages: list[_Published]) -> Iterator[list[_Published]]:
+def _lots(messages: _Messages) -> Iterator[_Messages]:
     """Cut messages into lots that a chunk has room for."""
-    lot: list[_Published] = []
-    size = 0
-    for message in messages:
-        if lot and (len(lot) == _LOT or size + len(message.entry) > _LOT_BYTES):
-            yield lot
-            lot, size = [], 0
-        lot.append(message)
-        size += len(message.entry)
-    if lot:
-        yield lot
+    entries = messages.entries
+    if len(entries) <= _LOT and sum(map(len, entries)) <= _LOT_BYTES:
+        yield messages
+        return
+    start = size = 0
+    for place, entry in enumerate(entries):
+        if place > start and (place - start == _LOT or size + len(entry) > _LOT_BYTES):
+            yield messages.part(range(start, place))
+            start, size = place, 0
+        size += len(entry)
+    yield messages.part(range(start, len(entries)))
 
 
 class Publishers:
@@ -156,61 +170,63 @@ class Publishers:
         """
         if len(body) < 5:
             raise MalformedFrame
-        messages = list(_messages(body, 5, with_filter=version == 2))
+        messages = _messages(body, 5, with_filter=version == 2)
         publisher = self._publishers.get(body[0])
         if publisher is None:
-            self._refuse(body[0], messages, Code.PUBLISHER_DOES_NOT_EXIST)
+            self._refuse(body[0], messages.ids, Code.PUBLISHER_DOES_NOT_EXIST)
             return
         try:
             check(self._session, "write", "queue", publisher.stream)
         except Refused as refused:
-            self._refuse(publisher.number, messages, refused.code)
+            self._refuse(publisher.number, messages.ids, refused.code)
             return
-        if publisher.log.deleted:
+        if publisher.log.deleted or not messages.ids:
             return
-        self._append(publisher, _new(publisher, messages) if publisher.producer else messages)
-        self._confirm_later(publisher, messages)
+        new = _new(publisher, messages) if publisher.producer else messages
+        if new.ids:
+            self._append(publisher, new)
+        self._confirm_later(publisher, messages.ids)
 
     @staticmethod
-    def _append(publisher: _Publisher, messages: list[_Published]) -> None:
-        for lot in _lots(messages):
+    def _append(publisher: _Publisher, messages: _Messages) -> None:
+        for ids, entries, records in _lots(messages):
             publisher.log.append(
-                b"".join([each.entry for each in lot]),
-                entries=len(lot),
-                records=sum([each.records for each in lot]),
+                b"".join(entries),
+                entries=len(entries),
+                records=len(entries) - len(records) + sum(records.values()),
                 producer=publisher.producer or None,
-                publishing_id=lot[-1].publishing_id,
+                publishing_id=int.from_bytes(ids[-1]),
             )
 
-    def _confirm_later(self, publisher: _Publisher, messages: list[_Published]) -> None:
-        self._unconfirmed += len(messages)
+    def _confirm_later(self, publisher: _Publisher, ids: list[bytes]) -> None:
+        self._unconfirmed += len(ids)
         if self._unconfirmed > _TOO_MANY:
             self._is_throttled = True
             self._session.pace()
 
         def confirm() -> None:
-            self._unconfirmed -= len(messages)
+            self._unconfirmed -= len(ids)
             if self._is_throttled and self._unconfirmed <= _FEW_ENOUGH:
                 self._is_throttled = False
                 self._session.pace()
             if self._publishers.get(publisher.number) is publisher and not publisher.log.deleted:
-                ids = struct.pack(f">{len(messages)}Q", *[each.publishing_id for each in messages])
-                head = bytes((publisher.number,)) + u32(len(messages))
-                self._session.write(frame(Key.PUBLISH_CONFIRM, head + ids))
+                head = bytes((publisher.number,)) + u32(len(ids))
+                self._session.write(frame(Key.PUBLISH_CONFIRM, head + b"".join(ids)))
 
         self._session.broker.ledger.after_commit(confirm)
 
-    def _refuse(self, number: int, messages: list[_Published], code: Code) -> None:
-        errors = b"".join(u64(each.publishing_id) + u16(code) for each in messages)
-        self._session.write(frame(Key.PUBLISH_ERROR, bytes((number,)) + u32(len(messages)) + errors))
+    def _refuse(self, number: int, ids: list[bytes], code: Code) -> None:
+        errors = b"".join(each + u16(code) for each in ids)
+        self._session.write(frame(Key.PUBLISH_ERROR, bytes((number,)) + u32(len(ids)) + errors))
 
 
-def _new(publisher: _Publisher, messages: list[_Published]) -> list[_Published]:
+def _new(publisher: _Publisher, messages: _Messages) -> _Messages:
     """Return the messages that the log does not have yet; all are confirmed."""
-    last = publisher.log.publishing_ids.get(publisher.producer)
-    found = []
-    for message in messages:
-        if last is None or message.publishing_id > last:
-            last = message.publishing_id
-            found.append(message)
-    return found
+    known = publisher.log.publishing_ids.get(publisher.producer)
+    last = b"" if known is None else u64(known)
+    places = []
+    for place, publishing_id in enumerate(messages.ids):
+        if publishing_id > last:
+            last = publishing_id
+            places.append(place)
+    return messages if len(places) == len(messages.ids) else messages.part(places)
