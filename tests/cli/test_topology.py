@@ -38,6 +38,7 @@ def channel(broker: TestBroker) -> Iterator[BlockingChannel]:
     connection.close()
 
 
+@pytest.mark.own_vhost("statistics of what an earlier test has published may linger")
 def test_the_tree_shows_who_publishes_what_is_bound_and_who_consumes(
     shell: Shell, broker: TestBroker, channel: BlockingChannel
 ) -> None:

@@ -123,9 +123,9 @@ def test_frames_in_pieces(amqp_url: str) -> None:
 
 def test_a_payload_as_long_as_a_frame_may_be(amqp_url: str) -> None:
     """Some clients forget the eight octets around it, and RabbitMQ puts up with that."""
-    body = b"x" * 4096
-    longest = frame.marshal(header.ContentHeader(body_size=4096, properties=commands.Basic.Properties()), 1)
-    with RawClient(amqp_url, frame_max=4096) as client:
+    body = b"x" * 8192
+    longest = frame.marshal(header.ContentHeader(body_size=8192, properties=commands.Basic.Properties()), 1)
+    with RawClient(amqp_url, frame_max=8192) as client:
         client.send(commands.Queue.Declare(queue="q", exclusive=True))
         client.expect(commands.Queue.DeclareOk)
         client.socket.sendall(PUBLISH + longest + raw_frame(3, 1, body))
@@ -133,8 +133,8 @@ def test_a_payload_as_long_as_a_frame_may_be(amqp_url: str) -> None:
         client.expect(commands.Basic.GetOk)
         client.expect(header.ContentHeader)
         assert client.receive().value + client.receive().value == body
-        client.socket.sendall(struct.pack(">BHI", 3, 1, 4097))
-        assert "frame_too_large,4097,4088" in client.closed_with()
+        client.socket.sendall(struct.pack(">BHI", 3, 1, 8193))
+        assert "frame_too_large,8193,8184" in client.closed_with()
 
 
 @pytest.mark.parametrize("pieces", [[b"hello"], [b"hel", b"lo"]])

@@ -182,7 +182,6 @@ def test_old_segments_go(channel: BlockingChannel, take: Take) -> None:
     ],
     ids=["get", "purge"],
 )
-@pytest.mark.differs_since("4.0", "the words are others")
 def test_what_a_stream_does_not_do(
     channel: BlockingChannel, what: Callable[[BlockingChannel], None], words: str
 ) -> None:
@@ -193,7 +192,7 @@ def test_what_a_stream_does_not_do(
 
 
 @pytest.mark.parametrize("requeue", [True, False])
-@pytest.mark.differs_since("4.0", "the words are others")
+@pytest.mark.differs_since("4.0", "it is taken, and the reader gets no credit for it")
 def test_nothing_is_returned(channel: BlockingChannel, take: Take, *, requeue: bool) -> None:
     """basic.nack and basic.reject are refused: there is no place to return a message to."""
     publish(channel, "a")
@@ -208,14 +207,13 @@ def test_nothing_is_returned(channel: BlockingChannel, take: Take, *, requeue: b
 @pytest.mark.parametrize(
     ("prefetch", "options", "code", "words"),
     [
-        (0, {}, 406, "consumer prefetch count is not set for 'queue 's' in vhost '"),
-        (1, {"auto_ack": True}, 540, "automatic acknowledgement not supported by stream queues queue 's' in vhost"),
+        (0, {}, 406, "consumer prefetch count is not set for "),
+        (1, {"auto_ack": True}, 540, "automatic acknowledgement not supported by stream queue"),
         (1, {"arguments": {"x-priority": 1}}, 406, "invalid arg 'x-priority' for queue 's' in vhost "),
         (1, {"arguments": {"x-stream-offset": "5x"}}, 406, "invalid arg 'x-stream-offset' for queue 's' in vhost "),
     ],
     ids=["prefetch", "auto_ack", "priority", "offset"],
 )
-@pytest.mark.differs_since("4.0", "the words are others")
 def test_how_not_to_read(
     channel: BlockingChannel, prefetch: int, options: dict[str, Any], code: int, words: str
 ) -> None:
@@ -250,7 +248,6 @@ def test_how_not_to_read(
     ],
     ids=str,
 )
-@pytest.mark.differs_since("4.0", "the words are others")
 def test_declarations(channel: BlockingChannel, arguments: dict[str, Any], options: dict[str, Any], words: str) -> None:
     """A stream is durable and shared, is not emptied by time, and has no dead letters."""
     with pytest.raises(ChannelClosedByBroker, match=words):
