@@ -143,6 +143,8 @@ def tap(
 ) -> None:
     """Show copies of messages as they pass, and take none."""
     each_url: list[str | None] = [*urls] if urls else [None]
+    if len(each_url) > 1 and str(broker.password_file) == "-":
+        raise UsageError("stdin has one password, and there are several brokers", "put each in its URL, or in a file")
     brokers = [broker._replace(url=url).access(management) for url in each_url]
     if off:
         for access in brokers:
