@@ -37,8 +37,9 @@ def numbered(count: int) -> list[Message]:
     return [Message(str(number).encode(), message_id=f"m-{number}") for number in range(count)]
 
 
-def taken(broker: TestBroker, queue: str) -> list[Delivery]:
-    """All that is in a queue, which is then empty."""
+def taken(broker: TestBroker, queue: str, expected: int = 0) -> list[Delivery]:
+    """All that is in a queue, which is then empty; what a move gives back may be there a moment later."""
+    wait_until(lambda: depth(broker, queue) >= expected, f"{expected} messages in {queue}")
     with Connection(parse_addresses(broker.url)) as connection:
         channel = connection.channel()
         count = channel.depth_of(queue)
@@ -92,7 +93,8 @@ def test_what_does_not_match_stays_in_its_place(shell: Shell, broker: TestBroker
 
     assert moved.stderr == f"{count // 5:,} moved from a to b, {count // 5 * 4:,} left\n"
     assert bodies(taken(broker, "b")) == [number for number in range(count) if number % 10 in (3, 6)]
-    assert bodies(taken(broker, "a")) == [number for number in range(count) if number % 10 not in (3, 6)]
+    left = bodies(taken(broker, "a", count // 5 * 4))
+    assert left == [number for number in range(count) if number % 10 not in (3, 6)]
 
 
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
@@ -104,7 +106,7 @@ def test_the_order_stays_when_a_move_ends_early(shell: Shell, broker: TestBroker
 
     assert shell.run("mqtool", "move", "a", "--to", "b", "--where", "body='150'", "-c", "1").code == 0
 
-    assert bodies(taken(broker, "a")) == [number for number in range(450) if number != 150]
+    assert bodies(taken(broker, "a", 449)) == [number for number in range(450) if number != 150]
 
 
 def test_what_stays_is_not_dropped_for_coming_back_too_often(shell: Shell, broker: TestBroker) -> None:
@@ -113,9 +115,10 @@ def test_what_stays_is_not_dropped_for_coming_back_too_often(shell: Shell, broke
     limited = Queue("a", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 6})
     fill(broker, limited, numbered(3), Queue("b", durable=True))
     moves = [shell.run("mqtool", "move", "a", "--to", "b", "--where", "size=0") for _ in range(5)]
-    assert (moves[0].code, moves[-1].code) == (0, 1)
-    assert "has come back" in moves[-1].stderr
-    assert depth(broker, "a") == 3
+    wait_until(lambda: depth(broker, "a") == 3, "all of them back")
+    if not broker.differs_since("4.3", "what a client gives back does not count"):
+        assert (moves[0].code, moves[-1].code) == (0, 1)
+        assert "has come back" in moves[-1].stderr
 
 
 def test_a_count_takes_no_more(shell: Shell, broker: TestBroker) -> None:
@@ -123,7 +126,7 @@ def test_a_count_takes_no_more(shell: Shell, broker: TestBroker) -> None:
     fill(broker, Queue("a"), numbered(5), Queue("b"))
     assert shell.run("mqtool", "move", "a", "--to", "b", "-c", "2").stderr == "2 moved from a to b\n"
     assert bodies(taken(broker, "b")) == [0, 1]
-    left = taken(broker, "a")
+    left = taken(broker, "a", 3)
     assert bodies(left) == [2, 3, 4]
     assert not any(delivery.redelivered for delivery in left)
 
@@ -165,7 +168,7 @@ def test_what_the_other_queue_refuses_stays(shell: Shell, broker: TestBroker) ->
     assert error.endswith(" was not taken by 'b': the broker refused it")
     assert hint == "hint: it is still in a"
     assert shell.run("mqtool", "move", "a", "--to", "b").code == 75
-    assert sorted(bodies(taken(broker, "a") + taken(broker, "b"))) == list(range(300))
+    assert sorted(bodies(taken(broker, "a", 300 - moved) + taken(broker, "b"))) == list(range(300))
 
 
 def test_nothing_is_taken_for_a_queue_that_does_not_exist(shell: Shell, broker: TestBroker) -> None:
@@ -203,7 +206,7 @@ def test_a_rate_holds_it_back_and_ctrl_c_ends_it(shell: Shell, broker: TestBroke
     slow = shell.start("mqtool", "move", "a", "--to", "b", "--rate", "1/m", "-v").wait_for_stderr("Moved").interrupt()
     ended = slow.wait()
     assert (ended.code, ended.stderr.splitlines()[-1]) == (130, "1 moved from a to b")
-    assert bodies(taken(broker, "b") + taken(broker, "a")) == list(range(500))
+    assert bodies(taken(broker, "b") + taken(broker, "a", 479)) == list(range(500))
 
 
 @on_any_broker
