@@ -63,6 +63,9 @@ class Tracking(NamedTuple):
     offsets: dict[str, int]
 
 
+_NOTHING = Tracking({}, {})
+
+
 class Chunk(NamedTuple):
     """A chunk with messages.
 
@@ -174,6 +177,8 @@ def tracking_in(header: Header, data: bytes | memoryview, position: int = 0) -> 
     end = start + header.size
     if header.kind == USER:
         start, end = end, end + header.trailer - _CHECK_SIZE
+    if start == end:
+        return _NOTHING
     found = Tracking({}, {})
     while start < end:
         kind, size = data[start], data[start + 1]

@@ -23,8 +23,9 @@ from mqtool.broker.embedded.model.stream_chunk import (
 )
 from mqtool.broker.embedded.model.stream_segment import Segment, sound_chunks
 
-SEGMENT_BYTES = 500_000_000
-"""RabbitMQ's size of a segment, unless the stream says otherwise."""
+SEGMENT_BYTES = 32 * 1024 * 1024
+"""The size of a segment, unless the stream says otherwise. RabbitMQ's is 500 MB, which would take seconds to check at a
+start if its chunks are small; and a limit is kept to more closely with less."""
 
 # A chunk ends at one of these; the first is far below what its header can count.
 _CHUNK_ENTRIES = 4096
@@ -120,7 +121,7 @@ class StreamLog:
 
     def _recover(self, segment: Segment) -> int:
         """Read the last segment, and cut off what was being written when the broker died; returns the end."""
-        size = segment.length
+        size = segment.size
         last = self._segments[-1] = Segment(segment.base, segment.octets)
         end = last.base
         for header, tracking in sound_chunks(segment.octets) if size else ():
@@ -146,7 +147,7 @@ class StreamLog:
     @property
     def size(self) -> int:
         """How many octets it takes."""
-        return sum(segment.length for segment in self._segments)
+        return sum(segment.size for segment in self._segments)
 
     @property
     def segments(self) -> int:

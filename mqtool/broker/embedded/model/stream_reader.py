@@ -35,7 +35,6 @@ class Reader:
             following = self._stream.segment_after(self._segment)
             if following is None:
                 return []
-            following.look()
             self._segment, self._position = following, 0
         return []
 

@@ -37,44 +37,44 @@ class Segment:
     def __init__(self, base: int, octets: Octets, size: int = 0) -> None:
         self.base = base
         self.octets = octets
-        self.size = 0
+        self.size = size
         self.last_timestamp = 0
         # The offset, place and timestamp of some chunks, and of the first.
         self._offsets: list[int] = []
         self._positions: list[int] = []
         self._timestamps: list[int] = []
-        # An old segment may be large, and nobody may ever ask for what is in it.
-        self._unknown = size
+        # An old segment may be large, and nobody may ever ask for a place in it.
+        self._is_known = not size
 
     def add(self, header: Header) -> None:
         """Count a chunk that has been written."""
-        if not self._positions or self.size - self._positions[-1] >= _INDEX_STEP:
-            self._offsets.append(header.offset)
-            self._positions.append(self.size)
-            self._timestamps.append(header.timestamp)
+        self._note(self.size, header)
         self.size += header.length
+
+    def _note(self, position: int, header: Header) -> None:
+        if not self._positions or position - self._positions[-1] >= _INDEX_STEP:
+            self._offsets.append(header.offset)
+            self._positions.append(position)
+            self._timestamps.append(header.timestamp)
         self.last_timestamp = header.timestamp
 
     def look(self) -> None:
         """Find the chunks that were there before a restart."""
-        end, self._unknown = self._unknown, 0
-        if end:
-            for _, header in _headers(self.octets, 0, end):
-                self.add(header)
-
-    @property
-    def length(self) -> int:
-        """How much room it takes."""
-        return self._unknown or self.size
+        if not self._is_known:
+            self._is_known = True
+            for position, header in _headers(self.octets, 0, self.size):
+                self._note(position, header)
 
     @property
     def first_timestamp(self) -> int | None:
         """That of its first chunk; None if it is empty."""
-        header = parse_header(self.octets.read(0, HEADER_SIZE)) if self.length else None
+        header = parse_header(self.octets.read(0, HEADER_SIZE)) if self.size else None
         return None if header is None else header.timestamp
 
     def position_of(self, offset: int) -> int:
         """Return the place of the chunk with a record, or of the first behind it; the size if it is not here."""
+        if offset <= self.base:
+            return 0
         self.look()
         return self._find(bisect_right(self._offsets, offset), lambda header: header.offset + header.records > offset)
 
