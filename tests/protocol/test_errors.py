@@ -226,6 +226,13 @@ ARGUMENTS: list[Any] = [
 ]
 
 
+def test_a_quorum_queue_has_members(channel: BlockingChannel, vhost: str) -> None:
+    arguments = {"x-queue-type": "quorum", "x-quorum-initial-group-size": 0}
+    reply = refused(lambda: channel.queue_declare("new", durable=True, arguments=arguments))
+    where = f"'x-quorum-initial-group-size' for queue 'new' in vhost '{vhost}'"
+    assert reply == f"406 PRECONDITION_FAILED - invalid arg {where}: {{value_zero,0}}"
+
+
 @pytest.mark.parametrize(("name", "value", "wrong"), ARGUMENTS)
 def test_an_invalid_argument_is_named(
     channel: BlockingChannel, vhost: str, name: str, value: object, wrong: str

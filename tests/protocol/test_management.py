@@ -349,17 +349,22 @@ def test_pages_are_sorted(api: Api, vhost: str, channel: BlockingChannel, take: 
     assert api("GET", f"queues/{vhost}?{sort}")[1]["items"] == [{"name": "b"}, {"name": "a"}]
 
 
-def test_rates(api: Api, vhost: str, channel: BlockingChannel) -> None:
-    """Counters have them, although nobody has looked before."""
+def test_rates(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
+    """Counters have them, although nobody has looked before; each way to get a message has its own."""
     channel.queue_declare("q")
+    for _ in range(2):
+        channel.basic_publish("", "q", b"")
+    channel.basic_ack(take.one("q", auto_ack=False)[0].delivery_tag)
+    take.one("q")
     deadline = time.monotonic() + 30
     while True:
         channel.basic_publish("", "q", b"")
         stats = api("GET", f"queues/{vhost}/q")[1].get("message_stats", {})
-        if stats.get("publish_details", {}).get("rate"):
+        if stats.get("publish_details", {}).get("rate") and stats.get("get_no_ack"):
             break
         assert time.monotonic() < deadline, stats
     assert stats["publish"] > 0
+    assert [stats.get(name, 0) for name in ("get", "get_no_ack", "deliver", "deliver_get")] == [1, 1, 0, 2]
 
 
 def test_where_the_broker_listens(api: Api, amqp_url: str) -> None:

@@ -112,7 +112,7 @@ QUEUE_ARGUMENTS: dict[str, Check] = {
     "x-queue-mode": _one_of("default", "lazy", otherwise="\"unsupported queue mode '{}'\""),
     "x-queue-version": _queue_version,
     "x-single-active-consumer": _boolean,
-    "x-quorum-initial-group-size": _count,
+    "x-quorum-initial-group-size": _cluster_size,
     "x-max-age": _max_age,
     "x-stream-max-segment-size-bytes": _count,
     "x-initial-cluster-size": _cluster_size,

@@ -33,6 +33,7 @@ class Traffic:
     acknowledged: int = 0
     redelivered: int = 0
     delivered_no_ack: int = 0
+    got: int = 0
     got_no_ack: int = 0
 
     def counts(self) -> dict[str, int]:
@@ -40,6 +41,8 @@ class Traffic:
         return {
             "publish": self.published,
             "deliver_get": self.delivered,
+            "deliver": self.delivered - self.delivered_no_ack - self.got - self.got_no_ack,
+            "get": self.got,
             "deliver_no_ack": self.delivered_no_ack,
             "get_no_ack": self.got_no_ack,
             "ack": self.acknowledged,
@@ -232,6 +235,7 @@ class Queue:
             self.traffic.got_no_ack += 1
             self.ledger.drop(entry)
         else:
+            self.traffic.got += 1
             self.unacked += 1
             self.unacked_bytes += len(entry.message.body)
         return entry
