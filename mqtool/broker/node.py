@@ -126,10 +126,12 @@ def _stream_settings(node: Node) -> list[str]:
     Without a wanted port it is the usual one, since the plugin would listen on all addresses by itself.
     """
     port = node.stream_port or ports.STREAMS
+    # Other machines cannot come to loopback, but this one can come to what they come to.
+    host = node.listen if node.listen not in (None, ports.EVERY) else ports.HOST
     addresses = enumerate(ports.addresses(node.listen))
     return [
         *(f"stream.listeners.tcp.{number} = {host}:{port}" for number, host in addresses),
-        f"stream.advertised_host = {ports.HOST}",
+        f"stream.advertised_host = {host}",
         f"stream.advertised_port = {port}",
     ]
 

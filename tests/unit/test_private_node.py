@@ -19,10 +19,10 @@ class Launch:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def __call__(self, stream_port: int | None) -> list[str]:
+    def __call__(self, stream_port: int | None, listen: str | None = None) -> list[str]:
         """The settings for streams."""
         home = str(self.directory)
-        node.launch(node.Node("n", home, home, home, 1, 2, 3, 4, stream_port=stream_port))
+        node.launch(node.Node("n", home, home, home, 1, 2, 3, 4, listen=listen, stream_port=stream_port))
         lines = (self.directory / "rabbitmq.conf").read_text().splitlines()
         return [line for line in lines if line.startswith("stream.")]
 
@@ -34,6 +34,10 @@ def test_a_node_has_a_port_for_streams_if_it_is_wanted(conf: Launch) -> None:
         "stream.advertised_host = 127.0.0.1",
         "stream.advertised_port = 6000",
     ]
+
+
+def test_clients_on_other_machines_are_told_an_address_that_they_can_reach(conf: Launch) -> None:
+    assert "stream.advertised_host = 192.0.2.7" in conf(6000, "192.0.2.7")
 
 
 def test_the_plugin_listens_for_this_machine_only_also_when_it_was_enabled_before(conf: Launch) -> None:
