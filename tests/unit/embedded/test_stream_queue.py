@@ -11,7 +11,7 @@ from mqtool.broker.embedded.model.stream_queue import Cursor, Stream
 from mqtool.routing.field_table import Int64, encode_table
 from tests.unit.embedded.test_stream_log import HandClock
 
-IDS = st.sampled_from([None, b"", b"a", b"b", b"12345678", b"abcdefgh", b"k" * 200, "é".encode()])
+IDS = st.sampled_from([None, b"", b"a", b"b", b"12345678", b"abcdefgh", b"k" * 200, "é".encode(), b"\xff"])
 KEYS = st.sampled_from(["s", "a", "12345678", ""])
 TYPES = st.sampled_from([None, b"text/plain", b"a", b"abcdefgh"])
 HEADERS = st.sampled_from([None, {}, {"h": 1}, {"h": "12345678"}, {"x-stream-offset": 5, "h": True}])

@@ -294,6 +294,8 @@ def _take_id(fields: dict[str, bytes], headers: Table, name: str, value: AnyValu
             kind, raw = "ulong", str(int(value)).encode()
         case ByteArray():
             kind, raw = "binary", base64.b64encode(value)
+        case bytes():
+            kind, raw = "", value
         case str():
             kind, raw = "", value.encode(errors="surrogateescape")
         case _:
