@@ -14,7 +14,7 @@ from mqtool.errors import TimedOut, Unavailable
 from mqtool.message import Delivery
 from mqtool.offsets import FIRST, Offset, Start
 from mqtool.streams import chunks
-from mqtool.streams.entries import decode
+from mqtool.streams.entries import body_alone, decode
 from mqtool.streams.session import Owner
 from mqtool.streams.wire import DELIVER, METADATA_UPDATE, StreamClient
 
@@ -89,19 +89,21 @@ class Consumer:
             NotFound: the stream was deleted.
         """
         count, taken, started = self._limits.count, 0, time.monotonic()
+        lot, channel, tracks = self._lot, self._channel, self._track is not None
         try:
             while taken != count:
-                if not self._lot and not self._next_chunk(taken, started):
+                if not lot and not self._next_chunk(taken, started):
                     return
-                if self._channel.stopping:
+                if channel.stopping:
                     return
-                delivery = self._lot.popleft()
+                delivery = lot.popleft()
                 taken += 1
                 yield delivery
                 self._printed = delivery.delivery_tag
-                self._since_stored += 1
-                if self._since_stored >= TRACK_EVERY:
-                    self._store()
+                if tracks:
+                    self._since_stored += 1
+                    if self._since_stored >= TRACK_EVERY:
+                        self._store()
         finally:
             self.leave()
 
@@ -190,10 +192,14 @@ class Consumer:
         """The messages of a chunk, but for those before the wanted offset: chunks come whole."""
         wanted, stream, add = self._next, self._stream, self._lot.append
         for offset, record in enumerate(chunks.records(chunk), chunk.first_offset):
-            if offset >= wanted:
+            if offset < wanted:
+                continue
+            if (octets := body_alone(record)) is not None:
+                add(Delivery(octets, "", stream, stream, False, {"headers": {"x-stream-offset": offset}}, offset))
+            else:
                 body, properties, exchange, routing_key = decode(record)
-                headers = {**properties.get("headers", {}), "x-stream-offset": offset}
+                properties["headers"] = {**properties.get("headers", {}), "x-stream-offset": offset}
                 key = stream if routing_key is None else routing_key
-                add(Delivery(body, exchange, key, stream, False, {**properties, "headers": headers}, offset))
+                add(Delivery(body, exchange, key, stream, False, properties, offset))
         self._has_received = True
         self._next = max(wanted, chunk.first_offset + chunk.records)

@@ -37,6 +37,7 @@ _IN_ANNOTATIONS = {
     "expiration": "x-basic-expiration",
 }
 _SHORT = 256
+_SECTION = b"\x00\x53"
 _DATA_START = bytes((0, 0x53, _DATA, 0xA0))
 _LONG_DATA_START = bytes((0, 0x53, _DATA, 0xB0))
 
@@ -49,7 +50,7 @@ class Entry(NamedTuple):
     """
 
     body: bytes
-    properties: Mapping[str, Any]
+    properties: dict[str, Any]
     exchange: str = ""
     routing_key: str | None = None
 
@@ -155,12 +156,20 @@ def _compound(code: int, items: list[bytes]) -> bytes:
 
 def decode(data: bytes) -> Entry:
     """What a stream has kept of a message. A body that is no octets (a value, a sequence) stays encoded."""
-    if data[:4] == _DATA_START and len(data) == 5 + data[4]:  # most messages are no more than that
-        return Entry(data[5:], {})
+    body = body_alone(data)
+    if body is not None:
+        return Entry(body, {})
     try:
         return _decode(data)
     except (ValueError, IndexError, struct.error, RecursionError):
         return Entry(data, {})
+
+
+def body_alone(data: bytes) -> bytes | None:
+    """The body of a message that has nothing else, as most have; None if there may be more to it."""
+    if data[:2] != _SECTION:
+        return data
+    return data[5:] if data[:4] == _DATA_START and len(data) == 5 + data[4] else None
 
 
 class _Span(NamedTuple):
@@ -199,7 +208,7 @@ def _decode(data: bytes) -> Entry:
     parts: list[bytes] = []
     at = 0
     while at < len(data):
-        if data[at : at + 2] != b"\x00\x53" or not _HEADER <= data[at + 2] <= _LAST:
+        if data[at : at + 2] != _SECTION or not _HEADER <= data[at + 2] <= _LAST:
             raise ValueError("not a section")
         kind, span = data[at + 2], _span(data, at + 3)
         if kind in (_SEQUENCE, _VALUE):
