@@ -45,6 +45,17 @@ class Until(NamedTuple):
     idle: float | None = None
 
 
+def wait_for(channel: Channel, queue: str, ready: int) -> None:
+    """Wait until what was given back is there: a moment only, since others may consume it meanwhile.
+
+    Args:
+        ready: messages that the queue has then.
+    """
+    deadline = time.monotonic() + _TAKEN_BACK
+    while channel.depth_of(queue) < ready and time.monotonic() < deadline:
+        time.sleep(_LOOK / 10)
+
+
 class Transfer:
     """Moves messages out of a queue; iterating yields each once it is confirmed where it went.
 
@@ -208,9 +219,7 @@ class Transfer:
             self._consumer.give_back(())
             before, lots = self._source.depth_of(self._queue), self._lots[start : start + _LOTS]
             self._consumer.give_back(lots)
-            deadline = time.monotonic() + _TAKEN_BACK
-            while self._source.depth_of(self._queue) < before + len(lots) * AT_ONCE and time.monotonic() < deadline:
-                time.sleep(_LOOK / 10)
+            wait_for(self._source, self._queue, before + len(lots) * AT_ONCE)
         self._consumer.give_back([self._last_held] if self._last_held else ())
 
     def _settle(self) -> None:

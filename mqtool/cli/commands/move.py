@@ -31,7 +31,7 @@ from mqtool.topology import Queue
 from mqtool.where import of_delivery
 from mqtool.work import peeking
 from mqtool.work.moving import NotMoved, elsewhere, name_of
-from mqtool.work.transfer import AT_ONCE, Transfer, Until
+from mqtool.work.transfer import AT_ONCE, Transfer, Until, wait_for
 
 app = typer.Typer()
 
@@ -117,8 +117,10 @@ def _check_limit(access: Access, source: Channel, queue: str) -> None:
         api = access.management(_PATIENCE)
     kind = peeking.kind_of(source, queue, api, access.vhost)
     if kind.limit is not None:
+        ready = source.depth_of(queue)
         with closing(peeking.peek(source, queue, kind, 1)) as head:
             next(head, None)
+        wait_for(source, queue, ready)  # else the next message is delivered before the head
 
 
 def _show(transfer: Transfer, expected: int, between: str, other: Access | None) -> None:
