@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.brokers import TestBroker, on_any_broker
+from tests.brokers import TestBroker
 from tests.cli.shell import Shell
 
 SET = ("mqtool", "policy", "set", "limits", "--pattern", "^jobs", "--definition", '{"max-length": 3}')
@@ -18,7 +18,6 @@ def admin(shell: Shell, broker: TestBroker) -> Shell:
 
 
 @pytest.mark.own_vhost("policies stay in it")
-@pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 @pytest.mark.parametrize("kind", [[], ["--operator"]], ids=["user", "operator"])
 def test_a_policy_is_set_changed_listed_and_cleared(admin: Shell, kind: list[str]) -> None:
     """It limits the queues that it applies to as soon as it is there."""
@@ -44,7 +43,6 @@ def test_a_policy_is_set_changed_listed_and_cleared(admin: Shell, kind: list[str
     assert admin.run("mqtool", "policy", "clear", "limits", "--if-exists", *kind).code == 0
 
 
-@pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_a_policy_that_the_broker_refuses(admin: Shell) -> None:
     """Its reason, in one line; there is no policy then."""
     refused = admin.run(*SET[:-1], '{"max-lenth": 3}')
@@ -54,14 +52,6 @@ def test_a_policy_that_the_broker_refuses(admin: Shell) -> None:
     missing = admin.run(*SET, "--vhost", "nowhere")
     assert missing.code == 69
     assert "vhost 'nowhere'" in missing.stderr
-
-
-@on_any_broker
-def test_the_embedded_broker_says_that_it_has_no_policies(admin: Shell) -> None:
-    """Instead of taking one that would do nothing."""
-    refused = admin.run(*SET)
-    assert refused.code == 2
-    assert refused.stderr == "mqtool: the broker refuses: the embedded broker has no policies\n"
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "max-length=3", "3"])

@@ -154,8 +154,6 @@ def test_dead_letters_go_where_route_says(broker: TestBroker, channel: BlockingC
 
 def test_policies_count_as_arguments(broker: TestBroker, channel: BlockingChannel) -> None:
     """An alternate or dead-letter exchange may come from a policy as well."""
-    if broker.kind == "embedded":
-        pytest.skip("the embedded broker has no policies")
     channel.exchange_declare("x", "direct")
     channel.queue_declare("q")
     channel.queue_bind("q", "amq.fanout")
@@ -174,8 +172,6 @@ def test_policies_of_queues_are_seen_without_the_tag_to_read_policies(
     broker: TestBroker, channel: BlockingChannel
 ) -> None:
     """Whoever may see a queue may see what it does with its dead."""
-    if broker.kind == "embedded":
-        pytest.skip("the embedded broker has no policies")
     channel.queue_declare("q")
     applied = {"pattern": "^q$", "definition": {"dead-letter-exchange": "amq.direct"}}
     broker.api("PUT", f"policies/{broker.vhost}/q", applied)

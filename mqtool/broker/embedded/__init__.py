@@ -5,7 +5,7 @@ from mqtool.broker.embedded import EmbeddedBroker
 with EmbeddedBroker() as broker:
     ...  # any AMQP client can connect to broker.url
 
-It has no TLS, no policies and no cluster; a quorum queue or a stream behaves like one and has one replica. People who
+It has no TLS and no cluster; a quorum queue or a stream behaves like one and has one replica. People who
 outgrow it change one URL.
 """
 

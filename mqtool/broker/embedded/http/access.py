@@ -47,6 +47,7 @@ def check_read(user: User, path: list[str]) -> None:
         path[:1] in (["users"], ["permissions"]) or (path[:1] == ["vhosts"] and path[2:] == ["permissions"])
     ):
         raise _refused("Not administrator user")
+    _check_policy(user, path)
     if SEES_ALL.intersection(user.tags):
         return
     if path[:1] == ["nodes"]:
@@ -64,6 +65,7 @@ def check_change(user: User, path: list[str]) -> None:
     if path and path[0] in ("vhosts", "users", "permissions"):
         check_administrator(user)
         return
+    _check_policy(user, path)
     if len(path) < 3 or path[0] not in _OF_VHOST:
         return
     needed = _needed(path)
@@ -76,6 +78,19 @@ def check_change(user: User, path: list[str]) -> None:
     for what, name in needed:
         if not rights.allow(what, name):
             raise _refused(f"access to '{name}' in vhost '{vhost}' refused for user '{user.name}'")
+
+
+def _check_policy(user: User, path: list[str]) -> None:
+    """Check that a user may see policies, or see and change one: operators' are the administrator's."""
+    match path:
+        case ["operator-policies", _, _]:
+            check_administrator(user)
+        case ["policies", vhost, _] if "administrator" not in user.tags:
+            if "policymaker" not in user.tags or vhost not in user.permissions:
+                raise _refused("User not authorised to access object")
+        case ["policies" | "operator-policies", vhost] if "administrator" not in user.tags:
+            if vhost not in user.permissions:
+                raise _refused("User not authorised to access virtual host")
 
 
 def _needed(path: list[str]) -> list[tuple[str, str]]:

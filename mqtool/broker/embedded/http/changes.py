@@ -4,7 +4,7 @@ import base64
 from http import HTTPStatus
 from urllib.parse import quote
 
-from mqtool.broker.embedded.http import messages, views
+from mqtool.broker.embedded.http import messages, policies, views
 from mqtool.broker.embedded.http.directory import Directory, bad_request, check_regular_expression, not_found
 from mqtool.broker.embedded.http.field_tables import field_table
 from mqtool.broker.embedded.http.server import Answer, HttpError, Request
@@ -107,8 +107,8 @@ class Changes(Directory):
                 self._unbind(vhost, source, kind, destination, properties_key)
             case "DELETE", ["connections", name]:
                 self._close_connection(name, request.headers.get("x-reason", "Closed via management plugin"))
-            case _, ["policies" | "operator-policies", *_]:
-                raise bad_request("the embedded broker has no policies")
+            case "PUT" | "DELETE", ["policies" | "operator-policies" as kind, vhost, name]:
+                return self._change_policy(request, self.vhost(vhost), policies.KINDS[kind], name)
             case _:
                 raise not_found()
         return NO_CONTENT
@@ -145,6 +145,17 @@ class Changes(Directory):
         existed = vhost in user.permissions
         self.broker.set_permissions(name, vhost, Permissions(*patterns))
         return NO_CONTENT if existed else CREATED
+
+    @staticmethod
+    def _change_policy(request: Request, vhost: VirtualHost, kind: str, name: str) -> Answer:
+        existed = name in vhost.policies.by_kind[kind]
+        if request.method == "PUT":
+            vhost.policies.put(kind, policies.policy(kind, name, request.json()))
+            return NO_CONTENT if existed else CREATED
+        if not existed:
+            raise not_found()
+        vhost.policies.delete(kind, name)
+        return NO_CONTENT
 
     @staticmethod
     def _put_queue(vhost: VirtualHost, name: str, body: views.Json) -> Answer:

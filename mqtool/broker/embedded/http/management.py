@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from mqtool.broker.embedded.http import access, health, views
+from mqtool.broker.embedded.http import access, health, policies, views
 from mqtool.broker.embedded.http.changes import Changes
 from mqtool.broker.embedded.http.directory import (
     AnyConnection,
@@ -147,8 +147,13 @@ class Management(Directory):
             case ["permissions", vhost, name]:
                 found = [view for view in views.permissions(self.user(name)) if view["vhost"] == vhost]
                 return found[0] if found else missing()
-            case ["policies" | "operator-policies"] | ["policies" | "operator-policies", _]:
-                return []
+            case ["policies" | "operator-policies" as kind]:
+                return policies.policies(self._visible(user, None), policies.KINDS[kind])
+            case ["policies" | "operator-policies" as kind, vhost]:
+                return policies.policies([self.vhost(vhost)], policies.KINDS[kind])
+            case ["policies" | "operator-policies" as kind, vhost, name]:
+                of = policies.policies([self.vhost(vhost)], policies.KINDS[kind])
+                return next((view for view in of if view["name"] == name), None) or missing()
             case ["parameters"] | ["parameters", _] | ["parameters", _, _] | ["global-parameters"]:
                 return []
         return self._get_listed(user, path)

@@ -158,6 +158,7 @@ class Broker:
         for exchange in [exchange for exchange in vhost.exchanges.values() if not exchange.predeclared]:
             if exchange.name in vhost.exchanges:
                 vhost.delete_exchange(exchange)
+        vhost.policies.clear()
         vhost.drop_held()
         for user in self.users.values():
             if user.permissions.pop(name, None) is not None:

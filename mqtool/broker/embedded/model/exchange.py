@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 from urllib.parse import quote_plus
 
+from mqtool.broker.embedded.model.policies import NOTHING, Applied
 from mqtool.routing.field_table import Table, Value
 from mqtool.routing.tables import TABLES, RoutingTable, canonical
 
@@ -79,6 +80,7 @@ class Exchange:
         kind: one of TYPES.
         key: its number in the storage; 0 while it is only in memory.
         routed_as: its type, or the one inside an x-delayed-message exchange.
+        policy: the policy that applies.
         alternate: the name of the exchange that takes what no binding here matches; None for none.
     """
 
@@ -98,10 +100,15 @@ class Exchange:
         # Any: the tables are generic in what they hold; here queues and exchanges.
         self._table: RoutingTable[Any] = TABLES[self.routed_as]()
         self._links: dict[tuple[object, str, bytes], Link] = {}
-        alternate = self.arguments.get("alternate-exchange")
-        self.alternate: str | None = alternate if isinstance(alternate, str) else None
+        self.apply(NOTHING)
         self.inbound: set[Link] = set()
         self.published_in = 0
+
+    def apply(self, policy: Applied) -> None:
+        """Have a policy apply, and none that did so before."""
+        self.policy = policy
+        alternate = self.arguments.get("alternate-exchange", policy.definition.get("alternate-exchange"))
+        self.alternate: str | None = alternate if isinstance(alternate, str) else None
 
     def counts(self) -> dict[str, int]:
         """Return the number of messages published to it."""

@@ -1,4 +1,4 @@
-"""What the arguments of a queue ask for."""
+"""What the arguments of a queue ask for, and the policies that apply to it."""
 
 import re
 from dataclasses import dataclass
@@ -7,6 +7,8 @@ from mqtool.routing.field_table import Table
 
 OFFSET = "x-stream-offset"
 """Where a consumer of a stream begins, and a header of what it gets."""
+
+NO_POLICY: Table = {}
 
 _INTERVAL = re.compile(r"0*([1-9][0-9]*)([YMDhms])")
 _SECONDS = {"Y": 365 * 86_400, "M": 30 * 86_400, "D": 86_400, "h": 3_600, "m": 60, "s": 1}
@@ -20,7 +22,7 @@ def interval(text: str) -> int | None:
 
 @dataclass
 class Options:
-    """The arguments of queue.declare; times in milliseconds, sizes in bytes, None for no limit."""
+    """The settings of a queue; times in milliseconds, sizes in bytes, None for no limit."""
 
     message_ttl: int | None = None
     expires: int | None = None
@@ -37,35 +39,44 @@ class Options:
     at_least_once: bool = False
 
     @classmethod
-    def of(cls, arguments: Table) -> "Options":
-        """Read them from arguments that have been validated."""
+    def of(cls, arguments: Table, policy: Table = NO_POLICY) -> "Options":
+        """Read them from arguments and a policy that have been validated.
+
+        Of two limits the smaller one holds; of anything else the argument.
+        """
 
         def integer(name: str) -> int | None:
-            value = arguments.get(name)
-            return int(value) if isinstance(value, int) else None
+            values = [value for value in (arguments.get(f"x-{name}"), policy.get(name)) if isinstance(value, int)]
+            return min(map(int, values), default=None)
 
         def string(name: str) -> str | None:
-            value = arguments.get(name)
+            value = arguments.get(f"x-{name}", policy.get(name))
             return value if isinstance(value, str) else None
 
+        ages = [interval(str(value)) for value in (arguments.get("x-max-age"), policy.get("max-age")) if value]
         return cls(
-            message_ttl=integer("x-message-ttl"),
-            expires=integer("x-expires"),
-            max_length=integer("x-max-length"),
-            max_length_bytes=integer("x-max-length-bytes"),
-            overflow=string("x-overflow") or "drop-head",
-            dead_letter_exchange=string("x-dead-letter-exchange"),
-            dead_letter_routing_key=string("x-dead-letter-routing-key"),
-            max_priority=integer("x-max-priority"),
+            message_ttl=integer("message-ttl"),
+            expires=integer("expires"),
+            max_length=integer("max-length"),
+            max_length_bytes=integer("max-length-bytes"),
+            overflow=string("overflow") or "drop-head",
+            dead_letter_exchange=string("dead-letter-exchange"),
+            dead_letter_routing_key=string("dead-letter-routing-key"),
+            max_priority=integer("max-priority"),
             single_active=arguments.get("x-single-active-consumer") is True,
-            delivery_limit=integer("x-delivery-limit"),
-            max_age=interval(string("x-max-age") or ""),
-            segment_bytes=integer("x-stream-max-segment-size-bytes"),
+            delivery_limit=integer("delivery-limit"),
+            max_age=min((age for age in ages if age is not None), default=None),
+            segment_bytes=integer("stream-max-segment-size-bytes"),
             # RabbitMQ falls back to at-most-once with any other overflow.
-            at_least_once=arguments.get("x-dead-letter-strategy") == "at-least-once"
-            and arguments.get("x-overflow") == "reject-publish"
-            and string("x-dead-letter-exchange") is not None,
+            at_least_once=string("dead-letter-strategy") == "at-least-once"
+            and string("overflow") == "reject-publish"
+            and string("dead-letter-exchange") is not None,
         )
+
+    @property
+    def limited(self) -> bool:
+        """Whether messages can be too many."""
+        return self.max_length is not None or self.max_length_bytes is not None
 
     def exceeded(self, messages: int, size: int) -> bool:
         """Whether this many ready messages, with bodies of this size together, are too many."""

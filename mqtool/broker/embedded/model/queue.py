@@ -11,6 +11,7 @@ from mqtool.broker.embedded.model.exchange import Link
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.message import Message
 from mqtool.broker.embedded.model.options import Options
+from mqtool.broker.embedded.model.policies import NOTHING, Applied
 from mqtool.routing.field_table import Table
 
 MAX_PRIORITY = 255
@@ -60,6 +61,7 @@ class Queue:
         key: its number in the storage.
         kind: `classic` or `quorum`.
         stored: whether it survives a restart, and its persistent messages with it.
+        policy: the policies that apply.
         backlog: the ready messages.
         dead_letters: what has died here and no queue has taken yet, and why it died; after a restart it is ready again.
         unacked, unacked_bytes: the messages with consumers, not acknowledged, and the size of their bodies.
@@ -81,6 +83,7 @@ class Queue:
 
     def __post_init__(self) -> None:
         self.options = Options.of(self.arguments)
+        self.policy = NOTHING
         self.kind = str(self.arguments.get("x-queue-type", "classic"))
         self.inbound: set[Link] = set()
         self.unacked = 0
@@ -89,7 +92,7 @@ class Queue:
         self.consumers = Consumers(single_active=self.options.single_active)
         self.backlog = new_backlog(self.ledger, self.kind, self.options.max_priority)
         self.traffic = Traffic()
-        self._limited = self.options.max_length is not None or self.options.max_length_bytes is not None
+        self._limited = self.options.limited
         self._expiring = False
         self._expiry = Alarm(self.clock, self._expiry_due)
         self.dead_letters: list[tuple[Entry, str]] = []
@@ -154,10 +157,23 @@ class Queue:
         if self._expiring:
             self._arm_expiry()
 
+    def apply(self, policy: Applied) -> None:
+        """Have a policy apply, and none that did so before: at once, but for the time to live of what is here."""
+        if policy == self.policy:
+            return
+        self.policy = policy
+        expires, self.options = self.options.expires, Options.of(self.arguments, policy.definition)
+        self._limited = self.options.limited
+        if self.options.expires != expires:
+            self._unused.cancel()
+            self.touch()
+        self._drop_head()
+
     def _drop_head(self) -> None:
         backlog = self.backlog
-        while len(backlog) and self.options.exceeded(len(backlog), backlog.body_bytes):
-            self._bury(backlog.take(), "maxlen")
+        if self.options.overflow == "drop-head":
+            while len(backlog) and self.options.exceeded(len(backlog), backlog.body_bytes):
+                self._bury(backlog.take(), "maxlen")
         if self._expiring:
             self._arm_expiry()
 

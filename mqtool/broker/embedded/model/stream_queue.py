@@ -8,7 +8,8 @@ from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.consumers import Consumer
 from mqtool.broker.embedded.model.errors import NOT_IMPLEMENTED, ConnectionException
 from mqtool.broker.embedded.model.message import ContentHeader, Message, Properties, encode_address
-from mqtool.broker.embedded.model.options import OFFSET, interval
+from mqtool.broker.embedded.model.options import OFFSET, Options, interval
+from mqtool.broker.embedded.model.policies import Applied
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.stream_chunk import Chunk, simple_entry
 from mqtool.broker.embedded.model.stream_log import SEGMENT_BYTES, Retention, StreamLog
@@ -36,15 +37,21 @@ class Stream(Queue):
     @cached_property
     def log(self) -> StreamLog:
         """What is in it; recovered when first asked for, once the stream has its key."""
-        options = self.options
-        log = StreamLog(
-            self.ledger.shelf(self.key),
-            self.clock,
-            self.ledger,
-            Retention(options.max_length_bytes, options.max_age, options.segment_bytes or SEGMENT_BYTES),
-        )
+        log = StreamLog(self.ledger.shelf(self.key), self.clock, self.ledger, self._retention())
         log.watch(self.pump)
         return log
+
+    def _retention(self) -> Retention:
+        options = self.options
+        return Retention(options.max_length_bytes, options.max_age, options.segment_bytes or SEGMENT_BYTES)
+
+    def apply(self, policy: Applied) -> None:
+        """Have a policy apply from the next segment on, and none that did so before."""
+        self.policy = policy
+        self.options = Options.of(self.arguments, policy.definition)
+        # Not before the stream has its key.
+        if "log" in self.__dict__:
+            self.log.retention = self._retention()
 
     def __len__(self) -> int:
         """The number of messages."""

@@ -21,6 +21,7 @@ from mqtool.broker.embedded.model.errors import ConnectionException
 from mqtool.broker.embedded.model.exchange import PREDECLARED, TRACE_EXCHANGE, Destination, Exchange, Link
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.message import Message
+from mqtool.broker.embedded.model.policies import Policies
 from mqtool.broker.embedded.model.queue import Buried, Queue
 from mqtool.routing.field_table import Table
 
@@ -72,6 +73,7 @@ class VirtualHost:
 
     Attributes:
         exchanges, queues: by name.
+        policies: those that its exchanges and queues may be subject to.
         tracing: whether its firehose is on: see `wire/firehose.py`.
     """
 
@@ -82,6 +84,7 @@ class VirtualHost:
         self._clock = clock
         self._ledger = ledger
         self.queues: dict[str, Queue] = {}
+        self.policies = Policies(name, ledger, self._apply_policies)
         self.exchanges = {
             exchange: Exchange(exchange, kind, predeclared=True) for exchange, kind in PREDECLARED.items()
         }
@@ -100,6 +103,7 @@ class VirtualHost:
         """
         if exchange.durable and not exchange.key:
             save_exchange(self._ledger, self.name, exchange)
+        exchange.apply(self.policies.applied_to(exchange.name, "exchange"))
         self.exchanges[exchange.name] = exchange
 
     def delete_exchange(self, exchange: Exchange) -> None:
@@ -139,8 +143,16 @@ class VirtualHost:
         if queue.stored and not key:
             save_queue(self._ledger, queue)
         self.queues[name] = queue
+        queue.apply(self.policies.applied_to(name, queue.kind))
         queue.touch()
         return queue
+
+    def _apply_policies(self) -> None:
+        for exchange in self.exchanges.values():
+            exchange.apply(self.policies.applied_to(exchange.name, "exchange"))
+        # What dies of it may go to other queues here.
+        for queue in list(self.queues.values()):
+            queue.apply(self.policies.applied_to(queue.name, queue.kind))
 
     def delete_queue(self, queue: Queue) -> int:
         """Delete a queue and its bindings; returns the number of ready messages."""

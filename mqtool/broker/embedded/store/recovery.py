@@ -7,6 +7,7 @@ from typing import Any
 
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.exchange import Exchange, Link
+from mqtool.broker.embedded.model.policies import OPERATOR, USER, Policy
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.users import Permissions, User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
@@ -38,6 +39,9 @@ def _recover(broker: Broker, storage: Storage) -> bool:
         broker.vhosts[name].description = str(value.get("description", ""))  # older versions store none
     for name, value in storage.definitions("user"):
         broker.users[name] = _user(name, value)
+    for kind in (USER, OPERATOR):
+        for _, value in storage.definitions(kind):
+            _policy(broker, kind, value)
     holders: dict[int, Queue | tuple[VirtualHost, Exchange]] = {}
     for _, value in storage.definitions("exchange"):
         vhost, exchange = _exchange(broker, value)
@@ -62,6 +66,11 @@ def _user(name: str, value: Table) -> User:
     return User(
         name, bytes.fromhex(stored["password_hash"]) or None, list(stored["tags"]), permissions, stored["algorithm"]
     )
+
+
+def _policy(broker: Broker, kind: str, value: Table) -> None:
+    stored: Any = dict(value)
+    broker.vhosts[stored.pop("vhost")].policies.restore(kind, Policy(**stored))
 
 
 def _exchange(broker: Broker, value: Table) -> tuple[VirtualHost, Exchange]:

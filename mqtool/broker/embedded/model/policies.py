@@ -1,0 +1,143 @@
+"""Policies: which one of a virtual host's applies to a queue or an exchange, and what it sets."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from mqtool.broker.embedded.model.ledger import Ledger
+from mqtool.broker.embedded.model.patterns import found
+from mqtool.routing.field_table import Table
+
+USER, OPERATOR = "policy", "operator_policy"
+"""The kinds, by the names under which queues list them and the storage has them."""
+
+_TO = {
+    "classic": {"all", "queues", "classic_queues"},
+    "quorum": {"all", "queues", "quorum_queues"},
+    "stream": {"all", "queues", "streams"},
+    "exchange": {"all", "exchanges"},
+}
+
+# A policy with any of these does not apply to queues of this type at all, whatever else it sets.
+_OF_STREAMS = {"max-age", "stream-max-segment-size-bytes", "initial-cluster-size"}
+_OF_MIRRORS = {
+    "ha-mode",
+    "ha-params",
+    "ha-promote-on-failure",
+    "ha-promote-on-shutdown",
+    "ha-sync-batch-size",
+    "ha-sync-mode",
+    "queue-master-locator",
+    "queue-mode",
+}
+_UNSUPPORTED = {
+    "classic": {*_OF_STREAMS, "dead-letter-strategy", "delivery-limit", "queue-leader-locator"},
+    "quorum": {*_OF_STREAMS, *_OF_MIRRORS},
+    "stream": {
+        *_OF_MIRRORS,
+        "dead-letter-exchange",
+        "dead-letter-routing-key",
+        "dead-letter-strategy",
+        "delivery-limit",
+        "expires",
+        "max-in-memory-bytes",
+        "max-in-memory-length",
+        "max-length",
+        "message-ttl",
+        "overflow",
+    },
+    "exchange": set[str](),
+}
+
+
+class Policy(NamedTuple):
+    """A policy; `apply_to` is `all`, `queues`, `exchanges` or a type of queues."""
+
+    name: str
+    pattern: str
+    definition: Table
+    priority: float = 0
+    apply_to: str = "all"
+
+    def matches(self, name: str, kind: str) -> bool:
+        """Whether it applies to a queue of this type, or to an `exchange`."""
+        return (
+            self.apply_to in _TO[kind] and _UNSUPPORTED[kind].isdisjoint(self.definition) and found(self.pattern, name)
+        )
+
+
+class Applied(NamedTuple):
+    """What applies to one queue or exchange: the names of the policies, None for none, and what they set together."""
+
+    policy: str | None = None
+    operator_policy: str | None = None
+    definition: Table = {}  # noqa: RUF012 - nobody changes it
+
+
+NOTHING = Applied()
+
+
+def _first(policies: Iterable[Policy], name: str, kind: str) -> Policy | None:
+    """Return the matching policy of the greatest priority."""
+    return max((each for each in policies if each.matches(name, kind)), key=lambda each: each.priority, default=None)
+
+
+class Policies:
+    """The policies and operator policies of a virtual host.
+
+    Args:
+        when_changed: called after each change, to apply them again.
+
+    Attributes:
+        by_kind: the policies by kind and name.
+    """
+
+    def __init__(self, vhost: str, ledger: Ledger, when_changed: Callable[[], None]) -> None:
+        self._vhost = vhost
+        self._ledger = ledger
+        self._when_changed = when_changed
+        self.by_kind: dict[str, dict[str, Policy]] = {USER: {}, OPERATOR: {}}
+
+    def put(self, kind: str, policy: Policy) -> None:
+        """Add a policy that has been checked, or replace the one of its name.
+
+        Raises:
+            ConnectionException: 506, the disk does not take it; then nothing has changed.
+        """
+        value: Table = {"vhost": self._vhost, **policy._asdict()}
+        self._ledger.save(kind, f"{self._vhost}\0{policy.name}", value)
+        self.restore(kind, policy)
+
+    def restore(self, kind: str, policy: Policy) -> None:
+        """Put in a policy that is stored already."""
+        self.by_kind[kind][policy.name] = policy
+        self._when_changed()
+
+    def delete(self, kind: str, name: str) -> None:
+        """Delete a policy.
+
+        Raises:
+            KeyError: there is none of this name.
+        """
+        del self.by_kind[kind][name]
+        self._ledger.forget(kind, f"{self._vhost}\0{name}")
+        self._when_changed()
+
+    def clear(self) -> None:
+        """Delete all, with the virtual host."""
+        for kind, policies in self.by_kind.items():
+            for name in policies:
+                self._ledger.forget(kind, f"{self._vhost}\0{name}")
+            policies.clear()
+
+    def applied_to(self, name: str, kind: str) -> Applied:
+        """Return what applies to a queue of this type, or to an `exchange`."""
+        users, operators = self.by_kind[USER], self.by_kind[OPERATOR]
+        if not users and not operators:
+            return NOTHING
+        user, operator = _first(users.values(), name, kind), _first(operators.values(), name, kind)
+        definition = {} if user is None else dict(user.definition)
+        for setting, limit in ({} if operator is None else operator.definition).items():
+            own = definition.get(setting)
+            # Operators set nothing but numbers, and the smaller one wins.
+            definition[setting] = min(own, limit) if isinstance(own, int) and isinstance(limit, int) else limit
+        return Applied(user and user.name, operator and operator.name, definition)

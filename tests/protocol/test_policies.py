@@ -1,0 +1,287 @@
+"""Policies and operator policies: which one applies, what it changes, and what is refused."""
+
+import html
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import ChannelClosedByBroker, NackError
+
+from mqtool.broker.embedded import EmbeddedBroker
+from tests.protocol.conftest import Api, Take
+
+SetPolicy = Callable[..., None]
+
+
+@pytest.fixture
+def set_policy(api: Api, vhost: str) -> SetPolicy:
+    """Sets a policy on all names that begin like its own."""
+
+    def put(name: str, definition: dict[str, Any], kind: str = "policies", **more: object) -> None:
+        status, answer = api("PUT", f"{kind}/{vhost}/{name}", {"pattern": f"^{name}", "definition": definition, **more})
+        assert status in (201, 204), answer
+
+    return put
+
+
+def depth(channel: BlockingChannel, queue: str) -> int:
+    """The number of ready messages."""
+    return int(channel.queue_declare(queue, passive=True).method.message_count)
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_a_smaller_limit_drops_what_is_too_much(
+    channel: BlockingChannel, take: Take, set_policy: SetPolicy, api: Api, vhost: str, kind: str
+) -> None:
+    """At once, into the dead-letter exchange of the same policy; without the policy the queue grows again."""
+    channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": kind, "x-max-length": 5})
+    channel.queue_declare("dead")
+    for number in range(7):
+        channel.basic_publish("", "jobs", str(number).encode())
+    take.until(lambda: depth(channel, "jobs") == 5)
+    set_policy("jo", {"max-length": 2, "dead-letter-exchange": "", "dead-letter-routing-key": "dead"})
+    take.until(lambda: depth(channel, "jobs") == 2)
+    assert sorted(take.bodies("dead", 3)) == [b"2", b"3", b"4"]
+    # The argument is the smaller one of the two.
+    set_policy("jo", {"max-length": 9, "dead-letter-exchange": "", "dead-letter-routing-key": "dead"})
+    assert api("DELETE", f"policies/{vhost}/jo")[0] == 204
+
+    def grown() -> bool:
+        channel.basic_publish("", "jobs", b"x")
+        return depth(channel, "jobs") == 5
+
+    take.until(grown)
+
+
+def test_the_smaller_limit_of_user_and_operator_holds(
+    channel: BlockingChannel, take: Take, set_policy: SetPolicy
+) -> None:
+    """Whichever of them set it."""
+    channel.queue_declare("a")
+    channel.queue_declare("b")
+    set_policy("a", {"max-length": 2})
+    set_policy("b", {"max-length": 9})
+    for name, limit in (("a", 9), ("b", 3)):
+        set_policy(name, {"max-length": limit}, "operator-policies")
+
+    def full() -> bool:
+        for name in ("a", "b"):
+            channel.basic_publish("", name, b"x")
+        return (depth(channel, "a"), depth(channel, "b")) == (2, 3)
+
+    take.until(lambda: full() and full() and full() and full() and full())
+
+
+def test_arguments_win_over_a_policy(channel: BlockingChannel, take: Take, set_policy: SetPolicy) -> None:
+    """Where it is not about a limit."""
+    channel.queue_declare("dead")
+    channel.queue_declare("other")
+    set_policy("jobs", {"dead-letter-exchange": "amq.fanout", "dead-letter-routing-key": "other", "max-length": 1})
+    arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
+    channel.queue_declare("jobs", arguments=arguments)
+    channel.queue_bind("other", "amq.fanout")
+    for body in (b"1", b"2"):
+        channel.basic_publish("", "jobs", body)
+    assert take.one("dead")[2] == b"1"
+    assert depth(channel, "other") == 0
+
+
+def test_the_greatest_priority_applies_alone(channel: BlockingChannel, take: Take, set_policy: SetPolicy) -> None:
+    """What the others set does not add to it; nor do those for something else."""
+    set_policy("jo", {"max-length": 1}, priority=1)
+    set_policy("job", {"max-length-bytes": 4}, priority=2)
+    set_policy("jobs", {"max-length": 1}, priority=3, **{"apply-to": "exchanges"})
+    # No quorum queue and no classic one can have a maximal age: the policy applies to neither.
+    set_policy("jobs-", {"max-length": 1, "max-age": "1D"}, priority=4)
+    channel.queue_declare("jobs-1")
+    for body in (b"1", b"22", b"33", b"44"):
+        channel.basic_publish("", "jobs-1", body)
+    assert take.bodies("jobs-1", 2) == [b"33", b"44"]
+
+
+def test_overflow_and_expiry_by_policy(channel: BlockingChannel, take: Take, set_policy: SetPolicy) -> None:
+    """A full queue refuses; messages and an unused queue expire."""
+    set_policy("full", {"max-length": 0, "overflow": "reject-publish"})
+    set_policy("brief", {"message-ttl": 0})
+    set_policy("unused", {"expires": 50})
+    for name in ("full", "brief"):
+        channel.queue_declare(name)
+    channel.queue_declare("unused")
+    channel.confirm_delivery()
+    with pytest.raises(NackError):
+        channel.basic_publish("", "full", b"x")
+    channel.basic_publish("", "brief", b"x")
+    assert channel.basic_get("brief")[0] is None
+
+    def gone() -> bool:
+        asking = channel.connection.channel()
+        try:
+            # Declared passively, it would count as used.
+            asking.queue_bind("unused", "amq.fanout")
+        except ChannelClosedByBroker as error:
+            return error.reply_code == 404
+        asking.close()
+        return False
+
+    take.until(gone)
+
+
+def test_a_delivery_limit_by_policy(channel: BlockingChannel, take: Take, set_policy: SetPolicy) -> None:
+    """A quorum queue drops what came back too often."""
+    set_policy("jobs", {"delivery-limit": 1})
+    channel.queue_declare("jobs", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 9})
+    channel.basic_publish("", "jobs", b"x")
+    for count in (0, 1):
+        method, properties, _ = take.one("jobs", auto_ack=False)
+        assert properties.headers["x-delivery-count"] == count
+        channel.basic_nack(method.delivery_tag)
+    take.until(lambda: depth(channel, "jobs") == 0)
+    assert channel.basic_get("jobs")[0] is None
+
+
+def test_an_alternate_exchange_by_policy(
+    channel: BlockingChannel, take: Take, set_policy: SetPolicy, api: Api, vhost: str
+) -> None:
+    """For an exchange that was there before; without the policy messages are unroutable again."""
+    channel.exchange_declare("x")
+    channel.queue_declare("rest")
+    channel.queue_bind("rest", "amq.fanout")
+    set_policy("x", {"alternate-exchange": "amq.fanout"}, **{"apply-to": "exchanges"})
+    channel.basic_publish("x", "nobody", b"1")
+    assert take.one("rest")[2] == b"1"
+    assert api("GET", f"exchanges/{vhost}/x")[1]["policy"] == "x"
+    api("DELETE", f"policies/{vhost}/x")
+    channel.basic_publish("x", "nobody", b"2")
+    assert channel.basic_get("rest")[0] is None
+
+
+def test_queues_list_what_applies(
+    channel: BlockingChannel, take: Take, set_policy: SetPolicy, api: Api, vhost: str
+) -> None:
+    """Both policies by name, and what they set together; the policies themselves, one and all."""
+    set_policy("jobs", {"max-length": 7, "dead-letter-exchange": "x"}, priority=3)
+    set_policy("job", {"max-length": 5, "expires": 100_000}, "operator-policies", **{"apply-to": "queues"})
+    channel.queue_declare("jobs")
+    expected = {
+        "policy": "jobs",
+        "operator_policy": "job",
+        "effective_policy_definition": {"max-length": 5, "dead-letter-exchange": "x", "expires": 100_000},
+    }
+
+    def listed() -> bool:
+        queue = api("GET", f"queues/{vhost}/jobs")[1]
+        return {name: queue.get(name) for name in expected} == expected
+
+    take.until(listed, timeout=10)
+    policy = {
+        "vhost": vhost,
+        "name": "jobs",
+        "pattern": "^jobs",
+        "apply-to": "all",
+        "definition": {"max-length": 7, "dead-letter-exchange": "x"},
+        "priority": 3,
+    }
+    assert api("GET", f"policies/{vhost}/jobs") == (200, policy)
+    assert api("GET", f"policies/{vhost}") == (200, [policy])
+    assert policy in api("GET", "policies")[1]
+    assert [each["name"] for each in api("GET", f"operator-policies/{vhost}")[1]] == ["job"]
+    assert api("GET", f"operator-policies/{vhost}/jobs")[0] == 404
+    assert api("DELETE", f"operator-policies/{vhost}/jobs")[0] == 404
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("policies", {"definition": {"max-length": 3}}, "[{key_missing,pattern}]"),
+    ("operator-policies", {"pattern": "a"}, "[{key_missing,definition}]"),
+    ("policies", {"pattern": "a", "definition": {}}, "no policy provided"),
+    ("policies", {"pattern": 3, "definition": {"max-length": 3}}, "pattern should be a binary but was 3"),
+    (
+        "policies",
+        {"pattern": "a", "definition": {"max-length": 3}, "priority": "7"},
+        'priority should be a number, actually was <<"7">>',
+    ),
+    (
+        "operator-policies",
+        {"pattern": "a", "definition": {"max-length": 3}, "apply-to": "nothing"},
+        "apply-to 'nothing' unrecognised; should be 'queues', 'exchanges' or 'all'",
+    ),
+    (
+        "operator-policies",
+        {"pattern": "a", "definition": {"overflow": "reject-publish"}},
+        '[{<<"overflow">>,<<"reject-publish">>}] are not recognised policy settings',
+    ),
+    *(
+        ("policies", {"pattern": "a", "definition": definition}, words)
+        for definition, words in (
+            ({"max-length": -1}, "-1 is not a valid maximum length"),
+            ({"max-length": 1.5}, "1.5 is not a valid maximum length"),
+            ({"max-length-bytes": "x"}, '<<"x">> is not a valid maximum length in bytes'),
+            ({"message-ttl": -1}, "-1 is not a valid message TTL"),
+            ({"expires": 0}, "0 is not a valid queue expiry"),
+            ({"overflow": 3}, "3 is not a valid overflow value"),
+            ({"dead-letter-exchange": 3}, "3 is not a valid dead letter exchange name"),
+            ({"dead-letter-routing-key": 3}, "3 is not a valid dead letter routing key"),
+            ({"dead-letter-strategy": "x"}, '<<"x">> is not a valid dead letter strategy'),
+            ({"alternate-exchange": 3}, "3 is not a valid alternate exchange name"),
+            ({"delivery-limit": -1}, "-1 is not a valid delivery limit"),
+            ({"queue-mode": "x"}, '<<"x">> is not a valid queue-mode value'),
+            ({"stream-max-segment-size-bytes": 3_000_000_001}, "3000000001 is not a valid segment size"),
+            (
+                {"max-lenth": 3, "foo": "x"},
+                '[{<<"foo">>,<<"x">>},{<<"max-lenth">>,3}] are not recognised policy settings',
+            ),
+        )
+    ),
+]
+
+
+@pytest.mark.differs_since("4.0", "there are more things to apply a policy to, and other settings")
+def test_what_is_refused(api: Api, vhost: str) -> None:
+    """400, in RabbitMQ's words."""
+    for kind, body, words in REFUSED:
+        status, answer = api("PUT", f"{kind}/{vhost}/p", body)
+        reason = html.unescape(answer["reason"])
+        assert (status, reason.removeprefix("Validation failed").strip()) == (400, words)
+    status, answer = api("PUT", f"policies/{vhost}/p", {"pattern": "(", "definition": {"max-length": 3}})
+    assert status == 400
+    assert "pattern should be regular expression but is invalid" in answer["reason"]
+    assert api("GET", f"policies/{vhost}") == api("GET", f"operator-policies/{vhost}") == (200, [])
+
+
+@pytest.mark.parametrize(("tag", "changes"), [("management", 401), ("policymaker", 201)])
+def test_who_may_change_policies(api: Api, vhost: str, tag: str, changes: int) -> None:
+    """A policymaker; operator policies are the administrator's."""
+    user, body = f"{tag}-{vhost}", {"pattern": "a", "definition": {"max-length": 3}}
+    api("PUT", f"users/{user}", {"password": "secret", "tags": tag})
+    try:
+        assert api("GET", f"policies/{vhost}", None, user, "secret")[0] == 401
+        assert api("PUT", f"policies/{vhost}/p", body, user, "secret")[0] == 401
+        api("PUT", f"permissions/{vhost}/{user}", {"configure": "", "write": "", "read": ""})
+        assert api("PUT", f"policies/{vhost}/p", body, user, "secret")[0] == changes
+        assert api("PUT", f"operator-policies/{vhost}/p", body, user, "secret")[0] == 401
+        assert api("GET", f"policies/{vhost}", None, user, "secret")[0] == 200
+    finally:
+        api("DELETE", f"users/{user}")
+
+
+def test_policies_outlive_the_broker(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
+    """They apply to what is recovered; they go with their virtual host."""
+    with EmbeddedBroker(data_dir=tmp_path, management_port=0) as broker:
+        api = api_of(broker)
+        for vhost in ("%2F", "v"):
+            api("PUT", f"vhosts/{vhost}")
+            api("PUT", f"queues/{vhost}/jobs", {"durable": True})
+            api("PUT", f"policies/{vhost}/p", {"pattern": "j", "definition": {"max-length": 3}, "priority": 2})
+            api("PUT", f"policies/{vhost}/gone", {"pattern": "j", "definition": {"max-length": 4}})
+        stored = api("GET", "policies/%2F/p")
+        api("PUT", "operator-policies/%2F/o", {"pattern": "j", "definition": {"max-length": 2}})
+        assert api("DELETE", "policies/%2F/gone")[0] == 204
+        assert api("DELETE", "vhosts/v")[0] == 204
+    with EmbeddedBroker(data_dir=tmp_path, management_port=0) as broker:
+        api = api_of(broker)
+        assert api("GET", "policies") == (200, [stored[1]])
+        queue = api("GET", "queues/%2F/jobs")[1]
+        assert (queue["policy"], queue["effective_policy_definition"]) == ("p", {"max-length": 2})
+        assert api("PUT", "vhosts/v")[0] == 201
+        assert api("GET", "policies/v") == (200, [])
