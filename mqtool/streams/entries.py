@@ -169,7 +169,7 @@ def body_alone(data: bytes) -> bytes | None:
     """The body of a message that has nothing else, as most have; None if there may be more to it."""
     if data[:2] != _SECTION:
         return data
-    return data[5:] if data[:4] == _DATA_START and len(data) == 5 + data[4] else None
+    return data[5:] if data[:4] == _DATA_START and len(data) > 4 and len(data) == 5 + data[4] else None
 
 
 class _Span(NamedTuple):

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mqtool.errors import BadData
@@ -43,6 +43,7 @@ def test_a_message_comes_back_as_it_went_in(body: bytes, properties: dict[str, A
 
 
 @given(st.binary(max_size=200))
+@example(b"\x00Su\xa0")
 def test_anything_else_is_the_body(data: bytes) -> None:
     """Python's tutorial stores octets; whatever they are, nothing breaks, and nothing is lost."""
     entry = entries.decode(data)
