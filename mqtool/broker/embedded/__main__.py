@@ -22,6 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--in-memory", action="store_true", help="keep nothing (default)")
     parser.add_argument("--management-port", type=int, help="port of the management HTTP API, 0 for any free one")
     parser.add_argument("--stream-port", type=int, help="port of the stream protocol, 0 for any free one")
+    parser.add_argument("--definitions", type=Path, metavar="FILE", help="load RabbitMQ definitions at the start")
     parser.add_argument("--memory-limit", type=int, metavar="BYTES", help="block publishers above this")
     parser.add_argument("--consumer-timeout", type=float, metavar="SECONDS", default=CONSUMER_TIMEOUT)
     parser.add_argument("--ready-file", type=Path, help="written once it listens: the URLs, and any damage")
@@ -44,6 +45,7 @@ def main() -> int:
         options.listen,
         options.stream_port,
         options.recording,
+        options.definitions,
     )
     return run(settings, ready_file=options.ready_file, log_file=options.log_file, print_url=options.print_url)
 

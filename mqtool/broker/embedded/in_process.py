@@ -57,6 +57,7 @@ class EmbeddedBroker(Questions):
         stream_port: the port for the stream protocol, 0 for any free one; None for none.
         consumer_timeout: how long a delivery may stay unacknowledged, in seconds.
         recording: whether to record what happens to messages, so that it can be asked.
+        definitions: a file of definitions, as RabbitMQ exports them, to load at the start.
 
     Attributes:
         url: the AMQP URL, once it is started.
@@ -75,6 +76,7 @@ class EmbeddedBroker(Questions):
         consumer_timeout: float = CONSUMER_TIMEOUT,
         stream_port: int | None = None,
         recording: bool = False,
+        definitions: str | Path | None = None,
     ) -> None:
         self._settings = Settings(
             host,
@@ -85,6 +87,7 @@ class EmbeddedBroker(Questions):
             consumer_timeout,
             stream_port=stream_port,
             recording=recording,
+            definitions=None if definitions is None else Path(definitions),
         )
         self._calls: Calls | None = None
         self._thread: threading.Thread | None = None

@@ -24,6 +24,9 @@ def run(
     def ready(server: Server) -> None:
         if server.damage is not None and log_file is not None:
             print(f"embedded broker: {server.damage}", file=sys.stderr)
+        if log_file is not None:
+            for what in server.left_out:
+                print(f"embedded broker: {what}", file=sys.stderr)
         if print_url:
             print("\n".join(_urls(settings.host, server)), flush=True)
         if ready_file is not None:

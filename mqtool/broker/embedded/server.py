@@ -40,6 +40,7 @@ class Settings:
         amqp_hosts: the addresses to listen on for AMQP and streams; None for host.
         stream_port: the port of the stream protocol; 0 for any free one, None for none.
         recording: whether to record what happens to messages, for tests that ask.
+        definitions: a file of definitions to load before it listens.
     """
 
     host: str = "127.0.0.1"
@@ -51,6 +52,7 @@ class Settings:
     amqp_hosts: Sequence[str] | None = None
     stream_port: int | None = None
     recording: bool = False
+    definitions: Path | None = None
 
 
 class Server:
@@ -59,6 +61,7 @@ class Server:
     Attributes:
         port, management_port, stream_port: the real ones, once it listens.
         damage: what could not be read from the data directory, in words; None if nothing.
+        left_out: what is in the definitions that this broker does not have, in words.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -73,16 +76,24 @@ class Server:
         self.management_port = settings.management_port
         self.stream_port = settings.stream_port
         self.damage: str | None = None
+        self.left_out: list[str] = []
         self.broker: Broker
 
     async def start(self) -> None:
         """Recover what is stored, and listen.
 
         Raises:
-            OSError: the port is taken, or the directory cannot be used or is damaged.
+            OSError: the port is taken, the directory cannot be used or is damaged, or the definitions cannot be loaded.
         """
         settings = self._settings
         self.broker = self._open()
+        if settings.definitions is not None:
+            # Imported here: most brokers start empty.
+            from mqtool.broker.embedded.http.definitions import load_file
+
+            self.left_out = load_file(self.broker, settings.definitions)
+            for what in self.left_out:
+                log.warning("%s", what)
         if settings.recording:
             self.bench()
         self.port = await self._door.listen(settings.amqp_hosts or settings.host, settings.port)

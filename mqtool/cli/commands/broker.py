@@ -195,6 +195,9 @@ def serve(
         int | None, typer.Option(min=0, max=65535, help="Port of the stream protocol; 0 for any free one")
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Keep messages here; without it nothing is kept")] = None,
+    definitions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="RabbitMQ definitions to load at the start")
+    ] = None,
     recording: Annotated[
         bool, typer.Option("--recording", help="Record messages, for GET /api/mqtool/published/VHOST")
     ] = False,
@@ -208,7 +211,9 @@ def serve(
     from mqtool.broker.embedded.process import run  # here: other commands need no broker
     from mqtool.broker.embedded.server import Settings
 
-    settings = Settings(host, port, data_dir, management_port, stream_port=stream_port, recording=recording)
+    settings = Settings(
+        host, port, data_dir, management_port, stream_port=stream_port, recording=recording, definitions=definitions
+    )
     raise typer.Exit(run(settings, ready_file=ready_file, print_url=print_url))
 
 

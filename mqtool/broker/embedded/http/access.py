@@ -44,7 +44,8 @@ def check_read(user: User, path: list[str]) -> None:
         HttpError: 401.
     """
     if "administrator" not in user.tags and (
-        path[:1] in (["users"], ["permissions"]) or (path[:1] == ["vhosts"] and path[2:] == ["permissions"])
+        path[:1] in (["users"], ["permissions"], ["definitions"])
+        or (path[:1] == ["vhosts"] and path[2:] == ["permissions"])
     ):
         raise _refused("Not administrator user")
     _check_policy(user, path)
@@ -62,7 +63,7 @@ def check_change(user: User, path: list[str]) -> None:
     Raises:
         HttpError: 401.
     """
-    if path and path[0] in ("vhosts", "users", "permissions"):
+    if path and path[0] in ("vhosts", "users", "permissions", "definitions"):
         check_administrator(user)
         return
     _check_policy(user, path)

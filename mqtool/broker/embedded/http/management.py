@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from mqtool.broker.embedded.http import access, health, policies, views
+from mqtool.broker.embedded.http import access, definitions, health, policies, views
 from mqtool.broker.embedded.http.changes import Changes
 from mqtool.broker.embedded.http.directory import (
     AnyConnection,
@@ -147,6 +147,10 @@ class Management(Directory):
             case ["permissions", vhost, name]:
                 found = [view for view in views.permissions(self.user(name)) if view["vhost"] == vhost]
                 return found[0] if found else missing()
+            case ["definitions"]:
+                return definitions.export(broker)
+            case ["definitions", vhost]:
+                return definitions.export_vhost(self.vhost(vhost))
             case ["policies" | "operator-policies" as kind]:
                 return policies.policies(self._visible(user, None), policies.KINDS[kind])
             case ["policies" | "operator-policies" as kind, vhost]:

@@ -40,7 +40,7 @@ def plain(value: Value) -> Any:
     return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
-def _table(table: Table) -> Json:
+def table(table: Table) -> Json:
     return {name: plain(value) for name, value in table.items()}
 
 
@@ -57,12 +57,12 @@ def queue(queue: Queue, rates: Rates) -> Json:
         "auto_delete": queue.auto_delete,
         "exclusive": owner is not None,
         "owner_pid_details": {"name": owner.name} if isinstance(owner, Connection) else {},
-        "arguments": _table(queue.arguments),
+        "arguments": table(queue.arguments),
         "state": "running",
         "node": NODE,
         "policy": queue.policy.policy,
         "operator_policy": queue.policy.operator_policy,
-        "effective_policy_definition": _table(queue.policy.definition),
+        "effective_policy_definition": table(queue.policy.definition),
         "consumers": len(consumers),
         "consumer_capacity": 1.0 if consumers else 0,
         "consumer_utilisation": 1.0 if consumers else 0,
@@ -95,7 +95,7 @@ def exchange(vhost: VirtualHost, exchange: Exchange, rates: Rates) -> Json:
         "durable": exchange.durable,
         "auto_delete": exchange.auto_delete,
         "internal": exchange.internal,
-        "arguments": _table(exchange.arguments),
+        "arguments": table(exchange.arguments),
         "policy": exchange.policy.policy,
         "user_who_performed_action": "rmq-internal" if exchange.predeclared else "",
         "message_stats": rates.of(exchange),
@@ -113,7 +113,7 @@ def binding(vhost: str, link: Link) -> Json:
         "destination": link.destination.name,
         "destination_type": link.destination.destination_type,
         "routing_key": link.routing_key,
-        "arguments": _table(link.arguments),
+        "arguments": table(link.arguments),
         "properties_key": link.properties_key,
     }
 
@@ -151,7 +151,7 @@ def consumer(channel: Channel, subscription: Subscription) -> Json:
         "prefetch_count": subscription.prefetch,
         "active": active,
         "activity_status": "single_active" if queue.consumers.active is subscription else "up" if active else "waiting",
-        "arguments": _table(subscription.arguments),
+        "arguments": table(subscription.arguments),
     }
 
 
@@ -175,7 +175,7 @@ def connection(connection: AnyConnection) -> Json:
         "frame_max": connection.frame_max,
         "timeout": connection.heartbeat,
         "connected_at": int(connection.connected_at * 1000),
-        "client_properties": _table(connection.client_properties),
+        "client_properties": table(connection.client_properties),
         **_given_name(connection),
         "recv_oct": connection.received_bytes,
         "send_oct": connection.sent_bytes,

@@ -8,7 +8,12 @@ from typing import Self
 
 from mqtool.broker.embedded.model.patterns import found
 
-_ALGORITHMS = {"rabbit_password_hashing_sha256": "sha256", "rabbit_password_hashing_sha512": "sha512"}
+ALGORITHMS = {
+    "rabbit_password_hashing_sha256": "sha256",
+    "rabbit_password_hashing_sha512": "sha512",
+    "rabbit_password_hashing_md5": "md5",
+}
+"""RabbitMQ's ways to hash passwords, and what Python calls them."""
 
 DEFAULT_USER = "guest"
 DEFAULT_ALGORITHM = "rabbit_password_hashing_sha256"
@@ -56,5 +61,5 @@ class User:
         if not password or self.password_hash is None:
             return False
         salt, digest = self.password_hash[:4], self.password_hash[4:]
-        actual = hashlib.new(_ALGORITHMS[self.algorithm], salt + password.encode(errors="surrogateescape")).digest()
+        actual = hashlib.new(ALGORITHMS[self.algorithm], salt + password.encode(errors="surrogateescape")).digest()
         return hmac.compare_digest(actual, digest)

@@ -1,0 +1,165 @@
+"""What a request or a file of definitions declares: checked, and made unless it is there."""
+
+import base64
+import binascii
+from http import HTTPStatus
+
+from mqtool.broker.embedded.http import views
+from mqtool.broker.embedded.http.directory import bad_request, check_regular_expression
+from mqtool.broker.embedded.http.field_tables import field_table
+from mqtool.broker.embedded.http.server import HttpError
+from mqtool.broker.embedded.model.arguments import (
+    check_equivalent_exchange,
+    check_equivalent_queue,
+    check_exchange,
+    check_exchange_type,
+    check_headers_binding,
+    check_queue,
+)
+from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.exchange import Exchange
+from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.users import ALGORITHMS, DEFAULT_ALGORITHM, Permissions, User
+from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.routing.field_table import Table
+
+_MAX_NAME = 255
+
+
+def boolean(body: views.Json, name: str) -> bool:
+    """Return a boolean of a declaration; rabbitmqadmin sends it as text.
+
+    Raises:
+        HttpError: 400, it is not one.
+    """
+    value = body.get(name, False)
+    if isinstance(value, bool):
+        return value
+    if value not in ("true", "false"):
+        raise bad_request(f"notboolean: {value}")
+    return bool(value == "true")
+
+
+def checked_name(kind: str, name: str) -> str:
+    """Return a name that fits AMQP.
+
+    Raises:
+        HttpError: 400.
+    """
+    if len(name.encode(errors="surrogateescape")) > _MAX_NAME:
+        raise bad_request(f"{kind} name is longer than {_MAX_NAME} bytes")
+    return name
+
+
+def put_user(broker: Broker, name: str, body: views.Json) -> bool:
+    """Make or change a user, who keeps their permissions; return whether there was one before.
+
+    Raises:
+        HttpError: 400.
+    """
+    existed = broker.users.get(name)
+    tags = body.get("tags", "")
+    names = (
+        [str(tag) for tag in tags]
+        if isinstance(tags, list)
+        else [tag.strip() for tag in str(tags).split(",") if tag.strip()]
+    )
+    if "password" in body:
+        user = User.with_password(name, str(body["password"]), names)
+    elif "password_hash" in body:
+        algorithm = str(body.get("hashing_algorithm", DEFAULT_ALGORITHM))
+        if algorithm not in ALGORITHMS:
+            raise bad_request(f"unknown hashing_algorithm {algorithm}")
+        try:
+            password_hash = base64.b64decode(str(body["password_hash"]))
+        except binascii.Error as error:
+            raise bad_request(f"password_hash is not base64: {error}") from error
+        user = User(name, password_hash or None, names, algorithm=algorithm)
+    else:
+        raise bad_request("must provide password or password_hash")
+    if existed is not None:
+        user.permissions = existed.permissions
+    broker.save_user(user)
+    return existed is not None
+
+
+def put_permissions(broker: Broker, vhost: str, user: User, body: views.Json) -> bool:
+    """Set what a user may do in a virtual host; return whether they might do anything before.
+
+    Raises:
+        HttpError: 400.
+    """
+    try:
+        patterns = [str(body[what]) for what in ("configure", "write", "read")]
+    except KeyError as error:
+        raise bad_request(f"key_missing: {error.args[0]}") from error
+    for pattern in patterns:
+        check_regular_expression(pattern)
+    existed = vhost in user.permissions
+    broker.set_permissions(user.name, vhost, Permissions(*patterns))
+    return existed
+
+
+def put_queue(vhost: VirtualHost, name: str, body: views.Json) -> bool:
+    """Make a queue; return whether there was the same one before.
+
+    Raises:
+        HttpError: 400 or 401.
+        AmqpException: the declaration is not valid, or there is another one.
+    """
+    durable, auto_delete = boolean(body, "durable"), boolean(body, "auto_delete")
+    arguments = field_table(body.get("arguments", {}))
+    queue = vhost.queues.get(checked_name("queue", name))
+    if queue is not None:
+        check_equivalent_queue(queue, arguments, durable=durable, auto_delete=auto_delete)
+        return True
+    if name.startswith("amq."):
+        raise HttpError(HTTPStatus.UNAUTHORIZED, "not_authorised", "Access refused.")
+    check_queue(
+        name, vhost.name, arguments, durable=durable, exclusive=False, auto_delete=auto_delete, server_named=False
+    )
+    vhost.add_queue(name, durable=durable, auto_delete=auto_delete, owner=None, arguments=arguments)
+    return False
+
+
+def put_exchange(vhost: VirtualHost, name: str, body: views.Json) -> bool:
+    """Make an exchange; return whether there was the same one before.
+
+    Raises:
+        HttpError: 400.
+        AmqpException: the declaration is not valid, or there is another one.
+    """
+    kind, arguments = str(body.get("type", "direct")), field_table(body.get("arguments", {}))
+    durable, auto_delete = boolean(body, "durable"), boolean(body, "auto_delete")
+    internal = boolean(body, "internal")
+    check_exchange_type(kind)
+    exchange = vhost.exchanges.get(checked_name("exchange", name))
+    if exchange is not None:
+        check_equivalent_exchange(
+            exchange, vhost.name, kind, arguments, durable=durable, auto_delete=auto_delete, internal=internal
+        )
+        return True
+    if name.startswith("amq."):
+        raise bad_request(f"exchange name '{name}' contains reserved prefix 'amq.*'")
+    check_exchange(name, vhost.name, kind, arguments)
+    vhost.add_exchange(
+        Exchange(name, kind, durable=durable, auto_delete=auto_delete, internal=internal, arguments=arguments)
+    )
+    return False
+
+
+def put_binding(
+    vhost: VirtualHost, source: Exchange, destination: Queue | Exchange, body: views.Json
+) -> tuple[str, Table]:
+    """Bind, unless there is such a binding; return its key and arguments.
+
+    Raises:
+        HttpError: 400.
+        AmqpException: the arguments are not valid.
+    """
+    arguments = field_table(body.get("arguments", {}))
+    if source.routed_as == "headers":
+        check_headers_binding(arguments)
+    key = checked_name("routing key", str(body.get("routing_key", "")))
+    vhost.bind(source, destination, key, arguments)
+    return key, arguments

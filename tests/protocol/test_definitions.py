@@ -1,0 +1,167 @@
+"""Definitions: what a broker has, as a document that it and others can load."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+from pika.adapters.blocking_connection import BlockingChannel
+
+from mqtool.broker.embedded import EmbeddedBroker
+from tests.protocol.conftest import Api
+
+# The password is "secret".
+ANN = {
+    "name": "ann",
+    "password_hash": "AQIDBDB9kM21iEUzN1lZ+6VReCsdNqS0sERdAQTcY6Xs3PMz",
+    "hashing_algorithm": "rabbit_password_hashing_sha256",
+    "tags": ["management"],
+    "limits": {},
+}
+TOPOLOGY: dict[str, Any] = {
+    "exchanges": [
+        {
+            "name": "logs",
+            "type": "topic",
+            "durable": True,
+            "auto_delete": False,
+            "internal": False,
+            "arguments": {"alternate-exchange": "amq.fanout"},
+        }
+    ],
+    "queues": [
+        {"name": "jobs", "durable": True, "auto_delete": False, "arguments": {"x-queue-type": "quorum"}},
+        {"name": "old", "durable": True, "auto_delete": True, "arguments": {"x-max-length": 3}},
+    ],
+    "bindings": [
+        {
+            "source": "logs",
+            "destination": "jobs",
+            "destination_type": "queue",
+            "routing_key": "*.critical",
+            "arguments": {},
+        },
+        {
+            "source": "amq.match",
+            "destination": "logs",
+            "destination_type": "exchange",
+            "routing_key": "",
+            "arguments": {"x-match": "any", "format": "pdf"},
+        },
+    ],
+}
+
+
+def policies(vhost: str) -> dict[str, Any]:
+    """A policy and an operator policy."""
+    value = {"pattern": "^jobs", "definition": {"max-length": 9}, "priority": 1, "apply-to": "queues"}
+    return {
+        "policies": [{"vhost": vhost, "name": "limits", **value}],
+        "parameters": [{"vhost": vhost, "component": "operator_policy", "name": "o", "value": value}],
+    }
+
+
+def by_name(document: dict[str, Any]) -> dict[str, Any]:
+    """A document in an order of its own."""
+    return {
+        kind: sorted(items, key=lambda item: json.dumps(item, sort_keys=True)) if isinstance(items, list) else items
+        for kind, items in document.items()
+    }
+
+
+def test_what_is_loaded_is_exported(api: Api, vhost: str, channel: BlockingChannel) -> None:
+    """A virtual host's, without what goes with a connection; what is there already stays as it is."""
+    channel.queue_declare("mine", exclusive=True)
+    channel.queue_bind("mine", "amq.fanout")
+    wanted = {**TOPOLOGY, **policies(vhost)}
+    for _ in range(2):
+        assert api("POST", f"definitions/{vhost}", wanted) == (204, None)
+    status, exported = api("GET", f"definitions/{vhost}")
+    assert status == 200
+    assert by_name(exported).items() >= by_name(wanted).items()
+    others = [{**TOPOLOGY["queues"][0], "arguments": {}}]
+    assert api("POST", f"definitions/{vhost}", {"queues": others})[0] == 204
+    assert by_name(api("GET", f"definitions/{vhost}")[1]) == by_name(exported)
+
+
+def test_the_definitions_of_all(api: Api, vhost: str) -> None:
+    """Users with their hashes, permissions, and each thing with its virtual host."""
+    user, topology = {**ANN, "name": f"ann-{vhost}"}, by_name(TOPOLOGY)
+    document = {
+        "users": [user],
+        "vhosts": [{"name": vhost}],
+        "permissions": [{"user": user["name"], "vhost": vhost, "configure": "", "write": "", "read": "^jobs"}],
+        **{kind: [{**item, "vhost": vhost} for item in topology[kind]] for kind in topology},
+    }
+    try:
+        assert api("POST", "definitions", document) == (204, None)
+        assert api("GET", "whoami", None, user["name"], "secret")[1]["name"] == user["name"]
+        exported = api("GET", "definitions")[1]
+        for kind in ("users", "permissions", "queues", "exchanges", "bindings"):
+            assert all(item in exported[kind] for item in document[kind]), kind
+        assert vhost in [each["name"] for each in exported["vhosts"]]
+        assert exported["topic_permissions"] == []
+        assert api("GET", "definitions", None, user["name"], "secret")[0] == 401
+        assert api("POST", f"definitions/{vhost}", {}, user["name"], "secret")[0] == 401
+    finally:
+        api("DELETE", f"users/{user['name']}")
+
+
+def test_what_cannot_be_loaded(api: Api, vhost: str) -> None:
+    """400; but a binding between what is not there is passed over."""
+    queue = {"name": "q", "durable": True, "auto_delete": False, "arguments": {}}
+    for document in (
+        {"queues": [queue]},
+        {"queues": [{**queue, "vhost": "none-such"}]},
+        {"queues": [{**queue, "vhost": vhost, "arguments": {"x-queue-type": "odd"}}]},
+        {"exchanges": [{**TOPOLOGY["exchanges"][0], "vhost": vhost, "type": "odd"}]},
+        {"policies": [{"vhost": vhost, "name": "p", "pattern": "q", "definition": {"odd": 1}}]},
+        {"permissions": [{"user": "none-such", "vhost": vhost, "configure": "", "write": "", "read": ""}]},
+        {"parameters": [{"component": "shovel", "vhost": vhost, "name": "s", "value": {}}]},
+    ):
+        assert api("POST", "definitions", document)[0] == 400, document
+    assert api("POST", f"definitions/{vhost}", {"bindings": TOPOLOGY["bindings"]}) == (204, None)
+    assert api("GET", f"queues/{vhost}") == (200, [])
+
+
+@pytest.mark.parametrize("document", [{"queues": 3}, {"queues": ["q"]}, {"users": [{}]}, {"parameters": [3]}])
+def test_a_document_of_another_shape(document: dict[str, Any], api_of: Callable[[EmbeddedBroker], Api]) -> None:
+    """400, too."""
+    with EmbeddedBroker(management_port=0) as broker:
+        assert api_of(broker)("POST", "definitions", document)[0] == 400
+
+
+def test_a_broker_that_comes_up_with_a_topology(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
+    """Users can log in; without a virtual host things go to /; it is loaded into what a data directory has, too."""
+    file, data = tmp_path / "definitions.json", tmp_path / "data"
+    rights = {"user": "ann", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"}
+    file.write_text(json.dumps({**TOPOLOGY, **policies("/"), "users": [ANN], "permissions": [rights]}))
+    for _ in range(2):
+        with EmbeddedBroker(data_dir=data, management_port=0, definitions=file) as broker:
+            ours = broker.url.replace("guest:guest", "ann:secret")
+            with pika.BlockingConnection(pika.URLParameters(ours)) as connection:
+                channel = connection.channel()
+                channel.basic_publish("logs", "kern.critical", b"x", pika.BasicProperties(delivery_mode=2))
+                assert channel.basic_get("jobs", auto_ack=True)[2] == b"x"
+            exported = api_of(broker)("GET", "definitions/%2F")[1]
+            assert by_name(exported).items() >= by_name({**TOPOLOGY, **policies("/")}).items()
+
+
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    """On stderr, and it starts; it does not with a file that it cannot read."""
+    file, ready = tmp_path / "definitions.json", tmp_path / "ready"
+    shovel = {"component": "shovel", "vhost": "/", "name": "away", "value": {}}
+    file.write_text(json.dumps({**TOPOLOGY, "parameters": [shovel]}))
+    command = [sys.executable, "-m", "mqtool.broker.embedded", "--port", "0", "--definitions", str(file)]
+    with subprocess.Popen([*command, "--print-url"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as broker:
+        assert broker.stdout is not None
+        assert broker.stdout.readline().startswith(b"amqp://")
+        broker.terminate()
+        assert b"left out shovel 'away'" in broker.communicate(timeout=10)[1]
+    file.write_text("[]")
+    failed = subprocess.run([*command, "--ready-file", ready], capture_output=True, timeout=20, check=False)
+    assert (failed.returncode, b"cannot load definitions from" in failed.stderr) == (1, True)
