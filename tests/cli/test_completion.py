@@ -183,7 +183,7 @@ PARAMETERS = [
     pytest.param(parameter, id=f"{' '.join(words)} {parameter.opts[0]}")
     for words, command in COMMANDS.items()
     for parameter in command.params
-    if LIVE.intersection(parameter.opts) or str(parameter.metavar).strip("[].") in ("QUEUE", "EXCHANGE")
+    if LIVE.intersection(parameter.opts) or str(parameter.metavar).strip("[].") in ("QUEUE", "STREAM", "EXCHANGE")
 ]
 
 

@@ -1,19 +1,16 @@
 """mqtool offset, mqtool offset-tracking."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from mqtool.cli.display import output
-from mqtool.cli.options import Broker, Receiving, takes_groups_but
+from mqtool.cli.options import Broker, Receiving, live_names, takes_groups_but
 from mqtool.cli.options.streams import DialectOfStreams, StreamOptions, StreamPort
 from mqtool.cli.pipe.receiving import announced
 from mqtool.errors import MqtoolError, NotConfirmed
 from mqtool.message import Confirmation, Message
 from mqtool.tutorials.stream_dialects import TRACKING, StreamDialect, Tracking
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer()
 offset = typer.Typer(no_args_is_help=True, help="Show or change how far a named reader of a stream came.")
@@ -21,7 +18,7 @@ app.add_typer(offset, name="offset")
 tracking = typer.Typer(no_args_is_help=True, help="Store and query offsets of a stream (stream tutorial 2).")
 app.add_typer(tracking, name="offset-tracking")
 
-StreamName = Annotated[str, typer.Argument(help="Stream", metavar="STREAM")]
+StreamName = Annotated[str, typer.Argument(help="Stream", metavar="STREAM", autocompletion=live_names.queues)]
 ReaderName = Annotated[str, typer.Argument(help="Name of the reader, as for --track", metavar="NAME")]
 
 

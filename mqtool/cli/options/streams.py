@@ -5,6 +5,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from mqtool.cli.options import live_names
 from mqtool.cli.options.groups import in_panel
 from mqtool.cli.options.values import argument_option
 from mqtool.errors import UsageError
@@ -51,7 +52,10 @@ StreamPort = Annotated[
 class StreamOptions(NamedTuple):
     """Which stream, and how to reach it."""
 
-    queue: Annotated[str | None, typer.Option("--queue", "-q", help="Stream", show_default="the tutorial's")] = None
+    queue: Annotated[
+        str | None,
+        typer.Option("--queue", "-q", help="Stream", show_default="the tutorial's", autocompletion=live_names.queues),
+    ] = None
     arguments: Annotated[list[Any] | None, argument_option("Setting to create it with, such as max-age=7D")] = None
     port: StreamPort = None
 
