@@ -151,6 +151,17 @@ def test_a_broker_that_comes_up_with_a_topology(tmp_path: Path, api_of: Callable
             assert by_name(exported).items() >= by_name({**TOPOLOGY, **policies("/")}).items()
 
 
+def test_a_file_that_cannot_be_loaded_leaves_the_data_directory_free(tmp_path: Path) -> None:
+    """Once it is mended, the broker starts, in the same process."""
+    file, data = tmp_path / "definitions.json", tmp_path / "data"
+    file.write_text('{"queues": [{}]}')
+    with pytest.raises(OSError, match=r"cannot load definitions from .*: queues: name is missing"):
+        EmbeddedBroker(data_dir=data, definitions=file).start()
+    file.write_text("{}")
+    with EmbeddedBroker(data_dir=data, definitions=file):
+        pass
+
+
 def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     """On stderr, and it starts; it does not with a file that it cannot read."""
     file, ready = tmp_path / "definitions.json", tmp_path / "ready"

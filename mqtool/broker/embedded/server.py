@@ -85,15 +85,28 @@ class Server:
         Raises:
             OSError: the port is taken, the directory cannot be used or is damaged, or the definitions cannot be loaded.
         """
-        settings = self._settings
         self.broker = self._open()
-        if settings.definitions is not None:
+        try:
+            self._load_definitions()
+            await self._listen()
+        except OSError:
+            # Ports and directory are free again, for another attempt in this process.
+            self._close_doors()
+            self.broker.ledger.close()
+            raise
+
+    def _load_definitions(self) -> None:
+        path = self._settings.definitions
+        if path is not None:
             # Imported here: most brokers start empty.
             from mqtool.broker.embedded.http.definitions import load_file
 
-            self.left_out = load_file(self.broker, settings.definitions)
+            self.left_out = load_file(self.broker, path)
             for what in self.left_out:
                 log.warning("%s", what)
+
+    async def _listen(self) -> None:
+        settings = self._settings
         if settings.recording:
             self.bench()
         self.port = await self._door.listen(settings.amqp_hosts or settings.host, settings.port)
@@ -188,9 +201,7 @@ class Server:
 
     async def stop(self) -> None:
         """Close the connections and finish writing."""
-        self._door.close()
-        for server in self._servers:
-            server.close()
+        self._close_doors()
         if self._checking is not None:
             self._checking.cancel()
         self.broker.close_connections("broker forced connection closure with reason 'shutdown'")
@@ -199,6 +210,11 @@ class Server:
         await asyncio.sleep(0)
         self.broker.ledger.close(self._returned())
         log.info("stopped")
+
+    def _close_doors(self) -> None:
+        self._door.close()
+        for server in self._servers:
+            server.close()
 
     def _returned(self) -> list[Entry]:
         """Return the stored messages that have been delivered before."""
