@@ -1,8 +1,11 @@
 """Streams as a person uses them: appended to, read from anywhere, and read on where a reader stopped."""
 
+import contextlib
 import json
 import re
 import signal
+import socket
+import struct
 import subprocess
 from urllib.parse import urlsplit
 
@@ -179,6 +182,31 @@ def test_what_can_go_wrong(shell: Shell, broker: TestBroker) -> None:
     assert "other settings" in fails(78, "send-stream", "-q", "s", "--strict", "--argument", "max-age=1D", "x")
     assert "has no offset under 'me'" in fails(1, "offset", "show", "s", "me")
     assert "is not an offset" in fails(2, "receive-stream", "--offset", "soon")
+
+
+class OtherNode(Proxy):
+    """Makes the broker say that streams are on another node than this one: at a port where nothing is."""
+
+    def __init__(self, target_port: int) -> None:
+        super().__init__(target_port)
+        self._true = struct.pack(">I", target_port)  # as where a stream is gives it; a node gives its own as text
+
+    def _forward(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # cut
+            while data := source.recv(65536):
+                target.sendall(data.replace(self._true, struct.pack(">I", 1)))
+
+
+@on_any_broker
+def test_a_stream_on_a_node_that_cannot_be_reached(shell: Shell, broker: TestBroker) -> None:
+    """The trap of Docker: the broker's name for a node means nothing here. The error says which setting mends it."""
+    shell.run("mqtool", "send-stream", "-q", "s", "x")
+    with OtherNode(urlsplit(broker.streams).port or 0) as proxy:
+        for command in (("send-stream", "-q", "s", "x"), ("receive-stream", "-q", "s", "-c", "1")):
+            failed = shell.run("mqtool", *command, "--stream-port", str(proxy.port))
+            assert (failed.stdout, failed.code) == ("", 69)
+            assert re.search(r"the stream is on \S+:1, as \S+ says, which cannot be reached from here", failed.stderr)
+            assert "stream.advertised_host" in failed.stderr
 
 
 def test_a_message_that_is_too_large_is_kept(shell: Shell) -> None:
