@@ -15,7 +15,7 @@ from mqtool.broker.embedded import EmbeddedBroker
 from tests.protocol.conftest import Api
 
 # The password is "secret".
-ANN = {
+ANN: dict[str, Any] = {
     "name": "ann",
     "password_hash": "AQIDBDB9kM21iEUzN1lZ+6VReCsdNqS0sERdAQTcY6Xs3PMz",
     "hashing_algorithm": "rabbit_password_hashing_sha256",
@@ -73,6 +73,20 @@ def by_name(document: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def has(exported: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether all that is wanted was exported; later versions say more of each thing."""
+
+    def plain(item: dict[str, Any]) -> dict[str, Any]:
+        arguments = {key: value for key, value in item.get("arguments", {}).items() if key != "x-queue-type"}
+        return {**item, "arguments": arguments}
+
+    return all(
+        any(plain(each).items() >= plain(item).items() for each in exported[kind])
+        for kind, items in wanted.items()
+        for item in items
+    )
+
+
 def test_what_is_loaded_is_exported(api: Api, vhost: str, channel: BlockingChannel) -> None:
     """A virtual host's, without what goes with a connection; what is there already stays as it is."""
     channel.queue_declare("mine", exclusive=True)
@@ -82,7 +96,8 @@ def test_what_is_loaded_is_exported(api: Api, vhost: str, channel: BlockingChann
         assert api("POST", f"definitions/{vhost}", wanted) == (204, None)
     status, exported = api("GET", f"definitions/{vhost}")
     assert status == 200
-    assert by_name(exported).items() >= by_name(wanted).items()
+    assert has(exported, wanted)
+    assert "mine" not in [each["name"] for each in exported["queues"]]
     others = [{**TOPOLOGY["queues"][0], "arguments": {}}]
     assert api("POST", f"definitions/{vhost}", {"queues": others})[0] == 204
     assert by_name(api("GET", f"definitions/{vhost}")[1]) == by_name(exported)
@@ -101,9 +116,7 @@ def test_the_definitions_of_all(api: Api, vhost: str) -> None:
         assert api("POST", "definitions", document) == (204, None)
         assert api("GET", "whoami", None, user["name"], "secret")[1]["name"] == user["name"]
         exported = api("GET", "definitions")[1]
-        for kind in ("users", "permissions", "queues", "exchanges", "bindings"):
-            assert all(item in exported[kind] for item in document[kind]), kind
-        assert vhost in [each["name"] for each in exported["vhosts"]]
+        assert has(exported, document)
         assert exported["topic_permissions"] == []
         assert api("GET", "definitions", None, user["name"], "secret")[0] == 401
         assert api("POST", f"definitions/{vhost}", {}, user["name"], "secret")[0] == 401
