@@ -1,6 +1,6 @@
 """Writes docs/reference/{commands,dialects}.md and docs/mqtool.1 from the program itself: make docs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ from mqtool import __version__
 from mqtool.cli.app import app
 from mqtool.cli.help.description import TOPIC_OF, CommandHelp, OptionHelp, describe, leaves, topic_options
 from mqtool.cli.help.topics import TOPICS, topic_text
-from mqtool.topology import Exchange
+from mqtool.topology import Exchange, Stream
 from mqtool.tutorials.dialects import LINES, NAMES, Dialect, Lines
+from mqtool.tutorials.stream_dialects import HELLO, TRACKING, StreamDialect
 
 REFERENCE = Path(__file__).parent / "reference" / "commands.md"
 DIALECTS = REFERENCE.with_name("dialects.md")
@@ -69,11 +70,29 @@ def dialects() -> str:
     ]
     spoken = [(name, *(_shown(getattr(LINES[dialect], name)) for dialect in Dialect)) for name in Lines._fields]
     parts.append(_rows(spoken))
+    parts += [
+        "## Streams",
+        "`send-stream`, `receive-stream` and `offset-tracking` know six languages: these streams, at most so large.",
+        _rows(
+            [
+                ("hello", *(_stream(HELLO[dialect].stream) for dialect in StreamDialect)),
+                ("offset tracking", *(_stream(TRACKING[dialect].stream) for dialect in StreamDialect)),
+                ("its reader", *(f"`{TRACKING[dialect].subscriber}`" for dialect in StreamDialect)),
+            ],
+            StreamDialect,
+        ),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
-def _rows(rows: list[tuple[str, ...]]) -> str:
-    head = ["| | " + " | ".join(f"`{dialect}`" for dialect in Dialect) + " |", "|---" * (len(Dialect) + 1) + "|"]
+def _stream(stream: Stream) -> str:
+    size = stream.arguments.get("max-length-bytes")
+    return f"`{stream.name}`: " + ("no limit" if size is None else f"{size // 10**9} GB")
+
+
+def _rows(rows: list[tuple[str, ...]], dialects: Iterable[str] = Dialect) -> str:
+    heads = [f"`{dialect}`" for dialect in dialects]
+    head = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     return "\n".join([*head, *(f"| {row[0].replace('_', ' ')} | " + " | ".join(row[1:]) + " |" for row in rows)])
 
 
