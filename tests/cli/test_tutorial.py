@@ -159,15 +159,18 @@ def test_run_needs_no_broker_and_leaves_nothing(lonely_shell: Shell) -> None:
 
 def test_every_play_on_a_broker_that_is_named(shell: Shell, broker: TestBroker, connection: Connection) -> None:
     """Each comes to its good end; what was on the broker stays as it was, and nothing is left there."""
-    only_in_ci("to play all takes most of a minute, and 'make demo' does")
+    only_in_ci("to play all takes a minute, and 'make demo' does on the embedded broker")
+    if broker.kind == "embedded":
+        pytest.skip("'make demo' does")
     channel = connection.channel()
     channel.declare(Queue("hello", durable=True, arguments={"x-queue-type": "quorum"}))
     shell.run("mqtool", "send", "mine")
 
-    played = shell.run("mqtool", "tutorial", "run", "--auto", timeout=PLAYING * 3)
+    names = [name for name in plays.ALL if broker.streams or not name.startswith("stream-")]
+    played = shell.run("mqtool", "tutorial", "run", "--auto", *names, timeout=PLAYING * 3)
 
     assert (played.stderr, played.code) == ("", 0)
-    for name in plays.ALL:
+    for name in names:
         assert plays.load(name).title in played.stdout
     assert left_behind(broker) == ["hello"]
     assert channel.depth_of("hello") == 1
