@@ -78,7 +78,10 @@ def has(exported: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
     def plain(item: dict[str, Any]) -> dict[str, Any]:
         arguments = {key: value for key, value in item.get("arguments", {}).items() if key != "x-queue-type"}
-        return {**item, "arguments": arguments}
+        said = {
+            key: value for key, value in item.items() if (key, value) != ("internal", False)
+        }  # RabbitMQ 4.3 does not
+        return {**said, "arguments": arguments}
 
     return all(
         any(plain(each).items() >= plain(item).items() for each in exported[kind])
@@ -96,7 +99,10 @@ def test_what_is_loaded_is_exported(api: Api, vhost: str, channel: BlockingChann
         assert api("POST", f"definitions/{vhost}", wanted) == (204, None)
     status, exported = api("GET", f"definitions/{vhost}")
     assert status == 200
-    assert has(exported, wanted)
+    without_vhost = {kind: [{**each} for each in items] for kind, items in wanted.items()}
+    for each in (*without_vhost["policies"], *without_vhost["parameters"]):
+        del each["vhost"]  # which RabbitMQ 4 leaves out
+    assert has(exported, without_vhost)
     assert "mine" not in [each["name"] for each in exported["queues"]]
     others = [{**TOPOLOGY["queues"][0], "arguments": {}}]
     assert api("POST", f"definitions/{vhost}", {"queues": others})[0] == 204
@@ -136,8 +142,8 @@ def test_what_cannot_be_loaded(api: Api, vhost: str) -> None:
         {"permissions": [{"user": "none-such", "vhost": vhost, "configure": "", "write": "", "read": ""}]},
         {"parameters": [{"component": "shovel", "vhost": vhost, "name": "s", "value": {}}]},
     ):
-        assert api("POST", "definitions", document)[0] == 400, document
-    assert api("POST", f"definitions/{vhost}", {"bindings": TOPOLOGY["bindings"]}) == (204, None)
+        assert api("POST", "definitions", document)[0] in (400, 500), document  # 500: RabbitMQ 4, without a vhost
+    assert api("POST", f"definitions/{vhost}", {"bindings": TOPOLOGY["bindings"]})[0] in (204, 400)  # 400: RabbitMQ 4
     assert api("GET", f"queues/{vhost}") == (200, [])
 
 

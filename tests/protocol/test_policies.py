@@ -128,6 +128,7 @@ def test_overflow_and_expiry_by_policy(channel: BlockingChannel, take: Take, set
     take.until(gone)
 
 
+@pytest.mark.differs_since("4.3", "what is returned with basic.nack does not count")
 def test_a_delivery_limit_by_policy(channel: BlockingChannel, take: Take, set_policy: SetPolicy) -> None:
     """A quorum queue drops what came back too often."""
     set_policy("jobs", {"delivery-limit": 1})
@@ -135,7 +136,7 @@ def test_a_delivery_limit_by_policy(channel: BlockingChannel, take: Take, set_po
     channel.basic_publish("", "jobs", b"x")
     for count in (0, 1):
         method, properties, _ = take.one("jobs", auto_ack=False)
-        assert properties.headers["x-delivery-count"] == count
+        assert (properties.headers or {}).get("x-delivery-count", 0) == count
         channel.basic_nack(method.delivery_tag)
     take.until(lambda: depth(channel, "jobs") == 0)
     assert channel.basic_get("jobs")[0] is None
@@ -250,6 +251,7 @@ def test_what_is_refused(api: Api, vhost: str) -> None:
 
 
 @pytest.mark.parametrize(("tag", "changes"), [("management", 401), ("policymaker", 201)])
+@pytest.mark.differs_since("4.3", "404 in place of 401, for a virtual host that one has no permissions in")
 def test_who_may_change_policies(api: Api, vhost: str, tag: str, changes: int) -> None:
     """A policymaker; operator policies are the administrator's."""
     user, body = f"{tag}-{vhost}", {"pattern": "a", "definition": {"max-length": 3}}

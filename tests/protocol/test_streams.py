@@ -145,7 +145,6 @@ def test_deleting_it_cancels_its_readers(channel: BlockingChannel, take: Take) -
     assert (again.bodies, again.offsets) == (["b"], [0])
 
 
-@pytest.mark.differs_since("4.0", "it was not tried there")
 def test_deleting_it_whatever_is_in_it(channel: BlockingChannel) -> None:
     """That there are messages or readers does not prevent it, even if the client says that it should."""
     publish(channel, "a")
