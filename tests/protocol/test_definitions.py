@@ -78,9 +78,8 @@ def has(exported: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
     def plain(item: dict[str, Any]) -> dict[str, Any]:
         arguments = {key: value for key, value in item.get("arguments", {}).items() if key != "x-queue-type"}
-        said = {
-            key: value for key, value in item.items() if (key, value) != ("internal", False)
-        }  # RabbitMQ 4.3 does not
+        # RabbitMQ 4.3 does not say that an exchange is not internal.
+        said = {key: value for key, value in item.items() if (key, value) != ("internal", False)}
         return {**said, "arguments": arguments}
 
     return all(
