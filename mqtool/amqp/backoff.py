@@ -1,6 +1,5 @@
 """How long to wait before trying again."""
 
-import random
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -22,6 +21,8 @@ class Backoff(NamedTuple):
 
     def delays(self) -> Iterator[float]:
         """Seconds to wait before each attempt: between half of the exponential value and all of it."""
+        import random  # needed after a loss only
+
         delay, attempt = self.first, 0
         while self.attempts is None or attempt < self.attempts:
             yield delay * random.uniform(0.5, 1.0)
