@@ -20,18 +20,14 @@ from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import BadData
 from mqtool.message import END_OF_TIME, MAX_DEPTH, PROPERTIES, Delivery, Message, Timestamp, Undecoded
 
-_KNOWN = {
+#: The keys of a delivery's line.
+OF_A_DELIVERY = frozenset(
+    {"timestamp", "exchange", "routing_key", "queue", "redelivered", "headers", "properties", "body"}
+)
+_KNOWN = OF_A_DELIVERY | {
     "broker",  # which of several, as 'mqtool tap' names it; it is not part of the message
     "delay",
     "at",
-    "timestamp",
-    "exchange",
-    "routing_key",
-    "queue",
-    "redelivered",
-    "headers",
-    "properties",
-    "body",
     "body_base64",
 }
 _TEXT = frozenset(PROPERTIES) - {"headers", "delivery_mode", "priority", "timestamp"}

@@ -26,20 +26,7 @@ from mqtool.spelling import did_you_mean
 Record = Mapping[str, Any]
 
 #: What a message can be asked for first: the keys of its NDJSON, its properties, and its size in octets.
-FIELDS = frozenset(
-    {
-        "timestamp",
-        "exchange",
-        "routing_key",
-        "queue",
-        "redelivered",
-        "headers",
-        "properties",
-        "body",
-        "size",
-        *PROPERTIES,
-    }
-)
+FIELDS = ndjson.OF_A_DELIVERY | {"size", *PROPERTIES}
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq, "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt,
     ">=": operator.ge,

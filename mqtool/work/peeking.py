@@ -14,7 +14,6 @@ is looked at first, alone.
 """
 
 import re
-import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from mqtool.offsets import FIRST, Offset
 from mqtool.topology import Queue
 from mqtool.work import history
 from mqtool.work.moving import Move, elsewhere, move, name_of
+from mqtool.work.transfer import wait_for
 
 #: Messages that one consumer can hold: AMQP's greatest prefetch. Of the first lot; octets of the later ones, about, and
 #: what a message adds to its body.
@@ -39,8 +39,6 @@ AT_ONCE, _FIRST, _LOT, _OVERHEAD = 65_535, 100, 16 << 20, 1000
 _PATIENCE, _STREAM_PATIENCE = 2.0, 1.0
 #: A quorum queue's, from RabbitMQ 4.0 on, where nothing else is said.
 _DEFAULT_LIMIT = 20
-#: Seconds between two looks at whether messages have returned.
-_LOOK = 0.005
 
 
 class How(Enum):
@@ -251,12 +249,7 @@ class Look:
                     channel.acknowledge(delivery)
                 administration.close(channel)
                 if held and channel is not self._newest_channel:
-                    self._wait_for_more_than(ready)
-
-    def _wait_for_more_than(self, ready: int) -> None:
-        deadline = time.monotonic() + _PATIENCE  # other consumers may get them at once
-        while self._channel.depth_of(self._queue) <= ready and time.monotonic() < deadline:
-            time.sleep(_LOOK)
+                    wait_for(self._channel, self._queue, ready + 1, _PATIENCE)
 
 
 def peek_stream(channel: Channel, queue: str, offset: Offset = FIRST, most: int | None = None) -> Generator[Delivery]:

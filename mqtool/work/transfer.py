@@ -45,13 +45,14 @@ class Until(NamedTuple):
     idle: float | None = None
 
 
-def wait_for(channel: Channel, queue: str, ready: int) -> None:
+def wait_for(channel: Channel, queue: str, ready: int, patience: float = _TAKEN_BACK) -> None:
     """Wait until what was given back is there: a moment only, since others may consume it meanwhile.
 
     Args:
         ready: messages that the queue has then.
+        patience: seconds.
     """
-    deadline = time.monotonic() + _TAKEN_BACK
+    deadline = time.monotonic() + patience
     while channel.depth_of(queue) < ready and time.monotonic() < deadline:
         time.sleep(_LOOK / 10)
 

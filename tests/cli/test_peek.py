@@ -13,7 +13,7 @@ from tests.cli.test_exec import depth
 
 
 def filled(shell: Shell, count: int, *settings: str) -> list[str]:
-    """Put so many messages into queue jobs; return their ids."""
+    """Put this many messages into queue jobs; return their ids."""
     ids = [f"m-{number}" for number in range(count)]
     shell.run("mqtool", "queue", "declare", "jobs", *settings)
     lines = (json.dumps({"body": str(number), "properties": {"message_id": name}}) for number, name in enumerate(ids))

@@ -9,7 +9,7 @@ import typer
 from mqtool.amqp import Channel
 from mqtool.amqp import Receiving as Settings
 from mqtool.cli import stopping
-from mqtool.cli.access import URL_VARIABLES, Access
+from mqtool.cli.access import Access
 from mqtool.cli.display import output
 from mqtool.cli.options import (
     Broker,
@@ -23,6 +23,7 @@ from mqtool.cli.options import (
     queue_option,
     takes_groups_but,
 )
+from mqtool.cli.options.connection import URL
 from mqtool.cli.options.where import Where
 from mqtool.cli.pipe.firehose import check_left_on, switch_off, switched_on
 from mqtool.cli.pipe.tapping import Printing, Source, print_taps
@@ -36,17 +37,7 @@ app = typer.Typer()
 
 #: Seconds for a connection to the management API, and for its answer: a tap of an exchange can do without.
 _PATIENCE = (2.0, 10.0)
-Urls = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--url",
-        "-u",
-        help="Broker: amqp://user:password@host:5672/vhost",
-        envvar=list(URL_VARIABLES),
-        show_envvar=True,
-        rich_help_panel="Broker",
-    ),
-]
+Urls = Annotated[list[str] | None, URL]
 
 
 _HINT = "mqtool tap amq.topic 'kern.*' taps an exchange, mqtool tap -q jobs a queue"

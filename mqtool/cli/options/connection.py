@@ -14,17 +14,15 @@ from mqtool.cli.options.groups import in_panel
 from mqtool.cli.options.values import DURATION
 from mqtool.tutorials.dialects import LINES, NAMES, Dialect, Lines, Names
 
-Url = Annotated[
-    str | None,
-    typer.Option(
-        "--url",
-        "-u",
-        help="Broker: amqp://user:password@host:5672/vhost",
-        envvar=list(URL_VARIABLES),
-        show_envvar=True,
-        rich_help_panel="Broker",
-    ),
-]
+URL = typer.Option(
+    "--url",
+    "-u",
+    help="Broker: amqp://user:password@host:5672/vhost",
+    envvar=list(URL_VARIABLES),
+    show_envvar=True,
+    rich_help_panel="Broker",
+)
+Url = Annotated[str | None, URL]
 ContextName = Annotated[
     str | None,
     typer.Option(
