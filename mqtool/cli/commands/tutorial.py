@@ -135,7 +135,7 @@ def run(
             )
     if no_pause:
         audience.ended(
-            f"{counted(len(chosen), 'tutorial')}, {checks} checks passed, {time.monotonic() - started:.0f} s"
+            f"{counted(len(chosen), 'tutorial')}, {counted(checks, 'check')} passed, {time.monotonic() - started:.0f} s"
         )
 
 
