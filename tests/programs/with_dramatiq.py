@@ -1,0 +1,54 @@
+"""dramatiq: retries, delays, priorities, and what failed too often in its queue of dead letters."""
+
+import os
+import threading
+import time
+
+import dramatiq
+from dramatiq.brokers.rabbitmq import RabbitmqBroker
+from dramatiq.middleware import CurrentMessage
+
+broker = RabbitmqBroker(url=os.environ["AMQP_URL"], confirm_delivery=True, max_priority=10)
+broker.add_middleware(CurrentMessage())
+dramatiq.set_broker(broker)
+
+done = threading.Event()
+attempts: list[float] = []
+late: list[float] = []
+
+
+@dramatiq.actor(max_retries=3, min_backoff=50, max_backoff=100)
+def flaky() -> None:
+    attempts.append(time.monotonic())
+    if len(attempts) < 3:
+        raise RuntimeError("once more")
+    done.set()
+
+
+@dramatiq.actor
+def delayed() -> None:
+    late.append(time.monotonic())
+
+
+@dramatiq.actor(max_retries=0)
+def hopeless() -> None:
+    raise RuntimeError("never")
+
+
+worker = dramatiq.Worker(broker, worker_timeout=100)
+worker.start()
+started = time.monotonic()
+delayed.send_with_options(delay=500)
+hopeless.send()
+flaky.send()
+broker.join("default", timeout=20_000)
+assert done.wait(20)
+worker.join()
+broker.join("default", timeout=20_000)
+assert len(attempts) == 3, attempts
+assert len(late) == 1, late
+assert late[0] - started >= 0.5
+worker.stop()
+_, _, dead = broker.get_queue_message_counts("default")
+assert dead == 1, dead
+broker.close()
