@@ -9,6 +9,10 @@ TAGS = {"administrator", "monitoring", "policymaker", "management"}
 SEES_ALL = {"administrator", "monitoring"}
 _OF_VHOST = ("queues", "exchanges", "bindings", "consumers")
 
+# What only administrators may see, and what only they may change besides.
+_SECRET = {"users", "permissions", "topic-permissions", "definitions", "all-configuration", "feature-flags"}
+_GUARDED = {"vhosts", "vhost-limits", "user-limits", "cluster-name", "reset", "rebalance", *_SECRET}
+
 
 def _refused(reason: str) -> HttpError:
     return HttpError(HTTPStatus.UNAUTHORIZED, "not_authorised", reason)
@@ -43,18 +47,25 @@ def check_read(user: User, path: list[str]) -> None:
     Raises:
         HttpError: 401.
     """
-    if "administrator" not in user.tags and (
-        path[:1] in (["users"], ["permissions"], ["definitions"])
-        or (path[:1] == ["vhosts"] and path[2:] == ["permissions"])
-    ):
-        raise _refused("Not administrator user")
+    if path[0] in _SECRET or (path[0] == "vhosts" and path[2:] in (["permissions"], ["topic-permissions"])):
+        check_administrator(user)
     _check_policy(user, path)
     if SEES_ALL.intersection(user.tags):
         return
     if path[:1] == ["nodes"]:
         raise _refused("Not monitor user")
-    if len(path) > 1 and path[0] in ("vhosts", *_OF_VHOST) and path[1] not in user.permissions:
+    if len(path) > 1 and path[0] in ("vhosts", "vhost-limits", *_OF_VHOST) and path[1] not in user.permissions:
         raise _refused("User not authorised to access virtual host")
+
+
+def check_close(user: User, owner: str) -> None:
+    """Check that a user may close a connection of this owner.
+
+    Raises:
+        HttpError: 401.
+    """
+    if user.name != owner:
+        check_administrator(user)
 
 
 def check_change(user: User, path: list[str]) -> None:
@@ -63,7 +74,7 @@ def check_change(user: User, path: list[str]) -> None:
     Raises:
         HttpError: 401.
     """
-    if path and path[0] in ("vhosts", "users", "permissions", "definitions"):
+    if path[0] in _GUARDED or path[3:] == ["actions"]:
         check_administrator(user)
         return
     _check_policy(user, path)
@@ -82,12 +93,15 @@ def check_change(user: User, path: list[str]) -> None:
 
 
 def _check_policy(user: User, path: list[str]) -> None:
-    """Check that a user may see policies, or see and change one: operators' are the administrator's."""
+    """Check that a user may see policies or parameters, or see and change one: operators' are the administrator's."""
     match path:
         case ["operator-policies", _, _]:
             check_administrator(user)
         case ["policies", vhost, _] if "administrator" not in user.tags:
             if "policymaker" not in user.tags or vhost not in user.permissions:
+                raise _refused("User not authorised to access object")
+        case ["parameters" | "global-parameters", *rest] if "administrator" not in user.tags:
+            if "policymaker" not in user.tags or (len(rest) > 1 and rest[1] not in user.permissions):
                 raise _refused("User not authorised to access object")
         case ["policies" | "operator-policies", vhost] if "administrator" not in user.tags:
             if vhost not in user.permissions:

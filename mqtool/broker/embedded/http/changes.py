@@ -3,8 +3,9 @@
 from http import HTTPStatus
 from urllib.parse import quote
 
-from mqtool.broker.embedded.http import declaring, definitions, messages, policies, views
-from mqtool.broker.embedded.http.directory import Directory, bad_request, not_found
+from mqtool.broker.embedded.http import declaring, definitions, messages, parameters, policies, views
+from mqtool.broker.embedded.http.access import check_close
+from mqtool.broker.embedded.http.directory import AnyConnection, Directory, bad_request, missing, not_found
 from mqtool.broker.embedded.http.server import Answer, Request
 from mqtool.broker.embedded.model.exchange import Exchange
 from mqtool.broker.embedded.model.queue import Queue
@@ -29,19 +30,21 @@ class Changes(Directory):
             HttpError: 400 or 404.
             AmqpException: the declaration is not valid.
         """
+        if path[:1] in (["queues"], ["exchanges"], ["bindings"]) and len(path) > 2:
+            return self._change_topology(user, request, path)
         match request.method, path:
             case "PUT", ["vhosts", name]:
                 return self._put_vhost(user, name, request.json())
             case "DELETE", ["vhosts", name]:
                 self.broker.delete_vhost(self.vhost(name).name)
-            case "POST", ["definitions"]:
+            case "POST", ["vhosts", vhost, "start", _]:
+                self.vhost(vhost)  # always runs
+            case "POST", ["definitions" | "all-configuration"]:
                 definitions.load(self.broker, request.json())
             case "POST", ["definitions", vhost]:
                 definitions.load(self.broker, request.json(), self.vhost(vhost))
             case "POST", ["users", "bulk-delete"]:
-                for name in request.json().get("users", []):
-                    if name in self.broker.users:
-                        self.broker.delete_user(name)
+                self._delete_users(parameters.required(request.json(), "users"))
             case "PUT", ["users", name]:
                 return _made(existed=declaring.put_user(self.broker, name, request.json()))
             case "DELETE", ["users", name]:
@@ -53,32 +56,75 @@ class Changes(Directory):
             case "DELETE", ["permissions", vhost, name]:
                 self.vhost(vhost)
                 self.broker.set_permissions(self.user(name).name, vhost, None)
-            case "PUT", ["queues", vhost, name]:
-                return _made(existed=declaring.put_queue(self.vhost(vhost), name, request.json()))
-            case "DELETE", ["queues", vhost, name]:
-                self._delete_queue(request, self.queue(vhost, name))
-            case "DELETE", ["queues", vhost, name, "contents"]:
-                self.queue(vhost, name).purge()
-            case "PUT", ["exchanges", vhost, name]:
-                return _made(existed=declaring.put_exchange(self.vhost(vhost), name, request.json()))
-            case "DELETE", ["exchanges", vhost, name]:
-                self._delete_exchange(request, self.vhost(vhost), self.exchange(vhost, name))
-            case "POST", ["exchanges", vhost, name, "publish"]:
-                exchange = self.exchange(vhost, name)
-                return messages.publish(self.broker, self.vhost(vhost), exchange, user, request.json())
-            case "POST", ["queues", vhost, name, "get"]:
-                return messages.get(self.broker, self.queue(vhost, name), request.json())
-            case "POST", ["bindings", vhost, "e", source, "q" | "e" as kind, destination]:
-                return self._bind(vhost, source, kind, destination, request.json())
-            case "DELETE", ["bindings", vhost, "e", source, "q" | "e" as kind, destination, properties_key]:
-                self._unbind(vhost, source, kind, destination, properties_key)
+            case "DELETE", ["connections", "username", name]:
+                self._close(user, request, [each for each in self.opened() if each.user.name == name])
             case "DELETE", ["connections", name]:
-                self._close_connection(name, request.headers.get("x-reason", "Closed via management plugin"))
+                self._close(user, request, [each for each in self.opened() if each.name == name] or missing())
             case "PUT" | "DELETE", ["policies" | "operator-policies" as kind, vhost, name]:
                 return self._change_policy(request, self.vhost(vhost), policies.KINDS[kind], name)
             case _:
+                return self._change_settings(request, path)
+        return NO_CONTENT
+
+    def _change_topology(self, user: User, request: Request, path: list[str]) -> Answer:  # noqa: C901 - one case per path
+        vhost = self.vhost(path[1])
+        match request.method, [path[0], *path[2:]]:
+            case "PUT", ["queues", name]:
+                return _made(existed=declaring.put_queue(vhost, name, request.json()))
+            case "DELETE", ["queues", name]:
+                self._delete_queue(request, self.queue(vhost.name, name))
+            case "DELETE", ["queues", name, "contents"]:
+                self.queue(vhost.name, name).purge()
+            case "POST", ["queues", name, "get"]:
+                return messages.get(self.broker, self.queue(vhost.name, name), request.json())
+            case "POST", ["queues", name, "actions"]:
+                self.queue(vhost.name, name)
+                if (action := parameters.required(request.json(), "action")) not in ("sync", "cancel_sync"):
+                    raise bad_request(f"unknown: {action}")
+            case "PUT", ["exchanges", name]:
+                return _made(existed=declaring.put_exchange(vhost, name, request.json()))
+            case "DELETE", ["exchanges", name]:
+                self._delete_exchange(request, vhost, self.exchange(vhost.name, name))
+            case "POST", ["exchanges", name, "publish"]:
+                return messages.publish(self.broker, vhost, self.exchange(vhost.name, name), user, request.json())
+            case "POST", ["bindings", "e", source, "q" | "e" as kind, destination]:
+                return self._bind(vhost.name, source, kind, destination, request.json())
+            case "DELETE", ["bindings", "e", source, "q" | "e" as kind, destination, properties_key]:
+                self._unbind(vhost.name, source, kind, destination, properties_key)
+            case _:
                 raise not_found()
         return NO_CONTENT
+
+    def _change_settings(self, request: Request, path: list[str]) -> Answer:
+        match request.method, path:
+            case "PUT" | "DELETE", ["vhost-limits" | "user-limits" | "parameters" | "global-parameters", *_]:
+                return _made(existed=parameters.change(self, request, path))
+            case "PUT", ["cluster-name"]:
+                name = parameters.required(request.json(), "name")
+                parameters.put_global_parameter(self.broker, parameters.CLUSTER_NAME, {"value": name})
+            case "PUT", ["feature-flags", name, "enable"]:
+                if name not in views.FEATURE_FLAGS:
+                    raise bad_request("unsupported")
+            case ("DELETE", ["reset", *_]) | ("POST", ["rebalance", "queues"]):
+                pass  # counters go on, and there is one node
+            case _:
+                raise not_found()
+        return NO_CONTENT
+
+    def _delete_users(self, names: object) -> None:
+        if not isinstance(names, list):
+            raise bad_request("users must be a list")
+        for name in names:
+            if name not in self.broker.users:
+                raise bad_request(f"no_such_user: {name}")
+        for name in set(names):
+            self.broker.delete_user(name)
+
+    @staticmethod
+    def _close(user: User, request: Request, connections: list[AnyConnection]) -> None:
+        for connection in connections:
+            check_close(user, connection.user.name)
+            connection.force_close(request.headers.get("x-reason", "Closed via management plugin"))
 
     def _put_vhost(self, user: User, name: str, body: views.Json) -> Answer:
         existed = name in self.broker.vhosts
@@ -139,10 +185,3 @@ class Changes(Directory):
                 self.vhost(vhost).unbind(exchange, end, link.routing_key, link.arguments)
                 return
         raise not_found()
-
-    def _close_connection(self, name: str, reason: str) -> None:
-        found = [connection for connection in self.connections if connection.name == name]
-        if not found:
-            raise not_found()
-        for connection in found:
-            connection.force_close(reason)

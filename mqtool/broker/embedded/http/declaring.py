@@ -7,6 +7,7 @@ from http import HTTPStatus
 from mqtool.broker.embedded.http import views
 from mqtool.broker.embedded.http.directory import bad_request, check_regular_expression
 from mqtool.broker.embedded.http.field_tables import field_table
+from mqtool.broker.embedded.http.parameters import checked_limits
 from mqtool.broker.embedded.http.server import HttpError
 from mqtool.broker.embedded.model.arguments import (
     check_equivalent_exchange,
@@ -18,6 +19,7 @@ from mqtool.broker.embedded.model.arguments import (
 )
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.exchange import Exchange
+from mqtool.broker.embedded.model.limits import OF_USERS, check_queues
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.users import ALGORITHMS, DEFAULT_ALGORITHM, Permissions, User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
@@ -78,7 +80,9 @@ def put_user(broker: Broker, name: str, body: views.Json) -> bool:
     else:
         raise bad_request("must provide password or password_hash")
     if existed is not None:
-        user.permissions = existed.permissions
+        user.permissions, user.limits = existed.permissions, existed.limits
+    if "limits" in body:
+        user.limits = checked_limits(body["limits"], OF_USERS, "user-limits")
     broker.save_user(user)
     return existed is not None
 
@@ -115,6 +119,7 @@ def put_queue(vhost: VirtualHost, name: str, body: views.Json) -> bool:
         return True
     if name.startswith("amq."):
         raise HttpError(HTTPStatus.UNAUTHORIZED, "not_authorised", "Access refused.")
+    check_queues(vhost, name)
     check_queue(
         name, vhost.name, arguments, durable=durable, exclusive=False, auto_delete=auto_delete, server_named=False
     )

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mqtool.broker.embedded.http import declaring, policies, views
+from mqtool.broker.embedded.http import declaring, parameters, policies, views
 from mqtool.broker.embedded.http.directory import bad_request
 from mqtool.broker.embedded.http.server import HttpError
 from mqtool.broker.embedded.model.broker import RABBITMQ_VERSION, Broker
 from mqtool.broker.embedded.model.errors import AmqpException
-from mqtool.broker.embedded.model.policies import OPERATOR, USER
+from mqtool.broker.embedded.model.policies import USER
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 
 log = logging.getLogger("mqtool.broker.embedded")
@@ -34,7 +34,7 @@ def export(broker: Broker) -> Json:
         "vhosts": [{"name": each.name, "description": each.description} for each in broker.vhosts.values()],
         "permissions": [view for user in users for view in views.permissions(user)],
         "topic_permissions": [],
-        "global_parameters": [],
+        "global_parameters": parameters.global_parameters(broker),
         **_topology([*broker.vhosts.values()]),
     }
 
@@ -52,7 +52,7 @@ def _topology(vhosts: list[VirtualHost]) -> Json:
     names = {(queue.vhost, queue.name) for queue in queues}
     bindings = [views.binding(vhost.name, link) for vhost in vhosts for link in vhost.links()]
     return {
-        "parameters": [_operators(view) for view in policies.policies(vhosts, OPERATOR)],
+        "parameters": parameters.parameters(vhosts),
         "policies": policies.policies(vhosts, USER),
         "queues": [
             {
@@ -84,12 +84,6 @@ def _topology(vhosts: list[VirtualHost]) -> Json:
             if view["destination_type"] == "exchange" or (view["vhost"], view["destination"]) in names
         ],
     }
-
-
-def _operators(view: Json) -> Json:
-    """An operator policy is a parameter here, as on RabbitMQ."""
-    value = {name: view[name] for name in ("pattern", "definition", "priority", "apply-to")}
-    return {"value": value, "vhost": view["vhost"], "component": OPERATOR, "name": view["name"]}
 
 
 def load_file(broker: Broker, path: Path) -> list[str]:
@@ -142,12 +136,8 @@ def unsupported(document: Json) -> Iterator[str]:
     for each in _items(document, "topic_permissions"):
         yield f"topic permissions of user '{each.get('user')}'"
     for each in _items(document, "parameters"):
-        if each.get("component") != OPERATOR:
+        if each.get("component") not in parameters.COMPONENTS:
             yield f"{each.get('component')} '{each.get('name')}'"
-    for each in _items(document, "global_parameters"):
-        # These only name the cluster that the document is from.
-        if each.get("name") not in ("cluster_name", "internal_cluster_id"):
-            yield f"global parameter '{each.get('name')}'"
 
 
 class _Loading:
@@ -172,8 +162,9 @@ class _Loading:
             ("users", self._user),
             ("vhosts", self._vhost),
             ("permissions", self._permissions),
+            ("global_parameters", lambda item: parameters.put_global_parameter(self._broker, item["name"], item)),
             ("parameters", self._parameter),
-            ("policies", lambda item: self._policy(USER, item["name"], item, item)),
+            ("policies", self._policy),
             ("exchanges", self._exchange),
             ("queues", self._queue),
             ("bindings", self._binding),
@@ -212,11 +203,11 @@ class _Loading:
         declaring.put_permissions(self._broker, self._of(item).name, user, item)
 
     def _parameter(self, item: Json) -> None:
-        if item.get("component") == OPERATOR:
-            self._policy(OPERATOR, item["name"], item, item["value"])
+        if item.get("component") in parameters.COMPONENTS:
+            parameters.put_parameter(self._broker, self._of(item), item["component"], item["name"], item)
 
-    def _policy(self, kind: str, name: str, item: Json, value: Json) -> None:
-        self._of(item).policies.put(kind, policies.policy(kind, name, value))
+    def _policy(self, item: Json) -> None:
+        self._of(item).policies.put(USER, policies.policy(USER, item["name"], item))
 
     def _exchange(self, item: Json) -> None:
         vhost, name = self._of(item), item["name"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from mqtool.broker.embedded.http import access, definitions, health, policies, views
+from mqtool.broker.embedded.http import access, definitions, health, parameters, paths, policies, views
 from mqtool.broker.embedded.http.changes import Changes
 from mqtool.broker.embedded.http.directory import (
     AnyConnection,
@@ -61,6 +61,8 @@ class Management(Directory):
             HttpError: 400, 401, 404, 405 or 503.
         """
         user = self._login(request)
+        if (options := paths.checked(request)) is not None:
+            return options
         match request.method, request.path:
             case _, [] | ["api"]:
                 return Answer(HTTPStatus.OK, {"management": "embedded"})
@@ -86,8 +88,6 @@ class Management(Directory):
                     if error.code == RESOURCE_ERROR:
                         raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, "disk", reason) from error
                     raise bad_request(reason) from error
-            case _, ["api", *_]:
-                raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", "Method Not Allowed")
         raise not_found()
 
     def check(self, request: Request) -> None:
@@ -123,13 +123,21 @@ class Management(Directory):
             case ["whoami"]:
                 return {"name": user.name, "tags": user.tags}
             case ["cluster-name"]:
-                return {"name": NODE}
+                return {"name": parameters.global_parameter(broker, parameters.CLUSTER_NAME)["value"]}
+            case ["extensions"]:
+                return []  # there is no page to extend
+            case ["feature-flags"]:
+                return views.feature_flags()
+            case ["auth"]:
+                return {"enable_uaa": False, "uaa_client_id": "", "uaa_location": ""}
             case ["nodes"]:
                 return [views.node(broker)]
             case ["nodes", name] if name == NODE:
                 return views.node(broker)
-            case ["healthchecks", "node", *_] | ["aliveness-test", _]:
+            case ["healthchecks", "node"] | ["healthchecks", "node", _] | ["aliveness-test", _]:
                 return {"status": "ok"}
+            case ["topic-permissions"] | ["vhosts" | "users", _, "topic-permissions"]:
+                return []
             case ["vhosts"]:
                 return [views.vhost(vhost) for vhost in self._visible(user, None)]
             case ["vhosts", name]:
@@ -138,6 +146,8 @@ class Management(Directory):
                 return [view for view in self._permissions() if view["vhost"] == self.vhost(name).name]
             case ["users"]:
                 return [views.user(each) for each in broker.users.values()]
+            case ["users", "without-permissions"]:
+                return [views.user(each) for each in broker.users.values() if not each.permissions]
             case ["users", name]:
                 return views.user(self.user(name))
             case ["users", name, "permissions"]:
@@ -147,7 +157,7 @@ class Management(Directory):
             case ["permissions", vhost, name]:
                 found = [view for view in views.permissions(self.user(name)) if view["vhost"] == vhost]
                 return found[0] if found else missing()
-            case ["definitions"]:
+            case ["definitions" | "all-configuration"]:
                 return definitions.export(broker)
             case ["definitions", vhost]:
                 return definitions.export_vhost(self.vhost(vhost))
@@ -158,8 +168,8 @@ class Management(Directory):
             case ["policies" | "operator-policies" as kind, vhost, name]:
                 of = policies.policies([self.vhost(vhost)], policies.KINDS[kind])
                 return next((view for view in of if view["name"] == name), None) or missing()
-            case ["parameters"] | ["parameters", _] | ["parameters", _, _] | ["global-parameters"]:
-                return []
+            case ["vhost-limits" | "user-limits" | "parameters" | "global-parameters", *_]:
+                return parameters.read(self, list(self._visible(user, None)), path)
         return self._get_listed(user, path)
 
     def _get_listed(self, user: User, path: list[str]) -> Any:  # noqa: C901 - one case per path
@@ -168,6 +178,11 @@ class Management(Directory):
                 return list(self._lists[kind](user, None))
             case ["vhosts", vhost, "connections" | "channels" as kind]:
                 return list(self._lists[kind](user, self.vhost(vhost).name))
+            case ["connections", "username", name]:
+                return [view for view in self._connections(user, None) if view["user"] == name]
+            case ["connections", name, "channels"]:
+                views_of = self._channels(user, None)
+                return [view for view in views_of if view["connection_details"]["name"] == name]
             case ["connections", name]:
                 found = [view for view in self._connections(user, None) if view["name"] == name]
                 return found[0] if found else missing()

@@ -104,9 +104,9 @@ def policy(kind: str, name: str, body: Json) -> Policy:
     pattern, definition = body["pattern"], field_table(body["definition"])
     priority, apply_to = body.get("priority", 0), body.get("apply-to", "all")
     if not isinstance(priority, int | float) or isinstance(priority, bool):
-        raise _invalid(f"priority should be a number, actually was {_term(priority)}")
+        raise _invalid(f"priority should be a number, actually was {term(priority)}")
     if not isinstance(pattern, str):
-        raise _invalid(f"pattern should be a binary but was {_term(pattern)}")
+        raise _invalid(f"pattern should be a binary but was {term(pattern)}")
     try:
         check_pattern(pattern)
     except ValueError as error:
@@ -126,8 +126,8 @@ def _check_settings(kind: str, definition: Json) -> None:
             continue
         is_valid, what = _SETTINGS[setting]
         if not is_valid(value):
-            raise _invalid(f"{_term(value)} is not {what}")
-    unknown = [f"{{{_term(name)},{_term(value)}}}" for name, value in sorted(definition.items()) if name not in known]
+            raise _invalid(f"{term(value)} is not {what}")
+    unknown = [f"{{{term(name)},{term(value)}}}" for name, value in sorted(definition.items()) if name not in known]
     if unknown:
         raise _invalid(f"[{','.join(unknown)}] are not recognised policy settings")
 
@@ -136,12 +136,12 @@ def _invalid(reason: str) -> Exception:
     return bad_request(f"Validation failed\n\n{reason}\n")
 
 
-def _term(value: Any) -> str:
+def term(value: Any) -> str:
     """Return a value as Erlang prints it."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
         return f'<<"{value}">>'
     if isinstance(value, list):
-        return f"[{','.join(map(_term, value))}]"
+        return f"[{','.join(map(term, value))}]"
     return str(value)

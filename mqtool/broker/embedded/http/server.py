@@ -79,11 +79,12 @@ class Request:
 
 @dataclass
 class Answer:
-    """What it gets; `value` is None for no content, `location` where what was made is."""
+    """What it gets; `value` is None for no content, `location` where what was made is, `allow` what can be asked."""
 
     status: HTTPStatus
     value: Any = None
     location: str | None = None
+    allow: tuple[str, ...] = ()
 
 
 class Handler(Protocol):
@@ -154,7 +155,7 @@ class HttpServer:
             await _write(writer, _refusal(error), stay=stay)
             return stay
         request.body = await _read_body(reader, size)
-        await _write(writer, self._answer(request), stay=stay)
+        await _write(writer, self._answer(request), stay=stay, head_only=request.method == "HEAD")
         return stay
 
     def _answer(self, request: Request) -> Answer:
@@ -245,7 +246,7 @@ def _credentials(authorization: str) -> tuple[str, str] | None:
     return name, password
 
 
-async def _write(writer: asyncio.StreamWriter, answer: Answer, *, stay: bool) -> None:
+async def _write(writer: asyncio.StreamWriter, answer: Answer, *, stay: bool, head_only: bool = False) -> None:
     body = b"" if answer.value is None else json.dumps(answer.value).encode()
     lines = [
         f"HTTP/1.1 {answer.status.value} {answer.status.phrase}",
@@ -254,10 +255,12 @@ async def _write(writer: asyncio.StreamWriter, answer: Answer, *, stay: bool) ->
     ]
     if body:
         lines.append("content-type: application/json")
+    if answer.allow:
+        lines.append(f"allow: {', '.join(answer.allow)}")
     if answer.location is not None:
         lines.append(f"location: {answer.location}")
     if answer.status is HTTPStatus.UNAUTHORIZED:
         lines.append('www-authenticate: Basic realm="RabbitMQ Management"')
-    writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+    writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + (b"" if head_only else body))
     async with asyncio.timeout(_ANSWER_SECONDS):
         await writer.drain()

@@ -26,6 +26,20 @@ _BUILT_IN = {
 }
 
 
+FEATURE_FLAGS = {
+    "classic_mirrored_queue_version": "rabbit",
+    "drop_unroutable_metric": "rabbitmq_management_agent",
+    "empty_basic_get_metric": "rabbitmq_management_agent",
+    "implicit_default_bindings": "rabbit",
+    "maintenance_mode_status": "rabbit",
+    "quorum_queue": "rabbit",
+    "stream_queue": "rabbit",
+    "user_limits": "rabbit",
+    "virtual_host_metadata": "rabbit",
+}
+"""Those of RabbitMQ 3.10, and who brings them. All of what they stand for is here, so all are enabled."""
+
+
 def plain(value: Value) -> Any:
     """A field value as JSON has it."""
     if isinstance(value, dict):
@@ -257,7 +271,7 @@ def user(user: User) -> Json:
         "password_hash": base64.b64encode(user.password_hash or b"").decode(),
         "hashing_algorithm": user.algorithm,
         "tags": list(user.tags),
-        "limits": {},
+        "limits": user.limits,
     }
 
 
@@ -266,6 +280,14 @@ def permissions(user: User) -> list[Json]:
     return [
         {"user": user.name, "vhost": name, "configure": rights.configure, "write": rights.write, "read": rights.read}
         for name, rights in user.permissions.items()
+    ]
+
+
+def feature_flags() -> list[Json]:
+    """/api/feature-flags."""
+    return [
+        {"name": name, "desc": "", "doc_url": "", "state": "enabled", "stability": "stable", "provided_by": provider}
+        for name, provider in FEATURE_FLAGS.items()
     ]
 
 

@@ -64,6 +64,10 @@ class Client(Protocol):
     vhost: VirtualHost
 
     @property
+    def channels(self) -> Collection[int]:
+        """The numbers of its channels."""
+
+    @property
     def is_open(self) -> bool:
         """Whether the handshake is done, and the end has not begun."""
 
@@ -96,6 +100,7 @@ class Broker:
     Attributes:
         alarms: why publishers are blocked: `memory`, `disk`, both or neither.
         alarm_reason: what publishers are told of it, if not what they are low on.
+        global_parameters: what clients have stored under a name, in JSON.
         reply_consumers: the channels that wait for direct replies, by token.
         listeners: host and port by protocol.
         permissions_version: changes with every change of a user.
@@ -117,6 +122,7 @@ class Broker:
         self.consumer_timeout = consumer_timeout
         self.vhosts: dict[str, VirtualHost] = {}
         self.users: dict[str, User] = {}
+        self.global_parameters: dict[str, str] = {}
         self.reply_consumers: dict[str, ReplyConsumer] = {}
         self.dropped_unroutable = 0
         self.listeners: dict[str, tuple[str, int]] = {}
@@ -139,11 +145,18 @@ class Broker:
         """Make a virtual host unless it exists, and describe it if a description is given."""
         vhost = self.vhosts.get(name)
         if vhost is None or description not in (None, vhost.description):
-            self.ledger.save("vhost", name, {"description": description or ""})
             vhost = vhost or VirtualHost(name, self.clock, self.ledger)
-            vhost.description = description or ""
+            self._save_vhost(vhost, description or "", vhost.limits)
             self.vhosts[name] = vhost
         return vhost
+
+    def limit_vhost(self, vhost: VirtualHost, limits: dict[str, int]) -> None:
+        """Change what a virtual host may have."""
+        self._save_vhost(vhost, vhost.description, limits)
+
+    def _save_vhost(self, vhost: VirtualHost, description: str, limits: dict[str, int]) -> None:
+        self.ledger.save("vhost", vhost.name, {"description": description, "limits": {**limits}})
+        vhost.description, vhost.limits = description, limits
 
     def delete_vhost(self, name: str) -> None:
         """Delete a virtual host with everything in it, and close its connections.
@@ -176,6 +189,7 @@ class Broker:
                 "algorithm": user.algorithm,
                 "tags": list(user.tags),
                 "permissions": permissions,
+                "limits": {**user.limits},
             },
         )
         self.users[user.name] = user
@@ -200,6 +214,22 @@ class Broker:
         others = {name: rights for name, rights in self.users[user].permissions.items() if name != vhost}
         changed = others if permissions is None else {**others, vhost: permissions}
         self.save_user(replace(self.users[user], permissions=changed))
+
+    def limits_of(self, user: str) -> dict[str, int]:
+        """Return what limits a user, who may be gone by now."""
+        return self.users[user].limits if user in self.users else {}
+
+    def limit_user(self, user: User, limits: dict[str, int]) -> None:
+        """Change what a user may have."""
+        self.save_user(replace(user, limits=limits))
+
+    def set_global_parameter(self, name: str, text: str | None) -> None:
+        """Set a global parameter, in JSON; None to delete it."""
+        if text is not None:
+            self.ledger.save("global_parameter", name, {"json": text})
+            self.global_parameters[name] = text
+        elif self.global_parameters.pop(name, None) is not None:
+            self.ledger.forget("global_parameter", name)
 
     def authenticate(self, name: str, password: str, *, from_loopback: bool) -> User | None:
         """Return the user if this is their password; guest may log in only from this machine."""
@@ -235,7 +265,7 @@ class Broker:
             log.warning("%s alarm cleared", name)
             self.alarms.remove(name)
             if not self.alarms:
-                for client in self._all_clients():
+                for client in self.clients():
                     client.unblock()
 
     # -- clients
@@ -244,12 +274,13 @@ class Broker:
         """Count these among the connections, too: those of another protocol."""
         self._clients.append(clients)
 
-    def _all_clients(self) -> list[Client]:
+    def clients(self) -> list[Client]:
+        """Return the connections of all protocols."""
         return [client for clients in self._clients for client in clients]
 
     def check_consumers(self) -> None:
         """Close the channels whose consumers have kept a delivery for too long."""
-        for client in self._all_clients():
+        for client in self.clients():
             client.check_consumers(self.consumer_timeout)
 
     def close_connections(self, reason: str) -> None:
@@ -257,5 +288,5 @@ class Broker:
         self._close_clients(reason, lambda _: True)
 
     def _close_clients(self, reason: str, which: Callable[[Client], bool]) -> None:
-        for client in [client for client in self._all_clients() if which(client)]:
+        for client in [client for client in self.clients() if which(client)]:
             client.force_close(reason)

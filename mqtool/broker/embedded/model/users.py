@@ -42,6 +42,7 @@ class User:
         password_hash: a salt of four octets and the digest of salt and password, as RabbitMQ does; None for no login.
         tags: e.g. `administrator`.
         permissions: by virtual host.
+        limits: how much they may have of what `limits.OF_USERS` names.
     """
 
     name: str
@@ -49,6 +50,7 @@ class User:
     tags: list[str] = field(default_factory=list)
     permissions: dict[str, Permissions] = field(default_factory=dict)
     algorithm: str = DEFAULT_ALGORITHM
+    limits: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def with_password(cls, name: str, password: str, tags: list[str]) -> Self:

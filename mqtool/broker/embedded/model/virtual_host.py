@@ -74,12 +74,14 @@ class VirtualHost:
     Attributes:
         exchanges, queues: by name.
         policies: those that its exchanges and queues may be subject to.
+        limits: how much it may have of what `limits.OF_VHOSTS` names.
         tracing: whether its firehose is on: see `wire/firehose.py`.
     """
 
     def __init__(self, name: str, clock: Clock, ledger: Ledger) -> None:
         self.name = name
         self.description = ""
+        self.limits: dict[str, int] = {}
         self.tracing = False
         self._clock = clock
         self._ledger = ledger

@@ -37,8 +37,11 @@ def _recover(broker: Broker, storage: Storage) -> bool:
     for name, value in vhosts.items():
         broker.vhosts[name] = VirtualHost(name, broker.clock, storage)
         broker.vhosts[name].description = str(value.get("description", ""))  # older versions store none
+        broker.vhosts[name].limits = _limits(value)
     for name, value in storage.definitions("user"):
         broker.users[name] = _user(name, value)
+    for name, value in storage.definitions("global_parameter"):
+        broker.global_parameters[name] = str(value["json"])
     for kind in (USER, OPERATOR):
         for _, value in storage.definitions(kind):
             _policy(broker, kind, value)
@@ -63,9 +66,13 @@ def _recover(broker: Broker, storage: Storage) -> bool:
 def _user(name: str, value: Table) -> User:
     stored: Any = value
     permissions = {vhost: Permissions(*patterns) for vhost, patterns in stored["permissions"].items()}
-    return User(
-        name, bytes.fromhex(stored["password_hash"]) or None, list(stored["tags"]), permissions, stored["algorithm"]
-    )
+    password_hash = bytes.fromhex(stored["password_hash"]) or None
+    return User(name, password_hash, list(stored["tags"]), permissions, stored["algorithm"], _limits(value))
+
+
+def _limits(value: Table) -> dict[str, int]:
+    stored: Any = value.get("limits", {})  # older versions store none
+    return {name: int(limit) for name, limit in stored.items()}
 
 
 def _policy(broker: Broker, kind: str, value: Table) -> None:

@@ -19,6 +19,7 @@ from mqtool.broker.embedded.model.errors import (
     ConnectionException,
     precondition_failed,
 )
+from mqtool.broker.embedded.model.limits import check_channels
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.users import User
@@ -199,6 +200,7 @@ class Connection(FrameStream):
             raise ConnectionException(
                 NOT_ALLOWED, f"{opened} has reached the negotiated channel_max ({self.channel_max})"
             )
+        check_channels(self.broker, self.user.name)
         self.channels[number] = channel = Channel(number, self)
         channel.send(commands.Channel.OpenOk)
 

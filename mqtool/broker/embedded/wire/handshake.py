@@ -14,6 +14,7 @@ from mqtool.broker.embedded.model.errors import (
     ConnectionException,
 )
 from mqtool.broker.embedded.model.identity import identity
+from mqtool.broker.embedded.model.limits import check_connections
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
@@ -179,6 +180,7 @@ def _open(connection: Opening, method: ConnectionClass.Open) -> None:
     vhost = connection.broker.vhosts.get(name)
     if vhost is None:
         raise ConnectionException(NOT_ALLOWED, f"vhost {name} not found")
+    check_connections(connection.broker, vhost, connection.user.name)
     if name not in connection.user.permissions:
         raise ConnectionException(NOT_ALLOWED, f"access to vhost '{name}' refused for user '{connection.user.name}'")
     connection.vhost = vhost

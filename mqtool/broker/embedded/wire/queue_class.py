@@ -10,6 +10,7 @@ from mqtool.broker.embedded.model.errors import (
     locked_queue,
     precondition_failed,
 )
+from mqtool.broker.embedded.model.limits import check_queues
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.wire.channel import Channel
 from mqtool.broker.embedded.wire.methods import table
@@ -59,6 +60,7 @@ def _declare(channel: Channel, method: QueueClass.Declare, name: str) -> Queue:
             raise locked_queue(name, vhost.name)
         check_equivalent_queue(queue, arguments, durable=method.durable, auto_delete=method.auto_delete)
         return queue
+    check_queues(vhost, name)
     check_queue(
         name,
         vhost.name,

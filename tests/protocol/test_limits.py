@@ -1,0 +1,163 @@
+"""Limits of virtual hosts and users, runtime parameters and global parameters."""
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pika
+import pytest
+from pika.exceptions import AMQPError
+
+from mqtool.broker.embedded import EmbeddedBroker
+from tests.protocol.conftest import Api
+
+Connect = Callable[..., pika.BlockingConnection]
+
+
+def error_of(action: Callable[[], object]) -> str:
+    """What the broker says; once it does, as RabbitMQ counts a moment later."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            action()
+        except AMQPError as error:
+            return str(error)
+        assert time.monotonic() < deadline, "there was no limit"
+
+
+@pytest.fixture
+def ann(api: Api, vhost: str, amqp_url: str) -> Iterator[str]:
+    """A user of the test's virtual host; where she connects to."""
+    name = f"ann-{uuid.uuid4().hex[:8]}"
+    api("PUT", f"users/{name}", {"password": "secret", "tags": ""})
+    api("PUT", f"permissions/{vhost}/{name}", {"configure": ".*", "write": ".*", "read": ".*"})
+    parts = urlsplit(amqp_url)
+    yield f"amqp://{name}:secret@{parts.hostname}:{parts.port}{parts.path}"
+    api("DELETE", f"users/{name}")
+
+
+def test_limits_of_a_virtual_host(api: Api, vhost: str, connect: Connect) -> None:
+    """Take effect at once, until they are gone."""
+    for name in ("max-connections", "max-queues"):
+        assert api("PUT", f"vhost-limits/{vhost}/{name}", {"value": 1})[0] in (201, 204)
+    limits = {"max-connections": 1, "max-queues": 1}
+    assert api("GET", f"vhost-limits/{vhost}")[1] == [{"vhost": vhost, "value": limits}]
+    assert {"vhost": vhost, "value": limits} in api("GET", "vhost-limits")[1]
+    channel = connect().channel()
+    assert "connection limit (1) is reached" in error_of(connect)
+    for name in ("a", "a"):
+        channel.queue_declare(name, durable=True)
+    status, answer = api("PUT", f"queues/{vhost}/b", {"durable": True})
+    assert (status, "queue limit in vhost" in answer["reason"]) == (400, True)
+    assert "PRECONDITION_FAILED - cannot declare queue 'b'" in error_of(lambda: channel.queue_declare("b"))
+    for name in ("max-connections", "max-queues"):
+        assert api("DELETE", f"vhost-limits/{vhost}/{name}")[0] == 204
+    assert api("GET", f"vhost-limits/{vhost}")[1] == []
+    connect().channel().queue_declare("b", durable=True)
+
+
+def test_limits_of_a_user(api: Api, ann: str, connect: Connect) -> None:
+    """Of connections, and of channels in all of them."""
+    name = urlsplit(ann).username
+    api("PUT", f"user-limits/{name}/max-connections", {"value": 1})
+    api("PUT", f"user-limits/{name}/max-channels", {"value": 2})
+    limits = {"max-connections": 1, "max-channels": 2}
+    assert api("GET", f"user-limits/{name}")[1] == [{"user": name, "value": limits}]
+    assert api("GET", f"users/{name}")[1]["limits"] == limits
+    api("PUT", f"users/{name}", {"password": "secret", "tags": ""})
+    assert api("GET", f"users/{name}")[1]["limits"] == limits, "kept with a new password"
+    connection = connect(ann)
+    assert "user connection limit (1) is reached" in error_of(lambda: connect(ann))
+    assert "NOT_ALLOWED" in error_of(connection.channel)
+    assert api("PUT", "user-limits/nobody/max-connections", {"value": 1})[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("of", "wrong"),
+    [
+        ("vhost", {"max-connections": "1"}),
+        ("vhost", {"max-queues": 1.5}),
+        ("vhost", {"max-channels": 1}),
+        ("user", {"max-queues": 1}),
+        ("user", {"max-channels": None}),
+    ],
+)
+def test_what_is_not_a_limit(api: Api, vhost: str, ann: str, of: str, wrong: dict[str, Any]) -> None:
+    name = vhost if of == "vhost" else urlsplit(ann).username
+    ((limit, value),) = wrong.items()
+    assert api("PUT", f"{of}-limits/{name}/{limit}", {"value": value})[0] == 400
+    assert api("PUT", f"{of}-limits/{name}/max-connections", {})[0] == 400
+    assert api("GET", f"{of}-limits/{name}") == (200, [])
+
+
+def test_parameters(api: Api, vhost: str) -> None:
+    """A virtual host's limits are one; what belongs to no component is refused."""
+    value = {"max-queues": 7}
+    path = f"parameters/vhost-limits/{vhost}"
+    assert api("PUT", f"{path}/limits", {"value": value})[0] == 201
+    assert api("PUT", f"{path}/limits", {"value": value})[0] == 204
+    view = {"component": "vhost-limits", "vhost": vhost, "name": "limits", "value": value}
+    assert api("GET", f"{path}/limits") == (200, view)
+    assert api("GET", path) == (200, [view])
+    assert view in api("GET", "parameters/vhost-limits")[1]
+    assert api("GET", f"vhost-limits/{vhost}")[1] == [{"vhost": vhost, "value": value}]
+    assert api("GET", f"definitions/{vhost}")[1]["parameters"] == [view]
+    assert api("DELETE", f"{path}/limits")[0] == 204
+    assert api("DELETE", f"{path}/limits")[0] == 404
+    assert api("GET", f"vhost-limits/{vhost}")[1] == []
+    for component in ("none", "policy"):
+        assert api("PUT", f"parameters/{component}/{vhost}/x", {"value": {"pattern": "a"}})[0] == 400
+    assert api("GET", "parameters/none")[1] == []
+    assert api("GET", "parameters/none/none")[0] == 404
+
+
+def test_global_parameters(api: Api) -> None:
+    """Hold whatever a client stores under a name."""
+    path = f"global-parameters/mqtool-{uuid.uuid4().hex[:8]}"
+    assert api("PUT", path, {"value": {"a": [1, None]}})[0] == 201
+    assert api("PUT", path, {"value": 5})[0] == 204
+    assert api("GET", path) == (200, {"name": path.partition("/")[2], "value": 5})
+    assert api("GET", path)[1] in api("GET", "global-parameters")[1]
+    assert api("PUT", path, {})[0] == 400
+    assert api("DELETE", path)[0] == 204
+    assert api("GET", path)[0] == 404
+    names = [each["value"] for each in api("GET", "global-parameters")[1] if each["name"] == "cluster_name"]
+    assert names == [api("GET", "cluster-name")[1]["name"]]
+
+
+def test_who_closes_a_connection(api: Api, vhost: str, ann: str, connect: Connect) -> None:
+    """Its user and administrators; by the name of the connection, or of the user for all of theirs."""
+    bob = f"bob-{uuid.uuid4().hex[:8]}"
+    api("PUT", f"users/{bob}", {"password": "secret", "tags": "management"})
+    name, connection = urlsplit(ann).username, connect(ann)
+    path = f"connections/username/{name}"
+    deadline = time.monotonic() + 10
+    while not (found := api("GET", path)[1]):
+        assert time.monotonic() < deadline
+    assert [each["user"] for each in found] == [name]
+    assert api("GET", "connections/username/nobody") == (200, [])
+    assert api("DELETE", path, user=bob, password="secret")[0] >= 400  # 401, or RabbitMQ 3.10 crashes
+    assert api("DELETE", path)[0] == 204
+    with pytest.raises(AMQPError):
+        connection.process_data_events(5)
+    api("DELETE", f"users/{bob}")
+
+
+def test_after_a_restart(tmp_path: Path, api_of: Callable[[EmbeddedBroker], Api]) -> None:
+    """Limits and global parameters are there, and in definitions for another broker."""
+    with EmbeddedBroker(data_dir=tmp_path / "a", management_port=0) as broker:
+        api = api_of(broker)
+        api("PUT", "vhost-limits/%2f/max-queues", {"value": 3})
+        api("PUT", "user-limits/guest/max-channels", {"value": 9})
+        api("PUT", "global-parameters/team", {"value": "orders"})
+        definitions = api("GET", "definitions")[1]
+    again = EmbeddedBroker(data_dir=tmp_path / "a", management_port=0)
+    with again, EmbeddedBroker(management_port=0) as other:
+        api_of(other)("POST", "definitions", definitions)
+        for api in (api_of(again), api_of(other)):
+            assert api("GET", "vhost-limits")[1] == [{"vhost": "/", "value": {"max-queues": 3}}]
+            assert api("GET", "user-limits")[1] == [{"user": "guest", "value": {"max-channels": 9}}]
+            assert api("GET", "global-parameters/team")[1]["value"] == "orders"
