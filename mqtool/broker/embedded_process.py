@@ -16,6 +16,9 @@ KIND = "embedded"
 _MODULE = "mqtool.broker.embedded"
 _PATIENCE = 15.0
 
+#: The options of the files in Wanted.tls.
+TLS_OPTIONS = ("--tls-cert", "--tls-key", "--tls-client-ca")
+
 
 def start(wanted: Wanted) -> Started:
     """Start the embedded broker; it accepts connections when this returns."""
@@ -36,6 +39,7 @@ def start(wanted: Wanted) -> Started:
                 "data": state.IN_MEMORY if wanted.in_memory else str(wanted.data_dir or directory / "embedded"),
                 **({"listen": wanted.listen} if wanted.listen else {}),
                 **ports.stream_url(wanted.stream_port, wanted.listen),
+                **({"tls_files": list(map(str, wanted.tls))} if wanted.tls else {}),
             },
         )
     )
@@ -54,10 +58,17 @@ def _run(started: Started) -> Started:
     keep = ["--in-memory"] if data == state.IN_MEMORY else ["--data-dir", data]
     listen = [f"--listen={address}" for address in ports.addresses(started.details.get("listen"))]
     streams = ["--stream-port", str(urlsplit(url).port)] if (url := started.details.get("streams")) else []
-    broker = launch(directory, "--port", port, "--management-port", management_port, *listen, *keep, *streams)
-    damage = wait_until_ready(broker, directory)[3 if streams else 2 :]
-    details = {key: value for key, value in started.details.items() if key != "damage"}
-    started = replace(started, pid=broker.pid, details={**details, **({"damage": damage[0]} if damage else {})})
+    files = started.details.get("tls_files", [])
+    tls = [word for pair in zip(TLS_OPTIONS, files, strict=False) for word in pair]
+    broker = launch(directory, "--port", port, "--management-port", management_port, *listen, *keep, *streams, *tls)
+    lines = wait_until_ready(broker, directory)
+    urls = (3 if streams else 2) * (2 if tls else 1)
+    details = {key: value for key, value in started.details.items() if key not in ("damage", "tls")}
+    if tls:
+        details["tls"] = f"amqps://{ports.HOST}:{urlsplit(lines[urls // 2]).port}"
+    if damage := lines[urls:]:
+        details["damage"] = damage[0]
+    started = replace(started, pid=broker.pid, details=details)
     state.save(started)
     return started
 
@@ -77,7 +88,7 @@ def launch(directory: Path, *options: str) -> "subprocess.Popen[bytes]":
 
 
 def wait_until_ready(broker: "subprocess.Popen[bytes]", directory: Path) -> list[str]:
-    """Wait until what launch() started accepts connections; return its URL, its management URL, and any damage.
+    """Wait until what launch() started accepts connections; return its URLs, and any damage.
 
     Raises:
         MqtoolError: it does not start.

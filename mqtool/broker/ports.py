@@ -60,8 +60,8 @@ def free_port() -> int:
     """A port that nobody listens on.
 
     It is below the range for outgoing connections (usually from 32768), one of which could take the port while the
-    broker is being restarted.
+    broker is being restarted. The port below it is free as well, for TLS.
     """
-    while not is_free(port := random.randint(20_000, 32_000)):
+    while not (is_free(port := random.randint(20_000, 32_000)) and is_free(port - 1)):
         pass
     return port

@@ -31,6 +31,8 @@ class Wanted:
         in_memory: keep nothing on disk (embedded broker only).
         image: RabbitMQ image to build on (Docker only); None for the one that we test with.
         listen: one more address to listen on for AMQP connections, besides loopback.
+        tls: files with its certificate and key, and with the authority of its clients if they need a certificate
+            (embedded broker only).
     """
 
     name: str = DEFAULT_NAME
@@ -42,6 +44,7 @@ class Wanted:
     listen: str | None = None
     management_port: int | None = None
     stream_port: int | None = None
+    tls: tuple[Path, ...] = ()
 
     @property
     def nodes(self) -> int:
@@ -59,8 +62,8 @@ class Started:
             request.
         pid: the process to stop; 0 if there is more than one, or none.
         directory: for its data, log and configuration.
-        details: what else its kind needs to know, with "data" and, where they were asked for, "listen", "built_on" and
-            "streams" (the URL of the stream port).
+        details: what else its kind needs to know, with "data" and, where they were asked for, "listen", "built_on",
+            "streams" (the URL of the stream port) and "tls_files".
             `broker status` shows what is not nested.
     """
 
@@ -90,6 +93,7 @@ def differing(started: Started, kind: str, wanted: Wanted) -> list[str]:
         "--cluster": not wanted.cluster or started.nodes == wanted.nodes,
         "--image": wanted.image in (None, details.get("built_on")),
         "--listen": wanted.listen in (None, details.get("listen")),
+        "--tls-cert": list(map(str, wanted.tls)) in ([], details.get("tls_files")),
     }
     return [option for option, as_asked in agrees.items() if not as_asked]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mqtool.broker.choice import STARTERS, Kind
+from mqtool.broker.embedded.testing.authority import Authority
 from mqtool.broker.ports import free_port
 from tests.brokers import own_broker
 from tests.cli.shell import Shell, wait_until
@@ -92,6 +93,27 @@ def test_a_broker_for_other_machines(home: Shell, kind: Kind, at_port: str) -> N
     assert home.run("mqtool", "broker", "restart", "--name", "mine").code == 0
     received = home.run("mqtool", "receive", "-q", "task_queue", "-c", "1", "-u", url)
     assert received.stdout == " [x] Received from elsewhere\n", "it still knows the password"
+
+
+def test_a_broker_with_tls(home: Shell, amqp_tls: Authority, at_port: str) -> None:
+    """Its status says where; clients need the authority, and their certificate if that is asked for."""
+    up = ("mqtool", "broker", "up", "--kind=embedded", "--in-memory", "--name=mine", at_port)
+    files = ("--tls-cert", str(amqp_tls.cert), "--tls-key", str(amqp_tls.key), "--tls-client-ca", str(amqp_tls.ca))
+    assert "give both --tls-cert and --tls-key" in home.run(*up, *files[:2]).stderr
+    assert "use --kind embedded" in home.run("mqtool", "broker", "up", "--kind=node", *files).stderr
+    assert home.run(*up, *files).code == 0
+    status = home.run("mqtool", "broker", "status", "--name", "mine").stdout
+    (url,) = re.findall(r"tls +(amqps://\S+)", status)
+    client = (
+        "--tls-ca",
+        str(amqp_tls.ca),
+        "--tls-cert",
+        str(amqp_tls.client_cert),
+        "--tls-key",
+        str(amqp_tls.client_key),
+    )
+    assert home.run("mqtool", "send", "over TLS", "-u", url, *client).code == 0
+    assert home.run("mqtool", "send", "over TLS", "-u", url, *client[:2]).code == 69
 
 
 def test_options_that_a_running_broker_does_not_have(home: Shell, at_port: str) -> None:

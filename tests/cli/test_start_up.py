@@ -6,10 +6,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.broker.embedded.testing.authority import Authority, new_authority
 from mqtool.cli.app import COMMANDS
-from tests.brokers import TestBroker, on_any_broker
+from tests.brokers import on_any_broker
 from tests.cli.shell import Shell
-from tests.tls import authority, tls_door
 
 HEAVY = {
     "asyncio",
@@ -50,20 +51,19 @@ def test_a_command_loads_by_itself(lonely_shell: Shell, name: str) -> None:
     assert result.stdout.startswith(f"usage: mqtool {name}")
 
 
-@on_any_broker
-def test_tls_is_loaded_where_it_is_used(shell: Shell, broker: TestBroker, tmp_path: Path) -> None:
+def test_tls_is_loaded_where_it_is_used(lonely_shell: Shell, amqp_tls: Authority, tmp_path: Path) -> None:
     """In a process of its own, which does without ssl until a URL or an error asks for it."""
-    ours, other = authority(tmp_path / "ours"), authority(tmp_path / "other")
-    address = urlsplit(broker.url)
-    assert address.hostname
-    assert address.port
-    with tls_door(address.hostname, address.port, ours.context()) as port:
-        url = f"amqps://localhost:{port}/{broker.vhost}"
+    other = new_authority(tmp_path)
+    shell = lonely_shell
+    with EmbeddedBroker(tls=amqp_tls.tls()) as broker:
+        assert broker.tls_url is not None
+        port = urlsplit(broker.tls_url).port
+        url = f"amqps://localhost:{port}"
         mqtool = sys.executable, "-m", "mqtool"
-        trusting = "-u", url, "--tls-ca", str(ours.certificate)
+        trusting = "-u", url, "--tls-ca", str(amqp_tls.ca)
         assert shell.run(*mqtool, "send", "-q", "q", "over TLS", *trusting).code == 0
         assert shell.run(*mqtool, "receive", "-q", "q", "-c", "1", "--raw", *trusting).stdout == "over TLS\n"
-        for mistrusting in (("-u", url), ("-u", url, "--tls-ca", str(other.certificate))):
+        for mistrusting in (("-u", url), ("-u", url, "--tls-ca", str(other.ca))):
             refused = shell.run(*mqtool, "send", "-q", "q", "x", *mistrusting)
             assert refused.code == 69
             assert f"the certificate of localhost:{port} cannot be trusted" in refused.stderr

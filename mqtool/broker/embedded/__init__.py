@@ -5,7 +5,7 @@ from mqtool.broker.embedded import EmbeddedBroker
 with EmbeddedBroker() as broker:
     ...  # any AMQP client can connect to broker.url
 
-It has no TLS and no cluster; a quorum queue or a stream behaves like one and has one replica. People who
+It has no cluster; a quorum queue or a stream behaves like one and has one replica. People who
 outgrow it change one URL.
 """
 
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from mqtool.broker.embedded.in_process import EmbeddedBroker
     from mqtool.broker.embedded.replaying import replay
     from mqtool.broker.embedded.server import Settings, serve
+    from mqtool.broker.embedded.wire.tls import Tls
 
-__all__ = ["EmbeddedBroker", "Settings", "replay", "serve"]
+__all__ = ["EmbeddedBroker", "Settings", "Tls", "replay", "serve"]
 
 
 def __getattr__(name: str) -> Any:
@@ -29,4 +30,4 @@ def __getattr__(name: str) -> Any:
         return replay
     from mqtool.broker.embedded import in_process, server
 
-    return getattr(in_process if name == "EmbeddedBroker" else server, name)
+    return getattr(in_process if name in ("EmbeddedBroker", "Tls") else server, name)

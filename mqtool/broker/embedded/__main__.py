@@ -7,6 +7,7 @@ from pathlib import Path
 from mqtool.broker.embedded.model.broker import CONSUMER_TIMEOUT
 from mqtool.broker.embedded.process import run
 from mqtool.broker.embedded.server import DEFAULT_PORT, Settings
+from mqtool.broker.embedded.wire.tls import Tls
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -23,6 +24,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--management-port", type=int, help="port of the management HTTP API, 0 for any free one")
     parser.add_argument("--stream-port", type=int, help="port of the stream protocol, 0 for any free one")
     parser.add_argument("--definitions", type=Path, metavar="FILE", help="load RabbitMQ definitions at the start")
+    parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="listen with TLS as well, on the ports below")
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="key of the certificate")
+    parser.add_argument("--tls-client-ca", type=Path, metavar="FILE", help="require certificates of this authority")
     parser.add_argument("--memory-limit", type=int, metavar="BYTES", help="block publishers above this")
     parser.add_argument("--consumer-timeout", type=float, metavar="SECONDS", default=CONSUMER_TIMEOUT)
     parser.add_argument("--ready-file", type=Path, help="written once it listens: the URLs, and any damage")
@@ -34,7 +38,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Run until SIGTERM or SIGINT; returns the exit code."""
-    options = _parser().parse_args()
+    parser = _parser()
+    options = parser.parse_args()
+    files = (options.tls_cert, options.tls_key, options.tls_client_ca)
+    if any(files) and not (options.tls_cert and options.tls_key):
+        parser.error("TLS needs both --tls-cert and --tls-key")
     settings = Settings(
         options.host,
         options.port,
@@ -46,6 +54,7 @@ def main() -> int:
         options.stream_port,
         options.recording,
         options.definitions,
+        Tls(*files) if any(files) else None,
     )
     return run(settings, ready_file=options.ready_file, log_file=options.log_file, print_url=options.print_url)
 

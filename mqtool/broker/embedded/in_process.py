@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from mqtool.broker.embedded.model.broker import CONSUMER_TIMEOUT
 from mqtool.broker.embedded.server import Server, Settings, run
@@ -16,6 +16,7 @@ from mqtool.broker.embedded.testing.bench import Bench
 from mqtool.broker.embedded.testing.calls import Calls
 from mqtool.broker.embedded.testing.front import Faults
 from mqtool.broker.embedded.testing.questions import Questions
+from mqtool.broker.embedded.wire.tls import Tls
 
 _STARTING_SECONDS = 30.0
 T = TypeVar("T")
@@ -27,13 +28,15 @@ class Vhost(Questions):
     Attributes:
         name: its name.
         url: its AMQP URL.
+        tls_url: its AMQP URL with TLS; None without.
         faults: what can go wrong with the broker.
     """
 
     def __init__(self, broker: "EmbeddedBroker", name: str) -> None:
         self._broker = broker
         self.name = name
-        self.url = f"{broker.url.rpartition('/')[0]}/{quote(name, safe='')}"
+        self.url = _in_vhost(broker.url, name)
+        self.tls_url = None if broker.tls_url is None else _in_vhost(broker.tls_url, name)
         self.faults = broker.faults
 
     def now(self, ask: Callable[[Bench, str], T]) -> T:
@@ -58,9 +61,12 @@ class EmbeddedBroker(Questions):
         consumer_timeout: how long a delivery may stay unacknowledged, in seconds.
         recording: whether to record what happens to messages, so that it can be asked.
         definitions: a file of definitions, as RabbitMQ exports them, to load at the start.
+        tls: PEM files to listen with TLS as well, on ports of their own; None for plain TCP only.
 
     Attributes:
         url: the AMQP URL, once it is started.
+        tls_url: the AMQP URL with TLS, once it is started; None without `tls`.
+        urls: the URLs by protocol, once it is started: amqp, http, stream; with `tls` amqp/ssl, https, stream/ssl too.
         stream_port: the port of the stream protocol, once it is started; None without one.
         management_url: the HTTP URL of the management API, once it is started; None without one.
     """
@@ -77,6 +83,7 @@ class EmbeddedBroker(Questions):
         stream_port: int | None = None,
         recording: bool = False,
         definitions: str | Path | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self._settings = Settings(
             host,
@@ -88,6 +95,7 @@ class EmbeddedBroker(Questions):
             stream_port=stream_port,
             recording=recording,
             definitions=None if definitions is None else Path(definitions),
+            tls=tls,
         )
         self._calls: Calls | None = None
         self._thread: threading.Thread | None = None
@@ -98,28 +106,37 @@ class EmbeddedBroker(Questions):
         self._server: Server | None = None
 
     @property
+    def urls(self) -> dict[str, str]:
+        """Where it listens: by protocol, as the management API names it."""
+        assert self._server is not None, "the broker has not been started"
+        return self._server.urls()
+
+    @property
     def port(self) -> int:
         """The AMQP port."""
-        assert self._server is not None, "the broker has not been started"
-        return self._server.port
+        port = urlsplit(self.url).port
+        assert port is not None
+        return port
 
     @property
     def url(self) -> str:
         """The AMQP URL, of user guest and virtual host /."""
-        return f"amqp://guest:guest@{self._settings.host}:{self.port}/%2F"
+        return self.urls["amqp"]
+
+    @property
+    def tls_url(self) -> str | None:
+        """The AMQP URL with TLS, None without `tls`."""
+        return self.urls.get("amqp/ssl")
 
     @property
     def management_url(self) -> str | None:
         """The URL of the management API, None if there is none."""
-        assert self._server is not None, "the broker has not been started"
-        port = self._server.management_port
-        return None if port is None else f"http://{self._settings.host}:{port}"
+        return self.urls.get("http")
 
     @property
     def stream_port(self) -> int | None:
         """The port of the stream protocol, None if there is none."""
-        assert self._server is not None, "the broker has not been started"
-        return self._server.stream_port
+        return urlsplit(self.urls.get("stream", "")).port
 
     # -- tests
 
@@ -210,3 +227,7 @@ class EmbeddedBroker(Questions):
     def _started(self, server: Server) -> None:
         self._calls, self._server = Calls(), server
         self._ready.set()
+
+
+def _in_vhost(url: str, name: str) -> str:
+    return f"{url.rpartition('/')[0]}/{quote(name, safe='')}"

@@ -28,9 +28,9 @@ def run(
             for what in server.left_out:
                 print(f"embedded broker: {what}", file=sys.stderr)
         if print_url:
-            print("\n".join(_urls(settings.host, server)), flush=True)
+            print("\n".join(server.urls().values()), flush=True)
         if ready_file is not None:
-            _write(ready_file, settings.host, server)
+            _write(ready_file, server)
 
     # Queues hold many objects for long. Left to itself the collector would walk through them over and over.
     gc.set_threshold(100_000, 20, 100)
@@ -47,18 +47,10 @@ def run(
     return 0
 
 
-def _urls(host: str, server: Server) -> list[str]:
-    urls = [f"amqp://guest:guest@{host}:{server.port}/%2F"]
-    if server.management_port is not None:
-        urls.append(f"http://{host}:{server.management_port}")
-    if server.stream_port is not None:
-        urls.append(f"rabbitmq-stream://{host}:{server.stream_port}")
-    return urls
-
-
-def _write(ready_file: Path, host: str, server: Server) -> None:
-    lines = _urls(host, server)
-    if server.management_port is not None and server.damage is not None:
+def _write(ready_file: Path, server: Server) -> None:
+    urls = server.urls()
+    lines = list(urls.values())
+    if "http" in urls and server.damage is not None:
         lines.append(server.damage)
     # Whoever waits for the file must never see half of it.
     partial = ready_file.with_name(ready_file.name + ".partial")

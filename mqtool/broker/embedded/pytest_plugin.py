@@ -1,4 +1,4 @@
-"""pytest's fixtures for other people's tests: `amqp_broker` and `amqp_vhost`.
+"""pytest's fixtures for other people's tests: `amqp_broker`, `amqp_vhost` and `amqp_tls`.
 
     def test_something(amqp_vhost):
         connection = pika.BlockingConnection(pika.URLParameters(amqp_vhost.url))
@@ -18,6 +18,7 @@ import pytest
 
 if TYPE_CHECKING:
     from mqtool.broker.embedded.in_process import EmbeddedBroker, Vhost
+    from mqtool.broker.embedded.testing.authority import Authority
 
 
 class _Undoing:
@@ -49,6 +50,17 @@ def amqp_vhost(amqp_broker: "EmbeddedBroker") -> "Iterator[Vhost]":
     """A virtual host for this test alone; `amqp_vhost.url` is where, `amqp_vhost.faults` what can go wrong."""
     with amqp_broker.fresh_vhost() as vhost:
         yield vhost
+
+
+@pytest.fixture(scope="session")
+def amqp_tls(tmp_path_factory: pytest.TempPathFactory) -> "Authority":
+    """A throwaway authority for tests of TLS: `EmbeddedBroker(tls=amqp_tls.tls())`, and `amqp_tls.ca` to trust."""
+    from mqtool.broker.embedded.testing.authority import new_authority
+
+    try:
+        return new_authority(tmp_path_factory.mktemp("amqp_tls"))
+    except FileNotFoundError:
+        pytest.skip("amqp_tls needs the command openssl")
 
 
 def pytest_configure(config: pytest.Config) -> None:

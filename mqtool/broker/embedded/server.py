@@ -4,6 +4,7 @@ import asyncio
 import errno
 import logging
 import signal
+import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from mqtool.broker.embedded.model.broker import CONSUMER_TIMEOUT, Broker
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.wire.connection import Connection
 from mqtool.broker.embedded.wire.door import Door
+from mqtool.broker.embedded.wire.tls import Tls
 
 if TYPE_CHECKING:
     from mqtool.broker.embedded.streaming.connection import StreamConnection
@@ -24,6 +26,17 @@ log = logging.getLogger("mqtool.broker.embedded")
 DEFAULT_PORT = 5672
 _CHECK_CONSUMERS_SECONDS = 60.0
 _SAID_AGAIN_SECONDS = 60.0
+
+_WITH_TLS = {"amqp": "amqp/ssl", "http": "https", "stream": "stream/ssl"}
+
+_URLS = {
+    "amqp": "amqp://guest:guest@{}/%2F",
+    "http": "http://{}",
+    "stream": "rabbitmq-stream://{}",
+    "amqp/ssl": "amqps://guest:guest@{}/%2F",
+    "https": "https://{}",
+    "stream/ssl": "rabbitmq-stream+tls://{}",
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,7 @@ class Settings:
         stream_port: the port of the stream protocol; 0 for any free one, None for none.
         recording: whether to record what happens to messages, for tests that ask.
         definitions: a file of definitions to load before it listens.
+        tls: to listen with TLS as well, on the port below each of the others; None for plain TCP only.
     """
 
     host: str = "127.0.0.1"
@@ -53,28 +67,26 @@ class Settings:
     stream_port: int | None = None
     recording: bool = False
     definitions: Path | None = None
+    tls: Tls | None = None
 
 
 class Server:
     """A broker and its sockets, on the running event loop.
 
     Attributes:
-        port, management_port, stream_port: the real ones, once it listens.
         damage: what could not be read from the data directory, in words; None if nothing.
         left_out: what is in the definitions that this broker does not have, in words.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._servers: list[asyncio.Server] = []
-        self._door = Door(lambda: Connection(self.broker, self._connections))
+        self._doors: list[Door] = []
+        self._management_doors: list[Door] = []
+        self._tls: ssl.SSLContext | None = None
         self._bench: Bench | None = None
         self._connections: set[Connection] = set()
         self._stream_connections: set[StreamConnection] = set()
         self._checking: asyncio.TimerHandle | None = None
-        self.port = settings.port
-        self.management_port = settings.management_port
-        self.stream_port = settings.stream_port
         self.damage: str | None = None
         self.left_out: list[str] = []
         self.broker: Broker
@@ -107,18 +119,48 @@ class Server:
 
     async def _listen(self) -> None:
         settings = self._settings
+        if settings.tls is not None:
+            self._tls = settings.tls.context()
         if settings.recording:
             self.bench()
-        self.port = await self._door.listen(settings.amqp_hosts or settings.host, settings.port)
-        self.broker.listeners["amqp"] = (settings.host, self.port)
+        hosts = settings.amqp_hosts or [settings.host]
+        await self._open_doors(self._doors, "amqp", self._new_connection, hosts, settings.port)
         if settings.management_port is not None:
-            self._servers.append(await self._start_management(settings.management_port))
+            await self._open_doors(
+                self._management_doors, "http", self._management(), [settings.host], settings.management_port
+            )
         if settings.stream_port is not None:
-            self._servers.append(await self._start_streams(settings.stream_port))
+            await self._open_doors(self._doors, "stream", self._streams(), hosts, settings.stream_port)
         self._check_consumers()
-        log.info("listening on %s:%d", settings.host, self.port)
+        log.info("listening on %s", ", ".join(self.urls().values()))
 
-    async def _start_management(self, port: int) -> asyncio.Server:
+    async def _open_doors(
+        self,
+        doors: list[Door],
+        protocol: str,
+        new_connection: Callable[[], asyncio.Protocol],
+        hosts: Sequence[str],
+        port: int,
+    ) -> None:
+        """Listen without TLS and, on the port below as RabbitMQ does, with it."""
+        each = [(protocol, Door(new_connection), port)]
+        if self._tls is not None:
+            each.append((_WITH_TLS[protocol], Door(new_connection, self._tls), port and port - 1))
+        for name, door, wanted in each:
+            doors.append(door)
+            self.broker.listeners[name] = (self._settings.host, await door.listen(hosts, wanted))
+
+    def urls(self) -> dict[str, str]:
+        """Return where it listens, by protocol as the management API names it."""
+        host = {"::": "localhost"}.get(self._settings.host, self._settings.host)
+        host = f"[{host}]" if ":" in host else host
+        ports = {protocol: port for protocol, (_, port) in self.broker.listeners.items()}
+        return {name: url.format(f"{host}:{ports[name]}") for name, url in _URLS.items() if name in ports}
+
+    def _new_connection(self) -> Connection:
+        return Connection(self.broker, self._connections)
+
+    def _management(self) -> Callable[[], asyncio.Protocol]:
         # Imported here: a broker without management starts faster without HTTP and JSON.
         from mqtool.broker.embedded.http.management import Management
         from mqtool.broker.embedded.http.server import MAX_HEAD, HttpServer
@@ -132,13 +174,9 @@ class Server:
                 bench=self.bench,
             )
         )
-        server = await asyncio.start_server(http.talk, self._settings.host, port, limit=MAX_HEAD)
-        self.management_port = server.sockets[0].getsockname()[1]
-        self.broker.listeners["http"] = (self._settings.host, self.management_port)
-        log.info("management API on http://%s:%d", self._settings.host, self.management_port)
-        return server
+        return lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader(limit=MAX_HEAD), http.talk)
 
-    async def _start_streams(self, port: int) -> asyncio.Server:
+    def _streams(self) -> Callable[[], asyncio.Protocol]:
         # Imported here: most brokers are never asked for streams.
         from mqtool.broker.embedded.streaming.connection import StreamConnection
         from mqtool.broker.embedded.streaming.single_active import Groups
@@ -146,16 +184,7 @@ class Server:
         connections = self._stream_connections
         groups = Groups()
         self.broker.add_clients(connections)
-        server = await asyncio.get_running_loop().create_server(
-            lambda: StreamConnection(self.broker, connections, groups),
-            self._settings.amqp_hosts or self._settings.host,
-            port,
-            backlog=1024,
-        )
-        self.stream_port = server.sockets[0].getsockname()[1]
-        self.broker.listeners["stream"] = (self._settings.host, self.stream_port)
-        log.info("stream protocol on %s:%d", self._settings.host, self.stream_port)
-        return server
+        return lambda: StreamConnection(self.broker, connections, groups)
 
     def bench(self) -> "Bench":
         """Return where it can be tested; call it on the loop."""
@@ -163,7 +192,8 @@ class Server:
             # Imported here: most brokers are not tested with.
             from mqtool.broker.embedded.testing.bench import Bench
 
-            self._bench = Bench(self.broker, self._connections, self._door, recording=self._settings.recording)
+            connections = (self._connections, self._stream_connections)
+            self._bench = Bench(self.broker, connections, self._doors, recording=self._settings.recording)
         return self._bench
 
     def _open(self) -> Broker:
@@ -208,13 +238,17 @@ class Server:
         for connection in list(self._connections):
             connection.hang_up()
         await asyncio.sleep(0)
+        # With TLS, clients are expected to take their leave as well; nobody waits for that now.
+        for each in (self._connections, self._stream_connections):
+            for transport in [connection.transport for connection in each]:
+                transport.abort()
+        await asyncio.sleep(0)
         self.broker.ledger.close(self._returned())
         log.info("stopped")
 
     def _close_doors(self) -> None:
-        self._door.close()
-        for server in self._servers:
-            server.close()
+        for door in [*self._doors, *self._management_doors]:
+            door.close()
 
     def _returned(self) -> list[Entry]:
         """Return the stored messages that have been delivered before."""

@@ -19,7 +19,7 @@ from mqtool.broker.waiting import connect_within
 from mqtool.cli import stopping
 from mqtool.cli.access import Access, Choice, choose, is_same_node
 from mqtool.cli.display import output, tables
-from mqtool.cli.options import DURATION, Broker, ContextName, Url, takes_groups
+from mqtool.cli.options import DURATION, Broker, ContextName, Url, takes_groups, takes_groups_but
 from mqtool.cli.options.asking import Yes, ask
 from mqtool.errors import Unavailable, UsageError
 
@@ -30,10 +30,14 @@ app.add_typer(broker, name="broker")
 _LOG_PAUSE = 0.2
 
 Name = Annotated[str, typer.Option(help="Name of the broker")]
+ClientCa = Annotated[Path | None, typer.Option(help="Require client certificates of this authority (embedded)")]
 
 
 @broker.command(epilog="mqtool broker up\nmqtool broker up --kind embedded --port 5673 --name second")
-@takes_groups
+@takes_groups_but(
+    tls_cert=Annotated[Path | None, typer.Option(help="Client certificate; with --kind embedded, the broker's")],
+    tls_key=Annotated[Path | None, typer.Option(help="Key of the certificate")],
+)
 def up(
     options: Broker,
     kind: Annotated[Kind, typer.Option(help="Kind of broker")] = Kind.AUTO,
@@ -55,10 +59,13 @@ def up(
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay in the foreground; Ctrl-C stops the broker")
     ] = False,
+    tls_client_ca: ClientCa = None,
 ) -> None:
     """Use a broker that is reachable, or start one."""
-    wanted = Wanted(name, port, data_dir, in_memory, cluster, image, listen, management_port, stream_port)
-    _check(wanted)
+    # Of any other kind, they are for a look whether there is a broker already.
+    tls = _tls(options.tls_cert, options.tls_key, tls_client_ca) if kind is Kind.EMBEDDED else ()
+    wanted = Wanted(name, port, data_dir, in_memory, cluster, image, listen, management_port, stream_port, tls)
+    _check(wanted, kind, tls_client_ca)
     if _is_up_again(kind, wanted, foreground=foreground):
         return
     if kind is Kind.AUTO and wanted == Wanted() and not foreground:
@@ -91,7 +98,18 @@ def up(
         _stay(started)
 
 
-def _check(wanted: Wanted) -> None:
+def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> tuple[Path, ...]:
+    """The files of a broker with TLS; none for one without."""
+    if (cert, key, client_ca) == (None, None, None):
+        return ()
+    if cert is None or key is None:
+        raise UsageError("a broker with TLS needs a certificate and its key", "give both --tls-cert and --tls-key")
+    return tuple(path.absolute() for path in (cert, key, client_ca) if path is not None)
+
+
+def _check(wanted: Wanted, kind: Kind, client_ca: Path | None) -> None:
+    if client_ca is not None and kind is not Kind.EMBEDDED:
+        raise UsageError("--tls-client-ca is for the embedded broker", "use --kind embedded")
     if not wanted.name.replace("-", "").replace("_", "").isalnum() or not wanted.name.isascii():
         raise UsageError(f"{wanted.name!r} is not a valid broker name", "use letters, digits, - and _")
     if wanted.listen is not None:
@@ -203,6 +221,11 @@ def serve(
     ] = False,
     print_url: Annotated[bool, typer.Option("--print-url", help="Print the URLs once it listens")] = False,
     ready_file: Annotated[Path | None, typer.Option(help="File that gets the URLs once it listens")] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Certificate: listen with TLS too, one port below (PEM)")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Key of the certificate (PEM)")] = None,
+    tls_client_ca: ClientCa = None,
 ) -> None:
     """Run an embedded broker in this process, until Ctrl-C or TERM.
 
@@ -210,9 +233,18 @@ def serve(
     """
     from mqtool.broker.embedded.process import run  # here: other commands need no broker
     from mqtool.broker.embedded.server import Settings
+    from mqtool.broker.embedded.wire.tls import Tls
 
+    tls = _tls(tls_cert, tls_key, tls_client_ca)
     settings = Settings(
-        host, port, data_dir, management_port, stream_port=stream_port, recording=recording, definitions=definitions
+        host,
+        port,
+        data_dir,
+        management_port,
+        stream_port=stream_port,
+        recording=recording,
+        definitions=definitions,
+        tls=Tls(*tls) if tls else None,
     )
     raise typer.Exit(run(settings, ready_file=ready_file, print_url=print_url))
 

@@ -10,7 +10,7 @@ from mqtool.broker.embedded.model.broker import Broker
 _OK = {"status": "ok"}
 _ALONE = {"status": "ok", "reason": "single node cluster"}
 # RabbitMQ knows AMQP by several names, with and without TLS.
-_ALSO_CALLED = {"amqp091": "amqp", "amqp10": "amqp", "amqp0.9.1": "amqp", "amqp1.0": "amqp"}
+_ALSO_CALLED = {"amqp091": "amqp", "amqp10": "amqp", "amqp0.9.1": "amqp", "amqp1.0": "amqp", "amqps": "amqp/ssl"}
 
 
 def check(broker: Broker, path: list[str]) -> Answer:

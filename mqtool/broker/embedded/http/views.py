@@ -179,7 +179,7 @@ def connection(connection: AnyConnection) -> Json:
         "protocol": connection.protocol,
         "type": "network",
         "node": NODE,
-        "ssl": False,
+        **_tls(connection),
         "host": connection.local[0],
         "port": connection.local[1],
         "peer_host": connection.peer[0],
@@ -199,6 +199,14 @@ def connection(connection: AnyConnection) -> Json:
 def _given_name(connection: AnyConnection) -> Json:
     name = connection.client_properties.get("connection_name")
     return {"user_provided_name": name} if isinstance(name, str) else {}
+
+
+def _tls(connection: AnyConnection) -> Json:
+    cipher = connection.transport.get_extra_info("cipher")
+    if cipher is None:
+        return {"ssl": False}
+    name, protocol, _ = cipher
+    return {"ssl": True, "ssl_protocol": protocol.lower(), "ssl_cipher": name.lower()}
 
 
 def channel(channel: Channel, rates: Rates) -> Json:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.errors import ConnectionException
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.stream_log import StreamLog
 from mqtool.broker.embedded.model.users import User
@@ -85,6 +86,8 @@ class StreamConnection(OctetStream):
         super().connection_made(transport)
         self._connections.add(self)
         self._deadline = self._loop.call_later(_HANDSHAKE_SECONDS, self._out_of_time)
+        if self.broker.hooks is not None:
+            self.broker.hooks.connected(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Clean up: the socket is closed."""
@@ -232,12 +235,16 @@ class StreamConnection(OctetStream):
         self._shut()
         self.hang_up()
 
-    def _close(self, code: Code, reason: str) -> None:
+    def _close(self, code: int, reason: str) -> None:
         log.warning("stream connection %s: %s", self.name, reason)
         self._shut()
         self.state = "closing"
         self.write(frame(Key.CLOSE, u32(1) + u16(code) + string(reason)))
         self._deadline = self._loop.call_later(_CLOSING_SECONDS, self.transport.abort)
+
+    def close(self, error: ConnectionException) -> None:
+        """Close it as a test wants it."""
+        self._close(error.code, error.text)
 
     def close_asked(self, fields: Fields, correlation: int) -> None:
         """The client takes its leave."""

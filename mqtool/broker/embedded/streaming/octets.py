@@ -91,8 +91,7 @@ class OctetStream(asyncio.Protocol, ABC):
         """Stop: the socket is closed."""
         if exc is not None:
             log.info("stream connection %s lost: %s", self.name, exc)
-        if self._beat is not None:
-            self._beat.cancel()
+        self.stop_heartbeats()
         self.state = "closed"
         self._out.clear()
 
@@ -202,6 +201,11 @@ class OctetStream(asyncio.Protocol, ABC):
         if seconds:
             self._sent_at = self._loop.time()
             self._beat = self._loop.call_later(seconds / 2, self._check_heartbeat)
+
+    def stop_heartbeats(self) -> None:
+        """Neither send nor expect any."""
+        if self._beat is not None:
+            self._beat.cancel()
 
     def _check_heartbeat(self) -> None:
         now = self._loop.time()

@@ -1,19 +1,17 @@
 """A broker under test: what is recorded of it, and the faults in force. Everything here runs on the broker's loop."""
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.users import Permissions
-from mqtool.broker.embedded.testing.fault import Fault, Scene
+from mqtool.broker.embedded.testing.fault import Client, Door, Fault, Scene
 from mqtool.broker.embedded.testing.kinds import name_of, shown
 from mqtool.broker.embedded.testing.probe import Probe
 from mqtool.broker.embedded.testing.recording import Messages, Recorded, Recording
-from mqtool.broker.embedded.wire.connection import Connection
-from mqtool.broker.embedded.wire.door import Door
 
 
 class Begun(NamedTuple):
@@ -31,9 +29,11 @@ class Begun(NamedTuple):
 class Bench:
     """Where a broker is tested."""
 
-    def __init__(self, broker: Broker, connections: Collection[Connection], door: Door, *, recording: bool) -> None:
+    def __init__(
+        self, broker: Broker, by_protocol: Sequence[Collection[Client]], doors: Sequence[Door], *, recording: bool
+    ) -> None:
         loop = asyncio.get_running_loop()
-        self._scene = Scene(broker, connections, door, loop.call_later)
+        self._scene = Scene(broker, by_protocol, doors, loop.call_later)
         self._probe = Probe(broker, recording=recording)
         self._numbers = 0
         self._in_force: dict[int, Fault] = {}

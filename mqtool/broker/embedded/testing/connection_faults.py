@@ -8,16 +8,15 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from mqtool.broker.embedded.model.errors import REPLY_NAMES, ChannelException, ConnectionException
-from mqtool.broker.embedded.testing.fault import Fault, Scene
+from mqtool.broker.embedded.testing.fault import Client, Fault, Scene
 from mqtool.broker.embedded.testing.transports import Frozen, Slow, innermost, take_out
-from mqtool.broker.embedded.wire.connection import Connection
 
 _NO_FAREWELL = struct.pack("ii", 1, 0)
 
 
-def _named(scene: Scene, pattern: str | None) -> Iterator[Connection]:
+def _named(scene: Scene, pattern: str | None) -> Iterator[Client]:
     """The connections whose own name, or RabbitMQ's for them, matches a pattern such as `orders-*`; None for all."""
-    for connection in list(scene.connections):
+    for connection in scene.connections:
         names = (connection.name, str(connection.client_properties.get("connection_name", "")))
         if pattern is None or any(fnmatch.fnmatchcase(name, pattern) for name in names):
             yield connection
@@ -110,12 +109,12 @@ class RefuseConnections(Fault):
 
     def begin(self, scene: Scene) -> int:
         """Stop listening."""
-        scene.door.shut()
+        scene.shut()
         return 0
 
     def end(self, scene: Scene) -> None:
         """Listen again."""
-        scene.door.open()
+        scene.open()
 
 
 @dataclass
@@ -123,7 +122,7 @@ class GoSilent(Fault):
     """The broker hangs: it reads nothing and sends nothing, not even heartbeats."""
 
     seconds: float | None = None
-    _frozen: list[Connection] = field(default_factory=list, init=False, repr=False)
+    _frozen: list[Client] = field(default_factory=list, init=False, repr=False)
     _layers: list[Frozen] = field(default_factory=list, init=False, repr=False)
 
     def duration(self) -> float | None:
@@ -132,11 +131,11 @@ class GoSilent(Fault):
 
     def begin(self, scene: Scene) -> int:
         """Freeze what is open."""
-        for connection in list(scene.connections):
+        for connection in scene.connections:
             self.connected(connection)
         return len(self._frozen)
 
-    def connected(self, connection: Connection) -> None:
+    def connected(self, connection: Client) -> None:
         """Freeze a new connection as well."""
         connection.stop_heartbeats()
         layer = Frozen(connection.transport)
@@ -159,15 +158,15 @@ class SlowDown(Fault):
 
     seconds: float = 0.1
     _layers: list[Slow] = field(default_factory=list, init=False, repr=False)
-    _slow: list[Connection] = field(default_factory=list, init=False, repr=False)
+    _slow: list[Client] = field(default_factory=list, init=False, repr=False)
 
     def begin(self, scene: Scene) -> int:
         """Slow down what is open."""
-        for connection in list(scene.connections):
+        for connection in scene.connections:
             self.connected(connection)
         return len(self._slow)
 
-    def connected(self, connection: Connection) -> None:
+    def connected(self, connection: Client) -> None:
         """Slow down a new connection as well."""
         layer = Slow(connection.transport, self.seconds)
         connection.transport = layer
@@ -220,8 +219,8 @@ class Restart(Fault):
 
     def begin(self, scene: Scene) -> int:
         """Stop."""
-        scene.door.shut()
-        met = list(scene.connections)
+        scene.shut()
+        met = scene.connections
         scene.broker.close_connections("broker forced connection closure with reason 'shutdown'")
         for connection in met:
             connection.hang_up()
@@ -231,7 +230,7 @@ class Restart(Fault):
 
     def end(self, scene: Scene) -> None:
         """Come back."""
-        scene.door.open()
+        scene.open()
 
 
 def _lose_transient(scene: Scene) -> None:

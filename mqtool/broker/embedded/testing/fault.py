@@ -1,13 +1,19 @@
 """What a fault is: something goes wrong, at once or for as long as it is in force."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
 
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.virtual_host import Routing
 from mqtool.broker.embedded.wire.connection import Connection
+
+if TYPE_CHECKING:
+    # Most brokers have no streams, and need not import their protocol.
+    from mqtool.broker.embedded.streaming.connection import StreamConnection
+
+Client: TypeAlias = "Connection | StreamConnection"
 
 
 class Door(Protocol):
@@ -25,13 +31,30 @@ class Scene:
     """Where faults happen.
 
     Attributes:
+        by_protocol: the connections of each protocol.
+        doors: where they come in.
         call_later: calls something after this many seconds.
     """
 
     broker: Broker
-    connections: Collection[Connection]
-    door: Door
+    by_protocol: Sequence[Collection[Client]]
+    doors: Sequence[Door]
     call_later: Callable[[float, Callable[[], object]], object]
+
+    @property
+    def connections(self) -> list[Client]:
+        """The connections of all protocols."""
+        return [connection for connections in self.by_protocol for connection in connections]
+
+    def shut(self) -> None:
+        """Refuse connections."""
+        for door in self.doors:
+            door.shut()
+
+    def open(self) -> None:
+        """Accept connections again."""
+        for door in self.doors:
+            door.open()
 
 
 class Fault:
@@ -58,7 +81,7 @@ class Fault:
 
     # What happens while it lasts.
 
-    def connected(self, connection: Connection) -> None:
+    def connected(self, connection: Client) -> None:
         """A client connects."""
 
     def publishing(self, routing: Routing) -> bool:  # noqa: ARG002

@@ -1,14 +1,14 @@
 """What hangs on a broker's hooks: a recording, the faults in force, or both."""
 
 from collections.abc import Callable
+from typing import cast
 
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.virtual_host import Publication, Routing, VirtualHost
-from mqtool.broker.embedded.testing.fault import Fault
+from mqtool.broker.embedded.testing.fault import Client, Fault
 from mqtool.broker.embedded.testing.recording import Recorded, Recording
-from mqtool.broker.embedded.wire.connection import Connection
 
 
 class Probe:
@@ -46,9 +46,8 @@ class Probe:
 
     def connected(self, client: object) -> None:
         """Let the faults have the new connection."""
-        if isinstance(client, Connection):
-            for fault in self.faults:
-                fault.connected(client)
+        for fault in self.faults:
+            fault.connected(cast("Client", client))
 
     def enqueue(self, vhost: VirtualHost, routing: Routing) -> Publication:
         """Put a message in its queues, unless a fault sees to it that it is refused or goes nowhere."""

@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from mqtool.broker.embedded.wire.connection import Connection
+from mqtool.broker.embedded.testing.fault import Client
 
 
 class Between(asyncio.Transport):
@@ -116,7 +116,7 @@ class Slow(Between):
             self._next()
 
 
-def innermost(connection: Connection) -> asyncio.Transport:
+def innermost(connection: Client) -> asyncio.Transport:
     """Return what talks to the socket, whatever is around it."""
     transport = connection.transport
     while isinstance(transport, Between):
@@ -124,7 +124,7 @@ def innermost(connection: Connection) -> asyncio.Transport:
     return transport
 
 
-def take_out(connection: Connection, layer: Between) -> None:
+def take_out(connection: Client, layer: Between) -> None:
     """Connect what is around a layer with what is in it."""
     if connection.transport is layer:
         connection.transport = layer.inner

@@ -1,10 +1,22 @@
 """Where clients connect: the listening sockets, which can be shut for a while without losing their port."""
 
 import asyncio
+import errno
 import socket
+import ssl
 from collections.abc import Callable, Sequence
+from typing import Any
 
 _BACKLOG = 1024
+_HANDSHAKE_SECONDS = 10.0
+
+# Of IPv6 alone, hardly anybody wants everything.
+_EVERYWHERE = {"::": ("0.0.0.0", "::")}  # noqa: S104
+
+_NO_SUCH_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+
+# How often to look for a port that is free on all addresses.
+_ATTEMPTS = 20
 
 
 class Door:
@@ -12,43 +24,41 @@ class Door:
 
     Args:
         new_connection: makes the protocol of a client.
+        tls: for a door with TLS.
     """
 
-    def __init__(self, new_connection: Callable[[], asyncio.Protocol]) -> None:
+    def __init__(self, new_connection: Callable[[], asyncio.Protocol], tls: ssl.SSLContext | None = None) -> None:
         self._new_connection = new_connection
-        self._server: asyncio.Server | None = None
+        self._tls: dict[str, Any] = {} if tls is None else {"ssl": tls, "ssl_handshake_timeout": _HANDSHAKE_SECONDS}
+        self._servers: list[asyncio.Server] = []
         self._places: list[socket.socket] = []
         self._opening: set[asyncio.Task[asyncio.Server]] = set()
-        self._reopened: list[asyncio.Server] = []
         self._shut = 0
 
-    async def listen(self, hosts: str | Sequence[str], port: int) -> int:
-        """Listen, and return the port.
+    async def listen(self, hosts: Sequence[str], port: int) -> int:
+        """Listen, and return the port: the same on all addresses that these hosts have, IPv6 or not.
 
         Raises:
             OSError: the port is taken.
         """
+        for place in _bound(hosts, port):
+            port = place.getsockname()[1]
+            self._servers.append(await self._serve(place))
+        return port
+
+    async def _serve(self, place: socket.socket) -> asyncio.Server:
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._new_connection, hosts, port, backlog=_BACKLOG)
-        return int(self._server.sockets[0].getsockname()[1])
+        return await loop.create_server(self._new_connection, sock=place, backlog=_BACKLOG, **self._tls)
 
     def shut(self) -> None:
         """Refuse connections, and keep the port."""
         self._shut += 1
         if self._shut > 1:
             return
-        servers = [self._server, *self._reopened] if self._server is not None else self._reopened
-        addresses = [(each.family, each.getsockname()) for server in servers for each in server.sockets]
+        addresses = [(each.family, each.getsockname()) for server in self._servers for each in server.sockets]
         self._close_servers()
-        for family, address in addresses:
-            # A socket that is bound and does not listen: nobody else gets the port, and who connects is refused.
-            place = socket.socket(family, socket.SOCK_STREAM)
-            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                place.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            place.setblocking(False)
-            place.bind(address)
-            self._places.append(place)
+        # Sockets that are bound and do not listen: nobody else gets the port, and who connects is refused.
+        self._places = [_place(family, address) for family, address in addresses]
 
     def open(self) -> None:
         """Accept connections again, if it was shut as often as it is opened."""
@@ -58,20 +68,19 @@ class Door:
         loop = asyncio.get_running_loop()
         for place in self._places:
             place.listen(_BACKLOG)  # from here on clients connect; they are served a moment later
-            task = loop.create_task(loop.create_server(self._new_connection, sock=place, backlog=_BACKLOG))
+            task = loop.create_task(self._serve(place))
             self._opening.add(task)
             task.add_done_callback(self._opened)
         self._places = []
 
     def _opened(self, task: "asyncio.Task[asyncio.Server]") -> None:
         self._opening.discard(task)
-        self._reopened.append(task.result())
+        self._servers.append(task.result())
 
     def _close_servers(self) -> None:
-        for server in [self._server, *self._reopened]:
-            if server is not None:
-                server.close()
-        self._server, self._reopened = None, []
+        for server in self._servers:
+            server.close()
+        self._servers = []
 
     def close(self) -> None:
         """Listen no more."""
@@ -82,3 +91,61 @@ class Door:
         for place in self._places:
             place.close()
         self._places = []
+
+
+def _bound(hosts: Sequence[str], port: int) -> list[socket.socket]:
+    """Bind sockets to all addresses of these hosts, on one port."""
+    for attempt in range(_ATTEMPTS):
+        places: list[socket.socket] = []
+        try:
+            for host in hosts:
+                places += _bound_to(host, places[0].getsockname()[1] if places else port)
+        except OSError as error:
+            for place in places:
+                place.close()
+            if port or error.errno != errno.EADDRINUSE or attempt == _ATTEMPTS - 1:
+                raise
+        else:
+            return places
+    raise AssertionError
+
+
+def _bound_to(host: str, port: int) -> list[socket.socket]:
+    """Bind sockets to the addresses of a host, leaving out those of a family that this machine does not have."""
+    found = {}
+    for name in _EVERYWHERE.get(host, (host,)):
+        try:
+            infos = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except socket.gaierror as error:
+            raise OSError(error.errno, f"cannot listen on {host}: {error.strerror}") from error
+        found.update({(family, address[0]): address for family, _, _, _, address in infos})
+    places: list[socket.socket] = []
+    missing = None
+    for (family, number), address in found.items():
+        try:
+            places.append(_place(family, (number, places[0].getsockname()[1] if places else port, *address[2:])))
+        except OSError as error:
+            if error.errno not in _NO_SUCH_FAMILY:
+                for place in places:
+                    place.close()
+                raise OSError(error.errno, f"cannot listen on {number} port {port}: {error.strerror}") from error
+            missing = error
+    if not places:
+        assert missing is not None
+        raise OSError(missing.errno, f"cannot listen on {host}: {missing.strerror}") from missing
+    return places
+
+
+def _place(family: int, address: Any) -> socket.socket:
+    """Return a socket that is bound to an address."""
+    place = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            place.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        place.setblocking(False)
+        place.bind(address)
+    except OSError:
+        place.close()
+        raise
+    return place

@@ -1,0 +1,82 @@
+"""A throwaway authority, with certificates for a broker and a client: for tests of TLS."""
+
+import ssl
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+from mqtool.broker.embedded.wire.tls import Tls
+
+_SETTINGS = """\
+[req]
+distinguished_name = name
+x509_extensions = authority
+[name]
+[authority]
+basicConstraints = critical, CA:TRUE
+keyUsage = critical, keyCertSign
+subjectKeyIdentifier = hash
+[signed]
+basicConstraints = CA:FALSE
+subjectAltName = DNS:localhost, IP:127.0.0.1, IP:::1
+subjectKeyIdentifier = hash
+authorityKeyIdentifier = keyid
+"""
+
+
+class Authority(NamedTuple):
+    """PEM files that are good for two days; those of the broker are for localhost, 127.0.0.1 and ::1.
+
+    Attributes:
+        ca: the authority's certificate, for clients to trust.
+        cert, key: the broker's.
+        client_cert, client_key: a client's.
+    """
+
+    ca: Path
+    cert: Path
+    key: Path
+    client_cert: Path
+    client_key: Path
+
+    def tls(self, *, client_certificates: bool = False) -> Tls:
+        """Return what a broker needs: EmbeddedBroker(tls=…).
+
+        Args:
+            client_certificates: whether clients must have a certificate of this authority.
+        """
+        return Tls(self.cert, self.key, self.ca if client_certificates else None)
+
+    def context(self, *, client_certificate: bool = False) -> ssl.SSLContext:
+        """Return what a client needs, such as `pika.SSLOptions(authority.context(), "localhost")`.
+
+        Args:
+            client_certificate: whether it has its certificate with it.
+        """
+        context = ssl.create_default_context(cafile=str(self.ca))
+        if client_certificate:
+            context.load_cert_chain(self.client_cert, self.client_key)
+        return context
+
+
+def new_authority(directory: Path) -> Authority:
+    """Make one, with the command openssl.
+
+    Raises:
+        FileNotFoundError: there is no such command.
+        subprocess.CalledProcessError: it fails.
+    """
+    (directory / "settings").write_text(_SETTINGS)
+
+    def openssl(command: str) -> None:
+        subprocess.run(["openssl", *command.split()], cwd=directory, check=True, capture_output=True)
+
+    new = "req -config settings -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
+    openssl(f"{new} -x509 -days 2 -subj /CN=throwaway -keyout ca.key -out ca.pem")
+    for name, subject in (("broker", "localhost"), ("client", "client")):
+        openssl(f"{new} -subj /CN={subject} -keyout {name}.key -out {name}.request")
+        openssl(
+            f"x509 -req -in {name}.request -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile settings "
+            f"-extensions signed -out {name}.pem"
+        )
+    return Authority(*(directory / name for name in ("ca.pem", "broker.pem", "broker.key", "client.pem", "client.key")))

@@ -1,0 +1,155 @@
+"""TLS on the embedded broker, and the addresses that it listens on."""
+
+import logging
+import socket
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pika
+import pytest
+from pika.exceptions import AMQPError
+
+from mqtool.broker.embedded import EmbeddedBroker, Tls
+from mqtool.broker.embedded.testing.authority import Authority
+from mqtool.management import Management
+from tests.protocol.raw_stream import RawStream
+
+
+@pytest.fixture(scope="module")
+def broker(amqp_tls: Authority) -> Iterator[EmbeddedBroker]:
+    with EmbeddedBroker(management_port=0, stream_port=0, recording=True, tls=amqp_tls.tls()) as broker:
+        yield broker
+
+
+@contextmanager
+def connection(
+    broker: EmbeddedBroker, authority: Authority, *, certificate: bool = False
+) -> Iterator[pika.BlockingConnection]:
+    assert broker.tls_url is not None
+    settings = pika.URLParameters(broker.tls_url)
+    settings.ssl_options = pika.SSLOptions(authority.context(client_certificate=certificate), "127.0.0.1")
+    opened = pika.BlockingConnection(settings)
+    yield opened
+    if opened.is_open:
+        opened.close()
+
+
+def port_of(broker: EmbeddedBroker, protocol: str) -> tuple[str, int]:
+    port = urlsplit(broker.urls[protocol]).port
+    assert port is not None
+    return "127.0.0.1", port
+
+
+def test_all_protocols(broker: EmbeddedBroker, amqp_tls: Authority) -> None:
+    """Messages larger than any record arrive; the API, over https, says who has come with TLS; streams have it too."""
+    api = Management(broker.urls["https"], "guest", "guest", ca=str(amqp_tls.ca))
+    with connection(broker, amqp_tls) as opened:
+        channel = opened.channel()
+        channel.queue_declare("q")
+        channel.basic_publish("", "q", b"x" * 1_000_000)
+        assert len(channel.basic_get("q")[2]) == 1_000_000
+        with pika.BlockingConnection(pika.URLParameters(broker.url)):
+            assert sorted(each.get("ssl_protocol", "") for each in api.get("connections")) == ["", "tlsv1.3"]
+        assert broker.faults.cut_connections() >= 1
+        with pytest.raises(AMQPError):
+            channel.queue_declare("q")
+    stream = RawStream(*port_of(broker, "stream/ssl"))
+    stream.socket = amqp_tls.context().wrap_socket(stream.socket, server_hostname="localhost")
+    stream.log_in()
+    stream.close()
+    listening = {each["protocol"]: each["port"] for each in api.get("overview")["listeners"]}
+    assert {"amqp", "amqp/ssl", "http", "https", "stream", "stream/ssl"} == set(listening)
+    assert api.get(f"health/checks/port-listener/{listening['amqp/ssl']}")["status"] == "ok"
+
+
+def test_a_client_without_tls(broker: EmbeddedBroker, amqp_tls: Authority, caplog: pytest.LogCaptureFixture) -> None:
+    """It is refused with one line in the log, and nobody else is disturbed; so is one that does not trust us."""
+    with caplog.at_level(logging.WARNING), socket.create_connection(port_of(broker, "amqp/ssl"), timeout=5) as plain:
+        plain.sendall(b"AMQP\x00\x00\x09\x01")
+        assert plain.recv(1) == b""
+        with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):
+            urllib.request.urlopen(broker.urls["https"], timeout=5)
+        with connection(broker, amqp_tls):
+            pass
+    said = [record.getMessage() for record in caplog.records if record.name == "mqtool.broker.embedded"]
+    assert said == [
+        "TLS handshake failed: the client does not speak TLS",
+        "TLS handshake failed: tlsv1 alert unknown ca",
+    ]
+
+
+def test_client_certificates_are_required(amqp_tls: Authority) -> None:
+    """And clients are told the end when it stops, without waiting for them."""
+    with EmbeddedBroker(tls=amqp_tls.tls(client_certificates=True)) as broker:
+        with pytest.raises(AMQPError), connection(broker, amqp_tls):
+            pass
+        with connection(broker, amqp_tls, certificate=True) as opened:
+            began = time.monotonic()
+            broker.stop()
+            assert time.monotonic() - began < 5
+            with pytest.raises(pika.exceptions.ConnectionClosedByBroker, match="shutdown"):
+                opened.process_data_events(5)
+
+
+@pytest.mark.parametrize(
+    ("cert", "key", "why"),
+    [
+        ("missing.pem", "broker.key", "cannot read the TLS file .*missing.pem: No such file"),
+        ("broker.pem", "client.key", "the key .*client.key does not fit the certificate .*broker.pem"),
+        ("settings", "broker.key", "settings is not in PEM form"),
+        ("broker.key", "broker.key", "cannot use the TLS files"),
+    ],
+)
+def test_files_that_do_not_fit(amqp_tls: Authority, cert: str, key: str, why: str) -> None:
+    with pytest.raises(OSError, match=why):
+        EmbeddedBroker(tls=Tls(amqp_tls.ca.parent / cert, amqp_tls.ca.parent / key)).start()
+
+
+def test_a_key_with_a_password(amqp_tls: Authority, tmp_path: Path) -> None:
+    """Nobody is asked for it."""
+    encrypted = tmp_path / "key"
+    encrypted.write_bytes(amqp_tls.key.read_bytes().replace(b"PRIVATE KEY", b"ENCRYPTED PRIVATE KEY"))
+    with pytest.raises(OSError, match="is encrypted"):
+        EmbeddedBroker(tls=Tls(amqp_tls.cert, encrypted)).start()
+
+
+def ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("host", ["::", "localhost"])
+def test_both_families(host: str) -> None:
+    """On one port, chosen by the system, by IPv4 and IPv6; as long as nobody has it in one of them."""
+    names = {address[0] for _, _, _, _, address in socket.getaddrinfo("localhost", 1)}
+    if not ipv6() or (host == "localhost" and "::1" not in names):
+        pytest.skip("there is no IPv6 here")
+    with EmbeddedBroker(host=host, management_port=0) as broker:
+        for protocol in ("amqp", "http"):
+            _, port = port_of(broker, protocol)
+            for address in ("127.0.0.1", "::1"):
+                socket.create_connection((address, port), timeout=5).close()
+        with broker.faults.refuse_connections():
+            for address in ("127.0.0.1", "::1"):
+                with pytest.raises(ConnectionRefusedError):
+                    socket.create_connection((address, broker.port), timeout=5)
+        with pika.BlockingConnection(pika.URLParameters(broker.url)):
+            pass
+        with pytest.raises(OSError, match="in use"):
+            EmbeddedBroker(broker.port, host="::1").start()
+
+
+def test_one_address_of_ipv6() -> None:
+    """Its URL can be used."""
+    if not ipv6():
+        pytest.skip("there is no IPv6 here")
+    with EmbeddedBroker(host="::1") as broker, pika.BlockingConnection(pika.URLParameters(broker.url)):
+        assert broker.url.startswith("amqp://guest:guest@[::1]:")
