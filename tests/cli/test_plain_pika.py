@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from mqtool.tutorials import pages
-from tests.brokers import TestBroker
+from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Result, Running, Shell
 
 WAITING = " [*] Waiting for messages. To exit press CTRL+C\n"
@@ -86,6 +86,37 @@ def test_work_queues(room: Room, first: str) -> None:
         ends_well(worker)
         assert worker.stdout.startswith(f"{WAITING} [x] Received A task\n [x] Done\n")
         assert "A task" not in room.mqtool("receive", "-q", "task_queue", "--idle-timeout", "300ms").stdout
+
+
+#: Ctrl-C just as pika has noted what to write, and not yet that there is something to write.
+INTERRUPTED = """
+import runpy, sys
+from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter as Services
+
+set_writer = Services.set_writer
+
+def interrupted(*_):
+    Services.set_writer = set_writer
+    raise KeyboardInterrupt
+
+def say(text):
+    print(text)
+    if "Done" in text:
+        Services.set_writer = interrupted
+
+runpy.run_path("script.py", {"print": say}, "__main__")
+assert Services.set_writer is set_writer, "nothing was interrupted"
+"""
+
+
+@on_any_broker
+def test_ctrl_c_in_the_middle_of_an_acknowledgement(room: Room) -> None:
+    """It ends the worker then, too: pika does not write any more, so that to close would wait for ever."""
+    room.printed("work-queues")
+    room.script("new-task", "A task")
+    (room.shell.directory / "interrupted.py").write_text(INTERRUPTED)
+    worker = room.shell.run(sys.executable, "interrupted.py", "worker", timeout=20)
+    assert (worker.stdout, worker.stderr, worker.code) == (f"{WAITING} [x] Received A task\n [x] Done\n", "", 0)
 
 
 LOGS = {

@@ -38,6 +38,6 @@ def receive():
 
 try:
     send() if role == "send" else receive()
+    connection.close()
 except KeyboardInterrupt:
-    pass
-connection.close()
+    pass  # no close() here: pika may have been in the middle of something, and would wait for ever

@@ -40,6 +40,6 @@ def receive():
 
 try:
     emit() if role == "emit" else receive()
+    connection.close()
 except KeyboardInterrupt:
-    pass
-connection.close()
+    pass  # no close() here: pika may have been in the middle of something, and would wait for ever

@@ -63,6 +63,6 @@ def client():
 
 try:
     server() if role == "server" else client()
+    connection.close()
 except KeyboardInterrupt:
-    pass
-connection.close()
+    pass  # no close() here: pika may have been in the middle of something, and would wait for ever

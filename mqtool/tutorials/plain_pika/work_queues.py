@@ -45,6 +45,6 @@ def worker():
 
 try:
     new_task() if role == "new-task" else worker()
+    connection.close()
 except KeyboardInterrupt:
-    pass
-connection.close()
+    pass  # no close() here: pika may have been in the middle of something, and would wait for ever
