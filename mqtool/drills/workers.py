@@ -65,7 +65,7 @@ def poison(scene: Scene, count: int = MESSAGES) -> Verdict:
     worker.wait(PATIENCE, ExitCode.SOME_FAILED)
     with Connection(parse_addresses(scene.url)) as connection:
         queue = dead_letter_queue(scene.queue).name
-        dead = list(dead_letters.letters(connection.channel(), queue))
+        dead = list(dead_letters.shown(connection.channel(), queue))
     why = [
         f"{letter.message_id} {letter.death.reason} after {counted(letter.death.attempts, 'attempt')}"
         for letter in dead

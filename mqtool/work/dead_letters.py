@@ -20,7 +20,7 @@ from mqtool.work import history, peeking
 from mqtool.work.history import Death
 from mqtool.work.moving import NotMoved, name_of, redriven
 from mqtool.work.retry import dead_letter_queue
-from mqtool.work.transfer import Transfer, Until
+from mqtool.work.transfer import Nowhere, Transfer, Until
 
 
 @dataclass(frozen=True)
@@ -72,25 +72,12 @@ def _age(moment: datetime) -> float:
     return (datetime.now(UTC) - moment).total_seconds()
 
 
-def letters(channel: Channel, queue: str) -> Iterator[DeadLetter]:
-    """Yield the dead letters that are there now, oldest first, without acknowledging them. The caller may.
-
-    Raises:
-        Unavailable: the queue does not exist.
-    """
-    for _ in range(channel.depth_of(queue)):  # letters that arrive meanwhile may be the same ones, dead again
-        delivery = channel.get(queue)
-        if delivery is None:
-            return
-        yield DeadLetter(delivery)
-
-
-def shown(channel: Channel, queue: str, vhost: str) -> Generator[DeadLetter]:
-    """Yield the same to look at, as peeking.peek() does: none of them can be acknowledged. Close it to give them back.
+def shown(channel: Channel, queue: str) -> Generator[DeadLetter]:
+    """Yield the dead letters as peeking.peek() does: none of them can be acknowledged. Close it to give them back.
 
     Raises: as peeking.peek() does.
     """
-    kind = peeking.kind_of(channel, queue, None, vhost)
+    kind = peeking.kind_of(channel, queue, None, vhost="")
     with closing(peeking.peek(channel, queue, kind)) as deliveries:
         for delivery in deliveries:
             yield DeadLetter(delivery)
@@ -143,10 +130,13 @@ def drop(channel: Channel, source: str, chosen: Choice) -> Iterator[DeadLetter]:
     Raises:
         Unavailable: the queue does not exist.
     """
-    for letter in letters(channel, source):
-        if chosen(letter):
-            channel.acknowledge(letter.delivery)
-            yield letter
+
+    def message_for(delivery: Delivery) -> Message | None:
+        return Message(b"") if chosen(DeadLetter(delivery)) else None
+
+    until = Until(seen=channel.depth_of(source))
+    for delivery in Transfer(channel, Nowhere(), source, message_for, until=until):
+        yield DeadLetter(delivery)
 
 
 def queues_for_letters(api: Management, vhost: str) -> list[str]:

@@ -10,8 +10,8 @@ it. So a transfer that is killed loses nothing, and doubles at most what was on 
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, Protocol
 
 from mqtool.amqp import Channel, Receiving
 from mqtool.errors import Unavailable
@@ -45,6 +45,31 @@ class Until(NamedTuple):
     idle: float | None = None
 
 
+class Target(Protocol):
+    """What a transfer publishes on."""
+
+    def publish(
+        self, messages: Iterable[Message | None], *, mandatory: bool = False, window: int = AT_ONCE
+    ) -> Iterator[Receipt]:
+        """Publish messages, and yield a receipt for each, in order; None among them means nothing right now."""
+
+
+class Nowhere:
+    """Takes every message at once, and forgets it: what is moved there is dropped."""
+
+    def publish(
+        self,
+        messages: Iterable[Message | None],
+        *,
+        mandatory: bool = False,  # noqa: ARG002
+        window: int = AT_ONCE,  # noqa: ARG002
+    ) -> Iterator[Receipt]:
+        """Confirm each."""
+        for message in messages:
+            if message is not None:
+                yield Receipt(message, Confirmation.CONFIRMED)
+
+
 def wait_for(channel: Channel, queue: str, ready: int, patience: float = _TAKEN_BACK) -> None:
     """Wait until what was given back is there: a moment only, since others may consume it meanwhile.
 
@@ -75,7 +100,7 @@ class Transfer:
     def __init__(
         self,
         source: Channel,
-        target: Channel,
+        target: Target,
         queue: str,
         message_for: Callable[[Delivery], Message | None],
         *,

@@ -233,6 +233,8 @@ def test_a_protected_context_is_named_before_anything_is_destroyed(staging: Shel
     """--yes is not enough; --yes=NAME is, for the right name; a person at a terminal is asked."""
     staging.run("mqtool", "send", "-q", "jobs", "x")
     staging.run("mqtool", "exchange", "declare", "logs", "fanout")
+    (staging.directory / "new.json").write_text('{"queues": [{"name": "new", "durable": true}]}')
+    assert staging.run("mqtool", "definitions", "import", "new.json", "--dry-run").code == 0
     for words in (
         "queue purge jobs --yes",
         "queue delete jobs --if-unused --if-empty",
@@ -245,6 +247,8 @@ def test_a_protected_context_is_named_before_anything_is_destroyed(staging: Shel
         "unbind logs jobs",
         "permission clear guest",
         "policy clear limits",
+        """policy set limits --pattern ^jobs --definition {"max-length":1}""",
+        "definitions import new.json",
         "user delete guest -y",
     ):
         result = staging.run("mqtool", *words.split())

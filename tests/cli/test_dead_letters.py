@@ -74,6 +74,15 @@ def test_drop_asks_first(dead: Shell, broker: TestBroker) -> None:
     assert depth(broker, "jobs.dlq") == 2
 
 
+def test_what_is_not_dropped_keeps_its_order(shell: Shell) -> None:
+    """Also in a quorum queue, where what comes back does not go to its old place."""
+    lines = "".join(json.dumps({"body": str(n), "properties": {"message_id": str(n)}}) + "\n" for n in range(300))
+    shell.run("mqtool", "send", "-q", "jobs.dlq", "--queue-type", "quorum", "--json", stdin=lines)
+    assert "1 dropped" in shell.run("mqtool", "dlq", "drop", "jobs", "--id", "7", "--yes").stderr
+    left = shell.run("mqtool", "receive", "-q", "jobs.dlq", "-c", "299", "--idle-timeout", "5s", "-F", "%b").stdout
+    assert left.split() == [str(n) for n in range(300) if n != 7]
+
+
 def test_a_redrive_that_is_killed_loses_nothing(shell: Shell, broker: TestBroker) -> None:
     """kill -9 half-way; a second run finishes. Each is back at least once, up to 100 twice, with the same id."""
     count = 3_000

@@ -95,7 +95,7 @@ def ls(broker: Broker, management: ManagementUrl = None, as_json: AsJson = False
     for queue in queues:
         with _channel(access) as channel:
             count = channel.depth_of(queue)
-            with closing(dead_letters.shown(channel, queue, access.vhost)) as letters:
+            with closing(dead_letters.shown(channel, queue)) as letters:
                 reasons = Counter(letter.death.reason for letter in islice(letters, _LOOKED_AT))
         found += bool(count)
         if as_json and count:
@@ -129,7 +129,7 @@ def show(
 ) -> None:
     """Show dead letters, oldest first, and leave them in place."""
     chosen, shown, access = which.choice(), 0, _access(broker)
-    with _channel(access) as channel, closing(dead_letters.shown(channel, which.queue(queue), access.vhost)) as letters:
+    with _channel(access) as channel, closing(dead_letters.shown(channel, which.queue(queue))) as letters:
         for letter in letters:
             if stopping.requested() is not None or shown == limit:
                 break
@@ -215,6 +215,10 @@ def drop(queue: QueueArgument, which: Which, broker: Broker, yes: Yes) -> None:
             protected=access.protected,
             hint="pass --yes, or select with --id, --reason, --error, --older or --where",
         )
-        for _ in dead_letters.drop(channel, source, which.choice()):
-            dropped += 1
-    output.status(f"{dropped:,} dropped from {source}")
+        try:
+            for _ in dead_letters.drop(channel, source, which.choice()):
+                dropped += 1
+                if (signal := stopping.requested()) is not None:
+                    raise SystemExit(128 + signal)
+        finally:
+            output.status(f"{dropped:,} dropped from {source}")

@@ -12,6 +12,7 @@ from mqtool.cli.display import output, styled
 from mqtool.cli.display.binding_text import bound_by
 from mqtool.cli.display.styled import BAD, DIM, GOOD, KEY, NAME, Line, shown
 from mqtool.cli.options import Broker, ManagementUrl, takes_groups
+from mqtool.cli.options.asking import Yes, ask
 from mqtool.errors import AccessRefused, DeclaredDifferently, NotFound, SomeFailed, UsageError
 from mqtool.inspection import definitions_file
 from mqtool.inspection.definitions_file import Change, Contents
@@ -68,6 +69,7 @@ def diff(file: Definitions, broker: Broker, as_json: AsJson = False, management:
 def import_definitions(
     file: Definitions,
     broker: Broker,
+    yes: Yes,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what it would do")] = False,
     as_json: AsJson = False,
     management: ManagementUrl = None,
@@ -87,6 +89,8 @@ def import_definitions(
     if dry_run:
         output.status(f"would import {len(possible):,} of {counted(len(changes), 'difference')}")
     else:
+        if possible:
+            ask(f"import {counted(len(possible), 'difference')}", yes, protected=access.protected, is_safe=True)
         failed += _import(api, access.vhost, possible)
         output.status(f"imported {len(changes) - failed:,} of {counted(len(changes), 'difference')}")
     if failed:

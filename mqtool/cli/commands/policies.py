@@ -58,6 +58,7 @@ def set_policy(
         Any, typer.Option("--definition", parser=definition, metavar="JSON", help="What it sets, as a JSON object")
     ],
     broker: Broker,
+    yes: Yes,
     apply_to: Annotated[
         ApplyTo | None, typer.Option(help="What it applies to", show_default="all; queues with --operator")
     ] = None,
@@ -69,8 +70,10 @@ def set_policy(
     access = broker.access(management)
     to = apply_to or (ApplyTo.QUEUES if operator else ApplyTo.ALL)
     body = {"pattern": pattern, "definition": settings, "priority": priority, "apply-to": str(to)}
+    what = f"{_named(name, operator=operator)} in vhost {access.vhost!r}"
+    ask(f"set {what}", yes, protected=access.protected, is_safe=True)
     is_new = access.management().put(path(_kind(operator=operator), access.vhost, name), body)
-    output.status(f"{'set' if is_new else 'changed'} {_named(name, operator=operator)} in vhost {access.vhost!r}")
+    output.status(f"{'set' if is_new else 'changed'} {what}")
 
 
 @policy_app.command("ls", epilog="mqtool policy ls\nmqtool policy ls --operator --json")
