@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pika
 import pytest
@@ -12,13 +13,14 @@ from pika.adapters.blocking_connection import BlockingChannel
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.in_process import Vhost
 from tests.protocol.raw_client import RawClient
+from tests.protocol.raw_stream import CLOSE, DELETE_PUBLISHER, OPEN, RawStream, string
 
 PERSISTENT = BasicProperties(delivery_mode=2)
 
 
 @pytest.fixture(scope="module")
 def whole() -> Iterator[EmbeddedBroker]:
-    with EmbeddedBroker(recording=True) as broker:
+    with EmbeddedBroker(recording=True, stream_port=0) as broker:
         yield broker
 
 
@@ -65,6 +67,101 @@ def test_cut(vhost: Vhost) -> None:
     with RawClient(vhost.url) as client:
         assert vhost.faults.cut_connections(reset=False) == 1
         assert client.socket.recv(1) == b""
+
+
+@pytest.fixture
+def stream(whole: EmbeddedBroker, vhost: Vhost) -> Iterator[RawStream]:
+    """A client of the stream protocol."""
+    assert whole.stream_port is not None
+    client = RawStream("127.0.0.1", whole.stream_port)
+    client.log_in()
+    assert client.request(OPEN, string(vhost.name)).code == 1
+    yield client
+    client.close()
+
+
+def test_faults_of_stream_connections(vhost: Vhost, stream: RawStream) -> None:
+    """Those of AMQP meet them, too."""
+    assert stream.create("s") == 1
+    with vhost.faults.slow_down(0.1):
+        began = time.monotonic()
+        assert stream.declare_publisher(1, "s") == 1
+        assert time.monotonic() - began >= 0.1
+    with vhost.faults.go_silent() as silence:
+        assert silence.met == 1
+        stream.publish(1, 0, b"0")
+        stream.socket.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            stream.next()
+    stream.socket.settimeout(5)
+    assert stream.confirmed(1) == [0]
+    with vhost.faults.refuse_connections(), pytest.raises(ConnectionRefusedError):
+        RawStream(*stream.socket.getpeername())
+    assert vhost.faults.close_connections(text="not today") == 1
+    assert stream.expect(CLOSE)[4:] == (320).to_bytes(2) + string("not today")
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_stream_connections_are_cut(vhost: Vhost, stream: RawStream, reset: bool) -> None:
+    assert vhost.faults.cut_connections(reset=reset) == 1
+    with pytest.raises(ConnectionResetError if reset else EOFError):
+        stream.next()
+
+
+def test_a_restart_closes_stream_connections(vhost: Vhost, stream: RawStream) -> None:
+    vhost.faults.restart()
+    assert stream.at_end()
+    RawStream(*stream.socket.getpeername()).log_in()
+
+
+def test_reset_empties_streams(vhost: Vhost, stream: RawStream, channel: BlockingChannel) -> None:
+    """Readers stay, and get what comes next; who has published before may begin anew with its ids."""
+    assert stream.create("s") == 1
+    assert stream.declare_publisher(1, "s", "me") == 1
+    stream.publish(1, 1, b"\x00Su\xa0\x01a", b"\x00Su\xa0\x01b")
+    stream.confirmed(2)
+    channel.basic_qos(prefetch_count=1)
+    got = []
+    channel.basic_consume(
+        "s",
+        lambda _channel, _method, properties, body: got.append((properties.headers["x-stream-offset"], body)),
+        arguments={"x-stream-offset": "first"},
+    )
+    channel.connection.process_data_events(1)
+    vhost.reset()
+    assert vhost.queue("s").messages(count=0).bodies == []
+    assert stream.request(DELETE_PUBLISHER, b"\x01").code == 1
+    assert stream.declare_publisher(1, "s", "me") == 1
+    stream.publish(1, 1, b"\x00Su\xa0\x01c")
+    assert stream.confirmed(1) == [1]
+    assert vhost.queue("s").messages().bodies == [b"c"]
+    assert stream.subscribe(1, "s") == 1
+    assert stream.chunk().first_offset == 2
+    channel.basic_ack(1)
+    channel.connection.process_data_events(1)
+    assert got == [(0, b"a"), (2, b"c")]
+
+
+def test_what_was_reset_does_not_come_back(tmp_path: Path) -> None:
+    """After a restart, the stream goes on where it was."""
+
+    def publish(broker: EmbeddedBroker, body: bytes) -> None:
+        with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+            channel = connection.channel()
+            channel.confirm_delivery()
+            channel.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
+            channel.basic_publish("", "s", body)
+
+    with EmbeddedBroker(data_dir=tmp_path) as broker:
+        publish(broker, b"a")
+        broker.reset()
+        publish(broker, b"b")
+        broker.reset()
+        broker.reset()
+    with EmbeddedBroker(data_dir=tmp_path) as broker:
+        publish(broker, b"c")
+        (message,) = broker.queue("s").messages()
+        assert (message.body, message.headers["x-stream-offset"]) == (b"c", 2)
 
 
 def test_only_some_are_cut(vhost: Vhost, connect: Callable[..., BlockingChannel]) -> None:

@@ -111,6 +111,8 @@ class StreamLog:
         self._writes: list[_Write] = []
         self._is_due = False
         self._timestamp = 0
+        # What is before this has been cleared.
+        self._floor = 0
         self._segments = [Segment(base, octets, octets.size()) for base, octets in shelf.existing()]
         if not self._segments:
             self._segments = [Segment(0, shelf.new(0))]
@@ -241,20 +243,23 @@ class StreamLog:
             self._draft = None
         for draft in drafts:
             self._plan(draft.encode(), draft.offset)
+        if self._floor == self.next_offset:
+            self._plan(b"", self.next_offset, anew=True)
         if self._changed_offsets:
             offsets, self._changed_offsets = self._changed_offsets, {}
             self._plan(_tracking_chunk(TRACKING, self.next_offset, self._timestamp, {}, offsets), self.next_offset)
 
-    def _plan(self, data: bytes, offset: int) -> None:
+    def _plan(self, data: bytes, offset: int, *, anew: bool = False) -> None:
         last = self._writes[-1] if self._writes else None
         segment = last.segment if last is not None else self._segments[-1]
         position = last.position + len(last.data) if last is not None else segment.size
-        if position >= self.retention.segment_bytes:
+        if position >= self.retention.segment_bytes or (anew and segment.base < offset):
             segment, position = Segment(offset, self._shelf.new(offset)), 0
             self.publishing_ids = dict(list(self.publishing_ids.items())[-_PRODUCERS:])
             snapshot = _tracking_chunk(SNAPSHOT, offset, self._timestamp, self.publishing_ids, self.offsets)
             position = self._write_later(segment, position, snapshot)
-        self._write_later(segment, position, data)
+        if data:
+            self._write_later(segment, position, data)
 
     def _write_later(self, segment: Segment, position: int, data: bytes) -> int:
         header = parse_header(data)
@@ -295,6 +300,7 @@ class StreamLog:
         while len(self._segments) > 1:
             first = self._segments[0]
             too_large = limits.max_bytes is not None and self.size > limits.max_bytes
+            too_large = too_large or self._segments[1].base <= self._floor
             # The next one begins after the last chunk of this one.
             if not too_large and limits.max_age is not None:
                 first.look()
@@ -303,6 +309,19 @@ class StreamLog:
                 return
             del self._segments[0]
             first.octets.delete()
+            self.last_chunk = self.end if self.last_chunk < self.first_offset else self.last_chunk
+
+    def clear(self) -> None:
+        """Forget all that has been appended, who has published, and where consumers are; offsets go on."""
+        self.publishing_ids, self.offsets, self._changed_offsets = {}, {}, {}
+        if self._draft is not None:
+            self._sealed.append(self._draft)
+            self._draft = None
+        self._floor = self.next_offset
+        if self._ledger.on_disk:
+            self._due()
+        else:
+            self._write_at_once()
 
     def delete(self) -> None:
         """Delete everything."""

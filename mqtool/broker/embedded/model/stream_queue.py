@@ -138,6 +138,11 @@ class Stream(Queue):
         """
         raise self._not_supported("queue.purge")
 
+    def clear(self) -> None:
+        """Forget what is in it, as no client can ask for; consumers stay, for what comes next."""
+        self.log.clear()
+        self._cursors = {consumer: Cursor(self, self.log.next_offset) for consumer in self._cursors}
+
     def _not_supported(self, what: str) -> ConnectionException:
         return ConnectionException(
             NOT_IMPLEMENTED, f"{what} not supported by stream queues queue '{self.name}' in vhost '{self.vhost}'"

@@ -336,6 +336,8 @@ class Storage(Ledger):
             )
             self._db.execute("DELETE FROM definition WHERE kind = 'delivering'")
             _commit(self._db, group)
+            for log_of_stream in group.logs:
+                log_of_stream.commit()
         except (sqlite3.Error, OSError) as error:
             log.error(
                 "cannot write to the data directory: %s; %d unconfirmed messages are lost", error, len(group.added)

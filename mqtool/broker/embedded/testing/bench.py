@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.broker import Broker
@@ -12,6 +12,9 @@ from mqtool.broker.embedded.testing.fault import Client, Door, Fault, Scene
 from mqtool.broker.embedded.testing.kinds import name_of, shown
 from mqtool.broker.embedded.testing.probe import Probe
 from mqtool.broker.embedded.testing.recording import Messages, Recorded, Recording
+
+if TYPE_CHECKING:
+    from mqtool.broker.embedded.model.stream_queue import Stream
 
 
 class Begun(NamedTuple):
@@ -123,15 +126,17 @@ class Bench:
     # -- between tests
 
     def reset(self, vhost: str | None) -> None:
-        """Undo the faults, purge the queues of a virtual host and forget what happened in it; None for all of them.
+        """Undo the faults, empty the queues of a virtual host and forget what happened in it; None for all of them.
 
-        Queues, exchanges, bindings and consumers stay.
+        Queues, exchanges, bindings and consumers stay. Offsets of streams go on.
         """
         self.clear()
         for each in self._scene.broker.vhosts.values():
             if vhost in (None, each.name):
                 for queue in each.queues.values():
-                    if queue.kind != "stream":  # whose messages nobody purges
+                    if queue.kind == "stream":
+                        _stream(queue).clear()
+                    else:
                         queue.purge()
         if self._probe.recording is not None:
             self._probe.recording.clear(vhost)
@@ -153,9 +158,15 @@ class Bench:
             self._probe.recording.clear(name)
 
 
-def _in_stream(queue: Queue) -> list[Entry]:
+def _stream(queue: Queue) -> "Stream":
     # Imported here: most tests have no streams.
-    from mqtool.broker.embedded.model.stream_queue import Cursor, Stream
+    from mqtool.broker.embedded.model.stream_queue import Stream
 
     assert isinstance(queue, Stream)
-    return list(iter(Cursor(queue, 0).next_entry, None))
+    return queue
+
+
+def _in_stream(queue: Queue) -> list[Entry]:
+    from mqtool.broker.embedded.model.stream_queue import Cursor
+
+    return list(iter(Cursor(_stream(queue), 0).next_entry, None))
