@@ -4,7 +4,7 @@ The words and their meaning are those of AMQP 0-9-1, section 2.1 (https://www.ra
 Nothing here does any I/O.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -64,7 +64,9 @@ class Stream:
 
     Attributes:
         arguments: such as max-length-bytes, for when it is created.
+        partitions: of a super stream, the streams that it consists of.
     """
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    partitions: Sequence[str] = ()

@@ -113,7 +113,15 @@ class Access(NamedTuple):
         context = self.tls.context() if self.address.tls else None
 
         def connect() -> StreamChannel:
-            return StreamChannel(nodes, context, backoff=self.backoff, strict=self.strict, notice=_notice, **settings)
+            return StreamChannel(
+                nodes,
+                context,
+                backoff=self.backoff,
+                strict=self.strict,
+                by_amqp=self.channel,
+                notice=_notice,
+                **settings,
+            )
 
         with self._within(connect) as channel, stopping.calling(channel.stop):
             yield channel

@@ -1,25 +1,32 @@
 """A stream's channel: create, publish, consume, keep offsets, as plain blocking calls that outlive their connection."""
 
+import queue as queues
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Self
 
-from mqtool.amqp import CONFIRM_TIMEOUT, STREAMING, Address, Backoff, Receiving
+from mqtool.amqp import CONFIRM_TIMEOUT, STREAMING, Address, Backoff, Channel, Receiving
 from mqtool.errors import DeclaredDifferently, MqtoolError, NotFound, Unavailable, UsageError
 from mqtool.message import Delivery, Message, Receipt
 from mqtool.offsets import FIRST, Offset
-from mqtool.streams import failures
+from mqtool.streams import failures, super_streams
 from mqtool.streams.consumer import Consumer
 from mqtool.streams.entries import encode
 from mqtool.streams.publisher import Publisher
-from mqtool.streams.session import NOWHERE, Session
+from mqtool.streams.session import NOWHERE, Inbox, Session
 from mqtool.topology import Stream
 
 #: Pauses between attempts to find a leader: one is chosen a moment after a stream is created, or a node is lost.
 _ELECTION = Backoff(first=0.1, attempts=12, longest=1.0)
+
+#: Partitions of a super stream: their publishers and subscriptions have numbers of one octet; one is for end_of().
+_MOST = 255
 
 
 class StreamChannel:
@@ -32,6 +39,8 @@ class StreamChannel:
         encode: makes of a message what the stream stores: AMQP 1.0, unless the tutorial does otherwise.
         filters: values for RabbitMQ's filters (3.13 and later): what is published has the first; what is consumed has
             one of them, but for what else is in the same chunk.
+        single_active: of all consumers that track under the same name, only one gets messages (RabbitMQ 3.11).
+        by_amqp: gives a channel of AMQP 0-9-1, for what the stream protocol does not have on all versions.
         notice: is told of lost connections.
 
     Attributes:
@@ -52,6 +61,8 @@ class StreamChannel:
         confirm_timeout: float = CONFIRM_TIMEOUT,
         encode: Callable[[Message], bytes] = encode,
         filters: Sequence[str] = (),
+        single_active: bool = False,
+        by_amqp: Callable[[], AbstractContextManager[Channel]],
         notice: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.before_acknowledging: Callable[[], None] = lambda: None
@@ -64,10 +75,14 @@ class StreamChannel:
         self._confirm_timeout = confirm_timeout
         self._encode = encode
         self._filters = filters
+        self._is_single_active = single_active
+        self._by_amqp = by_amqp
         self._stop = threading.Event()
         self._consumer: Consumer | None = None
         self._publisher: Publisher | None = None
+        self.inbox: Inbox = queues.SimpleQueue()
         self.session = self._first()
+        self._sessions = [self.session]
 
     def __enter__(self) -> Self:
         return self
@@ -79,19 +94,29 @@ class StreamChannel:
             if self._consumer is not None:
                 self._consumer.leave()
         finally:
-            self.session.close()
+            self._close()
 
     # Streams.
 
     def declare(self, stream: Stream) -> Stream:
         """Make sure that a stream exists. One with other settings is used as it is, unless the channel is strict.
 
+        Returns:
+            The stream; a super stream with the partitions that it has.
+
         Raises:
             DeclaredDifferently: there is a queue of that name that is not a stream, or the channel is strict.
             AccessRefused: the user lacks the permission.
         """
         _check_name(stream.name)
-
+        if stream.partitions or not self.exists(stream.name):
+            there = self.session.partitions(stream.name)
+            if there and (stream.partitions or super_streams.is_super_stream(stream.name, there)):
+                return self._as_it_is(stream, there)
+            if stream.partitions:
+                with self._by_amqp() as channel:
+                    super_streams.create(channel, stream)
+                return stream
         if self.session.create(stream.name, stream.arguments):
             return stream
         if not self.exists(stream.name):
@@ -102,6 +127,16 @@ class StreamChannel:
             raise DeclaredDifferently(f"stream {stream.name!r} has other settings", "leave out --strict to use it")
         self.notice(f"stream {stream.name!r} has other settings; using the one that is there")
         return stream
+
+    def _as_it_is(self, stream: Stream, partitions: Sequence[str]) -> Stream:
+        if len(partitions) > _MOST:
+            raise UsageError(f"super stream {stream.name!r} has more than {_MOST} partitions", "read them one by one")
+        if stream.partitions and len(stream.partitions) != len(partitions):
+            has = f"super stream {stream.name!r} has {len(partitions)} partition{'s' * (len(partitions) != 1)}"
+            if self._strict:
+                raise DeclaredDifferently(has, "leave out --strict to use them")
+            self.notice(f"{has}; using what is there")
+        return replace(stream, partitions=partitions)
 
     def exists(self, stream: str) -> bool:
         """Whether there is such a stream."""
@@ -138,14 +173,17 @@ class StreamChannel:
         Unconfirmed messages are published again after a reconnection.
 
         Args:
-            messages: None among them says that there is none right now.
+            messages: None among them says that there is none right now. In a super stream, the routing key says which
+                partition is for a message; those without one go to each in turn.
 
         Raises:
             NotFound: there is no such stream.
             NotConfirmed: the broker did not answer in time.
         """
         filter_value = next(iter(self._filters), None)
-        self._publisher = Publisher(self, stream.name, self._confirm_timeout, self._encode, filter_value)
+        streams = stream.partitions or [stream.name]
+        encoded = partial(encode, exchange=stream.name) if stream.partitions else self._encode
+        self._publisher = Publisher(self, streams, self._confirm_timeout, encoded, filter_value)
         return self._publisher.publish(messages)
 
     @property
@@ -172,7 +210,17 @@ class StreamChannel:
         Raises:
             NotFound: there is no such stream.
         """
-        self._consumer = Consumer(self, stream.name, receiving, track=track, filters=self._filters)
+        if self._is_single_active and track is None:
+            raise UsageError("a single active consumer needs a name", "give one: --track NAME")
+        self._consumer = Consumer(
+            self,
+            stream.partitions or [stream.name],
+            receiving,
+            super_stream=stream.name if stream.partitions else "",
+            track=track,
+            filters=self._filters,
+            single_active=self._is_single_active,
+        )
         self._consumer.start(offset)
         return self._consumer.deliveries()
 
@@ -180,34 +228,46 @@ class StreamChannel:
         """End consuming after the message in hand. From any thread, and from a signal handler."""
         self.stopping = True
         self._stop.set()
-        self.session.inbox.put(None)
+        self.inbox.put(None)
 
     # The connection.
 
-    def go_to(self, stream: str, *, to_publish: bool) -> None:
-        """Be connected to a node that has the stream; to publish, to its leader.
+    def sessions_for(self, streams: Sequence[str], *, to_publish: bool) -> list[Session]:
+        """Be connected to nodes that have the streams, and to no others; to publish, to their leaders.
 
         Raises:
             NotFound: there is no such stream.
-            Unavailable: the node cannot be reached.
+            Unavailable: a node cannot be reached.
         """
+        found = [self._session_for(stream, to_publish=to_publish) for stream in streams]
+        for unused in set(self._sessions).difference(found):
+            unused.close()
+        self._sessions = list(dict.fromkeys(found))
+        self.session = found[0]
+        return found
+
+    def _session_for(self, stream: str, *, to_publish: bool) -> Session:
         for pause in _ELECTION.delays():
             try:
-                nodes = self.session.ask(lambda client: client.query_leader_and_replicas(stream), stream)
+                leader, replicas = self.session.ask(lambda client: client.query_leader_and_replicas(stream), stream)
                 break
             except NotFound:
                 raise
             except Unavailable:
-                if self.session.lost is not None or self._stop.wait(pause):
+                if self.is_lost or self._stop.wait(pause):
                     raise
         else:
             raise Unavailable(f"stream {stream!r} has no leader")
-        leader, replicas = nodes
-        if self.session.has([leader] if to_publish else [leader, *replicas]):
-            return
-        other = self.session.beside(leader, self._context)
-        self.session.close()
-        self.session = other
+        for session in self._sessions:
+            if session.has([leader] if to_publish else [leader, *replicas]):
+                return session
+        self._sessions.append(self.session.beside(leader, self._context))
+        return self._sessions[-1]
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether one of the connections is."""
+        return any(session.lost is not None for session in self._sessions)
 
     def reopen(self, go_on: Callable[[], None]) -> bool:
         """Connect again after a loss, and go on; False if somebody asked to stop meanwhile.
@@ -215,7 +275,8 @@ class StreamChannel:
         Raises:
             MqtoolError: it was given up.
         """
-        why, where, lost_at = self.session.lost, self.session.address, time.monotonic()
+        lost = next((session for session in self._sessions if session.lost is not None), self.session)
+        why, where, lost_at = lost.lost, lost.address, time.monotonic()
         at = f"{where.host}:{where.port}"
         words = failures.in_words(why) if why is not None else "the stream has moved"
         if self._backoff is None:
@@ -225,8 +286,10 @@ class StreamChannel:
             if self._stop.wait(pause):
                 return False
             try:
-                self.session.close()
+                self._close()
+                self.inbox = queues.SimpleQueue()
                 self.session = self._first()
+                self._sessions = [self.session]
                 go_on()
             except NotFound:
                 raise
@@ -237,11 +300,15 @@ class StreamChannel:
                 return True
         raise Unavailable(f"gave up reconnecting to {at} after {self._backoff.attempts} attempts")
 
+    def _close(self) -> None:
+        for session in self._sessions:
+            session.close()
+
     def _first(self) -> Session:
         """A session with the first node that answers."""
         failure: MqtoolError | None = None
         for address in self._nodes:
-            session = Session(address, self._context)
+            session = Session(address, self._context, self.inbox)
             try:
                 session.open()
             except Unavailable as error:

@@ -1,28 +1,19 @@
 """Reading a stream: a message counts as read when the next one is asked for."""
 
 import queue as queues
-import struct
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from rstream import schema
-from rstream.constants import OffsetType
-
 from mqtool.amqp import Receiving
 from mqtool.errors import TimedOut, Unavailable
 from mqtool.message import Delivery
-from mqtool.offsets import FIRST, Offset, Start
+from mqtool.offsets import Offset, Start
 from mqtool.streams import chunks
-from mqtool.streams.entries import body_alone, decode
-from mqtool.streams.session import Owner
-from mqtool.streams.wire import DELIVER, METADATA_UPDATE, StreamClient
+from mqtool.streams.reading import Reading
+from mqtool.streams.session import Owner, Session
+from mqtool.streams.wire import CONSUMER_UPDATE, DELIVER, METADATA_UPDATE
 
-_ID = 1
-#: Chunks that the broker may send in advance.
-_CREDIT = 10
-_KEY_CREDIT = 9
-_CREDIT_FRAME = struct.Struct(">IHHBH")
 #: Messages between two stored offsets: as many come twice after a kill -9 at most.
 TRACK_EVERY = 1000
 #: Seconds of silence after which the offset is stored anyway.
@@ -30,26 +21,36 @@ _QUIET = 0.2
 
 
 class Consumer:
-    """Reads one stream.
+    """Reads one stream, or the partitions of one.
 
     Args:
-        track: as of StreamChannel.consume().
+        streams: one, or the partitions in their order.
+        super_stream: that of the partitions; "" if it is one stream.
+        track, single_active: as of StreamChannel.consume() and StreamChannel.
     """
 
     def __init__(
-        self, channel: Owner, stream: str, receiving: Receiving, *, track: str | None, filters: Sequence[str]
+        self,
+        channel: Owner,
+        streams: Sequence[str],
+        receiving: Receiving,
+        *,
+        super_stream: str,
+        track: str | None,
+        filters: Sequence[str],
+        single_active: bool,
     ) -> None:
         self._channel = channel
-        self._stream = stream
         self._limits = receiving
         self._track = track
-        self._filters = filters
-        self._place = FIRST
-        self._next = 0  # the first offset that we do not have yet
-        self._has_received = False
-        self._printed: int | None = None
-        self._stored: int | None = None
-        self._since_stored = 0
+        self._has_filters = bool(filters)
+        self._is_single_active = single_active
+        properties = {f"filter.{number}": value for number, value in enumerate(filters)}
+        if single_active:
+            properties |= {"single-active-consumer": "true", "name": track or ""}
+            properties |= {"super-stream": super_stream} if super_stream else {}
+        self._readings = [Reading(stream, number, properties) for number, stream in enumerate(streams)]
+        self._reading = self._readings[0]  # the one that the lot is of
         self._is_stuck = False
         self._lot: deque[Delivery] = deque()
 
@@ -59,27 +60,28 @@ class Consumer:
         Raises:
             MqtoolError: the broker refuses.
         """
-        self._channel.go_to(self._stream, to_publish=False)
-        if self._track is not None:
-            stored = self._channel.session.stored_offset(self._stream, self._track)
-            if stored is not None:
-                offset = Offset(Start.OFFSET, stored + 1)
-        self._subscribe(offset)
+        sessions = self._sessions()
+        if self._has_filters:
+            sessions[0].check_version((3, 13), "filters for streams")
+        if self._is_single_active:
+            sessions[0].check_version((3, 11), "single active consumers for streams")
+        # All places before the first subscription: what it brings must not be mixed up with what is looked for here.
+        places = [self._place(each, session, offset) for each, session in zip(self._readings, sessions, strict=True)]
+        for reading, session, place in zip(self._readings, sessions, places, strict=True):
+            reading.begin(session, place)
 
-    def _subscribe(self, offset: Offset) -> None:
-        self._place = offset
-        if offset.start is Start.OFFSET:
-            self._next = offset.value or 0
-        session = self._channel.session
-        if self._filters:
-            session.check_filters()
-        properties = {f"filter.{number}": value for number, value in enumerate(self._filters)}
-        place = schema.OffsetSpec.from_params(OffsetType(offset.start.value), offset.value)
+    def _sessions(self) -> list[Session]:
+        return self._channel.sessions_for([each.stream for each in self._readings], to_publish=False)
 
-        async def request(client: StreamClient) -> None:
-            await client.subscribe(self._stream, _ID, place, _CREDIT, properties)
-
-        session.ask(request, self._stream)
+    def _place(self, reading: Reading, session: Session, offset: Offset) -> Offset:
+        """Where to start: behind what is stored, if there is that; says so if it is beyond the end."""
+        stream = reading.stream
+        stored = None if self._track is None else session.stored_offset(stream, self._track)
+        place = offset if stored is None else Offset(Start.OFFSET, stored + 1)
+        if place.start is Start.OFFSET and place.value and place.value > (end := session.end_of(stream)):
+            what = f"ends at offset {end - 1:,}" if end else "is empty"
+            self._channel.notice(f"stream {stream!r} {what}; waiting for offset {place.value:,}")
+        return place
 
     def deliveries(self) -> Iterator[Delivery]:
         """Yield messages, until a limit, or stop().
@@ -99,10 +101,11 @@ class Consumer:
                 delivery = lot.popleft()
                 taken += 1
                 yield delivery
-                self._printed = delivery.delivery_tag
+                reading = self._reading
+                reading.printed = delivery.delivery_tag
                 if tracks:
-                    self._since_stored += 1
-                    if self._since_stored >= TRACK_EVERY:
+                    reading.since_stored += 1
+                    if reading.since_stored >= TRACK_EVERY:
                         self._store()
         finally:
             self.leave()
@@ -116,11 +119,13 @@ class Consumer:
         self._is_stuck = True  # what could not be printed is never stored
         self._channel.before_acknowledging()
         self._is_stuck = False
-        if self._track is None or self._printed in (None, self._stored) or self._channel.session.lost is not None:
+        if self._track is None or self._channel.is_lost:
             return
-        assert self._printed is not None
-        self._channel.session.store_offset(self._stream, self._track, self._printed)
-        self._stored, self._since_stored = self._printed, 0
+        for reading in self._readings:
+            if not reading.is_stored:
+                assert reading.printed is not None
+                reading.session.store_offset(reading.stream, self._track, reading.printed)
+                reading.stored, reading.since_stored = reading.printed, 0
 
     def _next_chunk(self, taken: int, started: float) -> bool:
         """Take a chunk out of the inbox; False at the end."""
@@ -130,7 +135,7 @@ class Consumer:
             if self._channel.stopping:
                 return False
             try:
-                frame = self._channel.session.inbox.get_nowait()
+                frame = self._channel.inbox.get_nowait()
             except queues.Empty:
                 if not is_flushed:
                     self._channel.before_acknowledging()
@@ -139,7 +144,7 @@ class Consumer:
                 if left is not None and left <= 0:
                     return False
                 try:
-                    frame = self._channel.session.inbox.get(timeout=self._until_stored(left))
+                    frame = self._channel.inbox.get(timeout=self._until_stored(left))
                 except queues.Empty:
                     self._store()
                     continue
@@ -150,7 +155,7 @@ class Consumer:
 
     def _until_stored(self, left: float | None) -> float | None:
         """Seconds to wait: not for long, while there is an offset to store."""
-        if self._track is None or self._printed in (None, self._stored):
+        if self._track is None or all(each.is_stored for each in self._readings):
             return left
         return _QUIET if left is None else min(left, _QUIET)
 
@@ -171,35 +176,34 @@ class Consumer:
 
     def _take(self, frame: bytes | None) -> None:
         if frame is None:
-            if self._channel.session.lost is not None:
+            if self._channel.is_lost:
                 self._channel.reopen(self._go_on)
             return
         key = int.from_bytes(frame[:2])
         if key == METADATA_UPDATE:
-            if not self._channel.session.exists(self._stream):
-                raise Unavailable(f"stream {self._stream!r} was deleted")
+            stream = frame[8:].decode()
+            if not self._reading.session.exists(stream):
+                raise Unavailable(f"stream {stream!r} was deleted")
             self._channel.reopen(self._go_on)
         elif key == DELIVER:
-            chunk = chunks.parse(frame)
-            self._channel.session.send(_CREDIT_FRAME.pack(_CREDIT_FRAME.size - 4, _KEY_CREDIT, 1, _ID, 1))
-            self._add(chunk)
+            self._reading = self._readings[frame[4]]
+            self._lot.extend(self._reading.take(chunks.parse(frame)))
+        elif key == CONSUMER_UPDATE:
+            self._change(self._readings[frame[8]], frame[4:8], is_active=bool(frame[9]))
 
     def _go_on(self) -> None:
-        self._channel.go_to(self._stream, to_publish=False)
-        self._subscribe(Offset(Start.OFFSET, self._next) if self._has_received else self._place)
+        for reading, session in zip(self._readings, self._sessions(), strict=True):
+            reading.begin(session)
 
-    def _add(self, chunk: chunks.Chunk) -> None:
-        """The messages of a chunk, but for those before the wanted offset: chunks come whole."""
-        wanted, stream, add = self._next, self._stream, self._lot.append
-        for offset, record in enumerate(chunks.records(chunk), chunk.first_offset):
-            if offset < wanted:
-                continue
-            if (octets := body_alone(record)) is not None:
-                add(Delivery(octets, "", stream, stream, False, {"headers": {"x-stream-offset": offset}}, offset))
-            else:
-                body, properties, exchange, routing_key = decode(record)
-                properties["headers"] = {**properties.get("headers", {}), "x-stream-offset": offset}
-                key = stream if routing_key is None else routing_key
-                add(Delivery(body, exchange, key, stream, False, properties, offset))
-        self._has_received = True
-        self._next = max(wanted, chunk.first_offset + chunk.records)
+    def _change(self, reading: Reading, correlation: bytes, *, is_active: bool) -> None:
+        """Begin, or finish: the broker has chosen who is active. All that came before is printed."""
+        assert self._track is not None
+        if is_active:
+            at = reading.go_on(correlation, reading.session.stored_offset(reading.stream, self._track))
+            where = "" if at is None else f", from offset {at:,}"
+            self._channel.notice(f"active: reading stream {reading.stream!r}{where}")
+        else:
+            self._store()
+            reading.session.stored_offset(reading.stream, self._track)  # answered once it is stored: the next one asks
+            reading.stand_by(correlation)
+            self._channel.notice(f"standing by: another consumer reads stream {reading.stream!r}")

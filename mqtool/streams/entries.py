@@ -58,25 +58,31 @@ class Entry(NamedTuple):
 # From a message.
 
 
-def encode(message: Message) -> bytes:
-    """The sections of a message. Headers that are tables or arrays are left out, as RabbitMQ leaves them out."""
+def encode(message: Message, exchange: str = "") -> bytes:
+    """The sections of a message. Headers that are tables or arrays are left out, as RabbitMQ leaves them out.
+
+    Args:
+        exchange: a super stream's: the message is stored with it and the routing key, as if it had come through it.
+    """
     body = message.body
     size = len(body)
     data = bytes((size,)).join((_DATA_START, body)) if size < _SHORT else _long(body)
-    if not message.properties and message.message_id is None:
+    routed = {"x-exchange": exchange, "x-routing-key": message.routing_key} if exchange and message.routing_key else {}
+    if not message.properties and message.message_id is None and not routed:
         return data
-    return _before_body(message) + data
+    return _before_body(message, routed) + data
 
 
 def _long(body: bytes) -> bytes:
     return _LONG_DATA_START + struct.pack(">I", len(body)) + body
 
 
-def _before_body(message: Message) -> bytes:
+def _before_body(message: Message, routed: Mapping[str, str]) -> bytes:
     properties = {name: value for name, value in message.properties.items() if value is not None}
     if message.message_id is not None:
         properties["message_id"] = message.message_id
     annotations = {_IN_ANNOTATIONS[name]: value for name, value in properties.items() if name in _IN_ANNOTATIONS}
+    annotations |= routed
     headers = {_IN_HEADERS[name]: value for name, value in properties.items() if name in _IN_HEADERS}
     headers |= properties.get("headers") or {}
     fields = [_field(name, properties.get(name)) for name in _FIELDS]

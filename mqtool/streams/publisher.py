@@ -1,37 +1,72 @@
-"""Publishing to a stream: many messages in a frame, and confirms by their numbers."""
+"""Publishing to a stream, or to the partitions of one: many messages in a frame, and confirms by their numbers."""
 
 import queue as queues
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from itertools import count
+from typing import Any
 
 from mqtool.errors import Unavailable
 from mqtool.message import Confirmation, Message, Receipt
 from mqtool.streams import failures
-from mqtool.streams.session import Owner
-from mqtool.streams.wire import CONFIRM, ERROR, METADATA_UPDATE
+from mqtool.streams.session import Owner, Session
+from mqtool.streams.super_streams import place_of
+from mqtool.streams.wire import CONFIRM, ERROR, METADATA_UPDATE, StreamClient
 
-_ID = 1
 _PUBLISH = 2
 _HEAD = struct.Struct(">IHHBI")
 _ENTRY = struct.Struct(">QI")
 _UNDER_FILTER = struct.Struct(">QH")
 _REFUSED = struct.Struct(">QH")
-#: Octets of a frame beside its one message, at most.
-_OVERHEAD = 512
 #: Messages and octets that go into one frame, and that may be unconfirmed.
 _LOT, _LOT_SIZE = 500, 1 << 16
 _WINDOW, _WINDOW_SIZE = 20_000, 1 << 25
 
 
+class _Partition:
+    """One of the streams, and what is collected for it.
+
+    Attributes:
+        number: the publisher's, for the broker.
+    """
+
+    def __init__(self, stream: str, number: int, session: Session) -> None:
+        self.stream = stream
+        self.number = number
+        self.session = session
+        self.lot: list[bytes] = []
+        self.size = 0
+
+    def flush(self, *, with_filter: bool) -> None:
+        """Send what was collected."""
+        if not self.lot:
+            return
+        data = b"".join(self.lot)
+        version, pieces = (2, 4) if with_filter else (1, 2)
+        head = _HEAD.pack(len(data) + _HEAD.size - 4, _PUBLISH, version, self.number, len(self.lot) // pieces)
+        self.lot.clear()
+        self.size = 0
+        self.session.send(head + data)
+
+
 class Publisher:
-    """Publishes to one stream."""
+    """Publishes to one stream, or to the partitions of one: each message by its routing key, or in turn.
+
+    Args:
+        streams: one, or the partitions in their order.
+    """
 
     def __init__(
-        self, channel: Owner, stream: str, patience: float, encode: Callable[[Message], bytes], filter_value: str | None
+        self,
+        channel: Owner,
+        streams: Sequence[str],
+        patience: float,
+        encode: Callable[[Message], bytes],
+        filter_value: str | None,
     ) -> None:
         self._channel = channel
-        self._stream = stream
+        self._streams = streams
         self._patience = patience
         self._encode = encode
         self._filter = None if filter_value is None else filter_value.encode()
@@ -39,8 +74,7 @@ class Publisher:
         self._size = 0
         self._answers: dict[int, str] = {}
         self._sent = self._answered = 0
-        self._lot: list[bytes] = []
-        self._lot_size = 0
+        self._partitions: list[_Partition] = []
         self._is_due = False  # to look whether there are answers
         self._last_answer = time.monotonic()
 
@@ -75,11 +109,12 @@ class Publisher:
             yield from self._receipts()
 
     def _start(self) -> None:
-        self._channel.go_to(self._stream, to_publish=True)
-        session = self._channel.session
-        session.ask(lambda client: client.declare_publisher(self._stream, None, _ID), self._stream)
+        sessions = self._channel.sessions_for(self._streams, to_publish=True)
+        self._partitions = list(map(_Partition, self._streams, count(), sessions))
+        for each in self._partitions:
+            each.session.ask(_declaration(each), each.stream)
         if self._filter is not None:
-            session.check_filters()
+            sessions[0].check_version((3, 13), "filters for streams")
         self._last_answer = time.monotonic()
 
     def _add(self, message: Message) -> None:
@@ -90,46 +125,46 @@ class Publisher:
         self._put(self._sent, message)
 
     def _put(self, number: int, message: Message) -> None:
+        partitions = self._partitions
+        partition = partitions[0] if len(partitions) == 1 else partitions[self._place(number, message)]
         entry = self._encode(message)
         size = len(entry)
-        if size + 64 > self._channel.session.client.frame_max:
-            self._answers[number] = (
-                f"it is larger than a frame may be ({self._channel.session.client.frame_max:,} bytes)"
-            )
+        frame_max = partition.session.client.frame_max
+        if size + 64 > frame_max:
+            self._answers[number] = f"it is larger than a frame may be ({frame_max:,} bytes)"
             return
+        lot = partition.lot
         if self._filter is None:
-            self._lot.append(_ENTRY.pack(number, size))
+            lot.append(_ENTRY.pack(number, size))
         else:
-            self._lot += (_UNDER_FILTER.pack(number, len(self._filter)), self._filter, struct.pack(">I", size))
-        self._lot.append(entry)
-        self._lot_size += size
+            lot += (_UNDER_FILTER.pack(number, len(self._filter)), self._filter, struct.pack(">I", size))
+        lot.append(entry)
+        partition.size += size
         self._size += len(message.body)
-        if self._lot_size >= _LOT_SIZE or len(self._lot) >= 2 * _LOT:
-            self._flush()
+        if partition.size >= _LOT_SIZE or len(lot) >= 2 * _LOT:
+            partition.flush(with_filter=self._filter is not None)
             self._is_due = True
+
+    def _place(self, number: int, message: Message) -> int:
+        """The place of the partition that a message goes to; it is the same if the message is published again."""
+        key = message.routing_key
+        return place_of(key, len(self._partitions)) if key else number % len(self._partitions)
 
     def _flush(self) -> None:
         """Send what was collected."""
-        if not self._lot:
-            return
-        pieces = 2 if self._filter is None else 4
-        data = b"".join(self._lot)
-        version = 1 if self._filter is None else 2
-        head = _HEAD.pack(len(data) + _HEAD.size - 4, _PUBLISH, version, _ID, len(self._lot) // pieces)
-        self._lot.clear()
-        self._lot_size = 0
-        self._channel.session.send(head + data)
+        for partition in self._partitions:
+            partition.flush(with_filter=self._filter is not None)
 
     def _look(self) -> None:
         """Take the answers that have come."""
         self._is_due = False
-        inbox = self._channel.session.inbox
+        inbox = self._channel.inbox
         while True:
             try:
                 self._take(inbox.get_nowait())
             except queues.Empty:
                 return
-            if self._channel.session.inbox is not inbox:
+            if self._channel.inbox is not inbox:
                 return
 
     def _wait(self) -> None:
@@ -142,14 +177,14 @@ class Publisher:
             return
         left = self._last_answer + self._patience - time.monotonic()
         try:
-            self._take(self._channel.session.inbox.get(timeout=max(0.0, left)))
+            self._take(self._channel.inbox.get(timeout=max(0.0, left)))
         except queues.Empty:
             raise failures.not_confirmed(len(self._outstanding), self._patience) from None
         self._look()
 
     def _take(self, frame: bytes | None) -> None:
         if frame is None:
-            if self._channel.session.lost is not None:
+            if self._channel.is_lost:
                 self._recover()
             return
         key = int.from_bytes(frame[:2])
@@ -168,8 +203,7 @@ class Publisher:
 
         def go_on() -> None:
             self._start()
-            self._lot.clear()
-            self._lot_size = self._size = 0
+            self._size = 0
             for number, message in self._outstanding.items():
                 if number not in self._answers:
                     self._put(number, message)
@@ -189,3 +223,7 @@ class Publisher:
             yield Receipt(message, Confirmation.NACKED if reason else Confirmation.CONFIRMED, reason, number)
         if not outstanding:
             self._size = 0
+
+
+def _declaration(partition: _Partition) -> Callable[[StreamClient], Coroutine[Any, Any, None]]:
+    return lambda client: client.declare_publisher(partition.stream, None, partition.number)

@@ -1,6 +1,7 @@
 """One connection to the node that has a stream, on an I/O thread, with an inbox for what comes."""
 
 import asyncio
+import contextlib
 import queue as queues
 import re
 import ssl
@@ -10,16 +11,23 @@ from functools import cache
 from typing import Any, Protocol, TypeVar
 
 from rstream import exceptions
-from rstream.schema import Broker
+from rstream.constants import OffsetType
+from rstream.schema import Broker, OffsetSpec
 
 from mqtool.amqp import Address
 from mqtool.errors import MqtoolError, UsageError
-from mqtool.streams import failures
-from mqtool.streams.wire import StreamClient
+from mqtool.streams import chunks, failures
+from mqtool.streams.wire import DELIVER, StreamClient
 
 _T = TypeVar("_T")
+#: Frames that came unasked, as octets; None says to look whether a connection is lost, or that somebody asked to stop.
+Inbox = queues.SimpleQueue[bytes | None]
 #: The offset before the first, in 64 bits.
 NOWHERE = (1 << 64) - 1
+#: The subscription with which end_of() looks, and where it starts.
+_LOOK = 255
+_LAST_CHUNK = OffsetSpec.from_params(OffsetType.LAST, None)
+_DELIVER = DELIVER.to_bytes(2)
 _HEARTBEAT = 60
 #: Seconds to wait for the answer to a request.
 _PATIENCE = 20.0
@@ -36,17 +44,19 @@ def _loop() -> asyncio.AbstractEventLoop:
 class Session:
     """A connection, until it is lost.
 
+    Args:
+        inbox: where frames go that come unasked; None there says to look at `lost`.
+
     Attributes:
-        inbox: frames that came unasked, as octets; None says to look at `lost`, or that somebody asked to stop.
         lost: what the connection died of.
     """
 
-    def __init__(self, address: Address, context: ssl.SSLContext | None) -> None:
-        self.inbox: queues.SimpleQueue[bytes | None] = queues.SimpleQueue()
+    def __init__(self, address: Address, context: ssl.SSLContext | None, inbox: Inbox) -> None:
+        self._inbox = inbox
         self.lost: BaseException | None = None
         self.address = address
         heartbeat = _HEARTBEAT if address.heartbeat is None else address.heartbeat
-        self.client = StreamClient(address.host, address.port, context, heartbeat, self.inbox.put, self._ended)
+        self.client = StreamClient(address.host, address.port, context, heartbeat, self._inbox.put, self._ended)
 
     def open(self) -> None:
         """Connect and log in.
@@ -115,15 +125,42 @@ class Session:
         """Have the broker keep an offset under a name, without waiting until it has. Raises as stored_offset() does."""
         self.ask(lambda client: client.store_offset(stream, name, offset), stream)
 
-    def check_filters(self) -> None:
-        """See that the broker knows filters.
+    def partitions(self, super_stream: str) -> list[str]:
+        """The streams that a super stream consists of; none if there is no such super stream."""
+        return self.ask(lambda client: client.partitions(super_stream), super_stream)
+
+    def end_of(self, stream: str) -> int:
+        """The offset that the next message will have. Before anything is subscribed to."""
+
+        async def request(client: StreamClient) -> None:
+            await client.subscribe(stream, _LOOK, _LAST_CHUNK, 1, {})
+            await client.unsubscribe(_LOOK)  # whose answer comes after the chunk, if there is one
+
+        self.ask(request, stream)
+        end, others = 0, []
+        with contextlib.suppress(queues.Empty):
+            while True:
+                frame = self._inbox.get_nowait()
+                if frame is not None and frame[:2] == _DELIVER and frame[4] == _LOOK:
+                    chunk = chunks.parse(frame)
+                    end = chunk.first_offset + chunk.records
+                else:
+                    others.append(frame)
+        for frame in others:
+            self._inbox.put(frame)
+        return end
+
+    def check_version(self, wanted: tuple[int, int], what: str) -> None:
+        """See that the broker is new enough for something.
 
         Raises:
-            UsageError: it does not.
+            UsageError: it is not.
         """
         version = (self.client.server_properties or {}).get("version", "")
-        if [int(number) for number in re.findall(r"\d+", version)[:2]] < [3, 13]:
-            raise UsageError(f"the broker (RabbitMQ {version}) has no filters for streams", "RabbitMQ 3.13 brings them")
+        if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < wanted:
+            raise UsageError(
+                f"the broker (RabbitMQ {version}) has no {what}", "RabbitMQ {}.{} brings them".format(*wanted)
+            )
 
     def send(self, data: bytes) -> None:
         """Send a frame, without waiting."""
@@ -139,7 +176,7 @@ class Session:
         Raises:
             Unavailable: the name leads nowhere from here.
         """
-        other = Session(self.address._replace(host=node.host, port=node.port), context)
+        other = Session(self.address._replace(host=node.host, port=node.port), context, self._inbox)
         try:
             other.open()
         except MqtoolError as error:
@@ -152,7 +189,7 @@ class Session:
 
     def _ended(self, error: BaseException) -> None:
         self.lost = error
-        self.inbox.put(None)
+        self._inbox.put(None)
 
     @staticmethod
     def _call(request: Coroutine[Any, Any, _T], patience: float) -> _T:
@@ -162,9 +199,12 @@ class Session:
 class Owner(Protocol):
     """A channel, as its publisher and its consumer see it."""
 
-    session: Session
+    inbox: Inbox
     stopping: bool
     before_acknowledging: Callable[[], None]
+    notice: Callable[[str], None]
 
-    def go_to(self, stream: str, *, to_publish: bool) -> None: ...
+    @property
+    def is_lost(self) -> bool: ...
+    def sessions_for(self, streams: Sequence[str], *, to_publish: bool) -> list[Session]: ...
     def reopen(self, go_on: Callable[[], None]) -> bool: ...

@@ -20,6 +20,7 @@ from rstream.encoding import decode_frame
 #: Keys of the protocol's commands that come unasked.
 CONFIRM, ERROR, DELIVER, METADATA_UPDATE, CONSUMER_UPDATE = 3, 4, 8, 16, 26
 _UNASKED = frozenset((CONFIRM, ERROR, DELIVER, METADATA_UPDATE, CONSUMER_UPDATE))
+_PARTITIONS, _ANSWER_TO_PARTITIONS = b"\x00\x19", b"\x80\x19"
 #: Whatever is longer is no frame, but another protocol.
 _LONGEST = 1 << 28
 _BUFFER = 1 << 20
@@ -54,6 +55,8 @@ class _Wire(Connection):
             if not 4 <= size < _LONGEST:
                 raise NotStreams
             data = await self._reader.readexactly(size)
+            if data[:2] == _PARTITIONS:  # RabbitMQ 3.10 leaves out the bit that marks an answer
+                data = _ANSWER_TO_PARTITIONS + data[2:]
             if int.from_bytes(data[:2]) not in _UNASKED:
                 return decode_frame(data)
             self._take(data)

@@ -14,6 +14,7 @@ from mqtool.errors import BadData
 from mqtool.message import Message
 from mqtool.offsets import FIRST, Offset, Start, parse_offset
 from mqtool.streams import chunks, entries
+from mqtool.streams.super_streams import is_super_stream, place_of
 
 TEXT = st.text(max_size=300)
 HEADERS = st.dictionaries(
@@ -98,3 +99,16 @@ def test_offsets_are_written_in_five_ways() -> None:
     for wrong in ("", "-1", "soon", "1969-01-01T00:00Z", "9" * 30):
         with pytest.raises(ValueError, match=r"offset|1970"):
             parse_offset(wrong)
+
+
+def test_a_key_leads_to_the_partition_of_other_clients() -> None:
+    """The places of these keys among three partitions are those in the tests of RabbitMQ's clients."""
+    places = {2: 0, 5: 0, 7: 0, 9: 0, 1: 1, 3: 1, 8: 1, 88: 1, 4: 2, 6: 2, 10: 2}
+    assert {number: place_of(f"hello{number}", 3) for number in places} == places
+
+
+def test_a_super_stream_is_known_by_its_names() -> None:
+    """An exchange that leads to a stream is none, unless the stream is named after it."""
+    assert is_super_stream("orders", ["orders-0", "orders-1"])
+    assert not is_super_stream("logs", ["kept", "logs-0"])
+    assert not is_super_stream("orders", [])

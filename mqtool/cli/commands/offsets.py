@@ -61,7 +61,7 @@ def reset(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort
 
 
 @tracking.command(epilog="mqtool offset-tracking send")
-@takes_groups_but(dialect=DialectOfStreams)
+@takes_groups_but(dialect=DialectOfStreams, partitions=None)
 def send(stream: StreamOptions, broker: Broker) -> None:
     """Append 100 messages, the last of which is the marker."""
     from mqtool.tutorials import stream_offset_tracking as lesson
@@ -80,7 +80,14 @@ def send(stream: StreamOptions, broker: Broker) -> None:
 
 @tracking.command(epilog="mqtool offset-tracking receive")
 @takes_groups_but(
-    dialect=DialectOfStreams, prefetch=None, auto_ack=None, raw=None, as_json=None, template=None, pretty=None
+    dialect=DialectOfStreams,
+    partitions=None,
+    prefetch=None,
+    auto_ack=None,
+    raw=None,
+    as_json=None,
+    template=None,
+    pretty=None,
 )
 def receive(stream: StreamOptions, receiving: Receiving, broker: Broker) -> None:
     """Read on up to the marker, and store every tenth offset."""

@@ -25,13 +25,23 @@ Filters = Annotated[
 ]
 
 
-@app.command(epilog="mqtool send-stream 'Hello, World!'\ntail -f app.log | mqtool send-stream -l -q app")
-@takes_groups_but(
-    dialect=DialectOfStreams, delay=None, at=None, via=None, mandatory=None, persistent=None, key_pattern=None
+@app.command(
+    epilog="mqtool send-stream 'Hello, World!'\ntail -f app.log | mqtool send-stream -l -q app\n"
+    "mqtool send-stream -q orders --partitions 3 -r ann 'two books'"
 )
+@takes_groups_but(dialect=DialectOfStreams, delay=None, at=None, via=None, mandatory=None, persistent=None)
 def send_stream(
     stream: StreamOptions,
     publishing: Publishing,
+    routing_key: Annotated[
+        str | None,
+        typer.Option(
+            "--routing-key",
+            "-r",
+            help="Key that chooses the partition (default: each in turn)",
+            rich_help_panel="Messages",
+        ),
+    ] = None,
     filter_value: Annotated[
         str | None,
         typer.Option("--filter", metavar="VALUE", help="Filter value (RabbitMQ 3.13)", rich_help_panel="Messages"),
@@ -53,6 +63,7 @@ def send_stream(
         publisher,
         tutorial.sent,
         opened=_opened(stream, [filter_value] if filter_value else [], **settings),
+        routing_key=routing_key,
         default=tutorial.body,
     )
 
@@ -78,6 +89,12 @@ def receive_stream(
             "--track", metavar="NAME", help="Go on where NAME stopped, and store how far", rich_help_panel="Receiving"
         ),
     ] = None,
+    single_active: Annotated[
+        bool,
+        typer.Option(
+            "--single-active", help="One reader per --track name at a time (RabbitMQ 3.11)", rich_help_panel="Receiving"
+        ),
+    ] = False,
     filters: Filters = None,
     into: OutputFile = None,
 ) -> None:
@@ -94,7 +111,7 @@ def receive_stream(
         broker,
         consumer,
         tutorial.received,
-        opened=_opened(stream, filters or []),
+        opened=_opened(stream, filters or [], single_active=single_active),
         waiting=tutorial.waiting,
         into=into,
     )

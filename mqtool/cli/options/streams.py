@@ -1,6 +1,5 @@
 """Which stream, and how to reach it."""
 
-from dataclasses import replace
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -57,6 +56,9 @@ class StreamOptions(NamedTuple):
         typer.Option("--queue", "-q", help="Stream", show_default="the tutorial's", autocompletion=live_names.queues),
     ] = None
     arguments: Annotated[list[Any] | None, argument_option("Setting to create it with, such as max-age=7D")] = None
+    partitions: Annotated[
+        int | None, typer.Option(min=1, max=255, metavar="N", help="Create it as a super stream of N partitions")
+    ] = None
     port: StreamPort = None
 
     def of(self, default: Stream) -> Stream:
@@ -64,4 +66,7 @@ class StreamOptions(NamedTuple):
         if self.queue == "":
             raise UsageError("the stream's name is empty", "leave --queue out to use the tutorial's")
         given = {name.removeprefix("x-"): value for name, value in self.arguments or []}
-        return replace(default, name=self.queue or default.name, arguments={**default.arguments, **given})
+        name = self.queue or default.name
+        # As `rabbitmq-streams add_super_stream` names them.
+        partitions = [f"{name}-{number}" for number in range(self.partitions or 0)]
+        return Stream(name, {**default.arguments, **given}, partitions)

@@ -102,6 +102,7 @@ def publish_to_stream(
     line: str,
     *,
     opened: Callable[[Access], AbstractContextManager["StreamChannel"]],
+    routing_key: str | None,
     default: bytes,
 ) -> None:
     """Publish what the command line asks for to a stream. Raises as publish() does.
@@ -109,9 +110,10 @@ def publish_to_stream(
     Args:
         line: as of publish().
         opened: gives the channel.
+        routing_key: chooses the partition of a super stream.
         default: as of source.read().
     """
-    source = sources.read(asked, Addressing(), default=default, with_ids=False)
+    source = sources.read(asked, Addressing(None, routing_key), default=default, with_ids=False)
     with opened(asked.broker.access()) as channel:
         _report(publisher(channel, source), _Tally(line, asked.options, channel), source)
 

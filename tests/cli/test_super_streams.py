@@ -1,0 +1,143 @@
+"""Super streams, and readers of which one is active, as a person uses them."""
+
+import json
+import signal
+import subprocess
+from collections import defaultdict
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.brokers import TestBroker, on_any_broker
+from tests.cli.shell import Shell, wait_until
+from tests.proxy import Proxy
+
+CREATED = ("-q", "orders", "--partitions", "3")
+READ = ("mqtool", "receive-stream", "-q", "orders", "--idle-timeout", "300ms")
+
+
+@pytest.fixture
+def shell(shell: Shell, broker: TestBroker) -> Shell:
+    """A shell that knows the broker's port for streams."""
+    if not broker.streams:
+        pytest.skip("this broker has no port for streams")
+    shell.environment["MQTOOL_STREAM_PORT"] = str(urlsplit(broker.streams).port)
+    return shell
+
+
+def by_partition(ndjson: str) -> dict[str, list[str]]:
+    """The bodies that came of each partition."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for line in ndjson.splitlines():
+        message = json.loads(line)
+        found[message["queue"]].append(message["body"])
+    return found
+
+
+def test_a_key_leads_to_its_partition(shell: Shell, broker: TestBroker) -> None:
+    """The one that it leads to in other clients, too; each message says its partition and its key."""
+    lines = "".join(f"hello{number} {each}\n" for each in ("a", "b") for number in range(1, 7))
+    send = ("mqtool", "send-stream", *CREATED, "-l", "--key-pattern", r"(?P<who>\w+)", "-r", "{who}")
+    assert "12 confirmed" in shell.run(*send, stdin=lines).stderr
+    read = shell.run(*READ, "--json")
+    partitions = {"orders-0": (2, 5), "orders-1": (1, 3), "orders-2": (4, 6)}  # as in the tests of RabbitMQ's clients
+    assert by_partition(read.stdout) == {
+        name: [f"hello{number} {each}" for each in ("a", "b") for number in numbers]
+        for name, numbers in partitions.items()
+    }
+    first = json.loads(read.stdout.splitlines()[0])
+    assert (first["exchange"], first["routing_key"]) == ("orders", first["body"][:6])
+    assert shell.run(*READ, "-c", "4", "-q", "orders-1", "--raw").stdout == "hello1 a\nhello3 a\nhello1 b\nhello3 b\n"
+    if broker.kind == "rabbitmq":
+        shell.run("mqtool", "send", "-e", "orders", "-r", "2", "by AMQP 0-9-1")
+        assert "orders-2" in shell.run(*READ, "--json", "--offset", "last").stdout.splitlines()[-1]
+
+
+def test_without_a_key_each_partition_has_its_turn(shell: Shell) -> None:
+    """A reader that tracks goes on where it stopped in each of them, even if it was killed."""
+    shell.run("mqtool", "send-stream", *CREATED, "-l", stdin="".join(f"{number}\n" for number in range(1, 10)))
+    assert by_partition(shell.run(*READ, "--json").stdout) == {
+        "orders-0": ["3", "6", "9"],
+        "orders-1": ["1", "4", "7"],
+        "orders-2": ["2", "5", "8"],
+    }
+    track = (*READ, "--raw", "--track", "me")
+    some = shell.run(*track, "-c", "4").stdout.split()
+    rest = shell.run(*track).stdout.split()
+    assert sorted(map(int, some + rest)) == list(range(1, 10))
+    assert shell.run(*track).stdout == ""
+    assert shell.run("mqtool", "offset", "show", "orders-1", "me").stdout == "2\n"
+
+
+@on_any_broker
+def test_a_super_stream_that_is_there(shell: Shell) -> None:
+    """It is used with the partitions that it has; --strict minds."""
+    shell.run("mqtool", "send-stream", *CREATED, "-r", "hello1", "x")
+    other = ("mqtool", "receive-stream", "-q", "orders", "--partitions", "5", "-c", "1", "--raw")
+    read = shell.run(*other)
+    assert (read.stdout, read.code) == ("x\n", 0)
+    assert "super stream 'orders' has 3 partitions; using what is there" in read.stderr
+    assert shell.run(*other, "--strict").code == 78
+    shell.run("mqtool", "exchange", "declare", "logs", "fanout")
+    taken = shell.run("mqtool", "send-stream", "-q", "logs", "--partitions", "2", "x")
+    assert (taken.code, "exchange 'logs'" in taken.stderr) == (78, True)
+
+
+@on_any_broker
+def test_a_lost_connection_to_partitions(shell: Shell, broker: TestBroker) -> None:
+    """All are read on behind the last message, and what was not confirmed is published again."""
+    with Proxy(urlsplit(broker.streams).port or 0) as proxy:
+        shell.environment["MQTOOL_STREAM_PORT"] = str(proxy.port)
+        sender = shell.start("mqtool", "send-stream", *CREATED, "-l", stdin=subprocess.PIPE)
+        wait_until(lambda: shell.run("mqtool", "queue", "show", "orders-2").code == 0, sender.stderr)
+        reader = shell.start("mqtool", "receive-stream", "-q", "orders", "--raw").wait_until_ready()
+        assert sender.process.stdin is not None
+        for number in range(1, 5):
+            sender.process.stdin.write(f"{number}\n".encode())
+            sender.process.stdin.flush()
+            reader.wait_for_stdout(f"{number}\n")
+            proxy.cut()
+        sender.process.stdin.close()
+        assert sender.wait().code == 0
+        wait_until(lambda: reader.stderr.count("connected again to") == 4, reader.stderr)
+        assert reader.interrupt().wait().stdout.split() == ["1", "2", "3", "4"]
+
+
+def test_one_reader_is_active(shell: Shell, broker: TestBroker) -> None:
+    """The next goes on after a kill -9; two of them share the partitions of a super stream."""
+    shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin="1\n2\n")
+    one = ("mqtool", "receive-stream", "-q", "s", "--single-active", "--raw", "--track", "me")
+    if broker.kind == "rabbitmq" and broker.version.startswith("3.10"):
+        refused = shell.run(*one)
+        assert (refused.code, "has no single active consumers" in refused.stderr) == (2, True)
+        return
+    assert "--track" in shell.run(*one[:-2]).stderr
+    first = shell.start(*one).wait_for_stdout("2\n")
+    wait_until(lambda: shell.run("mqtool", "offset", "show", "s", "me").stdout == "1\n", "what was read is stored")
+    second = shell.start(*one).wait_until_ready()
+    shell.run("mqtool", "send-stream", "-q", "s", "3")
+    first.wait_for_stdout("3\n")
+    wait_until(lambda: shell.run("mqtool", "offset", "show", "s", "me").stdout == "2\n", "what was read is stored")
+    first.process.send_signal(signal.SIGKILL)
+    second.wait_for_stderr("active: reading stream 's', from offset 3")
+    shell.run("mqtool", "send-stream", "-q", "s", "4")
+    assert second.wait_for_stdout("4\n").interrupt().wait().stdout == "4\n"
+
+
+def test_readers_share_the_partitions(shell: Shell, broker: TestBroker) -> None:
+    """Each message goes to one of them; once one has left, the other reads all."""
+    if broker.kind == "rabbitmq" and broker.version.startswith("3.10"):
+        pytest.skip("RabbitMQ has single active consumers since 3.11")
+    shell.run("mqtool", "send-stream", *CREATED, "-l", stdin="1\n2\n3\n")
+    one = ("mqtool", "receive-stream", "-q", "orders", "--single-active", "--raw", "--track", "me")
+    first = shell.start(*one)
+    wait_until(lambda: sorted(first.stdout.split()) == ["1", "2", "3"], "all read")
+    second = shell.start(*one).wait_for_stderr("active: reading stream 'orders-1', from offset 1")
+    assert "standing by: another consumer reads stream 'orders-1'" in first.stderr
+    shell.run("mqtool", "send-stream", "-q", "orders", "-l", stdin="4\n5\n6\n")
+    second.wait_for_stdout("4\n")
+    wait_until(lambda: sorted(first.stdout.split()) == ["1", "2", "3", "5", "6"], "the others' share")
+    assert first.interrupt().wait().code == 0
+    shell.run("mqtool", "send-stream", "-q", "orders", "-l", stdin="7\n8\n9\n")
+    wait_until(lambda: sorted(second.stdout.split()) == ["4", "7", "8", "9"], second.stdout)
+    assert second.interrupt().wait().code == 0
