@@ -6,6 +6,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -15,6 +16,7 @@ import pytest
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.http import server
 from mqtool.broker.embedded.http.server import MAX_CONNECTIONS
+from tests.protocol.broker_process import BrokerProcess
 from tests.protocol.conftest import Api
 
 GUEST = base64.b64encode(b"guest:guest").decode()
@@ -67,16 +69,19 @@ def other_address() -> str | None:
         return str(probe.getsockname()[0])
 
 
-def test_guest_comes_only_from_this_machine() -> None:
-    """In the management API as in AMQP."""
+@pytest.mark.parametrize(("options", "status"), [((), 401), (("--guest-from-anywhere",), 200)])
+def test_guest_from_other_machines(tmp_path: Path, options: tuple[str, ...], status: int) -> None:
+    """In a container every client looks like one, so there is an option. It is for AMQP and for the management API."""
     here = other_address()
     if here is None:
         pytest.skip("this machine has only a loopback address")
-    with EmbeddedBroker(management_port=0, host="0.0.0.0") as broker:
-        assert broker.management_url is not None
-        local, remote = (Api(broker.management_url.replace("0.0.0.0", host)) for host in ("127.0.0.1", here))
-        assert local("GET", "whoami")[0] == 200
-        assert remote("GET", "whoami")[0] == 401
+    with BrokerProcess(tmp_path, "--host", "0.0.0.0", "--management-port", "0", *options) as broker:
+        assert Api(broker.management_url.replace("0.0.0.0", "127.0.0.1"))("GET", "whoami")[0] == 200
+        assert Api(broker.management_url.replace("0.0.0.0", here))("GET", "whoami")[0] == status
+        parameters = pika.URLParameters(broker.url.replace("0.0.0.0", here))
+        refused = contextlib.nullcontext() if options else pytest.raises(pika.exceptions.ProbableAuthenticationError)
+        with refused:
+            pika.BlockingConnection(parameters).close()
 
 
 @pytest.mark.parametrize(

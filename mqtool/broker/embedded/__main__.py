@@ -29,6 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tls-client-ca", type=Path, metavar="FILE", help="require certificates of this authority")
     parser.add_argument("--memory-limit", type=int, metavar="BYTES", help="block publishers above this")
     parser.add_argument("--consumer-timeout", type=float, metavar="SECONDS", default=CONSUMER_TIMEOUT)
+    parser.add_argument("--guest-from-anywhere", action="store_true", help="let guest in from other machines, too")
     parser.add_argument("--ready-file", type=Path, help="written once it listens: the URLs, and any damage")
     parser.add_argument("--print-url", action="store_true", help="print the URLs once it listens")
     parser.add_argument("--recording", action="store_true", help="record what happens to messages, for tests that ask")
@@ -55,6 +56,7 @@ def main() -> int:
         options.recording,
         options.definitions,
         Tls(*files) if any(files) else None,
+        options.guest_from_anywhere,
     )
     return run(settings, ready_file=options.ready_file, log_file=options.log_file, print_url=options.print_url)
 

@@ -216,6 +216,9 @@ def serve(
     definitions: Annotated[
         Path | None, typer.Option(metavar="FILE", help="RabbitMQ definitions to load at the start")
     ] = None,
+    guest_from_anywhere: Annotated[
+        bool, typer.Option("--guest-from-anywhere", help="Let guest log in from other machines, too")
+    ] = False,
     recording: Annotated[
         bool, typer.Option("--recording", help="Record messages, for GET /api/mqtool/published/VHOST")
     ] = False,
@@ -245,6 +248,7 @@ def serve(
         recording=recording,
         definitions=definitions,
         tls=Tls(*tls) if tls else None,
+        guest_from_anywhere=guest_from_anywhere,
     )
     raise typer.Exit(run(settings, ready_file=ready_file, print_url=print_url))
 

@@ -1,11 +1,13 @@
 """The broker: virtual hosts, users, clients, and the alarms that make publishers wait."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 from mqtool.broker.embedded.model.clock import Timer
@@ -28,14 +30,20 @@ CONSUMER_TIMEOUT = 1800.0
 """How long a delivery may stay unacknowledged by default, in seconds."""
 
 _MEMORY_FRACTION = 0.4
+# What a container may have: in version 2 and in version 1.
+_CONTROL_GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 # The alarm ends well below the limit, so that it does not come and go with each message.
 _ALARM_CLEARED = 0.8
 
 
-def default_memory_limit() -> int:
-    """Return RabbitMQ's default high-water mark: 0.4 of the machine's memory, in bytes."""
-    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * _MEMORY_FRACTION)
+def default_memory_limit(control_groups: Sequence[str] = _CONTROL_GROUPS) -> int:
+    """Return RabbitMQ's default high-water mark: 0.4 of the memory that the machine or container has, in bytes."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in control_groups:
+        with contextlib.suppress(OSError, ValueError):  # there is none, or "max": no limit
+            memory = min(memory, int(Path(path).read_text()))
+    return int(memory * _MEMORY_FRACTION)
 
 
 class LoopClock:
@@ -104,6 +112,7 @@ class Broker:
         reply_consumers: the channels that wait for direct replies, by token.
         listeners: host and port by protocol.
         permissions_version: changes with every change of a user.
+        loopback_users: who may log in only from this machine.
         hooks: what a test has set on it; None, as nearly always.
     """
 
@@ -129,6 +138,7 @@ class Broker:
         self.alarms: set[str] = set()
         self.alarm_reason: str | None = None
         self.permissions_version = 0
+        self.loopback_users = {DEFAULT_USER}
         self.hooks: Hooks | None = None
         self.started_at = time.time()
         ledger.when_changed = self._check_memory
@@ -232,9 +242,9 @@ class Broker:
             self.ledger.forget("global_parameter", name)
 
     def authenticate(self, name: str, password: str, *, from_loopback: bool) -> User | None:
-        """Return the user if this is their password; guest may log in only from this machine."""
+        """Return the user if this is their password; see loopback_users."""
         user = self.users.get(name)
-        if user is None or (name == DEFAULT_USER and not from_loopback):
+        if user is None or (name in self.loopback_users and not from_loopback):
             return None
         return user if user.authenticates(password) else None
 

@@ -5,7 +5,7 @@ from typing import Protocol
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.identity import identity
 from mqtool.broker.embedded.model.rights import Rights
-from mqtool.broker.embedded.model.users import DEFAULT_USER, User
+from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.streaming.frames import (
     FRAME_MAX,
@@ -115,7 +115,7 @@ def _login(connection: Opening, mechanism: str, secret: bytes) -> tuple[Code, Us
     user = connection.broker.authenticate(name, password, from_loopback=True)
     if user is None:
         return Code.AUTHENTICATION_FAILURE, None
-    if name == DEFAULT_USER and not connection.from_loopback:
+    if name in connection.broker.loopback_users and not connection.from_loopback:
         return Code.AUTHENTICATION_FAILURE_LOOPBACK, None
     return Code.OK, user
 
