@@ -334,7 +334,7 @@ def test_a_vhost_has_a_description_and_lets_its_maker_in(api: Api) -> None:
     assert api("DELETE", f"vhosts/{name}")[0] == 204
 
 
-def test_pages_are_sorted(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
+def test_lists_are_sorted(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> None:
     """By name, or by what is asked for, such as a count."""
     for number, name in enumerate("cab"):
         channel.queue_declare(name)
@@ -345,6 +345,7 @@ def test_pages_are_sorted(api: Api, vhost: str, channel: BlockingChannel, take: 
     eventually(api, f"queues/{vhost}/b", messages_ready=2)
     eventually(api, f"queues/{vhost}/a", messages_ready=1)
     eventually(api, f"queues/{vhost}/c", messages_ready=0)
+    assert api("GET", f"queues/{vhost}?columns=name")[1] == by_name, "without pages, too"
     sort = "page=1&page_size=2&sort=messages_ready&sort_reverse=true&columns=name"
     assert api("GET", f"queues/{vhost}?{sort}")[1]["items"] == [{"name": "b"}, {"name": "a"}]
 

@@ -220,6 +220,9 @@ class Management(Directory):
         if not isinstance(value, list):
             return Answer(HTTPStatus.OK, value)
         columns = query["columns"].split(",") if "columns" in query else []
+        value.sort(key=lambda item: (item.get("vhost", ""), item.get("name", "")))
+        if "sort" in query:
+            value.sort(key=lambda item: _rank(item, query["sort"]), reverse=query.get("sort_reverse") == "true")
         if "page" not in query:
             return Answer(HTTPStatus.OK, [_columns(item, columns) for item in value])
         total = len(value)
@@ -232,9 +235,6 @@ class Management(Directory):
             page, size = int(query["page"]), int(query.get("page_size", 100))
         except ValueError as error:
             raise bad_request("page and page_size must be integers") from error
-        value.sort(key=lambda item: (item.get("vhost", ""), item.get("name", "")))  # as RabbitMQ has it in pages
-        if "sort" in query:
-            value.sort(key=lambda item: _rank(item, query["sort"]), reverse=query.get("sort_reverse") == "true")
         pages = max(-(-len(value) // size), 1) if size > 0 else 0
         if not 1 <= page <= pages:
             raise bad_request(f"page out of range: page {page} of {pages}")
