@@ -273,7 +273,12 @@ def test_overview_and_health(api: Api) -> None:
     assert re.match(r"\d+\.\d+", overview["rabbitmq_version"])
     assert overview["object_totals"].keys() == {"channels", "connections", "consumers", "exchanges", "queues"}
     assert api("GET", "health/checks/alarms")[1]["status"] == "ok"
-    assert api("GET", "nodes")[1][0]["running"] is True
+    (node,) = api("GET", "nodes")[1]
+    assert node["running"] is True
+    assert 0 < node["fd_used"] < node["fd_total"]
+    assert int(node["os_pid"])
+    assert "PLAIN" in [each["name"] for each in node["auth_mechanisms"]]
+    assert {"quorum_queue", "stream_queue"} <= {each["name"] for each in api("GET", "feature-flags")[1]}
 
 
 def test_a_vhost(api: Api, vhost: str) -> None:

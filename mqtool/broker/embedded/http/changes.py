@@ -3,7 +3,7 @@
 from http import HTTPStatus
 from urllib.parse import quote
 
-from mqtool.broker.embedded.http import declaring, definitions, messages, parameters, policies, views
+from mqtool.broker.embedded.http import declaring, definitions, messages, parameters, policies, process, views
 from mqtool.broker.embedded.http.access import check_close
 from mqtool.broker.embedded.http.directory import AnyConnection, Directory, bad_request, missing, not_found
 from mqtool.broker.embedded.http.server import Answer, Request
@@ -103,7 +103,7 @@ class Changes(Directory):
                 name = parameters.required(request.json(), "name")
                 parameters.put_global_parameter(self.broker, parameters.CLUSTER_NAME, {"value": name})
             case "PUT", ["feature-flags", name, "enable"]:
-                if name not in views.FEATURE_FLAGS:
+                if name not in process.FEATURE_FLAGS:
                     raise bad_request("unsupported")
             case ("DELETE", ["reset", *_]) | ("POST", ["rebalance", "queues"]):
                 pass  # counters go on, and there is one node

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from mqtool.broker.embedded.http import access, definitions, health, parameters, paths, policies, views
+from mqtool.broker.embedded.http import access, definitions, health, parameters, paths, policies, process, views
 from mqtool.broker.embedded.http.changes import Changes
 from mqtool.broker.embedded.http.directory import (
     AnyConnection,
@@ -123,11 +123,11 @@ class Management(Directory):
             case ["whoami"]:
                 return {"name": user.name, "tags": user.tags}
             case ["cluster-name"]:
-                return {"name": parameters.global_parameter(broker, parameters.CLUSTER_NAME)["value"]}
+                return {"name": parameters.cluster_name(broker)}
             case ["extensions"]:
                 return []  # there is no page to extend
             case ["feature-flags"]:
-                return views.feature_flags()
+                return process.feature_flags()
             case ["auth"]:
                 return {"enable_uaa": False, "uaa_client_id": "", "uaa_location": ""}
             case ["nodes"]:

@@ -142,9 +142,13 @@ def delete_parameter(broker: Broker, vhost: VirtualHost, component: str, name: s
 
 
 def global_parameters(broker: Broker) -> list[Json]:
-    """All of them; a cluster has a name in any case."""
-    texts = {CLUSTER_NAME: json.dumps(NODE), **broker.global_parameters}
-    return [{"name": name, "value": json.loads(text)} for name, text in texts.items()]
+    """All of them."""
+    return [{"name": name, "value": json.loads(text)} for name, text in broker.global_parameters.items()]
+
+
+def cluster_name(broker: Broker) -> Any:
+    """The name of the cluster, a global parameter once it is set."""
+    return json.loads(broker.global_parameters.get(CLUSTER_NAME, json.dumps(NODE)))
 
 
 def global_parameter(broker: Broker, name: str) -> Json:
@@ -165,7 +169,7 @@ def put_global_parameter(broker: Broker, name: str, body: Json) -> bool:
     Raises:
         HttpError: 400.
     """
-    existed = name in broker.global_parameters or name == CLUSTER_NAME
+    existed = name in broker.global_parameters
     broker.set_global_parameter(name, json.dumps(required(body, "value")))
     return existed
 

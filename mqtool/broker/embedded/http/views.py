@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from mqtool.broker.embedded.http.directory import AnyConnection
+from mqtool.broker.embedded.http.process import process
 from mqtool.broker.embedded.http.rates import Rates
 from mqtool.broker.embedded.model.broker import NODE, RABBITMQ_VERSION, Broker
 from mqtool.broker.embedded.model.exchange import TYPES, Exchange, Link
@@ -24,20 +25,6 @@ _BUILT_IN = {
     "rabbitmq_delayed_message_exchange": "Delayed message exchange, built in",
     "rabbitmq_management": "Management API without its page, built in",
 }
-
-
-FEATURE_FLAGS = {
-    "classic_mirrored_queue_version": "rabbit",
-    "drop_unroutable_metric": "rabbitmq_management_agent",
-    "empty_basic_get_metric": "rabbitmq_management_agent",
-    "implicit_default_bindings": "rabbit",
-    "maintenance_mode_status": "rabbit",
-    "quorum_queue": "rabbit",
-    "stream_queue": "rabbit",
-    "user_limits": "rabbit",
-    "virtual_host_metadata": "rabbit",
-}
-"""Those of RabbitMQ 3.10, and who brings them. All of what they stand for is here, so all are enabled."""
 
 
 def plain(value: Value) -> Any:
@@ -291,14 +278,6 @@ def permissions(user: User) -> list[Json]:
     ]
 
 
-def feature_flags() -> list[Json]:
-    """/api/feature-flags."""
-    return [
-        {"name": name, "desc": "", "doc_url": "", "state": "enabled", "stability": "stable", "provided_by": provider}
-        for name, provider in FEATURE_FLAGS.items()
-    ]
-
-
 def node(broker: Broker) -> Json:
     """The one of /api/nodes."""
     return {
@@ -316,6 +295,7 @@ def node(broker: Broker) -> Json:
             for name, description in _BUILT_IN.items()
         ],
         "exchange_types": _exchange_types(),
+        **process(broker),
     }
 
 
