@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import mmh3
 
 from mqtool.amqp import Channel
+from mqtool.errors import DeclaredDifferently
 from mqtool.topology import Exchange, Queue, Stream
 
 #: Of the hash; other clients have the same, so that a key leads to the same partition.
@@ -32,7 +33,18 @@ def create(channel: Channel, stream: Stream) -> None:
     """
     exchange = Exchange(stream.name, durable=True, arguments={"x-super-stream": True})
     arguments = {"x-queue-type": "stream", **{f"x-{name}": value for name, value in stream.arguments.items()}}
+    # If one of them is something else, there must not be an exchange that looks like a smaller super stream.
+    queues = [_partition(channel, Queue(name, durable=True, arguments=arguments)) for name in stream.partitions]
     channel.declare(exchange)
-    for order, name in enumerate(stream.partitions):
-        queue = channel.declare(Queue(name, durable=True, arguments=arguments))
+    for order, queue in enumerate(queues):
         channel.bind(queue, exchange, str(order), {"x-stream-partition-order": order})
+
+
+def _partition(channel: Channel, queue: Queue) -> Queue:
+    try:
+        return channel.declare(queue, exactly=True)
+    except DeclaredDifferently as error:
+        raise DeclaredDifferently(
+            f"queue {queue.name!r} cannot be a partition: {error}",
+            "choose another name with -q, or delete it: mqtool queue delete",
+        ) from error

@@ -135,6 +135,20 @@ def test_a_reader_that_is_killed_skips_nothing(shell: Shell) -> None:
     assert len(read) <= 20_000 + 4 * 1_100
 
 
+def test_filters(shell: Shell, broker: TestBroker) -> None:
+    """What was written without the value is not even sent; a RabbitMQ that has no filters is not taken for one."""
+    send = ("mqtool", "send-stream", "-q", "s")
+    sent = shell.run(*send, "--filter", "eu", "one")
+    if broker.kind == "rabbitmq" and not broker.differs_since("3.13", "it has filters"):
+        assert (sent.code, "has no filters for streams" in sent.stderr) == (2, True)
+        return
+    for filtered in (["--filter", "us", "two"], ["three"], ["--filter", "eu", "four"]):
+        assert shell.run(*send, *filtered).code == 0
+    read = ("mqtool", "receive-stream", "-q", "s", "--raw", "--idle-timeout", "300ms", "--filter")
+    assert shell.run(*read, "eu").stdout == "one\nfour\n"
+    assert shell.run(*read, "us", "--filter", "asia").stdout == "two\n"
+
+
 def test_offset_tracking(shell: Shell) -> None:
     """The second tutorial: the second run reads the second hundred."""
     sent = shell.run("mqtool", "offset-tracking", "send")

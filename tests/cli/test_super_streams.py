@@ -81,6 +81,9 @@ def test_a_super_stream_that_is_there(shell: Shell) -> None:
     shell.run("mqtool", "exchange", "declare", "logs", "fanout")
     taken = shell.run("mqtool", "send-stream", "-q", "logs", "--partitions", "2", "x")
     assert (taken.code, "exchange 'logs'" in taken.stderr) == (78, True)
+    shell.run("mqtool", "queue", "declare", "jobs-1", "--queue-type", "classic")
+    taken = shell.run("mqtool", "send-stream", "-q", "jobs", "--partitions", "2", "x")
+    assert (taken.code, "queue 'jobs-1'" in taken.stderr) == (78, True)
 
 
 @on_any_broker

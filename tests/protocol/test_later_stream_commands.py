@@ -162,17 +162,25 @@ def test_a_client_that_takes_the_second_version_of_deliver_gets_it(client: RawSt
     assert chunk_of(body[:1] + body[9:]).first_offset == 0
 
 
-def test_messages_may_have_a_filter_value(client: RawStream, stream: str) -> None:
-    """Clients compare it themselves: a broker may always deliver more."""
+def test_readers_may_ask_for_filter_values(client: RawStream, stream: str) -> None:
+    """Chunks without them are passed over; of the others a reader gets all messages."""
     client.declare_publisher(1, stream)
-    message = struct.pack(">I", 4) + b"body"
-    with_value, without = (struct.pack(">Q", number) + value for number, value in ((0, string("eu")), (1, b"\xff\xff")))
-    client.send(PUBLISH, struct.pack(">BI", 1, 2) + with_value + message + without + message, version=2)
-    assert client.confirmed(2) == [0, 1]
+
+    def publish(number: int, *values: bytes) -> None:
+        messages = (struct.pack(">Q", number) + value + struct.pack(">I", 1) + b"%d" % number for value in values)
+        client.send(PUBLISH, struct.pack(">BI", 1, len(values)) + b"".join(messages), version=2)
+        assert client.confirmed(len(values)) == [number] * len(values)
+
+    nothing = b"\xff\xff"
+    for number, values in enumerate(([string("eu")], [string("us")], [nothing], [string("eu"), nothing])):
+        publish(number, *values)
 
     client.subscribe(1, stream, **{"filter.0": "eu"})
-
-    assert client.entries(2) == [b"body", b"body"]
+    assert client.entries(3) == [b"0", b"3", b"3"]
+    client.subscribe(2, stream, **{"filter.0": "us", "match-unfiltered": "true"})
+    assert client.entries(4) == [b"1", b"2", b"3", b"3"]
+    client.subscribe(3, stream, **{"filter.0": "asia", "filter.1": "us"})
+    assert client.entries(1) == [b"1"]
 
 
 def test_a_stream_says_where_it_begins_and_ends(client: RawStream, stream: str) -> None:

@@ -10,6 +10,8 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from mqtool.broker.embedded.model.stream_filter import UNFILTERED
+
 log = logging.getLogger("mqtool.broker.embedded")
 
 USER, TRACKING, SNAPSHOT = 0, 1, 2
@@ -23,7 +25,8 @@ _BATCH = struct.Struct(">BHII")
 _IS_BATCH = 0x80
 _LARGEST_BATCH = 64 * 1024 * 1024
 _GZIP = 16 + zlib.MAX_WBITS
-_PUBLISHING_ID, _OFFSET = 0, 1
+_PUBLISHING_ID, _OFFSET, _FILTER = 0, 1, 2
+_FILTER_SIZE = 16
 
 # Ends each chunk in the log: a checksum of its header and of what the protocol does not deliver.
 _CHECK_SIZE = 4
@@ -57,10 +60,16 @@ class Header(NamedTuple):
 
 
 class Tracking(NamedTuple):
-    """What a log knows besides messages: the last publishing id by producer, and offsets by consumer."""
+    """What a log knows besides messages.
+
+    Attributes:
+        publishing_ids, offsets: the last one by producer, and by consumer.
+        filter: which filter values the messages of this chunk have.
+    """
 
     publishing_ids: dict[str, int]
     offsets: dict[str, int]
+    filter: int = UNFILTERED
 
 
 _NOTHING = Tracking({}, {})
@@ -161,9 +170,13 @@ def is_sound(header: Header, data: bytes | memoryview, position: int = 0) -> boo
         return zlib.crc32(view[start:middle]) == header.checksum and whole == int.from_bytes(view[check:end])
 
 
-def encode_tracking(publishing_ids: Mapping[str, int], offsets: Mapping[str, int]) -> bytes:
+def encode_tracking(
+    publishing_ids: Mapping[str, int], offsets: Mapping[str, int], filter_bits: int = UNFILTERED
+) -> bytes:
     """Encode names with numbers, for a trailer or a chunk of its own."""
     parts = []
+    if filter_bits != UNFILTERED:
+        parts.append(bytes([_FILTER, _FILTER_SIZE]) + filter_bits.to_bytes(_FILTER_SIZE) + bytes(8))
     for kind, numbers in ((_PUBLISHING_ID, publishing_ids), (_OFFSET, offsets)):
         for name, number in numbers.items():
             raw = name.encode(errors="surrogateescape")
@@ -183,8 +196,12 @@ def tracking_in(header: Header, data: bytes | memoryview, position: int = 0) -> 
     while start < end:
         kind, size = data[start], data[start + 1]
         start += 2
-        name = bytes(data[start : start + size]).decode(errors="surrogateescape")
+        raw = bytes(data[start : start + size])
         number = int.from_bytes(data[start + size : start + size + 8])
-        (found.publishing_ids if kind == _PUBLISHING_ID else found.offsets)[name] = number
         start += size + 8
+        if kind == _FILTER:
+            found = found._replace(filter=int.from_bytes(raw))
+        else:
+            names = found.publishing_ids if kind == _PUBLISHING_ID else found.offsets
+            names[raw.decode(errors="surrogateescape")] = number
     return found

@@ -21,6 +21,7 @@ from mqtool.broker.embedded.model.stream_chunk import (
     encode_tracking,
     parse_header,
 )
+from mqtool.broker.embedded.model.stream_filter import UNFILTERED
 from mqtool.broker.embedded.model.stream_segment import Segment, sound_chunks
 
 SEGMENT_BYTES = 32 * 1024 * 1024
@@ -54,6 +55,7 @@ class _Draft:
     entries: int = 0
     records: int = 0
     size: int = 0
+    filter: int = 0
     publishing_ids: dict[str, int] = field(default_factory=dict)
 
     def encode(self) -> bytes:
@@ -65,7 +67,7 @@ class _Draft:
             b"".join(self.parts),
             entries=self.entries,
             records=self.records,
-            tracking=encode_tracking(self.publishing_ids, {}),
+            tracking=encode_tracking(self.publishing_ids, {}, self.filter),
         )
 
 
@@ -169,7 +171,14 @@ class StreamLog:
     # -- in
 
     def append(
-        self, data: bytes, *, entries: int = 1, records: int = 1, producer: str | None = None, publishing_id: int = 0
+        self,
+        data: bytes,
+        *,
+        entries: int = 1,
+        records: int = 1,
+        producer: str | None = None,
+        publishing_id: int = 0,
+        filter_bits: int = UNFILTERED,
     ) -> int:
         """Append entries, as they stand in a chunk; they are stored and confirmed with `Ledger.after_commit`.
 
@@ -177,6 +186,7 @@ class StreamLog:
             data: the entries one behind another.
             entries, records: how many are in it.
             producer, publishing_id: whose they are, and the last one's id, so that it can be asked for.
+            filter_bits: which filter values they have.
 
         Returns:
             The offset of the first record.
@@ -189,6 +199,7 @@ class StreamLog:
         draft.entries += entries
         draft.records += records
         draft.size += len(data)
+        draft.filter |= filter_bits
         self.next_offset = offset + records
         if producer is not None:
             # The last to publish is the last in order.

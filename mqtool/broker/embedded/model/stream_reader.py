@@ -1,8 +1,18 @@
 """Reading a stream's log, chunk by chunk, at a place of one's own."""
 
 import logging
+from collections.abc import Sequence
 
-from mqtool.broker.embedded.model.stream_chunk import HEADER_SIZE, USER, Chunk, is_sound, parse_header
+from mqtool.broker.embedded.model.stream_chunk import (
+    HEADER_SIZE,
+    USER,
+    Chunk,
+    Header,
+    is_sound,
+    parse_header,
+    tracking_in,
+)
+from mqtool.broker.embedded.model.stream_filter import has_one_of
 from mqtool.broker.embedded.model.stream_log import StreamLog
 from mqtool.broker.embedded.model.stream_segment import read_block
 
@@ -14,13 +24,15 @@ class Reader:
 
     Args:
         offset: where to begin; in the middle of a chunk, the whole chunk is read; the end at most.
+        filters: bits of filter values; chunks that have none of them are passed over. None to read all.
 
     Attributes:
         offset: that of the next record to be read.
     """
 
-    def __init__(self, stream: StreamLog, offset: int) -> None:
+    def __init__(self, stream: StreamLog, offset: int, filters: Sequence[int] | None = None) -> None:
         self._stream = stream
+        self._filters = filters
         self.offset = max(min(offset, stream.end), stream.first_offset)
         self._segment = stream.segment_of(self.offset)
         self._position = self._segment.position_of(self.offset)
@@ -52,7 +64,7 @@ class Reader:
                 self._position += header.length
                 if not is_sound(header, block, at):
                     log.error("a damaged chunk with %d messages is skipped", header.records)
-                elif header.kind == USER:
+                elif header.kind == USER and self._is_wanted(header, block, at):
                     raw = block[at : at + HEADER_SIZE + header.size]
                     end = header.offset + header.records
                     chunks.append(Chunk(raw, header.offset, end, header.entries, header.timestamp))
@@ -60,3 +72,6 @@ class Reader:
                 log.error("the rest of a damaged segment is skipped: %d octets", segment.size - start)
                 self._position = segment.size
         return chunks
+
+    def _is_wanted(self, header: Header, block: bytes, at: int) -> bool:
+        return self._filters is None or has_one_of(tracking_in(header, block, at).filter, self._filters)

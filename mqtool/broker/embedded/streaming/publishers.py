@@ -3,8 +3,11 @@
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import NamedTuple
 
+from mqtool.broker.embedded.model.stream_filter import UNFILTERED, bits_of
 from mqtool.broker.embedded.model.stream_log import StreamLog
 from mqtool.broker.embedded.streaming.frames import Code, Fields, Key, MalformedFrame, frame, u16, u32, u64
 from mqtool.broker.embedded.streaming.session import Refused, Session, check, check_name, find_log
@@ -40,16 +43,19 @@ class _Messages(NamedTuple):
         ids: the publishing ids as they came, eight octets each; in this form they sort like numbers.
         entries: as they will stand in the log.
         records: how many messages are in those entries that are batches, by place.
+        filters: bits of the filter values; none if no message has one.
     """
 
     ids: list[bytes]
     entries: list[bytes]
     records: dict[int, int]
+    filters: list[int]
 
     def part(self, places: Sequence[int]) -> "_Messages":
         """Return some of them."""
         records = {new: self.records[old] for new, old in enumerate(places) if old in self.records}
-        return _Messages([self.ids[each] for each in places], [self.entries[each] for each in places], records)
+        filters = [self.filters[each] for each in places] if self.filters else []
+        return _Messages([self.ids[each] for each in places], [self.entries[each] for each in places], records, filters)
 
 
 def _messages(data: bytes, position: int, *, with_filter: bool) -> _Messages:
@@ -58,14 +64,15 @@ def _messages(data: bytes, position: int, *, with_filter: bool) -> _Messages:
     Raises:
         MalformedFrame: one is cut short, or a batch is empty.
     """
-    found = ids, entries, records = _Messages([], [], {})
+    found = ids, entries, records, filters = _Messages([], [], {}, [])
     size_at, end = _SIZE.unpack_from, len(data)
     try:
         while position < end:
             start = position + 8
             if with_filter:
-                # What it may be filtered by is not kept: clients compare it anyway, as the broker only guesses.
-                start += 2 + max(_LENGTH.unpack_from(data, start)[0], 0)
+                value = start + 2
+                start = value + max(_LENGTH.unpack_from(data, start)[0], 0)
+                filters.append(bits_of(data[value:start]))
             size = size_at(data, start)[0]
             if size & _BATCH:
                 _, count, _, size = _BATCH_HEAD.unpack_from(data, start)
@@ -189,13 +196,14 @@ class Publishers:
 
     @staticmethod
     def _append(publisher: _Publisher, messages: _Messages) -> None:
-        for ids, entries, records in _lots(messages):
+        for ids, entries, records, filters in _lots(messages):
             publisher.log.append(
                 b"".join(entries),
                 entries=len(entries),
                 records=len(entries) - len(records) + sum(records.values()),
                 producer=publisher.producer or None,
                 publishing_id=int.from_bytes(ids[-1]),
+                filter_bits=reduce(or_, filters, 0) or UNFILTERED,
             )
 
     def _confirm_later(self, publisher: _Publisher, ids: list[bytes]) -> None:

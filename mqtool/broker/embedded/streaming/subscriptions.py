@@ -1,9 +1,11 @@
 """The subscriptions of a connection: chunks to the client, as many as it gives credit for."""
 
 from collections import deque
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from mqtool.broker.embedded.model.stream_chunk import Chunk
+from mqtool.broker.embedded.model.stream_filter import UNFILTERED, bits_of
 from mqtool.broker.embedded.model.stream_log import StreamLog
 from mqtool.broker.embedded.model.stream_reader import Reader
 from mqtool.broker.embedded.streaming.frames import Code, Fields, Key, MalformedFrame, credit_refused, frame, u32, u64
@@ -46,6 +48,7 @@ class Subscription:
 
     Attributes:
         group: the group in which only one is active, if it is in one.
+        filters: bits of the filter values of which chunks must have one; None for all chunks.
         is_active: whether it gets chunks.
     """
 
@@ -60,13 +63,14 @@ class Subscription:
         self.stream = stream
         self.credit = credit
         self.group: GroupKey | None = None
+        self.filters: list[int] | None = None
         self.is_active = False
 
     def begin(self, place: _Place) -> None:
         """Send chunks from a place on, or from where the client asked for when it subscribed."""
         self._read.clear()
         asked = self._place if place.kind == _NONE else place
-        self._reader = Reader(self._log, asked.offset_in(self._log))
+        self._reader = Reader(self._log, asked.offset_in(self._log), self.filters)
         self.pump()
 
     def pump(self) -> None:
@@ -132,6 +136,7 @@ class Subscriptions:
         if number in self._subscriptions:
             raise Refused(Code.SUBSCRIPTION_ID_ALREADY_EXISTS)
         subscription = Subscription(session, number, stream, log, place, credit)
+        subscription.filters = _filters(properties)
         if properties.get("single-active-consumer") == "true":
             name = properties.get("name", "")
             if not name:
@@ -199,3 +204,11 @@ class Subscriptions:
         subscription = self._subscriptions.pop(number)
         if subscription.group is not None:
             self._groups.remove(subscription.group, subscription)
+
+
+def _filters(properties: Mapping[str, str]) -> list[int] | None:
+    values = [value for name, value in properties.items() if name.startswith("filter.")]
+    bits = [bits_of(value.encode(errors="surrogateescape")) for value in values]
+    if bits and properties.get("match-unfiltered") == "true":
+        bits.append(UNFILTERED)
+    return bits or None
