@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import hypothesis
 import pytest
@@ -46,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # What the suite starts is kept apart from what its user has started.
     os.environ["XDG_STATE_HOME"] = os.environ["MQTOOL_SUITE_STATE"]
     os.environ["XDG_CONFIG_HOME"] = os.environ["MQTOOL_SUITE_STATE"]
-    for name in ("MQTOOL_URL", "AMQP_URL", "MQTOOL_CONTEXT", "MQTOOL_DIALECT"):
+    for name in ("MQTOOL_URL", "AMQP_URL", "MQTOOL_STREAM_PORT", "MQTOOL_CONTEXT", "MQTOOL_DIALECT"):
         os.environ.pop(name, None)
 
 
@@ -134,7 +135,8 @@ def connection(broker: TestBroker) -> Iterator[Connection]:
 @pytest.fixture
 def shell(broker: TestBroker, tmp_path: Path) -> Iterator[Shell]:
     """Runs mqtool as a person does, against the test's broker; ends what the test left running."""
-    with Shell(tmp_path, {"MQTOOL_URL": broker.url}) as shell:
+    streams = {"MQTOOL_STREAM_PORT": str(urlsplit(broker.streams).port)} if broker.streams else {}
+    with Shell(tmp_path, {"MQTOOL_URL": broker.url, **streams}) as shell:
         yield shell
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from mqtool.broker import image, log_files, ports, state
 from mqtool.broker.docker_daemon import daemon_of_this_machine, image_upon, tag_upon
@@ -50,8 +51,8 @@ def prepare(wanted: Wanted, say: Callable[[str], None]) -> None:
         raise UsageError(f"{option} does not work with Docker", "in Docker, messages are kept in a volume")
     if wanted.listen:
         raise Unavailable("in Docker, guest could log in from other machines", "use --kind node or --kind embedded")
-    if wanted.stream_port is not None:
-        raise UsageError("--stream-port does not work with Docker", "use --kind node or --kind embedded")
+    if wanted.cluster and wanted.stream_port is not None:
+        raise UsageError("--stream-port does not work with --cluster", "start one node for streams")
     with daemon_of_this_machine() as daemon:
         image_upon(daemon, image.base_of(wanted.image), say)
 
@@ -64,6 +65,7 @@ def start(wanted: Wanted) -> Started:
     first = ports.choose(wanted.port, ports.AMQP)
     amqp_ports = [first, *(ports.free_port() for _ in range(count - 1))]
     management = ports.choose(wanted.management_port, _MANAGEMENT)
+    streams = ports.stream_url(wanted.stream_port)
     name = f"mqtool-{wanted.name}"
     containers = [f"{name}-{number}" for number in range(1, count + 1)] if wanted.cluster else [name]
     with daemon_of_this_machine() as daemon:
@@ -80,6 +82,7 @@ def start(wanted: Wanted) -> Started:
                 **({"built_on": wanted.image} if wanted.image else {}),
                 "data": f"volume{'s'[: count > 1]} {', '.join(containers)}",
                 "containers": containers,
+                **streams,
             },
             nodes=count,
         )
@@ -91,6 +94,8 @@ def start(wanted: Wanted) -> Started:
                 published = {"5672/tcp": (ports.HOST, port)}
                 if number == 0:
                     published["15672/tcp"] = (ports.HOST, management)
+                if streams:
+                    published[f"{ports.STREAMS}/tcp"] = (ports.HOST, _stream_port(started))
                 _run(daemon, started, number, network=network, published=published)
         except BaseException:
             _remove(daemon, started)
@@ -201,13 +206,21 @@ def _run(
         detach=True,
         name=names[number],
         hostname=names[number],  # a node finds its data by its name
-        environment={"MQTOOL_PUBLISHED_ON": ports.HOST, **({"MQTOOL_CLUSTER": names[0]} if started.nodes > 1 else {})},
+        environment={
+            "MQTOOL_PUBLISHED_ON": ports.HOST,
+            **({"MQTOOL_CLUSTER": names[0]} if started.nodes > 1 else {}),
+            **({"MQTOOL_STREAM_PORT": str(_stream_port(started))} if "streams" in started.details else {}),
+        },
         ports=published,
         volumes={name: {"bind": path, "mode": "rw"} for name, path in _volumes(started)[number].items()},
         network=network,
         mem_limit=_MEMORY,
         labels={_LABEL: started.directory},
     )
+
+
+def _stream_port(started: Started) -> int:
+    return urlsplit(started.details["streams"]).port or ports.STREAMS
 
 
 def _volumes(started: Started) -> list[dict[str, str]]:

@@ -26,7 +26,7 @@ class Wanted:
     Attributes:
         port: for AMQP; None for 5672 if that is free, else any free port.
         management_port: for its management API; None for any free port, with Docker 15672 if that is free.
-        stream_port: for the stream protocol; 0 for any free port, None for none (not with Docker or a cluster).
+        stream_port: for the stream protocol; 0 for any free port, None for none (not with a cluster).
         data_dir: for its messages; None for a directory beside its log.
         in_memory: keep nothing on disk (embedded broker only).
         image: RabbitMQ image to build on (Docker only); None for the one that we test with.

@@ -1,7 +1,5 @@
 """mqtool cheat: recipes that work as they are printed."""
 
-from urllib.parse import urlsplit
-
 import pytest
 
 from mqtool.cli.commands.cheat import recipes
@@ -14,10 +12,6 @@ from tests.cli.shell import Shell
 def test_recipes_work_and_fit_on_a_screen(shell: Shell, broker: TestBroker, topic: str) -> None:
     """Each command of a topic succeeds, one after the other; the topic is at most 24 lines of 80 columns."""
     shell.environment |= {"MQTOOL_MANAGEMENT_URL": broker.management, "XDG_CONFIG_HOME": str(shell.directory)}
-    if topic == "streams":
-        if not broker.streams:
-            pytest.skip("this broker has no port for streams")
-        shell.environment["MQTOOL_STREAM_PORT"] = str(urlsplit(broker.streams).port)
     printed = shell.run("mqtool", "cheat", topic).stdout
     assert len(printed.splitlines()) <= 24
     assert max(map(len, printed.splitlines())) <= 80

@@ -49,8 +49,8 @@ def home(tmp_path: Path, name: str) -> Iterator[Shell]:
 def test_a_broker_in_docker_from_up_to_down(home: Shell, image: str, name: str) -> None:
     """Built, started and healthy when `up` returns; status, log, page; and messages outlive it."""
     up = ("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name)
-    port = str(ports.free_port())
-    first = home.run(*up, "--port", port, timeout=180)
+    port, streams = str(ports.free_port()), str(ports.free_port())
+    first = home.run(*up, "--port", port, "--stream-port", streams, timeout=180)
     assert (first.code, first.stdout) == (0, f"RabbitMQ in Docker is up at amqp://guest@127.0.0.1:{port}\n"), (
         first.stderr
     )
@@ -62,6 +62,8 @@ def test_a_broker_in_docker_from_up_to_down(home: Shell, image: str, name: str) 
     assert home.run("mqtool", "broker", "status", "--name", name).stdout.startswith("RabbitMQ in Docker: running\n")
     url = f"amqp://127.0.0.1:{port}"
     assert home.run("mqtool", "send", "--persistent", "kept", "-u", url).code == 0
+    assert docker("port", f"mqtool-{name}", "5552") == f"127.0.0.1:{streams}\n"
+    assert home.run("mqtool", "send-stream", "streamed", "-u", url).code == 0, "the port is known by the broker's URL"
     follower = home.start("mqtool", "broker", "logs", "-f", "--name", name, ready=False)
     follower.wait_for_stdout("Server startup complete")
     assert follower.interrupt().wait().code == 0

@@ -2,7 +2,6 @@
 
 import ast
 import sys
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -218,10 +217,9 @@ def test_delayed_messages(room: Room) -> None:
 
 @pytest.fixture
 def streams(room: Room, broker: TestBroker) -> Room:
-    """A room that knows the broker's port for streams."""
+    """A room with a port for streams."""
     if not broker.streams:
         pytest.skip("this broker has no port for streams")
-    room.shell.environment["MQTOOL_STREAM_PORT"] = str(urlsplit(broker.streams).port)
     return room
 
 

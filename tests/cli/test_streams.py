@@ -19,10 +19,9 @@ from tests.proxy import Proxy
 
 @pytest.fixture
 def shell(shell: Shell, broker: TestBroker) -> Shell:
-    """A shell that knows the broker's port for streams."""
+    """A shell whose broker has a port for streams."""
     if not broker.streams:
         pytest.skip("this broker has no port for streams")
-    shell.environment["MQTOOL_STREAM_PORT"] = str(urlsplit(broker.streams).port)
     return shell
 
 

@@ -233,15 +233,15 @@ def three(client: RawStream, stream: str) -> str:
 
 
 def test_a_client_gets_a_chunk_for_each_credit(client: RawStream, three: str) -> None:
-    assert client.subscribe(1, three, credit=2) == OK
-    assert [client.chunk().first_offset for _ in range(2)] == [0, 1]
+    # Of two credits at the start, RabbitMQ 4.0 keeps one until it has another.
+    assert client.subscribe(1, three, credit=1) == OK
+    for offset in range(3):
+        chunk = client.chunk()
+        assert (chunk.first_offset, chunk.kind, chunk.crc) == (offset, 0, zlib.crc32(chunk.data))
 
-    assert client.subscribe(1, three) == SUBSCRIBED_ALREADY  # nothing comes before the answer
-    client.send(CREDIT, struct.pack(">BH", 1, 1))
-
-    chunk = client.chunk()
-    assert (chunk.first_offset, chunk.kind, chunk.crc) == (2, 0, zlib.crc32(chunk.data))
-    assert not client.kept(DELIVER)
+        assert client.subscribe(1, three) == SUBSCRIBED_ALREADY  # nothing comes before the answer
+        assert not client.kept(DELIVER)
+        client.send(CREDIT, struct.pack(">BH", 1, 1))
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def up(
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="AMQP port")] = None,
     management_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of the management API")] = None,
     stream_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port of the stream protocol (not with Docker)")
+        int | None, typer.Option(min=1, max=65535, help="Port of the stream protocol (not with --cluster)")
     ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(resolve_path=True, help="Directory for messages (not with Docker)")
