@@ -13,6 +13,9 @@ TUTORIALS := hello-world work-queues publish-subscribe routing topics headers rp
 .PHONY: setup demo demo-cluster $(TUTORIALS:%=demo-%) demo-real-log test soak lint docs bench pictures up down clean
 .DEFAULT_GOAL := help
 
+# Where Python keeps no bytecode, as in many containers, each worker would compile all tests again, and each command mqtool.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help
 help:  ## show these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-24s %s\n", $$1, $$2}'
