@@ -58,12 +58,11 @@ def purge(channel: Channel, queue: str) -> int:
 def close(channel: Channel) -> None:
     """Close a channel, with its consumers: what was not acknowledged returns to its queue."""
 
-    def leave() -> None:  # after the acknowledgements that wait, which closing() sends
+    def leave() -> None:  # after the acknowledgements
         left = channel.link.requests.leave()
         if left is not None and left.is_open:
             left.close()
 
-    channel.closing()
     channel.connection.io.run(leave)
 
 

@@ -5,11 +5,11 @@ again. AMQP 0-9-1, section 1.3.
 """
 
 import re
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from mqtool.amqp import declaring
+from mqtool.amqp import declaring, hooks
 from mqtool.amqp.acknowledgements import Acknowledgements
 from mqtool.amqp.consumer import Consumer
 from mqtool.amqp.declaring import Request
@@ -57,12 +57,7 @@ class Channel(Listener):
         self._mandatory = mandatory
         self._consumers: list[Consumer] = []
         self._publishing = Publishing(self.link, connection, confirm_timeout)
-        self._acks = Acknowledgements(
-            connection.io,
-            self._acknowledge,
-            before=self._publishing.publisher.drain,
-            together=lambda: any(consumer.is_ahead for consumer in self._consumers),
-        )
+        self._acks = Acknowledgements(connection.io, self._acknowledge, before=self._publishing.publisher.drain)
         self.link.listen(self)
 
     @property
@@ -231,14 +226,14 @@ class Channel(Listener):
         epoch, method, properties, body = got
         return delivery_from(method, properties, body, queue, epoch)
 
-    def acknowledge(self, delivery: Delivery) -> None:
-        """basic.ack of one delivery, at once or grouped with others. From any thread; safe to repeat."""
-        if delivery.settled:
-            return
-        delivery.settled = True
-        for consumer in tuple(self._consumers):
-            consumer.acknowledging(delivery)
-        self._acks.add(delivery)
+    def acknowledge(self, *deliveries: Delivery) -> None:
+        """basic.ack of each delivery, in one write. From any thread; safe to repeat."""
+        unsettled = [delivery for delivery in deliveries if not delivery.settled]
+        for delivery in unsettled:
+            delivery.settled = True
+            for consumer in tuple(self._consumers):
+                consumer.acknowledging(delivery)
+        self._acks.add(unsettled)
 
     def answer(self, delivery: Delivery, reply: Message) -> None:
         """Publish a message to its own exchange and routing key, and acknowledge the delivery that it answers.
@@ -253,7 +248,6 @@ class Channel(Listener):
         """
         self._publishing.add(reply)
         self.acknowledge(delivery)
-        self._acks.flush()
 
     def wait_for_confirms(self) -> None:
         """Wait until the broker has confirmed, or refused, all that was published. Raises as publish() does."""
@@ -273,22 +267,19 @@ class Channel(Listener):
     def take_in_advance(self, extra: int) -> None:
         """From now on, have this many deliveries more than the prefetch, unless that may be more than the count.
 
-        Acknowledgements then wait a moment for others. 0 ends that. From any thread.
+        0 ends that. From any thread.
         """
         for consumer in tuple(self._consumers):
             consumer.take_in_advance(extra)
-
-    def closing(self) -> None:
-        """The connection is about to be closed: send the acknowledgements that wait for others."""
-        self._acks.flush()
 
     @property
     def _epoch(self) -> int:
         return self.link.requests.epoch
 
-    def _acknowledge(self, delivery: Delivery) -> None:
-        self.link.requests.send_now(delivery.epoch, lambda pika: pika.basic_ack(delivery.delivery_tag))
-        if self.is_current(delivery):
+    def _acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        tags = [delivery.delivery_tag for delivery in deliveries if self.is_current(delivery)]
+        if tags:
+            self.link.requests.send_now(self._epoch, lambda pika: hooks.acknowledge(pika, tags))
             self.link.progress()
 
     def _forget(self, consumer: Consumer) -> None:

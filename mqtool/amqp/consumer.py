@@ -74,11 +74,6 @@ class Consumer(Listener):
         """
         self._link.retrying(lambda: self._subscription.start(self._policy.prefetch, auto_ack=self._policy.auto_ack))
 
-    @property
-    def is_ahead(self) -> bool:
-        """Whether it takes deliveries in advance."""
-        return self._subscription.is_ahead
-
     def stop(self) -> None:
         """End the deliveries after the one in hand. From any thread, and from a signal handler."""
         self._stopping = True

@@ -42,11 +42,6 @@ class Subscription:
         """Whether the broker sends deliveries."""
         return self._tag is not None
 
-    @property
-    def is_ahead(self) -> bool:
-        """Whether it takes some in advance."""
-        return self._extra > 0
-
     def has(self, tag: str) -> bool:
         """Whether the broker knows it by this consumer tag."""
         return tag in (self._tag, self._extra_tag)

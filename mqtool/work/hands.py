@@ -1,12 +1,14 @@
 """Several deliveries in hand at once, each settled on its own as soon as it is done."""
 
+import itertools
 import queue as queues
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from mqtool.amqp import Channel, Receiving
+from mqtool.amqp.consumer import Consumer
 from mqtool.message import Delivery
 from mqtool.topology import Queue
 
@@ -14,8 +16,10 @@ from mqtool.topology import Queue
 ONE_EACH = Receiving(prefetch=1)
 #: Seconds for one delivery: below, the round trip to the broker matters; above, it does not.
 _QUICK, _SLOW = 0.02, 0.2
-#: After this many quick deliveries in a row, this many more are taken in advance.
-_IN_A_ROW, _IN_ADVANCE = 50, 16
+#: After this many quick deliveries in a row, this many more are taken in advance, and more for each further hand.
+_IN_A_ROW, _IN_ADVANCE = 50, 8
+#: This many are then handled one after another, unless their bodies have this many bytes together.
+IN_A_LOT, _LARGE = 8, 1 << 16
 
 
 class Pace:
@@ -27,15 +31,20 @@ class Pace:
 
     def __init__(self, channel: Channel, hands: int = 1) -> None:
         self._channel = channel
-        self._extra = hands + _IN_ADVANCE
+        self._extra = hands * IN_A_LOT + _IN_ADVANCE
         self._lock = threading.Lock()
         self._quick_in_a_row = 0
 
-    def took(self, seconds: float) -> None:
-        """A delivery was handled in this time. From any thread."""
+    @property
+    def is_quick(self) -> bool:
+        """Whether all are quick."""
+        return self._quick_in_a_row == _IN_A_ROW
+
+    def took(self, seconds: float, count: int = 1) -> None:
+        """A delivery was handled in this time, or some one after another. From any thread."""
         with self._lock:
             before = self._quick_in_a_row
-            if seconds > _SLOW:
+            if seconds > _SLOW + _QUICK * (count - 1):
                 self._quick_in_a_row = 0
                 if before >= _IN_A_ROW:
                     self._channel.take_in_advance(0)
@@ -49,20 +58,23 @@ class Hands:
     """Threads that handle deliveries.
 
     Each thread takes one delivery at a time, so that none waits behind a long one while another worker is idle. While
-    all are quick, more are taken in advance, and acknowledgements are grouped.
+    all are quick, more are taken in advance, and handled in lots.
 
     Args:
-        handle: handles and settles one delivery. An exception ends the work, which raises it.
+        handle: handles and settles deliveries. An exception ends the work, which raises it.
+        most: how many to give it at a time.
     """
 
-    def __init__(self, channel: Channel, handle: Callable[[Delivery], None], count: int) -> None:
+    def __init__(
+        self, channel: Channel, handle: Callable[[Sequence[Delivery]], None], count: int, most: int = IN_A_LOT
+    ) -> None:
         self._channel = channel
         self._handle = handle
-        self._deliveries: Iterator[Delivery] = iter(())
+        self._most = most
         self._taking = threading.Lock()
         self._ended: queues.SimpleQueue[BaseException | None] = queues.SimpleQueue()
         self._error: BaseException | None = None
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
+        self._count = count
         self._pace = Pace(channel, count)
 
     def start_consuming(self, queue: Queue, receiving: Receiving) -> Callable[[], None]:
@@ -73,13 +85,14 @@ class Hands:
         Raises:
             Unavailable: the queue does not exist, or, later, was deleted.
         """
-        prefetch = len(self._threads) * (2 if receiving.count is not None else 1)
-        self._deliveries = self._channel.consume(queue, replace(receiving, acknowledge=False, prefetch=prefetch))
+        prefetch = self._count * (2 if receiving.count is not None else 1)
+        consumer = self._channel.consumer(queue, replace(receiving, acknowledge=False, prefetch=prefetch))
+        deliveries = consumer.deliveries()
 
         def work() -> None:
-            for thread in self._threads:
-                thread.start()
-            for _ in self._threads:
+            for _ in range(self._count):
+                threading.Thread(target=self._work, args=(consumer, deliveries), daemon=True).start()
+            for _ in range(self._count):
                 if (lost := self._ended.get()) is not None:
                     raise lost
             if self._error is not None:
@@ -87,24 +100,32 @@ class Hands:
 
         return work
 
-    def _work(self) -> None:
+    def _work(self, consumer: Consumer, deliveries: Iterator[Delivery]) -> None:
         lost = None
         try:
-            while (delivery := self._take()) is not None:
-                self._do(delivery)
+            while lot := self._take(consumer, deliveries):
+                self._do(lot)
         except BaseException as error:  # raised by work(), in its caller's thread
             lost = error
         self._ended.put(lost)
 
-    def _take(self) -> Delivery | None:
+    def _take(self, consumer: Consumer, deliveries: Iterator[Delivery]) -> list[Delivery]:
+        """The next delivery, with others that have come if all are quick; none at the end."""
         with self._taking:
-            return next(self._deliveries, None)
+            lot = list(itertools.islice(deliveries, 1))
+            most, size = self._most if self._pace.is_quick else 1, sum(len(delivery.body) for delivery in lot)
+            while 0 < len(lot) < most and size < _LARGE and consumer.arrives(0):
+                if (delivery := next(deliveries, None)) is None:
+                    break
+                lot.append(delivery)
+                size += len(delivery.body)
+            return lot
 
-    def _do(self, delivery: Delivery) -> None:
+    def _do(self, lot: Sequence[Delivery]) -> None:
         started = time.monotonic()
         try:
-            self._handle(delivery)
-            self._pace.took(time.monotonic() - started)
+            self._handle(lot)
+            self._pace.took(time.monotonic() - started, len(lot))
         except BaseException as error:  # raised by work() once the others have ended
             self._error = self._error or error
             self._channel.stop()

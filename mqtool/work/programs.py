@@ -12,8 +12,11 @@ import queue as queues
 import re
 import shlex
 import shutil
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mqtool.amqp.address import without_passwords
 from mqtool.errors import UsageError
@@ -33,6 +36,13 @@ _PLACE = re.compile(r"(?<!\$)\{(" + "|".join(_PLACES) + r")\}")
 _ANY_PLACE = re.compile(rf"(?<!\$)\{{(?!(?:{'|'.join(_PLACES)})\}})[a-z_]+\}}")
 #: What a shell would do something with.
 _OPERATOR = re.compile(r"[|&;<>()]+")
+
+
+class Ended(NamedTuple):
+    """A delivery whose program has ended."""
+
+    delivery: Delivery
+    ending: Ending
 
 
 class Program:
@@ -76,6 +86,53 @@ class Program:
 
     def run(self, delivery: Delivery) -> Ending:
         """Run it for a message, to its end. Thread-safe."""
+        ended: list[Ended] = []
+        self.run_each([delivery], ended.extend)
+        return ended[0].ending
+
+    def run_each(
+        self,
+        deliveries: Sequence[Delivery],
+        settle: Callable[[Sequence[Ended]], None],
+        still: Callable[[Delivery], bool] = lambda _: True,
+    ) -> None:
+        """Run it for messages, one after another; behind one that takes long none waits if another runner is idle.
+
+        Args:
+            settle: is told which have ended, from several threads. What it raises is raised here once all have ended.
+            still: whether to run it for one at all, when its turn comes.
+        """
+        errors: list[BaseException] = []
+
+        def attempt(function: Callable[..., None], *arguments: Any) -> None:
+            try:
+                function(*arguments)
+            except BaseException as error:  # raised below, in the caller's thread
+                errors.append(error)
+
+        others: threading.Thread | None = None
+        runner = self._idle.get()
+        try:
+            begun = [*filter(still, deliveries)]
+            asked = [self._request(delivery) for delivery in begun]
+            requests = [request for request in asked if isinstance(request, Request)]
+            waiting = deque(each for each, request in zip(begun, asked, strict=True) if isinstance(request, Request))
+            if impossible := [Ended(each, no) for each, no in zip(begun, asked, strict=True) if isinstance(no, Ending)]:
+                attempt(settle, impossible)
+            for answer in runner.run(requests):
+                attempt(settle, [Ended(waiting.popleft(), ending) for ending in answer.endings])
+                if answer.given_back and not errors:
+                    held_up = [waiting.pop() for _ in range(answer.given_back)][::-1]
+                    others = threading.Thread(target=attempt, args=(self.run_each, held_up, settle, still), daemon=True)
+                    others.start()
+        finally:
+            self._idle.put(runner)
+        if others is not None:
+            others.join()
+        if errors:
+            raise errors[0]
+
+    def _request(self, delivery: Delivery) -> Request | Ending:
         ours = environment_of(delivery)
         words = self._words
         if self._has_places:
@@ -85,12 +142,7 @@ class Program:
         except UsageError as error:  # the message has named it
             return Ending(EX_DATAERR, str(error).encode("utf-8", "replace"))
         environment = {_octets(name): _octets(value) for name, value in ours.items()}
-        runner = self._idle.get()
-        try:
-            request = Request(path, [*map(_octets, words)], environment, delivery.body, self._timeout, self._capture)
-            return runner.run(request)
-        finally:
-            self._idle.put(runner)
+        return Request(path, [*map(_octets, words)], environment, delivery.body, self._timeout, self._capture)
 
 
 def _words(command: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Processes that run programs, one after another, each for one of the worker's hands.
 
-    worker ── request ──> runner ── posix_spawn, body ──> program
-           <── ending ───        <── stderr, status ─────
+    worker ── requests ──> runner ── posix_spawn, body ──> program
+           <── endings ───        <── stderr, status ─────
 
 Starting a program blocks Python, with all its threads, until the program runs; so each hand has a process of its own
 for it. A runner is also a guard: its pipe closes when the worker ends, even by kill -9, and it kills the program then.
@@ -16,14 +16,13 @@ import fcntl
 import os
 import select
 import signal
-import socket
-import stat
 import termios
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, Pipe
 from typing import NamedTuple
+
+from mqtool.work.stderr import PIPE_SIZE, Stderr
 
 #: sysexits.h: the input is bad.
 EX_DATAERR = 65
@@ -31,16 +30,13 @@ EX_DATAERR = 65
 CANNOT_RUN, NOT_FOUND = 126, 127
 #: Bytes to keep of the end of a program's stderr; all of it goes to our stderr.
 _KEPT = 2000
-_PIPE_SIZE = 65536
-_STDERR = 2
-#: Milliseconds in which a reader of our stderr takes some of it, unless there is none.
-_PATIENCE = 1000
+#: Seconds for which an ending may wait for others, and after which a program holds up those that come after it.
+_MOMENT, _LONG = 0.01, 0.02
 #: Seconds between two looks, where the system cannot report the end of a process.
 _LOOK = 0.01
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(NamedTuple):
     """How a program ended.
 
     Attributes:
@@ -91,6 +87,18 @@ class Request(NamedTuple):
     capture: int | None
 
 
+class Answer(NamedTuple):
+    """What became of some requests.
+
+    Attributes:
+        endings: of the next ones, in order.
+        given_back: how many will not be begun, all that are left: the one before them takes long, or cannot be run.
+    """
+
+    endings: list[Ending]
+    given_back: int = 0
+
+
 class Runner:
     """A process that runs programs; start it before any threads.
 
@@ -110,34 +118,81 @@ class Runner:
                 os._exit(0)
         theirs.close()
 
-    def run(self, request: Request) -> Ending:
-        """Run a program to its end. One at a time."""
+    def run(self, requests: Sequence[Request]) -> Iterator[Answer]:
+        """Run programs one after another, and say what became of them, until that is known of all."""
+        left = len(requests)
         try:
-            self._pipe.send(request)
-            ending: Ending = self._pipe.recv()
+            if left:
+                self._pipe.send(requests)
+            while left:
+                answer: Answer = self._pipe.recv()
+                left -= len(answer.endings) + answer.given_back
+                yield answer
         except (EOFError, ConnectionError):
-            return Ending(CANNOT_RUN, b"the process that runs programs was killed")
-        return ending
+            yield Answer([Ending(CANNOT_RUN, b"the process that runs programs was killed")], left - 1)
 
 
 def _serve(requests: Connection, environment: Mapping[bytes, bytes]) -> None:
     os.setpgid(0, 0)  # Ctrl-C on the terminal is for the worker alone
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    stderr = _Stderr()
+    stderr = Stderr()
     while True:
         stderr.write_until_readable(requests.fileno())
         try:
-            request: Request = requests.recv()
+            lot = _Lot(requests)
         except (EOFError, ConnectionError):
             stderr.finish()
             return
-        stderr.write_until_readable(requests.fileno(), keep=_PIPE_SIZE)  # else it could grow with each program
-        try:
-            ending = _Run(request, environment, requests.fileno(), stderr).finish()
-        except OSError as error:
-            ending = _not_started(error)
-        requests.send(ending)
+        while lot.left:
+            stderr.write_until_readable(requests.fileno(), keep=PIPE_SIZE)  # else it could grow with each program
+            try:
+                ending = _Run(lot, environment, stderr).finish()
+            except OSError as error:
+                ending = _not_started(error)
+            lot.ended(ending)
+
+
+class _Lot:
+    """Requests that came together, and what there is to tell of them.
+
+    Attributes:
+        worker: where they come from.
+        left: those not begun, the next one last.
+    """
+
+    def __init__(self, worker: Connection) -> None:
+        self.worker = worker
+        self.left: list[Request] = worker.recv()[::-1]
+        self._endings: list[Ending] = []
+        self._since = 0.0
+
+    @property
+    def is_held_up(self) -> bool:
+        """Whether anybody waits for the end of the program that runs."""
+        return bool(self.left or self._endings)
+
+    def ended(self, ending: Ending) -> None:
+        """Tell how a program ended, with others if they end soon."""
+        now = time.monotonic()
+        if not self._endings:
+            self._since = now
+        self._endings.append(ending)
+        if ending.status in (CANNOT_RUN, NOT_FOUND):
+            self.give_back()
+        elif not self.left or now - self._since > _MOMENT:
+            self._tell(0)
+
+    def give_back(self) -> None:
+        """Begin no more of them."""
+        count = len(self.left)
+        self.left.clear()
+        self._tell(count)
+
+    def _tell(self, given_back: int) -> None:
+        endings, self._endings = self._endings, []
+        with contextlib.suppress(ConnectionError):  # the worker has ended, as the next look at it shows
+            self.worker.send(Answer(endings, given_back))
 
 
 def _not_started(error: OSError) -> Ending:
@@ -146,63 +201,13 @@ def _not_started(error: OSError) -> Ending:
     return Ending(NOT_FOUND if error.errno == errno.ENOENT else CANNOT_RUN, str(error).encode())
 
 
-class _Stderr:
-    """Our stderr, to which nothing waits to write: what it does not take at once is kept, and written later."""
-
-    def __init__(self) -> None:
-        self.descriptor = _STDERR
-        self.waiting = bytearray()
-        mode = os.fstat(_STDERR).st_mode
-        if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
-            # Opened anew: whoever shares the descriptor that we have would not expect it to stop blocking.
-            with contextlib.suppress(OSError):
-                self.descriptor = os.open(f"/dev/fd/{_STDERR}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
-        # systemd's journal is a socket.
-        self._socket = socket.socket(fileno=os.dup(_STDERR)) if stat.S_ISSOCK(mode) else None
-
-    @property
-    def is_full(self) -> bool:
-        """Whether to let the program wait before we read more of its stderr."""
-        return len(self.waiting) >= _PIPE_SIZE
-
-    def write(self, data: bytes = b"") -> None:
-        """Write what can be written now."""
-        self.waiting += data
-        try:
-            if self._socket is not None:
-                taken = self._socket.send(self.waiting, socket.MSG_DONTWAIT)
-            else:
-                taken = os.write(self.descriptor, self.waiting)
-            del self.waiting[:taken]
-        except BlockingIOError:
-            return
-        except OSError:  # nobody reads it any more; the program goes on
-            self.waiting.clear()
-
-    def finish(self) -> None:
-        """Write the rest, unless nobody takes any of it."""
-        poll = select.poll()
-        poll.register(self.descriptor, select.POLLOUT)
-        while self.waiting and poll.poll(_PATIENCE):
-            self.write()
-
-    def write_until_readable(self, end: int, keep: int = 0) -> None:
-        """Write what waits, but for some bytes, until there is something to read at that end of a pipe."""
-        while len(self.waiting) > keep:
-            poll = select.poll()
-            poll.register(end, select.POLLIN)
-            poll.register(self.descriptor, select.POLLOUT)
-            if end in [ready for ready, _ in poll.poll()]:
-                return
-            self.write()
-
-
 class _Run:
     """One program, from its start to its end."""
 
-    def __init__(self, request: Request, environment: Mapping[bytes, bytes], worker: int, our_stderr: _Stderr) -> None:
-        self._request = request
-        self._worker = worker
+    def __init__(self, lot: _Lot, environment: Mapping[bytes, bytes], our_stderr: Stderr) -> None:
+        self._lot = lot
+        self._request = request = lot.left.pop()
+        self._worker = lot.worker.fileno()
         self._our_stderr = our_stderr
         self._stdout = bytearray()
         self._stderr = b""
@@ -251,7 +256,8 @@ class _Run:
     def finish(self) -> Ending:
         """Write its stdin, read its output, and wait for its end."""
         body, timeout = memoryview(self._request.body), self._request.timeout
-        deadline = None if timeout is None else time.monotonic() + timeout
+        started = time.monotonic()
+        deadline = None if timeout is None else started + timeout
         timed_out = None
         process = _pidfd(self._pid)
         try:
@@ -261,6 +267,8 @@ class _Run:
             while not self._has_ended(process, rest, deadline):
                 if self._stdin in self._ends and rest:
                     rest = self._feed(rest)
+                if self._lot.is_held_up and time.monotonic() >= started + _LONG:
+                    self._lot.give_back()
                 if deadline is not None and time.monotonic() >= deadline:
                     timed_out, deadline = timeout, None
                     self._kill()
@@ -308,6 +316,8 @@ class _Run:
     def _has_ended(self, process: int | None, rest: memoryview, deadline: float | None) -> bool:
         """Wait for something to happen; return whether it was the end."""
         patience = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if self._lot.is_held_up:
+            patience = _LONG if patience is None else min(patience, _LONG)
         if process is None:
             patience = _LOOK
         ended = False
@@ -323,8 +333,8 @@ class _Run:
                 self._our_stderr.write()
         return ended or (process is None and _is_zombie(self._pid))
 
-    def _hear(self, end: int, most: int = _PIPE_SIZE) -> int:
-        data = os.read(end, min(most, _PIPE_SIZE))
+    def _hear(self, end: int, most: int = PIPE_SIZE) -> int:
+        data = os.read(end, min(most, PIPE_SIZE))
         if not data:
             self._close(end)
         elif self._pipes[end] == "stdout":

@@ -185,6 +185,31 @@ def test_quick_ones_are_acknowledged_whatever_comes_after_them(shell: Shell, bro
     wait_until(lambda: messages() == 0, "all to be acknowledged")
 
 
+def test_quick_ones_go_on_beside_slow_ones(shell: Shell, broker: TestBroker) -> None:
+    """Those that were to run after them run elsewhere."""
+    shell.run("mqtool", "new-task", "-l", stdin="quick\n" * 150 + "slow\n" * 3 + "quick\n" * 40)
+    program = "read body; if [ $body = slow ]; then while ! [ -e go ]; do sleep 0.1; done; fi; echo $body"
+    options = ("--concurrency", "4", "--shell", "--exec", program)
+    worker = shell.start("mqtool", "worker", *options).wait_until_ready()
+    wait_until(lambda: worker.stdout.count("quick") == 190, "all others")
+    assert "slow" not in worker.stdout
+    (shell.directory / "go").touch()
+    wait_until(lambda: worker.stdout.count("slow") == 3, "the slow ones")
+    assert "193 done" in worker.interrupt().wait().stderr
+    assert depth(broker, "task_queue") == 0
+
+
+def test_a_command_that_breaks_among_quick_ones_keeps_what_comes_after(shell: Shell) -> None:
+    """Nothing is run after it, and nothing acknowledged that was not run."""
+    shell.run("mqtool", "new-task", "-l", stdin="good\n" * 70 + "bad\n" + "good\n" * 9)
+    program = "read body; echo $body; if [ $body = bad ]; then exit 127; fi"
+    result = shell.run("mqtool", "worker", "--shell", "--exec", program)
+    assert result.code == 1
+    assert result.stdout.split() == ["good"] * 70 + ["bad"]
+    assert "70 done" in result.stderr
+    assert shell.run("mqtool", "receive", "-q", "task_queue", "-c", "10", "--raw").stdout.split().count("good") == 9
+
+
 def test_quick_ones_are_taken_in_advance_up_to_the_count(shell: Shell, broker: TestBroker) -> None:
     """-c takes as many as it says, and leaves the others."""
     shell.run("mqtool", "new-task", "-l", stdin="".join(f"{number}\n" for number in range(170)))

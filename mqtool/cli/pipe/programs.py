@@ -54,7 +54,7 @@ def work(command: str, options: ProgramOptions, named: UsedQueueOptions, receivi
             _warn_of_consumer_timeout(access, queue.name, receiving.timeout)
         with stopping.calling(channel.stop), busy(lambda: worker.in_hand):
             queue = channel.declare(checked(queue, named, channel, broker))
-            work_through = Hands(channel, worker.handle, hands).start_consuming(queue, settings)
+            work_through = Hands(channel, worker.handle, hands, worker.most).start_consuming(queue, settings)
             try:
                 with announced(receiving.ready_file, channel, WAITING_FOR_MESSAGES):
                     work_through()
