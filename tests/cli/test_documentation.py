@@ -101,9 +101,10 @@ def test_a_guide_can_be_typed(lonely_shell: Shell, embedded: TestBroker, guide: 
     """The blocks of a how-to guide run, one after the other, in an empty directory on the embedded broker."""
     broker = embedded.with_fresh_vhost(f"guide-{guide.stem}")
     typed = "".join(re.findall(r"```sh\n(.*?)```", guide.read_text(), re.DOTALL))
-    broker_of_its_own = "unset MQTOOL_URL\n" if guide.stem == "testing" else f"export MQTOOL_URL={broker.url}\n"
+    has_its_own = guide.stem.startswith("testing")
+    where = "unset MQTOOL_URL" if has_its_own else f"export MQTOOL_URL={broker.url}"
     lonely_shell.environment["XDG_CONFIG_HOME"] = str(lonely_shell.directory)
-    result = lonely_shell.run("bash", "-c", f"set -eu\n{broker_of_its_own}{typed}")
+    result = lonely_shell.run("bash", "-c", f"set -eu\n{where}\n{typed}")
     assert result.code == 0, result.stderr
     broker.drop_vhost()
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -166,6 +167,19 @@ def test_questions_in_other_languages(api_of: Callable[[EmbeddedBroker], Api]) -
         assert api("GET", "mqtool/faults", user="ann", password="ann")[0] == 401
     with EmbeddedBroker(management_port=0) as broker:
         assert api_of(broker)("GET", "mqtool/published/%2F")[0] == 409
+
+
+def test_a_question_in_another_language_waits_for_its_answer(api_of: Callable[[EmbeddedBroker], Api]) -> None:
+    """So that no test has to ask over and over."""
+    with EmbeddedBroker(management_port=0, recording=True) as broker, ThreadPoolExecutor(1) as pool:
+        api = api_of(broker)
+        asked = pool.submit(api, "GET", "mqtool/published/%2F?routing_key=jobs&count=2&timeout=30")
+        _publish(broker.url)
+        _publish(broker.url)
+        status, found = asked.result()
+        assert (status, [message["body"] for message in found]) == (200, ["1", "1"])
+        assert len(api("GET", "mqtool/published/%2F?count=3&timeout=0.05")[1]) == 2
+        assert api("GET", "mqtool/published/%2F?count=many")[0] == 400
 
 
 def test_nothing_is_recorded_unless_asked_for() -> None:

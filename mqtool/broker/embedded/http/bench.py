@@ -13,6 +13,8 @@ from mqtool.broker.embedded.testing.kinds import fault_of
 from mqtool.broker.embedded.testing.recording import Recorded
 
 _SETTLED = ("acked", "rejected", "requeued")
+#: How long to wait for messages, in seconds; as in Python.
+_TIMEOUT, _MOST_PATIENCE = 2.0, 60.0
 
 
 class BenchRequests:
@@ -45,7 +47,9 @@ class BenchRequests:
             case "POST", ["reset"]:
                 bench.reset(request.json().get("vhost"))
             case "GET", _:
-                return Answer(HTTPStatus.OK, [_shown(each) for each in self._asked(bench, path, request.query)])
+                found = [_shown(each) for each in self._asked(bench, path, request.query)]
+                count, timeout = _wanted(request.query)
+                return Answer(HTTPStatus.OK, found, patience=timeout if len(found) < count else 0)
             case _:
                 raise not_found()
         return Answer(HTTPStatus.NO_CONTENT)
@@ -75,6 +79,14 @@ class BenchRequests:
         except LookupError as error:
             raise HttpError(HTTPStatus.CONFLICT, "not_recording", "start the broker with --recording") from error
         raise not_found()
+
+
+def _wanted(query: dict[str, str]) -> tuple[int, float]:
+    """How many messages to wait for, and how long at most, in seconds."""
+    try:
+        return int(query.get("count", 0)), min(float(query.get("timeout", _TIMEOUT)), _MOST_PATIENCE)
+    except ValueError as error:
+        raise bad_request("count and timeout must be numbers") from error
 
 
 def _shown(message: Recorded) -> views.Json:

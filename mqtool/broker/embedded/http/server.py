@@ -22,6 +22,7 @@ MAX_CONNECTIONS = 128
 _SMALL_BODY = 16 * 1024
 
 _FIRST_SECONDS = 10.0
+_ASK_AGAIN_SECONDS = 0.01
 _IDLE_SECONDS = 60.0
 _BODY_SECONDS = 10.0
 _ANSWER_SECONDS = 30.0
@@ -79,12 +80,20 @@ class Request:
 
 @dataclass
 class Answer:
-    """What it gets; `value` is None for no content, `location` where what was made is, `allow` what can be asked."""
+    """What it gets.
+
+    Attributes:
+        value: None for no content.
+        location: where what was made is.
+        allow: what can be asked.
+        patience: how long a better answer may take, in seconds after the request; 0 if this is it.
+    """
 
     status: HTTPStatus
     value: Any = None
     location: str | None = None
     allow: tuple[str, ...] = ()
+    patience: float = 0.0
 
 
 class Handler(Protocol):
@@ -155,8 +164,16 @@ class HttpServer:
             await _write(writer, _refusal(error), stay=stay)
             return stay
         request.body = await _read_body(reader, size)
-        await _write(writer, self._answer(request), stay=stay, head_only=request.method == "HEAD")
+        await _write(writer, await self._last_answer(request), stay=stay, head_only=request.method == "HEAD")
         return stay
+
+    async def _last_answer(self, request: Request) -> Answer:
+        """Ask again until the answer is as good as it gets."""
+        loop = asyncio.get_running_loop()
+        asked = loop.time()
+        while (answer := self._answer(request)).patience > loop.time() - asked:
+            await asyncio.sleep(_ASK_AGAIN_SECONDS)
+        return answer
 
     def _answer(self, request: Request) -> Answer:
         try:
