@@ -98,17 +98,30 @@ def _limit(arguments: Mapping[str, Any], default: int | None) -> int | None:
 
 
 def _probed(channel: Channel, queue: str) -> How:
-    """Declare the queue, which exists, as one that outlives its consumers: the broker says in what it differs."""
+    """Declare the queue, which exists, as one that outlives its consumers: the broker says in what it differs.
+
+    It names one difference at a time, the type not always first, so what it says is taken into the next declaration.
+    """
     asking = channel.connection.channel()
-    try:
-        asking.declare(Queue(queue, durable=True), remember=False, exactly=True)
-    except AccessRefused:
-        return How.GET
-    except DeclaredDifferently as error:
-        if re.search(r"'x-queue-type'.*'stream'", str(error)):
+    known: dict[str, int | str] = {}
+    while True:
+        try:
+            asking.declare(Queue(queue, durable=True, arguments=known), remember=False, exactly=True)
+        except AccessRefused:
+            return How.GET
+        except DeclaredDifferently as error:
+            told = str(error)
+        else:
+            return How.IN_TURN
+        if re.search(r"'x-queue-type'.*'stream'", told):
             return How.STREAM
-        return How.GET if re.search("'(durable|auto_delete|exclusive)'", str(error)) else How.IN_TURN
-    return How.IN_TURN
+        if re.search("'(durable|auto_delete|exclusive)'", told):
+            return How.GET
+        differs = re.search(r"arg '(x-[\w-]+)'.* current is the value '(.*)' of type '(\w+)'", told)
+        if differs is None or differs[1] in known:
+            return How.IN_TURN
+        is_number = differs[3] != "longstr" and differs[2].isdecimal()
+        known[differs[1]] = int(differs[2]) if is_number else differs[2]
 
 
 def peek(channel: Channel, queue: str, kind: Kind, most: int | None = None) -> Generator[Delivery]:

@@ -117,7 +117,7 @@ def test_a_single_active_consumer_has_them(shell: Shell, broker: TestBroker, con
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_a_stream_from_any_offset(shell: Shell, broker: TestBroker) -> None:
     """Its messages stay, at no price: by number, by age, from the first; the last chunk."""
-    ids = filled(shell, 500, "--queue-type", "stream")
+    ids = filled(shell, 500, "--queue-type", "stream", "--argument", "x-max-length-bytes=100000000")
     assert peeked(shell, broker) == ids
     assert peeked(shell, broker, "-c", "2") == ids[:2]
     assert peeked(shell, broker, "--offset", "498") == ids[498:]

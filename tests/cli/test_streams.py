@@ -269,3 +269,16 @@ def test_a_stream_that_is_deleted_ends_its_readers(shell: Shell) -> None:
         assert ended.code == 69
         assert "stream 's'" in ended.stderr
     assert shell.run("mqtool", "offset", "show", "s", "me").code == 69
+
+
+def test_a_stream_is_not_deleted_as_if_it_were_empty(shell: Shell, broker: TestBroker) -> None:
+    """RabbitMQ says that there are 0 messages in a stream, and deletes it whatever the conditions are."""
+    shell.run("mqtool", "send-stream", "-q", "s", "x")
+    delete = ("mqtool", "queue", "delete", "s", "--yes")
+    for condition in ("--if-empty", "--if-unused"):
+        refused = shell.run(*delete, condition)
+        assert (refused.code, "RabbitMQ does not check" in refused.stderr) == (1, True)
+    assert shell.run(*delete).stderr == "deleted queue 's', with the messages of the stream\n"
+    shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic", "--max-length", "9")
+    emptied = shell.run("mqtool", "queue", "delete", "jobs", "--if-empty", "--yes")
+    assert emptied.stderr == "deleted queue 'jobs', with 0 messages\n"

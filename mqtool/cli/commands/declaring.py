@@ -25,6 +25,7 @@ from mqtool.errors import BadData, DeclaredDifferently, MqtoolError, NotFound, U
 from mqtool.inspection.listing import counted, refresh
 from mqtool.spelling import nearest
 from mqtool.topology import Binding, Exchange, Queue
+from mqtool.work import peeking
 
 app = typer.Typer()
 queue_app = typer.Typer(no_args_is_help=True, help="Declare, show, delete and purge queues.")
@@ -142,13 +143,20 @@ def delete_queue(
     with access.channel() as channel:
         for name in _existing(channel, map(Queue, queue), if_exists=if_exists):
             ready = administration.depth(channel, name).ready
-            what = f"delete queue {name!r} with {counted(ready)}"
-            ask(what, yes, protected=access.protected, is_safe=if_empty and if_unused)
+            # RabbitMQ says of every stream that it is empty, and deletes it whatever the conditions are.
+            is_stream = peeking.kind_of(channel, name, None, access.vhost).how is peeking.How.STREAM
+            if is_stream and (if_empty or if_unused):
+                raise MqtoolError(
+                    f"queue {name!r} was not deleted: RabbitMQ does not check --if-empty or --if-unused for streams",
+                    "without them, the stream is deleted with its messages",
+                )
+            holds = "the messages of the stream" if is_stream else counted(ready)
+            ask(f"delete queue {name!r} with {holds}", yes, protected=access.protected, is_safe=if_empty and if_unused)
             try:
                 gone = administration.delete_queue(channel, name, if_unused=if_unused, if_empty=if_empty)
             except BadData as error:  # 406: in use, not empty
                 raise MqtoolError(f"queue {name!r} was not deleted: {error}") from error
-            output.status(f"deleted queue {name!r}, with {counted(gone)}")
+            output.status(f"deleted queue {name!r}, with {holds if is_stream else counted(gone)}")
 
 
 @queue_app.command("purge", epilog="mqtool queue purge jobs\nmqtool queue purge jobs --yes")
