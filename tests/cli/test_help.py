@@ -28,40 +28,40 @@ def every(command: CommandHelp) -> list[CommandHelp]:
 
 
 @pytest.mark.parametrize("columns", LINES)
-@pytest.mark.parametrize("command", every(MQTOOL)[1:], ids=lambda command: " ".join(command.words))
-def test_help_fits_on_two_screens_and_nothing_is_cut(command: CommandHelp, columns: int) -> None:
+def test_help_fits_on_two_screens_and_nothing_is_cut(columns: int) -> None:
     """--help is read in a terminal, perhaps a narrow one: within its lines, none too wide, no ellipsis."""
-    page = command_page(command, columns)
-    assert len(page.splitlines()) <= LINES[columns]
-    assert "…" not in page.replace("5f0c…", "")
-    examples = {f"  {example}" for example in command.examples}
-    wide = [line for line in page.splitlines() if len(line) > columns and line not in examples]
-    assert [line for line in wide if " " in line.strip()] == []
+    for command in every(MQTOOL)[1:]:
+        page = command_page(command, columns)
+        assert len(page.splitlines()) <= LINES[columns], command.words
+        assert "…" not in page.replace("5f0c…", "")
+        examples = {f"  {example}" for example in command.examples}
+        wide = [line for line in page.splitlines() if len(line) > columns and line not in examples]
+        assert [line for line in wide if " " in line.strip()] == []
 
 
-@pytest.mark.parametrize("command", every(MQTOOL), ids=lambda command: " ".join(command.words) or "mqtool")
-def test_texts_are_short_and_plain(command: CommandHelp) -> None:
+def test_texts_are_short_and_plain() -> None:
     """An option's text is a phrase of at most 60 characters; every command has a sentence and examples."""
-    assert command.sentence
-    assert len(command.sentence) <= 64
-    for text in (*(option.text for option in command.options), *(each.text for each in command.arguments)):
-        assert len(text.partition(" (default")[0]) <= 60
-        assert not text.endswith(".")
-    if not command.commands:
-        assert command.examples
-    for text in (command.sentence, *command.details, *(option.text for option in command.options)):
-        assert not TRANSLATED.search(text)
+    for command in every(MQTOOL):
+        assert command.sentence, command.words
+        assert len(command.sentence) <= 64
+        for text in (*(option.text for option in command.options), *(each.text for each in command.arguments)):
+            assert len(text.partition(" (default")[0]) <= 60
+            assert not text.endswith(".")
+        assert command.commands or command.examples, command.words
+        for text in (command.sentence, *command.details, *(option.text for option in command.options)):
+            assert not TRANSLATED.search(text)
 
 
-@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_help_all_shows_every_option(command: CommandHelp) -> None:
+def test_help_all_shows_every_option() -> None:
     """What --help leaves out is in --help-all, and in a topic that --help names."""
-    everything, page = command_page(command, 80, everything=True), command_page(command, 80)
-    for option in command.options:
-        assert option.flags[-1] in everything
-        if not option.is_common:
-            assert f"mqtool help {option.topic}" in page
-            assert option.flags[-1] in topic_page(option.topic, topic_options(MQTOOL, option.topic), 80)
+    topics = {name: topic_page(name, topic_options(MQTOOL, name), 80) for name in TOPICS}
+    for command in COMMANDS.values():
+        everything, page = command_page(command, 80, everything=True), command_page(command, 80)
+        for option in command.options:
+            assert option.flags[-1] in everything, command.words
+            if not option.is_common:
+                assert f"mqtool help {option.topic}" in page, command.words
+                assert option.flags[-1] in topics[option.topic]
 
 
 @pytest.mark.parametrize("columns", LINES)
