@@ -9,12 +9,16 @@ from typing import Any
 
 import pika
 import pytest
+from pamqp import commands, header
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import AMQPError, ConnectionClosed
 
+from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.broker.embedded.store.storage import Storage
 from tests.protocol.broker_process import BrokerProcess
 from tests.protocol.conftest import Api
+from tests.protocol.raw_client import RawClient
 
 PERSISTENT = BasicProperties(delivery_mode=2)
 BODY = b"x" * 10_000
@@ -97,6 +101,60 @@ def test_publishers_wait_until_there_is_room(process: BrokerProcess, kind: str) 
     process.kill()
     process.start()
     assert depth(process, kind) == 100
+
+
+def test_publishers_wait_while_there_is_too_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are told why, their messages are confirmed once there is room, and nodes show it all."""
+    free = [2_000_000]
+    monkeypatch.setattr(Storage, "disk_free", lambda _: free[0])
+    with (
+        EmbeddedBroker(data_dir=tmp_path, management_port=0, disk_free_limit=1_000_000) as broker,
+        RawClient(broker.url) as client,
+    ):
+        assert broker.management_url is not None
+        api = Api(broker.management_url)
+        client.send(commands.Confirm.Select())
+        client.expect(commands.Confirm.SelectOk)
+        node = api("GET", "nodes")[1][0]
+        assert (node["disk_free"], node["disk_free_limit"], node["disk_free_alarm"]) == (2_000_000, 1_000_000, False)
+        free[0] = 999_999
+        until(lambda: bool(api("GET", "nodes")[1][0]["disk_free_alarm"]))
+        status, health = api("GET", "health/checks/alarms")
+        assert (status, [each["resource"] for each in health["alarms"]]) == (503, ["disk"])
+        client.send(commands.Basic.Publish(exchange="", routing_key="q"))
+        client.send(header.ContentHeader(body_size=0, properties=commands.Basic.Properties()))  # type: ignore[arg-type]
+        assert client.expect(commands.Connection.Blocked).reason == "low on disk"
+        free[0] = 1_000_000
+        client.expect(commands.Connection.Unblocked)
+        client.expect(commands.Basic.Ack)
+
+
+@pytest.mark.parametrize(("reason", "shown"), [("low on memory", "mem_alarm"), ("low on disk", "disk_free_alarm")])
+def test_a_fault_shows_as_the_alarm_that_it_is(reason: str, shown: str) -> None:
+    with EmbeddedBroker(management_port=0) as broker:
+        assert broker.management_url is not None
+        api = Api(broker.management_url)
+        with broker.faults.block_publishers(reason):
+            node = api("GET", "nodes")[1][0]
+            assert [name for name in ("mem_alarm", "disk_free_alarm") if node[name]] == [shown]
+        assert not api("GET", "nodes")[1][0][shown]
+
+
+def test_a_node_counts_files(process: BrokerProcess) -> None:
+    """And sockets, and what it reads and writes, by the names that monitoring looks for."""
+    open_channel(process)
+    node = Api(process.management_url)("GET", "nodes")[1][0]
+    for name in (
+        "fd_used",
+        "fd_total",
+        "sockets_total",
+        "disk_free",
+        "disk_free_limit",
+        "processors",
+        "io_write_count",
+    ):
+        assert node[name] > 0, name
+    assert node["sockets_used"] == 1
 
 
 def test_nothing_confirmed_is_lost_when_it_is_killed(process: BrokerProcess) -> None:

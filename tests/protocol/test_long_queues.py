@@ -1,5 +1,6 @@
 """Messages that wait on disk rather than in memory are what they were: in order, and subject to all that queues do."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,22 @@ def test_many_waiting_take_little_memory(process: BrokerProcess) -> None:
     process.start()
     assert resident(process) - nothing < 60_000_000
     assert connect(process).queue_purge("q").method.message_count == 60_000
+
+
+def test_an_emptied_queue_gives_its_memory_back(process: BrokerProcess) -> None:
+    """What a hundred megabytes in memory took is the system's again some seconds later."""
+    nothing = resident(process)
+    channel = connect(process)
+    channel.queue_declare("q")
+    for _ in range(5000):
+        channel.basic_publish("", "q", bytes(20_000))
+    assert depth(channel) == 5000
+    assert resident(process) - nothing > 90_000_000
+    channel.queue_purge("q")
+    deadline = time.monotonic() + 15
+    while resident(process) - nothing > 70_000_000:
+        assert time.monotonic() < deadline
+        channel.connection.process_data_events(0.1)
 
 
 def resident(process: BrokerProcess) -> int:

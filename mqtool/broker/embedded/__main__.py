@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mqtool.broker.embedded.model.broker import CONSUMER_TIMEOUT
+from mqtool.broker.embedded.model.broker import CONSUMER_TIMEOUT, DISK_FREE_LIMIT
 from mqtool.broker.embedded.process import run
 from mqtool.broker.embedded.server import DEFAULT_PORT, Settings
 from mqtool.broker.embedded.wire.tls import Tls
@@ -28,6 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tls-key", type=Path, metavar="FILE", help="key of the certificate")
     parser.add_argument("--tls-client-ca", type=Path, metavar="FILE", help="require certificates of this authority")
     parser.add_argument("--memory-limit", type=int, metavar="BYTES", help="block publishers above this")
+    parser.add_argument("--disk-free-limit", type=int, metavar="BYTES", default=DISK_FREE_LIMIT)
     parser.add_argument("--consumer-timeout", type=float, metavar="SECONDS", default=CONSUMER_TIMEOUT)
     parser.add_argument("--guest-from-anywhere", action="store_true", help="let guest in from other machines, too")
     parser.add_argument("--ready-file", type=Path, help="written once it listens: the URLs, and any damage")
@@ -57,6 +58,7 @@ def main() -> int:
         options.definitions,
         Tls(*files) if any(files) else None,
         options.guest_from_anywhere,
+        options.disk_free_limit,
     )
     return run(settings, ready_file=options.ready_file, log_file=options.log_file, print_url=options.print_url)
 

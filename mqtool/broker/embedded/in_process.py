@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 from urllib.parse import quote, urlsplit
 
-from mqtool.broker.embedded.model.broker import CONSUMER_TIMEOUT
+from mqtool.broker.embedded.model.broker import CONSUMER_TIMEOUT, DISK_FREE_LIMIT
 from mqtool.broker.embedded.server import Server, Settings, run
 from mqtool.broker.embedded.testing.bench import Bench
 from mqtool.broker.embedded.testing.calls import Calls
@@ -61,6 +61,7 @@ class EmbeddedBroker(Questions):
         consumer_timeout: how long a delivery may stay unacknowledged, in seconds.
         recording: whether to record what happens to messages, so that it can be asked.
         definitions: a file of definitions, as RabbitMQ exports them, to load at the start.
+        disk_free_limit: publishers are blocked when fewer bytes are free in the data directory.
         tls: PEM files to listen with TLS as well, on ports of their own; None for plain TCP only.
 
     Attributes:
@@ -84,6 +85,7 @@ class EmbeddedBroker(Questions):
         recording: bool = False,
         definitions: str | Path | None = None,
         tls: Tls | None = None,
+        disk_free_limit: int = DISK_FREE_LIMIT,
     ) -> None:
         self._settings = Settings(
             host,
@@ -96,6 +98,7 @@ class EmbeddedBroker(Questions):
             recording=recording,
             definitions=None if definitions is None else Path(definitions),
             tls=tls,
+            disk_free_limit=disk_free_limit,
         )
         self._calls: Calls | None = None
         self._thread: threading.Thread | None = None

@@ -1,11 +1,20 @@
 """The embedded broker as a process of its own: what it says when it is ready, and how it ends."""
 
+import asyncio
 import gc
 import logging
+import os
 import sys
 from pathlib import Path
 
+from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.server import Server, Settings, serve
+
+_STATM = Path("/proc/self/statm")
+_LOOK_SECONDS = 2.0
+
+# More than this besides the messages is given back: what queues leave behind, the C library keeps for later.
+_WASTE = 64 * 1024 * 1024
 
 
 def run(
@@ -29,6 +38,7 @@ def run(
                 print(f"embedded broker: {what}", file=sys.stderr)
         if print_url:
             print("\n".join(server.urls().values()), flush=True)
+        _Memory(server.broker.ledger).look()
         if ready_file is not None:
             _write(ready_file, server)
 
@@ -58,3 +68,42 @@ def _write(ready_file: Path, server: Server) -> None:
     with partial.open("x") as file:  # "x" follows no symbolic link
         file.write("\n".join(lines) + "\n")
     partial.replace(ready_file)
+
+
+class _Memory:
+    """Gives memory back to the system once queues have been emptied: with glibc, on Linux.
+
+    Args:
+        ledger: knows what messages take.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._at_start = self._before = self._besides()
+        self._most = 0
+
+    def _besides(self) -> int:
+        """Return how many bytes the process takes besides the messages."""
+        if not _STATM.exists():
+            return 0
+        pages = int(_STATM.read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") - self._ledger.held_bytes
+
+    def look(self) -> None:
+        """Look in a few seconds, and from then on; to give back takes some milliseconds, so not over and over."""
+        asyncio.get_running_loop().call_later(_LOOK_SECONDS, self.look)
+        held, besides = self._ledger.held_bytes, self._besides()
+        self._most = max(self._most, held)
+        has_emptied = held < self._most / 2 and besides > self._at_start + _WASTE
+        if has_emptied or besides > self._before + _WASTE:
+            _give_back()
+            self._before, self._most = self._besides(), held
+
+
+def _give_back() -> None:
+    # Imported here: it would take time at the start.
+    import ctypes
+
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)

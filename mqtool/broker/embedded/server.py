@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mqtool.broker.embedded.model.backlog import Entry
-from mqtool.broker.embedded.model.broker import CONSUMER_TIMEOUT, Broker
+from mqtool.broker.embedded.model.broker import CONSUMER_TIMEOUT, DISK_FREE_LIMIT, LOW_ON_DISK, Broker
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.wire.connection import Connection
 from mqtool.broker.embedded.wire.door import Door
 from mqtool.broker.embedded.wire.tls import Tls
 
 if TYPE_CHECKING:
+    from mqtool.broker.embedded.store.disk_space import DiskSpace
     from mqtool.broker.embedded.streaming.connection import StreamConnection
     from mqtool.broker.embedded.testing.bench import Bench
 
@@ -56,6 +57,7 @@ class Settings:
         definitions: a file of definitions to load before it listens.
         tls: to listen with TLS as well, on the port below each of the others; None for plain TCP only.
         guest_from_anywhere: whether guest may log in from other machines, as from outside of a container.
+        disk_free_limit: publishers are blocked when fewer bytes are free in the data directory.
     """
 
     host: str = "127.0.0.1"
@@ -70,6 +72,7 @@ class Settings:
     definitions: Path | None = None
     tls: Tls | None = None
     guest_from_anywhere: bool = False
+    disk_free_limit: int = DISK_FREE_LIMIT
 
 
 class Server:
@@ -89,6 +92,7 @@ class Server:
         self._connections: set[Connection] = set()
         self._stream_connections: set[StreamConnection] = set()
         self._checking: asyncio.TimerHandle | None = None
+        self._disk_space: DiskSpace | None = None
         self.damage: str | None = None
         self.left_out: list[str] = []
         self.broker: Broker
@@ -134,6 +138,8 @@ class Server:
         if settings.stream_port is not None:
             await self._open_doors(self._doors, "stream", self._streams(), hosts, settings.stream_port)
         self._check_consumers()
+        if self._disk_space is not None:
+            self._disk_space.look()
         log.info("listening on %s", ", ".join(self.urls().values()))
 
     async def _open_doors(
@@ -205,12 +211,15 @@ class Server:
             broker.create_defaults()
             return broker
         # Imported here: a broker in memory starts faster without SQLite.
+        from mqtool.broker.embedded.store.disk_space import DiskSpace
         from mqtool.broker.embedded.store.recovery import recover
         from mqtool.broker.embedded.store.storage import Storage
 
         storage = Storage(settings.data_dir)
         broker = self._broker(storage)
-        storage.when_failed = broker.disk_failed
+        storage.when_failed = lambda error: broker.raise_alarm(
+            "disk", LOW_ON_DISK, f"cannot write to the data directory: {error}"
+        )
         storage.when_recovered = lambda: broker.clear_alarm("disk")
         is_new = not recover(broker, storage)
         self.damage = storage.damage
@@ -218,12 +227,17 @@ class Server:
             log.error("%s", self.damage)
         if is_new:
             broker.create_defaults()
+        self._disk_space = DiskSpace(broker)
         return broker
 
     def _broker(self, ledger: Ledger) -> Broker:
         settings = self._settings
         broker = Broker(
-            ledger, self._connections, memory_limit=settings.memory_limit, consumer_timeout=settings.consumer_timeout
+            ledger,
+            self._connections,
+            memory_limit=settings.memory_limit,
+            disk_free_limit=settings.disk_free_limit,
+            consumer_timeout=settings.consumer_timeout,
         )
         if settings.guest_from_anywhere:
             broker.loopback_users.clear()
@@ -239,6 +253,8 @@ class Server:
         self._close_doors()
         if self._checking is not None:
             self._checking.cancel()
+        if self._disk_space is not None:
+            self._disk_space.stop()
         self.broker.close_connections("broker forced connection closure with reason 'shutdown'")
         for connection in list(self._connections):
             connection.hang_up()

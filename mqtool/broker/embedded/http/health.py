@@ -5,7 +5,7 @@ from http import HTTPStatus
 from mqtool.broker.embedded.http.directory import bad_request, not_found
 from mqtool.broker.embedded.http.server import Answer
 from mqtool.broker.embedded.http.views import Json
-from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.broker import NODE, Broker
 
 _OK = {"status": "ok"}
 _ALONE = {"status": "ok", "reason": "single node cluster"}
@@ -21,7 +21,11 @@ def check(broker: Broker, path: list[str]) -> Answer:
     """
     match path:
         case ["alarms" | "local-alarms"]:
-            wrong = {"reason": "There are alarms in effect in the cluster", "alarms": sorted(broker.alarms)}
+            shortages = [reason.removeprefix("low on ") for reason in sorted(set(broker.alarms.values()))]
+            wrong = {
+                "reason": "There are alarms in effect in the cluster",
+                "alarms": [{"node": NODE, "resource": each} for each in shortages],
+            }
             return _answer(_OK, wrong if broker.alarms else None)
         case ["port-listener", port]:
             if not port.isdecimal():

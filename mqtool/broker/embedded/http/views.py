@@ -9,6 +9,7 @@ from typing import Any
 from mqtool.broker.embedded.http.directory import AnyConnection
 from mqtool.broker.embedded.http.process import process
 from mqtool.broker.embedded.http.rates import Rates
+from mqtool.broker.embedded.http.resources import resources
 from mqtool.broker.embedded.model.broker import NODE, RABBITMQ_VERSION, Broker
 from mqtool.broker.embedded.model.exchange import TYPES, Exchange, Link
 from mqtool.broker.embedded.model.queue import Queue
@@ -284,10 +285,7 @@ def node(broker: Broker) -> Json:
         "name": NODE,
         "type": "disc",
         "running": True,
-        "mem_used": broker.ledger.held_bytes,
-        "mem_limit": broker.memory_limit,
-        "mem_alarm": "memory" in broker.alarms,
-        "disk_free_alarm": "disk" in broker.alarms,
+        **resources(broker),
         "uptime": int((time.time() - broker.started_at) * 1000),
         "enabled_plugins": list(_BUILT_IN),
         "applications": [

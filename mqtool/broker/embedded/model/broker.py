@@ -29,6 +29,12 @@ NODE = "embedded@localhost"
 CONSUMER_TIMEOUT = 1800.0
 """How long a delivery may stay unacknowledged by default, in seconds."""
 
+DISK_FREE_LIMIT = 50_000_000
+"""How many bytes must be free in the data directory by default, as with RabbitMQ."""
+
+LOW_ON_MEMORY, LOW_ON_DISK = "low on memory", "low on disk"
+"""What publishers are told when they are blocked."""
+
 _MEMORY_FRACTION = 0.4
 # What a container may have: in version 2 and in version 1.
 _CONTROL_GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -103,11 +109,11 @@ class Broker:
         ledger: where durable things are written down.
         clients: the connections, kept up to date by whoever makes them.
         memory_limit: how many bytes messages may take before publishers are blocked; None for RabbitMQ's default.
+        disk_free_limit: how many bytes must be free in the data directory.
         consumer_timeout: how long a delivery may stay unacknowledged, in seconds.
 
     Attributes:
-        alarms: why publishers are blocked: `memory`, `disk`, both or neither.
-        alarm_reason: what publishers are told of it, if not what they are low on.
+        alarms: why publishers are blocked: what they are told, such as LOW_ON_DISK, by who has raised the alarm.
         global_parameters: what clients have stored under a name, in JSON.
         reply_consumers: the channels that wait for direct replies, by token.
         listeners: host and port by protocol.
@@ -122,12 +128,14 @@ class Broker:
         clients: Collection[Client] = (),
         *,
         memory_limit: int | None = None,
+        disk_free_limit: int = DISK_FREE_LIMIT,
         consumer_timeout: float = CONSUMER_TIMEOUT,
     ) -> None:
         self.clock = LoopClock()
         self.ledger = ledger
         self._clients = [clients]
         self.memory_limit = default_memory_limit() if memory_limit is None else memory_limit
+        self.disk_free_limit = disk_free_limit
         self.consumer_timeout = consumer_timeout
         self.vhosts: dict[str, VirtualHost] = {}
         self.users: dict[str, User] = {}
@@ -135,8 +143,7 @@ class Broker:
         self.reply_consumers: dict[str, ReplyConsumer] = {}
         self.dropped_unroutable = 0
         self.listeners: dict[str, tuple[str, int]] = {}
-        self.alarms: set[str] = set()
-        self.alarm_reason: str | None = None
+        self.alarms: dict[str, str] = {}
         self.permissions_version = 0
         self.loopback_users = {DEFAULT_USER}
         self.hooks: Hooks | None = None
@@ -260,20 +267,30 @@ class Broker:
         if alarmed:
             self.clear_alarm("memory")
         else:
-            log.warning("memory alarm set: messages take %d bytes", held)
-            self.alarms.add("memory")
+            self.raise_alarm("memory", LOW_ON_MEMORY, f"messages take {held} bytes")
 
-    def disk_failed(self, error: Exception) -> None:
-        """Block publishers: the disk does not take what they have sent, and nothing is confirmed until it does."""
-        if "disk" not in self.alarms:
-            log.error("disk alarm set: cannot write to the data directory: %s", error)
-            self.alarms.add("disk")
+    def raise_alarm(self, name: str, reason: str, why: str) -> None:
+        """Block publishers.
+
+        Args:
+            name: the alarm, for clear_alarm().
+            reason: what publishers are told, such as LOW_ON_DISK.
+            why: what the log says.
+        """
+        if name not in self.alarms:
+            log.warning("%s alarm set: %s", name, why)
+            self.alarms[name] = reason
+
+    @property
+    def alarm_reason(self) -> str:
+        """What publishers are told."""
+        return " & ".join(sorted(set(self.alarms.values()))).replace(" & low on ", " & ")
 
     def clear_alarm(self, name: str) -> None:
         """Let publishers go on, if this was the last alarm."""
         if name in self.alarms:
             log.warning("%s alarm cleared", name)
-            self.alarms.remove(name)
+            del self.alarms[name]
             if not self.alarms:
                 for client in self.clients():
                     client.unblock()

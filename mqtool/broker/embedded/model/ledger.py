@@ -1,6 +1,8 @@
 """The account of what queues hold. In this simplest form nothing is written down (`--in-memory`)."""
 
+import os
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import ClassVar, Protocol
 
 from mqtool.broker.embedded.model.backlog import Entry
@@ -43,9 +45,11 @@ class Ledger:
         when_changed: called with held_bytes after each change.
         group: the number of the group that goes to the disk next; all in it get there together.
         on_disk: whether there is a disk.
+        directory: where it writes; where it would, if there is none.
     """
 
     on_disk: ClassVar[bool] = False
+    directory = Path("/")
 
     def __init__(self) -> None:
         self.held_bytes = 0
@@ -53,6 +57,11 @@ class Ledger:
         self.when_changed: Callable[[int], None] = lambda _: None
         self._paged_out_bytes = 0
         self._position = 0
+
+    def disk_free(self) -> int:
+        """Return how many bytes are free where it writes."""
+        found = os.statvfs(self.directory)
+        return found.f_bavail * found.f_frsize
 
     def next_position(self) -> int:
         """Return the position of a new message."""

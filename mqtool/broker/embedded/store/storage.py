@@ -72,7 +72,6 @@ class Storage(Ledger):
         directory: where; made if it does not exist.
 
     Attributes:
-        directory: where.
         damage: what could not be read, in words; None if nothing.
         when_failed: called with the error each time the disk does not take something.
         when_recovered: called when it has taken everything after that.

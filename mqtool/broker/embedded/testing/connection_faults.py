@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from mqtool.broker.embedded.model.broker import LOW_ON_MEMORY
 from mqtool.broker.embedded.model.errors import REPLY_NAMES, ChannelException, ConnectionException
 from mqtool.broker.embedded.testing.fault import Client, Fault, Scene
 from mqtool.broker.embedded.testing.transports import Frozen, Slow, innermost, take_out
@@ -184,7 +185,7 @@ class SlowDown(Fault):
 class BlockPublishers(Fault):
     """The broker runs short of something: it blocks every connection that publishes."""
 
-    reason: str = "low on memory"
+    reason: str = LOW_ON_MEMORY
     seconds: float | None = None
 
     def duration(self) -> float | None:
@@ -193,14 +194,12 @@ class BlockPublishers(Fault):
 
     def begin(self, scene: Scene) -> int:
         """Raise the alarm."""
-        scene.broker.alarms.add("fault")
-        scene.broker.alarm_reason = self.reason
+        scene.broker.raise_alarm(f"fault {id(self)}", self.reason, self.reason)
         return 0
 
     def end(self, scene: Scene) -> None:
         """Let publishers go on."""
-        scene.broker.alarm_reason = None
-        scene.broker.clear_alarm("fault")
+        scene.broker.clear_alarm(f"fault {id(self)}")
 
 
 @dataclass

@@ -235,8 +235,7 @@ class Connection(FrameStream):
             return
         self.blocked = True
         if self.capability("connection.blocked"):
-            reason = self.broker.alarm_reason or f"low on {' & '.join(sorted(self.broker.alarms))}"
-            self.send(commands.Connection.Blocked, reason=reason)
+            self.send(commands.Connection.Blocked, reason=self.broker.alarm_reason)
         self._pace_reading()
 
     def unblock(self) -> None:
