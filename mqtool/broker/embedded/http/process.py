@@ -5,7 +5,7 @@ import resource
 from pathlib import Path
 from typing import Any
 
-from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.broker import LOW_ON_DISK, LOW_ON_MEMORY, Broker
 
 Json = dict[str, Any]
 
@@ -32,9 +32,19 @@ def feature_flags() -> list[Json]:
 
 
 def process(broker: Broker) -> Json:
-    """The part of /api/nodes that is about its process. There are no counters of what it reads and writes."""
+    """The part of /api/nodes that is about its process, and what it is short of."""
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    low_on = set(broker.alarms.values())
     return {
+        "mem_used": broker.ledger.held_bytes,
+        "mem_limit": broker.memory_limit,
+        "mem_alarm": LOW_ON_MEMORY in low_on,
+        "disk_free": broker.ledger.disk_free(),
+        "disk_free_limit": broker.disk_free_limit,
+        "disk_free_alarm": LOW_ON_DISK in low_on,
+        "io_read_count": usage.ru_inblock,
+        "io_write_count": usage.ru_oublock,
         "os_pid": str(os.getpid()),
         "processors": os.cpu_count(),
         "run_queue": 0,

@@ -9,7 +9,6 @@ from typing import Any
 from mqtool.broker.embedded.http.directory import AnyConnection
 from mqtool.broker.embedded.http.process import process
 from mqtool.broker.embedded.http.rates import Rates
-from mqtool.broker.embedded.http.resources import resources
 from mqtool.broker.embedded.model.broker import NODE, RABBITMQ_VERSION, Broker
 from mqtool.broker.embedded.model.exchange import TYPES, Exchange, Link
 from mqtool.broker.embedded.model.queue import Queue
@@ -285,7 +284,6 @@ def node(broker: Broker) -> Json:
         "name": NODE,
         "type": "disc",
         "running": True,
-        **resources(broker),
         "uptime": int((time.time() - broker.started_at) * 1000),
         "enabled_plugins": list(_BUILT_IN),
         "applications": [
