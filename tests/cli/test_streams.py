@@ -7,6 +7,7 @@ import signal
 import socket
 import struct
 import subprocess
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -253,6 +254,35 @@ def test_a_lost_connection_is_made_good(shell: Shell, broker: TestBroker) -> Non
         assert reader.interrupt().wait().code == 0
         assert list(dict.fromkeys(reader.stdout.split())) == ["0", "1", "2", "3"]
         assert shell.run("mqtool", "offset", "show", "s", "me").code == 0
+
+
+@on_any_broker
+def test_what_cannot_be_written_is_not_stored_as_read(shell: Shell) -> None:
+    """Nor once the reader ends, which writes what is left."""
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    shell.run("mqtool", "send-stream", "-l", "-q", "s", stdin=numbers(0, 9))
+    failed = shell.script("mqtool receive-stream -q s --raw --track me --idle-timeout 1s > /dev/full")
+    assert (failed.code, "cannot write" in failed.stderr) == (1, True)
+    assert shell.run("mqtool", "offset", "show", "s", "me").code == 1
+
+
+def test_over_amqp_a_lost_connection_is_made_good(shell: Shell, broker: TestBroker) -> None:
+    """A reader goes on behind what it has printed: nothing twice, nothing missing."""
+    sent = ("mqtool", "send-stream", "-l", "-q", "s")
+    shell.run(*sent, stdin=numbers(0, 4))
+    with Proxy(broker.port) as proxy:
+        through = ("--url", broker.url.replace(f":{broker.port}/", f":{proxy.port}/"))
+        reader = shell.start(
+            *("mqtool", "receive", "-q", "s", "--queue-type", "stream", "--offset", "1", "--raw", *through)
+        )
+        for cut in range(1, 4):
+            reader.wait_for_stdout(f"{5 * cut - 1}\n")
+            proxy.cut()
+            shell.run(*sent, stdin=numbers(5 * cut, 5 * cut + 4))
+        reader.wait_for_stdout("19\n")
+        assert reader.stderr.count("connected again to") == 3
+    assert reader.interrupt().wait().stdout == numbers(1, 19)
 
 
 def test_a_stream_that_is_deleted_ends_its_readers(shell: Shell) -> None:
