@@ -102,12 +102,12 @@ class TestBroker:
         return not any(value for value in left.values() if isinstance(value, list))
 
     def differs_since(self, version: str, why: str) -> bool:  # noqa: ARG002
-        """Whether it is a RabbitMQ from this version on, which behaves differently; the marker's way to say `if`.
+        """Whether it is, or behaves like, a RabbitMQ from this version on, which differs; the marker's way to say `if`.
 
         Args:
             why: what is different there, for whoever reads.
         """
-        return self.kind == "rabbitmq" and _numbers(self.version) >= _numbers(version)
+        return _numbers(self.version) >= _numbers(version)
 
     def drop_vhost(self) -> None:
         self.api("DELETE", f"vhosts/{self.vhost}")

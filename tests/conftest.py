@@ -73,7 +73,8 @@ def _started_once(kind: Kind, shared: Path) -> TestBroker:
     with (shared / f"{kind}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not remembered.exists():
-            started = STARTERS[kind].start(Wanted(f"suite-{kind}", ports.free_port(), stream_port=0))
+            like = os.environ.get("MQTOOL_TEST_LIKE") if kind is Kind.EMBEDDED else None
+            started = STARTERS[kind].start(Wanted(f"suite-{kind}", ports.free_port(), stream_port=0, like=like))
             connect_within(90, lambda: Connection(parse_addresses(started.url))).close()
             name = "rabbitmq" if kind is Kind.NODE else str(kind)
             found = TestBroker(

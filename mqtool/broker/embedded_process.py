@@ -39,6 +39,7 @@ def start(wanted: Wanted) -> Started:
                 "data": state.IN_MEMORY if wanted.in_memory else str(wanted.data_dir or directory / "embedded"),
                 **({"listen": wanted.listen} if wanted.listen else {}),
                 **ports.stream_url(wanted.stream_port, wanted.listen),
+                **({"like": wanted.like} if wanted.like else {}),
                 **({"tls_files": list(map(str, wanted.tls))} if wanted.tls else {}),
             },
         )
@@ -58,9 +59,12 @@ def _run(started: Started) -> Started:
     keep = ["--in-memory"] if data == state.IN_MEMORY else ["--data-dir", data]
     listen = [f"--listen={address}" for address in ports.addresses(started.details.get("listen"))]
     streams = ["--stream-port", str(urlsplit(url).port)] if (url := started.details.get("streams")) else []
+    like = ["--like", started.details["like"]] if "like" in started.details else []
     files = started.details.get("tls_files", [])
     tls = [word for pair in zip(TLS_OPTIONS, files, strict=False) for word in pair]
-    broker = launch(directory, "--port", port, "--management-port", management_port, *listen, *keep, *streams, *tls)
+    broker = launch(
+        directory, "--port", port, "--management-port", management_port, *listen, *keep, *streams, *tls, *like
+    )
     lines = wait_until_ready(broker, directory)
     urls = (3 if streams else 2) * (2 if tls else 1)
     details = {key: value for key, value in started.details.items() if key not in ("damage", "tls")}

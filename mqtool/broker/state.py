@@ -33,6 +33,7 @@ class Wanted:
         listen: one more address to listen on for AMQP connections, besides loopback.
         tls: files with its certificate and key, and with the authority of its clients if they need a certificate
             (embedded broker only).
+        like: the RabbitMQ that the embedded broker is to behave like.
     """
 
     name: str = DEFAULT_NAME
@@ -45,6 +46,7 @@ class Wanted:
     management_port: int | None = None
     stream_port: int | None = None
     tls: tuple[Path, ...] = ()
+    like: str | None = None
 
     @property
     def nodes(self) -> int:
@@ -63,7 +65,7 @@ class Started:
         pid: the process to stop; 0 if there is more than one, or none.
         directory: for its data, log and configuration.
         details: what else its kind needs to know, with "data" and, where they were asked for, "listen", "built_on",
-            "streams" (the URL of the stream port) and "tls_files".
+            "streams" (the URL of the stream port), "tls_files" and "like".
             `broker status` shows what is not nested.
     """
 
@@ -93,6 +95,7 @@ def differing(started: Started, kind: str, wanted: Wanted) -> list[str]:
         "--cluster": not wanted.cluster or started.nodes == wanted.nodes,
         "--image": wanted.image in (None, details.get("built_on")),
         "--listen": wanted.listen in (None, details.get("listen")),
+        "--like": wanted.like in (None, details.get("like")),
         "--tls-cert": list(map(str, wanted.tls)) in ([], details.get("tls_files")),
     }
     return [option for option, as_asked in agrees.items() if not as_asked]

@@ -12,7 +12,7 @@ Each table maps bindings to items of the caller's choice: the broker's are queue
 from collections.abc import Collection, Hashable, Mapping
 from typing import Generic, Protocol, TypeVar
 
-from mqtool.routing.field_table import Value, encode_table
+from mqtool.routing.field_table import Timestamp, Value, encode_table
 
 Item = TypeVar("Item", bound=Hashable)
 
@@ -167,6 +167,7 @@ class HeadersTable(Generic[Item]):
 
     def __init__(self) -> None:
         self._bindings: dict[bytes, tuple[Mapping[str, Value], _Counted[Item]]] = {}
+        self.strict_numbers = False
 
     def add(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
         _, items = self._bindings.setdefault(canonical(arguments), (arguments, _Counted()))
@@ -182,14 +183,17 @@ class HeadersTable(Generic[Item]):
     def match(self, key: str, headers: Mapping[str, Value]) -> Collection[Item]:  # noqa: ARG002
         found: dict[Item, None] = {}
         for arguments, items in self._bindings.values():
-            if headers_match(arguments, headers):
+            if headers_match(arguments, headers, strict_numbers=self.strict_numbers):
                 found.update(dict.fromkeys(items))
         return found
 
 
-def headers_match(arguments: Mapping[str, Value], headers: Mapping[str, Value]) -> bool:
+def headers_match(
+    arguments: Mapping[str, Value], headers: Mapping[str, Value], *, strict_numbers: bool = False
+) -> bool:
     """Whether a message's headers satisfy the arguments of a binding to a headers exchange."""
-    matches = (header_matches(headers, name, value) for name, value in wanted_headers(arguments))
+    wanted = wanted_headers(arguments)
+    matches = (header_matches(headers, name, value, strict_numbers=strict_numbers) for name, value in wanted)
     return any(matches) if arguments.get("x-match") in ("any", "any-with-x") else all(matches)
 
 
@@ -203,29 +207,37 @@ def wanted_headers(arguments: Mapping[str, Value]) -> list[tuple[str, Value]]:
     ]
 
 
-def header_matches(headers: Mapping[str, Value], name: str, wanted: Value) -> bool:
+def header_matches(headers: Mapping[str, Value], name: str, wanted: Value, *, strict_numbers: bool = False) -> bool:
     """Whether a header exists, with the value that a binding requires, if it requires one.
 
-    As in RabbitMQ, numbers are compared by value and not by their width on the wire, text and octets are alike, but
+    As in RabbitMQ, numbers are compared by value and not by their width on the wire (since 4.0, with `strict_numbers`,
+    integers, decimals and times are never the same), text and octets are alike, but
     the items of lists and tables are also compared by wire type and order.
     """
     if name not in headers:
         return False
-    return wanted is None or _comparable(headers[name]) == _comparable(wanted)
+    strict = strict_numbers
+    return wanted is None or _comparable(headers[name], strict=strict) == _comparable(wanted, strict=strict)
 
 
-def _comparable(value: Value) -> tuple[str, object]:
+def _comparable(value: Value, *, strict: bool) -> tuple[str, object]:
     match value:
         case bool() | None:
             return "atom", value
         case int() | float():
-            return "number", value
+            return _kind_of_number(value) if strict else "number", value
         case str():
             return "octets", value.encode("utf-8", "surrogatepass")
         case bytes():
             return "octets", value
         case _:
             return "typed", encode_table({"": value})
+
+
+def _kind_of_number(value: float) -> str:
+    if isinstance(value, Timestamp):
+        return "time"
+    return "integer" if isinstance(value, int) else "decimal"
 
 
 def canonical(arguments: Mapping[str, Value]) -> bytes:

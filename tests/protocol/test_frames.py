@@ -79,7 +79,7 @@ CASES = {
     ),
 }
 
-SINCE = {"body too long": pytest.mark.differs_since("4.3", "a body that is too long is an error of its own, 501")}
+SINCE = {"body too long": pytest.mark.differs_since("4.2", "a body that is too long is an error of its own, 501")}
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,8 @@ FIXTURES = inspect.cleandoc("""
         amqp_broker.faults.go_silent()
 
     def test_three(amqp_broker):
-        pika.BlockingConnection(pika.URLParameters(amqp_broker.url))
+        connection = pika.BlockingConnection(pika.URLParameters(amqp_broker.url))
+        assert connection._impl.server_properties["version"].startswith("4.3.")
 """)
 
 
@@ -215,6 +216,7 @@ def test_fixtures(tmp_path: Path) -> None:
     Whoever has mqtool installed, and uses none of them, imports nothing of the broker.
     """
     (tmp_path / "test_mine.py").write_text(FIXTURES)
+    (tmp_path / "pytest.ini").write_text("[pytest]\namqp_broker_like = 4.3\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "1", str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "4 passed" in done.stdout, done.stdout

@@ -239,7 +239,7 @@ def test_direct_reply_to(connection: pika.BlockingConnection, channel: BlockingC
     assert replies == [("", b"4")]
 
 
-@pytest.mark.differs_since("4.3", "a reply to a client that is gone is dropped, even a mandatory one")
+@pytest.mark.differs_since("4.2", "a reply to a client that is gone is dropped, even a mandatory one")
 def test_a_reply_to_nobody_comes_back(
     connect: Callable[..., pika.BlockingConnection], channel: BlockingChannel
 ) -> None:

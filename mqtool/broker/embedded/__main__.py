@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from mqtool.broker.embedded.model.broker import CONSUMER_TIMEOUT, DISK_FREE_LIMIT
+from mqtool.broker.embedded.model.profile import DEFAULT, Like
 from mqtool.broker.embedded.process import run
 from mqtool.broker.embedded.server import DEFAULT_PORT, Settings
 from mqtool.broker.embedded.wire.tls import Tls
@@ -27,6 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="listen with TLS as well, on the ports below")
     parser.add_argument("--tls-key", type=Path, metavar="FILE", help="key of the certificate")
     parser.add_argument("--tls-client-ca", type=Path, metavar="FILE", help="require certificates of this authority")
+    parser.add_argument("--like", choices=[*map(str, Like)], default=str(DEFAULT), help="RabbitMQ to behave like")
     parser.add_argument("--memory-limit", type=int, metavar="BYTES", help="block publishers above this")
     parser.add_argument("--disk-free-limit", type=int, metavar="BYTES", default=DISK_FREE_LIMIT)
     parser.add_argument("--consumer-timeout", type=float, metavar="SECONDS", default=CONSUMER_TIMEOUT)
@@ -59,6 +61,7 @@ def main() -> int:
         Tls(*files) if any(files) else None,
         options.guest_from_anywhere,
         options.disk_free_limit,
+        options.like,
     )
     return run(settings, ready_file=options.ready_file, log_file=options.log_file, print_url=options.print_url)
 

@@ -11,6 +11,7 @@ from typing import Self, TypeVar
 from urllib.parse import quote, urlsplit
 
 from mqtool.broker.embedded.model.broker import CONSUMER_TIMEOUT, DISK_FREE_LIMIT
+from mqtool.broker.embedded.model.profile import DEFAULT, profile
 from mqtool.broker.embedded.server import Server, Settings, run
 from mqtool.broker.embedded.testing.bench import Bench
 from mqtool.broker.embedded.testing.calls import Calls
@@ -63,6 +64,7 @@ class EmbeddedBroker(Questions):
         definitions: a file of definitions, as RabbitMQ exports them, to load at the start.
         disk_free_limit: publishers are blocked when fewer bytes are free in the data directory.
         tls: PEM files to listen with TLS as well, on ports of their own; None for plain TCP only.
+        like: the RabbitMQ to behave like: 3.10, 4.0, 4.2, 4.3, or 4.3.5, which takes no transient queues.
 
     Attributes:
         url: the AMQP URL, once it is started.
@@ -86,7 +88,9 @@ class EmbeddedBroker(Questions):
         definitions: str | Path | None = None,
         tls: Tls | None = None,
         disk_free_limit: int = DISK_FREE_LIMIT,
+        like: str = DEFAULT,
     ) -> None:
+        profile(like)  # now, rather than in a thread
         self._settings = Settings(
             host,
             port,
@@ -99,6 +103,7 @@ class EmbeddedBroker(Questions):
             definitions=None if definitions is None else Path(definitions),
             tls=tls,
             disk_free_limit=disk_free_limit,
+            like=like,
         )
         self._calls: Calls | None = None
         self._thread: threading.Thread | None = None

@@ -3,7 +3,8 @@
     def test_something(amqp_vhost):
         connection = pika.BlockingConnection(pika.URLParameters(amqp_vhost.url))
 
-The broker is started once for the session (for each worker of pytest-xdist), in memory, on a free port.
+The broker is started once for the session (for each worker of pytest-xdist), in memory, on a free port. It behaves like
+RabbitMQ 3.10, or like the one that `amqp_broker_like = 4.3` in pytest's configuration names.
 
     @pytest.mark.amqp_recording("incident.ndjson")
     def test_incident(amqp_vhost): ...
@@ -38,7 +39,8 @@ def amqp_broker(request: pytest.FixtureRequest) -> "Iterator[EmbeddedBroker]":
     # Imported here: pytest loads this module in every project that has mqtool installed, whether it uses it or not.
     from mqtool.broker.embedded.in_process import EmbeddedBroker
 
-    with EmbeddedBroker(management_port=0, recording=True) as broker:
+    like = request.config.getini("amqp_broker_like")
+    with EmbeddedBroker(management_port=0, recording=True, like=like) as broker:
         undoing = _Undoing(broker)
         request.config.pluginmanager.register(undoing)
         yield broker
@@ -61,6 +63,10 @@ def amqp_tls(tmp_path_factory: pytest.TempPathFactory) -> "Authority":
         return new_authority(tmp_path_factory.mktemp("amqp_tls"))
     except FileNotFoundError:
         pytest.skip("amqp_tls needs the command openssl")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addini("amqp_broker_like", "the RabbitMQ that amqp_broker behaves like, such as 4.3", default="3.10")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.broker import CONSUMER_TIMEOUT, DISK_FREE_LIMIT, LOW_ON_DISK, Broker
 from mqtool.broker.embedded.model.ledger import Ledger
+from mqtool.broker.embedded.model.profile import DEFAULT, profile
 from mqtool.broker.embedded.wire.connection import Connection
 from mqtool.broker.embedded.wire.door import Door
 from mqtool.broker.embedded.wire.tls import Tls
@@ -58,6 +59,7 @@ class Settings:
         tls: to listen with TLS as well, on the port below each of the others; None for plain TCP only.
         guest_from_anywhere: whether guest may log in from other machines, as from outside of a container.
         disk_free_limit: publishers are blocked when fewer bytes are free in the data directory.
+        like: the RabbitMQ that it behaves like: the name of a profile.
     """
 
     host: str = "127.0.0.1"
@@ -73,6 +75,7 @@ class Settings:
     tls: Tls | None = None
     guest_from_anywhere: bool = False
     disk_free_limit: int = DISK_FREE_LIMIT
+    like: str = DEFAULT
 
 
 class Server:
@@ -238,6 +241,7 @@ class Server:
             memory_limit=settings.memory_limit,
             disk_free_limit=settings.disk_free_limit,
             consumer_timeout=settings.consumer_timeout,
+            profile=profile(settings.like),
         )
         if settings.guest_from_anywhere:
             broker.loopback_users.clear()

@@ -12,6 +12,7 @@ import typer
 from mqtool.amqp import Address, Connection, parse_addresses
 from mqtool.broker import choice, log_files, ports, remote, state
 from mqtool.broker.choice import Kind, Starter, starter_of
+from mqtool.broker.embedded.model.profile import DEFAULT, Like
 from mqtool.broker.lifeline import stop_with_this_process
 from mqtool.broker.starting import wait_until_up, where_log_is
 from mqtool.broker.state import DEFAULT_NAME, Started, Wanted
@@ -30,6 +31,7 @@ app.add_typer(broker, name="broker")
 _LOG_PAUSE = 0.2
 
 Name = Annotated[str, typer.Option(help="Name of the broker")]
+LikeVersion = Annotated[Like | None, typer.Option(help="RabbitMQ to behave like: 3.10, unless given (embedded)")]
 ClientCa = Annotated[Path | None, typer.Option(help="Require client certificates of this authority (embedded)")]
 
 
@@ -60,11 +62,12 @@ def up(
         bool, typer.Option("--foreground", help="Stay in the foreground; Ctrl-C stops the broker")
     ] = False,
     tls_client_ca: ClientCa = None,
+    like: LikeVersion = None,
 ) -> None:
     """Use a broker that is reachable, or start one."""
     # Of any other kind, they are for a look whether there is a broker already.
     tls = _tls(options.tls_cert, options.tls_key, tls_client_ca) if kind is Kind.EMBEDDED else ()
-    wanted = Wanted(name, port, data_dir, in_memory, cluster, image, listen, management_port, stream_port, tls)
+    wanted = Wanted(name, port, data_dir, in_memory, cluster, image, listen, management_port, stream_port, tls, like)
     _check(wanted, kind, tls_client_ca)
     if _is_up_again(kind, wanted, foreground=foreground):
         return
@@ -108,8 +111,9 @@ def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> tuple[P
 
 
 def _check(wanted: Wanted, kind: Kind, client_ca: Path | None) -> None:
-    if client_ca is not None and kind is not Kind.EMBEDDED:
-        raise UsageError("--tls-client-ca is for the embedded broker", "use --kind embedded")
+    for option, value in (("--tls-client-ca", client_ca), ("--like", wanted.like)):
+        if value is not None and kind is not Kind.EMBEDDED:
+            raise UsageError(f"{option} is for the embedded broker", "use --kind embedded")
     if not wanted.name.replace("-", "").replace("_", "").isalnum() or not wanted.name.isascii():
         raise UsageError(f"{wanted.name!r} is not a valid broker name", "use letters, digits, - and _")
     if wanted.listen is not None:
@@ -117,11 +121,7 @@ def _check(wanted: Wanted, kind: Kind, client_ca: Path | None) -> None:
 
 
 def _is_up_again(kind: Kind, wanted: Wanted, *, foreground: bool) -> bool:
-    """Whether the broker with that name runs; starts the nodes of a cluster that do not.
-
-    Raises:
-        UsageError: it runs, but not as the options say.
-    """
+    """Whether the broker with that name runs, as the options say; starts the nodes of a cluster that do not."""
     started = state.load(wanted.name)
     if started is None or not (running := starter_of(started).running(started)):
         return False
@@ -229,6 +229,7 @@ def serve(
     ] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Key of the certificate (PEM)")] = None,
     tls_client_ca: ClientCa = None,
+    like: LikeVersion = None,
 ) -> None:
     """Run an embedded broker in this process, until Ctrl-C or TERM.
 
@@ -249,6 +250,7 @@ def serve(
         definitions=definitions,
         tls=Tls(*tls) if tls else None,
         guest_from_anywhere=guest_from_anywhere,
+        like=like or DEFAULT,
     )
     raise typer.Exit(run(settings, ready_file=ready_file, print_url=print_url))
 

@@ -3,6 +3,7 @@
 from http import HTTPStatus
 
 from mqtool.broker.embedded.http.server import HttpError
+from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.model.users import User
 
 TAGS = {"administrator", "monitoring", "policymaker", "management"}
@@ -16,6 +17,13 @@ _GUARDED = {"vhosts", "vhost-limits", "user-limits", "cluster-name", "reset", "r
 
 def _refused(reason: str) -> HttpError:
     return HttpError(HTTPStatus.UNAUTHORIZED, "not_authorised", reason)
+
+
+def _foreign(profile: Profile) -> HttpError:
+    """A virtual host that the user has no permissions in."""
+    if profile.hides_vhosts:
+        return HttpError(HTTPStatus.NOT_FOUND, "not_found", "Not Found")
+    return _refused("User not authorised to access virtual host")
 
 
 def check_login(user: User | None) -> User:
@@ -41,7 +49,7 @@ def check_administrator(user: User) -> None:
         raise _refused("Not administrator user")
 
 
-def check_read(user: User, path: list[str]) -> None:
+def check_read(user: User, path: list[str], profile: Profile) -> None:
     """Check that a user may see what a path names.
 
     Raises:
@@ -49,13 +57,13 @@ def check_read(user: User, path: list[str]) -> None:
     """
     if path[0] in _SECRET or (path[0] == "vhosts" and path[2:] in (["permissions"], ["topic-permissions"])):
         check_administrator(user)
-    _check_policy(user, path)
+    _check_policy(user, path, profile)
     if SEES_ALL.intersection(user.tags):
         return
     if path[:1] == ["nodes"]:
         raise _refused("Not monitor user")
     if len(path) > 1 and path[0] in ("vhosts", "vhost-limits", *_OF_VHOST) and path[1] not in user.permissions:
-        raise _refused("User not authorised to access virtual host")
+        raise _foreign(profile)
 
 
 def check_close(user: User, owner: str) -> None:
@@ -68,7 +76,7 @@ def check_close(user: User, owner: str) -> None:
         check_administrator(user)
 
 
-def check_change(user: User, path: list[str]) -> None:
+def check_change(user: User, path: list[str], profile: Profile) -> None:
     """Check that a user may change what a path names: in a virtual host it takes the rights that AMQP asks for.
 
     Raises:
@@ -77,7 +85,7 @@ def check_change(user: User, path: list[str]) -> None:
     if path[0] in _GUARDED or path[3:] == ["actions"]:
         check_administrator(user)
         return
-    _check_policy(user, path)
+    _check_policy(user, path, profile)
     if len(path) < 3 or path[0] not in _OF_VHOST:
         return
     needed = _needed(path)
@@ -86,13 +94,13 @@ def check_change(user: User, path: list[str]) -> None:
     vhost = path[1]
     rights = user.permissions.get(vhost)
     if rights is None:
-        raise _refused("User not authorised to access virtual host")
+        raise _foreign(profile)
     for what, name in needed:
         if not rights.allow(what, name):
             raise _refused(f"access to '{name}' in vhost '{vhost}' refused for user '{user.name}'")
 
 
-def _check_policy(user: User, path: list[str]) -> None:
+def _check_policy(user: User, path: list[str], profile: Profile) -> None:
     """Check that a user may see policies or parameters, or see and change one: operators' are the administrator's."""
     match path:
         case ["operator-policies", _, _]:
@@ -105,7 +113,7 @@ def _check_policy(user: User, path: list[str]) -> None:
                 raise _refused("User not authorised to access object")
         case ["policies" | "operator-policies", vhost] if "administrator" not in user.tags:
             if vhost not in user.permissions:
-                raise _refused("User not authorised to access virtual host")
+                raise _foreign(profile)
 
 
 def _needed(path: list[str]) -> list[tuple[str, str]]:

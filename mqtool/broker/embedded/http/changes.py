@@ -139,7 +139,7 @@ class Changes(Directory):
     def _change_policy(request: Request, vhost: VirtualHost, kind: str, name: str) -> Answer:
         existed = name in vhost.policies.by_kind[kind]
         if request.method == "PUT":
-            vhost.policies.put(kind, policies.policy(kind, name, request.json()))
+            vhost.policies.put(kind, policies.policy(kind, name, request.json(), vhost.profile))
             return NO_CONTENT if existed else CREATED
         if not existed:
             raise not_found()

@@ -121,7 +121,14 @@ def put_queue(vhost: VirtualHost, name: str, body: views.Json) -> bool:
         raise HttpError(HTTPStatus.UNAUTHORIZED, "not_authorised", "Access refused.")
     check_queues(vhost, name)
     check_queue(
-        name, vhost.name, arguments, durable=durable, exclusive=False, auto_delete=auto_delete, server_named=False
+        name,
+        vhost.name,
+        vhost.profile,
+        arguments,
+        durable=durable,
+        exclusive=False,
+        auto_delete=auto_delete,
+        server_named=False,
     )
     vhost.add_queue(name, durable=durable, auto_delete=auto_delete, owner=None, arguments=arguments)
     return False
@@ -137,7 +144,7 @@ def put_exchange(vhost: VirtualHost, name: str, body: views.Json) -> bool:
     kind, arguments = str(body.get("type", "direct")), field_table(body.get("arguments", {}))
     durable, auto_delete = boolean(body, "durable"), boolean(body, "auto_delete")
     internal = boolean(body, "internal")
-    check_exchange_type(kind)
+    check_exchange_type(kind, vhost.profile)
     exchange = vhost.exchanges.get(checked_name("exchange", name))
     if exchange is not None:
         check_equivalent_exchange(
@@ -146,7 +153,7 @@ def put_exchange(vhost: VirtualHost, name: str, body: views.Json) -> bool:
         return True
     if name.startswith("amq."):
         raise bad_request(f"exchange name '{name}' contains reserved prefix 'amq.*'")
-    check_exchange(name, vhost.name, kind, arguments)
+    check_exchange(name, vhost.name, vhost.profile, kind, arguments)
     vhost.add_exchange(
         Exchange(name, kind, durable=durable, auto_delete=auto_delete, internal=internal, arguments=arguments)
     )

@@ -12,7 +12,7 @@ from typing import Any
 from mqtool.broker.embedded.http import declaring, parameters, policies, views
 from mqtool.broker.embedded.http.directory import bad_request
 from mqtool.broker.embedded.http.server import HttpError
-from mqtool.broker.embedded.model.broker import RABBITMQ_VERSION, Broker
+from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.errors import AmqpException
 from mqtool.broker.embedded.model.policies import USER
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
@@ -26,10 +26,10 @@ def export(broker: Broker) -> Json:
     """All that a broker has."""
     users = list(broker.users.values())
     return {
-        "rabbit_version": RABBITMQ_VERSION,
-        "rabbitmq_version": RABBITMQ_VERSION,
+        "rabbit_version": broker.profile.version,
+        "rabbitmq_version": broker.profile.version,
         "product_name": "RabbitMQ",
-        "product_version": RABBITMQ_VERSION,
+        "product_version": broker.profile.version,
         "users": [views.user(user) for user in users],
         "vhosts": [{"name": each.name, "description": each.description} for each in broker.vhosts.values()],
         "permissions": [view for user in users for view in views.permissions(user)],
@@ -44,7 +44,7 @@ def export_vhost(vhost: VirtualHost) -> Json:
     found = _topology([vhost])
     for kind in ("queues", "exchanges", "bindings"):
         found[kind] = [{name: value for name, value in item.items() if name != "vhost"} for item in found[kind]]
-    return {"rabbit_version": RABBITMQ_VERSION, **found}
+    return {"rabbit_version": vhost.profile.version, **found}
 
 
 def _topology(vhosts: list[VirtualHost]) -> Json:
@@ -207,7 +207,8 @@ class _Loading:
             parameters.put_parameter(self._broker, self._of(item), item["component"], item["name"], item)
 
     def _policy(self, item: Json) -> None:
-        self._of(item).policies.put(USER, policies.policy(USER, item["name"], item))
+        vhost = self._of(item)
+        vhost.policies.put(USER, policies.policy(USER, item["name"], item, vhost.profile))
 
     def _exchange(self, item: Json) -> None:
         vhost, name = self._of(item), item["name"]

@@ -75,10 +75,10 @@ class Management(Directory):
             case "GET" | "HEAD", ["api", "health", "checks", *path]:
                 return health.check(self.broker, path)
             case "GET" | "HEAD", ["api", *path]:
-                access.check_read(user, path)
+                access.check_read(user, path, self.broker.profile)
                 return self._shown(request, self._get(user, path))
             case "PUT" | "POST" | "DELETE", ["api", *path]:
-                access.check_change(user, path)
+                access.check_change(user, path, self.broker.profile)
                 try:
                     return self._changes.change(user, request, path)
                 except (UnicodeError, struct.error, binascii.Error) as error:

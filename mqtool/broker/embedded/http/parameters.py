@@ -118,7 +118,7 @@ def put_parameter(broker: Broker, vhost: VirtualHost, component: str, name: str,
     existed = any(each["name"] == name for each in parameters([vhost], component))
     value = required(body, "value")
     if component == OPERATOR and isinstance(value, dict):
-        vhost.policies.put(OPERATOR, policies.policy(OPERATOR, name, value))
+        vhost.policies.put(OPERATOR, policies.policy(OPERATOR, name, value, vhost.profile))
     elif component == VHOST_LIMITS and name == "limits":
         broker.limit_vhost(vhost, checked_limits(value, limits.OF_VHOSTS, "limits"))
     elif component == "policy":

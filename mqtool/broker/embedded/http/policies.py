@@ -8,6 +8,7 @@ from mqtool.broker.embedded.http.field_tables import field_table
 from mqtool.broker.embedded.model.options import interval
 from mqtool.broker.embedded.model.patterns import check_pattern
 from mqtool.broker.embedded.model.policies import OPERATOR, USER, Policy
+from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 
 Json = dict[str, Any]
@@ -16,6 +17,8 @@ KINDS = {"policies": USER, "operator-policies": OPERATOR}
 """The kinds of policies by their names in paths."""
 
 _APPLY_TO = ("queues", "classic_queues", "quorum_queues", "streams", "exchanges", "all")
+_CHOICE = "'queues', 'exchanges' or 'all'"
+_CHOICE_SINCE_4_0 = "one of: 'queues', 'classic_queues',  'quorum_queues', 'streams', 'exchanges', or 'all'"
 _MAX_SEGMENT_BYTES = 3_000_000_000
 
 
@@ -31,8 +34,10 @@ def _in(*allowed: object) -> Callable[[Any], bool]:
     return lambda value: value in allowed
 
 
-# What policies can set: what is valid, and what RabbitMQ calls it.
-_SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
+Settings = dict[str, tuple[Callable[[Any], bool], str]]
+"""What policies can set: what is valid, and what RabbitMQ calls it."""
+
+_SETTINGS: Settings = {
     "alternate-exchange": (_text, "a valid alternate exchange name"),
     "dead-letter-exchange": (_text, "a valid dead letter exchange name"),
     "dead-letter-routing-key": (_text, "a valid dead letter routing key"),
@@ -64,7 +69,25 @@ _SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "queue-version": (_in(1, 2), "a valid queue-version value"),
 }
 
+# Of mirrored queues, which RabbitMQ 4.0 took away.
+_MIRRORS = {name for name in _SETTINGS if name.startswith("ha-")}
+_SINCE_4_0: Settings = {
+    "consumer-timeout": (_from(0), "a valid consumer timeout"),
+    "delivery-limit": (_from(-(2**63)), "a valid delivery limit"),
+    "stream-filter-size-bytes": (_from(16, 255), "a valid filter size. Valid range is 16-255"),
+    "target-group-size": (_from(1), "a valid target count"),
+}
+_RETRIES: Settings = {
+    "delayed-retry-type": (
+        _in("all", "failed", "returned", "disabled"),
+        "a valid delayed retry type. Must be one of: all, failed, returned, disabled",
+    ),
+    "delayed-retry-min": (_from(1), "a valid delayed retry minimum delay. Must be a positive integer"),
+    "delayed-retry-max": (_from(1), "a valid delayed retry maximum delay. Must be a positive integer"),
+}
+
 # Limits: nothing else can be an operator's.
+_OPERATORS_SINCE_4_0 = ("overflow", "queue-version", "target-group-size", *_RETRIES)
 _OPERATORS = (
     "delivery-limit",
     "expires",
@@ -92,7 +115,7 @@ def _view(vhost: VirtualHost, policy: Policy) -> Json:
     }
 
 
-def policy(kind: str, name: str, body: Json) -> Policy:
+def policy(kind: str, name: str, body: Json, profile: Profile) -> Policy:
     """Return the policy that is asked for.
 
     Raises:
@@ -112,24 +135,48 @@ def policy(kind: str, name: str, body: Json) -> Policy:
     except ValueError as error:
         raise _invalid(f"pattern should be regular expression but is invalid: {error}") from error
     if apply_to not in _APPLY_TO:
-        raise _invalid(f"apply-to '{apply_to}' unrecognised; should be 'queues', 'exchanges' or 'all'")
-    _check_settings(kind, definition)
+        choice = _CHOICE if profile.mirrors else _CHOICE_SINCE_4_0
+        raise _invalid(f"apply-to '{apply_to}' unrecognised; should be {choice}")
+    _check_settings(kind, definition, profile)
     return Policy(name, pattern, definition, priority, apply_to)
 
 
-def _check_settings(kind: str, definition: Json) -> None:
+def _settings(kind: str, profile: Profile) -> Settings:
+    """What a policy of this kind can set."""
+    known, operators = _SETTINGS, [*_OPERATORS]
+    if not profile.mirrors:
+        known = {name: each for name, each in _SETTINGS.items() if name not in _MIRRORS} | _SINCE_4_0
+        operators += _OPERATORS_SINCE_4_0
+    if profile.delayed_retry:
+        known = known | _RETRIES
+    return {name: known[name] for name in operators if name in known} if kind == OPERATOR else known
+
+
+def _check_settings(kind: str, definition: Json, profile: Profile) -> None:
     if not definition:
         raise _invalid("no policy provided")
-    known = _OPERATORS if kind == OPERATOR else _SETTINGS
+    if "queue-master-locator" in definition and not profile.master_locator:
+        raise _invalid("use of deprecated queue-master-locator argument is not permitted")
+    known = _settings(kind, profile)
     for setting, value in sorted(definition.items()):
         if setting not in known:
             continue
-        is_valid, what = _SETTINGS[setting]
+        is_valid, what = known[setting]
         if not is_valid(value):
             raise _invalid(f"{term(value)} is not {what}")
     unknown = [f"{{{term(name)},{term(value)}}}" for name, value in sorted(definition.items()) if name not in known]
     if unknown:
         raise _invalid(f"[{','.join(unknown)}] are not recognised policy settings")
+    _check_retries(definition)
+
+
+def _check_retries(definition: Json) -> None:
+    """Check that a delay says how long it is, and that this makes sense."""
+    kind, least, most = (definition.get(name) for name in _RETRIES)
+    if kind not in (None, "disabled") and least is None:
+        raise _invalid(f"delayed-retry-min is required when delayed-retry-type is {kind}")
+    if least is not None and most is not None and most < least:
+        raise _invalid(f"delayed-retry-max ({most}) must not be smaller than delayed-retry-min ({least})")
 
 
 def _invalid(reason: str) -> Exception:

@@ -9,7 +9,7 @@ from typing import Any
 from mqtool.broker.embedded.http.directory import AnyConnection
 from mqtool.broker.embedded.http.process import process
 from mqtool.broker.embedded.http.rates import Rates
-from mqtool.broker.embedded.model.broker import NODE, RABBITMQ_VERSION, Broker
+from mqtool.broker.embedded.model.broker import NODE, Broker
 from mqtool.broker.embedded.model.exchange import TYPES, Exchange, Link
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.users import User
@@ -287,7 +287,7 @@ def node(broker: Broker) -> Json:
         "uptime": int((time.time() - broker.started_at) * 1000),
         "enabled_plugins": list(_BUILT_IN),
         "applications": [
-            {"name": name, "version": RABBITMQ_VERSION, "description": description}
+            {"name": name, "version": broker.profile.version, "description": description}
             for name, description in _BUILT_IN.items()
         ],
         "exchange_types": _exchange_types(),
@@ -304,10 +304,10 @@ def overview(broker: Broker, connections: Collection[AnyConnection], user: User,
     queues = [queue for vhost in broker.vhosts.values() for queue in vhost.queues.values()]
     ready, unacked = sum(map(len, queues)), sum(queue.unacked for queue in queues)
     return {
-        "management_version": RABBITMQ_VERSION,
-        "rabbitmq_version": RABBITMQ_VERSION,
+        "management_version": broker.profile.version,
+        "rabbitmq_version": broker.profile.version,
         "product_name": "RabbitMQ",
-        "product_version": RABBITMQ_VERSION,
+        "product_version": broker.profile.version,
         "cluster_name": NODE,
         "node": NODE,
         "erlang_version": "",

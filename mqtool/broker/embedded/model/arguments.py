@@ -2,16 +2,13 @@
 
 from collections.abc import Callable
 
-from mqtool.broker.embedded.model.errors import (
-    COMMAND_INVALID,
-    NOT_IMPLEMENTED,
-    ConnectionException,
-    precondition_failed,
-)
+from mqtool.broker.embedded.model.deprecated import check_deprecated
+from mqtool.broker.embedded.model.errors import COMMAND_INVALID, ConnectionException, precondition_failed
 from mqtool.broker.embedded.model.exchange import DELAYED, TYPES, Exchange
-from mqtool.broker.embedded.model.options import OFFSET, interval
+from mqtool.broker.embedded.model.options import interval
+from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.model.queue import MAX_PRIORITY, Queue
-from mqtool.routing.field_table import Table, Timestamp, Value, is_integer, type_name
+from mqtool.routing.field_table import Table, Value, is_integer, type_name
 
 # Ten years in milliseconds: Erlang's timers, and so RabbitMQ, take no more.
 MAX_EXPIRY = 315_360_000_000
@@ -56,7 +53,8 @@ def _max_priority(value: Value, _: Table) -> str | None:
     return f"{{max_value_exceeded,{value}}}" if value > MAX_PRIORITY else None
 
 
-def _boolean(value: Value, _: Table) -> str | None:
+def boolean(value: Value, _: Table) -> str | None:
+    """Return what is wrong with a boolean; None if nothing is."""
     return None if isinstance(value, bool) else f"{{unacceptable_type,{type_name(value)}}}"
 
 
@@ -111,7 +109,7 @@ QUEUE_ARGUMENTS: dict[str, Check] = {
     "x-overflow": _one_of("drop-head", "reject-publish", "reject-publish-dlx", otherwise="invalid_overflow"),
     "x-queue-mode": _one_of("default", "lazy", otherwise="\"unsupported queue mode '{}'\""),
     "x-queue-version": _queue_version,
-    "x-single-active-consumer": _boolean,
+    "x-single-active-consumer": boolean,
     "x-quorum-initial-group-size": _cluster_size,
     "x-max-age": _max_age,
     "x-stream-max-segment-size-bytes": _count,
@@ -175,12 +173,21 @@ _MAX_SEGMENT_BYTES = 3_000_000_000
 
 
 def check_queue(
-    name: str, vhost: str, arguments: Table, *, durable: bool, exclusive: bool, auto_delete: bool, server_named: bool
+    name: str,
+    vhost: str,
+    profile: Profile,
+    arguments: Table,
+    *,
+    durable: bool,
+    exclusive: bool,
+    auto_delete: bool,
+    server_named: bool,
 ) -> None:
     """Check the declaration of a new queue.
 
     Raises:
         ChannelException: 406, with RabbitMQ's words for the first error.
+        ConnectionException: 541, this version does not permit it any more.
     """
     where = f"queue '{name}' in vhost '{vhost}'"
     exchange = arguments.get("x-dead-letter-exchange")
@@ -190,7 +197,8 @@ def check_queue(
     kind = str(arguments.get("x-queue-type", "classic"))
     supported = _SUPPORTED.get(kind, ("x-queue-type",))
     for argument, check in QUEUE_ARGUMENTS.items():
-        if argument not in arguments or argument not in supported:
+        is_checked = argument != "x-queue-mode" or profile.checks_queue_mode
+        if argument not in arguments or argument not in supported or not is_checked:
             continue
         if (wrong := check(arguments[argument], arguments)) is not None:
             raise precondition_failed(f"invalid arg '{argument}' for {where}: {wrong}")
@@ -201,6 +209,11 @@ def check_queue(
         _check_replicated(
             kind, where, durable=durable, exclusive=exclusive, auto_delete=auto_delete, server_named=server_named
         )
+    version = arguments.get("x-queue-version")
+    if isinstance(version, int) and version < profile.oldest_queue_version:
+        what = f"unsupported queue version '{version}'"
+        raise precondition_failed(f"invalid arg 'x-queue-version' for {where}: \"{what}\"")
+    check_deprecated(profile, arguments, durable=durable, exclusive=exclusive)
     segment = arguments.get("x-stream-max-segment-size-bytes")
     if isinstance(segment, int) and segment > _MAX_SEGMENT_BYTES:
         raise precondition_failed("Exceeded max value for x-stream-max-segment-size-bytes")
@@ -227,7 +240,9 @@ def check_equivalent_queue(queue: Queue, arguments: Table, *, durable: bool, aut
     where = f"queue '{queue.name}' in vhost '{queue.vhost}'"
     _equivalent("durable", where, durable, queue.durable)
     _equivalent("auto_delete", where, auto_delete, queue.auto_delete)
-    if queue.kind == "classic":
+    if queue.profile.lists_type:
+        arguments = {"x-queue-type": "classic", **arguments}
+    elif queue.kind == "classic":
         # `x-queue-type: classic` is the default, so it makes no difference.
         arguments = {"x-queue-type": "classic", **arguments} if "x-queue-type" in queue.arguments else arguments
         if arguments.get("x-queue-type") == "classic" and "x-queue-type" not in queue.arguments:
@@ -254,7 +269,7 @@ def equivalent_argument(name: str, where: str, received: Table, current: Table) 
     """
 
     def described(value: Value) -> str:
-        return f"the value '{_printed(value)}' of type '{type_name(value)}'"
+        return f"the value '{printed(value)}' of type '{type_name(value)}'"
 
     if name not in received and name not in current:
         return
@@ -265,11 +280,12 @@ def equivalent_argument(name: str, where: str, received: Table, current: Table) 
     elif _type_class(received[name]) == _type_class(current[name]) and received[name] == current[name]:
         return
     else:
-        difference = f"received '{_printed(received[name])}' but current is '{_printed(current[name])}'"
+        difference = f"received '{printed(received[name])}' but current is '{printed(current[name])}'"
     raise precondition_failed(f"inequivalent arg '{name}' for {where}: {difference}")
 
 
-def _printed(value: Value) -> str:
+def printed(value: Value) -> str:
+    """Return a value as RabbitMQ prints it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -279,17 +295,19 @@ def _type_class(value: Value) -> str:
     return "float" if isinstance(value, float) else type_name(value)
 
 
-def check_exchange_type(kind: str) -> None:
+def check_exchange_type(kind: str, profile: Profile) -> None:
     """Check the type in an exchange.declare.
 
     Raises:
-        ConnectionException: 503, unknown.
+        ConnectionException: 503, unknown; since RabbitMQ 4.0 it is a ChannelException, 406.
     """
     if kind not in TYPES:
-        raise ConnectionException(COMMAND_INVALID, f"{'unknown' if kind else 'invalid'} exchange type '{kind}'")
+        what = f"{'unknown' if kind else 'invalid'} exchange type '{kind}'"
+        is_channels = profile.unknown_type_closes == "channel"
+        raise precondition_failed(what) if is_channels else ConnectionException(COMMAND_INVALID, what)
 
 
-def check_exchange(name: str, vhost: str, kind: str, arguments: Table) -> None:
+def check_exchange(name: str, vhost: str, profile: Profile, kind: str, arguments: Table) -> None:
     """Check the declaration of a new exchange.
 
     Raises:
@@ -307,7 +325,7 @@ def check_exchange(name: str, vhost: str, kind: str, arguments: Table) -> None:
         raise precondition_failed("Invalid argument, 'x-delayed-type' must be an existing exchange type")
     if routed_as == DELAYED:
         raise precondition_failed("Invalid argument, 'x-delayed-message' can't be used for 'x-delayed-type'")
-    check_exchange_type(routed_as)
+    check_exchange_type(routed_as, profile)
 
 
 def check_equivalent_exchange(
@@ -326,46 +344,6 @@ def check_equivalent_exchange(
     equivalent_argument("alternate-exchange", where, arguments, exchange.arguments)
 
 
-CONSUMER_ARGUMENTS: dict[str, Check] = {
-    "x-priority": lambda value, _: None if is_integer(value) else f'"expected integer, got {type_name(value)}"',
-    "x-cancel-on-ha-failover": _boolean,
-}
-
-
-def check_consumer(queue: Queue, arguments: Table, *, prefetch: int, no_ack: bool) -> None:
-    """Check a basic.consume.
-
-    Raises:
-        ChannelException: 406.
-        ConnectionException: 540, a stream without acknowledgements.
-    """
-    where = f"queue '{queue.name}' in vhost '{queue.vhost}'"
-    is_stream = queue.kind == "stream"
-    for argument in CONSUMER_ARGUMENTS if is_stream else (OFFSET,):
-        if argument in arguments:
-            raise precondition_failed(f"invalid arg '{argument}' for {where} of queue type rabbit_{queue.kind}_queue")
-    for argument, check in CONSUMER_ARGUMENTS.items():
-        if argument in arguments and (wrong := check(arguments[argument], arguments)) is not None:
-            raise precondition_failed(f"invalid arg '{argument}' for {where}: {wrong}")
-    if not is_stream:
-        return
-    if not prefetch:
-        raise precondition_failed(f"consumer prefetch count is not set for '{where}'")
-    if no_ack:
-        raise ConnectionException(NOT_IMPLEMENTED, f"automatic acknowledgement not supported by stream queues {where}")
-    if not _is_offset(arguments.get(OFFSET)):
-        value = arguments[OFFSET]
-        wrong = f'{{invalid_stream_offset_arg,{{{type_name(value)},<<"{_printed(value)}">>}}}}'
-        raise precondition_failed(f"invalid arg '{OFFSET}' for {where}: {wrong}")
-
-
-def _is_offset(value: Value) -> bool:
-    """Whether a consumer of a stream can begin there."""
-    if isinstance(value, str):
-        return value in ("first", "last", "next") or interval(value) is not None
-    return value is None or is_integer(value) or isinstance(value, Timestamp)
-
-
 def check_headers_binding(arguments: Table) -> None:
     """Check the arguments of a binding to a headers exchange.
 
@@ -375,7 +353,7 @@ def check_headers_binding(arguments: Table) -> None:
     mode = arguments.get("x-match", "all")
     if not isinstance(mode, str):
         raise precondition_failed(
-            f"Invalid x-match field type {type_name(mode)} (value {_printed(mode)}); expected longstr"
+            f"Invalid x-match field type {type_name(mode)} (value {printed(mode)}); expected longstr"
         )
     if mode not in ("all", "any", "all-with-x", "any-with-x"):
         raise precondition_failed(

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 from itertools import islice, takewhile
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from mqtool.broker.embedded.model.message import Message
 
@@ -18,17 +18,19 @@ class Entry:
     Attributes:
         position: its place in the queue; an older message has a smaller one. From `Ledger.next_position`.
         redelivered: whether it was delivered before.
-        delivery_count: how many times it has been returned (quorum queues).
+        acquired_count: how many times it has been returned (quorum queues).
+        delivery_count: how many of those count against the delivery limit.
         expires_at: when its time to live ends, in milliseconds since 1970; None for never.
         row: its position if it is in the storage; 0 while it is only in memory.
     """
 
-    __slots__ = ("delivery_count", "expires_at", "message", "position", "redelivered", "row")
+    __slots__ = ("acquired_count", "delivery_count", "expires_at", "message", "position", "redelivered", "row")
 
     def __init__(self, message: Message, position: int, expires_at: int | None = None) -> None:
         self.message = message
         self.position = position
         self.redelivered = False
+        self.acquired_count = 0
         self.delivery_count = 0
         self.expires_at = expires_at
         self.row = 0
@@ -166,6 +168,9 @@ class QuorumBacklog(Backlog):
 class PriorityBacklog(Backlog):
     """Messages of a higher priority first, and in order within a priority."""
 
+    _kind: ClassVar[type[Backlog]] = Backlog
+    _default: ClassVar[int] = 0
+
     def __init__(self, pages: Pages, max_priority: int) -> None:
         super().__init__(pages)
         self._max = max_priority
@@ -174,10 +179,11 @@ class PriorityBacklog(Backlog):
         self._size = 0
 
     def _level(self, entry: Entry) -> Backlog:
-        priority = min(entry.message.properties.priority or 0, self._max)
+        priority = entry.message.properties.priority
+        priority = min(self._default if priority is None else priority, self._max)
         level = self._levels.get(priority)
         if level is None:
-            level = self._levels[priority] = Backlog(self._pages)
+            level = self._levels[priority] = self._kind(self._pages)
             self._descending = sorted(self._levels, reverse=True)
         return level
 
@@ -226,8 +232,78 @@ class PriorityBacklog(Backlog):
             yield from level.in_memory()
 
 
-def new_backlog(pages: Pages, kind: str, max_priority: int | None) -> Backlog:
-    """Return an empty backlog for a queue of this type, with this `x-max-priority`."""
+class PriorityQuorumBacklog(PriorityBacklog):
+    """A quorum queue's with 32 priorities, since RabbitMQ 4.3: in each, what was returned comes first."""
+
+    _kind = QuorumBacklog
+    _default = 4
+
+
+class TwoLevelBacklog(QuorumBacklog):
+    """A quorum queue's from RabbitMQ 4.0 to 4.2: two messages of priority 5 or more, and one of the others."""
+
+    def __init__(self, pages: Pages) -> None:
+        super().__init__(pages)
+        self._high = Backlog(pages)
+        self._taken = 0
+
+    def __len__(self) -> int:
+        return super().__len__() + len(self._high)
+
+    def _is_high(self, entry: Entry) -> bool:
+        return (entry.message.properties.priority or 0) > 4
+
+    def append(self, entry: Entry) -> None:
+        """Put a new message at the end of its level."""
+        if not self._is_high(entry):
+            super().append(entry)
+            return
+        self._high.append(entry)
+        self.body_bytes += len(entry.message.body)
+
+    def put_last(self, entry: Entry) -> None:
+        """Put a message that has been delivered before at the end of its level."""
+        if not self._is_high(entry):
+            super().put_last(entry)
+            return
+        self._high.put_last(entry)
+        self.body_bytes += len(entry.message.body)
+
+    def _high_is_next(self) -> bool:
+        if not self._high or not self._fresh:
+            return bool(self._high)
+        return self._taken % 3 != 2 or self._high.head().position < _position(self._fresh[0])
+
+    def head(self) -> Entry:
+        """The next message."""
+        return self._high.head() if not self._returned and self._high_is_next() else super().head()
+
+    def take(self) -> Entry:
+        """Remove the next message."""
+        if self._returned:
+            return super().take()
+        is_high = self._high_is_next()
+        self._taken += 1
+        if not is_high:
+            return super().take()
+        entry = self._high.take()
+        self.body_bytes -= len(entry.message.body)
+        return entry
+
+    def clear(self) -> list[Entry | int]:
+        """Remove all messages, and return them; of those that are paged out, the rows."""
+        return [*super().clear(), *self._high.clear()]
+
+    def in_memory(self) -> Iterator[Entry]:
+        """All messages that are not paged out, in no order."""
+        yield from super().in_memory()
+        yield from self._high.in_memory()
+
+
+def new_backlog(pages: Pages, kind: str, max_priority: int | None, quorum_priorities: str) -> Backlog:
+    """Return an empty backlog for a queue of this type, with this `x-max-priority`; see Profile.quorum_priorities."""
     if kind == "quorum":
-        return QuorumBacklog(pages)
+        if quorum_priorities == "all":
+            return PriorityQuorumBacklog(pages, 31)
+        return TwoLevelBacklog(pages) if quorum_priorities == "two" else QuorumBacklog(pages)
     return Backlog(pages) if max_priority is None else PriorityBacklog(pages, max_priority)

@@ -14,14 +14,12 @@ from mqtool.broker.embedded.model.clock import Timer
 from mqtool.broker.embedded.model.hooks import Hooks
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.message import Message
+from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
 from mqtool.broker.embedded.model.users import DEFAULT_USER, Permissions, User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.routing.field_table import Table
 
 log = logging.getLogger("mqtool.broker.embedded")
-
-RABBITMQ_VERSION = "3.10.8"
-"""The version that this broker behaves like, and reports to clients that depend on it."""
 
 NODE = "embedded@localhost"
 """What it calls itself, as the node of a cluster of one."""
@@ -111,6 +109,7 @@ class Broker:
         memory_limit: how many bytes messages may take before publishers are blocked; None for RabbitMQ's default.
         disk_free_limit: how many bytes must be free in the data directory.
         consumer_timeout: how long a delivery may stay unacknowledged, in seconds.
+        profile: the RabbitMQ that it behaves like.
 
     Attributes:
         alarms: why publishers are blocked: what they are told, such as LOW_ON_DISK, by who has raised the alarm.
@@ -130,7 +129,9 @@ class Broker:
         memory_limit: int | None = None,
         disk_free_limit: int = DISK_FREE_LIMIT,
         consumer_timeout: float = CONSUMER_TIMEOUT,
+        profile: Profile = PROFILES[DEFAULT],
     ) -> None:
+        self.profile = profile
         self.clock = LoopClock()
         self.ledger = ledger
         self._clients = [clients]
@@ -162,7 +163,7 @@ class Broker:
         """Make a virtual host unless it exists, and describe it if a description is given."""
         vhost = self.vhosts.get(name)
         if vhost is None or description not in (None, vhost.description):
-            vhost = vhost or VirtualHost(name, self.clock, self.ledger)
+            vhost = vhost or VirtualHost(name, self.clock, self.ledger, self.profile)
             self._save_vhost(vhost, description or "", vhost.limits)
             self.vhosts[name] = vhost
         return vhost

@@ -1,12 +1,18 @@
 """What a dead-lettered message looks like (RabbitMQ's `x-death` header)."""
 
-from mqtool.broker.embedded.model.message import Message
+from mqtool.broker.embedded.model.message import Dead, Message
 from mqtool.routing.field_table import Int64, Table, Timestamp, Value
 
 _MAX_COUNT = 2**63 - 1
 
+_SAID = {"x-death"} | {
+    f"x-{which}-death-{name}" for which in ("first", "last") for name in ("reason", "queue", "exchange")
+}
 
-def dead_letter(message: Message, queue: str, reason: str, exchange: str, routing_key: str | None, now: int) -> Message:
+
+def dead_letter(
+    message: Message, queue: str, reason: str, exchange: str, routing_key: str | None, now: int, *, trusts_deaths: bool
+) -> Message:
     """Return the message to publish to the dead-letter exchange.
 
     Args:
@@ -15,17 +21,24 @@ def dead_letter(message: Message, queue: str, reason: str, exchange: str, routin
         exchange: the dead-letter exchange.
         routing_key: its new routing key; None to keep its own.
         now: seconds since 1970.
+        trusts_deaths: see Profile.
     """
+    if not (trusts_deaths or isinstance(message, Dead)):
+        message = message.replace(
+            headers={name: message.headers[name] for name in message.headers if name not in _SAID}
+        )
     headers = dict(message.headers)
     headers["x-death"] = [*_deaths(message, queue, reason, now)]
     for name, value in (("reason", reason), ("queue", queue), ("exchange", message.exchange)):
         headers.setdefault(f"x-first-death-{name}", value)
+        if not trusts_deaths:
+            headers[f"x-last-death-{name}"] = value
     # A new key replaces all the old ones, those in CC as well.
     if routing_key is not None:
         headers.pop("CC", None)
     headers.pop("BCC", None)
     key = message.routing_key if routing_key is None else routing_key
-    return message.replace(headers=headers, address=(exchange, key), expires=False)
+    return Dead.of(message.replace(headers=headers, address=(exchange, key), expires=False))
 
 
 def _deaths(message: Message, queue: str, reason: str, now: int) -> list[Value]:

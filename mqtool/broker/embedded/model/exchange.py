@@ -6,8 +6,9 @@ from typing import Any, ClassVar, Protocol
 from urllib.parse import quote_plus
 
 from mqtool.broker.embedded.model.policies import NOTHING, Applied
+from mqtool.broker.embedded.model.profile import Profile
 from mqtool.routing.field_table import Table, Value
-from mqtool.routing.tables import TABLES, RoutingTable, canonical
+from mqtool.routing.tables import TABLES, HeadersTable, RoutingTable, canonical
 
 DELAYED = "x-delayed-message"
 TYPES = (*TABLES, DELAYED)
@@ -109,6 +110,11 @@ class Exchange:
         self.policy = policy
         alternate = self.arguments.get("alternate-exchange", policy.definition.get("alternate-exchange"))
         self.alternate: str | None = alternate if isinstance(alternate, str) else None
+
+    def follow(self, profile: Profile) -> None:
+        """Compare headers as this version of RabbitMQ does."""
+        if isinstance(self._table, HeadersTable):
+            self._table.strict_numbers = profile.strict_numbers
 
     def counts(self) -> dict[str, int]:
         """Return the number of messages published to it."""

@@ -3,10 +3,10 @@
 import platform
 
 from mqtool import __version__
-from mqtool.broker.embedded.model.broker import RABBITMQ_VERSION
+from mqtool.broker.embedded.model.profile import Profile
 
 
-def identity() -> dict[str, str]:
+def identity(profile: Profile) -> dict[str, str]:
     """Describe the broker. Clients go by product and version, so these are those it behaves like."""
     return {
         "cluster_name": "embedded@localhost",
@@ -14,5 +14,5 @@ def identity() -> dict[str, str]:
         "information": f"mqtool {__version__} embedded broker: for learning, demonstrations and tests",
         "platform": f"Python {platform.python_version()}",
         "product": "RabbitMQ",
-        "version": RABBITMQ_VERSION,
+        "version": profile.version,
     }

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.model.message import Dead
 from mqtool.broker.embedded.model.shelf import MemoryShelf, Shelf
 from mqtool.routing.field_table import Table
 
@@ -89,7 +90,8 @@ class Ledger:
 
     def page_out(self, entry: Entry) -> bool:
         """Whether to forget a stored message until it is read back; it must be as it was stored."""
-        if self.held_bytes - self._paged_out_bytes <= _ROOMY:
+        # Of what has died it would be forgotten.
+        if self.held_bytes - self._paged_out_bytes <= _ROOMY or isinstance(entry.message, Dead):
             return False
         self.held_bytes -= len(entry.message.body) + _ENTRY_OVERHEAD
         self._page(_PAGED_OUT)

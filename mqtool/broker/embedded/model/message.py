@@ -264,17 +264,28 @@ class Message:
 
     def replace(
         self, *, headers: Table | None = None, address: tuple[str, str] | None = None, expires: bool = True
-    ) -> "Message":
+    ) -> Self:
         """Return a copy with other headers or another address, or (`expires=False`) without its expiration."""
         properties = self.properties.replace(headers=headers, expires=expires)
-        return Message(
+        return type(self)(
             self.address if address is None else encode_address(*address),
             ContentHeader.of(properties, len(self.body)),
             self.body,
         )
 
-    def with_reply_to(self, reply_to: str) -> "Message":
+    def with_reply_to(self, reply_to: str) -> Self:
         """Return a copy with another reply-to."""
-        return Message(
+        return type(self)(
             self.address, ContentHeader.of(self.properties.replace(reply_to=reply_to), len(self.body)), self.body
         )
+
+
+class Dead(Message):
+    """A message that has died: the broker knows its `x-death` to be true, until it reads it back from its disk."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, message: Message) -> Self:
+        """Return the message as one that has died."""
+        return cls(message.address, message.header, message.body)

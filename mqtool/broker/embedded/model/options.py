@@ -3,7 +3,8 @@
 import re
 from dataclasses import dataclass
 
-from mqtool.routing.field_table import Table
+from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
+from mqtool.routing.field_table import Table, Value
 
 OFFSET = "x-stream-offset"
 """Where a consumer of a stream begins, and a header of what it gets."""
@@ -39,7 +40,7 @@ class Options:
     at_least_once: bool = False
 
     @classmethod
-    def of(cls, arguments: Table, policy: Table = NO_POLICY) -> "Options":
+    def of(cls, arguments: Table, policy: Table = NO_POLICY, profile: Profile = PROFILES[DEFAULT]) -> "Options":
         """Read them from arguments and a policy that have been validated.
 
         Of two limits the smaller one holds; of anything else the argument.
@@ -64,7 +65,7 @@ class Options:
             dead_letter_routing_key=string("dead-letter-routing-key"),
             max_priority=integer("max-priority"),
             single_active=arguments.get("x-single-active-consumer") is True,
-            delivery_limit=integer("delivery-limit"),
+            delivery_limit=_delivery_limit(arguments.get("x-delivery-limit"), policy.get("delivery-limit"), profile),
             max_age=min((age for age in ages if age is not None), default=None),
             segment_bytes=integer("stream-max-segment-size-bytes"),
             # RabbitMQ falls back to at-most-once with any other overflow.
@@ -89,3 +90,13 @@ class Options:
         if expiration is None:
             return self.message_ttl
         return int(expiration) if self.message_ttl is None else min(self.message_ttl, int(expiration))
+
+
+def _delivery_limit(argument: Value, policy: Value, profile: Profile) -> int | None:
+    """Return the smaller limit; where there is a default, what is negative means none, and is preferred."""
+    limits = [int(value) for value in (argument, policy) if isinstance(value, int)]
+    if not limits:
+        return profile.delivery_limit
+    if profile.delivery_limit is None or min(limits) >= 0:
+        return min(limits)
+    return max(limits) if max(limits) >= 0 else None

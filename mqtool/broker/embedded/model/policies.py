@@ -29,11 +29,13 @@ _OF_MIRRORS = {
     "queue-master-locator",
     "queue-mode",
 }
+_OF_RETRIES = {"delayed-retry-type", "delayed-retry-min", "delayed-retry-max"}
 _UNSUPPORTED = {
-    "classic": {*_OF_STREAMS, "dead-letter-strategy", "delivery-limit", "queue-leader-locator"},
+    "classic": {*_OF_STREAMS, *_OF_RETRIES, "dead-letter-strategy", "delivery-limit", "queue-leader-locator"},
     "quorum": {*_OF_STREAMS, *_OF_MIRRORS},
     "stream": {
         *_OF_MIRRORS,
+        *_OF_RETRIES,
         "dead-letter-exchange",
         "dead-letter-routing-key",
         "dead-letter-strategy",

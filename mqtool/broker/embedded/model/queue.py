@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import ClassVar
 
 from mqtool.broker.embedded.model.backlog import Entry, new_backlog
@@ -12,12 +13,20 @@ from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.message import Message
 from mqtool.broker.embedded.model.options import Options
 from mqtool.broker.embedded.model.policies import NOTHING, Applied
+from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
 from mqtool.routing.field_table import Table
 
 MAX_PRIORITY = 255
 
 Buried = Callable[[bool], object]
 """Called once a dead letter has been published again: whether a queue took it."""
+
+
+class Why(Enum):
+    """Why a message comes back: basic.nack and basic.recover, basic.reject, or the end of a channel."""
+
+    RETURNED, REJECTED, LOST = range(3)
+
 
 DeadLetter = Callable[["Queue", Message, str, Buried], None]
 
@@ -80,9 +89,10 @@ class Queue:
     owner: object | None = None
     arguments: Table = field(default_factory=dict)
     key: int = 0
+    profile: Profile = PROFILES[DEFAULT]
 
     def __post_init__(self) -> None:
-        self.options = Options.of(self.arguments)
+        self.options = Options.of(self.arguments, profile=self.profile)
         self.policy = NOTHING
         self.kind = str(self.arguments.get("x-queue-type", "classic"))
         self.inbound: set[Link] = set()
@@ -90,7 +100,7 @@ class Queue:
         self.unacked_bytes = 0
         self.deleted = False
         self.consumers = Consumers(single_active=self.options.single_active)
-        self.backlog = new_backlog(self.ledger, self.kind, self.options.max_priority)
+        self.backlog = new_backlog(self.ledger, self.kind, self.options.max_priority, self.profile.quorum_priorities)
         self.traffic = Traffic()
         self._limited = self.options.limited
         self._expiring = False
@@ -162,7 +172,7 @@ class Queue:
         if policy == self.policy:
             return
         self.policy = policy
-        expires, self.options = self.options.expires, Options.of(self.arguments, policy.definition)
+        expires, self.options = self.options.expires, Options.of(self.arguments, policy.definition, self.profile)
         self._limited = self.options.limited
         if self.options.expires != expires:
             self._unused.cancel()
@@ -274,8 +284,8 @@ class Queue:
         else:
             self._bury(entry, "rejected")
 
-    def requeue(self, entries: Iterable[Entry], *, lost: bool = False) -> None:
-        """Put back messages that were not acknowledged; `lost` if the consumer did not return them itself."""
+    def requeue(self, entries: Iterable[Entry], why: Why = Why.RETURNED) -> None:
+        """Put back messages that were not acknowledged."""
         for entry in entries:
             self._settled(entry)
             entry.redelivered = True
@@ -284,13 +294,14 @@ class Queue:
                 self.ledger.drop(entry)
                 continue
             if self.kind == "quorum":
-                entry.delivery_count += 1
+                entry.acquired_count += 1
+                entry.delivery_count += why is not Why.RETURNED or self.profile.nack_counts
                 limit = self.options.delivery_limit
                 if limit is not None and entry.delivery_count > limit:
                     self._bury(entry, "delivery_limit")
                     continue
-                if limit is None and not lost:
-                    # Without a limit RabbitMQ 3.10 treats what a client returns as if it were new.
+                if limit is None and why is not Why.LOST and self.profile.unlimited_last:
+                    # Without a limit RabbitMQ up to 4.2 treats what a client returns as if it were new.
                     self.backlog.put_last(entry)
                     continue
             self.backlog.put_back(entry)

@@ -27,8 +27,9 @@ class Rights:
         if allowed is None:
             allowed = self._known[what, name] = self._allowed(what, name)
         if not allowed:
+            which = f"{what} access" if self._broker.profile.names_access else "access"
             raise access_refused(
-                f"access to {kind} '{name or 'amq.default'}' in vhost '{self._vhost}' refused for user '{self._user}'"
+                f"{which} to {kind} '{name or 'amq.default'}' in vhost '{self._vhost}' refused for user '{self._user}'"
             )
 
     def _allowed(self, what: str, name: str) -> bool:

@@ -10,7 +10,7 @@ from mqtool.broker.embedded.model.errors import NOT_IMPLEMENTED, ConnectionExcep
 from mqtool.broker.embedded.model.message import ContentHeader, Message, Properties, encode_address
 from mqtool.broker.embedded.model.options import OFFSET, Options, interval
 from mqtool.broker.embedded.model.policies import Applied
-from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue import Queue, Why
 from mqtool.broker.embedded.model.stream_chunk import Chunk, simple_entry
 from mqtool.broker.embedded.model.stream_log import SEGMENT_BYTES, Retention, StreamLog
 from mqtool.broker.embedded.model.stream_reader import Reader
@@ -104,13 +104,13 @@ class Stream(Queue):
         """Count an acknowledgement; the message stays."""
         self.traffic.acknowledged += 1
 
-    def requeue(self, entries: Iterable[Entry], *, lost: bool = False) -> None:
+    def requeue(self, entries: Iterable[Entry], why: Why = Why.RETURNED) -> None:
         """Forget deliveries to a consumer that is gone; it cannot return any itself.
 
         Raises:
             ConnectionException: 540, it tries to.
         """
-        if not lost:
+        if why is not Why.LOST:
             for entry in entries:
                 self.reject(entry)
 

@@ -17,11 +17,12 @@ from mqtool.broker.embedded.model.definitions import (
     save_queue,
 )
 from mqtool.broker.embedded.model.delayed import Delayed, delay_of, over
-from mqtool.broker.embedded.model.errors import ConnectionException
+from mqtool.broker.embedded.model.errors import ConnectionException, precondition_failed
 from mqtool.broker.embedded.model.exchange import PREDECLARED, TRACE_EXCHANGE, Destination, Exchange, Link
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.message import Message
 from mqtool.broker.embedded.model.policies import Policies
+from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.model.queue import Buried, Queue
 from mqtool.routing.field_table import Table
 
@@ -73,13 +74,15 @@ class VirtualHost:
 
     Attributes:
         exchanges, queues: by name.
+        profile: the RabbitMQ that it behaves like.
         policies: those that its exchanges and queues may be subject to.
         limits: how much it may have of what `limits.OF_VHOSTS` names.
         tracing: whether its firehose is on: see `wire/firehose.py`.
     """
 
-    def __init__(self, name: str, clock: Clock, ledger: Ledger) -> None:
+    def __init__(self, name: str, clock: Clock, ledger: Ledger, profile: Profile) -> None:
         self.name = name
+        self.profile = profile
         self.description = ""
         self.limits: dict[str, int] = {}
         self.tracing = False
@@ -91,6 +94,8 @@ class VirtualHost:
             exchange: Exchange(exchange, kind, predeclared=True) for exchange, kind in PREDECLARED.items()
         }
         self.exchanges[TRACE_EXCHANGE] = Exchange(TRACE_EXCHANGE, "topic", internal=True, predeclared=True)
+        for exchange in self.exchanges.values():
+            exchange.follow(profile)
         self._delayed = Delayed(clock, self._release)
         self._dying: deque[tuple[Queue, Message, str, Buried]] = deque()
         self._burying = False
@@ -105,6 +110,7 @@ class VirtualHost:
         """
         if exchange.durable and not exchange.key:
             save_exchange(self._ledger, self.name, exchange)
+        exchange.follow(self.profile)
         exchange.apply(self.policies.applied_to(exchange.name, "exchange"))
         self.exchanges[exchange.name] = exchange
 
@@ -128,6 +134,8 @@ class VirtualHost:
         Raises:
             ConnectionException: 506, the disk does not take it; then there is no such queue.
         """
+        if self.profile.lists_type:
+            arguments = {"x-queue-type": "classic", **arguments}
         kind = _stream_type() if arguments.get("x-queue-type") == "stream" else Queue
         queue = kind(
             name,
@@ -141,6 +149,7 @@ class VirtualHost:
             owner=owner,
             arguments=arguments,
             key=key,
+            profile=self.profile,
         )
         if queue.stored and not key:
             save_queue(self._ledger, queue)
@@ -173,7 +182,13 @@ class VirtualHost:
 
         Raises:
             ConnectionException: 506, the disk does not take it; then there is no such binding.
+            ChannelException: 406, the key has too many wildcards.
         """
+        most = self.profile.most_wildcards
+        if source.routed_as == "topic" and most is not None and (found := routing_key.split(".").count("#")) > most:
+            raise precondition_failed(
+                f"Topic binding key '{routing_key}' uses {found} '#' wildcards, at most {most} are allowed"
+            )
         if source.find(destination, routing_key, arguments) is not None:
             return
         link = Link(source, destination, routing_key, arguments)
@@ -285,7 +300,15 @@ class VirtualHost:
         exchange = self.exchanges.get(name) if name is not None else None
         if exchange is None:
             return False
-        dead = dead_letter(message, queue.name, reason, exchange.name, key, self._clock.now() // 1000)
+        dead = dead_letter(
+            message,
+            queue.name,
+            reason,
+            exchange.name,
+            key,
+            self._clock.now() // 1000,
+            trusts_deaths=self.profile.trusts_deaths,
+        )
         try:
             routing = self.route(exchange, dead, is_changed=True)
         except ConnectionException:  # no client is to blame: it is not delayed

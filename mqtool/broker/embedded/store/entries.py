@@ -35,7 +35,7 @@ class StoredEntry(NamedTuple):
         """
         entry = Entry(Message(self.address, parse_content_header(self.header), self.body), self.row, self.due)
         entry.row = self.row
-        entry.delivery_count = self.delivery_count
+        entry.acquired_count = entry.delivery_count = self.delivery_count
         entry.redelivered = bool(self.redelivered)
         return entry
 

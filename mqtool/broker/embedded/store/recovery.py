@@ -35,7 +35,7 @@ def recover(broker: Broker, storage: Storage) -> bool:
 def _recover(broker: Broker, storage: Storage) -> bool:
     vhosts = dict(storage.definitions("vhost"))
     for name, value in vhosts.items():
-        broker.vhosts[name] = VirtualHost(name, broker.clock, storage)
+        broker.vhosts[name] = VirtualHost(name, broker.clock, storage, broker.profile)
         broker.vhosts[name].description = str(value.get("description", ""))  # older versions store none
         broker.vhosts[name].limits = _limits(value)
     for name, value in storage.definitions("user"):

@@ -23,9 +23,6 @@ from mqtool.routing.field_table import Table
 HEARTBEAT = 60
 """What the broker proposes, in seconds."""
 
-PROTOCOL_VERSION = "3.13.7"
-"""The RabbitMQ whose commands the stream port has: clients go by it."""
-
 _MECHANISM = "PLAIN"
 _TUNE_ANSWER = Key.TUNE | 0x8000
 
@@ -78,7 +75,8 @@ def receive(connection: Opening, key: int, fields: Fields) -> None:
     match connection.state, key:
         case "start", Key.PEER_PROPERTIES:
             connection.client_properties = {**fields.table()}
-            properties = {**identity(), "version": PROTOCOL_VERSION}
+            profile = connection.broker.profile
+            properties = {**identity(profile), "version": profile.stream_version or profile.version}
             connection.answer(Key.PEER_PROPERTIES, correlation, rest=table(properties))
         case "start", Key.SASL_HANDSHAKE:
             connection.answer(Key.SASL_HANDSHAKE, correlation, rest=strings([_MECHANISM]))

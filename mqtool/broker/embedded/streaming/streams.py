@@ -60,7 +60,16 @@ def add_stream(vhost: VirtualHost, name: str, arguments: Table) -> None:
         if queue is not None:
             check_equivalent_queue(queue, arguments, durable=True, auto_delete=False)
             raise Refused(Code.STREAM_ALREADY_EXISTS)
-        check_queue(name, vhost.name, arguments, durable=True, exclusive=False, auto_delete=False, server_named=False)
+        check_queue(
+            name,
+            vhost.name,
+            vhost.profile,
+            arguments,
+            durable=True,
+            exclusive=False,
+            auto_delete=False,
+            server_named=False,
+        )
         vhost.add_queue(name, durable=True, auto_delete=False, owner=None, arguments=arguments)
     except ChannelException as error:
         raise Refused(Code.PRECONDITION_FAILED) from error

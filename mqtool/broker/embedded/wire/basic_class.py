@@ -4,7 +4,7 @@ import secrets
 
 from pamqp.commands import Basic
 
-from mqtool.broker.embedded.model.arguments import check_consumer
+from mqtool.broker.embedded.model.consumer_arguments import check_consumer
 from mqtool.broker.embedded.model.errors import (
     NOT_ALLOWED,
     NOT_IMPLEMENTED,
@@ -12,6 +12,7 @@ from mqtool.broker.embedded.model.errors import (
     access_refused,
     precondition_failed,
 )
+from mqtool.broker.embedded.model.queue import Why
 from mqtool.broker.embedded.wire.channel import Channel, ReplyConsumer
 from mqtool.broker.embedded.wire.deliveries import Subscription
 from mqtool.broker.embedded.wire.methods import table
@@ -22,7 +23,7 @@ def qos(channel: Channel, method: Basic.Qos) -> None:
     """Limit unacknowledged messages: for each new consumer, or with `global` for the channel (RabbitMQ's reading)."""
     if method.prefetch_size:
         raise ConnectionException(NOT_IMPLEMENTED, f"prefetch_size!=0 ({method.prefetch_size})")
-    if method.global_:
+    if method.global_ and channel.vhost.profile.global_prefetch:
         channel.deliveries.global_prefetch = method.prefetch_count
         channel.deliveries.feed_all()
     else:
@@ -109,18 +110,18 @@ def ack(channel: Channel, delivery_tag: int, *, multiple: bool) -> None:
 
 def nack(channel: Channel, method: Basic.Nack) -> None:
     """Requeue or dead-letter messages (RabbitMQ's basic.nack)."""
-    _reject(channel, method.delivery_tag, multiple=method.multiple, requeue=method.requeue)
+    _reject(channel, method.delivery_tag, Why.RETURNED, multiple=method.multiple, requeue=method.requeue)
 
 
 def reject(channel: Channel, method: Basic.Reject) -> None:
     """Requeue or dead-letter a message."""
-    _reject(channel, method.delivery_tag or 0, multiple=False, requeue=method.requeue)
+    _reject(channel, method.delivery_tag or 0, Why.REJECTED, multiple=False, requeue=method.requeue)
 
 
-def _reject(channel: Channel, delivery_tag: int, *, multiple: bool, requeue: bool) -> None:
+def _reject(channel: Channel, delivery_tag: int, why: Why, *, multiple: bool, requeue: bool) -> None:
     taken, transaction = channel.deliveries.take(delivery_tag, multiple=multiple), channel.transaction
     if transaction is None:
-        channel.deliveries.reject(taken.values(), requeue=requeue)
+        channel.deliveries.reject(taken.values(), requeue=requeue, why=why)
     elif requeue:
         transaction.requeued |= taken
     else:

@@ -48,7 +48,7 @@ class Channel:
         self.number = number
         self.session = session
         self.vhost: VirtualHost = session.vhost
-        self.content = Content()
+        self.content = Content(session.vhost.profile)
         self.deliveries = Deliveries(number, session)
         self.published: dict[str, int] = {}
         self.confirms: Confirms | None = None

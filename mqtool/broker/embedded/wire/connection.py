@@ -65,6 +65,7 @@ class Connection(FrameStream):
     def __init__(self, broker: Broker, connections: "set[Connection]") -> None:
         super().__init__()
         self.broker = broker
+        self.first_choice = broker.profile.first_choice
         self._connections = connections
         self.channel_max = handshake.CHANNEL_MAX
         self.client_properties: Table = {}

@@ -5,11 +5,9 @@ from typing import NamedTuple
 
 from mqtool.broker.embedded.model.errors import FRAME_ERROR, UNEXPECTED_FRAME, ConnectionException, precondition_failed
 from mqtool.broker.embedded.model.message import BASIC_CLASS, ContentHeader, Message, parse_content_header
+from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.wire.frame_errors import frame_error, malformed
 from mqtool.broker.embedded.wire.frames import BODY, HEADER
-
-MAX_MESSAGE_SIZE = 134_217_728
-"""The largest body, in bytes, that RabbitMQ accepts by default."""
 
 _MANDATORY = 1
 _IMMEDIATE = 2
@@ -71,7 +69,8 @@ class Content:
         mandatory, immediate: what the last complete publish asked for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, profile: Profile) -> None:
+        self._profile = profile
         self.mandatory = self.immediate = False
         self._method: bytes | None = None
         self._header: ContentHeader | None = None
@@ -133,10 +132,10 @@ class Content:
         if header.class_id != BASIC_CLASS:
             what = f"expected content header for class 60, got one for class {header.class_id} instead"
             raise ConnectionException(UNEXPECTED_FRAME, what)
-        if header.body_size > MAX_MESSAGE_SIZE:
+        if header.body_size > self._profile.largest_message:
             self._method = None
             raise precondition_failed(
-                f"message size {header.body_size} is larger than configured max size {MAX_MESSAGE_SIZE}"
+                f"message size {header.body_size} is larger than configured max size {self._profile.largest_message}"
             )
         self._header = header
         self._missing = header.body_size
@@ -152,6 +151,8 @@ class Content:
             self.check_complete()
             raise ConnectionException(UNEXPECTED_FRAME, "expected method frame, got non method frame instead")
         self._missing -= len(payload)
+        if self._missing < 0 and self._profile.exact_body:
+            raise frame_error("content body frame exceeds remaining content size")
         if self._missing < 0:
             raise self._unexpected()
         if self._body or self._missing:

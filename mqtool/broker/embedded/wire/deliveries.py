@@ -8,7 +8,7 @@ from pamqp import commands
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.errors import precondition_failed
 from mqtool.broker.embedded.model.message import Message
-from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue import Queue, Why
 from mqtool.broker.embedded.wire import firehose, frames
 from mqtool.broker.embedded.wire.methods import encode_method, short_string
 from mqtool.broker.embedded.wire.session import Session
@@ -115,7 +115,7 @@ class Deliveries:
         elif self.session.broker.hooks is not None:
             self.session.broker.hooks.acknowledge(subscription.queue, entry)
         session = self.session
-        message = _counted(entry) if entry.delivery_count else entry.message
+        message = _counted(entry, session) if entry.acquired_count else entry.message
         session.write(
             frames.deliver(
                 self.number, subscription.encoded_tag, tag, message, session.frame_max, redelivered=entry.redelivered
@@ -139,9 +139,10 @@ class Deliveries:
             self.unacked[tag] = Delivery(queue, entry, None)
         elif self.session.broker.hooks is not None:
             self.session.broker.hooks.acknowledge(queue, entry)
-        # A quorum queue tells basic.get the count even if it is 0, and consumers only if it is not.
-        message = _counted(entry) if queue.kind == "quorum" else entry.message
         session = self.session
+        # Up to 3.13 a quorum queue tells basic.get the count even if it is 0, and consumers only if it is not.
+        is_counted = entry.acquired_count or (queue.kind == "quorum" and session.broker.profile.first_count)
+        message = _counted(entry, session) if is_counted else entry.message
         session.write(
             frames.get_ok(self.number, tag, message, len(queue), session.frame_max, redelivered=entry.redelivered)
         )
@@ -198,11 +199,14 @@ class Deliveries:
                 hungry[delivery.queue] = None
         self._feed(hungry)
 
-    def reject(self, deliveries: Iterable[Delivery], *, requeue: bool) -> None:
+    def reject(self, deliveries: Iterable[Delivery], *, requeue: bool, why: Why = Why.RETURNED) -> None:
         """Put messages back into their queues, or dead-letter them."""
         hungry: dict[Queue, list[Entry]] = {}
         hooks = self.session.broker.hooks
+        lets_pass = self.session.vhost.profile.streams_take_nacks
         for delivery in deliveries:
+            if lets_pass and delivery.queue.kind == "stream":
+                continue
             if hooks is not None:
                 hooks.rejected(delivery.queue, delivery.entry, requeue=requeue)
             returned = hungry.setdefault(delivery.queue, [])
@@ -214,7 +218,7 @@ class Deliveries:
                 delivery.queue.reject(delivery.entry)
         for queue, entries in hungry.items():
             if entries:
-                queue.requeue(entries)
+                queue.requeue(entries, why)
         self._feed(hungry)
 
     def _release(self, subscription: Subscription) -> bool:
@@ -238,7 +242,9 @@ class Deliveries:
 
     def overdue(self, timeout: float) -> bool:
         """Whether the oldest delivery has been unacknowledged for longer than this many seconds."""
-        oldest = next(iter(self.unacked.values()), None)
+        any_queue = self.session.vhost.profile.times_out
+        unacked = self.unacked.values()
+        oldest = next((each for each in unacked if any_queue or each.queue.kind == "quorum"), None)
         return oldest is not None and monotonic() - oldest.at > timeout
 
     def shut(self, uncommitted: Iterable[Delivery]) -> None:
@@ -251,10 +257,14 @@ class Deliveries:
         for delivery in [*uncommitted, *unacked.values()]:
             returned.setdefault(delivery.queue, []).append(delivery.entry)
         for queue, entries in returned.items():
-            queue.requeue(entries, lost=True)
+            queue.requeue(entries, Why.LOST)
 
 
-def _counted(entry: Entry) -> Message:
-    """A message of a quorum queue, with its `x-delivery-count`."""
-    message = entry.message
-    return message.replace(headers={"x-delivery-count": Int64(entry.delivery_count), **message.headers})
+def _counted(entry: Entry, session: Session) -> Message:
+    """A message of a quorum queue, with how often it has come back."""
+    counts: Table = {}
+    if not session.broker.profile.nack_counts:
+        counts["x-acquired-count"] = Int64(entry.acquired_count)
+    if entry.delivery_count or session.broker.profile.nack_counts:
+        counts["x-delivery-count"] = Int64(entry.delivery_count)
+    return entry.message.replace(headers={**counts, **entry.message.headers})

@@ -25,6 +25,8 @@ def declare(channel: Channel, method: ExchangeClass.Declare) -> None:
     name = without_line_ends(method.exchange)
     if method.passive:
         _not_default(name)
+        if channel.vhost.profile.passive_configures:
+            channel.session.rights.check("configure", "exchange", name)
         channel.exchange(name)
     else:
         _declare(channel, method, name)
@@ -34,14 +36,14 @@ def declare(channel: Channel, method: ExchangeClass.Declare) -> None:
 
 def _declare(channel: Channel, method: ExchangeClass.Declare, name: str) -> None:
     vhost, kind, arguments = channel.vhost, method.exchange_type, table(method.arguments)
-    check_exchange_type(kind)
+    check_exchange_type(kind, vhost.profile)
     _not_default(name)
     channel.session.rights.check("configure", "exchange", name)
     exchange = vhost.exchanges.get(name)
     if exchange is None:
         if name.startswith("amq."):
             raise access_refused(f"exchange name '{name}' contains reserved prefix 'amq.*'")
-        check_exchange(name, vhost.name, kind, arguments)
+        check_exchange(name, vhost.name, vhost.profile, kind, arguments)
         alternate = arguments.get("alternate-exchange")
         if isinstance(alternate, str):
             channel.session.rights.check("read", "exchange", name)

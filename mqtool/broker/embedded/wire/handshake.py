@@ -15,6 +15,7 @@ from mqtool.broker.embedded.model.errors import (
 )
 from mqtool.broker.embedded.model.identity import identity
 from mqtool.broker.embedded.model.limits import check_connections
+from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
@@ -23,9 +24,8 @@ from mqtool.broker.embedded.wire.stream import FRAME_MAX
 from mqtool.routing.field_table import Table, decode_table
 
 CHANNEL_MAX = 2047
-FRAME_MIN = 4096
 HEARTBEAT = 60
-"""What the broker proposes (channels, seconds), and the smallest frame it agrees to, in bytes."""
+"""What the broker proposes (channels, seconds)."""
 
 
 class Opening(Protocol):
@@ -57,7 +57,7 @@ class Opening(Protocol):
         """Close the socket."""
 
 
-def server_properties() -> Table:
+def server_properties(profile: Profile) -> Table:
     """Say who the broker is, and what it can do."""
     return {
         "capabilities": {
@@ -71,7 +71,7 @@ def server_properties() -> Table:
             "per_consumer_qos": True,
             "direct_reply_to": True,
         },
-        **identity(),
+        **identity(profile),
     }
 
 
@@ -81,7 +81,7 @@ def send_start(connection: Opening) -> None:
         ConnectionClass.Start,
         version_major=0,
         version_minor=9,
-        server_properties=server_properties(),
+        server_properties=server_properties(connection.broker.profile),
         mechanisms="PLAIN AMQPLAIN",
         locales="en_US",
     )
@@ -157,7 +157,7 @@ def _text(raw: bytes) -> str:
 def _tune_ok(connection: Opening, method: ConnectionClass.TuneOk) -> None:
     frame_max = method.frame_max
     _check_limit("channel_max", method.channel_max, CHANNEL_MAX, 1)
-    _check_limit("frame_max", frame_max, FRAME_MAX, FRAME_MIN)
+    _check_limit("frame_max", frame_max, FRAME_MAX, connection.broker.profile.smallest_frame)
     connection.frame_max = frame_max
     connection.channel_max = method.channel_max
     connection.state = "opening"

@@ -122,4 +122,5 @@ def _reply(channel: Channel, message: Message) -> Publication:
     asking = channel.session.broker.reply_consumers.get(token)
     if asking is not None:
         asking.deliver_reply(message)
-    return Publication(routed=asking is not None, accepted=True, stored=False)
+    is_routed = asking is not None or not channel.vhost.profile.returns_replies
+    return Publication(routed=is_routed, accepted=True, stored=False)

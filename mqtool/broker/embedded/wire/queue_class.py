@@ -28,6 +28,8 @@ def declare(channel: Channel, method: QueueClass.Declare) -> None:
         _declared(channel, method, method.queue, 0, 1)
         return
     name = without_line_ends(method.queue)
+    if method.passive and channel.vhost.profile.passive_configures:
+        channel.session.rights.check("configure", "queue", name)
     queue = channel.queue(name) if method.passive else _declare(channel, method, name)
     queue.touch()
     channel.last_queue = queue.name
@@ -64,6 +66,7 @@ def _declare(channel: Channel, method: QueueClass.Declare, name: str) -> Queue:
     check_queue(
         name,
         vhost.name,
+        vhost.profile,
         arguments,
         durable=method.durable,
         exclusive=method.exclusive,

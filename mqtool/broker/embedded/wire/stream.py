@@ -29,6 +29,7 @@ class FrameStream(asyncio.Protocol, ABC):
     """A socket that carries AMQP frames.
 
     Attributes:
+        first_choice: the protocol header that answers another protocol's.
         state: `header`, `start`, `tune`, `opening`, `open`, `closing` (a connection.close has been sent) or `closed`.
         frame_max: the largest frame, in bytes, as negotiated.
         heartbeat: the interval in seconds, as negotiated; 0 for none.
@@ -38,6 +39,7 @@ class FrameStream(asyncio.Protocol, ABC):
     """
 
     transport: asyncio.Transport
+    first_choice: bytes
 
     def __init__(self) -> None:
         self.state = "header"
@@ -168,7 +170,7 @@ class FrameStream(asyncio.Protocol, ABC):
 
     def _refuse_protocol(self) -> None:
         """Tell a client that does not speak AMQP 0-9-1 that this is required, and hang up (section 4.2.2)."""
-        self.write(frames.PROTOCOL_HEADER)
+        self.write(self.first_choice)
         self.hang_up()
 
     # -- octets out

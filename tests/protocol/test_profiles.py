@@ -1,0 +1,275 @@
+"""`--like`: each profile beside the RabbitMQ that it is named after, as far as one is at hand."""
+
+import re
+import uuid
+from collections.abc import Callable, Iterator
+
+import pika
+import pytest
+from pika import BasicProperties
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import AMQPChannelError, AMQPConnectionError, ChannelClosedByBroker, ConnectionClosedByBroker
+
+from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.broker.embedded.model.profile import Like
+from tests.brokers import TestBroker, skip_or_fail
+from tests.protocol.conftest import Api, Take
+
+QUORUM = {"x-queue-type": "quorum"}
+
+
+@pytest.fixture(scope="module")
+def profiles() -> Iterator[Callable[[str], TestBroker]]:
+    """Starts a broker for each profile, once."""
+    started: dict[str, EmbeddedBroker] = {}
+
+    def of(like: str) -> TestBroker:
+        if like not in started:
+            started[like] = EmbeddedBroker(like=like, management_port=0).start()
+        broker = started[like]
+        return TestBroker("embedded", broker.url.removesuffix("/%2F"), str(broker.management_url))
+
+    yield of
+    for each in started.values():
+        each.stop()
+
+
+@pytest.fixture(params=[*Like, "rabbitmq"], ids=lambda like: like if like == "rabbitmq" else f"embedded-{like}")
+def broker(request: pytest.FixtureRequest, profiles: Callable[[str], TestBroker]) -> Iterator[TestBroker]:
+    """Each profile, and whichever RabbitMQ there is, in place of the suite's two brokers."""
+    is_real = request.param == "rabbitmq"
+    found = request.getfixturevalue("rabbitmq") if is_real else profiles(request.param)
+    if found is None:
+        skip_or_fail("no rabbitmq-server is installed, and MQTOOL_TEST_URL names none")
+    fresh = found.with_fresh_vhost(f"test-{uuid.uuid4().hex[:12]}")
+    yield fresh
+    fresh.drop_vhost()
+
+
+@pytest.fixture
+def quorum(channel: BlockingChannel) -> Callable[..., str]:
+    """Declares a quorum queue with these arguments, and puts a message there."""
+
+    def declare(*, body: bytes = b"x", **arguments: object) -> str:
+        channel.queue_declare("q", durable=True, arguments={**QUORUM, **arguments})
+        channel.basic_publish("", "q", body)
+        return "q"
+
+    return declare
+
+
+def closed(what: Callable[[], object]) -> tuple[int, str]:
+    """The code and text with which the broker refuses something."""
+    with pytest.raises((AMQPChannelError, AMQPConnectionError)) as refused:
+        what()
+    assert isinstance(refused.value, ChannelClosedByBroker | ConnectionClosedByBroker)
+    return refused.value.reply_code, refused.value.reply_text
+
+
+def test_which_version_it_says_it_is(broker: TestBroker, connection: pika.BlockingConnection, api: Api) -> None:
+    """The same in AMQP and in the management API."""
+    version = connection._impl.server_properties["version"]
+    overview = api("GET", "overview")[1]
+    assert version == overview["rabbitmq_version"] == overview["product_version"] == broker.version
+
+
+def test_how_often_a_message_may_come_back(
+    broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]
+) -> None:
+    """Up to 3.13 as often as it likes, from 4.0 on 20 times, from 4.3 on only rejections count."""
+    queue = quorum()
+    give_back = channel.basic_reject if broker.differs_since("4.3", "a nack does not count") else channel.basic_nack
+    for _ in range(21):
+        give_back(take.one(queue, auto_ack=False)[0].delivery_tag)
+    if broker.differs_since("4.0", "the limit is 20"):
+        take.until(lambda: channel.queue_declare(queue, passive=True).method.message_count == 0)
+    else:
+        assert take.one(queue)[2] == b"x"
+
+
+def test_how_often_it_came_back(
+    broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]
+) -> None:
+    """By basic.nack, by basic.reject, and by the loss of a channel."""
+    queue, seen = quorum(), []
+    for give_back in (channel.basic_nack, channel.basic_reject, channel.basic_recover):
+        method, properties, _ = take.one(queue, auto_ack=False)
+        seen.append(properties.headers)
+        if give_back == channel.basic_recover:
+            channel.close()
+        else:
+            give_back(method.delivery_tag)
+    seen.append(Take(channel.connection.channel()).one(queue)[1].headers)
+    if broker.differs_since("4.3", "all are counted, and those that failed"):
+        failed = [{}, {"x-delivery-count": 1}, {"x-delivery-count": 2}]
+        assert seen == [None, *({"x-acquired-count": number, **failed[number - 1]} for number in (1, 2, 3))]
+    else:
+        first = None if broker.differs_since("4.0", "a first delivery has no count") else {"x-delivery-count": 0}
+        assert seen == [first, *({"x-delivery-count": number} for number in (1, 2, 3))]
+
+
+def test_without_a_limit(broker: TestBroker, channel: BlockingChannel, take: Take, quorum: Callable[..., str]) -> None:
+    """A limit of -1 is none; what is returned then goes behind the others, up to 4.2."""
+    limit = {"x-delivery-limit": -1} if broker.differs_since("4.0", "there is a limit") else {}
+    queue = quorum(body=b"1", **limit)
+    channel.basic_publish("", queue, b"2")
+    channel.basic_nack(take.one(queue, auto_ack=False)[0].delivery_tag)
+    take.until(lambda: channel.queue_declare(queue, passive=True).method.message_count == 2)
+    is_first = broker.differs_since("4.3", "it comes first")
+    assert take.bodies(queue, 2) == ([b"1", b"2"] if is_first else [b"2", b"1"])
+
+
+def test_priorities_in_a_quorum_queue(broker: TestBroker, channel: BlockingChannel, take: Take) -> None:
+    """None, two of which the higher one gets two turns of three, or 32."""
+    channel.queue_declare("q", durable=True, arguments=QUORUM)
+    for body, priority in ((b"a", None), (b"b", 1), (b"c", 5), (b"d", 9), (b"e", 7), (b"f", 200)):
+        channel.basic_publish("", "q", body, BasicProperties(priority=priority))
+    take.until(lambda: channel.queue_declare("q", passive=True).method.message_count == 6)
+    expected = b"abcdef"
+    if broker.differs_since("4.0", "two priorities"):
+        expected = b"cdaefb"
+    if broker.differs_since("4.3", "32 priorities"):
+        expected = b"fdecab"
+    assert b"".join(take.bodies("q", 6)) == expected
+
+
+def test_deaths_that_a_client_tells_of(broker: TestBroker, channel: BlockingChannel, take: Take) -> None:
+    """From 4.0 on only the broker counts them, and there is a last death as well as a first one."""
+    channel.queue_declare("dead", durable=True)
+    arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
+    channel.queue_declare("q", durable=True, arguments=arguments)
+    counts = []
+    headers = None
+    for _ in range(2):
+        channel.basic_publish("", "q", b"x", BasicProperties(headers=headers))
+        channel.basic_reject(take.one("q", auto_ack=False)[0].delivery_tag, requeue=False)
+        headers = take.one("dead")[1].headers
+        counts.append(headers["x-death"][0]["count"])
+    distrusts = broker.differs_since("4.0", "it does not count what a client says")
+    assert counts == ([1, 1] if distrusts else [1, 2])
+    assert headers.get("x-last-death-reason") == ("rejected" if distrusts else None)
+
+
+def test_deaths_in_a_circle(broker: TestBroker, channel: BlockingChannel, take: Take) -> None:
+    """Those that the broker knows of count, in every version."""
+    for name, other, ttl in (("a", "b", {}), ("b", "a", {"x-message-ttl": 1})):
+        arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": other, **ttl}
+        channel.queue_declare(name, durable=True, arguments=arguments)
+    channel.basic_publish("", "a", b"x")
+    for _ in range(2):
+        channel.basic_reject(take.one("a", auto_ack=False)[0].delivery_tag, requeue=False)
+    deaths = take.one("a")[1].headers["x-death"]
+    assert [(death["queue"], death["reason"], death["count"]) for death in deaths] == [
+        ("b", "expired", 2),
+        ("a", "rejected", 2),
+    ]
+
+
+def test_every_queue_has_a_type(broker: TestBroker, channel: BlockingChannel, api: Api, vhost: str) -> None:
+    """From 4.0 on it is listed, and compared, if it was declared without."""
+    channel.queue_declare("q", durable=True)
+    listed = {"x-queue-type": "classic"} if broker.differs_since("4.0", "it is listed") else {}
+    assert api("GET", f"queues/{vhost}/q")[1]["arguments"] == listed
+    channel.queue_declare("q", durable=True, arguments={"x-queue-type": "classic"})
+    _, text = closed(lambda: channel.queue_declare("q", durable=True, arguments=QUORUM))
+    received = "received 'quorum' but current is 'classic'" if listed else "current is none"
+    assert text.endswith(received)
+
+
+def test_arguments_of_classic_queues(
+    broker: TestBroker, connection: pika.BlockingConnection, connect: Callable[..., pika.BlockingConnection]
+) -> None:
+    """4.3 looks at no x-queue-mode, and has neither the first storage nor x-queue-master-locator."""
+    has_gone = broker.differs_since("4.3", "they are gone")
+
+    def declare(argument: str, value: object, connection: pika.BlockingConnection = connection) -> None:
+        connection.channel().queue_declare("", durable=True, arguments={argument: value})
+
+    if has_gone:
+        declare("x-queue-mode", "eager")
+        assert "unsupported queue version '1'" in closed(lambda: declare("x-queue-version", 1))[1]
+        code, text = closed(lambda: declare("x-queue-master-locator", "client-local", connect()))
+        assert (code, text.partition(".")[0]) == (541, "INTERNAL_ERROR - Feature `queue_master_locator` is deprecated")
+    else:
+        assert "unsupported queue mode 'eager'" in closed(lambda: declare("x-queue-mode", "eager"))[1]
+        declare("x-queue-version", 1)
+        declare("x-queue-master-locator", "client-local")
+
+
+def test_transient_queues(broker: TestBroker, connect: Callable[..., pika.BlockingConnection]) -> None:
+    """From 4.3.0 to 4.3.5 a queue is durable or exclusive."""
+    connect().channel().queue_declare("mine", exclusive=True)
+
+    def declare() -> None:
+        connect().channel().queue_declare("ours")
+
+    if broker.version in (f"4.3.{patch}" for patch in range(6)):
+        code, text = closed(declare)
+        assert (code, text.partition(".")[0]) == (
+            541,
+            "INTERNAL_ERROR - Feature `transient_nonexcl_queues` is deprecated",
+        )
+    else:
+        declare()
+
+
+def test_what_policies_may_say(broker: TestBroker, api: Api, vhost: str) -> None:
+    """4.0 took mirrored queues away; a limit of -1 is none since then; 4.3 delays what is returned."""
+
+    def put(definition: dict[str, object]) -> bool:
+        return api("PUT", f"policies/{vhost}/p", {"pattern": "^none$", "definition": definition})[0] in (201, 204)
+
+    since_4_0 = broker.differs_since("4.0", "other settings")
+    since_4_3 = broker.differs_since("4.3", "other settings")
+    assert put({"ha-mode": "all"}) is not since_4_0
+    assert put({"delivery-limit": -1}) is since_4_0
+    assert put({"queue-master-locator": "min-masters"}) is not since_4_3
+    assert put({"delayed-retry-type": "all", "delayed-retry-min": 5}) is since_4_3
+    assert not put({"delayed-retry-type": "all"})
+
+
+def test_what_a_permission_is_for(
+    broker: TestBroker, connect: Callable[..., pika.BlockingConnection], api: Api, vhost: str, amqp_url: str
+) -> None:
+    """From 4.0 on a refusal says which it takes; from 4.3 on a passive declaration takes one too."""
+    user = f"ann-{vhost}"
+    api("PUT", f"users/{user}", {"password": "secret", "tags": ""})
+    api("PUT", f"permissions/{vhost}/{user}", {"configure": "", "write": "", "read": ""})
+    api("PUT", f"queues/{vhost}/q", {"durable": True})
+    connection = connect(amqp_url.replace("guest:guest", f"{user}:secret"))
+    what = "read access" if broker.differs_since("4.0", "it says which") else "- access"
+    assert what in closed(lambda: connection.channel().basic_get("q"))[1]
+    if broker.differs_since("4.3", "it takes the right to configure"):
+        assert "configure access" in closed(lambda: connection.channel().queue_declare("q", passive=True))[1]
+    else:
+        connection.channel().queue_declare("q", passive=True)
+    connection.close()
+    api("DELETE", f"users/{user}")
+
+
+def test_a_commit_that_cannot_reach_a_queue(
+    broker: TestBroker, channel: BlockingChannel, connect: Callable[..., pika.BlockingConnection]
+) -> None:
+    """It was let pass, then cost the channel, and costs the connection since 4.2."""
+    channel.queue_declare("q", durable=True)
+    other = connect().channel()
+    other.tx_select()
+    other.basic_publish("", "q", b"x")
+    other.queue_declare("q", durable=True, passive=True)  # the broker has had the message
+    channel.queue_delete("q")
+    if broker.differs_since("4.2", "it costs the connection"):
+        code, text = closed(other.tx_commit)
+        assert (code, re.sub(r"\s+", " ", text).partition(",")[0]) == (
+            506,
+            "RESOURCE_ERROR - failed to deliver message: {not_found",
+        )
+    elif broker.differs_since("4.0", "it costs the channel"):
+        assert closed(other.tx_commit) == (406, "PRECONDITION_FAILED - partial tx completion")
+    else:
+        other.tx_commit()
+
+
+def test_no_such_profile() -> None:
+    """It is said at once, with those that there are."""
+    with pytest.raises(ValueError, match=r"cannot behave like RabbitMQ 4, only like 3\.10, 4\.0, 4\.2"):
+        EmbeddedBroker(like="4")
