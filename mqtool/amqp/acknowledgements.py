@@ -1,10 +1,13 @@
 """Sending acknowledgements: those that come together leave in one write, together with the answers before them."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from mqtool.amqp.io_thread import IoThread
 from mqtool.message import Delivery
+
+#: How many deliveries may be acknowledged before an earlier one, until it does not matter any more which they are.
+_EARLY = 1000
 
 
 class Acknowledgements:
@@ -33,3 +36,26 @@ class Acknowledgements:
         self._is_due = False  # before the last look: whatever is added from here on sees to itself
         self._before()
         self._send([self._waiting.popleft() for _ in range(len(self._waiting))])
+
+
+class Tags:
+    """The delivery tags that one opening of a channel has acknowledged: from the first on, one may stand for several.
+
+    A quorum queue writes down each acknowledgement, and does that for many as quickly as for one.
+    """
+
+    def __init__(self) -> None:
+        self._through = 0
+        self._early: set[int] = set()
+
+    def acknowledge(self, tags: Sequence[int]) -> Iterator[tuple[int, bool]]:
+        """What to send: tags, and whether each stands for all before it, too."""
+        self._early.update(tags)
+        while self._through + 1 in self._early:
+            self._through += 1
+            self._early.discard(self._through)
+        if together := [tag for tag in tags if tag <= self._through]:  # all before them are acknowledged, or among them
+            yield max(together), len(together) > 1
+        yield from ((tag, False) for tag in tags if tag > self._through)
+        if len(self._early) > _EARLY:  # something is in hand for long; it, or what is behind it, goes by itself
+            self._early.clear()

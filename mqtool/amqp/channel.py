@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from mqtool.amqp import declaring, hooks
-from mqtool.amqp.acknowledgements import Acknowledgements
+from mqtool.amqp.acknowledgements import Acknowledgements, Tags
 from mqtool.amqp.consumer import Consumer
 from mqtool.amqp.declaring import Request
 from mqtool.amqp.link import Line, Link, Listener, Thing
@@ -57,6 +57,7 @@ class Channel(Listener):
         self._mandatory = mandatory
         self._consumers: list[Consumer] = []
         self._publishing = Publishing(self.link, connection, confirm_timeout)
+        self._tags, self._tags_of = Tags(), 0
         self._acks = Acknowledgements(connection.io, self._acknowledge, before=self._publishing.publisher.drain)
         self.link.listen(self)
 
@@ -279,7 +280,10 @@ class Channel(Listener):
     def _acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         tags = [delivery.delivery_tag for delivery in deliveries if self.is_current(delivery)]
         if tags:
-            self.link.requests.send_now(self._epoch, lambda pika: hooks.acknowledge(pika, tags))
+            if self._tags_of != self._epoch:
+                self._tags, self._tags_of = Tags(), self._epoch
+            acks = self._tags.acknowledge(tags)
+            self.link.requests.send_now(self._epoch, lambda pika: hooks.acknowledge(pika, acks))
             self.link.progress()
 
     def _forget(self, consumer: Consumer) -> None:

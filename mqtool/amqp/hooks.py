@@ -55,10 +55,10 @@ def write(connection: PikaConnection, frames: Iterable[bytes]) -> None:
     connection._output_marshaled_frames([b"".join(frames)])
 
 
-def acknowledge(channel: PikaChannel, tags: Iterable[int]) -> None:
-    """Acknowledge deliveries one by one, in one write. On the I/O thread."""
+def acknowledge(channel: PikaChannel, tags: Iterable[tuple[int, bool]]) -> None:
+    """Acknowledge deliveries, in one write; each tag with whether it stands for all before it. On the I/O thread."""
     start = (spec.FRAME_METHOD, channel.channel_number, 13, spec.Basic.Ack.INDEX)
-    write(channel.connection, [_BASIC_ACK(*start, tag, 0, spec.FRAME_END) for tag in tags])
+    write(channel.connection, [_BASIC_ACK(*start, tag, multiple, spec.FRAME_END) for tag, multiple in tags])
 
 
 def read_large_pieces() -> None:

@@ -16,8 +16,9 @@ from mqtool.topology import Queue
 ONE_EACH = Receiving(prefetch=1)
 #: Seconds for one delivery: below, the round trip to the broker matters; above, it does not.
 _QUICK, _SLOW = 0.02, 0.2
-#: After this many quick deliveries in a row, this many more are taken in advance, and more for each further hand.
-_IN_A_ROW, _IN_ADVANCE = 50, 8
+#: After this many quick deliveries in a row, more are taken in advance: as many as take these seconds, up to a limit,
+#: and a lot for each hand and a few at least.
+_IN_A_ROW, _AHEAD, _MOST, _FEW = 50, 0.02, 250, 8
 #: This many are then handled one after another, unless their bodies have this many bytes together.
 IN_A_LOT, _LARGE = 8, 1 << 16
 
@@ -31,9 +32,10 @@ class Pace:
 
     def __init__(self, channel: Channel, hands: int = 1) -> None:
         self._channel = channel
-        self._extra = hands * IN_A_LOT + _IN_ADVANCE
+        self._least = hands * IN_A_LOT + _FEW
         self._lock = threading.Lock()
         self._quick_in_a_row = 0
+        self._seconds = 0.0  # of these
 
     @property
     def is_quick(self) -> bool:
@@ -45,13 +47,15 @@ class Pace:
         with self._lock:
             before = self._quick_in_a_row
             if seconds > _SLOW + _QUICK * (count - 1):
-                self._quick_in_a_row = 0
+                self._quick_in_a_row, self._seconds = 0, 0.0
                 if before >= _IN_A_ROW:
                     self._channel.take_in_advance(0)
             elif seconds < _QUICK and before < _IN_A_ROW:
                 self._quick_in_a_row += 1
+                self._seconds += seconds
                 if self._quick_in_a_row == _IN_A_ROW:
-                    self._channel.take_in_advance(self._extra)
+                    each = max(self._seconds / _IN_A_ROW, _AHEAD / _MOST)
+                    self._channel.take_in_advance(max(self._least, int(_AHEAD / each)))
 
 
 class Hands:
