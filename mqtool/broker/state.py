@@ -31,6 +31,7 @@ class Wanted:
         in_memory: keep nothing on disk (embedded broker only).
         image: RabbitMQ image to build on (Docker only); None for the one that we test with.
         listen: one more address to listen on for AMQP connections, besides loopback.
+        definitions: file to load when it starts.
         tls: files with its certificate and key, and with the authority of its clients if they need a certificate
             (embedded broker only).
         like: the RabbitMQ that the embedded broker is to behave like.
@@ -47,6 +48,7 @@ class Wanted:
     stream_port: int | None = None
     tls: tuple[Path, ...] = ()
     like: str | None = None
+    definitions: Path | None = None
 
     @property
     def nodes(self) -> int:
@@ -65,7 +67,7 @@ class Started:
         pid: the process to stop; 0 if there is more than one, or none.
         directory: for its data, log and configuration.
         details: what else its kind needs to know, with "data" and, where they were asked for, "listen", "built_on",
-            "streams" (the URL of the stream port), "tls_files" and "like".
+            "streams" (the URL of the stream port), "definitions" (a file), "tls_files" and "like".
             `broker status` shows what is not nested.
     """
 
@@ -96,6 +98,7 @@ def differing(started: Started, kind: str, wanted: Wanted) -> list[str]:
         "--image": wanted.image in (None, details.get("built_on")),
         "--listen": wanted.listen in (None, details.get("listen")),
         "--like": wanted.like in (None, details.get("like")),
+        "--definitions": wanted.definitions is None or details.get("definitions") == str(wanted.definitions),
         "--tls-cert": list(map(str, wanted.tls)) in ([], details.get("tls_files")),
     }
     return [option for option, as_asked in agrees.items() if not as_asked]

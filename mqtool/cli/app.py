@@ -42,7 +42,7 @@ COMMANDS = {
     "completion": ("completion", _LEARN),
     "broker": ("broker", _BROKER),
     "context": ("context", _BROKER),
-    "wait": ("broker", _BROKER),
+    "wait": ("wait", _BROKER),
     "list": ("listing", _SEE),
     "topology": ("topology", _SEE),
     "route": ("route", _SEE),

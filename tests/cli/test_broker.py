@@ -1,5 +1,6 @@
 """`broker up` and what belongs to it: one command to have a broker, one to be rid of it."""
 
+import json
 import os
 import re
 import signal
@@ -14,6 +15,8 @@ from mqtool.broker.embedded.testing.authority import Authority
 from mqtool.broker.ports import free_port
 from tests.brokers import own_broker
 from tests.cli.shell import Shell, wait_until
+
+ORDERS = {"name": "orders", "vhost": "/", "durable": True, "auto_delete": False, "arguments": {}}
 
 
 @pytest.fixture
@@ -38,14 +41,16 @@ def test_a_broker_from_up_to_down(home: Shell, kind: Kind) -> None:
     port = str(free_port())
 
     management = f"http://127.0.0.1:{free_port()}"
-    ports = ("--port", port, "--management-port", management.rpartition(":")[2])
-    up = home.run("mqtool", "broker", "up", "--kind", kind, "--name", "mine", *ports)
+    (home.directory / "topology.json").write_text(json.dumps({"vhosts": [{"name": "/"}], "queues": [ORDERS]}))
+    options = ("--port", port, "--management-port", management.rpartition(":")[2], "--definitions", "topology.json")
+    up = home.run("mqtool", "broker", "up", "--kind", kind, "--name", "mine", *options)
     assert (up.code, up.stdout.strip()) == (0, f"{STARTERS[kind].describe} is up at amqp://guest@127.0.0.1:{port}")
     again = home.run("mqtool", "broker", "up", "--name", "mine")
     assert again.stdout == f"already running at amqp://guest@127.0.0.1:{port}\n"
 
     url = home.run("bash", "-c", 'eval "$(mqtool broker env --name mine)"; echo $AMQP_URL').stdout.strip()
     assert url == f"amqp://guest:guest@127.0.0.1:{port}"
+    assert home.run("mqtool", "list", "queues", "-u", url).stdout == "orders\t0\n"
     assert home.run("mqtool", "new-task", "kept", "-u", url).code == 0
     status = home.run("mqtool", "broker", "status", "--name", "mine")
     assert "running" in status.stdout
@@ -66,6 +71,25 @@ def test_a_broker_from_up_to_down(home: Shell, kind: Kind) -> None:
 
     home.run("mqtool", "broker", "up", "--kind", kind, "--name", "mine", "--port", port)
     assert home.run("mqtool", "receive", "-q", "task_queue", "-c", "1", "-u", url).stdout == " [x] Received kept\n"
+
+
+def test_definitions_are_loaded_whenever_it_starts(home: Shell, at_port: str) -> None:
+    """What it cannot load is said, and then no broker is left behind."""
+    exported = {kind: value for kind, value in ORDERS.items() if kind != "vhost"}
+    (home.directory / "topology.json").write_text(json.dumps({"queues": [exported]}))
+    up = ("mqtool", "broker", "up", "--kind=embedded", "--in-memory", "--name=mine", at_port)
+    assert home.run(*up, "--definitions", "topology.json").code == 0
+    url = f"amqp://127.0.0.1:{at_port.rpartition('=')[2]}"
+    assert home.run("mqtool", "broker", "restart", "--name", "mine").code == 0
+    assert home.run("mqtool", "list", "queues", "-u", url).stdout == "orders\t0\n"
+    home.run("mqtool", "broker", "down", "--name", "mine")
+
+    (home.directory / "shovels.json").write_text('{"parameters": [{"component": "shovel", "name": "x", "vhost": "/"}]}')
+    refused = home.run(*up, "--definitions", "shovels.json")
+    assert refused.code == 2
+    assert "shovels.json: the broker refuses: the embedded broker does not have shovel 'x'\n" in refused.stderr
+    assert home.run("mqtool", "broker", "status", "--name", "mine").code == 69
+    assert "No such file" in home.run(*up, "--definitions", "none").stderr
 
 
 def management_of(status: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""mqtool broker up, serve, restart, down, status, ls, rm, logs, env; mqtool wait."""
+"""mqtool broker up, serve, restart, down, status, ls, rm, logs, env."""
 
 import contextlib
 import shlex
@@ -10,17 +10,16 @@ from urllib.parse import urlsplit
 import typer
 
 from mqtool.amqp import Address, Connection, parse_addresses
-from mqtool.broker import choice, log_files, ports, remote, state
+from mqtool.broker import choice, definitions_file, log_files, ports, remote, state
 from mqtool.broker.choice import Kind, Starter, starter_of
 from mqtool.broker.embedded.model.profile import DEFAULT, Like
 from mqtool.broker.lifeline import stop_with_this_process
 from mqtool.broker.starting import wait_until_up, where_log_is
 from mqtool.broker.state import DEFAULT_NAME, Started, Wanted
-from mqtool.broker.waiting import connect_within
 from mqtool.cli import stopping
 from mqtool.cli.access import Access, Choice, choose, is_same_node
 from mqtool.cli.display import output, tables
-from mqtool.cli.options import DURATION, Broker, ContextName, Url, takes_groups, takes_groups_but
+from mqtool.cli.options import Broker, ContextName, Url, takes_groups, takes_groups_but
 from mqtool.cli.options.asking import Yes, ask
 from mqtool.errors import Unavailable, UsageError
 
@@ -32,6 +31,9 @@ _LOG_PAUSE = 0.2
 
 Name = Annotated[str, typer.Option(help="Name of the broker")]
 LikeVersion = Annotated[Like | None, typer.Option(help="RabbitMQ to behave like: 3.10, unless given (embedded)")]
+Definitions = Annotated[
+    Path | None, typer.Option(metavar="FILE", resolve_path=True, help="RabbitMQ definitions to load at the start")
+]
 ClientCa = Annotated[Path | None, typer.Option(help="Require client certificates of this authority (embedded)")]
 
 
@@ -63,11 +65,14 @@ def up(
     ] = False,
     tls_client_ca: ClientCa = None,
     like: LikeVersion = None,
+    definitions: Definitions = None,
 ) -> None:
     """Use a broker that is reachable, or start one."""
     # Of any other kind, they are for a look whether there is a broker already.
     tls = _tls(options.tls_cert, options.tls_key, tls_client_ca) if kind is Kind.EMBEDDED else ()
-    wanted = Wanted(name, port, data_dir, in_memory, cluster, image, listen, management_port, stream_port, tls, like)
+    wanted = Wanted(
+        name, port, data_dir, in_memory, cluster, image, listen, management_port, stream_port, tls, like, definitions
+    )
     _check(wanted, kind, tls_client_ca)
     if _is_up_again(kind, wanted, foreground=foreground):
         return
@@ -82,18 +87,7 @@ def up(
                 f"no broker answers at {access.address} ({choice.reason})", "unset it to start a broker here"
             )
     starter = _prepared(kind, wanted)
-    output.status(f"starting {starter.describe} …")
-    with stopping.calling(lambda: None):  # no Ctrl-C between its start and remembering it
-        started = starter.start(wanted)
-        if foreground:
-            stop_with_this_process(started)
-    try:
-        if stopping.requested() is not None:
-            raise KeyboardInterrupt
-        started = _ready(started)
-    except BaseException:
-        starter.stop(started)
-        raise
+    started = _start(starter, wanted, foreground=foreground)
     _say_up(started, f"{starter.describe} is up")
     if (url := remote.url_of(started)) is not None:
         output.status(f"for another machine, not encrypted: export AMQP_URL={url}")
@@ -118,6 +112,8 @@ def _check(wanted: Wanted, kind: Kind, client_ca: Path | None) -> None:
         raise UsageError(f"{wanted.name!r} is not a valid broker name", "use letters, digits, - and _")
     if wanted.listen is not None:
         remote.check(wanted.listen)
+    if wanted.definitions is not None:
+        definitions_file.read(wanted.definitions)
 
 
 def _is_up_again(kind: Kind, wanted: Wanted, *, foreground: bool) -> bool:
@@ -154,9 +150,27 @@ def _prepared(kind: Kind, wanted: Wanted) -> Starter:
     return last
 
 
+def _start(starter: Starter, wanted: Wanted, *, foreground: bool) -> Started:
+    """Start a broker, and wait until it is ready; without that, nothing is left of it."""
+    output.status(f"starting {starter.describe} …")
+    with stopping.calling(lambda: None):  # no Ctrl-C between its start and remembering it
+        started = definitions_file.remember(starter.start(wanted), wanted.definitions)
+        if foreground:
+            stop_with_this_process(started)
+    try:
+        if stopping.requested() is not None:
+            raise KeyboardInterrupt
+        started = _ready(started)
+    except BaseException:
+        starter.stop(started)
+        raise
+    return started
+
+
 def _ready(started: Started) -> Started:
     """The broker, once it accepts connections, also those of another machine's user."""
     started = wait_until_up(started)
+    definitions_file.load(started)
     return remote.admit(started) if "listen" in started.details else started
 
 
@@ -213,9 +227,7 @@ def serve(
         int | None, typer.Option(min=0, max=65535, help="Port of the stream protocol; 0 for any free one")
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Keep messages here; without it nothing is kept")] = None,
-    definitions: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="RabbitMQ definitions to load at the start")
-    ] = None,
+    definitions: Definitions = None,
     guest_from_anywhere: Annotated[
         bool, typer.Option("--guest-from-anywhere", help="Let guest log in from other machines, too")
     ] = False,
@@ -383,15 +395,3 @@ def env(
         output.show(f"export MQTOOL_URL={shlex.quote(url)}")
     if streams := started.details.get("streams"):
         output.show(f"export MQTOOL_STREAM_PORT={urlsplit(streams).port}")
-
-
-@app.command(epilog="mqtool wait --timeout 30s")
-@takes_groups
-def wait(
-    options: Broker,
-    timeout: Annotated[float, typer.Option(show_default="30s", help="Total time limit (exit 124)", **DURATION)] = "30s",  # type: ignore[assignment]
-) -> None:
-    """Wait until the broker accepts connections."""
-    access = options.access()
-    connect_within(timeout, access.connect).close()
-    output.status(f"{access.address} is ready")

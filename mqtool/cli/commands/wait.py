@@ -1,0 +1,23 @@
+"""mqtool wait."""
+
+from typing import Annotated
+
+import typer
+
+from mqtool.broker.waiting import connect_within
+from mqtool.cli.display import output
+from mqtool.cli.options import DURATION, Broker, takes_groups
+
+app = typer.Typer()
+
+
+@app.command(epilog="mqtool wait --timeout 30s")
+@takes_groups
+def wait(
+    options: Broker,
+    timeout: Annotated[float, typer.Option(show_default="30s", help="Total time limit (exit 124)", **DURATION)] = "30s",  # type: ignore[assignment]
+) -> None:
+    """Wait until the broker accepts connections."""
+    access = options.access()
+    connect_within(timeout, access.connect).close()
+    output.status(f"{access.address} is ready")
