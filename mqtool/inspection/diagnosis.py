@@ -139,6 +139,14 @@ def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]
             f"has {counted(queue['messages_ready'])} waiting, and nothing moves: a long task, or a forgotten basic.ack",
             "look at its consumers: each has a delivery, and acknowledged nothing between the two looks",
         )
+    if queue.get("type") == "stream":
+        limits = management.effective_arguments(queue)
+        if _either(limits, "max-length-bytes") is None and _either(limits, "max-age") is None:
+            yield finding(
+                "stream-limit",
+                "is a stream without max-length-bytes and max-age: it keeps all until the disk is full",
+                "set a policy: mqtool policy set --help",
+            )
     yield from _of_dead_letters(queue, earlier, exchanges, finding)
 
 

@@ -11,6 +11,7 @@ _WORST_FIRST = (
     *("no-acks", "stands-still", "no-consumer"),
     *("dead-letter-exchange", "no-dead-letter-exchange", "alternate-exchange", "leads-nowhere"),
     *("dead-letter-cycle", "exchange-cycle"),
+    *("reader-misses", "reader-behind", "stream-limit"),
     "firehose",
     *("delayed-exchange", "transient", "queue-argument", "global-prefetch", "mirrored", "delivery-limit", "lazy"),
 )

@@ -149,7 +149,7 @@ QUEUES = Listing(
         state node leader members online consumers consumer_capacity consumer_utilisation exclusive_consumer_tag
         single_active_consumer_tag messages messages_ready messages_unacknowledged messages_ram messages_persistent
         messages_ready_ram messages_unacknowledged_ram message_bytes message_bytes_ready message_bytes_unacknowledged
-        message_bytes_ram message_bytes_persistent memory head_message_timestamp idle_since
+        message_bytes_ram message_bytes_persistent memory head_message_timestamp idle_since segments
         publish_rate=message_stats.publish_details.rate deliver_rate=message_stats.deliver_get_details.rate
         ack_rate=message_stats.ack_details.rate redeliver_rate=message_stats.redeliver_details.rate
     """),

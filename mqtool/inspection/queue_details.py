@@ -8,6 +8,7 @@ from mqtool.inspection import definitions, wiring
 from mqtool.inspection.definitions import Definitions
 from mqtool.inspection.listing import QUEUES
 from mqtool.inspection.routes import Router, routing_type
+from mqtool.inspection.stream_readers import Places
 from mqtool.management import Management, path
 from mqtool.management.client import Json
 from mqtool.topology import Binding, Queue
@@ -35,12 +36,14 @@ class QueueDetails:
         row: the columns of `list queues`.
         consumers: as the API tells of them.
         bindings: without the one to the default exchange.
+        places: of the readers of a stream, once somebody has looked at them.
     """
 
     row: Json
     consumers: Sequence[Json]
     bindings: Sequence[Binding]
     dead_letters: DeadLetterTarget | None
+    places: Places | None = None
 
 
 def look(api: Management, vhost: str, name: str) -> QueueDetails:

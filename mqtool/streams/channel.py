@@ -152,6 +152,14 @@ class StreamChannel:
         _check_name(name, "name")
         return self.session.stored_offset(stream, name)
 
+    def offsets_of(self, stream: str) -> range:
+        """The offsets of the messages that a stream has.
+
+        Raises:
+            NotFound: there is no such stream.
+        """
+        return self.sessions_for([stream], to_publish=False)[0].offsets_of(stream)
+
     def store_offset(self, stream: str, name: str, offset: int) -> None:
         """Have the broker keep an offset under a name: that of the last message that somebody is done with.
 

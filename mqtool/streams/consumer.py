@@ -46,8 +46,10 @@ class Consumer:
         self._has_filters = bool(filters)
         self._is_single_active = single_active
         properties = {f"filter.{number}": value for number, value in enumerate(filters)}
+        if track is not None:
+            properties["name"] = track  # which the management API shows
         if single_active:
-            properties |= {"single-active-consumer": "true", "name": track or ""}
+            properties["single-active-consumer"] = "true"
             properties |= {"super-stream": super_stream} if super_stream else {}
         self._readings = [Reading(stream, number, properties) for number, stream in enumerate(streams)]
         self._reading = self._readings[0]  # the one that the lot is of

@@ -24,9 +24,8 @@ _T = TypeVar("_T")
 Inbox = queues.SimpleQueue[bytes | None]
 #: The offset before the first, in 64 bits.
 NOWHERE = (1 << 64) - 1
-#: The subscription with which end_of() looks, and where it starts.
+#: The subscription with which we look for the first chunk and the last.
 _LOOK = 255
-_LAST_CHUNK = OffsetSpec.from_params(OffsetType.LAST, None)
 _DELIVER = DELIVER.to_bytes(2)
 _HEARTBEAT = 60
 #: Seconds to wait for the answer to a request.
@@ -131,24 +130,34 @@ class Session:
 
     def end_of(self, stream: str) -> int:
         """The offset that the next message will have. Before anything is subscribed to."""
+        last = self._chunk_at(OffsetType.LAST, stream)
+        return last.first_offset + last.records if last else 0
+
+    def offsets_of(self, stream: str) -> range:
+        """The offsets of its messages. Before anything is subscribed to."""
+        first = self._chunk_at(OffsetType.FIRST, stream)
+        return range(first.first_offset, self.end_of(stream)) if first else range(0)
+
+    def _chunk_at(self, place: OffsetType, stream: str) -> chunks.Chunk | None:
+        """The first chunk of a stream, or the last; None if it is empty."""
 
         async def request(client: StreamClient) -> None:
-            await client.subscribe(stream, _LOOK, _LAST_CHUNK, 1, {})
+            await client.subscribe(stream, _LOOK, OffsetSpec.from_params(place, None), 1, {})
             await client.unsubscribe(_LOOK)  # whose answer comes after the chunk, if there is one
 
         self.ask(request, stream)
-        end, others = 0, []
+        found: chunks.Chunk | None = None
+        others = []
         with contextlib.suppress(queues.Empty):
             while True:
                 frame = self._inbox.get_nowait()
                 if frame is not None and frame[:2] == _DELIVER and frame[4] == _LOOK:
-                    chunk = chunks.parse(frame)
-                    end = chunk.first_offset + chunk.records
+                    found = chunks.parse(frame)
                 else:
                     others.append(frame)
         for frame in others:
             self._inbox.put(frame)
-        return end
+        return found
 
     def check_version(self, wanted: tuple[int, int], what: str) -> None:
         """See that the broker is new enough for something.

@@ -1,6 +1,7 @@
 """mqtool queue show: all of a queue on one screen."""
 
 import json
+import signal
 
 import pytest
 
@@ -79,13 +80,32 @@ def test_where_dead_letters_go(admin: Shell, settings: str, goes: str) -> None:
     assert goes in admin.run("mqtool", "queue", "show", "other").stdout
 
 
-@pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
-def test_a_stream_drops_no_dead_letters(admin: Shell) -> None:
-    """It has none, and nothing is said of them."""
-    admin.run("mqtool", "queue", "declare", "events", "--queue-type", "stream")
-    shown = admin.run("mqtool", "queue", "show", "events").stdout
-    assert "stream, durable" in shown
+def test_a_stream_and_how_far_its_readers_are(shell: Shell, broker: TestBroker) -> None:
+    """Offsets, and the lag of each reader that is named; without the stream port the rest, and why."""
+    if not broker.streams:
+        pytest.skip("this broker has no port for streams")
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    shell.run("mqtool", "send-stream", "-l", "-q", "events", stdin="one\ntwo\nthree\n")
+    reader = shell.start("mqtool", "receive-stream", "-q", "events", "--track", "me", "--raw").wait_for_stdout("three")
+    wait_until(lambda: shell.run("mqtool", "offset", "show", "events", "me").stdout == "2\n", "the offset to be stored")
+    reader.process.send_signal(signal.SIGSTOP)
+    shell.run("mqtool", "send-stream", "-l", "-q", "events", stdin="four\nfive\n")
+    wait_until(lambda: "name" in str(broker.api("GET", f"consumers/{broker.vhost}")), "the API to know the reader")
+
+    found = json.loads(shell.run("mqtool", "queue", "show", "events", "--json").stdout)
+    last = found["next_offset"] - 1
+    assert (found["first_offset"], last >= 4) == (0, True)  # RabbitMQ counts stored offsets, too
+    assert [(each["stored_offset"], each["lag"]) for each in found["consumers"]] == [(2, last - 2)]
+    shown = shell.run("mqtool", "queue", "show", "events").stdout
+    for expected in ("stream, durable", f"offsets         0 to {last}", f"offset 2, {last - 2} messages behind"):
+        assert expected in shown
     assert "dead letters" not in shown
+    assert f"{last - 2} messages behind" in shell.run("mqtool", "offset", "show", "events", "me").stderr
+
+    unknown = shell.run("mqtool", "queue", "show", "events", "--stream-port", "1")
+    assert "the offsets are not known: nothing answers at " in unknown.stderr
+    assert "at an offset that is not known" in unknown.stdout
+    reader.process.send_signal(signal.SIGCONT)
 
 
 def test_there_is_no_such_queue(admin: Shell) -> None:

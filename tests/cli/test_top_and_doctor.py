@@ -1,12 +1,13 @@
 """mqtool top and doctor: what goes on, and what would bite."""
 
 import json
+import signal
 from typing import Any
 
 import pika
 import pytest
 
-from tests.brokers import TestBroker
+from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.terminal import on_terminal
 
@@ -108,6 +109,25 @@ def test_doctor_finds_dead_ends_and_circles(watcher: Shell, broker: TestBroker) 
     assert "'one' → 'two' → 'one'" in text or "'two' → 'one' → 'two'" in text
     assert "the alternate exchange 'missed', which has no bindings: what it cannot route is lost" in text
     assert "the alternate exchange 'nowhere', which does not exist" in text
+
+
+@on_any_broker
+def test_doctor_finds_streams_without_limits_and_readers_that_miss_messages(watcher: Shell, broker: TestBroker) -> None:
+    """What was dropped before a connected reader was done with it; and what is never dropped."""
+    watcher.run("mqtool", "queue", "declare", "endless", "--queue-type", "stream")
+    small = ("--argument", "max-length-bytes=2000", "--argument", "stream-max-segment-size-bytes=1000")
+    send = ("mqtool", "send-stream", "-l", "-q", "short", *small)
+    watcher.run(*send, stdin="one\n")
+    reader = watcher.start("mqtool", "receive-stream", "-q", "short", "--track", "me", "--raw").wait_for_stdout("one")
+    wait_until(lambda: watcher.run("mqtool", "offset", "show", "short", "me").code == 0, "the offset to be stored")
+    reader.process.send_signal(signal.SIGSTOP)
+    for _ in range(5):
+        watcher.run(*send, stdin="x" * 1000 + "\n")
+    found = findings(watcher, broker)
+    reader.process.send_signal(signal.SIGCONT)
+    assert found["stream-limit"]["thing"] == "queue 'endless'"
+    assert found["reader-misses"]["thing"] == "stream 'short'"
+    assert "reader 'me' is not done with" in found["reader-misses"]["what"]
 
 
 def test_doctor_says_once_what_is_true_of_many(watcher: Shell, broker: TestBroker) -> None:

@@ -14,7 +14,9 @@ from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 
 from tests.brokers import TestBroker
+from tests.cli.shell import wait_until
 from tests.protocol.conftest import Api, Take
+from tests.protocol.raw_stream import RawStream
 
 pytestmark = pytest.mark.own_vhost("statistics of what an earlier test has deleted may linger")
 
@@ -27,6 +29,25 @@ def eventually(api: Api, path: str, **wanted: Any) -> dict[str, Any]:
         if status == 200 and all(view.get(name) == value for name, value in wanted.items()):
             return dict(view)
         assert time.monotonic() < deadline, (status, view)
+
+
+def test_a_reader_of_a_stream_is_a_consumer(api: Api, vhost: str, client: RawStream, stream: str) -> None:
+    """With the properties that it gave, such as the name under which it stores offsets."""
+    client.subscribe(7, stream, name="me")
+    where = f"queues/{vhost}/{stream}"
+    wait_until(lambda: bool(api("GET", where)[1].get("consumer_details")), "the statistics")
+    view = eventually(api, where, consumers=1)
+    [consumer] = view["consumer_details"]
+    assert consumer.pop("channel_details")["user"] == "guest"
+    wanted = {
+        "arguments": {"name": "me"},
+        "consumer_tag": "stream.subid-7",
+        "queue": {"name": stream, "vhost": vhost},
+        "ack_required": False,
+        "prefetch_count": 0,
+    }
+    assert wanted.items() <= consumer.items()
+    assert list(view["readers"].values()) == [1]
 
 
 def test_declaring(api: Api, vhost: str, channel: BlockingChannel) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
@@ -21,6 +22,7 @@ from mqtool.cli.options import (
     takes_groups_but,
 )
 from mqtool.cli.options.asking import Yes, ask
+from mqtool.cli.options.streams import StreamPort
 from mqtool.errors import BadData, DeclaredDifferently, MqtoolError, NotFound, UsageError
 from mqtool.inspection.listing import counted, refresh
 from mqtool.spelling import nearest
@@ -86,14 +88,21 @@ def show_queue(
     broker: Broker,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,
     management: ManagementUrl = None,
+    stream_port: StreamPort = None,
 ) -> None:
     """Show a queue: settings, counts, consumers, bindings and more."""
     from mqtool.cli.display import queue_text
-    from mqtool.inspection import queue_details
+    from mqtool.inspection import queue_details, stream_readers
 
     access = broker.access(management)
     found = queue_details.look(access.management(), access.vhost, queue)
-    if found.row["type"] != "stream":  # of one, AMQP does not tell how long it is
+    if found.row["type"] == "stream":  # of one, AMQP does not tell how long it is
+        try:
+            with access.stream_channel(stream_port) as stream:
+                found = replace(found, places=stream_readers.places(stream, queue, found.consumers))
+        except MqtoolError as error:
+            output.notice(f"the offsets are not known: {error}")
+    else:
         with suppress(MqtoolError), access.channel() as channel:  # it may be exclusive to another connection
             depth = administration.depth(channel, queue)
             if refresh(found.row, depth.ready, depth.consumers):

@@ -3,9 +3,10 @@
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from enum import StrEnum
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,12 +15,16 @@ from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.display import findings, output
 from mqtool.cli.options import TIME_LIMIT, Broker, ManagementUrl, takes_groups
+from mqtool.cli.options.streams import StreamPort
 from mqtool.errors import AccessRefused, MqtoolError, NotFound, SomeFailed, Unavailable
-from mqtool.inspection import diagnosis, upgrade
+from mqtool.inspection import diagnosis, stream_readers, upgrade
 from mqtool.inspection.finding import Finding, worst_first
 from mqtool.inspection.listing import counted
 from mqtool.inspection.upgrade import Version
 from mqtool.management import Management
+
+if TYPE_CHECKING:
+    from mqtool.streams import StreamChannel
 
 app = typer.Typer()
 
@@ -60,6 +65,7 @@ def doctor(
     form: Annotated[Format, typer.Option("--format", help="Text, NDJSON, a Nagios check or metrics")] = Format.TEXT,
     as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON, as --format json does")] = False,
     management: ManagementUrl = None,
+    stream_port: StreamPort = None,
 ) -> None:
     """Check a broker and report problems.
 
@@ -69,7 +75,7 @@ def doctor(
     try:
         access = broker.access(management)
         say = output.status if form in (Format.TEXT, Format.JSON) else lambda _: None
-        found = worst_first(_findings(access, broker.vhost, between, upgrade_to, say))
+        found = worst_first(_findings(access, broker.vhost, between, upgrade_to, say, stream_port))
     except MqtoolError as error:
         if form is not Format.NAGIOS:
             raise
@@ -107,7 +113,12 @@ def _of_upgrade(api: Management, vhost: str | None, wanted: Version) -> Iterator
 
 
 def _findings(
-    access: Access, vhost: str | None, between: float, wanted: Version | None, say: Callable[[str], None]
+    access: Access,
+    vhost: str | None,
+    between: float,
+    wanted: Version | None,
+    say: Callable[[str], None],
+    stream_port: int | None,
 ) -> Iterator[Finding]:
     api, stop = access.management(), threading.Event()
     if wanted is not None:
@@ -121,13 +132,32 @@ def _findings(
             if stop.wait(between):
                 raise KeyboardInterrupt
 
+    before = _readers(access, api, vhost, stream_port)
     yield from diagnosis.findings(api, vhost, wait)
+    if before:
+        yield from stream_readers.findings(before, _readers(access, api, vhost, stream_port))
     yield from diagnosis.of_firehose(api, vhost)
     try:
         yield from diagnosis.of_nodes(api)
     except AccessRefused as refused:
         output.warning(f"alarms were not checked: {refused}" + (f" ({refused.hint})" if refused.hint else ""))
     yield from _guest(api, access.address)
+
+
+def _readers(
+    access: Access, api: Management, vhost: str | None, port: int | None
+) -> dict[tuple[str, str], stream_readers.Places]:
+    """How far the named readers of streams are; says so if that cannot be known."""
+
+    def connect(vhost: str) -> AbstractContextManager["StreamChannel"]:
+        addresses = [each._replace(virtual_host=vhost) for each in access.addresses]
+        return access._replace(addresses=addresses).stream_channel(port)
+
+    try:
+        return stream_readers.look(api, vhost, connect)
+    except MqtoolError as error:
+        output.warning(f"readers of streams were not checked: {error}")
+        return {}
 
 
 def _guest(api: Management, address: Address) -> Iterator[Finding]:

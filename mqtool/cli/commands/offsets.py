@@ -9,6 +9,8 @@ from mqtool.cli.options import Broker, Receiving, live_names, takes_groups_but
 from mqtool.cli.options.streams import DialectOfStreams, StreamOptions, StreamPort
 from mqtool.cli.pipe.receiving import announced
 from mqtool.errors import MqtoolError, NotConfirmed
+from mqtool.inspection.listing import counted
+from mqtool.inspection.stream_readers import Places
 from mqtool.message import Confirmation, Message
 from mqtool.tutorials.stream_dialects import TRACKING, StreamDialect, Tracking
 
@@ -28,12 +30,16 @@ def show(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort 
     """Print the offset of the last message that a reader is done with."""
     with broker.access().stream_channel(port) as channel:
         stored = channel.stored_offset(stream, name)
+        seen = Places(channel.offsets_of(stream), {name: stored})
     if stored is None:
         raise MqtoolError(
             f"stream {stream!r} has no offset under {name!r}",
             "a reader stores one with --track; it starts where --offset says until then",
         )
     output.show(str(stored))
+    output.status(f"{counted(seen.lag(name) or 0)} behind")
+    if missed := seen.missed(name):
+        output.warning(f"{counted(missed)} that it is not done with are no longer in the stream")
 
 
 @offset.command("set", epilog="mqtool offset set app reports 41999")

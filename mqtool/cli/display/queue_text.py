@@ -12,6 +12,7 @@ from mqtool.cli.display.styled import BAD, DIM, KEY, NAME, Line, shown
 from mqtool.inspection import definitions
 from mqtool.inspection.listing import counted
 from mqtool.inspection.queue_details import DeadLetterTarget, QueueDetails
+from mqtool.inspection.stream_readers import Places, name_of
 
 _INDENT = 18
 _PROPERTIES = ("durable", "auto_delete", "exclusive")
@@ -28,7 +29,7 @@ def explained(queue: QueueDetails, columns: int | None, rows: int | None) -> Ite
     yield [("queue ", DIM), (shown(queue.row["name"]), NAME), (" in vhost ", DIM), shown(queue.row["vhost"])]
     yield from facts
     room = None if rows is None else max(2, (rows - len(facts) - 6) // 2)
-    yield from _section("consumers", [_consumer(each) for each in queue.consumers], room)
+    yield from _section("consumers", [_consumer(each, queue.places) for each in queue.consumers], room)
     bound: list[Line] = [[shown(each.source), " ── ", (bound_by(each), KEY)] for each in queue.bindings]
     yield from _section("bindings", bound, room)
 
@@ -36,8 +37,15 @@ def explained(queue: QueueDetails, columns: int | None, rows: int | None) -> Ite
 def as_json(queue: QueueDetails) -> dict[str, Any]:
     """The queue as JSON has it: the columns of `list queues`, with consumers and bindings as lists."""
     consumers = [{name: value for name, value in each.items() if name != "queue"} for each in queue.consumers]
+    offsets = {}
+    if (places := queue.places) is not None:
+        offsets = {"first_offset": places.offsets.start, "next_offset": places.offsets.stop}
+        for each in consumers:
+            name = name_of(each)
+            each |= {"stored_offset": places.stored.get(name or ""), "lag": places.lag(name)}
     return {
         **queue.row,
+        **offsets,
         "consumers": consumers,
         "bindings": [definitions.as_json(binding) for binding in queue.bindings],
         "dead_letters": None if queue.dead_letters is None else asdict(queue.dead_letters),
@@ -62,6 +70,11 @@ def _facts(queue: QueueDetails, columns: int | None) -> Iterator[Line]:
     rates = [f"{row[name] or 0:,.1f}/s {what}" for name, what in _RATES.items()]
     yield from _fact("rates", ", ".join(rates), columns)
     if row["type"] == "stream":  # keeps what was consumed, and drops what is too old
+        if (places := queue.places) is not None:
+            there = places.offsets
+            yield from _fact("offsets", f"{there[0]:,} to {there[-1]:,}" if there else "none", columns)
+        if row["segments"] is not None:
+            yield from _fact("segments", _number(row["segments"]), columns)
         return
     target = queue.dead_letters
     is_lost = target is not None and not target.queues and (target.exchange != "" or target.routing_key is not None)
@@ -89,13 +102,24 @@ def _dead_letters(target: DeadLetterTarget | None) -> str:
     return f"{where}: to the queue of that name" if is_open else f"{where}: lost, no queue gets them"
 
 
-def _consumer(consumer: Mapping[str, Any]) -> Line:
+def _consumer(consumer: Mapping[str, Any], places: Places | None) -> Line:
     details = consumer.get("channel_details") or {}
     acknowledges = "" if consumer.get("ack_required", True) else ", without acknowledgements"
     how = f"  prefetch {consumer.get('prefetch_count', 0)}{acknowledges}"
     client = str(details.get("connection_name") or "?").partition(" -> ")[0]
     who = f"{shown(details.get('user') or '?')} at {shown(client)}"
+    if (name := name_of(dict(consumer))) is not None:
+        return [(shown(name), NAME), f"  {who}", (_place(name, places), DIM)]
     return [(shown(consumer["consumer_tag"]), NAME), f"  {who}", (how, DIM)]
+
+
+def _place(name: str, places: Places | None) -> str:
+    if places is None:
+        return "  at an offset that is not known"
+    lag = places.lag(name)
+    if lag is None:
+        return "  no offset stored"
+    return f"  done with offset {_number(places.stored[name])}, {counted(lag)} behind"
 
 
 def _section(what: str, lines: Sequence[Line], room: int | None) -> Iterator[Line]:

@@ -297,13 +297,16 @@ class Management(Directory):
 
     def _consumers(self, user: User, vhost: str | None) -> Iterable[views.Json]:
         seen = {each.name for each in self._visible(user, vhost)}
-        channels = [channel for connection in self.opened() for channel in connection.channels.values()]
-        return [
+        opened = self.opened()
+        channels = [channel for connection in opened for channel in connection.channels.values()]
+        by_amqp = [
             views.consumer(channel, each)
             for channel in channels
             for each in channel.deliveries.subscriptions.values()
             if each.queue.vhost in seen
         ]
+        readers = [each for each in opened if each.vhost.name in seen]
+        return [*by_amqp, *(views.subscription(each, one) for each in readers for one in each.subscriptions)]
 
     def _permissions(self) -> list[views.Json]:
         return [view for user in self.broker.users.values() for view in views.permissions(user)]

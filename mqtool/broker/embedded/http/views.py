@@ -4,7 +4,7 @@ import base64
 import math
 import time
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mqtool.broker.embedded.http.directory import AnyConnection
 from mqtool.broker.embedded.http.process import process
@@ -12,12 +12,18 @@ from mqtool.broker.embedded.http.rates import Rates
 from mqtool.broker.embedded.model.broker import NODE, Broker
 from mqtool.broker.embedded.model.exchange import TYPES, Exchange, Link
 from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.stream_queue import Stream
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.wire.channel import Channel
 from mqtool.broker.embedded.wire.connection import Connection
 from mqtool.broker.embedded.wire.deliveries import Subscription
+from mqtool.broker.embedded.wire.session import Session
 from mqtool.routing.field_table import Table, Value
+
+if TYPE_CHECKING:
+    # Most brokers have no streams, and need not import their protocol.
+    from mqtool.broker.embedded.streaming.subscriptions import Subscription as StreamSubscription
 
 Json = dict[str, Any]
 
@@ -81,9 +87,11 @@ def queue(queue: Queue, rates: Rates) -> Json:
         view["messages_dlx"] = len(queue.dead_letters)
         view["message_bytes_dlx"] = sum(len(entry.message.body) for entry, _ in queue.dead_letters)
         view["message_bytes"] += view["message_bytes_dlx"]
-    if queue.kind == "stream":
+    if isinstance(queue, Stream):
         view = {name: value for name, value in view.items() if not name.startswith("message_bytes")}
-        view |= {"leader": NODE, "members": [NODE], "online": [NODE], "readers": {NODE: len(consumers)}}
+        readers = len(consumers) + queue.log.subscriptions
+        view |= {"leader": NODE, "members": [NODE], "online": [NODE], "readers": {NODE: readers}}
+        view |= {"consumers": readers, "segments": queue.log.segments}
     return view
 
 
@@ -127,10 +135,14 @@ def bindings(vhost: VirtualHost) -> list[Json]:
 
 
 def _channel_details(channel: Channel) -> Json:
-    connection = channel.session
+    name = f"{channel.session.name} ({channel.number})"
+    return {**_connection_details(channel.session), "name": name, "number": channel.number}
+
+
+def _connection_details(connection: "AnyConnection | Session") -> Json:
     return {
-        "name": f"{connection.name} ({channel.number})",
-        "number": channel.number,
+        "name": "",
+        "number": 0,
         "connection_name": connection.name,
         "peer_host": connection.peer[0],
         "peer_port": connection.peer[1],
@@ -153,6 +165,22 @@ def consumer(channel: Channel, subscription: Subscription) -> Json:
         "active": active,
         "activity_status": "single_active" if queue.consumers.active is subscription else "up" if active else "waiting",
         "arguments": table(subscription.arguments),
+    }
+
+
+def subscription(connection: AnyConnection, subscription: "StreamSubscription") -> Json:
+    """One of /api/consumers that came by the stream protocol."""
+    waits = subscription.group is not None and not subscription.is_active
+    return {
+        "consumer_tag": f"stream.subid-{subscription.number}",
+        "queue": {"name": subscription.stream, "vhost": connection.vhost.name},
+        "channel_details": _connection_details(connection),
+        "ack_required": False,
+        "exclusive": False,
+        "prefetch_count": 0,
+        "active": not waits,
+        "activity_status": "waiting" if waits else "up",
+        "arguments": dict(subscription.properties),
     }
 
 

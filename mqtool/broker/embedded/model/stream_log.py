@@ -94,6 +94,7 @@ class StreamLog:
         deleted: it is gone; whoever watches it is called for that, too.
         publishing_ids: the last one of each producer.
         offsets: those that consumers have stored.
+        subscriptions: how many there are by the stream protocol.
         lost: how many octets at its end could not be read after a restart.
     """
 
@@ -106,6 +107,7 @@ class StreamLog:
         self.lost = 0
         self.publishing_ids: dict[str, int] = {}
         self.offsets: dict[str, int] = {}
+        self.subscriptions = 0
         self._changed_offsets: dict[str, int] = {}
         self._watchers: dict[Callable[[], object], None] = {}
         self._sealed: list[_Draft] = []

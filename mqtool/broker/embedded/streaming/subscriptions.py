@@ -1,7 +1,7 @@
 """The subscriptions of a connection: chunks to the client, as many as it gives credit for."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from mqtool.broker.embedded.model.stream_chunk import Chunk
@@ -47,6 +47,9 @@ class Subscription:
     """A client's wish for the chunks of a stream from some place on.
 
     Attributes:
+        number: the client's, for it.
+        log: of the stream.
+        properties: what the client has said of it, such as the name under which it stores offsets.
         group: the group in which only one is active, if it is in one.
         filters: bits of the filter values of which chunks must have one; None for all chunks.
         is_active: whether it gets chunks.
@@ -54,8 +57,8 @@ class Subscription:
 
     def __init__(self, session: Session, number: int, stream: str, log: StreamLog, place: _Place, credit: int) -> None:
         self._session = session
-        self._number = number
-        self._log = log
+        self.number = number
+        self.log = log
         self._place = place
         self._reader: Reader | None = None
         self._read: deque[Chunk] = deque()
@@ -64,13 +67,14 @@ class Subscription:
         self.credit = credit
         self.group: GroupKey | None = None
         self.filters: list[int] | None = None
+        self.properties: Mapping[str, str] = {}
         self.is_active = False
 
     def begin(self, place: _Place) -> None:
         """Send chunks from a place on, or from where the client asked for when it subscribed."""
         self._read.clear()
         asked = self._place if place.kind == _NONE else place
-        self._reader = Reader(self._log, asked.offset_in(self._log), self.filters)
+        self._reader = Reader(self.log, asked.offset_in(self.log), self.filters)
         self.pump()
 
     def pump(self) -> None:
@@ -85,9 +89,9 @@ class Subscription:
             self._deliver(read.popleft())
 
     def _deliver(self, chunk: Chunk) -> None:
-        head = bytes((self._number,))
+        head = bytes((self.number,))
         if self._session.deliver_version == 2:
-            head += u64(self._log.last_chunk)
+            head += u64(self.log.last_chunk)
         self._session.write(frame(Key.DELIVER, head + chunk.raw, self._session.deliver_version))
 
     # -- one of a group
@@ -106,12 +110,12 @@ class Subscription:
     def _tell(self) -> None:
         # The client's answers come in this order: the number need only be unlike its last ones.
         self._correlation += 1
-        body = u32(self._number << 16 | self._correlation & 0xFFFF)
-        self._session.write(frame(Key.CONSUMER_UPDATE, body + bytes((self._number, self.is_active))))
+        body = u32(self.number << 16 | self._correlation & 0xFFFF)
+        self._session.write(frame(Key.CONSUMER_UPDATE, body + bytes((self.number, self.is_active))))
 
     def is_answered_by(self, correlation: int) -> bool:
         """Whether the client's answer is to the last thing it was told."""
-        return correlation == self._number << 16 | self._correlation & 0xFFFF
+        return correlation == self.number << 16 | self._correlation & 0xFFFF
 
 
 class Subscriptions:
@@ -125,6 +129,9 @@ class Subscriptions:
     def __len__(self) -> int:
         return len(self._subscriptions)
 
+    def __iter__(self) -> Iterator[Subscription]:
+        return iter(self._subscriptions.values())
+
     def subscribe(self, fields: Fields, correlation: int) -> None:
         """Take a new subscription."""
         number, stream = fields.number(1), fields.string()
@@ -136,13 +143,14 @@ class Subscriptions:
         if number in self._subscriptions:
             raise Refused(Code.SUBSCRIPTION_ID_ALREADY_EXISTS)
         subscription = Subscription(session, number, stream, log, place, credit)
-        subscription.filters = _filters(properties)
+        subscription.properties, subscription.filters = properties, _filters(properties)
         if properties.get("single-active-consumer") == "true":
             name = properties.get("name", "")
             if not name:
                 raise Refused(Code.PRECONDITION_FAILED)
             subscription.group = GroupKey(session.vhost.name, stream, name)
         self._subscriptions[number] = subscription
+        log.subscriptions += 1
         session.watch(stream, log)
         session.answer(Key.SUBSCRIBE, correlation)
         if subscription.group is None:
@@ -202,6 +210,7 @@ class Subscriptions:
 
     def _drop(self, number: int) -> None:
         subscription = self._subscriptions.pop(number)
+        subscription.log.subscriptions -= 1
         if subscription.group is not None:
             self._groups.remove(subscription.group, subscription)
 

@@ -4,6 +4,8 @@ import asyncio
 import ipaddress
 import logging
 import time
+from collections.abc import Collection
+from typing import Any
 
 from pamqp import commands
 from pamqp.base import Frame
@@ -51,6 +53,7 @@ class Connection(FrameStream):
     Attributes:
         protocol: what the management API calls it.
         user, vhost, rights: who logged in, where, and what they may do; set in the handshake.
+        subscriptions: none; those to streams come by another protocol.
         channel_max: the highest channel number, as negotiated.
         channels: by number, the open channels and those that the client has yet to agree are closed.
         exclusive_queues: the queues that go with the connection.
@@ -58,6 +61,7 @@ class Connection(FrameStream):
     """
 
     protocol = "AMQP 0-9-1"
+    subscriptions: Collection[Any] = ()
     user: User
     vhost: VirtualHost
     rights: Rights
