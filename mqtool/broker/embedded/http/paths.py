@@ -1,4 +1,7 @@
-"""The paths of the management API below `/api`, and what can be done with each. Upper case stands for a name."""
+"""The paths of the management API below `/api`, and what can be done with each. Upper case stands for a name.
+
+docs/reference/embedded-broker.md lists them for people.
+"""
 
 from http import HTTPStatus
 
@@ -14,7 +17,7 @@ PATHS: dict[str, tuple[str, ...]] = {
     "nodes/NODE": _READ,
     "extensions": _READ,
     "feature-flags": _READ,
-    "feature-flags/NAME/enable": ("PUT",),
+    "feature-flags/FLAG/enable": ("PUT",),
     "auth": _READ,
     "whoami": _READ,
     "definitions": (*_READ, "POST"),
@@ -45,7 +48,7 @@ PATHS: dict[str, tuple[str, ...]] = {
     "parameters": _READ,
     "parameters/COMPONENT": _READ,
     "parameters/COMPONENT/VHOST": _READ,
-    "parameters/COMPONENT/VHOST/NAME": _ONE,
+    "parameters/COMPONENT/VHOST/PARAMETER": _ONE,
     "global-parameters": _READ,
     "global-parameters/NAME": _ONE,
     "policies": _READ,

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from mqtool.broker.embedded.http.directory import AnyConnection
+from mqtool.broker.embedded.http.parameters import cluster_name
 from mqtool.broker.embedded.http.process import process
 from mqtool.broker.embedded.http.rates import Rates
 from mqtool.broker.embedded.model.broker import NODE, Broker
@@ -336,7 +337,7 @@ def overview(broker: Broker, connections: Collection[AnyConnection], user: User,
         "rabbitmq_version": broker.profile.version,
         "product_name": "RabbitMQ",
         "product_version": broker.profile.version,
-        "cluster_name": NODE,
+        "cluster_name": cluster_name(broker),
         "node": NODE,
         "erlang_version": "",
         "rates_mode": "basic",

@@ -11,6 +11,8 @@ CONSUMER_ARGUMENTS: dict[str, Check] = {
     "x-cancel-on-ha-failover": boolean,
 }
 
+_SUPPORTED = {"classic": ("x-priority", "x-cancel-on-ha-failover"), "quorum": ("x-priority",), "stream": (OFFSET,)}
+
 
 def check_consumer(queue: Queue, arguments: Table, *, prefetch: int, no_ack: bool) -> None:
     """Check a basic.consume.
@@ -21,8 +23,8 @@ def check_consumer(queue: Queue, arguments: Table, *, prefetch: int, no_ack: boo
     """
     where = f"queue '{queue.name}' in vhost '{queue.vhost}'"
     is_stream = queue.kind == "stream"
-    for argument in CONSUMER_ARGUMENTS if is_stream else (OFFSET,):
-        if argument in arguments:
+    for argument in (*CONSUMER_ARGUMENTS, OFFSET):
+        if argument in arguments and argument not in _SUPPORTED[queue.kind]:
             raise precondition_failed(f"invalid arg '{argument}' for {where} of queue type rabbit_{queue.kind}_queue")
     for argument, check in CONSUMER_ARGUMENTS.items():
         if argument in arguments and (wrong := check(arguments[argument], arguments)) is not None:
