@@ -4,12 +4,15 @@ always is; shells, terminals, demonstrations and drills start the installed mqto
 
     test ── arguments, environment, three descriptors ──> server ── fork ──> command
          <───────────── process id, exit status ────────
+
+A shell can have it, too: `on_path` is a directory with an mqtool that asks the server on behalf of its caller.
 """
 
 import contextlib
 import functools
 import gc
 import importlib
+import marshal
 import os
 import pickle
 import pkgutil
@@ -19,6 +22,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +41,32 @@ _KNOWN = {
 }
 
 #: They start mqtool themselves, and tests look at the processes.
-_START_OTHERS = ("broker", "drill", "tutorial run")
+_START_OTHERS = ("broker up", "broker serve", "broker restart", "drill", "tutorial run")
+
+
+#: A shell's mqtool. It imports what is built in alone, since that is what takes time.
+_CLIENT = """#!{python} -IS
+import marshal, posix, sys
+import _signal, _socket
+
+words = [b"mqtool", *(word.encode("utf-8", "surrogateescape") for word in sys.argv[1:])]
+server = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+server.connect({door!r})
+streams = b"".join(number.to_bytes(4, sys.byteorder) for number in (0, 1, 2))
+asked = marshal.dumps((words, posix.getcwdb(), dict(posix.environ)))
+server.sendmsg([asked], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, streams)])
+pid = marshal.loads(server.recv(64))
+if not pid:
+    posix.execv({mqtool!r}, [{mqtool!r}, *words[1:]])
+for number in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP):
+    if _signal.getsignal(number) is not _signal.SIG_IGN:
+        _signal.signal(number, lambda number, _: posix.kill(pid, number))
+code = marshal.loads(server.recv(64))
+if code < 0:
+    _signal.signal(-code, _signal.SIG_DFL)
+    posix.kill(posix.getpid(), -code)
+posix._exit(code)
+"""
 
 
 class Command:
@@ -84,8 +113,18 @@ class Preloaded:
 
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-m", "tests.cli.preloaded", str(theirs.fileno())]
-        self._server = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=Path(__file__).parents[2])
+        self._directory = tempfile.TemporaryDirectory(prefix="mqtool-preloaded-")
+        self.on_path = Path(self._directory.name)
+        client = self.on_path / "mqtool"
+        mqtool = str(Path(sys.executable).with_name("mqtool"))
+        client.write_text(_CLIENT.format(python=sys.executable, mqtool=mqtool, door=str(self.on_path / "door")))
+        client.chmod(0o755)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
+            door.bind(str(self.on_path / "door"))
+            door.listen(64)
+            ends = theirs.fileno(), door.fileno()
+            command = [sys.executable, "-m", "tests.cli.preloaded", *map(str, ends)]
+            self._server = subprocess.Popen(command, pass_fds=ends, cwd=Path(__file__).parents[2])
         theirs.close()
         self._commands: dict[int, Command] = {}
         self._sending = threading.Lock()
@@ -123,6 +162,11 @@ class Preloaded:
 @functools.cache
 def _server() -> Preloaded:
     return Preloaded()
+
+
+def on_path() -> Path:
+    """The directory of an mqtool that is preloaded, to come first on a shell's PATH."""
+    return _server().on_path
 
 
 def start(
@@ -186,36 +230,87 @@ def _feed(to: IO[bytes], written: bytes) -> None:
         to.write(written)
 
 
-def _serve(ours: socket.socket) -> None:
-    """Fork for each request, and tell how each child ends, until there is nobody to ask any more."""
-    ends: dict[int, int] = {}
-    pipe_end, wake = os.pipe()
-    os.set_blocking(wake, False)
-    signal.set_wakeup_fd(wake)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    while True:
-        ready = select.select([ours, pipe_end], [], [])[0]
-        if pipe_end in ready:
-            os.read(pipe_end, 4096)
-        while ends and (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)) is not None:
-            code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
-            ours.send(pickle.dumps((ends.pop(ended.si_pid), "ended", code)))
-        if ours not in ready:
-            continue
-        message, streams, *_ = socket.recv_fds(ours, _MOST, 3)
+class _Callers:
+    """Those who asked for the commands that run, to be told how these end."""
+
+    def __init__(self, test: socket.socket, door: socket.socket) -> None:
+        self.test, self.door = test, door
+        self.woken, self._wake = socket.socketpair()
+        self._wake.setblocking(False)
+        signal.set_wakeup_fd(self._wake.fileno())
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self._commands: dict[int, tuple[socket.socket, int]] = {}
+        self._shells: dict[socket.socket, int] = {}
+
+    def sockets(self) -> list[socket.socket]:
+        return [self.test, self.door, self.woken, *self._shells]
+
+    def add_shell(self) -> None:
+        self._shells[self.door.accept()[0]] = 0
+
+    def ask(self, asking: socket.socket) -> bool:
+        """Start what is asked for; whether the test is still there."""
+        message, streams, *_ = socket.recv_fds(asking, _MOST, 3)
         if not message:
-            return
-        number, words, directory, environment = pickle.loads(message)
-        pid = os.fork()
+            if asking is self.test:
+                return False
+            if pid := self._shells.pop(asking):  # somebody has killed the client
+                os.kill(pid, signal.SIGKILL)
+            asking.close()
+            return True
+        number, words, directory, environment = pickle.loads(message) if asking is self.test else _asked(message)
+        pid = os.fork() if asking is self.test or _is_ours(words) else -1
         if not pid:
-            for mine in (pipe_end, wake):
-                os.close(mine)
-            ours.close()
+            for mine in (*self.sockets(), self._wake):
+                mine.close()
             _become(words, directory, environment, streams)
         for stream in streams:
             os.close(stream)
-        ends[pid] = number
-        ours.send(pickle.dumps((number, "started", pid)))
+        if pid < 0:
+            asking.send(marshal.dumps(0))  # it has to do it itself
+            return True
+        self._commands[pid] = asking, number
+        if asking is self.test:
+            asking.send(pickle.dumps((number, "started", pid)))
+        else:
+            self._shells[asking] = pid
+            asking.send(marshal.dumps(pid))
+        return True
+
+    def tell_of_ends(self) -> None:
+        while self._commands and (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)) is not None:
+            code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+            asked, number = self._commands.pop(ended.si_pid)
+            if asked is self.test:
+                asked.send(pickle.dumps((number, "ended", code)))
+            elif asked in self._shells:
+                self._shells[asked] = 0
+                asked.send(marshal.dumps(code))
+
+
+def _asked(message: bytes) -> tuple[int, list[str], str, dict[str, str]]:
+    """What a client asks for; its environment is the shell's."""
+    words, directory, environment = marshal.loads(message)
+    return (
+        0,
+        list(map(os.fsdecode, words)),
+        os.fsdecode(directory),
+        {os.fsdecode(name): os.fsdecode(value) for name, value in environment.items()},
+    )
+
+
+def _serve(test: socket.socket, door: socket.socket) -> None:
+    """Fork for each request, and tell how each child ends, until there is nobody to ask any more."""
+    callers = _Callers(test, door)
+    while True:
+        for each in select.select(callers.sockets(), [], [])[0]:
+            if each is callers.woken:
+                each.recv(4096)
+                callers.tell_of_ends()
+            elif each is door:
+                callers.add_shell()
+            elif not callers.ask(each):
+                return
 
 
 def _become(words: list[str], directory: str, environment: dict[str, str], streams: list[int]) -> NoReturn:
@@ -251,9 +346,22 @@ def _load_all() -> None:
             importlib.import_module(module.name)
     for name in ("requests", "rich.table", "rich.console", "rich.live", "typer.rich_utils", "sqlite3"):
         importlib.import_module(name)
+    _build_commands()
     gc.freeze()
+
+
+def _build_commands() -> None:
+    """Make the options of all commands once: typer takes longer for that than most commands for what they do."""
+    import typer.main
+
+    from mqtool.cli import app
+
+    build = typer.main.get_group = functools.cache(typer.main.get_group)
+    for module in {module for module, _ in app.COMMANDS.values()}:
+        build(importlib.import_module(f"mqtool.cli.commands.{module}").app)
+    build(app.app)
 
 
 if __name__ == "__main__":
     _load_all()
-    _serve(socket.socket(fileno=int(sys.argv[1])))
+    _serve(*(socket.socket(fileno=int(number)) for number in sys.argv[1:]))

@@ -97,6 +97,10 @@ class Shell:
         self.environment = {**inherited, "PATH": path, "COLUMNS": "100", **environment}
         self._started: list[Running] = []
 
+    def preload(self) -> None:
+        """Have the mqtool of bash scripts preloaded, too: for those of which only the words matter."""
+        self.environment["PATH"] = f"{preloaded.on_path()}:{self.environment['PATH']}"
+
     def __enter__(self) -> Self:
         return self
 
