@@ -115,6 +115,9 @@ def test_the_definitions_of_all(api: Api, vhost: str) -> None:
         "users": [user],
         "vhosts": [{"name": vhost}],
         "permissions": [{"user": user["name"], "vhost": vhost, "configure": "", "write": "", "read": "^jobs"}],
+        "topic_permissions": [
+            {"user": user["name"], "vhost": vhost, "exchange": "logs", "write": "^app", "read": "critical$"}
+        ],
         **{kind: [{**item, "vhost": vhost} for item in topology[kind]] for kind in topology},
     }
     try:
@@ -122,7 +125,6 @@ def test_the_definitions_of_all(api: Api, vhost: str) -> None:
         assert api("GET", "whoami", None, user["name"], "secret")[1]["name"] == user["name"]
         exported = api("GET", "definitions")[1]
         assert has(exported, document)
-        assert exported["topic_permissions"] == []
         assert api("GET", "definitions", None, user["name"], "secret")[0] == 401
         assert api("POST", f"definitions/{vhost}", {}, user["name"], "secret")[0] == 401
     finally:
@@ -157,7 +159,9 @@ def test_a_broker_that_comes_up_with_a_topology(tmp_path: Path, api_of: Callable
     """Users can log in; without a virtual host things go to /; it is loaded into what a data directory has, too."""
     file, data = tmp_path / "definitions.json", tmp_path / "data"
     rights = {"user": "ann", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"}
-    file.write_text(json.dumps({**TOPOLOGY, **policies("/"), "users": [ANN], "permissions": [rights]}))
+    topics = [{"user": "ann", "vhost": "/", "exchange": "logs", "write": "critical$", "read": ""}]
+    users = {"users": [ANN], "permissions": [rights], "topic_permissions": topics}
+    file.write_text(json.dumps({**TOPOLOGY, **policies("/"), **users}))
     for _ in range(2):
         with EmbeddedBroker(data_dir=data, management_port=0, definitions=file) as broker:
             ours = broker.url.replace("guest:guest", "ann:secret")
@@ -167,6 +171,8 @@ def test_a_broker_that_comes_up_with_a_topology(tmp_path: Path, api_of: Callable
                 assert channel.basic_get("jobs", auto_ack=True)[2] == b"x"
             exported = api_of(broker)("GET", "definitions/%2F")[1]
             assert by_name(exported).items() >= by_name({**TOPOLOGY, **policies("/")}).items()
+    with EmbeddedBroker(data_dir=data, management_port=0) as broker:
+        assert api_of(broker)("GET", "topic-permissions")[1] == topics
 
 
 def test_a_file_that_cannot_be_loaded_leaves_the_data_directory_free(tmp_path: Path) -> None:

@@ -31,6 +31,45 @@ def test_without_permissions_there_is_no_way_in(
     assert f"NOT_ALLOWED - access to vhost '{vhost}' refused for user '{ann}'" in str(refused.value)
 
 
+TOPICS: list[tuple[Callable[[BlockingChannel], object], str | None]] = [
+    (lambda c: c.basic_publish("amq.topic", "ann.news", b""), None),
+    (lambda c: (c.basic_publish("amq.topic", "bob.news", b""), c.queue_declare("q")), "bob.news"),
+    (lambda c: c.basic_publish("amq.direct", "bob.news", b""), None),
+    (lambda c: c.queue_bind("q", "amq.topic", "news.#"), None),
+    (lambda c: c.queue_bind("q", "amq.topic", "#"), "#"),
+    (lambda c: c.queue_unbind("q", "amq.topic", "#"), "#"),
+    (lambda c: c.exchange_bind("amq.fanout", "amq.topic", "#"), "#"),
+]
+
+
+def test_topic_permissions(
+    connect: Callable[..., pika.BlockingConnection], api: Api, amqp_url: str, ann: str, vhost: str
+) -> None:
+    """What may be published to a topic exchange, and bound to it, by routing key; others do not mind."""
+    api("PUT", f"permissions/{vhost}/{ann}", {"configure": ".*", "write": ".*", "read": ".*"})
+    path = f"topic-permissions/{vhost}/{ann}"
+    rights = {"exchange": "amq.topic", "write": "^({username}|ann)\\.", "read": "^news"}
+    assert api("PUT", path, rights)[0] == 201
+    assert api("GET", path)[1] == [{"user": ann, "vhost": vhost, **rights}]
+    assert api("GET", f"vhosts/{vhost}/topic-permissions")[1] == [{"user": ann, "vhost": vhost, **rights}]
+    connection = connect(amqp_url.replace("guest:guest", f"{ann}:secret"))
+    connection.channel().queue_declare("q")
+    for action, key in TOPICS:
+        channel = connection.channel()
+        if key is None:
+            action(channel)
+            channel.close()
+            continue
+        with pytest.raises(ChannelClosedByBroker) as refused:
+            action(channel)
+        where = f"exchange 'amq.topic' in vhost '{vhost}'"
+        said = f"ACCESS_REFUSED - access to topic '{key}' in {where} refused for user '{ann}'"
+        assert re.sub("- (read|write) access", "- access", refused.value.reply_text) == said
+    assert api("DELETE", path)[0] == 204
+    assert api("GET", path)[0] == 404
+    connection.channel().queue_bind("q", "amq.topic", "#")
+
+
 def test_a_vhost_that_is_not_there(connect: Callable[..., pika.BlockingConnection], amqp_url: str, vhost: str) -> None:
     """530."""
     with pytest.raises(ProbableAccessDeniedError) as refused:

@@ -7,6 +7,7 @@ from mqtool.broker.embedded.http import declaring, definitions, messages, parame
 from mqtool.broker.embedded.http.access import check_close
 from mqtool.broker.embedded.http.directory import AnyConnection, Directory, bad_request, missing, not_found
 from mqtool.broker.embedded.http.server import Answer, Request
+from mqtool.broker.embedded.http.topic_permissions import delete_topic_permissions, put_topic_permissions
 from mqtool.broker.embedded.model.exchange import Exchange
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.users import Permissions, User
@@ -56,6 +57,13 @@ class Changes(Directory):
             case "DELETE", ["permissions", vhost, name]:
                 self.vhost(vhost)
                 self.broker.set_permissions(self.user(name).name, vhost, None)
+            case "PUT", ["topic-permissions", vhost, name, *_]:
+                rights = request.json()
+                return _made(
+                    existed=put_topic_permissions(self.broker, self.vhost(vhost).name, self.user(name), rights)
+                )
+            case "DELETE", ["topic-permissions", vhost, name, *exchange]:
+                delete_topic_permissions(self.broker, self.vhost(vhost).name, self.user(name), *exchange)
             case "DELETE", ["connections", "username", name]:
                 self._close(user, request, [each for each in self.opened() if each.user.name == name])
             case "DELETE", ["connections", name]:

@@ -12,9 +12,11 @@ from typing import Any
 from mqtool.broker.embedded.http import declaring, parameters, policies, views
 from mqtool.broker.embedded.http.directory import bad_request
 from mqtool.broker.embedded.http.server import HttpError
+from mqtool.broker.embedded.http.topic_permissions import put_topic_permissions, topic_permissions
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.errors import AmqpException
 from mqtool.broker.embedded.model.policies import USER
+from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 
 log = logging.getLogger("mqtool.broker.embedded")
@@ -33,7 +35,7 @@ def export(broker: Broker) -> Json:
         "users": [views.user(user) for user in users],
         "vhosts": [{"name": each.name, "description": each.description} for each in broker.vhosts.values()],
         "permissions": [view for user in users for view in views.permissions(user)],
-        "topic_permissions": [],
+        "topic_permissions": topic_permissions(users),
         "global_parameters": parameters.global_parameters(broker),
         **_topology([*broker.vhosts.values()]),
     }
@@ -133,8 +135,6 @@ def _items(document: Json, kind: str) -> list[Json]:
 
 def unsupported(document: Json) -> Iterator[str]:
     """What is in a document that this broker does not have."""
-    for each in _items(document, "topic_permissions"):
-        yield f"topic permissions of user '{each.get('user')}'"
     for each in _items(document, "parameters"):
         if each.get("component") not in parameters.COMPONENTS:
             yield f"{each.get('component')} '{each.get('name')}'"
@@ -162,6 +162,7 @@ class _Loading:
             ("users", self._user),
             ("vhosts", self._vhost),
             ("permissions", self._permissions),
+            ("topic_permissions", self._topic_permissions),
             ("global_parameters", lambda item: parameters.put_global_parameter(self._broker, item["name"], item)),
             ("parameters", self._parameter),
             ("policies", self._policy),
@@ -196,11 +197,17 @@ class _Loading:
     def _vhost(self, item: Json) -> None:
         self._broker.add_vhost(item["name"], item.get("description") or item.get("metadata", {}).get("description"))
 
-    def _permissions(self, item: Json) -> None:
+    def _user_of(self, item: Json) -> User:
         user = self._broker.users.get(item["user"])
         if user is None:
             raise bad_request(f"no_such_user: {item['user']}")
-        declaring.put_permissions(self._broker, self._of(item).name, user, item)
+        return user
+
+    def _permissions(self, item: Json) -> None:
+        declaring.put_permissions(self._broker, self._of(item).name, self._user_of(item), item)
+
+    def _topic_permissions(self, item: Json) -> None:
+        put_topic_permissions(self._broker, self._of(item).name, self._user_of(item), item)
 
     def _parameter(self, item: Json) -> None:
         if item.get("component") in parameters.COMPONENTS:

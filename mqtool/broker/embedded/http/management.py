@@ -19,6 +19,7 @@ from mqtool.broker.embedded.http.directory import (
 from mqtool.broker.embedded.http.origins import check_origin
 from mqtool.broker.embedded.http.rates import Counting, Rates
 from mqtool.broker.embedded.http.server import Answer, HttpError, Request
+from mqtool.broker.embedded.http.topic_permissions import topic_permissions
 from mqtool.broker.embedded.model.broker import NODE, Broker
 from mqtool.broker.embedded.model.errors import RESOURCE_ERROR, AmqpException
 from mqtool.broker.embedded.model.patterns import found
@@ -136,8 +137,8 @@ class Management(Directory):
                 return views.node(broker)
             case ["healthchecks", "node"] | ["healthchecks", "node", _] | ["aliveness-test", _]:
                 return {"status": "ok"}
-            case ["topic-permissions"] | ["vhosts" | "users", _, "topic-permissions"]:
-                return []
+            case ["topic-permissions", *_] | ["vhosts" | "users", _, "topic-permissions"]:
+                return self._topic_permissions(path)
             case ["vhosts"]:
                 return [views.vhost(vhost) for vhost in self._visible(user, None)]
             case ["vhosts", name]:
@@ -307,6 +308,16 @@ class Management(Directory):
         ]
         readers = [each for each in opened if each.vhost.name in seen]
         return [*by_amqp, *(views.subscription(each, one) for each in readers for one in each.subscriptions)]
+
+    def _topic_permissions(self, path: list[str]) -> list[views.Json]:
+        match path:
+            case ["vhosts", vhost, _]:
+                return topic_permissions(self.broker.users.values(), self.vhost(vhost).name)
+            case ["users", name, _]:
+                return topic_permissions([self.user(name)])
+            case [_, vhost, name, *_]:
+                return topic_permissions([self.user(name)], self.vhost(vhost).name) or missing()
+        return topic_permissions(self.broker.users.values())
 
     def _permissions(self) -> list[views.Json]:
         return [view for user in self.broker.users.values() for view in views.permissions(user)]

@@ -45,6 +45,8 @@ PATHS: dict[str, tuple[str, ...]] = {
     "permissions": _READ,
     "permissions/VHOST/USER": _ONE,
     "topic-permissions": _READ,
+    "topic-permissions/VHOST/USER": _ONE,
+    "topic-permissions/VHOST/USER/EXCHANGE": _ONE,
     "parameters": _READ,
     "parameters/COMPONENT": _READ,
     "parameters/COMPONENT/VHOST": _READ,

@@ -15,7 +15,7 @@ from mqtool.broker.embedded.model.hooks import Hooks
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.message import Message
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
-from mqtool.broker.embedded.model.users import DEFAULT_USER, Permissions, User
+from mqtool.broker.embedded.model.users import DEFAULT_USER, Permissions, TopicPermissions, User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.routing.field_table import Table
 
@@ -192,7 +192,9 @@ class Broker:
         vhost.policies.clear()
         vhost.drop_held()
         for user in self.users.values():
-            if user.permissions.pop(name, None) is not None:
+            topics = {place: rights for place, rights in user.topic_permissions.items() if place[0] != name}
+            if user.permissions.pop(name, None) is not None or topics != user.topic_permissions:
+                user.topic_permissions = topics
                 self.save_user(user)
         self.ledger.forget("vhost", name)
 
@@ -208,6 +210,9 @@ class Broker:
                 "tags": list(user.tags),
                 "permissions": permissions,
                 "limits": {**user.limits},
+                "topic_permissions": [
+                    [*place, rights.write, rights.read] for place, rights in user.topic_permissions.items()
+                ],
             },
         )
         self.users[user.name] = user
@@ -240,6 +245,10 @@ class Broker:
     def limit_user(self, user: User, limits: dict[str, int]) -> None:
         """Change what a user may have."""
         self.save_user(replace(user, limits=limits))
+
+    def set_topic_permissions(self, user: str, permissions: dict[tuple[str, str], TopicPermissions]) -> None:
+        """Change what a user may do with topic exchanges, by virtual host and exchange."""
+        self.save_user(replace(self.users[user], topic_permissions=permissions))
 
     def set_global_parameter(self, name: str, text: str | None) -> None:
         """Set a global parameter, in JSON; None to delete it."""

@@ -1,7 +1,8 @@
 """What the user of a connection may do in its virtual host."""
 
 from mqtool.broker.embedded.model.broker import Broker
-from mqtool.broker.embedded.model.errors import access_refused
+from mqtool.broker.embedded.model.errors import ChannelException, access_refused
+from mqtool.broker.embedded.model.exchange import Exchange
 
 
 class Rights:
@@ -27,10 +28,24 @@ class Rights:
         if allowed is None:
             allowed = self._known[what, name] = self._allowed(what, name)
         if not allowed:
-            which = f"{what} access" if self._broker.profile.names_access else "access"
-            raise access_refused(
-                f"{which} to {kind} '{name or 'amq.default'}' in vhost '{self._vhost}' refused for user '{self._user}'"
-            )
+            raise self._refused(what, f"{kind} '{name or 'amq.default'}'")
+
+    def check_topic(self, what: str, exchange: Exchange | None, key: str) -> None:
+        """Check that the user may publish to a topic exchange (`write`), or bind to it (`read`), with a routing key.
+
+        Raises:
+            ChannelException: 403.
+        """
+        user = self._broker.users.get(self._user)
+        if exchange is None or exchange.kind != "topic" or user is None or not user.topic_permissions:
+            return
+        permissions = user.topic_permissions.get((self._vhost, exchange.name))
+        if permissions is not None and not permissions.allow(what, key, self._user, self._vhost):
+            raise self._refused(what, f"topic '{key}' in exchange '{exchange.name}'")
+
+    def _refused(self, what: str, to: str) -> ChannelException:
+        access = f"{what} access" if self._broker.profile.names_access else "access"
+        return access_refused(f"{access} to {to} in vhost '{self._vhost}' refused for user '{self._user}'")
 
     def _allowed(self, what: str, name: str) -> bool:
         user = self._broker.users.get(self._user)

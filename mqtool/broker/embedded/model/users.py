@@ -34,6 +34,22 @@ class Permissions:
         return found(pattern or "^$", name or "amq.default")
 
 
+@dataclass(frozen=True)
+class TopicPermissions:
+    """What a user may do with a topic exchange: regular expressions over routing keys.
+
+    `{username}` and `{vhost}` in them stand for what they say.
+    """
+
+    write: str = ".*"
+    read: str = ".*"
+
+    def allow(self, what: str, key: str, user: str, vhost: str) -> bool:
+        """Whether a key may be published with (`write`), or bound with (`read`)."""
+        pattern: str = getattr(self, what)
+        return found((pattern or "^$").replace("{username}", user).replace("{vhost}", vhost), key)
+
+
 @dataclass
 class User:
     """An account.
@@ -42,6 +58,7 @@ class User:
         password_hash: a salt of four octets and the digest of salt and password, as RabbitMQ does; None for no login.
         tags: e.g. `administrator`.
         permissions: by virtual host.
+        topic_permissions: by virtual host and exchange; where there are none, everything is allowed.
         limits: how much they may have of what `limits.OF_USERS` names.
     """
 
@@ -51,6 +68,7 @@ class User:
     permissions: dict[str, Permissions] = field(default_factory=dict)
     algorithm: str = DEFAULT_ALGORITHM
     limits: dict[str, int] = field(default_factory=dict)
+    topic_permissions: dict[tuple[str, str], TopicPermissions] = field(default_factory=dict)
 
     @classmethod
     def with_password(cls, name: str, password: str, tags: list[str]) -> Self:

@@ -9,7 +9,7 @@ from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.exchange import Exchange, Link
 from mqtool.broker.embedded.model.policies import OPERATOR, USER, Policy
 from mqtool.broker.embedded.model.queue import Queue
-from mqtool.broker.embedded.model.users import Permissions, User
+from mqtool.broker.embedded.model.users import Permissions, TopicPermissions, User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.store.storage import STREAMS, Storage
 from mqtool.routing.field_table import Table
@@ -67,7 +67,16 @@ def _user(name: str, value: Table) -> User:
     stored: Any = value
     permissions = {vhost: Permissions(*patterns) for vhost, patterns in stored["permissions"].items()}
     password_hash = bytes.fromhex(stored["password_hash"]) or None
-    return User(name, password_hash, list(stored["tags"]), permissions, stored["algorithm"], _limits(value))
+    topics: list[tuple[str, str, str, str]] = stored.get("topic_permissions", [])  # older versions store none
+    return User(
+        name,
+        password_hash,
+        list(stored["tags"]),
+        permissions,
+        stored["algorithm"],
+        _limits(value),
+        {(vhost, exchange): TopicPermissions(write, read) for vhost, exchange, write, read in topics},
+    )
 
 
 def _limits(value: Table) -> dict[str, int]:

@@ -86,17 +86,18 @@ def delete(channel: Channel, method: ExchangeClass.Delete) -> None:
         channel.send(ExchangeClass.DeleteOk)
 
 
-def _check_binding(channel: Channel, destination: str, source: str) -> None:
+def _check_binding(channel: Channel, destination: str, source: str, key: str) -> None:
     _not_default(destination)
     _not_default(source)
     channel.session.rights.check("write", "exchange", destination)
     channel.session.rights.check("read", "exchange", source)
+    channel.session.rights.check_topic("read", channel.vhost.exchanges.get(source), key)
 
 
 def bind(channel: Channel, method: ExchangeClass.Bind) -> None:
     """Bind an exchange to another one."""
     destination_name, source_name = without_line_ends(method.destination), without_line_ends(method.source)
-    _check_binding(channel, destination_name, source_name)
+    _check_binding(channel, destination_name, source_name, method.routing_key)
     source, destination = channel.exchange(source_name), channel.exchange(destination_name)
     arguments = table(method.arguments)
     if source.routed_as == "headers":
@@ -109,7 +110,7 @@ def bind(channel: Channel, method: ExchangeClass.Bind) -> None:
 def unbind(channel: Channel, method: ExchangeClass.Unbind) -> None:
     """Unbind an exchange from another one, if it is bound."""
     destination_name, source_name = without_line_ends(method.destination), without_line_ends(method.source)
-    _check_binding(channel, destination_name, source_name)
+    _check_binding(channel, destination_name, source_name, method.routing_key)
     source = channel.vhost.exchanges.get(source_name)
     destination = channel.vhost.exchanges.get(destination_name)
     if source is not None and destination is not None:

@@ -89,13 +89,13 @@ def bind(channel: Channel, method: QueueClass.Bind) -> None:
     """Bind a queue to an exchange."""
     name = channel.queue_name(without_line_ends(method.queue))
     exchange_name = without_line_ends(method.exchange)
-    _check_binding(channel, name, exchange_name)
+    key = _routing_key(channel, method.queue, method.routing_key)
+    _check_binding(channel, name, exchange_name, key)
     exchange = channel.exchange(exchange_name)
     queue = channel.queue(name)
     arguments = table(method.arguments)
     if exchange.routed_as == "headers":
         check_headers_binding(arguments)
-    key = _routing_key(channel, method.queue, method.routing_key)
     channel.vhost.bind(exchange, queue, key, arguments)
     if not method.nowait:
         channel.send(QueueClass.BindOk)
@@ -105,11 +105,11 @@ def unbind(channel: Channel, method: QueueClass.Unbind) -> None:
     """Unbind a queue from an exchange, if it is bound."""
     name = channel.queue_name(without_line_ends(method.queue))
     exchange_name = without_line_ends(method.exchange)
-    _check_binding(channel, name, exchange_name)
+    key = _routing_key(channel, method.queue, method.routing_key)
+    _check_binding(channel, name, exchange_name, key)
     exchange, queue = channel.vhost.exchanges.get(exchange_name), channel.vhost.queues.get(name)
     if exchange is not None and queue is not None:
         channel.check_owner(queue)
-        key = _routing_key(channel, method.queue, method.routing_key)
         channel.vhost.unbind(exchange, queue, key, table(method.arguments))
     channel.send(QueueClass.UnbindOk)
 
@@ -119,11 +119,12 @@ def _routing_key(channel: Channel, queue: str, key: str) -> str:
     return key if queue or key else channel.queue_name("")
 
 
-def _check_binding(channel: Channel, queue: str, exchange: str) -> None:
+def _check_binding(channel: Channel, queue: str, exchange: str, key: str) -> None:
     if not exchange:
         raise access_refused("operation not permitted on the default exchange")
     channel.session.rights.check("write", "queue", queue)
     channel.session.rights.check("read", "exchange", exchange)
+    channel.session.rights.check_topic("read", channel.vhost.exchanges.get(exchange), key)
 
 
 def purge(channel: Channel, method: QueueClass.Purge) -> None:
