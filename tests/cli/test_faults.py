@@ -70,10 +70,12 @@ def test_rabbitmq_has_none(shell: Shell, broker: TestBroker) -> None:
 def test_serve(lonely_shell: Shell, tmp_path: Path) -> None:
     """One process on any free port, which says where it is, and keeps nothing."""
     command = ("mqtool", "broker", "serve", "--port", "0", "--management-port", "0", "--print-url", "--recording")
-    broker = lonely_shell.start(*command, "--ready-file", "ready").wait_for_stdout("http://")
+    broker = lonely_shell.start(*command, "--ready-file", "ready", "--like", "4.3").wait_for_stdout("http://")
     url, api = broker.stdout.split()
     assert (tmp_path / "ready").read_text() == broker.stdout
     lonely_shell.run("mqtool", "send", "-u", url, "Hello")
+    overview: Any = TestBroker("embedded", url, api).api("GET", "overview")
+    assert overview["rabbitmq_version"].startswith("4.3.")
     answer: Any = TestBroker("embedded", url, api).api("GET", "mqtool/published/%2F")
     assert [(each["routing_key"], each["body"], each["queues"]) for each in answer] == [("hello", "Hello", ["hello"])]
     assert broker.interrupt().wait().code == 0

@@ -1,8 +1,10 @@
 """`--like`: each profile beside the RabbitMQ that it is named after, as far as one is at hand."""
 
 import re
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pika
 import pytest
@@ -273,3 +275,62 @@ def test_no_such_profile() -> None:
     """It is said at once, with those that there are."""
     with pytest.raises(ValueError, match=r"cannot behave like RabbitMQ 4, only like 3\.10, 4\.0, 4\.2"):
         EmbeddedBroker(like="4")
+
+
+@pytest.mark.parametrize(
+    ("which", "give_back", "is_held"),
+    [
+        ("all", "basic_nack", True),
+        ("all", "basic_reject", True),
+        ("failed", "basic_nack", False),
+        ("failed", "basic_reject", True),
+        ("returned", "basic_nack", True),
+        ("returned", "basic_reject", False),
+    ],
+)
+def test_delayed_retries(
+    broker: TestBroker,
+    channel: BlockingChannel,
+    take: Take,
+    quorum: Callable[..., str],
+    which: str,
+    give_back: str,
+    is_held: bool,
+) -> None:
+    """4.3 holds back what is returned, what failed, or both; the others know nothing of it."""
+    queue = quorum(body=b"1", **{"x-delayed-retry-type": which, "x-delayed-retry-min": 60_000})
+    getattr(channel, give_back)(take.one(queue, auto_ack=False)[0].delivery_tag)
+    channel.basic_publish("", queue, b"2")
+    is_held = is_held and broker.differs_since("4.3", "it is held back")
+    assert take.one(queue)[2] == (b"2" if is_held else b"1")
+    take.until(lambda: is_held or channel.queue_declare(queue, passive=True).method.message_count == 1)
+    assert channel.queue_purge(queue).method.message_count == 1
+
+
+def test_a_delayed_retry_comes_back(
+    broker: TestBroker, channel: BlockingChannel, take: Take, api: Api, vhost: str
+) -> None:
+    """To consumers as well; a policy may say for how long, which grows with each failure, up to a maximum."""
+    if not broker.differs_since("4.3", "it is held back"):
+        return
+    definition = {"delayed-retry-type": "failed", "delayed-retry-min": 100, "delayed-retry-max": 150}
+    api("PUT", f"policies/{vhost}/p", {"pattern": "^q$", "definition": definition})
+    channel.queue_declare("q", durable=True, arguments=QUORUM)
+    channel.basic_publish("", "q", b"x")
+    times: list[float] = []
+
+    def reject_twice(_channel: BlockingChannel, method: Any, _properties: BasicProperties, _body: bytes) -> None:
+        times.append(time.monotonic())
+        if len(times) < 3:
+            channel.basic_reject(method.delivery_tag)
+
+    channel.basic_consume("q", reject_twice)
+    take.until(lambda: len(times) == 3)
+    assert times[1] - times[0] >= 0.1
+    assert times[2] - times[1] >= 0.15
+
+
+def test_long_words_are_cut(broker: TestBroker, channel: BlockingChannel) -> None:
+    """A reply has room for 255 octets; that there was more is shown."""
+    _, text = closed(lambda: channel.queue_declare("x" * 250, passive=True))
+    assert (len(text), text[-5:]) == (255, "xx...")

@@ -209,14 +209,26 @@ def check_queue(
         _check_replicated(
             kind, where, durable=durable, exclusive=exclusive, auto_delete=auto_delete, server_named=server_named
         )
-    version = arguments.get("x-queue-version")
-    if isinstance(version, int) and version < profile.oldest_queue_version:
-        what = f"unsupported queue version '{version}'"
-        raise precondition_failed(f"invalid arg 'x-queue-version' for {where}: \"{what}\"")
+    _check_by_version(kind, where, profile, arguments)
     check_deprecated(profile, arguments, durable=durable, exclusive=exclusive)
     segment = arguments.get("x-stream-max-segment-size-bytes")
     if isinstance(segment, int) and segment > _MAX_SEGMENT_BYTES:
         raise precondition_failed("Exceeded max value for x-stream-max-segment-size-bytes")
+
+
+def _check_by_version(kind: str, where: str, profile: Profile, arguments: Table) -> None:
+    """Check what only some versions look at; in what a delay is worth, none finds an error."""
+    version = arguments.get("x-queue-version")
+    if isinstance(version, int) and version < profile.oldest_queue_version:
+        what = f"unsupported queue version '{version}'"
+        raise precondition_failed(f"invalid arg 'x-queue-version' for {where}: \"{what}\"")
+    if not profile.delayed_retry:
+        return
+    for argument in ("x-delayed-retry-type", "x-delayed-retry-min", "x-delayed-retry-max", "x-consumer-timeout"):
+        if argument in arguments and kind != "quorum":
+            raise precondition_failed(f"invalid arg '{argument}' for {where} of queue type rabbit_{kind}_queue")
+    if (wrong := _integer(arguments.get("x-consumer-timeout", 0))) is not None:
+        raise precondition_failed(f"invalid arg 'x-consumer-timeout' for {where}: {wrong}")
 
 
 def _check_replicated(

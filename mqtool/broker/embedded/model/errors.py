@@ -56,7 +56,10 @@ class AmqpException(Exception):
     @property
     def reply_text(self) -> str:
         """The text, cut to fit a short string: at most 255 octets."""
-        return self.text.encode(errors="surrogateescape")[:255].decode(errors="ignore")
+        octets = self.text.encode(errors="surrogateescape")
+        if len(octets) > 255:
+            octets = octets[:252] + b"..."
+        return octets.decode(errors="ignore")
 
 
 class ChannelException(AmqpException):

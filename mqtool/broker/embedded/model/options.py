@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
+from mqtool.broker.embedded.model.retries import Retry
 from mqtool.routing.field_table import Table, Value
 
 OFFSET = "x-stream-offset"
@@ -38,6 +39,7 @@ class Options:
     max_age: int | None = None
     segment_bytes: int | None = None
     at_least_once: bool = False
+    retry: Retry | None = None
 
     @classmethod
     def of(cls, arguments: Table, policy: Table = NO_POLICY, profile: Profile = PROFILES[DEFAULT]) -> "Options":
@@ -72,6 +74,13 @@ class Options:
             at_least_once=string("dead-letter-strategy") == "at-least-once"
             and string("overflow") == "reject-publish"
             and string("dead-letter-exchange") is not None,
+            retry=_retry(
+                policy.get("delayed-retry-type", arguments.get("x-delayed-retry-type")),
+                integer("delayed-retry-min"),
+                integer("delayed-retry-max"),
+            )
+            if profile.delayed_retry
+            else None,
         )
 
     @property
@@ -90,6 +99,13 @@ class Options:
         if expiration is None:
             return self.message_ttl
         return int(expiration) if self.message_ttl is None else min(self.message_ttl, int(expiration))
+
+
+def _retry(which: Value, least: int | None, most: int | None) -> Retry | None:
+    """What is held back after it was returned; nothing if it does not say for how long, or makes no sense."""
+    if which not in ("all", "failed", "returned") or least is None or least <= 0:
+        return None
+    return Retry(str(which), least, most if most is not None and most > 0 else least)
 
 
 def _delivery_limit(argument: Value, policy: Value, profile: Profile) -> int | None:

@@ -14,6 +14,8 @@ from mqtool.broker.embedded.model.message import Message
 from mqtool.broker.embedded.model.options import Options
 from mqtool.broker.embedded.model.policies import NOTHING, Applied
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
+from mqtool.broker.embedded.model.retries import Retries
+from mqtool.broker.embedded.model.traffic import Traffic
 from mqtool.routing.field_table import Table
 
 MAX_PRIORITY = 255
@@ -32,32 +34,6 @@ DeadLetter = Callable[["Queue", Message, str, Buried], None]
 
 RETRY_DEAD_LETTERS = 180_000
 """After how many milliseconds what nobody took is published again, where dead-lettering is at least once."""
-
-
-@dataclass(eq=False)
-class Traffic:
-    """How many messages have come and gone."""
-
-    published: int = 0
-    delivered: int = 0
-    acknowledged: int = 0
-    redelivered: int = 0
-    delivered_no_ack: int = 0
-    got: int = 0
-    got_no_ack: int = 0
-
-    def counts(self) -> dict[str, int]:
-        """Return the numbers by RabbitMQ's names."""
-        return {
-            "publish": self.published,
-            "deliver_get": self.delivered,
-            "deliver": self.delivered - self.delivered_no_ack - self.got - self.got_no_ack,
-            "get": self.got,
-            "deliver_no_ack": self.delivered_no_ack,
-            "get_no_ack": self.got_no_ack,
-            "ack": self.acknowledged,
-            "redeliver": self.redelivered,
-        }
 
 
 @dataclass(eq=False)
@@ -107,6 +83,7 @@ class Queue:
         self._expiry = Alarm(self.clock, self._expiry_due)
         self.dead_letters: list[tuple[Entry, str]] = []
         self._retry = Alarm(self.clock, self._retry_dead_letters)
+        self._retries = Retries(self.clock, self.backlog, lambda: self.requeue(()))
         self._unused = Alarm(self.clock, lambda: self.when_unused(self))
         # An exclusive queue goes with its connection, and so with the process.
         self.stored = self.durable and self.owner is None
@@ -295,10 +272,15 @@ class Queue:
                 continue
             if self.kind == "quorum":
                 entry.acquired_count += 1
-                entry.delivery_count += why is not Why.RETURNED or self.profile.nack_counts
+                failed = why is not Why.RETURNED or self.profile.nack_counts
+                entry.delivery_count += failed
                 limit = self.options.delivery_limit
                 if limit is not None and entry.delivery_count > limit:
                     self._bury(entry, "delivery_limit")
+                    continue
+                retry = self.options.retry
+                if retry is not None and (delay := retry.delay(entry, failed=failed)) is not None:
+                    self._retries.hold(entry, delay)
                     continue
                 if limit is None and why is not Why.LOST and self.profile.unlimited_last:
                     # Without a limit RabbitMQ up to 4.2 treats what a client returns as if it were new.
@@ -364,13 +346,13 @@ class Queue:
 
     def purge(self) -> int:
         """Drop the ready messages and return their number."""
-        count = len(self.backlog)
-        for waiting in self.backlog.clear():
+        waiting_here = [*self.backlog.clear(), *self._retries.clear()]
+        for waiting in waiting_here:
             if isinstance(waiting, int):
                 self.ledger.drop_paged_out(waiting)
             else:
                 self.ledger.drop(waiting)
-        return count
+        return len(waiting_here)
 
     def delete(self) -> int:
         """Drop everything and cancel the consumers; returns the number of ready messages."""
