@@ -27,6 +27,16 @@ named_first: str | None = None
 _FOR_A_SHELL = re.compile(r"[|&;<>()$`*?~]")
 
 
+def not_for(command: str) -> None:
+    """Refuse a context before a command that runs on a broker of its own: ignored, it would seem to be used.
+
+    Raises:
+        UsageError: one is named.
+    """
+    if named_first is not None:
+        raise UsageError(f"'{command}' does not take a context", "omit -C: it starts a broker of its own")
+
+
 class Context(NamedTuple):
     """A broker by name.
 

@@ -156,6 +156,8 @@ def test_mistakes(home: Shell) -> None:
     assert home.run("mqtool", "context", "add", "staging", "-u", "amqp://a").code == 0
     for words, said in {
         "send x -C stagin": "there is no context 'stagin'\nhint: did you mean 'staging'?",
+        "-C staging tutorial run": "'tutorial run' does not take a context\nhint: omit -C: it starts",
+        "-C staging drill poison": "'drill poison' does not take a context",
         "context use stagin": "did you mean 'staging'?",
         "context rm nothing": "there is no context 'nothing'\nhint: 'mqtool context ls' lists them",
         "context use": "name one context, or --none",

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mqtool.broker.choice import Kind
-from mqtool.cli import stopping
+from mqtool.cli import contexts, stopping
 from mqtool.cli.display import output
 from mqtool.cli.display.pace import Pace
 from mqtool.cli.display.play_lines import Lines
@@ -37,6 +37,7 @@ def _run(
     cluster: bool = False,
     image: str | None = None,
 ) -> None:
+    contexts.not_for(f"drill {name}")
     stopping.let_children_be_interrupted()
     output.configure(be_quiet=quiet, be_verbose=False, no_color=False, with_debug=False)
     audience = Lines(Pace(auto=True, watched=False), aside=True, quiet=quiet)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mqtool.cli import stopping
+from mqtool.cli import contexts, stopping
 from mqtool.cli.display import output
 from mqtool.errors import UsageError
 from mqtool.inspection.listing import counted
@@ -106,6 +106,7 @@ def run(
     from mqtool import plays
     from mqtool.stage.guard import Guard
 
+    contexts.not_for("tutorial run")
     chosen = names or list(plays.ALL)
     for name in chosen:
         if name not in plays.ALL:
