@@ -306,11 +306,14 @@ class Browser:
 
 MESSAGE = {"routing_key": "k", "properties": {}, "payload": "", "payload_encoding": "string"}
 POLICY = {"pattern": "^none$", "definition": {"max-length": 5}, "apply-to": "queues"}
+TOPICS = {"exchange": "amq.topic", "write": ".*", "read": ".*"}
 BODIES: dict[str, object] = {
     "PUT users/USER": {"password": "secret", "tags": "administrator"},
     "PUT vhosts/VHOST": {},
     "POST vhosts/VHOST/start/NODE": {},
     "PUT permissions/VHOST/USER": {"configure": ".*", "write": ".*", "read": ".*"},
+    "PUT topic-permissions/VHOST/USER": TOPICS,
+    "PUT topic-permissions/VHOST/USER/EXCHANGE": TOPICS,
     "PUT vhost-limits/VHOST/LIMIT": {"value": 100},
     "PUT user-limits/USER/LIMIT": {"value": 100},
     "POST users/bulk-delete": {"users": []},
