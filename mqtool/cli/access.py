@@ -70,15 +70,18 @@ class Access(NamedTuple):
             Unavailable, AccessRefused: no node can be reached, or none accepts the login.
             UsageError: there are TLS files, but the URL has no TLS.
         """
-        if (self.tls.ca or self.tls.cert) and not any(address.tls for address in self.addresses):
-            raise UsageError(
-                "TLS files are given, but the broker's URL is without TLS", "use a URL that starts with amqps://"
-            )
+        self._check_tls()
 
         def connect() -> Connection:
             return Connection(self.addresses, tls=self.tls, backoff=self.backoff, notice=_notice)
 
         return self._within(connect)
+
+    def _check_tls(self) -> None:
+        if (self.tls.ca or self.tls.cert) and not any(address.tls for address in self.addresses):
+            raise UsageError(
+                "TLS files are given, but the broker's URL is without TLS", "use a URL that starts with amqps://"
+            )
 
     def _within(self, connect: Callable[[], _T]) -> _T:
         """Connect; if the user wants to wait for the broker, until it works."""
@@ -106,6 +109,7 @@ class Access(NamedTuple):
         """
         from mqtool.streams import StreamChannel
 
+        self._check_tls()
         nodes = [
             each._replace(port=port or _stream_port_started_with(each) or (_STREAM_TLS if each.tls else _STREAM))
             for each in self.addresses
