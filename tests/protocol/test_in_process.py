@@ -21,16 +21,9 @@ from mqtool.broker.embedded.in_process import Vhost
 from tests.protocol.conftest import Api
 
 
-@pytest.fixture(scope="module")
-def whole() -> Iterator[EmbeddedBroker]:
-    with EmbeddedBroker(recording=True) as broker:
-        yield broker
-
-
 @pytest.fixture
-def vhost(whole: EmbeddedBroker) -> Iterator[Vhost]:
-    with whole.fresh_vhost() as vhost:
-        yield vhost
+def vhost(amqp_vhost: Vhost) -> Vhost:
+    return amqp_vhost
 
 
 @pytest.fixture

@@ -10,22 +10,15 @@ import pika
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
-from mqtool.broker.embedded import EmbeddedBroker, replay
+from mqtool.broker.embedded import replay
 from mqtool.broker.embedded.in_process import Vhost
 from mqtool.broker.embedded.replaying import replaying
 from mqtool.errors import Unavailable
 
 
-@pytest.fixture(scope="module")
-def whole() -> Iterator[EmbeddedBroker]:
-    with EmbeddedBroker(recording=True) as broker:
-        yield broker
-
-
 @pytest.fixture
-def vhost(whole: EmbeddedBroker) -> Iterator[Vhost]:
-    with whole.fresh_vhost() as vhost:
-        yield vhost
+def vhost(amqp_vhost: Vhost) -> Vhost:
+    return amqp_vhost
 
 
 @pytest.fixture
