@@ -27,9 +27,10 @@ class _Ssl(ModuleType):
 
 def _spare_what_pika_imports() -> None:
     """What pika imports and nothing here uses takes a fifth of the start-up time."""
-    adapter = ModuleType("pika.adapters.asyncio_connection")
-    adapter.AsyncioConnection = None  # type: ignore[attr-defined]
-    sys.modules.setdefault(adapter.__name__, adapter)
+    for kind in ("Asyncio", "Blocking"):
+        adapter = ModuleType(f"pika.adapters.{kind.lower()}_connection")
+        setattr(adapter, f"{kind}Connection", None)
+        sys.modules.setdefault(adapter.__name__, adapter)
     sys.modules.setdefault("ssl", _Ssl("ssl"))
 
 

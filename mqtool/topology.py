@@ -58,8 +58,7 @@ class Binding:
 PRIVATE_QUEUE = Queue(exclusive=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Stream:
+class Stream(NamedTuple):
     """A log that keeps messages after they were read, until it is too long or they are too old.
 
     Attributes:
@@ -68,5 +67,5 @@ class Stream:
     """
 
     name: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = _NONE
     partitions: Sequence[str] = ()

@@ -21,7 +21,7 @@ from mqtool.amqp.address import Address, TlsFiles
 from mqtool.amqp.answer import Answer
 from mqtool.amqp.backoff import Backoff
 from mqtool.amqp.channel import CONFIRM_TIMEOUT, Channel
-from mqtool.amqp.hooks import CuttingConnection, mend_coding, read_large_pieces
+from mqtool.amqp.hooks import CuttingConnection, mend_coding, name_host_in_bytes, read_large_pieces
 from mqtool.amqp.io_thread import IoThread
 from mqtool.errors import MqtoolError, Unavailable
 
@@ -372,7 +372,7 @@ def _parameters(address: Address, tls: "ssl.SSLContext | None", name: str) -> Co
         options["heartbeat"] = address.heartbeat
     if address.tls and tls is not None:
         options["ssl_options"] = SSLOptions(tls, address.host)
-    return ConnectionParameters(
+    parameters = ConnectionParameters(
         host=address.host,
         port=address.port,
         virtual_host=address.virtual_host,
@@ -383,3 +383,5 @@ def _parameters(address: Address, tls: "ssl.SSLContext | None", name: str) -> Co
         client_properties={"product": "mqtool", "connection_name": name},
         **options,
     )
+    name_host_in_bytes(parameters)
+    return parameters

@@ -6,15 +6,17 @@
 4. Deliveries are cut from what the socket gives; see deliveries.py.
 5. A socket is read in large pieces. pika reads four KiB at a time, some twenty messages, until the socket has no more,
    which costs an exception each time.
+6. The resolver is given a host's name in bytes. Python loads two tables of Unicode to make bytes of text.
 
-Without 4 and 5, should pika change, all works as before, but more slowly; tests/integration/test_consuming.py fails.
+Without 4 to 6, should pika change, all works as before, but more slowly; tests/integration/test_consuming.py and
+tests/cli/test_start_up.py fail.
 """
 
 import struct
 from collections.abc import Iterable
 from typing import Any
 
-from pika import data, spec
+from pika import ConnectionParameters, data, spec
 from pika.adapters.select_connection import SelectConnection
 from pika.adapters.utils import io_services_utils
 from pika.channel import Channel as PikaChannel
@@ -59,6 +61,12 @@ def acknowledge(channel: PikaChannel, tags: Iterable[tuple[int, bool]]) -> None:
     """Acknowledge deliveries, in one write; each tag with whether it stands for all before it. On the I/O thread."""
     start = (spec.FRAME_METHOD, channel.channel_number, 13, spec.Basic.Ack.INDEX)
     write(channel.connection, [_BASIC_ACK(*start, tag, multiple, spec.FRAME_END) for tag, multiple in tags])
+
+
+def name_host_in_bytes(parameters: ConnectionParameters) -> None:
+    """Have a host's name resolved without Python's tables of Unicode, if it is ASCII."""
+    if parameters.host.isascii():
+        parameters._host = parameters.host.encode()  # type: ignore[assignment]
 
 
 def read_large_pieces() -> None:

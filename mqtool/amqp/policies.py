@@ -8,8 +8,8 @@
 They do no I/O, and know neither channel nor clock: a consumer tells them what happens, and does what they say.
 """
 
-from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
 from mqtool.amqp.buffer import Buffer
 from mqtool.message import Delivery
@@ -26,8 +26,7 @@ _ACK_TOGETHER = 0.05
 _OFTEN = 15
 
 
-@dataclass(frozen=True, slots=True)
-class Receiving:
+class Receiving(NamedTuple):
     """How to consume, and when to stop.
 
     Attributes:
@@ -46,7 +45,7 @@ class Receiving:
     prefetch: int = PREFETCH
     auto_ack: bool = False
     acknowledge: bool = True
-    count: int | None = None
+    count: int | None = None  # type: ignore[assignment]  # in place of a method of tuples
     idle_timeout: float | None = None
     timeout: float | None = None
     buffer: Buffer | None = None

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -136,7 +135,7 @@ class StreamChannel:
             if self._strict:
                 raise DeclaredDifferently(has, "leave out --strict to use them")
             self.notice(f"{has}; using what is there")
-        return replace(stream, partitions=partitions)
+        return stream._replace(partitions=partitions)
 
     def exists(self, stream: str) -> bool:
         """Whether there is such a stream."""

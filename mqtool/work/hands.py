@@ -5,7 +5,6 @@ import queue as queues
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 from mqtool.amqp import Channel, Receiving
 from mqtool.amqp.consumer import Consumer
@@ -90,7 +89,7 @@ class Hands:
             Unavailable: the queue does not exist, or, later, was deleted.
         """
         prefetch = self._count * (2 if receiving.count is not None else 1)
-        consumer = self._channel.consumer(queue, replace(receiving, acknowledge=False, prefetch=prefetch))
+        consumer = self._channel.consumer(queue, receiving._replace(acknowledge=False, prefetch=prefetch))
         deliveries = consumer.deliveries()
 
         def work() -> None:

@@ -24,6 +24,8 @@ HEAVY = {
     "multiprocessing",
     "textual",
     "tomllib",
+    "pika.adapters.blocking_connection",
+    "stringprep",
 }
 
 

@@ -1,7 +1,6 @@
 """mqtool send, mqtool receive."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -82,7 +81,7 @@ def receive(
 
     def consumer(channel: Channel) -> Iterator[Delivery]:
         target = checked(queue.of(broker.names.hello), queue, channel, broker)
-        settings = replace(matching.settings(), offset=offset)
+        settings = matching.settings()._replace(offset=offset)
         return matching.of(channel, hello_world.receive(channel, target, settings))
 
     print_deliveries(receiving, broker, consumer, broker.lines.received, into=into)

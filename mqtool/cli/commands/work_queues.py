@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -103,7 +102,7 @@ def _work_and_forget(
     channel: Channel, queue: Queue, do: Callable[[Delivery], None], receiving: ReceivingSettings
 ) -> Iterator[Delivery]:
     """The tutorial's worker, without its acknowledgement."""
-    tasks = channel.consume(channel.declare(queue), replace(receiving, acknowledge=False))
+    tasks = channel.consume(channel.declare(queue), receiving._replace(acknowledge=False))
 
     def done() -> Iterator[Delivery]:
         for task in tasks:

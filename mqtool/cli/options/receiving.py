@@ -1,6 +1,5 @@
 """How to consume, when to stop, and how to print."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -61,8 +60,7 @@ class Receiving(NamedTuple):
 
     def settings(self, default: ReceivingSettings = STREAMING) -> ReceivingSettings:
         """How the channel is to consume."""
-        return replace(
-            default,
+        return default._replace(
             prefetch=default.prefetch if self.prefetch is None else self.prefetch,
             auto_ack=self.auto_ack,
             count=self.limit,

@@ -6,7 +6,6 @@ as it would come again at once.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from mqtool.amqp import Channel
@@ -45,10 +44,10 @@ class Matching(NamedTuple):
         if self.where is None:
             return settings
         if self.passes_over:
-            return replace(settings, count=None)
+            return settings._replace(count=None)
         if settings.auto_ack:
             raise UsageError("--auto-ack would lose what does not match --where", "leave out --auto-ack")
-        return replace(settings, count=None, acknowledge=False, prefetch=self.receiving.prefetch or _MOST)
+        return settings._replace(count=None, acknowledge=False, prefetch=self.receiving.prefetch or _MOST)
 
     def of(self, channel: Channel, deliveries: Iterator[Delivery]) -> Iterator[Delivery]:
         """Those that match, up to the count; each is acknowledged when the next one is asked for."""

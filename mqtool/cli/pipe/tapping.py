@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from mqtool import where as conditions
@@ -80,7 +80,7 @@ def print_taps(sources: Sequence[Source], printing: Printing) -> None:
         taps = []
         for source, channel, write, buffer in zip(sources, channels, writers, buffers, strict=True):
             channel.before_acknowledging = write.flush
-            taps.append(source.start(channel, replace(printing.receiving.settings(), count=None, buffer=buffer)))
+            taps.append(source.start(channel, printing.receiving.settings()._replace(count=None, buffer=buffer)))
         wanted = _Wanted(printing.receiving.limit, printing.where, stop)
         runs = [_Run(write, wanted.of(tap.deliveries), stop) for write, tap in zip(writers, taps, strict=True)]
         reader = output.Reader(on_gone=stop)
