@@ -234,16 +234,19 @@ def test_doctor_as_prometheus_metrics(watcher: Shell, broker: TestBroker) -> Non
     assert "mqtool_doctor_last_run_timestamp_seconds" in said.stdout
 
 
-def test_top_prints_once_in_a_pipe(watcher: Shell) -> None:
-    """The queues, sorted, with what to look out for."""
+def test_top_prints_once_in_a_pipe(watcher: Shell, broker: TestBroker) -> None:
+    """The queues, sorted, with what to look out for; no rates of a stream, whose protocol is in no statistics."""
+    broker.api("PUT", f"queues/{broker.vhost}/a", {"durable": True, "arguments": {"x-queue-type": "stream"}})
     watcher.run("mqtool", "send", "-q", "few", "x")
     watcher.run("mqtool", "send", "-q", "many", "-l", stdin="x\n" * 20)
 
     def rows() -> list[list[str]]:
         return [line.split("\t") for line in watcher.run("mqtool", "top", "--sort", "ready").stdout.splitlines()]
 
-    wait_until(lambda: [row[:4] for row in rows()] == [["many", "20", "0", "0"], ["few", "1", "0", "0"]], "statistics")
-    assert [row[-1] for row in rows()] == ["no consumer", "no consumer"]
+    wanted = [["many", "20", "0", "0"], ["few", "1", "0", "0"], ["a", "0", "0", "0"]]
+    wait_until(lambda: [row[:4] for row in rows()] == wanted, "statistics")
+    assert [row[-1] for row in rows()] == ["no consumer", "no consumer", ""]
+    assert rows()[2][4:7] == ["", "", ""]
     assert watcher.run("mqtool", "top", "--sort", "size").code == 2
 
 

@@ -103,14 +103,17 @@ class Screen:
             warning = "no acks?"
         elif stands_still(queue, earlier):
             warning = "nothing moves?"
+        # What comes and goes by the stream protocol is in no statistics.
+        counts = queue.get("message_stats") or {}
+        is_told = queue.get("type") != "stream" or bool(counts.get("publish") or counts.get("deliver_get"))
         return {
             "name": queue["name"] if self.vhost is not None else f"{queue['vhost']} {queue['name']}",
             "ready": queue.get("messages_ready"),
             "unacked": queue.get("messages_unacknowledged"),
             "consumers": queue.get("consumers"),
-            "in/s": rate(queue, "publish"),
-            "out/s": rate(queue, "deliver_get"),
-            "ack/s": rate(queue, "ack"),
+            "in/s": rate(queue, "publish") if is_told else None,
+            "out/s": rate(queue, "deliver_get") if is_told else None,
+            "ack/s": rate(queue, "ack") if is_told else None,
             "look out": warning,
         }
 
