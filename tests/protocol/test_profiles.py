@@ -330,6 +330,17 @@ def test_a_delayed_retry_comes_back(
     assert times[2] - times[1] >= 0.15
 
 
+def test_delayed_exchanges(broker: TestBroker, channel: BlockingChannel, api: Api) -> None:
+    """The last plugin is that of 4.2."""
+    types = [each["name"] for each in api("GET", "overview")[1]["exchange_types"]]
+    if broker.differs_since("4.3", "there is no plugin for it"):
+        assert "x-delayed-message" not in types
+        code, text = closed(lambda: channel.exchange_declare("x", "x-delayed-message"))
+        assert (code, text) == (406, "PRECONDITION_FAILED - unknown exchange type 'x-delayed-message'")
+    elif broker.kind == "embedded":
+        assert "x-delayed-message" in types
+
+
 def test_long_words_are_cut(broker: TestBroker, channel: BlockingChannel) -> None:
     """A reply has room for 255 octets; that there was more is shown."""
     _, text = closed(lambda: channel.queue_declare("x" * 250, passive=True))

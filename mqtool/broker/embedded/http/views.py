@@ -11,7 +11,7 @@ from mqtool.broker.embedded.http.parameters import cluster_name
 from mqtool.broker.embedded.http.process import process
 from mqtool.broker.embedded.http.rates import Rates
 from mqtool.broker.embedded.model.broker import NODE, Broker
-from mqtool.broker.embedded.model.exchange import TYPES, Exchange, Link
+from mqtool.broker.embedded.model.exchange import Exchange, Link, types_of
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.stream_queue import Stream
 from mqtool.broker.embedded.model.users import User
@@ -319,13 +319,15 @@ def node(broker: Broker) -> Json:
             {"name": name, "version": broker.profile.version, "description": description}
             for name, description in _BUILT_IN.items()
         ],
-        "exchange_types": _exchange_types(),
+        "exchange_types": _exchange_types(broker),
         **process(broker),
     }
 
 
-def _exchange_types() -> list[Json]:
-    return [{"name": kind, "description": f"AMQP {kind} exchange", "enabled": True} for kind in TYPES]
+def _exchange_types(broker: Broker) -> list[Json]:
+    return [
+        {"name": kind, "description": f"AMQP {kind} exchange", "enabled": True} for kind in types_of(broker.profile)
+    ]
 
 
 def overview(broker: Broker, connections: Collection[AnyConnection], user: User, rates: Rates) -> Json:
@@ -341,7 +343,7 @@ def overview(broker: Broker, connections: Collection[AnyConnection], user: User,
         "node": NODE,
         "erlang_version": "",
         "rates_mode": "basic",
-        "exchange_types": _exchange_types(),
+        "exchange_types": _exchange_types(broker),
         "listeners": [
             {"node": NODE, "protocol": protocol, "ip_address": host, "port": port, "socket_opts": {}}
             for protocol, (host, port) in broker.listeners.items()

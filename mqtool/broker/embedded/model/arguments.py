@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from mqtool.broker.embedded.model.deprecated import check_deprecated
 from mqtool.broker.embedded.model.errors import COMMAND_INVALID, ConnectionException, precondition_failed
-from mqtool.broker.embedded.model.exchange import DELAYED, TYPES, Exchange
+from mqtool.broker.embedded.model.exchange import DELAYED, Exchange, types_of
 from mqtool.broker.embedded.model.options import interval
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.model.queue import MAX_PRIORITY, Queue
@@ -313,7 +313,7 @@ def check_exchange_type(kind: str, profile: Profile) -> None:
     Raises:
         ConnectionException: 503, unknown; since RabbitMQ 4.0 it is a ChannelException, 406.
     """
-    if kind not in TYPES:
+    if kind not in types_of(profile):
         what = f"{'unknown' if kind else 'invalid'} exchange type '{kind}'"
         is_channels = profile.unknown_type_closes == "channel"
         raise precondition_failed(what) if is_channels else ConnectionException(COMMAND_INVALID, what)

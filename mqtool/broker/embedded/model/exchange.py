@@ -26,6 +26,11 @@ PREDECLARED = {
 TRACE_EXCHANGE = "amq.rabbitmq.trace"
 
 
+def types_of(profile: Profile) -> list[str]:
+    """Return the types of exchanges that this version of RabbitMQ can have."""
+    return [kind for kind in TYPES if kind != DELAYED or profile.delayed_exchanges]
+
+
 class Destination(Protocol):
     """What a binding leads to: a queue or an exchange.
 

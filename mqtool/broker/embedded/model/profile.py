@@ -48,6 +48,7 @@ class Profile(NamedTuple):
         lost_commit: what a commit costs when a queue is gone to which it publishes.
         exact_body: whether a body that is too long is an error of its own.
         mirrors: whether policies can ask for mirrored queues, and only for what 3.10 knows.
+        delayed_exchanges: whether there is a delayed message plugin for it.
         hides_vhosts: whether the management API does not know virtual hosts that a user may not see.
     """
 
@@ -80,6 +81,7 @@ class Profile(NamedTuple):
     lost_commit: Literal["nothing", "channel", "connection"] = "nothing"
     exact_body: bool = False
     mirrors: bool = True
+    delayed_exchanges: bool = True
     hides_vhosts: bool = False
 
 
@@ -117,6 +119,7 @@ _4_3 = _4_2._replace(
     global_prefetch=False,
     most_wildcards=2,
     times_out=False,
+    delayed_exchanges=False,
     hides_vhosts=True,
 )
 
