@@ -142,6 +142,12 @@ class StreamChannel:
         _check_name(stream)
         return self.session.exists(stream)
 
+    def streams_of(self, name: str) -> list[str]:
+        """The partitions of a super stream; the name alone for anything else."""
+        if not self.exists(name) and super_streams.is_super_stream(name, there := self.session.partitions(name)):
+            return there
+        return [name]
+
     def stored_offset(self, stream: str, name: str) -> int | None:
         """The offset that the broker keeps under a name; None if there is none.
 

@@ -67,6 +67,12 @@ def test_without_a_key_each_partition_has_its_turn(shell: Shell) -> None:
     assert sorted(map(int, some + rest)) == list(range(1, 10))
     assert shell.run(*track).stdout == ""
     assert shell.run("mqtool", "offset", "show", "orders-1", "me").stdout == "2\n"
+    assert shell.run("mqtool", "offset", "show", "orders", "me").stdout == "orders-0\t2\norders-1\t2\norders-2\t2\n"
+    assert "such as orders-0" in shell.run("mqtool", "offset", "set", "orders", "me", "1").stderr
+    shell.run("mqtool", "offset", "set", "orders-1", "me", "1")
+    assert shell.run(*track).stdout == "7\n"
+    shell.run("mqtool", "offset", "reset", "orders", "me")
+    assert len(shell.run(*track, "-c", "9").stdout.split()) == 9
 
 
 @on_any_broker
@@ -103,7 +109,8 @@ def test_a_lost_connection_to_partitions(shell: Shell, broker: TestBroker) -> No
         sender.process.stdin.close()
         assert sender.wait().code == 0
         wait_until(lambda: reader.stderr.count("connected again to") == 4, reader.stderr)
-        assert reader.interrupt().wait().stdout.split() == ["1", "2", "3", "4"]
+        # What was sent but not confirmed in time may be there twice.
+        assert set(reader.interrupt().wait().stdout.split()) == {"1", "2", "3", "4"}
 
 
 def test_one_reader_is_active(shell: Shell, broker: TestBroker) -> None:

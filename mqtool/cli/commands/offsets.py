@@ -8,7 +8,7 @@ from mqtool.cli.display import output
 from mqtool.cli.options import Broker, Receiving, live_names, takes_groups_but
 from mqtool.cli.options.streams import DialectOfStreams, StreamOptions, StreamPort
 from mqtool.cli.pipe.receiving import announced
-from mqtool.errors import MqtoolError, NotConfirmed
+from mqtool.errors import MqtoolError, NotConfirmed, UsageError
 from mqtool.inspection.listing import counted
 from mqtool.inspection.stream_readers import Places
 from mqtool.message import Confirmation, Message
@@ -27,18 +27,24 @@ ReaderName = Annotated[str, typer.Argument(help="Name of the reader, as for --tr
 @offset.command(epilog="mqtool offset show app reports")
 @takes_groups_but(dialect=None, strict=None)
 def show(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort = None) -> None:
-    """Print the offset of the last message that a reader is done with."""
+    """Print the offset of the last message that a reader is done with.
+
+    For a super stream, that of each partition.
+    """
     with broker.access().stream_channel(port) as channel:
-        stored = channel.stored_offset(stream, name)
-        seen = Places(channel.offsets_of(stream), {name: stored})
-    if stored is None:
+        found = {each: channel.stored_offset(each, name) for each in channel.streams_of(stream)}
+        stored = {each: offset for each, offset in found.items() if offset is not None}
+        seen = {each: Places(channel.offsets_of(each), {name: offset}) for each, offset in found.items()}
+    if not stored:
         raise MqtoolError(
             f"stream {stream!r} has no offset under {name!r}",
             "a reader stores one with --track; it starts where --offset says until then",
         )
-    output.show(str(stored))
-    output.status(f"{counted(seen.lag(name) or 0)} behind")
-    if missed := seen.missed(name):
+    for each, offset in stored.items():
+        output.show(str(offset) if each == stream else f"{each}\t{offset}")
+    lags = [(each.lag(name), len(each.offsets)) for each in seen.values()]  # without an offset, all is to be read
+    output.status(f"{counted(sum(there if lag is None else lag for lag, there in lags))} behind")
+    if missed := sum(each.missed(name) for each in seen.values()):
         output.warning(f"{counted(missed)} that it is not done with are no longer in the stream")
 
 
@@ -53,6 +59,8 @@ def set_(
 ) -> None:
     """Have a reader go on behind an offset."""
     with broker.access().stream_channel(port) as channel:
+        if (partitions := channel.streams_of(stream)) != [stream]:
+            raise UsageError(f"{stream!r} is a super stream", f"name one of its partitions, such as {partitions[0]}")
         channel.store_offset(stream, name, number)
     output.status(f"{name!r} goes on behind offset {number:,} of stream {stream!r}")
 
@@ -62,7 +70,8 @@ def set_(
 def reset(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort = None) -> None:
     """Have a reader start again, where its --offset says."""
     with broker.access().stream_channel(port) as channel:
-        channel.forget_offset(stream, name)
+        for each in channel.streams_of(stream):
+            channel.forget_offset(each, name)
     output.status(f"{name!r} starts again in stream {stream!r}")
 
 
