@@ -2,7 +2,7 @@
 #
 #   docker build -f mqtool/broker/image/tools.Dockerfile --target mqtool -t mqtool .          the command line
 #   docker build -f mqtool/broker/image/tools.Dockerfile --target broker -t mqtool-broker .   a broker for tests
-#   docker run --rm -p 127.0.0.1:5672:5672 -p 127.0.0.1:15672:15672 mqtool-broker
+#   docker run --rm -p 127.0.0.1:5672:5672 -p 127.0.0.1:15672:15672 mqtool-broker [more options of mqtool broker serve]
 #
 # Without an index: --build-arg PIP_OPTIONS="--no-index --find-links /src/wheels", with wheels/ in the root.
 ARG PYTHON_IMAGE=python:3.13-slim-trixie
@@ -27,5 +27,4 @@ EXPOSE 5672 15672
 HEALTHCHECK --interval=2s --timeout=5s --retries=5 CMD ["bash", "-c", \
     "exec 3<>/dev/tcp/127.0.0.1/15672 && printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3 && read -r -t 4 line <&3 && [[ $line == HTTP/* ]]"]
 # From inside of a container all clients come from another machine, so guest is let in. Publish the ports on loopback only.
-ENTRYPOINT ["mqtool", "broker", "serve", "--host", "0.0.0.0", "--guest-from-anywhere", "--management-port", "15672"]
-CMD ["--recording"]
+ENTRYPOINT ["mqtool", "broker", "serve", "--host", "0.0.0.0", "--guest-from-anywhere", "--management-port", "15672", "--recording"]
