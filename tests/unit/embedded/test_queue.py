@@ -14,6 +14,7 @@ from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.exchange import Exchange
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.message import ContentHeader, Message, Properties, encode_address
+from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES
 from mqtool.broker.embedded.model.queue import RETRY_DEAD_LETTERS, Queue
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.routing.field_table import Int32, Table
@@ -88,7 +89,7 @@ def ledger() -> Ledger:
 
 @pytest.fixture
 def vhost(clock: FakeClock, ledger: Ledger) -> VirtualHost:
-    return VirtualHost("/", clock, ledger)
+    return VirtualHost("/", clock, ledger, PROFILES[DEFAULT])
 
 
 def add_queue(vhost: VirtualHost, name: str = "q", auto_delete: bool = False, **arguments: Any) -> Queue:
@@ -108,7 +109,7 @@ def bodies(queue: Queue) -> list[bytes]:
 @given(actions=st.lists(st.sampled_from(["publish", "take", "return newest", "return oldest", "ack"]), max_size=60))
 def test_what_comes_back_takes_its_old_place(actions: list[str]) -> None:
     """Whatever the order of things, what is ready is in the order of publishing."""
-    queue = add_queue(VirtualHost("/", FakeClock(), Ledger()))
+    queue = add_queue(VirtualHost("/", FakeClock(), Ledger(), PROFILES[DEFAULT]))
     taken: list[Entry] = []
     for number, action in enumerate(actions):
         match action:
