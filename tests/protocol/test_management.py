@@ -392,6 +392,10 @@ def test_rates(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> No
         assert time.monotonic() < deadline, stats
     assert stats["publish"] > 0
     assert [stats.get(name, 0) for name in ("get", "get_no_ack", "deliver", "deliver_get")] == [1, 1, 0, 2]
+    assert eventually(api, f"vhosts/{vhost}")["message_stats"]["deliver_get"] == 2
+    (found,) = api("GET", f"vhosts/{vhost}/channels")[1]
+    assert found["message_stats"]["deliver_get"] == 2
+    assert found["message_stats"]["publish"] > 0
 
 
 def test_where_the_broker_listens(api: Api, amqp_url: str) -> None:

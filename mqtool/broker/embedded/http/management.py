@@ -140,9 +140,9 @@ class Management(Directory):
             case ["topic-permissions", *_] | ["vhosts" | "users", _, "topic-permissions"]:
                 return self._topic_permissions(path)
             case ["vhosts"]:
-                return [views.vhost(vhost) for vhost in self._visible(user, None)]
+                return [views.vhost(vhost, self._rates) for vhost in self._visible(user, None)]
             case ["vhosts", name]:
-                return views.vhost(self.vhost(name))
+                return views.vhost(self.vhost(name), self._rates)
             case ["vhosts", name, "permissions"]:
                 return [view for view in self._permissions() if view["vhost"] == self.vhost(name).name]
             case ["users"]:

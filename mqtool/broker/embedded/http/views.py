@@ -271,11 +271,12 @@ def incoming(channels: Iterable[Channel], exchange: str) -> list[Json]:
     ]
 
 
-def vhost(vhost: VirtualHost) -> Json:
+def vhost(vhost: VirtualHost, rates: Rates) -> Json:
     """One of /api/vhosts."""
     ready = sum(len(queue) for queue in vhost.queues.values())
     unacked = sum(queue.unacked for queue in vhost.queues.values())
     return {
+        "message_stats": rates.total(queue.traffic for queue in vhost.queues.values()),
         "name": vhost.name,
         "description": vhost.description,
         "tags": [],

@@ -58,8 +58,9 @@ class Channel:
         self.replies: ReplyConsumer | None = None
 
     def counts(self) -> dict[str, int]:
-        """Return the number of messages published on it."""
-        return {"publish": sum(self.published.values())}
+        """Return the numbers of messages published and delivered on it, by RabbitMQ's names."""
+        confirmed = 0 if self.confirms is None else self.confirms.settled
+        return {"publish": sum(self.published.values()), "confirm": confirmed, "deliver_get": self.deliveries.last_tag}
 
     # -- frames out
 

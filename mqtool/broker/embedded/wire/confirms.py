@@ -10,11 +10,14 @@ class Confirms:
 
     A confirm waits for the publishes before it, so that one frame can confirm many. Messages are stored in order and
     in groups, so nothing waits for long.
+
+    Attributes:
+        settled: the number of those that have been confirmed or refused.
     """
 
     def __init__(self) -> None:
         self._published = 0
-        self._settled = 0
+        self.settled = 0
         # The first publish of each group that is on its way to the disk.
         self._on_their_way: deque[int] = deque()
         self._group = 0
@@ -22,7 +25,7 @@ class Confirms:
 
     def __len__(self) -> int:
         """The number of publishes that are not settled."""
-        return self._published - self._settled
+        return self._published - self.settled
 
     def published_one(self, *, accepted: bool, group: int = 0) -> bool:
         """Count a publish.
@@ -50,13 +53,13 @@ class Confirms:
     def take(self, channel: int) -> bytes:
         """Return the frames, for this channel number, that settle what can be settled now."""
         last = self._on_their_way[0] - 1 if self._on_their_way else self._published
-        if last <= self._settled:
+        if last <= self.settled:
             return b""
         refused = [number for number in self._refused if number <= last]
         self._refused = self._refused[len(refused) :]
         parts = [frames.nack(channel, number) for number in refused]
-        accepted = last - self._settled - len(refused)
-        self._settled = last
+        accepted = last - self.settled - len(refused)
+        self.settled = last
         if accepted:
             while refused and refused[-1] == last:
                 refused.pop()

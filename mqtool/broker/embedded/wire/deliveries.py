@@ -89,6 +89,7 @@ class Deliveries:
     Attributes:
         subscriptions: its consumers by tag.
         unacked: its unacknowledged deliveries by delivery tag, oldest first.
+        last_tag: the tag of its latest delivery, and so their number.
         prefetch: the limit for each consumer that starts from now on; 0 for none.
         global_prefetch: the limit for all consumers together; 0 for none.
         global_unacked: the deliveries to consumers that count against that.
@@ -101,13 +102,13 @@ class Deliveries:
         self.unacked: dict[int, Delivery] = {}
         self.prefetch = 0
         self.global_prefetch = self.global_unacked = 0
-        self._tag = 0
+        self.last_tag = 0
 
     # -- out
 
     def deliver(self, subscription: Subscription, entry: Entry) -> None:
         """Send a message to one of the consumers."""
-        tag = self._tag = self._tag + 1
+        tag = self.last_tag = self.last_tag + 1
         if not subscription.no_ack:
             self.unacked[tag] = Delivery(subscription.queue, entry, subscription)
             subscription.unacked += 1
@@ -126,15 +127,15 @@ class Deliveries:
 
     def deliver_unlisted(self, encoded_tag: bytes, message: Message) -> None:
         """Send a message that is in no queue and needs no acknowledgement."""
-        self._tag += 1
+        self.last_tag += 1
         session = self.session
         session.write(
-            frames.deliver(self.number, encoded_tag, self._tag, message, session.frame_max, redelivered=False)
+            frames.deliver(self.number, encoded_tag, self.last_tag, message, session.frame_max, redelivered=False)
         )
 
     def answer_get(self, queue: Queue, entry: Entry, *, no_ack: bool) -> None:
         """Send the answer to a basic.get that found a message."""
-        self._tag = tag = self._tag + 1
+        self.last_tag = tag = self.last_tag + 1
         if not no_ack:
             self.unacked[tag] = Delivery(queue, entry, None)
         elif self.session.broker.hooks is not None:
