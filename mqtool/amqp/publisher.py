@@ -102,6 +102,8 @@ class Publisher:
             self._bytes += len(message.body)
             self._outbox.append(encoded)
             self._outbox_size += len(encoded)
+            if self._is_due and self._outbox_size < _LOT:
+                return
             now = (self._outbox_size >= _LOT or self._unanswered() == 1) and not self._is_due_now
             soon = not (now or self._is_due)
             if waits or not (now or soon):

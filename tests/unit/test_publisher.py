@@ -1,5 +1,6 @@
 """What a publisher does with the broker's answers, with plain callables in place of a broker."""
 
+import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from mqtool.amqp.publisher import Publisher
 from mqtool.amqp.route import Route
 from mqtool.errors import NotConfirmed, Unavailable
-from mqtool.message import Confirmation, Message
+from mqtool.message import Confirmation, Message, new_message_id
 
 ROUTE = Route("logs", "info")
 
@@ -142,3 +143,10 @@ def test_a_window_is_full_by_number_or_by_bytes(wire: Wire, publisher: Publisher
     assert not publisher.is_full(2)
     wire.publish(bytes(17 * 1024 * 1024))
     assert publisher.is_full(1000)
+
+
+def test_message_ids_are_random_uuids() -> None:
+    """As RFC 9562 has them, and each but once."""
+    ids = [uuid.UUID(new_message_id()) for _ in range(1000)]
+    assert {(each.version, each.variant) for each in ids} == {(4, uuid.RFC_4122)}
+    assert len({*ids}) == len(ids)
