@@ -41,9 +41,10 @@ def show(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort 
             "a reader stores one with --track; it starts where --offset says until then",
         )
     for each, offset in stored.items():
-        output.show(str(offset) if each == stream else f"{each}\t{offset}")
+        output.show(str(offset) if each == stream else f"{each}	{offset}")
     lags = [(each.lag(name), len(each.offsets)) for each in seen.values()]  # without an offset, all is to be read
-    output.status(f"{counted(sum(there if lag is None else lag for lag, there in lags))} behind")
+    if behind := sum(there if lag is None else lag for lag, there in lags):
+        output.status(f"{counted(behind)} behind")
     if missed := sum(each.missed(name) for each in seen.values()):
         output.warning(f"{counted(missed)} that it is not done with are no longer in the stream")
 
