@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mqtool.streams import StreamChannel
 
 _SUBSCRIPTION = "stream."
+_COLUMNS = ("arguments", "consumer_tag", "queue.name", "queue.vhost")
 #: Clients store an offset now and then: as a rule not before 10,000 messages.
 _MANY = 10_000
 
@@ -65,7 +66,7 @@ def look(
     Raises: as Management.get and StreamChannel do.
     """
     readers: dict[str, dict[str, list[Json]]] = {}
-    for consumer in management.consumers(api, vhost):
+    for consumer in management.consumers(api, vhost, _COLUMNS):
         if name_of(consumer) is not None:
             queue = consumer["queue"]
             readers.setdefault(queue["vhost"], {}).setdefault(queue["name"], []).append(consumer)
@@ -91,6 +92,6 @@ def findings(before: Mapping[tuple[str, str], Places], now: Mapping[tuple[str, s
             earlier, lag = before.get((vhost, stream)), seen.lag(name)
             earlier_lag = earlier.lag(name) if earlier else None
             if lag is not None and earlier_lag is not None and lag > max(earlier_lag, _MANY):
-                what = f"has {counted(lag)} that reader {name!r} is not done with, and they become more"
-                hint = "is the reader stuck, or too slow? mqtool queue show tells its offset"
-                yield Finding("reader-behind", f"stream {stream!r}", what, hint, vhost)
+                what = f"is {counted(lag)} behind, and falling further behind"
+                hint = "is it stuck, or too slow? 'mqtool queue show' shows its offset"
+                yield Finding("reader-behind", f"reader {name!r} of stream {stream!r}", what, hint, vhost)

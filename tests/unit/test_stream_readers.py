@@ -8,7 +8,7 @@ from mqtool.inspection.stream_readers import Places, findings
 @pytest.mark.parametrize(
     ("before", "now", "found"),
     [
-        (Places(range(50_000), {"me": 0}), Places(range(60_000), {"me": 1000}), "has 58,999 messages"),
+        (Places(range(50_000), {"me": 0}), Places(range(60_000), {"me": 1000}), "is 58,999 messages behind"),
         (Places(range(50_000), {"me": 0}), Places(range(60_000), {"me": 20_000}), None),
         (Places(range(5_000), {"me": 0}), Places(range(6_000), {"me": 0}), None),  # it may just not have stored yet
         (Places(range(50_000), {"me": None}), Places(range(60_000), {"me": None}), None),
