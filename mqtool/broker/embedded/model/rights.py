@@ -6,7 +6,11 @@ from mqtool.broker.embedded.model.exchange import Exchange
 
 
 class Rights:
-    """The permissions of a user in a virtual host, remembered until any user changes."""
+    """The permissions of a user in a virtual host, remembered until any user changes.
+
+    Attributes:
+        has_topics: whether there are topic permissions, as of the last check().
+    """
 
     def __init__(self, broker: Broker, user: str, vhost: str) -> None:
         self._broker = broker
@@ -14,6 +18,7 @@ class Rights:
         self._vhost = vhost
         self._known: dict[tuple[str, str], bool] = {}
         self._version = -1
+        self.has_topics = False
 
     def check(self, what: str, kind: str, name: str) -> None:
         """Check that the user may `configure`, `write` or `read` a `queue` or an `exchange`.
@@ -24,6 +29,8 @@ class Rights:
         if self._version != self._broker.permissions_version:
             self._known.clear()
             self._version = self._broker.permissions_version
+            user = self._broker.users.get(self._user)
+            self.has_topics = user is not None and bool(user.topic_permissions)
         allowed = self._known.get((what, name))
         if allowed is None:
             allowed = self._known[what, name] = self._allowed(what, name)

@@ -37,7 +37,7 @@ def publish(channel: Channel, message: Message) -> None:
     session = channel.session
     session.rights.check("write", "exchange", message.exchange)
     exchange = channel.exchange(message.exchange)
-    if exchange.kind == "topic":
+    if session.rights.has_topics:
         session.rights.check_topic("write", exchange, message.routing_key)
     check_message(message, exchange, channel.vhost.name, session.user)
     if message.properties.reply_to == DIRECT_REPLY_TO:
