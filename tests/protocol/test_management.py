@@ -1,5 +1,6 @@
 """The management API: the same paths, statuses and field names."""
 
+import os
 import re
 import socket
 import time
@@ -400,5 +401,6 @@ def test_rates(api: Api, vhost: str, channel: BlockingChannel, take: Take) -> No
 
 def test_where_the_broker_listens(api: Api, amqp_url: str) -> None:
     """By which a tool can tell whose API this is."""
-    ports = [listener["port"] for listener in api("GET", "overview")[1]["listeners"]]
-    assert urlsplit(amqp_url).port in ports
+    ports = {listener["port"] for listener in api("GET", "overview")[1]["listeners"]}
+    # A broker in a container knows its own port, not the one that Docker publishes.
+    assert ports & {urlsplit(amqp_url).port, 5672 if "MQTOOL_TEST_IMAGE" in os.environ else None}
