@@ -102,7 +102,7 @@ def wait_until_ready(broker: "subprocess.Popen[bytes]", directory: Path) -> list
     while not ready.exists():
         if broker.poll() is not None or time.monotonic() > deadline:
             broker.kill()
-            words = log_files.last_words((directory / "log").read_bytes())
+            words = log_files.last_words((directory / "log").read_bytes()).replace(": embedded broker:", ":", 1)
             raise MqtoolError(f"the embedded broker does not start{words}", f"see {directory}/log")
         time.sleep(0.005)
     return ready.read_text().splitlines()

@@ -49,7 +49,8 @@ def run(
     except OSError as error:
         if log_file is not None:
             logging.error("cannot start: %s", error)
-        print(f"embedded broker: {error}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"embedded broker: {where}{error.strerror or error}", file=sys.stderr)
         return 1
     finally:
         if ready_file is not None:
