@@ -7,6 +7,12 @@ from typing import Any
 import pika
 import pytest
 
+from mqtool.amqp import parse_addresses
+from mqtool.amqp.address import TlsFiles
+from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.broker.embedded.testing.authority import Authority
+from mqtool.cli.access import Access
+from mqtool.cli.commands import doctor
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.terminal import on_terminal
@@ -259,3 +265,16 @@ def test_top_on_a_terminal_sorts_by_keys_and_ends_with_q(watcher: Shell) -> None
     for order in ("sorted by ready ↓", "sorted by unacked ↓", "sorted by name ↑"):
         assert order in played.stdout
     assert "\x1b[?1049l" in played.stdout, "the alternate screen is left"
+
+
+def test_doctor_finds_guest_behind_a_private_authority(
+    amqp_tls: Authority, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It logs in with the TLS files that were given; where it cannot look, it says so."""
+    monkeypatch.setattr(doctor, "_LOOPBACK", ())  # a certificate for this machine's own name would need a name server
+    with EmbeddedBroker(management_port=0, tls=amqp_tls.tls()) as broker:
+        assert broker.tls_url is not None
+        access = Access(parse_addresses(broker.tls_url), TlsFiles(amqp_tls.ca), broker.urls["https"])
+        assert [each.check for each in doctor._guest(access.management(), access)] == ["guest"]
+        assert not [*doctor._guest(access.management(), access._replace(tls=TlsFiles()))]
+    assert "not checked: the certificate" in capsys.readouterr().err

@@ -141,7 +141,7 @@ def _findings(
         yield from diagnosis.of_nodes(api)
     except AccessRefused as refused:
         output.warning(f"alarms were not checked: {refused}" + (f" ({refused.hint})" if refused.hint else ""))
-    yield from _guest(api, access.address)
+    yield from _guest(api, access)
 
 
 def _readers(
@@ -160,14 +160,19 @@ def _readers(
         return {}
 
 
-def _guest(api: Management, address: Address) -> Iterator[Finding]:
+def _guest(api: Management, access: Access) -> Iterator[Finding]:
     """Whether anybody on the network may log in with the password that everybody knows: found by trying."""
+    address = access.address
     try:
         host = _seen_from_outside(api, address)
         if host is None:
             return
-        Connection([address._replace(host=host, user="guest", password="guest")]).close()  # noqa: S106
-    except MqtoolError:
+        guest = address._replace(host=host, user="guest", password="guest")  # noqa: S106
+        Connection([guest], tls=access.tls).close()
+    except AccessRefused:
+        return
+    except MqtoolError as error:
+        output.warning(f"logging in as guest from the network was not checked: {error}")
         return
     yield Finding(
         "guest",
