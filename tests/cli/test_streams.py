@@ -308,6 +308,8 @@ def test_a_stream_is_not_deleted_as_if_it_were_empty(shell: Shell, broker: TestB
     for condition in ("--if-empty", "--if-unused"):
         refused = shell.run(*delete, condition)
         assert (refused.code, "RabbitMQ does not check" in refused.stderr) == (1, True)
+    purged = shell.run("mqtool", "queue", "purge", "s", "--yes")
+    assert (purged.code, "streams cannot be purged" in purged.stderr) == (1, True)
     assert shell.run(*delete).stderr == "deleted queue 's', with the messages of the stream\n"
     shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic", "--max-length", "9")
     emptied = shell.run("mqtool", "queue", "delete", "jobs", "--if-empty", "--yes")

@@ -1,5 +1,6 @@
 """mqtool queue declare, show, delete, purge; exchange declare, delete; bind, unbind."""
 
+import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -153,7 +154,7 @@ def delete_queue(
         for name in _existing(channel, map(Queue, queue), if_exists=if_exists):
             ready = administration.depth(channel, name).ready
             # RabbitMQ says of every stream that it is empty, and deletes it whatever the conditions are.
-            is_stream = peeking.kind_of(channel, name, None, access.vhost).how is peeking.How.STREAM
+            is_stream = _is_stream(channel, name, access.vhost)
             if is_stream and (if_empty or if_unused):
                 raise MqtoolError(
                     f"queue {name!r} was not deleted: RabbitMQ does not check --if-empty or --if-unused for streams",
@@ -168,6 +169,10 @@ def delete_queue(
             output.status(f"deleted queue {name!r}, with {holds if is_stream else counted(gone)}")
 
 
+def _is_stream(channel: Channel, queue: str, vhost: str) -> bool:
+    return peeking.kind_of(channel, queue, None, vhost).how is peeking.How.STREAM
+
+
 @queue_app.command("purge", epilog="mqtool queue purge jobs\nmqtool queue purge jobs --yes")
 @takes_groups
 def purge(queue: QueueNames, broker: Broker, yes: Yes, if_exists: IfExists = False) -> None:
@@ -175,6 +180,11 @@ def purge(queue: QueueNames, broker: Broker, yes: Yes, if_exists: IfExists = Fal
     access = broker.access()
     with access.channel() as channel:
         for name in _existing(channel, map(Queue, queue), if_exists=if_exists):
+            if _is_stream(channel, name, access.vhost):
+                raise MqtoolError(
+                    f"queue {name!r} was not purged: it is a stream, and streams cannot be purged",
+                    f"'mqtool queue delete {shlex.quote(name)}' deletes it with its messages",
+                )
             ready = administration.depth(channel, name).ready
             ask(f"remove {counted(ready)} from queue {name!r} for good", yes, protected=access.protected)
             output.status(f"removed {counted(administration.purge(channel, name))} of queue {name!r}")
