@@ -1,0 +1,282 @@
+"""mqtool broker up, serve, restart: what starts one."""
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mqtool.amqp import Address, Connection, parse_addresses
+from mqtool.broker import choice, definitions_file, ports, remote, state
+from mqtool.broker.choice import Kind, Starter, starter_of
+from mqtool.broker.embedded.model.profile import DEFAULT, Like
+from mqtool.broker.lifeline import stop_with_this_process
+from mqtool.broker.starting import wait_until_up, where_log_is
+from mqtool.broker.state import DEFAULT_NAME, Started, Wanted
+from mqtool.cli import stopping
+from mqtool.cli.access import Access, Choice, choose, is_same_node
+from mqtool.cli.display import output
+from mqtool.cli.options import Broker, takes_groups_but
+from mqtool.errors import Unavailable, UsageError
+
+broker = typer.Typer(no_args_is_help=True, help="Start a broker for yourself, and stop it.")
+
+_PAUSE = 0.2
+
+Name = Annotated[str, typer.Option(help="Name of the broker")]
+Definitions = Annotated[
+    Path | None, typer.Option(metavar="FILE", resolve_path=True, help="RabbitMQ definitions to load when it starts")
+]
+
+
+@broker.command(epilog="mqtool broker up\nmqtool broker up --kind embedded --port 5673 --name second")
+@takes_groups_but(
+    tls_cert=Annotated[Path | None, typer.Option(help="Client certificate; with --kind embedded, the broker's")],
+    tls_key=Annotated[Path | None, typer.Option(help="Key of the certificate")],
+)
+def up(
+    options: Broker,
+    kind: Annotated[Kind, typer.Option(help="Kind of broker")] = Kind.AUTO,
+    name: Name = DEFAULT_NAME,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="AMQP port")] = None,
+    management_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of the management API")] = None,
+    stream_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port of the stream protocol (not with --cluster)")
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIRECTORY", resolve_path=True, help="Directory for messages (not with Docker)"),
+    ] = None,
+    in_memory: Annotated[bool, typer.Option("--in-memory", help="Keep nothing on disk (embedded broker only)")] = False,
+    cluster: Annotated[bool, typer.Option("--cluster", help="Start a cluster of three nodes")] = False,
+    image: Annotated[str | None, typer.Option(help="RabbitMQ image or version to build on (Docker)")] = None,
+    listen: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Listen on ADDRESS too, unencrypted; not for guest")
+    ] = None,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay in the foreground; Ctrl-C stops the broker")
+    ] = False,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="Require client certificates of this authority (embedded)")
+    ] = None,
+    like: Annotated[Like | None, typer.Option(help="RabbitMQ that the embedded broker behaves like")] = None,
+    definitions: Definitions = None,
+) -> None:
+    """Use a broker that is reachable, or start one."""
+    # Of any other kind, they are for a look whether there is a broker already.
+    tls = _tls(options.tls_cert, options.tls_key, tls_client_ca) if kind is Kind.EMBEDDED else ()
+    wanted = Wanted(
+        name, port, data_dir, in_memory, cluster, image, listen, management_port, stream_port, tls, like, definitions
+    )
+    _check(wanted, kind, tls_client_ca)
+    if _is_up_again(kind, wanted, foreground=foreground):
+        return
+    if kind is Kind.AUTO and wanted == Wanted() and not foreground:
+        state.forget(name)  # it no longer runs, so do not try its URL
+        access = options.access()
+        if (reachable := _reachable(access)) is not None:
+            output.show(f"using the broker at {reachable}")
+            return
+        if (choice := choose(options.url, options.context)).is_named:
+            raise Unavailable(
+                f"no broker answers at {access.address} ({choice.reason})", "unset it to start a broker here"
+            )
+    starter = _prepared(kind, wanted)
+    started = _start(starter, wanted, foreground=foreground)
+    _say_up(started, f"{starter.describe} is up")
+    if (url := remote.url_of(started)) is not None:
+        output.status(f"for another machine, not encrypted: export AMQP_URL={url}")
+    if foreground:
+        _stay(started)
+
+
+def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> tuple[Path, ...]:
+    """The files of a broker with TLS; none for one without."""
+    if (cert, key, client_ca) == (None, None, None):
+        return ()
+    if cert is None or key is None:
+        raise UsageError("a broker with TLS needs a certificate and its key", "give both --tls-cert and --tls-key")
+    return tuple(path.absolute() for path in (cert, key, client_ca) if path is not None)
+
+
+def _check(wanted: Wanted, kind: Kind, client_ca: Path | None) -> None:
+    for option, value in (("--tls-client-ca", client_ca), ("--like", wanted.like)):
+        if value is not None and kind is not Kind.EMBEDDED:
+            raise UsageError(f"{option} is for the embedded broker", "use --kind embedded")
+    if not wanted.name.replace("-", "").replace("_", "").isalnum() or not wanted.name.isascii():
+        raise UsageError(f"{wanted.name!r} is not a valid broker name", "use letters, digits, - and _")
+    if wanted.listen is not None:
+        remote.check(wanted.listen)
+    if wanted.definitions is not None:
+        definitions_file.read(wanted.definitions)
+
+
+def _is_up_again(kind: Kind, wanted: Wanted, *, foreground: bool) -> bool:
+    """Whether the broker with that name runs, as the options say; starts the nodes of a cluster that do not."""
+    started = state.load(wanted.name)
+    if started is None or not (running := starter_of(started).running(started)):
+        return False
+    if differing := state.differing(started, kind, wanted) + ["--foreground"] * foreground:
+        raise UsageError(
+            f"the broker named {wanted.name!r} is running, and was not started with this {', '.join(differing)}",
+            "'mqtool broker status' shows it, 'mqtool broker down' stops it, and --name starts another",
+        )
+    if running < started.nodes:
+        output.status(f"starting {started.nodes - running} of {started.nodes} nodes again …")
+        started = starter_of(started).revive(started)
+    started = wait_until_up(started)
+    _say_up(started, "already running" if running == started.nodes else "running again")
+    return True
+
+
+def _prepared(kind: Kind, wanted: Wanted) -> Starter:
+    """The starter to use, prepared; with `auto`, the first that can be prepared."""
+    if wanted.image and kind is Kind.AUTO:
+        kind = Kind.DOCKER
+    *others, last = choice.candidates(kind, cluster=wanted.cluster)
+    for starter in others:
+        try:
+            starter.prepare(wanted, output.status)
+        except Unavailable as why_not:
+            output.notice(f"cannot use {starter.describe}: {why_not}")
+        else:
+            return starter
+    last.prepare(wanted, output.status)
+    return last
+
+
+def _start(starter: Starter, wanted: Wanted, *, foreground: bool) -> Started:
+    """Start a broker, and wait until it is ready; without that, nothing is left of it."""
+    output.status(f"starting {starter.describe} …")
+    with stopping.calling(lambda: None):  # no Ctrl-C between its start and remembering it
+        started = definitions_file.remember(starter.start(wanted), wanted.definitions)
+        if foreground:
+            stop_with_this_process(started)
+    try:
+        if stopping.requested() is not None:
+            raise KeyboardInterrupt
+        started = _ready(started)
+    except BaseException:
+        starter.stop(started)
+        raise
+    return started
+
+
+def _ready(started: Started) -> Started:
+    """The broker, once it accepts connections, also those of another machine's user."""
+    started = wait_until_up(started)
+    definitions_file.load(started)
+    return remote.admit(started) if "listen" in started.details else started
+
+
+def _stay(started: Started) -> None:
+    """Wait until we are stopped, or the broker ends by itself."""
+    starter = starter_of(started)
+    with stopping.calling(lambda: None):
+        while stopping.requested() is None:
+            if not starter.is_running(started):
+                raise Unavailable("the broker has ended", where_log_is(started))
+            time.sleep(_PAUSE)
+        output.status("stopping …")
+        starter.stop(started)
+
+
+def _reachable(access: Access) -> Address | None:
+    with contextlib.suppress(Unavailable):
+        Connection(access.addresses, tls=access.tls).close()
+        return access.address
+    return None
+
+
+def _say_up(started: Started, what: str) -> None:
+    """Say that a broker is up, and what is to be known of it."""
+    output.show(f"{what} at {','.join(map(str, parse_addresses(started.url)))}")
+    if damage := started.details.get("damage"):
+        output.notice(str(damage))
+    if management := started.details.get("management"):
+        # The embedded broker has no page, only the API.
+        output.status(f"management {'API' if started.kind == Kind.EMBEDDED else 'page'}: {management} (guest, guest)")
+    choice = choose()
+    if not is_same_node(choice.addresses()[0], parse_addresses(started.url)[0]):
+        of = "" if started.name == DEFAULT_NAME else f" --name {started.name}"
+        output.notice(f'commands use {told(choice)}; for this broker: eval "$(mqtool broker env{of})"')
+
+
+def known(name: str) -> Started:
+    """The broker that 'broker up' started under a name."""
+    started = state.load(name)
+    if started is None:
+        raise Unavailable(f"no broker named {name!r} was started here", "start one with 'mqtool broker up'")
+    return started
+
+
+def told(choice: Choice) -> str:
+    """Which broker commands use, and why."""
+    return f"{', '.join(map(str, choice.addresses()))}, {choice.reason}"
+
+
+@broker.command(
+    epilog="mqtool broker serve --port 0 --print-url\nmqtool broker serve --management-port 15672 --recording"
+)
+def serve(
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="AMQP port; 0 for any free one")] = ports.AMQP,
+    management_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of the management API; 0 for any free one")
+    ] = None,
+    stream_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of the stream protocol; 0 for any free one")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(metavar="DIRECTORY", help="Directory for messages; without it nothing is kept")
+    ] = None,
+    definitions: Definitions = None,
+    guest_from_anywhere: Annotated[
+        bool, typer.Option("--guest-from-anywhere", help="Let guest log in from other machines")
+    ] = False,
+    recording: Annotated[
+        bool, typer.Option("--recording", help="Record messages, for GET /api/mqtool/published/VHOST")
+    ] = False,
+    print_url: Annotated[bool, typer.Option("--print-url", help="Print the URLs once it listens")] = False,
+    ready_file: Annotated[Path | None, typer.Option(help="File that gets the URLs once it listens")] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Certificate (PEM): listen with TLS too, one port below")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Key of the certificate (PEM)")] = None,
+    tls_client_ca: Annotated[Path | None, typer.Option(help="Require client certificates of this authority")] = None,
+    like: Annotated[Like, typer.Option(help="RabbitMQ to behave like")] = DEFAULT,
+) -> None:
+    """Run an embedded broker in this process, until Ctrl-C or TERM.
+
+    It keeps no state: 'broker status' and 'broker down' know nothing of it.
+    """
+    from mqtool.broker.embedded.process import run  # here: other commands need no broker
+    from mqtool.broker.embedded.server import Settings
+    from mqtool.broker.embedded.wire.tls import Tls
+
+    tls = _tls(tls_cert, tls_key, tls_client_ca)
+    settings = Settings(
+        host,
+        port,
+        data_dir,
+        management_port,
+        stream_port=stream_port,
+        recording=recording,
+        definitions=definitions,
+        tls=Tls(*tls) if tls else None,
+        guest_from_anywhere=guest_from_anywhere,
+        like=like,
+    )
+    raise typer.Exit(run(settings, ready_file=ready_file, print_url=print_url))
+
+
+@broker.command(epilog="mqtool broker restart\nmqtool broker restart --name second")
+def restart(name: Name = DEFAULT_NAME) -> None:
+    """Restart the broker that 'broker up' started; messages are kept."""
+    started = known(name)
+    starter = starter_of(started)
+    output.status(f"restarting {starter.describe} …")
+    with stopping.calling(lambda: None):  # no Ctrl-C between its end and its start
+        started = starter.restart(started)
+    _say_up(_ready(started), f"{starter.describe} is up again")
