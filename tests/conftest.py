@@ -38,6 +38,10 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "differs_since(version, why): the test says how RabbitMQ does up to this version; from it on, it has to fail",
     )
+    config.addinivalue_line(
+        "markers",
+        "once_on_rabbitmq(*names): its cases differ by what mqtool does: RabbitMQ gets one for each value of these",
+    )
     config.addinivalue_line("markers", "own_vhost(why): no other test had the vhost before, or has it after")
     # A shell without job control ignores SIGINT in what it runs in the background, and all children would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -49,6 +53,23 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["XDG_CONFIG_HOME"] = os.environ["MQTOOL_SUITE_STATE"]
     for name in ("MQTOOL_URL", "AMQP_URL", "MQTOOL_STREAM_PORT", "MQTOOL_CONTEXT", "MQTOOL_DIALECT"):
         os.environ.pop(name, None)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what `once_on_rabbitmq` says."""
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
+    tried = set()
+    for item in items:
+        mark = item.get_closest_marker("once_on_rabbitmq")
+        if mark and (case := item.callspec.params)["broker"] == "rabbitmq":  # type: ignore[attr-defined]
+            test = item.nodeid.partition("[")[0], *(case[name] for name in mark.args)
+            (left_out if test in tried else kept).append(item)
+            tried.add(test)
+        else:
+            kept.append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_unconfigure() -> None:

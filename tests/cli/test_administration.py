@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from mqtool.broker.choice import Kind
-from tests.brokers import TestBroker, own_broker
+from tests.brokers import TestBroker, on_any_broker, own_broker
 from tests.cli.shell import Result, Shell, wait_until
 from tests.cli.terminal import on_terminal
 from tests.cli.test_exec import depth
@@ -58,6 +58,7 @@ def test_a_queue(admin: Shell, broker: TestBroker) -> None:
     assert admin.run(*queue, "purge", "jobs", "--if-exists", "--yes").code == 0
 
 
+@on_any_broker
 def test_a_name_with_a_line_break_is_refused(admin: Shell) -> None:
     """RabbitMQ would take it out without a word."""
     wrong = admin.run("mqtool", "queue", "declare", "a\nb")
@@ -171,6 +172,7 @@ def test_a_user_is_made_changed_and_deleted(admin: Shell, ann: str) -> None:
     assert admin.run("mqtool", "permission", "set", ann, "--read", ".*").code == 69
 
 
+@on_any_broker
 def test_wrong_users_and_permissions_are_refused(admin: Shell, ann: str) -> None:
     """Each with exit 2 and a sentence: no password, an empty one, no pattern, a broken one, no name."""
     (admin.directory / "empty").write_text("\n")
@@ -187,6 +189,7 @@ def test_wrong_users_and_permissions_are_refused(admin: Shell, ann: str) -> None
         assert sentence in wrong.stderr
 
 
+@on_any_broker
 def test_passwords_are_never_seen(admin: Shell, ann: str) -> None:
     """Not in what is printed, even with --debug, nor in the command's arguments."""
     result = admin.run("mqtool", "user", "password", ann, "--password-file", "secret", "--debug")
@@ -197,6 +200,7 @@ def test_passwords_are_never_seen(admin: Shell, ann: str) -> None:
     assert "--password " not in helped
 
 
+@on_any_broker
 def test_a_password_is_asked_for_twice_on_a_terminal(admin: Shell, ann: str) -> None:
     """And is not shown as it is typed."""
     keys = ["typed-secret\n"] * 2
@@ -272,6 +276,7 @@ def _free_port() -> int:
     return ports.free_port()
 
 
+@on_any_broker
 def test_nothing_is_destroyed_when_the_answer_is_no(admin: Shell, broker: TestBroker) -> None:
     """On a terminal it asks; anything but yes leaves all as it was."""
     admin.run("mqtool", "send", "-q", "jobs", "x")

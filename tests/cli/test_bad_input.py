@@ -162,15 +162,8 @@ NO_BROKER = [
     Case("send x -u amqps://{http}", 69, "{http} does not speak TLS", "amqp:// for a plain port"),
 ]
 
-#: The broker knows better.
-BROKER = [
-    Case("send x -u amqps://{host}", 69, "{host} does not speak TLS", "amqp:// for a plain port"),
-    Case(f"send x -u amqp://guest:{SECRET}@{{host}}", 77, "refused the login of user 'guest'", "--password-file"),
-    Case(f"send x -u amqp://nobody:{SECRET}@{{host}}", 77, "refused the login of user 'nobody'", "--password-file"),
-    Case("send x -u amqp://{host}/nowhere", 77, "cannot open vhost 'nowhere': vhost nowhere not found", "/%2F"),
-    Case("send x -u amqp://{host}/no%2Fwhere", 77, "cannot open vhost 'no/where': vhost no/where not found", "/%2F"),
-    Case("receive --vhost nowhere", 77, "cannot open vhost 'nowhere': vhost nowhere not found", "no vhost 'nowhere'"),
-    # Names.
+#: AMQP cannot say it: the broker is there, and is never asked.
+UNSAYABLE = [
     Case(f"send x -q {LONG}", 2, "is 256 bytes long; AMQP allows 255", "it starts with 'nnn"),
     Case(f"receive -q {LONG}", 2, "is 256 bytes long; AMQP allows 255", "it starts with 'nnn"),
     Case(f"emit-log fanout -e {LONG}", 2, "is 256 bytes long; AMQP allows 255"),
@@ -180,12 +173,23 @@ BROKER = [
     Case(f"send x -H {LONG}=1", 2, "is 256 bytes long; AMQP allows 255"),
     Case("send x -q caf\udce9", 2, "is not valid UTF-8", "only a message's body"),
     Case("send x -e amq.fanout -r caf\udce9", 2, "is not valid UTF-8", "only a message's body"),
+    Case("send x -q ", 2, "the queue's name is empty", "leave --queue out"),
+    Case("send x -H n:=99999999999999999999", 65, "too large", "64 bits"),
+]
+
+#: The broker knows better.
+BROKER = [
+    Case("send x -u amqps://{host}", 69, "{host} does not speak TLS", "amqp:// for a plain port"),
+    Case(f"send x -u amqp://guest:{SECRET}@{{host}}", 77, "refused the login of user 'guest'", "--password-file"),
+    Case(f"send x -u amqp://nobody:{SECRET}@{{host}}", 77, "refused the login of user 'nobody'", "--password-file"),
+    Case("send x -u amqp://{host}/nowhere", 77, "cannot open vhost 'nowhere': vhost nowhere not found", "/%2F"),
+    Case("send x -u amqp://{host}/no%2Fwhere", 77, "cannot open vhost 'no/where': vhost no/where not found", "/%2F"),
+    Case("receive --vhost nowhere", 77, "cannot open vhost 'nowhere': vhost nowhere not found", "no vhost 'nowhere'"),
+    # Names.
     Case("send x -q amq.mine", 77, "queue name 'amq.mine' contains reserved prefix", "choose another"),
     Case("emit-log fanout -e amq.mine", 77, "exchange name 'amq.mine' contains reserved prefix", "choose another"),
     Case("emit-log fanout -e ", 77, "not permitted on the default exchange", "mqtool send -q NAME"),
-    Case("send x -q ", 2, "the queue's name is empty", "leave --queue out"),
     # Values.
-    Case("send x -H n:=99999999999999999999", 65, "too large", "64 bits"),
     Case("send x --property expiration=99999999999999", 65, "invalid expiration '99999999999999'", "milliseconds"),
     Case("send x --property user-id=nobody", 65, "user_id property set to 'nobody'", "who logged in"),
     # Declarations.
@@ -301,6 +305,13 @@ def places() -> Iterator[dict[str, str]]:
 def test_no_broker(lonely_shell: Shell, places: dict[str, str], case: Case) -> None:
     """It is said at once what is there instead of a broker."""
     run(case, lonely_shell, places)
+
+
+@on_any_broker
+@pytest.mark.parametrize("case", UNSAYABLE, ids=str)
+def test_what_amqp_cannot_say(shell: Shell, broker: TestBroker, case: Case) -> None:
+    """It is said by mqtool itself."""
+    run(case, shell, {"host": f"localhost:{broker.port}"})
 
 
 @pytest.mark.parametrize("case", BROKER, ids=str)

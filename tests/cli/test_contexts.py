@@ -200,6 +200,7 @@ def test_edit(home: Shell) -> None:
     assert stat.S_IMODE(config(home).stat().st_mode) == 0o600
 
 
+@on_any_broker
 def test_a_password_command(shell: Shell, broker: TestBroker) -> None:
     """Its first line is the password; a shell runs it only if it has to; what fails is said without its output."""
     del shell.environment["MQTOOL_URL"]
@@ -231,6 +232,7 @@ def test_a_password_command(shell: Shell, broker: TestBroker) -> None:
     assert not (shell.directory / "asked").exists(), "completion asked for the password"
 
 
+@on_any_broker
 def test_a_protected_context_is_named_before_anything_is_destroyed(staging: Shell, broker: TestBroker) -> None:
     """--yes is not enough; --yes=NAME is, for the right name; a person at a terminal is asked."""
     staging.run("mqtool", "send", "-q", "jobs", "x")

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tests.brokers import TestBroker
+from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.test_exec import depth
 
@@ -66,6 +66,7 @@ def test_redrive_brings_one_back_and_nothing_else_moves(dead: Shell, broker: Tes
     assert depth(broker, "jobs") == 0
 
 
+@on_any_broker
 def test_drop_asks_first(dead: Shell, broker: TestBroker) -> None:
     """Without a terminal to ask on, only --yes drops."""
     assert dead.run("mqtool", "dlq", "drop", "jobs").code == 2
@@ -107,6 +108,7 @@ def test_a_redrive_that_is_killed_loses_nothing(shell: Shell, broker: TestBroker
     assert len(came) - count <= 100
 
 
+@on_any_broker
 def test_reconcile_says_what_is_missing_doubled_and_reordered(shell: Shell) -> None:
     """By message id; exit 3 if any is missing."""
 

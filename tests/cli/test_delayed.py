@@ -57,6 +57,7 @@ def test_either_side_may_start_first(shell: Shell, via: str) -> None:
     assert shell.run("mqtool", "receive-delayed", "-c", "1", "--raw").stdout == "x\n"
 
 
+@pytest.mark.once_on_rabbitmq("via")
 @pytest.mark.parametrize(
     ("receive", "send"),
     [
@@ -168,6 +169,7 @@ def test_an_exchange_from_before_the_plugin_came_is_used_as_it_is(shell: Shell, 
     assert "mqtool exchange delete early" in refused.stderr
 
 
+@pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("command", [["send", "x"], ["emit-log", "fanout", "x"], ["send-delayed", "x"]], ids=str)
 def test_without_the_plugin_it_is_said_what_to_install(shell: Shell, plugin: bool, command: list[str]) -> None:
     """--via plugin: exit 78, which version can have it, and that there is another way."""
@@ -308,6 +310,7 @@ def test_a_copy_is_not_delayed_again(shell: Shell, via: str) -> None:
         assert shell.run("mqtool", "receive-delayed", "-c", "1", "--raw", "--timeout", "30s").stdout == "x\n"
 
 
+@pytest.mark.once_on_rabbitmq("via")
 @pytest.mark.parametrize("sign", [1, -1])
 def test_keep_delay_delays_a_copy_again(shell: Shell, via: str, sign: int) -> None:
     """As long as x-delay says; "delay" still overrules it."""

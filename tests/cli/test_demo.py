@@ -53,6 +53,7 @@ def test_an_incident_is_played_again_on_a_broker_of_its_own(shell: Shell, broker
     assert left_behind(broker) == []
 
 
+@on_any_broker
 def test_messages_of_an_earlier_use_do_not_disturb_it(shell: Shell) -> None:
     """What is in the tutorial's queue is left alone; what an earlier demonstration left is not shown."""
     shell.run("mqtool", "send", "mine")

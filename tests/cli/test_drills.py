@@ -5,7 +5,7 @@ import re
 import pytest
 
 from mqtool.broker.choice import Kind
-from tests.brokers import TestBroker, own_broker
+from tests.brokers import TestBroker, on_any_broker, own_broker
 from tests.cli.shell import Result, Shell
 
 
@@ -46,6 +46,7 @@ def test_poison(lonely_shell: Shell, broker: TestBroker) -> None:
     assert (verdict["done"], verdict["dead"], verdict["redelivered"]) == (198, 2, 0)
 
 
+@on_any_broker
 def test_quiet_prints_the_verdict_only(lonely_shell: Shell, broker: TestBroker) -> None:
     """--quiet: one line on stdout, nothing on stderr."""
     result = lonely_shell.run("mqtool", "drill", "duplicate", "-c", "20", "--quiet", "-u", broker.url)

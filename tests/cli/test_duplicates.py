@@ -11,6 +11,7 @@ def _message(message_id: str, body: str = "x") -> str:
     return json.dumps({"body": body, "properties": {"message_id": message_id}}) + "\n"
 
 
+@on_any_broker
 def test_the_same_id_twice_is_done_once_even_by_another_worker(shell: Shell, broker: TestBroker) -> None:
     """Skipped with a visible line, and acknowledged; without --deduplicate it is done again."""
     store = ["--deduplicate", "--dedup-store", "store"]
@@ -26,6 +27,7 @@ def test_the_same_id_twice_is_done_once_even_by_another_worker(shell: Shell, bro
     assert depth(broker, "task_queue") == 0
 
 
+@on_any_broker
 def test_what_has_failed_is_tried_again_and_what_is_forgotten_too(shell: Shell) -> None:
     """Only what is done is remembered, and only for the window."""
     shell.run("mqtool", "new-task", "--json", stdin=_message("a"))

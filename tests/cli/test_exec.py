@@ -58,6 +58,7 @@ def test_several_run_at_once_and_each_is_acknowledged_on_its_own(shell: Shell, b
     assert depth(broker, "task_queue") == 0
 
 
+@on_any_broker
 def test_a_count_is_exact_with_several_at_once(shell: Shell) -> None:
     """-c 10 --concurrency 4 does ten; the other ten are all there still."""
     shell.run("mqtool", "new-task", "-l", stdin="".join(f"{number}\n" for number in range(20)))
@@ -68,6 +69,7 @@ def test_a_count_is_exact_with_several_at_once(shell: Shell) -> None:
     assert sorted(done + left, key=int) == [str(number) for number in range(20)]
 
 
+@on_any_broker
 @pytest.mark.parametrize("status", [126, 127])
 def test_a_broken_command_stops_the_worker_and_keeps_the_message(shell: Shell, status: int) -> None:
     """126 and 127 are about the command, not the message."""
@@ -185,6 +187,7 @@ def test_quick_ones_are_acknowledged_whatever_comes_after_them(shell: Shell, bro
     wait_until(lambda: messages() == 0, "all to be acknowledged")
 
 
+@on_any_broker
 def test_quick_ones_go_on_beside_slow_ones(shell: Shell, broker: TestBroker) -> None:
     """Those that were to run after them run elsewhere."""
     shell.run("mqtool", "new-task", "-l", stdin="quick\n" * 150 + "slow\n" * 3 + "quick\n" * 40)

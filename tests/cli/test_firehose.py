@@ -70,6 +70,7 @@ def test_the_default_exchange_and_what_a_queue_delivers(
     assert not is_on(broker)
 
 
+@pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_off_again_whatever_ends_it(shell: Shell, broker: TestBroker, end: signal.Signals) -> None:
     """Ctrl-C, TERM and a terminal that is closed."""

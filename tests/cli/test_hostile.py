@@ -12,7 +12,7 @@ import pytest
 
 from mqtool import ndjson
 from tests import hostile
-from tests.brokers import TestBroker, only_in_ci
+from tests.brokers import TestBroker, on_any_broker, only_in_ci
 from tests.cli.shell import Result, Shell
 from tests.cli.terminal import on_terminal
 
@@ -73,6 +73,7 @@ def test_receive(shell: Shell, play: Any) -> None:
     survived(shell.run("mqtool", "send", "--json", "-e", "", "-r", "json", stdin=b"\n".join(again)))
 
 
+@on_any_broker
 def test_reconcile(shell: Shell, play: Any) -> None:
     """Messages without an id are counted, and compared by nothing."""
     count = play("q")
@@ -86,6 +87,7 @@ def test_reconcile(shell: Shell, play: Any) -> None:
     survived(shell.run("mqtool", "reconcile", "--json", "sent", "got"))
 
 
+@on_any_broker
 def test_receive_log_and_receive_delayed(shell: Shell, play: Any) -> None:
     """The other receivers."""
     count = play("logs", "late")
@@ -96,12 +98,14 @@ def test_receive_log_and_receive_delayed(shell: Shell, play: Any) -> None:
     assert b"last\n" in late.stdout_bytes
 
 
+@on_any_broker
 def test_worker(shell: Shell, play: Any) -> None:
     """Without a program."""
     result = survived(shell.run("mqtool", "worker", "-q", "q", "-c", str(play("q")), *LIMITS))
     assert b"Received last\n" in result.stdout_bytes
 
 
+@on_any_broker
 @pytest.mark.parametrize("how", ["exec", "shell", "deduplicate"])
 def test_worker_with_a_program(shell: Shell, play: Any, how: str) -> None:
     """Its places, arguments and environment take anything."""
@@ -117,6 +121,7 @@ def test_worker_with_a_program(shell: Shell, play: Any, how: str) -> None:
     assert f"{count} done" in result.stderr or how == "deduplicate"
 
 
+@on_any_broker
 def test_a_program_that_a_message_names(shell: Shell) -> None:
     """If there is none of that name, that message is dead, and the worker goes on."""
     shell.run("mqtool", "new-task", "--json", stdin=b'{"body":"","properties":{"message_id":"no such program"}}\n')
@@ -125,6 +130,7 @@ def test_a_program_that_a_message_names(shell: Shell) -> None:
     assert "1 done, 0 retries, 1 dead" in result.stderr
 
 
+@on_any_broker
 def test_a_terminal_is_not_controlled(shell: Shell) -> None:
     """Neither by keys and ids, nor by a body; only a body can have lines."""
     line = {"body": "a\nb\x1b[31m", "routing_key": "k\nmqtool: \u202e", "properties": {"message_id": "\x9b\n"}}
@@ -172,6 +178,7 @@ def test_dead_letters_of_others(shell: Shell, play: Any, broker: TestBroker) -> 
     assert depth(shell, "q.dlq") == 0
 
 
+@on_any_broker
 def test_rpc_server(shell: Shell, play: Any) -> None:
     """Functions and programs: whatever is asked is answered, if only with an error."""
     count = play("fib", "add", "cat")
@@ -181,6 +188,7 @@ def test_rpc_server(shell: Shell, play: Any) -> None:
         assert depth(shell, queue) == 0
 
 
+@on_any_broker
 def test_rpc_client(shell: Shell, broker: TestBroker) -> None:
     """Replies that answer nothing are ignored; those that do are shown, whatever else they hold."""
     replies = [message for message in BATCH if len(message.body) < 10_000]

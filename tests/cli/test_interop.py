@@ -81,6 +81,7 @@ def leave(running: Running) -> None:
     running.process.wait()
 
 
+@pytest.mark.once_on_rabbitmq("dialect")
 @every_dialect
 @whoever_is_first
 def test_send_and_receive(room: Room, first: str) -> None:
@@ -144,6 +145,7 @@ def test_new_task_and_worker(room: Room, first: str) -> None:
     assert worked.code == 0
 
 
+@pytest.mark.once_on_rabbitmq
 @every_dialect_in_one_order
 def test_fanout_logs(room: Room, first: str) -> None:
     """Tutorial 3: each receiver of either side gets the logs of both; one before anybody listens is lost."""
@@ -164,6 +166,7 @@ def test_fanout_logs(room: Room, first: str) -> None:
     assert scripts_receiver.stdout == WAITING_FOR_LOGS + f" [x] {default}\n [x] mine\n"
 
 
+@pytest.mark.once_on_rabbitmq
 @every_dialect_in_one_order
 def test_direct_logs(room: Room, first: str) -> None:
     """Tutorial 4: each receiver gets the severities that it named, from both sides, and no other."""
@@ -190,6 +193,7 @@ def test_direct_logs(room: Room, first: str) -> None:
     assert scripts_receiver.stdout == WAITING_FOR_LOGS + "".join(f" [x] {key}:{body}\n" for key, body in logs)
 
 
+@pytest.mark.once_on_rabbitmq
 @every_dialect_in_one_order
 def test_topic_logs(room: Room, first: str) -> None:
     """Tutorial 5: each receiver gets what matches its patterns, from both sides, once each, and nothing else."""
@@ -275,6 +279,7 @@ def test_a_queue_that_differs_is_used_as_it_is(
     keep.declare(existing)  # it would be refused, had it been replaced
 
 
+@pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("difference", HELLO)
 def test_strict_takes_no_queue_that_differs(shell: Shell, connection: Connection, difference: str) -> None:
     """With --strict it is exit 78, nothing is sent, nothing is taken, and the queue stays as it was."""
@@ -305,6 +310,7 @@ def test_strict_neither_adds_to_a_queue_nor_takes_from_it(shell: Shell) -> None:
     assert (left.stdout, left.stderr, left.code) == ("theirs\n", WAITING, 0)
 
 
+@pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("command", ["worker", "rpc-server"])
 def test_receivers_of_queues_that_differ(shell: Shell, strict: bool, command: str) -> None:
@@ -345,6 +351,7 @@ def test_an_exchange_that_differs_is_used_as_it_is(shell: Shell, connection: Con
     assert (received.stdout, received.code) == (" [x] info: Hello World!\n", 0)
 
 
+@pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("difference", LOGS)
 def test_strict_takes_no_exchange_that_differs(shell: Shell, connection: Connection, difference: str) -> None:
     """With --strict it is exit 78, and the exchange stays as it was."""
@@ -359,6 +366,7 @@ def test_strict_takes_no_exchange_that_differs(shell: Shell, connection: Connect
     keep.declare(LOGS[difference])
 
 
+@pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("strict", [[], ["--strict"]])
 @pytest.mark.parametrize("command", [["emit-log", "direct", "info", "x"], ["receive-log", "direct", "info"]])
 def test_an_exchange_of_another_type_is_never_used(
@@ -378,6 +386,7 @@ def test_an_exchange_of_another_type_is_never_used(
     keep.declare(existing)
 
 
+@pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("command", [["send", "x"], ["receive"], ["worker"], ["rpc-server"]])
 def test_somebodys_exclusive_queue_is_never_used(shell: Shell, connection: Connection, command: list[str]) -> None:
     """Exit 78 with a hint, and its owner still has it."""

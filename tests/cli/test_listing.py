@@ -143,6 +143,7 @@ def same(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> bool:
     return rows(theirs) == rows(ours) and bool(ours)
 
 
+@on_any_broker
 def test_columns_in_a_pipe(shell: Shell, listing: object) -> None:
     """One row to a line, with tabs between, in the order that was asked for; names cannot break it."""
     shell.run("mqtool", "queue", "declare", "a\tb\\c", "--queue-type", "classic")
@@ -187,6 +188,7 @@ def test_where(shell: Shell, listing: Callable[..., list[dict[str, Any]]]) -> No
         assert listing("queues", "name", "--where", condition, "--sort", "name") == [{"name": name} for name in names]
 
 
+@on_any_broker
 def test_a_table_on_a_terminal(shell: Shell, listing: object) -> None:
     """Nothing in a name is markup, or reaches the terminal's controls; headers break where the terminal is narrow."""
     names = ["[/red]", "a\x1b[31mb", "q" * 60]
@@ -202,6 +204,7 @@ def test_a_table_on_a_terminal(shell: Shell, listing: object) -> None:
     assert shown.count("q") == 60, "what is too long for a line goes on below, whole"
 
 
+@on_any_broker
 def test_a_wrong_column_names_the_nearest(shell: Shell, listing: object) -> None:
     """Exit 2, whatever is wrong with it, and nothing is asked of the broker."""
     for words in (
@@ -215,12 +218,14 @@ def test_a_wrong_column_names_the_nearest(shell: Shell, listing: object) -> None
         assert "did you mean 'messages_ready'?" in wrong.stderr
 
 
+@on_any_broker
 def test_an_empty_list_says_so(shell: Shell, listing: object, broker: TestBroker) -> None:
     """On stderr: for a pipe nothing is nothing."""
     empty = shell.run("mqtool", "list", "queues")
     assert (empty.stdout, empty.stderr, empty.code) == ("", f"no queues in vhost '{broker.vhost}'\n", 0)
 
 
+@on_any_broker
 def test_watching_ends_with_ctrl_c(shell: Shell, listing: object) -> None:
     """A change shows in the next list; Ctrl-C is the clean way to end."""
     watching = shell.start("mqtool", "list", "queues", "name", "--watch", "50ms")
@@ -284,6 +289,7 @@ def test_without_the_management_api_amqp_tells_what_it_can(shell: Shell) -> None
     assert "AMQP cannot list bindings" in bindings.stderr
 
 
+@pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("kind", KINDS)
 def test_who_may_not_is_told(kind: str, shell: Shell, listing: object) -> None:
     """A wrong password: exit 77, for each kind of list, and the password is nowhere to be seen."""

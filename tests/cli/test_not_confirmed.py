@@ -45,6 +45,7 @@ def test_unroutable_messages_are_kept_and_a_second_run_sends_them(shell: Shell) 
     assert _bodies(shell, "failed") == []
 
 
+@pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize(
     ("command", "line"),
     [

@@ -15,6 +15,7 @@ def lines_of(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+@on_any_broker
 @pytest.mark.parametrize("signals", ["", "trap '' HUP; "], ids=["plain", "under nohup"])
 def test_logrotate(shell: Shell, broker: TestBroker, signals: str) -> None:
     """Renamed and told, it goes on in a new file at once, even if no message comes; the old one is complete."""
@@ -35,6 +36,7 @@ def test_logrotate(shell: Shell, broker: TestBroker, signals: str) -> None:
     assert depth(broker, "hello") == 0
 
 
+@on_any_broker
 def test_rotated_again_and_again_while_messages_come(shell: Shell) -> None:
     """Each line is in one file, whole and in its place."""
     log, count = shell.directory / "app.log", 20_000

@@ -63,6 +63,7 @@ def test_a_queue_as_json(admin: Shell) -> None:
     assert found["dead_letters"] == {"exchange": "dead", "routing_key": None, "queues": ["jobs.dlq"]}
 
 
+@pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize(
     ("settings", "goes"),
     [

@@ -11,6 +11,7 @@ from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
 
 
+@on_any_broker
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_receiver_stops_cleanly(shell: Shell, number: int) -> None:
     """The first signal is a clean stop: exit 0, and nothing on stderr but the line it began with."""

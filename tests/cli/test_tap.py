@@ -112,6 +112,7 @@ def test_what_cannot_be_tapped(shell: Shell, broker: TestBroker) -> None:
     assert "no exchange 'nowhere'" in without.stderr
 
 
+@on_any_broker
 @pytest.mark.usefixtures("api")
 def test_what_came_can_be_sent_again(shell: Shell, broker: TestBroker) -> None:
     """`tap --json` prints what `send --json` takes, and names its broker only where there are several."""

@@ -136,6 +136,7 @@ def test_doctor_finds_streams_without_limits_and_readers_that_miss_messages(watc
     assert "reader 'me' is not done with" in found["reader-misses"]["what"]
 
 
+@on_any_broker
 def test_doctor_says_once_what_is_true_of_many(watcher: Shell, broker: TestBroker) -> None:
     """Forty queues are one line with the names of a few; programs get each."""
     many = [f"q{number:02}" for number in range(40)]
@@ -206,6 +207,7 @@ def test_doctor_upgrade_to_a_version_that_runs_already(watcher: Shell) -> None:
     assert watcher.run("mqtool", "doctor", "--upgrade", "newest").code == 2
 
 
+@on_any_broker
 def test_doctor_as_a_nagios_check(watcher: Shell, broker: TestBroker) -> None:
     """One line that sums up, on stdout, and Nagios' exit codes: a broker that does not answer is critical."""
     check = ("mqtool", "doctor", "--vhost", broker.vhost, "--between", "10ms", "--format", "nagios")
@@ -229,6 +231,7 @@ def test_doctor_as_a_nagios_check(watcher: Shell, broker: TestBroker) -> None:
     assert (refused.code, refused.stdout.partition(" - ")[0]) == (3, "RABBITMQ UNKNOWN"), refused.stdout
 
 
+@on_any_broker
 def test_doctor_as_prometheus_metrics(watcher: Shell, broker: TestBroker) -> None:
     """For the textfile collector; the metrics tell of problems, and the exit code that they could be counted."""
     for name in ("a", "b"):
@@ -256,6 +259,7 @@ def test_top_prints_once_in_a_pipe(watcher: Shell, broker: TestBroker) -> None:
     assert watcher.run("mqtool", "top", "--sort", "size").code == 2
 
 
+@on_any_broker
 def test_top_on_a_terminal_sorts_by_keys_and_ends_with_q(watcher: Shell) -> None:
     """Arrow keys and others do no harm; the terminal is left as it was."""
     watcher.run("mqtool", "send", "-q", "few", "x")

@@ -8,7 +8,7 @@ import pika
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
-from tests.brokers import TestBroker
+from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.terminal import on_terminal
 
@@ -69,6 +69,7 @@ def test_the_tree_shows_who_publishes_what_is_bound_and_who_consumes(
     assert repr(HOSTILE) in tree
 
 
+@on_any_broker
 def test_what_is_too_much_is_counted(shell: Shell, channel: BlockingChannel) -> None:
     """A tree of thousands of lines helps nobody; --limit 0 shows them all the same."""
     for number in range(14):
@@ -89,6 +90,7 @@ def test_an_exchange_and_what_it_leads_to(shell: Shell, channel: BlockingChannel
     assert (gone.code, gone.stderr) == (69, "mqtool: there is no exchange 'lost'\n")
 
 
+@pytest.mark.once_on_rabbitmq
 @pytest.mark.parametrize("form", ["mermaid", "dot", "json"])
 def test_other_formats_have_all_of_it(shell: Shell, channel: BlockingChannel, form: str) -> None:
     """Every queue that is bound, once."""
@@ -103,6 +105,7 @@ def test_other_formats_have_all_of_it(shell: Shell, channel: BlockingChannel, fo
         assert text == shell.run("mqtool", "topology", "--json").stdout
 
 
+@on_any_broker
 def test_live_wants_a_terminal(shell: Shell) -> None:
     """A pipe would get it once and for ever."""
     refused = shell.run("mqtool", "topology", "--live")
@@ -141,6 +144,7 @@ def test_route_tests_a_table_of_keys(shell: Shell, channel: BlockingChannel) -> 
     assert (wrong.code, wrong.stdout) == (65, "")
 
 
+@on_any_broker
 def test_route_names_the_exchange_that_is_not_there(shell: Shell, channel: BlockingChannel) -> None:
     """And the one that was meant."""
     gone = shell.run("mqtool", "route", "lgos", "x")
@@ -148,6 +152,7 @@ def test_route_names_the_exchange_that_is_not_there(shell: Shell, channel: Block
     assert "hint: did you mean 'logs'?" in gone.stderr
 
 
+@on_any_broker
 def test_long_names_are_cut_in_the_middle_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
     """Nothing is wider than its 80 columns, no word is broken, and the tree's lines go on; in a pipe nothing is cut."""
     exchange, queue = "exchange-" + "e" * 60 + "-end", "queue-" + "q" * 80 + "-last"
