@@ -153,11 +153,6 @@ def metadata_answer(correlation: int, body: bytes) -> bytes:
     return frame_head(Key.METADATA | _RESPONSE, len(body) + 4) + _U32.pack(correlation) + body
 
 
-def is_response(key: int) -> bool:
-    """Whether a key is that of an answer."""
-    return bool(key & _RESPONSE)
-
-
 def credit_refused(subscription: int) -> bytes:
     """Return the answer to credit for a subscription that there is not: the one answer without a correlation id."""
     body = _U16.pack(Code.SUBSCRIPTION_ID_DOES_NOT_EXIST) + bytes((subscription,))
