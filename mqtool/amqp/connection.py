@@ -187,7 +187,7 @@ class Connection:
 
     @property
     def hopeless(self) -> str | None:
-        """Why the broker cannot answer, if the command is to stop: waiting may then take for ever."""
+        """Why the broker cannot answer, if the command is to stop: waiting may then take forever."""
         if not self.stopping:
             return None
         if self._state is State.LOST:

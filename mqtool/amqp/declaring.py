@@ -19,7 +19,7 @@ def declaration(thing: Exchange | Queue, *, passive: bool = False) -> Request:
         passive: only check that it exists.
 
     Raises:
-        UsageError: RabbitMQ would drop the line break from its name, and pika would wait for the full name for ever;
+        UsageError: RabbitMQ would drop the line break from its name, and pika would wait for the full name forever;
             or the name is not UTF-8, and the management API would list nothing any more.
     """
     check_utf_8(thing.name)

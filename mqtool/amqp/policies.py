@@ -64,7 +64,7 @@ class Step(Enum):
 
 
 class Policy:
-    """Decides how to consume. This one never acknowledges, and goes on for ever.
+    """Decides how to consume. This one never acknowledges, and goes on forever.
 
     Attributes:
         prefetch: for the next subscription.

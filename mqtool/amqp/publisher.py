@@ -19,7 +19,7 @@ WINDOW = 10_000
 WINDOW_BYTES = 16 * 1024 * 1024
 #: Seconds after a reconnection in which a nack may only mean that the queue has no leader yet: a cluster that lost a
 #: node chooses another one. And how long to wait before such messages are published again: on another channel, since
-#: in RabbitMQ 3.10 one that has met a queue without a leader may nack for ever.
+#: in RabbitMQ 3.10 one that has met a queue without a leader may nack forever.
 _LEADERLESS, _PAUSE = 20.0, 0.25
 #: Seconds between two looks at whether to stop, while there is no connection or publishers are blocked.
 _LOOK_UP = 0.1

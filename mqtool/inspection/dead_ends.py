@@ -16,7 +16,7 @@ from mqtool.topology import DELAYED, Binding, Queue
 Node = TypeVar("Node", bound=Hashable)
 
 _EXCHANGE_COLUMNS = ("name", "vhost", "type", "arguments", "policy", "message_stats.publish_in")
-#: Ways of expired messages to follow: more than anybody wires by hand, and not for ever where all leads to all.
+#: Ways of expired messages to follow: more than anybody wires by hand, and not forever where all leads to all.
 _WAYS = 100_000
 _BINDING_COLUMNS = ("source", "vhost", "destination", "destination_type", "routing_key", "arguments")
 

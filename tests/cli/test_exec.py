@@ -349,7 +349,7 @@ def test_waiting_messages_do_not_wait_for_each_other(shell: Shell) -> None:
 
 
 def test_a_retry_queue_that_differs_takes_no_message(shell: Shell, broker: TestBroker) -> None:
-    """Without a TTL, a retry would wait for ever: the worker stops before the message leaves its queue."""
+    """Without a TTL, a retry would wait forever: the worker stops before the message leaves its queue."""
     broker.api("PUT", f"queues/{broker.vhost}/jobs.wait.1s", {"durable": True})
     shell.run("mqtool", "new-task", "-q", "jobs", "one")
     stopped = shell.run("mqtool", "worker", "-q", "jobs", "--exec", "false", "-c", "1")

@@ -110,7 +110,7 @@ assert Services.set_writer is set_writer, "nothing was interrupted"
 
 @on_any_broker
 def test_ctrl_c_in_the_middle_of_an_acknowledgement(room: Room) -> None:
-    """It ends the worker then, too: pika does not write any more, so that to close would wait for ever."""
+    """It ends the worker then, too: pika does not write any more, so that to close would wait forever."""
     room.printed("work-queues")
     room.script("new-task", "A task")
     (room.shell.directory / "interrupted.py").write_text(INTERRUPTED)

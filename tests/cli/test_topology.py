@@ -107,7 +107,7 @@ def test_other_formats_have_all_of_it(shell: Shell, channel: BlockingChannel, fo
 
 @on_any_broker
 def test_live_wants_a_terminal(shell: Shell) -> None:
-    """A pipe would get it once and for ever."""
+    """A pipe would get it once and forever."""
     refused = shell.run("mqtool", "topology", "--live")
     assert (refused.code, refused.stdout) == (2, "")
 

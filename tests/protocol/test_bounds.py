@@ -1,4 +1,4 @@
-"""What the embedded broker does not let a client do to it: fill its memory, fill its buffers, hold on for ever."""
+"""What the embedded broker does not let a client do to it: fill its memory, fill its buffers, hold on forever."""
 
 import socket
 import subprocess

@@ -170,7 +170,7 @@ def test_a_message_that_dies_again_is_counted(channel: BlockingChannel, take: Ta
 
 
 def test_a_circle_without_a_rejection_ends(channel: BlockingChannel, take: Take) -> None:
-    """A message that would expire for ever from one queue into itself is dropped."""
+    """A message that would expire forever from one queue into itself is dropped."""
     channel.queue_declare(
         "q", arguments={"x-message-ttl": 20, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "q"}
     )

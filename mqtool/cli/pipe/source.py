@@ -68,7 +68,7 @@ class Input:
         self._given_back.append(message)
 
     def rest(self) -> Iterator[Message]:
-        """What was not published: the rest of a file, or what is in a pipe now, since its writer may go on for ever."""
+        """What was not published: the rest of a file, or what is in a pipe now, since its writer may go on forever."""
         yield from self._given_back
         for message in self._read:
             if message is None:

@@ -67,4 +67,4 @@ try:
     send() if role == "send" else receive()
     connection.close()
 except KeyboardInterrupt:
-    pass  # no close() here: pika may have been in the middle of something, and would wait for ever
+    pass  # no close() here: pika may have been in the middle of something, and would wait forever

@@ -46,4 +46,4 @@ try:
     emit() if role == "emit" else receive()
     connection.close()
 except KeyboardInterrupt:
-    pass  # no close() here: pika may have been in the middle of something, and would wait for ever
+    pass  # no close() here: pika may have been in the middle of something, and would wait forever

@@ -65,4 +65,4 @@ try:
     server() if role == "server" else client()
     connection.close()
 except KeyboardInterrupt:
-    pass  # no close() here: pika may have been in the middle of something, and would wait for ever
+    pass  # no close() here: pika may have been in the middle of something, and would wait forever

@@ -47,4 +47,4 @@ try:
     new_task() if role == "new-task" else worker()
     connection.close()
 except KeyboardInterrupt:
-    pass  # no close() here: pika may have been in the middle of something, and would wait for ever
+    pass  # no close() here: pika may have been in the middle of something, and would wait forever

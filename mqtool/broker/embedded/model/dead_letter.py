@@ -74,7 +74,7 @@ def deaths(message: Message) -> list[Table]:
 def would_cycle(message: Message, queue: str) -> bool:
     """Whether a message returns to a queue that it died in before, without any client's rejecting it on the way.
 
-    It would go round for ever, so the queue does not get it.
+    It would go round forever, so the queue does not get it.
     """
     way: list[Table] = []
     for death in deaths(message):
