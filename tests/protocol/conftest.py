@@ -6,6 +6,7 @@ import json
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -65,6 +66,15 @@ def api_of() -> Callable[[EmbeddedBroker], Api]:
 def vhost(broker: TestBroker) -> str:
     """The test's own virtual host."""
     return broker.vhost
+
+
+@pytest.fixture
+def ann(api: Api) -> Iterator[str]:
+    """A user without permissions, whose password is `secret`."""
+    name = f"ann-{uuid.uuid4().hex[:8]}"
+    api("PUT", f"users/{name}", {"password": "secret", "tags": ""})
+    yield name
+    api("DELETE", f"users/{name}")
 
 
 @pytest.fixture

@@ -12,6 +12,21 @@ from pamqp.base import Frame
 CAPABILITIES = {"authentication_failure_close": True, "connection.blocked": True, "consumer_cancel_notify": True}
 
 
+def read_exactly(connected: socket.socket, size: int) -> bytes:
+    """This many octets.
+
+    Raises:
+        EOFError: the broker closed the connection.
+    """
+    data = b""
+    while len(data) < size:
+        more = connected.recv(size - len(data))
+        if not more:
+            raise EOFError
+        data += more
+    return data
+
+
 class RawClient:
     """A socket, and helpers to speak AMQP on it or not.
 
@@ -54,18 +69,8 @@ class RawClient:
         self.socket.sendall(frame.marshal(method, channel))
 
     def read(self, size: int) -> bytes:
-        """Exactly this many octets.
-
-        Raises:
-            EOFError: the broker closed the connection.
-        """
-        data = b""
-        while len(data) < size:
-            more = self.socket.recv(size - len(data))
-            if not more:
-                raise EOFError
-            data += more
-        return data
+        """Exactly this many octets. Raises as read_exactly() does."""
+        return read_exactly(self.socket, size)
 
     def receive(self) -> Any:
         """The next frame, decoded."""

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from tests.protocol.raw_client import read_exactly
+
 (
     DECLARE_PUBLISHER,
     PUBLISH,
@@ -151,17 +153,8 @@ class RawStream:
         return self._kept.pop(0) if self._kept else self._read()
 
     def _read(self) -> Frame:
-        size, key, _version = struct.unpack(">IHH", self._exactly(8))
-        return Frame(key, self._exactly(size - 4))
-
-    def _exactly(self, count: int) -> bytes:
-        data = b""
-        while len(data) < count:
-            more = self.socket.recv(count - len(data))
-            if not more:
-                raise EOFError
-            data += more
-        return data
+        size, key, _version = struct.unpack(">IHH", read_exactly(self.socket, 8))
+        return Frame(key, read_exactly(self.socket, size - 4))
 
     def at_end(self) -> bool:
         """Whether the broker hangs up now, after whatever it still sends."""

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,14 +29,10 @@ def error_of(action: Callable[[], object]) -> str:
 
 
 @pytest.fixture
-def ann(api: Api, vhost: str, amqp_url: str) -> Iterator[str]:
+def ann(api: Api, vhost: str, amqp_url: str, ann: str) -> str:
     """A user of the test's virtual host; where she connects to."""
-    name = f"ann-{uuid.uuid4().hex[:8]}"
-    api("PUT", f"users/{name}", {"password": "secret", "tags": ""})
-    api("PUT", f"permissions/{vhost}/{name}", {"configure": ".*", "write": ".*", "read": ".*"})
-    parts = urlsplit(amqp_url)
-    yield f"amqp://{name}:secret@{parts.hostname}:{parts.port}{parts.path}"
-    api("DELETE", f"users/{name}")
+    api("PUT", f"permissions/{vhost}/{ann}", {"configure": ".*", "write": ".*", "read": ".*"})
+    return amqp_url.replace("guest:guest", f"{ann}:secret")
 
 
 def test_limits_of_a_virtual_host(api: Api, vhost: str, connect: Connect) -> None:

@@ -5,7 +5,6 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -322,12 +321,10 @@ def test_a_virtual_host_is_deleted_while_somebody_is_only_connecting(api: Api, a
 
 
 @pytest.fixture
-def ann(api: Api, vhost: str) -> Iterator[str]:
-    """A user with the tag management, who may configure what starts with `ann-`."""
-    name = f"ann-{uuid.uuid4().hex[:8]}"
-    api("PUT", f"users/{name}", {"password": "secret", "tags": "management"})
-    yield name
-    api("DELETE", f"users/{name}")
+def ann(api: Api, ann: str) -> str:
+    """With the tag management."""
+    api("PUT", f"users/{ann}", {"password": "secret", "tags": "management"})
+    return ann
 
 
 @pytest.mark.differs_since("4.3", "a virtual host that a user may not see is not found, rather than refused")

@@ -1,8 +1,7 @@
 """Who may do what."""
 
 import re
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pika
 import pytest
@@ -11,15 +10,6 @@ from pika.exceptions import ChannelClosedByBroker, ProbableAccessDeniedError
 
 from tests.brokers import TestBroker
 from tests.protocol.conftest import Api
-
-
-@pytest.fixture
-def ann(api: Api) -> Iterator[str]:
-    """A user without permissions."""
-    name = f"ann-{uuid.uuid4().hex[:8]}"
-    api("PUT", f"users/{name}", {"password": "secret", "tags": ""})
-    yield name
-    api("DELETE", f"users/{name}")
 
 
 def test_without_permissions_there_is_no_way_in(

@@ -2,9 +2,7 @@
 
 import itertools
 import struct
-import uuid
 import zlib
-from collections.abc import Iterator
 
 import pika
 import pytest
@@ -334,13 +332,10 @@ def test_what_a_client_of_streams_has_written_is_a_message(
 
 
 @pytest.fixture
-def ann(api: Api, vhost: str) -> Iterator[str]:
+def ann(api: Api, vhost: str, ann: str) -> str:
     """A user who may read and write `hers`, and configure nothing."""
-    name = f"ann-{uuid.uuid4().hex[:8]}"
-    api("PUT", f"users/{name}", {"password": "secret", "tags": ""})
-    api("PUT", f"permissions/{vhost}/{name}", {"configure": "^$", "write": "^hers$", "read": "^hers$"})
-    yield name
-    api("DELETE", f"users/{name}")
+    api("PUT", f"permissions/{vhost}/{ann}", {"configure": "^$", "write": "^hers$", "read": "^hers$"})
+    return ann
 
 
 def test_what_is_not_allowed_is_refused(open_stream: Opener, client: RawStream, stream: str, ann: str) -> None:
