@@ -90,7 +90,7 @@ def use(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", show_default=False, autocompletion=live_names.contexts)
     ] = None,
-    none: Annotated[bool, typer.Option("--none", help="Use none")] = False,
+    none: Annotated[bool, typer.Option("--none", help="Use no context")] = False,
 ) -> None:
     """Make a context the default of all commands."""
     if (name is None) != none:

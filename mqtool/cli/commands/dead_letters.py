@@ -54,7 +54,7 @@ class Which(NamedTuple):
     ] = None
     ids: Annotated[list[str] | None, typer.Option("--id", help="Only the message with this id")] = None
     reason: Annotated[str | None, typer.Option(help="Only those that died for this reason")] = None
-    error: Annotated[str | None, typer.Option(help="Only those whose last error contains TEXT")] = None
+    error: Annotated[str | None, typer.Option(metavar="TEXT", help="Only those whose last error contains TEXT")] = None
     older: Annotated[
         float | None, typer.Option(help="Only those that first failed this long ago or earlier", **DURATION)
     ] = None

@@ -67,7 +67,7 @@ def receive(
     receiving: Receiving,
     broker: Broker,
     offset: Annotated[
-        Any | None, typer.Option(help="Start, in a stream", rich_help_panel="Receiving", **OFFSET)
+        Any | None, typer.Option(help="Where to start in a stream", rich_help_panel="Receiving", **OFFSET)
     ] = None,
     where: Where = None,
     into: OutputFile = None,

@@ -54,7 +54,7 @@ def move(
     count: Annotated[int | None, typer.Option("--count", "-c", "-n", min=1, help="Move up to N messages")] = None,
     rate: Annotated[float | None, typer.Option(help="Move no faster than this, such as 500/s", **RATE)] = None,
     idle_timeout: Annotated[
-        float | None, typer.Option(help="End when nothing came for this long, not when it is empty", **DURATION)
+        float | None, typer.Option(help="End after this long without a message, not when empty", **DURATION)
     ] = None,
     confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT,
     management: ManagementUrl = None,

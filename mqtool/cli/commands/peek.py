@@ -39,7 +39,7 @@ def peek(
     broker: Broker,
     limit: Annotated[int | None, typer.Option("--count", "-c", "-n", min=1, help="Show up to N messages")] = None,
     where: Where = None,
-    offset: Annotated[Any | None, typer.Option(help="Start, in a stream (default: first)", **OFFSET)] = None,
+    offset: Annotated[Any | None, typer.Option(help="Where to start in a stream (default: first)", **OFFSET)] = None,
     management: ManagementUrl = None,
 ) -> None:
     """Show the messages in a queue and leave them there.

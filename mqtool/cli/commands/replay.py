@@ -66,9 +66,11 @@ class Playing(NamedTuple):
         float | None,
         typer.Option(parser=_speed, metavar="N", help="N times as fast as recorded, or max", show_default="1"),
     ] = None
-    rate: Annotated[float | None, typer.Option(help="Evenly, such as 500/s, instead of recorded gaps", **RATE)] = None
-    since: Annotated[Any | None, typer.Option(help="From then on: a time, or 5m after the start", **_MOMENT)] = None
-    until: Annotated[Any | None, typer.Option(help="Before that: a time, or 5m after the start", **_MOMENT)] = None
+    rate: Annotated[float | None, typer.Option(help="Even rate, such as 500/s, instead of recorded gaps", **RATE)] = (
+        None
+    )
+    since: Annotated[Any | None, typer.Option(help="Start at a time, or 5m into the recording", **_MOMENT)] = None
+    until: Annotated[Any | None, typer.Option(help="Stop at a time, or 5m into the recording", **_MOMENT)] = None
     where: Where = None
     loop: Annotated[int, typer.Option(min=1, metavar="N", help="Play all of it N times")] = 1
 

@@ -239,7 +239,7 @@ def serve(
         bool, typer.Option("--recording", help="Record messages, for GET /api/mqtool/published/VHOST")
     ] = False,
     print_url: Annotated[bool, typer.Option("--print-url", help="Print the URLs once it listens")] = False,
-    ready_file: Annotated[Path | None, typer.Option(help="File that gets the URLs once it listens")] = None,
+    ready_file: Annotated[Path | None, typer.Option(help="Write the URLs to FILE once it listens")] = None,
     tls_cert: Annotated[
         Path | None, typer.Option(help="Certificate (PEM): listen with TLS too, one port below")
     ] = None,

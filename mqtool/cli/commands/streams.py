@@ -21,7 +21,9 @@ app = typer.Typer()
 
 Filters = Annotated[
     list[str] | None,
-    typer.Option("--filter", metavar="VALUE", help="Filter value (RabbitMQ 3.13)", rich_help_panel="Receiving"),
+    typer.Option(
+        "--filter", metavar="VALUE", help="Only chunks with this value (RabbitMQ 3.13)", rich_help_panel="Receiving"
+    ),
 ]
 
 
@@ -44,7 +46,12 @@ def send_stream(
     ] = None,
     filter_value: Annotated[
         str | None,
-        typer.Option("--filter", metavar="VALUE", help="Filter value (RabbitMQ 3.13)", rich_help_panel="Messages"),
+        typer.Option(
+            "--filter",
+            metavar="VALUE",
+            help="Store VALUE for readers with --filter (RabbitMQ 3.13)",
+            rich_help_panel="Messages",
+        ),
     ] = None,
 ) -> None:
     """Append messages to a stream (stream tutorial 1)."""
@@ -86,7 +93,10 @@ def receive_stream(
     track: Annotated[
         str | None,
         typer.Option(
-            "--track", metavar="NAME", help="Go on where NAME stopped, and store how far", rich_help_panel="Receiving"
+            "--track",
+            metavar="NAME",
+            help="Continue where NAME stopped, and store its offset",
+            rich_help_panel="Receiving",
         ),
     ] = None,
     single_active: Annotated[

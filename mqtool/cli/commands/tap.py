@@ -56,9 +56,9 @@ class What(NamedTuple):
     queue: Annotated[str | None, queue_option("Copy what this queue gets")] = None
     headers: Annotated[list[Any] | None, header_option("Header to match, for a headers exchange")] = None
     match: Annotated[Match, typer.Option(help="Match all of the headers, or any of them")] = Match.ALL
-    everything: Annotated[bool, typer.Option("--all", help="All that is published; needs --firehose")] = False
+    everything: Annotated[bool, typer.Option("--all", help="Everything that is published; needs --firehose")] = False
     by_firehose: Annotated[
-        bool, typer.Option("--firehose", help="By the broker's firehose, which costs it a copy of all")
+        bool, typer.Option("--firehose", help="Use the broker's firehose, which copies every message")
     ] = False
 
     @property

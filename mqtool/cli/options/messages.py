@@ -75,7 +75,9 @@ class MessageOptions(NamedTuple):
     null: Annotated[bool, typer.Option("--null", "-0", help="Messages end with a zero byte, as from find -print0")] = (
         False
     )
-    delimiter: Annotated[str | None, typer.Option("--delimiter", "-D", help="Messages end with CHAR")] = None
+    delimiter: Annotated[
+        str | None, typer.Option("--delimiter", "-D", metavar="CHAR", help="Messages end with CHAR")
+    ] = None
     as_json: Annotated[bool, typer.Option("--json", help="Each line is a message as NDJSON")] = False
     key_pattern: Annotated[
         Any | None,
