@@ -1,12 +1,11 @@
 """aio-pika: confirms, transactions, RPC patterns, and a robust connection that the broker breaks off."""
 
 import asyncio
-import json
 import os
-import urllib.request
 
 import aio_pika
 from aio_pika.patterns import RPC, Master
+from close_connection import close_connections
 
 
 async def double(number: int) -> int:
@@ -59,7 +58,6 @@ async def settle(connection: aio_pika.abc.AbstractConnection) -> None:
 
 async def come_back(connection: aio_pika.abc.AbstractRobustConnection) -> None:
     """The broker closes the connection; queue, binding and consumer come back by themselves."""
-    api = os.environ["MANAGEMENT_URL"]
     async with connection.channel() as channel:
         exchange = await channel.declare_exchange("aio.events", "topic", auto_delete=True)
         queue = await channel.declare_queue("aio.robust", exclusive=True)
@@ -68,25 +66,10 @@ async def come_back(connection: aio_pika.abc.AbstractRobustConnection) -> None:
         await queue.consume(got.put, no_ack=True)
         back = asyncio.Event()
         connection.reconnect_callbacks.add(lambda *_: back.set())
-        await asyncio.to_thread(close_by_api, api, "aio-pika")
+        await asyncio.to_thread(close_connections, "aio-pika")
         await asyncio.wait_for(back.wait(), 20)
         await exchange.publish(aio_pika.Message(b"1"), "order.placed")
         assert (await asyncio.wait_for(got.get(), 10)).body == b"1"
-
-
-def close_by_api(api: str, name: str) -> None:
-    passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
-    passwords.add_password(None, api, "guest", "guest")
-    opener = urllib.request.build_opener(urllib.request.HTTPBasicAuthHandler(passwords))
-    closed = 0
-    while not closed:  # RabbitMQ's API lists a connection seconds after it was opened
-        for each in json.load(opener.open(f"{api}/api/connections")):
-            if each.get("client_properties", {}).get("connection_name") == name:
-                request = urllib.request.Request(
-                    f"{api}/api/connections/{urllib.request.quote(each['name'])}", method="DELETE"
-                )
-                opener.open(request).close()
-                closed += 1
 
 
 async def main() -> None:

@@ -1,0 +1,116 @@
+// amqp091-go: confirms, returned messages, prefetch, requeue, dead letters, a closed channel, a cut.
+package main
+
+import (
+	"context"
+	"log"
+	"os"
+	"os/exec"
+	"reflect"
+	"sort"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+func must(err error) {
+	if err != nil {
+		log.Panic(err)
+	}
+}
+
+func equal(expected, found any) {
+	if !reflect.DeepEqual(expected, found) {
+		log.Panicf("%#v expected, %#v found", expected, found)
+	}
+}
+
+func connect() (*amqp.Connection, *amqp.Channel) {
+	named := amqp.NewConnectionProperties()
+	named.SetClientConnectionName("amqp091-go")
+	connection, err := amqp.DialConfig(os.Getenv("AMQP_URL"), amqp.Config{Properties: named})
+	must(err)
+	channel, err := connection.Channel()
+	must(err)
+	must(channel.Confirm(false))
+	must(channel.Qos(2, 0, false))
+	return connection, channel
+}
+
+func publish(channel *amqp.Channel, key, body string, headers amqp.Table) {
+	confirm, err := channel.PublishWithDeferredConfirmWithContext(context.Background(), "", key, true, false,
+		amqp.Publishing{Body: []byte(body), Headers: headers, DeliveryMode: amqp.Persistent})
+	must(err)
+	equal(true, confirm.Wait())
+}
+
+func consume(channel *amqp.Channel, queue string) <-chan amqp.Delivery {
+	deliveries, err := channel.Consume(queue, "", false, false, false, false, nil)
+	must(err)
+	return deliveries
+}
+
+func main() {
+	connection, channel := connect()
+	must(channel.ExchangeDeclare("go.dead", "fanout", false, true, false, false, nil))
+	_, err := channel.QueueDeclare("go.buried", false, false, true, false, nil)
+	must(err)
+	must(channel.QueueBind("go.buried", "", "go.dead", false, nil))
+	_, err = channel.QueueDeclare("go.work", true, false, false, false, amqp.Table{"x-dead-letter-exchange": "go.dead"})
+	must(err)
+
+	nested := amqp.Table{"list": []any{int32(1), "two", nil, 3.5, true}}
+	headers := amqp.Table{"big": int64(1) << 40, "nested": nested}
+	for _, body := range []string{"0", "1", "2", "3", "4"} {
+		publish(channel, "go.work", body, headers)
+	}
+	returned := channel.NotifyReturn(make(chan amqp.Return, 1))
+	publish(channel, "go.nowhere", "lost", nil)
+	equal(uint16(312), (<-returned).ReplyCode)
+
+	work := consume(channel, "go.work")
+	first, second := <-work, <-work
+	equal([]string{"0", "1"}, []string{string(first.Body), string(second.Body)})
+	equal(headers, first.Headers)
+	state, err := channel.QueueInspect("go.work")
+	must(err)
+	equal(3, state.Messages) // no more were delivered than prefetch allows
+	must(first.Nack(false, true))
+	must(second.Reject(false))
+	rest := []string{}
+	for len(rest) < 4 {
+		delivery := <-work
+		must(delivery.Ack(false))
+		if delivery.Redelivered {
+			delivery.Body = append(delivery.Body, " again"...)
+		}
+		rest = append(rest, string(delivery.Body))
+	}
+	sort.Strings(rest)
+	equal([]string{"0 again", "2", "3", "4"}, rest)
+
+	letter := <-consume(channel, "go.buried")
+	death := letter.Headers["x-death"].([]any)[0].(amqp.Table)
+	equal("1", string(letter.Body))
+	equal([]any{"rejected", "go.work", int64(1)}, []any{death["reason"], death["queue"], death["count"]})
+	must(letter.Ack(false))
+
+	wrong, err := connection.Channel()
+	must(err)
+	_, err = wrong.QueueDeclare("go.work", false, false, false, false, nil)
+	equal(amqp.PreconditionFailed, err.(*amqp.Error).Code)
+
+	// Its operator closes the connection: it says so, the deliveries end, and the queue is still there for a new one.
+	closed := connection.NotifyClose(make(chan *amqp.Error, 1))
+	must(exec.Command("python", "close_connection.py", "amqp091-go").Run())
+	equal(amqp.ConnectionForced, (<-closed).Code)
+	_, open := <-work
+	equal(false, open)
+	connection, channel = connect()
+	publish(channel, "go.work", "again", nil)
+	delivery := <-consume(channel, "go.work")
+	equal("again", string(delivery.Body))
+	must(delivery.Ack(false))
+	_, err = channel.QueueDelete("go.work", false, false, false)
+	must(err)
+	must(connection.Close())
+}
