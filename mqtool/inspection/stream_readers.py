@@ -86,7 +86,7 @@ def findings(before: Mapping[tuple[str, str], Places], now: Mapping[tuple[str, s
     for (vhost, stream), seen in now.items():
         for name in seen.stored:
             if missed := seen.missed(name):
-                what = f"has dropped {counted(missed)} that reader {name!r} is not done with"
+                what = f"has dropped {counted(missed)} that reader {name!r} had not read"
                 hint = "a larger max-length-bytes or max-age keeps them longer"
                 yield Finding("reader-misses", f"stream {stream!r}", what, hint, vhost)
             earlier, lag = before.get((vhost, stream)), seen.lag(name)

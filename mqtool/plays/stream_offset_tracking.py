@@ -6,7 +6,7 @@ _NAME = "stream-offset-tracking-python"
 
 
 def play(stage: Stage) -> None:
-    """A reader that starts again goes on behind the offset that it has stored."""
+    """A reader that starts again continues after the offset that it has stored."""
     sender, receiver, third = stage.terminals("sender", "receiver", "offsets")
     stream, done = stage.queue(_NAME), "Done consuming first_offset: "
 
@@ -18,7 +18,7 @@ def play(stage: Stage) -> None:
     stage.say("The broker keeps, under the receiver's name, the offset of the last message that it is done with.")
     third.run(f"mqtool offset show {stage.name(_NAME)} subscriber_1")
     stage.expect("that is the marker's", third.lines, ["99"])
-    stage.say("Send another hundred, and start the receiver again: it goes on behind the first marker.")
+    stage.say("Send another hundred, and start the receiver again: it continues after the first marker.")
     sender.run(f"mqtool offset-tracking send{stream}")
     receiver.run(f"mqtool offset-tracking receive{stream}")
     first, last = (int(number) for number in receiver.after(done)[0].split(" last_offset "))

@@ -213,7 +213,7 @@ class StreamChannel:
     ) -> Iterator[Delivery]:
         """Start to read, at once; the iterator returned yields the messages, with their offset as delivery tag.
 
-        After a reconnection it goes on behind the last one.
+        After a reconnection it continues after the last one.
 
         Args:
             offset: where to start.

@@ -234,7 +234,7 @@ def test_a_message_that_is_too_large_is_kept(shell: Shell) -> None:
 
 
 def test_a_lost_connection_is_made_good(shell: Shell, broker: TestBroker) -> None:
-    """A reader goes on behind the last message; a sender publishes again what is not confirmed."""
+    """A reader continues after the last message; a sender publishes again what is not confirmed."""
     target = urlsplit(broker.streams)
     with Proxy(target.port or 0) as proxy:
         shell.environment["MQTOOL_STREAM_PORT"] = str(proxy.port)
@@ -268,7 +268,7 @@ def test_what_cannot_be_written_is_not_stored_as_read(shell: Shell) -> None:
 
 
 def test_over_amqp_a_lost_connection_is_made_good(shell: Shell, broker: TestBroker) -> None:
-    """A reader goes on behind what it has printed: nothing twice, nothing missing."""
+    """A reader continues after what it has printed: nothing twice, nothing missing."""
     sent = ("mqtool", "send-stream", "-l", "-q", "s")
     shell.run(*sent, stdin=numbers(0, 4))
     with Proxy(broker.port) as proxy:

@@ -133,7 +133,7 @@ def test_doctor_finds_streams_without_limits_and_readers_that_miss_messages(watc
     reader.process.send_signal(signal.SIGCONT)
     assert found["stream-limit"]["thing"] == "queue 'endless'"
     assert found["reader-misses"]["thing"] == "stream 'short'"
-    assert "reader 'me' is not done with" in found["reader-misses"]["what"]
+    assert "reader 'me' had not read" in found["reader-misses"]["what"]
 
 
 @on_any_broker

@@ -99,7 +99,7 @@ def test_client_certificates_are_required(amqp_tls: Authority) -> None:
     ("cert", "key", "why"),
     [
         ("missing.pem", "broker.key", "cannot read the TLS file .*missing.pem: No such file"),
-        ("broker.pem", "client.key", "the key .*client.key does not fit the certificate .*broker.pem"),
+        ("broker.pem", "client.key", "the key .*client.key does not match the certificate .*broker.pem"),
         ("settings", "broker.key", "settings is not in PEM form"),
         ("broker.key", "broker.key", "cannot use the TLS files"),
     ],

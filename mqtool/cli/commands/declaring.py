@@ -102,7 +102,7 @@ def show_queue(
             with access.stream_channel(stream_port) as stream:
                 found = replace(found, places=stream_readers.places(stream, queue, found.consumers))
         except MqtoolError as error:
-            output.notice(f"the offsets are not known: {error}")
+            output.notice(f"cannot get the offsets: {error}")
     else:
         with suppress(MqtoolError), access.channel() as channel:  # it may be exclusive to another connection
             depth = administration.depth(channel, queue)

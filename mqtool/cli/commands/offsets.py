@@ -27,7 +27,7 @@ ReaderName = Annotated[str, typer.Argument(help="Name of the reader, as for --tr
 @offset.command(epilog="mqtool offset show app reports")
 @takes_groups_but(dialect=None, strict=None)
 def show(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort = None) -> None:
-    """Print the offset of the last message that a reader is done with.
+    """Print the offset of the last message that a reader has read.
 
     For a super stream, that of each partition.
     """
@@ -46,7 +46,7 @@ def show(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort 
     if behind := sum(there if lag is None else lag for lag, there in lags):
         output.status(f"{counted(behind)} behind")
     if missed := sum(each.missed(name) for each in seen.values()):
-        output.warning(f"{counted(missed)} that it is not done with are no longer in the stream")
+        output.warning(f"the stream has dropped {counted(missed)} that {name!r} had not read")
 
 
 @offset.command("set", epilog="mqtool offset set app reports 41999")
@@ -54,16 +54,16 @@ def show(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort 
 def set_(
     stream: StreamName,
     name: ReaderName,
-    number: Annotated[int, typer.Argument(min=0, help="Offset that it is done with; it goes on behind", metavar="N")],
+    number: Annotated[int, typer.Argument(min=0, help="Offset of the last message read", metavar="N")],
     broker: Broker,
     port: StreamPort = None,
 ) -> None:
-    """Have a reader go on behind an offset."""
+    """Have a reader continue after an offset."""
     with broker.access().stream_channel(port) as channel:
         if (partitions := channel.streams_of(stream)) != [stream]:
             raise UsageError(f"{stream!r} is a super stream", f"name one of its partitions, such as {partitions[0]}")
         channel.store_offset(stream, name, number)
-    output.status(f"{name!r} goes on behind offset {number:,} of stream {stream!r}")
+    output.status(f"{name!r} continues after offset {number:,} of stream {stream!r}")
 
 
 @offset.command(epilog="mqtool offset reset app reports")

@@ -115,7 +115,7 @@ def _consumer(consumer: Mapping[str, Any], places: Places | None) -> Line:
 
 def _place(name: str, places: Places | None) -> str:
     if places is None:
-        return "  at an offset that is not known"
+        return "  at an unknown offset"
     lag = places.lag(name)
     if lag is None:
         return "  no offset stored"

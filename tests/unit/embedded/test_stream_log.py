@@ -129,7 +129,7 @@ def test_times(bench: Bench) -> None:
 
 
 def test_old_segments_go(bench: Bench) -> None:
-    """By size and by age, whole segments at a time, and never the last; a reader there goes on behind them."""
+    """By size and by age, whole segments at a time, and never the last; a reader there continues after them."""
     log = bench.open(segment_bytes=1_000, max_bytes=2_500)
     bench.add(b"first")
     reader = Reader(log, 0)

@@ -42,9 +42,9 @@ class Tls:
                 context.verify_mode = ssl.CERT_REQUIRED
         except ssl.SSLError as error:
             if error.reason == "KEY_VALUES_MISMATCH":
-                raise OSError(f"the key {self.key} does not fit the certificate {self.cert}") from error
+                raise OSError(f"the key {self.key} does not match the certificate {self.cert}") from error
             files = ", ".join(str(path) for path in (self.cert, self.key, self.client_ca) if path is not None)
-            raise OSError(f"cannot use the TLS files {files}: one of them is not what it should be") from error
+            raise OSError(f"cannot use the TLS files {files}: one of them is not valid") from error
         return context
 
 
