@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +19,7 @@ from pika.exceptions import AMQPError
 
 from mqtool.broker.embedded import EmbeddedBroker
 from tests.brokers import TestBroker
+from tests.protocol.broker_process import BrokerProcess
 from tests.protocol.raw_stream import OPEN, Opener, RawStream, string
 
 
@@ -60,6 +62,13 @@ def api_of() -> Callable[[EmbeddedBroker], Api]:
         return Api(broker.management_url)
 
     return of
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[BrokerProcess]:
+    """The embedded broker as a process of its own, with a data directory."""
+    with BrokerProcess(tmp_path) as broker:
+        yield broker
 
 
 @pytest.fixture

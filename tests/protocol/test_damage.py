@@ -2,7 +2,6 @@
 
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pika
@@ -16,15 +15,14 @@ MESSAGES = 300
 
 
 @pytest.fixture
-def process(tmp_path: Path) -> Iterator[BrokerProcess]:
+def process(process: BrokerProcess) -> BrokerProcess:
     """A broker that has 300 messages."""
-    with BrokerProcess(tmp_path) as broker:
-        channel = pika.BlockingConnection(pika.URLParameters(broker.url)).channel()
-        channel.queue_declare("q", durable=True)
-        channel.confirm_delivery()
-        for number in range(MESSAGES):
-            channel.basic_publish("", "q", b"%d " % number * 200, PERSISTENT)
-        yield broker
+    channel = pika.BlockingConnection(pika.URLParameters(process.url)).channel()
+    channel.queue_declare("q", durable=True)
+    channel.confirm_delivery()
+    for number in range(MESSAGES):
+        channel.basic_publish("", "q", b"%d " % number * 200, PERSISTENT)
+    return process
 
 
 def files(process: BrokerProcess) -> tuple[Path, Path]:

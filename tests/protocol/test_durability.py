@@ -3,7 +3,6 @@
 import random
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,6 @@ from tests.protocol.conftest import Take
 from tests.protocol.raw_client import RawClient, raw_frame
 
 PERSISTENT = BasicProperties(delivery_mode=2)
-
-
-@pytest.fixture
-def process(tmp_path: Path) -> Iterator[BrokerProcess]:
-    with BrokerProcess(tmp_path) as broker:
-        yield broker
 
 
 def connect(process: BrokerProcess) -> pika.BlockingConnection:

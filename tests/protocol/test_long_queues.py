@@ -1,7 +1,6 @@
 """Messages that wait on disk rather than in memory are what they were: in order, and subject to all that queues do."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,6 @@ from tests.protocol.raw_client import RawClient, raw_frame
 
 MANY = 1200
 KINDS = [{}, {"x-queue-type": "quorum"}, {"x-max-priority": 2}]
-
-
-@pytest.fixture
-def process(tmp_path: Path) -> Iterator[BrokerProcess]:
-    with BrokerProcess(tmp_path) as broker:
-        yield broker
 
 
 def connect(process: BrokerProcess) -> BlockingChannel:
