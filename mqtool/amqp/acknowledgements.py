@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from mqtool.amqp.io_thread import IoThread
 from mqtool.message import Delivery
 
-#: How many deliveries may be acknowledged before an earlier one, until it does not matter any more which they are.
+#: How many deliveries to remember that were acknowledged before an earlier one.
 _EARLY = 1000
 
 
@@ -33,7 +33,7 @@ class Acknowledgements:
             self._io.run(self._send_all)
 
     def _send_all(self) -> None:
-        self._is_due = False  # before the last look: whatever is added from here on sees to itself
+        self._is_due = False  # before the last look: what is added from here on is sent by another call
         self._before()
         self._send([self._waiting.popleft() for _ in range(len(self._waiting))])
 
@@ -49,13 +49,14 @@ class Tags:
         self._early: set[int] = set()
 
     def acknowledge(self, tags: Sequence[int]) -> Iterator[tuple[int, bool]]:
-        """What to send: tags, and whether each stands for all before it, too."""
+        """Yield what to send: tags, and whether each also stands for all before it."""
         self._early.update(tags)
         while self._through + 1 in self._early:
             self._through += 1
             self._early.discard(self._through)
-        if together := [tag for tag in tags if tag <= self._through]:  # all before them are acknowledged, or among them
+        # Everything before these is acknowledged, or is among them.
+        if together := [tag for tag in tags if tag <= self._through]:
             yield max(together), len(together) > 1
         yield from ((tag, False) for tag in tags if tag > self._through)
-        if len(self._early) > _EARLY:  # something is in hand for long; it, or what is behind it, goes by itself
+        if len(self._early) > _EARLY:  # one is held for long: what follows is acknowledged one by one
             self._early.clear()

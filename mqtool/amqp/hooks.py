@@ -4,12 +4,12 @@
 2. Our coding of tables and names takes the place of pika's, which refuses or changes some of them; see tables.py.
 3. Properties that cannot be decoded make a delivery without properties, and not the end of the connection.
 4. Deliveries are cut from what the socket gives; see deliveries.py.
-5. A socket is read in large pieces. pika reads four KiB at a time, some twenty messages, until the socket has no more,
-   which costs an exception each time.
-6. The resolver is given a host's name in bytes. Python loads two tables of Unicode to make bytes of text.
+5. A socket is read in large pieces. pika reads four KiB at a time, some twenty messages, until the socket is empty,
+   and that costs an exception each time.
+6. The resolver is given a host's name as bytes. To encode text, Python would load two Unicode tables.
 
-Without 4 to 6, should pika change, all works as before, but more slowly; tests/integration/test_consuming.py and
-tests/cli/test_start_up.py fail.
+If pika changes and 4 to 6 no longer take effect, everything still works, only more slowly;
+tests/integration/test_consuming.py and tests/cli/test_start_up.py fail.
 """
 
 import struct
@@ -64,7 +64,7 @@ def acknowledge(channel: PikaChannel, tags: Iterable[tuple[int, bool]]) -> None:
 
 
 def name_host_in_bytes(parameters: ConnectionParameters) -> None:
-    """Have a host's name resolved without Python's tables of Unicode, if it is ASCII."""
+    """Resolve an ASCII host name without loading Python's Unicode tables."""
     if parameters.host.isascii():
         parameters._host = parameters.host.encode()  # type: ignore[assignment]
 

@@ -1,4 +1,4 @@
-"""How far the readers of streams came: their names are in the management API, their offsets in the stream protocol."""
+"""How far readers of streams are: names come from the management API, offsets from the stream protocol."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _SUBSCRIPTION = "stream."
 _COLUMNS = ("arguments", "consumer_tag", "queue.name", "queue.vhost")
-#: Clients store an offset now and then: as a rule not before 10,000 messages.
+#: Clients store offsets only now and then, by default every 10,000 messages or so.
 _MANY = 10_000
 
 
@@ -43,7 +43,7 @@ class Places(NamedTuple):
 
 
 def name_of(consumer: Json) -> str | None:
-    """The name under which a reader of a stream stores its offset, if its client tells; one by AMQP has none."""
+    """The name under which a stream reader stores its offset, if its client gives it; AMQP readers have none."""
     name = (consumer.get("arguments") or {}).get("name")
     return str(name) if name and str(consumer.get("consumer_tag")).startswith(_SUBSCRIPTION) else None
 

@@ -42,7 +42,7 @@ def run(
         if ready_file is not None:
             _write(ready_file, server)
 
-    # Queues hold many objects for long. Left to itself the collector would walk through them over and over.
+    # Queues hold many objects for a long time. By default the garbage collector would scan them again and again.
     gc.set_threshold(100_000, 20, 100)
     try:
         serve(settings, ready)
@@ -91,7 +91,7 @@ class _Memory:
         return pages * os.sysconf("SC_PAGE_SIZE") - self._ledger.held_bytes
 
     def look(self) -> None:
-        """Look in a few seconds, and from then on; to give back takes some milliseconds, so not over and over."""
+        """Look every few seconds; not more often, since returning memory takes some milliseconds."""
         asyncio.get_running_loop().call_later(_LOOK_SECONDS, self.look)
         held, besides = self._ledger.held_bytes, self._besides()
         self._most = max(self._most, held)

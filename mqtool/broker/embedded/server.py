@@ -263,7 +263,7 @@ class Server:
         for connection in list(self._connections):
             connection.hang_up()
         await asyncio.sleep(0)
-        # With TLS, clients are expected to take their leave as well; nobody waits for that now.
+        # With TLS, clients should say goodbye too; do not wait for that.
         for each in (self._connections, self._stream_connections):
             for transport in [connection.transport for connection in each]:
                 transport.abort()
