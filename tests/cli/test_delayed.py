@@ -462,14 +462,15 @@ def test_what_waits_outlives_a_broker_restart(
     assert min(map(int, got[1::2])) >= 0
 
 
-def test_ten_thousand_from_one_command(shell: Shell, broker: TestBroker, via: str) -> None:
+def test_thousands_from_one_command(shell: Shell, broker: TestBroker, via: str) -> None:
     """Delays from 0 to 2 s, mixed: none early, none lost, none twice."""
-    given = "".join(json.dumps({"body": f"{n}", "delay": f"{n * 7919 % 2000}ms"}) + "\n" for n in range(10_000))
-    receiver = shell.start("mqtool", "receive-delayed", "-c", "10000", "-F", "%b %l").wait_until_ready()
+    count = 10_000 if broker.kind == "embedded" else 2_000  # ten thousand take RabbitMQ ten seconds of computing
+    given = "".join(json.dumps({"body": f"{n}", "delay": f"{n * 7919 % 2000}ms"}) + "\n" for n in range(count))
+    receiver = shell.start("mqtool", "receive-delayed", "-c", str(count), "-F", "%b %l").wait_until_ready()
     sent = shell.run("mqtool", "send-delayed", "--json", "--via", via, stdin=given)
-    assert "10,000 confirmed, 0 nacked, 0 returned" in sent.stderr
+    assert f"{count:,} confirmed, 0 nacked, 0 returned" in sent.stderr
     got = receiver.wait().stdout.split()
-    assert sorted(map(int, got[::2])) == list(range(10_000))
+    assert sorted(map(int, got[::2])) == list(range(count))
     assert min(map(int, got[1::2])) >= 0
     wait_until(lambda: depth(broker, "delay_queue") == 0, "nothing is left")
 
