@@ -69,7 +69,7 @@ _SETTINGS: Settings = {
     "queue-version": (_in(1, 2), "a valid queue-version value"),
 }
 
-# Of mirrored queues, which RabbitMQ 4.0 took away.
+# For mirrored queues, which RabbitMQ 4.0 removed.
 _MIRRORS = {name for name in _SETTINGS if name.startswith("ha-")}
 _SINCE_4_0: Settings = {
     "consumer-timeout": (_from(0), "a valid consumer timeout"),
