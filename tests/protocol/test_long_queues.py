@@ -1,5 +1,6 @@
 """Messages that wait on disk rather than in memory are what they were: in order, and subject to all that queues do."""
 
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -52,13 +53,15 @@ def depth(channel: BlockingChannel, queue: str = "q") -> int:
 def take_all(channel: BlockingChannel, queue: str = "q") -> list[tuple[int, bool]]:
     """Number and redelivered mark of all messages, which are as they were published."""
     taken = []
-    while (got := channel.basic_get(queue, auto_ack=True))[0] is not None:
-        method, properties, body = got
+    count = depth(channel, queue)
+    for method, properties, body in itertools.islice(channel.consume(queue, auto_ack=True), count):
         number = int(body)
         assert properties.headers is not None
         assert properties.headers["number"] == number
         assert properties.delivery_mode == 2
         taken.append((number, bool(method.redelivered)))
+    channel.cancel()
+    assert depth(channel, queue) == 0
     return taken
 
 
