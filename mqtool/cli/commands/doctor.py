@@ -30,6 +30,8 @@ app = typer.Typer()
 
 _ALL_INTERFACES = ("0.0.0.0", "::")  # noqa: S104 - looked for, not listened on
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+#: Seconds to try whether a port can be reached from the network.
+_PATIENCE = 5
 
 
 class Format(StrEnum):
@@ -193,6 +195,9 @@ def _seen_from_outside(api: Management, address: Address) -> str | None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # sends nothing; tells which address this machine would send from
+            host = str(probe.getsockname()[0])
+            # That of a container listens on all of its addresses; Docker may publish the port on 127.0.0.1 alone.
+            socket.create_connection((host, address.port), _PATIENCE).close()
         except OSError:
             return None
-        return str(probe.getsockname()[0])
+        return host
