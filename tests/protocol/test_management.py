@@ -35,7 +35,12 @@ def test_a_reader_of_a_stream_is_a_consumer(api: Api, vhost: str, client: RawStr
     """With the properties that it gave, such as the name under which it stores offsets."""
     client.subscribe(7, stream, name="me")
     where = f"queues/{vhost}/{stream}"
-    wait_until(lambda: bool(api("GET", where)[1].get("consumer_details")), "the statistics")
+
+    def has_statistics() -> bool:
+        consumers = api("GET", where)[1].get("consumer_details")
+        return bool(consumers and "user" in consumers[0]["channel_details"])
+
+    wait_until(has_statistics, "the statistics")
     view = eventually(api, where, consumers=1)
     [consumer] = view["consumer_details"]
     assert consumer.pop("channel_details")["user"] == "guest"
