@@ -94,7 +94,7 @@ def test_a_super_stream_that_is_there(shell: Shell) -> None:
 
 @on_any_broker
 def test_a_lost_connection_to_partitions(shell: Shell, broker: TestBroker) -> None:
-    """All are read on behind the last message, and what was not confirmed is published again."""
+    """A reader continues after the last message of each; a sender publishes again what is not confirmed."""
     with Proxy(urlsplit(broker.streams).port or 0) as proxy:
         shell.environment["MQTOOL_STREAM_PORT"] = str(proxy.port)
         sender = shell.start("mqtool", "send-stream", *CREATED, "-l", stdin=subprocess.PIPE)
