@@ -16,7 +16,7 @@ from mqtool.amqp.link import Link, Listener
 from mqtool.amqp.policies import Policy, Receiving, Step
 from mqtool.amqp.stream_place import StreamPlace
 from mqtool.amqp.subscription import Subscription
-from mqtool.errors import MqtoolError, TimedOut, Unavailable
+from mqtool.errors import MqtoolError, Unavailable
 from mqtool.message import Delivery
 from mqtool.topology import Queue
 
@@ -205,28 +205,22 @@ class Consumer(Listener):
         return True
 
     def _wait(self, taken: int, started: float) -> list[Delivery] | None:
-        limits = self._receiving
         idle_since = time.monotonic()
         while True:
             now = time.monotonic()
             if self._policy.withholds and now >= idle_since + _SILENCE:
                 self._do(self._policy.silence())
-            if limits.timeout is not None and now >= started + limits.timeout:
-                raise TimedOut(f"timed out after {limits.timeout:g} s, with {taken:,} received")
             if not self._link.is_ready:
                 idle_since = now  # silence while there is no connection says nothing about the queue
-            if limits.idle_timeout is not None and now >= idle_since + limits.idle_timeout:
-                if limits.count is not None:
-                    raise TimedOut(
-                        f"nothing came for {limits.idle_timeout:g} s, with {taken:,} of {limits.count:,} received"
-                    )
+            left = self._receiving.left(taken, now - started, now - idle_since)
+            if left == 0:
                 self._stopping = True
                 return None
-            ends = [started + limits.timeout] if limits.timeout is not None else []
-            ends += [idle_since + limits.idle_timeout] if limits.idle_timeout is not None else []
-            ends += [idle_since + _SILENCE] if self._policy.withholds else []
+            if self._policy.withholds:
+                until_release = max(0.0, idle_since + _SILENCE - now)
+                left = until_release if left is None else min(left, until_release)
             try:
-                return self._inbox.get(timeout=max(0.0, min(ends) - now) if ends else None)
+                return self._inbox.get(timeout=left)
             except queues.Empty:
                 continue
 

@@ -12,6 +12,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from mqtool.amqp.buffer import Buffer
+from mqtool.errors import TimedOut
 from mqtool.message import Delivery
 from mqtool.offsets import Offset
 
@@ -50,6 +51,26 @@ class Receiving(NamedTuple):
     timeout: float | None = None
     buffer: Buffer | None = None
     offset: Offset | None = None
+
+    def left(self, taken: int, lasted: float, silent: float) -> float | None:
+        """Seconds until a limit; None if there is none, 0 if there has been silence for long enough.
+
+        Args:
+            taken: deliveries so far.
+            lasted, silent: seconds in total, and without a delivery.
+
+        Raises:
+            TimedOut: a time limit has passed.
+        """
+        if self.timeout is not None and lasted >= self.timeout:
+            raise TimedOut(f"timed out after {self.timeout:g} s, with {taken:,} received")
+        if self.idle_timeout is not None and silent >= self.idle_timeout:
+            if self.count is not None:
+                raise TimedOut(f"nothing came for {self.idle_timeout:g} s, with {taken:,} of {self.count:,} received")
+            return 0.0
+        rest = [self.timeout - lasted] if self.timeout is not None else []
+        rest += [self.idle_timeout - silent] if self.idle_timeout is not None else []
+        return min(rest, default=None)
 
 
 STREAMING = Receiving()

@@ -8,7 +8,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from mqtool.amqp import Channel, Owner
-from mqtool.delays.ways import Destination, Expecting, Place, Warn, name_for
+from mqtool.delays.ways import Destination, Place, Warn, expect, name_for
 from mqtool.errors import DeclaredDifferently, UnknownExchangeType
 from mqtool.message import Message
 from mqtool.topology import DELAYED, Exchange, Queue
@@ -100,7 +100,6 @@ class ThroughPlugin:
         self._channel = channel
         self._destination = destination
         self._warn = warn
-        self._expecting = Expecting(channel)
         self._bound: set[tuple[str, str | None]] = set()
         self._count = 0
         self._has_warned = False
@@ -119,7 +118,7 @@ class ThroughPlugin:
             self._warn(LOSES)
         exchange, key = _in_front_of(target), target.name if isinstance(target, Queue) else None
         if exchange is not target and (exchange.name, key) not in self._bound:
-            self._expecting.expect(target)
+            expect(self._channel, target)
             if exchange != self.exchange:
                 self._channel.declare(exchange)
             self._channel.bind(target, exchange, key or "")

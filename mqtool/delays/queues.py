@@ -6,7 +6,7 @@ from typing import Any
 from mqtool.amqp import Channel
 from mqtool.delays.via import LONGEST
 from mqtool.delays.wait_queues import GRACE, AtLeastOnce, declare_exactly, wait_queue
-from mqtool.delays.ways import Destination, Expecting, Place, Warn, name_for
+from mqtool.delays.ways import Destination, Place, Warn, expect, name_for
 from mqtool.duration import compact_duration
 from mqtool.errors import BadData
 from mqtool.message import Message
@@ -28,7 +28,6 @@ class ThroughQueues:
         self._channel = channel
         self._destination = destination
         self._warn = warn
-        self._expecting = Expecting(channel)
         self._waiting = AtLeastOnce(channel, warn)
         #: By name: until when a declaration is fresh.
         self._leases: dict[str, float] = {}
@@ -61,7 +60,7 @@ class ThroughQueues:
     def _declare(self, name: str, wait: int, target: Exchange | Queue, *, is_safe: bool) -> None:
         remember = name not in self._leases
         if target is not self._destination.to:
-            self._expecting.expect(target)
+            expect(self._channel, target)
         if isinstance(target, Queue):
             waiting = wait_queue(name, wait, "", target.name)
         else:

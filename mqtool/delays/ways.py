@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
-from mqtool.amqp import Channel
+from mqtool.amqp import Channel, administration
 from mqtool.errors import AccessRefused, BadData, DeclaredDifferently
 from mqtool.message import Message
 from mqtool.topology import DEFAULT_EXCHANGE, DELAYED, Exchange, Queue
@@ -119,26 +118,17 @@ class Way(Protocol):
         """The message's properties, with those that make it wait."""
 
 
-class Expecting:
-    """Checks that a destination exists, so that no message waits in vain.
+def expect(channel: Channel, target: Exchange | Queue) -> None:
+    """Check that a destination exists, so that no message waits in vain.
 
     It asks on a channel of its own, since a broker answers no by closing the channel.
+
+    Raises:
+        NotFound: it does not exist.
     """
-
-    def __init__(self, channel: Channel) -> None:
-        self._connection = channel.connection
-
-    @cached_property
-    def _channel(self) -> Channel:
-        return self._connection.channel()
-
-    def expect(self, target: Exchange | Queue) -> None:
-        """Check that an exchange or a queue exists.
-
-        Raises:
-            Unavailable: it does not.
-        """
-        self._channel.expect(target)
+    asking = channel.connection.channel()
+    asking.expect(target)
+    administration.close(asking)
 
 
 def name_for(target: Exchange | Queue, suffix: str) -> str:

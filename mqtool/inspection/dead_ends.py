@@ -2,10 +2,9 @@
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from mqtool import management
-from mqtool.inspection.definitions import with_policy
 from mqtool.inspection.finding import Finding
 from mqtool.inspection.listing import counted
 from mqtool.management import Management
@@ -206,11 +205,7 @@ def _arrows(names: Iterable[str]) -> str:
 
 def expires(queue: Json) -> bool:
     """Whether messages leave a queue for its dead-letter exchange when they expire, without being rejected."""
-    return {"x-dead-letter-exchange", "x-message-ttl"} <= _arguments(queue).keys()
-
-
-def _arguments(queue: Json) -> dict[str, Any]:
-    return with_policy(queue.get("arguments") or {}, queue.get("effective_policy_definition") or {})
+    return {"x-dead-letter-exchange", "x-message-ttl"} <= management.effective_arguments(queue).keys()
 
 
 def findings(
@@ -233,7 +228,7 @@ def findings(
     wanted: set[tuple[str, str]] = set()
     for queue in expiring:
         if queue["vhost"] in of_vhost:
-            arguments = _arguments(queue)
+            arguments = management.effective_arguments(queue)
             of_vhost[queue["vhost"]].expiring.append(Queue(queue["name"], arguments=arguments))
             wanted.add((queue["vhost"], arguments["x-dead-letter-exchange"]))
     for view in management.bindings(api, vhost, _BINDING_COLUMNS):

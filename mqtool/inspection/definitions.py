@@ -20,8 +20,8 @@ from mqtool.topology import DEFAULT_EXCHANGE, Binding, Exchange, Queue
 class Definitions:
     """Exchanges and queues by name, bindings by their source.
 
-    The arguments of exchanges and queues are to hold what policies add: see `with_policy`. The bindings that every
-    queue has to the default exchange are left out.
+    The arguments of exchanges and queues are to hold what policies add: see management.with_policy(). The bindings that
+    every queue has to the default exchange are left out.
     """
 
     exchanges: Mapping[str, Exchange]
@@ -47,19 +47,6 @@ def as_json(binding: Binding) -> Json:
     kind = "exchange" if binding.to_exchange else "queue"
     where = {"source": binding.source, "destination": binding.destination, "destination_type": kind}
     return {**where, "routing_key": binding.routing_key, "arguments": binding.arguments}
-
-
-#: What policies call by other names than arguments do.
-_POLICY_KEYS = {"dead-letter-exchange", "dead-letter-routing-key", "message-ttl", "max-length", "delivery-limit"}
-
-
-def with_policy(arguments: Mapping[str, Any], policy: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that something was declared with, and what a policy adds; where both say something, arguments win.
-
-    https://www.rabbitmq.com/docs/parameters#policies
-    """
-    added = {f"x-{name}" if name in _POLICY_KEYS else name: value for name, value in policy.items()}
-    return {**added, **arguments}
 
 
 _EXCHANGE_COLUMNS = ("name", "type", "durable", "auto_delete", "internal", "arguments", "policy")
@@ -92,7 +79,7 @@ def exchanges(api: Management, vhost: str) -> list[Exchange]:
             view["durable"],
             view["auto_delete"],
             view["internal"],
-            with_policy(view.get("arguments") or {}, policies.get(view.get("policy") or "", {})),
+            management.with_policy(view.get("arguments") or {}, policies.get(view.get("policy") or "", {})),
         )
         for view in views
     ]
@@ -132,7 +119,7 @@ def queue_arguments(api: Management, vhost: str) -> Callable[[Json], dict[str, A
         if policy := view.get("policy"):
             policies = by_policy()
             added = by_queue().get(view["name"], {}) if policies is None else policies.get(policy, {})
-        return with_policy(view.get("arguments") or {}, added)
+        return management.with_policy(view.get("arguments") or {}, added)
 
     return arguments_of
 

@@ -1,7 +1,6 @@
 """Problems of a broker, found by looking twice: what matters is what does not move."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from mqtool import management
 from mqtool.inspection import dead_ends, upgrade
@@ -23,9 +22,7 @@ def has_no_consumer(queue: Json) -> bool:
     """Whether it holds messages and has no consumer; queues of dead letters and retries are meant to."""
     if queue.get("type") == "stream" or queue["name"].endswith(".dlq"):
         return False
-    arguments = management.effective_arguments(queue)
-    waits = _either(arguments, "message-ttl") is not None and _either(arguments, "dead-letter-exchange") is not None
-    return not waits and not queue.get("consumers") and bool(queue.get("messages_ready"))
+    return not dead_ends.expires(queue) and not queue.get("consumers") and bool(queue.get("messages_ready"))
 
 
 def forgets_to_acknowledge(queue: Json, earlier: Json | None = None) -> bool:
@@ -89,11 +86,6 @@ def _count(queue: Json, name: str) -> int:
     return int((queue.get("message_stats") or {}).get(name) or 0)
 
 
-def _either(arguments: Json, name: str) -> Any:
-    """An argument, or the policy's value for it."""
-    return arguments.get(f"x-{name}", arguments.get(name))
-
-
 def findings(api: Management, vhost: str | None, wait: Callable[[], object]) -> Iterator[Finding]:
     """Find the problems of a vhost, or of all of them.
 
@@ -139,21 +131,20 @@ def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]
             f"has {counted(queue['messages_ready'])} waiting, and nothing moves: a long task, or a forgotten basic.ack",
             "look at its consumers: each has a delivery, and acknowledged nothing between the two looks",
         )
-    if queue.get("type") == "stream":
-        limits = management.effective_arguments(queue)
-        if _either(limits, "max-length-bytes") is None and _either(limits, "max-age") is None:
-            yield finding(
-                "stream-limit",
-                "is a stream without max-length-bytes and max-age: it keeps all until the disk is full",
-                "set a policy: mqtool policy set --help",
-            )
+    limits = {"x-max-length-bytes", "x-max-age"} & management.effective_arguments(queue).keys()
+    if queue.get("type") == "stream" and not limits:
+        yield finding(
+            "stream-limit",
+            "is a stream without max-length-bytes and max-age: it keeps all until the disk is full",
+            "set a policy: mqtool policy set --help",
+        )
     yield from _of_dead_letters(queue, earlier, exchanges, finding)
 
 
 def _of_dead_letters(
     queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]], finding: Callable[[str, str, str], Finding]
 ) -> Iterator[Finding]:
-    exchange = _either(management.effective_arguments(queue), "dead-letter-exchange")
+    exchange = management.effective_arguments(queue).get("x-dead-letter-exchange")
     if exchange is not None:
         if (queue["vhost"], exchange) not in exchanges:
             yield finding(
@@ -183,24 +174,26 @@ def of_firehose(api: Management, vhost: str | None) -> Iterator[Finding]:
             yield Finding("firehose", f"vhost {view['name']!r}", what, hint)
 
 
+#: What a node may tell of itself, and what that means.
+_OF_NODES = (
+    ("mem_alarm", "alarm", "has a memory alarm: publishers are blocked", "consume what is queued, or add memory"),
+    ("disk_free_alarm", "alarm", "has a disk alarm: publishers are blocked", "make room on its disk"),
+    (
+        "partitions",
+        "partition",
+        "does not see other nodes of the cluster",
+        "see https://www.rabbitmq.com/docs/partitions",
+    ),
+)
+
+
 def of_nodes(api: Management) -> Iterator[Finding]:
     """Find alarms and problems of the cluster. Needs the tag 'monitoring'."""
     for node in management.nodes(api):
         thing = f"node {node['name']}"
         if not node.get("running", True):
-            yield Finding(
-                "node-down", thing, "is not running", "start it; quorum queues need a majority of their nodes"
-            )
-        if node.get("mem_alarm"):
-            yield Finding(
-                "alarm", thing, "has a memory alarm: publishers are blocked", "consume what is queued, or add memory"
-            )
-        if node.get("disk_free_alarm"):
-            yield Finding("alarm", thing, "has a disk alarm: publishers are blocked", "make room on its disk")
-        if node.get("partitions"):
-            yield Finding(
-                "partition",
-                thing,
-                "does not see other nodes of the cluster",
-                "see https://www.rabbitmq.com/docs/partitions",
-            )
+            hint = "start it; quorum queues need a majority of their nodes"
+            yield Finding("node-down", thing, "is not running", hint)
+        for key, check, what, hint in _OF_NODES:
+            if node.get(key):
+                yield Finding(check, thing, what, hint)

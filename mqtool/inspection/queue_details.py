@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mqtool import management
 from mqtool.errors import NotFound
 from mqtool.inspection import definitions, wiring
 from mqtool.inspection.definitions import Definitions
@@ -63,7 +64,7 @@ def look(api: Management, vhost: str, name: str) -> QueueDetails:
 
 
 def _dead_letters(api: Management, vhost: str, view: Json) -> DeadLetterTarget | None:
-    arguments = definitions.with_policy(view.get("arguments") or {}, view.get("effective_policy_definition") or {})
+    arguments = management.effective_arguments(view)
     exchange, key = arguments.get("x-dead-letter-exchange"), arguments.get("x-dead-letter-routing-key")
     if not isinstance(exchange, str):
         return None

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from mqtool import management
 from mqtool.errors import AccessRefused, UsageError
-from mqtool.inspection.definitions import with_policy
 from mqtool.inspection.finding import Finding
 from mqtool.management import Management
 from mqtool.management.client import Json
@@ -130,8 +129,7 @@ def mirrored(policy: Json) -> Iterator[Finding]:
 
 def _of_queue(queue: Json) -> Iterator[Change]:
     yield from (Change(_V4_3, finding) for finding in transient(queue))
-    declared = queue.get("arguments") or {}
-    arguments = with_policy(declared, queue.get("effective_policy_definition") or {})
+    arguments = management.effective_arguments(queue)
 
     def change(since: Version, check: str, what: str, hint: str) -> Change:
         return Change(since, Finding(check, f"queue {queue['name']!r}", what, hint, queue["vhost"]))
@@ -147,14 +145,14 @@ def _of_queue(queue: Json) -> Iterator[Change]:
         )
     if queue.get("type") != "classic":
         return
-    if "lazy" in (arguments.get("x-queue-mode"), arguments.get("queue-mode")):
+    if arguments.get("x-queue-mode") == "lazy":
         yield change(
             _V3_12,
             "lazy",
             "is lazy, which RabbitMQ ignores since 3.12: all classic queues keep messages on disk",
             "leave the queue mode out",
         )
-    for name in _refused(declared):
+    for name in _refused(queue.get("arguments") or {}):
         yield change(
             _V4_3,
             "queue-argument",

@@ -24,5 +24,6 @@ from mqtool.management.lists import (
     queues,
     users,
     vhosts,
+    with_policy,
 )
 from mqtool.management.refusals import HOW_TO_ENABLE

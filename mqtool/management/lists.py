@@ -3,7 +3,8 @@
 Lists are generators. vhost: that one; None for all that the user may see. Each raises as Management.get does.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 from mqtool.errors import NotFound
 from mqtool.management.client import PAGE_SIZE, Json, Management, exchange_path, path
@@ -107,9 +108,25 @@ def listens_on(management: Management, port: int) -> bool:
     return any(listener.get("port") == port for listener in listeners)
 
 
+#: What policies have other names for than arguments do.
+_POLICY_KEYS = {
+    *("consumer-timeout", "dead-letter-exchange", "dead-letter-routing-key", "delivery-limit", "max-age"),
+    *("max-length", "max-length-bytes", "message-ttl", "queue-mode"),
+}
+
+
+def with_policy(arguments: Mapping[str, Any], policy: Mapping[str, Any]) -> Json:
+    """The arguments that something was declared with, and what a policy adds; where both say something, arguments win.
+
+    https://www.rabbitmq.com/docs/parameters#policies
+    """
+    added = {f"x-{name}" if name in _POLICY_KEYS else name: value for name, value in policy.items()}
+    return {**added, **arguments}
+
+
 def effective_arguments(queue: Json) -> Json:
-    """What a queue was declared with, and what policies add to that (without `x-`)."""
-    return {**(queue.get("effective_policy_definition") or {}), **(queue.get("arguments") or {})}
+    """What a queue was declared with, and what policies add to that, by the names of arguments."""
+    return with_policy(queue.get("arguments") or {}, queue.get("effective_policy_definition") or {})
 
 
 def bound_to(management: Management, vhost: str, exchange: str) -> set[str]:
@@ -124,6 +141,5 @@ def consumer_timeout(management: Management, vhost: str, queue: str) -> float | 
     What the broker's configuration says, no API tells. Raises as Management.get does.
     https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
     """
-    arguments = effective_arguments(management.get(path("queues", vhost, queue)))
-    milliseconds = arguments.get("x-consumer-timeout", arguments.get("consumer-timeout"))
+    milliseconds = effective_arguments(management.get(path("queues", vhost, queue))).get("x-consumer-timeout")
     return None if milliseconds is None else milliseconds / 1000

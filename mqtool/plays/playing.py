@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mqtool.amqp import Connection, parse_addresses
+from mqtool.amqp import Connection, administration, parse_addresses
 from mqtool.broker import embedded_process, ports
 from mqtool.errors import MqtoolError
-from mqtool.plays.removal import remove
 from mqtool.stage.audience import Audience
 from mqtool.stage.guard import Guard
 from mqtool.stage.stage import APART, Play, Stage, undisturbed
@@ -68,15 +67,30 @@ def embedded_broker(directory: Path, guard: Guard, stream_port: int | None = Non
 @contextmanager
 def _cleared(play: Play, url: str) -> Iterator[str]:
     """The broker's URL; what the play declares is removed before and after."""
-    addresses = parse_addresses(url)
-    Connection(addresses).close()
-    queues, exchanges = ([APART + name for name in names] for names in (play.queues, play.exchanges))
-    remove(addresses, queues, exchanges)
+    _remove(play, url)
     try:
         yield url
     except BaseException:
         with undisturbed(), contextlib.suppress(MqtoolError):  # report the first error
-            remove(addresses, queues, exchanges)
+            _remove(play, url)
         raise
     with undisturbed():
-        remove(addresses, queues, exchanges)
+        _remove(play, url)
+
+
+def _remove(play: Play, url: str) -> None:
+    """Delete what a play declares, with its messages, from a broker that others use.
+
+    Raises:
+        MqtoolError: the broker cannot be used, or refuses.
+    """
+    with Connection(parse_addresses(url), name="mqtool tutorial") as connection:
+        channel = connection.channel()
+        try:
+            for queue in play.queues:
+                administration.delete_queue(channel, APART + queue)
+            for exchange in play.exchanges:
+                administration.delete_exchange(channel, APART + exchange)
+        except MqtoolError as error:
+            names = ", ".join(APART + name for name in (*play.queues, *play.exchanges))
+            raise MqtoolError(f"cannot remove {names} from the broker: {error}") from error

@@ -262,7 +262,7 @@ class StreamChannel:
     def _session_for(self, stream: str, *, to_publish: bool) -> Session:
         for pause in _ELECTION.delays():
             try:
-                leader, replicas = self.session.ask(lambda client: client.query_leader_and_replicas(stream), stream)
+                leader, replicas = self.session.ask(self.session.client.query_leader_and_replicas(stream), stream)
                 break
             except NotFound:
                 raise

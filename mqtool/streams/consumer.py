@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from mqtool.amqp import Receiving
-from mqtool.errors import TimedOut, Unavailable
+from mqtool.errors import Unavailable
 from mqtool.message import Delivery
 from mqtool.offsets import Offset, Start
 from mqtool.streams import chunks
@@ -142,8 +142,9 @@ class Consumer:
                 if not is_flushed:
                     self._channel.before_acknowledging()
                     is_flushed = True
-                left = self._left(taken, started, idle_since)
-                if left is not None and left <= 0:
+                now = time.monotonic()
+                left = self._limits.left(taken, now - started, now - idle_since)
+                if left == 0:
                     return False
                 try:
                     frame = self._channel.inbox.get(timeout=self._until_stored(left))
@@ -160,21 +161,6 @@ class Consumer:
         if self._track is None or all(each.is_stored for each in self._readings):
             return left
         return _QUIET if left is None else min(left, _QUIET)
-
-    def _left(self, taken: int, started: float, idle_since: float) -> float | None:
-        """Seconds until a limit; None if there is none, 0 if silence has lasted long enough."""
-        limits, now = self._limits, time.monotonic()
-        if limits.timeout is not None and now >= started + limits.timeout:
-            raise TimedOut(f"timed out after {limits.timeout:g} s, with {taken:,} received")
-        if limits.idle_timeout is not None and now >= idle_since + limits.idle_timeout:
-            if limits.count is not None:
-                raise TimedOut(
-                    f"nothing came for {limits.idle_timeout:g} s, with {taken:,} of {limits.count:,} received"
-                )
-            return 0.0
-        ends = [started + limits.timeout] if limits.timeout is not None else []
-        ends += [idle_since + limits.idle_timeout] if limits.idle_timeout is not None else []
-        return max(0.001, min(ends) - now) if ends else None
 
     def _take(self, frame: bytes | None) -> None:
         if frame is None:

@@ -3,16 +3,15 @@
 import queue as queues
 import struct
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
-from typing import Any
 
 from mqtool.errors import Unavailable
 from mqtool.message import Confirmation, Message, Receipt
 from mqtool.streams import failures
 from mqtool.streams.session import Owner, Session
 from mqtool.streams.super_streams import place_of
-from mqtool.streams.wire import CONFIRM, ERROR, METADATA_UPDATE, StreamClient
+from mqtool.streams.wire import CONFIRM, ERROR, METADATA_UPDATE
 
 _PUBLISH = 2
 _HEAD = struct.Struct(">IHHBI")
@@ -112,7 +111,7 @@ class Publisher:
         sessions = self._channel.sessions_for(self._streams, to_publish=True)
         self._partitions = list(map(_Partition, self._streams, count(), sessions))
         for each in self._partitions:
-            each.session.ask(_declaration(each), each.stream)
+            each.session.ask(each.session.client.declare_publisher(each.stream, None, each.number), each.stream)
         if self._filter is not None:
             sessions[0].check_version((3, 13), "filters for streams")
         self._last_answer = time.monotonic()
@@ -223,7 +222,3 @@ class Publisher:
             yield Receipt(message, Confirmation.NACKED if reason else Confirmation.CONFIRMED, reason, number)
         if not outstanding:
             self._size = 0
-
-
-def _declaration(partition: _Partition) -> Callable[[StreamClient], Coroutine[Any, Any, None]]:
-    return lambda client: client.declare_publisher(partition.stream, None, partition.number)

@@ -1,8 +1,7 @@
 """How far one stream has been read, and what the broker is asked for next."""
 
 import struct
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 from rstream import schema
 from rstream.constants import OffsetType
@@ -12,7 +11,6 @@ from mqtool.offsets import FIRST, Offset, Start
 from mqtool.streams import chunks
 from mqtool.streams.entries import body_alone, decode
 from mqtool.streams.session import Session
-from mqtool.streams.wire import StreamClient
 
 #: Chunks that the broker may send in advance.
 _CREDIT = 10
@@ -60,8 +58,8 @@ class Reading:
         """
         self.session = session
         self._start_at(offset or self._behind())
-        place = self._place
-        session.ask(self._subscription(place), self.stream)
+        place = schema.OffsetSpec.from_params(OffsetType(self._place.start.value), self._place.value)
+        session.ask(session.client.subscribe(self.stream, self._number, place, _CREDIT, self._properties), self.stream)
 
     def go_on(self, correlation: bytes, stored: int | None) -> int | None:
         """Answer to the broker, which has made us the active consumer: behind what is stored, or what we have.
@@ -104,10 +102,6 @@ class Reading:
         self._place = offset
         if offset.start is Start.OFFSET:
             self.next = offset.value or 0
-
-    def _subscription(self, offset: Offset) -> Callable[[StreamClient], Coroutine[Any, Any, None]]:
-        place = schema.OffsetSpec.from_params(OffsetType(offset.start.value), offset.value)
-        return lambda client: client.subscribe(self.stream, self._number, place, _CREDIT, self._properties)
 
     def _answer(self, correlation: bytes, offset: Offset | None) -> None:
         kind = _NOWHERE if offset is None else offset.start.value

@@ -77,32 +77,32 @@ class Session:
             self.client.authenticate(address.virtual_host, address.user, address.password), 2 * patience
         )
 
-    def ask(self, request: Callable[[StreamClient], Coroutine[Any, Any, _T]], stream: str) -> _T:
-        """Make a request about a stream, and wait for the answer.
+    def ask(self, request: Coroutine[Any, Any, _T], stream: str) -> _T:
+        """Make a request of the client about a stream, and wait for the answer.
 
         Raises:
             MqtoolError: the broker refuses it, or the connection is lost.
         """
         try:
-            return self._call(request(self.client), _PATIENCE)
+            return self._call(request, _PATIENCE)
         except Exception as error:
             raise failures.answered(error, stream) from error
 
     def create(self, stream: str, arguments: Mapping[str, Any]) -> bool:
         """Create a stream, unless there is one with these settings; False if there is something else of that name."""
-        try:
-            self._call(self.client.create_stream(stream, dict(arguments)), _PATIENCE)
-        except exceptions.StreamAlreadyExists:
+
+        async def request() -> bool:
+            try:
+                await self.client.create_stream(stream, dict(arguments))
+            except (exceptions.StreamAlreadyExists, exceptions.PreconditionFailed) as error:
+                return isinstance(error, exceptions.StreamAlreadyExists)
             return True
-        except exceptions.PreconditionFailed:
-            return False
-        except Exception as error:
-            raise failures.answered(error, stream) from error
-        return True
+
+        return self.ask(request(), stream)
 
     def exists(self, stream: str) -> bool:
         """Whether there is such a stream."""
-        return self.ask(lambda client: client.stream_exists(stream), stream)
+        return self.ask(self.client.stream_exists(stream), stream)
 
     def stored_offset(self, stream: str, name: str) -> int | None:
         """The offset that the broker keeps under a name; None if there is none.
@@ -111,22 +111,22 @@ class Session:
             NotFound: there is no such stream.
         """
 
-        async def request(client: StreamClient) -> int | None:
+        async def request() -> int | None:
             try:
-                offset = await client.query_offset(stream, name)
+                offset = await self.client.query_offset(stream, name)
             except exceptions.OffsetNotFound:
                 return None
             return None if offset == NOWHERE else offset
 
-        return self.ask(request, stream)
+        return self.ask(request(), stream)
 
     def store_offset(self, stream: str, name: str, offset: int) -> None:
         """Have the broker keep an offset under a name, without waiting until it has. Raises as stored_offset() does."""
-        self.ask(lambda client: client.store_offset(stream, name, offset), stream)
+        self.ask(self.client.store_offset(stream, name, offset), stream)
 
     def partitions(self, super_stream: str) -> list[str]:
         """The streams that a super stream consists of; none if there is no such super stream."""
-        return self.ask(lambda client: client.partitions(super_stream), super_stream)
+        return self.ask(self.client.partitions(super_stream), super_stream)
 
     def end_of(self, stream: str) -> int:
         """The offset that the next message will have. Before anything is subscribed to."""
@@ -141,11 +141,8 @@ class Session:
     def _chunk_at(self, place: OffsetType, stream: str) -> chunks.Chunk | None:
         """The first chunk of a stream, or the last; None if it is empty."""
 
-        async def request(client: StreamClient) -> None:
-            await client.subscribe(stream, _LOOK, OffsetSpec.from_params(place, None), 1, {})
-            await client.unsubscribe(_LOOK)  # whose answer comes after the chunk, if there is one
-
-        self.ask(request, stream)
+        self.ask(self.client.subscribe(stream, _LOOK, OffsetSpec.from_params(place, None), 1, {}), stream)
+        self.ask(self.client.unsubscribe(_LOOK), stream)  # whose answer comes after the chunk, if there is one
         found: chunks.Chunk | None = None
         others = []
         with contextlib.suppress(queues.Empty):

@@ -150,8 +150,7 @@ def queues_for_letters(api: Management, vhost: str) -> list[str]:
     names = {dead_letter_queue(name).name for name in listed} | {name for name in listed if name.endswith(".dlq")}
     exchanges = set()
     for name, arguments in listed.items():
-        exchange = arguments.get("x-dead-letter-exchange", arguments.get("dead-letter-exchange"))
-        key = arguments.get("x-dead-letter-routing-key", arguments.get("dead-letter-routing-key"))
+        exchange, key = arguments.get("x-dead-letter-exchange"), arguments.get("x-dead-letter-routing-key")
         if exchange == "" and "x-expires" not in arguments:  # one that expires is a wait queue, which leads back
             names.add(str(key or name))
         elif exchange:

@@ -14,14 +14,13 @@ is looked at first, alone.
 """
 
 import re
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import islice
 from typing import Any
 
-from mqtool import management
 from mqtool.amqp import Channel, Receiving, administration
 from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, TimedOut, Unavailable
 from mqtool.management import Management, path
@@ -84,15 +83,15 @@ def kind_of(channel: Channel, queue: str, api: Management | None, vhost: str) ->
         return Kind(how, default if how is How.IN_TURN else None)
     if view["type"] == "stream":
         return Kind(How.STREAM)
-    arguments = management.effective_arguments(view)
+    declared, policy = view.get("arguments") or {}, view.get("effective_policy_definition") or {}
     if view["type"] == "quorum":
-        return Kind(How.IN_TURN, _limit(arguments, default))
-    goes = view.get("auto_delete") or view.get("exclusive") or arguments.get("x-single-active-consumer")
+        return Kind(How.IN_TURN, _limit([declared.get("x-delivery-limit"), policy.get("delivery-limit")], default))
+    goes = view.get("auto_delete") or view.get("exclusive") or declared.get("x-single-active-consumer")
     return Kind(How.GET if goes else How.CONSUME)
 
 
-def _limit(arguments: Mapping[str, Any], default: int | None) -> int | None:
-    said = [arguments[name] for name in ("x-delivery-limit", "delivery-limit") if name in arguments]
+def _limit(said: Sequence[object], default: int | None) -> int | None:
+    """The lowest of the limits that are numbers; None for none, as a negative one is."""
     limits = [limit for limit in said if isinstance(limit, int)] or ([] if default is None else [default])
     return None if not limits or min(limits) < 0 else min(limits)
 

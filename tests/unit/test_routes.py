@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqtool.inspection.definitions import Definitions, with_policy
+from mqtool import management
+from mqtool.inspection.definitions import Definitions
 from mqtool.inspection.routes import Route, Router
 from mqtool.topology import Binding, Exchange, Queue
 
@@ -152,7 +153,7 @@ def test_dead_letters_in_a_circle_end() -> None:
 
 def test_what_a_policy_says_arguments_overrule() -> None:
     """Dead-letter exchanges have an `x-` in arguments and none in policies; alternate exchanges have none in either."""
-    assert with_policy(
+    assert management.with_policy(
         {"x-dead-letter-exchange": "mine"}, {"dead-letter-exchange": "theirs", "alternate-exchange": "rest"}
     ) == {"x-dead-letter-exchange": "mine", "alternate-exchange": "rest"}
 
