@@ -150,12 +150,6 @@ def _page(context: Any, *, everything: bool) -> str:
     return page.command_page(described, page.width(), everything=everything)
 
 
-def _complete_context(incomplete: str) -> list[str]:
-    from mqtool.cli.options import live_names
-
-    return live_names.contexts(incomplete)
-
-
 def _take_context(name: str | None) -> None:
     """Remember the context that is named before the command, also while a shell completes the line."""
     contexts.named_first = name
@@ -194,7 +188,7 @@ def mqtool(
             "-C",
             metavar="NAME",
             callback=_take_context,
-            autocompletion=_complete_context,
+            autocompletion=contexts.starting_with,
             help="Broker, by the name of a context",
         ),
     ] = None,

@@ -145,6 +145,14 @@ def load() -> Contexts:
     return parse(read())
 
 
+def starting_with(incomplete: str) -> list[str]:
+    """The names that a shell may propose."""
+    try:
+        return [name for name in load().known if name.startswith(incomplete)]
+    except MqtoolError:
+        return []
+
+
 def parse(text: str) -> Contexts:
     """The contexts in a file's text.
 

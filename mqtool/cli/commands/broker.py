@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-import typer
+from typer import Option
 
 from mqtool.amqp import parse_addresses
 from mqtool.broker import log_files, remote, state
@@ -16,17 +16,17 @@ from mqtool.cli import stopping
 from mqtool.cli.access import choose
 from mqtool.cli.commands.starting import Name, broker, known, told
 from mqtool.cli.display import output, tables
-from mqtool.cli.options import ContextName, Url, takes_groups
+from mqtool.cli.options import Commands, ContextName, Url
 from mqtool.cli.options.asking import Yes, ask
 from mqtool.errors import Unavailable, UsageError
 
-app = typer.Typer()
+app = Commands()
 app.add_typer(broker, name="broker")
 
 _LOG_PAUSE = 0.2
 
 
-@broker.command(epilog="mqtool broker down\nmqtool broker down --name second")
+@broker.command("mqtool broker down", "mqtool broker down --name second")
 def down(name: Name = DEFAULT_NAME) -> None:
     """Stop the broker that 'broker up' started; messages are kept."""
     started = state.load(name)
@@ -37,7 +37,7 @@ def down(name: Name = DEFAULT_NAME) -> None:
     output.status(f"stopped {starter_of(started).describe}")
 
 
-@broker.command(epilog="mqtool broker status")
+@broker.command("mqtool broker status")
 def status(name: Name = DEFAULT_NAME, url: Url = None, context: ContextName = None) -> None:
     """Show whether the broker is running (exit 0) or not (exit 69).
 
@@ -67,8 +67,8 @@ def _state_of(started: Started) -> str:
     return "running" if running == started.nodes else some
 
 
-@broker.command(epilog="mqtool broker ls\nmqtool broker ls --json")
-def ls(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line")] = False) -> None:
+@broker.command("mqtool broker ls", "mqtool broker ls --json")
+def ls(as_json: Annotated[bool, Option("--json", help="Print one JSON object per line")] = False) -> None:
     """List the brokers that 'broker up' started, with stopped ones."""
     rows = []
     for name in state.names():
@@ -81,12 +81,9 @@ def ls(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON obje
         output.status("no brokers: 'mqtool broker up' starts one")
 
 
-@broker.command(epilog="mqtool broker rm --name second\nmqtool broker rm --name second --purge --yes")
-@takes_groups
+@broker.command("mqtool broker rm --name second", "mqtool broker rm --name second --purge --yes")
 def rm(
-    yes: Yes,
-    name: Name = DEFAULT_NAME,
-    purge: Annotated[bool, typer.Option("--purge", help="Remove its messages too")] = False,
+    yes: Yes, name: Name = DEFAULT_NAME, purge: Annotated[bool, Option(help="Remove its messages too")] = False
 ) -> None:
     """Remove a stopped broker; its messages stay without --purge."""
     found = state.load(name) or state.load_stopped(name) or known(name)
@@ -103,10 +100,9 @@ def rm(
     output.status(f"removed {name}")
 
 
-@broker.command(epilog="mqtool broker logs\nmqtool broker logs -f")
+@broker.command("mqtool broker logs", "mqtool broker logs -f")
 def logs(
-    name: Name = DEFAULT_NAME,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing as the log grows")] = False,
+    name: Name = DEFAULT_NAME, follow: Annotated[bool, Option("-f", help="Keep printing as the log grows")] = False
 ) -> None:
     """Print the broker's log, which 'broker down' keeps."""
     if state.load(name) is None and (kept := log_files.kept(state.directory(name))):
@@ -123,10 +119,10 @@ def logs(
                 time.sleep(_LOG_PAUSE)
 
 
-@broker.command(epilog='mqtool broker env\neval "$(mqtool broker env)"')
+@broker.command("mqtool broker env", 'eval "$(mqtool broker env)"')
 def env(
     name: Name = DEFAULT_NAME,
-    for_remote: Annotated[bool, typer.Option("--remote", help="For another machine (after 'up --listen')")] = False,
+    for_remote: Annotated[bool, Option("--remote", help="For another machine (after 'up --listen')")] = False,
 ) -> None:
     """Print shell variables that point programs at the broker."""
     started = known(name)

@@ -3,18 +3,14 @@
 from importlib import resources
 from typing import Annotated
 
-import typer
+from typer import Argument
 
 from mqtool.cli.display import output
+from mqtool.cli.groups import Commands
 from mqtool.errors import UsageError
 from mqtool.spelling import did_you_mean
 
-app = typer.Typer()
-
-
-@app.callback()
-def group() -> None:
-    """Keep typer from making the only command the whole program."""
+app = Commands()
 
 
 def recipes() -> dict[str, str]:
@@ -28,11 +24,9 @@ def _topics(incomplete: str) -> list[str]:
     return [name for name in recipes() if name.startswith(incomplete)]
 
 
-@app.command("cheat", epilog="mqtool cheat\nmqtool cheat pipes")
+@app.command("mqtool cheat", "mqtool cheat pipes")
 def cheat(
-    topic: Annotated[
-        str | None, typer.Argument(help="Topic", show_default="list the topics", autocompletion=_topics)
-    ] = None,
+    topic: Annotated[str | None, Argument(help="Topic", show_default="list the topics", autocompletion=_topics)] = None,
 ) -> None:
     """Show recipes to copy, one screen per topic."""
     known = recipes()

@@ -9,11 +9,12 @@ description; an empty line where there is none. Then the shell proposes files.
 from enum import StrEnum
 from typing import Annotated
 
-import typer
+from typer import Argument
 
 from mqtool.cli.display import output
+from mqtool.cli.groups import Commands
 
-app = typer.Typer()
+app = Commands()
 
 
 class Shell(StrEnum):
@@ -102,8 +103,8 @@ def _script(shell: Shell) -> str:
     return get_completion_script(prog_name="mqtool", complete_var="_MQTOOL_COMPLETE", shell=shell.value)
 
 
-@app.command(epilog='eval "$(mqtool completion bash)"\nmqtool completion fish > ~/.config/fish/completions/mqtool.fish')
-def completion(shell: Annotated[Shell, typer.Argument(help="Your shell")]) -> None:
+@app.command('eval "$(mqtool completion bash)"', "mqtool completion fish > ~/.config/fish/completions/mqtool.fish")
+def completion(shell: Annotated[Shell, Argument(help="Your shell")]) -> None:
     """Print the completion script for your shell.
 
     Put it in ~/.bashrc, or in ~/.zshrc after compinit: eval "$(mqtool completion bash)", or zsh. It completes

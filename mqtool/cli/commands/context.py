@@ -9,47 +9,42 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from mqtool.amqp import parse_addresses
 from mqtool.amqp.address import without_passwords
 from mqtool.cli import contexts, stopping
 from mqtool.cli.contexts import Context
 from mqtool.cli.display import output, tables
-from mqtool.cli.options import live_names
+from mqtool.cli.groups import Commands
 from mqtool.errors import MqtoolError, UsageError
 
-app = typer.Typer()
-context = typer.Typer(no_args_is_help=True, help="Name brokers, and choose the one to use.")
-app.add_typer(context, name="context")
+app = Commands()
+context = app.group("context", "Name brokers, and choose the one to use.")
 
-Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False, autocompletion=live_names.contexts)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
+Name = Annotated[str, Argument(metavar="NAME", autocompletion=contexts.starting_with)]
+AsJson = Annotated[bool, Option("--json", help="Print JSON")]
 _COMMENTS_AT_THE_END = re.compile(r"(?:^[ \t]*(?:#.*)?\n)*\Z", re.MULTILINE)
 _COLUMNS = ("name", "url", "management", "protected", "in_use")
 
 
 def _pem(what: str) -> Any:
-    return typer.Option(resolve_path=True, help=f"{what} (PEM)")
+    return Option(resolve_path=True, help=f"{what} (PEM)")
 
 
 @context.command(
-    epilog="mqtool context add staging --url amqp://ann@staging.example.com/shop\n"
-    "mqtool context add prod --url amqps://ann@mq.example.com --password-command 'pass show mq' --protected"
+    "mqtool context add staging --url amqp://ann@staging.example.com/shop",
+    "mqtool context add prod --url amqps://ann@mq.example.com --password-command 'pass show mq' --protected",
 )
 def add(
-    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False)],
-    url: Annotated[str, typer.Option("--url", "-u", help="Broker: amqp://user:password@host:5672/vhost")],
-    management: Annotated[str | None, typer.Option(metavar="URL", help="URL of the management API")] = None,
+    name: Annotated[str, Argument()],
+    url: Annotated[str, Option("-u", help="Broker: amqp://user:password@host:5672/vhost")],
+    management: Annotated[str | None, Option(metavar="URL", help="URL of the management API")] = None,
     tls_ca: Annotated[Path | None, _pem("Certificate authority to trust")] = None,
     tls_cert: Annotated[Path | None, _pem("Client certificate")] = None,
     tls_key: Annotated[Path | None, _pem("Key of the client certificate")] = None,
-    password_command: Annotated[
-        str | None, typer.Option(metavar="COMMAND", help="Command that prints the password")
-    ] = None,
-    protected: Annotated[
-        bool, typer.Option("--protected", help="Ask before anything is destroyed, even with --yes")
-    ] = False,
+    password_command: Annotated[str | None, Option(help="Command that prints the password")] = None,
+    protected: Annotated[bool, Option(help="Ask before anything is destroyed, even with --yes")] = False,
 ) -> None:
     """Add a context: a broker by name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
@@ -67,7 +62,7 @@ def add(
     output.status(f"added context {name!r} to {contexts.path()}; 'mqtool context use {name}' makes it the default")
 
 
-@context.command(epilog="mqtool context ls\nmqtool context ls --json")
+@context.command("mqtool context ls", "mqtool context ls --json")
 def ls(as_json: AsJson = False) -> None:
     """List the contexts."""
     known = contexts.load()
@@ -85,12 +80,10 @@ def ls(as_json: AsJson = False) -> None:
         output.status("there are no contexts; 'mqtool context add' adds one")
 
 
-@context.command(epilog="mqtool context use staging\nmqtool context use --none")
+@context.command("mqtool context use staging", "mqtool context use --none")
 def use(
-    name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", show_default=False, autocompletion=live_names.contexts)
-    ] = None,
-    none: Annotated[bool, typer.Option("--none", help="Use no context")] = False,
+    name: Annotated[str | None, Argument(autocompletion=contexts.starting_with)] = None,
+    none: Annotated[bool, Option(help="Use no context")] = False,
 ) -> None:
     """Make a context the default of all commands."""
     if (name is None) != none:
@@ -103,13 +96,10 @@ def use(
     output.status(f"context {name!r} is in use" if name else "no context is in use")
 
 
-@context.command(epilog="mqtool context show\nmqtool context show prod --json")
+@context.command("mqtool context show", "mqtool context show prod --json")
 def show(
     name: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[NAME]", help="Context", show_default="the one in use", autocompletion=live_names.contexts
-        ),
+        str | None, Argument(help="Context", show_default="the one in use", autocompletion=contexts.starting_with)
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -139,7 +129,7 @@ def _shown(found: Context) -> dict[str, Any]:
     }
 
 
-@context.command(epilog="mqtool context edit\nEDITOR=nano mqtool context edit")
+@context.command("mqtool context edit", "EDITOR=nano mqtool context edit")
 def edit() -> None:
     """Edit the contexts in $VISUAL or $EDITOR.
 
@@ -170,7 +160,7 @@ def edit() -> None:
     output.status(f"saved {path}")
 
 
-@context.command(epilog="mqtool context rm staging")
+@context.command("mqtool context rm staging")
 def rm(name: Name) -> None:
     """Remove a context."""
     text = contexts.read()

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Annotated, NamedTuple
 
-import typer
+from typer import Argument, Option
 
 from mqtool import ndjson
 from mqtool import where as conditions
@@ -17,7 +17,7 @@ from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
 from mqtool.cli.display.progress import Progress
-from mqtool.cli.options import DURATION, Broker, ManagementUrl, live_names, takes_groups
+from mqtool.cli.options import DURATION, Broker, Commands, ManagementUrl
 from mqtool.cli.options.asking import Yes, ask
 from mqtool.cli.options.where import Where
 from mqtool.errors import SomeFailed, Unavailable
@@ -25,9 +25,8 @@ from mqtool.work import dead_letters
 from mqtool.work.dead_letters import Choice, DeadLetter
 from mqtool.work.retry import dead_letter_queue
 
-app = typer.Typer()
-dlq = typer.Typer(no_args_is_help=True, help="Show dead letters, move them back, or drop them.")
-app.add_typer(dlq, name="dlq")
+app = Commands()
+dlq = app.group("dlq", "Show dead letters, move them back, or drop them.")
 
 
 #: Letters that `ls` looks at in each queue, to tell their reasons.
@@ -35,29 +34,21 @@ _LOOKED_AT = 1000
 #: Letters that stay, to say why.
 _SAID = 10
 
-QueueArgument = Annotated[
-    str, typer.Argument(help="Work queue; its dead letters are in QUEUE.dlq", autocompletion=live_names.queues)
-]
+QueueArgument = Annotated[str, Argument(help="Work queue; its dead letters are in QUEUE.dlq")]
 
 
 class Which(NamedTuple):
     """Which dead letters."""
 
     source: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            metavar="QUEUE",
-            help="Queue of the dead letters, instead of QUEUE.dlq",
-            autocompletion=live_names.queues,
-        ),
+        str | None, Option("--from", metavar="QUEUE", help="Queue of the dead letters, instead of QUEUE.dlq")
     ] = None
-    ids: Annotated[list[str] | None, typer.Option("--id", help="Only the message with this id")] = None
-    reason: Annotated[str | None, typer.Option(help="Only those that died for this reason")] = None
-    error: Annotated[str | None, typer.Option(metavar="TEXT", help="Only those whose last error contains TEXT")] = None
-    older: Annotated[
-        float | None, typer.Option(help="Only those that first failed this long ago or earlier", **DURATION)
-    ] = None
+    ids: Annotated[list[str] | None, Option("--id", help="Only the message with this id")] = None
+    reason: Annotated[str | None, Option(help="Only those that died for this reason")] = None
+    error: Annotated[str | None, Option(metavar="TEXT", help="Only those whose last error contains TEXT")] = None
+    older: Annotated[float | None, Option(help="Only those that first failed this long ago or earlier", **DURATION)] = (
+        None
+    )
     where: Where = None
 
     @property
@@ -77,11 +68,10 @@ class Which(NamedTuple):
         return self.source or dead_letter_queue(work_queue).name
 
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print NDJSON")]
+AsJson = Annotated[bool, Option("--json", help="Print NDJSON")]
 
 
-@dlq.command(epilog="mqtool dlq ls\nmqtool dlq ls --json")
-@takes_groups
+@dlq.command("mqtool dlq ls", "mqtool dlq ls --json")
 def ls(broker: Broker, management: ManagementUrl = None, as_json: AsJson = False) -> None:
     """List the queues that hold dead letters."""
     access = _access(broker, management)
@@ -118,13 +108,12 @@ def _channel(access: Access) -> Iterator[Channel]:
         yield connection.channel(strict=access.strict)
 
 
-@dlq.command(epilog="mqtool dlq show jobs\nmqtool dlq show jobs --reason exhausted --json")
-@takes_groups
+@dlq.command("mqtool dlq show jobs", "mqtool dlq show jobs --reason exhausted --json")
 def show(
     queue: QueueArgument,
     which: Which,
     broker: Broker,
-    limit: Annotated[int | None, typer.Option("--count", "-c", "-n", min=1, help="Show up to N")] = None,
+    limit: Annotated[int | None, Option("--count", "-c", "-n", min=1, help="Show up to N")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show dead letters, oldest first, and leave them in place."""
@@ -154,17 +143,13 @@ def _show(letter: DeadLetter) -> None:
     output.show("\n".join(lines))
 
 
-@dlq.command(epilog="mqtool dlq redrive jobs\nmqtool dlq redrive jobs --id 5f0c… --to jobs-by-hand")
-@takes_groups
+@dlq.command("mqtool dlq redrive jobs", "mqtool dlq redrive jobs --id 5f0c… --to jobs-by-hand")
 def redrive(
     queue: QueueArgument,
     which: Which,
     broker: Broker,
     yes: Yes,
-    to: Annotated[
-        str | None,
-        typer.Option(metavar="QUEUE", help="Move them to this queue instead", autocompletion=live_names.queues),
-    ] = None,
+    to: Annotated[str | None, Option(metavar="QUEUE", help="Move them to this queue instead")] = None,
 ) -> None:
     """Move dead letters back to where they came from.
 
@@ -201,8 +186,7 @@ def redrive(
         raise SomeFailed(f"{left:,} could not be moved and are still in {source}", "move them to a queue with --to")
 
 
-@dlq.command(epilog="mqtool dlq drop jobs --reason rejected\nmqtool dlq drop jobs --yes")
-@takes_groups
+@dlq.command("mqtool dlq drop jobs --reason rejected", "mqtool dlq drop jobs --yes")
 def drop(queue: QueueArgument, which: Which, broker: Broker, yes: Yes) -> None:
     """Delete dead letters for good."""
     source, dropped = which.queue(queue), 0

@@ -4,23 +4,20 @@ import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import Annotated, Any, NamedTuple
 
-import typer
+from typer import Argument, Option
 
 from mqtool.amqp import Channel, administration
 from mqtool.cli.display import output
 from mqtool.cli.options import (
     Broker,
+    Commands,
     ExchangeOptions,
     ManagementUrl,
     QueueOptions,
     argument_option,
     header_option,
-    live_names,
-    takes_groups,
-    takes_groups_but,
 )
 from mqtool.cli.options.asking import Yes, ask
 from mqtool.cli.options.streams import StreamPort
@@ -30,29 +27,28 @@ from mqtool.spelling import nearest
 from mqtool.topology import Binding, Exchange, Queue
 from mqtool.work import peeking
 
-app = typer.Typer()
-queue_app = typer.Typer(no_args_is_help=True, help="Declare, show, delete and purge queues.")
-exchange_app = typer.Typer(no_args_is_help=True, help="Declare and delete exchanges.")
-app.add_typer(queue_app, name="queue")
-app.add_typer(exchange_app, name="exchange")
+app = Commands()
+queue_app = app.group("queue", "Declare, show, delete and purge queues.")
+exchange_app = app.group("exchange", "Declare and delete exchanges.")
 
 #: Every broker's types of exchange.
 _TYPES = ("direct", "fanout", "topic", "headers")
 
-_QUEUE: Any = partial(typer.Argument, show_default=False, autocompletion=live_names.queues)
-_EXCHANGE: Any = partial(typer.Argument, show_default=False, autocompletion=live_names.exchanges)
-ExchangeName = Annotated[str, _EXCHANGE(metavar="EXCHANGE")]
-QueueNames = Annotated[list[str], _QUEUE(metavar="QUEUE...")]
-AutoDelete = Annotated[bool, typer.Option("--auto-delete", help="Delete it when its last user goes")]
-IfNotExists = Annotated[bool, typer.Option("--if-not-exists", help="Succeed if it exists, whatever its settings")]
-IfExists = Annotated[bool, typer.Option("--if-exists", help="Succeed if it does not exist")]
-IfUnused = Annotated[bool, typer.Option("--if-unused", help="Only if nothing uses it")]
+QueueName = Annotated[str, Argument()]
+ExchangeName = Annotated[str, Argument()]
+QueueNames = Annotated[list[str], Argument()]
+AutoDelete = Annotated[bool, Option("--auto-delete", help="Delete it when its last user goes")]
+IfNotExists = Annotated[bool, Option("--if-not-exists", help="Succeed if it exists, whatever its settings")]
+IfExists = Annotated[bool, Option("--if-exists", help="Succeed if it does not exist")]
+IfUnused = Annotated[bool, Option("--if-unused", help="Only if nothing uses it")]
 
 
 @queue_app.command(
-    "declare", epilog="mqtool queue declare jobs\nmqtool queue declare jobs --queue-type classic --max-length 1000"
+    "mqtool queue declare jobs",
+    "mqtool queue declare jobs --queue-type classic --max-length 1000",
+    name="declare",
+    queue=QueueName,
 )
-@takes_groups_but(queue=Annotated[str, _QUEUE(metavar="QUEUE")])
 def declare_queue(
     options: QueueOptions, broker: Broker, auto_delete: AutoDelete = False, if_not_exists: IfNotExists = False
 ) -> None:
@@ -64,15 +60,17 @@ def declare_queue(
 
 
 @exchange_app.command(
-    "declare", epilog="mqtool exchange declare logs fanout\nmqtool exchange declare audit topic --if-not-exists"
+    "mqtool exchange declare logs fanout",
+    "mqtool exchange declare audit topic --if-not-exists",
+    name="declare",
+    exchange=ExchangeName,
 )
-@takes_groups_but(exchange=ExchangeName)
 def declare_exchange(
     options: ExchangeOptions,
     broker: Broker,
-    kind: Annotated[str, typer.Argument(metavar="TYPE", help="direct, fanout, topic, headers, or a plugin's type")],
+    kind: Annotated[str, Argument(metavar="TYPE", help="direct, fanout, topic, headers, or a plugin's type")],
     auto_delete: AutoDelete = False,
-    internal: Annotated[bool, typer.Option("--internal", help="Accept messages from other exchanges only")] = False,
+    internal: Annotated[bool, Option(help="Accept messages from other exchanges only")] = False,
     if_not_exists: IfNotExists = False,
 ) -> None:
     """Declare an exchange, by default durable."""
@@ -82,12 +80,11 @@ def declare_exchange(
     _declare(broker, wanted, if_not_exists=if_not_exists)
 
 
-@queue_app.command("show", epilog="mqtool queue show jobs\nmqtool queue show jobs --json")
-@takes_groups
+@queue_app.command("mqtool queue show jobs", "mqtool queue show jobs --json", name="show")
 def show_queue(
-    queue: Annotated[str, _QUEUE(metavar="QUEUE")],
+    queue: QueueName,
     broker: Broker,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print one JSON object")] = False,
     management: ManagementUrl = None,
     stream_port: StreamPort = None,
 ) -> None:
@@ -138,15 +135,14 @@ def _existing(channel: Channel, things: Iterable[Exchange | Queue], *, if_exists
             raise NotFound(f"there is no {_named(thing)}", f"'mqtool list {kind}' shows them")
 
 
-@queue_app.command("delete", epilog="mqtool queue delete jobs\nmqtool queue delete hello jobs --if-exists --yes")
-@takes_groups
+@queue_app.command("mqtool queue delete jobs", "mqtool queue delete hello jobs --if-exists --yes", name="delete")
 def delete_queue(
     queue: QueueNames,
     broker: Broker,
     yes: Yes,
     if_exists: IfExists = False,
     if_unused: IfUnused = False,
-    if_empty: Annotated[bool, typer.Option("--if-empty", help="Only if it has no messages")] = False,
+    if_empty: Annotated[bool, Option(help="Only if it has no messages")] = False,
 ) -> None:
     """Delete queues and the messages in them."""
     access = broker.access()
@@ -173,8 +169,7 @@ def _is_stream(channel: Channel, queue: str, vhost: str) -> bool:
     return peeking.kind_of(channel, queue, None, vhost).how is peeking.How.STREAM
 
 
-@queue_app.command("purge", epilog="mqtool queue purge jobs\nmqtool queue purge jobs --yes")
-@takes_groups
+@queue_app.command("mqtool queue purge jobs", "mqtool queue purge jobs --yes")
 def purge(queue: QueueNames, broker: Broker, yes: Yes, if_exists: IfExists = False) -> None:
     """Remove the ready messages of queues."""
     access = broker.access()
@@ -190,10 +185,9 @@ def purge(queue: QueueNames, broker: Broker, yes: Yes, if_exists: IfExists = Fal
             output.status(f"removed {counted(administration.purge(channel, name))} of queue {name!r}")
 
 
-@exchange_app.command("delete", epilog="mqtool exchange delete logs\nmqtool exchange delete logs --if-exists --yes")
-@takes_groups
+@exchange_app.command("mqtool exchange delete logs", "mqtool exchange delete logs --if-exists --yes", name="delete")
 def delete_exchange(
-    exchange: Annotated[list[str], _EXCHANGE(metavar="EXCHANGE...")],
+    exchange: Annotated[list[str], Argument()],
     broker: Broker,
     yes: Yes,
     if_exists: IfExists = False,
@@ -215,17 +209,16 @@ class Bindings(NamedTuple):
     """Which bindings: one for each key."""
 
     exchange: ExchangeName
-    destination: Annotated[str, _QUEUE(metavar="QUEUE", help="Queue, or with --to-exchange an exchange")]
+    destination: Annotated[str, Argument(metavar="QUEUE", help="Queue, or with --to-exchange an exchange")]
     keys: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY]...", help="Binding keys (default: one binding with an empty key)"),
+        list[str] | None, Argument(metavar="[KEY]...", help="Binding keys (default: one binding with an empty key)")
     ] = None
-    to_exchange: Annotated[bool, typer.Option("--to-exchange", help="QUEUE is the name of an exchange")] = False
+    to_exchange: Annotated[bool, Option(help="QUEUE is the name of an exchange")] = False
     arguments: Annotated[list[Any] | None, argument_option("Argument of the binding; KEY:=JSON for a typed value")] = (
         None
     )
     headers: Annotated[list[Any] | None, header_option("Header to match; KEY:=JSON for a typed value")] = None
-    match: Annotated[str | None, typer.Option(help="How headers match: all, any, all-with-x or any-with-x")] = None
+    match: Annotated[str | None, Option(help="How headers match: all, any, all-with-x or any-with-x")] = None
 
     @property
     def to(self) -> str:
@@ -240,9 +233,8 @@ class Bindings(NamedTuple):
 
 
 @app.command(
-    epilog="mqtool bind topic_logs audit 'kern.*' '*.critical'\nmqtool bind headers_logs pdfs -H format=pdf --match any"
+    "mqtool bind topic_logs audit 'kern.*' '*.critical'", "mqtool bind headers_logs pdfs -H format=pdf --match any"
 )
-@takes_groups
 def bind(bindings: Bindings, broker: Broker) -> None:
     """Bind a queue to an exchange."""
     with broker.access().channel() as channel:
@@ -251,15 +243,12 @@ def bind(bindings: Bindings, broker: Broker) -> None:
             output.status(f"bound {bindings.to} to exchange {bindings.exchange!r}{_by(key)}")
 
 
-@app.command(epilog="mqtool unbind topic_logs audit 'kern.*'\nmqtool unbind logs audit --if-exists")
-@takes_groups
+@app.command("mqtool unbind topic_logs audit 'kern.*'", "mqtool unbind logs audit --if-exists")
 def unbind(
     bindings: Bindings,
     broker: Broker,
     yes: Yes,
-    if_exists: Annotated[
-        bool, typer.Option("--if-exists", help="Succeed if the exchange or queue does not exist")
-    ] = False,
+    if_exists: Annotated[bool, Option(help="Succeed if the exchange or queue does not exist")] = False,
 ) -> None:
     """Remove bindings, matched by key and arguments."""
     access = broker.access()

@@ -6,12 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from mqtool.cli.display import output, styled
 from mqtool.cli.display.binding_text import bound_by
 from mqtool.cli.display.styled import BAD, DIM, GOOD, KEY, NAME, Line, shown
-from mqtool.cli.options import Broker, ManagementUrl, takes_groups
+from mqtool.cli.options import Broker, Commands, ManagementUrl
 from mqtool.cli.options.asking import Yes, ask
 from mqtool.errors import AccessRefused, DeclaredDifferently, NotFound, SomeFailed, UsageError
 from mqtool.inspection import definitions_file
@@ -20,23 +20,17 @@ from mqtool.inspection.listing import as_text, counted
 from mqtool.management import Management
 from mqtool.topology import Binding
 
-app = typer.Typer()
-definitions_app = typer.Typer(
-    no_args_is_help=True, help="Export, compare and import exchanges, queues, bindings, policies."
-)
-app.add_typer(definitions_app, name="definitions")
+app = Commands()
+definitions_app = app.group("definitions", "Export, compare and import exchanges, queues, bindings, policies.")
 
 _SIGNS = {"add": ("+ ", GOOD), "change": ("~ ", KEY), "conflict": ("! ", BAD), "extra": ("- ", BAD)}
 _REMARKS = {"conflict": "  an import cannot change it", "extra": "  only on the broker"}
 
-Definitions = Annotated[Path, typer.Argument(metavar="FILE", show_default=False, help="Exported file; - is stdin")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per difference")]
+Definitions = Annotated[Path, Argument(metavar="FILE", help="Exported file; - is stdin")]
+AsJson = Annotated[bool, Option("--json", help="Print one JSON object per difference")]
 
 
-@definitions_app.command(
-    "export", epilog="mqtool definitions export > topology.json\nmqtool definitions export --vhost staging"
-)
-@takes_groups
+@definitions_app.command("mqtool definitions export > topology.json", "mqtool definitions export --vhost staging")
 def export(broker: Broker, management: ManagementUrl = None) -> None:
     """Print exchanges, queues, bindings and policies as JSON.
 
@@ -46,8 +40,7 @@ def export(broker: Broker, management: ManagementUrl = None) -> None:
     output.show(json.dumps(definitions_file.export(access.management(), access.vhost), indent=2, ensure_ascii=False))
 
 
-@definitions_app.command("diff", epilog="mqtool definitions diff topology.json\nmqtool definitions diff - < file.json")
-@takes_groups
+@definitions_app.command("mqtool definitions diff topology.json", "mqtool definitions diff - < file.json")
 def diff(file: Definitions, broker: Broker, as_json: AsJson = False, management: ManagementUrl = None) -> None:
     """Show how the broker differs from a file.
 
@@ -63,14 +56,13 @@ def diff(file: Definitions, broker: Broker, as_json: AsJson = False, management:
 
 
 @definitions_app.command(
-    "import", epilog="mqtool definitions import topology.json --dry-run\nmqtool definitions import topology.json"
+    "mqtool definitions import topology.json --dry-run", "mqtool definitions import topology.json", name="import"
 )
-@takes_groups
 def import_definitions(
     file: Definitions,
     broker: Broker,
     yes: Yes,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what it would do")] = False,
+    dry_run: Annotated[bool, Option(help="Only show what it would do")] = False,
     as_json: AsJson = False,
     management: ManagementUrl = None,
 ) -> None:

@@ -5,26 +5,25 @@ from contextlib import closing, contextmanager
 from datetime import datetime
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from mqtool import ndjson
 from mqtool import where as conditions
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.display import output, tables
-from mqtool.cli.options import Broker, ManagementUrl, live_names, takes_groups
+from mqtool.cli.options import Broker, Commands, ManagementUrl
 from mqtool.cli.options.asking import Yes, ask
 from mqtool.cli.options.where import Where
 from mqtool.duration import compact_duration
 from mqtool.errors import SomeFailed, UsageError
 from mqtool.work.waiting import Choice, Waiting, WaitingMessages
 
-app = typer.Typer()
-delayed = typer.Typer(no_args_is_help=True, help="Show what waits until it is due; cancel or deliver it.")
-app.add_typer(delayed, name="delayed")
+app = Commands()
+delayed = app.group("delayed", "Show what waits until it is due; cancel or deliver it.")
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print NDJSON")]
-Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Message ids")]
+AsJson = Annotated[bool, Option("--json", help="Print NDJSON")]
+Ids = Annotated[list[str] | None, Argument(metavar="[ID]...", help="Message ids")]
 _COLUMNS = ("to", "kind", "wait", "messages", "held_in")
 
 
@@ -39,8 +38,7 @@ def _access(broker: Broker, management: str | None) -> Access:
     return broker._replace(reconnect=False).access(management)
 
 
-@delayed.command(epilog="mqtool delayed ls\nmqtool delayed ls --json")
-@takes_groups
+@delayed.command("mqtool delayed ls", "mqtool delayed ls --json")
 def ls(broker: Broker, management: ManagementUrl = None, as_json: AsJson = False) -> None:
     """List how many messages wait, for what, and how long."""
     rows: list[dict[str, Any]] = []
@@ -55,14 +53,10 @@ def ls(broker: Broker, management: ManagementUrl = None, as_json: AsJson = False
         output.status("no messages wait")
 
 
-@delayed.command(epilog="mqtool delayed show\nmqtool delayed show jobs --json")
-@takes_groups
+@delayed.command("mqtool delayed show", "mqtool delayed show jobs --json")
 def show(
     broker: Broker,
-    to: Annotated[
-        str | None,
-        typer.Argument(metavar="[QUEUE]", help="Queue or exchange they are for", autocompletion=live_names.queues),
-    ] = None,
+    to: Annotated[str | None, Argument(metavar="[QUEUE]", help="Queue or exchange they are for")] = None,
     where: Where = None,
     management: ManagementUrl = None,
     as_json: AsJson = False,
@@ -106,8 +100,7 @@ def _say_what_is_hidden(waiting: WaitingMessages) -> None:
         output.notice(f"{count:,} wait in exchange {exchange!r}: the plugin does not show them")
 
 
-@delayed.command(epilog="mqtool delayed cancel 5f0c…\nmqtool delayed cancel --where 'headers.tenant=a' --yes")
-@takes_groups
+@delayed.command("mqtool delayed cancel 5f0c…", "mqtool delayed cancel --where 'headers.tenant=a' --yes")
 def cancel(broker: Broker, yes: Yes, ids: Ids = None, where: Where = None, management: ManagementUrl = None) -> None:
     """Delete messages that wait, for good.
 
@@ -119,8 +112,7 @@ def cancel(broker: Broker, yes: Yes, ids: Ids = None, where: Where = None, manag
     _take(access, ids, where, WaitingMessages.cancel, "cancelled")
 
 
-@delayed.command(epilog="mqtool delayed now 5f0c…\nmqtool delayed now --where 'routing_key=jobs'")
-@takes_groups
+@delayed.command("mqtool delayed now 5f0c…", "mqtool delayed now --where 'routing_key=jobs'")
 def now(broker: Broker, yes: Yes, ids: Ids = None, where: Where = None, management: ManagementUrl = None) -> None:
     """Deliver messages that wait at once.
 

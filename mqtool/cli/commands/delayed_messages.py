@@ -5,19 +5,19 @@ from datetime import datetime
 from functools import partial
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from mqtool.amqp import Channel
 from mqtool.cli.display import output
 from mqtool.cli.options import (
     Broker,
+    Commands,
     ExchangeOptions,
     OutputFile,
     Publishing,
     Receiving,
     UsedQueueOptions,
     exchange_option,
-    takes_groups,
 )
 from mqtool.cli.options.where import Where
 from mqtool.cli.pipe.first_use import checked
@@ -31,7 +31,7 @@ from mqtool.message import DUE, Delivery, Message
 from mqtool.topology import DELAYED, Exchange
 from mqtool.tutorials import delayed_messages
 
-app = typer.Typer()
+app = Commands()
 
 #: Seconds, where nothing says otherwise.
 DEFAULT_DELAY = 5.0
@@ -40,13 +40,12 @@ X_DELAY = "x-delay"
 #: The argument of a delayed exchange that says how it routes.
 TYPE_INSIDE = "x-delayed-type"
 KeepDelay = Annotated[
-    bool, typer.Option("--keep-delay", help="Delay copies of delayed messages again", rich_help_panel="Delay")
+    bool, Option("--keep-delay", help="Delay copies of delayed messages again", rich_help_panel="Delay")
 ]
-RoutingKey = Annotated[str | None, typer.Option("--routing-key", "-r", help="Routing key", rich_help_panel="Topology")]
+RoutingKey = Annotated[str | None, Option("--routing-key", "-r", help="Routing key", rich_help_panel="Topology")]
 
 
-@app.command(epilog="mqtool send-delayed --delay 5s 'Hello World!'\nmqtool send-delayed --json < messages.ndjson")
-@takes_groups
+@app.command("mqtool send-delayed --delay 5s 'Hello World!'", "mqtool send-delayed --json < messages.ndjson")
 def send_delayed(
     exchange: ExchangeOptions, publishing: Publishing, routing_key: RoutingKey = None, keep_delay: KeepDelay = False
 ) -> None:
@@ -73,8 +72,7 @@ def send_delayed(
     )
 
 
-@app.command(epilog="mqtool receive-delayed\nmqtool receive-delayed -F '%b, %l ms late'")
-@takes_groups
+@app.command("mqtool receive-delayed", "mqtool receive-delayed -F '%b, %l ms late'")
 def receive_delayed(
     queue: UsedQueueOptions,
     receiving: Receiving,

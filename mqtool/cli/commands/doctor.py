@@ -9,12 +9,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Option
 
 from mqtool.amqp import Address, Connection
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.display import findings, output
-from mqtool.cli.options import TIME_LIMIT, Broker, ManagementUrl, takes_groups
+from mqtool.cli.options import TIME_LIMIT, Broker, Commands, ManagementUrl
 from mqtool.cli.options.streams import StreamPort
 from mqtool.errors import AccessRefused, MqtoolError, NotFound, SomeFailed, Unavailable
 from mqtool.inspection import diagnosis, stream_readers, upgrade
@@ -26,7 +27,7 @@ from mqtool.management import Management
 if TYPE_CHECKING:
     from mqtool.streams import StreamChannel
 
-app = typer.Typer()
+app = Commands()
 
 _ALL_INTERFACES = ("0.0.0.0", "::")  # noqa: S104 - looked for, not listened on
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -51,21 +52,16 @@ def _version(text: str) -> Version:
         raise typer.BadParameter(f"{text!r} is not a version such as 4.3") from None
 
 
-@app.command(epilog="mqtool doctor\nmqtool doctor --vhost staging --json\nmqtool doctor --upgrade 4.3")
-@takes_groups
+@app.command("mqtool doctor", "mqtool doctor --vhost staging --json", "mqtool doctor --upgrade 4.3")
 def doctor(
     broker: Broker,
-    between: Annotated[
-        float, typer.Option("--between", help="Time between the two looks", show_default="3s", **TIME_LIMIT)
-    ] = "3s",  # type: ignore[assignment]
+    between: Annotated[float, Option(help="Time between the two looks", show_default="3s", **TIME_LIMIT)] = "3s",  # type: ignore[assignment]
     upgrade_to: Annotated[
         Version | None,
-        typer.Option(
-            "--upgrade", parser=_version, metavar="VERSION", help="Report what RabbitMQ VERSION refuses or changes"
-        ),
+        Option("--upgrade", parser=_version, metavar="VERSION", help="Report what RabbitMQ VERSION refuses or changes"),
     ] = None,
-    form: Annotated[Format, typer.Option("--format", help="Text, NDJSON, a Nagios check or metrics")] = Format.TEXT,
-    as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON, as --format json does")] = False,
+    form: Annotated[Format, Option("--format", help="Text, NDJSON, a Nagios check or metrics")] = Format.TEXT,
+    as_json: Annotated[bool, Option("--json", help="Print NDJSON, as --format json does")] = False,
     management: ManagementUrl = None,
     stream_port: StreamPort = None,
 ) -> None:

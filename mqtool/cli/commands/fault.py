@@ -2,29 +2,28 @@
 
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from mqtool.cli.display import output, tables
-from mqtool.cli.options import Broker, ManagementUrl, takes_groups
+from mqtool.cli.options import Broker, Commands, ManagementUrl
 from mqtool.errors import NotFound, UsageError
 from mqtool.inspection.listing import counted
 from mqtool.management import Management, path
 
-app = typer.Typer()
+app = Commands()
 
 
 @app.command(
-    epilog="mqtool fault cut-connections name='orders-*'\nmqtool fault go-silent seconds=30s\nmqtool fault ls\n"
-    "mqtool fault clear"
+    "mqtool fault cut-connections name='orders-*'",
+    "mqtool fault go-silent seconds=30s",
+    "mqtool fault ls",
+    "mqtool fault clear",
 )
-@takes_groups
 def fault(
-    name: Annotated[str, typer.Argument(metavar="FAULT", show_default=False, help="The fault; or ls, or clear")],
+    name: Annotated[str, Argument(metavar="FAULT", help="The fault; or ls, or clear")],
     broker: Broker,
-    arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="ARGUMENTS", show_default=False, help="NAME=VALUE; of clear, an id")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="With ls: print one JSON object per line")] = False,
+    arguments: Annotated[list[str] | None, Argument(help="NAME=VALUE; of clear, an id")] = None,
+    as_json: Annotated[bool, Option("--json", help="With ls: print one JSON object per line")] = False,
     management: ManagementUrl = None,
 ) -> None:
     """Make something go wrong with an embedded broker.

@@ -3,18 +3,18 @@
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
 from mqtool.amqp import Channel
 from mqtool.cli.options import (
     OFFSET,
     Broker,
+    Commands,
     OutputFile,
     Publishing,
     Receiving,
     UsedQueueOptions,
     exchange_option,
-    takes_groups,
 )
 from mqtool.cli.options.where import Where
 from mqtool.cli.pipe.first_use import checked
@@ -26,18 +26,16 @@ from mqtool.message import Delivery, Message, Receipt
 from mqtool.topology import Exchange, Queue
 from mqtool.tutorials import hello_world
 
-app = typer.Typer()
+app = Commands()
 
 
-@app.command(epilog="mqtool send 'Hello World!'\ntail -f app.log | mqtool send -l -q app\nmqtool send --json < saved")
-@takes_groups
+@app.command("mqtool send 'Hello World!'", "tail -f app.log | mqtool send -l -q app", "mqtool send --json < saved")
 def send(
     queue: UsedQueueOptions,
     publishing: Publishing,
     exchange: Annotated[str | None, exchange_option("Publish to this exchange, and declare nothing")] = None,
     routing_key: Annotated[
-        str | None,
-        typer.Option("--routing-key", "-r", help="Routing key (default: the queue's name)", rich_help_panel="Topology"),
+        str | None, Option("-r", help="Routing key (default: the queue's name)", rich_help_panel="Topology")
     ] = None,
 ) -> None:
     """Send messages to a queue (tutorial 1)."""
@@ -60,14 +58,13 @@ def send(
     )
 
 
-@app.command(epilog="mqtool receive\nmqtool receive --raw -o app.log\nmqtool receive --json | mqtool send --json -q b")
-@takes_groups
+@app.command("mqtool receive", "mqtool receive --raw -o app.log", "mqtool receive --json | mqtool send --json -q b")
 def receive(
     queue: UsedQueueOptions,
     receiving: Receiving,
     broker: Broker,
     offset: Annotated[
-        Any | None, typer.Option(help="Where to start in a stream", rich_help_panel="Receiving", **OFFSET)
+        Any | None, Option(help="Where to start in a stream", rich_help_panel="Receiving", **OFFSET)
     ] = None,
     where: Where = None,
     into: OutputFile = None,

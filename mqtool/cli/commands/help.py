@@ -3,28 +3,25 @@
 from typing import Annotated, Any
 
 import typer
+from typer import Argument
 
 from mqtool.cli.aliases import without_aliases
 from mqtool.cli.display import output
+from mqtool.cli.groups import Commands
 from mqtool.cli.help import page
 from mqtool.cli.help.description import CommandHelp, describe, topic_options
 from mqtool.cli.help.topics import TOPICS
 from mqtool.errors import UsageError
 from mqtool.spelling import did_you_mean
 
-app = typer.Typer()
+app = Commands()
 
 
-@app.callback()
-def group() -> None:
-    """Keep typer from making the only command the whole program."""
-
-
-@app.command("help", epilog="mqtool help worker\nmqtool help queue declare\nmqtool help connection")
+@app.command("mqtool help worker", "mqtool help queue declare", "mqtool help connection", name="help")
 def show_help(
     context: typer.Context,
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[COMMAND|TOPIC]...", help="Command or topic", show_default="all")
+        list[str] | None, Argument(metavar="[COMMAND|TOPIC]...", help="Command or topic", show_default="all")
     ] = None,
 ) -> None:
     """Show the help of a command or topic."""

@@ -8,12 +8,13 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
+from typer import Argument, Option
 
 from mqtool.amqp import administration
 from mqtool.cli import stopping
 from mqtool.cli.display import output, tables
 from mqtool.cli.display.live import Frame, Live
-from mqtool.cli.options import TIME_LIMIT, Broker, ManagementUrl, live_names, takes_groups
+from mqtool.cli.options import TIME_LIMIT, Broker, Commands, ManagementUrl
 from mqtool.errors import MqtoolError, NotFound, SomeFailed, Unavailable
 from mqtool.inspection.listing import (
     COUNTS,
@@ -40,9 +41,8 @@ _ASKED = 200
 #: The usual columns where there is nothing but AMQP.
 _BY_AMQP = {QUEUES.things: ["name", "messages_ready", "consumers"], EXCHANGES.things: ["name"]}
 
-app = typer.Typer()
-list_app = typer.Typer(no_args_is_help=True, help="List queues, exchanges, bindings, consumers and more.")
-app.add_typer(list_app, name="list")
+app = Commands()
+list_app = app.group("list", "List queues, exchanges, bindings, consumers and more.")
 
 
 def condition(text: str) -> Condition:
@@ -63,22 +63,20 @@ class Choosing(NamedTuple):
 
     conditions: Annotated[
         list[Any] | None,
-        typer.Option(
+        Option(
             "--filter", parser=condition, metavar="CONDITION", help="Only matching rows: messages_ready>0, name~^log"
         ),
     ] = None
-    where: Annotated[str | None, typer.Option(metavar="CONDITION", help="Only rows that match (mqtool help where)")] = (
-        None
-    )
+    where: Annotated[str | None, Option(metavar="CONDITION", help="Only rows that match (mqtool help where)")] = None
     order: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--sort", metavar="COLUMN", help="Sort by COLUMN; -COLUMN puts the greatest first", autocompletion=_columns
         ),
     ] = None
-    watch: Annotated[float | None, typer.Option(help="Repeat at this interval", **TIME_LIMIT)] = None
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line")] = False
-    all_vhosts: Annotated[bool, typer.Option("--all-vhosts", help="Include all virtual hosts")] = False
+    watch: Annotated[float | None, Option(help="Repeat at this interval", **TIME_LIMIT)] = None
+    as_json: Annotated[bool, Option("--json", help="Print one JSON object per line")] = False
+    all_vhosts: Annotated[bool, Option(help="Include all virtual hosts")] = False
     management: ManagementUrl = None
 
 
@@ -277,10 +275,7 @@ def _watch(view: View, pause: float, *, live: bool) -> None:
             view.show()
 
 
-Columns = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[COLUMN]...", show_default=False, help="Columns to show", autocompletion=_columns),
-]
+Columns = Annotated[list[str] | None, Argument(metavar="[COLUMN]...", help="Columns to show", autocompletion=_columns)]
 
 
 def _add(listing: Listing, what: str, *examples: str) -> None:
@@ -292,7 +287,7 @@ def _add(listing: Listing, what: str, *examples: str) -> None:
     _as_command(run, listing, what, examples)
 
 
-def _add_named(listing: Listing, what: str, *examples: str, flag: str, live: Callable[..., list[str]]) -> None:
+def _add_named(listing: Listing, what: str, *examples: str, flag: str) -> None:
     """A command for a list that may be limited to some names, for which AMQP can be asked as well."""
     about = "Only this one; works without the management API"
 
@@ -300,7 +295,7 @@ def _add_named(listing: Listing, what: str, *examples: str, flag: str, live: Cal
         choosing: Choosing,
         broker: Broker,
         columns: Columns = None,
-        only: Annotated[list[str] | None, typer.Option(flag, flag[1:3], help=about, autocompletion=live)] = None,
+        only: Annotated[list[str] | None, Option(flag, flag[1:3], metavar=flag[2:].upper(), help=about)] = None,
     ) -> None:
         _list(listing, columns, choosing, broker, only)
 
@@ -309,7 +304,7 @@ def _add_named(listing: Listing, what: str, *examples: str, flag: str, live: Cal
 
 def _as_command(run: Callable[..., None], listing: Listing, what: str, examples: Sequence[str]) -> None:
     text = f"{what}\n\nColumns: {', '.join(listing.columns)}."
-    list_app.command(name=listing.things, help=text, epilog="\n".join(examples))(takes_groups(run))
+    list_app.command(*examples, name=listing.things, about=text)(run)
 
 
 _add_named(
@@ -319,7 +314,6 @@ _add_named(
     "mqtool list queues --filter 'messages_ready>0' --sort -messages_ready --watch 1s",
     "mqtool list queues --where 'messages>0 and not arguments.x-queue-type=quorum'",
     flag="--queue",
-    live=live_names.queues,
 )
 _add_named(
     EXCHANGES,
@@ -327,7 +321,6 @@ _add_named(
     "mqtool list exchanges",
     "mqtool list exchanges name durable --filter type=topic",
     flag="--exchange",
-    live=live_names.exchanges,
 )
 _OTHERS = {
     "bindings": "List bindings; the default exchange's only in pipes.",

@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
-import typer
+from typer import Argument, Option
 
 from mqtool.cli.display.output import WAITING_FOR_LOGS
 from mqtool.cli.options import (
     Broker,
+    Commands,
     ExchangeOptions,
     LogQueueOptions,
     Match,
@@ -17,7 +18,6 @@ from mqtool.cli.options import (
     Receiving,
     header,
     header_option,
-    takes_groups,
 )
 from mqtool.cli.options.where import Where
 from mqtool.cli.pipe.matching import Matching
@@ -30,11 +30,9 @@ from mqtool.topology import Exchange
 from mqtool.tutorials import headers as headers_tutorial
 from mqtool.tutorials import publish_subscribe, routing, topics
 
-app = typer.Typer()
-emit_log = typer.Typer(no_args_is_help=True, help="Publish logs to an exchange (tutorials 3, 4 and 5).")
-receive_log = typer.Typer(no_args_is_help=True, help="Receive logs from an exchange (tutorials 3, 4 and 5).")
-app.add_typer(emit_log, name="emit-log")
-app.add_typer(receive_log, name="receive-log")
+app = Commands()
+emit_log = app.group("emit-log", "Publish logs to an exchange (tutorials 3, 4 and 5).")
+receive_log = app.group("receive-log", "Receive logs from an exchange (tutorials 3, 4 and 5).")
 
 
 class ReceivingLogs(NamedTuple):
@@ -112,20 +110,18 @@ def _receive(asked: ReceivingLogs, exchange: Exchange, lesson: Callable[..., Ite
     )
 
 
-@emit_log.command("fanout", epilog="mqtool emit-log fanout 'info: ready'\ntail -f app.log | mqtool emit-log fanout -l")
-@takes_groups
+@emit_log.command("mqtool emit-log fanout 'info: ready'", "tail -f app.log | mqtool emit-log fanout -l", name="fanout")
 def emit_fanout(exchange: ExchangeOptions, publishing: Publishing) -> None:
     """Publish to every receiver (tutorial 3)."""
     to = exchange.of(publishing.broker.names.fanout)
     _emit(publishing, to, publish_subscribe.emit, default=publishing.broker.lines.fanout)
 
 
-@emit_log.command("direct", epilog="mqtool emit-log direct error 'Run. Run. Or it will explode.'")
-@takes_groups
+@emit_log.command("mqtool emit-log direct error 'Run. Run. Or it will explode.'", name="direct")
 def emit_direct(
     *,
     exchange: ExchangeOptions,
-    severity: Annotated[str | None, typer.Argument(help="Routing key", show_default="info")] = None,
+    severity: Annotated[str | None, Argument(help="Routing key", show_default="info")] = None,
     publishing: Publishing,
 ) -> None:
     """Publish with a severity (tutorial 4)."""
@@ -134,16 +130,15 @@ def emit_direct(
 
 
 @emit_log.command(
-    "topic",
-    epilog="mqtool emit-log topic kern.critical 'A critical kernel error'\n"
+    "mqtool emit-log topic kern.critical 'A critical kernel error'",
     r"mqtool emit-log topic '{app}.{level}' -l --key-pattern '(?P<app>\w+)\[\d+\]: (?P<level>\w+)' < app.log",
+    name="topic",
 )
-@takes_groups
 def emit_topic(
     *,
     exchange: ExchangeOptions,
     routing_key: Annotated[
-        str | None, typer.Argument(help="Words and dots; may have {group} places", show_default="anonymous.info")
+        str | None, Argument(help="Words and dots; may have {group} places", show_default="anonymous.info")
     ] = None,
     publishing: Publishing,
 ) -> None:
@@ -155,25 +150,22 @@ def emit_topic(
     _emit_with_key(asked, to, topics.emit, routing_key, usual)
 
 
-@emit_log.command("headers", epilog="mqtool emit-log headers -H format=pdf -H type=report 'A report'")
-@takes_groups
+@emit_log.command("mqtool emit-log headers -H format=pdf -H type=report 'A report'", name="headers")
 def emit_headers(exchange: ExchangeOptions, publishing: Publishing) -> None:
     """Publish with headers to route by."""
     _emit(publishing, exchange.of(publishing.broker.names.headers), headers_tutorial.emit)
 
 
-@receive_log.command("fanout", epilog="mqtool receive-log fanout\nmqtool receive-log fanout --raw -o all.log")
-@takes_groups
+@receive_log.command("mqtool receive-log fanout", "mqtool receive-log fanout --raw -o all.log", name="fanout")
 def receive_fanout(logs: ReceivingLogs) -> None:
     """Receive everything published from now on (tutorial 3)."""
     _receive(logs, logs.broker.names.fanout, publish_subscribe.receive, logs.broker.lines.log)
 
 
-@receive_log.command("direct", epilog="mqtool receive-log direct info warning error")
-@takes_groups
+@receive_log.command("mqtool receive-log direct info warning error", name="direct")
 def receive_direct(
     logs: ReceivingLogs,
-    severities: Annotated[list[str], typer.Argument(help="Severities to receive, such as info warning error")],
+    severities: Annotated[list[str], Argument(help="Severities to receive, such as info warning error")],
 ) -> None:
     """Receive some severities (tutorial 4)."""
     _receive(
@@ -181,26 +173,24 @@ def receive_direct(
     )
 
 
-@receive_log.command("topic", epilog="mqtool receive-log topic 'kern.*' '*.critical'\nmqtool receive-log topic '#'")
-@takes_groups
+@receive_log.command("mqtool receive-log topic 'kern.*' '*.critical'", "mqtool receive-log topic '#'", name="topic")
 def receive_topic(
     logs: ReceivingLogs,
-    patterns: Annotated[list[str], typer.Argument(help="Binding keys: * is one word, # any number of words")],
+    patterns: Annotated[list[str], Argument(help="Binding keys: * is one word, # any number of words")],
 ) -> None:
     """Receive topics that match a pattern (tutorial 5)."""
     _receive(logs, logs.broker.names.topic, partial(topics.receive, patterns=patterns), logs.broker.lines.log_with_key)
 
 
-@receive_log.command("headers", epilog="mqtool receive-log headers --match any format=pdf type=log")
-@takes_groups
+@receive_log.command("mqtool receive-log headers --match any format=pdf type=log", name="headers")
 def receive_headers(
     logs: ReceivingLogs,
     wanted: Annotated[
         list[Any] | None,
-        typer.Argument(metavar="KEY=VALUE...", parser=header, help="Headers to match; KEY:=JSON for a typed value"),
+        Argument(metavar="KEY=VALUE...", parser=header, help="Headers to match; KEY:=JSON for a typed value"),
     ] = None,
     also_wanted: Annotated[list[Any] | None, header_option("The same, as an option")] = None,
-    match: Annotated[Match, typer.Option(help="Match all of the headers, or any of them")] = Match.ALL,
+    match: Annotated[Match, Option(help="Match all of the headers, or any of them")] = Match.ALL,
 ) -> None:
     """Receive messages with certain headers."""
     headers = dict([*(wanted or []), *(also_wanted or [])])

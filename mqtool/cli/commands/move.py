@@ -4,22 +4,14 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from mqtool.amqp import Channel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
 from mqtool.cli.display.progress import Progress
-from mqtool.cli.options import (
-    CONFIRM_TIMEOUT,
-    DURATION,
-    Broker,
-    ConfirmTimeout,
-    ManagementUrl,
-    live_names,
-    takes_groups,
-)
+from mqtool.cli.options import CONFIRM_TIMEOUT, DURATION, Broker, Commands, ConfirmTimeout, ManagementUrl
 from mqtool.cli.options.asking import Yes, ask
 from mqtool.cli.options.destination import Destination
 from mqtool.cli.options.values import RATE
@@ -33,28 +25,27 @@ from mqtool.work import peeking
 from mqtool.work.moving import NotMoved, elsewhere, name_of
 from mqtool.work.transfer import AT_ONCE, Transfer, Until, wait_for
 
-app = typer.Typer()
+app = Commands()
 
 #: Seconds to wait for the management API, which only says whether a queue limits deliveries: to connect, and to answer.
 _PATIENCE = 0.3, 1.0
 
 
 @app.command(
-    epilog="mqtool move jobs --to jobs-old\n"
-    "mqtool move jobs --to slow --where 'headers.tenant=acme' -c 100\n"
-    "mqtool move jobs --to jobs --to-context staging --rate 500/s"
+    "mqtool move jobs --to jobs-old",
+    "mqtool move jobs --to slow --where 'headers.tenant=acme' -c 100",
+    "mqtool move jobs --to jobs --to-context staging --rate 500/s",
 )
-@takes_groups
 def move(
-    queue: Annotated[str, typer.Argument(help="Queue to move messages from", autocompletion=live_names.queues)],
+    queue: Annotated[str, Argument(help="Queue to move messages from")],
     destination: Destination,
     broker: Broker,
     yes: Yes,
     where: Where = None,
-    count: Annotated[int | None, typer.Option("--count", "-c", "-n", min=1, help="Move up to N messages")] = None,
-    rate: Annotated[float | None, typer.Option(help="Move no faster than this, such as 500/s", **RATE)] = None,
+    count: Annotated[int | None, Option("-c", "-n", min=1, help="Move up to N messages")] = None,
+    rate: Annotated[float | None, Option(help="Move no faster than this, such as 500/s", **RATE)] = None,
     idle_timeout: Annotated[
-        float | None, typer.Option(help="End after this long without a message, not when empty", **DURATION)
+        float | None, Option(help="End after this long without a message, not when empty", **DURATION)
     ] = None,
     confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT,
     management: ManagementUrl = None,

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Any
 
-import typer
+from typer import Argument
 
 from mqtool.cli.display import output
-from mqtool.cli.options import Broker, Receiving, live_names, takes_groups_but
+from mqtool.cli.options import Broker, Commands, Receiving
 from mqtool.cli.options.streams import DialectOfStreams, StreamOptions, StreamPort
 from mqtool.cli.pipe.receiving import announced
 from mqtool.errors import MqtoolError, NotConfirmed, UsageError
@@ -14,18 +14,15 @@ from mqtool.inspection.stream_readers import Places
 from mqtool.message import Confirmation, Message
 from mqtool.tutorials.stream_dialects import TRACKING, StreamDialect, Tracking
 
-app = typer.Typer()
-offset = typer.Typer(no_args_is_help=True, help="Show or change how far a named reader of a stream came.")
-app.add_typer(offset, name="offset")
-tracking = typer.Typer(no_args_is_help=True, help="Store and query offsets of a stream (stream tutorial 2).")
-app.add_typer(tracking, name="offset-tracking")
+app = Commands()
+offset = app.group("offset", "Show or change how far a named reader of a stream came.")
+tracking = app.group("offset-tracking", "Store and query offsets of a stream (stream tutorial 2).")
 
-StreamName = Annotated[str, typer.Argument(help="Stream", metavar="STREAM", autocompletion=live_names.queues)]
-ReaderName = Annotated[str, typer.Argument(help="Name of the reader, as for --track", metavar="NAME")]
+StreamName = Annotated[str, Argument(help="Stream", metavar="STREAM")]
+ReaderName = Annotated[str, Argument(help="Name of the reader, as for --track", metavar="NAME")]
 
 
-@offset.command(epilog="mqtool offset show app reports")
-@takes_groups_but(dialect=None, strict=None)
+@offset.command("mqtool offset show app reports", dialect=None, strict=None)
 def show(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort = None) -> None:
     """Print the offset of the last message that a reader has read.
 
@@ -49,12 +46,11 @@ def show(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort 
         output.warning(f"the stream has dropped {counted(missed)} that {name!r} had not read")
 
 
-@offset.command("set", epilog="mqtool offset set app reports 41999")
-@takes_groups_but(dialect=None, strict=None)
+@offset.command("mqtool offset set app reports 41999", name="set", dialect=None, strict=None)
 def set_(
     stream: StreamName,
     name: ReaderName,
-    number: Annotated[int, typer.Argument(min=0, help="Offset of the last message read", metavar="N")],
+    number: Annotated[int, Argument(min=0, help="Offset of the last message read", metavar="N")],
     broker: Broker,
     port: StreamPort = None,
 ) -> None:
@@ -66,8 +62,7 @@ def set_(
     output.status(f"{name!r} continues after offset {number:,} of stream {stream!r}")
 
 
-@offset.command(epilog="mqtool offset reset app reports")
-@takes_groups_but(dialect=None, strict=None)
+@offset.command("mqtool offset reset app reports", dialect=None, strict=None)
 def reset(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort = None) -> None:
     """Have a reader start again, where its --offset says."""
     with broker.access().stream_channel(port) as channel:
@@ -76,8 +71,7 @@ def reset(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort
     output.status(f"{name!r} starts again in stream {stream!r}")
 
 
-@tracking.command(epilog="mqtool offset-tracking send")
-@takes_groups_but(dialect=DialectOfStreams, partitions=None)
+@tracking.command("mqtool offset-tracking send", dialect=DialectOfStreams, partitions=None)
 def send(stream: StreamOptions, broker: Broker) -> None:
     """Append 100 messages, the last of which is the marker."""
     from mqtool.tutorials import stream_offset_tracking as lesson
@@ -94,8 +88,8 @@ def send(stream: StreamOptions, broker: Broker) -> None:
     output.status(tutorial.confirmed)
 
 
-@tracking.command(epilog="mqtool offset-tracking receive")
-@takes_groups_but(
+@tracking.command(
+    "mqtool offset-tracking receive",
     dialect=DialectOfStreams,
     partitions=None,
     prefetch=None,

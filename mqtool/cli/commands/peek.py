@@ -4,7 +4,7 @@ from collections.abc import Generator
 from contextlib import closing
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from mqtool import where as conditions
 from mqtool.amqp import Channel
@@ -13,7 +13,7 @@ from mqtool.cli.access import Access
 from mqtool.cli.display import output
 from mqtool.cli.display.appending import append_to
 from mqtool.cli.display.received import DeliveryWriter
-from mqtool.cli.options import OFFSET, Broker, ManagementUrl, Printing, live_names, takes_groups
+from mqtool.cli.options import OFFSET, Broker, Commands, ManagementUrl, Printing
 from mqtool.cli.options.where import Where
 from mqtool.errors import Unavailable, UsageError
 from mqtool.management import Management
@@ -22,24 +22,25 @@ from mqtool.offsets import FIRST, Offset
 from mqtool.work import peeking
 from mqtool.work.peeking import How, Kind
 
-app = typer.Typer()
+app = Commands()
 
 #: How close to the limit a message may come before a warning.
 _CLOSE = 5
 
 
 @app.command(
-    epilog="mqtool peek jobs\nmqtool peek jobs -c 5 --json\n"
-    "mqtool peek jobs --where 'headers.x-retry>=3'\nmqtool peek events --offset last"
+    "mqtool peek jobs",
+    "mqtool peek jobs -c 5 --json",
+    "mqtool peek jobs --where 'headers.x-retry>=3'",
+    "mqtool peek events --offset last",
 )
-@takes_groups
 def peek(
-    queue: Annotated[str, typer.Argument(help="Queue or stream", autocompletion=live_names.queues)],
+    queue: Annotated[str, Argument(help="Queue or stream")],
     printing: Printing,
     broker: Broker,
-    limit: Annotated[int | None, typer.Option("--count", "-c", "-n", min=1, help="Show up to N messages")] = None,
+    limit: Annotated[int | None, Option("--count", "-c", "-n", min=1, help="Show up to N messages")] = None,
     where: Where = None,
-    offset: Annotated[Any | None, typer.Option(help="Where to start in a stream (default: first)", **OFFSET)] = None,
+    offset: Annotated[Any | None, Option(help="Where to start in a stream (default: first)", **OFFSET)] = None,
     management: ManagementUrl = None,
 ) -> None:
     """Show the messages in a queue and leave them there.

@@ -2,32 +2,30 @@
 
 from typing import Annotated, Literal
 
-import typer
+from typer import Argument, Option
 
 from mqtool.broker import plugins, state
 from mqtool.broker.choice import starter_of
 from mqtool.broker.state import DEFAULT_NAME, Started
 from mqtool.cli.display import output
-from mqtool.cli.options import takes_groups
+from mqtool.cli.options import Commands
 from mqtool.cli.options.asking import Yes, ask
 from mqtool.errors import Unavailable
 
-app = typer.Typer()
-plugin_app = typer.Typer(no_args_is_help=True, help="Enable and disable plugins of your broker.")
-app.add_typer(plugin_app, name="plugin")
+app = Commands()
+plugin_app = app.group("plugin", "Enable and disable plugins of your broker.")
 
-Plugins = Annotated[list[str], typer.Argument(metavar="PLUGIN...", show_default=False)]
-Name = Annotated[str, typer.Option(help="Name of the broker")]
+Plugins = Annotated[list[str], Argument(metavar="PLUGIN...")]
+Name = Annotated[str, Option(help="Name of the broker")]
 
 
-@plugin_app.command(epilog="mqtool plugin enable rabbitmq_shovel")
+@plugin_app.command("mqtool plugin enable rabbitmq_shovel")
 def enable(plugin: Plugins, name: Name = DEFAULT_NAME) -> None:
     """Enable plugins and those they need, now and at every start."""
     _change(_started(name), "enable", plugin)
 
 
-@plugin_app.command(epilog="mqtool plugin disable rabbitmq_shovel --yes")
-@takes_groups
+@plugin_app.command("mqtool plugin disable rabbitmq_shovel --yes")
 def disable(plugin: Plugins, yes: Yes, name: Name = DEFAULT_NAME) -> None:
     """Disable plugins and those that need them."""
     started = _started(name)

@@ -5,16 +5,16 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from mqtool.cli.display import output, tables
-from mqtool.cli.options import Broker, ManagementUrl, takes_groups
+from mqtool.cli.options import Broker, Commands, ManagementUrl
 from mqtool.cli.options.asking import Yes, ask
 from mqtool.errors import NotFound
 from mqtool.management import path
 
-app = typer.Typer()
-policy_app = typer.Typer(no_args_is_help=True, help="Set, list and clear policies of queues and exchanges.")
-app.add_typer(policy_app, name="policy")
+app = Commands()
+policy_app = app.group("policy", "Set, list and clear policies of queues and exchanges.")
 
 
 class ApplyTo(StrEnum):
@@ -39,30 +39,27 @@ def definition(text: str) -> dict[str, Any]:
     return found
 
 
-PolicyName = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
-Operator = Annotated[
-    bool, typer.Option("--operator", help="Operator policies: limits on queues that users cannot raise")
-]
+PolicyName = Annotated[str, Argument(metavar="NAME")]
+Operator = Annotated[bool, Option("--operator", help="Operator policies: limits on queues that users cannot raise")]
 
 
 @policy_app.command(
-    "set",
-    epilog="mqtool policy set limits --pattern '^jobs' --apply-to queues --definition '{\"max-length\": 1000}'\n"
+    "mqtool policy set limits --pattern '^jobs' --apply-to queues --definition '{\"max-length\": 1000}'",
     "mqtool policy set ttl --operator --pattern '.*' --definition '{\"message-ttl\": 86400000}'",
+    name="set",
 )
-@takes_groups
 def set_policy(
     name: PolicyName,
-    pattern: Annotated[str, typer.Option(metavar="PATTERN", help="Regular expression: names it applies to")],
+    pattern: Annotated[str, Option(help="Regular expression: names it applies to")],
     settings: Annotated[
-        Any, typer.Option("--definition", parser=definition, metavar="JSON", help="What it sets, as a JSON object")
+        Any, Option("--definition", parser=definition, metavar="JSON", help="What it sets, as a JSON object")
     ],
     broker: Broker,
     yes: Yes,
     apply_to: Annotated[
-        ApplyTo | None, typer.Option(help="What it applies to", show_default="all; queues with --operator")
+        ApplyTo | None, Option(help="What it applies to", show_default="all; queues with --operator")
     ] = None,
-    priority: Annotated[int, typer.Option(help="Of several that match, the greatest priority applies")] = 0,
+    priority: Annotated[int, Option(help="Of several that match, the greatest priority applies")] = 0,
     operator: Operator = False,
     management: ManagementUrl = None,
 ) -> None:
@@ -76,12 +73,11 @@ def set_policy(
     output.status(f"{'set' if is_new else 'changed'} {what}")
 
 
-@policy_app.command("ls", epilog="mqtool policy ls\nmqtool policy ls --operator --json")
-@takes_groups
+@policy_app.command("mqtool policy ls", "mqtool policy ls --operator --json", name="ls")
 def list_policies(
     broker: Broker,
     operator: Operator = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print one JSON object per line")] = False,
     management: ManagementUrl = None,
 ) -> None:
     """List the policies of a virtual host."""
@@ -92,14 +88,13 @@ def list_policies(
         output.status(f"no {'operator ' if operator else ''}policies in vhost {access.vhost!r}")
 
 
-@policy_app.command("clear", epilog="mqtool policy clear limits\nmqtool policy clear limits --if-exists")
-@takes_groups
+@policy_app.command("mqtool policy clear limits", "mqtool policy clear limits --if-exists", name="clear")
 def clear_policy(
     name: PolicyName,
     broker: Broker,
     yes: Yes,
     operator: Operator = False,
-    if_exists: Annotated[bool, typer.Option("--if-exists", help="Succeed if it does not exist")] = False,
+    if_exists: Annotated[bool, Option(help="Succeed if it does not exist")] = False,
     management: ManagementUrl = None,
 ) -> None:
     """Remove a policy; what it applied to stays, without its settings."""

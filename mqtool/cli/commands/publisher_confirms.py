@@ -6,18 +6,18 @@ from enum import StrEnum
 from functools import partial
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from mqtool.amqp import Channel
 from mqtool.cli.display import output
 from mqtool.cli.display.progress import Progress
-from mqtool.cli.options import CONFIRM_TIMEOUT, Broker, ConfirmTimeout, QueueOptions, takes_groups
+from mqtool.cli.options import CONFIRM_TIMEOUT, Broker, Commands, ConfirmTimeout, QueueOptions
 from mqtool.errors import NotConfirmed
 from mqtool.message import Confirmation, Message, Receipt, new_message_id
 from mqtool.topology import PRIVATE_QUEUE, Queue
 from mqtool.tutorials import publisher_confirms as tutorial
 
-app = typer.Typer()
+app = Commands()
 
 
 class Strategy(StrEnum):
@@ -37,14 +37,13 @@ _SAYS = {
 }
 
 
-@app.command(epilog="mqtool publisher-confirms all\nmqtool publisher-confirms async -c 100000 -q confirmed --durable")
-@takes_groups
+@app.command("mqtool publisher-confirms all", "mqtool publisher-confirms async -c 100000 -q confirmed --durable")
 def publisher_confirms(
     queue: QueueOptions,
     broker: Broker,
-    strategy: Annotated[Strategy, typer.Argument(help="When to wait for confirms")] = Strategy.ALL,
-    count: Annotated[int, typer.Option("--count", "-c", "-n", min=1, help="Messages to publish")] = 50_000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Messages in a batch")] = 100,
+    strategy: Annotated[Strategy, Argument(help="When to wait for confirms")] = Strategy.ALL,
+    count: Annotated[int, Option("-c", "-n", min=1, help="Messages to publish")] = 50_000,
+    batch_size: Annotated[int, Option(min=1, help="Messages in a batch")] = 100,
     confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT,
 ) -> None:
     """Publish with confirms, in three ways (tutorial 7)."""

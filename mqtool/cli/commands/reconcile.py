@@ -6,27 +6,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from mqtool import ndjson
 from mqtool.cli.display import output
+from mqtool.cli.groups import Commands
 from mqtool.errors import BadData, SomeFailed, UsageError
 from mqtool.work.reconciliation import Reconciliation
 from mqtool.work.reconciliation import reconcile as compare
 
-app = typer.Typer()
+app = Commands()
 
 _SHOWN = 10
 
 
-@app.command(epilog="mqtool reconcile sent.ndjson got.ndjson\nmqtool receive --json | mqtool reconcile sent.ndjson -")
+@app.command("mqtool reconcile sent.ndjson got.ndjson", "mqtool receive --json | mqtool reconcile sent.ndjson -")
 def reconcile(
-    sent: Annotated[Path, typer.Argument(help="What was sent, as NDJSON; - is stdin")],
-    got: Annotated[Path, typer.Argument(help="What was received, as NDJSON; - is stdin")],
-    exact: Annotated[
-        bool, typer.Option("--exact", help="Fail on duplicate, unexpected and reordered messages too")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON")] = False,
+    sent: Annotated[Path, Argument(help="What was sent, as NDJSON; - is stdin")],
+    got: Annotated[Path, Argument(help="What was received, as NDJSON; - is stdin")],
+    exact: Annotated[bool, Option(help="Fail on duplicate, unexpected and reordered messages too")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print the comparison as JSON")] = False,
 ) -> None:
     """Compare two files of messages by message_id.
 

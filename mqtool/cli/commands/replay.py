@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer import Argument, Option
 
 from mqtool.amqp import Channel
 from mqtool.cli.display import output
 from mqtool.cli.options import (
     CONFIRM_TIMEOUT,
     Broker,
+    Commands,
     ConfirmTimeout,
     DelayOptions,
     MessageOptions,
     Publishing,
-    live_names,
-    takes_groups,
 )
 from mqtool.cli.options.values import RATE, header
 from mqtool.cli.options.where import Where
@@ -31,7 +31,7 @@ from mqtool.recordings.pace import Pace
 from mqtool.recordings.reading import Moment, Selection, parse_moment
 from mqtool.topology import Exchange
 
-app = typer.Typer()
+app = Commands()
 
 #: Where messages go that name no exchange; recorded ones always do.
 _DEFAULT_EXCHANGE = Exchange("")
@@ -63,16 +63,13 @@ class Playing(NamedTuple):
     """What of a recording is played, and how fast."""
 
     speed: Annotated[
-        float | None,
-        typer.Option(parser=_speed, metavar="N", help="N times as fast as recorded, or max", show_default="1"),
+        float | None, Option(parser=_speed, metavar="N", help="N times as fast as recorded, or max", show_default="1")
     ] = None
-    rate: Annotated[float | None, typer.Option(help="Even rate, such as 500/s, instead of recorded gaps", **RATE)] = (
-        None
-    )
-    since: Annotated[Any | None, typer.Option(help="Start at a time, or 5m into the recording", **_MOMENT)] = None
-    until: Annotated[Any | None, typer.Option(help="Stop at a time, or 5m into the recording", **_MOMENT)] = None
+    rate: Annotated[float | None, Option(help="Even rate, such as 500/s, instead of recorded gaps", **RATE)] = None
+    since: Annotated[Any | None, Option(help="Start at a time, or 5m into the recording", **_MOMENT)] = None
+    until: Annotated[Any | None, Option(help="Stop at a time, or 5m into the recording", **_MOMENT)] = None
     where: Where = None
-    loop: Annotated[int, typer.Option(min=1, metavar="N", help="Play all of it N times")] = 1
+    loop: Annotated[int, Option(min=1, metavar="N", help="Play all of it N times")] = 1
 
     def pace(self) -> Pace:
         """How fast.
@@ -88,18 +85,13 @@ class Playing(NamedTuple):
 class Changing(NamedTuple):
     """Where messages go, and with which headers."""
 
-    to_exchange: Annotated[
-        str | None,
-        typer.Option(metavar="EXCHANGE", help="Publish all to this exchange", autocompletion=live_names.exchanges),
-    ] = None
-    to_key: Annotated[str | None, typer.Option(metavar="KEY", help="Publish all with this routing key")] = None
-    to_queue: Annotated[
-        str | None, typer.Option(metavar="QUEUE", help="Publish all to this queue", autocompletion=live_names.queues)
-    ] = None
+    to_exchange: Annotated[str | None, Option(help="Publish all to this exchange")] = None
+    to_key: Annotated[str | None, Option(help="Publish all with this routing key")] = None
+    to_queue: Annotated[str | None, Option(help="Publish all to this queue")] = None
     set_header: Annotated[
-        list[Any] | None, typer.Option(parser=header, metavar="KEY=VALUE", help="Header to set; KEY:=JSON for a type")
+        list[Any] | None, Option(parser=header, metavar="KEY=VALUE", help="Header to set; KEY:=JSON for a type")
     ] = None
-    drop_header: Annotated[list[str] | None, typer.Option(metavar="KEY", help="Header to leave out")] = None
+    drop_header: Annotated[list[str] | None, Option(metavar="KEY", help="Header to leave out")] = None
 
     def changes(self) -> Changes:
         """As changes to each message.
@@ -116,21 +108,19 @@ class Changing(NamedTuple):
 
 
 @app.command(
-    epilog="mqtool replay incident.ndjson\nmqtool replay incident.ndjson --speed max --to-queue jobs\n"
-    "mqtool tap logs --json | mqtool replay -u localhost:5673"
+    "mqtool replay incident.ndjson",
+    "mqtool replay incident.ndjson --speed max --to-queue jobs",
+    "mqtool tap logs --json | mqtool replay -u localhost:5673",
 )
-@takes_groups
 def replay(
     playing: Playing,
     changing: Changing,
     broker: Broker,
-    files: Annotated[list[Path] | None, typer.Argument(help="Recordings, in order (default: stdin)")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would go where and when")] = False,
-    mandatory: Annotated[
-        bool, typer.Option("--mandatory/--no-mandatory", help="Count unroutable messages as failed")
-    ] = True,
+    files: Annotated[list[Path] | None, Argument(help="Recordings, in order (default: stdin)")] = None,
+    dry_run: Annotated[bool, Option(help="Print what would go where and when")] = False,
+    mandatory: Annotated[bool, Option("--mandatory/--no-mandatory", help="Count unroutable messages as failed")] = True,
     failed_to: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keep unconfirmed messages in FILE, as NDJSON")
+        Path | None, Option(metavar="FILE", help="Keep unconfirmed messages in FILE, as NDJSON")
     ] = None,
     confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT,
 ) -> None:

@@ -8,35 +8,29 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from mqtool.cli.display import output, route_text, styled
-from mqtool.cli.options import Broker, ManagementUrl, header, header_option, live_names, takes_groups
+from mqtool.cli.options import Broker, Commands, ManagementUrl, header, header_option
 from mqtool.errors import BadData, NotFound, SomeFailed, UsageError
 from mqtool.inspection.definitions import read
 from mqtool.inspection.routes import Route, Router
 from mqtool.spelling import did_you_mean
 
-app = typer.Typer()
+app = Commands()
 
 
 @app.command(
-    epilog="mqtool route topic_logs kern.critical\nmqtool route headers_logs -H format=pdf\n"
-    "mqtool route --test routes.txt"
+    "mqtool route topic_logs kern.critical", "mqtool route headers_logs -H format=pdf", "mqtool route --test routes.txt"
 )
-@takes_groups
 def route(
     broker: Broker,
-    exchange: Annotated[
-        str | None,
-        typer.Argument(help="Exchange to publish to; '' is the default exchange", autocompletion=live_names.exchanges),
-    ] = None,
-    routing_key: Annotated[str, typer.Argument(metavar="[KEY]", help="Routing key", show_default=False)] = "",
+    exchange: Annotated[str | None, Argument(help="Exchange to publish to; '' is the default exchange")] = None,
+    routing_key: Annotated[str, Argument(metavar="[KEY]", help="Routing key")] = "",
     headers: Annotated[list[Any] | None, header_option("Header; KEY:=JSON for a typed value")] = None,
-    test: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Check a file of expected routes; - is stdin")
-    ] = None,
-    nearly: Annotated[int, typer.Option(min=0, help="Bindings to show that nearly matched")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON")] = False,
+    test: Annotated[Path | None, Option(metavar="FILE", help="Check a file of expected routes; - is stdin")] = None,
+    nearly: Annotated[int, Option(min=0, help="Bindings to show that nearly matched")] = 5,
+    as_json: Annotated[bool, Option("--json", help="Print NDJSON")] = False,
     management: ManagementUrl = None,
 ) -> None:
     """Explain where a message would go, and why.

@@ -7,12 +7,12 @@ import time
 from enum import StrEnum
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from mqtool.amqp import CONFIRM_TIMEOUT, Channel, administration
 from mqtool.cli import stopping
 from mqtool.cli.display import output
-from mqtool.cli.options import TIME_LIMIT, Broker, QueueOptions, Receiving, UsedQueueOptions, queue_option, takes_groups
+from mqtool.cli.options import TIME_LIMIT, Broker, Commands, QueueOptions, Receiving, UsedQueueOptions, queue_option
 from mqtool.cli.options.programs import DedupOptions, ExecOptions
 from mqtool.cli.options.values import size
 from mqtool.cli.pipe.first_use import checked
@@ -28,7 +28,7 @@ from mqtool.work.functions import ERROR
 from mqtool.work.hands import Pace
 from mqtool.work.programs import Program
 
-app = typer.Typer()
+app = Commands()
 
 #: Requests that get a line each; more would only hide their replies.
 _SHOWN = 100
@@ -43,7 +43,7 @@ class Function(StrEnum):
 
 MaxOutput = Annotated[
     int,
-    typer.Option(
+    Option(
         parser=size,
         metavar="SIZE",
         show_default="128MiB",
@@ -51,11 +51,10 @@ MaxOutput = Annotated[
         rich_help_panel="Programs",
     ),
 ]
-FunctionOption = Annotated[Function, typer.Option(help="fib, or add100: n + 100 after two seconds")]
+FunctionOption = Annotated[Function, Option(help="fib, or add100: n + 100 after two seconds")]
 
 
-@app.command(epilog="mqtool rpc-server\nmqtool rpc-server --function add100")
-@takes_groups
+@app.command("mqtool rpc-server", "mqtool rpc-server --function add100")
 def rpc_server(
     queue: UsedQueueOptions,
     receiving: Receiving,
@@ -115,23 +114,18 @@ def rpc_server(
                 remote.stop_if_broken(reply)
 
 
-@app.command(epilog="mqtool rpc-client 30\nmqtool rpc-client 1 2 3 --function add100 --timeout 10s")
-@takes_groups
+@app.command("mqtool rpc-client 30", "mqtool rpc-client 1 2 3 --function add100 --timeout 10s")
 def rpc_client(
     broker: Broker,
     requests: Annotated[
-        list[str] | None, typer.Argument(help="Integers; several are sent at once", show_default="30")
+        list[str] | None, Argument(help="Integers; several are sent at once", show_default="30")
     ] = None,
     queue: Annotated[str | None, queue_option("The server's queue")] = None,
     function: FunctionOption = Function.FIB,
-    timeout: Annotated[
-        float, typer.Option(show_default="30s", help="Total time limit (exit 124)", **TIME_LIMIT)
-    ] = "30s",  # type: ignore[assignment]
-    direct_reply_to: Annotated[
-        bool, typer.Option("--direct-reply-to", help="Receive replies through amq.rabbitmq.reply-to")
-    ] = False,
-    raw: Annotated[bool, typer.Option("--raw", help="Print results only, one per line")] = False,
-    any_text: Annotated[bool, typer.Option("--text", help="Send any text, not only integers")] = False,
+    timeout: Annotated[float, Option(show_default="30s", help="Total time limit (exit 124)", **TIME_LIMIT)] = "30s",  # type: ignore[assignment]
+    direct_reply_to: Annotated[bool, Option(help="Receive replies through amq.rabbitmq.reply-to")] = False,
+    raw: Annotated[bool, Option(help="Print results only, one per line")] = False,
+    any_text: Annotated[bool, Option("--text", help="Send any text, not only integers")] = False,
 ) -> None:
     """Ask the RPC server (tutorial 6)."""
     asked = requests or ["30"]

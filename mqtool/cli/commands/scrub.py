@@ -5,33 +5,34 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from mqtool.cli import stopping
 from mqtool.cli.display import output
+from mqtool.cli.groups import Commands
 from mqtool.cli.pipe.reading import STDIN, delimited, opened, whole
 from mqtool.errors import UsageError
 from mqtool.recordings.pseudonyms import Pseudonyms
 from mqtool.recordings.scrubbing import Scrubber, parse_fields
 
-app = typer.Typer()
+app = Commands()
 
 
 @app.command(
-    epilog="mqtool tap orders --json | mqtool scrub > incident.ndjson\n"
-    "mqtool scrub incident.ndjson --keep routing_key,headers.type\n"
-    "mqtool scrub incident.ndjson --field body.customer.email --seed 'a long secret'"
+    "mqtool tap orders --json | mqtool scrub > incident.ndjson",
+    "mqtool scrub incident.ndjson --keep routing_key,headers.type",
+    "mqtool scrub incident.ndjson --field body.customer.email --seed 'a long secret'",
 )
 def scrub(
-    file: Annotated[Path | None, typer.Argument(help="Recording (default: stdin)")] = None,
+    file: Annotated[Path | None, Argument(help="Recording (default: stdin)")] = None,
     keep: Annotated[
-        list[str] | None, typer.Option(metavar="FIELDS", help="Keep these, such as routing_key,headers.type")
+        list[str] | None, Option(metavar="FIELDS", help="Keep these, such as routing_key,headers.type")
     ] = None,
     field: Annotated[
-        list[str] | None, typer.Option(metavar="FIELDS", help="Replace only these, such as body.user.email")
+        list[str] | None, Option(metavar="FIELDS", help="Replace only these, such as body.user.email")
     ] = None,
     seed: Annotated[
-        str | None, typer.Option(help="Same seed, same replacements; keep it secret", show_default="random")
+        str | None, Option(help="Same seed, same replacements; keep it secret", show_default="random")
     ] = None,
 ) -> None:
     """Make a recording fit to share: other values, same shape.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from mqtool.amqp import Address, Connection, parse_addresses
 from mqtool.broker import choice, definitions_file, ports, remote, state
@@ -17,50 +18,48 @@ from mqtool.broker.state import DEFAULT_NAME, Started, Wanted
 from mqtool.cli import stopping
 from mqtool.cli.access import Access, Choice, choose, is_same_node
 from mqtool.cli.display import output
-from mqtool.cli.options import Broker, takes_groups_but
+from mqtool.cli.options import Broker, Commands
 from mqtool.errors import Unavailable, UsageError
 
-broker = typer.Typer(no_args_is_help=True, help="Start a broker for yourself, and stop it.")
+broker = Commands(no_args_is_help=True, help="Start a broker for yourself, and stop it.")
 
 _PAUSE = 0.2
 
-Name = Annotated[str, typer.Option(help="Name of the broker")]
+Name = Annotated[str, Option(help="Name of the broker")]
 Definitions = Annotated[
-    Path | None, typer.Option(metavar="FILE", resolve_path=True, help="RabbitMQ definitions to load when it starts")
+    Path | None, Option(metavar="FILE", resolve_path=True, help="RabbitMQ definitions to load when it starts")
 ]
 
 
-@broker.command(epilog="mqtool broker up\nmqtool broker up --kind embedded --port 5673 --name second")
-@takes_groups_but(
-    tls_cert=Annotated[Path | None, typer.Option(help="Client certificate; with --kind embedded, the broker's")],
-    tls_key=Annotated[Path | None, typer.Option(help="Key of the certificate")],
+@broker.command(
+    "mqtool broker up",
+    "mqtool broker up --kind embedded --port 5673 --name second",
+    tls_cert=Annotated[Path | None, Option(help="Client certificate; with --kind embedded, the broker's")],
+    tls_key=Annotated[Path | None, Option(help="Key of the certificate")],
 )
 def up(
     options: Broker,
-    kind: Annotated[Kind, typer.Option(help="Kind of broker")] = Kind.AUTO,
+    kind: Annotated[Kind, Option(help="Kind of broker")] = Kind.AUTO,
     name: Name = DEFAULT_NAME,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="AMQP port")] = None,
-    management_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of the management API")] = None,
+    port: Annotated[int | None, Option(min=1, max=65535, help="AMQP port")] = None,
+    management_port: Annotated[int | None, Option(min=1, max=65535, help="Port of the management API")] = None,
     stream_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port of the stream protocol (not with --cluster)")
+        int | None, Option(min=1, max=65535, help="Port of the stream protocol (not with --cluster)")
     ] = None,
     data_dir: Annotated[
-        Path | None,
-        typer.Option(metavar="DIRECTORY", resolve_path=True, help="Directory for messages (not with Docker)"),
+        Path | None, Option(metavar="DIRECTORY", resolve_path=True, help="Directory for messages (not with Docker)")
     ] = None,
-    in_memory: Annotated[bool, typer.Option("--in-memory", help="Keep nothing on disk (embedded broker only)")] = False,
-    cluster: Annotated[bool, typer.Option("--cluster", help="Start a cluster of three nodes")] = False,
-    image: Annotated[str | None, typer.Option(help="RabbitMQ image or version to build on (Docker)")] = None,
+    in_memory: Annotated[bool, Option(help="Keep nothing on disk (embedded broker only)")] = False,
+    cluster: Annotated[bool, Option(help="Start a cluster of three nodes")] = False,
+    image: Annotated[str | None, Option(help="RabbitMQ image or version to build on (Docker)")] = None,
     listen: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Listen on ADDRESS too, unencrypted; not for guest")
+        str | None, Option(metavar="ADDRESS", help="Listen on ADDRESS too, unencrypted; not for guest")
     ] = None,
-    foreground: Annotated[
-        bool, typer.Option("--foreground", help="Stay in the foreground; Ctrl-C stops the broker")
-    ] = False,
+    foreground: Annotated[bool, Option(help="Stay in the foreground; Ctrl-C stops the broker")] = False,
     tls_client_ca: Annotated[
-        Path | None, typer.Option(help="Require client certificates of this authority (embedded)")
+        Path | None, Option(help="Require client certificates of this authority (embedded)")
     ] = None,
-    like: Annotated[Like | None, typer.Option(help="RabbitMQ that the embedded broker behaves like")] = None,
+    like: Annotated[Like | None, Option(help="RabbitMQ that the embedded broker behaves like")] = None,
     definitions: Definitions = None,
 ) -> None:
     """Use a broker that is reachable, or start one."""
@@ -216,36 +215,28 @@ def told(choice: Choice) -> str:
     return f"{', '.join(map(str, choice.addresses()))}, {choice.reason}"
 
 
-@broker.command(
-    epilog="mqtool broker serve --port 0 --print-url\nmqtool broker serve --management-port 15672 --recording"
-)
+@broker.command("mqtool broker serve --port 0 --print-url", "mqtool broker serve --management-port 15672 --recording")
 def serve(
-    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="AMQP port; 0 for any free one")] = ports.AMQP,
+    host: Annotated[str, Option(metavar="ADDRESS", help="Address to listen on")] = "127.0.0.1",
+    port: Annotated[int, Option(min=0, max=65535, help="AMQP port; 0 for any free one")] = ports.AMQP,
     management_port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port of the management API; 0 for any free one")
+        int | None, Option(min=0, max=65535, help="Port of the management API; 0 for any free one")
     ] = None,
     stream_port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port of the stream protocol; 0 for any free one")
+        int | None, Option(min=0, max=65535, help="Port of the stream protocol; 0 for any free one")
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(metavar="DIRECTORY", help="Directory for messages; without it nothing is kept")
+        Path | None, Option(metavar="DIRECTORY", help="Directory for messages; without it nothing is kept")
     ] = None,
     definitions: Definitions = None,
-    guest_from_anywhere: Annotated[
-        bool, typer.Option("--guest-from-anywhere", help="Let guest log in from other machines")
-    ] = False,
-    recording: Annotated[
-        bool, typer.Option("--recording", help="Record messages, for GET /api/mqtool/published/VHOST")
-    ] = False,
-    print_url: Annotated[bool, typer.Option("--print-url", help="Print the URLs once it listens")] = False,
-    ready_file: Annotated[Path | None, typer.Option(help="Write the URLs to FILE once it listens")] = None,
-    tls_cert: Annotated[
-        Path | None, typer.Option(help="Certificate (PEM): listen with TLS too, one port below")
-    ] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Key of the certificate (PEM)")] = None,
-    tls_client_ca: Annotated[Path | None, typer.Option(help="Require client certificates of this authority")] = None,
-    like: Annotated[Like, typer.Option(help="RabbitMQ to behave like")] = DEFAULT,
+    guest_from_anywhere: Annotated[bool, Option(help="Let guest log in from other machines")] = False,
+    recording: Annotated[bool, Option(help="Record messages, for GET /api/mqtool/published/VHOST")] = False,
+    print_url: Annotated[bool, Option(help="Print the URLs once it listens")] = False,
+    ready_file: Annotated[Path | None, Option(help="Write the URLs to FILE once it listens")] = None,
+    tls_cert: Annotated[Path | None, Option(help="Certificate (PEM): listen with TLS too, one port below")] = None,
+    tls_key: Annotated[Path | None, Option(help="Key of the certificate (PEM)")] = None,
+    tls_client_ca: Annotated[Path | None, Option(help="Require client certificates of this authority")] = None,
+    like: Annotated[Like, Option(help="RabbitMQ to behave like")] = DEFAULT,
 ) -> None:
     """Run an embedded broker in this process, until Ctrl-C or TERM.
 
@@ -271,7 +262,7 @@ def serve(
     raise typer.Exit(run(settings, ready_file=ready_file, print_url=print_url))
 
 
-@broker.command(epilog="mqtool broker restart\nmqtool broker restart --name second")
+@broker.command("mqtool broker restart", "mqtool broker restart --name second")
 def restart(name: Name = DEFAULT_NAME) -> None:
     """Restart the broker that 'broker up' started; messages are kept."""
     started = known(name)

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
 from mqtool.cli.access import Access
-from mqtool.cli.options import OFFSET, Broker, OutputFile, Publishing, Receiving, takes_groups_but
+from mqtool.cli.options import OFFSET, Broker, Commands, OutputFile, Publishing, Receiving
 from mqtool.cli.options.streams import DialectOfStreams, StreamOptions
 from mqtool.cli.pipe.publishing import publish_to_stream
 from mqtool.cli.pipe.receiving import print_deliveries
@@ -17,36 +17,37 @@ from mqtool.tutorials.stream_dialects import HELLO, Hello, StreamDialect
 if TYPE_CHECKING:
     from mqtool.streams import StreamChannel
 
-app = typer.Typer()
+app = Commands()
 
 Filters = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--filter", metavar="VALUE", help="Only chunks with this value (RabbitMQ 3.13)", rich_help_panel="Receiving"
     ),
 ]
 
 
 @app.command(
-    epilog="mqtool send-stream 'Hello, World!'\ntail -f app.log | mqtool send-stream -l -q app\n"
-    "mqtool send-stream -q orders --partitions 3 -r ann 'two books'"
+    "mqtool send-stream 'Hello, World!'",
+    "tail -f app.log | mqtool send-stream -l -q app",
+    "mqtool send-stream -q orders --partitions 3 -r ann 'two books'",
+    dialect=DialectOfStreams,
+    delay=None,
+    at=None,
+    via=None,
+    mandatory=None,
+    persistent=None,
 )
-@takes_groups_but(dialect=DialectOfStreams, delay=None, at=None, via=None, mandatory=None, persistent=None)
 def send_stream(
     stream: StreamOptions,
     publishing: Publishing,
     routing_key: Annotated[
         str | None,
-        typer.Option(
-            "--routing-key",
-            "-r",
-            help="Key that chooses the partition (default: each in turn)",
-            rich_help_panel="Messages",
-        ),
+        Option("-r", help="Key that chooses the partition (default: each in turn)", rich_help_panel="Messages"),
     ] = None,
     filter_value: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--filter",
             metavar="VALUE",
             help="Store VALUE for readers with --filter (RabbitMQ 3.13)",
@@ -76,34 +77,26 @@ def send_stream(
 
 
 @app.command(
-    epilog="mqtool receive-stream\nmqtool receive-stream -q app --offset 5m --raw\n"
-    "mqtool receive-stream -q app --track reports | ./report"
+    "mqtool receive-stream",
+    "mqtool receive-stream -q app --offset 5m --raw",
+    "mqtool receive-stream -q app --track reports | ./report",
+    dialect=DialectOfStreams,
+    prefetch=None,
+    auto_ack=None,
 )
-@takes_groups_but(dialect=DialectOfStreams, prefetch=None, auto_ack=None)
 def receive_stream(
     stream: StreamOptions,
     receiving: Receiving,
     broker: Broker,
     offset: Annotated[
-        Any,
-        typer.Option(
-            "--offset", help="Start: first, last, next, N, a time, or an age", rich_help_panel="Receiving", **OFFSET
-        ),
+        Any, Option(help="Start: first, last, next, N, a time, or an age", rich_help_panel="Receiving", **OFFSET)
     ] = "first",
     track: Annotated[
         str | None,
-        typer.Option(
-            "--track",
-            metavar="NAME",
-            help="Continue where NAME stopped, and store its offset",
-            rich_help_panel="Receiving",
-        ),
+        Option(metavar="NAME", help="Continue where NAME stopped, and store its offset", rich_help_panel="Receiving"),
     ] = None,
     single_active: Annotated[
-        bool,
-        typer.Option(
-            "--single-active", help="One reader per --track name at a time (RabbitMQ 3.11)", rich_help_panel="Receiving"
-        ),
+        bool, Option(help="One reader per --track name at a time (RabbitMQ 3.11)", rich_help_panel="Receiving")
     ] = False,
     filters: Filters = None,
     into: OutputFile = None,

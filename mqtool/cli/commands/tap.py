@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Annotated, Any, NamedTuple
 
-import typer
+from typer import Argument, Option
 
 from mqtool.amqp import Channel
 from mqtool.amqp import Receiving as Settings
@@ -13,15 +13,14 @@ from mqtool.cli.access import Access
 from mqtool.cli.display import output
 from mqtool.cli.options import (
     Broker,
+    Commands,
     ManagementUrl,
     Match,
     OutputFile,
     Receiving,
     exchange_option,
     header_option,
-    live_names,
     queue_option,
-    takes_groups_but,
 )
 from mqtool.cli.options.connection import URL
 from mqtool.cli.options.where import Where
@@ -33,7 +32,7 @@ from mqtool.taps import bindings, firehose
 from mqtool.taps.bindings import Bound
 from mqtool.taps.tapping import Tap
 
-app = typer.Typer()
+app = Commands()
 
 #: Seconds for a connection to the management API, and for its answer: a tap of an exchange can do without.
 _PATIENCE = (2.0, 10.0)
@@ -46,20 +45,18 @@ _HINT = "mqtool tap amq.topic 'kern.*' taps an exchange, mqtool tap -q jobs a qu
 class What(NamedTuple):
     """What to tap."""
 
-    exchange: Annotated[
-        str | None, typer.Argument(help="Exchange", autocompletion=live_names.exchanges, show_default=False)
-    ] = None
+    exchange: Annotated[str | None, Argument(help="Exchange")] = None
     keys: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY]...", help="Binding keys", show_default="all that passes")
+        list[str] | None, Argument(metavar="[KEY]...", help="Binding keys", show_default="all that passes")
     ] = None
     exchanges: Annotated[list[str] | None, exchange_option("One more exchange to tap, by the same keys")] = None
     queue: Annotated[str | None, queue_option("Copy what this queue gets")] = None
     headers: Annotated[list[Any] | None, header_option("Header to match, for a headers exchange")] = None
-    match: Annotated[Match, typer.Option(help="Match all of the headers, or any of them")] = Match.ALL
-    everything: Annotated[bool, typer.Option("--all", help="Everything that is published; needs --firehose")] = False
-    by_firehose: Annotated[
-        bool, typer.Option("--firehose", help="Use the broker's firehose, which copies every message")
-    ] = False
+    match: Annotated[Match, Option(help="Match all of the headers, or any of them")] = Match.ALL
+    everything: Annotated[bool, Option("--all", help="Everything that is published; needs --firehose")] = False
+    by_firehose: Annotated[bool, Option("--firehose", help="Use the broker's firehose, which copies every message")] = (
+        False
+    )
 
     @property
     def names(self) -> list[str]:
@@ -114,17 +111,22 @@ class What(NamedTuple):
 
 
 @app.command(
-    epilog="mqtool tap amq.topic 'order.*'\nmqtool tap -q jobs --json -o seen.ndjson\n"
-    "mqtool tap orders --where 'body.total>100' -c 10\nmqtool tap --all --firehose --idle-timeout 10s"
+    "mqtool tap amq.topic 'order.*'",
+    "mqtool tap -q jobs --json -o seen.ndjson",
+    "mqtool tap orders --where 'body.total>100' -c 10",
+    "mqtool tap --all --firehose --idle-timeout 10s",
+    url=None,
+    prefetch=None,
+    auto_ack=None,
+    strict=None,
 )
-@takes_groups_but(url=None, prefetch=None, auto_ack=None, strict=None)
 def tap(
     *,
     what: What,
-    off: Annotated[bool, typer.Option("--firehose-off", help="Switch the firehose off, and do nothing else")] = False,
+    off: Annotated[bool, Option("--firehose-off", help="Switch the firehose off, and do nothing else")] = False,
     where: Where = None,
     buffer: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Messages to keep for a slow reader; then drop the oldest")
+        int, Option(min=1, metavar="N", help="Messages to keep for a slow reader; then drop the oldest")
     ] = 100_000,
     receiving: Receiving,
     urls: Urls = None,

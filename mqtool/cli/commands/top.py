@@ -6,12 +6,12 @@ from functools import partial
 from itertools import islice
 from typing import Annotated, NamedTuple
 
-import typer
+from typer import Option
 
 from mqtool import management as api
 from mqtool.cli.display import output, tables
 from mqtool.cli.display.live import Frame, Live
-from mqtool.cli.options import TIME_LIMIT, Broker, ManagementUrl, takes_groups
+from mqtool.cli.options import TIME_LIMIT, Broker, Commands, ManagementUrl
 from mqtool.errors import Unavailable, UsageError
 from mqtool.inspection.diagnosis import COLUMNS, forgets_to_acknowledge, has_no_consumer, rate, stands_still
 from mqtool.inspection.listing import Row, counted
@@ -19,7 +19,7 @@ from mqtool.management import Management
 from mqtool.management.client import Json
 from mqtool.spelling import did_you_mean
 
-app = typer.Typer()
+app = Commands()
 
 
 class _Order(NamedTuple):
@@ -118,16 +118,15 @@ class Screen:
         }
 
 
-@app.command(epilog="mqtool top\nmqtool top --sort unacked\nmqtool top --once")
-@takes_groups
+@app.command("mqtool top", "mqtool top --sort unacked", "mqtool top --once")
 def top(
     broker: Broker,
-    sort: Annotated[
-        str, typer.Option(metavar="COLUMN", help="Sort by name, ready, unacked, consumers, in, out or ack")
-    ] = ("ready"),
-    interval: Annotated[float, typer.Option(help="Time between two looks", show_default="1s", **TIME_LIMIT)] = "1s",  # type: ignore[assignment]
-    once: Annotated[bool, typer.Option("--once", help="Print it once and exit, as in a pipe")] = False,
-    all_vhosts: Annotated[bool, typer.Option("--all-vhosts", help="Include all virtual hosts")] = False,
+    sort: Annotated[str, Option(metavar="COLUMN", help="Sort by name, ready, unacked, consumers, in, out or ack")] = (
+        "ready"
+    ),
+    interval: Annotated[float, Option(help="Time between two looks", show_default="1s", **TIME_LIMIT)] = "1s",  # type: ignore[assignment]
+    once: Annotated[bool, Option(help="Print it once and exit, as in a pipe")] = False,
+    all_vhosts: Annotated[bool, Option(help="Include all virtual hosts")] = False,
     management: ManagementUrl = None,
 ) -> None:
     """Watch queues, rates and consumers."""

@@ -5,19 +5,19 @@ import json
 from enum import StrEnum
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from mqtool.cli.display import output, styled
 from mqtool.cli.display.live import Frame, Live
 from mqtool.cli.display.tables import terminal
 from mqtool.cli.display.topology_tree import tree
-from mqtool.cli.options import TIME_LIMIT, Broker, ManagementUrl, live_names, takes_groups
+from mqtool.cli.options import TIME_LIMIT, Broker, Commands, ManagementUrl
 from mqtool.errors import UsageError
 from mqtool.inspection import wiring
 from mqtool.inspection.diagrams import FORMATS
 from mqtool.inspection.wiring_records import records
 
-app = typer.Typer()
+app = Commands()
 
 _LIMIT = 10
 
@@ -31,23 +31,17 @@ class Format(StrEnum):
     JSON = "json"
 
 
-@app.command(epilog="mqtool topology\nmqtool topology --live\nmqtool topology topic_logs --format mermaid")
-@takes_groups
+@app.command("mqtool topology", "mqtool topology --live", "mqtool topology topic_logs --format mermaid")
 def topology(
     broker: Broker,
     exchanges: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[EXCHANGE]...",
-            help="Only these exchanges, and what they lead to",
-            autocompletion=live_names.exchanges,
-        ),
+        list[str] | None, Argument(metavar="[EXCHANGE]...", help="Only these exchanges, and what they lead to")
     ] = None,
-    form: Annotated[Format, typer.Option("--format", help="Tree, diagram or NDJSON")] = Format.TREE,
-    as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON, as --format json does")] = False,
-    limit: Annotated[int, typer.Option(min=0, help="Destinations to show for each exchange; 0 for all")] = _LIMIT,
-    live: Annotated[bool, typer.Option("--live", help="Keep it up to date, with rates")] = False,
-    interval: Annotated[float | None, typer.Option(help="Interval of --live", **TIME_LIMIT)] = None,
+    form: Annotated[Format, Option("--format", help="Tree, diagram or NDJSON")] = Format.TREE,
+    as_json: Annotated[bool, Option("--json", help="Print NDJSON, as --format json does")] = False,
+    limit: Annotated[int, Option(min=0, help="Destinations to show for each exchange; 0 for all")] = _LIMIT,
+    live: Annotated[bool, Option(help="Keep it up to date, with rates")] = False,
+    interval: Annotated[float | None, Option(help="Interval of --live", **TIME_LIMIT)] = None,
     management: ManagementUrl = None,
 ) -> None:
     """Show publishers, exchanges, bindings, queues and consumers."""

@@ -4,7 +4,7 @@ import json
 import time
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
 from mqtool.cli import contexts, stopping
 from mqtool.cli.display import output
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from mqtool.cli.display.play_lines import Lines
     from mqtool.cli.display.play_panes import Panes
 
-app = typer.Typer()
-tutorial = typer.Typer(no_args_is_help=True, help="Learn RabbitMQ: read the tutorials, and see them run.")
-app.add_typer(tutorial, name="tutorial")
+from mqtool.cli.groups import Commands
+
+app = Commands()
+tutorial = app.group("tutorial", "Learn RabbitMQ: read the tutorials, and see them run.")
 
 
 def _pages(incomplete: str) -> list[str]:
@@ -32,13 +33,11 @@ def _plays(incomplete: str) -> list[str]:
     return [name for name in plays.ALL if name.startswith(incomplete)]
 
 
-NoColor = Annotated[bool, typer.Option("--no-color", help="Do not use colour")]
+NoColor = Annotated[bool, Option("--no-color", help="Do not use colour")]
 
 
-@tutorial.command("list", epilog="mqtool tutorial list\nmqtool tutorial list --json")
-def list_(
-    as_json: Annotated[bool, typer.Option("--json", help="Print NDJSON")] = False, no_color: NoColor = False
-) -> None:
+@tutorial.command("mqtool tutorial list", "mqtool tutorial list --json", name="list")
+def list_(as_json: Annotated[bool, Option("--json", help="Print NDJSON")] = False, no_color: NoColor = False) -> None:
     """List the tutorials, in the order to learn them."""
     from mqtool import plays
 
@@ -63,11 +62,11 @@ def _said_of(name: str) -> tuple[str, str, str]:
     return name, play.title, play.story[0].lower() + play.story[1:]
 
 
-@tutorial.command(epilog="mqtool tutorial show routing\nmqtool tutorial show hello-world --plain > hello.py")
+@tutorial.command("mqtool tutorial show routing", "mqtool tutorial show hello-world --plain > hello.py")
 def show(
-    name: Annotated[str, typer.Argument(help="Name of the tutorial", autocompletion=_pages)],
+    name: Annotated[str, Argument(help="Name of the tutorial", autocompletion=_pages)],
     plain: Annotated[
-        bool, typer.Option("--plain", "--plain-pika", help="Print a script that does the same without mqtool")
+        bool, Option("--plain", "--plain-pika", help="Print a script that does the same without mqtool")
     ] = False,
     no_color: NoColor = False,
 ) -> None:
@@ -84,21 +83,16 @@ def show(
         tutorial_page.show_page(page, no_color=no_color)
 
 
-@tutorial.command(epilog="mqtool tutorial run hello-world\nmqtool tutorial run why-queues --auto")
+@tutorial.command("mqtool tutorial run hello-world", "mqtool tutorial run why-queues --auto")
 def run(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Tutorials to run", autocompletion=_plays)
+        list[str] | None, Argument(metavar="[NAME]...", help="Tutorials to run", autocompletion=_plays)
     ] = None,
-    auto: Annotated[bool, typer.Option("--auto", help="Go on by itself, at reading pace")] = False,
-    no_pause: Annotated[
-        bool, typer.Option("--no-pause", help="Do not pause at all: a check rather than a lesson")
-    ] = False,
-    lines: Annotated[bool, typer.Option("--lines", help="Print line by line, without panes")] = False,
+    auto: Annotated[bool, Option(help="Go on by itself, at reading pace")] = False,
+    no_pause: Annotated[bool, Option(help="Do not pause at all: a check rather than a lesson")] = False,
+    lines: Annotated[bool, Option(help="Print line by line, without panes")] = False,
     url: Annotated[
-        str | None,
-        typer.Option(
-            "--url", "-u", envvar=["MQTOOL_URL", "AMQP_URL"], help="Run on this broker, and leave nothing behind"
-        ),
+        str | None, Option("-u", envvar=["MQTOOL_URL", "AMQP_URL"], help="Run on this broker, and leave nothing behind")
     ] = None,
     no_color: NoColor = False,
 ) -> None:

@@ -4,38 +4,30 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
-from mqtool.cli.options import Broker, ManagementUrl, live_names, takes_groups, takes_groups_but
+from mqtool.cli.options import Broker, Commands, ManagementUrl
 from mqtool.cli.options.asking import Yes, ask, ask_password
 from mqtool.errors import MqtoolError, NotFound, UsageError
 from mqtool.management import Management, path
 from mqtool.management.client import Json
 
-app = typer.Typer()
-user_app = typer.Typer(no_args_is_help=True, help="Add and delete users; change passwords and tags.")
-vhost_app = typer.Typer(no_args_is_help=True, help="Add and delete virtual hosts.")
-permission_app = typer.Typer(no_args_is_help=True, help="Set and clear what users may do.")
-app.add_typer(user_app, name="user")
-app.add_typer(vhost_app, name="vhost")
-app.add_typer(permission_app, name="permission")
+app = Commands()
+user_app = app.group("user", "Add and delete users; change passwords and tags.")
+vhost_app = app.group("vhost", "Add and delete virtual hosts.")
+permission_app = app.group("permission", "Set and clear what users may do.")
 
-UserName = Annotated[str, typer.Argument(metavar="USER", show_default=False)]
-Tags = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[TAG]...", show_default=False, help="New tags (default: none, which removes all)"),
-]
-IfExists = Annotated[bool, typer.Option("--if-exists", help="Succeed if it does not exist")]
-IfNotExists = Annotated[bool, typer.Option("--if-not-exists", help="Succeed if it exists, and leave it as it is")]
+UserName = Annotated[str, Argument(metavar="USER")]
+Tags = Annotated[list[str] | None, Argument(metavar="[TAG]...", help="New tags (default: none, which removes all)")]
+IfExists = Annotated[bool, Option("--if-exists", help="Succeed if it does not exist")]
+IfNotExists = Annotated[bool, Option("--if-not-exists", help="Succeed if it exists, and leave it as it is")]
 LoginPassword = Annotated[
-    Path | None, typer.Option(help="Read the password to log in with from FILE", rich_help_panel="Broker")
+    Path | None, Option(help="Read the password to log in with from FILE", rich_help_panel="Broker")
 ]
 #: In these commands it is about the password that is set.
-_NEW_PASSWORD = Annotated[
-    Path | None, typer.Option("--password-file", help="Read the user's password from FILE; - is stdin")
-]
+_NEW_PASSWORD = Annotated[Path | None, Option("--password-file", help="Read the user's password from FILE; - is stdin")]
 
 
 def _found(api: Management, *names: str) -> Json | None:
@@ -79,13 +71,14 @@ def _tags(tags: Any) -> str:
 
 
 @user_app.command(
-    epilog="mqtool user add ann\nmqtool user add ann --tag monitoring --password-file - --if-not-exists < secret"
+    "mqtool user add ann",
+    "mqtool user add ann --tag monitoring --password-file - --if-not-exists < secret",
+    password_file=_NEW_PASSWORD,
 )
-@takes_groups_but(password_file=_NEW_PASSWORD)
 def add(
     name: UserName,
     broker: Broker,
-    tag: Annotated[list[str] | None, typer.Option(help="administrator, monitoring, policymaker or management")] = None,
+    tag: Annotated[list[str] | None, Option(help="administrator, monitoring, policymaker or management")] = None,
     if_not_exists: IfNotExists = False,
     login_password_file: LoginPassword = None,
     management: ManagementUrl = None,
@@ -99,8 +92,9 @@ def add(
     output.status(f"added user {name!r}")
 
 
-@user_app.command(epilog="mqtool user password ann\nmqtool user password ann --password-file new-secret")
-@takes_groups_but(password_file=_NEW_PASSWORD)
+@user_app.command(
+    "mqtool user password ann", "mqtool user password ann --password-file new-secret", password_file=_NEW_PASSWORD
+)
 def password(
     name: UserName, broker: Broker, login_password_file: LoginPassword = None, management: ManagementUrl = None
 ) -> None:
@@ -111,8 +105,7 @@ def password(
     output.status(f"changed the password of user {name!r}")
 
 
-@user_app.command(epilog="mqtool user tags ann monitoring management\nmqtool user tags ann")
-@takes_groups
+@user_app.command("mqtool user tags ann monitoring management", "mqtool user tags ann")
 def tags(name: UserName, broker: Broker, tags: Tags = None, management: ManagementUrl = None) -> None:
     """Set a user's tags: rights in the management API."""
     api = broker.access(management).management()
@@ -121,8 +114,7 @@ def tags(name: UserName, broker: Broker, tags: Tags = None, management: Manageme
     output.status(f"user {name!r} has {'the tags ' + ', '.join(tags) if tags else 'no tags'}")
 
 
-@user_app.command(epilog="mqtool user delete ann\nmqtool user delete ann --if-exists --yes")
-@takes_groups
+@user_app.command("mqtool user delete ann", "mqtool user delete ann --if-exists --yes")
 def delete(
     name: UserName, broker: Broker, yes: Yes, if_exists: IfExists = False, management: ManagementUrl = None
 ) -> None:
@@ -130,15 +122,14 @@ def delete(
     _delete(broker.access(management), "user", name, f"user {name!r}", yes, if_exists=if_exists)
 
 
-VhostName = Annotated[str, typer.Argument(metavar="VHOST", show_default=False, autocompletion=live_names.vhosts)]
+VhostName = Annotated[str, Argument(metavar="VHOST")]
 
 
-@vhost_app.command("add", epilog="mqtool vhost add staging\nmqtool vhost add staging --if-not-exists")
-@takes_groups
+@vhost_app.command("mqtool vhost add staging", "mqtool vhost add staging --if-not-exists", name="add")
 def add_vhost(
     name: VhostName,
     broker: Broker,
-    description: Annotated[str | None, typer.Option(help="Description of the virtual host")] = None,
+    description: Annotated[str | None, Option(help="Description of the virtual host")] = None,
     if_not_exists: IfNotExists = False,
     management: ManagementUrl = None,
 ) -> None:
@@ -150,8 +141,7 @@ def add_vhost(
     output.status(f"added vhost {name!r}")
 
 
-@vhost_app.command("delete", epilog="mqtool vhost delete staging\nmqtool vhost delete staging --if-exists --yes")
-@takes_groups
+@vhost_app.command("mqtool vhost delete staging", "mqtool vhost delete staging --if-exists --yes", name="delete")
 def delete_vhost(
     name: VhostName, broker: Broker, yes: Yes, if_exists: IfExists = False, management: ManagementUrl = None
 ) -> None:
@@ -161,15 +151,14 @@ def delete_vhost(
 
 
 def _pattern(what: str) -> Any:
-    return typer.Option(metavar="PATTERN", help=f"Regular expression: names to {what}")
+    return Option(metavar="PATTERN", help=f"Regular expression: names to {what}")
 
 
 @permission_app.command(
-    "set",
-    epilog="mqtool permission set ann --configure '^ann-' --write '.*' --read '.*'\n"
+    "mqtool permission set ann --configure '^ann-' --write '.*' --read '.*'",
     "mqtool permission set ann --read '^log' --vhost staging",
+    name="set",
 )
-@takes_groups
 def set_permission(
     name: UserName,
     broker: Broker,
@@ -194,8 +183,7 @@ def set_permission(
     output.status(f"in vhost {vhost!r} user {name!r} may now {_said(rights)}")
 
 
-@permission_app.command("clear", epilog="mqtool permission clear ann\nmqtool permission clear ann --if-exists")
-@takes_groups
+@permission_app.command("mqtool permission clear ann", "mqtool permission clear ann --if-exists", name="clear")
 def clear_permission(
     name: UserName, broker: Broker, yes: Yes, if_exists: IfExists = False, management: ManagementUrl = None
 ) -> None:

@@ -2,20 +2,19 @@
 
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from mqtool.broker.waiting import connect_within
 from mqtool.cli.display import output
-from mqtool.cli.options import DURATION, Broker, takes_groups
+from mqtool.cli.options import DURATION, Broker, Commands
 
-app = typer.Typer()
+app = Commands()
 
 
-@app.command(epilog="mqtool wait --timeout 30s")
-@takes_groups
+@app.command("mqtool wait --timeout 30s")
 def wait(
     options: Broker,
-    timeout: Annotated[float, typer.Option(show_default="30s", help="Total time limit (exit 124)", **DURATION)] = "30s",  # type: ignore[assignment]
+    timeout: Annotated[float, Option(show_default="30s", help="Total time limit (exit 124)", **DURATION)] = "30s",  # type: ignore[assignment]
 ) -> None:
     """Wait until the broker accepts connections."""
     access = options.access()

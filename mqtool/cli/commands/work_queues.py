@@ -4,13 +4,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from mqtool.amqp import Channel
 from mqtool.amqp import Receiving as ReceivingSettings
 from mqtool.cli.display import output
 from mqtool.cli.display.output import WAITING_FOR_MESSAGES
-from mqtool.cli.options import Broker, Publishing, Receiving, UsedQueueOptions, takes_groups, takes_groups_but
+from mqtool.cli.options import Broker, Commands, Publishing, Receiving, UsedQueueOptions
 from mqtool.cli.options.programs import ProgramOptions
 from mqtool.cli.pipe.first_use import checked
 from mqtool.cli.pipe.programs import work
@@ -22,15 +22,12 @@ from mqtool.message import Delivery
 from mqtool.topology import Queue
 from mqtool.tutorials import work_queues
 
-app = typer.Typer()
+app = Commands()
 
-Tasks = Annotated[
-    list[str] | None, typer.Argument(help="Task; each dot is a second of work", show_default="Hello World!")
-]
+Tasks = Annotated[list[str] | None, Argument(help="Task; each dot is a second of work", show_default="Hello World!")]
 
 
-@app.command(epilog="mqtool new-task 'A task of three seconds...'\nseq 100 | mqtool new-task -l")
-@takes_groups_but(words=Tasks)
+@app.command("mqtool new-task 'A task of three seconds...'", "seq 100 | mqtool new-task -l", words=Tasks)
 def new_task(queue: UsedQueueOptions, publishing: Publishing) -> None:
     """Send tasks to the workers' queue (tutorial 2)."""
     target = queue.of(publishing.broker.names.task_queue)
@@ -46,18 +43,14 @@ def new_task(queue: UsedQueueOptions, publishing: Publishing) -> None:
     )
 
 
-@app.command(epilog="mqtool worker\nmqtool worker --prefetch 0\nmqtool worker --exec './resize {message_id}'")
-@takes_groups
+@app.command("mqtool worker", "mqtool worker --prefetch 0", "mqtool worker --exec './resize {message_id}'")
 def worker(
     queue: UsedQueueOptions,
     receiving: Receiving,
     broker: Broker,
     programs: ProgramOptions,
     forget_ack: Annotated[
-        bool,
-        typer.Option(
-            "--forget-ack", help="Never acknowledge: the classic mistake, to watch", rich_help_panel="Receiving"
-        ),
+        bool, Option(help="Never acknowledge: the classic mistake, to watch", rich_help_panel="Receiving")
     ] = False,
 ) -> None:
     """Do tasks, or run a program for each (tutorial 2)."""

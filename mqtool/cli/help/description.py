@@ -232,7 +232,7 @@ def _default(parameter: Any, words: tuple[str, ...]) -> str:
     if isinstance(parameter.show_default, str):
         return str(parameter.show_default)
     default = parameter.default
-    if parameter.show_default is False or default is None or callable(default) or default in ("", ()):
+    if default is None or callable(default) or default in ("", ()):
         return ""
     if isinstance(default, bool):
         return "on" if default and parameter.secondary_opts else ""

@@ -1,8 +1,8 @@
 """The options that commands share, each declared once, in groups that a command takes as one parameter."""
 
+from mqtool.cli.groups import Commands
 from mqtool.cli.options.connection import Broker, ContextName, ManagementUrl, Url
 from mqtool.cli.options.delays import DelayOptions
-from mqtool.cli.options.groups import takes_groups, takes_groups_but
 from mqtool.cli.options.messages import MessageOptions
 from mqtool.cli.options.publishing import Publishing
 from mqtool.cli.options.receiving import OutputFile, Printing, Receiving

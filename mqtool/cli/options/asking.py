@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
+from typer import Option
 
 from mqtool.cli.access import read_password
 from mqtool.cli.display import output
@@ -13,9 +14,9 @@ from mqtool.errors import MqtoolError, UsageError
 class Yes(NamedTuple):
     """What was agreed to on the command line."""
 
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask (a protected context: --yes=NAME)")] = False
+    yes: Annotated[bool, Option("-y", help="Do not ask (a protected context: --yes=NAME)")] = False
     #: What --yes=NAME becomes.
-    yes_to: Annotated[str | None, typer.Option("--yes-to", metavar="NAME", hidden=True)] = None
+    yes_to: Annotated[str | None, Option(metavar="NAME", hidden=True)] = None
 
 
 def ask(what: str, yes: Yes, *, protected: str | None, is_safe: bool = False, hint: str = "say --yes") -> None:

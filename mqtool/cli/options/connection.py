@@ -3,18 +3,17 @@
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-import typer
+from typer import Option
 
 from mqtool.amqp import Backoff, TlsFiles
 from mqtool.cli import contexts
 from mqtool.cli.access import MANAGEMENT_VARIABLE, URL_VARIABLES, Access, choose, resolve_addresses
 from mqtool.cli.display import output
-from mqtool.cli.options import live_names
-from mqtool.cli.options.groups import in_panel
+from mqtool.cli.groups import in_panel
 from mqtool.cli.options.values import DURATION
 from mqtool.tutorials.dialects import LINES, NAMES, Dialect, Lines, Names
 
-URL = typer.Option(
+URL = Option(
     "--url",
     "-u",
     help="Broker: amqp://user:password@host:5672/vhost",
@@ -25,13 +24,13 @@ URL = typer.Option(
 Url = Annotated[str | None, URL]
 ContextName = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--context",
         "-C",
         metavar="NAME",
         help="Broker, by the name of a context",
         envvar=contexts.VARIABLE,
-        autocompletion=live_names.contexts,
+        autocompletion=contexts.starting_with,
         rich_help_panel="Broker",
     ),
 ]
@@ -43,36 +42,32 @@ class Broker(NamedTuple):
 
     url: Url = None
     context: ContextName = None
-    user: Annotated[str | None, typer.Option(help="User to log in as")] = None
-    password_file: Annotated[Path | None, typer.Option(help="Read the password from FILE; - is stdin")] = None
-    vhost: Annotated[str | None, typer.Option(help="Virtual host", autocompletion=live_names.vhosts)] = None
-    tls_ca: Annotated[Path | None, typer.Option(help="Certificate authority to trust (PEM)")] = None
-    tls_cert: Annotated[Path | None, typer.Option(help="Client certificate (PEM)")] = None
-    tls_key: Annotated[Path | None, typer.Option(help="Key of the client certificate (PEM)")] = None
-    wait: Annotated[float | None, typer.Option(help="Wait up to this long for the broker", **DURATION)] = None
-    reconnect: Annotated[bool, typer.Option(help="Reconnect when the connection is lost")] = True
-    max_retries: Annotated[int | None, typer.Option(min=1, help="Give up after N reconnects without progress")] = None
+    user: Annotated[str | None, Option(help="User to log in as")] = None
+    password_file: Annotated[Path | None, Option(help="Read the password from FILE; - is stdin")] = None
+    vhost: Annotated[str | None, Option(help="Virtual host")] = None
+    tls_ca: Annotated[Path | None, Option(help="Certificate authority to trust (PEM)")] = None
+    tls_cert: Annotated[Path | None, Option(help="Client certificate (PEM)")] = None
+    tls_key: Annotated[Path | None, Option(help="Key of the client certificate (PEM)")] = None
+    wait: Annotated[float | None, Option(help="Wait up to this long for the broker", **DURATION)] = None
+    reconnect: Annotated[bool, Option(help="Reconnect when the connection is lost")] = True
+    max_retries: Annotated[int | None, Option(min=1, help="Give up after N reconnects without progress")] = None
     dialect: Annotated[
         Dialect | None,
-        typer.Option(
+        Option(
             help="Which tutorials' names, settings and lines to use",
             show_default=str(Dialect.PYTHON),
             envvar="MQTOOL_DIALECT",
             rich_help_panel="Topology",
         ),
     ] = None
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Fail if it exists with other settings", rich_help_panel="Topology")
-    ] = False
-    be_quiet: Annotated[
-        bool, typer.Option("--quiet", help="Print data and errors only", rich_help_panel="Printing")
-    ] = False
+    strict: Annotated[bool, Option(help="Fail if it exists with other settings", rich_help_panel="Topology")] = False
+    be_quiet: Annotated[bool, Option("--quiet", help="Print data and errors only", rich_help_panel="Printing")] = False
     be_verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Print a line for each message sent", rich_help_panel="Printing")
+        bool, Option("--verbose", "-v", help="Print a line for each message sent", rich_help_panel="Printing")
     ] = False
-    no_color: Annotated[bool, typer.Option("--no-color", help="Do not use colour", rich_help_panel="Printing")] = False
+    no_color: Annotated[bool, Option(help="Do not use colour", rich_help_panel="Printing")] = False
     with_debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks and the client's log", rich_help_panel="Printing")
+        bool, Option("--debug", help="Show tracebacks and the client's log", rich_help_panel="Printing")
     ] = False
 
     @property
@@ -119,7 +114,7 @@ class Broker(NamedTuple):
 
 ManagementUrl = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--management",
         metavar="URL",
         help="URL of the management API",

@@ -5,8 +5,9 @@ from datetime import datetime
 from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer import Option
 
-from mqtool.cli.options.groups import in_panel
+from mqtool.cli.groups import in_panel
 from mqtool.cli.options.values import duration
 from mqtool.delays.via import LONGEST, Via
 from mqtool.duration import compact_duration
@@ -46,13 +47,12 @@ class DelayOptions(NamedTuple):
     """When messages are to arrive, and what holds them back until then."""
 
     delay: Annotated[
-        float | None,
-        typer.Option(parser=_delay, metavar="DURATION", help="Deliver each message this long after it is sent"),
+        float | None, Option(parser=_delay, metavar="DURATION", help="Deliver each message this long after it is sent")
     ] = None
     at: Annotated[
-        Any | None, typer.Option(parser=_moment, metavar="TIME", help="Deliver at a time: 18:30 or 2026-01-31T18:30")
+        Any | None, Option(parser=_moment, metavar="TIME", help="Deliver at a time: 18:30 or 2026-01-31T18:30")
     ] = None
-    via: Annotated[Via, typer.Option(help="What holds delayed messages (mqtool help delays)")] = Via.AUTO
+    via: Annotated[Via, Option(help="What holds delayed messages (mqtool help delays)")] = Via.AUTO
 
     @property
     def are_given(self) -> bool:

@@ -2,28 +2,22 @@
 
 from typing import Annotated, NamedTuple
 
-import typer
+from typer import Option
 
 from mqtool.amqp import TlsFiles
 from mqtool.cli import contexts
 from mqtool.cli.access import Access, Choice, is_same_node, resolve_addresses
-from mqtool.cli.options import live_names
 from mqtool.errors import UsageError
 
 
 class Destination(NamedTuple):
     """A queue, here or on another broker."""
 
-    to: Annotated[
-        str,
-        typer.Option(metavar="QUEUE", help="Queue to move them to; it must exist", autocompletion=live_names.queues),
-    ]
-    to_url: Annotated[str | None, typer.Option(metavar="URL", help="Broker of that queue, if it is another one")] = None
+    to: Annotated[str, Option(metavar="QUEUE", help="Queue to move them to; it must exist")]
+    to_url: Annotated[str | None, Option(help="Broker of that queue, if it is another one")] = None
     to_context: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME", help="Broker of that queue, by a context's name", autocompletion=live_names.contexts
-        ),
+        Option(metavar="NAME", help="Broker of that queue, by a context's name", autocompletion=contexts.starting_with),
     ] = None
 
     def access(self, source: Access) -> Access | None:

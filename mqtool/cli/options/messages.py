@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer import Option
 
-from mqtool.cli.options.groups import in_panel
+from mqtool.cli.groups import in_panel
 from mqtool.cli.options.values import CONFIRM_TIMEOUT, ConfirmTimeout, duration, header_option
 from mqtool.message import PROPERTIES
 
@@ -70,34 +71,26 @@ def _key_pattern(text: str) -> re.Pattern[str]:
 class MessageOptions(NamedTuple):
     """Where messages come from, what they carry, and what to make of the broker's answers."""
 
-    file: Annotated[Path | None, typer.Option("--file", "-f", help="Read from FILE; - is stdin")] = None
-    lines: Annotated[bool, typer.Option("--lines", "-l", help="Send each line as a message, as it arrives")] = False
-    null: Annotated[bool, typer.Option("--null", "-0", help="Messages end with a zero byte, as from find -print0")] = (
-        False
-    )
-    delimiter: Annotated[
-        str | None, typer.Option("--delimiter", "-D", metavar="CHAR", help="Messages end with CHAR")
-    ] = None
-    as_json: Annotated[bool, typer.Option("--json", help="Each line is a message as NDJSON")] = False
+    file: Annotated[Path | None, Option("-f", help="Read from FILE; - is stdin")] = None
+    lines: Annotated[bool, Option("-l", help="Send each line as a message, as it arrives")] = False
+    null: Annotated[bool, Option("-0", help="Messages end with a zero byte, as from find -print0")] = False
+    delimiter: Annotated[str | None, Option("-D", metavar="CHAR", help="Messages end with CHAR")] = None
+    as_json: Annotated[bool, Option("--json", help="Each line is a message as NDJSON")] = False
     key_pattern: Annotated[
         Any | None,
-        typer.Option(parser=_key_pattern, metavar="REGEX", help="Fill {group} places in the routing key from the line"),
+        Option(parser=_key_pattern, metavar="REGEX", help="Fill {group} places in the routing key from the line"),
     ] = None
     headers: Annotated[list[Any] | None, header_option("Header; KEY:=JSON for a typed value")] = None
     properties: Annotated[
         list[Any] | None,
-        typer.Option(
-            "--property", parser=_property, metavar="NAME=VALUE", help="Property, such as content-type=text/plain"
-        ),
+        Option("--property", parser=_property, metavar="NAME=VALUE", help="Property, such as content-type=text/plain"),
     ] = None
-    persistent: Annotated[
-        bool, typer.Option("--persistent", help="Delivery mode 2: kept on disk in a durable queue")
-    ] = False
-    mandatory: Annotated[bool, typer.Option("--mandatory", help="Fail if a message is unroutable")] = False
+    persistent: Annotated[bool, Option(help="Delivery mode 2: kept on disk in a durable queue")] = False
+    mandatory: Annotated[bool, Option(help="Fail if a message is unroutable")] = False
     confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT
-    failed_to: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keep unconfirmed messages in FILE, as NDJSON")
-    ] = None
+    failed_to: Annotated[Path | None, Option(metavar="FILE", help="Keep unconfirmed messages in FILE, as NDJSON")] = (
+        None
+    )
 
     @property
     def is_stream(self) -> bool:

@@ -5,7 +5,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from mqtool.cli.options.groups import in_panel
+from mqtool.cli.groups import in_panel
 from mqtool.cli.options.values import DURATION, TIME_LIMIT
 from mqtool.work.retry import RetryPolicy
 

@@ -2,13 +2,13 @@
 
 from typing import Annotated, NamedTuple
 
-import typer
+from typer import Argument
 
 from mqtool.cli.options.connection import Broker
 from mqtool.cli.options.delays import DelayOptions
 from mqtool.cli.options.messages import MessageOptions
 
-Words = Annotated[list[str] | None, typer.Argument(help="Message words (default: stdin, or 'Hello World!')")]
+Words = Annotated[list[str] | None, Argument(help="Message words (default: stdin, or 'Hello World!')")]
 
 
 class Publishing(NamedTuple):

@@ -3,28 +3,27 @@
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-import typer
+from typer import Option
 
 from mqtool.amqp import STREAMING
 from mqtool.amqp import Receiving as ReceivingSettings
-from mqtool.cli.options.groups import in_panel
+from mqtool.cli.groups import in_panel
 from mqtool.cli.options.values import DURATION
 
 OutputFile = Annotated[
     Path | None,
-    typer.Option(
+    Option(
         "--output", "-o", metavar="FILE", help="Append to FILE; a HUP signal opens it again", rich_help_panel="Printing"
     ),
 ]
 
 
-Raw = Annotated[bool, typer.Option("--raw", help="Print bodies only, one per line", rich_help_panel="Printing")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print messages as NDJSON", rich_help_panel="Printing")]
+Raw = Annotated[bool, Option("--raw", help="Print bodies only, one per line", rich_help_panel="Printing")]
+AsJson = Annotated[bool, Option("--json", help="Print messages as NDJSON", rich_help_panel="Printing")]
 Template = Annotated[
-    str | None,
-    typer.Option("--format", "-F", help="Print by a template (mqtool help output)", rich_help_panel="Printing"),
+    str | None, Option("--format", "-F", help="Print by a template (mqtool help output)", rich_help_panel="Printing")
 ]
-Pretty = Annotated[bool, typer.Option("--pretty", help="Indent JSON bodies", rich_help_panel="Printing")]
+Pretty = Annotated[bool, Option("--pretty", help="Indent JSON bodies", rich_help_panel="Printing")]
 
 
 class Printing(NamedTuple):
@@ -41,22 +40,18 @@ class Printing(NamedTuple):
 class Receiving(NamedTuple):
     """How to consume, when to stop, and how to print."""
 
-    limit: Annotated[int | None, typer.Option("--count", "-c", "-n", min=1, help="Stop after N messages")] = None
-    idle_timeout: Annotated[float | None, typer.Option(help="Stop after this long without a message", **DURATION)] = (
-        None
-    )
-    timeout: Annotated[float | None, typer.Option(help="Total time limit (exit 124)", **DURATION)] = None
+    limit: Annotated[int | None, Option("--count", "-c", "-n", min=1, help="Stop after N messages")] = None
+    idle_timeout: Annotated[float | None, Option(help="Stop after this long without a message", **DURATION)] = None
+    timeout: Annotated[float | None, Option(help="Total time limit (exit 124)", **DURATION)] = None
     prefetch: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Deliveries to hold unacknowledged; 0 for no limit")
+        int | None, Option(min=0, max=65535, help="Deliveries to hold unacknowledged; 0 for no limit")
     ] = None
-    auto_ack: Annotated[bool, typer.Option("--auto-ack", help="Acknowledge on delivery: a crash can lose messages")] = (
-        False
-    )
+    auto_ack: Annotated[bool, Option(help="Acknowledge on delivery: a crash can lose messages")] = False
     raw: Raw = False
     as_json: AsJson = False
     template: Template = None
     pretty: Pretty = False
-    ready_file: Annotated[Path | None, typer.Option(help="Create FILE once consuming")] = None
+    ready_file: Annotated[Path | None, Option(help="Create FILE once consuming")] = None
 
     def settings(self, default: ReceivingSettings = STREAMING) -> ReceivingSettings:
         """How the channel is to consume."""

@@ -3,9 +3,9 @@
 from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer import Option
 
-from mqtool.cli.options import live_names
-from mqtool.cli.options.groups import in_panel
+from mqtool.cli.groups import in_panel
 from mqtool.cli.options.values import argument_option
 from mqtool.errors import UsageError
 from mqtool.topology import Stream
@@ -22,7 +22,7 @@ def _dialect(text: str) -> StreamDialect:
 
 DialectOfStreams = Annotated[
     Any | None,
-    typer.Option(
+    Option(
         "--dialect",
         parser=_dialect,
         metavar="LANGUAGE",
@@ -35,7 +35,7 @@ DialectOfStreams = Annotated[
 ]
 StreamPort = Annotated[
     int | None,
-    typer.Option(
+    Option(
         "--stream-port",
         min=1,
         max=65535,
@@ -51,13 +51,10 @@ StreamPort = Annotated[
 class StreamOptions(NamedTuple):
     """Which stream, and how to reach it."""
 
-    queue: Annotated[
-        str | None,
-        typer.Option("--queue", "-q", help="Stream", show_default="the tutorial's", autocompletion=live_names.queues),
-    ] = None
+    queue: Annotated[str | None, Option("-q", help="Stream", show_default="the tutorial's")] = None
     arguments: Annotated[list[Any] | None, argument_option("Setting to create it with, such as max-age=7D")] = None
     partitions: Annotated[
-        int | None, typer.Option(min=1, max=255, metavar="N", help="Create it as a super stream of N partitions")
+        int | None, Option(min=1, max=255, metavar="N", help="Create it as a super stream of N partitions")
     ] = None
     port: StreamPort = None
 

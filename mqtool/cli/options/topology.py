@@ -2,10 +2,9 @@
 
 from typing import Annotated, Any, NamedTuple
 
-import typer
+from typer import Option
 
-from mqtool.cli.options import live_names
-from mqtool.cli.options.groups import in_panel
+from mqtool.cli.groups import in_panel
 from mqtool.cli.options.values import argument_option, duration
 from mqtool.errors import UsageError
 from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
@@ -13,17 +12,16 @@ from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
 
 def queue_option(about: str) -> Any:
     """--queue, completed with the broker's queues."""
-    return typer.Option("--queue", "-q", help=about, rich_help_panel="Topology", autocompletion=live_names.queues)
+    return Option("--queue", "-q", metavar="QUEUE", help=about, rich_help_panel="Topology")
 
 
 def exchange_option(about: str) -> Any:
     """--exchange, completed with the broker's exchanges."""
-    return typer.Option("--exchange", "-e", help=about, rich_help_panel="Topology", autocompletion=live_names.exchanges)
+    return Option("--exchange", "-e", metavar="EXCHANGE", help=about, rich_help_panel="Topology")
 
 
 _Durable = Annotated[
-    bool | None,
-    typer.Option("--durable/--transient", help="Declare it to survive a broker restart, or not", show_default=False),
+    bool | None, Option("--durable/--transient", help="Declare it to survive a broker restart, or not")
 ]
 _Arguments = Annotated[list[Any] | None, argument_option("Argument to declare it with; KEY:=JSON for a typed value")]
 
@@ -38,22 +36,17 @@ class QueueOptions(NamedTuple):
 
     queue: Annotated[str | None, queue_option("Queue")] = None
     durable: _Durable = None
-    queue_type: Annotated[str | None, typer.Option(help="classic, quorum or stream", autocompletion=_queue_types)] = (
-        None
-    )
+    queue_type: Annotated[str | None, Option(help="classic, quorum or stream", autocompletion=_queue_types)] = None
     arguments: _Arguments = None
 
     dead_letter_exchange: Annotated[
-        str | None,
-        typer.Option(
-            help="Dead-letter exchange; '' sends to QUEUE.dlq", metavar="EXCHANGE", autocompletion=live_names.exchanges
-        ),
+        str | None, Option(help="Dead-letter exchange; '' sends to QUEUE.dlq", metavar="EXCHANGE")
     ] = None
     ttl: Annotated[
-        float | None, typer.Option(help="Expire messages after this long", parser=duration, metavar="DURATION")
+        float | None, Option(help="Expire messages after this long", parser=duration, metavar="DURATION")
     ] = None
-    max_length: Annotated[int | None, typer.Option(min=0, help="Keep up to N messages; drop the oldest")] = None
-    lazy: Annotated[bool, typer.Option("--lazy", help="Keep a classic queue's messages on disk")] = False
+    max_length: Annotated[int | None, Option(min=0, help="Keep up to N messages; drop the oldest")] = None
+    lazy: Annotated[bool, Option(help="Keep a classic queue's messages on disk")] = False
 
     def _limits(self, name: str) -> dict[str, Any]:
         """The arguments that the short options stand for."""
@@ -98,9 +91,7 @@ class UsedQueueOptions(NamedTuple):
     """Which queue to send to or to receive from."""
 
     options: QueueOptions
-    declare: Annotated[
-        bool, typer.Option("--declare/--no-declare", help="Declare it if it does not exist, or fail")
-    ] = True
+    declare: Annotated[bool, Option("--declare/--no-declare", help="Declare it if it does not exist, or fail")] = True
 
     @property
     def queue(self) -> str | None:

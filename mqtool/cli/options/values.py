@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
+from typer import Option
 
 from mqtool.duration import parse_duration
 
@@ -75,12 +76,12 @@ def argument(text: str) -> tuple[str, Any]:
 
 def header_option(about: str) -> Any:
     """--header, for headers as a list of names and values."""
-    return typer.Option("--header", "-H", parser=header, metavar="KEY=VALUE", help=about)
+    return Option("--header", "-H", parser=header, metavar="KEY=VALUE", help=about)
 
 
 def argument_option(about: str) -> Any:
     """--argument, likewise."""
-    return typer.Option("--argument", parser=argument, metavar="KEY=VALUE", help=about)
+    return Option("--argument", parser=argument, metavar="KEY=VALUE", help=about)
 
 
 def _offset(text: str) -> Any:
@@ -101,7 +102,7 @@ RATE = dict[str, Any](parser=rate, metavar="RATE")
 
 ConfirmTimeout = Annotated[
     float,
-    typer.Option(
+    Option(
         rich_help_panel="Messages",
         show_default="20s",
         help="Give up (exit 75) after this long without confirms",

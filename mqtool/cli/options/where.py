@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
 
 def condition(text: str) -> Any:
@@ -15,4 +15,4 @@ def condition(text: str) -> Any:
 #: For an option of its own kind, such as one in another panel.
 WHERE = dict[str, Any](parser=condition, metavar="CONDITION")
 
-Where = Annotated[Any | None, typer.Option("--where", help="Only messages that match (mqtool help where)", **WHERE)]
+Where = Annotated[Any | None, Option("--where", help="Only messages that match (mqtool help where)", **WHERE)]

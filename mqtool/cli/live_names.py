@@ -1,4 +1,4 @@
-"""Completion of names from the broker: queues, exchanges and virtual hosts; and of contexts.
+"""Completion of names from the broker: queues, exchanges and virtual hosts.
 
 Somebody waits at the Tab key: after a third of a second (MQTOOL_COMPLETION_TIMEOUT), or without a broker, there are no
 names, and no error either. Names that a shell cannot show on one line are left out.
@@ -13,7 +13,6 @@ import typer
 
 from mqtool.amqp import TlsFiles
 from mqtool.cli.access import MANAGEMENT_VARIABLE, Access, choose, resolve_addresses
-from mqtool.cli.contexts import load
 from mqtool.duration import parse_duration
 from mqtool.errors import MqtoolError
 
@@ -21,30 +20,8 @@ _PATIENCE = 0.3
 _MOST = 200
 
 
-def queues(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The queues whose names start with this."""
-    return _names(ctx, "queues", incomplete)
-
-
-def exchanges(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The exchanges whose names start with this."""
-    return _names(ctx, "exchanges", incomplete)
-
-
-def vhosts(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The virtual hosts whose names start with this."""
-    return _names(ctx, "vhosts", incomplete)
-
-
-def contexts(incomplete: str) -> list[str]:
-    """The contexts whose names start with this."""
-    try:
-        return [name for name in load().known if name.startswith(incomplete)]
-    except MqtoolError:
-        return []
-
-
-def _names(ctx: typer.Context, kind: str, incomplete: str) -> list[str]:
+def on_broker(ctx: typer.Context, kind: str, incomplete: str) -> list[str]:
+    """The "queues", "exchanges" or "vhosts" whose names start with this."""
     import requests  # noqa: F401 - the clock starts after it
 
     found: list[str] = []
