@@ -1,5 +1,6 @@
 """Writes docs/reference/{commands,dialects}.md and docs/mqtool.1 from the program itself: make docs."""
 
+import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,23 @@ from mqtool.tutorials.stream_dialects import HELLO, TRACKING, StreamDialect
 REFERENCE = Path(__file__).parent / "reference" / "commands.md"
 DIALECTS = REFERENCE.with_name("dialects.md")
 MANUAL = Path(__file__).parent / "mqtool.1"
-MQTOOL = describe(typer.main.get_command(app))
+
+
+@functools.cache
+def described() -> CommandHelp:
+    """mqtool with all its commands; to make them takes a second, so nobody does who only imports this."""
+    return describe(typer.main.get_command(app))
 
 
 def reference() -> str:
     """Every command in Markdown: the options that commands share once, then each command's own."""
-    parts = ["# Commands", f"{MQTOOL.sentence}.", "## Shared options"]
+    parts = ["# Commands", f"{described().sentence}.", "## Shared options"]
     for topic in TOPIC_OF.values():
         if topic in TOPICS:
             title = topic_text(topic)[0].partition(": ")[2]
             parts += [f"### {topic}", f"{title[0].upper()}{title[1:]}. `mqtool help {topic}` says more."]
-            parts.append(_options(topic_options(MQTOOL, topic)))
-    for command in leaves(MQTOOL):
+            parts.append(_options(topic_options(described(), topic)))
+    for command in leaves(described()):
         parts += _command(command)
     return "\n\n".join(parts) + "\n"
 
@@ -113,13 +119,13 @@ def manual() -> str:
     lines = [
         f'.TH MQTOOL 1 "" "mqtool {__version__}" "User Commands"',
         ".SH NAME",
-        f"mqtool \\- {_roff(MQTOOL.sentence.lower().replace('rabbitmq', 'RabbitMQ'))}",
+        f"mqtool \\- {_roff(described().sentence.lower().replace('rabbitmq', 'RabbitMQ'))}",
         ".SH SYNOPSIS",
         ".B mqtool",
         "COMMAND [options] [ARGUMENTS]",
         ".SH COMMANDS",
     ]
-    for command in leaves(MQTOOL):
+    for command in leaves(described()):
         lines += [".SS " + _roff(command.usage), _roff(f"{command.sentence}.")]
         for paragraph in command.details:
             lines += [".PP", _roff(paragraph)]
@@ -137,7 +143,7 @@ def manual() -> str:
                     lines += [".TP", _roff(name), _roff(meaning.strip() or " ")]
             else:
                 lines += [".PP", _roff(" ".join(paragraph.split()))]
-        lines += _terms(topic_options(MQTOOL, topic))
+        lines += _terms(topic_options(described(), topic))
     return "\n".join(lines) + "\n"
 
 

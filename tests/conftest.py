@@ -1,6 +1,7 @@
 """Fixtures: the brokers of the matrix, and a shell to run mqtool in."""
 
 import fcntl
+import gc
 import json
 import os
 import shutil
@@ -32,6 +33,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # collecting tests makes no garbage, and what it makes is there for good: see below
     hypothesis.settings.register_profile("no times", deadline=None)  # a busy machine is no failure
     hypothesis.settings.load_profile("no times")
     config.addinivalue_line(
@@ -70,6 +72,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             kept.append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # else each look for garbage goes through half a million objects of pytest's
+    gc.enable()
 
 
 def pytest_unconfigure() -> None:

@@ -182,7 +182,7 @@ class Publisher:
     """Publishes messages one by one; each that the broker refuses, such as NaN for RabbitMQ, costs it its connection.
 
     Args:
-        exchange: "" or a fanout, which is then declared and bound to the queues.
+        exchange: "" or a fanout, which is then declared and bound to the queues, which are durable.
     """
 
     def __init__(self, url: str, exchange: str = "", queues: Iterable[str] = ()) -> None:
@@ -210,6 +210,8 @@ class Publisher:
             client.send(commands.Exchange.Declare(exchange=self._exchange, exchange_type="fanout", durable=True))
             client.expect(commands.Exchange.DeclareOk)
         for queue in self._queues:
+            client.send(commands.Queue.Declare(queue=queue, durable=True))
+            client.expect(commands.Queue.DeclareOk)
             client.send(commands.Queue.Bind(queue=queue, exchange=self._exchange))
             client.expect(commands.Queue.BindOk)
         client.send(commands.Confirm.Select())

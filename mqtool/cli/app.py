@@ -1,6 +1,7 @@
 """The command tree, and the one place where an error becomes a sentence and an exit code."""
 
 import contextlib
+import functools
 import gc
 import os
 import sys
@@ -96,10 +97,8 @@ class _Commands(TyperGroup):
         module, panel = COMMANDS[cmd_name]
         if self._completing:
             return TyperCommand(cmd_name, callback=None, help=panel)
-        group = typer.main.get_group(import_module(f"mqtool.cli.commands.{module}").app)
-        command: Any = group.commands[cmd_name]
+        command = _commands_of(module)[cmd_name]
         command.rich_help_panel = panel
-        _add_help(command)
         gc.enable()  # see __main__.py: all is imported now
         return command
 
@@ -107,6 +106,15 @@ class _Commands(TyperGroup):
         """The commands' names, for the shell; it does not wait until all of them are imported."""
         self._completing = True
         return super().shell_complete(ctx, incomplete)
+
+
+@functools.cache
+def _commands_of(module: str) -> Any:
+    """The commands of a module, each with its help."""
+    commands = typer.main.get_group(import_module(f"mqtool.cli.commands.{module}").app).commands
+    for command in commands.values():
+        _add_help(command)
+    return commands
 
 
 def _yes_to(word: str) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.brokers import TestBroker, on_any_broker, skip_or_fail
 from tests.cli.shell import Shell
-from tests.cli.test_documentation import COMMANDS
+from tests.cli.test_documentation import commands
 
 #: How to start each shell without its user's settings, and how it takes our script.
 SHELLS = {
@@ -185,7 +185,7 @@ def test_whatever_takes_such_a_name_completes_it() -> None:
     """On every command."""
     assert [
         (*words, parameter.opts[0])
-        for words, command in COMMANDS.items()
+        for words, command in commands().items()
         for parameter in command.params
         if LIVE.intersection(parameter.opts) or str(parameter.metavar).strip("[].") in ("QUEUE", "STREAM", "EXCHANGE")
         if parameter._custom_shell_complete is None

@@ -1,5 +1,6 @@
 """What the documents say, holds: each command line is one that mqtool takes, and each command is in the README."""
 
+import functools
 import re
 import shlex
 from pathlib import Path
@@ -19,22 +20,30 @@ DOCUMENTS = [
     *(page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts),
 ]
 GUIDES = sorted((ROOT / "docs" / "how-to").glob("*.md"))
-GROUP: Any = typer.main.get_command(app)
 
 
-def commands(group: Any = GROUP, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """Every command by its words, such as ("emit-log", "fanout")."""
+@functools.cache
+def group() -> Any:
+    """mqtool itself."""
+    return typer.main.get_command(app)
+
+
+@functools.cache
+def commands() -> dict[tuple[str, ...], Any]:
+    """Every command by its words, such as ("emit-log", "fanout"); to make them all takes a second."""
+    return below(group())
+
+
+def below(group: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """The commands of a group and of the groups in it."""
     found: dict[tuple[str, ...], Any] = {}
     for name in group.list_commands(None):
         command = group.get_command(None, name)
         if hasattr(command, "list_commands"):
-            found |= commands(command, (*path, name))
+            found |= below(command, (*path, name))
         else:
             found[*path, name] = command
     return found
-
-
-COMMANDS = commands()
 
 
 def documented_lines() -> list[str]:
@@ -43,7 +52,7 @@ def documented_lines() -> list[str]:
     code = [piece for text in texts for piece in re.findall(r"```sh\n(.*?)```|`(mqtool [^`\n]+)`", text, re.DOTALL)]
     code += [(line, "") for text in texts for line in re.findall(r"^\$ (.*)$", text, re.MULTILINE)]
     lines = [line for block, inline in code for line in (block or inline).splitlines()]
-    for command in COMMANDS.values():
+    for command in commands().values():
         assert command.epilog, f"{command.name} has no example in its help"
         lines += command.epilog.splitlines()
     return sorted({line.strip() for line in lines if re.search(r"\bmqtool [a-z]", line) and "…" not in line})
@@ -72,8 +81,8 @@ def invocations(line: str) -> list[list[str]]:
 
 def parse(arguments: list[str]) -> None:
     """Take a command's words as mqtool does, and do nothing."""
-    context = GROUP.make_context("mqtool", arguments)
-    command, rest = GROUP, [*context._protected_args, *context.args]
+    context = group().make_context("mqtool", arguments)
+    command, rest = group(), [*context._protected_args, *context.args]
     while hasattr(command, "list_commands"):
         name, command, rest = command.resolve_command(context, rest)
         context = command.make_context(name, rest, parent=context)
@@ -103,7 +112,7 @@ def test_each_command_is_in_a_guide_or_the_readme() -> None:
     """A command that only the reference lists, nobody finds."""
     guides = "".join(document.read_text() for document in DOCUMENTS if document != REFERENCE)
     assert [
-        words for words in COMMANDS if f"mqtool {' '.join(words)}" not in guides and f"`{words[-1]}`" not in guides
+        words for words in commands() if f"mqtool {' '.join(words)}" not in guides and f"`{words[-1]}`" not in guides
     ] == []
 
 

@@ -1,20 +1,15 @@
 """The help: short enough to read, complete, and never cut, on any terminal."""
 
 import re
-from typing import Any
 
 import pytest
-import typer
 
-from mqtool.cli.app import app
-from mqtool.cli.help.description import CommandHelp, describe, leaves, topic_options
+from docs.generate import described
+from mqtool.cli.help.description import CommandHelp, leaves, topic_options
 from mqtool.cli.help.page import command_page, overview_page, topic_page
 from mqtool.cli.help.topics import TOPICS
 from tests.cli.shell import Shell
 
-GROUP: Any = typer.main.get_command(app)
-MQTOOL = describe(GROUP)
-COMMANDS = {" ".join(command.words): command for command in leaves(MQTOOL)}
 #: Two screens of a terminal, and what a narrow one may take.
 LINES = {80: 60, 50: 90}
 TRANSLATED = re.compile(
@@ -27,10 +22,16 @@ def every(command: CommandHelp) -> list[CommandHelp]:
     return [command, *(each for below in command.commands for each in every(below))]
 
 
+def page_of(words: str) -> str:
+    """What --help of a command prints on 80 columns, on one line."""
+    [command] = [each for each in leaves(described()) if " ".join(each.words) == words]
+    return " ".join(command_page(command, 80).split())
+
+
 @pytest.mark.parametrize("columns", LINES)
 def test_help_fits_on_two_screens_and_nothing_is_cut(columns: int) -> None:
     """--help is read in a terminal, perhaps a narrow one: within its lines, none too wide, no ellipsis."""
-    for command in every(MQTOOL)[1:]:
+    for command in every(described())[1:]:
         page = command_page(command, columns)
         assert len(page.splitlines()) <= LINES[columns], command.words
         assert "…" not in page.replace("5f0c…", "")
@@ -41,7 +42,7 @@ def test_help_fits_on_two_screens_and_nothing_is_cut(columns: int) -> None:
 
 def test_texts_are_short_and_plain() -> None:
     """An option's text is a phrase of at most 60 characters; every command has a sentence and examples."""
-    for command in every(MQTOOL):
+    for command in every(described()):
         assert command.sentence, command.words
         assert len(command.sentence) <= 64
         for text in (*(option.text for option in command.options), *(each.text for each in command.arguments)):
@@ -54,8 +55,8 @@ def test_texts_are_short_and_plain() -> None:
 
 def test_help_all_shows_every_option() -> None:
     """What --help leaves out is in --help-all, and in a topic that --help names."""
-    topics = {name: topic_page(name, topic_options(MQTOOL, name), 80) for name in TOPICS}
-    for command in COMMANDS.values():
+    topics = {name: topic_page(name, topic_options(described(), name), 80) for name in TOPICS}
+    for command in leaves(described()):
         everything, page = command_page(command, 80, everything=True), command_page(command, 80)
         for option in command.options:
             assert option.flags[-1] in everything, command.words
@@ -68,7 +69,7 @@ def test_help_all_shows_every_option() -> None:
 @pytest.mark.parametrize("name", TOPICS)
 def test_a_topic_fits_the_terminal(name: str, columns: int) -> None:
     """Topics are plain text that wraps, but for the examples in them."""
-    page = topic_page(name, topic_options(MQTOOL, name), columns)
+    page = topic_page(name, topic_options(described(), name), columns)
     assert not TRANSLATED.search(page)
     wide = [line for line in page.splitlines() if len(line) > columns and not line.startswith("  mqtool ")]
     assert [line for line in wide if " " in line.strip()] == []
@@ -76,11 +77,9 @@ def test_a_topic_fits_the_terminal(name: str, columns: int) -> None:
 
 def test_defaults_are_those_of_the_tutorial() -> None:
     """Who reads --help sees which queue, of which type, durable or not."""
-    assert "default: hello, a durable quorum queue" in " ".join(command_page(COMMANDS["send"], 80).split())
-    assert "default: logs, a transient fanout exchange" in " ".join(
-        command_page(COMMANDS["emit-log fanout"], 80).split()
-    )
-    assert "default: rpc_queue, a durable quorum queue" in " ".join(command_page(COMMANDS["rpc-server"], 80).split())
+    assert "default: hello, a durable quorum queue" in page_of("send")
+    assert "default: logs, a transient fanout exchange" in page_of("emit-log fanout")
+    assert "default: rpc_queue, a durable quorum queue" in page_of("rpc-server")
 
 
 def test_mqtool_alone_says_how_to_start(lonely_shell: Shell) -> None:
@@ -100,7 +99,7 @@ def test_help_of_commands_and_topics(lonely_shell: Shell) -> None:
         == lonely_shell.run("mqtool", "queue", "declare", "--help").stdout
     )
     assert "65" in lonely_shell.run("mqtool", "help", "exit-codes").stdout
-    assert len(overview_page(MQTOOL, 80).splitlines()) <= LINES[80]
+    assert len(overview_page(described(), 80).splitlines()) <= LINES[80]
 
 
 def test_help_of_what_other_tools_call_it(lonely_shell: Shell) -> None:
@@ -115,7 +114,7 @@ def test_help_of_what_other_tools_call_it(lonely_shell: Shell) -> None:
         assert expected.code == 0
         for asked in (["help", *typed.split()], [*typed.split(), "--help"]):
             assert lonely_shell.run("mqtool", *asked).stdout == expected.stdout
-    assert "publish " not in overview_page(MQTOOL, 80)
+    assert "publish " not in overview_page(described(), 80)
 
 
 def test_help_into_head(lonely_shell: Shell) -> None:

@@ -16,19 +16,21 @@ from tests.brokers import TestBroker, on_any_broker, only_in_ci
 from tests.cli.shell import Result, Shell
 from tests.cli.terminal import on_terminal
 
-BATCH = [*hostile.CORPUS, *hostile.generated()]
-#: What each broker takes of it, once that is known: what it refuses costs a connection each.
+#: What each broker takes of the batch, once that is known: what it refuses costs a connection each.
 TAKEN: dict[str, list[hostile.Hostile]] = {}
 
 
+def batch() -> list[hostile.Hostile]:
+    """Those that somebody thought of, and others."""
+    return [*hostile.CORPUS, *hostile.generated()]
+
+
 @pytest.fixture
-def play(shell: Shell, broker: TestBroker) -> Any:
+def play(broker: TestBroker) -> Any:
     """Declares queues and has the batch published to them; returns how many messages each has got."""
 
     def play(*queues: str) -> int:
-        for queue in queues:
-            assert shell.run("mqtool", "queue", "declare", queue, "--durable").code == 0
-        TAKEN[broker.kind] = hostile.play(broker.url, TAKEN.get(broker.kind, BATCH), queues)
+        TAKEN[broker.kind] = hostile.play(broker.url, TAKEN.get(broker.kind) or batch(), queues)
         return len(TAKEN[broker.kind]) + 1
 
     return play
@@ -191,7 +193,7 @@ def test_rpc_server(shell: Shell, play: Any) -> None:
 @on_any_broker
 def test_rpc_client(shell: Shell, broker: TestBroker) -> None:
     """Replies that answer nothing are ignored; those that do are shown, whatever else they hold."""
-    replies = [message for message in BATCH if len(message.body) < 10_000]
+    replies = [message for message in batch() if len(message.body) < 10_000]
     shell.run("mqtool", "queue", "declare", "rpc", "--durable")
     for options in ([], ["--raw"]):
         client = shell.start("mqtool", "rpc-client", "-q", "rpc", *options, *map(str, range(30)), ready=False)
