@@ -121,6 +121,21 @@ def test_frames_in_pieces(amqp_url: str) -> None:
         assert client.expect(header.ContentHeader).body_size == 5
 
 
+def test_publishes_and_bindings_in_one_write(amqp_url: str) -> None:
+    """Each message goes where the bindings lead at its turn, though it is like the one before."""
+    queue, exchange = "q", "amq.fanout"
+    publish = frame.marshal(commands.Basic.Publish(exchange=exchange), 1) + HEADER + raw_frame(3, 1, b"hello")
+    bind = frame.marshal(commands.Queue.Bind(queue=queue, exchange=exchange, nowait=True), 1)
+    unbind = frame.marshal(commands.Queue.Unbind(queue=queue, exchange=exchange), 1)
+    with RawClient(amqp_url) as client:
+        client.send(commands.Queue.Declare(queue=queue, exclusive=True))
+        client.expect(commands.Queue.DeclareOk)
+        client.socket.sendall(publish + bind + publish * 3 + unbind + publish)
+        client.expect(commands.Queue.UnbindOk)
+        client.send(commands.Queue.Declare(queue=queue, passive=True))
+        assert client.expect(commands.Queue.DeclareOk).message_count == 3
+
+
 def test_a_payload_as_long_as_a_frame_may_be(amqp_url: str) -> None:
     """Some clients forget the eight octets around it, and RabbitMQ puts up with that."""
     body = b"x" * 8192

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqtool.broker.embedded.model.message import ContentHeader, Properties, encode_address, parse_address
+from mqtool.broker.embedded.model.message import ContentHeader, HeaderReader, Properties, encode_address, parse_address
 from mqtool.routing import field_table as ft
 
 values: st.SearchStrategy[ft.Value] = st.recursive(
@@ -93,3 +93,20 @@ def test_editing_one_property_keeps_the_others() -> None:
     assert edited.headers == {"a": 1}
     assert (edited.delivery_mode, edited.priority) == (2, 7)
     assert edited.replace(headers={}).encode() == header.properties.encode()
+
+
+@given(
+    sent=st.lists(
+        st.fixed_dictionaries(
+            {"message_id": st.sampled_from([b"\x02m1", b"\x02m2", b"\x03m10"])},
+            optional={"priority": st.sampled_from([b"\x01", b"\x02"]), "app_id": st.sampled_from([b"\x01a", b"\x01b"])},
+        )
+    )
+)
+def test_headers_that_differ_in_little_are_each_read(sent: list[dict[str, bytes]]) -> None:
+    """A reader remembers the last, and takes nothing from it that is not the same."""
+    reader = HeaderReader()
+    for fields in sent:
+        properties = reader.read(ContentHeader.of(Properties.of(fields), 5).raw).properties
+        assert properties.fields() == fields
+        assert properties.priority == (fields["priority"][0] if "priority" in fields else None)

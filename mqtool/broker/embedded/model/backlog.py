@@ -16,7 +16,7 @@ class Entry:
     """A message in one queue.
 
     Attributes:
-        position: its place in the queue; an older message has a smaller one. From `Ledger.next_position`.
+        position: its place in the queue; an older message has a smaller one. From `Ledger.enter`.
         redelivered: whether it was delivered before.
         acquired_count: how many times it has been returned (quorum queues).
         delivery_count: how many of those count against the delivery limit.

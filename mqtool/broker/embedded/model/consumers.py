@@ -88,6 +88,8 @@ class Consumers:
         """Return the consumer whose turn it is; None if none can take a message now."""
         if self._single_active:
             return self.active if self.active is not None and self.active.ready() else None
+        if len(self._all) == 1:
+            return self._all[0] if self._all[0].ready() else None
         for priority in self._descending:
             turns = self._turns[priority]
             for _ in range(len(turns)):

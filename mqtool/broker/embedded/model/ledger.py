@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from mqtool.broker.embedded.model.backlog import Entry
-from mqtool.broker.embedded.model.message import Dead
+from mqtool.broker.embedded.model.message import Dead, Message
 from mqtool.broker.embedded.model.shelf import MemoryShelf, Shelf
 from mqtool.routing.field_table import Table
 
@@ -64,13 +64,15 @@ class Ledger:
         found = os.statvfs(self.directory)
         return found.f_bavail * found.f_frsize
 
-    def next_position(self) -> int:
-        """Return the position of a new message."""
-        self._position += 1
-        return self._position
+    def enter(self, message: Message, expires_at: int | None) -> Entry:
+        """A queue or a delayed exchange takes a new message in: return its entry there."""
+        self._position = position = self._position + 1
+        self.held_bytes = held = self.held_bytes + len(message.body) + _ENTRY_OVERHEAD
+        self.when_changed(held)
+        return Entry(message, position, expires_at)
 
     def hold(self, entry: Entry) -> None:
-        """A queue or a delayed exchange has taken a message in."""
+        """A queue or a delayed exchange has a message again that it had before a restart."""
         self.held_bytes += len(entry.message.body) + _ENTRY_OVERHEAD
         self.when_changed(self.held_bytes)
 

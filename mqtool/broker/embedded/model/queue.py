@@ -115,22 +115,22 @@ class Queue:
                 self.dead_letter(self, message, "maxlen", _forget)
             return False, False
         ttl = options.time_to_live(message.properties.expiration)
-        entry = Entry(message, self.ledger.next_position(), None if ttl is None else self.clock.now() + ttl)
-        self.ledger.hold(entry)
+        entry = self.ledger.enter(message, None if ttl is None else self.clock.now() + ttl)
         if self.stored and (message.persistent or self.kind == "quorum"):
             self.ledger.added(self.key, entry)
         # The entry is forgotten, and its row with it, if a consumer takes it without acknowledging.
         stored = entry.row != 0
-        if not len(backlog):
+        has_consumers = len(self.consumers) > 0
+        if has_consumers and not len(backlog):
             # The commonest case of all: somebody is waiting for this message.
             consumer = self.consumers.next_ready()
             if consumer is not None:
                 self._hand_over(consumer, entry)
                 return True, stored
-        if entry.expires_at is not None:
+        if ttl is not None:
             self._expiring = True
         backlog.append(entry)
-        if self._expiring or len(self.consumers):
+        if self._expiring or has_consumers:
             self.pump()
         if self._limited or self._expiring:
             self._drop_head()

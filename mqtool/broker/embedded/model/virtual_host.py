@@ -222,13 +222,13 @@ class VirtualHost:
 
     def enqueue(self, routing: Routing) -> Publication:
         """Put a message in the queues that it goes to, except those deleted since it was routed."""
-        queues = [queue for queue in routing.queues if not queue.deleted]
-        publication = Publication(routed=bool(queues), accepted=True, stored=routing.stored)
-        for queue in queues:
-            accepted, stored = queue.publish(routing.message)
-            publication.accepted = publication.accepted and accepted
-            publication.stored = publication.stored or stored
-        return publication
+        routed, accepted, stored = False, True, routing.stored
+        for queue in routing.queues:
+            if not queue.deleted:
+                routed = True
+                taken, written = queue.publish(routing.message)
+                accepted, stored = accepted and taken, stored or written
+        return Publication(routed, accepted, stored)
 
     def route(self, exchange: Exchange, message: Message, *, is_changed: bool = False, is_due: bool = False) -> Routing:
         """Find the queues that a message published to an exchange goes to. Delayed exchanges on the way hold it back.
@@ -327,10 +327,10 @@ class VirtualHost:
         were sent, unless the broker has changed them.
         """
         held = over(message, delay) if is_changed or "BCC" in message.headers else message
-        entry = Entry(held, self._ledger.next_position(), self._clock.now() + delay)
+        entry = self._ledger.enter(held, self._clock.now() + delay)
         if exchange.durable:
             self._ledger.added(exchange.key, entry)
-        self.hold_again(exchange, entry)
+        self._delayed.hold(exchange.name, entry)
         return entry.row != 0
 
     def hold_again(self, exchange: Exchange, entry: Entry) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from mqtool.broker.embedded.model.backlog import LOT, Entry
-from mqtool.broker.embedded.model.message import Message, parse_content_header
+from mqtool.broker.embedded.model.message import HeaderReader, Message
 
 _COLUMNS = "row, holder, due, delivery_count, redelivered, address, header, body"
 _ALL = f"SELECT {_COLUMNS} FROM entry ORDER BY row"  # noqa: S608 - our own names
@@ -27,13 +27,13 @@ class StoredEntry(NamedTuple):
     header: bytes
     body: bytes
 
-    def entry(self) -> Entry:
+    def entry(self, headers: HeaderReader) -> Entry:
         """Return the message.
 
         Raises:
             ValueError, TypeError: it is damaged.
         """
-        entry = Entry(Message(self.address, parse_content_header(self.header), self.body), self.row, self.due)
+        entry = Entry(Message(self.address, headers.read(self.header), self.body), self.row, self.due)
         entry.row = self.row
         entry.acquired_count = entry.delivery_count = self.delivery_count
         entry.redelivered = bool(self.redelivered)

@@ -7,6 +7,7 @@ from typing import Any
 
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.exchange import Exchange, Link
+from mqtool.broker.embedded.model.message import HeaderReader
 from mqtool.broker.embedded.model.policies import OPERATOR, USER, Policy
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.users import Permissions, TopicPermissions, User
@@ -153,10 +154,11 @@ def _bind(broker: Broker, value: Table) -> None:
 
 def _restore(storage: Storage, holders: dict[int, Queue | tuple[VirtualHost, Exchange]]) -> None:
     orphans = []
+    headers = HeaderReader()
     for stored in storage.entries():
         owner = holders.get(stored.holder)
         try:
-            entry = stored.entry()
+            entry = stored.entry(headers)
         except (ValueError, TypeError) as error:
             log.error("message %d is damaged, and left in the data directory: %s", stored.row, error)
             continue

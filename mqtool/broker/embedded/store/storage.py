@@ -16,6 +16,7 @@ from pathlib import Path
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.errors import storage_failed
 from mqtool.broker.embedded.model.ledger import Ledger, Log
+from mqtool.broker.embedded.model.message import HeaderReader
 from mqtool.broker.embedded.model.shelf import Shelf
 from mqtool.broker.embedded.store.database import open_database, write_definitions
 from mqtool.broker.embedded.store.entries import StoredEntry, all_entries, entries_in
@@ -100,6 +101,7 @@ class Storage(Ledger):
         self._position = self._db.execute("SELECT COALESCE(MAX(row), 0) FROM entry").fetchone()[0]
         self._last_recovered = self._position
         self._seen: set[int] = set()
+        self._headers = HeaderReader()
         self._key = 0
 
     # -- reading, before the broker starts
@@ -206,8 +208,9 @@ class Storage(Ledger):
         written = [row for row in rows if row not in self._flying.added and row not in self._next.added]
         if written:
             self._wait_for_group()
-            return [self._marked(stored).entry() for stored in entries_in(self._db, written)]
-        return [StoredEntry._make(self._flying.added.get(row) or self._next.added[row]).entry() for row in rows]
+            return [self._marked(stored).entry(self._headers) for stored in entries_in(self._db, written)]
+        found = [self._flying.added.get(row) or self._next.added[row] for row in rows]
+        return [StoredEntry._make(values).entry(self._headers) for values in found]
 
     # -- streams
 

@@ -1,6 +1,8 @@
 """A channel: publishing, consuming and confirming on one connection, independently of its other channels."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pamqp import commands
 from pamqp.base import Frame
@@ -18,6 +20,15 @@ from mqtool.broker.embedded.wire.methods import encode_method, short_string
 from mqtool.broker.embedded.wire.session import Session
 from mqtool.broker.embedded.wire.transaction import Transaction
 from mqtool.routing.field_table import Table
+
+
+class Route(NamedTuple):
+    """Where the latest plain message went, and all others with its address do in this turn of the connection."""
+
+    turn: int
+    address: bytes
+    exchange: Exchange
+    queues: Collection[Queue]
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,7 @@ class Channel:
         state: `open`, `closing` (a channel.close has been sent and not answered) or `closed`.
         last_queue: the queue declared last.
         replies: its consumer of direct replies, if it has one.
+        route: where the latest plain message went.
     """
 
     def __init__(self, number: int, session: Session) -> None:
@@ -56,6 +68,7 @@ class Channel:
         self.state = "open"
         self.last_queue: str | None = None
         self.replies: ReplyConsumer | None = None
+        self.route: Route | None = None
 
     def counts(self) -> dict[str, int]:
         """Return the numbers of messages published and delivered on it, by RabbitMQ's names."""

@@ -28,7 +28,6 @@ from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.wire import frames, handshake
 from mqtool.broker.embedded.wire.channel import Channel
-from mqtool.broker.embedded.wire.content import whole_publish
 from mqtool.broker.embedded.wire.dispatch import take_frame, take_frame_while_closing, unknown_frame
 from mqtool.broker.embedded.wire.frame_errors import malformed
 from mqtool.broker.embedded.wire.methods import decode_method, encode_method
@@ -156,17 +155,17 @@ class Connection(FrameStream):
         channel = self.channels.get(number)
         if channel is None or channel.state != "open" or channel.content.due or self.broker.alarms:
             return 0
-        whole = whole_publish(data, start, end, number, self.frame_max)
+        whole = channel.content.whole(data, start, end, number, self.frame_max)
         if whole is None:
             return 0
-        channel.content.set_bits(whole.bits)
+        message, after = whole
         try:
-            publish(channel, whole.message)
+            publish(channel, message)
         except ChannelException as error:
             channel.close(error, commands.Basic.Publish.index)
         except ConnectionException as error:
             self.close(error, _publish_index(error))
-        return whole.end
+        return after
 
     def _frame_before_open(self, kind: int, number: int, payload: bytes) -> None:
         if self.state == "closing":

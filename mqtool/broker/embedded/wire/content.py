@@ -1,65 +1,15 @@
 """Putting a published message together: the method, the header, and the frames of the body."""
 
-import struct
-from typing import NamedTuple
-
 from mqtool.broker.embedded.model.errors import FRAME_ERROR, UNEXPECTED_FRAME, ConnectionException, precondition_failed
-from mqtool.broker.embedded.model.message import BASIC_CLASS, ContentHeader, Message, parse_content_header
+from mqtool.broker.embedded.model.message import BASIC_CLASS, ContentHeader, HeaderReader, Message
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.wire.frame_errors import frame_error, malformed
-from mqtool.broker.embedded.wire.frames import BODY, HEADER
+from mqtool.broker.embedded.wire.frames import BETWEEN, BODY, HEADER
 
 _MANDATORY = 1
 _IMMEDIATE = 2
 
 _END = 0xCE
-
-# The end of a frame, and the head of the next: type, channel and size.
-_BETWEEN = struct.Struct(">BBHI")
-
-
-class Publish(NamedTuple):
-    """A publish whose frames are all there.
-
-    Attributes:
-        bits: mandatory and immediate.
-        end: where its last frame ends.
-    """
-
-    message: Message
-    bits: int
-    end: int
-
-
-def whole_publish(data: bytes, start: int, end: int, number: int, longest: int) -> Publish | None:
-    """Cut a publish whose header and whole body follow, as nearly all do; None if anything is unusual or wrong.
-
-    Args:
-        start, end: where the payload of the basic.publish is.
-        number: its channel.
-        longest: the most octets that a frame may carry.
-    """
-    size = len(data)
-    if size < end + _BETWEEN.size:
-        return None
-    mark, kind, channel, length = _BETWEEN.unpack_from(data, end)
-    header_start = end + _BETWEEN.size
-    header_end = header_start + length
-    if mark != _END or kind != HEADER or channel != number or length > longest or size < header_end + _BETWEEN.size:
-        return None
-    mark, kind, channel, length = _BETWEEN.unpack_from(data, header_end)
-    body_start = header_end + _BETWEEN.size
-    body_end = body_start + length
-    if mark != _END or kind != BODY or channel != number or not 0 < length <= longest or size <= body_end:
-        return None
-    try:
-        header = parse_content_header(data[header_start:header_end])
-        message = Message(data[start + 6 : end - 1], header, data[body_start:body_end])
-    except ValueError:
-        return None
-    if data[body_end] != _END or header.class_id != BASIC_CLASS or header.body_size != length:
-        return None
-    return Publish(message, data[end - 1], body_end + 1)
 
 
 class Content:
@@ -71,6 +21,7 @@ class Content:
 
     def __init__(self, profile: Profile) -> None:
         self._profile = profile
+        self._headers = HeaderReader()
         self.mandatory = self.immediate = False
         self._method: bytes | None = None
         self._header: ContentHeader | None = None
@@ -81,6 +32,40 @@ class Content:
     def due(self) -> bool:
         """Whether more frames of a publish are due."""
         return self._method is not None
+
+    def whole(self, data: bytes, start: int, end: int, number: int, longest: int) -> tuple[Message, int] | None:
+        """Cut a publish whose header and whole body follow, as nearly all do; None if anything is unusual or wrong.
+
+        Args:
+            start, end: where the payload of the basic.publish is.
+            number: its channel.
+            longest: the most octets that a frame may carry.
+
+        Returns:
+            The message, and where its last frame ends.
+        """
+        size = len(data)
+        if size < end + BETWEEN.size:
+            return None
+        mark, kind, channel, length = BETWEEN.unpack_from(data, end)
+        header_start = end + BETWEEN.size
+        header_end = header_start + length
+        if mark != _END or kind != HEADER or channel != number or length > longest or size < header_end + BETWEEN.size:
+            return None
+        mark, kind, channel, length = BETWEEN.unpack_from(data, header_end)
+        body_start = header_end + BETWEEN.size
+        body_end = body_start + length
+        if mark != _END or kind != BODY or channel != number or not 0 < length <= longest or size <= body_end:
+            return None
+        try:
+            header = self._headers.read(data[header_start:header_end])
+            message = Message(data[start + 6 : end - 1], header, data[body_start:body_end])
+        except ValueError:
+            return None
+        if data[body_end] != _END or header.class_id != BASIC_CLASS or header.body_size != length:
+            return None
+        self._set_bits(data[end - 1])
+        return message, body_end + 1
 
     def begin(self, payload: bytes) -> None:
         """Take the method frame of a basic.publish.
@@ -126,7 +111,7 @@ class Content:
         if len(payload) < 14:
             raise malformed(FRAME_ERROR, 2, payload, "unknown_frame")
         try:
-            header = parse_content_header(payload)
+            header = self._headers.read(payload)
         except ValueError as error:
             raise frame_error(f"cannot decode content header: {error}") from error
         if header.class_id != BASIC_CLASS:
@@ -171,9 +156,9 @@ class Content:
             message = Message(method[6:-1], header, body)
         except ValueError as error:
             raise frame_error("cannot decode basic.publish") from error
-        self.set_bits(method[-1])
+        self._set_bits(method[-1])
         return message
 
-    def set_bits(self, bits: int) -> None:
+    def _set_bits(self, bits: int) -> None:
         """Note what a complete publish asks for."""
         self.mandatory, self.immediate = bool(bits & _MANDATORY), bool(bits & _IMMEDIATE)

@@ -19,6 +19,8 @@ PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
 HEARTBEAT_FRAME = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 
 FRAME_HEADER = struct.Struct(">BHI")
+BETWEEN = struct.Struct(">BBHI")
+"""The end of a frame, and the head of the next: type, channel and size."""
 
 BASIC_PUBLISH = b"\x00\x3c\x00\x28"
 BASIC_ACK = b"\x00\x3c\x00\x50"
@@ -44,24 +46,20 @@ def method_frame(channel: int, payload: bytes) -> bytes:
 def _content(channel: int, method: bytes, message: Message, frame_max: int) -> bytes:
     """A method that carries content: its frame, the header's and the body's, each at most `frame_max` bytes."""
     header, body = message.header.raw, message.body
-    size = len(body)
     parts = [
         FRAME_HEADER.pack(METHOD, channel, len(method)),
         method,
-        FRAME_END,
-        FRAME_HEADER.pack(HEADER, channel, len(header)),
+        BETWEEN.pack(0xCE, HEADER, channel, len(header)),
         header,
     ]
-    if not size:
-        parts.append(FRAME_END)
-    elif size <= frame_max - FRAME_OVERHEAD:
-        parts += (FRAME_END, FRAME_HEADER.pack(BODY, channel, size), body, FRAME_END)
+    size, most = len(body), frame_max - FRAME_OVERHEAD
+    if 0 < size <= most:
+        parts += (BETWEEN.pack(0xCE, BODY, channel, size), body)
     else:
-        parts.append(FRAME_END)
-        step = frame_max - FRAME_OVERHEAD
-        for start in range(0, size, step):
-            chunk = body[start : start + step]
-            parts += (FRAME_HEADER.pack(BODY, channel, len(chunk)), chunk, FRAME_END)
+        for start in range(0, size, most):
+            chunk = body[start : start + most]
+            parts += (BETWEEN.pack(0xCE, BODY, channel, len(chunk)), chunk)
+    parts.append(FRAME_END)
     return b"".join(parts)
 
 

@@ -14,7 +14,7 @@ from mqtool.broker.embedded.model.message import Message
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import Publication, Routing
 from mqtool.broker.embedded.wire import firehose
-from mqtool.broker.embedded.wire.channel import Channel
+from mqtool.broker.embedded.wire.channel import Channel, Route
 from mqtool.broker.embedded.wire.transaction import Pending
 from mqtool.routing.field_table import type_name
 
@@ -34,6 +34,45 @@ def publish(channel: Channel, message: Message) -> None:
     if channel.content.immediate:
         raise ConnectionException(NOT_IMPLEMENTED, "immediate=true")
     mandatory = channel.content.mandatory
+    route = channel.route
+    if (
+        route is not None
+        and route.turn == channel.session.turn
+        and route.address is message.address
+        and _is_plain(message)
+    ):
+        _count(channel, route.exchange)
+        routing: Routing | None = Routing(message, route.queues)
+    else:
+        routing = _checked_routing(channel, message)
+    if channel.transaction is not None:
+        channel.transaction.publishes.append(Pending(message, routing, mandatory))
+        return
+    publication = perform(channel, message, routing, mandatory=mandatory)
+    if channel.confirms is not None:
+        channel.settle_publish(channel.confirms, accepted=publication.accepted, stored=publication.stored)
+
+
+def _is_plain(message: Message) -> bool:
+    """Whether what may be done with a message, and where it goes, follows from its address alone."""
+    properties = message.header.properties
+    return not properties.headers and properties.expiration is properties.user_id is properties.reply_to is None
+
+
+def _count(channel: Channel, exchange: Exchange) -> None:
+    channel.published[exchange.name] = channel.published.get(exchange.name, 0) + 1
+    exchange.published_in += 1
+
+
+def _checked_routing(channel: Channel, message: Message) -> Routing | None:
+    """Check that a message may be published, and decide where it goes; None for a direct reply.
+
+    That is decided when it is published, also in a transaction.
+
+    Raises:
+        ChannelException: 403, 404 or 406.
+        ConnectionException: 541 for a delay that cannot be read.
+    """
     session = channel.session
     session.rights.check("write", "exchange", message.exchange)
     exchange = channel.exchange(message.exchange)
@@ -44,15 +83,17 @@ def publish(channel: Channel, message: Message) -> None:
         if channel.replies is None:
             raise precondition_failed("fast reply consumer does not exist")
         message = message.with_reply_to(f"{DIRECT_REPLY_TO}.{channel.replies.token}")
-    routing = _routing(channel, exchange, message)
+    if exchange.name == "" and message.routing_key.startswith(DIRECT_REPLY_TO):
+        channel.published[""] = channel.published.get("", 0) + 1
+        routing = None
+    else:
+        _count(channel, exchange)
+        routing = channel.vhost.route(exchange, message)
+        if not channel.vhost.tracing and _is_plain(message):
+            channel.route = Route(session.turn, message.address, exchange, routing.queues)
     if channel.vhost.tracing:
         firehose.published(channel.session, channel.number, message, routing)
-    if channel.transaction is not None:
-        channel.transaction.publishes.append(Pending(message, routing, mandatory))
-        return
-    publication = perform(channel, message, routing, mandatory=mandatory)
-    if channel.confirms is not None:
-        channel.settle_publish(channel.confirms, accepted=publication.accepted, stored=publication.stored)
+    return routing
 
 
 def check_message(message: Message, exchange: Exchange, vhost: str, user: User) -> None:
@@ -90,15 +131,6 @@ def _check_expiration(expiration: str) -> None:
         wrong = check_expiry(int(expiration))
     if wrong is not None:
         raise precondition_failed(f"invalid expiration '{expiration}': {wrong}")
-
-
-def _routing(channel: Channel, exchange: Exchange, message: Message) -> Routing | None:
-    """Where a message goes: decided when it is published, also in a transaction; None for a direct reply."""
-    channel.published[exchange.name] = channel.published.get(exchange.name, 0) + 1
-    if exchange.name == "" and message.routing_key.startswith(DIRECT_REPLY_TO):
-        return None
-    exchange.published_in += 1
-    return channel.vhost.route(exchange, message)
 
 
 def perform(channel: Channel, message: Message, routing: Routing | None, *, mandatory: bool) -> Publication:

@@ -26,6 +26,7 @@ class Session(Protocol):
         writable: whether consumers should be sent more now.
         starving: queues to pump when it is.
         exclusive_queues: the queues that go with the connection.
+        turn: what has been decided about a message holds for others like it until this changes.
     """
 
     broker: Broker
@@ -37,6 +38,7 @@ class Session(Protocol):
     writable: bool
     starving: dict[Queue, None]
     exclusive_queues: set[Queue]
+    turn: int
 
     @property
     def name(self) -> str:

@@ -36,6 +36,7 @@ class FrameStream(asyncio.Protocol, ABC):
         writable: whether consumers should be sent more now.
         starving: queues to pump when it is.
         blocked: whether nothing is read from it, because of an alarm.
+        turn: counts what may have changed where messages go: each read, and each frame that is not of a publish.
     """
 
     transport: asyncio.Transport
@@ -48,6 +49,7 @@ class FrameStream(asyncio.Protocol, ABC):
         self.starving: dict[Queue, None] = {}
         self.writable = True
         self.blocked = False
+        self.turn = 0
         self.received_bytes = 0
         self.sent_bytes = 0
         self._loop = asyncio.get_running_loop()
@@ -134,6 +136,7 @@ class FrameStream(asyncio.Protocol, ABC):
     def _receive(self, data: bytes) -> int:
         """Take all complete frames and return the number of octets in them."""
         offset = 0
+        self.turn += 1
         if self.state == "header":
             if data[:8] != frames.PROTOCOL_HEADER:
                 self._refuse_protocol()
@@ -163,6 +166,7 @@ class FrameStream(asyncio.Protocol, ABC):
                 if after:
                     offset = after
                     continue
+            self.turn += 1
             self.receive(kind, number, data[start:end])
             offset = end + 1
         self._need = _FRAME_HEAD
