@@ -9,10 +9,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mqtool.broker import log_files, ports, process, state
+from mqtool.broker.starter import Starter
 from mqtool.broker.state import Started, Wanted
 from mqtool.errors import MqtoolError, UsageError
 
-KIND = "embedded"
 _MODULE = "mqtool.broker.embedded"
 _PATIENCE = 15.0
 
@@ -20,36 +20,48 @@ _PATIENCE = 15.0
 TLS_OPTIONS = ("--tls-cert", "--tls-key", "--tls-client-ca")
 
 
-def start(wanted: Wanted) -> Started:
-    """Start the embedded broker; it accepts connections when this returns."""
-    if wanted.cluster or wanted.image:
-        option = "--cluster" if wanted.cluster else "--image"
-        raise UsageError(f"the embedded broker does not support {option}", f"use --kind docker with {option}")
-    directory = state.directory(wanted.name)
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return _run(
-        Started(
-            name=wanted.name,
-            kind=KIND,
-            url=f"amqp://guest:guest@{ports.HOST}:{ports.choose(wanted.port, ports.AMQP, wanted.listen)}",
-            pid=0,
-            directory=str(directory),
-            details={
-                "management": f"http://{ports.HOST}:{ports.choose(wanted.management_port)}",
-                "data": state.IN_MEMORY if wanted.in_memory else str(wanted.data_dir or directory / "embedded"),
-                **({"listen": wanted.listen} if wanted.listen else {}),
-                **ports.stream_url(wanted.stream_port, wanted.listen),
-                **({"like": wanted.like} if wanted.like else {}),
-                **({"tls_files": list(map(str, wanted.tls))} if wanted.tls else {}),
-            },
+class Embedded(Starter):
+    """mqtool's own broker."""
+
+    kind = "embedded"
+
+    def start(self, wanted: Wanted) -> Started:
+        if wanted.cluster or wanted.image:
+            option = "--cluster" if wanted.cluster else "--image"
+            raise UsageError(f"the embedded broker does not support {option}", f"use --kind docker with {option}")
+        directory = state.directory(wanted.name)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return _run(
+            Started(
+                name=wanted.name,
+                kind=self.kind,
+                url=f"amqp://guest:guest@{ports.HOST}:{ports.choose(wanted.port, ports.AMQP, wanted.listen)}",
+                pid=0,
+                directory=str(directory),
+                details={
+                    "management": f"http://{ports.HOST}:{ports.choose(wanted.management_port)}",
+                    "data": state.IN_MEMORY if wanted.in_memory else str(wanted.data_dir or directory / "embedded"),
+                    **({"listen": wanted.listen} if wanted.listen else {}),
+                    **ports.stream_url(wanted.stream_port, wanted.listen),
+                    **({"like": wanted.like} if wanted.like else {}),
+                    **({"tls_files": list(map(str, wanted.tls))} if wanted.tls else {}),
+                },
+            )
         )
-    )
 
+    def restart(self, started: Started) -> Started:
+        process.terminate([started.pid], _MODULE, _PATIENCE)
+        return _run(started)
 
-def restart(started: Started) -> Started:
-    """Stop it, and start it again; it accepts connections when this returns."""
-    process.terminate([started.pid], _MODULE, _PATIENCE)
-    return _run(started)
+    def running(self, started: Started) -> int:
+        return int(process.is_running(started.pid, _MODULE))
+
+    def stop(self, started: Started) -> None:
+        process.terminate([started.pid], _MODULE, _PATIENCE)
+        state.forget(started.name)
+
+    def log(self, started: Started, follow: bool) -> Iterator[bytes]:
+        return log_files.read({"": Path(started.directory) / "log"}, follow)
 
 
 def _run(started: Started) -> Started:
@@ -106,19 +118,3 @@ def wait_until_ready(broker: "subprocess.Popen[bytes]", directory: Path) -> list
             raise MqtoolError(f"the embedded broker does not start{words}", f"see {directory}/log")
         time.sleep(0.005)
     return ready.read_text().splitlines()
-
-
-def running(started: Started) -> int:
-    """1 if it runs, else 0."""
-    return int(process.is_running(started.pid, _MODULE))
-
-
-def stop(started: Started) -> None:
-    """Stop it, and forget it; its data stay."""
-    process.terminate([started.pid], _MODULE, _PATIENCE)
-    state.forget(started.name)
-
-
-def log(started: Started, follow: bool) -> Iterator[bytes]:
-    """Its log; see log_files.read()."""
-    return log_files.read({"": Path(started.directory) / "log"}, follow)

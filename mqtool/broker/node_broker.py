@@ -14,53 +14,100 @@ from urllib.parse import urlsplit
 
 from mqtool.broker import log_files, node, ports, state
 from mqtool.broker.node import Node
+from mqtool.broker.starter import Starter
 from mqtool.broker.state import Started, Wanted
 from mqtool.errors import MqtoolError, Unavailable, UsageError
 
-KIND = "node"
 _FIRST_PATIENCE = 60.0
 
 
-def start(wanted: Wanted) -> Started:
-    """Start the nodes, the first at the wanted port; they may not be ready when this returns."""
-    if node.find_server() is None:
-        raise Unavailable("rabbitmq-server is not installed", node.INSTALL)
-    if wanted.in_memory:
-        raise UsageError("a RabbitMQ node cannot keep everything in memory", "use --kind embedded with --in-memory")
-    if wanted.image:
-        raise UsageError("a private node uses the installed RabbitMQ", "use --kind docker with --image")
-    if wanted.cluster and wanted.listen:
-        raise UsageError("--listen does not work with --cluster", "start one node for other machines")
-    if wanted.cluster and wanted.stream_port is not None:
-        raise UsageError("--stream-port does not work with --cluster", "start one node for streams")
-    if (before := state.load(wanted.name)) is not None and before.kind == KIND:
-        node.stop_epmd(int(before.details["epmd_port"]))  # it outlives a node that was killed
-    directory = state.directory(wanted.name)
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    streams = ports.stream_url(wanted.stream_port, wanted.listen)
-    nodes = _nodes(wanted, directory, urlsplit(streams.get("streams", "")).port)
-    started = Started(
-        name=wanted.name,
-        kind=KIND,
-        url=",".join(each.url for each in nodes),
-        pid=0,
-        directory=str(directory),
-        details={
-            "management": nodes[0].management,
-            "data": str(Path(nodes[0].data).parent) if wanted.cluster else nodes[0].data,
-            "epmd_port": nodes[0].epmd_port,
-            **({"listen": wanted.listen} if wanted.listen else {}),
-            **streams,
-            "members": [{"pid": 0, "node": asdict(each)} for each in nodes],
-        },
-        nodes=wanted.nodes,
-    )
-    state.save(started)
-    try:
-        return revive(started)
-    except BaseException:
-        stop(started)
-        raise
+class PrivateNodes(Starter):
+    """The installed RabbitMQ."""
+
+    kind = "node"
+
+    def is_available(self) -> bool:
+        return node.find_server() is not None
+
+    def start(self, wanted: Wanted) -> Started:
+        if node.find_server() is None:
+            raise Unavailable("rabbitmq-server is not installed", node.INSTALL)
+        if wanted.in_memory:
+            raise UsageError("a RabbitMQ node cannot keep everything in memory", "use --kind embedded with --in-memory")
+        if wanted.image:
+            raise UsageError("a private node uses the installed RabbitMQ", "use --kind docker with --image")
+        if wanted.cluster and wanted.listen:
+            raise UsageError("--listen does not work with --cluster", "start one node for other machines")
+        if wanted.cluster and wanted.stream_port is not None:
+            raise UsageError("--stream-port does not work with --cluster", "start one node for streams")
+        if (before := state.load(wanted.name)) is not None and before.kind == self.kind:
+            node.stop_epmd(int(before.details["epmd_port"]))  # it outlives a node that was killed
+        directory = state.directory(wanted.name)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        streams = ports.stream_url(wanted.stream_port, wanted.listen)
+        nodes = _nodes(wanted, directory, urlsplit(streams.get("streams", "")).port)
+        started = Started(
+            name=wanted.name,
+            kind=self.kind,
+            url=",".join(each.url for each in nodes),
+            pid=0,
+            directory=str(directory),
+            details={
+                "management": nodes[0].management,
+                "data": str(Path(nodes[0].data).parent) if wanted.cluster else nodes[0].data,
+                "epmd_port": nodes[0].epmd_port,
+                **({"listen": wanted.listen} if wanted.listen else {}),
+                **streams,
+                "members": [{"pid": 0, "node": asdict(each)} for each in nodes],
+            },
+            nodes=wanted.nodes,
+        )
+        state.save(started)
+        try:
+            return self.revive(started)
+        except BaseException:
+            self.stop(started)
+            raise
+
+    def revive(self, started: Started) -> Started:
+        members = [dict(member) for member in _members(started)]
+        for number, member in enumerate(members):
+            if node.runs(member["pid"]):
+                continue
+            own, first = (Node(**each["node"]) for each in (member, members[0]))
+            if number and not Path(own.data).exists():
+                _wait_for(first, members[0]["pid"])
+            member["pid"] = pid = node.launch(own, _settings(own, first) if started.nodes > 1 else ())
+            details = {**started.details, "members": members}
+            started = replace(started, pid=0 if started.nodes > 1 else pid, details=details)
+            state.save(started)
+        return started
+
+    def restart(self, started: Started) -> Started:
+        node.terminate([member["pid"] for member in _members(started)])
+        return self.revive(started)
+
+    def running(self, started: Started) -> int:
+        return sum(node.runs(member["pid"]) for member in _members(started))
+
+    def is_ready(self, started: Started) -> bool:
+        return not any(ports.is_free(each.port) for each in nodes_of(started))
+
+    def stop(self, started: Started) -> None:
+        started = state.load(started.name) or started  # nodes may have been started again since
+        node.terminate([member["pid"] for member in _members(started)])
+        node.stop_epmd(int(started.details["epmd_port"]))
+        state.forget(started.name)
+
+    def kill(self, started: Started, number: int) -> None:
+        pid = _members(started)[number]["pid"]
+        os.killpg(pid, signal.SIGKILL)
+        while node.runs(pid):
+            time.sleep(0.01)
+
+    def log(self, started: Started, follow: bool) -> Iterator[bytes]:
+        directories = [Path(each.directory) for each in nodes_of(started)]
+        return log_files.read({each.name if started.nodes > 1 else "": each / "log" for each in directories}, follow)
 
 
 def _nodes(wanted: Wanted, directory: Path, stream_port: int | None) -> list[Node]:
@@ -83,60 +130,6 @@ def _nodes(wanted: Wanted, directory: Path, stream_port: int | None) -> list[Nod
         )
         for number, name in enumerate(names)
     ]
-
-
-def revive(started: Started) -> Started:
-    """Start those nodes that do not run, and remember their processes."""
-    members = [dict(member) for member in _members(started)]
-    for number, member in enumerate(members):
-        if node.runs(member["pid"]):
-            continue
-        own, first = (Node(**each["node"]) for each in (member, members[0]))
-        if number and not Path(own.data).exists():
-            _wait_for(first, members[0]["pid"])
-        member["pid"] = pid = node.launch(own, _settings(own, first) if started.nodes > 1 else ())
-        details = {**started.details, "members": members}
-        started = replace(started, pid=0 if started.nodes > 1 else pid, details=details)
-        state.save(started)
-    return started
-
-
-def restart(started: Started) -> Started:
-    """Stop all nodes, and start them again."""
-    node.terminate([member["pid"] for member in _members(started)])
-    return revive(started)
-
-
-def running(started: Started) -> int:
-    """How many of its nodes run."""
-    return sum(node.runs(member["pid"]) for member in _members(started))
-
-
-def is_ready(started: Started) -> bool:
-    """Whether all nodes accept connections, which those of a cluster do once they have joined it."""
-    return not any(ports.is_free(each.port) for each in nodes_of(started))
-
-
-def stop(started: Started) -> None:
-    """Stop all nodes at once, and forget them; their data stay."""
-    started = state.load(started.name) or started  # nodes may have been started again since
-    node.terminate([member["pid"] for member in _members(started)])
-    node.stop_epmd(int(started.details["epmd_port"]))
-    state.forget(started.name)
-
-
-def kill(started: Started, number: int) -> None:
-    """kill -9 a node; 0 is the first."""
-    pid = _members(started)[number]["pid"]
-    os.killpg(pid, signal.SIGKILL)
-    while node.runs(pid):
-        time.sleep(0.01)
-
-
-def log(started: Started, follow: bool) -> Iterator[bytes]:
-    """The nodes' logs; see log_files.read()."""
-    directories = [Path(each.directory) for each in nodes_of(started)]
-    return log_files.read({each.name if started.nodes > 1 else "": each / "log" for each in directories}, follow)
 
 
 def nodes_of(started: Started) -> list[Node]:

@@ -37,7 +37,7 @@ def change(started: Started, what: Literal["enable", "disable"], names: Sequence
     command = [what, *names]
     answers = (
         docker.execute(started, ["rabbitmq-plugins", *command])
-        if started.kind == docker.KIND
+        if started.kind == docker.Docker.kind
         else [_run(each, command) for each in node_broker.nodes_of(started)]
     )
     for status, said in answers:

@@ -10,9 +10,10 @@ from typer import Option
 
 from mqtool.amqp import Address, Connection, parse_addresses
 from mqtool.broker import choice, definitions_file, ports, remote, state
-from mqtool.broker.choice import Kind, Starter, starter_of
+from mqtool.broker.choice import Kind, starter_of
 from mqtool.broker.embedded.model.profile import DEFAULT, Like
 from mqtool.broker.lifeline import stop_with_this_process
+from mqtool.broker.starter import Starter
 from mqtool.broker.starting import wait_until_up, where_log_is
 from mqtool.broker.state import DEFAULT_NAME, Started, Wanted
 from mqtool.cli import stopping
