@@ -127,6 +127,11 @@ class Delivery:
         return self.properties.get("headers") or {}
 
     @property
+    def message_id(self) -> str | None:
+        """The property of that name."""
+        return self.properties.get("message_id")
+
+    @property
     def text(self) -> str:
         """The body as text for people; bytes that are not UTF-8 become replacement characters."""
         return self.body.decode("utf-8", "replace")

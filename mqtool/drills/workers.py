@@ -18,7 +18,8 @@ from mqtool.inspection.listing import counted
 from mqtool.stage.stage import lines_of
 from mqtool.stage.terminal import Terminal
 from mqtool.stage.waiting import wait_until
-from mqtool.work import dead_letters
+from mqtool.work import peeking
+from mqtool.work.history import death_of
 from mqtool.work.retry import dead_letter_queue
 
 MESSAGES = 200
@@ -65,11 +66,8 @@ def poison(scene: Scene, count: int = MESSAGES) -> Verdict:
     worker.wait(PATIENCE, ExitCode.SOME_FAILED)
     with Connection(parse_addresses(scene.url)) as connection:
         queue = dead_letter_queue(scene.queue).name
-        dead = list(dead_letters.shown(connection.channel(), queue))
-    why = [
-        f"{letter.message_id} {letter.death.reason} after {counted(letter.death.attempts, 'attempt')}"
-        for letter in dead
-    ]
+        dead = [(letter.message_id, death_of(letter)) for letter in peeking.peek(connection.channel(), queue)]
+    why = [f"{name} {death.reason} after {counted(death.attempts, 'attempt')}" for name, death in dead]
     scene.say(f"The dead letters say why: {', '.join(why)}.")
     return _verdict(scene, count, confirmed, worker, dead=len(dead))
 

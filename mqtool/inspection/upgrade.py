@@ -127,38 +127,27 @@ def mirrored(policy: Json) -> Iterator[Finding]:
         )
 
 
+def _change(since: Version, check: str, kind: str, what: str, hint: str, thing: Json) -> Change:
+    return Change(since, Finding(check, f"{kind} {thing['name']!r}", what, hint, thing["vhost"]))
+
+
 def _of_queue(queue: Json) -> Iterator[Change]:
     yield from (Change(_V4_3, finding) for finding in transient(queue))
     arguments = management.effective_arguments(queue)
-
-    def change(since: Version, check: str, what: str, hint: str) -> Change:
-        return Change(since, Finding(check, f"queue {queue['name']!r}", what, hint, queue["vhost"]))
-
     if queue.get("type") == "quorum" and "x-delivery-limit" not in arguments:
-        is_lost = "x-dead-letter-exchange" not in arguments
-        yield change(
-            _V4_0,
-            "delivery-limit",
-            "has no delivery limit: since RabbitMQ 4.0 it is 20, and a message that is returned more often "
-            + ("is lost" if is_lost else "becomes a dead letter"),
-            "set a dead-letter exchange, or a delivery limit" if is_lost else "set a delivery limit if 20 is too few",
-        )
+        fate, hint = "becomes a dead letter", "set a delivery limit if 20 is too few"
+        if "x-dead-letter-exchange" not in arguments:
+            fate, hint = "is lost", "set a dead-letter exchange, or a delivery limit"
+        what = f"has no delivery limit: since RabbitMQ 4.0 it is 20, and a message that is returned more often {fate}"
+        yield _change(_V4_0, "delivery-limit", "queue", what, hint, queue)
     if queue.get("type") != "classic":
         return
     if arguments.get("x-queue-mode") == "lazy":
-        yield change(
-            _V3_12,
-            "lazy",
-            "is lazy, which RabbitMQ ignores since 3.12: all classic queues keep messages on disk",
-            "leave the queue mode out",
-        )
+        what = "is lazy, which RabbitMQ ignores since 3.12: all classic queues keep messages on disk"
+        yield _change(_V3_12, "lazy", "queue", what, "leave the queue mode out", queue)
     for name in _refused(queue.get("arguments") or {}):
-        yield change(
-            _V4_3,
-            "queue-argument",
-            f"has the argument {name}, with which RabbitMQ 4.3 refuses to declare a classic queue",
-            "leave it out wherever the queue is declared",
-        )
+        what = f"has the argument {name}, with which RabbitMQ 4.3 refuses to declare a classic queue"
+        yield _change(_V4_3, "queue-argument", "queue", what, "leave it out wherever the queue is declared", queue)
 
 
 def _refused(arguments: Json) -> Iterator[str]:
@@ -172,16 +161,9 @@ def _refused(arguments: Json) -> Iterator[str]:
 
 def _of_exchange(exchange: Json) -> Iterator[Change]:
     if exchange["type"] == DELAYED:
-        yield Change(
-            _V4_3,
-            Finding(
-                "delayed-exchange",
-                f"exchange {exchange['name']!r}",
-                "is of the delayed message plugin, which has no release for RabbitMQ 4.3",
-                "let messages wait in queues, as mqtool does with --via ttl",
-                exchange["vhost"],
-            ),
-        )
+        what = "is of the delayed message plugin, which has no release for RabbitMQ 4.3"
+        hint = "let messages wait in queues, as mqtool does with --via ttl"
+        yield _change(_V4_3, "delayed-exchange", "exchange", what, hint, exchange)
 
 
 def _of_policy(policy: Json) -> Iterator[Change]:
@@ -190,13 +172,6 @@ def _of_policy(policy: Json) -> Iterator[Change]:
 
 def _of_channel(channel: Json) -> Iterator[Change]:
     if channel.get("global_prefetch_count"):
-        yield Change(
-            _V4_3,
-            Finding(
-                "global-prefetch",
-                f"channel {channel['name']!r}",
-                "has one prefetch limit for all its consumers, which RabbitMQ 4.3 refuses",
-                "use basic.qos with global=false: a limit for each consumer",
-                channel["vhost"],
-            ),
-        )
+        what = "has one prefetch limit for all its consumers, which RabbitMQ 4.3 refuses"
+        hint = "use basic.qos with global=false: a limit for each consumer"
+        yield _change(_V4_3, "global-prefetch", "channel", what, hint, channel)

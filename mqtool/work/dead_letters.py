@@ -1,46 +1,24 @@
-"""Dead letters: looking at them, bringing them back, dropping them.
+"""Dead letters: choosing among them, bringing them back, dropping them. (To look at them is to peek, see peeking.py.)
 
-Looking takes them unacknowledged, and they return to their places when the channel closes. A redrive is a transfer to
+A redrive is a transfer to
 the queues that they came from (see transfer.py), and so loses nothing when it is killed: at most 100 messages are in
 both queues then, with the same message_id, and the next run continues where it stopped.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from functools import cached_property
 
 from mqtool import management
 from mqtool.amqp import Channel
 from mqtool.errors import Unavailable
 from mqtool.management import Management
 from mqtool.message import Delivery, Message
-from mqtool.work import history, peeking
-from mqtool.work.history import Death
+from mqtool.work import history
 from mqtool.work.moving import NotMoved, name_of, redriven
 from mqtool.work.retry import dead_letter_queue
 from mqtool.work.transfer import Nowhere, Transfer, Until
 
-
-@dataclass(frozen=True)
-class DeadLetter:
-    """A delivery from a queue of dead letters."""
-
-    delivery: Delivery
-
-    @cached_property
-    def death(self) -> Death:
-        """What is known of its death."""
-        return history.death_of(self.delivery)
-
-    @property
-    def message_id(self) -> str | None:
-        """The property of that name."""
-        return self.delivery.properties.get("message_id")
-
-
-Choice = Callable[[DeadLetter], bool]
+Choice = Callable[[Delivery], bool]
 
 
 def choice(
@@ -56,8 +34,8 @@ def choice(
     """
     wanted = frozenset(ids)
 
-    def chosen(letter: DeadLetter) -> bool:
-        death = letter.death
+    def chosen(letter: Delivery) -> bool:
+        death = history.death_of(letter)
         return (
             (not wanted or letter.message_id in wanted)
             and (reason is None or reason in death.reason)
@@ -72,20 +50,9 @@ def _age(moment: datetime) -> float:
     return (datetime.now(UTC) - moment).total_seconds()
 
 
-def shown(channel: Channel, queue: str) -> Generator[DeadLetter]:
-    """Yield the dead letters as peeking.peek() does: none of them can be acknowledged. Close it to give them back.
-
-    Raises: as peeking.peek() does.
-    """
-    kind = peeking.kind_of(channel, queue, None, vhost="")
-    with closing(peeking.peek(channel, queue, kind)) as deliveries:
-        for delivery in deliveries:
-            yield DeadLetter(delivery)
-
-
 def redrive(
     channel: Channel, source: str, chosen: Choice, left: Callable[[str], None], to: str | None = None
-) -> Iterator[DeadLetter]:
+) -> Iterator[Delivery]:
     """Bring dead letters back; yield each once it is confirmed in its queue and removed from the dead letters.
 
     Args:
@@ -99,10 +66,9 @@ def redrive(
     closed = set()  # queues that did not take a letter
 
     def message_for(delivery: Delivery) -> Message | None:
-        letter = DeadLetter(delivery)
-        if not chosen(letter):
+        if not chosen(delivery):
             return None
-        target = to or letter.death.queue
+        target = to or history.death_of(delivery).queue
         if target is None:
             left(f"{name_of(delivery)} does not say which queue it came from")
         elif target in closed:
@@ -120,11 +86,10 @@ def redrive(
 
     # Letters that arrive meanwhile may be the same ones, dead again.
     until = Until(seen=channel.depth_of(source))
-    for delivery in Transfer(channel, channel, source, message_for, until=until, goes_on=goes_on):
-        yield DeadLetter(delivery)
+    return iter(Transfer(channel, channel, source, message_for, until=until, goes_on=goes_on))
 
 
-def drop(channel: Channel, source: str, chosen: Choice) -> Iterator[DeadLetter]:
+def drop(channel: Channel, source: str, chosen: Choice) -> Iterator[Delivery]:
     """Remove dead letters for good; yield each.
 
     Raises:
@@ -132,11 +97,9 @@ def drop(channel: Channel, source: str, chosen: Choice) -> Iterator[DeadLetter]:
     """
 
     def message_for(delivery: Delivery) -> Message | None:
-        return Message(b"") if chosen(DeadLetter(delivery)) else None
+        return Message(b"") if chosen(delivery) else None
 
-    until = Until(seen=channel.depth_of(source))
-    for delivery in Transfer(channel, Nowhere(), source, message_for, until=until):
-        yield DeadLetter(delivery)
+    return iter(Transfer(channel, Nowhere(), source, message_for, until=Until(seen=channel.depth_of(source))))
 
 
 def queues_for_letters(api: Management, vhost: str) -> list[str]:

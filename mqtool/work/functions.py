@@ -73,7 +73,7 @@ def answering_once(
     """Answer a request that arrives again with the same reply, without computing it again."""
 
     def answer(request: Delivery) -> Message:
-        request_id = request.properties.get("message_id") or request.properties.get("correlation_id")
+        request_id = request.message_id or request.properties.get("correlation_id")
         if not request_id:
             return function(request)
         before = handled.begin(queue, request_id)

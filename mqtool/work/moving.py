@@ -87,14 +87,14 @@ def elsewhere(delivery: Delivery, to: str, user: str) -> Message:
         properties["headers"] = _without(headers, _COUNTS | _COPIES)
     if properties.get("user_id") != user:
         properties["user_id"] = None
-    return Message(delivery.body, to, "", properties, delivery.properties.get("message_id"))
+    return Message(delivery.body, to, "", properties, delivery.message_id)
 
 
 def _moved(delivery: Delivery, headers: Mapping[str, Any], to: str) -> Move:
     # An expiration would end it where it waits; a user id must be that of the connection. It must survive a restart.
     properties = _without(delivery.properties, {"headers", "message_id", "expiration", "user_id", "delivery_mode"})
     properties |= {"headers": headers or None, "delivery_mode": PERSISTENT}
-    return Move(delivery, Message(delivery.body, to, "", properties, delivery.properties.get("message_id")))
+    return Move(delivery, Message(delivery.body, to, "", properties, delivery.message_id))
 
 
 def _without(table: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
@@ -103,6 +103,5 @@ def _without(table: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
 
 def name_of(delivery: Delivery) -> str:
     """How notices and errors call a message."""
-    message_id = delivery.properties.get("message_id")
     body = delivery.body[:120].decode("utf-8", "replace")[:30]  # the rest may be megabytes
-    return f"message {message_id}" if message_id else f"a message without id ({body!r})"
+    return f"message {delivery.message_id}" if delivery.message_id else f"a message without id ({body!r})"

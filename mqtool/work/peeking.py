@@ -123,14 +123,18 @@ def _probed(channel: Channel, queue: str) -> How:
         known[differs[1]] = int(differs[2]) if is_number else differs[2]
 
 
-def peek(channel: Channel, queue: str, kind: Kind, most: int | None = None) -> Generator[Delivery]:
+def peek(channel: Channel, queue: str, kind: Kind | None = None, most: int | None = None) -> Generator[Delivery]:
     """Yield the messages that are there now, oldest first; none of them is acknowledged. Close it to give them back.
+
+    Args:
+        kind: of the queue; None asks AMQP for it.
 
     Raises:
         NotFound: there is no such queue.
         Unavailable: the broker gives us none, although there are some.
         MqtoolError: the queue would drop the message at its head if it came back once more, or twice.
     """
+    kind = kind or kind_of(channel, queue, None, vhost="")
     if kind.how is How.GET:
         ready = channel.depth_of(queue)
         yield from islice(iter(lambda: channel.get(queue), None), ready if most is None else min(most, ready))

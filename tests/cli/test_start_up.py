@@ -14,7 +14,6 @@ from tests.cli.shell import Shell
 
 HEAVY = {
     "asyncio",
-    "docker",
     "requests",
     "urllib3",
     "rich",

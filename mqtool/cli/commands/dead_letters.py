@@ -21,8 +21,10 @@ from mqtool.cli.options import DURATION, Broker, Commands, ManagementUrl
 from mqtool.cli.options.asking import Yes, ask
 from mqtool.cli.options.where import Where
 from mqtool.errors import SomeFailed, Unavailable
-from mqtool.work import dead_letters
-from mqtool.work.dead_letters import Choice, DeadLetter
+from mqtool.message import Delivery
+from mqtool.work import dead_letters, peeking
+from mqtool.work.dead_letters import Choice
+from mqtool.work.history import death_of
 from mqtool.work.retry import dead_letter_queue
 
 app = Commands()
@@ -61,7 +63,7 @@ class Which(NamedTuple):
         chosen, where = dead_letters.choice(self.ids or (), self.reason, self.error, self.older), self.where
         if where is None:
             return chosen
-        return lambda letter: where.matches(conditions.of_delivery(letter.delivery)) and chosen(letter)
+        return lambda letter: where.matches(conditions.of_delivery(letter)) and chosen(letter)
 
     def queue(self, work_queue: str) -> str:
         """Where they lie."""
@@ -85,8 +87,8 @@ def ls(broker: Broker, management: ManagementUrl = None, as_json: AsJson = False
     for queue in queues:
         with _channel(access) as channel:
             count = channel.depth_of(queue)
-            with closing(dead_letters.shown(channel, queue)) as letters:
-                reasons = Counter(letter.death.reason for letter in islice(letters, _LOOKED_AT))
+            with closing(peeking.peek(channel, queue)) as letters:
+                reasons = Counter(death_of(letter).reason for letter in islice(letters, _LOOKED_AT))
         found += bool(count)
         if as_json and count:
             output.show(json.dumps({"queue": queue, "messages": count, "reasons": reasons}))
@@ -118,27 +120,27 @@ def show(
 ) -> None:
     """Show dead letters, oldest first, and leave them in place."""
     chosen, shown, access = which.choice(), 0, _access(broker)
-    with _channel(access) as channel, closing(dead_letters.shown(channel, which.queue(queue))) as letters:
+    with _channel(access) as channel, closing(peeking.peek(channel, which.queue(queue))) as letters:
         for letter in letters:
             if stopping.requested() is not None or shown == limit:
                 break
             if chosen(letter):
                 shown += 1
                 if as_json:
-                    output.write(ndjson.from_delivery(letter.delivery, datetime.now(UTC)))
+                    output.write(ndjson.from_delivery(letter, datetime.now(UTC)))
                 else:
                     _show(letter)
     if not shown:
         output.status(f"{which.queue(queue)} has no such dead letter")
 
 
-def _show(letter: DeadLetter) -> None:
-    death = letter.death
+def _show(letter: Delivery) -> None:
+    death = death_of(letter)
     first = f", first on {death.first:%Y-%m-%d %H:%M:%S} UTC" if death.first else ""
     attempts = f" after {death.attempts} attempt{'s' * (death.attempts > 1)}" if death.attempts else ""
     lines = [f"{letter.message_id or '(no message id)'}: {death.reason}{attempts}{first}, from {death.queue or '?'}"]
     lines += [f"  error: {death.error}"] if death.error else []
-    body = letter.delivery.body.decode("utf-8", "backslashreplace")
+    body = letter.body.decode("utf-8", "backslashreplace")
     lines = [*map(output.one_line, lines), f"  body:  {output.visible(body) if output.is_terminal(1) else body}"]
     output.show("\n".join(lines))
 

@@ -160,7 +160,7 @@ _PLACES: dict[str, tuple[str, Callable[[Delivery], object]]] = {
     "e": ("exchange", lambda delivery: delivery.exchange),
     "q": ("queue", lambda delivery: delivery.queue),
     "h": ("headers, as JSON", lambda delivery: _json_of(delivery.headers)),
-    "i": ("message id", lambda delivery: delivery.properties.get("message_id")),
+    "i": ("message id", lambda delivery: delivery.message_id),
     "c": ("correlation id", lambda delivery: delivery.properties.get("correlation_id")),
     "l": ("milliseconds that a delayed message is late", lambda delivery: delivery.lateness),
     "t": ("time received, RFC 3339", lambda _: datetime.now(UTC).isoformat(timespec="milliseconds")),
