@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -76,6 +75,17 @@ class Message:
     received: bool = False
 
 
+class InLots:
+    """Messages that come in lots."""
+
+    def lots(self) -> Iterator[list[Message]]:
+        """What is at hand together; an empty lot says that there is nothing right now.
+
+        Whoever publishes a message takes it out of its lot.
+        """
+        raise NotImplementedError
+
+
 class Confirmation(StrEnum):
     """The broker's answer for a published message."""
 
@@ -143,8 +153,8 @@ class Delivery:
         return int(time.time() * 1000) - due if isinstance(due, int) else None
 
 
-#: Message ids to come. What is random costs a system call, which takes as long for one as for many.
-_ids: deque[str] = deque()
+#: Message ids to come, the next one last. What is random costs a system call, which takes as long for one as for many.
+_ids: list[str] = []
 os.register_at_fork(after_in_child=_ids.clear)  # else two processes would give out the same
 _AT_ONCE = 256
 #: What is not random in that many: four bits say that the rest is, and two which kind of UUID they are.
@@ -152,20 +162,33 @@ _RANDOM, _FIXED = (
     int.from_bytes(bytes.fromhex(bits) * _AT_ONCE, "big")
     for bits in ("ffffffffffff0fff3fffffffffffffff", "00000000000040008000000000000000")
 )
+#: The places of the 32 digits in "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx".
+_DIGITS = [place for place in range(36) if place not in (8, 13, 18, 23)]
 
 
 def new_message_id() -> str:
     """A random UUID (RFC 9562, version 4). From any thread."""
     while True:
         try:
-            return _ids.popleft()
+            return _ids.pop()
         except IndexError:
             _ids.extend(_random_uuids())
 
 
-def _random_uuids() -> Iterator[str]:
+def new_message_ids(count: int) -> list[str]:
+    """N of them."""
+    ids: list[str] = []
+    while len(ids) < count:
+        ids += _random_uuids()
+    _ids.extend(ids[count:])
+    return ids[:count]
+
+
+def _random_uuids() -> list[str]:
     size = 16 * _AT_ONCE
-    ids = (int.from_bytes(os.urandom(size), "big") & _RANDOM | _FIXED).to_bytes(size, "big").hex()
-    for a in range(0, 2 * size, 32):
-        b, c, d, e = a + 8, a + 12, a + 16, a + 20
-        yield f"{ids[a:b]}-{ids[b:c]}-{ids[c:d]}-{ids[d:e]}-{ids[e : a + 32]}"
+    digits = (int.from_bytes(os.urandom(size), "big") & _RANDOM | _FIXED).to_bytes(size, "big").hex().encode()
+    uuids = bytearray(b"-") * (36 * _AT_ONCE)
+    for number, place in enumerate(_DIGITS):
+        uuids[place::36] = digits[number::32]  # of all at once: a quarter of the time that a format string takes
+    text = uuids.decode()
+    return [text[start : start + 36] for start in range(0, len(text), 36)]

@@ -272,7 +272,7 @@ def is_harmless_difference(error: BaseException) -> bool:
 def cannot_encode(error: Exception) -> MqtoolError:
     """Translate what kept pika from encoding a name, a header, a property or an argument."""
     if isinstance(error, exceptions.ShortStringTooLong):
-        return too_long("name or key", error)
+        return too_long("name or key", error.args[0])
     if isinstance(error, exceptions.UnsupportedAMQPFieldException):
         return BadData(f"AMQP has no type for the value {error.args[-1]!r}", "write it as text")
     if isinstance(error, struct.error | OverflowError):
@@ -282,9 +282,8 @@ def cannot_encode(error: Exception) -> MqtoolError:
     return BadData(f"this cannot be sent: {_plain(error)}", "see 'mqtool send --help' for --property and -H")
 
 
-def too_long(what: str, error: exceptions.ShortStringTooLong) -> UsageError:
+def too_long(what: str, name: bytes) -> UsageError:
     """A name has more than the 255 bytes of AMQP's short strings."""
-    name = error.args[0]
     shown = name[:40].decode("utf-8", "ignore")
     return UsageError(f"the {what} is {len(name)} bytes long; AMQP allows 255", f"it starts with {shown!r}")
 

@@ -12,9 +12,7 @@ from mqtool.amqp.link import Line, Link, Listener
 from mqtool.amqp.publisher import WINDOW, Publisher
 from mqtool.amqp.route import Route
 from mqtool.errors import MqtoolError
-from mqtool.message import Message, Receipt
-
-_END = Message(b"")
+from mqtool.message import InLots, Message, Receipt
 
 
 class Publishing(Listener):
@@ -38,7 +36,7 @@ class Publishing(Listener):
         self.route = route
         self._start()
         try:
-            yield from self._publish(iter(messages), route, window)
+            yield from self._publish(_lots(messages, window), route, window)
         except MqtoolError:
             yield from self.publisher.collect()  # what was answered for before
             raise
@@ -49,27 +47,25 @@ class Publishing(Listener):
         self.publisher.collect()
         if self.publisher.is_full(WINDOW):  # of those that have left
             self.publisher.wait(WINDOW // 2, self._confirm_timeout)
-        self.publisher.add(message, Route(), waits=True)
+        self.publisher.add([message], Route(), waits=True)
 
     def _start(self) -> None:
         if self._confirming is None:
             self._link.listen(self)
             self._link.retrying(lambda: self._confirm(connection_is_new=False))
 
-    def _publish(self, source: Iterator[Message | None], route: Route, window: int) -> Generator[Receipt]:
-        publisher, bad_input, sequence = self.publisher, None, 0
+    def _publish(self, source: Iterator[list[Message]], route: Route, window: int) -> Generator[Receipt]:
+        publisher, bad_input, sequence = self.publisher, None, 1
         while True:
             try:
-                message = next(source, _END)
-                if message is _END:
+                if (lot := next(source, None)) is None:
                     break
-                if message is not None:
-                    sequence += 1
-                    publisher.add(message, route, sequence)
+                if lot:
+                    sequence += self._add(lot, route, sequence)
             except MqtoolError as error:
                 bad_input = error  # what was read before it is still to be confirmed
                 break
-            if message is None:
+            if not lot:
                 publisher.wait(1, self._confirm_timeout, at_most=0.05)
             elif publisher.is_full(window):
                 publisher.wait(max(1, window // 2), self._confirm_timeout)
@@ -80,6 +76,19 @@ class Publishing(Listener):
             yield from publisher.collect()
         if bad_input:
             raise bad_input
+
+    def _add(self, lot: list[Message], route: Route, sequence: int) -> int:
+        """Publish a lot, and return how many messages it had. The one that cannot be encoded stays, with the rest."""
+        count = len(lot)
+        try:
+            self.publisher.add(lot, route, sequence)
+        except MqtoolError:
+            while len(lot) > 1:
+                self.publisher.add(lot[:1], route, sequence + count - len(lot))
+                del lot[0]
+            raise
+        lot.clear()
+        return count
 
     # The link's side.
 
@@ -136,3 +145,10 @@ class Publishing(Listener):
     ) -> None:
         reason = f"{method.reply_text} ({method.reply_code})"
         self.publisher.on_return(properties.message_id, method.routing_key, body, reason)
+
+
+def _lots(messages: Iterable[Message | None], window: int) -> Iterator[list[Message]]:
+    """Messages in lots, if they come so, and if the window is large enough for that."""
+    if isinstance(messages, InLots) and window == WINDOW:
+        return messages.lots()
+    return ([] if message is None else [message] for message in messages)

@@ -1,5 +1,6 @@
 """What our own encoding of basic.publish, and the confirms, promise to whoever publishes."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.errors import BadData, Unavailable, UsageError
-from mqtool.message import Confirmation, Message
+from mqtool.message import Confirmation, InLots, Message
 from mqtool.topology import Exchange, Queue
 from tests.brokers import TestBroker
 
@@ -131,6 +132,29 @@ def test_bad_input_ends_publishing_after_what_came_before_is_confirmed(connectio
     assert len([next(receipts) for _ in range(100)]) == 100
     with pytest.raises(BadData, match="line 101"):
         next(receipts)
+
+
+def test_of_a_lot_all_up_to_a_bad_message_is_published(connection: Connection) -> None:
+    """They are confirmed, and taken out of the lot; the bad one and those behind it are left, for --failed-to."""
+    channel = connection.channel()
+    channel.declare(QUEUE)
+    lot = [Message(b"%d" % number, "k" * (number // 5 * 300) or QUEUE.name) for number in range(8)]
+
+    class Source(InLots):
+        def lots(self) -> Iterator[list[Message]]:
+            yield [Message(b"first")]
+            yield []
+            yield lot
+
+        def __iter__(self) -> Iterator[Message]:
+            raise NotImplementedError
+
+    receipts = channel.publish(Source(), routing_key=QUEUE.name)
+
+    assert [next(receipts).message.body for _ in range(6)] == [b"first", b"0", b"1", b"2", b"3", b"4"]
+    with pytest.raises(UsageError, match="routing key is 300 bytes"):
+        next(receipts)
+    assert [message.body for message in lot] == [b"5", b"6", b"7"]
 
 
 def test_names_longer_than_amqp_allows_are_refused_before_anything_is_sent(connection: Connection) -> None:

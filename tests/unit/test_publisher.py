@@ -30,11 +30,13 @@ class Wire:
 
     def open(self, *, connection_is_new: bool = False) -> None:
         self.sent = []
-        self.publisher.restart(lambda message, _: message.body, self.sent.extend, connection_is_new=connection_is_new)
+        self.publisher.restart(
+            lambda messages, _: messages[0].body, self.sent.extend, connection_is_new=connection_is_new
+        )
 
     def publish(self, *bodies: bytes) -> None:
         for number, body in enumerate(bodies, 1):
-            self.publisher.add(Message(body), ROUTE, number)
+            self.publisher.add([Message(body)], ROUTE, number)
 
     def collected(self) -> list[tuple[bytes, str]]:
         return [(receipt.message.body, receipt.confirmation) for receipt in self.publisher.collect()]

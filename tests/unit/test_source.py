@@ -1,6 +1,7 @@
 """Cutting the input into messages."""
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from mqtool.cli.options import Broker, DelayOptions, MessageOptions, Publishing,
 from mqtool.cli.pipe.reading import delimited
 from mqtool.cli.pipe.source import Addressing, read
 from mqtool.errors import UsageError
-from mqtool.message import Message
+from mqtool.message import InLots, Message
 
 delimiters = st.sampled_from([b"\n", b"\0", b";", b"--", b"aba", b"\r\n", b"aab"])
 
@@ -97,6 +98,21 @@ def test_what_the_options_say_is_on_the_message() -> None:
     assert message.message_id == "mine"
     assert message.properties == {"headers": {"a": 1, "b": "x"}, "type": "t", "delivery_mode": 2}
     assert (message.exchange, message.routing_key) == ("e", "k")
+
+
+def test_what_is_left_of_a_lot_comes_before_the_rest(tmp_path: Path) -> None:
+    """Whoever publishes a lot takes out of it what was sent; --failed-to gets what stays in it, and what follows."""
+    lines = tmp_path / "lines"
+    lines.write_bytes(b"".join(b"%d\n" % number for number in range(600)))
+    source = read(asked([], MessageOptions(file=lines, lines=True)), Addressing(), default=b"")
+    assert isinstance(source, InLots)
+
+    lots = source.lots()
+    next(lots).clear()
+    del next(lots)[:100]
+
+    first, *_, last = [message.body for message in source.rest()]
+    assert (first, last) == (b"356", b"599")
 
 
 def test_each_message_has_an_id_of_its_own() -> None:

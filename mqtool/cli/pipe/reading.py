@@ -3,12 +3,16 @@
 import os
 import select
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 from mqtool.cli import stopping
 from mqtool.cli.display import output
 from mqtool.errors import BadData, UsageError
+
+Thing = TypeVar("Thing")
 
 STDIN = 0
 _CHUNK = 256 * 1024
@@ -83,21 +87,31 @@ def chunks(descriptor: int) -> Iterator[bytes | None]:
 
 def delimited(chunks: Iterator[bytes | None], delimiter: bytes) -> Iterator[bytes | None]:
     """The pieces between delimiters; a last one without counts too, unless we were asked to stop in its middle."""
+    return flat(delimited_lots(chunks, delimiter))
+
+
+def flat(lots: Iterable[Sequence[Thing]]) -> Iterator[Thing | None]:
+    """What is in lots, one after another; None for an empty one."""
+    return chain.from_iterable(lot or (None,) for lot in lots)
+
+
+def delimited_lots(chunks: Iterator[bytes | None], delimiter: bytes) -> Iterator[list[bytes]]:
+    """The pieces between delimiters, those of a chunk together; none where nothing comes right now."""
     rest: list[bytes] = []
     for chunk in chunks:
         if chunk is None:
-            yield None
+            yield []
             continue
         if len(delimiter) > 1 and rest:  # the delimiter may have been cut in two
             chunk = b"".join(rest) + chunk
             rest = []
-        first, *others = chunk.split(delimiter)
-        if not others:
-            rest.append(first)
+        pieces = chunk.split(delimiter)
+        rest.append(pieces[0])
+        if len(pieces) == 1:
             continue
-        yield b"".join([*rest, first])
-        yield from others[:-1]
-        rest = [others[-1]] if others[-1] else []
+        pieces[0] = b"".join(rest)
+        rest = [last] if (last := pieces.pop()) else []
+        yield pieces
     last = b"".join(rest)
     if last and stopping.requested() is None:
-        yield last
+        yield [last]

@@ -2,19 +2,24 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
+from typing import Any, NamedTuple, TypeVar
 
 from mqtool.cli import stopping
 from mqtool.cli.display import output
 from mqtool.cli.options import DelayOptions, MessageOptions, Publishing
-from mqtool.cli.pipe.reading import STDIN, chunks, delimited, fraction, has_input, opened, whole
+from mqtool.cli.pipe.reading import STDIN, chunks, delimited, delimited_lots, flat, fraction, has_input, opened, whole
 from mqtool.errors import UsageError
-from mqtool.message import Message, new_message_id
+from mqtool.message import InLots, Message, new_message_ids
+
+Thing = TypeVar("Thing")
 
 #: Stands in a routing key for a group that did not match.
 UNKNOWN = "unknown"
 _PLACE = re.compile(r"\{(\w+)\}")
+#: Lines that go on together: for the broker to be busy with some while the next ones are read.
+_LOT = 256
 
 
 class Addressing(NamedTuple):
@@ -56,12 +61,7 @@ class Input:
         return self._until_stopped() if self._keeps_rest else self._read
 
     def _until_stopped(self) -> Iterator[Message | None]:
-        while stopping.requested() is None:
-            try:
-                message = next(self._read)
-            except StopIteration:
-                return
-            yield message
+        return _until_stopped(self._read)
 
     def give_back(self, message: Message) -> None:
         """Return a message that could not be published."""
@@ -74,6 +74,30 @@ class Input:
             if message is None:
                 return
             yield message
+
+
+class LotsOfInput(Input, InLots):
+    """The same from files and pipes, where much is at hand at once. Arguments as of Input."""
+
+    def __init__(
+        self, read: Iterator[list[Message]], *, keeps_rest: bool, fraction: Callable[[], float] | None
+    ) -> None:
+        super().__init__(flat(read), keeps_rest=keeps_rest, fraction=fraction)
+        self._lots = read
+
+    def lots(self) -> Iterator[list[Message]]:
+        for lot in _until_stopped(self._lots) if self._keeps_rest else self._lots:
+            self._given_back = lot  # until it is published
+            yield lot
+
+
+def _until_stopped(read: Iterator[Thing]) -> Iterator[Thing]:
+    while stopping.requested() is None:
+        try:
+            thing = next(read)
+        except StopIteration:
+            return
+        yield thing
 
 
 def read(
@@ -105,33 +129,34 @@ def read(
             "use either message words, or input with -l, -0, -D, --json or -f",
         )
     asked.delays.check(mandatory=options.mandatory)
-    making = _Making(options, addressing, asked.delays, new_message_id if with_ids else lambda: None)
+    making = _Making(options, addressing, asked.delays, with_ids=with_ids)
     delimiter = _delimiter(options)
     if said is not None:
-        return Input(iter([making.message(os.fsencode(said))]), is_typed=True)
+        return Input(iter(making.messages([os.fsencode(said)])), is_typed=True)
     if not options.is_stream and not options.file and not words and not has_input(STDIN):
-        return Input(iter([making.message(default)]), is_typed=True)
+        return Input(iter(making.messages([default])), is_typed=True)
     descriptor = opened(options.file)
-    messages = _from_input(descriptor, options, delimiter, making)
+    lots = _from_input(descriptor, options, delimiter, making)
     if adapt is not None:
-        messages = (message and adapt(message) for message in messages)
-    return Input(messages, keeps_rest=options.failed_to is not None, fraction=fraction(descriptor))
+        lots = ([*map(adapt, lot)] for lot in lots)
+    return LotsOfInput(lots, keeps_rest=options.failed_to is not None, fraction=fraction(descriptor))
 
 
 def _from_input(
     descriptor: int, options: MessageOptions, delimiter: bytes, making: "_Making"
-) -> Iterator[Message | None]:
+) -> Iterator[list[Message]]:
     read = whole if options.failed_to is not None and output.is_file(descriptor) else chunks
     try:
         if options.as_json:
             yield from making.from_ndjson(delimited(read(descriptor), b"\n"))
         elif options.is_stream:
-            for body in delimited(read(descriptor), delimiter):
-                yield None if body is None else making.message(body)
+            for bodies in delimited_lots(read(descriptor), delimiter):
+                for start in range(0, len(bodies) or 1, _LOT):
+                    yield making.messages(bodies[start : start + _LOT])
         else:
             body = b"".join(chunk for chunk in read(descriptor) if chunk is not None)
             if stopping.requested() is None:  # else it may be half a message
-                yield making.message(body)
+                yield making.messages([body])
     finally:
         if descriptor != STDIN:
             os.close(descriptor)
@@ -142,9 +167,8 @@ class _Making:
     """Makes messages from bodies, with the headers, properties and routing key that the options say."""
 
     def __init__(
-        self, options: MessageOptions, addressing: Addressing, delays: DelayOptions, new_id: Callable[[], str | None]
+        self, options: MessageOptions, addressing: Addressing, delays: DelayOptions, *, with_ids: bool
     ) -> None:
-        self._new_id = new_id
         self._delay, self._due = delays.delay, delays.at
         self._pattern: re.Pattern[str] | None = options.key_pattern
         self._exchange = addressing.exchange
@@ -168,32 +192,40 @@ class _Making:
                     f"write (?P<{missing[0]}>…) in the pattern",
                 )
         properties: dict[str, Any] = dict(options.properties or [])
-        self._message_id: str | None = properties.pop("message_id", None)
+        own: str | None = properties.pop("message_id", None)
+        self._own_id = own
+        self._ids: Callable[[int], Sequence[str | None]] = (
+            new_message_ids if with_ids and not own else lambda count: [own] * count
+        )
         if options.headers:
             properties["headers"] = dict(options.headers)
         if options.persistent:
             properties.setdefault("delivery_mode", 2)
         self._properties = properties
 
-    def message(self, body: bytes) -> Message:
-        key = self._routing_key if self._pattern is None else self._key(body)
-        message_id = self._message_id or self._new_id()
-        return Message(body, key, self._exchange, self._properties, message_id, self._delay, self._due)
+    def messages(self, bodies: list[bytes]) -> list[Message]:
+        ids = self._ids(len(bodies))
+        alike = map(repeat, (self._routing_key, self._exchange, self._properties))
+        messages = [*map(Message, bodies, *alike, ids, repeat(self._delay), repeat(self._due))]
+        if self._pattern is not None:
+            for message in messages:
+                message.routing_key = self._key(message.body)
+        return messages
 
-    def from_ndjson(self, lines: Iterator[bytes | None]) -> Iterator[Message | None]:
+    def from_ndjson(self, lines: Iterator[bytes | None]) -> Iterator[list[Message]]:
         from mqtool import ndjson
 
         number = 0
         for line in lines:
             if line is None:
-                yield None
+                yield []
                 continue
             number += 1
             if not line.strip():
                 continue
             message = ndjson.to_message(line, f"line {number}")
             self._overrule(message, has_properties=b'"properties"' in line)
-            yield message
+            yield [message]
 
     def _overrule(self, message: Message, *, has_properties: bool) -> None:
         """What the options say wins over what the message says itself."""
@@ -208,8 +240,8 @@ class _Making:
             message.properties = {**message.properties, **self._properties}
             if headers:
                 message.properties["headers"] = headers
-        if self._message_id or (message.message_id is None and not has_properties):
-            message.message_id = self._message_id or self._new_id()
+        if self._own_id or (message.message_id is None and not has_properties):
+            [message.message_id] = self._ids(1)
         if self._delay is not None or self._due is not None:
             message.delay, message.due = self._delay, self._due
 
