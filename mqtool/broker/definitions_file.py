@@ -8,12 +8,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from mqtool.amqp import Address, parse_addresses
+from mqtool.amqp import Address
 from mqtool.broker import state
 from mqtool.broker.state import Started
 from mqtool.broker.waiting import connect_within
 from mqtool.errors import MqtoolError, UsageError
-from mqtool.management import Management, path
+from mqtool.management import path
 from mqtool.management.client import Json
 
 _PATIENCE = 30.0
@@ -55,11 +55,9 @@ def load(started: Started) -> None:
     if file is None:
         return
     document = read(Path(file))
-    own = parse_addresses(started.url)[0]
-    api = Management(started.details["management"], own.user, own.password)
     where = path("definitions") if _names_vhosts(document) else path("definitions", Address().virtual_host)
     try:
-        connect_within(_PATIENCE, lambda: api.post(where, document))
+        connect_within(_PATIENCE, lambda: started.management.post(where, document))
     except MqtoolError as error:
         raise UsageError(f"cannot load {file}: {error}", error.hint) from error
 

@@ -137,17 +137,13 @@ def _stream_settings(node: Node) -> list[str]:
 
 
 def runs(pid: int) -> bool:
-    """Whether a node's process runs; 0 was never launched."""
-    return bool(pid) and process.is_running(pid, _COMMAND)
+    """Whether a node's process runs."""
+    return process.is_running(pid, _COMMAND)
 
 
 def terminate(pids: Sequence[int]) -> None:
-    """Stop nodes, all at once.
-
-    Raises:
-        MqtoolError: one does not stop.
-    """
-    process.terminate([pid for pid in pids if pid], _COMMAND, _STOP_PATIENCE)
+    """Stop nodes, all at once. Raises as process.terminate() does."""
+    process.terminate(pids, _COMMAND, _STOP_PATIENCE)
 
 
 def stop_epmd(port: int) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 from mqtool import management
-from mqtool.amqp import parse_addresses
 from mqtool.broker import docker, node, node_broker
 from mqtool.broker.node import Node
 from mqtool.broker.state import Started
@@ -47,11 +46,9 @@ def change(started: Started, what: Literal["enable", "disable"], names: Sequence
 
 def wait_until_shown(started: Started, what: Literal["enable", "disable"], names: Sequence[str]) -> bool:
     """Wait until the management API, which is seconds late, shows a change; return whether it does, or is not there."""
-    address = parse_addresses(started.url)[0]
-    api = Management(started.details["management"], address.user, address.password)
     deadline = time.monotonic() + _UNTIL_SHOWN
     try:
-        while not _shows(api, what, names):
+        while not _shows(started.management, what, names):
             if time.monotonic() > deadline:
                 return False
             time.sleep(_PAUSE)

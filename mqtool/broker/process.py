@@ -11,11 +11,13 @@ from mqtool.errors import MqtoolError
 
 
 def is_running(pid: int, command_has: str) -> bool:
-    """Whether the process that we started still runs.
+    """Whether the process that we started still runs; 0 was never started.
 
     Args:
         command_has: part of its command line, since another process may have its number by now.
     """
+    if not pid:
+        return False
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)  # reap it if it is our child and has ended
     try:

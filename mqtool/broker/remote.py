@@ -14,7 +14,7 @@ from mqtool.broker import ports, state
 from mqtool.broker.state import Started
 from mqtool.broker.waiting import connect_within
 from mqtool.errors import Unavailable, UsageError
-from mqtool.management import Management, path
+from mqtool.management import path
 
 USER = "remote"
 _PATIENCE = 30.0
@@ -52,7 +52,7 @@ def admit(started: Started) -> Started:
     listen = started.details["listen"]
     password = parse_addresses(url)[0].password if (url := url_of(started)) else secrets.token_urlsafe(15)
     host = socket.gethostname() if listen == ports.EVERY else listen
-    api = Management(started.details["management"], own.user, own.password)
+    api = started.management
     connect_within(_PATIENCE, lambda: api.put(path("users", USER), {"password": password, "tags": ""}))
     rights = dict.fromkeys(("configure", "write", "read"), ".*")
     api.put(path("permissions", Address().virtual_host, USER), rights)

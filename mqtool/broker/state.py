@@ -9,10 +9,13 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from mqtool.errors import MqtoolError
+
+if TYPE_CHECKING:
+    from mqtool.management import Management
 
 DEFAULT_NAME = "default"
 IN_MEMORY = "in memory"
@@ -78,6 +81,15 @@ class Started:
     directory: str
     details: Mapping[str, Any]
     nodes: int = 1
+
+    @property
+    def management(self) -> "Management":
+        """Its management API, for its own user."""
+        from mqtool.amqp import parse_addresses  # here: most commands only look whether there is a broker
+        from mqtool.management import Management
+
+        own = parse_addresses(self.url)[0]
+        return Management(self.details["management"], own.user, own.password)
 
 
 def differing(started: Started, kind: str, wanted: Wanted) -> list[str]:

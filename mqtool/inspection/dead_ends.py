@@ -46,9 +46,6 @@ class Paths:
         yield from self._circles_of_exchanges()
         yield from self._circles_of_queues()
 
-    def _finding(self, check: str, thing: str, what: str, hint: str) -> Finding:
-        return Finding(check, thing, what, hint, self.vhost)
-
     def _alternate(self, exchange: Json) -> str | None:
         set_by_policy = self.policies.get(exchange.get("policy") or "", {})
         name = {**set_by_policy, **(exchange.get("arguments") or {})}.get("alternate-exchange")
@@ -60,15 +57,12 @@ class Paths:
             # What a policy does that we may not see, we cannot tell.
             hidden = bool(exchange.get("policy")) and exchange["policy"] not in self.policies
             if name and published and name not in self.bound and not hidden and self._alternate(exchange) is None:
-                yield self._finding(
-                    "leads-nowhere",
-                    f"exchange {name!r}",
-                    f"has received {counted(published)} and has no bindings: they are lost",
-                    "bind a queue to it, or publish with --mandatory to see it",
-                )
+                what = f"has received {counted(published)} and has no bindings: they are lost"
+                hint = "bind a queue to it, or publish with --mandatory to see it"
+                yield Finding.of("exchange", exchange, "leads-nowhere", what, hint)
 
     def _alternates(self) -> Iterator[Finding]:
-        for name, exchange in self.exchanges.items():
+        for exchange in self.exchanges.values():
             alternate = self._alternate(exchange)
             if not alternate:
                 continue
@@ -79,12 +73,8 @@ class Paths:
                 what, hint = "has no bindings", f"mqtool bind {alternate} QUEUE"
             else:
                 continue
-            yield self._finding(
-                "alternate-exchange",
-                f"exchange {name!r}",
-                f"has the alternate exchange {alternate!r}, which {what}: what it cannot route is lost",
-                hint,
-            )
+            what = f"has the alternate exchange {alternate!r}, which {what}: what it cannot route is lost"
+            yield Finding.of("exchange", exchange, "alternate-exchange", what, hint)
 
     def _circles_of_exchanges(self) -> Iterator[Finding]:
         leads: dict[str, list[str]] = {}
@@ -95,12 +85,10 @@ class Paths:
         for circle in _circles(leads):
             if frozenset(circle) not in seen:  # two bindings may lead the same way
                 seen.add(frozenset(circle))
-                yield self._finding(
-                    "exchange-cycle",
-                    f"exchange {circle[0]!r}",
-                    f"is bound to itself in a circle, {_arrows(circle)}: what one receives may reach the queues of all",
-                    f"mqtool unbind {circle[0]} {circle[1]} KEY, unless it is meant",
-                )
+                way = " → ".join(map(repr, circle))
+                what = f"is bound to itself in a circle, {way}: what one receives may reach the queues of all"
+                hint = f"mqtool unbind {circle[0]} {circle[1]} KEY, unless it is meant"
+                yield Finding("exchange-cycle", f"exchange {circle[0]!r}", what, hint, self.vhost)
 
     def _circles_of_queues(self) -> Iterator[Finding]:
         seen: set[frozenset[str]] = set()
@@ -108,13 +96,10 @@ class Paths:
             names = sorted({place.queue for place in circle})
             if frozenset(names) not in seen:  # messages with other keys may go the same way
                 seen.add(frozenset(names))
-                through = "" if len(names) == 1 else f" by way of {', '.join(repr(name) for name in names[1:])}"
-                yield self._finding(
-                    "dead-letter-cycle",
-                    f"queue {names[0]!r}",
-                    f"gets its expired messages back{through}: RabbitMQ drops those that nobody rejected on the way",
-                    "let one of the queues on the way dead-letter to another exchange, or have no message TTL",
-                )
+                through = "" if len(names) == 1 else f" by way of {', '.join(map(repr, names[1:]))}"
+                what = f"gets its expired messages back{through}: RabbitMQ drops those that nobody rejected on the way"
+                hint = "let one of the queues on the way dead-letter to another exchange, or have no message TTL"
+                yield Finding("dead-letter-cycle", f"queue {names[0]!r}", what, hint, self.vhost)
 
     def _expiries(self) -> dict["_Place", list["_Place"]]:
         """Where messages go when they expire, from where they may be: by their queue's name, or by a binding."""
@@ -197,10 +182,6 @@ def _circles(leads: Mapping[Node, Iterable[Node]]) -> Iterator[list[Node]]:
             else:
                 done.add(node)
                 del path[node]
-
-
-def _arrows(names: Iterable[str]) -> str:
-    return " → ".join(repr(name) for name in names)
 
 
 def expires(queue: Json) -> bool:

@@ -1,6 +1,7 @@
 """Problems of a broker, found by looking twice: what matters is what does not move."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from mqtool import management
 from mqtool.inspection import dead_ends, upgrade
@@ -110,59 +111,36 @@ def findings(api: Management, vhost: str | None, wait: Callable[[], object]) -> 
 
 
 def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]) -> Iterator[Finding]:
-    def finding(check: str, what: str, hint: str) -> Finding:
-        return Finding(check, f"queue {queue['name']!r}", what, hint, queue["vhost"])
-
+    finding = partial(Finding.of, "queue", queue)
     if has_no_consumer(queue):
-        yield finding(
-            "no-consumer",
-            f"has {counted(queue['messages_ready'])} and no consumer",
-            "start one, or delete the queue if nobody needs it",
-        )
+        what = f"has {counted(queue['messages_ready'])} and no consumer"
+        yield finding("no-consumer", what, "start one, or delete the queue if nobody needs it")
     if earlier is not None and forgets_to_acknowledge(queue, earlier):
-        yield finding(
-            "no-acks",
-            f"has {counted(queue['messages_unacknowledged'])} unacknowledged, and no consumer acknowledges any",
-            "does a consumer forget basic.ack? It gets no more, and all of these again when it restarts",
-        )
+        what = f"has {counted(queue['messages_unacknowledged'])} unacknowledged, and no consumer acknowledges any"
+        hint = "does a consumer forget basic.ack? It gets no more, and all of these again when it restarts"
+        yield finding("no-acks", what, hint)
     elif earlier is not None and stands_still(queue, earlier):
+        waiting = counted(queue["messages_ready"])
+        what = f"has {waiting} waiting, and nothing moves: a long task, or a forgotten basic.ack"
+        hint = "look at its consumers: each has a delivery, and acknowledged nothing between the two looks"
+        yield finding("stands-still", what, hint)
+    arguments = management.effective_arguments(queue)
+    if queue.get("type") == "stream" and arguments.keys().isdisjoint({"x-max-length-bytes", "x-max-age"}):
+        what = "is a stream without max-length-bytes and max-age: it keeps all until the disk is full"
+        yield finding("stream-limit", what, "set a policy: mqtool policy set --help")
+    exchange = arguments.get("x-dead-letter-exchange")
+    if exchange is not None and (queue["vhost"], exchange) not in exchanges:
+        what = f"has the dead-letter exchange {exchange!r}, which does not exist: its dead letters are lost"
         yield finding(
-            "stands-still",
-            f"has {counted(queue['messages_ready'])} waiting, and nothing moves: a long task, or a forgotten basic.ack",
-            "look at its consumers: each has a delivery, and acknowledged nothing between the two looks",
+            "dead-letter-exchange", what, f"mqtool exchange declare {exchange} fanout, and bind a queue to it"
         )
-    limits = {"x-max-length-bytes", "x-max-age"} & management.effective_arguments(queue).keys()
-    if queue.get("type") == "stream" and not limits:
-        yield finding(
-            "stream-limit",
-            "is a stream without max-length-bytes and max-age: it keeps all until the disk is full",
-            "set a policy: mqtool policy set --help",
-        )
-    yield from _of_dead_letters(queue, earlier, exchanges, finding)
-
-
-def _of_dead_letters(
-    queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]], finding: Callable[[str, str, str], Finding]
-) -> Iterator[Finding]:
-    exchange = management.effective_arguments(queue).get("x-dead-letter-exchange")
-    if exchange is not None:
-        if (queue["vhost"], exchange) not in exchanges:
-            yield finding(
-                "dead-letter-exchange",
-                f"has the dead-letter exchange {exchange!r}, which does not exist: its dead letters are lost",
-                f"mqtool exchange declare {exchange} fanout, and bind a queue to it",
-            )
-        return
-    if earlier is None or queue.get("type") == "stream":
-        return
-    gone = min(dropped(queue), dropped(earlier))
-    # The counters of what is published and what is there are not of the same moment.
-    if gone > rate(queue, "publish") * _LATE:
-        yield finding(
-            "no-dead-letter-exchange",
-            f"has lost {counted(gone)}: rejected, expired or purged, without a dead-letter exchange",
-            "declare it with --dead-letter-exchange, or set a policy with dead-letter-exchange",
-        )
+    elif exchange is None and earlier is not None and queue.get("type") != "stream":
+        gone = min(dropped(queue), dropped(earlier))
+        # The counters of what is published and what is there are not of the same moment.
+        if gone > rate(queue, "publish") * _LATE:
+            what = f"has lost {counted(gone)}: rejected, expired or purged, without a dead-letter exchange"
+            hint = "declare it with --dead-letter-exchange, or set a policy with dead-letter-exchange"
+            yield finding("no-dead-letter-exchange", what, hint)
 
 
 def of_firehose(api: Management, vhost: str | None) -> Iterator[Finding]:

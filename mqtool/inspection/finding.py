@@ -1,8 +1,9 @@
 """A problem of a broker, and how bad it is."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any, Self
 
 #: Checks, the worst first. What stops publishers, loses nodes or lets anybody in is critical; the others are warnings.
 CRITICAL = ("node-down", "partition", "alarm", "guest")
@@ -35,6 +36,11 @@ class Finding:
     what: str
     hint: str
     vhost: str | None = None
+
+    @classmethod
+    def of(cls, kind: str, view: Mapping[str, Any], check: str, what: str, hint: str) -> Self:
+        """A problem of a "queue" or the like, as the management API tells of it."""
+        return cls(check, f"{kind} {view['name']!r}", what, hint, view["vhost"])
 
     @property
     def severity(self) -> str:

@@ -106,29 +106,15 @@ def visible_policies(api: Management, vhost: str | None) -> list[Json]:
 def transient(queue: Json) -> Iterator[Finding]:
     """Find that a queue is transient and not exclusive."""
     if not queue.get("durable") and not queue.get("exclusive"):
-        yield Finding(
-            "transient",
-            f"queue {queue['name']!r}",
-            "is transient and not exclusive, which RabbitMQ 4.3 refuses",
-            "declare it durable, or exclusive to its consumer",
-            queue["vhost"],
-        )
+        what = "is transient and not exclusive, which RabbitMQ 4.3 refuses"
+        yield Finding.of("queue", queue, "transient", what, "declare it durable, or exclusive to its consumer")
 
 
 def mirrored(policy: Json) -> Iterator[Finding]:
     """Find that a policy mirrors queues."""
     if any(key.startswith("ha-") for key in policy.get("definition") or {}):
-        yield Finding(
-            "mirrored",
-            f"policy {policy['name']!r}",
-            "mirrors classic queues (ha-*), which RabbitMQ 4.0 no longer supports",
-            "use quorum queues, and delete the policy",
-            policy.get("vhost"),
-        )
-
-
-def _change(since: Version, check: str, kind: str, what: str, hint: str, thing: Json) -> Change:
-    return Change(since, Finding(check, f"{kind} {thing['name']!r}", what, hint, thing["vhost"]))
+        what = "mirrors classic queues (ha-*), which RabbitMQ 4.0 no longer supports"
+        yield Finding.of("policy", policy, "mirrored", what, "use quorum queues, and delete the policy")
 
 
 def _of_queue(queue: Json) -> Iterator[Change]:
@@ -139,15 +125,17 @@ def _of_queue(queue: Json) -> Iterator[Change]:
         if "x-dead-letter-exchange" not in arguments:
             fate, hint = "is lost", "set a dead-letter exchange, or a delivery limit"
         what = f"has no delivery limit: since RabbitMQ 4.0 it is 20, and a message that is returned more often {fate}"
-        yield _change(_V4_0, "delivery-limit", "queue", what, hint, queue)
+        yield Change(_V4_0, Finding.of("queue", queue, "delivery-limit", what, hint))
     if queue.get("type") != "classic":
         return
     if arguments.get("x-queue-mode") == "lazy":
         what = "is lazy, which RabbitMQ ignores since 3.12: all classic queues keep messages on disk"
-        yield _change(_V3_12, "lazy", "queue", what, "leave the queue mode out", queue)
+        yield Change(_V3_12, Finding.of("queue", queue, "lazy", what, "leave the queue mode out"))
     for name in _refused(queue.get("arguments") or {}):
         what = f"has the argument {name}, with which RabbitMQ 4.3 refuses to declare a classic queue"
-        yield _change(_V4_3, "queue-argument", "queue", what, "leave it out wherever the queue is declared", queue)
+        yield Change(
+            _V4_3, Finding.of("queue", queue, "queue-argument", what, "leave it out wherever the queue is declared")
+        )
 
 
 def _refused(arguments: Json) -> Iterator[str]:
@@ -163,7 +151,7 @@ def _of_exchange(exchange: Json) -> Iterator[Change]:
     if exchange["type"] == DELAYED:
         what = "is of the delayed message plugin, which has no release for RabbitMQ 4.3"
         hint = "let messages wait in queues, as mqtool does with --via ttl"
-        yield _change(_V4_3, "delayed-exchange", "exchange", what, hint, exchange)
+        yield Change(_V4_3, Finding.of("exchange", exchange, "delayed-exchange", what, hint))
 
 
 def _of_policy(policy: Json) -> Iterator[Change]:
@@ -174,4 +162,4 @@ def _of_channel(channel: Json) -> Iterator[Change]:
     if channel.get("global_prefetch_count"):
         what = "has one prefetch limit for all its consumers, which RabbitMQ 4.3 refuses"
         hint = "use basic.qos with global=false: a limit for each consumer"
-        yield _change(_V4_3, "global-prefetch", "channel", what, hint, channel)
+        yield Change(_V4_3, Finding.of("channel", channel, "global-prefetch", what, hint))

@@ -16,7 +16,7 @@ from mqtool.message import Delivery, Message
 from mqtool.work import history
 from mqtool.work.moving import NotMoved, name_of, redriven
 from mqtool.work.retry import dead_letter_queue
-from mqtool.work.transfer import Nowhere, Transfer, Until
+from mqtool.work.transfer import Transfer, Until
 
 Choice = Callable[[Delivery], bool]
 
@@ -74,7 +74,7 @@ def redrive(
         elif target in closed:
             left(f"{name_of(delivery)} was in {target!r}, too")
         else:
-            return redriven(delivery, target).message
+            return redriven(delivery, target)
         return None
 
     def goes_on(error: NotMoved, message: Message) -> bool:
@@ -99,7 +99,7 @@ def drop(channel: Channel, source: str, chosen: Choice) -> Iterator[Delivery]:
     def message_for(delivery: Delivery) -> Message | None:
         return Message(b"") if chosen(delivery) else None
 
-    return iter(Transfer(channel, Nowhere(), source, message_for, until=Until(seen=channel.depth_of(source))))
+    return iter(Transfer(channel, None, source, message_for, until=Until(seen=channel.depth_of(source))))
 
 
 def queues_for_letters(api: Management, vhost: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from mqtool.amqp import Channel
 from mqtool.errors import NotConfirmed
@@ -19,26 +19,19 @@ _COPIES = {"CC", "BCC"}
 _OURS = {history.ATTEMPTS, history.LAST_ERROR, history.REASON, history.FIRST_FAILURE, history.QUEUE}
 
 
-class Move(NamedTuple):
-    """A delivery, and the message to publish in its place."""
-
-    delivery: Delivery
-    message: Message
-
-
 class NotMoved(NotConfirmed):
     """The other queue did not take a message."""
 
 
-def move(channel: Channel, each: Move) -> None:
-    """Publish a message, and wait until it is confirmed; its delivery can then be acknowledged.
+def move(channel: Channel, delivery: Delivery, message: Message) -> None:
+    """Publish a message in place of a delivery, which can be acknowledged once this returns.
 
     Raises:
         NotMoved: the broker returned or refused it.
     """
-    for receipt in channel.publish([each.message], mandatory=True):
+    for receipt in channel.publish([message], mandatory=True):
         if receipt.confirmation is not Confirmation.CONFIRMED:
-            raise not_taken(each.delivery, receipt)
+            raise not_taken(delivery, receipt)
 
 
 def not_taken(delivery: Delivery, receipt: Receipt) -> NotMoved:
@@ -49,8 +42,8 @@ def not_taken(delivery: Delivery, receipt: Receipt) -> NotMoved:
     )
 
 
-def failed(delivery: Delivery, error: str, to: str, reason: str | None = None) -> Move:
-    """Move a message to the queue `to`, with one more failure in its headers.
+def failed(delivery: Delivery, error: str, to: str, reason: str | None = None) -> Message:
+    """The message for the queue `to`, with one more failure in its headers.
 
     Args:
         error: why it failed, in one line.
@@ -71,8 +64,8 @@ def failed(delivery: Delivery, error: str, to: str, reason: str | None = None) -
     return _moved(delivery, headers, to)
 
 
-def redriven(delivery: Delivery, to: str) -> Move:
-    """Move a message to the queue `to` as it was before it failed: its attempts count from one again."""
+def redriven(delivery: Delivery, to: str) -> Message:
+    """The message for the queue `to`, as it was before it failed: its attempts count from one again."""
     return _moved(delivery, _without(delivery.headers, _OURS | _BROKERS | _COUNTS | _COPIES), to)
 
 
@@ -90,11 +83,11 @@ def elsewhere(delivery: Delivery, to: str, user: str) -> Message:
     return Message(delivery.body, to, "", properties, delivery.message_id)
 
 
-def _moved(delivery: Delivery, headers: Mapping[str, Any], to: str) -> Move:
+def _moved(delivery: Delivery, headers: Mapping[str, Any], to: str) -> Message:
     # An expiration would end it where it waits; a user id must be that of the connection. It must survive a restart.
     properties = _without(delivery.properties, {"headers", "message_id", "expiration", "user_id", "delivery_mode"})
     properties |= {"headers": headers or None, "delivery_mode": PERSISTENT}
-    return Move(delivery, Message(delivery.body, to, "", properties, delivery.message_id))
+    return Message(delivery.body, to, "", properties, delivery.message_id)
 
 
 def _without(table: Mapping[str, Any], names: set[str]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from mqtool.message import Delivery, Message
 from mqtool.offsets import FIRST, Offset
 from mqtool.topology import Queue
 from mqtool.work import history
-from mqtool.work.moving import Move, elsewhere, move, name_of
+from mqtool.work.moving import elsewhere, move, name_of
 from mqtool.work.transfer import wait_for
 
 #: Messages that one consumer can hold: AMQP's greatest prefetch. Of the first lot; octets of the later ones, about, and
@@ -237,7 +237,7 @@ class Look:
                 "it is left alone, as the next look would be the last",
                 hint,
             )
-        move(self._channel, Move(head, _anew(head, self._queue)))
+        move(self._channel, head, _anew(head, self._queue))
         self._newest_channel.stop()  # else the next message would come in its place, which may be as close to its end
         self._newest_channel.acknowledge(head)
         raise MqtoolError(

@@ -26,10 +26,10 @@ from mqtool.amqp import Channel
 from mqtool.delays.wait_queues import AtLeastOnce, wait_queue
 from mqtool.duration import compact_duration
 from mqtool.errors import BadData, NotConfirmed, UsageError
-from mqtool.message import Delivery
+from mqtool.message import Delivery, Message
 from mqtool.topology import Queue
 from mqtool.work import history
-from mqtool.work.moving import Move, NotMoved, failed, move, name_of
+from mqtool.work.moving import NotMoved, failed, move, name_of
 
 #: A wait queue may expire between its declaration and the message.
 _TRIES = 3
@@ -110,7 +110,7 @@ class Retrying:
             return False
         queue = retry_queue(delivery.queue, delay)
         try:
-            self._move(failed(delivery, error, queue.name), lambda: self._waiting.declare(queue))
+            self._move(delivery, failed(delivery, error, queue.name), lambda: self._waiting.declare(queue))
         except _TooMuch:
             self.bury(delivery, error)
             return False
@@ -124,7 +124,8 @@ class Retrying:
         queue = dead_letter_queue(delivery.queue)
 
         def to_dead_letters(dead: Delivery) -> None:
-            self._move(failed(dead, error, queue.name, reason), lambda: self._channel.declare(queue, remember=False))
+            message = failed(dead, error, queue.name, reason)
+            self._move(delivery, message, lambda: self._channel.declare(queue, remember=False))
 
         try:
             to_dead_letters(delivery)
@@ -136,14 +137,14 @@ class Retrying:
             f"{name_of(delivery)}: {error}; dead after {times} attempt{'s' * (times > 1)}, now in {queue.name}"
         )
 
-    def _move(self, each: Move, declare: Callable[[], Queue]) -> None:
+    def _move(self, delivery: Delivery, message: Message, declare: Callable[[], Queue]) -> None:
         with self._lock:
             if self._failure is not None:  # a late confirm would be taken for that of the next message
                 raise self._failure
             for tries_left in reversed(range(_TRIES)):
                 declare()
                 try:
-                    move(self._channel, each)
+                    move(self._channel, delivery, message)
                 except NotMoved:
                     if not tries_left:
                         raise

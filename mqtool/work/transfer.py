@@ -11,7 +11,8 @@ it. So a transfer that is killed loses nothing, and doubles at most what was on 
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, Protocol
+from functools import partial
+from typing import NamedTuple
 
 from mqtool.amqp import Channel, Receiving
 from mqtool.errors import Unavailable
@@ -45,29 +46,9 @@ class Until(NamedTuple):
     idle: float | None = None
 
 
-class Target(Protocol):
-    """What a transfer publishes on."""
-
-    def publish(
-        self, messages: Iterable[Message | None], *, mandatory: bool = False, window: int = AT_ONCE
-    ) -> Iterator[Receipt]:
-        """Publish messages, and yield a receipt for each, in order; None among them means nothing right now."""
-
-
-class Nowhere:
-    """Takes every message at once, and forgets it: what is moved there is dropped."""
-
-    def publish(
-        self,
-        messages: Iterable[Message | None],
-        *,
-        mandatory: bool = False,  # noqa: ARG002
-        window: int = AT_ONCE,  # noqa: ARG002
-    ) -> Iterator[Receipt]:
-        """Confirm each."""
-        for message in messages:
-            if message is not None:
-                yield Receipt(message, Confirmation.CONFIRMED)
+def _dropped(messages: Iterable[Message | None]) -> Iterator[Receipt]:
+    """Confirm each message, and forget it."""
+    return (Receipt(message, Confirmation.CONFIRMED) for message in messages if message is not None)
 
 
 def wait_for(channel: Channel, queue: str, ready: int, patience: float = _TAKEN_BACK) -> None:
@@ -90,7 +71,7 @@ class Transfer:
 
     Args:
         source: of the queue's broker, without reconnection: what was taken would come again.
-        target: to publish on.
+        target: to publish on; None drops what is chosen.
         message_for: the message to publish in place of a delivery; None keeps it.
         goes_on: is told of a message that was not taken, and says whether to go on with the next ones.
         per_second: messages, at most.
@@ -100,7 +81,7 @@ class Transfer:
     def __init__(
         self,
         source: Channel,
-        target: Target,
+        target: Channel | None,
         queue: str,
         message_for: Callable[[Delivery], Message | None],
         *,
@@ -111,7 +92,7 @@ class Transfer:
     ) -> None:
         self.kept = 0
         self._source = source
-        self._target = target
+        self._publish = _dropped if target is None else partial(target.publish, mandatory=True, window=AT_ONCE)
         self._queue = queue
         self._message_for = message_for
         self._until = until
@@ -137,7 +118,7 @@ class Transfer:
             MqtoolError: a connection is lost, or the queue is gone.
         """
         try:
-            for receipt in self._target.publish(self._messages(), mandatory=True, window=AT_ONCE):
+            for receipt in self._publish(self._messages()):
                 delivery = self._on_their_way.popleft()
                 if receipt.confirmation is Confirmation.CONFIRMED:
                     self._confirmed.append(delivery)

@@ -12,7 +12,7 @@ from mqtool.management import Management
 from mqtool.message import Delivery, Message
 from mqtool.topology import DELAYED
 from mqtool.work import peeking
-from mqtool.work.moving import Move, move
+from mqtool.work.moving import move
 
 
 class Waiting(NamedTuple):
@@ -85,7 +85,7 @@ class WaitingMessages:
         yield from self.cancel(lambda waiting: chosen(waiting) and self._delivered(waiting))
 
     def _delivered(self, waiting: Waiting) -> bool:
-        move(self._channel, Move(waiting.delivery, waiting.message))
+        move(self._channel, waiting.delivery, waiting.message)
         return True
 
     def _queues_for(self, to: str | None) -> list[WaitQueue]:
