@@ -1,22 +1,18 @@
 """A client of the stream protocol: its frames to what they ask for, and everything that can go wrong on the way."""
 
-import asyncio
-import ipaddress
 import logging
-import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from mqtool.broker.embedded.client_socket import ClientSocket
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.errors import ConnectionException
-from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.stream_log import StreamLog
-from mqtool.broker.embedded.model.users import User
-from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.streaming import handshake, streams, super_streams, versions
 from mqtool.broker.embedded.streaming.frames import (
     FRAME_MAX,
+    HEAD,
     Code,
     Fields,
     Key,
@@ -27,92 +23,78 @@ from mqtool.broker.embedded.streaming.frames import (
     u16,
     u32,
 )
-from mqtool.broker.embedded.streaming.octets import OctetStream
 from mqtool.broker.embedded.streaming.publishers import Publishers
 from mqtool.broker.embedded.streaming.session import Refused
 from mqtool.broker.embedded.streaming.single_active import Groups
 from mqtool.broker.embedded.streaming.subscriptions import Subscriptions
-from mqtool.routing.field_table import Table
 
 log = logging.getLogger("mqtool.broker.embedded")
 
-_HANDSHAKE_SECONDS = 10.0
 _CLOSING_SECONDS = 5.0
 _CONSUMER_UPDATE_ANSWER = Key.CONSUMER_UPDATE | 0x8000
 _CLOSE_ANSWER = Key.CLOSE | 0x8000
 
 
-class StreamConnection(OctetStream):
+class StreamConnection(ClientSocket):
     """One client.
 
     Args:
-        broker: the broker.
-        connections: where to enter it as long as its socket is open.
         groups: the groups of consumers of which one is active.
 
     Attributes:
-        protocol, channels, channel_max, frame_max: what the management API shows of every connection.
-        blocked: whether nothing is read from it, because of an alarm.
-        user, vhost, rights: who logged in, where, and what they may do; set in the handshake.
+        channels, channel_max, frame_max: what the management API shows of every connection.
         deliver_version: the version of deliver that the client takes.
-        connected_at: when, in seconds since 1970.
     """
 
     protocol = "stream"
+    enough_out = 512 * 1024
+    heartbeat_frame = frame(Key.HEARTBEAT)
     channels: Mapping[int, Any] = MappingProxyType({})
     channel_max = 0
     frame_max = FRAME_MAX
-    user: User
-    vhost: VirtualHost
-    rights: Rights
 
     def __init__(self, broker: Broker, connections: "set[StreamConnection]", groups: Groups) -> None:
-        super().__init__()
-        self.broker = broker
-        self.client_properties: Table = {}
+        super().__init__(broker, connections, "start", HEAD.size)
         self.deliver_version = 1
-        self.connected_at = time.time()
         self.publishers = Publishers(self)
         self.subscriptions = Subscriptions(self, groups)
-        self._connections = connections
         self._watches: dict[str, _Watch] = {}
-        self.blocked = False
-        self._deadline: asyncio.TimerHandle | None = None
-
-    # -- asyncio's side
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Wait for the handshake of a new client."""
-        super().connection_made(transport)
-        self._connections.add(self)
-        self._deadline = self._loop.call_later(_HANDSHAKE_SECONDS, self._out_of_time)
-        if self.broker.hooks is not None:
-            self.broker.hooks.connected(self)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Clean up: the socket is closed."""
-        super().connection_lost(exc)
-        self._connections.discard(self)
-        if self._deadline is not None:
-            self._deadline.cancel()
-        self._shut()
 
     @property
     def advertised(self) -> tuple[str, int]:
         """Host and port that the client finds streams at: those that it has come to."""
         return self.local
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the handshake is done, and the end has not begun."""
-        return self.state == "open"
-
-    @property
-    def from_loopback(self) -> bool:
-        """Whether the client is on this machine."""
-        return ipaddress.ip_address(self.peer[0].partition("%")[0]).is_loopback
-
     # -- frames in
+
+    def take_octets(self, data: bytes) -> int:
+        """Take all complete frames and return the number of octets in them."""
+        position = 0
+        self._need = HEAD.size
+        while len(data) - position >= HEAD.size:
+            if self.state == "closed":
+                return len(data)
+            size, key, version = HEAD.unpack_from(data, position)
+            if size > FRAME_MAX:
+                self.wrong(Code.FRAME_TOO_LARGE, "frame too large")
+                return len(data)
+            if size < 4:
+                raise MalformedFrame
+            end = position + 4 + size
+            if end > len(data):
+                self._need = 4 + size
+                break
+            start, position = position + HEAD.size, end
+            self.receive(key, version, data[start:end])
+        return position
+
+    def failed(self, error: Exception) -> None:
+        """Close the connection because of an error in what has come."""
+        if isinstance(error, MalformedFrame):
+            self.wrong(Code.UNKNOWN_FRAME, "unknown frame")
+        else:
+            log.exception("stream connection %s: internal error", self.name)
+            self.wrong(Code.INTERNAL_ERROR, "internal error")
 
     def receive(self, key: int, version: int, body: bytes) -> None:
         """Take a frame.
@@ -131,8 +113,8 @@ class StreamConnection(OctetStream):
             raise MalformedFrame
         else:
             handshake.receive(self, key, Fields(body))
-            if self.is_open and self._deadline is not None:
-                self._deadline.cancel()
+            if self.is_open:
+                self.set_deadline(None)
 
     def _receive_open(self, key: int, version: int, body: bytes) -> None:
         if key == Key.PUBLISH and version in (1, 2):
@@ -217,10 +199,6 @@ class StreamConnection(OctetStream):
 
     # -- the end
 
-    def _out_of_time(self) -> None:
-        log.warning("stream connection %s: no answer in time", self.name)
-        self.transport.abort()
-
     def wrong(self, code: Code, reason: str) -> None:
         """Close it because of a frame; before the login there is nobody to tell."""
         if self.state == "open":
@@ -232,15 +210,15 @@ class StreamConnection(OctetStream):
     def force_close(self, reason: str) -> None:
         """Close it without asking, as RabbitMQ does."""
         log.warning("stream connection %s: %s", self.name, reason)
-        self._shut()
+        self.shut()
         self.hang_up()
 
     def _close(self, code: int, reason: str) -> None:
         log.warning("stream connection %s: %s", self.name, reason)
-        self._shut()
+        self.shut()
         self.state = "closing"
         self.write(frame(Key.CLOSE, u32(1) + u16(code) + string(reason)))
-        self._deadline = self._loop.call_later(_CLOSING_SECONDS, self.transport.abort)
+        self.set_deadline(_CLOSING_SECONDS)
 
     def close(self, error: ConnectionException) -> None:
         """Close it as a test wants it."""
@@ -251,11 +229,12 @@ class StreamConnection(OctetStream):
         fields.number(2)
         fields.string()
         fields.end()
-        self._shut()
+        self.shut()
         self.answer(Key.CLOSE, correlation)
         self.hang_up()
 
-    def _shut(self) -> None:
+    def shut(self) -> None:
+        """End everything that the client has here."""
         self.subscriptions.close()
         for watch in self._watches.values():
             watch.log.unwatch(watch)

@@ -8,7 +8,9 @@ FRAME_MAX = 1_048_576
 """The largest frame, in bytes, that the broker proposes and takes."""
 
 _RESPONSE = 0x8000
-_HEAD = struct.Struct(">IHH")
+HEAD = struct.Struct(">IHH")
+"""Size, key and version."""
+
 _ANSWER = struct.Struct(">IHHIH")
 _U16, _U32, _U64, _I64 = (struct.Struct(form) for form in (">H", ">I", ">Q", ">q"))
 
@@ -135,12 +137,12 @@ class Fields:
 
 def frame_head(key: int, size: int) -> bytes:
     """Return what comes before a body of this size."""
-    return _HEAD.pack(size + 4, key, 1)
+    return HEAD.pack(size + 4, key, 1)
 
 
 def frame(key: Key, body: bytes = b"", version: int = 1) -> bytes:
     """Return a frame that the broker sends by itself."""
-    return _HEAD.pack(len(body) + 4, key, version) + body
+    return HEAD.pack(len(body) + 4, key, version) + body
 
 
 def answer(key: Key, correlation: int, code: Code, rest: bytes = b"") -> bytes:

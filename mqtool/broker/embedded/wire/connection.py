@@ -1,9 +1,6 @@
 """A client's connection: frames to channels, and everything that can go wrong on the way."""
 
-import asyncio
-import ipaddress
 import logging
-import time
 from collections.abc import Collection
 from typing import Any
 
@@ -14,6 +11,7 @@ from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.errors import (
     CHANNEL_ERROR,
     CONNECTION_FORCED,
+    INTERNAL_ERROR,
     NOT_ALLOWED,
     NOT_IMPLEMENTED,
     UNEXPECTED_FRAME,
@@ -23,105 +21,46 @@ from mqtool.broker.embedded.model.errors import (
 )
 from mqtool.broker.embedded.model.limits import check_channels
 from mqtool.broker.embedded.model.queue import Queue
-from mqtool.broker.embedded.model.rights import Rights
-from mqtool.broker.embedded.model.users import User
-from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.wire import frames, handshake
 from mqtool.broker.embedded.wire.channel import Channel
 from mqtool.broker.embedded.wire.dispatch import take_frame, take_frame_while_closing, unknown_frame
 from mqtool.broker.embedded.wire.frame_errors import malformed
 from mqtool.broker.embedded.wire.methods import decode_method, encode_method
 from mqtool.broker.embedded.wire.publishing import publish
-from mqtool.broker.embedded.wire.stream import ENOUGH_OUT, FrameStream
+from mqtool.broker.embedded.wire.stream import FrameStream
 from mqtool.routing.field_table import Table
 
 log = logging.getLogger("mqtool.broker.embedded")
 
-HANDSHAKE_SECONDS = 10.0
-CLOSING_SECONDS = 5.0
-CLOSED_SECONDS = 30.0
+_CLOSING_SECONDS = 5.0
+_CLOSED_SECONDS = 30.0
 
 
 class Connection(FrameStream):
     """One client.
 
-    Args:
-        broker: the broker.
-        connections: where to enter it as long as its socket is open.
-
     Attributes:
-        protocol: what the management API calls it.
-        user, vhost, rights: who logged in, where, and what they may do; set in the handshake.
         subscriptions: none; those to streams come by another protocol.
         channel_max: the highest channel number, as negotiated.
         channels: by number, the open channels and those that the client has yet to agree are closed.
         exclusive_queues: the queues that go with the connection.
-        connected_at: when, in seconds since 1970.
     """
 
     protocol = "AMQP 0-9-1"
     subscriptions: Collection[Any] = ()
-    user: User
-    vhost: VirtualHost
-    rights: Rights
 
     def __init__(self, broker: Broker, connections: "set[Connection]") -> None:
-        super().__init__()
-        self.broker = broker
-        self.first_choice = broker.profile.first_choice
-        self._connections = connections
+        super().__init__(broker, connections)
         self.channel_max = handshake.CHANNEL_MAX
-        self.client_properties: Table = {}
         self.channels: dict[int, Channel] = {}
         self.exclusive_queues: set[Queue] = set()
-        self.connected_at = time.time()
-        self.peer: tuple[str, int] = ("", 0)
-        self.local: tuple[str, int] = ("", 0)
-        self._deadline: asyncio.TimerHandle | None = None
 
-    # -- asyncio's side
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Wait for the handshake of a new client."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.set_write_buffer_limits(high=ENOUGH_OUT)
-        peer = transport.get_extra_info("peername")
-        # A socket that has closed already has no names.
-        if peer:
-            self.peer = (str(peer[0]), int(peer[1]))
-            self.local = transport.get_extra_info("sockname")[:2]
-        self._connections.add(self)
-        self._deadline = self._loop.call_later(HANDSHAKE_SECONDS, self._handshake_timed_out)
-        if self.broker.hooks is not None:
-            self.broker.hooks.connected(self)
-
-    @property
-    def name(self) -> str:
-        """The connection as RabbitMQ names it."""
-        return f"{self.peer[0]}:{self.peer[1]} -> {self.local[0]}:{self.local[1]}"
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the handshake is done, and the end has not begun."""
-        return self.state == "open"
-
-    @property
-    def from_loopback(self) -> bool:
-        """Whether the client is on this machine."""
-        return ipaddress.ip_address(self.peer[0].partition("%")[0]).is_loopback
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Clean up: the socket is closed."""
-        if exc is not None:
-            log.info("connection %s lost: %s", self.name, exc)
-        for timer in (self._deadline, self._beat):
-            if timer is not None:
-                timer.cancel()
-        self.state = "closed"
-        self._shut()
-        self._out.clear()
-        self._connections.discard(self)
+    def failed(self, error: Exception) -> None:
+        """Close the connection because of an error in what has come."""
+        if not isinstance(error, ConnectionException):
+            log.exception("connection %s: internal error", self.name)
+            error = ConnectionException(INTERNAL_ERROR)
+        self.close(error)
 
     # -- frames in
 
@@ -180,9 +119,8 @@ class Connection(FrameStream):
             self._close_received()
         else:
             handshake.receive(self, method)
-        if self.state == "open" and self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+        if self.state == "open":
+            self.set_deadline(None)
 
     def _frame_outside_channels(self, kind: int, number: int, payload: bytes) -> None:
         if kind not in (frames.METHOD, frames.HEADER, frames.BODY):
@@ -240,21 +178,17 @@ class Connection(FrameStream):
         self.blocked = True
         if self.capability("connection.blocked"):
             self.send(commands.Connection.Blocked, reason=self.broker.alarm_reason)
-        self._pace_reading()
+        self.pace()
 
     def unblock(self) -> None:
         """Read again: the last alarm has ended."""
         if not self.blocked:
             return
         self.blocked = False
-        self._heard_at = self._loop.time()
+        self.heard()
         if self.state == "open" and self.capability("connection.blocked"):
             self.send(commands.Connection.Unblocked)
-        self._pace_reading()
-
-    def _handshake_timed_out(self) -> None:
-        log.warning("connection %s: handshake timed out", self.name)
-        self.transport.abort()
+        self.pace()
 
     def capability(self, name: str) -> bool:
         """Whether the client said that it supports something."""
@@ -278,12 +212,10 @@ class Connection(FrameStream):
 
     def _close_received(self) -> None:
         """Agree, and leave the socket to the client to close: who reads an end too early takes it for a failure."""
-        self._shut()
+        self.shut()
         self.send(commands.Connection.CloseOk)
         self.state = "closed"
-        if self._deadline is not None:
-            self._deadline.cancel()
-        self._deadline = self._loop.call_later(CLOSED_SECONDS, self.transport.abort)
+        self.set_deadline(_CLOSED_SECONDS)
 
     def force_close(self, reason: str) -> None:
         """Close it with 320 CONNECTION_FORCED."""
@@ -295,7 +227,7 @@ class Connection(FrameStream):
             return
         # Names in it are the client's: in ASCII they cannot forge lines of the log, nor reach a terminal's controls.
         log.warning("connection %s: %s", self.name, ascii(error.text)[1:-1])
-        self._shut()
+        self.shut()
         self.state = "closing"
         self.send(
             commands.Connection.Close,
@@ -304,11 +236,9 @@ class Connection(FrameStream):
             class_id=index >> 16,
             method_id=index & 0xFFFF,
         )
-        if self._deadline is not None:
-            self._deadline.cancel()
-        self._deadline = self._loop.call_later(CLOSING_SECONDS, self.transport.abort)
+        self.set_deadline(_CLOSING_SECONDS)
 
-    def _shut(self) -> None:
+    def shut(self) -> None:
         """Close the channels and delete the exclusive queues."""
         channels, self.channels = list(self.channels.values()), {}
         for channel in channels:

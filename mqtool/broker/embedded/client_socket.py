@@ -1,0 +1,282 @@
+"""A client's socket, whatever it speaks: octets in and out, who is at the other end, heartbeats and deadlines."""
+
+import asyncio
+import ipaddress
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import MutableSet
+from typing import Any, ClassVar
+
+from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.rights import Rights
+from mqtool.broker.embedded.model.users import User
+from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.routing.field_table import Table
+
+log = logging.getLogger("mqtool.broker.embedded")
+
+_HANDSHAKE_SECONDS = 10.0
+
+# This many bytes wait to be sent to a client that does not read its answers: nothing more is read from it.
+_TOO_MUCH_OUT = 16 * 1024 * 1024
+
+
+class Octets(asyncio.Protocol, ABC):
+    """Octets collected into frames on the way in, into one write on the way out, and kept flowing.
+
+    Args:
+        state: the first.
+        need: how many octets the first frame has, at least.
+
+    Attributes:
+        enough_out: consumers are skipped when this many bytes wait to be sent.
+        state: what the handshake waits for, then `open`, `closing` (the client has been told) or `closed`.
+        blocked: whether nothing is read from it, because of an alarm.
+        writable: whether consumers should be sent more now.
+        received_bytes, sent_bytes: how many octets so far.
+    """
+
+    enough_out: ClassVar[int]
+    transport: asyncio.Transport
+
+    def __init__(self, state: str, need: int) -> None:
+        self.state = state
+        self.blocked = False
+        self.writable = True
+        self.received_bytes = self.sent_bytes = 0
+        self._loop = asyncio.get_running_loop()
+        self._chunks: list[bytes] = []
+        self._have = 0
+        self._need = need
+        self._out: list[bytes] = []
+        self._out_bytes = 0
+        self._flushing = False
+        self._paused = False
+        self._heard_at = self._sent_at = 0.0
+
+    @abstractmethod
+    def take_octets(self, data: bytes) -> int:
+        """Take all complete frames and return the number of octets in them; sets `_need` for the next one."""
+
+    @abstractmethod
+    def failed(self, error: Exception) -> None:
+        """Close the connection because of an error in what has come."""
+
+    @abstractmethod
+    def may_send(self) -> None:
+        """Send consumers more: the client has caught up."""
+
+    # -- octets in
+
+    def data_received(self, data: bytes) -> None:
+        """Take octets."""
+        self.heard()
+        self.received_bytes += len(data)
+        if self._chunks:
+            self._chunks.append(data)
+            self._have += len(data)
+            if self._have < self._need:
+                return
+            data = b"".join(self._chunks)
+        if len(data) >= self._need:
+            try:
+                data = data[self.take_octets(data) :]
+            except Exception as error:
+                data = b""
+                self.failed(error)
+        # The beginning of a frame is kept until the rest of it has come.
+        self._chunks = [data] if data else []
+        self._have = len(data)
+
+    @property
+    def should_read(self) -> bool:
+        """Whether to read more from the client."""
+        return not self.blocked
+
+    def pace(self) -> None:
+        """Read nothing from a client that must wait, or that does not read its answers."""
+        if self.transport.is_closing():
+            return
+        if self.should_read and self.transport.get_write_buffer_size() <= _TOO_MUCH_OUT:
+            self.transport.resume_reading()
+        else:
+            self.transport.pause_reading()
+
+    # -- octets out
+
+    def write(self, data: bytes) -> None:
+        """Send octets at the end of this turn of the loop, together with all others."""
+        self._out.append(data)
+        self._out_bytes += len(data)
+        if self._out_bytes > self.enough_out:
+            self.writable = False
+        if not self._flushing:
+            self.flush_soon()
+
+    def flush_soon(self) -> None:
+        """Send what is there to send at the end of this turn of the loop."""
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def before_flush(self) -> None:
+        """Write what has been put off until now."""
+
+    def _flush(self) -> None:
+        self.before_flush()
+        self._flushing = False
+        if self._out and not self.transport.is_closing():
+            self._sent_at = self._loop.time()
+            self.sent_bytes += self._out_bytes
+            self.transport.write(b"".join(self._out))
+        self._out.clear()
+        self._out_bytes = 0
+        self._writable_again()
+        self.pace()
+
+    def pause_writing(self) -> None:
+        """Stop sending to consumers: the client reads too slowly."""
+        self._paused = True
+        self.writable = False
+
+    def resume_writing(self) -> None:
+        """Send again: the client has caught up."""
+        self._paused = False
+        self._writable_again()
+        self.pace()
+
+    def _writable_again(self) -> None:
+        if not self.writable and not self._paused:
+            self.writable = True
+            self.may_send()
+
+    def heard(self) -> None:
+        """Note that the client is there."""
+        self._heard_at = self._loop.time()
+
+    def hang_up(self) -> None:
+        """Close the socket once everything has been sent."""
+        self.state = "closed"
+        self._flush()
+        self.transport.close()
+
+
+class ClientSocket(Octets):
+    """A client's socket, from the handshake to the end.
+
+    Args:
+        broker: the broker.
+        connections: where to enter it as long as it is open.
+
+    Attributes:
+        protocol: what the management API calls it.
+        heartbeat_frame: what is sent when nothing else is.
+        user, vhost, rights: who logged in, where, and what they may do; set in the handshake.
+        peer, local: host and port of both ends.
+        connected_at: when, in seconds since 1970.
+        heartbeat: the interval in seconds, as negotiated; 0 for none.
+    """
+
+    protocol: ClassVar[str]
+    heartbeat_frame: ClassVar[bytes]
+    user: User
+    vhost: VirtualHost
+    rights: Rights
+
+    # Any: the set is of connections of one protocol.
+    def __init__(self, broker: Broker, connections: MutableSet[Any], state: str, need: int) -> None:
+        super().__init__(state, need)
+        self.broker = broker
+        self.peer: tuple[str, int] = ("", 0)
+        self.local: tuple[str, int] = ("", 0)
+        self.client_properties: Table = {}
+        self.connected_at = time.time()
+        self.heartbeat = 0
+        self._connections = connections
+        self._beat: asyncio.TimerHandle | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+
+    @abstractmethod
+    def shut(self) -> None:
+        """End everything that the client has here."""
+
+    # -- who it is
+
+    @property
+    def name(self) -> str:
+        """The connection as RabbitMQ names it."""
+        return f"{self.peer[0]}:{self.peer[1]} -> {self.local[0]}:{self.local[1]}"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the handshake is done, and the end has not begun."""
+        return self.state == "open"
+
+    @property
+    def from_loopback(self) -> bool:
+        """Whether the client is on this machine."""
+        return ipaddress.ip_address(self.peer[0].partition("%")[0]).is_loopback
+
+    # -- beginning and end
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Wait for the handshake of a new client."""
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        transport.set_write_buffer_limits(high=self.enough_out)
+        peer = transport.get_extra_info("peername")
+        # A socket that has closed already has no names.
+        if peer:
+            self.peer = (str(peer[0]), int(peer[1]))
+            self.local = transport.get_extra_info("sockname")[:2]
+        self._connections.add(self)
+        self.set_deadline(_HANDSHAKE_SECONDS)
+        if self.broker.hooks is not None:
+            self.broker.hooks.connected(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Clean up: the socket is closed."""
+        if exc is not None:
+            log.info("%s connection %s lost: %s", self.protocol, self.name, exc)
+        self.set_deadline(None)
+        self.stop_heartbeats()
+        self.state = "closed"
+        self.shut()
+        self._out.clear()
+        self._connections.discard(self)
+
+    def set_deadline(self, seconds: float | None) -> None:
+        """Hang up after this long instead of after the time set before; None for never."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = None if seconds is None else self._loop.call_later(seconds, self._out_of_time)
+
+    def _out_of_time(self) -> None:
+        if self.state not in ("closing", "closed"):
+            log.warning("%s connection %s: handshake timed out", self.protocol, self.name)
+        self.transport.abort()
+
+    # -- heartbeats
+
+    def start_heartbeats(self, seconds: int) -> None:
+        """Send and expect heartbeats at this interval; 0 for none."""
+        self.heartbeat = seconds
+        if seconds:
+            self._heard_at = self._sent_at = self._loop.time()
+            self._beat = self._loop.call_later(seconds / 2, self._check_heartbeat)
+
+    def stop_heartbeats(self) -> None:
+        """Neither send nor expect any."""
+        if self._beat is not None:
+            self._beat.cancel()
+
+    def _check_heartbeat(self) -> None:
+        now = self._loop.time()
+        if self.should_read and now - self._heard_at > self.heartbeat * 2:
+            log.warning("%s connection %s: missed heartbeats from client", self.protocol, self.name)
+            self.transport.abort()
+            return
+        if now - self._sent_at >= self.heartbeat / 2:
+            self.write(self.heartbeat_frame)
+        self._beat = self._loop.call_later(self.heartbeat / 2, self._check_heartbeat)
