@@ -1,17 +1,23 @@
 """RabbitMQ in Docker: one container or a cluster of three, on loopback only, from the image in image/."""
 
 import os
-import selectors
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from mqtool.broker import image, log_files, ports, state
-from mqtool.broker.docker_daemon import attempt, build_upon, call, reading, tag_upon
+from mqtool.broker.docker_daemon import daemon_of_this_machine, image_upon, tag_upon
 from mqtool.broker.starter import Starter
 from mqtool.broker.state import Started, Wanted
-from mqtool.errors import MqtoolError, NotFound, Unavailable, UsageError
+from mqtool.errors import MqtoolError, Unavailable, UsageError
+
+if TYPE_CHECKING:
+    from docker.client import DockerClient
+    from docker.models.containers import Container
 
 _MANAGEMENT = 15672
 _MEMORY = "1g"
@@ -19,7 +25,6 @@ _MEMORY = "1g"
 _LABEL = "mqtool.directory"
 _STOP_PATIENCE = 60
 _LOG_PAUSE = 0.2
-_CHUNK = 65536
 
 
 class Docker(Starter):
@@ -29,11 +34,13 @@ class Docker(Starter):
     is_quick = False
 
     def is_available(self) -> bool:
+        if not (os.environ.get("DOCKER_HOST") or Path("/var/run/docker.sock").exists() or _config_file().exists()):
+            return False
         try:
-            call("version")
+            with daemon_of_this_machine():
+                return True
         except MqtoolError:
             return False
-        return True
 
     def prepare(self, wanted: Wanted, say: Callable[[str], None]) -> None:
         if wanted.in_memory or wanted.data_dir:
@@ -43,7 +50,8 @@ class Docker(Starter):
             raise Unavailable("in Docker, guest could log in from other machines", "use --kind node or --kind embedded")
         if wanted.cluster and wanted.stream_port is not None:
             raise UsageError("--stream-port does not work with --cluster", "start one node for streams")
-        build_upon(image.base_of(wanted.image), say)
+        with daemon_of_this_machine() as daemon:
+            image_upon(daemon, image.base_of(wanted.image), say)
 
     def start(self, wanted: Wanted) -> Started:
         count = wanted.nodes
@@ -54,93 +62,119 @@ class Docker(Starter):
         management = ports.choose(wanted.management_port, _MANAGEMENT)
         name = f"mqtool-{wanted.name}"
         containers = [f"{name}-{number}" for number in range(1, count + 1)] if wanted.cluster else [name]
-        started = Started(
-            name=wanted.name,
-            kind=self.kind,
-            url=",".join(f"amqp://guest:guest@{ports.HOST}:{port}" for port in amqp_ports),
-            pid=0,
-            directory=str(directory),
-            details={
-                "management": f"http://{ports.HOST}:{management}",
-                "image": tag_upon(image.base_of(wanted.image)),
-                **({"built_on": wanted.image} if wanted.image else {}),
-                "data": f"volume{'s'[: count > 1]} {', '.join(containers)}",
-                "containers": containers,
-                **ports.stream_url(wanted.stream_port),
-            },
-            nodes=count,
-        )
-        for container in containers:
-            _make_room(container, str(directory))
-        try:
-            if not call("network", "ls", "--quiet", "--filter", f"name=^{name}$"):
-                call("network", "create", "--label", f"{_LABEL}={directory}", name)
-            for number in range(count):
-                _run(started, number, network=name)
-        except BaseException:
-            _remove(started)
-            raise
+        with daemon_of_this_machine() as daemon:
+            tag = tag_upon(daemon, image.base_of(wanted.image), lambda _: None)
+            started = Started(
+                name=wanted.name,
+                kind=self.kind,
+                url=",".join(f"amqp://guest:guest@{ports.HOST}:{port}" for port in amqp_ports),
+                pid=0,
+                directory=str(directory),
+                details={
+                    "management": f"http://{ports.HOST}:{management}",
+                    "image": tag,
+                    **({"built_on": wanted.image} if wanted.image else {}),
+                    "data": f"volume{'s'[: count > 1]} {', '.join(containers)}",
+                    "containers": containers,
+                    **ports.stream_url(wanted.stream_port),
+                },
+                nodes=count,
+            )
+            for container in containers:
+                _make_room(daemon, container, str(directory))
+            try:
+                network = _network(daemon, name)
+                for number in range(count):
+                    _run(daemon, started, number, network=network)
+            except BaseException:
+                _remove(daemon, started)
+                raise
         state.save(started)
         return started
 
     def running(self, started: Started) -> int:
         try:
-            return sum(status.startswith("Up") for status in _containers(started).values())
+            with daemon_of_this_machine() as daemon:
+                return sum(container.status == "running" for container in _containers(daemon, started))
         except Unavailable:  # the daemon does not answer
             return 0
 
     def is_ready(self, started: Started) -> bool:
-        return all("(healthy)" in status for status in _containers(started).values())
+        with daemon_of_this_machine() as daemon:
+            return all(
+                container.attrs["State"].get("Health", {}).get("Status") == "healthy"
+                for container in _containers(daemon, started)
+            )
 
     def stop(self, started: Started) -> None:
-        _stop(started)
-        with log_files.go_on(Path(started.directory) / "log") as kept:
-            kept.writelines(self.log(started, follow=False))
-        _remove(started)
+        with daemon_of_this_machine() as daemon:
+            _each(lambda container: container.stop(timeout=_STOP_PATIENCE), daemon, started)
+            with log_files.go_on(Path(started.directory) / "log") as kept:
+                kept.writelines(self.log(started, follow=False))
+            _remove(daemon, started)
         state.forget(started.name)
 
     def restart(self, started: Started) -> Started:
-        _stop(started)
-        return self.revive(started)
+        with daemon_of_this_machine() as daemon:
+            _each(lambda container: container.restart(timeout=_STOP_PATIENCE), daemon, started)
+        return started
 
     def kill(self, started: Started, number: int) -> None:
-        call("kill", started.details["containers"][number])
+        with daemon_of_this_machine() as daemon:
+            daemon.containers.get(started.details["containers"][number]).kill()
 
     def revive(self, started: Started) -> Started:
-        if down := [name for name, status in _containers(started).items() if not status.startswith("Up")]:
-            call("start", *down)
+        with daemon_of_this_machine() as daemon:
+            for container in _containers(daemon, started):
+                if container.status != "running":
+                    container.start()
         return started
 
     def log(self, started: Started, follow: bool) -> Iterator[bytes]:
-        options = ["--follow"] if follow else []
-        with ExitStack() as stack:
-            pipes = stack.enter_context(selectors.DefaultSelector())
-            for name in _containers(started):
-                process = stack.enter_context(reading("logs", *options, name))
-                assert process.stdout is not None
-                pipes.register(process.stdout, selectors.EVENT_READ, name if started.nodes > 1 else "")
-            rest: dict[str, bytes] = {}
-            while pipes.get_map():
-                found = b""
-                for key, _ in pipes.select(_LOG_PAUSE):
-                    if not (data := os.read(key.fd, _CHUNK)):
-                        pipes.unregister(key.fileobj)
-                    *lines, rest[key.data] = (rest.get(key.data, b"") + data).split(b"\n")
-                    found += b"".join(log_files.named(key.data, line) for line in lines)
-                yield found
+        chunks: queue.Queue[bytes | None] = queue.Queue(1000)
+
+        def read(container: "Container") -> None:
+            name = container.name if started.nodes > 1 else ""
+            rest = b""
+            for chunk in container.logs(stream=True, follow=follow):
+                *lines, rest = (rest + chunk).split(b"\n")
+                chunks.put(b"".join(log_files.named(name, line) for line in lines))
+            chunks.put(None)
+
+        with daemon_of_this_machine() as daemon:
+            containers = _containers(daemon, started)
+            for container in containers:
+                threading.Thread(target=read, args=(container,), daemon=True).start()
+            reading = len(containers)
+            while reading:
+                try:
+                    chunk = chunks.get(timeout=_LOG_PAUSE)
+                except queue.Empty:
+                    yield b""
+                else:
+                    reading -= chunk is None
+                    yield chunk or b""
 
     def discard(self, started: Started) -> None:
-        call("volume", "rm", *{volume.partition(":")[0] for volumes in _volumes(started) for volume in volumes})
+        with daemon_of_this_machine() as daemon:
+            for volume in {name for mounts in _volumes(started) for name in mounts}:
+                daemon.volumes.get(volume).remove()
         super().discard(started)
 
 
-def execute(started: Started, command: Sequence[str]) -> list[tuple[int, str]]:
+def _config_file() -> Path:
+    """The file that may select a Docker context, such as Docker Desktop's."""
+    return Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
+
+
+def execute(started: Started, command: list[str]) -> list[tuple[int, str]]:
     """Run a command in each container; return exit statuses and outputs."""
-    done = [attempt("exec", container, *command) for container in _containers(started)]
-    return [(result.returncode, result.stdout + result.stderr) for result in done]
+    with daemon_of_this_machine() as daemon:
+        done = [container.exec_run(command) for container in _containers(daemon, started)]
+    return [(result.exit_code, result.output.decode("utf-8", "replace")) for result in done]
 
 
-def _run(started: Started, number: int, *, network: str) -> None:
+def _run(daemon: "DockerClient", started: Started, number: int, *, network: str) -> None:
     """Run a node's container."""
     names = started.details["containers"]
     environment = {"MQTOOL_PUBLISHED_ON": ports.HOST}
@@ -152,57 +186,67 @@ def _run(started: Started, number: int, *, network: str) -> None:
     if streams := urlsplit(started.details.get("streams", "")).port:
         environment["MQTOOL_STREAM_PORT"] = str(streams)
         published[ports.STREAMS] = streams
-    call(
-        *("run", "--detach", "--name", names[number], "--network", network, "--memory", _MEMORY),
-        *("--hostname", names[number]),  # a node finds its data by its name
-        f"--label={_LABEL}={started.directory}",
-        *(f"--env={name}={value}" for name, value in environment.items()),
-        *(f"--publish={ports.HOST}:{port}:{inside}" for inside, port in published.items()),
-        *(f"--volume={volume}" for volume in _volumes(started)[number]),
+    daemon.containers.run(
         started.details["image"],
+        detach=True,
+        name=names[number],
+        hostname=names[number],  # a node finds its data by its name
+        environment=environment,
+        ports={f"{inside}/tcp": (ports.HOST, port) for inside, port in published.items()},
+        volumes={name: {"bind": path, "mode": "rw"} for name, path in _volumes(started)[number].items()},
+        network=network,
+        mem_limit=_MEMORY,
+        labels={_LABEL: started.directory},
     )
 
 
-def _volumes(started: Started) -> list[list[str]]:
-    """For each node, its volumes with where they are mounted."""
-    shared = [f"mqtool-{started.name}-secret:/var/lib/mqtool"] if started.nodes > 1 else []
-    return [[f"{name}:/var/lib/rabbitmq", *shared] for name in started.details["containers"]]
+def _volumes(started: Started) -> list[dict[str, str]]:
+    """For each node, its volumes and where they are mounted."""
+    shared = {f"mqtool-{started.name}-secret": "/var/lib/mqtool"} if started.nodes > 1 else {}
+    return [{name: "/var/lib/rabbitmq", **shared} for name in started.details["containers"]]
 
 
-def _make_room(container: str, directory: str) -> None:
+def _make_room(daemon: "DockerClient", container: str, directory: str) -> None:
     """Remove a container that an earlier start left under this name.
 
     Raises:
         Unavailable: mqtool did not start it.
     """
+    from docker.errors import NotFound
+
     try:
-        label = call("container", "inspect", "--format", f'{{{{index .Config.Labels "{_LABEL}"}}}}', container)
+        found = daemon.containers.get(container)
     except NotFound:
         return
-    if label.strip() != directory:
+    if found.labels.get(_LABEL) != directory:
         raise Unavailable(
             f"a container named {container} exists, and mqtool did not start it",
             f"use another --name, or remove it: docker rm -f {container}",
         )
-    call("rm", "--force", container)
+    found.remove(force=True)
 
 
-def _containers(started: Started) -> dict[str, str]:
-    """Those of its containers that exist, and how they are: "Up 5 seconds (healthy)"."""
-    labelled = f"label={_LABEL}={started.directory}"
-    listed = call("ps", "--all", "--filter", labelled, "--format", "{{.Names}}\t{{.Status}}")
-    found = dict(line.split("\t") for line in listed.splitlines())
-    return {name: found[name] for name in started.details["containers"] if name in found}
+def _network(daemon: "DockerClient", name: str) -> str:
+    """The broker's own network."""
+    found = daemon.networks.list(names=[f"^{name}$"])
+    network = found[0] if found else daemon.networks.create(name, driver="bridge", labels={_LABEL: name})
+    return str(network.name)
 
 
-def _stop(started: Started) -> None:
-    """Stop its containers, all at once."""
-    if running := list(_containers(started)):
-        call("stop", "-t", str(_STOP_PATIENCE), *running)
+def _containers(daemon: "DockerClient", started: Started) -> list["Container"]:
+    """Those of its containers that exist."""
+    found: dict[str, Any] = {each.name: each for each in daemon.containers.list(all=True)}
+    return [found[name] for name in started.details["containers"] if name in found]
 
 
-def _remove(started: Started) -> None:
-    if containers := list(_containers(started)):
-        call("rm", "--force", *containers)
-    if call("network", "ls", "--quiet", "--filter", f"name=^mqtool-{started.name}$"):
-        call("network", "rm", f"mqtool-{started.name}")
+def _each(do: Callable[["Container"], None], daemon: "DockerClient", started: Started) -> None:
+    """Do something with all its containers at once."""
+    with ThreadPoolExecutor(started.nodes) as pool:
+        list(pool.map(do, _containers(daemon, started)))
+
+
+def _remove(daemon: "DockerClient", started: Started) -> None:
+    for container in _containers(daemon, started):
+        container.remove(force=True)
+    for network in daemon.networks.list(names=[f"^mqtool-{started.name}$"]):
+        network.remove()

@@ -1,147 +1,137 @@
-"""The Docker daemon, through Docker's own client: its errors in our words, and the image that it pulls and builds."""
+"""The Docker daemon: its errors in our words, and the image that it pulls and builds.
+
+Only mqtool/broker/docker*.py import docker (https://docker-py.readthedocs.io), and only within functions: it takes a
+third of a second.
+"""
 
 import os
 import re
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from typing import TYPE_CHECKING
 
 from mqtool.broker import image, ports
-from mqtool.errors import AccessRefused, MqtoolError, NotFound, Unavailable
+from mqtool.errors import AccessRefused, MqtoolError, Unavailable
 
+if TYPE_CHECKING:
+    from docker.client import DockerClient
+
+_ANSWER_PATIENCE = 600
 _OTHER_KINDS = "choose --kind node or --kind embedded"
 _WITHOUT_THE_PLUGIN = "run 'docker build' in mqtool/broker/image for details"
 _PROGRESS_PAUSE = 5.0
-_NO_DAEMON = re.compile("cannot connect to the docker daemon|failed to connect to the docker api|during connect", re.I)
-_PORT_TAKEN = re.compile("port is already allocated|address already in use|ports are not available")
-
-
-def call(*arguments: str) -> str:
-    """Run a docker command; return what it prints.
-
-    Raises:
-        Unavailable: Docker is not installed, its daemon does not answer or is on another machine, or a port is taken.
-        NotFound: it has no such image or container.
-        AccessRefused: no permission to use it.
-        MqtoolError: it refuses.
-    """
-    done = attempt(*arguments)
-    if done.returncode:
-        raise _failure(done.stderr)
-    return done.stdout
-
-
-def attempt(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run a docker command that may fail. Raises Unavailable as call() does."""
-    _check_host()
-    return _run(*arguments)
-
-
-def _run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    try:
-        return subprocess.run(
-            ["docker", *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            start_new_session=True,  # Ctrl-C is for us
-            check=False,
-        )
-    except OSError as error:
-        raise Unavailable(f"cannot run docker: {error.strerror}", _OTHER_KINDS) from error
 
 
 @contextmanager
-def reading(*arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """A docker command whose output is read as it comes, its errors with it; at the end of the block, it is killed."""
-    with subprocess.Popen(
-        ["docker", *arguments],
-        env={**os.environ, "DOCKER_BUILDKIT": "0"},  # whose errors bury what a command has said
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+def daemon_of_this_machine() -> Iterator["DockerClient"]:
+    """Connect to the Docker daemon.
 
+    Raises:
+        Unavailable: it does not answer, or is on another machine; or, within the block, a port is taken.
+        AccessRefused: no permission to use it.
+        MqtoolError: it refuses a request within the block.
+    """
+    from docker.client import DockerClient
+    from docker.context.api import ContextAPI
+    from docker.errors import APIError, DockerException
+    from requests.exceptions import RequestException
 
-@cache
-def _check_host() -> None:
-    """Check that the daemon is on this machine, whose ports are to lead to its containers."""
-    told = ("context", "inspect", "--format", "{{.Endpoints.docker.Host}}")
-    host = os.environ.get("DOCKER_HOST") or _run(*told).stdout.strip()
-    if host and not re.match(r"unix://|npipe://|tcp://(localhost|127\.0\.0\.1)\b", host):
+    host = os.environ.get("DOCKER_HOST") or ContextAPI.get_current_context().Host
+    if not re.match(r"unix://|npipe://|tcp://(localhost|127\.0\.0\.1)\b", host):
         raise Unavailable(
             f"the Docker daemon is on another machine, {host}; mqtool only uses a local one", _OTHER_KINDS
         )
+    try:
+        client = DockerClient.from_env(environment={**os.environ, "DOCKER_HOST": host}, timeout=_ANSWER_PATIENCE)
+    except (DockerException, RequestException) as error:
+        raise _no_daemon(error, host) from error
+    try:
+        yield client
+    except APIError as error:
+        raise _refusal(str(error.explanation or error)) from error
+    except RequestException as error:
+        raise _no_daemon(error, host) from error
+    finally:
+        client.close()
 
 
-def _failure(said: str) -> MqtoolError:
-    """The error for what docker has said."""
-    where = match[1] if (match := re.search(r"(?:unix|npipe)://([^\s:]+)", said)) else "its address"
-    if "permission denied while trying to connect" in said:
+def _no_daemon(error: Exception, host: str) -> MqtoolError:
+    where = host.removeprefix("unix://")
+    if "PermissionError" in str(error) or "Permission denied" in str(error):
         return AccessRefused(
-            f"no permission to use the Docker daemon at {where.rstrip('.')}",
+            f"no permission to use the Docker daemon at {where}",
             "run 'sudo usermod -aG docker $USER' and log in again, or " + _OTHER_KINDS,
         )
-    if _NO_DAEMON.search(said):
-        return Unavailable(f"the Docker daemon does not answer at {where.rstrip('.')}", f"start it, or {_OTHER_KINDS}")
-    if _PORT_TAKEN.search(said):
-        port = re.search(r"127\.0\.0\.1:(\d+)", said)
+    return Unavailable(f"the Docker daemon does not answer at {where}", f"start it, or {_OTHER_KINDS}")
+
+
+def _refusal(explanation: str) -> MqtoolError:
+    """The error for a request that the daemon refuses."""
+    if re.search(r"port is already allocated|address already in use|ports are not available", explanation):
+        port = re.search(r"127\.0\.0\.1:(\d+)", explanation)
         return Unavailable(f"port {port[1] if port else ''} on {ports.HOST} is taken", "choose another with --port")
-    why = re.sub(r"^docker: |^Error response from daemon: |\s*Run 'docker run --help'.*", "", said.strip(), flags=re.S)
-    return NotFound(why) if "No such" in said else MqtoolError(f"Docker refused: {why}")
+    return MqtoolError(f"Docker refused: {explanation.strip()}")
 
 
-def build_upon(base: str, say: Callable[[str], None]) -> None:
+def image_upon(daemon: "DockerClient", base: str, say: Callable[[str], None]) -> None:
     """Build the image on another one, unless it is here.
 
     Raises:
         Unavailable: it cannot be pulled or built.
     """
-    tag = tag_upon(base, say)
-    if call("images", "--quiet", tag):
-        return
-    say(f"building an image on {base} …")
-    options = [f"--build-arg={name}={value}" for name, value in image.arguments(base).items()]
-    with reading("build", "--tag", tag, "--force-rm", *options, str(image.CONTEXT)) as building:
-        assert building.stdout is not None
-        said = [line.decode(errors="replace").strip() for line in building.stdout]
-        if building.wait():
-            why = [line for line in said if line and "non-zero code" not in line]
-            raise Unavailable(f"cannot build an image from {base}: {why[-1] if why else ''}", _WITHOUT_THE_PLUGIN)
+    tag = tag_upon(daemon, base, say)
+    if not daemon.images.list(tag):
+        say(f"building an image on {base} …")
+        _build(daemon, base, tag)
 
 
-def tag_upon(base: str, say: Callable[[str], None] = lambda _: None) -> str:
+def tag_upon(daemon: "DockerClient", base: str, say: Callable[[str], None]) -> str:
     """The name of the image built on another one, which is pulled if it is not here; see image.tag()."""
-    identity = ("image", "inspect", "--format", "{{.Id}}", base)
+    from docker.errors import ImageNotFound
+
     try:
-        found = call(*identity)
-    except NotFound:
-        _pull(base, say)
-        found = call(*identity)
-    return image.tag(found.strip())
+        found = daemon.images.get(base)
+    except ImageNotFound:
+        _pull(daemon, base, say)
+        found = daemon.images.get(base)
+    return image.tag(str(found.id))
 
 
-def _pull(name: str, say: Callable[[str], None]) -> None:
+def _pull(daemon: "DockerClient", name: str, say: Callable[[str], None]) -> None:
+    from docker.errors import APIError
+    from docker.utils.utils import parse_repository_tag
+
     say(f"pulling {name}, which may take a few minutes …")
-    layers = pulled = 0
-    line, said = b"", time.monotonic()
-    with reading("pull", name) as pulling:
-        assert pulling.stdout is not None
-        for line in pulling.stdout:
-            layers += b"Pulling fs layer" in line
-            pulled += b"Pull complete" in line
-            if time.monotonic() > said + _PROGRESS_PAUSE:
-                say(f"  {pulled} of {layers} layers")
+    repository, tag = parse_repository_tag(name)
+    layers: dict[str, tuple[int, int]] = {}
+    said = time.monotonic()
+    try:
+        for line in daemon.api.pull(repository, tag=tag or "latest", stream=True, decode=True):
+            if "error" in line:
+                raise _cannot_pull(name, line["error"])
+            if line.get("status") == "Downloading" and (detail := line.get("progressDetail") or {}).get("total"):
+                layers[line["id"]] = (detail["current"], detail["total"])
+            if layers and time.monotonic() > said + _PROGRESS_PAUSE:
+                done, total = (sum(each) / 1e6 for each in zip(*layers.values(), strict=True))
+                say(f"  {done:.0f} of {total:.0f} MB")
                 said = time.monotonic()
-        if pulling.wait():
-            why = line.decode(errors="replace").strip().removeprefix("Error response from daemon: ")
-            hint = f"use a local image (see 'docker images'), or {_OTHER_KINDS}"
-            raise Unavailable(f"cannot pull {name}: {why}", hint)
+    except APIError as error:
+        raise _cannot_pull(name, str(error.explanation or error)) from error
+
+
+def _cannot_pull(name: str, why: str) -> Unavailable:
+    return Unavailable(
+        f"cannot pull {name}: {why.strip()}", f"use a local image (see 'docker images'), or {_OTHER_KINDS}"
+    )
+
+
+def _build(daemon: "DockerClient", base: str, tag: str) -> None:
+    said = [""]
+    for line in daemon.api.build(
+        path=str(image.CONTEXT), tag=tag, buildargs=image.arguments(base), rm=True, forcerm=True, decode=True
+    ):
+        if "error" in line:
+            why = said[-1] if "non-zero code" in line["error"] else line["error"]
+            raise Unavailable(f"cannot build an image from {base}: {why.strip()}", _WITHOUT_THE_PLUGIN)
+        said += [text for text in [line.get("stream", "").strip()] if text]
