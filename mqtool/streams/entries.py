@@ -11,10 +11,11 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from mqtool.message import END_OF_TIME, Message
+from mqtool.routing.amqp10 import DROPPED, NULL, Span, compound, decode_value, encode_value, find, spans_in, variable
+from mqtool.routing.field_table import UInt8
 
 _ANNOTATIONS, _PROPERTIES, _HEADERS, _DATA, _SEQUENCE, _VALUE = 0x72, 0x73, 0x74, 0x75, 0x76, 0x77
 _HEADER, _LAST = 0x70, 0x78
-_NULL = b"\x40"
 #: The fields of the section for properties. Those without a name have no place in AMQP 0-9-1.
 _FIELDS = (
     "message_id",
@@ -81,7 +82,11 @@ def _before_body(message: Message, routed: Mapping[str, str]) -> bytes:
     properties = {name: value for name, value in message.properties.items() if value is not None}
     if message.message_id is not None:
         properties["message_id"] = message.message_id
-    annotations = {_IN_ANNOTATIONS[name]: value for name, value in properties.items() if name in _IN_ANNOTATIONS}
+    annotations = {
+        _IN_ANNOTATIONS[name]: UInt8(value) if isinstance(value, int) else value
+        for name, value in properties.items()
+        if name in _IN_ANNOTATIONS
+    }
     annotations |= routed
     headers = {_IN_HEADERS[name]: value for name, value in properties.items() if name in _IN_HEADERS}
     headers |= properties.get("headers") or {}
@@ -89,8 +94,8 @@ def _before_body(message: Message, routed: Mapping[str, str]) -> bytes:
     sections = []
     if annotations:
         sections.append(_section(_ANNOTATIONS, _map(annotations, key=0xA3)))
-    if any(field != _NULL for field in fields):
-        sections.append(_section(_PROPERTIES, _compound(0xC0, fields)))
+    if any(field != NULL for field in fields):
+        sections.append(_section(_PROPERTIES, compound(0xC0, fields)))
     if headers:
         sections.append(_section(_HEADERS, _map(headers, key=0xA1)))
     return b"".join(sections)
@@ -102,59 +107,37 @@ def _section(code: int, value: bytes) -> bytes:
 
 def _field(name: str, value: Any) -> bytes:
     if value is None:
-        return _NULL
+        return NULL
     if name == "timestamp":
         return b"\x83" + struct.pack(">q", int(value) * 1000)
     if name == "user_id":
-        return _variable(0xA0, _octets(value))
-    return _variable(0xA3 if name in _SYMBOLS else 0xA1, _octets(value))
+        return variable(0xA0, _octets(value))
+    return variable(0xA3 if name in _SYMBOLS else 0xA1, _octets(value))
 
 
 def _map(values: Mapping[str, Any], *, key: int) -> bytes:
     items = []
     for name, value in values.items():
-        encoded = b"\x50" + bytes((value,)) if name.startswith("x-basic-") and isinstance(value, int) else _value(value)
+        encoded = _value(value)
         if encoded is not None:
-            items += [_variable(key, _octets(name)), encoded]
-    return _compound(0xC1, items)
+            items += [variable(key, _octets(name)), encoded]
+    return compound(0xC1, items)
 
 
 def _value(value: Any) -> bytes | None:
     """The value of a header; None for one that a stream does not keep."""
     match value:
-        case None:
-            return _NULL
-        case bool():
-            return b"\x41" if value else b"\x42"
-        case int():
-            return b"\x81" + struct.pack(">q", value) if -(1 << 63) <= value < 1 << 63 else None
-        case float():
-            return b"\x82" + struct.pack(">d", value)
-        case str():
-            return _variable(0xA1, _octets(value))
         case bytes():
-            return _variable(0xA0, value)
+            return variable(0xA0, value)
         case datetime():
             return b"\x83" + struct.pack(">q", round(value.timestamp() * 1000))
-    return None
+        case int() if not -(1 << 63) <= value < 1 << 63:
+            return None
+    return encode_value(value)
 
 
 def _octets(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
-
-
-def _variable(code: int, data: bytes) -> bytes:
-    """A value of any length; `code` is that of its short form."""
-    if len(data) < _SHORT:
-        return bytes((code, len(data))) + data
-    return bytes((code + 0x10,)) + struct.pack(">I", len(data)) + data
-
-
-def _compound(code: int, items: list[bytes]) -> bytes:
-    data = b"".join(items)
-    if len(items) < 255 and len(data) < 255:
-        return bytes((code, len(data) + 1, len(items))) + data
-    return bytes((code + 0x10,)) + struct.pack(">II", len(data) + 4, len(items)) + data
 
 
 # To a message.
@@ -178,45 +161,14 @@ def body_alone(data: bytes) -> bytes | None:
     return data[5:] if data[:4] == _DATA_START and len(data) > 4 and len(data) == 5 + data[4] else None
 
 
-class _Span(NamedTuple):
-    """Where the octets of a value are, behind its code and size."""
-
-    code: int
-    start: int
-    end: int
-
-
-_WIDTHS = {0x4: 0, 0x5: 1, 0x6: 2, 0x7: 4, 0x8: 8, 0x9: 16}
-_SIZES = {0xA: 1, 0xB: 4, 0xC: 1, 0xD: 4, 0xE: 1, 0xF: 4}
-_NUMBERS = {
-    0x50: ">B", 0x51: ">b", 0x52: ">B", 0x53: ">B", 0x54: ">b", 0x55: ">b", 0x56: ">?", 0x60: ">H", 0x61: ">h",
-    0x70: ">I", 0x71: ">i", 0x72: ">f", 0x80: ">Q", 0x81: ">q", 0x82: ">d",
-}  # fmt: skip
-_CONSTANTS: dict[int, Any] = {0x40: None, 0x41: True, 0x42: False, 0x43: 0, 0x44: 0}
-
-
-def _span(data: bytes, at: int) -> _Span:
-    code, start = data[at], at + 1
-    width = _WIDTHS.get(code >> 4)
-    if width is None:
-        prefix = _SIZES.get(code >> 4, 0)
-        if not prefix:
-            raise ValueError("unknown type")
-        width = int.from_bytes(data[start : start + prefix])
-        start += prefix
-    if start + width > len(data):
-        raise ValueError("cut short")
-    return _Span(code, start, start + width)
-
-
 def _decode(data: bytes) -> Entry:
-    sections: dict[int, _Span] = {}
+    sections: dict[int, Span] = {}
     parts: list[bytes] = []
     at = 0
     while at < len(data):
         if data[at : at + 2] != _SECTION or not _HEADER <= data[at + 2] <= _LAST:
             raise ValueError("not a section")
-        kind, span = data[at + 2], _span(data, at + 3)
+        kind, span = data[at + 2], find(data, at + 3)
         if kind in (_SEQUENCE, _VALUE):
             parts, at = [data[at:]], len(data)
             break
@@ -233,7 +185,7 @@ def _decode(data: bytes) -> Entry:
     return Entry(body, properties, str(annotations.get("x-exchange") or ""), None if key is None else str(key))
 
 
-def _properties(data: bytes, sections: Mapping[int, _Span], annotations: Mapping[str, Any]) -> dict[str, Any]:
+def _properties(data: bytes, sections: Mapping[int, Span], annotations: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if (span := sections.get(_PROPERTIES)) is not None:
         for name, value in zip(_FIELDS, _items(data, span), strict=False):
@@ -257,36 +209,26 @@ def _property(name: str, value: Any) -> Any:
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
 
 
-def _pairs(data: bytes, span: _Span | None) -> dict[str, Any]:
+def _pairs(data: bytes, span: Span | None) -> dict[str, Any]:
     if span is None:
         return {}
     items = list(_items(data, span))
     return {str(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
 
 
-def _items(data: bytes, span: _Span) -> Iterator[Any]:
-    """The items of a list, or the keys and values of a map in turn."""
-    if span.code == 0x45:
-        return
-    if span.code not in (0xC0, 0xC1, 0xD0, 0xD1):
-        raise ValueError("neither a list nor a map")
-    at = span.start + (1 if span.code < 0xD0 else 4)
-    while at < span.end:
-        inner = _span(data, at if data[at] else _span(data, at + 1).end)
-        yield _decoded(data, inner)
-        at = inner.end
+def _items(data: bytes, span: Span) -> Iterator[Any]:
+    return (_decoded(data, each) for each in spans_in(data, span))
 
 
-def _decoded(data: bytes, span: _Span) -> Any:
-    code, start, end = span
-    if code in _NUMBERS:
-        return struct.unpack_from(_NUMBERS[code], data, start)[0]
-    if code in _CONSTANTS:
-        return _CONSTANTS[code]
-    raw = data[start:end]
-    if code in (0xA1, 0xB1, 0xA3, 0xB3):
-        return raw.decode("utf-8", "surrogateescape")
-    if code == 0x83:
-        seconds = struct.unpack(">q", raw)[0] / 1000
-        return datetime.fromtimestamp(seconds, UTC) if 0 <= seconds <= END_OF_TIME else None
-    return str(uuid.UUID(bytes=raw)) if code == 0x98 else raw
+def _decoded(data: bytes, span: Span) -> Any:
+    raw = data[span.start : span.end]
+    match span.code:
+        case 0xA1 | 0xB1 | 0xA3 | 0xB3:
+            return raw.decode("utf-8", "surrogateescape")
+        case 0x83:
+            seconds = struct.unpack(">q", raw)[0] / 1000
+            return datetime.fromtimestamp(seconds, UTC) if 0 <= seconds <= END_OF_TIME else None
+        case 0x98:
+            return str(uuid.UUID(bytes=raw))
+    value = decode_value(data, span)
+    return raw if value is DROPPED else value

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-from mqtool.broker.embedded.model.amqp10_values import (
+from mqtool.broker.embedded.model.message import Properties, encode_short
+from mqtool.routing.amqp10 import (
+    DROPPED,
     NULL,
     UINT64,
     AnyValue,
@@ -23,11 +25,9 @@ from mqtool.broker.embedded.model.amqp10_values import (
     decode_value,
     encode_value,
     find,
-    items_of,
-    pairs_of,
+    spans_in,
     variable,
 )
-from mqtool.broker.embedded.model.message import Properties, encode_short
 from mqtool.routing.field_table import ByteArray, Int64, Table, Timestamp, UInt8, UInt32, encode_table, text
 
 
@@ -223,18 +223,18 @@ def _parts(head: bytes) -> Decoded:
         section = _descriptor(head, position)
         span = find(head, section.start)
         if section.code == _HEADER:
-            _take_header(fields, list(items_of(head, span)))
+            _take_header(fields, list(_items(head, span)))
         elif section.code == _ANNOTATIONS:
-            annotations = dict(pairs_of(head, span))
+            annotations = dict(_pairs(head, span))
             exchange = _name(annotations.get("x-exchange")) or ""
             routing_key = _name(annotations.get("x-routing-key"))
             for name in ("priority", "delivery_mode"):
                 _take_octet(fields, name, annotations.get(f"x-basic-{name.replace('_', '-')}"))
             _take_string(fields, "expiration", annotations.get("x-basic-expiration"))
         elif section.code == _PROPERTIES:
-            _take_properties(fields, headers, dict(zip(_PROPERTY_NAMES, items_of(head, span), strict=False)))
+            _take_properties(fields, headers, dict(zip(_PROPERTY_NAMES, _items(head, span), strict=False)))
         elif section.code == _APPLICATION:
-            _take_application(fields, headers, pairs_of(head, span))
+            _take_application(fields, headers, _pairs(head, span))
         position = span.end
     if headers:
         fields["headers"] = encode_table(headers)
@@ -242,6 +242,15 @@ def _parts(head: bytes) -> Decoded:
 
 
 _usual_parts = lru_cache(maxsize=1024)(_parts)
+
+
+def _items(data: bytes, span: Span) -> Iterator[AnyValue]:
+    return (DROPPED if each.described else decode_value(data, each) for each in spans_in(data, span))
+
+
+def _pairs(data: bytes, span: Span) -> Iterator[tuple[str, AnyValue]]:
+    items = _items(data, span)
+    return ((key, value) for key, value in zip(items, items, strict=True) if isinstance(key, str))
 
 
 def _name(value: AnyValue) -> str | None:

@@ -66,17 +66,12 @@ class Backlog:
         return len(self._fresh) + len(self._returned)
 
     def append(self, entry: Entry) -> None:
-        """Put a new message, or one just recovered, at the end."""
-        # The first stays, so that a look at it costs nothing.
-        if entry.row and self._fresh and self._pages.page_out(entry):
+        """Put a message at the end: a new one, one just recovered, or one that has been delivered before."""
+        # The first stays, so that a look at it costs nothing; and what has come back, as the disk does not know that.
+        if entry.row and not entry.acquired_count and self._fresh and self._pages.page_out(entry):
             self._fresh.append(entry.row)
         else:
             self._fresh.append(entry)
-        self.body_bytes += len(entry.message.body)
-
-    def put_last(self, entry: Entry) -> None:
-        """Put a message that has been delivered before at the end."""
-        self._fresh.append(entry)
         self.body_bytes += len(entry.message.body)
 
     def put_back(self, entry: Entry) -> None:
@@ -178,12 +173,14 @@ class PriorityBacklog(Backlog):
         self._descending: list[int] = []
         self._size = 0
 
-    def _level(self, entry: Entry) -> Backlog:
+    def _level_of(self, entry: Entry) -> int:
         priority = entry.message.properties.priority
-        priority = min(self._default if priority is None else priority, self._max)
-        level = self._levels.get(priority)
+        return min(self._default if priority is None else priority, self._max)
+
+    def _level(self, number: int) -> Backlog:
+        level = self._levels.get(number)
         if level is None:
-            level = self._levels[priority] = self._kind(self._pages)
+            level = self._levels[number] = self._kind(self._pages)
             self._descending = sorted(self._levels, reverse=True)
         return level
 
@@ -191,20 +188,21 @@ class PriorityBacklog(Backlog):
         return self._size
 
     def append(self, entry: Entry) -> None:
-        """Put a new message at the end of its priority."""
-        self._level(entry).append(entry)
+        """Put a message at the end of its level."""
+        self._level(self._level_of(entry)).append(entry)
         self._grow(entry, 1)
 
     def put_back(self, entry: Entry) -> None:
         """Put a message back in its old place."""
-        self._level(entry).put_back(entry)
+        self._level(self._level_of(entry)).put_back(entry)
         self._grow(entry, 1)
 
     def _grow(self, entry: Entry, by: int) -> None:
         self._size += by
         self.body_bytes += by * len(entry.message.body)
 
-    def _highest(self) -> Backlog:
+    def _next(self) -> Backlog:
+        """The level whose turn it is."""
         for priority in self._descending:
             level = self._levels[priority]
             if level:
@@ -212,12 +210,12 @@ class PriorityBacklog(Backlog):
         raise IndexError("no message")
 
     def head(self) -> Entry:
-        """The oldest message of the highest priority."""
-        return self._highest().head()
+        """The next message."""
+        return self._next().head()
 
     def take(self) -> Entry:
-        """Remove the oldest message of the highest priority."""
-        entry = self._highest().take()
+        """Remove the next message."""
+        entry = self._next().take()
         self._grow(entry, -1)
         return entry
 
@@ -239,65 +237,38 @@ class PriorityQuorumBacklog(PriorityBacklog):
     _default = 4
 
 
-class TwoLevelBacklog(QuorumBacklog):
-    """A quorum queue's from RabbitMQ 4.0 to 4.2: two messages of priority 5 or more, and one of the others."""
+class TwoLevelBacklog(PriorityBacklog):
+    """A quorum queue's from RabbitMQ 4.0 to 4.2: two messages of priority 5 or more, and one of the others.
+
+    What was returned comes first, whatever its priority: a level of its own.
+    """
+
+    _kind = QuorumBacklog
+    _LOW, _HIGH, _RETURNED = range(3)
 
     def __init__(self, pages: Pages) -> None:
-        super().__init__(pages)
-        self._high = Backlog(pages)
+        super().__init__(pages, self._RETURNED)
         self._taken = 0
 
-    def __len__(self) -> int:
-        return super().__len__() + len(self._high)
+    def _level_of(self, entry: Entry) -> int:
+        return self._HIGH if (entry.message.properties.priority or 0) > 4 else self._LOW
 
-    def _is_high(self, entry: Entry) -> bool:
-        return (entry.message.properties.priority or 0) > 4
+    def put_back(self, entry: Entry) -> None:
+        """Put a message back, behind those returned before it."""
+        self._level(self._RETURNED).put_back(entry)
+        self._grow(entry, 1)
 
-    def append(self, entry: Entry) -> None:
-        """Put a new message at the end of its level."""
-        if not self._is_high(entry):
-            super().append(entry)
-            return
-        self._high.append(entry)
-        self.body_bytes += len(entry.message.body)
-
-    def put_last(self, entry: Entry) -> None:
-        """Put a message that has been delivered before at the end of its level."""
-        if not self._is_high(entry):
-            super().put_last(entry)
-            return
-        self._high.put_last(entry)
-        self.body_bytes += len(entry.message.body)
-
-    def _high_is_next(self) -> bool:
-        if not self._high or not self._fresh:
-            return bool(self._high)
-        return self._taken % 3 != 2 or self._high.head().position < _position(self._fresh[0])
-
-    def head(self) -> Entry:
-        """The next message."""
-        return self._high.head() if not self._returned and self._high_is_next() else super().head()
+    def _next(self) -> Backlog:
+        low, high, returned = map(self._level, range(3))
+        is_lows_turn = self._taken % 3 == 2 and low and high and low.head().position < high.head().position
+        return low if is_lows_turn and not returned else super()._next()
 
     def take(self) -> Entry:
         """Remove the next message."""
-        if self._returned:
-            return super().take()
-        is_high = self._high_is_next()
-        self._taken += 1
-        if not is_high:
-            return super().take()
-        entry = self._high.take()
-        self.body_bytes -= len(entry.message.body)
+        is_counted = not self._level(self._RETURNED)
+        entry = super().take()
+        self._taken += is_counted
         return entry
-
-    def clear(self) -> list[Entry | int]:
-        """Remove all messages, and return them; of those that are paged out, the rows."""
-        return [*super().clear(), *self._high.clear()]
-
-    def in_memory(self) -> Iterator[Entry]:
-        """All messages that are not paged out, in no order."""
-        yield from super().in_memory()
-        yield from self._high.in_memory()
 
 
 def new_backlog(pages: Pages, kind: str, max_priority: int | None, quorum_priorities: str) -> Backlog:

@@ -284,7 +284,7 @@ class Queue:
                     continue
                 if limit is None and why is not Why.LOST and self.profile.unlimited_last:
                     # Without a limit RabbitMQ up to 4.2 treats what a client returns as if it were new.
-                    self.backlog.put_last(entry)
+                    self.backlog.append(entry)
                     continue
             self.backlog.put_back(entry)
         if not self.deleted:

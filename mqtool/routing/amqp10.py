@@ -115,11 +115,12 @@ def encode_value(value: Value) -> bytes | None:
 
 
 class Span(NamedTuple):
-    """Where the octets of a value are, without its constructor and size."""
+    """Where the octets of a value are, without its constructor and size; `described` if a descriptor comes before."""
 
     code: int
     start: int
     end: int
+    described: bool = False
 
 
 def find(data: bytes, offset: int) -> Span:
@@ -144,7 +145,8 @@ def find(data: bytes, offset: int) -> Span:
 
 
 def decode_value(data: bytes, span: Span) -> AnyValue:
-    code, start, end = span
+    """Decode a value; one that no header can have is DROPPED."""
+    code, start, end, _ = span
     fixed = _FIXED.get(code)
     if fixed is not None:
         packing, kind = fixed
@@ -164,8 +166,8 @@ def decode_value(data: bytes, span: Span) -> AnyValue:
     return DROPPED
 
 
-def items_of(data: bytes, span: Span) -> Iterator[AnyValue]:
-    """Yield the items of a list, or keys and values of a map in turn.
+def spans_in(data: bytes, span: Span) -> Iterator[Span]:
+    """Yield where the items of a list are, or keys and values of a map in turn.
 
     Raises:
         ValueError: it is neither, or one is cut short.
@@ -177,17 +179,6 @@ def items_of(data: bytes, span: Span) -> Iterator[AnyValue]:
         raise ValueError("neither list nor map")
     position = span.start + (1 if span.code < 0xD0 else 4)
     while position < span.end:
-        if data[position]:
-            inner = find(data, position)
-            yield decode_value(data, inner)
-        else:  # a described value: its descriptor, and the value
-            inner = find(data, find(data, position + 1).end)
-            yield DROPPED
+        inner = find(data, position) if data[position] else find(data, find(data, position + 1).end)
+        yield inner if data[position] else inner._replace(described=True)
         position = inner.end
-
-
-def pairs_of(data: bytes, span: Span) -> Iterator[tuple[str, AnyValue]]:
-    items = items_of(data, span)
-    for key, value in zip(items, items, strict=True):
-        if isinstance(key, str):
-            yield key, value
