@@ -1,4 +1,4 @@
-"""Sending acknowledgements: those that come together leave in one write, together with the answers before them."""
+"""Sending acknowledgements: those that come together leave in one write."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,13 +15,11 @@ class Acknowledgements:
 
     Args:
         send: sends some, on the I/O thread.
-        before: is called there before some are sent.
     """
 
-    def __init__(self, io: IoThread, send: Callable[[Sequence[Delivery]], None], before: Callable[[], None]) -> None:
+    def __init__(self, io: IoThread, send: Callable[[Sequence[Delivery]], None]) -> None:
         self._io = io
         self._send = send
-        self._before = before
         self._waiting: deque[Delivery] = deque()
         self._is_due = False
 
@@ -34,7 +32,6 @@ class Acknowledgements:
 
     def _send_all(self) -> None:
         self._is_due = False  # before the last look: what is added from here on is sent by another call
-        self._before()
         self._send([self._waiting.popleft() for _ in range(len(self._waiting))])
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from mqtool.amqp import declaring, hooks
+from mqtool.amqp import declaring
 from mqtool.amqp.acknowledgements import Acknowledgements, Tags
 from mqtool.amqp.consumer import Consumer
 from mqtool.amqp.declaring import Request
@@ -58,7 +58,7 @@ class Channel(Listener):
         self._consumers: list[Consumer] = []
         self._publishing = Publishing(self.link, connection, confirm_timeout)
         self._tags, self._tags_of = Tags(), 0
-        self._acks = Acknowledgements(connection.io, self._acknowledge, before=self._publishing.publisher.drain)
+        self._acks = Acknowledgements(connection.io, self._acknowledge)
         self.link.listen(self)
 
     @property
@@ -278,13 +278,13 @@ class Channel(Listener):
         return self.link.requests.epoch
 
     def _acknowledge(self, deliveries: Sequence[Delivery]) -> None:
-        tags = [delivery.delivery_tag for delivery in deliveries if self.is_current(delivery)]
-        if tags:
+        acks: Iterable[tuple[int, bool]] = ()
+        if tags := [delivery.delivery_tag for delivery in deliveries if self.is_current(delivery)]:
             if self._tags_of != self._epoch:
                 self._tags, self._tags_of = Tags(), self._epoch
             acks = self._tags.acknowledge(tags)
-            self.link.requests.send_now(self._epoch, lambda pika: hooks.acknowledge(pika, acks))
             self.link.progress()
+        self._publishing.send(acks)
 
     def _forget(self, consumer: Consumer) -> None:
         self.link.forget(consumer)

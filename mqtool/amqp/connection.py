@@ -21,7 +21,7 @@ from mqtool.amqp.address import Address, TlsFiles
 from mqtool.amqp.answer import Answer
 from mqtool.amqp.backoff import Backoff
 from mqtool.amqp.channel import CONFIRM_TIMEOUT, Channel
-from mqtool.amqp.hooks import CuttingConnection, mend_coding, name_host_in_bytes, read_large_pieces
+from mqtool.amqp.hooks import CuttingConnection, mend_coding, name_host_in_bytes, read_large_pieces, write_at_once
 from mqtool.amqp.io_thread import IoThread
 from mqtool.errors import MqtoolError, Unavailable
 
@@ -38,6 +38,7 @@ _STEADY = 60.0
 
 mend_coding()
 read_large_pieces()
+write_at_once()
 
 
 class State(Enum):

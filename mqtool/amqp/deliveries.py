@@ -1,4 +1,4 @@
-"""Deliveries, cut by hand from what the socket gives.
+"""Deliveries and confirms, cut by hand from what the socket gives.
 
 pika decodes each with some sixty Python calls. Most deliveries to a consumer have the same shape, so here a message's
 first two frames are taken apart by one call, and what they have in common with others is decoded once.
@@ -15,7 +15,8 @@ from mqtool.amqp.tables import decode_short_string
 from mqtool.message import Delivery
 
 _FRAME = Struct(">BHI")
-_BASIC_DELIVER = Struct(">I").pack(spec.Basic.Deliver.INDEX)
+_BASIC_DELIVER, _BASIC_ACK = (Struct(">I").pack(method.INDEX) for method in (spec.Basic.Deliver, spec.Basic.Ack))
+_CONFIRM = Struct(">Q?")
 #: How many routes and properties to remember: each message may have its own.
 _REMEMBERED = 1024
 #: Bytes of a body beyond which it is not worth the copies to wait until all of it is there.
@@ -38,6 +39,9 @@ class Properties(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         return self._by_name()[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self._by_name().get(name, default)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._by_name())
@@ -156,13 +160,17 @@ def _remembered(known: dict[Key, Value], key: Key, value: Value) -> Value:
 
 
 class Cutter:
-    """Takes the deliveries of the consumers that it knows out of what a connection receives.
+    """Takes deliveries and confirms out of what a connection receives, for the consumers and publishers that it knows.
+
+    Attributes:
+        confirmed: by the number of a channel, who hears of its confirms: the tag, and whether it is for all up to that.
 
     Args:
         rest: takes everything else.
     """
 
     def __init__(self, rest: Callable[[bytes], None]) -> None:
+        self.confirmed: dict[int, Callable[..., None]] = {}
         self._rest = rest
         self._consumers: dict[tuple[int, bytes], Consumed] = {}
         self._left = b""
@@ -195,7 +203,12 @@ class Cutter:
                 after = end  # no frame, but the protocol's name: the broker speaks another version of it
             if after > end:
                 break
-            self._rest(data[position:after])
+            if channel in self.confirmed and data.startswith(_BASIC_ACK, position + 7):
+                tag, multiple = _CONFIRM.unpack_from(data, position + 11)
+                self.confirmed[channel](tag, multiple=multiple)
+                cut += after - position
+            else:
+                self._rest(data[position:after])
             position = after
         self._left = data[position:]
         return cut

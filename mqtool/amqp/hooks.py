@@ -7,11 +7,15 @@
 5. A socket is read in large pieces. pika reads four KiB at a time, some twenty messages, until the socket is empty,
    and that costs an exception each time.
 6. The resolver is given a host's name as bytes. To encode text, Python would load two Unicode tables.
+7. What is written goes to the socket at once. pika first has the poller watch for room, and stops that when all is
+   written: two calls and another round of the loop for each write.
+8. Confirms are cut from what the socket gives, too; see deliveries.py.
 
-If pika changes and 4 to 6 no longer take effect, everything still works, only more slowly;
-tests/integration/test_consuming.py and tests/cli/test_start_up.py fail.
+If pika changes and 4 to 8 no longer take effect, everything still works, only more slowly;
+tests/integration/test_consuming.py, tests/integration/test_publishing.py and tests/cli/test_start_up.py fail.
 """
 
+import contextlib
 import struct
 from collections.abc import Iterable
 from typing import Any
@@ -29,13 +33,14 @@ from mqtool.message import UNREADABLE
 _PIECE = 1 << 17
 _BASIC_ACK = struct.Struct(">BHIIQBB").pack
 _decode_properties = spec.BasicProperties.decode
+_write_later = io_services_utils._AsyncPlaintextTransport.write
 
 
 class CuttingConnection(SelectConnection):
     """A connection whose deliveries are cut by hand.
 
     Attributes:
-        cutter: knows the consumers for which that is done.
+        cutter: knows the consumers and publishers for which that is done.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -57,10 +62,10 @@ def write(connection: PikaConnection, frames: Iterable[bytes]) -> None:
     connection._output_marshaled_frames([b"".join(frames)])
 
 
-def acknowledge(channel: PikaChannel, tags: Iterable[tuple[int, bool]]) -> None:
-    """Acknowledge deliveries, in one write; each tag with whether it stands for all before it. On the I/O thread."""
+def acknowledgements(channel: PikaChannel, tags: Iterable[tuple[int, bool]]) -> list[bytes]:
+    """The frames that acknowledge deliveries; each tag with whether it stands for all before it."""
     start = (spec.FRAME_METHOD, channel.channel_number, 13, spec.Basic.Ack.INDEX)
-    write(channel.connection, [_BASIC_ACK(*start, tag, multiple, spec.FRAME_END) for tag, multiple in tags])
+    return [_BASIC_ACK(*start, tag, multiple, spec.FRAME_END) for tag, multiple in tags]
 
 
 def name_host_in_bytes(parameters: ConnectionParameters) -> None:
@@ -73,6 +78,19 @@ def read_large_pieces() -> None:
     """Read a socket once for each time that it has something."""
     io_services_utils._AsyncTransportBase._MAX_RECV_BYTES = _PIECE
     io_services_utils._AsyncPlaintextTransport._MAX_CONSUME_BYTES = 1
+
+
+def write_at_once() -> None:
+    """Have a socket take what it has room for when it is written; the rest waits, as all does in pika."""
+
+    def write(transport: io_services_utils._AsyncPlaintextTransport, octets: bytes) -> None:
+        if transport._state == transport._STATE_ACTIVE and not transport._tx_buffers:
+            with contextlib.suppress(OSError):  # no room; or else pika meets the error itself, and knows what to do
+                octets = octets[transport._sock.send(octets) :]
+        if octets:
+            _write_later(transport, octets)
+
+    io_services_utils._AsyncPlaintextTransport.write = write  # type: ignore[method-assign, assignment]
 
 
 def mend_coding() -> None:

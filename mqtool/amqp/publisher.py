@@ -312,13 +312,13 @@ class Publisher:
         message, route, sequence = self._outstanding[tag - self._collected - 1]
         self._refused.setdefault(tag, Receipt(addressed(message, route), confirmation, reason, sequence))
 
-    def drain(self) -> None:
-        """Write what waits. On the I/O thread."""
+    def drain(self, after: Iterable[bytes] = ()) -> None:
+        """Write what waits, and other frames behind it. On the I/O thread."""
         with self._lock:
             self._is_due = self._is_due_now = False
             ready, self._outbox, self._outbox_size = self._outbox, [], 0
             write = self._write
-        if ready:
+        if ready := [*ready, *after]:
             write(ready)
 
 

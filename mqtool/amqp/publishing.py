@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import partial
 
 from pika import exceptions, frame, spec
 from pika.channel import Channel as PikaChannel
@@ -60,12 +61,12 @@ class Publishing(Listener):
             try:
                 if (lot := next(source, None)) is None:
                     break
-                if lot:
-                    sequence += self._add(lot, route, sequence)
+                count = self._add(lot, route, sequence)
+                sequence += count
             except MqtoolError as error:
                 bad_input = error  # what was read before it is still to be confirmed
                 break
-            if not lot:
+            if not count:
                 publisher.wait(1, self._confirm_timeout, at_most=0.05)
             elif publisher.is_full(window):
                 publisher.wait(max(1, window // 2), self._confirm_timeout)
@@ -81,7 +82,8 @@ class Publishing(Listener):
         """Publish a lot, and return how many messages it had. The one that cannot be encoded stays, with the rest."""
         count = len(lot)
         try:
-            self.publisher.add(lot, route, sequence)
+            if lot:
+                self.publisher.add(lot, route, sequence)
         except MqtoolError:
             while len(lot) > 1:
                 self.publisher.add(lot[:1], route, sequence + count - len(lot))
@@ -89,6 +91,17 @@ class Publishing(Listener):
             raise
         lot.clear()
         return count
+
+    def send(self, acks: Iterable[tuple[int, bool]]) -> None:
+        """Send what waits, and behind it acknowledgements, in one write. On the I/O thread."""
+        pika = self._link.requests.pika
+        frames = hooks.acknowledgements(pika, acks) if pika is not None and pika.is_open else []
+        if pika is self._confirming:
+            self.publisher.drain(frames)
+            return
+        self.publisher.drain()
+        if pika is not None and frames:
+            hooks.write(pika.connection, frames)
 
     # The link's side.
 
@@ -111,7 +124,19 @@ class Publishing(Listener):
             raise exceptions.ConnectionWrongStateError
         if pika is self._confirming:
             return
-        self._link.checked(lambda pika, done: pika.confirm_delivery(self._on_confirm_of(pika), callback=done))
+
+        def heard(answer: Callable[..., None], tag: int, *, multiple: bool) -> None:
+            if self._link.requests.pika is pika:  # else it was left, but may still have something to say
+                self._link.progress()
+                answer(tag, multiple=multiple)
+
+        on_ack, on_nack = (partial(heard, answer) for answer in (self.publisher.on_ack, self.publisher.on_nack))
+
+        def on_answer(answer: frame.Method[spec.Basic.Ack | spec.Basic.Nack]) -> None:
+            on = on_ack if isinstance(answer.method, spec.Basic.Ack) else on_nack
+            on(answer.method.delivery_tag, multiple=answer.method.multiple)
+
+        self._link.checked(lambda pika, done: pika.confirm_delivery(on_answer, callback=done))
         pika.add_on_return_callback(self._on_return)
         encode = PublishEncoder(pika.channel_number, self._line.frame_max).encode
 
@@ -122,23 +147,13 @@ class Publishing(Listener):
         restarted = threading.Event()
 
         def restart() -> None:
+            pika.connection.cutter.confirmed[pika.channel_number] = on_ack
             self.publisher.restart(encode, write, connection_is_new=connection_is_new)
             restarted.set()
 
         self._line.io.run(restart)
         restarted.wait()
         self._confirming = pika
-
-    def _on_confirm_of(self, pika: PikaChannel) -> Callable[[frame.Method[spec.Basic.Ack | spec.Basic.Nack]], None]:
-        def on_confirm(confirm: frame.Method[spec.Basic.Ack | spec.Basic.Nack]) -> None:
-            if self._link.requests.pika is not pika:
-                return  # it was left, but may still have something to say
-            self._link.progress()
-            method = confirm.method
-            answered = self.publisher.on_ack if isinstance(method, spec.Basic.Ack) else self.publisher.on_nack
-            answered(method.delivery_tag, multiple=method.multiple)
-
-        return on_confirm
 
     def _on_return(
         self, _channel: PikaChannel, method: spec.Basic.Return, properties: spec.BasicProperties, body: bytes

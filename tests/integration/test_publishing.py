@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
+from itertools import chain
 from typing import Any
 
 import pika
 import pytest
+from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport
 
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.errors import BadData, Unavailable, UsageError
@@ -87,6 +89,40 @@ def test_receipts_come_in_the_order_of_publishing(connection: Connection) -> Non
 
     assert [receipt.message.body for receipt in receipts] == [message.body for message in messages]
     assert {receipt.confirmation for receipt in receipts} == {Confirmation.CONFIRMED}
+
+
+def test_publishing_goes_on_while_confirms_are_awaited(connection: Connection) -> None:
+    """Neither a message nor a lot waits for the broker's answer to the one before."""
+    channel = connection.channel()
+    channel.declare(QUEUE)
+    in_flight = []
+
+    class Source(InLots):
+        def lots(self) -> Iterator[list[Message]]:
+            for _ in range(50):
+                in_flight.append(channel.in_flight)
+                yield [Message(b"x" * 10_000)] * 10
+
+        def __iter__(self) -> Iterator[Message]:
+            return chain.from_iterable(self.lots())
+
+    assert len(list(channel.publish(Source(), routing_key=QUEUE.name))) == 500
+    assert max(in_flight) > 10
+    in_flight.clear()
+    assert len(list(channel.publish(Source(), routing_key=QUEUE.name, window=1000))) == 500
+    assert max(in_flight) > 10
+
+
+def test_pika_is_spared_writes_and_confirms(broker: TestBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If this fails, pika has changed beneath hooks.py, and publishing is slow; nothing else is wrong."""
+    done_by_pika = []
+    for kind, name in ((_AsyncPlaintextTransport, "_on_socket_writable"), (pika.spec.Basic.Ack, "decode")):
+        monkeypatch.setattr(kind, name, lambda *_, name=name: done_by_pika.append(name))
+    with Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        channel.declare(QUEUE)
+        assert len(list(channel.publish([Message(b"")] * 100, routing_key=QUEUE.name))) == 100
+    assert done_by_pika == []
 
 
 def test_mandatory_returns_what_no_queue_gets(connection: Connection) -> None:

@@ -32,12 +32,15 @@ deliveries = st.builds(
     delivery_tag=st.integers(1, 2**63),
     epoch=st.just(7),
 )
+Confirm = tuple[int, bool]
+confirms = st.tuples(st.integers(1, 2**63), st.booleans())
 #: What else may come on a connection between two frames of a delivery, or between deliveries.
 OTHERS = [
     frame.Heartbeat().marshal(),
     frame.Method(2, spec.Basic.Deliver("ours", 5, False, "", "q")).marshal(),
     frame.Method(1, spec.Basic.Deliver("another", 6, False, "", "q")).marshal(),
     frame.Method(1, spec.Basic.CancelOk("another")).marshal(),
+    frame.Method(2, spec.Basic.Ack(7, True)).marshal(),
 ]
 
 
@@ -54,17 +57,24 @@ def frames_of(delivery: Delivery) -> list[bytes]:
     ]
 
 
-@given(st.lists(deliveries | st.sampled_from(OTHERS), max_size=8), st.lists(st.integers(0, 400), max_size=8))
-def test_what_is_not_cut_goes_on_as_it_came(sent: list[Delivery | bytes], ends: list[int]) -> None:
-    """However the bytes are split: whole deliveries of one frame are cut, all other frames are passed on, in order."""
-    got: list[Delivery | bytes] = []
+@given(st.lists(deliveries | confirms | st.sampled_from(OTHERS), max_size=8), st.lists(st.integers(0, 400), max_size=8))
+def test_what_is_not_cut_goes_on_as_it_came(sent: list[Delivery | Confirm | bytes], ends: list[int]) -> None:
+    """However the bytes are split: whole deliveries of one frame and confirms are cut, all other frames are passed on,
+    in order.
+    """
+    got: list[Delivery | Confirm | bytes] = []
     cutter = Cutter(got.append)
     cutter.add(Consumed(1, "ours", "q", 7, got.extend))
-    expected: list[Delivery | bytes] = []
+    cutter.confirmed[1] = lambda tag, *, multiple: got.append((tag, multiple))
+    expected: list[Delivery | Confirm | bytes] = []
     data = b""
     for item in sent:
-        frames = [item] if isinstance(item, bytes) else frames_of(item)
-        expected += frames if isinstance(item, bytes) or len(item.body) > BODY_MAX else [item]
+        if isinstance(item, Delivery):
+            frames = frames_of(item)
+            expected += [item] if len(item.body) <= BODY_MAX else frames
+        else:
+            frames = [item if isinstance(item, bytes) else frame.Method(1, spec.Basic.Ack(*item)).marshal()]
+            expected.append(item)
         data += b"".join(frames)
 
     cut = position = 0
