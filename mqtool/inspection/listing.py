@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from mqtool import management
 from mqtool.errors import UsageError
@@ -239,7 +239,7 @@ LISTINGS = {
     for each in (QUEUES, EXCHANGES, BINDINGS, CONSUMERS, CONNECTIONS, CHANNELS, VHOSTS, USERS, PERMISSIONS, PLUGINS)
 }
 
-_CONDITION = re.compile(r"(?P<column>\w+)\s*(?P<operator>!=|>=|<=|=|>|<|~)\s*(?P<value>.*)", re.DOTALL)
+_CONDITION = re.compile(r"(\w+)\s*(!=|>=|<=|=|>|<|~)\s*(.*)", re.DOTALL)
 _ORDER: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
@@ -248,31 +248,21 @@ _ORDER: dict[str, Callable[[Any, Any], bool]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """What a row must be like to be listed, such as `messages_ready>0`.
-
-    Attributes:
-        comparison: = or !=; > >= < <= of numbers; ~ a regular expression that is found in it.
-    """
+class Condition(NamedTuple):
+    """What a row must be like to be listed, such as `messages_ready>0`."""
 
     column: str
-    comparison: str
-    value: str
+    test: Callable[[Any], bool]
 
     def holds(self, row: Row) -> bool:
         """Whether the row is like that. What the broker does not tell is like nothing."""
-        value = row[self.column]
-        if self.comparison == "~":
-            return value is not None and re.search(self.value, as_text(value)) is not None
-        if self.comparison in _ORDER:
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            return number and _ORDER[self.comparison](value, float(self.value))
-        return (as_text(value) == self.value) is (self.comparison == "=")
+        return self.test(row[self.column])
 
 
 def parse_condition(text: str) -> Condition:
-    """A condition, as it is written: COLUMN, = != > >= < <= or ~, and a value.
+    """A condition, as it is written: COLUMN, a comparison and a value.
+
+    The comparison is = or !=; > >= < <= of numbers; or ~ with a regular expression that is to be found.
 
     Raises:
         ValueError: it is none.
@@ -280,18 +270,22 @@ def parse_condition(text: str) -> Condition:
     match = _CONDITION.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is not a condition such as messages_ready>0, name=jobs or name~^log")
-    condition = Condition(match["column"], match["operator"], match["value"])
-    if condition.comparison in _ORDER:
+    column, comparison, value = match.groups()
+    if comparison == "~":
         try:
-            float(condition.value)
-        except ValueError:
-            raise ValueError(f"{condition.value!r} in {text!r} is not a number") from None
-    if condition.comparison == "~":
-        try:
-            re.compile(condition.value)
+            pattern = re.compile(value)
         except re.error as error:
-            raise ValueError(f"{condition.value!r} in {text!r} is not a valid regular expression: {error}") from None
-    return condition
+            raise ValueError(f"{value!r} in {text!r} is not a valid regular expression: {error}") from None
+        return Condition(column, lambda told: told is not None and pattern.search(as_text(told)) is not None)
+    if comparison not in _ORDER:
+        return Condition(column, lambda told: (as_text(told) == value) is (comparison == "="))
+    try:
+        limit, compare = float(value), _ORDER[comparison]
+    except ValueError:
+        raise ValueError(f"{value!r} in {text!r} is not a number") from None
+    return Condition(
+        column, lambda told: isinstance(told, int | float) and not isinstance(told, bool) and compare(told, limit)
+    )
 
 
 def in_order(rows: Iterable[Row], columns: Sequence[str]) -> list[Row]:
@@ -299,11 +293,8 @@ def in_order(rows: Iterable[Row], columns: Sequence[str]) -> list[Row]:
     found = list(rows)
     for column in reversed(columns):
         name = column.removeprefix("-")
-        told = [row for row in found if row[name] is not None]
-        found = [
-            *sorted(told, key=lambda row: _rank(row[name]), reverse=column.startswith("-")),
-            *(row for row in found if row[name] is None),
-        ]
+        found.sort(key=lambda row: _rank(row[name]), reverse=column.startswith("-"))
+        found.sort(key=lambda row: row[name] is None)
     return found
 
 
