@@ -1,16 +1,18 @@
 """Wiring through which messages go nowhere, or round and round."""
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import NamedTuple, TypeVar
 
 from mqtool import management
+from mqtool.inspection.definitions import Definitions
 from mqtool.inspection.finding import Finding
 from mqtool.inspection.listing import counted
+from mqtool.inspection.routes import Router
 from mqtool.management import Management
 from mqtool.management.client import Json
-from mqtool.routing.tables import TABLES, RoutingTable
-from mqtool.topology import DELAYED, Binding, Queue
+from mqtool.topology import Binding, Exchange, Queue
 
 Node = TypeVar("Node", bound=Hashable)
 
@@ -103,7 +105,19 @@ class Paths:
 
     def _expiries(self) -> dict["_Place", list["_Place"]]:
         """Where messages go when they expire, from where they may be: by their queue's name, or by a binding."""
-        reached = _Routing(self)
+        # Not by alternate exchanges, of which not all is known.
+        exchanges = [
+            Exchange(name, view["type"], arguments={**(view.get("arguments") or {}), "alternate-exchange": None})
+            for name, view in self.exchanges.items()
+        ]
+        router = Router(Definitions.of(exchanges, (), self.bindings))
+
+        @cache
+        def reached(exchange: str, key: str) -> Collection[str]:
+            if not exchange:
+                return [key]
+            return router.route(exchange, key, near_misses=0).queues if exchange in self.exchanges else ()
+
         queues = {queue.name: queue.arguments for queue in self.expiring}
         todo = [_Place(name, name) for name in queues]
         todo += [_Place(bound.destination, bound.routing_key) for bound in self.bindings if not bound.to_exchange]
@@ -114,7 +128,7 @@ class Paths:
             if place.queue in queues and place not in leads:
                 arguments = queues[place.queue]
                 key = str(arguments.get("x-dead-letter-routing-key", place.key))
-                to = reached.queues(str(arguments["x-dead-letter-exchange"]), key)
+                to = reached(str(arguments["x-dead-letter-exchange"]), key)
                 leads[place] = [_Place(name, key) for name in to if name in queues]
                 todo += leads[place]
                 ways += len(leads[place])
@@ -126,38 +140,6 @@ class _Place(NamedTuple):
 
     queue: str
     key: str
-
-
-class _Routing:
-    """To which queues a message goes that has no headers; not by alternate exchanges, of which not all is known."""
-
-    def __init__(self, paths: Paths) -> None:
-        self._tables: dict[str, RoutingTable[tuple[str, bool]]] = {}
-        for binding in paths.bindings:
-            exchange = paths.exchanges.get(binding.source, {})
-            kind = str(exchange.get("type"))
-            if kind == DELAYED:
-                kind = str((exchange.get("arguments") or {}).get("x-delayed-type"))
-            if kind in TABLES:
-                table = self._tables.setdefault(binding.source, TABLES[kind]())
-                table.add(binding.routing_key, binding.arguments, (binding.destination, binding.to_exchange))
-        self._reached: dict[tuple[str, str], list[str]] = {}
-
-    def queues(self, exchange: str, key: str) -> list[str]:
-        """The queues that a message comes to."""
-        if not exchange:
-            return [key]
-        if (exchange, key) not in self._reached:
-            found: dict[str, None] = {}
-            todo = [exchange]
-            for name in todo:  # grows while we walk
-                for destination, to_exchange in self._tables[name].match(key, {}) if name in self._tables else ():
-                    if not to_exchange:
-                        found[destination] = None
-                    elif destination not in todo:
-                        todo.append(destination)
-            self._reached[exchange, key] = list(found)
-        return self._reached[exchange, key]
 
 
 def _circles(leads: Mapping[Node, Iterable[Node]]) -> Iterator[list[Node]]:

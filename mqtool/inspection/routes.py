@@ -8,7 +8,7 @@ It matches with the tables of `mqtool.routing`, which the tests hold against Rab
 Nothing here does any I/O. https://www.rabbitmq.com/docs/exchanges, /docs/e2e, /docs/ae, /docs/dlx
 """
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -86,7 +86,7 @@ class _Progress:
     headers: Mapping[str, Any]
     came: dict[str, Way] = field(default_factory=dict)
     queues: dict[str, list[Way]] = field(default_factory=dict)
-    missed: list[Binding] = field(default_factory=list)
+    matched: set[Binding] = field(default_factory=set)
     unknown: list[str] = field(default_factory=list)
 
 
@@ -95,7 +95,7 @@ class Router:
 
     def __init__(self, definitions: Definitions) -> None:
         self.definitions = definitions
-        self._tables: dict[str, RoutingTable[Binding]] = {}
+        self._tables: dict[str, RoutingTable[int]] = {}
 
     def route(
         self, exchange: str, routing_key: str, headers: Mapping[str, Any] | None = None, *, near_misses: int = 5
@@ -111,17 +111,14 @@ class Router:
             BadData: the exchange cannot read the header x-delay.
         """
         found = self._follow(exchange, routing_key, headers or {})
-        missed = [binding for binding in found.missed if binding.destination not in _reached(found, binding)]
-        exchanges = self.definitions.exchanges
-        typed = [(routing_type(exchanges[binding.source]), binding) for binding in missed]
         return Route(
             exchange,
             routing_key,
             found.headers,
             {queue: tuple(ways) for queue, ways in sorted(found.queues.items())},
-            nearest(typed, found.keys, found.headers, near_misses) if near_misses else (),
+            nearest(self._missed(found), found.keys, found.headers, near_misses) if near_misses else (),
             self._dead_letters(found),
-            _delay(exchanges[exchange], found.headers),
+            _delay(self.definitions.exchanges[exchange], found.headers),
             found.unknown,
         )
 
@@ -149,31 +146,34 @@ class Router:
         """Where a message goes from one exchange."""
         name = exchange.name
         if not name:
-            queues = self.definitions.queues
-            hops = [Hop("", key, False) for key in dict.fromkeys(found.keys) if key in queues]
-            found.missed += [] if hops else [Binding("", queue, queue) for queue in queues]
-            return hops
-        bindings = self.definitions.bindings.get(name, ())
-        routed_as = routing_type(exchange)
-        if routed_as not in TABLES:
+            return [Hop("", key, False) for key in dict.fromkeys(found.keys) if key in self.definitions.queues]
+        if (routed_as := routing_type(exchange)) not in TABLES:
             found.unknown.append(name)
             return []
-        matched = self._matched(name, routed_as, bindings, found)
-        found.missed += [binding for binding in bindings if binding not in matched]
+        bindings = self.definitions.bindings.get(name, ())
+        if name not in self._tables:
+            self._tables[name] = TABLES[routed_as]()
+            for number, binding in enumerate(bindings):
+                self._tables[name].add(binding.routing_key, binding.arguments, number)
+        numbers = {number for key in found.keys for number in self._tables[name].match(key, found.headers)}
+        matched = [bindings[number] for number in sorted(numbers)]
+        found.matched.update(matched)
         alternate = exchange.arguments.get("alternate-exchange")
         if not matched and isinstance(alternate, str):
             return [Hop(name, alternate, True)]
-        return [
-            Hop(name, binding.destination, binding.to_exchange, binding) for binding in bindings if binding in matched
-        ]
+        return [Hop(name, binding.destination, binding.to_exchange, binding) for binding in matched]
 
-    def _matched(self, name: str, routed_as: str, bindings: Iterable[Binding], found: _Progress) -> set[Binding]:
-        table = self._tables.get(name)
-        if table is None:
-            table = self._tables[name] = TABLES[routed_as]()
-            for binding in bindings:
-                table.add(binding.routing_key, binding.arguments, binding)
-        return {binding for key in found.keys for binding in table.match(key, found.headers)}
+    def _missed(self, found: _Progress) -> Iterator[tuple[str, Binding]]:
+        """The bindings on the way that did not match, to what it has not reached, each with the type that it is of."""
+        for name in found.came:
+            bindings: Iterable[Binding] = self.definitions.bindings.get(name, ())
+            if not name and found.queues.keys().isdisjoint(found.keys):
+                bindings = (Binding("", queue, queue) for queue in self.definitions.queues)
+            routed_as = routing_type(self.definitions.exchanges[name])
+            for binding in bindings if routed_as in TABLES else ():
+                reached: Container[str] = found.came if binding.to_exchange else found.queues
+                if binding not in found.matched and binding.destination not in reached:
+                    yield routed_as, binding
 
     # -- from queue to dead letters
 
@@ -197,10 +197,6 @@ class Router:
             dead[queue, key] = DeadLetters(queue, exchange, key, sorted(further.queues))
             todo += [(after, further) for after in sorted(further.queues)]
         return [replace(death, circular=_comes_back(death.queue, dead.values())) for death in dead.values()]
-
-
-def _reached(found: _Progress, binding: Binding) -> Container[str]:
-    return found.came if binding.to_exchange else found.queues
 
 
 def _comes_back(queue: str, dead: Iterable[DeadLetters]) -> bool:
