@@ -48,8 +48,6 @@ class Docker(Starter):
             raise UsageError(f"{option} does not work with Docker", "in Docker, messages are kept in a volume")
         if wanted.listen:
             raise Unavailable("in Docker, guest could log in from other machines", "use --kind node or --kind embedded")
-        if wanted.cluster and wanted.stream_port is not None:
-            raise UsageError("--stream-port does not work with --cluster", "start one node for streams")
         with daemon_of_this_machine() as daemon:
             image_upon(daemon, image.base_of(wanted.image), say)
 

@@ -38,8 +38,6 @@ class PrivateNodes(Starter):
             raise UsageError("a private node uses the installed RabbitMQ", "use --kind docker with --image")
         if wanted.cluster and wanted.listen:
             raise UsageError("--listen does not work with --cluster", "start one node for other machines")
-        if wanted.cluster and wanted.stream_port is not None:
-            raise UsageError("--stream-port does not work with --cluster", "start one node for streams")
         if (before := state.load(wanted.name)) is not None and before.kind == self.kind:
             node.stop_epmd(int(before.details["epmd_port"]))  # it outlives a node that was killed
         directory = state.directory(wanted.name)

@@ -76,6 +76,7 @@ class Publisher:
         self._partitions: list[_Partition] = []
         self._is_due = False  # to look whether there are answers
         self._last_answer = time.monotonic()
+        self._start()
 
     @property
     def unconfirmed(self) -> list[Message]:
@@ -84,10 +85,6 @@ class Publisher:
 
     def publish(self, messages: Iterable[Message | None]) -> Iterator[Receipt]:
         """As of StreamChannel.publish()."""
-        self._start()
-        return self._published(messages)
-
-    def _published(self, messages: Iterable[Message | None]) -> Iterator[Receipt]:
         for message in messages:
             if message is None:
                 self._flush()

@@ -5,7 +5,7 @@
 https://www.rabbitmq.com/docs/firehose
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mqtool.management import Management, path
@@ -17,18 +17,13 @@ _PUBLISHED, _DELIVERED = "publish.", "deliver."
 
 
 def of_exchange(exchange: str) -> Binding:
-    """All that is published to an exchange; "" is the default exchange."""
+    """All that is published to an exchange; "" is the default exchange, and "#" stands for all."""
     return Binding(EXCHANGE, "", _PUBLISHED + exchange)
 
 
 def of_queue(queue: str) -> Binding:
     """All that is delivered from a queue."""
     return Binding(EXCHANGE, "", _DELIVERED + queue)
-
-
-def of_all() -> Binding:
-    """All that is published."""
-    return Binding(EXCHANGE, "", _PUBLISHED + "#")
 
 
 def is_on(api: Management, vhost: str) -> bool:
@@ -45,13 +40,8 @@ def switch(api: Management, vhost: str, *, on: bool) -> None:
     api.put(path("vhosts", vhost), {"tracing": on})
 
 
-def originals(copies: Iterator[Delivery]) -> Iterator[Delivery]:
-    """The messages that the copies are of."""
-    for copy in copies:
-        yield _original(copy)
-
-
-def _original(copy: Delivery) -> Delivery:
+def original(copy: Delivery) -> Delivery:
+    """The message that a copy is of."""
     told, queue = copy.headers, ""
     if copy.routing_key.startswith(_DELIVERED):
         queue = copy.routing_key.removeprefix(_DELIVERED)

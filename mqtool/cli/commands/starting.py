@@ -106,6 +106,8 @@ def _check(wanted: Wanted, kind: Kind, client_ca: Path | None) -> None:
             raise UsageError(f"{option} is for the embedded broker", "use --kind embedded")
     if not wanted.name.replace("-", "").replace("_", "").isalnum() or not wanted.name.isascii():
         raise UsageError(f"{wanted.name!r} is not a valid broker name", "use letters, digits, - and _")
+    if wanted.cluster and wanted.stream_port is not None:
+        raise UsageError("--stream-port does not work with --cluster", "start one node for streams")
     if wanted.listen is not None:
         remote.check(wanted.listen)
     if wanted.definitions is not None:

@@ -82,8 +82,9 @@ class What(NamedTuple):
     def bound(self, access: Access) -> Iterator[Bound]:
         """What to bind a private queue to. Raises as the functions in `bindings` do."""
         if self.by_firehose:
-            copies = [firehose.of_queue(self.queue)] if self.queue else [firehose.of_all()] if self.everything else []
-            yield Bound((*copies, *map(firehose.of_exchange, self.names)))
+            exchanges = ["#"] if self.everything else self.names
+            of_queue = [firehose.of_queue(self.queue)] if self.queue else []
+            yield Bound((*of_queue, *map(firehose.of_exchange, exchanges)))
             return
         if self.queue:
             yield bindings.like_queue(access.management(), access.vhost, self.queue)
@@ -103,7 +104,7 @@ class What(NamedTuple):
         def start(channel: Channel, settings: Settings) -> Tap:
             tap = Tap(channel, every, settings)
             if self.by_firehose:
-                tap.deliveries = firehose.originals(tap.deliveries)
+                tap.deliveries = map(firehose.original, tap.deliveries)
                 until_over.enter_context(switched_on(access, channel))
             return tap
 
