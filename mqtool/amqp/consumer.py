@@ -117,7 +117,8 @@ class Consumer(Listener):
                 self._subscription.cancel()
             elif self._subscription.is_active:
                 is_current = delivery.epoch == self._link.requests.epoch
-                self._do(self._policy.acknowledged(self._subscription.received, is_current=is_current))
+                tag, received = delivery.delivery_tag, self._subscription.received
+                self._do(self._policy.acknowledged(tag, received, is_current=is_current))
 
     def arrives(self, within: float) -> bool:
         """Whether deliveries() can go on at once, with a delivery or to its end, or can within this many seconds."""
@@ -238,7 +239,9 @@ class Consumer(Listener):
             return
         with self._subscribing:
             self._subscription.cancel()
-            if step is Step.RESUBSCRIBE and self._policy.wants_more(self._subscription.received):
+            if step is Step.RESUBSCRIBE and self._policy.wants_more(
+                self._subscription.received, self._subscription.through
+            ):
                 self._flush()
                 self.start()
 

@@ -110,10 +110,11 @@ class Policy:
         """The caller asks for the next delivery; return whether to acknowledge now what release() returns."""
         return False
 
-    def acknowledged(self, received: int, *, is_current: bool) -> Step:  # noqa: ARG002
+    def acknowledged(self, tag: int, received: int, *, is_current: bool) -> Step:  # noqa: ARG002
         """The caller acknowledges a delivery.
 
         Args:
+            tag: the delivery's.
             received: deliveries since the channel was opened.
             is_current: it was one of them.
         """
@@ -123,8 +124,13 @@ class Policy:
         """How many of these many deliveries may be had beyond the prefetch."""
         return extra
 
-    def wants_more(self, received: int) -> bool:  # noqa: ARG002
-        """Whether to subscribe again after a cancellation."""
+    def wants_more(self, received: int, through: int) -> bool:  # noqa: ARG002
+        """Whether to subscribe again after a cancellation; asked once, before that.
+
+        Args:
+            received: deliveries since the channel was opened.
+            through: the tag of the last of them.
+        """
         return True
 
     def release(self, *, leaving: bool = False) -> Delivery | None:  # noqa: ARG002
@@ -255,14 +261,17 @@ class CallerSettles(Policy):
         if count is not None:  # nothing may make room for more, so the count itself can be the limit
             prefetch = min(prefetch or count, count)
         super().__init__(prefetch, auto_ack=receiving.auto_ack and count is None)
-        self._count = count
+        self._count = self._limit = count  # the limit is what is left of it for this opening of the channel
         self._left = count
         self._extra = 0
         self._acknowledged = 0
-        self._before = 0
+        self._most = prefetch  # deliveries of this opening that the broker may have sent
+        self._through = 0  # the last one to an earlier subscription: acknowledging those makes no room
 
     def opened(self) -> None:
-        self._before = self._acknowledged
+        if self._count is not None:
+            self._limit = self._count - self._acknowledged
+        self._most, self._through = self.prefetch + self._extra, 0
 
     def taken(self, delivery: Delivery) -> Step:  # noqa: ARG002
         if self._left is None:
@@ -271,16 +280,28 @@ class CallerSettles(Policy):
         return Step.GO_ON if self._left else Step.CANCEL
 
     def in_advance(self, extra: int) -> int:
-        self._extra = extra if self._count is None or self._acknowledged + self.prefetch + extra <= self._count else 0
+        self._extra = extra if self._limit is None or self._most + extra <= self._limit else 0
+        self._most += self._extra
         return self._extra
 
-    def acknowledged(self, received: int, *, is_current: bool) -> Step:
+    def acknowledged(self, tag: int, received: int, *, is_current: bool) -> Step:
         self._acknowledged += is_current
-        at_once = self.prefetch + self._extra
-        if self._count is not None and at_once > 1 and self._acknowledged + at_once > self._count:
-            self.prefetch, self._extra = 1, 0
-            return Step.RESUBSCRIBE
-        return Step.GO_ON if self.wants_more(received) else Step.CANCEL
+        if self._limit is None:
+            return Step.GO_ON
+        if received >= self._limit:
+            return Step.CANCEL
+        if is_current and tag > self._through:
+            if self._most == self._limit:
+                return Step.RESUBSCRIBE
+            self._most += 1
+        return Step.GO_ON
 
-    def wants_more(self, received: int) -> bool:
-        return self._count is None or self._before + received < self._count
+    def wants_more(self, received: int, through: int) -> bool:
+        if self._limit is None:
+            return True
+        missing = self._limit - received
+        # All of it, at first. Where that does not come at once, each acknowledgement would ask anew.
+        self.prefetch = max(1, missing // 2) if self._through else missing
+        self._extra, self._through = 0, through
+        self._most = received + self.prefetch
+        return missing > 0

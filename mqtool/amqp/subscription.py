@@ -19,6 +19,7 @@ class Subscription:
 
     Attributes:
         received: deliveries since the channel was opened.
+        through: the tag of the last of them.
 
     Args:
         take: is given deliveries in lots, on the I/O thread.
@@ -27,7 +28,7 @@ class Subscription:
 
     def __init__(self, link: Link, queue: Queue, take: TakeLot, place: StreamPlace | None = None) -> None:
         self._place = place
-        self.received = 0
+        self.received = self.through = 0
         self._link = link
         self._queue = queue
         self._take = take
@@ -62,7 +63,7 @@ class Subscription:
     def resume(self, prefetch: int, *, auto_ack: bool) -> None:
         """Consume on a new channel, if it was wanted on the one before."""
         self._tag = self._extra_tag = None
-        self.received = 0
+        self.received = self.through = 0
         if self._is_wanted:
             self._consume(prefetch, auto_ack=auto_ack)
             if not self._is_wanted:  # it was cancelled meanwhile
@@ -115,6 +116,7 @@ class Subscription:
 
     def _took(self, lot: list[Delivery]) -> None:
         self.received += len(lot)
+        self.through = lot[-1].delivery_tag
         self._take(lot)
 
     def _cancel(self, tag: str) -> None:

@@ -111,19 +111,37 @@ def test_who_leaves_a_large_count_early_acknowledges_what_was_taken() -> None:
     assert policy.release(leaving=True) == delivery(100)
 
 
+def acknowledge(policy: CallerSettles, *received: int, first: int = 1) -> list[Step]:
+    """Acknowledge deliveries from the first tag on, with so many received by then."""
+    return [policy.acknowledged(tag, count, is_current=True) for tag, count in enumerate(received, first)]
+
+
 def test_a_caller_who_acknowledges_never_gets_more_than_the_count() -> None:
-    """Five with a prefetch of two: once only two are left to acknowledge, they come one by one."""
+    """Five with a prefetch of two: the third acknowledgement makes room for the fifth, and no other does."""
     policy = CallerSettles(Receiving(count=5, prefetch=2, acknowledge=False))
     assert policy.prefetch == 2
-    steps = [policy.acknowledged(received, is_current=True) for received in (3, 4, 5)]
-    assert steps == [Step.GO_ON, Step.GO_ON, Step.CANCEL]
+    assert acknowledge(policy, 3, 4, 5) == [Step.GO_ON, Step.GO_ON, Step.CANCEL]
 
     policy = CallerSettles(Receiving(count=5, prefetch=2, acknowledge=False))
-    steps = [policy.acknowledged(received, is_current=True) for received in (2, 3, 4, 4)]
-    assert steps == [Step.GO_ON, Step.GO_ON, Step.GO_ON, Step.RESUBSCRIBE]
+    assert acknowledge(policy, 2, 3, 4, 4) == [Step.GO_ON, Step.GO_ON, Step.GO_ON, Step.RESUBSCRIBE]
+    assert policy.wants_more(4, through=4)
     assert policy.prefetch == 1
-    assert policy.wants_more(4)
-    assert not policy.wants_more(5), "one more came while the broker was cancelling"
+    assert not policy.wants_more(5, through=5), "one more came while the broker was cancelling"
+
+
+def test_what_is_missing_at_last_comes_at_once() -> None:
+    """Acknowledging what came before makes no room; if not all of it is there, half of it may come at a time."""
+    policy = CallerSettles(Receiving(count=20, prefetch=8, acknowledge=False))
+    assert acknowledge(policy, *range(8, 20)) == [Step.GO_ON] * 12
+    assert acknowledge(policy, 12, first=13) == [Step.RESUBSCRIBE]
+    assert policy.wants_more(12, through=15), "some came after the cancellation, and went back"
+    assert policy.prefetch == 8
+    assert acknowledge(policy, 14, 14, first=14) == [Step.GO_ON] * 2
+    assert acknowledge(policy, 14, first=16) == [Step.RESUBSCRIBE]
+    assert policy.wants_more(14, through=17)
+    assert policy.prefetch == 3
+    assert acknowledge(policy, 17, 18, 19, first=18) == [Step.GO_ON] * 3
+    assert acknowledge(policy, 20, first=21) == [Step.CANCEL]
 
 
 def test_what_is_taken_in_advance_is_never_more_than_the_count() -> None:
@@ -131,10 +149,10 @@ def test_what_is_taken_in_advance_is_never_more_than_the_count() -> None:
     policy = CallerSettles(Receiving(count=10, prefetch=1, acknowledge=False))
     assert policy.in_advance(10) == 0
     assert policy.in_advance(4) == 4
-    steps = [policy.acknowledged(received, is_current=True) for received in (5, 6, 7, 8, 9)]
-    assert steps == [Step.GO_ON] * 5
-    assert policy.acknowledged(9, is_current=True) is Step.RESUBSCRIBE
-    assert (policy.prefetch, policy.wants_more(9), policy.wants_more(10)) == (1, True, False)
+    assert acknowledge(policy, 5, 6, 7, 8, 9) == [Step.GO_ON] * 5
+    assert acknowledge(policy, 9, first=6) == [Step.RESUBSCRIBE]
+    assert policy.wants_more(9, through=9)
+    assert policy.prefetch == 1
     assert policy.in_advance(4) == 0
     assert CallerSettles(Receiving(acknowledge=False)).in_advance(4) == 4
     assert ExactCount(300).in_advance(4) == 0
@@ -143,15 +161,15 @@ def test_what_is_taken_in_advance_is_never_more_than_the_count() -> None:
 def test_a_caller_who_acknowledges_is_sent_again_what_was_in_hand_when_the_channel_was_lost() -> None:
     """What was acknowledged counts; an acknowledgement for the lost channel does not."""
     policy = CallerSettles(Receiving(count=3, prefetch=1, acknowledge=False))
-    policy.acknowledged(1, is_current=True)
+    policy.acknowledged(1, 1, is_current=True)
     policy.opened()
-    policy.acknowledged(0, is_current=False)
-    assert policy.wants_more(1)
-    assert not policy.wants_more(2)
+    policy.acknowledged(2, 0, is_current=False)
+    assert policy.acknowledged(1, 1, is_current=True) is Step.GO_ON
+    assert policy.acknowledged(2, 2, is_current=True) is Step.CANCEL
 
 
 def test_a_caller_who_acknowledges_without_a_count_goes_on() -> None:
     """And is never acknowledged for."""
     policy = CallerSettles(Receiving(prefetch=0, acknowledge=False))
     assert (policy.prefetch, policy.acknowledges) == (0, False)
-    assert {policy.acknowledged(number, is_current=True) for number in range(9)} == {Step.GO_ON}
+    assert {policy.acknowledged(number, number, is_current=True) for number in range(9)} == {Step.GO_ON}
