@@ -5,7 +5,7 @@ first two frames are taken apart by one call, and what they have in common with 
 AMQP 0-9-1, sections 2.3.5 and 4.2.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterator, Mapping
 from struct import Struct
 from typing import Any, TypeVar
 
@@ -48,6 +48,14 @@ class Properties(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._by_name())
+
+    # Mapping has the rest; these two are asked for with each message, where it would look up name by name.
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self._by_name().get(name, default)
+
+    def items(self) -> ItemsView[str, Any]:
+        return self._by_name().items()
 
     def _by_name(self) -> dict[str, Any]:
         if self._decoded is None:

@@ -16,10 +16,13 @@ ONE_EACH = Receiving(prefetch=1)
 #: Seconds for one delivery: below, the round trip to the broker matters; above, it does not.
 _QUICK, _SLOW = 0.02, 0.2
 #: After this many quick deliveries in a row, more are taken in advance: as many as take these seconds, up to a limit,
-#: and a lot for each hand and a few at least.
-_IN_A_ROW, _AHEAD, _MOST, _FEW = 50, 0.02, 250, 8
-#: This many are then handled one after another, unless their bodies have this many bytes together.
-IN_A_LOT, _LARGE = 8, 1 << 16
+#: and two lots for each hand at least.
+_IN_A_ROW, _AHEAD, _MOST = 20, 0.02, 250
+#: They are handled in lots, which take about these seconds, with this many at most, unless their bodies have this many
+#: bytes together.
+_LOT, IN_A_LOT, _LARGE = 0.04, 32, 1 << 16
+#: How much the latest lot counts in the seconds that each delivery takes.
+_LATEST = 1 / 8
 
 
 class Pace:
@@ -31,30 +34,34 @@ class Pace:
 
     def __init__(self, channel: Channel, hands: int = 1) -> None:
         self._channel = channel
-        self._least = hands * IN_A_LOT + _FEW
+        self._hands = hands
         self._lock = threading.Lock()
         self._quick_in_a_row = 0
-        self._seconds = 0.0  # of these
+        self._each = 0.0  # seconds, of these
 
     @property
-    def is_quick(self) -> bool:
-        """Whether all are quick."""
-        return self._quick_in_a_row == _IN_A_ROW
+    def lot(self) -> int:
+        """How many to handle one after another."""
+        if self._quick_in_a_row < _IN_A_ROW:
+            return 1
+        return max(1, min(IN_A_LOT, int(_LOT / max(self._each, _LOT / IN_A_LOT))))
 
     def took(self, seconds: float, count: int = 1) -> None:
         """A delivery was handled in this time, or some one after another. From any thread."""
         with self._lock:
-            before = self._quick_in_a_row
+            was_quick = self._quick_in_a_row == _IN_A_ROW
             if seconds > _SLOW + _QUICK * (count - 1):
-                self._quick_in_a_row, self._seconds = 0, 0.0
-                if before >= _IN_A_ROW:
+                self._quick_in_a_row = 0
+                if was_quick:
                     self._channel.take_in_advance(0)
-            elif seconds < _QUICK and before < _IN_A_ROW:
+            elif was_quick:
+                self._each += (seconds / count - self._each) * _LATEST
+            elif seconds < _QUICK:
                 self._quick_in_a_row += 1
-                self._seconds += seconds
+                self._each += (seconds - self._each) / self._quick_in_a_row
                 if self._quick_in_a_row == _IN_A_ROW:
-                    each = max(self._seconds / _IN_A_ROW, _AHEAD / _MOST)
-                    self._channel.take_in_advance(max(self._least, int(_AHEAD / each)))
+                    ahead = int(_AHEAD / max(self._each, _AHEAD / _MOST))
+                    self._channel.take_in_advance(max(2 * self._hands * self.lot, ahead))
 
 
 class Hands:
@@ -116,7 +123,7 @@ class Hands:
         """The next delivery, with others that have come if all are quick; none at the end."""
         with self._taking:
             lot = list(itertools.islice(deliveries, 1))
-            most, size = self._most if self._pace.is_quick else 1, sum(len(delivery.body) for delivery in lot)
+            most, size = min(self._most, self._pace.lot), sum(len(delivery.body) for delivery in lot)
             while 0 < len(lot) < most and size < _LARGE and consumer.arrives(0):
                 if (delivery := next(deliveries, None)) is None:
                     break

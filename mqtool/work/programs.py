@@ -22,8 +22,9 @@ from mqtool.amqp.address import without_passwords
 from mqtool.errors import UsageError
 from mqtool.message import Delivery
 from mqtool.ndjson import as_json
+from mqtool.work.endings import EX_DATAERR, Ending, Request
 from mqtool.work.history import attempt_of, origin_of
-from mqtool.work.runner import EX_DATAERR, Ending, Request, Runner
+from mqtool.work.runner import Runner
 
 #: Longest value of an environment variable on Linux in bytes (MAX_ARG_STRLEN), less room for its name.
 _LONGEST_VALUE = 120_000
@@ -207,7 +208,7 @@ def _variable(name: str) -> str:
 
 def _as_text(value: Any) -> str:
     """A value as an environment or a command line can have it: without NUL, and not too long."""
-    text = value if isinstance(value, str) else as_json(value)
+    text = value if isinstance(value, str) else str(value) if type(value) is int else as_json(value)
     return text.replace("\0", "")[:_LONGEST_VALUE]
 
 

@@ -2,9 +2,9 @@
 
 from mqtool.errors import BadData, ExitCode
 from mqtool.message import Delivery, Message
+from mqtool.work.endings import CANNOT_RUN, NOT_FOUND
 from mqtool.work.functions import Function
 from mqtool.work.programs import Program
-from mqtool.work.runner import CANNOT_RUN, NOT_FOUND
 from mqtool.work.worker import CommandBroken
 
 #: Headers of a reply.

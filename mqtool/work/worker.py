@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from mqtool.amqp import Channel
 from mqtool.errors import MqtoolError
 from mqtool.message import Delivery
+from mqtool.work.endings import CANNOT_RUN, EX_DATAERR, NOT_FOUND, Ending
 from mqtool.work.hands import IN_A_LOT
 from mqtool.work.programs import Ended, Program
 from mqtool.work.retry import Retrying
-from mqtool.work.runner import CANNOT_RUN, EX_DATAERR, NOT_FOUND, Ending
 
 if TYPE_CHECKING:  # it brings SQLite along
     from mqtool.work.deduplication import HandledMessages
