@@ -21,7 +21,9 @@ _FRAME_START = Struct(">BHI").pack
 _HEADER_START = Struct(">BHIHHQH").pack
 _FRAME_END = bytes([spec.FRAME_END])
 _MESSAGE_ID = PROPERTIES.index("message_id")
-_SHORT_STRINGS = {*PROPERTIES} - {"headers", "delivery_mode", "priority", "timestamp"}
+#: Of the properties of a message that many may share.
+_PLACES = {name: place for place, name in enumerate(PROPERTIES) if place != _MESSAGE_ID}
+_SHORT_STRINGS = {*_PLACES} - {"headers", "delivery_mode", "priority", "timestamp"}
 #: How many exchanges and routing keys, and sizes, to remember: a topic exchange may see a new key in every message.
 _REMEMBERED = 4096
 
@@ -122,13 +124,14 @@ class PublishEncoder:
         """Encode the properties before and after message_id, in the order that the specification gives them."""
         pieces: dict[bool, list[bytes]] = {False: [], True: []}
         flags = 0
+        given = {
+            _PLACES[name]: (name, value) for name, value in properties.items() if value is not None and name in _PLACES
+        }
+        if persistent:
+            given.setdefault(_PLACES["delivery_mode"], ("delivery_mode", PERSISTENT))
         try:
-            for place, name in enumerate(PROPERTIES):
-                value = properties.get(name)
-                if name == "delivery_mode" and persistent and value is None:
-                    value = PERSISTENT
-                if value is None or place == _MESSAGE_ID:
-                    continue
+            for place in sorted(given):
+                name, value = given[place]
                 into = pieces[place > _MESSAGE_ID]
                 if type(value) is str and name in _SHORT_STRINGS:
                     encode_short_string(into, value)

@@ -15,6 +15,9 @@ from mqtool.amqp.route import Route
 from mqtool.errors import MqtoolError
 from mqtool.message import InLots, Message, Receipt
 
+#: Messages of a list that go on together: for the broker to be busy with some while the next ones are encoded.
+_AT_ONCE = 256
+
 
 class Publishing(Listener):
     """Puts a channel into confirm mode, and publishes on it.
@@ -163,7 +166,10 @@ class Publishing(Listener):
 
 
 def _lots(messages: Iterable[Message | None], window: int) -> Iterator[list[Message]]:
-    """Messages in lots, if they come so, and if the window is large enough for that."""
+    """Messages in lots, if they are at hand, and if the window is large enough for that."""
     if isinstance(messages, InLots) and window == WINDOW:
         return messages.lots()
+    if isinstance(messages, list) and window == WINDOW:
+        lots = (messages[start : start + _AT_ONCE] for start in range(0, len(messages), _AT_ONCE))
+        return ([message for message in lot if message is not None] for lot in lots)
     return ([] if message is None else [message] for message in messages)

@@ -12,6 +12,7 @@ from typer import Argument, Option
 from mqtool.amqp import CONFIRM_TIMEOUT, Channel, administration
 from mqtool.cli import stopping
 from mqtool.cli.display import output
+from mqtool.cli.display.together import Together
 from mqtool.cli.options import TIME_LIMIT, Broker, Commands, QueueOptions, Receiving, UsedQueueOptions, queue_option
 from mqtool.cli.options.programs import DedupOptions, ExecOptions
 from mqtool.cli.options.values import size
@@ -83,22 +84,25 @@ def rpc_server(
     if (handled := opened(dedup)) is not None:
         compute = functions.answering_once(compute, handled, target.name, output.notice)
 
+    answering = broker.lines.answering_add100 if name == Function.ADD100 else f" [.] {name}({{n}})"
+
     def show(request: Delivery) -> None:
         if receiving.raw or receiving.as_json or receiving.template is not None:
-            write(request)
+            write.add(request)
         else:
-            answering = broker.lines.answering_add100 if name == Function.ADD100 else f" [.] {name}({{n}})"
-            output.show(answering.format(n=output.one_line(request.text)))
+            write.together.add(output.encoded(answering.format(n=output.one_line(request.text))))
 
-    answering = functions.answering_errors(compute)
+    answered = functions.answering_errors(compute)
 
     with broker.access().channel() as channel:
-        pace = Pace(channel)
+        pace, channel.before_acknowledging = Pace(channel), write.flush
 
         def answer_visibly(request: Delivery) -> Message:
             started = time.monotonic()
             show(request)
-            reply = answering(request)
+            if programs.command or not pace.is_quick:
+                write.flush()  # a request that takes long is seen meanwhile
+            reply = answered(request)
             pace.took(time.monotonic() - started)
             return reply
 
@@ -140,16 +144,22 @@ def rpc_client(
         target = broker.names.rpc_queue if queue is None else QueueOptions(queue=queue).of(broker.names.rpc_queue)
         reply_queue = rpc.DIRECT_REPLY_TO if direct_reply_to else PRIVATE_QUEUE
         _tell_if_nobody_serves(channel, target, timeout)
+        results = Together()
+        channel.before_acknowledging = results.flush
         answers = rpc.call(channel, target, bodies, timeout, reply_queue)
         for reply in replies.in_order(answers, channel, target, len(bodies)):
             answered += 1
             if remote.EXIT_STATUS in reply.headers:
+                results.flush()
                 status = status or _show_remote(reply, raw=raw)
             elif reply.properties.get("type") == ERROR:
                 failed += 1
+                results.flush()
                 output.warning(f"the server answered with an error: {reply.text}")
             else:
-                output.show(f" [.] Got {output.visible(reply.text)}") if not raw else _show(reply, b"\n")
+                got = output.encoded(f" [.] Got {output.visible(reply.text)}")
+                results.add(_alone(reply) + b"\n" if raw else got)
+        results.flush()
     if (signal := stopping.requested()) is not None and answered < len(asked):
         raise SystemExit(128 + signal)
     if status:
@@ -186,7 +196,7 @@ def _show_remote(reply: Delivery, *, raw: bool) -> int:
     """Print what the server's program printed; return its exit status."""
     status = reply.headers[remote.EXIT_STATUS]
     if raw:
-        _show(reply)
+        output.write(_alone(reply))
     else:
         output.show(f" [.] Got {output.visible(reply.text.rstrip())}")
     for line in str(reply.headers.get(remote.STDERR) or "").splitlines():
@@ -194,6 +204,6 @@ def _show_remote(reply: Delivery, *, raw: bool) -> int:
     return status if isinstance(status, int) and 0 <= status <= 255 else ExitCode.FAILED
 
 
-def _show(reply: Delivery, end: bytes = b"") -> None:
-    """Print a reply alone; on a terminal, nothing in it controls that."""
-    output.write((output.visible(reply.text).encode() if output.is_terminal(1) else reply.body) + end)
+def _alone(reply: Delivery) -> bytes:
+    """A reply and nothing else; on a terminal, nothing in it controls that."""
+    return output.visible(reply.text).encode() if output.is_terminal(1) else reply.body

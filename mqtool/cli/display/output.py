@@ -111,7 +111,12 @@ def error(what: str, hint: str | None = None, pointer: Pointer | None = None) ->
 
 def show(text: str) -> None:
     """A line of data on stdout."""
-    write(_NO_TEXT.sub("\ufffd", text).encode("utf-8", "surrogateescape") + b"\n")
+    write(encoded(text))
+
+
+def encoded(text: str) -> bytes:
+    """The same line, as it is written."""
+    return _NO_TEXT.sub("\ufffd", text).encode("utf-8", "surrogateescape") + b"\n"
 
 
 def is_terminal(descriptor: int) -> bool:

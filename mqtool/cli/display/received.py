@@ -5,11 +5,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from mqtool.cli.display import output
-from mqtool.errors import MqtoolError, UsageError
+from mqtool.cli.display.together import Together
+from mqtool.errors import UsageError
 from mqtool.message import Delivery
 
-#: Bytes that are written together at most.
-_LOT = 1 << 16
 #: The styles of lines whose routing key has one of these words.
 _STYLES = dict.fromkeys(("emergency", "emerg", "alert", "critical", "crit", "fatal"), "1;31")
 _STYLES |= {"error": "31", "err": "31", "warning": "33", "warn": "33", "debug": "2"}
@@ -17,6 +16,9 @@ _STYLES |= {"error": "31", "err": "31", "warning": "33", "warn": "33", "debug": 
 
 class DeliveryWriter:
     """Writes deliveries to stdout, each at once and whole; or several at once, before they are acknowledged.
+
+    Attributes:
+        together: has what add() has put off, which flush() writes.
 
     Args:
         line: for people, what comes before the body; or all of it, with the places {key}, {queue}, {offset} and {body},
@@ -53,9 +55,8 @@ class DeliveryWriter:
         self._has_styles = self._escape and isinstance(line, str) and "{key" in line
         self._pretty = pretty
         self._hand_over = hand_over and output.is_pipe()
-        self._lot: list[bytes] = []
-        self._size = 0
-        self._failure: MqtoolError | None = None
+        self.together = Together()
+        self.flush = self.together.flush
         self.render: Callable[[Delivery], bytes] = self._text
         if raw:
             self.render = lambda delivery: self._body(delivery.body) + b"\n"
@@ -77,28 +78,7 @@ class DeliveryWriter:
         if self._hand_over:
             self(delivery)
             return
-        rendered = self.render(delivery)
-        self._lot.append(rendered)
-        self._size += len(rendered)
-        if self._size >= _LOT:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what add() has put off.
-
-        Raises:
-            ReaderGone: nobody reads it any more.
-            MqtoolError: it cannot be written.
-        """
-        if self._failure is not None:  # what it was about is lost, and must not count as printed
-            raise self._failure
-        if self._lot:
-            lot, self._lot, self._size = self._lot, [], 0
-            try:
-                output.write(b"".join(lot))
-            except MqtoolError as failure:
-                self._failure = failure
-                raise
+        self.together.add(self.render(delivery))
 
     def _text(self, delivery: Delivery) -> bytes:
         line = output.one_line(self._line(delivery)) if self._escape else self._line(delivery)
