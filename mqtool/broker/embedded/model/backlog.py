@@ -98,7 +98,8 @@ class Backlog:
         if self._returned and not (self._fresh and _position(self._fresh[0]) < self._returned[0][0]):
             entry = heappop(self._returned)[1]
         else:
-            entry = self._first()
+            first = self._fresh[0]
+            entry = self._first() if isinstance(first, int) else first
             self._fresh.popleft()
         self.body_bytes -= len(entry.message.body)
         return entry

@@ -1,6 +1,6 @@
 """Who the broker says it is."""
 
-import platform
+import sys
 
 from mqtool import __version__
 from mqtool.broker.embedded.model.profile import Profile
@@ -12,7 +12,7 @@ def identity(profile: Profile) -> dict[str, str]:
         "cluster_name": "embedded@localhost",
         "copyright": "The mqtool founders",
         "information": f"mqtool {__version__} embedded broker: for learning, demonstrations and tests",
-        "platform": f"Python {platform.python_version()}",
+        "platform": f"Python {sys.version.split()[0]}",
         "product": "RabbitMQ",
         "version": profile.version,
     }

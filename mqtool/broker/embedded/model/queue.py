@@ -249,7 +249,8 @@ class Queue:
 
     def acknowledge(self, entry: Entry) -> None:
         """Drop a message that a consumer has processed."""
-        self._settled(entry)
+        self.unacked -= 1
+        self.unacked_bytes -= len(entry.message.body)
         self.traffic.acknowledged += 1
         self.ledger.drop(entry)
 

@@ -273,7 +273,7 @@ class Storage(Ledger):
         if group.added:
             self._db.executemany("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?)", group.added.values())
         if group.removed:
-            self._db.executemany("DELETE FROM entry WHERE row = ?", zip(group.removed, strict=True))
+            self._db.executemany("DELETE FROM entry WHERE row BETWEEN ? AND ?", _ranges(group.removed))
         write_definitions(self._db, group.definitions)
 
     def _written(self, future: "Future[None]") -> None:
@@ -353,6 +353,18 @@ def _commit(db: sqlite3.Connection, group: Group) -> None:
     for log_of_stream in group.logs:
         log_of_stream.write()
     db.commit()
+
+
+def _ranges(rows: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield the first and the last of rows that follow each other: deleted together, they cost half as much."""
+    rows.sort()
+    first = last = rows[0]
+    for row in rows:
+        if row > last + 1:
+            yield first, last
+            first = row
+        last = row
+    yield first, last
 
 
 def _roll_back(db: sqlite3.Connection) -> None:

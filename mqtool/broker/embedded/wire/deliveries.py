@@ -55,7 +55,22 @@ class Subscription:
 
     def take(self, entry: Entry) -> None:
         """Deliver a message to it."""
-        self._deliveries.deliver(self, entry)
+        channel, session = self._deliveries, self._session
+        tag = channel.last_tag = channel.last_tag + 1
+        if not self.no_ack:
+            channel.unacked[tag] = Delivery(self.queue, entry, self)
+            self.unacked += 1
+            channel.global_unacked += 1
+        elif session.broker.hooks is not None:
+            session.broker.hooks.acknowledge(self.queue, entry)
+        message = _counted(entry, session) if entry.acquired_count else entry.message
+        session.write(
+            frames.deliver(
+                channel.number, self.encoded_tag, tag, message, session.frame_max, redelivered=entry.redelivered
+            )
+        )
+        if session.vhost.tracing:
+            firehose.delivered(session, channel.number, self.queue, message, redelivered=entry.redelivered)
 
     def stop(self) -> None:
         """End it: the client cancels it or is gone."""
@@ -105,25 +120,6 @@ class Deliveries:
         self.last_tag = 0
 
     # -- out
-
-    def deliver(self, subscription: Subscription, entry: Entry) -> None:
-        """Send a message to one of the consumers."""
-        tag = self.last_tag = self.last_tag + 1
-        if not subscription.no_ack:
-            self.unacked[tag] = Delivery(subscription.queue, entry, subscription)
-            subscription.unacked += 1
-            self.global_unacked += 1
-        elif self.session.broker.hooks is not None:
-            self.session.broker.hooks.acknowledge(subscription.queue, entry)
-        session = self.session
-        message = _counted(entry, session) if entry.acquired_count else entry.message
-        session.write(
-            frames.deliver(
-                self.number, subscription.encoded_tag, tag, message, session.frame_max, redelivered=entry.redelivered
-            )
-        )
-        if session.vhost.tracing:
-            firehose.delivered(session, self.number, subscription.queue, message, redelivered=entry.redelivered)
 
     def deliver_unlisted(self, encoded_tag: bytes, message: Message) -> None:
         """Send a message that is in no queue and needs no acknowledgement."""
