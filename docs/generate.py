@@ -9,7 +9,7 @@ import typer
 
 from mqtool import __version__
 from mqtool.cli.app import app
-from mqtool.cli.help.description import TOPIC_OF, CommandHelp, OptionHelp, describe, leaves, topic_options
+from mqtool.cli.help.description import PANELS, CommandHelp, OptionHelp, describe, leaves, topic_options
 from mqtool.cli.help.topics import TOPICS, topic_text
 from mqtool.topology import Exchange, Stream
 from mqtool.tutorials.dialects import LINES, NAMES, Dialect, Lines
@@ -29,7 +29,7 @@ def described() -> CommandHelp:
 def reference() -> str:
     """Every command in Markdown: the options that commands share once, then each command's own."""
     parts = ["# Commands", f"{described().sentence}.", "## Shared options"]
-    for topic in TOPIC_OF.values():
+    for topic, _ in PANELS.values():
         if topic in TOPICS:
             title = topic_text(topic)[0].partition(": ")[2]
             parts += [f"### {topic}", f"{title[0].upper()}{title[1:]}. `mqtool help {topic}` says more."]

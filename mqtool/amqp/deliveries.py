@@ -40,9 +40,6 @@ class Properties(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         return self._by_name()[name]
 
-    def get(self, name: str, default: Any = None) -> Any:
-        return self._by_name().get(name, default)
-
     def __iter__(self) -> Iterator[str]:
         return iter(self._by_name())
 

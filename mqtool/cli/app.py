@@ -203,7 +203,7 @@ def mqtool(
             "-C",
             metavar="NAME",
             callback=_take_context,
-            autocompletion=contexts.starting_with,
+            autocompletion=contexts.names,
             help="Broker, by the name of a context",
         ),
     ] = None,

@@ -145,10 +145,10 @@ def load() -> Contexts:
     return parse(read())
 
 
-def starting_with(incomplete: str) -> list[str]:
+def names() -> list[str]:
     """The names that a shell may propose."""
     try:
-        return [name for name in load().known if name.startswith(incomplete)]
+        return [*load().known]
     except MqtoolError:
         return []
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from typer import Context, Typer
+from typer import BadParameter, Context, Typer
 from typer.models import ArgumentInfo, OptionInfo, ParameterInfo
 
 _Group = TypeVar("_Group")
@@ -116,14 +116,27 @@ def _parameters(name: str, hint: Any, default: Any, changed: dict[str, Any]) -> 
 
 def _settle(name: str, about: ParameterInfo, default: Any) -> None:
     """What goes without saying: an option is called as its field is, a switch that is off has no --no-..., and names of
-    queues, exchanges and vhosts are completed.
+    queues, exchanges and vhosts are completed. What a parser says of a bad value is what the user is told.
     """
     if isinstance(about, OptionInfo):
         flags = [flag for flag in (about.default, *(about.param_decls or ())) if isinstance(flag, str)]
         if (flags or default is False) and not any(flag.startswith("--") for flag in flags):
             about.default, about.param_decls = f"--{name.replace('_', '-')}", flags
+    if about.parser is not None and not hasattr(about.parser, "__wrapped__"):
+        about.parser = _saying_what_is_wrong(about.parser)
     if about.autocompletion is None:
         about.autocompletion = _COMPLETED.get((about.metavar or name.upper().rpartition("_")[2]).strip("[]."))
+
+
+def _saying_what_is_wrong(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    @functools.wraps(parse)
+    def parsed(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise BadParameter(str(error)) from error
+
+    return parsed
 
 
 def _made(group: Any, values: dict[str, Any]) -> Any:

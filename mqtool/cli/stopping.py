@@ -4,10 +4,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import FrameType
+from typing import TypeVar
+
+_T = TypeVar("_T")
 
 #: Seconds after which the main thread is told again of a signal.
 _AGAIN = 0.05
@@ -44,6 +47,24 @@ def let_children_be_interrupted() -> None:
 def requested() -> int | None:
     """The number of the signal that asked us to stop, if one did."""
     return _requested
+
+
+def until_requested(things: Iterable[_T]) -> Iterator[_T]:
+    """The same, until a signal asks us to stop."""
+    for thing in things:
+        if _requested is not None:
+            return
+        yield thing
+
+
+def exit_if_requested() -> None:
+    """Exit as a shell expects it of a program that a signal ended early.
+
+    Raises:
+        SystemExit: a signal asked us to stop.
+    """
+    if _requested is not None:
+        raise SystemExit(128 + _requested)
 
 
 @contextmanager

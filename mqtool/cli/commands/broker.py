@@ -16,8 +16,7 @@ from mqtool.cli import stopping
 from mqtool.cli.access import choose
 from mqtool.cli.commands.starting import Name, broker, known, told
 from mqtool.cli.display import output, tables
-from mqtool.cli.options import Commands, ContextName, Url
-from mqtool.cli.options.asking import Yes, ask
+from mqtool.cli.options import Commands, ContextName, Url, Yes, ask
 from mqtool.errors import Unavailable, UsageError
 
 app = Commands()

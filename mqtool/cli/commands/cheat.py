@@ -20,13 +20,11 @@ def recipes() -> dict[str, str]:
     return {name: rest.rstrip() for name, _, rest in topics}
 
 
-def _topics(incomplete: str) -> list[str]:
-    return [name for name in recipes() if name.startswith(incomplete)]
-
-
 @app.command("mqtool cheat", "mqtool cheat pipes")
 def cheat(
-    topic: Annotated[str | None, Argument(help="Topic", show_default="list the topics", autocompletion=_topics)] = None,
+    topic: Annotated[
+        str | None, Argument(help="Topic", show_default="list the topics", autocompletion=lambda: [*recipes()])
+    ] = None,
 ) -> None:
     """Show recipes to copy, one screen per topic."""
     known = recipes()

@@ -6,8 +6,7 @@ colon or a space stays whole. They ask as typer's fish script does: one proposal
 description; an empty line where there is none. Then the shell proposes files.
 """
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from typer import Argument
 
@@ -17,13 +16,7 @@ from mqtool.cli.groups import Commands
 app = Commands()
 
 
-class Shell(StrEnum):
-    """The shells that we have a script for."""
-
-    BASH = "bash"
-    ZSH = "zsh"
-    FISH = "fish"
-    POWERSHELL = "powershell"
+Shell = Literal["bash", "zsh", "fish", "powershell"]
 
 
 _BASH = r"""
@@ -92,7 +85,7 @@ end
 complete --command mqtool --no-files --arguments '(__mqtool_complete)'
 """
 
-_SCRIPTS = {Shell.BASH: _BASH, Shell.ZSH: _ZSH, Shell.FISH: _FISH}
+_SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
 
 def _script(shell: Shell) -> str:
@@ -100,7 +93,7 @@ def _script(shell: Shell) -> str:
         return _SCRIPTS[shell].strip()
     from typer.completion import get_completion_script  # type: ignore[attr-defined]  # it stands there, unlisted
 
-    return get_completion_script(prog_name="mqtool", complete_var="_MQTOOL_COMPLETE", shell=shell.value)
+    return get_completion_script(prog_name="mqtool", complete_var="_MQTOOL_COMPLETE", shell=shell)
 
 
 @app.command('eval "$(mqtool completion bash)"', "mqtool completion fish > ~/.config/fish/completions/mqtool.fish")

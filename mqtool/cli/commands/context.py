@@ -14,7 +14,7 @@ from typer import Argument, Option
 from mqtool.amqp import parse_addresses
 from mqtool.amqp.address import without_passwords
 from mqtool.cli import contexts, stopping
-from mqtool.cli.contexts import Context
+from mqtool.cli.contexts import Context, Contexts
 from mqtool.cli.display import output, tables
 from mqtool.cli.groups import Commands
 from mqtool.errors import MqtoolError, UsageError
@@ -22,7 +22,7 @@ from mqtool.errors import MqtoolError, UsageError
 app = Commands()
 context = app.group("context", "Name brokers, and choose the one to use.")
 
-Name = Annotated[str, Argument(metavar="NAME", autocompletion=contexts.starting_with)]
+Name = Annotated[str, Argument(metavar="NAME", autocompletion=contexts.names)]
 AsJson = Annotated[bool, Option("--json", help="Print JSON")]
 _COMMENTS_AT_THE_END = re.compile(r"(?:^[ \t]*(?:#.*)?\n)*\Z", re.MULTILINE)
 _COLUMNS = ("name", "url", "management", "protected", "in_use")
@@ -66,23 +66,13 @@ def add(
 def ls(as_json: AsJson = False) -> None:
     """List the contexts."""
     known = contexts.load()
-    rows = [
-        {
-            "name": each.name,
-            "url": without_passwords(each.url),
-            "management": each.management and without_passwords(each.management),
-            "protected": each.protected,
-            "in_use": each.name == known.in_use,
-        }
-        for each in known.known.values()
-    ]
-    if not tables.show(rows, _COLUMNS, as_json=as_json):
+    if not tables.show([_row(each, known) for each in known.known.values()], _COLUMNS, as_json=as_json):
         output.status("there are no contexts; 'mqtool context add' adds one")
 
 
 @context.command("mqtool context use staging", "mqtool context use --none")
 def use(
-    name: Annotated[str | None, Argument(autocompletion=contexts.starting_with)] = None,
+    name: Annotated[str | None, Argument(autocompletion=contexts.names)] = None,
     none: Annotated[bool, Option(help="Use no context")] = False,
 ) -> None:
     """Make a context the default of all commands."""
@@ -99,7 +89,7 @@ def use(
 @context.command("mqtool context show", "mqtool context show prod --json")
 def show(
     name: Annotated[
-        str | None, Argument(help="Context", show_default="the one in use", autocompletion=contexts.starting_with)
+        str | None, Argument(help="Context", show_default="the one in use", autocompletion=contexts.names)
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -107,8 +97,7 @@ def show(
     known = contexts.load()
     if (name := name or known.in_use) is None:
         raise UsageError("no context is in use", "name one; 'mqtool context ls' lists them")
-    found = known.named(name)
-    row = _shown(found) | {"in_use": name == known.in_use}
+    row = _row(known.named(name), known)
     if as_json:
         output.show(json.dumps(row, ensure_ascii=False))
         return
@@ -117,16 +106,12 @@ def show(
         output.show(f"{key.replace('_', ' '):<18}{output.one_line(str(shown))}")
 
 
-def _shown(found: Context) -> dict[str, Any]:
-    files = {"tls_ca": found.tls_ca, "tls_cert": found.tls_cert, "tls_key": found.tls_key}
-    return {
-        "name": found.name,
-        "url": without_passwords(found.url),
-        "management": found.management and without_passwords(found.management),
-        **{key: value and str(value) for key, value in files.items()},
-        "password_command": found.password_command,
-        "protected": found.protected,
-    }
+def _row(found: Context, known: Contexts) -> dict[str, Any]:
+    """A context as it is shown: without passwords."""
+    row = {name: str(value) if isinstance(value, Path) else value for name, value in found._asdict().items()}
+    for name in ("url", "management"):
+        row[name] = row[name] and without_passwords(row[name])
+    return row | {"in_use": found.name == known.in_use}
 
 
 @context.command("mqtool context edit", "EDITOR=nano mqtool context edit")
@@ -137,14 +122,10 @@ def edit() -> None:
     """
     command = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
     path = contexts.path().resolve()  # it may be a link into somebody's dotfiles
-    path.parent.mkdir(0o700, parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(".toml", "edit-", path.parent)  # 0600
-    draft = Path(name)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(contexts.read())
+    draft = _draft(path, contexts.read())
     try:
         with stopping.calling(lambda: None):  # Ctrl-C is the editor's
-            code = subprocess.run([*shlex.split(command), name], check=False).returncode
+            code = subprocess.run([*shlex.split(command), draft], check=False).returncode
     except (OSError, ValueError) as error:
         draft.unlink()
         raise UsageError(f"cannot run the editor {command!r}: {error}", "set EDITOR") from error
@@ -202,10 +183,15 @@ def _write(text: str, names: set[str], in_use: str | None) -> None:
     path = contexts.path().resolve()
     if set(after.known) != names or after.in_use != in_use:
         raise MqtoolError(f"{path} is not written as mqtool writes it", "'mqtool context edit' opens it")
+    _draft(path, text).replace(path)
+
+
+def _draft(path: Path, text: str) -> Path:
+    """A file with this text, to take the place of another."""
     path.parent.mkdir(0o700, parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(".toml", "new-", path.parent)  # 0600
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(descriptor)
-    Path(name).replace(path)
+    return Path(name)

@@ -17,9 +17,7 @@ from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
 from mqtool.cli.display.progress import Progress
-from mqtool.cli.options import DURATION, Broker, Commands, ManagementUrl
-from mqtool.cli.options.asking import Yes, ask
-from mqtool.cli.options.where import Where
+from mqtool.cli.options import DURATION, Broker, Commands, ManagedBroker, Where, Yes, ask
 from mqtool.errors import SomeFailed, Unavailable
 from mqtool.message import Delivery
 from mqtool.work import dead_letters, peeking
@@ -74,9 +72,9 @@ AsJson = Annotated[bool, Option("--json", help="Print NDJSON")]
 
 
 @dlq.command("mqtool dlq ls", "mqtool dlq ls --json")
-def ls(broker: Broker, management: ManagementUrl = None, as_json: AsJson = False) -> None:
+def ls(broker: ManagedBroker, as_json: AsJson = False) -> None:
     """List the queues that hold dead letters."""
-    access = _access(broker, management)
+    access = broker.access(reconnects=False)
     try:
         queues = dead_letters.queues_for_letters(access.management(), access.vhost)
     except Unavailable as error:
@@ -99,11 +97,6 @@ def ls(broker: Broker, management: ManagementUrl = None, as_json: AsJson = False
         output.status("no queue holds dead letters")
 
 
-def _access(broker: Broker, management: str | None = None) -> Access:
-    """Without reconnection: what was taken would be back in its queue by then, and be taken twice."""
-    return broker._replace(reconnect=False).access(management)
-
-
 @contextmanager
 def _channel(access: Access) -> Iterator[Channel]:
     with access.connect() as connection:
@@ -119,17 +112,14 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show dead letters, oldest first, and leave them in place."""
-    chosen, shown, access = which.choice(), 0, _access(broker)
+    shown, access = 0, broker.access(reconnects=False)
     with _channel(access) as channel, closing(peeking.peek(channel, which.queue(queue))) as letters:
-        for letter in letters:
-            if stopping.requested() is not None or shown == limit:
-                break
-            if chosen(letter):
-                shown += 1
-                if as_json:
-                    output.write(ndjson.from_delivery(letter, datetime.now(UTC)))
-                else:
-                    _show(letter)
+        for letter in islice(filter(which.choice(), stopping.until_requested(letters)), limit):
+            shown += 1
+            if as_json:
+                output.write(ndjson.from_delivery(letter, datetime.now(UTC)))
+            else:
+                _show(letter)
     if not shown:
         output.status(f"{which.queue(queue)} has no such dead letter")
 
@@ -166,7 +156,7 @@ def redrive(
         if left <= _SAID:
             output.warning(why)
 
-    access = _access(broker)
+    access = broker.access(reconnects=False)
     with _channel(access) as channel:
         there = channel.depth_of(source)
         all_of = "all" if which.is_all else "the chosen ones of"
@@ -179,8 +169,7 @@ def redrive(
                 moved += 1
                 if output.verbose:
                     output.status(f" [x] Redriven {letter.message_id}")
-                if (signal := stopping.requested()) is not None:
-                    raise SystemExit(128 + signal)
+                stopping.exit_if_requested()
         finally:
             progress.stop()
             output.status(f"{moved:,} moved back from {source}")
@@ -192,7 +181,7 @@ def redrive(
 def drop(queue: QueueArgument, which: Which, broker: Broker, yes: Yes) -> None:
     """Delete dead letters for good."""
     source, dropped = which.queue(queue), 0
-    access = _access(broker)
+    access = broker.access(reconnects=False)
     with _channel(access) as channel:
         which_ones = "all" if which.is_all else "the chosen ones of"
         ask(
@@ -204,7 +193,6 @@ def drop(queue: QueueArgument, which: Which, broker: Broker, yes: Yes) -> None:
         try:
             for _ in dead_letters.drop(channel, source, which.choice()):
                 dropped += 1
-                if (signal := stopping.requested()) is not None:
-                    raise SystemExit(128 + signal)
+                stopping.exit_if_requested()
         finally:
             output.status(f"{dropped:,} dropped from {source}")

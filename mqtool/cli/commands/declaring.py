@@ -14,7 +14,7 @@ from mqtool.cli.options import (
     Broker,
     Commands,
     ExchangeOptions,
-    ManagementUrl,
+    ManagedBroker,
     QueueOptions,
     argument_option,
     header_option,
@@ -83,16 +83,15 @@ def declare_exchange(
 @queue_app.command("mqtool queue show jobs", "mqtool queue show jobs --json", name="show")
 def show_queue(
     queue: QueueName,
-    broker: Broker,
+    broker: ManagedBroker,
     as_json: Annotated[bool, Option("--json", help="Print one JSON object")] = False,
-    management: ManagementUrl = None,
     stream_port: StreamPort = None,
 ) -> None:
     """Show a queue: settings, counts, consumers, bindings and more."""
     from mqtool.cli.display import queue_text
     from mqtool.inspection import queue_details, stream_readers
 
-    access = broker.access(management)
+    access = broker.access()
     found = queue_details.look(access.management(), access.vhost, queue)
     if found.row["type"] == "stream":  # of one, AMQP does not tell how long it is
         try:

@@ -11,8 +11,8 @@ from typer import Argument, Option
 from mqtool.cli.display import output, styled
 from mqtool.cli.display.binding_text import bound_by
 from mqtool.cli.display.styled import BAD, DIM, GOOD, KEY, NAME, Line, shown
-from mqtool.cli.options import Broker, Commands, ManagementUrl
-from mqtool.cli.options.asking import Yes, ask
+from mqtool.cli.options import Commands, ManagedBroker, Yes, ask
+from mqtool.cli.pipe.reading import text_of
 from mqtool.errors import AccessRefused, DeclaredDifferently, NotFound, SomeFailed, UsageError
 from mqtool.inspection import definitions_file
 from mqtool.inspection.definitions_file import Change, Contents
@@ -31,22 +31,22 @@ AsJson = Annotated[bool, Option("--json", help="Print one JSON object per differ
 
 
 @definitions_app.command("mqtool definitions export > topology.json", "mqtool definitions export --vhost staging")
-def export(broker: Broker, management: ManagementUrl = None) -> None:
+def export(broker: ManagedBroker) -> None:
     """Print exchanges, queues, bindings and policies as JSON.
 
     They are those of one virtual host, in the format of RabbitMQ's own definitions files.
     """
-    access = broker.access(management)
+    access = broker.access()
     output.show(json.dumps(definitions_file.export(access.management(), access.vhost), indent=2, ensure_ascii=False))
 
 
 @definitions_app.command("mqtool definitions diff topology.json", "mqtool definitions diff - < file.json")
-def diff(file: Definitions, broker: Broker, as_json: AsJson = False, management: ManagementUrl = None) -> None:
+def diff(file: Definitions, broker: ManagedBroker, as_json: AsJson = False) -> None:
     """Show how the broker differs from a file.
 
     Exits 3 if it does: + is what an import would add, ~ change, ! could not change; - is only on the broker.
     """
-    access = broker.access(management)
+    access = broker.access()
     wanted = _read(file, access.vhost)
     changes = definitions_file.compare(definitions_file.export(access.management(), access.vhost), wanted)
     _show(changes, as_json=as_json)
@@ -60,17 +60,16 @@ def diff(file: Definitions, broker: Broker, as_json: AsJson = False, management:
 )
 def import_definitions(
     file: Definitions,
-    broker: Broker,
+    broker: ManagedBroker,
     yes: Yes,
     dry_run: Annotated[bool, Option(help="Only show what it would do")] = False,
     as_json: AsJson = False,
-    management: ManagementUrl = None,
 ) -> None:
     """Add what a file has and the broker lacks; change policies.
 
     Nothing is deleted. What exists with other settings is left, and the exit code is then 3.
     """
-    access = broker.access(management)
+    access = broker.access()
     wanted = _read(file, access.vhost)
     api = access.management()
     found = definitions_file.compare(definitions_file.export(api, access.vhost), wanted)
@@ -104,12 +103,7 @@ def _import(api: Management, vhost: str, changes: Sequence[Change]) -> int:
 
 
 def _read(file: Path, vhost: str) -> Contents:
-    try:
-        text = Path("/dev/stdin" if str(file) == "-" else file).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise UsageError(f"cannot read {file}: {reason}") from error
-    wanted, others = definitions_file.read(text, str(file), vhost)
+    wanted, others = definitions_file.read(text_of(file), str(file), vhost)
     if others:
         output.notice(f"not looked at in {file}: {', '.join(others)}")
     return wanted

@@ -12,9 +12,7 @@ from mqtool import where as conditions
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.display import output, tables
-from mqtool.cli.options import Broker, Commands, ManagementUrl
-from mqtool.cli.options.asking import Yes, ask
-from mqtool.cli.options.where import Where
+from mqtool.cli.options import Commands, ManagedBroker, Where, Yes, ask
 from mqtool.duration import compact_duration
 from mqtool.errors import SomeFailed, UsageError
 from mqtool.work.waiting import Choice, Waiting, WaitingMessages
@@ -33,16 +31,11 @@ def _waiting(access: Access) -> Iterator[WaitingMessages]:
         yield WaitingMessages(connection.channel(), access.management(), access.vhost)
 
 
-def _access(broker: Broker, management: str | None) -> Access:
-    """Without reconnection: what was held would come again."""
-    return broker._replace(reconnect=False).access(management)
-
-
 @delayed.command("mqtool delayed ls", "mqtool delayed ls --json")
-def ls(broker: Broker, management: ManagementUrl = None, as_json: AsJson = False) -> None:
+def ls(broker: ManagedBroker, as_json: AsJson = False) -> None:
     """List how many messages wait, for what, and how long."""
     rows: list[dict[str, Any]] = []
-    with _waiting(_access(broker, management)) as waiting:
+    with _waiting(broker.access(reconnects=False)) as waiting:
         for queue, count in waiting.queues():
             kind = "retry" if queue.is_retry else "delay"
             row = (queue.to, kind, compact_duration(queue.seconds), count, queue.name)
@@ -55,10 +48,9 @@ def ls(broker: Broker, management: ManagementUrl = None, as_json: AsJson = False
 
 @delayed.command("mqtool delayed show", "mqtool delayed show jobs --json")
 def show(
-    broker: Broker,
+    broker: ManagedBroker,
     to: Annotated[str | None, Argument(metavar="[QUEUE]", help="Queue or exchange they are for")] = None,
     where: Where = None,
-    management: ManagementUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the messages that wait, and when each is due.
@@ -66,10 +58,8 @@ def show(
     They stay. Looking costs what it costs with 'mqtool peek'. What the plugin holds, nobody can look at.
     """
     shown = 0
-    with _waiting(_access(broker, management)) as waiting, closing(waiting.messages(to)) as messages:
-        for each in messages:
-            if stopping.requested() is not None:
-                break
+    with _waiting(broker.access(reconnects=False)) as waiting, closing(waiting.messages(to)) as messages:
+        for each in stopping.until_requested(messages):
             if where is None or where.matches(_record(each)):
                 shown += 1
                 _show(each, as_json=as_json)
@@ -101,26 +91,26 @@ def _say_what_is_hidden(waiting: WaitingMessages) -> None:
 
 
 @delayed.command("mqtool delayed cancel 5f0c…", "mqtool delayed cancel --where 'headers.tenant=a' --yes")
-def cancel(broker: Broker, yes: Yes, ids: Ids = None, where: Where = None, management: ManagementUrl = None) -> None:
+def cancel(broker: ManagedBroker, yes: Yes, ids: Ids = None, where: Where = None) -> None:
     """Delete messages that wait, for good.
 
     Those of the plugin cannot be cancelled.
     """
     _check(ids, where)
-    access = _access(broker, management)
+    access = broker.access(reconnects=False)
     ask("delete waiting messages for good", yes, protected=access.protected, hint="pass --yes")
     _take(access, ids, where, WaitingMessages.cancel, "cancelled")
 
 
 @delayed.command("mqtool delayed now 5f0c…", "mqtool delayed now --where 'routing_key=jobs'")
-def now(broker: Broker, yes: Yes, ids: Ids = None, where: Where = None, management: ManagementUrl = None) -> None:
+def now(broker: ManagedBroker, yes: Yes, ids: Ids = None, where: Where = None) -> None:
     """Deliver messages that wait at once.
 
     Each is confirmed where it goes before it is removed here: none is lost, and if the command is killed, those that it
     has delivered come again when they are due. Those of the plugin cannot be delivered early.
     """
     _check(ids, where)
-    access = _access(broker, management)
+    access = broker.access(reconnects=False)
     ask("deliver waiting messages now", yes, protected=access.protected, is_safe=True)
     _take(access, ids, where, WaitingMessages.deliver, "delivered")
 

@@ -13,13 +13,12 @@ from mqtool.cli.options import (
     Broker,
     Commands,
     ExchangeOptions,
-    OutputFile,
     Publishing,
     Receiving,
     UsedQueueOptions,
     exchange_option,
 )
-from mqtool.cli.options.where import Where
+from mqtool.cli.options.values import Where
 from mqtool.cli.pipe.first_use import checked
 from mqtool.cli.pipe.matching import Matching
 from mqtool.cli.pipe.publishing import publish, text
@@ -80,7 +79,6 @@ def receive_delayed(
     exchange: Annotated[str | None, exchange_option("Exchange")] = None,
     routing_key: RoutingKey = None,
     where: Where = None,
-    into: OutputFile = None,
 ) -> None:
     """Receive delayed messages; show how late each came.
 
@@ -98,7 +96,7 @@ def receive_delayed(
         into_queue = checked(target, queue, channel, broker)
         return matching.of(channel, delayed_messages.receive(channel, known, key, into_queue, matching.settings()))
 
-    print_deliveries(receiving, broker, consumer, _received, into=into)
+    print_deliveries(receiving, broker, consumer, _received)
 
 
 def _as_known(channel: Channel, exchange: Exchange) -> Exchange:

@@ -4,18 +4,16 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
 from typer import Option
 
 from mqtool.amqp import Address, Connection
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.display import findings, output
-from mqtool.cli.options import TIME_LIMIT, Broker, Commands, ManagementUrl
+from mqtool.cli.options import TIME_LIMIT, Commands, ManagedBroker
 from mqtool.cli.options.streams import StreamPort
 from mqtool.errors import AccessRefused, MqtoolError, NotFound, SomeFailed, Unavailable
 from mqtool.inspection import diagnosis, stream_readers, upgrade
@@ -35,13 +33,7 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _PATIENCE = 5
 
 
-class Format(StrEnum):
-    """How to print what was found."""
-
-    TEXT = "text"
-    JSON = "json"
-    NAGIOS = "nagios"
-    PROMETHEUS = "prometheus"
+Format = Literal["text", "json", "nagios", "prometheus"]
 
 
 def _version(text: str) -> Version:
@@ -49,33 +41,32 @@ def _version(text: str) -> Version:
     try:
         return Version.of(text)
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a version such as 4.3") from None
+        raise ValueError(f"{text!r} is not a version such as 4.3") from None
 
 
 @app.command("mqtool doctor", "mqtool doctor --vhost staging --json", "mqtool doctor --upgrade 4.3")
 def doctor(
-    broker: Broker,
+    broker: ManagedBroker,
     between: Annotated[float, Option(help="Time between the two looks", show_default="3s", **TIME_LIMIT)] = "3s",  # type: ignore[assignment]
     upgrade_to: Annotated[
         Version | None,
         Option("--upgrade", parser=_version, metavar="VERSION", help="Report what RabbitMQ VERSION refuses or changes"),
     ] = None,
-    form: Annotated[Format, Option("--format", help="Text, NDJSON, a Nagios check or metrics")] = Format.TEXT,
+    form: Annotated[Format, Option("--format", help="Text, NDJSON, a Nagios check or metrics")] = "text",
     as_json: Annotated[bool, Option("--json", help="Print NDJSON, as --format json does")] = False,
-    management: ManagementUrl = None,
     stream_port: StreamPort = None,
 ) -> None:
     """Check a broker and report problems.
 
     Exits 3 if there are any; with --format nagios 1, or 2 if one is critical; with --format prometheus 0.
     """
-    form = Format.JSON if as_json else form
+    form = "json" if as_json else form
     try:
-        access = broker.access(management)
-        say = output.status if form in (Format.TEXT, Format.JSON) else lambda _: None
-        found = worst_first(_findings(access, broker.vhost, between, upgrade_to, say, stream_port))
+        access = broker.access()
+        say = output.status if form in ("text", "json") else lambda _: None
+        found = worst_first(_findings(access, broker.options.vhost, between, upgrade_to, say, stream_port))
     except MqtoolError as error:
-        if form is not Format.NAGIOS:
+        if form != "nagios":
             raise
         # Nagios shows only stdout, and takes exit codes of its own.
         is_down = isinstance(error, Unavailable) and not isinstance(error, NotFound)
@@ -87,18 +78,18 @@ def doctor(
 
 def _report(found: list[Finding], form: Format, where: str) -> None:
     shown: dict[Format, Callable[[Sequence[Finding]], Iterator[str]]] = {
-        Format.TEXT: findings.text,
-        Format.JSON: findings.ndjson,
-        Format.NAGIOS: partial(findings.nagios, where=where),
-        Format.PROMETHEUS: findings.prometheus,
+        "text": findings.text,
+        "json": findings.ndjson,
+        "nagios": partial(findings.nagios, where=where),
+        "prometheus": findings.prometheus,
     }
     for line in shown[form](found):
         output.show(line)
-    if form is Format.NAGIOS:
+    if form == "nagios":
         raise SystemExit(findings.nagios_state(found))
     if not found:
         output.status(f"no problems found at {where}")
-    elif form is not Format.PROMETHEUS:
+    elif form != "prometheus":
         raise SomeFailed(f"{counted(len(found), 'finding')} at {where}")
 
 

@@ -42,7 +42,7 @@ def _add(
             raise UsageError(f"{name} only restarts a broker of its own", "omit --url")
         contexts.not_for(f"drill {name}")
         stopping.let_children_be_interrupted()
-        output.configure(be_quiet=quiet, be_verbose=False, no_color=False, with_debug=False)
+        output.configure(be_quiet=quiet)
         audience = Lines(Pace(auto=True, watched=False), aside=True, quiet=quiet)
         with audience.watching(f"drill {name}", about):
             with Scene(kind, url, audience, cluster=on_cluster, image=image) as scene:

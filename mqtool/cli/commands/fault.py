@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from mqtool.cli.display import output, tables
-from mqtool.cli.options import Broker, Commands, ManagementUrl
+from mqtool.cli.options import Commands, ManagedBroker
 from mqtool.errors import NotFound, UsageError
 from mqtool.inspection.listing import counted
 from mqtool.management import Management, path
@@ -21,10 +21,9 @@ app = Commands()
 )
 def fault(
     name: Annotated[str, Argument(metavar="FAULT", help="The fault; or ls, or clear")],
-    broker: Broker,
+    broker: ManagedBroker,
     arguments: Annotated[list[str] | None, Argument(help="NAME=VALUE; of clear, an id")] = None,
     as_json: Annotated[bool, Option("--json", help="With ls: print one JSON object per line")] = False,
-    management: ManagementUrl = None,
 ) -> None:
     """Make something go wrong with an embedded broker.
 
@@ -37,7 +36,7 @@ def fault(
 
     'ls' lists the faults in force. They end with their time or count, or with 'clear'.
     """
-    api = broker.access(management).management()
+    api = broker.access().management()
     words = arguments or []
     in_force = _in_force(api)
     if name == "ls":

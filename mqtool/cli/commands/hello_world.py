@@ -6,17 +6,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from mqtool.amqp import Channel
-from mqtool.cli.options import (
-    OFFSET,
-    Broker,
-    Commands,
-    OutputFile,
-    Publishing,
-    Receiving,
-    UsedQueueOptions,
-    exchange_option,
-)
-from mqtool.cli.options.where import Where
+from mqtool.cli.options import OFFSET, Broker, Commands, Publishing, Receiving, UsedQueueOptions, Where, exchange_option
 from mqtool.cli.pipe.first_use import checked
 from mqtool.cli.pipe.matching import Matching
 from mqtool.cli.pipe.publishing import publish
@@ -67,7 +57,6 @@ def receive(
         Any | None, Option(help="Where to start in a stream", rich_help_panel="Receiving", **OFFSET)
     ] = None,
     where: Where = None,
-    into: OutputFile = None,
 ) -> None:
     """Receive messages from a queue (tutorial 1).
 
@@ -81,4 +70,4 @@ def receive(
         settings = matching.settings()._replace(offset=offset)
         return matching.of(channel, hello_world.receive(channel, target, settings))
 
-    print_deliveries(receiving, broker, consumer, broker.lines.received, into=into)
+    print_deliveries(receiving, broker, consumer, broker.lines.received)

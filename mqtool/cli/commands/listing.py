@@ -1,7 +1,7 @@
 """mqtool list queues, exchanges, bindings, consumers, connections, channels, vhosts, users, permissions, plugins."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import cache
 from itertools import chain, islice
@@ -14,7 +14,7 @@ from mqtool.amqp import administration
 from mqtool.cli import stopping
 from mqtool.cli.display import output, tables
 from mqtool.cli.display.live import Frame, Live
-from mqtool.cli.options import TIME_LIMIT, Broker, Commands, ManagementUrl
+from mqtool.cli.options import TIME_LIMIT, Commands, ManagedBroker
 from mqtool.errors import MqtoolError, NotFound, SomeFailed, Unavailable
 from mqtool.inspection.listing import (
     COUNTS,
@@ -45,17 +45,9 @@ app = Commands()
 list_app = app.group("list", "List queues, exchanges, bindings, consumers and more.")
 
 
-def condition(text: str) -> Condition:
-    """A --filter."""
-    try:
-        return parse_condition(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-def _columns(ctx: typer.Context, incomplete: str) -> list[str]:
+def _columns(ctx: typer.Context) -> list[str]:
     """The columns that a shell may propose."""
-    return [column for column in LISTINGS[str(ctx.info_name)].columns if column.startswith(incomplete)]
+    return [*LISTINGS[str(ctx.info_name)].columns]
 
 
 class Choosing(NamedTuple):
@@ -64,7 +56,10 @@ class Choosing(NamedTuple):
     conditions: Annotated[
         list[Any] | None,
         Option(
-            "--filter", parser=condition, metavar="CONDITION", help="Only matching rows: messages_ready>0, name~^log"
+            "--filter",
+            parser=parse_condition,
+            metavar="CONDITION",
+            help="Only matching rows: messages_ready>0, name~^log",
         ),
     ] = None
     where: Annotated[str | None, Option(metavar="CONDITION", help="Only rows that match (mqtool help where)")] = None
@@ -77,7 +72,6 @@ class Choosing(NamedTuple):
     watch: Annotated[float | None, Option(help="Repeat at this interval", **TIME_LIMIT)] = None
     as_json: Annotated[bool, Option("--json", help="Print one JSON object per line")] = False
     all_vhosts: Annotated[bool, Option(help="Include all virtual hosts")] = False
-    management: ManagementUrl = None
 
 
 class View:
@@ -94,26 +88,30 @@ class View:
         listing: Listing,
         names: Sequence[str] | None,
         choosing: Choosing,
-        broker: Broker,
+        broker: ManagedBroker,
         only: Sequence[str] | None,
         stack: ExitStack,
     ) -> None:
         self._listing = queues_named(only) if only and listing is QUEUES else listing
         self._choosing = choosing
-        self._access = broker.access(choosing.management)
+        self._access = broker.access()
         self._channel = cache(lambda: stack.enter_context(self._access.connect()).channel())
         self._notice_once = cache(output.notice)
         self._only = frozenset(only or ())
-        self._usual = _usual(broker.names, listing.things)
+        self._usual = _usual(broker.options.names, listing.things)
         self._conditions: list[Condition] = choosing.conditions or []
-        self._where = None if choosing.where is None else _parsed(choosing.where, listing)
+        self._where: Where | None = None
+        if choosing.where is not None:
+            from mqtool.where import parse
+
+            self._where = parse(choosing.where, listing.columns.keys())
         asked = any(condition.column == "source_name" for condition in self._conditions)
         asked |= self._where is not None and "source_name" in self._where.fields
         if listing.things == "bindings" and not asked and output.is_terminal(1) and not choosing.as_json:
             self._conditions = [*self._conditions, parse_condition("source_name!=")]
             self._notice_once("without those of the default exchange, which --filter source_name= shows")
         self._order = choosing.order or []
-        every = choosing.all_vhosts or (not listing.of_vhost and broker.vhost is None)
+        every = choosing.all_vhosts or (not listing.of_vhost and broker.options.vhost is None)
         self._vhost = None if every else self._access.vhost
         self._names = names
         self.columns = [*(names or listing.shown)]
@@ -236,13 +234,6 @@ class View:
             output.warning(missing)
 
 
-def _parsed(text: str, listing: Listing) -> "Where":
-    """A condition on the columns of a list. Raises BadExpression as where.parse() does."""
-    from mqtool.where import parse
-
-    return parse(text, listing.columns.keys())
-
-
 def _usual(names: Names, things: str) -> list[str]:
     """The names that the tutorials' queues, or exchanges, have; none of other things."""
     known: dict[str, list[Queue | Exchange]] = {
@@ -250,17 +241,6 @@ def _usual(names: Names, things: str) -> list[str]:
         EXCHANGES.things: [names.fanout, names.direct, names.topic, names.headers],
     }
     return [thing.name for thing in known.get(things, [])]
-
-
-def _list(
-    listing: Listing, names: Sequence[str] | None, choosing: Choosing, broker: Broker, only: Sequence[str] | None = None
-) -> None:
-    with ExitStack() as stack:
-        view = View(listing, names, choosing, broker, only, stack)
-        if choosing.watch is None:
-            view.show()
-        else:
-            _watch(view, choosing.watch, live=output.is_terminal(1) and not choosing.as_json)
 
 
 def _watch(view: View, pause: float, *, live: bool) -> None:
@@ -278,66 +258,70 @@ def _watch(view: View, pause: float, *, live: bool) -> None:
 Columns = Annotated[list[str] | None, Argument(metavar="[COLUMN]...", help="Columns to show", autocompletion=_columns)]
 
 
-def _add(listing: Listing, what: str, *examples: str) -> None:
-    """A command for a list."""
-
-    def run(choosing: Choosing, broker: Broker, columns: Columns = None) -> None:
-        _list(listing, columns, choosing, broker)
-
-    _as_command(run, listing, what, examples)
-
-
-def _add_named(listing: Listing, what: str, *examples: str, flag: str) -> None:
-    """A command for a list that may be limited to some names, for which AMQP can be asked as well."""
+def _only(flag: str) -> Any:
     about = "Only this one; works without the management API"
-
-    def run(
-        choosing: Choosing,
-        broker: Broker,
-        columns: Columns = None,
-        only: Annotated[list[str] | None, Option(flag, flag[1:3], metavar=flag[2:].upper(), help=about)] = None,
-    ) -> None:
-        _list(listing, columns, choosing, broker, only)
-
-    _as_command(run, listing, what, examples)
+    return Annotated[list[str] | None, Option(flag, flag[1:3], metavar=flag[2:].upper(), help=about)]
 
 
-def _as_command(run: Callable[..., None], listing: Listing, what: str, examples: Sequence[str]) -> None:
+def _add(things: str, what: str, *examples: str, only: Any = None) -> None:
+    """Add the command of a list.
+
+    Args:
+        only: the option that limits it to some names, where AMQP can be asked for them.
+    """
+    listing = LISTINGS[things]
     text = f"{what}\n\nColumns: {', '.join(listing.columns)}."
-    list_app.command(*examples, name=listing.things, about=text)(run)
+
+    @list_app.command(*examples, name=things, about=text, only=only)
+    def run(choosing: Choosing, broker: ManagedBroker, columns: Columns = None, only: list[str] | None = None) -> None:
+        with ExitStack() as stack:
+            view = View(listing, columns, choosing, broker, only, stack)
+            if choosing.watch is None:
+                view.show()
+            else:
+                _watch(view, choosing.watch, live=output.is_terminal(1) and not choosing.as_json)
 
 
-_add_named(
-    QUEUES,
+_add(
+    "queues",
     "List queues; ready messages and consumers are those of now.",
     "mqtool list queues name messages_ready messages_unacknowledged",
     "mqtool list queues --filter 'messages_ready>0' --sort -messages_ready --watch 1s",
     "mqtool list queues --where 'messages>0 and not arguments.x-queue-type=quorum'",
-    flag="--queue",
+    only=_only("--queue"),
 )
-_add_named(
-    EXCHANGES,
+_add(
+    "exchanges",
     "List exchanges.",
     "mqtool list exchanges",
     "mqtool list exchanges name durable --filter type=topic",
-    flag="--exchange",
+    only=_only("--exchange"),
 )
-_OTHERS = {
-    "bindings": "List bindings; the default exchange's only in pipes.",
-    "consumers": "List consumers.",
-    "connections": "List connections; --vhost limits them to one virtual host.",
-    "channels": "List channels; --vhost limits them to one virtual host.",
-    "vhosts": "List virtual hosts.",
-    "users": "List users and their tags.",
-    "permissions": "List what each user may configure, write to and read from.",
-    "plugins": "List the enabled plugins, and those they need.",
-}
-_EXAMPLES = {
-    "bindings": ["mqtool list bindings --filter source_name=logs --json"],
-    "consumers": ["mqtool list consumers queue_name --filter user=guest"],
-    "connections": ["mqtool list connections name user connection_name"],
-    "channels": ["mqtool list channels name publish_rate --sort -publish_rate"],
-    "permissions": ["mqtool list permissions --all-vhosts"],
-}
-for _things, _what in _OTHERS.items():
-    _add(LISTINGS[_things], _what, f"mqtool list {_things}", *_EXAMPLES.get(_things, []))
+_add(
+    "bindings",
+    "List bindings; the default exchange's only in pipes.",
+    "mqtool list bindings",
+    "mqtool list bindings --filter source_name=logs --json",
+)
+_add("consumers", "List consumers.", "mqtool list consumers", "mqtool list consumers queue_name --filter user=guest")
+_add(
+    "connections",
+    "List connections; --vhost limits them to one virtual host.",
+    "mqtool list connections",
+    "mqtool list connections name user connection_name",
+)
+_add(
+    "channels",
+    "List channels; --vhost limits them to one virtual host.",
+    "mqtool list channels",
+    "mqtool list channels name publish_rate --sort -publish_rate",
+)
+_add("vhosts", "List virtual hosts.", "mqtool list vhosts")
+_add("users", "List users and their tags.", "mqtool list users")
+_add(
+    "permissions",
+    "List what each user may configure, write to and read from.",
+    "mqtool list permissions",
+    "mqtool list permissions --all-vhosts",
+)
+_add("plugins", "List the enabled plugins, and those they need.", "mqtool list plugins")

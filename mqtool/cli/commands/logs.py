@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
-from typer import Argument, Option
+from typer import Argument
 
 from mqtool.cli.display.output import WAITING_FOR_LOGS
 from mqtool.cli.options import (
@@ -13,13 +13,12 @@ from mqtool.cli.options import (
     ExchangeOptions,
     LogQueueOptions,
     Match,
-    OutputFile,
     Publishing,
     Receiving,
     header,
     header_option,
 )
-from mqtool.cli.options.where import Where
+from mqtool.cli.options.values import Where
 from mqtool.cli.pipe.matching import Matching
 from mqtool.cli.pipe.publishing import publish, text
 from mqtool.cli.pipe.receiving import print_deliveries
@@ -43,7 +42,6 @@ class ReceivingLogs(NamedTuple):
     receiving: Receiving
     broker: Broker
     where: Where = None
-    into: OutputFile = None
 
 
 def _emit(
@@ -106,7 +104,6 @@ def _receive(asked: ReceivingLogs, exchange: Exchange, lesson: Callable[..., Ite
         line,
         waiting=WAITING_FOR_LOGS,
         queue_is_ours=is_ours,
-        into=asked.into,
     )
 
 
@@ -190,11 +187,11 @@ def receive_headers(
         Argument(metavar="KEY=VALUE...", parser=header, help="Headers to match; KEY:=JSON for a typed value"),
     ] = None,
     also_wanted: Annotated[list[Any] | None, header_option("The same, as an option")] = None,
-    match: Annotated[Match, Option(help="Match all of the headers, or any of them")] = Match.ALL,
+    match: Match = "all",
 ) -> None:
     """Receive messages with certain headers."""
     headers = dict([*(wanted or []), *(also_wanted or [])])
     if not headers:
         raise UsageError("receive-log headers needs a header", "name one: mqtool receive-log headers format=pdf")
-    lesson = partial(headers_tutorial.receive, headers=headers, match=match.value)
+    lesson = partial(headers_tutorial.receive, headers=headers, match=match)
     _receive(logs, logs.broker.names.headers, lesson, logs.broker.lines.log)

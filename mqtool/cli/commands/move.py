@@ -11,11 +11,8 @@ from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
 from mqtool.cli.display.progress import Progress
-from mqtool.cli.options import CONFIRM_TIMEOUT, DURATION, Broker, Commands, ConfirmTimeout, ManagementUrl
-from mqtool.cli.options.asking import Yes, ask
+from mqtool.cli.options import CONFIRM_TIMEOUT, DURATION, RATE, Commands, ConfirmTimeout, ManagedBroker, Where, Yes, ask
 from mqtool.cli.options.destination import Destination
-from mqtool.cli.options.values import RATE
-from mqtool.cli.options.where import Where
 from mqtool.errors import NotConfirmed, NotFound, SomeFailed, Unavailable, UsageError
 from mqtool.management import Management
 from mqtool.message import Delivery, Message
@@ -39,7 +36,7 @@ _PATIENCE = 0.3, 1.0
 def move(
     queue: Annotated[str, Argument(help="Queue to move messages from")],
     destination: Destination,
-    broker: Broker,
+    broker: ManagedBroker,
     yes: Yes,
     where: Where = None,
     count: Annotated[int | None, Option("-c", "-n", min=1, help="Move up to N messages")] = None,
@@ -48,14 +45,13 @@ def move(
         float | None, Option(help="End after this long without a message, not when empty", **DURATION)
     ] = None,
     confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT,
-    management: ManagementUrl = None,
 ) -> None:
     """Move messages to another queue, here or on another broker.
 
     Each is confirmed there before it is removed here, so a move that is killed or loses a connection (exit 69) loses
     nothing, and doubles up to 100 messages: run it again.
     """
-    access = broker._replace(reconnect=False).access(management)
+    access = broker.access(reconnects=False)
     other = destination.access(access)
     if other is None and destination.to == queue:
         raise UsageError(f"--to names the same queue, {queue!r}", "move to another queue, or use --to-url")
@@ -135,5 +131,4 @@ def _show(transfer: Transfer, expected: int, between: str, other: Access | None)
         progress.stop()
         left = f", {transfer.kept:,} left" if transfer.kept else ""
         output.status(f"{moved:,} moved {between}{f' at {other.address}' if other else ''}{left}")
-    if (signal := stopping.requested()) is not None:
-        raise SystemExit(128 + signal)
+    stopping.exit_if_requested()

@@ -1,18 +1,18 @@
 """mqtool offset, mqtool offset-tracking."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from typer import Argument
 
 from mqtool.cli.display import output
 from mqtool.cli.options import Broker, Commands, Receiving
-from mqtool.cli.options.streams import DialectOfStreams, StreamOptions, StreamPort
+from mqtool.cli.options.streams import DialectOfStreams, StreamOptions, StreamPort, dialect_of
 from mqtool.cli.pipe.receiving import announced
 from mqtool.errors import MqtoolError, NotConfirmed, UsageError
 from mqtool.inspection.listing import counted
 from mqtool.inspection.stream_readers import Places
 from mqtool.message import Confirmation, Message
-from mqtool.tutorials.stream_dialects import TRACKING, StreamDialect, Tracking
+from mqtool.tutorials.stream_dialects import TRACKING
 
 app = Commands()
 offset = app.group("offset", "Show or change how far a named reader of a stream came.")
@@ -76,7 +76,7 @@ def send(stream: StreamOptions, broker: Broker) -> None:
     """Append 100 messages, the last of which is the marker."""
     from mqtool.tutorials import stream_offset_tracking as lesson
 
-    tutorial = _tutorial(broker)
+    tutorial = TRACKING[dialect_of(broker)]
     last = lesson.MESSAGES - 1
     bodies = [tutorial.body.format(number=number) for number in range(last)] + [tutorial.marker.format(number=last)]
     with broker.access().stream_channel(stream.port) as channel:
@@ -98,12 +98,13 @@ def send(stream: StreamOptions, broker: Broker) -> None:
     as_json=None,
     template=None,
     pretty=None,
+    into=None,
 )
 def receive(stream: StreamOptions, receiving: Receiving, broker: Broker) -> None:
     """Read on up to the marker, and store every tenth offset."""
     from mqtool.tutorials import stream_offset_tracking as lesson
 
-    tutorial = _tutorial(broker)
+    tutorial = TRACKING[dialect_of(broker)]
     offsets: list[int] = []
     with broker.access().stream_channel(stream.port) as channel:
         target = channel.declare(stream.of(tutorial.stream))
@@ -116,8 +117,3 @@ def receive(stream: StreamOptions, receiving: Receiving, broker: Broker) -> None
                 offsets = [*offsets[:1], delivery.delivery_tag]
     if offsets:
         output.show(tutorial.done.format(first=offsets[0], last=offsets[-1]))
-
-
-def _tutorial(broker: Broker) -> Tracking:
-    dialect: Any = broker.dialect  # which is another option here: see DialectOfStreams
-    return TRACKING[dialect or StreamDialect.PYTHON]

@@ -11,10 +11,7 @@ from mqtool.amqp import Channel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
-from mqtool.cli.display.appending import append_to
-from mqtool.cli.display.received import DeliveryWriter
-from mqtool.cli.options import OFFSET, Broker, Commands, ManagementUrl, Printing
-from mqtool.cli.options.where import Where
+from mqtool.cli.options import OFFSET, Commands, ManagedBroker, Printing, Where
 from mqtool.errors import Unavailable, UsageError
 from mqtool.management import Management
 from mqtool.message import Delivery
@@ -37,11 +34,10 @@ _CLOSE = 5
 def peek(
     queue: Annotated[str, Argument(help="Queue or stream")],
     printing: Printing,
-    broker: Broker,
+    broker: ManagedBroker,
     limit: Annotated[int | None, Option("--count", "-c", "-n", min=1, help="Show up to N messages")] = None,
     where: Where = None,
     offset: Annotated[Any | None, Option(help="Where to start in a stream (default: first)", **OFFSET)] = None,
-    management: ManagementUrl = None,
 ) -> None:
     """Show the messages in a queue and leave them there.
 
@@ -49,21 +45,16 @@ def peek(
     messages beyond its delivery limit (20 by default from RabbitMQ 4.0 on): peek warns before, and stops short of it.
     Consumers do not get the messages while they are being shown. A stream has no such price.
     """
-    if printing.into is not None:
-        append_to(printing.into)
-    write = DeliveryWriter(
-        "{key}: {body}", raw=printing.raw, as_json=printing.as_json, template=printing.template, pretty=printing.pretty
-    )
+    printing.redirect()
+    write = printing.writer("{key}: {body}")
     # Without reconnection: what was shown would come again.
-    access, shown, often = broker._replace(reconnect=False).access(management), 0, 0
+    access, shown, often = broker.access(reconnects=False), 0, 0
     with access.connect() as connection, stopping.calling(lambda: None):
         channel = connection.channel()
         kind = peeking.kind_of(channel, queue, _api(access), access.vhost)
         # Those that do not match do not count, so any number may have to be looked at.
         with closing(_deliveries(channel, queue, kind, offset, limit if where is None else None)) as deliveries:
-            for delivery in deliveries:
-                if stopping.requested() is not None:
-                    break
+            for delivery in stopping.until_requested(deliveries):
                 often = max(often, peeking.times_back(delivery))
                 if where is None or where.matches(conditions.of_delivery(delivery)):
                     write.add(delivery)

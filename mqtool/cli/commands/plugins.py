@@ -8,8 +8,7 @@ from mqtool.broker import plugins, state
 from mqtool.broker.choice import starter_of
 from mqtool.broker.state import DEFAULT_NAME, Started
 from mqtool.cli.display import output
-from mqtool.cli.options import Commands
-from mqtool.cli.options.asking import Yes, ask
+from mqtool.cli.options import Commands, Yes, ask
 from mqtool.errors import Unavailable
 
 app = Commands()

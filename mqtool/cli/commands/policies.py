@@ -1,15 +1,12 @@
 """mqtool policy set, ls, clear. https://www.rabbitmq.com/docs/policies"""
 
 import json
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-import typer
 from typer import Argument, Option
 
 from mqtool.cli.display import output, tables
-from mqtool.cli.options import Broker, Commands, ManagementUrl
-from mqtool.cli.options.asking import Yes, ask
+from mqtool.cli.options import Commands, ManagedBroker, Yes, ask
 from mqtool.errors import NotFound
 from mqtool.management import path
 
@@ -17,15 +14,8 @@ app = Commands()
 policy_app = app.group("policy", "Set, list and clear policies of queues and exchanges.")
 
 
-class ApplyTo(StrEnum):
-    """What a policy can apply to; kinds of queues from RabbitMQ 3.12 on."""
-
-    ALL = "all"
-    QUEUES = "queues"
-    EXCHANGES = "exchanges"
-    CLASSIC_QUEUES = "classic_queues"
-    QUORUM_QUEUES = "quorum_queues"
-    STREAMS = "streams"
+#: What a policy can apply to; kinds of queues from RabbitMQ 3.12 on.
+ApplyTo = Literal["all", "queues", "exchanges", "classic_queues", "quorum_queues", "streams"]
 
 
 def definition(text: str) -> dict[str, Any]:
@@ -33,9 +23,9 @@ def definition(text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not JSON: {error}") from error
+        raise ValueError(f"{text!r} is not JSON: {error}") from error
     if not isinstance(found, dict) or not found:
-        raise typer.BadParameter(f'{text!r} is not a JSON object such as {{"max-length": 1000}}')
+        raise ValueError(f'{text!r} is not a JSON object such as {{"max-length": 1000}}')
     return found
 
 
@@ -54,19 +44,18 @@ def set_policy(
     settings: Annotated[
         Any, Option("--definition", parser=definition, metavar="JSON", help="What it sets, as a JSON object")
     ],
-    broker: Broker,
+    broker: ManagedBroker,
     yes: Yes,
     apply_to: Annotated[
         ApplyTo | None, Option(help="What it applies to", show_default="all; queues with --operator")
     ] = None,
     priority: Annotated[int, Option(help="Of several that match, the greatest priority applies")] = 0,
     operator: Operator = False,
-    management: ManagementUrl = None,
 ) -> None:
     """Set a policy, or change it."""
-    access = broker.access(management)
-    to = apply_to or (ApplyTo.QUEUES if operator else ApplyTo.ALL)
-    body = {"pattern": pattern, "definition": settings, "priority": priority, "apply-to": str(to)}
+    access = broker.access()
+    to = apply_to or ("queues" if operator else "all")
+    body = {"pattern": pattern, "definition": settings, "priority": priority, "apply-to": to}
     what = f"{_named(name, operator=operator)} in vhost {access.vhost!r}"
     ask(f"set {what}", yes, protected=access.protected, is_safe=True)
     is_new = access.management().put(path(_kind(operator=operator), access.vhost, name), body)
@@ -75,13 +64,12 @@ def set_policy(
 
 @policy_app.command("mqtool policy ls", "mqtool policy ls --operator --json", name="ls")
 def list_policies(
-    broker: Broker,
+    broker: ManagedBroker,
     operator: Operator = False,
     as_json: Annotated[bool, Option("--json", help="Print one JSON object per line")] = False,
-    management: ManagementUrl = None,
 ) -> None:
     """List the policies of a virtual host."""
-    access = broker.access(management)
+    access = broker.access()
     rows = access.management().items(path(_kind(operator=operator), access.vhost))
     columns = ("name", "pattern", "apply-to", "priority", "definition")
     if not tables.show(sorted(rows, key=lambda row: -row["priority"]), columns, as_json=as_json):
@@ -91,14 +79,13 @@ def list_policies(
 @policy_app.command("mqtool policy clear limits", "mqtool policy clear limits --if-exists", name="clear")
 def clear_policy(
     name: PolicyName,
-    broker: Broker,
+    broker: ManagedBroker,
     yes: Yes,
     operator: Operator = False,
     if_exists: Annotated[bool, Option(help="Succeed if it does not exist")] = False,
-    management: ManagementUrl = None,
 ) -> None:
     """Remove a policy; what it applied to stays, without its settings."""
-    access = broker.access(management)
+    access = broker.access()
     what = f"{_named(name, operator=operator)} in vhost {access.vhost!r}"
     ask(f"remove {what}", yes, protected=access.protected, is_safe=True)
     try:

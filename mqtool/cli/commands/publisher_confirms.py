@@ -2,9 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from enum import StrEnum
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 
 from typer import Argument, Option
 
@@ -20,39 +19,29 @@ from mqtool.tutorials import publisher_confirms as tutorial
 app = Commands()
 
 
-class Strategy(StrEnum):
-    """When to wait for confirms."""
-
-    INDIVIDUAL = "individual"
-    BATCH = "batch"
-    ASYNC = "async"
-    ALL = "all"
+Strategy = Literal["individual", "batch", "async", "all"]
 
 
 #: How the tutorial's line says it.
-_SAYS = {
-    Strategy.INDIVIDUAL: "individually in",
-    Strategy.BATCH: "in batch in",
-    Strategy.ASYNC: "and handled confirms asynchronously in",
-}
+_SAYS = {"individual": "individually in", "batch": "in batch in", "async": "and handled confirms asynchronously in"}
 
 
 @app.command("mqtool publisher-confirms all", "mqtool publisher-confirms async -c 100000 -q confirmed --durable")
 def publisher_confirms(
     queue: QueueOptions,
     broker: Broker,
-    strategy: Annotated[Strategy, Argument(help="When to wait for confirms")] = Strategy.ALL,
+    strategy: Annotated[Strategy, Argument(help="When to wait for confirms")] = "all",
     count: Annotated[int, Option("-c", "-n", min=1, help="Messages to publish")] = 50_000,
     batch_size: Annotated[int, Option(min=1, help="Messages in a batch")] = 100,
     confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT,
 ) -> None:
     """Publish with confirms, in three ways (tutorial 7)."""
     ways: dict[Strategy, Callable[[Channel, Queue, Iterable[Message]], Iterator[Receipt]]] = {
-        Strategy.INDIVIDUAL: tutorial.individually,
-        Strategy.BATCH: partial(tutorial.in_batches, size=batch_size),
-        Strategy.ASYNC: partial(tutorial.asynchronously, refused=[]),
+        "individual": tutorial.individually,
+        "batch": partial(tutorial.in_batches, size=batch_size),
+        "async": partial(tutorial.asynchronously, refused=[]),
     }
-    chosen = list(ways) if strategy is Strategy.ALL else [strategy]
+    chosen = list(ways) if strategy == "all" else [strategy]
     seconds: dict[Strategy, float] = {}
     for way in chosen:
         # A connection each, so that each starts with an empty queue of its own.

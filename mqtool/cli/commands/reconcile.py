@@ -11,7 +11,8 @@ from typer import Argument, Option
 from mqtool import ndjson
 from mqtool.cli.display import output
 from mqtool.cli.groups import Commands
-from mqtool.errors import BadData, SomeFailed, UsageError
+from mqtool.cli.pipe.reading import opened
+from mqtool.errors import BadData, SomeFailed
 from mqtool.work.reconciliation import Reconciliation
 from mqtool.work.reconciliation import reconcile as compare
 
@@ -61,13 +62,10 @@ def _all_ids(path: Path) -> Iterator[str]:
 
 
 def _ids(path: Path) -> Iterator[str | None]:
-    try:
-        with Path("/dev/stdin" if str(path) == "-" else path).open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield ndjson.to_message(line, f"{path}, line {number},").message_id
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    with open(opened(path), "rb", closefd=str(path) != "-") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield ndjson.to_message(line, f"{path}, line {number},").message_id
 
 
 def _show(result: Reconciliation) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import typer
 from typer import Argument, Option
 
 from mqtool.amqp import Channel
@@ -18,9 +17,9 @@ from mqtool.cli.options import (
     DelayOptions,
     MessageOptions,
     Publishing,
+    header,
 )
-from mqtool.cli.options.values import RATE, header
-from mqtool.cli.options.where import Where
+from mqtool.cli.options.values import RATE, Where
 from mqtool.cli.pipe.publishing import publish
 from mqtool.cli.pipe.recordings import Recording, Replayed
 from mqtool.cli.pipe.source import Addressing
@@ -28,7 +27,7 @@ from mqtool.errors import UsageError
 from mqtool.message import Message, Receipt
 from mqtool.recordings.changes import Changes
 from mqtool.recordings.pace import Pace
-from mqtool.recordings.reading import Moment, Selection, parse_moment
+from mqtool.recordings.reading import Selection, parse_moment
 from mqtool.topology import Exchange
 
 app = Commands()
@@ -44,19 +43,11 @@ def _speed(text: str) -> float:
     except ValueError:
         speed = 0.0
     if not speed > 0:
-        raise typer.BadParameter(f"{text!r} is not a speed such as 2, 0.5 or max")
+        raise ValueError(f"{text!r} is not a speed such as 2, 0.5 or max")
     return speed
 
 
-def _moment(text: str) -> Moment:
-    """A point in the recording."""
-    try:
-        return parse_moment(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-_MOMENT = dict[str, Any](parser=_moment, metavar="TIME")
+_MOMENT = dict[str, Any](parser=parse_moment, metavar="TIME")
 
 
 class Playing(NamedTuple):

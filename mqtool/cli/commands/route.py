@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from typer import Argument, Option
 
 from mqtool.cli.display import output, route_text, styled
-from mqtool.cli.options import Broker, Commands, ManagementUrl, header, header_option
+from mqtool.cli.options import Commands, ManagedBroker, header, header_option
+from mqtool.cli.pipe.reading import text_of
 from mqtool.errors import BadData, NotFound, SomeFailed, UsageError
 from mqtool.inspection.definitions import read
 from mqtool.inspection.routes import Route, Router
@@ -24,14 +24,13 @@ app = Commands()
     "mqtool route topic_logs kern.critical", "mqtool route headers_logs -H format=pdf", "mqtool route --test routes.txt"
 )
 def route(
-    broker: Broker,
+    broker: ManagedBroker,
     exchange: Annotated[str | None, Argument(help="Exchange to publish to; '' is the default exchange")] = None,
     routing_key: Annotated[str, Argument(metavar="[KEY]", help="Routing key")] = "",
     headers: Annotated[list[Any] | None, header_option("Header; KEY:=JSON for a typed value")] = None,
     test: Annotated[Path | None, Option(metavar="FILE", help="Check a file of expected routes; - is stdin")] = None,
     nearly: Annotated[int, Option(min=0, help="Bindings to show that nearly matched")] = 5,
     as_json: Annotated[bool, Option("--json", help="Print NDJSON")] = False,
-    management: ManagementUrl = None,
 ) -> None:
     """Explain where a message would go, and why.
 
@@ -40,7 +39,7 @@ def route(
     """
     if (exchange is None) == (test is None):
         raise UsageError("give either EXCHANGE and KEY, or --test FILE", "mqtool route topic_logs kern.critical")
-    access = broker.access(management)
+    access = broker.access()
     lines = [] if test is None else list(_expectations(test))
     router = Router(read(access.management(), access.vhost))
 
@@ -76,16 +75,11 @@ class _Expectation:
 
 
 def _expectations(path: Path) -> Iterator[_Expectation]:
-    try:
-        text = Path("/dev/stdin" if str(path) == "-" else path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise UsageError(f"cannot read {path}: {reason}") from error
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text_of(path).splitlines(), 1):
         if line.strip() and not line.lstrip().startswith("#"):
             try:
                 yield _expectation(shlex.split(line))
-            except (ValueError, typer.BadParameter) as error:
+            except ValueError as error:
                 raise BadData(
                     f"{path}, line {number}: {error}",
                     "a line is EXCHANGE KEY [-H NAME=VALUE …] -> QUEUE …, quoted as in a shell",

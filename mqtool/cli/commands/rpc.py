@@ -4,8 +4,7 @@ import contextlib
 import re
 import shlex
 import time
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from typer import Argument, Option
 
@@ -35,11 +34,7 @@ app = Commands()
 _SHOWN = 100
 
 
-class Function(StrEnum):
-    """What the server computes."""
-
-    FIB = "fib"
-    ADD100 = "add100"
+Function = Literal["fib", "add100"]
 
 
 MaxOutput = Annotated[
@@ -55,14 +50,14 @@ MaxOutput = Annotated[
 FunctionOption = Annotated[Function, Option(help="fib, or add100: n + 100 after two seconds")]
 
 
-@app.command("mqtool rpc-server", "mqtool rpc-server --function add100")
+@app.command("mqtool rpc-server", "mqtool rpc-server --function add100", into=None)
 def rpc_server(
     queue: UsedQueueOptions,
     receiving: Receiving,
     broker: Broker,
     programs: ExecOptions,
     dedup: DedupOptions,
-    function: FunctionOption = Function.FIB,
+    function: FunctionOption = "fib",
     max_output: MaxOutput = "128MiB",  # type: ignore[assignment]
 ) -> None:
     """Answer requests (tutorial 6)."""
@@ -84,10 +79,10 @@ def rpc_server(
     if (handled := opened(dedup)) is not None:
         compute = functions.answering_once(compute, handled, target.name, output.notice)
 
-    answering = broker.lines.answering_add100 if name == Function.ADD100 else f" [.] {name}({{n}})"
+    answering = broker.lines.answering_add100 if name == "add100" else f" [.] {name}({{n}})"
 
     def show(request: Delivery) -> None:
-        if receiving.raw or receiving.as_json or receiving.template is not None:
+        if receiving.printing.has_form:
             write.add(request)
         else:
             write.together.add(output.encoded(answering.format(n=output.one_line(request.text))))
@@ -100,7 +95,7 @@ def rpc_server(
         def answer_visibly(request: Delivery) -> Message:
             started = time.monotonic()
             show(request)
-            if programs.command or not pace.is_quick:
+            if programs.command or pace.lot == 1:
                 write.flush()  # a request that takes long is seen meanwhile
             reply = answered(request)
             pace.took(time.monotonic() - started)
@@ -109,7 +104,7 @@ def rpc_server(
         settings = receiving._replace(timeout=None if programs.command else receiving.timeout).settings(
             rpc.ONE_AT_A_TIME
         )
-        waiting = broker.lines.awaiting_add100 if name == Function.ADD100 else broker.lines.awaiting_requests
+        waiting = broker.lines.awaiting_add100 if name == "add100" else broker.lines.awaiting_requests
         answers = rpc.serve(channel, checked(target, queue, channel, broker), answer_visibly, settings)
         with announced(receiving.ready_file, channel, waiting):
             for _, reply in answers:
@@ -125,7 +120,7 @@ def rpc_client(
         list[str] | None, Argument(help="Integers; several are sent at once", show_default="30")
     ] = None,
     queue: Annotated[str | None, queue_option("The server's queue")] = None,
-    function: FunctionOption = Function.FIB,
+    function: FunctionOption = "fib",
     timeout: Annotated[float, Option(show_default="30s", help="Total time limit (exit 124)", **TIME_LIMIT)] = "30s",  # type: ignore[assignment]
     direct_reply_to: Annotated[bool, Option(help="Receive replies through amq.rabbitmq.reply-to")] = False,
     raw: Annotated[bool, Option(help="Print results only, one per line")] = False,
@@ -137,7 +132,7 @@ def rpc_client(
     if not any_text and queue in (None, broker.names.rpc_queue.name):
         _check_integers(asked, function)
     with broker.access().channel(confirm_timeout=min(timeout, CONFIRM_TIMEOUT)) as channel:
-        requesting = broker.lines.requesting_add100 if function is Function.ADD100 else " [x] Requesting fib({n})"
+        requesting = broker.lines.requesting_add100 if function == "add100" else " [x] Requesting fib({n})"
         for request in asked if len(asked) <= _SHOWN or output.verbose else ():
             output.status(requesting.format(n=request))
         bodies = [request.encode("utf-8", "surrogateescape") for request in asked]
@@ -160,8 +155,8 @@ def rpc_client(
                 got = output.encoded(f" [.] Got {output.visible(reply.text)}")
                 results.add(_alone(reply) + b"\n" if raw else got)
         results.flush()
-    if (signal := stopping.requested()) is not None and answered < len(asked):
-        raise SystemExit(128 + signal)
+    if answered < len(asked):
+        stopping.exit_if_requested()
     if status:
         raise SystemExit(status)
     if failed == len(asked):
@@ -184,8 +179,8 @@ def _tell_if_nobody_serves(channel: Channel, queue: Queue, timeout: float) -> No
 def _check_integers(requests: list[str], function: Function) -> None:
     """Check requests before they are sent: what a tutorial's server cannot read ends it, at each of its starts."""
     for request in requests:
-        if not re.fullmatch("[0-9]+" if function is Function.FIB else "[+-]?[0-9]+", request):
-            kind = "a whole number from 0" if function is Function.FIB else "an integer"
+        if not re.fullmatch("[0-9]+" if function == "fib" else "[+-]?[0-9]+", request):
+            kind = "a whole number from 0" if function == "fib" else "an integer"
             raise UsageError(
                 f"the request {request!r} is not {kind}",
                 "the tutorials' servers end at anything else; --text sends it to a server that takes text",

@@ -2,29 +2,49 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from typer import Option
 
 from mqtool.cli.access import Access
-from mqtool.cli.options import OFFSET, Broker, Commands, OutputFile, Publishing, Receiving
-from mqtool.cli.options.streams import DialectOfStreams, StreamOptions
+from mqtool.cli.groups import in_panel
+from mqtool.cli.options import OFFSET, Broker, Commands, Publishing, Receiving
+from mqtool.cli.options.streams import DialectOfStreams, StreamOptions, dialect_of
 from mqtool.cli.pipe.publishing import publish_to_stream
 from mqtool.cli.pipe.receiving import print_deliveries
 from mqtool.message import Delivery, Message, Receipt
-from mqtool.tutorials.stream_dialects import HELLO, Hello, StreamDialect
+from mqtool.tutorials.stream_dialects import HELLO
 
 if TYPE_CHECKING:
     from mqtool.streams import StreamChannel
 
 app = Commands()
 
-Filters = Annotated[
-    list[str] | None,
-    Option(
-        "--filter", metavar="VALUE", help="Only chunks with this value (RabbitMQ 3.13)", rich_help_panel="Receiving"
-    ),
-]
+
+@in_panel("Messages")
+class Appending(NamedTuple):
+    """How to append to a stream."""
+
+    routing_key: Annotated[str | None, Option("-r", help="Key that chooses the partition (default: each in turn)")] = (
+        None
+    )
+    filter_value: Annotated[
+        str | None, Option("--filter", metavar="VALUE", help="Store VALUE for readers with --filter (RabbitMQ 3.13)")
+    ] = None
+
+
+@in_panel("Receiving")
+class Reading(NamedTuple):
+    """What to read of a stream."""
+
+    offset: Annotated[Any, Option(help="Start: first, last, next, N, a time, or an age", **OFFSET)] = "first"
+    track: Annotated[str | None, Option(metavar="NAME", help="Continue where NAME stopped, and store its offset")] = (
+        None
+    )
+    single_active: Annotated[bool, Option(help="One reader per --track name at a time (RabbitMQ 3.11)")] = False
+    filters: Annotated[
+        list[str] | None, Option("--filter", metavar="VALUE", help="Only chunks with this value (RabbitMQ 3.13)")
+    ] = None
 
 
 @app.command(
@@ -38,25 +58,9 @@ Filters = Annotated[
     mandatory=None,
     persistent=None,
 )
-def send_stream(
-    stream: StreamOptions,
-    publishing: Publishing,
-    routing_key: Annotated[
-        str | None,
-        Option("-r", help="Key that chooses the partition (default: each in turn)", rich_help_panel="Messages"),
-    ] = None,
-    filter_value: Annotated[
-        str | None,
-        Option(
-            "--filter",
-            metavar="VALUE",
-            help="Store VALUE for readers with --filter (RabbitMQ 3.13)",
-            rich_help_panel="Messages",
-        ),
-    ] = None,
-) -> None:
+def send_stream(stream: StreamOptions, publishing: Publishing, appending: Appending) -> None:
     """Append messages to a stream (stream tutorial 1)."""
-    tutorial = _tutorial(publishing.broker)
+    tutorial = HELLO[dialect_of(publishing.broker)]
 
     def publisher(channel: "StreamChannel", messages: Iterable[Message | None]) -> Iterator[Receipt]:
         from mqtool.tutorials import stream_hello_world
@@ -70,8 +74,8 @@ def send_stream(
         publishing,
         publisher,
         tutorial.sent,
-        opened=_opened(stream, [filter_value] if filter_value else [], **settings),
-        routing_key=routing_key,
+        opened=_opened(stream, [appending.filter_value] if appending.filter_value else [], **settings),
+        routing_key=appending.routing_key,
         default=tutorial.body,
     )
 
@@ -84,45 +88,25 @@ def send_stream(
     prefetch=None,
     auto_ack=None,
 )
-def receive_stream(
-    stream: StreamOptions,
-    receiving: Receiving,
-    broker: Broker,
-    offset: Annotated[
-        Any, Option(help="Start: first, last, next, N, a time, or an age", rich_help_panel="Receiving", **OFFSET)
-    ] = "first",
-    track: Annotated[
-        str | None,
-        Option(metavar="NAME", help="Continue where NAME stopped, and store its offset", rich_help_panel="Receiving"),
-    ] = None,
-    single_active: Annotated[
-        bool, Option(help="One reader per --track name at a time (RabbitMQ 3.11)", rich_help_panel="Receiving")
-    ] = False,
-    filters: Filters = None,
-    into: OutputFile = None,
-) -> None:
+def receive_stream(stream: StreamOptions, receiving: Receiving, broker: Broker, reading: Reading) -> None:
     """Read a stream, from any offset (stream tutorial 1)."""
-    tutorial = _tutorial(broker)
+    tutorial = HELLO[dialect_of(broker)]
 
     def consumer(channel: "StreamChannel") -> Iterator[Delivery]:
         from mqtool.tutorials import stream_hello_world
 
-        return stream_hello_world.receive(channel, stream.of(tutorial.stream), offset, receiving.settings(), track)
+        return stream_hello_world.receive(
+            channel, stream.of(tutorial.stream), reading.offset, receiving.settings(), reading.track
+        )
 
     print_deliveries(
         receiving,
         broker,
         consumer,
         tutorial.received,
-        opened=_opened(stream, filters or [], single_active=single_active),
+        opened=_opened(stream, reading.filters or [], single_active=reading.single_active),
         waiting=tutorial.waiting,
-        into=into,
     )
-
-
-def _tutorial(broker: Broker) -> Hello:
-    dialect: Any = broker.dialect  # which is another option here: see DialectOfStreams
-    return HELLO[dialect or StreamDialect.PYTHON]
 
 
 def _opened(

@@ -11,19 +11,9 @@ from mqtool.amqp import Receiving as Settings
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
-from mqtool.cli.options import (
-    Broker,
-    Commands,
-    ManagementUrl,
-    Match,
-    OutputFile,
-    Receiving,
-    exchange_option,
-    header_option,
-    queue_option,
-)
+from mqtool.cli.options import Commands, ManagedBroker, Match, Receiving, exchange_option, header_option, queue_option
 from mqtool.cli.options.connection import URL
-from mqtool.cli.options.where import Where
+from mqtool.cli.options.values import Where
 from mqtool.cli.pipe.firehose import check_left_on, switch_off, switched_on
 from mqtool.cli.pipe.tapping import Printing, Source, print_taps
 from mqtool.errors import UsageError
@@ -52,7 +42,7 @@ class What(NamedTuple):
     exchanges: Annotated[list[str] | None, exchange_option("One more exchange to tap, by the same keys")] = None
     queue: Annotated[str | None, queue_option("Copy what this queue gets")] = None
     headers: Annotated[list[Any] | None, header_option("Header to match, for a headers exchange")] = None
-    match: Annotated[Match, Option(help="Match all of the headers, or any of them")] = Match.ALL
+    match: Match = "all"
     everything: Annotated[bool, Option("--all", help="Everything that is published; needs --firehose")] = False
     by_firehose: Annotated[bool, Option("--firehose", help="Use the broker's firehose, which copies every message")] = (
         False
@@ -88,7 +78,7 @@ class What(NamedTuple):
             return
         if self.queue:
             yield bindings.like_queue(access.management(), access.vhost, self.queue)
-        arguments = {"x-match": self.match.value, **dict(self.headers)} if self.headers else {}
+        arguments = {"x-match": self.match, **dict(self.headers)} if self.headers else {}
         for name in self.names:
             yield bindings.to_exchange(
                 lambda: access.management(_PATIENCE), access.vhost, name, self.keys or (), arguments
@@ -131,29 +121,27 @@ def tap(
     ] = 100_000,
     receiving: Receiving,
     urls: Urls = None,
-    broker: Broker,
-    management: ManagementUrl = None,
-    into: OutputFile = None,
+    broker: ManagedBroker,
 ) -> None:
     """Show copies of messages as they pass, and take none."""
     each_url: list[str | None] = [*urls] if urls else [None]
-    if len(each_url) > 1 and str(broker.password_file) == "-":
+    if len(each_url) > 1 and str(broker.options.password_file) == "-":
         raise UsageError("stdin has one password, and there are several brokers", "put each in its URL, or in a file")
-    brokers = [broker._replace(url=url).access(management) for url in each_url]
+    brokers = [broker._replace(options=broker.options._replace(url=url)).access() for url in each_url]
     if off:
         for access in brokers:
             switch_off(access)
         return
     what.check()
-    if what.by_firehose and into is None:
+    if what.by_firehose and receiving.printing.into is None:
         stopping.end_with_terminal()
     with ExitStack() as until_over:
         for access in brokers:
             check_left_on(access)
         sources = [what.source(access, until_over) for access in brokers]
         is_one = len(what.names) == 1 and not what.by_firehose
-        line = broker.lines.log_with_key if is_one else _with_exchange
-        print_taps(sources, Printing(receiving, line, buffer, where, into))
+        line = broker.options.lines.log_with_key if is_one else _with_exchange
+        print_taps(sources, Printing(receiving, line, buffer, where))
 
 
 def _with_exchange(delivery: Delivery) -> str:

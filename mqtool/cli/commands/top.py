@@ -11,7 +11,7 @@ from typer import Option
 from mqtool import management as api
 from mqtool.cli.display import output, tables
 from mqtool.cli.display.live import Frame, Live
-from mqtool.cli.options import TIME_LIMIT, Broker, Commands, ManagementUrl
+from mqtool.cli.options import TIME_LIMIT, Commands, ManagedBroker
 from mqtool.errors import Unavailable, UsageError
 from mqtool.inspection.diagnosis import COLUMNS, forgets_to_acknowledge, has_no_consumer, rate, stands_still
 from mqtool.inspection.listing import Row, counted
@@ -120,17 +120,16 @@ class Screen:
 
 @app.command("mqtool top", "mqtool top --sort unacked", "mqtool top --once")
 def top(
-    broker: Broker,
+    broker: ManagedBroker,
     sort: Annotated[str, Option(metavar="COLUMN", help="Sort by name, ready, unacked, consumers, in, out or ack")] = (
         "ready"
     ),
     interval: Annotated[float, Option(help="Time between two looks", show_default="1s", **TIME_LIMIT)] = "1s",  # type: ignore[assignment]
     once: Annotated[bool, Option(help="Print it once and exit, as in a pipe")] = False,
     all_vhosts: Annotated[bool, Option(help="Include all virtual hosts")] = False,
-    management: ManagementUrl = None,
 ) -> None:
     """Watch queues, rates and consumers."""
-    access = broker.access(management)
+    access = broker.access()
     screen = Screen(access.management, None if all_vhosts else access.vhost, order=_key(sort))
     screen.descending = screen.order != "n"
     if once or not (output.is_terminal(0) and output.is_terminal(1)):

@@ -8,8 +8,7 @@ from typer import Argument, Option
 
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
-from mqtool.cli.options import Broker, Commands, ManagementUrl
-from mqtool.cli.options.asking import Yes, ask, ask_password
+from mqtool.cli.options import Commands, ManagedBroker, Yes, ask, ask_password
 from mqtool.errors import MqtoolError, NotFound, UsageError
 from mqtool.management import Management, path
 from mqtool.management.client import Json
@@ -28,6 +27,11 @@ LoginPassword = Annotated[
 ]
 #: In these commands it is about the password that is set.
 _NEW_PASSWORD = Annotated[Path | None, Option("--password-file", help="Read the user's password from FILE; - is stdin")]
+
+
+def _login(broker: ManagedBroker, password_file: Path | None) -> Management:
+    """The API, for commands whose --password-file is about the password that is set."""
+    return broker._replace(options=broker.options._replace(password_file=password_file)).access().management()
 
 
 def _found(api: Management, *names: str) -> Json | None:
@@ -77,49 +81,46 @@ def _tags(tags: Any) -> str:
 )
 def add(
     name: UserName,
-    broker: Broker,
+    broker: ManagedBroker,
     tag: Annotated[list[str] | None, Option(help="administrator, monitoring, policymaker or management")] = None,
     if_not_exists: IfNotExists = False,
     login_password_file: LoginPassword = None,
-    management: ManagementUrl = None,
 ) -> None:
     """Add a user, who needs 'mqtool permission set' to do anything."""
-    api = broker._replace(password_file=login_password_file).access(management).management()
+    api = _login(broker, login_password_file)
     hint = "change it with 'mqtool user password' or 'mqtool user tags'"
     if _is_there(api, "user", name, if_not_exists=if_not_exists, hint=hint):
         return
-    api.put(path("users", name), {"password": ask_password(name, broker.password_file), "tags": _tags(tag or [])})
+    api.put(
+        path("users", name), {"password": ask_password(name, broker.options.password_file), "tags": _tags(tag or [])}
+    )
     output.status(f"added user {name!r}")
 
 
 @user_app.command(
     "mqtool user password ann", "mqtool user password ann --password-file new-secret", password_file=_NEW_PASSWORD
 )
-def password(
-    name: UserName, broker: Broker, login_password_file: LoginPassword = None, management: ManagementUrl = None
-) -> None:
+def password(name: UserName, broker: ManagedBroker, login_password_file: LoginPassword = None) -> None:
     """Change a user's password."""
-    api = broker._replace(password_file=login_password_file).access(management).management()
+    api = _login(broker, login_password_file)
     tags = _tags(_user(api, name)["tags"])
-    api.put(path("users", name), {"password": ask_password(name, broker.password_file), "tags": tags})
+    api.put(path("users", name), {"password": ask_password(name, broker.options.password_file), "tags": tags})
     output.status(f"changed the password of user {name!r}")
 
 
 @user_app.command("mqtool user tags ann monitoring management", "mqtool user tags ann")
-def tags(name: UserName, broker: Broker, tags: Tags = None, management: ManagementUrl = None) -> None:
+def tags(name: UserName, broker: ManagedBroker, tags: Tags = None) -> None:
     """Set a user's tags: rights in the management API."""
-    api = broker.access(management).management()
+    api = broker.access().management()
     kept = {name: value for name, value in _user(api, name).items() if name in ("password_hash", "hashing_algorithm")}
     api.put(path("users", name), {**kept, "tags": _tags(tags or [])})
     output.status(f"user {name!r} has {'the tags ' + ', '.join(tags) if tags else 'no tags'}")
 
 
 @user_app.command("mqtool user delete ann", "mqtool user delete ann --if-exists --yes")
-def delete(
-    name: UserName, broker: Broker, yes: Yes, if_exists: IfExists = False, management: ManagementUrl = None
-) -> None:
+def delete(name: UserName, broker: ManagedBroker, yes: Yes, if_exists: IfExists = False) -> None:
     """Delete a user and its permissions."""
-    _delete(broker.access(management), "user", name, f"user {name!r}", yes, if_exists=if_exists)
+    _delete(broker.access(), "user", name, f"user {name!r}", yes, if_exists=if_exists)
 
 
 VhostName = Annotated[str, Argument(metavar="VHOST")]
@@ -128,13 +129,12 @@ VhostName = Annotated[str, Argument(metavar="VHOST")]
 @vhost_app.command("mqtool vhost add staging", "mqtool vhost add staging --if-not-exists", name="add")
 def add_vhost(
     name: VhostName,
-    broker: Broker,
+    broker: ManagedBroker,
     description: Annotated[str | None, Option(help="Description of the virtual host")] = None,
     if_not_exists: IfNotExists = False,
-    management: ManagementUrl = None,
 ) -> None:
     """Add a virtual host, where you have all permissions."""
-    api = broker.access(management).management()
+    api = broker.access().management()
     if _is_there(api, "vhost", name, if_not_exists=if_not_exists, hint="--if-not-exists leaves it as it is"):
         return
     api.put(path("vhosts", name), {} if description is None else {"description": description})
@@ -142,12 +142,10 @@ def add_vhost(
 
 
 @vhost_app.command("mqtool vhost delete staging", "mqtool vhost delete staging --if-exists --yes", name="delete")
-def delete_vhost(
-    name: VhostName, broker: Broker, yes: Yes, if_exists: IfExists = False, management: ManagementUrl = None
-) -> None:
+def delete_vhost(name: VhostName, broker: ManagedBroker, yes: Yes, if_exists: IfExists = False) -> None:
     """Delete a virtual host with everything in it."""
     what = f"vhost {name!r} with all that is in it"
-    _delete(broker.access(management), "vhost", name, what, yes, if_exists=if_exists)
+    _delete(broker.access(), "vhost", name, what, yes, if_exists=if_exists)
 
 
 def _pattern(what: str) -> Any:
@@ -161,11 +159,10 @@ def _pattern(what: str) -> Any:
 )
 def set_permission(
     name: UserName,
-    broker: Broker,
+    broker: ManagedBroker,
     configure: Annotated[str | None, _pattern("declare and delete")] = None,
     write: Annotated[str | None, _pattern("publish and bind to")] = None,
     read: Annotated[str | None, _pattern("consume and bind from")] = None,
-    management: ManagementUrl = None,
 ) -> None:
     """Set what a user may do; options left out stay as they are."""
     if configure is None and write is None and read is None:
@@ -173,7 +170,7 @@ def set_permission(
             f"no permission given for user {name!r}",
             "use --configure, --write or --read; '.*' allows everything, '' nothing",
         )
-    access = broker.access(management)
+    access = broker.access()
     api, vhost = access.management(), access.vhost
     _user(api, name)
     before = _found(api, "permissions", vhost, name) or {}
@@ -184,11 +181,9 @@ def set_permission(
 
 
 @permission_app.command("mqtool permission clear ann", "mqtool permission clear ann --if-exists", name="clear")
-def clear_permission(
-    name: UserName, broker: Broker, yes: Yes, if_exists: IfExists = False, management: ManagementUrl = None
-) -> None:
+def clear_permission(name: UserName, broker: ManagedBroker, yes: Yes, if_exists: IfExists = False) -> None:
     """Remove a user's permissions in a virtual host."""
-    access = broker.access(management)
+    access = broker.access()
     api, vhost = access.management(), access.vhost
     before = _found(api, "permissions", vhost, name)
     if before is None:

@@ -43,7 +43,7 @@ def new_task(queue: UsedQueueOptions, publishing: Publishing) -> None:
     )
 
 
-@app.command("mqtool worker", "mqtool worker --prefetch 0", "mqtool worker --exec './resize {message_id}'")
+@app.command("mqtool worker", "mqtool worker --prefetch 0", "mqtool worker --exec './resize {message_id}'", into=None)
 def worker(
     queue: UsedQueueOptions,
     receiving: Receiving,

@@ -45,7 +45,9 @@ class ReaderGone(MqtoolError):
     exit_code = ExitCode.READER_GONE
 
 
-def configure(*, be_quiet: bool, be_verbose: bool, no_color: bool, with_debug: bool) -> None:
+def configure(
+    *, be_quiet: bool = False, be_verbose: bool = False, no_color: bool = False, with_debug: bool = False
+) -> None:
     """What the options say about printing."""
     global quiet, verbose, debug, _colour
     quiet, verbose, debug = be_quiet, be_verbose, with_debug

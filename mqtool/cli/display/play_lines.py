@@ -13,7 +13,7 @@ from rich.text import Text
 from mqtool.cli.display import output
 from mqtool.cli.display.charts import chart, figures
 from mqtool.cli.display.pace import Pace
-from mqtool.cli.display.screen import console
+from mqtool.cli.display.tables import terminal
 from mqtool.stage.audience import Chart
 
 #: One for each terminal in turn, readable on light and dark backgrounds.
@@ -35,11 +35,11 @@ class Lines:
         quiet: print nothing.
     """
 
-    def __init__(self, pace: Pace, *, no_color: bool = False, aside: bool = False, quiet: bool = False) -> None:
+    def __init__(self, pace: Pace, *, aside: bool = False, quiet: bool = False) -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # not every locale has a check mark
         self._pace = pace
-        self._console = console(no_color=no_color, on_stderr=aside, quiet=quiet)
+        self._console = terminal(on_stderr=aside, quiet=quiet)
         self._stream = sys.stderr if aside else sys.stdout
         self._must_be_read = not aside
         self._lock = threading.Lock()

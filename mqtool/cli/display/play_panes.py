@@ -17,7 +17,7 @@ from rich.text import Text
 from mqtool.cli.display.charts import chart, figures
 from mqtool.cli.display.pace import Pace
 from mqtool.cli.display.play_lines import STYLES
-from mqtool.cli.display.screen import console
+from mqtool.cli.display.tables import terminal
 from mqtool.stage.audience import Chart
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ _FRAMES_PER_SECOND = 10
 class Panes:
     """The terminal's alternate screen, which hides what was there until a play ends."""
 
-    def __init__(self, pace: Pace, *, no_color: bool = False, screen: "Console | None" = None) -> None:
+    def __init__(self, pace: Pace, screen: "Console | None" = None) -> None:
         self._pace = pace
-        self._console = screen or console(no_color=no_color)
+        self._console = screen or terminal()
         self._lock = threading.RLock()
         self.begin("")
 

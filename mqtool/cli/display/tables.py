@@ -113,12 +113,12 @@ def _shown(value: Any) -> str:
     return output.one_line(as_text(value))
 
 
-def terminal() -> "Console":
+def terminal(*, on_stderr: bool = False, quiet: bool = False) -> "Console":
     """The terminal at stdout, with colours if they are wanted. No text is taken for markup."""
     from rich.console import Console
 
-    colours: Any = "auto" if output.is_coloured(1) else None
-    return Console(color_system=colours, highlight=False, emoji=False, markup=False)
+    colours: Any = "auto" if output.is_coloured(2 if on_stderr else 1) else None
+    return Console(color_system=colours, highlight=False, emoji=False, markup=False, stderr=on_stderr, quiet=quiet)
 
 
 def draw(what: Any) -> None:

@@ -1,10 +1,9 @@
 """How a tutorial's page looks: on a terminal with colours, in a pipe as plain text."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mqtool.cli.display import output
-from mqtool.cli.display.screen import console
+from mqtool.cli.display.tables import terminal
 from mqtool.tutorials.pages import Page
 
 if TYPE_CHECKING:
@@ -14,25 +13,7 @@ if TYPE_CHECKING:
 _WIDTH = 100
 
 
-def show_list(rows: Sequence[tuple[str, str]], *, no_color: bool) -> None:
-    """Names, and what each is about."""
-    if not output.is_terminal(1):
-        for name, summary in rows:
-            output.show(f"{name}\t{summary}")
-        return
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    table.add_column(style="bold cyan", no_wrap=True)
-    table.add_column()
-    for name, summary in rows:
-        table.add_row(name, summary)
-    screen = console(no_color=no_color)
-    screen.print(table)
-    screen.print("\n'mqtool tutorial run NAME' plays one, 'mqtool tutorial show NAME' lets you read it.", style="dim")
-
-
-def show_page(page: Page, *, no_color: bool) -> None:
+def show_page(page: Page) -> None:
     """Picture, story, commands, source."""
     if not output.is_terminal(1):
         output.show(_as_text(page))
@@ -41,7 +22,8 @@ def show_page(page: Page, *, no_color: bool) -> None:
     from rich.rule import Rule
     from rich.text import Text
 
-    screen = console(no_color=no_color, at_most=_WIDTH)
+    screen = terminal()
+    screen.width = min(screen.width, _WIDTH)
     screen.print(Rule(Text(page.title, "bold"), align="left", style="dim"))
     screen.print(Text(page.summary[0].upper() + page.summary[1:] + "\n"))
     screen.print(Text(page.picture + "\n", "cyan"), no_wrap=True, crop=True)
@@ -58,13 +40,13 @@ def show_page(page: Page, *, no_color: bool) -> None:
     screen.print(Text(f"\n{page.link}", "dim"))
 
 
-def show_source(source: str, *, no_color: bool) -> None:
+def show_source(source: str) -> None:
     """A program, to be read or to be redirected into a file."""
     if not output.is_terminal(1):
         output.write(source.encode())
         return
     # No line is broken by us: what is copied from the screen must run.
-    console(no_color=no_color).print(_highlighted(source), soft_wrap=True, end="")
+    terminal().print(_highlighted(source), soft_wrap=True, end="")
 
 
 def _highlighted(source: str) -> "Text":

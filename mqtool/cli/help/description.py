@@ -13,36 +13,24 @@ from typing import Any
 from mqtool.topology import Exchange, Queue
 from mqtool.tutorials.dialects import NAMES, Dialect
 
-#: The topic that explains each group of options that commands share, by the group's panel.
-TOPIC_OF = {
-    "Topology": "declaring",
-    "Messages": "messages",
-    "Delay": "delays",
-    "Receiving": "receiving",
-    "Programs": "programs",
-    "Retries": "retries",
-    "Duplicates": "duplicates",
-    "Printing": "output",
-    "Broker": "connection",
-    "Help": "help",
-}
-#: The options of those groups that a command's --help shows; the others are a topic away.
-_COMMON = {
-    "Topology": {"--queue", "--exchange", "--routing-key", "--durable", "--queue-type"},
-    "Messages": {"--file", "--lines", "--json", "--header", "--key-pattern"},
-    "Delay": {"--delay"},
-    "Receiving": {"--count", "--idle-timeout", "--prefetch", "--offset", "--track"},
-    "Programs": {"--exec", "--concurrency"},
-    "Retries": {"--retries"},
-    "Duplicates": {"--deduplicate"},
-    "Printing": {"--raw", "--json", "--format", "--output"},
-    "Broker": {"--url", "--context"},
-    "Help": {"--help", "--help-all"},
+#: Of each group of options that commands share, by its panel: the topic that explains it, and the options of it that a
+#: command's --help shows; the others are a topic away.
+PANELS = {
+    "Topology": ("declaring", {"--queue", "--exchange", "--routing-key", "--durable", "--queue-type"}),
+    "Messages": ("messages", {"--file", "--lines", "--json", "--header", "--key-pattern"}),
+    "Delay": ("delays", {"--delay"}),
+    "Receiving": ("receiving", {"--count", "--idle-timeout", "--prefetch", "--offset", "--track"}),
+    "Programs": ("programs", {"--exec", "--concurrency"}),
+    "Retries": ("retries", {"--retries"}),
+    "Duplicates": ("duplicates", {"--deduplicate"}),
+    "Printing": ("output", {"--raw", "--json", "--format", "--output"}),
+    "Broker": ("connection", {"--url", "--context"}),
+    "Help": ("help", {"--help", "--help-all"}),
 }
 #: Flags from other tools, which work and are not listed.
 _UNLISTED = {"-n"}
 #: The command's own options come first.
-_ORDER = ("", *TOPIC_OF.values())
+_ORDER = ("", *(topic for topic, _ in PANELS.values()))
 #: What a tutorial's command takes where no option names another: a field of the dialect's names.
 _TUTORIAL_NAMES = {
     ("send", "--queue"): "hello",
@@ -195,7 +183,7 @@ def _options(parameters: Any, words: tuple[str, ...]) -> Iterator[OptionHelp]:
     for parameter in parameters:
         if parameter.param_type_name != "option" or parameter.hidden:
             continue
-        panel = parameter.rich_help_panel or ""
+        topic, common = PANELS.get(parameter.rich_help_panel, ("", None))
         flags = (
             *sorted((flag for flag in parameter.opts if flag not in _UNLISTED), key=len),
             *parameter.secondary_opts,
@@ -207,8 +195,8 @@ def _options(parameters: Any, words: tuple[str, ...]) -> Iterator[OptionHelp]:
             _default(parameter, words),
             tuple([parameter.envvar] if isinstance(parameter.envvar, str) else parameter.envvar or ()),
             parameter.multiple,
-            TOPIC_OF.get(panel, ""),
-            panel not in TOPIC_OF or not _COMMON[panel].isdisjoint(flags),
+            topic,
+            common is None or not common.isdisjoint(flags),
         )
 
 

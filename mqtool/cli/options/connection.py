@@ -30,7 +30,7 @@ ContextName = Annotated[
         metavar="NAME",
         help="Broker, by the name of a context",
         envvar=contexts.VARIABLE,
-        autocompletion=contexts.starting_with,
+        autocompletion=contexts.names,
         rich_help_panel="Broker",
     ),
 ]
@@ -90,11 +90,12 @@ class Broker(NamedTuple):
 
             logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s %(levelname)s %(message)s")
 
-    def access(self, management: str | None = None) -> Access:
+    def access(self, management: str | None = None, *, reconnects: bool = True) -> Access:
         """How to reach the broker. Call it once per command, and first: it also sets up printing and the log.
 
         Args:
             management: the URL of the management API, if the command takes one.
+            reconnects: as the options say; else not, where what was held would come again.
 
         Raises:
             UsageError: an option is not valid, or the password file cannot be read.
@@ -106,19 +107,21 @@ class Broker(NamedTuple):
             choice.tls(TlsFiles(self.tls_ca, self.tls_cert, self.tls_key)),
             choice.management(management),
             self.wait,
-            Backoff(attempts=self.max_retries) if self.reconnect else None,
+            Backoff(attempts=self.max_retries) if self.reconnect and reconnects else None,
             self.strict,
             choice.protected,
         )
 
 
-ManagementUrl = Annotated[
-    str | None,
-    Option(
-        "--management",
-        metavar="URL",
-        help="URL of the management API",
-        envvar=MANAGEMENT_VARIABLE,
-        rich_help_panel="Broker",
-    ),
-]
+@in_panel("Broker")
+class ManagedBroker(NamedTuple):
+    """A broker, and where its management API is."""
+
+    options: Broker
+    management: Annotated[
+        str | None, Option(metavar="URL", help="URL of the management API", envvar=MANAGEMENT_VARIABLE)
+    ] = None
+
+    def access(self, *, reconnects: bool = True) -> Access:
+        """As of Broker."""
+        return self.options.access(self.management, reconnects=reconnects)

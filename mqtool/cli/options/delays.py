@@ -4,25 +4,21 @@ import time
 from datetime import datetime
 from typing import Annotated, Any, NamedTuple
 
-import typer
 from typer import Option
 
 from mqtool.cli.groups import in_panel
-from mqtool.cli.options.values import duration
 from mqtool.delays.via import LONGEST, Via
-from mqtool.duration import compact_duration
+from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import UsageError
 
 
 def _delay(text: str) -> float:
     """Seconds, from a duration that a broker can wait."""
     if text.startswith("-"):
-        raise typer.BadParameter(f"{text!r} is negative, but nothing can arrive before it is sent")
-    seconds = duration(text)
+        raise ValueError(f"{text!r} is negative, but nothing can arrive before it is sent")
+    seconds = parse_duration(text)
     if round(seconds * 1000) > LONGEST:
-        raise typer.BadParameter(
-            f"{text!r} is too long: at most {LONGEST} ms (2^32 - 1), {compact_duration(LONGEST / 1000)}"
-        )
+        raise ValueError(f"{text!r} is too long: at most {LONGEST} ms (2^32 - 1), {compact_duration(LONGEST / 1000)}")
     return seconds
 
 
@@ -31,14 +27,12 @@ def _moment(text: str) -> float:
     try:
         moment = datetime.fromisoformat(text if "-" in text else f"{datetime.now():%Y-%m-%d}T{text}").timestamp()
     except (ValueError, OverflowError, OSError) as error:
-        raise typer.BadParameter(
-            f"{text!r} is not a time such as 18:30, 2026-01-31T18:30 or 2026-01-31T18:30:00Z"
-        ) from error
+        raise ValueError(f"{text!r} is not a time such as 18:30, 2026-01-31T18:30 or 2026-01-31T18:30:00Z") from error
     ahead = moment - time.time()
     if ahead <= 0:
-        raise typer.BadParameter(f"{text!r} is in the past, by {compact_duration(max(1, round(-ahead)))}")
+        raise ValueError(f"{text!r} is in the past, by {compact_duration(max(1, round(-ahead)))}")
     if ahead * 1000 > LONGEST:
-        raise typer.BadParameter(f"{text!r} is too far away: at most {LONGEST} ms (2^32 - 1), 49 days")
+        raise ValueError(f"{text!r} is too far away: at most {LONGEST} ms (2^32 - 1), 49 days")
     return moment
 
 

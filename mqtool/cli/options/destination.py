@@ -17,7 +17,7 @@ class Destination(NamedTuple):
     to_url: Annotated[str | None, Option(help="Broker of that queue, if it is another one")] = None
     to_context: Annotated[
         str | None,
-        Option(metavar="NAME", help="Broker of that queue, by a context's name", autocompletion=contexts.starting_with),
+        Option(metavar="NAME", help="Broker of that queue, by a context's name", autocompletion=contexts.names),
     ] = None
 
     def access(self, source: Access) -> Access | None:

@@ -6,11 +6,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import typer
-from typer import Option
+from typer import Argument, Option
 
 from mqtool.cli.groups import in_panel
-from mqtool.cli.options.values import CONFIRM_TIMEOUT, ConfirmTimeout, duration, header_option
+from mqtool.cli.options.connection import Broker
+from mqtool.cli.options.delays import DelayOptions
+from mqtool.cli.options.values import CONFIRM_TIMEOUT, ConfirmTimeout, header_option
+from mqtool.duration import parse_duration
 from mqtool.message import PROPERTIES
 
 
@@ -20,36 +22,34 @@ def _property(text: str) -> tuple[str, Any]:
     name = name.replace("-", "_")
     if not equals or name not in PROPERTIES or name == "headers":
         known = ", ".join(known.replace("_", "-") for known in PROPERTIES if known != "headers")
-        raise typer.BadParameter(f"{text!r} is not a property: write name=value with one of {known}")
+        raise ValueError(f"{text!r} is not a property: write name=value with one of {known}")
     return name, _PROPERTY_VALUES.get(name, _short_text)(name, value)
 
 
 def _short_text(name: str, value: str) -> str:
     if len(value.encode()) > 255:
-        raise typer.BadParameter(f"{name.replace('_', '-')} is longer than 255 bytes")
+        raise ValueError(f"{name.replace('_', '-')} is longer than 255 bytes")
     return value
 
 
 def _number(lowest: int, highest: int) -> Callable[[str, str], int]:
     def parse(name: str, value: str) -> int:
         if not value.isdecimal() or not lowest <= int(value) <= highest:
-            raise typer.BadParameter(
-                f"{name.replace('_', '-')} must be a number from {lowest} to {highest}, not {value!r}"
-            )
+            raise ValueError(f"{name.replace('_', '-')} must be a number from {lowest} to {highest}, not {value!r}")
         return int(value)
 
     return parse
 
 
 def _expiration(_name: str, value: str) -> str:
-    return value if value.isdecimal() else str(round(duration(value) * 1000))
+    return value if value.isdecimal() else str(round(parse_duration(value) * 1000))
 
 
 def _timestamp(_name: str, value: str) -> int:
     try:
         return int(value) if value.isdecimal() else int(datetime.fromisoformat(value).timestamp())
     except ValueError as error:
-        raise typer.BadParameter(f"timestamp must be seconds since 1970 or RFC 3339, not {value!r}") from error
+        raise ValueError(f"timestamp must be seconds since 1970 or RFC 3339, not {value!r}") from error
 
 
 _PROPERTY_VALUES: dict[str, Callable[[str, str], Any]] = {
@@ -64,7 +64,7 @@ def _key_pattern(text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
     except re.error as error:
-        raise typer.BadParameter(f"not a valid regular expression: {error}") from error
+        raise ValueError(f"not a valid regular expression: {error}") from error
 
 
 @in_panel("Messages")
@@ -96,3 +96,15 @@ class MessageOptions(NamedTuple):
     def is_stream(self) -> bool:
         """Whether the input is many messages rather than one."""
         return self.lines or self.null or self.as_json or self.delimiter is not None
+
+
+Words = Annotated[list[str] | None, Argument(help="Message words (default: stdin, or 'Hello World!')")]
+
+
+class Publishing(NamedTuple):
+    """What to publish, when it is to arrive, and which broker to publish to."""
+
+    options: MessageOptions
+    delays: DelayOptions
+    broker: Broker
+    words: Words = None

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Any, NamedTuple
 
-import typer
 from typer import Option
 
 from mqtool.cli.groups import in_panel
+from mqtool.cli.options.connection import Broker
 from mqtool.cli.options.values import argument_option
 from mqtool.errors import UsageError
 from mqtool.topology import Stream
@@ -17,7 +17,7 @@ def _dialect(text: str) -> StreamDialect:
     try:
         return StreamDialect(text.partition("-")[0])
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is not one of {', '.join(StreamDialect)}") from None
+        raise ValueError(f"{text!r} is not one of {', '.join(StreamDialect)}") from None
 
 
 DialectOfStreams = Annotated[
@@ -45,6 +45,12 @@ StreamPort = Annotated[
         rich_help_panel="Broker",
     ),
 ]
+
+
+def dialect_of(broker: Broker) -> StreamDialect:
+    """Whose tutorial it is, of a command with DialectOfStreams."""
+    dialect: Any = broker.dialect
+    return dialect or StreamDialect.PYTHON
 
 
 @in_panel("Topology")

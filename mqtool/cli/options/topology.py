@@ -5,7 +5,8 @@ from typing import Annotated, Any, NamedTuple
 from typer import Option
 
 from mqtool.cli.groups import in_panel
-from mqtool.cli.options.values import argument_option, duration
+from mqtool.cli.options.values import argument_option
+from mqtool.duration import parse_duration
 from mqtool.errors import UsageError
 from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
 
@@ -26,24 +27,22 @@ _Durable = Annotated[
 _Arguments = Annotated[list[Any] | None, argument_option("Argument to declare it with; KEY:=JSON for a typed value")]
 
 
-def _queue_types() -> list[str]:
-    return ["classic", "quorum", "stream"]
-
-
 @in_panel("Topology")
 class QueueOptions(NamedTuple):
     """Which queue, and how to declare it."""
 
     queue: Annotated[str | None, queue_option("Queue")] = None
     durable: _Durable = None
-    queue_type: Annotated[str | None, Option(help="classic, quorum or stream", autocompletion=_queue_types)] = None
+    queue_type: Annotated[
+        str | None, Option(help="classic, quorum or stream", autocompletion=lambda: ["classic", "quorum", "stream"])
+    ] = None
     arguments: _Arguments = None
 
     dead_letter_exchange: Annotated[
         str | None, Option(help="Dead-letter exchange; '' sends to QUEUE.dlq", metavar="EXCHANGE")
     ] = None
     ttl: Annotated[
-        float | None, Option(help="Expire messages after this long", parser=duration, metavar="DURATION")
+        float | None, Option(help="Expire messages after this long", parser=parse_duration, metavar="DURATION")
     ] = None
     max_length: Annotated[int | None, Option(min=0, help="Keep up to N messages; drop the oldest")] = None
     lazy: Annotated[bool, Option(help="Keep a classic queue's messages on disk")] = False

@@ -34,7 +34,7 @@ def work(command: str, options: ProgramOptions, named: UsedQueueOptions, receivi
     Raises:
         UsageError: the program does not exist, or options contradict each other.
     """
-    if receiving.raw or receiving.as_json or receiving.template is not None or receiving.auto_ack:
+    if receiving.printing.has_form or receiving.auto_ack:
         raise UsageError(
             "--exec cannot be combined with output or acknowledgement options",
             "leave out --raw, --json, --format and --auto-ack",

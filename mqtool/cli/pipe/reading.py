@@ -44,6 +44,15 @@ def opened(path: Path | None) -> int:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
 
 
+def text_of(path: Path) -> str:
+    """A text file, or stdin for "-". Raises as opened() does, also if it is not text."""
+    with open(opened(path), encoding="utf-8", closefd=str(path) != "-") as file:
+        try:
+            return file.read()
+        except UnicodeDecodeError as error:
+            raise UsageError(f"cannot read {path}: it is not text") from error
+
+
 def fraction(descriptor: int) -> Callable[[], float] | None:
     """How much of a file was read, from 0 to 1; None for what is not a file."""
     if not output.is_file(descriptor):

@@ -34,7 +34,6 @@ def print_deliveries(
     opened: Callable[[Access], AbstractContextManager[Any]] = Access.channel,
     waiting: str = WAITING_FOR_MESSAGES,
     queue_is_ours: bool = False,
-    into: Path | None = None,
 ) -> None:
     """Print deliveries until they end; asking for the next one acknowledges the one printed.
 
@@ -42,16 +41,12 @@ def print_deliveries(
         consumer: the lesson's, with its own arguments given.
         line, queue_is_ours: as of writer().
         opened: gives the channel that the consumer takes: AMQP's, or a stream's.
-        into: the file to append them to, instead of stdout.
 
     Raises:
         ReaderGone: nobody reads what we print any more.
         UsageError: an option is not valid, or the file cannot be opened.
     """
-    if into is not None:
-        from mqtool.cli.display.appending import append_to
-
-        append_to(into)
+    receiving.printing.redirect()
     write = writer(receiving, line, queue_is_ours=queue_is_ours)
     with opened(broker.access()) as channel:
         channel.before_acknowledging = write.flush
@@ -83,15 +78,7 @@ def writer(
     ready = receiving.ready_file
     if ready is not None and not ready.parent.is_dir():
         raise UsageError(f"cannot create the ready file {ready}: its directory does not exist")
-    hand_over = not receiving.auto_ack and not queue_is_ours
-    return DeliveryWriter(
-        line,
-        raw=receiving.raw,
-        as_json=receiving.as_json,
-        template=receiving.template,
-        pretty=receiving.pretty,
-        hand_over=hand_over,
-    )
+    return receiving.printing.writer(line, hand_over=not receiving.auto_ack and not queue_is_ours)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from mqtool import where as conditions
 from mqtool.amqp import Channel
@@ -47,14 +46,12 @@ class Printing:
 
     Attributes:
         buffer: how many deliveries to keep for a slow reader, for each broker.
-        into: the file to append to, instead of stdout.
     """
 
     receiving: Receiving
     line: Callable[[Delivery], str] | str
     buffer: int
     where: Where | None = None
-    into: Path | None = None
 
 
 def print_taps(sources: Sequence[Source], printing: Printing) -> None:
@@ -64,10 +61,7 @@ def print_taps(sources: Sequence[Source], printing: Printing) -> None:
         ReaderGone: nobody reads what we print any more.
         MqtoolError: one of the taps failed; all have ended then.
     """
-    if printing.into is not None:
-        from mqtool.cli.display.appending import append_to
-
-        append_to(printing.into)
+    printing.receiving.printing.redirect()
     writers = [_labelled(printing, source, among=sources) for source in sources]
     with ExitStack() as stack:
         channels = [stack.enter_context(source.access.channel()) for source in sources]
@@ -171,9 +165,9 @@ def _labelled(printing: Printing, source: Source, *, among: Sequence[Source]) ->
     """Have each line name its broker, if there are several; bodies alone and templates stay as they are."""
     receiving = printing.receiving
     write = writer(receiving, printing.line, queue_is_ours=True)
-    if len(among) > 1 and not receiving.raw and receiving.template is None:
+    if len(among) > 1 and (receiving.printing.as_json or not receiving.printing.has_form):
         name, render = str(source.access.address), write.render
-        if receiving.as_json:
+        if receiving.printing.as_json:
             start = f'{{"broker":{json.dumps(name)},'.encode()
             write.render = lambda delivery: start + render(delivery)[1:]
         else:
