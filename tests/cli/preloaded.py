@@ -1,6 +1,6 @@
 """mqtool and pika, loaded once and forked for each command: to start Python takes longer than most commands, and the
 suite has thousands of them. What else there is to a process (arguments, environment, streams, signals, exit) is as it
-always is; shells, terminals, demonstrations and drills start the installed mqtool itself.
+always is; demonstrations and drills start the installed mqtool itself.
 
     test ── arguments, environment, three descriptors ──> server ── fork ──> command
          <───────────── process id, exit status ────────
@@ -8,6 +8,7 @@ always is; shells, terminals, demonstrations and drills start the installed mqto
 A shell can have it, too: `on_path` is a directory with an mqtool that asks the server on behalf of its caller.
 """
 
+import atexit
 import contextlib
 import functools
 import gc
@@ -24,10 +25,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
 #: Bytes that one message surely may have; who wants more gets a process of the usual kind.
 _MOST = 60_000
@@ -328,14 +329,27 @@ def _become(words: list[str], directory: str, environment: dict[str, str], strea
     if words[0] != "mqtool":
         sys.argv = words[1:]
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # what it prints must be seen meanwhile
-        runpy.run_path(words[1], run_name="__main__")
-        sys.exit()
+        _run(lambda: runpy.run_path(words[1], run_name="__main__"))
     sys.argv = [str(Path(sys.executable).parent / "mqtool"), *words[1:]]
     sys.modules["__main__"].__package__ = ""  # a script's, from which a command line knows what it is called
     from mqtool.__main__ import main
 
-    main()
-    sys.exit()
+    _run(main)
+
+
+def _run(program: Callable[[], object]) -> NoReturn:
+    """Exit as Python does, but for its tidying up, which touches, and so copies, all that the server has loaded."""
+    code: object = None
+    try:
+        program()
+    except SystemExit as leaving:
+        code = leaving.code
+        if isinstance(code, str):
+            raise
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are not daemons
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(code if isinstance(code, int) else 0)
 
 
 def _load_all() -> None:
@@ -356,10 +370,9 @@ def _build_commands() -> None:
 
     from mqtool.cli import app
 
-    build = typer.main.get_group = functools.cache(typer.main.get_group)
-    for module in {module for module, _ in app.COMMANDS.values()}:
-        build(importlib.import_module(f"mqtool.cli.commands.{module}").app)
-    build(app.app)
+    root: Any = typer.main.get_command(app.app)
+    for name in app.COMMANDS:
+        root.get_command(None, name)
 
 
 if __name__ == "__main__":

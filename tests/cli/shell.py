@@ -82,7 +82,7 @@ class Running:
 
 
 class Shell:
-    """A directory, an environment, and the installed mqtool.
+    """A directory, an environment, and mqtool, which is preloaded also on the PATH of scripts and terminals.
 
     Args:
         directory: where commands run.
@@ -93,13 +93,13 @@ class Shell:
         self.directory = directory
         kept = ("HOME", "LANG", "XDG_CONFIG_HOME", "XDG_STATE_HOME")
         inherited = {name: os.environ[name] for name in kept if name in os.environ}
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        path = f"{preloaded.on_path()}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         self.environment = {**inherited, "PATH": path, "COLUMNS": "100", **environment}
         self._started: list[Running] = []
 
-    def preload(self) -> None:
-        """Have the mqtool of bash scripts preloaded, too: for those of which only the words matter."""
-        self.environment["PATH"] = f"{preloaded.on_path()}:{self.environment['PATH']}"
+    def start_cold(self) -> None:
+        """Have scripts start the installed mqtool itself, where what its process inherits matters."""
+        self.environment["PATH"] = self.environment["PATH"].removeprefix(f"{preloaded.on_path()}:")
 
     def __enter__(self) -> Self:
         return self

@@ -39,4 +39,4 @@ def on_terminal(shell: Shell, *command: str, keys: Sequence[str] = (), cue: str 
     Args:
         keys: are typed one by one, each when the cue has appeared once more.
     """
-    return shell.run(sys.executable, "-c", _PLAY, json.dumps(list(keys)), cue, *command)
+    return shell.run(sys.executable, "-IS", "-c", _PLAY, json.dumps(list(keys)), cue, *command)

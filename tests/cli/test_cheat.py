@@ -17,7 +17,6 @@ def test_recipes_work_and_fit_on_a_screen(shell: Shell, broker: TestBroker, topi
     assert max(map(len, printed.splitlines())) <= 80
 
     (shell.directory / "app.log").write_text("shop: error out of stock\nshop: info started\n")
-    shell.preload()
     resize = shell.directory / "resize"
     resize.write_text("#!/bin/sh\nexit 0\n")
     resize.chmod(0o755)

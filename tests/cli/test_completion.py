@@ -75,7 +75,6 @@ class Terminal:
 @pytest.fixture(params=SHELLS)
 def terminal(request: pytest.FixtureRequest, shell: Shell) -> Iterator[Terminal]:
     shell.environment["MQTOOL_COMPLETION_TIMEOUT"] = "20s"  # what names there are is tested here, not how fast we are
-    shell.preload()
     opened = Terminal(request.param, shell)
     yield opened
     opened.close()

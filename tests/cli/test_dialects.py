@@ -106,7 +106,6 @@ def test_who_creates_a_queue_is_told_whose_it_is_not(shell: Shell, command: str,
     """Scripts of older tutorials will fail with 406. Once, on a terminal, and unless the dialect was chosen."""
     told = f"'{queue}' is a new quorum queue; scripts of older tutorials need --dialect python-classic (Python) or "
     mqtool = ("mqtool", *command.split())
-    shell.preload()
     shell.run(*mqtool)
     assert told not in on_terminal(shell, *mqtool).stdout
     shell.run("mqtool", "queue", "delete", queue, "--yes")

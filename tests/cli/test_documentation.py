@@ -124,7 +124,6 @@ def test_a_guide_can_be_typed(lonely_shell: Shell, embedded: TestBroker, guide: 
     has_its_own = guide.stem.startswith("testing")
     where = "unset MQTOOL_URL" if has_its_own else f"export MQTOOL_URL={broker.url}"
     lonely_shell.environment["XDG_CONFIG_HOME"] = str(lonely_shell.directory)
-    lonely_shell.preload()
     result = lonely_shell.run("bash", "-c", f"set -eu\n{where}\n{typed}")
     assert result.code == 0, result.stderr
     broker.drop_vhost()

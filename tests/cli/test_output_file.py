@@ -21,6 +21,7 @@ def test_logrotate(shell: Shell, broker: TestBroker, signals: str) -> None:
     """Renamed and told, it goes on in a new file at once, even if no message comes; the old one is complete."""
     log, old = shell.directory / "app.log", shell.directory / "app.log.1"
     log.write_text("from before\n")
+    shell.start_cold()  # which signals it ignores, it has from its caller
     running = shell.start("sh", "-c", f"{signals}exec mqtool receive --raw -o app.log --ready-file ready")
     wait_until((shell.directory / "ready").exists, f"consuming: {running.stderr}")
     shell.run("mqtool", "send", "-l", stdin="one\ntwo\n")

@@ -41,6 +41,7 @@ def test_a_full_disk_leaves_no_fragment(shell: Shell, redirect: str) -> None:
     lines = [letter * 400 for letter in "abc"]
     shell.run("mqtool", "send", "-l", stdin="\n".join(lines) + "\n")
 
+    shell.start_cold()  # the limit is its caller's
     # Python must not write bytecode under that limit: half of it would stay.
     full = shell.script(f"export PYTHONDONTWRITEBYTECODE=1; ulimit -f 1; mqtool receive --raw {redirect} out")
 
@@ -295,6 +296,7 @@ def test_receivers_that_share_a_queue_lose_nothing_when_some_are_killed(shell: S
 @on_any_broker
 def test_streams_that_are_closed(shell: Shell) -> None:
     """stdin: the end of the input. stdout: an error, and the message stays. stderr: nobody hears the rest."""
+    shell.start_cold()
     assert shell.script("mqtool send -l <&-", timeout=30).code == 0
     shell.run("mqtool", "send", "kept")
     closed = shell.script("mqtool receive -c 1 --raw >&-", timeout=30)
