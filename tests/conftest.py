@@ -79,6 +79,11 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_runtest_teardown() -> None:
+    """The test before has left us what keeps a connection that breaks from ending all tests of this worker."""
+    assert signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN
+
+
 def pytest_unconfigure() -> None:
     if not os.environ.get("PYTEST_XDIST_WORKER"):
         for started in state.load_all():

@@ -407,7 +407,10 @@ def test_what_paths_do(broker: TestBroker, api: Api, names: dict[str, str]) -> N
     def ask(request: str, body: object = None) -> Answered:
         method, path = request.split()
         answer = browser.ask(method, filled(path, names), body)
-        assert answer.status in (200, 201, 204), (request, answer)
+        if answer.status == 503 and path == "health/checks/virtual-hosts":  # others are made and deleted meanwhile
+            assert not {broker.vhost, names["VHOST"]} & set(json.loads(answer.body)["virtual-hosts"]), answer
+        else:
+            assert answer.status in (200, 201, 204), (request, answer)
         return answer
 
     spared = {FIRST, *SPARED} if broker.kind == "rabbitmq" else {FIRST}
