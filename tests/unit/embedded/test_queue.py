@@ -15,7 +15,7 @@ from mqtool.broker.embedded.model.exchange import Exchange
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.message import ContentHeader, Message, Properties, encode_address
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES
-from mqtool.broker.embedded.model.queue import RETRY_DEAD_LETTERS, Queue
+from mqtool.broker.embedded.model.queue import RETRY_DEAD_LETTERS, Queue, QueueDeclaration
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.routing.field_table import Int32, Table
 
@@ -94,7 +94,7 @@ def vhost(clock: FakeClock, ledger: Ledger) -> VirtualHost:
 
 def add_queue(vhost: VirtualHost, name: str = "q", auto_delete: bool = False, **arguments: Any) -> Queue:
     table = {name.replace("_", "-"): value for name, value in arguments.items()}
-    return vhost.add_queue(name, durable=False, auto_delete=auto_delete, owner=None, arguments=table)
+    return vhost.add_queue(QueueDeclaration(name, table, durable=False, auto_delete=auto_delete))
 
 
 def message(body: bytes = b"x", key: str = "q", headers: Table | None = None) -> Message:

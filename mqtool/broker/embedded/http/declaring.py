@@ -14,13 +14,12 @@ from mqtool.broker.embedded.model.arguments import (
     check_equivalent_queue,
     check_exchange,
     check_exchange_type,
-    check_headers_binding,
     check_queue,
 )
 from mqtool.broker.embedded.model.broker import Broker
-from mqtool.broker.embedded.model.exchange import Exchange
+from mqtool.broker.embedded.model.exchange import Exchange, ExchangeDeclaration
 from mqtool.broker.embedded.model.limits import OF_USERS, check_queues
-from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue import Queue, QueueDeclaration
 from mqtool.broker.embedded.model.users import ALGORITHMS, DEFAULT_ALGORITHM, Permissions, User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.routing.field_table import Table
@@ -111,26 +110,18 @@ def put_queue(vhost: VirtualHost, name: str, body: views.Json) -> bool:
         HttpError: 400 or 401.
         AmqpException: the declaration is not valid, or there is another one.
     """
-    durable, auto_delete = boolean(body, "durable"), boolean(body, "auto_delete")
-    arguments = field_table(body.get("arguments", {}))
+    declared = QueueDeclaration(
+        name, field_table(body.get("arguments", {})), boolean(body, "durable"), boolean(body, "auto_delete")
+    )
     queue = vhost.queues.get(checked_name("queue", name))
     if queue is not None:
-        check_equivalent_queue(queue, arguments, durable=durable, auto_delete=auto_delete)
+        check_equivalent_queue(queue, declared)
         return True
     if name.startswith("amq."):
         raise HttpError(HTTPStatus.UNAUTHORIZED, "not_authorised", "Access refused.")
     check_queues(vhost, name)
-    check_queue(
-        name,
-        vhost.name,
-        vhost.profile,
-        arguments,
-        durable=durable,
-        exclusive=False,
-        auto_delete=auto_delete,
-        server_named=False,
-    )
-    vhost.add_queue(name, durable=durable, auto_delete=auto_delete, owner=None, arguments=arguments)
+    check_queue(declared, vhost.name, vhost.profile)
+    vhost.add_queue(declared)
     return False
 
 
@@ -143,20 +134,16 @@ def put_exchange(vhost: VirtualHost, name: str, body: views.Json) -> bool:
     """
     kind, arguments = str(body.get("type", "direct")), field_table(body.get("arguments", {}))
     durable, auto_delete = boolean(body, "durable"), boolean(body, "auto_delete")
-    internal = boolean(body, "internal")
+    declared = ExchangeDeclaration(name, kind, durable, auto_delete, boolean(body, "internal"), arguments)
     check_exchange_type(kind, vhost.profile)
     exchange = vhost.exchanges.get(checked_name("exchange", name))
     if exchange is not None:
-        check_equivalent_exchange(
-            exchange, vhost.name, kind, arguments, durable=durable, auto_delete=auto_delete, internal=internal
-        )
+        check_equivalent_exchange(exchange, declared, vhost.name)
         return True
     if name.startswith("amq."):
         raise bad_request(f"exchange name '{name}' contains reserved prefix 'amq.*'")
-    check_exchange(name, vhost.name, vhost.profile, kind, arguments)
-    vhost.add_exchange(
-        Exchange(name, kind, durable=durable, auto_delete=auto_delete, internal=internal, arguments=arguments)
-    )
+    check_exchange(declared, vhost.name, vhost.profile)
+    vhost.add_exchange(Exchange(*declared))
     return False
 
 
@@ -170,8 +157,6 @@ def put_binding(
         AmqpException: the arguments are not valid.
     """
     arguments = field_table(body.get("arguments", {}))
-    if source.routed_as == "headers":
-        check_headers_binding(arguments)
     key = checked_name("routing key", str(body.get("routing_key", "")))
     vhost.bind(source, destination, key, arguments)
     return key, arguments

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from mqtool.broker.embedded.model.deprecated import check_deprecated
 from mqtool.broker.embedded.model.errors import COMMAND_INVALID, ConnectionException, precondition_failed
-from mqtool.broker.embedded.model.exchange import DELAYED, Exchange, types_of
+from mqtool.broker.embedded.model.exchange import DELAYED, Exchange, ExchangeDeclaration, types_of
 from mqtool.broker.embedded.model.options import interval
 from mqtool.broker.embedded.model.profile import Profile
-from mqtool.broker.embedded.model.queue import MAX_PRIORITY, Queue
+from mqtool.broker.embedded.model.queue import MAX_PRIORITY, Queue, QueueDeclaration
 from mqtool.routing.field_table import Table, Value, is_integer, type_name
 
 # Ten years in milliseconds: Erlang's timers, and so RabbitMQ, take no more.
@@ -172,24 +172,14 @@ _REFUSED_IN_ORDER = {
 _MAX_SEGMENT_BYTES = 3_000_000_000
 
 
-def check_queue(
-    name: str,
-    vhost: str,
-    profile: Profile,
-    arguments: Table,
-    *,
-    durable: bool,
-    exclusive: bool,
-    auto_delete: bool,
-    server_named: bool,
-) -> None:
+def check_queue(declared: QueueDeclaration, vhost: str, profile: Profile) -> None:
     """Check the declaration of a new queue.
 
     Raises:
         ChannelException: 406, with RabbitMQ's words for the first error.
         ConnectionException: 541, this version does not permit it any more.
     """
-    where = f"queue '{name}' in vhost '{vhost}'"
+    where, arguments = f"queue '{declared.name}' in vhost '{vhost}'", declared.arguments
     exchange = arguments.get("x-dead-letter-exchange")
     if exchange is not None and not isinstance(exchange, str):
         kind = type_name(exchange)
@@ -206,11 +196,9 @@ def check_queue(
         if argument in arguments and argument not in supported:
             raise precondition_failed(f"invalid arg '{argument}' for {where} of queue type rabbit_{kind}_queue")
     if kind != "classic":
-        _check_replicated(
-            kind, where, durable=durable, exclusive=exclusive, auto_delete=auto_delete, server_named=server_named
-        )
+        _check_replicated(kind, where, declared)
     _check_by_version(kind, where, profile, arguments)
-    check_deprecated(profile, arguments, durable=durable, exclusive=exclusive)
+    check_deprecated(profile, arguments, durable=declared.durable, exclusive=declared.owner is not None)
     segment = arguments.get("x-stream-max-segment-size-bytes")
     if isinstance(segment, int) and segment > _MAX_SEGMENT_BYTES:
         raise precondition_failed("Exceeded max value for x-stream-max-segment-size-bytes")
@@ -231,27 +219,29 @@ def _check_by_version(kind: str, where: str, profile: Profile, arguments: Table)
         raise precondition_failed(f"invalid arg 'x-consumer-timeout' for {where}: {wrong}")
 
 
-def _check_replicated(
-    kind: str, where: str, *, durable: bool, exclusive: bool, auto_delete: bool, server_named: bool
-) -> None:
+def _check_replicated(kind: str, where: str, declared: QueueDeclaration) -> None:
     """Check that a quorum queue or a stream is to be shared, and to last."""
-    if server_named:
+    if declared.server_named:
         raise precondition_failed(f"Cannot declare a server-named queue for type rabbit_{kind}_queue")
-    refused = {"non-durable": not durable, "auto-delete": auto_delete, "exclusive-owner": exclusive}
+    refused = {
+        "non-durable": not declared.durable,
+        "auto-delete": declared.auto_delete,
+        "exclusive-owner": declared.owner is not None,
+    }
     first = next((what for what in _REFUSED_IN_ORDER[kind] if refused[what]), None)
     if first is not None:
         raise precondition_failed(f"invalid property '{first}' for {where}")
 
 
-def check_equivalent_queue(queue: Queue, arguments: Table, *, durable: bool, auto_delete: bool) -> None:
+def check_equivalent_queue(queue: Queue, declared: QueueDeclaration) -> None:
     """Check that a second declaration agrees with the queue.
 
     Raises:
         ChannelException: 406, naming the first difference.
     """
-    where = f"queue '{queue.name}' in vhost '{queue.vhost}'"
-    _equivalent("durable", where, durable, queue.durable)
-    _equivalent("auto_delete", where, auto_delete, queue.auto_delete)
+    where, arguments = f"queue '{queue.name}' in vhost '{queue.vhost}'", declared.arguments
+    _equivalent("durable", where, declared.durable, queue.durable)
+    _equivalent("auto_delete", where, declared.auto_delete, queue.auto_delete)
     if queue.profile.lists_type:
         arguments = {"x-queue-type": "classic", **arguments}
     elif queue.kind == "classic":
@@ -319,20 +309,20 @@ def check_exchange_type(kind: str, profile: Profile) -> None:
         raise precondition_failed(what) if is_channels else ConnectionException(COMMAND_INVALID, what)
 
 
-def check_exchange(name: str, vhost: str, profile: Profile, kind: str, arguments: Table) -> None:
+def check_exchange(declared: ExchangeDeclaration, vhost: str, profile: Profile) -> None:
     """Check the declaration of a new exchange.
 
     Raises:
         ChannelException: 406.
         ConnectionException: 503 when `x-delayed-type` names no exchange type.
     """
-    alternate = arguments.get("alternate-exchange")
+    alternate = declared.arguments.get("alternate-exchange")
     if alternate is not None and not isinstance(alternate, str):
-        where = f"exchange '{name}' in vhost '{vhost}'"
+        where = f"exchange '{declared.name}' in vhost '{vhost}'"
         raise precondition_failed(f"invalid type '{type_name(alternate)}' for arg 'alternate-exchange' in {where}")
-    if kind != DELAYED:
+    if declared.kind != DELAYED:
         return
-    routed_as = arguments.get("x-delayed-type")
+    routed_as = declared.arguments.get("x-delayed-type")
     if not isinstance(routed_as, str):
         raise precondition_failed("Invalid argument, 'x-delayed-type' must be an existing exchange type")
     if routed_as == DELAYED:
@@ -340,20 +330,18 @@ def check_exchange(name: str, vhost: str, profile: Profile, kind: str, arguments
     check_exchange_type(routed_as, profile)
 
 
-def check_equivalent_exchange(
-    exchange: Exchange, vhost: str, kind: str, arguments: Table, *, durable: bool, auto_delete: bool, internal: bool
-) -> None:
+def check_equivalent_exchange(exchange: Exchange, declared: ExchangeDeclaration, vhost: str) -> None:
     """Check that a second declaration agrees with the exchange.
 
     Raises:
         ChannelException: 406, naming the first difference.
     """
     where = f"exchange '{exchange.name}' in vhost '{vhost}'"
-    _equivalent("type", where, kind, exchange.kind)
-    _equivalent("durable", where, durable, exchange.durable)
-    _equivalent("auto_delete", where, auto_delete, exchange.auto_delete)
-    _equivalent("internal", where, internal, exchange.internal)
-    equivalent_argument("alternate-exchange", where, arguments, exchange.arguments)
+    _equivalent("type", where, declared.kind, exchange.kind)
+    _equivalent("durable", where, declared.durable, exchange.durable)
+    _equivalent("auto_delete", where, declared.auto_delete, exchange.auto_delete)
+    _equivalent("internal", where, declared.internal, exchange.internal)
+    equivalent_argument("alternate-exchange", where, declared.arguments, exchange.arguments)
 
 
 def check_headers_binding(arguments: Table) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 from urllib.parse import quote_plus
 
 from mqtool.broker.embedded.model.policies import NOTHING, Applied
@@ -76,6 +76,17 @@ def _short_hash(data: bytes) -> str:
     from hashlib import md5
 
     return urlsafe_b64encode(md5(data, usedforsecurity=False).digest()).rstrip(b"=").decode()
+
+
+class ExchangeDeclaration(NamedTuple):
+    """An exchange as somebody declares it, which may not be valid."""
+
+    name: str
+    kind: str
+    durable: bool
+    auto_delete: bool
+    internal: bool
+    arguments: Table
 
 
 @dataclass(eq=False)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from mqtool.broker.embedded.model.backlog import Entry, new_backlog
 from mqtool.broker.embedded.model.clock import Alarm, Clock
@@ -34,6 +34,22 @@ DeadLetter = Callable[["Queue", Message, str, Buried], None]
 
 RETRY_DEAD_LETTERS = 180_000
 """After how many milliseconds what nobody took is published again, where dead-lettering is at least once."""
+
+
+class QueueDeclaration(NamedTuple):
+    """A queue as somebody declares it, which may not be valid.
+
+    Attributes:
+        owner: the connection that it is exclusive to; None for a shared queue.
+        server_named: whether the broker has chosen the name.
+    """
+
+    name: str
+    arguments: Table
+    durable: bool = True
+    auto_delete: bool = False
+    owner: object | None = None
+    server_named: bool = False
 
 
 @dataclass(eq=False)

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from mqtool.broker.embedded.model.arguments import check_headers_binding
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.clock import Clock
 from mqtool.broker.embedded.model.dead_letter import dead_letter, would_cycle
@@ -23,7 +24,7 @@ from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.message import Message
 from mqtool.broker.embedded.model.policies import Policies
 from mqtool.broker.embedded.model.profile import Profile
-from mqtool.broker.embedded.model.queue import Buried, Queue
+from mqtool.broker.embedded.model.queue import Buried, Queue, QueueDeclaration
 from mqtool.routing.field_table import Table
 
 
@@ -126,14 +127,13 @@ class VirtualHost:
         """Return a name for a queue that the client leaves to the broker to name."""
         return f"amq.gen-{secrets.token_urlsafe(16)}"
 
-    def add_queue(
-        self, name: str, *, durable: bool, auto_delete: bool, owner: object | None, arguments: Table, key: int = 0
-    ) -> Queue:
+    def add_queue(self, declared: QueueDeclaration, key: int = 0) -> Queue:
         """Add a queue that has been checked; `key` is its number in the storage if it is there already.
 
         Raises:
             ConnectionException: 506, the disk does not take it; then there is no such queue.
         """
+        name, arguments = declared.name, declared.arguments
         if self.profile.lists_type:
             arguments = {"x-queue-type": "classic", **arguments}
         kind = _stream_type() if arguments.get("x-queue-type") == "stream" else Queue
@@ -144,9 +144,9 @@ class VirtualHost:
             self._ledger,
             self._dead_letter,
             self.delete_queue,
-            durable=durable,
-            auto_delete=auto_delete,
-            owner=owner,
+            durable=declared.durable,
+            auto_delete=declared.auto_delete,
+            owner=declared.owner,
             arguments=arguments,
             key=key,
             profile=self.profile,
@@ -182,8 +182,10 @@ class VirtualHost:
 
         Raises:
             ConnectionException: 506, the disk does not take it; then there is no such binding.
-            ChannelException: 406, the key has too many wildcards.
+            ChannelException: 406, the key has too many wildcards, or `x-match` is not valid.
         """
+        if source.routed_as == "headers":
+            check_headers_binding(arguments)
         most = self.profile.most_wildcards
         if source.routed_as == "topic" and most is not None and (found := routing_key.split(".").count("#")) > most:
             raise precondition_failed(

@@ -9,7 +9,7 @@ from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.exchange import Exchange, Link
 from mqtool.broker.embedded.model.message import HeaderReader
 from mqtool.broker.embedded.model.policies import OPERATOR, USER, Policy
-from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue import Queue, QueueDeclaration
 from mqtool.broker.embedded.model.users import Permissions, TopicPermissions, User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.store.storage import STREAMS, Storage
@@ -109,12 +109,7 @@ def _exchange(broker: Broker, value: Table) -> tuple[VirtualHost, Exchange]:
 def _queue(broker: Broker, value: Table) -> Queue:
     stored: Any = value
     return broker.vhosts[stored["vhost"]].add_queue(
-        stored["name"],
-        durable=True,
-        auto_delete=stored["auto_delete"],
-        owner=None,
-        arguments=stored["arguments"],
-        key=int(stored["key"]),
+        QueueDeclaration(stored["name"], stored["arguments"], auto_delete=stored["auto_delete"]), int(stored["key"])
     )
 
 

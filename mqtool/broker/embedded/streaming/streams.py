@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from mqtool.broker.embedded.model.arguments import check_equivalent_queue, check_queue
 from mqtool.broker.embedded.model.errors import AmqpException, ChannelException, ConnectionException
+from mqtool.broker.embedded.model.queue import QueueDeclaration
 from mqtool.broker.embedded.model.stream_queue import Stream
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.streaming.frames import Code, Fields, Key, i64, metadata_answer, string, u16, u32, u64
@@ -55,22 +56,13 @@ def add_stream(vhost: VirtualHost, name: str, arguments: Table) -> None:
     Raises:
         Refused: there is such a queue, an argument is wrong, or the disk does not take it.
     """
-    queue = vhost.queues.get(name)
+    queue, declared = vhost.queues.get(name), QueueDeclaration(name, arguments)
     try:
         if queue is not None:
-            check_equivalent_queue(queue, arguments, durable=True, auto_delete=False)
+            check_equivalent_queue(queue, declared)
             raise Refused(Code.STREAM_ALREADY_EXISTS)
-        check_queue(
-            name,
-            vhost.name,
-            vhost.profile,
-            arguments,
-            durable=True,
-            exclusive=False,
-            auto_delete=False,
-            server_named=False,
-        )
-        vhost.add_queue(name, durable=True, auto_delete=False, owner=None, arguments=arguments)
+        check_queue(declared, vhost.name, vhost.profile)
+        vhost.add_queue(declared)
     except ChannelException as error:
         raise Refused(Code.PRECONDITION_FAILED) from error
     except AmqpException as error:

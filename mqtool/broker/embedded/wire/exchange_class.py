@@ -2,14 +2,9 @@
 
 from pamqp.commands import Exchange as ExchangeClass
 
-from mqtool.broker.embedded.model.arguments import (
-    check_equivalent_exchange,
-    check_exchange,
-    check_exchange_type,
-    check_headers_binding,
-)
+from mqtool.broker.embedded.model.arguments import check_equivalent_exchange, check_exchange, check_exchange_type
 from mqtool.broker.embedded.model.errors import access_refused, precondition_failed
-from mqtool.broker.embedded.model.exchange import Exchange
+from mqtool.broker.embedded.model.exchange import Exchange, ExchangeDeclaration
 from mqtool.broker.embedded.wire.channel import Channel
 from mqtool.broker.embedded.wire.methods import table
 from mqtool.broker.embedded.wire.queue_class import without_line_ends
@@ -40,34 +35,18 @@ def _declare(channel: Channel, method: ExchangeClass.Declare, name: str) -> None
     _not_default(name)
     channel.session.rights.check("configure", "exchange", name)
     exchange = vhost.exchanges.get(name)
+    declared = ExchangeDeclaration(name, kind, method.durable, method.auto_delete, method.internal, arguments)
     if exchange is None:
         if name.startswith("amq."):
             raise access_refused(f"exchange name '{name}' contains reserved prefix 'amq.*'")
-        check_exchange(name, vhost.name, vhost.profile, kind, arguments)
+        check_exchange(declared, vhost.name, vhost.profile)
         alternate = arguments.get("alternate-exchange")
         if isinstance(alternate, str):
             channel.session.rights.check("read", "exchange", name)
             channel.session.rights.check("write", "exchange", alternate)
-        vhost.add_exchange(
-            Exchange(
-                name,
-                kind,
-                durable=method.durable,
-                auto_delete=method.auto_delete,
-                internal=method.internal,
-                arguments=arguments,
-            )
-        )
-        return
-    check_equivalent_exchange(
-        exchange,
-        vhost.name,
-        kind,
-        arguments,
-        durable=method.durable,
-        auto_delete=method.auto_delete,
-        internal=method.internal,
-    )
+        vhost.add_exchange(Exchange(*declared))
+    else:
+        check_equivalent_exchange(exchange, declared, vhost.name)
 
 
 def delete(channel: Channel, method: ExchangeClass.Delete) -> None:
@@ -99,10 +78,7 @@ def bind(channel: Channel, method: ExchangeClass.Bind) -> None:
     destination_name, source_name = without_line_ends(method.destination), without_line_ends(method.source)
     _check_binding(channel, destination_name, source_name, method.routing_key)
     source, destination = channel.exchange(source_name), channel.exchange(destination_name)
-    arguments = table(method.arguments)
-    if source.routed_as == "headers":
-        check_headers_binding(arguments)
-    channel.vhost.bind(source, destination, method.routing_key, arguments)
+    channel.vhost.bind(source, destination, method.routing_key, table(method.arguments))
     if not method.nowait:
         channel.send(ExchangeClass.BindOk)
 

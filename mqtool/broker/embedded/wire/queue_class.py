@@ -2,7 +2,7 @@
 
 from pamqp.commands import Queue as QueueClass
 
-from mqtool.broker.embedded.model.arguments import check_equivalent_queue, check_headers_binding, check_queue
+from mqtool.broker.embedded.model.arguments import check_equivalent_queue, check_queue
 from mqtool.broker.embedded.model.errors import (
     NOT_IMPLEMENTED,
     ConnectionException,
@@ -11,7 +11,7 @@ from mqtool.broker.embedded.model.errors import (
     precondition_failed,
 )
 from mqtool.broker.embedded.model.limits import check_queues
-from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue import Queue, QueueDeclaration
 from mqtool.broker.embedded.wire.channel import Channel
 from mqtool.broker.embedded.wire.methods import table
 from mqtool.broker.embedded.wire.publishing import DIRECT_REPLY_TO
@@ -57,29 +57,19 @@ def _declare(channel: Channel, method: QueueClass.Declare, name: str) -> Queue:
     queue = vhost.queues.get(name)
     # An exclusive queue goes with its connection; RabbitMQ's classic ones need not be durable for that.
     owner = channel.session if method.exclusive else None
+    declared = QueueDeclaration(name, arguments, method.durable, method.auto_delete, owner, server_named)
     if queue is not None:
         if queue.owner is not owner:
             raise locked_queue(name, vhost.name)
-        check_equivalent_queue(queue, arguments, durable=method.durable, auto_delete=method.auto_delete)
+        check_equivalent_queue(queue, declared)
         return queue
     check_queues(vhost, name)
-    check_queue(
-        name,
-        vhost.name,
-        vhost.profile,
-        arguments,
-        durable=method.durable,
-        exclusive=method.exclusive,
-        auto_delete=method.auto_delete,
-        server_named=server_named,
-    )
+    check_queue(declared, vhost.name, vhost.profile)
     exchange = arguments.get("x-dead-letter-exchange")
     if isinstance(exchange, str):
         channel.session.rights.check("read", "queue", name)
         channel.session.rights.check("write", "exchange", exchange)
-    queue = vhost.add_queue(
-        name, durable=method.durable, auto_delete=method.auto_delete, owner=owner, arguments=arguments
-    )
+    queue = vhost.add_queue(declared)
     if owner is not None:
         channel.session.exclusive_queues.add(queue)
     return queue
@@ -93,10 +83,7 @@ def bind(channel: Channel, method: QueueClass.Bind) -> None:
     _check_binding(channel, name, exchange_name, key)
     exchange = channel.exchange(exchange_name)
     queue = channel.queue(name)
-    arguments = table(method.arguments)
-    if exchange.routed_as == "headers":
-        check_headers_binding(arguments)
-    channel.vhost.bind(exchange, queue, key, arguments)
+    channel.vhost.bind(exchange, queue, key, table(method.arguments))
     if not method.nowait:
         channel.send(QueueClass.BindOk)
 
