@@ -46,11 +46,6 @@ class Properties(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._by_name())
 
-    # Mapping has the rest; these two are asked for with each message, where it would look up name by name.
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return self._by_name().get(name, default)
-
     def items(self) -> ItemsView[str, Any]:
         return self._by_name().items()
 
