@@ -13,14 +13,15 @@ from mqtool.topology import Queue
 
 #: How many deliveries a thread has at a time.
 ONE_EACH = Receiving(prefetch=1)
-#: Seconds for one delivery: below, the round trip to the broker matters; above, it does not.
+#: Seconds for one delivery: below, the round trip to the broker matters; above, or above twice that for a lot, it does
+#: not.
 _QUICK, _SLOW = 0.02, 0.2
 #: After this many quick deliveries in a row, more are taken in advance: as many as take these seconds, up to a limit,
-#: and two lots for each hand at least.
-_IN_A_ROW, _AHEAD, _MOST = 20, 0.02, 250
+#: and two lots for each hand at least, up to another.
+_IN_A_ROW, _AHEAD, _MOST, _MOST_LOTS = 20, 0.02, 250, 10_000
 #: They are handled in lots, which take about these seconds, with this many at most, unless their bodies have this many
-#: bytes together.
-_LOT, IN_A_LOT, _LARGE = 0.04, 32, 1 << 16
+#: bytes together. RabbitMQ's work is mostly for acknowledgements, and there is one for each lot.
+_LOT, IN_A_LOT, _LARGE = 0.05, 50, 1 << 16
 #: How much the latest lot counts in the seconds that each delivery takes.
 _LATEST = 1 / 8
 
@@ -50,7 +51,7 @@ class Pace:
         """A delivery was handled in this time, or some one after another. From any thread."""
         with self._lock:
             was_quick = self._quick_in_a_row == _IN_A_ROW
-            if seconds > _SLOW + _QUICK * (count - 1):
+            if seconds > _SLOW * min(count, 2):
                 self._quick_in_a_row = 0
                 if was_quick:
                     self._channel.take_in_advance(0)
@@ -61,7 +62,7 @@ class Pace:
                 self._each += (seconds - self._each) / self._quick_in_a_row
                 if self._quick_in_a_row == _IN_A_ROW:
                     ahead = int(_AHEAD / max(self._each, _AHEAD / _MOST))
-                    self._channel.take_in_advance(max(2 * self._hands * self.lot, ahead))
+                    self._channel.take_in_advance(max(min(2 * self._hands * self.lot, _MOST_LOTS), ahead))
 
 
 class Hands:

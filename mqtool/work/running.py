@@ -18,7 +18,7 @@ from mqtool.work.stderr import PIPE_SIZE, Stderr
 #: Bytes to keep of the end of a program's stderr; all of it goes to our stderr.
 _KEPT = 2000
 #: Seconds for which an ending may wait for others, and after which a program holds up those that come after it.
-_MOMENT, _LONG = 0.02, 0.02
+_MOMENT, _LONG = 0.05, 0.02
 #: Seconds between two looks, where the system cannot report the end of a process.
 _LOOK = 0.01
 
