@@ -56,6 +56,11 @@ class Which(NamedTuple):
         """Whether nothing is left out."""
         return not self.ids and {self.reason, self.error, self.older, self.where} == {None}
 
+    @property
+    def words(self) -> str:
+        """How to say it."""
+        return "all" if self.is_all else "the chosen ones of"
+
     def choice(self) -> Choice:
         """As a function of a dead letter."""
         chosen, where = dead_letters.choice(self.ids or (), self.reason, self.error, self.older), self.where
@@ -159,10 +164,9 @@ def redrive(
     access = broker.access(reconnects=False)
     with _channel(access) as channel:
         there = channel.depth_of(source)
-        all_of = "all" if which.is_all else "the chosen ones of"
         # Nothing is lost by it, so a script need not say --yes.
         is_safe = not (which.is_all and output.is_terminal(0))
-        ask(f"move {all_of} {there:,} messages of {source} back", yes, protected=access.protected, is_safe=is_safe)
+        ask(f"move {which.words} {there:,} messages of {source} back", yes, protected=access.protected, is_safe=is_safe)
         progress = Progress("moved back", fraction=lambda: progress.count / max(1, there))
         try:
             for letter in progress.of(dead_letters.redrive(channel, source, which.choice(), stays, to)):
@@ -183,9 +187,8 @@ def drop(queue: QueueArgument, which: Which, broker: Broker, yes: Yes) -> None:
     source, dropped = which.queue(queue), 0
     access = broker.access(reconnects=False)
     with _channel(access) as channel:
-        which_ones = "all" if which.is_all else "the chosen ones of"
         ask(
-            f"drop {which_ones} {channel.depth_of(source):,} messages of {source} for good",
+            f"drop {which.words} {channel.depth_of(source):,} messages of {source} for good",
             yes,
             protected=access.protected,
             hint="pass --yes, or select with --id, --reason, --error, --older or --where",

@@ -19,7 +19,7 @@ from mqtool.cli.options import (
     argument_option,
     header_option,
 )
-from mqtool.cli.options.asking import Yes, ask
+from mqtool.cli.options.asking import IfExists, Yes, ask, missing
 from mqtool.cli.options.streams import StreamPort
 from mqtool.errors import BadData, DeclaredDifferently, MqtoolError, NotFound, UsageError
 from mqtool.inspection.listing import counted, refresh
@@ -39,7 +39,6 @@ ExchangeName = Annotated[str, Argument()]
 QueueNames = Annotated[list[str], Argument()]
 AutoDelete = Annotated[bool, Option("--auto-delete", help="Delete it when its last user goes")]
 IfNotExists = Annotated[bool, Option("--if-not-exists", help="Succeed if it exists, whatever its settings")]
-IfExists = Annotated[bool, Option("--if-exists", help="Succeed if it does not exist")]
 IfUnused = Annotated[bool, Option("--if-unused", help="Only if nothing uses it")]
 
 
@@ -127,11 +126,9 @@ def _existing(channel: Channel, things: Iterable[Exchange | Queue], *, if_exists
     for thing in things:
         if administration.exists(channel, thing):
             yield thing.name
-        elif if_exists:
-            output.status(f"there is no {_named(thing)}")
         else:
             kind = "queues" if isinstance(thing, Queue) else "exchanges"
-            raise NotFound(f"there is no {_named(thing)}", f"'mqtool list {kind}' shows them")
+            missing(_named(thing), f"'mqtool list {kind}' shows them", is_fine=if_exists)
 
 
 @queue_app.command("mqtool queue delete jobs", "mqtool queue delete hello jobs --if-exists --yes", name="delete")

@@ -47,7 +47,7 @@ def _version(text: str) -> Version:
 @app.command("mqtool doctor", "mqtool doctor --vhost staging --json", "mqtool doctor --upgrade 4.3")
 def doctor(
     broker: ManagedBroker,
-    between: Annotated[float, Option(help="Time between the two looks", show_default="3s", **TIME_LIMIT)] = "3s",  # type: ignore[assignment]
+    between: Annotated[float, Option(help="Time between the two looks", **TIME_LIMIT)] = "3s",  # type: ignore[assignment]
     upgrade_to: Annotated[
         Version | None,
         Option("--upgrade", parser=_version, metavar="VERSION", help="Report what RabbitMQ VERSION refuses or changes"),

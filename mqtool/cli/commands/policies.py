@@ -7,6 +7,7 @@ from typer import Argument, Option
 
 from mqtool.cli.display import output, tables
 from mqtool.cli.options import Commands, ManagedBroker, Yes, ask
+from mqtool.cli.options.asking import IfExists, missing
 from mqtool.errors import NotFound
 from mqtool.management import path
 
@@ -78,11 +79,7 @@ def list_policies(
 
 @policy_app.command("mqtool policy clear limits", "mqtool policy clear limits --if-exists", name="clear")
 def clear_policy(
-    name: PolicyName,
-    broker: ManagedBroker,
-    yes: Yes,
-    operator: Operator = False,
-    if_exists: Annotated[bool, Option(help="Succeed if it does not exist")] = False,
+    name: PolicyName, broker: ManagedBroker, yes: Yes, operator: Operator = False, if_exists: IfExists = False
 ) -> None:
     """Remove a policy; what it applied to stays, without its settings."""
     access = broker.access()
@@ -90,10 +87,8 @@ def clear_policy(
     ask(f"remove {what}", yes, protected=access.protected, is_safe=True)
     try:
         access.management().delete(path(_kind(operator=operator), access.vhost, name))
-    except NotFound as error:
-        if not if_exists:
-            raise NotFound(f"there is no {what}", "'mqtool policy ls' shows them") from error
-        output.status(f"there is no {what}")
+    except NotFound:
+        missing(what, "'mqtool policy ls' shows them", is_fine=if_exists)
     else:
         output.status(f"removed {what}")
 

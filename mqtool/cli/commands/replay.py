@@ -24,6 +24,7 @@ from mqtool.cli.pipe.publishing import publish
 from mqtool.cli.pipe.recordings import Recording, Replayed
 from mqtool.cli.pipe.source import Addressing
 from mqtool.errors import UsageError
+from mqtool.inspection.listing import counted
 from mqtool.message import Message, Receipt
 from mqtool.recordings.changes import Changes
 from mqtool.recordings.pace import Pace
@@ -137,15 +138,11 @@ def replay(
     publish(
         Publishing(options, DelayOptions(), broker),
         publisher,
-        _line,
+        lambda message: f" [x] Replayed {len(message.body):,} bytes to {_place(message)}",
         to=_DEFAULT_EXCHANGE,
         addressing=Addressing(),
         source=Replayed(recording, pace, keeps_rest=failed_to is not None),
     )
-
-
-def _line(message: Message) -> str:
-    return f" [x] Replayed {len(message.body):,} bytes to {_place(message)}"
 
 
 def _place(message: Message) -> str:
@@ -162,4 +159,4 @@ def _show(recording: Recording, pace: Pace) -> None:
             started = due if started is None else started
             count, seconds = count + 1, due - started
             output.show(f"{seconds:.3f}s\t{output.one_line(_place(message))}\t{len(message.body):,} bytes")
-    output.status(f"{count:,} message{'s' * (count != 1)} in {seconds:.1f} s would be sent; nothing was")
+    output.status(f"{counted(count)} in {seconds:.1f} s would be sent; nothing was")

@@ -42,7 +42,6 @@ MaxOutput = Annotated[
     Option(
         parser=size,
         metavar="SIZE",
-        show_default="128MiB",
         help="Kill a program that prints more; its reply is an error",
         rich_help_panel="Programs",
     ),
@@ -121,7 +120,7 @@ def rpc_client(
     ] = None,
     queue: Annotated[str | None, queue_option("The server's queue")] = None,
     function: FunctionOption = "fib",
-    timeout: Annotated[float, Option(show_default="30s", help="Total time limit (exit 124)", **TIME_LIMIT)] = "30s",  # type: ignore[assignment]
+    timeout: Annotated[float, Option(help="Total time limit (exit 124)", **TIME_LIMIT)] = "30s",  # type: ignore[assignment]
     direct_reply_to: Annotated[bool, Option(help="Receive replies through amq.rabbitmq.reply-to")] = False,
     raw: Annotated[bool, Option(help="Print results only, one per line")] = False,
     any_text: Annotated[bool, Option("--text", help="Send any text, not only integers")] = False,

@@ -3,7 +3,7 @@
 import contextlib
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Option
@@ -32,6 +32,10 @@ Definitions = Annotated[
 ]
 
 
+def _port(about: str, lowest: int = 1) -> Any:
+    return Option(min=lowest, max=65535, help=about)
+
+
 @broker.command(
     "mqtool broker up",
     "mqtool broker up --kind embedded --port 5673 --name second",
@@ -42,11 +46,9 @@ def up(
     options: Broker,
     kind: Annotated[Kind, Option(help="Kind of broker")] = Kind.AUTO,
     name: Name = DEFAULT_NAME,
-    port: Annotated[int | None, Option(min=1, max=65535, help="AMQP port")] = None,
-    management_port: Annotated[int | None, Option(min=1, max=65535, help="Port of the management API")] = None,
-    stream_port: Annotated[
-        int | None, Option(min=1, max=65535, help="Port of the stream protocol (not with --cluster)")
-    ] = None,
+    port: Annotated[int | None, _port("AMQP port")] = None,
+    management_port: Annotated[int | None, _port("Port of the management API")] = None,
+    stream_port: Annotated[int | None, _port("Port of the stream protocol (not with --cluster)")] = None,
     data_dir: Annotated[
         Path | None, Option(metavar="DIRECTORY", resolve_path=True, help="Directory for messages (not with Docker)")
     ] = None,
@@ -221,13 +223,9 @@ def told(choice: Choice) -> str:
 @broker.command("mqtool broker serve --port 0 --print-url", "mqtool broker serve --management-port 15672 --recording")
 def serve(
     host: Annotated[str, Option(metavar="ADDRESS", help="Address to listen on")] = "127.0.0.1",
-    port: Annotated[int, Option(min=0, max=65535, help="AMQP port; 0 for any free one")] = ports.AMQP,
-    management_port: Annotated[
-        int | None, Option(min=0, max=65535, help="Port of the management API; 0 for any free one")
-    ] = None,
-    stream_port: Annotated[
-        int | None, Option(min=0, max=65535, help="Port of the stream protocol; 0 for any free one")
-    ] = None,
+    port: Annotated[int, _port("AMQP port; 0 for any free one", lowest=0)] = ports.AMQP,
+    management_port: Annotated[int | None, _port("Port of the management API; 0 for any free one", lowest=0)] = None,
+    stream_port: Annotated[int | None, _port("Port of the stream protocol; 0 for any free one", lowest=0)] = None,
     data_dir: Annotated[
         Path | None, Option(metavar="DIRECTORY", help="Directory for messages; without it nothing is kept")
     ] = None,

@@ -9,6 +9,7 @@ from typer import Argument, Option
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
 from mqtool.cli.options import Commands, ManagedBroker, Yes, ask, ask_password
+from mqtool.cli.options.asking import IfExists, missing
 from mqtool.errors import MqtoolError, NotFound, UsageError
 from mqtool.management import Management, path
 from mqtool.management.client import Json
@@ -20,7 +21,6 @@ permission_app = app.group("permission", "Set and clear what users may do.")
 
 UserName = Annotated[str, Argument(metavar="USER")]
 Tags = Annotated[list[str] | None, Argument(metavar="[TAG]...", help="New tags (default: none, which removes all)")]
-IfExists = Annotated[bool, Option("--if-exists", help="Succeed if it does not exist")]
 IfNotExists = Annotated[bool, Option("--if-not-exists", help="Succeed if it exists, and leave it as it is")]
 LoginPassword = Annotated[
     Path | None, Option(help="Read the password to log in with from FILE", rich_help_panel="Broker")
@@ -63,10 +63,8 @@ def _delete(access: Access, kind: str, name: str, what: str, yes: Yes, *, if_exi
         ask(f"delete {what}", yes, protected=access.protected)
         api.delete(path(f"{kind}s", name))
         output.status(f"deleted {kind} {name!r}")
-    elif if_exists:
-        output.status(f"there is no {kind} {name!r}")
     else:
-        raise NotFound(f"there is no {kind} {name!r}", f"'mqtool list {kind}s' shows them")
+        missing(f"{kind} {name!r}", f"'mqtool list {kind}s' shows them", is_fine=if_exists)
 
 
 def _tags(tags: Any) -> str:

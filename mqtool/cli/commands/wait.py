@@ -14,7 +14,7 @@ app = Commands()
 @app.command("mqtool wait --timeout 30s")
 def wait(
     options: Broker,
-    timeout: Annotated[float, Option(show_default="30s", help="Total time limit (exit 124)", **DURATION)] = "30s",  # type: ignore[assignment]
+    timeout: Annotated[float, Option(help="Total time limit (exit 124)", **DURATION)] = "30s",  # type: ignore[assignment]
 ) -> None:
     """Wait until the broker accepts connections."""
     access = options.access()

@@ -8,7 +8,7 @@ from typer import Option
 
 from mqtool.cli.access import read_password
 from mqtool.cli.display import output
-from mqtool.errors import MqtoolError, UsageError
+from mqtool.errors import MqtoolError, NotFound, UsageError
 
 
 class Yes(NamedTuple):
@@ -17,6 +17,9 @@ class Yes(NamedTuple):
     yes: Annotated[bool, Option("-y", help="Do not ask (a protected context: --yes=NAME)")] = False
     #: What --yes=NAME becomes.
     yes_to: Annotated[str | None, Option(metavar="NAME", hidden=True)] = None
+
+
+IfExists = Annotated[bool, Option("--if-exists", help="Succeed if it does not exist")]
 
 
 def ask(what: str, yes: Yes, *, protected: str | None, is_safe: bool = False, hint: str = "say --yes") -> None:
@@ -42,6 +45,17 @@ def ask(what: str, yes: Yes, *, protected: str | None, is_safe: bool = False, hi
         raise UsageError(f"this would {what}", hint)
     if not typer.confirm(output.visible(f"{what}?"), err=True):
         raise MqtoolError("nothing was changed")
+
+
+def missing(what: str, hint: str, *, is_fine: bool) -> None:
+    """Say that something does not exist.
+
+    Raises:
+        NotFound: and that is not fine.
+    """
+    if not is_fine:
+        raise NotFound(f"there is no {what}", hint)
+    output.status(f"there is no {what}")
 
 
 def ask_password(of: str, path: Path | None) -> str:

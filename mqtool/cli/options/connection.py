@@ -61,14 +61,12 @@ class Broker(NamedTuple):
         ),
     ] = None
     strict: Annotated[bool, Option(help="Fail if it exists with other settings", rich_help_panel="Topology")] = False
-    be_quiet: Annotated[bool, Option("--quiet", help="Print data and errors only", rich_help_panel="Printing")] = False
-    be_verbose: Annotated[
-        bool, Option("--verbose", "-v", help="Print a line for each message sent", rich_help_panel="Printing")
-    ] = False
+    quiet: Annotated[bool, Option(help="Print data and errors only", rich_help_panel="Printing")] = False
+    verbose: Annotated[bool, Option("-v", help="Print a line for each message sent", rich_help_panel="Printing")] = (
+        False
+    )
     no_color: Annotated[bool, Option(help="Do not use colour", rich_help_panel="Printing")] = False
-    with_debug: Annotated[
-        bool, Option("--debug", help="Show tracebacks and the client's log", rich_help_panel="Printing")
-    ] = False
+    debug: Annotated[bool, Option(help="Show tracebacks and the client's log", rich_help_panel="Printing")] = False
 
     @property
     def names(self) -> Names:
@@ -82,10 +80,8 @@ class Broker(NamedTuple):
 
     def set_up_printing(self) -> None:
         """Print as the options say: for a command that needs no broker. access() does it for those that do."""
-        output.configure(
-            be_quiet=self.be_quiet, be_verbose=self.be_verbose, no_color=self.no_color, with_debug=self.with_debug
-        )
-        if self.with_debug:
+        output.configure(be_quiet=self.quiet, be_verbose=self.verbose, no_color=self.no_color, with_debug=self.debug)
+        if self.debug:
             import logging
 
             logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s %(levelname)s %(message)s")

@@ -96,13 +96,7 @@ TIME_LIMIT = dict[str, Any](parser=time_limit, metavar="DURATION")
 RATE = dict[str, Any](parser=rate, metavar="RATE")
 
 ConfirmTimeout = Annotated[
-    float,
-    Option(
-        rich_help_panel="Messages",
-        show_default="20s",
-        help="Give up (exit 75) after this long without confirms",
-        **TIME_LIMIT,
-    ),
+    float, Option(rich_help_panel="Messages", help="Give up (exit 75) after this long without confirms", **TIME_LIMIT)
 ]
 #: Its default, as typer wants it: to be parsed.
 CONFIRM_TIMEOUT: Any = "20s"
