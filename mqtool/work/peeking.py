@@ -123,11 +123,14 @@ def _probed(channel: Channel, queue: str) -> How:
         known[differs[1]] = int(differs[2]) if is_number else differs[2]
 
 
-def peek(channel: Channel, queue: str, kind: Kind | None = None, most: int | None = None) -> Generator[Delivery]:
+def peek(
+    channel: Channel, queue: str, kind: Kind | None = None, most: int | None = None, offset: Offset = FIRST
+) -> Generator[Delivery]:
     """Yield the messages that are there now, oldest first; none of them is acknowledged. Close it to give them back.
 
     Args:
         kind: of the queue; None asks AMQP for it.
+        offset: of a stream, where to start; it ends when no more messages come for a moment.
 
     Raises:
         NotFound: there is no such queue.
@@ -135,12 +138,15 @@ def peek(channel: Channel, queue: str, kind: Kind | None = None, most: int | Non
         MqtoolError: the queue would drop the message at its head if it came back once more, or twice.
     """
     kind = kind or kind_of(channel, queue, None, vhost="")
-    if kind.how is How.GET:
+    if kind.how is How.STREAM:
+        receiving = Receiving(idle_timeout=_STREAM_PATIENCE, offset=offset)
+        yield from islice(channel.consume(Queue(queue), receiving), most)
+    elif kind.how is How.GET:
         ready = channel.depth_of(queue)
         yield from islice(iter(lambda: channel.get(queue), None), ready if most is None else min(most, ready))
-        return
-    with looking(channel, queue, kind) as look:
-        yield from look.messages(most)
+    else:
+        with looking(channel, queue, kind) as look:
+            yield from look.messages(most)
 
 
 @contextmanager
@@ -266,16 +272,6 @@ class Look:
                 administration.close(channel)
                 if held and channel is not self._newest_channel:
                     wait_for(self._channel, self._queue, ready + 1, _PATIENCE)
-
-
-def peek_stream(channel: Channel, queue: str, offset: Offset = FIRST, most: int | None = None) -> Generator[Delivery]:
-    """Yield the messages of a stream from an offset on, until no more come for a moment.
-
-    Raises:
-        NotFound: there is no such stream.
-    """
-    receiving = Receiving(idle_timeout=_STREAM_PATIENCE, offset=offset)
-    yield from islice(channel.consume(Queue(queue), receiving), most)
 
 
 def times_back(delivery: Delivery) -> int:

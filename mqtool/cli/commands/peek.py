@@ -1,21 +1,18 @@
 """mqtool peek."""
 
-from collections.abc import Generator
 from contextlib import closing
 from typing import Annotated, Any
 
 from typer import Argument, Option
 
 from mqtool import where as conditions
-from mqtool.amqp import Channel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
 from mqtool.cli.options import OFFSET, Commands, ManagedBroker, Printing, Where
 from mqtool.errors import Unavailable, UsageError
 from mqtool.management import Management
-from mqtool.message import Delivery
-from mqtool.offsets import FIRST, Offset
+from mqtool.offsets import FIRST
 from mqtool.work import peeking
 from mqtool.work.peeking import How, Kind
 
@@ -52,8 +49,11 @@ def peek(
     with access.connect() as connection, stopping.calling(lambda: None):
         channel = connection.channel()
         kind = peeking.kind_of(channel, queue, _api(access), access.vhost)
+        if offset is not None and kind.how is not How.STREAM:
+            raise UsageError(f"{queue!r} is not a stream, so it has no offsets", "leave out --offset")
         # Those that do not match do not count, so any number may have to be looked at.
-        with closing(_deliveries(channel, queue, kind, offset, limit if where is None else None)) as deliveries:
+        most = limit if where is None else None
+        with closing(peeking.peek(channel, queue, kind, most, offset or FIRST)) as deliveries:
             for delivery in stopping.until_requested(deliveries):
                 often = max(often, peeking.times_back(delivery))
                 if where is None or where.matches(conditions.of_delivery(delivery)):
@@ -72,16 +72,6 @@ def _api(access: Access) -> Management | None:
         return access.management()
     except Unavailable:
         return None
-
-
-def _deliveries(
-    channel: Channel, queue: str, kind: Kind, offset: Offset | None, most: int | None
-) -> Generator[Delivery]:
-    if kind.how is How.STREAM:
-        return peeking.peek_stream(channel, queue, offset or FIRST, most)
-    if offset is not None:
-        raise UsageError(f"{queue!r} is not a stream, so it has no offsets", "leave out --offset")
-    return peeking.peek(channel, queue, kind, most)
 
 
 def _say(queue: str, kind: Kind, shown: int, *, has_condition: bool) -> None:
