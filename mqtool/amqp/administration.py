@@ -91,4 +91,4 @@ def unbind(channel: Channel, binding: Binding) -> None:
     Raises:
         NotFound: one of the two ends does not exist.
     """
-    channel.ask(declaring.unbind(binding))
+    channel.ask(declaring.bind(binding, verb="unbind"))

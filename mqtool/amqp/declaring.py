@@ -46,22 +46,12 @@ def check_utf_8(name: str) -> None:
         raise UsageError(f"the name {name!r} is not valid UTF-8", "only a message's body may be any bytes")
 
 
-def bind(binding: Binding) -> Request:
-    """queue.bind or exchange.bind."""
-    method = "exchange_bind" if binding.to_exchange else "queue_bind"
-    return lambda pika, done: getattr(pika, method)(**_ends(binding), callback=done)
-
-
-def unbind(binding: Binding) -> Request:
-    """queue.unbind or exchange.unbind."""
-    method = "exchange_unbind" if binding.to_exchange else "queue_unbind"
-    return lambda pika, done: getattr(pika, method)(**_ends(binding), callback=done)
-
-
-def _ends(binding: Binding) -> dict[str, Any]:
-    ends = ("destination", "source") if binding.to_exchange else ("queue", "exchange")
-    return {
+def bind(binding: Binding, *, verb: str = "bind") -> Request:
+    """queue.bind or exchange.bind; with another verb, queue.unbind or exchange.unbind."""
+    what, *ends = ("exchange", "destination", "source") if binding.to_exchange else ("queue", "queue", "exchange")
+    arguments = {
         **dict(zip(ends, (binding.destination, binding.source), strict=True)),
         "routing_key": binding.routing_key,
         "arguments": dict(binding.arguments),
     }
+    return lambda pika, done: getattr(pika, f"{what}_{verb}")(**arguments, callback=done)

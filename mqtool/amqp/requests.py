@@ -107,12 +107,12 @@ class Requests:
 
     def send(self, epoch: int, method: Callable[[PikaChannel], None]) -> None:
         """Send a method that has no answer, unless it is about an earlier opening. From any thread."""
-        self._io.run(lambda: self.send_now(epoch, method))
 
-    def send_now(self, epoch: int, method: Callable[[PikaChannel], None]) -> None:
-        """Like send(), on the I/O thread."""
-        if epoch == self.epoch and self.pika is not None and self.pika.is_open:
-            method(self.pika)
+        def start() -> None:
+            if epoch == self.epoch and self.pika is not None and self.pika.is_open:
+                method(self.pika)
+
+        self._io.run(start)
 
     def _open(self, opened: Answer[PikaChannel]) -> None:
         def on_open(pika: PikaChannel) -> None:
