@@ -1,5 +1,6 @@
 """The embedded broker as a process, to be killed and started again."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -7,9 +8,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from mqtool.broker import embedded
+from tests.cli import preloaded
+
 
 class BrokerProcess:
-    """`python -m mqtool.broker.embedded` on a directory.
+    """`python -m mqtool.broker.embedded` on a directory; preloaded, since to start Python takes most of the time.
 
     Attributes:
         url: where it listens.
@@ -21,13 +25,16 @@ class BrokerProcess:
         self.options = options or ("--data-dir", str(directory / "data"))
         self.ready_file = directory / "ready"
         self.log_file = directory / "log"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: preloaded.Command | None = None
 
     def start(self) -> Self:
         """Start it; returns once it listens."""
-        command = [sys.executable, "-m", "mqtool.broker.embedded", "--port", "0", "--ready-file", str(self.ready_file)]
+        command = [sys.executable, str(Path(embedded.__file__).with_name("__main__.py")), "--port", "0"]
+        files = ("--ready-file", str(self.ready_file), "--log-file", str(self.log_file))
         self.ready_file.unlink(missing_ok=True)
-        self.process = subprocess.Popen([*command, "--log-file", str(self.log_file), *self.options])
+        with open(2, "wb", closefd=False) as stderr:
+            self.process = preloaded.start([*command, *files, *self.options], self.directory, {}, None, stderr, stderr)
+        assert self.process is not None
         deadline = time.monotonic() + 60  # which only a busy machine needs
         while not self.ready_file.exists():
             assert self.process.poll() is None, self.log
@@ -63,7 +70,7 @@ class BrokerProcess:
     def stop(self) -> int:
         """SIGTERM; returns the exit code."""
         assert self.process is not None
-        self.process.terminate()
+        self.process.send_signal(signal.SIGTERM)
         return self.process.wait(10)
 
     def __enter__(self) -> Self:
