@@ -40,6 +40,7 @@ def test_drop_connection(lonely_shell: Shell, broker: TestBroker) -> None:
     assert verdict["redelivered"] > 0
 
 
+@on_any_broker
 def test_poison(lonely_shell: Shell, broker: TestBroker) -> None:
     """One that always fails and one that is bad end as dead letters; the others are done, once."""
     verdict = _drill(lonely_shell, broker, "poison")
@@ -54,6 +55,7 @@ def test_quiet_prints_the_verdict_only(lonely_shell: Shell, broker: TestBroker) 
     assert re.fullmatch(r"duplicate: sent 20, .*, lost 0\n", result.stdout)
 
 
+@on_any_broker
 def test_duplicate(lonely_shell: Shell, broker: TestBroker) -> None:
     """Twenty come twice; each has its effect once."""
     verdict = _drill(lonely_shell, broker, "duplicate")

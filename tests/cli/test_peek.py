@@ -39,7 +39,7 @@ QUEUES = {
 @pytest.mark.parametrize("kind", QUEUES)
 def test_a_deep_queue_stays_as_it_was(shell: Shell, broker: TestBroker, kind: str) -> None:
     """In its order, whatever was looked at before: a part, all, those that match, as many as `head` takes."""
-    ids = filled(shell, 10_000 if kind == "quorum" else 1_500, *QUEUES[kind])
+    ids = filled(shell, 4_000 if kind == "quorum" else 700, *QUEUES[kind])
     assert peeked(shell, broker, "-c", "3") == ids[:3]
     assert peeked(shell, broker) == ids
     assert peeked(shell, broker, "-c", "2") == ids[:2]

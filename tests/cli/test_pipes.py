@@ -9,6 +9,7 @@ from subprocess import PIPE
 
 import pytest
 
+from mqtool.broker.embedded.in_process import Vhost
 from tests.brokers import on_any_broker
 from tests.cli.shell import Shell, wait_until
 from tests.cli.terminal import on_terminal
@@ -217,12 +218,13 @@ progress.stop()
     assert re.search(r" 50%.* [12] confirmed in \d+\.\d s \(", seen)
 
 
-@on_any_broker
-def test_publisher_confirms_show_how_far_they_are(shell: Shell) -> None:
+def test_publisher_confirms_show_how_far_they_are(lonely_shell: Shell, amqp_vhost: Vhost) -> None:
     """On a terminal, once it takes long; a pipe has the tutorial's lines only."""
-    watched = on_terminal(shell, "mqtool", "publisher-confirms", "individual", "-c", "15000")
-    assert re.search(r"\d%.*[\d,]+ confirmed in \d+\.\d s \(", watched.stdout)
-    assert "Published 15,000 messages individually in" in watched.stdout
+    lonely_shell.environment["MQTOOL_URL"] = amqp_vhost.url
+    amqp_vhost.faults.delay_confirms(0.25)
+    watched = on_terminal(lonely_shell, "mqtool", "publisher-confirms", "individual", "-c", "8")
+    assert re.search(r"\d%.*\d confirmed in \d+\.\d s \(", watched.stdout)
+    assert "Published 8 messages individually in" in watched.stdout
 
 
 @on_any_broker
