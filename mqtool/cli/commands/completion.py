@@ -15,10 +15,7 @@ from mqtool.cli.groups import Commands
 
 app = Commands()
 
-
 Shell = Literal["bash", "zsh", "fish", "powershell"]
-
-
 _BASH = r"""
 _mqtool() {
     local line=${COMP_LINE:0:COMP_POINT} typed before proposal

@@ -28,7 +28,6 @@ from mqtool.work.retry import dead_letter_queue
 app = Commands()
 dlq = app.group("dlq", "Show dead letters, move them back, or drop them.")
 
-
 #: Letters that `ls` looks at in each queue, to tell their reasons.
 _LOOKED_AT = 1000
 #: Letters that stay, to say why.

@@ -31,8 +31,6 @@ _ALL_INTERFACES = ("0.0.0.0", "::")  # noqa: S104 - looked for, not listened on
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 #: Seconds to try whether a port can be reached from the network.
 _PATIENCE = 5
-
-
 Format = Literal["text", "json", "nagios", "prometheus"]
 
 

@@ -14,7 +14,6 @@ from mqtool.management import path
 app = Commands()
 policy_app = app.group("policy", "Set, list and clear policies of queues and exchanges.")
 
-
 #: What a policy can apply to; kinds of queues from RabbitMQ 3.12 on.
 ApplyTo = Literal["all", "queues", "exchanges", "classic_queues", "quorum_queues", "streams"]
 

@@ -18,10 +18,7 @@ from mqtool.tutorials import publisher_confirms as tutorial
 
 app = Commands()
 
-
 Strategy = Literal["individual", "batch", "async", "all"]
-
-
 #: How the tutorial's line says it.
 _SAYS = {"individual": "individually in", "batch": "in batch in", "async": "and handled confirms asynchronously in"}
 

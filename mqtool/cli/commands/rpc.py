@@ -32,11 +32,7 @@ app = Commands()
 
 #: Requests that get a line each; more would only hide their replies.
 _SHOWN = 100
-
-
 Function = Literal["fib", "add100"]
-
-
 MaxOutput = Annotated[
     int,
     Option(

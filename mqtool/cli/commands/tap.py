@@ -27,8 +27,6 @@ app = Commands()
 #: Seconds for a connection to the management API, and for its answer: a tap of an exchange can do without.
 _PATIENCE = (2.0, 10.0)
 Urls = Annotated[list[str] | None, URL]
-
-
 _HINT = "mqtool tap amq.topic 'kern.*' taps an exchange, mqtool tap -q jobs a queue"
 
 

@@ -21,16 +21,15 @@ app = Commands()
 _LIMIT = 10
 
 
-Format = Literal["tree", "mermaid", "dot", "json"]
-
-
 @app.command("mqtool topology", "mqtool topology --live", "mqtool topology topic_logs --format mermaid")
 def topology(
     broker: ManagedBroker,
     exchanges: Annotated[
         list[str] | None, Argument(metavar="[EXCHANGE]...", help="Only these exchanges, and what they lead to")
     ] = None,
-    form: Annotated[Format, Option("--format", help="Tree, diagram or NDJSON")] = "tree",
+    form: Annotated[
+        Literal["tree", "mermaid", "dot", "json"], Option("--format", help="Tree, diagram or NDJSON")
+    ] = "tree",
     as_json: Annotated[bool, Option("--json", help="Print NDJSON, as --format json does")] = False,
     limit: Annotated[int, Option(min=0, help="Destinations to show for each exchange; 0 for all")] = _LIMIT,
     live: Annotated[bool, Option(help="Keep it up to date, with rates")] = False,

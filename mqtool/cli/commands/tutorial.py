@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 app = Commands()
 tutorial = app.group("tutorial", "Learn RabbitMQ: read the tutorials, and see them run.")
 
-
 NoColor = Annotated[bool, Option("--no-color", help="Do not use colour")]
 
 
