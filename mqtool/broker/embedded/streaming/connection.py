@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from mqtool.broker.embedded.client_socket import ClientSocket
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.errors import ConnectionException
 from mqtool.broker.embedded.model.stream_log import StreamLog
@@ -17,14 +16,13 @@ from mqtool.broker.embedded.streaming.frames import (
     Fields,
     Key,
     MalformedFrame,
-    answer,
     frame,
     string,
     u16,
     u32,
 )
 from mqtool.broker.embedded.streaming.publishers import Publishers
-from mqtool.broker.embedded.streaming.session import Refused
+from mqtool.broker.embedded.streaming.session import Refused, Session
 from mqtool.broker.embedded.streaming.single_active import Groups
 from mqtool.broker.embedded.streaming.subscriptions import Subscriptions
 
@@ -35,7 +33,7 @@ _CONSUMER_UPDATE_ANSWER = Key.CONSUMER_UPDATE | 0x8000
 _CLOSE_ANSWER = Key.CLOSE | 0x8000
 
 
-class StreamConnection(ClientSocket):
+class StreamConnection(Session):
     """One client.
 
     Args:
@@ -43,27 +41,17 @@ class StreamConnection(ClientSocket):
 
     Attributes:
         channels, channel_max, frame_max: what the management API shows of every connection.
-        deliver_version: the version of deliver that the client takes.
     """
 
-    protocol = "stream"
-    enough_out = 512 * 1024
-    heartbeat_frame = frame(Key.HEARTBEAT)
     channels: Mapping[int, Any] = MappingProxyType({})
     channel_max = 0
     frame_max = FRAME_MAX
 
     def __init__(self, broker: Broker, connections: "set[StreamConnection]", groups: Groups) -> None:
-        super().__init__(broker, connections, "start", HEAD.size)
-        self.deliver_version = 1
+        super().__init__(broker, connections)
         self.publishers = Publishers(self)
         self.subscriptions = Subscriptions(self, groups)
         self._watches: dict[str, _Watch] = {}
-
-    @property
-    def advertised(self) -> tuple[str, int]:
-        """Host and port that the client finds streams at: those that it has come to."""
-        return self.local
 
     # -- frames in
 
@@ -147,10 +135,6 @@ class StreamConnection(ClientSocket):
             self.blocked = True
             self.pace()
         self.publishers.publish(body, version)
-
-    def answer(self, key: Key, correlation: int, code: Code = Code.OK, rest: bytes = b"") -> None:
-        """Answer a request."""
-        self.write(answer(key, correlation, code, rest))
 
     # -- what becomes of streams
 

@@ -1,12 +1,8 @@
 """The beginning of a connection: who is there, login, limits, and the virtual host."""
 
-from typing import Protocol
-
-from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.identity import identity
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.users import User
-from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.streaming.frames import (
     FRAME_MAX,
     Code,
@@ -18,7 +14,7 @@ from mqtool.broker.embedded.streaming.frames import (
     table,
     u32,
 )
-from mqtool.routing.field_table import Table
+from mqtool.broker.embedded.streaming.session import Session
 
 HEARTBEAT = 60
 """What the broker proposes, in seconds."""
@@ -27,42 +23,7 @@ _MECHANISM = "PLAIN"
 _TUNE_ANSWER = Key.TUNE | 0x8000
 
 
-class Opening(Protocol):
-    """What the handshake needs of a connection.
-
-    Attributes:
-        state: `start`, `login`, `tune`, `opening`; then it is `open`.
-    """
-
-    broker: Broker
-    user: User
-    vhost: VirtualHost
-    rights: Rights
-    state: str
-    client_properties: Table
-
-    @property
-    def advertised(self) -> tuple[str, int]:
-        """Host and port that the client finds all streams at."""
-
-    @property
-    def from_loopback(self) -> bool:
-        """Whether the client is on this machine."""
-
-    def write(self, data: bytes) -> None:
-        """Send octets."""
-
-    def answer(self, key: Key, correlation: int, code: Code = Code.OK, rest: bytes = b"") -> None:
-        """Answer a request."""
-
-    def start_heartbeats(self, seconds: int) -> None:
-        """Send and expect heartbeats at this interval."""
-
-    def hang_up(self) -> None:
-        """Close the socket once everything has been sent."""
-
-
-def receive(connection: Opening, key: int, fields: Fields) -> None:
+def receive(connection: Session, key: int, fields: Fields) -> None:
     """Take the next frame of a handshake.
 
     Raises:
@@ -90,7 +51,7 @@ def receive(connection: Opening, key: int, fields: Fields) -> None:
     fields.end()
 
 
-def _authenticate(connection: Opening, fields: Fields, correlation: int) -> None:
+def _authenticate(connection: Session, fields: Fields, correlation: int) -> None:
     mechanism, secret = fields.string(), fields.octets()
     code, user = _login(connection, mechanism, secret)
     connection.answer(Key.SASL_AUTHENTICATE, correlation, code)
@@ -102,7 +63,7 @@ def _authenticate(connection: Opening, fields: Fields, correlation: int) -> None
     connection.write(frame(Key.TUNE, u32(FRAME_MAX) + u32(HEARTBEAT)))
 
 
-def _login(connection: Opening, mechanism: str, secret: bytes) -> tuple[Code, User | None]:
+def _login(connection: Session, mechanism: str, secret: bytes) -> tuple[Code, User | None]:
     if mechanism != _MECHANISM:
         return Code.SASL_MECHANISM_NOT_SUPPORTED, None
     parts = secret.split(b"\0")
@@ -118,7 +79,7 @@ def _login(connection: Opening, mechanism: str, secret: bytes) -> tuple[Code, Us
     return Code.OK, user
 
 
-def _tune(connection: Opening, fields: Fields) -> None:
+def _tune(connection: Session, fields: Fields) -> None:
     _frame_max, heartbeat = fields.number(4), fields.number(4)
     fields.end()
     if connection.state != "tune":
@@ -128,7 +89,7 @@ def _tune(connection: Opening, fields: Fields) -> None:
     connection.start_heartbeats(heartbeat)
 
 
-def _open(connection: Opening, fields: Fields, correlation: int) -> None:
+def _open(connection: Session, fields: Fields, correlation: int) -> None:
     name = fields.string()
     vhost = connection.broker.vhosts.get(name)
     if vhost is None or name not in connection.user.permissions:

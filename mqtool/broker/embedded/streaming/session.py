@@ -1,48 +1,44 @@
 """What the parts of a connection need of it, so that they need not know the connection itself."""
 
-from typing import Protocol
+from abc import abstractmethod
+from collections.abc import MutableSet
+from typing import Any
 
+from mqtool.broker.embedded.client_socket import ClientSocket
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.errors import ChannelException
-from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.stream_log import StreamLog
 from mqtool.broker.embedded.model.stream_queue import Stream
-from mqtool.broker.embedded.model.users import User
-from mqtool.broker.embedded.model.virtual_host import VirtualHost
-from mqtool.broker.embedded.streaming.frames import Code, Key
+from mqtool.broker.embedded.streaming.frames import HEAD, Code, Key, answer, frame
 
 
-class Session(Protocol):
-    """A client that has logged in.
+class Session(ClientSocket):
+    """What the parts of a connection need of it, so that they need not know the connection itself.
 
     Attributes:
-        user, vhost, rights: who logged in, where, and what they may do.
-        writable: whether it should be sent more chunks now.
         deliver_version: the version of deliver that the client takes.
     """
 
-    broker: Broker
-    user: User
-    vhost: VirtualHost
-    rights: Rights
-    writable: bool
-    deliver_version: int
+    protocol = "stream"
+    enough_out = 512 * 1024
+    heartbeat_frame = frame(Key.HEARTBEAT)
+
+    def __init__(self, broker: Broker, connections: MutableSet[Any]) -> None:
+        super().__init__(broker, connections, "start", HEAD.size)
+        self.deliver_version = 1
 
     @property
     def advertised(self) -> tuple[str, int]:
-        """Host and port that the client finds all streams at."""
-
-    def write(self, data: bytes) -> None:
-        """Send octets."""
+        """Host and port that the client finds streams at: those that it has come to."""
+        return self.local
 
     def answer(self, key: Key, correlation: int, code: Code = Code.OK, rest: bytes = b"") -> None:
         """Answer a request."""
+        self.write(answer(key, correlation, code, rest))
 
+    @abstractmethod
     def watch(self, stream: str, log: StreamLog) -> None:
         """Notice from now on what becomes of a stream."""
-
-    def pace(self) -> None:
-        """Read from the client, or do not, according to how much it has been promised."""
 
 
 class Refused(Exception):

@@ -5,7 +5,6 @@ from collections.abc import Collection
 from typing import Any
 
 from pamqp import commands
-from pamqp.base import Frame
 
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.errors import (
@@ -20,15 +19,13 @@ from mqtool.broker.embedded.model.errors import (
     precondition_failed,
 )
 from mqtool.broker.embedded.model.limits import check_channels
-from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.wire import frames, handshake
 from mqtool.broker.embedded.wire.channel import Channel
 from mqtool.broker.embedded.wire.dispatch import take_frame, take_frame_while_closing, unknown_frame
 from mqtool.broker.embedded.wire.frame_errors import malformed
-from mqtool.broker.embedded.wire.methods import decode_method, encode_method
+from mqtool.broker.embedded.wire.methods import decode_method
 from mqtool.broker.embedded.wire.publishing import publish
-from mqtool.broker.embedded.wire.stream import FrameStream
-from mqtool.routing.field_table import Table
+from mqtool.broker.embedded.wire.session import Session
 
 log = logging.getLogger("mqtool.broker.embedded")
 
@@ -36,14 +33,12 @@ _CLOSING_SECONDS = 5.0
 _CLOSED_SECONDS = 30.0
 
 
-class Connection(FrameStream):
+class Connection(Session):
     """One client.
 
     Attributes:
         subscriptions: none; those to streams come by another protocol.
-        channel_max: the highest channel number, as negotiated.
         channels: by number, the open channels and those that the client has yet to agree are closed.
-        exclusive_queues: the queues that go with the connection.
     """
 
     protocol = "AMQP 0-9-1"
@@ -53,7 +48,6 @@ class Connection(FrameStream):
         super().__init__(broker, connections)
         self.channel_max = handshake.CHANNEL_MAX
         self.channels: dict[int, Channel] = {}
-        self.exclusive_queues: set[Queue] = set()
 
     def failed(self, error: Exception) -> None:
         """Close the connection because of an error in what has come."""
@@ -165,10 +159,6 @@ class Connection(FrameStream):
         """Begin the handshake."""
         handshake.send_start(self)
 
-    def send(self, kind: type[Frame], **fields: str | int | bool | Table) -> None:
-        """Send a method of the connection class."""
-        self.write(frames.method_frame(0, encode_method(kind, **fields)))
-
     # -- alarms
 
     def block(self) -> None:
@@ -189,11 +179,6 @@ class Connection(FrameStream):
         if self.state == "open" and self.capability("connection.blocked"):
             self.send(commands.Connection.Unblocked)
         self.pace()
-
-    def capability(self, name: str) -> bool:
-        """Whether the client said that it supports something."""
-        capabilities = self.client_properties.get("capabilities")
-        return isinstance(capabilities, dict) and capabilities.get(name) is True
 
     # -- the end
 

@@ -1,11 +1,8 @@
 """The handshake: start, secure, tune and open (section 1.4 of the 0-9-1 reference)."""
 
-from typing import Protocol
-
 from pamqp.base import Frame
 from pamqp.commands import Connection as ConnectionClass
 
-from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.errors import (
     ACCESS_REFUSED,
     COMMAND_INVALID,
@@ -17,44 +14,13 @@ from mqtool.broker.embedded.model.identity import identity
 from mqtool.broker.embedded.model.limits import check_connections
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.model.rights import Rights
-from mqtool.broker.embedded.model.users import User
-from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.wire.methods import table
-from mqtool.broker.embedded.wire.stream import FRAME_MAX
+from mqtool.broker.embedded.wire.session import FRAME_MAX, Session
 from mqtool.routing.field_table import Table, decode_table
 
 CHANNEL_MAX = 2047
 HEARTBEAT = 60
 """What the broker proposes (channels, seconds)."""
-
-
-class Opening(Protocol):
-    """What the handshake needs of a connection; it sets what the client says and what both agree on."""
-
-    broker: Broker
-    user: User
-    vhost: VirtualHost
-    rights: Rights
-    state: str
-    client_properties: Table
-    frame_max: int
-    channel_max: int
-
-    @property
-    def from_loopback(self) -> bool:
-        """Whether the client is on this machine."""
-
-    def capability(self, name: str) -> bool:
-        """Whether the client said that it supports something."""
-
-    def send(self, kind: type[Frame], **fields: str | int | bool | Table) -> None:
-        """Send a method."""
-
-    def start_heartbeats(self, seconds: int) -> None:
-        """Send and expect heartbeats at this interval."""
-
-    def hang_up(self) -> None:
-        """Close the socket."""
 
 
 def server_properties(profile: Profile) -> Table:
@@ -75,7 +41,7 @@ def server_properties(profile: Profile) -> Table:
     }
 
 
-def send_start(connection: Opening) -> None:
+def send_start(connection: Session) -> None:
     """Say who we are and how to log in."""
     connection.send(
         ConnectionClass.Start,
@@ -87,7 +53,7 @@ def send_start(connection: Opening) -> None:
     )
 
 
-def receive(connection: Opening, method: Frame) -> None:
+def receive(connection: Session, method: Frame) -> None:
     """Take the next method of a handshake.
 
     Raises:
@@ -104,7 +70,7 @@ def receive(connection: Opening, method: Frame) -> None:
             raise ConnectionException(COMMAND_INVALID, f"unexpected method in connection state {connection.state}")
 
 
-def _start_ok(connection: Opening, method: ConnectionClass.StartOk) -> None:
+def _start_ok(connection: Session, method: ConnectionClass.StartOk) -> None:
     connection.client_properties = table(method.client_properties)
     mechanism = method.mechanism
     if mechanism not in ("PLAIN", "AMQPLAIN"):
@@ -120,7 +86,7 @@ def _start_ok(connection: Opening, method: ConnectionClass.StartOk) -> None:
     connection.send(ConnectionClass.Tune, channel_max=CHANNEL_MAX, frame_max=FRAME_MAX, heartbeat=HEARTBEAT)
 
 
-def _refuse(connection: Opening, mechanism: str) -> None:
+def _refuse(connection: Session, mechanism: str) -> None:
     """Tell clients that understand it why; close the socket of others."""
     if connection.capability("authentication_failure_close"):
         raise ConnectionException(
@@ -154,7 +120,7 @@ def _text(raw: bytes) -> str:
     return raw.decode(errors="surrogateescape")
 
 
-def _tune_ok(connection: Opening, method: ConnectionClass.TuneOk) -> None:
+def _tune_ok(connection: Session, method: ConnectionClass.TuneOk) -> None:
     frame_max = method.frame_max
     _check_limit("channel_max", method.channel_max, CHANNEL_MAX, 1)
     _check_limit("frame_max", frame_max, FRAME_MAX, connection.broker.profile.smallest_frame)
@@ -175,7 +141,7 @@ def _check_limit(name: str, wanted: int, highest: int, lowest: int) -> None:
     raise ConnectionException(NOT_ALLOWED, text)
 
 
-def _open(connection: Opening, method: ConnectionClass.Open) -> None:
+def _open(connection: Session, method: ConnectionClass.Open) -> None:
     name = method.virtual_host
     vhost = connection.broker.vhosts.get(name)
     if vhost is None:
