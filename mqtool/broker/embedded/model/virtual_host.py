@@ -4,6 +4,7 @@ import secrets
 from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mqtool.broker.embedded.model.arguments import check_headers_binding
 from mqtool.broker.embedded.model.backlog import Entry
@@ -42,8 +43,7 @@ class Routing:
     stored: bool = False
 
 
-@dataclass(slots=True)
-class Publication:
+class Publication(NamedTuple):
     """The outcome of a publish.
 
     Attributes:

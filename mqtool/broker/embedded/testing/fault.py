@@ -2,28 +2,19 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.virtual_host import Routing
 from mqtool.broker.embedded.wire.connection import Connection
+from mqtool.broker.embedded.wire.door import Door
 
 if TYPE_CHECKING:
     # Most brokers have no streams, and need not import their protocol.
     from mqtool.broker.embedded.streaming.connection import StreamConnection
 
 Client: TypeAlias = "Connection | StreamConnection"
-
-
-class Door(Protocol):
-    """Where clients connect."""
-
-    def shut(self) -> None:
-        """Refuse connections, and keep the port."""
-
-    def open(self) -> None:
-        """Accept connections again."""
 
 
 @dataclass(frozen=True)

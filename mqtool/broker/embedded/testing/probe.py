@@ -58,7 +58,7 @@ class Probe:
         names = [queue.name for queue in routing.queues]
         publication = vhost.enqueue(routing)
         if refused:
-            publication.routed, publication.accepted = True, False
+            publication = publication._replace(routed=True, accepted=False)
         if self.recording is not None:
             self.recording.add(Recorded("published", vhost.name, routing.message, names))
         return publication

@@ -1,7 +1,6 @@
 """A channel: publishing, consuming and confirming on one connection, independently of its other channels."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from pamqp import commands
@@ -31,8 +30,7 @@ class Route(NamedTuple):
     queues: Collection[Queue]
 
 
-@dataclass(frozen=True)
-class ReplyConsumer:
+class ReplyConsumer(NamedTuple):
     """The consumer of direct replies: its tag, and the token in the reply-to of its requests."""
 
     tag: str

@@ -1,14 +1,14 @@
 """What a channel in tx mode has done since the last commit or rollback."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from mqtool.broker.embedded.model.message import Message
 from mqtool.broker.embedded.model.virtual_host import Routing
 from mqtool.broker.embedded.wire.deliveries import Delivery
 
 
-@dataclass(slots=True)
-class Pending:
+class Pending(NamedTuple):
     """A publish that waits, in a transaction for the commit.
 
     Attributes:
