@@ -327,6 +327,7 @@ def _become(words: list[str], directory: str, environment: dict[str, str], strea
     os.environ.clear()
     os.environ.update(environment)
     if words[0] != "mqtool":
+        _restore_pika()
         sys.argv = words[1:]
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # what it prints must be seen meanwhile
         _run(lambda: runpy.run_path(words[1], run_name="__main__"))
@@ -352,7 +353,30 @@ def _run(program: Callable[[], object]) -> NoReturn:
     os._exit(code if isinstance(code, int) else 0)
 
 
+@functools.cache
+def _pika() -> list[tuple[Any, dict[str, Any]]]:
+    """What of pika mqtool changes (mqtool/amqp/hooks.py), and how that was when this was called first."""
+    from pika import data, spec
+    from pika.adapters.utils import io_services_utils as transports
+
+    changed = data, spec.BasicProperties, transports._AsyncTransportBase, transports._AsyncPlaintextTransport
+    return [(owner, dict(vars(owner))) for owner in changed]
+
+
+def _restore_pika() -> None:
+    """A script in Python has pika as it is."""
+    for owner, was in _pika():
+        for name in vars(owner).keys() - was.keys():
+            delattr(owner, name)
+        for name, value in was.items():
+            if vars(owner)[name] is not value:
+                setattr(owner, name, value)
+
+
 def _load_all() -> None:
+    _pika()
+    import typer.main
+
     import mqtool
 
     for module in pkgutil.walk_packages(mqtool.__path__, "mqtool."):
@@ -360,19 +384,11 @@ def _load_all() -> None:
             importlib.import_module(module.name)
     for name in ("requests", "rich.table", "rich.console", "rich.live", "typer.rich_utils", "sqlite3"):
         importlib.import_module(name)
-    _build_commands()
-    gc.freeze()
-
-
-def _build_commands() -> None:
-    """Make the options of all commands once: typer takes longer for that than most commands for what they do."""
-    import typer.main
-
-    from mqtool.cli import app
-
+    app = importlib.import_module("mqtool.cli.app")
     root: Any = typer.main.get_command(app.app)
-    for name in app.COMMANDS:
+    for name in app.COMMANDS:  # typer takes longer to make their options than most commands for what they do
         root.get_command(None, name)
+    gc.freeze()
 
 
 if __name__ == "__main__":

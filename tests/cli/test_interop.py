@@ -130,7 +130,7 @@ def test_new_task_and_worker(room: Room, first: str) -> None:
         leave(scripts_worker)
         worker = room.start_mqtool("worker")
         script_asks()
-        worked = worker.wait_for_stdout("Hello World!").interrupt().wait()
+        worked = worker.wait_for_stderr("Done").interrupt().wait()
     else:
         script_asks()
         worked = room.mqtool("worker", "-c", "1")
