@@ -198,7 +198,7 @@ def test_publisher_confirms(room: Room) -> None:
     def ways(result: Result) -> list[str]:
         return [line.rpartition(" in ")[0] for line in result.stdout.splitlines()]
 
-    assert ways(room.script("2000")) == ways(room.mqtool("publisher-confirms", "all", "-c", "2000"))
+    assert ways(room.script("500")) == ways(room.mqtool("publisher-confirms", "all", "-c", "500"))
 
 
 def test_delayed_messages(room: Room) -> None:
