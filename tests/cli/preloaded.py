@@ -42,7 +42,7 @@ _KNOWN = {
 }
 
 #: They start mqtool themselves, and tests look at the processes.
-_START_OTHERS = ("broker serve", "drill", "tutorial run")
+_START_OTHERS = ("broker up", "broker serve", "broker restart", "drill", "tutorial run")
 
 
 #: A shell's mqtool. It imports what is built in alone, since that is what takes time.
