@@ -8,6 +8,8 @@ from mqtool.message import Delivery
 
 #: How many deliveries to remember that were acknowledged before an earlier one.
 _EARLY = 1000
+#: Seconds for which an acknowledgement waits for those that follow it at once.
+_MOMENT = 0.002
 
 
 class Acknowledgements:
@@ -21,25 +23,36 @@ class Acknowledgements:
         self._io = io
         self._send = send
         self._waiting: deque[Delivery] = deque()
-        self._is_due = False
+        self._is_due = self._is_due_now = False
 
-    def add(self, deliveries: Sequence[Delivery]) -> None:
-        """Acknowledge deliveries. From any thread."""
+    def add(self, deliveries: Sequence[Delivery], *, more_follow: bool = False) -> None:
+        """Acknowledge deliveries. From any thread.
+
+        Args:
+            more_follow: the next ones are at hand, and these may wait for them. A quorum queue writes down each
+                acknowledgement, and does that for many as quickly as for one.
+        """
         self._waiting.extend(deliveries)
-        if self._waiting and not self._is_due:
+        if not more_follow:
+            self.flush()
+        elif not self._is_due:
             self._is_due = True
+            self._io.run_later(_MOMENT, self._send_all)
+
+    def flush(self) -> None:
+        """Send now what waits. From any thread."""
+        if self._waiting and not self._is_due_now:
+            self._is_due = self._is_due_now = True
             self._io.run(self._send_all)
 
     def _send_all(self) -> None:
-        self._is_due = False  # before the last look: what is added from here on is sent by another call
+        # Before the last look: what is added from here on is sent by another call.
+        self._is_due = self._is_due_now = False
         self._send([self._waiting.popleft() for _ in range(len(self._waiting))])
 
 
 class Tags:
-    """The delivery tags that one opening of a channel has acknowledged: from the first on, one may stand for several.
-
-    A quorum queue writes down each acknowledgement, and does that for many as quickly as for one.
-    """
+    """The delivery tags that one opening of a channel has acknowledged: one may stand for all before it."""
 
     def __init__(self) -> None:
         self._through = 0

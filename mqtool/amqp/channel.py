@@ -229,26 +229,22 @@ class Channel(Listener):
 
     def acknowledge(self, *deliveries: Delivery) -> None:
         """basic.ack of each delivery, in one write. From any thread; safe to repeat."""
-        unsettled = [delivery for delivery in deliveries if not delivery.settled]
-        for delivery in unsettled:
-            delivery.settled = True
-            for consumer in tuple(self._consumers):
-                consumer.acknowledging(delivery)
-        self._acks.add(unsettled)
+        self._acks.add(_settled(deliveries, tuple(self._consumers)))
 
     def answer(self, delivery: Delivery, reply: Message) -> None:
         """Publish a message to its own exchange and routing key, and acknowledge the delivery that it answers.
 
-        Both leave in one write. A broker handles a channel's methods in order, so a delivery that is gone has its
-        answer in a queue; wait_for_confirms() says whether it is safe there. Until it is confirmed, a reconnection
-        publishes it again.
+        Both leave in one write, a moment later if more deliveries are at hand: with their answers. A broker handles a
+        channel's methods in order, so a delivery that is gone has its answer in a queue; wait_for_confirms() says
+        whether it is safe there. Until it is confirmed, a reconnection publishes it again.
 
         Raises:
             NotConfirmed: the broker has not confirmed the answers before it for too long.
             MqtoolError: the channel was closed for good.
         """
         self._publishing.add(reply)
-        self.acknowledge(delivery)
+        more_follow = any(consumer.arrives(0) for consumer in self._consumers)
+        self._acks.add(_settled([delivery], self._consumers), more_follow=more_follow)
 
     def wait_for_confirms(self) -> None:
         """Wait until the broker has confirmed, or refused, all that was published. Raises as publish() does."""
@@ -273,6 +269,9 @@ class Channel(Listener):
         for consumer in tuple(self._consumers):
             consumer.take_in_advance(extra)
 
+    def closing(self) -> None:
+        self._acks.flush()
+
     @property
     def _epoch(self) -> int:
         return self.link.requests.epoch
@@ -290,6 +289,16 @@ class Channel(Listener):
         self.link.forget(consumer)
         if consumer in self._consumers:
             self._consumers.remove(consumer)
+
+
+def _settled(deliveries: Sequence[Delivery], consumers: Sequence[Consumer]) -> list[Delivery]:
+    """Those that were not acknowledged before, and are from now on."""
+    unsettled = [delivery for delivery in deliveries if not delivery.settled]
+    for delivery in unsettled:
+        delivery.settled = True
+        for consumer in consumers:
+            consumer.acknowledging(delivery)
+    return unsettled
 
 
 def _limits_deliveries(queue: Queue, broker: str) -> bool:

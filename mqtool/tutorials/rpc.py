@@ -49,10 +49,8 @@ def call(
     channel: Channel, queue: Queue, requests: Sequence[bytes], timeout: float, reply_queue: Queue = PRIVATE_QUEUE
 ) -> Iterator[tuple[int, Delivery]]:
     """Send all requests; yield each reply with the number of its request, from 0. TimedOut after `timeout` seconds."""
-    if reply_queue != DIRECT_REPLY_TO:
-        reply_queue = channel.declare(reply_queue)
-    # Nobody else can get a reply again, so there is nothing to acknowledge it for.
-    replies = channel.consume(reply_queue, Receiving(auto_ack=True, timeout=timeout))
+    reply_queue = reply_queue if reply_queue == DIRECT_REPLY_TO else channel.declare(reply_queue)
+    replies = channel.consume(reply_queue, Receiving(auto_ack=True, timeout=timeout))  # they are for nobody else
     waiting = {new_message_id(): number for number, _ in enumerate(requests)}
     messages = [
         Message(body, queue.name, "", {"reply_to": reply_queue.name, "correlation_id": correlation_id}, correlation_id)
