@@ -6,6 +6,7 @@ RabbitMQ is the broker at MQTOOL_URL, or the one that `mqtool broker up` has sta
 confirmed, and of 100 bytes. The aims are twice RabbitMQ's speed, and at most 300 bytes for a message.
 """
 
+import filecmp
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -40,7 +41,7 @@ def through(url: str, lines: Path, out: Path) -> Callable[[], Run]:
         fresh_classic_queue(url)
         sent = run([MQTOOL, "send", "-l", "--persistent", "-q", QUEUE, "-u", url], stdin=lines)
         received = run([MQTOOL, "receive", "--raw", "-c", str(LINES), "-q", QUEUE, "-u", url], stdout=out)
-        assert out.read_bytes() == lines.read_bytes(), "what came is not what was sent"
+        assert filecmp.cmp(out, lines, shallow=False), "what came is not what was sent"
         return Run(sent.seconds + received.seconds, max(sent.peak, received.peak))
 
     return send_and_receive

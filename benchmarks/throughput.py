@@ -3,6 +3,7 @@
 Into a quorum queue, persistent; mqtool and the pika loop are confirmed, amqp-publish waits for no confirm.
 """
 
+import filecmp
 import shutil
 import sys
 import tempfile
@@ -35,7 +36,7 @@ def measure(count: int, pairs: int) -> None:
         def receive() -> Run:
             send()
             result = run([MQTOOL, "receive", "--raw", "-c", str(count), "-q", QUEUE, "-u", URL], stdout=out)
-            assert out.read_bytes() == lines.read_bytes(), "what came is not what was sent"
+            assert filecmp.cmp(out, lines, shallow=False), "what came is not what was sent"
             return result
 
         def callback_loop() -> Run:

@@ -281,7 +281,7 @@ def test_over_amqp_a_lost_connection_is_made_good(shell: Shell, broker: TestBrok
             proxy.cut()
             shell.run(*sent, stdin=numbers(5 * cut, 5 * cut + 4))
         reader.wait_for_stdout("19\n")
-        assert reader.stderr.count("connected again to") == 3
+        wait_until(lambda: reader.stderr.count("connected again to") == 3, reader.stderr)
     assert reader.interrupt().wait().stdout == numbers(1, 19)
 
 
