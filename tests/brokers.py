@@ -22,6 +22,7 @@ from mqtool.broker.choice import STARTERS, Kind
 from mqtool.broker.state import Started, Wanted
 from mqtool.broker.waiting import connect_within
 
+IN_CI = bool(os.environ.get("CI"))
 #: For tests of what mqtool itself does, and of no reply of the broker.
 on_any_broker = pytest.mark.parametrize("broker", ["embedded"], indirect=True)
 
@@ -155,13 +156,13 @@ def own_broker(kind: Kind) -> None:
 
 def only_in_ci(why: str) -> None:
     """For a test that takes long, and whose parts others test as well."""
-    if not os.environ.get("CI"):
+    if not IN_CI:
         pytest.skip(f"{why}: only where CI is set")
 
 
 def skip_or_fail(reason: str) -> None:
     """On a laptop a missing broker skips its tests; in CI that would be a lie."""
-    if os.environ.get("CI"):
+    if IN_CI:
         pytest.fail(f"{reason}; CI must have it")
     pytest.skip(reason)
 

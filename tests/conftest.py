@@ -21,7 +21,7 @@ from mqtool.broker import ports, state
 from mqtool.broker.choice import STARTERS, Kind, starter_of
 from mqtool.broker.state import Wanted
 from mqtool.broker.waiting import connect_within
-from tests.brokers import TestBroker, from_environment, skip_or_fail
+from tests.brokers import IN_CI, TestBroker, from_environment, skip_or_fail
 from tests.cli.shell import Shell
 
 
@@ -34,7 +34,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pytest_configure(config: pytest.Config) -> None:
     gc.disable()  # collecting tests makes no garbage, and what it makes is there for good: see below
-    hypothesis.settings.register_profile("no times", deadline=None)  # a busy machine is no failure
+    # A busy machine is no failure; and CI looks more often than somebody who waits.
+    hypothesis.settings.register_profile("no times", deadline=None, max_examples=100 if IN_CI else 25)
     hypothesis.settings.load_profile("no times")
     config.addinivalue_line(
         "markers",

@@ -1,7 +1,6 @@
 """mqtool list: what rabbitmqctl tells, from where the reader is."""
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +12,7 @@ from mqtool.broker import state
 from mqtool.inspection.listing import LISTINGS
 from mqtool.message import Message
 from mqtool.topology import Queue
-from tests.brokers import TestBroker, on_any_broker, rabbitmqctl
+from tests.brokers import IN_CI, TestBroker, on_any_broker, rabbitmqctl
 from tests.cli.shell import Running, Shell, wait_until
 from tests.cli.terminal import on_terminal
 
@@ -120,7 +119,7 @@ def test_rabbitmqctl_tells_the_same(
     counts = {"name": "task_queue", "messages_unacknowledged": 2, "messages_ready": 1}
     wait_until(lambda: counts in listing("queues", *counts), "statistics")
     # Each call of rabbitmqctl takes seconds of processor time.
-    several = RABBITMQCTL.items() if os.environ.get("CI") else [*RABBITMQCTL.items()][:3]
+    several = RABBITMQCTL.items() if IN_CI else [*RABBITMQCTL.items()][:3]
     for theirs, ours in several:
         words = theirs.split()
         of_vhost = ("-p", broker.vhost) if words[0] in _OF_VHOST else ()

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mqtool.broker.embedded import EmbeddedBroker
+from tests.brokers import IN_CI
 from tests.protocol.raw_stream import DELETE, DELETE_PUBLISHER, OPEN, RawStream, string, strings, table
 
 _OK, _PRECONDITION_FAILED = 1, 17
@@ -47,7 +48,7 @@ def port() -> Iterator[int]:
         yield broker.stream_port
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150 if IN_CI else 40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(frames=_frames, is_logged_in=st.booleans())
 def test_frames_of_all_kinds(
     port: int, caplog: pytest.LogCaptureFixture, frames: list[tuple[int, int, bytes]], is_logged_in: bool
