@@ -9,7 +9,7 @@ import pytest
 
 from mqtool.broker.embedded import EmbeddedBroker
 from tests.brokers import TestBroker
-from tests.cli.shell import Shell
+from tests.cli.shell import Shell, wait_until
 
 
 @pytest.fixture
@@ -72,6 +72,7 @@ def test_serve(lonely_shell: Shell, tmp_path: Path) -> None:
     command = ("mqtool", "broker", "serve", "--port", "0", "--management-port", "0", "--print-url", "--recording")
     broker = lonely_shell.start(*command, "--ready-file", "ready", "--like", "4.3").wait_for_stdout("http://")
     url, api = broker.stdout.split()
+    wait_until((tmp_path / "ready").exists, "the ready file")
     assert (tmp_path / "ready").read_text() == broker.stdout
     lonely_shell.run("mqtool", "send", "-u", url, "Hello")
     overview: Any = TestBroker("embedded", url, api).api("GET", "overview")

@@ -15,7 +15,7 @@ from mqtool.topology import Exchange, Queue
 from mqtool.tutorials.dialects import DELAY_EXCHANGE, Dialect
 from tests.brokers import TestBroker
 from tests.cli import tutorial_scripts
-from tests.cli.shell import Result, Running, Shell
+from tests.cli.shell import Result, Running, Shell, wait_until
 
 WAITING = " [*] Waiting for messages. To exit press CTRL+C\n"
 WAITING_FOR_LOGS = " [*] Waiting for logs. To exit press CTRL+C\n"
@@ -130,7 +130,9 @@ def test_new_task_and_worker(room: Room, first: str) -> None:
         leave(scripts_worker)
         worker = room.start_mqtool("worker")
         script_asks()
-        worked = worker.wait_for_stderr("Done").interrupt().wait()
+        worker.wait_for_stdout("Hello World!")
+        wait_until(lambda: worker.stderr.count("Done") == worker.stdout.count("\n"), "the last Done")
+        worked = worker.interrupt().wait()
     else:
         script_asks()
         worked = room.mqtool("worker", "-c", "1")
