@@ -5,6 +5,7 @@ fastest way, and waits for all confirms. python -m benchmarks.streams [COUNT [PA
 """
 
 import asyncio
+import filecmp
 import os
 import subprocess
 import sys
@@ -97,7 +98,7 @@ def measure(count: int, pairs: int) -> None:
 
         def receive() -> Run:
             result = run([MQTOOL, "receive-stream", "--raw", "-q", STREAM, "-c", str(count)], stdout=out)
-            assert out.read_bytes() == lines.read_bytes(), "what came is not what was sent"
+            assert filecmp.cmp(out, lines, shallow=False), "what came is not what was sent"
             return result
 
         compare(f"send-stream -l, {count:,} lines", send, rstream_sends, "rstream send_batch", pairs)

@@ -243,8 +243,9 @@ class Channel(Listener):
             MqtoolError: the channel was closed for good.
         """
         self._publishing.add(reply)
-        more_follow = any(consumer.arrives(0) for consumer in self._consumers)
-        self._acks.add(_settled([delivery], self._consumers), more_follow=more_follow)
+        consumers = tuple(self._consumers)
+        more_follow = any(consumer.arrives(0) for consumer in consumers)
+        self._acks.add(_settled([delivery], consumers), more_follow=more_follow)
 
     def wait_for_confirms(self) -> None:
         """Wait until the broker has confirmed, or refused, all that was published. Raises as publish() does."""

@@ -112,7 +112,7 @@ def test_who_leaves_a_large_count_early_acknowledges_what_was_taken() -> None:
 
 
 def acknowledge(policy: CallerSettles, *received: int, first: int = 1) -> list[Step]:
-    """Acknowledge deliveries from the first tag on, with so many received by then."""
+    """Acknowledge deliveries, whose tags count up from `first`; `received` says how many have come each time."""
     return [policy.acknowledged(tag, count, is_current=True) for tag, count in enumerate(received, first)]
 
 
