@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mqtool.broker.embedded.in_process import EmbeddedBroker
     from mqtool.broker.embedded.replaying import replay
     from mqtool.broker.embedded.server import Settings, serve
-    from mqtool.broker.embedded.wire.tls import Tls
+    from mqtool.broker.embedded.sockets.listener import Tls
 
 __all__ = ["EmbeddedBroker", "Settings", "Tls", "replay", "serve"]
 

@@ -8,7 +8,7 @@ from mqtool.broker.embedded.model.broker import CONSUMER_TIMEOUT, DISK_FREE_LIMI
 from mqtool.broker.embedded.model.profile import DEFAULT, Like
 from mqtool.broker.embedded.process import run
 from mqtool.broker.embedded.server import DEFAULT_PORT, Settings
-from mqtool.broker.embedded.wire.tls import Tls
+from mqtool.broker.embedded.sockets.listener import Tls
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,11 +13,11 @@ from urllib.parse import quote, urlsplit
 from mqtool.broker.embedded.model.broker import CONSUMER_TIMEOUT, DISK_FREE_LIMIT
 from mqtool.broker.embedded.model.profile import DEFAULT, profile
 from mqtool.broker.embedded.server import Server, Settings, run
+from mqtool.broker.embedded.sockets.listener import Tls
 from mqtool.broker.embedded.testing.bench import Bench
 from mqtool.broker.embedded.testing.calls import Calls
 from mqtool.broker.embedded.testing.front import Faults
 from mqtool.broker.embedded.testing.questions import Questions
-from mqtool.broker.embedded.wire.tls import Tls
 
 _STARTING_SECONDS = 30.0
 T = TypeVar("T")

@@ -14,13 +14,12 @@ from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.broker import CONSUMER_TIMEOUT, DISK_FREE_LIMIT, LOW_ON_DISK, Broker
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import DEFAULT, profile
-from mqtool.broker.embedded.wire.connection import Connection
-from mqtool.broker.embedded.wire.door import Door
-from mqtool.broker.embedded.wire.tls import Tls
+from mqtool.broker.embedded.sockets.listener import Listener, Tls
+from mqtool.broker.embedded.wire.amqp_connection import Connection
 
 if TYPE_CHECKING:
     from mqtool.broker.embedded.store.disk_space import DiskSpace
-    from mqtool.broker.embedded.streaming.connection import StreamConnection
+    from mqtool.broker.embedded.streaming.stream_connection import StreamConnection
     from mqtool.broker.embedded.testing.bench import Bench
 
 log = logging.getLogger("mqtool.broker.embedded")
@@ -88,8 +87,8 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._doors: list[Door] = []
-        self._management_doors: list[Door] = []
+        self._doors: list[Listener] = []
+        self._management_doors: list[Listener] = []
         self._tls: ssl.SSLContext | None = None
         self._bench: Bench | None = None
         self._connections: set[Connection] = set()
@@ -147,16 +146,16 @@ class Server:
 
     async def _open_doors(
         self,
-        doors: list[Door],
+        doors: list[Listener],
         protocol: str,
         new_connection: Callable[[], asyncio.Protocol],
         hosts: Sequence[str],
         port: int,
     ) -> None:
         """Listen without TLS and, on the port below as RabbitMQ does, with it."""
-        each = [(protocol, Door(new_connection), port)]
+        each = [(protocol, Listener(new_connection), port)]
         if self._tls is not None:
-            each.append((_WITH_TLS[protocol], Door(new_connection, self._tls), port and port - 1))
+            each.append((_WITH_TLS[protocol], Listener(new_connection, self._tls), port and port - 1))
         for name, door, wanted in each:
             doors.append(door)
             self.broker.listeners[name] = (self._settings.host, await door.listen(hosts, wanted))
@@ -189,8 +188,8 @@ class Server:
 
     def _streams(self) -> Callable[[], asyncio.Protocol]:
         # Imported here: most brokers are never asked for streams.
-        from mqtool.broker.embedded.streaming.connection import StreamConnection
-        from mqtool.broker.embedded.streaming.single_active import Groups
+        from mqtool.broker.embedded.streaming.stream_connection import StreamConnection
+        from mqtool.broker.embedded.streaming.subscriptions import Groups
 
         connections = self._stream_connections
         groups = Groups()

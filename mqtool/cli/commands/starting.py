@@ -245,7 +245,7 @@ def serve(
     """
     from mqtool.broker.embedded.process import run  # here: other commands need no broker
     from mqtool.broker.embedded.server import Settings
-    from mqtool.broker.embedded.wire.tls import Tls
+    from mqtool.broker.embedded.sockets.listener import Tls
 
     tls = _tls(tls_cert, tls_key, tls_client_ca)
     settings = Settings(

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import commands, frame
 
-from mqtool.broker.embedded.wire.confirms import Confirms
+from mqtool.broker.embedded.wire.incoming_publishes import Confirms
 
 
 def settle(data: bytes, open_ones: dict[int, bool]) -> None:

@@ -11,11 +11,11 @@ from mqtool.broker.embedded.model.patterns import check_pattern
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
-from mqtool.broker.embedded.wire.connection import Connection
+from mqtool.broker.embedded.wire.amqp_connection import Connection
 
 if TYPE_CHECKING:
     # Most brokers have no streams, and need not import their protocol.
-    from mqtool.broker.embedded.streaming.connection import StreamConnection
+    from mqtool.broker.embedded.streaming.stream_connection import StreamConnection
 
 AnyConnection: TypeAlias = "Connection | StreamConnection"
 

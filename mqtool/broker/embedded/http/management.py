@@ -25,7 +25,7 @@ from mqtool.broker.embedded.model.errors import RESOURCE_ERROR, AmqpException
 from mqtool.broker.embedded.model.patterns import found
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
-from mqtool.broker.embedded.wire.channel import Channel
+from mqtool.broker.embedded.wire.amqp_channel import Channel
 
 if TYPE_CHECKING:
     from mqtool.broker.embedded.testing.bench import Bench

@@ -16,10 +16,10 @@ from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.stream_queue import Stream
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
-from mqtool.broker.embedded.wire.channel import Channel
-from mqtool.broker.embedded.wire.connection import Connection
+from mqtool.broker.embedded.wire.amqp_channel import Channel
+from mqtool.broker.embedded.wire.amqp_connection import Connection
+from mqtool.broker.embedded.wire.amqp_session import Session
 from mqtool.broker.embedded.wire.deliveries import Subscription
-from mqtool.broker.embedded.wire.session import Session
 from mqtool.routing.field_table import Table, Value
 
 if TYPE_CHECKING:

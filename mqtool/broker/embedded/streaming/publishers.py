@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from mqtool.broker.embedded.model.stream_filter import UNFILTERED, bits_of
 from mqtool.broker.embedded.model.stream_log import StreamLog
-from mqtool.broker.embedded.streaming.frames import Code, Fields, Key, MalformedFrame, frame, u16, u32, u64
-from mqtool.broker.embedded.streaming.session import Refused, Session, check, check_name, find_log
+from mqtool.broker.embedded.streaming.stream_frames import Code, Fields, Key, MalformedFrame, frame, u16, u32, u64
+from mqtool.broker.embedded.streaming.stream_session import Refused, Session, check, check_name, find_log
 
 # RabbitMQ stops reading when more messages of a connection wait for the disk, and goes on when no more than this do.
 _TOO_MANY = 50_000

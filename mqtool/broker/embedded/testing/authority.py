@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-from mqtool.broker.embedded.wire.tls import Tls
+from mqtool.broker.embedded.sockets.listener import Tls
 
 _SETTINGS = """\
 [req]

@@ -8,11 +8,11 @@ from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.users import Permissions
+from mqtool.broker.embedded.sockets.listener import Listener
 from mqtool.broker.embedded.testing.fault import Client, Fault, Scene
 from mqtool.broker.embedded.testing.kinds import name_of, shown
 from mqtool.broker.embedded.testing.probe import Probe
 from mqtool.broker.embedded.testing.recording import Messages, Recorded, Recording
-from mqtool.broker.embedded.wire.door import Door
 
 if TYPE_CHECKING:
     from mqtool.broker.embedded.model.stream_queue import Stream
@@ -34,7 +34,7 @@ class Bench:
     """Where a broker is tested."""
 
     def __init__(
-        self, broker: Broker, by_protocol: Sequence[Collection[Client]], doors: Sequence[Door], *, recording: bool
+        self, broker: Broker, by_protocol: Sequence[Collection[Client]], doors: Sequence[Listener], *, recording: bool
     ) -> None:
         loop = asyncio.get_running_loop()
         self._scene = Scene(broker, by_protocol, doors, loop.call_later)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, ClassVar, TypeAlias
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.virtual_host import Routing
-from mqtool.broker.embedded.wire.connection import Connection
-from mqtool.broker.embedded.wire.door import Door
+from mqtool.broker.embedded.sockets.listener import Listener
+from mqtool.broker.embedded.wire.amqp_connection import Connection
 
 if TYPE_CHECKING:
     # Most brokers have no streams, and need not import their protocol.
-    from mqtool.broker.embedded.streaming.connection import StreamConnection
+    from mqtool.broker.embedded.streaming.stream_connection import StreamConnection
 
 Client: TypeAlias = "Connection | StreamConnection"
 
@@ -29,7 +29,7 @@ class Scene:
 
     broker: Broker
     by_protocol: Sequence[Collection[Client]]
-    doors: Sequence[Door]
+    doors: Sequence[Listener]
     call_later: Callable[[float, Callable[[], object]], object]
 
     @property

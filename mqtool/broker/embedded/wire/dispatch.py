@@ -14,11 +14,11 @@ from mqtool.broker.embedded.model.errors import (
     UNEXPECTED_FRAME,
     ConnectionException,
 )
-from mqtool.broker.embedded.wire import basic_class, exchange_class, frames, queue_class, tx_class
-from mqtool.broker.embedded.wire.channel import Channel
-from mqtool.broker.embedded.wire.frame_errors import malformed
-from mqtool.broker.embedded.wire.methods import decode_method
-from mqtool.broker.embedded.wire.publishing import publish
+from mqtool.broker.embedded.wire import amqp_frames as frames
+from mqtool.broker.embedded.wire import consuming_methods, publishing_methods, topology_methods
+from mqtool.broker.embedded.wire.amqp_channel import Channel
+from mqtool.broker.embedded.wire.amqp_frames import decode_method, malformed
+from mqtool.broker.embedded.wire.publishing_methods import publish
 
 
 def take_frame(channel: Channel, kind: int, payload: bytes) -> None:  # noqa: C901 - one case per kind
@@ -43,7 +43,7 @@ def take_frame(channel: Channel, kind: int, payload: bytes) -> None:  # noqa: C9
     elif len(payload) == frames.ACK_SIZE and payload.startswith(frames.BASIC_ACK):
         channel.content.check_complete()
         tag, bits = frames.ACK_FIELDS.unpack_from(payload, 4)
-        basic_class.ack(channel, tag, multiple=bool(bits & 1))
+        consuming_methods.ack(channel, tag, multiple=bool(bits & 1))
     elif payload.startswith(frames.ACCESS_REQUEST):
         # AMQP 0-8's tickets: clients that still ask for one get one, which means nothing.
         channel.session.write(frames.method_frame(channel.number, frames.ACCESS_REQUEST_OK))
@@ -91,7 +91,7 @@ def _flow(channel: Channel, method: commands.Channel.Flow) -> None:
 
 
 def _ack(channel: Channel, method: commands.Basic.Ack) -> None:
-    basic_class.ack(channel, method.delivery_tag, multiple=method.multiple)
+    consuming_methods.ack(channel, method.delivery_tag, multiple=method.multiple)
 
 
 def _flow_ok(channel: Channel, method: Frame) -> None:
@@ -104,26 +104,26 @@ _HANDLERS: dict[type[Frame], Callable[[Channel, Any], None]] = {
     commands.Channel.Close: _close,
     commands.Channel.Flow: _flow,
     commands.Channel.FlowOk: _flow_ok,
-    commands.Exchange.Declare: exchange_class.declare,
-    commands.Exchange.Delete: exchange_class.delete,
-    commands.Exchange.Bind: exchange_class.bind,
-    commands.Exchange.Unbind: exchange_class.unbind,
-    commands.Queue.Declare: queue_class.declare,
-    commands.Queue.Bind: queue_class.bind,
-    commands.Queue.Unbind: queue_class.unbind,
-    commands.Queue.Purge: queue_class.purge,
-    commands.Queue.Delete: queue_class.delete,
-    commands.Basic.Qos: basic_class.qos,
-    commands.Basic.Consume: basic_class.consume,
-    commands.Basic.Cancel: basic_class.cancel,
-    commands.Basic.Get: basic_class.get,
+    commands.Exchange.Declare: topology_methods.exchange_declare,
+    commands.Exchange.Delete: topology_methods.exchange_delete,
+    commands.Exchange.Bind: topology_methods.exchange_bind,
+    commands.Exchange.Unbind: topology_methods.exchange_unbind,
+    commands.Queue.Declare: topology_methods.queue_declare,
+    commands.Queue.Bind: topology_methods.queue_bind,
+    commands.Queue.Unbind: topology_methods.queue_unbind,
+    commands.Queue.Purge: topology_methods.queue_purge,
+    commands.Queue.Delete: topology_methods.queue_delete,
+    commands.Basic.Qos: consuming_methods.qos,
+    commands.Basic.Consume: consuming_methods.consume,
+    commands.Basic.Cancel: consuming_methods.cancel,
+    commands.Basic.Get: consuming_methods.get,
     commands.Basic.Ack: _ack,
-    commands.Basic.Nack: basic_class.nack,
-    commands.Basic.Reject: basic_class.reject,
-    commands.Basic.Recover: basic_class.recover,
-    commands.Basic.RecoverAsync: basic_class.recover_async,
-    commands.Confirm.Select: tx_class.confirm_select,
-    commands.Tx.Select: tx_class.select,
-    commands.Tx.Commit: tx_class.commit,
-    commands.Tx.Rollback: tx_class.rollback,
+    commands.Basic.Nack: consuming_methods.nack,
+    commands.Basic.Reject: consuming_methods.reject,
+    commands.Basic.Recover: consuming_methods.recover,
+    commands.Basic.RecoverAsync: consuming_methods.recover_async,
+    commands.Confirm.Select: publishing_methods.confirm_select,
+    commands.Tx.Select: publishing_methods.tx_select,
+    commands.Tx.Commit: publishing_methods.tx_commit,
+    commands.Tx.Rollback: publishing_methods.tx_rollback,
 }

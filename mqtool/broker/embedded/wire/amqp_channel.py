@@ -1,6 +1,7 @@
 """A channel: publishing, consuming and confirming on one connection, independently of its other channels."""
 
 from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pamqp import commands
@@ -10,14 +11,12 @@ from mqtool.broker.embedded.model.errors import ChannelException, locked_queue, 
 from mqtool.broker.embedded.model.exchange import Exchange
 from mqtool.broker.embedded.model.message import Message
 from mqtool.broker.embedded.model.queue import Queue
-from mqtool.broker.embedded.model.virtual_host import VirtualHost
-from mqtool.broker.embedded.wire import frames
-from mqtool.broker.embedded.wire.confirms import Confirms
-from mqtool.broker.embedded.wire.content import Content
-from mqtool.broker.embedded.wire.deliveries import Deliveries
-from mqtool.broker.embedded.wire.methods import encode_method, short_string
-from mqtool.broker.embedded.wire.session import Session
-from mqtool.broker.embedded.wire.transaction import Transaction
+from mqtool.broker.embedded.model.virtual_host import Routing, VirtualHost
+from mqtool.broker.embedded.wire import amqp_frames as frames
+from mqtool.broker.embedded.wire.amqp_frames import encode_method, short_string
+from mqtool.broker.embedded.wire.amqp_session import Session
+from mqtool.broker.embedded.wire.deliveries import Deliveries, Delivery
+from mqtool.broker.embedded.wire.incoming_publishes import Confirms, Content
 from mqtool.routing.field_table import Table
 
 
@@ -190,3 +189,29 @@ class Channel:
             class_id=index >> 16,
             method_id=index & 0xFFFF,
         )
+
+
+class UncommittedPublish(NamedTuple):
+    """A publish that waits, in a transaction for the commit.
+
+    Attributes:
+        routing: where it goes; None for a direct reply.
+    """
+
+    message: Message
+    routing: Routing | None
+    mandatory: bool
+
+
+@dataclass
+class Transaction:
+    """Publishes and acknowledgements that wait for the commit; deliveries by their tags."""
+
+    publishes: list[UncommittedPublish] = field(default_factory=list)
+    acked: dict[int, Delivery] = field(default_factory=dict)
+    rejected: dict[int, Delivery] = field(default_factory=dict)
+    requeued: dict[int, Delivery] = field(default_factory=dict)
+
+    def deliveries(self) -> dict[int, Delivery]:
+        """Return the deliveries whose acknowledgement waits for the commit."""
+        return {**self.acked, **self.rejected, **self.requeued}

@@ -13,10 +13,10 @@ from mqtool.broker.embedded.model.errors import (
     precondition_failed,
 )
 from mqtool.broker.embedded.model.queue import Why
-from mqtool.broker.embedded.wire.channel import Channel, ReplyConsumer
+from mqtool.broker.embedded.wire.amqp_channel import Channel, ReplyConsumer
+from mqtool.broker.embedded.wire.amqp_frames import table
 from mqtool.broker.embedded.wire.deliveries import Subscription
-from mqtool.broker.embedded.wire.methods import table
-from mqtool.broker.embedded.wire.publishing import DIRECT_REPLY_TO
+from mqtool.broker.embedded.wire.publishing_methods import DIRECT_REPLY_TO
 
 
 def qos(channel: Channel, method: Basic.Qos) -> None:

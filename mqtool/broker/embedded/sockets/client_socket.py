@@ -22,7 +22,7 @@ _HANDSHAKE_SECONDS = 10.0
 _TOO_MUCH_OUT = 16 * 1024 * 1024
 
 
-class Octets(asyncio.Protocol, ABC):
+class PacedSocket(asyncio.Protocol, ABC):
     """Octets collected into frames on the way in, into one write on the way out, and kept flowing.
 
     Args:
@@ -56,7 +56,7 @@ class Octets(asyncio.Protocol, ABC):
         self._heard_at = self._sent_at = 0.0
 
     @abstractmethod
-    def take_octets(self, data: bytes) -> int:
+    def take_bytes(self, data: bytes) -> int:
         """Take all complete frames and return the number of octets in them; sets `_need` for the next one."""
 
     @abstractmethod
@@ -81,7 +81,7 @@ class Octets(asyncio.Protocol, ABC):
             data = b"".join(self._chunks)
         if len(data) >= self._need:
             try:
-                data = data[self.take_octets(data) :]
+                data = data[self.take_bytes(data) :]
             except Exception as error:
                 data = b""
                 self.failed(error)
@@ -162,7 +162,7 @@ class Octets(asyncio.Protocol, ABC):
         self.transport.close()
 
 
-class ClientSocket(Octets):
+class ClientSocket(PacedSocket):
     """A client's socket, from the handshake to the end.
 
     Args:

@@ -19,13 +19,12 @@ from mqtool.broker.embedded.model.errors import (
     precondition_failed,
 )
 from mqtool.broker.embedded.model.limits import check_channels
-from mqtool.broker.embedded.wire import frames, handshake
-from mqtool.broker.embedded.wire.channel import Channel
+from mqtool.broker.embedded.wire import amqp_frames as frames
+from mqtool.broker.embedded.wire.amqp_channel import Channel
+from mqtool.broker.embedded.wire.amqp_frames import decode_method, malformed
+from mqtool.broker.embedded.wire.amqp_session import CHANNEL_MAX, Session, receive_handshake, send_start
 from mqtool.broker.embedded.wire.dispatch import take_frame, take_frame_while_closing, unknown_frame
-from mqtool.broker.embedded.wire.frame_errors import malformed
-from mqtool.broker.embedded.wire.methods import decode_method
-from mqtool.broker.embedded.wire.publishing import publish
-from mqtool.broker.embedded.wire.session import Session
+from mqtool.broker.embedded.wire.publishing_methods import publish
 
 log = logging.getLogger("mqtool.broker.embedded")
 
@@ -46,7 +45,7 @@ class Connection(Session):
 
     def __init__(self, broker: Broker, connections: "set[Connection]") -> None:
         super().__init__(broker, connections)
-        self.channel_max = handshake.CHANNEL_MAX
+        self.channel_max = CHANNEL_MAX
         self.channels: dict[int, Channel] = {}
 
     def failed(self, error: Exception) -> None:
@@ -112,7 +111,7 @@ class Connection(Session):
         if isinstance(method, commands.Connection.Close):
             self._close_received()
         else:
-            handshake.receive(self, method)
+            receive_handshake(self, method)
         if self.state == "open":
             self.set_deadline(None)
 
@@ -157,7 +156,7 @@ class Connection(Session):
 
     def greet(self) -> None:
         """Begin the handshake."""
-        handshake.send_start(self)
+        send_start(self)
 
     # -- alarms
 

@@ -1,8 +1,15 @@
 """The methods of the queue class (section 1.7 of the 0-9-1 reference)."""
 
+from pamqp.commands import Exchange as ExchangeClass
 from pamqp.commands import Queue as QueueClass
 
-from mqtool.broker.embedded.model.arguments import check_equivalent_queue, check_queue
+from mqtool.broker.embedded.model.arguments import (
+    check_equivalent_exchange,
+    check_equivalent_queue,
+    check_exchange,
+    check_exchange_type,
+    check_queue,
+)
 from mqtool.broker.embedded.model.errors import (
     NOT_IMPLEMENTED,
     ConnectionException,
@@ -10,11 +17,12 @@ from mqtool.broker.embedded.model.errors import (
     locked_queue,
     precondition_failed,
 )
+from mqtool.broker.embedded.model.exchange import Exchange, ExchangeDeclaration
 from mqtool.broker.embedded.model.limits import check_queues
 from mqtool.broker.embedded.model.queue import Queue, QueueDeclaration
-from mqtool.broker.embedded.wire.channel import Channel
-from mqtool.broker.embedded.wire.methods import table
-from mqtool.broker.embedded.wire.publishing import DIRECT_REPLY_TO
+from mqtool.broker.embedded.wire.amqp_channel import Channel
+from mqtool.broker.embedded.wire.amqp_frames import table
+from mqtool.broker.embedded.wire.publishing_methods import DIRECT_REPLY_TO
 
 
 def without_line_ends(name: str) -> str:
@@ -22,7 +30,7 @@ def without_line_ends(name: str) -> str:
     return name.replace("\r", "").replace("\n", "")
 
 
-def declare(channel: Channel, method: QueueClass.Declare) -> None:
+def queue_declare(channel: Channel, method: QueueClass.Declare) -> None:
     """Make a queue, or check that it exists."""
     if _is_reply_queue(channel, method.queue):
         _declared(channel, method, method.queue, 0, 1)
@@ -30,7 +38,7 @@ def declare(channel: Channel, method: QueueClass.Declare) -> None:
     name = without_line_ends(method.queue)
     if method.passive and channel.vhost.profile.passive_configures:
         channel.session.rights.check("configure", "queue", name)
-    queue = channel.queue(name) if method.passive else _declare(channel, method, name)
+    queue = channel.queue(name) if method.passive else _declare_queue(channel, method, name)
     queue.touch()
     channel.last_queue = queue.name
     _declared(channel, method, queue.name, len(queue), len(queue.consumers))
@@ -47,7 +55,7 @@ def _is_reply_queue(channel: Channel, name: str) -> bool:
     return name == DIRECT_REPLY_TO or name.removeprefix(DIRECT_REPLY_TO + ".") in channel.session.broker.reply_consumers
 
 
-def _declare(channel: Channel, method: QueueClass.Declare, name: str) -> Queue:
+def _declare_queue(channel: Channel, method: QueueClass.Declare, name: str) -> Queue:
     vhost, arguments = channel.vhost, table(method.arguments)
     if name.startswith("amq."):
         raise access_refused(f"queue name '{name}' contains reserved prefix 'amq.*'")
@@ -75,12 +83,12 @@ def _declare(channel: Channel, method: QueueClass.Declare, name: str) -> Queue:
     return queue
 
 
-def bind(channel: Channel, method: QueueClass.Bind) -> None:
+def queue_bind(channel: Channel, method: QueueClass.Bind) -> None:
     """Bind a queue to an exchange."""
     name = channel.queue_name(without_line_ends(method.queue))
     exchange_name = without_line_ends(method.exchange)
     key = _routing_key(channel, method.queue, method.routing_key)
-    _check_binding(channel, name, exchange_name, key)
+    _check_queue_binding(channel, name, exchange_name, key)
     exchange = channel.exchange(exchange_name)
     queue = channel.queue(name)
     channel.vhost.bind(exchange, queue, key, table(method.arguments))
@@ -88,12 +96,12 @@ def bind(channel: Channel, method: QueueClass.Bind) -> None:
         channel.send(QueueClass.BindOk)
 
 
-def unbind(channel: Channel, method: QueueClass.Unbind) -> None:
+def queue_unbind(channel: Channel, method: QueueClass.Unbind) -> None:
     """Unbind a queue from an exchange, if it is bound."""
     name = channel.queue_name(without_line_ends(method.queue))
     exchange_name = without_line_ends(method.exchange)
     key = _routing_key(channel, method.queue, method.routing_key)
-    _check_binding(channel, name, exchange_name, key)
+    _check_queue_binding(channel, name, exchange_name, key)
     exchange, queue = channel.vhost.exchanges.get(exchange_name), channel.vhost.queues.get(name)
     if exchange is not None and queue is not None:
         channel.check_owner(queue)
@@ -106,7 +114,7 @@ def _routing_key(channel: Channel, queue: str, key: str) -> str:
     return key if queue or key else channel.queue_name("")
 
 
-def _check_binding(channel: Channel, queue: str, exchange: str, key: str) -> None:
+def _check_queue_binding(channel: Channel, queue: str, exchange: str, key: str) -> None:
     if not exchange:
         raise access_refused("operation not permitted on the default exchange")
     channel.session.rights.check("write", "queue", queue)
@@ -114,7 +122,7 @@ def _check_binding(channel: Channel, queue: str, exchange: str, key: str) -> Non
     channel.session.rights.check_topic("read", channel.vhost.exchanges.get(exchange), key)
 
 
-def purge(channel: Channel, method: QueueClass.Purge) -> None:
+def queue_purge(channel: Channel, method: QueueClass.Purge) -> None:
     """Drop the ready messages."""
     name = channel.queue_name(method.queue)
     channel.session.rights.check("read", "queue", name)
@@ -123,18 +131,18 @@ def purge(channel: Channel, method: QueueClass.Purge) -> None:
         channel.send(QueueClass.PurgeOk, message_count=count)
 
 
-def delete(channel: Channel, method: QueueClass.Delete) -> None:
+def queue_delete(channel: Channel, method: QueueClass.Delete) -> None:
     """Delete a queue, if it exists."""
     count = 0
     if not _is_reply_queue(channel, method.queue):
         name = channel.queue_name(without_line_ends(method.queue))
         channel.session.rights.check("configure", "queue", name)
-        count = _delete(channel, name, if_unused=method.if_unused, if_empty=method.if_empty)
+        count = _delete_queue(channel, name, if_unused=method.if_unused, if_empty=method.if_empty)
     if not method.nowait:
         channel.send(QueueClass.DeleteOk, message_count=count)
 
 
-def _delete(channel: Channel, name: str, *, if_unused: bool, if_empty: bool) -> int:
+def _delete_queue(channel: Channel, name: str, *, if_unused: bool, if_empty: bool) -> int:
     queue = channel.vhost.queues.get(name)
     if queue is None:
         return 0
@@ -153,3 +161,88 @@ def _delete(channel: Channel, name: str, *, if_unused: bool, if_empty: bool) -> 
     if if_unused and len(queue.consumers):
         raise precondition_failed(f"queue '{name}' in vhost '{queue.vhost}' in use")
     return channel.vhost.delete_queue(queue)
+
+
+def _not_default(name: str) -> None:
+    if not name:
+        raise access_refused("operation not permitted on the default exchange")
+
+
+def exchange_declare(channel: Channel, method: ExchangeClass.Declare) -> None:
+    """Make an exchange, or check that it exists."""
+    name = without_line_ends(method.exchange)
+    if method.passive:
+        _not_default(name)
+        if channel.vhost.profile.passive_configures:
+            channel.session.rights.check("configure", "exchange", name)
+        channel.exchange(name)
+    else:
+        _declare_exchange(channel, method, name)
+    if not method.nowait:
+        channel.send(ExchangeClass.DeclareOk)
+
+
+def _declare_exchange(channel: Channel, method: ExchangeClass.Declare, name: str) -> None:
+    vhost, kind, arguments = channel.vhost, method.exchange_type, table(method.arguments)
+    check_exchange_type(kind, vhost.profile)
+    _not_default(name)
+    channel.session.rights.check("configure", "exchange", name)
+    exchange = vhost.exchanges.get(name)
+    declared = ExchangeDeclaration(name, kind, method.durable, method.auto_delete, method.internal, arguments)
+    if exchange is None:
+        if name.startswith("amq."):
+            raise access_refused(f"exchange name '{name}' contains reserved prefix 'amq.*'")
+        check_exchange(declared, vhost.name, vhost.profile)
+        alternate = arguments.get("alternate-exchange")
+        if isinstance(alternate, str):
+            channel.session.rights.check("read", "exchange", name)
+            channel.session.rights.check("write", "exchange", alternate)
+        vhost.add_exchange(Exchange(*declared))
+    else:
+        check_equivalent_exchange(exchange, declared, vhost.name)
+
+
+def exchange_delete(channel: Channel, method: ExchangeClass.Delete) -> None:
+    """Delete an exchange, if it exists."""
+    name = without_line_ends(method.exchange)
+    _not_default(name)
+    channel.session.rights.check("configure", "exchange", name)
+    exchange = channel.vhost.exchanges.get(name)
+    if exchange is not None:
+        if exchange.predeclared:
+            raise access_refused(f"deletion of system exchange '{name}' in vhost '{channel.vhost.name}' not allowed")
+        if method.if_unused and exchange.in_use:
+            raise precondition_failed(f"exchange '{name}' in vhost '{channel.vhost.name}' in use")
+        channel.vhost.delete_exchange(exchange)
+    if not method.nowait:
+        channel.send(ExchangeClass.DeleteOk)
+
+
+def _check_exchange_binding(channel: Channel, destination: str, source: str, key: str) -> None:
+    _not_default(destination)
+    _not_default(source)
+    channel.session.rights.check("write", "exchange", destination)
+    channel.session.rights.check("read", "exchange", source)
+    channel.session.rights.check_topic("read", channel.vhost.exchanges.get(source), key)
+
+
+def exchange_bind(channel: Channel, method: ExchangeClass.Bind) -> None:
+    """Bind an exchange to another one."""
+    destination_name, source_name = without_line_ends(method.destination), without_line_ends(method.source)
+    _check_exchange_binding(channel, destination_name, source_name, method.routing_key)
+    source, destination = channel.exchange(source_name), channel.exchange(destination_name)
+    channel.vhost.bind(source, destination, method.routing_key, table(method.arguments))
+    if not method.nowait:
+        channel.send(ExchangeClass.BindOk)
+
+
+def exchange_unbind(channel: Channel, method: ExchangeClass.Unbind) -> None:
+    """Unbind an exchange from another one, if it is bound."""
+    destination_name, source_name = without_line_ends(method.destination), without_line_ends(method.source)
+    _check_exchange_binding(channel, destination_name, source_name, method.routing_key)
+    source = channel.vhost.exchanges.get(source_name)
+    destination = channel.vhost.exchanges.get(destination_name)
+    if source is not None and destination is not None:
+        channel.vhost.unbind(source, destination, method.routing_key, table(method.arguments))
+    if not method.nowait:
+        channel.send(ExchangeClass.UnbindOk)

@@ -2,20 +2,25 @@
 
 import re
 
+from pamqp.commands import Confirm, Tx
+
 from mqtool.broker.embedded.model.arguments import check_expiry
 from mqtool.broker.embedded.model.errors import (
     NOT_IMPLEMENTED,
+    RESOURCE_ERROR,
     ConnectionException,
     access_refused,
     precondition_failed,
 )
 from mqtool.broker.embedded.model.exchange import Exchange
 from mqtool.broker.embedded.model.message import Message
+from mqtool.broker.embedded.model.profile import Profile
+from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import Publication, Routing
-from mqtool.broker.embedded.wire import firehose
-from mqtool.broker.embedded.wire.channel import Channel, Route
-from mqtool.broker.embedded.wire.transaction import Pending
+from mqtool.broker.embedded.wire.amqp_channel import Channel, Route, Transaction, UncommittedPublish
+from mqtool.broker.embedded.wire.deliveries import trace_published
+from mqtool.broker.embedded.wire.incoming_publishes import Confirms
 from mqtool.routing.field_table import type_name
 
 DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
@@ -46,7 +51,7 @@ def publish(channel: Channel, message: Message) -> None:
     else:
         routing = _checked_routing(channel, message)
     if channel.transaction is not None:
-        channel.transaction.publishes.append(Pending(message, routing, mandatory))
+        channel.transaction.publishes.append(UncommittedPublish(message, routing, mandatory))
         return
     publication = perform(channel, message, routing, mandatory=mandatory)
     if channel.confirms is not None:
@@ -92,7 +97,7 @@ def _checked_routing(channel: Channel, message: Message) -> Routing | None:
         if not channel.vhost.tracing and _is_plain(message):
             channel.route = Route(session.turn, message.address, exchange, routing.queues)
     if channel.vhost.tracing:
-        firehose.published(channel.session, channel.number, message, routing)
+        trace_published(channel.session, channel.number, message, routing)
     return routing
 
 
@@ -158,3 +163,71 @@ def _reply(channel: Channel, message: Message) -> Publication:
         asking.deliver_reply(message)
     is_routed = asking is not None or not channel.vhost.profile.returns_replies
     return Publication(routed=is_routed, accepted=True, stored=False)
+
+
+def confirm_select(channel: Channel, method: Confirm.Select) -> None:
+    """Confirm each publish from now on."""
+    if channel.transaction is not None:
+        raise precondition_failed("cannot switch from tx to confirm mode")
+    if channel.confirms is None:
+        channel.confirms = Confirms()
+    if not method.nowait:
+        channel.send(Confirm.SelectOk)
+
+
+def tx_select(channel: Channel, method: Tx.Select) -> None:  # noqa: ARG001
+    """Keep publishes and acknowledgements until they are committed."""
+    if channel.confirms is not None:
+        raise precondition_failed("cannot switch from confirm to tx mode")
+    if channel.transaction is None:
+        channel.transaction = Transaction()
+    channel.send(Tx.SelectOk)
+
+
+def tx_commit(channel: Channel, method: Tx.Commit) -> None:  # noqa: ARG001
+    """Do everything that was kept; answer once it is on disk."""
+    transaction = _transaction(channel)
+    channel.transaction = Transaction()
+    stored, lost = False, None
+    for publish in transaction.publishes:
+        lost = lost or _deleted_queue(publish)
+        stored |= perform(channel, publish.message, publish.routing, mandatory=publish.mandatory).stored
+    deliveries = channel.deliveries
+    deliveries.acknowledge(transaction.acked.values())
+    deliveries.reject(transaction.rejected.values(), requeue=False)
+    deliveries.reject(transaction.requeued.values(), requeue=True)
+    if lost is not None:
+        _report_lost(lost, channel.vhost.profile)
+    if stored:
+        channel.session.broker.ledger.after_commit(lambda: channel.send(Tx.CommitOk))
+    else:
+        channel.send(Tx.CommitOk)
+
+
+def _deleted_queue(publish: UncommittedPublish) -> Queue | None:
+    """A queue that a publish was to go to, and that has been deleted since; None if there is none."""
+    queues = () if publish.routing is None else publish.routing.queues
+    return next((queue for queue in queues if queue.deleted), None)
+
+
+def _report_lost(lost: Queue, profile: Profile) -> None:
+    """Say that a commit has not reached a queue, as this version does."""
+    if profile.lost_commit == "channel":
+        raise precondition_failed("partial tx completion")
+    if profile.lost_commit == "connection":
+        resource = f'{{resource,<<"{lost.vhost}">>,queue,<<"{lost.name}">>}}'
+        what = f"failed to deliver message: {{not_found,\n{' ' * 31}{resource}}}"
+        raise ConnectionException(RESOURCE_ERROR, what)
+
+
+def tx_rollback(channel: Channel, method: Tx.Rollback) -> None:  # noqa: ARG001
+    """Forget everything that was kept; deliveries are unacknowledged again."""
+    channel.deliveries.put_back(_transaction(channel).deliveries())
+    channel.transaction = Transaction()
+    channel.send(Tx.RollbackOk)
+
+
+def _transaction(channel: Channel) -> Transaction:
+    if channel.transaction is None:
+        raise precondition_failed("channel is not transactional")
+    return channel.transaction

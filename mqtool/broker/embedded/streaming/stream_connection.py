@@ -8,8 +8,9 @@ from typing import Any
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.errors import ConnectionException
 from mqtool.broker.embedded.model.stream_log import StreamLog
-from mqtool.broker.embedded.streaming import handshake, streams, super_streams, versions
-from mqtool.broker.embedded.streaming.frames import (
+from mqtool.broker.embedded.streaming import stream_requests
+from mqtool.broker.embedded.streaming.publishers import Publishers
+from mqtool.broker.embedded.streaming.stream_frames import (
     FRAME_MAX,
     HEAD,
     Code,
@@ -21,10 +22,8 @@ from mqtool.broker.embedded.streaming.frames import (
     u16,
     u32,
 )
-from mqtool.broker.embedded.streaming.publishers import Publishers
-from mqtool.broker.embedded.streaming.session import Refused, Session
-from mqtool.broker.embedded.streaming.single_active import Groups
-from mqtool.broker.embedded.streaming.subscriptions import Subscriptions
+from mqtool.broker.embedded.streaming.stream_session import Refused, Session, exchange_versions, receive_handshake
+from mqtool.broker.embedded.streaming.subscriptions import Groups, Subscriptions
 
 log = logging.getLogger("mqtool.broker.embedded")
 
@@ -55,7 +54,7 @@ class StreamConnection(Session):
 
     # -- frames in
 
-    def take_octets(self, data: bytes) -> int:
+    def take_bytes(self, data: bytes) -> int:
         """Take all complete frames and return the number of octets in them."""
         position = 0
         self._need = HEAD.size
@@ -100,7 +99,7 @@ class StreamConnection(Session):
         elif version != 1:
             raise MalformedFrame
         else:
-            handshake.receive(self, key, Fields(body))
+            receive_handshake(self, key, Fields(body))
             if self.is_open:
                 self.set_deadline(None)
 
@@ -122,7 +121,7 @@ class StreamConnection(Session):
             self.subscriptions.give_credit(fields)
         elif key == Key.STORE_OFFSET:
             try:
-                streams.store_offset(self, fields)
+                stream_requests.store_offset(self, fields)
             except Refused as refused:
                 log.warning("stream connection %s: cannot store an offset: %s", self.name, refused)
         elif key == _CONSUMER_UPDATE_ANSWER:
@@ -243,15 +242,15 @@ _REQUESTS: dict[int, Callable[[StreamConnection, Fields, int], None]] = {
     Key.DELETE_PUBLISHER: lambda connection, *rest: connection.publishers.delete(*rest),
     Key.SUBSCRIBE: lambda connection, *rest: connection.subscriptions.subscribe(*rest),
     Key.UNSUBSCRIBE: lambda connection, *rest: connection.subscriptions.unsubscribe(*rest),
-    Key.QUERY_OFFSET: streams.query_offset,
-    Key.CREATE: streams.create,
-    Key.DELETE: streams.delete,
-    Key.METADATA: streams.metadata,
-    Key.STREAM_STATS: streams.stats,
-    Key.ROUTE: super_streams.route,
-    Key.PARTITIONS: super_streams.partitions,
-    Key.CREATE_SUPER_STREAM: super_streams.create,
-    Key.DELETE_SUPER_STREAM: super_streams.delete,
-    Key.EXCHANGE_COMMAND_VERSIONS: versions.exchange,
+    Key.QUERY_OFFSET: stream_requests.query_offset,
+    Key.CREATE: stream_requests.create,
+    Key.DELETE: stream_requests.delete,
+    Key.METADATA: stream_requests.metadata,
+    Key.STREAM_STATS: stream_requests.stats,
+    Key.ROUTE: stream_requests.route,
+    Key.PARTITIONS: stream_requests.partitions,
+    Key.CREATE_SUPER_STREAM: stream_requests.create_super_stream,
+    Key.DELETE_SUPER_STREAM: stream_requests.delete_super_stream,
+    Key.EXCHANGE_COMMAND_VERSIONS: exchange_versions,
     Key.CLOSE: StreamConnection.close_asked,
 }

@@ -1,0 +1,1 @@
+"""What all protocols of the embedded broker need of a socket: listening, TLS, pacing, heartbeats and deadlines."""

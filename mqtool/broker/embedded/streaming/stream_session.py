@@ -1,0 +1,227 @@
+"""What the parts of a connection need of it, so that they need not know the connection itself."""
+
+from abc import abstractmethod
+from collections.abc import MutableSet
+from typing import Any
+
+from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.errors import ChannelException
+from mqtool.broker.embedded.model.identity import identity
+from mqtool.broker.embedded.model.rights import Rights
+from mqtool.broker.embedded.model.stream_log import StreamLog
+from mqtool.broker.embedded.model.stream_queue import Stream
+from mqtool.broker.embedded.model.users import User
+from mqtool.broker.embedded.sockets.client_socket import ClientSocket
+from mqtool.broker.embedded.streaming.stream_frames import (
+    FRAME_MAX,
+    HEAD,
+    Code,
+    Fields,
+    Key,
+    MalformedFrame,
+    answer,
+    frame,
+    strings,
+    table,
+    u16,
+    u32,
+)
+
+
+class Session(ClientSocket):
+    """What the parts of a connection need of it, so that they need not know the connection itself.
+
+    Attributes:
+        deliver_version: the version of deliver that the client takes.
+    """
+
+    protocol = "stream"
+    enough_out = 512 * 1024
+    heartbeat_frame = frame(Key.HEARTBEAT)
+
+    def __init__(self, broker: Broker, connections: MutableSet[Any]) -> None:
+        super().__init__(broker, connections, "start", HEAD.size)
+        self.deliver_version = 1
+
+    @property
+    def advertised(self) -> tuple[str, int]:
+        """Host and port that the client finds streams at: those that it has come to."""
+        return self.local
+
+    def answer(self, key: Key, correlation: int, code: Code = Code.OK, rest: bytes = b"") -> None:
+        """Answer a request."""
+        self.write(answer(key, correlation, code, rest))
+
+    @abstractmethod
+    def watch(self, stream: str, log: StreamLog) -> None:
+        """Notice from now on what becomes of a stream."""
+
+
+class Refused(Exception):
+    """A request is refused.
+
+    Attributes:
+        code: why.
+        rest: what follows the code in the answer.
+    """
+
+    def __init__(self, code: Code, rest: bytes = b"") -> None:
+        super().__init__(code.name)
+        self.code = code
+        self.rest = rest
+
+
+def check(session: Session, what: str, kind: str, name: str, rest: bytes = b"") -> None:
+    """Check that the user may `configure`, `write` or `read` a `queue` or an `exchange`.
+
+    Raises:
+        Refused: they may not.
+    """
+    try:
+        session.rights.check(what, kind, name)
+    except ChannelException as error:
+        raise Refused(Code.ACCESS_REFUSED, rest) from error
+
+
+def check_name(name: str) -> None:
+    """Check the name of a producer or a consumer: at most 255 octets.
+
+    Raises:
+        Refused: it is too long.
+    """
+    if len(name.encode(errors="surrogateescape")) > 255:
+        raise Refused(Code.PRECONDITION_FAILED)
+
+
+def find_log(session: Session, stream: str, rest: bytes = b"") -> StreamLog:
+    """Return the log of a stream.
+
+    Raises:
+        Refused: there is no such stream.
+    """
+    queue = session.vhost.queues.get(stream)
+    if not isinstance(queue, Stream):
+        raise Refused(Code.STREAM_DOES_NOT_EXIST, rest)
+    return queue.log
+
+
+HEARTBEAT = 60
+"""What the broker proposes, in seconds."""
+
+_MECHANISM = "PLAIN"
+_TUNE_ANSWER = Key.TUNE | 0x8000
+
+
+def receive_handshake(connection: Session, key: int, fields: Fields) -> None:
+    """Take the next frame of a handshake.
+
+    Raises:
+        MalformedFrame: it is malformed, or out of turn.
+    """
+    if key in (Key.TUNE, _TUNE_ANSWER):
+        _tune(connection, fields)
+        return
+    correlation = fields.number(4)
+    match connection.state, key:
+        case "start", Key.PEER_PROPERTIES:
+            connection.client_properties = {**fields.table()}
+            profile = connection.broker.profile
+            properties = {**identity(profile), "version": profile.stream_version or profile.version}
+            connection.answer(Key.PEER_PROPERTIES, correlation, rest=table(properties))
+        case "start", Key.SASL_HANDSHAKE:
+            connection.answer(Key.SASL_HANDSHAKE, correlation, rest=strings([_MECHANISM]))
+            connection.state = "login"
+        case "login", Key.SASL_AUTHENTICATE:
+            _authenticate(connection, fields, correlation)
+        case "opening", Key.OPEN:
+            _open_vhost(connection, fields, correlation)
+        case _:
+            raise MalformedFrame
+    fields.end()
+
+
+def _authenticate(connection: Session, fields: Fields, correlation: int) -> None:
+    mechanism, secret = fields.string(), fields.octets()
+    code, user = _login(connection, mechanism, secret)
+    connection.answer(Key.SASL_AUTHENTICATE, correlation, code)
+    if user is None:
+        connection.hang_up()
+        return
+    connection.user = user
+    connection.state = "tune"
+    connection.write(frame(Key.TUNE, u32(FRAME_MAX) + u32(HEARTBEAT)))
+
+
+def _login(connection: Session, mechanism: str, secret: bytes) -> tuple[Code, User | None]:
+    if mechanism != _MECHANISM:
+        return Code.SASL_MECHANISM_NOT_SUPPORTED, None
+    parts = secret.split(b"\0")
+    if len(parts) != 3:
+        return Code.SASL_ERROR, None
+    name, password = (part.decode(errors="surrogateescape") for part in parts[1:])
+    # The password first: who does not know it learns nothing.
+    user = connection.broker.authenticate(name, password, from_loopback=True)
+    if user is None:
+        return Code.AUTHENTICATION_FAILURE, None
+    if name in connection.broker.loopback_users and not connection.from_loopback:
+        return Code.AUTHENTICATION_FAILURE_LOOPBACK, None
+    return Code.OK, user
+
+
+def _tune(connection: Session, fields: Fields) -> None:
+    _frame_max, heartbeat = fields.number(4), fields.number(4)
+    fields.end()
+    if connection.state != "tune":
+        raise MalformedFrame
+    connection.state = "opening"
+    # Chunks go out as they were written: RabbitMQ does not cut them to the limit of the client either.
+    connection.start_heartbeats(heartbeat)
+
+
+def _open_vhost(connection: Session, fields: Fields, correlation: int) -> None:
+    name = fields.string()
+    vhost = connection.broker.vhosts.get(name)
+    if vhost is None or name not in connection.user.permissions:
+        connection.answer(Key.OPEN, correlation, Code.VHOST_ACCESS_FAILURE)
+        connection.hang_up()
+        return
+    connection.vhost = vhost
+    connection.rights = Rights(connection.broker, connection.user.name, name)
+    connection.state = "open"
+    host, port = connection.advertised
+    connection.answer(Key.OPEN, correlation, rest=table({"advertised_host": host, "advertised_port": str(port)}))
+
+
+# In RabbitMQ's order: some clients go by the place in the list.
+_COMMANDS = (
+    Key.DECLARE_PUBLISHER,
+    Key.PUBLISH,
+    Key.QUERY_PUBLISHER_SEQUENCE,
+    Key.DELETE_PUBLISHER,
+    Key.SUBSCRIBE,
+    Key.CREDIT,
+    Key.STORE_OFFSET,
+    Key.QUERY_OFFSET,
+    Key.UNSUBSCRIBE,
+    Key.CREATE,
+    Key.DELETE,
+    Key.METADATA,
+    Key.CLOSE,
+    Key.HEARTBEAT,
+    Key.ROUTE,
+    Key.PARTITIONS,
+    Key.STREAM_STATS,
+    Key.CREATE_SUPER_STREAM,
+    Key.DELETE_SUPER_STREAM,
+)
+
+
+def exchange_versions(session: Session, fields: Fields, correlation: int) -> None:
+    """Tell each other which versions of which commands there are."""
+    for _ in range(fields.number(4)):
+        key, _lowest, highest = fields.number(2), fields.number(2), fields.number(2)
+        if key == Key.DELIVER and highest >= 2:
+            session.deliver_version = 2
+    fields.end()
+    commands = (u16(key) + u16(1) + u16(2 if key is Key.PUBLISH else 1) for key in _COMMANDS)
+    session.answer(Key.EXCHANGE_COMMAND_VERSIONS, correlation, rest=u32(len(_COMMANDS)) + b"".join(commands))

@@ -1,0 +1,234 @@
+"""Frames on the wire (section 4.2.3), and encoders for the few that make up most of the traffic.
+
+basic.deliver and basic.get-ok are put together here rather than by the general encoder, which is far slower.
+"""
+
+import struct
+from typing import Any
+
+from pamqp import commands
+from pamqp.base import Frame
+
+from mqtool.broker.embedded.model.errors import COMMAND_INVALID, FRAME_ERROR, ConnectionException
+from mqtool.broker.embedded.model.message import Message
+from mqtool.routing.field_table import Table, decode_table, encode_table
+
+METHOD = 1
+HEADER = 2
+BODY = 3
+HEARTBEAT = 8
+FRAME_END = b"\xce"
+FRAME_OVERHEAD = 8
+"""The octets of a frame that are not payload: type, channel, size and end."""
+
+PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
+HEARTBEAT_FRAME = b"\x08\x00\x00\x00\x00\x00\x00\xce"
+
+FRAME_HEADER = struct.Struct(">BHI")
+BETWEEN = struct.Struct(">BBHI")
+"""The end of a frame, and the head of the next: type, channel and size."""
+
+BASIC_PUBLISH = b"\x00\x3c\x00\x28"
+BASIC_ACK = b"\x00\x3c\x00\x50"
+ACCESS_REQUEST = b"\x00\x1e\x00\x0a"
+ACCESS_REQUEST_OK = b"\x00\x1e\x00\x0b\x00\x01"
+CONNECTION_CLOSE_OK = b"\x00\x0a\x00\x33"
+CHANNEL_CLOSE = b"\x00\x14\x00\x28"
+CHANNEL_CLOSE_OK = b"\x00\x14\x00\x29"
+ACK_SIZE = 13
+ACK_FIELDS = struct.Struct(">QB")
+_DELIVER = b"\x00\x3c\x00\x3c"
+_GET_OK = b"\x00\x3c\x00\x47"
+_RETURN = b"\x00\x3c\x00\x32"
+_ACK_FRAME = struct.Struct(">BHIHHQBB")
+_TAG = struct.Struct(">QB")
+
+
+def method_frame(channel: int, payload: bytes) -> bytes:
+    """Return a method frame around an encoded method."""
+    return FRAME_HEADER.pack(METHOD, channel, len(payload)) + payload + FRAME_END
+
+
+def _content(channel: int, method: bytes, message: Message, frame_max: int) -> bytes:
+    """A method that carries content: its frame, the header's and the body's, each at most `frame_max` bytes."""
+    header, body = message.header.raw, message.body
+    parts = [
+        FRAME_HEADER.pack(METHOD, channel, len(method)),
+        method,
+        BETWEEN.pack(0xCE, HEADER, channel, len(header)),
+        header,
+    ]
+    size, most = len(body), frame_max - FRAME_OVERHEAD
+    if 0 < size <= most:
+        parts += (BETWEEN.pack(0xCE, BODY, channel, size), body)
+    else:
+        for start in range(0, size, most):
+            chunk = body[start : start + most]
+            parts += (BETWEEN.pack(0xCE, BODY, channel, len(chunk)), chunk)
+    parts.append(FRAME_END)
+    return b"".join(parts)
+
+
+def deliver(
+    channel: int, consumer_tag: bytes, delivery_tag: int, message: Message, frame_max: int, *, redelivered: bool
+) -> bytes:
+    """basic.deliver with its content; `consumer_tag` is an encoded short string."""
+    method = _DELIVER + consumer_tag + _TAG.pack(delivery_tag, redelivered) + message.address
+    return _content(channel, method, message, frame_max)
+
+
+def get_ok(
+    channel: int, delivery_tag: int, message: Message, message_count: int, frame_max: int, *, redelivered: bool
+) -> bytes:
+    """basic.get-ok with its content; `message_count` is the number left in the queue."""
+    method = _GET_OK + _TAG.pack(delivery_tag, redelivered) + message.address + message_count.to_bytes(4)
+    return _content(channel, method, message, frame_max)
+
+
+def returned(channel: int, code: int, text: str, message: Message, frame_max: int) -> bytes:
+    """basic.return with its content."""
+    raw = text.encode()
+    method = _RETURN + code.to_bytes(2) + bytes([len(raw)]) + raw + message.address
+    return _content(channel, method, message, frame_max)
+
+
+def ack(channel: int, delivery_tag: int, *, multiple: bool) -> bytes:
+    """basic.ack, the broker's confirm."""
+    return _ACK_FRAME.pack(METHOD, channel, 13, 60, 80, delivery_tag, multiple, 0xCE)
+
+
+def nack(channel: int, delivery_tag: int) -> bytes:
+    """basic.nack, the broker's refusal of one publish."""
+    return _ACK_FRAME.pack(METHOD, channel, 13, 60, 120, delivery_tag, 0, 0xCE)
+
+
+def frame_error(what: str) -> ConnectionException:
+    """501: not a valid frame, or not a valid method in it."""
+    return ConnectionException(FRAME_ERROR, what)
+
+
+def malformed(code: int, kind: int, payload: bytes, what: str = "") -> ConnectionException:
+    """A frame of this type that is not valid here."""
+    shown = "all octets" if len(payload) <= 16 else "first 16 octets"
+    text = f"type {kind}, {shown} = {_erlang(payload[:16])}"
+    return ConnectionException(code, f"{text}: {what}" if what else text)
+
+
+def _erlang(octets: bytes) -> str:
+    """Octets as Erlang prints a binary: as text if all of it is printable."""
+    text = octets.decode("latin-1")
+    if octets and all(letter.isprintable() for letter in text) and '"' not in text:
+        return f'<<"{text}">>'
+    return f"<<{','.join(map(str, octets))}>>"
+
+
+_FIXED = {
+    "octet": struct.Struct(">B"),
+    "short": struct.Struct(">H"),
+    "long": struct.Struct(">I"),
+    "longlong": struct.Struct(">Q"),
+}
+_SIZE = struct.Struct(">I")
+# Any: pamqp annotates the values of its mapping as bare types.
+_METHODS: dict[int, Any] = dict(commands.INDEX_MAPPING)
+_FIELDS: dict[type[Frame], list[tuple[str, str]]] = {
+    method: [(name, method.amqp_type(name)) for name in method.__slots__] for method in _METHODS.values()
+}
+_DEFAULTS: dict[str, object] = {"bit": False, "shortstr": "", "longstr": "", "table": {}}
+
+
+def decode_method(payload: bytes) -> Frame:
+    """Decode the payload of a method frame.
+
+    Raises:
+        ConnectionException: 503 for an unknown method, 501 for one that cannot be decoded.
+    """
+    if len(payload) < 4:
+        raise malformed(FRAME_ERROR, 1, payload, "unknown_frame")
+    index = _SIZE.unpack_from(payload)[0]
+    kind = _METHODS.get(index)
+    if kind is None:
+        raise ConnectionException(COMMAND_INVALID, f"unknown method {index >> 16},{index & 0xFFFF}")
+    method: Frame = kind.__new__(kind)
+    try:
+        if _decode_fields(method, payload) != len(payload):
+            raise ValueError("octets after the last field")
+    except (struct.error, IndexError, ValueError) as error:
+        raise frame_error(f"cannot decode <<{','.join(map(str, payload[4:]))}>>") from error
+    return method
+
+
+def _decode_fields(method: Frame, payload: bytes) -> int:
+    """Set the fields and return the offset after the last one."""
+    offset, bit = 4, 8
+    for name, kind in _FIELDS[type(method)]:
+        if kind == "bit":
+            # Successive bits share an octet (section 4.2.5.2).
+            if bit == 8:
+                octet, bit, offset = payload[offset], 0, offset + 1
+            setattr(method, name, bool(octet >> bit & 1))
+            bit += 1
+            continue
+        bit = 8
+        value, offset = _decode_field(kind, payload, offset)
+        setattr(method, name, value)
+    return offset
+
+
+def _decode_field(kind: str, payload: bytes, offset: int) -> tuple[Any, int]:
+    fixed = _FIXED.get(kind)
+    if fixed is not None:
+        return fixed.unpack_from(payload, offset)[0], offset + fixed.size
+    if kind == "table":
+        return decode_table(payload, offset)
+    if kind == "shortstr":
+        start, size = offset + 1, payload[offset]
+    else:
+        start, size = offset + 4, _SIZE.unpack_from(payload, offset)[0]
+    if start + size > len(payload):
+        raise ValueError("string cut short")
+    raw = payload[start : start + size]
+    # connection.start-ok's response may hold any octets; everything else is text.
+    return raw.decode(errors="surrogateescape"), start + size
+
+
+def table(value: object) -> Table:
+    """Return a field of a decoded method that is a table; pamqp annotates it with types of its own decoder."""
+    return value if isinstance(value, dict) else {}
+
+
+def encode_method(kind: type[Frame], **fields: str | int | bool | Table) -> bytes:
+    """Return the payload of a method frame; fields left out have their empty value."""
+    parts = [_SIZE.pack(kind.index)]
+    octet, bit = 0, 0
+    for name, amqp_type in _FIELDS[kind]:
+        value = fields.get(name, _DEFAULTS.get(amqp_type, 0))
+        if amqp_type == "bit":
+            octet |= bool(value) << bit
+            bit += 1
+            continue
+        if bit:
+            parts.append(bytes([octet]))
+            octet, bit = 0, 0
+        parts.append(_encode_field(amqp_type, value))
+    if bit:
+        parts.append(bytes([octet]))
+    return b"".join(parts)
+
+
+def _encode_field(kind: str, value: Any) -> bytes:
+    fixed = _FIXED.get(kind)
+    if fixed is not None:
+        return fixed.pack(value)
+    if kind == "table":
+        return encode_table(value)
+    if kind == "shortstr":
+        return short_string(value)
+    raw: bytes = value.encode(errors="surrogateescape")
+    return _SIZE.pack(len(raw)) + raw
+
+
+def short_string(value: str) -> bytes:
+    """Encode a short string."""
+    raw = value.encode(errors="surrogateescape")
+    return bytes([len(raw)]) + raw

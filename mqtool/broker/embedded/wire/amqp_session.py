@@ -1,0 +1,296 @@
+"""A connection of AMQP 0-9-1 as its parts know it: octets are cut into frames, and what is sent collected."""
+
+from abc import abstractmethod
+from collections.abc import MutableSet
+from typing import Any, Protocol
+
+from pamqp.base import Frame
+from pamqp.commands import Connection as ConnectionClass
+
+from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.errors import (
+    ACCESS_REFUSED,
+    COMMAND_INVALID,
+    FRAME_ERROR,
+    NOT_ALLOWED,
+    SYNTAX_ERROR,
+    ConnectionException,
+)
+from mqtool.broker.embedded.model.identity import identity
+from mqtool.broker.embedded.model.limits import check_connections
+from mqtool.broker.embedded.model.profile import Profile
+from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.rights import Rights
+from mqtool.broker.embedded.sockets.client_socket import ClientSocket
+from mqtool.broker.embedded.wire import amqp_frames as frames
+from mqtool.broker.embedded.wire.amqp_frames import encode_method, malformed, table
+from mqtool.routing.field_table import Table, decode_table
+
+FRAME_MAX = 131_072
+"""The largest frame, in bytes, that the broker agrees to."""
+
+# Type, channel and size: enough to see that a frame is too large before the rest has come.
+_FRAME_HEAD = 7
+
+
+class Confirming(Protocol):
+    """What a connection needs of a channel that has confirms to send."""
+
+    def write_confirms(self) -> None:
+        """Send the confirms that are due."""
+
+
+class Session(ClientSocket):
+    """What the parts of a connection need of it, so that they need not know the connection itself.
+
+    Attributes:
+        frame_max: the largest frame, in bytes, as negotiated.
+        channel_max: the highest channel number, as negotiated.
+        starving: queues to pump once it is writable.
+        exclusive_queues: the queues that go with the connection.
+        turn: counts what may have changed where messages go: each read, and each frame that is not of a publish.
+    """
+
+    enough_out = 256 * 1024
+    heartbeat_frame = frames.HEARTBEAT_FRAME
+    channel_max: int
+
+    def __init__(self, broker: Broker, connections: MutableSet[Any]) -> None:
+        super().__init__(broker, connections, "header", len(frames.PROTOCOL_HEADER))
+        self.frame_max = FRAME_MAX
+        self.starving: dict[Queue, None] = {}
+        self.exclusive_queues: set[Queue] = set()
+        self.turn = 0
+        self._confirming: dict[Confirming, None] = {}
+
+    @abstractmethod
+    def greet(self) -> None:
+        """Begin the handshake: the client speaks AMQP 0-9-1."""
+
+    @abstractmethod
+    def receive(self, kind: int, number: int, payload: bytes) -> None:
+        """Take a frame.
+
+        Raises:
+            ConnectionException: the connection must be closed.
+        """
+
+    @abstractmethod
+    def receive_publish(self, number: int, data: bytes, start: int, end: int) -> int:
+        """Take a whole publish whose method is in `data[start:end]`; returns where it ends, 0 if it is not whole."""
+
+    @abstractmethod
+    def block(self) -> None:
+        """Read no more from a client that publishes, as long as there is an alarm."""
+
+    @abstractmethod
+    def let_go(self, number: int) -> None:
+        """Forget a channel."""
+
+    def take_bytes(self, data: bytes) -> int:
+        """Take all complete frames and return the number of octets in them."""
+        offset = 0
+        self.turn += 1
+        if self.state == "header":
+            if data[:8] != frames.PROTOCOL_HEADER:
+                self._refuse_protocol()
+                return len(data)
+            offset = 8
+            self.state = "start"
+            self.greet()
+        size = len(data)
+        unpack = frames.FRAME_HEADER.unpack_from
+        while size - offset >= _FRAME_HEAD:
+            kind, number, length = unpack(data, offset)
+            # RabbitMQ puts up with a payload that leaves no room for the frame around it.
+            if length > self.frame_max:
+                limit = self.frame_max - frames.FRAME_OVERHEAD
+                raise malformed(FRAME_ERROR, kind, b"", f"{{frame_too_large,{length},{limit}}}")
+            start = offset + 7
+            end = start + length
+            if end >= size:
+                self._need = length + frames.FRAME_OVERHEAD
+                return offset
+            if data[end] != 0xCE:
+                raise malformed(FRAME_ERROR, kind, data[start:end], f"{{invalid_frame_end_marker,{data[end]}}}")
+            if self.state == "closed":
+                return size
+            if kind == frames.METHOD and data.startswith(frames.BASIC_PUBLISH, start):
+                after = self.receive_publish(number, data, start, end)
+                if after:
+                    offset = after
+                    continue
+            self.turn += 1
+            self.receive(kind, number, data[start:end])
+            offset = end + 1
+        self._need = _FRAME_HEAD
+        return offset
+
+    def _refuse_protocol(self) -> None:
+        """Tell a client that does not speak AMQP 0-9-1 that this is required, and hang up (section 4.2.2)."""
+        self.write(self.broker.profile.first_choice)
+        self.hang_up()
+
+    def confirm_soon(self, channel: Confirming) -> None:
+        """Send a channel's confirms at the end of this turn of the loop."""
+        self._confirming[channel] = None
+        self.flush_soon()
+
+    def before_flush(self) -> None:
+        """Write the confirms that are due."""
+        for channel in self._confirming:
+            channel.write_confirms()
+        self._confirming.clear()
+
+    def may_send(self) -> None:
+        """Send consumers more: the client has caught up."""
+        starving, self.starving = self.starving, {}
+        for queue in starving:
+            if not queue.deleted:
+                queue.pump()
+
+    def send(self, kind: type[Frame], **fields: str | int | bool | Table) -> None:
+        """Send a method of the connection class."""
+        self.write(frames.method_frame(0, encode_method(kind, **fields)))
+
+    def capability(self, name: str) -> bool:
+        """Whether the client said that it supports something."""
+        capabilities = self.client_properties.get("capabilities")
+        return isinstance(capabilities, dict) and capabilities.get(name) is True
+
+
+CHANNEL_MAX = 2047
+HEARTBEAT = 60
+"""What the broker proposes (channels, seconds)."""
+
+
+def server_properties(profile: Profile) -> Table:
+    """Say who the broker is, and what it can do."""
+    return {
+        "capabilities": {
+            "publisher_confirms": True,
+            "exchange_exchange_bindings": True,
+            "basic.nack": True,
+            "consumer_cancel_notify": True,
+            "connection.blocked": True,
+            "consumer_priorities": True,
+            "authentication_failure_close": True,
+            "per_consumer_qos": True,
+            "direct_reply_to": True,
+        },
+        **identity(profile),
+    }
+
+
+def send_start(connection: Session) -> None:
+    """Say who we are and how to log in."""
+    connection.send(
+        ConnectionClass.Start,
+        version_major=0,
+        version_minor=9,
+        server_properties=server_properties(connection.broker.profile),
+        mechanisms="PLAIN AMQPLAIN",
+        locales="en_US",
+    )
+
+
+def receive_handshake(connection: Session, method: Frame) -> None:
+    """Take the next method of a handshake.
+
+    Raises:
+        ConnectionException: the login is refused, or the method is out of turn.
+    """
+    match connection.state, method:
+        case "start", ConnectionClass.StartOk():
+            _start_ok(connection, method)
+        case "tune", ConnectionClass.TuneOk():
+            _tune_ok(connection, method)
+        case "opening", ConnectionClass.Open():
+            _open_vhost(connection, method)
+        case _:
+            raise ConnectionException(COMMAND_INVALID, f"unexpected method in connection state {connection.state}")
+
+
+def _start_ok(connection: Session, method: ConnectionClass.StartOk) -> None:
+    connection.client_properties = table(method.client_properties)
+    mechanism = method.mechanism
+    if mechanism not in ("PLAIN", "AMQPLAIN"):
+        raise ConnectionException(COMMAND_INVALID, f"unknown authentication mechanism '{mechanism}'")
+    response = method.response.encode(errors="surrogateescape")
+    name, password = _plain(response) if mechanism == "PLAIN" else _amqplain(response)
+    user = connection.broker.authenticate(name, password, from_loopback=connection.from_loopback)
+    if user is None:
+        _refuse(connection, mechanism)
+        return
+    connection.user = user
+    connection.state = "tune"
+    connection.send(ConnectionClass.Tune, channel_max=CHANNEL_MAX, frame_max=FRAME_MAX, heartbeat=HEARTBEAT)
+
+
+def _refuse(connection: Session, mechanism: str) -> None:
+    """Tell clients that understand it why; close the socket of others."""
+    if connection.capability("authentication_failure_close"):
+        raise ConnectionException(
+            ACCESS_REFUSED,
+            f"Login was refused using authentication mechanism {mechanism}. For details see the broker logfile.",
+        )
+    connection.hang_up()
+
+
+def _plain(response: bytes) -> tuple[str, str]:
+    """User and password from RFC 4616's form; an authorization identity in front is allowed and ignored."""
+    parts = response.split(b"\0")
+    if len(parts) != 3:
+        raise ConnectionException(SYNTAX_ERROR, "response to PLAIN is not two strings behind zero octets")
+    return _text(parts[1]), _text(parts[2])
+
+
+def _amqplain(response: bytes) -> tuple[str, str]:
+    """User and password from a field table without its length."""
+    try:
+        table = decode_table(len(response).to_bytes(4) + response)[0]
+    except ValueError as error:
+        raise ConnectionException(SYNTAX_ERROR, f"response to AMQPLAIN is not a field table: {error}") from error
+    login, password = table.get("LOGIN"), table.get("PASSWORD")
+    if not isinstance(login, str) or not isinstance(password, str):
+        raise ConnectionException(SYNTAX_ERROR, "AMQPLAIN auth info is missing LOGIN or PASSWORD field")
+    return login, password
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="surrogateescape")
+
+
+def _tune_ok(connection: Session, method: ConnectionClass.TuneOk) -> None:
+    frame_max = method.frame_max
+    _check_limit("channel_max", method.channel_max, CHANNEL_MAX, 1)
+    _check_limit("frame_max", frame_max, FRAME_MAX, connection.broker.profile.smallest_frame)
+    connection.frame_max = frame_max
+    connection.channel_max = method.channel_max
+    connection.state = "opening"
+    connection.start_heartbeats(method.heartbeat)
+
+
+def _check_limit(name: str, wanted: int, highest: int, lowest: int) -> None:
+    shown = str(wanted) if wanted else "no limit (0)"
+    if wanted > highest or not wanted:
+        text = f"negotiated {name} = {shown} is higher than the maximum allowed value ({highest})"
+    elif wanted < lowest:
+        text = f"negotiated {name} = {shown} is lower than the minimum allowed value ({lowest})"
+    else:
+        return
+    raise ConnectionException(NOT_ALLOWED, text)
+
+
+def _open_vhost(connection: Session, method: ConnectionClass.Open) -> None:
+    name = method.virtual_host
+    vhost = connection.broker.vhosts.get(name)
+    if vhost is None:
+        raise ConnectionException(NOT_ALLOWED, f"vhost {name} not found")
+    check_connections(connection.broker, vhost, connection.user.name)
+    if name not in connection.user.permissions:
+        raise ConnectionException(NOT_ALLOWED, f"access to vhost '{name}' refused for user '{connection.user.name}'")
+    connection.vhost = vhost
+    connection.rights = Rights(connection.broker, connection.user.name, name)
+    connection.state = "open"
+    connection.send(ConnectionClass.OpenOk)
