@@ -10,7 +10,7 @@ import typer
 from mqtool import __version__
 from mqtool.cli.app import app
 from mqtool.cli.help.description import PANELS, CommandHelp, OptionHelp, describe, leaves, topic_options
-from mqtool.cli.help.topics import TOPICS, topic_text
+from mqtool.cli.help.page import TOPICS, topic_text
 from mqtool.topology import Exchange, Stream
 from mqtool.tutorials.dialects import LINES, NAMES, Dialect, Lines
 from mqtool.tutorials.stream_dialects import HELLO, TRACKING, StreamDialect

@@ -1,11 +1,31 @@
-"""What is wrong with a command line: one sentence, and the name that was probably meant."""
+"""What was typed, and what is meant: aliases, and explanations of usage errors."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import typer
 
 from mqtool.spelling import did_you_mean
+
+_OF_BROKER = ("vhosts", "users", "permissions", "plugins")
+_LISTED = ("queues", "exchanges", "bindings", "consumers", "connections", "channels", *_OF_BROKER)
+
+ALIASES: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("publish",): ("send",),
+    ("pub",): ("send",),
+    ("consume",): ("receive",),
+    ("sub",): ("receive",),
+    **{(things[:-1], word): ("list", things) for things in _LISTED for word in ("ls", "list")},
+}
+
+
+def without_aliases(words: Sequence[str]) -> list[str]:
+    """A command line whose first words are the command's own name."""
+    for typed, meant in ALIASES.items():
+        if tuple(words[: len(typed)]) == typed:
+            return [*meant, *words[len(typed) :]]
+    return list(words)
 
 
 def explain(error: typer.TyperException) -> tuple[str, str | None]:

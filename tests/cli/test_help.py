@@ -6,8 +6,7 @@ import pytest
 
 from docs.generate import described
 from mqtool.cli.help.description import CommandHelp, leaves, topic_options
-from mqtool.cli.help.page import command_page, overview_page, topic_page
-from mqtool.cli.help.topics import TOPICS
+from mqtool.cli.help.page import TOPICS, command_page, overview_page, topic_page
 from tests.cli.shell import Shell
 
 #: Two screens of a terminal, and what a narrow one may take.

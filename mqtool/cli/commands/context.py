@@ -14,9 +14,9 @@ from typer import Argument, Option
 from mqtool.amqp import parse_addresses
 from mqtool.amqp.address import without_passwords
 from mqtool.cli import contexts, stopping
+from mqtool.cli.command_line import Commands
 from mqtool.cli.contexts import Context, Contexts
 from mqtool.cli.display import output, tables
-from mqtool.cli.groups import Commands
 from mqtool.errors import MqtoolError, UsageError
 
 app = Commands()

@@ -14,7 +14,7 @@ from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.display import findings, output
 from mqtool.cli.options import TIME_LIMIT, Commands, ManagedBroker
-from mqtool.cli.options.streams import StreamPort
+from mqtool.cli.options.queue_options import StreamPort
 from mqtool.errors import AccessRefused, MqtoolError, NotFound, SomeFailed, Unavailable
 from mqtool.inspection import diagnosis, stream_readers, upgrade
 from mqtool.inspection.finding import Finding, worst_first

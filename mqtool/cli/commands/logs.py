@@ -6,6 +6,7 @@ from typing import Annotated, Any, NamedTuple
 
 from typer import Argument
 
+from mqtool.cli.command_line import Where
 from mqtool.cli.display.output import WAITING_FOR_LOGS
 from mqtool.cli.options import (
     Broker,
@@ -18,7 +19,6 @@ from mqtool.cli.options import (
     header,
     header_option,
 )
-from mqtool.cli.options.values import Where
 from mqtool.cli.pipe.matching import Matching
 from mqtool.cli.pipe.publishing import publish, text
 from mqtool.cli.pipe.receiving import print_deliveries

@@ -1,11 +1,40 @@
-"""Help as lines of plain text, for any width of terminal: --help, --help-all, `mqtool help TOPIC`."""
+"""Help as lines of plain text, for any width of terminal: --help, --help-all, 'mqtool help TOPIC'."""
 
 import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from importlib import resources
 
+from mqtool.cli.display.received import TEMPLATE_PLACES
 from mqtool.cli.help.description import CommandHelp, OptionHelp
-from mqtool.cli.help.topics import TOPICS, topic_text
+
+#: In the order in which they are listed.
+TOPICS = (
+    "connection",
+    "delivery",
+    "exit-codes",
+    "ndjson",
+    "durations",
+    "messages",
+    "receiving",
+    "where",
+    "output",
+    "declaring",
+    "delays",
+    "programs",
+    "retries",
+    "duplicates",
+)
+
+
+def topic_text(name: str) -> tuple[str, str]:
+    """The title of a topic, and its paragraphs; one whose lines are indented is a table of two columns."""
+    title, _, text = (
+        resources.files("mqtool.cli.help").joinpath(f"topics/{name}.txt").read_text("utf-8").partition("\n")
+    )
+    places = "\n".join(f"  %{letter}  {meaning}" for letter, meaning in TEMPLATE_PLACES.items())
+    return title, text.strip().replace("{places}", places)
+
 
 #: Columns before the text of an option, where there is room for both side by side.
 _INDENT = 26

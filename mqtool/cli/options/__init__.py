@@ -1,25 +1,12 @@
 """The options that commands share, each declared once, in groups that a command takes as one parameter."""
 
-from mqtool.cli.groups import Commands
-from mqtool.cli.options.asking import Yes, ask, ask_password
-from mqtool.cli.options.connection import Broker, ContextName, ManagedBroker, Url
-from mqtool.cli.options.delays import DelayOptions
-from mqtool.cli.options.messages import MessageOptions, Publishing
-from mqtool.cli.options.receiving import Printing, Receiving
-from mqtool.cli.options.topology import (
-    ExchangeOptions,
-    LogQueueOptions,
-    QueueOptions,
-    UsedQueueOptions,
-    exchange_option,
-    queue_option,
-)
-from mqtool.cli.options.values import (
+from mqtool.cli.command_line import (
     CONFIRM_TIMEOUT,
     DURATION,
     OFFSET,
     RATE,
     TIME_LIMIT,
+    Commands,
     ConfirmTimeout,
     Match,
     Where,
@@ -27,4 +14,14 @@ from mqtool.cli.options.values import (
     header,
     header_option,
     size,
+)
+from mqtool.cli.options.broker_options import Broker, ContextName, ManagedBroker, Url, Yes, ask, ask_password
+from mqtool.cli.options.message_options import DelayOptions, MessageOptions, Printing, Publishing, Receiving
+from mqtool.cli.options.queue_options import (
+    ExchangeOptions,
+    LogQueueOptions,
+    QueueOptions,
+    UsedQueueOptions,
+    exchange_option,
+    queue_option,
 )

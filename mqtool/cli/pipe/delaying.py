@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from mqtool.amqp import Channel
 from mqtool.cli.display import output
 from mqtool.cli.options import Publishing
-from mqtool.cli.options.delays import mandatory_with_delay
+from mqtool.cli.options.message_options import mandatory_with_delay
 from mqtool.cli.pipe.source import Input
 from mqtool.errors import MqtoolError
 from mqtool.message import Message

@@ -8,7 +8,7 @@ from mqtool.cli.access import Access
 from mqtool.cli.display import output
 from mqtool.cli.display.output import WAITING_FOR_MESSAGES
 from mqtool.cli.options import Broker, Receiving, UsedQueueOptions
-from mqtool.cli.options.programs import DedupOptions, ProgramOptions
+from mqtool.cli.options.message_options import DedupOptions, ProgramOptions
 from mqtool.cli.pipe.first_use import checked
 from mqtool.cli.pipe.receiving import announced, busy
 from mqtool.duration import compact_duration

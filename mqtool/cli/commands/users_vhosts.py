@@ -9,7 +9,7 @@ from typer import Argument, Option
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
 from mqtool.cli.options import Commands, ManagedBroker, Yes, ask, ask_password
-from mqtool.cli.options.asking import IfExists, missing
+from mqtool.cli.options.broker_options import IfExists, missing
 from mqtool.errors import MqtoolError, NotFound, UsageError
 from mqtool.management import Management, path
 from mqtool.management.client import Json

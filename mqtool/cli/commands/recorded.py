@@ -1,35 +1,36 @@
-"""mqtool replay."""
+"""mqtool replay, scrub, reconcile."""
 
+import json
 import math
+import os
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from typer import Argument, Option
 
+from mqtool import ndjson
 from mqtool.amqp import Channel
+from mqtool.cli import stopping
+from mqtool.cli.command_line import RATE, Commands, Where
 from mqtool.cli.display import output
-from mqtool.cli.options import (
-    CONFIRM_TIMEOUT,
-    Broker,
-    Commands,
-    ConfirmTimeout,
-    DelayOptions,
-    MessageOptions,
-    Publishing,
-    header,
-)
-from mqtool.cli.options.values import RATE, Where
+from mqtool.cli.options import CONFIRM_TIMEOUT, Broker, ConfirmTimeout, DelayOptions, MessageOptions, Publishing, header
 from mqtool.cli.pipe.publishing import publish
+from mqtool.cli.pipe.reading import STDIN, delimited, opened, whole
 from mqtool.cli.pipe.recordings import Recording, Replayed
 from mqtool.cli.pipe.source import Addressing
-from mqtool.errors import UsageError
+from mqtool.errors import BadData, SomeFailed, UsageError
 from mqtool.inspection.listing import counted
 from mqtool.message import Message, Receipt
 from mqtool.recordings.changes import Changes
 from mqtool.recordings.pace import Pace
+from mqtool.recordings.pseudonyms import Pseudonyms
 from mqtool.recordings.reading import Selection, parse_moment
+from mqtool.recordings.scrubbing import Scrubber, parse_fields
 from mqtool.topology import Exchange
+from mqtool.work.reconciliation import Reconciliation
+from mqtool.work.reconciliation import reconcile as compare
 
 app = Commands()
 
@@ -160,3 +161,113 @@ def _show(recording: Recording, pace: Pace) -> None:
             count, seconds = count + 1, due - started
             output.show(f"{seconds:.3f}s\t{output.one_line(_place(message))}\t{len(message.body):,} bytes")
     output.status(f"{counted(count)} in {seconds:.1f} s would be sent; nothing was")
+
+
+@app.command(
+    "mqtool tap orders --json | mqtool scrub > incident.ndjson",
+    "mqtool scrub incident.ndjson --keep routing_key,headers.type",
+    "mqtool scrub incident.ndjson --field body.customer.email --seed 'a long secret'",
+)
+def scrub(
+    file: Annotated[Path | None, Argument(help="Recording (default: stdin)")] = None,
+    keep: Annotated[
+        list[str] | None, Option(metavar="FIELDS", help="Keep these, such as routing_key,headers.type")
+    ] = None,
+    field: Annotated[
+        list[str] | None, Option(metavar="FIELDS", help="Replace only these, such as body.user.email")
+    ] = None,
+    seed: Annotated[
+        str | None, Option(help="Same seed, same replacements; keep it secret", show_default="random")
+    ] = None,
+) -> None:
+    """Make a recording fit to share: other values, same shape.
+
+    Letters become letters and digits digits; the same word becomes the same word throughout. Keys of headers and of
+    JSON bodies, true, false and null stay; so do exchange, queue, times, content type and what RabbitMQ sets itself,
+    such as x-death. All else is replaced: routing keys, headers, ids, bodies.
+    """
+    if file is None and output.is_terminal(STDIN):
+        raise UsageError("there is no recording to scrub", "name a file, or pipe one in")
+    pseudonyms = Pseudonyms(os.urandom(32) if seed is None else os.fsencode(seed))
+    scrubber = Scrubber(pseudonyms, parse_fields(keep or ()), parse_fields(field or ()))
+    descriptor = opened(file)
+    # Ctrl-C also ends what writes into our pipe; the lines that it has written are still to come out.
+    with stopping.calling(lambda: None):
+        number, done = 0, list[bytes]()
+        try:
+            for line in delimited(_with_pauses(descriptor), b"\n"):
+                if line is None:
+                    output.write(b"".join(done))
+                    done.clear()
+                    continue
+                number += 1
+                if line.strip():
+                    done.append(scrubber.line(line, f"line {number}") + b"\n")
+        finally:
+            output.write(b"".join(done))
+
+
+def _with_pauses(descriptor: int) -> Iterator[bytes | None]:
+    """What is read, and None each time before there is more, when it is time to write."""
+    for chunk in whole(descriptor):
+        yield chunk
+        yield None
+
+
+_SHOWN = 10
+
+
+@app.command("mqtool reconcile sent.ndjson got.ndjson", "mqtool receive --json | mqtool reconcile sent.ndjson -")
+def reconcile(
+    sent: Annotated[Path, Argument(help="What was sent, as NDJSON; - is stdin")],
+    got: Annotated[Path, Argument(help="What was received, as NDJSON; - is stdin")],
+    exact: Annotated[bool, Option(help="Fail on duplicate, unexpected and reordered messages too")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print the comparison as JSON")] = False,
+) -> None:
+    """Compare two files of messages by message_id.
+
+    Tells what is missing, duplicated or out of order. Exits 3 if any message is missing.
+    """
+    nameless = 0
+
+    def with_ids() -> Iterator[str]:  # what was received may come from anybody
+        nonlocal nameless
+        for message_id in _ids(got):
+            nameless += message_id is None
+            if message_id is not None:
+                yield message_id
+
+    result = compare(_all_ids(sent), with_ids())
+    if nameless:
+        output.warning(f"{nameless:,} of the messages received have no message_id, and are not compared")
+    if as_json:
+        output.show(json.dumps(asdict(result)))
+    else:
+        _show_comparison(result)
+    if result.missing:
+        raise SomeFailed(f"{len(result.missing):,} of {result.sent:,} messages are missing")
+    if exact and (result.doubled or result.unexpected or result.reordered):
+        raise SomeFailed("the messages all arrived, but not as they were sent")
+
+
+def _all_ids(path: Path) -> Iterator[str]:
+    for number, message_id in enumerate(_ids(path), 1):
+        if message_id is None:
+            raise BadData(f"{path}: message {number} has no message_id", "messages are compared by their message_id")
+        yield message_id
+
+
+def _ids(path: Path) -> Iterator[str | None]:
+    with open(opened(path), "rb", closefd=str(path) != "-") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield ndjson.to_message(line, f"{path}, line {number},").message_id
+
+
+def _show_comparison(result: Reconciliation) -> None:
+    output.show(f"sent        {result.sent:,}\ngot         {result.got:,}")
+    for what in ("missing", "doubled", "unexpected", "reordered"):
+        ids: list[str] = getattr(result, what)
+        more = f" and {len(ids) - _SHOWN:,} more" if len(ids) > _SHOWN else ""
+        listed = f": {', '.join(map(output.one_line, ids[:_SHOWN]))}{more}" if ids else ""
+        output.show(f"{what:<12}{len(ids):,}{listed}")

@@ -1,23 +1,26 @@
-"""mqtool broker down, status, ls, rm, logs, env; up, serve and restart are in starting."""
+"""mqtool broker down, status, ls, rm, logs, env; wait; plugin; fault. The rest of broker is in broker_up."""
 
 import shlex
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from typer import Option
+from typer import Argument, Option
 
 from mqtool.amqp import parse_addresses
-from mqtool.broker import log_files, remote, state
+from mqtool.broker import log_files, plugins, remote, state
 from mqtool.broker.choice import starter_of
 from mqtool.broker.state import DEFAULT_NAME, Started
+from mqtool.broker.waiting import connect_within
 from mqtool.cli import stopping
 from mqtool.cli.access import choose
-from mqtool.cli.commands.starting import Name, broker, known, told
+from mqtool.cli.commands.broker_up import Name, broker, known, told
 from mqtool.cli.display import output, tables
-from mqtool.cli.options import Commands, ContextName, Url, Yes, ask
-from mqtool.errors import Unavailable, UsageError
+from mqtool.cli.options import DURATION, Broker, Commands, ContextName, ManagedBroker, Url, Yes, ask
+from mqtool.errors import NotFound, Unavailable, UsageError
+from mqtool.inspection.listing import counted
+from mqtool.management import Management, path
 
 app = Commands()
 app.add_typer(broker, name="broker")
@@ -134,3 +137,116 @@ def env(
         output.show(f"export MQTOOL_URL={shlex.quote(url)}")
     if streams := started.details.get("streams"):
         output.show(f"export MQTOOL_STREAM_PORT={urlsplit(streams).port}")
+
+
+@app.command("mqtool wait --timeout 30s")
+def wait(
+    options: Broker,
+    timeout: Annotated[float, Option(help="Total time limit (exit 124)", **DURATION)] = "30s",  # type: ignore[assignment]
+) -> None:
+    """Wait until the broker accepts connections."""
+    access = options.access()
+    connect_within(timeout, access.connect).close()
+    output.status(f"{access.address} is ready")
+
+
+plugin_app = app.group("plugin", "Enable and disable plugins of your broker.")
+
+Plugins = Annotated[list[str], Argument(metavar="PLUGIN...")]
+
+
+@plugin_app.command("mqtool plugin enable rabbitmq_shovel")
+def enable(plugin: Plugins, name: Name = DEFAULT_NAME) -> None:
+    """Enable plugins and those they need, now and at every start."""
+    _change(_started(name), "enable", plugin)
+
+
+@plugin_app.command("mqtool plugin disable rabbitmq_shovel --yes")
+def disable(plugin: Plugins, yes: Yes, name: Name = DEFAULT_NAME) -> None:
+    """Disable plugins and those that need them."""
+    started = _started(name)
+    ask(f"disable {', '.join(plugin)}", yes, protected=None)
+    _change(started, "disable", plugin)
+
+
+def _change(started: Started, what: Literal["enable", "disable"], names: list[str]) -> None:
+    plugins.change(started, what, names)
+    is_shown = plugins.wait_until_shown(started, what, names)
+    output.status(f"{what}d {', '.join(names)}{'' if is_shown else '; the management API does not show it yet'}")
+
+
+def _started(name: str) -> Started:
+    started = state.load(name)
+    if started is None:
+        raise Unavailable(
+            f"mqtool has not started a broker named {name!r}, and only changes plugins of its own brokers",
+            "run on the broker's machine: rabbitmq-plugins enable PLUGIN",
+        )
+    if not starter_of(started).is_running(started):
+        raise Unavailable(f"the broker named {name!r} is not running", "start it again with 'mqtool broker up'")
+    return started
+
+
+@app.command(
+    "mqtool fault cut-connections name='orders-*'",
+    "mqtool fault go-silent seconds=30s",
+    "mqtool fault ls",
+    "mqtool fault clear",
+)
+def fault(
+    name: Annotated[str, Argument(metavar="FAULT", help="The fault; or ls, or clear")],
+    broker: ManagedBroker,
+    arguments: Annotated[list[str] | None, Argument(help="NAME=VALUE; of clear, an id")] = None,
+    as_json: Annotated[bool, Option("--json", help="With ls: print one JSON object per line")] = False,
+) -> None:
+    """Make something go wrong with an embedded broker.
+
+    Connections: cut-connections [name= reset=], refuse-connections [seconds=], go-silent [seconds=],
+    slow-down [seconds=], block-publishers [reason= seconds=], close-connections [code= text= name=],
+    close-channels [code= text= name=], restart [seconds= keep_transient=].
+
+    Messages: nack-publishes queue= [count=], return-unroutable [count=], delay-confirms [seconds=],
+    lose-acks [count= queue=], cancel-consumers queue=.
+
+    'ls' lists the faults in force. They end with their time or count, or with 'clear'.
+    """
+    api = broker.access().management()
+    words = arguments or []
+    in_force = _in_force(api)
+    if name == "ls":
+        rows = [{**each, "arguments": _told(each["arguments"])} if not as_json else each for each in in_force]
+        if not tables.show(rows, ("id", "fault", "arguments"), as_json=as_json):
+            output.status("no faults are in force")
+    elif name == "clear":
+        for each in words or [""]:
+            api.delete(path("mqtool", "faults", each) if each else "mqtool/faults")
+        output.status(f"ended {counted(len(words or in_force), 'fault')}")
+    else:
+        begun = api.post("mqtool/faults", {**_arguments(words), "fault": name.replace("-", "_")})
+        if begun["id"] is not None:
+            output.status(f"{name} is in force: 'mqtool fault clear {begun['id']}' ends it")
+        else:
+            output.status(f"{name}: met {begun['met']}")
+
+
+def _in_force(api: Management) -> Any:
+    try:
+        return api.get("mqtool/faults")
+    except NotFound as error:
+        raise UsageError(
+            "only the embedded broker has faults on demand", "start one with 'mqtool broker up --kind embedded'"
+        ) from error
+
+
+def _arguments(words: list[str]) -> dict[str, str]:
+    given = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise UsageError(f"{word!r} is not an argument of a fault", "an argument looks like queue=jobs")
+        given[name.replace("-", "_")] = value
+    return given
+
+
+def _told(arguments: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in arguments.items() if value is not None)

@@ -1,16 +1,26 @@
-"""Which broker, how to get in, and how much to say."""
+"""Which broker, how to get in, how much to say; asking before something is destroyed."""
 
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
+import typer
 from typer import Option
 
 from mqtool.amqp import Backoff, TlsFiles
 from mqtool.cli import contexts
-from mqtool.cli.access import MANAGEMENT_VARIABLE, URL_VARIABLES, Access, choose, resolve_addresses
+from mqtool.cli.access import (
+    MANAGEMENT_VARIABLE,
+    URL_VARIABLES,
+    Access,
+    Choice,
+    choose,
+    is_same_node,
+    read_password,
+    resolve_addresses,
+)
+from mqtool.cli.command_line import DURATION, in_panel
 from mqtool.cli.display import output
-from mqtool.cli.groups import in_panel
-from mqtool.cli.options.values import DURATION
+from mqtool.errors import MqtoolError, NotFound, UsageError
 from mqtool.tutorials.dialects import LINES, NAMES, Dialect, Lines, Names
 
 URL = Option(
@@ -121,3 +131,107 @@ class ManagedBroker(NamedTuple):
     def access(self, *, reconnects: bool = True) -> Access:
         """As of Broker."""
         return self.options.access(self.management, reconnects=reconnects)
+
+
+class Destination(NamedTuple):
+    """A queue, here or on another broker."""
+
+    to: Annotated[str, Option(metavar="QUEUE", help="Queue to move them to; it must exist")]
+    to_url: Annotated[str | None, Option(help="Broker of that queue, if it is another one")] = None
+    to_context: Annotated[
+        str | None,
+        Option(metavar="NAME", help="Broker of that queue, by a context's name", autocompletion=contexts.names),
+    ] = None
+
+    def access(self, source: Access) -> Access | None:
+        """How to reach the queue's broker; None if it is the source's, with the same virtual host.
+
+        Raises:
+            UsageError: an option is not valid, or both name a broker.
+        """
+        if self.to_url is not None and self.to_context is not None:
+            raise UsageError("--to-url and --to-context name two brokers", "use one of them")
+        if self.to_url is not None:
+            choice = Choice(self.to_url, "from --to-url", is_typed=True)
+        elif self.to_context is not None:
+            found = contexts.load().named(self.to_context)
+            choice = Choice(found.url, f"from --to-context {found.name}", found, is_typed=True)
+        else:
+            return None
+        addresses = resolve_addresses(choice)
+        uses_tls = any(address.tls for address in addresses)
+        tls = choice.tls(source.tls if uses_tls and choice.context is None else TlsFiles())
+        other = source._replace(addresses=addresses, tls=tls, management_url=None, protected=choice.protected)
+        is_same = other.vhost == source.vhost and is_same_node(other.address, source.address)
+        return None if is_same else other
+
+
+class Yes(NamedTuple):
+    """What was agreed to on the command line."""
+
+    yes: Annotated[bool, Option("-y", help="Do not ask (a protected context: --yes=NAME)")] = False
+    #: What --yes=NAME becomes.
+    yes_to: Annotated[str | None, Option(metavar="NAME", hidden=True)] = None
+
+
+IfExists = Annotated[bool, Option("--if-exists", help="Succeed if it does not exist")]
+
+
+def ask(what: str, yes: Yes, *, protected: str | None, is_safe: bool = False, hint: str = "say --yes") -> None:
+    """Ask a person before something that cannot be undone; a script has to pass --yes.
+
+    Args:
+        what: what would be done, such as "delete queue 'jobs'".
+        protected: of the Access: the context that only --yes=NAME changes unasked.
+        is_safe: nobody is asked, unless the context is protected.
+
+    Raises:
+        UsageError: nobody can be asked, or --yes names another context.
+        MqtoolError: the answer was no.
+    """
+    if yes.yes_to is not None and yes.yes_to != protected:
+        other = f"the context is {protected!r}" if protected else "the broker is not a protected context"
+        raise UsageError(f"--yes={yes.yes_to} was given, but {other}", "nothing was changed")
+    if yes.yes_to is not None or (protected is None and (yes.yes or is_safe)):
+        return
+    if protected is not None:
+        what, hint = f"{what} in the protected context {protected!r}", f"pass --yes={protected}"
+    if not output.is_terminal(0):
+        raise UsageError(f"this would {what}", hint)
+    if not typer.confirm(output.visible(f"{what}?"), err=True):
+        raise MqtoolError("nothing was changed")
+
+
+def missing(what: str, hint: str, *, is_fine: bool) -> None:
+    """Say that something does not exist.
+
+    Raises:
+        NotFound: and that is not fine.
+    """
+    if not is_fine:
+        raise NotFound(f"there is no {what}", hint)
+    output.status(f"there is no {what}")
+
+
+def ask_password(of: str, path: Path | None) -> str:
+    """A new password: from a file (`-` is stdin), else typed twice by a person.
+
+    Args:
+        of: the user.
+
+    Raises:
+        UsageError: nobody can be asked, or it is empty.
+    """
+    if path is not None:
+        password = read_password(path)
+    elif output.is_terminal(0):
+        prompt = output.visible(f"Password of {of}")
+        password = typer.prompt(prompt, hide_input=True, confirmation_prompt=True, err=True)
+    else:
+        raise UsageError(
+            f"there is no password for {of}, and no terminal to ask on",
+            "--password-file FILE, or - to read it from stdin",
+        )
+    if not password:
+        raise UsageError("the password is empty", "give one that is not")
+    return str(password)

@@ -10,11 +10,11 @@ from typer import Argument, Option
 
 from mqtool.amqp import CONFIRM_TIMEOUT, Channel, administration
 from mqtool.cli import stopping
+from mqtool.cli.command_line import size
 from mqtool.cli.display import output
 from mqtool.cli.display.together import Together
 from mqtool.cli.options import TIME_LIMIT, Broker, Commands, QueueOptions, Receiving, UsedQueueOptions, queue_option
-from mqtool.cli.options.programs import DedupOptions, ExecOptions
-from mqtool.cli.options.values import size
+from mqtool.cli.options.message_options import DedupOptions, ExecOptions
 from mqtool.cli.pipe.first_use import checked
 from mqtool.cli.pipe.programs import opened
 from mqtool.cli.pipe.receiving import announced, writer

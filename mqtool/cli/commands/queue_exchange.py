@@ -19,8 +19,8 @@ from mqtool.cli.options import (
     argument_option,
     header_option,
 )
-from mqtool.cli.options.asking import IfExists, Yes, ask, missing
-from mqtool.cli.options.streams import StreamPort
+from mqtool.cli.options.broker_options import IfExists, Yes, ask, missing
+from mqtool.cli.options.queue_options import StreamPort
 from mqtool.errors import BadData, DeclaredDifferently, MqtoolError, NotFound, UsageError
 from mqtool.inspection.listing import counted, refresh
 from mqtool.spelling import nearest

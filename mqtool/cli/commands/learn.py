@@ -1,0 +1,85 @@
+"""mqtool help, cheat, completion."""
+
+from importlib import resources
+from typing import Annotated, Any
+
+import typer
+from typer import Argument
+
+from mqtool.cli.command_line import Commands
+from mqtool.cli.completion import Shell
+from mqtool.cli.completion import script as completion_script
+from mqtool.cli.display import output
+from mqtool.cli.help import page
+from mqtool.cli.help.description import CommandHelp, describe, topic_options
+from mqtool.cli.help.page import TOPICS
+from mqtool.cli.usage import without_aliases
+from mqtool.errors import UsageError
+from mqtool.spelling import did_you_mean
+
+app = Commands()
+
+
+@app.command("mqtool help worker", "mqtool help queue declare", "mqtool help connection", name="help")
+def show_help(
+    context: typer.Context,
+    words: Annotated[
+        list[str] | None, Argument(metavar="[COMMAND|TOPIC]...", help="Command or topic", show_default="all")
+    ] = None,
+) -> None:
+    """Show the help of a command or topic."""
+    root: Any = context.find_root().command
+    described = describe(root)
+    if not words:
+        output.show(page.overview_page(described, page.width()))
+    elif words[0] in TOPICS:
+        output.show(page.topic_page(words[0], topic_options(described, words[0]), page.width()))
+    else:
+        output.show(page.command_page(_find(described, without_aliases(words)), page.width()))
+
+
+def _find(command: CommandHelp, words: list[str]) -> CommandHelp:
+    for word in words:
+        below = {each.words[-1]: each for each in command.commands}
+        if word not in below:
+            names = [*below, *(TOPICS if not command.words else ())]
+            raise UsageError(
+                f"there is no help on {' '.join(words)!r}",
+                did_you_mean(word, names, "'mqtool help' lists the commands and topics"),
+            )
+        command = below[word]
+    return command
+
+
+def recipes() -> dict[str, str]:
+    """The recipes of each topic: its title, and what one types in a shell. The tests run them."""
+    text = resources.files("mqtool.cli.help").joinpath("recipes.txt").read_text("utf-8")
+    topics = (piece.partition(": ") for piece in text.removeprefix("## ").split("\n## "))
+    return {name: rest.rstrip() for name, _, rest in topics}
+
+
+@app.command("mqtool cheat", "mqtool cheat pipes")
+def cheat(
+    topic: Annotated[
+        str | None, Argument(help="Topic", show_default="list the topics", autocompletion=lambda: [*recipes()])
+    ] = None,
+) -> None:
+    """Show recipes to copy, one screen per topic."""
+    known = recipes()
+    if topic is None:
+        for name, text in known.items():
+            output.show(f"mqtool cheat {name:<10} {text.partition(chr(10))[0]}")
+    elif topic not in known:
+        raise UsageError(f"there are no recipes on {topic!r}", did_you_mean(topic, known, "'mqtool cheat' lists them"))
+    else:
+        output.show(f"# {known[topic]}")  # all of it can be pasted into a shell
+
+
+@app.command('eval "$(mqtool completion bash)"', "mqtool completion fish > ~/.config/fish/completions/mqtool.fish")
+def completion(shell: Annotated[Shell, Argument(help="Your shell")]) -> None:
+    """Print the completion script for your shell.
+
+    Put it in ~/.bashrc, or in ~/.zshrc after compinit: eval "$(mqtool completion bash)", or zsh. It completes
+    commands, options, and the names of queues and exchanges on the broker.
+    """
+    output.show(completion_script(shell))

@@ -1,0 +1,348 @@
+"""mqtool peek, tap, move."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from typing import Annotated, Any, NamedTuple
+
+from typer import Argument, Option
+
+from mqtool import where as conditions
+from mqtool.amqp import Channel
+from mqtool.amqp import Receiving as Settings
+from mqtool.cli import stopping
+from mqtool.cli.access import Access
+from mqtool.cli.command_line import Where
+from mqtool.cli.display import output
+from mqtool.cli.display.progress import Progress
+from mqtool.cli.options import (
+    CONFIRM_TIMEOUT,
+    DURATION,
+    OFFSET,
+    RATE,
+    Commands,
+    ConfirmTimeout,
+    ManagedBroker,
+    Match,
+    Printing,
+    Receiving,
+    Yes,
+    ask,
+    exchange_option,
+    header_option,
+    queue_option,
+)
+from mqtool.cli.options.broker_options import URL, Destination
+from mqtool.cli.pipe.firehose import check_left_on, switch_off, switched_on
+from mqtool.cli.pipe.tapping import Printing as TapPrinting
+from mqtool.cli.pipe.tapping import Source, print_taps
+from mqtool.errors import NotConfirmed, NotFound, SomeFailed, Unavailable, UsageError
+from mqtool.management import Management
+from mqtool.message import Delivery, Message
+from mqtool.offsets import FIRST
+from mqtool.taps import bindings, firehose
+from mqtool.taps.bindings import Bound
+from mqtool.taps.tapping import Tap
+from mqtool.topology import Queue
+from mqtool.where import of_delivery
+from mqtool.work import peeking
+from mqtool.work.moving import NotMoved, elsewhere, name_of
+from mqtool.work.peeking import How, Kind
+from mqtool.work.transfer import AT_ONCE, Transfer, Until, wait_for
+
+app = Commands()
+
+#: How close to the limit a message may come before a warning.
+_CLOSE = 5
+
+
+@app.command(
+    "mqtool peek jobs",
+    "mqtool peek jobs -c 5 --json",
+    "mqtool peek jobs --where 'headers.x-retry>=3'",
+    "mqtool peek events --offset last",
+)
+def peek(
+    queue: Annotated[str, Argument(help="Queue or stream")],
+    printing: Printing,
+    broker: ManagedBroker,
+    limit: Annotated[int | None, Option("--count", "-c", "-n", min=1, help="Show up to N messages")] = None,
+    where: Where = None,
+    offset: Annotated[Any | None, Option(help="Where to start in a stream (default: first)", **OFFSET)] = None,
+) -> None:
+    """Show the messages in a queue and leave them there.
+
+    They stay in order, and are marked as redelivered. A quorum queue also counts each look as a delivery, and drops
+    messages beyond its delivery limit (20 by default from RabbitMQ 4.0 on): peek warns before, and stops short of it.
+    Consumers do not get the messages while they are being shown. A stream has no such price.
+    """
+    printing.redirect()
+    write = printing.writer("{key}: {body}")
+    # Without reconnection: what was shown would come again.
+    access, shown, often = broker.access(reconnects=False), 0, 0
+    with access.connect() as connection, stopping.calling(lambda: None):
+        channel = connection.channel()
+        kind = peeking.kind_of(channel, queue, _api(access), access.vhost)
+        if offset is not None and kind.how is not How.STREAM:
+            raise UsageError(f"{queue!r} is not a stream, so it has no offsets", "leave out --offset")
+        # Those that do not match do not count, so any number may have to be looked at.
+        most = limit if where is None else None
+        with closing(peeking.peek(channel, queue, kind, most, offset or FIRST)) as deliveries:
+            for delivery in stopping.until_requested(deliveries):
+                often = max(often, peeking.times_back(delivery))
+                if where is None or where.matches(conditions.of_delivery(delivery)):
+                    write.add(delivery)
+                    shown += 1
+                    if shown == limit:
+                        break
+            write.flush()
+    _say(queue, kind, shown, has_condition=where is not None)
+    if kind.limit is not None and often >= kind.limit - _CLOSE:
+        output.warning(f"messages have come back up to {often + 1} times: beyond {kind.limit}, {queue!r} drops them")
+
+
+def _api(access: Access) -> Management | None:
+    try:
+        return access.management()
+    except Unavailable:
+        return None
+
+
+def _say(queue: str, kind: Kind, shown: int, *, has_condition: bool) -> None:
+    """What there was, and what looking has cost."""
+    if not shown:
+        output.status(f"no message in {queue} matches" if has_condition else f"{queue} has no messages to show")
+    elif kind.how is not How.STREAM:
+        price = "" if kind.limit is None else f", one delivery nearer to the limit of {kind.limit}"
+        output.notice(f"{shown:,} shown; they stay in {queue}, marked as redelivered{price}")
+
+
+#: Seconds for a connection to the management API, and for its answer: a tap of an exchange can do without.
+_PATIENCE = (2.0, 10.0)
+Urls = Annotated[list[str] | None, URL]
+_HINT = "mqtool tap amq.topic 'kern.*' taps an exchange, mqtool tap -q jobs a queue"
+
+
+class What(NamedTuple):
+    """What to tap."""
+
+    exchange: Annotated[str | None, Argument(help="Exchange")] = None
+    keys: Annotated[
+        list[str] | None, Argument(metavar="[KEY]...", help="Binding keys", show_default="all that passes")
+    ] = None
+    exchanges: Annotated[list[str] | None, exchange_option("One more exchange to tap, by the same keys")] = None
+    queue: Annotated[str | None, queue_option("Copy what this queue gets")] = None
+    headers: Annotated[list[Any] | None, header_option("Header to match, for a headers exchange")] = None
+    match: Match = "all"
+    everything: Annotated[bool, Option("--all", help="Everything that is published; needs --firehose")] = False
+    by_firehose: Annotated[bool, Option("--firehose", help="Use the broker's firehose, which copies every message")] = (
+        False
+    )
+
+    @property
+    def names(self) -> list[str]:
+        """The exchanges."""
+        return [*([] if self.exchange is None else [self.exchange]), *(self.exchanges or [])]
+
+    def check(self) -> None:
+        """Check that it makes sense.
+
+        Raises:
+            UsageError: it does not.
+        """
+        if bool(self.names) + bool(self.queue) + self.everything != 1 or (self.headers and not self.names):
+            raise UsageError("name either an exchange or a queue, or say --all", _HINT)
+        if self.by_firehose and (self.keys or self.headers):
+            raise UsageError("the firehose has no keys and headers to choose by", "choose with --where")
+        if not self.by_firehose and (self.everything or "" in self.names):
+            what = "--all" if self.everything else "the default exchange"
+            raise UsageError(
+                f"only the broker's firehose shows {what}", "add --firehose; it costs the broker a copy of each message"
+            )
+
+    def bound(self, access: Access) -> Iterator[Bound]:
+        """What to bind a private queue to. Raises as the functions in `bindings` do."""
+        if self.by_firehose:
+            exchanges = ["#"] if self.everything else self.names
+            of_queue = [firehose.of_queue(self.queue)] if self.queue else []
+            yield Bound((*of_queue, *map(firehose.of_exchange, exchanges)))
+            return
+        if self.queue:
+            yield bindings.like_queue(access.management(), access.vhost, self.queue)
+        arguments = {"x-match": self.match, **dict(self.headers)} if self.headers else {}
+        for name in self.names:
+            yield bindings.to_exchange(
+                lambda: access.management(_PATIENCE), access.vhost, name, self.keys or (), arguments
+            )
+
+    def source(self, access: Access, until_over: ExitStack) -> Source:
+        """Where the copies come from."""
+        found = list(self.bound(access))
+        for note in (note for each in found for note in each.notes):
+            output.notice(note)
+        every = [binding for each in found for binding in each.bindings]
+
+        def start(channel: Channel, settings: Settings) -> Tap:
+            tap = Tap(channel, every, settings)
+            if self.by_firehose:
+                tap.deliveries = map(firehose.original, tap.deliveries)
+                until_over.enter_context(switched_on(access, channel))
+            return tap
+
+        return Source(access, start)
+
+
+@app.command(
+    "mqtool tap amq.topic 'order.*'",
+    "mqtool tap -q jobs --json -o seen.ndjson",
+    "mqtool tap orders --where 'body.total>100' -c 10",
+    "mqtool tap --all --firehose --idle-timeout 10s",
+    url=None,
+    prefetch=None,
+    auto_ack=None,
+    strict=None,
+)
+def tap(
+    *,
+    what: What,
+    off: Annotated[bool, Option("--firehose-off", help="Switch the firehose off, and do nothing else")] = False,
+    where: Where = None,
+    buffer: Annotated[
+        int, Option(min=1, metavar="N", help="Messages to keep for a slow reader; then drop the oldest")
+    ] = 100_000,
+    receiving: Receiving,
+    urls: Urls = None,
+    broker: ManagedBroker,
+) -> None:
+    """Show copies of messages as they pass, and take none."""
+    each_url: list[str | None] = [*urls] if urls else [None]
+    if len(each_url) > 1 and str(broker.options.password_file) == "-":
+        raise UsageError("stdin has one password, and there are several brokers", "put each in its URL, or in a file")
+    brokers = [broker._replace(options=broker.options._replace(url=url)).access() for url in each_url]
+    if off:
+        for access in brokers:
+            switch_off(access)
+        return
+    what.check()
+    if what.by_firehose and receiving.printing.into is None:
+        stopping.end_with_terminal()
+    with ExitStack() as until_over:
+        for access in brokers:
+            check_left_on(access)
+        sources = [what.source(access, until_over) for access in brokers]
+        is_one = len(what.names) == 1 and not what.by_firehose
+        line = broker.options.lines.log_with_key if is_one else _with_exchange
+        print_taps(sources, TapPrinting(receiving, line, buffer, where))
+
+
+def _with_exchange(delivery: Delivery) -> str:
+    return f" [x] {delivery.exchange or '(default)'} {delivery.routing_key}:"
+
+
+#: Seconds to wait for the management API, which only says whether a queue limits deliveries: to connect, and to answer.
+_LIMIT_PATIENCE = 0.3, 1.0
+
+
+@app.command(
+    "mqtool move jobs --to jobs-old",
+    "mqtool move jobs --to slow --where 'headers.tenant=acme' -c 100",
+    "mqtool move jobs --to jobs --to-context staging --rate 500/s",
+)
+def move(
+    queue: Annotated[str, Argument(help="Queue to move messages from")],
+    destination: Destination,
+    broker: ManagedBroker,
+    yes: Yes,
+    where: Where = None,
+    count: Annotated[int | None, Option("-c", "-n", min=1, help="Move up to N messages")] = None,
+    rate: Annotated[float | None, Option(help="Move no faster than this, such as 500/s", **RATE)] = None,
+    idle_timeout: Annotated[
+        float | None, Option(help="End after this long without a message, not when empty", **DURATION)
+    ] = None,
+    confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT,
+) -> None:
+    """Move messages to another queue, here or on another broker.
+
+    Each is confirmed there before it is removed here, so a move that is killed or loses a connection (exit 69) loses
+    nothing, and doubles up to 100 messages: run it again.
+    """
+    access = broker.access(reconnects=False)
+    other = destination.access(access)
+    if other is None and destination.to == queue:
+        raise UsageError(f"--to names the same queue, {queue!r}", "move to another queue, or use --to-url")
+    with access.channel(confirm_timeout=confirm_timeout) as source, _target(other, source, confirm_timeout) as target:
+        there = source.depth_of(queue)
+        _expect(target, destination.to)
+        what = f"move {f'up to {count:,}' if count else 'the'} messages of {queue} to {destination.to}"
+        protected: list[str | None] = [each.protected for each in (access, other) if each and each.protected]
+        for name in protected or [None]:
+            ask(what, yes, protected=name, is_safe=True)
+        user = (other or access).address.user
+        if where is not None:
+            _check_limit(access, source, queue)
+
+        def message_for(delivery: Delivery) -> Message | None:
+            if where is not None and not where.matches(of_delivery(delivery)):
+                return None
+            return elsewhere(delivery, destination.to, user)
+
+        until = Until(moved=count, idle=idle_timeout)
+        transfer = Transfer(source, target, queue, message_for, until=until, per_second=rate, chooses=where is not None)
+        _show(transfer, min(there, count or there), f"from {queue} to {destination.to}", other)
+
+
+@contextmanager
+def _target(other: Access | None, source: Channel, confirm_timeout: float) -> Iterator[Channel]:
+    """Where to publish: on a connection of its own to another broker."""
+    if other is None:
+        yield source
+        return
+    with other.channel(confirm_timeout=confirm_timeout) as channel:
+        yield channel
+
+
+def _expect(target: Channel, queue: str) -> None:
+    try:
+        target.expect(Queue(queue))
+    except NotFound as error:
+        raise NotFound(str(error), f"nothing was moved; 'mqtool queue declare {queue}' there, or check --to") from error
+
+
+def _check_limit(access: Access, source: Channel, queue: str) -> None:
+    """Check that what stays can come back to its queue, which may drop what comes back too often.
+
+    Raises:
+        MqtoolError: the message at the head cannot.
+    """
+    api: Management | None = None
+    with suppress(Unavailable):
+        api = access.management(_LIMIT_PATIENCE)
+    kind = peeking.kind_of(source, queue, api, access.vhost)
+    if kind.limit is not None:
+        ready = source.depth_of(queue)
+        with closing(peeking.peek(source, queue, kind, 1)) as head:
+            next(head, None)
+        wait_for(source, queue, ready)  # else the next message is delivered before the head
+
+
+def _show(transfer: Transfer, expected: int, between: str, other: Access | None) -> None:
+    """Move the messages, and show how far it has come."""
+    moved = 0
+    progress = Progress("moved", fraction=lambda: min(1.0, (moved + transfer.kept) / max(1, expected)))
+    try:
+        for delivery in progress.of(transfer):
+            moved += 1
+            if output.verbose:
+                output.status(f" [x] Moved {name_of(delivery)}")
+    except NotMoved as error:
+        if moved:
+            raise SomeFailed(str(error), error.hint) from error
+        raise
+    except (NotConfirmed, Unavailable) as error:
+        if isinstance(error, NotConfirmed) or error.hint is None:
+            error.hint = f"run it again: what was not moved is still there; up to {AT_ONCE} messages are in both queues"
+        raise
+    finally:
+        progress.stop()
+        left = f", {transfer.kept:,} left" if transfer.kept else ""
+        output.status(f"{moved:,} moved {between}{f' at {other.address}' if other else ''}{left}")
+    stopping.exit_if_requested()

@@ -1,0 +1,226 @@
+"""mqtool send, receive; new-task, worker; publisher-confirms."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from typer import Argument, Option
+
+from mqtool.amqp import Channel
+from mqtool.amqp import Receiving as ReceivingSettings
+from mqtool.cli.display import output
+from mqtool.cli.display.output import WAITING_FOR_MESSAGES
+from mqtool.cli.display.progress import Progress
+from mqtool.cli.options import (
+    CONFIRM_TIMEOUT,
+    OFFSET,
+    Broker,
+    Commands,
+    ConfirmTimeout,
+    Publishing,
+    QueueOptions,
+    Receiving,
+    UsedQueueOptions,
+    Where,
+    exchange_option,
+)
+from mqtool.cli.options.message_options import ProgramOptions
+from mqtool.cli.pipe.first_use import checked
+from mqtool.cli.pipe.matching import Matching
+from mqtool.cli.pipe.programs import work
+from mqtool.cli.pipe.publishing import publish
+from mqtool.cli.pipe.receiving import announced, busy, print_deliveries, writer
+from mqtool.cli.pipe.source import Addressing
+from mqtool.errors import NotConfirmed, UsageError
+from mqtool.message import Confirmation, Delivery, Message, Receipt, new_message_id
+from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
+from mqtool.tutorials import hello_world, work_queues
+from mqtool.tutorials import publisher_confirms as tutorial
+
+app = Commands()
+
+
+@app.command("mqtool send 'Hello World!'", "tail -f app.log | mqtool send -l -q app", "mqtool send --json < saved")
+def send(
+    queue: UsedQueueOptions,
+    publishing: Publishing,
+    exchange: Annotated[str | None, exchange_option("Publish to this exchange, and declare nothing")] = None,
+    routing_key: Annotated[
+        str | None, Option("-r", help="Routing key (default: the queue's name)", rich_help_panel="Topology")
+    ] = None,
+) -> None:
+    """Send messages to a queue (tutorial 1)."""
+    target: Queue | Exchange = queue.of(publishing.broker.names.hello)
+    if exchange is not None or routing_key is not None:
+        target = Exchange(exchange or "", durable=True)
+
+    def publisher(channel: Channel, messages: Iterable[Message | None]) -> Iterator[Receipt]:
+        if isinstance(target, Queue):
+            return hello_world.send(channel, checked(target, queue, channel, publishing.broker), messages)
+        return channel.publish(messages, exchange=target, routing_key=routing_key or "")
+
+    publish(
+        publishing,
+        publisher,
+        publishing.broker.lines.sent,
+        to=target,
+        addressing=Addressing("" if queue.queue is not None else exchange, queue.queue or routing_key),
+        default=publishing.broker.lines.hello,
+    )
+
+
+@app.command("mqtool receive", "mqtool receive --raw -o app.log", "mqtool receive --json | mqtool send --json -q b")
+def receive(
+    queue: UsedQueueOptions,
+    receiving: Receiving,
+    broker: Broker,
+    offset: Annotated[
+        Any | None, Option(help="Where to start in a stream", rich_help_panel="Receiving", **OFFSET)
+    ] = None,
+    where: Where = None,
+) -> None:
+    """Receive messages from a queue (tutorial 1).
+
+    With --where, what does not match stays in the queue: it is held until the command ends, so other consumers do not
+    get it before.
+    """
+    matching = Matching(receiving, where, passes_over=offset is not None)
+
+    def consumer(channel: Channel) -> Iterator[Delivery]:
+        target = checked(queue.of(broker.names.hello), queue, channel, broker)
+        settings = matching.settings()._replace(offset=offset)
+        return matching.of(channel, hello_world.receive(channel, target, settings))
+
+    print_deliveries(receiving, broker, consumer, broker.lines.received)
+
+
+Tasks = Annotated[list[str] | None, Argument(help="Task; each dot is a second of work", show_default="Hello World!")]
+
+
+@app.command("mqtool new-task 'A task of three seconds...'", "seq 100 | mqtool new-task -l", words=Tasks)
+def new_task(queue: UsedQueueOptions, publishing: Publishing) -> None:
+    """Send tasks to the workers' queue (tutorial 2)."""
+    target = queue.of(publishing.broker.names.task_queue)
+    publish(
+        publishing,
+        lambda channel, tasks: work_queues.new_tasks(
+            channel, checked(target, queue, channel, publishing.broker), tasks
+        ),
+        publishing.broker.lines.sent_task,
+        to=target,
+        addressing=Addressing(queue.queue and "", queue.queue),
+        default=publishing.broker.lines.task,
+    )
+
+
+@app.command("mqtool worker", "mqtool worker --prefetch 0", "mqtool worker --exec './resize {message_id}'", into=None)
+def worker(
+    queue: UsedQueueOptions,
+    receiving: Receiving,
+    broker: Broker,
+    programs: ProgramOptions,
+    forget_ack: Annotated[
+        bool, Option(help="Never acknowledge: the classic mistake, to watch", rich_help_panel="Receiving")
+    ] = False,
+) -> None:
+    """Do tasks, or run a program for each (tutorial 2)."""
+    if programs.exec.command is not None:
+        work(programs.exec.command, programs, queue, receiving, broker)
+        return
+    if programs.need_a_program:
+        raise UsageError(
+            "--shell, --concurrency, --deduplicate and the retry options need --exec", "add --exec COMMAND"
+        )
+    write = writer(receiving, broker.lines.received)
+
+    def do(task: Delivery) -> None:
+        write(task)
+        with busy(lambda: 1):
+            time.sleep(work_queues.seconds_of_work(task))
+        output.status(broker.lines.done)
+
+    settings = receiving.settings(work_queues.FAIR_DISPATCH)
+    work_through = _work_and_forget if forget_ack else work_queues.work
+    done = redelivered = 0
+    with broker.access().channel() as channel:
+        target = checked(queue.of(broker.names.task_queue), queue, channel, broker)
+        tasks = work_through(channel, target, do, settings)
+        with announced(receiving.ready_file, channel, WAITING_FOR_MESSAGES):
+            for task in tasks:
+                done += 1
+                redelivered += task.redelivered
+                if forget_ack and done == settings.prefetch:
+                    output.warning(
+                        f"{done} done and not acknowledged: that is the prefetch limit, so no more will come. "
+                        "The broker counts them as unacknowledged; --prefetch 0 would take more of its memory"
+                    )
+    if forget_ack:
+        output.warning(
+            f"{done} done, none acknowledged, {redelivered} redelivered: when this worker ends, "
+            "the broker redelivers all of them"
+        )
+
+
+def _work_and_forget(
+    channel: Channel, queue: Queue, do: Callable[[Delivery], None], receiving: ReceivingSettings
+) -> Iterator[Delivery]:
+    """The tutorial's worker, without its acknowledgement."""
+    tasks = channel.consume(channel.declare(queue), receiving._replace(acknowledge=False))
+
+    def done() -> Iterator[Delivery]:
+        for task in tasks:
+            do(task)
+            yield task
+
+    return done()
+
+
+Strategy = Literal["individual", "batch", "async", "all"]
+#: How the tutorial's line says it.
+_SAYS = {"individual": "individually in", "batch": "in batch in", "async": "and handled confirms asynchronously in"}
+
+
+@app.command("mqtool publisher-confirms all", "mqtool publisher-confirms async -c 100000 -q confirmed --durable")
+def publisher_confirms(
+    queue: QueueOptions,
+    broker: Broker,
+    strategy: Annotated[Strategy, Argument(help="When to wait for confirms")] = "all",
+    count: Annotated[int, Option("-c", "-n", min=1, help="Messages to publish")] = 50_000,
+    batch_size: Annotated[int, Option(min=1, help="Messages in a batch")] = 100,
+    confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT,
+) -> None:
+    """Publish with confirms, in three ways (tutorial 7)."""
+    ways: dict[Strategy, Callable[[Channel, Queue, Iterable[Message]], Iterator[Receipt]]] = {
+        "individual": tutorial.individually,
+        "batch": partial(tutorial.in_batches, size=batch_size),
+        "async": partial(tutorial.asynchronously, refused=[]),
+    }
+    chosen = list(ways) if strategy == "all" else [strategy]
+    seconds: dict[Strategy, float] = {}
+    for way in chosen:
+        # A connection each, so that each starts with an empty queue of its own.
+        with broker.access().channel(confirm_timeout=confirm_timeout) as channel:
+            target = channel.declare(queue.of(PRIVATE_QUEUE))
+            messages = (Message(str(number).encode(), message_id=new_message_id()) for number in range(count))
+            started = time.perf_counter()
+            confirmed = _confirmed(ways[way](channel, target, messages), count)
+            seconds[way] = time.perf_counter() - started
+        output.show(f"Published {count:,} messages {_SAYS[way]} {seconds[way] * 1000:,.0f} ms")
+        if confirmed < count:
+            raise NotConfirmed(f"the broker refused {count - confirmed:,} of {count:,} messages")
+    if len(chosen) > 1:
+        slowest = max(seconds.values())
+        output.status("")
+        for way in chosen:
+            rate = count / seconds[way]
+            output.status(f"  {way:<10} {rate:>10,.0f} messages/s  {slowest / seconds[way]:>6.1f} ×")
+
+
+def _confirmed(receipts: Iterable[Receipt], count: int) -> int:
+    """How many of a number of messages were confirmed; a terminal shows how far it is."""
+    progress = Progress("confirmed", fraction=lambda: progress.count / count)
+    try:
+        return sum(receipt.confirmation is Confirmation.CONFIRMED for receipt in progress.of(receipts))
+    finally:
+        progress.stop()

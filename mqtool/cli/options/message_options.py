@@ -1,0 +1,301 @@
+"""Where messages come from and what they carry; how to receive and print them; programs to run."""
+
+import re
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from typer import Argument, Option
+
+from mqtool.amqp import STREAMING
+from mqtool.amqp import Receiving as ReceivingSettings
+from mqtool.cli.command_line import CONFIRM_TIMEOUT, DURATION, TIME_LIMIT, ConfirmTimeout, header_option, in_panel
+from mqtool.cli.display.received import DeliveryWriter
+from mqtool.cli.options.broker_options import Broker
+from mqtool.delays.via import LONGEST, Via
+from mqtool.duration import compact_duration, parse_duration
+from mqtool.errors import UsageError
+from mqtool.message import PROPERTIES, Delivery
+from mqtool.work.retry import RetryPolicy
+
+
+def _delay(text: str) -> float:
+    """Seconds, from a duration that a broker can wait."""
+    if text.startswith("-"):
+        raise ValueError(f"{text!r} is negative, but nothing can arrive before it is sent")
+    seconds = parse_duration(text)
+    if round(seconds * 1000) > LONGEST:
+        raise ValueError(f"{text!r} is too long: at most {LONGEST} ms (2^32 - 1), {compact_duration(LONGEST / 1000)}")
+    return seconds
+
+
+def _moment(text: str) -> float:
+    """Seconds since 1970, from a future time; local time, unless it says otherwise."""
+    try:
+        moment = datetime.fromisoformat(text if "-" in text else f"{datetime.now():%Y-%m-%d}T{text}").timestamp()
+    except (ValueError, OverflowError, OSError) as error:
+        raise ValueError(f"{text!r} is not a time such as 18:30, 2026-01-31T18:30 or 2026-01-31T18:30:00Z") from error
+    ahead = moment - time.time()
+    if ahead <= 0:
+        raise ValueError(f"{text!r} is in the past, by {compact_duration(max(1, round(-ahead)))}")
+    if ahead * 1000 > LONGEST:
+        raise ValueError(f"{text!r} is too far away: at most {LONGEST} ms (2^32 - 1), 49 days")
+    return moment
+
+
+@in_panel("Delay")
+class DelayOptions(NamedTuple):
+    """When messages are to arrive, and what holds them back until then."""
+
+    delay: Annotated[
+        float | None, Option(parser=_delay, metavar="DURATION", help="Deliver each message this long after it is sent")
+    ] = None
+    at: Annotated[
+        Any | None, Option(parser=_moment, metavar="TIME", help="Deliver at a time: 18:30 or 2026-01-31T18:30")
+    ] = None
+    via: Annotated[Via, Option(help="What holds delayed messages (mqtool help delays)")] = Via.AUTO
+
+    @property
+    def are_given(self) -> bool:
+        """Whether all messages are to be delayed."""
+        return self.delay is not None or self.at is not None
+
+    def check(self, *, mandatory: bool) -> None:
+        """Check that the options fit together.
+
+        Raises:
+            UsageError: the options contradict each other.
+        """
+        if self.delay is not None and self.at is not None:
+            raise UsageError("--delay and --at cannot be combined", "use only one of them")
+        if self.are_given and mandatory:
+            raise mandatory_with_delay()
+
+
+def mandatory_with_delay() -> UsageError:
+    """Why a delayed message cannot be mandatory."""
+    return UsageError(
+        "--mandatory does not work with a delay: such a message is routed only when it is due",
+        "leave one of them out; replay has it unless --no-mandatory is given",
+    )
+
+
+def _property(text: str) -> tuple[str, Any]:
+    """An AMQP property, from name=value; names as in the specification, with - or _."""
+    name, equals, value = text.partition("=")
+    name = name.replace("-", "_")
+    if not equals or name not in PROPERTIES or name == "headers":
+        known = ", ".join(known.replace("_", "-") for known in PROPERTIES if known != "headers")
+        raise ValueError(f"{text!r} is not a property: write name=value with one of {known}")
+    return name, _PROPERTY_VALUES.get(name, _short_text)(name, value)
+
+
+def _short_text(name: str, value: str) -> str:
+    if len(value.encode()) > 255:
+        raise ValueError(f"{name.replace('_', '-')} is longer than 255 bytes")
+    return value
+
+
+def _number(lowest: int, highest: int) -> Callable[[str, str], int]:
+    def parse(name: str, value: str) -> int:
+        if not value.isdecimal() or not lowest <= int(value) <= highest:
+            raise ValueError(f"{name.replace('_', '-')} must be a number from {lowest} to {highest}, not {value!r}")
+        return int(value)
+
+    return parse
+
+
+def _expiration(_name: str, value: str) -> str:
+    return value if value.isdecimal() else str(round(parse_duration(value) * 1000))
+
+
+def _timestamp(_name: str, value: str) -> int:
+    try:
+        return int(value) if value.isdecimal() else int(datetime.fromisoformat(value).timestamp())
+    except ValueError as error:
+        raise ValueError(f"timestamp must be seconds since 1970 or RFC 3339, not {value!r}") from error
+
+
+_PROPERTY_VALUES: dict[str, Callable[[str, str], Any]] = {
+    "delivery_mode": _number(1, 2),
+    "priority": _number(0, 255),
+    "expiration": _expiration,
+    "timestamp": _timestamp,
+}
+
+
+def _key_pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise ValueError(f"not a valid regular expression: {error}") from error
+
+
+@in_panel("Messages")
+class MessageOptions(NamedTuple):
+    """Where messages come from, what they carry, and what to make of the broker's answers."""
+
+    file: Annotated[Path | None, Option("-f", help="Read from FILE; - is stdin")] = None
+    lines: Annotated[bool, Option("-l", help="Send each line as a message, as it arrives")] = False
+    null: Annotated[bool, Option("-0", help="Messages end with a zero byte, as from find -print0")] = False
+    delimiter: Annotated[str | None, Option("-D", metavar="CHAR", help="Messages end with CHAR")] = None
+    as_json: Annotated[bool, Option("--json", help="Each line is a message as NDJSON")] = False
+    key_pattern: Annotated[
+        Any | None,
+        Option(parser=_key_pattern, metavar="REGEX", help="Fill {group} places in the routing key from the line"),
+    ] = None
+    headers: Annotated[list[Any] | None, header_option("Header; KEY:=JSON for a typed value")] = None
+    properties: Annotated[
+        list[Any] | None,
+        Option("--property", parser=_property, metavar="NAME=VALUE", help="Property, such as content-type=text/plain"),
+    ] = None
+    persistent: Annotated[bool, Option(help="Delivery mode 2: kept on disk in a durable queue")] = False
+    mandatory: Annotated[bool, Option(help="Fail if a message is unroutable")] = False
+    confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT
+    failed_to: Annotated[Path | None, Option(metavar="FILE", help="Keep unconfirmed messages in FILE, as NDJSON")] = (
+        None
+    )
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the input is many messages rather than one."""
+        return self.lines or self.null or self.as_json or self.delimiter is not None
+
+
+Words = Annotated[list[str] | None, Argument(help="Message words (default: stdin, or 'Hello World!')")]
+
+
+class Publishing(NamedTuple):
+    """What to publish, when it is to arrive, and which broker to publish to."""
+
+    options: MessageOptions
+    delays: DelayOptions
+    broker: Broker
+    words: Words = None
+
+
+@in_panel("Printing")
+class Printing(NamedTuple):
+    """How to print messages, and where."""
+
+    raw: Annotated[bool, Option(help="Print bodies only, one per line")] = False
+    as_json: Annotated[bool, Option("--json", help="Print messages as NDJSON")] = False
+    template: Annotated[str | None, Option("--format", "-F", help="Print by a template (mqtool help output)")] = None
+    pretty: Annotated[bool, Option(help="Indent JSON bodies")] = False
+    into: Annotated[
+        Path | None, Option("--output", "-o", metavar="FILE", help="Append to FILE; a HUP signal opens it again")
+    ] = None
+
+    @property
+    def has_form(self) -> bool:
+        """Whether the command's own lines are not wanted."""
+        return self.raw or self.as_json or self.template is not None
+
+    def redirect(self) -> None:
+        """Have stdout be the file, if there is one.
+
+        Raises:
+            UsageError: it cannot be opened.
+        """
+        if self.into is not None:
+            from mqtool.cli.display.appending import append_to
+
+            append_to(self.into)
+
+    def writer(self, line: Callable[[Delivery], str] | str, *, hand_over: bool = False) -> DeliveryWriter:
+        """Prints deliveries as the options say, else in the command's own lines. Raises as DeliveryWriter does."""
+        return DeliveryWriter(
+            line, raw=self.raw, as_json=self.as_json, template=self.template, pretty=self.pretty, hand_over=hand_over
+        )
+
+
+@in_panel("Receiving")
+class Receiving(NamedTuple):
+    """How to consume, when to stop, and how to print."""
+
+    printing: Printing
+    limit: Annotated[int | None, Option("--count", "-c", "-n", min=1, help="Stop after N messages")] = None
+    idle_timeout: Annotated[float | None, Option(help="Stop after this long without a message", **DURATION)] = None
+    timeout: Annotated[float | None, Option(help="Total time limit (exit 124)", **DURATION)] = None
+    prefetch: Annotated[
+        int | None, Option(min=0, max=65535, help="Deliveries to hold unacknowledged; 0 for no limit")
+    ] = None
+    auto_ack: Annotated[bool, Option(help="Acknowledge on delivery: a crash can lose messages")] = False
+    ready_file: Annotated[Path | None, Option(help="Create FILE once consuming")] = None
+
+    def settings(self, default: ReceivingSettings = STREAMING) -> ReceivingSettings:
+        """How the channel is to consume."""
+        return default._replace(
+            prefetch=default.prefetch if self.prefetch is None else self.prefetch,
+            auto_ack=self.auto_ack,
+            count=self.limit,
+            idle_timeout=self.idle_timeout,
+            timeout=self.timeout,
+        )
+
+
+@in_panel("Programs")
+class ExecOptions(NamedTuple):
+    """Which program to run for each message, and how."""
+
+    command: Annotated[
+        str | None,
+        typer.Option("--exec", metavar="COMMAND", help="Run COMMAND for each message (mqtool help programs)"),
+    ] = None
+    shell: Annotated[bool, typer.Option("--shell", help="Run COMMAND with sh")] = False
+    pass_url: Annotated[bool, typer.Option("--pass-url", help="Leave passwords in MQTOOL_URL for COMMAND")] = False
+
+
+@in_panel("Retries")
+class RetryOptions(NamedTuple):
+    """When to try again what has failed."""
+
+    retries: Annotated[int, typer.Option(min=0, help="Retry up to N times, then dead-letter")] = 5
+    backoff: Annotated[float, typer.Option(show_default="1s", help="Wait before the first retry", **DURATION)] = "1s"  # type: ignore[assignment]
+    backoff_factor: Annotated[float, typer.Option(min=1.0, help="Multiply the wait by N for each further retry")] = 2.0
+    backoff_max: Annotated[float, typer.Option(show_default="5m", help="Longest wait", **DURATION)] = "5m"  # type: ignore[assignment]
+
+    @property
+    def policy(self) -> RetryPolicy:
+        """How often, and when."""
+        return RetryPolicy(self.retries, self.backoff, self.backoff_factor, self.backoff_max)
+
+
+@in_panel("Duplicates")
+class DedupOptions(NamedTuple):
+    """Whether, and how, to do what comes twice only once."""
+
+    deduplicate: Annotated[
+        bool, typer.Option("--deduplicate", help="Skip messages whose message_id was handled before")
+    ] = False
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            "--dedup-store",
+            metavar="FILE",
+            show_default="in the state directory",
+            help="Where handled ids are kept (SQLite)",
+        ),
+    ] = None
+    window: Annotated[
+        float, typer.Option("--dedup-window", show_default="24h", help="How long to remember an id", **TIME_LIMIT)
+    ] = "24h"  # type: ignore[assignment]
+
+
+@in_panel("Programs")
+class ProgramOptions(NamedTuple):
+    """Which program a worker runs, how often it retries, and how it tells duplicates."""
+
+    exec: ExecOptions
+    retries: RetryOptions
+    dedup: DedupOptions
+    concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Run up to N at once")] = 1
+
+    @property
+    def need_a_program(self) -> bool:
+        """Whether there are options that mean nothing without a program."""
+        retries = self.retries.policy != RetryPolicy()
+        return self.exec.shell or self.concurrency > 1 or retries or self.dedup.deduplicate
