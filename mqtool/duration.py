@@ -1,6 +1,9 @@
-"""Durations as people write them: 300ms, 5s, 2m, 1h30m, 1d."""
+"""Durations as people write them (300ms, 5s, 2m, 1h30m, 1d), and how long to wait between attempts."""
 
+import random
 import re
+from collections.abc import Iterator
+from typing import NamedTuple
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -26,3 +29,27 @@ def compact_duration(seconds: float) -> str:
         if count:
             parts.append(f"{count}{unit}")
     return "".join(parts) or "0ms"
+
+
+class Backoff(NamedTuple):
+    """Exponential back-off with jitter, so that a hundred clients do not come back in the same instant.
+
+    Attributes:
+        first: seconds before the first attempt.
+        factor: how much longer each wait is than the one before.
+        longest: seconds that no wait exceeds.
+        attempts: how many; None for no end.
+    """
+
+    first: float = 0.25
+    factor: float = 2.0
+    longest: float = 15.0
+    attempts: int | None = None
+
+    def delays(self) -> Iterator[float]:
+        """Seconds to wait before each attempt: between half of the exponential value and all of it."""
+        delay, attempt = self.first, 0
+        while self.attempts is None or attempt < self.attempts:
+            yield delay * random.uniform(0.5, 1.0)
+            delay = min(delay * self.factor, self.longest)
+            attempt += 1

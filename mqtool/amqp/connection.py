@@ -19,10 +19,10 @@ from pika.connection import Connection as PikaConnection
 from mqtool.amqp import failures
 from mqtool.amqp.address import Address, TlsFiles
 from mqtool.amqp.answer import Answer
-from mqtool.amqp.backoff import Backoff
 from mqtool.amqp.channel import CONFIRM_TIMEOUT, Channel
 from mqtool.amqp.hooks import CuttingConnection, mend_coding, name_host_in_bytes, read_large_pieces, write_at_once
 from mqtool.amqp.io_thread import IoThread
+from mqtool.duration import Backoff
 from mqtool.errors import MqtoolError, Unavailable
 
 _CLOSE_PATIENCE, _HOPELESS_PATIENCE = 2.0, 0.2

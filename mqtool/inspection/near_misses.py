@@ -11,7 +11,7 @@ from functools import lru_cache
 from heapq import nsmallest
 from typing import Any
 
-from mqtool.routing.tables import header_matches, wanted_headers, words_of
+from mqtool.routing import header_matches, wanted_headers, words_of
 from mqtool.topology import Binding
 
 _WILDCARD = 0.001

@@ -15,8 +15,7 @@ from typing import Any
 from mqtool.errors import BadData
 from mqtool.inspection.definitions import Definitions
 from mqtool.inspection.near_misses import NearMiss, nearest
-from mqtool.routing.delay import delay_of
-from mqtool.routing.tables import TABLES, RoutingTable
+from mqtool.routing import TABLES, RoutingTable, delay_of
 from mqtool.topology import DELAYED, Binding, Exchange
 
 

@@ -10,9 +10,19 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from mqtool.codecs.amqp10_values import (
+    DROPPED,
+    NULL,
+    Span,
+    compound,
+    decode_value,
+    encode_value,
+    find,
+    spans_in,
+    variable,
+)
+from mqtool.codecs.field_tables import UInt8
 from mqtool.message import END_OF_TIME, Message
-from mqtool.routing.amqp10 import DROPPED, NULL, Span, compound, decode_value, encode_value, find, spans_in, variable
-from mqtool.routing.field_table import UInt8
 
 _ANNOTATIONS, _PROPERTIES, _HEADERS, _DATA, _SEQUENCE, _VALUE = 0x72, 0x73, 0x74, 0x75, 0x76, 0x77
 _HEADER, _LAST = 0x70, 0x78

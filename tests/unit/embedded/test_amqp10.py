@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mqtool.broker.embedded.model.amqp10 import decode, encode
 from mqtool.broker.embedded.model.message import Properties, encode_short
-from mqtool.routing.field_table import (
+from mqtool.codecs.field_tables import (
     ByteArray,
     Float32,
     Int8,

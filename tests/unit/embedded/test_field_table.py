@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqtool.broker.embedded.model.message import ContentHeader, HeaderReader, Properties, encode_address, parse_address
-from mqtool.routing import field_table as ft
+from mqtool.codecs import field_tables as ft
 
 values: st.SearchStrategy[ft.Value] = st.recursive(
     st.one_of(

@@ -17,7 +17,7 @@ from mqtool.broker.embedded.model.message import ContentHeader, Message, Propert
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES
 from mqtool.broker.embedded.model.queue import RETRY_DEAD_LETTERS, Queue, QueueDeclaration
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
-from mqtool.routing.field_table import Int32, Table
+from mqtool.codecs.field_tables import Int32, Table
 
 
 class FakeTimer:

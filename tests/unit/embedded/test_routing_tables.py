@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqtool.routing.field_table import Int32, Int64
-from mqtool.routing.tables import DirectTable, FanoutTable, HeadersTable, TopicTable, headers_match
+from mqtool.codecs.field_tables import Int32, Int64
+from mqtool.routing import DirectTable, FanoutTable, HeadersTable, TopicTable, headers_match
 
 words = st.sampled_from(["a", "b", "", "*", "#", "ü"])
 keys = st.lists(words, max_size=6).map(".".join)

@@ -8,7 +8,7 @@ from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.message import ContentHeader, Message, Properties, encode_address, encode_short
 from mqtool.broker.embedded.model.stream_chunk import simple_entry
 from mqtool.broker.embedded.model.stream_queue import Cursor, Stream
-from mqtool.routing.field_table import Int64, encode_table
+from mqtool.codecs.field_tables import Int64, encode_table
 from tests.unit.embedded.test_stream_log import HandClock
 
 IDS = st.sampled_from([None, b"", b"a", b"b", b"12345678", b"abcdefgh", b"k" * 200, "é".encode(), b"\xff"])

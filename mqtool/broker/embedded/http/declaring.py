@@ -22,7 +22,7 @@ from mqtool.broker.embedded.model.limits import OF_USERS, check_queues
 from mqtool.broker.embedded.model.queue import Queue, QueueDeclaration
 from mqtool.broker.embedded.model.users import ALGORITHMS, DEFAULT_ALGORITHM, Permissions, User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
-from mqtool.routing.field_table import Table
+from mqtool.codecs.field_tables import Table
 
 _MAX_NAME = 255
 

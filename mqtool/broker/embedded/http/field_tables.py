@@ -4,7 +4,7 @@ import struct
 from typing import Any
 
 from mqtool.broker.embedded.http.directory import bad_request
-from mqtool.routing.field_table import Int64, Table, Value, decode_table, encode_table
+from mqtool.codecs.field_tables import Int64, Table, Value, decode_table, encode_table
 
 
 def _value(value: Any) -> Value:

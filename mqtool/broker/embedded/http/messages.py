@@ -20,7 +20,7 @@ from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.wire.publishing_methods import check_message
-from mqtool.routing.field_table import encode_table
+from mqtool.codecs.field_tables import encode_table
 
 _NUMBERS = {"delivery_mode": 1, "priority": 1, "timestamp": 8}
 _TEXTS = (

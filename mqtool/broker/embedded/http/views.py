@@ -20,7 +20,7 @@ from mqtool.broker.embedded.wire.amqp_channel import Channel
 from mqtool.broker.embedded.wire.amqp_connection import Connection
 from mqtool.broker.embedded.wire.amqp_session import Session
 from mqtool.broker.embedded.wire.deliveries import Subscription
-from mqtool.routing.field_table import Table, Value
+from mqtool.codecs.field_tables import Table, Value
 
 if TYPE_CHECKING:
     # Most brokers have no streams, and need not import their protocol.

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from mqtool.broker.embedded.model.message import Properties, encode_short
-from mqtool.routing.amqp10 import (
+from mqtool.codecs.amqp10_values import (
     DROPPED,
     NULL,
     UINT64,
@@ -28,7 +28,7 @@ from mqtool.routing.amqp10 import (
     spans_in,
     variable,
 )
-from mqtool.routing.field_table import ByteArray, Int64, Table, Timestamp, UInt8, UInt32, encode_table, text
+from mqtool.codecs.field_tables import ByteArray, Int64, Table, Timestamp, UInt8, UInt32, encode_table, text
 
 
 class Decoded(NamedTuple):

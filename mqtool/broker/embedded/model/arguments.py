@@ -8,7 +8,7 @@ from mqtool.broker.embedded.model.exchange import DELAYED, Exchange, ExchangeDec
 from mqtool.broker.embedded.model.options import interval
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.model.queue import MAX_PRIORITY, Queue, QueueDeclaration
-from mqtool.routing.field_table import Table, Value, is_integer, type_name
+from mqtool.codecs.field_tables import Table, Value, is_integer, type_name
 
 # Ten years in milliseconds: Erlang's timers, and so RabbitMQ, take no more.
 MAX_EXPIRY = 315_360_000_000

@@ -17,7 +17,7 @@ from mqtool.broker.embedded.model.message import Message
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
 from mqtool.broker.embedded.model.users import DEFAULT_USER, Permissions, TopicPermissions, User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
-from mqtool.routing.field_table import Table
+from mqtool.codecs.field_tables import Table
 
 log = logging.getLogger("mqtool.broker.embedded")
 

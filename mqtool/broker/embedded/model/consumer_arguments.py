@@ -4,7 +4,7 @@ from mqtool.broker.embedded.model.arguments import Check, boolean, printed
 from mqtool.broker.embedded.model.errors import NOT_IMPLEMENTED, ConnectionException, precondition_failed
 from mqtool.broker.embedded.model.options import OFFSET, interval
 from mqtool.broker.embedded.model.queue import Queue
-from mqtool.routing.field_table import Table, Timestamp, Value, is_integer, type_name
+from mqtool.codecs.field_tables import Table, Timestamp, Value, is_integer, type_name
 
 CONSUMER_ARGUMENTS: dict[str, Check] = {
     "x-priority": lambda value, _: None if is_integer(value) else f'"expected integer, got {type_name(value)}"',

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from mqtool.broker.embedded.model.backlog import Entry
-from mqtool.routing.field_table import Table
+from mqtool.codecs.field_tables import Table
 
 
 class Consumer(Protocol):

@@ -1,7 +1,7 @@
 """What a dead-lettered message looks like (RabbitMQ's `x-death` header)."""
 
 from mqtool.broker.embedded.model.message import Dead, Message
-from mqtool.routing.field_table import Int64, Table, Timestamp, Value
+from mqtool.codecs.field_tables import Int64, Table, Timestamp, Value
 
 _MAX_COUNT = 2**63 - 1
 

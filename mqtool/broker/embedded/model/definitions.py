@@ -3,7 +3,7 @@
 from mqtool.broker.embedded.model.exchange import Exchange, Link
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.queue import Queue
-from mqtool.routing.tables import canonical
+from mqtool.routing import canonical
 
 
 def save_exchange(ledger: Ledger, vhost: str, exchange: Exchange) -> None:

@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Callable
 from heapq import heappop, heappush
 
+from mqtool import routing
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.clock import Alarm, Clock
 from mqtool.broker.embedded.model.errors import INTERNAL_ERROR, ConnectionException
 from mqtool.broker.embedded.model.message import Message
-from mqtool.routing import delay
-from mqtool.routing.field_table import Int32, Int64
+from mqtool.codecs.field_tables import Int32, Int64
 
 
 def delay_of(message: Message) -> int:
@@ -19,7 +19,7 @@ def delay_of(message: Message) -> int:
         ConnectionException: 541, as the plugin fails at what it cannot convert.
     """
     try:
-        return delay.delay_of(message.headers.get("x-delay"))
+        return routing.delay_of(message.headers.get("x-delay"))
     except ValueError:
         raise ConnectionException(INTERNAL_ERROR) from None
 

@@ -2,7 +2,7 @@
 
 from mqtool.broker.embedded.model.errors import INTERNAL_ERROR, ConnectionException
 from mqtool.broker.embedded.model.profile import Profile
-from mqtool.routing.field_table import Table
+from mqtool.codecs.field_tables import Table
 
 
 def check_deprecated(profile: Profile, arguments: Table, *, durable: bool, exclusive: bool) -> None:

@@ -7,8 +7,8 @@ from urllib.parse import quote_plus
 
 from mqtool.broker.embedded.model.policies import NOTHING, Applied
 from mqtool.broker.embedded.model.profile import Profile
-from mqtool.routing.field_table import Table, Value
-from mqtool.routing.tables import TABLES, HeadersTable, RoutingTable, canonical
+from mqtool.codecs.field_tables import Table, Value
+from mqtool.routing import TABLES, HeadersTable, RoutingTable, canonical
 
 DELAYED = "x-delayed-message"
 TYPES = (*TABLES, DELAYED)

@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.message import Dead, Message
 from mqtool.broker.embedded.model.shelf import MemoryShelf, Shelf
-from mqtool.routing.field_table import Table
+from mqtool.codecs.field_tables import Table
 
 # What an entry costs besides its body: bytes of resident memory, among 300,000 with message ids on CPython 3.11.
 # Without an id, messages share their header, and it is 250.

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Self
 
-from mqtool.routing.field_table import Table, Value, decode_table, encode_table
+from mqtool.codecs.field_tables import Table, Value, decode_table, encode_table
 
 BASIC_CLASS = 60
 PERSISTENT = 2

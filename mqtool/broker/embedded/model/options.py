@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
 from mqtool.broker.embedded.model.retries import Retry
-from mqtool.routing.field_table import Table, Value
+from mqtool.codecs.field_tables import Table, Value
 
 OFFSET = "x-stream-offset"
 """Where a consumer of a stream begins, and a header of what it gets."""

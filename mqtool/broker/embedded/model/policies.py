@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.patterns import found
-from mqtool.routing.field_table import Table
+from mqtool.codecs.field_tables import Table
 
 USER, OPERATOR = "policy", "operator_policy"
 """The kinds, by the names under which queues list them and the storage has them."""

@@ -16,7 +16,7 @@ from mqtool.broker.embedded.model.policies import NOTHING, Applied
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
 from mqtool.broker.embedded.model.retries import Retries
 from mqtool.broker.embedded.model.traffic import Traffic
-from mqtool.routing.field_table import Table
+from mqtool.codecs.field_tables import Table
 
 MAX_PRIORITY = 255
 

@@ -14,7 +14,7 @@ from mqtool.broker.embedded.model.queue import Queue, Why
 from mqtool.broker.embedded.model.stream_chunk import Chunk, simple_entry
 from mqtool.broker.embedded.model.stream_log import SEGMENT_BYTES, Retention, StreamLog
 from mqtool.broker.embedded.model.stream_reader import Reader
-from mqtool.routing.field_table import Int64, Timestamp, encode_table
+from mqtool.codecs.field_tables import Int64, Timestamp, encode_table
 
 # How the body of a message begins that an AMQP 0-9-1 client has published: up to 255 octets, or more.
 _SHORT_BODY, _LONG_BODY = b"\x00Su\xa0", b"\x00Su\xb0"

@@ -26,7 +26,7 @@ from mqtool.broker.embedded.model.message import Message
 from mqtool.broker.embedded.model.policies import Policies
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.model.queue import Buried, Queue, QueueDeclaration
-from mqtool.routing.field_table import Table
+from mqtool.codecs.field_tables import Table
 
 
 @dataclass(slots=True)

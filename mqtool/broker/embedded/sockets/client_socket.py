@@ -12,7 +12,7 @@ from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
-from mqtool.routing.field_table import Table
+from mqtool.codecs.field_tables import Table
 
 log = logging.getLogger("mqtool.broker.embedded")
 

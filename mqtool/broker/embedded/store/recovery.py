@@ -13,7 +13,7 @@ from mqtool.broker.embedded.model.queue import Queue, QueueDeclaration
 from mqtool.broker.embedded.model.users import Permissions, TopicPermissions, User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.store.storage import STREAMS, Storage
-from mqtool.routing.field_table import Table
+from mqtool.codecs.field_tables import Table
 
 log = logging.getLogger("mqtool.broker.embedded")
 

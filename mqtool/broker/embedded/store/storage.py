@@ -20,7 +20,7 @@ from mqtool.broker.embedded.model.message import HeaderReader
 from mqtool.broker.embedded.model.shelf import Shelf
 from mqtool.broker.embedded.store.database import open_database, write_definitions
 from mqtool.broker.embedded.store.entries import StoredEntry, all_entries, entries_in
-from mqtool.routing.field_table import Table, decode_table, encode_table
+from mqtool.codecs.field_tables import Table, decode_table, encode_table
 
 log = logging.getLogger("mqtool.broker.embedded")
 

@@ -21,7 +21,7 @@ from mqtool.broker.embedded.streaming.stream_frames import (
     u64,
 )
 from mqtool.broker.embedded.streaming.stream_session import Refused, Session, check, check_name, find_log
-from mqtool.routing.field_table import Int64, Table
+from mqtool.codecs.field_tables import Int64, Table
 
 _NO_LEADER = 0xFFFF
 _NUMBERS = ("max-length-bytes", "stream-max-segment-size-bytes", "initial-cluster-size")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mqtool.broker.embedded.model.message import Message
-from mqtool.routing.field_table import Table
+from mqtool.codecs.field_tables import Table
 
 MAX_EVENTS = 100_000
 MAX_BYTES = 64 * 1024 * 1024

@@ -17,7 +17,7 @@ from mqtool.broker.embedded.wire.amqp_frames import encode_method, short_string
 from mqtool.broker.embedded.wire.amqp_session import Session
 from mqtool.broker.embedded.wire.deliveries import Deliveries, Delivery
 from mqtool.broker.embedded.wire.incoming_publishes import Confirms, Content
-from mqtool.routing.field_table import Table
+from mqtool.codecs.field_tables import Table
 
 
 class Route(NamedTuple):

@@ -11,7 +11,7 @@ from pamqp.base import Frame
 
 from mqtool.broker.embedded.model.errors import COMMAND_INVALID, FRAME_ERROR, ConnectionException
 from mqtool.broker.embedded.model.message import Message
-from mqtool.routing.field_table import Table, decode_table, encode_table
+from mqtool.codecs.field_tables import Table, decode_table, encode_table
 
 METHOD = 1
 HEADER = 2

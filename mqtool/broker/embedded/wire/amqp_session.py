@@ -24,7 +24,7 @@ from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.sockets.client_socket import ClientSocket
 from mqtool.broker.embedded.wire import amqp_frames as frames
 from mqtool.broker.embedded.wire.amqp_frames import encode_method, malformed, table
-from mqtool.routing.field_table import Table, decode_table
+from mqtool.codecs.field_tables import Table, decode_table
 
 FRAME_MAX = 131_072
 """The largest frame, in bytes, that the broker agrees to."""

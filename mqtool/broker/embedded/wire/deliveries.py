@@ -15,7 +15,7 @@ from mqtool.broker.embedded.model.virtual_host import Routing, carbon_copies
 from mqtool.broker.embedded.wire import amqp_frames as frames
 from mqtool.broker.embedded.wire.amqp_frames import encode_method, short_string
 from mqtool.broker.embedded.wire.amqp_session import Session
-from mqtool.routing.field_table import Int32, Int64, Table, Value
+from mqtool.codecs.field_tables import Int32, Int64, Table, Value
 
 
 class Subscription:

@@ -21,7 +21,7 @@ from mqtool.broker.embedded.model.virtual_host import Publication, Routing
 from mqtool.broker.embedded.wire.amqp_channel import Channel, Route, Transaction, UncommittedPublish
 from mqtool.broker.embedded.wire.deliveries import trace_published
 from mqtool.broker.embedded.wire.incoming_publishes import Confirms
-from mqtool.routing.field_table import type_name
+from mqtool.codecs.field_tables import type_name
 
 DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
 """The pseudo-queue of direct reply-to; a reply goes to this, a dot and a token."""

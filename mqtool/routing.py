@@ -9,10 +9,16 @@ Each table maps bindings to items of the caller's choice: the broker's are queue
     ['kernel']
 """
 
+import math
+import re
 from collections.abc import Collection, Hashable, Mapping
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from mqtool.routing.field_table import Timestamp, Value, encode_table
+from mqtool.codecs.field_tables import Decimal, Timestamp, Value, encode_table, is_integer
+
+#: The longest delay of the delayed message plugin, in milliseconds.
+MAX_DELAY = 2**32 - 1
+_INTEGER = re.compile(r"[+-]?[0-9]+")
 
 Item = TypeVar("Item", bound=Hashable)
 
@@ -245,10 +251,28 @@ def canonical(arguments: Mapping[str, Value]) -> bytes:
     return encode_table(dict(sorted(arguments.items())))
 
 
+#: The routing table of each standard exchange type.
 TABLES: Mapping[str, type] = {
     "direct": DirectTable,
     "fanout": FanoutTable,
     "topic": TopicTable,
     "headers": HeadersTable,
 }
-"""The routing table of each standard exchange type."""
+
+
+def delay_of(value: Value) -> int:
+    """Return the number of milliseconds that a value of x-delay asks for; 0 for none.
+
+    Raises:
+        ValueError: a text, a float or a decimal that the plugin cannot convert: it closes the connection.
+    """
+    if isinstance(value, str) and _INTEGER.fullmatch(value):
+        return _if_possible(float(value))  # of any number of digits
+    is_text = isinstance(value, str) or type(value) is bytes  # bytes if it is not UTF-8
+    if is_text or isinstance(value, Decimal) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(f"x-delay is not a number of milliseconds: {value!r}")
+    return _if_possible(value) if isinstance(value, float) or is_integer(value) else 0
+
+
+def _if_possible(delay: Any) -> int:
+    return int(delay) if 1 <= delay <= MAX_DELAY else 0

@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
-from mqtool.routing.field_table import (
+from mqtool.codecs.field_tables import (
     ByteArray,
     Float32,
     Int8,
