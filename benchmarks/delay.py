@@ -22,8 +22,8 @@ from pathlib import Path
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.broker import ports
 from mqtool.broker.choice import STARTERS, Kind
+from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Wanted
-from mqtool.broker.waiting import connect_within
 from mqtool.delays.plugin import has_plugin
 from mqtool.tutorials.dialects import DELAY_EXCHANGE
 

@@ -17,10 +17,10 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from mqtool.amqp import Connection, parse_addresses
-from mqtool.broker import node, node_broker, ports
+from mqtool.broker import node, ports
 from mqtool.broker.choice import STARTERS, Kind
+from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Started, Wanted
-from mqtool.broker.waiting import connect_within
 
 IN_CI = bool(os.environ.get("CI"))
 #: For tests of what mqtool itself does, and of no reply of the broker.
@@ -171,7 +171,7 @@ def rabbitmqctl(started: Started, *words: str) -> str:
     """What rabbitmqctl says of a node that we have started."""
     server = node.find_server()
     assert server is not None
-    environment = node.environment(node_broker.nodes_of(started)[0], for_tools=True)
+    environment = node.environment(node.nodes_of(started)[0], for_tools=True)
     command = [str(server.with_name("rabbitmqctl")), *words]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 

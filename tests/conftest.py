@@ -19,8 +19,8 @@ import pytest
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.broker import ports, state
 from mqtool.broker.choice import STARTERS, Kind, starter_of
+from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Wanted
-from mqtool.broker.waiting import connect_within
 from tests.brokers import IN_CI, TestBroker, from_environment, skip_or_fail
 from tests.cli.shell import Shell
 

@@ -27,8 +27,8 @@ from threading import Thread
 from mqtool.amqp import Connection, administration, parse_addresses
 from mqtool.broker import ports
 from mqtool.broker.choice import STARTERS, Kind
+from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Started, Wanted
-from mqtool.broker.waiting import connect_within
 from mqtool.errors import MqtoolError, Unavailable
 from mqtool.stage.proxy import Proxy
 from tests.brokers import rabbitmqctl

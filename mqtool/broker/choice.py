@@ -2,10 +2,9 @@
 
 from enum import StrEnum
 
-from mqtool.broker import node
 from mqtool.broker.docker import Docker
-from mqtool.broker.embedded_process import Embedded
-from mqtool.broker.node_broker import PrivateNodes
+from mqtool.broker.embedded_starter import Embedded
+from mqtool.broker.node import INSTALL, PrivateNodes
 from mqtool.broker.starter import Starter
 from mqtool.broker.state import Started
 from mqtool.errors import Unavailable, UsageError
@@ -53,7 +52,7 @@ def candidates(kind: Kind, *, cluster: bool = False) -> list[Starter]:
         return [starters[kind]]
     available = [starter for starter in starters.values() if starter.is_available()]
     if not available:
-        raise Unavailable("a cluster needs Docker or an installed RabbitMQ; neither was found", node.INSTALL)
+        raise Unavailable("a cluster needs Docker or an installed RabbitMQ; neither was found", INSTALL)
     return available
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from mqtool.broker import image, log_files, ports, state
-from mqtool.broker.docker_daemon import daemon_of_this_machine, image_upon, tag_upon
+from mqtool.broker import ports, state
+from mqtool.broker.background import append_to_log, prefixed
+from mqtool.broker.docker_daemon import base_image, daemon_of_this_machine, image_upon, tag_upon
 from mqtool.broker.starter import Starter
 from mqtool.broker.state import Started, Wanted
 from mqtool.errors import MqtoolError, Unavailable, UsageError
@@ -49,7 +50,7 @@ class Docker(Starter):
         if wanted.listen:
             raise Unavailable("in Docker, guest could log in from other machines", "use --kind node or --kind embedded")
         with daemon_of_this_machine() as daemon:
-            image_upon(daemon, image.base_of(wanted.image), say)
+            image_upon(daemon, base_image(wanted.image), say)
 
     def start(self, wanted: Wanted) -> Started:
         count = wanted.nodes
@@ -61,7 +62,7 @@ class Docker(Starter):
         name = f"mqtool-{wanted.name}"
         containers = [f"{name}-{number}" for number in range(1, count + 1)] if wanted.cluster else [name]
         with daemon_of_this_machine() as daemon:
-            tag = tag_upon(daemon, image.base_of(wanted.image), lambda _: None)
+            tag = tag_upon(daemon, base_image(wanted.image), lambda _: None)
             started = Started(
                 name=wanted.name,
                 kind=self.kind,
@@ -107,7 +108,7 @@ class Docker(Starter):
     def stop(self, started: Started) -> None:
         with daemon_of_this_machine() as daemon:
             _each(lambda container: container.stop(timeout=_STOP_PATIENCE), daemon, started)
-            with log_files.go_on(Path(started.directory) / "log") as kept:
+            with append_to_log(Path(started.directory) / "log") as kept:
                 kept.writelines(self.log(started, follow=False))
             _remove(daemon, started)
         state.forget(started.name)
@@ -136,7 +137,7 @@ class Docker(Starter):
             rest = b""
             for chunk in container.logs(stream=True, follow=follow):
                 *lines, rest = (rest + chunk).split(b"\n")
-                chunks.put(b"".join(log_files.named(name, line) for line in lines))
+                chunks.put(b"".join(prefixed(name, line) for line in lines))
             chunks.put(None)
 
         with daemon_of_this_machine() as daemon:

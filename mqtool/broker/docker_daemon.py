@@ -1,22 +1,29 @@
-"""The Docker daemon: its errors in our words, and the image that it pulls and builds.
+"""Access to the Docker daemon, and the image that it pulls and builds.
 
-Only mqtool/broker/docker*.py import docker (https://docker-py.readthedocs.io), and only within functions: it takes a
-third of a second.
+Only mqtool/broker/docker*.py import docker (https://docker-py.readthedocs.io), and only within functions, because the
+import takes a third of a second.
 """
 
+import hashlib
 import os
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mqtool.broker import image, ports
+from mqtool.broker import ports
 from mqtool.errors import AccessRefused, MqtoolError, Unavailable
 
 if TYPE_CHECKING:
     from docker.client import DockerClient
 
+#: The Dockerfile of the image that `broker up --kind docker` builds, and the files that it copies.
+IMAGE_FILES = Path(__file__).parent / "image"
+#: The delayed-message plugin in the Dockerfile is for this version.
+DEFAULT_IMAGE = "rabbitmq:4.2.9-management"
+_PLUGIN_VERSION = "4.2"
 _ANSWER_PATIENCE = 600
 _OTHER_KINDS = "choose --kind node or --kind embedded"
 _WITHOUT_THE_PLUGIN = "run 'docker build' in mqtool/broker/image for details"
@@ -74,6 +81,28 @@ def _refusal(explanation: str) -> MqtoolError:
     return MqtoolError(f"Docker refused: {explanation.strip()}")
 
 
+def base_image(wanted: str | None) -> str:
+    """The image to build on. A bare version stands for the one on Docker Hub that includes management."""
+    if wanted is None:
+        return DEFAULT_IMAGE
+    return f"rabbitmq:{wanted}-management" if re.fullmatch(r"\d+(\.\d+)*", wanted) else wanted
+
+
+def _build_arguments(base: str) -> dict[str, str]:
+    """The build arguments. Only the version that the delayed-message plugin is for gets the plugin."""
+    version = re.match(r"\d+\.\d+", base.rpartition(":")[2])
+    plugin = {} if version and version[0] == _PLUGIN_VERSION else {"PLUGIN_URL": ""}
+    return {"BASE_IMAGE": base, **plugin}
+
+
+def image_tag(base_id: str) -> str:
+    """The name of the image that is built on another one. It changes with its files."""
+    key = hashlib.sha256(base_id.encode())
+    for path in sorted(path for path in IMAGE_FILES.iterdir() if path.is_file()):
+        key.update(path.name.encode() + path.read_bytes())
+    return f"mqtool-rabbitmq:{key.hexdigest()[:12]}"
+
+
 def image_upon(daemon: "DockerClient", base: str, say: Callable[[str], None]) -> None:
     """Build the image on another one, unless it is here.
 
@@ -87,7 +116,7 @@ def image_upon(daemon: "DockerClient", base: str, say: Callable[[str], None]) ->
 
 
 def tag_upon(daemon: "DockerClient", base: str, say: Callable[[str], None]) -> str:
-    """The name of the image built on another one, which is pulled if it is not here; see image.tag()."""
+    """The name of the image built on another one, which is pulled if it is not here; see image_tag()."""
     from docker.errors import ImageNotFound
 
     try:
@@ -95,7 +124,7 @@ def tag_upon(daemon: "DockerClient", base: str, say: Callable[[str], None]) -> s
     except ImageNotFound:
         _pull(daemon, base, say)
         found = daemon.images.get(base)
-    return image.tag(str(found.id))
+    return image_tag(str(found.id))
 
 
 def _pull(daemon: "DockerClient", name: str, say: Callable[[str], None]) -> None:
@@ -129,7 +158,7 @@ def _cannot_pull(name: str, why: str) -> Unavailable:
 def _build(daemon: "DockerClient", base: str, tag: str) -> None:
     said = [""]
     for line in daemon.api.build(
-        path=str(image.CONTEXT), tag=tag, buildargs=image.arguments(base), rm=True, forcerm=True, decode=True
+        path=str(IMAGE_FILES), tag=tag, buildargs=_build_arguments(base), rm=True, forcerm=True, decode=True
     ):
         if "error" in line:
             why = said[-1] if "non-zero code" in line["error"] else line["error"]

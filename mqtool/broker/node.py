@@ -1,25 +1,33 @@
-"""A private RabbitMQ node: the installed rabbitmq-server, run by any user, in its own directory, on loopback.
+"""Private RabbitMQ nodes: the installed rabbitmq-server, run by any user, in its own directory, on loopback.
 
-https://www.rabbitmq.com/docs/configure#supported-environment-variables
+A broker is one node or a cluster of three. https://www.rabbitmq.com/docs/configure#supported-environment-variables
+and https://www.rabbitmq.com/docs/cluster-formation
 """
 
 import os
 import shutil
+import signal
 import subprocess
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
-from mqtool.broker import log_files, ports, process
+from mqtool.broker import background, ports, state
+from mqtool.broker.starter import Starter
+from mqtool.broker.state import Started, Wanted
+from mqtool.errors import MqtoolError, Unavailable, UsageError
 
-#: On Debian, the rabbitmq-server on the PATH is a wrapper that insists on its own user; this is the real one.
+#: On Debian the rabbitmq-server on the PATH is a wrapper that requires root or the user rabbitmq; this is the script.
 _SERVERS = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"),)
-#: Part of the command lines of the script and of the node that it becomes.
+#: Part of the command line of the script, and of the Erlang process that it becomes.
 _COMMAND = "rabbit"
 _STOP_PATIENCE = 30.0
+_FIRST_PATIENCE = 60.0
 _STREAMS = "rabbitmq_stream"
-#: By default statistics lag by five seconds or more, and only detailed rates show who publishes to which exchange.
+#: The default statistics are five seconds late, and only detailed rates show which channel publishes to an exchange.
 _STATISTICS = (
     "collect_statistics_interval = 1000",
     "management.rates_mode = detailed",
@@ -29,22 +37,22 @@ _STATISTICS = (
         for kept, seconds in (("minute", 1), ("hour", 60))
     ),
 )
-#: Has the script become the node instead of waiting for it, so that nobody can kill -9 the one and leave the other.
+#: Makes the script exec the node instead of waiting for it, so that kill -9 cannot end one and leave the other.
 _WITHOUT_SHELL = {"RUNNING_UNDER_SYSTEMD": "true"}
 INSTALL = "install RabbitMQ (Debian and Ubuntu: apt-get install rabbitmq-server; macOS: brew install rabbitmq)"
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node to launch.
+    """The settings of one node.
 
     Attributes:
         name: Erlang node name, without the host.
         home: directory of the Erlang cookie, which the nodes of a cluster share.
         directory: for its configuration and log.
-        data: directory for its messages.
+        data: directory for its messages and definitions.
         epmd_port: port of epmd, Erlang's daemon that maps node names to ports.
-        listen: one more address for AMQP connections and streams; all else is for this machine only.
+        listen: another address for AMQP connections and streams; everything else is on loopback only.
         stream_port: for the stream protocol; None for none.
     """
 
@@ -71,7 +79,7 @@ class Node:
 
 
 def find_server() -> Path | None:
-    """The rabbitmq-server script, if RabbitMQ is installed."""
+    """The rabbitmq-server script; None if RabbitMQ is not installed."""
     for path in _SERVERS:
         if os.access(path, os.X_OK):
             return path
@@ -80,7 +88,7 @@ def find_server() -> Path | None:
 
 
 def launch(node: Node, settings: Sequence[str] = ()) -> int:
-    """Start a node's process; return its id.
+    """Start a node, and return its process id.
 
     Args:
         settings: more lines for rabbitmq.conf.
@@ -98,7 +106,7 @@ def launch(node: Node, settings: Sequence[str] = ()) -> int:
         *(_stream_settings(node) if _STREAMS in plugins else ()),
     )
     (directory / "rabbitmq.conf").write_text("".join(f"{line}\n" for line in (*usual, *settings)))
-    with log_files.go_on(directory / "log") as log:
+    with background.append_to_log(directory / "log") as log:
         server_process = subprocess.Popen(
             [server],
             env=environment(node),
@@ -112,7 +120,7 @@ def launch(node: Node, settings: Sequence[str] = ()) -> int:
 
 
 def _enable_plugins(file: Path, node: Node) -> str:
-    """Enable the plugins that a node needs, besides those that were enabled since; return all of them."""
+    """Add the plugins that a node needs to its file of enabled plugins, and return the contents of that file."""
     plugins = file.read_text() if file.exists() else "[rabbitmq_management].\n"
     if node.stream_port is not None and _STREAMS not in plugins:
         plugins = plugins.replace("[", f"[{_STREAMS},", 1)
@@ -121,12 +129,12 @@ def _enable_plugins(file: Path, node: Node) -> str:
 
 
 def _stream_settings(node: Node) -> list[str]:
-    """Settings for the stream port; clients connect to what it says its address is.
+    """Lines for rabbitmq.conf: the stream port, and the address that the node advertises to clients.
 
-    Without a wanted port it is the usual one, since the plugin would listen on all addresses by itself.
+    Without a stream port the usual one is set: by default the plugin would listen on all addresses.
     """
     port = node.stream_port or ports.STREAMS
-    # Other machines cannot come to loopback, but this one can come to what they come to.
+    # Other machines cannot reach loopback, but this machine can reach the address that they use.
     host = node.listen if node.listen not in (None, ports.EVERY) else ports.HOST
     addresses = enumerate(ports.addresses(node.listen))
     return [
@@ -137,27 +145,31 @@ def _stream_settings(node: Node) -> list[str]:
 
 
 def runs(pid: int) -> bool:
-    """Whether a node's process runs."""
-    return process.is_running(pid, _COMMAND)
+    """Tell whether a node is running."""
+    return background.is_running(pid, _COMMAND)
 
 
 def terminate(pids: Sequence[int]) -> None:
-    """Stop nodes, all at once. Raises as process.terminate() does."""
-    process.terminate(pids, _COMMAND, _STOP_PATIENCE)
+    """Stop nodes, all at once. See background.terminate() for errors."""
+    background.terminate(pids, _COMMAND, _STOP_PATIENCE)
 
 
 def stop_epmd(port: int) -> None:
-    """Stop epmd, which Erlang starts with a node and leaves running; the one at this port served our nodes alone."""
+    """Stop the epmd at a port. Erlang starts it with the first node and leaves it running."""
     epmd = shutil.which("epmd")
     deadline = time.monotonic() + _STOP_PATIENCE
-    # epmd refuses while it believes that a node lives, which may be a moment longer than the node does.
+    # epmd refuses to end until it has noticed that the node is gone.
     while epmd and not ports.is_free(port) and time.monotonic() < deadline:
         subprocess.run([epmd, "-port", str(port), "-kill"], capture_output=True, check=False)
         time.sleep(0.02)
 
 
 def environment(node: Node, *, for_tools: bool = False) -> dict[str, str]:
-    """The environment for a node; or for its rabbitmqctl and rabbitmq-plugins, which need a port of their own."""
+    """The environment variables for a node.
+
+    Args:
+        for_tools: for rabbitmqctl and rabbitmq-plugins, which are Erlang nodes too and need another port.
+    """
     directory = Path(node.directory)
     ours = {
         "HOME": node.home,
@@ -176,3 +188,151 @@ def environment(node: Node, *, for_tools: bool = False) -> dict[str, str]:
     }
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("RABBITMQ_", "ERL_"))}
     return {**inherited, **ours}
+
+
+class PrivateNodes(Starter):
+    """Starts and stops private nodes of the installed RabbitMQ."""
+
+    kind = "node"
+
+    def is_available(self) -> bool:
+        return find_server() is not None
+
+    def start(self, wanted: Wanted) -> Started:
+        if find_server() is None:
+            raise Unavailable("rabbitmq-server is not installed", INSTALL)
+        if wanted.in_memory:
+            raise UsageError("a RabbitMQ node cannot keep everything in memory", "use --kind embedded with --in-memory")
+        if wanted.image:
+            raise UsageError("a private node uses the installed RabbitMQ", "use --kind docker with --image")
+        if wanted.cluster and wanted.listen:
+            raise UsageError("--listen does not work with --cluster", "start one node for other machines")
+        if (before := state.load(wanted.name)) is not None and before.kind == self.kind:
+            stop_epmd(int(before.details["epmd_port"]))  # epmd outlives a node that was killed
+        directory = state.directory(wanted.name)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        streams = ports.stream_url(wanted.stream_port, wanted.listen)
+        nodes = _nodes(wanted, directory, urlsplit(streams.get("streams", "")).port)
+        started = Started(
+            name=wanted.name,
+            kind=self.kind,
+            url=",".join(each.url for each in nodes),
+            pid=0,
+            directory=str(directory),
+            details={
+                "management": nodes[0].management,
+                "data": str(Path(nodes[0].data).parent) if wanted.cluster else nodes[0].data,
+                "epmd_port": nodes[0].epmd_port,
+                **({"listen": wanted.listen} if wanted.listen else {}),
+                **streams,
+                "members": [{"pid": 0, "node": asdict(each)} for each in nodes],
+            },
+            nodes=wanted.nodes,
+        )
+        state.save(started)
+        try:
+            return self.revive(started)
+        except BaseException:
+            self.stop(started)
+            raise
+
+    def revive(self, started: Started) -> Started:
+        members = [dict(member) for member in _members(started)]
+        for number, member in enumerate(members):
+            if runs(member["pid"]):
+                continue
+            own, first = (Node(**each["node"]) for each in (member, members[0]))
+            if number and not Path(own.data).exists():
+                _wait_for(first, members[0]["pid"])
+            member["pid"] = pid = launch(own, _settings(own, first) if started.nodes > 1 else ())
+            details = {**started.details, "members": members}
+            started = replace(started, pid=0 if started.nodes > 1 else pid, details=details)
+            state.save(started)
+        return started
+
+    def restart(self, started: Started) -> Started:
+        terminate([member["pid"] for member in _members(started)])
+        return self.revive(started)
+
+    def running(self, started: Started) -> int:
+        return sum(runs(member["pid"]) for member in _members(started))
+
+    def is_ready(self, started: Started) -> bool:
+        return not any(ports.is_free(each.port) for each in nodes_of(started))
+
+    def stop(self, started: Started) -> None:
+        started = state.load(started.name) or started  # nodes may have been started again since
+        terminate([member["pid"] for member in _members(started)])
+        stop_epmd(int(started.details["epmd_port"]))
+        state.forget(started.name)
+
+    def kill(self, started: Started, number: int) -> None:
+        pid = _members(started)[number]["pid"]
+        os.killpg(pid, signal.SIGKILL)
+        while runs(pid):
+            time.sleep(0.01)
+
+    def log(self, started: Started, follow: bool) -> Iterator[bytes]:
+        directories = [Path(each.directory) for each in nodes_of(started)]
+        return background.read_logs(
+            {each.name if started.nodes > 1 else "": each / "log" for each in directories}, follow
+        )
+
+
+def _nodes(wanted: Wanted, directory: Path, stream_port: int | None) -> list[Node]:
+    first_port, epmd_port = ports.choose(wanted.port, ports.AMQP, wanted.listen), ports.free_port()
+    management_port = ports.choose(wanted.management_port)
+    data = wanted.data_dir or directory / ("cluster" if wanted.cluster else "data")
+    names = [f"node-{number}" for number in range(1, wanted.nodes + 1)] if wanted.cluster else [""]
+    return [
+        Node(
+            name=f"mqtool-{wanted.name}{name.removeprefix('node')}",
+            home=str(directory),
+            directory=str(directory / name),
+            data=str(data / name),
+            port=ports.free_port() if number else first_port,
+            management_port=ports.free_port() if number else management_port,
+            distribution_port=ports.free_port(),
+            epmd_port=epmd_port,
+            listen=wanted.listen,
+            stream_port=stream_port,
+        )
+        for number, name in enumerate(names)
+    ]
+
+
+def nodes_of(started: Started) -> list[Node]:
+    """The nodes of a broker, as they were launched."""
+    return [Node(**member["node"]) for member in _members(started)]
+
+
+def _members(started: Started) -> Sequence[Mapping[str, Any]]:
+    """The nodes, each with the "pid" of its process, as saved in the broker's details."""
+    members: Sequence[Mapping[str, Any]] = started.details["members"]
+    return members
+
+
+def _settings(own: Node, first: Node) -> list[str]:
+    """Lines for rabbitmq.conf with which a new node joins the first node's cluster."""
+    settings = ["cluster_partition_handling = pause_minority"]
+    if own.name == first.name:
+        return settings
+    return [
+        *settings,
+        "cluster_formation.peer_discovery_backend = classic_config",
+        f"cluster_formation.classic_config.nodes.1 = {first.name}@localhost",
+        f"cluster_formation.classic_config.nodes.2 = {own.name}@localhost",
+    ]
+
+
+def _wait_for(first: Node, pid: int) -> None:
+    """Wait until the first node accepts connections. A node that cannot reach it would form its own cluster.
+
+    Raises:
+        MqtoolError: the first node has ended, or does not start in time.
+    """
+    deadline = time.monotonic() + _FIRST_PATIENCE
+    while ports.is_free(first.port):
+        if not runs(pid) or time.monotonic() > deadline:
+            raise MqtoolError("the first node did not start", f"see {first.directory}/log")
+        time.sleep(0.1)

@@ -69,7 +69,7 @@ class Starter(ABC):
 
     @abstractmethod
     def log(self, started: Started, follow: bool) -> Iterator[bytes]:
-        """Its log, with b"" when there is nothing new; see log_files.read()."""
+        """Its log, with b"" when there is nothing new; see background.read_logs()."""
 
     def kill(self, started: Started, number: int) -> None:  # noqa: ARG002
         """kill -9 a node of a cluster; 0 is the first."""

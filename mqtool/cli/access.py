@@ -87,7 +87,7 @@ class Access(NamedTuple):
         """Connect; if the user wants to wait for the broker, until it works."""
         if self.wait is None:
             return connect()
-        from mqtool.broker.waiting import connect_within
+        from mqtool.broker.readiness import connect_within
 
         return connect_within(self.wait, connect)
 

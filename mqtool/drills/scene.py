@@ -14,7 +14,7 @@ from typing import Any, Self
 from mqtool.amqp import parse_addresses
 from mqtool.broker import choice, ports, state
 from mqtool.broker.choice import Kind
-from mqtool.broker.starting import wait_until_up
+from mqtool.broker.readiness import wait_until_up
 from mqtool.broker.state import Started, Wanted
 from mqtool.message import new_message_id
 from mqtool.stage.audience import Audience
@@ -133,7 +133,7 @@ class Scene:
     def _start_broker(self) -> str:
         self._starter.prepare(self._wanted, self.say)
         self.say(f"starting {self._starter.describe} …")
-        return wait_until_up(self._starter.start(self._wanted)).url
+        return wait_until_up(self._starter, self._starter.start(self._wanted)).url
 
     def _discard_broker(self) -> None:
         with undisturbed():

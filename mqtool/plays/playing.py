@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mqtool.amqp import Connection, administration, parse_addresses
-from mqtool.broker import embedded_process, ports
+from mqtool.broker import embedded_starter, ports
 from mqtool.errors import MqtoolError
 from mqtool.stage.audience import Audience
 from mqtool.stage.guard import Guard
@@ -53,10 +53,10 @@ def embedded_broker(directory: Path, guard: Guard, stream_port: int | None = Non
     """
     streams = () if stream_port is None else ("--stream-port", str(stream_port))
     directory.mkdir()
-    broker = embedded_process.launch(directory, "--port", "0", "--in-memory", *streams)
+    broker = embedded_starter.launch(directory, "--port", "0", "--in-memory", *streams)
     guard.started(broker.pid)
     try:
-        yield embedded_process.wait_until_ready(broker, directory)[0]
+        yield embedded_starter.wait_until_ready(broker, directory)[0]
     finally:
         with undisturbed():
             broker.kill()  # it has no data to damage

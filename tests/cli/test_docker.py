@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mqtool.broker import image as image_directory
 from mqtool.broker import ports
+from mqtool.broker.docker_daemon import IMAGE_FILES
 from tests.brokers import docker_image
 from tests.cli.shell import Shell, wait_until
 
@@ -167,7 +167,7 @@ def test_guest_is_for_loopback(image: str, home: Shell, name: str) -> None:
 def test_the_plugin_is_verified(image: str, tmp_path: Path) -> None:
     """A file that is not the plugin stops the build, in a sentence."""
     context = tmp_path / "image"
-    shutil.copytree(image_directory.CONTEXT, context)
+    shutil.copytree(IMAGE_FILES, context)
     (context / "plugin.ez").write_bytes(b"not the plugin")
     built = subprocess.run(
         ["docker", "build", "--build-arg", f"BASE_IMAGE={image}", "--build-arg", "PLUGIN_URL=plugin.ez", str(context)],

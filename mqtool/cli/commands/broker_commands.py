@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 from typer import Argument, Option
 
 from mqtool.amqp import parse_addresses
-from mqtool.broker import log_files, plugins, remote, state
+from mqtool.broker import background, rabbitmq_plugins, readiness, state
 from mqtool.broker.choice import starter_of
+from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import DEFAULT_NAME, Started
-from mqtool.broker.waiting import connect_within
 from mqtool.cli import stopping
 from mqtool.cli.access import choose
 from mqtool.cli.commands.broker_up import Name, broker, known, told
@@ -107,8 +107,8 @@ def logs(
     name: Name = DEFAULT_NAME, follow: Annotated[bool, Option("-f", help="Keep printing as the log grows")] = False
 ) -> None:
     """Print the broker's log, which 'broker down' keeps."""
-    if state.load(name) is None and (kept := log_files.kept(state.directory(name))):
-        chunks = log_files.read(kept, follow)
+    if state.load(name) is None and (kept := background.kept_logs(state.directory(name))):
+        chunks = background.read_logs(kept, follow)
     else:
         started = known(name)
         chunks = starter_of(started).log(started, follow)
@@ -128,7 +128,7 @@ def env(
 ) -> None:
     """Print shell variables that point programs at the broker."""
     started = known(name)
-    url = remote.url_of(started) if for_remote else started.url
+    url = readiness.remote_url(started) if for_remote else started.url
     if url is None:
         raise UsageError(f"the broker named {name!r} is for this machine only", "start it with --listen ADDRESS")
     # mqtool accepts several URLs, other clients only one.
@@ -170,8 +170,8 @@ def disable(plugin: Plugins, yes: Yes, name: Name = DEFAULT_NAME) -> None:
 
 
 def _change(started: Started, what: Literal["enable", "disable"], names: list[str]) -> None:
-    plugins.change(started, what, names)
-    is_shown = plugins.wait_until_shown(started, what, names)
+    rabbitmq_plugins.change(started, what, names)
+    is_shown = rabbitmq_plugins.wait_until_shown(started, what, names)
     output.status(f"{what}d {', '.join(names)}{'' if is_shown else '; the management API does not show it yet'}")
 
 

@@ -9,12 +9,12 @@ import typer
 from typer import Option
 
 from mqtool.amqp import Address, Connection, parse_addresses
-from mqtool.broker import choice, definitions_file, ports, remote, state
+from mqtool.broker import choice, ports, readiness, state
 from mqtool.broker.choice import Kind, starter_of
 from mqtool.broker.embedded.model.profile import DEFAULT, Like
 from mqtool.broker.lifeline import stop_with_this_process
+from mqtool.broker.readiness import wait_until_up, where_log_is
 from mqtool.broker.starter import Starter
-from mqtool.broker.starting import wait_until_up, where_log_is
 from mqtool.broker.state import DEFAULT_NAME, Started, Wanted
 from mqtool.cli import stopping
 from mqtool.cli.access import Access, Choice, choose, is_same_node
@@ -87,7 +87,7 @@ def up(
     starter = _prepared(kind, wanted)
     started = _start(starter, wanted, foreground=foreground)
     _say_up(started, f"{starter.describe} is up")
-    if (url := remote.url_of(started)) is not None:
+    if (url := readiness.remote_url(started)) is not None:
         output.status(f"for another machine, not encrypted: export AMQP_URL={url}")
     if foreground:
         _stay(started)
@@ -111,9 +111,9 @@ def _check(wanted: Wanted, kind: Kind, client_ca: Path | None) -> None:
     if wanted.cluster and wanted.stream_port is not None:
         raise UsageError("--stream-port does not work with --cluster", "start one node for streams")
     if wanted.listen is not None:
-        remote.check(wanted.listen)
+        readiness.check_listen(wanted.listen)
     if wanted.definitions is not None:
-        definitions_file.read(wanted.definitions)
+        readiness.read_definitions(wanted.definitions)
 
 
 def _is_up_again(kind: Kind, wanted: Wanted, *, foreground: bool) -> bool:
@@ -129,7 +129,7 @@ def _is_up_again(kind: Kind, wanted: Wanted, *, foreground: bool) -> bool:
     if running < started.nodes:
         output.status(f"starting {started.nodes - running} of {started.nodes} nodes again …")
         started = starter_of(started).revive(started)
-    started = wait_until_up(started)
+    started = wait_until_up(starter_of(started), started)
     _say_up(started, "already running" if running == started.nodes else "running again")
     return True
 
@@ -154,7 +154,7 @@ def _start(starter: Starter, wanted: Wanted, *, foreground: bool) -> Started:
     """Start a broker, and wait until it is ready; without that, nothing is left of it."""
     output.status(f"starting {starter.describe} …")
     with stopping.calling(lambda: None):  # no Ctrl-C between its start and remembering it
-        started = definitions_file.remember(starter.start(wanted), wanted.definitions)
+        started = readiness.remember_definitions(starter.start(wanted), wanted.definitions)
         if foreground:
             stop_with_this_process(started)
     try:
@@ -169,9 +169,9 @@ def _start(starter: Starter, wanted: Wanted, *, foreground: bool) -> Started:
 
 def _ready(started: Started) -> Started:
     """The broker, once it accepts connections, also those of another machine's user."""
-    started = wait_until_up(started)
-    definitions_file.load(started)
-    return remote.admit(started) if "listen" in started.details else started
+    started = wait_until_up(starter_of(started), started)
+    readiness.load_definitions(started)
+    return readiness.admit_remote(started) if "listen" in started.details else started
 
 
 def _stay(started: Started) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from mqtool.broker import log_files, ports, process, state
+from mqtool.broker import background, ports, state
 from mqtool.broker.starter import Starter
 from mqtool.broker.state import Started, Wanted
 from mqtool.errors import MqtoolError, UsageError
@@ -50,18 +50,18 @@ class Embedded(Starter):
         )
 
     def restart(self, started: Started) -> Started:
-        process.terminate([started.pid], _MODULE, _PATIENCE)
+        background.terminate([started.pid], _MODULE, _PATIENCE)
         return _run(started)
 
     def running(self, started: Started) -> int:
-        return int(process.is_running(started.pid, _MODULE))
+        return int(background.is_running(started.pid, _MODULE))
 
     def stop(self, started: Started) -> None:
-        process.terminate([started.pid], _MODULE, _PATIENCE)
+        background.terminate([started.pid], _MODULE, _PATIENCE)
         state.forget(started.name)
 
     def log(self, started: Started, follow: bool) -> Iterator[bytes]:
-        return log_files.read({"": Path(started.directory) / "log"}, follow)
+        return background.read_logs({"": Path(started.directory) / "log"}, follow)
 
 
 def _run(started: Started) -> Started:
@@ -93,7 +93,7 @@ def launch(directory: Path, *options: str) -> "subprocess.Popen[bytes]":
     """Start the broker's process, which writes its log to a directory."""
     ready = directory / "ready"
     ready.unlink(missing_ok=True)
-    with log_files.go_on(directory / "log") as log:
+    with background.append_to_log(directory / "log") as log:
         return subprocess.Popen(
             [sys.executable, "-m", _MODULE, "--host", ports.HOST, *options, "--ready-file", str(ready)],
             stdin=subprocess.DEVNULL,
@@ -114,7 +114,7 @@ def wait_until_ready(broker: "subprocess.Popen[bytes]", directory: Path) -> list
     while not ready.exists():
         if broker.poll() is not None or time.monotonic() > deadline:
             broker.kill()
-            words = log_files.last_words((directory / "log").read_bytes()).replace(": embedded broker:", ":", 1)
+            words = background.last_words((directory / "log").read_bytes()).replace(": embedded broker:", ":", 1)
             raise MqtoolError(f"the embedded broker does not start{words}", f"see {directory}/log")
         time.sleep(0.005)
     return ready.read_text().splitlines()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from mqtool import management
-from mqtool.broker import docker, node, node_broker
+from mqtool.broker import docker, node
 from mqtool.broker.node import Node
 from mqtool.broker.state import Started
 from mqtool.errors import MqtoolError, Unavailable, UsageError
@@ -37,7 +37,7 @@ def change(started: Started, what: Literal["enable", "disable"], names: Sequence
     answers = (
         docker.execute(started, ["rabbitmq-plugins", *command])
         if started.kind == docker.Docker.kind
-        else [_run(each, command) for each in node_broker.nodes_of(started)]
+        else [_run(each, command) for each in node.nodes_of(started)]
     )
     for status, said in answers:
         if status:

@@ -1,0 +1,189 @@
+"""What happens between starting a broker and using it.
+
+mqtool waits until the broker accepts connections, loads its definitions and adds the user for other machines.
+"""
+
+import ipaddress
+import json
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from mqtool.amqp import Address, Connection, parse_addresses
+from mqtool.broker import ports, state
+from mqtool.broker.background import last_words
+from mqtool.broker.starter import Starter
+from mqtool.broker.state import Started
+from mqtool.errors import MqtoolError, TimedOut, Unavailable, UsageError
+from mqtool.management import path
+from mqtool.management.client import Json
+
+T = TypeVar("T")
+
+#: The user for other machines. guest, whose password everybody knows, can only log in from this one.
+REMOTE_USER = "remote"
+
+#: Seconds for a node to start: five are usual; a busy machine or a cluster needs more.
+_START_PATIENCE = 90.0
+_MANAGEMENT_PATIENCE = 30.0
+_REVIVALS = 5
+_PAUSE = 0.1
+
+
+def connect_within(seconds: float, connect: Callable[[], T]) -> T:
+    """Call a function that connects until it succeeds, and return its result.
+
+    Raises:
+        TimedOut: it did not succeed in time; the message gives the last reason.
+        AccessRefused: the broker refuses the login, so waiting does not help.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return connect()
+        except Unavailable as error:
+            if time.monotonic() + _PAUSE >= deadline:
+                raise TimedOut(f"no broker within {seconds:g} s: {error}", error.hint) from error
+        time.sleep(_PAUSE)
+
+
+def wait_until_up(starter: Starter, started: Started) -> Started:
+    """Wait until a broker accepts connections, and return it with its current process ids.
+
+    Nodes of a cluster that start at the same time may fail (RabbitMQ 3.10: incompatible_feature_flags; 4.0: Mnesia in
+    a wrong directory). They are started again.
+
+    Raises:
+        MqtoolError: the broker has ended.
+        Unavailable: it does not accept connections in time.
+    """
+    revivals = _REVIVALS if started.nodes > 1 else 0
+
+    def connect() -> Connection:
+        nonlocal started, revivals
+        if not starter.is_running(started):
+            if not revivals:
+                words = last_words(b"".join(starter.log(started, False)))
+                raise MqtoolError(f"the broker ended while starting{words}", where_log_is(started))
+            revivals -= 1
+            started = starter.revive(started)
+        if not starter.is_ready(started):
+            raise Unavailable("it has started but is not ready yet")
+        return Connection(parse_addresses(started.url))
+
+    try:
+        connect_within(_START_PATIENCE, connect).close()
+    except TimedOut as error:
+        raise Unavailable(str(error), where_log_is(started)) from error
+    return started
+
+
+def where_log_is(started: Started) -> str:
+    """A hint that names the log files. It is true even when the broker has ended."""
+    return f"see {started.directory}/{'node-*/log' if started.kind == 'node' and started.nodes > 1 else 'log'}"
+
+
+def read_definitions(file: Path) -> Json:
+    """Read a file of definitions: https://www.rabbitmq.com/docs/definitions.
+
+    Raises:
+        UsageError: the file cannot be read, or does not hold definitions.
+    """
+    try:
+        document = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not JSON"
+        raise UsageError(f"cannot read {file}: {reason}") from error
+    if not isinstance(document, dict):
+        raise UsageError(f"{file} does not hold definitions", "'mqtool definitions export' writes such a file")
+    return document
+
+
+def remember_definitions(started: Started, file: Path | None) -> Started:
+    """Note which file of definitions, if any, a broker loads at each start."""
+    if file is None:
+        return started
+    started = replace(started, details={**started.details, "definitions": str(file)})
+    state.save(started)
+    return started
+
+
+def load_definitions(started: Started) -> None:
+    """Post a broker's file of definitions, if it has one, to its management API. The broker must be up.
+
+    What exists already is kept, but users, permissions and policies are overwritten.
+
+    Raises:
+        UsageError: the file cannot be read, or the broker refuses the definitions.
+        TimedOut: the management API does not answer.
+    """
+    file = started.details.get("definitions")
+    if file is None:
+        return
+    document = read_definitions(Path(file))
+    where = path("definitions") if _names_vhosts(document) else path("definitions", Address().virtual_host)
+    try:
+        connect_within(_MANAGEMENT_PATIENCE, lambda: started.management.post(where, document))
+    except MqtoolError as error:
+        raise UsageError(f"cannot load {file}: {error}", error.hint) from error
+
+
+def _names_vhosts(document: Json) -> bool:
+    """Tell whether definitions are of a whole broker. Those of one virtual host do not name it."""
+    return "vhosts" in document or any(
+        "vhost" in item for items in document.values() if isinstance(items, list) for item in items
+    )
+
+
+def check_listen(address: str) -> None:
+    """Check that a broker can listen on an address.
+
+    Raises:
+        UsageError: it is not an IPv4 address, or it is 127.0.0.1, where every broker listens.
+        Unavailable: it is not an address of this machine.
+    """
+    try:
+        ipaddress.IPv4Address(address)
+    except ValueError:
+        raise UsageError(
+            f"{address!r} is not an IPv4 address", f"use one of this machine's, or {ports.EVERY} for all"
+        ) from None
+    if address == ports.HOST:
+        raise UsageError(f"the broker listens on {ports.HOST} anyway", "--listen takes an address for other machines")
+    with closing(socket.socket()) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError as error:
+            raise Unavailable(f"cannot listen on {address}: {error.strerror}", "'ip addr' lists addresses") from error
+
+
+def admit_remote(started: Started) -> Started:
+    """Add the user for other machines, who keeps one password for the life of the broker. Safe to repeat.
+
+    Raises:
+        TimedOut: the management API does not answer.
+    """
+    own = parse_addresses(started.url)[0]
+    listen = started.details["listen"]
+    password = parse_addresses(url)[0].password if (url := remote_url(started)) else secrets.token_urlsafe(15)
+    host = socket.gethostname() if listen == ports.EVERY else listen
+    api = started.management
+    user = {"password": password, "tags": ""}
+    connect_within(_MANAGEMENT_PATIENCE, lambda: api.put(path("users", REMOTE_USER), user))
+    rights = dict.fromkeys(("configure", "write", "read"), ".*")
+    api.put(path("permissions", Address().virtual_host, REMOTE_USER), rights)
+    url = f"amqp://{REMOTE_USER}:{password}@{host}:{own.port}"
+    started = replace(started, details={**started.details, "remote": {"url": url}})
+    state.save(started)
+    return started
+
+
+def remote_url(started: Started) -> str | None:
+    """The URL for other machines, with the password; None if the broker is for this machine only."""
+    url: str | None = started.details.get("remote", {}).get("url")
+    return url
