@@ -21,7 +21,7 @@ from pamqp import commands, frame, header
 
 from benchmarks.embedded import Client, Process
 from benchmarks.pairs import MQTOOL, QUIET, write_lines
-from mqtool.stage.waiting import wait_until
+from mqtool.stage.terminal import wait_until
 
 RATE, COUNT, PAIRS = 20_000, 100_000, 5
 EXCHANGE = "tap-benchmark"

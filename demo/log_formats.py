@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demo import OUTPUT
-from mqtool.stage.waiting import CheckFailed
+from mqtool.stage.terminal import CheckFailed
 
 #: In the order to look for them.
 _USUAL = (

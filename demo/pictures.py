@@ -19,10 +19,10 @@ from rich.text import Text
 
 from demo import diagrams
 from mqtool import plays
-from mqtool.cli.display.pace import Pace
+from mqtool.cli.display.play_lines import Pace
 from mqtool.cli.display.play_panes import Panes
-from mqtool.plays.playing import perform
-from mqtool.stage.guard import Guard
+from mqtool.plays.performing import perform
+from mqtool.stage.terminal import Guard
 
 DIRECTORY = Path("docs/pictures")
 PAGE = Path("docs/tutorials.md")
@@ -80,7 +80,7 @@ def of_play(guard: Guard, name: str, columns: int, rows: int, moment: int) -> Co
         moment: the narrator's words by their number; -1 is the last.
     """
     photographer = Photographer(columns, rows)
-    play = plays.load(name)
+    play = plays.PLAYS[name]
     photographer.begin(play.title)
     perform(play, photographer, guard)
     return photographer.moments[moment]

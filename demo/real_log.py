@@ -21,14 +21,11 @@ from demo import OUTPUT, log_formats
 from demo.log_formats import UNKNOWN
 from mqtool.cli import stopping
 from mqtool.cli.display import output
-from mqtool.cli.display.pace import Pace
-from mqtool.cli.display.play_lines import Lines
+from mqtool.cli.display.play_lines import Lines, Pace
 from mqtool.errors import MqtoolError
-from mqtool.plays.playing import perform
-from mqtool.stage.guard import Guard
+from mqtool.plays.performing import perform
 from mqtool.stage.stage import APART, Play, Stage
-from mqtool.stage.terminal import Terminal
-from mqtool.stage.waiting import CheckFailed
+from mqtool.stage.terminal import CheckFailed, Guard, Terminal
 
 _NAME = "real_log"
 _EXCHANGE = APART + _NAME

@@ -12,8 +12,7 @@ from mqtool.cli.app import app
 from mqtool.cli.help.description import PANELS, CommandHelp, OptionHelp, describe, leaves, topic_options
 from mqtool.cli.help.page import TOPICS, topic_text
 from mqtool.topology import Exchange, Stream
-from mqtool.tutorials.dialects import LINES, NAMES, Dialect, Lines
-from mqtool.tutorials.stream_dialects import HELLO, TRACKING, StreamDialect
+from mqtool.tutorials.dialects import HELLO, LINES, NAMES, TRACKING, Dialect, Lines, StreamDialect
 
 REFERENCE = Path(__file__).parent / "reference" / "commands.md"
 DIALECTS = REFERENCE.with_name("dialects.md")

@@ -1,1 +1,1 @@
-"""Drills: set a scene on a broker, break it, and see what became of the messages. One file each."""
+"""Drills: set a scene on a broker, break it, and see what became of the messages."""

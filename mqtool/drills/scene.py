@@ -17,10 +17,8 @@ from mqtool.broker.choice import Kind
 from mqtool.broker.readiness import wait_until_up
 from mqtool.broker.state import Started, Wanted
 from mqtool.message import new_message_id
-from mqtool.stage.audience import Audience
-from mqtool.stage.guard import Guard
 from mqtool.stage.stage import Stage, lines_of, undisturbed
-from mqtool.stage.terminal import Place, Terminal
+from mqtool.stage.terminal import Audience, Guard, Place, Terminal
 
 #: Seconds for anything to happen.
 PATIENCE = 60.0

@@ -1,19 +1,26 @@
-"""Plays: the commands of each tutorial typed into several terminals, narrated and checked. One file each.
+"""Plays: the commands of each tutorial typed into several terminals, narrated and checked.
 
 play ── commands ──> Stage ──> Terminal ── subprocess ──> mqtool … ──> broker
                        └── what is typed, printed, said and measured ──> Audience (shown by mqtool/cli)
 """
 
-from importlib import import_module
-
+from mqtool.plays import incident, stream_plays, tutorial_plays, why_queues
 from mqtool.stage.stage import Play
 from mqtool.tutorials.pages import NAMES as NAMES
 
-#: All plays, in their order; those that are not among NAMES have no page to read.
-ALL = ("why-queues", *NAMES, "incident")
-
-
-def load(name: str) -> Play:
-    """The play with that name, one of ALL."""
-    play: Play = import_module(f"mqtool.plays.{name.replace('-', '_')}").PLAY
-    return play
+#: All plays, in the order in which to watch them. Those that are not among NAMES have no page to read.
+PLAYS: dict[str, Play] = {
+    "why-queues": why_queues.WHY_QUEUES,
+    "hello-world": tutorial_plays.HELLO_WORLD,
+    "work-queues": tutorial_plays.WORK_QUEUES,
+    "publish-subscribe": tutorial_plays.PUBLISH_SUBSCRIBE,
+    "routing": tutorial_plays.ROUTING,
+    "topics": tutorial_plays.TOPICS,
+    "headers": tutorial_plays.HEADERS,
+    "rpc": tutorial_plays.RPC,
+    "publisher-confirms": tutorial_plays.PUBLISHER_CONFIRMS,
+    "delayed-messages": tutorial_plays.DELAYED_MESSAGES,
+    "stream-hello-world": stream_plays.STREAM_HELLO_WORLD,
+    "stream-offset-tracking": stream_plays.STREAM_OFFSET_TRACKING,
+    "incident": incident.INCIDENT,
+}

@@ -2,7 +2,7 @@
 
 import json
 
-from mqtool.plays.playing import embedded_broker
+from mqtool.plays.performing import embedded_broker
 from mqtool.stage.stage import Play, Stage
 from mqtool.stage.terminal import Terminal
 
@@ -85,7 +85,7 @@ def _errors(shown: list[str]) -> list[str]:
     return [line.partition(_ERROR)[2] for line in shown if _ERROR in line]
 
 
-PLAY = Play(
+INCIDENT = Play(
     "An incident, played again",
     "What fails in production is recorded, made fit to share, and fails again on a laptop.",
     play,

@@ -7,7 +7,7 @@ peak clipping    forty orders in one second, for a worker that can do five
 
 from mqtool.stage.gauge import Gauge, Shop, depths, rate, times
 from mqtool.stage.stage import Play, Stage
-from mqtool.stage.waiting import wait_until
+from mqtool.stage.terminal import wait_until
 
 _PACK_SECONDS = 0.2
 _PACK = f'#!/bin/sh\nread -r order\nsleep {_PACK_SECONDS}  # it is hard work\necho " [x] Packed $order"\n'
@@ -154,7 +154,7 @@ def _peak_clipping(stage: Stage) -> None:
     )
 
 
-PLAY = Play(
+WHY_QUEUES = Play(
     "Why queues",
     "Three reasons for a queue between two programs: decoupling, asynchrony, peak clipping. Each is measured.",
     play,

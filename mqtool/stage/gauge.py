@@ -9,9 +9,8 @@ from statistics import median
 from typing import Self
 
 from mqtool.amqp import Connection, parse_addresses
-from mqtool.stage.audience import Chart
 from mqtool.stage.stage import Stage
-from mqtool.stage.terminal import Terminal
+from mqtool.stage.terminal import Chart, Terminal
 
 #: Seconds between readings.
 _INTERVAL = 0.1

@@ -8,9 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from mqtool.stage.audience import Audience
-from mqtool.stage.terminal import Place, Terminal
-from mqtool.stage.waiting import CheckFailed, LineCount, wait_until
+from mqtool.stage.terminal import Audience, CheckFailed, LineCount, Place, Terminal, wait_until
 
 #: Prefix of our queues and exchanges on a broker that others use too.
 APART = "demo."

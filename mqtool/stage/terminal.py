@@ -1,5 +1,6 @@
-"""One terminal: commands are typed into it, and it shows what they print."""
+"""Terminals on a stage: commands are typed into them, an audience sees what they print, and a guard ends them."""
 
+import contextlib
 import os
 import shlex
 import signal
@@ -7,12 +8,138 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from mqtool.stage.audience import Audience
-from mqtool.stage.guard import Guard
-from mqtool.stage.waiting import PATIENCE, CheckFailed, wait_until
+from mqtool.errors import MqtoolError
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Something that is measured ten times a second.
+
+    Attributes:
+        unit: of the values; "" for a count.
+        values: since the beginning of the scene.
+    """
+
+    title: str
+    unit: str
+    values: Sequence[float]
+
+
+class Audience(Protocol):
+    """Shows a play. Terminals print from their own threads."""
+
+    def opened(self, names: Sequence[str]) -> None:
+        """These terminals replace those that there were."""
+
+    def typed(self, terminal: str, command: str) -> None:
+        """A person types a command."""
+
+    def printed(self, terminal: str, line: str) -> None:
+        """A command prints a line."""
+
+    def say(self, text: str) -> None:
+        """Explain what comes next; return when the play may go on."""
+
+    def right(self, what: str) -> None:
+        """A check has passed."""
+
+    def measured(self, charts: Sequence[Chart], over: bool) -> None:
+        """The charts of this scene so far, or its final ones if it is over."""
+
+
+#: Seconds to wait for anything; a busy machine needs some of them.
+PATIENCE = 30.0
+_BETWEEN_LOOKS = 0.01
+_CHUNK = 1024 * 1024
+
+
+class CheckFailed(MqtoolError):
+    """A check of a play failed; the message says what was expected and what happened."""
+
+
+def wait_until(condition: Callable[[], object], what: str | Callable[[], str], patience: float = PATIENCE) -> None:
+    """Wait until a condition is true.
+
+    Args:
+        what: what is waited for; a function may add what there is instead.
+        patience: seconds.
+
+    Raises:
+        CheckFailed: it is not true in time.
+    """
+    deadline = time.monotonic() + patience
+    while not condition():
+        if time.monotonic() > deadline:
+            raise CheckFailed(f"waited {patience:g} s for {what if isinstance(what, str) else what()}")
+        time.sleep(_BETWEEN_LOOKS)
+
+
+class LineCount:
+    """Counts the lines of a growing file; each call reads only what is new."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read = self._lines = 0
+
+    def __call__(self) -> int:
+        with self._path.open("rb") as file:
+            file.seek(self._read)
+            while chunk := file.read(_CHUNK):
+                self._read += len(chunk)
+                self._lines += chunk.count(b"\n")
+        return self._lines
+
+
+class Guard:
+    """A small process that outlives us by an instant.
+
+    It reads a pipe from us. When we end, the system closes the pipe, and the guard kills the process groups that we
+    have named. Make it before any threads start, as it is forked.
+    """
+
+    def __init__(self) -> None:
+        reading, self._writing = os.pipe()
+        if os.fork() == 0:
+            os.close(self._writing)
+            try:
+                _watch(reading)
+            finally:
+                os._exit(0)
+        os.close(reading)
+
+    def started(self, group: int) -> None:
+        """A process group has started."""
+        self._tell(b"+%d\n" % group)
+
+    def ended(self, group: int) -> None:
+        """A process group has ended; another one may get its number."""
+        self._tell(b"-%d\n" % group)
+
+    def _tell(self, line: bytes) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the guard was killed
+            os.write(self._writing, line)
+
+
+def _watch(reading: int) -> None:
+    os.setsid()  # out of reach of Ctrl-C
+    quiet = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):  # whoever reads our output must not wait for the guard
+        os.dup2(quiet, descriptor)
+    groups: set[int] = set()
+    rest = b""
+    while data := os.read(reading, 65536):
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            (groups.add if line.startswith(b"+") else groups.discard)(int(line[1:]))
+    for group in groups:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
+
 
 #: Seconds for a command to finish its message before it is killed.
 _LAST_WORDS = 5.0

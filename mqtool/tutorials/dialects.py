@@ -1,7 +1,7 @@
-"""What each generation of the official tutorials declares.
+"""What each generation of the official tutorials declares, sends and prints, in each language.
 
 The tutorials' names and flags differ from language to language, and have changed over the years. A program that
-declares a queue with other flags is refused (406 PRECONDITION_FAILED), so whoever shares a broker with one of the
+declares a queue with other flags is refused (406 PRECONDITION_FAILED), so commands that share a broker with one of the
 tutorials' scripts must declare as it does. https://www.rabbitmq.com/tutorials
 """
 
@@ -9,7 +9,7 @@ import re
 from enum import StrEnum
 from typing import NamedTuple
 
-from mqtool.topology import DELAYED, Exchange, Queue
+from mqtool.topology import DELAYED, Exchange, Queue, Stream
 
 
 class Dialect(StrEnum):
@@ -164,3 +164,145 @@ def declaring_otherwise(queue: Queue) -> list[Dialect]:
         if any(thing.name == queue.name and thing != queue for thing in names):
             languages.setdefault(dialect.partition("-")[0], dialect)
     return [*languages.values()]
+
+
+class StreamDialect(StrEnum):
+    """Whose names, settings and lines to use."""
+
+    PYTHON = "python"
+    GO = "go"
+    JAVA = "java"
+    DOTNET = "dotnet"
+    JAVASCRIPT = "javascript"
+    RUST = "rust"
+
+
+class Hello(NamedTuple):
+    """Tutorial 1.
+
+    Attributes:
+        stores_octets: it stores the body alone, and not as AMQP 1.0.
+        received: may have the places {body}, {queue} and {offset}.
+    """
+
+    stream: Stream
+    body: bytes
+    sent: str
+    received: str
+    waiting: str
+    stores_octets: bool = False
+
+
+class Tracking(NamedTuple):
+    """Tutorial 2: the names, the bodies of the messages and of the last, and the lines in the order they are printed.
+
+    Attributes:
+        body, marker: may have the place {number}.
+        done: has the places {first} and {last}.
+    """
+
+    stream: Stream
+    subscriber: str
+    body: str = "hello"
+    marker: str = "marker"
+    publishing: str = "Publishing 100 messages..."
+    confirmed: str = "Messages confirmed."
+    started: str = "Started consuming..."
+    first: str = "First message received."
+    done: str = "Done consuming, first offset {first}, last offset {last}."
+
+
+def _stream(name: str, gigabytes: int | None) -> Stream:
+    return Stream(name, {} if gigabytes is None else {"max-length-bytes": gigabytes * 1_000_000_000})
+
+
+_TRACKING_NAME = "offset-tracking-tutorial"
+
+HELLO = {
+    StreamDialect.PYTHON: Hello(
+        _stream("hello-python-stream", 5),
+        b"Hello, World!",
+        " [x] {body} message sent",
+        "Got message: {body!b} from stream {queue}",
+        "Press control + C to close",
+        stores_octets=True,
+    ),
+    StreamDialect.GO: Hello(
+        _stream("hello-go-stream", 2),
+        b"Hello world",
+        " [x] '{body}' Message sent",
+        "Stream: {queue} - Received message: [{body}]",
+        " [x] Waiting for messages. enter to close the consumer",
+    ),
+    StreamDialect.JAVA: Hello(
+        _stream("hello-java-stream", 5),
+        b"Hello, World!",
+        " [x] '{body}' message sent",
+        "Received message: {body}",
+        " [x]  Press Enter to close the consumer...",
+    ),
+    StreamDialect.DOTNET: Hello(
+        _stream("hello-stream", 5),
+        b"Hello, World",
+        " [x] Sent '{body}'",
+        "Stream: {queue} - Received message: {body}",
+        " [x] Press any key to exit",
+    ),
+    StreamDialect.JAVASCRIPT: Hello(
+        _stream("hello-nodejs-stream", 5),
+        b"Test message",
+        "Sending a message...",
+        "Received message {body}",
+        "Declaring the consumer with offset...",
+    ),
+    StreamDialect.RUST: Hello(
+        _stream("hello-rust-stream", 5),
+        b"Hello, World!",
+        "Sent message to stream: hello-rust-stream",
+        'Got message: Some(\n    "{body}",\n) with offset: {offset}',
+        "Press any key to close the consumer",
+    ),
+}
+TRACKING = {
+    StreamDialect.PYTHON: Tracking(
+        _stream("stream-offset-tracking-python", 2),
+        "subscriber_1",
+        "hello: {number}",
+        "marker: {number}",
+        "Publishing 100 messages",
+        "Messages confirmed: true",
+        "Started consuming: Press control +C to close",
+        "First message received",
+        "Done consuming first_offset: {first} last_offset {last} ",
+    ),
+    StreamDialect.GO: Tracking(_stream("stream-offset-tracking-go", 2), _TRACKING_NAME),
+    StreamDialect.JAVA: Tracking(
+        _stream("stream-offset-tracking-java", 1), _TRACKING_NAME, confirmed="Messages confirmed: true."
+    ),
+    StreamDialect.DOTNET: Tracking(
+        _stream("stream-offset-tracking-dotnet", None),
+        _TRACKING_NAME,
+        done="Done consuming, first offset {first}, last offset {last}",
+    ),
+    StreamDialect.JAVASCRIPT: Tracking(
+        _stream("stream-offset-tracking-javascript", None),
+        _TRACKING_NAME,
+        "hello {number}",
+        publishing="Publishing 100 messages",
+        confirmed="done!",
+        started="Start consuming...",
+        first="First message received",
+        done="Done consuming, first offset was {first}, last offset was {last}",
+    ),
+    StreamDialect.RUST: Tracking(
+        _stream("stream-offset-tracking-rust", 2),
+        "consumer-1",
+        "hello{number}",
+        "marker{number}",
+        "Publishing 100 messages",
+        "Messages confirmed: True",
+        "Started consuming",
+        "First message received",
+        "Done consuming first_offset: {first} last_offset: {last}  ",
+    ),
+}

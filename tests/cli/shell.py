@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from mqtool.stage import waiting
+from mqtool.stage import terminal
 from tests.cli import preloaded
 
 PATIENCE = 60.0
@@ -31,7 +31,7 @@ class Result:
 
 def wait_until(condition: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
     """Wait for a condition, not for a time."""
-    waiting.wait_until(condition, what, patience)
+    terminal.wait_until(condition, what, patience)
 
 
 class Running:

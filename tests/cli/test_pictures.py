@@ -7,8 +7,7 @@ import pytest
 
 from demo import diagrams, pictures
 from mqtool.tutorials import pages
-from mqtool.tutorials.dialects import NAMES, Dialect
-from mqtool.tutorials.stream_dialects import HELLO, TRACKING, StreamDialect
+from mqtool.tutorials.dialects import HELLO, NAMES, TRACKING, Dialect, StreamDialect
 
 ROOT = Path(__file__).parents[2]
 

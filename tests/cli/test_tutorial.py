@@ -166,12 +166,12 @@ def test_every_play_on_a_broker_that_is_named(shell: Shell, broker: TestBroker, 
     channel.declare(Queue("hello", durable=True, arguments={"x-queue-type": "quorum"}))
     shell.run("mqtool", "send", "mine")
 
-    names = [name for name in plays.ALL if broker.streams or not name.startswith("stream-")]
+    names = [name for name in plays.PLAYS if broker.streams or not name.startswith("stream-")]
     played = shell.run("mqtool", "tutorial", "run", "--auto", *names, timeout=PLAYING * 3)
 
     assert (played.stderr, played.code) == ("", 0)
     for name in names:
-        assert plays.load(name).title in played.stdout
+        assert plays.PLAYS[name].title in played.stdout
     assert left_behind(broker) == ["hello"]
     assert channel.depth_of("hello") == 1
 

@@ -6,7 +6,7 @@ from mqtool.amqp import Connection, Receiving, parse_addresses, subscription
 from mqtool.amqp.deliveries import Cutter
 from mqtool.errors import TimedOut, Unavailable
 from mqtool.message import Message
-from mqtool.stage.waiting import wait_until
+from mqtool.stage.terminal import wait_until
 from mqtool.topology import Queue
 from tests.brokers import TestBroker
 

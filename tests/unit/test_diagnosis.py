@@ -1,6 +1,6 @@
 """What doctor and top take for a problem, and what not."""
 
-from mqtool.cli.display import findings
+from mqtool.cli.display import reports
 from mqtool.inspection.dead_ends import Paths
 from mqtool.inspection.diagnosis import dropped, forgets_to_acknowledge, has_no_consumer, stands_still
 from mqtool.inspection.finding import Finding, grouped, worst_first
@@ -109,7 +109,7 @@ def test_the_worst_findings_come_first_and_equal_ones_together() -> None:
 def test_what_is_critical_to_nagios() -> None:
     """Blocked publishers are; what may be lost is a warning."""
     lost, blocked = Finding("no-consumer", "queue 'a'", "", ""), Finding("alarm", "node a", "has a memory alarm", "")
-    assert [findings.nagios_state(found) for found in ([], [lost], [blocked, lost])] == [0, 1, 2]
-    assert next(findings.nagios([blocked, lost], "here")) == (
+    assert [reports.nagios_state(found) for found in ([], [lost], [blocked, lost])] == [0, 1, 2]
+    assert next(reports.nagios([blocked, lost], "here")) == (
         "RABBITMQ CRITICAL - 2 problems at here: node a has a memory alarm | critical=1 warning=1"
     )

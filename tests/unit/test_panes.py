@@ -7,10 +7,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from mqtool.cli.display.charts import chart, figures
-from mqtool.cli.display.pace import Pace
+from mqtool.cli.display.play_lines import Pace, chart, figures
 from mqtool.cli.display.play_panes import Panes
-from mqtool.stage.audience import Chart
+from mqtool.stage.terminal import Chart
 
 
 def screen_of(columns: int, rows: int, terminals: int, charts: int = 0, lines: int = 30) -> list[str]:

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqtool.cli.options import Broker, DelayOptions, MessageOptions, Publishing, header
-from mqtool.cli.pipe.reading import delimited
-from mqtool.cli.pipe.source import Addressing, read
+from mqtool.cli.pipe.source import Addressing, delimited, read_messages
 from mqtool.errors import UsageError
 from mqtool.message import InLots, Message
 
@@ -78,7 +77,7 @@ def asked(words: list[str], options: MessageOptions) -> Publishing:
 
 
 def only(words: list[str], options: MessageOptions, addressing: Addressing | None = None) -> Message:
-    [message] = read(asked(words, options), addressing or Addressing(), default=b"")
+    [message] = read_messages(asked(words, options), addressing or Addressing(), default=b"")
     assert message is not None
     return message
 
@@ -104,7 +103,7 @@ def test_what_is_left_of_a_lot_comes_before_the_rest(tmp_path: Path) -> None:
     """Whoever publishes a lot takes out of it what was sent; --failed-to gets what stays in it, and what follows."""
     lines = tmp_path / "lines"
     lines.write_bytes(b"".join(b"%d\n" % number for number in range(600)))
-    source = read(asked([], MessageOptions(file=lines, lines=True)), Addressing(), default=b"")
+    source = read_messages(asked([], MessageOptions(file=lines, lines=True)), Addressing(), default=b"")
     assert isinstance(source, InLots)
 
     lots = source.lots()
@@ -150,4 +149,4 @@ def test_a_key_is_cut_to_what_amqp_allows() -> None:
 def test_an_input_and_words_exclude_each_other() -> None:
     """Nobody could say which of them was meant."""
     with pytest.raises(UsageError):
-        read(asked(["x"], MessageOptions(lines=True)), Addressing(), default=b"")
+        read_messages(asked(["x"], MessageOptions(lines=True)), Addressing(), default=b"")

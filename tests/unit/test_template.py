@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mqtool.cli.display.received import parse_template
+from mqtool.cli.display.delivery_writer import parse_template
 from mqtool.errors import UsageError
 from mqtool.message import Delivery
 

@@ -16,7 +16,7 @@ from mqtool.broker.state import DEFAULT_NAME, Started
 from mqtool.cli import stopping
 from mqtool.cli.access import choose
 from mqtool.cli.commands.broker_up import Name, broker, known, told
-from mqtool.cli.display import output, tables
+from mqtool.cli.display import layout, output
 from mqtool.cli.options import DURATION, Broker, Commands, ContextName, ManagedBroker, Url, Yes, ask
 from mqtool.errors import NotFound, Unavailable, UsageError
 from mqtool.inspection.listing import counted
@@ -79,7 +79,7 @@ def ls(as_json: Annotated[bool, Option("--json", help="Print one JSON object per
         urls = ", ".join(map(str, parse_addresses(found.url)))
         says = _state_of(started) if started else "stopped"
         rows.append({"name": name, "state": says, "kind": found.kind, "url": urls, "data": found.details.get("data")})
-    if not tables.show(rows, ["name", "state", "kind", "url", *["data"] * as_json], as_json=as_json):
+    if not layout.show_rows(rows, ["name", "state", "kind", "url", *["data"] * as_json], as_json=as_json):
         output.status("no brokers: 'mqtool broker up' starts one")
 
 
@@ -215,7 +215,7 @@ def fault(
     in_force = _in_force(api)
     if name == "ls":
         rows = [{**each, "arguments": _told(each["arguments"])} if not as_json else each for each in in_force]
-        if not tables.show(rows, ("id", "fault", "arguments"), as_json=as_json):
+        if not layout.show_rows(rows, ("id", "fault", "arguments"), as_json=as_json):
             output.status("no faults are in force")
     elif name == "clear":
         for each in words or [""]:

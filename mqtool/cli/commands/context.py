@@ -16,7 +16,7 @@ from mqtool.amqp.address import without_passwords
 from mqtool.cli import contexts, stopping
 from mqtool.cli.command_line import Commands
 from mqtool.cli.contexts import Context, Contexts
-from mqtool.cli.display import output, tables
+from mqtool.cli.display import layout, output
 from mqtool.errors import MqtoolError, UsageError
 
 app = Commands()
@@ -66,7 +66,7 @@ def add(
 def ls(as_json: AsJson = False) -> None:
     """List the contexts."""
     known = contexts.load()
-    if not tables.show([_row(each, known) for each in known.known.values()], _COLUMNS, as_json=as_json):
+    if not layout.show_rows([_row(each, known) for each in known.known.values()], _COLUMNS, as_json=as_json):
         output.status("there are no contexts; 'mqtool context add' adds one")
 
 

@@ -16,7 +16,7 @@ from mqtool.amqp import Channel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
-from mqtool.cli.display.progress import Progress
+from mqtool.cli.display.live_screen import Progress
 from mqtool.cli.options import DURATION, Broker, Commands, ManagedBroker, Where, Yes, ask
 from mqtool.errors import SomeFailed, Unavailable
 from mqtool.message import Delivery

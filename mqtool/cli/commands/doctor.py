@@ -12,7 +12,7 @@ from typer import Option
 from mqtool.amqp import Address, Connection
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
-from mqtool.cli.display import findings, output
+from mqtool.cli.display import output, reports
 from mqtool.cli.options import TIME_LIMIT, Commands, ManagedBroker
 from mqtool.cli.options.queue_options import StreamPort
 from mqtool.errors import AccessRefused, MqtoolError, NotFound, SomeFailed, Unavailable
@@ -68,23 +68,23 @@ def doctor(
             raise
         # Nagios shows only stdout, and takes exit codes of its own.
         is_down = isinstance(error, Unavailable) and not isinstance(error, NotFound)
-        state = findings.CRITICAL if is_down else findings.UNKNOWN
-        output.show(findings.nagios_line(state, str(error)))
+        state = reports.CRITICAL if is_down else reports.UNKNOWN
+        output.show(reports.nagios_line(state, str(error)))
         raise SystemExit(state) from error
     _report(found, form, str(access.address))
 
 
 def _report(found: list[Finding], form: Format, where: str) -> None:
     shown: dict[Format, Callable[[Sequence[Finding]], Iterator[str]]] = {
-        "text": findings.text,
-        "json": findings.ndjson,
-        "nagios": partial(findings.nagios, where=where),
-        "prometheus": findings.prometheus,
+        "text": reports.findings_text,
+        "json": reports.findings_ndjson,
+        "nagios": partial(reports.nagios, where=where),
+        "prometheus": reports.prometheus,
     }
     for line in shown[form](found):
         output.show(line)
     if form == "nagios":
-        raise SystemExit(findings.nagios_state(found))
+        raise SystemExit(reports.nagios_state(found))
     if not found:
         output.status(f"no problems found at {where}")
     elif form != "prometheus":

@@ -12,8 +12,8 @@ from typer import Argument, Option
 
 from mqtool.amqp import administration
 from mqtool.cli import stopping
-from mqtool.cli.display import output, tables
-from mqtool.cli.display.live import Frame, Live
+from mqtool.cli.display import layout, output
+from mqtool.cli.display.live_screen import Frame, Live
 from mqtool.cli.options import TIME_LIMIT, Commands, ManagedBroker
 from mqtool.errors import MqtoolError, NotFound, SomeFailed, Unavailable
 from mqtool.inspection.listing import (
@@ -203,8 +203,8 @@ class View:
         rows = [
             row for row in self.rows() if any(wanted.lower() in as_text(row[column]).lower() for column in self.columns)
         ]
-        table = tables.table(rows, self.columns, folded=False)
-        return Frame(table, heads=tables.heads(table), keys="1-9 sort")
+        table = layout.table(rows, self.columns, folded=False)
+        return Frame(table, heads=layout.heads(table), keys="1-9 sort")
 
     def press(self, key: str) -> None:
         """Sort by the column with this number; a second time the other way round."""
@@ -219,7 +219,7 @@ class View:
             SomeFailed: there is no management API, and AMQP cannot tell all.
         """
         rows, things = self.rows(), self._listing.things
-        if not tables.show(rows, self.columns, as_json=self._choosing.as_json):
+        if not layout.show_rows(rows, self.columns, as_json=self._choosing.as_json):
             where = "" if self._vhost is None else f" in vhost {self._vhost!r}"
             such = " such" if self._conditions or self._where or self._only else ""
             output.status(f"no{such} {things}{where}")

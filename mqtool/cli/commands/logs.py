@@ -19,9 +19,8 @@ from mqtool.cli.options import (
     header,
     header_option,
 )
-from mqtool.cli.pipe.matching import Matching
 from mqtool.cli.pipe.publishing import publish, text
-from mqtool.cli.pipe.receiving import print_deliveries
+from mqtool.cli.pipe.receiving import Matching, print_deliveries
 from mqtool.cli.pipe.source import Addressing
 from mqtool.errors import UsageError
 from mqtool.message import Delivery, Message, Receipt

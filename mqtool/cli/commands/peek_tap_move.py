@@ -13,7 +13,7 @@ from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.command_line import Where
 from mqtool.cli.display import output
-from mqtool.cli.display.progress import Progress
+from mqtool.cli.display.live_screen import Progress
 from mqtool.cli.options import (
     CONFIRM_TIMEOUT,
     DURATION,
@@ -32,9 +32,8 @@ from mqtool.cli.options import (
     queue_option,
 )
 from mqtool.cli.options.broker_options import URL, Destination
-from mqtool.cli.pipe.firehose import check_left_on, switch_off, switched_on
 from mqtool.cli.pipe.tapping import Printing as TapPrinting
-from mqtool.cli.pipe.tapping import Source, print_taps
+from mqtool.cli.pipe.tapping import Source, check_left_on, print_taps, switch_off, switched_on
 from mqtool.errors import NotConfirmed, NotFound, SomeFailed, Unavailable, UsageError
 from mqtool.management import Management
 from mqtool.message import Delivery, Message

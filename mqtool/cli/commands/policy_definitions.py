@@ -8,12 +8,11 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from mqtool.cli.display import output, styled, tables
-from mqtool.cli.display.binding_text import bound_by
-from mqtool.cli.display.styled import BAD, DIM, GOOD, KEY, NAME, Line, shown
+from mqtool.cli.display import layout, output
+from mqtool.cli.display.layout import BAD, DIM, GOOD, KEY, NAME, Line, bound_by, shown
 from mqtool.cli.options import Commands, ManagedBroker, Yes, ask
 from mqtool.cli.options.broker_options import IfExists, missing
-from mqtool.cli.pipe.reading import text_of
+from mqtool.cli.pipe.source import text_of
 from mqtool.errors import AccessRefused, DeclaredDifferently, NotFound, SomeFailed, UsageError
 from mqtool.inspection import definitions_file
 from mqtool.inspection.definitions_file import Change, Contents
@@ -82,7 +81,7 @@ def list_policies(
     access = broker.access()
     rows = access.management().items(path(_kind(operator=operator), access.vhost))
     columns = ("name", "pattern", "apply-to", "priority", "definition")
-    if not tables.show(sorted(rows, key=lambda row: -row["priority"]), columns, as_json=as_json):
+    if not layout.show_rows(sorted(rows, key=lambda row: -row["priority"]), columns, as_json=as_json):
         output.status(f"no {'operator ' if operator else ''}policies in vhost {access.vhost!r}")
 
 
@@ -203,7 +202,7 @@ def _show(changes: Sequence[Change], *, as_json: bool) -> None:
         for change in changes:
             output.show(json.dumps(asdict(change), ensure_ascii=False))
     else:
-        styled.show(map(_line, changes))
+        layout.show_lines(map(_line, changes))
 
 
 def _line(change: Change) -> Line:

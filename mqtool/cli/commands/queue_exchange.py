@@ -87,7 +87,7 @@ def show_queue(
     stream_port: StreamPort = None,
 ) -> None:
     """Show a queue: settings, counts, consumers, bindings and more."""
-    from mqtool.cli.display import queue_text
+    from mqtool.cli.display import reports
     from mqtool.inspection import queue_details, stream_readers
 
     access = broker.access()
@@ -103,7 +103,7 @@ def show_queue(
             depth = administration.depth(channel, queue)
             if refresh(found.row, depth.ready, depth.consumers):
                 output.notice("counts of unacknowledged messages are up to 5 s old")
-    queue_text.show(found, as_line=as_json)
+    reports.show_queue(found, as_line=as_json)
 
 
 def _declare(broker: Broker, thing: Exchange | Queue, *, if_not_exists: bool) -> None:

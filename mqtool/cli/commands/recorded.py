@@ -17,9 +17,8 @@ from mqtool.cli.command_line import RATE, Commands, Where
 from mqtool.cli.display import output
 from mqtool.cli.options import CONFIRM_TIMEOUT, Broker, ConfirmTimeout, DelayOptions, MessageOptions, Publishing, header
 from mqtool.cli.pipe.publishing import publish
-from mqtool.cli.pipe.reading import STDIN, delimited, opened, whole
-from mqtool.cli.pipe.recordings import Recording, Replayed
-from mqtool.cli.pipe.source import Addressing
+from mqtool.cli.pipe.replaying import Recording, Replayed
+from mqtool.cli.pipe.source import STDIN, Addressing, delimited, opened, whole
 from mqtool.errors import BadData, SomeFailed, UsageError
 from mqtool.inspection.listing import counted
 from mqtool.message import Message, Receipt

@@ -12,12 +12,10 @@ from mqtool.amqp import CONFIRM_TIMEOUT, Channel, administration
 from mqtool.cli import stopping
 from mqtool.cli.command_line import size
 from mqtool.cli.display import output
-from mqtool.cli.display.together import Together
+from mqtool.cli.display.delivery_writer import BatchedOutput
 from mqtool.cli.options import TIME_LIMIT, Broker, Commands, QueueOptions, Receiving, UsedQueueOptions, queue_option
 from mqtool.cli.options.message_options import DedupOptions, ExecOptions
-from mqtool.cli.pipe.first_use import checked
-from mqtool.cli.pipe.programs import opened
-from mqtool.cli.pipe.receiving import announced, writer
+from mqtool.cli.pipe.receiving import announced, checked, handled_messages, writer
 from mqtool.duration import compact_duration
 from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, ExitCode, NotFound, SomeFailed, UsageError
 from mqtool.message import Delivery, Message
@@ -71,7 +69,7 @@ def rpc_server(
             )
         )
     target = queue.of(broker.names.rpc_queue)
-    if (handled := opened(dedup)) is not None:
+    if (handled := handled_messages(dedup)) is not None:
         compute = functions.answering_once(compute, handled, target.name, output.notice)
 
     answering = broker.lines.answering_add100 if name == "add100" else f" [.] {name}({{n}})"
@@ -134,7 +132,7 @@ def rpc_client(
         target = broker.names.rpc_queue if queue is None else QueueOptions(queue=queue).of(broker.names.rpc_queue)
         reply_queue = rpc.DIRECT_REPLY_TO if direct_reply_to else PRIVATE_QUEUE
         _tell_if_nobody_serves(channel, target, timeout)
-        results = Together()
+        results = BatchedOutput()
         channel.before_acknowledging = results.flush
         answers = rpc.call(channel, target, bodies, timeout, reply_queue)
         for reply in replies.in_order(answers, channel, target, len(bodies)):

@@ -14,7 +14,7 @@ from mqtool.amqp import Channel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.command_line import Where
-from mqtool.cli.display import output, tables
+from mqtool.cli.display import layout, output
 from mqtool.cli.options import (
     Broker,
     Commands,
@@ -27,10 +27,8 @@ from mqtool.cli.options import (
     ask,
     exchange_option,
 )
-from mqtool.cli.pipe.first_use import checked
-from mqtool.cli.pipe.matching import Matching
 from mqtool.cli.pipe.publishing import publish, text
-from mqtool.cli.pipe.receiving import print_deliveries
+from mqtool.cli.pipe.receiving import Matching, checked, print_deliveries
 from mqtool.cli.pipe.source import Addressing
 from mqtool.delays.plugin import LOSES, can_delay
 from mqtool.duration import compact_duration
@@ -172,7 +170,7 @@ def ls(broker: ManagedBroker, as_json: AsJson = False) -> None:
             rows.append(dict(zip(_COLUMNS, row, strict=True)))
         for exchange, count in waiting.exchanges():
             rows.append(dict(zip(_COLUMNS, (exchange, "plugin", None, count, exchange), strict=True)))
-    if not tables.show(rows, _COLUMNS, as_json=as_json):
+    if not layout.show_rows(rows, _COLUMNS, as_json=as_json):
         output.status("no messages wait")
 
 

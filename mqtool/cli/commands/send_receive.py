@@ -10,8 +10,8 @@ from typer import Argument, Option
 from mqtool.amqp import Channel
 from mqtool.amqp import Receiving as ReceivingSettings
 from mqtool.cli.display import output
+from mqtool.cli.display.live_screen import Progress
 from mqtool.cli.display.output import WAITING_FOR_MESSAGES
-from mqtool.cli.display.progress import Progress
 from mqtool.cli.options import (
     CONFIRM_TIMEOUT,
     OFFSET,
@@ -26,11 +26,8 @@ from mqtool.cli.options import (
     exchange_option,
 )
 from mqtool.cli.options.message_options import ProgramOptions
-from mqtool.cli.pipe.first_use import checked
-from mqtool.cli.pipe.matching import Matching
-from mqtool.cli.pipe.programs import work
 from mqtool.cli.pipe.publishing import publish
-from mqtool.cli.pipe.receiving import announced, busy, print_deliveries, writer
+from mqtool.cli.pipe.receiving import Matching, announced, busy, checked, print_deliveries, work, writer
 from mqtool.cli.pipe.source import Addressing
 from mqtool.errors import NotConfirmed, UsageError
 from mqtool.message import Confirmation, Delivery, Message, Receipt, new_message_id

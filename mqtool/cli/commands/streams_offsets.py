@@ -17,7 +17,7 @@ from mqtool.errors import MqtoolError, NotConfirmed, UsageError
 from mqtool.inspection.listing import counted
 from mqtool.inspection.stream_readers import Places
 from mqtool.message import Confirmation, Delivery, Message, Receipt
-from mqtool.tutorials.stream_dialects import HELLO, TRACKING
+from mqtool.tutorials.dialects import HELLO, TRACKING
 
 if TYPE_CHECKING:
     from mqtool.streams import StreamChannel

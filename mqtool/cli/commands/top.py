@@ -9,8 +9,8 @@ from typing import Annotated, NamedTuple
 from typer import Option
 
 from mqtool import management as api
-from mqtool.cli.display import output, tables
-from mqtool.cli.display.live import Frame, Live
+from mqtool.cli.display import layout, output
+from mqtool.cli.display.live_screen import Frame, Live
 from mqtool.cli.options import TIME_LIMIT, Commands, ManagedBroker
 from mqtool.errors import Unavailable, UsageError
 from mqtool.inspection.diagnosis import COLUMNS, forgets_to_acknowledge, has_no_consumer, rate, stands_still
@@ -134,7 +134,7 @@ def top(
     screen.descending = screen.order != "n"
     if once or not (output.is_terminal(0) and output.is_terminal(1)):
         rows = [screen.row(queue) for queue in screen.queues(api.PAGE_SIZE)]
-        if not tables.show(rows, _SHOWN):
+        if not layout.show_rows(rows, _SHOWN):
             output.status("no queues")
     else:
         Live(partial(_frame, screen, str(access.address)), interval, screen.press).run()
@@ -155,8 +155,8 @@ def _frame(screen: Screen, where: str, height: int, wanted: str) -> Frame:
     try:
         rows = [screen.row(queue) for queue in screen.queues(min(height, api.PAGE_SIZE), wanted)]
         totals = _totals(screen.api.get("overview", columns="object_totals,queue_totals,message_stats"))
-        shown = next((columns for least, columns in _NARROW if tables.terminal().width < least), _SHOWN)
-        body = tables.table(rows, shown, warning="look out", folded=False) if rows else Text("no queues")
+        shown = next((columns for least, columns in _NARROW if layout.terminal().width < least), _SHOWN)
+        body = layout.table(rows, shown, warning="look out", folded=False) if rows else Text("no queues")
     except Unavailable as gone:  # it may come back, and who watches wants to see that
         totals, body, screen.found = "", Text(str(gone), style="red"), None
     arrow = "↓" if screen.descending else "↑"

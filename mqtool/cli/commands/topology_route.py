@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from mqtool.cli.display import output, route_text, styled
-from mqtool.cli.display.live import Frame, Live
-from mqtool.cli.display.tables import terminal
-from mqtool.cli.display.topology_tree import tree
+from mqtool.cli.display import layout, output, topology_text
+from mqtool.cli.display.layout import terminal
+from mqtool.cli.display.live_screen import Frame, Live
+from mqtool.cli.display.topology_text import tree
 from mqtool.cli.options import TIME_LIMIT, Commands, ManagedBroker, header, header_option
-from mqtool.cli.pipe.reading import text_of
+from mqtool.cli.pipe.source import text_of
 from mqtool.errors import BadData, NotFound, SomeFailed, UsageError
 from mqtool.inspection import wiring
 from mqtool.inspection.definitions import read
@@ -61,7 +61,7 @@ def topology(
     seen = look()
     if form == "tree":
         width = terminal().width if output.is_terminal(1) else None
-        styled.show(tree(seen, limit=limit * 10 or None, width=width))
+        layout.show_lines(tree(seen, limit=limit * 10 or None, width=width))
     else:
         for line in FORMATS[form](seen):
             output.show(line)
@@ -70,7 +70,7 @@ def topology(
 def _frame(seen: wiring.Wiring, wanted: str) -> Frame:
     from rich.console import Group
 
-    lines = map(styled.text, tree(seen, rates=True, width=terminal().width))
+    lines = map(layout.rich_text, tree(seen, rates=True, width=terminal().width))
     return Frame(Group(*(line for line in lines if wanted.lower() in line.plain.lower())))
 
 
@@ -110,9 +110,9 @@ def route(
         return
     found = explain(exchange, routing_key, dict(headers or []))
     if as_json:
-        output.show(json.dumps(route_text.as_json(found)))
+        output.show(json.dumps(topology_text.route_as_json(found)))
     else:
-        styled.show(route_text.explained(found, router.definitions))
+        layout.show_lines(topology_text.explained_route(found, router.definitions))
 
 
 # -- the table of keys
@@ -166,9 +166,9 @@ def _compare(lines: list[_Expectation], explain: Callable[[str, str, dict[str, A
         failed += line.queues not in (None, set(found.queues))
         if as_json:
             expected = {} if line.queues is None else {"expected": sorted(line.queues)}
-            output.show(json.dumps(route_text.as_json(found) | expected))
+            output.show(json.dumps(topology_text.route_as_json(found) | expected))
         else:
-            styled.show(route_text.compared(found, line.queues))
+            layout.show_lines(topology_text.compared_route(found, line.queues))
     if failed:
         raise SomeFailed(f"{failed:,} of {len(lines):,} routes are not as expected")
     output.status(f"{len(lines):,} routes, all as expected")

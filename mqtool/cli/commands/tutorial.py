@@ -10,10 +10,9 @@ from mqtool import plays
 from mqtool.broker.choice import Kind
 from mqtool.cli import contexts, stopping
 from mqtool.cli.command_line import Commands
-from mqtool.cli.display import output, tables, tutorial_page
-from mqtool.cli.display.pace import Pace
-from mqtool.cli.display.play_lines import Lines
-from mqtool.drills import streams, workers
+from mqtool.cli.display import layout, output, play_lines
+from mqtool.cli.display.play_lines import Lines, Pace
+from mqtool.drills import drills
 from mqtool.drills.scene import Scene, Verdict
 from mqtool.errors import SomeFailed, UsageError
 from mqtool.inspection.listing import counted
@@ -35,7 +34,7 @@ def list_(as_json: Annotated[bool, Option("--json", help="Print NDJSON")] = Fals
     """List the tutorials, in the order to learn them."""
     output.configure(no_color=no_color)
     columns = ("name", "title", "summary") if as_json else ("name", "summary")
-    tables.show(map(_row, plays.ALL), columns, as_json=as_json)
+    layout.show_rows(map(_row, plays.PLAYS), columns, as_json=as_json)
     if output.is_terminal(1) and not as_json:
         output.status("'mqtool tutorial run NAME' plays one, 'mqtool tutorial show NAME' lets you read it.")
 
@@ -44,7 +43,7 @@ def _row(name: str) -> dict[str, str]:
     if name in pages.NAMES:
         page = pages.page(name)
         return {"name": name, "title": page.title, "summary": page.summary}
-    play = plays.load(name)
+    play = plays.PLAYS[name]
     return {"name": name, "title": play.title, "summary": play.story[0].lower() + play.story[1:]}
 
 
@@ -58,19 +57,19 @@ def show(
 ) -> None:
     """Show a tutorial: picture, story, commands and source."""
     output.configure(no_color=no_color)
-    if name in plays.ALL and name not in pages.NAMES:
+    if name in plays.PLAYS and name not in pages.NAMES:
         raise UsageError(f"{name} has no page to read", f"run it: mqtool tutorial run {name}")
     page = pages.page(name)
     if plain:
-        tutorial_page.show_source(page.plain)
+        play_lines.show_source(page.plain)
     else:
-        tutorial_page.show_page(page)
+        play_lines.show_page(page)
 
 
 @tutorial.command("mqtool tutorial run hello-world", "mqtool tutorial run why-queues --auto")
 def run(
     names: Annotated[
-        list[str] | None, Argument(metavar="[NAME]...", help="Tutorials to run", autocompletion=lambda: [*plays.ALL])
+        list[str] | None, Argument(metavar="[NAME]...", help="Tutorials to run", autocompletion=lambda: [*plays.PLAYS])
     ] = None,
     auto: Annotated[bool, Option(help="Go on by itself, at reading pace")] = False,
     no_pause: Annotated[bool, Option(help="Do not pause at all: a check rather than a lesson")] = False,
@@ -83,19 +82,19 @@ def run(
     """Run tutorials step by step, in several terminals at once."""
     output.configure(no_color=no_color)
     contexts.not_for("tutorial run")
-    chosen = names or list(plays.ALL)
+    chosen = names or list(plays.PLAYS)
     for name in chosen:
-        if name not in plays.ALL:
-            raise pages.no_such_tutorial(name, plays.ALL)
+        if name not in plays.PLAYS:
+            raise pages.no_such_tutorial(name, tuple(plays.PLAYS))
     stopping.let_children_be_interrupted()
-    from mqtool.plays.playing import perform
-    from mqtool.stage.guard import Guard
+    from mqtool.plays.performing import perform
+    from mqtool.stage.terminal import Guard
 
     guard = Guard()
     audience = _audience(Pace(auto=auto or no_pause, watched=False if no_pause else None), lines=lines)
     started, checks = time.monotonic(), 0
     for number, name in enumerate(chosen, 1):
-        play = plays.load(name)
+        play = plays.PLAYS[name]
         try:
             with audience.watching(play.title, play.story, (number, len(chosen))):
                 checks += perform(play, audience, guard, url)
@@ -118,7 +117,7 @@ def _audience(pace: Pace, *, lines: bool) -> "Lines | Panes":
     from mqtool.cli.display.play_lines import Lines
     from mqtool.cli.display.play_panes import SMALLEST, Panes
 
-    screen = tables.terminal()
+    screen = layout.terminal()
     wide_enough = screen.width >= SMALLEST.width and screen.height >= SMALLEST.height
     if lines or not wide_enough or not screen.is_terminal or screen.is_dumb_terminal:
         return Lines(pace)
@@ -166,26 +165,31 @@ def _add(
             raise SomeFailed(f"{verdict.lost:,} of {verdict.sent:,} messages are lost")
 
 
-_add("kill-worker", workers.kill_worker, workers.MESSAGES, "Kill a worker while it runs programs; another takes over.")
+_add(
+    "kill-worker",
+    drills.kill_worker,
+    drills.WORKER_MESSAGES,
+    "Kill a worker while it runs programs; another takes over.",
+)
 _add(
     "restart-broker",
-    streams.restart_broker,
-    streams.MESSAGES,
+    drills.restart_broker,
+    drills.STREAM_MESSAGES,
     "Restart the broker in mid-stream; both sides reconnect.",
     restarts_it=True,
 )
 _add(
     "kill-node",
-    streams.kill_node,
-    streams.NODE_MESSAGES,
+    drills.kill_node,
+    drills.NODE_MESSAGES,
     "Kill a node of a cluster in mid-stream, and start it again.",
     on_cluster=True,
 )
 _add(
     "drop-connection",
-    streams.drop_connection,
-    streams.MESSAGES,
+    drills.drop_connection,
+    drills.STREAM_MESSAGES,
     "Cut both sides' connections three times in mid-stream.",
 )
-_add("poison", workers.poison, workers.MESSAGES, "Send messages that always fail; they end as dead letters.")
-_add("duplicate", workers.duplicate, workers.MESSAGES, "Publish messages twice; each is handled once.")
+_add("poison", drills.poison, drills.WORKER_MESSAGES, "Send messages that always fail; they end as dead letters.")
+_add("duplicate", drills.duplicate, drills.WORKER_MESSAGES, "Publish messages twice; each is handled once.")

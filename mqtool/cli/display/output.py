@@ -7,6 +7,7 @@ import functools
 import os
 import re
 import select
+import signal
 import stat
 import sys
 import termios
@@ -308,3 +309,34 @@ def _to_stderr(text: str, prefix: str = "") -> None:
         if failure.errno not in (errno.EPIPE, errno.EIO, errno.EBADF):
             raise
         # Nobody reads our messages any more; the data on stdout is what counts.
+
+
+def append_to(path: Path) -> None:
+    """Have what is written to stdout appended to this file. Call it before any other thread starts.
+
+    Raises:
+        UsageError: it cannot be opened.
+    """
+    try:
+        _append_in(path)
+    except OSError as error:
+        raise UsageError(f"cannot write to {path}: {error.strerror}") from error
+    # A thread waits for the signal: threads that start from now on leave it to that one, too.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # where it is ignored (nohup), not every system keeps it for us
+    threading.Thread(target=_reopen_on_hup, args=(path, is_terminal(2)), name="mqtool-output", daemon=True).start()
+
+
+def _append_in(path: Path) -> None:
+    continue_in(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), str(path))
+
+
+def _reopen_on_hup(path: Path, had_terminal: bool) -> None:
+    while signal.sigwait({signal.SIGHUP}):
+        if had_terminal and not is_terminal(2):  # it was closed, which is the other meaning of HUP
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        try:
+            _append_in(path)
+        except OSError as error:
+            warning(f"cannot open {path} again, so the old file is still in use: {error.strerror}")

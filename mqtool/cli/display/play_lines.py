@@ -1,20 +1,121 @@
-"""A play shown line by line: each line after the name of its terminal."""
+"""A tutorial on a terminal, line by line: its page; its play, at the reader's pace; and charts of what it measures."""
 
 import os
+import select
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import pairwise
 
+import typer
 from rich.console import RenderableType
 from rich.rule import Rule
 from rich.text import Text
 
 from mqtool.cli.display import output
-from mqtool.cli.display.charts import chart, figures
-from mqtool.cli.display.pace import Pace
-from mqtool.cli.display.tables import terminal
-from mqtool.stage.audience import Chart
+from mqtool.cli.display.layout import terminal
+from mqtool.cli.display.live_screen import single_keys
+from mqtool.stage.terminal import Chart
+from mqtool.tutorials.pages import Page
+
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+
+
+def chart(values: Sequence[float], width: int, height: int) -> list[str]:
+    """A column for each value, as rows from the top; the greatest fills them all.
+
+    Args:
+        width, height: in characters. Where there are more values, a column is the greatest of some.
+    """
+    greatest = max(values, default=0.0)
+    # Even the smallest value is visible.
+    eighths = [max(1, round(value / greatest * height * 8)) if value > 0 else 0 for value in _fitted(values, width)]
+    return ["".join(_BLOCKS[min(8, max(0, eighth - 8 * row))] for eighth in eighths) for row in reversed(range(height))]
+
+
+def figures(measured: Chart) -> tuple[str, str]:
+    """The latest and the greatest value, as one says them."""
+    return _said(measured.values[-1:], measured.unit), _said(measured.values, measured.unit)
+
+
+def _fitted(values: Sequence[float], width: int) -> list[float]:
+    if len(values) <= width:
+        return list(values)
+    edges = [len(values) * column // width for column in range(width + 1)]
+    return [max(values[start:end]) for start, end in pairwise(edges)]
+
+
+def _said(values: Sequence[float], unit: str) -> str:
+    value = max(values, default=0.0)
+    number = f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:,.1f}"
+    return f"{number} {unit}".strip()
+
+
+#: Reading speed in characters, with time to look at the terminals.
+_READ_PER_SECOND = 22.0
+_SHORTEST = 1.5
+_ENOUGH = (b"\n", b"\r", b" ")
+
+
+class Pace:
+    """Waits between the steps of a play.
+
+    Args:
+        auto: go on without Enter, leaving time to read if somebody watches.
+        watched: whether somebody watches; by default, if we print to a terminal.
+    """
+
+    def __init__(self, *, auto: bool, watched: bool | None = None) -> None:
+        self._watched = output.is_terminal(1) if watched is None else watched
+        self.asks = not auto and self._watched and output.is_terminal(0)
+        self._keys = self._watched and output.is_terminal(0)
+
+    def forget_keys(self) -> None:
+        """Ignore the keys pressed so far, before a text is shown.
+
+        Raises:
+            typer.Exit: the person quits.
+        """
+        while self._key(0):
+            pass
+
+    def wait(self, text: str) -> None:
+        """Return on Enter, or when there was time to read a text.
+
+        Raises:
+            typer.Exit: the person quits.
+        """
+        if not self._watched:
+            return
+        limit = None if self.asks else time.monotonic() + max(_SHORTEST, len(text) / _READ_PER_SECOND)
+        while limit is None or limit > time.monotonic():
+            rest = None if limit is None else max(0.0, limit - time.monotonic())
+            if not self._keys:
+                time.sleep(rest or 0.0)
+            elif self._key(rest) in _ENOUGH or not self._keys:
+                return
+
+    def _key(self, seconds: float | None) -> bytes:
+        """Wait this many seconds for a key; return b"" if none is pressed.
+
+        Raises:
+            typer.Exit: it is q.
+        """
+        if not self._keys or not select.select([0], [], [], seconds)[0]:
+            return b""
+        key = os.read(0, 1)
+        if not key:  # end of input
+            self.asks = self._keys = False
+        if key in (b"q", b"Q"):
+            raise typer.Exit
+        return key
+
+    def listening(self) -> AbstractContextManager[None]:
+        """Read single keys within the block, without showing them."""
+        return single_keys() if self._keys else nullcontext()
+
 
 #: One for each terminal in turn, readable on light and dark backgrounds.
 STYLES = ("cyan", "magenta", "green", "blue", "yellow", "bright_black")
@@ -147,3 +248,76 @@ class Lines:
                     os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
         if self._reader_gone and self._must_be_read and threading.current_thread() is threading.main_thread():
             raise output.ReaderGone("nobody reads the output")
+
+
+#: The longest line that is still good to read.
+_PAGE_WIDTH = 100
+
+
+def show_page(page: Page) -> None:
+    """Picture, story, commands, source."""
+    if not output.is_terminal(1):
+        output.show(_as_text(page))
+        return
+    from rich.padding import Padding
+    from rich.rule import Rule
+    from rich.text import Text
+
+    screen = terminal()
+    screen.width = min(screen.width, _PAGE_WIDTH)
+    screen.print(Rule(Text(page.title, "bold"), align="left", style="dim"))
+    screen.print(Text(page.summary[0].upper() + page.summary[1:] + "\n"))
+    screen.print(Text(page.picture + "\n", "cyan"), no_wrap=True, crop=True)
+    for paragraph in page.story:
+        screen.print(Text(paragraph + "\n"))
+    screen.print(Rule(Text("Type this", "bold"), align="left", style="dim"))
+    width = max(len(name) for name, _ in page.terminals)
+    for name, command in page.terminals:
+        line = Text.assemble((name.ljust(width), "cyan"), "   ", (f"$ {command}", "bold"))
+        screen.print(Padding(line, (0, 0, 0, 4)))
+    screen.print(Padding(Text(f"\n{_more(page)}", "dim"), (0, 0, 1, 4)))
+    screen.print(Rule(Text(page.file, "bold"), align="left", style="dim"))
+    screen.print(_highlighted(page.source), soft_wrap=True)
+    screen.print(Text(f"\n{page.link}", "dim"))
+
+
+def show_source(source: str) -> None:
+    """A program, to be read or to be redirected into a file."""
+    if not output.is_terminal(1):
+        output.write(source.encode())
+        return
+    # No line is broken by us: what is copied from the screen must run.
+    terminal().print(_highlighted(source), soft_wrap=True, end="")
+
+
+def _highlighted(source: str) -> "Text":
+    from pygments.token import Comment, Keyword, Name, Number, String
+    from rich.style import Style
+    from rich.syntax import ANSISyntaxTheme, Syntax
+
+    # Of the terminal's own colours, those that can be read on black and on white.
+    theme = ANSISyntaxTheme(
+        {
+            Comment: Style(dim=True),
+            Keyword: Style(color="magenta"),
+            Name.Class: Style(color="cyan", bold=True),
+            Name.Function: Style(color="cyan", bold=True),
+            Number: Style(color="cyan"),
+            String: Style(color="green"),
+        }
+    )
+    return Syntax(source, "python", theme=theme, background_color="default").highlight(source)
+
+
+def _more(page: Page) -> str:
+    return (
+        f"A terminal for each; 'mqtool broker up' starts a broker. 'mqtool tutorial run {page.name}' plays it here, "
+        f"and --plain prints a script that does the same with {page.library} alone, on the broker that AMQP_URL names."
+    )
+
+
+def _as_text(page: Page) -> str:
+    width = max(len(name) for name, _ in page.terminals)
+    commands = "\n".join(f"    {name.ljust(width)}   $ {command}" for name, command in page.terminals)
+    parts = [f"{page.title}: {page.summary}", page.picture, *page.story, commands, f"# {page.file}", page.source]
+    return "\n\n".join([*parts, page.link])

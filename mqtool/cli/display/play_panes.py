@@ -14,11 +14,9 @@ from rich.panel import Panel
 from rich.rule import Rule
 from rich.text import Text
 
-from mqtool.cli.display.charts import chart, figures
-from mqtool.cli.display.pace import Pace
-from mqtool.cli.display.play_lines import STYLES
-from mqtool.cli.display.tables import terminal
-from mqtool.stage.audience import Chart
+from mqtool.cli.display.layout import terminal
+from mqtool.cli.display.play_lines import STYLES, Pace, chart, figures
+from mqtool.stage.terminal import Chart
 
 if TYPE_CHECKING:
     from rich.console import Console

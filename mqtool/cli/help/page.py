@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 
-from mqtool.cli.display.received import TEMPLATE_PLACES
+from mqtool.cli.display.delivery_writer import TEMPLATE_PLACES
 from mqtool.cli.help.description import CommandHelp, OptionHelp
 
 #: In the order in which they are listed.

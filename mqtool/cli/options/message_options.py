@@ -13,7 +13,7 @@ from typer import Argument, Option
 from mqtool.amqp import STREAMING
 from mqtool.amqp import Receiving as ReceivingSettings
 from mqtool.cli.command_line import CONFIRM_TIMEOUT, DURATION, TIME_LIMIT, ConfirmTimeout, header_option, in_panel
-from mqtool.cli.display.received import DeliveryWriter
+from mqtool.cli.display.delivery_writer import DeliveryWriter
 from mqtool.cli.options.broker_options import Broker
 from mqtool.delays.via import LONGEST, Via
 from mqtool.duration import compact_duration, parse_duration
@@ -201,7 +201,7 @@ class Printing(NamedTuple):
             UsageError: it cannot be opened.
         """
         if self.into is not None:
-            from mqtool.cli.display.appending import append_to
+            from mqtool.cli.display.output import append_to
 
             append_to(self.into)
 

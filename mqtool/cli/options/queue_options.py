@@ -9,7 +9,7 @@ from mqtool.cli.options.broker_options import Broker
 from mqtool.duration import parse_duration
 from mqtool.errors import UsageError
 from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue, Stream
-from mqtool.tutorials.stream_dialects import StreamDialect
+from mqtool.tutorials.dialects import StreamDialect
 
 
 def queue_option(about: str) -> Any:

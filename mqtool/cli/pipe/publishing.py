@@ -1,4 +1,4 @@
-"""The pipeline of every command that publishes: read, hold back, publish, and show what the broker said."""
+"""The pipeline of every command that publishes: read, delay, publish, report; and keep what failed (--failed-to)."""
 
 import os
 import shlex
@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from mqtool.amqp import Channel
@@ -13,18 +14,17 @@ from mqtool.amqp.declaring import check_utf_8
 from mqtool.cli import stopping
 from mqtool.cli.access import MANAGEMENT_VARIABLE, Access
 from mqtool.cli.display import output
-from mqtool.cli.display.progress import Progress
+from mqtool.cli.display.live_screen import Progress
 from mqtool.cli.options import MessageOptions, Publishing
-from mqtool.cli.pipe import source as sources
-from mqtool.cli.pipe.delaying import held
-from mqtool.cli.pipe.failed_messages import FailedMessages
-from mqtool.cli.pipe.source import Addressing, Input
+from mqtool.cli.options.message_options import mandatory_with_delay
+from mqtool.cli.pipe.source import Addressing, Input, read_messages
 from mqtool.delays.via import original
-from mqtool.errors import MqtoolError, NotConfirmed, SomeFailed
+from mqtool.errors import MqtoolError, NotConfirmed, SomeFailed, UsageError
 from mqtool.message import Confirmation, Message, Receipt
 from mqtool.topology import Exchange, Queue
 
 if TYPE_CHECKING:
+    from mqtool.delays.holding import Delaying
     from mqtool.streams import StreamChannel
 
 #: Refused messages that are reported one by one; the rest are counted.
@@ -70,7 +70,7 @@ def publish(
         line: what to print for a message that was sent; may have the places {key} and {body}.
         to: where the publisher sends messages that do not name an exchange or a routing key themselves.
         leads_to: the queue behind that exchange, if the publisher declares it.
-        addressing, default, adapt: as of source.read().
+        addressing, default, adapt: as of read_messages().
         source: the messages, where the command line does not name them in one of the usual ways.
 
     Raises:
@@ -81,7 +81,7 @@ def publish(
     options = asked.options
     for name in addressing:
         check_utf_8(name or "")
-    source = source or sources.read(asked, addressing, default=default, adapt=adapt)
+    source = source or read_messages(asked, addressing, default=default, adapt=adapt)
     access = asked.broker.access(os.environ.get(MANAGEMENT_VARIABLE))
     # What somebody has typed is small enough to come back, and they want to know whether anybody listens. What an
     # exchange delays has not reached a queue yet.
@@ -111,9 +111,9 @@ def publish_to_stream(
         line: as of publish().
         opened: gives the channel.
         routing_key: chooses the partition of a super stream.
-        default: as of source.read().
+        default: as of read().
     """
-    source = sources.read(asked, Addressing(None, routing_key), default=default, with_ids=False)
+    source = read_messages(asked, Addressing(None, routing_key), default=default, with_ids=False)
     with opened(asked.broker.access()) as channel:
         _report(publisher(channel, source), _Tally(line, asked.options, channel), source)
 
@@ -245,3 +245,83 @@ def _report_refused(receipt: Receipt, number: int) -> None:
         output.warning(f"{receipt.confirmation}: {text(receipt.message)[:60]!r}: {receipt.reason}")
     elif number == _REPORTED + 1:
         output.warning("further failures are only counted")
+
+
+def held(
+    source: Input, asked: Publishing, channel: Channel, to: Exchange | Queue, leads_to: Queue | None = None
+) -> Iterable[Message | None]:
+    """The messages to publish: those with a delay on their way to where they wait, the others as they are.
+
+    Args:
+        to: where messages go that do not name an exchange or a routing key themselves.
+        leads_to: the queue behind it, if that is known.
+
+    Raises:
+        PluginMissing: the user asked for the plugin, and the broker lacks it.
+    """
+    delays, options = asked.delays, asked.options
+    if not delays.are_given and not options.as_json:
+        return source
+    if options.mandatory:
+        return map(_not_delayed, source)
+    from mqtool.delays.holding import Delaying
+    from mqtool.delays.ways import Destination
+
+    delaying = Delaying(channel, delays.via, Destination(to, leads_to), output.notice, output.warning)
+    if delays.are_given:
+        delaying.choose()  # now, rather than when the first line arrives
+    return _hold(source, delaying)
+
+
+def _hold(source: Input, delaying: "Delaying") -> Iterator[Message | None]:
+    try:
+        yield from delaying.hold(source)
+    except MqtoolError:
+        if delaying.at_fault is not None:  # it was not published, so --failed-to has to keep it
+            source.give_back(delaying.at_fault)
+        raise
+
+
+def _not_delayed(message: Message | None) -> Message | None:
+    if message is not None and (message.delay is not None or message.due is not None):
+        raise mandatory_with_delay()
+    return message
+
+
+class FailedMessages:
+    """The file of --failed-to. It gets its name only when complete, since the input may be a file of the same name.
+
+    Args:
+        addressed: a message with the exchange and the routing key that it was published with.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+
+    def __init__(self, path: Path, addressed: Callable[[Message], Message]) -> None:
+        from mqtool import ndjson
+
+        self._encode = ndjson.from_message
+        self._addressed = addressed
+        self._path = path
+        self._unfinished = path.with_name(path.name + ".unfinished")
+        self._count = 0
+        try:
+            self._file = self._unfinished.open("wb")
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+    def add(self, messages: Iterable[Message]) -> None:
+        """Write messages, with the exchange and routing key that they were published with."""
+        for message in messages:
+            self._file.write(self._encode(self._addressed(message)))
+            self._count += 1
+
+    def finish(self) -> None:
+        """Give the file its name."""
+        self._file.close()
+        self._unfinished.replace(self._path)
+        if self._count:
+            output.warning(
+                f"{self._count:,} not confirmed, kept in {self._path}; send them with 'mqtool send --json -f'"
+            )

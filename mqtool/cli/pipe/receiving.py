@@ -1,20 +1,35 @@
-"""The pipeline of every command that receives: consume, print, and stop when told to or when nobody reads."""
+"""The pipeline of every command that receives: consume, choose, print, or run a program; until stopped."""
 
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from mqtool.amqp import Channel, administration
+from mqtool.amqp import Receiving as Settings
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
+from mqtool.cli.display.delivery_writer import DeliveryWriter
+from mqtool.cli.display.live_screen import Progress
 from mqtool.cli.display.output import WAITING_FOR_MESSAGES
-from mqtool.cli.display.progress import Progress
-from mqtool.cli.display.received import DeliveryWriter
-from mqtool.cli.options import Broker, Receiving
-from mqtool.errors import UsageError
+from mqtool.cli.options import Broker, Receiving, UsedQueueOptions
+from mqtool.cli.options.message_options import DedupOptions, ProgramOptions
+from mqtool.duration import compact_duration
+from mqtool.errors import AccessRefused, NotFound, SomeFailed, TimedOut, Unavailable, UsageError
+from mqtool.inspection.listing import counted
 from mqtool.message import Delivery
+from mqtool.topology import Queue
+from mqtool.tutorials.dialects import declaring_otherwise
+from mqtool.work.hands import ONE_EACH, Hands
+from mqtool.work.programs import Program
+from mqtool.work.retry import Retrying
+from mqtool.work.worker import ProgramWorker
+
+if TYPE_CHECKING:
+    from mqtool.where import Where
+    from mqtool.work.deduplication import HandledMessages
 
 
 class Incoming(Protocol):
@@ -109,3 +124,166 @@ def busy(in_hand: Callable[[], int]) -> Iterator[None]:
 
     with stopping.calling(say):
         yield
+
+
+def checked(queue: Queue, options: UsedQueueOptions, channel: Channel, broker: Broker) -> Queue:
+    """The queue that is about to be declared; tell a person if it is new: its name may be mistyped.
+
+    Of a tutorial's queue, tell whose scripts will not be able to declare it then. They fail with 406
+    PRECONDITION_FAILED, which does not say that mqtool has been there before.
+
+    Raises:
+        NotFound: it is new, and must not be declared.
+    """
+    is_watched = output.is_terminal(2) and not output.quiet
+    if (options.declare and not is_watched) or administration.exists(channel, queue):
+        return queue
+    if not options.declare:
+        raise NotFound(f"there is no queue {queue.name!r}", "leave out --no-declare to declare it")
+    if queue not in tuple(broker.names):
+        output.notice(f"queue {queue.name!r} is new")
+    elif broker.dialect is None and declaring_otherwise(queue):
+        others = [f"{dialect} ({dialect.partition('-')[0].title()})" for dialect in declaring_otherwise(queue)]
+        output.notice(
+            f"{queue.name!r} is a new quorum queue; scripts of older tutorials need --dialect {' or '.join(others)}"
+        )
+    return queue
+
+
+#: Messages that one consumer can hold: AMQP's greatest prefetch.
+_MOST = 65_535
+
+
+class Matching(NamedTuple):
+    """What to receive.
+
+    Attributes:
+        where: None for all.
+        passes_over: what does not match need not be kept.
+    """
+
+    receiving: Receiving
+    where: "Where | None"
+    passes_over: bool = False
+
+    def settings(self) -> Settings:
+        """How the channel is to consume.
+
+        Raises:
+            UsageError: messages would be acknowledged before anybody looked at them.
+        """
+        settings = self.receiving.settings()
+        if self.where is None:
+            return settings
+        if self.passes_over:
+            return settings._replace(count=None)
+        if settings.auto_ack:
+            raise UsageError("--auto-ack would lose what does not match --where", "leave out --auto-ack")
+        return settings._replace(count=None, acknowledge=False, prefetch=self.receiving.prefetch or _MOST)
+
+    def of(self, channel: Channel, deliveries: Iterator[Delivery]) -> Iterator[Delivery]:
+        """Those that match, up to the count; each is acknowledged when the next one is asked for."""
+        if self.where is None:
+            return deliveries
+        return self._chosen(channel, deliveries, self.where)
+
+    def _chosen(self, channel: Channel, deliveries: Iterator[Delivery], where: "Where") -> Iterator[Delivery]:
+        from mqtool.where import of_delivery
+
+        found, held, limit = 0, 0, self.receiving.limit
+        most = self.receiving.prefetch or _MOST
+        for delivery in deliveries:
+            if where.matches(of_delivery(delivery)):
+                found += 1
+                yield delivery
+                if not self.passes_over:
+                    channel.before_acknowledging()
+                    channel.acknowledge(delivery)
+                if found == limit:
+                    return
+            elif not self.passes_over:
+                held += 1
+                if held == most:
+                    output.warning(
+                        f"{held:,} messages that do not match are held: that is the prefetch, so no more come"
+                    )
+        if limit is not None and self.receiving.idle_timeout is not None and not channel.stopping:
+            raise TimedOut(f"nothing came for {self.receiving.idle_timeout:g} s, with {found:,} of {limit:,} received")
+
+
+#: Seconds. https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
+DEFAULT_CONSUMER_TIMEOUT = 30 * 60.0
+
+_SUMS = {"done": "done", "retry": "retries", "dead": "dead"}
+
+
+def work(command: str, options: ProgramOptions, named: UsedQueueOptions, receiving: Receiving, broker: Broker) -> None:
+    """Run a program for each message, until stopped.
+
+    Raises:
+        UsageError: the program does not exist, or options contradict each other.
+    """
+    if receiving.printing.has_form or receiving.auto_ack:
+        raise UsageError(
+            "--exec cannot be combined with output or acknowledgement options",
+            "leave out --raw, --json, --format and --auto-ack",
+        )
+    hands, queue = options.concurrency, named.of(broker.names.task_queue)
+    program = Program(
+        command, shell=options.exec.shell, timeout=receiving.timeout, concurrency=hands, pass_url=options.exec.pass_url
+    )
+    handled = handled_messages(options.dedup)
+    settings = receiving._replace(timeout=None).settings(ONE_EACH)
+    access = broker.access()
+    with access.connect() as connection:
+        channel = connection.channel(strict=access.strict)
+        retrying = Retrying(connection.channel(), options.retries.policy, output.notice)
+        worker = ProgramWorker(channel, program, retrying, output.notice, handled)
+        if receiving.timeout is not None:
+            _warn_of_consumer_timeout(access, queue.name, receiving.timeout)
+        with stopping.calling(channel.stop), busy(lambda: worker.in_hand):
+            queue = channel.declare(checked(queue, named, channel, broker))
+            work_through = Hands(channel, worker.handle, hands, worker.most).start_consuming(queue, settings)
+            try:
+                with announced(receiving.ready_file, channel, WAITING_FOR_MESSAGES):
+                    work_through()
+            finally:
+                sums = _SUMS | ({"suppressed": "suppressed"} if handled else {})
+                output.status(", ".join(f"{worker.counts[what]:,} {said}" for what, said in sums.items()))
+    if (dead := worker.counts["dead"]) and stopping.requested() is None:
+        raise SomeFailed(f"{counted(dead, 'message')} failed for good", f"see them with 'mqtool dlq show {queue.name}'")
+
+
+def handled_messages(dedup: DedupOptions) -> "HandledMessages | None":
+    """The store of handled messages; None if duplicates are not to be suppressed.
+
+    Raises:
+        UsageError: it cannot be used, or is named without --deduplicate.
+    """
+    if not dedup.deduplicate:
+        if dedup.store is not None:
+            raise UsageError("--dedup-store has no effect without --deduplicate", "add --deduplicate")
+        return None
+    from mqtool.broker import state
+    from mqtool.work.deduplication import HandledMessages
+
+    default: Path = state.directory().parents[1] / "handled.sqlite"
+    return HandledMessages(dedup.store or default, dedup.window)
+
+
+def _warn_of_consumer_timeout(access: Access, queue: str, timeout: float) -> None:
+    """Say so if the broker would requeue a message that its program may still work on."""
+    from mqtool.management import consumer_timeout
+
+    try:
+        limit = consumer_timeout(access.management((1.0, 1.0)), access.vhost, queue)
+    except (Unavailable, AccessRefused):  # it is only for the warning
+        limit = None
+    whose = f"that of queue {queue!r}"
+    if limit is None:
+        limit, whose = DEFAULT_CONSUMER_TIMEOUT, "RabbitMQ's, unless it is configured otherwise,"
+    if timeout > limit:
+        output.warning(
+            f"--timeout of {compact_duration(timeout)} is longer than the consumer timeout; {whose} is "
+            f"{compact_duration(limit)}, after which the broker requeues the message"
+        )

@@ -9,10 +9,8 @@ from pathlib import Path
 from mqtool.amqp import Connection, administration, parse_addresses
 from mqtool.broker import embedded_starter, ports
 from mqtool.errors import MqtoolError
-from mqtool.stage.audience import Audience
-from mqtool.stage.guard import Guard
 from mqtool.stage.stage import APART, Play, Stage, undisturbed
-from mqtool.stage.terminal import Place
+from mqtool.stage.terminal import Audience, Guard, Place
 
 
 def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None, directory: Path | None = None) -> int:

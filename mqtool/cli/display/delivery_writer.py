@@ -1,13 +1,49 @@
-"""How deliveries look on stdout: the tutorial's line, the body alone, NDJSON, or a template."""
+"""Renders deliveries and writes them to stdout: the tutorial's line, the body alone, NDJSON, or a template."""
 
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 
 from mqtool.cli.display import output
-from mqtool.cli.display.together import Together
-from mqtool.errors import UsageError
+from mqtool.errors import MqtoolError, UsageError
 from mqtool.message import Delivery
+
+#: Bytes that are put off at most.
+_BATCH_BYTES = 1 << 16
+
+
+class BatchedOutput:
+    """Puts off what is written, until there is much of it or flush() is called."""
+
+    def __init__(self) -> None:
+        self._batch: list[bytes] = []
+        self._size = 0
+        self._failure: MqtoolError | None = None
+
+    def add(self, data: bytes) -> None:
+        """Write it with what comes next. Raises as flush() does."""
+        self._batch.append(data)
+        self._size += len(data)
+        if self._size >= _BATCH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was put off.
+
+        Raises:
+            ReaderGone: nobody reads it any more.
+            MqtoolError: it cannot be written.
+        """
+        if self._failure is not None:  # what it was about is lost, and must not count as printed
+            raise self._failure
+        if self._batch:
+            batch, self._batch, self._size = self._batch, [], 0
+            try:
+                output.write(b"".join(batch))
+            except MqtoolError as failure:
+                self._failure = failure
+                raise
+
 
 #: The styles of lines whose routing key has one of these words.
 _STYLES = dict.fromkeys(("emergency", "emerg", "alert", "critical", "crit", "fatal"), "1;31")
@@ -55,7 +91,7 @@ class DeliveryWriter:
         self._has_styles = self._escape and isinstance(line, str) and "{key" in line
         self._pretty = pretty
         self._hand_over = hand_over and output.is_pipe()
-        self.together = Together()
+        self.together = BatchedOutput()
         self.flush = self.together.flush
         self.render: Callable[[Delivery], bytes] = self._text
         if raw:

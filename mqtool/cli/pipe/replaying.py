@@ -7,8 +7,7 @@ from pathlib import Path
 
 from mqtool.cli import stopping
 from mqtool.cli.display import output
-from mqtool.cli.pipe.reading import LOOK_UP, STDIN, chunks, delimited, opened, whole
-from mqtool.cli.pipe.source import Input
+from mqtool.cli.pipe.source import LOOK_UP, STDIN, Input, chunks, delimited, opened, whole
 from mqtool.errors import MqtoolError, UsageError
 from mqtool.message import Message
 from mqtool.recordings.changes import Changes

@@ -1,21 +1,23 @@
-"""Live views: a picture that is drawn anew, scrolled and searched with the same keys everywhere."""
+"""Live views: a picture that is drawn anew, scrolled and searched with the same keys everywhere; and progress."""
 
 import os
 import re
 import select
+import termios
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+import tty
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from mqtool.cli import stopping
-from mqtool.cli.display import output, tables
-from mqtool.cli.display.pace import single_keys
+from mqtool.cli.display import layout, output
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.progress import Progress as Bar
     from rich.text import Text
 
 _QUIT = ("q", "\x1b", "\x04")
@@ -71,11 +73,11 @@ class Live:
         """Show them in place; on a terminal that cannot do that, one after the other."""
         from rich.live import Live as Screen
 
-        console, stop = tables.terminal(), threading.Event()
+        console, stop = layout.terminal(), threading.Event()
         with stopping.calling(stop.set):
             if os.environ.get("TERM") == "dumb":
                 while not stop.is_set():
-                    tables.draw(self._frame(_ALL, "").body)
+                    layout.draw(self._frame(_ALL, "").body)
                     stop.wait(self._interval)
                 return
             keys = single_keys() if output.is_terminal(0) else nullcontext()
@@ -137,3 +139,103 @@ def _keys_within(seconds: float, stop: threading.Event) -> str:
         elif select.select([0], [], [], min(left, 0.1))[0]:
             return os.read(0, 64).decode(errors="replace") or "q"  # or the terminal has gone
     return ""
+
+
+@contextmanager
+def single_keys() -> Iterator[None]:
+    """Within the block, keys come one by one from the terminal at stdin, and are not shown."""
+    before = termios.tcgetattr(0)
+    tty.setcbreak(0)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(0, termios.TCSAFLUSH, before)
+
+
+Thing = TypeVar("Thing")
+
+#: Seconds after which a person may wonder what is going on, and between two updates.
+PATIENCE, _BETWEEN_UPDATES = 1.0, 0.1
+
+
+class Progress:
+    """Counts, and shows it on a terminal.
+
+    Args:
+        done: the word for what is counted, such as "confirmed".
+        is_wanted: whether a person would miss it.
+        patience: seconds to stay silent.
+        fraction: how much of all is done, from 0 to 1; None if nobody knows.
+    """
+
+    def __init__(
+        self,
+        done: str,
+        *,
+        is_wanted: bool = True,
+        patience: float = PATIENCE,
+        fraction: Callable[[], float] | None = None,
+    ) -> None:
+        self.count = 0
+        self._done = done
+        self._is_wanted = is_wanted and output.is_terminal(2) and not output.quiet
+        self._fraction = fraction
+        self._started = time.monotonic()
+        self._due = self._started + patience
+        self._bar: Bar | None = None
+
+    def of(self, things: Iterable[Thing]) -> Iterable[Thing]:
+        """The same, counted as they are asked for."""
+        return self._counted(things) if self._is_wanted else things
+
+    def _counted(self, things: Iterable[Thing]) -> Iterable[Thing]:
+        for thing in things:
+            self.count += 1
+            if (now := time.monotonic()) >= self._due:
+                self._due = now + _BETWEEN_UPDATES
+                self._show()
+            yield thing
+
+    @property
+    def sum(self) -> str:
+        """What was counted, in how long."""
+        seconds = time.monotonic() - self._started
+        return f"{self.count:,} {self._done} in {seconds:.1f} s ({self.count / max(seconds, 0.001):,.0f}/s)"
+
+    def stop(self) -> None:
+        """Take the line away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _show(self) -> None:
+        if self._bar is None:
+            self._bar = self._opened()
+        if self._fraction is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self._fraction())
+
+    def _opened(self) -> "Bar":
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            ProgressColumn,
+            SpinnerColumn,
+            Task,
+            TaskProgressColumn,
+            TimeRemainingColumn,
+        )
+        from rich.progress import Progress as Bar
+        from rich.text import Text
+
+        progress = self
+
+        class Sum(ProgressColumn):
+            def render(self, task: Task) -> Text:  # noqa: ARG002
+                return Text(progress.sum)
+
+        known = self._fraction is not None
+        columns = [BarColumn(20), TaskProgressColumn(), TimeRemainingColumn()] if known else [SpinnerColumn()]
+        bar = Bar(*columns, Sum(), console=Console(stderr=True), transient=True)
+        bar.add_task("", total=1.0 if known else None)
+        bar.start()
+        return bar

@@ -1,11 +1,52 @@
-"""Stream tutorial 2."""
+"""The plays of the tutorials on streams."""
 
 from mqtool.stage.stage import Play, Stage
+
+_HELLO_STREAM = "hello-python-stream"
+
+
+def _stream_hello_world(stage: Stage) -> None:
+    """Two readers get all of it, one after the other; a third starts in the middle."""
+    sender, early, late, third = stage.terminals("sender", "early", "late", "third")
+    stream = stage.queue(_HELLO_STREAM)
+    received = f"' from stream {stage.name(_HELLO_STREAM)}"
+
+    stage.say("A stream keeps what was read. Send a message before anybody reads.")
+    sender.run(f"mqtool send-stream{stream} 'Hello, World!'")
+    stage.say("A reader gets it, and what comes next.")
+    early.start(f"mqtool receive-stream{stream}")
+    sender.run(f"mqtool send-stream{stream} 'Good morning!'")
+    early.wait_for("Got message", 2)
+    stage.say("Whoever comes late gets the same messages: nothing was taken away.")
+    late.start(f"mqtool receive-stream{stream}")
+    late.wait_for("Got message", 2)
+    stage.say("Messages are numbered from 0. A third reader starts at number 1.")
+    third.run(f"mqtool receive-stream{stream} --offset 1 -c 1")
+    early.interrupt()
+    late.interrupt()
+
+    both = [f"Hello, World!{received}", f"Good morning!{received}"]
+    for reader, what, expected in (
+        (early, "the early reader got both messages", both),
+        (late, "so did the late one", both),
+        (third, "the third got the second message alone", both[1:]),
+    ):
+        stage.expect(what, reader.after("Got message: b'"), expected)
+
+
+STREAM_HELLO_WORLD = Play(
+    "Hello World, in a stream",
+    "A stream keeps messages after they were read, so each reader starts where it wants to.",
+    _stream_hello_world,
+    queues=(_HELLO_STREAM,),
+    has_streams=True,
+)
+
 
 _NAME = "stream-offset-tracking-python"
 
 
-def play(stage: Stage) -> None:
+def _stream_offset_tracking(stage: Stage) -> None:
     """A reader that starts again continues after the offset that it has stored."""
     sender, receiver, third = stage.terminals("sender", "receiver", "offsets")
     stream, done = stage.queue(_NAME), "Done consuming first_offset: "
@@ -29,10 +70,10 @@ def play(stage: Stage) -> None:
     stage.expect("it started again", receiver.after(done), ["0 last_offset 99 "])
 
 
-PLAY = Play(
+STREAM_OFFSET_TRACKING = Play(
     "Offset tracking",
     "The broker remembers how far a reader of a stream came, so that the next one goes on from there.",
-    play,
+    _stream_offset_tracking,
     queues=(_NAME,),
     has_streams=True,
 )

@@ -1,15 +1,17 @@
-"""One queue as lines for people, and as JSON."""
+"""Reports: one queue for people and as JSON; the doctor's findings for people, programs, Nagios and Prometheus."""
 
 import json
 import textwrap
+import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from mqtool.cli.display import output
-from mqtool.cli.display.binding_text import bound_by, fields
-from mqtool.cli.display.styled import BAD, DIM, KEY, NAME, Line, shown
+from mqtool.cli.display.layout import BAD, DIM, KEY, NAME, Line, bound_by, fields, shown
 from mqtool.inspection import definitions
+from mqtool.inspection.finding import Finding, grouped, others
 from mqtool.inspection.listing import counted
 from mqtool.inspection.queue_details import DeadLetterTarget, QueueDetails
 from mqtool.inspection.stream_readers import Places, name_of
@@ -19,7 +21,7 @@ _PROPERTIES = ("durable", "auto_delete", "exclusive")
 _RATES = {"publish_rate": "published", "deliver_rate": "delivered", "ack_rate": "acknowledged"}
 
 
-def explained(queue: QueueDetails, columns: int | None, rows: int | None) -> Iterator[Line]:
+def explained_queue(queue: QueueDetails, columns: int | None, rows: int | None) -> Iterator[Line]:
     """The queue, on one screen where there is one.
 
     Args:
@@ -34,7 +36,7 @@ def explained(queue: QueueDetails, columns: int | None, rows: int | None) -> Ite
     yield from _section("bindings", bound, room)
 
 
-def as_json(queue: QueueDetails) -> dict[str, Any]:
+def queue_as_json(queue: QueueDetails) -> dict[str, Any]:
     """The queue as JSON has it: the columns of `list queues`, with consumers and bindings as lists."""
     consumers = [{name: value for name, value in each.items() if name != "queue"} for each in queue.consumers]
     offsets = {}
@@ -138,14 +140,81 @@ def _number(count: int | None) -> str:
     return "?" if count is None else f"{count:,}"
 
 
-def show(queue: QueueDetails, *, as_line: bool) -> None:
+def show_queue(queue: QueueDetails, *, as_line: bool) -> None:
     """Print the queue on stdout: as one line of JSON, or as lines for people."""
     if as_line:
-        output.show(json.dumps(as_json(queue), ensure_ascii=False))
+        output.show(json.dumps(queue_as_json(queue), ensure_ascii=False))
         return
     import shutil
 
-    from mqtool.cli.display import styled
+    from mqtool.cli.display import layout
 
     size = shutil.get_terminal_size() if output.is_terminal(1) else None
-    styled.show(explained(queue, size and size.columns, size and size.lines))
+    layout.show_lines(explained_queue(queue, size and size.columns, size and size.lines))
+
+
+#: Nagios' words for the exit codes of a check. https://nagios-plugins.org/doc/guidelines.html
+_STATES = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
+_OK, _WARNING, CRITICAL, UNKNOWN = range(4)
+
+
+def findings_text(found: Sequence[Finding]) -> Iterator[str]:
+    """Two lines for each finding, or for all that say the same."""
+    for finding, same in grouped(found):
+        line = f"{finding.where} {finding.what}{others(same)}"
+        if output.is_terminal(1):
+            line = output.visible(line)
+        yield f"{output.styled(line, '1', 1)}\n  {finding.hint}"
+
+
+def findings_ndjson(found: Sequence[Finding]) -> Iterator[str]:
+    """An object for each finding."""
+    for finding in found:
+        yield json.dumps({**asdict(finding), "severity": finding.severity}, ensure_ascii=False)
+
+
+def nagios_state(found: Sequence[Finding]) -> int:
+    """The exit code that Nagios expects: that of the worst finding."""
+    if any(finding.severity == "critical" for finding in found):
+        return CRITICAL
+    return _WARNING if found else _OK
+
+
+def nagios(found: Sequence[Finding], where: str) -> Iterator[str]:
+    """A line that sums up, with counts to plot; then a line for each finding, or for all that say the same."""
+    counts = Counter(finding.severity for finding in found)
+    summary = f"{counted(len(found), 'problem')} at {where}: {_line(found[0])}" if found else f"no problems at {where}"
+    figures = " ".join(f"{severity}={counts[severity]}" for severity in ("critical", "warning"))
+    yield f"{nagios_line(nagios_state(found), summary)} | {figures}"
+    for finding, same in grouped(found):
+        yield _without_bars(_line(finding) + others(same))
+
+
+def nagios_line(state: int, what: str) -> str:
+    """The line that Nagios shows."""
+    return _without_bars(f"RABBITMQ {_STATES[state]} - {what}")
+
+
+def _line(finding: Finding) -> str:
+    return output.one_line(f"{finding.where} {finding.what}")
+
+
+def _without_bars(line: str) -> str:
+    """Without the character that starts Nagios' figures."""
+    return output.one_line(line).replace("|", "¦")
+
+
+def prometheus(found: Sequence[Finding]) -> Iterator[str]:
+    """Metrics for the textfile collector. https://prometheus.io/docs/instrumenting/exposition_formats/"""
+    counts = Counter((finding.check, finding.severity, finding.vhost or "") for finding in found)
+    yield "# HELP mqtool_doctor_findings Problems that mqtool doctor found."
+    yield "# TYPE mqtool_doctor_findings gauge"
+    for (check, severity, vhost), count in sorted(counts.items()):
+        yield f'mqtool_doctor_findings{{check="{check}",severity="{severity}",vhost="{_label(vhost)}"}} {count}'
+    yield "# HELP mqtool_doctor_last_run_timestamp_seconds When mqtool doctor last looked."
+    yield "# TYPE mqtool_doctor_last_run_timestamp_seconds gauge"
+    yield f"mqtool_doctor_last_run_timestamp_seconds {time.time():.0f}"
+
+
+def _label(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

@@ -1,16 +1,18 @@
-"""Rows for people, as tables; for pipes, as columns with tabs between them; for programs, as JSON lines."""
+"""Lines with styles, and tables: laid out for a terminal; plain columns for a pipe; JSON lines for programs."""
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mqtool.cli.display import output
 from mqtool.inspection.listing import Row, as_text
+from mqtool.topology import Binding
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 #: Rows, from which on a table is drawn more simply.
 _MANY = 500
@@ -18,7 +20,7 @@ _BETWEEN = re.compile(r"[\t\n\r\\]")
 _WRITTEN = {"\t": r"\t", "\n": r"\n", "\r": r"\r", "\\": r"\\"}
 
 
-def show(rows: Iterable[Row], columns: Sequence[str], *, as_json: bool = False) -> int:
+def show_rows(rows: Iterable[Row], columns: Sequence[str], *, as_json: bool = False) -> int:
     """Print rows on stdout, and return how many there were. In a pipe each leaves as it comes."""
     count = 0
     if not as_json and output.is_terminal(1):
@@ -33,11 +35,11 @@ def show(rows: Iterable[Row], columns: Sequence[str], *, as_json: bool = False) 
         if as_json:
             output.show(json.dumps({name: row[name] for name in columns}, ensure_ascii=False))
         else:
-            output.show("\t".join(_cell(row[name]) for name in columns))
+            output.show("\t".join(_tabbed(row[name]) for name in columns))
     return count
 
 
-def _cell(value: Any) -> str:
+def _tabbed(value: Any) -> str:
     """A value without what separates columns and rows."""
     return _BETWEEN.sub(lambda match: _WRITTEN[match[0]], as_text(value))
 
@@ -52,7 +54,7 @@ def table(rows: Sequence[Row], columns: Sequence[str], warning: str | None = Non
     from rich.table import Table
     from rich.text import Text
 
-    cells = [[_shown(row[name]) for name in columns] for row in rows]
+    cells = [[_cell_text(row[name]) for name in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     others = sum(widths[1:]) + 2 * (len(columns) - 1)
     is_wide = widths[0] + others > terminal().width
@@ -77,7 +79,7 @@ def table(rows: Sequence[Row], columns: Sequence[str], warning: str | None = Non
 
 def _draw_many(rows: Sequence[Row], columns: Sequence[str]) -> None:
     """Columns below each other, as in a table, but without rich, which would take seconds."""
-    cells = [[_shown(row[name]) for name in columns] for row in rows]
+    cells = [[_cell_text(row[name]) for name in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     right = [_is_number(rows[0][name]) for name in columns]
 
@@ -107,7 +109,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _shown(value: Any) -> str:
+def _cell_text(value: Any) -> str:
     if _is_number(value):
         return f"{value:,.1f}" if value % 1 else f"{value:,.0f}"
     return output.one_line(as_text(value))
@@ -127,3 +129,98 @@ def draw(what: Any) -> None:
     with console.capture() as captured:
         console.print(what)
     output.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()).encode())
+
+
+#: Pieces of a line: plain text, or text with one of rich's styles.
+Line = list[str | tuple[str, str]]
+
+NAME, KEY, DIM, GOOD, BAD = "bold", "cyan", "dim", "green", "red"
+#: A name without emphasis, and one that stands in a column.
+PLAIN, LABEL = "none", "b"
+#: What is cut in the middle where a line is too long, and how much is left of it.
+_NAMES, _SHORTEST = (NAME, KEY, PLAIN), 16
+_FURTHER = "    "
+
+
+def shown(name: str) -> str:
+    """A name that came from elsewhere: nothing in it can control a terminal or break the line."""
+    return name if name.isprintable() and name else repr(name)
+
+
+def plain(line: Line) -> str:
+    """The line without styles."""
+    return "".join(piece if isinstance(piece, str) else piece[0] for piece in line)
+
+
+def fitted(line: Line, width: int) -> list[Line]:
+    """The line within a width: long names are cut in the middle; what is still too much goes on below."""
+    pieces = [(piece, "") if isinstance(piece, str) else piece for piece in line]
+    names = [len(piece) for piece, style in pieces if style in _NAMES]
+    room = width - sum(len(piece) for piece, style in pieces if style not in _NAMES)
+    longest = max(names, default=0)
+    while longest > _SHORTEST and sum(min(name, longest) for name in names) > room:
+        longest -= 1
+    if sum(min(name, longest) for name in names) > room:  # there will be a second line, with more room
+        longest = max(_SHORTEST, width // 2)
+    lines: list[Line] = [[]]
+    used = 0
+    for piece, style in pieces:
+        for word in _units(piece, style, longest, width):
+            if used and used + len(word.rstrip()) > width:
+                lines.append([])
+                used = 0
+            placed = word if used or len(lines) == 1 else word.lstrip()
+            lines[-1].append((placed, style))
+            used += len(placed)
+    return lines
+
+
+def _units(piece: str, style: str, longest: int, width: int) -> Iterator[str]:
+    """What may stand on a line of its own: a name; what two spaces separate; a word, if that is too long."""
+    if style in (*_NAMES, LABEL):
+        yield shortened(piece, longest) if style in _NAMES else piece
+        return
+    for unit in re.findall(r"\s*\S+(?: \S+)*|\s+$", piece):
+        yield from [unit] if len(unit.strip()) <= width else re.findall(r"\s*\S+", unit)
+
+
+def rich_text(line: Line) -> "Text":
+    """The line for rich; never read as markup."""
+    from rich.text import Text
+
+    return Text.assemble(*line, no_wrap=True, overflow="ellipsis")
+
+
+def show_lines(lines: Iterable[Line]) -> None:
+    """Print lines to stdout; on a terminal, within its width.
+
+    Raises:
+        ReaderGone: nobody reads it any more.
+    """
+    if not output.is_terminal(1):
+        for line in lines:
+            output.show(plain(line))
+        return
+    console = terminal()
+    for line in lines:
+        whole = plain(line)
+        if len(whole) <= console.width:
+            console.print(rich_text(line), soft_wrap=True)
+            continue
+        indent = " " * (len(whole) - len(whole.lstrip())) + _FURTHER
+        for number, part in enumerate(fitted(line, console.width - len(indent))):
+            console.print(rich_text([indent if number else "", *part]), soft_wrap=True)
+
+
+def bound_by(binding: Binding) -> str:
+    """The key, or the header arguments, by which something is bound."""
+    key = [repr(binding.routing_key)] if binding.routing_key or not binding.arguments else []
+    return " ".join([*key, *fields(binding.arguments)])
+
+
+def fields(values: Mapping[str, Any]) -> list[str]:
+    """Headers or arguments, as -H writes them."""
+    return [
+        f"{shown(name)}={shown(value)}" if isinstance(value, str) else f"{shown(name)}:={json.dumps(value)}"
+        for name, value in values.items()
+    ]

@@ -1,0 +1,225 @@
+"""What a drill breaks: a stream of messages to a receiver, or workers that run a program for each message.
+
+A stream of messages; the broker restarts, a node dies, or connections are cut:
+
+    send ──> [drill] ──> receive
+         ^           ^
+         └── broken ─┘
+
+The publisher publishes unconfirmed messages again with the same message ID. The receiver gets unacknowledged messages
+again, marked redelivered. So a message may arrive twice, which its ID shows; none is lost.
+
+Workers; one is killed, a message always fails, or messages are published twice:
+
+    send ──> [drill] ──> worker --exec … --deduplicate ──> done
+                │  ^
+                v  └── again later ──> [drill.dlq]
+             killed
+
+A killed worker has not acknowledged its messages: another worker gets them, marked redelivered. A message that always
+fails becomes a dead letter with the reason. A message published twice is handled once.
+"""
+
+import shlex
+from collections.abc import Callable
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from mqtool.amqp import Connection, parse_addresses
+from mqtool.drills.scene import PATIENCE, Scene, Verdict, message, number_of, received
+from mqtool.errors import ExitCode
+from mqtool.inspection.listing import counted
+from mqtool.stage.proxy import Proxy
+from mqtool.stage.stage import lines_of
+from mqtool.stage.terminal import LineCount, Terminal, wait_until
+from mqtool.work import peeking
+from mqtool.work.history import death_of
+from mqtool.work.retry import dead_letter_queue
+
+#: How many messages flow by default.
+STREAM_MESSAGES = 10_000
+#: More, as it takes seconds at full speed to see how long the pause is.
+NODE_MESSAGES = 40_000
+#: What to watch in each.
+_AGAIN = (
+    "The sender publishes again what was not confirmed, and the receiver gets again what it had not acknowledged: some "
+    "may come twice, none may be missing."
+)
+
+
+def restart_broker(scene: Scene, count: int = STREAM_MESSAGES) -> Verdict:
+    """Stop the broker in mid-stream, and start it again."""
+
+    def restart() -> None:
+        scene.say("Now the broker stops, and starts again with what it has kept.")
+        scene.restart_broker()
+
+    scene.say(
+        f"{count:,} messages flow to a receiver, and the broker restarts meanwhile. Watch both sides lose the "
+        f"connection and reconnect. {_AGAIN}"
+    )
+    return _flow(scene, scene.url, count, {1: restart})
+
+
+def kill_node(scene: Scene, count: int = NODE_MESSAGES) -> Verdict:
+    """kill -9 the node that leads the queue and that both sides are connected to; start it again later.
+
+    The other nodes elect a leader, and both sides reconnect to another node.
+    """
+
+    def kill() -> None:
+        scene.say("Now node 1 is killed (kill -9).")
+        scene.kill_node()
+
+    def revive() -> None:
+        scene.say("Node 1 starts again.")
+        scene.revive_nodes()
+
+    scene.say(
+        f"{count:,} messages flow to a receiver. Node 1 leads their queue, and both sides are connected to it. It is "
+        "killed meanwhile. Watch both sides go on with another node, and how long the pause is until that leads the "
+        f"queue. {_AGAIN}"
+    )
+    return _flow(scene, scene.url, count, {1: kill, 3: revive})
+
+
+def drop_connection(scene: Scene, count: int = STREAM_MESSAGES) -> Verdict:
+    """Cut the connections of both sides, three times."""
+    scene.say(
+        f"{count:,} messages flow to a receiver. Three times, the connections of both sides are cut. Watch them "
+        f"reconnect. {_AGAIN}"
+    )
+    with Proxy(scene.port) as proxy:
+
+        def cut() -> None:
+            scene.say(f"Now a proxy cuts {counted(proxy.cut(), 'connection')}.")
+
+        return _flow(scene, scene.through(proxy.port), count, dict.fromkeys((1, 2, 3), cut))
+
+
+def _flow(scene: Scene, url: str, count: int, breaks: dict[int, Callable[[], None]]) -> Verdict:
+    """Send and receive in quarters; `breaks` says what to break before some of them."""
+    got = scene.directory / "got"
+    receiver, sender = scene.terminals("receiver", "sender", url=url)
+    receiver.start(f"mqtool receive --json -q {scene.queue} > got")
+    sender.feed(scene.sending)
+    arrived = LineCount(got)
+    for quarter in range(4):
+        first, last = count * quarter // 4, count * (quarter + 1) // 4
+        if quarter in breaks:
+            # Some messages are on their way, some are unconfirmed, some unacknowledged.
+            wait_until(lambda half=first // 2: arrived() > half, "the stream to flow", PATIENCE)  # type: ignore[misc]
+            breaks[quarter]()
+        sender.write("\n".join(message(number) for number in range(first, last)))
+    sender.finish(PATIENCE)
+    scene.wait_until_still(lambda: arrived() >= count and len(set(_ids(got))) == count, arrived)
+    receiver.interrupt()
+    deliveries = received(got)
+    done = len(set(_ids(got)))
+    return Verdict(
+        sent=count,
+        confirmed=number_of(sender, "confirmed"),
+        done=done,
+        redelivered=sum(delivery["redelivered"] for delivery in deliveries),
+        suppressed=len(deliveries) - done,
+        pause=_longest_pause(deliveries),
+    )
+
+
+def _longest_pause(deliveries: list[dict[str, Any]]) -> float:
+    """The longest time between two deliveries, in seconds."""
+    times = [datetime.fromisoformat(delivery["timestamp"]) for delivery in deliveries]
+    return max((later - earlier).total_seconds() for earlier, later in pairwise(times))
+
+
+def _ids(got: Path) -> list[str]:
+    return [delivery["properties"]["message_id"] for delivery in received(got)]
+
+
+WORKER_MESSAGES = 200
+#: The effect of a message: a line with its ID, and whether it was redelivered.
+_EFFECT = 'echo "$MQ_MESSAGE_ID $MQ_REDELIVERED" >> effects'
+_RETRIES = 3
+_AT_ONCE = 4
+
+
+def kill_worker(scene: Scene, count: int = WORKER_MESSAGES) -> Verdict:
+    """kill -9 a worker while its programs run; another one takes over."""
+    scene.say(
+        f"{count} messages wait for workers that run a program for each, {_AT_ONCE} at once. Worker 1 is killed in the "
+        "middle of it. It has not acknowledged what it was doing. Watch worker 2 get that again, marked redelivered, "
+        "and the rest."
+    )
+    sender, first, second = scene.terminals("sender", "worker 1", "worker 2")
+    confirmed = scene.send(sender, (message(number) for number in range(count)))
+    # After a quarter of the messages, its programs run for minutes, so that it is killed in the middle of them.
+    long = f"[ ${{MQ_MESSAGE_ID#m-}} -lt {count // 4} ] || {{ touch running-$MQ_MESSAGE_ID; exec sleep 600; }}; "
+    first.start(_worker(scene, long + _EFFECT))
+    wait_until(
+        lambda: len(list(scene.directory.glob("running-*"))) == _AT_ONCE or first.has_ended, "programs to run", PATIENCE
+    )
+    scene.say(f"Now worker 1 is killed (kill -9) while it runs {_AT_ONCE} programs, and worker 2 starts.")
+    first.kill()
+    second.start(_worker(scene, _EFFECT))
+    second.wait(PATIENCE)
+    return _verdict(scene, count, confirmed, second)
+
+
+def poison(scene: Scene, count: int = WORKER_MESSAGES) -> Verdict:
+    """Two messages cannot be handled: one always fails, one is bad data. They do not hold up the others."""
+    scene.say(
+        f"Two of {count} messages cannot be handled: the program always fails for one, and calls the other bad data "
+        f"(exit status 65). Watch the worker retry the first {_RETRIES} times, and the second not at all. Both become "
+        "dead letters, and the others do not wait for them."
+    )
+    sender, worker = scene.terminals("sender", "worker")
+    bodies = {count // 3: "always fails", count // 2: "bad data"}
+    confirmed = scene.send(sender, (message(number, bodies.get(number)) for number in range(count)))
+    program = 'case "$(cat)" in "always fails") echo I cannot >&2; exit 1;; "bad data") exit 65;; esac; ' + _EFFECT
+    worker.start(_worker(scene, program, "--retries", str(_RETRIES), "--backoff", "100ms"))
+    worker.wait(PATIENCE, ExitCode.SOME_FAILED)
+    with Connection(parse_addresses(scene.url)) as connection:
+        queue = dead_letter_queue(scene.queue).name
+        dead = [(letter.message_id, death_of(letter)) for letter in peeking.peek(connection.channel(), queue)]
+    why = [f"{name} {death.reason} after {counted(death.attempts, 'attempt')}" for name, death in dead]
+    scene.say(f"The dead letters say why: {', '.join(why)}.")
+    return _verdict(scene, count, confirmed, worker, dead=len(dead))
+
+
+def duplicate(scene: Scene, count: int = WORKER_MESSAGES) -> Verdict:
+    """Every tenth message is published twice, as after a lost confirm; each takes effect once."""
+    scene.say(
+        f"Every tenth of {count} messages is published twice, as by a sender that never got its confirm. Watch the "
+        "worker with --deduplicate recognise each copy by its message ID, and not run its program again."
+    )
+    sender, worker = scene.terminals("sender", "worker")
+    messages = [message(number) for number in range(count)]
+    confirmed = scene.send(sender, messages + messages[::10])
+    worker.start(_worker(scene, _EFFECT))
+    worker.wait(PATIENCE)
+    return _verdict(scene, count, confirmed, worker)
+
+
+def _worker(scene: Scene, program: str, *options: str) -> str:
+    """The command of a worker that ends when no more messages arrive."""
+    return shlex.join([
+        "mqtool", "worker", "-q", scene.queue, "--concurrency", str(_AT_ONCE),
+        "--deduplicate", "--dedup-store", "handled.sqlite", "--idle-timeout", "3s",
+        "--shell", "--exec", program, *options,
+    ])  # fmt: skip
+
+
+def _verdict(scene: Scene, count: int, confirmed: int, worker: Terminal, *, dead: int = 0) -> Verdict:
+    effects = [line.split() for line in lines_of(scene.directory / "effects")]
+    done = {message_id for message_id, _ in effects}
+    return Verdict(
+        sent=count,
+        confirmed=confirmed,
+        done=len(done),
+        redelivered=sum(redelivered == "1" for _, redelivered in effects),
+        suppressed=number_of(worker, "suppressed"),
+        twice=len(effects) - len(done),
+        dead=dead,
+    )

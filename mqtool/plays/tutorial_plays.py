@@ -1,0 +1,395 @@
+"""The plays of the tutorials on AMQP 0-9-1."""
+
+import shlex
+
+from mqtool.errors import ExitCode
+from mqtool.stage.stage import Play, Stage, lines_of
+from mqtool.stage.terminal import Terminal, wait_until
+
+
+def _hello_world(stage: Stage) -> None:
+    """Either side may start first: the queue keeps the message until somebody receives it."""
+    sender, receiver = stage.terminals("sender", "receiver")
+
+    stage.say("Nobody is receiving yet. Send a message anyway: it waits in a queue.")
+    sender.run(f"mqtool send{stage.queue('hello')}")
+    stage.say("Now start a receiver. It gets the message from the queue, then waits for more.")
+    receiver.start(f"mqtool receive{stage.queue('hello')}")
+    receiver.wait_for("[x] Received", 1)
+    stage.say("With the receiver waiting, the next message arrives at once.")
+    sender.run(f"mqtool send{stage.queue('hello')} 'Good morning!'")
+    receiver.wait_for("[x] Received", 2)
+    receiver.interrupt()
+
+    stage.expect(
+        "the receiver got both messages, including the one sent before it started",
+        receiver.after("[x] Received "),
+        ["Hello World!", "Good morning!"],
+    )
+
+
+HELLO_WORLD = Play(
+    "Hello World",
+    "A sender, a receiver, and a queue between them that keeps messages until they are received.",
+    _hello_world,
+    queues=("hello",),
+)
+
+
+_QUICK_TASK = ["a", "b", "c", "d", "e"]
+#: Two dots are two seconds of work: enough for another worker to do all the quick tasks.
+_LONG_TASK = "long.."
+
+
+def _work_queues(stage: Stage) -> None:
+    """Fair dispatch, then round-robin, then the classic mistake."""
+    boss, one, two = stage.terminals("boss", "worker 1", "worker 2")
+    _fair_dispatch(stage, boss, [one, two])
+    _round_robin(stage, boss, [one, two])
+    _forgotten_acknowledgement(stage, boss, one, two)
+
+
+def _fair_dispatch(stage: Stage, boss: Terminal, workers: list[Terminal]) -> None:
+    stage.say(
+        "Two workers share a queue. The boss sends a long task (two dots: two seconds of work) and five quick ones. "
+        "With prefetch 1, a worker gets its next task only when it has finished the last one."
+    )
+    busy, other = _share(stage, boss, workers, f"mqtool worker{stage.queue('task_queue')}")
+    stage.expect(
+        f"fair dispatch: {busy.name} did the long task, {other.name} the five quick ones",
+        (_tasks_of(busy), _tasks_of(other)),
+        ([_LONG_TASK], _QUICK_TASK),
+    )
+
+
+def _round_robin(stage: Stage, boss: Terminal, workers: list[Terminal]) -> None:
+    stage.say(
+        "The same with no limit, --prefetch 0: the broker deals out all tasks in turn at once, however long each takes."
+    )
+    busy, other = _share(stage, boss, workers, f"mqtool worker{stage.queue('task_queue')} --prefetch 0")
+    stage.expect(
+        f"round-robin: two quick tasks waited behind the long one while {other.name} was idle",
+        (_tasks_of(busy), _tasks_of(other)),
+        ([_LONG_TASK, "b", "d"], ["a", "c", "e"]),
+    )
+
+
+def _share(stage: Stage, boss: Terminal, workers: list[Terminal], command: str) -> tuple[Terminal, Terminal]:
+    """Let two workers share the tasks; return the one that got the long task, and the other."""
+    for worker in workers:
+        worker.start(command)
+    boss.run(f"printf '%s\\n' {' '.join([_LONG_TASK, *_QUICK_TASK])} | mqtool new-task -l{stage.queue('task_queue')}")
+    wait_until(
+        lambda: sum(worker.count("[x] Done") for worker in workers) == 1 + len(_QUICK_TASK),
+        lambda: f"the workers to do {1 + len(_QUICK_TASK)} tasks; they did {[_tasks_of(worker) for worker in workers]}",
+    )
+    for worker in workers:
+        worker.interrupt()
+    one, two = workers
+    return (one, two) if _LONG_TASK in _tasks_of(one) else (two, one)
+
+
+def _forgotten_acknowledgement(stage: Stage, boss: Terminal, one: Terminal, two: Terminal) -> None:
+    stage.say(
+        "The classic mistake: worker 1 does its tasks but never acknowledges them. To the broker they are not done. "
+        "When worker 1 ends, they go to the next worker, marked redelivered."
+    )
+    shown = "-F 'Received %b, redelivered %R'"
+    queue = stage.queue("task_queue")
+    one.start(f"mqtool worker{queue} --prefetch 0 --forget-ack {shown}")
+    boss.run(f"printf '%s\\n' a b c | mqtool new-task -l{queue}")
+    one.wait_for("[x] Done", 3)
+    one.interrupt()
+    two.start(f"mqtool worker{queue} {shown}")
+    two.wait_for("[x] Done", 3)
+    two.interrupt()
+    stage.expect(
+        "nothing was acknowledged: the next worker got all three tasks again, redelivered",
+        (one.after("Received "), two.after("Received ")),
+        ([f"{task}, redelivered 0" for task in "abc"], [f"{task}, redelivered 1" for task in "abc"]),
+    )
+
+
+def _tasks_of(worker: Terminal) -> list[str]:
+    return worker.after("[x] Received ")
+
+
+WORK_QUEUES = Play(
+    "Work queues",
+    "Workers share tasks, and each task is done by one of them. Each dot in a task is a second of work.",
+    _work_queues,
+    queues=("task_queue",),
+)
+
+
+def _publish_subscribe(stage: Stage) -> None:
+    """One receiver writes to disk, the other to the screen; a message that nobody waits for is dropped."""
+    emitter, disk, screen = stage.terminals("emitter", "disk", "screen")
+    emit = f"mqtool emit-log fanout{stage.exchange('logs')}"
+    receive = f"mqtool receive-log fanout{stage.exchange('logs')}"
+    file = stage.file("logs.log")
+
+    stage.say("This time, publish to an exchange. No queue is bound to it yet, so the message is dropped.")
+    emitter.run(f"{emit} 'info: nobody listens'")
+    stage.say("Start two receivers, each with its own queue. One writes to a file, the other to the screen.")
+    disk.start(f"{receive} --raw > {file.name}")
+    screen.start(receive)
+    stage.say("A fanout exchange copies each message to every queue bound to it. The emitter does not know them.")
+    emitter.run(emit)
+    emitter.run(f"{emit} 'warning: it is late'")
+    stage.wait_for_lines(file, 2)
+    screen.wait_for("[x]", 2)
+    disk.interrupt()
+    screen.interrupt()
+    disk.run(f"cat {file.name}")
+
+    since = ["info: Hello World!", "warning: it is late"]
+    stage.expect("the file has the messages published since then, and not the first one", lines_of(file), since)
+    stage.expect("the screen shows the same messages", screen.after("[x] "), since)
+
+
+PUBLISH_SUBSCRIBE = Play(
+    "Publish/subscribe",
+    "A fanout exchange gives every receiver a copy of each message.",
+    _publish_subscribe,
+    exchanges=("logs",),
+)
+
+
+def _routing(stage: Stage) -> None:
+    """Errors go to disk; a receiver with three bindings gets them too."""
+    emitter, disk, screen = stage.terminals("emitter", "disk", "screen")
+    emit = f"mqtool emit-log direct{stage.exchange('direct_logs')}"
+    receive = f"mqtool receive-log direct{stage.exchange('direct_logs')}"
+    file = stage.file("errors.log")
+
+    stage.say("Each receiver names the severities it wants, with a binding for each. The file gets errors only.")
+    disk.start(f"{receive} error > {file.name}")
+    screen.start(f"{receive} info warning error")
+    stage.say("A direct exchange routes a message to queues whose binding key equals its routing key, the severity.")
+    emitter.run(f"{emit} info 'All is well.'")
+    emitter.run(f"{emit} debug 'Nobody has asked for this.'")
+    emitter.run(f"{emit} warning 'It ticks.'")
+    emitter.run(f"{emit} error 'Run. Run. Or it will explode.'")
+    stage.wait_for_lines(file, 1)
+    screen.wait_for("[x]", 3)
+    disk.interrupt()
+    screen.interrupt()
+    disk.run(f"cat {file.name}")
+
+    stage.expect("the file has the error only", lines_of(file), [" [x] error:Run. Run. Or it will explode."])
+    stage.expect(
+        "the screen shows the three severities it asked for",
+        screen.after("[x] "),
+        ["info:All is well.", "warning:It ticks.", "error:Run. Run. Or it will explode."],
+    )
+
+
+ROUTING = Play(
+    "Routing",
+    "A direct exchange lets receivers choose by severity. A receiver can have several bindings.",
+    _routing,
+    exchanges=("direct_logs",),
+)
+
+
+_CRITICAL = ("kern.critical", "A critical kernel error")
+_MESSAGES = [("kern.info", "Booting"), ("cron.critical", "No time left"), ("anonymous.info", "Hello"), _CRITICAL]
+
+
+def _topics(stage: Stage) -> None:
+    """Three patterns, three files."""
+    emitter, everything, kernel, critical = stage.terminals("emitter", "all", "kernel", "critical")
+    exchange = stage.exchange("topic_logs")
+    # The last message goes to all receivers, so whoever has it has everything before it.
+    all_lines = [f" [x] {key}:{text}" for key, text in _MESSAGES]
+    receivers = [
+        (everything, "'#'", all_lines, "every message"),
+        (kernel, "'kern.*'", [all_lines[0], all_lines[3]], "the kernel's messages"),
+        (critical, "'kern.*' '*.critical'", [all_lines[0], all_lines[1], all_lines[3]], "each matching message once"),
+    ]
+
+    stage.say("Three receivers use patterns: * matches exactly one word of the routing key, # matches any number.")
+    for terminal, patterns, _, _ in receivers:
+        terminal.start(f"mqtool receive-log topic{exchange} {patterns} > {terminal.name}.log")
+    stage.say("Send four messages. Each key has two words: who speaks, and how serious it is. Who will get which?")
+    for key, text in _MESSAGES:
+        emitter.run(f"mqtool emit-log topic{exchange} {key} {shlex.quote(text)}")
+    for terminal, _, lines, _ in receivers:
+        stage.wait_for_lines(stage.file(f"{terminal.name}.log"), len(lines))
+        terminal.interrupt()
+    stage.say("Now look at the files.")
+    for terminal, _, _, _ in receivers:
+        terminal.run(f"cat {terminal.name}.log")
+
+    for terminal, patterns, lines, what in receivers:
+        stage.expect(f"{patterns} got {what}", lines_of(stage.file(f"{terminal.name}.log")), lines)
+
+
+TOPICS = Play(
+    "Topics",
+    "A topic exchange lets receivers choose by pattern: * is one word of the key, # is any number of words.",
+    _topics,
+    exchanges=("topic_logs",),
+)
+
+
+def _headers(stage: Stage) -> None:
+    """Match the same two headers, once with all, once with any."""
+    emitter, both, either = stage.terminals("emitter", "all", "any")
+    emit = f"mqtool emit-log headers{stage.exchange('headers_logs')}"
+    receive = f"mqtool receive-log headers{stage.exchange('headers_logs')}"
+    all_file, any_file = stage.file("all.log"), stage.file("any.log")
+
+    stage.say("Both receivers name the same two headers. One wants messages with both of them, the other with either.")
+    both.start(f"{receive} --match all format=pdf type=report > {all_file.name}")
+    either.start(f"{receive} --match any format=pdf type=report > {any_file.name}")
+    stage.say("A headers exchange ignores the routing key, and compares the headers of each message.")
+    emitter.run(f"{emit} -H format=pdf -H type=log 'A log, printed'")
+    emitter.run(f"{emit} -H format=zip -H type=report 'A report, packed'")
+    emitter.run(f"{emit} -H format=zip -H type=log 'A log, packed'")
+    emitter.run(f"{emit} -H format=pdf -H type=report 'A report, printed'")
+    stage.wait_for_lines(all_file, 1)
+    stage.wait_for_lines(any_file, 3)
+    both.interrupt()
+    either.interrupt()
+    both.run(f"cat {all_file.name}")
+    either.run(f"cat {any_file.name}")
+
+    stage.expect("--match all got the message with both headers", lines_of(all_file), [" [x] A report, printed"])
+    stage.expect(
+        "--match any got the messages with at least one",
+        lines_of(any_file),
+        [" [x] A log, printed", " [x] A report, packed", " [x] A report, printed"],
+    )
+
+
+HEADERS = Play(
+    "Headers",
+    "A headers exchange lets receivers choose by several headers at once.",
+    _headers,
+    exchanges=("headers_logs",),
+)
+
+
+def _rpc(stage: Stage) -> None:
+    """No server, one request, several at once, and an invalid one."""
+    client, server = stage.terminals("client", "server")
+    ask = f"mqtool rpc-client{stage.queue('rpc_queue')}"
+
+    stage.say("A client asks, but no server is running. The client must not wait forever.")
+    client.run(f"{ask} 30", code=ExitCode.UNAVAILABLE)
+    stage.expect("without a server, the client says so (exit 69) and does not hang", client.count("no RPC server"), 1)
+
+    stage.say("Start a server. Each request names the queue for its reply.")
+    server.start(f"mqtool rpc-server{stage.queue('rpc_queue')}")
+    client.run(f"{ask} 30")
+    stage.expect("fib(30) is 832040", client.after("[.] Got "), ["832040"])
+
+    stage.say("Three requests at once: the correlation ID in each reply shows which request it answers.")
+    client.run(f"{ask} 6 7 8")
+    stage.expect("each of the three requests got its own answer", client.after("[.] Got "), ["8", "13", "21"])
+
+    stage.say("An invalid request gets an error as its reply, and the server keeps running.")
+    client.run(f"{ask} --text ten", code=ExitCode.BAD_DATA)
+    client.run(f"{ask} 10")
+    stage.expect("the invalid request got an error, and the server still answers", client.after("Got "), ["55"])
+
+    server.interrupt()
+    stage.expect(
+        "the server received each request once",
+        server.after("[.] "),
+        ["fib(30)", "fib(6)", "fib(7)", "fib(8)", "fib(ten)", "fib(10)"],
+    )
+
+
+RPC = Play(
+    "RPC",
+    "A request goes over one queue, its reply over another, and a correlation ID matches the two.",
+    _rpc,
+    queues=("rpc_queue",),
+)
+
+
+_CONFIRM_COUNT = 5_000
+
+
+def _publisher_confirms(stage: Stage) -> None:
+    """Three ways to wait for confirms, and what each costs."""
+    (publisher,) = stage.terminals("publisher")
+
+    stage.say(
+        f"Publish {_CONFIRM_COUNT:,} messages in three ways: waiting for each confirm, waiting once per hundred "
+        "messages, and handling confirms as they arrive. Which is fastest, and by how much?"
+    )
+    publisher.run(f"mqtool publisher-confirms all -c {_CONFIRM_COUNT}")
+
+    # The command fails unless the broker confirms all of them.
+    published = f"Published {_CONFIRM_COUNT:,} messages "
+    stage.expect(
+        f"{_CONFIRM_COUNT:,} messages were published and confirmed in each of the three ways",
+        [line.partition(" in ")[0] for line in publisher.after(published)],
+        ["individually", "in batch", "and handled confirms asynchronously"],
+    )
+
+
+PUBLISHER_CONFIRMS = Play(
+    "Publisher confirms",
+    "The broker confirms each message. Waiting for every confirm in turn is the slow way.",
+    _publisher_confirms,
+)
+
+
+_DELAY_LONG, _DELAY_SHORT = 4, 2
+#: Without the plugin, messages wait in these: a queue and an exchange of each name.
+_DELAY_WAITING = (
+    *(f"delay_exchange.exchange.delay.{seconds}s" for seconds in (_DELAY_LONG, _DELAY_SHORT)),
+    "delayed_logs.exchange.delay.1s.classic",
+)
+
+
+def _delayed_messages(stage: Stage) -> None:
+    """Messages arrive in the order in which they are due; any command can delay them."""
+    sender, receiver = stage.terminals("sender", "receiver")
+    _in_the_order_of_their_times(stage, sender, receiver)
+    _any_command(stage, sender, receiver)
+
+
+def _in_the_order_of_their_times(stage: Stage, sender: Terminal, receiver: Terminal) -> None:
+    exchange = stage.exchange("delay_exchange")
+    stage.say("Start a receiver. It gets messages when they are due.")
+    receiver.start(f"mqtool receive-delayed{exchange}{stage.queue('delay_queue')}")
+    stage.say(
+        f"The first message is due in {_DELAY_LONG} seconds, the second in {_DELAY_SHORT}. Each send command ends at "
+        "once: the messages wait in the broker."
+    )
+    sender.run(f"mqtool send-delayed{exchange} --delay {_DELAY_LONG}s 'Wake up!'")
+    sender.run(f"mqtool send-delayed{exchange} --delay {_DELAY_SHORT}s 'Tea is ready.'")
+    receiver.wait_for("[x] Received", 2)
+    receiver.interrupt()
+
+    received = [line.partition(" ms late: ") for line in receiver.after("[x] Received, ")]
+    stage.expect(
+        "the message sent second arrived first", [body for _, _, body in received], ["Tea is ready.", "Wake up!"]
+    )
+    stage.expect("no message came early", [late for late, _, _ in received if late.startswith("-")], [])
+
+
+def _any_command(stage: Stage, sender: Terminal, receiver: Terminal) -> None:
+    logs = stage.name("delayed_logs")
+    stage.say("Any command that publishes can delay messages. These logs are routed by key as usual, a second later.")
+    receiver.start(f"mqtool receive-log topic -e {logs} 'kern.*'")
+    sender.run(f"mqtool emit-log topic -e {logs} --delay 1s cron.info 'Nobody has asked for this.'")
+    sender.run(f"mqtool emit-log topic -e {logs} --delay 1s kern.info 'Booted.'")
+    receiver.wait_for("[x]", 1)
+    receiver.interrupt()
+    stage.expect("a delayed log is routed by its key once it is due", receiver.after("[x] "), ["kern.info:Booted."])
+
+
+DELAYED_MESSAGES = Play(
+    "Delayed messages",
+    "The broker holds a message back and delivers it when it is due.",
+    _delayed_messages,
+    queues=("delay_queue", "delay_exchange.nowhere", *_DELAY_WAITING),
+    exchanges=("delay_exchange", "delay_exchange.due", "delayed_logs", "delayed_logs.delayed", *_DELAY_WAITING),
+)
