@@ -18,10 +18,9 @@ from pamqp.base import Frame
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from mqtool.broker.embedded.http.paths import PATHS
-from mqtool.broker.embedded.model.arguments import QUEUE_ARGUMENTS
-from mqtool.broker.embedded.model.consumer_arguments import CONSUMER_ARGUMENTS
+from mqtool.broker.embedded.model.declarations import CONSUMER_ARGUMENTS
 from mqtool.broker.embedded.model.exchange import TYPES
-from mqtool.broker.embedded.model.options import OFFSET
+from mqtool.broker.embedded.model.queue_arguments import OFFSET, QUEUE_ARGUMENTS
 from tests.brokers import TestBroker
 from tests.protocol.conftest import Api
 from tests.protocol.raw_client import RawClient, raw_frame

@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqtool.broker.embedded.model.message import ContentHeader, HeaderReader, Properties, encode_address, parse_address
+from mqtool.broker.embedded.model.amqp_message import (
+    ContentHeader,
+    HeaderReader,
+    Properties,
+    encode_address,
+    parse_address,
+)
 from mqtool.codecs import field_tables as ft
 
 values: st.SearchStrategy[ft.Value] = st.recursive(

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mqtool.broker.embedded.model.amqp_message import ContentHeader, Message, Properties, encode_address
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.exchange import Exchange
 from mqtool.broker.embedded.model.ledger import Ledger
-from mqtool.broker.embedded.model.message import ContentHeader, Message, Properties, encode_address
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES
 from mqtool.broker.embedded.model.queue import RETRY_DEAD_LETTERS, Queue, QueueDeclaration
 from mqtool.broker.embedded.model.virtual_host import VirtualHost

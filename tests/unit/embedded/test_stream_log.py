@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from mqtool.broker.embedded.model.ledger import Ledger
-from mqtool.broker.embedded.model.shelf import MemoryShelf, Shelf
-from mqtool.broker.embedded.model.stream_chunk import simple_entry
+from mqtool.broker.embedded.model.ledger import Ledger, MemoryShelf, Shelf
 from mqtool.broker.embedded.model.stream_log import Retention, StreamLog
-from mqtool.broker.embedded.model.stream_reader import Reader
+from mqtool.broker.embedded.model.stream_queue import Reader
+from mqtool.broker.embedded.model.stream_segment import simple_entry
 from mqtool.broker.embedded.store.segment_files import FileShelf
 
 

@@ -9,19 +9,18 @@ from mqtool.broker.embedded.http.directory import bad_request, check_regular_exp
 from mqtool.broker.embedded.http.field_tables import field_table
 from mqtool.broker.embedded.http.parameters import checked_limits
 from mqtool.broker.embedded.http.server import HttpError
-from mqtool.broker.embedded.model.arguments import (
+from mqtool.broker.embedded.model.broker import OF_USERS, Broker
+from mqtool.broker.embedded.model.declarations import (
     check_equivalent_exchange,
     check_equivalent_queue,
     check_exchange,
     check_exchange_type,
     check_queue,
 )
-from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.exchange import Exchange, ExchangeDeclaration
-from mqtool.broker.embedded.model.limits import OF_USERS, check_queues
 from mqtool.broker.embedded.model.queue import Queue, QueueDeclaration
 from mqtool.broker.embedded.model.users import ALGORITHMS, DEFAULT_ALGORITHM, Permissions, User
-from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.broker.embedded.model.virtual_host import VirtualHost, check_queues
 from mqtool.codecs.field_tables import Table
 
 _MAX_NAME = 255

@@ -13,9 +13,9 @@ from mqtool.broker.embedded.http import declaring, parameters, policies, views
 from mqtool.broker.embedded.http.directory import bad_request
 from mqtool.broker.embedded.http.server import HttpError
 from mqtool.broker.embedded.http.topic_permissions import put_topic_permissions, topic_permissions
+from mqtool.broker.embedded.model.amqp_errors import AmqpException
+from mqtool.broker.embedded.model.applied_policies import USER
 from mqtool.broker.embedded.model.broker import Broker
-from mqtool.broker.embedded.model.errors import AmqpException
-from mqtool.broker.embedded.model.policies import USER
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 

@@ -5,9 +5,9 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mqtool.broker.embedded.http.server import HttpError
+from mqtool.broker.embedded.model.applied_policies import check_pattern
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.exchange import Exchange
-from mqtool.broker.embedded.model.patterns import check_pattern
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost

@@ -20,9 +20,9 @@ from mqtool.broker.embedded.http.origins import check_origin
 from mqtool.broker.embedded.http.rates import Counting, Rates
 from mqtool.broker.embedded.http.server import Answer, HttpError, Request
 from mqtool.broker.embedded.http.topic_permissions import topic_permissions
+from mqtool.broker.embedded.model.amqp_errors import RESOURCE_ERROR, AmqpException
+from mqtool.broker.embedded.model.applied_policies import found
 from mqtool.broker.embedded.model.broker import NODE, Broker
-from mqtool.broker.embedded.model.errors import RESOURCE_ERROR, AmqpException
-from mqtool.broker.embedded.model.patterns import found
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.wire.amqp_channel import Channel

@@ -11,11 +11,11 @@ from mqtool.broker.embedded.http import views
 from mqtool.broker.embedded.http.directory import bad_request
 from mqtool.broker.embedded.http.field_tables import field_table
 from mqtool.broker.embedded.http.server import Answer
+from mqtool.broker.embedded.model.amqp_errors import locked_queue
+from mqtool.broker.embedded.model.amqp_message import ContentHeader, Message, Properties, encode_address, encode_short
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.broker import Broker
-from mqtool.broker.embedded.model.errors import locked_queue
 from mqtool.broker.embedded.model.exchange import Exchange
-from mqtool.broker.embedded.model.message import ContentHeader, Message, Properties, encode_address, encode_short
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost

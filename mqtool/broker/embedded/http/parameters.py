@@ -10,9 +10,9 @@ from typing import Any
 from mqtool.broker.embedded.http import policies
 from mqtool.broker.embedded.http.directory import Directory, bad_request, not_found
 from mqtool.broker.embedded.http.server import Request
-from mqtool.broker.embedded.model import limits
+from mqtool.broker.embedded.model import broker as limits
+from mqtool.broker.embedded.model.applied_policies import OPERATOR
 from mqtool.broker.embedded.model.broker import NODE, Broker
-from mqtool.broker.embedded.model.policies import OPERATOR
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 

@@ -5,10 +5,9 @@ from typing import Any
 
 from mqtool.broker.embedded.http.directory import bad_request
 from mqtool.broker.embedded.http.field_tables import field_table
-from mqtool.broker.embedded.model.options import interval
-from mqtool.broker.embedded.model.patterns import check_pattern
-from mqtool.broker.embedded.model.policies import OPERATOR, USER, Policy
+from mqtool.broker.embedded.model.applied_policies import OPERATOR, USER, Policy, check_pattern
 from mqtool.broker.embedded.model.profile import Profile
+from mqtool.broker.embedded.model.queue_arguments import interval
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 
 Json = dict[str, Any]

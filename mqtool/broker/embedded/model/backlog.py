@@ -6,7 +6,7 @@ from heapq import heappop, heappush
 from itertools import islice, takewhile
 from typing import ClassVar, Protocol
 
-from mqtool.broker.embedded.model.message import Message
+from mqtool.broker.embedded.model.amqp_message import Message
 
 LOT = 500
 """How many messages are read back at once, at most."""

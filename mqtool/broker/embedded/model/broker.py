@@ -10,13 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from mqtool.broker.embedded.model.amqp_errors import NOT_ALLOWED, ConnectionException
+from mqtool.broker.embedded.model.amqp_message import Message
+from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.clock import Timer
-from mqtool.broker.embedded.model.hooks import Hooks
 from mqtool.broker.embedded.model.ledger import Ledger
-from mqtool.broker.embedded.model.message import Message
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
+from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.users import DEFAULT_USER, Permissions, TopicPermissions, User
-from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.broker.embedded.model.virtual_host import Publication, Routing, VirtualHost, limit_of
 from mqtool.codecs.field_tables import Table
 
 log = logging.getLogger("mqtool.broker.embedded")
@@ -327,3 +329,61 @@ class Broker:
     def _close_clients(self, reason: str, which: Callable[[Client], bool]) -> None:
         for client in [client for client in self.clients() if which(client)]:
             client.force_close(reason)
+
+
+class Hooks(Protocol):
+    """What is asked at each step, while a recording or a fault wants that."""
+
+    def connected(self, client: object) -> None:
+        """A client has connected its socket."""
+
+    def enqueue(self, vhost: VirtualHost, routing: Routing) -> Publication:
+        """Put a published message in its queues."""
+
+    def acknowledge(self, queue: Queue, entry: Entry) -> bool:
+        """Whether a client's acknowledgement, or an automatic one, gets here."""
+
+    def rejected(self, queue: Queue, entry: Entry, *, requeue: bool) -> None:
+        """A client has rejected a message."""
+
+    def confirm(self, data: bytes, send: Callable[[bytes], None]) -> None:
+        """Send a publisher its confirms."""
+
+
+OF_VHOSTS = ("max-connections", "max-queues")
+OF_USERS = ("max-connections", "max-channels")
+"""What can be limited."""
+
+
+def check_connections(broker: Broker, vhost: VirtualHost, user: str) -> None:
+    """Check that a user may open one more connection to a virtual host.
+
+    Raises:
+        ConnectionException: 530.
+    """
+    limit = limit_of(vhost.limits, "max-connections")
+    if limit is not None and sum(each.is_open and each.vhost is vhost for each in broker.clients()) >= limit:
+        refused = f"access to vhost '{vhost.name}' refused for user '{user}'"
+        raise ConnectionException(NOT_ALLOWED, f"{refused}: connection limit ({limit}) is reached")
+    limit = limit_of(broker.limits_of(user), "max-connections")
+    if limit is not None and len(_clients_of(broker, user)) >= limit:
+        refused = f"connection refused for user '{user}'"
+        raise ConnectionException(NOT_ALLOWED, f"{refused}: user connection limit ({limit}) is reached")
+
+
+def check_channels(broker: Broker, user: str) -> None:
+    """Check that a user may open one more channel.
+
+    Raises:
+        ConnectionException: 530.
+    """
+    limit = limit_of(broker.limits_of(user), "max-channels")
+    if limit is not None and sum(len(client.channels) for client in _clients_of(broker, user)) >= limit:
+        raise ConnectionException(
+            NOT_ALLOWED,
+            f"number of channels opened for user '{user}' has reached the maximum allowed user limit of ({limit})",
+        )
+
+
+def _clients_of(broker: Broker, user: str) -> list[Client]:
+    return [client for client in broker.clients() if client.is_open and client.user.name == user]

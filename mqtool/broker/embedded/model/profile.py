@@ -1,7 +1,10 @@
 """Which RabbitMQ the broker behaves like: what clients can tell its versions apart by, each difference with a name."""
 
+import sys
 from enum import StrEnum
 from typing import Literal, NamedTuple
+
+from mqtool import __version__
 
 
 class Like(StrEnum):
@@ -143,3 +146,15 @@ def profile(like: str) -> Profile:
     if like not in list(Like):
         raise ValueError(f"cannot behave like RabbitMQ {like}, only like {', '.join(Like)}")
     return PROFILES[Like(like)]
+
+
+def identity(profile: Profile) -> dict[str, str]:
+    """Describe the broker. Clients go by product and version, so these are those it behaves like."""
+    return {
+        "cluster_name": "embedded@localhost",
+        "copyright": "The mqtool founders",
+        "information": f"mqtool {__version__} embedded broker: for learning, demonstrations and tests",
+        "platform": f"Python {sys.version.split()[0]}",
+        "product": "RabbitMQ",
+        "version": profile.version,
+    }

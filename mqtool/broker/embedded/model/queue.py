@@ -5,22 +5,19 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar, NamedTuple
 
+from mqtool.broker.embedded.model.amqp_message import Message
+from mqtool.broker.embedded.model.applied_policies import NOTHING, Applied
 from mqtool.broker.embedded.model.backlog import Entry, new_backlog
 from mqtool.broker.embedded.model.clock import Alarm, Clock
-from mqtool.broker.embedded.model.consumers import Consumer, Consumers
+from mqtool.broker.embedded.model.consumers import Consumer, Consumers, Traffic
 from mqtool.broker.embedded.model.exchange import Link
 from mqtool.broker.embedded.model.ledger import Ledger
-from mqtool.broker.embedded.model.message import Message
-from mqtool.broker.embedded.model.options import Options
-from mqtool.broker.embedded.model.policies import NOTHING, Applied
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
+from mqtool.broker.embedded.model.queue_arguments import Options
 from mqtool.broker.embedded.model.retries import Retries
-from mqtool.broker.embedded.model.traffic import Traffic
 from mqtool.codecs.field_tables import Table
 
-MAX_PRIORITY = 255
-
-Buried = Callable[[bool], object]
+Settled = Callable[[bool], object]
 """Called once a dead letter has been published again: whether a queue took it."""
 
 
@@ -30,7 +27,7 @@ class Why(Enum):
     RETURNED, REJECTED, LOST = range(3)
 
 
-DeadLetter = Callable[["Queue", Message, str, Buried], None]
+DeadLetter = Callable[["Queue", Message, str, Settled], None]
 
 RETRY_DEAD_LETTERS = 180_000
 """After how many milliseconds what nobody took is published again, where dead-lettering is at least once."""

@@ -1,7 +1,7 @@
 """What the user of a connection may do in its virtual host."""
 
+from mqtool.broker.embedded.model.amqp_errors import ChannelException, access_refused
 from mqtool.broker.embedded.model.broker import Broker
-from mqtool.broker.embedded.model.errors import ChannelException, access_refused
 from mqtool.broker.embedded.model.exchange import Exchange
 
 

@@ -10,19 +10,19 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mqtool.broker.embedded.model.clock import Clock
-from mqtool.broker.embedded.model.ledger import Ledger
-from mqtool.broker.embedded.model.shelf import Shelf
-from mqtool.broker.embedded.model.stream_chunk import (
+from mqtool.broker.embedded.model.ledger import Ledger, Shelf
+from mqtool.broker.embedded.model.stream_segment import (
     SNAPSHOT,
     TRACKING,
+    UNFILTERED,
     USER,
     Header,
+    Segment,
     encode_chunk,
     encode_tracking,
     parse_header,
+    sound_chunks,
 )
-from mqtool.broker.embedded.model.stream_filter import UNFILTERED
-from mqtool.broker.embedded.model.stream_segment import Segment, sound_chunks
 
 SEGMENT_BYTES = 32 * 1024 * 1024
 """The size of a segment, unless the stream says otherwise. RabbitMQ's is 500 MB, which would take seconds to check at a

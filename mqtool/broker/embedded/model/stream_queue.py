@@ -1,20 +1,92 @@
 """Queues of type stream: a log that consumers read at their own places, and that keeps what they have read."""
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
-from mqtool.broker.embedded.model.amqp10 import decode, encode
+from mqtool.broker.embedded.model.amqp10_conversion import decode, encode
+from mqtool.broker.embedded.model.amqp_errors import NOT_IMPLEMENTED, ConnectionException
+from mqtool.broker.embedded.model.amqp_message import ContentHeader, Message, Properties, encode_address
+from mqtool.broker.embedded.model.applied_policies import Applied
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.consumers import Consumer
-from mqtool.broker.embedded.model.errors import NOT_IMPLEMENTED, ConnectionException
-from mqtool.broker.embedded.model.message import ContentHeader, Message, Properties, encode_address
-from mqtool.broker.embedded.model.options import OFFSET, Options, interval
-from mqtool.broker.embedded.model.policies import Applied
 from mqtool.broker.embedded.model.queue import Queue, Why
-from mqtool.broker.embedded.model.stream_chunk import Chunk, simple_entry
+from mqtool.broker.embedded.model.queue_arguments import OFFSET, Options, interval
 from mqtool.broker.embedded.model.stream_log import SEGMENT_BYTES, Retention, StreamLog
-from mqtool.broker.embedded.model.stream_reader import Reader
+from mqtool.broker.embedded.model.stream_segment import (
+    HEADER_SIZE,
+    USER,
+    Chunk,
+    Header,
+    has_one_of,
+    is_sound,
+    parse_header,
+    read_block,
+    simple_entry,
+    tracking_in,
+)
 from mqtool.codecs.field_tables import Int64, Timestamp, encode_table
+
+log = logging.getLogger("mqtool.broker.embedded")
+
+
+class Reader:
+    """A place in a log.
+
+    Args:
+        offset: where to begin; in the middle of a chunk, the whole chunk is read; the end at most.
+        filters: bits of filter values; chunks that have none of them are passed over. None to read all.
+
+    Attributes:
+        offset: that of the next record to be read.
+    """
+
+    def __init__(self, stream: StreamLog, offset: int, filters: Sequence[int] | None = None) -> None:
+        self._stream = stream
+        self._filters = filters
+        self.offset = max(min(offset, stream.end), stream.first_offset)
+        self._segment = stream.segment_of(self.offset)
+        self._position = self._segment.position_of(self.offset)
+
+    def read(self) -> list[Chunk]:
+        """Return the next chunks with messages, several if they are small; none at the end."""
+        while not self._stream.deleted:
+            chunks = self._read_segment()
+            if chunks:
+                self.offset = chunks[-1].end
+                return chunks
+            following = self._stream.segment_after(self._segment)
+            if following is None:
+                return []
+            self._segment, self._position = following, 0
+        return []
+
+    def _read_segment(self) -> list[Chunk]:
+        segment = self._segment
+        chunks: list[Chunk] = []
+        while not chunks and self._position < segment.size:
+            if segment is not self._stream.segment_of(segment.base):
+                return []
+            start, block = self._position, read_block(segment.octets, self._position, segment.size)
+            while (header := parse_header(block, self._position - start)) is not None:
+                at = self._position - start
+                if at + header.length > len(block):
+                    break
+                self._position += header.length
+                if not is_sound(header, block, at):
+                    log.error("a damaged chunk with %d messages is skipped", header.records)
+                elif header.kind == USER and self._is_wanted(header, block, at):
+                    raw = block[at : at + HEADER_SIZE + header.size]
+                    end = header.offset + header.records
+                    chunks.append(Chunk(raw, header.offset, end, header.entries, header.timestamp))
+            if self._position == start:
+                log.error("the rest of a damaged segment is skipped: %d octets", segment.size - start)
+                self._position = segment.size
+        return chunks
+
+    def _is_wanted(self, header: Header, block: bytes, at: int) -> bool:
+        return self._filters is None or has_one_of(tracking_in(header, block, at).filter, self._filters)
+
 
 # How the body of a message begins that an AMQP 0-9-1 client has published: up to 255 octets, or more.
 _SHORT_BODY, _LONG_BODY = b"\x00Su\xa0", b"\x00Su\xb0"

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Self
 
-from mqtool.broker.embedded.model.patterns import found
+from mqtool.broker.embedded.model.applied_policies import found
 
 ALGORITHMS = {
     "rabbit_password_hashing_sha256": "sha256",

@@ -1,32 +1,75 @@
 """A virtual host: its exchanges and queues, and how messages get from one to the other."""
 
 import secrets
-from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mqtool.broker.embedded.model.arguments import check_headers_binding
+from mqtool.broker.embedded.model.amqp_errors import ConnectionException, precondition_failed
+from mqtool.broker.embedded.model.amqp_message import Message, carbon_copies
+from mqtool.broker.embedded.model.applied_policies import Policies
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.clock import Clock
-from mqtool.broker.embedded.model.dead_letter import dead_letter, would_cycle
-from mqtool.broker.embedded.model.definitions import (
+from mqtool.broker.embedded.model.dead_lettering import DeadLetters, would_cycle
+from mqtool.broker.embedded.model.declarations import check_headers_binding
+from mqtool.broker.embedded.model.exchange import (
+    PREDECLARED,
+    TRACE_EXCHANGE,
+    Delayed,
+    Destination,
+    Exchange,
+    Link,
+    delay_of,
     forget_exchange,
     forget_link,
-    forget_queue,
+    over,
     save_exchange,
     save_link,
-    save_queue,
 )
-from mqtool.broker.embedded.model.delayed import Delayed, delay_of, over
-from mqtool.broker.embedded.model.errors import ConnectionException, precondition_failed
-from mqtool.broker.embedded.model.exchange import PREDECLARED, TRACE_EXCHANGE, Destination, Exchange, Link
 from mqtool.broker.embedded.model.ledger import Ledger
-from mqtool.broker.embedded.model.message import Message
-from mqtool.broker.embedded.model.policies import Policies
 from mqtool.broker.embedded.model.profile import Profile
-from mqtool.broker.embedded.model.queue import Buried, Queue, QueueDeclaration
+from mqtool.broker.embedded.model.queue import Queue, QueueDeclaration
 from mqtool.codecs.field_tables import Table
+
+
+def save_queue(ledger: Ledger, queue: Queue) -> None:
+    """Store a new durable queue; gives it its key."""
+    queue.key = ledger.new_key()
+    ledger.save(
+        "queue",
+        f"{queue.vhost}\0{queue.name}",
+        {
+            "vhost": queue.vhost,
+            "name": queue.name,
+            "auto_delete": queue.auto_delete,
+            "arguments": queue.arguments,
+            "key": queue.key,
+        },
+    )
+
+
+def forget_queue(ledger: Ledger, queue: Queue) -> None:
+    """Delete a durable queue."""
+    ledger.forget("queue", f"{queue.vhost}\0{queue.name}")
+    ledger.forget("delivering", str(queue.key))
+
+
+def limit_of(limits: dict[str, int], name: str) -> int | None:
+    limit = limits.get(name, -1)
+    return None if limit < 0 else limit
+
+
+def check_queues(vhost: "VirtualHost", name: str) -> None:
+    """Check that a virtual host may have one more queue.
+
+    Raises:
+        ChannelException: 406.
+    """
+    limit = limit_of(vhost.limits, "max-queues")
+    if limit is not None and len(vhost.queues) >= limit:
+        raise precondition_failed(
+            f"cannot declare queue '{name}': queue limit in vhost '{vhost.name}' ({limit}) is reached"
+        )
 
 
 @dataclass(slots=True)
@@ -55,12 +98,6 @@ class Publication(NamedTuple):
     routed: bool
     accepted: bool
     stored: bool
-
-
-def carbon_copies(headers: Table) -> list[str]:
-    """Return the keys that a message is routed by besides its own."""
-    lists = [headers.get(name) for name in ("CC", "BCC")]
-    return [key for keys in lists if isinstance(keys, list) for key in keys if isinstance(key, str)]
 
 
 def _stream_type() -> type[Queue]:
@@ -98,8 +135,7 @@ class VirtualHost:
         for exchange in self.exchanges.values():
             exchange.follow(profile)
         self._delayed = Delayed(clock, self._release)
-        self._dying: deque[tuple[Queue, Message, str, Buried]] = deque()
-        self._burying = False
+        self._dead_letters = DeadLetters(self._publish_dead, clock, trusts_deaths=profile.trusts_deaths)
 
     # -- declarations
 
@@ -142,7 +178,7 @@ class VirtualHost:
             self.name,
             self._clock,
             self._ledger,
-            self._dead_letter,
+            self._dead_letters.add,
             self.delete_queue,
             durable=declared.durable,
             auto_delete=declared.auto_delete,
@@ -279,44 +315,21 @@ class VirtualHost:
             return () if queue is None else (queue,)
         return exchange.match(key, message.headers)
 
-    # -- dead letters
+    def _publish_dead(self, message: Message, reason: str) -> bool:
+        """Publish a message to the dead-letter exchange that it is addressed to.
 
-    def _dead_letter(self, queue: Queue, message: Message, reason: str, buried: Buried) -> None:
-        """Publish a message again, to the queue's dead-letter exchange; tell `buried` whether a queue took it.
-
-        One may cause another, through any number of queues: a queue of them takes the place of recursion.
+        Returns:
+            Whether a queue took it and none refused it.
         """
-        self._dying.append((queue, message, reason, buried))
-        if self._burying:
-            return
-        self._burying = True
-        try:
-            while self._dying:
-                dying, message, reason, buried = self._dying.popleft()
-                buried(self._bury(dying, message, reason))
-        finally:
-            self._burying = False
-
-    def _bury(self, queue: Queue, message: Message, reason: str) -> bool:
-        name, key = queue.options.dead_letter_exchange, queue.options.dead_letter_routing_key
-        exchange = self.exchanges.get(name) if name is not None else None
+        exchange = self.exchanges.get(message.exchange)
         if exchange is None:
             return False
-        dead = dead_letter(
-            message,
-            queue.name,
-            reason,
-            exchange.name,
-            key,
-            self._clock.now() // 1000,
-            trusts_deaths=self.profile.trusts_deaths,
-        )
         try:
-            routing = self.route(exchange, dead, is_changed=True)
-        except ConnectionException:  # no client is to blame: it is not delayed
-            routing = self.route(exchange, dead, is_changed=True, is_due=True)
+            routing = self.route(exchange, message, is_changed=True)
+        except ConnectionException:  # its delay cannot be read: it is not delayed
+            routing = self.route(exchange, message, is_changed=True, is_due=True)
         if reason != "rejected":
-            routing.queues = [target for target in routing.queues if not would_cycle(dead, target.name)]
+            routing.queues = [target for target in routing.queues if not would_cycle(message, target.name)]
         publication = self.enqueue(routing)
         return publication.routed and publication.accepted
 

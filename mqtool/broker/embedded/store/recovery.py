@@ -5,10 +5,10 @@ import shutil
 from collections.abc import Collection
 from typing import Any
 
+from mqtool.broker.embedded.model.amqp_message import HeaderReader
+from mqtool.broker.embedded.model.applied_policies import OPERATOR, USER, Policy
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.exchange import Exchange, Link
-from mqtool.broker.embedded.model.message import HeaderReader
-from mqtool.broker.embedded.model.policies import OPERATOR, USER, Policy
 from mqtool.broker.embedded.model.queue import Queue, QueueDeclaration
 from mqtool.broker.embedded.model.users import Permissions, TopicPermissions, User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from mqtool.broker.embedded.model.shelf import Octets
+from mqtool.broker.embedded.model.ledger import Octets
 from mqtool.broker.embedded.store.damage import new_directory
 
 _SUFFIX = ".segment"

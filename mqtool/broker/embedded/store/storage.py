@@ -13,13 +13,11 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mqtool.broker.embedded.model.amqp_errors import storage_failed
+from mqtool.broker.embedded.model.amqp_message import HeaderReader
 from mqtool.broker.embedded.model.backlog import Entry
-from mqtool.broker.embedded.model.errors import storage_failed
-from mqtool.broker.embedded.model.ledger import Ledger, Log
-from mqtool.broker.embedded.model.message import HeaderReader
-from mqtool.broker.embedded.model.shelf import Shelf
-from mqtool.broker.embedded.store.database import open_database, write_definitions
-from mqtool.broker.embedded.store.entries import StoredEntry, all_entries, entries_in
+from mqtool.broker.embedded.model.ledger import Ledger, Log, Shelf
+from mqtool.broker.embedded.store.database import StoredEntry, all_entries, entries_in, open_database, write_definitions
 from mqtool.codecs.field_tables import Table, decode_table, encode_table
 
 log = logging.getLogger("mqtool.broker.embedded")

@@ -7,8 +7,8 @@ from functools import reduce
 from operator import or_
 from typing import NamedTuple
 
-from mqtool.broker.embedded.model.stream_filter import UNFILTERED, bits_of
 from mqtool.broker.embedded.model.stream_log import StreamLog
+from mqtool.broker.embedded.model.stream_segment import UNFILTERED, bits_of
 from mqtool.broker.embedded.streaming.stream_frames import Code, Fields, Key, MalformedFrame, frame, u16, u32, u64
 from mqtool.broker.embedded.streaming.stream_session import Refused, Session, check, check_name, find_log
 

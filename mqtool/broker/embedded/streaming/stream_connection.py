@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from mqtool.broker.embedded.model.amqp_errors import ConnectionException
 from mqtool.broker.embedded.model.broker import Broker
-from mqtool.broker.embedded.model.errors import ConnectionException
 from mqtool.broker.embedded.model.stream_log import StreamLog
 from mqtool.broker.embedded.streaming import stream_requests
 from mqtool.broker.embedded.streaming.publishers import Publishers

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from mqtool.broker.embedded.model.arguments import check_equivalent_queue, check_queue
-from mqtool.broker.embedded.model.errors import AmqpException, ChannelException, ConnectionException
+from mqtool.broker.embedded.model.amqp_errors import AmqpException, ChannelException, ConnectionException
+from mqtool.broker.embedded.model.declarations import check_equivalent_queue, check_queue
 from mqtool.broker.embedded.model.exchange import Exchange, Link
 from mqtool.broker.embedded.model.queue import QueueDeclaration
 from mqtool.broker.embedded.model.stream_queue import Stream

@@ -4,9 +4,9 @@ from abc import abstractmethod
 from collections.abc import MutableSet
 from typing import Any
 
+from mqtool.broker.embedded.model.amqp_errors import ChannelException
 from mqtool.broker.embedded.model.broker import Broker
-from mqtool.broker.embedded.model.errors import ChannelException
-from mqtool.broker.embedded.model.identity import identity
+from mqtool.broker.embedded.model.profile import identity
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.stream_log import StreamLog
 from mqtool.broker.embedded.model.stream_queue import Stream

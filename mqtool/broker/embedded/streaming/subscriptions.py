@@ -4,10 +4,9 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Protocol
 
-from mqtool.broker.embedded.model.stream_chunk import Chunk
-from mqtool.broker.embedded.model.stream_filter import UNFILTERED, bits_of
 from mqtool.broker.embedded.model.stream_log import StreamLog
-from mqtool.broker.embedded.model.stream_reader import Reader
+from mqtool.broker.embedded.model.stream_queue import Reader
+from mqtool.broker.embedded.model.stream_segment import UNFILTERED, Chunk, bits_of
 from mqtool.broker.embedded.streaming.stream_frames import (
     Code,
     Fields,

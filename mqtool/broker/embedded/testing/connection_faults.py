@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from mqtool.broker.embedded.model.amqp_errors import REPLY_NAMES, ChannelException, ConnectionException
 from mqtool.broker.embedded.model.broker import LOW_ON_MEMORY
-from mqtool.broker.embedded.model.errors import REPLY_NAMES, ChannelException, ConnectionException
 from mqtool.broker.embedded.testing.fault import Client, Fault, Scene
 from mqtool.broker.embedded.testing.transports import Frozen, Slow, innermost, take_out
 

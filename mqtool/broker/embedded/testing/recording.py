@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-from mqtool.broker.embedded.model.message import Message
+from mqtool.broker.embedded.model.amqp_message import Message
 from mqtool.codecs.field_tables import Table
 
 MAX_EVENTS = 100_000

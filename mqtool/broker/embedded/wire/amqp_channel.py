@@ -7,9 +7,9 @@ from typing import NamedTuple
 from pamqp import commands
 from pamqp.base import Frame
 
-from mqtool.broker.embedded.model.errors import ChannelException, locked_queue, no_such_exchange, no_such_queue
+from mqtool.broker.embedded.model.amqp_errors import ChannelException, locked_queue, no_such_exchange, no_such_queue
+from mqtool.broker.embedded.model.amqp_message import Message
 from mqtool.broker.embedded.model.exchange import Exchange
-from mqtool.broker.embedded.model.message import Message
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.virtual_host import Routing, VirtualHost
 from mqtool.broker.embedded.wire import amqp_frames as frames

@@ -6,8 +6,7 @@ from typing import Any
 
 from pamqp import commands
 
-from mqtool.broker.embedded.model.broker import Broker
-from mqtool.broker.embedded.model.errors import (
+from mqtool.broker.embedded.model.amqp_errors import (
     CHANNEL_ERROR,
     CONNECTION_FORCED,
     INTERNAL_ERROR,
@@ -18,7 +17,7 @@ from mqtool.broker.embedded.model.errors import (
     ConnectionException,
     precondition_failed,
 )
-from mqtool.broker.embedded.model.limits import check_channels
+from mqtool.broker.embedded.model.broker import Broker, check_channels
 from mqtool.broker.embedded.wire import amqp_frames as frames
 from mqtool.broker.embedded.wire.amqp_channel import Channel
 from mqtool.broker.embedded.wire.amqp_frames import decode_method, malformed

@@ -9,8 +9,8 @@ from typing import Any
 from pamqp import commands
 from pamqp.base import Frame
 
-from mqtool.broker.embedded.model.errors import COMMAND_INVALID, FRAME_ERROR, ConnectionException
-from mqtool.broker.embedded.model.message import Message
+from mqtool.broker.embedded.model.amqp_errors import COMMAND_INVALID, FRAME_ERROR, ConnectionException
+from mqtool.broker.embedded.model.amqp_message import Message
 from mqtool.codecs.field_tables import Table, decode_table, encode_table
 
 METHOD = 1

@@ -7,8 +7,7 @@ from typing import Any, Protocol
 from pamqp.base import Frame
 from pamqp.commands import Connection as ConnectionClass
 
-from mqtool.broker.embedded.model.broker import Broker
-from mqtool.broker.embedded.model.errors import (
+from mqtool.broker.embedded.model.amqp_errors import (
     ACCESS_REFUSED,
     COMMAND_INVALID,
     FRAME_ERROR,
@@ -16,9 +15,8 @@ from mqtool.broker.embedded.model.errors import (
     SYNTAX_ERROR,
     ConnectionException,
 )
-from mqtool.broker.embedded.model.identity import identity
-from mqtool.broker.embedded.model.limits import check_connections
-from mqtool.broker.embedded.model.profile import Profile
+from mqtool.broker.embedded.model.broker import Broker, check_connections
+from mqtool.broker.embedded.model.profile import Profile, identity
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.sockets.client_socket import ClientSocket

@@ -4,14 +4,14 @@ import secrets
 
 from pamqp.commands import Basic
 
-from mqtool.broker.embedded.model.consumer_arguments import check_consumer
-from mqtool.broker.embedded.model.errors import (
+from mqtool.broker.embedded.model.amqp_errors import (
     NOT_ALLOWED,
     NOT_IMPLEMENTED,
     ConnectionException,
     access_refused,
     precondition_failed,
 )
+from mqtool.broker.embedded.model.declarations import check_consumer
 from mqtool.broker.embedded.model.queue import Why
 from mqtool.broker.embedded.wire.amqp_channel import Channel, ReplyConsumer
 from mqtool.broker.embedded.wire.amqp_frames import table

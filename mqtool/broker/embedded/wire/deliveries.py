@@ -5,13 +5,13 @@ from time import monotonic
 
 from pamqp import commands
 
+from mqtool.broker.embedded.model.amqp_errors import precondition_failed
+from mqtool.broker.embedded.model.amqp_message import ContentHeader, Message, Properties, carbon_copies, encode_address
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.broker import NODE
-from mqtool.broker.embedded.model.errors import precondition_failed
 from mqtool.broker.embedded.model.exchange import TRACE_EXCHANGE
-from mqtool.broker.embedded.model.message import ContentHeader, Message, Properties, encode_address
 from mqtool.broker.embedded.model.queue import Queue, Why
-from mqtool.broker.embedded.model.virtual_host import Routing, carbon_copies
+from mqtool.broker.embedded.model.virtual_host import Routing
 from mqtool.broker.embedded.wire import amqp_frames as frames
 from mqtool.broker.embedded.wire.amqp_frames import encode_method, short_string
 from mqtool.broker.embedded.wire.amqp_session import Session

@@ -6,7 +6,7 @@ from typing import Any
 from pamqp import commands
 from pamqp.base import Frame
 
-from mqtool.broker.embedded.model.errors import (
+from mqtool.broker.embedded.model.amqp_errors import (
     CHANNEL_ERROR,
     COMMAND_INVALID,
     FRAME_ERROR,

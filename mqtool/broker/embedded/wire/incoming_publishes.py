@@ -2,8 +2,13 @@
 
 from collections import deque
 
-from mqtool.broker.embedded.model.errors import FRAME_ERROR, UNEXPECTED_FRAME, ConnectionException, precondition_failed
-from mqtool.broker.embedded.model.message import BASIC_CLASS, ContentHeader, HeaderReader, Message
+from mqtool.broker.embedded.model.amqp_errors import (
+    FRAME_ERROR,
+    UNEXPECTED_FRAME,
+    ConnectionException,
+    precondition_failed,
+)
+from mqtool.broker.embedded.model.amqp_message import BASIC_CLASS, ContentHeader, HeaderReader, Message
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.wire import amqp_frames as frames
 from mqtool.broker.embedded.wire.amqp_frames import BETWEEN, BODY, HEADER, frame_error, malformed

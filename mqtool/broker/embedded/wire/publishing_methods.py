@@ -4,18 +4,18 @@ import re
 
 from pamqp.commands import Confirm, Tx
 
-from mqtool.broker.embedded.model.arguments import check_expiry
-from mqtool.broker.embedded.model.errors import (
+from mqtool.broker.embedded.model.amqp_errors import (
     NOT_IMPLEMENTED,
     RESOURCE_ERROR,
     ConnectionException,
     access_refused,
     precondition_failed,
 )
+from mqtool.broker.embedded.model.amqp_message import Message
 from mqtool.broker.embedded.model.exchange import Exchange
-from mqtool.broker.embedded.model.message import Message
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.queue_arguments import check_expiry
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import Publication, Routing
 from mqtool.broker.embedded.wire.amqp_channel import Channel, Route, Transaction, UncommittedPublish

@@ -3,23 +3,23 @@
 from pamqp.commands import Exchange as ExchangeClass
 from pamqp.commands import Queue as QueueClass
 
-from mqtool.broker.embedded.model.arguments import (
-    check_equivalent_exchange,
-    check_equivalent_queue,
-    check_exchange,
-    check_exchange_type,
-    check_queue,
-)
-from mqtool.broker.embedded.model.errors import (
+from mqtool.broker.embedded.model.amqp_errors import (
     NOT_IMPLEMENTED,
     ConnectionException,
     access_refused,
     locked_queue,
     precondition_failed,
 )
+from mqtool.broker.embedded.model.declarations import (
+    check_equivalent_exchange,
+    check_equivalent_queue,
+    check_exchange,
+    check_exchange_type,
+    check_queue,
+)
 from mqtool.broker.embedded.model.exchange import Exchange, ExchangeDeclaration
-from mqtool.broker.embedded.model.limits import check_queues
 from mqtool.broker.embedded.model.queue import Queue, QueueDeclaration
+from mqtool.broker.embedded.model.virtual_host import check_queues
 from mqtool.broker.embedded.wire.amqp_channel import Channel
 from mqtool.broker.embedded.wire.amqp_frames import table
 from mqtool.broker.embedded.wire.publishing_methods import DIRECT_REPLY_TO

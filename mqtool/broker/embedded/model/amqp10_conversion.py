@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-from mqtool.broker.embedded.model.message import Properties, encode_short
+from mqtool.broker.embedded.model.amqp_message import Properties, encode_short
 from mqtool.codecs.amqp10_values import (
     DROPPED,
     NULL,

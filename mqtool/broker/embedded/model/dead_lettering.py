@@ -1,6 +1,11 @@
-"""What a dead-lettered message looks like (RabbitMQ's `x-death` header)."""
+"""Dead-lettering: publish expired, rejected and surplus messages again, with an `x-death` header."""
 
-from mqtool.broker.embedded.model.message import Dead, Message
+from collections import deque
+from collections.abc import Callable
+
+from mqtool.broker.embedded.model.amqp_message import Dead, Message
+from mqtool.broker.embedded.model.clock import Clock
+from mqtool.broker.embedded.model.queue import Queue, Settled
 from mqtool.codecs.field_tables import Int64, Table, Timestamp, Value
 
 _MAX_COUNT = 2**63 - 1
@@ -8,6 +13,47 @@ _MAX_COUNT = 2**63 - 1
 _SAID = {"x-death"} | {
     f"x-{which}-death-{name}" for which in ("first", "last") for name in ("reason", "queue", "exchange")
 }
+
+
+class DeadLetters:
+    """Publishes the dead messages of a virtual host's queues to their dead-letter exchanges, one after the other.
+
+    Args:
+        publish: publishes a message to the exchange that it is addressed to, with the reason why it died; returns
+            whether a queue took it.
+        trusts_deaths: see Profile.
+    """
+
+    def __init__(self, publish: Callable[[Message, str], bool], clock: Clock, *, trusts_deaths: bool) -> None:
+        self._publish = publish
+        self._clock = clock
+        self._trusts_deaths = trusts_deaths
+        self._waiting: deque[tuple[Queue, Message, str, Settled]] = deque()
+        self._is_busy = False
+
+    def add(self, queue: Queue, message: Message, reason: str, done: Settled) -> None:
+        """Publish a message again, and tell `done` whether a queue took it.
+
+        A dead letter may cause another one, through any number of queues, so they are not published recursively.
+        """
+        self._waiting.append((queue, message, reason, done))
+        if self._is_busy:
+            return
+        self._is_busy = True
+        try:
+            while self._waiting:
+                queue, message, reason, done = self._waiting.popleft()
+                done(self._publish_again(queue, message, reason))
+        finally:
+            self._is_busy = False
+
+    def _publish_again(self, queue: Queue, message: Message, reason: str) -> bool:
+        exchange, key = queue.options.dead_letter_exchange, queue.options.dead_letter_routing_key
+        if exchange is None:
+            return False
+        now = self._clock.now() // 1000
+        dead = dead_letter(message, queue.name, reason, exchange, key, now, trusts_deaths=self._trusts_deaths)
+        return self._publish(dead, reason)
 
 
 def dead_letter(

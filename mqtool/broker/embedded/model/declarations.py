@@ -1,168 +1,48 @@
-"""Which arguments a declaration may have, and when two declarations agree (RabbitMQ's rules and words)."""
+"""Checks of declarations and of basic.consume, and when two declarations agree (RabbitMQ's rules and words)."""
 
-from collections.abc import Callable
-
-from mqtool.broker.embedded.model.deprecated import check_deprecated
-from mqtool.broker.embedded.model.errors import COMMAND_INVALID, ConnectionException, precondition_failed
+from mqtool.broker.embedded.model.amqp_errors import (
+    COMMAND_INVALID,
+    INTERNAL_ERROR,
+    NOT_IMPLEMENTED,
+    ConnectionException,
+    precondition_failed,
+)
 from mqtool.broker.embedded.model.exchange import DELAYED, Exchange, ExchangeDeclaration, types_of
-from mqtool.broker.embedded.model.options import interval
 from mqtool.broker.embedded.model.profile import Profile
-from mqtool.broker.embedded.model.queue import MAX_PRIORITY, Queue, QueueDeclaration
-from mqtool.codecs.field_tables import Table, Value, is_integer, type_name
-
-# Ten years in milliseconds: Erlang's timers, and so RabbitMQ, take no more.
-MAX_EXPIRY = 315_360_000_000
-
-# Each check returns what is wrong, as RabbitMQ prints the Erlang term, or None.
-Check = Callable[[Value, Table], str | None]
-
-
-def _integer(value: Value) -> str | None:
-    if not is_integer(value):
-        return f'"expected integer, got {type_name(value)}"'
-    assert isinstance(value, int)
-    return f"{{value_negative,{value}}}" if value < 0 else None
+from mqtool.broker.embedded.model.queue import Queue, QueueDeclaration
+from mqtool.broker.embedded.model.queue_arguments import (
+    OFFSET,
+    QUEUE_ARGUMENTS,
+    SUPPORTED,
+    Check,
+    boolean,
+    integer,
+    interval,
+)
+from mqtool.codecs.field_tables import Table, Timestamp, Value, is_integer, type_name
 
 
-def check_expiry(value: int) -> str | None:
-    """Return what is wrong with a time to live in milliseconds; None if nothing is."""
-    if value < 0:
-        return f"{{value_negative,{value}}}"
-    return f"{{value_too_large,{value}}}" if value > MAX_EXPIRY else None
+def check_deprecated(profile: Profile, arguments: Table, *, durable: bool, exclusive: bool) -> None:
+    """Check that a new queue needs nothing that this version does not permit any more.
+
+    Raises:
+        ConnectionException: 541, with RabbitMQ's words, of which a reply has room for the first.
+    """
+    if not (durable or exclusive or profile.transient_queues):
+        raise _refused("transient_nonexcl_queues")
+    if "x-queue-master-locator" in arguments and not profile.master_locator:
+        raise _refused("queue_master_locator")
 
 
-def _count(value: Value, _: Table) -> str | None:
-    return _integer(value)
+def _refused(feature: str) -> ConnectionException:
+    return ConnectionException(
+        INTERNAL_ERROR,
+        f"Feature `{feature}` is deprecated.\nBy default, this feature is not permitted anymore.\nThe feature will be "
+        "removed from a future major RabbitMQ version, regardless of the configuration; actual version to be "
+        "determined.\nTo continue using this feature when it is not permitted by default, set the following parameter "
+        "in your configuration:",
+    )
 
-
-def _ttl(value: Value, _: Table) -> str | None:
-    if (wrong := _integer(value)) is not None:
-        return wrong
-    assert isinstance(value, int)
-    return check_expiry(value)
-
-
-def _expires(value: Value, table: Table) -> str | None:
-    return "{value_zero,0}" if is_integer(value) and value == 0 else _ttl(value, table)
-
-
-def _max_priority(value: Value, _: Table) -> str | None:
-    if (wrong := _integer(value)) is not None:
-        return wrong
-    assert isinstance(value, int)
-    return f"{{max_value_exceeded,{value}}}" if value > MAX_PRIORITY else None
-
-
-def boolean(value: Value, _: Table) -> str | None:
-    """Return what is wrong with a boolean; None if nothing is."""
-    return None if isinstance(value, bool) else f"{{unacceptable_type,{type_name(value)}}}"
-
-
-def _one_of(*allowed: str, otherwise: str) -> Check:
-    def check(value: Value, _: Table) -> str | None:
-        if not isinstance(value, str):
-            return f"{{unacceptable_type,{type_name(value)}}}"
-        return None if value in allowed else otherwise.replace("{}", value)
-
-    return check
-
-
-def _dead_letter_key(value: Value, table: Table) -> str | None:
-    if not isinstance(value, str):
-        return f"{{unacceptable_type,{type_name(value)}}}"
-    return None if "x-dead-letter-exchange" in table else "routing_key_but_no_dlx_defined"
-
-
-def _max_age(value: Value, _: Table) -> str | None:
-    if not isinstance(value, str):
-        return f"{{unacceptable_type,{type_name(value)}}}"
-    return "invalid_max_age" if interval(value) is None else None
-
-
-def _cluster_size(value: Value, _: Table) -> str | None:
-    return "{value_zero,0}" if is_integer(value) and value == 0 else _integer(value)
-
-
-def _queue_version(value: Value, _: Table) -> str | None:
-    if (wrong := _integer(value)) is not None:
-        return wrong
-    assert isinstance(value, int)
-    return None if value in (1, 2) else f"\"unsupported queue version '{value}'\""
-
-
-def _anything(_value: Value, _table: Table) -> None:
-    return None
-
-
-QUEUE_ARGUMENTS: dict[str, Check] = {
-    "x-queue-type": _one_of("classic", "quorum", "stream", otherwise="\"unsupported queue type '{}'\""),
-    "x-expires": _expires,
-    "x-message-ttl": _ttl,
-    "x-dead-letter-exchange": _anything,
-    "x-dead-letter-routing-key": _dead_letter_key,
-    "x-dead-letter-strategy": _one_of("at-most-once", "at-least-once", otherwise="invalid_dlx_strategy"),
-    "x-max-length": _count,
-    "x-max-length-bytes": _count,
-    "x-max-in-memory-length": _count,
-    "x-max-in-memory-bytes": _count,
-    "x-max-priority": _max_priority,
-    "x-overflow": _one_of("drop-head", "reject-publish", "reject-publish-dlx", otherwise="invalid_overflow"),
-    "x-queue-mode": _one_of("default", "lazy", otherwise="\"unsupported queue mode '{}'\""),
-    "x-queue-version": _queue_version,
-    "x-single-active-consumer": boolean,
-    "x-quorum-initial-group-size": _cluster_size,
-    "x-max-age": _max_age,
-    "x-stream-max-segment-size-bytes": _count,
-    "x-initial-cluster-size": _cluster_size,
-    "x-queue-leader-locator": _one_of(
-        "client-local", "balanced", "random", "least-leaders", otherwise="invalid_queue_locator_arg"
-    ),
-    "x-delivery-limit": _anything,
-}
-"""The arguments that RabbitMQ knows; it accepts any others unchecked."""
-
-# What each type of queue supports, in the order in which RabbitMQ compares a second declaration.
-_SUPPORTED = {
-    "classic": (
-        "x-expires",
-        "x-message-ttl",
-        "x-dead-letter-exchange",
-        "x-dead-letter-routing-key",
-        "x-max-length",
-        "x-max-length-bytes",
-        "x-max-priority",
-        "x-overflow",
-        "x-queue-mode",
-        "x-queue-version",
-        "x-single-active-consumer",
-        "x-queue-type",
-    ),
-    "quorum": (
-        "x-dead-letter-exchange",
-        "x-dead-letter-routing-key",
-        "x-dead-letter-strategy",
-        "x-expires",
-        "x-max-length",
-        "x-max-length-bytes",
-        "x-max-in-memory-length",
-        "x-max-in-memory-bytes",
-        "x-overflow",
-        "x-single-active-consumer",
-        "x-queue-type",
-        "x-quorum-initial-group-size",
-        "x-delivery-limit",
-        "x-message-ttl",
-        "x-queue-leader-locator",
-    ),
-    "stream": (
-        "x-max-length-bytes",
-        "x-queue-type",
-        "x-max-age",
-        "x-stream-max-segment-size-bytes",
-        "x-initial-cluster-size",
-        "x-queue-leader-locator",
-    ),
-}
 
 _REFUSED_IN_ORDER = {
     "quorum": ("non-durable", "auto-delete", "exclusive-owner"),
@@ -185,7 +65,7 @@ def check_queue(declared: QueueDeclaration, vhost: str, profile: Profile) -> Non
         kind = type_name(exchange)
         raise precondition_failed(f"invalid type '{kind}' for arg 'x-dead-letter-exchange' in {where}")
     kind = str(arguments.get("x-queue-type", "classic"))
-    supported = _SUPPORTED.get(kind, ("x-queue-type",))
+    supported = SUPPORTED.get(kind, ("x-queue-type",))
     for argument, check in QUEUE_ARGUMENTS.items():
         is_checked = argument != "x-queue-mode" or profile.checks_queue_mode
         if argument not in arguments or argument not in supported or not is_checked:
@@ -215,7 +95,7 @@ def _check_by_version(kind: str, where: str, profile: Profile, arguments: Table)
     for argument in ("x-delayed-retry-type", "x-delayed-retry-min", "x-delayed-retry-max", "x-consumer-timeout"):
         if argument in arguments and kind != "quorum":
             raise precondition_failed(f"invalid arg '{argument}' for {where} of queue type rabbit_{kind}_queue")
-    if (wrong := _integer(arguments.get("x-consumer-timeout", 0))) is not None:
+    if (wrong := integer(arguments.get("x-consumer-timeout", 0))) is not None:
         raise precondition_failed(f"invalid arg 'x-consumer-timeout' for {where}: {wrong}")
 
 
@@ -249,7 +129,7 @@ def check_equivalent_queue(queue: Queue, declared: QueueDeclaration) -> None:
         arguments = {"x-queue-type": "classic", **arguments} if "x-queue-type" in queue.arguments else arguments
         if arguments.get("x-queue-type") == "classic" and "x-queue-type" not in queue.arguments:
             arguments = {name: value for name, value in arguments.items() if name != "x-queue-type"}
-    for argument in _SUPPORTED[queue.kind]:
+    for argument in SUPPORTED[queue.kind]:
         equivalent_argument(argument, where, arguments, queue.arguments)
 
 
@@ -359,3 +239,45 @@ def check_headers_binding(arguments: Table) -> None:
         raise precondition_failed(
             f'Invalid x-match field value <<"{mode}">>; expected all, any, all-with-x, or any-with-x'
         )
+
+
+CONSUMER_ARGUMENTS: dict[str, Check] = {
+    "x-priority": lambda value, _: None if is_integer(value) else f'"expected integer, got {type_name(value)}"',
+    "x-cancel-on-ha-failover": boolean,
+}
+
+_CONSUMERS_HAVE = {"classic": ("x-priority", "x-cancel-on-ha-failover"), "quorum": ("x-priority",), "stream": (OFFSET,)}
+
+
+def check_consumer(queue: Queue, arguments: Table, *, prefetch: int, no_ack: bool) -> None:
+    """Check a basic.consume.
+
+    Raises:
+        ChannelException: 406.
+        ConnectionException: 540, a stream without acknowledgements.
+    """
+    where = f"queue '{queue.name}' in vhost '{queue.vhost}'"
+    is_stream = queue.kind == "stream"
+    for argument in (*CONSUMER_ARGUMENTS, OFFSET):
+        if argument in arguments and argument not in _CONSUMERS_HAVE[queue.kind]:
+            raise precondition_failed(f"invalid arg '{argument}' for {where} of queue type rabbit_{queue.kind}_queue")
+    for argument, check in CONSUMER_ARGUMENTS.items():
+        if argument in arguments and (wrong := check(arguments[argument], arguments)) is not None:
+            raise precondition_failed(f"invalid arg '{argument}' for {where}: {wrong}")
+    if not is_stream:
+        return
+    if not prefetch:
+        raise precondition_failed(f"consumer prefetch count is not set for '{where}'")
+    if no_ack:
+        raise ConnectionException(NOT_IMPLEMENTED, f"automatic acknowledgement not supported by stream queues {where}")
+    if not _is_offset(arguments.get(OFFSET)):
+        value = arguments[OFFSET]
+        wrong = f'{{invalid_stream_offset_arg,{{{type_name(value)},<<"{printed(value)}">>}}}}'
+        raise precondition_failed(f"invalid arg '{OFFSET}' for {where}: {wrong}")
+
+
+def _is_offset(value: Value) -> bool:
+    """Whether a consumer of a stream can begin there."""
+    if isinstance(value, str):
+        return value in ("first", "last", "next") or interval(value) is not None
+    return value is None or is_integer(value) or isinstance(value, Timestamp)

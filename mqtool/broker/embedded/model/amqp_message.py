@@ -303,6 +303,12 @@ class Message:
         )
 
 
+def carbon_copies(headers: Table) -> list[str]:
+    """Return the keys that a message is routed by besides its own."""
+    lists = [headers.get(name) for name in ("CC", "BCC")]
+    return [key for keys in lists if isinstance(keys, list) for key in keys if isinstance(key, str)]
+
+
 class Dead(Message):
     """A message that has died: the broker knows its `x-death` to be true, until it reads it back from its disk."""
 

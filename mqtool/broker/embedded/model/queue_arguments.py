@@ -1,0 +1,276 @@
+"""The arguments of queues: which are valid, and what they and the policies ask for."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
+from mqtool.broker.embedded.model.retries import Retry
+from mqtool.codecs.field_tables import Table, Value, is_integer, type_name
+
+OFFSET = "x-stream-offset"
+"""Where a consumer of a stream begins, and a header of what it gets."""
+
+NO_POLICY: Table = {}
+
+_INTERVAL = re.compile(r"0*([1-9][0-9]*)([YMDhms])")
+_SECONDS = {"Y": 365 * 86_400, "M": 30 * 86_400, "D": 86_400, "h": 3_600, "m": 60, "s": 1}
+
+
+def interval(text: str) -> int | None:
+    """Return the milliseconds in an interval such as 7D or 5m; None if it is not one."""
+    found = _INTERVAL.fullmatch(text)
+    return None if found is None else int(found[1]) * _SECONDS[found[2]] * 1000
+
+
+@dataclass
+class Options:
+    """The settings of a queue; times in milliseconds, sizes in bytes, None for no limit."""
+
+    message_ttl: int | None = None
+    expires: int | None = None
+    max_length: int | None = None
+    max_length_bytes: int | None = None
+    overflow: str = "drop-head"
+    dead_letter_exchange: str | None = None
+    dead_letter_routing_key: str | None = None
+    max_priority: int | None = None
+    single_active: bool = False
+    delivery_limit: int | None = None
+    max_age: int | None = None
+    segment_bytes: int | None = None
+    at_least_once: bool = False
+    retry: Retry | None = None
+
+    @classmethod
+    def of(cls, arguments: Table, policy: Table = NO_POLICY, profile: Profile = PROFILES[DEFAULT]) -> "Options":
+        """Read them from arguments and a policy that have been validated.
+
+        Of two limits the smaller one holds; of anything else the argument.
+        """
+
+        def integer(name: str) -> int | None:
+            values = [value for value in (arguments.get(f"x-{name}"), policy.get(name)) if isinstance(value, int)]
+            return min(map(int, values), default=None)
+
+        def string(name: str) -> str | None:
+            value = arguments.get(f"x-{name}", policy.get(name))
+            return value if isinstance(value, str) else None
+
+        ages = [interval(str(value)) for value in (arguments.get("x-max-age"), policy.get("max-age")) if value]
+        return cls(
+            message_ttl=integer("message-ttl"),
+            expires=integer("expires"),
+            max_length=integer("max-length"),
+            max_length_bytes=integer("max-length-bytes"),
+            overflow=string("overflow") or "drop-head",
+            dead_letter_exchange=string("dead-letter-exchange"),
+            dead_letter_routing_key=string("dead-letter-routing-key"),
+            max_priority=integer("max-priority"),
+            single_active=arguments.get("x-single-active-consumer") is True,
+            delivery_limit=_delivery_limit(arguments.get("x-delivery-limit"), policy.get("delivery-limit"), profile),
+            max_age=min((age for age in ages if age is not None), default=None),
+            segment_bytes=integer("stream-max-segment-size-bytes"),
+            # RabbitMQ falls back to at-most-once with any other overflow.
+            at_least_once=string("dead-letter-strategy") == "at-least-once"
+            and string("overflow") == "reject-publish"
+            and string("dead-letter-exchange") is not None,
+            retry=_retry(
+                policy.get("delayed-retry-type", arguments.get("x-delayed-retry-type")),
+                integer("delayed-retry-min"),
+                integer("delayed-retry-max"),
+            )
+            if profile.delayed_retry
+            else None,
+        )
+
+    @property
+    def limited(self) -> bool:
+        """Whether messages can be too many."""
+        return self.max_length is not None or self.max_length_bytes is not None
+
+    def exceeded(self, messages: int, size: int) -> bool:
+        """Whether this many ready messages, with bodies of this size together, are too many."""
+        return (self.max_length is not None and messages > self.max_length) or (
+            self.max_length_bytes is not None and size > self.max_length_bytes
+        )
+
+    def time_to_live(self, expiration: str | None) -> int | None:
+        """Return the shorter of the queue's time to live and a message's own."""
+        if expiration is None:
+            return self.message_ttl
+        return int(expiration) if self.message_ttl is None else min(self.message_ttl, int(expiration))
+
+
+def _retry(which: Value, least: int | None, most: int | None) -> Retry | None:
+    """What is held back after it was returned; nothing if it does not say for how long, or makes no sense."""
+    if which not in ("all", "failed", "returned") or least is None or least <= 0:
+        return None
+    return Retry(str(which), least, most if most is not None and most > 0 else least)
+
+
+def _delivery_limit(argument: Value, policy: Value, profile: Profile) -> int | None:
+    """Return the smaller limit; where there is a default, what is negative means none, and is preferred."""
+    limits = [int(value) for value in (argument, policy) if isinstance(value, int)]
+    if not limits:
+        return profile.delivery_limit
+    if profile.delivery_limit is None or min(limits) >= 0:
+        return min(limits)
+    return max(limits) if max(limits) >= 0 else None
+
+
+# Ten years in milliseconds: Erlang's timers, and so RabbitMQ, take no more.
+MAX_EXPIRY = 315_360_000_000
+
+MAX_PRIORITY = 255
+
+# Each check returns what is wrong, as RabbitMQ prints the Erlang term, or None.
+Check = Callable[[Value, Table], str | None]
+
+
+def integer(value: Value) -> str | None:
+    if not is_integer(value):
+        return f'"expected integer, got {type_name(value)}"'
+    assert isinstance(value, int)
+    return f"{{value_negative,{value}}}" if value < 0 else None
+
+
+def check_expiry(value: int) -> str | None:
+    """Return what is wrong with a time to live in milliseconds; None if nothing is."""
+    if value < 0:
+        return f"{{value_negative,{value}}}"
+    return f"{{value_too_large,{value}}}" if value > MAX_EXPIRY else None
+
+
+def _count(value: Value, _: Table) -> str | None:
+    return integer(value)
+
+
+def _ttl(value: Value, _: Table) -> str | None:
+    if (wrong := integer(value)) is not None:
+        return wrong
+    assert isinstance(value, int)
+    return check_expiry(value)
+
+
+def _expires(value: Value, table: Table) -> str | None:
+    return "{value_zero,0}" if is_integer(value) and value == 0 else _ttl(value, table)
+
+
+def _max_priority(value: Value, _: Table) -> str | None:
+    if (wrong := integer(value)) is not None:
+        return wrong
+    assert isinstance(value, int)
+    return f"{{max_value_exceeded,{value}}}" if value > MAX_PRIORITY else None
+
+
+def boolean(value: Value, _: Table) -> str | None:
+    """Return what is wrong with a boolean; None if nothing is."""
+    return None if isinstance(value, bool) else f"{{unacceptable_type,{type_name(value)}}}"
+
+
+def _one_of(*allowed: str, otherwise: str) -> Check:
+    def check(value: Value, _: Table) -> str | None:
+        if not isinstance(value, str):
+            return f"{{unacceptable_type,{type_name(value)}}}"
+        return None if value in allowed else otherwise.replace("{}", value)
+
+    return check
+
+
+def _dead_letter_key(value: Value, table: Table) -> str | None:
+    if not isinstance(value, str):
+        return f"{{unacceptable_type,{type_name(value)}}}"
+    return None if "x-dead-letter-exchange" in table else "routing_key_but_no_dlx_defined"
+
+
+def _max_age(value: Value, _: Table) -> str | None:
+    if not isinstance(value, str):
+        return f"{{unacceptable_type,{type_name(value)}}}"
+    return "invalid_max_age" if interval(value) is None else None
+
+
+def _cluster_size(value: Value, _: Table) -> str | None:
+    return "{value_zero,0}" if is_integer(value) and value == 0 else integer(value)
+
+
+def _queue_version(value: Value, _: Table) -> str | None:
+    if (wrong := integer(value)) is not None:
+        return wrong
+    assert isinstance(value, int)
+    return None if value in (1, 2) else f"\"unsupported queue version '{value}'\""
+
+
+def _anything(_value: Value, _table: Table) -> None:
+    return None
+
+
+QUEUE_ARGUMENTS: dict[str, Check] = {
+    "x-queue-type": _one_of("classic", "quorum", "stream", otherwise="\"unsupported queue type '{}'\""),
+    "x-expires": _expires,
+    "x-message-ttl": _ttl,
+    "x-dead-letter-exchange": _anything,
+    "x-dead-letter-routing-key": _dead_letter_key,
+    "x-dead-letter-strategy": _one_of("at-most-once", "at-least-once", otherwise="invalid_dlx_strategy"),
+    "x-max-length": _count,
+    "x-max-length-bytes": _count,
+    "x-max-in-memory-length": _count,
+    "x-max-in-memory-bytes": _count,
+    "x-max-priority": _max_priority,
+    "x-overflow": _one_of("drop-head", "reject-publish", "reject-publish-dlx", otherwise="invalid_overflow"),
+    "x-queue-mode": _one_of("default", "lazy", otherwise="\"unsupported queue mode '{}'\""),
+    "x-queue-version": _queue_version,
+    "x-single-active-consumer": boolean,
+    "x-quorum-initial-group-size": _cluster_size,
+    "x-max-age": _max_age,
+    "x-stream-max-segment-size-bytes": _count,
+    "x-initial-cluster-size": _cluster_size,
+    "x-queue-leader-locator": _one_of(
+        "client-local", "balanced", "random", "least-leaders", otherwise="invalid_queue_locator_arg"
+    ),
+    "x-delivery-limit": _anything,
+}
+"""The arguments that RabbitMQ knows; it accepts any others unchecked."""
+
+# What each type of queue supports, in the order in which RabbitMQ compares a second declaration.
+SUPPORTED = {
+    "classic": (
+        "x-expires",
+        "x-message-ttl",
+        "x-dead-letter-exchange",
+        "x-dead-letter-routing-key",
+        "x-max-length",
+        "x-max-length-bytes",
+        "x-max-priority",
+        "x-overflow",
+        "x-queue-mode",
+        "x-queue-version",
+        "x-single-active-consumer",
+        "x-queue-type",
+    ),
+    "quorum": (
+        "x-dead-letter-exchange",
+        "x-dead-letter-routing-key",
+        "x-dead-letter-strategy",
+        "x-expires",
+        "x-max-length",
+        "x-max-length-bytes",
+        "x-max-in-memory-length",
+        "x-max-in-memory-bytes",
+        "x-overflow",
+        "x-single-active-consumer",
+        "x-queue-type",
+        "x-quorum-initial-group-size",
+        "x-delivery-limit",
+        "x-message-ttl",
+        "x-queue-leader-locator",
+    ),
+    "stream": (
+        "x-max-length-bytes",
+        "x-queue-type",
+        "x-max-age",
+        "x-stream-max-segment-size-bytes",
+        "x-initial-cluster-size",
+        "x-queue-leader-locator",
+    ),
+}
