@@ -22,7 +22,11 @@ from mqtool.broker.choice import STARTERS, Kind, starter_of
 from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Wanted
 from tests.brokers import IN_CI, TestBroker, from_environment, skip_or_fail
+from tests.cli import preloaded
 from tests.cli.shell import Shell
+
+#: The server of preloaded commands, which ends when this does.
+_SERVER = pytest.StashKey["subprocess.Popen[bytes]"]()
 
 
 @pytest.fixture(scope="session")
@@ -46,11 +50,14 @@ def pytest_configure(config: pytest.Config) -> None:
         "once_on_rabbitmq(*names): its cases differ by what mqtool does: RabbitMQ gets one for each value of these",
     )
     config.addinivalue_line("markers", "own_vhost(why): no other test had the vhost before, or has it after")
-    # A shell without job control ignores SIGINT in what it runs in the background, and all children would inherit that.
+    # What a shell (in the background) or nohup ignores, all commands would inherit; a handler is not inherited.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
     if not os.environ.get("PYTEST_XDIST_WORKER"):
         state_home = Path(os.environ.get("TMPDIR", "/tmp")) / f"mqtool-suite-{os.getpid()}"
         os.environ["MQTOOL_SUITE_STATE"] = str(state_home)
+        config.stash[_SERVER] = preloaded.start_server()
     # What the suite starts is kept apart from what its user has started.
     os.environ["XDG_STATE_HOME"] = os.environ["MQTOOL_SUITE_STATE"]
     os.environ["XDG_CONFIG_HOME"] = os.environ["MQTOOL_SUITE_STATE"]
@@ -85,8 +92,9 @@ def pytest_runtest_teardown() -> None:
     assert signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN
 
 
-def pytest_unconfigure() -> None:
+def pytest_unconfigure(config: pytest.Config) -> None:
     if not os.environ.get("PYTEST_XDIST_WORKER"):
+        config.stash[_SERVER].communicate()
         for started in state.load_all():
             starter = starter_of(started)
             if started.kind == Kind.NODE and starter.is_running(started):

@@ -37,9 +37,7 @@ def wait_until(condition: Callable[[], object], what: str, patience: float = PAT
 class Running:
     """A command that runs in the background, as in a second terminal."""
 
-    def __init__(
-        self, process: "subprocess.Popen[bytes] | preloaded.Command", stdout: Path, stderr: Path, ready: Path | None
-    ) -> None:
+    def __init__(self, process: preloaded.Process, stdout: Path, stderr: Path, ready: Path | None) -> None:
         self.process = process
         self._stdout = stdout
         self._stderr = stderr
@@ -82,24 +80,24 @@ class Running:
 
 
 class Shell:
-    """A directory, an environment, and mqtool, which is preloaded also on the PATH of scripts and terminals.
+    """A directory, an environment, and mqtool, which is preloaded.
 
     Args:
-        directory: where commands run.
-        environment: what their environment has besides what it must have.
+        directory: the working directory of commands.
+        environment: variables of commands, besides those that every command has.
     """
 
     def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:
         self.directory = directory
         kept = ("HOME", "LANG", "XDG_CONFIG_HOME", "XDG_STATE_HOME")
         inherited = {name: os.environ[name] for name in kept if name in os.environ}
-        path = f"{preloaded.on_path()}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        path = f"{preloaded.where()}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         self.environment = {**inherited, "PATH": path, "COLUMNS": "100", **environment}
         self._started: list[Running] = []
 
     def start_cold(self) -> None:
         """Have scripts start the installed mqtool itself, where what its process inherits matters."""
-        self.environment["PATH"] = self.environment["PATH"].removeprefix(f"{preloaded.on_path()}:")
+        self.environment["PATH"] = self.environment["PATH"].removeprefix(f"{preloaded.where()}:")
 
     def __enter__(self) -> Self:
         return self
@@ -121,19 +119,16 @@ class Shell:
     ) -> Result:
         """Run a command to its end; without stdin there is no input (/dev/null)."""
         written = stdin.encode() if isinstance(stdin, str) else stdin
-        here = self.directory, {**self.environment, **(environment or {})}
-        done = preloaded.run(command, *here, written, timeout)
-        if done is None:
-            done = subprocess.run(
-                command,
-                input=written,
-                stdin=subprocess.DEVNULL if stdin is None else None,
-                capture_output=True,
-                timeout=timeout,
-                cwd=here[0],
-                env=here[1],
-                check=False,
-            )
+        done = subprocess.run(
+            command,
+            input=written,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            timeout=timeout,
+            cwd=self.directory,
+            env={**self.environment, **(environment or {})},
+            check=False,
+        )
         code = 128 - done.returncode if done.returncode < 0 else done.returncode
         return Result(done.stdout, done.stderr.decode("utf-8", "replace"), code)
 
@@ -149,11 +144,9 @@ class Shell:
         ready_file = self.directory / f"{number}.ready" if consumes else None
         arguments = [*command, "--ready-file", str(ready_file)] if ready_file else list(command)
         with stdout.open("wb") as out, stderr.open("wb") as err:
-            process = preloaded.start(arguments, self.directory, self.environment, stdin, out, err)
-            if process is None:
-                process = subprocess.Popen(
-                    arguments, stdin=stdin, stdout=out, stderr=err, cwd=self.directory, env=self.environment
-                )
+            process = preloaded.Process(
+                arguments, stdin=stdin, stdout=out, stderr=err, cwd=self.directory, env=self.environment
+            )
         running = Running(process, stdout, stderr, ready_file)
         self._started.append(running)
         return running

@@ -268,7 +268,8 @@ def test_a_worker_whose_reader_has_left_stops_with_the_rest_in_the_queue(shell: 
 def test_a_killed_runner_ends_the_worker_and_keeps_the_message(shell: Shell) -> None:
     """The process that starts programs is ours: without it nothing can be done, and nothing is lost."""
     worker = shell.start("mqtool", "worker", "-q", "jobs", "--exec", "true").wait_until_ready()
-    children = Path(f"/proc/{worker.process.pid}/task/{worker.process.pid}/children")
+    pid = worker.process.command_pid()
+    children = Path(f"/proc/{pid}/task/{pid}/children")
     os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
     shell.run("mqtool", "send", "-q", "jobs", "kept")
     result = worker.wait()

@@ -210,9 +210,7 @@ def test_no_broker_where_one_is_named(lonely_shell: Shell) -> None:
 def test_however_it_is_ended_nothing_goes_on_running(lonely_shell: Shell, number: signal.Signals) -> None:
     """In the middle of a long task: its commands and its broker end with it."""
     lonely_shell.environment["TUTORIAL_MARK"] = mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
-    before = signal.signal(signal.SIGHUP, lambda *_: None)  # the suite itself may run under nohup
     running = lonely_shell.start("mqtool", "tutorial", "run", "work-queues", "--auto", ready=False)
-    signal.signal(signal.SIGHUP, before)
     running.wait_for_stdout("Received long..")
     assert len(processes_with(mark)) >= 4
 

@@ -2,13 +2,11 @@
 
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from mqtool.broker import embedded
 from tests.cli import preloaded
 
 
@@ -25,15 +23,14 @@ class BrokerProcess:
         self.options = options or ("--data-dir", str(directory / "data"))
         self.ready_file = directory / "ready"
         self.log_file = directory / "log"
-        self.process: preloaded.Command | None = None
+        self.process: preloaded.Process | None = None
 
     def start(self) -> Self:
         """Start it; returns once it listens."""
-        command = [sys.executable, str(Path(embedded.__file__).with_name("__main__.py")), "--port", "0"]
-        files = ("--ready-file", str(self.ready_file), "--log-file", str(self.log_file))
+        command = [preloaded.where() / "embedded-broker", "--port", "0", *self.options]
+        files = ("--ready-file", self.ready_file, "--log-file", self.log_file)
         self.ready_file.unlink(missing_ok=True)
-        with open(2, "wb", closefd=False) as stderr:
-            self.process = preloaded.start([*command, *files, *self.options], self.directory, {}, None, stderr, stderr)
+        self.process = preloaded.Process([*command, *files], cwd=self.directory, env={}, stdin=subprocess.DEVNULL)
         assert self.process is not None
         deadline = time.monotonic() + 60  # which only a busy machine needs
         while not self.ready_file.exists():
