@@ -1,11 +1,66 @@
-"""Inspect, close, delete, purge, unbind: requests that are not repeated after a reconnection."""
+"""Declare, inspect, purge, delete, bind and unbind exchanges and queues."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
-from mqtool.amqp import declaring
-from mqtool.amqp.channel import Channel
-from mqtool.errors import NotFound
+from pika.channel import Channel as PikaChannel
+
+from mqtool.errors import NotFound, UsageError
 from mqtool.topology import Binding, Exchange, Queue
+
+#: Sends a method, and has its answer come to a callback.
+Request = Callable[[PikaChannel, Callable[[Any], None]], Any]
+
+
+def declare_request(thing: Exchange | Queue, *, passive: bool = False) -> Request:
+    """queue.declare or exchange.declare.
+
+    Args:
+        passive: only check that it exists.
+
+    Raises:
+        UsageError: RabbitMQ would drop the line break from its name, and pika would wait for the full name forever;
+            or the name is not UTF-8, and the management API would list nothing any more.
+    """
+    check_utf_8(thing.name)
+    if "\n" in thing.name or "\r" in thing.name:
+        raise UsageError(f"the name {thing.name!r} contains a line break", "names must be on one line")
+    settings: dict[str, Any] = {"passive": passive, "durable": thing.durable, "auto_delete": thing.auto_delete}
+    settings["arguments"] = dict(thing.arguments)
+    if isinstance(thing, Queue):
+        exclusive = thing.exclusive
+        return lambda pika, done: pika.queue_declare(thing.name, exclusive=exclusive, callback=done, **settings)
+    internal = thing.internal
+    return lambda pika, done: pika.exchange_declare(
+        thing.name, thing.type, internal=internal, callback=done, **settings
+    )
+
+
+def check_utf_8(name: str) -> None:
+    """Check a name that a user has typed; those that come from elsewhere may have any bytes.
+
+    Raises:
+        UsageError: it is not valid UTF-8.
+    """
+    if not name.isascii() and any("\ud800" <= character <= "\udfff" for character in name):
+        raise UsageError(f"the name {name!r} is not valid UTF-8", "only a message's body may be any bytes")
+
+
+def binding_request(binding: Binding, *, verb: str = "bind") -> Request:
+    """queue.bind or exchange.bind; with another verb, queue.unbind or exchange.unbind."""
+    what, *ends = ("exchange", "destination", "source") if binding.to_exchange else ("queue", "queue", "exchange")
+    arguments = {
+        **dict(zip(ends, (binding.destination, binding.source), strict=True)),
+        "routing_key": binding.routing_key,
+        "arguments": dict(binding.arguments),
+    }
+    return lambda pika, done: getattr(pika, f"{what}_{verb}")(**arguments, callback=done)
+
+
+class Asks(Protocol):
+    """A channel that requests are made on."""
+
+    def ask(self, request: Request, /) -> Any: ...
 
 
 class Depth(NamedTuple):
@@ -15,26 +70,35 @@ class Depth(NamedTuple):
     consumers: int
 
 
-def depth(channel: Channel, queue: str) -> Depth:
+def depth(channel: Asks, queue: str) -> Depth:
     """Ask how full a queue is.
 
     Raises:
         NotFound: the queue does not exist.
     """
-    told = channel.ask(declaring.declaration(Queue(queue), passive=True)).method
+    told = channel.ask(declare_request(Queue(queue), passive=True)).method
     return Depth(int(told.message_count), int(told.consumer_count))
 
 
-def exists(channel: Channel, thing: Exchange | Queue) -> bool:
+def exists(channel: Asks, thing: Exchange | Queue) -> bool:
     """Whether the broker has an exchange or a queue of this name."""
     try:
-        channel.ask(declaring.declaration(thing, passive=True))
+        expect(channel, thing)
     except NotFound:
         return False
     return True
 
 
-def delete_queue(channel: Channel, name: str, *, if_unused: bool = False, if_empty: bool = False) -> int:
+def expect(channel: Asks, thing: Exchange | Queue) -> None:
+    """Check that an exchange or a queue exists.
+
+    Raises:
+        NotFound: it does not.
+    """
+    channel.ask(declare_request(thing, passive=True))
+
+
+def delete_queue(channel: Asks, name: str, *, if_unused: bool = False, if_empty: bool = False) -> int:
     """Delete a queue; return how many ready messages went with it. Safe to repeat.
 
     Raises:
@@ -46,7 +110,7 @@ def delete_queue(channel: Channel, name: str, *, if_unused: bool = False, if_emp
     return int(answer.method.message_count)
 
 
-def purge(channel: Channel, queue: str) -> int:
+def purge(channel: Asks, queue: str) -> int:
     """Remove the ready messages of a queue; return how many there were.
 
     Raises:
@@ -55,18 +119,7 @@ def purge(channel: Channel, queue: str) -> int:
     return int(channel.ask(lambda pika, done: pika.queue_purge(queue, callback=done)).method.message_count)
 
 
-def close(channel: Channel) -> None:
-    """Close a channel, with its consumers: what was not acknowledged returns to its queue."""
-
-    def leave() -> None:  # after the acknowledgements
-        left = channel.link.requests.leave()
-        if left is not None and left.is_open:
-            left.close()
-
-    channel.connection.io.run(leave)
-
-
-def delete_exchange(channel: Channel, name: str, *, if_unused: bool = False) -> None:
+def delete_exchange(channel: Asks, name: str, *, if_unused: bool = False) -> None:
     """Delete an exchange. Safe to repeat.
 
     Raises:
@@ -76,19 +129,19 @@ def delete_exchange(channel: Channel, name: str, *, if_unused: bool = False) -> 
     channel.ask(lambda pika, done: pika.exchange_delete(name, if_unused=if_unused, callback=done))
 
 
-def bind(channel: Channel, binding: Binding) -> None:
+def bind(channel: Asks, binding: Binding) -> None:
     """Have an exchange route to a queue, or to another exchange. Safe to repeat.
 
     Raises:
         NotFound: one of the two ends does not exist.
     """
-    channel.ask(declaring.bind(binding))
+    channel.ask(binding_request(binding))
 
 
-def unbind(channel: Channel, binding: Binding) -> None:
+def unbind(channel: Asks, binding: Binding) -> None:
     """Remove a binding, matched by key and arguments. Safe to repeat.
 
     Raises:
         NotFound: one of the two ends does not exist.
     """
-    channel.ask(declaring.bind(binding, verb="unbind"))
+    channel.ask(binding_request(binding, verb="unbind"))

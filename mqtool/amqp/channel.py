@@ -9,17 +9,14 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from mqtool.amqp import declaring
-from mqtool.amqp.acknowledgements import Acknowledgements, Tags
+from mqtool.amqp import administration
+from mqtool.amqp.administration import Request
+from mqtool.amqp.consume_policies import STREAMING, Receiving, policy_for
 from mqtool.amqp.consumer import Consumer
-from mqtool.amqp.declaring import Request
-from mqtool.amqp.link import Line, Link, Listener, Thing
-from mqtool.amqp.policies import STREAMING, Receiving, policy_for
-from mqtool.amqp.publisher import WINDOW
-from mqtool.amqp.publishing import Publishing
-from mqtool.amqp.route import Route, addressed
-from mqtool.amqp.stream_place import StreamPlace
-from mqtool.amqp.subscription import delivery_from
+from mqtool.amqp.publisher import Publishing
+from mqtool.amqp.reopening import ChannelConnection, ChannelListener, ReopeningChannel, Thing
+from mqtool.amqp.subscription import Acknowledgements, StreamPlace, Tags, delivery_from
+from mqtool.amqp.unconfirmed import WINDOW, Route, addressed
 from mqtool.message import Delivery, Message, Receipt
 from mqtool.topology import Binding, Exchange, Queue
 
@@ -27,7 +24,7 @@ from mqtool.topology import Binding, Exchange, Queue
 CONFIRM_TIMEOUT = 20.0
 
 
-class Owner(Line, Protocol):
+class Owner(ChannelConnection, Protocol):
     """A channel's connection."""
 
     stopping: bool
@@ -38,7 +35,7 @@ class Owner(Line, Protocol):
     def beside(self) -> AbstractContextManager["Owner"]: ...
 
 
-class Channel(Listener):
+class Channel(ChannelListener):
     """One channel of a connection, for one thread at a time.
 
     Attributes:
@@ -51,25 +48,25 @@ class Channel(Listener):
 
     def __init__(self, connection: Owner, *, strict: bool, mandatory: bool, confirm_timeout: float) -> None:
         self.connection = connection
-        self.link = Link(connection, strict=strict)
+        self.reopening = ReopeningChannel(connection, strict=strict)
         self.stopping = False
         self.before_acknowledging: Callable[[], None] = lambda: None
         self._mandatory = mandatory
         self._consumers: list[Consumer] = []
-        self._publishing = Publishing(self.link, connection, confirm_timeout)
+        self._publishing = Publishing(self.reopening, connection, confirm_timeout)
         self._tags, self._tags_of = Tags(), 0
         self._acks = Acknowledgements(connection.io, self._acknowledge)
-        self.link.listen(self)
+        self.reopening.listen(self)
 
     @property
     def is_open(self) -> bool:
         """Whether there is a broker at the other end right now."""
-        return self.link.is_ready
+        return self.reopening.is_ready
 
     @property
     def refused(self) -> bool:
         """Whether the broker closed the channel over what was asked of it; the connection is open."""
-        return self.link.refused
+        return self.reopening.refused
 
     # Topology.
 
@@ -87,9 +84,9 @@ class Channel(Listener):
             DeclaredDifferently: it exists with another meaning (or differs at all, and the channel is strict).
             AccessRefused: the user lacks the permission, or the name is reserved.
         """
-        declared: Thing = self.link.retrying(lambda: self.link.declare(thing, exactly=exactly))
+        declared: Thing = self.reopening.retrying(lambda: self.reopening.declare(thing, exactly=exactly))
         if remember:
-            self.link.journal.remember(declared)
+            self.reopening.journal.remember(declared)
         return declared
 
     def bind(
@@ -110,17 +107,9 @@ class Channel(Listener):
             NotFound: one of them does not exist.
         """
         binding = Binding(exchange.name, to.name, routing_key, arguments or {}, to_exchange=isinstance(to, Exchange))
-        self.link.retrying(lambda: self.link.bind(binding))
+        self.reopening.retrying(lambda: self.reopening.bind(binding))
         if remember:
-            self.link.journal.remember(binding)
-
-    def expect(self, thing: Exchange | Queue) -> None:
-        """Check that an exchange or a queue exists, whoever declared it.
-
-        Raises:
-            NotFound: it does not.
-        """
-        self.ask(declaring.declaration(thing, passive=True))
+            self.reopening.journal.remember(binding)
 
     def depth_of(self, queue: str) -> int:
         """How many messages of a queue are ready to be delivered.
@@ -128,7 +117,7 @@ class Channel(Listener):
         Raises:
             NotFound: the queue does not exist.
         """
-        return int(self.ask(declaring.declaration(Queue(queue), passive=True)).method.message_count)
+        return int(self.ask(administration.declare_request(Queue(queue), passive=True)).method.message_count)
 
     def ask(self, request: Request) -> Any:
         """Make a request of any kind, and return the broker's answer. It is not repeated after a reconnection.
@@ -136,7 +125,7 @@ class Channel(Listener):
         Raises:
             MqtoolError: the broker refuses it.
         """
-        return self.link.retrying(lambda: self.link.checked(request))
+        return self.reopening.retrying(lambda: self.reopening.checked(request))
 
     # Publishing.
 
@@ -204,10 +193,10 @@ class Channel(Listener):
         policy = policy_for(receiving, limits_deliveries=limits, is_stream=is_stream)
         place = StreamPlace(receiving.offset) if is_stream else None
         consumer = Consumer(
-            self.link, queue, receiving, policy, place, on_end=self._forget, hand_over=self.before_acknowledging
+            self.reopening, queue, receiving, policy, place, on_end=self._forget, hand_over=self.before_acknowledging
         )
         self._consumers.append(consumer)
-        self.link.listen(consumer)
+        self.reopening.listen(consumer)
         try:
             consumer.start()
         except BaseException:
@@ -254,7 +243,7 @@ class Channel(Listener):
 
     def is_current(self, delivery: Delivery) -> bool:
         """Whether a delivery can still be acknowledged; if not, the broker delivers it again."""
-        return self.link.requests.pika is not None and delivery.epoch == self._epoch
+        return self.reopening.requests.pika is not None and delivery.epoch == self._epoch
 
     def stop(self) -> None:
         """End all consumers after the delivery in hand. From any thread, and from a signal handler."""
@@ -270,12 +259,22 @@ class Channel(Listener):
         for consumer in tuple(self._consumers):
             consumer.take_in_advance(extra)
 
+    def close(self) -> None:
+        """Close the channel after the acknowledgements that wait; unacknowledged deliveries are requeued."""
+
+        def leave() -> None:
+            left = self.reopening.requests.leave()
+            if left is not None and left.is_open:
+                left.close()
+
+        self.connection.io.run(leave)
+
     def closing(self) -> None:
         self._acks.flush()
 
     @property
     def _epoch(self) -> int:
-        return self.link.requests.epoch
+        return self.reopening.requests.epoch
 
     def _acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         acks: Iterable[tuple[int, bool]] = ()
@@ -283,11 +282,11 @@ class Channel(Listener):
             if self._tags_of != self._epoch:
                 self._tags, self._tags_of = Tags(), self._epoch
             acks = self._tags.acknowledge(tags)
-            self.link.progress()
+            self.reopening.progress()
         self._publishing.send(acks)
 
     def _forget(self, consumer: Consumer) -> None:
-        self.link.forget(consumer)
+        self.reopening.forget(consumer)
         if consumer in self._consumers:
             self._consumers.remove(consumer)
 

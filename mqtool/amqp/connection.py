@@ -16,12 +16,17 @@ from pika.adapters.select_connection import SelectConnection
 from pika.channel import Channel as PikaChannel
 from pika.connection import Connection as PikaConnection
 
-from mqtool.amqp import failures
+from mqtool.amqp import pika_errors
 from mqtool.amqp.address import Address, TlsFiles
-from mqtool.amqp.answer import Answer
 from mqtool.amqp.channel import CONFIRM_TIMEOUT, Channel
-from mqtool.amqp.hooks import CuttingConnection, mend_coding, name_host_in_bytes, read_large_pieces, write_at_once
-from mqtool.amqp.io_thread import IoThread
+from mqtool.amqp.io_thread import Answer, IoThread
+from mqtool.amqp.pika_private import (
+    CuttingConnection,
+    mend_coding,
+    name_host_in_bytes,
+    read_large_pieces,
+    write_at_once,
+)
 from mqtool.duration import Backoff
 from mqtool.errors import MqtoolError, Unavailable
 
@@ -53,7 +58,7 @@ class State(Enum):
 
 
 class Connection:
-    """A connection to a broker, open until it is closed, through broker restarts and network failures.
+    """A connection to a broker, open until it is closed, through broker restarts and network pika_errors.
 
     Attributes:
         notice: tells a person at a terminal what they should know, in a sentence.
@@ -135,10 +140,10 @@ class Connection:
             self._channels.append(channel)
         try:
             if state is State.OPEN:
-                channel.link.open()
+                channel.reopening.open()
         except exceptions.AMQPError:
             pass  # the connection was lost; whatever opens it again opens the channel, too
-        channel.link.wait_until_ready()
+        channel.reopening.wait_until_ready()
         return channel
 
     def beside(self) -> "Connection":
@@ -157,7 +162,7 @@ class Connection:
             if self._state is State.CLOSED:
                 return
         for channel in self._channels:
-            channel.link.tell(lambda listener: listener.closing())
+            channel.reopening.tell(lambda listener: listener.closing())
         patience = _HOPELESS_PATIENCE if self.hopeless else _CLOSE_PATIENCE
         with self._changed:
             self._become(State.CLOSING)
@@ -172,7 +177,7 @@ class Connection:
         with self._changed:
             self._become(State.CLOSED)
         for channel in self._channels:
-            channel.link.fail(Unavailable("the connection is closed"))
+            channel.reopening.fail(Unavailable("the connection is closed"))
 
     # For channels.
 
@@ -225,7 +230,7 @@ class Connection:
         try:
             parameters = _parameters(address, self._tls_context, self._name)
         except ValueError as error:
-            raise failures.connecting(OverflowError(str(error)), address) from error
+            raise pika_errors.connecting(OverflowError(str(error)), address) from error
         opened: Answer[None] = Answer()
 
         def on_open(pika: SelectConnection) -> None:
@@ -252,9 +257,9 @@ class Connection:
         except MqtoolError:
             raise
         except Exception as error:
-            if self._state is not State.OPENING and failures.is_cut_off(error):  # it let us in before
+            if self._state is not State.OPENING and pika_errors.is_cut_off(error):  # it let us in before
                 raise Unavailable(f"{address.host}:{address.port} broke off before the connection was open") from error
-            raise failures.connecting(error, address) from error
+            raise pika_errors.connecting(error, address) from error
 
     def _close_pika(self) -> None:
         if self._pika is not None and self._pika.is_open:
@@ -277,7 +282,7 @@ class Connection:
             return True
 
     def _unopened(self) -> list[Channel]:
-        return [channel for channel in self._channels if not (channel.link.is_ready or channel.link.failure)]
+        return [channel for channel in self._channels if not (channel.reopening.is_ready or channel.reopening.failure)]
 
     def _on_close(self, pika: PikaConnection, error: BaseException) -> None:
         """An open connection has closed. On the I/O thread."""
@@ -292,10 +297,10 @@ class Connection:
             return
         code = getattr(error, "reply_code", _FORCED_BY_OPERATOR)
         if state is not State.OPENING and (self._backoff is None or code in _OUR_FAULT):
-            self._fail(failures.closed_by_broker(error))
+            self._fail(pika_errors.closed_by_broker(error))
             return
         for channel in self._channels:
-            channel.link.lost()
+            channel.reopening.lost()
         with self._changed:
             if self._state is State.OPEN and self._backoff is not None:
                 self._become(State.LOST)
@@ -306,7 +311,7 @@ class Connection:
         """Open the connection and its channels again, trying until it works. On a thread of its own."""
         lost_at = time.monotonic()
         where, lost = str(self._addresses[0]), self._addresses[0]
-        why = str(failures.closed_by_broker(error)).removeprefix("the connection was lost: ")
+        why = str(pika_errors.closed_by_broker(error)).removeprefix("the connection was lost: ")
         self.notice(f"lost the connection to {where}: {why}")
         if self.has_progressed or lost_at - self._opened_at > _STEADY:
             self._attempts, self.has_progressed = enumerate(backoff.delays(), 1), False
@@ -320,7 +325,7 @@ class Connection:
                         return
                 self._set_up_again()
             except (Unavailable, exceptions.AMQPError) as failure:
-                self.notice(f"attempt {attempt} to reconnect failed: {failures.in_words(failure)}")
+                self.notice(f"attempt {attempt} to reconnect failed: {pika_errors.in_words(failure)}")
             except MqtoolError as failure:
                 self._fail(failure)
                 return
@@ -335,7 +340,7 @@ class Connection:
             if self._pika is None:
                 raise exceptions.ConnectionWrongStateError("it was lost again")
             for channel in self._unopened():
-                channel.link.open(connection_is_new=True)
+                channel.reopening.open(connection_is_new=True)
 
     def _is_over_within(self, seconds: float) -> bool:
         """Wait; return early, and True, if the connection is not to be opened again."""
@@ -347,7 +352,7 @@ class Connection:
             self._failure = failure
             self._become(State.FAILED)
         for channel in self._channels:
-            channel.link.fail(failure)
+            channel.reopening.fail(failure)
 
     def _broke_down(self, error: Exception) -> None:
         """A callback on the I/O thread has failed, so nothing more can happen there."""
@@ -358,13 +363,13 @@ class Connection:
         self._is_blocked = True
         self.notice(f"the broker blocks publishers ({frame.method.reason}); waiting until it unblocks them")
         for channel in self._channels:
-            channel.link.tell(lambda listener: listener.paused())
+            channel.reopening.tell(lambda listener: listener.paused())
 
     def _on_unblocked(self, _pika: SelectConnection, _frame: Any) -> None:
         self._is_blocked = False
         self.notice("the broker has unblocked publishers")
         for channel in self._channels:
-            channel.link.tell(lambda listener: listener.resumed())
+            channel.reopening.tell(lambda listener: listener.resumed())
 
 
 def _parameters(address: Address, tls: "ssl.SSLContext | None", name: str) -> ConnectionParameters:

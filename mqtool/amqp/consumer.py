@@ -11,11 +11,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 
-from mqtool.amqp.buffer import Buffer
-from mqtool.amqp.link import Link, Listener
-from mqtool.amqp.policies import Policy, Receiving, Step
-from mqtool.amqp.stream_place import StreamPlace
-from mqtool.amqp.subscription import Subscription
+from mqtool.amqp.consume_policies import Buffer, Policy, Receiving, Step
+from mqtool.amqp.reopening import ChannelListener, ReopeningChannel
+from mqtool.amqp.subscription import StreamPlace, Subscription
 from mqtool.errors import MqtoolError, Unavailable
 from mqtool.message import Delivery
 from mqtool.topology import Queue
@@ -25,7 +23,7 @@ from mqtool.topology import Queue
 _SILENCE = 2.0
 
 
-class Consumer(Listener):
+class Consumer(ChannelListener):
     """Takes deliveries of a queue, as its policy says.
 
     Args:
@@ -39,7 +37,7 @@ class Consumer(Listener):
 
     def __init__(
         self,
-        link: Link,
+        channel: ReopeningChannel,
         queue: Queue,
         receiving: Receiving,
         policy: Policy,
@@ -48,7 +46,7 @@ class Consumer(Listener):
         on_end: Callable[["Consumer"], None],
         hand_over: Callable[[], None],
     ) -> None:
-        self._link = link
+        self._channel = channel
         self._queue = queue
         self._receiving = receiving
         self._policy = policy
@@ -60,7 +58,7 @@ class Consumer(Listener):
         # What is lost with us is yielded before the end.
         self._yields_all = policy.auto_ack and receiving.buffer is None
         self._place = place
-        self._subscription = Subscription(link, queue, self._inbox.put, place)
+        self._subscription = Subscription(channel, queue, self._inbox.put, place)
         self._stopping = False
         self._subscribing = threading.RLock()
 
@@ -72,7 +70,7 @@ class Consumer(Listener):
         Raises:
             MqtoolError: the broker refuses.
         """
-        self._link.retrying(lambda: self._subscription.start(self._policy.prefetch, auto_ack=self._policy.auto_ack))
+        self._channel.retrying(lambda: self._subscription.start(self._policy.prefetch, auto_ack=self._policy.auto_ack))
 
     def stop(self) -> None:
         """End the deliveries after the one in hand. From any thread, and from a signal handler."""
@@ -102,7 +100,7 @@ class Consumer(Listener):
                 yield delivery
                 self._done(delivery)
         finally:
-            if self._stopping and not self._receiving.acknowledge and self._link.failure is None:
+            if self._stopping and not self._receiving.acknowledge and self._channel.failure is None:
                 self._do(Step.CANCEL)  # before the caller acknowledges the last
             # What else has come stays unacknowledged, and goes back to the queue, in order, when the channel closes.
             try:
@@ -116,7 +114,7 @@ class Consumer(Listener):
             if self._stopping:
                 self._subscription.cancel()
             elif self._subscription.is_active:
-                is_current = delivery.epoch == self._link.requests.epoch
+                is_current = delivery.epoch == self._channel.requests.epoch
                 tag, received = delivery.delivery_tag, self._subscription.received
                 self._do(self._policy.acknowledged(tag, received, is_current=is_current))
 
@@ -139,7 +137,7 @@ class Consumer(Listener):
         Args:
             through: the last delivery of each lot, in order.
         """
-        if self._link.failure is not None:
+        if self._channel.failure is not None:
             return
         self._do(Step.CANCEL)
         for last in through:
@@ -150,7 +148,7 @@ class Consumer(Listener):
         with self._subscribing:
             if self._subscription.is_active and not self._stopping:
                 allowed = self._policy.in_advance(extra)
-                self._link.retrying(lambda: self._subscription.take_in_advance(allowed))
+                self._channel.retrying(lambda: self._subscription.take_in_advance(allowed))
 
     # The channel's side.
 
@@ -160,7 +158,7 @@ class Consumer(Listener):
 
     def cancelled(self, tag: str) -> None:
         if self._subscription.has(tag):
-            self._link.fail(
+            self._channel.fail(
                 Unavailable(
                     f"the broker cancelled the consumer: queue {self._queue.name!r} was deleted, or its node is down",
                     "what was not acknowledged yet is gone with it",
@@ -183,7 +181,7 @@ class Consumer(Listener):
             if self._stopping and not self._yields_all:
                 return None
             delivery = self._lot.popleft()
-            if delivery.epoch == self._link.requests.epoch or self._policy.auto_ack or self._queue.exclusive:
+            if delivery.epoch == self._channel.requests.epoch or self._policy.auto_ack or self._queue.exclusive:
                 return delivery
             # else it came before the connection was lost, so the broker sends it again
 
@@ -199,8 +197,8 @@ class Consumer(Listener):
                 return False
             if lot is not None:
                 self._lot.extend(lot)
-            elif self._link.failure:
-                raise self._link.failure
+            elif self._channel.failure:
+                raise self._channel.failure
             elif self._stopping and self._inbox.empty():
                 return False
         return True
@@ -211,7 +209,7 @@ class Consumer(Listener):
             now = time.monotonic()
             if self._policy.withholds and now >= idle_since + _SILENCE:
                 self._do(self._policy.silence())
-            if not self._link.is_ready:
+            if not self._channel.is_ready:
                 idle_since = now  # silence while there is no connection says nothing about the queue
             left = self._receiving.left(taken, now - started, now - idle_since)
             if left == 0:
@@ -246,7 +244,7 @@ class Consumer(Listener):
                 self.start()
 
     def _requeue(self, epoch: int, tag: int) -> None:
-        self._link.requests.send(epoch, lambda pika: pika.basic_nack(tag, multiple=True, requeue=True))
+        self._channel.requests.send(epoch, lambda pika: pika.basic_nack(tag, multiple=True, requeue=True))
 
     def _flush(self, *, leaving: bool = False) -> None:
         """Acknowledge what waits to be acknowledged with others, if that brings no more deliveries than asked for."""
@@ -256,10 +254,10 @@ class Consumer(Listener):
         self._hand_over()
         self._is_stuck = False
         if self._policy.auto_ack:
-            self._link.progress()
+            self._channel.progress()
         delivery = self._policy.release(leaving=leaving)
         if delivery is not None:
             tag = delivery.delivery_tag
-            if delivery.epoch == self._link.requests.epoch and self._link.is_ready:
-                self._link.progress()
-            self._link.requests.send(delivery.epoch, lambda pika: pika.basic_ack(tag, multiple=True))
+            if delivery.epoch == self._channel.requests.epoch and self._channel.is_ready:
+                self._channel.progress()
+            self._channel.requests.send(delivery.epoch, lambda pika: pika.basic_ack(tag, multiple=True))

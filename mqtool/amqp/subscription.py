@@ -1,17 +1,105 @@
-"""A consumer's basic.consume, and a second one for what it takes in advance."""
+"""A consumer's subscription: basic.consume and basic.cancel, acknowledgements, and the position in a stream."""
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pika import exceptions, spec
 from pika.channel import Channel as PikaChannel
 
-from mqtool.amqp.deliveries import Consumed, TakeLot
-from mqtool.amqp.link import Link
-from mqtool.amqp.requests import CONNECTION_LOST
-from mqtool.amqp.stream_place import StreamPlace
+from mqtool.amqp.basic_frames import Consumed, TakeLot
+from mqtool.amqp.io_thread import CONNECTION_LOST, IoThread
+from mqtool.amqp.reopening import ReopeningChannel
 from mqtool.message import Delivery
+from mqtool.offsets import Offset, Start
 from mqtool.topology import Queue
+
+
+class StreamPlace:
+    """The place of a consumer in a stream.
+
+    Args:
+        offset: where to start; None is what comes next.
+    """
+
+    def __init__(self, offset: Offset | None) -> None:
+        self._offset = offset
+
+    def behind(self, delivery: Delivery) -> None:
+        """The caller takes a delivery."""
+        number = delivery.headers.get("x-stream-offset")
+        if isinstance(number, int):
+            self._offset = Offset(Start.OFFSET, number + 1)
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of basic.consume."""
+        return {} if self._offset is None else {"x-stream-offset": self._offset.as_argument()}
+
+
+#: How many deliveries to remember that were acknowledged before an earlier one.
+_EARLY = 1000
+#: Seconds for which an acknowledgement waits for those that follow it at once.
+_MOMENT = 0.002
+
+
+class Acknowledgements:
+    """The acknowledgements of one channel, each of its own delivery.
+
+    Args:
+        send: sends some, on the I/O thread.
+    """
+
+    def __init__(self, io: IoThread, send: Callable[[Sequence[Delivery]], None]) -> None:
+        self._io = io
+        self._send = send
+        self._waiting: deque[Delivery] = deque()
+        self._is_due = self._is_due_now = False
+
+    def add(self, deliveries: Sequence[Delivery], *, more_follow: bool = False) -> None:
+        """Acknowledge deliveries. From any thread.
+
+        Args:
+            more_follow: the next ones are at hand, and these may wait for them. A quorum queue writes down each
+                acknowledgement, and does that for many as quickly as for one.
+        """
+        self._waiting.extend(deliveries)
+        if not more_follow:
+            self.flush()
+        elif not self._is_due:
+            self._is_due = True
+            self._io.run_later(_MOMENT, self._send_all)
+
+    def flush(self) -> None:
+        """Send now what waits. From any thread."""
+        if self._waiting and not self._is_due_now:
+            self._is_due = self._is_due_now = True
+            self._io.run(self._send_all)
+
+    def _send_all(self) -> None:
+        # Before the last look: what is added from here on is sent by another call.
+        self._is_due = self._is_due_now = False
+        self._send([self._waiting.popleft() for _ in range(len(self._waiting))])
+
+
+class Tags:
+    """The delivery tags that one opening of a channel has acknowledged: one may stand for all before it."""
+
+    def __init__(self) -> None:
+        self._through = 0
+        self._early: set[int] = set()
+
+    def acknowledge(self, tags: Sequence[int]) -> Iterator[tuple[int, bool]]:
+        """Yield what to send: tags, and whether each also stands for all before it."""
+        self._early.update(tags)
+        while self._through + 1 in self._early:
+            self._through += 1
+            self._early.discard(self._through)
+        # Everything before these is acknowledged, or is among them.
+        if together := [tag for tag in tags if tag <= self._through]:
+            yield max(together), len(together) > 1
+        yield from ((tag, False) for tag in tags if tag > self._through)
+        if len(self._early) > _EARLY:  # one is held for long: what follows is acknowledged one by one
+            self._early.clear()
 
 
 class Subscription:
@@ -26,10 +114,12 @@ class Subscription:
         place: where to start, in a stream.
     """
 
-    def __init__(self, link: Link, queue: Queue, take: TakeLot, place: StreamPlace | None = None) -> None:
+    def __init__(
+        self, channel: ReopeningChannel, queue: Queue, take: TakeLot, place: StreamPlace | None = None
+    ) -> None:
         self._place = place
         self.received = self.through = 0
-        self._link = link
+        self._channel = channel
         self._queue = queue
         self._take = take
         self._tag: str | None = None
@@ -54,10 +144,10 @@ class Subscription:
             MqtoolError: the broker refuses.
             pika.exceptions.AMQPError: the connection is lost.
         """
-        if not (self._is_wanted and self._epoch == self._link.requests.epoch):
+        if not (self._is_wanted and self._epoch == self._channel.requests.epoch):
             self._consume(prefetch, auto_ack=auto_ack)
             self._is_wanted = True  # not before: a refusal opens the channel anew, which resumes what is wanted
-        if self._epoch != self._link.requests.epoch:
+        if self._epoch != self._channel.requests.epoch:
             raise exceptions.ConnectionWrongStateError  # it was opened anew in between, and resumed nothing
 
     def resume(self, prefetch: int, *, auto_ack: bool) -> None:
@@ -91,7 +181,7 @@ class Subscription:
         self._consume_extra()
 
     def _consume(self, prefetch: int, *, auto_ack: bool) -> None:
-        epoch = self._link.requests.epoch
+        epoch = self._channel.requests.epoch
         self._tag, self._epoch = self._tag_of(prefetch, auto_ack=auto_ack), epoch
         self._consume_extra()
 
@@ -99,8 +189,8 @@ class Subscription:
         self._extra_tag = self._tag_of(self._extra, auto_ack=False) if self._extra else None
 
     def _tag_of(self, prefetch: int, *, auto_ack: bool) -> str:
-        name, epoch = self._link.journal.current_name(self._queue.name), self._link.requests.epoch
-        self._link.checked(lambda pika, done: pika.basic_qos(prefetch_count=prefetch, callback=done))
+        name, epoch = self._channel.journal.current_name(self._queue.name), self._channel.requests.epoch
+        self._channel.checked(lambda pika, done: pika.basic_qos(prefetch_count=prefetch, callback=done))
 
         def on_message(
             _pika: PikaChannel, method: Any, properties: Any, body: bytes
@@ -112,7 +202,7 @@ class Subscription:
             tag = pika.basic_consume(name, on_message, auto_ack=auto_ack, arguments=arguments, callback=done)
             pika.connection.cutter.add(Consumed(pika.channel_number, tag, name, epoch, self._took))
 
-        return str(self._link.checked(consume).method.consumer_tag)
+        return str(self._channel.checked(consume).method.consumer_tag)
 
     def _took(self, lot: list[Delivery]) -> None:
         self.received += len(lot)
@@ -128,7 +218,7 @@ class Subscription:
                 done(None)
 
         try:
-            self._link.requests.make(cancel)
+            self._channel.requests.make(cancel)
         except CONNECTION_LOST:
             return  # which has cancelled it, too
 

@@ -10,7 +10,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from mqtool.amqp import CONFIRM_TIMEOUT, Address, Backoff, Channel, Connection, TlsFiles, parse_addresses
 from mqtool.amqp.address import without_passwords
-from mqtool.amqp.failures import connecting
+from mqtool.amqp.pika_errors import connecting
 from mqtool.cli import contexts, stopping
 from mqtool.cli.contexts import Context
 from mqtool.cli.display import output

@@ -127,8 +127,8 @@ def expect(channel: Channel, target: Exchange | Queue) -> None:
         NotFound: it does not exist.
     """
     asking = channel.connection.channel()
-    asking.expect(target)
-    administration.close(asking)
+    administration.expect(asking, target)
+    asking.close()
 
 
 def name_for(target: Exchange | Queue, suffix: str) -> str:

@@ -6,7 +6,7 @@ import ssl
 from rstream import exceptions
 
 from mqtool.amqp import Address
-from mqtool.amqp import failures as of_amqp
+from mqtool.amqp import pika_errors as of_amqp
 from mqtool.errors import AccessRefused, MqtoolError, NotConfirmed, NotFound, Unavailable
 from mqtool.streams.wire import ClosedByBroker, NotStreams
 

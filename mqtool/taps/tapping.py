@@ -51,7 +51,7 @@ class Tap:
     def has_backlog(self) -> bool:
         """Whether so much has piled up at the broker that it may have dropped messages. From another thread."""
         try:
-            name = self._channel.link.journal.current_name(self._queue.name)
+            name = self._channel.reopening.journal.current_name(self._queue.name)
             return self._beside.depth_of(name) > _MAX_LENGTH * _NEARLY_FULL
         except MqtoolError:
             return False  # the connection was lost, and the queue with it

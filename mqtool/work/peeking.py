@@ -21,7 +21,7 @@ from enum import Enum, auto
 from itertools import islice
 from typing import Any
 
-from mqtool.amqp import Channel, Receiving, administration
+from mqtool.amqp import Channel, Receiving
 from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, TimedOut, Unavailable
 from mqtool.management import Management, path
 from mqtool.message import Delivery, Message
@@ -269,7 +269,7 @@ class Look:
                 ready = self._channel.depth_of(self._queue)
                 for _, delivery in filter(lambda removed: removed[0] is channel, self._removed):
                     channel.acknowledge(delivery)
-                administration.close(channel)
+                channel.close()
                 if held and channel is not self._newest_channel:
                     wait_for(self._channel, self._queue, ready + 1, _PATIENCE)
 

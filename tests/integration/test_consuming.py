@@ -3,7 +3,7 @@
 import pytest
 
 from mqtool.amqp import Connection, Receiving, parse_addresses, subscription
-from mqtool.amqp.deliveries import Cutter
+from mqtool.amqp.basic_frames import Cutter
 from mqtool.errors import TimedOut, Unavailable
 from mqtool.message import Message
 from mqtool.stage.terminal import wait_until

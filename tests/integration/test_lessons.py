@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mqtool.amqp import Connection, Receiving, publisher
+from mqtool.amqp import Connection, Receiving, unconfirmed
 from mqtool.delays.plugin import has_plugin
 from mqtool.errors import TimedOut, Unavailable
 from mqtool.message import Confirmation, Delivery, Message
@@ -80,7 +80,7 @@ def test_replies_find_their_requests(connection: Connection, reply_queue: Queue)
 
 def test_a_reply_larger_than_what_may_be_unconfirmed(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     """It leaves all the same, and so does the next one."""
-    monkeypatch.setattr(publisher, "WINDOW_BYTES", 10)
+    monkeypatch.setattr(unconfirmed, "WINDOW_BYTES", 10)
     queue = connection.channel().declare(Queue("requests", durable=True))
     with ThreadPoolExecutor() as pool, connection.beside() as beside:
         client = beside.channel()

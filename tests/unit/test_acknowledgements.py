@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from mqtool.amqp.acknowledgements import Acknowledgements, Tags
+from mqtool.amqp.subscription import Acknowledgements, Tags
 from mqtool.message import Delivery
 
 

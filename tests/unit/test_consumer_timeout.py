@@ -2,7 +2,7 @@
 
 from pika.exceptions import ChannelClosedByBroker
 
-from mqtool.amqp import failures
+from mqtool.amqp import pika_errors as failures
 
 SAID = (
     "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used: 1800000 ms. "

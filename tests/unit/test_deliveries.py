@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pika import frame, spec
 
-from mqtool.amqp.deliveries import Consumed, Cutter
-from mqtool.amqp.hooks import mend_coding
+from mqtool.amqp.basic_frames import Consumed, Cutter
+from mqtool.amqp.pika_private import mend_coding
 from mqtool.message import Delivery
 
 mend_coding()

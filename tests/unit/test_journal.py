@@ -1,6 +1,6 @@
 """What a channel sets up again."""
 
-from mqtool.amqp.journal import Journal, is_named_by_broker
+from mqtool.amqp.reopening import Journal, is_named_by_broker
 from mqtool.topology import Binding, Exchange, Queue
 
 

@@ -1,6 +1,6 @@
 """How the consuming policies decide, with deliveries that no broker sent."""
 
-from mqtool.amqp.policies import (
+from mqtool.amqp.consume_policies import (
     PREFETCH,
     CallerSettles,
     Cautious,

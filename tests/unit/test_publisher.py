@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from mqtool.amqp.publisher import Publisher
-from mqtool.amqp.route import Route
+from mqtool.amqp.unconfirmed import Publisher, Route
 from mqtool.errors import NotConfirmed, Unavailable
 from mqtool.message import Confirmation, Message, new_message_id
 

@@ -157,11 +157,12 @@ class _Replay:
 
     def _missing(self, exchange: str, connection: "Connection") -> str | None:
         """What is missing before anything can be published to an exchange; None if nothing is."""
+        from mqtool.amqp import administration
         from mqtool.topology import Exchange
 
         if exchange and exchange not in self._exchanges:
             try:
-                connection.channel().expect(Exchange(exchange))
+                administration.expect(connection.channel(), Exchange(exchange))
             except NotFound:
                 return f"there is no exchange {exchange!r}"
             self._exchanges.add(exchange)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple
 from typer import Argument, Option
 
 from mqtool import where as conditions
-from mqtool.amqp import Channel
+from mqtool.amqp import Channel, administration
 from mqtool.amqp import Receiving as Settings
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
@@ -301,7 +301,7 @@ def _target(other: Access | None, source: Channel, confirm_timeout: float) -> It
 
 def _expect(target: Channel, queue: str) -> None:
     try:
-        target.expect(Queue(queue))
+        administration.expect(target, Queue(queue))
     except NotFound as error:
         raise NotFound(str(error), f"nothing was moved; 'mqtool queue declare {queue}' there, or check --to") from error
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from mqtool.amqp import Channel
-from mqtool.amqp.declaring import check_utf_8
+from mqtool.amqp.administration import check_utf_8
 from mqtool.cli import stopping
 from mqtool.cli.access import MANAGEMENT_VARIABLE, Access
 from mqtool.cli.display import output

@@ -21,8 +21,8 @@ import typer
 from mqtool import where as conditions
 from mqtool.amqp import Channel
 from mqtool.amqp import Receiving as Settings
-from mqtool.amqp.buffer import Buffer
-from mqtool.amqp.link import Listener
+from mqtool.amqp.consume_policies import Buffer
+from mqtool.amqp.reopening import ChannelListener
 from mqtool.broker import state
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
@@ -280,7 +280,7 @@ def switched_on(access: Access, channel: Channel) -> Iterator[None]:
         return
     try:
         firehose.switch(api, access.vhost, on=True)
-        channel.link.listen(_Again(access))
+        channel.reopening.listen(_Again(access))
         yield
     finally:
         _let_go(access, held)
@@ -299,7 +299,7 @@ def _let_go(access: Access, held: IO[str]) -> None:
             _state_file(access).unlink(missing_ok=True)
 
 
-class _Again(Listener):
+class _Again(ChannelListener):
     """Switches it on again after the connection was lost."""
 
     def __init__(self, access: Access) -> None:

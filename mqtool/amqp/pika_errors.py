@@ -1,4 +1,4 @@
-"""Translates the exceptions of pika and the operating system into what they mean to a user."""
+"""Translate pika's and the operating system's exceptions into mqtool's."""
 
 import errno
 import re

@@ -1,19 +1,4 @@
-"""The places where mqtool reaches into pika, since pika 1.4 has no public way.
-
-1. Finished frames go to pika's transport as they are; see frames.py.
-2. Our coding of tables and names takes the place of pika's, which refuses or changes some of them; see tables.py.
-3. Properties that cannot be decoded make a delivery without properties, and not the end of the connection.
-4. Deliveries are cut from what the socket gives; see deliveries.py.
-5. A socket is read in large pieces. pika reads four KiB at a time, some twenty messages, until the socket is empty,
-   and that costs an exception each time.
-6. The resolver is given a host's name as bytes. To encode text, Python would load two Unicode tables.
-7. What is written goes to the socket at once. pika first has the poller watch for room, and stops that when all is
-   written: two calls and another round of the loop for each write.
-8. Confirms are cut from what the socket gives, too; see deliveries.py.
-
-If pika changes and 4 to 8 no longer take effect, everything still works, only more slowly;
-tests/integration/test_consuming.py, tests/integration/test_publishing.py and tests/cli/test_start_up.py fail.
-"""
+"""What mqtool uses of pika that is not public."""
 
 import contextlib
 import struct
@@ -27,7 +12,7 @@ from pika.channel import Channel as PikaChannel
 from pika.connection import Connection as PikaConnection
 
 from mqtool.amqp import tables
-from mqtool.amqp.deliveries import Cutter
+from mqtool.amqp.basic_frames import Cutter
 from mqtool.message import UNREADABLE
 
 _PIECE = 1 << 17

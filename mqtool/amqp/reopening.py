@@ -1,27 +1,76 @@
-"""What stands between a channel's users and its connection: opens anew after a loss, and sets up again what was there.
-
-After a loss the connection opens it again; after a refusal, which closes a channel in AMQP, it does so itself.
-"""
+"""A channel that is opened again when it is lost, with the exchanges, queues and bindings declared on it."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from pika import exceptions
 from pika.channel import Channel as PikaChannel
 
-from mqtool.amqp import declaring, failures
-from mqtool.amqp.declaring import Request
-from mqtool.amqp.io_thread import IoThread
-from mqtool.amqp.journal import Journal, is_named_by_broker
-from mqtool.amqp.requests import CONNECTION_LOST, LOOK_UP, Requests
+from mqtool.amqp import administration, pika_errors
+from mqtool.amqp.administration import Request
+from mqtool.amqp.io_thread import CONNECTION_LOST, LOOK_UP, IoThread, Requests
 from mqtool.errors import MqtoolError, Unavailable
 from mqtool.topology import Binding, Exchange, Queue
+
+
+class Journal:
+    """Exchanges, queues and bindings in the order of their declaration."""
+
+    def __init__(self) -> None:
+        self._entries: list[Exchange | Queue | Binding] = []
+        self._names: dict[str, str] = {}
+        self._differing: set[tuple[type, str]] = set()
+
+    def __iter__(self) -> Iterator[Exchange | Queue | Binding]:
+        return iter(tuple(self._entries))
+
+    def remember(self, entry: Exchange | Queue | Binding) -> None:
+        """Set this up again, too."""
+        self._entries.append(entry)
+
+    @property
+    def exchanges(self) -> list[str]:
+        """The names of the exchanges."""
+        return [entry.name for entry in self._entries if isinstance(entry, Exchange)]
+
+    def renamed(self, queue: str, name: str) -> None:
+        """The broker has given a queue that it named another name."""
+        self._names[queue] = name
+
+    def current_name(self, queue: str) -> str:
+        """The present name of a queue, which changes with each reconnection if the broker chose it."""
+        return self._names.get(queue, queue)
+
+    def current(self, binding: Binding) -> Binding:
+        """A binding with the present name of its queue."""
+        if binding.to_exchange or binding.destination not in self._names:
+            return binding
+        return replace(binding, destination=self._names[binding.destination])
+
+    def differs(self, thing: Exchange | Queue) -> bool:
+        """Whether the broker has it with other settings, and we use it nevertheless."""
+        return (type(thing), thing.name) in self._differing
+
+    def set_differs(self, thing: Exchange | Queue) -> None:
+        """Remember that declaring it would close the channel."""
+        self._differing.add((type(thing), thing.name))
+
+    def unset_differs(self, thing: Exchange | Queue) -> None:
+        """It is gone, and can be declared."""
+        self._differing.discard((type(thing), thing.name))
+
+
+def is_named_by_broker(queue: Queue) -> bool:
+    """Whether the broker chose the queue's name, and chooses another next time."""
+    return queue.exclusive and queue.name.startswith("amq.")
+
 
 Thing = TypeVar("Thing", bound=Exchange | Queue)
 
 
-class Line(Protocol):
+class ChannelConnection(Protocol):
     """What a link needs of its connection."""
 
     has_progressed: bool
@@ -39,7 +88,7 @@ class Line(Protocol):
     def open_pika_channel(self, on_open: Callable[[PikaChannel], None], /) -> PikaChannel: ...
 
 
-class Listener:
+class ChannelListener:
     """Publishes or consumes, and is told what becomes of the channel. On the I/O thread, except opened().
 
     Attributes:
@@ -67,7 +116,7 @@ class Listener:
         """The connection is about to be closed: send what waits. From any thread."""
 
 
-class Link:
+class ReopeningChannel:
     """A channel's link to its connection.
 
     Attributes:
@@ -80,17 +129,17 @@ class Link:
         strict: reject any difference between what is declared and what exists.
     """
 
-    def __init__(self, line: Line, *, strict: bool) -> None:
+    def __init__(self, connection: ChannelConnection, *, strict: bool) -> None:
         self.failure: MqtoolError | None = None
         self.refused = False
         self.journal = Journal()
-        self._line = line
+        self._connection = connection
         self._strict = strict
-        self._listeners: dict[Listener, None] = {}  # in order
+        self._listeners: dict[ChannelListener, None] = {}  # in order
         self.requests = Requests(
-            line.io,
-            line.open_pika_channel,
-            lambda: line.hopeless,
+            connection.io,
+            connection.open_pika_channel,
+            lambda: connection.hopeless,
             on_refused=self._on_refused,
             on_cancelled=self._on_cancelled,
         )
@@ -104,19 +153,19 @@ class Link:
         """Whether the channel is open, with all that was set up on it."""
         return self._is_set_up and self.requests.pika is not None
 
-    def listen(self, listener: Listener) -> None:
+    def listen(self, listener: ChannelListener) -> None:
         """Tell this one, too."""
         self._listeners[listener] = None
 
     def progress(self) -> None:
         """The broker has confirmed something, or gets an acknowledgement."""
-        self._line.has_progressed = True
+        self._connection.has_progressed = True
 
-    def forget(self, listener: Listener) -> None:
+    def forget(self, listener: ChannelListener) -> None:
         """Tell this one no more."""
         self._listeners.pop(listener, None)
 
-    def tell(self, event: Callable[[Listener], None]) -> None:
+    def tell(self, event: Callable[[ChannelListener], None]) -> None:
         """Call a method of every listener."""
         for listener in tuple(self._listeners):
             event(listener)
@@ -183,7 +232,7 @@ class Link:
         """
         with self._changed:
             while not self._changed.wait_for(lambda: self.is_ready or self.failure is not None, LOOK_UP):
-                if why := self._line.hopeless:
+                if why := self._connection.hopeless:
                     raise Unavailable(f"stopped: {why}")
         if self.failure is not None:
             raise self.failure
@@ -200,33 +249,33 @@ class Link:
         except exceptions.ChannelClosedByBroker as error:
             if self._opener != threading.get_ident():  # else what is being set up again cannot be
                 self._open_after_refusal()
-            raise failures.closed_by_broker(error) from error
+            raise pika_errors.closed_by_broker(error) from error
 
     def declare(self, thing: Thing, *, exactly: bool = False) -> Thing:
         """Declare an exchange or a queue, or use the one that exists if the difference is harmless."""
         if self.journal.differs(thing):  # declaring it would close the channel once more
             try:
-                self.requests.make(declaring.declaration(thing, passive=True))
+                self.requests.make(administration.declare_request(thing, passive=True))
             except exceptions.ChannelClosedByBroker:
                 self.journal.unset_differs(thing)
                 self._open_after_refusal()
             else:
                 return thing
         try:
-            answer = self.requests.make(declaring.declaration(thing))
+            answer = self.requests.make(administration.declare_request(thing))
         except exceptions.ChannelClosedByBroker as error:
-            failure = failures.closed_by_broker(error)
+            failure = pika_errors.closed_by_broker(error)
             self._open_after_refusal()
-            if exactly or self._strict or not failures.is_harmless_difference(error):
+            if exactly or self._strict or not pika_errors.is_harmless_difference(error):
                 raise failure from error
-            self._line.notice(f"using the one that is there: {failure}")
+            self._connection.notice(f"using the one that is there: {failure}")
             self.journal.set_differs(thing)
-            answer = self.checked(declaring.declaration(thing, passive=True))
+            answer = self.checked(administration.declare_request(thing, passive=True))
         return thing._replace(name=answer.method.queue) if isinstance(thing, Queue) else thing
 
     def bind(self, binding: Binding) -> None:
         """Bind a queue or an exchange to an exchange."""
-        self.checked(declaring.bind(self.journal.current(binding)))
+        self.checked(administration.binding_request(self.journal.current(binding)))
 
     def _set_up_again(self) -> None:
         for entry in self.journal:
@@ -247,7 +296,7 @@ class Link:
             if left is None:
                 return  # the connection is lost, and there will be another channel anyway
             self.tell(lambda listener: listener.paused())
-            self._line.io.run(lambda: left.close() if left.is_open else None)
+            self._connection.io.run(lambda: left.close() if left.is_open else None)
             self._open_or_fail()
 
         threading.Thread(target=leave, daemon=True).start()
@@ -275,17 +324,17 @@ class Link:
 
     def _on_refused(self, reason: exceptions.ChannelClosedByBroker) -> None:
         """The broker closed the channel, but not in answer to a request. On the I/O thread."""
-        why = failures.closed_by_broker(reason)
-        if not self._line.comes_back or not failures.is_mended_by_reopening(reason, self.journal.exchanges):
+        why = pika_errors.closed_by_broker(reason)
+        if not self._connection.comes_back or not pika_errors.is_mended_by_reopening(reason, self.journal.exchanges):
             self.refused = True
             self.fail(why)
             return
 
         def reopen() -> None:
-            self._line.notice(f"the broker closed the channel: {why}" + (f" ({why.hint})" if why.hint else ""))
+            self._connection.notice(f"the broker closed the channel: {why}" + (f" ({why.hint})" if why.hint else ""))
             self._open_or_fail()
             if self.is_ready:
-                self._line.notice("opened the channel again")
+                self._connection.notice("opened the channel again")
 
         self.lost()
         threading.Thread(target=reopen, daemon=True).start()
