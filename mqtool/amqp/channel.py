@@ -251,14 +251,6 @@ class Channel(ChannelListener):
         for consumer in self._consumers:
             consumer.stop()
 
-    def take_in_advance(self, extra: int) -> None:
-        """From now on, have this many deliveries more than the prefetch, unless that may be more than the count.
-
-        0 ends that. From any thread.
-        """
-        for consumer in tuple(self._consumers):
-            consumer.take_in_advance(extra)
-
     def close(self) -> None:
         """Close the channel after the acknowledgements that wait; unacknowledged deliveries are requeued."""
 

@@ -184,10 +184,6 @@ class Policy:
         """
         return Step.GO_ON
 
-    def in_advance(self, extra: int) -> int:
-        """How many of these many deliveries may be had beyond the prefetch."""
-        return extra
-
     def wants_more(self, received: int, through: int) -> bool:  # noqa: ARG002
         """Whether to subscribe again after a cancellation; asked once, before that.
 
@@ -294,9 +290,6 @@ class ExactCount(Streaming):
         self._is_cancelled = True  # before the last acknowledgement makes room for another
         return Step.CANCEL
 
-    def in_advance(self, extra: int) -> int:  # noqa: ARG002
-        return 0
-
     def done(self, delivery: Delivery, now: float) -> bool:
         return super().done(delivery, now) or self._waiting == self._may_ack
 
@@ -327,7 +320,6 @@ class CallerSettles(Policy):
         super().__init__(prefetch, auto_ack=receiving.auto_ack and count is None)
         self._count = self._limit = count  # the limit is what is left of it for this opening of the channel
         self._left = count
-        self._extra = 0
         self._acknowledged = 0
         self._most = prefetch  # deliveries of this opening that the broker may have sent
         self._through = 0  # the last one to an earlier subscription: acknowledging those makes no room
@@ -335,18 +327,13 @@ class CallerSettles(Policy):
     def opened(self) -> None:
         if self._count is not None:
             self._limit = self._count - self._acknowledged
-        self._most, self._through = self.prefetch + self._extra, 0
+        self._most, self._through = self.prefetch, 0
 
     def taken(self, delivery: Delivery) -> Step:  # noqa: ARG002
         if self._left is None:
             return Step.GO_ON
         self._left -= 1
         return Step.GO_ON if self._left else Step.CANCEL
-
-    def in_advance(self, extra: int) -> int:
-        self._extra = extra if self._limit is None or self._most + extra <= self._limit else 0
-        self._most += self._extra
-        return self._extra
 
     def acknowledged(self, tag: int, received: int, *, is_current: bool) -> Step:
         self._acknowledged += is_current
@@ -366,6 +353,6 @@ class CallerSettles(Policy):
         missing = self._limit - received
         # All of it, at first. Where that does not come at once, each acknowledgement would ask anew.
         self.prefetch = max(1, missing // 2) if self._through else missing
-        self._extra, self._through = 0, through
+        self._through = through
         self._most = received + self.prefetch
         return missing > 0

@@ -143,13 +143,6 @@ class Consumer(ChannelListener):
         for last in through:
             self._requeue(last.epoch, last.delivery_tag)
 
-    def take_in_advance(self, extra: int) -> None:
-        """Have this many deliveries more than the prefetch at a time; 0 ends that. From any thread."""
-        with self._subscribing:
-            if self._subscription.is_active and not self._stopping:
-                allowed = self._policy.in_advance(extra)
-                self._channel.retrying(lambda: self._subscription.take_in_advance(allowed))
-
     # The channel's side.
 
     def opened(self, *, connection_is_new: bool) -> None:  # noqa: ARG002

@@ -123,8 +123,6 @@ class Subscription:
         self._queue = queue
         self._take = take
         self._tag: str | None = None
-        self._extra = 0
-        self._extra_tag: str | None = None
         self._is_wanted = False
         self._epoch = 0
 
@@ -135,7 +133,7 @@ class Subscription:
 
     def has(self, tag: str) -> bool:
         """Whether the broker knows it by this consumer tag."""
-        return tag in (self._tag, self._extra_tag)
+        return tag == self._tag
 
     def start(self, prefetch: int, *, auto_ack: bool) -> None:
         """Start to consume.
@@ -152,7 +150,7 @@ class Subscription:
 
     def resume(self, prefetch: int, *, auto_ack: bool) -> None:
         """Consume on a new channel, if it was wanted on the one before."""
-        self._tag = self._extra_tag = None
+        self._tag = None
         self.received = self.through = 0
         if self._is_wanted:
             self._consume(prefetch, auto_ack=auto_ack)
@@ -162,31 +160,13 @@ class Subscription:
     def cancel(self) -> None:
         """basic.cancel; returns once nothing more can come."""
         self._is_wanted = False
-        tags = (self._tag, self._extra_tag)
-        self._tag = self._extra_tag = None
-        self._extra = 0
-        for tag in tags:
-            if tag is not None:
-                self._cancel(tag)
-
-    def take_in_advance(self, extra: int) -> None:
-        """Have this many deliveries more than the prefetch; 0 ends that.
-
-        The broker holds a consumer to the prefetch that it started with, and redelivers what is on its way to one that
-        is cancelled. So a second consumer takes the extra ones.
-        """
-        if self._extra_tag is not None:
-            self._cancel(self._extra_tag)
-        self._extra, self._extra_tag = extra, None
-        self._consume_extra()
+        tag, self._tag = self._tag, None
+        if tag is not None:
+            self._cancel(tag)
 
     def _consume(self, prefetch: int, *, auto_ack: bool) -> None:
         epoch = self._channel.requests.epoch
         self._tag, self._epoch = self._tag_of(prefetch, auto_ack=auto_ack), epoch
-        self._consume_extra()
-
-    def _consume_extra(self) -> None:
-        self._extra_tag = self._tag_of(self._extra, auto_ack=False) if self._extra else None
 
     def _tag_of(self, prefetch: int, *, auto_ack: bool) -> str:
         name, epoch = self._channel.journal.current_name(self._queue.name), self._channel.requests.epoch

@@ -36,7 +36,7 @@ from mqtool.stage.stage import lines_of
 from mqtool.stage.terminal import LineCount, Terminal, wait_until
 from mqtool.work import peeking
 from mqtool.work.history import death_of
-from mqtool.work.retry import dead_letter_queue
+from mqtool.work.retry_or_dead_letter import dead_letter_queue
 
 #: How many messages flow by default.
 STREAM_MESSAGES = 10_000

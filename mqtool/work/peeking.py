@@ -28,8 +28,7 @@ from mqtool.message import Delivery, Message
 from mqtool.offsets import FIRST, Offset
 from mqtool.topology import Queue
 from mqtool.work import history
-from mqtool.work.moving import elsewhere, move, name_of
-from mqtool.work.transfer import wait_for
+from mqtool.work.transfer import elsewhere, move, name_of, wait_for
 
 #: Messages that one consumer can hold: AMQP's greatest prefetch. Of the first lot; octets of the later ones, about, and
 #: what a message adds to its body.

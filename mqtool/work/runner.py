@@ -1,28 +1,101 @@
-"""Processes that run programs, one after another, each for one of the worker's hands.
+"""A process that runs programs, one at a time. A worker has one for each program that may run at once.
 
-    worker ── requests ──> runner ── posix_spawn, body ──> program
-           <── endings ───        <── stderr, status ─────
+    worker ── Request ──> runner ── posix_spawn, body ──> program
+           <── Ending ───        <── stderr, status ─────
 
-Starting a program blocks Python, with all its threads, until the program runs; so each hand has a process of its own
-for it. A runner is also a guard: its pipe closes when the worker ends, even by kill -9, and it kills the program then.
-The broker gives the worker's messages to another worker, and they must not be done twice. So a runner never blocks, not
-even where nobody reads its stderr.
+Python stops all its threads while it starts a program, so the worker leaves that to other processes. A runner also
+notices when the worker dies, even by kill -9, because its pipe closes: it then kills the program's process group, since
+the broker gives the message to another worker. To notice that, a runner never blocks, not even where nobody reads its
+stderr.
 """
 
+import array
+import contextlib
+import errno
+import fcntl
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from multiprocessing.connection import Pipe
+import select
+import signal
+import socket
+import stat
+import termios
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection, Pipe
+from typing import NamedTuple
 
-from mqtool.work.endings import CANNOT_RUN, Answer, Ending, Request
-from mqtool.work.running import serve
+#: sysexits.h: the input is bad.
+EX_DATAERR = 65
+#: The exit status that a shell, or env(1), gives to a command that it cannot run, or cannot find.
+CANNOT_RUN, NOT_FOUND = 126, 127
+
+#: Bytes to keep of the end of a program's stderr; all of it goes to our stderr.
+_TAIL = 2000
+#: Seconds between two looks, where the system cannot report the end of a process.
+_LOOK = 0.01
+_PIPE_SIZE = 65536
+_STDERR = 2
+#: Milliseconds in which a reader of our stderr takes some of it, unless nobody reads it.
+_PATIENCE = 1000
+
+
+class Request(NamedTuple):
+    """A program to run.
+
+    Attributes:
+        words: its arguments, starting with its name.
+        environment: added to the runner's.
+        body: its standard input.
+        timeout: seconds after which its process group is killed; None for no limit.
+        capture: return its stdout, and kill it after this many bytes; None passes its stdout to ours.
+    """
+
+    path: str
+    words: list[bytes]
+    environment: dict[bytes, bytes]
+    body: bytes
+    timeout: float | None
+    capture: int | None
+
+
+class Ending(NamedTuple):
+    """How a program ended.
+
+    Attributes:
+        status: its exit status; 128 + n if signal n ended it.
+        stderr: the end of what it wrote there.
+        stdout: all of it, if it was captured.
+        timed_out: the time limit in seconds, if that ended it.
+        too_much: the output limit in bytes, if that ended it.
+    """
+
+    status: int
+    stderr: bytes = b""
+    stdout: bytes = b""
+    timed_out: float | None = None
+    too_much: int | None = None
+
+    @property
+    def reason(self) -> str:
+        """Why it failed, in one line: the exit status and the last line of its stderr."""
+        if self.too_much is not None:
+            return f"printed more than {self.too_much:,} bytes"
+        if self.timed_out is not None:
+            what = f"timed out after {self.timed_out:g} s"
+        elif self.status > 128:
+            what = f"ended by signal {self.status - 128}"
+        else:
+            what = f"exit status {self.status}"
+        lines = [line.strip() for line in self.stderr.decode("utf-8", "replace").splitlines() if line.strip()]
+        return f"{what}: {lines[-1][:300]}" if lines else what
 
 
 class Runner:
-    """A process that runs programs; start it before any threads.
+    """The worker's side of a runner. Start all runners before any threads.
 
     Args:
-        others: the runners started before it, whose pipes it must not keep open.
-        environment: of its programs, before what their requests add.
+        others: the runners started before. The new process closes their pipes, which it inherits.
+        environment: what its programs inherit.
     """
 
     def __init__(self, others: Sequence["Runner"], environment: Mapping[bytes, bytes]) -> None:
@@ -31,20 +104,267 @@ class Runner:
             for inherited in (self._pipe, *(other._pipe for other in others)):
                 inherited.close()
             try:
-                serve(theirs, environment)
+                _serve(theirs, environment)
             finally:
                 os._exit(0)
         theirs.close()
 
-    def run(self, requests: Sequence[Request]) -> Iterator[Answer]:
-        """Run programs one after another, and say what became of them, until that is known of all."""
-        left = len(requests)
+    def run(self, request: Request) -> Ending:
+        """Run a program to its end."""
         try:
-            if left:
-                self._pipe.send(requests)
-            while left:
-                answer: Answer = self._pipe.recv()
-                left -= len(answer.endings) + answer.given_back
-                yield answer
+            self._pipe.send(request)
+            ending: Ending = self._pipe.recv()
         except (EOFError, ConnectionError):
-            yield Answer([Ending(CANNOT_RUN, b"the process that runs programs was killed")], left - 1)
+            return Ending(CANNOT_RUN, b"the process that runs programs was killed")
+        return ending
+
+
+def _serve(worker: Connection, environment: Mapping[bytes, bytes]) -> None:
+    """Run programs until the worker ends. In the runner's process, as all that follows."""
+    os.setpgid(0, 0)  # Ctrl-C on the terminal is for the worker alone
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    stderr = _Stderr()
+    while True:
+        stderr.write_until_readable(worker.fileno())
+        try:
+            request = worker.recv()
+        except (EOFError, ConnectionError):
+            stderr.finish()
+            return
+        stderr.write_until_readable(worker.fileno(), keep=_PIPE_SIZE)  # else it grows with each program
+        try:
+            ending = _Run(request, environment, worker, stderr).finish()
+        except OSError as error:
+            ending = _not_started(error)
+        with contextlib.suppress(ConnectionError):  # the worker has ended: the next recv() raises EOFError
+            worker.send(ending)
+
+
+def _not_started(error: OSError) -> Ending:
+    if error.errno == errno.E2BIG:  # this message's headers or routing key are too long
+        return Ending(EX_DATAERR, b"its headers do not fit into an environment")
+    return Ending(NOT_FOUND if error.errno == errno.ENOENT else CANNOT_RUN, str(error).encode())
+
+
+class _Run:
+    """One program, from its start to its end.
+
+    We also keep the program's ends of its output pipes open. So a program ends when it exits, not when it closes its
+    output, and processes that it leaves behind do not prolong it.
+    """
+
+    def __init__(
+        self, request: Request, environment: Mapping[bytes, bytes], worker: Connection, our_stderr: "_Stderr"
+    ) -> None:
+        self._request = request
+        self._worker = worker
+        self._our_stderr = our_stderr
+        self._stdout = bytearray()
+        self._tail = b""  # of its stderr
+        self._too_much: int | None = None
+        self._body = memoryview(request.body)
+        self._open: list[int] = []
+        try:
+            stdin, self._stdin = self._pipe()
+            self._stderr_end, stderr = self._pipe()
+            actions = [(os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_DUP2, stderr, 2)]
+            if request.capture is not None:
+                self._stdout_end, stdout = self._pipe()
+                actions.append((os.POSIX_SPAWN_DUP2, stdout, 1))
+            if len(self._body) <= select.PIPE_BUF:
+                self._feed()  # an empty pipe always takes that
+            # Python ignores SIGPIPE; programs expect it to end them.
+            self._pid = os.posix_spawn(
+                request.path,
+                request.words,
+                {**environment, **request.environment},
+                file_actions=actions,
+                setpgroup=0,
+                setsigdef=(signal.SIGPIPE,),
+            )
+            if self._body:
+                self._close(stdin)
+                os.set_blocking(self._stdin, False)
+        except BaseException:
+            self._close_all()
+            raise
+
+    def finish(self) -> Ending:
+        """Write its stdin, read its output, and wait for its end."""
+        timeout = self._request.timeout
+        deadline = None if timeout is None else time.monotonic() + timeout
+        timed_out = None
+        try:
+            process = _pidfd(self._pid)
+            if process is not None:
+                self._open.append(process)
+            while not self._has_ended(process, deadline):
+                if deadline is not None and time.monotonic() >= deadline:
+                    timed_out, deadline = timeout, None
+                    self._kill()
+            _, status = os.waitpid(self._pid, 0)
+            self._read_rest()
+        finally:
+            self._close_all()
+        code = os.waitstatus_to_exitcode(status)
+        code = 128 - code if code < 0 else code
+        return Ending(code, self._tail, bytes(self._stdout), timed_out, self._too_much)
+
+    def _has_ended(self, process: int | None, deadline: float | None) -> bool:
+        """Wait for something to happen, and deal with it; return True at the program's end."""
+        patience = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if process is None:
+            patience = _LOOK
+        ended = False
+        for end, _ in self._watched(process).poll(None if patience is None else patience * 1000):
+            if end == process:
+                ended = True
+            elif end == self._stderr_end:
+                self._read_stderr()
+            elif end == self._worker.fileno():  # it sends nothing while a program runs, so it has ended
+                self._kill()
+                os._exit(0)
+            elif end == self._our_stderr.descriptor:
+                self._our_stderr.write()
+            elif end == self._stdin:
+                self._feed()
+            else:
+                self._read_stdout()
+        return ended or (process is None and _is_zombie(self._pid))
+
+    def _watched(self, process: int | None) -> select.poll:
+        poll = select.poll()
+        poll.register(self._worker.fileno(), select.POLLIN)
+        if process is not None:
+            poll.register(process, select.POLLIN)
+        if not self._our_stderr.is_full:
+            poll.register(self._stderr_end, select.POLLIN)
+        if self._our_stderr.waiting:
+            poll.register(self._our_stderr.descriptor, select.POLLOUT)
+        if self._request.capture is not None:
+            poll.register(self._stdout_end, select.POLLIN)
+        if self._body:
+            poll.register(self._stdin, select.POLLOUT)
+        return poll
+
+    def _feed(self) -> None:
+        """Write what its stdin takes; close that at the end, or when the program has closed it."""
+        try:
+            self._body = self._body[os.write(self._stdin, self._body) :]
+        except BlockingIOError:
+            return
+        except BrokenPipeError:  # many programs do not read their stdin
+            self._body = self._body[:0]
+        if not self._body:
+            self._close(self._stdin)
+
+    def _read_stderr(self, most: int = _PIPE_SIZE) -> int:
+        data = os.read(self._stderr_end, min(most, _PIPE_SIZE))
+        self._our_stderr.write(data)
+        self._tail = (self._tail + data)[-_TAIL:]
+        return len(data)
+
+    def _read_stdout(self, most: int = _PIPE_SIZE) -> int:
+        data = os.read(self._stdout_end, min(most, _PIPE_SIZE))
+        self._stdout += data
+        if self._request.capture is not None and len(self._stdout) > self._request.capture:
+            self._too_much = self._request.capture
+            self._stdout.clear()
+            self._kill()
+        return len(data)
+
+    def _read_rest(self) -> None:
+        """Read the rest of its output, but not what processes that it left behind go on to write."""
+        rest = _readable(self._stderr_end)
+        while rest > 0:
+            rest -= self._read_stderr(rest)
+        rest = _readable(self._stdout_end) if self._request.capture is not None else 0
+        while rest > 0:
+            rest -= self._read_stdout(rest)
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._pid, signal.SIGKILL)
+
+    def _pipe(self) -> tuple[int, int]:
+        ends = os.pipe()
+        self._open += ends
+        return ends
+
+    def _close(self, end: int) -> None:
+        self._open.remove(end)
+        os.close(end)
+
+    def _close_all(self) -> None:
+        for end in self._open:
+            os.close(end)
+
+
+class _Stderr:
+    """Our stderr, without blocking: what it does not take at once is kept, and written later."""
+
+    def __init__(self) -> None:
+        self.descriptor = _STDERR
+        self.waiting = bytearray()
+        mode = os.fstat(_STDERR).st_mode
+        if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+            # Opened again: processes that share our descriptor would be surprised if it stopped blocking.
+            with contextlib.suppress(OSError):
+                self.descriptor = os.open(f"/dev/fd/{_STDERR}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        # systemd's journal is a socket.
+        self._socket = socket.socket(fileno=os.dup(_STDERR)) if stat.S_ISSOCK(mode) else None
+
+    @property
+    def is_full(self) -> bool:
+        """True if the program is to wait before we read more of its stderr."""
+        return len(self.waiting) >= _PIPE_SIZE
+
+    def write(self, data: bytes = b"") -> None:
+        """Write what can be written now."""
+        self.waiting += data
+        try:
+            if self._socket is not None:
+                taken = self._socket.send(self.waiting, socket.MSG_DONTWAIT)
+            else:
+                taken = os.write(self.descriptor, self.waiting)
+            del self.waiting[:taken]
+        except BlockingIOError:
+            return
+        except OSError:  # nobody reads it any more; the program goes on
+            self.waiting.clear()
+
+    def finish(self) -> None:
+        """Write the rest, unless nobody reads it."""
+        poll = select.poll()
+        poll.register(self.descriptor, select.POLLOUT)
+        while self.waiting and poll.poll(_PATIENCE):
+            self.write()
+
+    def write_until_readable(self, end: int, keep: int = 0) -> None:
+        """Write all but `keep` bytes of the rest, or until there is something to read from `end`."""
+        while len(self.waiting) > keep:
+            poll = select.poll()
+            poll.register(end, select.POLLIN)
+            poll.register(self.descriptor, select.POLLOUT)
+            if end in [ready for ready, _ in poll.poll()]:
+                return
+            self.write()
+
+
+def _readable(end: int) -> int:
+    """Bytes that can be read from a pipe now."""
+    count = array.array("i", [0])
+    fcntl.ioctl(end, termios.FIONREAD, count)
+    return count[0]
+
+
+def _pidfd(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):  # not Linux, or an old one
+        return None
+
+
+def _is_zombie(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None

@@ -1,39 +1,54 @@
-"""Moving the messages of a queue to another one, at least once.
+"""Moving messages to another queue, at least once.
 
-    [a] ── at most 100 unacknowledged ──> chosen? ── yes ──> published to [b], confirmed ──> acknowledged here
-                                             │
-                                             └─ no ──> kept unacknowledged until the end, and given back in order
+    [a] ── up to 100 unacknowledged ──> chosen? ── yes ──> published to [b], confirmed ──> acknowledged in [a]
+                                           │
+                                           └─ no ──> held until the end, then requeued in order
 
-The broker delivers no more than that many, and a message leaves the first queue only after the second has confirmed
-it. So a transfer that is killed loses nothing, and doubles at most what was on its way.
+A message leaves the first queue only after the second has confirmed it. So a transfer that is killed loses nothing, and
+leaves in both queues at most the messages that were on their way.
 """
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mqtool.amqp import Channel, Receiving
-from mqtool.errors import Unavailable
-from mqtool.message import Confirmation, Delivery, Message, Receipt
+from mqtool.amqp.consumer import Consumer
+from mqtool.errors import NotConfirmed, Unavailable
+from mqtool.message import PERSISTENT, Confirmation, Delivery, Message, Receipt
 from mqtool.topology import Queue
-from mqtool.work.moving import NotMoved, not_taken
+from mqtool.work import history
 
-#: Messages on their way at a time: what a kill can double.
+#: Messages on their way at a time, which a kill can leave in both queues.
 AT_ONCE = 100
-#: Seconds without a delivery after which a queue that has messages gives us none.
+#: Seconds without a delivery after which a queue that has messages counts as blocked.
 _STALLED = 10.0
-#: Seconds between two looks at a queue that gives us none, and for which a rate holds all up at most.
-_LOOK, _PAUSE = 0.1, 0.05
-#: Lots that are given back at once, and seconds to wait until they are there; others may consume them meanwhile.
-_LOTS, _TAKEN_BACK = 16, 1.0
-#: A pause that is shorter is made up for by the next one.
-_TOO_SHORT = 0.002
+#: Seconds between two looks at a queue that delivers nothing.
+_LOOK = 0.1
+#: Seconds that a rate limit pauses at most before it looks at anything else. A pause shorter than the second number is
+#: added to the next one.
+_PAUSE, _SHORTEST_PAUSE = 0.05, 0.002
+#: Batches that are requeued at once, and seconds to wait until the queue shows them.
+_BATCHES, _REQUEUED = 16, 1.0
+#: Headers that the broker adds to a dead letter. It drops a message whose x-death shows a cycle.
+_BROKERS = {"x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason",
+            "x-last-death-exchange", "x-last-death-queue", "x-last-death-reason"}  # fmt: skip
+#: Headers that it adds to a delivery: how often the queue has delivered it.
+_COUNTS = {"x-delivery-count", "x-acquired-count"}
+#: Headers that ask for copies in further queues, which have been made by now.
+_COPIES = {"CC", "BCC"}
+_OURS = {history.ATTEMPTS, history.LAST_ERROR, history.REASON, history.FIRST_FAILURE, history.QUEUE}
+
+
+class NotMoved(NotConfirmed):
+    """The other queue did not take a message."""
 
 
 class Until(NamedTuple):
-    """When a transfer ends; as it stands, when the queue is empty.
+    """When a transfer ends. With no attribute set, it ends when the queue is empty.
 
     Attributes:
         moved: messages that were moved.
@@ -46,36 +61,108 @@ class Until(NamedTuple):
     idle: float | None = None
 
 
+def move(channel: Channel, delivery: Delivery, message: Message) -> None:
+    """Publish a message that replaces a delivery. The delivery can be acknowledged once this returns.
+
+    Raises:
+        NotMoved: the broker returned or refused it.
+    """
+    for receipt in channel.publish([message], mandatory=True):
+        if receipt.confirmation is not Confirmation.CONFIRMED:
+            raise not_taken(delivery, receipt)
+
+
+def not_taken(delivery: Delivery, receipt: Receipt) -> NotMoved:
+    """The error for a message that the broker returned or refused."""
+    return NotMoved(
+        f"{name_of(delivery)} was not taken by {receipt.message.routing_key!r}: {receipt.reason}",
+        f"it is still in {delivery.queue}",
+    )
+
+
+def failed(delivery: Delivery, error: str, to: str, reason: str | None = None) -> Message:
+    """The message to publish to the queue `to` after a failure: with its history in its headers.
+
+    Args:
+        error: why it failed, in one line.
+        reason: why it is dead-lettered, if it is.
+    """
+    origin = history.origin_of(delivery)
+    headers = _without(delivery.headers, _BROKERS | _COUNTS | _COPIES)
+    headers |= {
+        history.ATTEMPTS: history.attempt_of(delivery),
+        history.LAST_ERROR: error,
+        history.QUEUE: delivery.queue,
+        history.EXCHANGE: origin.exchange,
+        history.ROUTING_KEY: origin.routing_key,
+    }
+    headers.setdefault(history.FIRST_FAILURE, datetime.now(UTC).replace(microsecond=0))
+    if reason is not None:
+        headers[history.REASON] = reason
+    return _moved(delivery, headers, to)
+
+
+def redriven(delivery: Delivery, to: str) -> Message:
+    """The message to publish to the queue `to` as if it had never failed: its attempts count from one again."""
+    return _moved(delivery, _without(delivery.headers, _OURS | _BROKERS | _COUNTS | _COPIES), to)
+
+
+def elsewhere(delivery: Delivery, to: str, user: str) -> Message:
+    """The same message for the queue `to`: with all that its publisher set, and its x-death.
+
+    Args:
+        user: our user name at that broker, which refuses messages with the user_id of another user.
+    """
+    properties = _without(delivery.properties, {"message_id"})
+    if headers := delivery.properties.get("headers"):
+        properties["headers"] = _without(headers, _COUNTS | _COPIES)
+    if properties.get("user_id") != user:
+        properties["user_id"] = None
+    return Message(delivery.body, to, "", properties, delivery.message_id)
+
+
+def _moved(delivery: Delivery, headers: Mapping[str, Any], to: str) -> Message:
+    # It must not expire in the other queue, and must survive a restart. The broker refuses another user's user_id.
+    properties = _without(delivery.properties, {"headers", "message_id", "expiration", "user_id", "delivery_mode"})
+    properties |= {"headers": headers or None, "delivery_mode": PERSISTENT}
+    return Message(delivery.body, to, "", properties, delivery.message_id)
+
+
+def _without(table: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in table.items() if name not in names}
+
+
+def name_of(delivery: Delivery) -> str:
+    """A message's name in notices and errors."""
+    body = delivery.body[:120].decode("utf-8", "replace")[:30]  # the rest may be megabytes
+    return f"message {delivery.message_id}" if delivery.message_id else f"a message without id ({body!r})"
+
+
 def _dropped(messages: Iterable[Message | None]) -> Iterator[Receipt]:
-    """Confirm each message, and forget it."""
+    """Receipts for messages that are dropped instead of published."""
     return (Receipt(message, Confirmation.CONFIRMED) for message in messages if message is not None)
 
 
-def wait_for(channel: Channel, queue: str, ready: int, patience: float = _TAKEN_BACK) -> None:
-    """Wait until what was given back is there: a moment only, since others may consume it meanwhile.
-
-    Args:
-        ready: messages that the queue has then.
-        patience: seconds.
-    """
+def wait_for(channel: Channel, queue: str, ready: int, patience: float = _REQUEUED) -> None:
+    """Wait until a queue has this many messages ready, or for `patience` seconds: others may consume them meanwhile."""
     deadline = time.monotonic() + patience
     while channel.depth_of(queue) < ready and time.monotonic() < deadline:
         time.sleep(_LOOK / 10)
 
 
 class Transfer:
-    """Moves messages out of a queue; iterating yields each once it is confirmed where it went.
+    """Moves messages out of a queue. Iterating yields each one once it is confirmed where it went.
 
     Attributes:
-        kept: messages that were looked at, and not chosen.
+        kept: messages that were looked at and not chosen.
 
     Args:
-        source: of the queue's broker, without reconnection: what was taken would come again.
-        target: to publish on; None drops what is chosen.
-        message_for: the message to publish in place of a delivery; None keeps it.
-        goes_on: is told of a message that was not taken, and says whether to go on with the next ones.
-        per_second: messages, at most.
-        chooses: message_for may return None.
+        source: a channel of the queue's broker, without reconnection: messages held by it would be delivered again.
+        target: publishes the messages; None drops them.
+        message_for: returns the message to publish for a delivery; None keeps it in the queue.
+        goes_on: called with a message that was not taken; returns True to go on with the next one.
+        per_second: rate limit in messages.
+        chooses: False if message_for never returns None.
     """
 
     def __init__(
@@ -99,22 +186,21 @@ class Transfer:
         self._goes_on = goes_on
         self._interval = 0.0 if per_second is None else 1 / per_second
         self._chooses = chooses
-        self._is_in_line = False  # the latest delivery had been delivered before
+        self._was_requeued = False  # the latest delivery
         self._refusal: NotMoved | None = None
         self._on_their_way: deque[Delivery] = deque()
         self._confirmed: list[Delivery] = []
-        self._lots: list[Delivery] = []  # the last of each lot that held all places
-        self._held = 0  # these, and what was refused
+        self._batches: list[Delivery] = []  # the last message of each full batch of held ones
+        self._held = 0  # messages not chosen or not taken
         self._last_held: Delivery | None = None
-        # Where the broker counts for us, it never delivers more than are to be moved.
-        count = None if chooses else until.moved
-        self._consumer = source.consumer(Queue(queue), Receiving(AT_ONCE, acknowledge=False, count=count))
+        # If all are chosen, the broker never delivers more than are to be moved.
+        self._consumer = self._consume(None if chooses else until.moved)
 
     def __iter__(self) -> Iterator[Delivery]:
-        """Move them.
+        """Move the messages.
 
         Raises:
-            NotMoved: the other queue did not take one, and goes_on() said no. All others on their way have arrived.
+            NotMoved: the other queue did not take one, and goes_on() returned False. All others on their way arrived.
             MqtoolError: a connection is lost, or the queue is gone.
         """
         try:
@@ -127,17 +213,20 @@ class Transfer:
                     self._refused(delivery, receipt)
         finally:
             self._settle()
-            self._source.closing()  # sends what waits, before all else goes back
+            self._source.closing()  # sends the acknowledgements that wait, before the rest is requeued
             self._give_back()
         if self._refusal is not None:
             raise self._refusal
 
+    def _consume(self, count: int | None = None) -> Consumer:
+        return self._source.consumer(Queue(self._queue), Receiving(AT_ONCE, acknowledge=False, count=count))
+
     def _messages(self) -> Iterator[Message | None]:
         arriving = self._arriving()
         yield from self._chosen(arriving)
-        # What has come back to a quorum queue before stands in a line of its own, and what comes back now goes to its
-        # end. So we have to take all of it.
-        if self._is_in_line and (self._chooses or self._refusal is not None):
+        # A quorum queue delivers requeued messages first, and puts what is requeued now behind them. To keep the order,
+        # take all that were requeued before.
+        if self._was_requeued and (self._chooses or self._refusal is not None):
             self._until = Until()
             for delivery in arriving:
                 if delivery is None:
@@ -153,12 +242,12 @@ class Transfer:
         for delivery in arriving:
             message = None if delivery is None else self._message_for(delivery)
             if delivery is not None:
-                self._is_in_line = delivery.redelivered
+                self._was_requeued = delivery.redelivered
             if delivery is not None and message is None:
                 self.kept += 1
                 self._hold(delivery)
             elif delivery is not None:
-                while (pause := due - time.monotonic()) > _TOO_SHORT:
+                while (pause := due - time.monotonic()) > _SHORTEST_PAUSE:
                     if self._source.stopping:
                         return
                     self._settle()
@@ -175,7 +264,7 @@ class Transfer:
                 return
 
     def _arriving(self) -> Iterator[Delivery | None]:
-        """The deliveries; None while there is none, and some are on their way to the other queue."""
+        """Yield deliveries, and None while there is none and some messages are unconfirmed."""
         deliveries, seen, last = self._consumer.deliveries(), 0, time.monotonic()
         while seen != self._until.seen:
             if self._consumer.arrives(0):
@@ -187,15 +276,17 @@ class Transfer:
                 last = time.monotonic()
             elif self._on_their_way:
                 yield None
-            elif self._held == (len(self._lots) + 1) * AT_ONCE and self._last_held is not None:
-                self._lots.append(self._last_held)
+            elif self._held == (len(self._batches) + 1) * AT_ONCE and self._last_held is not None:
+                self._batches.append(self._last_held)
                 self._last_held = None
-                self._source.take_in_advance(AT_ONCE)  # these hold all places, so nothing is on its way to us
+                self._consumer.give_back(())  # its prefetch is used up by held ones, so nothing is on its way to it
+                self._consumer = self._consume()
+                deliveries = self._consumer.deliveries()
             elif self._is_over(time.monotonic() - last):
                 return
 
     def _is_over(self, silence: float) -> bool:
-        """Whether the end has come, after this many seconds without a delivery. Waits a moment for one."""
+        """True at the end, after `silence` seconds without a delivery. Waits a moment for another one."""
         if self._until.idle is not None:
             patience = self._until.idle - silence
             return patience <= 0 or not self._consumer.arrives(patience)
@@ -204,7 +295,7 @@ class Transfer:
             return not self._consumer.arrives(0)
         if silence > _STALLED:
             raise Unavailable(
-                f"{self._queue!r} has {ready:,} more, but the broker delivers none to us",
+                f"{self._queue!r} has {ready:,} more, but the broker delivers none",
                 "it is a stream, or another consumer has a higher priority or is the single active one",
             )
         return False
@@ -221,12 +312,12 @@ class Transfer:
             self._refusal = error
 
     def _give_back(self) -> None:
-        """Return what is held, in order. A quorum queue takes more lots than it can in the order of its choice."""
-        for start in range(0, len(self._lots) if self._source.is_open else 0, _LOTS):
+        """Requeue what is held, in order. A quorum queue keeps the order only of some batches at a time."""
+        for start in range(0, len(self._batches) if self._source.is_open else 0, _BATCHES):
             self._consumer.give_back(())
-            before, lots = self._source.depth_of(self._queue), self._lots[start : start + _LOTS]
-            self._consumer.give_back(lots)
-            wait_for(self._source, self._queue, before + len(lots) * AT_ONCE)
+            before, batches = self._source.depth_of(self._queue), self._batches[start : start + _BATCHES]
+            self._consumer.give_back(batches)
+            wait_for(self._source, self._queue, before + len(batches) * AT_ONCE)
         self._consumer.give_back([self._last_held] if self._last_held else ())
 
     def _settle(self) -> None:

@@ -1,99 +1,141 @@
-"""A program for each message, and what its exit status means. sysexits.h gives 65 and 75 their meaning.
+"""A worker: runs a program for each message, several at once, and settles each message by the exit status.
 
 0         done: acknowledged
-65        the message is bad, and always will be: a dead letter
-75        not now: retried later (retry.py)
+65        the message is bad, and always will be: dead-lettered
 126, 127  the command itself is broken: the worker ends, and the message stays in its queue
-other     failed: retried later, also when a signal or --timeout ended the program
+other     failed: retried later, or dead-lettered after the last attempt (retry_or_dead_letter.py);
+          likewise when a signal or --timeout ended the program
 """
 
+import queue as queues
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from mqtool.amqp import Channel
+from mqtool.amqp import Channel, Receiving
 from mqtool.errors import MqtoolError
 from mqtool.message import Delivery
-from mqtool.work.endings import CANNOT_RUN, EX_DATAERR, NOT_FOUND, Ending
-from mqtool.work.hands import IN_A_LOT
-from mqtool.work.programs import Ended, Program
-from mqtool.work.retry import Retrying
+from mqtool.topology import Queue
+from mqtool.work.exec_command import ExecCommand
+from mqtool.work.retry_or_dead_letter import Retrying
+from mqtool.work.runner import CANNOT_RUN, NOT_FOUND, Ending
 
-if TYPE_CHECKING:  # it brings SQLite along
+if TYPE_CHECKING:  # it imports SQLite
     from mqtool.work.deduplication import HandledMessages
+
+#: One unacknowledged delivery for each program that may run at once.
+ONE_EACH = Receiving(prefetch=1)
 
 
 class CommandBroken(MqtoolError):
     """The program of --exec cannot be run at all."""
 
 
-class ProgramWorker:
-    """Handles deliveries with a program, from several threads.
+class Worker:
+    """Runs a program for each message.
+
+    Each thread has one delivery, and acknowledges it when its program has ended. So no message waits behind a long one
+    while another worker is idle, and after kill -9 at most the programs that were running run again.
 
     Attributes:
-        counts: how many were "done", are to "retry", are "dead", or were "suppressed" as duplicates.
-        in_hand: how many are being handled.
-        most: how many to handle one after another at most: duplicates are looked for one by one.
+        counts: messages that were "done", will be tried again ("retry"), were dead-lettered ("dead"), or were
+            "suppressed" as duplicates.
+        in_hand: programs that run now.
 
     Args:
-        channel: the one that the deliveries come from.
-        notice: is told what a person should know.
-        handled: what was done before; None does everything.
+        channel: consumes the deliveries.
+        concurrency: programs that may run at once.
+        notice: prints a line for the user.
+        handled: the messages handled before, to suppress duplicates; None handles every message.
     """
 
     def __init__(
         self,
         channel: Channel,
-        program: Program,
+        command: ExecCommand,
         retrying: Retrying,
+        concurrency: int,
         notice: Callable[[str], None],
         handled: "HandledMessages | None" = None,
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.in_hand = 0
-        self.most = IN_A_LOT if handled is None else 1
         self._channel = channel
-        self._program = program
+        self._command = command
         self._retrying = retrying
+        self._concurrency = concurrency
         self._notice = notice
         self._handled = handled
         self._counting = threading.Lock()
+        self._taking = threading.Lock()
+        self._ended: queues.SimpleQueue[BaseException | None] = queues.SimpleQueue()
+        self._error: BaseException | None = None
 
-    def handle(self, deliveries: Sequence[Delivery]) -> None:
-        """Run the program for each delivery, and acknowledge that.
+    def start_consuming(self, queue: Queue, receiving: Receiving) -> Callable[[], None]:
+        """Start to consume. The function returned does the work, until the deliveries end.
+
+        At a clean end it waits for the programs that run. If the channel is lost it does not: their messages can no
+        longer be acknowledged.
 
         Raises:
-            CommandBroken: the program cannot be run. The delivery is not acknowledged.
-            NotConfirmed: it failed, and could not be moved to wait. Likewise.
+            Unavailable: the queue does not exist or, from the function returned, was deleted.
+            CommandBroken: from the function returned: the program cannot be run. Its message is not acknowledged.
+            NotConfirmed: from the function returned: a message could not be moved to its wait queue or dead-letter
+                queue. It is not acknowledged.
         """
-        with self._counting:
-            self.in_hand += len(deliveries)
+        prefetch = self._concurrency * (2 if receiving.count is not None else 1)
+        deliveries = self._channel.consume(queue, receiving._replace(acknowledge=False, prefetch=prefetch))
+
+        def work() -> None:
+            for _ in range(self._concurrency):
+                threading.Thread(target=self._work, args=(deliveries,), daemon=True).start()
+            for _ in range(self._concurrency):
+                if (lost := self._ended.get()) is not None:
+                    raise lost
+            if self._error is not None:
+                raise self._error
+
+        return work
+
+    def _work(self, deliveries: Iterator[Delivery]) -> None:
+        """One thread's work. An error of the channel ends the worker at once, one of a program after the others."""
+        lost = None
         try:
-            if self._handled is None:
-                self._program.run_each(deliveries, self._settle, still=self._is_to_be_done)
+            while (delivery := self._take(deliveries)) is not None:
+                try:
+                    self._handle(delivery)
+                except BaseException as error:  # raised by work(), in its caller's thread
+                    self._error = self._error or error
+                    self._channel.stop()
+        except BaseException as error:  # likewise
+            lost = error
+        self._ended.put(lost)
+
+    def _take(self, deliveries: Iterator[Delivery]) -> Delivery | None:
+        with self._taking:
+            return next(deliveries, None)
+
+    def _handle(self, delivery: Delivery) -> None:
+        with self._counting:
+            self.in_hand += 1
+        try:
+            if self._handled is None or not delivery.message_id:
+                self._settle(delivery, self._command.run(delivery))
             else:
-                for delivery in deliveries:
-                    self._do_once(delivery, self._handled)
+                self._handle_once(delivery, delivery.message_id, self._handled)
         finally:
             with self._counting:
-                self.in_hand -= len(deliveries)
+                self.in_hand -= 1
 
-    def _is_to_be_done(self, delivery: Delivery) -> bool:
-        return not self._channel.stopping and self._channel.is_current(delivery)
-
-    def _do_once(self, delivery: Delivery, handled: "HandledMessages") -> None:
-        message_id = delivery.properties.get("message_id")
-        if not message_id:
-            self._settle([Ended(delivery, self._program.run(delivery))])
-            return
+    def _handle_once(self, delivery: Delivery, message_id: str, handled: "HandledMessages") -> None:
         if handled.begin(delivery.queue, message_id, lambda: self._channel.stopping) is not None:
             self._notice(f"message {message_id} was done before: acknowledged, not done again")
             self._count("suppressed")
             self._channel.acknowledge(delivery)
             return
         try:
-            ending = self._program.run(delivery)
+            ending = self._command.run(delivery)
             _check(ending)
         except BaseException:
             handled.failed(delivery.queue, message_id)
@@ -102,29 +144,20 @@ class ProgramWorker:
             handled.done(delivery.queue, message_id)
         else:
             handled.failed(delivery.queue, message_id)
-        self._settle([Ended(delivery, ending)])
+        self._settle(delivery, ending)
 
-    def _settle(self, ended: Iterable[Ended]) -> None:
-        settled = []
-        try:
-            for delivery, ending in ended:
-                _check(ending)
-                if self._channel.is_current(delivery):
-                    self._count(self._moved_on(delivery, ending))
-                    settled.append(delivery)
-                else:
-                    self._notice("the delivery was lost while the program ran: the broker delivers the message again")
-        finally:
-            self._channel.acknowledge(*settled)
-
-    def _moved_on(self, delivery: Delivery, ending: Ending) -> str:
-        """Move a failed message to another queue, where it is safe; return what to count it as."""
+    def _settle(self, delivery: Delivery, ending: Ending) -> None:
+        _check(ending)
+        if not self._channel.is_current(delivery):
+            self._notice("the delivery was lost while the program ran: the broker delivers the message again")
+            return
         if ending.status == 0:
-            return "done"
-        if ending.status == EX_DATAERR:
-            self._retrying.bury(delivery, ending.reason)
-            return "dead"
-        return "retry" if self._retrying.retry(delivery, ending.reason) else "dead"
+            self._count("done")
+        elif self._retrying.retry_or_dead_letter(delivery, ending):
+            self._count("retry")
+        else:
+            self._count("dead")
+        self._channel.acknowledge(delivery)
 
     def _count(self, what: str) -> None:
         with self._counting:

@@ -88,7 +88,7 @@ def test_what_cannot_be_a_command_is_said_before_anything_is_taken(shell: Shell)
         (["--exec", "no-such-program"], "program 'no-such-program' not found"),
         (["--exec", "./script"], "'./script' is not executable"),
         (["--exec", "grep 'a|b' | wc"], "--exec runs no shell, so '|' would be an argument"),
-        (["--exec", "echo {nosuch}"], "--exec has an unknown place {nosuch}"),
+        (["--exec", "echo {nosuch}"], "--exec has an unknown placeholder {nosuch}"),
         (["--exec", "echo {routing_key}", "--shell"], "sh would run the value of {routing_key} as code"),
         (["--retries", "3"], "add --exec COMMAND"),
     ):
@@ -168,7 +168,7 @@ def test_what_a_program_says_last_is_said(shell: Shell) -> None:
 
 
 def test_quick_ones_are_acknowledged_whatever_comes_after_them(shell: Shell, broker: TestBroker) -> None:
-    """Acknowledgements of quick ones go together; they do not wait for a slow one, nor for the worker's end."""
+    """Each is acknowledged when its program has ended, not when the slow one or the worker ends."""
     shell.run("mqtool", "new-task", "-l", stdin="quick\n" * 150 + "slow\n" + "quick\n" * 20)
     program = "read body; echo $body; if [ $body = slow ]; then while ! [ -e go ]; do sleep 0.1; done; fi"
     worker = shell.start("mqtool", "worker", "--shell", "--exec", program).wait_until_ready()
@@ -189,7 +189,7 @@ def test_quick_ones_are_acknowledged_whatever_comes_after_them(shell: Shell, bro
 
 @on_any_broker
 def test_quick_ones_go_on_beside_slow_ones(shell: Shell, broker: TestBroker) -> None:
-    """Those that were to run after them run elsewhere."""
+    """A slow one holds up only the thread that runs it."""
     shell.run("mqtool", "new-task", "-l", stdin="quick\n" * 150 + "slow\n" * 3 + "quick\n" * 40)
     program = "read body; if [ $body = slow ]; then while ! [ -e go ]; do sleep 0.1; done; fi; echo $body"
     options = ("--concurrency", "4", "--shell", "--exec", program)
@@ -213,7 +213,7 @@ def test_a_command_that_breaks_among_quick_ones_keeps_what_comes_after(shell: Sh
     assert shell.run("mqtool", "receive", "-q", "task_queue", "-c", "10", "--raw").stdout.split().count("good") == 9
 
 
-def test_quick_ones_are_taken_in_advance_up_to_the_count(shell: Shell, broker: TestBroker) -> None:
+def test_many_quick_ones_are_done_up_to_the_count(shell: Shell, broker: TestBroker) -> None:
     """-c takes as many as it says, and leaves the others."""
     shell.run("mqtool", "new-task", "-l", stdin="".join(f"{number}\n" for number in range(170)))
     worked = shell.run("mqtool", "worker", "-c", "150", "--shell", "--exec", "cat; echo")

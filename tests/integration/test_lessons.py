@@ -12,7 +12,7 @@ from mqtool.message import Confirmation, Delivery, Message
 from mqtool.topology import PRIVATE_QUEUE, Queue
 from mqtool.tutorials import delayed_messages, publisher_confirms, rpc
 from mqtool.tutorials.dialects import DELAY_EXCHANGE
-from mqtool.work.replies import in_order
+from mqtool.work.rpc_functions import in_order
 
 QUEUE = Queue("lessons", durable=True)
 

@@ -144,20 +144,6 @@ def test_what_is_missing_at_last_comes_at_once() -> None:
     assert acknowledge(policy, 20, first=21) == [Step.CANCEL]
 
 
-def test_what_is_taken_in_advance_is_never_more_than_the_count() -> None:
-    """As long as that many may still come, and not where acknowledgements are withheld."""
-    policy = CallerSettles(Receiving(count=10, prefetch=1, acknowledge=False))
-    assert policy.in_advance(10) == 0
-    assert policy.in_advance(4) == 4
-    assert acknowledge(policy, 5, 6, 7, 8, 9) == [Step.GO_ON] * 5
-    assert acknowledge(policy, 9, first=6) == [Step.RESUBSCRIBE]
-    assert policy.wants_more(9, through=9)
-    assert policy.prefetch == 1
-    assert policy.in_advance(4) == 0
-    assert CallerSettles(Receiving(acknowledge=False)).in_advance(4) == 4
-    assert ExactCount(300).in_advance(4) == 0
-
-
 def test_a_caller_who_acknowledges_is_sent_again_what_was_in_hand_when_the_channel_was_lost() -> None:
     """What was acknowledged counts; an acknowledgement for the lost channel does not."""
     policy = CallerSettles(Receiving(count=3, prefetch=1, acknowledge=False))

@@ -9,7 +9,7 @@ from mqtool.amqp import Channel
 from mqtool.errors import NotConfirmed
 from mqtool.message import Confirmation, Delivery, Message, Receipt
 from mqtool.topology import Queue
-from mqtool.work.retry import Retrying, RetryPolicy
+from mqtool.work.retry_or_dead_letter import Retrying, RetryPolicy
 
 JOB = Delivery(b"job", "", "jobs", "jobs", redelivered=False, properties={"message_id": "a"}, delivery_tag=1)
 

@@ -20,10 +20,10 @@ from mqtool.cli.display.live_screen import Progress
 from mqtool.cli.options import DURATION, Broker, Commands, ManagedBroker, Where, Yes, ask
 from mqtool.errors import SomeFailed, Unavailable
 from mqtool.message import Delivery
-from mqtool.work import dead_letters, peeking
-from mqtool.work.dead_letters import Choice
+from mqtool.work import peeking, redriving
 from mqtool.work.history import death_of
-from mqtool.work.retry import dead_letter_queue
+from mqtool.work.redriving import Choice
+from mqtool.work.retry_or_dead_letter import dead_letter_queue
 
 app = Commands()
 dlq = app.group("dlq", "Show dead letters, move them back, or drop them.")
@@ -62,7 +62,7 @@ class Which(NamedTuple):
 
     def choice(self) -> Choice:
         """As a function of a dead letter."""
-        chosen, where = dead_letters.choice(self.ids or (), self.reason, self.error, self.older), self.where
+        chosen, where = redriving.choice(self.ids or (), self.reason, self.error, self.older), self.where
         if where is None:
             return chosen
         return lambda letter: where.matches(conditions.of_delivery(letter)) and chosen(letter)
@@ -80,7 +80,7 @@ def ls(broker: ManagedBroker, as_json: AsJson = False) -> None:
     """List the queues that hold dead letters."""
     access = broker.access(reconnects=False)
     try:
-        queues = dead_letters.queues_for_letters(access.management(), access.vhost)
+        queues = redriving.dead_letter_queues(access.management(), access.vhost)
     except Unavailable as error:
         raise Unavailable(
             str(error), "name it with --management, or look into one queue with 'mqtool dlq show QUEUE'"
@@ -168,7 +168,7 @@ def redrive(
         ask(f"move {which.words} {there:,} messages of {source} back", yes, protected=access.protected, is_safe=is_safe)
         progress = Progress("moved back", fraction=lambda: progress.count / max(1, there))
         try:
-            for letter in progress.of(dead_letters.redrive(channel, source, which.choice(), stays, to)):
+            for letter in progress.of(redriving.redrive(channel, source, which.choice(), stays, to)):
                 moved += 1
                 if output.verbose:
                     output.status(f" [x] Redriven {letter.message_id}")
@@ -193,7 +193,7 @@ def drop(queue: QueueArgument, which: Which, broker: Broker, yes: Yes) -> None:
             hint="pass --yes, or select with --id, --reason, --error, --older or --where",
         )
         try:
-            for _ in dead_letters.drop(channel, source, which.choice()):
+            for _ in redriving.drop(channel, source, which.choice()):
                 dropped += 1
                 stopping.exit_if_requested()
         finally:

@@ -44,9 +44,8 @@ from mqtool.taps.tapping import Tap
 from mqtool.topology import Queue
 from mqtool.where import of_delivery
 from mqtool.work import peeking
-from mqtool.work.moving import NotMoved, elsewhere, name_of
 from mqtool.work.peeking import How, Kind
-from mqtool.work.transfer import AT_ONCE, Transfer, Until, wait_for
+from mqtool.work.transfer import AT_ONCE, NotMoved, Transfer, Until, elsewhere, name_of, wait_for
 
 app = Commands()
 

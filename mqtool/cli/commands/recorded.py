@@ -26,10 +26,10 @@ from mqtool.recordings.changes import Changes
 from mqtool.recordings.pace import Pace
 from mqtool.recordings.pseudonyms import Pseudonyms
 from mqtool.recordings.reading import Selection, parse_moment
+from mqtool.recordings.reconciliation import Reconciliation
+from mqtool.recordings.reconciliation import reconcile as compare
 from mqtool.recordings.scrubbing import Scrubber, parse_fields
 from mqtool.topology import Exchange
-from mqtool.work.reconciliation import Reconciliation
-from mqtool.work.reconciliation import reconcile as compare
 
 app = Commands()
 

@@ -3,12 +3,12 @@
 import contextlib
 import re
 import shlex
-import time
 from typing import Annotated, Literal
 
 from typer import Argument, Option
 
 from mqtool.amqp import CONFIRM_TIMEOUT, Channel, administration
+from mqtool.amqp import Receiving as ReceivingSettings
 from mqtool.cli import stopping
 from mqtool.cli.command_line import size
 from mqtool.cli.display import output
@@ -21,15 +21,16 @@ from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, ExitCode,
 from mqtool.message import Delivery, Message
 from mqtool.topology import PRIVATE_QUEUE, Queue
 from mqtool.tutorials import rpc
-from mqtool.work import functions, remote, replies
-from mqtool.work.functions import ERROR
-from mqtool.work.hands import Pace
-from mqtool.work.programs import Program
+from mqtool.work import rpc_functions
+from mqtool.work.exec_command import ExecCommand
+from mqtool.work.rpc_functions import ERROR
 
 app = Commands()
 
 #: Requests that get a line each; more would only hide their replies.
 _SHOWN = 100
+#: fib answers faster than a request comes from the broker: with one request at a time, it would answer FACTOR as many.
+_MANY = ReceivingSettings(prefetch=100)
 Function = Literal["fib", "add100"]
 MaxOutput = Annotated[
     int,
@@ -55,12 +56,13 @@ def rpc_server(
 ) -> None:
     """Answer requests (tutorial 6)."""
     write = writer(receiving, lambda _: " [.] ")
+    is_quick = programs.command is None and function == "fib"
     if programs.command is None:
-        name, compute = str(function), functions.of_integer(functions.FUNCTIONS[function])
+        name, compute = str(function), rpc_functions.of_integer(rpc_functions.FUNCTIONS[function])
     else:
         name = programs.command.split()[0]
-        compute = remote.of_program(
-            Program(
+        compute = rpc_functions.of_program(
+            ExecCommand(
                 programs.command,
                 shell=programs.shell,
                 timeout=receiving.timeout,
@@ -70,7 +72,7 @@ def rpc_server(
         )
     target = queue.of(broker.names.rpc_queue)
     if (handled := handled_messages(dedup)) is not None:
-        compute = functions.answering_once(compute, handled, target.name, output.notice)
+        compute = rpc_functions.answering_once(compute, handled, target.name, output.notice)
 
     answering = broker.lines.answering_add100 if name == "add100" else f" [.] {name}({{n}})"
 
@@ -80,22 +82,19 @@ def rpc_server(
         else:
             write.together.add(output.encoded(answering.format(n=output.one_line(request.text))))
 
-    answered = functions.answering_errors(compute)
+    answered = rpc_functions.answering_errors(compute)
 
     with broker.access().channel() as channel:
-        pace, channel.before_acknowledging = Pace(channel), write.flush
+        channel.before_acknowledging = write.flush
 
         def answer_visibly(request: Delivery) -> Message:
-            started = time.monotonic()
             show(request)
-            if programs.command or pace.lot == 1:
+            if not is_quick:
                 write.flush()  # a request that takes long is seen meanwhile
-            reply = answered(request)
-            pace.took(time.monotonic() - started)
-            return reply
+            return answered(request)
 
         settings = receiving._replace(timeout=None if programs.command else receiving.timeout).settings(
-            rpc.ONE_AT_A_TIME
+            _MANY if is_quick else rpc.ONE_AT_A_TIME
         )
         waiting = broker.lines.awaiting_add100 if name == "add100" else broker.lines.awaiting_requests
         answers = rpc.serve(channel, checked(target, queue, channel, broker), answer_visibly, settings)
@@ -103,7 +102,7 @@ def rpc_server(
             for _, reply in answers:
                 if reply.properties.get("type") == ERROR:
                     output.warning(f"answered with an error: {reply.body.decode()}")
-                remote.stop_if_broken(reply)
+                rpc_functions.stop_if_broken(reply)
 
 
 @app.command("mqtool rpc-client 30", "mqtool rpc-client 1 2 3 --function add100 --timeout 10s")
@@ -135,9 +134,9 @@ def rpc_client(
         results = BatchedOutput()
         channel.before_acknowledging = results.flush
         answers = rpc.call(channel, target, bodies, timeout, reply_queue)
-        for reply in replies.in_order(answers, channel, target, len(bodies)):
+        for reply in rpc_functions.in_order(answers, channel, target, len(bodies)):
             answered += 1
-            if remote.EXIT_STATUS in reply.headers:
+            if rpc_functions.EXIT_STATUS in reply.headers:
                 results.flush()
                 status = status or _show_remote(reply, raw=raw)
             elif reply.properties.get("type") == ERROR:
@@ -182,12 +181,12 @@ def _check_integers(requests: list[str], function: Function) -> None:
 
 def _show_remote(reply: Delivery, *, raw: bool) -> int:
     """Print what the server's program printed; return its exit status."""
-    status = reply.headers[remote.EXIT_STATUS]
+    status = reply.headers[rpc_functions.EXIT_STATUS]
     if raw:
         output.write(_alone(reply))
     else:
         output.show(f" [.] Got {output.visible(reply.text.rstrip())}")
-    for line in str(reply.headers.get(remote.STDERR) or "").splitlines():
+    for line in str(reply.headers.get(rpc_functions.STDERR) or "").splitlines():
         output.notice(f"the server's program said: {line}")
     return status if isinstance(status, int) and 0 <= status <= 255 else ExitCode.FAILED
 

@@ -36,7 +36,7 @@ from mqtool.errors import SomeFailed, UsageError
 from mqtool.message import DUE, Delivery, Message
 from mqtool.topology import DELAYED, Exchange
 from mqtool.tutorials import delayed_messages
-from mqtool.work.waiting import Choice, Waiting, WaitingMessages
+from mqtool.work.pending_delays import Choice, Waiting, WaitingMessages
 
 app = Commands()
 

@@ -19,7 +19,7 @@ from mqtool.delays.via import LONGEST, Via
 from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import UsageError
 from mqtool.message import PROPERTIES, Delivery
-from mqtool.work.retry import RetryPolicy
+from mqtool.work.retry_or_dead_letter import RetryPolicy
 
 
 def _delay(text: str) -> float:

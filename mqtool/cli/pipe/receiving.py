@@ -22,10 +22,9 @@ from mqtool.inspection.listing import counted
 from mqtool.message import Delivery
 from mqtool.topology import Queue
 from mqtool.tutorials.dialects import declaring_otherwise
-from mqtool.work.hands import ONE_EACH, Hands
-from mqtool.work.programs import Program
-from mqtool.work.retry import Retrying
-from mqtool.work.worker import ProgramWorker
+from mqtool.work.exec_command import ExecCommand
+from mqtool.work.retry_or_dead_letter import Retrying
+from mqtool.work.worker import ONE_EACH, Worker
 
 if TYPE_CHECKING:
     from mqtool.where import Where
@@ -228,9 +227,13 @@ def work(command: str, options: ProgramOptions, named: UsedQueueOptions, receivi
             "--exec cannot be combined with output or acknowledgement options",
             "leave out --raw, --json, --format and --auto-ack",
         )
-    hands, queue = options.concurrency, named.of(broker.names.task_queue)
-    program = Program(
-        command, shell=options.exec.shell, timeout=receiving.timeout, concurrency=hands, pass_url=options.exec.pass_url
+    concurrency, queue = options.concurrency, named.of(broker.names.task_queue)
+    program = ExecCommand(
+        command,
+        shell=options.exec.shell,
+        timeout=receiving.timeout,
+        concurrency=concurrency,
+        pass_url=options.exec.pass_url,
     )
     handled = handled_messages(options.dedup)
     settings = receiving._replace(timeout=None).settings(ONE_EACH)
@@ -238,12 +241,12 @@ def work(command: str, options: ProgramOptions, named: UsedQueueOptions, receivi
     with access.connect() as connection:
         channel = connection.channel(strict=access.strict)
         retrying = Retrying(connection.channel(), options.retries.policy, output.notice)
-        worker = ProgramWorker(channel, program, retrying, output.notice, handled)
+        worker = Worker(channel, program, retrying, concurrency, output.notice, handled)
         if receiving.timeout is not None:
             _warn_of_consumer_timeout(access, queue.name, receiving.timeout)
         with stopping.calling(channel.stop), busy(lambda: worker.in_hand):
             queue = channel.declare(checked(queue, named, channel, broker))
-            work_through = Hands(channel, worker.handle, hands, worker.most).start_consuming(queue, settings)
+            work_through = worker.start_consuming(queue, settings)
             try:
                 with announced(receiving.ready_file, channel, WAITING_FOR_MESSAGES):
                     work_through()

@@ -12,7 +12,7 @@ from mqtool.management import Management
 from mqtool.message import Delivery, Message
 from mqtool.topology import DELAYED
 from mqtool.work import peeking
-from mqtool.work.moving import move
+from mqtool.work.transfer import move
 
 
 class Waiting(NamedTuple):

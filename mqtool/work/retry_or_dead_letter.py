@@ -1,21 +1,22 @@
-"""Retry with exponential back-off, in queues alone: no process keeps a timer, so none is lost with one.
+"""What becomes of a message whose program failed: a retry with exponential backoff, or dead-lettering.
 
                      done
                  ┌──────────────> acknowledged
                  │
-    [jobs] ──> worker ── failed ──> [jobs.wait.1s]        after 1, 2, 4 … seconds it expires there, and the broker
-       ^         │                  [jobs.wait.2s]        dead-letters it: back to the queue it came from
+    [jobs] ──> worker ── failed ──> [jobs.wait.1s]        after 1, 2, 4 … seconds the message expires there, and the
+       ^         │                  [jobs.wait.2s]        broker dead-letters it to the queue it came from
        │         │                  [jobs.wait.4s]
        │         │                        │
        └─────────│────────────────────────┘
                  │
-                 └── failed for the last time, or for good ──> [jobs.dlq]
+                 └── failed for the last time, or exit status 65 ──> [jobs.dlq]
 
-There is one wait queue for each delay (wait_queues.py), which keeps a message until its queue has confirmed it. A
-worker that dies between moving a message and acknowledging it leaves it in both queues; --deduplicate notices that.
+The broker does the waiting, so no retry is lost with a process. There is one wait queue for each delay
+(wait_queues.py); it keeps a message until the work queue has confirmed it. A worker that dies between moving a message
+and acknowledging it leaves it in both queues; --deduplicate suppresses the second one.
 
-The dead-letter queue is a classic queue: nothing leads out of it, and a quorum queue may count each look at a message
-as a delivery, and drop it after twenty.
+The dead-letter queue is a classic queue: a quorum queue may count each look at a message as a delivery, and drop the
+message after twenty.
 """
 
 import threading
@@ -29,7 +30,8 @@ from mqtool.errors import BadData, NotConfirmed, UsageError
 from mqtool.message import Delivery, Message
 from mqtool.topology import Queue
 from mqtool.work import history
-from mqtool.work.moving import NotMoved, failed, move, name_of
+from mqtool.work.runner import EX_DATAERR, Ending
+from mqtool.work.transfer import NotMoved, failed, move, name_of
 
 #: A wait queue may expire between its declaration and the message.
 _TRIES = 3
@@ -52,7 +54,7 @@ class RetryPolicy:
     longest: float = 300.0
 
     def delay(self, failures: int) -> float | None:
-        """Seconds to wait after N failures, to the millisecond; None if there is no other attempt."""
+        """Seconds to wait after N failures, in whole milliseconds; None after the last attempt."""
         if failures > self.retries:
             return None
         try:
@@ -63,27 +65,27 @@ class RetryPolicy:
 
 
 def dead_letter_queue(queue: str) -> Queue:
-    """Where the dead letters of a queue are."""
+    """The dead-letter queue of a work queue."""
     return Queue(f"{queue}.dlq", durable=True)
 
 
 def retry_queue(queue: str, delay: float) -> Queue:
-    """Where messages wait this long, in seconds, before they go back to their queue."""
+    """The queue in which messages wait for `delay` seconds before they return to the work queue."""
     return wait_queue(f"{queue}.wait.{compact_duration(delay)}", round(delay * 1000), "", queue)
 
 
-class _TooMuch(Exception):
+class _TooLarge(Exception):
     """A message cannot be encoded together with its history."""
 
 
 class Retrying:
-    """Moves failed messages to wait, or to the dead letters. For several threads.
+    """Moves failed messages to a wait queue or to the dead-letter queue. Thread-safe.
 
-    The caller acknowledges a delivery when it has been moved.
+    The caller acknowledges a delivery once it has been moved.
 
     Args:
-        channel: for its own use, not the one that messages are consumed on.
-        notice: is told of each message.
+        channel: used for nothing else, in particular not to consume.
+        notice: prints a line for the user, for each message.
     """
 
     def __init__(self, channel: Channel, policy: RetryPolicy, notice: Callable[[str], None]) -> None:
@@ -91,14 +93,28 @@ class Retrying:
         self._policy = policy
         self._notice = notice
         self._lock = threading.Lock()
-        self._waiting = AtLeastOnce(channel, notice)
+        self._wait_queues = AtLeastOnce(channel, notice)
         self._failure: NotConfirmed | None = None
 
-    def retry(self, delivery: Delivery, error: str) -> bool:
-        """Move a failed message to wait for its next attempt; after the last one, to the dead letters.
+    def retry_or_dead_letter(self, delivery: Delivery, ending: Ending) -> bool:
+        """Dead-letter a message after exit status 65, else as retry() does.
 
         Returns:
-            Whether there will be another attempt.
+            True if there will be another attempt.
+
+        Raises:
+            NotConfirmed: the broker did not take it, so the delivery must not be acknowledged.
+        """
+        if ending.status == EX_DATAERR:
+            self.dead_letter(delivery, ending.reason)
+            return False
+        return self.retry(delivery, ending.reason)
+
+    def retry(self, delivery: Delivery, error: str) -> bool:
+        """Move a message to wait for its next attempt; after the last attempt, to the dead-letter queue.
+
+        Returns:
+            True if there will be another attempt.
 
         Raises:
             NotConfirmed: the broker did not take it, so the delivery must not be acknowledged.
@@ -106,35 +122,39 @@ class Retrying:
         failures = history.attempt_of(delivery)
         delay = self._policy.delay(failures)
         if delay is None:
-            self.bury(delivery, error, history.EXHAUSTED)
+            self.dead_letter(delivery, error, history.EXHAUSTED)
             return False
         queue = retry_queue(delivery.queue, delay)
         try:
-            self._move(delivery, failed(delivery, error, queue.name), lambda: self._waiting.declare(queue))
-        except _TooMuch:
-            self.bury(delivery, error)
+            self._move(delivery, failed(delivery, error, queue.name), lambda: self._wait_queues.declare(queue))
+        except _TooLarge:
+            self.dead_letter(delivery, error)
             return False
         self._notice(
             f"{name_of(delivery)}: {error}; retry {failures} of {self._policy.retries} in {compact_duration(delay)}"
         )
         return True
 
-    def bury(self, delivery: Delivery, error: str, reason: str = history.REJECTED) -> None:
-        """Move a message to the dead letters, if need be without its headers. Raises NotConfirmed as retry() does."""
+    def dead_letter(self, delivery: Delivery, error: str, reason: str = history.REJECTED) -> None:
+        """Move a message to the dead-letter queue, without its headers if they leave no room for its history.
+
+        Raises:
+            NotConfirmed: the broker did not take it, so the delivery must not be acknowledged.
+        """
         queue = dead_letter_queue(delivery.queue)
 
-        def to_dead_letters(dead: Delivery) -> None:
+        def publish(dead: Delivery) -> None:
             message = failed(dead, error, queue.name, reason)
             self._move(delivery, message, lambda: self._channel.declare(queue, remember=False))
 
         try:
-            to_dead_letters(delivery)
-        except _TooMuch as too_much:
-            error = f"{error}; its headers were dropped: {too_much}"
-            to_dead_letters(history.alone(delivery))
-        times = history.attempt_of(delivery)
+            publish(delivery)
+        except _TooLarge as too_large:
+            error = f"{error}; its headers were dropped: {too_large}"
+            publish(history.alone(delivery))
+        attempts = history.attempt_of(delivery)
         self._notice(
-            f"{name_of(delivery)}: {error}; dead after {times} attempt{'s' * (times > 1)}, now in {queue.name}"
+            f"{name_of(delivery)}: {error}; dead after {attempts} attempt{'s' * (attempts > 1)}, now in {queue.name}"
         )
 
     def _move(self, delivery: Delivery, message: Message, declare: Callable[[], Queue]) -> None:
@@ -152,6 +172,6 @@ class Retrying:
                     self._failure = error
                     raise
                 except (BadData, UsageError) as error:
-                    raise _TooMuch(str(error)) from error
+                    raise _TooLarge(str(error)) from error
                 else:
                     return

@@ -14,9 +14,8 @@ from mqtool.errors import Unavailable
 from mqtool.management import Management
 from mqtool.message import Delivery, Message
 from mqtool.work import history
-from mqtool.work.moving import NotMoved, name_of, redriven
-from mqtool.work.retry import dead_letter_queue
-from mqtool.work.transfer import Transfer, Until
+from mqtool.work.retry_or_dead_letter import dead_letter_queue
+from mqtool.work.transfer import NotMoved, Transfer, Until, name_of, redriven
 
 Choice = Callable[[Delivery], bool]
 
@@ -102,7 +101,7 @@ def drop(channel: Channel, source: str, chosen: Choice) -> Iterator[Delivery]:
     return iter(Transfer(channel, None, source, message_for, until=Until(seen=channel.depth_of(source))))
 
 
-def queues_for_letters(api: Management, vhost: str) -> list[str]:
+def dead_letter_queues(api: Management, vhost: str) -> list[str]:
     """The queues that dead letters go to: NAME.dlq, and wherever an x-dead-letter-exchange leads.
 
     Raises:

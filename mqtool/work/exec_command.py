@@ -1,0 +1,168 @@
+"""The command of --exec: the body on stdin, everything else in the environment, the result in the exit status.
+
+    message ──> MQ_ROUTING_KEY=… MQ_HEADER_TENANT=… program < body ──> 0, 65, 75, …
+
+A program runs in a process group of its own: Ctrl-C reaches only the worker, which then finishes the message in hand,
+and --timeout kills everything that the program has started.
+"""
+
+import functools
+import os
+import queue as queues
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+from mqtool.amqp.address import without_passwords
+from mqtool.errors import UsageError
+from mqtool.message import Delivery
+from mqtool.ndjson import as_json
+from mqtool.work.history import attempt_of, origin_of
+from mqtool.work.runner import EX_DATAERR, Ending, Request, Runner
+
+#: Longest value of an environment variable on Linux in bytes (MAX_ARG_STRLEN), less room for its name.
+_LONGEST_VALUE = 120_000
+
+#: The {…} placeholders that a command may have. Each is replaced by the MQ_… variable of the same name.
+_PLACEHOLDERS = ("routing_key", "exchange", "queue", "message_id", "attempt", "redelivered")
+#: Variables with a broker's URL.
+_URLS = (b"MQTOOL_URL", b"AMQP_URL", b"MQTOOL_MANAGEMENT_URL")
+_PLACEHOLDER = re.compile(r"(?<!\$)\{(" + "|".join(_PLACEHOLDERS) + r")\}")
+_UNKNOWN_PLACEHOLDER = re.compile(rf"(?<!\$)\{{(?!(?:{'|'.join(_PLACEHOLDERS)})\}})[a-z_]+\}}")
+#: What only a shell understands.
+_OPERATOR = re.compile(r"[|&;<>()]+")
+
+
+class ExecCommand:
+    """A command to run for each message. Thread-safe.
+
+    Args:
+        command: words as in a shell, with placeholders such as {routing_key}; or, with shell, a script for sh.
+        shell: run it with sh. Placeholders are refused then: a routing key must never be read as shell code.
+        timeout: seconds after which its process group is killed; None for no limit.
+        capture: return its stdout, up to this many bytes; None passes its stdout to ours.
+        concurrency: run up to this many at once.
+        pass_url: leave the passwords in the URLs that it inherits.
+
+    Raises:
+        UsageError: the command is not valid, or the program does not exist.
+    """
+
+    def __init__(
+        self,
+        command: str,
+        *,
+        shell: bool = False,
+        timeout: float | None = None,
+        capture: int | None = None,
+        concurrency: int = 1,
+        pass_url: bool = False,
+    ) -> None:
+        self._timeout = timeout
+        self._capture = capture
+        self._words = ["/bin/sh", "-c", command] if shell else _words(command)
+        if shell and (found := _PLACEHOLDER.search(command)):
+            raise UsageError(f"sh would run the value of {found[0]} as code", f'write "$MQ_{found[1].upper()}" instead')
+        self._has_placeholders = not shell and any(_PLACEHOLDER.search(word) for word in self._words)
+        self._path = "" if _PLACEHOLDER.search(self._words[0]) else _find(self._words[0])
+        self._idle: queues.SimpleQueue[Runner] = queues.SimpleQueue()
+        runners: list[Runner] = []
+        inherited = _inherited(pass_url=pass_url)
+        for _ in range(concurrency):
+            runners.append(Runner(runners, inherited))
+            self._idle.put(runners[-1])
+
+    def run(self, delivery: Delivery) -> Ending:
+        """Run it for a message, to its end."""
+        request = self._request(delivery)
+        if isinstance(request, Ending):
+            return request
+        runner = self._idle.get()
+        try:
+            return runner.run(request)
+        finally:
+            self._idle.put(runner)
+
+    def _request(self, delivery: Delivery) -> Request | Ending:
+        variables = environment_of(delivery)
+        words = self._words
+        if self._has_placeholders:
+            words = [_PLACEHOLDER.sub(lambda found: variables[f"MQ_{found[1].upper()}"], word) for word in words]
+        try:
+            path = self._path or _find(words[0])
+        except UsageError as error:  # the message has named the program
+            return Ending(EX_DATAERR, str(error).encode("utf-8", "replace"))
+        environment = {_encoded(name): _encoded(value) for name, value in variables.items()}
+        return Request(path, [*map(_encoded, words)], environment, delivery.body, self._timeout, self._capture)
+
+
+def _words(command: str) -> list[str]:
+    try:
+        words = shlex.split(command)
+        shell = shlex.shlex(command, posix=False, punctuation_chars=True)
+        shell.commenters = ""
+        operators = [word for word in shell if _OPERATOR.fullmatch(word)]
+    except ValueError as error:
+        raise UsageError(f"--exec {command!r} is not a valid command: {str(error).lower()}") from error
+    if not words:
+        raise UsageError("--exec is empty", "name the program to run for each message")
+    if operators:
+        raise UsageError(f"--exec runs no shell, so {operators[0]!r} would be an argument", "--shell runs it with sh")
+    if unknown := _UNKNOWN_PLACEHOLDER.search(command):
+        known = ", ".join(f"{{{name}}}" for name in _PLACEHOLDERS)
+        raise UsageError(f"--exec has an unknown placeholder {unknown[0]}", f"use {known}, or --shell and $MQ_…")
+    return words
+
+
+def _find(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        if Path(name).is_file():
+            raise UsageError(f"{name!r} is not executable", f"chmod +x {shlex.quote(name)}")
+        raise UsageError(f"program {name!r} not found")
+    return found
+
+
+def _inherited(*, pass_url: bool) -> dict[bytes, bytes]:
+    """Our environment, with the passwords taken out of URLs: crash reports and `ps e` show the environment."""
+    inherited = dict(os.environb)
+    for name in () if pass_url else _URLS:
+        if name in inherited:
+            inherited[name] = os.fsencode(without_passwords(os.fsdecode(inherited[name])))
+    return inherited
+
+
+def environment_of(delivery: Delivery) -> dict[str, str]:
+    """MQ_ROUTING_KEY, MQ_HEADER_… and so on. Values other than text are JSON."""
+    origin = origin_of(delivery)
+    environment = {
+        "MQ_ROUTING_KEY": _as_text(origin.routing_key),
+        "MQ_EXCHANGE": _as_text(origin.exchange),
+        "MQ_QUEUE": delivery.queue,
+        "MQ_REDELIVERED": "1" if delivery.redelivered else "0",
+        "MQ_ATTEMPT": str(attempt_of(delivery)),
+        "MQ_MESSAGE_ID": "",
+    }
+    for name, value in delivery.properties.items():
+        if value is not None and name != "headers":
+            environment[_variable(name)] = _as_text(value)
+    for name, value in delivery.headers.items():
+        environment[_variable(f"header_{name}")] = _as_text(value)
+    return environment
+
+
+@functools.lru_cache(1024)
+def _variable(name: str) -> str:
+    return "MQ_" + re.sub(r"\W", "_", name, flags=re.ASCII).upper()
+
+
+def _as_text(value: Any) -> str:
+    """A value for an environment variable or a command line: without NUL, and cut to what Linux allows."""
+    text = value if isinstance(value, str) else str(value) if type(value) is int else as_json(value)
+    return text.replace("\0", "")[:_LONGEST_VALUE]
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")[:_LONGEST_VALUE]

@@ -1,0 +1,158 @@
+"""What RPC servers and clients do with requests and replies: the tutorials' functions, programs as functions, order.
+
+A program's stdout is the reply; its exit status and the end of its stderr are headers of the reply.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from mqtool import ndjson
+from mqtool.amqp import Channel, administration
+from mqtool.errors import BadData, ExitCode, TimedOut, Unavailable
+from mqtool.message import Delivery, Message
+from mqtool.topology import Queue
+from mqtool.work.exec_command import ExecCommand
+from mqtool.work.runner import CANNOT_RUN, NOT_FOUND
+from mqtool.work.worker import CommandBroken
+
+if TYPE_CHECKING:  # it imports SQLite
+    from mqtool.work.deduplication import HandledMessages
+
+#: Computes the reply to a request.
+Function = Callable[[Delivery], Message]
+
+#: The type property of a reply that is an error.
+ERROR = "error"
+#: Headers of a program's reply.
+EXIT_STATUS, STDERR = "exit-status", "stderr"
+#: fib(20000) has 4,180 digits already.
+_FIB_MAX = 20_000
+_fibonacci = [0, 1]
+
+
+def fib(n: int) -> int:
+    """The n-th Fibonacci number, each computed only once.
+
+    Raises:
+        BadData: n is not from 0 to 20,000.
+    """
+    if not 0 <= n <= _FIB_MAX:
+        raise BadData(f"fib({str(n)[:40]}): n must be from 0 to {_FIB_MAX}")
+    while len(_fibonacci) <= n:
+        _fibonacci.append(_fibonacci[-1] + _fibonacci[-2])
+    return _fibonacci[n]
+
+
+def add100(n: int) -> int:
+    """n + 100, after two seconds of hard thinking."""
+    time.sleep(2)
+    return n + 100
+
+
+FUNCTIONS: Mapping[str, Callable[[int], int]] = {"fib": fib, "add100": add100}
+
+
+def of_integer(compute: Callable[[int], int]) -> Function:
+    """A function that computes the reply from the integer in the request's body."""
+
+    def answer(request: Delivery) -> Message:
+        try:
+            return Message(str(compute(int(request.body))).encode())
+        except ValueError as error:  # Python gives up on integers beyond 4,300 digits, too
+            shown = request.body[:40].decode("utf-8", "backslashreplace")
+            raise BadData(f"the request {shown!r} is not an integer") from error
+
+    return answer
+
+
+def of_program(command: ExecCommand) -> Function:
+    """A function that runs a program for each request and replies with what it prints.
+
+    Args:
+        command: captures its output; if it prints too much, the reply is an error.
+    """
+
+    def answer(request: Delivery) -> Message:
+        ending = command.run(request)
+        headers = {EXIT_STATUS: ending.status, STDERR: ending.stderr.decode("utf-8", "replace")}
+        if ending.too_much is not None:
+            raise BadData(f"the program {ending.reason}")
+        if ending.timed_out is not None:
+            headers |= {EXIT_STATUS: ExitCode.TIMED_OUT, STDERR: f"{headers[STDERR]}{ending.reason}\n"}
+        return Message(ending.stdout, properties={"headers": headers})
+
+    return answer
+
+
+def stop_if_broken(reply: Message) -> None:
+    """Raise CommandBroken if the program behind a reply could not be run."""
+    headers = reply.properties.get("headers") or {}
+    if headers.get(EXIT_STATUS) in (CANNOT_RUN, NOT_FOUND):
+        raise CommandBroken(f"the program cannot be run: {headers[STDERR].strip()}", "correct --exec")
+
+
+def answering_errors(function: Function) -> Function:
+    """The same function, but BadData that it raises becomes the reply, marked as an error."""
+
+    def answer(request: Delivery) -> Message:
+        try:
+            return function(request)
+        except BadData as error:
+            return Message(str(error).encode(), properties={"type": ERROR})
+
+    return answer
+
+
+def answering_once(
+    function: Function, handled: "HandledMessages", queue: str, notice: Callable[[str], None]
+) -> Function:
+    """The same function, but a request that arrives again gets the stored reply instead of a new computation."""
+
+    def answer(request: Delivery) -> Message:
+        request_id = request.message_id or request.properties.get("correlation_id")
+        if not request_id:
+            return function(request)
+        before = handled.begin(queue, request_id)
+        if before is not None and before.reply is not None:
+            notice(f"request {request_id} was answered before; sending the same reply")
+            return ndjson.to_message(before.reply, "the stored reply")
+        try:
+            reply = function(request)
+        except BaseException:
+            handled.failed(queue, request_id)
+            raise
+        handled.done(queue, request_id, ndjson.from_message(reply))
+        return reply
+
+    return answer
+
+
+def in_order(replies: Iterable[tuple[int, Delivery]], channel: Channel, queue: Queue, count: int) -> Iterator[Delivery]:
+    """Yield replies in the order of their requests.
+
+    Args:
+        replies: each with the number of its request, from 0.
+        queue: where the requests went.
+        count: how many requests were sent.
+
+    Raises:
+        Unavailable: time is up, and no server consumes the requests.
+        TimedOut: time is up.
+    """
+    early: dict[int, Delivery] = {}
+    came = due = 0
+    try:
+        for number, reply in replies:
+            came += 1
+            early[number] = reply
+            while due in early:
+                yield early.pop(due)
+                due += 1
+    except TimedOut as error:
+        depth = administration.depth(channel, queue.name)
+        if depth.ready and not depth.consumers:
+            raise Unavailable(
+                f"no RPC server consumes from queue {queue.name!r}", f"start one: mqtool rpc-server -q {queue.name}"
+            ) from error
+        raise TimedOut(f"{count - came} of {count} replies did not come in time", "--timeout waits longer") from error
