@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 
 from mqtool.amqp.consume_policies import Buffer, Policy, Receiving, Step
+from mqtool.amqp.io_thread import LOOK_UP
 from mqtool.amqp.reopening import ChannelListener, ReopeningChannel
 from mqtool.amqp.subscription import StreamPlace, Subscription
 from mqtool.errors import MqtoolError, Unavailable
@@ -212,7 +213,8 @@ class Consumer(ChannelListener):
                 until_release = max(0.0, idle_since + _SILENCE - now)
                 left = until_release if left is None else min(left, until_release)
             try:
-                return self._inbox.get(timeout=left)
+                # Never without a time-out: Python runs signal handlers only between two steps of the main thread.
+                return self._inbox.get(timeout=LOOK_UP if left is None else min(left, LOOK_UP))
             except queues.Empty:
                 continue
 

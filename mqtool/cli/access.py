@@ -14,6 +14,7 @@ from mqtool.amqp.pika_errors import connecting
 from mqtool.cli import contexts, stopping
 from mqtool.cli.contexts import Context
 from mqtool.cli.display import output
+from mqtool.cli.invocation import current
 from mqtool.errors import MqtoolError, Unavailable, UsageError
 from mqtool.tutorials.dialects import declaring_like
 
@@ -266,7 +267,7 @@ def choose(url: str | None = None, context: str | None = None) -> Choice:
     variable = next((name for name in URL_VARIABLES if os.environ.get(name)), None)
     typed_context = _typed(context, contexts.VARIABLE)
     if typed_context is None:
-        typed_context = contexts.named_first
+        typed_context = current().context
     if (typed := _typed(url, variable)) is not None:
         return Choice(typed, "from --url", is_typed=True)
     if typed_context is not None:

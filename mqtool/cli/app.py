@@ -13,6 +13,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from mqtool.cli import contexts, stopping, usage
 from mqtool.cli.display import output
+from mqtool.cli.invocation import Invocation, current, running
 from mqtool.cli.usage import without_aliases
 from mqtool.errors import BadExpression, ExitCode, MqtoolError
 
@@ -167,7 +168,7 @@ def _page(context: Any, *, everything: bool) -> str:
 
 def _take_context(name: str | None) -> None:
     """Remember the context that is named before the command, also while a shell completes the line."""
-    contexts.named_first = name
+    current().context = name
 
 
 def _show_version(wanted: bool) -> None:
@@ -221,6 +222,13 @@ def run() -> NoReturn:
     stopping.install()
     if COMPLETE in os.environ:
         _complete()
+    with running(Invocation()):
+        code = _exit_code()
+    _leave(code)
+
+
+def _exit_code() -> int:
+    """Run the command; turn what ended it into a message on stderr and an exit code."""
     code: int
     try:
         code = app(standalone_mode=False, prog_name="mqtool") or ExitCode.OK
@@ -237,7 +245,7 @@ def run() -> NoReturn:
     except (KeyboardInterrupt, typer.Abort):
         code = 128 + (stopping.requested() or 2)
     except Exception as error:
-        if output.debug:
+        if current().debug:
             raise
         output.error(
             f"unexpected error: {type(error).__name__}: {error}", "this is a bug in mqtool; --debug shows where"
@@ -245,7 +253,7 @@ def run() -> NoReturn:
         code = ExitCode.FAILED
     if code == 130 and stopping.requested():  # typer turns every KeyboardInterrupt into 130
         code = 128 + (stopping.requested() or 0)
-    _leave(code)
+    return code
 
 
 def _complete() -> None:

@@ -16,12 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mqtool.cli.invocation import current
 from mqtool.errors import MqtoolError, UsageError
 from mqtool.spelling import did_you_mean
 
 VARIABLE = "MQTOOL_CONTEXT"
-#: The context that is named before the command, as in mqtool -C prod list queues.
-named_first: str | None = None
 
 #: Characters that mean something to a shell only.
 _FOR_A_SHELL = re.compile(r"[|&;<>()$`*?~]")
@@ -33,7 +32,7 @@ def not_for(command: str) -> None:
     Raises:
         UsageError: one is named.
     """
-    if named_first is not None:
+    if current().context is not None:
         raise UsageError(f"'{command}' does not take a context", "omit -C: it starts a broker of its own")
 
 

@@ -16,7 +16,8 @@ from mqtool.streams.wire import CONSUMER_UPDATE, DELIVER, METADATA_UPDATE
 
 #: Messages between two stored offsets: as many come twice after a kill -9 at most.
 TRACK_EVERY = 1000
-#: Seconds of silence after which the offset is stored anyway.
+#: Seconds of silence after which the offset is stored anyway, and signals are handled: Python runs their handlers only
+#: between two steps of the main thread.
 _QUIET = 0.2
 
 
@@ -147,7 +148,7 @@ class Consumer:
                 if left == 0:
                     return False
                 try:
-                    frame = self._channel.inbox.get(timeout=self._until_stored(left))
+                    frame = self._channel.inbox.get(timeout=_QUIET if left is None else min(left, _QUIET))
                 except queues.Empty:
                     self._store()
                     continue
@@ -155,12 +156,6 @@ class Consumer:
             if frame is None:
                 idle_since = time.monotonic()
         return True
-
-    def _until_stored(self, left: float | None) -> float | None:
-        """Seconds to wait: not for long, while there is an offset to store."""
-        if self._track is None or all(each.is_stored for each in self._readings):
-            return left
-        return _QUIET if left is None else min(left, _QUIET)
 
     def _take(self, frame: bytes | None) -> None:
         if frame is None:

@@ -17,6 +17,7 @@ from mqtool.cli import stopping
 from mqtool.cli.access import Access
 from mqtool.cli.display import output
 from mqtool.cli.display.live_screen import Progress
+from mqtool.cli.invocation import current
 from mqtool.cli.options import DURATION, Broker, Commands, ManagedBroker, Where, Yes, ask
 from mqtool.errors import SomeFailed, Unavailable
 from mqtool.message import Delivery
@@ -170,7 +171,7 @@ def redrive(
         try:
             for letter in progress.of(redriving.redrive(channel, source, which.choice(), stays, to)):
                 moved += 1
-                if output.verbose:
+                if current().verbose:
                     output.status(f" [x] Redriven {letter.message_id}")
                 stopping.exit_if_requested()
         finally:

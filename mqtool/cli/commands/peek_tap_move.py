@@ -14,6 +14,7 @@ from mqtool.cli.access import Access
 from mqtool.cli.command_line import Where
 from mqtool.cli.display import output
 from mqtool.cli.display.live_screen import Progress
+from mqtool.cli.invocation import current
 from mqtool.cli.options import (
     CONFIRM_TIMEOUT,
     DURATION,
@@ -329,7 +330,7 @@ def _show(transfer: Transfer, expected: int, between: str, other: Access | None)
     try:
         for delivery in progress.of(transfer):
             moved += 1
-            if output.verbose:
+            if current().verbose:
                 output.status(f" [x] Moved {name_of(delivery)}")
     except NotMoved as error:
         if moved:

@@ -13,6 +13,7 @@ from mqtool.cli import stopping
 from mqtool.cli.command_line import size
 from mqtool.cli.display import output
 from mqtool.cli.display.delivery_writer import BatchedOutput
+from mqtool.cli.invocation import current
 from mqtool.cli.options import TIME_LIMIT, Broker, Commands, QueueOptions, Receiving, UsedQueueOptions, queue_option
 from mqtool.cli.options.message_options import DedupOptions, ExecOptions
 from mqtool.cli.pipe.receiving import announced, checked, handled_messages, writer
@@ -125,7 +126,7 @@ def rpc_client(
         _check_integers(asked, function)
     with broker.access().channel(confirm_timeout=min(timeout, CONFIRM_TIMEOUT)) as channel:
         requesting = broker.lines.requesting_add100 if function == "add100" else " [x] Requesting fib({n})"
-        for request in asked if len(asked) <= _SHOWN or output.verbose else ():
+        for request in asked if len(asked) <= _SHOWN or current().verbose else ():
             output.status(requesting.format(n=request))
         bodies = [request.encode("utf-8", "surrogateescape") for request in asked]
         target = broker.names.rpc_queue if queue is None else QueueOptions(queue=queue).of(broker.names.rpc_queue)

@@ -12,6 +12,7 @@ from mqtool.cli import contexts, stopping
 from mqtool.cli.command_line import Commands
 from mqtool.cli.display import layout, output, play_lines
 from mqtool.cli.display.play_lines import Lines, Pace
+from mqtool.cli.invocation import current
 from mqtool.drills import drills
 from mqtool.drills.scene import Scene, Verdict
 from mqtool.errors import SomeFailed, UsageError
@@ -32,7 +33,7 @@ NoColor = Annotated[bool, Option("--no-color", help="Do not use colour")]
 @tutorial.command("mqtool tutorial list", "mqtool tutorial list --json", name="list")
 def list_(as_json: Annotated[bool, Option("--json", help="Print NDJSON")] = False, no_color: NoColor = False) -> None:
     """List the tutorials, in the order to learn them."""
-    output.configure(no_color=no_color)
+    current().no_color = no_color
     columns = ("name", "title", "summary") if as_json else ("name", "summary")
     layout.show_rows(map(_row, plays.PLAYS), columns, as_json=as_json)
     if output.is_terminal(1) and not as_json:
@@ -56,7 +57,7 @@ def show(
     no_color: NoColor = False,
 ) -> None:
     """Show a tutorial: picture, story, commands and source."""
-    output.configure(no_color=no_color)
+    current().no_color = no_color
     if name in plays.PLAYS and name not in pages.NAMES:
         raise UsageError(f"{name} has no page to read", f"run it: mqtool tutorial run {name}")
     page = pages.page(name)
@@ -80,7 +81,7 @@ def run(
     no_color: NoColor = False,
 ) -> None:
     """Run tutorials step by step, in several terminals at once."""
-    output.configure(no_color=no_color)
+    current().no_color = no_color
     contexts.not_for("tutorial run")
     chosen = names or list(plays.PLAYS)
     for name in chosen:
@@ -150,7 +151,7 @@ def _add(
             raise UsageError(f"{name} only restarts a broker of its own", "omit --url")
         contexts.not_for(f"drill {name}")
         stopping.let_children_be_interrupted()
-        output.configure(be_quiet=quiet)
+        current().quiet = quiet
         audience = Lines(Pace(auto=True, watched=False), aside=True, quiet=quiet)
         with audience.watching(f"drill {name}", about):
             with Scene(kind, url, audience, cluster=on_cluster, image=image) as scene:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from mqtool.cli import stopping
 from mqtool.cli.display import layout, output
+from mqtool.cli.invocation import current
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -178,7 +179,7 @@ class Progress:
     ) -> None:
         self.count = 0
         self._done = done
-        self._is_wanted = is_wanted and output.is_terminal(2) and not output.quiet
+        self._is_wanted = is_wanted and output.is_terminal(2) and not current().quiet
         self._fraction = fraction
         self._started = time.monotonic()
         self._due = self._started + patience

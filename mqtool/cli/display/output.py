@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from mqtool.cli.invocation import current
 from mqtool.errors import ExitCode, MqtoolError, UsageError
 
 STDOUT = 1
@@ -31,12 +32,7 @@ _NO_TEXT = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 WAITING_FOR_MESSAGES = " [*] Waiting for messages. To exit press CTRL+C"
 WAITING_FOR_LOGS = " [*] Waiting for logs. To exit press CTRL+C"
 
-quiet = False
-verbose = False
-debug = False
-_colour: bool | None = None
-#: What stdout is, for errors; and who writes to it.
-_stdout = "standard output"
+#: Held by the thread that writes to stdout.
 _writing = threading.RLock()
 
 
@@ -44,16 +40,6 @@ class ReaderGone(MqtoolError):
     """Nobody reads our stdout any more, as in `mqtool receive | head`."""
 
     exit_code = ExitCode.READER_GONE
-
-
-def configure(
-    *, be_quiet: bool = False, be_verbose: bool = False, no_color: bool = False, with_debug: bool = False
-) -> None:
-    """What the options say about printing."""
-    global quiet, verbose, debug, _colour
-    quiet, verbose, debug = be_quiet, be_verbose, with_debug
-    if no_color:
-        _colour = False
 
 
 def take_standard_streams() -> None:
@@ -71,19 +57,19 @@ def take_standard_streams() -> None:
 
 def status(line: str) -> None:
     """A line of the tutorial that is not received data, such as " [*] Waiting for messages."."""
-    if not quiet:
+    if not current().quiet:
         _to_stderr(line)
 
 
 def notice(text: str) -> None:
     """Something a person may want to know while the command goes on."""
-    if not quiet:
+    if not current().quiet:
         _to_stderr(text)
 
 
 def interject(text: str) -> None:
     """A notice from a signal handler, past any buffer: the signal may have come while another line was written."""
-    if not quiet:
+    if not current().quiet:
         line = f"\n{text}\n" if is_terminal(2) else f"{text}\n"  # a terminal shows ^C first
         with contextlib.suppress(OSError):  # nobody reads it
             os.write(2, line.encode())
@@ -91,7 +77,7 @@ def interject(text: str) -> None:
 
 def warning(text: str) -> None:
     """Something a person should look at, although the command goes on."""
-    if not quiet:
+    if not current().quiet:
         _to_stderr(text, styled("warning: ", "33"))
 
 
@@ -178,17 +164,16 @@ def write(data: bytes) -> None:
             except OSError as failure:
                 cut = _cut_back(length - len(data))
                 raise MqtoolError(
-                    f"cannot write to {_stdout}: {failure.strerror}",
+                    f"cannot write to {current().output_name}: {failure.strerror}",
                     "the file was cut back to the end of what was written whole" if cut else None,
                 ) from failure
 
 
 def continue_in(descriptor: int, name: str) -> None:
     """Have an open file be stdout from now on. What is being written still goes whole to the one before."""
-    global _stdout
     with _writing:
         os.dup2(descriptor, STDOUT)
-        _stdout = name
+        current().output_name = name
     os.close(descriptor)
 
 
@@ -290,8 +275,8 @@ def create_ready_file(path: Path | None) -> None:
 
 def is_coloured(descriptor: int) -> bool:
     """Whether what is written there may have colours."""
-    if _colour is not None:
-        return _colour
+    if current().no_color:
+        return False
     return is_terminal(descriptor) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 

@@ -20,6 +20,7 @@ from mqtool.cli.access import (
 )
 from mqtool.cli.command_line import DURATION, in_panel
 from mqtool.cli.display import output
+from mqtool.cli.invocation import current
 from mqtool.errors import MqtoolError, NotFound, UsageError
 from mqtool.tutorials.dialects import LINES, NAMES, Dialect, Lines, Names
 
@@ -90,7 +91,8 @@ class Broker(NamedTuple):
 
     def set_up_printing(self) -> None:
         """Print as the options say: for a command that needs no broker. access() does it for those that do."""
-        output.configure(be_quiet=self.quiet, be_verbose=self.verbose, no_color=self.no_color, with_debug=self.debug)
+        run = current()
+        run.quiet, run.verbose, run.no_color, run.debug = self.quiet, self.verbose, self.no_color, self.debug
         if self.debug:
             import logging
 

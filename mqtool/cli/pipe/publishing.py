@@ -15,6 +15,7 @@ from mqtool.cli import stopping
 from mqtool.cli.access import MANAGEMENT_VARIABLE, Access
 from mqtool.cli.display import output
 from mqtool.cli.display.live_screen import Progress
+from mqtool.cli.invocation import current
 from mqtool.cli.options import MessageOptions, Publishing
 from mqtool.cli.options.message_options import mandatory_with_delay
 from mqtool.cli.pipe.source import Addressing, Input, read_messages
@@ -92,7 +93,7 @@ def publish(
         messages = held(source, asked, channel, to, leads_to)
         tally = _Tally(line, options, channel)
         _report(publisher(channel, messages), tally, source)
-    if tally.is_unreceived and isinstance(to, Exchange) and output.is_terminal(2) and not output.quiet:
+    if tally.is_unreceived and isinstance(to, Exchange) and output.is_terminal(2) and not current().quiet:
         _show_neighbour(access, to)
 
 
@@ -186,7 +187,7 @@ class _Tally:
             return
         self.counts[receipt.confirmation] += 1
         if receipt.confirmation is Confirmation.CONFIRMED:
-            if not self.is_stream or output.verbose:
+            if not self.is_stream or current().verbose:
                 output.status(self._line(original(receipt.message)))
             return
         if self._kept is not None:

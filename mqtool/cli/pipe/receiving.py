@@ -14,6 +14,7 @@ from mqtool.cli.display import output
 from mqtool.cli.display.delivery_writer import DeliveryWriter
 from mqtool.cli.display.live_screen import Progress
 from mqtool.cli.display.output import WAITING_FOR_MESSAGES
+from mqtool.cli.invocation import current
 from mqtool.cli.options import Broker, Receiving, UsedQueueOptions
 from mqtool.cli.options.message_options import DedupOptions, ProgramOptions
 from mqtool.duration import compact_duration
@@ -134,7 +135,7 @@ def checked(queue: Queue, options: UsedQueueOptions, channel: Channel, broker: B
     Raises:
         NotFound: it is new, and must not be declared.
     """
-    is_watched = output.is_terminal(2) and not output.quiet
+    is_watched = output.is_terminal(2) and not current().quiet
     if (options.declare and not is_watched) or administration.exists(channel, queue):
         return queue
     if not options.declare:
