@@ -9,15 +9,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mqtool.broker import background, ports, state
+from mqtool.broker.embedded.model.profile import DEFAULT
+from mqtool.broker.embedded.settings import Settings
 from mqtool.broker.starter import Starter
 from mqtool.broker.state import Started, Wanted
 from mqtool.errors import MqtoolError, UsageError
 
 _MODULE = "mqtool.broker.embedded"
 _PATIENCE = 15.0
-
-#: The options of the files in Wanted.tls.
-TLS_OPTIONS = ("--tls-cert", "--tls-key", "--tls-client-ca")
 
 
 class Embedded(Starter):
@@ -65,37 +64,45 @@ class Embedded(Starter):
 
 
 def _run(started: Started) -> Started:
-    """Start its process, and remember that."""
-    directory, data = Path(started.directory), started.details["data"]
-    port, management_port = (str(urlsplit(url).port) for url in (started.url, started.details["management"]))
-    keep = ["--in-memory"] if data == state.IN_MEMORY else ["--data-dir", data]
-    listen = [f"--listen={address}" for address in ports.addresses(started.details.get("listen"))]
-    streams = ["--stream-port", str(urlsplit(url).port)] if (url := started.details.get("streams")) else []
-    like = ["--like", started.details["like"]] if "like" in started.details else []
-    files = started.details.get("tls_files", [])
-    tls = [word for pair in zip(TLS_OPTIONS, files, strict=False) for word in pair]
-    broker = launch(
-        directory, "--port", port, "--management-port", management_port, *listen, *keep, *streams, *tls, *like
+    """Start the process of a broker, and remember its id."""
+    from mqtool.broker.embedded.sockets.listener import Tls  # here: it needs asyncio, which is slow to import
+
+    details = started.details
+    listen, files = details.get("listen"), details.get("tls_files")
+    settings = Settings(
+        ports.HOST,
+        _port_of(started.url) or 0,
+        None if details["data"] == state.IN_MEMORY else Path(details["data"]),
+        _port_of(details["management"]),
+        _port_of(details.get("streams", "")),
+        ports.addresses(listen) if listen else (),
+        tls=Tls(*files) if files else None,
+        like=details.get("like", DEFAULT),
     )
-    lines = wait_until_ready(broker, directory)
-    urls = (3 if streams else 2) * (2 if tls else 1)
-    details = {key: value for key, value in started.details.items() if key not in ("damage", "tls")}
-    if tls:
-        details["tls"] = f"amqps://{ports.HOST}:{urlsplit(lines[urls // 2]).port}"
+    broker = launch(Path(started.directory), settings)
+    lines = wait_until_ready(broker, Path(started.directory))
+    urls = (3 if settings.stream_port else 2) * (2 if files else 1)
+    kept = {key: value for key, value in details.items() if key not in ("damage", "tls")}
+    if files:
+        kept["tls"] = f"amqps://{ports.HOST}:{_port_of(lines[urls // 2])}"
     if damage := lines[urls:]:
-        details["damage"] = damage[0]
-    started = replace(started, pid=broker.pid, details=details)
+        kept["damage"] = damage[0]
+    started = replace(started, pid=broker.pid, details=kept)
     state.save(started)
     return started
 
 
-def launch(directory: Path, *options: str) -> "subprocess.Popen[bytes]":
-    """Start the broker's process, which writes its log to a directory."""
+def _port_of(url: str) -> int | None:
+    return urlsplit(url).port
+
+
+def launch(directory: Path, settings: Settings) -> "subprocess.Popen[bytes]":
+    """Start a broker's process, with its log in a directory."""
     ready = directory / "ready"
     ready.unlink(missing_ok=True)
     with background.append_to_log(directory / "log") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", _MODULE, "--host", ports.HOST, *options, "--ready-file", str(ready)],
+            [sys.executable, "-m", _MODULE, *settings.arguments(), "--ready-file", str(ready)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

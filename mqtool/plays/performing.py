@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mqtool.amqp import Connection, administration, parse_addresses
 from mqtool.broker import embedded_starter, ports
+from mqtool.broker.embedded.settings import Settings
 from mqtool.errors import MqtoolError
 from mqtool.stage.stage import APART, Play, Stage, undisturbed
 from mqtool.stage.terminal import Audience, Guard, Place
@@ -49,9 +50,8 @@ def embedded_broker(directory: Path, guard: Guard, stream_port: int | None = Non
         guard: ends it if we are killed.
         stream_port: for the stream protocol; None for none.
     """
-    streams = () if stream_port is None else ("--stream-port", str(stream_port))
     directory.mkdir()
-    broker = embedded_starter.launch(directory, "--port", "0", "--in-memory", *streams)
+    broker = embedded_starter.launch(directory, Settings(port=0, stream_port=stream_port))
     guard.started(broker.pid)
     try:
         yield embedded_starter.wait_until_ready(broker, directory)[0]

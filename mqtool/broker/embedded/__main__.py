@@ -1,14 +1,107 @@
-"""`python -m mqtool.broker.embedded`: the embedded broker as a process."""
+"""The embedded broker as a process of its own: `python -m mqtool.broker.embedded`, and `mqtool broker serve`."""
 
 import argparse
+import asyncio
+import logging
+import os
 import sys
+from dataclasses import fields
 from pathlib import Path
 
-from mqtool.broker.embedded.model.broker import CONSUMER_TIMEOUT, DISK_FREE_LIMIT
-from mqtool.broker.embedded.model.profile import DEFAULT, Like
-from mqtool.broker.embedded.process import run
-from mqtool.broker.embedded.server import DEFAULT_PORT, Settings
+from mqtool.broker.embedded.model.ledger import Ledger
+from mqtool.broker.embedded.model.profile import Like
+from mqtool.broker.embedded.server import Server, serve
+from mqtool.broker.embedded.settings import TLS_OPTIONS, Settings, option_of
 from mqtool.broker.embedded.sockets.listener import Tls
+
+_STATM = Path("/proc/self/statm")
+_LOOK_SECONDS = 2.0
+#: Memory beyond the messages and this many bytes is returned to the system.
+_WASTE = 64 * 1024 * 1024
+
+
+def run(
+    settings: Settings, *, ready_file: Path | None = None, log_file: Path | None = None, print_url: bool = False
+) -> int:
+    """Run a broker until SIGTERM or SIGINT, and return the exit code.
+
+    Args:
+        settings: how to run it.
+        ready_file: written once the broker listens: its URLs and any damage, one per line. Removed at the end.
+        log_file: where to log; None for stderr.
+        print_url: print the URLs once the broker listens.
+    """
+    logging.basicConfig(filename=log_file, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+
+    def ready(server: Server) -> None:
+        if log_file is not None:
+            for what in (*([server.damage] if server.damage is not None else []), *server.left_out):
+                print(f"embedded broker: {what}", file=sys.stderr)
+        if print_url:
+            print("\n".join(server.urls().values()), flush=True)
+        _Memory(server.broker.ledger).look()
+        if ready_file is not None:
+            _write(ready_file, server)
+
+    try:
+        serve(settings, ready)
+    except OSError as error:
+        if log_file is not None:
+            logging.error("cannot start: %s", error)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"embedded broker: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
+    finally:
+        if ready_file is not None:
+            ready_file.unlink(missing_ok=True)
+    return 0
+
+
+def _write(ready_file: Path, server: Server) -> None:
+    urls = server.urls()
+    lines = list(urls.values())
+    if "http" in urls and server.damage is not None:
+        lines.append(server.damage)
+    # Renamed into place, so that a reader never sees half of it.
+    partial = ready_file.with_name(ready_file.name + ".partial")
+    partial.unlink(missing_ok=True)
+    with partial.open("x") as file:  # "x" follows no symbolic link
+        file.write("\n".join(lines) + "\n")
+    partial.replace(ready_file)
+
+
+class _Memory:
+    """Returns memory to the system after queues have been emptied. Only glibc keeps it, so only Linux needs this."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._at_start = self._before = self._besides()
+        self._most = 0
+
+    def _besides(self) -> int:
+        """The memory of the process without the messages, in bytes."""
+        if not _STATM.exists():
+            return 0
+        pages = int(_STATM.read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") - self._ledger.held_bytes
+
+    def look(self) -> None:
+        """Check every two seconds. Returning memory takes some milliseconds, so it is not done more often."""
+        asyncio.get_running_loop().call_later(_LOOK_SECONDS, self.look)
+        held, besides = self._ledger.held_bytes, self._besides()
+        self._most = max(self._most, held)
+        has_emptied = held < self._most / 2 and besides > self._at_start + _WASTE
+        if has_emptied or besides > self._before + _WASTE:
+            _return_memory()
+            self._before, self._most = self._besides(), held
+
+
+def _return_memory() -> None:
+    import ctypes  # here: it would slow down the start
+
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -16,54 +109,46 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m mqtool.broker.embedded",
         description="An AMQP 0-9-1 broker for learning, demonstrations and tests. SIGTERM stops it cleanly.",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    parser.add_argument("--listen", action="append", help="address for AMQP instead of --host; repeatable")
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="AMQP port, 0 for any free one")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--data-dir", type=Path, help="keep durable queues and persistent messages here")
-    where.add_argument("--in-memory", action="store_true", help="keep nothing (default)")
-    parser.add_argument("--management-port", type=int, help="port of the management HTTP API, 0 for any free one")
-    parser.add_argument("--stream-port", type=int, help="port of the stream protocol, 0 for any free one")
-    parser.add_argument("--definitions", type=Path, metavar="FILE", help="load RabbitMQ definitions at the start")
-    parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="listen with TLS as well, on the ports below")
-    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="key of the certificate")
-    parser.add_argument("--tls-client-ca", type=Path, metavar="FILE", help="require certificates of this authority")
-    parser.add_argument("--like", choices=[*map(str, Like)], default=str(DEFAULT), help="RabbitMQ to behave like")
-    parser.add_argument("--memory-limit", type=int, metavar="BYTES", help="block publishers above this")
-    parser.add_argument("--disk-free-limit", type=int, metavar="BYTES", default=DISK_FREE_LIMIT)
-    parser.add_argument("--consumer-timeout", type=float, metavar="SECONDS", default=CONSUMER_TIMEOUT)
-    parser.add_argument("--guest-from-anywhere", action="store_true", help="let guest in from other machines, too")
+    for each in fields(Settings):
+        if each.name == "tls":
+            for option, about in TLS_OPTIONS.items():
+                parser.add_argument(option, type=Path, metavar="FILE", help=about)
+            continue
+        kind, words = each.metadata["type"], {"help": each.metadata["help"]}
+        if kind is bool:
+            parser.add_argument(option_of(each.name), action="store_true", **words)
+        elif kind is list:
+            parser.add_argument(
+                option_of(each.name), action="append", default=[], metavar=each.metadata["metavar"], **words
+            )
+        else:
+            choices = [*map(str, Like)] if each.name == "like" else None
+            parser.add_argument(
+                option_of(each.name),
+                type=kind,
+                default=each.default,
+                metavar=each.metadata["metavar"],
+                choices=choices,
+                **words,
+            )
+    parser.add_argument("--in-memory", action="store_true", help="keep nothing (default)")
     parser.add_argument("--ready-file", type=Path, help="written once it listens: the URLs, and any damage")
     parser.add_argument("--print-url", action="store_true", help="print the URLs once it listens")
-    parser.add_argument("--recording", action="store_true", help="record what happens to messages, for tests that ask")
     parser.add_argument("--log-file", type=Path, help="log here instead of to stderr")
     return parser
 
 
 def main() -> int:
-    """Run until SIGTERM or SIGINT; returns the exit code."""
+    """Run the broker that the command line describes, until SIGTERM or SIGINT, and return the exit code."""
     parser = _parser()
-    options = parser.parse_args()
-    files = (options.tls_cert, options.tls_key, options.tls_client_ca)
-    if any(files) and not (options.tls_cert and options.tls_key):
+    options = vars(parser.parse_args())
+    files = [options.pop(option[2:].replace("-", "_")) for option in TLS_OPTIONS]
+    if any(files) and not (files[0] and files[1]):
         parser.error("TLS needs both --tls-cert and --tls-key")
-    settings = Settings(
-        options.host,
-        options.port,
-        options.data_dir,
-        options.management_port,
-        options.memory_limit,
-        options.consumer_timeout,
-        options.listen,
-        options.stream_port,
-        options.recording,
-        options.definitions,
-        Tls(*files) if any(files) else None,
-        options.guest_from_anywhere,
-        options.disk_free_limit,
-        options.like,
-    )
-    return run(settings, ready_file=options.ready_file, log_file=options.log_file, print_url=options.print_url)
+    if options.pop("in_memory") and options["data_dir"] is not None:
+        parser.error("argument --in-memory: not allowed with argument --data-dir")
+    more = {name: options.pop(name) for name in ("ready_file", "print_url", "log_file")}
+    return run(Settings(**options, tls=Tls(*files) if any(files) else None), **more)
 
 
 if __name__ == "__main__":

@@ -4,33 +4,32 @@ import asyncio
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
-from mqtool.broker.embedded.model.broker import CONSUMER_TIMEOUT, DISK_FREE_LIMIT
-from mqtool.broker.embedded.model.profile import DEFAULT, profile
-from mqtool.broker.embedded.server import Server, Settings, run
-from mqtool.broker.embedded.sockets.listener import Tls
-from mqtool.broker.embedded.testing.bench import Bench
-from mqtool.broker.embedded.testing.calls import Calls
-from mqtool.broker.embedded.testing.front import Faults
-from mqtool.broker.embedded.testing.questions import Questions
+from mqtool.broker.embedded.model.profile import profile
+from mqtool.broker.embedded.server import Server, run
+from mqtool.broker.embedded.settings import Settings
+from mqtool.broker.embedded.testing.questions import Faults, Questions
+from mqtool.broker.embedded.testing.under_test import BrokerUnderTest
 
 _STARTING_SECONDS = 30.0
+_ANSWER_SECONDS = 30.0
 T = TypeVar("T")
 
 
 class Vhost(Questions):
-    """A virtual host of a test's own; see EmbeddedBroker.fresh_vhost().
+    """A virtual host for one test; see EmbeddedBroker.fresh_vhost().
 
     Attributes:
         name: its name.
         url: its AMQP URL.
         tls_url: its AMQP URL with TLS; None without.
-        faults: what can go wrong with the broker.
+        faults: makes faults happen, to the whole broker.
     """
 
     def __init__(self, broker: "EmbeddedBroker", name: str) -> None:
@@ -40,9 +39,8 @@ class Vhost(Questions):
         self.tls_url = None if broker.tls_url is None else _in_vhost(broker.tls_url, name)
         self.faults = broker.faults
 
-    def now(self, ask: Callable[[Bench, str], T]) -> T:
-        """Ask the broker."""
-        return self._broker.on_bench(lambda bench: ask(bench, self.name))
+    def now(self, ask: Callable[[BrokerUnderTest, str], T]) -> T:
+        return self._broker.under_test(lambda broker: ask(broker, self.name))
 
 
 class EmbeddedBroker(Questions):
@@ -51,63 +49,26 @@ class EmbeddedBroker(Questions):
         with EmbeddedBroker() as broker:
             connection = pika.BlockingConnection(pika.URLParameters(broker.url))
 
-    What it is asked, such as `broker.published()`, is about the virtual host /.
+    Questions such as `broker.published()` are about the virtual host /.
 
     Args:
-        port: the port to listen on, 0 for any free one.
-        data_dir: a directory to keep durable queues and persistent messages in; None keeps everything in memory.
-        management_port: the port for the management API, 0 for any free one; None for none.
-        memory_limit: publishers are blocked when messages take more bytes; None for RabbitMQ's default.
-        stream_port: the port for the stream protocol, 0 for any free one; None for none.
-        consumer_timeout: how long a delivery may stay unacknowledged, in seconds.
-        recording: whether to record what happens to messages, so that it can be asked.
-        definitions: a file of definitions, as RabbitMQ exports them, to load at the start.
-        disk_free_limit: publishers are blocked when fewer bytes are free in the data directory.
-        tls: PEM files to listen with TLS as well, on ports of their own; None for plain TCP only.
-        like: the RabbitMQ to behave like: 3.10, 4.0, 4.2, 4.3, or 4.3.5, which takes no transient queues.
+        port: the AMQP port, 0 for any free one.
+        data_dir: a directory for durable queues and persistent messages; None keeps everything in memory.
+        settings: any other attribute of Settings, such as `management_port=0`, `recording=True` or `like="4.3"`.
 
-    Attributes:
-        url: the AMQP URL, once it is started.
-        tls_url: the AMQP URL with TLS, once it is started; None without `tls`.
-        urls: the URLs by protocol, once it is started: amqp, http, stream; with `tls` amqp/ssl, https, stream/ssl too.
-        stream_port: the port of the stream protocol, once it is started; None without one.
-        management_url: the HTTP URL of the management API, once it is started; None without one.
+    Raises:
+        TypeError: there is no such setting.
+        ValueError: there is no such RabbitMQ to behave like.
     """
 
-    def __init__(
-        self,
-        port: int = 0,
-        data_dir: str | Path | None = None,
-        *,
-        host: str = "127.0.0.1",
-        management_port: int | None = None,
-        memory_limit: int | None = None,
-        consumer_timeout: float = CONSUMER_TIMEOUT,
-        stream_port: int | None = None,
-        recording: bool = False,
-        definitions: str | Path | None = None,
-        tls: Tls | None = None,
-        disk_free_limit: int = DISK_FREE_LIMIT,
-        like: str = DEFAULT,
-    ) -> None:
-        profile(like)  # now, rather than in a thread
-        self._settings = Settings(
-            host,
-            port,
-            None if data_dir is None else Path(data_dir),
-            management_port,
-            memory_limit,
-            consumer_timeout,
-            stream_port=stream_port,
-            recording=recording,
-            definitions=None if definitions is None else Path(definitions),
-            tls=tls,
-            disk_free_limit=disk_free_limit,
-            like=like,
-        )
-        self._calls: Calls | None = None
+    def __init__(self, port: int = 0, data_dir: str | Path | None = None, **settings: Any) -> None:
+        for name, value in {"data_dir": data_dir, "definitions": settings.get("definitions")}.items():
+            settings[name] = None if value is None else Path(value)
+        self._settings = Settings(port=port, **settings)
+        profile(self._settings.like)  # raises here rather than in the thread
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_thread = 0
         self._stop: asyncio.Event | None = None
         self._ready = threading.Event()
         self._error: BaseException | None = None
@@ -115,7 +76,7 @@ class EmbeddedBroker(Questions):
 
     @property
     def urls(self) -> dict[str, str]:
-        """Where it listens: by protocol, as the management API names it."""
+        """The URLs by protocol: amqp, http, stream; with `tls` also amqp/ssl, https, stream/ssl."""
         assert self._server is not None, "the broker has not been started"
         return self._server.urls()
 
@@ -128,58 +89,66 @@ class EmbeddedBroker(Questions):
 
     @property
     def url(self) -> str:
-        """The AMQP URL, of user guest and virtual host /."""
+        """The AMQP URL, for user guest and the virtual host /."""
         return self.urls["amqp"]
 
     @property
     def tls_url(self) -> str | None:
-        """The AMQP URL with TLS, None without `tls`."""
+        """The AMQP URL with TLS; None without `tls`."""
         return self.urls.get("amqp/ssl")
 
     @property
     def management_url(self) -> str | None:
-        """The URL of the management API, None if there is none."""
+        """The URL of the management API; None without `management_port`."""
         return self.urls.get("http")
 
     @property
     def stream_port(self) -> int | None:
-        """The port of the stream protocol, None if there is none."""
+        """The port of the stream protocol; None without `stream_port`."""
         return urlsplit(self.urls.get("stream", "")).port
 
-    # -- tests
+    def under_test(self, ask: Callable[[BrokerUnderTest], T]) -> T:
+        """Call a function on the broker's event loop, from any thread, and return its result."""
+        server, loop = self._server, self._loop
+        assert server is not None, "the broker has not been started"
+        assert loop is not None
+        if threading.get_ident() == self._loop_thread:
+            return ask(server.under_test())
+        future: Future[T] = Future()
 
-    def on_bench(self, ask: Callable[[Bench], T]) -> T:
-        """Ask the broker itself, on its loop."""
-        server, calls = self._server, self._calls
-        assert server is not None and calls is not None, "the broker has not been started"  # noqa: PT018
-        return calls(lambda: ask(server.bench()))
+        def call() -> None:
+            try:
+                future.set_result(ask(server.under_test()))
+            except BaseException as error:  # raised in the caller's thread
+                future.set_exception(error)
 
-    def now(self, ask: Callable[[Bench, str], T]) -> T:
-        """Ask about the virtual host /."""
-        return self.on_bench(lambda bench: ask(bench, "/"))
+        loop.call_soon_threadsafe(call)
+        return future.result(_ANSWER_SECONDS)
+
+    def now(self, ask: Callable[[BrokerUnderTest, str], T]) -> T:
+        return self.under_test(lambda broker: ask(broker, "/"))
 
     @property
     def faults(self) -> Faults:
-        """What can go wrong with it."""
-        return Faults(self.on_bench)
+        """Makes faults happen."""
+        return Faults(self.under_test)
 
     @contextmanager
     def fresh_vhost(self) -> Iterator[Vhost]:
-        """Make a virtual host for one test, and delete it afterwards; faults are undone."""
+        """Create a virtual host for one test. At the end it is deleted, and all faults are undone."""
         vhost = Vhost(self, f"test-{uuid.uuid4().hex[:12]}")
-        self.on_bench(lambda bench: bench.add_vhost(vhost.name))
+        self.under_test(lambda broker: broker.add_vhost(vhost.name))
         try:
             yield vhost
         finally:
-            self.on_bench(lambda bench: bench.delete_vhost(vhost.name))
-
-    # -- start and end
+            self.under_test(lambda broker: broker.delete_vhost(vhost.name))
 
     def start(self) -> Self:
-        """Start it; returns once it listens.
+        """Start the broker in a thread, and return once it listens.
 
         Raises:
             OSError: a port is taken, or the directory cannot be used or is damaged.
+            TimeoutError: it does not start within 30 seconds.
         """
         self._thread = threading.Thread(target=self._run, name="embedded-broker", daemon=True)
         self._thread.start()
@@ -191,7 +160,7 @@ class EmbeddedBroker(Questions):
         return self
 
     def stop(self) -> None:
-        """Stop it; connections are closed with 320 CONNECTION_FORCED."""
+        """Stop the broker. Connections are closed with 320 CONNECTION_FORCED."""
         if self._thread is None or self._loop is None or self._stop is None:
             return
         if self._thread.is_alive():
@@ -209,7 +178,7 @@ class EmbeddedBroker(Questions):
     async def __aenter__(self) -> Self:
         server = Server(self._settings)
         await server.start()
-        self._calls, self._server = Calls(), server
+        self._started(server)
         return self
 
     async def __aexit__(
@@ -220,20 +189,18 @@ class EmbeddedBroker(Questions):
 
     def _run(self) -> None:
         async def until_stopped() -> None:
-            self._loop = asyncio.get_running_loop()
-            self._stop = asyncio.Event()
+            self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
             await run(self._settings, self._stop, self._started)
 
         try:
             asyncio.run(until_stopped())
-        # The thread that waits in start() raises it.
-        except BaseException as error:
+        except BaseException as error:  # raised by start(), in the caller's thread
             self._error = error
         finally:
             self._ready.set()
 
     def _started(self, server: Server) -> None:
-        self._calls, self._server = Calls(), server
+        self._loop, self._loop_thread, self._server = asyncio.get_running_loop(), threading.get_ident(), server
         self._ready.set()
 
 

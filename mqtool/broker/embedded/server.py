@@ -1,4 +1,4 @@
-"""Starting and stopping the embedded broker, as the process; `in_process` does it within another program."""
+"""An embedded broker with its listening sockets: starting and stopping it on an asyncio event loop."""
 
 import asyncio
 import errno
@@ -6,25 +6,23 @@ import logging
 import signal
 import ssl
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mqtool.broker.embedded.model.backlog import Entry
-from mqtool.broker.embedded.model.broker import CONSUMER_TIMEOUT, DISK_FREE_LIMIT, LOW_ON_DISK, Broker
+from mqtool.broker.embedded.model.broker import LOW_ON_DISK, Broker
 from mqtool.broker.embedded.model.ledger import Ledger
-from mqtool.broker.embedded.model.profile import DEFAULT, profile
-from mqtool.broker.embedded.sockets.listener import Listener, Tls
+from mqtool.broker.embedded.model.profile import profile
+from mqtool.broker.embedded.settings import Settings
+from mqtool.broker.embedded.sockets.listener import Listener
 from mqtool.broker.embedded.wire.amqp_connection import Connection
 
 if TYPE_CHECKING:
     from mqtool.broker.embedded.store.disk_space import DiskSpace
     from mqtool.broker.embedded.streaming.stream_connection import StreamConnection
-    from mqtool.broker.embedded.testing.bench import Bench
+    from mqtool.broker.embedded.testing.under_test import BrokerUnderTest
 
 log = logging.getLogger("mqtool.broker.embedded")
 
-DEFAULT_PORT = 5672
 _CHECK_CONSUMERS_SECONDS = 60.0
 _SAID_AGAIN_SECONDS = 60.0
 
@@ -40,49 +38,13 @@ _URLS = {
 }
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How to run a broker.
-
-    Attributes:
-        host: the address to listen on.
-        port: the AMQP port; 0 for any free one.
-        data_dir: where durable things are kept; None to keep them in memory.
-        management_port: the port of the management API; 0 for any free one, None for none.
-        memory_limit: publishers are blocked when messages take more bytes; None for 0.4 of the machine's memory.
-        consumer_timeout: how long a delivery may stay unacknowledged, in seconds.
-        amqp_hosts: the addresses to listen on for AMQP and streams; None for host.
-        stream_port: the port of the stream protocol; 0 for any free one, None for none.
-        recording: whether to record what happens to messages, for tests that ask.
-        definitions: a file of definitions to load before it listens.
-        tls: to listen with TLS as well, on the port below each of the others; None for plain TCP only.
-        guest_from_anywhere: whether guest may log in from other machines, as from outside of a container.
-        disk_free_limit: publishers are blocked when fewer bytes are free in the data directory.
-        like: the RabbitMQ that it behaves like: the name of a profile.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = DEFAULT_PORT
-    data_dir: Path | None = None
-    management_port: int | None = None
-    memory_limit: int | None = None
-    consumer_timeout: float = CONSUMER_TIMEOUT
-    amqp_hosts: Sequence[str] | None = None
-    stream_port: int | None = None
-    recording: bool = False
-    definitions: Path | None = None
-    tls: Tls | None = None
-    guest_from_anywhere: bool = False
-    disk_free_limit: int = DISK_FREE_LIMIT
-    like: str = DEFAULT
-
-
 class Server:
-    """A broker and its sockets, on the running event loop.
+    """A broker and its listening sockets, on the running event loop.
 
     Attributes:
-        damage: what could not be read from the data directory, in words; None if nothing.
-        left_out: what is in the definitions that this broker does not have, in words.
+        damage: a sentence about what could not be read from the data directory; None if everything could.
+        left_out: the definitions in the file that the embedded broker does not support, a sentence each.
+        broker: the broker, once started.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -90,7 +52,7 @@ class Server:
         self._doors: list[Listener] = []
         self._management_doors: list[Listener] = []
         self._tls: ssl.SSLContext | None = None
-        self._bench: Bench | None = None
+        self._under_test: BrokerUnderTest | None = None
         self._connections: set[Connection] = set()
         self._stream_connections: set[StreamConnection] = set()
         self._checking: asyncio.TimerHandle | None = None
@@ -100,7 +62,7 @@ class Server:
         self.broker: Broker
 
     async def start(self) -> None:
-        """Recover what is stored, and listen.
+        """Read the data directory, load the definitions and listen.
 
         Raises:
             OSError: the port is taken, the directory cannot be used or is damaged, or the definitions cannot be loaded.
@@ -110,7 +72,7 @@ class Server:
             self._load_definitions()
             await self._listen()
         except OSError:
-            # Ports and directory are free again, for another attempt in this process.
+            # Release the ports and the directory, so that this process can try again.
             self._close_doors()
             self.broker.ledger.close()
             raise
@@ -130,8 +92,8 @@ class Server:
         if settings.tls is not None:
             self._tls = settings.tls.context()
         if settings.recording:
-            self.bench()
-        hosts = settings.amqp_hosts or [settings.host]
+            self.under_test()
+        hosts = settings.listen or [settings.host]
         await self._open_doors(self._doors, "amqp", self._new_connection, hosts, settings.port)
         if settings.management_port is not None:
             await self._open_doors(
@@ -161,7 +123,7 @@ class Server:
             self.broker.listeners[name] = (self._settings.host, await door.listen(hosts, wanted))
 
     def urls(self) -> dict[str, str]:
-        """Return where it listens, by protocol as the management API names it."""
+        """The URLs of its ports, by the protocol names of the management API."""
         host = {"::": "localhost"}.get(self._settings.host, self._settings.host)
         host = f"[{host}]" if ":" in host else host
         ports = {protocol: port for protocol, (_, port) in self.broker.listeners.items()}
@@ -181,7 +143,7 @@ class Server:
                 self._connections,
                 self._stream_connections,
                 listening_on=self._settings.host,
-                bench=self.bench,
+                under_test=self.under_test,
             )
         )
         return lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader(limit=MAX_HEAD), http.talk)
@@ -196,15 +158,17 @@ class Server:
         self.broker.add_clients(connections)
         return lambda: StreamConnection(self.broker, connections, groups)
 
-    def bench(self) -> "Bench":
-        """Return where it can be tested; call it on the loop."""
-        if self._bench is None:
+    def under_test(self) -> "BrokerUnderTest":
+        """The broker as tests see it. Call this on the broker's event loop."""
+        if self._under_test is None:
             # Imported here: most brokers are not tested with.
-            from mqtool.broker.embedded.testing.bench import Bench
+            from mqtool.broker.embedded.testing.under_test import BrokerUnderTest
 
             connections = (self._connections, self._stream_connections)
-            self._bench = Bench(self.broker, connections, self._doors, recording=self._settings.recording)
-        return self._bench
+            self._under_test = BrokerUnderTest(
+                self.broker, connections, self._doors, recording=self._settings.recording
+            )
+        return self._under_test
 
     def _open(self) -> Broker:
         settings = self._settings
@@ -252,7 +216,7 @@ class Server:
         self._checking = asyncio.get_running_loop().call_later(interval, self._check_consumers)
 
     async def stop(self) -> None:
-        """Close the connections and finish writing."""
+        """Close all connections and finish writing to disk."""
         self._close_doors()
         if self._checking is not None:
             self._checking.cancel()
@@ -262,7 +226,7 @@ class Server:
         for connection in list(self._connections):
             connection.hang_up()
         await asyncio.sleep(0)
-        # With TLS, clients should say goodbye too; do not wait for that.
+        # With TLS, closing waits for the client; do not wait.
         for each in (self._connections, self._stream_connections):
             for transport in [connection.transport for connection in each]:
                 transport.abort()
@@ -275,7 +239,7 @@ class Server:
             door.close()
 
     def _returned(self) -> list[Entry]:
-        """Return the stored messages that have been delivered before."""
+        """The stored messages that were delivered before, to be marked as redelivered after a restart."""
         return [
             entry
             for vhost in self.broker.vhosts.values()
@@ -286,9 +250,9 @@ class Server:
 
 
 class _Exceptions:
-    """Logs what goes wrong on the loop; that there are no more file descriptors, once in a while.
+    """Logs exceptions of the event loop, but "too many open files" only once a minute.
 
-    asyncio says that a thousand times for each client that waits to be let in.
+    asyncio reports that a thousand times for each client that waits to be accepted.
     """
 
     def __init__(self) -> None:
@@ -304,7 +268,7 @@ class _Exceptions:
 
 
 async def run(settings: Settings, stop: asyncio.Event, when_ready: Callable[[Server], None]) -> None:
-    """Run a broker on the running loop, which is its own, until an event is set."""
+    """Run a broker until an event is set, on an event loop that runs nothing else."""
     asyncio.get_running_loop().set_exception_handler(_Exceptions())
     server = Server(settings)
     await server.start()

@@ -9,9 +9,10 @@ import typer
 from typer import Option
 
 from mqtool.amqp import Address, Connection, parse_addresses
-from mqtool.broker import choice, ports, readiness, state
+from mqtool.broker import choice, readiness, state
 from mqtool.broker.choice import Kind, starter_of
 from mqtool.broker.embedded.model.profile import DEFAULT, Like
+from mqtool.broker.embedded.settings import TLS_OPTIONS, Settings, help_of
 from mqtool.broker.lifeline import stop_with_this_process
 from mqtool.broker.readiness import wait_until_up, where_log_is
 from mqtool.broker.starter import Starter
@@ -27,9 +28,7 @@ broker = Commands(no_args_is_help=True, help="Start a broker for yourself, and s
 _PAUSE = 0.2
 
 Name = Annotated[str, Option(help="Name of the broker")]
-Definitions = Annotated[
-    Path | None, Option(metavar="FILE", resolve_path=True, help="RabbitMQ definitions to load when it starts")
-]
+Definitions = Annotated[Path | None, Option(metavar="FILE", resolve_path=True, help=help_of("definitions"))]
 
 
 def _port(about: str, lowest: int = 1) -> Any:
@@ -222,29 +221,26 @@ def told(choice: Choice) -> str:
 
 @broker.command("mqtool broker serve --port 0 --print-url", "mqtool broker serve --management-port 15672 --recording")
 def serve(
-    host: Annotated[str, Option(metavar="ADDRESS", help="Address to listen on")] = "127.0.0.1",
-    port: Annotated[int, _port("AMQP port; 0 for any free one", lowest=0)] = ports.AMQP,
-    management_port: Annotated[int | None, _port("Port of the management API; 0 for any free one", lowest=0)] = None,
-    stream_port: Annotated[int | None, _port("Port of the stream protocol; 0 for any free one", lowest=0)] = None,
-    data_dir: Annotated[
-        Path | None, Option(metavar="DIRECTORY", help="Directory for messages; without it nothing is kept")
-    ] = None,
+    host: Annotated[str, Option(metavar="ADDRESS", help=help_of("host"))] = Settings.host,
+    port: Annotated[int, _port(help_of("port"), lowest=0)] = Settings.port,
+    management_port: Annotated[int | None, _port(help_of("management_port"), lowest=0)] = None,
+    stream_port: Annotated[int | None, _port(help_of("stream_port"), lowest=0)] = None,
+    data_dir: Annotated[Path | None, Option(metavar="DIRECTORY", help=help_of("data_dir"))] = None,
     definitions: Definitions = None,
-    guest_from_anywhere: Annotated[bool, Option(help="Let guest log in from other machines")] = False,
-    recording: Annotated[bool, Option(help="Record messages, for GET /api/mqtool/published/VHOST")] = False,
+    guest_from_anywhere: Annotated[bool, Option(help=help_of("guest_from_anywhere"))] = False,
+    recording: Annotated[bool, Option(help=help_of("recording"))] = False,
     print_url: Annotated[bool, Option(help="Print the URLs once it listens")] = False,
     ready_file: Annotated[Path | None, Option(help="Write the URLs to FILE once it listens")] = None,
-    tls_cert: Annotated[Path | None, Option(help="Certificate (PEM): listen with TLS too, one port below")] = None,
-    tls_key: Annotated[Path | None, Option(help="Key of the certificate (PEM)")] = None,
-    tls_client_ca: Annotated[Path | None, Option(help="Require client certificates of this authority")] = None,
-    like: Annotated[Like, Option(help="RabbitMQ to behave like")] = DEFAULT,
+    tls_cert: Annotated[Path | None, Option(help=TLS_OPTIONS["--tls-cert"])] = None,
+    tls_key: Annotated[Path | None, Option(help=TLS_OPTIONS["--tls-key"])] = None,
+    tls_client_ca: Annotated[Path | None, Option(help=TLS_OPTIONS["--tls-client-ca"])] = None,
+    like: Annotated[Like, Option(help=help_of("like"))] = DEFAULT,
 ) -> None:
     """Run an embedded broker in this process, until Ctrl-C or TERM.
 
     It keeps no state: 'broker status' and 'broker down' know nothing of it.
     """
-    from mqtool.broker.embedded.process import run  # here: other commands need no broker
-    from mqtool.broker.embedded.server import Settings
+    from mqtool.broker.embedded.__main__ import run  # here: other commands need no broker
     from mqtool.broker.embedded.sockets.listener import Tls
 
     tls = _tls(tls_cert, tls_key, tls_client_ca)
@@ -253,12 +249,12 @@ def serve(
         port,
         data_dir,
         management_port,
-        stream_port=stream_port,
-        recording=recording,
+        stream_port,
         definitions=definitions,
         tls=Tls(*tls) if tls else None,
-        guest_from_anywhere=guest_from_anywhere,
         like=like,
+        guest_from_anywhere=guest_from_anywhere,
+        recording=recording,
     )
     raise typer.Exit(run(settings, ready_file=ready_file, print_url=print_url))
 

@@ -8,9 +8,9 @@ from typing import Any
 from mqtool.broker.embedded.http import views
 from mqtool.broker.embedded.http.directory import bad_request, not_found
 from mqtool.broker.embedded.http.server import Answer, HttpError, Request
-from mqtool.broker.embedded.testing.bench import Bench
-from mqtool.broker.embedded.testing.kinds import fault_of
+from mqtool.broker.embedded.testing.fault import fault_of
 from mqtool.broker.embedded.testing.recording import Recorded
+from mqtool.broker.embedded.testing.under_test import BrokerUnderTest
 
 _SETTLED = ("acked", "rejected", "requeued")
 #: How long to wait for messages, in seconds; as in Python.
@@ -24,7 +24,7 @@ class BenchRequests:
         bench: returns where the broker is tested.
     """
 
-    def __init__(self, bench: Callable[[], Bench]) -> None:
+    def __init__(self, bench: Callable[[], BrokerUnderTest]) -> None:
         self._bench = bench
 
     def answer(self, request: Request, path: list[str]) -> Answer:
@@ -55,7 +55,7 @@ class BenchRequests:
         return Answer(HTTPStatus.NO_CONTENT)
 
     @staticmethod
-    def _begin(bench: Bench, body: dict[str, Any]) -> Answer:
+    def _begin(bench: BrokerUnderTest, body: dict[str, Any]) -> Answer:
         name = body.pop("fault", None)
         if not isinstance(name, str):
             raise bad_request('the body must have a "fault", such as {"fault": "cut_connections"}')
@@ -66,7 +66,7 @@ class BenchRequests:
         return Answer(HTTPStatus.CREATED, {"id": begun.number or None, "met": begun.met})
 
     @staticmethod
-    def _asked(bench: Bench, path: list[str], query: dict[str, str]) -> list[Recorded]:
+    def _asked(bench: BrokerUnderTest, path: list[str], query: dict[str, str]) -> list[Recorded]:
         try:
             match path:
                 case ["published" | "unrouted" as what, vhost]:

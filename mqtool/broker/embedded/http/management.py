@@ -28,24 +28,28 @@ from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.wire.amqp_channel import Channel
 
 if TYPE_CHECKING:
-    from mqtool.broker.embedded.testing.bench import Bench
+    from mqtool.broker.embedded.testing.under_test import BrokerUnderTest
 
 
 class Management(Directory):
     """Answers requests.
 
     Args:
-        bench: returns where the broker is tested.
+        under_test: returns the broker as tests see it.
     """
 
     def __init__(
-        self, broker: Broker, *connections: Collection[AnyConnection], listening_on: str, bench: "Callable[[], Bench]"
+        self,
+        broker: Broker,
+        *connections: Collection[AnyConnection],
+        listening_on: str,
+        under_test: "Callable[[], BrokerUnderTest]",
     ) -> None:
         super().__init__(broker, *connections)
         self._changes = Changes(broker, *connections)
         self._rates = Rates(self._counting)
         self._listening_on = listening_on
-        self._bench = bench
+        self._under_test = under_test
         self._lists: dict[str, Callable[[User, str | None], Iterable[views.Json]]] = {
             "queues": self._queues,
             "exchanges": self._exchanges,
@@ -72,7 +76,7 @@ class Management(Directory):
                 # Imported here: most brokers are not tested with.
                 from mqtool.broker.embedded.http.bench import BenchRequests
 
-                return BenchRequests(self._bench).answer(request, path)
+                return BenchRequests(self._under_test).answer(request, path)
             case "GET" | "HEAD", ["api", "health", "checks", *path]:
                 return health.check(self.broker, path)
             case "GET" | "HEAD", ["api", *path]:

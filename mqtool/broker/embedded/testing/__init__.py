@@ -1,4 +1,4 @@
-"""What a test asks of an embedded broker, and does to it. Nothing of this is imported by a broker nobody tests with.
+"""Questions that tests ask an embedded broker, and faults that they make happen to it.
 
-It sees `wire/` and `model/`, and they know of it only what the protocol `Hooks` in `model/broker.py` says.
+A broker that is not tested imports none of this: the broker calls it only by `Broker.hooks`.
 """

@@ -1,4 +1,4 @@
-"""A throwaway authority, with certificates for a broker and a client: for tests of TLS."""
+"""A throwaway certificate authority, with certificates for a broker and a client, for tests of TLS."""
 
 import ssl
 import subprocess
@@ -25,12 +25,12 @@ authorityKeyIdentifier = keyid
 
 
 class Authority(NamedTuple):
-    """PEM files that are good for two days; those of the broker are for localhost, 127.0.0.1 and ::1.
+    """PEM files that are valid for two days. The broker's certificate is for localhost, 127.0.0.1 and ::1.
 
     Attributes:
         ca: the authority's certificate, for clients to trust.
-        cert, key: the broker's.
-        client_cert, client_key: a client's.
+        cert, key: the broker's certificate and key.
+        client_cert, client_key: a client's certificate and key.
     """
 
     ca: Path
@@ -40,18 +40,18 @@ class Authority(NamedTuple):
     client_key: Path
 
     def tls(self, *, client_certificates: bool = False) -> Tls:
-        """Return what a broker needs: EmbeddedBroker(tls=…).
+        """The setting for a broker: `EmbeddedBroker(tls=authority.tls())`.
 
         Args:
-            client_certificates: whether clients must have a certificate of this authority.
+            client_certificates: require client certificates of this authority.
         """
         return Tls(self.cert, self.key, self.ca if client_certificates else None)
 
     def context(self, *, client_certificate: bool = False) -> ssl.SSLContext:
-        """Return what a client needs, such as `pika.SSLOptions(authority.context(), "localhost")`.
+        """The TLS context for a client, such as `pika.SSLOptions(authority.context(), "localhost")`.
 
         Args:
-            client_certificate: whether it has its certificate with it.
+            client_certificate: present the client's certificate.
         """
         context = ssl.create_default_context(cafile=str(self.ca))
         if client_certificate:
@@ -60,11 +60,11 @@ class Authority(NamedTuple):
 
 
 def new_authority(directory: Path) -> Authority:
-    """Make one, with the command openssl.
+    """Create an authority and its certificates in a directory, with the command openssl.
 
     Raises:
-        FileNotFoundError: there is no such command.
-        subprocess.CalledProcessError: it fails.
+        FileNotFoundError: openssl is not installed.
+        subprocess.CalledProcessError: openssl fails.
     """
     (directory / "settings").write_text(_SETTINGS)
 

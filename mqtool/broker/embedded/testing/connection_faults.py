@@ -1,22 +1,138 @@
-"""Faults of connections: cut, refused, silent, slow, closed by the broker."""
+"""Faults of connections: cut, refused, silent, slow, closed by the broker; publishers blocked, and restarts."""
 
+import asyncio
 import fnmatch
 import socket
 import struct
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from mqtool.broker.embedded.model.amqp_errors import REPLY_NAMES, ChannelException, ConnectionException
 from mqtool.broker.embedded.model.broker import LOW_ON_MEMORY
 from mqtool.broker.embedded.testing.fault import Client, Fault, Scene
-from mqtool.broker.embedded.testing.transports import Frozen, Slow, innermost, take_out
 
-_NO_FAREWELL = struct.pack("ii", 1, 0)
+#: SO_LINGER of 0 seconds: closing the socket sends a RST.
+_SEND_RST = struct.pack("ii", 1, 0)
+
+
+class Between(asyncio.Transport):
+    """A transport that passes everything on to the transport that it replaces."""
+
+    def __init__(self, inner: asyncio.Transport) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        return self.inner.get_extra_info(name, default)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.inner.write(data)
+
+    def close(self) -> None:
+        self.inner.close()
+
+    def abort(self) -> None:
+        self.inner.abort()
+
+    def is_closing(self) -> bool:
+        return self.inner.is_closing()
+
+    def pause_reading(self) -> None:
+        self.inner.pause_reading()
+
+    def resume_reading(self) -> None:
+        self.inner.resume_reading()
+
+    def get_write_buffer_size(self) -> int:
+        return self.inner.get_write_buffer_size()
+
+
+class Frozen(Between):
+    """A transport that passes on nothing, in either direction, until thaw()."""
+
+    def __init__(self, inner: asyncio.Transport) -> None:
+        super().__init__(inner)
+        self._kept: list[bytes] = []
+        self._closing: Callable[[], None] | None = None
+        inner.pause_reading()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._kept.append(bytes(data))
+
+    def close(self) -> None:
+        self._closing = self.inner.close
+
+    def abort(self) -> None:
+        self._closing = self.inner.abort
+
+    def is_closing(self) -> bool:
+        return self._closing is not None or self.inner.is_closing()
+
+    def resume_reading(self) -> None:
+        """Ignored: reading resumes after thaw()."""
+
+    def thaw(self) -> None:
+        """Send everything written since the freeze, and close if that was asked for."""
+        self.inner.write(b"".join(self._kept))
+        if self._closing is not None:
+            self._closing()
+
+
+class Slow(Between):
+    """A transport that delays everything sent by a number of seconds."""
+
+    def __init__(self, inner: asyncio.Transport, seconds: float) -> None:
+        super().__init__(inner)
+        self._seconds = seconds
+        self._waiting: deque[Callable[[], None]] = deque()
+
+    def _later(self, what: Callable[[], None]) -> None:
+        self._waiting.append(what)
+        asyncio.get_running_loop().call_later(self._seconds, self._next)
+
+    def _next(self) -> None:
+        if self._waiting:
+            self._waiting.popleft()()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._later(lambda: self.inner.write(data))
+
+    def close(self) -> None:
+        self._later(self.inner.close)
+
+    def catch_up(self) -> None:
+        while self._waiting:
+            self._next()
+
+
+def innermost(connection: Client) -> asyncio.Transport:
+    """The transport of a connection's socket, without the layers that faults have put around it."""
+    transport = connection.transport
+    while isinstance(transport, Between):
+        transport = transport.inner
+    return transport
+
+
+def take_out(connection: Client, layer: Between) -> None:
+    """Remove a layer from around a connection's transport."""
+    if connection.transport is layer:
+        connection.transport = layer.inner
+        return
+    outer = connection.transport
+    while isinstance(outer, Between):
+        if outer.inner is layer:
+            outer.inner = layer.inner
+            return
+        outer = outer.inner
 
 
 def _named(scene: Scene, pattern: str | None) -> Iterator[Client]:
-    """The connections whose own name, or RabbitMQ's for them, matches a pattern such as `orders-*`; None for all."""
+    """Yield the connections whose name matches a pattern such as `orders-*`; None for all.
+
+    A connection has two names: the one that the client chose, and `HOST:PORT -> HOST:PORT`.
+    """
     for connection in scene.connections:
         names = (connection.name, str(connection.client_properties.get("connection_name", "")))
         if pattern is None or any(fnmatch.fnmatchcase(name, pattern) for name in names):
@@ -25,19 +141,18 @@ def _named(scene: Scene, pattern: str | None) -> Iterator[Client]:
 
 @dataclass
 class CutConnections(Fault):
-    """Connections break off without a word: with a RST, or with a FIN."""
+    """Sockets are closed without connection.close: with a RST, or with a FIN."""
 
     lasts: ClassVar[bool] = False
     name: str | None = None
     reset: bool = True
 
     def begin(self, scene: Scene) -> int:
-        """Cut them."""
         met = list(_named(scene, self.name))
         for connection in met:
             transport = innermost(connection)
             if self.reset:
-                transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_FAREWELL)
+                transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _SEND_RST)
                 transport.abort()
             else:
                 transport.close()
@@ -46,7 +161,7 @@ class CutConnections(Fault):
 
 @dataclass
 class CloseConnections(Fault):
-    """The broker closes connections, with a code and a text."""
+    """The broker closes connections with a reply code and text."""
 
     lasts: ClassVar[bool] = False
     code: int = 320
@@ -57,7 +172,6 @@ class CloseConnections(Fault):
         _check_code(self.code)
 
     def begin(self, scene: Scene) -> int:
-        """Close them."""
         opened = [each for each in _named(scene, self.name) if each.is_open]
         for connection in opened:
             error = ConnectionException(self.code)
@@ -68,7 +182,7 @@ class CloseConnections(Fault):
 
 @dataclass
 class CloseChannels(Fault):
-    """The broker closes all channels, with a code and a text."""
+    """The broker closes all channels with a reply code and text."""
 
     lasts: ClassVar[bool] = False
     code: int = 406
@@ -79,7 +193,6 @@ class CloseChannels(Fault):
         _check_code(self.code)
 
     def begin(self, scene: Scene) -> int:
-        """Close them."""
         opened = [
             channel
             for connection in _named(scene, self.name)
@@ -100,21 +213,18 @@ def _check_code(code: int) -> None:
 
 @dataclass
 class RefuseConnections(Fault):
-    """Nobody listens: who connects is refused. Open connections stay open."""
+    """New connections are refused. Open connections stay open."""
 
     seconds: float | None = None
 
     def duration(self) -> float | None:
-        """As long as asked for."""
         return self.seconds
 
     def begin(self, scene: Scene) -> int:
-        """Stop listening."""
         scene.shut()
         return 0
 
     def end(self, scene: Scene) -> None:
-        """Listen again."""
         scene.open()
 
 
@@ -127,17 +237,14 @@ class GoSilent(Fault):
     _layers: list[Frozen] = field(default_factory=list, init=False, repr=False)
 
     def duration(self) -> float | None:
-        """As long as asked for."""
         return self.seconds
 
     def begin(self, scene: Scene) -> int:
-        """Freeze what is open."""
         for connection in scene.connections:
             self.connected(connection)
         return len(self._frozen)
 
     def connected(self, connection: Client) -> None:
-        """Freeze a new connection as well."""
         connection.stop_heartbeats()
         layer = Frozen(connection.transport)
         connection.transport = layer
@@ -145,7 +252,6 @@ class GoSilent(Fault):
         self._layers.append(layer)
 
     def end(self, scene: Scene) -> None:  # noqa: ARG002
-        """Go on as if nothing had been."""
         for connection, layer in zip(self._frozen, self._layers, strict=True):
             take_out(connection, layer)
             layer.thaw()
@@ -155,27 +261,24 @@ class GoSilent(Fault):
 
 @dataclass
 class SlowDown(Fault):
-    """What the broker sends leaves it late."""
+    """Everything that the broker sends is delayed."""
 
     seconds: float = 0.1
     _layers: list[Slow] = field(default_factory=list, init=False, repr=False)
     _slow: list[Client] = field(default_factory=list, init=False, repr=False)
 
     def begin(self, scene: Scene) -> int:
-        """Slow down what is open."""
         for connection in scene.connections:
             self.connected(connection)
         return len(self._slow)
 
     def connected(self, connection: Client) -> None:
-        """Slow down a new connection as well."""
         layer = Slow(connection.transport, self.seconds)
         connection.transport = layer
         self._slow.append(connection)
         self._layers.append(layer)
 
     def end(self, scene: Scene) -> None:  # noqa: ARG002
-        """Send what is late."""
         for connection, layer in zip(self._slow, self._layers, strict=True):
             take_out(connection, layer)
             layer.catch_up()
@@ -183,41 +286,36 @@ class SlowDown(Fault):
 
 @dataclass
 class BlockPublishers(Fault):
-    """The broker runs short of something: it blocks every connection that publishes."""
+    """An alarm is raised: the broker blocks every connection that publishes."""
 
     reason: str = LOW_ON_MEMORY
     seconds: float | None = None
 
     def duration(self) -> float | None:
-        """As long as asked for."""
         return self.seconds
 
     def begin(self, scene: Scene) -> int:
-        """Raise the alarm."""
         scene.broker.raise_alarm(f"fault {id(self)}", self.reason, self.reason)
         return 0
 
     def end(self, scene: Scene) -> None:
-        """Let publishers go on."""
         scene.broker.clear_alarm(f"fault {id(self)}")
 
 
 @dataclass
 class Restart(Fault):
-    """The broker stops, and comes back on the same port after this many seconds.
+    """The broker stops, and listens on the same port again after a number of seconds.
 
-    Connections are closed as at a shutdown. What does not survive a restart is gone, unless `keep_transient`.
+    Connections are closed as at a shutdown. Transient queues, exchanges and messages are lost without `keep_transient`.
     """
 
     seconds: float = 0.0
     keep_transient: bool = False
 
     def duration(self) -> float | None:
-        """As long as asked for."""
         return self.seconds
 
     def begin(self, scene: Scene) -> int:
-        """Stop."""
         scene.shut()
         met = scene.connections
         scene.broker.close_connections("broker forced connection closure with reason 'shutdown'")
@@ -228,12 +326,11 @@ class Restart(Fault):
         return len(met)
 
     def end(self, scene: Scene) -> None:
-        """Come back."""
         scene.open()
 
 
 def _lose_transient(scene: Scene) -> None:
-    """Drop what RabbitMQ does not keep over a restart."""
+    """Delete the queues, exchanges and messages that do not survive a restart."""
     for vhost in scene.broker.vhosts.values():
         for queue in list(vhost.queues.values()):
             if not queue.durable:

@@ -1,14 +1,18 @@
-"""What a fault is: something goes wrong, at once or for as long as it is in force."""
+"""Faults: what one is, how a request names it, and the faults of messages. See also connection_faults.py."""
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+import dataclasses
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import NoneType
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, get_args
 
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.virtual_host import Routing
 from mqtool.broker.embedded.sockets.listener import Listener
 from mqtool.broker.embedded.wire.amqp_connection import Connection
+from mqtool.duration import parse_duration
 
 if TYPE_CHECKING:
     # Most brokers have no streams, and need not import their protocol.
@@ -16,20 +20,24 @@ if TYPE_CHECKING:
 
 Client: TypeAlias = "Connection | StreamConnection"
 
+#: The kinds of faults, by names such as `cut_connections`.
+KINDS: dict[str, "type[Fault]"] = {}
+
 
 @dataclass(frozen=True)
 class Scene:
-    """Where faults happen.
+    """The broker that a fault happens to.
 
     Attributes:
-        by_protocol: the connections of each protocol.
-        doors: where they come in.
-        call_later: calls something after this many seconds.
+        broker: the broker.
+        by_protocol: its connections, a collection for each protocol.
+        listeners: where clients connect.
+        call_later: calls a function after a number of seconds.
     """
 
     broker: Broker
     by_protocol: Sequence[Collection[Client]]
-    doors: Sequence[Listener]
+    listeners: Sequence[Listener]
     call_later: Callable[[float, Callable[[], object]], object]
 
     @property
@@ -38,29 +46,32 @@ class Scene:
         return [connection for connections in self.by_protocol for connection in connections]
 
     def shut(self) -> None:
-        """Refuse connections."""
-        for door in self.doors:
-            door.shut()
+        """Refuse new connections."""
+        for listener in self.listeners:
+            listener.shut()
 
     def open(self) -> None:
-        """Accept connections again."""
-        for door in self.doors:
-            door.open()
+        """Accept new connections again."""
+        for listener in self.listeners:
+            listener.open()
 
 
 class Fault:
-    """A fault. Its arguments are the fields of a dataclass, so they can also come in a request.
+    """A fault. Subclasses are dataclasses, and their fields are the arguments that a request may give.
 
     Attributes:
-        lasts: whether it is in force until it is undone, or used up; else it happens at once.
-        used_up: whether nothing is left of it.
+        lasts: it is in force until it is undone, times out or is used up; False if it happens once, at begin().
+        used_up: it will not affect anything any more.
     """
 
     lasts: ClassVar[bool] = True
     used_up: bool = False
 
+    def __init_subclass__(cls) -> None:
+        KINDS[_snake(cls.__name__)] = cls
+
     def begin(self, scene: Scene) -> int:  # noqa: ARG002
-        """Let it happen; returns how many connections, channels or consumers it meets."""
+        """Make it happen, and return how many connections, channels or consumers it affects."""
         return 0
 
     def end(self, scene: Scene) -> None:
@@ -70,19 +81,164 @@ class Fault:
         """How long it lasts, in seconds; None until it is undone."""
         return None
 
-    # What happens while it lasts.
-
     def connected(self, connection: Client) -> None:
-        """A client connects."""
+        """Called for each new connection while the fault is in force."""
 
     def publishing(self, routing: Routing) -> bool:  # noqa: ARG002
-        """A message is published; may change where it goes. Returns whether it is refused."""
+        """Called for each message published. May change its queues; returns True to refuse it with a nack."""
         return False
 
     def acknowledging(self, queue: Queue) -> bool:  # noqa: ARG002
-        """A message is acknowledged; returns whether that is lost."""
+        """Called for each acknowledgement. Returns True to lose it."""
         return False
 
     def confirming(self, data: bytes, send: Callable[[bytes], None]) -> bool:  # noqa: ARG002
-        """Confirms are due; returns whether it keeps them, to send them later."""
+        """Called for each batch of confirms. Returns True to hold it back; the fault then calls `send` later."""
         return False
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+def name_of(fault: Fault) -> str:
+    """The name of a fault's kind, such as `cut_connections`."""
+    return _snake(type(fault).__name__)
+
+
+def arguments_of(kind: Any) -> dict[str, Any]:
+    """The arguments of a kind of fault, and their types."""
+    return {each.name: each.type for each in dataclasses.fields(kind) if each.init}
+
+
+def fault_of(name: str, arguments: Mapping[str, Any]) -> Fault:
+    """Create the fault that a request describes. Numbers and durations may be given as text.
+
+    Raises:
+        ValueError: there is no such fault, or it does not take these arguments. The message is for the client.
+    """
+    kind = KINDS.get(name.replace("-", "_"))
+    if kind is None:
+        raise ValueError(f"unknown fault {name!r}: one of {', '.join(sorted(KINDS))}")
+    known = arguments_of(kind)
+    for argument in arguments:
+        if argument not in known:
+            takes = f"one of {', '.join(known)}" if known else "none"
+            raise ValueError(f"{name} has no argument {argument!r}: {takes}")
+    given = {each: _converted(each, value, known[each]) for each, value in arguments.items()}
+    try:
+        return kind(**given)
+    except TypeError as error:
+        needed = [each.name for each in dataclasses.fields(kind) if each.default is dataclasses.MISSING]  # type: ignore[arg-type]
+        raise ValueError(f"{name} needs {', '.join(each for each in needed if each in known)}") from error
+
+
+def _converted(name: str, value: Any, annotated: Any) -> Any:
+    kinds = get_args(annotated) or (annotated,)
+    if value is None and NoneType in kinds:
+        return None
+    (kind,) = [each for each in kinds if each is not NoneType]
+    if kind is bool:
+        if value in (True, False, "true", "false"):
+            return value in (True, "true")
+        raise ValueError(f"{name} must be true or false, not {value!r}")
+    try:
+        if kind is float:
+            number = parse_duration(value) if isinstance(value, str) else float(value)
+        elif kind is int:
+            number = int(value)
+        else:
+            return str(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{name} must be {'a duration' if kind is float else 'a number'}, not {value!r}") from error
+    if not number >= (0 if kind is float else 1):
+        raise ValueError(f"{name} must be {'at least 0' if kind is float else 'at least 1'}, not {value!r}")
+    return number
+
+
+@dataclass
+class NackPublishes(Fault):
+    """The next messages to a queue are refused with a nack, and are not put in it."""
+
+    queue: str
+    count: int = 1
+
+    def publishing(self, routing: Routing) -> bool:
+        if self.used_up or all(queue.name != self.queue for queue in routing.queues):
+            return False
+        self.count -= 1
+        self.used_up = self.count <= 0
+        routing.queues = [queue for queue in routing.queues if queue.name != self.queue]
+        return True
+
+
+@dataclass
+class ReturnUnroutable(Fault):
+    """The next messages go to no queue: mandatory ones are returned, others are dropped."""
+
+    count: int = 1
+
+    def publishing(self, routing: Routing) -> bool:
+        if not self.used_up:
+            self.count -= 1
+            self.used_up = self.count <= 0
+            routing.queues = []
+        return False
+
+
+@dataclass
+class DelayConfirms(Fault):
+    """Confirms are sent late; without a time, only when the fault is undone."""
+
+    seconds: float | None = None
+    _call_later: Callable[[float, Callable[[], object]], object] | None = field(default=None, init=False, repr=False)
+    _kept: list[Callable[[], None]] = field(default_factory=list, init=False, repr=False)
+
+    def begin(self, scene: Scene) -> int:
+        self._call_later = scene.call_later
+        return 0
+
+    def confirming(self, data: bytes, send: Callable[[bytes], None]) -> bool:
+        self._kept.append(lambda: send(data))
+        if self.seconds is not None and self._call_later is not None:
+            self._call_later(self.seconds, self._send_next)
+        return True
+
+    def _send_next(self) -> None:
+        if self._kept:
+            self._kept.pop(0)()
+
+    def end(self, scene: Scene) -> None:  # noqa: ARG002
+        while self._kept:
+            self._send_next()
+
+
+@dataclass
+class LoseAcks(Fault):
+    """The next acknowledgements are lost: the messages are requeued, and redelivered."""
+
+    count: int = 1
+    queue: str | None = None
+
+    def acknowledging(self, queue: Queue) -> bool:
+        if self.used_up or self.queue not in (None, queue.name):
+            return False
+        self.count -= 1
+        self.used_up = self.count <= 0
+        return True
+
+
+@dataclass
+class CancelConsumers(Fault):
+    """The broker cancels all consumers of a queue, as RabbitMQ does when the queue's leader moves."""
+
+    lasts: ClassVar[bool] = False
+    queue: str
+
+    def begin(self, scene: Scene) -> int:
+        queues = [vhost.queues[self.queue] for vhost in scene.broker.vhosts.values() if self.queue in vhost.queues]
+        cancelled = [(queue, consumer) for queue in queues for consumer in list(queue.consumers)]
+        for queue, consumer in cancelled:
+            queue.remove_consumer(consumer)
+            consumer.cancelled()
+        return len(cancelled)

@@ -1,69 +1,92 @@
-"""What a test asks: what was published, what became of it, and whether something comes true in time."""
+"""What a test in Python uses: questions about messages, and faults as methods."""
 
 import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TypeVar
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar
 
-from mqtool.broker.embedded.testing.bench import Bench
-from mqtool.broker.embedded.testing.calls import on_a_loop
+from mqtool.broker.embedded.testing.connection_faults import (
+    BlockPublishers,
+    CloseChannels,
+    CloseConnections,
+    CutConnections,
+    GoSilent,
+    RefuseConnections,
+    Restart,
+    SlowDown,
+)
+from mqtool.broker.embedded.testing.fault import (
+    CancelConsumers,
+    DelayConfirms,
+    Fault,
+    LoseAcks,
+    NackPublishes,
+    ReturnUnroutable,
+)
 from mqtool.broker.embedded.testing.recording import Messages
+from mqtool.broker.embedded.testing.under_test import BrokerUnderTest
 
+#: Seconds that a question waits for its answer by default.
 TIMEOUT = 2.0
-"""How long a question waits for its answer by default, in seconds."""
 
 _INTERVAL = 0.005
 T = TypeVar("T")
 
 
 class QueueQuestions:
-    """One queue; `repr` says what it holds."""
+    """Questions about one queue. Its `repr` says what it holds."""
 
     def __init__(self, questions: "Questions", name: str) -> None:
         self._questions = questions
         self.name = name
 
     def messages(self, count: int = 1, timeout: float = TIMEOUT) -> Messages:
-        """Return the messages that are ready in it, once there are this many or the time is up."""
-        return self._questions.wait_for_count(lambda bench, vhost: bench.ready(vhost, self.name), count, timeout)
+        """The messages that are ready in the queue.
+
+        Args:
+            count: wait until there are this many.
+            timeout: seconds to wait at most.
+        """
+        return self._questions.wait_for_count(lambda broker, vhost: broker.ready(vhost, self.name), count, timeout)
 
     def _happened(self, what: str) -> Messages:
-        return self._questions.now(lambda bench, vhost: bench.recording.find(what, vhost, queue=self.name))
+        return self._questions.now(lambda broker, vhost: broker.recording.find(what, vhost, queue=self.name))
 
     @property
     def acked(self) -> Messages:
-        """The messages acknowledged so far, also automatically."""
+        """The messages acknowledged so far, also by automatic acknowledgement."""
         return self._happened("acked")
 
     @property
     def rejected(self) -> Messages:
-        """The messages rejected so far, and not requeued."""
+        """The messages rejected so far without requeueing."""
         return self._happened("rejected")
 
     @property
     def requeued(self) -> Messages:
-        """The messages that clients have put back so far."""
+        """The messages requeued by clients so far."""
         return self._happened("requeued")
 
     def __repr__(self) -> str:
-        return f"<queue {self.name!r}: {self._questions.now(lambda bench, vhost: bench.state(vhost, self.name))}>"
+        return f"<queue {self.name!r}: {self._questions.now(lambda broker, vhost: broker.state(vhost, self.name))}>"
 
 
 class Questions(ABC):
-    """A virtual host of a broker that records what happens.
+    """Questions about a virtual host of a broker that was started with `recording`.
 
-    On an event loop nothing waits: there, `await until(…)` does.
+    On an event loop no question waits: use `await until(...)` there.
     """
 
     _waiting = False
 
     @abstractmethod
-    def now(self, ask: Callable[[Bench, str], T]) -> T:
-        """Ask the broker, about a virtual host."""
+    def now(self, ask: Callable[[BrokerUnderTest, str], T]) -> T:
+        """Call a function with the broker and the name of the virtual host, on the broker's event loop."""
 
-    def wait_for_count(self, ask: Callable[[Bench, str], Messages], count: int, timeout: float) -> Messages:
-        """Ask until there are this many messages, or the time is up; returns the last answer."""
+    def wait_for_count(self, ask: Callable[[BrokerUnderTest, str], Messages], count: int, timeout: float) -> Messages:
+        """Repeat a question until it finds `count` messages or the time is up, and return the last answer."""
         deadline = time.monotonic() + timeout
         found = self.now(ask)
         while len(found) < count and not self._waiting and not on_a_loop() and time.monotonic() < deadline:
@@ -80,16 +103,16 @@ class Questions(ABC):
         count: int = 1,
         timeout: float = TIMEOUT,
     ) -> Messages:
-        """Return what clients have published, once there are this many messages or the time is up.
+        """The messages that clients have published.
 
         Args:
-            exchange, routing_key: only what was published there; None for any.
-            queue: only what was routed to this queue.
-            count: how many messages to wait for.
-            timeout: how long at most, in seconds; 0 to say that something was not published.
+            exchange, routing_key: only messages published there; None for any.
+            queue: only messages routed to this queue.
+            count: wait until there are this many.
+            timeout: seconds to wait at most; 0 to check that something was not published.
         """
         return self.wait_for_count(
-            lambda bench, vhost: bench.recording.find(
+            lambda broker, vhost: broker.recording.find(
                 "published", vhost, queue=queue, exchange=exchange, routing_key=routing_key
             ),
             count,
@@ -99,17 +122,17 @@ class Questions(ABC):
     @property
     def unrouted(self) -> Messages:
         """The messages published so far that were routed to no queue."""
-        return self.now(lambda bench, vhost: bench.recording.find("unrouted", vhost))
+        return self.now(lambda broker, vhost: broker.recording.find("unrouted", vhost))
 
     def queue(self, name: str) -> QueueQuestions:
-        """Return a queue to ask about."""
+        """Questions about a queue."""
         return QueueQuestions(self, name)
 
     def wait_for(self, condition: Callable[[], T], timeout: float = TIMEOUT) -> T:
-        """Wait until a condition holds, and return what it returned. No question in it waits by itself.
+        """Call a function until its result is true, and return the result. Questions in it do not wait.
 
         Raises:
-            AssertionError: the time is up; says what did happen.
+            AssertionError: the time is up; the message says what did happen.
             RuntimeError: called on an event loop.
         """
         if on_a_loop():
@@ -121,10 +144,10 @@ class Questions(ABC):
         return result
 
     async def until(self, condition: Callable[[], T], timeout: float = TIMEOUT) -> T:
-        """Do as wait_for() does, on an event loop.
+        """Do what wait_for() does, on an event loop.
 
         Raises:
-            AssertionError: the time is up; says what did happen.
+            AssertionError: the time is up; the message says what did happen.
         """
         deadline = time.monotonic() + timeout
         while not (result := self._asked(condition)):
@@ -141,9 +164,139 @@ class Questions(ABC):
 
     def _check(self, deadline: float, timeout: float) -> None:
         if time.monotonic() > deadline:
-            told = self.now(lambda bench, vhost: bench.recording.told(vhost))
-            raise AssertionError(f"not within {timeout:g} s; {told}")
+            happened = self.now(lambda broker, vhost: broker.recording.describe(vhost))
+            raise AssertionError(f"not within {timeout:g} s; {happened}")
 
     def reset(self) -> None:
-        """Undo the faults, purge the queues, and forget what happened. Queues, bindings and consumers stay."""
-        self.now(lambda bench, vhost: bench.reset(vhost))
+        """Undo all faults, purge the queues and clear the recording. Queues, bindings and consumers stay."""
+        self.now(lambda broker, vhost: broker.reset(vhost))
+
+
+def on_a_loop() -> bool:
+    """Tell whether the caller runs on an event loop, which waiting would block."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+class AskBroker(Protocol):
+    """Calls a function on a broker's event loop, and returns its result."""
+
+    def __call__(self, ask: Callable[[BrokerUnderTest], T], /) -> T: ...
+
+
+class BegunFault:
+    """A fault that has begun. It ends with the `with` block, with undo(), when its time is up, or with the test.
+
+    Attributes:
+        met: how many connections, channels or consumers it affected.
+    """
+
+    def __init__(self, faults: "Faults", number: int, met: int) -> None:
+        self._faults = faults
+        self._number = number
+        self.met = met
+
+    def undo(self) -> None:
+        """End the fault, if it is still in force."""
+        self._faults.undo(self._number)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.undo()
+
+
+class Faults:
+    """Makes faults happen to a broker, from any thread."""
+
+    def __init__(self, ask: AskBroker) -> None:
+        self._ask = ask
+
+    def begin(self, fault: Fault) -> BegunFault:
+        """Make a fault happen."""
+        begun = self._ask(lambda broker: broker.begin(fault))
+        return BegunFault(self, begun.number, begun.met)
+
+    def undo(self, number: int) -> None:
+        """End the fault with this number, if it is in force."""
+        self._ask(lambda broker: broker.undo(number))
+
+    def clear(self) -> None:
+        """End all faults."""
+        self._ask(lambda broker: broker.clear())
+
+    def in_force(self) -> list[dict[str, Any]]:
+        """The faults in force: their ids, names and arguments."""
+        return self._ask(lambda broker: broker.faults())
+
+    def cut_connections(self, name: str | None = None, *, reset: bool = True) -> int:
+        """Close the sockets of connections without connection.close, and return how many.
+
+        Args:
+            name: only connections whose name matches, such as `orders-*`: the client's name for it, or the broker's.
+            reset: send a RST; False for a FIN.
+        """
+        return self.begin(CutConnections(name, reset)).met
+
+    def close_connections(
+        self, code: int = 320, text: str = "CONNECTION_FORCED - Closed by a test", name: str | None = None
+    ) -> int:
+        """Close connections with a reply code and text, and return how many."""
+        return self.begin(CloseConnections(code, text, name)).met
+
+    def close_channels(
+        self, code: int = 406, text: str = "PRECONDITION_FAILED - Closed by a test", name: str | None = None
+    ) -> int:
+        """Close channels with a reply code and text, and return how many."""
+        return self.begin(CloseChannels(code, text, name)).met
+
+    def refuse_connections(self, seconds: float | None = None) -> BegunFault:
+        """Refuse new connections, for this long or until undone."""
+        return self.begin(RefuseConnections(seconds))
+
+    def go_silent(self, seconds: float | None = None) -> BegunFault:
+        """Neither read nor send anything, not even heartbeats, for this long or until undone."""
+        return self.begin(GoSilent(seconds))
+
+    def slow_down(self, seconds: float = 0.1) -> BegunFault:
+        """Delay everything that the broker sends by this many seconds, until undone."""
+        return self.begin(SlowDown(seconds))
+
+    def block_publishers(self, reason: str = "low on memory", seconds: float | None = None) -> BegunFault:
+        """Block connections that publish (connection.blocked), for this long or until undone."""
+        return self.begin(BlockPublishers(reason, seconds))
+
+    def restart(self, seconds: float = 0.0, *, keep_transient: bool = False) -> BegunFault:
+        """Close all connections, and listen on the same port again later.
+
+        Args:
+            seconds: how long connections are refused.
+            keep_transient: keep transient queues, exchanges and messages.
+        """
+        return self.begin(Restart(seconds, keep_transient))
+
+    def nack_publishes(self, queue: str, count: int = 1) -> BegunFault:
+        """Refuse the next messages to a queue with a nack."""
+        return self.begin(NackPublishes(queue, count))
+
+    def return_unroutable(self, count: int = 1) -> BegunFault:
+        """Route the next messages to no queue: those published as mandatory are returned."""
+        return self.begin(ReturnUnroutable(count))
+
+    def delay_confirms(self, seconds: float | None = None) -> BegunFault:
+        """Delay confirms by this many seconds; None holds them back until undone."""
+        return self.begin(DelayConfirms(seconds))
+
+    def lose_acks(self, count: int = 1, queue: str | None = None) -> BegunFault:
+        """Lose the next acknowledgements, of one queue or of any: the messages are redelivered."""
+        return self.begin(LoseAcks(count, queue))
+
+    def cancel_consumers(self, queue: str) -> int:
+        """Cancel all consumers of a queue, and return how many."""
+        return self.begin(CancelConsumers(queue)).met

@@ -1,4 +1,4 @@
-"""What has happened to messages: published, acknowledged, rejected."""
+"""A recording of what happened to messages: published, acknowledged, rejected."""
 
 import json
 from collections import deque
@@ -8,22 +8,22 @@ from typing import Any
 from mqtool.broker.embedded.model.amqp_message import Message
 from mqtool.codecs.field_tables import Table
 
+#: Limits of a recording: beyond them the oldest events are dropped.
 MAX_EVENTS = 100_000
 MAX_BYTES = 64 * 1024 * 1024
-"""Limits of a recording: beyond them the oldest is forgotten."""
 
 _SHOWN = 10
 
 
 class Recorded:
-    """A message, as a test looks at it.
+    """A message as a test sees it.
 
     Attributes:
-        what: `published`, `acked`, `rejected`, `requeued`, or `ready` in a queue.
+        what: `published`, `acked`, `rejected`, `requeued`, or `ready` if it is in a queue.
         vhost: its virtual host.
-        queues: the queues that it was routed to; otherwise the one that it was in.
+        queues: if published, the queues that it was routed to; else the queue that it was in.
         exchange, routing_key, body: as published.
-        redelivered: whether it was delivered before.
+        redelivered: it was delivered before.
     """
 
     __slots__ = ("_message", "queues", "redelivered", "vhost", "what")
@@ -65,7 +65,7 @@ class Recorded:
         return properties
 
     def json(self) -> Any:
-        """Return its body, which must be JSON, decoded."""
+        """Decode its body as JSON."""
         return json.loads(self.body)
 
     def __repr__(self) -> str:
@@ -76,12 +76,7 @@ class Recorded:
 
 
 class Messages(list[Recorded]):
-    """Messages; if there are none, their `repr` says what there was instead.
-
-    Args:
-        found: the messages.
-        instead: what has happened otherwise.
-    """
+    """A list of messages. The `repr` of an empty one says what happened instead, for failed assertions."""
 
     def __init__(self, found: Iterable[Recorded], instead: str = "") -> None:
         super().__init__(found)
@@ -97,7 +92,7 @@ class Messages(list[Recorded]):
 
 
 class Recording:
-    """The latest of what has happened, oldest first."""
+    """The latest events, oldest first."""
 
     def __init__(self) -> None:
         self._events: deque[Recorded] = deque()
@@ -105,7 +100,7 @@ class Recording:
         self._forgotten = 0
 
     def add(self, event: Recorded) -> None:
-        """Record something."""
+        """Append an event, and drop the oldest ones beyond the limits."""
         self._events.append(event)
         self._bytes += len(event.body)
         while len(self._events) > MAX_EVENTS or self._bytes > MAX_BYTES:
@@ -121,7 +116,7 @@ class Recording:
         exchange: str | None = None,
         routing_key: str | None = None,
     ) -> Messages:
-        """Return what has happened; None for any virtual host, queue, exchange or routing key.
+        """The events of a kind. None stands for any virtual host, queue, exchange or routing key.
 
         Args:
             what: `published`, `acked`, `rejected`, `requeued`; or `unrouted`, published and routed to no queue.
@@ -137,10 +132,10 @@ class Recording:
             and routing_key in (None, event.routing_key)
             and not (what == "unrouted" and event.queues)
         ]
-        return Messages(found, self.told(vhost) if not found else "")
+        return Messages(found, self.describe(vhost) if not found else "")
 
-    def told(self, vhost: str | None) -> str:
-        """Say what has happened, in a line."""
+    def describe(self, vhost: str | None) -> str:
+        """Describe the latest events in a line."""
         events = [event for event in self._events if vhost in (None, event.vhost)]
         if not events:
             return "nothing was published"
@@ -149,7 +144,7 @@ class Recording:
         return f"what happened: {f'{more} earlier, ' if more > 0 else ''}{shown}"
 
     def clear(self, vhost: str | None) -> None:
-        """Forget what happened in a virtual host; None for all."""
+        """Drop the events of a virtual host; None for all."""
         kept = [] if vhost is None else [event for event in self._events if event.vhost != vhost]
         self._events = deque(kept)
         self._bytes = sum(len(event.body) for event in kept)

@@ -1,0 +1,107 @@
+"""The settings of an embedded broker: names, defaults and the help of their options.
+
+Everything that starts one takes them from here: EmbeddedBroker, `python -m mqtool.broker.embedded`, `broker serve` and
+`broker up --kind embedded`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mqtool.broker.embedded.model.profile import DEFAULT
+
+if TYPE_CHECKING:
+    from mqtool.broker.embedded.sockets.listener import Tls
+
+CONSUMER_TIMEOUT = 1800.0
+DISK_FREE_LIMIT = 50_000_000
+
+#: The options that make up Settings.tls, in the order of the fields of Tls.
+TLS_OPTIONS = {
+    "--tls-cert": "Certificate (PEM): listen with TLS too, one port below",
+    "--tls-key": "Key of the certificate (PEM)",
+    "--tls-client-ca": "Require client certificates of this authority",
+}
+
+
+def _option(about: str, type: type, metavar: str | None = None) -> dict[str, Any]:  # noqa: A002 - argparse's word
+    return {"help": about, "type": type, "metavar": metavar}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run a broker.
+
+    Attributes:
+        host: the address to listen on.
+        port: the AMQP port; 0 for any free one.
+        data_dir: a directory for durable queues and persistent messages; None keeps everything in memory.
+        management_port: the port of the management API; 0 for any free one, None for none.
+        stream_port: the port of the stream protocol; 0 for any free one, None for none.
+        listen: the addresses for AMQP and streams; empty for `host`.
+        definitions: a file of definitions, as RabbitMQ exports them, to load at the start.
+        tls: PEM files to listen with TLS as well, on the port below each of the others; None for plain TCP only.
+        like: the RabbitMQ to behave like: 3.10, 4.0, 4.2, 4.3, or 4.3.5, which refuses transient queues.
+        memory_limit: publishers are blocked when messages take more bytes; None for 0.4 of the machine's memory.
+        disk_free_limit: publishers are blocked when fewer bytes are free in the data directory.
+        consumer_timeout: how long a delivery may stay unacknowledged, in seconds.
+        guest_from_anywhere: let guest log in from other machines.
+        recording: record what happens to messages, so that tests can ask.
+    """
+
+    host: str = field(default="127.0.0.1", metadata=_option("Address to listen on", str, "ADDRESS"))
+    port: int = field(default=5672, metadata=_option("AMQP port; 0 for any free one", int))
+    data_dir: Path | None = field(
+        default=None, metadata=_option("Directory for messages; without it nothing is kept", Path, "DIRECTORY")
+    )
+    management_port: int | None = field(
+        default=None, metadata=_option("Port of the management API; 0 for any free one", int)
+    )
+    stream_port: int | None = field(
+        default=None, metadata=_option("Port of the stream protocol; 0 for any free one", int)
+    )
+    listen: Sequence[str] = field(
+        default=(), metadata=_option("Address for AMQP and streams instead of --host; repeatable", list, "ADDRESS")
+    )
+    definitions: Path | None = field(
+        default=None, metadata=_option("RabbitMQ definitions to load when it starts", Path, "FILE")
+    )
+    tls: "Tls | None" = None
+    like: str = field(default=str(DEFAULT), metadata=_option("RabbitMQ to behave like", str))
+    memory_limit: int | None = field(default=None, metadata=_option("Block publishers above this", int, "BYTES"))
+    disk_free_limit: int = field(default=DISK_FREE_LIMIT, metadata=_option("Block publishers below this", int, "BYTES"))
+    consumer_timeout: float = field(
+        default=CONSUMER_TIMEOUT, metadata=_option("Time to acknowledge a delivery", float, "SECONDS")
+    )
+    guest_from_anywhere: bool = field(default=False, metadata=_option("Let guest log in from other machines", bool))
+    recording: bool = field(
+        default=False, metadata=_option("Record messages, for GET /api/mqtool/published/VHOST", bool)
+    )
+
+    def arguments(self) -> Iterator[str]:
+        """Yield the command line of `python -m mqtool.broker.embedded` for these settings."""
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value == each.default:
+                continue
+            if each.name == "tls":
+                given = zip(TLS_OPTIONS, (value.cert, value.key, value.client_ca), strict=True)
+                yield from (f"{option}={path}" for option, path in given if path is not None)
+            elif value is True:
+                yield option_of(each.name)
+            else:
+                yield from (
+                    f"{option_of(each.name)}={one}" for one in ([value] if each.metadata["type"] is not list else value)
+                )
+
+
+def option_of(name: str) -> str:
+    """The command-line option of a setting."""
+    return f"--{name.replace('_', '-')}"
+
+
+def help_of(name: str) -> str:
+    """The help of a setting's option."""
+    (found,) = (each for each in fields(Settings) if each.name == name)
+    return str(found.metadata["help"])

@@ -1,0 +1,251 @@
+"""A broker under test: a recording of what happens to messages, and the faults in force.
+
+Everything here runs on the broker's event loop.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.users import Permissions
+from mqtool.broker.embedded.model.virtual_host import Publication, Routing, VirtualHost
+from mqtool.broker.embedded.sockets.listener import Listener
+from mqtool.broker.embedded.testing import connection_faults as connection_faults  # so that requests can name them
+from mqtool.broker.embedded.testing.fault import Client, Fault, Scene, arguments_of, name_of
+from mqtool.broker.embedded.testing.recording import Messages, Recorded, Recording
+
+if TYPE_CHECKING:
+    from mqtool.broker.embedded.model.stream_queue import Stream
+
+
+class _Hooks:
+    """The broker's hooks, attached only while there is a recording or a fault in force.
+
+    Attributes:
+        recording: what happens to messages; None if it is not recorded.
+        faults: those in force, oldest first.
+    """
+
+    def __init__(self, broker: Broker, *, recording: bool) -> None:
+        self._broker = broker
+        self.recording = Recording() if recording else None
+        self.faults: list[Fault] = []
+        self._attach()
+
+    def add(self, fault: Fault) -> None:
+        """Call a fault from now on."""
+        self.faults.append(fault)
+        self._attach()
+
+    def remove(self, fault: Fault) -> None:
+        """Stop calling a fault."""
+        self.faults = [each for each in self.faults if each is not fault]
+        self._attach()
+
+    def _attach(self) -> None:
+        self._broker.hooks = self if self.recording is not None or self.faults else None
+
+    def _drop_used_up(self) -> None:
+        if any(fault.used_up for fault in self.faults):
+            self.faults = [fault for fault in self.faults if not fault.used_up]
+            self._attach()
+
+    def connected(self, client: object) -> None:
+        """Apply the faults to a new connection."""
+        for fault in self.faults:
+            fault.connected(cast("Client", client))
+
+    def enqueue(self, vhost: VirtualHost, routing: Routing) -> Publication:
+        """Put a message in its queues, unless a fault refuses it or removes its queues."""
+        refused = False
+        for fault in self.faults:
+            refused = fault.publishing(routing) or refused
+        self._drop_used_up()
+        names = [queue.name for queue in routing.queues]
+        publication = vhost.enqueue(routing)
+        if refused:
+            publication = publication._replace(routed=True, accepted=False)
+        if self.recording is not None:
+            self.recording.add(Recorded("published", vhost.name, routing.message, names))
+        return publication
+
+    def acknowledge(self, queue: Queue, entry: Entry) -> bool:
+        """Record an acknowledgement and return True; return False if a fault loses it."""
+        if any(fault.acknowledging(queue) for fault in self.faults):
+            self._drop_used_up()
+            return False
+        self._settled("acked", queue, entry)
+        return True
+
+    def rejected(self, queue: Queue, entry: Entry, *, requeue: bool) -> None:
+        """Record a rejection."""
+        self._settled("requeued" if requeue else "rejected", queue, entry)
+
+    def _settled(self, what: str, queue: Queue, entry: Entry) -> None:
+        if self.recording is not None:
+            self.recording.add(Recorded(what, queue.vhost, entry.message, [queue.name], redelivered=entry.redelivered))
+
+    def confirm(self, data: bytes, send: Callable[[bytes], None]) -> None:
+        """Send confirms, unless a fault holds them back."""
+        if not any(fault.confirming(data, send) for fault in self.faults):
+            send(data)
+
+
+class BegunFault(NamedTuple):
+    """A fault that has begun.
+
+    Attributes:
+        number: the id to undo it with; 0 if it is over already.
+        met: how many connections, channels or consumers it affected.
+    """
+
+    number: int
+    met: int
+
+
+class BrokerUnderTest:
+    """Answers tests' questions about a broker, and makes faults happen to it."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        by_protocol: Sequence[Collection[Client]],
+        listeners: Sequence[Listener],
+        *,
+        recording: bool,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self._scene = Scene(broker, by_protocol, listeners, loop.call_later)
+        self._hooks = _Hooks(broker, recording=recording)
+        self._numbers = 0
+        self._in_force: dict[int, Fault] = {}
+
+    def begin(self, fault: Fault) -> BegunFault:
+        """Make a fault happen."""
+        met = fault.begin(self._scene)
+        if not fault.lasts:
+            return BegunFault(0, met)
+        seconds = fault.duration()
+        if seconds == 0:
+            fault.end(self._scene)
+            return BegunFault(0, met)
+        self._numbers += 1
+        number = self._numbers
+        self._in_force = {each: one for each, one in self._in_force.items() if not one.used_up}
+        self._in_force[number] = fault
+        self._hooks.add(fault)
+        if seconds is not None:
+            self._scene.call_later(seconds, lambda: self.undo(number))
+        return BegunFault(number, met)
+
+    def undo(self, number: int) -> bool:
+        """End a fault, and return whether it was in force."""
+        fault = self._in_force.pop(number, None)
+        if fault is None:
+            return False
+        self._hooks.remove(fault)
+        fault.end(self._scene)
+        return not fault.used_up
+
+    def clear(self) -> None:
+        """End all faults."""
+        for number in reversed(list(self._in_force)):
+            self.undo(number)
+
+    def faults(self) -> list[dict[str, Any]]:
+        """The faults in force: their ids, names and arguments."""
+        return [
+            {
+                "id": number,
+                "fault": name_of(fault),
+                "arguments": {name: getattr(fault, name) for name in arguments_of(type(fault))},
+            }
+            for number, fault in self._in_force.items()
+            if not fault.used_up
+        ]
+
+    @property
+    def recording(self) -> Recording:
+        """What has happened to messages.
+
+        Raises:
+            LookupError: the broker was started without `recording`.
+        """
+        if self._hooks.recording is None:
+            raise LookupError("nothing is being recorded: start the broker with recording=True")
+        return self._hooks.recording
+
+    def ready(self, vhost: str, queue: str) -> Messages:
+        """The messages that are ready in a queue, in order as long as none was requeued."""
+        found = self._queue(vhost, queue)
+        if found is None:
+            return Messages([], f"there is no queue {queue!r}")
+        if found.kind == "stream":
+            waiting = _in_stream(found)
+        else:
+            waiting = sorted(found.backlog.in_memory(), key=lambda entry: entry.position)
+        messages = [Recorded("ready", vhost, each.message, [queue], redelivered=each.redelivered) for each in waiting]
+        return Messages(messages, self.state(vhost, queue))
+
+    def state(self, vhost: str, queue: str) -> str:
+        """Describe in a line what a queue holds and what has happened to its messages."""
+        found = self._queue(vhost, queue)
+        if found is None:
+            return f"there is no queue {queue!r}"
+        words = f"{len(found)} ready, {found.unacked} unacked, {len(found.consumers)} consumers"
+        if self._hooks.recording is not None:
+            done = [f"{len(self.recording.find(what, vhost, queue=queue))} {what}" for what in ("acked", "rejected")]
+            words = f"{words}, {', '.join(done)}"
+        return words
+
+    def _queue(self, vhost: str, queue: str) -> Queue | None:
+        found = self._scene.broker.vhosts.get(vhost)
+        return None if found is None else found.queues.get(queue)
+
+    def reset(self, vhost: str | None) -> None:
+        """Undo all faults, purge the queues of a virtual host and clear its recording; None for all virtual hosts.
+
+        Queues, exchanges, bindings and consumers stay. Offsets of streams are not reused.
+        """
+        self.clear()
+        for each in self._scene.broker.vhosts.values():
+            if vhost in (None, each.name):
+                for queue in each.queues.values():
+                    if queue.kind == "stream":
+                        _stream(queue).clear()
+                    else:
+                        queue.purge()
+        if self._hooks.recording is not None:
+            self._hooks.recording.clear(vhost)
+
+    def add_vhost(self, name: str) -> None:
+        """Create a virtual host in which every user may do everything."""
+        broker = self._scene.broker
+        broker.add_vhost(name)
+        for user in list(broker.users):
+            broker.set_permissions(user, name, Permissions())
+
+    def delete_vhost(self, name: str) -> None:
+        """Undo all faults, and delete a virtual host and its recording."""
+        self.clear()
+        broker = self._scene.broker
+        if name in broker.vhosts:
+            broker.delete_vhost(name)
+        if self._hooks.recording is not None:
+            self._hooks.recording.clear(name)
+
+
+def _stream(queue: Queue) -> "Stream":
+    from mqtool.broker.embedded.model.stream_queue import Stream  # here: most tests have no streams
+
+    assert isinstance(queue, Stream)
+    return queue
+
+
+def _in_stream(queue: Queue) -> list[Entry]:
+    from mqtool.broker.embedded.model.stream_queue import Cursor
+
+    return list(iter(Cursor(_stream(queue), 0).next_entry, None))
