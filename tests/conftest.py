@@ -58,6 +58,7 @@ def pytest_configure(config: pytest.Config) -> None:
         state_home = Path(os.environ.get("TMPDIR", "/tmp")) / f"mqtool-suite-{os.getpid()}"
         os.environ["MQTOOL_SUITE_STATE"] = str(state_home)
         config.stash[_SERVER] = preloaded.start_server()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was started is stopped
     # What the suite starts is kept apart from what its user has started.
     os.environ["XDG_STATE_HOME"] = os.environ["MQTOOL_SUITE_STATE"]
     os.environ["XDG_CONFIG_HOME"] = os.environ["MQTOOL_SUITE_STATE"]
