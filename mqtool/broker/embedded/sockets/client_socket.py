@@ -1,4 +1,4 @@
-"""A client's socket, whatever it speaks: octets in and out, who is at the other end, heartbeats and deadlines."""
+"""A client's socket, whichever protocol it speaks: bytes in and out, pacing, heartbeats and deadlines."""
 
 import asyncio
 import ipaddress
@@ -18,23 +18,23 @@ log = logging.getLogger("mqtool.broker.embedded")
 
 _HANDSHAKE_SECONDS = 10.0
 
-# This many bytes wait to be sent to a client that does not read its answers: nothing more is read from it.
-_TOO_MUCH_OUT = 16 * 1024 * 1024
+#: Unsent bytes at which the broker stops reading from a client, and stops working on what it has read.
+_UNREAD_LIMIT = 16 * 1024 * 1024
 
 
 class PacedSocket(asyncio.Protocol, ABC):
-    """Octets collected into frames on the way in, into one write on the way out, and kept flowing.
+    """Cuts incoming bytes into frames, collects outgoing bytes into one write, and paces both.
 
     Args:
-        state: the first.
-        need: how many octets the first frame has, at least.
+        state: the first state.
+        need: the size of the first frame at least, in bytes.
 
     Attributes:
-        enough_out: consumers are skipped when this many bytes wait to be sent.
+        enough_out: deliveries pause while more than this many bytes wait to be sent.
         state: what the handshake waits for, then `open`, `closing` (the client has been told) or `closed`.
-        blocked: whether nothing is read from it, because of an alarm.
-        writable: whether consumers should be sent more now.
-        received_bytes, sent_bytes: how many octets so far.
+        blocked: True while an alarm stops the broker from reading.
+        writable: True if consumers can be sent more.
+        received_bytes, sent_bytes: totals.
     """
 
     enough_out: ClassVar[int]
@@ -49,6 +49,7 @@ class PacedSocket(asyncio.Protocol, ABC):
         self._chunks: list[bytes] = []
         self._have = 0
         self._need = need
+        self._is_waiting = False
         self._out: list[bytes] = []
         self._out_bytes = 0
         self._flushing = False
@@ -57,56 +58,67 @@ class PacedSocket(asyncio.Protocol, ABC):
 
     @abstractmethod
     def take_bytes(self, data: bytes) -> int:
-        """Take all complete frames and return the number of octets in them; sets `_need` for the next one."""
+        """Handle the complete frames in `data`, and set `_need` to the size of the next frame.
+
+        Returns:
+            The number of bytes handled. Less than there is if `is_unread` becomes true on the way.
+        """
 
     @abstractmethod
     def failed(self, error: Exception) -> None:
-        """Close the connection because of an error in what has come."""
+        """Close the connection because a frame could not be handled."""
 
     @abstractmethod
     def may_send(self) -> None:
-        """Send consumers more: the client has caught up."""
-
-    # -- octets in
+        """Resume deliveries: the client has read what was sent."""
 
     def data_received(self, data: bytes) -> None:
-        """Take octets."""
+        """Handle the complete frames, and keep the start of the next one."""
         self.heard()
         self.received_bytes += len(data)
         if self._chunks:
             self._chunks.append(data)
             self._have += len(data)
-            if self._have < self._need:
+            if self._have < self._need or self._is_waiting:
                 return
             data = b"".join(self._chunks)
+        self._take(data)
+
+    def _take(self, data: bytes) -> None:
         if len(data) >= self._need:
             try:
                 data = data[self.take_bytes(data) :]
             except Exception as error:
                 data = b""
                 self.failed(error)
-        # The beginning of a frame is kept until the rest of it has come.
+        self._is_waiting = self.is_unread and bool(data)
         self._chunks = [data] if data else []
         self._have = len(data)
 
     @property
+    def is_unread(self) -> bool:
+        """Whether the answers of this turn of the loop are more than the client should be sent at once."""
+        return self._out_bytes > _UNREAD_LIMIT
+
+    @property
     def should_read(self) -> bool:
-        """Whether to read more from the client."""
+        """Whether nothing on the broker's side stops it from reading."""
         return not self.blocked
 
     def pace(self) -> None:
-        """Read nothing from a client that must wait, or that does not read its answers."""
+        """Start or stop reading. A client that must wait, or does not read its answers, is not read from."""
         if self.transport.is_closing():
             return
-        if self.should_read and self.transport.get_write_buffer_size() <= _TOO_MUCH_OUT:
-            self.transport.resume_reading()
-        else:
+        if not self.should_read or self.transport.get_write_buffer_size() > _UNREAD_LIMIT:
             self.transport.pause_reading()
-
-    # -- octets out
+            return
+        self.transport.resume_reading()
+        if self._is_waiting:
+            self._is_waiting = False
+            self._take(b"".join(self._chunks))
 
     def write(self, data: bytes) -> None:
-        """Send octets at the end of this turn of the loop, together with all others."""
+        """Send bytes at the end of this turn of the loop, together with all others."""
         self._out.append(data)
         self._out_bytes += len(data)
         if self._out_bytes > self.enough_out:
@@ -115,13 +127,16 @@ class PacedSocket(asyncio.Protocol, ABC):
             self.flush_soon()
 
     def flush_soon(self) -> None:
-        """Send what is there to send at the end of this turn of the loop."""
+        """Send what was written at the end of this turn of the loop."""
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
 
     def before_flush(self) -> None:
-        """Write what has been put off until now."""
+        """Write what was put off until the end of the turn."""
+
+    def after_flush(self) -> None:
+        """Note how much the transport still has to send."""
 
     def _flush(self) -> None:
         self.before_flush()
@@ -132,17 +147,19 @@ class PacedSocket(asyncio.Protocol, ABC):
             self.transport.write(b"".join(self._out))
         self._out.clear()
         self._out_bytes = 0
+        self.after_flush()
         self._writable_again()
         self.pace()
 
     def pause_writing(self) -> None:
-        """Stop sending to consumers: the client reads too slowly."""
+        """Stop deliveries: the client reads too slowly."""
         self._paused = True
         self.writable = False
 
     def resume_writing(self) -> None:
-        """Send again: the client has caught up."""
+        """Resume deliveries: the client has read what was sent."""
         self._paused = False
+        self.after_flush()
         self._writable_again()
         self.pace()
 
@@ -152,7 +169,7 @@ class PacedSocket(asyncio.Protocol, ABC):
             self.may_send()
 
     def heard(self) -> None:
-        """Note that the client is there."""
+        """Note that the client is alive."""
         self._heard_at = self._loop.time()
 
     def hang_up(self) -> None:
@@ -167,15 +184,15 @@ class ClientSocket(PacedSocket):
 
     Args:
         broker: the broker.
-        connections: where to enter it as long as it is open.
+        connections: the set to be a member of while the socket is open.
 
     Attributes:
-        protocol: what the management API calls it.
-        heartbeat_frame: what is sent when nothing else is.
-        user, vhost, rights: who logged in, where, and what they may do; set in the handshake.
+        protocol: its name in the management API.
+        heartbeat_frame: what is sent when the broker has nothing else to send.
+        user, vhost, rights: set by the handshake: who logged in, where, and what they may do.
         peer, local: host and port of both ends.
-        connected_at: when, in seconds since 1970.
-        heartbeat: the interval in seconds, as negotiated; 0 for none.
+        connected_at: seconds since 1970.
+        heartbeat: the negotiated interval in seconds; 0 for none.
     """
 
     protocol: ClassVar[str]
@@ -199,18 +216,16 @@ class ClientSocket(PacedSocket):
 
     @abstractmethod
     def shut(self) -> None:
-        """End everything that the client has here."""
-
-    # -- who it is
+        """End everything that the client has on the broker."""
 
     @property
     def name(self) -> str:
-        """The connection as RabbitMQ names it."""
+        """The connection's name as in RabbitMQ: both addresses."""
         return f"{self.peer[0]}:{self.peer[1]} -> {self.local[0]}:{self.local[1]}"
 
     @property
     def is_open(self) -> bool:
-        """Whether the handshake is done, and the end has not begun."""
+        """Whether the client is logged in and has not begun to leave."""
         return self.state == "open"
 
     @property
@@ -218,15 +233,13 @@ class ClientSocket(PacedSocket):
         """Whether the client is on this machine."""
         return ipaddress.ip_address(self.peer[0].partition("%")[0]).is_loopback
 
-    # -- beginning and end
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for the handshake of a new client."""
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         transport.set_write_buffer_limits(high=self.enough_out)
         peer = transport.get_extra_info("peername")
-        # A socket that has closed already has no names.
+        # A socket that has closed already has no addresses.
         if peer:
             self.peer = (str(peer[0]), int(peer[1]))
             self.local = transport.get_extra_info("sockname")[:2]
@@ -247,7 +260,7 @@ class ClientSocket(PacedSocket):
         self._connections.discard(self)
 
     def set_deadline(self, seconds: float | None) -> None:
-        """Hang up after this long instead of after the time set before; None for never."""
+        """Close the socket after this long, whatever was set before; None for never."""
         if self._deadline is not None:
             self._deadline.cancel()
         self._deadline = None if seconds is None else self._loop.call_later(seconds, self._out_of_time)
@@ -257,8 +270,6 @@ class ClientSocket(PacedSocket):
             log.warning("%s connection %s: handshake timed out", self.protocol, self.name)
         self.transport.abort()
 
-    # -- heartbeats
-
     def start_heartbeats(self, seconds: int) -> None:
         """Send and expect heartbeats at this interval; 0 for none."""
         self.heartbeat = seconds
@@ -267,7 +278,7 @@ class ClientSocket(PacedSocket):
             self._beat = self._loop.call_later(seconds / 2, self._check_heartbeat)
 
     def stop_heartbeats(self) -> None:
-        """Neither send nor expect any."""
+        """Stop sending and expecting heartbeats."""
         if self._beat is not None:
             self._beat.cancel()
 

@@ -1,4 +1,4 @@
-"""Where clients connect: the listening sockets, which can be shut for a while without losing their port."""
+"""Listening sockets, with TLS or without, for any protocol."""
 
 import asyncio
 import errno
@@ -13,21 +13,21 @@ from typing import Any
 _BACKLOG = 1024
 _HANDSHAKE_SECONDS = 10.0
 
-# Of IPv6 alone, hardly anybody wants everything.
+#: "::" also means every IPv4 address, as with most servers.
 _EVERYWHERE = {"::": ("0.0.0.0", "::")}  # noqa: S104
 
 _NO_SUCH_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
-# How often to look for a port that is free on all addresses.
+#: Attempts to find a port that is free on all addresses.
 _ATTEMPTS = 20
 
 
 class Listener:
-    """Listens for clients.
+    """Accepts connections on one port of some addresses. It can refuse them for a while without losing the port.
 
     Args:
-        new_connection: makes the protocol of a client.
-        tls: for a door with TLS.
+        new_connection: creates the asyncio protocol of a new connection.
+        tls: the TLS context; None for plain TCP.
     """
 
     def __init__(self, new_connection: Callable[[], asyncio.Protocol], tls: ssl.SSLContext | None = None) -> None:
@@ -39,7 +39,14 @@ class Listener:
         self._shut = 0
 
     async def listen(self, hosts: Sequence[str], port: int) -> int:
-        """Listen, and return the port: the same on all addresses that these hosts have, IPv6 or not.
+        """Listen on all IPv4 and IPv6 addresses of these hosts.
+
+        Args:
+            hosts: names or addresses.
+            port: 0 for any port that is free on all of the addresses.
+
+        Returns:
+            The port.
 
         Raises:
             OSError: the port is taken.
@@ -54,23 +61,23 @@ class Listener:
         return await loop.create_server(self._new_connection, sock=place, backlog=_BACKLOG, **self._tls)
 
     def shut(self) -> None:
-        """Refuse connections, and keep the port."""
+        """Refuse connections, but keep the port."""
         self._shut += 1
         if self._shut > 1:
             return
         addresses = [(each.family, each.getsockname()) for server in self._servers for each in server.sockets]
         self._close_servers()
-        # Sockets that are bound and do not listen: nobody else gets the port, and who connects is refused.
+        # Sockets that are bound but do not listen keep the port, and the system refuses connections to them.
         self._places = [_place(family, address) for family, address in addresses]
 
     def open(self) -> None:
-        """Accept connections again, if it was shut as often as it is opened."""
+        """Accept connections again, once open() was called as often as shut()."""
         self._shut -= 1
         if self._shut:
             return
         loop = asyncio.get_running_loop()
         for place in self._places:
-            place.listen(_BACKLOG)  # from here on clients connect; they are served a moment later
+            place.listen(_BACKLOG)  # clients can connect from here on, and are served a moment later
             task = loop.create_task(self._serve(place))
             self._opening.add(task)
             task.add_done_callback(self._opened)
@@ -86,7 +93,7 @@ class Listener:
         self._servers = []
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening, and give the port back."""
         for task in self._opening:
             task.remove_done_callback(self._opened)
             task.add_done_callback(lambda done: done.result().close())
@@ -97,7 +104,7 @@ class Listener:
 
 
 def _bound(hosts: Sequence[str], port: int) -> list[socket.socket]:
-    """Bind sockets to all addresses of these hosts, on one port."""
+    """Sockets that are bound to all addresses of these hosts, on one port."""
     for attempt in range(_ATTEMPTS):
         places: list[socket.socket] = []
         try:
@@ -114,7 +121,7 @@ def _bound(hosts: Sequence[str], port: int) -> list[socket.socket]:
 
 
 def _bound_to(host: str, port: int) -> list[socket.socket]:
-    """Bind sockets to the addresses of a host, leaving out those of a family that this machine does not have."""
+    """Sockets that are bound to the addresses of a host, except IPv6 or IPv4 ones if the machine lacks that."""
     found = {}
     for name in _EVERYWHERE.get(host, (host,)):
         try:
@@ -140,7 +147,7 @@ def _bound_to(host: str, port: int) -> list[socket.socket]:
 
 
 def _place(family: int, address: Any) -> socket.socket:
-    """Return a socket that is bound to an address."""
+    """A socket that is bound to an address."""
     place = socket.socket(family, socket.SOCK_STREAM)
     try:
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -156,7 +163,7 @@ def _place(family: int, address: Any) -> socket.socket:
 
 log = logging.getLogger("mqtool.broker.embedded")
 
-# How OpenSSL names what comes from a client without TLS.
+#: OpenSSL's names for the errors that a client without TLS causes.
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE")
 
 
@@ -165,9 +172,9 @@ class Tls:
     """PEM files for TLS.
 
     Attributes:
-        cert: the broker's certificate, and those between it and its authority.
-        key: its key, not encrypted.
-        client_ca: the authority of the clients' certificates, which are required then; None to ask for none.
+        cert: the broker's certificate, followed by the intermediate ones.
+        key: its private key, not encrypted.
+        client_ca: the authority that must have signed clients' certificates; None to ask for no certificates.
     """
 
     cert: str | Path
@@ -175,10 +182,10 @@ class Tls:
     client_ca: str | Path | None = None
 
     def context(self) -> ssl.SSLContext:
-        """Return what listeners need.
+        """The TLS context for a Listener.
 
         Raises:
-            OSError: a file cannot be read or is not PEM, or the key does not fit the certificate; in words.
+            OSError: a file cannot be read or is not PEM, or the key does not match the certificate.
         """
         for path in (self.cert, self.key, *([self.client_ca] if self.client_ca is not None else [])):
             _check(Path(path))
@@ -210,10 +217,10 @@ def _check(path: Path) -> None:
 
 
 class _Handshake(ssl.SSLObject):
-    """Says in the log why a client does not get in: asyncio keeps that to itself."""
+    """Logs why a TLS handshake failed, which asyncio does not."""
 
     def do_handshake(self) -> None:
-        """Go on with the handshake."""
+        """Continue the handshake."""
         try:
             super().do_handshake()
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):

@@ -1,4 +1,4 @@
-"""The stream protocol: frames to what a stream's log does.
+"""The stream protocol: decodes its frames, carries the commands out, and encodes the answers.
 
-Beside wire/, and like it on top of model/; imported only when a stream port is asked for.
+Imports `model` and `sockets`, never `wire`. It is imported only by brokers with a stream port.
 """

@@ -1,4 +1,4 @@
-"""The publishers of a connection: their messages to logs, and the confirms back."""
+"""The publishers of a stream connection: append their messages to logs, and send confirms."""
 
 import struct
 from collections.abc import Iterator, Sequence
@@ -12,13 +12,13 @@ from mqtool.broker.embedded.model.stream_segment import UNFILTERED, bits_of
 from mqtool.broker.embedded.streaming.stream_frames import Code, Fields, Key, MalformedFrame, frame, u16, u32, u64
 from mqtool.broker.embedded.streaming.stream_session import Refused, Session, check, check_name, find_log
 
-# RabbitMQ stops reading when more messages of a connection wait for the disk, and goes on when no more than this do.
+#: As in RabbitMQ: reading stops when more messages of a connection wait for the disk, and resumes at the second.
 _TOO_MANY = 50_000
 _FEW_ENOUGH = 12_500
 
-# What is appended at once is in one chunk.
-_LOT = 4096
-_LOT_BYTES = 256 * 1024
+#: The messages and bytes that are appended at once, and so become one chunk.
+_CHUNK = 4096
+_CHUNK_BYTES = 256 * 1024
 
 _BATCH = 1 << 31
 _BATCH_HEAD = struct.Struct(">BHII")
@@ -28,7 +28,7 @@ _LENGTH = struct.Struct(">h")
 
 @dataclass(frozen=True)
 class _Publisher:
-    """Attributes: producer: the name under which it is known to the log, "" for none."""
+    """A publisher. `producer` is the name by which the log detects duplicates; "" for none."""
 
     number: int
     stream: str
@@ -37,13 +37,13 @@ class _Publisher:
 
 
 class _Messages(NamedTuple):
-    """What is to become entries, in lists side by side: a publish has thousands.
+    """The messages of a publish command, in parallel lists, since there can be thousands.
 
     Attributes:
-        ids: the publishing ids as they came, eight octets each; in this form they sort like numbers.
-        entries: as they will stand in the log.
-        records: how many messages are in those entries that are batches, by place.
-        filters: bits of the filter values; none if no message has one.
+        ids: the publishing ids, eight bytes each; in this form they sort like numbers.
+        entries: the messages as they are stored in the log.
+        records: the number of messages in each entry that is a batch, by its index.
+        filters: the bits of the filter values; empty if no message has one.
     """
 
     ids: list[bytes]
@@ -51,15 +51,16 @@ class _Messages(NamedTuple):
     records: dict[int, int]
     filters: list[int]
 
-    def part(self, places: Sequence[int]) -> "_Messages":
-        """Return some of them."""
-        records = {new: self.records[old] for new, old in enumerate(places) if old in self.records}
-        filters = [self.filters[each] for each in places] if self.filters else []
-        return _Messages([self.ids[each] for each in places], [self.entries[each] for each in places], records, filters)
+    def part(self, indexes: Sequence[int]) -> "_Messages":
+        """The messages with these indexes."""
+        records = {new: self.records[old] for new, old in enumerate(indexes) if old in self.records}
+        filters = [self.filters[each] for each in indexes] if self.filters else []
+        ids, entries = [self.ids[each] for each in indexes], [self.entries[each] for each in indexes]
+        return _Messages(ids, entries, records, filters)
 
 
 def _messages(data: bytes, position: int, *, with_filter: bool) -> _Messages:
-    """Cut the messages of a publish, and the batches.
+    """Decode the messages and batches of a publish command.
 
     Raises:
         MalformedFrame: one is cut short, or a batch is empty.
@@ -91,17 +92,17 @@ def _messages(data: bytes, position: int, *, with_filter: bool) -> _Messages:
     return found
 
 
-def _lots(messages: _Messages) -> Iterator[_Messages]:
-    """Cut messages into lots that a chunk has room for."""
+def _chunks(messages: _Messages) -> Iterator[_Messages]:
+    """Split messages into parts that each fit into a chunk."""
     entries = messages.entries
-    if len(entries) <= _LOT and sum(map(len, entries)) <= _LOT_BYTES:
+    if len(entries) <= _CHUNK and sum(map(len, entries)) <= _CHUNK_BYTES:
         yield messages
         return
     start = size = 0
-    for place, entry in enumerate(entries):
-        if place > start and (place - start == _LOT or size + len(entry) > _LOT_BYTES):
-            yield messages.part(range(start, place))
-            start, size = place, 0
+    for index, entry in enumerate(entries):
+        if index > start and (index - start == _CHUNK or size + len(entry) > _CHUNK_BYTES):
+            yield messages.part(range(start, index))
+            start, size = index, 0
         size += len(entry)
     yield messages.part(range(start, len(entries)))
 
@@ -117,14 +118,14 @@ class Publishers:
 
     @property
     def is_throttled(self) -> bool:
-        """Whether so much waits for the disk that nothing should be read from the client."""
+        """Whether to stop reading, because too many messages wait for the disk."""
         return self._is_throttled
 
     def __len__(self) -> int:
         return len(self._publishers)
 
     def declare(self, fields: Fields, correlation: int) -> None:
-        """Take a new publisher."""
+        """Declare a publisher."""
         number, producer, stream = fields.number(1), fields.string(), fields.string()
         fields.end()
         session = self._session
@@ -145,7 +146,7 @@ class Publishers:
         session.answer(Key.DECLARE_PUBLISHER, correlation)
 
     def delete(self, fields: Fields, correlation: int) -> None:
-        """Forget a publisher."""
+        """Delete a publisher."""
         number = fields.number(1)
         fields.end()
         if self._publishers.pop(number, None) is None:
@@ -153,7 +154,7 @@ class Publishers:
         self._session.answer(Key.DELETE_PUBLISHER, correlation)
 
     def sequence(self, fields: Fields, correlation: int) -> None:
-        """Say which publishing id was a producer's last."""
+        """Answer with a producer's last publishing id."""
         producer, stream = fields.string(), fields.string()
         fields.end()
         check(self._session, "read", "queue", stream, u64(0))
@@ -161,19 +162,17 @@ class Publishers:
         self._session.answer(Key.QUERY_PUBLISHER_SEQUENCE, correlation, rest=u64(last or 0))
 
     def forget_stream(self, stream: str) -> bool:
-        """Forget the publishers of a stream that is gone; returns whether there were any."""
+        """Remove the publishers of a deleted stream; return True if there were any."""
         gone = [number for number, publisher in self._publishers.items() if publisher.stream == stream]
         for number in gone:
             del self._publishers[number]
         return bool(gone)
 
-    # -- messages
-
     def publish(self, body: bytes, version: int) -> None:
-        """Take messages.
+        """Append messages to a stream; confirm them once they are on disk.
 
         Raises:
-            MalformedFrame: they are cut short.
+            MalformedFrame: a message is cut short.
         """
         if len(body) < 5:
             raise MalformedFrame
@@ -196,7 +195,7 @@ class Publishers:
 
     @staticmethod
     def _append(publisher: _Publisher, messages: _Messages) -> None:
-        for ids, entries, records, filters in _lots(messages):
+        for ids, entries, records, filters in _chunks(messages):
             publisher.log.append(
                 b"".join(entries),
                 entries=len(entries),
@@ -229,12 +228,12 @@ class Publishers:
 
 
 def _new(publisher: _Publisher, messages: _Messages) -> _Messages:
-    """Return the messages that the log does not have yet; all are confirmed."""
+    """The messages that are not duplicates: their publishing ids are greater than the producer's last."""
     known = publisher.log.publishing_ids.get(publisher.producer)
     last = b"" if known is None else u64(known)
-    places = []
-    for place, publishing_id in enumerate(messages.ids):
+    indexes = []
+    for index, publishing_id in enumerate(messages.ids):
         if publishing_id > last:
             last = publishing_id
-            places.append(place)
-    return messages if len(places) == len(messages.ids) else messages.part(places)
+            indexes.append(index)
+    return messages if len(indexes) == len(messages.ids) else messages.part(indexes)

@@ -1,4 +1,4 @@
-"""A client of the stream protocol: its frames to what they ask for, and everything that can go wrong on the way."""
+"""One connection of the stream protocol: passes frames on to what they ask for, and closes on errors."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -36,10 +36,12 @@ class StreamConnection(Session):
     """One client.
 
     Args:
-        groups: the groups of consumers of which one is active.
+        broker: the broker.
+        connections: the set to be a member of while the socket is open.
+        groups: the broker's groups of single active consumers.
 
     Attributes:
-        channels, channel_max, frame_max: what the management API shows of every connection.
+        channels, channel_max, frame_max: shown by the management API for every connection.
     """
 
     channels: Mapping[int, Any] = MappingProxyType({})
@@ -52,10 +54,8 @@ class StreamConnection(Session):
         self.subscriptions = Subscriptions(self, groups)
         self._watches: dict[str, _Watch] = {}
 
-    # -- frames in
-
     def take_bytes(self, data: bytes) -> int:
-        """Take all complete frames and return the number of octets in them."""
+        """Handle the complete frames; return the number of bytes handled."""
         position = 0
         self._need = HEAD.size
         while len(data) - position >= HEAD.size:
@@ -76,7 +76,7 @@ class StreamConnection(Session):
         return position
 
     def failed(self, error: Exception) -> None:
-        """Close the connection because of an error in what has come."""
+        """Close the connection because a frame could not be handled."""
         if isinstance(error, MalformedFrame):
             self.wrong(Code.UNKNOWN_FRAME, "unknown frame")
         else:
@@ -84,7 +84,7 @@ class StreamConnection(Session):
             self.wrong(Code.INTERNAL_ERROR, "internal error")
 
     def receive(self, key: int, version: int, body: bytes) -> None:
-        """Take a frame.
+        """Handle a frame.
 
         Raises:
             MalformedFrame: it is malformed, unknown, or out of turn.
@@ -135,19 +135,17 @@ class StreamConnection(Session):
             self.pace()
         self.publishers.publish(body, version)
 
-    # -- what becomes of streams
-
     def watch(self, stream: str, log: StreamLog) -> None:
-        """Notice from now on what becomes of a stream."""
+        """From now on, send new chunks of a stream to its subscribers, and tell the client when it is deleted."""
         watch = self._watches.get(stream)
         if watch is None or watch.log is not log:
             self._watches[stream] = watch = _Watch(self, stream, log)
             log.watch(watch)
 
     def wake(self, watch: "_Watch") -> None:
-        """There is more in a stream, or it is gone."""
+        """Send new chunks of a stream, or tell the client that it was deleted."""
         if watch.log.deleted:
-            # Whoever deletes it gets the answer to that first.
+            # Later, so that the client that deletes a stream gets the answer to its request first.
             self._loop.call_soon(self._stream_gone, watch)
         else:
             self.subscriptions.pump(watch.stream)
@@ -161,29 +159,25 @@ class StreamConnection(Session):
             self.write(frame(Key.METADATA_UPDATE, u16(Code.STREAM_NOT_AVAILABLE) + string(watch.stream)))
 
     def may_send(self) -> None:
-        """Send on: the client has caught up."""
+        """Resume deliveries: the client has read what was sent."""
         self.subscriptions.pump()
-
-    # -- alarms
 
     @property
     def should_read(self) -> bool:
-        """Whether to read more from the client."""
+        """Whether neither an alarm nor unwritten messages stop the broker from reading."""
         return not self.blocked and not self.publishers.is_throttled
 
     def unblock(self) -> None:
-        """Read again: the last alarm has ended."""
+        """Resume reading: the last alarm is over."""
         self.blocked = False
         self.heard()
         self.pace()
 
     def check_consumers(self, timeout: float) -> None:
-        """Nothing waits for an acknowledgement here."""
-
-    # -- the end
+        """Do nothing: consumers of this protocol do not acknowledge."""
 
     def wrong(self, code: Code, reason: str) -> None:
-        """Close it because of a frame; before the login there is nobody to tell."""
+        """Close the connection because of a wrong frame; before the login, without telling the client why."""
         if self.state == "open":
             self._close(code, reason)
         else:
@@ -191,7 +185,7 @@ class StreamConnection(Session):
             self.hang_up()
 
     def force_close(self, reason: str) -> None:
-        """Close it without asking, as RabbitMQ does."""
+        """Close the socket at once, as RabbitMQ does for this protocol."""
         log.warning("stream connection %s: %s", self.name, reason)
         self.shut()
         self.hang_up()
@@ -204,11 +198,11 @@ class StreamConnection(Session):
         self.set_deadline(_CLOSING_SECONDS)
 
     def close(self, error: ConnectionException) -> None:
-        """Close it as a test wants it."""
+        """Close the connection with a code and a reason chosen by a test."""
         self._close(error.code, error.text)
 
     def close_asked(self, fields: Fields, correlation: int) -> None:
-        """The client takes its leave."""
+        """Agree to the client's wish to close the connection."""
         fields.number(2)
         fields.string()
         fields.end()
@@ -217,7 +211,7 @@ class StreamConnection(Session):
         self.hang_up()
 
     def shut(self) -> None:
-        """End everything that the client has here."""
+        """End the subscriptions."""
         self.subscriptions.close()
         for watch in self._watches.values():
             watch.log.unwatch(watch)
@@ -225,7 +219,7 @@ class StreamConnection(Session):
 
 
 class _Watch:
-    """What a log calls: one for each stream that a connection uses."""
+    """The callback for a stream's log: one for each stream that a connection uses."""
 
     def __init__(self, connection: StreamConnection, stream: str, log: StreamLog) -> None:
         self._connection = connection

@@ -1,22 +1,22 @@
-"""Frames of the stream protocol: what the broker reads in them, and those it sends."""
+"""Frames of the stream protocol, to and from bytes."""
 
 import struct
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
 
+#: The largest frame that the broker proposes, in bytes.
 FRAME_MAX = 1_048_576
-"""The largest frame, in bytes, that the broker proposes and takes."""
 
 _RESPONSE = 0x8000
+#: The head of a frame: size, key and version.
 HEAD = struct.Struct(">IHH")
-"""Size, key and version."""
 
 _ANSWER = struct.Struct(">IHHIH")
 _U16, _U32, _U64, _I64 = (struct.Struct(form) for form in (">H", ">I", ">Q", ">q"))
 
 
 class Key(IntEnum):
-    """What a frame is."""
+    """The kind of a frame."""
 
     DECLARE_PUBLISHER = 1
     PUBLISH = 2
@@ -51,7 +51,7 @@ class Key(IntEnum):
 
 
 class Code(IntEnum):
-    """How it went."""
+    """The result of a request."""
 
     OK = 1
     STREAM_DOES_NOT_EXIST = 2
@@ -74,11 +74,11 @@ class Code(IntEnum):
 
 
 class MalformedFrame(ValueError):
-    """A frame is shorter or longer than what should be in it."""
+    """A frame is too short or too long for its fields, unknown, or out of turn."""
 
 
 class Fields:
-    """Reads the fields of a frame, one after the other.
+    """Reads the fields of a frame one after the other.
 
     Raises:
         MalformedFrame: (every method) the frame is too short.
@@ -96,16 +96,16 @@ class Fields:
         return self._data[start : self._position]
 
     def number(self, size: int, *, signed: bool = False) -> int:
-        """Read an integer of this many octets."""
+        """Read an integer of this many bytes."""
         return int.from_bytes(self._take(size), signed=signed)
 
     def string(self) -> str:
-        """Read a string; one that is null is empty."""
+        """Read a string. Null is read as the empty string."""
         length = self.number(2, signed=True)
         return self._take(length).decode(errors="surrogateescape") if length > 0 else ""
 
-    def octets(self) -> bytes:
-        """Read octets; those that are null are none."""
+    def binary(self) -> bytes:
+        """Read bytes. Null is read as no bytes."""
         length = self.number(4, signed=True)
         return self._take(length) if length > 0 else b""
 
@@ -119,65 +119,65 @@ class Fields:
 
     def _count(self) -> int:
         count = self.number(4)
-        # Each takes two octets at least: no loop is longer than its frame.
+        # Each item takes at least two bytes, so the count cannot make a loop longer than its frame.
         if count * 2 > len(self._data) - self._position:
             raise MalformedFrame
         return count
 
     @property
     def is_done(self) -> bool:
-        """Whether everything has been read."""
+        """Whether all of the frame has been read."""
         return self._position == len(self._data)
 
     def end(self) -> None:
-        """Check that nothing follows."""
+        """Check that all of the frame has been read."""
         if not self.is_done:
             raise MalformedFrame
 
 
 def frame_head(key: int, size: int) -> bytes:
-    """Return what comes before a body of this size."""
+    """The head of a frame with a body of this size."""
     return HEAD.pack(size + 4, key, 1)
 
 
 def frame(key: Key, body: bytes = b"", version: int = 1) -> bytes:
-    """Return a frame that the broker sends by itself."""
+    """A frame that is not an answer."""
     return HEAD.pack(len(body) + 4, key, version) + body
 
 
 def answer(key: Key, correlation: int, code: Code, rest: bytes = b"") -> bytes:
-    """Return the answer to a request."""
+    """The answer to a request."""
     return _ANSWER.pack(len(rest) + 10, key | _RESPONSE, 1, correlation, code) + rest
 
 
 def metadata_answer(correlation: int, body: bytes) -> bytes:
-    """Return the answer to a question for metadata, which has no code."""
+    """The answer to a metadata request, which has no result code."""
     return frame_head(Key.METADATA | _RESPONSE, len(body) + 4) + _U32.pack(correlation) + body
 
 
 def credit_refused(subscription: int) -> bytes:
-    """Return the answer to credit for a subscription that there is not: the one answer without a correlation id."""
+    """The answer to credit for an unknown subscription: the one answer without a correlation id."""
     body = _U16.pack(Code.SUBSCRIPTION_ID_DOES_NOT_EXIST) + bytes((subscription,))
     return frame_head(Key.CREDIT | _RESPONSE, len(body)) + body
 
 
 def u16(value: int) -> bytes:
-    """Encode an unsigned integer in two octets."""
+    """Encode an unsigned integer in two bytes."""
     return _U16.pack(value)
 
 
 def u32(value: int) -> bytes:
-    """Encode an unsigned integer in four octets."""
+    """Encode an unsigned integer in four bytes."""
     return _U32.pack(value)
 
 
 def u64(value: int) -> bytes:
-    """Encode an unsigned integer in eight octets."""
+    """Encode an unsigned integer in eight bytes."""
     return _U64.pack(value)
 
 
 def i64(value: int) -> bytes:
-    """Encode a signed integer in eight octets."""
+    """Encode a signed integer in eight bytes."""
     return _I64.pack(value)
 
 

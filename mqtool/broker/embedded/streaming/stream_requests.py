@@ -1,4 +1,7 @@
-"""Streams as a whole: created, deleted, found and measured; and the offsets that consumers store in them."""
+"""Requests about streams and super streams: create, delete, metadata, statistics, stored offsets, partitions.
+
+A super stream is a direct exchange, and a stream for each partition bound to it.
+"""
 
 from collections.abc import Mapping
 
@@ -30,7 +33,7 @@ _LOCATORS = ("client-local", "balanced", "random", "least-leaders")
 
 
 def correct_name(name: str) -> str:
-    """Return a name as RabbitMQ takes it, without line ends.
+    """A name without line ends, which RabbitMQ removes.
 
     Raises:
         Refused: it is empty or reserved.
@@ -42,10 +45,10 @@ def correct_name(name: str) -> str:
 
 
 def queue_arguments(arguments: Mapping[str, str]) -> Table:
-    """Return the arguments of a queue for those of a stream; unknown ones do nothing.
+    """Convert the arguments of a create request to arguments of a queue. Unknown ones are ignored.
 
     Raises:
-        Refused: one is not the number that it should be, or names no way to choose a leader.
+        Refused: a number is not valid, or the leader locator is unknown.
     """
     if arguments.get("queue-leader-locator", _LOCATORS[0]) not in _LOCATORS:
         raise Refused(Code.PRECONDITION_FAILED)
@@ -63,10 +66,10 @@ def queue_arguments(arguments: Mapping[str, str]) -> Table:
 
 
 def add_stream(vhost: VirtualHost, name: str, arguments: Table) -> None:
-    """Make a stream.
+    """Create a stream.
 
     Raises:
-        Refused: there is such a queue, an argument is wrong, or the disk does not take it.
+        Refused: the queue exists, an argument is not valid, or the disk is full.
     """
     queue, declared = vhost.queues.get(name), QueueDeclaration(name, arguments)
     try:
@@ -82,7 +85,7 @@ def add_stream(vhost: VirtualHost, name: str, arguments: Table) -> None:
 
 
 def create(session: Session, fields: Fields, correlation: int) -> None:
-    """Make a stream."""
+    """Create a stream."""
     name, given = correct_name(fields.string()), fields.table()
     fields.end()
     check(session, "configure", "queue", name)
@@ -91,7 +94,7 @@ def create(session: Session, fields: Fields, correlation: int) -> None:
 
 
 def delete(session: Session, fields: Fields, correlation: int) -> None:
-    """Delete a stream; its users get a metadata update."""
+    """Delete a stream. Its publishers and consumers get a metadata update."""
     name = fields.string()
     fields.end()
     check(session, "configure", "queue", name)
@@ -101,10 +104,10 @@ def delete(session: Session, fields: Fields, correlation: int) -> None:
 
 
 def delete_stream(vhost: VirtualHost, name: str) -> None:
-    """Delete a stream that is there.
+    """Delete an existing stream.
 
     Raises:
-        Refused: the disk does not take it.
+        Refused: the disk is full.
     """
     try:
         vhost.delete_queue(vhost.queues[name])
@@ -113,23 +116,23 @@ def delete_stream(vhost: VirtualHost, name: str) -> None:
 
 
 def metadata(session: Session, fields: Fields, correlation: int) -> None:
-    """Say where streams are: those that exist are all here."""
+    """Answer with the node of each stream: this one, for all that exist."""
     names = sorted(set(fields.strings()), reverse=True)
     fields.end()
     found = [name for name in names if isinstance(session.vhost.queues.get(name), Stream)]
     host, port = session.advertised
-    # The one answer without a code. The brokers are those that the streams are on.
+    # The list of brokers has only those with one of the streams.
     brokers = u32(1) + u16(0) + string(host) + u32(port) if found else u32(0)
-    places = (
+    located = (
         string(name) + (u16(Code.OK) + u16(0) if name in found else u16(Code.STREAM_DOES_NOT_EXIST) + u16(_NO_LEADER))
         for name in names
     )
-    body = brokers + u32(len(names)) + b"".join(place + u32(0) for place in places)
+    body = brokers + u32(len(names)) + b"".join(each + u32(0) for each in located)
     session.write(metadata_answer(correlation, body))
 
 
 def stats(session: Session, fields: Fields, correlation: int) -> None:
-    """Say where a stream begins, and where its last chunk is; -1 while it is empty."""
+    """Answer with the offsets of the first and last chunk; -1 while the stream is empty."""
     name = fields.string()
     fields.end()
     nothing = u32(0)
@@ -145,11 +148,8 @@ def stats(session: Session, fields: Fields, correlation: int) -> None:
     session.answer(Key.STREAM_STATS, correlation, rest=body)
 
 
-# -- offsets
-
-
 def store_offset(session: Session, fields: Fields) -> None:
-    """Remember how far a consumer has come. There is no answer, not even if it is refused."""
+    """Store a consumer's offset. The protocol has no answer to this, not even an error."""
     name, stream, offset = fields.string(), fields.string(), fields.number(8)
     fields.end()
     check(session, "write", "queue", stream)
@@ -158,7 +158,7 @@ def store_offset(session: Session, fields: Fields) -> None:
 
 
 def query_offset(session: Session, fields: Fields, correlation: int) -> None:
-    """Say how far a consumer has come."""
+    """Answer with a consumer's stored offset."""
     name, stream = fields.string(), fields.string()
     fields.end()
     check(session, "read", "queue", stream, u64(0))
@@ -177,10 +177,10 @@ def _order(link: Link) -> int:
 
 
 def _partitions(vhost: VirtualHost, super_stream: str) -> list[str]:
-    """Return the streams of a super stream, in order.
+    """The streams of a super stream, in order.
 
     Raises:
-        Refused: there is no such exchange.
+        Refused: the exchange does not exist.
     """
     exchange = vhost.exchanges.get(super_stream)
     if exchange is None:
@@ -190,7 +190,7 @@ def _partitions(vhost: VirtualHost, super_stream: str) -> list[str]:
 
 
 def partition_of(vhost: VirtualHost, super_stream: str, stream: str) -> int | None:
-    """Return the place of a stream in a super stream; None if it is in none."""
+    """The index of a stream in a super stream; None if it is not in it."""
     if super_stream not in vhost.exchanges or not super_stream:
         return None
     partitions = _partitions(vhost, super_stream)
@@ -198,14 +198,14 @@ def partition_of(vhost: VirtualHost, super_stream: str, stream: str) -> int | No
 
 
 def partitions(session: Session, fields: Fields, correlation: int) -> None:
-    """Say which streams a super stream has."""
+    """Answer with the streams of a super stream."""
     name = fields.string()
     fields.end()
     session.answer(Key.PARTITIONS, correlation, rest=strings(_partitions(session.vhost, name)))
 
 
 def route(session: Session, fields: Fields, correlation: int) -> None:
-    """Say to which streams of a super stream a routing key leads."""
+    """Answer with the streams of a super stream that a routing key is bound to."""
     key, name = fields.string(), fields.string()
     fields.end()
     vhost = session.vhost
@@ -217,7 +217,7 @@ def route(session: Session, fields: Fields, correlation: int) -> None:
 
 
 def create_super_stream(session: Session, fields: Fields, correlation: int) -> None:
-    """Make the exchange, the streams, and the bindings between them."""
+    """Create the exchange, the streams, and the bindings of a super stream."""
     name, names, keys, given = correct_name(fields.string()), fields.strings(), fields.strings(), fields.table()
     fields.end()
     vhost, arguments = session.vhost, queue_arguments(given)
@@ -254,7 +254,7 @@ def _delete_parts(vhost: VirtualHost, name: str, streams: list[str]) -> None:
 
 
 def delete_super_stream(session: Session, fields: Fields, correlation: int) -> None:
-    """Delete the exchange and the streams."""
+    """Delete the exchange and the streams of a super stream."""
     name = fields.string()
     fields.end()
     vhost = session.vhost

@@ -1,4 +1,4 @@
-"""What the parts of a connection need of it, so that they need not know the connection itself."""
+"""One stream connection as its publishers, subscriptions and requests see it; and the handshake."""
 
 from abc import abstractmethod
 from collections.abc import MutableSet
@@ -29,10 +29,10 @@ from mqtool.broker.embedded.streaming.stream_frames import (
 
 
 class Session(ClientSocket):
-    """What the parts of a connection need of it, so that they need not know the connection itself.
+    """A connection without its publishers and subscriptions, which `StreamConnection` adds.
 
     Attributes:
-        deliver_version: the version of deliver that the client takes.
+        deliver_version: the version of the deliver command that the client understands.
     """
 
     protocol = "stream"
@@ -45,7 +45,7 @@ class Session(ClientSocket):
 
     @property
     def advertised(self) -> tuple[str, int]:
-        """Host and port that the client finds streams at: those that it has come to."""
+        """Host and port that the client is told to connect to: those that it has connected to."""
         return self.local
 
     def answer(self, key: Key, correlation: int, code: Code = Code.OK, rest: bytes = b"") -> None:
@@ -54,15 +54,15 @@ class Session(ClientSocket):
 
     @abstractmethod
     def watch(self, stream: str, log: StreamLog) -> None:
-        """Notice from now on what becomes of a stream."""
+        """From now on, send new chunks of a stream to its subscribers, and tell the client when it is deleted."""
 
 
 class Refused(Exception):
     """A request is refused.
 
     Attributes:
-        code: why.
-        rest: what follows the code in the answer.
+        code: the reason.
+        rest: the fields after the code in the answer.
     """
 
     def __init__(self, code: Code, rest: bytes = b"") -> None:
@@ -75,7 +75,7 @@ def check(session: Session, what: str, kind: str, name: str, rest: bytes = b"") 
     """Check that the user may `configure`, `write` or `read` a `queue` or an `exchange`.
 
     Raises:
-        Refused: they may not.
+        Refused: the user may not.
     """
     try:
         session.rights.check(what, kind, name)
@@ -84,7 +84,7 @@ def check(session: Session, what: str, kind: str, name: str, rest: bytes = b"") 
 
 
 def check_name(name: str) -> None:
-    """Check the name of a producer or a consumer: at most 255 octets.
+    """Check the name of a producer or a consumer: at most 255 bytes.
 
     Raises:
         Refused: it is too long.
@@ -94,10 +94,10 @@ def check_name(name: str) -> None:
 
 
 def find_log(session: Session, stream: str, rest: bytes = b"") -> StreamLog:
-    """Return the log of a stream.
+    """The log of a stream.
 
     Raises:
-        Refused: there is no such stream.
+        Refused: the stream does not exist.
     """
     queue = session.vhost.queues.get(stream)
     if not isinstance(queue, Stream):
@@ -105,15 +105,15 @@ def find_log(session: Session, stream: str, rest: bytes = b"") -> StreamLog:
     return queue.log
 
 
+#: The heartbeat interval that the broker proposes, in seconds.
 HEARTBEAT = 60
-"""What the broker proposes, in seconds."""
 
 _MECHANISM = "PLAIN"
 _TUNE_ANSWER = Key.TUNE | 0x8000
 
 
 def receive_handshake(connection: Session, key: int, fields: Fields) -> None:
-    """Take the next frame of a handshake.
+    """Handle the next frame of a handshake.
 
     Raises:
         MalformedFrame: it is malformed, or out of turn.
@@ -141,7 +141,7 @@ def receive_handshake(connection: Session, key: int, fields: Fields) -> None:
 
 
 def _authenticate(connection: Session, fields: Fields, correlation: int) -> None:
-    mechanism, secret = fields.string(), fields.octets()
+    mechanism, secret = fields.string(), fields.binary()
     code, user = _login(connection, mechanism, secret)
     connection.answer(Key.SASL_AUTHENTICATE, correlation, code)
     if user is None:
@@ -159,7 +159,7 @@ def _login(connection: Session, mechanism: str, secret: bytes) -> tuple[Code, Us
     if len(parts) != 3:
         return Code.SASL_ERROR, None
     name, password = (part.decode(errors="surrogateescape") for part in parts[1:])
-    # The password first: who does not know it learns nothing.
+    # The password is checked first: without it, a client cannot find out which users exist.
     user = connection.broker.authenticate(name, password, from_loopback=True)
     if user is None:
         return Code.AUTHENTICATION_FAILURE, None
@@ -174,7 +174,7 @@ def _tune(connection: Session, fields: Fields) -> None:
     if connection.state != "tune":
         raise MalformedFrame
     connection.state = "opening"
-    # Chunks go out as they were written: RabbitMQ does not cut them to the limit of the client either.
+    # The client's frame size is ignored: chunks are sent as they were stored, as in RabbitMQ.
     connection.start_heartbeats(heartbeat)
 
 
@@ -192,7 +192,7 @@ def _open_vhost(connection: Session, fields: Fields, correlation: int) -> None:
     connection.answer(Key.OPEN, correlation, rest=table({"advertised_host": host, "advertised_port": str(port)}))
 
 
-# In RabbitMQ's order: some clients go by the place in the list.
+#: In RabbitMQ's order, which some clients depend on.
 _COMMANDS = (
     Key.DECLARE_PUBLISHER,
     Key.PUBLISH,
@@ -217,7 +217,7 @@ _COMMANDS = (
 
 
 def exchange_versions(session: Session, fields: Fields, correlation: int) -> None:
-    """Tell each other which versions of which commands there are."""
+    """Note which deliver command the client understands, and answer with the broker's commands and versions."""
     for _ in range(fields.number(4)):
         key, _lowest, highest = fields.number(2), fields.number(2), fields.number(2)
         if key == Key.DELIVER and highest >= 2:

@@ -1,7 +1,8 @@
-"""The subscriptions of a connection: chunks to the client, as many as it gives credit for."""
+"""The subscriptions of a stream connection, which send chunks as credit allows; and single active consumers."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+from enum import IntEnum
 from typing import NamedTuple, Protocol
 
 from mqtool.broker.embedded.model.stream_log import StreamLog
@@ -20,21 +21,30 @@ from mqtool.broker.embedded.streaming.stream_frames import (
 from mqtool.broker.embedded.streaming.stream_requests import partition_of
 from mqtool.broker.embedded.streaming.stream_session import Refused, Session, check, find_log
 
-_NONE, _FIRST, _LAST, _NEXT, _OFFSET, _TIMESTAMP = range(6)
+
+class _From(IntEnum):
+    """The kinds of offset specifications."""
+
+    NONE = 0
+    FIRST = 1
+    LAST = 2
+    NEXT = 3
+    OFFSET = 4
+    TIMESTAMP = 5
 
 
 class Member(Protocol):
-    """A subscription in a group."""
+    """A subscription that is a single active consumer."""
 
     def activate(self) -> None:
-        """Ask the client where to start; then it gets chunks."""
+        """Ask the client for an offset, and send it chunks from there."""
 
     def step_down(self) -> None:
-        """Send no more, and ask the client to finish; `Groups.stepped_down` follows."""
+        """Stop sending, and ask the client to finish. `Groups.stepped_down` is called when it has."""
 
 
 class GroupKey(NamedTuple):
-    """What a group is for: a name that consumers of one stream share."""
+    """Identifies a group: consumers of one stream that share a name."""
 
     vhost: str
     stream: str
@@ -42,12 +52,15 @@ class GroupKey(NamedTuple):
 
 
 class _Group:
-    """Consumers in the order they came.
+    """Consumers of which one is active.
+
+    Args:
+        partition: the index of the stream in its super stream, so that the partitions are spread over the consumers.
+            None for any other stream, where the first consumer is the active one.
 
     Attributes:
-        partition: the place of the stream in a super stream, so that each consumer gets some of the partitions;
-            None if it is in none, and the first consumer is the active one.
-        active: None while one that was active finishes.
+        members: the consumers in the order in which they came.
+        active: the active one; None while the previous one finishes.
     """
 
     def __init__(self, partition: int | None) -> None:
@@ -90,73 +103,73 @@ class _Group:
 
 
 class Groups:
-    """All groups of a broker."""
+    """All groups of single active consumers of a broker, as in RabbitMQ 3.11 and later."""
 
     def __init__(self) -> None:
         self._groups: dict[GroupKey, _Group] = {}
 
     def add(self, key: GroupKey, member: Member, partition: int | None) -> None:
-        """Add a consumer, which becomes active now, later, or never."""
+        """Add a consumer. It becomes active if it is the first, or at once or later by rebalancing."""
         self._groups.setdefault(key, _Group(partition)).add(member)
 
     def remove(self, key: GroupKey, member: Member) -> None:
-        """Remove a consumer; another one may become active."""
+        """Remove a consumer. Another one may become active."""
         group = self._groups[key]
         group.remove(member)
         if not group.members:
             del self._groups[key]
 
     def stepped_down(self, key: GroupKey, member: Member) -> None:
-        """A consumer that was active has finished."""
+        """Note that a consumer that was active has finished, and activate the next one."""
         group = self._groups.get(key)
         if group is not None:
             group.stepped_down(member)
 
 
-class _Place(NamedTuple):
-    """Where to start; `value` is an offset or a time in milliseconds."""
+class _Start(NamedTuple):
+    """The offset to start at, as clients specify it. `value` is an offset or a time in milliseconds since 1970."""
 
     kind: int
     value: int = 0
 
     @classmethod
-    def read(cls, fields: Fields) -> "_Place":
+    def read(cls, fields: Fields) -> "_Start":
         kind = fields.number(2)
-        if kind > _TIMESTAMP:
+        if kind > _From.TIMESTAMP:
             raise MalformedFrame
-        value = fields.number(8, signed=kind == _TIMESTAMP) if kind >= _OFFSET else 0
+        value = fields.number(8, signed=kind == _From.TIMESTAMP) if kind >= _From.OFFSET else 0
         return cls(kind, value)
 
     def offset_in(self, log: StreamLog) -> int:
         match self.kind:
-            case 1:
+            case _From.FIRST:
                 return log.first_offset
-            case 2:
+            case _From.LAST:
                 return log.last_chunk
-            case 4:
+            case _From.OFFSET:
                 return self.value
-            case 5:
+            case _From.TIMESTAMP:
                 return log.offset_at(self.value)
         return log.end
 
 
 class Subscription:
-    """A client's wish for the chunks of a stream from some place on.
+    """A client's subscription to a stream.
 
     Attributes:
-        number: the client's, for it.
-        log: of the stream.
-        properties: what the client has said of it, such as the name under which it stores offsets.
-        group: the group in which only one is active, if it is in one.
-        filters: bits of the filter values of which chunks must have one; None for all chunks.
-        is_active: whether it gets chunks.
+        number: its id, chosen by the client.
+        log: the log of the stream.
+        properties: set by the client, such as the name under which it stores offsets.
+        group: its group, if it is a single active consumer.
+        filters: bits of filter values; only chunks with one of them are sent. None for all chunks.
+        is_active: for a single active consumer: whether it is the active one.
     """
 
-    def __init__(self, session: Session, number: int, stream: str, log: StreamLog, place: _Place, credit: int) -> None:
+    def __init__(self, session: Session, number: int, stream: str, log: StreamLog, start: _Start, credit: int) -> None:
         self._session = session
         self.number = number
         self.log = log
-        self._place = place
+        self._start = start
         self._reader: Reader | None = None
         self._read: deque[Chunk] = deque()
         self._correlation = 0
@@ -167,15 +180,15 @@ class Subscription:
         self.properties: Mapping[str, str] = {}
         self.is_active = False
 
-    def begin(self, place: _Place) -> None:
-        """Send chunks from a place on, or from where the client asked for when it subscribed."""
+    def begin(self, start: _Start) -> None:
+        """Send chunks from an offset on; with none given, from that of the subscribe request."""
         self._read.clear()
-        asked = self._place if place.kind == _NONE else place
+        asked = self._start if start.kind == _From.NONE else start
         self._reader = Reader(self.log, asked.offset_in(self.log), self.filters)
         self.pump()
 
     def pump(self) -> None:
-        """Send as much as there is, the client gives credit for, and its connection takes."""
+        """Send chunks as long as there are any, the client has given credit, and its connection is writable."""
         session, read = self._session, self._read
         while self._reader is not None and self.credit > 0 and session.writable:
             if not read:
@@ -191,27 +204,25 @@ class Subscription:
             head += u64(self.log.last_chunk)
         self._session.write(frame(Key.DELIVER, head + chunk.raw, self._session.deliver_version))
 
-    # -- one of a group
-
     def activate(self) -> None:
-        """Ask the client where to start."""
+        """Ask the client for the offset to start at."""
         self.is_active = True
         self._tell()
 
     def step_down(self) -> None:
-        """Send no more, and let the client store how far it has come."""
+        """Stop sending, and let the client store its offset."""
         self.is_active = False
         self._reader = None
         self._tell()
 
     def _tell(self) -> None:
-        # The client's answers come in this order: the number need only be unlike its last ones.
+        # Answers come in order, so a correlation id need only differ from the latest ones.
         self._correlation += 1
         body = u32(self.number << 16 | self._correlation & 0xFFFF)
         self._session.write(frame(Key.CONSUMER_UPDATE, body + bytes((self.number, self.is_active))))
 
     def is_answered_by(self, correlation: int) -> bool:
-        """Whether the client's answer is to the last thing it was told."""
+        """Whether this is the client's answer to the latest consumer update."""
         return correlation == self.number << 16 | self._correlation & 0xFFFF
 
 
@@ -230,16 +241,16 @@ class Subscriptions:
         return iter(self._subscriptions.values())
 
     def subscribe(self, fields: Fields, correlation: int) -> None:
-        """Take a new subscription."""
+        """Add a subscription, and begin to send chunks."""
         number, stream = fields.number(1), fields.string()
-        place, credit = _Place.read(fields), fields.number(2)
+        start, credit = _Start.read(fields), fields.number(2)
         properties = {} if fields.is_done else fields.table()
         session = self._session
         check(session, "read", "queue", stream)
         log = find_log(session, stream)
         if number in self._subscriptions:
             raise Refused(Code.SUBSCRIPTION_ID_ALREADY_EXISTS)
-        subscription = Subscription(session, number, stream, log, place, credit)
+        subscription = Subscription(session, number, stream, log, start, credit)
         subscription.properties, subscription.filters = properties, _filters(properties)
         if properties.get("single-active-consumer") == "true":
             name = properties.get("name", "")
@@ -251,13 +262,13 @@ class Subscriptions:
         session.watch(stream, log)
         session.answer(Key.SUBSCRIBE, correlation)
         if subscription.group is None:
-            subscription.begin(place)
+            subscription.begin(start)
         else:
             partition = partition_of(session.vhost, properties.get("super-stream", ""), stream)
             self._groups.add(subscription.group, subscription, partition)
 
     def unsubscribe(self, fields: Fields, correlation: int) -> None:
-        """Forget a subscription."""
+        """Remove a subscription."""
         number = fields.number(1)
         fields.end()
         if number not in self._subscriptions:
@@ -266,7 +277,7 @@ class Subscriptions:
         self._drop(number)
 
     def give_credit(self, fields: Fields) -> None:
-        """Take credit for more chunks."""
+        """Add the client's credit for more chunks, and send them."""
         number, credit = fields.number(1), fields.number(2, signed=True)
         fields.end()
         subscription = self._subscriptions.get(number)
@@ -277,31 +288,31 @@ class Subscriptions:
         subscription.pump()
 
     def updated(self, fields: Fields) -> None:
-        """Take a client's answer: where an active consumer starts, or that one has finished."""
-        correlation, _code, place = fields.number(4), fields.number(2), _Place.read(fields)
+        """Handle the client's answer to a consumer update: the offset to start at, or that it has finished."""
+        correlation, _code, start = fields.number(4), fields.number(2), _Start.read(fields)
         subscription = self._subscriptions.get(correlation >> 16)
         if subscription is None or subscription.group is None or not subscription.is_answered_by(correlation):
             return
         if subscription.is_active:
-            subscription.begin(place)
+            subscription.begin(start)
         else:
             self._groups.stepped_down(subscription.group, subscription)
 
     def pump(self, stream: str | None = None) -> None:
-        """Send what there is, of one stream or all."""
+        """Send new chunks of one stream, or of all."""
         for subscription in list(self._subscriptions.values()):
             if stream in (None, subscription.stream):
                 subscription.pump()
 
     def forget_stream(self, stream: str) -> bool:
-        """Forget the subscriptions to a stream that is gone; returns whether there were any."""
+        """Remove the subscriptions to a deleted stream; return True if there were any."""
         gone = [number for number, subscription in self._subscriptions.items() if subscription.stream == stream]
         for number in gone:
             self._drop(number)
         return bool(gone)
 
     def close(self) -> None:
-        """Forget all: the connection is closed."""
+        """Remove all subscriptions."""
         for number in list(self._subscriptions):
             self._drop(number)
 

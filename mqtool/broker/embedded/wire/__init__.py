@@ -1,4 +1,4 @@
-"""AMQP 0-9-1: from octets to frames to methods, what each method does, and back.
+"""AMQP 0-9-1: decodes frames and methods, carries the methods out, and encodes the answers.
 
-Imports `model`; never `store` or `http`.
+Imports `model` and `sockets`, never `store` or `http`.
 """

@@ -1,4 +1,4 @@
-"""A client's connection: frames to channels, and everything that can go wrong on the way."""
+"""One AMQP 0-9-1 connection: passes frames on to its channels, and closes channels and connection on errors."""
 
 import logging
 from collections.abc import Collection
@@ -35,8 +35,8 @@ class Connection(Session):
     """One client.
 
     Attributes:
-        subscriptions: none; those to streams come by another protocol.
-        channels: by number, the open channels and those that the client has yet to agree are closed.
+        subscriptions: always empty; the management API lists those of stream connections.
+        channels: by number: the open channels, and closed ones until the client has agreed.
     """
 
     protocol = "AMQP 0-9-1"
@@ -48,16 +48,14 @@ class Connection(Session):
         self.channels: dict[int, Channel] = {}
 
     def failed(self, error: Exception) -> None:
-        """Close the connection because of an error in what has come."""
+        """Close the connection because a frame could not be handled."""
         if not isinstance(error, ConnectionException):
             log.exception("connection %s: internal error", self.name)
             error = ConnectionException(INTERNAL_ERROR)
         self.close(error)
 
-    # -- frames in
-
     def receive(self, kind: int, number: int, payload: bytes) -> None:
-        """Take a frame, and close the channel or the connection if it is wrong."""
+        """Handle a frame; close the channel or the connection if it is wrong."""
         if kind == frames.HEARTBEAT and not number and not payload:
             return
         channel = self.channels.get(number)
@@ -74,7 +72,7 @@ class Connection(Session):
             assert channel is not None
             channel.close(error, _index(kind, payload))
         except ConnectionException as error:
-            # If content was due, the error is about the publish that announced it.
+            # An error within an incomplete publish is reported for basic.publish.
             if channel is not None and channel.content.due:
                 index = commands.Basic.Publish.index
             else:
@@ -82,7 +80,10 @@ class Connection(Session):
             self.close(error, index)
 
     def receive_publish(self, number: int, data: bytes, start: int, end: int) -> int:
-        """Take a whole publish, the commonest thing by far; returns where it ends, 0 to take it frame by frame."""
+        """Handle a publish that has come completely; return the offset after it, 0 to handle it frame by frame.
+
+        Publishing takes 1.5 times as long without this.
+        """
         channel = self.channels.get(number)
         if channel is None or channel.state != "open" or channel.content.due or self.broker.alarms:
             return 0
@@ -100,7 +101,7 @@ class Connection(Session):
 
     def _frame_before_open(self, kind: int, number: int, payload: bytes) -> None:
         if self.state == "closing":
-            # Frames that were under way when we closed: only the agreement counts now.
+            # The client sent these frames before it saw the close; only its agreement matters now.
             if kind == frames.METHOD and payload.startswith(frames.CONNECTION_CLOSE_OK):
                 self.hang_up()
             return
@@ -138,8 +139,8 @@ class Connection(Session):
         self.channels[number] = channel = Channel(number, self)
         channel.send(commands.Channel.OpenOk)
 
-    def let_go(self, number: int) -> None:
-        """Forget a channel."""
+    def remove_channel(self, number: int) -> None:
+        """Remove a closed channel."""
         del self.channels[number]
 
     def _connection_method(self, kind: int, payload: bytes) -> None:
@@ -154,13 +155,11 @@ class Connection(Session):
             raise ConnectionException(CHANNEL_ERROR, "unexpected method in connection state running")
 
     def greet(self) -> None:
-        """Begin the handshake."""
+        """Start the handshake."""
         send_start(self)
 
-    # -- alarms
-
     def block(self) -> None:
-        """Read no more from a client that publishes, as long as there is an alarm."""
+        """Stop reading from a publishing client until the alarm is over, and tell it if it understands that."""
         if self.blocked:
             return
         self.blocked = True
@@ -169,7 +168,7 @@ class Connection(Session):
         self.pace()
 
     def unblock(self) -> None:
-        """Read again: the last alarm has ended."""
+        """Resume reading: the last alarm is over."""
         if not self.blocked:
             return
         self.blocked = False
@@ -178,10 +177,8 @@ class Connection(Session):
             self.send(commands.Connection.Unblocked)
         self.pace()
 
-    # -- the end
-
     def check_consumers(self, timeout: float) -> None:
-        """Close the channels with a delivery unacknowledged for longer than this many seconds."""
+        """Close the channels that have a delivery unacknowledged for longer than this many seconds."""
         for channel in list(self.channels.values()):
             if channel.deliveries.overdue(timeout):
                 channel.close(
@@ -194,7 +191,7 @@ class Connection(Session):
                 )
 
     def _close_received(self) -> None:
-        """Agree, and leave the socket to the client to close: who reads an end too early takes it for a failure."""
+        """Agree to close. The client closes the socket, since some clients take an early end for a failure."""
         self.shut()
         self.send(commands.Connection.CloseOk)
         self.state = "closed"
@@ -205,10 +202,15 @@ class Connection(Session):
         self.close(ConnectionException(CONNECTION_FORCED, reason))
 
     def close(self, error: ConnectionException, index: int = 0) -> None:
-        """Tell the client why, and wait for it to agree; `index` is that of the method that caused it."""
+        """Send connection.close, and wait for the client to agree.
+
+        Args:
+            error: what is wrong.
+            index: the method that caused it: class and method number in one integer.
+        """
         if self.state in ("closing", "closed"):
             return
-        # Names in it are the client's: in ASCII they cannot forge lines of the log, nor reach a terminal's controls.
+        # The client chose the names in it: in ASCII they can neither forge lines of the log nor control a terminal.
         log.warning("connection %s: %s", self.name, ascii(error.text)[1:-1])
         self.shut()
         self.state = "closing"
@@ -233,7 +235,7 @@ class Connection(Session):
 
 
 def _index(kind: int, payload: bytes) -> int:
-    """Return class and method that an error is about as one number; content belongs to basic.publish."""
+    """The method that an error on a channel is about, class and method in one number."""
     return int.from_bytes(payload[:4]) if kind == frames.METHOD else commands.Basic.Publish.index
 
 
@@ -242,5 +244,5 @@ def _method_index(payload: bytes) -> int:
 
 
 def _publish_index(error: ConnectionException) -> int:
-    """Return what an error about a complete publish is said to be about: what failed inside the broker, nothing."""
+    """The method that a connection error in a publish is about; 0 if it failed inside the broker."""
     return commands.Basic.Publish.index if error.code == NOT_IMPLEMENTED else 0

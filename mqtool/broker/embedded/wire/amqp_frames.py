@@ -1,6 +1,8 @@
-"""Frames on the wire (section 4.2.3), and encoders for the few that make up most of the traffic.
+"""AMQP 0-9-1 frames and methods, to and from bytes.
 
-basic.deliver and basic.get-ok are put together here rather than by the general encoder, which is far slower.
+pamqp knows the methods, their fields and the fields' types. The values are coded here, because pamqp refuses names
+that RabbitMQ accepts (a queue called `my queue`) and forgets integer widths. basic.deliver, basic.get-ok and
+basic.ack have encoders of their own: they are most of the traffic, and the general one takes three times as long.
 """
 
 import struct
@@ -18,15 +20,15 @@ HEADER = 2
 BODY = 3
 HEARTBEAT = 8
 FRAME_END = b"\xce"
+#: The bytes of a frame besides its payload: type, channel, size and end mark.
 FRAME_OVERHEAD = 8
-"""The octets of a frame that are not payload: type, channel, size and end."""
 
 PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
 HEARTBEAT_FRAME = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 
 FRAME_HEADER = struct.Struct(">BHI")
+#: The end mark of a frame, followed by the head of the next one: type, channel and size.
 BETWEEN = struct.Struct(">BBHI")
-"""The end of a frame, and the head of the next: type, channel and size."""
 
 BASIC_PUBLISH = b"\x00\x3c\x00\x28"
 BASIC_ACK = b"\x00\x3c\x00\x50"
@@ -45,12 +47,12 @@ _TAG = struct.Struct(">QB")
 
 
 def method_frame(channel: int, payload: bytes) -> bytes:
-    """Return a method frame around an encoded method."""
+    """A method frame around an encoded method."""
     return FRAME_HEADER.pack(METHOD, channel, len(payload)) + payload + FRAME_END
 
 
 def _content(channel: int, method: bytes, message: Message, frame_max: int) -> bytes:
-    """A method that carries content: its frame, the header's and the body's, each at most `frame_max` bytes."""
+    """A method with content: its frame, the header frame, and body frames of at most `frame_max` bytes."""
     header, body = message.header.raw, message.body
     parts = [
         FRAME_HEADER.pack(METHOD, channel, len(method)),
@@ -72,7 +74,7 @@ def _content(channel: int, method: bytes, message: Message, frame_max: int) -> b
 def deliver(
     channel: int, consumer_tag: bytes, delivery_tag: int, message: Message, frame_max: int, *, redelivered: bool
 ) -> bytes:
-    """basic.deliver with its content; `consumer_tag` is an encoded short string."""
+    """A basic.deliver with its content. `consumer_tag` is an encoded short string."""
     method = _DELIVER + consumer_tag + _TAG.pack(delivery_tag, redelivered) + message.address
     return _content(channel, method, message, frame_max)
 
@@ -80,46 +82,53 @@ def deliver(
 def get_ok(
     channel: int, delivery_tag: int, message: Message, message_count: int, frame_max: int, *, redelivered: bool
 ) -> bytes:
-    """basic.get-ok with its content; `message_count` is the number left in the queue."""
+    """A basic.get-ok with its content. `message_count` is the number of messages left in the queue."""
     method = _GET_OK + _TAG.pack(delivery_tag, redelivered) + message.address + message_count.to_bytes(4)
     return _content(channel, method, message, frame_max)
 
 
 def returned(channel: int, code: int, text: str, message: Message, frame_max: int) -> bytes:
-    """basic.return with its content."""
+    """A basic.return with its content."""
     raw = text.encode()
     method = _RETURN + code.to_bytes(2) + bytes([len(raw)]) + raw + message.address
     return _content(channel, method, message, frame_max)
 
 
 def ack(channel: int, delivery_tag: int, *, multiple: bool) -> bytes:
-    """basic.ack, the broker's confirm."""
+    """A basic.ack: a publisher confirm."""
     return _ACK_FRAME.pack(METHOD, channel, 13, 60, 80, delivery_tag, multiple, 0xCE)
 
 
 def nack(channel: int, delivery_tag: int) -> bytes:
-    """basic.nack, the broker's refusal of one publish."""
+    """A basic.nack: the broker refuses one publish."""
     return _ACK_FRAME.pack(METHOD, channel, 13, 60, 120, delivery_tag, 0, 0xCE)
 
 
 def frame_error(what: str) -> ConnectionException:
-    """501: not a valid frame, or not a valid method in it."""
+    """The error for a frame or method that is not valid: 501."""
     return ConnectionException(FRAME_ERROR, what)
 
 
 def malformed(code: int, kind: int, payload: bytes, what: str = "") -> ConnectionException:
-    """A frame of this type that is not valid here."""
+    """The error for a frame that is not valid, in RabbitMQ's words, which are Erlang's.
+
+    Args:
+        code: the reply code.
+        kind: the type of the frame.
+        payload: its payload; the error quotes the first 16 bytes.
+        what: what is wrong.
+    """
     shown = "all octets" if len(payload) <= 16 else "first 16 octets"
     text = f"type {kind}, {shown} = {_erlang(payload[:16])}"
     return ConnectionException(code, f"{text}: {what}" if what else text)
 
 
-def _erlang(octets: bytes) -> str:
-    """Octets as Erlang prints a binary: as text if all of it is printable."""
-    text = octets.decode("latin-1")
-    if octets and all(letter.isprintable() for letter in text) and '"' not in text:
+def _erlang(data: bytes) -> str:
+    """Bytes as Erlang prints a binary: as text if all of it is printable, else as numbers."""
+    text = data.decode("latin-1")
+    if data and all(letter.isprintable() for letter in text) and '"' not in text:
         return f'<<"{text}">>'
-    return f"<<{','.join(map(str, octets))}>>"
+    return f"<<{','.join(map(str, data))}>>"
 
 
 _FIXED = {
@@ -159,11 +168,11 @@ def decode_method(payload: bytes) -> Frame:
 
 
 def _decode_fields(method: Frame, payload: bytes) -> int:
-    """Set the fields and return the offset after the last one."""
+    """Decode the fields of a method into its attributes; return the offset after the last one."""
     offset, bit = 4, 8
     for name, kind in _FIELDS[type(method)]:
         if kind == "bit":
-            # Successive bits share an octet (section 4.2.5.2).
+            # Successive bits share a byte (section 4.2.5.2 of the specification).
             if bit == 8:
                 octet, bit, offset = payload[offset], 0, offset + 1
             setattr(method, name, bool(octet >> bit & 1))
@@ -188,17 +197,17 @@ def _decode_field(kind: str, payload: bytes, offset: int) -> tuple[Any, int]:
     if start + size > len(payload):
         raise ValueError("string cut short")
     raw = payload[start : start + size]
-    # connection.start-ok's response may hold any octets; everything else is text.
+    # The response of connection.start-ok may hold any bytes; everything else is text.
     return raw.decode(errors="surrogateescape"), start + size
 
 
 def table(value: object) -> Table:
-    """Return a field of a decoded method that is a table; pamqp annotates it with types of its own decoder."""
+    """A table field of a decoded method. pamqp annotates it with the types of its own decoder."""
     return value if isinstance(value, dict) else {}
 
 
 def encode_method(kind: type[Frame], **fields: str | int | bool | Table) -> bytes:
-    """Return the payload of a method frame; fields left out have their empty value."""
+    """The payload of a method frame. Fields left out are empty."""
     parts = [_SIZE.pack(kind.index)]
     octet, bit = 0, 0
     for name, amqp_type in _FIELDS[kind]:
@@ -229,6 +238,6 @@ def _encode_field(kind: str, value: Any) -> bytes:
 
 
 def short_string(value: str) -> bytes:
-    """Encode a short string."""
+    """An encoded short string."""
     raw = value.encode(errors="surrogateescape")
     return bytes([len(raw)]) + raw

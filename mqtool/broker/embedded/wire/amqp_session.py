@@ -1,4 +1,4 @@
-"""A connection of AMQP 0-9-1 as its parts know it: octets are cut into frames, and what is sent collected."""
+"""One AMQP 0-9-1 connection up to its frames: cutting the incoming bytes into frames, and the handshake."""
 
 from abc import abstractmethod
 from collections.abc import MutableSet
@@ -24,29 +24,29 @@ from mqtool.broker.embedded.wire import amqp_frames as frames
 from mqtool.broker.embedded.wire.amqp_frames import encode_method, malformed, table
 from mqtool.codecs.field_tables import Table, decode_table
 
+#: The largest frame, in bytes, that the broker agrees to.
 FRAME_MAX = 131_072
-"""The largest frame, in bytes, that the broker agrees to."""
 
-# Type, channel and size: enough to see that a frame is too large before the rest has come.
+#: Type, channel and size: enough to refuse a frame that is too large before the rest has come.
 _FRAME_HEAD = 7
 
 
 class Confirming(Protocol):
-    """What a connection needs of a channel that has confirms to send."""
+    """A channel with publisher confirms to send."""
 
     def write_confirms(self) -> None:
         """Send the confirms that are due."""
 
 
 class Session(ClientSocket):
-    """What the parts of a connection need of it, so that they need not know the connection itself.
+    """A connection as its channels see it. `Connection` adds the channels.
 
     Attributes:
-        frame_max: the largest frame, in bytes, as negotiated.
+        frame_max: the largest frame in bytes, as negotiated.
         channel_max: the highest channel number, as negotiated.
-        starving: queues to pump once it is writable.
-        exclusive_queues: the queues that go with the connection.
-        turn: counts what may have changed where messages go: each read, and each frame that is not of a publish.
+        starving: queues whose deliveries wait until the client has read more.
+        exclusive_queues: the queues that are deleted with the connection.
+        turn: counts reads, and frames other than publishes: while it is the same, no route can have changed.
     """
 
     enough_out = 256 * 1024
@@ -63,11 +63,11 @@ class Session(ClientSocket):
 
     @abstractmethod
     def greet(self) -> None:
-        """Begin the handshake: the client speaks AMQP 0-9-1."""
+        """Start the handshake with a client that speaks AMQP 0-9-1."""
 
     @abstractmethod
     def receive(self, kind: int, number: int, payload: bytes) -> None:
-        """Take a frame.
+        """Handle a frame.
 
         Raises:
             ConnectionException: the connection must be closed.
@@ -75,32 +75,34 @@ class Session(ClientSocket):
 
     @abstractmethod
     def receive_publish(self, number: int, data: bytes, start: int, end: int) -> int:
-        """Take a whole publish whose method is in `data[start:end]`; returns where it ends, 0 if it is not whole."""
+        """Handle a basic.publish whose header and body have come, too.
+
+        Args:
+            number: its channel.
+            data: bytes from the client; the method is in `data[start:end]`.
+            start, end: see `data`.
+
+        Returns:
+            The offset after the body; 0 if the publish is not complete or needs the slow path.
+        """
 
     @abstractmethod
     def block(self) -> None:
-        """Read no more from a client that publishes, as long as there is an alarm."""
+        """Stop reading from a publishing client until the alarm is over."""
 
     @abstractmethod
-    def let_go(self, number: int) -> None:
-        """Forget a channel."""
+    def remove_channel(self, number: int) -> None:
+        """Remove a closed channel."""
 
     def take_bytes(self, data: bytes) -> int:
-        """Take all complete frames and return the number of octets in them."""
-        offset = 0
+        """Handle the complete frames; return the number of bytes handled."""
         self.turn += 1
-        if self.state == "header":
-            if data[:8] != frames.PROTOCOL_HEADER:
-                self._refuse_protocol()
-                return len(data)
-            offset = 8
-            self.state = "start"
-            self.greet()
         size = len(data)
+        offset = self._take_protocol_header(data) if self.state == "header" else 0
         unpack = frames.FRAME_HEADER.unpack_from
         while size - offset >= _FRAME_HEAD:
             kind, number, length = unpack(data, offset)
-            # RabbitMQ puts up with a payload that leaves no room for the frame around it.
+            # Like RabbitMQ, compare the payload alone, without the frame around it.
             if length > self.frame_max:
                 limit = self.frame_max - frames.FRAME_OVERHEAD
                 raise malformed(FRAME_ERROR, kind, b"", f"{{frame_too_large,{length},{limit}}}")
@@ -121,27 +123,34 @@ class Session(ClientSocket):
             self.turn += 1
             self.receive(kind, number, data[start:end])
             offset = end + 1
+            if self.is_unread:
+                break
         self._need = _FRAME_HEAD
         return offset
 
-    def _refuse_protocol(self) -> None:
-        """Tell a client that does not speak AMQP 0-9-1 that this is required, and hang up (section 4.2.2)."""
-        self.write(self.broker.profile.first_choice)
-        self.hang_up()
+    def _take_protocol_header(self, data: bytes) -> int:
+        """Start the handshake, or answer another protocol's header with the one to use, and hang up (section 4.2.2)."""
+        if data[:8] != frames.PROTOCOL_HEADER:
+            self.write(self.broker.profile.first_choice)
+            self.hang_up()
+            return len(data)
+        self.state = "start"
+        self.greet()
+        return 8
 
     def confirm_soon(self, channel: Confirming) -> None:
-        """Send a channel's confirms at the end of this turn of the loop."""
+        """Send a channel's publisher confirms at the end of this turn of the loop, in as few frames as possible."""
         self._confirming[channel] = None
         self.flush_soon()
 
     def before_flush(self) -> None:
-        """Write the confirms that are due."""
+        """Write the publisher confirms that are due."""
         for channel in self._confirming:
             channel.write_confirms()
         self._confirming.clear()
 
     def may_send(self) -> None:
-        """Send consumers more: the client has caught up."""
+        """Resume deliveries: the client has read what was sent."""
         starving, self.starving = self.starving, {}
         for queue in starving:
             if not queue.deleted:
@@ -152,18 +161,19 @@ class Session(ClientSocket):
         self.write(frames.method_frame(0, encode_method(kind, **fields)))
 
     def capability(self, name: str) -> bool:
-        """Whether the client said that it supports something."""
+        """Whether the client announced this capability."""
         capabilities = self.client_properties.get("capabilities")
         return isinstance(capabilities, dict) and capabilities.get(name) is True
 
 
+#: The highest channel number that the broker agrees to.
 CHANNEL_MAX = 2047
+#: The heartbeat interval that the broker proposes, in seconds.
 HEARTBEAT = 60
-"""What the broker proposes (channels, seconds)."""
 
 
 def server_properties(profile: Profile) -> Table:
-    """Say who the broker is, and what it can do."""
+    """The broker's product, version and capabilities, as in connection.start."""
     return {
         "capabilities": {
             "publisher_confirms": True,
@@ -181,7 +191,7 @@ def server_properties(profile: Profile) -> Table:
 
 
 def send_start(connection: Session) -> None:
-    """Say who we are and how to log in."""
+    """Send connection.start: what the broker is, and how to log in."""
     connection.send(
         ConnectionClass.Start,
         version_major=0,
@@ -193,7 +203,7 @@ def send_start(connection: Session) -> None:
 
 
 def receive_handshake(connection: Session, method: Frame) -> None:
-    """Take the next method of a handshake.
+    """Handle the next method of a handshake.
 
     Raises:
         ConnectionException: the login is refused, or the method is out of turn.
@@ -226,7 +236,7 @@ def _start_ok(connection: Session, method: ConnectionClass.StartOk) -> None:
 
 
 def _refuse(connection: Session, mechanism: str) -> None:
-    """Tell clients that understand it why; close the socket of others."""
+    """Refuse a login: with connection.close if the client understands that, else by closing the socket."""
     if connection.capability("authentication_failure_close"):
         raise ConnectionException(
             ACCESS_REFUSED,
@@ -236,7 +246,7 @@ def _refuse(connection: Session, mechanism: str) -> None:
 
 
 def _plain(response: bytes) -> tuple[str, str]:
-    """User and password from RFC 4616's form; an authorization identity in front is allowed and ignored."""
+    """User and password of a PLAIN login (RFC 4616). An authorization identity is ignored."""
     parts = response.split(b"\0")
     if len(parts) != 3:
         raise ConnectionException(SYNTAX_ERROR, "response to PLAIN is not two strings behind zero octets")
@@ -244,7 +254,7 @@ def _plain(response: bytes) -> tuple[str, str]:
 
 
 def _amqplain(response: bytes) -> tuple[str, str]:
-    """User and password from a field table without its length."""
+    """User and password of an AMQPLAIN login: a field table without its length."""
     try:
         table = decode_table(len(response).to_bytes(4) + response)[0]
     except ValueError as error:

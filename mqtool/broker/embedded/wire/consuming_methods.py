@@ -1,4 +1,4 @@
-"""The methods of the basic class (section 1.8 of the 0-9-1 reference); basic.publish is in `publishing`."""
+"""The methods for consuming: basic.qos, consume, cancel, get, ack, nack, reject and recover."""
 
 import secrets
 
@@ -20,7 +20,7 @@ from mqtool.broker.embedded.wire.publishing_methods import DIRECT_REPLY_TO
 
 
 def qos(channel: Channel, method: Basic.Qos) -> None:
-    """Limit unacknowledged messages: for each new consumer, or with `global` for the channel (RabbitMQ's reading)."""
+    """Set the prefetch limit: for each new consumer, or with `global` for all of the channel, as in RabbitMQ."""
     if method.prefetch_size:
         raise ConnectionException(NOT_IMPLEMENTED, f"prefetch_size!=0 ({method.prefetch_size})")
     if method.global_ and channel.vhost.profile.global_prefetch:
@@ -51,7 +51,7 @@ def consume(channel: Channel, method: Basic.Consume) -> None:
             NOT_IMPLEMENTED, f"queue '{queue.name}' in vhost '{queue.vhost}' does not support global qos"
         )
     in_use = queue.consumers.exclusive or (method.exclusive and len(queue.consumers))
-    # Each reader of a stream has a place of its own, so that there is nothing to exclude others from.
+    # Each consumer of a stream reads at its own offset, so an exclusive one takes nothing from others.
     if in_use and queue.kind != "stream":
         raise access_refused(f"queue '{queue.name}' in vhost '{queue.vhost}' in exclusive use")
     subscription = Subscription(
@@ -76,7 +76,7 @@ def _consume_replies(channel: Channel, method: Basic.Consume, tag: str) -> None:
 
 
 def cancel(channel: Channel, method: Basic.Cancel) -> None:
-    """End a consumer, if there is one with this tag."""
+    """End the consumer with this tag, if any."""
     tag = method.consumer_tag or ""
     subscription = channel.deliveries.subscriptions.pop(tag, None)
     if subscription is not None:
@@ -88,7 +88,7 @@ def cancel(channel: Channel, method: Basic.Cancel) -> None:
 
 
 def get(channel: Channel, method: Basic.Get) -> None:
-    """Take one message."""
+    """Send one message of a queue, or basic.get-empty."""
     name = channel.queue_name(method.queue)
     channel.session.rights.check("read", "queue", name)
     queue = channel.queue(name)
@@ -100,7 +100,7 @@ def get(channel: Channel, method: Basic.Get) -> None:
 
 
 def ack(channel: Channel, delivery_tag: int, *, multiple: bool) -> None:
-    """Drop processed messages; in a transaction, once it is committed."""
+    """Acknowledge messages; in a transaction, once it is committed."""
     taken = channel.deliveries.take(delivery_tag, multiple=multiple)
     if channel.transaction is None:
         channel.deliveries.acknowledge(taken.values())
@@ -109,7 +109,7 @@ def ack(channel: Channel, delivery_tag: int, *, multiple: bool) -> None:
 
 
 def nack(channel: Channel, method: Basic.Nack) -> None:
-    """Requeue or dead-letter messages (RabbitMQ's basic.nack)."""
+    """Requeue or dead-letter messages."""
     _reject(channel, method.delivery_tag, Why.RETURNED, multiple=method.multiple, requeue=method.requeue)
 
 
@@ -129,13 +129,13 @@ def _reject(channel: Channel, delivery_tag: int, why: Why, *, multiple: bool, re
 
 
 def recover(channel: Channel, method: Basic.Recover) -> None:
-    """Requeue everything unacknowledged."""
+    """Requeue all unacknowledged messages of the channel."""
     recover_async(channel, method)
     channel.send(Basic.RecoverOk)
 
 
 def recover_async(channel: Channel, method: Basic.Recover | Basic.RecoverAsync) -> None:
-    """Requeue everything unacknowledged, without an answer."""
+    """Requeue all unacknowledged messages of the channel, without an answer."""
     if not method.requeue:
         raise ConnectionException(NOT_IMPLEMENTED, "requeue=false")
     channel.deliveries.reject(channel.deliveries.take(0, multiple=True).values(), requeue=True)

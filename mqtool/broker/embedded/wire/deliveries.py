@@ -1,4 +1,8 @@
-"""The consumers of a channel, and what has been delivered to it and not acknowledged."""
+"""A channel's consumers and its unacknowledged deliveries; and the firehose, which copies what passes.
+
+The firehose publishes a copy of each published and delivered message to the exchange amq.rabbitmq.trace, with the
+routing key publish.EXCHANGE or deliver.QUEUE. https://www.rabbitmq.com/docs/firehose
+"""
 
 from collections.abc import Iterable, Mapping
 from time import monotonic
@@ -19,12 +23,12 @@ from mqtool.codecs.field_tables import Int32, Int64, Table, Value
 
 
 class Subscription:
-    """A consumer, set up by basic.consume.
+    """A consumer, started by basic.consume.
 
     Attributes:
         tag: the consumer tag.
-        prefetch: how many messages it may have unacknowledged; 0 for any number.
-        unacked: how many it has.
+        prefetch: the limit of its unacknowledged messages; 0 for none.
+        unacked: the number of its unacknowledged messages.
     """
 
     def __init__(
@@ -44,7 +48,7 @@ class Subscription:
         self._session = deliveries.session
 
     def ready(self) -> bool:
-        """Whether it can take a message now."""
+        """Whether it can take a message now: its connection is writable, and the prefetch limits allow it."""
         session = self._session
         if not session.writable:
             session.starving[self.queue] = None
@@ -57,7 +61,7 @@ class Subscription:
         )
 
     def take(self, entry: Entry) -> None:
-        """Deliver a message to it."""
+        """Send it a message."""
         channel, session = self._deliveries, self._session
         tag = channel.last_tag = channel.last_tag + 1
         if not self.no_ack:
@@ -76,20 +80,20 @@ class Subscription:
             trace_delivered(session, channel.number, self.queue, message, redelivered=entry.redelivered)
 
     def stop(self) -> None:
-        """End it: the client cancels it or is gone."""
+        """End it, because the client cancels it or is gone."""
         self.queue.remove_consumer(self)
 
     def cancelled(self) -> None:
-        """End it because its queue is gone, and tell the client if it understands."""
+        """End it because its queue was deleted, and send basic.cancel to clients that understand that."""
         self._deliveries.queue_gone(self)
 
 
 class Delivery:
-    """A message with a client.
+    """An unacknowledged message.
 
     Attributes:
         subscription: the consumer that it was delivered to; None for basic.get.
-        at: when, on the monotonic clock.
+        at: when it was delivered (`time.monotonic()`).
     """
 
     __slots__ = ("at", "entry", "queue", "subscription")
@@ -102,12 +106,12 @@ class Delivery:
 
 
 class Deliveries:
-    """What a channel delivers.
+    """The deliveries of a channel.
 
     Attributes:
         subscriptions: its consumers by tag.
         unacked: its unacknowledged deliveries by delivery tag, oldest first.
-        last_tag: the tag of its latest delivery, and so their number.
+        last_tag: the tag of its latest delivery, which is also the number of deliveries.
         prefetch: the limit for each consumer that starts from now on; 0 for none.
         global_prefetch: the limit for all consumers together; 0 for none.
         global_unacked: the deliveries to consumers that count against that.
@@ -122,10 +126,8 @@ class Deliveries:
         self.global_prefetch = self.global_unacked = 0
         self.last_tag = 0
 
-    # -- out
-
     def deliver_unlisted(self, encoded_tag: bytes, message: Message) -> None:
-        """Send a message that is in no queue and needs no acknowledgement."""
+        """Send a message that is in no queue and is not acknowledged: a direct reply."""
         self.last_tag += 1
         session = self.session
         session.write(
@@ -133,14 +135,14 @@ class Deliveries:
         )
 
     def answer_get(self, queue: Queue, entry: Entry, *, no_ack: bool) -> None:
-        """Send the answer to a basic.get that found a message."""
+        """Send basic.get-ok with a message."""
         self.last_tag = tag = self.last_tag + 1
         if not no_ack:
             self.unacked[tag] = Delivery(queue, entry, None)
         elif self.session.broker.hooks is not None:
             self.session.broker.hooks.acknowledge(queue, entry)
         session = self.session
-        # Up to 3.13 a quorum queue tells basic.get the count even if it is 0, and consumers only if it is not.
+        # Up to 3.13, basic.get from a quorum queue has the count even if it is 0; a consumer's delivery has not.
         is_counted = entry.acquired_count or (queue.kind == "quorum" and session.broker.profile.first_count)
         message = _counted(entry, session) if is_counted else entry.message
         session.write(
@@ -150,19 +152,21 @@ class Deliveries:
             trace_delivered(session, self.number, queue, message, redelivered=entry.redelivered)
 
     def queue_gone(self, subscription: Subscription) -> None:
-        """End a consumer whose queue is gone."""
+        """End a consumer whose queue was deleted."""
         self.subscriptions.pop(subscription.tag, None)
         if self.session.capability("consumer_cancel_notify"):
             cancel = encode_method(commands.Basic.Cancel, consumer_tag=subscription.tag, nowait=True)
             self.session.write(frames.method_frame(self.number, cancel))
 
-    # -- settled
-
     def take(self, tag: int, *, multiple: bool) -> dict[int, Delivery]:
-        """Take deliveries out of `unacked`; with `multiple`, all up to this tag, or all there are for 0.
+        """Remove deliveries from `unacked`.
+
+        Args:
+            tag: the delivery tag; 0 with `multiple` means all deliveries.
+            multiple: whether to include all deliveries before it.
 
         Returns:
-            The deliveries by their tags.
+            The deliveries by tag.
 
         Raises:
             ChannelException: 406 for an unknown tag.
@@ -182,11 +186,11 @@ class Deliveries:
         return {each: self.unacked.pop(each) for each in tags}
 
     def put_back(self, taken: Mapping[int, Delivery]) -> None:
-        """Make deliveries that were taken unacknowledged again."""
+        """Make deliveries unacknowledged again after take()."""
         self.unacked = dict(sorted({**self.unacked, **taken}.items()))
 
     def acknowledge(self, deliveries: Iterable[Delivery]) -> None:
-        """Drop processed messages from their queues, and let the consumers have more."""
+        """Remove acknowledged messages from their queues, and deliver more to the consumers."""
         hungry: dict[Queue, None] = {}
         hooks = self.session.broker.hooks
         if hooks is not None:
@@ -200,7 +204,7 @@ class Deliveries:
         self._feed(hungry)
 
     def reject(self, deliveries: Iterable[Delivery], *, requeue: bool, why: Why = Why.RETURNED) -> None:
-        """Put messages back into their queues, or dead-letter them."""
+        """Requeue or dead-letter messages, and deliver more to the consumers."""
         hungry: dict[Queue, list[Entry]] = {}
         hooks = self.session.broker.hooks
         lets_pass = self.session.vhost.profile.streams_take_nacks
@@ -222,7 +226,7 @@ class Deliveries:
         self._feed(hungry)
 
     def _release(self, subscription: Subscription) -> bool:
-        """Count one delivery less against the prefetch limits; returns whether that makes room for more."""
+        """Count one delivery less against the prefetch limits; return True if a limit had been reached."""
         freed = subscription.unacked == subscription.prefetch or self.global_unacked == self.global_prefetch
         subscription.unacked -= 1
         self.global_unacked -= 1
@@ -236,19 +240,19 @@ class Deliveries:
             self.feed_all()
 
     def feed_all(self) -> None:
-        """Pump the queues of all consumers: a limit that they share has moved."""
+        """Deliver more to all consumers: the prefetch limit that they share has changed, or is no longer reached."""
         for queue in {subscription.queue: None for subscription in self.subscriptions.values()}:
             queue.pump()
 
     def overdue(self, timeout: float) -> bool:
-        """Whether the oldest delivery has been unacknowledged for longer than this many seconds."""
+        """Whether a delivery has been unacknowledged for longer than this many seconds."""
         any_queue = self.session.vhost.profile.times_out
         unacked = self.unacked.values()
         oldest = next((each for each in unacked if any_queue or each.queue.kind == "quorum"), None)
         return oldest is not None and monotonic() - oldest.at > timeout
 
     def shut(self, uncommitted: Iterable[Delivery]) -> None:
-        """End the consumers, and requeue what is unacknowledged or whose acknowledgement is uncommitted."""
+        """End the consumers, and requeue the unacknowledged and the `uncommitted` deliveries."""
         for subscription in list(self.subscriptions.values()):
             subscription.stop()
         self.subscriptions.clear()
@@ -261,7 +265,7 @@ class Deliveries:
 
 
 def _counted(entry: Entry, session: Session) -> Message:
-    """A message of a quorum queue, with how often it has come back."""
+    """A message of a quorum queue, with headers that count its deliveries."""
     counts: Table = {}
     if not session.broker.profile.nack_counts:
         counts["x-acquired-count"] = Int64(entry.acquired_count)
@@ -275,22 +279,24 @@ _NOTHING = Properties(b"\0\0")
 
 
 def trace_published(session: Session, number: int, message: Message, routing: Routing | None) -> None:
-    """Copy a message that a client has published.
+    """Publish a copy of a published message to the firehose.
 
     Args:
-        number: of the client's channel.
-        routing: where it goes; None for a direct reply.
+        session: the publisher's connection.
+        number: the publisher's channel.
+        message: the message.
+        routing: the queues that it goes to; None for a direct reply.
     """
     keys, names = [message.routing_key, *carbon_copies(message.headers)], set[str]()
     if routing is not None:
-        # The default exchange routes to names, whether or not there are such queues.
+        # For the default exchange RabbitMQ lists the routing keys, whether or not such queues exist.
         names = {queue.name for queue in routing.queues} if message.exchange else {*keys}
         message = routing.message
     _copy(session, number, f"publish.{message.exchange}", message, keys, {}, {"routed_queues": [*sorted(names)]})
 
 
 def trace_delivered(session: Session, number: int, queue: Queue, message: Message, *, redelivered: bool) -> None:
-    """Copy a message that a client gets, unless it is such a copy itself."""
+    """Publish a copy of a delivered message to the firehose, unless it is such a copy itself."""
     if message.exchange != TRACE_EXCHANGE:
         keys = [message.routing_key, *carbon_copies(message.headers)]
         _copy(session, number, f"deliver.{queue.name}", message, keys, {"redelivered": Int32(redelivered)}, {})
@@ -300,7 +306,7 @@ def _copy(
     session: Session, number: int, key: str, message: Message, keys: list[str], before: Table, after: Table
 ) -> None:
     if len(key.encode(errors="surrogateescape")) > _MAX_KEY:
-        return  # no routing key can say where it was
+        return  # a name of 255 bytes leaves no room for the prefix in a routing key
     properties = {name: _property(value) for name, value in reversed(message.properties.named().items())}
     headers: Table = {
         "exchange_name": message.exchange,
@@ -321,5 +327,5 @@ def _copy(
 
 
 def _property(value: Value) -> Value:
-    """A property as a field value: numbers have 32 bits, as RabbitMQ has it."""
+    """A property as a header of the copy. RabbitMQ cuts numbers to 32 bits."""
     return Int32((value + (1 << 31)) % (1 << 32) - (1 << 31)) if isinstance(value, int) else value

@@ -1,4 +1,4 @@
-"""What each frame on an open channel does."""
+"""Finds the function for each frame on a channel."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ from mqtool.broker.embedded.wire.publishing_methods import publish
 
 
 def take_frame(channel: Channel, kind: int, payload: bytes) -> None:  # noqa: C901 - one case per kind
-    """Do what a frame asks for. The few that make up most of the traffic come first.
+    """Handle a frame on an open channel. The most frequent frames are tested for first.
 
     Raises:
         ChannelException: the channel must be closed.
@@ -45,7 +45,7 @@ def take_frame(channel: Channel, kind: int, payload: bytes) -> None:  # noqa: C9
         tag, bits = frames.ACK_FIELDS.unpack_from(payload, 4)
         consuming_methods.ack(channel, tag, multiple=bool(bits & 1))
     elif payload.startswith(frames.ACCESS_REQUEST):
-        # AMQP 0-8's tickets: clients that still ask for one get one, which means nothing.
+        # Some clients still ask for a ticket of AMQP 0-8. They get one, which is never checked.
         channel.session.write(frames.method_frame(channel.number, frames.ACCESS_REQUEST_OK))
     else:
         method = decode_method(payload)
@@ -57,18 +57,18 @@ def take_frame(channel: Channel, kind: int, payload: bytes) -> None:  # noqa: C9
 
 
 def take_frame_while_closing(channel: Channel, kind: int, payload: bytes) -> None:
-    """Ignore the frames of a channel that we closed, until the client agrees."""
+    """Handle a frame on a channel that the broker has closed: ignore it, unless the client agrees to the closing."""
     if kind != frames.METHOD:
         return
     if payload.startswith(frames.CHANNEL_CLOSE_OK):
-        channel.session.let_go(channel.number)
+        channel.session.remove_channel(channel.number)
     elif payload.startswith(frames.CHANNEL_CLOSE):
         # Both sides closed at once (section 2.2.3).
         channel.send(commands.Channel.CloseOk)
 
 
 def unknown_frame(kind: int, number: int, payload: bytes) -> ConnectionException:
-    """A frame of no known type, or a heartbeat on a channel."""
+    """The error for a frame of unknown type, or a heartbeat on a channel."""
     if kind == frames.HEARTBEAT and number and not payload:
         return malformed(UNEXPECTED_FRAME, kind, payload)
     return malformed(FRAME_ERROR, kind, payload, "unknown_frame")
@@ -79,7 +79,7 @@ def _open(channel: Channel, method: commands.Channel.Open) -> None:  # noqa: ARG
 
 
 def _close(channel: Channel, method: commands.Channel.Close) -> None:  # noqa: ARG001
-    channel.session.let_go(channel.number)
+    channel.session.remove_channel(channel.number)
     channel.shut()
     channel.send(commands.Channel.CloseOk)
 
@@ -95,10 +95,10 @@ def _ack(channel: Channel, method: commands.Basic.Ack) -> None:
 
 
 def _flow_ok(channel: Channel, method: Frame) -> None:
-    """Ignore it: the broker never asks for flow."""
+    """Ignore the answer: the broker never sends channel.flow."""
 
 
-# Any: each handler takes the one method that it is registered for.
+# Any: each handler takes the one method that it is listed for.
 _HANDLERS: dict[type[Frame], Callable[[Channel, Any], None]] = {
     commands.Channel.Open: _open,
     commands.Channel.Close: _close,

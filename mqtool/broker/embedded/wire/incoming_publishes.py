@@ -1,4 +1,4 @@
-"""Putting a published message together: the method, the header, and the frames of the body."""
+"""A channel's incoming messages: putting them together from frames, and their publisher confirms."""
 
 from collections import deque
 
@@ -20,10 +20,10 @@ _END = 0xCE
 
 
 class Content:
-    """The publish whose frames are coming in on a channel, if there is one.
+    """Puts a published message together from its frames: the method, the header and the body.
 
     Attributes:
-        mandatory, immediate: what the last complete publish asked for.
+        mandatory, immediate: the flags of the last complete publish.
     """
 
     def __init__(self, profile: Profile) -> None:
@@ -37,19 +37,20 @@ class Content:
 
     @property
     def due(self) -> bool:
-        """Whether more frames of a publish are due."""
+        """Whether a publish has begun and is not complete."""
         return self._method is not None
 
     def whole(self, data: bytes, start: int, end: int, number: int, longest: int) -> tuple[Message, int] | None:
-        """Cut a publish whose header and whole body follow, as nearly all do; None if anything is unusual or wrong.
+        """Decode a publish in one step if all of its frames have come and the body is one frame, as nearly always.
 
         Args:
-            start, end: where the payload of the basic.publish is.
+            data: bytes from the client; `data[start:end]` is the payload of the basic.publish.
+            start, end: see `data`.
             number: its channel.
-            longest: the most octets that a frame may carry.
+            longest: the largest payload of a frame.
 
         Returns:
-            The message, and where its last frame ends.
+            The message and the offset after its last frame; None if it must be handled frame by frame.
         """
         size = len(data)
         if size < end + BETWEEN.size:
@@ -75,16 +76,16 @@ class Content:
         return message, body_end + 1
 
     def begin(self, payload: bytes) -> None:
-        """Take the method frame of a basic.publish.
+        """Begin with the method frame of a basic.publish.
 
         Raises:
-            ConnectionException: 505, other content is due.
+            ConnectionException: 505, the publish before is not complete.
         """
         self.check_complete()
         self._method = payload
 
     def check_complete(self) -> None:
-        """Check that no content is due.
+        """Check that no publish is incomplete.
 
         Raises:
             ConnectionException: 505.
@@ -93,7 +94,7 @@ class Content:
             raise self._unexpected()
 
     def drop(self) -> None:
-        """Forget what has come in."""
+        """Drop an incomplete publish."""
         self._method = self._header = None
         self._body = []
 
@@ -105,10 +106,10 @@ class Content:
         return ConnectionException(UNEXPECTED_FRAME, what)
 
     def header(self, payload: bytes) -> Message | None:
-        """Take a content header frame; returns the message if that completes it.
+        """Add the content header frame; return the message if it has no body.
 
         Raises:
-            ConnectionException: 505 if no content is due, 501 if it is malformed.
+            ConnectionException: 505 if no header is expected, 501 if it is malformed.
             ChannelException: 406, the body is too large.
         """
         if self._method is None:
@@ -134,10 +135,10 @@ class Content:
         return None if self._missing else self._complete(b"")
 
     def body(self, payload: bytes) -> Message | None:
-        """Take a content body frame; returns the message if that completes it.
+        """Add a body frame; return the message if it is complete.
 
         Raises:
-            ConnectionException: 505 if no body is due, or it is longer than was announced.
+            ConnectionException: 505 if no body is expected, or it is longer than the header says.
         """
         if self._header is None:
             self.check_complete()
@@ -167,25 +168,25 @@ class Content:
         return message
 
     def _set_bits(self, bits: int) -> None:
-        """Note what a complete publish asks for."""
+        """Set the flags of a complete publish."""
         self.mandatory, self.immediate = bool(bits & _MANDATORY), bool(bits & _IMMEDIATE)
 
 
 class Confirms:
-    """The publishes of one channel, numbered from 1.
+    """The publisher confirms of one channel. Its publishes are numbered from 1.
 
-    A confirm waits for the publishes before it, so that one frame can confirm many. Messages are stored in order and
-    in groups, so nothing waits for long.
+    A confirm is held until all publishes before it are settled, so that one frame can confirm many. Messages are
+    stored in order and in groups, so no confirm is held for long.
 
     Attributes:
-        settled: the number of those that have been confirmed or refused.
+        settled: the number of publishes that have been confirmed or refused.
     """
 
     def __init__(self) -> None:
         self._published = 0
         self.settled = 0
-        # The first publish of each group that is on its way to the disk.
-        self._on_their_way: deque[int] = deque()
+        # The first publish of each group that is not on disk yet.
+        self._unstored: deque[int] = deque()
         self._group = 0
         self._refused: list[int] = []
 
@@ -197,11 +198,11 @@ class Confirms:
         """Count a publish.
 
         Args:
-            accepted: no queue refused it.
-            group: the number of the group in which it is on its way to the disk, from 1; 0 if it is not.
+            accepted: False if a queue refused it.
+            group: the number of the group that stores it, from 1; 0 if it is not stored.
 
         Returns:
-            Whether it is the first in its group; then `committed_group` is to be called for that.
+            True if it is the first in its group. The caller calls `committed_group` once that group is on disk.
         """
         self._published += 1
         if not accepted:
@@ -209,16 +210,16 @@ class Confirms:
         if not group or group == self._group:
             return False
         self._group = group
-        self._on_their_way.append(self._published)
+        self._unstored.append(self._published)
         return True
 
     def committed_group(self) -> None:
-        """Count the publishes in the oldest group on its way to the disk as stored."""
-        self._on_their_way.popleft()
+        """Count the publishes of the oldest group as stored."""
+        self._unstored.popleft()
 
     def take(self, channel: int) -> bytes:
-        """Return the frames, for this channel number, that settle what can be settled now."""
-        last = self._on_their_way[0] - 1 if self._on_their_way else self._published
+        """The frames that confirm or refuse what can be settled now, for this channel number."""
+        last = self._unstored[0] - 1 if self._unstored else self._published
         if last <= self.settled:
             return b""
         refused = [number for number in self._refused if number <= last]

@@ -1,4 +1,4 @@
-"""From a basic.publish to the queues: checks, direct replies, transactions, returns."""
+"""basic.publish, from its checks to the queues; publisher confirms (confirm.select) and transactions (tx.*)."""
 
 import re
 
@@ -23,14 +23,14 @@ from mqtool.broker.embedded.wire.deliveries import trace_published
 from mqtool.broker.embedded.wire.incoming_publishes import Confirms
 from mqtool.codecs.field_tables import type_name
 
+#: The pseudo-queue of direct reply-to. A reply's routing key is this, a dot and a token.
 DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
-"""The pseudo-queue of direct reply-to; a reply goes to this, a dot and a token."""
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
 def publish(channel: Channel, message: Message) -> None:
-    """Publish the message that the channel's content has become, at once or when the transaction is committed.
+    """Publish a complete message: at once, or when the transaction is committed.
 
     Raises:
         ChannelException: 403, 404 or 406.
@@ -59,7 +59,7 @@ def publish(channel: Channel, message: Message) -> None:
 
 
 def _is_plain(message: Message) -> bool:
-    """Whether what may be done with a message, and where it goes, follows from its address alone."""
+    """Whether the rights and the route of a message depend on its exchange and routing key alone."""
     properties = message.header.properties
     return not properties.headers and properties.expiration is properties.user_id is properties.reply_to is None
 
@@ -70,9 +70,10 @@ def _count(channel: Channel, exchange: Exchange) -> None:
 
 
 def _checked_routing(channel: Channel, message: Message) -> Routing | None:
-    """Check that a message may be published, and decide where it goes; None for a direct reply.
+    """Check that a message may be published, and route it. A transaction routes when it is published, too.
 
-    That is decided when it is published, also in a transaction.
+    Returns:
+        The message and its queues; None for a direct reply.
 
     Raises:
         ChannelException: 403, 404 or 406.
@@ -102,7 +103,7 @@ def _checked_routing(channel: Channel, message: Message) -> Routing | None:
 
 
 def check_message(message: Message, exchange: Exchange, vhost: str, user: User) -> None:
-    """Check that a message may be published to an exchange by a user, in RabbitMQ's order.
+    """Check that a user may publish a message to an exchange. The order of the checks is RabbitMQ's.
 
     Raises:
         ChannelException: 403 or 406.
@@ -125,7 +126,7 @@ def check_message(message: Message, exchange: Exchange, vhost: str, user: User) 
 
 
 def _check_expiration(expiration: str) -> None:
-    """Check an expiration; errors are in the words of Erlang's string:to_integer."""
+    """Check an expiration. The errors are those of Erlang's string:to_integer."""
     number = _INTEGER.match(expiration)
     wrong: str | None
     if number is None:
@@ -139,7 +140,7 @@ def _check_expiration(expiration: str) -> None:
 
 
 def perform(channel: Channel, message: Message, routing: Routing | None, *, mandatory: bool) -> Publication:
-    """Put a message into its queues; return it to the client if it is mandatory and there are none."""
+    """Put a message into its queues; return a mandatory one to the client if there are none."""
     hooks = channel.session.broker.hooks
     if routing is None:
         publication = _reply(channel, message)
@@ -156,7 +157,7 @@ def perform(channel: Channel, message: Message, routing: Routing | None, *, mand
 
 
 def _reply(channel: Channel, message: Message) -> Publication:
-    """Deliver a reply straight to the channel that asked."""
+    """Deliver a direct reply to the channel that sent the request."""
     token = message.routing_key.removeprefix(DIRECT_REPLY_TO + ".")
     asking = channel.session.broker.reply_consumers.get(token)
     if asking is not None:
@@ -166,7 +167,7 @@ def _reply(channel: Channel, message: Message) -> Publication:
 
 
 def confirm_select(channel: Channel, method: Confirm.Select) -> None:
-    """Confirm each publish from now on."""
+    """Turn publisher confirms on."""
     if channel.transaction is not None:
         raise precondition_failed("cannot switch from tx to confirm mode")
     if channel.confirms is None:
@@ -176,7 +177,7 @@ def confirm_select(channel: Channel, method: Confirm.Select) -> None:
 
 
 def tx_select(channel: Channel, method: Tx.Select) -> None:  # noqa: ARG001
-    """Keep publishes and acknowledgements until they are committed."""
+    """Turn transactions on: publishes and acknowledgements wait for tx.commit."""
     if channel.confirms is not None:
         raise precondition_failed("cannot switch from confirm to tx mode")
     if channel.transaction is None:
@@ -185,7 +186,7 @@ def tx_select(channel: Channel, method: Tx.Select) -> None:  # noqa: ARG001
 
 
 def tx_commit(channel: Channel, method: Tx.Commit) -> None:  # noqa: ARG001
-    """Do everything that was kept; answer once it is on disk."""
+    """Carry out the publishes and acknowledgements of the transaction; answer once they are on disk."""
     transaction = _transaction(channel)
     channel.transaction = Transaction()
     stored, lost = False, None
@@ -205,13 +206,13 @@ def tx_commit(channel: Channel, method: Tx.Commit) -> None:  # noqa: ARG001
 
 
 def _deleted_queue(publish: UncommittedPublish) -> Queue | None:
-    """A queue that a publish was to go to, and that has been deleted since; None if there is none."""
+    """The first queue of a publish that has been deleted since it was routed, if any."""
     queues = () if publish.routing is None else publish.routing.queues
     return next((queue for queue in queues if queue.deleted), None)
 
 
 def _report_lost(lost: Queue, profile: Profile) -> None:
-    """Say that a commit has not reached a queue, as this version does."""
+    """Raise this RabbitMQ version's error for a commit to a deleted queue, if it has one."""
     if profile.lost_commit == "channel":
         raise precondition_failed("partial tx completion")
     if profile.lost_commit == "connection":
@@ -221,7 +222,7 @@ def _report_lost(lost: Queue, profile: Profile) -> None:
 
 
 def tx_rollback(channel: Channel, method: Tx.Rollback) -> None:  # noqa: ARG001
-    """Forget everything that was kept; deliveries are unacknowledged again."""
+    """Drop the publishes of the transaction, and make its deliveries unacknowledged again."""
     channel.deliveries.put_back(_transaction(channel).deliveries())
     channel.transaction = Transaction()
     channel.send(Tx.RollbackOk)

@@ -1,4 +1,4 @@
-"""The methods of the queue class (section 1.7 of the 0-9-1 reference)."""
+"""The methods that declare, bind, unbind, purge and delete queues and exchanges."""
 
 from pamqp.commands import Exchange as ExchangeClass
 from pamqp.commands import Queue as QueueClass
@@ -26,12 +26,12 @@ from mqtool.broker.embedded.wire.publishing_methods import DIRECT_REPLY_TO
 
 
 def without_line_ends(name: str) -> str:
-    """Return a name as RabbitMQ takes it: line ends are dropped."""
+    """A name without line ends, which RabbitMQ removes."""
     return name.replace("\r", "").replace("\n", "")
 
 
 def queue_declare(channel: Channel, method: QueueClass.Declare) -> None:
-    """Make a queue, or check that it exists."""
+    """Create a queue, or check that it exists as declared."""
     if _is_reply_queue(channel, method.queue):
         _declared(channel, method, method.queue, 0, 1)
         return
@@ -63,7 +63,7 @@ def _declare_queue(channel: Channel, method: QueueClass.Declare, name: str) -> Q
     name = name or vhost.new_queue_name()
     channel.session.rights.check("configure", "queue", name)
     queue = vhost.queues.get(name)
-    # An exclusive queue goes with its connection; RabbitMQ's classic ones need not be durable for that.
+    # Exclusive queues are deleted with their connection, durable or not.
     owner = channel.session if method.exclusive else None
     declared = QueueDeclaration(name, arguments, method.durable, method.auto_delete, owner, server_named)
     if queue is not None:
@@ -110,7 +110,7 @@ def queue_unbind(channel: Channel, method: QueueClass.Unbind) -> None:
 
 
 def _routing_key(channel: Channel, queue: str, key: str) -> str:
-    """With neither queue nor key named, the key is the name of the queue declared last (section 1.7.2.3)."""
+    """The routing key; if neither queue nor key is given, the name of the queue declared last."""
     return key if queue or key else channel.queue_name("")
 
 
@@ -123,7 +123,7 @@ def _check_queue_binding(channel: Channel, queue: str, exchange: str, key: str) 
 
 
 def queue_purge(channel: Channel, method: QueueClass.Purge) -> None:
-    """Drop the ready messages."""
+    """Drop the ready messages of a queue."""
     name = channel.queue_name(method.queue)
     channel.session.rights.check("read", "queue", name)
     count = channel.queue(name).purge()
@@ -169,7 +169,7 @@ def _not_default(name: str) -> None:
 
 
 def exchange_declare(channel: Channel, method: ExchangeClass.Declare) -> None:
-    """Make an exchange, or check that it exists."""
+    """Create an exchange, or check that it exists as declared."""
     name = without_line_ends(method.exchange)
     if method.passive:
         _not_default(name)
