@@ -19,7 +19,7 @@ from mqtool.cli.options import (
     header,
     header_option,
 )
-from mqtool.cli.pipe.publishing import publish, text
+from mqtool.cli.pipe.publishing import publishing_channel, text
 from mqtool.cli.pipe.receiving import Matching, print_deliveries
 from mqtool.cli.pipe.source import Addressing
 from mqtool.errors import UsageError
@@ -55,18 +55,14 @@ def _emit(
     """Publish through a lesson's emit().
 
     Args:
-        line, default: as of publish(); the dialect's, if they are None.
+        line: what to print for a confirmed message; the dialect's line if None.
+        default: the body if there are neither words nor input; the dialect's if None.
         key: the routing key that the user named.
     """
-    lines = publishing.broker.lines
-    publish(
-        publishing,
-        lambda channel, messages: lesson(channel, exchange, messages=messages),
-        line or lines.sent_log,
-        to=exchange,
-        addressing=Addressing(exchange.name, key),
-        default=default or lines.routed,
-    )
+    lines, addressing = publishing.broker.lines, Addressing(exchange.name, key)
+    with publishing_channel(publishing, exchange, addressing, default=default or lines.routed) as (channel, outgoing):
+        receipts = lesson(channel, exchange, messages=outgoing.messages)
+        outgoing.report(receipts, line or lines.sent_log)
 
 
 def _emit_with_key(

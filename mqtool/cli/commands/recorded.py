@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -11,17 +11,16 @@ from typing import Annotated, Any, NamedTuple
 from typer import Argument, Option
 
 from mqtool import ndjson
-from mqtool.amqp import Channel
 from mqtool.cli import stopping
 from mqtool.cli.command_line import RATE, Commands, Where
 from mqtool.cli.display import output
 from mqtool.cli.options import CONFIRM_TIMEOUT, Broker, ConfirmTimeout, DelayOptions, MessageOptions, Publishing, header
-from mqtool.cli.pipe.publishing import publish
+from mqtool.cli.pipe.publishing import publishing_channel
 from mqtool.cli.pipe.replaying import Recording, Replayed
 from mqtool.cli.pipe.source import STDIN, Addressing, delimited, opened, whole
 from mqtool.errors import BadData, SomeFailed, UsageError
 from mqtool.inspection.listing import counted
-from mqtool.message import Message, Receipt
+from mqtool.message import Message
 from mqtool.recordings.changes import Changes
 from mqtool.recordings.pace import Pace
 from mqtool.recordings.pseudonyms import Pseudonyms
@@ -132,17 +131,11 @@ def replay(
         file=Path("-"), as_json=True, mandatory=mandatory, confirm_timeout=confirm_timeout, failed_to=failed_to
     )
 
-    def publisher(channel: Channel, messages: Iterable[Message | None]) -> Iterator[Receipt]:
-        return channel.publish(messages, exchange=_DEFAULT_EXCHANGE)
-
-    publish(
-        Publishing(options, DelayOptions(), broker),
-        publisher,
-        lambda message: f" [x] Replayed {len(message.body):,} bytes to {_place(message)}",
-        to=_DEFAULT_EXCHANGE,
-        addressing=Addressing(),
-        source=Replayed(recording, pace, keeps_rest=failed_to is not None),
-    )
+    source = Replayed(recording, pace, keeps_rest=failed_to is not None)
+    asked = Publishing(options, DelayOptions(), broker)
+    with publishing_channel(asked, _DEFAULT_EXCHANGE, Addressing(), source=source) as (channel, outgoing):
+        receipts = channel.publish(outgoing.messages, exchange=_DEFAULT_EXCHANGE)
+        outgoing.report(receipts, lambda message: f" [x] Replayed {len(message.body):,} bytes to {_place(message)}")
 
 
 def _place(message: Message) -> str:

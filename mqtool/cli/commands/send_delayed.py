@@ -27,7 +27,7 @@ from mqtool.cli.options import (
     ask,
     exchange_option,
 )
-from mqtool.cli.pipe.publishing import publish, text
+from mqtool.cli.pipe.publishing import publishing_channel, text
 from mqtool.cli.pipe.receiving import Matching, checked, print_deliveries
 from mqtool.cli.pipe.source import Addressing
 from mqtool.delays.plugin import LOSES, can_delay
@@ -66,17 +66,11 @@ def send_delayed(
     queue = names.delay_queue if is_tutorials else None
     if not delays.are_given and not publishing.options.as_json:
         delays = delays._replace(delay=DEFAULT_DELAY)
-    publish(
-        publishing._replace(delays=delays),
-        lambda channel, messages: delayed_messages.send(
-            channel, _as_known(channel, target), names.delay_queue.name, messages, queue
-        ),
-        _sent,
-        to=target,
-        leads_to=queue,
-        addressing=Addressing(target.name, routing_key),
-        adapt=None if delays.are_given else partial(_delayed_as_it_says, keep_delay=keep_delay),
-    )
+    adapt = None if delays.are_given else partial(_delayed_as_it_says, keep_delay=keep_delay)
+    asked, addressing = publishing._replace(delays=delays), Addressing(target.name, routing_key)
+    with publishing_channel(asked, target, addressing, leads_to=queue, adapt=adapt) as (channel, outgoing):
+        known, key = _as_known(channel, target), names.delay_queue.name
+        outgoing.report(delayed_messages.send(channel, known, key, outgoing.messages, queue), _sent)
 
 
 @app.command("mqtool receive-delayed", "mqtool receive-delayed -F '%b, %l ms late'")

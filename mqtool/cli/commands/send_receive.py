@@ -26,7 +26,7 @@ from mqtool.cli.options import (
     exchange_option,
 )
 from mqtool.cli.options.message_options import ProgramOptions
-from mqtool.cli.pipe.publishing import publish
+from mqtool.cli.pipe.publishing import publishing_channel
 from mqtool.cli.pipe.receiving import Matching, announced, busy, checked, print_deliveries, work, writer
 from mqtool.cli.pipe.source import Addressing
 from mqtool.errors import NotConfirmed, UsageError
@@ -52,19 +52,15 @@ def send(
     if exchange is not None or routing_key is not None:
         target = Exchange(exchange or "", durable=True)
 
-    def publisher(channel: Channel, messages: Iterable[Message | None]) -> Iterator[Receipt]:
+    lines = publishing.broker.lines
+    addressing = Addressing("" if queue.queue is not None else exchange, queue.queue or routing_key)
+    with publishing_channel(publishing, target, addressing, default=lines.hello) as (channel, outgoing):
         if isinstance(target, Queue):
-            return hello_world.send(channel, checked(target, queue, channel, publishing.broker), messages)
-        return channel.publish(messages, exchange=target, routing_key=routing_key or "")
-
-    publish(
-        publishing,
-        publisher,
-        publishing.broker.lines.sent,
-        to=target,
-        addressing=Addressing("" if queue.queue is not None else exchange, queue.queue or routing_key),
-        default=publishing.broker.lines.hello,
-    )
+            target = checked(target, queue, channel, publishing.broker)
+            receipts = hello_world.send(channel, target, outgoing.messages)
+        else:
+            receipts = channel.publish(outgoing.messages, exchange=target, routing_key=routing_key or "")
+        outgoing.report(receipts, lines.sent)
 
 
 @app.command("mqtool receive", "mqtool receive --raw -o app.log", "mqtool receive --json | mqtool send --json -q b")
@@ -98,17 +94,11 @@ Tasks = Annotated[list[str] | None, Argument(help="Task; each dot is a second of
 @app.command("mqtool new-task 'A task of three seconds...'", "seq 100 | mqtool new-task -l", words=Tasks)
 def new_task(queue: UsedQueueOptions, publishing: Publishing) -> None:
     """Send tasks to the workers' queue (tutorial 2)."""
-    target = queue.of(publishing.broker.names.task_queue)
-    publish(
-        publishing,
-        lambda channel, tasks: work_queues.new_tasks(
-            channel, checked(target, queue, channel, publishing.broker), tasks
-        ),
-        publishing.broker.lines.sent_task,
-        to=target,
-        addressing=Addressing(queue.queue and "", queue.queue),
-        default=publishing.broker.lines.task,
-    )
+    target, lines = queue.of(publishing.broker.names.task_queue), publishing.broker.lines
+    addressing = Addressing(queue.queue and "", queue.queue)
+    with publishing_channel(publishing, target, addressing, default=lines.task) as (channel, outgoing):
+        target = checked(target, queue, channel, publishing.broker)
+        outgoing.report(work_queues.new_tasks(channel, target, outgoing.messages), lines.sent_task)
 
 
 @app.command("mqtool worker", "mqtool worker --prefetch 0", "mqtool worker --exec './resize {message_id}'", into=None)

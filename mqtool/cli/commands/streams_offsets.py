@@ -1,6 +1,6 @@
 """mqtool send-stream, receive-stream; offset show, set, reset; offset-tracking send, receive."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -11,12 +11,12 @@ from mqtool.cli.command_line import in_panel
 from mqtool.cli.display import output
 from mqtool.cli.options import OFFSET, Broker, Commands, Publishing, Receiving
 from mqtool.cli.options.queue_options import DialectOfStreams, StreamOptions, StreamPort, dialect_of
-from mqtool.cli.pipe.publishing import publish_to_stream
+from mqtool.cli.pipe.publishing import publishing_stream_channel
 from mqtool.cli.pipe.receiving import announced, print_deliveries
 from mqtool.errors import MqtoolError, NotConfirmed, UsageError
 from mqtool.inspection.listing import counted
 from mqtool.inspection.stream_readers import Places
-from mqtool.message import Confirmation, Delivery, Message, Receipt
+from mqtool.message import Confirmation, Delivery, Message
 from mqtool.tutorials.dialects import HELLO, TRACKING
 
 if TYPE_CHECKING:
@@ -66,23 +66,16 @@ class Reading(NamedTuple):
 def send_stream(stream: StreamOptions, publishing: Publishing, appending: Appending) -> None:
     """Append messages to a stream (stream tutorial 1)."""
     tutorial = HELLO[dialect_of(publishing.broker)]
-
-    def publisher(channel: "StreamChannel", messages: Iterable[Message | None]) -> Iterator[Receipt]:
-        from mqtool.tutorials import stream_hello_world
-
-        return stream_hello_world.send(channel, stream.of(tutorial.stream), messages)
+    from mqtool.tutorials import stream_hello_world
 
     settings: dict[str, Any] = {"confirm_timeout": publishing.options.confirm_timeout}
     if tutorial.stores_octets and stream.queue is None:
         settings["encode"] = _octets
-    publish_to_stream(
-        publishing,
-        publisher,
-        tutorial.sent,
-        opened=_opened(stream, [appending.filter_value] if appending.filter_value else [], **settings),
-        routing_key=appending.routing_key,
-        default=tutorial.body,
-    )
+    opened = _opened(stream, [appending.filter_value] if appending.filter_value else [], **settings)
+    key = appending.routing_key
+    with publishing_stream_channel(publishing, opened, routing_key=key, default=tutorial.body) as (channel, outgoing):
+        receipts = stream_hello_world.send(channel, stream.of(tutorial.stream), outgoing.messages)
+        outgoing.report(receipts, tutorial.sent)
 
 
 @app.command(

@@ -1,11 +1,15 @@
-"""The pipeline of every command that publishes: read, delay, publish, report; and keep what failed (--failed-to)."""
+"""What every publishing command does: open a channel, delay messages, report receipts, keep what failed (--failed-to).
+
+commands/X ── read_messages() ──> pipe/source ── messages ──> tutorials/X ── publish() ──> amqp
+    └── Outgoing.report() <── receipts, in order, as the broker confirms ────────────────────┘
+"""
 
 import os
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,18 +32,19 @@ if TYPE_CHECKING:
     from mqtool.delays.holding import Delaying
     from mqtool.streams import StreamChannel
 
-#: Refused messages that are reported one by one; the rest are counted.
+#: Failures that are printed one by one; the rest are only counted.
 _REPORTED = 10
-#: Seconds to wait for the management API, where it only adds a hint: for a connection, and for an answer.
+#: Seconds to wait for the management API to connect and to answer, where it only adds a hint.
 _HINT_PATIENCE = 0.3, 1.0
 _HINTS = {Confirmation.RETURNED: "no queue is bound to its exchange for its routing key or headers"}
 
 
-class Outgoing(Protocol):
-    """A channel, or a stream's, to which messages go.
+class PublishingChannel(Protocol):
+    """A channel of AMQP or of streams, as far as reporting needs it.
 
     Attributes:
-        refused: the broker closed it over what was asked of it.
+        refused: True if the broker closed the channel because of an error in a request.
+        unconfirmed: messages published and not yet confirmed.
     """
 
     @property
@@ -49,99 +54,249 @@ class Outgoing(Protocol):
     def addressed(self, message: Message) -> Message: ...
 
 
-#: A lesson's publisher, with its own arguments given.
-Publisher = Callable[[Channel, Iterable[Message | None]], Iterator[Receipt]]
-
-
-def publish(
+@contextmanager
+def publishing_channel(
     asked: Publishing,
-    publisher: Publisher,
-    line: Callable[[Message], str] | str,
-    *,
     to: Exchange | Queue,
-    leads_to: Queue | None = None,
     addressing: Addressing,
+    *,
+    leads_to: Queue | None = None,
     default: bytes = b"Hello World!",
     adapt: Callable[[Message], Message] | None = None,
     source: Input | None = None,
-) -> None:
-    """Publish what the command line asks for, and show what becomes of it.
+) -> "Iterator[tuple[Channel, Outgoing]]":
+    """Open a channel, and read the messages that the command line asks to publish.
 
     Args:
-        line: what to print for a message that was sent; may have the places {key} and {body}.
-        to: where the publisher sends messages that do not name an exchange or a routing key themselves.
-        leads_to: the queue behind that exchange, if the publisher declares it.
-        addressing, default, adapt: as of read_messages().
-        source: the messages, where the command line does not name them in one of the usual ways.
+        to: where the command sends messages that do not name an exchange or a routing key themselves.
+        addressing: exchange and routing key that the user named.
+        leads_to: the queue bound to that exchange, if the command declares one.
+        default: the body if there are neither message words nor input.
+        adapt: applied to each message of the input.
+        source: the messages, instead of those that the command line names.
+
+    Yields:
+        The channel, and the messages to publish on it.
 
     Raises:
-        NotConfirmed: the broker confirmed none of the messages.
-        SomeFailed: it did not take some.
-        SystemExit: a signal ended the input early; what was read by then is confirmed.
+        UsageError: options contradict each other, or the input cannot be read.
+        PluginMissing: `--via plugin`, and the broker does not have the plugin.
     """
     options = asked.options
     for name in addressing:
         check_utf_8(name or "")
     source = source or read_messages(asked, addressing, default=default, adapt=adapt)
     access = asked.broker.access(os.environ.get(MANAGEMENT_VARIABLE))
-    # What somebody has typed is small enough to come back, and they want to know whether anybody listens. What an
-    # exchange delays has not reached a queue yet.
+    # A message typed on the command line is mandatory: it is small enough to be returned, and its author wants to know
+    # whether any queue got it. A delayed message has not reached a queue yet.
     is_delayed = asked.delays.are_given or any(name == "x-delay" for name, _ in options.headers or ())
     watches = source.is_typed and isinstance(to, Exchange) and not is_delayed
     mandatory = options.mandatory or watches
     with access.channel(mandatory=mandatory, confirm_timeout=options.confirm_timeout) as channel:
-        messages = held(source, asked, channel, to, leads_to)
-        tally = _Tally(line, options, channel)
-        _report(publisher(channel, messages), tally, source)
-    if tally.is_unreceived and isinstance(to, Exchange) and output.is_terminal(2) and not current().quiet:
+        outgoing = Outgoing(options, channel, source, _delayed(source, asked, channel, to, leads_to))
+        yield channel, outgoing
+    if outgoing.is_unreceived and isinstance(to, Exchange) and output.is_terminal(2) and not current().quiet:
         _show_neighbour(access, to)
 
 
-def publish_to_stream(
+@contextmanager
+def publishing_stream_channel(
     asked: Publishing,
-    publisher: Callable[["StreamChannel", Iterable[Message | None]], Iterator[Receipt]],
-    line: str,
-    *,
     opened: Callable[[Access], AbstractContextManager["StreamChannel"]],
+    *,
     routing_key: str | None,
     default: bytes,
-) -> None:
-    """Publish what the command line asks for to a stream. Raises as publish() does.
+) -> "Iterator[tuple[StreamChannel, Outgoing]]":
+    """Open a stream channel, and read the messages that the command line asks to publish.
 
     Args:
-        line: as of publish().
-        opened: gives the channel.
+        opened: opens the channel.
         routing_key: chooses the partition of a super stream.
-        default: as of read().
+        default: the body if there are neither message words nor input.
+
+    Yields:
+        The channel, and the messages to publish on it.
+
+    Raises:
+        UsageError: options contradict each other, or the input cannot be read.
     """
     source = read_messages(asked, Addressing(None, routing_key), default=default, with_ids=False)
     with opened(asked.broker.access()) as channel:
-        _report(publisher(channel, source), _Tally(line, asked.options, channel), source)
+        yield channel, Outgoing(asked.options, channel, source, source)
 
 
-def _report(receipts: Iterable[Receipt], tally: "_Tally", source: Input) -> None:
-    progress = Progress("confirmed", is_wanted=tally.is_stream, fraction=source.fraction)
-    try:
-        for receipt in progress.of(receipts):
-            tally.add(receipt)
-    except MqtoolError as error:
-        if (not_taken := tally.not_taken(error)) is not None:
-            raise not_taken from error
-        raise
-    finally:
-        progress.stop()
-        tally.finish(source)
-    failed = tally.failed
-    if failed and not tally.counts[Confirmation.CONFIRMED]:
-        raise NotConfirmed(f"the broker confirmed none of {_messages(failed)}")
-    if failed:
-        raise SomeFailed(f"{failed:,} of {_messages(tally.total)} failed")
-    if (signal := stopping.requested()) is not None:
-        raise SystemExit(128 + signal)
+class Outgoing:
+    """The messages of a publishing command, and what becomes of them.
+
+    Attributes:
+        messages: what to publish. None among them means that there is nothing to publish right now.
+        is_unreceived: True if no queue received a message that need not reach one.
+    """
+
+    def __init__(
+        self, options: MessageOptions, channel: PublishingChannel, source: Input, messages: Iterable[Message | None]
+    ) -> None:
+        self.messages = messages
+        self.is_unreceived = False
+        self._counts = dict.fromkeys(Confirmation, 0)
+        self._is_one = not options.is_stream
+        self._is_piped = options.is_stream and not (output.is_terminal(0) and options.file is None)
+        self._is_mandatory = options.mandatory
+        self._channel = channel
+        self._source = source
+        self._started = time.monotonic()
+        self._kept = None if options.failed_to is None else FailedMessages(options.failed_to, channel.addressed)
+
+    def report(self, receipts: Iterable[Receipt], line: Callable[[Message], str] | str) -> None:
+        """Print what became of each message, and at the end the sums.
+
+        Args:
+            line: what to print for a confirmed message; as text, it may have the places {key} and {body}.
+
+        Raises:
+            NotConfirmed: the broker confirmed none of the messages.
+            SomeFailed: it did not confirm some.
+            SystemExit: a signal ended the input early; what was read by then is confirmed.
+        """
+        text_of = _filled(line) if isinstance(line, str) else line
+        progress = Progress("confirmed", is_wanted=self._is_piped, fraction=self._source.fraction)
+        try:
+            for receipt in progress.of(receipts):
+                self._add(receipt, text_of)
+        except MqtoolError as error:
+            if (not_taken := self._not_taken(error)) is not None:
+                raise not_taken from error
+            raise
+        finally:
+            progress.stop()
+            self._finish()
+        if self._failed and not self._counts[Confirmation.CONFIRMED]:
+            raise NotConfirmed(f"the broker confirmed none of {_messages(self._failed)}")
+        if self._failed:
+            raise SomeFailed(f"{self._failed:,} of {_messages(self._total)} failed")
+        stopping.exit_if_requested()
+
+    @property
+    def _total(self) -> int:
+        return sum(self._counts.values())
+
+    @property
+    def _failed(self) -> int:
+        return self._total - self._counts[Confirmation.CONFIRMED]
+
+    def _add(self, receipt: Receipt, text_of: Callable[[Message], str]) -> None:
+        if receipt.confirmation is Confirmation.RETURNED and not self._is_mandatory:
+            self._counts[Confirmation.CONFIRMED] += 1
+            self.is_unreceived = True
+            output.status(f"{text_of(receipt.message)}, no queue received it")
+            return
+        self._counts[receipt.confirmation] += 1
+        if receipt.confirmation is Confirmation.CONFIRMED:
+            if not self._is_piped or current().verbose:
+                output.status(text_of(original(receipt.message)))
+            return
+        if self._kept is not None:
+            self._kept.add([original(receipt.message)])
+        if self._is_one:
+            raise NotConfirmed(
+                f"the message was {receipt.confirmation}: {receipt.reason}", _HINTS.get(receipt.confirmation)
+            )
+        _warn_of(receipt, self._failed)
+
+    def _not_taken(self, error: MqtoolError) -> MqtoolError | None:
+        """The error with counts, if the broker refused messages of a stream of them; None for any other error."""
+        unconfirmed = len(self._channel.unconfirmed)
+        if self._is_one or not self._channel.refused or not unconfirmed:
+            return None
+        failed = self._failed + unconfirmed
+        if not self._counts[Confirmation.CONFIRMED]:
+            return NotConfirmed(f"the broker confirmed none of {_messages(failed)}: {error}", error.hint)
+        return SomeFailed(f"{failed:,} of the messages sent were not confirmed: {error}", error.hint)
+
+    def _finish(self) -> None:
+        """Print the sums, and complete the file of --failed-to."""
+        unconfirmed = self._channel.unconfirmed
+        nothing_but_an_error = not self._total and not unconfirmed and sys.exc_info()[0] is not None
+        if (self._is_piped and not nothing_but_an_error) or self._total > 1:
+            output.status(self._sums(len(unconfirmed)))
+        if self._kept is not None:
+            self._kept.add(map(original, unconfirmed))
+            self._kept.add(self._source.rest())
+            self._kept.finish()
+
+    def _sums(self, unconfirmed: int) -> str:
+        seconds = time.monotonic() - self._started
+        parts = ", ".join(f"{count:,} {confirmation}" for confirmation, count in self._counts.items())
+        if unconfirmed:
+            parts += f", {unconfirmed:,} unanswered"
+        rate = self._total / seconds if seconds > 0 else 0.0
+        return f"{parts} in {seconds:.1f} s ({rate:,.0f}/s)"
+
+
+class FailedMessages:
+    """The file of --failed-to: messages that were not confirmed, or not published, so that they can be sent again.
+
+    The file gets its name when it is complete, since the input may be a file of the same name.
+
+    Args:
+        addressed: returns a message with the exchange and the routing key that it was published with.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, addressed: Callable[[Message], Message]) -> None:
+        from mqtool import ndjson
+
+        self._encode = ndjson.from_message
+        self._addressed = addressed
+        self._path = path
+        self._unfinished = path.with_name(path.name + ".unfinished")
+        self._count = 0
+        try:
+            self._file = self._unfinished.open("wb")
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+    def add(self, messages: Iterable[Message]) -> None:
+        """Write messages as NDJSON, each with its exchange and routing key."""
+        for message in messages:
+            self._file.write(self._encode(self._addressed(message)))
+            self._count += 1
+
+    def finish(self) -> None:
+        """Close the file and give it its name."""
+        self._file.close()
+        self._unfinished.replace(self._path)
+        if self._count:
+            output.warning(
+                f"{self._count:,} not confirmed, kept in {self._path}; send them with 'mqtool send --json -f'"
+            )
+
+
+def text(message: Message) -> str:
+    """A message's body for people; on a terminal, shortened."""
+    body, rest = output.excerpt(message.body) if output.is_terminal(2) else (message.body, "")
+    return body.decode("utf-8", "backslashreplace") + rest
+
+
+def _filled(line: str) -> Callable[[Message], str]:
+    return lambda message: line.format(key=message.routing_key, body=text(message))
+
+
+def _messages(count: int) -> str:
+    return f"{count:,} message{'s' * (count != 1)}"
+
+
+def _warn_of(receipt: Receipt, number: int) -> None:
+    if number <= _REPORTED:
+        output.warning(f"{receipt.confirmation}: {text(receipt.message)[:60]!r}: {receipt.reason}")
+    elif number == _REPORTED + 1:
+        output.warning("further failures are only counted")
 
 
 def _show_neighbour(access: Access, exchange: Exchange) -> None:
-    """Name an exchange that may be meant, if the management API knows one. Without it, all that matters is said."""
+    """Suggest an exchange with a similar name that has bindings, if the management API knows one."""
     from mqtool.inspection.listing import counted
     from mqtool.inspection.neighbours import bound_neighbour
 
@@ -151,115 +306,10 @@ def _show_neighbour(access: Access, exchange: Exchange) -> None:
             output.notice(f"exchange {near.name!r} has {has}; to publish there: -e {shlex.quote(near.name)}")
 
 
-class _Tally:
-    """Counts receipts, shows each, and in the end their sums.
-
-    Attributes:
-        is_unreceived: there was no queue for a message that may go to none.
-    """
-
-    def __init__(self, line: Callable[[Message], str] | str, options: MessageOptions, channel: Outgoing) -> None:
-        self.counts = dict.fromkeys(Confirmation, 0)
-        self.is_unreceived = False
-        self.is_stream = options.is_stream and not (output.is_terminal(0) and options.file is None)
-        self._line = _filled(line) if isinstance(line, str) else line
-        self._is_one = not options.is_stream
-        self._is_mandatory = options.mandatory
-        self._channel = channel
-        self._started = time.monotonic()
-        self._kept = None if options.failed_to is None else FailedMessages(options.failed_to, channel.addressed)
-
-    @property
-    def total(self) -> int:
-        """All that the broker answered for."""
-        return sum(self.counts.values())
-
-    @property
-    def failed(self) -> int:
-        """What it did not take."""
-        return self.total - self.counts[Confirmation.CONFIRMED]
-
-    def add(self, receipt: Receipt) -> None:
-        if receipt.confirmation is Confirmation.RETURNED and not self._is_mandatory:
-            self.counts[Confirmation.CONFIRMED] += 1
-            self.is_unreceived = True
-            output.status(f"{self._line(receipt.message)}, no queue received it")
-            return
-        self.counts[receipt.confirmation] += 1
-        if receipt.confirmation is Confirmation.CONFIRMED:
-            if not self.is_stream or current().verbose:
-                output.status(self._line(original(receipt.message)))
-            return
-        if self._kept is not None:
-            self._kept.add([original(receipt.message)])
-        if self._is_one:
-            raise NotConfirmed(
-                f"the message was {receipt.confirmation}: {receipt.reason}", _HINTS.get(receipt.confirmation)
-            )
-        _report_refused(receipt, self.failed)
-
-    def not_taken(self, error: MqtoolError) -> MqtoolError | None:
-        """The error for a stream of which the broker refused messages; None if there is more to it, or just one."""
-        unconfirmed = len(self._channel.unconfirmed)
-        if self._is_one or not self._channel.refused or not unconfirmed:
-            return None
-        failed = self.failed + unconfirmed
-        if not self.counts[Confirmation.CONFIRMED]:
-            return NotConfirmed(f"the broker confirmed none of {_messages(failed)}: {error}", error.hint)
-        return SomeFailed(f"{failed:,} of the messages sent were not confirmed: {error}", error.hint)
-
-    def finish(self, source: Input) -> None:
-        unconfirmed = self._channel.unconfirmed
-        nothing_but_an_error = not self.total and not unconfirmed and sys.exc_info()[0] is not None
-        if (self.is_stream and not nothing_but_an_error) or self.total > 1:
-            output.status(self._sum(len(unconfirmed)))
-        if self._kept is not None:
-            self._kept.add(map(original, unconfirmed))
-            self._kept.add(source.rest())
-            self._kept.finish()
-
-    def _sum(self, unconfirmed: int) -> str:
-        seconds = time.monotonic() - self._started
-        parts = ", ".join(f"{count:,} {confirmation}" for confirmation, count in self.counts.items())
-        if unconfirmed:
-            parts += f", {unconfirmed:,} unanswered"
-        rate = self.total / seconds if seconds > 0 else 0.0
-        return f"{parts} in {seconds:.1f} s ({rate:,.0f}/s)"
-
-
-def _filled(line: str) -> Callable[[Message], str]:
-    return lambda message: line.format(key=message.routing_key, body=text(message))
-
-
-def text(message: Message) -> str:
-    """A body, for people; on a terminal, no more of it than they can take in."""
-    body, rest = output.excerpt(message.body) if output.is_terminal(2) else (message.body, "")
-    return body.decode("utf-8", "backslashreplace") + rest
-
-
-def _messages(count: int) -> str:
-    return f"{count:,} message{'s' * (count != 1)}"
-
-
-def _report_refused(receipt: Receipt, number: int) -> None:
-    if number <= _REPORTED:
-        output.warning(f"{receipt.confirmation}: {text(receipt.message)[:60]!r}: {receipt.reason}")
-    elif number == _REPORTED + 1:
-        output.warning("further failures are only counted")
-
-
-def held(
-    source: Input, asked: Publishing, channel: Channel, to: Exchange | Queue, leads_to: Queue | None = None
+def _delayed(
+    source: Input, asked: Publishing, channel: Channel, to: Exchange | Queue, leads_to: Queue | None
 ) -> Iterable[Message | None]:
-    """The messages to publish: those with a delay on their way to where they wait, the others as they are.
-
-    Args:
-        to: where messages go that do not name an exchange or a routing key themselves.
-        leads_to: the queue behind it, if that is known.
-
-    Raises:
-        PluginMissing: the user asked for the plugin, and the broker lacks it.
-    """
+    """Address messages that have a delay to where they wait until they are due; leave the others as they are."""
     delays, options = asked.delays, asked.options
     if not delays.are_given and not options.as_json:
         return source
@@ -287,42 +337,3 @@ def _not_delayed(message: Message | None) -> Message | None:
     if message is not None and (message.delay is not None or message.due is not None):
         raise mandatory_with_delay()
     return message
-
-
-class FailedMessages:
-    """The file of --failed-to. It gets its name only when complete, since the input may be a file of the same name.
-
-    Args:
-        addressed: a message with the exchange and the routing key that it was published with.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
-
-    def __init__(self, path: Path, addressed: Callable[[Message], Message]) -> None:
-        from mqtool import ndjson
-
-        self._encode = ndjson.from_message
-        self._addressed = addressed
-        self._path = path
-        self._unfinished = path.with_name(path.name + ".unfinished")
-        self._count = 0
-        try:
-            self._file = self._unfinished.open("wb")
-        except OSError as error:
-            raise UsageError(f"cannot write {path}: {error.strerror}") from error
-
-    def add(self, messages: Iterable[Message]) -> None:
-        """Write messages, with the exchange and routing key that they were published with."""
-        for message in messages:
-            self._file.write(self._encode(self._addressed(message)))
-            self._count += 1
-
-    def finish(self) -> None:
-        """Give the file its name."""
-        self._file.close()
-        self._unfinished.replace(self._path)
-        if self._count:
-            output.warning(
-                f"{self._count:,} not confirmed, kept in {self._path}; send them with 'mqtool send --json -f'"
-            )
