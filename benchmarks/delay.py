@@ -24,7 +24,7 @@ from mqtool.broker import ports
 from mqtool.broker.choice import STARTERS, Kind
 from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Wanted
-from mqtool.delays.plugin import has_plugin
+from mqtool.delays.delay_plugin import has_plugin
 from mqtool.tutorials.dialects import DELAY_EXCHANGE
 
 MESSAGES = 10_000

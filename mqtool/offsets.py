@@ -1,4 +1,4 @@
-"""Places in a stream, and how people write them: first, last, next, a number, a time, or how long ago."""
+"""ReaderOffsets in a stream, and how people write them: first, last, next, a number, a time, or how long ago."""
 
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple

@@ -21,7 +21,7 @@ from mqtool.broker.starter import Starter
 from mqtool.broker.state import Started
 from mqtool.errors import MqtoolError, TimedOut, Unavailable, UsageError
 from mqtool.management import path
-from mqtool.management.client import Json
+from mqtool.management.api_client import Json
 
 T = TypeVar("T")
 

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from mqtool.amqp import Channel
-from mqtool.delays.plugin import PluginMissing, ThroughPlugin, can_delay, has_plugin
-from mqtool.delays.queues import SHORTEST_STEP, ThroughQueues, step_of
-from mqtool.delays.via import LONGEST, Via
-from mqtool.delays.ways import Destination, Place, Warn, Way
+from mqtool.delays import LONGEST, Via
+from mqtool.delays.delay_plugin import PluginMissing, ThroughPlugin, can_delay, has_plugin
+from mqtool.delays.destinations import Destination, Place, Warn, Way
+from mqtool.delays.wait_queues import SHORTEST_STEP, ThroughQueues, step_of
 from mqtool.duration import compact_duration
 from mqtool.errors import BadData
 from mqtool.message import DUE, PERSISTENT, Message

@@ -1,14 +1,212 @@
-"""Problems of a broker, found by looking twice: what matters is what does not move."""
+"""Problems of a broker: queues where nothing moves between two looks, exchanges that lead nowhere or in circles."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import NamedTuple, TypeVar
 
 from mqtool import management
-from mqtool.inspection import dead_ends, upgrade
-from mqtool.inspection.finding import Finding
+from mqtool.inspection import upgrade
+from mqtool.inspection.definitions import Definitions
+from mqtool.inspection.findings import Finding
 from mqtool.inspection.listing import counted
+from mqtool.inspection.routes import Router
 from mqtool.management import Management
-from mqtool.management.client import Json
+from mqtool.management.api_client import Json
+from mqtool.topology import Binding, Exchange, Queue
+
+Node = TypeVar("Node", bound=Hashable)
+
+_EXCHANGE_COLUMNS = ("name", "vhost", "type", "arguments", "policy", "message_stats.publish_in")
+#: Ways of expired messages to follow: more than anybody wires by hand, and not forever where all leads to all.
+_WAYS = 100_000
+_BINDING_COLUMNS = ("source", "vhost", "destination", "destination_type", "routing_key", "arguments")
+
+
+@dataclass
+class Paths:
+    """What messages of one virtual host may follow, as far as dead ends and circles need it.
+
+    Attributes:
+        exchanges: all, as the management API tells of them, by name.
+        policies: what each policy sets, by its name.
+        expiring: queues with a message TTL and a dead-letter exchange, which messages leave without being rejected.
+        bound: exchanges with bindings.
+        bindings: those between exchanges, and those of the dead-letter exchanges of expiring queues.
+    """
+
+    vhost: str
+    exchanges: dict[str, Json] = field(default_factory=dict)
+    policies: dict[str, Json] = field(default_factory=dict)
+    expiring: list[Queue] = field(default_factory=list)
+    bound: set[str] = field(default_factory=set)
+    bindings: list[Binding] = field(default_factory=list)
+
+    def findings(self) -> Iterator[Finding]:
+        """Find dead ends and circles."""
+        yield from self._published_to_nobody()
+        yield from self._alternates()
+        yield from self._circles_of_exchanges()
+        yield from self._circles_of_queues()
+
+    def _alternate(self, exchange: Json) -> str | None:
+        set_by_policy = self.policies.get(exchange.get("policy") or "", {})
+        name = {**set_by_policy, **(exchange.get("arguments") or {})}.get("alternate-exchange")
+        return name if isinstance(name, str) else None
+
+    def _published_to_nobody(self) -> Iterator[Finding]:
+        for name, exchange in self.exchanges.items():
+            published = (exchange.get("message_stats") or {}).get("publish_in")
+            # What a policy does that we may not see, we cannot tell.
+            hidden = bool(exchange.get("policy")) and exchange["policy"] not in self.policies
+            if name and published and name not in self.bound and not hidden and self._alternate(exchange) is None:
+                what = f"has received {counted(published)} and has no bindings: they are lost"
+                hint = "bind a queue to it, or publish with --mandatory to see it"
+                yield Finding.of("exchange", exchange, "leads-nowhere", what, hint)
+
+    def _alternates(self) -> Iterator[Finding]:
+        for exchange in self.exchanges.values():
+            alternate = self._alternate(exchange)
+            if not alternate:
+                continue
+            to = self.exchanges.get(alternate)
+            if to is None:
+                what, hint = "does not exist", f"mqtool exchange declare {alternate} fanout, and bind a queue to it"
+            elif alternate not in self.bound and self._alternate(to) is None:
+                what, hint = "has no bindings", f"mqtool bind {alternate} QUEUE"
+            else:
+                continue
+            what = f"has the alternate exchange {alternate!r}, which {what}: what it cannot route is lost"
+            yield Finding.of("exchange", exchange, "alternate-exchange", what, hint)
+
+    def _circles_of_exchanges(self) -> Iterator[Finding]:
+        leads: dict[str, list[str]] = {}
+        for binding in self.bindings:
+            if binding.to_exchange:
+                leads.setdefault(binding.source, []).append(binding.destination)
+        seen: set[frozenset[str]] = set()
+        for circle in _circles(leads):
+            if frozenset(circle) not in seen:  # two bindings may lead the same way
+                seen.add(frozenset(circle))
+                way = " → ".join(map(repr, circle))
+                what = f"is bound to itself in a circle, {way}: what one receives may reach the queues of all"
+                hint = f"mqtool unbind {circle[0]} {circle[1]} KEY, unless it is meant"
+                yield Finding("exchange-cycle", f"exchange {circle[0]!r}", what, hint, self.vhost)
+
+    def _circles_of_queues(self) -> Iterator[Finding]:
+        seen: set[frozenset[str]] = set()
+        for circle in _circles(self._expiries()):
+            names = sorted({place.queue for place in circle})
+            if frozenset(names) not in seen:  # messages with other keys may go the same way
+                seen.add(frozenset(names))
+                through = "" if len(names) == 1 else f" by way of {', '.join(map(repr, names[1:]))}"
+                what = f"gets its expired messages back{through}: RabbitMQ drops those that nobody rejected on the way"
+                hint = "let one of the queues on the way dead-letter to another exchange, or have no message TTL"
+                yield Finding("dead-letter-cycle", f"queue {names[0]!r}", what, hint, self.vhost)
+
+    def _expiries(self) -> dict["_Place", list["_Place"]]:
+        """Where messages go when they expire, from where they may be: by their queue's name, or by a binding."""
+        # Not by alternate exchanges, of which not all is known.
+        exchanges = [
+            Exchange(name, view["type"], arguments={**(view.get("arguments") or {}), "alternate-exchange": None})
+            for name, view in self.exchanges.items()
+        ]
+        router = Router(Definitions.of(exchanges, (), self.bindings))
+
+        @cache
+        def reached(exchange: str, key: str) -> Collection[str]:
+            if not exchange:
+                return [key]
+            return router.route(exchange, key, near_misses=0).queues if exchange in self.exchanges else ()
+
+        queues = {queue.name: queue.arguments for queue in self.expiring}
+        todo = [_Place(name, name) for name in queues]
+        todo += [_Place(bound.destination, bound.routing_key) for bound in self.bindings if not bound.to_exchange]
+        leads: dict[_Place, list[_Place]] = {}
+        ways = 0
+        while todo and ways < _WAYS:
+            place = todo.pop()
+            if place.queue in queues and place not in leads:
+                arguments = queues[place.queue]
+                key = str(arguments.get("x-dead-letter-routing-key", place.key))
+                to = reached(str(arguments["x-dead-letter-exchange"]), key)
+                leads[place] = [_Place(name, key) for name in to if name in queues]
+                todo += leads[place]
+                ways += len(leads[place])
+        return leads
+
+
+class _Place(NamedTuple):
+    """A message in a queue, with its routing key."""
+
+    queue: str
+    key: str
+
+
+def _circles(leads: Mapping[Node, Iterable[Node]]) -> Iterator[list[Node]]:
+    """Circles in a graph, each from a node to itself: at least one of those that lead through each other.
+
+    One for each node is enough; of all, there may be more than anybody could count.
+    """
+    done: set[Node] = set()
+    closing: set[Node] = set()
+    for start in leads:
+        path = {} if start in done else {start: iter(leads[start])}
+        while path:
+            node, rest = next(reversed(path.items()))
+            for step in rest:
+                if step in path and node not in closing:
+                    closing.add(node)
+                    nodes = list(path)
+                    yield [*nodes[nodes.index(step) :], step]
+                elif step not in path and step not in done:
+                    path[step] = iter(leads.get(step, ()))
+                    break
+            else:
+                done.add(node)
+                del path[node]
+
+
+def expires(queue: Json) -> bool:
+    """Whether messages leave a queue for its dead-letter exchange when they expire, without being rejected."""
+    return {"x-dead-letter-exchange", "x-message-ttl"} <= management.effective_arguments(queue).keys()
+
+
+def dead_end_findings(
+    api: Management, vhost: str | None, policies: Iterable[Json], expiring: Iterable[Json]
+) -> Iterator[Finding]:
+    """Find the dead ends and circles of a virtual host; None for all.
+
+    Args:
+        policies: those that the user may see.
+        expiring: the queues of which expires() is true.
+
+    Raises: as Management.get does.
+    """
+    of_vhost: dict[str, Paths] = {}
+    for exchange in management.exchanges(api, vhost, _EXCHANGE_COLUMNS):
+        of_vhost.setdefault(exchange["vhost"], Paths(exchange["vhost"])).exchanges[exchange["name"]] = exchange
+    for policy in policies:
+        if policy["vhost"] in of_vhost:
+            of_vhost[policy["vhost"]].policies[policy["name"]] = policy.get("definition") or {}
+    wanted: set[tuple[str, str]] = set()
+    for queue in expiring:
+        if queue["vhost"] in of_vhost:
+            arguments = management.effective_arguments(queue)
+            of_vhost[queue["vhost"]].expiring.append(Queue(queue["name"], arguments=arguments))
+            wanted.add((queue["vhost"], arguments["x-dead-letter-exchange"]))
+    for view in management.bindings(api, vhost, _BINDING_COLUMNS):
+        paths, source = of_vhost.get(view["vhost"]), view["source"]
+        if not source or paths is None:
+            continue
+        paths.bound.add(source)
+        to_exchange = view["destination_type"] == "exchange"
+        if to_exchange or (view["vhost"], source) in wanted:
+            arguments = view.get("arguments") or {}
+            paths.bindings.append(Binding(source, view["destination"], view["routing_key"], arguments, to_exchange))
+    for paths in of_vhost.values():
+        yield from paths.findings()
+
 
 #: What is asked of each queue.
 COLUMNS = (
@@ -23,7 +221,7 @@ def has_no_consumer(queue: Json) -> bool:
     """Whether it holds messages and has no consumer; queues of dead letters and retries are meant to."""
     if queue.get("type") == "stream" or queue["name"].endswith(".dlq"):
         return False
-    return not dead_ends.expires(queue) and not queue.get("consumers") and bool(queue.get("messages_ready"))
+    return not expires(queue) and not queue.get("consumers") and bool(queue.get("messages_ready"))
 
 
 def forgets_to_acknowledge(queue: Json, earlier: Json | None = None) -> bool:
@@ -102,10 +300,10 @@ def findings(api: Management, vhost: str | None, wait: Callable[[], object]) -> 
     for queue in management.queues(api, vhost, COLUMNS):
         yield from _of_queue(queue, before.get((queue["vhost"], queue["name"])), names)
         yield from upgrade.transient(queue)
-        if dead_ends.expires(queue):
+        if expires(queue):
             expiring.append(queue)
     policies = upgrade.visible_policies(api, vhost)
-    yield from dead_ends.findings(api, vhost, policies, expiring)
+    yield from dead_end_findings(api, vhost, policies, expiring)
     for policy in policies:
         yield from upgrade.mirrored(policy)
 

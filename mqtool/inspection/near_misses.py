@@ -3,16 +3,20 @@
 It only ranks and explains; mqtool.routing decides whether a binding matches.
 """
 
+import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import lru_cache
 from heapq import nsmallest
-from typing import Any
+from typing import Any, NamedTuple
 
+from mqtool import management
+from mqtool.management import Management
 from mqtool.routing import header_matches, wanted_headers, words_of
-from mqtool.topology import Binding
+from mqtool.topology import Binding, Exchange
 
 _WILDCARD = 0.001
 """What `*` costs: next to nothing, but a word that is there literally is taken before."""
@@ -171,3 +175,32 @@ def _header_reason(arguments: Mapping[str, Any], headers: Mapping[str, Any]) -> 
             reasons.append(f"header {name!r} is {json.dumps(headers[name])}, not {json.dumps(value)}")
     none_fits = "none fits: " if str(arguments.get("x-match")).startswith("any") and len(reasons) > 1 else ""
     return none_fits + ", ".join(reasons)
+
+
+class Neighbour(NamedTuple):
+    """An exchange of a similar name, and how many bindings it has."""
+
+    name: str
+    bindings: int
+
+
+def bound_neighbour(api: Management, vhost: str, exchange: Exchange) -> Neighbour | None:
+    """The exchange of the same type with the nearest name that has bindings; None if there is none.
+
+    Raises:
+        Unavailable, NotFound, AccessRefused: the API cannot tell.
+    """
+    by_words: dict[str, list[str]] = {}
+    for view in management.exchanges(api, vhost, ("name", "type")):
+        if view["type"] == exchange.type and view["name"] not in ("", exchange.name):
+            by_words.setdefault(_in_order(view["name"]), []).append(view["name"])
+    for words in difflib.get_close_matches(_in_order(exchange.name), by_words):
+        for name in by_words[words]:
+            if bindings := sum(1 for _ in management.bindings_from(api, vhost, name, ("routing_key",))):
+                return Neighbour(name, bindings)
+    return None
+
+
+def _in_order(name: str) -> str:
+    """The name's words in alphabetical order: logs_direct is as near to direct_logs as can be."""
+    return " ".join(sorted(re.split(r"[^a-z0-9]+", name.casefold())))

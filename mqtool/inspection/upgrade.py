@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from mqtool import management
 from mqtool.errors import AccessRefused, UsageError
-from mqtool.inspection.finding import Finding
+from mqtool.inspection.findings import Finding
 from mqtool.management import Management
-from mqtool.management.client import Json
+from mqtool.management.api_client import Json
 from mqtool.topology import DELAYED
 
 

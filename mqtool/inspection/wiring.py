@@ -15,7 +15,7 @@ from mqtool import management
 from mqtool.errors import NotFound
 from mqtool.inspection import definitions
 from mqtool.management import Management, exchange_path
-from mqtool.management.client import Json
+from mqtool.management.api_client import Json
 from mqtool.topology import Binding, Exchange
 
 #: Exchanges that are asked, one by one, who publishes to them.

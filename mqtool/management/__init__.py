@@ -5,8 +5,8 @@ exchanges, connections, channels), else decoded object by object as the answer c
 columns that you need: answers get smaller by far. https://www.rabbitmq.com/docs/http-api-reference
 """
 
-from mqtool.management.client import PAGE_SIZE, PATIENCE, Management, exchange_path, path
-from mqtool.management.lists import (
+from mqtool.management.api_client import HOW_TO_ENABLE, PAGE_SIZE, PATIENCE, Management, exchange_path, path
+from mqtool.management.api_lists import (
     bindings,
     bindings_from,
     bound_to,
@@ -26,4 +26,3 @@ from mqtool.management.lists import (
     vhosts,
     with_policy,
 )
-from mqtool.management.refusals import HOW_TO_ENABLE

@@ -14,7 +14,7 @@ from datetime import date, timedelta
 from functools import lru_cache
 from typing import NamedTuple
 
-#: Places up to which a word is permuted, and times that its halves are mixed.
+#: ReaderOffsets up to which a word is permuted, and times that its halves are mixed.
 _SHORT, _ROUNDS = 24, 4
 #: Words and the like that are remembered: most come again.
 _REMEMBERED = 1 << 16

@@ -3,4 +3,4 @@
 https://www.rabbitmq.com/docs/stream
 """
 
-from mqtool.streams.channel import StreamChannel
+from mqtool.streams.stream_channel import StreamChannel

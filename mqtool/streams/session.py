@@ -1,4 +1,4 @@
-"""One connection to the node that has a stream, on an I/O thread, with an inbox for what comes."""
+"""One connection to the node that has a stream: an I/O thread, an inbox for its frames, and errors in plain words."""
 
 import asyncio
 import contextlib
@@ -15,9 +15,94 @@ from rstream.constants import OffsetType
 from rstream.schema import Broker, OffsetSpec
 
 from mqtool.amqp import Address
-from mqtool.errors import MqtoolError, UsageError
-from mqtool.streams import chunks, failures
-from mqtool.streams.wire import DELIVER, StreamClient
+from mqtool.amqp import pika_errors as of_amqp
+from mqtool.errors import AccessRefused, MqtoolError, NotConfirmed, NotFound, Unavailable, UsageError
+from mqtool.streams.entries import Chunk, parse_chunk
+from mqtool.streams.wire import DELIVER, ClosedByBroker, NotStreams, StreamClient
+
+_ENABLE = (
+    "on the broker, 'rabbitmq-plugins enable rabbitmq_stream', or start one: 'mqtool broker up --stream-port 5552'; "
+    "--stream-port names another port"
+)
+#: What a connection may die of.
+LOST = (OSError, EOFError, ValueError, NotStreams, ClosedByBroker, asyncio.TimeoutError)
+#: Why the broker refuses a message, by its code.
+_REFUSALS = {
+    2: "the stream does not exist",
+    6: "the stream is not available",
+    14: "frame too large",
+    16: "access refused",
+}
+
+
+def connecting(error: BaseException, address: Address) -> MqtoolError:
+    """Translate a failed attempt to open a connection; the port of the address is that of streams."""
+    where = f"{address.host}:{address.port}"
+    if isinstance(error, MqtoolError):
+        return error
+    if isinstance(error, ConnectionRefusedError):
+        return Unavailable(f"nothing answers at {where}, the port for streams: connection refused", _ENABLE)
+    if isinstance(error, TimeoutError | asyncio.TimeoutError):
+        return Unavailable(f"{where} does not answer as a broker for streams", _ENABLE)
+    if isinstance(error, OSError | ssl.SSLError | UnicodeError):
+        return of_amqp.connecting(error, address)
+    if isinstance(error, EOFError | NotStreams | ValueError | KeyError):
+        return Unavailable(f"what answers at {where} does not speak RabbitMQ's stream protocol", _ENABLE)
+    if isinstance(error, exceptions.VirtualHostAccessFailure):
+        return AccessRefused(f"{where} has no vhost {address.virtual_host!r} that user {address.user!r} may use")
+    if isinstance(error, exceptions.AuthenticationFailure | exceptions.SASLAuthenticationFailureLoopback):
+        return AccessRefused(f"{where} refused the login of user {address.user!r}", "check the user and the password")
+    return answered(error, "connecting")
+
+
+def unreachable(leader: str, address: Address, error: MqtoolError) -> MqtoolError:
+    """The error if a stream is on a node that cannot be reached by the name that the broker gives for it."""
+    return Unavailable(
+        f"the stream is on {leader}, as {address.host}:{address.port} says, which cannot be reached from here: {error}",
+        "on the broker, set stream.advertised_host and stream.advertised_port to what works from here "
+        "(in Docker, usually localhost)",
+    )
+
+
+def answered(error: BaseException, stream: str) -> MqtoolError:
+    """Translate a refusal of the broker."""
+    if isinstance(error, MqtoolError):
+        return error
+    if isinstance(error, exceptions.StreamDoesNotExist):
+        return NotFound(f"there is no stream {stream!r}", "'mqtool list queues' lists what there is")
+    if isinstance(error, exceptions.AccessRefused):
+        return AccessRefused(f"the user may not use stream {stream!r}", "see 'mqtool list permissions'")
+    if isinstance(error, exceptions.StreamNotAvailable | exceptions.LeaderNotAvailable):
+        return Unavailable(f"stream {stream!r} has no leader right now")
+    if isinstance(error, LOST):
+        return Unavailable(f"the connection was lost: {in_words(error)}")
+    name = type(error).__name__
+    return MqtoolError(f"stream {stream!r}: the broker refused: {name}")
+
+
+def in_words(error: BaseException) -> str:
+    """What a connection died of."""
+    if isinstance(error, ClosedByBroker):
+        return f"closed by the broker: {error}"
+    if isinstance(error, EOFError):
+        return "closed by the other end"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror[0].lower() + error.strerror[1:]
+    return str(error) or type(error).__name__
+
+
+def refusal(code: int) -> str:
+    """Why the broker did not take a message."""
+    return _REFUSALS.get(code, f"the broker refused it (code {code})")
+
+
+def not_confirmed(count: int, seconds: float) -> NotConfirmed:
+    """The error if confirms do not come."""
+    return NotConfirmed(
+        f"the broker did not confirm {count:,} message{'s' * (count != 1)} within {seconds:g} s",
+        "they may or may not be in the stream; --confirm-timeout waits longer",
+    )
+
 
 _T = TypeVar("_T")
 #: Frames that came unasked, as octets; None says to look whether a connection is lost, or that somebody asked to stop.
@@ -67,7 +152,7 @@ class Session:
             self._call(self._opened(), 3 * self.address.connection_timeout)
         except Exception as error:
             self.close()
-            raise failures.connecting(error, self.address) from error
+            raise connecting(error, self.address) from error
 
     async def _opened(self) -> None:
         patience = self.address.connection_timeout
@@ -86,7 +171,7 @@ class Session:
         try:
             return self._call(request, _PATIENCE)
         except Exception as error:
-            raise failures.answered(error, stream) from error
+            raise answered(error, stream) from error
 
     def create(self, stream: str, arguments: Mapping[str, Any]) -> bool:
         """Create a stream, unless there is one with these settings; False if there is something else of that name."""
@@ -138,18 +223,18 @@ class Session:
         first = self._chunk_at(OffsetType.FIRST, stream)
         return range(first.first_offset, self.end_of(stream)) if first else range(0)
 
-    def _chunk_at(self, place: OffsetType, stream: str) -> chunks.Chunk | None:
+    def _chunk_at(self, place: OffsetType, stream: str) -> Chunk | None:
         """The first chunk of a stream, or the last; None if it is empty."""
 
         self.ask(self.client.subscribe(stream, _LOOK, OffsetSpec.from_params(place, None), 1, {}), stream)
         self.ask(self.client.unsubscribe(_LOOK), stream)  # whose answer comes after the chunk, if there is one
-        found: chunks.Chunk | None = None
+        found: Chunk | None = None
         others = []
         with contextlib.suppress(queues.Empty):
             while True:
                 frame = self._inbox.get_nowait()
                 if frame is not None and frame[:2] == _DELIVER and frame[4] == _LOOK:
-                    found = chunks.parse(frame)
+                    found = parse_chunk(frame)
                 else:
                     others.append(frame)
         for frame in others:
@@ -186,7 +271,7 @@ class Session:
         try:
             other.open()
         except MqtoolError as error:
-            raise failures.unreachable(f"{node.host}:{node.port}", self.address, error) from error
+            raise unreachable(f"{node.host}:{node.port}", self.address, error) from error
         return other
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from mqtool import management
 from mqtool.amqp import Channel
-from mqtool.delays.waiting import WaitQueue, wait_queue_of
+from mqtool.delays.wait_queues import WaitQueue, wait_queue_of
 from mqtool.errors import NotFound
 from mqtool.management import Management
 from mqtool.message import Delivery, Message

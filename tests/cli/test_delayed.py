@@ -13,7 +13,7 @@ import pytest
 
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.broker.choice import Kind
-from mqtool.delays.plugin import has_plugin
+from mqtool.delays.delay_plugin import has_plugin
 from mqtool.tutorials.dialects import DELAY_EXCHANGE
 from tests.brokers import Restartable, TestBroker, on_any_broker, own_broker
 from tests.cli.shell import Shell, wait_until

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from mqtool.amqp import Connection, administration
-from mqtool.delays.plugin import has_plugin
+from mqtool.delays.delay_plugin import has_plugin
 from mqtool.errors import MqtoolError
 from mqtool.topology import Exchange, Queue
 from mqtool.tutorials.dialects import DELAY_EXCHANGE, Dialect

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from mqtool.amqp import Channel, Connection, Receiving
+from mqtool.delays import Via, original
+from mqtool.delays.delay_plugin import has_plugin
+from mqtool.delays.destinations import Destination
 from mqtool.delays.holding import Delaying
-from mqtool.delays.plugin import has_plugin
-from mqtool.delays.via import Via, original
-from mqtool.delays.ways import Destination
 from mqtool.errors import BadData, Unavailable
 from mqtool.message import Confirmation, Delivery, Message, Receipt
 from mqtool.topology import DEFAULT_EXCHANGE, PRIVATE_QUEUE, Exchange, Queue

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from mqtool.amqp import Connection, Receiving, unconfirmed
-from mqtool.delays.plugin import has_plugin
+from mqtool.delays.delay_plugin import has_plugin
 from mqtool.errors import TimedOut, Unavailable
 from mqtool.message import Confirmation, Delivery, Message
 from mqtool.topology import PRIVATE_QUEUE, Queue

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqtool import ndjson
-from mqtool.delays.plugin import PluginMissing
-from mqtool.delays.queues import LONGEST_IN_QUEUES, SHORTEST_STEP, step_of, wait_of
+from mqtool.delays.delay_plugin import PluginMissing
+from mqtool.delays.wait_queues import LONGEST_IN_QUEUES, SHORTEST_STEP, step_of, wait_of
 from mqtool.message import Message
 
 delays = st.integers(1, LONGEST_IN_QUEUES)

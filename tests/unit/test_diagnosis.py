@@ -1,10 +1,9 @@
 """What doctor and top take for a problem, and what not."""
 
 from mqtool.cli.display import reports
-from mqtool.inspection.dead_ends import Paths
-from mqtool.inspection.diagnosis import dropped, forgets_to_acknowledge, has_no_consumer, stands_still
-from mqtool.inspection.finding import Finding, grouped, worst_first
-from mqtool.management.client import Json
+from mqtool.inspection.diagnosis import Paths, dropped, forgets_to_acknowledge, has_no_consumer, stands_still
+from mqtool.inspection.findings import Finding, grouped, worst_first
+from mqtool.management.api_client import Json
 from mqtool.topology import Binding, Queue
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mqtool.errors import UsageError
 from mqtool.inspection.listing import BINDINGS, QUEUES, as_text, counted, in_order, parse_condition
 from mqtool.management import path
-from mqtool.management.json_array import objects
+from mqtool.management.api_client import objects
 
 ROW = {"name": "logs.eu", "messages": 5, "durable": True, "state": None}
 

@@ -6,9 +6,7 @@ import math
 import pytest
 
 from mqtool.errors import BadData
-from mqtool.recordings.changes import Changes
-from mqtool.recordings.pace import Pace
-from mqtool.recordings.reading import Recorded, Selection, parse_moment, recorded
+from mqtool.recordings.recording import Changes, Pace, Recorded, Selection, parse_moment, recorded
 
 
 def line(second: float | None = None, **others: object) -> bytes:

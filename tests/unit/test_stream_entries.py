@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from mqtool.errors import BadData
 from mqtool.message import Message
 from mqtool.offsets import FIRST, Offset, Start, parse_offset
-from mqtool.streams import chunks, entries
-from mqtool.streams.super_streams import is_super_stream, place_of
+from mqtool.streams import entries
+from mqtool.streams.stream_publisher import is_super_stream, partition_of
 
 TEXT = st.text(max_size=300)
 HEADERS = st.dictionaries(
@@ -76,15 +76,15 @@ def test_messages_that_were_published_as_one_are_many(compression: int) -> None:
     plain = b"".join(struct.pack(">I", len(record)) + record for record in (b"one", b"two"))
     data = gzip.compress(plain) if compression else plain
     entry = struct.pack(">BHII", 0x80 | compression << 4, 2, len(plain), len(data)) + data
-    chunk = chunks.parse(chunk_of(b"one", b"two", entry=entry))
-    assert (chunk.first_offset, chunk.records, [*chunks.records(chunk)]) == (42, 2, [b"one", b"two"])
+    chunk = entries.parse_chunk(chunk_of(b"one", b"two", entry=entry))
+    assert (chunk.first_offset, chunk.records, [*entries.chunk_entries(chunk)]) == (42, 2, [b"one", b"two"])
 
 
 def test_a_damaged_chunk_is_an_error() -> None:
     """And not messages that nobody sent."""
-    assert [*chunks.records(chunks.parse(chunk_of(b"one", b"two")))] == [b"one", b"two"]
+    assert [*entries.chunk_entries(entries.parse_chunk(chunk_of(b"one", b"two")))] == [b"one", b"two"]
     with pytest.raises(BadData, match="checksum"):
-        chunks.parse(chunk_of(b"one", damaged=True))
+        entries.parse_chunk(chunk_of(b"one", damaged=True))
 
 
 def test_offsets_are_written_in_five_ways() -> None:
@@ -104,7 +104,7 @@ def test_offsets_are_written_in_five_ways() -> None:
 def test_a_key_leads_to_the_partition_of_other_clients() -> None:
     """The places of these keys among three partitions are those in the tests of RabbitMQ's clients."""
     places = {2: 0, 5: 0, 7: 0, 9: 0, 1: 1, 3: 1, 8: 1, 88: 1, 4: 2, 6: 2, 10: 2}
-    assert {number: place_of(f"hello{number}", 3) for number in places} == places
+    assert {number: partition_of(f"hello{number}", 3) for number in places} == places
 
 
 def test_a_super_stream_is_known_by_its_names() -> None:

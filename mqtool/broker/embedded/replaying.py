@@ -17,9 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from mqtool.errors import MqtoolError, NotFound, Unavailable
 from mqtool.message import Confirmation
-from mqtool.recordings.changes import Changes
-from mqtool.recordings.pace import Pace
-from mqtool.recordings.reading import Recorded, Selection, recorded
+from mqtool.recordings.recording import Changes, Pace, Recorded, Selection, recorded
 from mqtool.where import parse
 
 if TYPE_CHECKING:

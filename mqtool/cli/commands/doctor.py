@@ -16,8 +16,8 @@ from mqtool.cli.display import output, reports
 from mqtool.cli.options import TIME_LIMIT, Commands, ManagedBroker
 from mqtool.cli.options.queue_options import StreamPort
 from mqtool.errors import AccessRefused, MqtoolError, NotFound, SomeFailed, Unavailable
-from mqtool.inspection import diagnosis, stream_readers, upgrade
-from mqtool.inspection.finding import Finding, worst_first
+from mqtool.inspection import diagnosis, queue_details, upgrade
+from mqtool.inspection.findings import Finding, worst_first
 from mqtool.inspection.listing import counted
 from mqtool.inspection.upgrade import Version
 from mqtool.management import Management
@@ -122,7 +122,7 @@ def _findings(
     before = _readers(access, api, vhost, stream_port)
     yield from diagnosis.findings(api, vhost, wait)
     if before:
-        yield from stream_readers.findings(before, _readers(access, api, vhost, stream_port))
+        yield from queue_details.reader_findings(before, _readers(access, api, vhost, stream_port))
     yield from diagnosis.of_firehose(api, vhost)
     try:
         yield from diagnosis.of_nodes(api)
@@ -133,7 +133,7 @@ def _findings(
 
 def _readers(
     access: Access, api: Management, vhost: str | None, port: int | None
-) -> dict[tuple[str, str], stream_readers.Places]:
+) -> dict[tuple[str, str], queue_details.ReaderOffsets]:
     """How far the named readers of streams are; says so if that cannot be known."""
 
     def connect(vhost: str) -> AbstractContextManager["StreamChannel"]:
@@ -141,7 +141,7 @@ def _readers(
         return access._replace(addresses=addresses).stream_channel(port)
 
     try:
-        return stream_readers.look(api, vhost, connect)
+        return queue_details.all_reader_offsets(api, vhost, connect)
     except MqtoolError as error:
         output.warning(f"readers of streams were not checked: {error}")
         return {}

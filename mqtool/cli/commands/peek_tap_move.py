@@ -39,9 +39,8 @@ from mqtool.errors import NotConfirmed, NotFound, SomeFailed, Unavailable, Usage
 from mqtool.management import Management
 from mqtool.message import Delivery, Message
 from mqtool.offsets import FIRST
-from mqtool.taps import bindings, firehose
-from mqtool.taps.bindings import Bound
-from mqtool.taps.tapping import Tap
+from mqtool.taps import copies
+from mqtool.taps.copies import Bound, Tap
 from mqtool.topology import Queue
 from mqtool.where import of_delivery
 from mqtool.work import peeking
@@ -162,14 +161,14 @@ class What(NamedTuple):
         """What to bind a private queue to. Raises as the functions in `bindings` do."""
         if self.by_firehose:
             exchanges = ["#"] if self.everything else self.names
-            of_queue = [firehose.of_queue(self.queue)] if self.queue else []
-            yield Bound((*of_queue, *map(firehose.of_exchange, exchanges)))
+            of_queue = [copies.firehose_of_queue(self.queue)] if self.queue else []
+            yield Bound((*of_queue, *map(copies.firehose_of_exchange, exchanges)))
             return
         if self.queue:
-            yield bindings.like_queue(access.management(), access.vhost, self.queue)
+            yield copies.like_queue(access.management(), access.vhost, self.queue)
         arguments = {"x-match": self.match, **dict(self.headers)} if self.headers else {}
         for name in self.names:
-            yield bindings.to_exchange(
+            yield copies.to_exchange(
                 lambda: access.management(_PATIENCE), access.vhost, name, self.keys or (), arguments
             )
 
@@ -183,7 +182,7 @@ class What(NamedTuple):
         def start(channel: Channel, settings: Settings) -> Tap:
             tap = Tap(channel, every, settings)
             if self.by_firehose:
-                tap.deliveries = map(firehose.original, tap.deliveries)
+                tap.deliveries = map(copies.original_of, tap.deliveries)
                 until_over.enter_context(switched_on(access, channel))
             return tap
 

@@ -14,8 +14,8 @@ from mqtool.cli.options import Commands, ManagedBroker, Yes, ask
 from mqtool.cli.options.broker_options import IfExists, missing
 from mqtool.cli.pipe.source import text_of
 from mqtool.errors import AccessRefused, DeclaredDifferently, NotFound, SomeFailed, UsageError
-from mqtool.inspection import definitions_file
-from mqtool.inspection.definitions_file import Change, Contents
+from mqtool.inspection import definitions
+from mqtool.inspection.definitions import Change, Contents
 from mqtool.inspection.listing import as_text, counted
 from mqtool.management import Management, path
 from mqtool.topology import Binding
@@ -125,7 +125,7 @@ def export(broker: ManagedBroker) -> None:
     They are those of one virtual host, in the format of RabbitMQ's own definitions files.
     """
     access = broker.access()
-    output.show(json.dumps(definitions_file.export(access.management(), access.vhost), indent=2, ensure_ascii=False))
+    output.show(json.dumps(definitions.export(access.management(), access.vhost), indent=2, ensure_ascii=False))
 
 
 @definitions_app.command("mqtool definitions diff topology.json", "mqtool definitions diff - < file.json")
@@ -136,7 +136,7 @@ def diff(file: Definitions, broker: ManagedBroker, as_json: AsJson = False) -> N
     """
     access = broker.access()
     wanted = _read(file, access.vhost)
-    changes = definitions_file.compare(definitions_file.export(access.management(), access.vhost), wanted)
+    changes = definitions.compare(definitions.export(access.management(), access.vhost), wanted)
     _show(changes, as_json=as_json)
     if changes:
         raise SomeFailed(f"{counted(len(changes), 'difference')} between {file} and {access.address}")
@@ -160,7 +160,7 @@ def import_definitions(
     access = broker.access()
     wanted = _read(file, access.vhost)
     api = access.management()
-    found = definitions_file.compare(definitions_file.export(api, access.vhost), wanted)
+    found = definitions.compare(definitions.export(api, access.vhost), wanted)
     changes = [change for change in found if change.action != "extra"]
     possible = [change for change in changes if change.action != "conflict"]
     _show(changes, as_json=as_json)
@@ -183,7 +183,7 @@ def _import(api: Management, vhost: str, changes: Sequence[Change]) -> int:
     refused = 0
     for change in changes:
         try:
-            definitions_file.apply(api, vhost, change)
+            definitions.apply(api, vhost, change)
         except (UsageError, DeclaredDifferently, NotFound, AccessRefused) as error:
             refused += 1
             output.warning(f"{change.kind} {_name(change)}: {error}")
@@ -191,7 +191,7 @@ def _import(api: Management, vhost: str, changes: Sequence[Change]) -> int:
 
 
 def _read(file: Path, vhost: str) -> Contents:
-    wanted, others = definitions_file.read(text_of(file), str(file), vhost)
+    wanted, others = definitions.parse_file(text_of(file), str(file), vhost)
     if others:
         output.notice(f"not looked at in {file}: {', '.join(others)}")
     return wanted

@@ -88,14 +88,14 @@ def show_queue(
 ) -> None:
     """Show a queue: settings, counts, consumers, bindings and more."""
     from mqtool.cli.display import reports
-    from mqtool.inspection import queue_details, stream_readers
+    from mqtool.inspection.queue_details import queue_details, reader_offsets
 
     access = broker.access()
-    found = queue_details.look(access.management(), access.vhost, queue)
+    found = queue_details(access.management(), access.vhost, queue)
     if found.row["type"] == "stream":  # of one, AMQP does not tell how long it is
         try:
             with access.stream_channel(stream_port) as stream:
-                found = replace(found, places=stream_readers.places(stream, queue, found.consumers))
+                found = replace(found, reader_offsets=reader_offsets(stream, queue, found.consumers))
         except MqtoolError as error:
             output.notice(f"cannot get the offsets: {error}")
     else:

@@ -21,12 +21,9 @@ from mqtool.cli.pipe.source import STDIN, Addressing, delimited, opened, whole
 from mqtool.errors import BadData, SomeFailed, UsageError
 from mqtool.inspection.listing import counted
 from mqtool.message import Message
-from mqtool.recordings.changes import Changes
-from mqtool.recordings.pace import Pace
 from mqtool.recordings.pseudonyms import Pseudonyms
-from mqtool.recordings.reading import Selection, parse_moment
-from mqtool.recordings.reconciliation import Reconciliation
-from mqtool.recordings.reconciliation import reconcile as compare
+from mqtool.recordings.recording import Changes, Pace, Reconciliation, Selection, parse_moment
+from mqtool.recordings.recording import reconcile as compare
 from mqtool.recordings.scrubbing import Scrubber, parse_fields
 from mqtool.topology import Exchange
 

@@ -30,7 +30,7 @@ from mqtool.cli.options import (
 from mqtool.cli.pipe.publishing import publishing_channel, text
 from mqtool.cli.pipe.receiving import Matching, checked, print_deliveries
 from mqtool.cli.pipe.source import Addressing
-from mqtool.delays.plugin import LOSES, can_delay
+from mqtool.delays.delay_plugin import LOSES, can_delay
 from mqtool.duration import compact_duration
 from mqtool.errors import SomeFailed, UsageError
 from mqtool.message import DUE, Delivery, Message

@@ -15,7 +15,7 @@ from mqtool.cli.pipe.publishing import publishing_stream_channel
 from mqtool.cli.pipe.receiving import announced, print_deliveries
 from mqtool.errors import MqtoolError, NotConfirmed, UsageError
 from mqtool.inspection.listing import counted
-from mqtool.inspection.stream_readers import Places
+from mqtool.inspection.queue_details import ReaderOffsets
 from mqtool.message import Confirmation, Delivery, Message
 from mqtool.tutorials.dialects import HELLO, TRACKING
 
@@ -138,7 +138,7 @@ def show(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort 
     with broker.access().stream_channel(port) as channel:
         found = {each: channel.stored_offset(each, name) for each in channel.streams_of(stream)}
         stored = {each: offset for each, offset in found.items() if offset is not None}
-        seen = {each: Places(channel.offsets_of(each), {name: offset}) for each, offset in found.items()}
+        seen = {each: ReaderOffsets(channel.offsets_of(each), {name: offset}) for each, offset in found.items()}
     if not stored:
         raise MqtoolError(
             f"stream {stream!r} has no offset under {name!r}",

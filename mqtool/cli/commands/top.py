@@ -16,7 +16,7 @@ from mqtool.errors import Unavailable, UsageError
 from mqtool.inspection.diagnosis import COLUMNS, forgets_to_acknowledge, has_no_consumer, rate, stands_still
 from mqtool.inspection.listing import Row, counted
 from mqtool.management import Management
-from mqtool.management.client import Json
+from mqtool.management.api_client import Json
 from mqtool.spelling import did_you_mean
 
 app = Commands()

@@ -19,9 +19,8 @@ from mqtool.cli.pipe.source import text_of
 from mqtool.errors import BadData, NotFound, SomeFailed, UsageError
 from mqtool.inspection import wiring
 from mqtool.inspection.definitions import read
-from mqtool.inspection.diagrams import FORMATS
+from mqtool.inspection.diagrams import FORMATS, records
 from mqtool.inspection.routes import Route, Router
-from mqtool.inspection.wiring_records import records
 from mqtool.spelling import did_you_mean
 
 app = Commands()

@@ -12,7 +12,7 @@ from mqtool.cli.options import Commands, ManagedBroker, Yes, ask, ask_password
 from mqtool.cli.options.broker_options import IfExists, missing
 from mqtool.errors import MqtoolError, NotFound, UsageError
 from mqtool.management import Management, path
-from mqtool.management.client import Json
+from mqtool.management.api_client import Json
 
 app = Commands()
 user_app = app.group("user", "Add and delete users; change passwords and tags.")

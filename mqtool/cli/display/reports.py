@@ -11,10 +11,9 @@ from typing import Any
 from mqtool.cli.display import output
 from mqtool.cli.display.layout import BAD, DIM, KEY, NAME, Line, bound_by, fields, shown
 from mqtool.inspection import definitions
-from mqtool.inspection.finding import Finding, grouped, others
+from mqtool.inspection.findings import Finding, grouped, others
 from mqtool.inspection.listing import counted
-from mqtool.inspection.queue_details import DeadLetterTarget, QueueDetails
-from mqtool.inspection.stream_readers import Places, name_of
+from mqtool.inspection.queue_details import DeadLetterTarget, QueueDetails, ReaderOffsets, name_of
 
 _INDENT = 18
 _PROPERTIES = ("durable", "auto_delete", "exclusive")
@@ -31,7 +30,7 @@ def explained_queue(queue: QueueDetails, columns: int | None, rows: int | None) 
     yield [("queue ", DIM), (shown(queue.row["name"]), NAME), (" in vhost ", DIM), shown(queue.row["vhost"])]
     yield from facts
     room = None if rows is None else max(2, (rows - len(facts) - 6) // 2)
-    yield from _section("consumers", [_consumer(each, queue.places) for each in queue.consumers], room)
+    yield from _section("consumers", [_consumer(each, queue.reader_offsets) for each in queue.consumers], room)
     bound: list[Line] = [[shown(each.source), " ── ", (bound_by(each), KEY)] for each in queue.bindings]
     yield from _section("bindings", bound, room)
 
@@ -40,7 +39,7 @@ def queue_as_json(queue: QueueDetails) -> dict[str, Any]:
     """The queue as JSON has it: the columns of `list queues`, with consumers and bindings as lists."""
     consumers = [{name: value for name, value in each.items() if name != "queue"} for each in queue.consumers]
     offsets = {}
-    if (places := queue.places) is not None:
+    if (places := queue.reader_offsets) is not None:
         offsets = {"first_offset": places.offsets.start, "next_offset": places.offsets.stop}
         for each in consumers:
             name = name_of(each)
@@ -72,7 +71,7 @@ def _facts(queue: QueueDetails, columns: int | None) -> Iterator[Line]:
     rates = [f"{row[name] or 0:,.1f}/s {what}" for name, what in _RATES.items()]
     yield from _fact("rates", ", ".join(rates), columns)
     if row["type"] == "stream":  # keeps what was consumed, and drops what is too old
-        if (places := queue.places) is not None:
+        if (places := queue.reader_offsets) is not None:
             there = places.offsets
             yield from _fact("offsets", f"{there[0]:,} to {there[-1]:,}" if there else "none", columns)
         if row["segments"] is not None:
@@ -104,7 +103,7 @@ def _dead_letters(target: DeadLetterTarget | None) -> str:
     return f"{where}: to the queue of that name" if is_open else f"{where}: lost, no queue gets them"
 
 
-def _consumer(consumer: Mapping[str, Any], places: Places | None) -> Line:
+def _consumer(consumer: Mapping[str, Any], places: ReaderOffsets | None) -> Line:
     details = consumer.get("channel_details") or {}
     acknowledges = "" if consumer.get("ack_required", True) else ", without acknowledgements"
     how = f"  prefetch {consumer.get('prefetch_count', 0)}{acknowledges}"
@@ -115,7 +114,7 @@ def _consumer(consumer: Mapping[str, Any], places: Places | None) -> Line:
     return [(shown(consumer["consumer_tag"]), NAME), f"  {who}", (how, DIM)]
 
 
-def _place(name: str, places: Places | None) -> str:
+def _place(name: str, places: ReaderOffsets | None) -> str:
     if places is None:
         return "  at an unknown offset"
     lag = places.lag(name)

@@ -15,7 +15,7 @@ from mqtool.amqp import Receiving as ReceivingSettings
 from mqtool.cli.command_line import CONFIRM_TIMEOUT, DURATION, TIME_LIMIT, ConfirmTimeout, header_option, in_panel
 from mqtool.cli.display.delivery_writer import DeliveryWriter
 from mqtool.cli.options.broker_options import Broker
-from mqtool.delays.via import LONGEST, Via
+from mqtool.delays import LONGEST, Via
 from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import UsageError
 from mqtool.message import PROPERTIES, Delivery

@@ -23,7 +23,7 @@ from mqtool.cli.invocation import current
 from mqtool.cli.options import MessageOptions, Publishing
 from mqtool.cli.options.message_options import mandatory_with_delay
 from mqtool.cli.pipe.source import Addressing, Input, read_messages
-from mqtool.delays.via import original
+from mqtool.delays import original
 from mqtool.errors import MqtoolError, NotConfirmed, SomeFailed, UsageError
 from mqtool.message import Confirmation, Message, Receipt
 from mqtool.topology import Exchange, Queue
@@ -298,7 +298,7 @@ def _warn_of(receipt: Receipt, number: int) -> None:
 def _show_neighbour(access: Access, exchange: Exchange) -> None:
     """Suggest an exchange with a similar name that has bindings, if the management API knows one."""
     from mqtool.inspection.listing import counted
-    from mqtool.inspection.neighbours import bound_neighbour
+    from mqtool.inspection.near_misses import bound_neighbour
 
     with suppress(MqtoolError):
         if (near := bound_neighbour(access.management(_HINT_PATIENCE), access.vhost, exchange)) is not None:
@@ -315,8 +315,8 @@ def _delayed(
         return source
     if options.mandatory:
         return map(_not_delayed, source)
+    from mqtool.delays.destinations import Destination
     from mqtool.delays.holding import Delaying
-    from mqtool.delays.ways import Destination
 
     delaying = Delaying(channel, delays.via, Destination(to, leads_to), output.notice, output.warning)
     if delays.are_given:

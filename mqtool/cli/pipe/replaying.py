@@ -10,9 +10,7 @@ from mqtool.cli.display import output
 from mqtool.cli.pipe.source import LOOK_UP, STDIN, Input, chunks, delimited, opened, whole
 from mqtool.errors import MqtoolError, UsageError
 from mqtool.message import Message
-from mqtool.recordings.changes import Changes
-from mqtool.recordings.pace import Pace
-from mqtool.recordings.reading import Recorded, Selection, recorded
+from mqtool.recordings.recording import Changes, Pace, Recorded, Selection, recorded
 
 #: Seconds to the next message from which on there is time to look what has been confirmed, which may take 0.05.
 _LONG = 0.1

@@ -32,8 +32,8 @@ from mqtool.cli.options import Receiving
 from mqtool.cli.pipe.receiving import writer
 from mqtool.errors import MqtoolError, TimedOut
 from mqtool.message import Delivery
-from mqtool.taps import firehose
-from mqtool.taps.tapping import Tap
+from mqtool.taps import copies
+from mqtool.taps.copies import Tap
 from mqtool.where import Where
 
 #: Seconds between two looks at what piles up at the broker, and looks between two notices of what was dropped.
@@ -233,7 +233,7 @@ def switch_off(access: Access) -> None:
     Raises:
         MqtoolError: the management API refuses, or does not answer.
     """
-    firehose.switch(access.management(), access.vhost, on=False)
+    copies.switch_firehose(access.management(), access.vhost, on=False)
     with _one_at_a_time():
         _state_file(access).unlink(missing_ok=True)
     output.status(f"the firehose of {access.address} is off")
@@ -269,7 +269,7 @@ def switched_on(access: Access, channel: Channel) -> Iterator[None]:
     """
     api, file = access.management(), _state_file(access)
     with _one_at_a_time():
-        if not file.exists() and firehose.is_on(api, access.vhost):
+        if not file.exists() and copies.firehose_is_on(api, access.vhost):
             output.notice("the firehose was on before, and stays on")
             held = None
         else:
@@ -279,7 +279,7 @@ def switched_on(access: Access, channel: Channel) -> Iterator[None]:
         yield
         return
     try:
-        firehose.switch(api, access.vhost, on=True)
+        copies.switch_firehose(api, access.vhost, on=True)
         channel.reopening.listen(_Again(access))
         yield
     finally:
@@ -291,7 +291,7 @@ def _let_go(access: Access, held: IO[str]) -> None:
         if not _is_alone(held):
             return  # another tap still needs it, and switches it off
         try:
-            firehose.switch(access.management(), access.vhost, on=False)
+            copies.switch_firehose(access.management(), access.vhost, on=False)
         except MqtoolError as error:
             output.warning(f"cannot switch off the firehose of {access.address}: {error}")
             output.notice(_HOW)
@@ -313,7 +313,7 @@ class _Again(ChannelListener):
         failure: MqtoolError | None = None
         for _ in range(_ATTEMPTS):
             try:
-                firehose.switch(self._access.management(), self._access.vhost, on=True)
+                copies.switch_firehose(self._access.management(), self._access.vhost, on=True)
                 return
             except MqtoolError as error:
                 failure = error

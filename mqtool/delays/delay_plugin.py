@@ -8,7 +8,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from mqtool.amqp import Channel, Owner
-from mqtool.delays.ways import Destination, Place, Warn, expect, name_for
+from mqtool.delays.destinations import Destination, Place, Warn, expect, name_for
 from mqtool.errors import DeclaredDifferently, UnknownExchangeType
 from mqtool.message import Message
 from mqtool.topology import DELAYED, Exchange, Queue

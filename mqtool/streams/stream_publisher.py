@@ -1,4 +1,4 @@
-"""Publishing to a stream, or to the partitions of one: many messages in a frame, and confirms by their numbers."""
+"""Publishing to a stream, or to the partitions of a super stream: many messages in a frame, confirms by number."""
 
 import queue as queues
 import struct
@@ -6,12 +6,53 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 
-from mqtool.errors import Unavailable
+import mmh3
+
+from mqtool.amqp import Channel
+from mqtool.errors import DeclaredDifferently, Unavailable
 from mqtool.message import Confirmation, Message, Receipt
-from mqtool.streams import failures
-from mqtool.streams.session import Owner, Session
-from mqtool.streams.super_streams import place_of
+from mqtool.streams.session import Owner, Session, not_confirmed, refusal
 from mqtool.streams.wire import CONFIRM, ERROR, METADATA_UPDATE
+from mqtool.topology import Exchange, Queue, Stream
+
+#: Of the hash; other clients have the same, so that a key leads to the same partition.
+_SEED = 104_729
+
+
+def is_super_stream(name: str, streams: Sequence[str]) -> bool:
+    """Whether an exchange that leads to streams is a super stream, by their names: the protocol does not say."""
+    return bool(streams) and all(stream.startswith(f"{name}-") for stream in streams)
+
+
+def partition_of(key: str, partitions: int) -> int:
+    """The place of the partition that a key leads to: as in RabbitMQ's clients for Java, Go, .NET and Node.js."""
+    return mmh3.hash(key.encode("utf-8", "surrogateescape"), _SEED, signed=False) % partitions
+
+
+def create_super_stream(channel: Channel, stream: Stream) -> None:
+    """Create a super stream over AMQP 0-9-1, as `rabbitmq-streams add_super_stream` does: all versions take that.
+
+    Raises:
+        DeclaredDifferently: there is an exchange of that name that is something else, or a queue of a partition's.
+    """
+    exchange = Exchange(stream.name, durable=True, arguments={"x-super-stream": True})
+    arguments = {"x-queue-type": "stream", **{f"x-{name}": value for name, value in stream.arguments.items()}}
+    # If one of them is something else, there must not be an exchange that looks like a smaller super stream.
+    queues = [_partition(channel, Queue(name, durable=True, arguments=arguments)) for name in stream.partitions]
+    channel.declare(exchange)
+    for order, queue in enumerate(queues):
+        channel.bind(queue, exchange, str(order), {"x-stream-partition-order": order})
+
+
+def _partition(channel: Channel, queue: Queue) -> Queue:
+    try:
+        return channel.declare(queue, exactly=True)
+    except DeclaredDifferently as error:
+        raise DeclaredDifferently(
+            f"queue {queue.name!r} cannot be a partition: {error}",
+            "choose another name with -q, or delete it: mqtool queue delete",
+        ) from error
+
 
 _PUBLISH = 2
 _HEAD = struct.Struct(">IHHBI")
@@ -144,7 +185,7 @@ class Publisher:
     def _place(self, number: int, message: Message) -> int:
         """The place of the partition that a message goes to; it is the same if the message is published again."""
         key = message.routing_key
-        return place_of(key, len(self._partitions)) if key else number % len(self._partitions)
+        return partition_of(key, len(self._partitions)) if key else number % len(self._partitions)
 
     def _flush(self) -> None:
         """Send what was collected."""
@@ -175,7 +216,7 @@ class Publisher:
         try:
             self._take(self._channel.inbox.get(timeout=max(0.0, left)))
         except queues.Empty:
-            raise failures.not_confirmed(len(self._outstanding), self._patience) from None
+            raise not_confirmed(len(self._outstanding), self._patience) from None
         self._look()
 
     def _take(self, frame: bytes | None) -> None:
@@ -189,7 +230,7 @@ class Publisher:
             self._last_answer = time.monotonic()
         elif key == ERROR:
             for number, code in _REFUSED.iter_unpack(frame[9:]):
-                self._answers[number] = failures.refusal(code)
+                self._answers[number] = refusal(code)
             self._last_answer = time.monotonic()
         elif key == METADATA_UPDATE:
             self._recover()

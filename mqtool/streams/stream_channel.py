@@ -14,11 +14,10 @@ from mqtool.amqp import CONFIRM_TIMEOUT, STREAMING, Address, Backoff, Channel, R
 from mqtool.errors import DeclaredDifferently, MqtoolError, NotFound, Unavailable, UsageError
 from mqtool.message import Delivery, Message, Receipt
 from mqtool.offsets import FIRST, Offset
-from mqtool.streams import failures, super_streams
-from mqtool.streams.consumer import Consumer
 from mqtool.streams.entries import encode
-from mqtool.streams.publisher import Publisher
-from mqtool.streams.session import NOWHERE, Inbox, Session
+from mqtool.streams.session import NOWHERE, Inbox, Session, in_words
+from mqtool.streams.stream_consumer import Consumer
+from mqtool.streams.stream_publisher import Publisher, create_super_stream, is_super_stream
 from mqtool.topology import Stream
 
 #: Pauses between attempts to find a leader: one is chosen a moment after a stream is created, or a node is lost.
@@ -110,11 +109,11 @@ class StreamChannel:
         _check_name(stream.name)
         if stream.partitions or not self.exists(stream.name):
             there = self.session.partitions(stream.name)
-            if there and (stream.partitions or super_streams.is_super_stream(stream.name, there)):
+            if there and (stream.partitions or is_super_stream(stream.name, there)):
                 return self._as_it_is(stream, there)
             if stream.partitions:
                 with self._by_amqp() as channel:
-                    super_streams.create(channel, stream)
+                    create_super_stream(channel, stream)
                 return stream
         if self.session.create(stream.name, stream.arguments):
             return stream
@@ -144,7 +143,7 @@ class StreamChannel:
 
     def streams_of(self, name: str) -> list[str]:
         """The partitions of a super stream; the name alone for anything else."""
-        if not self.exists(name) and super_streams.is_super_stream(name, there := self.session.partitions(name)):
+        if not self.exists(name) and is_super_stream(name, there := self.session.partitions(name)):
             return there
         return [name]
 
@@ -291,7 +290,7 @@ class StreamChannel:
         lost = next((session for session in self._sessions if session.lost is not None), self.session)
         why, where, lost_at = lost.lost, lost.address, time.monotonic()
         at = f"{where.host}:{where.port}"
-        words = failures.in_words(why) if why is not None else "the stream has moved"
+        words = in_words(why) if why is not None else "the stream has moved"
         if self._backoff is None:
             raise Unavailable(f"the connection to {at} was lost: {words}")
         self.notice(f"lost the connection to {at}: {words}")

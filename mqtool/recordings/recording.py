@@ -1,7 +1,8 @@
-"""A recording's lines as messages that know when they passed, and which of them are wanted."""
+"""Recordings: reading their messages, changing them, when each is due, and comparing what was sent with what came."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -9,8 +10,33 @@ from mqtool import ndjson
 from mqtool.duration import parse_duration
 from mqtool.errors import BadData
 from mqtool.message import Message
-from mqtool.recordings.changes import Changes
 from mqtool.where import Where
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Where messages go, and which headers they lose and get, in this order.
+
+    Attributes:
+        exchange, routing_key: None leaves the message's own.
+    """
+
+    exchange: str | None = None
+    routing_key: str | None = None
+    dropped_headers: Sequence[str] = ()
+    headers: Mapping[str, Any] = field(default_factory=dict)
+
+    def apply(self, message: Message) -> None:
+        """Change a message."""
+        if self.exchange is not None:
+            message.exchange = self.exchange
+        if self.routing_key is not None:
+            message.routing_key = self.routing_key
+        if self.headers or self.dropped_headers:
+            headers = dict(message.properties.get("headers") or {})
+            for name in self.dropped_headers:
+                headers.pop(name, None)
+            message.properties = {**message.properties, "headers": {**headers, **self.headers}}
 
 
 @dataclass(slots=True)
@@ -158,3 +184,103 @@ def _queue(line: Mapping[str, Any], message: Message) -> tuple[str | None, str |
     """The exchange and the key that lead to the queue which a line names, if it does."""
     queue = line.get("queue")
     return ("", queue) if isinstance(queue, str) and queue else (message.exchange, message.routing_key)
+
+
+#: Seconds by which a clock may have been set back, or lines be out of order, within one recording.
+_JITTER = 1.0
+#: Seconds that a given rate may fall behind and catch up again; a broker that blocked us for longer is spared the rest.
+_CATCH_UP = 1.0
+
+
+class Pace:
+    """Tells when messages are due, counted from the first one, so that delays do not add up.
+
+    A message that passed before the one in front of it is due at once. Where time goes back by more than a second, or a
+    file begins before the end of the one in front of it, another recording begins, without a gap.
+
+    Args:
+        speed: how many times as fast as recorded; infinity ignores the recorded gaps.
+        rate: messages a second instead, evenly.
+        clock: seconds, from any point on.
+    """
+
+    def __init__(
+        self, speed: float = 1.0, rate: float | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.speed = speed
+        self.rate = rate
+        self._clock = clock
+        self._is_first = True
+        self._count = 0
+        self._start = self._due = 0.0
+        self._origin: float | None = None  # the moment that is due at _start
+        self._latest = 0.0
+
+    def due(self, message: Recorded) -> float:
+        """When the next message is due, by the clock."""
+        if self._is_first:
+            self._is_first = False
+            self._start = self._due = self._clock()
+        if self.rate is not None:
+            self._due = self._evenly(self.rate)
+        elif message.moment is not None:
+            self._due = self._as_recorded(message.moment, opens=message.opens)
+        return self._due
+
+    def _evenly(self, rate: float) -> float:
+        due = self._start + self._count / rate
+        if (late := self._clock() - due) > _CATCH_UP:
+            self._start += late
+            due += late
+        self._count += 1
+        return due
+
+    def _as_recorded(self, moment: float, *, opens: bool) -> float:
+        if self._origin is None or moment < self._latest - (0.0 if opens else _JITTER):
+            self._origin, self._start, self._latest = moment, self._due, moment
+        self._latest = max(self._latest, moment)
+        return max(self._due, self._start + (moment - self._origin) / self.speed)
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciliation:
+    """What became of the messages that were sent, as message ids in the order of sending or arrival.
+
+    Attributes:
+        sent, got: how many; duplicates count.
+        missing: sent, but did not arrive.
+        doubled: arrived more than once.
+        unexpected: arrived, but were not sent.
+        reordered: arrived after a message that was sent later.
+    """
+
+    sent: int
+    got: int
+    missing: list[str]
+    doubled: list[str]
+    unexpected: list[str]
+    reordered: list[str]
+
+
+def reconcile(sent: Iterable[str], got: Iterable[str]) -> Reconciliation:
+    """Compare message ids. Of duplicates, only the first counts for the order."""
+    places = {message_id: place for place, message_id in enumerate(sent)}
+    times: dict[str, int] = {}
+    reordered, latest, total = [], -1, 0
+    for message_id in got:
+        total += 1
+        times[message_id] = times.get(message_id, 0) + 1
+        place = places.get(message_id)
+        if place is None or times[message_id] > 1:
+            continue
+        if place < latest:
+            reordered.append(message_id)
+        latest = max(latest, place)
+    return Reconciliation(
+        sent=len(places),
+        got=total,
+        missing=[message_id for message_id in places if message_id not in times],
+        doubled=[message_id for message_id, count in times.items() if count > 1],
+        unexpected=[message_id for message_id in times if message_id not in places],
+        reordered=reordered,
+    )

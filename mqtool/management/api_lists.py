@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from mqtool.errors import NotFound
-from mqtool.management.client import PAGE_SIZE, Json, Management, exchange_path, path
+from mqtool.management.api_client import PAGE_SIZE, Json, Management, exchange_path, path
 
 
 def queues(

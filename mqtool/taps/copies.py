@@ -1,0 +1,223 @@
+"""A private queue bound beside the others, and its deliveries.
+
+    publisher ──> (exchange)─┬─> [jobs] ──────> worker
+                             └─> [amq.gen-1] ─> tap
+
+A tap burdens its broker as little as can be. It acknowledges nothing, so the broker keeps nothing for it: what is
+delivered is forgotten. It takes all that comes at once, and itself drops what its reader is too slow for, which is how
+it knows how much that was. Messages pile up at the broker only while the tap does not read at all; then the broker
+drops the oldest.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from mqtool import management
+from mqtool.amqp import Channel, Receiving
+from mqtool.errors import AccessRefused, MqtoolError, NotFound, Unavailable, UsageError
+from mqtool.management import Management, exchange_path, path
+from mqtool.message import Delivery
+from mqtool.topology import DELAYED, Binding, Exchange, Queue
+
+#: Messages that may pile up at the broker, and octets of bodies.
+_MAX_LENGTH, _MAX_SIZE = 20_000, 128 << 20
+#: Of the messages, from where on some may have been dropped before anybody looked.
+_NEARLY_FULL = 0.8
+
+
+class Tap:
+    """Copies of what bindings match, from now on.
+
+    Args:
+        bindings: whose destination is left open.
+        receiving: with a buffer.
+
+    Raises:
+        NotFound: an exchange does not exist.
+        AccessRefused: the user may not have a queue, or not read from an exchange.
+    """
+
+    def __init__(self, channel: Channel, bindings: Iterable[Binding], receiving: Receiving) -> None:
+        assert receiving.buffer is not None
+        self._channel = channel
+        self._beside = channel.connection.channel()
+        limits = {"x-max-length": _MAX_LENGTH, "x-max-length-bytes": _MAX_SIZE, "x-overflow": "drop-head"}
+        try:
+            self._queue = channel.declare(Queue(exclusive=True, auto_delete=True, arguments=limits))
+            for binding in bindings:
+                channel.bind(self._queue, Exchange(binding.source), binding.routing_key, binding.arguments)
+            self.deliveries: Iterator[Delivery] = channel.consume(self._queue, receiving)
+        except AccessRefused as error:
+            raise AccessRefused(str(error), _permissions_for(str(error))) from error
+
+    def has_backlog(self) -> bool:
+        """Whether so much has piled up at the broker that it may have dropped messages. From another thread."""
+        try:
+            name = self._channel.reopening.journal.current_name(self._queue.name)
+            return self._beside.depth_of(name) > _MAX_LENGTH * _NEARLY_FULL
+        except MqtoolError:
+            return False  # the connection was lost, and the queue with it
+
+
+def _permissions_for(refusal: str) -> str:
+    exchange = re.search(r"exchange '(.*?)'", refusal)
+    if exchange:
+        return f"the user needs the permission to read from exchange {exchange[1]!r}; a tap changes nothing there"
+    return "the user needs all three permissions on queues named amq.gen-…: a tap has such a queue of its own"
+
+
+#: Of which every queue with a matching binding gets a copy. Others, such as x-consistent-hash, choose among their
+#: queues: one more would take messages from the others.
+_COPYING = ("direct", "topic", "fanout", "headers", "x-recent-history", "x-jms-topic")
+_PREDECLARED = {"amq.direct": "direct", "amq.fanout": "fanout", "amq.topic": "topic", "amq.headers": "headers"}
+_FIREHOSE = "the broker's firehose shows it: mqtool tap {} --firehose"
+_COLUMNS = ("source", "destination_type", "routing_key", "arguments")
+#: Keys that a note shows.
+_SHOWN = 5
+
+
+class Bound(NamedTuple):
+    """Bindings for the private queue, whose name is left open.
+
+    Attributes:
+        notes: what they do not show.
+    """
+
+    bindings: tuple[Binding, ...]
+    notes: tuple[str, ...] = ()
+
+
+def to_exchange(
+    api: Callable[[], Management], vhost: str, exchange: str, keys: Iterable[str], arguments: Mapping[str, Any]
+) -> Bound:
+    """Bind beside the other queues of an exchange.
+
+    Args:
+        api: asked for the exchange's type, and for the keys of a direct exchange if none are given. Where there is
+            none, keys are bound as they are.
+        keys: binding keys; none for all that passes.
+        arguments: of each binding, for an exchange that routes by headers.
+
+    Raises:
+        NotFound: there is no such exchange.
+        UsageError: it has no copies to give, or no keys to go by.
+    """
+    named = tuple(Binding(exchange, "", key, arguments) for key in keys)
+    if arguments and not named:
+        named = (Binding(exchange, "", "", arguments),)
+    try:
+        kind = _PREDECLARED.get(exchange) or _type_of(api(), vhost, exchange)
+    except NotFound:
+        raise
+    except (Unavailable, AccessRefused) as error:
+        if named:
+            return Bound(named)
+        unknown = f"the type of exchange {exchange!r} is not known ({error}); if it is direct, name its keys"
+        return Bound((Binding(exchange, "", "#"),), (unknown,))
+    _check_copies(exchange, kind)
+    if named or kind != "direct":
+        return Bound(named or (Binding(exchange, "", "#" if kind != "headers" else ""),))
+    found = management.bindings_from(api(), vhost, exchange, ("routing_key",))
+    keys = sorted({binding["routing_key"] for binding in found})
+    if not keys:
+        raise UsageError(
+            f"nothing is bound to the direct exchange {exchange!r}", f"name keys: mqtool tap {exchange} KEY"
+        )
+    return Bound(tuple(Binding(exchange, "", key) for key in keys), (_shown(exchange, keys),))
+
+
+def like_queue(api: Management, vhost: str, queue: str) -> Bound:
+    """Bind as a queue is bound.
+
+    Raises:
+        NotFound: there is no such queue.
+        UsageError: only the default exchange leads to it, or an exchange that makes no copies.
+        Unavailable, AccessRefused: the management API cannot be asked.
+    """
+    api.get(path("queues", vhost, queue), columns="name")  # the list would be empty for a queue that is not there
+    found = [each for each in api.items(path("queues", vhost, queue, "bindings"), _COLUMNS) if each["source"]]
+    if not found:
+        raise UsageError(
+            f"nothing but the default exchange leads to queue {queue!r}, and that has no copies to give",
+            _FIREHOSE.format(f"-q {queue}"),
+        )
+    for exchange in {each["source"] for each in found}:
+        _check_copies(exchange, _PREDECLARED.get(exchange) or _type_of(api, vhost, exchange))
+    note = (
+        f"not shown: what comes to {queue!r} by the default exchange or as a dead letter there; --firehose shows that"
+    )
+    bindings = (Binding(each["source"], "", each["routing_key"], each.get("arguments") or {}) for each in found)
+    return Bound(tuple(bindings), (note,))
+
+
+def _type_of(api: Management, vhost: str, exchange: str) -> str:
+    found = api.get(exchange_path(vhost, exchange))
+    return str(found["arguments"].get("x-delayed-type") if found["type"] == DELAYED else found["type"])
+
+
+def _check_copies(exchange: str, kind: str) -> None:
+    if kind not in _COPYING:
+        raise UsageError(
+            f"exchange {exchange!r} is of type {kind}, which divides messages among its queues: a tap would take some",
+            _FIREHOSE.format(exchange),
+        )
+
+
+def _shown(exchange: str, keys: list[str]) -> str:
+    more = f", and {len(keys) - _SHOWN:,} more" if len(keys) > _SHOWN else ""
+    keys_now = ", ".join(map(repr, keys[:_SHOWN])) + more
+    return f"exchange {exchange!r} is direct; tapping the keys that are bound to it now: {keys_now}"
+
+
+_FIREHOSE_EXCHANGE = "amq.rabbitmq.trace"
+_PUBLISHED, _DELIVERED = "publish.", "deliver."
+
+
+def firehose_of_exchange(exchange: str) -> Binding:
+    """All that is published to an exchange; "" is the default exchange, and "#" stands for all."""
+    return Binding(_FIREHOSE_EXCHANGE, "", _PUBLISHED + exchange)
+
+
+def firehose_of_queue(queue: str) -> Binding:
+    """All that is delivered from a queue."""
+    return Binding(_FIREHOSE_EXCHANGE, "", _DELIVERED + queue)
+
+
+def firehose_is_on(api: Management, vhost: str) -> bool:
+    """Whether it is on. Raises as Management.get does."""
+    return bool(api.get(path("vhosts", vhost), columns="tracing").get("tracing"))
+
+
+def switch_firehose(api: Management, vhost: str, *, on: bool) -> None:
+    """Switch it on or off; a broker that restarts forgets it.
+
+    Raises:
+        AccessRefused: the user is no administrator.
+    """
+    api.put(path("vhosts", vhost), {"tracing": on})
+
+
+def original_of(copy: Delivery) -> Delivery:
+    """The message that a copy is of."""
+    told, queue = copy.headers, ""
+    if copy.routing_key.startswith(_DELIVERED):
+        queue = copy.routing_key.removeprefix(_DELIVERED)
+    keys = told.get("routing_keys") or [""]
+    return Delivery(
+        copy.body,
+        str(told.get("exchange_name", "")),
+        str(keys[0]),
+        queue,
+        bool(told.get("redelivered")),
+        _properties(told.get("properties") or {}),
+        copy.delivery_tag,
+        copy.epoch,
+    )
+
+
+def _properties(told: Mapping[str, Any]) -> dict[str, Any]:
+    properties = dict(told)
+    if isinstance(time := properties.get("timestamp"), int):
+        properties["timestamp"] = time % (1 << 32)  # which comes as a signed number of 32 bits
+    return properties
