@@ -20,7 +20,7 @@ from mqtool.cli.options import (
     header_option,
 )
 from mqtool.cli.pipe.publishing import publishing_channel, text
-from mqtool.cli.pipe.receiving import Matching, print_deliveries
+from mqtool.cli.pipe.receiving import Matching, receiving_channel
 from mqtool.cli.pipe.source import Addressing
 from mqtool.errors import UsageError
 from mqtool.message import Delivery, Message, Receipt
@@ -87,19 +87,14 @@ def _with_key_in_body(publishing: Publishing, key: str | None) -> Publishing:
 
 def _receive(asked: ReceivingLogs, exchange: Exchange, lesson: Callable[..., Iterator[Delivery]], line: str) -> None:
     """Print what a lesson's receive() yields; with no queue named, from its private queue."""
-    queue, is_ours = asked.queue.declared(), asked.queue.queue is None
-    matching = Matching(asked.receiving, asked.where, passes_over=is_ours)
+    queue, is_private = asked.queue.declared(), asked.queue.queue is None
+    matching = Matching(asked.receiving, asked.where, skips=is_private)
     settings = matching.settings()
-    print_deliveries(
-        asked.receiving,
-        asked.broker,
-        lambda channel: matching.of(
-            channel, lesson(channel, asked.exchange.of(exchange), queue=queue, receiving=settings)
-        ),
-        line,
-        waiting=WAITING_FOR_LOGS,
-        queue_is_ours=is_ours,
-    )
+    with receiving_channel(
+        asked.receiving, asked.broker, line, waiting=WAITING_FOR_LOGS, queue_is_private=is_private
+    ) as (channel, incoming):
+        deliveries = lesson(channel, asked.exchange.of(exchange), queue=queue, receiving=settings)
+        incoming.print_all(matching.of(channel, deliveries))
 
 
 @emit_log.command("mqtool emit-log fanout 'info: ready'", "tail -f app.log | mqtool emit-log fanout -l", name="fanout")

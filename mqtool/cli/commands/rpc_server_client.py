@@ -16,7 +16,7 @@ from mqtool.cli.display.delivery_writer import BatchedOutput
 from mqtool.cli.invocation import current
 from mqtool.cli.options import TIME_LIMIT, Broker, Commands, QueueOptions, Receiving, UsedQueueOptions, queue_option
 from mqtool.cli.options.message_options import DedupOptions, ExecOptions
-from mqtool.cli.pipe.receiving import announced, checked, handled_messages, writer
+from mqtool.cli.pipe.receiving import checked, consuming, delivery_writer, handled_messages
 from mqtool.duration import compact_duration
 from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, ExitCode, NotFound, SomeFailed, UsageError
 from mqtool.message import Delivery, Message
@@ -56,7 +56,7 @@ def rpc_server(
     max_output: MaxOutput = "128MiB",  # type: ignore[assignment]
 ) -> None:
     """Answer requests (tutorial 6)."""
-    write = writer(receiving, lambda _: " [.] ")
+    write = delivery_writer(receiving, lambda _: " [.] ")
     is_quick = programs.command is None and function == "fib"
     if programs.command is None:
         name, compute = str(function), rpc_functions.of_integer(rpc_functions.FUNCTIONS[function])
@@ -81,7 +81,7 @@ def rpc_server(
         if receiving.printing.has_form:
             write.add(request)
         else:
-            write.together.add(output.encoded(answering.format(n=output.one_line(request.text))))
+            write.batched.add(output.encoded(answering.format(n=output.one_line(request.text))))
 
     answered = rpc_functions.answering_errors(compute)
 
@@ -99,7 +99,7 @@ def rpc_server(
         )
         waiting = broker.lines.awaiting_add100 if name == "add100" else broker.lines.awaiting_requests
         answers = rpc.serve(channel, checked(target, queue, channel, broker), answer_visibly, settings)
-        with announced(receiving.ready_file, channel, waiting):
+        with consuming(receiving.ready_file, channel, waiting):
             for _, reply in answers:
                 if reply.properties.get("type") == ERROR:
                     output.warning(f"answered with an error: {reply.body.decode()}")

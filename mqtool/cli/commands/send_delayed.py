@@ -28,7 +28,7 @@ from mqtool.cli.options import (
     exchange_option,
 )
 from mqtool.cli.pipe.publishing import publishing_channel, text
-from mqtool.cli.pipe.receiving import Matching, checked, print_deliveries
+from mqtool.cli.pipe.receiving import Matching, checked, receiving_channel
 from mqtool.cli.pipe.source import Addressing
 from mqtool.delays.delay_plugin import LOSES, can_delay
 from mqtool.duration import compact_duration
@@ -91,14 +91,13 @@ def receive_delayed(
     delaying = ExchangeOptions(exchange).of(broker.names.delay_exchange)
     key = broker.names.delay_queue.name if routing_key is None else routing_key
 
-    def consumer(channel: Channel) -> Iterator[Delivery]:
+    with receiving_channel(receiving, broker, _received) as (channel, incoming):
         known = _as_known(channel, delaying)
         if known.type == DELAYED and target.arguments.get("x-queue-type") == "quorum":
             output.warning(LOSES)
-        into_queue = checked(target, queue, channel, broker)
-        return matching.of(channel, delayed_messages.receive(channel, known, key, into_queue, matching.settings()))
-
-    print_deliveries(receiving, broker, consumer, _received)
+        target = checked(target, queue, channel, broker)
+        deliveries = delayed_messages.receive(channel, known, key, target, matching.settings())
+        incoming.print_all(matching.of(channel, deliveries))
 
 
 def _as_known(channel: Channel, exchange: Exchange) -> Exchange:

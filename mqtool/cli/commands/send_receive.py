@@ -27,7 +27,15 @@ from mqtool.cli.options import (
 )
 from mqtool.cli.options.message_options import ProgramOptions
 from mqtool.cli.pipe.publishing import publishing_channel
-from mqtool.cli.pipe.receiving import Matching, announced, busy, checked, print_deliveries, work, writer
+from mqtool.cli.pipe.receiving import (
+    Matching,
+    announcing_unfinished_work,
+    checked,
+    consuming,
+    delivery_writer,
+    receiving_channel,
+    work,
+)
 from mqtool.cli.pipe.source import Addressing
 from mqtool.errors import NotConfirmed, UsageError
 from mqtool.message import Confirmation, Delivery, Message, Receipt, new_message_id
@@ -78,14 +86,11 @@ def receive(
     With --where, what does not match stays in the queue: it is held until the command ends, so other consumers do not
     get it before.
     """
-    matching = Matching(receiving, where, passes_over=offset is not None)
-
-    def consumer(channel: Channel) -> Iterator[Delivery]:
+    matching = Matching(receiving, where, skips=offset is not None)
+    settings = matching.settings()._replace(offset=offset)
+    with receiving_channel(receiving, broker, broker.lines.received) as (channel, incoming):
         target = checked(queue.of(broker.names.hello), queue, channel, broker)
-        settings = matching.settings()._replace(offset=offset)
-        return matching.of(channel, hello_world.receive(channel, target, settings))
-
-    print_deliveries(receiving, broker, consumer, broker.lines.received)
+        incoming.print_all(matching.of(channel, hello_world.receive(channel, target, settings)))
 
 
 Tasks = Annotated[list[str] | None, Argument(help="Task; each dot is a second of work", show_default="Hello World!")]
@@ -119,11 +124,11 @@ def worker(
         raise UsageError(
             "--shell, --concurrency, --deduplicate and the retry options need --exec", "add --exec COMMAND"
         )
-    write = writer(receiving, broker.lines.received)
+    write = delivery_writer(receiving, broker.lines.received)
 
     def do(task: Delivery) -> None:
         write(task)
-        with busy(lambda: 1):
+        with announcing_unfinished_work(lambda: 1):
             time.sleep(work_queues.seconds_of_work(task))
         output.status(broker.lines.done)
 
@@ -133,7 +138,7 @@ def worker(
     with broker.access().channel() as channel:
         target = checked(queue.of(broker.names.task_queue), queue, channel, broker)
         tasks = work_through(channel, target, do, settings)
-        with announced(receiving.ready_file, channel, WAITING_FOR_MESSAGES):
+        with consuming(receiving.ready_file, channel, WAITING_FOR_MESSAGES):
             for task in tasks:
                 done += 1
                 redelivered += task.redelivered

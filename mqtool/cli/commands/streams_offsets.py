@@ -1,6 +1,6 @@
 """mqtool send-stream, receive-stream; offset show, set, reset; offset-tracking send, receive."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -12,11 +12,11 @@ from mqtool.cli.display import output
 from mqtool.cli.options import OFFSET, Broker, Commands, Publishing, Receiving
 from mqtool.cli.options.queue_options import DialectOfStreams, StreamOptions, StreamPort, dialect_of
 from mqtool.cli.pipe.publishing import publishing_stream_channel
-from mqtool.cli.pipe.receiving import announced, print_deliveries
+from mqtool.cli.pipe.receiving import consuming, receiving_channel
 from mqtool.errors import MqtoolError, NotConfirmed, UsageError
 from mqtool.inspection.listing import counted
 from mqtool.inspection.queue_details import ReaderOffsets
-from mqtool.message import Confirmation, Delivery, Message
+from mqtool.message import Confirmation, Message
 from mqtool.tutorials.dialects import HELLO, TRACKING
 
 if TYPE_CHECKING:
@@ -88,23 +88,16 @@ def send_stream(stream: StreamOptions, publishing: Publishing, appending: Append
 )
 def receive_stream(stream: StreamOptions, receiving: Receiving, broker: Broker, reading: Reading) -> None:
     """Read a stream, from any offset (stream tutorial 1)."""
-    tutorial = HELLO[dialect_of(broker)]
+    from mqtool.tutorials import stream_hello_world
 
-    def consumer(channel: "StreamChannel") -> Iterator[Delivery]:
-        from mqtool.tutorials import stream_hello_world
-
-        return stream_hello_world.receive(
-            channel, stream.of(tutorial.stream), reading.offset, receiving.settings(), reading.track
-        )
-
-    print_deliveries(
-        receiving,
-        broker,
-        consumer,
-        tutorial.received,
-        opened=_opened(stream, reading.filters or [], single_active=reading.single_active),
-        waiting=tutorial.waiting,
-    )
+    tutorial, settings = HELLO[dialect_of(broker)], receiving.settings()
+    opened = _opened(stream, reading.filters or [], single_active=reading.single_active)
+    with receiving_channel(receiving, broker, tutorial.received, opened=opened, waiting=tutorial.waiting) as (
+        channel,
+        incoming,
+    ):
+        target = stream.of(tutorial.stream)
+        incoming.print_all(stream_hello_world.receive(channel, target, reading.offset, settings, reading.track))
 
 
 def _opened(
@@ -217,7 +210,7 @@ def receive(stream: StreamOptions, receiving: Receiving, broker: Broker) -> None
         target = channel.declare(stream.of(tutorial.stream))
         start = lesson.next_offset(channel, target, tutorial.subscriber)
         deliveries = lesson.receive(channel, target, tutorial.subscriber, start, receiving.settings())
-        with announced(receiving.ready_file, channel, tutorial.started):
+        with consuming(receiving.ready_file, channel, tutorial.started):
             for delivery in deliveries:
                 if not offsets:
                     output.show(tutorial.first)

@@ -8,12 +8,15 @@ from mqtool.cli.display import output
 from mqtool.errors import MqtoolError, UsageError
 from mqtool.message import Delivery
 
-#: Bytes that are put off at most.
+#: Bytes that a batch collects before it is written.
 _BATCH_BYTES = 1 << 16
+#: Styles of lines whose routing key has one of these words.
+_STYLES = dict.fromkeys(("emergency", "emerg", "alert", "critical", "crit", "fatal"), "1;31")
+_STYLES |= {"error": "31", "err": "31", "warning": "33", "warn": "33", "debug": "2"}
 
 
 class BatchedOutput:
-    """Puts off what is written, until there is much of it or flush() is called."""
+    """Collects what is to be written to stdout, and writes it in batches."""
 
     def __init__(self) -> None:
         self._batch: list[bytes] = []
@@ -21,20 +24,24 @@ class BatchedOutput:
         self._failure: MqtoolError | None = None
 
     def add(self, data: bytes) -> None:
-        """Write it with what comes next. Raises as flush() does."""
+        """Add data to the batch, and write the batch if it is large.
+
+        Raises:
+            ReaderGone, MqtoolError: as for flush().
+        """
         self._batch.append(data)
         self._size += len(data)
         if self._size >= _BATCH_BYTES:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was put off.
+        """Write the batch.
 
         Raises:
-            ReaderGone: nobody reads it any more.
-            MqtoolError: it cannot be written.
+            ReaderGone: the program that reads the output has ended.
+            MqtoolError: the data cannot be written; every later call fails in the same way.
         """
-        if self._failure is not None:  # what it was about is lost, and must not count as printed
+        if self._failure is not None:  # what was in that batch is lost, and must not be acknowledged
             raise self._failure
         if self._batch:
             batch, self._batch, self._size = self._batch, [], 0
@@ -45,28 +52,25 @@ class BatchedOutput:
                 raise
 
 
-#: The styles of lines whose routing key has one of these words.
-_STYLES = dict.fromkeys(("emergency", "emerg", "alert", "critical", "crit", "fatal"), "1;31")
-_STYLES |= {"error": "31", "err": "31", "warning": "33", "warn": "33", "debug": "2"}
-
-
 class DeliveryWriter:
-    """Writes deliveries to stdout, each at once and whole; or several at once, before they are acknowledged.
+    """Renders deliveries and writes them to stdout: one at a time when called, or in batches with add() and flush().
 
     Attributes:
-        together: has what add() has put off, which flush() writes.
+        batched: what add() has collected, and flush() writes.
+        render: returns a delivery as it is written.
 
     Args:
-        line: for people, what comes before the body; or all of it, with the places {key}, {queue}, {offset} and {body},
-            {body!r} for text in quotes, or {body!b} for bytes as Python writes them.
-        raw: bodies alone, one to a line.
-        as_json: NDJSON.
-        template: see TEMPLATE_PLACES.
+        line: for people: a function that returns what comes before the body; or the whole line, with the places {key},
+            {queue}, {offset} and {body}, {body!r} for text in quotes, or {body!b} for bytes as Python writes them.
+        raw: write bodies only, one to a line.
+        as_json: write NDJSON.
+        template: the template of --format; its places are in TEMPLATE_PLACES.
         pretty: indent bodies that are JSON.
-        hand_over: return only when the reader of a pipe has taken it, so that nothing is acknowledged that nobody read.
+        wait_for_reader: if stdout is a pipe, return only when its reader has taken the delivery; so no message is
+            acknowledged that nobody has read.
 
     Raises:
-        UsageError: the template has an unknown place, or more than one way to print was asked for.
+        UsageError: the template has an unknown place, or the options contradict each other.
     """
 
     def __init__(
@@ -77,7 +81,7 @@ class DeliveryWriter:
         as_json: bool = False,
         template: str | None = None,
         pretty: bool = False,
-        hand_over: bool = False,
+        wait_for_reader: bool = False,
     ) -> None:
         if raw + as_json + (template is not None) > 1:
             raise UsageError("--raw, --json and --format cannot be combined", "use only one of them")
@@ -90,31 +94,35 @@ class DeliveryWriter:
         self._escape = output.is_terminal(output.STDOUT)
         self._has_styles = self._escape and isinstance(line, str) and "{key" in line
         self._pretty = pretty
-        self._hand_over = hand_over and output.is_pipe()
-        self.together = BatchedOutput()
-        self.flush = self.together.flush
+        self._wait_for_reader = wait_for_reader and output.is_pipe()
+        self.batched = BatchedOutput()
+        self.flush = self.batched.flush
         self.render: Callable[[Delivery], bytes] = self._text
         if raw:
             self.render = lambda delivery: self._body(delivery.body) + b"\n"
         elif as_json:
-            from mqtool import ndjson
-
-            self.render = lambda delivery: ndjson.from_delivery(delivery, datetime.now(UTC))
+            self.render = self._json
         elif template is not None:
             parts = parse_template(template, escape=self._escape)
             self.render = lambda delivery: self._body(b"".join(part(delivery) for part in parts)) + b"\n"
 
     def __call__(self, delivery: Delivery) -> None:
         output.write(self.render(delivery))
-        if self._hand_over:
+        if self._wait_for_reader:
             output.wait_until_taken()
 
     def add(self, delivery: Delivery) -> None:
-        """Write it with the next ones, except to a pipe whose reader has to take each."""
-        if self._hand_over:
+        """Write a delivery: at once to a pipe whose reader must take it, else in a batch."""
+        if self._wait_for_reader:
             self(delivery)
             return
-        self.together.add(self.render(delivery))
+        self.batched.add(self.render(delivery))
+
+    def _json(self, delivery: Delivery) -> bytes:
+        from mqtool import ndjson
+
+        line = ndjson.from_delivery(delivery, datetime.now(UTC))
+        return output.visible_json(line.decode()).encode() if self._escape else line
 
     def _text(self, delivery: Delivery) -> bytes:
         line = output.one_line(self._line(delivery)) if self._escape else self._line(delivery)
@@ -123,7 +131,8 @@ class DeliveryWriter:
         body = self._in_quotes(data) if self._quote else self._body(data)
         text = line.encode("utf-8", "surrogateescape") + body + rest.encode()
         if self._after is not None:
-            text += self._after(delivery).encode("utf-8", "surrogateescape")
+            after = self._after(delivery)
+            text += (output.visible(after) if self._escape else after).encode("utf-8", "surrogateescape")
         if self._has_styles and output.is_coloured(output.STDOUT) and (style := _style_of(delivery.routing_key)):
             text = f"\x1b[{style}m".encode() + text + b"\x1b[0m"
         return text + b"\n"
@@ -137,13 +146,13 @@ class DeliveryWriter:
 
 
 def _style_of(routing_key: str) -> str | None:
-    """How to show a log message: by the last word of its key that says how bad it is."""
+    """The style for a log message, by the last word of its routing key that names a severity."""
     found = [_STYLES[word] for word in routing_key.lower().split(".") if word in _STYLES]
     return found[-1] if found else None
 
 
 def _indented(body: bytes) -> bytes:
-    """JSON on several lines; anything else as it is."""
+    """Indent a body that is JSON; return any other body unchanged."""
     import json
 
     try:
@@ -153,7 +162,7 @@ def _indented(body: bytes) -> bytes:
 
 
 def _filled(text: str) -> Callable[[Delivery], str]:
-    """A part of a line, with its places filled."""
+    """Return a function that fills the places of a part of a line."""
     if "{" not in text:
         return lambda _: text
     return lambda delivery: text.format(key=delivery.routing_key, queue=delivery.queue, offset=delivery.delivery_tag)
@@ -196,18 +205,18 @@ def _place(value: Callable[[Delivery], object], *, escape: bool) -> Callable[[De
     return part
 
 
-#: What each place in a --format template stands for.
+#: The places of a --format template: each letter, and what stands there.
 TEMPLATE_PLACES = {letter: meaning for letter, (meaning, _) in _PLACES.items()}
 
 
 def parse_template(template: str, *, escape: bool = False) -> list[Callable[[Delivery], bytes]]:
-    """The parts of a --format template, each a function of the delivery.
+    """Split a --format template into parts, each a function that returns the part for a delivery.
 
     Args:
-        escape: for a terminal.
+        escape: escape control characters, as for a terminal.
 
     Raises:
-        UsageError: a place that we do not know.
+        UsageError: the template has an unknown place.
     """
     parts: list[Callable[[Delivery], bytes]] = []
     for piece in re.findall(r"%.?|\\[nt\\]|[^%\\]+|\\", template, re.DOTALL):

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import json
 import os
 import re
 import select
@@ -127,6 +128,11 @@ def is_file(descriptor: int) -> bool:
 def visible(text: str) -> str:
     """The text with its control characters shown as escapes: nothing in it can reach the terminal's own controls."""
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def visible_json(line: str) -> str:
+    """Escape control characters in a line of JSON, so that it is still the same JSON."""
+    return _CONTROL.sub(lambda match: json.dumps(match[0])[1:-1] if match[0] != "\x7f" else r"\u007f", line)
 
 
 def one_line(text: str) -> str:

@@ -205,10 +205,19 @@ class Printing(NamedTuple):
 
             append_to(self.into)
 
-    def writer(self, line: Callable[[Delivery], str] | str, *, hand_over: bool = False) -> DeliveryWriter:
-        """Prints deliveries as the options say, else in the command's own lines. Raises as DeliveryWriter does."""
+    def writer(self, line: Callable[[Delivery], str] | str, *, wait_for_reader: bool = False) -> DeliveryWriter:
+        """Return a writer of deliveries; `line` is for the command's own lines, where no other format is asked for.
+
+        Raises:
+            UsageError: the template has an unknown place, or options contradict each other.
+        """
         return DeliveryWriter(
-            line, raw=self.raw, as_json=self.as_json, template=self.template, pretty=self.pretty, hand_over=hand_over
+            line,
+            raw=self.raw,
+            as_json=self.as_json,
+            template=self.template,
+            pretty=self.pretty,
+            wait_for_reader=wait_for_reader,
         )
 
 

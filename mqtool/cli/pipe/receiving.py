@@ -1,4 +1,7 @@
-"""The pipeline of every command that receives: consume, choose, print, or run a program; until stopped."""
+"""What every receiving command does: open a channel, choose deliveries (--where), print them or run a program for each.
+
+amqp ── consume() ──> tutorials/X ── deliveries ──> commands/X ──> Incoming.print_all() ──> DeliveryWriter ──> stdout
+"""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -32,76 +35,98 @@ if TYPE_CHECKING:
     from mqtool.work.deduplication import HandledMessages
 
 
-class Incoming(Protocol):
-    """A channel, or a stream's, from which messages come."""
+class ReceivingChannel(Protocol):
+    """A channel of AMQP or of streams, as far as printing needs it."""
 
     before_acknowledging: Callable[[], None]
 
     def stop(self) -> None: ...
 
 
-def print_deliveries(
+@contextmanager
+def receiving_channel(
     receiving: Receiving,
     broker: Broker,
-    consumer: Callable[[Any], Iterator[Delivery]],
     line: Callable[[Delivery], str] | str,
     *,
     opened: Callable[[Access], AbstractContextManager[Any]] = Access.channel,
     waiting: str = WAITING_FOR_MESSAGES,
-    queue_is_ours: bool = False,
-) -> None:
-    """Print deliveries until they end; asking for the next one acknowledges the one printed.
+    queue_is_private: bool = False,
+) -> "Iterator[tuple[Any, Incoming]]":
+    """Open a channel to consume on, and the output for what arrives.
 
     Args:
-        consumer: the lesson's, with its own arguments given.
-        line, queue_is_ours: as of writer().
-        opened: gives the channel that the consumer takes: AMQP's, or a stream's.
+        line, queue_is_private: as for delivery_writer().
+        opened: opens the channel, of AMQP or of streams.
+        waiting: the line that says that the command is consuming.
+
+    Yields:
+        The channel, and the printer of its deliveries.
 
     Raises:
-        ReaderGone: nobody reads what we print any more.
-        UsageError: an option is not valid, or the file cannot be opened.
+        UsageError: an option is not valid, or the file of --output cannot be opened.
     """
     receiving.printing.redirect()
-    write = writer(receiving, line, queue_is_ours=queue_is_ours)
+    write = delivery_writer(receiving, line, queue_is_private=queue_is_private)
     with opened(broker.access()) as channel:
         channel.before_acknowledging = write.flush
-        deliveries = consumer(channel)
-        # Into a file, nothing else shows that messages come.
+        yield channel, Incoming(receiving, channel, write, waiting)
+
+
+class Incoming:
+    """Prints the deliveries of a receiving command."""
+
+    def __init__(self, receiving: Receiving, channel: ReceivingChannel, write: DeliveryWriter, waiting: str) -> None:
+        self._ready_file = receiving.ready_file
+        self._channel = channel
+        self._write = write
+        self._waiting = waiting
+
+    def print_all(self, deliveries: Iterator[Delivery]) -> None:
+        """Print deliveries until there are no more. Asking for the next one acknowledges the one that was printed.
+
+        Raises:
+            ReaderGone: the program that reads the output has ended.
+        """
+        # With output into a file, nothing else shows that messages arrive.
         progress = Progress("received", is_wanted=output.is_file(output.STDOUT), patience=0)
-        with announced(receiving.ready_file, channel, waiting):
+        with consuming(self._ready_file, self._channel, self._waiting):
             try:
                 for delivery in progress.of(deliveries):
-                    write.add(delivery)
+                    self._write.add(delivery)
             finally:
                 progress.stop()
                 if progress.count:
                     output.status(progress.sum)
 
 
-def writer(
-    receiving: Receiving, line: Callable[[Delivery], str] | str, *, queue_is_ours: bool = False
+def delivery_writer(
+    receiving: Receiving, line: Callable[[Delivery], str] | str, *, queue_is_private: bool = False
 ) -> DeliveryWriter:
-    """Prints deliveries as the options say, else in the command's own lines.
+    """Return a writer that prints deliveries as the options say, or else in the command's own lines.
 
     Args:
-        line: as of DeliveryWriter.
-        queue_is_ours: nobody else gets what we do not print, so there is no need to be careful with pipes.
+        line: as for DeliveryWriter.
+        queue_is_private: the queue ends with the command, so a message that nobody reads is lost in any case; there is
+            no need to wait until the reader of a pipe has taken each.
 
     Raises:
-        UsageError: the options contradict each other, or the ready file could not be created.
+        UsageError: options contradict each other, or the ready file cannot be created.
     """
     ready = receiving.ready_file
     if ready is not None and not ready.parent.is_dir():
         raise UsageError(f"cannot create the ready file {ready}: its directory does not exist")
-    return receiving.printing.writer(line, hand_over=not receiving.auto_ack and not queue_is_ours)
+    return receiving.printing.writer(line, wait_for_reader=not receiving.auto_ack and not queue_is_private)
 
 
 @contextmanager
-def announced(ready_file: Path | None, channel: Incoming, waiting: str) -> Iterator[None]:
-    """Say that we consume now, to the person and to whoever watches the ready file; stop when our reader goes away.
+def consuming(ready_file: Path | None, channel: ReceivingChannel, waiting: str) -> Iterator[None]:
+    """Say that the command is consuming: print a line, and create the ready file, if any.
+
+    Within the block, the channel stops when the program that reads the output ends.
 
     Raises:
-        ReaderGone: it went away.
+        ReaderGone: it has ended.
     """
     output.status(waiting)
     output.create_ready_file(ready_file)
@@ -111,11 +136,11 @@ def announced(ready_file: Path | None, channel: Incoming, waiting: str) -> Itera
 
 
 @contextmanager
-def busy(in_hand: Callable[[], int]) -> Iterator[None]:
-    """Within the block, Ctrl-C says what it waits for, and that a second one does not wait.
+def announcing_unfinished_work(in_hand: Callable[[], int]) -> Iterator[None]:
+    """Within the block, the first Ctrl-C prints that the command waits for unfinished work.
 
     Args:
-        in_hand: how many messages are being worked on.
+        in_hand: returns how many messages are being worked on.
     """
 
     def say() -> None:
@@ -127,13 +152,13 @@ def busy(in_hand: Callable[[], int]) -> Iterator[None]:
 
 
 def checked(queue: Queue, options: UsedQueueOptions, channel: Channel, broker: Broker) -> Queue:
-    """The queue that is about to be declared; tell a person if it is new: its name may be mistyped.
+    """Return the queue, which is about to be declared; print a notice on a terminal if it does not exist yet.
 
-    Of a tutorial's queue, tell whose scripts will not be able to declare it then. They fail with 406
-    PRECONDITION_FAILED, which does not say that mqtool has been there before.
+    Its name may be mistyped. A tutorial's queue that is declared here cannot be declared by scripts with other settings
+    afterwards: they fail with 406 PRECONDITION_FAILED, so the notice says which dialect they need.
 
     Raises:
-        NotFound: it is new, and must not be declared.
+        NotFound: it does not exist, and --no-declare is given.
     """
     is_watched = output.is_terminal(2) and not current().quiet
     if (options.declare and not is_watched) or administration.exists(channel, queue):
@@ -150,39 +175,42 @@ def checked(queue: Queue, options: UsedQueueOptions, channel: Channel, broker: B
     return queue
 
 
-#: Messages that one consumer can hold: AMQP's greatest prefetch.
+#: The largest prefetch of AMQP: as many messages one consumer can hold unacknowledged.
 _MOST = 65_535
 
 
 class Matching(NamedTuple):
-    """What to receive.
+    """The messages to receive: those that match `--where`, up to `--count`.
+
+    In a private queue, and in a stream, a message that does not match is skipped. In any other queue it is held
+    unacknowledged until the command ends, and then requeued; requeued earlier, it would be delivered again at once.
 
     Attributes:
-        where: None for all.
-        passes_over: what does not match need not be kept.
+        where: the condition; None for all messages.
+        skips: True if messages that do not match need not be kept.
     """
 
     receiving: Receiving
     where: "Where | None"
-    passes_over: bool = False
+    skips: bool = False
 
     def settings(self) -> Settings:
-        """How the channel is to consume.
+        """Return how the channel is to consume.
 
         Raises:
-            UsageError: messages would be acknowledged before anybody looked at them.
+            UsageError: with --auto-ack, messages that do not match would be lost.
         """
         settings = self.receiving.settings()
         if self.where is None:
             return settings
-        if self.passes_over:
+        if self.skips:
             return settings._replace(count=None)
         if settings.auto_ack:
             raise UsageError("--auto-ack would lose what does not match --where", "leave out --auto-ack")
         return settings._replace(count=None, acknowledge=False, prefetch=self.receiving.prefetch or _MOST)
 
     def of(self, channel: Channel, deliveries: Iterator[Delivery]) -> Iterator[Delivery]:
-        """Those that match, up to the count; each is acknowledged when the next one is asked for."""
+        """Yield the deliveries that match, up to the count. Asking for the next one acknowledges the last one."""
         if self.where is None:
             return deliveries
         return self._chosen(channel, deliveries, self.where)
@@ -196,12 +224,12 @@ class Matching(NamedTuple):
             if where.matches(of_delivery(delivery)):
                 found += 1
                 yield delivery
-                if not self.passes_over:
+                if not self.skips:
                     channel.before_acknowledging()
                     channel.acknowledge(delivery)
                 if found == limit:
                     return
-            elif not self.passes_over:
+            elif not self.skips:
                 held += 1
                 if held == most:
                     output.warning(
@@ -211,14 +239,14 @@ class Matching(NamedTuple):
             raise TimedOut(f"nothing came for {self.receiving.idle_timeout:g} s, with {found:,} of {limit:,} received")
 
 
-#: Seconds. https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
+#: RabbitMQ's default, in seconds. https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
 DEFAULT_CONSUMER_TIMEOUT = 30 * 60.0
 
 _SUMS = {"done": "done", "retry": "retries", "dead": "dead"}
 
 
 def work(command: str, options: ProgramOptions, named: UsedQueueOptions, receiving: Receiving, broker: Broker) -> None:
-    """Run a program for each message, until stopped.
+    """Run a program for each message (`worker --exec`), until a signal or a limit ends the command.
 
     Raises:
         UsageError: the program does not exist, or options contradict each other.
@@ -245,11 +273,11 @@ def work(command: str, options: ProgramOptions, named: UsedQueueOptions, receivi
         worker = Worker(channel, program, retrying, concurrency, output.notice, handled)
         if receiving.timeout is not None:
             _warn_of_consumer_timeout(access, queue.name, receiving.timeout)
-        with stopping.calling(channel.stop), busy(lambda: worker.in_hand):
+        with stopping.calling(channel.stop), announcing_unfinished_work(lambda: worker.in_hand):
             queue = channel.declare(checked(queue, named, channel, broker))
             work_through = worker.start_consuming(queue, settings)
             try:
-                with announced(receiving.ready_file, channel, WAITING_FOR_MESSAGES):
+                with consuming(receiving.ready_file, channel, WAITING_FOR_MESSAGES):
                     work_through()
             finally:
                 sums = _SUMS | ({"suppressed": "suppressed"} if handled else {})
@@ -259,10 +287,10 @@ def work(command: str, options: ProgramOptions, named: UsedQueueOptions, receivi
 
 
 def handled_messages(dedup: DedupOptions) -> "HandledMessages | None":
-    """The store of handled messages; None if duplicates are not to be suppressed.
+    """Open the store of handled messages; return None without --deduplicate.
 
     Raises:
-        UsageError: it cannot be used, or is named without --deduplicate.
+        UsageError: the store cannot be used, or is named without --deduplicate.
     """
     if not dedup.deduplicate:
         if dedup.store is not None:
@@ -276,12 +304,12 @@ def handled_messages(dedup: DedupOptions) -> "HandledMessages | None":
 
 
 def _warn_of_consumer_timeout(access: Access, queue: str, timeout: float) -> None:
-    """Say so if the broker would requeue a message that its program may still work on."""
+    """Warn if the broker would requeue a message while its program may still run."""
     from mqtool.management import consumer_timeout
 
     try:
         limit = consumer_timeout(access.management((1.0, 1.0)), access.vhost, queue)
-    except (Unavailable, AccessRefused):  # it is only for the warning
+    except (Unavailable, AccessRefused):  # the warning is all that depends on it
         limit = None
     whose = f"that of queue {queue!r}"
     if limit is None:

@@ -29,7 +29,7 @@ from mqtool.cli.display import output
 from mqtool.cli.display.delivery_writer import DeliveryWriter
 from mqtool.cli.display.output import WAITING_FOR_MESSAGES
 from mqtool.cli.options import Receiving
-from mqtool.cli.pipe.receiving import writer
+from mqtool.cli.pipe.receiving import delivery_writer
 from mqtool.errors import MqtoolError, TimedOut
 from mqtool.message import Delivery
 from mqtool.taps import copies
@@ -178,7 +178,7 @@ class _Run(threading.Thread):
 def _labelled(printing: Printing, source: Source, *, among: Sequence[Source]) -> DeliveryWriter:
     """Have each line name its broker, if there are several; bodies alone and templates stay as they are."""
     receiving = printing.receiving
-    write = writer(receiving, printing.line, queue_is_ours=True)
+    write = delivery_writer(receiving, printing.line, queue_is_private=True)
     if len(among) > 1 and (receiving.printing.as_json or not receiving.printing.has_form):
         name, render = str(source.access.address), write.render
         if receiving.printing.as_json:
