@@ -210,6 +210,15 @@ def test_batches_are_passed_on_as_they_are(client: RawStream, stream: str) -> No
     assert client.chunk().first_offset == 6
 
 
+def test_a_publish_far_above_the_negotiated_frame_size_is_taken(client: RawStream, stream: str) -> None:
+    """Clients with large batches rely on it."""
+    client.declare_publisher(1, stream)
+    client.publish(1, 0, *[bytes(500_000)] * 40)
+    assert client.confirmed(40) == list(range(40))
+    client.subscribe(1, stream, credit=100)
+    assert {len(entry) for entry in client.entries(40)} == {500_000}
+
+
 def test_nobody_publishes_without_saying_so(client: RawStream) -> None:
     client.publish(9, 5, b"a", b"b")
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mqtool.broker.embedded.model.broker import default_memory_limit
+from mqtool.broker.embedded.model.ledger import default_memory_limit
 
 
 def test_a_container_has_less_memory_than_its_machine(tmp_path: Path) -> None:

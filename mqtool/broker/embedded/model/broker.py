@@ -1,20 +1,16 @@
 """The broker: virtual hosts, users, clients, and the alarms that make publishers wait."""
 
-import asyncio
-import contextlib
 import logging
-import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import replace
-from pathlib import Path
 from typing import Protocol
 
 from mqtool.broker.embedded.model.amqp_errors import NOT_ALLOWED, ConnectionException
 from mqtool.broker.embedded.model.amqp_message import Message
 from mqtool.broker.embedded.model.backlog import Entry
-from mqtool.broker.embedded.model.clock import Timer
-from mqtool.broker.embedded.model.ledger import Ledger
+from mqtool.broker.embedded.model.clock import LoopClock
+from mqtool.broker.embedded.model.ledger import Ledger, default_memory_limit
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.users import DEFAULT_USER, Permissions, TopicPermissions, User
@@ -35,36 +31,12 @@ DISK_FREE_LIMIT = 50_000_000
 LOW_ON_MEMORY, LOW_ON_DISK = "low on memory", "low on disk"
 """What publishers are told when they are blocked."""
 
-_MEMORY_FRACTION = 0.4
-# What a container may have: in version 2 and in version 1.
-_CONTROL_GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+#: During a memory alarm that is due to clients, the one that holds the most is closed this often.
+_CLOSE_LARGEST_MILLISECONDS = 5000
 
 # The alarm ends well below the limit, so that it does not come and go with each message.
 _ALARM_CLEARED = 0.8
-
-
-def default_memory_limit(control_groups: Sequence[str] = _CONTROL_GROUPS) -> int:
-    """Return RabbitMQ's default high-water mark: 0.4 of the memory that the machine or container has, in bytes."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in control_groups:
-        with contextlib.suppress(OSError, ValueError):  # there is none, or "max": no limit
-            memory = min(memory, int(Path(path).read_text()))
-    return int(memory * _MEMORY_FRACTION)
-
-
-class LoopClock:
-    """Wall-clock time, and timers on the running event loop."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-
-    def now(self) -> int:
-        """Milliseconds since 1970."""
-        return time.time_ns() // 1_000_000
-
-    def call_later(self, milliseconds: int, what: Callable[[], object]) -> Timer:
-        """Schedule a call on the loop."""
-        return self._loop.call_later(milliseconds / 1000, what)
 
 
 class Client(Protocol):
@@ -80,6 +52,10 @@ class Client(Protocol):
     @property
     def channels(self) -> Collection[int]:
         """The numbers of its channels."""
+
+    @property
+    def held_bytes(self) -> int:
+        """What is held for it: output it has not read, messages that are not complete, transactions."""
 
     @property
     def is_open(self) -> bool:
@@ -147,6 +123,7 @@ class Broker:
         self.dropped_unroutable = 0
         self.listeners: dict[str, tuple[str, int]] = {}
         self.alarms: dict[str, str] = {}
+        self.held_for_clients = 0
         self.permissions_version = 0
         self.loopback_users = {DEFAULT_USER}
         self.hooks: Hooks | None = None
@@ -279,7 +256,30 @@ class Broker:
         if alarmed:
             self.clear_alarm("memory")
         else:
-            self.raise_alarm("memory", LOW_ON_MEMORY, f"messages take {held} bytes")
+            self.raise_alarm("memory", LOW_ON_MEMORY, f"messages and clients take {held} bytes")
+            self.clock.call_later(_CLOSE_LARGEST_MILLISECONDS, self._close_largest_client)
+
+    def hold_for_client(self, by: int) -> None:
+        """Count memory that is held for a client besides the messages in queues.
+
+        Args:
+            by: more bytes: of output that it has not read, of a message that is not complete, or of a transaction;
+                negative when they are released.
+        """
+        self.held_for_clients += by
+        self.ledger.held_bytes += by
+        self._check_memory(self.ledger.held_bytes)
+
+    def _close_largest_client(self) -> None:
+        """End a memory alarm that clients cause: no consumer can end it, and a blocked client cannot complete."""
+        if "memory" not in self.alarms:
+            return
+        messages = self.ledger.held_bytes - self.held_for_clients
+        if messages <= self.memory_limit * _ALARM_CLEARED:
+            largest = max(self.clients(), key=lambda client: client.held_bytes, default=None)
+            if largest is not None and largest.held_bytes:
+                largest.force_close(f"low on memory: {largest.held_bytes} bytes are held for this connection")
+        self.clock.call_later(_CLOSE_LARGEST_MILLISECONDS, self._close_largest_client)
 
     def raise_alarm(self, name: str, reason: str, why: str) -> None:
         """Block publishers.

@@ -1,5 +1,7 @@
 """Time as queues see it."""
 
+import asyncio
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -55,3 +57,18 @@ class Alarm:
     def _ring(self) -> None:
         self._timer = None
         self._what()
+
+
+class LoopClock:
+    """Wall-clock time, and timers on the running event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+
+    def now(self) -> int:
+        """Milliseconds since 1970."""
+        return time.time_ns() // 1_000_000
+
+    def call_later(self, milliseconds: int, what: Callable[[], object]) -> Timer:
+        """Schedule a call on the loop."""
+        return self._loop.call_later(milliseconds / 1000, what)

@@ -1,5 +1,6 @@
 """Where the segments of streams are kept: in memory, or (in `store`) in files."""
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -127,6 +128,10 @@ class MemoryShelf:
 # Without an id, messages share their header, and it is 250.
 _ENTRY_OVERHEAD = 500
 
+_MEMORY_FRACTION = 0.4
+# What a container may have: in version 2 and in version 1.
+_CONTROL_GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
 # What a message costs that is paged out: an integer, and its place in a queue.
 _PAGED_OUT = 40
 
@@ -149,6 +154,15 @@ class Log(Protocol):
 
     def commit(self) -> None:
         """Let readers have what has been written."""
+
+
+def default_memory_limit(control_groups: Sequence[str] = _CONTROL_GROUPS) -> int:
+    """Return RabbitMQ's default high-water mark: 0.4 of the memory that the machine or container has, in bytes."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in control_groups:
+        with contextlib.suppress(OSError, ValueError):  # there is none, or "max": no limit
+            memory = min(memory, int(Path(path).read_text()))
+    return int(memory * _MEMORY_FRACTION)
 
 
 class Ledger:

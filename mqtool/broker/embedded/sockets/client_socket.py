@@ -21,6 +21,12 @@ _HANDSHAKE_SECONDS = 10.0
 #: Unsent bytes at which the broker stops reading from a client, and stops working on what it has read.
 _UNREAD_LIMIT = 16 * 1024 * 1024
 
+#: An incomplete frame of up to this many bytes is not counted as held.
+_FEW_BYTES = 4096
+
+#: An incomplete frame of more bytes can only be a publish, which waits during an alarm.
+_LARGE_FRAME = 1024 * 1024
+
 
 class PacedSocket(asyncio.Protocol, ABC):
     """Cuts incoming bytes into frames, collects outgoing bytes into one write, and paces both.
@@ -80,6 +86,7 @@ class PacedSocket(asyncio.Protocol, ABC):
             self._chunks.append(data)
             self._have += len(data)
             if self._have < self._need or self._is_waiting:
+                self.count_held()
                 return
             data = b"".join(self._chunks)
         self._take(data)
@@ -94,6 +101,12 @@ class PacedSocket(asyncio.Protocol, ABC):
         self._is_waiting = self.is_unread and bool(data)
         self._chunks = [data] if data else []
         self._have = len(data)
+        if self._have > _FEW_BYTES:
+            self.count_held()
+
+    @abstractmethod
+    def count_held(self) -> None:
+        """Count the bytes of input and output that are held for the client."""
 
     @property
     def is_unread(self) -> bool:
@@ -135,9 +148,6 @@ class PacedSocket(asyncio.Protocol, ABC):
     def before_flush(self) -> None:
         """Write what was put off until the end of the turn."""
 
-    def after_flush(self) -> None:
-        """Note how much the transport still has to send."""
-
     def _flush(self) -> None:
         self.before_flush()
         self._flushing = False
@@ -147,7 +157,7 @@ class PacedSocket(asyncio.Protocol, ABC):
             self.transport.write(b"".join(self._out))
         self._out.clear()
         self._out_bytes = 0
-        self.after_flush()
+        self.count_held()
         self._writable_again()
         self.pace()
 
@@ -159,7 +169,7 @@ class PacedSocket(asyncio.Protocol, ABC):
     def resume_writing(self) -> None:
         """Resume deliveries: the client has read what was sent."""
         self._paused = False
-        self.after_flush()
+        self.count_held()
         self._writable_again()
         self.pace()
 
@@ -191,6 +201,7 @@ class ClientSocket(PacedSocket):
         heartbeat_frame: what is sent when the broker has nothing else to send.
         user, vhost, rights: set by the handshake: who logged in, where, and what they may do.
         peer, local: host and port of both ends.
+        held_bytes: what the broker holds for it: unread output, incomplete messages, uncommitted transactions.
         connected_at: seconds since 1970.
         heartbeat: the negotiated interval in seconds; 0 for none.
     """
@@ -208,6 +219,8 @@ class ClientSocket(PacedSocket):
         self.peer: tuple[str, int] = ("", 0)
         self.local: tuple[str, int] = ("", 0)
         self.client_properties: Table = {}
+        self.held_bytes = 0
+        self._held_by_socket = 0
         self.connected_at = time.time()
         self.heartbeat = 0
         self._connections = connections
@@ -217,6 +230,38 @@ class ClientSocket(PacedSocket):
     @abstractmethod
     def shut(self) -> None:
         """End everything that the client has on the broker."""
+
+    def hold(self, by: int) -> None:
+        """Count bytes that are held for the client against the memory limit; negative when they are released."""
+        self.held_bytes += by
+        self.broker.hold_for_client(by)
+
+    def count_held(self) -> None:
+        """Count the bytes of input and output that are held for the client."""
+        held = self.transport.get_write_buffer_size()
+        if self._have > _FEW_BYTES:
+            held += self._have
+        if held != self._held_by_socket:
+            more, self._held_by_socket = held - self._held_by_socket, held
+            self.hold(more)
+        if self._have > _LARGE_FRAME and self.broker.alarms:
+            self.block()
+
+    def block(self) -> None:
+        """Stop reading from a publishing client until the alarm is over."""
+        self.blocked = True
+        self.pace()
+
+    def unblock(self) -> None:
+        """Resume reading: the last alarm is over."""
+        self.blocked = False
+        self.heard()
+        self.pace()
+
+    @property
+    def can_be_sent_more(self) -> bool:
+        """Whether the client reads what it is sent: less than 16 MiB wait for it."""
+        return self._out_bytes + self._held_by_socket <= _UNREAD_LIMIT
 
     @property
     def name(self) -> str:
@@ -258,6 +303,8 @@ class ClientSocket(PacedSocket):
         self.shut()
         self._out.clear()
         self._connections.discard(self)
+        self._chunks, self._have, self._held_by_socket = [], 0, 0
+        self.hold(-self.held_bytes)
 
     def set_deadline(self, seconds: float | None) -> None:
         """Close the socket after this long, whatever was set before; None for never."""

@@ -27,6 +27,10 @@ from mqtool.broker.embedded.streaming.subscriptions import Groups, Subscriptions
 
 log = logging.getLogger("mqtool.broker.embedded")
 
+#: The limits of frames, in bytes. Some clients send batches far above the negotiated size, which RabbitMQ takes.
+_LARGEST_BEFORE_LOGIN = 64 * 1024
+_LARGEST_PUBLISH = 64 * 1024 * 1024
+
 _CLOSING_SECONDS = 5.0
 _CONSUMER_UPDATE_ANSWER = Key.CONSUMER_UPDATE | 0x8000
 _CLOSE_ANSWER = Key.CLOSE | 0x8000
@@ -62,7 +66,7 @@ class StreamConnection(Session):
             if self.state == "closed":
                 return len(data)
             size, key, version = HEAD.unpack_from(data, position)
-            if size > FRAME_MAX:
+            if size > self._largest(key):
                 self.wrong(Code.FRAME_TOO_LARGE, "frame too large")
                 return len(data)
             if size < 4:
@@ -73,7 +77,15 @@ class StreamConnection(Session):
                 break
             start, position = position + HEAD.size, end
             self.receive(key, version, data[start:end])
+            if self.is_unread:
+                break
         return position
+
+    def _largest(self, key: int) -> int:
+        """The largest frame of this kind that is taken now, in bytes."""
+        if self.state != "open":
+            return _LARGEST_BEFORE_LOGIN
+        return _LARGEST_PUBLISH if key == Key.PUBLISH else FRAME_MAX
 
     def failed(self, error: Exception) -> None:
         """Close the connection because a frame could not be handled."""
@@ -131,8 +143,7 @@ class StreamConnection(Session):
 
     def _publish(self, body: bytes, version: int) -> None:
         if self.broker.alarms:
-            self.blocked = True
-            self.pace()
+            self.block()
         self.publishers.publish(body, version)
 
     def watch(self, stream: str, log: StreamLog) -> None:
@@ -166,12 +177,6 @@ class StreamConnection(Session):
     def should_read(self) -> bool:
         """Whether neither an alarm nor unwritten messages stop the broker from reading."""
         return not self.blocked and not self.publishers.is_throttled
-
-    def unblock(self) -> None:
-        """Resume reading: the last alarm is over."""
-        self.blocked = False
-        self.heard()
-        self.pace()
 
     def check_consumers(self, timeout: float) -> None:
         """Do nothing: consumers of this protocol do not acknowledge."""

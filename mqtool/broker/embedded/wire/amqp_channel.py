@@ -1,6 +1,6 @@
 """A channel: one of the independent conversations on a connection."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,6 +18,9 @@ from mqtool.broker.embedded.wire.amqp_session import Session
 from mqtool.broker.embedded.wire.deliveries import Deliveries, Delivery
 from mqtool.broker.embedded.wire.incoming_publishes import Confirms, Content
 from mqtool.codecs.field_tables import Table
+
+#: The memory that an uncommitted publish takes besides its body, in bytes.
+_UNCOMMITTED_OVERHEAD = 500
 
 
 # Publishing takes 1.3 times as long without this.
@@ -58,7 +61,7 @@ class Channel:
         self.number = number
         self.session = session
         self.vhost: VirtualHost = session.vhost
-        self.content = Content(session.vhost.profile)
+        self.content = Content(session.vhost.profile, session.hold)
         self.deliveries = Deliveries(number, session)
         self.published: dict[str, int] = {}
         self.confirms: Confirms | None = None
@@ -82,8 +85,8 @@ class Channel:
         self.session.write(frames.returned(self.number, 312, "NO_ROUTE", message, self.session.frame_max))
 
     def deliver_reply(self, message: Message) -> None:
-        """Send a message to the consumer of direct replies."""
-        if self.replies is not None:
+        """Send a message to the consumer of direct replies. A client that does not read loses replies."""
+        if self.replies is not None and self.session.can_be_sent_more:
             self.deliveries.deliver_unlisted(short_string(self.replies.tag), message)
 
     def settle_publish(self, confirms: Confirms, *, accepted: bool, stored: bool) -> None:
@@ -169,7 +172,11 @@ class Channel:
         self.state = "closed"
         self.stop_replies()
         self.content.drop()
-        self.deliveries.shut(self.transaction.deliveries().values() if self.transaction is not None else ())
+        uncommitted: Iterable[Delivery] = ()
+        if self.transaction is not None:
+            self.session.hold(-self.transaction.held_bytes)
+            uncommitted = self.transaction.deliveries().values()
+        self.deliveries.shut(uncommitted)
 
     def close(self, error: ChannelException, index: int) -> None:
         """Send channel.close, and ignore further frames until the client agrees.
@@ -206,9 +213,17 @@ class Transaction:
     """Publishes and acknowledgements that wait for the commit. Deliveries are kept by tag."""
 
     publishes: list[UncommittedPublish] = field(default_factory=list)
+    held_bytes: int = 0
     acked: dict[int, Delivery] = field(default_factory=dict)
     rejected: dict[int, Delivery] = field(default_factory=dict)
     requeued: dict[int, Delivery] = field(default_factory=dict)
+
+    def add(self, publish: UncommittedPublish) -> int:
+        """Add a publish, and return the bytes of memory that it takes."""
+        self.publishes.append(publish)
+        size = len(publish.message.body) + _UNCOMMITTED_OVERHEAD
+        self.held_bytes += size
+        return size
 
     def deliveries(self) -> dict[int, Delivery]:
         """The deliveries whose acknowledgement waits for the commit."""

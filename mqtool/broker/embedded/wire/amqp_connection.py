@@ -162,20 +162,17 @@ class Connection(Session):
         """Stop reading from a publishing client until the alarm is over, and tell it if it understands that."""
         if self.blocked:
             return
-        self.blocked = True
         if self.capability("connection.blocked"):
             self.send(commands.Connection.Blocked, reason=self.broker.alarm_reason)
-        self.pace()
+        super().block()
 
     def unblock(self) -> None:
         """Resume reading: the last alarm is over."""
         if not self.blocked:
             return
-        self.blocked = False
-        self.heard()
         if self.state == "open" and self.capability("connection.blocked"):
             self.send(commands.Connection.Unblocked)
-        self.pace()
+        super().unblock()
 
     def check_consumers(self, timeout: float) -> None:
         """Close the channels that have a delivery unacknowledged for longer than this many seconds."""

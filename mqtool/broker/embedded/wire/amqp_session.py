@@ -87,10 +87,6 @@ class Session(ClientSocket):
         """
 
     @abstractmethod
-    def block(self) -> None:
-        """Stop reading from a publishing client until the alarm is over."""
-
-    @abstractmethod
     def remove_channel(self, number: int) -> None:
         """Remove a closed channel."""
 

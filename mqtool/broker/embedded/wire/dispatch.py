@@ -31,6 +31,8 @@ def take_frame(channel: Channel, kind: int, payload: bytes) -> None:  # noqa: C9
     if kind == frames.BODY:
         if (message := channel.content.body(payload)) is not None:
             publish(channel, message)
+        elif channel.session.broker.alarms:
+            channel.session.block()
     elif kind == frames.HEADER:
         if (message := channel.content.header(payload)) is not None:
             publish(channel, message)

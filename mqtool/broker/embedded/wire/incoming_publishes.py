@@ -1,6 +1,7 @@
 """A channel's incoming messages: putting them together from frames, and their publisher confirms."""
 
 from collections import deque
+from collections.abc import Callable
 
 from mqtool.broker.embedded.model.amqp_errors import (
     FRAME_ERROR,
@@ -22,17 +23,22 @@ _END = 0xCE
 class Content:
     """Puts a published message together from its frames: the method, the header and the body.
 
+    Args:
+        profile: the RabbitMQ version to behave like.
+        hold: called with the number of bytes by which an incomplete body grows; negative when it is complete.
+
     Attributes:
         mandatory, immediate: the flags of the last complete publish.
     """
 
-    def __init__(self, profile: Profile) -> None:
+    def __init__(self, profile: Profile, hold: Callable[[int], None]) -> None:
         self._profile = profile
+        self._hold = hold
         self._headers = HeaderReader()
         self.mandatory = self.immediate = False
         self._method: bytes | None = None
         self._header: ContentHeader | None = None
-        self._body: list[bytes] = []
+        self._body = bytearray()
         self._missing = 0
 
     @property
@@ -96,7 +102,13 @@ class Content:
     def drop(self) -> None:
         """Drop an incomplete publish."""
         self._method = self._header = None
-        self._body = []
+        self._take_body()
+
+    def _take_body(self) -> bytes:
+        """The body so far, which is no longer held."""
+        self._hold(-len(self._body))
+        body, self._body = bytes(self._body), bytearray()
+        return body
 
     def _unexpected(self) -> ConnectionException:
         if self._header is None:
@@ -149,10 +161,11 @@ class Content:
         if self._missing < 0:
             raise self._unexpected()
         if self._body or self._missing:
-            self._body.append(payload)
+            self._body += payload
+            self._hold(len(payload))
             if self._missing:
                 return None
-            payload, self._body = b"".join(self._body), []
+            payload = self._take_body()
         return self._complete(payload)
 
     def _complete(self, body: bytes) -> Message:

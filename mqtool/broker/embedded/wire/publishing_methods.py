@@ -51,7 +51,7 @@ def publish(channel: Channel, message: Message) -> None:
     else:
         routing = _checked_routing(channel, message)
     if channel.transaction is not None:
-        channel.transaction.publishes.append(UncommittedPublish(message, routing, mandatory))
+        channel.session.hold(channel.transaction.add(UncommittedPublish(message, routing, mandatory)))
         return
     publication = perform(channel, message, routing, mandatory=mandatory)
     if channel.confirms is not None:
@@ -187,8 +187,7 @@ def tx_select(channel: Channel, method: Tx.Select) -> None:  # noqa: ARG001
 
 def tx_commit(channel: Channel, method: Tx.Commit) -> None:  # noqa: ARG001
     """Carry out the publishes and acknowledgements of the transaction; answer once they are on disk."""
-    transaction = _transaction(channel)
-    channel.transaction = Transaction()
+    transaction = _end_transaction(channel)
     stored, lost = False, None
     for publish in transaction.publishes:
         lost = lost or _deleted_queue(publish)
@@ -223,12 +222,15 @@ def _report_lost(lost: Queue, profile: Profile) -> None:
 
 def tx_rollback(channel: Channel, method: Tx.Rollback) -> None:  # noqa: ARG001
     """Drop the publishes of the transaction, and make its deliveries unacknowledged again."""
-    channel.deliveries.put_back(_transaction(channel).deliveries())
-    channel.transaction = Transaction()
+    channel.deliveries.put_back(_end_transaction(channel).deliveries())
     channel.send(Tx.RollbackOk)
 
 
-def _transaction(channel: Channel) -> Transaction:
-    if channel.transaction is None:
+def _end_transaction(channel: Channel) -> Transaction:
+    """The channel's transaction, after which a new one begins."""
+    transaction = channel.transaction
+    if transaction is None:
         raise precondition_failed("channel is not transactional")
-    return channel.transaction
+    channel.transaction = Transaction()
+    channel.session.hold(-transaction.held_bytes)
+    return transaction

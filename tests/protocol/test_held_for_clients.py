@@ -1,0 +1,179 @@
+"""What the embedded broker holds for a client counts: output that is not read, incomplete messages, transactions."""
+
+import re
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pika
+import pytest
+from pamqp import commands, frame, header
+
+from mqtool.broker.embedded import EmbeddedBroker
+from tests.protocol.raw_client import RawClient, raw_frame
+from tests.protocol.raw_stream import OPEN, RawStream, string
+
+LIMIT = 60_000_000
+
+
+class MeasuredBroker:
+    """The embedded broker as a process, with the most memory that it has had."""
+
+    def __init__(self, url: str, stream_port: int, pid: int) -> None:
+        self.url, self.stream_port, self._pid = url, stream_port, pid
+        self._at_start = self._peak()
+
+    def _peak(self) -> int:
+        found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{self._pid}/status").read_text())
+        assert found is not None
+        return int(found[1]) * 1024
+
+    @property
+    def growth(self) -> int:
+        """The bytes by which it has grown at most since its start."""
+        return self._peak() - self._at_start
+
+
+@pytest.fixture
+def measured() -> Iterator[MeasuredBroker]:
+    """A broker that may hold 60 MB."""
+    command = [sys.executable, "-m", "mqtool.broker.embedded", "--port", "0", "--stream-port", "0", "--print-url"]
+    command += ["--memory-limit", str(LIMIT)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as broker, ExitStack() as stack:
+        stack.callback(broker.terminate)
+        assert broker.stdout is not None
+        url, streams = (broker.stdout.readline().strip() for _ in range(2))
+        yield MeasuredBroker(url, int(streams.rpartition(":")[2]), broker.pid)
+
+
+def content(size: int) -> bytes:
+    """The frames of a basic.publish to the queue q, up to the body."""
+    properties = commands.Basic.Properties()
+    publish = frame.marshal(commands.Basic.Publish(exchange="", routing_key="q"), 1)
+    return publish + frame.marshal(header.ContentHeader(body_size=size, properties=properties), 1)
+
+
+def body(size: int, largest: int = 131_064) -> bytes:
+    """Body frames of this many bytes in all."""
+    return b"".join(raw_frame(3, 1, bytes(min(largest, size - start))) for start in range(0, size, largest))
+
+
+def declare_q(client: RawClient) -> None:
+    client.send(commands.Queue.Declare(queue="q"))
+    client.expect(commands.Queue.DeclareOk)
+
+
+def send_until_blocked(client: socket.socket, data: bytes) -> None:
+    """Send bytes; stop when the broker does not read them for a while, or has closed the connection."""
+    client.settimeout(0.3)
+    with suppress(OSError):
+        client.sendall(data)
+
+
+def serves(url: str) -> bool:
+    """Whether a new client can publish and get the message."""
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    channel = connection.channel()
+    channel.confirm_delivery()
+    name = channel.queue_declare("", exclusive=True).method.queue
+    channel.basic_publish("", name, b"x")
+    got = channel.basic_get(name, auto_ack=True)[2] == b"x"
+    connection.close()
+    return got
+
+
+def test_answers_that_are_not_read(measured: MeasuredBroker) -> None:
+    """12 kB of requests do not make 1.2 GB of answers; they all come once the client reads."""
+    client = RawClient(measured.url)
+    client.socket.settimeout(60)
+    declare_q(client)
+    client.socket.sendall(content(4_000_000) + body(4_000_000))
+    requests = b"".join(
+        frame.marshal(commands.Basic.Get(queue="q"), 1)
+        + frame.marshal(commands.Basic.Nack(delivery_tag=number, requeue=True), 1)
+        for number in range(1, 301)
+    )
+    client.socket.sendall(requests)
+    assert serves(measured.url)
+    time.sleep(1)
+    assert measured.growth < 120_000_000
+
+    for _ in range(300):
+        client.expect(commands.Basic.GetOk)
+        client.expect(header.ContentHeader)
+        size = 0
+        while size < 4_000_000:
+            size += len(client.receive().value)
+    client.socket.close()
+    assert measured.growth < 120_000_000
+
+
+def test_messages_that_are_not_complete(measured: MeasuredBroker) -> None:
+    """Ten clients that each send half of a large message fill no more than the limit, and others go on after that."""
+    with ExitStack() as stack:
+        for _ in range(10):
+            client = stack.enter_context(RawClient(measured.url))
+            send_until_blocked(client.socket, content(40_000_000) + body(20_000_000))
+        assert measured.growth < LIMIT + 60_000_000
+        assert serves(measured.url)
+
+
+def test_transactions_that_are_not_committed(measured: MeasuredBroker) -> None:
+    """What waits for a commit counts as well."""
+    with ExitStack() as stack:
+        for _ in range(4):
+            client = stack.enter_context(RawClient(measured.url))
+            declare_q(client)
+            client.send(commands.Tx.Select())
+            client.expect(commands.Tx.SelectOk)
+            send_until_blocked(client.socket, (content(100_000) + body(100_000)) * 500)
+        assert measured.growth < LIMIT + 60_000_000
+        assert serves(measured.url)
+
+
+def test_large_frames_of_streams_that_are_not_complete(measured: MeasuredBroker) -> None:
+    """They count, too."""
+    with ExitStack() as stack:
+        for _ in range(10):
+            client = log_in(measured.stream_port)
+            stack.callback(client.close)
+            send_until_blocked(client.socket, struct.pack(">IHH", 40_000_000, 2, 1) + bytes(20_000_000))
+        assert measured.growth < LIMIT + 80_000_000
+        assert serves(measured.url)
+
+
+def log_in(port: int) -> RawStream:
+    client = RawStream("127.0.0.1", port)
+    client.log_in()
+    assert client.request(OPEN, string("/")).code == 1
+    return client
+
+
+def test_nothing_is_counted_when_clients_are_gone() -> None:
+    """Whatever they were in the middle of."""
+    with EmbeddedBroker(stream_port=0, memory_limit=LIMIT) as embedded:
+        broker = embedded._server.broker  # type: ignore[attr-defined]
+        assert embedded.stream_port is not None
+        with RawClient(embedded.url) as transacting, RawClient(embedded.url) as publishing:
+            declare_q(transacting)
+            transacting.send(commands.Tx.Select())
+            transacting.expect(commands.Tx.SelectOk)
+            transacting.socket.sendall(content(1000) + body(1000))
+            publishing.socket.sendall(content(100_000) + body(50_000, 10_000) + raw_frame(3, 1, bytes(50_000))[:20_000])
+            streaming = log_in(embedded.stream_port)
+            streaming.socket.sendall(struct.pack(">IHH", 900_000, 2, 1) + bytes(500_000))
+            wait_until(lambda: broker.held_for_clients > 560_000)
+            streaming.close()
+        wait_until(lambda: broker.held_for_clients == 0)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
