@@ -156,6 +156,17 @@ class Connection:
         told = (self._pika.server_properties if self._pika else None) or {}
         return f"{told.get('product', 'the broker')} {told.get('version', '')}".strip()
 
+    @property
+    def cluster(self) -> str:
+        """What tells this broker and virtual host from others: the cluster's name, where that is unique, and the vhost.
+
+        A name at "localhost" says nothing about the machine, so the address is added to it.
+        """
+        told = (self._pika.server_properties if self._pika else None) or {}
+        address, name = self._addresses[0], str(told.get("cluster_name") or "@localhost")
+        where = f"{name} {address.host}:{address.port}" if name.endswith("@localhost") else name
+        return f"{where} {address.virtual_host}"
+
     def close(self) -> None:
         """Close the connection; what was not acknowledged goes back to its queue."""
         with self._changed:

@@ -1,12 +1,15 @@
-"""Remembering what has been handled, so that a message that arrives twice is done once.
+"""A store of handled messages, so that a message that arrives twice is handled once.
 
-                   new ──────────> claim ──> do ──> remember ──> acknowledge
-    message id ──< being done ──> wait for whoever does it
-                   done ─────────> acknowledge, and say so
+                   new ─────────────> claim ──> handle ──> store ──> acknowledge
+    message id ──< being handled ──> wait for the worker that handles it
+                   handled ─────────> acknowledge, with a notice
 
-The store is a SQLite file, which the workers of one machine may share. It survives kill -9. What it cannot know is
-whether a worker that was killed between doing and remembering had done the message; then it is done again. Only a
-handler that writes its effect and the message id in one transaction can do better.
+A message counts as handled when it is done, and when it was dead-lettered. A dead letter that is brought back is
+handled again.
+
+The store is a SQLite file that the workers of one machine can share. It survives kill -9. If a worker is killed between
+handling and storing, the store cannot know whether the message was done, so it is done again. Only a program that
+writes its result and the message id in one transaction can prevent that.
 """
 
 import contextlib
@@ -17,42 +20,78 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mqtool.errors import MqtoolError, UsageError
 
 #: Seconds between two looks at another worker's claim, and to wait for SQLite's lock.
 _LOOK, _PATIENCE = 0.05, 30.0
-#: Seconds between two removals of what is older than the window.
+#: Seconds between two removals of messages that are older than the window.
 _SWEEP = 60.0
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS handled (
+CREATE TABLE IF NOT EXISTS handled_messages (
+    broker TEXT NOT NULL,     -- the cluster's name and the virtual host
     queue TEXT NOT NULL,
+    client TEXT NOT NULL,     -- of an RPC request: its user and its reply queue
     message_id TEXT NOT NULL,
-    done_at REAL,             -- seconds since 1970; NULL while it is being done
-    owner TEXT,               -- who is doing it
-    reply TEXT,               -- the answer to an RPC request, as mqtool.ndjson writes it
-    PRIMARY KEY (queue, message_id)
+    handled_at REAL,          -- seconds since 1970; NULL while it is being handled
+    owner TEXT,               -- the worker that handles it
+    reply TEXT,               -- the reply to an RPC request, as mqtool.ndjson writes it
+    returns INTEGER,          -- of a dead letter: how often it had been brought back before; NULL if it is done
+    PRIMARY KEY (broker, queue, client, message_id)
 ) WITHOUT ROWID
 """
+_FIND = """
+SELECT handled_at, owner, reply, returns FROM handled_messages
+WHERE broker = ? AND queue = ? AND client = ? AND message_id = ?
+"""
+_RELEASE = """
+DELETE FROM handled_messages
+WHERE broker = ? AND queue = ? AND client = ? AND message_id = ? AND handled_at IS NULL
+"""
+_STORE = """
+UPDATE handled_messages SET handled_at = ?, owner = NULL, reply = ?, returns = ?
+WHERE broker = ? AND queue = ? AND client = ? AND message_id = ?
+"""
+
+
+class MessageKey(NamedTuple):
+    """What tells messages apart: an id is unique only within a queue, and an RPC request's only for its client."""
+
+    broker: str
+    queue: str
+    message_id: str
+    client: str = ""
+
+    @property
+    def columns(self) -> tuple[str | bytes, ...]:
+        """The values of the primary key. Text that is not UTF-8 is stored as its bytes."""
+        return tuple(map(_storable, (self.broker, self.queue, self.client, self.message_id)))
 
 
 @dataclass(frozen=True, slots=True)
 class Handled:
-    """A message that was done before, and its reply, if it had one."""
+    """A message that was handled before.
+
+    Attributes:
+        reply: to an RPC request.
+        dead: it was dead-lettered, not done.
+    """
 
     reply: bytes | None
+    dead: bool
 
 
 class HandledMessages:
-    """The store, for several threads and processes.
+    """The store. Thread-safe, and shared by processes.
 
     Args:
         path: the SQLite file; it is created if missing.
         window: seconds to remember a message.
 
     Raises:
-        UsageError: the file cannot be opened, or is something else.
+        UsageError: the file cannot be opened, or is not such a store.
     """
 
     def __init__(self, path: Path, window: float) -> None:
@@ -60,7 +99,7 @@ class HandledMessages:
         self._window = window
         self._owner = _process_name(os.getpid()) or str(os.getpid())
         self._lock = threading.Lock()
-        self._ours: set[tuple[str, str]] = set()
+        self._claims: set[MessageKey] = set()
         self._swept = 0.0
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -73,54 +112,63 @@ class HandledMessages:
         except (OSError, sqlite3.Error) as error:
             raise UsageError(f"cannot use the store {path}: {error}", "--dedup-store names another file") from error
 
-    def begin(self, queue: str, message_id: str, give_up: Callable[[], bool] = lambda: False) -> Handled | None:
-        """Claim a message; None if it is ours to do now. If another worker is doing it, wait for that.
+    def begin(
+        self, key: MessageKey, give_up: Callable[[], bool] = lambda: False, *, returns: int = 0
+    ) -> Handled | None:
+        """Claim a message; None means that the caller is to handle it now. Waits while another worker handles it.
 
         Args:
-            give_up: whether to stop waiting.
+            give_up: returns True to stop waiting.
+            returns: how often the message was brought back from a dead-letter queue. It is handled again if that is
+                more often than when it was last dead-lettered.
 
         Raises:
-            Interrupted: give_up() said so.
+            Interrupted: give_up() returned True.
             MqtoolError: the store fails.
         """
-        key = _key(message_id)
         while True:
             with self._transaction() as store:
                 now = time.time()
                 self._sweep(now)
-                row = store.execute(
-                    "SELECT done_at, owner, reply FROM handled WHERE queue = ? AND message_id = ?", (queue, key)
-                ).fetchone()
-                done_at, owner, reply = row or (None, None, None)
-                if done_at is not None and done_at > now - self._window:
-                    return Handled(None if reply is None else reply.encode())
-                if owner is None or not self._is_alive(owner, (queue, message_id)):
+                row = store.execute(_FIND, key.columns).fetchone()
+                handled_at, owner, reply, dead_returns = row or (None, None, None, None)
+                is_handled = handled_at is not None and handled_at > now - self._window
+                if is_handled and (dead_returns is None or returns <= dead_returns):
+                    return Handled(None if reply is None else reply.encode(), dead_returns is not None)
+                if owner is None or not self._is_alive(owner, key):
                     store.execute(
-                        "INSERT OR REPLACE INTO handled (queue, message_id, owner) VALUES (?, ?, ?)",
-                        (queue, key, self._owner),
+                        "INSERT OR REPLACE INTO handled_messages (broker, queue, client, message_id, owner) "
+                        "VALUES (?, ?, ?, ?, ?)",
+                        (*key.columns, self._owner),
                     )
-                    self._ours.add((queue, message_id))
+                    self._claims.add(key)
                     return None
             if give_up():
-                raise Interrupted(f"message {message_id} is being done by another worker")
+                raise Interrupted(f"message {key.message_id} is being done by another worker")
             time.sleep(_LOOK)
 
-    def done(self, queue: str, message_id: str, reply: bytes | None = None) -> None:
-        """Remember that a message is done; call this before it is acknowledged."""
-        with self._transaction() as store:
-            store.execute(
-                "UPDATE handled SET done_at = ?, owner = NULL, reply = ? WHERE queue = ? AND message_id = ?",
-                (time.time(), None if reply is None else reply.decode(), queue, _key(message_id)),
-            )
-            self._ours.discard((queue, message_id))
+    def done(self, key: MessageKey, reply: bytes | None = None) -> None:
+        """Store that a message is done. Call this before it is acknowledged."""
+        self._store_handled(key, None if reply is None else reply.decode(), None)
 
-    def failed(self, queue: str, message_id: str) -> None:
-        """Give up the claim on a message; whoever gets it next may try."""
+    def dead_lettered(self, key: MessageKey, returns: int) -> None:
+        """Store that a message was dead-lettered. Call this before it is acknowledged.
+
+        Args:
+            returns: how often it was brought back before.
+        """
+        self._store_handled(key, None, returns)
+
+    def failed(self, key: MessageKey) -> None:
+        """Release the claim on a message, which will be tried again."""
         with self._transaction() as store:
-            store.execute(
-                "DELETE FROM handled WHERE queue = ? AND message_id = ? AND done_at IS NULL", (queue, _key(message_id))
-            )
-            self._ours.discard((queue, message_id))
+            store.execute(_RELEASE, key.columns)
+            self._claims.discard(key)
+
+    def _store_handled(self, key: MessageKey, reply: str | None, returns: int | None) -> None:
+        with self._transaction() as store:
+            store.execute(_STORE, (time.time(), reply, returns, *key.columns))
+            self._claims.discard(key)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -137,22 +185,21 @@ class HandledMessages:
     def _sweep(self, now: float) -> None:
         if now > self._swept + _SWEEP:
             self._swept = now
-            self._store.execute("DELETE FROM handled WHERE done_at <= ?", (now - self._window,))
+            self._store.execute("DELETE FROM handled_messages WHERE handled_at <= ?", (now - self._window,))
 
-    def _is_alive(self, owner: str, claim: tuple[str, str]) -> bool:
+    def _is_alive(self, owner: str, key: MessageKey) -> bool:
         if owner == self._owner:
-            return claim in self._ours
+            return key in self._claims
         pid = int(owner.partition(" ")[0])
         return _process_name(pid) == owner
 
 
 class Interrupted(MqtoolError):
-    """We were asked to stop while we waited for another worker."""
+    """The worker was stopped while it waited for another one."""
 
 
-def _key(message_id: str) -> str | bytes:
-    """A message id as SQLite can have it: one that is not UTF-8 as its bytes."""
-    raw = message_id.encode("utf-8", "surrogateescape")
+def _storable(text: str) -> str | bytes:
+    raw = text.encode("utf-8", "surrogateescape")
     try:
         return raw.decode()
     except UnicodeDecodeError:
@@ -160,14 +207,14 @@ def _key(message_id: str) -> str | bytes:
 
 
 def _process_name(pid: int) -> str | None:
-    """A process's id and start time, since ids are used again; None if it has ended."""
+    """A process's id with its start time, since ids are reused; None if it has ended."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return None
     except PermissionError:  # another user's
         pass
-    with contextlib.suppress(OSError):  # not Linux: the id has to do
+    with contextlib.suppress(OSError):  # not Linux: the id alone
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if state == "Z" else f"{pid} {fields[18]}"
     return str(pid)

@@ -1,7 +1,10 @@
-"""What a message has been through, as its headers tell: mqtool's own and the broker's.
+"""The headers of failed messages: how often they failed, why, and where they came from.
 
-A failed message is published again to another queue, so it carries where it came from and how often it has failed.
-RabbitMQ's own x-death says less, and differs between versions. https://www.rabbitmq.com/docs/dlx#effects
+mqtool publishes a failed message again to another queue, and adds headers of its own. RabbitMQ's x-death has fewer
+details, and differs between versions. https://www.rabbitmq.com/docs/dlx#effects
+
+Any publisher can set these headers. Only the newest entry of x-death is the broker's own, once it has dead-lettered the
+message.
 """
 
 from dataclasses import dataclass, replace
@@ -9,18 +12,20 @@ from datetime import UTC, datetime
 
 from mqtool.message import Delivery
 
-#: How often it has been tried, and failed.
+#: Failed attempts.
 ATTEMPTS = "mqtool-attempts"
-#: Why it failed the last time, in one line.
+#: Why the last attempt failed, in one line.
 LAST_ERROR = "mqtool-last-error"
-#: Why it is a dead letter: EXHAUSTED or REJECTED.
+#: Why it was dead-lettered: EXHAUSTED or REJECTED.
 REASON = "mqtool-reason"
-#: When it failed for the first time.
+#: Time of the first failure.
 FIRST_FAILURE = "mqtool-first-failure"
-#: The queue whose consumer it failed, and how it was published first.
+#: How often it was brought back from a dead-letter queue.
+RETURNS = "mqtool-redrives"
+#: The queue from which it was consumed when it failed; the exchange and routing key it was first published with.
 QUEUE, EXCHANGE, ROUTING_KEY = "mqtool-queue", "mqtool-exchange", "mqtool-routing-key"
 
-#: No message has been tried more often.
+#: Upper bound for counts in headers.
 _MOST = 2**31 - 2
 
 EXHAUSTED, REJECTED = "retries exhausted", "rejected"
@@ -28,24 +33,32 @@ EXHAUSTED, REJECTED = "retries exhausted", "rejected"
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """How a message was published first."""
+    """The exchange and routing key that a message was first published with."""
 
     exchange: str
     routing_key: str
 
 
 def attempt_of(delivery: Delivery) -> int:
-    """The number of the attempt that this delivery is, from 1."""
+    """The number of this attempt, from 1."""
     return failures_of(delivery) + 1
 
 
 def failures_of(delivery: Delivery) -> int:
-    """How often it has failed; 0 if the header is not a number."""
+    """Failed attempts so far; 0 if the header is missing or not a number."""
     return _count(delivery.headers.get(ATTEMPTS))
 
 
+def returns_of(delivery: Delivery) -> int:
+    """How often the message was brought back from a dead-letter queue.
+
+    A message that was brought back with its headers, for example by `mqtool move`, still says why it was dead-lettered.
+    """
+    return _count(delivery.headers.get(RETURNS)) + (REASON in delivery.headers)
+
+
 def origin_of(delivery: Delivery) -> Origin:
-    """How it was published first, even if it came through a wait queue or was brought back."""
+    """The exchange and routing key that the message was first published with, before any retry or redrive."""
     exchange, routing_key = _name(delivery.headers.get(EXCHANGE)), _name(delivery.headers.get(ROUTING_KEY))
     return Origin(
         delivery.exchange if exchange is None else exchange,
@@ -54,17 +67,17 @@ def origin_of(delivery: Delivery) -> Origin:
 
 
 def _name(value: object) -> str | None:
-    """What a header says, if it can be the name of a queue or an exchange, or a routing key: anybody can set it."""
+    """A header's value if it can be a name or a routing key, else None."""
     return value if isinstance(value, str) and len(value.encode("utf-8", "surrogateescape")) <= 255 else None
 
 
 def _count(value: object) -> int:
-    """What a header says, if it can be a number of attempts; else 0."""
+    """A header's value if it is a positive number, else 0."""
     return min(value, _MOST) if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
 def alone(delivery: Delivery) -> Delivery:
-    """The delivery with no headers but its history."""
+    """The delivery without any headers but its history."""
     origin, first = origin_of(delivery), delivery.headers.get(FIRST_FAILURE)
     headers = {ATTEMPTS: failures_of(delivery), EXCHANGE: origin.exchange, ROUTING_KEY: origin.routing_key}
     headers |= {FIRST_FAILURE: first} if isinstance(first, datetime) else {}
@@ -73,14 +86,15 @@ def alone(delivery: Delivery) -> Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """What is known of a dead letter.
+    """Why and where a message was dead-lettered.
 
     Attributes:
-        reason: ours (EXHAUSTED, REJECTED) or the broker's: rejected, expired, maxlen, delivery_limit.
-        queue: where it was before; None if unknown.
-        attempts: how often it was tried; 0 if unknown.
-        first: when it failed or died for the first time.
-        error: why it failed the last time.
+        reason: EXHAUSTED, REJECTED or the broker's: rejected, expired, maxlen, delivery_limit.
+        queue: the queue that it was in before; None if unknown.
+        attempts: failed attempts; 0 if unknown.
+        first: time of the first failure or dead-lettering.
+        error: why the last attempt failed.
+        by_broker: the broker has written it, in x-death.
     """
 
     reason: str
@@ -88,29 +102,30 @@ class Death:
     attempts: int = 0
     first: datetime | None = None
     error: str | None = None
+    by_broker: bool = False
 
 
 def death_of(delivery: Delivery) -> Death:
-    """From mqtool's own headers, else from the broker's."""
+    """Read the newest entry of x-death, which is the broker's own; without x-death, read mqtool's headers."""
     headers = delivery.headers
-    if REASON in headers:
-        first = headers.get(FIRST_FAILURE)
-        return Death(
-            str(headers[REASON]),
-            _name(headers.get(QUEUE)),
-            failures_of(delivery),
-            first if isinstance(first, datetime) else None,
-            str(headers.get(LAST_ERROR) or "") or None,
-        )
     deaths = headers.get("x-death")
     entries = [entry for entry in deaths if isinstance(entry, dict)] if isinstance(deaths, list) else []
-    if not entries:
+    if entries:
+        times = [entry["time"] for entry in entries if isinstance(entry.get("time"), datetime)]
+        return Death(
+            str(entries[0].get("reason", "unknown")),
+            _name(entries[0].get("queue")),
+            sum(_count(entry.get("count", 1)) for entry in entries if entry.get("reason") == "rejected"),
+            min((time.replace(tzinfo=time.tzinfo or UTC) for time in times), default=None),
+            by_broker=True,
+        )
+    if REASON not in headers:
         return Death("unknown")
-    latest = entries[0]
-    times = [entry["time"] for entry in entries if isinstance(entry.get("time"), datetime)]
+    first = headers.get(FIRST_FAILURE)
     return Death(
-        str(latest.get("reason", "unknown")),
-        _name(latest.get("queue")),
-        sum(_count(entry.get("count", 1)) for entry in entries if entry.get("reason") == "rejected"),
-        min((time.replace(tzinfo=time.tzinfo or UTC) for time in times), default=None),
+        str(headers[REASON]),
+        _name(headers.get(QUEUE)),
+        failures_of(delivery),
+        first if isinstance(first, datetime) else None,
+        str(headers.get(LAST_ERROR) or "") or None,
     )

@@ -1,8 +1,7 @@
-"""Dead letters: choosing among them, bringing them back, dropping them. (To look at them is to peek, see peeking.py.)
+"""Dead letters: choosing some, moving them back to the queues that they came from (redrive), or removing them.
 
-A redrive is a transfer to
-the queues that they came from (see transfer.py), and so loses nothing when it is killed: at most 100 messages are in
-both queues then, with the same message_id, and the next run continues where it stopped.
+A redrive that is killed loses nothing. At most 100 messages are in both queues then, with the same message_id, and the
+next run continues where it stopped.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,13 +22,13 @@ Choice = Callable[[Delivery], bool]
 def choice(
     ids: Sequence[str] = (), reason: str | None = None, error: str | None = None, older: float | None = None
 ) -> Choice:
-    """Choose the dead letters that meet all of the given conditions.
+    """A condition for dead letters, which all of these must meet.
 
     Args:
-        ids: one of these message ids.
-        reason: the reason of death, or a part of it.
-        error: a part of the last error.
-        older: seconds since the first failure, at least.
+        ids: the message id is one of these.
+        reason: part of the reason why it was dead-lettered.
+        error: part of the last error.
+        older: at least this many seconds have passed since the first failure.
     """
     wanted = frozenset(ids)
 
@@ -52,24 +51,29 @@ def _age(moment: datetime) -> float:
 def redrive(
     channel: Channel, source: str, chosen: Choice, left: Callable[[str], None], to: str | None = None
 ) -> Iterator[Delivery]:
-    """Bring dead letters back; yield each once it is confirmed in its queue and removed from the dead letters.
+    """Move dead letters back; yield each once its queue has confirmed it and it has left the dead-letter queue.
 
     Args:
-        source: the queue that they are in.
-        left: is told of a letter that does not say where it was, or says a queue that does not take it. It stays.
-        to: the queue to bring them to; None is where each was before.
+        source: the dead-letter queue.
+        left: called with a sentence about each letter that stays: it does not say where it came from, only its
+            publisher may have said so, or that queue does not take it.
+        to: the queue to move them to; None is the queue that each came from.
 
     Raises:
-        NotConfirmed: the broker does not answer, or the queue `to` did not take one. All that follow are dead letters.
+        NotConfirmed: the broker does not answer, or the queue `to` did not take one. It and the rest stay.
     """
-    closed = set()  # queues that did not take a letter
+    closed = set()  # queues that did not take one
 
     def message_for(delivery: Delivery) -> Message | None:
         if not chosen(delivery):
             return None
-        target = to or history.death_of(delivery).queue
+        death = history.death_of(delivery)
+        target = to or death.queue
         if target is None:
             left(f"{name_of(delivery)} does not say which queue it came from")
+        elif to is None and not death.by_broker and dead_letter_queue(target).name != source:
+            # Its publisher can have set mqtool's headers, and may not be permitted to write to that queue.
+            left(f"{name_of(delivery)} says that it came from {target!r}, which does not dead-letter to {source!r}")
         elif target in closed:
             left(f"{name_of(delivery)} was in {target!r}, too")
         else:
@@ -83,13 +87,13 @@ def redrive(
         error.hint = f"{error.hint}; --to names another queue"
         return to is None
 
-    # Letters that arrive meanwhile may be the same ones, dead again.
+    # Letters that arrive meanwhile may be the same ones, dead-lettered again.
     until = Until(seen=channel.depth_of(source))
     return iter(Transfer(channel, channel, source, message_for, until=until, goes_on=goes_on))
 
 
 def drop(channel: Channel, source: str, chosen: Choice) -> Iterator[Delivery]:
-    """Remove dead letters for good; yield each.
+    """Remove dead letters for good; yield each one.
 
     Raises:
         Unavailable: the queue does not exist.
@@ -102,7 +106,7 @@ def drop(channel: Channel, source: str, chosen: Choice) -> Iterator[Delivery]:
 
 
 def dead_letter_queues(api: Management, vhost: str) -> list[str]:
-    """The queues that dead letters go to: NAME.dlq, and wherever an x-dead-letter-exchange leads.
+    """The names of dead-letter queues: NAME.dlq, and queues that an x-dead-letter-exchange routes to.
 
     Raises:
         Unavailable, AccessRefused: the management API does not answer.
@@ -113,13 +117,13 @@ def dead_letter_queues(api: Management, vhost: str) -> list[str]:
     exchanges = set()
     for name, arguments in listed.items():
         exchange, key = arguments.get("x-dead-letter-exchange"), arguments.get("x-dead-letter-routing-key")
-        if exchange == "" and "x-expires" not in arguments:  # one that expires is a wait queue, which leads back
+        if exchange == "" and "x-expires" not in arguments:  # a queue that expires is a wait queue
             names.add(str(key or name))
         elif exchange:
             exchanges.add(str(exchange))
     for exchange in exchanges:
         try:
             names |= management.bound_to(api, vhost, exchange)
-        except Unavailable:  # a queue may name an exchange that does not exist
+        except Unavailable:  # the exchange does not exist
             continue
     return sorted(name for name in names if name in listed)

@@ -105,24 +105,34 @@ def answering_errors(function: Function) -> Function:
 
 
 def answering_once(
-    function: Function, handled: "HandledMessages", queue: str, notice: Callable[[str], None]
+    function: Function, handled: "HandledMessages", cluster: str, notice: Callable[[str], None]
 ) -> Function:
-    """The same function, but a request that arrives again gets the stored reply instead of a new computation."""
+    """The same function, but a request that arrives again gets the stored reply instead of a new computation.
+
+    A request's id counts only for the user and the reply queue that it came from: another client gets no reply of this
+    one, even if it uses the same ids.
+
+    Args:
+        cluster: the broker that the requests come from, as Connection.cluster.
+    """
+    from mqtool.work.deduplication import MessageKey  # it imports SQLite
 
     def answer(request: Delivery) -> Message:
         request_id = request.message_id or request.properties.get("correlation_id")
         if not request_id:
             return function(request)
-        before = handled.begin(queue, request_id)
+        client = f"{request.properties.get('user_id') or ''}\n{request.properties.get('reply_to') or ''}"
+        key = MessageKey(cluster, request.queue, request_id, client)
+        before = handled.begin(key)
         if before is not None and before.reply is not None:
             notice(f"request {request_id} was answered before; sending the same reply")
             return ndjson.to_message(before.reply, "the stored reply")
         try:
             reply = function(request)
         except BaseException:
-            handled.failed(queue, request_id)
+            handled.failed(key)
             raise
-        handled.done(queue, request_id, ndjson.from_message(reply))
+        handled.done(key, ndjson.from_message(reply))
         return reply
 
     return answer

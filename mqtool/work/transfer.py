@@ -40,7 +40,7 @@ _BROKERS = {"x-death", "x-first-death-exchange", "x-first-death-queue", "x-first
 _COUNTS = {"x-delivery-count", "x-acquired-count"}
 #: Headers that ask for copies in further queues, which have been made by now.
 _COPIES = {"CC", "BCC"}
-_OURS = {history.ATTEMPTS, history.LAST_ERROR, history.REASON, history.FIRST_FAILURE, history.QUEUE}
+_OURS = {history.ATTEMPTS, history.LAST_ERROR, history.REASON, history.FIRST_FAILURE, history.QUEUE, history.RETURNS}
 
 
 class NotMoved(NotConfirmed):
@@ -99,12 +99,16 @@ def failed(delivery: Delivery, error: str, to: str, reason: str | None = None) -
     headers.setdefault(history.FIRST_FAILURE, datetime.now(UTC).replace(microsecond=0))
     if reason is not None:
         headers[history.REASON] = reason
+        if returns := history.returns_of(delivery):
+            headers[history.RETURNS] = returns
     return _moved(delivery, headers, to)
 
 
 def redriven(delivery: Delivery, to: str) -> Message:
     """The message to publish to the queue `to` as if it had never failed: its attempts count from one again."""
-    return _moved(delivery, _without(delivery.headers, _OURS | _BROKERS | _COUNTS | _COPIES), to)
+    headers = _without(delivery.headers, _OURS | _BROKERS | _COUNTS | _COPIES)
+    headers |= {history.RETURNS: returns} if (returns := history.returns_of(delivery)) else {}
+    return _moved(delivery, headers, to)
 
 
 def elsewhere(delivery: Delivery, to: str, user: str) -> Message:

@@ -18,6 +18,7 @@ from mqtool.errors import MqtoolError
 from mqtool.message import Delivery
 from mqtool.topology import Queue
 from mqtool.work.exec_command import ExecCommand
+from mqtool.work.history import returns_of
 from mqtool.work.retry_or_dead_letter import Retrying
 from mqtool.work.runner import CANNOT_RUN, NOT_FOUND, Ending
 
@@ -62,6 +63,7 @@ class Worker:
         self.counts: Counter[str] = Counter()
         self.in_hand = 0
         self._channel = channel
+        self._cluster = channel.connection.cluster
         self._command = command
         self._retrying = retrying
         self._concurrency = concurrency
@@ -129,43 +131,54 @@ class Worker:
                 self.in_hand -= 1
 
     def _handle_once(self, delivery: Delivery, message_id: str, handled: "HandledMessages") -> None:
-        if handled.begin(delivery.queue, message_id, lambda: self._channel.stopping) is not None:
-            self._notice(f"message {message_id} was done before: acknowledged, not done again")
+        from mqtool.work.deduplication import MessageKey  # it imports SQLite
+
+        key, returns = MessageKey(self._cluster, delivery.queue, message_id), returns_of(delivery)
+        before = handled.begin(key, lambda: self._channel.stopping, returns=returns)
+        if before is not None:
+            was = "dead-lettered" if before.dead else "done"
+            self._notice(f"message {message_id} was {was} before: acknowledged, not done again")
             self._count("suppressed")
             self._channel.acknowledge(delivery)
             return
+        stored = False
         try:
             ending = self._command.run(delivery)
-            _check(ending)
-        except BaseException:
-            handled.failed(delivery.queue, message_id)
-            raise
-        if ending.status == 0:
-            handled.done(delivery.queue, message_id)
-        else:
-            handled.failed(delivery.queue, message_id)
-        self._settle(delivery, ending)
+            outcome = "" if self._is_lost(delivery, ending) else self._outcome(delivery, ending)
+            if ending.status == 0:
+                handled.done(key)
+            elif outcome == "dead":
+                handled.dead_lettered(key, returns)
+            stored = ending.status == 0 or outcome == "dead"
+        finally:
+            if not stored:
+                handled.failed(key)
+        if outcome:
+            self._count(outcome)
+            self._channel.acknowledge(delivery)
 
     def _settle(self, delivery: Delivery, ending: Ending) -> None:
-        _check(ending)
-        if not self._channel.is_current(delivery):
-            self._notice("the delivery was lost while the program ran: the broker delivers the message again")
-            return
+        if not self._is_lost(delivery, ending):
+            self._count(self._outcome(delivery, ending))
+            self._channel.acknowledge(delivery)
+
+    def _is_lost(self, delivery: Delivery, ending: Ending) -> bool:
+        """True if the delivery can no longer be acknowledged. Raises CommandBroken if there was nothing to run."""
+        if ending.status in (CANNOT_RUN, NOT_FOUND) and ending.timed_out is None:
+            raise CommandBroken(
+                f"the program cannot be run: {ending.reason}", "the message is still in its queue; correct --exec"
+            )
+        if self._channel.is_current(delivery):
+            return False
+        self._notice("the delivery was lost while the program ran: the broker delivers the message again")
+        return True
+
+    def _outcome(self, delivery: Delivery, ending: Ending) -> str:
+        """Move a failed message to its next queue; return the name under which the message is counted."""
         if ending.status == 0:
-            self._count("done")
-        elif self._retrying.retry_or_dead_letter(delivery, ending):
-            self._count("retry")
-        else:
-            self._count("dead")
-        self._channel.acknowledge(delivery)
+            return "done"
+        return "retry" if self._retrying.retry_or_dead_letter(delivery, ending) else "dead"
 
     def _count(self, what: str) -> None:
         with self._counting:
             self.counts[what] += 1
-
-
-def _check(ending: Ending) -> None:
-    if ending.status in (CANNOT_RUN, NOT_FOUND) and ending.timed_out is None:
-        raise CommandBroken(
-            f"the program cannot be run: {ending.reason}", "the message is still in its queue; correct --exec"
-        )

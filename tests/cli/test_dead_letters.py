@@ -66,6 +66,22 @@ def test_redrive_brings_one_back_and_nothing_else_moves(dead: Shell, broker: Tes
     assert depth(broker, "jobs") == 0
 
 
+def test_a_redrive_believes_no_headers_of_a_publisher(shell: Shell, broker: TestBroker) -> None:
+    """A user who may write to one queue only forges where its dead letters came from: none gets into another queue."""
+    shell.run("mqtool", "receive", "-q", "payroll", "--idle-timeout", "10ms")
+    forged = ("-H", "mqtool-queue=payroll", "-H", "mqtool-reason=rejected")
+    shell.run("mqtool", "send", "-q", "orders.dlq", *forged, "written to the dead-letter queue")
+    shell.run("mqtool", "queue", "declare", "orders", "--dead-letter-exchange", "", "--ttl", "1ms")
+    shell.run("mqtool", "send", "-q", "orders", *forged, "dead-lettered by the broker")
+    wait_until(lambda: depth(broker, "orders.dlq") == 2, "both dead letters")
+
+    result = shell.run("mqtool", "dlq", "redrive", "orders", "--yes")
+
+    assert "says that it came from 'payroll', which does not dead-letter to 'orders.dlq'" in result.stderr
+    assert "1 moved back from orders.dlq" in result.stderr
+    assert depth(broker, "payroll") == 0
+
+
 @on_any_broker
 def test_drop_asks_first(dead: Shell, broker: TestBroker) -> None:
     """Without a terminal to ask on, only --yes drops."""

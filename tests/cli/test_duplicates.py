@@ -28,6 +28,39 @@ def test_the_same_id_twice_is_done_once_even_by_another_worker(shell: Shell, bro
 
 
 @on_any_broker
+def test_the_same_id_on_another_vhost_is_another_message(shell: Shell, broker: TestBroker) -> None:
+    """The store is one file for all brokers of a user: what was done on one has not been done on another."""
+    worker = ("mqtool", "worker", "-c", "1", "--deduplicate", "--dedup-store", "store", "--exec", "echo did it")
+    shell.run("mqtool", "new-task", "--json", stdin=_message("a"))
+    assert shell.run(*worker).stdout == "did it\n"
+    other = f"{broker.vhost}-other"
+    broker.api("PUT", f"vhosts/{other}")
+    try:
+        url = broker.url.rpartition("/")[0] + f"/{other}"
+        shell.run("mqtool", "new-task", "--json", "-u", url, stdin=_message("a"))
+        assert shell.run(*worker, "-u", url).stdout == "did it\n"
+    finally:
+        broker.api("DELETE", f"vhosts/{other}")
+
+
+def test_a_poison_message_that_comes_twice_is_dead_lettered_once_and_a_redrive_is_done(
+    shell: Shell, broker: TestBroker
+) -> None:
+    """The second is a duplicate of a dead letter. A dead letter that is brought back is no duplicate."""
+    worker = ("mqtool", "worker", "-q", "jobs", "--deduplicate", "--dedup-store", "store", "--retries", "0", "--shell")
+    shell.run("mqtool", "send", "-q", "jobs", "--json", stdin=_message("a") * 2)
+    failing = shell.run(*worker, "-c", "2", "--exec", "exit 1")
+    assert "0 done, 0 retries, 1 dead, 1 suppressed" in failing.stderr
+    assert "message a was dead-lettered before: acknowledged, not done again" in failing.stderr
+    assert depth(broker, "jobs.dlq") == 1
+
+    assert shell.run("mqtool", "dlq", "redrive", "jobs").code == 0
+    assert "1 dead" in shell.run(*worker, "-c", "1", "--exec", "exit 1").stderr
+    assert shell.run("mqtool", "move", "jobs.dlq", "--to", "jobs").code == 0
+    assert "1 done" in shell.run(*worker, "-c", "1", "--exec", "exit 0").stderr
+
+
+@on_any_broker
 def test_what_has_failed_is_tried_again_and_what_is_forgotten_too(shell: Shell) -> None:
     """Only what is done is remembered, and only for the window."""
     shell.run("mqtool", "new-task", "--json", stdin=_message("a"))
@@ -92,3 +125,21 @@ def test_a_request_that_comes_twice_gets_the_same_reply(shell: Shell) -> None:
     answers = shell.run("mqtool", "receive", "-q", "answers", "-c", "2", "--raw").stdout_bytes
     first, second = answers.split(b"\xff\n")[:2]
     assert first == second != b""
+
+
+@on_any_broker
+def test_two_clients_with_the_same_request_id_get_a_reply_each(shell: Shell) -> None:
+    """rpc-server --deduplicate: an id counts for its client only: nobody gets another's reply."""
+    requests = [
+        {"body": client, "properties": {"message_id": "r1", "correlation_id": "c", "reply_to": client}}
+        for client in ("alice", "bob")
+    ]
+    for client in ("alice", "bob"):
+        shell.run("mqtool", "receive", "-q", client, "--idle-timeout", "10ms")
+    shell.run(
+        "mqtool", "send", "--json", "-q", "rpc_queue", stdin="".join(f"{json.dumps(each)}\n" for each in requests)
+    )
+    store = ["--deduplicate", "--dedup-store", "store"]
+    shell.run("mqtool", "rpc-server", *store, "-c", "2", "--exec", "cat")
+    for client in ("alice", "bob"):
+        assert shell.run("mqtool", "receive", "-q", client, "-c", "1", "--raw").stdout == f"{client}\n"

@@ -72,9 +72,7 @@ def rpc_server(
             )
         )
     target = queue.of(broker.names.rpc_queue)
-    if (handled := handled_messages(dedup)) is not None:
-        compute = rpc_functions.answering_once(compute, handled, target.name, output.notice)
-
+    handled = handled_messages(dedup)
     answering = broker.lines.answering_add100 if name == "add100" else f" [.] {name}({{n}})"
 
     def show(request: Delivery) -> None:
@@ -83,10 +81,11 @@ def rpc_server(
         else:
             write.batched.add(output.encoded(answering.format(n=output.one_line(request.text))))
 
-    answered = rpc_functions.answering_errors(compute)
-
     with broker.access().channel() as channel:
         channel.before_acknowledging = write.flush
+        if handled is not None:
+            compute = rpc_functions.answering_once(compute, handled, channel.connection.cluster, output.notice)
+        answered = rpc_functions.answering_errors(compute)
 
         def answer_visibly(request: Delivery) -> Message:
             show(request)
