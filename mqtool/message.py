@@ -75,10 +75,10 @@ class Message:
     received: bool = False
 
 
-class InLots:
+class InBatches:
     """Messages that come in lots."""
 
-    def lots(self) -> Iterator[list[Message]]:
+    def batches(self) -> Iterator[list[Message]]:
         """What is at hand together; an empty lot says that there is nothing right now.
 
         Whoever publishes a message takes it out of its lot.

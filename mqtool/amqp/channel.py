@@ -13,9 +13,9 @@ from mqtool.amqp import administration
 from mqtool.amqp.administration import Request
 from mqtool.amqp.consume_policies import STREAMING, Receiving, policy_for
 from mqtool.amqp.consumer import Consumer
-from mqtool.amqp.publisher import Publishing
+from mqtool.amqp.publisher import Publisher
 from mqtool.amqp.reopening import ChannelConnection, ChannelListener, ReopeningChannel, Thing
-from mqtool.amqp.subscription import Acknowledgements, StreamPlace, Tags, delivery_from
+from mqtool.amqp.subscription import AcknowledgedTags, Acknowledgements, StreamPosition, delivery_from
 from mqtool.amqp.unconfirmed import WINDOW, Route, addressed
 from mqtool.message import Delivery, Message, Receipt
 from mqtool.topology import Binding, Exchange, Queue
@@ -55,8 +55,8 @@ class Channel(ChannelListener):
         self.before_acknowledging: Callable[[], None] = lambda: None
         self._mandatory = mandatory
         self._consumers: list[Consumer] = []
-        self._publishing = Publishing(self.reopening, connection, confirm_timeout)
-        self._tags, self._tags_of = Tags(), 0
+        self._publisher = Publisher(self.reopening, connection, confirm_timeout)
+        self._tags, self._tags_of = AcknowledgedTags(), 0
         self._acks = Acknowledgements(connection.io, self._acknowledge)
         self.reopening.listen(self)
 
@@ -129,7 +129,7 @@ class Channel(ChannelListener):
         """
         return self.reopening.retrying(lambda: self.reopening.checked(request))
 
-    # Publishing.
+    # Publisher.
 
     def publish(
         self,
@@ -143,7 +143,7 @@ class Channel(ChannelListener):
     ) -> Generator[Receipt]:
         """Publish messages; yield each one's receipt, in order, once the broker has answered for it.
 
-        Publishing goes on while confirms are awaited. Unconfirmed messages are published again after a reconnection.
+        Publisher goes on while confirms are awaited. Unconfirmed messages are published again after a reconnection.
 
         Args:
             messages: None means that there is none right now: receipts that have come are yielded meanwhile.
@@ -159,21 +159,21 @@ class Channel(ChannelListener):
         """
         mandatory = self._mandatory if mandatory is None else mandatory
         route = Route(exchange.name if exchange else "", routing_key, mandatory=mandatory, persistent=persistent)
-        return self._publishing.publish(messages, route, window)
+        return self._publisher.receipts(messages, route, window)
 
     @property
     def unconfirmed(self) -> list[Message]:
         """The messages published but not answered for, oldest first."""
-        return self._publishing.publisher.unconfirmed
+        return self._publisher.unconfirmed.messages
 
     @property
     def in_flight(self) -> int:
         """How many messages were published but not answered for."""
-        return self._publishing.publisher.in_flight
+        return self._publisher.unconfirmed.in_flight
 
     def addressed(self, message: Message) -> Message:
         """A message with the exchange and the routing key that the latest publish() would have given it."""
-        return addressed(message, self._publishing.route)
+        return addressed(message, self._publisher.route)
 
     # Consuming.
 
@@ -193,7 +193,7 @@ class Channel(ChannelListener):
         is_stream = receiving.offset is not None or queue.arguments.get("x-queue-type") == "stream"
         limits = _limits_deliveries(queue, self.connection.broker)
         policy = policy_for(receiving, limits_deliveries=limits, is_stream=is_stream)
-        place = StreamPlace(receiving.offset) if is_stream else None
+        place = StreamPosition(receiving.offset) if is_stream else None
         consumer = Consumer(
             self.reopening, queue, receiving, policy, place, on_end=self._forget, hand_over=self.before_acknowledging
         )
@@ -233,14 +233,14 @@ class Channel(ChannelListener):
             NotConfirmed: the broker has not confirmed the answers before it for too long.
             MqtoolError: the channel was closed for good.
         """
-        self._publishing.add(reply)
+        self._publisher.add(reply)
         consumers = tuple(self._consumers)
         more_follow = any(consumer.arrives(0) for consumer in consumers)
         self._acks.add(_settled([delivery], consumers), more_follow=more_follow)
 
     def wait_for_confirms(self) -> None:
         """Wait until the broker has confirmed, or refused, all that was published. Raises as publish() does."""
-        for _ in self._publishing.publish([], Route(), WINDOW):
+        for _ in self._publisher.receipts([], Route(), WINDOW):
             pass
 
     def is_current(self, delivery: Delivery) -> bool:
@@ -274,10 +274,10 @@ class Channel(ChannelListener):
         acks: Iterable[tuple[int, bool]] = ()
         if tags := [delivery.delivery_tag for delivery in deliveries if self.is_current(delivery)]:
             if self._tags_of != self._epoch:
-                self._tags, self._tags_of = Tags(), self._epoch
+                self._tags, self._tags_of = AcknowledgedTags(), self._epoch
             acks = self._tags.acknowledge(tags)
             self.reopening.progress()
-        self._publishing.send(acks)
+        self._publisher.acknowledge(acks)
 
     def _forget(self, consumer: Consumer) -> None:
         self.reopening.forget(consumer)

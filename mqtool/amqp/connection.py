@@ -20,13 +20,7 @@ from mqtool.amqp import pika_errors
 from mqtool.amqp.address import Address, TlsFiles
 from mqtool.amqp.channel import CONFIRM_TIMEOUT, Channel
 from mqtool.amqp.io_thread import Answer, IoThread
-from mqtool.amqp.pika_private import (
-    CuttingConnection,
-    mend_coding,
-    name_host_in_bytes,
-    read_large_pieces,
-    write_at_once,
-)
+from mqtool.amqp.pika_private import CONNECTION
 from mqtool.duration import Backoff
 from mqtool.errors import MqtoolError, Unavailable
 
@@ -40,10 +34,6 @@ _ELECTION = 2.0
 
 #: Seconds after which a connection has come back, even if nothing happens on it.
 _STEADY = 60.0
-
-mend_coding()
-read_large_pieces()
-write_at_once()
 
 
 class State(Enum):
@@ -250,7 +240,7 @@ class Connection:
 
         def start() -> None:
             try:
-                pika = CuttingConnection(
+                pika = CONNECTION(
                     parameters,
                     on_open_callback=on_open,
                     on_open_error_callback=lambda _, error: opened.refuse(error),
@@ -389,7 +379,7 @@ def _parameters(address: Address, tls: "ssl.SSLContext | None", name: str) -> Co
         options["heartbeat"] = address.heartbeat
     if address.tls and tls is not None:
         options["ssl_options"] = SSLOptions(tls, address.host)
-    parameters = ConnectionParameters(
+    return ConnectionParameters(
         host=address.host,
         port=address.port,
         virtual_host=address.virtual_host,
@@ -400,5 +390,3 @@ def _parameters(address: Address, tls: "ssl.SSLContext | None", name: str) -> Co
         client_properties={"product": "mqtool", "connection_name": name},
         **options,
     )
-    name_host_in_bytes(parameters)
-    return parameters

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable
 from mqtool.amqp.consume_policies import Buffer, Policy, Receiving, Step
 from mqtool.amqp.io_thread import LOOK_UP
 from mqtool.amqp.reopening import ChannelListener, ReopeningChannel
-from mqtool.amqp.subscription import StreamPlace, Subscription
+from mqtool.amqp.subscription import StreamPosition, Subscription
 from mqtool.errors import MqtoolError, Unavailable
 from mqtool.message import Delivery
 from mqtool.topology import Queue
@@ -28,7 +28,7 @@ class Consumer(ChannelListener):
     """Takes deliveries of a queue, as its policy says.
 
     Args:
-        place: where to start, in a stream.
+        position: where to start, in a stream.
         on_end: called when no more deliveries will be taken.
         hand_over: called before deliveries are acknowledged, and when there are no more for now: whoever takes them may
             have put off writing them.
@@ -42,7 +42,7 @@ class Consumer(ChannelListener):
         queue: Queue,
         receiving: Receiving,
         policy: Policy,
-        place: StreamPlace | None,
+        position: StreamPosition | None,
         *,
         on_end: Callable[["Consumer"], None],
         hand_over: Callable[[], None],
@@ -58,8 +58,8 @@ class Consumer(ChannelListener):
         self._is_stuck = False
         # What is lost with us is yielded before the end.
         self._yields_all = policy.auto_ack and receiving.buffer is None
-        self._place = place
-        self._subscription = Subscription(channel, queue, self._inbox.put, place)
+        self._position = position
+        self._subscription = Subscription(channel, queue, self._inbox.put, position)
         self._stopping = False
         self._subscribing = threading.RLock()
 
@@ -93,8 +93,8 @@ class Consumer(ChannelListener):
                 if delivery is None:
                     return
                 taken += 1
-                if self._place is not None:
-                    self._place.behind(delivery)
+                if self._position is not None:
+                    self._position.advance(delivery)
                 step = self._policy.taken(delivery)
                 if step is not Step.GO_ON:
                     self._do(step)
@@ -233,7 +233,7 @@ class Consumer(ChannelListener):
         with self._subscribing:
             self._subscription.cancel()
             if step is Step.RESUBSCRIBE and self._policy.wants_more(
-                self._subscription.received, self._subscription.through
+                self._subscription.received, self._subscription.last_tag
             ):
                 self._flush()
                 self.start()

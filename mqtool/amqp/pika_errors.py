@@ -11,6 +11,7 @@ from pika import exceptions
 from pika.adapters.utils import connection_workflow
 
 from mqtool.amqp.address import Address
+from mqtool.codecs.field_tables import NameTooLong, NoFieldType
 from mqtool.duration import compact_duration
 from mqtool.errors import (
     AccessRefused,
@@ -271,9 +272,9 @@ def is_harmless_difference(error: BaseException) -> bool:
 
 def cannot_encode(error: Exception) -> MqtoolError:
     """Translate what kept pika from encoding a name, a header, a property or an argument."""
-    if isinstance(error, exceptions.ShortStringTooLong):
+    if isinstance(error, exceptions.ShortStringTooLong | NameTooLong):
         return too_long("name or key", error.args[0])
-    if isinstance(error, exceptions.UnsupportedAMQPFieldException):
+    if isinstance(error, exceptions.UnsupportedAMQPFieldException | NoFieldType):
         return BadData(f"AMQP has no type for the value {error.args[-1]!r}", "write it as text")
     if isinstance(error, struct.error | OverflowError):
         return BadData("a number in a header, a property or an argument is too large", "AMQP's integers have 64 bits")

@@ -1,94 +1,213 @@
-"""What mqtool uses of pika that is not public."""
+"""What mqtool uses of pika that is not public, with pika's public way beside it. Nothing of pika is changed.
+
+FastConnection overrides five methods of pika's connection. They are looked up once, at import; if one of them is
+missing or takes other arguments, or MQTOOL_PIKA=public is set, connections are pika's own SelectConnection, messages go
+through Channel.basic_publish, and pika decodes what arrives. Everything works then, with two differences: it is slower,
+and pika's own codec rejects some headers and names (such as names that are not UTF-8).
+
+tests/integration/test_pika_paths.py runs both ways.
+"""
 
 import contextlib
-import struct
-from collections.abc import Iterable
+import copy
+import os
+import socket
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from pika import ConnectionParameters, data, spec
+from pika import BasicProperties, amqp_object, exceptions
 from pika.adapters.select_connection import SelectConnection
-from pika.adapters.utils import io_services_utils
 from pika.channel import Channel as PikaChannel
-from pika.connection import Connection as PikaConnection
 
-from mqtool.amqp import tables
-from mqtool.amqp.basic_frames import Cutter
-from mqtool.message import UNREADABLE
+from mqtool.amqp import pika_errors
+from mqtool.amqp.basic_frames import (
+    ConsumerFrames,
+    FrameReader,
+    PublishEncoder,
+    acknowledgements,
+    decode_frame,
+    encode_names,
+)
+from mqtool.amqp.unconfirmed import Encoded, MessageWriter, Route, addressed
+from mqtool.codecs.field_tables import CLIENT
+from mqtool.message import PERSISTENT, Message
 
-_PIECE = 1 << 17
-_BASIC_ACK = struct.Struct(">BHIIQBB").pack
-_decode_properties = spec.BasicProperties.decode
-_write_later = io_services_utils._AsyncPlaintextTransport.write
+#: The methods that FastConnection overrides or calls, with their arguments after `self`.
+_EXPECTED = {
+    "_on_data_available": ("data_in",),
+    "_process_frame": ("frame_value",),
+    "_send_method": ("channel_number", "method", "content"),
+    "_output_marshaled_frames": ("marshaled_frames",),
+    "_adapter_emit_data": ("data",),
+    "_proto_connection_made": ("transport",),
+}
+#: Bytes to read from the socket at once. pika's 4 KiB hold some twenty messages: with them, `receive` takes
+#: 1.5 times as long.
+_READ_SIZE = 1 << 17
+_EMPTY_TABLE = b"\0\0\0\0"
 
 
-class CuttingConnection(SelectConnection):
-    """A connection whose deliveries are cut by hand.
+def is_as_expected() -> bool:
+    """Whether pika has the private methods that FastConnection needs."""
+    for name, arguments in _EXPECTED.items():
+        code = getattr(getattr(SelectConnection, name, None), "__code__", None)
+        if code is None or code.co_varnames[1 : code.co_argcount] != arguments:
+            return False
+    return True
+
+
+class FastConnection(SelectConnection):
+    """A connection that reads and writes the frames of messages itself, with mqtool's codec.
 
     Attributes:
-        cutter: knows the consumers and publishers for which that is done.
+        reader: knows the consumers and publishers of the connection.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        self.cutter = Cutter(super()._on_data_available)
+        self.reader = FrameReader(self._on_other_frame)
+        self._socket: socket.socket | None = None
         super().__init__(*arguments, **options)
 
+    def _proto_connection_made(self, transport: Any) -> None:
+        if type(getattr(transport, "_sock", None)) is socket.socket:  # without TLS
+            self._socket = transport._sock
+            transport._MAX_RECV_BYTES, transport._MAX_CONSUME_BYTES = (
+                _READ_SIZE,
+                1,
+            )  # of this object: one read each time
+        super()._proto_connection_made(transport)
+
     def _on_data_available(self, data_in: bytes) -> None:
-        # pika sees by bytes_received that the broker is alive. It counts what it is given itself, within this call: to
-        # add to the number from before would take that back, and drop a connection on which only heartbeats come.
-        cut = self.cutter.receive(data_in)
-        self.bytes_received += cut
+        # pika tells by bytes_received that the broker is alive, and changes it within this call.
+        taken = self.reader.receive(data_in)
+        self.bytes_received += taken
+
+    def _on_other_frame(self, data: bytes) -> None:
+        decoded = decode_frame(data)
+        if decoded is None:
+            super()._on_data_available(data)
+        else:
+            self.bytes_received += len(data)
+            self._process_frame(decoded)
+
+    def _send_method(self, channel_number: int, method: amqp_object.Method, content: Any = None) -> None:
+        super()._send_method(channel_number, _exact(method), content)
+
+    def _adapter_emit_data(self, data: bytes) -> None:
+        """Send at once what the socket takes; pika waits for the poller before each write, which costs 0.1 ms."""
+        transport: Any = self._transport
+        if self._socket is not None and transport.get_write_buffer_size() == 0:
+            with contextlib.suppress(OSError):  # no room; or an error that pika will meet and handle
+                data = data[self._socket.send(data) :]
+        if data:
+            super()._adapter_emit_data(data)
 
 
-def write(connection: PikaConnection, frames: Iterable[bytes]) -> None:
-    """Pass finished frames to pika's transport. On the I/O thread.
+class _ExactMethod:
+    """A method with arguments, which mqtool's codec encodes: pika changes the types of numbers, and drops fractions."""
 
-    tests/integration/test_publishing.py fails if what arrives differs from what pika's own basic_publish sends.
-    """
-    connection._output_marshaled_frames([b"".join(frames)])
+    def __init__(self, method: Any) -> None:
+        self.INDEX = method.INDEX
+        self._bare = copy.copy(method)
+        self._bare.arguments = {}
+        self._arguments = CLIENT.encode_table(method.arguments)
 
-
-def acknowledgements(channel: PikaChannel, tags: Iterable[tuple[int, bool]]) -> list[bytes]:
-    """The frames that acknowledge deliveries; each tag with whether it stands for all before it."""
-    start = (spec.FRAME_METHOD, channel.channel_number, 13, spec.Basic.Ack.INDEX)
-    return [_BASIC_ACK(*start, tag, multiple, spec.FRAME_END) for tag, multiple in tags]
-
-
-def name_host_in_bytes(parameters: ConnectionParameters) -> None:
-    """Resolve an ASCII host name without loading Python's Unicode tables."""
-    if parameters.host.isascii():
-        parameters._host = parameters.host.encode()  # type: ignore[assignment]
+    def encode(self) -> list[bytes]:
+        pieces: list[bytes] = self._bare.encode()
+        return [*pieces[:-1], pieces[-1].removesuffix(_EMPTY_TABLE) + self._arguments]  # they are always the last field
 
 
-def read_large_pieces() -> None:
-    """Read a socket once for each time that it has something."""
-    io_services_utils._AsyncTransportBase._MAX_RECV_BYTES = _PIECE
-    io_services_utils._AsyncPlaintextTransport._MAX_CONSUME_BYTES = 1
+def _exact(method: Any) -> Any:
+    """A method with mqtool's encoding of its arguments, and of names that are not UTF-8."""
+    for name, value in vars(method).items():
+        if isinstance(value, str) and not value.isascii():
+            setattr(method, name, value.encode("utf-8", "surrogateescape"))
+    return _ExactMethod(method) if getattr(method, "arguments", None) else method
 
 
-def write_at_once() -> None:
-    """Have a socket take what it has room for when it is written; the rest waits, as all does in pika."""
+class _FrameWriter:
+    """Writes frames to the connection: all messages and acknowledgements in one system call."""
 
-    def write(transport: io_services_utils._AsyncPlaintextTransport, octets: bytes) -> None:
-        if transport._state == transport._STATE_ACTIVE and not transport._tx_buffers:
-            with contextlib.suppress(OSError):  # no room; or else pika meets the error itself, and knows what to do
-                octets = octets[transport._sock.send(octets) :]
-        if octets:
-            _write_later(transport, octets)
+    def __init__(self, pika: PikaChannel, frame_max: int) -> None:
+        self._pika = pika
+        self._encoder = PublishEncoder(pika.channel_number, frame_max)
 
-    io_services_utils._AsyncPlaintextTransport.write = write  # type: ignore[method-assign, assignment]
+    def encode(self, messages: Sequence[Message], route: Route) -> Encoded:
+        frames = self._encoder.encode(messages, route)
+        return Encoded(frames, len(frames))
 
-
-def mend_coding() -> None:
-    """Replace pika's coding of tables, names and properties. tests/unit/test_tables.py tests each."""
-    for name in ("table", "value", "short_string"):
-        for what in (f"encode_{name}", f"decode_{name}"):
-            setattr(data, what, getattr(tables, what))
-    spec.BasicProperties.decode = _decoded  # type: ignore[method-assign]
+    def write(self, encoded: Iterable[Encoded], acks: Iterable[tuple[int, bool]] = ()) -> None:
+        frames = [*(each.messages for each in encoded), *acknowledgements(self._pika.channel_number, acks)]
+        if self._pika.is_open and frames:
+            self._pika.connection._output_marshaled_frames([b"".join(frames)])
 
 
-def _decoded(properties: spec.BasicProperties, encoded: bytes, offset: int = 0) -> spec.BasicProperties:
+class _PublicWriter:
+    """Sends by pika's public methods, one message at a time."""
+
+    def __init__(self, pika: PikaChannel) -> None:
+        self._pika = pika
+
+    def encode(self, messages: Sequence[Message], route: Route) -> Encoded:
+        calls = [_publish_arguments(addressed(message, route), route) for message in messages]
+        return Encoded(calls, sum(len(message.body) for message in messages))
+
+    def write(self, encoded: Iterable[Encoded], acks: Iterable[tuple[int, bool]] = ()) -> None:
+        if not self._pika.is_open:
+            return
+        for each in encoded:
+            for arguments in each.messages:
+                self._pika.basic_publish(**arguments)
+        for tag, multiple in acks:
+            self._pika.basic_ack(tag, multiple=multiple)
+
+
+def _publish_arguments(message: Message, route: Route) -> dict[str, Any]:
+    given = {name: value for name, value in message.properties.items() if value is not None}
+    if message.message_id is not None:
+        given["message_id"] = message.message_id
+    if route.persistent:
+        given.setdefault("delivery_mode", PERSISTENT)
+    properties = BasicProperties(**given)
     try:
-        _decode_properties(properties, encoded, offset)  # type: ignore[no-untyped-call]
-    except (struct.error, IndexError):
-        vars(properties).update(dict.fromkeys(vars(properties)), headers={UNREADABLE: encoded[offset:]})
-    return properties
+        f"{message.exchange}{message.routing_key}".encode()  # pika sends only UTF-8
+        encode_names(message.exchange or "", message.routing_key or "")
+        properties.encode()
+    except (exceptions.AMQPError, ValueError, TypeError, ArithmeticError, AssertionError, RecursionError) as error:
+        raise pika_errors.cannot_encode(error) from error
+    return {
+        "exchange": message.exchange,
+        "routing_key": message.routing_key,
+        "body": message.body,
+        "properties": properties,
+        "mandatory": route.mandatory,
+    }
+
+
+#: The class of all connections.
+CONNECTION: type[SelectConnection] = (
+    FastConnection if is_as_expected() and os.environ.get("MQTOOL_PIKA") != "public" else SelectConnection
+)
+
+
+def writer(pika: PikaChannel, frame_max: int) -> MessageWriter:
+    """What sends messages and acknowledgements on a channel."""
+    return _FrameWriter(pika, frame_max) if isinstance(pika.connection, FastConnection) else _PublicWriter(pika)
+
+
+def take_confirms(pika: PikaChannel, on_ack: Callable[..., None]) -> None:
+    """Have confirms on a channel passed to a function directly, where that is possible. On the I/O thread."""
+    if isinstance(pika.connection, FastConnection):
+        pika.connection.reader.confirmed[pika.channel_number] = on_ack
+
+
+def take_deliveries(pika: PikaChannel, frames: ConsumerFrames) -> None:
+    """Have deliveries to a consumer decoded by mqtool, where that is possible. On the I/O thread."""
+    if isinstance(pika.connection, FastConnection):
+        pika.connection.reader.add(frames)
+
+
+def leave_deliveries(pika: PikaChannel, consumer_tag: str) -> None:
+    """Leave the deliveries to a consumer to pika again: it returns those that still arrive. On the I/O thread."""
+    if isinstance(pika.connection, FastConnection):
+        pika.connection.reader.remove(pika.channel_number, consumer_tag)

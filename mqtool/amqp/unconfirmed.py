@@ -1,20 +1,37 @@
-"""Messages that were published and are not confirmed yet."""
+"""The unconfirmed messages of a channel: kept until the broker confirms them, and published again after a reconnection.
+
+Three threads use them: the caller adds messages and collects receipts, the I/O thread writes messages and receives
+confirms, and the thread that reconnects starts again on a new channel. One lock guards all of it.
+https://www.rabbitmq.com/docs/confirms#publisher-confirms
+"""
 
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import count, repeat
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, Protocol
 
 from mqtool.errors import MqtoolError, NotConfirmed
 from mqtool.message import Confirmation, Message, Receipt
 
+#: The most messages, and bytes of bodies, that may be unconfirmed.
+WINDOW, WINDOW_BYTES = 10_000, 16 * 1024 * 1024
+#: Seconds after a reconnection in which a nack may only mean that the queue has no leader yet, because the cluster has
+#: lost a node. Such messages are published again after a pause, on another channel: in RabbitMQ 3.10, a channel that
+#: has met a queue without a leader may nack everything from then on.
+_LEADERLESS, _PAUSE = 20.0, 0.25
+#: Seconds between two checks whether to stop, while there is no connection or the broker blocks publishers.
+_CHECK_INTERVAL = 0.1
+#: While messages are unconfirmed, the next ones are collected up to this many bytes, or for this many seconds, and
+#: written at once: 1.6 times the throughput of one write for each message.
+_BATCH_BYTES, _BATCH_SECONDS = 64 * 1024, 0.001
+_FATE = "they may or may not have arrived"
+
 
 class Route(NamedTuple):
-    """How to publish messages, and where to, unless they name an exchange or a routing key themselves."""
+    """Exchange, routing key and delivery mode for messages that do not set their own; and basic.publish's mandatory."""
 
     exchange: str = ""
     routing_key: str = ""
@@ -23,7 +40,7 @@ class Route(NamedTuple):
 
 
 def addressed(message: Message, route: Route) -> Message:
-    """A message with the route's exchange and routing key, unless it has its own."""
+    """Copy a message, with the route's exchange and routing key unless it has its own."""
     return replace(
         message,
         exchange=route.exchange if message.exchange is None else message.exchange,
@@ -31,36 +48,42 @@ def addressed(message: Message, route: Route) -> Message:
     )
 
 
-#: Messages, and bytes of their bodies, that may be on their way to the broker or waiting for its confirm.
-WINDOW = 10_000
-WINDOW_BYTES = 16 * 1024 * 1024
-#: Seconds after a reconnection in which a nack may only mean that the queue has no leader yet: a cluster that lost a
-#: node chooses another one. And how long to wait before such messages are published again: on another channel, since
-#: in RabbitMQ 3.10 one that has met a queue without a leader may nack forever.
-_LEADERLESS, _PAUSE = 20.0, 0.25
-#: Seconds between two looks at whether to stop, while there is no connection or publishers are blocked.
-_LOOK_UP = 0.1
-#: What follows a message that is unconfirmed leaves with others: at most this many bytes, or seconds later. Each write
-#: costs a system call, and hands the interpreter from one thread to the other and back.
-_LOT, _MOMENT = 64 * 1024, 0.001
-_FATE = "they may or may not have arrived"
+class Encoded(NamedTuple):
+    """Messages that are ready to be written, and their size in bytes."""
+
+    messages: Any
+    size: int
 
 
-#: With the sequence number of the message. A plain tuple, since one is made for each message.
+class MessageWriter(Protocol):
+    """Sends messages and acknowledgements on one pika channel."""
+
+    def encode(self, messages: Sequence[Message], route: Route) -> Encoded:
+        """Prepare messages to be written. From any thread.
+
+        Raises:
+            UsageError, BadData: one of them cannot be encoded.
+        """
+
+    def write(self, encoded: Iterable[Encoded], acks: Iterable[tuple[int, bool]] = ()) -> None:
+        """Send messages, then acknowledgements: delivery tags, each with `multiple`. On the I/O thread.
+
+        Does nothing if the channel is closed.
+        """
+
+
+#: A message, where it was published to, and its sequence number. A plain tuple, since one is made for each message.
 _Published = tuple[Message, Route, int]
-Encode = Callable[[Iterable[Message], Route], bytes]
-#: A receipt from a tuple, at half the price.
-_receipt = cast(Callable[[tuple[Message, Confirmation, str, int]], Receipt], partial(tuple.__new__, Receipt))
 
 
-class Publisher:
+class Unconfirmed:
     """The unconfirmed messages of one channel, in the order in which they were published.
 
     Args:
-        run: runs a function on the I/O thread, soon.
-        run_later: does so after this many seconds.
-        reopen: starts to open another channel, for which restart() is called.
-        hopeless: as ChannelConnection.hopeless.
+        run: runs a function on the I/O thread.
+        run_later: runs a function on the I/O thread after a number of seconds.
+        reopen: starts to open another channel; restart() is called once it is open.
+        hopeless: returns why the broker cannot answer, if the command is to stop; else None.
     """
 
     def __init__(
@@ -77,22 +100,20 @@ class Publisher:
         self._is_reopening = False
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._wanted_below = 0  # by wait(), which need not be woken before
+        self._wanted_below = 0  # wait() need not be woken while more are unconfirmed
         self._outstanding: deque[_Published] = deque()
         self._bytes = 0
-        self._outbox: list[bytes] = []
+        self._writer: MessageWriter | None = None  # until restart(), which encodes everything outstanding
+        self._outbox: list[Encoded] = []
         self._outbox_size = 0
-        self._is_due = self._is_due_now = False  # the I/O thread will empty the outbox
-        # Until restart(), which encodes whatever is outstanding.
-        self._encode: Encode = lambda _messages, _route: b""
-        self._write: Callable[[list[bytes]], None] = lambda _frames: None
-        # Delivery tags, which count from 1 on every channel: of the oldest in _outstanding, less one; and the highest
-        # below which the broker has answered for all.
+        self._is_due = self._is_due_now = False  # the I/O thread is going to empty the outbox
+        # Delivery tags count from 1 on every channel. The tag before that of _outstanding[0], and the highest tag
+        # up to which the broker has answered for all.
         self._collected = 0
         self._answered = 0
         self._answered_early: set[int] = set()
         self._refused: dict[int, Receipt] = {}
-        # Tags of messages to publish once more, the messages that wait for it, and when it is time.
+        # The tags to publish again, the messages that wait for it, and the time when they are due.
         self._again: set[int] = set()
         self._later: deque[_Published] = deque()
         self._later_at = 0.0
@@ -102,29 +123,30 @@ class Publisher:
         self._paused = False
         self._failure: MqtoolError | None = None
 
-    # The caller's side.
+    # For the caller's thread.
 
     def add(self, messages: Sequence[Message], route: Route, sequence: int = 0, *, waits: bool = False) -> None:
-        """Publish messages; they may leave a moment later, together with the next ones.
+        """Publish messages, at once or in one write with those that follow within a millisecond.
 
         Args:
-            sequence: the caller's number for the first of them, repeated in its receipt.
-            waits: they leave when drain() is called, if not before.
+            sequence: the number of the first of them, for its receipt.
+            waits: write them with the next call of drain(), not before.
 
         Raises:
             UsageError, BadData: one cannot be encoded. Nothing was sent.
         """
         with self._lock:
-            encoded = self._encode(messages, route)
+            encoded = self._writer.encode(messages, route) if self._writer else Encoded(None, 0)
             if not self._outstanding:
                 self._last_answer = time.monotonic()
             self._outstanding.extend(zip(messages, repeat(route), count(sequence)))
             self._bytes += sum([len(message.body) for message in messages])
-            self._outbox.append(encoded)
-            self._outbox_size += len(encoded)
-            if self._is_due and self._outbox_size < _LOT:
+            if self._writer:
+                self._outbox.append(encoded)
+                self._outbox_size += encoded.size
+            if self._is_due and self._outbox_size < _BATCH_BYTES:
                 return
-            now = (self._outbox_size >= _LOT or self._unanswered() == len(messages)) and not self._is_due_now
+            now = (self._outbox_size >= _BATCH_BYTES or self._unanswered() == len(messages)) and not self._is_due_now
             soon = not (now or self._is_due)
             if waits or not (now or soon):
                 return
@@ -132,29 +154,29 @@ class Publisher:
         if now:
             self._run(self.drain)
         else:
-            self._run_later(_MOMENT, self.drain)
+            self._run_later(_BATCH_SECONDS, self.drain)
 
     @property
     def has_answers(self) -> bool:
-        """Whether collect() would return something."""
+        """Whether collect() would return receipts."""
         return bool(self._done) or self._answered > self._collected
 
     @property
     def is_waiting(self) -> bool:
-        """Whether there are receipts that the caller has not collected, or that are still to come."""
+        """Whether receipts are still to be collected, or to come."""
         return bool(self._done or self._outstanding or self._later)
 
     @property
     def in_flight(self) -> int:
-        """How many messages the broker has not answered for."""
+        """The number of messages that the broker has not answered for."""
         return len(self._outstanding) - (self._answered - self._collected)
 
     def is_full(self, window: int) -> bool:
-        """Whether the caller should wait: too many messages, or bytes, are unconfirmed."""
+        """Whether too many messages, or bytes, are unconfirmed to publish more."""
         return len(self._outstanding) + len(self._later) >= window or self._bytes >= WINDOW_BYTES
 
     def collect(self) -> list[Receipt]:
-        """The receipts of all messages answered for since the last call, in the order of publishing."""
+        """The receipts of the messages that were answered for since the last call, in the order of publishing."""
         with self._changed:
             receipts, self._done = self._done + self._take_answered(), []
         return receipts
@@ -163,8 +185,7 @@ class Publisher:
         tags = range(self._collected + 1, self._answered + 1)
         self._collected = self._answered
         taken = [self._outstanding.popleft() for _ in tags]
-        confirmed = Confirmation.CONFIRMED
-        receipts = [_receipt((message, confirmed, "", sequence)) for message, _, sequence in taken]
+        receipts = [Receipt(message, Confirmation.CONFIRMED, "", sequence) for message, _, sequence in taken]
         if self._refused:
             receipts = [self._refused.pop(tag, receipt) for tag, receipt in zip(tags, receipts, strict=True)]
         if self._again:
@@ -175,13 +196,12 @@ class Publisher:
         return receipts
 
     def wait(self, until_below: int, confirm_timeout: float, at_most: float | None = None) -> None:
-        """Wait until fewer than N messages are without an answer.
+        """Wait until fewer than `until_below` messages are unconfirmed.
 
         Args:
-            until_below: N; 1 waits for all.
-            confirm_timeout: seconds without any answer after which to give up. The time when there is no connection,
-                or when the broker blocks publishers, does not count.
-            at_most: seconds after which to return all the same.
+            confirm_timeout: seconds without any confirm after which to give up. The time without a connection, or
+                while the broker blocks publishers, does not count.
+            at_most: seconds after which to return in any case.
 
         Raises:
             NotConfirmed: the broker did not answer in time, or the command is to stop while it cannot answer.
@@ -206,7 +226,7 @@ class Publisher:
                     return
                 patience = self._last_answer + confirm_timeout - now
                 if self._paused:
-                    patience = min(confirm_timeout, _LOOK_UP)
+                    patience = min(confirm_timeout, _CHECK_INTERVAL)
                 elif patience <= 0:
                     raise _not_confirmed(unanswered, confirm_timeout)
                 if self._later and not self._is_reopening:
@@ -214,20 +234,15 @@ class Publisher:
                 self._changed.wait(patience if deadline is None else min(patience, deadline - now))
 
     @property
-    def unconfirmed(self) -> list[Message]:
-        """The messages without a confirm, oldest first: after a failure, those that may or may not have arrived."""
+    def messages(self) -> list[Message]:
+        """The messages without a confirm, oldest first. After a failure, they may or may not have arrived."""
         with self._changed:
             return [addressed(message, route) for message, route, _ in (*self._outstanding, *self._later)]
 
-    # The connection's side.
+    # For the connection.
 
-    def restart(self, encode: Encode, write: Callable[[list[bytes]], None], *, connection_is_new: bool = False) -> None:
-        """Go on with a new channel in confirm mode: publish again what was not confirmed. On the I/O thread.
-
-        Args:
-            encode: makes frames for that channel.
-            write: sends them, or drops them if the channel is closed. On the I/O thread.
-        """
+    def restart(self, writer: MessageWriter, *, connection_is_new: bool = False) -> None:
+        """Publish the unconfirmed messages again, on a new channel in confirm mode. On the I/O thread."""
         with self._changed:
             self._done += self._take_answered()
             self._outstanding.extendleft(reversed(self._later))
@@ -235,18 +250,18 @@ class Publisher:
             if connection_is_new:
                 self._leaderless_until = time.monotonic() + _LEADERLESS
             self._is_reopening = False
-            self._encode, self._write = encode, write
+            self._writer = writer
             self._collected = self._answered = 0
             self._answered_early.clear()
             self._refused.clear()
             self._again.clear()
             self._outbox.clear()
             self._outbox_size = 0
-            again = [encode([message], route) for message, route, _ in self._outstanding]
+            again = [writer.encode([message], route) for message, route, _ in self._outstanding]
             self._last_answer = time.monotonic()
             self._paused = False
         if again:
-            write(again)
+            writer.write(again)
 
     def pause(self) -> None:
         """Stop the clock of confirm_timeout."""
@@ -263,18 +278,18 @@ class Publisher:
             self._changed.notify_all()
 
     def fail(self, failure: MqtoolError) -> None:
-        """Let whoever waits know that there will be no more answers."""
+        """End all waiting with an error: there will be no more confirms."""
         with self._changed:
             self._failure = failure
             self._changed.notify_all()
 
     def on_ack(self, tag: int, *, multiple: bool) -> None:
-        """Basic.ack from the broker. On the I/O thread."""
+        """Handle basic.ack from the broker. On the I/O thread."""
         with self._changed:
             self._answer(tag, multiple=multiple)
 
     def on_nack(self, tag: int, *, multiple: bool) -> None:
-        """Basic.nack from the broker. On the I/O thread."""
+        """Handle basic.nack from the broker. On the I/O thread."""
         with self._changed:
             self._nack([*range(self._answered + 1, tag), tag] if multiple else [tag])
             self._answer(tag, multiple=multiple)
@@ -308,7 +323,10 @@ class Publisher:
                 self._refuse(tag, Confirmation.NACKED, "the broker refused it")
 
     def on_return(self, message_id: str | None, routing_key: str, body: bytes, reason: str) -> None:
-        """Basic.return: a mandatory message went to no queue. The broker confirms it right after. On the I/O thread."""
+        """Handle basic.return: a mandatory message is unroutable. Its confirm follows. On the I/O thread.
+
+        basic.return has no delivery tag, so the message is found by its content.
+        """
         with self._changed:
             for tag, (message, route, _) in enumerate(self._outstanding, self._collected + 1):
                 own_key = route.routing_key if message.routing_key is None else message.routing_key
@@ -326,14 +344,14 @@ class Publisher:
         message, route, sequence = self._outstanding[tag - self._collected - 1]
         self._refused.setdefault(tag, Receipt(addressed(message, route), confirmation, reason, sequence))
 
-    def drain(self, after: Iterable[bytes] = ()) -> None:
-        """Write what waits, and other frames behind it. On the I/O thread."""
+    def drain(self, acks: Iterable[tuple[int, bool]] = ()) -> None:
+        """Write the messages that wait, then acknowledgements. On the I/O thread."""
         with self._lock:
             self._is_due = self._is_due_now = False
             ready, self._outbox, self._outbox_size = self._outbox, [], 0
-            write = self._write
-        if ready := [*ready, *after]:
-            write(ready)
+            writer = self._writer
+        if writer:
+            writer.write(ready, acks)
 
 
 def _not_confirmed(count: int, seconds: float) -> NotConfirmed:

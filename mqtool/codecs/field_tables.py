@@ -1,58 +1,69 @@
-"""AMQP field tables that keep the wire type of every value (section 4.2.5.5, with RabbitMQ's errata).
+"""Field tables, which hold a message's headers and the arguments of declarations; and the properties of a message.
 
-pamqp's own codec encodes the narrowest integer. A broker must pass on what it got, and some clients insist on widths:
-the `count` of an x-death entry must be a long. So integers, timestamps and the like decode to subclasses of Python's
-types that remember their letter.
+AMQP 0-9-1, section 4.2.5.5, with RabbitMQ's types: https://www.rabbitmq.com/amqp-0-9-1-errata#section_3
+
+There are two codecs. `EXACT`, the embedded broker's, keeps the wire type of every value and rejects damaged tables, as
+RabbitMQ does. `CLIENT` decodes to the types that Python programs use (str, int, datetime, decimal.Decimal), and accepts
+everything that a broker delivers: a damaged part stays encoded, and is sent again unchanged.
 """
 
+import calendar
+import decimal
+import math
 import struct
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeAlias
+
+from mqtool.message import END_OF_TIME, MAX_DEPTH, PROPERTIES, UNREADABLE, Undecoded
+from mqtool.message import Timestamp as Timestamp
 
 Value: TypeAlias = "bool | int | float | str | bytes | Decimal | list[Value] | dict[str, Value] | None"
 Table: TypeAlias = dict[str, Value]
 
-MAX_DEPTH = 64
+
+class NameTooLong(ValueError):
+    """A name or a text property has more than 255 bytes; the argument is the encoded name."""
+
+
+class NoFieldType(TypeError):
+    """AMQP has no type for a value; the argument is the value."""
 
 
 class Int8(int):
-    """`b`, signed octet."""
+    """`b`, a signed byte."""
 
 
 class UInt8(int):
-    """`B`, unsigned octet."""
+    """`B`, an unsigned byte."""
 
 
 class Int16(int):
-    """`s`, signed short."""
+    """`s`, a signed 16-bit integer."""
 
 
 class UInt16(int):
-    """`u`, unsigned short."""
+    """`u`, an unsigned 16-bit integer."""
 
 
 class Int32(int):
-    """`I`, signed int."""
+    """`I`, a signed 32-bit integer."""
 
 
 class UInt32(int):
-    """`i`, unsigned int."""
+    """`i`, an unsigned 32-bit integer."""
 
 
 class Int64(int):
-    """`l`, signed long."""
-
-
-class Timestamp(int):
-    """`T`, seconds since 1970 in UTC."""
+    """`l`, a signed 64-bit integer."""
 
 
 class Float32(float):
-    """`f`, single precision."""
+    """`f`, a single-precision float."""
 
 
 class ByteArray(bytes):
-    """`x`, octets that are not text."""
+    """`x`, bytes that are not text."""
 
 
 class Decimal(NamedTuple):
@@ -62,27 +73,27 @@ class Decimal(NamedTuple):
     value: int
 
 
-_FIXED: dict[int, tuple[struct.Struct, Callable[[Any], Value]]] = {
+_Fixed = Mapping[int, tuple[struct.Struct, Callable[[Any], Any]]]
+_FIXED: _Fixed = {
     ord("b"): (struct.Struct(">b"), Int8),
     ord("B"): (struct.Struct(">B"), UInt8),
     ord("s"): (struct.Struct(">h"), Int16),
     ord("u"): (struct.Struct(">H"), UInt16),
     ord("I"): (struct.Struct(">i"), Int32),
     ord("i"): (struct.Struct(">I"), UInt32),
-    ord("L"): (struct.Struct(">q"), Int64),  # as kombu and py-amqp send it; it goes out as `l`, the last one here
+    ord("L"): (struct.Struct(">q"), Int64),  # sent by kombu and py-amqp; encoded as `l`
     ord("l"): (struct.Struct(">q"), Int64),
     ord("T"): (struct.Struct(">Q"), Timestamp),
     ord("f"): (struct.Struct(">f"), Float32),
     ord("d"): (struct.Struct(">d"), float),
 }
-_LETTERS: dict[type, tuple[bytes, struct.Struct]] = {
-    kind: (bytes([letter]), packing)  # type: ignore[misc]
-    for letter, (packing, kind) in _FIXED.items()
+_LETTERS: dict[Any, tuple[bytes, struct.Struct]] = {
+    kind: (bytes([letter]), packing) for letter, (packing, kind) in _FIXED.items()
 }
 _SIZE = struct.Struct(">I")
-_DECIMAL = struct.Struct(">BI")
+_VOID, _BOOL, _DECIMAL, _TEXT, _BYTES, _ARRAY, _TABLE = b"VtDSxAF"
 
-# RabbitMQ's names for the types, as its error messages print them.
+#: RabbitMQ's names for the types, as its error messages print them.
 _TYPE_NAMES: dict[type, str] = {
     Int8: "byte",
     UInt8: "unsignedbyte",
@@ -107,7 +118,7 @@ _TYPE_NAMES: dict[type, str] = {
 
 
 def type_name(value: Value) -> str:
-    """Return RabbitMQ's name for the wire type of a value, e.g. `signedint`."""
+    """RabbitMQ's name for the wire type of a value, e.g. `signedint`."""
     return _TYPE_NAMES[type(value)]
 
 
@@ -117,126 +128,271 @@ def is_integer(value: Value) -> bool:
 
 
 def text(raw: bytes) -> str | bytes:
-    """Decode a long string as text if it is UTF-8; leave it as bytes if not."""
+    """Decode UTF-8; return anything else unchanged."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
         return raw
 
 
-def decode_table(data: bytes, offset: int = 0) -> tuple[Table, int]:
-    """Decode the table that starts with its four-byte length at `offset`.
+class FieldTables:
+    """The exact view: every value keeps its wire type, and a damaged table is an error."""
 
-    Returns:
-        The table, and the offset after it.
+    _fixed = _FIXED
+    #: Keep a damaged table inside another one as Undecoded, instead of rejecting all of it.
+    _sets_damage_aside = False
+    #: Levels of tables and arrays that are encoded; the broker's own were read from a table before.
+    _deepest: float = math.inf
+
+    def decode_table(self, data: bytes, offset: int = 0) -> tuple[dict[str, Any], int]:
+        """Decode the table at an offset; return it with the offset after it.
+
+        Raises:
+            ValueError: it is cut short, nested too deeply, or holds a type that RabbitMQ does not know.
+        """
+        try:
+            end = self._end(data, offset, len(data))
+            return self._fields(data, offset + 4, end, 0), end
+        except (struct.error, IndexError) as error:
+            raise ValueError("field table cut short") from error
+
+    def encode_table(self, table: Mapping[str, Any]) -> bytes:
+        """Encode a table, with its length in front.
+
+        Raises:
+            NameTooLong, NoFieldType, ValueError, OverflowError, struct.error: it cannot be encoded.
+        """
+        return self._table(table, 0)
+
+    def encode_value(self, value: Any, depth: int = 0) -> bytes:  # noqa: C901 - one case per type
+        """Encode one value, with its type's letter in front. Raises what encode_table() does."""
+        fixed = _LETTERS.get(type(value))
+        if fixed is not None:
+            letter, packing = fixed
+            return letter + packing.pack(value)
+        if isinstance(value, str):
+            return b"S" + _sized(value.encode("utf-8", "surrogateescape"))
+        if value is None:
+            return b"V"
+        if isinstance(value, bool):
+            return b"t\x01" if value else b"t\x00"
+        if isinstance(value, int):
+            return self._integer(value)
+        if isinstance(value, Undecoded):
+            return bytes(value)
+        if isinstance(value, bytes):
+            return self._bytes(value)
+        if isinstance(value, Decimal):
+            return b"D" + struct.pack(">BI", *value)
+        if depth > self._deepest:
+            raise ValueError(f"a header is nested more than {MAX_DEPTH} deep")
+        if isinstance(value, Mapping):
+            return b"F" + self._table(value, depth + 1)
+        if isinstance(value, list | tuple):
+            return b"A" + _sized(b"".join([self.encode_value(item, depth + 1) for item in value]))
+        return self._other(value)
+
+    def _table(self, table: Mapping[str, Any], depth: int) -> bytes:
+        parts: list[bytes] = []
+        for name, value in table.items():
+            parts += (encode_short_string(name), self.encode_value(value, depth))
+        return _sized(b"".join(parts))
+
+    def _integer(self, value: int) -> bytes:
+        return b"l" + struct.pack(">q", value)
+
+    def _bytes(self, value: bytes) -> bytes:
+        """A text that is not UTF-8 decodes to bytes here, so that is what bytes encode to."""
+        return (b"x" if isinstance(value, ByteArray) else b"S") + _sized(value)
+
+    def _other(self, value: Any) -> bytes:
+        raise NoFieldType(value)
+
+    def _end(self, data: bytes, offset: int, limit: int) -> int:
+        """The end of something that starts with its size."""
+        end: int = offset + 4 + _SIZE.unpack_from(data, offset)[0]
+        if end > limit:
+            raise ValueError("length exceeds the data")
+        return end
+
+    def _fields(self, data: bytes, offset: int, end: int, depth: int) -> dict[str, Any]:
+        table: dict[str, Any] = {}
+        while offset < end:
+            name, offset = decode_short_string(data, offset)
+            table[name], offset = self._value(data, offset, end, depth)
+        if offset != end:
+            raise ValueError("field table overruns its length")
+        return table
+
+    def _items(self, data: bytes, offset: int, end: int, depth: int) -> list[Any]:
+        items = []
+        while offset < end:
+            item, offset = self._value(data, offset, end, depth)
+            items.append(item)
+        if offset != end:
+            raise ValueError("field array overruns its length")
+        return items
+
+    def _value(self, data: bytes, offset: int, limit: int, depth: int) -> tuple[Any, int]:  # noqa: C901 - one case per type
+        letter, start = data[offset], offset + 1
+        fixed = self._fixed.get(letter)
+        if fixed is not None:
+            packing, kind = fixed
+            return kind(packing.unpack_from(data, start)[0]), start + packing.size
+        if letter == _VOID:
+            return None, start
+        if letter == _BOOL:
+            return data[start] != 0, start + 1
+        if letter == _DECIMAL:
+            return self._decimal(data, start), start + 5
+        if letter not in (_TEXT, _BYTES, _ARRAY, _TABLE):
+            raise ValueError(f"unknown field type {letter}")
+        end = self._end(data, start, limit)
+        if letter == _TEXT:
+            return self._text(data[start + 4 : end]), end
+        if letter == _BYTES:
+            return ByteArray(data[start + 4 : end]), end
+        try:
+            if depth >= MAX_DEPTH:
+                raise ValueError("field table nested too deeply")
+            decode = self._fields if letter == _TABLE else self._items
+            return decode(data, start + 4, end, depth + 1), end
+        except (ValueError, struct.error, IndexError):
+            if self._sets_damage_aside:
+                return Undecoded(data[offset:end]), end
+            raise
+
+    def _text(self, raw: bytes) -> str | bytes:
+        return text(raw)
+
+    def _decimal(self, data: bytes, offset: int) -> Any:
+        return Decimal(*struct.unpack_from(">BI", data, offset))
+
+
+def _time(seconds: int) -> datetime | Timestamp:
+    return datetime.fromtimestamp(seconds, UTC) if seconds <= END_OF_TIME else Timestamp(seconds)
+
+
+_CLIENT_FIXED: _Fixed = {
+    **_FIXED,
+    ord("U"): (struct.Struct(">h"), Int16),  # RabbitMQ has `s` instead
+    ord("I"): (struct.Struct(">i"), int),
+    ord("T"): (struct.Struct(">Q"), _time),
+}
+
+
+class _ClientTables(FieldTables):
+    """Python's types, and no errors: a damaged part is Undecoded, a damaged table has its bytes under UNREADABLE."""
+
+    _fixed = _CLIENT_FIXED
+    _sets_damage_aside = True
+    _deepest = MAX_DEPTH
+
+    def decode_table(self, data: bytes, offset: int = 0) -> tuple[dict[str, Any], int]:
+        end = len(data)
+        try:
+            end = self._end(data, offset, end)
+            return self._fields(data, offset + 4, end, 0), end
+        except (ValueError, struct.error, IndexError):
+            return {UNREADABLE: data[offset:end]}, end
+
+    def _integer(self, value: int) -> bytes:
+        return struct.pack(">ci", b"I", value) if -(2**31) <= value < 2**31 else struct.pack(">cq", b"l", value)
+
+    def _bytes(self, value: bytes) -> bytes:
+        return b"x" + _sized(value)
+
+    def _text(self, raw: bytes) -> str:
+        return raw.decode("utf-8", "surrogateescape")
+
+    def _decimal(self, data: bytes, offset: int) -> decimal.Decimal:
+        scale, digits = struct.unpack_from(">Bi", data, offset)
+        return decimal.Decimal(digits).scaleb(-scale)
+
+    def _other(self, value: Any) -> bytes:
+        if isinstance(value, decimal.Decimal):
+            return b"D" + _packed_decimal(value)
+        if isinstance(value, datetime):
+            return struct.pack(">cQ", b"T", calendar.timegm(value.utctimetuple()))
+        raise NoFieldType(value)
+
+
+EXACT, CLIENT = FieldTables(), _ClientTables()
+decode_table, encode_table, encode_value = EXACT.decode_table, EXACT.encode_table, EXACT.encode_value
+
+
+def _sized(raw: bytes) -> bytes:
+    return _SIZE.pack(len(raw)) + raw
+
+
+def _packed_decimal(value: decimal.Decimal) -> bytes:
+    """A scale of one byte and a number of 32 bits; trailing zeros are dropped, and larger numbers are an error."""
+    sign, digits, exponent = value.as_tuple()
+    if not isinstance(exponent, int):
+        raise ValueError(f"AMQP has no decimal {value}")
+    shown = "".join(map(str, digits))
+    zeros = min(len(shown) - len(shown.rstrip("0")), max(-exponent, 0))
+    shown, exponent = shown[: len(shown) - zeros] or "0", exponent + zeros
+    if shown.strip("0") and len(shown) + max(exponent, 0) > 10:
+        raise OverflowError(f"the decimal {value} does not fit into 32 bits")
+    whole = int(shown[:10]) * 10 ** min(max(exponent, 0), 10)
+    return struct.pack(">Bi", max(-exponent, 0), -whole if sign else whole)
+
+
+def decode_short_string(data: bytes, offset: int) -> tuple[str, int]:
+    """Decode the name at an offset; return it with the offset after it. Bytes that are not UTF-8 become surrogates."""
+    start = offset + 1
+    end = start + data[offset]
+    return data[start:end].decode("utf-8", "surrogateescape"), end
+
+
+def encode_short_string(name: str | bytes) -> bytes:
+    """Encode a name or a text property, with its length in front.
 
     Raises:
-        ValueError: it is cut short, nested too deeply, or holds a type that RabbitMQ does not know.
+        NameTooLong: it has more than 255 bytes.
     """
+    raw = name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
+    if len(raw) > 255:
+        raise NameTooLong(raw)
+    return bytes((len(raw),)) + raw
+
+
+#: The format of each property that is not text. The bits of a message's property flags count down from 15.
+_FORMS = {"delivery_mode": ">B", "priority": ">B", "timestamp": ">Q"}
+
+
+def encode_property(name: str, value: Any) -> bytes:
+    """Encode one property of a message, as a client.
+
+    Raises:
+        NameTooLong, NoFieldType, ValueError, OverflowError, struct.error: it cannot be encoded.
+    """
+    if name == "headers":
+        return CLIENT.encode_table(value)
+    if name in _FORMS:
+        return struct.pack(_FORMS[name], value)
+    if not isinstance(value, str | bytes):
+        raise ValueError(f"the property {name} is not text: {value!r}")
+    return encode_short_string(value)
+
+
+def decode_properties(data: bytes) -> dict[str, Any]:
+    """Decode a message's property flags and properties, as a client. Damaged ones are in the header UNREADABLE."""
+    properties: dict[str, Any] = {}
     try:
-        return _table(data, offset, 0)
-    except (struct.error, IndexError) as error:
-        raise ValueError("field table cut short") from error
-
-
-def _block(data: bytes, offset: int) -> tuple[int, int]:
-    """Return start and end of something that is preceded by its length."""
-    start = offset + 4
-    end = start + _SIZE.unpack_from(data, offset)[0]
-    if end > len(data):
-        raise ValueError("length exceeds the data")
-    return start, end
-
-
-def _table(data: bytes, offset: int, depth: int) -> tuple[Table, int]:
-    if depth > MAX_DEPTH:
-        raise ValueError("field table nested too deeply")
-    position, end = _block(data, offset)
-    table: Table = {}
-    while position < end:
-        key_end = position + 1 + data[position]
-        key = data[position + 1 : key_end].decode(errors="surrogateescape")
-        table[key], position = _value(data, key_end, depth)
-    if position != end:
-        raise ValueError("field table overruns its length")
-    return table, end
-
-
-def _value(data: bytes, offset: int, depth: int) -> tuple[Value, int]:
-    letter = data[offset]
-    offset += 1
-    fixed = _FIXED.get(letter)
-    if fixed is not None:
-        packing, kind = fixed
-        return kind(packing.unpack_from(data, offset)[0]), offset + packing.size
-    match letter:
-        case 0x53:  # S
-            start, end = _block(data, offset)
-            return text(data[start:end]), end
-        case 0x74:  # t
-            return data[offset] != 0, offset + 1
-        case 0x46:  # F
-            return _table(data, offset, depth + 1)
-        case 0x41:  # A
-            return _array(data, offset, depth + 1)
-        case 0x78:  # x
-            start, end = _block(data, offset)
-            return ByteArray(data[start:end]), end
-        case 0x44:  # D
-            return Decimal(*_DECIMAL.unpack_from(data, offset)), offset + 5
-        case 0x56:  # V
-            return None, offset
-    raise ValueError(f"unknown field type {letter}")
-
-
-def _array(data: bytes, offset: int, depth: int) -> tuple[list[Value], int]:
-    if depth > MAX_DEPTH:
-        raise ValueError("field array nested too deeply")
-    position, end = _block(data, offset)
-    items: list[Value] = []
-    while position < end:
-        item, position = _value(data, position, depth)
-        items.append(item)
-    if position != end:
-        raise ValueError("field array overruns its length")
-    return items, end
-
-
-def encode_table(table: Mapping[str, Value]) -> bytes:
-    """Encode a table, its length in front. A plain int goes out as a long, a plain float as a double."""
-    parts = []
-    for key, value in table.items():
-        raw = key.encode(errors="surrogateescape")
-        parts.append(bytes([len(raw)]) + raw + encode_value(value))
-    data = b"".join(parts)
-    return _SIZE.pack(len(data)) + data
-
-
-def encode_value(value: Value) -> bytes:
-    """Encode one value, its type letter in front."""
-    fixed = _LETTERS.get(type(value))
-    if fixed is not None:
-        letter, packing = fixed
-        return letter + packing.pack(value)
-    match value:
-        case str():
-            # Names that are not UTF-8 have surrogates, and get into tables as parts of a message's history.
-            raw = value.encode(errors="surrogateescape")
-            return b"S" + _SIZE.pack(len(raw)) + raw
-        case None:
-            return b"V"
-        case bool():
-            return b"t\x01" if value else b"t\x00"
-        case int():
-            return b"l" + struct.pack(">q", value)
-        case bytes():
-            letter = b"x" if isinstance(value, ByteArray) else b"S"
-            return letter + _SIZE.pack(len(value)) + value
-        case Decimal():
-            return b"D" + _DECIMAL.pack(*value)
-        case list():
-            data = b"".join(map(encode_value, value))
-            return b"A" + _SIZE.pack(len(data)) + data
-        case dict():
-            return b"F" + encode_table(value)
-    raise TypeError(f"not a field value: {value!r}")
+        (flags,) = struct.unpack_from(">H", data)
+        position = 2
+        for number, name in enumerate(PROPERTIES):
+            if not flags & 1 << (15 - number):
+                continue
+            if name == "headers":
+                properties[name], position = CLIENT.decode_table(data, position)
+            elif name in _FORMS:
+                (properties[name],) = struct.unpack_from(_FORMS[name], data, position)
+                position += struct.calcsize(_FORMS[name])
+            else:
+                properties[name], position = decode_short_string(data, position)
+    except (struct.error, IndexError):
+        return {"headers": {UNREADABLE: data}}
+    return properties if position <= len(data) else {"headers": {UNREADABLE: data}}

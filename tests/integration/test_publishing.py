@@ -12,9 +12,10 @@ from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport
 
 from mqtool.amqp import Connection, parse_addresses
 from mqtool.errors import BadData, Unavailable, UsageError
-from mqtool.message import Confirmation, InLots, Message
+from mqtool.message import Confirmation, InBatches, Message
 from mqtool.topology import Exchange, Queue
 from tests.brokers import TestBroker
+from tests.integration import fast_path
 
 QUEUE = Queue("bodies", durable=True)
 
@@ -68,6 +69,7 @@ def test_our_frames_say_what_pikas_say(broker: TestBroker, size: int, properties
     assert (ours[0].exchange, ours[0].routing_key) == (theirs[0].exchange, theirs[0].routing_key)
 
 
+@fast_path
 def test_a_floating_point_header_arrives(connection: Connection) -> None:
     """pika decodes what it cannot encode; we encode it, as what is received must be fit to be sent on."""
     channel = connection.channel()
@@ -97,14 +99,14 @@ def test_publishing_goes_on_while_confirms_are_awaited(connection: Connection) -
     channel.declare(QUEUE)
     in_flight = []
 
-    class Source(InLots):
-        def lots(self) -> Iterator[list[Message]]:
+    class Source(InBatches):
+        def batches(self) -> Iterator[list[Message]]:
             for _ in range(50):
                 in_flight.append(channel.in_flight)
                 yield [Message(b"x" * 10_000)] * 10
 
         def __iter__(self) -> Iterator[Message]:
-            return chain.from_iterable(self.lots())
+            return chain.from_iterable(self.batches())
 
     assert len(list(channel.publish(Source(), routing_key=QUEUE.name))) == 500
     assert max(in_flight) > 10
@@ -113,8 +115,9 @@ def test_publishing_goes_on_while_confirms_are_awaited(connection: Connection) -
     assert max(in_flight) > 10
 
 
+@fast_path
 def test_pika_is_spared_writes_and_confirms(broker: TestBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If this fails, pika has changed beneath hooks.py, and publishing is slow; nothing else is wrong."""
+    """If this fails, pika has changed beneath pika_private.py, and publishing is slow; nothing else is wrong."""
     done_by_pika = []
     for kind, name in ((_AsyncPlaintextTransport, "_on_socket_writable"), (pika.spec.Basic.Ack, "decode")):
         monkeypatch.setattr(kind, name, lambda *_, name=name: done_by_pika.append(name))
@@ -176,8 +179,8 @@ def test_of_a_lot_all_up_to_a_bad_message_is_published(connection: Connection) -
     channel.declare(QUEUE)
     lot = [Message(b"%d" % number, "k" * (number // 5 * 300) or QUEUE.name) for number in range(8)]
 
-    class Source(InLots):
-        def lots(self) -> Iterator[list[Message]]:
+    class Source(InBatches):
+        def batches(self) -> Iterator[list[Message]]:
             yield [Message(b"first")]
             yield []
             yield lot

@@ -5,14 +5,14 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from mqtool.amqp.subscription import Acknowledgements, Tags
+from mqtool.amqp.subscription import AcknowledgedTags, Acknowledgements
 from mqtool.message import Delivery
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_what_is_acknowledged_is_what_was_to_be(seed: int) -> None:
     """As a broker understands it, which refuses a tag that it does not wait for."""
-    chance, tags = random.Random(seed), Tags()
+    chance, tags = random.Random(seed), AcknowledgedTags()
     unacknowledged, in_hand = set(range(1, 3000)), [*range(1, 3000)]
     stays = chance.choice(in_hand)
     in_hand.remove(stays)
@@ -28,7 +28,7 @@ def test_what_is_acknowledged_is_what_was_to_be(seed: int) -> None:
 
 def test_those_handled_in_order_take_one_acknowledgement() -> None:
     """A quorum queue writes each down."""
-    tags = Tags()
+    tags = AcknowledgedTags()
     assert [*tags.acknowledge([1])] == [(1, False)]
     assert [*tags.acknowledge([2, 3, 4])] == [(4, True)]
     assert [*tags.acknowledge([6, 7])] == [(6, False), (7, False)]

@@ -1,14 +1,11 @@
-"""Deliveries cut by hand are what pika would have made of the same bytes."""
+"""Deliveries decoded by hand are what pika would have made of the same bytes."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 from pika import frame, spec
 
-from mqtool.amqp.basic_frames import Consumed, Cutter
-from mqtool.amqp.pika_private import mend_coding
+from mqtool.amqp.basic_frames import ConsumerFrames, FrameReader
 from mqtool.message import Delivery
-
-mend_coding()
 
 #: Bytes of a body that fit into a frame here.
 BODY_MAX = 50
@@ -58,14 +55,14 @@ def frames_of(delivery: Delivery) -> list[bytes]:
 
 
 @given(st.lists(deliveries | confirms | st.sampled_from(OTHERS), max_size=8), st.lists(st.integers(0, 400), max_size=8))
-def test_what_is_not_cut_goes_on_as_it_came(sent: list[Delivery | Confirm | bytes], ends: list[int]) -> None:
-    """However the bytes are split: whole deliveries of one frame and confirms are cut, all other frames are passed on,
-    in order.
+def test_other_frames_are_passed_on_unchanged(sent: list[Delivery | Confirm | bytes], ends: list[int]) -> None:
+    """However the bytes are split: deliveries with one body frame and confirms are taken, all other frames are passed
+    on, in order.
     """
     got: list[Delivery | Confirm | bytes] = []
-    cutter = Cutter(got.append)
-    cutter.add(Consumed(1, "ours", "q", 7, got.extend))
-    cutter.confirmed[1] = lambda tag, *, multiple: got.append((tag, multiple))
+    reader = FrameReader(got.append)
+    reader.add(ConsumerFrames(1, "ours", "q", 7, got.extend))
+    reader.confirmed[1] = lambda tag, *, multiple: got.append((tag, multiple))
     expected: list[Delivery | Confirm | bytes] = []
     data = b""
     for item in sent:
@@ -77,31 +74,31 @@ def test_what_is_not_cut_goes_on_as_it_came(sent: list[Delivery | Confirm | byte
             expected.append(item)
         data += b"".join(frames)
 
-    cut = position = 0
+    taken = position = 0
     for end in [*sorted(ends), len(data)]:
-        cut += cutter.receive(data[position:end])
+        taken += reader.receive(data[position:end])
         position = max(position, end)
 
     for delivery in got:
         if isinstance(delivery, Delivery):
             delivery.properties = {name: value for name, value in delivery.properties.items() if value is not None}
     assert got == expected
-    assert cut == len(data) - sum(len(passed) for passed in got if isinstance(passed, bytes))
+    assert taken == len(data) - sum(len(passed) for passed in got if isinstance(passed, bytes))
 
 
 def test_another_protocol_is_left_to_pika() -> None:
     """A broker of another version answers with its protocol's name, which is no frame."""
     got: list[bytes] = []
-    assert Cutter(got.append).receive(b"AMQP\0\1\0\0") == 0
+    assert FrameReader(got.append).receive(b"AMQP\0\1\0\0") == 0
     assert got == [b"AMQP\0\1\0\0"]
 
 
 def test_a_consumer_that_is_cancelled_is_left_to_pika() -> None:
     """pika gives back what still comes."""
     got: list[Delivery | bytes] = []
-    cutter = Cutter(got.append)
-    cutter.add(Consumed(1, "ours", "q", 7, got.extend))
-    cutter.remove(1, "ours")
+    reader = FrameReader(got.append)
+    reader.add(ConsumerFrames(1, "ours", "q", 7, got.extend))
+    reader.remove(1, "ours")
     frames = frames_of(Delivery(b"late", "", "q", "q", False, {}, 1, 7))
-    cutter.receive(b"".join(frames))
+    reader.receive(b"".join(frames))
     assert got == frames

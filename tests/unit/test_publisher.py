@@ -1,11 +1,11 @@
 """What a publisher does with the broker's answers, with plain callables in place of a broker."""
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import pytest
 
-from mqtool.amqp.unconfirmed import Publisher, Route
+from mqtool.amqp.unconfirmed import Encoded, Route, Unconfirmed
 from mqtool.errors import NotConfirmed, Unavailable
 from mqtool.message import Confirmation, Message, new_message_id
 
@@ -18,7 +18,7 @@ class Wire:
     def __init__(self) -> None:
         self.sent: list[bytes] = []
         self.reopened = 0
-        self.publisher = Publisher(self.run, lambda _, callback: callback(), self.reopen)
+        self.publisher = Unconfirmed(self.run, lambda _, callback: callback(), self.reopen)
         self.open()
 
     def run(self, callback: Callable[[], None]) -> None:
@@ -29,9 +29,13 @@ class Wire:
 
     def open(self, *, connection_is_new: bool = False) -> None:
         self.sent = []
-        self.publisher.restart(
-            lambda messages, _: messages[0].body, self.sent.extend, connection_is_new=connection_is_new
-        )
+        self.publisher.restart(self, connection_is_new=connection_is_new)
+
+    def encode(self, messages: Sequence[Message], route: Route) -> Encoded:  # noqa: ARG002
+        return Encoded(messages[0].body, len(messages[0].body))
+
+    def write(self, encoded: Iterable[Encoded], acks: Iterable[tuple[int, bool]] = ()) -> None:  # noqa: ARG002
+        self.sent += [each.messages for each in encoded]
 
     def publish(self, *bodies: bytes) -> None:
         for number, body in enumerate(bodies, 1):
@@ -47,11 +51,11 @@ def wire() -> Wire:
 
 
 @pytest.fixture
-def publisher(wire: Wire) -> Iterator[Publisher]:
+def publisher(wire: Wire) -> Iterator[Unconfirmed]:
     return wire.publisher
 
 
-def test_receipts_come_in_the_order_of_publishing(wire: Wire, publisher: Publisher) -> None:
+def test_receipts_come_in_the_order_of_publishing(wire: Wire, publisher: Unconfirmed) -> None:
     """An answer that overtakes others waits for them."""
     wire.publish(b"1", b"2", b"3", b"4")
     publisher.on_ack(3, multiple=False)
@@ -63,7 +67,7 @@ def test_receipts_come_in_the_order_of_publishing(wire: Wire, publisher: Publish
     assert not publisher.is_waiting
 
 
-def test_a_nack_of_many_is_for_all_that_have_no_answer(wire: Wire, publisher: Publisher) -> None:
+def test_a_nack_of_many_is_for_all_that_have_no_answer(wire: Wire, publisher: Unconfirmed) -> None:
     """Those acknowledged before stay so; the receipt says where the message went."""
     wire.publish(b"1", b"2", b"3")
     publisher.on_ack(2, multiple=False)
@@ -74,7 +78,7 @@ def test_a_nack_of_many_is_for_all_that_have_no_answer(wire: Wire, publisher: Pu
     assert [receipt.sequence for receipt in receipts] == [1, 2, 3]
 
 
-def test_a_returned_message_is_found_by_what_it_is(wire: Wire, publisher: Publisher) -> None:
+def test_a_returned_message_is_found_by_what_it_is(wire: Wire, publisher: Unconfirmed) -> None:
     """The broker names no number: equal messages are told apart by being returned once each."""
     wire.publish(b"1", b"same", b"same")
     for _ in range(2):
@@ -83,7 +87,9 @@ def test_a_returned_message_is_found_by_what_it_is(wire: Wire, publisher: Publis
     assert [receipt.confirmation for receipt in publisher.collect()] == ["confirmed", "returned", "returned"]
 
 
-def test_after_a_reconnection_only_what_was_not_confirmed_is_published_again(wire: Wire, publisher: Publisher) -> None:
+def test_after_a_reconnection_only_what_was_not_confirmed_is_published_again(
+    wire: Wire, publisher: Unconfirmed
+) -> None:
     """On the new channel, numbers count from one again. The receipts of the first are not lost."""
     wire.publish(b"1", b"2", b"3")
     publisher.on_ack(1, multiple=False)
@@ -94,7 +100,7 @@ def test_after_a_reconnection_only_what_was_not_confirmed_is_published_again(wir
 
 
 def test_what_is_nacked_right_after_a_reconnection_is_published_on_another_channel(
-    wire: Wire, publisher: Publisher
+    wire: Wire, publisher: Unconfirmed
 ) -> None:
     """It may only mean that a queue has no leader yet."""
     wire.open(connection_is_new=True)
@@ -102,22 +108,22 @@ def test_what_is_nacked_right_after_a_reconnection_is_published_on_another_chann
     publisher.on_nack(1, multiple=False)
     publisher.on_ack(2, multiple=False)
     assert wire.collected() == [(b"2", "confirmed")]
-    assert [message.body for message in publisher.unconfirmed] == [b"1"]
+    assert [message.body for message in publisher.messages] == [b"1"]
     publisher.wait(1, confirm_timeout=60, at_most=0.4)
     assert wire.reopened == 1
     wire.open()
     assert wire.sent == [b"1"]
 
 
-def test_no_answer_in_time_is_an_error(wire: Wire, publisher: Publisher) -> None:
+def test_no_answer_in_time_is_an_error(wire: Wire, publisher: Unconfirmed) -> None:
     """It says how many; they stay in the list of the unconfirmed."""
     wire.publish(b"1", b"2")
     with pytest.raises(NotConfirmed, match="did not confirm 2 messages"):
         publisher.wait(1, confirm_timeout=0.01)
-    assert len(publisher.unconfirmed) == publisher.in_flight == 2
+    assert len(publisher.messages) == publisher.in_flight == 2
 
 
-def test_time_without_a_connection_does_not_count(wire: Wire, publisher: Publisher) -> None:
+def test_time_without_a_connection_does_not_count(wire: Wire, publisher: Unconfirmed) -> None:
     """Nor time in which the broker blocks publishers."""
     wire.publish(b"1")
     publisher.pause()
@@ -127,7 +133,7 @@ def test_time_without_a_connection_does_not_count(wire: Wire, publisher: Publish
         publisher.wait(1, confirm_timeout=0.01)
 
 
-def test_a_failure_ends_waiting_but_keeps_receipts(wire: Wire, publisher: Publisher) -> None:
+def test_a_failure_ends_waiting_but_keeps_receipts(wire: Wire, publisher: Unconfirmed) -> None:
     """What was answered before can still be collected."""
     wire.publish(b"1", b"2")
     publisher.on_ack(1, multiple=False)
@@ -137,7 +143,7 @@ def test_a_failure_ends_waiting_but_keeps_receipts(wire: Wire, publisher: Publis
     assert wire.collected() == [(b"1", Confirmation.CONFIRMED)]
 
 
-def test_a_window_is_full_by_number_or_by_bytes(wire: Wire, publisher: Publisher) -> None:
+def test_a_window_is_full_by_number_or_by_bytes(wire: Wire, publisher: Unconfirmed) -> None:
     """17 MiB are too much, however few messages they are."""
     wire.publish(b"1")
     assert publisher.is_full(1)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mqtool.cli.options import Broker, DelayOptions, MessageOptions, Publishing, header
 from mqtool.cli.pipe.source import Addressing, delimited, read_messages
 from mqtool.errors import UsageError
-from mqtool.message import InLots, Message
+from mqtool.message import InBatches, Message
 
 delimiters = st.sampled_from([b"\n", b"\0", b";", b"--", b"aba", b"\r\n", b"aab"])
 
@@ -104,9 +104,9 @@ def test_what_is_left_of_a_lot_comes_before_the_rest(tmp_path: Path) -> None:
     lines = tmp_path / "lines"
     lines.write_bytes(b"".join(b"%d\n" % number for number in range(600)))
     source = read_messages(asked([], MessageOptions(file=lines, lines=True)), Addressing(), default=b"")
-    assert isinstance(source, InLots)
+    assert isinstance(source, InBatches)
 
-    lots = source.lots()
+    lots = source.batches()
     next(lots).clear()
     del next(lots)[:100]
 

@@ -1,16 +1,15 @@
 """Tables and names: what is received can be sent again as it was, and nothing in it breaks the I/O thread."""
 
 from datetime import UTC, datetime
+from decimal import Decimal
+from struct import error as StructError  # noqa: N812
 from struct import pack
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from pika import spec
-from pika.exceptions import UnsupportedAMQPFieldException
 
-import mqtool.amqp  # noqa: F401  mends pika's decoder
-from mqtool.amqp.tables import decode_short_string, decode_table, encode_table
+from mqtool.codecs.field_tables import CLIENT, NoFieldType, decode_properties, decode_short_string
 from mqtool.message import MAX_DEPTH, UNREADABLE, Timestamp, Undecoded
 from tests.hostile import VALUES, headers_of, nested, short, sized
 
@@ -34,10 +33,9 @@ values = some.recursive(scalars, lambda inner: some.lists(inner) | some.dictiona
 @given(some.dictionaries(names, values, max_size=5))
 def test_any_table_comes_back_as_it_was(table: dict[str, object]) -> None:
     """Every type that AMQP has, nested in every way."""
-    pieces: list[bytes] = []
-    size = encode_table(pieces, table)
+    encoded = CLIENT.encode_table(table)
 
-    assert decode_table(b"".join(pieces), 0) == (table, size)
+    assert CLIENT.decode_table(encoded) == (table, len(encoded))
 
 
 AS_THEY_ARE = [value for value in VALUES if value[:1] != b"t"]  # any octet but zero is true
@@ -48,18 +46,16 @@ DEEP = [nested(MAX_DEPTH + 1), nested(20_000), nested(450, b"A")]
 def test_a_value_is_sent_again_as_it_came(value: bytes) -> None:
     """To the octet: types of numbers, text that is not UTF-8, what is nested too deeply, what is damaged."""
     table = sized(headers_of((b"h\xff", value), (b"after", b"V")))
-    decoded, end = decode_table(table, 0)
-    pieces: list[bytes] = []
-    encode_table(pieces, decoded)
+    decoded, end = CLIENT.decode_table(table)
 
     assert (list(decoded), end) == (["h\udcff", "after"], len(table))
-    assert b"".join(pieces) == table
+    assert CLIENT.encode_table(decoded) == table
 
 
 def test_what_is_beyond_a_type_of_ours_keeps_its_own() -> None:
     """Milliseconds where seconds belong are a common mistake of publishers."""
     table = headers_of((b"ms", b"T" + pack(">q", 1_700_000_000_000_000)), (b"deep", b"A" + sized(nested(MAX_DEPTH))))
-    decoded = decode_table(sized(table), 0)[0]
+    decoded = CLIENT.decode_table(sized(table))[0]
 
     assert decoded["ms"] == Timestamp(1_700_000_000_000_000)
     assert isinstance(decoded["ms"], Timestamp)
@@ -72,26 +68,37 @@ def test_what_is_beyond_a_type_of_ours_keeps_its_own() -> None:
 @given(some.binary(max_size=60))
 def test_no_octets_are_worse_than_unreadable(octets: bytes) -> None:
     """A delivery says what could not be read; what comes after a damaged table can still be read."""
-    assert isinstance(decode_table(octets, 0)[0], dict)
-    _, end = decode_table(sized(octets) + short(b"next"), 0)
+    assert isinstance(CLIENT.decode_table(octets)[0], dict)
+    _, end = CLIENT.decode_table(sized(octets) + short(b"next"))
     assert decode_short_string(sized(octets) + short(b"next"), end)[0] == "next"
-    spec.BasicProperties().decode(octets)  # type: ignore[no-untyped-call]
+    assert isinstance(decode_properties(octets), dict)
 
 
 def test_properties_that_cannot_be_read_are_said_to_be_so() -> None:
     """In a header, with their octets; there are no others then."""
     octets = b"\x80\x80" + short(b"text/plain") + b"\xffcut"
-    properties = spec.BasicProperties()
-    properties.decode(octets)  # type: ignore[no-untyped-call]
-    properties.decode(b"\x20\x40" + sized(b"?") + b"\7")  # type: ignore[no-untyped-call]
-
-    assert (properties.headers, properties.content_type) == ({UNREADABLE: b"\x20\x40" + sized(b"?") + b"\7"}, None)
+    assert decode_properties(octets) == {"headers": {UNREADABLE: octets}}
+    damaged = b"\x20\x40" + sized(b"?") + b"\7"
+    assert decode_properties(damaged) == {"headers": {UNREADABLE: damaged}}
 
 
 def test_what_cannot_be_encoded_is_an_error() -> None:
     """Nested without end, or of no type that AMQP has."""
     endless: list[object] = []
     endless.append(endless)
-    for value, error in ((endless, ValueError), (object(), UnsupportedAMQPFieldException)):
+    for value, error in ((endless, ValueError), (object(), NoFieldType)):
         with pytest.raises(error):
-            encode_table([], {"h": value})
+            CLIENT.encode_table({"h": value})
+
+
+@pytest.mark.parametrize("text", ["1e999999999", "1e-999999999", "9" * 5000, "0." + "1" * 5000, "3e9"])
+def test_a_decimal_that_is_too_large_is_an_error(text: str) -> None:
+    """Not an endless computation, and not another exception."""
+    with pytest.raises((OverflowError, StructError)):
+        CLIENT.encode_table({"h": Decimal(text)})
+
+
+@pytest.mark.parametrize("text", ["0", "-0.00", "0e99", "1.50", "-2147483648", "21474836.47", "1e9"])
+def test_a_decimal_comes_back_with_the_same_value(text: str) -> None:
+    """Trailing zeros may be lost."""
+    assert CLIENT.decode_table(CLIENT.encode_table({"h": Decimal(text)}))[0] == {"h": Decimal(text)}

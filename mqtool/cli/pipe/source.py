@@ -13,7 +13,7 @@ from mqtool.cli import stopping
 from mqtool.cli.display import output
 from mqtool.cli.options import DelayOptions, MessageOptions, Publishing
 from mqtool.errors import BadData, UsageError
-from mqtool.message import InLots, Message, new_message_ids
+from mqtool.message import InBatches, Message, new_message_ids
 
 Thing = TypeVar("Thing")
 
@@ -190,7 +190,7 @@ class Input:
             yield message
 
 
-class LotsOfInput(Input, InLots):
+class InputInBatches(Input, InBatches):
     """The same from files and pipes, where much is at hand at once. Arguments as of Input."""
 
     def __init__(
@@ -199,7 +199,7 @@ class LotsOfInput(Input, InLots):
         super().__init__(flat(read), keeps_rest=keeps_rest, fraction=fraction)
         self._lots = read
 
-    def lots(self) -> Iterator[list[Message]]:
+    def batches(self) -> Iterator[list[Message]]:
         for lot in _until_stopped(self._lots) if self._keeps_rest else self._lots:
             self._given_back = lot  # until it is published
             yield lot
@@ -253,7 +253,7 @@ def read_messages(
     lots = _from_input(descriptor, options, delimiter, making)
     if adapt is not None:
         lots = ([*map(adapt, lot)] for lot in lots)
-    return LotsOfInput(lots, keeps_rest=options.failed_to is not None, fraction=fraction(descriptor))
+    return InputInBatches(lots, keeps_rest=options.failed_to is not None, fraction=fraction(descriptor))
 
 
 def _from_input(
