@@ -39,6 +39,14 @@ class Address(NamedTuple):
     def __repr__(self) -> str:
         return f"Address({str(self)!r})"
 
+    def cluster(self, name: str | None) -> str:
+        """What tells this broker and virtual host from all others: the cluster's name, where that is unique.
+
+        A name at "localhost" says nothing about the machine, so the address is added to it.
+        """
+        unique = bool(name) and not str(name).endswith("@localhost")
+        return f"{name} {self.virtual_host}" if unique else f"{name} {self.host}:{self.port} {self.virtual_host}"
+
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         vhost = "" if self.virtual_host == "/" else "/" + quote(self.virtual_host, safe="")

@@ -148,14 +148,8 @@ class Connection:
 
     @property
     def cluster(self) -> str:
-        """What tells this broker and virtual host from others: the cluster's name, where that is unique, and the vhost.
-
-        A name at "localhost" says nothing about the machine, so the address is added to it.
-        """
-        told = (self._pika.server_properties if self._pika else None) or {}
-        address, name = self._addresses[0], str(told.get("cluster_name") or "@localhost")
-        where = f"{name} {address.host}:{address.port}" if name.endswith("@localhost") else name
-        return f"{where} {address.virtual_host}"
+        """What tells this broker and virtual host from all others."""
+        return self._addresses[0].cluster(((self._pika and self._pika.server_properties) or {}).get("cluster_name"))
 
     def close(self) -> None:
         """Close the connection; what was not acknowledged goes back to its queue."""
