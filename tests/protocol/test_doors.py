@@ -14,8 +14,8 @@ import pika
 import pytest
 
 from mqtool.broker.embedded import EmbeddedBroker
-from mqtool.broker.embedded.http import server
-from mqtool.broker.embedded.http.server import MAX_CONNECTIONS
+from mqtool.broker.embedded.http import http_server
+from mqtool.broker.embedded.http.http_server import MAX_CONNECTIONS
 from tests.protocol.broker_process import BrokerProcess
 from tests.protocol.conftest import Api
 
@@ -141,9 +141,25 @@ def test_malformed_requests(broker: EmbeddedBroker, header: str, status: int) ->
     assert ask(broker, LOGIN)[0] == 200
 
 
+@pytest.mark.parametrize("sent", ["", "GET /api/whoami HTTP/1.1\r\n\r\n"])
+def test_who_has_not_logged_in_keeps_nobody_out(broker: EmbeddedBroker, sent: str) -> None:
+    """A crowd that says nothing, or stays after a 401: the oldest of it makes room for a new connection."""
+    crowd = [socket.create_connection(address(broker), timeout=5) for _ in range(MAX_CONNECTIONS)]
+    for connection in crowd:
+        connection.sendall(sent.encode())
+        assert not sent or connection.recv(65536).startswith(b"HTTP/1.1 401")
+    for _ in range(3):
+        assert ask(broker, LOGIN)[0] == 200
+    for connection in crowd:
+        connection.close()
+
+
 def test_connections_are_limited(broker: EmbeddedBroker) -> None:
     """Those that are too many are told so; when the others are gone there is room again."""
-    crowd = [socket.create_connection(address(broker)) for _ in range(MAX_CONNECTIONS)]
+    crowd = [socket.create_connection(address(broker), timeout=5) for _ in range(MAX_CONNECTIONS)]
+    for connection in crowd:
+        connection.sendall(f"GET /api/whoami HTTP/1.1\r\n{LOGIN}\r\n\r\n".encode())
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
     with pytest.raises((AssertionError, ConnectionError)):
         assert ask(broker, LOGIN)[0] == 200
     for connection in crowd:
@@ -163,8 +179,8 @@ def test_a_request_that_never_ends_is_cut_off(
     broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch, sent: str
 ) -> None:
     """In its headers or in its body."""
-    monkeypatch.setattr(server, "_FIRST_SECONDS", 0.2)
-    monkeypatch.setattr(server, "_BODY_SECONDS", 0.2)
+    monkeypatch.setattr(http_server, "_FIRST_SECONDS", 0.2)
+    monkeypatch.setattr(http_server, "_BODY_SECONDS", 0.2)
     with socket.create_connection(address(broker), timeout=5) as connection:
         connection.sendall(sent.encode())
         with contextlib.suppress(ConnectionError):

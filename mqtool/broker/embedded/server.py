@@ -81,7 +81,7 @@ class Server:
         path = self._settings.definitions
         if path is not None:
             # Imported here: most brokers start empty.
-            from mqtool.broker.embedded.http.definitions import load_file
+            from mqtool.broker.embedded.http.definition_routes import load_file
 
             self.left_out = load_file(self.broker, path)
             for what in self.left_out:
@@ -134,8 +134,8 @@ class Server:
 
     def _management(self) -> Callable[[], asyncio.Protocol]:
         # Imported here: a broker without management starts faster without HTTP and JSON.
-        from mqtool.broker.embedded.http.management import Management
-        from mqtool.broker.embedded.http.server import MAX_HEAD, HttpServer
+        from mqtool.broker.embedded.http import HttpServer, Management
+        from mqtool.broker.embedded.http.http_server import MAX_HEAD
 
         http = HttpServer(
             Management(

@@ -1,4 +1,181 @@
-"""The part of RabbitMQ's management HTTP API that tools need.
+"""RabbitMQ's management HTTP API, as far as tools need it, and /api/mqtool for tests.
 
-Imports `wire` (for the connections it shows) and `model`; never `store`. Only `server` imports this package.
+Each route with its right and its handler is one block in a `*_routes.py`. Imports `wire/` and `model/`, never `store/`.
 """
+
+import struct
+from collections.abc import Callable, Collection, Iterator
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from mqtool.broker.embedded.http import (
+    definition_routes,
+    message_routes,
+    node_routes,
+    policy_routes,
+    queue_routes,
+    user_routes,
+)
+from mqtool.broker.embedded.http.http_server import Answer, HttpError, HttpServer, Request, bad_request, check_origin
+from mqtool.broker.embedded.http.routes import (
+    TAGS,
+    AnyConnection,
+    Api,
+    Call,
+    Counting,
+    Json,
+    Rates,
+    answer,
+    check_regular_expression,
+    not_found,
+    refused,
+)
+from mqtool.broker.embedded.model.amqp_errors import ACCESS_REFUSED, RESOURCE_ERROR, AmqpException
+from mqtool.broker.embedded.model.applied_policies import found
+from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.users import User
+
+if TYPE_CHECKING:
+    from mqtool.broker.embedded.testing.under_test import BrokerUnderTest
+
+
+class Management:
+    """The handler of an HttpServer: logs users in, finds the route, and filters and pages lists.
+
+    Args:
+        broker: the broker.
+        connections: its connections, a collection for each protocol.
+        listening_on: the host that the broker was told to listen on.
+        under_test: returns the broker as tests see it.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        *connections: Collection[AnyConnection],
+        listening_on: str,
+        under_test: "Callable[[], BrokerUnderTest]",
+    ) -> None:
+        self._api = Api(broker, connections, Rates(self._counting), under_test)
+        self._listening_on = listening_on
+
+    def check(self, request: Request) -> None:
+        """Check the credentials, before the body is read.
+
+        Raises:
+            HttpError: 401, or 403 or 421 for a web page.
+        """
+        check_origin(request.headers, self._listening_on)
+        self._login(request)
+
+    def _login(self, request: Request) -> User:
+        user = None
+        if request.credentials is not None:
+            name, password = request.credentials
+            user = self._api.broker.authenticate(name, password, from_loopback=request.from_loopback)
+        if user is None:
+            raise refused("Login failed")
+        if not TAGS.intersection(user.tags):
+            raise refused("Not management user")
+        return user
+
+    def answer(self, request: Request) -> Answer:
+        """Answer a request.
+
+        Raises:
+            HttpError: 400, 401, 404, 405 or 503.
+        """
+        user = self._login(request)
+        if request.path in ([], ["api"]):
+            return Answer(HTTPStatus.OK, {"management": "embedded"})
+        if request.path[0] != "api":
+            raise not_found()
+        try:
+            found = answer(Call(self._api, request, user))
+        except (UnicodeError, struct.error) as error:
+            raise bad_request(f"cannot be stored: {error}") from error
+        except AmqpException as error:
+            reason = error.text.partition(" - ")[2]
+            if error.code == RESOURCE_ERROR:
+                raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, "disk", reason) from error
+            raise (refused if error.code == ACCESS_REFUSED else bad_request)(reason) from error
+        if isinstance(found.value, list) and request.method in ("GET", "HEAD") and request.path[1] != "mqtool":
+            found.value = _listed(found.value, request.query)
+        return found
+
+    def _counting(self) -> Iterator[Counting]:
+        for vhost in self._api.broker.vhosts.values():
+            for queue in vhost.queues.values():
+                yield queue.traffic
+            yield from vhost.exchanges.values()
+        for connection in self._api.connections:
+            if connection.is_open:
+                yield from connection.channels.values()
+
+
+def _listed(items: list[Json], query: dict[str, str]) -> Any:
+    """Sort a list and cut it to the page and the columns that the query asks for."""
+    columns = query["columns"].split(",") if "columns" in query else []
+    items.sort(key=lambda item: (item.get("vhost", ""), item.get("name", "")))
+    if "sort" in query:
+        items.sort(key=lambda item: _rank(item, query["sort"]), reverse=query.get("sort_reverse") == "true")
+    if "page" not in query:
+        return [_columns(item, columns) for item in items]
+    total = len(items)
+    if query.get("name"):
+        regex = query.get("use_regex") == "true"
+        if regex:
+            check_regular_expression(query["name"])
+        items = [item for item in items if _named(item, query["name"], regex=regex)]
+    try:
+        page, size = int(query["page"]), int(query.get("page_size", 100))
+    except ValueError as error:
+        raise bad_request("page and page_size must be integers") from error
+    pages = max(-(-len(items) // size), 1) if size > 0 else 0
+    if not 1 <= page <= pages:
+        raise bad_request(f"page out of range: page {page} of {pages}")
+    shown = [_columns(item, columns) for item in items[(page - 1) * size : page * size]]
+    return {
+        "items": shown,
+        "item_count": len(shown),
+        "filtered_count": len(items),
+        "total_count": total,
+        "page": page,
+        "page_size": size,
+        "page_count": pages,
+    }
+
+
+def _columns(item: Json, columns: list[str]) -> Json:
+    """Cut an item to some columns; none for all. `message_stats.publish` is a column of an object."""
+    if not columns:
+        return item
+    cut: Json = {}
+    for column in columns:
+        names = column.split(".")
+        into: Any = cut
+        for name in names[:-1]:
+            into = into.setdefault(name, {}) if isinstance(into, dict) else None
+        if isinstance(into, dict) and (value := _value(item, names)) is not None:
+            into[names[-1]] = value
+    return cut
+
+
+def _value(item: Json, names: list[str]) -> Any:
+    value: Any = item
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def _rank(item: Json, path: str) -> tuple[int, Any]:
+    value = _value(item, path.split("."))
+    return (0, 0) if value is None else (1, value) if isinstance(value, int | float) else (2, str(value))
+
+
+def _named(item: Json, wanted: str, *, regex: bool) -> bool:
+    name = str(item.get("name", ""))
+    return found(wanted, name) if regex else wanted.lower() in name.lower()
+
+
+__all__ = ["HttpServer", "Management"]

@@ -3,6 +3,7 @@
 from mqtool.broker.embedded.model.amqp_errors import ChannelException, access_refused
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.exchange import Exchange
+from mqtool.codecs.field_tables import Table
 
 
 class Rights:
@@ -49,6 +50,47 @@ class Rights:
         permissions = user.topic_permissions.get((self._vhost, exchange.name))
         if permissions is not None and not permissions.allow(what, key, self._user, self._vhost):
             raise self._refused(what, f"topic '{key}' in exchange '{exchange.name}'")
+
+    def check_queue_declaration(self, name: str, arguments: Table, *, exists: bool) -> None:
+        """Check that the user may declare a queue, and publish to the dead-letter exchange of a new one.
+
+        Raises:
+            ChannelException: 403.
+        """
+        self.check("configure", "queue", name)
+        exchange = arguments.get("x-dead-letter-exchange")
+        if isinstance(exchange, str) and not exists:
+            self.check("read", "queue", name)
+            self.check("write", "exchange", exchange)
+
+    def check_exchange_declaration(self, name: str, arguments: Table, *, exists: bool) -> None:
+        """Check that the user may declare an exchange, and publish to the alternate exchange of a new one.
+
+        Raises:
+            ChannelException: 403.
+        """
+        self.check("configure", "exchange", name)
+        alternate = arguments.get("alternate-exchange")
+        if isinstance(alternate, str) and not exists:
+            self.check("read", "exchange", name)
+            self.check("write", "exchange", alternate)
+
+    def check_binding(self, kind: str, destination: str, source: str, key: str | None) -> None:
+        """Check that the user may bind a `queue` or an `exchange` to an exchange, or unbind it.
+
+        Args:
+            kind: of the destination.
+            destination: its name.
+            source: the name of the exchange.
+            key: the routing key, for topic permissions; None if it is not known yet.
+
+        Raises:
+            ChannelException: 403.
+        """
+        self.check("write", kind, destination)
+        self.check("read", "exchange", source)
+        if key is not None:
+            self.check_topic("read", self._broker.vhosts[self._vhost].exchanges.get(source), key)
 
     def _refused(self, what: str, to: str) -> ChannelException:
         access = f"{what} access" if self._broker.profile.names_access else "access"

@@ -61,8 +61,8 @@ def _declare_queue(channel: Channel, method: QueueClass.Declare, name: str) -> Q
         raise access_refused(f"queue name '{name}' contains reserved prefix 'amq.*'")
     server_named = not name
     name = name or vhost.new_queue_name()
-    channel.session.rights.check("configure", "queue", name)
     queue = vhost.queues.get(name)
+    channel.session.rights.check_queue_declaration(name, arguments, exists=queue is not None)
     # Exclusive queues are deleted with their connection, durable or not.
     owner = channel.session if method.exclusive else None
     declared = QueueDeclaration(name, arguments, method.durable, method.auto_delete, owner, server_named)
@@ -73,10 +73,6 @@ def _declare_queue(channel: Channel, method: QueueClass.Declare, name: str) -> Q
         return queue
     check_queues(vhost, name)
     check_queue(declared, vhost.name, vhost.profile)
-    exchange = arguments.get("x-dead-letter-exchange")
-    if isinstance(exchange, str):
-        channel.session.rights.check("read", "queue", name)
-        channel.session.rights.check("write", "exchange", exchange)
     queue = vhost.add_queue(declared)
     if owner is not None:
         channel.session.exclusive_queues.add(queue)
@@ -117,9 +113,7 @@ def _routing_key(channel: Channel, queue: str, key: str) -> str:
 def _check_queue_binding(channel: Channel, queue: str, exchange: str, key: str) -> None:
     if not exchange:
         raise access_refused("operation not permitted on the default exchange")
-    channel.session.rights.check("write", "queue", queue)
-    channel.session.rights.check("read", "exchange", exchange)
-    channel.session.rights.check_topic("read", channel.vhost.exchanges.get(exchange), key)
+    channel.session.rights.check_binding("queue", queue, exchange, key)
 
 
 def queue_purge(channel: Channel, method: QueueClass.Purge) -> None:
@@ -186,17 +180,13 @@ def _declare_exchange(channel: Channel, method: ExchangeClass.Declare, name: str
     vhost, kind, arguments = channel.vhost, method.exchange_type, table(method.arguments)
     check_exchange_type(kind, vhost.profile)
     _not_default(name)
-    channel.session.rights.check("configure", "exchange", name)
     exchange = vhost.exchanges.get(name)
+    channel.session.rights.check_exchange_declaration(name, arguments, exists=exchange is not None)
     declared = ExchangeDeclaration(name, kind, method.durable, method.auto_delete, method.internal, arguments)
     if exchange is None:
         if name.startswith("amq."):
             raise access_refused(f"exchange name '{name}' contains reserved prefix 'amq.*'")
         check_exchange(declared, vhost.name, vhost.profile)
-        alternate = arguments.get("alternate-exchange")
-        if isinstance(alternate, str):
-            channel.session.rights.check("read", "exchange", name)
-            channel.session.rights.check("write", "exchange", alternate)
         vhost.add_exchange(Exchange(*declared))
     else:
         check_equivalent_exchange(exchange, declared, vhost.name)
@@ -221,9 +211,7 @@ def exchange_delete(channel: Channel, method: ExchangeClass.Delete) -> None:
 def _check_exchange_binding(channel: Channel, destination: str, source: str, key: str) -> None:
     _not_default(destination)
     _not_default(source)
-    channel.session.rights.check("write", "exchange", destination)
-    channel.session.rights.check("read", "exchange", source)
-    channel.session.rights.check_topic("read", channel.vhost.exchanges.get(source), key)
+    channel.session.rights.check_binding("exchange", destination, source, key)
 
 
 def exchange_bind(channel: Channel, method: ExchangeClass.Bind) -> None:

@@ -1,4 +1,9 @@
-"""The part of HTTP/1.1 that the management API needs: JSON in and out, basic auth, and limits for everything."""
+"""The part of HTTP/1.1 that the management API needs: JSON in and out, basic authentication, limits, and no web pages.
+
+A page in a browser on this machine could send requests to the management API. A page of another site sends its
+`Origin`. A page whose own host name was pointed at this machine (DNS rebinding) sends that name as `Host`, so the only
+names accepted are those that nobody else can own.
+"""
 
 import asyncio
 import base64
@@ -6,6 +11,8 @@ import binascii
 import ipaddress
 import json
 import logging
+import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Protocol
@@ -13,12 +20,12 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 log = logging.getLogger("mqtool.broker.embedded")
 
+#: Limits: bytes of request line and headers, bytes of a body, and connections at once.
 MAX_HEAD = 16 * 1024
 MAX_BODY = 1024 * 1024
 MAX_CONNECTIONS = 128
-"""Limits: bytes of request line and headers, bytes of a body, and connections at once."""
 
-# A body this small is read, and dropped, from a client that is refused: so it can read the answer.
+#: A refused request with a body up to this size is read to its end, so that the client can read the answer.
 _SMALL_BODY = 16 * 1024
 
 _FIRST_SECONDS = 10.0
@@ -29,11 +36,11 @@ _ANSWER_SECONDS = 30.0
 
 
 class HttpError(Exception):
-    """An answer with an error.
+    """An error answer.
 
     Attributes:
         status: the HTTP status.
-        error, reason: as in RabbitMQ's error objects.
+        error, reason: the fields of RabbitMQ's error objects.
     """
 
     def __init__(self, status: HTTPStatus, error: str, reason: str) -> None:
@@ -45,14 +52,16 @@ class HttpError(Exception):
 
 @dataclass
 class Request:
-    """What a client asks for.
+    """A request.
 
     Attributes:
+        method: GET, PUT and so on.
         path: the decoded segments of the path.
-        query: the last value of each parameter.
-        credentials: user and password, None without them.
-        from_loopback: whether the client is on this machine.
-        body: empty until the request has been checked.
+        query: the parameters; of a repeated one, the last value.
+        headers: the headers, with names in lower case.
+        credentials: user and password; None without basic authentication.
+        from_loopback: the client is on this machine.
+        body: the body; empty until Handler.check() has accepted the request.
     """
 
     method: str
@@ -64,29 +73,31 @@ class Request:
     body: bytes = b""
 
     def json(self) -> dict[str, Any]:
-        """Return the body, which must be an object or empty.
+        """The body, which must be a JSON object or empty.
 
         Raises:
             HttpError: 400.
         """
         try:
-            value = json.loads(self.body) if self.body.strip() else {}
+            value = json.loads(self.body, parse_constant=_no_constant) if self.body.strip() else {}
+            json.dumps(value, ensure_ascii=False).encode()  # no lone surrogates: they cannot be sent
         except (ValueError, RecursionError) as error:
-            raise _bad_request("malformed json") from error
+            raise bad_request("malformed json") from error
         if not isinstance(value, dict):
-            raise _bad_request("body must be an object")
+            raise bad_request("body must be an object")
         return value
 
 
 @dataclass
 class Answer:
-    """What it gets.
+    """An answer.
 
     Attributes:
-        value: None for no content.
-        location: where what was made is.
-        allow: what can be asked.
-        patience: how long a better answer may take, in seconds after the request; 0 if this is it.
+        status: the HTTP status.
+        value: the JSON value; None for no content.
+        location: the Location header: the address of what was created.
+        allow: the Allow header: the methods of the path.
+        patience: seconds after the request during which to ask the handler again for a better answer; 0 for never.
     """
 
     status: HTTPStatus
@@ -97,10 +108,10 @@ class Answer:
 
 
 class Handler(Protocol):
-    """What answers requests."""
+    """Answers requests."""
 
     def check(self, request: Request) -> None:
-        """Check who asks, before the body is read.
+        """Check the credentials, before the body is read.
 
         Raises:
             HttpError: the request is refused.
@@ -110,38 +121,49 @@ class Handler(Protocol):
         """Answer a request.
 
         Raises:
-            HttpError: there is an error in it.
+            HttpError: the request is refused or wrong.
         """
 
 
 class HttpServer:
-    """Answers requests; `talk` is for asyncio.start_server, with `limit=MAX_HEAD`."""
+    """Serves HTTP connections. Pass `talk` to asyncio.start_server with `limit=MAX_HEAD`.
+
+    When all connections are in use, a new one replaces the oldest that has not logged in.
+    """
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
         self._open = 0
+        #: Connections that have not logged in, oldest first.
+        self._strangers: dict[asyncio.StreamWriter, None] = {}
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer the requests on one connection."""
+        """Answer the requests of one connection."""
         self._open += 1
         seconds = _FIRST_SECONDS
         try:
-            if self._open > MAX_CONNECTIONS:
+            if self._open > MAX_CONNECTIONS and self._strangers:
+                oldest = next(iter(self._strangers))
+                del self._strangers[oldest]
+                oldest.transport.abort()
+            elif self._open > MAX_CONNECTIONS:
                 busy = HttpError(HTTPStatus.SERVICE_UNAVAILABLE, "busy", f"more than {MAX_CONNECTIONS} connections")
                 await _write(writer, _refusal(busy), stay=False)
                 return
+            self._strangers[writer] = None
             while await self._exchange(reader, writer, seconds):
-                seconds = _IDLE_SECONDS
+                seconds = _FIRST_SECONDS if writer in self._strangers else _IDLE_SECONDS
         except (ConnectionError, asyncio.IncompleteReadError, TimeoutError) as error:
             log.debug("management client went away: %r", error)
             # Nothing that still waits to be sent may keep the connection.
             writer.transport.abort()
         finally:
             self._open -= 1
+            self._strangers.pop(writer, None)
             writer.close()
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float) -> bool:
-        """Answer one request; returns whether another may follow on this connection."""
+        """Answer one request, and return whether the connection stays open."""
         try:
             async with asyncio.timeout(seconds):
                 request = await _read_head(reader, from_loopback=_is_loopback(writer))
@@ -154,6 +176,7 @@ class HttpServer:
         stay = request.headers.get("connection", "").lower() != "close"
         try:
             self._handler.check(request)
+            self._strangers.pop(writer, None)
             if size > MAX_BODY:
                 too_large = f"the body is larger than {MAX_BODY} bytes"
                 raise HttpError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", too_large)
@@ -161,14 +184,14 @@ class HttpServer:
             stay = stay and size <= _SMALL_BODY
             if stay:
                 await _read_body(reader, size)
-            await _write(writer, _refusal(error), stay=stay)
+            await _write(writer, _refusal(error), stay=stay, head_only=request.method == "HEAD")
             return stay
         request.body = await _read_body(reader, size)
         await _write(writer, await self._last_answer(request), stay=stay, head_only=request.method == "HEAD")
         return stay
 
     async def _last_answer(self, request: Request) -> Answer:
-        """Ask again until the answer is as good as it gets."""
+        """Ask the handler, again as long as its answer has patience left."""
         loop = asyncio.get_running_loop()
         asked = loop.time()
         while (answer := self._answer(request)).patience > loop.time() - asked:
@@ -185,22 +208,104 @@ class HttpServer:
             return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": "internal_error", "reason": "see the log"})
 
 
+def check_origin(headers: Mapping[str, str], listening_on: str) -> None:
+    """Refuse a request that comes from a web page.
+
+    Args:
+        headers: the headers of the request.
+        listening_on: the host that the broker was told to listen on.
+
+    Raises:
+        HttpError: 403 for another site's Origin, 421 for an unknown Host.
+    """
+    host = headers.get("host", "localhost").lower()
+    if not _is_own_name(host, listening_on):
+        reason = f"host '{host}' is not known here; use the IP address of the broker"
+        raise HttpError(HTTPStatus.MISDIRECTED_REQUEST, "misdirected_request", reason)
+    origin = headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc.lower() != host:
+        raise HttpError(HTTPStatus.FORBIDDEN, "forbidden", f"requests from {origin} are not accepted")
+
+
+def _is_own_name(host: str, listening_on: str) -> bool:
+    try:
+        name = urlsplit(f"//{host}").hostname
+    except ValueError:
+        return False
+    if name is None:
+        return False
+    # A name without a dot is one of a local network, such as a container's: no web page has it.
+    if "." not in name.rstrip(".") and ":" not in name:
+        return True
+    return name in (listening_on.lower(), socket.gethostname().lower()) or _is_address(name)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
 def _refusal(error: HttpError) -> Answer:
     return Answer(error.status, {"error": error.error, "reason": error.reason})
 
 
-def _bad_request(reason: str) -> HttpError:
+def bad_request(reason: str) -> HttpError:
+    """400, with the reason."""
     return HttpError(HTTPStatus.BAD_REQUEST, "bad_request", reason)
+
+
+def required(body: dict[str, Any], name: str) -> Any:
+    """A field that a body must have.
+
+    Raises:
+        HttpError: 400.
+    """
+    if name not in body:
+        raise bad_request(f"[{{key_missing,{name}}}]")
+    return body[name]
+
+
+def text(body: dict[str, Any], name: str, default: str = "") -> str:
+    """A field of a body that must be text, or a number, which rabbitmqadmin sends for names such as 1.
+
+    Raises:
+        HttpError: 400.
+    """
+    value = body.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise bad_request(f"{name} must be a string")
+    return str(value)
+
+
+def boolean(body: dict[str, Any], name: str) -> bool:
+    """A field of a body that must be a boolean; rabbitmqadmin sends it as text.
+
+    Raises:
+        HttpError: 400.
+    """
+    value = body.get(name, False)
+    if isinstance(value, bool):
+        return value
+    if value not in ("true", "false"):
+        raise bad_request(f"notboolean: {value}")
+    return bool(value == "true")
 
 
 def _is_loopback(writer: asyncio.StreamWriter) -> bool:
     peer = writer.get_extra_info("peername")
-    # A socket that has closed already has no names.
+    # A closed socket has no peer name.
     return bool(peer) and ipaddress.ip_address(str(peer[0]).partition("%")[0]).is_loopback
 
 
 async def _read_head(reader: asyncio.StreamReader, *, from_loopback: bool) -> Request | None:
-    """Read request line and headers; None at the end.
+    """Read request line and headers; None at the end of the connection.
 
     Raises:
         HttpError: 400 or 431.
@@ -209,7 +314,7 @@ async def _read_head(reader: asyncio.StreamReader, *, from_loopback: bool) -> Re
         head = await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError as error:
         if error.partial:
-            raise _bad_request("request cut short") from error
+            raise bad_request("request cut short") from error
         return None
     except asyncio.LimitOverrunError as error:
         reason = f"the headers are larger than {MAX_HEAD} bytes"
@@ -217,7 +322,7 @@ async def _read_head(reader: asyncio.StreamReader, *, from_loopback: bool) -> Re
     first, *lines = head.decode("latin-1").split("\r\n")
     words = first.split(" ")
     if len(words) != 3:
-        raise _bad_request("malformed request line")
+        raise bad_request("malformed request line")
     method, target, _ = words
     headers = {}
     for line in lines:
@@ -228,13 +333,13 @@ async def _read_head(reader: asyncio.StreamReader, *, from_loopback: bool) -> Re
         parts = urlsplit(target)
         query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     except ValueError as error:
-        raise _bad_request("malformed address") from error
-    path = [unquote(segment) for segment in parts.path.split("/") if segment]
+        raise bad_request("malformed address") from error
+    path = [unquote(segment, errors="surrogateescape") for segment in parts.path.split("/") if segment]
     return Request(method, path, query, headers, _credentials(headers.get("authorization", "")), from_loopback)
 
 
 def _body_size(request: Request) -> int:
-    """The size of the body in bytes.
+    """The size of the body, in bytes.
 
     Raises:
         HttpError: 400 or 411.
@@ -243,7 +348,7 @@ def _body_size(request: Request) -> int:
         raise HttpError(HTTPStatus.LENGTH_REQUIRED, "length_required", "a body needs a content-length")
     length = request.headers.get("content-length", "0")
     if not (length.isascii() and length.isdigit() and len(length) < 16):
-        raise _bad_request("malformed content-length")
+        raise bad_request("malformed content-length")
     return int(length)
 
 

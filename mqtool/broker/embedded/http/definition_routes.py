@@ -1,4 +1,4 @@
-"""Definitions: what a broker or a virtual host has, as a document that another one can load.
+"""/api/definitions: everything that a broker or a virtual host has, as a document that another one can load.
 
 https://www.rabbitmq.com/docs/definitions
 """
@@ -7,12 +7,35 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-from mqtool.broker.embedded.http import declaring, parameters, policies, views
-from mqtool.broker.embedded.http.directory import bad_request
-from mqtool.broker.embedded.http.server import HttpError
-from mqtool.broker.embedded.http.topic_permissions import put_topic_permissions, topic_permissions
+from mqtool.broker.embedded.http.http_server import HttpError, bad_request, text
+from mqtool.broker.embedded.http.message_routes import plain
+from mqtool.broker.embedded.http.policy_routes import (
+    COMPONENTS,
+    global_parameter_views,
+    parameter_views,
+    policy_of,
+    policy_views,
+    save_global_parameter,
+    save_parameter,
+)
+from mqtool.broker.embedded.http.queue_routes import (
+    binding_declaration,
+    binding_view,
+    declare_exchange,
+    declare_queue,
+    exchange_declaration,
+    queue_declaration,
+)
+from mqtool.broker.embedded.http.routes import READ, Call, Json, administrator, route
+from mqtool.broker.embedded.http.user_routes import (
+    permission_views,
+    save_permissions,
+    save_topic_permissions,
+    save_user,
+    topic_permission_views,
+    user_view,
+)
 from mqtool.broker.embedded.model.amqp_errors import AmqpException
 from mqtool.broker.embedded.model.applied_policies import USER
 from mqtool.broker.embedded.model.broker import Broker
@@ -21,28 +44,26 @@ from mqtool.broker.embedded.model.virtual_host import VirtualHost
 
 log = logging.getLogger("mqtool.broker.embedded")
 
-Json = dict[str, Any]
-
 
 def export(broker: Broker) -> Json:
-    """All that a broker has."""
+    """The definitions of a broker."""
     users = list(broker.users.values())
     return {
         "rabbit_version": broker.profile.version,
         "rabbitmq_version": broker.profile.version,
         "product_name": "RabbitMQ",
         "product_version": broker.profile.version,
-        "users": [views.user(user) for user in users],
+        "users": [user_view(user) for user in users],
         "vhosts": [{"name": each.name, "description": each.description} for each in broker.vhosts.values()],
-        "permissions": [view for user in users for view in views.permissions(user)],
-        "topic_permissions": topic_permissions(users),
-        "global_parameters": parameters.global_parameters(broker),
+        "permissions": permission_views(users),
+        "topic_permissions": topic_permission_views(users),
+        "global_parameters": global_parameter_views(broker),
         **_topology([*broker.vhosts.values()]),
     }
 
 
 def export_vhost(vhost: VirtualHost) -> Json:
-    """What a virtual host has, without its name, so that another one can load it."""
+    """The definitions of a virtual host, without its name, so that another one can load them."""
     found = _topology([vhost])
     for kind in ("queues", "exchanges", "bindings"):
         found[kind] = [{name: value for name, value in item.items() if name != "vhost"} for item in found[kind]]
@@ -52,17 +73,17 @@ def export_vhost(vhost: VirtualHost) -> Json:
 def _topology(vhosts: list[VirtualHost]) -> Json:
     queues = [queue for vhost in vhosts for queue in vhost.queues.values() if queue.owner is None]
     names = {(queue.vhost, queue.name) for queue in queues}
-    bindings = [views.binding(vhost.name, link) for vhost in vhosts for link in vhost.links()]
+    bindings = [binding_view(vhost.name, link) for vhost in vhosts for link in vhost.links()]
     return {
-        "parameters": parameters.parameters(vhosts),
-        "policies": policies.policies(vhosts, USER),
+        "parameters": parameter_views(vhosts),
+        "policies": policy_views(vhosts, USER),
         "queues": [
             {
                 "name": queue.name,
                 "vhost": queue.vhost,
                 "durable": queue.durable,
                 "auto_delete": queue.auto_delete,
-                "arguments": views.table(queue.arguments),
+                "arguments": plain(queue.arguments),
             }
             for queue in queues
         ],
@@ -74,7 +95,7 @@ def _topology(vhosts: list[VirtualHost]) -> Json:
                 "durable": each.durable,
                 "auto_delete": each.auto_delete,
                 "internal": each.internal,
-                "arguments": views.table(each.arguments),
+                "arguments": plain(each.arguments),
             }
             for vhost in vhosts
             for each in vhost.exchanges.values()
@@ -89,7 +110,10 @@ def _topology(vhosts: list[VirtualHost]) -> Json:
 
 
 def load_file(broker: Broker, path: Path) -> list[str]:
-    """Load a file at the start; what names no virtual host goes to /. Return what was left out, in words.
+    """Load a file at the start. What names no virtual host goes to /.
+
+    Returns:
+        A sentence for each definition that the embedded broker does not support.
 
     Raises:
         OSError: it cannot be read, or something in it is not valid.
@@ -108,13 +132,15 @@ def load_file(broker: Broker, path: Path) -> list[str]:
 
 
 def load(broker: Broker, document: Json, vhost: VirtualHost | None = None) -> None:
-    """Load a document; what there is already stays, except users, permissions and policies.
+    """Load definitions. What exists already is kept, but users, permissions and policies are overwritten.
 
     Args:
-        vhost: where to, whatever it says; then only exchanges, queues, bindings and policies are loaded.
+        broker: the broker to load them into.
+        document: the definitions.
+        vhost: load its exchanges, queues, bindings and policies only, into this virtual host.
 
     Raises:
-        HttpError: 400, something is not valid, or this broker does not have it.
+        HttpError: 400, something is not valid, or the embedded broker does not support it.
     """
     if left_out := list(unsupported(document)):
         raise bad_request(f"the embedded broker does not have {', '.join(left_out)}")
@@ -134,9 +160,9 @@ def _items(document: Json, kind: str) -> list[Json]:
 
 
 def unsupported(document: Json) -> Iterator[str]:
-    """What is in a document that this broker does not have."""
+    """Yield the parameters in a document that the embedded broker does not support."""
     for each in _items(document, "parameters"):
-        if each.get("component") not in parameters.COMPONENTS:
+        if each.get("component") not in COMPONENTS:
             yield f"{each.get('component')} '{each.get('name')}'"
 
 
@@ -144,6 +170,8 @@ class _Loading:
     """Loads a document into a broker.
 
     Args:
+        broker: the broker.
+        document: the definitions.
         default: the virtual host of what names none; None if everything must name one.
     """
 
@@ -153,17 +181,17 @@ class _Loading:
         self._default = default
 
     def run(self) -> None:
-        """Load everything, in the order in which one thing needs another.
+        """Load everything, so that what others refer to comes first.
 
         Raises:
-            HttpError: 400, something is not valid; what came before it is loaded.
+            HttpError: 400, something is not valid. What came before it stays loaded.
         """
         kinds: list[tuple[str, Callable[[Json], object]]] = [
             ("users", self._user),
             ("vhosts", self._vhost),
             ("permissions", self._permissions),
             ("topic_permissions", self._topic_permissions),
-            ("global_parameters", lambda item: parameters.put_global_parameter(self._broker, item["name"], item)),
+            ("global_parameters", lambda item: save_global_parameter(self._broker, _name(item), item)),
             ("parameters", self._parameter),
             ("policies", self._policy),
             ("exchanges", self._exchange),
@@ -184,7 +212,7 @@ class _Loading:
     def _of(self, item: Json) -> VirtualHost:
         if self._default is not None and "vhost" not in item:
             return self._default
-        vhost = self._broker.vhosts.get(item["vhost"])
+        vhost = self._broker.vhosts.get(_name(item, "vhost"))
         if vhost is None:
             raise bad_request(f"no_such_vhost: {item['vhost']}")
         return vhost
@@ -192,47 +220,81 @@ class _Loading:
     def _user(self, item: Json) -> None:
         if "password" not in item:
             item = {"password_hash": "", **item}
-        declaring.put_user(self._broker, item["name"], item)
+        save_user(self._broker, _name(item), item)
 
     def _vhost(self, item: Json) -> None:
-        self._broker.add_vhost(item["name"], item.get("description") or item.get("metadata", {}).get("description"))
+        metadata = item.get("metadata")
+        about = item.get("description") or (metadata.get("description") if isinstance(metadata, dict) else None)
+        self._broker.add_vhost(_name(item), None if about is None else text({"description": about}, "description"))
 
     def _user_of(self, item: Json) -> User:
-        user = self._broker.users.get(item["user"])
+        user = self._broker.users.get(_name(item, "user"))
         if user is None:
             raise bad_request(f"no_such_user: {item['user']}")
         return user
 
     def _permissions(self, item: Json) -> None:
-        declaring.put_permissions(self._broker, self._of(item).name, self._user_of(item), item)
+        save_permissions(self._broker, self._of(item).name, self._user_of(item), item)
 
     def _topic_permissions(self, item: Json) -> None:
-        put_topic_permissions(self._broker, self._of(item).name, self._user_of(item), item)
+        save_topic_permissions(self._broker, self._of(item).name, self._user_of(item), item)
 
     def _parameter(self, item: Json) -> None:
-        if item.get("component") in parameters.COMPONENTS:
-            parameters.put_parameter(self._broker, self._of(item), item["component"], item["name"], item)
+        if item.get("component") in COMPONENTS:
+            save_parameter(self._broker, self._of(item), str(item["component"]), _name(item), item)
 
     def _policy(self, item: Json) -> None:
         vhost = self._of(item)
-        vhost.policies.put(USER, policies.policy(USER, item["name"], item, vhost.profile))
+        vhost.policies.put(USER, policy_of(USER, _name(item), item, vhost.profile))
 
     def _exchange(self, item: Json) -> None:
-        vhost, name = self._of(item), item["name"]
+        vhost, name = self._of(item), _name(item)
         if name not in vhost.exchanges:
-            declaring.put_exchange(vhost, name, item)
+            declare_exchange(vhost, exchange_declaration(name, item))
 
     def _queue(self, item: Json) -> None:
-        vhost, name = self._of(item), item["name"]
+        vhost, name = self._of(item), _name(item)
         if name not in vhost.queues:
-            declaring.put_queue(vhost, name, item)
+            declare_queue(vhost, queue_declaration(name, item))
 
     def _binding(self, item: Json) -> None:
         vhost = self._of(item)
         ends = vhost.queues if item["destination_type"] == "queue" else vhost.exchanges
-        source, destination = vhost.exchanges.get(item["source"]), ends.get(item["destination"])
+        source, destination = vhost.exchanges.get(_name(item, "source")), ends.get(_name(item, "destination"))
         if source is None or destination is None:
-            # As RabbitMQ does, but for the warning.
+            # RabbitMQ ignores it too, without the warning.
             log.warning("definitions: no such ends in vhost '%s': binding %s", vhost.name, json.dumps(item))
         else:
-            declaring.put_binding(vhost, source, destination, item)
+            vhost.bind(source, destination, *binding_declaration(item))
+
+
+def _name(item: Json, field: str = "name") -> str:
+    if field not in item:
+        raise KeyError(field)
+    return text(item, field)
+
+
+@route(READ, "definitions", administrator)
+@route(READ, "all-configuration", administrator)
+def definitions(call: Call) -> Json:
+    """The definitions of the broker."""
+    return export(call.broker)
+
+
+@route(READ, "definitions/VHOST", administrator)
+def definitions_of_vhost(call: Call, vhost: str) -> Json:
+    """The definitions of a virtual host."""
+    return export_vhost(call.vhost(vhost))
+
+
+@route("POST", "definitions", administrator)
+@route("POST", "all-configuration", administrator)
+def post_definitions(call: Call) -> None:
+    """Load definitions."""
+    load(call.broker, call.body)
+
+
+@route("POST", "definitions/VHOST", administrator)
+def post_definitions_of_vhost(call: Call, vhost: str) -> None:
+    """Load definitions into a virtual host."""
+    load(call.broker, call.body, call.vhost(vhost))

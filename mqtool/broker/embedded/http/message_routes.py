@@ -1,0 +1,398 @@
+"""Messages published and got by requests, consumers, and /api/mqtool: what tests in any language ask a broker."""
+
+import base64
+import contextlib
+import math
+import struct
+from collections.abc import Callable
+from functools import partial
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from mqtool.broker.embedded.http.http_server import Answer, HttpError, bad_request, required, text
+from mqtool.broker.embedded.http.routes import (
+    READ,
+    AnyConnection,
+    Call,
+    Json,
+    administrator,
+    anyone,
+    member,
+    not_found,
+    route,
+    visitor,
+)
+from mqtool.broker.embedded.model.amqp_errors import locked_queue
+from mqtool.broker.embedded.model.amqp_message import ContentHeader, Message, Properties, encode_address, encode_short
+from mqtool.broker.embedded.model.backlog import Entry
+from mqtool.broker.embedded.model.broker import NODE, Broker
+from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.wire.amqp_channel import Channel
+from mqtool.broker.embedded.wire.amqp_session import Session
+from mqtool.broker.embedded.wire.deliveries import Subscription
+from mqtool.broker.embedded.wire.publishing_methods import check_message
+from mqtool.codecs.field_tables import Int64, Table, Value, decode_table, encode_table
+
+if TYPE_CHECKING:
+    # Most brokers have no streams and no tests, and need not import them.
+    from mqtool.broker.embedded.streaming.subscriptions import Subscription as StreamSubscription
+    from mqtool.broker.embedded.testing.recording import Recorded
+
+_NUMBERS = {"delivery_mode": 1, "priority": 1, "timestamp": 8}
+_TEXTS = "content_type content_encoding correlation_id reply_to expiration message_id type user_id app_id cluster_id"
+_MAX_TEXT = 255
+_SETTLED = ("acked", "rejected", "requeued")
+#: Seconds that a test's question waits for messages by default, and at most.
+_TIMEOUT, _MAX_TIMEOUT = 2.0, 60.0
+
+
+def field_table(value: Any) -> Table:
+    """A JSON object as a field table that can be sent and stored. RabbitMQ makes every integer a long.
+
+    Raises:
+        HttpError: 400, it is not an object, or holds what a field table cannot.
+    """
+    if not isinstance(value, dict):
+        raise bad_request("arguments and headers must be objects")
+    try:
+        found: Table = {name: _field(item) for name, item in value.items()}
+        decode_table(encode_table(found))
+    except (ValueError, RecursionError, struct.error) as error:
+        raise bad_request(f"not a field table: {error}") from error
+    return found
+
+
+def _field(value: Any) -> Value:
+    if isinstance(value, dict | list):
+        return {each: _field(value[each]) for each in value} if isinstance(value, dict) else [*map(_field, value)]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return Int64(value)
+    if value is None or isinstance(value, str | bool | float):
+        return value
+    raise bad_request(f"not a field value: {value!r}")
+
+
+def plain(value: Value) -> Any:
+    """A field value as JSON."""
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
+    # A Decimal is a tuple.
+    if isinstance(value, tuple):
+        return value.value / 10**value.scale
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return value.decode("latin-1") if isinstance(value, bytes) else value
+
+
+@route("POST", "exchanges/VHOST/EXCHANGE/publish", member)
+def publish(call: Call, vhost_name: str, name: str) -> Json:
+    """Publish a message, and say whether it was routed to a queue."""
+    vhost, exchange, body, broker = call.vhost(vhost_name), call.exchange(vhost_name, name), call.body, call.broker
+    for each in ("properties", "routing_key", "payload", "payload_encoding"):
+        required(body, each)
+    key = text(body, "routing_key")
+    rights = call.rights(vhost_name)
+    rights.check("write", "exchange", exchange.name)
+    rights.check_topic("write", exchange, key)
+    payload = _payload(text(body, "payload"), body["payload_encoding"])
+    properties = _properties(body["properties"] or {})
+    try:
+        address = encode_address(exchange.name, key)
+    except ValueError as error:
+        raise bad_request("routing_key is longer than 255 bytes") from error
+    message = Message(address, ContentHeader.of(properties, len(payload)), payload)
+    check_message(message, exchange, vhost.name, call.user)
+    exchange.published_in += 1
+    routing = vhost.route(exchange, message)
+    publication = vhost.enqueue(routing) if broker.hooks is None else broker.hooks.enqueue(vhost, routing)
+    if not publication.routed:
+        broker.dropped_unroutable += 1
+    return {"routed": publication.routed and publication.accepted}
+
+
+def _payload(payload: str, encoding: object) -> bytes:
+    if encoding == "string":
+        return payload.encode()
+    if encoding != "base64":
+        raise bad_request(f"unsupported_encoding: {encoding}")
+    try:
+        return base64.b64decode(payload, validate=True)
+    except ValueError as error:
+        raise bad_request(f"not_base64: {payload}") from error
+
+
+def _properties(given: Any) -> Properties:
+    """The properties of a message from a JSON object. Those that AMQP does not have are ignored."""
+    if not isinstance(given, dict):
+        raise bad_request("properties must be an object")
+    fields = {}
+    for name, width in _NUMBERS.items():
+        if name in given:
+            if type(given[name]) is not int:
+                raise bad_request(f"not_int: {name}")
+            try:
+                fields[name] = given[name].to_bytes(width)
+            except OverflowError as error:
+                raise bad_request(f"out of range: {name}") from error
+    for name in _TEXTS.split():
+        if name in given:
+            value = text(given, name).encode()
+            if len(value) > _MAX_TEXT:
+                raise bad_request(f"longer than {_MAX_TEXT} bytes: {name}")
+            fields[name] = encode_short(value)
+    if given.get("headers"):
+        fields["headers"] = encode_table(field_table(given["headers"]))
+    return Properties.of(fields)
+
+
+@route("POST", "queues/VHOST/QUEUE/get", member)
+def get_messages(call: Call, vhost: str, name: str) -> list[Json]:
+    """Get messages from a queue, and acknowledge, reject or requeue them."""
+    call.rights(vhost).check("read", "queue", name)
+    queue, body = call.queue(vhost, name), call.body
+    for each in ("ackmode", "count", "encoding"):
+        required(body, each)
+    settle = _SETTLING.get(str(body["ackmode"]))
+    if settle is None:
+        raise bad_request(f"ackmode must be one of {', '.join(_SETTLING)}")
+    if body["encoding"] not in ("auto", "base64"):
+        raise bad_request("Unsupported encoding. Please use auto or base64.")
+    try:
+        count, truncate = int(body["count"]), int(body["truncate"]) if "truncate" in body else None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise bad_request("count and truncate must be integers") from error
+    if queue.owner is not None:
+        raise locked_queue(queue.name, queue.vhost)
+    views: list[Json] = []
+    entries: list[Entry] = []
+    while len(entries) < count and (entry := queue.get(no_ack=False)) is not None:
+        entries.append(entry)
+        views.append(_got_view(entry, len(queue), truncate, is_base64=body["encoding"] == "base64"))
+    settle(call.broker, queue, entries)
+    return views
+
+
+def _got_view(entry: Entry, left: int, truncate: int | None, *, is_base64: bool) -> Json:
+    message = entry.message
+    payload = message.body[:truncate]
+    shown: Json = {"payload": base64.b64encode(payload).decode(), "payload_encoding": "base64"}
+    if not is_base64:
+        with contextlib.suppress(UnicodeDecodeError):
+            shown = {"payload": payload.decode(), "payload_encoding": "string"}
+    return {
+        "payload_bytes": len(message.body),
+        "redelivered": entry.redelivered,
+        "exchange": message.exchange,
+        "routing_key": message.routing_key,
+        "message_count": left,
+        # Erlang has one value for an empty list and an empty object.
+        "properties": plain(message.properties.named()) or [],
+        **shown,
+    }
+
+
+def _acknowledge(broker: Broker, queue: Queue, entries: list[Entry]) -> None:
+    for entry in entries:
+        if broker.hooks is None or broker.hooks.acknowledge(queue, entry):
+            queue.acknowledge(entry)
+        else:
+            queue.requeue([entry])
+
+
+def _reject(broker: Broker, queue: Queue, entries: list[Entry], *, requeue: bool = False) -> None:
+    for entry in entries:
+        if broker.hooks is not None:
+            broker.hooks.rejected(queue, entry, requeue=requeue)
+        if not requeue:
+            queue.reject(entry)
+    if requeue:
+        queue.requeue(entries)
+
+
+_requeue = partial(_reject, requeue=True)
+
+
+_SETTLING: dict[str, Callable[[Broker, Queue, list[Entry]], None]] = {
+    "ack_requeue_false": _acknowledge,
+    "ack_requeue_true": _requeue,
+    "reject_requeue_true": _requeue,
+    "reject_requeue_false": _reject,
+}
+
+
+@route(READ, "consumers", anyone)
+def consumers(call: Call) -> list[Json]:
+    """All consumers in the virtual hosts that the user may see."""
+    return consumer_views(call)
+
+
+@route(READ, "consumers/VHOST", visitor)
+def consumers_of_vhost(call: Call, vhost: str) -> list[Json]:
+    """The consumers in a virtual host."""
+    return consumer_views(call, call.vhost(vhost).name)
+
+
+def consumer_views(call: Call, vhost: str | None = None) -> list[Json]:
+    """The consumers in a virtual host, or in all that the user may see."""
+    seen = {each.name for each in call.visible(vhost)}
+    opened = call.opened()
+    channels = [channel for connection in opened for channel in connection.channels.values()]
+    by_amqp = [
+        _consumer_view(channel, each)
+        for channel in channels
+        for each in channel.deliveries.subscriptions.values()
+        if each.queue.vhost in seen
+    ]
+    readers = [each for each in opened if each.vhost.name in seen]
+    return [*by_amqp, *(_stream_consumer_view(each, one) for each in readers for one in each.subscriptions)]
+
+
+def _consumer_view(channel: Channel, subscription: Subscription) -> Json:
+    queue = subscription.queue
+    active = queue.consumers.is_active(subscription)
+    return {
+        "consumer_tag": subscription.tag,
+        "queue": {"name": queue.name, "vhost": queue.vhost},
+        "channel_details": channel_details(channel),
+        "ack_required": not subscription.no_ack,
+        "exclusive": subscription.exclusive,
+        "prefetch_count": subscription.prefetch,
+        "active": active,
+        "activity_status": "single_active" if queue.consumers.active is subscription else "up" if active else "waiting",
+        "arguments": plain(subscription.arguments),
+    }
+
+
+def _stream_consumer_view(connection: AnyConnection, subscription: "StreamSubscription") -> Json:
+    waits = subscription.group is not None and not subscription.is_active
+    return {
+        "consumer_tag": f"stream.subid-{subscription.number}",
+        "queue": {"name": subscription.stream, "vhost": connection.vhost.name},
+        "channel_details": connection_details(connection),
+        "ack_required": False,
+        "exclusive": False,
+        "prefetch_count": 0,
+        "active": not waits,
+        "activity_status": "waiting" if waits else "up",
+        "arguments": dict(subscription.properties),
+    }
+
+
+def channel_details(channel: Channel) -> Json:
+    """The `channel_details` of a view."""
+    name = f"{channel.session.name} ({channel.number})"
+    return {**connection_details(channel.session), "name": name, "number": channel.number}
+
+
+def connection_details(connection: "AnyConnection | Session") -> Json:
+    """The `channel_details` of a view for a connection that has no channels."""
+    return {
+        "name": "",
+        "number": 0,
+        "connection_name": connection.name,
+        "peer_host": connection.peer[0],
+        "peer_port": connection.peer[1],
+        "node": NODE,
+        "user": connection.user.name,
+    }
+
+
+@route("GET", "mqtool/faults", administrator)
+def faults(call: Call) -> list[Json]:
+    """The faults in force."""
+    return call.api.under_test().faults()
+
+
+@route("POST", "mqtool/faults", administrator)
+def begin_fault(call: Call) -> Answer:
+    """Make a fault happen."""
+    from mqtool.broker.embedded.testing.fault import fault_of  # here: most brokers are not tested
+
+    body = call.body
+    name = body.pop("fault", None)
+    if not isinstance(name, str):
+        raise bad_request('the body must have a "fault", such as {"fault": "cut_connections"}')
+    try:
+        begun = call.api.under_test().begin(fault_of(name, body))
+    except ValueError as error:
+        raise bad_request(str(error)) from error
+    return Answer(HTTPStatus.CREATED, {"id": begun.number or None, "met": begun.met})
+
+
+@route("DELETE", "mqtool/faults", administrator)
+def clear_faults(call: Call) -> None:
+    """End all faults."""
+    call.api.under_test().clear()
+
+
+@route("DELETE", "mqtool/faults/NUMBER", administrator)
+def undo_fault(call: Call, number: str) -> None:
+    """End a fault."""
+    if not (number.isdecimal() and call.api.under_test().undo(int(number))):
+        raise not_found()
+
+
+@route("POST", "mqtool/reset", administrator)
+def reset(call: Call) -> None:
+    """Undo all faults, purge the queues and clear the recording."""
+    vhost = call.body.get("vhost")
+    call.api.under_test().reset(vhost if vhost is None else call.vhost(str(vhost)).name)
+
+
+@route("GET", "mqtool/published/VHOST", administrator)
+def published(call: Call, vhost: str) -> Answer:
+    """The messages that clients have published."""
+    return _recorded(call, "published", vhost)
+
+
+@route("GET", "mqtool/unrouted/VHOST", administrator)
+def unrouted(call: Call, vhost: str) -> Answer:
+    """The messages that were routed to no queue."""
+    return _recorded(call, "unrouted", vhost)
+
+
+@route("GET", "mqtool/queues/VHOST/QUEUE/WHAT", administrator)
+def in_queue(call: Call, vhost: str, queue: str, what: str) -> Answer:
+    """The messages in a queue (`messages`), or those `acked`, `rejected` or `requeued`."""
+    if what == "messages":
+        return _enough(call, list(call.api.under_test().ready(vhost, queue)))
+    if what not in _SETTLED:
+        raise not_found()
+    return _recorded(call, what, vhost, queue=queue)
+
+
+def _recorded(call: Call, what: str, vhost: str, **names: str) -> Answer:
+    query = call.request.query
+    names |= {each: query[each] for each in ("exchange", "routing_key", "queue") if each in query and each not in names}
+    try:
+        return _enough(call, list(call.api.under_test().recording.find(what, vhost, **names)))
+    except LookupError as error:
+        raise HttpError(HTTPStatus.CONFLICT, "not_recording", "start the broker with --recording") from error
+
+
+def _enough(call: Call, messages: "list[Recorded]") -> Answer:
+    """Answer with messages; wait for more, as the query asks with `count` and `timeout`."""
+    query = call.request.query
+    try:
+        count, timeout = int(query.get("count", 0)), min(float(query.get("timeout", _TIMEOUT)), _MAX_TIMEOUT)
+    except ValueError as error:
+        raise bad_request("count and timeout must be numbers") from error
+    patience = timeout if len(messages) < count else 0
+    return Answer(HTTPStatus.OK, [_recorded_view(each) for each in messages], patience=patience)
+
+
+def _recorded_view(message: "Recorded") -> Json:
+    view = {
+        "exchange": message.exchange,
+        "routing_key": message.routing_key,
+        "queues": message.queues,
+        "redelivered": message.redelivered,
+        "headers": plain(message.headers),
+        "properties": plain(message.properties),
+    }
+    try:
+        return {**view, "body": message.body.decode()}
+    except UnicodeDecodeError:
+        return {**view, "body_base64": base64.b64encode(message.body).decode()}

@@ -1,0 +1,400 @@
+"""The node: its overview, health and process, and its connections and channels."""
+
+import json
+import os
+import resource
+import time
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from mqtool.broker.embedded.http.http_server import Answer, bad_request, required
+from mqtool.broker.embedded.http.message_routes import channel_details, consumer_views, plain
+from mqtool.broker.embedded.http.policy_routes import save_global_parameter
+from mqtool.broker.embedded.http.routes import (
+    NO_CONTENT,
+    READ,
+    AnyConnection,
+    Call,
+    Json,
+    Rates,
+    administrator,
+    anyone,
+    first,
+    missing,
+    monitoring,
+    not_found,
+    route,
+    visitor,
+)
+from mqtool.broker.embedded.model.broker import LOW_ON_DISK, LOW_ON_MEMORY, NODE, Broker
+from mqtool.broker.embedded.model.exchange import types_of
+from mqtool.broker.embedded.wire.amqp_channel import Channel
+
+_CLUSTER_NAME = "cluster_name"
+_BUILT_IN = {
+    "rabbitmq_delayed_message_exchange": "Delayed message exchange, built in",
+    "rabbitmq_management": "Management API without its page, built in",
+}
+#: RabbitMQ 3.10's, and what provides them. All are enabled, since the embedded broker has what they stand for.
+_FEATURE_FLAGS = {
+    "classic_mirrored_queue_version": "rabbit",
+    "drop_unroutable_metric": "rabbitmq_management_agent",
+    "empty_basic_get_metric": "rabbitmq_management_agent",
+    "implicit_default_bindings": "rabbit",
+    "maintenance_mode_status": "rabbit",
+    "quorum_queue": "rabbit",
+    "stream_queue": "rabbit",
+    "user_limits": "rabbit",
+    "virtual_host_metadata": "rabbit",
+}
+#: RabbitMQ accepts several names for AMQP, with and without TLS.
+_PROTOCOLS = {"amqp091": "amqp", "amqp10": "amqp", "amqp0.9.1": "amqp", "amqp1.0": "amqp", "amqps": "amqp/ssl"}
+_OK = {"status": "ok"}
+
+
+@route(READ, "overview", anyone)
+def overview(call: Call) -> Json:
+    """Versions, listeners, and totals of everything."""
+    broker, rates = call.broker, call.api.rates
+    queues = [queue for vhost in broker.vhosts.values() for queue in vhost.queues.values()]
+    ready, unacked = sum(map(len, queues)), sum(queue.unacked for queue in queues)
+    return {
+        "management_version": broker.profile.version,
+        "rabbitmq_version": broker.profile.version,
+        "product_name": "RabbitMQ",
+        "product_version": broker.profile.version,
+        "cluster_name": cluster_name(call)["name"],
+        "node": NODE,
+        "erlang_version": "",
+        "rates_mode": "basic",
+        "exchange_types": _exchange_types(broker),
+        "listeners": [
+            {"node": NODE, "protocol": protocol, "ip_address": host, "port": port, "socket_opts": {}}
+            for protocol, (host, port) in broker.listeners.items()
+        ],
+        "contexts": [],
+        "object_totals": {
+            "channels": sum(len(connection.channels) for connection in call.api.connections),
+            "connections": sum(connection.is_open for connection in call.api.connections),
+            "consumers": sum(len(queue.consumers) for queue in queues),
+            "exchanges": sum(len(vhost.exchanges) for vhost in broker.vhosts.values()),
+            "queues": len(queues),
+        },
+        "queue_totals": {"messages": ready + unacked, "messages_ready": ready, "messages_unacknowledged": unacked},
+        "message_stats": {**rates.total(each.traffic for each in queues), "drop_unroutable": broker.dropped_unroutable},
+        "user": call.user.name,
+    }
+
+
+def _exchange_types(broker: Broker) -> list[Json]:
+    return [
+        {"name": kind, "description": f"AMQP {kind} exchange", "enabled": True} for kind in types_of(broker.profile)
+    ]
+
+
+@route(READ, "cluster-name", anyone)
+def cluster_name(call: Call) -> Json:
+    """The name of the cluster."""
+    return {"name": json.loads(call.broker.global_parameters.get(_CLUSTER_NAME, json.dumps(NODE)))}
+
+
+@route("PUT", "cluster-name", administrator)
+def put_cluster_name(call: Call) -> Answer:
+    """Set the name of the cluster."""
+    save_global_parameter(call.broker, _CLUSTER_NAME, {"value": required(call.body, "name")})
+    return NO_CONTENT
+
+
+@route(READ, "auth", anyone)
+def auth(call: Call) -> Json:  # noqa: ARG001
+    """The settings of OAuth 2, which the embedded broker does not have."""
+    return {"enable_uaa": False, "uaa_client_id": "", "uaa_location": ""}
+
+
+@route(READ, "feature-flags", administrator)
+def feature_flags(call: Call) -> list[Json]:  # noqa: ARG001
+    """The feature flags."""
+    return [
+        {"name": name, "desc": "", "doc_url": "", "state": "enabled", "stability": "stable", "provided_by": provider}
+        for name, provider in _FEATURE_FLAGS.items()
+    ]
+
+
+@route("PUT", "feature-flags/FLAG/enable", administrator)
+def enable_feature_flag(call: Call, name: str) -> None:  # noqa: ARG001
+    """Enable a feature flag. All are enabled already."""
+    if name not in _FEATURE_FLAGS:
+        raise bad_request("unsupported")
+
+
+@route("DELETE", "reset", administrator)
+@route("DELETE", "reset/NODE", administrator)
+@route("POST", "rebalance/queues", administrator)
+def do_nothing(call: Call, *names: str) -> None:
+    """Reset statistics, which are not kept, or rebalance the one node."""
+
+
+@route(READ, "extensions", anyone)
+def extensions(call: Call) -> list[Json]:  # noqa: ARG001
+    """The extensions of the management page: none."""
+    return []
+
+
+@route(READ, "nodes", monitoring)
+def nodes(call: Call) -> list[Json]:
+    """The nodes: there is one."""
+    return [_node_view(call.broker)]
+
+
+@route(READ, "nodes/NODE", monitoring)
+def node(call: Call, name: str) -> Json:
+    """The node."""
+    return _node_view(call.broker) if name == NODE else missing()
+
+
+def _node_view(broker: Broker) -> Json:
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    low_on = set(broker.alarms.values())
+    return {
+        "name": NODE,
+        "type": "disc",
+        "running": True,
+        "uptime": int((time.time() - broker.started_at) * 1000),
+        "enabled_plugins": list(_BUILT_IN),
+        "applications": [
+            {"name": name, "version": broker.profile.version, "description": description}
+            for name, description in _BUILT_IN.items()
+        ],
+        "exchange_types": _exchange_types(broker),
+        "mem_used": broker.ledger.held_bytes,
+        "mem_limit": broker.memory_limit,
+        "mem_alarm": LOW_ON_MEMORY in low_on,
+        "disk_free": broker.ledger.disk_free(),
+        "disk_free_limit": broker.disk_free_limit,
+        "disk_free_alarm": LOW_ON_DISK in low_on,
+        "io_read_count": usage.ru_inblock,
+        "io_write_count": usage.ru_oublock,
+        "os_pid": str(os.getpid()),
+        "processors": os.cpu_count(),
+        "run_queue": 0,
+        "fd_used": _open_descriptors(descriptors),
+        "fd_total": descriptors,
+        "sockets_used": len(broker.clients()),
+        "sockets_total": descriptors,
+        "partitions": [],
+        "cluster_links": [],
+        "rates_mode": "basic",
+        "auth_mechanisms": [{"name": name, "description": "", "enabled": True} for name in ("PLAIN", "AMQPLAIN")],
+    }
+
+
+def _open_descriptors(limit: int) -> int:
+    try:
+        return len(list(Path("/dev/fd").iterdir()))
+    except OSError:
+        return limit  # listing them takes a descriptor, and none is left
+
+
+@route(READ, "healthchecks/node", anyone)
+@route(READ, "healthchecks/node/NODE", anyone)
+@route(READ, "health/checks/virtual-hosts", anyone)
+@route(READ, "health/checks/certificate-expiration/NUMBER/UNIT", anyone)
+def healthy(call: Call, *names: str) -> Json:  # noqa: ARG001
+    """Checks that always pass."""
+    return _OK
+
+
+@route(READ, "aliveness-test/VHOST", anyone)
+def aliveness(call: Call, vhost: str) -> Json:
+    """Tell whether a virtual host works."""
+    call.vhost(vhost)
+    return _OK
+
+
+@route(READ, "health/checks/node-is-quorum-critical", anyone)
+@route(READ, "health/checks/node-is-mirror-sync-critical", anyone)
+def node_is_critical(call: Call) -> Json:  # noqa: ARG001
+    """Tell whether queues need this node. A single node is never called critical."""
+    return {"status": "ok", "reason": "single node cluster"}
+
+
+@route(READ, "health/checks/alarms", anyone)
+@route(READ, "health/checks/local-alarms", anyone)
+def alarms(call: Call) -> Answer:
+    """Answer 503 if there is an alarm."""
+    shortages = [reason.removeprefix("low on ") for reason in sorted(set(call.broker.alarms.values()))]
+    found = [{"node": NODE, "resource": each} for each in shortages]
+    reason = "There are alarms in effect in the cluster"
+    return _checked(_OK, {"reason": reason, "alarms": found} if found else None)
+
+
+@route(READ, "health/checks/port-listener/PORT", anyone)
+def port_listener(call: Call, port: str) -> Answer:
+    """Answer 503 if the broker does not listen on a port."""
+    if not (port.isdecimal() and len(port) <= 5):
+        raise bad_request("Invalid port")
+    ports = [number for _, number in call.broker.listeners.values()]
+    return _checked({**_OK, "port": int(port)}, None if int(port) in ports else {"missing": int(port), "ports": ports})
+
+
+@route(READ, "health/checks/protocol-listener/PROTOCOL", anyone)
+def protocol_listener(call: Call, name: str) -> Answer:
+    """Answer 503 if the broker does not speak a protocol."""
+    listeners = call.broker.listeners
+    protocol = _PROTOCOLS.get(name.lower(), name.lower())
+    absent = None if protocol in listeners else {"missing": name, "protocols": list(listeners)}
+    return _checked({**_OK, "protocol": protocol}, absent)
+
+
+def _checked(well: Json, wrong: Json | None) -> Answer:
+    if wrong is None:
+        return Answer(HTTPStatus.OK, well)
+    return Answer(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "failed", "reason": "No active listener", **wrong})
+
+
+@route(READ, "connections", anyone)
+def connections(call: Call) -> list[Json]:
+    """The connections that the user may see: their own, or all."""
+    return [_connection_view(each) for each in _visible(call)]
+
+
+@route(READ, "vhosts/VHOST/connections", visitor)
+def connections_of_vhost(call: Call, vhost: str) -> list[Json]:
+    """The connections to a virtual host."""
+    return [_connection_view(each) for each in _visible(call, call.vhost(vhost).name)]
+
+
+@route(READ, "connections/username/USER", anyone)
+def connections_of_user(call: Call, name: str) -> list[Json]:
+    """The connections of a user."""
+    return [view for view in connections(call) if view["user"] == name]
+
+
+@route(READ, "connections/CONNECTION", anyone)
+def connection(call: Call, name: str) -> Json:
+    """A connection."""
+    return first(connections(call), name=name)
+
+
+def _visible(call: Call, vhost: str | None = None) -> list[AnyConnection]:
+    mine = [each for each in call.opened() if each.user.name == call.user.name or call.sees_all()]
+    return [each for each in mine if vhost in (None, each.vhost.name)]
+
+
+def _connection_view(connection: AnyConnection) -> Json:
+    name = connection.client_properties.get("connection_name")
+    cipher: Any = connection.transport.get_extra_info("cipher")
+    tls = (
+        {"ssl": False}
+        if cipher is None
+        else {"ssl": True, "ssl_protocol": cipher[1].lower(), "ssl_cipher": cipher[0].lower()}
+    )
+    return {
+        "name": connection.name,
+        "user": connection.user.name,
+        "vhost": connection.vhost.name,
+        "state": "blocked" if connection.blocked else "running",
+        "protocol": connection.protocol,
+        "type": "network",
+        "node": NODE,
+        "ssl": cipher is not None,
+        **tls,
+        "host": connection.local[0],
+        "port": connection.local[1],
+        "peer_host": connection.peer[0],
+        "peer_port": connection.peer[1],
+        "channels": len(connection.channels),
+        "channel_max": connection.channel_max,
+        "frame_max": connection.frame_max,
+        "timeout": connection.heartbeat,
+        "connected_at": int(connection.connected_at * 1000),
+        "client_properties": plain(connection.client_properties),
+        **({"user_provided_name": name} if isinstance(name, str) else {}),
+        "recv_oct": connection.received_bytes,
+        "send_oct": connection.sent_bytes,
+    }
+
+
+@route("DELETE", "connections/username/USER", anyone)
+def close_connections_of_user(call: Call, name: str) -> None:
+    """Close the connections of a user."""
+    _close(call, [each for each in call.opened() if each.user.name == name])
+
+
+@route("DELETE", "connections/CONNECTION", anyone)
+def close_connection(call: Call, name: str) -> None:
+    """Close a connection: one's own, or as administrator any."""
+    _close(call, [each for each in call.opened() if each.name == name] or missing())
+
+
+def _close(call: Call, found: list[AnyConnection]) -> None:
+    for each in found:
+        if each.user.name != call.user.name:
+            administrator(call)
+        each.force_close(call.request.headers.get("x-reason", "Closed via management plugin"))
+
+
+@route(READ, "channels", anyone)
+def channels(call: Call) -> list[Json]:
+    """The channels of the connections that the user may see."""
+    return [_channel_view(each, call.api.rates) for each in _channels(call)]
+
+
+@route(READ, "vhosts/VHOST/channels", visitor)
+def channels_of_vhost(call: Call, vhost: str) -> list[Json]:
+    """The channels in a virtual host."""
+    return [_channel_view(each, call.api.rates) for each in _channels(call, call.vhost(vhost).name)]
+
+
+@route(READ, "connections/CONNECTION/channels", anyone)
+def channels_of_connection(call: Call, name: str) -> list[Json]:
+    """The channels of a connection."""
+    return [view for view in channels(call) if view["connection_details"]["name"] == name]
+
+
+@route(READ, "channels/CHANNEL", anyone)
+def channel(call: Call, name: str) -> Json:
+    """A channel, with its consumers and the exchanges that it has published to."""
+    for each in _channels(call):
+        if (view := _channel_view(each, call.api.rates))["name"] == name:
+            mine = [one for one in consumer_views(call) if one["channel_details"]["name"] == name]
+            published = [
+                {"exchange": {"name": exchange, "vhost": each.vhost.name}, "stats": {"publish": count}}
+                for exchange, count in each.published.items()
+            ]
+            return {**view, "publishes": published, "deliveries": [], "consumer_details": mine}
+    raise not_found()
+
+
+def _channels(call: Call, vhost: str | None = None) -> list[Channel]:
+    return [each for connection in _visible(call, vhost) for each in connection.channels.values()]
+
+
+def _channel_view(channel: Channel, rates: Rates) -> Json:
+    details = channel_details(channel)
+    transaction = channel.transaction
+    return {
+        "name": details["name"],
+        "number": channel.number,
+        "connection_details": {
+            "name": details["connection_name"],
+            "peer_host": details["peer_host"],
+            "peer_port": details["peer_port"],
+        },
+        "node": NODE,
+        "user": details["user"],
+        "vhost": channel.vhost.name,
+        "state": "running",
+        "confirm": channel.confirms is not None,
+        "transactional": transaction is not None,
+        "consumer_count": len(channel.deliveries.subscriptions),
+        "prefetch_count": channel.deliveries.prefetch,
+        "global_prefetch_count": channel.deliveries.global_prefetch,
+        "messages_unacknowledged": len(channel.deliveries.unacked),
+        "messages_unconfirmed": len(channel.confirms or ()),
+        "messages_uncommitted": len(transaction.publishes) if transaction else 0,
+        "acks_uncommitted": len(transaction.acked) if transaction else 0,
+        "message_stats": rates.of(channel),
+    }

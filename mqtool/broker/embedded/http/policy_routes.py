@@ -1,0 +1,394 @@
+"""/api/policies, /api/operator-policies, /api/parameters and /api/global-parameters.
+
+https://www.rabbitmq.com/docs/policies and https://www.rabbitmq.com/docs/parameters
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from mqtool.broker.embedded.http.http_server import Answer, bad_request, required
+from mqtool.broker.embedded.http.message_routes import field_table
+from mqtool.broker.embedded.http.routes import (
+    READ,
+    Call,
+    Json,
+    administrator,
+    administrator_or_member,
+    anyone,
+    first,
+    not_found,
+    policymaker,
+    put,
+    route,
+)
+from mqtool.broker.embedded.model.applied_policies import OPERATOR, USER, Policy, check_pattern
+from mqtool.broker.embedded.model.broker import OF_VHOSTS, Broker
+from mqtool.broker.embedded.model.profile import Profile
+from mqtool.broker.embedded.model.queue_arguments import interval
+from mqtool.broker.embedded.model.virtual_host import VirtualHost
+
+#: The components of parameters that the embedded broker has.
+COMPONENTS = (OPERATOR, "vhost-limits")
+
+_APPLY_TO = ("queues", "classic_queues", "quorum_queues", "streams", "exchanges", "all")
+_CHOICE = "'queues', 'exchanges' or 'all'"
+_CHOICE_SINCE_4_0 = "one of: 'queues', 'classic_queues',  'quorum_queues', 'streams', 'exchanges', or 'all'"
+_MAX_SEGMENT_BYTES = 3_000_000_000
+
+
+def _from(least: int, most: float = float("inf")) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _in(*allowed: object) -> Callable[[Any], bool]:
+    return lambda value: not isinstance(value, list | dict) and value in allowed
+
+
+#: What policies can set: a check of the value, and RabbitMQ's name for a valid one.
+Settings = dict[str, tuple[Callable[[Any], bool], str]]
+
+_SETTINGS: Settings = {
+    "alternate-exchange": (_text, "a valid alternate exchange name"),
+    "dead-letter-exchange": (_text, "a valid dead letter exchange name"),
+    "dead-letter-routing-key": (_text, "a valid dead letter routing key"),
+    "dead-letter-strategy": (_in("at-most-once", "at-least-once"), "a valid dead letter strategy"),
+    "delivery-limit": (_from(0), "a valid delivery limit"),
+    "expires": (_from(1), "a valid queue expiry"),
+    "max-age": (lambda value: _text(value) and interval(value) is not None, "a valid max age"),
+    "max-length": (_from(0), "a valid maximum length"),
+    "max-length-bytes": (_from(0), "a valid maximum length in bytes"),
+    "message-ttl": (_from(0), "a valid message TTL"),
+    "overflow": (_in("drop-head", "reject-publish", "reject-publish-dlx"), "a valid overflow value"),
+    "stream-max-segment-size-bytes": (_from(0, _MAX_SEGMENT_BYTES), "a valid segment size"),
+    # Accepted without effect: there is one node, and it pages messages out by itself.
+    "ha-mode": (_in("all", "exactly", "nodes"), "a valid ha-mode value"),
+    "ha-params": (lambda _: True, "valid"),
+    "ha-promote-on-failure": (_in("always", "when-synced"), "a valid ha-promote-on-failure value"),
+    "ha-promote-on-shutdown": (_in("always", "when-synced"), "a valid ha-promote-on-shutdown value"),
+    "ha-sync-batch-size": (_from(1), "a valid ha-sync-batch-size value"),
+    "ha-sync-mode": (_in("automatic", "manual"), "a valid ha-sync-mode value"),
+    "initial-cluster-size": (_from(1), "a valid cluster size"),
+    "max-in-memory-bytes": (_from(0), "a valid maximum memory in bytes"),
+    "max-in-memory-length": (_from(0), "a valid maximum memory in bytes"),
+    "queue-leader-locator": (
+        _in("client-local", "balanced", "random", "least-leaders"),
+        "a valid queue leader locator value",
+    ),
+    "queue-master-locator": (_in("client-local", "random", "min-masters"), "a valid queue-master-locator value"),
+    "queue-mode": (_in("default", "lazy"), "a valid queue-mode value"),
+    "queue-version": (_in(1, 2), "a valid queue-version value"),
+}
+
+#: For mirrored queues, which RabbitMQ 4.0 removed.
+_MIRRORS = {name for name in _SETTINGS if name.startswith("ha-")}
+_SINCE_4_0: Settings = {
+    "consumer-timeout": (_from(0), "a valid consumer timeout"),
+    "delivery-limit": (_from(-(2**63)), "a valid delivery limit"),
+    "stream-filter-size-bytes": (_from(16, 255), "a valid filter size. Valid range is 16-255"),
+    "target-group-size": (_from(1), "a valid target count"),
+}
+_RETRIES: Settings = {
+    "delayed-retry-type": (
+        _in("all", "failed", "returned", "disabled"),
+        "a valid delayed retry type. Must be one of: all, failed, returned, disabled",
+    ),
+    "delayed-retry-min": (_from(1), "a valid delayed retry minimum delay. Must be a positive integer"),
+    "delayed-retry-max": (_from(1), "a valid delayed retry maximum delay. Must be a positive integer"),
+}
+
+#: The settings of operator policies: limits only.
+_OPERATORS_SINCE_4_0 = ("overflow", "queue-version", "target-group-size", *_RETRIES)
+_OPERATORS = (
+    "delivery-limit",
+    "expires",
+    "max-in-memory-bytes",
+    "max-in-memory-length",
+    "max-length",
+    "max-length-bytes",
+    "message-ttl",
+)
+
+
+def policymaker_of_component(call: Call, component: str, vhost: str | None = None, *names: str) -> None:  # noqa: ARG001
+    """The right of policymakers, for paths that name a component before the virtual host."""
+    policymaker(call, vhost)
+
+
+@route(READ, "policies", anyone)
+def policies(call: Call) -> list[Json]:
+    """The policies that the user may see."""
+    return policy_views(call.visible(), USER)
+
+
+@route(READ, "operator-policies", anyone)
+def operator_policies(call: Call) -> list[Json]:
+    """The operator policies that the user may see."""
+    return policy_views(call.visible(), OPERATOR)
+
+
+@route(READ, "policies/VHOST", administrator_or_member)
+def policies_of_vhost(call: Call, vhost: str) -> list[Json]:
+    """The policies of a virtual host."""
+    return policy_views([call.vhost(vhost)], USER)
+
+
+@route(READ, "operator-policies/VHOST", administrator_or_member)
+def operator_policies_of_vhost(call: Call, vhost: str) -> list[Json]:
+    """The operator policies of a virtual host."""
+    return policy_views([call.vhost(vhost)], OPERATOR)
+
+
+@route(READ, "policies/VHOST/POLICY", policymaker)
+def policy(call: Call, vhost: str, name: str) -> Json:
+    """A policy."""
+    return first(policies_of_vhost(call, vhost), name=name)
+
+
+@route(READ, "operator-policies/VHOST/POLICY", administrator)
+def operator_policy(call: Call, vhost: str, name: str) -> Json:
+    """An operator policy."""
+    return first(operator_policies_of_vhost(call, vhost), name=name)
+
+
+def policy_views(vhosts: Iterable[VirtualHost], kind: str) -> list[Json]:
+    """The policies of a kind as /api/policies shows them."""
+    return [
+        {
+            "vhost": vhost.name,
+            "name": policy.name,
+            "pattern": policy.pattern,
+            "apply-to": policy.apply_to,
+            "definition": dict(policy.definition),
+            "priority": policy.priority,
+        }
+        for vhost in vhosts
+        for policy in vhost.policies.by_kind[kind].values()
+    ]
+
+
+@route("PUT DELETE", "policies/VHOST/POLICY", policymaker)
+def change_policy(call: Call, vhost: str, name: str) -> Answer:
+    """Set or delete a policy."""
+    return _change_policy(call, vhost, USER, name)
+
+
+@route("PUT DELETE", "operator-policies/VHOST/POLICY", administrator)
+def change_operator_policy(call: Call, vhost: str, name: str) -> Answer:
+    """Set or delete an operator policy."""
+    return _change_policy(call, vhost, OPERATOR, name)
+
+
+def _change_policy(call: Call, vhost_name: str, kind: str, name: str) -> Answer:
+    vhost = call.vhost(vhost_name)
+    existed = name in vhost.policies.by_kind[kind]
+    if call.request.method == "PUT":
+        vhost.policies.put(kind, policy_of(kind, name, call.body, vhost.profile))
+        return put(existed=existed)
+    if not existed:
+        raise not_found()
+    vhost.policies.delete(kind, name)
+    return put(existed=True)
+
+
+@route(READ, "parameters", policymaker)
+@route(READ, "parameters/COMPONENT", policymaker_of_component)
+def parameters(call: Call, component: str | None = None) -> list[Json]:
+    """The parameters that the user may see, of one component or of all."""
+    return parameter_views(call.visible(), component)
+
+
+@route(READ, "parameters/COMPONENT/VHOST", policymaker_of_component)
+def parameters_of_vhost(call: Call, component: str, vhost: str) -> list[Json]:
+    """The parameters of a component in a virtual host."""
+    return parameter_views([call.vhost(vhost)], component)
+
+
+@route(READ, "parameters/COMPONENT/VHOST/PARAMETER", policymaker_of_component)
+def parameter(call: Call, component: str, vhost: str, name: str) -> Json:
+    """A parameter."""
+    return first(parameter_views([call.vhost(vhost)], component), name=name)
+
+
+def parameter_views(vhosts: Iterable[VirtualHost], component: str | None = None) -> list[Json]:
+    """Limits and operator policies as /api/parameters shows them. Like RabbitMQ it does not list policies."""
+    found: list[Json] = []
+    for vhost in vhosts:
+        if vhost.limits:
+            found.append({"value": vhost.limits, "vhost": vhost.name, "component": "vhost-limits", "name": "limits"})
+        for view in policy_views([vhost], OPERATOR):
+            value = {name: view[name] for name in ("pattern", "definition", "priority", "apply-to")}
+            found.append({"value": value, "vhost": vhost.name, "component": OPERATOR, "name": view["name"]})
+    return [each for each in found if component in (None, each["component"])]
+
+
+@route("PUT", "parameters/COMPONENT/VHOST/PARAMETER", policymaker_of_component)
+def put_parameter(call: Call, component: str, vhost: str, name: str) -> Answer:
+    """Set a parameter."""
+    return put(existed=save_parameter(call.broker, call.vhost(vhost), component, name, call.body))
+
+
+def save_parameter(broker: Broker, vhost: VirtualHost, component: str, name: str, body: Json) -> bool:
+    """Set a parameter, and return whether it existed.
+
+    Raises:
+        HttpError: 400.
+    """
+    existed = any(each["name"] == name for each in parameter_views([vhost], component))
+    value = required(body, "value")
+    if component == OPERATOR and isinstance(value, dict):
+        vhost.policies.put(OPERATOR, policy_of(OPERATOR, name, value, vhost.profile))
+    elif component == "vhost-limits" and name == "limits":
+        broker.limit_vhost(vhost, checked_limits(value, OF_VHOSTS, "limits"))
+    elif component == "policy":
+        raise bad_request("policies may not be set using this method")
+    else:
+        raise bad_request(f"Validation failed\n\ncomponent {component} not found\n")
+    return existed
+
+
+@route("DELETE", "parameters/COMPONENT/VHOST/PARAMETER", policymaker_of_component)
+def delete_parameter(call: Call, component: str, vhost: str, name: str) -> None:
+    """Delete a parameter."""
+    parameter(call, component, vhost, name)
+    if component == OPERATOR:
+        call.vhost(vhost).policies.delete(OPERATOR, name)
+    else:
+        call.broker.limit_vhost(call.vhost(vhost), {})
+
+
+@route(READ, "global-parameters", policymaker)
+def global_parameters(call: Call) -> list[Json]:
+    """All global parameters."""
+    return global_parameter_views(call.broker)
+
+
+@route(READ, "global-parameters/NAME", policymaker_of_component)
+def global_parameter(call: Call, name: str) -> Json:
+    """A global parameter."""
+    return first(global_parameter_views(call.broker), name=name)
+
+
+def global_parameter_views(broker: Broker) -> list[Json]:
+    """Global parameters as /api/global-parameters shows them."""
+    return [{"name": name, "value": json.loads(text)} for name, text in broker.global_parameters.items()]
+
+
+@route("PUT", "global-parameters/NAME", policymaker_of_component)
+def put_global_parameter(call: Call, name: str) -> Answer:
+    """Set a global parameter."""
+    return put(existed=save_global_parameter(call.broker, name, call.body))
+
+
+def save_global_parameter(broker: Broker, name: str, body: Json) -> bool:
+    """Set a global parameter, and return whether it existed.
+
+    Raises:
+        HttpError: 400.
+    """
+    existed = name in broker.global_parameters
+    broker.set_global_parameter(name, json.dumps(required(body, "value")))
+    return existed
+
+
+@route("DELETE", "global-parameters/NAME", policymaker_of_component)
+def delete_global_parameter(call: Call, name: str) -> None:
+    """Delete a global parameter."""
+    global_parameter(call, name)
+    call.broker.set_global_parameter(name, None)
+
+
+def checked_limits(value: Any, known: Sequence[str], of: str) -> dict[str, int]:
+    """Check limits that a client has sent, and return them.
+
+    Raises:
+        HttpError: 400, in RabbitMQ's words.
+    """
+    if not isinstance(value, dict):
+        raise bad_request(f"{of} must be an object")
+    for name, limit in value.items():
+        if name not in known:
+            raise bad_request(f"Unrecognised terms [{{{term(name)},{term(limit)}}}] in {of}")
+        if type(limit) is not int:
+            raise bad_request(f"{name} should be a number, actually was {term(limit)}")
+    return dict(value)
+
+
+def policy_of(kind: str, name: str, body: Json, profile: Profile) -> Policy:
+    """The policy that a body describes.
+
+    Raises:
+        HttpError: 400, it is not valid, with RabbitMQ's words.
+    """
+    pattern, definition = required(body, "pattern"), field_table(required(body, "definition"))
+    priority, apply_to = body.get("priority", 0), body.get("apply-to", "all")
+    if not isinstance(priority, int | float) or isinstance(priority, bool):
+        raise _invalid(f"priority should be a number, actually was {term(priority)}")
+    if not isinstance(pattern, str):
+        raise _invalid(f"pattern should be a binary but was {term(pattern)}")
+    try:
+        check_pattern(pattern)
+    except ValueError as error:
+        raise _invalid(f"pattern should be regular expression but is invalid: {error}") from error
+    if not isinstance(apply_to, str) or apply_to not in _APPLY_TO:
+        choice = _CHOICE if profile.mirrors else _CHOICE_SINCE_4_0
+        raise _invalid(f"apply-to '{apply_to}' unrecognised; should be {choice}")
+    _check_settings(kind, definition, profile)
+    return Policy(name, pattern, definition, priority, apply_to)
+
+
+def _settings(kind: str, profile: Profile) -> Settings:
+    """The settings that policies of a kind have."""
+    known, operators = _SETTINGS, [*_OPERATORS]
+    if not profile.mirrors:
+        known = {name: each for name, each in _SETTINGS.items() if name not in _MIRRORS} | _SINCE_4_0
+        operators += _OPERATORS_SINCE_4_0
+    if profile.delayed_retry:
+        known = known | _RETRIES
+    return {name: known[name] for name in operators if name in known} if kind == OPERATOR else known
+
+
+def _check_settings(kind: str, definition: Json, profile: Profile) -> None:
+    if not definition:
+        raise _invalid("no policy provided")
+    if "queue-master-locator" in definition and not profile.master_locator:
+        raise _invalid("use of deprecated queue-master-locator argument is not permitted")
+    known = _settings(kind, profile)
+    for setting, value in sorted(definition.items()):
+        if setting not in known:
+            continue
+        is_valid, what = known[setting]
+        if not is_valid(value):
+            raise _invalid(f"{term(value)} is not {what}")
+    unknown = [f"{{{term(name)},{term(value)}}}" for name, value in sorted(definition.items()) if name not in known]
+    if unknown:
+        raise _invalid(f"[{','.join(unknown)}] are not recognised policy settings")
+    _check_retries(definition)
+
+
+def _check_retries(definition: Json) -> None:
+    """Check that a delayed retry has a minimum, and that it is not above the maximum."""
+    kind, least, most = (definition.get(name) for name in _RETRIES)
+    if kind not in (None, "disabled") and least is None:
+        raise _invalid(f"delayed-retry-min is required when delayed-retry-type is {kind}")
+    if least is not None and most is not None and most < least:
+        raise _invalid(f"delayed-retry-max ({most}) must not be smaller than delayed-retry-min ({least})")
+
+
+def _invalid(reason: str) -> Exception:
+    return bad_request(f"Validation failed\n\n{reason}\n")
+
+
+def term(value: Any) -> str:
+    """A value as Erlang prints it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f'<<"{value}">>'
+    if isinstance(value, list):
+        return f"[{','.join(map(term, value))}]"
+    return str(value)

@@ -1,0 +1,397 @@
+"""/api/queues, /api/exchanges and /api/bindings."""
+
+from http import HTTPStatus
+from urllib.parse import quote
+
+from mqtool.broker.embedded.http.http_server import Answer, bad_request, boolean, required, text
+from mqtool.broker.embedded.http.message_routes import channel_details, consumer_views, field_table, plain
+from mqtool.broker.embedded.http.routes import (
+    READ,
+    Call,
+    Json,
+    Rates,
+    administrator,
+    anyone,
+    exchange_name,
+    first,
+    member,
+    missing,
+    not_found,
+    put,
+    refused,
+    route,
+    visitor,
+)
+from mqtool.broker.embedded.model.amqp_errors import locked_queue
+from mqtool.broker.embedded.model.broker import NODE
+from mqtool.broker.embedded.model.declarations import (
+    check_equivalent_exchange,
+    check_equivalent_queue,
+    check_exchange,
+    check_exchange_type,
+    check_queue,
+)
+from mqtool.broker.embedded.model.exchange import Exchange, ExchangeDeclaration, Link
+from mqtool.broker.embedded.model.queue import Queue, QueueDeclaration
+from mqtool.broker.embedded.model.stream_queue import Stream
+from mqtool.broker.embedded.model.virtual_host import VirtualHost, check_queues
+from mqtool.broker.embedded.wire.amqp_connection import Connection
+from mqtool.codecs.field_tables import Table
+
+_MAX_NAME = 255
+
+
+def _checked_name(kind: str, name: str) -> str:
+    """Check the length of a name, and return it."""
+    if len(name.encode(errors="surrogateescape")) > _MAX_NAME:
+        raise bad_request(f"{kind} name is longer than {_MAX_NAME} bytes")
+    return name
+
+
+@route(READ, "queues", anyone)
+def queues(call: Call) -> list[Json]:
+    """The queues that the user may see."""
+    return [queue_view(queue, call.api.rates) for vhost in call.visible() for queue in vhost.queues.values()]
+
+
+@route(READ, "queues/VHOST", visitor)
+def queues_of_vhost(call: Call, vhost: str) -> list[Json]:
+    """The queues of a virtual host."""
+    return [queue_view(queue, call.api.rates) for queue in call.vhost(vhost).queues.values()]
+
+
+@route(READ, "queues/VHOST/QUEUE", visitor)
+def queue(call: Call, vhost: str, name: str) -> Json:
+    """A queue with its consumers."""
+    view = queue_view(call.queue(vhost, name), call.api.rates)
+    return {**view, "consumer_details": [each for each in consumer_views(call, vhost) if each["queue"]["name"] == name]}
+
+
+def queue_view(queue: Queue, rates: Rates) -> Json:
+    """A queue as /api/queues shows it."""
+    ready, unacked = len(queue), queue.unacked
+    owner = queue.owner
+    consumers = list(queue.consumers)
+    view: Json = {
+        "name": queue.name,
+        "vhost": queue.vhost,
+        "type": queue.kind,
+        "durable": queue.durable,
+        "auto_delete": queue.auto_delete,
+        "exclusive": owner is not None,
+        "owner_pid_details": {"name": owner.name} if isinstance(owner, Connection) else {},
+        "arguments": plain(queue.arguments),
+        "state": "running",
+        "node": NODE,
+        "policy": queue.policy.policy,
+        "operator_policy": queue.policy.operator_policy,
+        "effective_policy_definition": plain(queue.policy.definition),
+        "consumers": len(consumers),
+        "consumer_capacity": 1.0 if consumers else 0,
+        "consumer_utilisation": 1.0 if consumers else 0,
+        "exclusive_consumer_tag": next((consumer.tag for consumer in consumers if consumer.exclusive), None),
+        "single_active_consumer_tag": queue.consumers.active.tag if queue.consumers.active else None,
+        "messages": ready + unacked + len(queue.dead_letters),
+        "messages_ready": ready,
+        "messages_unacknowledged": unacked,
+        "message_bytes": queue.backlog.body_bytes + queue.unacked_bytes,
+        "message_bytes_ready": queue.backlog.body_bytes,
+        "message_bytes_unacknowledged": queue.unacked_bytes,
+        "message_stats": rates.of(queue.traffic),
+    }
+    if queue.kind == "quorum":
+        view["messages_dlx"] = len(queue.dead_letters)
+        view["message_bytes_dlx"] = sum(len(entry.message.body) for entry, _ in queue.dead_letters)
+        view["message_bytes"] += view["message_bytes_dlx"]
+    if isinstance(queue, Stream):
+        view = {name: value for name, value in view.items() if not name.startswith("message_bytes")}
+        readers = len(consumers) + queue.log.subscriptions
+        view |= {"leader": NODE, "members": [NODE], "online": [NODE], "readers": {NODE: readers}}
+        view |= {"consumers": readers, "segments": queue.log.segments}
+    return view
+
+
+@route("PUT", "queues/VHOST/QUEUE", member)
+def put_queue(call: Call, vhost: str, name: str) -> Answer:
+    """Declare a queue."""
+    found, body = call.vhost(vhost), call.body
+    declared = queue_declaration(name, body)
+    call.rights(vhost).check_queue_declaration(name, declared.arguments, exists=name in found.queues)
+    return put(existed=declare_queue(found, declared))
+
+
+def queue_declaration(name: str, body: Json) -> QueueDeclaration:
+    """The queue that a body describes."""
+    arguments = field_table(body.get("arguments", {}))
+    return QueueDeclaration(
+        _checked_name("queue", name), arguments, boolean(body, "durable"), boolean(body, "auto_delete")
+    )
+
+
+def declare_queue(vhost: VirtualHost, declared: QueueDeclaration) -> bool:
+    """Declare a queue, and return whether it existed.
+
+    Raises:
+        HttpError: 401, the name is reserved.
+        AmqpException: the declaration is not valid, or a different queue has the name.
+    """
+    queue = vhost.queues.get(declared.name)
+    if queue is not None:
+        if queue.owner is not None:
+            raise locked_queue(queue.name, queue.vhost)
+        check_equivalent_queue(queue, declared)
+        return True
+    if declared.name.startswith("amq."):
+        raise refused("Access refused.")
+    check_queues(vhost, declared.name)
+    check_queue(declared, vhost.name, vhost.profile)
+    vhost.add_queue(declared)
+    return False
+
+
+def _own_queue(call: Call, vhost: str, name: str) -> Queue:
+    """A queue that is not exclusive to a connection. AmqpException if it is."""
+    queue = call.queue(vhost, name)
+    if queue.owner is not None:
+        raise locked_queue(name, vhost)
+    return queue
+
+
+@route("DELETE", "queues/VHOST/QUEUE", member)
+def delete_queue(call: Call, vhost: str, name: str) -> None:
+    """Delete a queue; with `if-empty` or `if-unused` in the query only if it is."""
+    call.rights(vhost).check("configure", "queue", name)
+    queue, query = _own_queue(call, vhost, name), call.request.query
+    if query.get("if-empty") == "true" and len(queue):
+        raise bad_request(f"queue '{name}' in vhost '{vhost}' not empty")
+    if query.get("if-unused") == "true" and len(queue.consumers):
+        raise bad_request(f"queue '{name}' in vhost '{vhost}' in use")
+    call.vhost(vhost).delete_queue(queue)
+
+
+@route("DELETE", "queues/VHOST/QUEUE/contents", member)
+def purge(call: Call, vhost: str, name: str) -> None:
+    """Drop the ready messages of a queue."""
+    call.rights(vhost).check("read", "queue", name)
+    _own_queue(call, vhost, name).purge()
+
+
+@route("POST", "queues/VHOST/QUEUE/actions", administrator)
+def queue_action(call: Call, vhost: str, name: str) -> None:
+    """Synchronize a mirrored queue, of which there are none."""
+    call.queue(vhost, name)
+    if (action := required(call.body, "action")) not in ("sync", "cancel_sync"):
+        raise bad_request(f"unknown: {action}")
+
+
+@route(READ, "queues/VHOST/QUEUE/bindings", visitor)
+def bindings_of_queue(call: Call, vhost: str, name: str) -> list[Json]:
+    """The bindings of a queue."""
+    return _bindings_where(call, vhost, destination=name, destination_type="queue")
+
+
+@route(READ, "exchanges", anyone)
+def exchanges(call: Call) -> list[Json]:
+    """The exchanges that the user may see."""
+    return [exchange_view(vhost, each, call.api.rates) for vhost in call.visible() for each in vhost.exchanges.values()]
+
+
+@route(READ, "exchanges/VHOST", visitor)
+def exchanges_of_vhost(call: Call, name: str) -> list[Json]:
+    """The exchanges of a virtual host."""
+    vhost = call.vhost(name)
+    return [exchange_view(vhost, each, call.api.rates) for each in vhost.exchanges.values()]
+
+
+@route(READ, "exchanges/VHOST/EXCHANGE", visitor)
+def exchange(call: Call, vhost: str, name: str) -> Json:
+    """An exchange, with the channels that have published to it."""
+    found = call.exchange(vhost, name)
+    mine = [each for each in call.opened() if each.user.name == call.user.name or call.sees_all()]
+    channels = [one for each in mine if each.vhost.name == vhost for one in each.channels.values()]
+    incoming = [
+        {"channel_details": channel_details(each), "stats": {"publish": each.published[found.name]}}
+        for each in channels
+        if found.name in each.published
+    ]
+    return {**exchange_view(call.vhost(vhost), found, call.api.rates), "incoming": incoming}
+
+
+def exchange_view(vhost: VirtualHost, exchange: Exchange, rates: Rates) -> Json:
+    """An exchange as /api/exchanges shows it."""
+    view: Json = {
+        "name": exchange.name,
+        "vhost": vhost.name,
+        "type": exchange.kind,
+        "durable": exchange.durable,
+        "auto_delete": exchange.auto_delete,
+        "internal": exchange.internal,
+        "arguments": plain(exchange.arguments),
+        "policy": exchange.policy.policy,
+        "user_who_performed_action": "rmq-internal" if exchange.predeclared else "",
+        "message_stats": rates.of(exchange),
+    }
+    if exchange.delayed:
+        view["messages_delayed"] = vhost.held(exchange)
+    return view
+
+
+@route("PUT", "exchanges/VHOST/EXCHANGE", member)
+def put_exchange(call: Call, vhost: str, name: str) -> Answer:
+    """Declare an exchange."""
+    found, body = call.vhost(vhost), call.body
+    declared = exchange_declaration(exchange_name(name), body)
+    call.rights(vhost).check_exchange_declaration(
+        declared.name, declared.arguments, exists=declared.name in found.exchanges
+    )
+    return put(existed=declare_exchange(found, declared))
+
+
+def exchange_declaration(name: str, body: Json) -> ExchangeDeclaration:
+    """The exchange that a body describes."""
+    durable, auto_delete, internal = (boolean(body, each) for each in ("durable", "auto_delete", "internal"))
+    name, kind = _checked_name("exchange", name), text(body, "type", "direct")
+    return ExchangeDeclaration(name, kind, durable, auto_delete, internal, field_table(body.get("arguments", {})))
+
+
+def declare_exchange(vhost: VirtualHost, declared: ExchangeDeclaration) -> bool:
+    """Declare an exchange, and return whether it existed.
+
+    Raises:
+        HttpError: 400, the name is reserved.
+        AmqpException: the declaration is not valid, or a different exchange has the name.
+    """
+    check_exchange_type(declared.kind, vhost.profile)
+    exchange = vhost.exchanges.get(declared.name)
+    if exchange is not None:
+        check_equivalent_exchange(exchange, declared, vhost.name)
+        return True
+    if declared.name.startswith("amq."):
+        raise bad_request(f"exchange name '{declared.name}' contains reserved prefix 'amq.*'")
+    check_exchange(declared, vhost.name, vhost.profile)
+    vhost.add_exchange(Exchange(*declared))
+    return False
+
+
+@route("DELETE", "exchanges/VHOST/EXCHANGE", member)
+def delete_exchange(call: Call, vhost: str, name: str) -> None:
+    """Delete an exchange; with `if-unused` in the query only if it is."""
+    call.rights(vhost).check("configure", "exchange", exchange_name(name))
+    exchange = call.exchange(vhost, name)
+    if exchange.predeclared:
+        raise bad_request(f"deletion of system exchange '{exchange.name}' in vhost '{vhost}' not allowed")
+    if call.request.query.get("if-unused") == "true" and exchange.in_use:
+        raise bad_request(f"exchange '{exchange.name}' in vhost '{vhost}' in use")
+    call.vhost(vhost).delete_exchange(exchange)
+
+
+@route(READ, "exchanges/VHOST/EXCHANGE/bindings/source", visitor)
+def bindings_from_exchange(call: Call, vhost: str, name: str) -> list[Json]:
+    """The bindings from an exchange."""
+    return _bindings_where(call, vhost, source=name)
+
+
+@route(READ, "exchanges/VHOST/EXCHANGE/bindings/destination", visitor)
+def bindings_to_exchange(call: Call, vhost: str, name: str) -> list[Json]:
+    """The bindings to an exchange."""
+    return _bindings_where(call, vhost, destination=name, destination_type="exchange")
+
+
+@route(READ, "bindings", anyone)
+def bindings(call: Call) -> list[Json]:
+    """The bindings that the user may see."""
+    return [view for vhost in call.visible() for view in _binding_views(vhost)]
+
+
+@route(READ, "bindings/VHOST", visitor)
+def bindings_of_vhost(call: Call, vhost: str) -> list[Json]:
+    """The bindings of a virtual host."""
+    return _binding_views(call.vhost(vhost))
+
+
+def _binding_views(vhost: VirtualHost) -> list[Json]:
+    """All bindings of a virtual host, with the implied ones of each queue to the default exchange."""
+    default = vhost.exchanges[""]
+    implied = [Link(default, queue, queue.name, {}) for queue in vhost.queues.values()]
+    return [binding_view(vhost.name, each) for each in [*implied, *vhost.links()]]
+
+
+def binding_view(vhost: str, binding: Link) -> Json:
+    """A binding as /api/bindings shows it."""
+    return {
+        "source": binding.source.name,
+        "vhost": vhost,
+        "destination": binding.destination.name,
+        "destination_type": binding.destination.destination_type,
+        "routing_key": binding.routing_key,
+        "arguments": plain(binding.arguments),
+        "properties_key": binding.properties_key,
+    }
+
+
+def _bindings_where(call: Call, vhost: str, **wanted: str) -> list[Json]:
+    found = _binding_views(call.vhost(vhost))
+    return [view for view in found if all(view[name] == value for name, value in wanted.items())]
+
+
+@route(READ, "bindings/VHOST/e/EXCHANGE/TYPE/DESTINATION", visitor)
+def bindings_between(call: Call, vhost: str, source: str, kind: str, destination: str) -> list[Json]:
+    """The bindings between an exchange and a queue (`q`) or another exchange (`e`)."""
+    to = {"q": "queue", "e": "exchange"}.get(kind) or missing()
+    source = exchange_name(source)
+    return _bindings_where(call, vhost, source=source, destination=destination, destination_type=to)
+
+
+@route(READ, "bindings/VHOST/e/EXCHANGE/TYPE/DESTINATION/KEY", visitor)
+def binding(call: Call, vhost: str, source: str, kind: str, destination: str, key: str) -> Json:
+    """One binding, by its properties key."""
+    return first(bindings_between(call, vhost, source, kind, destination), properties_key=key)
+
+
+@route("POST", "bindings/VHOST/e/EXCHANGE/TYPE/DESTINATION", member)
+def post_binding(call: Call, vhost: str, source: str, kind: str, destination: str) -> Answer:
+    """Bind a queue or an exchange to an exchange."""
+    key, arguments = binding_declaration(call.body)
+    exchange, end = _ends(call, vhost, source, kind, destination, key)
+    call.vhost(vhost).bind(exchange, end, key, arguments)
+    made = exchange.find(end, key, arguments)
+    assert made is not None
+    words = (quote(each, safe="", errors="surrogateescape") for each in (destination, made.properties_key))
+    return Answer(HTTPStatus.CREATED, location="/".join(words))
+
+
+def binding_declaration(body: Json) -> tuple[str, Table]:
+    """The routing key and arguments of the binding that a body describes."""
+    return _checked_name("routing key", text(body, "routing_key")), field_table(body.get("arguments", {}))
+
+
+@route("DELETE", "bindings/VHOST/e/EXCHANGE/TYPE/DESTINATION/KEY", member)
+def delete_binding(call: Call, vhost: str, source: str, kind: str, destination: str, key: str) -> None:
+    """Delete one binding, by its properties key."""
+    exchange, end = _ends(call, vhost, source, kind, destination, None)
+    for each in list(exchange.links):
+        if each.destination is end and each.properties_key == key:
+            call.rights(vhost).check_topic("read", exchange, each.routing_key)
+            call.vhost(vhost).unbind(exchange, end, each.routing_key, each.arguments)
+            return
+    raise not_found()
+
+
+def _ends(
+    call: Call, vhost: str, source: str, kind: str, destination: str, key: str | None
+) -> tuple[Exchange, Queue | Exchange]:
+    """The two ends of a binding that the user may declare or delete.
+
+    Args:
+        key: the routing key, for topic permissions; None if it is not known yet.
+    """
+    if kind not in ("q", "e"):
+        raise not_found()
+    call.vhost(vhost)
+    to, name = ("queue", destination) if kind == "q" else ("exchange", exchange_name(destination))
+    source = exchange_name(source)
+    if not source or not name:
+        raise bad_request("operation not permitted on the default exchange")
+    call.rights(vhost).check_binding(to, name, source, key)
+    end: Queue | Exchange = _own_queue(call, vhost, name) if kind == "q" else call.exchange(vhost, name)
+    return call.exchange(vhost, source), end

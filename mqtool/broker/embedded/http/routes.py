@@ -1,0 +1,395 @@
+"""Routes of the management API: a path, its methods, the right that they need and the function that answers.
+
+    @route("PUT", "vhosts/VHOST", administrator)
+    def put_vhost(call: Call, name: str) -> Answer: ...
+
+Words in upper case stand for names, which the function gets as arguments. docs/reference/embedded-broker.md lists the
+routes for users; https://www.rabbitmq.com/docs/management#permissions explains the rights.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from weakref import WeakKeyDictionary
+
+from mqtool.broker.embedded.http.http_server import Answer, HttpError, Request, bad_request
+from mqtool.broker.embedded.model.applied_policies import check_pattern
+from mqtool.broker.embedded.model.broker import Broker
+from mqtool.broker.embedded.model.exchange import Exchange
+from mqtool.broker.embedded.model.queue import Queue
+from mqtool.broker.embedded.model.rights import Rights
+from mqtool.broker.embedded.model.users import User
+from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.broker.embedded.wire.amqp_connection import Connection
+
+if TYPE_CHECKING:
+    # Most brokers have no streams and no tests, and need not import them.
+    from mqtool.broker.embedded.streaming.stream_connection import StreamConnection
+    from mqtool.broker.embedded.testing.under_test import BrokerUnderTest
+
+AnyConnection: TypeAlias = "Connection | StreamConnection"
+Json = dict[str, Any]
+
+#: Tags of users who may log in, and of those who see all virtual hosts and connections.
+TAGS = {"administrator", "monitoring", "policymaker", "management"}
+SEES_ALL = {"administrator", "monitoring"}
+
+READ = "GET HEAD"
+_SAMPLE_SECONDS = 2.5
+
+
+class Counting(Protocol):
+    """Something with counters: a queue, an exchange or a channel."""
+
+    def counts(self) -> dict[str, int]:
+        """Its counters, by RabbitMQ's names."""
+
+
+class _Sample:
+    """The last two samples of some counters. A rate is the growth since the earlier one."""
+
+    __slots__ = ("earlier", "earlier_at", "later", "later_at")
+
+    def __init__(self, counts: Mapping[str, int], now: float) -> None:
+        self.earlier = self.later = dict(counts)
+        self.earlier_at = self.later_at = now
+
+    def renew(self, counts: Mapping[str, int], now: float) -> None:
+        """Add a sample and drop the oldest."""
+        self.earlier, self.earlier_at = self.later, self.later_at
+        self.later, self.later_at = dict(counts), now
+
+    def rate(self, name: str, count: int, now: float) -> float:
+        """The growth of a counter per second."""
+        seconds = now - self.earlier_at
+        return round((count - self.earlier.get(name, 0)) / seconds, 1) if seconds >= 1 else 0.0
+
+
+class Rates:
+    """How fast counters grow. They are sampled all the time, so that the first request has rates too, as in RabbitMQ.
+
+    Args:
+        counting: returns everything that has counters.
+    """
+
+    def __init__(self, counting: Callable[[], Iterable[Counting]]) -> None:
+        self._counting = counting
+        self._samples: WeakKeyDictionary[Counting, _Sample] = WeakKeyDictionary()
+        asyncio.get_running_loop().call_later(_SAMPLE_SECONDS, self._look)
+
+    def of(self, counting: Counting) -> dict[str, int | dict[str, float]]:
+        """The counters of a thing with their rates, as in `message_stats`."""
+        now, sample = time.monotonic(), self._samples.get(counting)
+        stats: dict[str, int | dict[str, float]] = {}
+        for name, count in counting.counts().items():
+            stats[name] = count
+            stats[f"{name}_details"] = {"rate": sample.rate(name, count, now) if sample else 0.0}
+        return stats
+
+    def total(self, counting: Iterable[Counting]) -> dict[str, int | dict[str, float]]:
+        """The sums of the counters and rates of several things."""
+        counts: dict[str, int] = {}
+        rates: dict[str, float] = {}
+        for each in counting:
+            for name, value in self.of(each).items():
+                if isinstance(value, dict):
+                    rates[name] = rates.get(name, 0.0) + value["rate"]
+                else:
+                    counts[name] = counts.get(name, 0) + value
+        return {**counts, **{name: {"rate": round(rate, 1)} for name, rate in rates.items()}}
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        for counting in self._counting():
+            sample = self._samples.get(counting)
+            if sample is None:
+                self._samples[counting] = _Sample(counting.counts(), now)
+            else:
+                sample.renew(counting.counts(), now)
+        asyncio.get_running_loop().call_later(_SAMPLE_SECONDS, self._look)
+
+
+@dataclass
+class Api:
+    """What handlers need of a broker.
+
+    Attributes:
+        broker: the broker.
+        by_protocol: its connections, a collection for each protocol.
+        rates: the rates of its counters.
+        under_test: returns the broker as tests see it.
+    """
+
+    broker: Broker
+    by_protocol: tuple[Collection[AnyConnection], ...]
+    rates: Rates
+    under_test: "Callable[[], BrokerUnderTest]"
+
+    @property
+    def connections(self) -> list[AnyConnection]:
+        """The connections of all protocols."""
+        return [connection for connections in self.by_protocol for connection in connections]
+
+
+@dataclass
+class Call:
+    """A request that is being answered.
+
+    Attributes:
+        api: the broker.
+        request: the request.
+        user: the user who has logged in.
+    """
+
+    api: Api
+    request: Request
+    user: User
+
+    @property
+    def broker(self) -> Broker:
+        """The broker."""
+        return self.api.broker
+
+    @property
+    def body(self) -> Json:
+        """The body of the request.
+
+        Raises:
+            HttpError: 400, it is not a JSON object.
+        """
+        return self.request.json()
+
+    def opened(self) -> list[AnyConnection]:
+        """The connections whose handshake is done. Only these have a user and a virtual host."""
+        return [connection for connection in self.api.connections if connection.is_open]
+
+    def sees_all(self) -> bool:
+        """Tell whether the user sees all virtual hosts and connections."""
+        return bool(SEES_ALL.intersection(self.user.tags))
+
+    def visible(self, vhost: str | None = None) -> Iterator[VirtualHost]:
+        """Yield the virtual hosts that the user may see: all of them, or the one with this name."""
+        for each in self.broker.vhosts.values():
+            if vhost in (None, each.name) and (each.name in self.user.permissions or self.sees_all()):
+                yield each
+
+    def vhost(self, name: str) -> VirtualHost:
+        """The virtual host of this name.
+
+        Raises:
+            HttpError: 404.
+        """
+        return self.broker.vhosts.get(name) or missing()
+
+    def named_user(self, name: str) -> User:
+        """The user of this name.
+
+        Raises:
+            HttpError: 404.
+        """
+        return self.broker.users.get(name) or missing()
+
+    def queue(self, vhost: str, name: str) -> Queue:
+        """The queue of this name.
+
+        Raises:
+            HttpError: 404.
+        """
+        return self.vhost(vhost).queues.get(name) or missing()
+
+    def exchange(self, vhost: str, name: str) -> Exchange:
+        """The exchange of this name.
+
+        Raises:
+            HttpError: 404.
+        """
+        return self.vhost(vhost).exchanges.get(exchange_name(name)) or missing()
+
+    def rights(self, vhost: str) -> Rights:
+        """The rights of the user in a virtual host, as they apply to AMQP too."""
+        return Rights(self.broker, self.user.name, vhost)
+
+
+Handler = Callable[..., Any]
+Right = Callable[..., None]
+
+
+class Route(NamedTuple):
+    """One method of a path.
+
+    Attributes:
+        right: raises HttpError 401 if the user may not do it. Takes what the handler takes.
+        handler: answers: with an Answer, a JSON value, or None for 204.
+    """
+
+    right: Right
+    handler: Handler
+
+
+_ROUTES: dict[str, dict[str, Route]] = {}
+
+
+def route(methods: str, path: str, right: Right) -> Callable[[Handler], Handler]:
+    """Register a function that answers requests.
+
+    Args:
+        methods: one or more, with spaces between them.
+        path: below /api, such as "queues/VHOST/QUEUE".
+        right: the right that it needs.
+    """
+
+    def register(handler: Handler) -> Handler:
+        for method in methods.split():
+            _ROUTES.setdefault(path, {})[method] = Route(right, handler)
+        return handler
+
+    return register
+
+
+def paths() -> dict[str, list[str]]:
+    """All paths below /api with their methods, in one order of methods."""
+    order = ("GET", "HEAD", "PUT", "POST", "DELETE")
+    return {path: sorted(routes, key=order.index) for path, routes in _ROUTES.items()}
+
+
+def found(path: list[str]) -> tuple[dict[str, Route], list[str]]:
+    """The routes of a path below /api, by method, and the names in the path.
+
+    Raises:
+        HttpError: 404.
+    """
+    best: tuple[list[bool], dict[str, Route], list[str]] | None = None
+    for pattern, routes in _ROUTES.items():
+        words = pattern.split("/")
+        if len(words) == len(path) and all(
+            word == each or word.isupper() for word, each in zip(words, path, strict=True)
+        ):
+            # "users/without-permissions" goes before "users/USER".
+            rank = [word.isupper() for word in words]
+            if best is None or rank < best[0]:
+                best = rank, routes, [each for word, each in zip(words, path, strict=True) if word.isupper()]
+    if best is None:
+        raise not_found()
+    return best[1:]
+
+
+def answer(call: Call) -> Answer:
+    """Answer a request below /api.
+
+    Raises:
+        HttpError: 400, 401, 404, 405 or 503.
+        AmqpException: an error as AMQP has it.
+    """
+    routes, names = found(call.request.path[1:])
+    method = call.request.method
+    if method == "OPTIONS":
+        return Answer(HTTPStatus.OK, allow=(*routes, "OPTIONS"))
+    if method not in routes:
+        raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", "Method Not Allowed")
+    right, handler = routes[method]
+    right(call, *names)
+    value = handler(call, *names)
+    if isinstance(value, Answer):
+        return value
+    return NO_CONTENT if value is None else Answer(HTTPStatus.OK, value)
+
+
+NO_CONTENT = Answer(HTTPStatus.NO_CONTENT)
+CREATED = Answer(HTTPStatus.CREATED)
+
+
+def put(*, existed: bool) -> Answer:
+    """The answer to a PUT: 204 if the thing existed, else 201."""
+    return NO_CONTENT if existed else CREATED
+
+
+def not_found() -> HttpError:
+    """404, in RabbitMQ's words."""
+    return HttpError(HTTPStatus.NOT_FOUND, "Object Not Found", "Not Found")
+
+
+def missing() -> Any:
+    """Raise 404: `return found or missing()`."""
+    raise not_found()
+
+
+def refused(reason: str) -> HttpError:
+    """401, with the reason."""
+    return HttpError(HTTPStatus.UNAUTHORIZED, "not_authorised", reason)
+
+
+def exchange_name(name: str) -> str:
+    """The name of an exchange in a path: `amq.default` is the one without a name."""
+    return "" if name == "amq.default" else name
+
+
+def check_regular_expression(pattern: str) -> None:
+    """Check a regular expression that a client has sent.
+
+    Raises:
+        HttpError: 400.
+    """
+    try:
+        check_pattern(pattern)
+    except ValueError as error:
+        raise bad_request(f"invalid regular expression {pattern}: {error}") from error
+
+
+def first(views: Iterable[Json], **wanted: str) -> Json:
+    """The first view with these fields.
+
+    Raises:
+        HttpError: 404.
+    """
+    for view in views:
+        if all(view[name] == value for name, value in wanted.items()):
+            return view
+    raise not_found()
+
+
+def anyone(call: Call, *names: str) -> None:
+    """The right of every user who may log in."""
+
+
+def administrator(call: Call, *names: str) -> None:  # noqa: ARG001
+    """The right of administrators."""
+    if "administrator" not in call.user.tags:
+        raise refused("Not administrator user")
+
+
+def monitoring(call: Call, *names: str) -> None:  # noqa: ARG001
+    """The right of users who see all virtual hosts."""
+    if not call.sees_all():
+        raise refused("Not monitor user")
+
+
+def visitor(call: Call, vhost: str, *names: str) -> None:  # noqa: ARG001
+    """The right to see a virtual host: permissions in it, or a tag that sees all."""
+    if not call.sees_all():
+        member(call, vhost)
+
+
+def member(call: Call, vhost: str, *names: str) -> None:  # noqa: ARG001
+    """The right to change something in a virtual host: permissions in it. The handler checks which."""
+    if vhost not in call.user.permissions:
+        if call.broker.profile.hides_vhosts:
+            raise HttpError(HTTPStatus.NOT_FOUND, "not_found", "Not Found")
+        raise refused("User not authorised to access virtual host")
+
+
+def administrator_or_member(call: Call, vhost: str, *names: str) -> None:  # noqa: ARG001
+    """The right to list the policies of a virtual host."""
+    if "administrator" not in call.user.tags:
+        member(call, vhost)
+
+
+def policymaker(call: Call, vhost: str | None = None, *names: str) -> None:  # noqa: ARG001
+    """The right to see and change policies and parameters: a tag, and permissions in the virtual host, if any."""
+    tags = call.user.tags
+    if "administrator" in tags:
+        return
+    if "policymaker" not in tags or (vhost is not None and vhost not in call.user.permissions):
+        raise refused("User not authorised to access object")

@@ -1,0 +1,365 @@
+"""/api/users, /api/permissions, /api/topic-permissions, /api/vhosts, /api/user-limits and /api/vhost-limits."""
+
+import base64
+import binascii
+from collections.abc import Iterable
+from typing import Any
+
+from mqtool.broker.embedded.http.http_server import Answer, bad_request, boolean, required, text
+from mqtool.broker.embedded.http.policy_routes import checked_limits
+from mqtool.broker.embedded.http.routes import (
+    READ,
+    Call,
+    Json,
+    Rates,
+    administrator,
+    anyone,
+    check_regular_expression,
+    first,
+    missing,
+    not_found,
+    put,
+    route,
+    visitor,
+)
+from mqtool.broker.embedded.model.broker import NODE, OF_USERS, OF_VHOSTS, Broker
+from mqtool.broker.embedded.model.users import ALGORITHMS, DEFAULT_ALGORITHM, Permissions, TopicPermissions, User
+from mqtool.broker.embedded.model.virtual_host import VirtualHost
+
+
+@route(READ, "whoami", anyone)
+def whoami(call: Call) -> Json:
+    """The user who asks."""
+    return {"name": call.user.name, "tags": call.user.tags}
+
+
+@route(READ, "users", administrator)
+def users(call: Call) -> list[Json]:
+    """All users."""
+    return [user_view(each) for each in call.broker.users.values()]
+
+
+@route(READ, "users/without-permissions", administrator)
+def users_without_permissions(call: Call) -> list[Json]:
+    """The users who have no permissions in any virtual host."""
+    return [user_view(each) for each in call.broker.users.values() if not each.permissions]
+
+
+@route(READ, "users/USER", administrator)
+def user(call: Call, name: str) -> Json:
+    """A user."""
+    return user_view(call.named_user(name))
+
+
+def user_view(user: User) -> Json:
+    """A user as /api/users shows it."""
+    return {
+        "name": user.name,
+        "password_hash": base64.b64encode(user.password_hash or b"").decode(),
+        "hashing_algorithm": user.algorithm,
+        "tags": list(user.tags),
+        "limits": user.limits,
+    }
+
+
+@route("PUT", "users/USER", administrator)
+def put_user(call: Call, name: str) -> Answer:
+    """Add or change a user."""
+    return put(existed=save_user(call.broker, name, call.body))
+
+
+def save_user(broker: Broker, name: str, body: Json) -> bool:
+    """Add or change a user, who keeps their permissions, and return whether the user existed.
+
+    Raises:
+        HttpError: 400.
+    """
+    existed = broker.users.get(name)
+    tags = body.get("tags", "")
+    if isinstance(tags, list):
+        tags = ",".join(text({"tag": tag}, "tag") for tag in tags)
+    names = [tag.strip() for tag in text({"tags": tags}, "tags").split(",") if tag.strip()]
+    if "password" in body:
+        user = User.with_password(name, text(body, "password"), names)
+    elif "password_hash" in body:
+        algorithm = text(body, "hashing_algorithm", DEFAULT_ALGORITHM)
+        if algorithm not in ALGORITHMS:
+            raise bad_request(f"unknown hashing_algorithm {algorithm}")
+        try:
+            password_hash = base64.b64decode(text(body, "password_hash"))
+        except (binascii.Error, ValueError) as error:
+            raise bad_request(f"password_hash is not base64: {error}") from error
+        user = User(name, password_hash or None, names, algorithm=algorithm)
+    else:
+        raise bad_request("must provide password or password_hash")
+    if existed is not None:
+        user.permissions, user.limits = existed.permissions, existed.limits
+    if "limits" in body:
+        user.limits = checked_limits(body["limits"], OF_USERS, "user-limits")
+    broker.save_user(user)
+    return existed is not None
+
+
+@route("DELETE", "users/USER", administrator)
+def delete_user(call: Call, name: str) -> None:
+    """Delete a user."""
+    call.broker.delete_user(call.named_user(name).name)
+
+
+@route("POST", "users/bulk-delete", administrator)
+def delete_users(call: Call) -> None:
+    """Delete several users."""
+    names = required(call.body, "users")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise bad_request("users must be a list")
+    for name in names:
+        if name not in call.broker.users:
+            raise bad_request(f"no_such_user: {name}")
+    for name in set(names):
+        call.broker.delete_user(name)
+
+
+@route(READ, "permissions", administrator)
+def permissions(call: Call) -> list[Json]:
+    """The permissions of all users."""
+    return permission_views(call.broker.users.values())
+
+
+@route(READ, "users/USER/permissions", administrator)
+def permissions_of_user(call: Call, name: str) -> list[Json]:
+    """The permissions of a user."""
+    return permission_views([call.named_user(name)])
+
+
+@route(READ, "vhosts/VHOST/permissions", administrator)
+def permissions_in_vhost(call: Call, vhost: str) -> list[Json]:
+    """The permissions of all users in a virtual host."""
+    name = call.vhost(vhost).name
+    return [view for view in permission_views(call.broker.users.values()) if view["vhost"] == name]
+
+
+@route(READ, "permissions/VHOST/USER", administrator)
+def permission(call: Call, vhost: str, name: str) -> Json:
+    """The permissions of a user in a virtual host."""
+    return first(permission_views([call.named_user(name)]), vhost=vhost)
+
+
+def permission_views(users: Iterable[User]) -> list[Json]:
+    """The permissions of users as /api/permissions shows them."""
+    return [
+        {"user": user.name, "vhost": name, "configure": rights.configure, "write": rights.write, "read": rights.read}
+        for user in users
+        for name, rights in user.permissions.items()
+    ]
+
+
+@route("PUT", "permissions/VHOST/USER", administrator)
+def put_permission(call: Call, vhost: str, name: str) -> Answer:
+    """Set the permissions of a user in a virtual host."""
+    return put(existed=save_permissions(call.broker, call.vhost(vhost).name, call.named_user(name), call.body))
+
+
+def save_permissions(broker: Broker, vhost: str, user: User, body: Json) -> bool:
+    """Set the permissions of a user in a virtual host, and return whether the user had any there.
+
+    Raises:
+        HttpError: 400.
+    """
+    existed = vhost in user.permissions
+    broker.set_permissions(user.name, vhost, Permissions(*_patterns(body, "configure", "write", "read")))
+    return existed
+
+
+def _patterns(body: Json, *names: str) -> list[str]:
+    """The regular expressions that a body must have."""
+    for name in names:
+        if name not in body:
+            raise bad_request(f"key_missing: {name}")
+        check_regular_expression(text(body, name))
+    return [text(body, name) for name in names]
+
+
+@route("DELETE", "permissions/VHOST/USER", administrator)
+def delete_permission(call: Call, vhost: str, name: str) -> None:
+    """Delete the permissions of a user in a virtual host."""
+    call.broker.set_permissions(call.named_user(name).name, call.vhost(vhost).name, None)
+
+
+@route(READ, "topic-permissions", administrator)
+def topic_permissions(call: Call) -> list[Json]:
+    """The topic permissions of all users."""
+    return topic_permission_views(call.broker.users.values())
+
+
+@route(READ, "vhosts/VHOST/topic-permissions", administrator)
+def topic_permissions_in_vhost(call: Call, vhost: str) -> list[Json]:
+    """The topic permissions of all users in a virtual host."""
+    return topic_permission_views(call.broker.users.values(), call.vhost(vhost).name)
+
+
+@route(READ, "users/USER/topic-permissions", administrator)
+def topic_permissions_of_user(call: Call, name: str) -> list[Json]:
+    """The topic permissions of a user."""
+    return topic_permission_views([call.named_user(name)])
+
+
+@route(READ, "topic-permissions/VHOST/USER", administrator)
+@route(READ, "topic-permissions/VHOST/USER/EXCHANGE", administrator)
+def topic_permission(call: Call, vhost: str, name: str, *exchange: str) -> list[Json]:  # noqa: ARG001 - as in RabbitMQ
+    """The topic permissions of a user in a virtual host."""
+    return topic_permission_views([call.named_user(name)], call.vhost(vhost).name) or missing()
+
+
+def topic_permission_views(users: Iterable[User], vhost: str | None = None) -> list[Json]:
+    """The topic permissions of users as /api/topic-permissions shows them, in one virtual host or in all."""
+    return [
+        {"user": user.name, "vhost": where, "exchange": exchange, "write": rights.write, "read": rights.read}
+        for user in users
+        for (where, exchange), rights in user.topic_permissions.items()
+        if vhost in (None, where)
+    ]
+
+
+@route("PUT", "topic-permissions/VHOST/USER", administrator)
+@route("PUT", "topic-permissions/VHOST/USER/EXCHANGE", administrator)
+def put_topic_permission(call: Call, vhost: str, name: str, *exchange: str) -> Answer:  # noqa: ARG001 - it is in the body
+    """Set the topic permissions of a user for an exchange."""
+    return put(existed=save_topic_permissions(call.broker, call.vhost(vhost).name, call.named_user(name), call.body))
+
+
+def save_topic_permissions(broker: Broker, vhost: str, user: User, body: Json) -> bool:
+    """Set the topic permissions of a user for an exchange, which need not exist.
+
+    Returns:
+        Whether the user had any topic permissions in the virtual host.
+
+    Raises:
+        HttpError: 400.
+    """
+    if "exchange" not in body:
+        raise bad_request("key_missing: exchange")
+    rights = TopicPermissions(*_patterns(body, "write", "read"))
+    existed = bool(topic_permission_views([user], vhost))
+    broker.set_topic_permissions(user.name, {**user.topic_permissions, (vhost, text(body, "exchange")): rights})
+    return existed
+
+
+@route("DELETE", "topic-permissions/VHOST/USER", administrator)
+@route("DELETE", "topic-permissions/VHOST/USER/EXCHANGE", administrator)
+def delete_topic_permission(call: Call, vhost: str, name: str, *exchange: str) -> None:
+    """Delete the topic permissions of a user for an exchange, or for all in the virtual host."""
+    vhost, user = call.vhost(vhost).name, call.named_user(name)
+    if not topic_permission_views([user], vhost):
+        raise not_found()
+    kept = {
+        key: rights
+        for key, rights in user.topic_permissions.items()
+        if key[0] != vhost or (exchange and key[1] != exchange[0])
+    }
+    call.broker.set_topic_permissions(user.name, kept)
+
+
+@route(READ, "vhosts", anyone)
+def vhosts(call: Call) -> list[Json]:
+    """The virtual hosts that the user may see."""
+    return [_vhost_view(vhost, call.api.rates) for vhost in call.visible()]
+
+
+@route(READ, "vhosts/VHOST", visitor)
+def vhost(call: Call, name: str) -> Json:
+    """A virtual host."""
+    return _vhost_view(call.vhost(name), call.api.rates)
+
+
+def _vhost_view(vhost: VirtualHost, rates: Rates) -> Json:
+    ready = sum(len(queue) for queue in vhost.queues.values())
+    unacked = sum(queue.unacked for queue in vhost.queues.values())
+    return {
+        "message_stats": rates.total(queue.traffic for queue in vhost.queues.values()),
+        "name": vhost.name,
+        "description": vhost.description,
+        "tags": [],
+        "metadata": {"description": vhost.description, "tags": []},
+        "tracing": vhost.tracing,
+        "cluster_state": {NODE: "running"},
+        "messages": ready + unacked,
+        "messages_ready": ready,
+        "messages_unacknowledged": unacked,
+    }
+
+
+@route("PUT", "vhosts/VHOST", administrator)
+def put_vhost(call: Call, name: str) -> Answer:
+    """Add or change a virtual host. The user gets all permissions in a new one."""
+    existed, body = name in call.broker.vhosts, call.body
+    tracing = boolean(body, "tracing") if "tracing" in body else None
+    vhost = call.broker.add_vhost(name, None if body.get("description") is None else text(body, "description"))
+    if tracing is not None:
+        vhost.tracing = tracing
+    if not existed:
+        call.broker.set_permissions(call.user.name, name, Permissions())
+    return put(existed=existed)
+
+
+@route("DELETE", "vhosts/VHOST", administrator)
+def delete_vhost(call: Call, name: str) -> None:
+    """Delete a virtual host with everything in it."""
+    call.broker.delete_vhost(call.vhost(name).name)
+
+
+@route("POST", "vhosts/VHOST/start/NODE", administrator)
+def start_vhost(call: Call, name: str, node: str) -> None:  # noqa: ARG001
+    """Start a virtual host. It always runs."""
+    call.vhost(name)
+
+
+@route("GET", "vhost-limits", anyone)
+def vhost_limits(call: Call) -> list[Json]:
+    """The limits of the virtual hosts that have any."""
+    return [{"vhost": each.name, "value": each.limits} for each in call.visible() if each.limits]
+
+
+@route("GET", "vhost-limits/VHOST", visitor)
+def limits_of_vhost(call: Call, name: str) -> list[Json]:
+    """The limits of a virtual host."""
+    vhost = call.vhost(name)
+    return [{"vhost": vhost.name, "value": vhost.limits}] if vhost.limits else []
+
+
+@route("PUT DELETE", "vhost-limits/VHOST/LIMIT", administrator)
+def change_vhost_limit(call: Call, name: str, limit: str) -> Answer:
+    """Set or delete a limit of a virtual host."""
+    vhost = call.vhost(name)
+    call.broker.limit_vhost(vhost, _changed(call, vhost.limits, limit, OF_VHOSTS, "limits"))
+    return put(existed=True)
+
+
+@route("GET", "user-limits", anyone)
+def user_limits(call: Call) -> list[Json]:
+    """The limits of the users who have any."""
+    return [{"user": user.name, "value": user.limits} for user in call.broker.users.values() if user.limits]
+
+
+@route("GET", "user-limits/USER", anyone)
+def limits_of_user(call: Call, name: str) -> list[Json]:
+    """The limits of a user."""
+    user = call.named_user(name)
+    return [{"user": user.name, "value": user.limits}] if user.limits else []
+
+
+@route("PUT DELETE", "user-limits/USER/LIMIT", administrator)
+def change_user_limit(call: Call, name: str, limit: str) -> Answer:
+    """Set or delete a limit of a user."""
+    if name not in call.broker.users:
+        raise bad_request(f"no_such_user: {name}")
+    user = call.named_user(name)
+    call.broker.limit_user(user, _changed(call, user.limits, limit, OF_USERS, "user-limits"))
+    return put(existed=True)
+
+
+def _changed(call: Call, limits: dict[str, int], name: str, known: tuple[str, ...], of: str) -> Any:
+    """The limits as the request changes them."""
+    others = {each: limit for each, limit in limits.items() if each != name}
+    if call.request.method == "DELETE":
+        return others
+    return checked_limits({**others, name: required(call.body, "value")}, known, of)
