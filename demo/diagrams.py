@@ -54,40 +54,54 @@ DIAGRAMS: Mapping[str, tuple[str, ...]] = {
         'r -.->|"subscriber_1: 42"| q',
     ),
 }
-LEGEND = "Rounded boxes are programs, hexagons exchanges, cylinders queues."
+LEGEND = "Rounded boxes are programs, hexagons are exchanges, and cylinders are queues."
+#: What the commands that run until Ctrl-C start with.
+_WAITING = ("receive", "worker", "rpc-server", "offset-tracking receive")
 _HEAD = f"""\
 # The tutorials
 
-{LEGEND} (`make pictures` writes this page.)
+mqtool has each of RabbitMQ's tutorials as a command. If you have no broker, start one:
+
+```bash
+mqtool broker up --stream-port 5552
+```
+
+Then type the commands of a tutorial, each in a terminal of its own. Or watch it in one terminal, on a broker that is
+started for it. `run` explains each step and waits for Enter; with `--auto` it does not wait.
+
+```bash
+mqtool tutorial run work-queues
+```
+
+`tutorial show` prints the picture, the explanation, the commands and the source of a tutorial. With `--plain` it prints
+a script that does the same without mqtool, with a client library.
 
 ```sh
 mqtool tutorial list
-mqtool tutorial run work-queues
 mqtool tutorial show routing
 mqtool tutorial show hello-world --plain > hello.py
 ```
 
-`run` plays a tutorial in one terminal, step by step; with `--auto` it goes on by itself. `show` prints the picture, the
-story, what to type and the source; with `--plain`, a script that does the same with a client library alone.
-
 ![mqtool tutorial show routing](pictures/tutorial-show.svg)
+
+If your tutorial is in another language than Python, or an older one, read [If you follow another
+tutorial](how-to/older-tutorials.md). {LEGEND}
 """
 _TAIL = """\
 ## Why queues?
 
-`mqtool tutorial run why-queues` plays three motives for a queue, and measures them. Here a worker that cannot keep up
-with a burst drains it at its own pace:
+`mqtool tutorial run why-queues` shows three reasons to use a queue, and measures them. Here, a burst of orders waits in
+the queue while a slow worker handles them at its own speed:
 
-![Forty orders in a second, and a packer who can do five](pictures/why-queues.svg)
+![Forty orders in a second, and a worker that can handle five a second](pictures/why-queues.svg)
 
 ## Things to try
 
-- `mqtool worker --prefetch 0` deals out tasks in turn, however long each takes.
-- `mqtool worker --forget-ack` makes the classic mistake; `mqtool top` shows what comes of it.
-- `mqtool receive-log fanout -q all` collects in a durable queue, also while no receiver runs. Without `-q`, a log
-  receiver's queue is its own and is deleted with it.
-- `--dialect go`, `python-classic`, `go-classic` and `go-article` use the names, settings and lines of the tutorials of
-  other languages and years: [If you follow an older tutorial](how-to/older-tutorials.md).
+- `mqtool worker --prefetch 0` gives each worker every second task, however long a task takes.
+- `mqtool worker --forget-ack` shows what happens if a worker does not acknowledge; `mqtool top` shows the unacknowledged
+  messages.
+- `mqtool receive-log fanout -q all` uses a durable queue, which also collects messages while no receiver runs. Without
+  `-q`, the queue is deleted when the receiver ends.
 """
 
 
@@ -97,13 +111,18 @@ def document() -> str:
 
 
 def _section(page: Page) -> str:
+    """A tutorial: a sentence, where it comes from, its diagram, and one block for each terminal."""
     diagram = "\n".join(f"    {line}" for line in DIAGRAMS[page.name])
     script = f"mqtool/tutorials/plain_{page.library}/{page.name.replace('-', '_')}.py"
-    width = max(len(command) for _, command in page.terminals)
-    commands = "\n".join(f"{command.ljust(width)}   # {terminal}" for terminal, command in page.terminals)
+    blocks = "\n\n".join(_terminal(number, *terminal) for number, terminal in enumerate(page.terminals, 1))
     return (
         f"## {page.title}\n\n{page.summary[0].upper()}{page.summary[1:]} "
-        f"[Source](../{page.file}), [plain {page.library}](../{script}), "
-        f"[where it comes from]({page.link}).\n\n"
-        f"```mermaid\nflowchart LR\n{diagram}\n```\n\n```sh\n{commands}\n```\n"
+        f"[Source](../{page.file}), [the same with {page.library} alone](../{script}), "
+        f"[official tutorial]({page.link}).\n\n"
+        f"```mermaid\nflowchart LR\n{diagram}\n```\n\n{blocks}\n"
     )
+
+
+def _terminal(number: int, name: str, command: str) -> str:
+    waits = "; it runs until Ctrl-C" if command.removeprefix("mqtool ").startswith(_WAITING) else ""
+    return f"Terminal {number} ({name}){waits}:\n\n```sh\n{command}\n```"

@@ -61,7 +61,7 @@ def dialects() -> str:
     parts = [
         "# Dialects",
         "`--dialect`, or `MQTOOL_DIALECT`, chooses whose names, settings and lines to use; the default is `python`. "
-        "[If you follow an older tutorial](../how-to/older-tutorials.md) says which one is yours.",
+        "[If you follow another tutorial](../how-to/older-tutorials.md) says which one to use.",
         "## What each declares",
     ]
     declared = ("hello", "task_queue", "rpc_queue", "fanout", "direct", "topic")

@@ -5,21 +5,23 @@ import re
 import shlex
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import typer
 
 from docs.generate import DIALECTS, MANUAL, REFERENCE, dialects, manual, reference
 from mqtool.cli.app import app
-from tests.brokers import TestBroker
 from tests.cli.shell import Shell
+from tests.protocol.broker_process import BrokerProcess
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "ARCHITECTURE.md")),
     *(page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts),
 ]
-GUIDES = sorted((ROOT / "docs" / "how-to").glob("*.md"))
+TUTORIALS = ROOT / "docs" / "tutorials.md"
+PAGES = [page for page in DOCUMENTS if "```sh\n" in page.read_text() and page != TUTORIALS]
 
 
 @functools.cache
@@ -49,7 +51,7 @@ def below(group: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
 def documented_lines() -> list[str]:
     """The command lines in the documents' code, and in the epilogs of --help."""
     texts = [document.read_text() for document in DOCUMENTS if document != REFERENCE]
-    code = [piece for text in texts for piece in re.findall(r"```sh\n(.*?)```|`(mqtool [^`\n]+)`", text, re.DOTALL)]
+    code = [piece for text in texts for piece in re.findall(r"```(?:sh|bash)\n(.*?)```|`(mqtool [^`\n]+)`", text, re.DOTALL)]
     code += [(line, "") for text in texts for line in re.findall(r"^\$ (.*)$", text, re.MULTILINE)]
     lines = [line for block, inline in code for line in (block or inline).splitlines()]
     for command in commands().values():
@@ -116,17 +118,37 @@ def test_each_command_is_in_a_guide_or_the_readme() -> None:
     ] == []
 
 
-@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.stem)
-def test_a_guide_can_be_typed(lonely_shell: Shell, embedded: TestBroker, guide: Path) -> None:
-    """The blocks of a how-to guide run, one after the other, in an empty directory on the embedded broker."""
-    broker = embedded.with_fresh_vhost(f"guide-{guide.stem}")
-    typed = "".join(re.findall(r"```sh\n(.*?)```", guide.read_text(), re.DOTALL))
-    has_its_own = guide.stem.startswith("testing")
-    where = "unset MQTOOL_URL" if has_its_own else f"export MQTOOL_URL={broker.url}"
-    lonely_shell.environment["XDG_CONFIG_HOME"] = str(lonely_shell.directory)
-    result = lonely_shell.run("bash", "-c", f"set -eu\n{where}\n{typed}")
-    assert result.code == 0, result.stderr
-    broker.drop_vhost()
+def blocks_of(text: str) -> list[tuple[str, str]]:
+    """The `sh` blocks of a page, each with the `text` block right below it, "" if there is none."""
+    return re.findall(r"^```sh\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", text, re.DOTALL | re.MULTILINE)
+
+
+def paste(shell: Shell, blocks: list[str]) -> list[str]:
+    """Run blocks in one shell, and return what each printed, stdout and stderr together."""
+    end = "-- end of a block --"
+    typed = f"\necho '{end}'\n".join(blocks)
+    result = shell.run("bash", "-c", f"exec 2>&1\nset -eu\n{typed}", timeout=120)
+    assert result.code == 0, result.stdout
+    return result.stdout.split(f"{end}\n")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_can_be_pasted(lonely_shell: Shell, tmp_path: Path, page: Path) -> None:
+    """The blocks of a page run in order, in an empty directory on a new broker, and print what is shown below them."""
+    blocks = blocks_of(page.read_text())
+    (tmp_path / "broker").mkdir()
+    (tmp_path / "typed").mkdir()
+    lonely_shell.directory = lonely_shell.directory / "typed"
+    lonely_shell.environment["XDG_CONFIG_HOME"] = str(tmp_path)
+    with BrokerProcess(tmp_path / "broker", "--in-memory", "--management-port=0", "--stream-port=0") as broker:
+        if not page.stem.startswith("testing"):  # which start a broker of their own
+            lonely_shell.environment |= {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url}
+            lonely_shell.environment["MQTOOL_STREAM_PORT"] = str(urlsplit(broker.stream_url).port)
+        printed = paste(lonely_shell, [typed for typed, _ in blocks])
+    for (typed, shown), real in zip(blocks, printed, strict=True):
+        if shown:
+            pattern = re.escape(shown).replace("…\\\n", "(.*\n)*").replace("…", ".*")
+            assert re.fullmatch(pattern, real.rstrip("\n") + "\n"), f"{typed}\nprints\n{real}"
 
 
 def test_the_readme_is_read_in_a_minute() -> None:

@@ -55,6 +55,10 @@ class BrokerProcess:
         return self.ready_file.read_text().splitlines()[1]
 
     @property
+    def stream_url(self) -> str:
+        return next(line for line in self.ready_file.read_text().splitlines() if "stream" in line)
+
+    @property
     def log(self) -> str:
         return self.log_file.read_text()
 
