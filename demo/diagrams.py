@@ -98,8 +98,8 @@ the queue while a slow worker handles them at its own speed:
 ## Things to try
 
 - `mqtool worker --prefetch 0` gives each worker every second task, however long a task takes.
-- `mqtool worker --forget-ack` shows what happens if a worker does not acknowledge; `mqtool top` shows the unacknowledged
-  messages.
+- `mqtool worker --forget-ack` shows what happens if a worker does not acknowledge; `mqtool top` counts the
+  unacknowledged messages.
 - `mqtool receive-log fanout -q all` uses a durable queue, which also collects messages while no receiver runs. Without
   `-q`, the queue is deleted when the receiver ends.
 """

@@ -51,7 +51,8 @@ def below(group: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
 def documented_lines() -> list[str]:
     """The command lines in the documents' code, and in the epilogs of --help."""
     texts = [document.read_text() for document in DOCUMENTS if document != REFERENCE]
-    code = [piece for text in texts for piece in re.findall(r"```(?:sh|bash)\n(.*?)```|`(mqtool [^`\n]+)`", text, re.DOTALL)]
+    pieces = re.compile(r"```(?:sh|bash)\n(.*?)```|`(mqtool [^`\n]+)`", re.DOTALL)
+    code = [piece for text in texts for piece in pieces.findall(text)]
     code += [(line, "") for text in texts for line in re.findall(r"^\$ (.*)$", text, re.MULTILINE)]
     lines = [line for block, inline in code for line in (block or inline).splitlines()]
     for command in commands().values():
