@@ -1,4 +1,4 @@
-"""The kinds of broker that mqtool can start, and the choice between them."""
+"""The kinds of broker that mqtool can start."""
 
 from enum import StrEnum
 
@@ -11,7 +11,7 @@ from mqtool.errors import Unavailable, UsageError
 
 
 class Kind(StrEnum):
-    """What to start; AUTO is the best that this machine has."""
+    """A kind of broker; AUTO stands for the best that this machine can run."""
 
     AUTO = "auto"
     DOCKER = "docker"
@@ -23,7 +23,7 @@ class Kind(StrEnum):
 STARTERS: dict[Kind, Starter] = {
     Kind.DOCKER: Docker("RabbitMQ in Docker"),
     Kind.NODE: PrivateNodes("a private RabbitMQ node"),
-    Kind.EMBEDDED: Embedded("mqtool's embedded broker"),
+    Kind.EMBEDDED: Embedded("the embedded broker"),
 }
 CLUSTERS: dict[Kind, Starter] = {
     Kind.DOCKER: Docker("a cluster of three RabbitMQ nodes in Docker"),
@@ -32,16 +32,16 @@ CLUSTERS: dict[Kind, Starter] = {
 
 
 def starter_of(started: Started) -> Starter:
-    """The starter of a broker that was started."""
+    """The starter of a broker, by its kind."""
     return (STARTERS if started.nodes == 1 else CLUSTERS)[Kind(started.kind)]
 
 
 def candidates(kind: Kind, *, cluster: bool = False) -> list[Starter]:
-    """The starter of that kind; for `auto` all that this machine can run, best first.
+    """The starter of a kind; for AUTO all that this machine can run, best first.
 
     Raises:
-        UsageError: a cluster of the embedded broker.
-        Unavailable: a cluster, but neither Docker nor RabbitMQ is here.
+        UsageError: the embedded broker cannot be a cluster.
+        Unavailable: a cluster needs Docker or RabbitMQ, and neither is installed.
     """
     starters = CLUSTERS if cluster else STARTERS
     if kind is not Kind.AUTO:
@@ -57,6 +57,6 @@ def candidates(kind: Kind, *, cluster: bool = False) -> list[Starter]:
 
 
 def choose_quick(kind: Kind, *, cluster: bool = False) -> Starter:
-    """The first of candidates(), preferring for `auto` one that has nothing to download or build."""
+    """The first of candidates() that has nothing to download or build, else the first of all."""
     found = candidates(kind, cluster=cluster)
     return next((starter for starter in found if starter.is_quick), found[0])

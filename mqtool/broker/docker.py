@@ -1,4 +1,4 @@
-"""RabbitMQ in Docker: one container or a cluster of three, on loopback only, from the image in image/."""
+"""RabbitMQ in Docker: one container or a cluster of three, on loopback only, with the image of docker_daemon.py."""
 
 import os
 import queue
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 _MANAGEMENT = 15672
 _MEMORY = "1g"
-#: The label of our containers; its value is the broker's state directory.
+#: The label of the containers that mqtool starts. Its value is the broker's state directory.
 _LABEL = "mqtool.directory"
 _STOP_PATIENCE = 60
 _LOG_PAUSE = 0.2
 
 
 class Docker(Starter):
-    """RabbitMQ in containers."""
+    """Starts and stops RabbitMQ in containers."""
 
     kind = "docker"
     is_quick = False
@@ -162,19 +162,19 @@ class Docker(Starter):
 
 
 def _config_file() -> Path:
-    """The file that may select a Docker context, such as Docker Desktop's."""
+    """Docker's configuration, which may select a context such as Docker Desktop's."""
     return Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
 
 
 def execute(started: Started, command: list[str]) -> list[tuple[int, str]]:
-    """Run a command in each container; return exit statuses and outputs."""
+    """Run a command in each container of a broker, and return the exit statuses and outputs."""
     with daemon_of_this_machine() as daemon:
         done = [container.exec_run(command) for container in _containers(daemon, started)]
     return [(result.exit_code, result.output.decode("utf-8", "replace")) for result in done]
 
 
 def _run(daemon: "DockerClient", started: Started, number: int, *, network: str) -> None:
-    """Run a node's container."""
+    """Start the container of one node."""
     names = started.details["containers"]
     environment = {"MQTOOL_PUBLISHED_ON": ports.HOST}
     published = {ports.AMQP: urlsplit(started.url.split(",")[number]).port}
@@ -189,7 +189,7 @@ def _run(daemon: "DockerClient", started: Started, number: int, *, network: str)
         started.details["image"],
         detach=True,
         name=names[number],
-        hostname=names[number],  # a node finds its data by its name
+        hostname=names[number],  # the directory of a node's data has its host name in it
         environment=environment,
         ports={f"{inside}/tcp": (ports.HOST, port) for inside, port in published.items()},
         volumes={name: {"bind": path, "mode": "rw"} for name, path in _volumes(started)[number].items()},
@@ -200,16 +200,16 @@ def _run(daemon: "DockerClient", started: Started, number: int, *, network: str)
 
 
 def _volumes(started: Started) -> list[dict[str, str]]:
-    """For each node, its volumes and where they are mounted."""
+    """The volumes of each node: mount points by name."""
     shared = {f"mqtool-{started.name}-secret": "/var/lib/mqtool"} if started.nodes > 1 else {}
     return [{name: "/var/lib/rabbitmq", **shared} for name in started.details["containers"]]
 
 
 def _make_room(daemon: "DockerClient", container: str, directory: str) -> None:
-    """Remove a container that an earlier start left under this name.
+    """Remove a container of this name that was left by an earlier start.
 
     Raises:
-        Unavailable: mqtool did not start it.
+        Unavailable: mqtool did not start the container.
     """
     from docker.errors import NotFound
 
@@ -226,20 +226,20 @@ def _make_room(daemon: "DockerClient", container: str, directory: str) -> None:
 
 
 def _network(daemon: "DockerClient", name: str) -> str:
-    """The broker's own network."""
+    """Create the network of a broker, unless it exists, and return its name."""
     found = daemon.networks.list(names=[f"^{name}$"])
     network = found[0] if found else daemon.networks.create(name, driver="bridge", labels={_LABEL: name})
     return str(network.name)
 
 
 def _containers(daemon: "DockerClient", started: Started) -> list["Container"]:
-    """Those of its containers that exist."""
+    """The containers of a broker that exist."""
     found: dict[str, Any] = {each.name: each for each in daemon.containers.list(all=True)}
     return [found[name] for name in started.details["containers"] if name in found]
 
 
 def _each(do: Callable[["Container"], None], daemon: "DockerClient", started: Started) -> None:
-    """Do something with all its containers at once."""
+    """Call a function with all containers of a broker, in parallel."""
     with ThreadPoolExecutor(started.nodes) as pool:
         list(pool.map(do, _containers(daemon, started)))
 

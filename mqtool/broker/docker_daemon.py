@@ -32,12 +32,12 @@ _PROGRESS_PAUSE = 5.0
 
 @contextmanager
 def daemon_of_this_machine() -> Iterator["DockerClient"]:
-    """Connect to the Docker daemon.
+    """Connect to the Docker daemon, and translate its errors within the block.
 
     Raises:
-        Unavailable: it does not answer, or is on another machine; or, within the block, a port is taken.
+        Unavailable: it does not answer, or is on another machine; or a port is taken.
         AccessRefused: no permission to use it.
-        MqtoolError: it refuses a request within the block.
+        MqtoolError: it refuses a request.
     """
     from docker.client import DockerClient
     from docker.context.api import ContextAPI
@@ -74,7 +74,7 @@ def _no_daemon(error: Exception, host: str) -> MqtoolError:
 
 
 def _refusal(explanation: str) -> MqtoolError:
-    """The error for a request that the daemon refuses."""
+    """Translate the explanation of a refused request into an error."""
     if re.search(r"port is already allocated|address already in use|ports are not available", explanation):
         port = re.search(r"127\.0\.0\.1:(\d+)", explanation)
         return Unavailable(f"port {port[1] if port else ''} on {ports.HOST} is taken", "choose another with --port")
@@ -82,7 +82,7 @@ def _refusal(explanation: str) -> MqtoolError:
 
 
 def base_image(wanted: str | None) -> str:
-    """The image to build on. A bare version stands for the one on Docker Hub that includes management."""
+    """The base image. A bare version stands for the image on Docker Hub that includes management."""
     if wanted is None:
         return DEFAULT_IMAGE
     return f"rabbitmq:{wanted}-management" if re.fullmatch(r"\d+(\.\d+)*", wanted) else wanted
@@ -96,7 +96,7 @@ def _build_arguments(base: str) -> dict[str, str]:
 
 
 def image_tag(base_id: str) -> str:
-    """The name of the image that is built on another one. It changes with its files."""
+    """The name of mqtool's image on the base image with this id. It changes when IMAGE_FILES do."""
     key = hashlib.sha256(base_id.encode())
     for path in sorted(path for path in IMAGE_FILES.iterdir() if path.is_file()):
         key.update(path.name.encode() + path.read_bytes())
@@ -104,10 +104,15 @@ def image_tag(base_id: str) -> str:
 
 
 def image_upon(daemon: "DockerClient", base: str, say: Callable[[str], None]) -> None:
-    """Build the image on another one, unless it is here.
+    """Build mqtool's image on a base image, unless it exists.
+
+    Args:
+        daemon: the Docker daemon.
+        base: name of the base image.
+        say: called with lines of progress.
 
     Raises:
-        Unavailable: it cannot be pulled or built.
+        Unavailable: an image cannot be pulled or built.
     """
     tag = tag_upon(daemon, base, say)
     if not daemon.images.list(tag):
@@ -116,7 +121,7 @@ def image_upon(daemon: "DockerClient", base: str, say: Callable[[str], None]) ->
 
 
 def tag_upon(daemon: "DockerClient", base: str, say: Callable[[str], None]) -> str:
-    """The name of the image built on another one, which is pulled if it is not here; see image_tag()."""
+    """The name of mqtool's image on a base image, which is pulled if it is missing."""
     from docker.errors import ImageNotFound
 
     try:

@@ -1,4 +1,4 @@
-"""The embedded broker as a background process."""
+"""The embedded broker as a background process of `broker up`."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ _PATIENCE = 15.0
 
 
 class Embedded(Starter):
-    """mqtool's own broker."""
+    """Starts and stops embedded brokers."""
 
     kind = "embedded"
 
@@ -111,10 +111,10 @@ def launch(directory: Path, settings: Settings) -> "subprocess.Popen[bytes]":
 
 
 def wait_until_ready(broker: "subprocess.Popen[bytes]", directory: Path) -> list[str]:
-    """Wait until what launch() started accepts connections; return its URLs, and any damage.
+    """Wait until a launched broker accepts connections, and return the lines of its ready file: URLs, and any damage.
 
     Raises:
-        MqtoolError: it does not start.
+        MqtoolError: it does not start in time.
     """
     ready = directory / "ready"
     deadline = time.monotonic() + _PATIENCE

@@ -1,4 +1,4 @@
-"""Addresses and ports to listen on: loopback, and others only where they are asked for."""
+"""Addresses and ports for brokers to listen on: loopback, and other addresses only on request."""
 
 import random
 import socket
@@ -6,14 +6,14 @@ import socket
 from mqtool.errors import Unavailable
 
 HOST = "127.0.0.1"
-#: All of this machine's addresses, loopback among them.
+#: All addresses of this machine, with loopback.
 EVERY = "0.0.0.0"  # noqa: S104  # not where we listen by default
 AMQP = 5672
 STREAMS = 5552
 
 
 def addresses(listen: str | None) -> list[str]:
-    """Where to listen: on loopback, and on one more address, which may include it."""
+    """The addresses to listen on: loopback and, if given, one more."""
     return [listen] if listen == EVERY else [HOST, *([listen] if listen else [])]
 
 
@@ -46,7 +46,7 @@ def stream_url(wanted: int | None, listen: str | None = None) -> dict[str, str]:
 
 
 def is_free(port: int, host: str = HOST) -> bool:
-    """Whether nobody listens on a port."""
+    """Tell whether no socket listens on a port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -57,10 +57,9 @@ def is_free(port: int, host: str = HOST) -> bool:
 
 
 def free_port() -> int:
-    """A port that nobody listens on.
+    """A free port. The port below it is free as well, for TLS.
 
-    It is below the range for outgoing connections (usually from 32768), one of which could take the port while the
-    broker is being restarted. The port below it is free as well, for TLS.
+    It is below the range of outgoing connections (usually from 32768), so that none takes it during a restart.
     """
     while not (is_free(port := random.randint(20_000, 32_000)) and is_free(port - 1)):
         pass

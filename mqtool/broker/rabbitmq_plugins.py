@@ -1,4 +1,4 @@
-"""Plugins of a broker that mqtool started, changed by rabbitmq-plugins: on the node, or in its container.
+"""Plugins of a broker that mqtool started, enabled and disabled with rabbitmq-plugins.
 
 https://www.rabbitmq.com/docs/man/rabbitmq-plugins.8
 """
@@ -45,7 +45,11 @@ def change(started: Started, what: Literal["enable", "disable"], names: Sequence
 
 
 def wait_until_shown(started: Started, what: Literal["enable", "disable"], names: Sequence[str]) -> bool:
-    """Wait until the management API, which is seconds late, shows a change; return whether it does, or is not there."""
+    """Wait until the management API, which is seconds late, shows a change.
+
+    Returns:
+        False if it does not show the change in time; True if it does, or if there is no management API.
+    """
     deadline = time.monotonic() + _UNTIL_SHOWN
     try:
         while not _shows(started.management, what, names):

@@ -1,4 +1,4 @@
-"""What can be done with a broker, whatever kind it is; a class for each kind knows how."""
+"""What every kind of broker has in common: it can be started, stopped, restarted and discarded."""
 
 import shutil
 from abc import ABC, abstractmethod
@@ -10,7 +10,7 @@ from mqtool.errors import UsageError
 
 
 class Starter(ABC):
-    """Starts, stops and looks after brokers of one kind.
+    """Starts, stops and inspects brokers of one kind.
 
     Any method may raise:
         Unavailable: the port is taken, or what it runs on (Docker, rabbitmq-server) is missing or does not answer.
@@ -19,10 +19,10 @@ class Starter(ABC):
         MqtoolError: a node does not start, or does not stop.
 
     Args:
-        describe: its name in a sentence.
+        describe: the name of the kind in a sentence, such as "the embedded broker".
 
     Attributes:
-        kind: a choice.Kind.
+        kind: the value of a choice.Kind.
         is_quick: prepare() has nothing to do.
     """
 
@@ -33,7 +33,7 @@ class Starter(ABC):
         self.describe = describe
 
     def is_available(self) -> bool:
-        """Whether this machine can run it."""
+        """Tell whether this machine can run such a broker."""
         return True
 
     def prepare(self, wanted: Wanted, say: Callable[[str], None]) -> None:  # noqa: B027  # most kinds have nothing to do
@@ -41,40 +41,40 @@ class Starter(ABC):
 
     @abstractmethod
     def start(self, wanted: Wanted) -> Started:
-        """Start it; it may not be ready when this returns."""
+        """Start a broker. It may not be ready when this returns."""
 
     def is_ready(self, started: Started) -> bool:  # noqa: ARG002
-        """Whether to try to connect."""
+        """Tell whether it makes sense to connect already."""
         return True
 
     @abstractmethod
     def running(self, started: Started) -> int:
-        """How many of its nodes run."""
+        """The number of nodes that are running."""
 
     def is_running(self, started: Started) -> bool:
-        """Whether all its nodes run."""
+        """Tell whether all nodes are running."""
         return self.running(started) == started.nodes
 
     @abstractmethod
     def stop(self, started: Started) -> None:
-        """Stop it and forget it; its data stay."""
+        """Stop a broker. Its messages and logs are kept."""
 
     @abstractmethod
     def restart(self, started: Started) -> Started:
-        """Stop it, and start it again as it was; it may not be ready when this returns."""
+        """Stop a broker and start it again. It may not be ready when this returns."""
 
     def discard(self, started: Started) -> None:
-        """Remove the data of a stopped broker."""
+        """Remove the messages and logs of a stopped broker."""
         shutil.rmtree(started.directory, ignore_errors=True)
 
     @abstractmethod
     def log(self, started: Started, follow: bool) -> Iterator[bytes]:
-        """Its log, with b"" when there is nothing new; see background.read_logs()."""
+        """Yield the lines of the log, and b"" when there is nothing new; see background.read_logs()."""
 
     def kill(self, started: Started, number: int) -> None:  # noqa: ARG002
-        """kill -9 a node of a cluster; 0 is the first."""
+        """Kill a node of a cluster with SIGKILL; 0 is the first."""
         raise UsageError("the broker is a single node, not a cluster", "start a cluster with --cluster")
 
     def revive(self, started: Started) -> Started:  # noqa: ARG002
-        """Start those nodes of a cluster that do not run."""
+        """Start the nodes of a cluster that are not running."""
         raise UsageError("the broker is a single node, not a cluster", "start a cluster with --cluster")

@@ -1,4 +1,4 @@
-"""The brokers that `mqtool broker up` has started, remembered in the XDG state directory.
+"""The brokers that `mqtool broker up` has started, as saved in the XDG state directory.
 
 https://specifications.freedesktop.org/basedir-spec/latest/
 """
@@ -32,7 +32,7 @@ class Wanted:
         stream_port: for the stream protocol; 0 for any free port, None for none (not with a cluster).
         data_dir: for its messages; None for a directory beside its log.
         in_memory: keep nothing on disk (embedded broker only).
-        image: RabbitMQ image to build on (Docker only); None for the one that we test with.
+        image: RabbitMQ image to build on (Docker only); None for the one that mqtool is tested with.
         listen: one more address to listen on for AMQP connections, besides loopback.
         definitions: file to load when it starts.
         tls: files with its certificate and key, and with the authority of its clients if they need a certificate
@@ -55,7 +55,7 @@ class Wanted:
 
     @property
     def nodes(self) -> int:
-        """How many nodes to start."""
+        """The number of nodes."""
         return 3 if self.cluster else 1
 
 
@@ -64,7 +64,7 @@ class Started:
     """A broker that mqtool started.
 
     Attributes:
-        kind: a choice.Kind.
+        kind: the value of a choice.Kind.
         url: for AMQP connections, with commas between the nodes of a cluster. It may hold a password: show it only on
             request.
         pid: the process to stop; 0 if there is more than one, or none.
@@ -84,7 +84,7 @@ class Started:
 
     @property
     def management(self) -> "Management":
-        """Its management API, for its own user."""
+        """Its management API, with the user of its URL."""
         from mqtool.amqp import parse_addresses  # here: most commands only look whether there is a broker
         from mqtool.management import Management
 
@@ -93,10 +93,12 @@ class Started:
 
 
 def differing(started: Started, kind: str, wanted: Wanted) -> list[str]:
-    """The options that ask for another broker than the one that runs.
+    """The options that do not agree with a running broker.
 
     Args:
-        kind: a choice.Kind.
+        started: the running broker.
+        kind: the value of a choice.Kind.
+        wanted: what the options say.
     """
     details = started.details
     agrees = {
@@ -117,17 +119,17 @@ def differing(started: Started, kind: str, wanted: Wanted) -> list[str]:
 
 
 def home() -> Path:
-    """The directory for all that mqtool remembers; it may not exist yet."""
+    """mqtool's state directory. It may not exist yet."""
     return Path(os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")) / "mqtool"
 
 
 def directory(name: str = DEFAULT_NAME) -> Path:
-    """The directory of a broker; it may not exist yet."""
+    """The directory of a broker. It may not exist yet."""
     return home() / "brokers" / name
 
 
 def load(name: str = DEFAULT_NAME) -> Started | None:
-    """The broker with that name, or None if it was not started, or has been stopped.
+    """The broker with this name; None if it was never started or has been stopped.
 
     Raises:
         MqtoolError: its file is damaged.
@@ -136,12 +138,12 @@ def load(name: str = DEFAULT_NAME) -> Started | None:
 
 
 def load_stopped(name: str) -> Started | None:
-    """The broker that had that name when it was stopped. Raises as load() does."""
+    """The stopped broker with this name; None if there is none. See load() for errors."""
     return _read(directory(name) / _STOPPED)
 
 
 def names() -> list[str]:
-    """The brokers that were started, those among them that have been stopped."""
+    """The names of all brokers, running and stopped."""
     return sorted(
         {path.parent.name for path in directory().parent.glob("*/*.json") if path.name in (_STARTED, _STOPPED)}
     )
@@ -157,31 +159,31 @@ def _read(path: Path) -> Started | None:
 
 
 def load_all() -> list[Started]:
-    """All brokers that were started and not stopped. Raises as load() does."""
+    """All brokers that were started and not stopped. See load() for errors."""
     return [started for name in names() if (started := load(name)) is not None]
 
 
 def save(started: Started) -> None:
-    """Remember a broker; only its owner may read it, as the URL may hold a password."""
+    """Save a broker, in a file that only its owner can read, since the URL may hold a password."""
     path = Path(started.directory) / _STARTED
     path.touch(mode=0o600)
-    path.chmod(0o600)  # in case it was there
+    path.chmod(0o600)  # in case it existed
     path.write_text(json.dumps(asdict(started), indent=2) + "\n")
 
 
 def forget(name: str) -> None:
-    """Forget a broker, which no longer runs, until it is started again; only `broker ls` and `broker rm` know it."""
+    """Mark a broker as stopped. From then on only `broker ls` and `broker rm` know it."""
     if (path := directory(name) / _STARTED).exists():
         path.replace(directory(name) / _STOPPED)
 
 
 def remove_but_data(name: str) -> None:
-    """Remove the logs and all else of a stopped broker, except directories of messages."""
+    """Remove everything of a stopped broker but its messages."""
     home = directory(name)
     for path in home.iterdir():
         if path.is_file():
             path.unlink()
-        elif path.name.startswith("node-"):  # a cluster's nodes have their logs there
+        elif path.name.startswith("node-"):  # the logs of a cluster's nodes
             shutil.rmtree(path)
     if not any(home.iterdir()):
         home.rmdir()

@@ -1,10 +1,10 @@
-"""pytest's fixtures for other people's tests: `amqp_broker`, `amqp_vhost` and `amqp_tls`.
+"""A pytest plugin with the fixtures `amqp_broker`, `amqp_vhost` and `amqp_tls`.
 
     def test_something(amqp_vhost):
         connection = pika.BlockingConnection(pika.URLParameters(amqp_vhost.url))
 
-The broker is started once for the session (for each worker of pytest-xdist), in memory, on a free port. It behaves like
-RabbitMQ 3.10, or like the one that `amqp_broker_like = 4.3` in pytest's configuration names.
+The broker is started once per session (per worker of pytest-xdist), in memory, on a free port. It behaves like RabbitMQ
+3.10; to change that, set `amqp_broker_like = 4.3` in pytest's configuration.
 
     @pytest.mark.amqp_recording("incident.ndjson")
     def test_incident(amqp_vhost): ...
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class _Undoing:
-    """Undoes the faults of a test before its fixtures are torn down, also of one that has no vhost of its own."""
+    """Undoes the faults of every test, before its fixtures are torn down."""
 
     def __init__(self, broker: "EmbeddedBroker") -> None:
         self._broker = broker
@@ -35,8 +35,8 @@ class _Undoing:
 
 @pytest.fixture(scope="session")
 def amqp_broker(request: pytest.FixtureRequest) -> "Iterator[EmbeddedBroker]":
-    """An embedded AMQP broker that records what happens; `amqp_broker.url` is where."""
-    # Imported here: pytest loads this module in every project that has mqtool installed, whether it uses it or not.
+    """An embedded AMQP broker that records what happens to messages. Connect to `amqp_broker.url`."""
+    # Imported here: pytest loads this module in every project that has mqtool installed.
     from mqtool.broker.embedded.in_process import EmbeddedBroker
 
     like = request.config.getini("amqp_broker_like")
@@ -49,14 +49,14 @@ def amqp_broker(request: pytest.FixtureRequest) -> "Iterator[EmbeddedBroker]":
 
 @pytest.fixture
 def amqp_vhost(amqp_broker: "EmbeddedBroker") -> "Iterator[Vhost]":
-    """A virtual host for this test alone; `amqp_vhost.url` is where, `amqp_vhost.faults` what can go wrong."""
+    """A virtual host for one test. Connect to `amqp_vhost.url`; `amqp_vhost.faults` makes faults happen."""
     with amqp_broker.fresh_vhost() as vhost:
         yield vhost
 
 
 @pytest.fixture(scope="session")
 def amqp_tls(tmp_path_factory: pytest.TempPathFactory) -> "Authority":
-    """A throwaway authority for tests of TLS: `EmbeddedBroker(tls=amqp_tls.tls())`, and `amqp_tls.ca` to trust."""
+    """A throwaway certificate authority: `EmbeddedBroker(tls=amqp_tls.tls())`, and `amqp_tls.ca` for clients."""
     from mqtool.broker.embedded.testing.authority import new_authority
 
     try:
@@ -79,13 +79,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     if isinstance(item, pytest.Function) and item.get_closest_marker("amqp_recording") is not None:
-        # Not appended: cases of one parametrized test share the list, and the marker may be on one of them.
+        # Not appended to: the cases of a parametrized test share the list, and only one may have the marker.
         item.fixturenames = [*item.fixturenames, "_amqp_recording"]
 
 
 @pytest.fixture
 def _amqp_recording(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Play what the marker names, from when all other fixtures are set up."""
+    """Play the recording of the marker, once all other fixtures are set up."""
     from mqtool.broker.embedded.replaying import replaying
     from mqtool.errors import MqtoolError
 

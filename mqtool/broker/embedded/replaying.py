@@ -1,10 +1,10 @@
-"""A recording is a test: what was recorded elsewhere comes into a test's broker.
+"""Replaying a recording into the broker of a test.
 
     def test_incident(amqp_vhost):
         app.start(amqp_vhost.url)                 # declares its exchanges and queues
-        replay(amqp_vhost, "incident.ndjson")     # and this is what it gets
+        replay(amqp_vhost, "incident.ndjson")     # sends the recorded messages
 
-It declares nothing, since only the program under test knows how: each message waits until it can be routed.
+It declares nothing, since only the program under test knows how. Each message waits until it can be routed.
 """
 
 import threading
@@ -23,12 +23,12 @@ from mqtool.where import parse
 if TYPE_CHECKING:
     from mqtool.amqp import Channel, Connection
 
-#: Seconds between two looks whether a message can be routed by now.
+#: Seconds between two attempts to route a message.
 _LOOK = 0.02
 
 
 class HasUrl(Protocol):
-    """An embedded broker, one of its virtual hosts, or any other broker."""
+    """Anything with a URL: an embedded broker, one of its virtual hosts, or another broker."""
 
     @property
     def url(self) -> str: ...
@@ -42,13 +42,14 @@ def replay(
     where: str | None = None,
     patience: float = 10.0,
 ) -> int:
-    """Publish a recording to its own exchanges, and return how many messages that were; all are confirmed.
+    """Publish a recording to the exchanges named in it, and return the number of messages. All are confirmed.
 
     Args:
-        broker: anything with a url, or a URL.
+        broker: anything with a `url`, or a URL.
+        path: the recording.
         speed: how many times as fast as recorded; "max" ignores the gaps.
-        where: only messages that match, as of --where.
-        patience: seconds to wait until a message can be routed: a program under test may still be starting.
+        where: a condition as for `--where`: only messages that match are published.
+        patience: seconds to wait until a message can be routed. The program under test may still be starting.
 
     Raises:
         BadData: a line is not a message.
@@ -59,7 +60,7 @@ def replay(
 
 @contextmanager
 def replaying(broker: HasUrl | str, path: str | Path, **how: Any) -> Iterator[None]:
-    """Replay in a thread, until the block ends. Takes and raises what replay() does; its errors come at the end."""
+    """Replay in a thread until the block ends. Takes what replay() takes, and raises its errors at the end."""
     going = _Replay(broker, Path(path), **how)
     failures: list[MqtoolError] = []
 
@@ -81,10 +82,10 @@ def replaying(broker: HasUrl | str, path: str | Path, **how: Any) -> Iterator[No
 
 
 class _Replay:
-    """One run through a file.
+    """One replay of a file.
 
     Attributes:
-        stopped: set it to end the run early.
+        stopped: set it to end the replay early.
     """
 
     def __init__(
@@ -102,12 +103,12 @@ class _Replay:
         self._selection = Selection(where=None if where is None else parse(where))
         self._pace = Pace(float("inf") if speed == "max" else speed)
         self._patience = patience
-        #: Exchanges and routing keys that lead to a queue.
+        #: Pairs of exchange and routing key that are known to lead to a queue.
         self._routed: set[tuple[str | None, str | None]] = set()
         self._exchanges: set[str] = set()
 
     def run(self) -> int:
-        # Imported here: who has no recordings needs no client.
+        # Imported here: tests without recordings need no client.
         from mqtool.amqp import Backoff, Connection, parse_addresses
 
         count = 0
@@ -122,7 +123,9 @@ class _Replay:
                 receipts = list(channel.publish(messages))
                 count += len(receipts)
                 for receipt in receipts:
-                    if receipt.confirmation is not Confirmation.CONFIRMED:  # the queue has gone, or chooses by headers
+                    if (
+                        receipt.confirmation is not Confirmation.CONFIRMED
+                    ):  # the queue was deleted, or is bound by headers
                         self._publish(receipt.message, connection, channel)
         return count
 
@@ -138,7 +141,7 @@ class _Replay:
                 yield message
 
     def _publish(self, message: Any, connection: "Connection", channel: "Channel") -> None:
-        """Publish a message once it can be routed, so that those behind it cannot overtake it."""
+        """Publish a message once it can be routed. Later messages wait, so that none overtakes it."""
         deadline = time.monotonic() + self._patience
         while True:
             why = self._missing(message.exchange, connection)
@@ -154,7 +157,7 @@ class _Replay:
                 raise Unavailable(f"a message of {self._path} went nowhere: {why}")
 
     def _missing(self, exchange: str, connection: "Connection") -> str | None:
-        """What is missing before anything can be published to an exchange; None if nothing is."""
+        """Say why an exchange cannot be published to; None if it can."""
         from mqtool.amqp import administration
         from mqtool.topology import Exchange
 
