@@ -14,6 +14,7 @@ from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import profile
 from mqtool.broker.embedded.settings import Settings
 from mqtool.broker.embedded.sockets.listener import Listener
+from mqtool.broker.embedded.sockets.strangers import Connections
 from mqtool.broker.embedded.wire.amqp_connection import Connection
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ class Server:
         self._management_doors: list[Listener] = []
         self._tls: ssl.SSLContext | None = None
         self._under_test: BrokerUnderTest | None = None
-        self._connections: set[Connection] = set()
-        self._stream_connections: set[StreamConnection] = set()
+        self._connections: Connections[Connection] = Connections()
+        self._stream_connections: Connections[StreamConnection] = Connections()
         self._checking: asyncio.TimerHandle | None = None
         self._disk_space: DiskSpace | None = None
         self.damage: str | None = None

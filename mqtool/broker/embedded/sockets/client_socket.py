@@ -5,18 +5,20 @@ import ipaddress
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import MutableSet
 from typing import Any, ClassVar
 
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.broker.embedded.sockets.strangers import Connections, OneLineASecond, caused_by
 from mqtool.codecs.field_tables import Table
 
 log = logging.getLogger("mqtool.broker.embedded")
+log.addFilter(OneLineASecond())
 
 _HANDSHAKE_SECONDS = 10.0
+_LOGGED_CHARACTERS = 500
 
 #: Unsent bytes at which the broker stops reading from a client, and stops working on what it has read.
 _UNREAD_LIMIT = 16 * 1024 * 1024
@@ -213,7 +215,7 @@ class ClientSocket(PacedSocket):
     rights: Rights
 
     # Any: the set is of connections of one protocol.
-    def __init__(self, broker: Broker, connections: MutableSet[Any], state: str, need: int) -> None:
+    def __init__(self, broker: Broker, connections: Connections[Any], state: str, need: int) -> None:
         super().__init__(state, need)
         self.broker = broker
         self.peer: tuple[str, int] = ("", 0)
@@ -278,6 +280,28 @@ class ClientSocket(PacedSocket):
         """Whether the client is on this machine."""
         return ipaddress.ip_address(self.peer[0].partition("%")[0]).is_loopback
 
+    def logged_in(self, user: User) -> None:
+        """Note who the client is."""
+        self.user = user
+        self._connections.logged_in(self)
+
+    def log_once_a_second(self, level: int, cause: str, text: str) -> None:
+        """Log something about the connection; one line a second for each cause, since strangers can be the cause.
+
+        Args:
+            level: the level, such as logging.WARNING.
+            cause: one of a few fixed texts.
+            text: what to log. It is cut to 500 characters and written in ASCII, since clients choose the names in it:
+                so they can neither forge lines of the log nor control a terminal.
+        """
+        shown = ascii(text[:_LOGGED_CHARACTERS])[1:-1]
+        extra = None if self.is_open else caused_by(f"{self.protocol} {cause}")
+        log.log(level, "%s connection %s: %s", self.protocol, self.name, shown, extra=extra)
+
+    def abort(self) -> None:
+        """Close the socket at once."""
+        self.transport.abort()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for the handshake of a new client."""
         assert isinstance(transport, asyncio.Transport)
@@ -296,13 +320,13 @@ class ClientSocket(PacedSocket):
     def connection_lost(self, exc: Exception | None) -> None:
         """Clean up: the socket is closed."""
         if exc is not None:
-            log.info("%s connection %s lost: %s", self.protocol, self.name, exc)
+            self.log_once_a_second(logging.INFO, "lost", f"connection lost: {exc}")
         self.set_deadline(None)
         self.stop_heartbeats()
         self.state = "closed"
         self.shut()
         self._out.clear()
-        self._connections.discard(self)
+        self._connections.remove(self)
         self._chunks, self._have, self._held_by_socket = [], 0, 0
         self.hold(-self.held_bytes)
 
@@ -314,7 +338,7 @@ class ClientSocket(PacedSocket):
 
     def _out_of_time(self) -> None:
         if self.state not in ("closing", "closed"):
-            log.warning("%s connection %s: handshake timed out", self.protocol, self.name)
+            self.log_once_a_second(logging.WARNING, "timeout", "handshake timed out")
         self.transport.abort()
 
     def start_heartbeats(self, seconds: int) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mqtool.broker.embedded.sockets.strangers import caused_by
+
 _BACKLOG = 1024
 _HANDSHAKE_SECONDS = 10.0
 
@@ -227,7 +229,7 @@ class _Handshake(ssl.SSLObject):
             raise
         except ssl.SSLError as error:
             reason = "the client does not speak TLS" if error.reason in _NOT_TLS else _reason(error)
-            log.warning("TLS handshake failed: %s", reason)
+            log.warning("TLS handshake failed: %s", reason, extra=caused_by(f"TLS {reason}"))
             raise
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from mqtool.broker.embedded.model.amqp_errors import ConnectionException
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.stream_log import StreamLog
+from mqtool.broker.embedded.sockets.strangers import Connections
 from mqtool.broker.embedded.streaming import stream_requests
 from mqtool.broker.embedded.streaming.publishers import Publishers
 from mqtool.broker.embedded.streaming.stream_frames import (
@@ -52,7 +53,7 @@ class StreamConnection(Session):
     channel_max = 0
     frame_max = FRAME_MAX
 
-    def __init__(self, broker: Broker, connections: "set[StreamConnection]", groups: Groups) -> None:
+    def __init__(self, broker: Broker, connections: Connections["StreamConnection"], groups: Groups) -> None:
         super().__init__(broker, connections)
         self.publishers = Publishers(self)
         self.subscriptions = Subscriptions(self, groups)
@@ -186,7 +187,7 @@ class StreamConnection(Session):
         if self.state == "open":
             self._close(code, reason)
         else:
-            log.warning("stream connection %s: %s", self.name, reason)
+            self.log_once_a_second(logging.WARNING, code.name, reason)
             self.hang_up()
 
     def force_close(self, reason: str) -> None:

@@ -1,7 +1,6 @@
 """One stream connection as its publishers, subscriptions and requests see it; and the handshake."""
 
 from abc import abstractmethod
-from collections.abc import MutableSet
 from typing import Any
 
 from mqtool.broker.embedded.model.amqp_errors import ChannelException
@@ -12,6 +11,7 @@ from mqtool.broker.embedded.model.stream_log import StreamLog
 from mqtool.broker.embedded.model.stream_queue import Stream
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.sockets.client_socket import ClientSocket
+from mqtool.broker.embedded.sockets.strangers import Connections
 from mqtool.broker.embedded.streaming.stream_frames import (
     FRAME_MAX,
     HEAD,
@@ -39,7 +39,7 @@ class Session(ClientSocket):
     enough_out = 512 * 1024
     heartbeat_frame = frame(Key.HEARTBEAT)
 
-    def __init__(self, broker: Broker, connections: MutableSet[Any]) -> None:
+    def __init__(self, broker: Broker, connections: Connections[Any]) -> None:
         super().__init__(broker, connections, "start", HEAD.size)
         self.deliver_version = 1
 
@@ -147,7 +147,7 @@ def _authenticate(connection: Session, fields: Fields, correlation: int) -> None
     if user is None:
         connection.hang_up()
         return
-    connection.user = user
+    connection.logged_in(user)
     connection.state = "tune"
     connection.write(frame(Key.TUNE, u32(FRAME_MAX) + u32(HEARTBEAT)))
 

@@ -18,6 +18,7 @@ from mqtool.broker.embedded.model.amqp_errors import (
     precondition_failed,
 )
 from mqtool.broker.embedded.model.broker import Broker, check_channels
+from mqtool.broker.embedded.sockets.strangers import Connections
 from mqtool.broker.embedded.wire import amqp_frames as frames
 from mqtool.broker.embedded.wire.amqp_channel import Channel
 from mqtool.broker.embedded.wire.amqp_frames import decode_method, malformed
@@ -42,7 +43,7 @@ class Connection(Session):
     protocol = "AMQP 0-9-1"
     subscriptions: Collection[Any] = ()
 
-    def __init__(self, broker: Broker, connections: "set[Connection]") -> None:
+    def __init__(self, broker: Broker, connections: Connections["Connection"]) -> None:
         super().__init__(broker, connections)
         self.channel_max = CHANNEL_MAX
         self.channels: dict[int, Channel] = {}
@@ -207,8 +208,7 @@ class Connection(Session):
         """
         if self.state in ("closing", "closed"):
             return
-        # The client chose the names in it: in ASCII they can neither forge lines of the log nor control a terminal.
-        log.warning("connection %s: %s", self.name, ascii(error.text)[1:-1])
+        self.log_once_a_second(logging.WARNING, str(error.code), error.text)
         self.shut()
         self.state = "closing"
         self.send(

@@ -38,6 +38,8 @@ CONNECTION_CLOSE_OK = b"\x00\x0a\x00\x33"
 CHANNEL_CLOSE = b"\x00\x14\x00\x28"
 CHANNEL_CLOSE_OK = b"\x00\x14\x00\x29"
 ACK_SIZE = 13
+#: The bytes of a frame that an error quotes. Its text ends after 255 characters anyway.
+_QUOTED_BYTES = 260
 ACK_FIELDS = struct.Struct(">QB")
 _DELIVER = b"\x00\x3c\x00\x3c"
 _GET_OK = b"\x00\x3c\x00\x47"
@@ -163,7 +165,7 @@ def decode_method(payload: bytes) -> Frame:
         if _decode_fields(method, payload) != len(payload):
             raise ValueError("octets after the last field")
     except (struct.error, IndexError, ValueError) as error:
-        raise frame_error(f"cannot decode <<{','.join(map(str, payload[4:]))}>>") from error
+        raise frame_error(f"cannot decode <<{','.join(map(str, payload[4:_QUOTED_BYTES]))}>>") from error
     return method
 
 

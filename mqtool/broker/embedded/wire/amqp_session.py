@@ -1,7 +1,6 @@
 """One AMQP 0-9-1 connection up to its frames: cutting the incoming bytes into frames, and the handshake."""
 
 from abc import abstractmethod
-from collections.abc import MutableSet
 from typing import Any, Protocol
 
 from pamqp.base import Frame
@@ -20,6 +19,7 @@ from mqtool.broker.embedded.model.profile import Profile, identity
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.sockets.client_socket import ClientSocket
+from mqtool.broker.embedded.sockets.strangers import Connections
 from mqtool.broker.embedded.wire import amqp_frames as frames
 from mqtool.broker.embedded.wire.amqp_frames import encode_method, malformed, table
 from mqtool.codecs.field_tables import Table, decode_table
@@ -53,7 +53,7 @@ class Session(ClientSocket):
     heartbeat_frame = frames.HEARTBEAT_FRAME
     channel_max: int
 
-    def __init__(self, broker: Broker, connections: MutableSet[Any]) -> None:
+    def __init__(self, broker: Broker, connections: Connections[Any]) -> None:
         super().__init__(broker, connections, "header", len(frames.PROTOCOL_HEADER))
         self.frame_max = FRAME_MAX
         self.starving: dict[Queue, None] = {}
@@ -226,7 +226,7 @@ def _start_ok(connection: Session, method: ConnectionClass.StartOk) -> None:
     if user is None:
         _refuse(connection, mechanism)
         return
-    connection.user = user
+    connection.logged_in(user)
     connection.state = "tune"
     connection.send(ConnectionClass.Tune, channel_max=CHANNEL_MAX, frame_max=FRAME_MAX, heartbeat=HEARTBEAT)
 

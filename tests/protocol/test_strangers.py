@@ -1,0 +1,53 @@
+"""What a client can do to the embedded broker without logging in: no more than cost it little."""
+
+import socket
+import time
+from pathlib import Path
+
+from pamqp import commands, frame
+
+from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.broker.embedded.sockets import strangers
+from tests.protocol.broker_process import BrokerProcess
+from tests.protocol.raw_client import RawClient, raw_frame
+
+_UNDECODABLE = b"AMQP\x00\x00\x09\x01" + raw_frame(1, 0, b"\x00\x0a\x00\x0b" + b"\xff" * 120_000)
+
+
+def test_they_cannot_fill_the_log(tmp_path: Path) -> None:
+    """Fifty at a time, each with a start-ok of 120 kB that cannot be decoded: a short line a second, and a count."""
+    with BrokerProcess(tmp_path, "--in-memory") as broker:
+        port = int(broker.url.rpartition(":")[2].partition("/")[0])
+        started = time.monotonic()
+        for _ in range(4):
+            clients = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(50)]
+            for client in clients:
+                client.sendall(_UNDECODABLE)
+            for client in clients:
+                answer = b""
+                while b"cannot decode" not in answer:
+                    answer += client.recv(65536)
+                client.close()
+        time.sleep(1)
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+            client.sendall(_UNDECODABLE)
+            while "more like this" not in broker.log.splitlines()[-1]:
+                assert time.monotonic() - started < 60, broker.log
+                time.sleep(0.02)
+        lines = [line for line in broker.log.splitlines() if "cannot decode" in line]
+        assert len(lines) <= time.monotonic() - started + 1
+        assert max(map(len, lines)) < 800
+
+
+def test_an_address_has_some_connections_without_a_login(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """The oldest is closed for the next one; who has logged in stays."""
+    monkeypatch.setattr(strangers, "stranger_limit", lambda: 10)
+    with EmbeddedBroker() as broker, RawClient(broker.url) as friend:
+        clients = [socket.create_connection(("127.0.0.1", broker.port), timeout=5) for _ in range(30)]
+        assert [client.recv(1) for client in clients[:20]] == [b""] * 20
+        clients[-1].sendall(b"AMQP\x00\x00\x09\x01")
+        assert clients[-1].recv(1) == b"\x01"
+        friend.socket.sendall(frame.marshal(commands.Channel.Flow(active=True), 1))
+        friend.expect(commands.Channel.FlowOk)
+        for client in clients:
+            client.close()
