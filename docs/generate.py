@@ -5,8 +5,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from mqtool import __version__
 from mqtool.cli.app import app
 from mqtool.cli.help.description import PANELS, CommandHelp, OptionHelp, describe, leaves, topic_options
@@ -22,7 +20,7 @@ MANUAL = Path(__file__).parent / "mqtool.1"
 @functools.cache
 def described() -> CommandHelp:
     """mqtool with all its commands; to make them takes a second, so nobody does who only imports this."""
-    return describe(typer.main.get_command(app))
+    return describe(app)
 
 
 def reference() -> str:

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -14,7 +14,6 @@ from mqtool.amqp.pika_errors import connecting
 from mqtool.cli import contexts, stopping
 from mqtool.cli.contexts import Context
 from mqtool.cli.display import output
-from mqtool.cli.invocation import current
 from mqtool.errors import MqtoolError, Unavailable, UsageError
 from mqtool.tutorials.dialects import declaring_like
 
@@ -43,7 +42,8 @@ class Access(NamedTuple):
         wait: seconds to wait for the broker to come up; None does not wait.
         backoff: between attempts to reconnect; None does not reconnect.
         strict: fail if the broker has a queue or an exchange declared differently.
-        protected: the context that it is, if that is to be named before anything is destroyed.
+        protected: the name of its context, if that is protected.
+        confirmed: protected contexts that may be changed without asking.
     """
 
     addresses: Sequence[Address]
@@ -53,6 +53,7 @@ class Access(NamedTuple):
     backoff: Backoff | None = None
     strict: bool = False
     protected: str | None = None
+    confirmed: Sequence[str] = ()
 
     @property
     def address(self) -> Address:
@@ -224,14 +225,14 @@ class Choice(NamedTuple):
         """The name of its context, if that is protected."""
         return self.context.name if self.context and self.context.protected else None
 
-    def management(self, given: str | None) -> str | None:
+    def management(self, given: str | None, *, is_typed: bool = True) -> str | None:
         """The URL of its management API: as given, else the context's.
 
-        A URL in the environment says nothing about a context that was named on the command line.
+        A URL from the environment says nothing about a context that was named on the command line.
         """
-        if self.context is not None and self.is_typed:
-            given = _typed(given, MANAGEMENT_VARIABLE)
-        return given or (self.context.management if self.context else None)
+        if self.context is None or not self.is_typed or is_typed:
+            return given or (self.context.management if self.context else None)
+        return self.context.management
 
     def tls(self, given: TlsFiles) -> TlsFiles:
         """Its TLS files: as given, else the context's."""
@@ -255,25 +256,22 @@ class Choice(NamedTuple):
             raise UsageError(f"{source}: {error}", error.hint) from error
 
 
-def choose(url: str | None = None, context: str | None = None) -> Choice:
+def choose(url: str | None = None, context: str | None = None, typed: Collection[str] = ()) -> Choice:
     """The broker that is named: by option, by environment, by the context in use, by `broker up`; else localhost.
 
     Args:
-        url, context: as typer has them, from an option or from the environment.
+        url, context: from an option or from the environment.
+        typed: which of them, "url" and "context", are options that were typed.
 
     Raises:
         UsageError: there is no such context.
     """
-    variable = next((name for name in URL_VARIABLES if os.environ.get(name)), None)
-    typed_context = _typed(context, contexts.VARIABLE)
-    if typed_context is None:
-        typed_context = current().context
-    if (typed := _typed(url, variable)) is not None:
-        return Choice(typed, "from --url", is_typed=True)
-    if typed_context is not None:
-        found = contexts.load().named(typed_context)
+    if url is not None and "url" in typed:
+        return Choice(url, "from --url", is_typed=True)
+    if context is not None and "context" in typed:
+        found = contexts.load().named(context)
         return Choice(found.url, f"from --context {found.name}", found, is_typed=True)
-    if variable is not None:
+    if (variable := next((name for name in URL_VARIABLES if os.environ.get(name)), None)) is not None:
         return Choice(os.environ[variable], f"from {variable}", variable=variable)
     if name := os.environ.get(contexts.VARIABLE):
         found = contexts.load().named(name, contexts.VARIABLE)
@@ -287,11 +285,6 @@ def choose(url: str | None = None, context: str | None = None) -> Choice:
     if (started := state.load()) is not None:
         return Choice(started.url, "from 'mqtool broker up'", is_named=False)
     return Choice(_DEFAULT_URL, "the default", is_named=False)
-
-
-def _typed(value: str | None, variable: str | None) -> str | None:
-    """The value of an option, unless it comes from the environment."""
-    return None if variable is not None and value == os.environ.get(variable) else value
 
 
 def resolve_addresses(

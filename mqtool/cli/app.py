@@ -1,20 +1,17 @@
 """The command tree, and the one place where an error becomes a sentence and an exit code."""
 
-import contextlib
-import functools
-import gc
 import os
 import sys
 from importlib import import_module
-from typing import Annotated, Any, NoReturn
+from typing import Any, NoReturn
 
 import typer
-from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.core import TyperCommand, TyperOption
 
 from mqtool.cli import contexts, stopping, usage
+from mqtool.cli.command_line import Commands, Group
 from mqtool.cli.display import output
 from mqtool.cli.invocation import Invocation, current, running
-from mqtool.cli.usage import without_aliases
 from mqtool.errors import BadExpression, ExitCode, MqtoolError
 
 _TUTORIALS, _LEARN, _BROKER, _FAILURES = "Tutorials", "Learn", "Broker", "Failures"
@@ -73,105 +70,62 @@ COMMANDS = {
 }
 
 
-#: Objects made, less those that have gone, after which to look for cycles among them: ten times what Python does. Few
-#: are in cycles, and in a stream of messages that took a tenth of the time.
-_LOOK_FOR_GARBAGE = 7_000
+class _Root(Group):
+    """`mqtool` itself. The module of a command is imported when the command is asked for."""
 
-
-class _Commands(TyperGroup):
-    """Imports a command when it is asked for."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.commands = dict.fromkeys(COMMANDS)  # type: ignore[assignment]  # names only, for suggestions
+    def __init__(self) -> None:
+        version = TyperOption(
+            param_decls=["--version"],
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,
+            callback=_show_version,
+            help="Show the version",
+        )
+        context = TyperOption(
+            param_decls=["--context", "-C"],
+            metavar="NAME",
+            autocompletion=lambda _ctx, _words, typed: [name for name in contexts.names() if name.startswith(typed)],
+            help="Broker, by the name of a context",
+        )
+        about = "Learn, script and operate RabbitMQ from the command line."
+        super().__init__("mqtool", about, Commands(), params=[version, context])
         self._completing = False
-        _add_help(self)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        end = args.index("--") if "--" in args else len(args)
-        return super().parse_args(ctx, [*map(_yes_to, args[:end]), *args[end:]])
+        """Parse the words before the command's name; without any, say how to begin."""
+        if not args and not ctx.resilient_parsing:
+            from mqtool.cli.help import page
+
+            output.show(page.start_page())
+            raise typer.Exit
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        return super().resolve_command(ctx, without_aliases(args))
+        """The command that words name, also by an alias."""
+        return super().resolve_command(ctx, usage.without_aliases(args))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name, or None; while a shell completes names, without importing it."""
         if cmd_name not in COMMANDS:
             return None
         module, panel = COMMANDS[cmd_name]
         if self._completing:
-            return TyperCommand(cmd_name, callback=None, help=panel)
-        command = _commands_of(module)[cmd_name]
+            return TyperCommand(cmd_name, help=panel)
+        command = import_module(f"mqtool.cli.commands.{module}").app.makers[cmd_name]()
         command.rich_help_panel = panel
-        gc.freeze()  # see __main__.py: all is imported now
-        gc.set_threshold(_LOOK_FOR_GARBAGE)
-        gc.enable()
         return command
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
-        """The commands' names, for the shell; it does not wait until all of them are imported."""
+        """The names of commands, for the shell."""
         self._completing = True
         return super().shell_complete(ctx, incomplete)
 
 
-@functools.cache
-def _commands_of(module: str) -> Any:
-    """The commands of a module, each with its help."""
-    commands = typer.main.get_group(import_module(f"mqtool.cli.commands.{module}").app).commands
-    for command in commands.values():
-        _add_help(command)
-    return commands
-
-
-def _yes_to(word: str) -> str:
-    """--yes takes a value only behind an equals sign, which options cannot say: `--yes jobs` is about a queue."""
-    return f"--yes-to={word.removeprefix('--yes=')}" if word.startswith("--yes=") else word
-
-
-def _add_help(command: Any) -> None:
-    """Have --help and --help-all of a command, and of those below it, show our own pages."""
-    command.add_help_option = False
-
-    def show(context: Any, option: Any, wanted: bool) -> None:
-        if wanted and not context.resilient_parsing:
-            output.show(_page(context, everything=option.name == "help_all"))
-            raise typer.Exit
-
-    for flags, text in ((("-h", "--help"), "Show this help"), (("--help-all",), "Show all options")):
-        command.params.append(
-            TyperOption(
-                param_decls=list(flags),
-                is_flag=True,
-                expose_value=False,
-                is_eager=True,
-                callback=show,
-                help=text,
-                rich_help_panel="Help",
-            )
-        )
-    if not isinstance(command, _Commands):
-        for below in getattr(command, "commands", {}).values():
-            _add_help(below)
-
-
-def _page(context: Any, *, everything: bool) -> str:
-    from mqtool.cli.help import description, page
-
-    words = tuple(context.command_path.split()[1:])
-    described = description.describe(context.command, words)
-    if not words:
-        return page.overview_page(described, page.width())
-    return page.command_page(described, page.width(), everything=everything)
-
-
-def _take_context(name: str | None) -> None:
-    """Remember the context that is named before the command, also while a shell completes the line."""
-    current().context = name
-
-
-def _show_version(wanted: bool) -> None:
+def _show_version(_context: Any, _option: Any, wanted: bool) -> None:
     if wanted:
         from mqtool import __version__
 
@@ -182,38 +136,7 @@ def _show_version(wanted: bool) -> None:
 #: In the environment when a shell asks what may come next.
 COMPLETE = "_MQTOOL_COMPLETE"
 
-app = typer.Typer(
-    cls=_Commands,
-    invoke_without_command=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-
-@app.callback()
-def mqtool(
-    context: typer.Context,
-    _version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version")
-    ] = False,
-    _context: Annotated[
-        str | None,
-        typer.Option(
-            "--context",
-            "-C",
-            metavar="NAME",
-            callback=_take_context,
-            autocompletion=contexts.names,
-            help="Broker, by the name of a context",
-        ),
-    ] = None,
-) -> None:
-    """Learn, script and operate RabbitMQ from the command line."""
-    if context.invoked_subcommand is None:
-        from mqtool.cli.help import page
-
-        output.show(page.start_page())
+app = _Root()
 
 
 def run() -> NoReturn:
@@ -231,7 +154,7 @@ def _exit_code() -> int:
     """Run the command; turn what ended it into a message on stderr and an exit code."""
     code: int
     try:
-        code = app(standalone_mode=False, prog_name="mqtool") or ExitCode.OK
+        code = app.main(standalone_mode=False, prog_name="mqtool") or ExitCode.OK
     except output.ReaderGone as gone:
         code = gone.exit_code
     except BadExpression as error:
@@ -241,7 +164,8 @@ def _exit_code() -> int:
         output.error(str(error), error.hint)
         code = error.exit_code
     except typer.TyperException as error:
-        code = _usage_error(error)
+        output.error(*usage.explain(error))
+        code = ExitCode.USAGE
     except (KeyboardInterrupt, typer.Abort):
         code = 128 + (stopping.requested() or 2)
     except Exception as error:
@@ -263,18 +187,11 @@ def _complete() -> None:
     completion_init()
 
 
-def _usage_error(error: typer.TyperException) -> int:
-    """Say what was wrong with the command line; a group of commands alone shows its help."""
-    if type(error).__name__ == "NoArgsIsHelpError":
-        output.show(_page(error.ctx, everything=False))  # type: ignore[attr-defined]
-    else:
-        output.error(*usage.explain(error))
-    return ExitCode.USAGE
-
-
 def _leave(code: int) -> NoReturn:
-    """Exit at once: all is closed and written by now, and Python would take an eighth of `mqtool send` to tidy up."""
+    """Exit. If the reader of a pipe has gone, the exit code says so, and Python must not write to it again."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(BrokenPipeError):  # nobody reads it any more, and the exit code says so
+        try:
             stream.flush()
-    os._exit(code)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)

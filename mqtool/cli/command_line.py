@@ -1,60 +1,63 @@
-"""Commands, the groups of options that they take, and how values are written on the command line."""
+"""Commands, the groups of options that they take, and how values are written on the command line.
 
+A command is a function. Each of its parameters is an option or argument, annotated as typer has it, or a group of
+options: a frozen dataclass whose fields are options or further groups. PANEL of such a class names the section of the
+help that shows its options.
+"""
+
+import copy
 import functools
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator
-from types import NoneType
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from types import MappingProxyType, NoneType
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
-from typer import BadParameter, Context, Option, Typer
-from typer.models import ArgumentInfo, OptionInfo, ParameterInfo
+from typer import BadParameter, Context, Option
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_click_param
+from typer.models import ArgumentInfo, OptionInfo, ParamMeta
 
+from mqtool.cli.contexts import Effect, effect_of
+from mqtool.cli.usage import help_options, show_help
 from mqtool.duration import parse_duration
+from mqtool.errors import UsageError
 
-_Group = TypeVar("_Group")
+
+@dataclass(frozen=True)
+class Call:
+    """How a command was called; a group of options with a field of this type is told.
+
+    Attributes:
+        command: such as "queue purge".
+        typed: names of the parameters that were typed, and are neither defaults nor from the environment.
+        must_ask: it changes the broker, and asks no question of its own.
+    """
+
+    command: str = ""
+    typed: Collection[str] = ()
+    must_ask: bool = False
+
+
+#: Of options that no command line has given.
+NOT_CALLED = Call()
+
+
 _Completion = Callable[[Context, str], list[str]]
-
-
-class Commands(Typer):
-    """Commands; their parameters may be groups of options. A group is a NamedTuple, whose fields may be groups, too."""
-
-    def group(self, name: str, about: str) -> "Commands":
-        """Commands behind a word of their own, such as `queue`."""
-        below = Commands(no_args_is_help=True, help=about)
-        self.add_typer(below, name=name)
-        return below
-
-    def command(  # type: ignore[override]  # the rest is the same for all of ours
-        self, *examples: str, name: str | None = None, about: str | None = None, **changed: Any
-    ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-        """Make a function a command.
-
-        Args:
-            examples: command lines that run as they are.
-            name, about: the function's name and docstring, unless given.
-            changed: annotations of fields that it takes otherwise, such as a name as an argument; arguments are
-                required unless None is among their types. None for a field that it does not take.
-        """
-
-        def decorate(function: Callable[..., None]) -> Callable[..., None]:
-            super(Commands, self).command(name, help=about, epilog="\n".join(examples))(_flat(function, changed))
-            return function
-
-        return decorate
 
 
 def _names_of(kind: str) -> _Completion:
     def complete(ctx: Context, incomplete: str) -> list[str]:
         from mqtool.cli import completion  # only when a shell asks: it takes long to import
 
-        return completion.on_broker(ctx, kind, incomplete)
+        return completion.on_broker(*given(ctx), kind, incomplete)
 
     return complete
 
 
-#: What a shell proposes for a value, by what the help calls it.
+#: What a shell proposes for a value, by the name of the value in the help.
 _COMPLETED = {
     "QUEUE": _names_of("queues"),
     "STREAM": _names_of("queues"),
@@ -63,101 +66,226 @@ _COMPLETED = {
 }
 
 
-def in_panel(name: str) -> Callable[[_Group], _Group]:
-    """Say where the help shows the options of a group, except those that name another panel."""
+class _Leaf(NamedTuple):
+    """An option or argument: typer's parameter, and what turns the parsed value into the annotated type."""
 
-    def decorate(group: _Group) -> _Group:
-        for hint in _hints(group).values():
-            for about in get_args(hint)[1:]:
-                if isinstance(about, OptionInfo) and about.rich_help_panel is None:
-                    about.rich_help_panel = name
-        return group
-
-    return decorate
+    parameter: Any
+    convert: Callable[[Any], Any] | None
 
 
-def _flat(function: Callable[..., None], changed: dict[str, Any]) -> Callable[..., None]:
-    """The function as typer understands it: with the fields of groups as parameters."""
-    hints = _hints(function)
-    groups = {name: hint for name, hint in hints.items() if _is_group(hint)}
-    parameters = [
-        parameter
-        for name, given in inspect.signature(function).parameters.items()
-        for parameter in _parameters(name, hints[name], given.default, changed)
-    ]
+def _leaf(name: str, annotation: Any, default: Any, panel: str | None) -> _Leaf:
+    """Make typer's parameter for an annotation such as Annotated[int, Option(...)].
 
-    @functools.wraps(function)
-    def run(**values: Any) -> None:
-        made = {name: _made(group, values) for name, group in groups.items()}
-        function(**values, **made)
-
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run
-
-
-@functools.cache
-def _hints(thing: Any) -> dict[str, Any]:
-    return get_type_hints(thing, include_extras=True)
-
-
-def _is_group(hint: Any) -> bool:
-    return isinstance(hint, type) and issubclass(hint, tuple)
-
-
-def _parameters(name: str, hint: Any, default: Any, changed: dict[str, Any]) -> Iterator[inspect.Parameter]:
-    if _is_group(hint):
-        for field, of_field in _hints(hint).items():
-            yield from _parameters(field, of_field, hint._field_defaults.get(field, inspect.Parameter.empty), changed)
-        return
-    if name in changed and (hint := changed[name]) is not None:
-        default = _default(hint, default)
-    if hint is not None:
-        for about in get_args(hint)[1:]:
-            _settle(name, about, default)
-        yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
-
-
-def _settle(name: str, about: ParameterInfo, default: Any) -> None:
-    """What goes without saying: an option is called as its field is, a switch that is off has no --no-..., and names of
-    queues, exchanges and vhosts are completed. What a parser says of a bad value is what the user is told.
+    An option is called as its field is, and a switch that is off by default has no --no- form.
     """
-    if isinstance(about, OptionInfo):
-        flags = [flag for flag in (about.default, *(about.param_decls or ())) if isinstance(flag, str)]
+    kind, info = get_args(annotation)
+    info = copy.copy(info)
+    if isinstance(info, OptionInfo):
+        # In an annotation, Option() keeps the first flag as its default.
+        flags = [flag for flag in (info.default, *(info.param_decls or ())) if isinstance(flag, str)]
         if (flags or default is False) and not any(flag.startswith("--") for flag in flags):
-            about.default, about.param_decls = f"--{name.replace('_', '-')}", flags
-    if about.parser is not None and not hasattr(about.parser, "__wrapped__"):
-        about.parser = _saying_what_is_wrong(about.parser)
-    if about.autocompletion is None:
-        about.autocompletion = _COMPLETED.get((about.metavar or name.upper().rpartition("_")[2]).strip("[]."))
+            flags.insert(0, f"--{name.replace('_', '-')}")
+        info.param_decls = flags
+    is_required = default is MISSING or (isinstance(info, ArgumentInfo) and default is inspect.Parameter.empty)
+    info.default = ... if is_required else default
+    info.rich_help_panel = info.rich_help_panel or panel
+    if info.parser is not None:
+        info.parser = _telling_errors(info.parser)
+    if info.autocompletion is None:
+        info.autocompletion = _COMPLETED.get((info.metavar or name.upper().rpartition("_")[2]).strip("[]."))
+    return _Leaf(*get_click_param(ParamMeta(name=name, default=info, annotation=kind)))
 
 
-def _saying_what_is_wrong(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+def _telling_errors(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
+    """A parser whose ValueError is the message that the user gets; defaults are not parsed."""
+
     @functools.wraps(parse)
-    def parsed(text: str) -> Any:
+    def parsed(value: Any) -> Any:
         try:
-            return parse(text)
+            return parse(value) if isinstance(value, str) else value
         except ValueError as error:
             raise BadParameter(str(error)) from error
 
     return parsed
 
 
-def _made(group: Any, values: dict[str, Any]) -> Any:
-    """A group, of the values that are its fields; they are taken out of all values. The others keep their defaults."""
-    hints = _hints(group)
-    fields = {
-        name: _made(hint, values) if _is_group(hint) else values.pop(name)
-        for name, hint in hints.items()
-        if _is_group(hint) or name in values
-    }
-    return group(**fields)
+def _leaves(group: Any, without: Collection[str], instead: Mapping[str, Any]) -> Iterator[_Leaf]:
+    """The options of a group, with those of the groups within it."""
+    for each in fields(group):
+        annotation = instead.get(each.name, each.type)
+        if is_dataclass(annotation):
+            yield from _leaves(annotation, without, instead)
+        elif each.name not in without and get_origin(annotation) is Annotated:
+            panel = None if each.name in instead else getattr(group, "PANEL", None)
+            yield _leaf(each.name, annotation, _default(annotation, each.default), panel)
 
 
-def _default(annotation: Any, otherwise: Any) -> Any:
-    kind, *about = get_args(annotation)
-    is_argument = any(isinstance(each, ArgumentInfo) for each in about)
-    return inspect.Parameter.empty if is_argument and NoneType not in get_args(kind) else otherwise
+def _default(annotation: Any, default: Any) -> Any:
+    """An argument is required unless it may be None."""
+    kind, info = get_args(annotation)
+    return MISSING if isinstance(info, ArgumentInfo) and default is None and NoneType not in get_args(kind) else default
+
+
+def _made(group: Any, values: Mapping[str, Any], call: Call) -> Any:
+    """Make a group of options from the values of all; options that the command does not take keep their defaults."""
+    made = {}
+    for each in fields(group):
+        if each.type is Call:
+            made[each.name] = call
+        elif is_dataclass(each.type):
+            made[each.name] = _made(each.type, values, call)
+        elif each.name in values:
+            made[each.name] = values[each.name]
+    return group(**made)
+
+
+class Command(TyperCommand):
+    """A command: calls a function with the options and groups of options that it takes.
+
+    Args:
+        examples: command lines that run as they are.
+        without: names of options in its groups that it does not take.
+        instead: annotations of options in its groups that it takes otherwise, such as a name as an argument.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., None],
+        about: str,
+        examples: Collection[str],
+        without: Collection[str],
+        instead: Mapping[str, Any],
+    ) -> None:
+        self._function = function
+        self._parameters = inspect.signature(function).parameters
+        leaves: list[_Leaf] = []
+        for each in self._parameters.values():
+            annotation = instead.get(each.name, each.annotation)
+            if is_dataclass(annotation) and annotation is not Call:
+                leaves += _leaves(annotation, without, instead)
+            elif each.name not in without and get_origin(annotation) is Annotated:
+                default = MISSING if each.default is each.empty else each.default
+                leaves.append(_leaf(each.name, annotation, default, None))
+        self._converters = {leaf.parameter.name: leaf.convert for leaf in leaves if leaf.convert is not None}
+        parameters = [*(leaf.parameter for leaf in leaves), *help_options()]
+        super().__init__(
+            name,
+            params=parameters,
+            help=about,
+            epilog="\n".join(examples),
+            add_help_option=False,
+            rich_markup_mode=None,
+        )
+
+    def invoke(self, ctx: Any) -> None:
+        """Call the function.
+
+        Raises:
+            UsageError: a context is named before a command that has a broker of its own.
+        """
+        command = " ".join(ctx.command_path.split()[1:])
+        if (effect := effect_of(command)) is Effect.OWN and ctx.find_root().params.get("context") is not None:
+            raise UsageError(f"'{command}' does not take a context", "omit -C: it uses a broker of its own")
+        values, typed = given(ctx)
+        call = Call(command, typed, must_ask=effect is Effect.CHANGES and "yes" not in values)
+        converters = self._converters
+        converted = {name: converters[name](value) if name in converters else value for name, value in values.items()}
+        arguments: dict[str, Any] = {}
+        for name, parameter in self._parameters.items():
+            if parameter.annotation is Context:
+                arguments[name] = ctx
+            elif is_dataclass(parameter.annotation):
+                arguments[name] = _made(parameter.annotation, converted, call)
+            elif name in converted:
+                arguments[name] = converted[name]
+        self._function(**arguments)
+
+
+def given(ctx: Context) -> tuple[dict[str, Any], frozenset[str]]:
+    """The values of a command's parameters, and the names of those that were typed.
+
+    A context that is named before the command (mqtool -C prod list queues) counts as typed after it.
+    """
+    values: dict[str, Any] = dict(ctx.params)
+    typed = {name for name in values if _is_typed(ctx, name)}
+    first = ctx.find_root().params.get("context")
+    if first is not None and "context" in values and "context" not in typed:
+        values["context"] = first
+        typed.add("context")
+    return values, frozenset(typed)
+
+
+def _is_typed(ctx: Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+class Commands:
+    """The commands of a module, or behind a word such as `queue`. Each is made when it is first asked for."""
+
+    def __init__(self) -> None:
+        self.makers: dict[str, Callable[[], TyperCommand | TyperGroup]] = {}
+
+    def group(self, name: str, about: str) -> "Commands":
+        """Commands behind a word of their own."""
+        below = Commands()
+        self.makers[name] = functools.cache(lambda: Group(name, about, below))
+        return below
+
+    def command(
+        self,
+        *examples: str,
+        name: str | None = None,
+        about: str | None = None,
+        without: Collection[str] = (),
+        instead: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Callable[[Callable[..., None]], Callable[..., None]]:
+        """Make a function a command.
+
+        Args:
+            examples, without, instead: as of Command.
+            name, about: the function's name and docstring, unless given.
+        """
+
+        def decorate(function: Callable[..., None]) -> Callable[..., None]:
+            called = name or function.__name__.replace("_", "-")
+            text = about or inspect.getdoc(function) or ""
+            self.makers[called] = functools.cache(lambda: Command(called, function, text, examples, without, instead))
+            return function
+
+        return decorate
+
+
+class Group(TyperGroup):
+    """Commands behind a word; alone, it shows its help."""
+
+    def __init__(self, name: str, about: str, commands: Commands, **settings: Any) -> None:
+        super().__init__(
+            name=name,
+            help=about,
+            params=[*settings.pop("params", ()), *help_options()],
+            add_help_option=False,
+            suggest_commands=False,
+            rich_markup_mode=None,
+            **settings,
+        )
+        self._makers = commands.makers
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words before the command's name; without any, show the help."""
+        if not args and not ctx.resilient_parsing:
+            show_help(ctx)
+        return super().parse_args(ctx, args)
+
+    def list_commands(self, _ctx: Any) -> list[str]:
+        """The commands' names, in the order of the source."""
+        return [*self._makers]
+
+    def get_command(self, _ctx: Any, cmd_name: str) -> Any:
+        """The command of that name, or None."""
+        make = self._makers.get(cmd_name)
+        return None if make is None else make()
 
 
 def time_limit(text: str) -> float:
@@ -249,5 +377,5 @@ RATE = dict[str, Any](parser=rate, metavar="RATE")
 ConfirmTimeout = Annotated[
     float, Option(rich_help_panel="Messages", help="Give up (exit 75) after this long without confirms", **TIME_LIMIT)
 ]
-#: Its default, as typer wants it: to be parsed.
-CONFIRM_TIMEOUT: Any = "20s"
+#: Its default, in seconds.
+CONFIRM_TIMEOUT = 20.0

@@ -12,9 +12,8 @@ names, and no error either. Names that a shell cannot show on one line are left 
 import os
 import re
 import threading
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
-
-import typer
 
 from mqtool.amqp import TlsFiles
 from mqtool.cli.access import MANAGEMENT_VARIABLE, Access, choose, resolve_addresses
@@ -94,12 +93,16 @@ _PATIENCE = 0.3
 _MOST = 200
 
 
-def on_broker(ctx: typer.Context, kind: str, incomplete: str) -> list[str]:
-    """The "queues", "exchanges" or "vhosts" whose names start with this."""
+def on_broker(values: Mapping[str, Any], typed: Collection[str], kind: str, incomplete: str) -> list[str]:
+    """The "queues", "exchanges" or "vhosts" whose names start with what was typed so far.
+
+    Args:
+        values, typed: the command's options so far, and the names of those that were typed.
+    """
     import requests  # noqa: F401 - the clock starts after it
 
     found: list[str] = []
-    asking = threading.Thread(target=lambda: found.extend(_ask(ctx.params, kind, incomplete)), daemon=True)
+    asking = threading.Thread(target=lambda: found.extend(_ask(values, typed, kind, incomplete)), daemon=True)
     asking.start()
     asking.join(_patience())
     return [name for name in found if name.isprintable() and name.startswith(incomplete) and name]
@@ -112,20 +115,22 @@ def _patience() -> float:
         return _PATIENCE
 
 
-def _ask(params: dict[str, Any], kind: str, incomplete: str) -> list[str]:
+def _ask(values: Mapping[str, Any], typed: Collection[str], kind: str, incomplete: str) -> list[str]:
     from mqtool.management import path
 
-    given = {name: params.get(name) for name in ("user", "vhost", "password_file")}
-    if str(given["password_file"]) == "-":
-        del given["password_file"]
+    login = {name: values.get(name) for name in ("user", "vhost", "password_file")}
+    if str(login["password_file"]) == "-":
+        del login["password_file"]
     # Commands that do not use the management API have no option for it, but the environment may say where it is.
-    url = params.get("management") or os.environ.get(MANAGEMENT_VARIABLE)
+    url = values.get("management") or os.environ.get(MANAGEMENT_VARIABLE)
     try:
-        choice = choose(params.get("url"), params.get("context"))
-        if choice.context and choice.context.password_command and not given.get("password_file"):
+        choice = choose(values.get("url"), values.get("context"), typed)
+        if choice.context and choice.context.password_command and not login.get("password_file"):
             return []  # nobody types a password at the Tab key
         access = Access(
-            resolve_addresses(choice, **given), choice.tls(TlsFiles(params.get("tls_ca"))), choice.management(url)
+            resolve_addresses(choice, **login),
+            choice.tls(TlsFiles(values.get("tls_ca"))),
+            choice.management(url, is_typed="management" in typed),
         )
         api = access.management((_patience(), _patience()))
         if kind == "vhosts":

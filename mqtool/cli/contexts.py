@@ -13,10 +13,10 @@ The file is read only where nothing else names the broker. It is its owner's: ch
 import os
 import re
 from collections.abc import Mapping
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mqtool.cli.invocation import current
 from mqtool.errors import MqtoolError, UsageError
 from mqtool.spelling import did_you_mean
 
@@ -26,14 +26,54 @@ VARIABLE = "MQTOOL_CONTEXT"
 _FOR_A_SHELL = re.compile(r"[|&;<>()$`*?~]")
 
 
-def not_for(command: str) -> None:
-    """Refuse a context before a command that runs on a broker of its own: ignored, it would seem to be used.
+class Effect(Enum):
+    """What a command does to the broker of a context."""
 
-    Raises:
-        UsageError: one is named.
+    CHANGES = auto()  #: It takes messages or changes settings. In a protected context, it asks first.
+    SENDS = auto()  #: It only adds messages.
+    READS = auto()
+    OWN = auto()  #: It is about a broker that mqtool starts itself, and refuses a context.
+    NONE = auto()  #: It uses no broker.
+
+
+#: Every command, by its effect.
+EFFECTS = {
+    Effect.CHANGES: """
+        receive, worker, rpc-server, receive-delayed, offset-tracking receive, offset set, offset reset, replay, move,
+        delayed cancel, delayed now, dlq redrive, dlq drop, queue declare, queue delete, queue purge, exchange declare,
+        exchange delete, bind, unbind, user add, user delete, user password, user tags, vhost add, vhost delete,
+        permission set, permission clear, policy set, policy clear, definitions import, fault
+    """,
+    Effect.SENDS: """
+        send, new-task, emit-log fanout, emit-log direct, emit-log topic, emit-log headers, rpc-client,
+        publisher-confirms, send-delayed, send-stream, offset-tracking send
+    """,
+    Effect.READS: """
+        receive-log fanout, receive-log direct, receive-log topic, receive-log headers, receive-stream, offset show,
+        peek, tap, delayed ls, delayed show, dlq ls, dlq show, queue show, policy ls, definitions export,
+        definitions diff, list queues, list exchanges, list bindings, list consumers, list connections, list channels,
+        list vhosts, list users, list permissions, list plugins, topology, route, top, doctor, wait, broker up,
+        broker status
+    """,
+    Effect.OWN: """
+        broker down, broker ls, broker rm, broker logs, broker env, broker serve, broker restart, plugin enable,
+        plugin disable, tutorial run, drill kill-worker, drill restart-broker, drill kill-node, drill drop-connection,
+        drill poison, drill duplicate
+    """,
+    Effect.NONE: """
+        tutorial list, tutorial show, cheat, help, completion, scrub, reconcile, context add, context ls, context use,
+        context show, context edit, context rm
+    """,
+}
+
+
+def effect_of(command: str) -> Effect:
+    """What a command does to a broker.
+
+    Args:
+        command: such as "queue purge".
     """
-    if current().context is not None:
-        raise UsageError(f"'{command}' does not take a context", "omit -C: it starts a broker of its own")
+    return next(effect for effect, names in EFFECTS.items() if command in re.split(r",\s+", names.strip()))
 
 
 class Context(NamedTuple):

@@ -1,4 +1,4 @@
-"""One run of mqtool: what it may print, which context was named, and which signal asked it to stop."""
+"""One run of mqtool: what it may print, and which signal asked it to stop."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +14,6 @@ class Invocation:
         verbose: print a line for each message.
         debug: show the traceback of an unexpected error.
         no_color: never use colours, not even on a terminal.
-        context: the context named before the command (`mqtool -C NAME …`), if any.
         signal: the number of the signal that asked the command to stop, if one did.
         on_stop: functions that the first signal calls; without any, it raises KeyboardInterrupt.
         output_name: what standard output is called in errors, such as the file of `--output`.
@@ -24,7 +23,6 @@ class Invocation:
     verbose: bool = False
     debug: bool = False
     no_color: bool = False
-    context: str | None = None
     signal: int | None = None
     on_stop: list[Callable[[], None]] = field(default_factory=list)
     output_name: str = "standard output"

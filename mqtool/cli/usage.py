@@ -1,11 +1,14 @@
-"""What was typed, and what is meant: aliases, and explanations of usage errors."""
+"""What was typed, and what is meant: aliases, --help, and explanations of usage errors."""
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
+from typer import Context
+from typer.core import TyperOption
 
+from mqtool.cli.display import output
 from mqtool.spelling import did_you_mean
 
 _OF_BROKER = ("vhosts", "users", "permissions", "plugins")
@@ -28,6 +31,40 @@ def without_aliases(words: Sequence[str]) -> list[str]:
     return list(words)
 
 
+def help_options() -> list[TyperOption]:
+    """--help and --help-all, which show our own pages."""
+
+    def show(ctx: Any, option: Any, wanted: bool) -> None:
+        if wanted and not ctx.resilient_parsing:
+            show_help(ctx, everything=option.name == "help_all")
+
+    return [
+        TyperOption(
+            param_decls=list(flags),
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,
+            callback=show,
+            help=text,
+            rich_help_panel="Help",
+        )
+        for flags, text in ((("-h", "--help"), "Show this help"), (("--help-all",), "Show all options"))
+    ]
+
+
+def show_help(ctx: Context, *, everything: bool = False) -> NoReturn:
+    """Print the help of the command that a context is about, and exit."""
+    from mqtool.cli.help import description, page
+
+    words = tuple(ctx.command_path.split()[1:])
+    described = description.describe(ctx.command, words)
+    if words:
+        output.show(page.command_page(described, page.width(), everything=everything))
+    else:
+        output.show(page.overview_page(described, page.width()))
+    raise typer.Exit
+
+
 def explain(error: typer.TyperException) -> tuple[str, str | None]:
     """A sentence and a hint for what typer says of a command line."""
     context: Any = getattr(error, "ctx", None)
@@ -40,10 +77,11 @@ def explain(error: typer.TyperException) -> tuple[str, str | None]:
         return f"there is no command '{path} {unknown[1]}'", hint
     option = getattr(error, "option_name", None)
     if option is not None and text.startswith("No such option"):
-        option = option.replace("--yes-to", "--yes")  # as it was typed, see app.py
         flags = [flag for parameter in context.command.params for flag in (*parameter.opts, *parameter.secondary_opts)]
         return f"there is no option {option}", did_you_mean(option, flags, f"'{path} --help-all' lists the options")
     what = error.format_message().rstrip(".")
+    if option == "--yes" and "does not take a value" in what:
+        return what, "--confirm NAME names a protected context"
     wrong, _, choices = what.rpartition(" is not one of ")
     typed = re.search(r"'([^']*)'$", wrong)
     return what, did_you_mean(typed[1], re.findall(r"'([^']*)'", choices), how) if typed else how

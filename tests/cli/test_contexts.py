@@ -2,17 +2,22 @@
 
 import json
 import stat
+import time
 from pathlib import Path
 
 import pytest
 
 from mqtool.broker.state import Started, save
+from mqtool.cli.app import app
+from mqtool.cli.contexts import EFFECTS, Effect
+from mqtool.cli.help.description import describe, leaves
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell
 from tests.cli.terminal import on_terminal
 from tests.cli.test_completion import ask
 from tests.cli.test_exec import depth
 
+CHANGING = {name.strip() for name in EFFECTS[Effect.CHANGES].split(",")}
 #: Each names a broker of its own, the strongest first; the reason that `broker status` gives.
 PRECEDENCE = {
     "--url amqp://option": "option:5672, from --url",
@@ -156,7 +161,7 @@ def test_mistakes(home: Shell) -> None:
     assert home.run("mqtool", "context", "add", "staging", "-u", "amqp://a").code == 0
     for words, said in {
         "send x -C stagin": "there is no context 'stagin'\nhint: did you mean 'staging'?",
-        "-C staging tutorial run": "'tutorial run' does not take a context\nhint: omit -C: it starts",
+        "-C staging tutorial run": "'tutorial run' does not take a context\nhint: omit -C: it uses",
         "-C staging drill poison": "'drill poison' does not take a context",
         "context use stagin": "did you mean 'staging'?",
         "context rm nothing": "there is no context 'nothing'\nhint: 'mqtool context ls' lists them",
@@ -232,14 +237,59 @@ def test_a_password_command(shell: Shell, broker: TestBroker) -> None:
     assert not (shell.directory / "asked").exists(), "completion asked for the password"
 
 
+def test_every_command_says_what_it_does_to_a_broker() -> None:
+    """The table has each command of the tree once, and nothing else: a new command must say whether it changes one."""
+    listed = [name.strip() for names in EFFECTS.values() for name in names.split(",")]
+    assert sorted(listed) == sorted(" ".join(leaf.words) for leaf in leaves(describe(app)))
+
+
 @on_any_broker
-def test_a_protected_context_is_named_before_anything_is_destroyed(staging: Shell, broker: TestBroker) -> None:
-    """--yes is not enough; --yes=NAME is, for the right name; a person at a terminal is asked."""
+def test_a_typed_url_wins_over_a_named_context(
+    staging: Shell, broker: TestBroker, embedded: TestBroker, request: pytest.FixtureRequest
+) -> None:
+    """Also if the environment has the same one: what counts is that it was typed."""
+    other = embedded.with_fresh_vhost(f"other-{time.monotonic_ns()}")
+    request.addfinalizer(other.drop_vhost)
+    for each in (broker, other):
+        assert staging.run("mqtool", "send", "-q", "jobs", "x", "-u", each.url).code == 0
+    staging.environment["AMQP_URL"] = other.url
+    purge = ("mqtool", "-C", "staging", "queue", "purge", "jobs", "--yes", "--url", other.url)
+    assert staging.run(*purge).code == 0
+    assert (depth(broker, "jobs"), depth(other, "jobs")) == (1, 0)
+
+
+@on_any_broker
+def test_a_protected_context_is_named_before_anything_changes(staging: Shell, broker: TestBroker) -> None:
+    """Every command that changes a broker asks. --yes is not enough; --confirm NAME is, for the right name."""
     staging.run("mqtool", "send", "-q", "jobs", "x")
-    staging.run("mqtool", "exchange", "declare", "logs", "fanout")
+    staging.run("mqtool", "exchange", "declare", "logs", "fanout", "--confirm", "staging")
     (staging.directory / "new.json").write_text('{"queues": [{"name": "new", "durable": true}]}')
     assert staging.run("mqtool", "definitions", "import", "new.json", "--dry-run").code == 0
+    assert staging.run("mqtool", "send-stream", "-q", "events", "x").code == 0
+    (staging.directory / "recording").write_text('{"body": "x", "exchange": "", "routing_key": "jobs"}\n')
+    before = staging.run("mqtool", "definitions", "export").stdout
+    asking = set()
     for words in (
+        "receive -q jobs -c 1 --timeout 1s",
+        "worker -q jobs -c 1 --timeout 1s",
+        "rpc-server -q jobs --timeout 1s",
+        "receive-delayed --timeout 1s",
+        "offset-tracking receive --timeout 1s",
+        "offset set events reports 1",
+        "offset reset events reports",
+        "replay recording",
+        "move jobs --to events",
+        "delayed cancel 1 --yes",
+        "delayed now 1 --yes",
+        "queue declare new",
+        "exchange declare new fanout",
+        "bind logs jobs",
+        "user add ann --password-file recording",
+        "user password guest --password-file recording",
+        "user tags guest",
+        "vhost add new",
+        "permission set guest --read ^$",
+        "fault restart",
         "queue purge jobs --yes",
         "queue delete jobs --if-unused --if-empty",
         "queue delete --yes jobs",
@@ -257,22 +307,26 @@ def test_a_protected_context_is_named_before_anything_is_destroyed(staging: Shel
     ):
         result = staging.run("mqtool", *words.split())
         assert result.code == 2, words
-        assert "in the protected context 'staging'\nhint: pass --yes=staging" in result.stderr
-    assert "but the context is 'staging'" in staging.run("mqtool", "queue", "purge", "jobs", "--yes=prod").stderr
+        asking |= {name for name in CHANGING if words.startswith(f"{name} ")}
+        assert "in the protected context 'staging'\nhint: pass --confirm staging" in result.stderr
+    assert asking == CHANGING
+    assert staging.run("mqtool", "definitions", "export").stdout == before
+    assert "but the context is 'staging'" in staging.run("mqtool", "queue", "purge", "jobs", "--confirm", "prod").stderr
     assert depth(broker, "jobs") == 1
     asked = on_terminal(staging, "mqtool", "queue", "purge", "jobs", "--yes", keys=["n\n"], cue="[y/N]").stdout
     assert "remove 1 message from queue 'jobs' for good in the protected context 'staging'? [y/N]" in asked
     assert depth(broker, "jobs") == 1
-    assert staging.run("mqtool", "queue", "purge", "--yes=staging", "jobs").code == 0
+    assert staging.run("mqtool", "queue", "purge", "--confirm", "staging", "jobs").code == 0
     assert depth(broker, "jobs") == 0
 
 
 @on_any_broker
-def test_yes_with_a_name_is_for_that_context_only(shell: Shell, broker: TestBroker) -> None:
-    """Somebody who writes --yes=prod believes to be there."""
+def test_a_confirmation_is_for_that_context_only(shell: Shell, broker: TestBroker) -> None:
+    """--confirm prod on another broker is a mistake, and changes nothing."""
     shell.run("mqtool", "send", "-q", "jobs", "x")
-    result = shell.run("mqtool", "queue", "purge", "jobs", "--yes=prod")
+    result = shell.run("mqtool", "queue", "purge", "jobs", "--confirm", "prod")
     assert (result.code, depth(broker, "jobs")) == (2, 1)
-    assert "--yes=prod was given, but the broker is not a protected context" in result.stderr
+    assert "--confirm prod was given, but the broker is not a protected context" in result.stderr
     assert shell.run("mqtool", "send", "-q", "jobs", "--", "--yes=x").code == 0
     assert "there is no option --yes\n" in shell.run("mqtool", "send", "x", "--yes=prod").stderr
+    assert "hint: --confirm NAME" in shell.run("mqtool", "queue", "purge", "jobs", "--yes=prod").stderr

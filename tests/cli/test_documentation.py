@@ -8,7 +8,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import typer
 
 from docs.generate import DIALECTS, MANUAL, REFERENCE, dialects, manual, reference
 from mqtool.cli.app import app
@@ -27,7 +26,7 @@ PAGES = [page for page in DOCUMENTS if "```sh\n" in page.read_text() and page !=
 @functools.cache
 def group() -> Any:
     """mqtool itself."""
-    return typer.main.get_command(app)
+    return app
 
 
 @functools.cache

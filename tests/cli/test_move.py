@@ -235,7 +235,7 @@ def test_a_protected_context_asks(shell: Shell, broker: TestBroker, other: TestB
     refused = shell.run(*move)
     assert refused.code == 2
     assert "in the protected context 'prod'" in refused.stderr
-    assert shell.run(*move, "--yes=prod").code == 0
+    assert shell.run(*move, "--confirm", "prod").code == 0
     assert depth(other, "a") == 1
     both = shell.run(*move, "--to-url", other.url)
     assert (both.code, both.stderr.splitlines()[0]) == (2, "mqtool: --to-url and --to-context name two brokers")

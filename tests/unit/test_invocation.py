@@ -19,8 +19,8 @@ def test_a_quiet_run_prints_data_and_errors_only(capfd: pytest.CaptureFixture[st
 
 def test_runs_do_not_see_each_other() -> None:
     """A run within another one, as in a test, starts with nothing named and nothing asked for."""
-    with running(Invocation(context="outer")):
+    with running(Invocation(output_name="outer")):
         with running(Invocation()) as inner:
             inner.signal = 15
-            assert (current().context, current().signal) == (None, 15)
-        assert (current().context, current().signal) == ("outer", None)
+            assert (current().output_name, current().signal) == ("standard output", 15)
+        assert (current().output_name, current().signal) == ("outer", None)

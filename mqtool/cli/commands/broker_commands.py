@@ -14,16 +14,13 @@ from mqtool.broker.choice import starter_of
 from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import DEFAULT_NAME, Started
 from mqtool.cli import stopping
-from mqtool.cli.access import choose
-from mqtool.cli.commands.broker_up import Name, broker, known, told
+from mqtool.cli.commands.broker_up import Name, app, broker, known, told
 from mqtool.cli.display import layout, output
-from mqtool.cli.options import DURATION, Broker, Commands, ContextName, ManagedBroker, Url, Yes, ask
+from mqtool.cli.options import DURATION, Broker, ManagedBroker, Yes, ask
+from mqtool.cli.options.broker_options import WhichBroker
 from mqtool.errors import NotFound, Unavailable, UsageError
 from mqtool.inspection.listing import counted
 from mqtool.management import Management, path
-
-app = Commands()
-app.add_typer(broker, name="broker")
 
 _LOG_PAUSE = 0.2
 
@@ -40,12 +37,12 @@ def down(name: Name = DEFAULT_NAME) -> None:
 
 
 @broker.command("mqtool broker status")
-def status(name: Name = DEFAULT_NAME, url: Url = None, context: ContextName = None) -> None:
+def status(which: WhichBroker, name: Name = DEFAULT_NAME) -> None:
     """Show whether the broker is running (exit 0) or not (exit 69).
 
     And which broker commands use, and why.
     """
-    choice = choose(url, context)
+    choice = which.choice()
     if (started := state.load(name)) is None:
         output.show(f"commands use {told(choice)}")
         started = known(name)
@@ -85,7 +82,7 @@ def ls(as_json: Annotated[bool, Option("--json", help="Print one JSON object per
 
 @broker.command("mqtool broker rm --name second", "mqtool broker rm --name second --purge --yes")
 def rm(
-    yes: Yes, name: Name = DEFAULT_NAME, purge: Annotated[bool, Option(help="Remove its messages too")] = False
+    yes: Yes = False, name: Name = DEFAULT_NAME, purge: Annotated[bool, Option(help="Remove its messages too")] = False
 ) -> None:
     """Remove a stopped broker; its messages stay without --purge."""
     found = state.load(name) or state.load_stopped(name) or known(name)
@@ -93,7 +90,7 @@ def rm(
     if starter.running(found):
         raise UsageError(f"the broker named {name!r} is running", f"stop it with 'mqtool broker down --name {name}'")
     if purge:
-        ask(f"remove broker {name!r} with all its messages", yes, protected=None)
+        ask(f"remove broker {name!r} with all its messages", yes=yes)
         starter.discard(found)
         if (data := Path(str(found.details.get("data")))).exists():
             output.notice(f"{data} is not ours to remove")
@@ -141,8 +138,7 @@ def env(
 
 @app.command("mqtool wait --timeout 30s")
 def wait(
-    options: Broker,
-    timeout: Annotated[float, Option(help="Total time limit (exit 124)", **DURATION)] = "30s",  # type: ignore[assignment]
+    options: Broker, timeout: Annotated[float, Option(help="Total time limit (exit 124)", **DURATION)] = 30.0
 ) -> None:
     """Wait until the broker accepts connections."""
     access = options.access()
@@ -162,10 +158,10 @@ def enable(plugin: Plugins, name: Name = DEFAULT_NAME) -> None:
 
 
 @plugin_app.command("mqtool plugin disable rabbitmq_shovel --yes")
-def disable(plugin: Plugins, yes: Yes, name: Name = DEFAULT_NAME) -> None:
+def disable(plugin: Plugins, yes: Yes = False, name: Name = DEFAULT_NAME) -> None:
     """Disable plugins and those that need them."""
     started = _started(name)
-    ask(f"disable {', '.join(plugin)}", yes, protected=None)
+    ask(f"disable {', '.join(plugin)}", yes=yes)
     _change(started, "disable", plugin)
 
 
@@ -196,6 +192,7 @@ def _started(name: str) -> Started:
 def fault(
     name: Annotated[str, Argument(metavar="FAULT", help="The fault; or ls, or clear")],
     broker: ManagedBroker,
+    yes: Yes = False,
     arguments: Annotated[list[str] | None, Argument(help="NAME=VALUE; of clear, an id")] = None,
     as_json: Annotated[bool, Option("--json", help="With ls: print one JSON object per line")] = False,
 ) -> None:
@@ -210,8 +207,11 @@ def fault(
 
     'ls' lists the faults in force. They end with their time or count, or with 'clear'.
     """
-    api = broker.access().management()
+    access = broker.access()
+    api = access.management()
     words = arguments or []
+    if name != "ls":
+        ask(f"run 'fault {name}'", access, yes=yes, is_safe=True)
     in_force = _in_force(api)
     if name == "ls":
         rows = [{**each, "arguments": _told(each["arguments"])} if not as_json else each for each in in_force]

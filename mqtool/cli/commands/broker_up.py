@@ -23,7 +23,8 @@ from mqtool.cli.display import output
 from mqtool.cli.options import Broker, Commands
 from mqtool.errors import Unavailable, UsageError
 
-broker = Commands(no_args_is_help=True, help="Start a broker for yourself, and stop it.")
+app = Commands()
+broker = app.group("broker", "Start a broker for yourself, and stop it.")
 
 _PAUSE = 0.2
 
@@ -38,8 +39,10 @@ def _port(about: str, lowest: int = 1) -> Any:
 @broker.command(
     "mqtool broker up",
     "mqtool broker up --kind embedded --port 5673 --name second",
-    tls_cert=Annotated[Path | None, Option(help="Client certificate; with --kind embedded, the broker's")],
-    tls_key=Annotated[Path | None, Option(help="Key of the certificate")],
+    instead={
+        "tls_cert": Annotated[Path | None, Option(help="Client certificate; with --kind embedded, the broker's")],
+        "tls_key": Annotated[Path | None, Option(help="Key of the certificate")],
+    },
 )
 def up(
     options: Broker,
@@ -79,7 +82,7 @@ def up(
         if (reachable := _reachable(access)) is not None:
             output.show(f"using the broker at {reachable}")
             return
-        if (choice := choose(options.url, options.context)).is_named:
+        if (choice := choose(options.url, options.context, options.call.typed)).is_named:
             raise Unavailable(
                 f"no broker answers at {access.address} ({choice.reason})", "unset it to start a broker here"
             )

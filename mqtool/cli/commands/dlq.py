@@ -4,9 +4,10 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 from typer import Argument, Option
 
@@ -37,7 +38,8 @@ _SAID = 10
 QueueArgument = Annotated[str, Argument(help="Work queue; its dead letters are in QUEUE.dlq")]
 
 
-class Which(NamedTuple):
+@dataclass(frozen=True)
+class Which:
     """Which dead letters."""
 
     source: Annotated[
@@ -145,7 +147,7 @@ def redrive(
     queue: QueueArgument,
     which: Which,
     broker: Broker,
-    yes: Yes,
+    yes: Yes = False,
     to: Annotated[str | None, Option(metavar="QUEUE", help="Move them to this queue instead")] = None,
 ) -> None:
     """Move dead letters back to where they came from.
@@ -166,7 +168,7 @@ def redrive(
         there = channel.depth_of(source)
         # Nothing is lost by it, so a script need not say --yes.
         is_safe = not (which.is_all and output.is_terminal(0))
-        ask(f"move {which.words} {there:,} messages of {source} back", yes, protected=access.protected, is_safe=is_safe)
+        ask(f"move {which.words} {there:,} messages of {source} back", access, yes=yes, is_safe=is_safe)
         progress = Progress("moved back", fraction=lambda: progress.count / max(1, there))
         try:
             for letter in progress.of(redriving.redrive(channel, source, which.choice(), stays, to)):
@@ -182,15 +184,15 @@ def redrive(
 
 
 @dlq.command("mqtool dlq drop jobs --reason rejected", "mqtool dlq drop jobs --yes")
-def drop(queue: QueueArgument, which: Which, broker: Broker, yes: Yes) -> None:
+def drop(queue: QueueArgument, which: Which, broker: Broker, yes: Yes = False) -> None:
     """Delete dead letters for good."""
     source, dropped = which.queue(queue), 0
     access = broker.access(reconnects=False)
     with _channel(access) as channel:
         ask(
             f"drop {which.words} {channel.depth_of(source):,} messages of {source} for good",
-            yes,
-            protected=access.protected,
+            access,
+            yes=yes,
             hint="pass --yes, or select with --id, --reason, --error, --older or --where",
         )
         try:

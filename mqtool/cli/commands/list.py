@@ -3,9 +3,10 @@
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from functools import cache
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
@@ -50,7 +51,8 @@ def _columns(ctx: typer.Context) -> list[str]:
     return [*LISTINGS[str(ctx.info_name)].columns]
 
 
-class Choosing(NamedTuple):
+@dataclass(frozen=True)
+class Choosing:
     """Which rows, in which order, and how to print them."""
 
     conditions: Annotated[
@@ -272,7 +274,7 @@ def _add(things: str, what: str, *examples: str, only: Any = None) -> None:
     listing = LISTINGS[things]
     text = f"{what}\n\nColumns: {', '.join(listing.columns)}."
 
-    @list_app.command(*examples, name=things, about=text, only=only)
+    @list_app.command(*examples, name=things, about=text, instead={"only": only})
     def run(choosing: Choosing, broker: ManagedBroker, columns: Columns = None, only: list[str] | None = None) -> None:
         with ExitStack() as stack:
             view = View(listing, columns, choosing, broker, only, stack)

@@ -1,8 +1,9 @@
 """mqtool emit-log, mqtool receive-log: publish/subscribe, routing, topics, headers."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from typer import Argument
 
@@ -33,7 +34,8 @@ emit_log = app.group("emit-log", "Publish logs to an exchange (tutorials 3, 4 an
 receive_log = app.group("receive-log", "Receive logs from an exchange (tutorials 3, 4 and 5).")
 
 
-class ReceivingLogs(NamedTuple):
+@dataclass(frozen=True)
+class ReceivingLogs:
     """What every command takes that receives log messages."""
 
     exchange: ExchangeOptions
@@ -82,7 +84,7 @@ def _with_key_in_body(publishing: Publishing, key: str | None) -> Publishing:
     options = publishing.options
     if key is None or not publishing.broker.lines.key_in_body or options.is_stream or options.file:
         return publishing
-    return publishing._replace(words=[key, *(publishing.words or [])])
+    return replace(publishing, words=[key, *(publishing.words or [])])
 
 
 def _receive(asked: ReceivingLogs, exchange: Exchange, lesson: Callable[..., Iterator[Delivery]], line: str) -> None:

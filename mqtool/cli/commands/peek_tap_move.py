@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from typing import Annotated, Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
@@ -120,7 +121,8 @@ Urls = Annotated[list[str] | None, URL]
 _HINT = "mqtool tap amq.topic 'kern.*' taps an exchange, mqtool tap -q jobs a queue"
 
 
-class What(NamedTuple):
+@dataclass(frozen=True)
+class What:
     """What to tap."""
 
     exchange: Annotated[str | None, Argument(help="Exchange")] = None
@@ -194,10 +196,7 @@ class What(NamedTuple):
     "mqtool tap -q jobs --json -o seen.ndjson",
     "mqtool tap orders --where 'body.total>100' -c 10",
     "mqtool tap --all --firehose --idle-timeout 10s",
-    url=None,
-    prefetch=None,
-    auto_ack=None,
-    strict=None,
+    without=("url", "prefetch", "auto_ack", "strict"),
 )
 def tap(
     *,
@@ -215,7 +214,10 @@ def tap(
     each_url: list[str | None] = [*urls] if urls else [None]
     if len(each_url) > 1 and str(broker.options.password_file) == "-":
         raise UsageError("stdin has one password, and there are several brokers", "put each in its URL, or in a file")
-    brokers = [broker._replace(options=broker.options._replace(url=url)).access() for url in each_url]
+    call = broker.options.call
+    if urls and "urls" in call.typed:
+        call = replace(call, typed={*call.typed, "url"})
+    brokers = [replace(broker, options=replace(broker.options, url=url, call=call)).access() for url in each_url]
     if off:
         for access in brokers:
             switch_off(access)
@@ -249,7 +251,7 @@ def move(
     queue: Annotated[str, Argument(help="Queue to move messages from")],
     destination: Destination,
     broker: ManagedBroker,
-    yes: Yes,
+    yes: Yes = False,
     where: Where = None,
     count: Annotated[int | None, Option("-c", "-n", min=1, help="Move up to N messages")] = None,
     rate: Annotated[float | None, Option(help="Move no faster than this, such as 500/s", **RATE)] = None,
@@ -271,9 +273,9 @@ def move(
         there = source.depth_of(queue)
         _expect(target, destination.to)
         what = f"move {f'up to {count:,}' if count else 'the'} messages of {queue} to {destination.to}"
-        protected: list[str | None] = [each.protected for each in (access, other) if each and each.protected]
-        for name in protected or [None]:
-            ask(what, yes, protected=name, is_safe=True)
+        protected = [each for each in (access, other) if each is not None and each.protected]
+        for each in protected or [access]:
+            ask(what, each, yes=yes, is_safe=True)
         user = (other or access).address.user
         if where is not None:
             _check_limit(access, source, queue)

@@ -54,7 +54,7 @@ def set_policy(
         Any, Option("--definition", parser=definition, metavar="JSON", help="What it sets, as a JSON object")
     ],
     broker: ManagedBroker,
-    yes: Yes,
+    yes: Yes = False,
     apply_to: Annotated[
         ApplyTo | None, Option(help="What it applies to", show_default="all; queues with --operator")
     ] = None,
@@ -66,7 +66,7 @@ def set_policy(
     to = apply_to or ("queues" if operator else "all")
     body = {"pattern": pattern, "definition": settings, "priority": priority, "apply-to": to}
     what = f"{_named(name, operator=operator)} in vhost {access.vhost!r}"
-    ask(f"set {what}", yes, protected=access.protected, is_safe=True)
+    ask(f"set {what}", access, yes=yes, is_safe=True)
     is_new = access.management().put(path(_kind(operator=operator), access.vhost, name), body)
     output.status(f"{'set' if is_new else 'changed'} {what}")
 
@@ -87,12 +87,12 @@ def list_policies(
 
 @policy_app.command("mqtool policy clear limits", "mqtool policy clear limits --if-exists", name="clear")
 def clear_policy(
-    name: PolicyName, broker: ManagedBroker, yes: Yes, operator: Operator = False, if_exists: IfExists = False
+    name: PolicyName, broker: ManagedBroker, yes: Yes = False, operator: Operator = False, if_exists: IfExists = False
 ) -> None:
     """Remove a policy; what it applied to stays, without its settings."""
     access = broker.access()
     what = f"{_named(name, operator=operator)} in vhost {access.vhost!r}"
-    ask(f"remove {what}", yes, protected=access.protected, is_safe=True)
+    ask(f"remove {what}", access, yes=yes, is_safe=True)
     try:
         access.management().delete(path(_kind(operator=operator), access.vhost, name))
     except NotFound:
@@ -149,7 +149,7 @@ def diff(file: Definitions, broker: ManagedBroker, as_json: AsJson = False) -> N
 def import_definitions(
     file: Definitions,
     broker: ManagedBroker,
-    yes: Yes,
+    yes: Yes = False,
     dry_run: Annotated[bool, Option(help="Only show what it would do")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -169,7 +169,7 @@ def import_definitions(
         output.status(f"would import {len(possible):,} of {counted(len(changes), 'difference')}")
     else:
         if possible:
-            ask(f"import {counted(len(possible), 'difference')}", yes, protected=access.protected, is_safe=True)
+            ask(f"import {counted(len(possible), 'difference')}", access, yes=yes, is_safe=True)
         failed += _import(api, access.vhost, possible)
         output.status(f"imported {len(changes) - failed:,} of {counted(len(changes), 'difference')}")
     if failed:

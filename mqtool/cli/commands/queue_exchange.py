@@ -3,8 +3,8 @@
 import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import replace
-from typing import Annotated, Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
@@ -46,7 +46,7 @@ IfUnused = Annotated[bool, Option("--if-unused", help="Only if nothing uses it")
     "mqtool queue declare jobs",
     "mqtool queue declare jobs --queue-type classic --max-length 1000",
     name="declare",
-    queue=QueueName,
+    instead={"queue": QueueName},
 )
 def declare_queue(
     options: QueueOptions, broker: Broker, auto_delete: AutoDelete = False, if_not_exists: IfNotExists = False
@@ -62,7 +62,7 @@ def declare_queue(
     "mqtool exchange declare logs fanout",
     "mqtool exchange declare audit topic --if-not-exists",
     name="declare",
-    exchange=ExchangeName,
+    instead={"exchange": ExchangeName},
 )
 def declare_exchange(
     options: ExchangeOptions,
@@ -107,7 +107,7 @@ def show_queue(
 
 
 def _declare(broker: Broker, thing: Exchange | Queue, *, if_not_exists: bool) -> None:
-    with broker._replace(strict=True).access().channel() as channel:  # whoever declares by hand wants it as it is said
+    with replace(broker, strict=True).access().channel() as channel:  # whoever declares by hand wants it as it is said
         exists = administration.exists(channel, thing)
         if not (exists and if_not_exists):
             try:
@@ -135,7 +135,7 @@ def _existing(channel: Channel, things: Iterable[Exchange | Queue], *, if_exists
 def delete_queue(
     queue: QueueNames,
     broker: Broker,
-    yes: Yes,
+    yes: Yes = False,
     if_exists: IfExists = False,
     if_unused: IfUnused = False,
     if_empty: Annotated[bool, Option(help="Only if it has no messages")] = False,
@@ -153,7 +153,7 @@ def delete_queue(
                     "without them, the stream is deleted with its messages",
                 )
             holds = "the messages of the stream" if is_stream else counted(ready)
-            ask(f"delete queue {name!r} with {holds}", yes, protected=access.protected, is_safe=if_empty and if_unused)
+            ask(f"delete queue {name!r} with {holds}", access, yes=yes, is_safe=if_empty and if_unused)
             try:
                 gone = administration.delete_queue(channel, name, if_unused=if_unused, if_empty=if_empty)
             except BadData as error:  # 406: in use, not empty
@@ -166,7 +166,7 @@ def _is_stream(channel: Channel, queue: str, vhost: str) -> bool:
 
 
 @queue_app.command("mqtool queue purge jobs", "mqtool queue purge jobs --yes")
-def purge(queue: QueueNames, broker: Broker, yes: Yes, if_exists: IfExists = False) -> None:
+def purge(queue: QueueNames, broker: Broker, yes: Yes = False, if_exists: IfExists = False) -> None:
     """Remove the ready messages of queues."""
     access = broker.access()
     with access.channel() as channel:
@@ -177,7 +177,7 @@ def purge(queue: QueueNames, broker: Broker, yes: Yes, if_exists: IfExists = Fal
                     f"'mqtool queue delete {shlex.quote(name)}' deletes it with its messages",
                 )
             ready = administration.depth(channel, name).ready
-            ask(f"remove {counted(ready)} from queue {name!r} for good", yes, protected=access.protected)
+            ask(f"remove {counted(ready)} from queue {name!r} for good", access, yes=yes)
             output.status(f"removed {counted(administration.purge(channel, name))} of queue {name!r}")
 
 
@@ -185,7 +185,7 @@ def purge(queue: QueueNames, broker: Broker, yes: Yes, if_exists: IfExists = Fal
 def delete_exchange(
     exchange: Annotated[list[str], Argument()],
     broker: Broker,
-    yes: Yes,
+    yes: Yes = False,
     if_exists: IfExists = False,
     if_unused: IfUnused = False,
 ) -> None:
@@ -193,7 +193,7 @@ def delete_exchange(
     access = broker.access()
     with access.channel() as channel:
         for name in _existing(channel, map(Exchange, exchange), if_exists=if_exists):
-            ask(f"delete exchange {name!r} with its bindings", yes, protected=access.protected, is_safe=if_unused)
+            ask(f"delete exchange {name!r} with its bindings", access, yes=yes, is_safe=if_unused)
             try:
                 administration.delete_exchange(channel, name, if_unused=if_unused)
             except BadData as error:
@@ -201,7 +201,8 @@ def delete_exchange(
             output.status(f"deleted exchange {name!r}")
 
 
-class Bindings(NamedTuple):
+@dataclass(frozen=True)
+class Bindings:
     """Which bindings: one for each key."""
 
     exchange: ExchangeName
@@ -243,7 +244,7 @@ def bind(bindings: Bindings, broker: Broker) -> None:
 def unbind(
     bindings: Bindings,
     broker: Broker,
-    yes: Yes,
+    yes: Yes = False,
     if_exists: Annotated[bool, Option(help="Succeed if the exchange or queue does not exist")] = False,
 ) -> None:
     """Remove bindings, matched by key and arguments."""
@@ -251,7 +252,7 @@ def unbind(
     with access.channel() as channel:
         for key in bindings.keys or [""]:
             what = f"unbind {bindings.to} from exchange {bindings.exchange!r}{_by(key)}"
-            ask(what, yes, protected=access.protected, is_safe=True)
+            ask(what, access, yes=yes, is_safe=True)
             try:
                 administration.unbind(channel, bindings.by(key))
             except NotFound as error:

@@ -4,9 +4,9 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
@@ -47,7 +47,8 @@ def _speed(text: str) -> float:
 _MOMENT = dict[str, Any](parser=parse_moment, metavar="TIME")
 
 
-class Playing(NamedTuple):
+@dataclass(frozen=True)
+class Playing:
     """What of a recording is played, and how fast."""
 
     speed: Annotated[
@@ -70,7 +71,8 @@ class Playing(NamedTuple):
         return Pace(self.speed or 1.0, self.rate)
 
 
-class Changing(NamedTuple):
+@dataclass(frozen=True)
+class Changing:
     """Where messages go, and with which headers."""
 
     to_exchange: Annotated[str | None, Option(help="Publish all to this exchange")] = None

@@ -3,6 +3,7 @@
 import contextlib
 import re
 import shlex
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from typer import Argument, Option
@@ -38,6 +39,7 @@ MaxOutput = Annotated[
     Option(
         parser=size,
         metavar="SIZE",
+        show_default="128MiB",
         help="Kill a program that prints more; its reply is an error",
         rich_help_panel="Programs",
     ),
@@ -45,7 +47,7 @@ MaxOutput = Annotated[
 FunctionOption = Annotated[Function, Option(help="fib, or add100: n + 100 after two seconds")]
 
 
-@app.command("mqtool rpc-server", "mqtool rpc-server --function add100", into=None)
+@app.command("mqtool rpc-server", "mqtool rpc-server --function add100", without=("into",))
 def rpc_server(
     queue: UsedQueueOptions,
     receiving: Receiving,
@@ -53,7 +55,7 @@ def rpc_server(
     programs: ExecOptions,
     dedup: DedupOptions,
     function: FunctionOption = "fib",
-    max_output: MaxOutput = "128MiB",  # type: ignore[assignment]
+    max_output: MaxOutput = 128 << 20,
 ) -> None:
     """Answer requests (tutorial 6)."""
     write = delivery_writer(receiving, lambda _: " [.] ")
@@ -93,7 +95,7 @@ def rpc_server(
                 write.flush()  # a request that takes long is seen meanwhile
             return answered(request)
 
-        settings = receiving._replace(timeout=None if programs.command else receiving.timeout).settings(
+        settings = replace(receiving, timeout=None if programs.command else receiving.timeout).settings(
             _MANY if is_quick else rpc.ONE_AT_A_TIME
         )
         waiting = broker.lines.awaiting_add100 if name == "add100" else broker.lines.awaiting_requests
@@ -113,7 +115,7 @@ def rpc_client(
     ] = None,
     queue: Annotated[str | None, queue_option("The server's queue")] = None,
     function: FunctionOption = "fib",
-    timeout: Annotated[float, Option(help="Total time limit (exit 124)", **TIME_LIMIT)] = "30s",  # type: ignore[assignment]
+    timeout: Annotated[float, Option(help="Total time limit (exit 124)", **TIME_LIMIT)] = 30.0,
     direct_reply_to: Annotated[bool, Option(help="Receive replies through amq.rabbitmq.reply-to")] = False,
     raw: Annotated[bool, Option(help="Print results only, one per line")] = False,
     any_text: Annotated[bool, Option("--text", help="Send any text, not only integers")] = False,

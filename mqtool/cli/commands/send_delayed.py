@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Annotated, Any
@@ -65,9 +66,9 @@ def send_delayed(
     is_tutorials = target.name == names.delay_exchange.name and routing_key is None
     queue = names.delay_queue if is_tutorials else None
     if not delays.are_given and not publishing.options.as_json:
-        delays = delays._replace(delay=DEFAULT_DELAY)
+        delays = replace(delays, delay=DEFAULT_DELAY)
     adapt = None if delays.are_given else partial(_delayed_as_it_says, keep_delay=keep_delay)
-    asked, addressing = publishing._replace(delays=delays), Addressing(target.name, routing_key)
+    asked, addressing = replace(publishing, delays=delays), Addressing(target.name, routing_key)
     with publishing_channel(asked, target, addressing, leads_to=queue, adapt=adapt) as (channel, outgoing):
         known, key = _as_known(channel, target), names.delay_queue.name
         outgoing.report(delayed_messages.send(channel, known, key, outgoing.messages, queue), _sent)
@@ -212,19 +213,19 @@ def _say_what_is_hidden(waiting: WaitingMessages) -> None:
 
 
 @delayed.command("mqtool delayed cancel 5f0c…", "mqtool delayed cancel --where 'headers.tenant=a' --yes")
-def cancel(broker: ManagedBroker, yes: Yes, ids: Ids = None, where: Where = None) -> None:
+def cancel(broker: ManagedBroker, yes: Yes = False, ids: Ids = None, where: Where = None) -> None:
     """Delete messages that wait, for good.
 
     Those of the plugin cannot be cancelled.
     """
     _check(ids, where)
     access = broker.access(reconnects=False)
-    ask("delete waiting messages for good", yes, protected=access.protected, hint="pass --yes")
+    ask("delete waiting messages for good", access, yes=yes, hint="pass --yes")
     _take(access, ids, where, WaitingMessages.cancel, "cancelled")
 
 
 @delayed.command("mqtool delayed now 5f0c…", "mqtool delayed now --where 'routing_key=jobs'")
-def now(broker: ManagedBroker, yes: Yes, ids: Ids = None, where: Where = None) -> None:
+def now(broker: ManagedBroker, yes: Yes = False, ids: Ids = None, where: Where = None) -> None:
     """Deliver messages that wait at once.
 
     Each is confirmed where it goes before it is removed here: none is lost, and if the command is killed, those that it
@@ -232,7 +233,7 @@ def now(broker: ManagedBroker, yes: Yes, ids: Ids = None, where: Where = None) -
     """
     _check(ids, where)
     access = broker.access(reconnects=False)
-    ask("deliver waiting messages now", yes, protected=access.protected, is_safe=True)
+    ask("deliver waiting messages now", access, yes=yes, is_safe=True)
     _take(access, ids, where, WaitingMessages.deliver, "delivered")
 
 

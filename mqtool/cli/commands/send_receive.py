@@ -96,7 +96,7 @@ def receive(
 Tasks = Annotated[list[str] | None, Argument(help="Task; each dot is a second of work", show_default="Hello World!")]
 
 
-@app.command("mqtool new-task 'A task of three seconds...'", "seq 100 | mqtool new-task -l", words=Tasks)
+@app.command("mqtool new-task 'A task of three seconds...'", "seq 100 | mqtool new-task -l", instead={"words": Tasks})
 def new_task(queue: UsedQueueOptions, publishing: Publishing) -> None:
     """Send tasks to the workers' queue (tutorial 2)."""
     target, lines = queue.of(publishing.broker.names.task_queue), publishing.broker.lines
@@ -106,7 +106,9 @@ def new_task(queue: UsedQueueOptions, publishing: Publishing) -> None:
         outgoing.report(work_queues.new_tasks(channel, target, outgoing.messages), lines.sent_task)
 
 
-@app.command("mqtool worker", "mqtool worker --prefetch 0", "mqtool worker --exec './resize {message_id}'", into=None)
+@app.command(
+    "mqtool worker", "mqtool worker --prefetch 0", "mqtool worker --exec './resize {message_id}'", without=("into",)
+)
 def worker(
     queue: UsedQueueOptions,
     receiving: Receiving,

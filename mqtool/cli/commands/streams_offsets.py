@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from typer import Argument, Option
 
 from mqtool.cli.access import Access
-from mqtool.cli.command_line import in_panel
 from mqtool.cli.display import output
 from mqtool.cli.options import OFFSET, Broker, Commands, Publishing, Receiving
 from mqtool.cli.options.queue_options import DialectOfStreams, StreamOptions, StreamPort, dialect_of
@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 app = Commands()
 
 
-@in_panel("Messages")
-class Appending(NamedTuple):
+@dataclass(frozen=True)
+class Appending:
     """How to append to a stream."""
+
+    PANEL: ClassVar = "Messages"
 
     routing_key: Annotated[str | None, Option("-r", help="Key that chooses the partition (default: each in turn)")] = (
         None
@@ -38,9 +40,11 @@ class Appending(NamedTuple):
     ] = None
 
 
-@in_panel("Receiving")
-class Reading(NamedTuple):
+@dataclass(frozen=True)
+class Reading:
     """What to read of a stream."""
+
+    PANEL: ClassVar = "Receiving"
 
     offset: Annotated[Any, Option(help="Start: first, last, next, N, a time, or an age", **OFFSET)] = "first"
     track: Annotated[str | None, Option(metavar="NAME", help="Continue where NAME stopped, and store its offset")] = (
@@ -56,12 +60,8 @@ class Reading(NamedTuple):
     "mqtool send-stream 'Hello, World!'",
     "tail -f app.log | mqtool send-stream -l -q app",
     "mqtool send-stream -q orders --partitions 3 -r ann 'two books'",
-    dialect=DialectOfStreams,
-    delay=None,
-    at=None,
-    via=None,
-    mandatory=None,
-    persistent=None,
+    without=("delay", "at", "via", "mandatory", "persistent"),
+    instead={"dialect": DialectOfStreams},
 )
 def send_stream(stream: StreamOptions, publishing: Publishing, appending: Appending) -> None:
     """Append messages to a stream (stream tutorial 1)."""
@@ -82,9 +82,8 @@ def send_stream(stream: StreamOptions, publishing: Publishing, appending: Append
     "mqtool receive-stream",
     "mqtool receive-stream -q app --offset 5m --raw",
     "mqtool receive-stream -q app --track reports | ./report",
-    dialect=DialectOfStreams,
-    prefetch=None,
-    auto_ack=None,
+    without=("prefetch", "auto_ack"),
+    instead={"dialect": DialectOfStreams},
 )
 def receive_stream(stream: StreamOptions, receiving: Receiving, broker: Broker, reading: Reading) -> None:
     """Read a stream, from any offset (stream tutorial 1)."""
@@ -122,7 +121,7 @@ StreamName = Annotated[str, Argument(help="Stream", metavar="STREAM")]
 ReaderName = Annotated[str, Argument(help="Name of the reader, as for --track", metavar="NAME")]
 
 
-@offset.command("mqtool offset show app reports", dialect=None, strict=None)
+@offset.command("mqtool offset show app reports", without=("dialect", "strict"))
 def show(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort = None) -> None:
     """Print the offset of the last message that a reader has read.
 
@@ -146,7 +145,7 @@ def show(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort 
         output.warning(f"the stream has dropped {counted(missed)} that {name!r} had not read")
 
 
-@offset.command("mqtool offset set app reports 41999", name="set", dialect=None, strict=None)
+@offset.command("mqtool offset set app reports 41999", name="set", without=("dialect", "strict"))
 def set_(
     stream: StreamName,
     name: ReaderName,
@@ -162,7 +161,7 @@ def set_(
     output.status(f"{name!r} continues after offset {number:,} of stream {stream!r}")
 
 
-@offset.command("mqtool offset reset app reports", dialect=None, strict=None)
+@offset.command("mqtool offset reset app reports", without=("dialect", "strict"))
 def reset(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort = None) -> None:
     """Have a reader start again, where its --offset says."""
     with broker.access().stream_channel(port) as channel:
@@ -171,7 +170,7 @@ def reset(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort
     output.status(f"{name!r} starts again in stream {stream!r}")
 
 
-@tracking.command("mqtool offset-tracking send", dialect=DialectOfStreams, partitions=None)
+@tracking.command("mqtool offset-tracking send", without=("partitions",), instead={"dialect": DialectOfStreams})
 def send(stream: StreamOptions, broker: Broker) -> None:
     """Append 100 messages, the last of which is the marker."""
     from mqtool.tutorials import stream_offset_tracking as lesson
@@ -190,15 +189,8 @@ def send(stream: StreamOptions, broker: Broker) -> None:
 
 @tracking.command(
     "mqtool offset-tracking receive",
-    dialect=DialectOfStreams,
-    partitions=None,
-    prefetch=None,
-    auto_ack=None,
-    raw=None,
-    as_json=None,
-    template=None,
-    pretty=None,
-    into=None,
+    without=("partitions", "prefetch", "auto_ack", "raw", "as_json", "template", "pretty", "into"),
+    instead={"dialect": DialectOfStreams},
 )
 def receive(stream: StreamOptions, receiving: Receiving, broker: Broker) -> None:
     """Read on up to the marker, and store every tenth offset."""

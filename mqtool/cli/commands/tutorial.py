@@ -8,7 +8,7 @@ from typer import Argument, Option
 
 from mqtool import plays
 from mqtool.broker.choice import Kind
-from mqtool.cli import contexts, stopping
+from mqtool.cli import stopping
 from mqtool.cli.command_line import Commands
 from mqtool.cli.display import layout, output, play_lines
 from mqtool.cli.display.play_lines import Lines, Pace
@@ -82,7 +82,6 @@ def run(
 ) -> None:
     """Run tutorials step by step, in several terminals at once."""
     current().no_color = no_color
-    contexts.not_for("tutorial run")
     chosen = names or list(plays.PLAYS)
     for name in chosen:
         if name not in plays.PLAYS:
@@ -139,7 +138,7 @@ def _add(
 ) -> None:
     """Add the command of a drill."""
 
-    @drill.command(f"mqtool drill {name}", name=name, about=about, **{"url" if on_cluster else "image": None})
+    @drill.command(f"mqtool drill {name}", name=name, about=about, without=["url" if on_cluster else "image"])
     def command(
         kind: Annotated[Kind, Option(help="Kind of broker to start")] = Kind.AUTO,
         url: Annotated[str | None, Option("-u", help="Use this broker, with a queue of the drill's own")] = None,
@@ -149,7 +148,6 @@ def _add(
     ) -> None:
         if url is not None and restarts_it:
             raise UsageError(f"{name} only restarts a broker of its own", "omit --url")
-        contexts.not_for(f"drill {name}")
         stopping.let_children_be_interrupted()
         current().quiet = quiet
         audience = Lines(Pace(auto=True, watched=False), aside=True, quiet=quiet)

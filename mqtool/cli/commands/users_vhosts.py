@@ -1,6 +1,7 @@
 """mqtool user add, delete, password, tags; vhost add, delete; permission set, clear."""
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +32,7 @@ _NEW_PASSWORD = Annotated[Path | None, Option("--password-file", help="Read the 
 
 def _login(broker: ManagedBroker, password_file: Path | None) -> Management:
     """The API, for commands whose --password-file is about the password that is set."""
-    return broker._replace(options=broker.options._replace(password_file=password_file)).access().management()
+    return replace(broker, options=replace(broker.options, password_file=password_file)).access().management()
 
 
 def _found(api: Management, *names: str) -> Json | None:
@@ -56,11 +57,11 @@ def _is_there(api: Management, kind: str, name: str, *, if_not_exists: bool, hin
     return True
 
 
-def _delete(access: Access, kind: str, name: str, what: str, yes: Yes, *, if_exists: bool) -> None:
+def _delete(access: Access, kind: str, name: str, what: str, yes: Yes = False, *, if_exists: bool) -> None:
     """Delete a user or a vhost, if whoever is asked agrees."""
     api = access.management()
     if _found(api, f"{kind}s", name) is not None:
-        ask(f"delete {what}", yes, protected=access.protected)
+        ask(f"delete {what}", access, yes=yes)
         api.delete(path(f"{kind}s", name))
         output.status(f"deleted {kind} {name!r}")
     else:
@@ -75,7 +76,7 @@ def _tags(tags: Any) -> str:
 @user_app.command(
     "mqtool user add ann",
     "mqtool user add ann --tag monitoring --password-file - --if-not-exists < secret",
-    password_file=_NEW_PASSWORD,
+    instead={"password_file": _NEW_PASSWORD},
 )
 def add(
     name: UserName,
@@ -96,7 +97,9 @@ def add(
 
 
 @user_app.command(
-    "mqtool user password ann", "mqtool user password ann --password-file new-secret", password_file=_NEW_PASSWORD
+    "mqtool user password ann",
+    "mqtool user password ann --password-file new-secret",
+    instead={"password_file": _NEW_PASSWORD},
 )
 def password(name: UserName, broker: ManagedBroker, login_password_file: LoginPassword = None) -> None:
     """Change a user's password."""
@@ -116,7 +119,7 @@ def tags(name: UserName, broker: ManagedBroker, tags: Tags = None) -> None:
 
 
 @user_app.command("mqtool user delete ann", "mqtool user delete ann --if-exists --yes")
-def delete(name: UserName, broker: ManagedBroker, yes: Yes, if_exists: IfExists = False) -> None:
+def delete(name: UserName, broker: ManagedBroker, yes: Yes = False, if_exists: IfExists = False) -> None:
     """Delete a user and its permissions."""
     _delete(broker.access(), "user", name, f"user {name!r}", yes, if_exists=if_exists)
 
@@ -140,7 +143,7 @@ def add_vhost(
 
 
 @vhost_app.command("mqtool vhost delete staging", "mqtool vhost delete staging --if-exists --yes", name="delete")
-def delete_vhost(name: VhostName, broker: ManagedBroker, yes: Yes, if_exists: IfExists = False) -> None:
+def delete_vhost(name: VhostName, broker: ManagedBroker, yes: Yes = False, if_exists: IfExists = False) -> None:
     """Delete a virtual host with everything in it."""
     what = f"vhost {name!r} with all that is in it"
     _delete(broker.access(), "vhost", name, what, yes, if_exists=if_exists)
@@ -179,7 +182,7 @@ def set_permission(
 
 
 @permission_app.command("mqtool permission clear ann", "mqtool permission clear ann --if-exists", name="clear")
-def clear_permission(name: UserName, broker: ManagedBroker, yes: Yes, if_exists: IfExists = False) -> None:
+def clear_permission(name: UserName, broker: ManagedBroker, yes: Yes = False, if_exists: IfExists = False) -> None:
     """Remove a user's permissions in a virtual host."""
     access = broker.access()
     api, vhost = access.management(), access.vhost
@@ -189,7 +192,7 @@ def clear_permission(name: UserName, broker: ManagedBroker, yes: Yes, if_exists:
             raise NotFound(f"in vhost {vhost!r} there are no permissions of user {name!r}")
         output.status(f"in vhost {vhost!r} user {name!r} had none")
         return
-    ask(f"remove the permissions of user {name!r} in vhost {vhost!r}", yes, protected=access.protected, is_safe=True)
+    ask(f"remove the permissions of user {name!r} in vhost {vhost!r}", access, yes=yes, is_safe=True)
     api.delete(path("permissions", vhost, name))
     output.status(f"in vhost {vhost!r} user {name!r} has no permissions any more; before: {_said(before)}")
 

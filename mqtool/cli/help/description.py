@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from mqtool.duration import compact_duration
 from mqtool.topology import Exchange, Queue
 from mqtool.tutorials.dialects import NAMES, Dialect
 
@@ -224,7 +225,7 @@ def _default(parameter: Any, words: tuple[str, ...]) -> str:
         return ""
     if isinstance(default, bool):
         return "on" if default and parameter.secondary_opts else ""
-    return str(default)
+    return compact_duration(default) if parameter.metavar == "DURATION" else str(default)
 
 
 def declared(thing: Exchange | Queue) -> str:

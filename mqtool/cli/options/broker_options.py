@@ -1,7 +1,8 @@
 """Which broker, how to get in, how much to say; asking before something is destroyed."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, ClassVar
 
 import typer
 from typer import Option
@@ -18,7 +19,7 @@ from mqtool.cli.access import (
     read_password,
     resolve_addresses,
 )
-from mqtool.cli.command_line import DURATION, in_panel
+from mqtool.cli.command_line import DURATION, NOT_CALLED, Call
 from mqtool.cli.display import output
 from mqtool.cli.invocation import current
 from mqtool.errors import MqtoolError, NotFound, UsageError
@@ -47,12 +48,65 @@ ContextName = Annotated[
 ]
 
 
-@in_panel("Broker")
-class Broker(NamedTuple):
-    """Which broker, how to get in, and how much to say."""
+Yes = Annotated[bool, Option("--yes", "-y", help="Do not ask (a protected context: --confirm NAME)")]
+IfExists = Annotated[bool, Option("--if-exists", help="Succeed if it does not exist")]
+
+
+def ask(
+    what: str, access: Access | None = None, *, yes: bool = False, is_safe: bool = False, hint: str = "say --yes"
+) -> None:
+    """Ask a person before something that cannot be undone, or before anything changes in a protected context.
+
+    Args:
+        what: what would be done, such as "delete queue 'jobs'".
+        access: the broker that it is done to; None for one that mqtool started.
+        yes: --yes was given, which is enough unless the context is protected.
+        is_safe: nobody is asked, unless the context is protected.
+
+    Raises:
+        UsageError: nobody can be asked, or --confirm names another context.
+        MqtoolError: the answer was no.
+    """
+    protected, confirmed = (access.protected, access.confirmed) if access else (None, ())
+    if confirmed and protected not in confirmed:
+        other = f"the context is {protected!r}" if protected else "the broker is not a protected context"
+        raise UsageError(f"--confirm {confirmed[0]} was given, but {other}", "nothing was changed")
+    if confirmed or (protected is None and (yes or is_safe)):
+        return
+    if protected is not None:
+        what, hint = f"{what} in the protected context {protected!r}", f"pass --confirm {protected}"
+    if not output.is_terminal(0):
+        raise UsageError(f"this would {what}", hint)
+    if not typer.confirm(output.visible(f"{what}?"), err=True):
+        raise MqtoolError("nothing was changed")
+
+
+@dataclass(frozen=True)
+class WhichBroker:
+    """Which broker, for commands that only want to know."""
+
+    PANEL: ClassVar = "Broker"
 
     url: Url = None
     context: ContextName = None
+    call: Call = NOT_CALLED
+
+    def choice(self) -> Choice:
+        """The broker that is meant. Raises as choose() does."""
+        return choose(self.url, self.context, self.call.typed)
+
+
+@dataclass(frozen=True)
+class Broker:
+    """Which broker, how to get in, and how much to say."""
+
+    PANEL: ClassVar = "Broker"
+
+    url: Url = None
+    context: ContextName = None
+    confirm: Annotated[
+        list[str] | None, Option(metavar="NAME", help="Change the protected context NAME without asking")
+    ] = None
     user: Annotated[str | None, Option(help="User to log in as")] = None
     password_file: Annotated[Path | None, Option(help="Read the password from FILE; - is stdin")] = None
     vhost: Annotated[str | None, Option(help="Virtual host")] = None
@@ -78,6 +132,7 @@ class Broker(NamedTuple):
     )
     no_color: Annotated[bool, Option(help="Do not use colour", rich_help_panel="Printing")] = False
     debug: Annotated[bool, Option(help="Show tracebacks and the client's log", rich_help_panel="Printing")] = False
+    call: Call = NOT_CALLED
 
     @property
     def names(self) -> Names:
@@ -109,21 +164,27 @@ class Broker(NamedTuple):
             UsageError: an option is not valid, or the password file cannot be read.
         """
         self.set_up_printing()
-        choice = choose(self.url, self.context)
-        return Access(
+        choice = choose(self.url, self.context, self.call.typed)
+        access = Access(
             resolve_addresses(choice, user=self.user, vhost=self.vhost, password_file=self.password_file),
             choice.tls(TlsFiles(self.tls_ca, self.tls_cert, self.tls_key)),
-            choice.management(management),
+            choice.management(management, is_typed="management" in self.call.typed),
             self.wait,
             Backoff(attempts=self.max_retries) if self.reconnect and reconnects else None,
             self.strict,
             choice.protected,
+            self.confirm or (),
         )
+        if self.call.must_ask:
+            ask(f"run {self.call.command!r}", access, is_safe=True)
+        return access
 
 
-@in_panel("Broker")
-class ManagedBroker(NamedTuple):
+@dataclass(frozen=True)
+class ManagedBroker:
     """A broker, and where its management API is."""
+
+    PANEL: ClassVar = "Broker"
 
     options: Broker
     management: Annotated[
@@ -135,7 +196,8 @@ class ManagedBroker(NamedTuple):
         return self.options.access(self.management, reconnects=reconnects)
 
 
-class Destination(NamedTuple):
+@dataclass(frozen=True)
+class Destination:
     """A queue, here or on another broker."""
 
     to: Annotated[str, Option(metavar="QUEUE", help="Queue to move them to; it must exist")]
@@ -166,42 +228,6 @@ class Destination(NamedTuple):
         other = source._replace(addresses=addresses, tls=tls, management_url=None, protected=choice.protected)
         is_same = other.vhost == source.vhost and is_same_node(other.address, source.address)
         return None if is_same else other
-
-
-class Yes(NamedTuple):
-    """What was agreed to on the command line."""
-
-    yes: Annotated[bool, Option("-y", help="Do not ask (a protected context: --yes=NAME)")] = False
-    #: What --yes=NAME becomes.
-    yes_to: Annotated[str | None, Option(metavar="NAME", hidden=True)] = None
-
-
-IfExists = Annotated[bool, Option("--if-exists", help="Succeed if it does not exist")]
-
-
-def ask(what: str, yes: Yes, *, protected: str | None, is_safe: bool = False, hint: str = "say --yes") -> None:
-    """Ask a person before something that cannot be undone; a script has to pass --yes.
-
-    Args:
-        what: what would be done, such as "delete queue 'jobs'".
-        protected: of the Access: the context that only --yes=NAME changes unasked.
-        is_safe: nobody is asked, unless the context is protected.
-
-    Raises:
-        UsageError: nobody can be asked, or --yes names another context.
-        MqtoolError: the answer was no.
-    """
-    if yes.yes_to is not None and yes.yes_to != protected:
-        other = f"the context is {protected!r}" if protected else "the broker is not a protected context"
-        raise UsageError(f"--yes={yes.yes_to} was given, but {other}", "nothing was changed")
-    if yes.yes_to is not None or (protected is None and (yes.yes or is_safe)):
-        return
-    if protected is not None:
-        what, hint = f"{what} in the protected context {protected!r}", f"pass --yes={protected}"
-    if not output.is_terminal(0):
-        raise UsageError(f"this would {what}", hint)
-    if not typer.confirm(output.visible(f"{what}?"), err=True):
-        raise MqtoolError("nothing was changed")
 
 
 def missing(what: str, hint: str, *, is_fine: bool) -> None:

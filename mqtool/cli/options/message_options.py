@@ -3,16 +3,17 @@
 import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar
 
 import typer
 from typer import Argument, Option
 
 from mqtool.amqp import STREAMING
 from mqtool.amqp import Receiving as ReceivingSettings
-from mqtool.cli.command_line import CONFIRM_TIMEOUT, DURATION, TIME_LIMIT, ConfirmTimeout, header_option, in_panel
+from mqtool.cli.command_line import CONFIRM_TIMEOUT, DURATION, TIME_LIMIT, ConfirmTimeout, header_option
 from mqtool.cli.display.delivery_writer import DeliveryWriter
 from mqtool.cli.options.broker_options import Broker
 from mqtool.delays import LONGEST, Via
@@ -46,9 +47,11 @@ def _moment(text: str) -> float:
     return moment
 
 
-@in_panel("Delay")
-class DelayOptions(NamedTuple):
+@dataclass(frozen=True)
+class DelayOptions:
     """When messages are to arrive, and what holds them back until then."""
+
+    PANEL: ClassVar = "Delay"
 
     delay: Annotated[
         float | None, Option(parser=_delay, metavar="DURATION", help="Deliver each message this long after it is sent")
@@ -134,9 +137,11 @@ def _key_pattern(text: str) -> re.Pattern[str]:
         raise ValueError(f"not a valid regular expression: {error}") from error
 
 
-@in_panel("Messages")
-class MessageOptions(NamedTuple):
+@dataclass(frozen=True)
+class MessageOptions:
     """Where messages come from, what they carry, and what to make of the broker's answers."""
+
+    PANEL: ClassVar = "Messages"
 
     file: Annotated[Path | None, Option("-f", help="Read from FILE; - is stdin")] = None
     lines: Annotated[bool, Option("-l", help="Send each line as a message, as it arrives")] = False
@@ -168,7 +173,8 @@ class MessageOptions(NamedTuple):
 Words = Annotated[list[str] | None, Argument(help="Message words (default: stdin, or 'Hello World!')")]
 
 
-class Publishing(NamedTuple):
+@dataclass(frozen=True)
+class Publishing:
     """What to publish, when it is to arrive, and which broker to publish to."""
 
     options: MessageOptions
@@ -177,9 +183,11 @@ class Publishing(NamedTuple):
     words: Words = None
 
 
-@in_panel("Printing")
-class Printing(NamedTuple):
+@dataclass(frozen=True)
+class Printing:
     """How to print messages, and where."""
+
+    PANEL: ClassVar = "Printing"
 
     raw: Annotated[bool, Option(help="Print bodies only, one per line")] = False
     as_json: Annotated[bool, Option("--json", help="Print messages as NDJSON")] = False
@@ -221,9 +229,11 @@ class Printing(NamedTuple):
         )
 
 
-@in_panel("Receiving")
-class Receiving(NamedTuple):
+@dataclass(frozen=True)
+class Receiving:
     """How to consume, when to stop, and how to print."""
+
+    PANEL: ClassVar = "Receiving"
 
     printing: Printing
     limit: Annotated[int | None, Option("--count", "-c", "-n", min=1, help="Stop after N messages")] = None
@@ -246,9 +256,11 @@ class Receiving(NamedTuple):
         )
 
 
-@in_panel("Programs")
-class ExecOptions(NamedTuple):
+@dataclass(frozen=True)
+class ExecOptions:
     """Which program to run for each message, and how."""
+
+    PANEL: ClassVar = "Programs"
 
     command: Annotated[
         str | None,
@@ -258,14 +270,16 @@ class ExecOptions(NamedTuple):
     pass_url: Annotated[bool, typer.Option("--pass-url", help="Leave passwords in MQTOOL_URL for COMMAND")] = False
 
 
-@in_panel("Retries")
-class RetryOptions(NamedTuple):
+@dataclass(frozen=True)
+class RetryOptions:
     """When to try again what has failed."""
 
+    PANEL: ClassVar = "Retries"
+
     retries: Annotated[int, typer.Option(min=0, help="Retry up to N times, then dead-letter")] = 5
-    backoff: Annotated[float, typer.Option(show_default="1s", help="Wait before the first retry", **DURATION)] = "1s"  # type: ignore[assignment]
+    backoff: Annotated[float, typer.Option(show_default="1s", help="Wait before the first retry", **DURATION)] = 1.0
     backoff_factor: Annotated[float, typer.Option(min=1.0, help="Multiply the wait by N for each further retry")] = 2.0
-    backoff_max: Annotated[float, typer.Option(show_default="5m", help="Longest wait", **DURATION)] = "5m"  # type: ignore[assignment]
+    backoff_max: Annotated[float, typer.Option(show_default="5m", help="Longest wait", **DURATION)] = 300.0
 
     @property
     def policy(self) -> RetryPolicy:
@@ -273,9 +287,11 @@ class RetryOptions(NamedTuple):
         return RetryPolicy(self.retries, self.backoff, self.backoff_factor, self.backoff_max)
 
 
-@in_panel("Duplicates")
-class DedupOptions(NamedTuple):
+@dataclass(frozen=True)
+class DedupOptions:
     """Whether, and how, to do what comes twice only once."""
+
+    PANEL: ClassVar = "Duplicates"
 
     deduplicate: Annotated[
         bool, typer.Option("--deduplicate", help="Skip messages whose message_id was handled before")
@@ -291,12 +307,14 @@ class DedupOptions(NamedTuple):
     ] = None
     window: Annotated[
         float, typer.Option("--dedup-window", show_default="24h", help="How long to remember an id", **TIME_LIMIT)
-    ] = "24h"  # type: ignore[assignment]
+    ] = 86_400.0
 
 
-@in_panel("Programs")
-class ProgramOptions(NamedTuple):
+@dataclass(frozen=True)
+class ProgramOptions:
     """Which program a worker runs, how often it retries, and how it tells duplicates."""
+
+    PANEL: ClassVar = "Programs"
 
     exec: ExecOptions
     retries: RetryOptions

@@ -1,10 +1,11 @@
 """Which queue, exchange or stream, and how to declare it."""
 
-from typing import Annotated, Any, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 from typer import Option
 
-from mqtool.cli.command_line import argument_option, in_panel
+from mqtool.cli.command_line import argument_option
 from mqtool.cli.options.broker_options import Broker
 from mqtool.duration import parse_duration
 from mqtool.errors import UsageError
@@ -28,9 +29,11 @@ _Durable = Annotated[
 _Arguments = Annotated[list[Any] | None, argument_option("Argument to declare it with; KEY:=JSON for a typed value")]
 
 
-@in_panel("Topology")
-class QueueOptions(NamedTuple):
+@dataclass(frozen=True)
+class QueueOptions:
     """Which queue, and how to declare it."""
+
+    PANEL: ClassVar = "Topology"
 
     queue: Annotated[str | None, queue_option("Queue")] = None
     durable: _Durable = None
@@ -86,9 +89,11 @@ class QueueOptions(NamedTuple):
         return default._replace(name=name, durable=durable, exclusive=exclusive, arguments=arguments)
 
 
-@in_panel("Topology")
-class UsedQueueOptions(NamedTuple):
+@dataclass(frozen=True)
+class UsedQueueOptions:
     """Which queue to send to or to receive from."""
+
+    PANEL: ClassVar = "Topology"
 
     options: QueueOptions
     declare: Annotated[bool, Option("--declare/--no-declare", help="Declare it if it does not exist, or fail")] = True
@@ -103,9 +108,11 @@ class UsedQueueOptions(NamedTuple):
         return self.options.of(default)
 
 
-@in_panel("Topology")
-class LogQueueOptions(NamedTuple):
+@dataclass(frozen=True)
+class LogQueueOptions:
     """Which queue a log receiver takes."""
+
+    PANEL: ClassVar = "Topology"
 
     queue: Annotated[str | None, queue_option("Durable queue that also collects between runs")] = None
 
@@ -116,9 +123,11 @@ class LogQueueOptions(NamedTuple):
         return Queue(self.queue, durable=True, arguments={"x-queue-type": "quorum"})
 
 
-@in_panel("Topology")
-class ExchangeOptions(NamedTuple):
+@dataclass(frozen=True)
+class ExchangeOptions:
     """Which exchange, and how to declare it."""
+
+    PANEL: ClassVar = "Topology"
 
     exchange: Annotated[str | None, exchange_option("Exchange")] = None
     durable: _Durable = None
@@ -174,9 +183,11 @@ def dialect_of(broker: Broker) -> StreamDialect:
     return dialect or StreamDialect.PYTHON
 
 
-@in_panel("Topology")
-class StreamOptions(NamedTuple):
+@dataclass(frozen=True)
+class StreamOptions:
     """Which stream, and how to reach it."""
+
+    PANEL: ClassVar = "Topology"
 
     queue: Annotated[str | None, Option("-q", help="Stream", show_default="the tutorial's")] = None
     arguments: Annotated[list[Any] | None, argument_option("Setting to create it with, such as max-age=7D")] = None

@@ -6,6 +6,7 @@ amqp ── consume() ──> tutorials/X ── deliveries ──> commands/X �
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -265,7 +266,7 @@ def work(command: str, options: ProgramOptions, named: UsedQueueOptions, receivi
         pass_url=options.exec.pass_url,
     )
     handled = handled_messages(options.dedup)
-    settings = receiving._replace(timeout=None).settings(ONE_EACH)
+    settings = replace(receiving, timeout=None).settings(ONE_EACH)
     access = broker.access()
     with access.connect() as connection:
         channel = connection.channel(strict=access.strict)
