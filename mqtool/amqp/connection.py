@@ -54,6 +54,7 @@ class Connection:
         notice: tells a person at a terminal what they should know, in a sentence.
         io: the thread that pika runs on.
         has_progressed: since it was opened, a confirm came, or a delivery was acknowledged.
+        cluster: what tells this broker and virtual host from all others.
         stopping: the command is to stop: nothing waits for a broker that cannot answer.
 
     Args:
@@ -86,6 +87,7 @@ class Connection:
         self.has_progressed = True
         self._opened_at = time.monotonic()
         self.stopping = False
+        self.cluster = ""
         self._is_blocked = False
         self._channels: list[Channel] = []
         self._pika: SelectConnection | None = None
@@ -145,11 +147,6 @@ class Connection:
         """What the broker calls itself, such as "RabbitMQ 4.2.1"."""
         told = (self._pika.server_properties if self._pika else None) or {}
         return f"{told.get('product', 'the broker')} {told.get('version', '')}".strip()
-
-    @property
-    def cluster(self) -> str:
-        """What tells this broker and virtual host from all others."""
-        return self._addresses[0].cluster(((self._pika and self._pika.server_properties) or {}).get("cluster_name"))
 
     def close(self) -> None:
         """Close the connection; what was not acknowledged goes back to its queue."""
@@ -230,6 +227,7 @@ class Connection:
 
         def on_open(pika: SelectConnection) -> None:
             self._pika = pika
+            self.cluster = address.cluster((pika.server_properties or {}).get("cluster_name"))
             opened.give(None)
 
         def start() -> None:
