@@ -38,11 +38,11 @@ from mqtool.work import peeking
 from mqtool.work.history import death_of
 from mqtool.work.retry_or_dead_letter import dead_letter_queue
 
-#: How many messages flow by default.
+#: Default number of messages in a drill on a stream of messages.
 STREAM_MESSAGES = 10_000
-#: More, as it takes seconds at full speed to see how long the pause is.
+#: More messages for kill-node: at full speed they take several seconds, so that the pause can be measured.
 NODE_MESSAGES = 40_000
-#: What to watch in each.
+#: Said in each drill on a stream of messages.
 _AGAIN = (
     "The sender publishes again what was not confirmed, and the receiver gets again what it had not acknowledged: some "
     "may come twice, none may be missing."
@@ -50,7 +50,7 @@ _AGAIN = (
 
 
 def restart_broker(scene: Scene, count: int = STREAM_MESSAGES) -> Verdict:
-    """Stop the broker in mid-stream, and start it again."""
+    """Stop the broker while messages flow, and start it again."""
 
     def restart() -> None:
         scene.say("Now the broker stops, and starts again with what it has kept.")
@@ -100,7 +100,7 @@ def drop_connection(scene: Scene, count: int = STREAM_MESSAGES) -> Verdict:
 
 
 def _flow(scene: Scene, url: str, count: int, breaks: dict[int, Callable[[], None]]) -> Verdict:
-    """Send and receive in quarters; `breaks` says what to break before some of them."""
+    """Send and receive messages in four parts; `breaks` has the function to call before a part."""
     got = scene.directory / "got"
     receiver, sender = scene.terminals("receiver", "sender", url=url)
     receiver.start(f"mqtool receive --json -q {scene.queue} > got")
@@ -109,7 +109,7 @@ def _flow(scene: Scene, url: str, count: int, breaks: dict[int, Callable[[], Non
     for quarter in range(4):
         first, last = count * quarter // 4, count * (quarter + 1) // 4
         if quarter in breaks:
-            # Some messages are on their way, some are unconfirmed, some unacknowledged.
+            # By now, some messages are in the queue, some are unconfirmed, and some unacknowledged.
             wait_until(lambda half=first // 2: arrived() > half, "the stream to flow", PATIENCE)  # type: ignore[misc]
             breaks[quarter]()
         sender.write("\n".join(message(number) for number in range(first, last)))
@@ -139,7 +139,7 @@ def _ids(got: Path) -> list[str]:
 
 
 WORKER_MESSAGES = 200
-#: The effect of a message: a line with its ID, and whether it was redelivered.
+#: The effect of a message: a line with its ID, and 1 if it was redelivered.
 _EFFECT = 'echo "$MQ_MESSAGE_ID $MQ_REDELIVERED" >> effects'
 _RETRIES = 3
 _AT_ONCE = 4
@@ -154,7 +154,7 @@ def kill_worker(scene: Scene, count: int = WORKER_MESSAGES) -> Verdict:
     )
     sender, first, second = scene.terminals("sender", "worker 1", "worker 2")
     confirmed = scene.send(sender, (message(number) for number in range(count)))
-    # After a quarter of the messages, its programs run for minutes, so that it is killed in the middle of them.
+    # After a quarter of the messages its programs run for minutes, so they are running when it is killed.
     long = f"[ ${{MQ_MESSAGE_ID#m-}} -lt {count // 4} ] || {{ touch running-$MQ_MESSAGE_ID; exec sleep 600; }}; "
     first.start(_worker(scene, long + _EFFECT))
     wait_until(
@@ -203,7 +203,7 @@ def duplicate(scene: Scene, count: int = WORKER_MESSAGES) -> Verdict:
 
 
 def _worker(scene: Scene, program: str, *options: str) -> str:
-    """The command of a worker that ends when no more messages arrive."""
+    """The command line of a worker that ends when no more messages arrive."""
     return shlex.join([
         "mqtool", "worker", "-q", scene.queue, "--concurrency", str(_AT_ONCE),
         "--deduplicate", "--dedup-store", "handled.sqlite", "--idle-timeout", "3s",

@@ -20,10 +20,10 @@ from mqtool.message import new_message_id
 from mqtool.stage.stage import Stage, lines_of, undisturbed
 from mqtool.stage.terminal import Audience, Guard, Place, Terminal
 
-#: Seconds for anything to happen.
+#: Seconds to wait for a condition.
 PATIENCE = 60.0
 _LOOK = 0.1
-#: Seconds without progress after which to give up: a queue needs some to elect a leader after a restart.
+#: Give up after this many seconds without progress; after a restart, a queue needs some to elect a leader.
 _STILL = 20.0
 
 
@@ -52,13 +52,13 @@ class Verdict:
     pause: float | None = None
 
     def sums(self) -> str:
-        """The counts, as a sentence."""
+        """The counts as a sentence."""
         came = f"{self.redelivered:,} redelivered, {self.suppressed:,} duplicates recognised by their message ID"
         pause = "" if self.pause is None else f". The longest pause was {self.pause:.1f} s"
         return f"The sums: {self.sent:,} messages sent, {self.confirmed:,} confirmed, {came}{pause}."
 
     def balance(self) -> str:
-        """What the messages have become."""
+        """The balance of messages: sent = done + dead letters + lost."""
         dead = f" + {self.dead:,} dead letters" if self.dead else ""
         what, lost = (f"{self.lost:,}", f" + {self.lost:,} lost") if self.lost else ("nothing", "")
         return f"{what} lost: {self.sent:,} sent = {self.done:,} done{dead}{lost}"
@@ -77,11 +77,11 @@ class Verdict:
 
 
 class Scene:
-    """A broker, a directory and terminals, within its block.
+    """Context manager for a drill: starts a broker, and provides a directory and terminals.
 
     Args:
-        kind: of broker to start.
-        url: use this broker instead.
+        kind: kind of broker to start.
+        url: use this broker instead of starting one.
         cluster: start three nodes.
         image: RabbitMQ image to build on, in Docker.
     """
@@ -119,7 +119,7 @@ class Scene:
         return parse_addresses(self.url)[0].port
 
     def through(self, port: int) -> str:
-        """The broker's URL with the port of a proxy."""
+        """The broker's URL with another port, such as that of a proxy."""
         return self.url.replace(f":{self.port}", f":{port}")
 
     @property
@@ -156,7 +156,7 @@ class Scene:
 
     @property
     def sending(self) -> str:
-        """The command that publishes what it reads."""
+        """The command line that publishes the messages that it reads."""
         return f"mqtool send --json -q {self.queue} --persistent"
 
     def send(self, terminal: Terminal, messages: Iterable[str]) -> int:
@@ -167,7 +167,7 @@ class Scene:
         return number_of(terminal, "confirmed")
 
     def wait_until_still(self, complete: Callable[[], bool], progress: Callable[[], int]) -> None:
-        """Wait until it is complete; or, if something is lost, until there is no progress for a while."""
+        """Wait until complete() is true; or, if messages are lost, until progress() has not changed for a while."""
         before, still_since = progress(), time.monotonic()
         while not complete():
             if (now := progress()) != before:
@@ -178,16 +178,16 @@ class Scene:
 
 
 def number_of(terminal: Terminal, what: str) -> int:
-    """The number before a word, such as "confirmed", in the last line of a command that has it."""
+    """The number before a word such as "confirmed", from the last line that contains both; 0 if none does."""
     found = [match[1] for line in terminal.lines if (match := re.search(rf"([\d,]+) {what}", line))]
     return int(found[-1].replace(",", "")) if found else 0
 
 
 def message(number: int, body: str | None = None) -> str:
-    """A line for `send --json`."""
+    """A message as a line for `send --json`."""
     return json.dumps({"body": body or f"message {number}", "properties": {"message_id": f"m-{number}"}})
 
 
 def received(path: Path) -> list[dict[str, Any]]:
-    """What `receive --json` has written."""
+    """The messages that `receive --json` has written to a file."""
     return [json.loads(line) for line in lines_of(path)]

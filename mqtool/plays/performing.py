@@ -1,4 +1,4 @@
-"""Performing a play, on a broker of its own or on one that others use too."""
+"""Performs a play, on a broker of its own or on one that others use too."""
 
 import contextlib
 import tempfile
@@ -15,12 +15,12 @@ from mqtool.stage.terminal import Audience, Guard, Place
 
 
 def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None, directory: Path | None = None) -> int:
-    """Perform it, and leave nothing behind; return how many checks passed.
+    """Perform a play, and delete what it declared; return how many checks passed.
 
     Args:
-        guard: ends what runs if we are killed.
-        url: the broker; None for an embedded one that is the play's own.
-        directory: where commands write; None for a temporary one.
+        guard: kills what was started if mqtool is killed.
+        url: URL of the broker; None for a new embedded one.
+        directory: working directory of the commands; None for a temporary one.
 
     Raises:
         CheckFailed: a check failed.
@@ -43,12 +43,12 @@ def perform(play: Play, audience: Audience, guard: Guard, url: str | None = None
 
 @contextmanager
 def embedded_broker(directory: Path, guard: Guard, stream_port: int | None = None) -> Iterator[str]:
-    """The URL of a broker that keeps nothing, in a process of its own so that measurements do not wait for us.
+    """Run an embedded broker in memory, and yield its URL. It has a process of its own, since plays measure time.
 
     Args:
-        directory: for its files; it is made.
-        guard: ends it if we are killed.
-        stream_port: for the stream protocol; None for none.
+        directory: a directory to create for its files.
+        guard: kills the broker if mqtool is killed.
+        stream_port: port of the stream protocol; None for none.
     """
     directory.mkdir()
     broker = embedded_starter.launch(directory, Settings(port=0, stream_port=stream_port))
@@ -57,14 +57,14 @@ def embedded_broker(directory: Path, guard: Guard, stream_port: int | None = Non
         yield embedded_starter.wait_until_ready(broker, directory)[0]
     finally:
         with undisturbed():
-            broker.kill()  # it has no data to damage
+            broker.kill()  # it keeps nothing on disk
             guard.ended(broker.pid)
             broker.wait()
 
 
 @contextmanager
 def _cleared(play: Play, url: str) -> Iterator[str]:
-    """The broker's URL; what the play declares is removed before and after."""
+    """Yield the broker's URL; delete what the play declares, before and after."""
     _remove(play, url)
     try:
         yield url

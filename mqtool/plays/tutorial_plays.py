@@ -8,7 +8,7 @@ from mqtool.stage.terminal import Terminal, wait_until
 
 
 def _hello_world(stage: Stage) -> None:
-    """Either side may start first: the queue keeps the message until somebody receives it."""
+    """Either side may start first: the queue keeps the message until a receiver takes it."""
     sender, receiver = stage.terminals("sender", "receiver")
 
     stage.say("Nobody is receiving yet. Send a message anyway: it waits in a queue.")
@@ -37,7 +37,7 @@ HELLO_WORLD = Play(
 
 
 _QUICK_TASK = ["a", "b", "c", "d", "e"]
-#: Two dots are two seconds of work: enough for another worker to do all the quick tasks.
+#: Two dots are two seconds of work: meanwhile the other worker does all the quick tasks.
 _LONG_TASK = "long.."
 
 
@@ -123,7 +123,7 @@ WORK_QUEUES = Play(
 
 
 def _publish_subscribe(stage: Stage) -> None:
-    """One receiver writes to disk, the other to the screen; a message that nobody waits for is dropped."""
+    """One receiver writes to disk, the other to the screen. Without a receiver, a message is dropped."""
     emitter, disk, screen = stage.terminals("emitter", "disk", "screen")
     emit = f"mqtool emit-log fanout{stage.exchange('logs')}"
     receive = f"mqtool receive-log fanout{stage.exchange('logs')}"
@@ -157,7 +157,7 @@ PUBLISH_SUBSCRIBE = Play(
 
 
 def _routing(stage: Stage) -> None:
-    """Errors go to disk; a receiver with three bindings gets them too."""
+    """One receiver gets errors only; another one, with three bindings, gets them too."""
     emitter, disk, screen = stage.terminals("emitter", "disk", "screen")
     emit = f"mqtool emit-log direct{stage.exchange('direct_logs')}"
     receive = f"mqtool receive-log direct{stage.exchange('direct_logs')}"
@@ -198,10 +198,10 @@ _MESSAGES = [("kern.info", "Booting"), ("cron.critical", "No time left"), ("anon
 
 
 def _topics(stage: Stage) -> None:
-    """Three patterns, three files."""
+    """Three receivers with different patterns write to three files."""
     emitter, everything, kernel, critical = stage.terminals("emitter", "all", "kernel", "critical")
     exchange = stage.exchange("topic_logs")
-    # The last message goes to all receivers, so whoever has it has everything before it.
+    # All receivers get the last message, and those before it first.
     all_lines = [f" [x] {key}:{text}" for key, text in _MESSAGES]
     receivers = [
         (everything, "'#'", all_lines, "every message"),
@@ -273,7 +273,7 @@ HEADERS = Play(
 
 
 def _rpc(stage: Stage) -> None:
-    """No server, one request, several at once, and an invalid one."""
+    """A request without a server, one request, several at once, and an invalid one."""
     client, server = stage.terminals("client", "server")
     ask = f"mqtool rpc-client{stage.queue('rpc_queue')}"
 
@@ -341,7 +341,7 @@ PUBLISHER_CONFIRMS = Play(
 
 
 _DELAY_LONG, _DELAY_SHORT = 4, 2
-#: Without the plugin, messages wait in these: a queue and an exchange of each name.
+#: Names of the queues and exchanges in which messages wait if the broker has no plugin for delays.
 _DELAY_WAITING = (
     *(f"delay_exchange.exchange.delay.{seconds}s" for seconds in (_DELAY_LONG, _DELAY_SHORT)),
     "delayed_logs.exchange.delay.1s.classic",
@@ -349,7 +349,7 @@ _DELAY_WAITING = (
 
 
 def _delayed_messages(stage: Stage) -> None:
-    """Messages arrive in the order in which they are due; any command can delay them."""
+    """Messages arrive in the order of their due times; any publishing command can delay them."""
     sender, receiver = stage.terminals("sender", "receiver")
     _in_the_order_of_their_times(stage, sender, receiver)
     _any_command(stage, sender, receiver)

@@ -1,4 +1,4 @@
-"""Why use a queue: three reasons, each a scene measured on a real broker.
+"""The play of why to use a queue: three reasons, each measured on a running broker.
 
 decoupling       shop ──> (orders) ──> [stock], [mail] ──> two departments, one of which goes home
 asynchrony       shop ──> ./pack, and then: shop ──> [packing] ──> worker --exec ./pack
@@ -15,7 +15,7 @@ _PACKED, _RECEIVED, _SENT = "[x] Packed", "[x] order", "[x] Sent"
 
 
 def play(stage: Stage) -> None:
-    """Decoupling, asynchrony, peak clipping."""
+    """Show decoupling, asynchrony and peak clipping."""
     pack = stage.file("pack")
     pack.write_text(_PACK)
     pack.chmod(0o755)

@@ -17,12 +17,12 @@ _INTERVAL = 0.1
 
 
 class Shop:
-    """Gives orders to the command in a terminal, and measures how long each takes to be answered.
+    """Sends orders to the command in a terminal, and measures how long each takes to be answered.
 
-    The first order, given at once, waits for the program to start and is not measured.
+    The first order is sent at once and not measured, since it waits for the program to start.
 
     Args:
-        answer: text in the lines that answer orders; they come in the order of the orders.
+        answer: text contained in the lines that answer orders, which appear in the order of the orders.
     """
 
     def __init__(self, terminal: Terminal, command: str, answer: str) -> None:
@@ -34,7 +34,7 @@ class Shop:
         terminal.wait_for(answer, 1)
 
     def take(self, count: int, per_second: float) -> None:
-        """Take orders at a steady rate."""
+        """Send orders at a steady rate."""
         due = time.monotonic()
         for _ in range(count):
             self.asked.append(time.monotonic())
@@ -48,14 +48,14 @@ class Shop:
 
     @property
     def answers(self) -> list[float]:
-        """Milliseconds that each answer but the first took."""
+        """Milliseconds from each order to its answer, without the first."""
         return [
             (then - asked) * 1000
             for then, asked in [*zip(times(self._terminal, self._answer), self.asked, strict=False)][1:]
         ]
 
     def waiting(self) -> float:
-        """Milliseconds that the last answer took."""
+        """Milliseconds from the latest answered order to its answer."""
         return (self.answers or [0.0])[-1]
 
     def __str__(self) -> str:
@@ -89,7 +89,7 @@ class Gauge:
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Measure within the block, and pause outside, while the person reads."""
+        """Take readings within the block only: not while the person reads."""
         self._measuring.set()
         try:
             yield
@@ -112,18 +112,18 @@ class Gauge:
 
 @contextmanager
 def depths(stage: Stage) -> Iterator[Callable[[str], int]]:
-    """A function that returns how many messages are ready in a queue."""
+    """Connect to the broker; yield a function that returns how many messages are ready in a queue."""
     with Connection(parse_addresses(stage.place.url), name="mqtool gauge") as connection:
         channel = connection.channel()
         yield channel.depth_of
 
 
 def times(terminal: Terminal, text: str) -> list[float]:
-    """When the lines with the text came (time.monotonic)."""
+    """Arrival times (`time.monotonic()`) of the lines that contain the text."""
     return [then for line, then in zip(list(terminal.lines), list(terminal.times), strict=False) if text in line]
 
 
 def rate(moments: Sequence[float]) -> float:
-    """How many of the moments are within the last second."""
+    """Number of these moments within the last second."""
     now = time.monotonic()
     return float(sum(now - moment < 1 for moment in moments))

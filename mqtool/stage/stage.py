@@ -10,7 +10,7 @@ from typing import Self
 
 from mqtool.stage.terminal import Audience, CheckFailed, LineCount, Place, Terminal, wait_until
 
-#: Prefix of our queues and exchanges on a broker that others use too.
+#: Prefix of the play's queues and exchanges on a broker that others use too.
 APART = "demo."
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -35,10 +35,10 @@ class Stage:
                 terminal.end()
 
     def terminals(self, *names: str, url: str | None = None) -> list[Terminal]:
-        """Open terminals, which replace those that there were.
+        """Open terminals; they replace the former ones on the screen.
 
         Args:
-            url: of the broker, where it is not the one of the place.
+            url: the broker's URL, if not that of the play.
         """
         self.audience.opened(names)
         place = replace(self.place, url=url or self.place.url)
@@ -47,19 +47,19 @@ class Stage:
         return opened
 
     def say(self, text: str) -> None:
-        """Explain what comes next."""
+        """Explain the next step."""
         self.audience.say(" ".join(text.split()))
 
     def queue(self, name: str) -> str:
-        """The option that names a queue; empty if the tutorial's default name will do."""
+        """The option that names a queue; empty where the tutorial's default name can be used."""
         return f" -q {self.name(name)}" if self.place.apart else ""
 
     def exchange(self, name: str) -> str:
-        """The option that names an exchange; empty if the tutorial's default name will do."""
+        """The option that names an exchange; empty where the tutorial's default name can be used."""
         return f" -e {self.name(name)}" if self.place.apart else ""
 
     def name(self, name: str) -> str:
-        """The name of a queue or an exchange on this broker."""
+        """The name of a queue or exchange on this broker, with a prefix if others use the broker."""
         return APART + name if self.place.apart else name
 
     def file(self, name: str) -> Path:
@@ -67,10 +67,10 @@ class Stage:
         return self.place.directory / name
 
     def expect(self, what: str, got: object, expected: object) -> None:
-        """Check something, and say that it is right.
+        """Compare two values, and show that the check has passed.
 
         Args:
-            what: a sentence that is true if the check passes.
+            what: a sentence that is true if the values are equal.
 
         Raises:
             CheckFailed: the values differ.
@@ -84,7 +84,7 @@ class Stage:
         """Wait until a receiver's file has this many lines.
 
         Raises:
-            CheckFailed: they do not arrive.
+            CheckFailed: the lines do not arrive in time.
         """
         lines = LineCount(path)
         wait_until(lambda: lines() >= count, lambda: f"{count:,} lines in {path}; there are {lines():,}")
@@ -95,10 +95,10 @@ class Play:
     """A tutorial to perform.
 
     Attributes:
-        story: what it shows, in a sentence.
+        story: what the tutorial shows, in a sentence.
         play: types the commands and checks the results.
-        queues, exchanges: what its commands declare, by the tutorial's names.
-        has_streams: it needs a broker with a port for streams; their names are among the queues'.
+        queues, exchanges: names of what its commands declare, without prefix; streams are among the queues.
+        has_streams: True if it needs a broker with a stream port.
     """
 
     title: str
@@ -110,7 +110,7 @@ class Play:
 
 
 def lines_of(path: Path) -> list[str]:
-    """The whole lines that a command has written to a file so far."""
+    """The complete lines that a command has written to a file so far."""
     with contextlib.suppress(FileNotFoundError):
         return path.read_text("utf-8", "replace").split("\n")[:-1]
     return []
@@ -118,7 +118,7 @@ def lines_of(path: Path) -> list[str]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Ignore signals within the block, which cleans up and takes seconds at most."""
+    """Ignore signals within the block, which cleans up."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
     try:
         yield
@@ -128,6 +128,6 @@ def undisturbed() -> Iterator[None]:
 
 
 def _shown(value: object) -> str:
-    """A value, short enough to read."""
+    """A value as text, shortened."""
     text = f"{value:,}" if isinstance(value, int) else repr(value)
     return text if len(text) <= 300 else f"{text[:300]} …"

@@ -1,4 +1,4 @@
-"""Terminals on a stage: commands are typed into them, an audience sees what they print, and a guard ends them."""
+"""Terminals that run the commands of plays and drills; the audience that is shown them; the guard that ends them."""
 
 import contextlib
 import os
@@ -18,11 +18,11 @@ from mqtool.errors import MqtoolError
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Something that is measured ten times a second.
+    """A quantity that is measured ten times a second.
 
     Attributes:
-        unit: of the values; "" for a count.
-        values: since the beginning of the scene.
+        unit: unit of the values; "" for a count.
+        values: the values since the scene began.
     """
 
     title: str
@@ -31,46 +31,46 @@ class Chart:
 
 
 class Audience(Protocol):
-    """Shows a play. Terminals print from their own threads."""
+    """Shows a play or drill to a person. Terminals call it from their own threads."""
 
     def opened(self, names: Sequence[str]) -> None:
-        """These terminals replace those that there were."""
+        """New terminals were opened; they replace the former ones."""
 
     def typed(self, terminal: str, command: str) -> None:
-        """A person types a command."""
+        """A command was typed into a terminal."""
 
     def printed(self, terminal: str, line: str) -> None:
-        """A command prints a line."""
+        """A command printed a line."""
 
     def say(self, text: str) -> None:
-        """Explain what comes next; return when the play may go on."""
+        """Show an explanation; return when the play may continue."""
 
     def right(self, what: str) -> None:
-        """A check has passed."""
+        """A check passed; `what` says which."""
 
     def measured(self, charts: Sequence[Chart], over: bool) -> None:
-        """The charts of this scene so far, or its final ones if it is over."""
+        """Show charts; `over` is True when the measurement has ended."""
 
 
-#: Seconds to wait for anything; a busy machine needs some of them.
+#: Seconds to wait for a condition; generous, for busy machines.
 PATIENCE = 30.0
 _BETWEEN_LOOKS = 0.01
 _CHUNK = 1024 * 1024
 
 
 class CheckFailed(MqtoolError):
-    """A check of a play failed; the message says what was expected and what happened."""
+    """A check of a play failed. The message says what was expected and what happened."""
 
 
 def wait_until(condition: Callable[[], object], what: str | Callable[[], str], patience: float = PATIENCE) -> None:
     """Wait until a condition is true.
 
     Args:
-        what: what is waited for; a function may add what there is instead.
-        patience: seconds.
+        what: the condition in words, for the error; a function may add the present state.
+        patience: seconds to wait.
 
     Raises:
-        CheckFailed: it is not true in time.
+        CheckFailed: the condition did not become true in time.
     """
     deadline = time.monotonic() + patience
     while not condition():
@@ -80,7 +80,7 @@ def wait_until(condition: Callable[[], object], what: str | Callable[[], str], p
 
 
 class LineCount:
-    """Counts the lines of a growing file; each call reads only what is new."""
+    """Counts the lines of a growing file. Each call reads only what was appended since the last one."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -96,10 +96,10 @@ class LineCount:
 
 
 class Guard:
-    """A small process that outlives us by an instant.
+    """A child process that kills the commands of a play if mqtool itself is killed, even with kill -9.
 
-    It reads a pipe from us. When we end, the system closes the pipe, and the guard kills the process groups that we
-    have named. Make it before any threads start, as it is forked.
+    It reads a pipe from mqtool. When mqtool ends, the system closes the pipe, and the guard kills the process groups
+    that it was told about. Make it before any thread starts, since it is forked.
     """
 
     def __init__(self) -> None:
@@ -113,11 +113,11 @@ class Guard:
         os.close(reading)
 
     def started(self, group: int) -> None:
-        """A process group has started."""
+        """Tell the guard about a process group that was started."""
         self._tell(b"+%d\n" % group)
 
     def ended(self, group: int) -> None:
-        """A process group has ended; another one may get its number."""
+        """Tell the guard that a process group has ended; another one may get its number."""
         self._tell(b"-%d\n" % group)
 
     def _tell(self, line: bytes) -> None:
@@ -126,9 +126,9 @@ class Guard:
 
 
 def _watch(reading: int) -> None:
-    os.setsid()  # out of reach of Ctrl-C
+    os.setsid()  # so that Ctrl-C does not reach it
     quiet = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):  # whoever reads our output must not wait for the guard
+    for descriptor in (0, 1, 2):  # a reader of mqtool's output must not wait for the guard to end
         os.dup2(quiet, descriptor)
     groups: set[int] = set()
     rest = b""
@@ -141,7 +141,7 @@ def _watch(reading: int) -> None:
             os.killpg(group, signal.SIGKILL)
 
 
-#: Seconds for a command to finish its message before it is killed.
+#: Seconds that a command may take to end after TERM before it is killed.
 _LAST_WORDS = 5.0
 
 
@@ -150,12 +150,12 @@ class Place:
     """Where commands run.
 
     Attributes:
-        directory: for the files that they write.
-        scratch: a directory for files that nobody needs to see.
-        url: of the broker.
-        apart: others use the broker too, so queues and exchanges need names of their own.
-        guard: ends what runs if we are killed.
-        stream_port: the broker's; None leaves it to the commands to find it.
+        directory: the working directory of the commands.
+        scratch: a directory for files that the person does not need to see.
+        url: URL of the broker.
+        apart: True if others use the broker too, so that queues and exchanges need a prefix.
+        guard: kills the commands if mqtool is killed.
+        stream_port: the broker's stream port; None if the commands find it themselves.
     """
 
     directory: Path
@@ -167,7 +167,7 @@ class Place:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Ours, with the mqtool that runs us on the PATH, as if its environment had been activated."""
+        """The environment variables of the commands: those of mqtool, with its own directory first in PATH."""
         inherited = {name: value for name, value in os.environ.items() if name != "MQTOOL_DIALECT"}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         streams = {} if self.stream_port is None else {"MQTOOL_STREAM_PORT": str(self.stream_port)}
@@ -175,15 +175,15 @@ class Place:
 
 
 class Terminal:
-    """Runs one command at a time in a shell, exactly as it is shown.
+    """Runs one command at a time in a shell, exactly as shown to the audience.
 
-    Methods raise CheckFailed if a command ends too early, too late or with another exit code, or does not print what is
-    waited for.
+    Methods raise CheckFailed if a command ends too early, too late or with another exit code, or does not print what a
+    method waits for.
     """
 
     def __init__(self, audience: Audience, name: str, place: Place) -> None:
         self.name = name
-        #: What the current or last command has printed, and when (time.monotonic).
+        #: Lines that the current or last command printed, and their arrival times (`time.monotonic()`).
         self.lines: list[str] = []
         self.times: list[float] = []
         self._audience = audience
@@ -200,11 +200,11 @@ class Terminal:
         return self.lines
 
     def start(self, command: str) -> None:
-        """Type a command that runs until it is interrupted, and wait until it consumes."""
+        """Type a command that runs until it is interrupted, and wait until it is consuming."""
         self._ready_file.unlink(missing_ok=True)
         self._launch(f"exec {command} --ready-file {shlex.quote(str(self._ready_file))}", command)
         wait_until(
-            # Its first line must be shown before anything else is typed.
+            # Its first line is shown before the next command is typed.
             lambda: (self._ready_file.exists() and self.lines) or self.has_ended,
             f"{self.name} to consume: {command}",
         )
@@ -212,7 +212,7 @@ class Terminal:
             raise self._ended_early()
 
     def feed(self, script: str) -> None:
-        """Type a command, or a shell loop, that reads what write() gives it."""
+        """Type a command, or a shell loop, that reads the lines of write()."""
         self._launch(script, script, stdin=subprocess.PIPE)
 
     def write(self, line: str) -> None:
@@ -233,7 +233,7 @@ class Terminal:
         self.wait(patience)
 
     def wait_for(self, text: str, count: int) -> None:
-        """Wait until this many lines with the text have been printed."""
+        """Wait until the command has printed this many lines with the text."""
         wait_until(
             lambda: self.count(text) >= count or self.has_ended,
             lambda: f"{count} lines with {text!r} from {self.name}; there are {self.count(text)}",
@@ -244,11 +244,11 @@ class Terminal:
             )
 
     def count(self, text: str) -> int:
-        """How many lines have the text."""
+        """Number of lines that contain the text."""
         return sum(text in line for line in list(self.lines))
 
     def after(self, text: str) -> list[str]:
-        """What follows the text, in each line that has it."""
+        """The rest of each line that contains the text, after the text."""
         return [line.partition(text)[2] for line in self.lines if text in line]
 
     def interrupt(self) -> None:
@@ -265,7 +265,7 @@ class Terminal:
         self._place.guard.ended(self._process.pid)
 
     def end(self) -> None:
-        """Wait until it has ended; kill it if it takes too long."""
+        """Wait until the command has ended; kill it if that takes too long."""
         if self._process is None:
             return
         try:
@@ -280,7 +280,8 @@ class Terminal:
         self._audience.typed(self.name, shown)
         self._command = shown
         self.lines, self.times = [], []
-        # In its own session: we get Ctrl-C, and pass it on in order. `exec`, so that the command gets it, not a shell.
+        # In its own session: only mqtool gets Ctrl-C, and interrupts the commands in order. Scripts begin with `exec`,
+        # so that the command itself gets the signal, not a shell.
         # One pipe for both streams keeps the order of their lines.
         self._process = subprocess.Popen(
             ["sh", "-c", script],
@@ -306,7 +307,7 @@ class Terminal:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing runs here."""
+        """True if no command is running."""
         return self._process is None or self._process.poll() is not None
 
     def wait(self, patience: float = PATIENCE, code: int = 0) -> None:
@@ -327,6 +328,6 @@ class Terminal:
         return CheckFailed(f"{self.name}: the command ended too early: {self._command}")
 
     def signal(self, number: int) -> None:
-        """Send a signal to what runs here, if anything does."""
+        """Send a signal to the running command, if any."""
         if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, number)

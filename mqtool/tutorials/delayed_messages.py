@@ -6,7 +6,7 @@
 The exchange has the type x-delayed-message, which a plugin of RabbitMQ adds. It holds each message for the milliseconds
 in its header x-delay, then routes it like an exchange of the type in its own argument x-delayed-type. Messages arrive
 in the order of their times, not in the order of sending. Up to RabbitMQ 3.12, receivers see x-delay as it was sent;
-from 3.13 on, and after dead-lettering, it is negative. So only its sender knows whether it is still to count.
+from 3.13 on, and after dead-lettering, it is negative. So a receiver cannot tell from it whether the delay is over.
 
 Without the plugin, dead-lettering does the same: a message expires in a queue that nobody consumes from, and the broker
 moves it on. `mqtool send-delayed` chooses between the two; mqtool/delays/ does so for any exchange and queue.
@@ -29,16 +29,16 @@ def send(
     messages: Iterable[Message | None],
     queue: Queue | None = None,
 ) -> Iterator[Receipt]:
-    """Publish messages that the exchange holds back; yield each one's receipt. (None: no message right now.)"""
+    """Publish messages that the exchange delays; yield each one's receipt. (None means: no message right now.)"""
     channel.declare(exchange)
-    if queue is not None:  # a message that is due while no queue is bound is lost
+    if queue is not None:  # a message is lost if no queue is bound when it is due
         channel.bind(channel.declare(queue), exchange, routing_key)
     held = (message and with_x_delay(message) for message in messages)
     return channel.publish(held, exchange=exchange, routing_key=routing_key, persistent=True)
 
 
 def with_x_delay(message: Message) -> Message:
-    """A message with a delay, in seconds, as the exchange expects it; one without a delay is not changed."""
+    """Return a message with its delay in the header x-delay; one without a delay is returned unchanged."""
     if message.delay is None:
         return message
     headers = {**(message.properties.get("headers") or {}), "x-delay": round(message.delay * 1000)}
@@ -63,7 +63,7 @@ def send_by_dead_lettering(
 def receive(
     channel: Channel, exchange: Exchange, routing_key: str, queue: Queue, receiving: Receiving = STREAMING
 ) -> Iterator[Delivery]:
-    """Consume messages when their time has come."""
+    """Consume delayed messages, which arrive when they are due."""
     channel.declare(exchange)
     queue = channel.declare(queue)
     channel.bind(queue, exchange, routing_key)

@@ -13,7 +13,7 @@ from mqtool.topology import DELAYED, Exchange, Queue, Stream
 
 
 class Dialect(StrEnum):
-    """Whose names and flags to use."""
+    """The tutorials whose names and settings commands use."""
 
     PYTHON = "python"
     GO = "go"
@@ -26,7 +26,7 @@ def _quorum(name: str) -> Queue:
     return Queue(name, durable=True, arguments={"x-queue-type": "quorum"})
 
 
-#: As tutorials on the delayed message plugin declare it.
+#: The exchange that tutorials on the plugin for delayed messages declare.
 DELAY_EXCHANGE = Exchange("delay_exchange", DELAYED, durable=True, arguments={"x-delayed-type": "direct"})
 
 
@@ -48,8 +48,8 @@ class Lines(NamedTuple):
     """What the tutorial's scripts print, and what they send if no words are given.
 
     Attributes:
-        received, log, log_with_key: lines of received data, which end with the body.
-        key_in_body: emit-log direct and topic publish all words, those of the routing key included.
+        received, log, log_with_key: printed for a received message; each line ends with the body.
+        key_in_body: True if emit-log direct and topic also publish the words of the routing key.
     """
 
     sent: str = " [x] Sent '{body}'"
@@ -135,7 +135,7 @@ LINES = {
 }
 
 
-#: RabbitMQ's words for the first difference between what is declared and what exists.
+#: RabbitMQ's message about the first difference between a declaration and what exists.
 _DIFFERS = re.compile(
     r"inequivalent arg '(?P<setting>durable|x-queue-type)' for (queue|exchange) '(?P<name>.*)' in vhost "
     r".* but current is (none|(the value )?'(?P<current>[^']*)')"
@@ -143,7 +143,7 @@ _DIFFERS = re.compile(
 
 
 def declaring_like(refusal: str) -> list[Dialect]:
-    """The dialects that would have declared what exists, by what the broker says of the difference."""
+    """The dialects whose settings match what exists, by the broker's message about the difference."""
     told = _DIFFERS.search(refusal)
 
     def is_like(thing: Queue | Exchange) -> bool:
@@ -151,14 +151,14 @@ def declaring_like(refusal: str) -> list[Dialect]:
             return False
         if told["setting"] == "durable":
             return str(thing.durable).lower() == told["current"]
-        # Durability was compared first. What was declared without a type is "none", or "classic" from 4.0 on.
+        # The broker compares durability first. A queue declared without a type has "none"; from 4.0 on, "classic".
         return thing.durable and thing.arguments.get("x-queue-type", "classic") == (told["current"] or "classic")
 
     return [dialect for dialect, names in NAMES.items() if any(is_like(thing) for thing in names)]
 
 
 def declaring_otherwise(queue: Queue) -> list[Dialect]:
-    """The first dialect of each language that declares a tutorial's queue with other settings."""
+    """The dialects that declare a tutorial's queue with other settings: the first one of each language."""
     languages: dict[str, Dialect] = {}
     for dialect, names in NAMES.items():
         if any(thing.name == queue.name and thing != queue for thing in names):
@@ -167,7 +167,7 @@ def declaring_otherwise(queue: Queue) -> list[Dialect]:
 
 
 class StreamDialect(StrEnum):
-    """Whose names, settings and lines to use."""
+    """The stream tutorials whose names, settings and lines commands use."""
 
     PYTHON = "python"
     GO = "go"
@@ -178,11 +178,11 @@ class StreamDialect(StrEnum):
 
 
 class Hello(NamedTuple):
-    """Tutorial 1.
+    """Names and lines of stream tutorial 1.
 
     Attributes:
-        stores_octets: it stores the body alone, and not as AMQP 1.0.
-        received: may have the places {body}, {queue} and {offset}.
+        stores_octets: True if it stores only the body, not an AMQP 1.0 message.
+        received: the line for a received message; may have the places {body}, {queue} and {offset}.
     """
 
     stream: Stream
@@ -194,7 +194,7 @@ class Hello(NamedTuple):
 
 
 class Tracking(NamedTuple):
-    """Tutorial 2: the names, the bodies of the messages and of the last, and the lines in the order they are printed.
+    """Stream tutorial 2: names, bodies of the messages and of the last one, and lines in the order of printing.
 
     Attributes:
         body, marker: may have the place {number}.

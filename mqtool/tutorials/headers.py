@@ -19,7 +19,7 @@ from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
 
 
 def emit(channel: Channel, exchange: Exchange, messages: Iterable[Message | None]) -> Iterator[Receipt]:
-    """Publish messages with their headers; yield each one's receipt. (None: no message right now.)"""
+    """Publish messages with their headers; yield each one's receipt. (None means: no message right now.)"""
     channel.declare(exchange)
     return channel.publish(messages, exchange=exchange)
 
@@ -32,7 +32,7 @@ def receive(
     queue: Queue = PRIVATE_QUEUE,
     receiving: Receiving = STREAMING,
 ) -> Iterator[Delivery]:
-    """Consume the messages that have all of these headers, or any of them."""
+    """Consume the messages that have all of these headers, or any one of them."""
     channel.declare(exchange)
     queue = channel.declare(queue)
     channel.bind(queue, exchange, arguments={"x-match": match, **headers})

@@ -19,17 +19,17 @@ def send(channel: Channel, queue: Queue, messages: Iterable[Message | None]) -> 
     """Publish messages to a queue; yield each one's receipt once the broker has confirmed it.
 
     Args:
-        messages: None among them says that there is none right now, as when somebody types the lines to send.
+        messages: None among them means that there is none right now, as when a person types them line by line.
     """
     queue = channel.declare(queue)
     return channel.publish(messages, routing_key=queue.name)
 
 
 def receive(channel: Channel, queue: Queue, receiving: Receiving = STREAMING) -> Iterator[Delivery]:
-    """Consume from a queue; each message is acknowledged when the next one is asked for.
+    """Consume from a queue. Asking for the next message acknowledges the last one.
 
     Args:
-        receiving: how many messages to have in advance, and when to stop; STREAMING never stops.
+        receiving: the prefetch, and when to stop; STREAMING never stops.
     """
     queue = channel.declare(queue)
     return channel.consume(queue, receiving)

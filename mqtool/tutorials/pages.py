@@ -10,7 +10,7 @@ from importlib import resources
 from mqtool.errors import UsageError
 from mqtool.spelling import did_you_mean
 
-#: What to type in which terminal, in the order in which to learn the tutorials.
+#: The terminals of each tutorial and what to type there; the tutorials are in the order in which to learn them.
 _TERMINALS = {
     "hello-world": (("receiver", "mqtool receive"), ("sender", "mqtool send")),
     "work-queues": (
@@ -60,13 +60,13 @@ class Page:
 
     Attributes:
         title: such as "Routing".
-        summary: the story in half a sentence.
+        summary: what it shows, in half a sentence.
         picture: lines of text, at most 78 columns wide.
-        story: paragraphs, each in one line.
-        link: the official tutorial.
+        story: the paragraphs, each without line breaks.
+        link: URL of the official tutorial.
         terminals: each terminal's name, and what to type there.
-        source: its file without the docstring.
-        file: its path in the project.
+        source: the source code, without the docstring.
+        file: path of the source in the project.
     """
 
     name: str
@@ -114,7 +114,7 @@ def page(name: str) -> Page:
 
 
 def no_such_tutorial(name: str, names: tuple[str, ...]) -> UsageError:
-    """The error for an unknown name, with the nearest one."""
+    """Make the error for an unknown name, which suggests a similar one."""
     return UsageError(f"there is no tutorial {name!r}", did_you_mean(name, names, f"tutorials: {', '.join(names)}"))
 
 

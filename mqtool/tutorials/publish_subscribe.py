@@ -19,7 +19,7 @@ from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
 
 
 def emit(channel: Channel, exchange: Exchange, messages: Iterable[Message | None]) -> Iterator[Receipt]:
-    """Publish messages to an exchange; yield each one's receipt. (None: no message right now.)"""
+    """Publish messages to an exchange; yield each one's receipt. (None means: no message right now.)"""
     channel.declare(exchange)
     return channel.publish(messages, exchange=exchange)
 
@@ -27,7 +27,7 @@ def emit(channel: Channel, exchange: Exchange, messages: Iterable[Message | None
 def receive(
     channel: Channel, exchange: Exchange, queue: Queue = PRIVATE_QUEUE, receiving: Receiving = STREAMING
 ) -> Iterator[Delivery]:
-    """Consume every message published from now on; PRIVATE_QUEUE is the queue of one's own."""
+    """Consume every message published from now on; PRIVATE_QUEUE is a new queue for this receiver only."""
     channel.declare(exchange)
     queue = channel.declare(queue)
     channel.bind(queue, exchange)

@@ -38,13 +38,13 @@ def asynchronously(
     """Publish without waiting; handle each answer when it comes.
 
     Args:
-        refused: collects the messages that the broker nacked. A real publisher would publish them again, or report.
+        refused: a list to which nacked messages are added. A real publisher would publish them again, or report them.
     """
     outstanding: dict[int, Message] = {}
 
     def numbered() -> Iterator[Message]:
         for sequence, message in enumerate(messages, start=1):
-            outstanding[sequence] = message  # before it leaves: the answer may be quick
+            outstanding[sequence] = message  # before it is published: the answer may arrive at once
             yield message
 
     def on_ack(sequence: int) -> None:
@@ -59,4 +59,4 @@ def asynchronously(
         else:
             on_nack(receipt.sequence)
         yield receipt
-    assert not outstanding  # publish() ends when every message has its answer, and raises NotConfirmed if one lacks it
+    assert not outstanding  # publish() ends when every message was answered, and raises NotConfirmed if one was not

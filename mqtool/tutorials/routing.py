@@ -18,7 +18,7 @@ from mqtool.topology import PRIVATE_QUEUE, Exchange, Queue
 
 
 def emit(channel: Channel, exchange: Exchange, severity: str, messages: Iterable[Message | None]) -> Iterator[Receipt]:
-    """Publish messages; yield each one's receipt. (None: no message right now.)
+    """Publish messages; yield each one's receipt. (None means: no message right now.)
 
     Args:
         severity: the routing key of messages that have none of their own.
@@ -34,7 +34,7 @@ def receive(
     queue: Queue = PRIVATE_QUEUE,
     receiving: Receiving = STREAMING,
 ) -> Iterator[Delivery]:
-    """Consume the messages of these severities: one binding for each."""
+    """Consume the messages with these severities; each needs a binding."""
     channel.declare(exchange)
     queue = channel.declare(queue)
     for severity in severities:

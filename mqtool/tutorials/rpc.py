@@ -18,9 +18,9 @@ from mqtool.errors import Unavailable
 from mqtool.message import Confirmation, Delivery, Message, new_message_id
 from mqtool.topology import PRIVATE_QUEUE, Queue
 
-#: Computes the reply to a request.
+#: Returns the reply to a request.
 Function = Callable[[Delivery], Message]
-#: A server takes one request; other servers get the rest.
+#: A server takes one request at a time; other servers get the rest.
 ONE_AT_A_TIME = Receiving(prefetch=1)
 #: RabbitMQ's pseudo-queue for replies. https://www.rabbitmq.com/docs/direct-reply-to
 DIRECT_REPLY_TO = Queue("amq.rabbitmq.reply-to")
@@ -48,9 +48,9 @@ def _answered(channel: Channel, requests: Iterable[Delivery], function: Function
 def call(
     channel: Channel, queue: Queue, requests: Sequence[bytes], timeout: float, reply_queue: Queue = PRIVATE_QUEUE
 ) -> Iterator[tuple[int, Delivery]]:
-    """Send all requests; yield each reply with the number of its request, from 0. TimedOut after `timeout` seconds."""
+    """Send all requests; yield each reply with the index of its request. Raises TimedOut after `timeout` seconds."""
     reply_queue = reply_queue if reply_queue == DIRECT_REPLY_TO else channel.declare(reply_queue)
-    replies = channel.consume(reply_queue, Receiving(auto_ack=True, timeout=timeout))  # they are for nobody else
+    replies = channel.consume(reply_queue, Receiving(auto_ack=True, timeout=timeout))  # nobody else can use them
     waiting = {new_message_id(): number for number, _ in enumerate(requests)}
     messages = [
         Message(body, queue.name, "", {"reply_to": reply_queue.name, "correlation_id": correlation_id}, correlation_id)

@@ -4,7 +4,7 @@
                      └ messages stay, numbered by their offset
 
 A queue forgets a message once it is acknowledged. A stream keeps it until the stream is longer than its settings allow,
-so each reader starts where it wants to: at the first message that is left, at the next that comes, or in between. Both
+so each reader chooses where to start: at the first message left, at the next one to arrive, or in between. Both
 sides create the stream, so either may start first. RabbitMQ has a protocol of its own for streams, on port 5552.
 
 https://www.rabbitmq.com/tutorials/tutorial-one-python-stream
@@ -23,7 +23,7 @@ def send(channel: StreamChannel, stream: Stream, messages: Iterable[Message | No
     """Append messages to a stream; yield each one's receipt once the broker has confirmed it.
 
     Args:
-        messages: None among them says that there is none right now, as when somebody types the lines to send.
+        messages: None among them means that there is none right now, as when a person types them line by line.
     """
     stream = channel.declare(stream)
     return channel.publish(messages, stream)
@@ -41,7 +41,7 @@ def receive(
     Args:
         offset: where to start.
         receiving: when to stop; STREAMING never stops.
-        track: have the broker keep under this name how far we came, and go on from there the next time.
+        track: store the offset on the broker under this name, and continue from there the next time.
     """
     stream = channel.declare(stream)
     return channel.consume(stream, offset, receiving, track)

@@ -1,4 +1,4 @@
-"""Offset tracking: the broker remembers how far a reader came, so that the next one goes on from there.
+"""Offset tracking: the broker remembers how far a reader has read, so that it can continue from there.
 
     send ──> [0|1|2| … |98|99] ──> receive
                      └ subscriber_1: 42
@@ -18,7 +18,7 @@ from mqtool.offsets import FIRST, Offset, Start
 from mqtool.streams import StreamChannel
 from mqtool.topology import Stream
 
-#: Messages of one run, and between two stored offsets.
+#: Messages in a run, and messages between two stored offsets.
 MESSAGES, EVERY = 100, 10
 
 
@@ -29,7 +29,7 @@ def send(channel: StreamChannel, stream: Stream, messages: Iterable[Message | No
 
 
 def next_offset(channel: StreamChannel, stream: Stream, name: str) -> Offset:
-    """Where the reader of that name has to go on: behind the stored offset, or at the beginning."""
+    """The offset at which the reader of this name continues: after the stored one, or the first of the stream."""
     stored = channel.stored_offset(stream.name, name)
     return FIRST if stored is None else Offset(Start.OFFSET, stored + 1)
 
@@ -37,10 +37,10 @@ def next_offset(channel: StreamChannel, stream: Stream, name: str) -> Offset:
 def receive(
     channel: StreamChannel, stream: Stream, name: str, offset: Offset, receiving: Receiving = STREAMING
 ) -> Iterator[Delivery]:
-    """Read up to the marker; store the offset of each tenth message that the caller is done with, and of the marker."""
+    """Read up to the marker; store the offset of every tenth message after the caller handled it, and of the marker."""
     for number, delivery in enumerate(channel.consume(stream, offset, receiving)):
         yield delivery
-        # Only now. Stored before, it would skip the message if the caller failed with it.
+        # Not earlier: if the caller failed, the message would be skipped the next time.
         if number % EVERY == 0 or is_marker(delivery):
             channel.store_offset(stream.name, name, delivery.delivery_tag)
         if is_marker(delivery):
@@ -48,5 +48,5 @@ def receive(
 
 
 def is_marker(delivery: Delivery) -> bool:
-    """Whether it is the last message of a run."""
+    """True for the last message of a run."""
     return b"marker" in delivery.body

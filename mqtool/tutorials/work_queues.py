@@ -17,12 +17,12 @@ from mqtool.amqp import Channel, Receiving
 from mqtool.message import Delivery, Message, Receipt
 from mqtool.topology import Queue
 
-#: At most one delivery per worker that is not acknowledged yet.
+#: At most one unacknowledged delivery per worker.
 FAIR_DISPATCH = Receiving(prefetch=1)
 
 
 def new_tasks(channel: Channel, queue: Queue, tasks: Iterable[Message | None]) -> Iterator[Receipt]:
-    """Publish tasks; yield each one's receipt once the broker has confirmed it. (None: no task right now.)"""
+    """Publish tasks; yield each one's receipt once the broker has confirmed it. (None means: no task right now.)"""
     queue = channel.declare(queue)
     return channel.publish(tasks, routing_key=queue.name, persistent=True)
 
@@ -38,11 +38,11 @@ def work(
 def _done(channel: Channel, tasks: Iterable[Delivery], do: Callable[[Delivery], None]) -> Iterator[Delivery]:
     for task in tasks:
         do(task)
-        # Only now. If the worker dies before, the broker sends the task to another one, marked redelivered.
+        # Not earlier: if the worker dies, the broker redelivers an unacknowledged task to another one.
         channel.acknowledge(task)
         yield task
 
 
 def seconds_of_work(task: Delivery) -> int:
-    """The tutorial's pretend work: a second for each dot in the body."""
+    """How long the tutorial's pretended work takes: a second for each dot in the body."""
     return task.body.count(b".")

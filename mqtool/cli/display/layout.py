@@ -1,4 +1,4 @@
-"""Lines with styles, and tables: laid out for a terminal; plain columns for a pipe; JSON lines for programs."""
+"""Lines with styles, and tables: for a terminal; as plain columns for a pipe; as JSON lines for programs."""
 
 import json
 import re
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-#: Rows, from which on a table is drawn more simply.
+#: Tables with more rows are drawn without rich, which would take seconds.
 _MANY = 500
 _BETWEEN = re.compile(r"[\t\n\r\\]")
 _WRITTEN = {"\t": r"\t", "\n": r"\n", "\r": r"\r", "\\": r"\\"}
 
 
 def show_rows(rows: Iterable[Row], columns: Sequence[str], *, as_json: bool = False) -> int:
-    """Print rows on stdout, and return how many there were. In a pipe each leaves as it comes."""
+    """Print rows on stdout; return their number. In a pipe, each row is written at once."""
     count = 0
     if not as_json and output.is_terminal(1):
         found = list(rows)
@@ -40,16 +40,16 @@ def show_rows(rows: Iterable[Row], columns: Sequence[str], *, as_json: bool = Fa
 
 
 def _tabbed(value: Any) -> str:
-    """A value without what separates columns and rows."""
+    """Format a value for a pipe, with tabs and newlines escaped."""
     return _BETWEEN.sub(lambda match: _WRITTEN[match[0]], as_text(value))
 
 
 def table(rows: Sequence[Row], columns: Sequence[str], warning: str | None = None, *, folded: bool = True) -> "Table":
-    """A table; nothing in a value can be markup, or reach the terminal's controls.
+    """Make a table. Values are escaped, and never taken for markup.
 
     Args:
-        warning: the column that is red.
-        folded: what does not fit goes on below; else the first column is cut in the middle.
+        warning: the column to show in red.
+        folded: fold values that do not fit; otherwise shorten those in the first column.
     """
     from rich.table import Table
     from rich.text import Text
@@ -78,7 +78,7 @@ def table(rows: Sequence[Row], columns: Sequence[str], warning: str | None = Non
 
 
 def _draw_many(rows: Sequence[Row], columns: Sequence[str]) -> None:
-    """Columns below each other, as in a table, but without rich, which would take seconds."""
+    """Draw a table of many rows without rich, which would take seconds."""
     cells = [[_cell_text(row[name]) for name in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     right = [_is_number(rows[0][name]) for name in columns]
@@ -93,12 +93,12 @@ def _draw_many(rows: Sequence[Row], columns: Sequence[str]) -> None:
 
 
 def heads(drawn: "Table") -> int:
-    """How many lines the names of its columns take."""
+    """Number of lines of the table's heading."""
     return max(1 + str(column.header).count("\n") for column in drawn.columns)
 
 
 def shortened(text: str, length: int) -> str:
-    """As much of both its ends as fits: names often differ in the last letters only."""
+    """Shorten a name in its middle: names often differ only in their last letters."""
     if len(text) <= length:
         return text
     after = (length - 1) // 2
@@ -116,7 +116,7 @@ def _cell_text(value: Any) -> str:
 
 
 def terminal(*, on_stderr: bool = False, quiet: bool = False) -> "Console":
-    """The terminal at stdout, with colours if they are wanted. No text is taken for markup."""
+    """A rich console for stdout, with colours if wanted. It never takes text for markup."""
     from rich.console import Console
 
     colours: Any = "auto" if output.is_coloured(2 if on_stderr else 1) else None
@@ -124,43 +124,43 @@ def terminal(*, on_stderr: bool = False, quiet: bool = False) -> "Console":
 
 
 def draw(what: Any) -> None:
-    """Print something of rich's on stdout."""
+    """Print a rich renderable on stdout."""
     console = terminal()
     with console.capture() as captured:
         console.print(what)
     output.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()).encode())
 
 
-#: Pieces of a line: plain text, or text with one of rich's styles.
+#: Pieces of a line: plain text, or text with a style of rich.
 Line = list[str | tuple[str, str]]
 
 NAME, KEY, DIM, GOOD, BAD = "bold", "cyan", "dim", "green", "red"
-#: A name without emphasis, and one that stands in a column.
+#: A name without emphasis, and a name in a column.
 PLAIN, LABEL = "none", "b"
-#: What is cut in the middle where a line is too long, and how much is left of it.
+#: Styles of names, which are shortened if a line is too long; and the least length they keep.
 _NAMES, _SHORTEST = (NAME, KEY, PLAIN), 16
 _FURTHER = "    "
 
 
 def shown(name: str) -> str:
-    """A name that came from elsewhere: nothing in it can control a terminal or break the line."""
+    """A name from a broker, quoted and escaped if it contains anything that is not printable."""
     return name if name.isprintable() and name else repr(name)
 
 
 def plain(line: Line) -> str:
-    """The line without styles."""
+    """The text of a line, without styles."""
     return "".join(piece if isinstance(piece, str) else piece[0] for piece in line)
 
 
 def fitted(line: Line, width: int) -> list[Line]:
-    """The line within a width: long names are cut in the middle; what is still too much goes on below."""
+    """Fit a line into a width: shorten long names, then continue on further lines."""
     pieces = [(piece, "") if isinstance(piece, str) else piece for piece in line]
     names = [len(piece) for piece, style in pieces if style in _NAMES]
     room = width - sum(len(piece) for piece, style in pieces if style not in _NAMES)
     longest = max(names, default=0)
     while longest > _SHORTEST and sum(min(name, longest) for name in names) > room:
         longest -= 1
-    if sum(min(name, longest) for name in names) > room:  # there will be a second line, with more room
+    if sum(min(name, longest) for name in names) > room:  # a second line is needed anyway, and has more room
         longest = max(_SHORTEST, width // 2)
     lines: list[Line] = [[]]
     used = 0
@@ -176,7 +176,7 @@ def fitted(line: Line, width: int) -> list[Line]:
 
 
 def _units(piece: str, style: str, longest: int, width: int) -> Iterator[str]:
-    """What may stand on a line of its own: a name; what two spaces separate; a word, if that is too long."""
+    """Split a piece where a line may break: between names and at double spaces; between words if still too long."""
     if style in (*_NAMES, LABEL):
         yield shortened(piece, longest) if style in _NAMES else piece
         return
@@ -185,17 +185,17 @@ def _units(piece: str, style: str, longest: int, width: int) -> Iterator[str]:
 
 
 def rich_text(line: Line) -> "Text":
-    """The line for rich; never read as markup."""
+    """A line as rich text, without markup."""
     from rich.text import Text
 
     return Text.assemble(*line, no_wrap=True, overflow="ellipsis")
 
 
 def show_lines(lines: Iterable[Line]) -> None:
-    """Print lines to stdout; on a terminal, within its width.
+    """Print lines on stdout, fitted to the width of a terminal.
 
     Raises:
-        ReaderGone: nobody reads it any more.
+        ReaderGone: the program that reads stdout has ended.
     """
     if not output.is_terminal(1):
         for line in lines:
@@ -213,13 +213,13 @@ def show_lines(lines: Iterable[Line]) -> None:
 
 
 def bound_by(binding: Binding) -> str:
-    """The key, or the header arguments, by which something is bound."""
+    """The routing key or header arguments of a binding, as text."""
     key = [repr(binding.routing_key)] if binding.routing_key or not binding.arguments else []
     return " ".join([*key, *fields(binding.arguments)])
 
 
 def fields(values: Mapping[str, Any]) -> list[str]:
-    """Headers or arguments, as -H writes them."""
+    """Headers or arguments, each as the option -H takes it."""
     return [
         f"{shown(name)}={shown(value)}" if isinstance(value, str) else f"{shown(name)}:={json.dumps(value)}"
         for name, value in values.items()

@@ -1,4 +1,4 @@
-"""What people and pipes get to see: received data on stdout, byte for byte; everything else on stderr."""
+"""Standard output and standard error: received data goes to stdout, byte for byte; everything else to stderr."""
 
 import contextlib
 import errno
@@ -25,9 +25,9 @@ from mqtool.errors import ExitCode, MqtoolError, UsageError
 STDOUT = 1
 #: C0 and C1 but for tab and newline; what turns the direction of writing, or starts a line; what is not UTF-8.
 _CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-#: Characters of a body that a terminal is shown.
+#: A terminal is shown this many characters of a body.
 _EXCERPT = 200
-#: Surrogates that do not stand for bytes.
+#: Surrogates that `surrogateescape` cannot turn into bytes.
 _NO_TEXT = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 WAITING_FOR_MESSAGES = " [*] Waiting for messages. To exit press CTRL+C"
@@ -38,59 +38,59 @@ _writing = threading.RLock()
 
 
 class ReaderGone(MqtoolError):
-    """Nobody reads our stdout any more, as in `mqtool receive | head`."""
+    """The program that reads stdout has ended, as in `mqtool receive | head`."""
 
     exit_code = ExitCode.READER_GONE
 
 
 def take_standard_streams() -> None:
-    """Have descriptors 0 to 2 open, even if whoever started us closed them: else our first socket would get the number.
+    """Open /dev/null as descriptors 0 to 2 where the parent closed them: else the first socket would get the number.
 
-    What is read from one that was closed is at its end, and what is written there fails.
+    Reading from such a descriptor returns end of file, and writing to it fails.
     """
     for descriptor, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDONLY)  # it gets the lowest number that is free
+            os.open(os.devnull, os.O_RDONLY)  # gets the lowest free number
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  # as long as we live
 
 
 def status(line: str) -> None:
-    """A line of the tutorial that is not received data, such as " [*] Waiting for messages."."""
+    """Print a status line on stderr, such as " [*] Waiting for messages."."""
     if not current().quiet:
         _to_stderr(line)
 
 
 def notice(text: str) -> None:
-    """Something a person may want to know while the command goes on."""
+    """Print information on stderr while the command continues."""
     if not current().quiet:
         _to_stderr(text)
 
 
 def interject(text: str) -> None:
-    """A notice from a signal handler, past any buffer: the signal may have come while another line was written."""
+    """Print a notice from a signal handler: unbuffered, since the signal may interrupt another write."""
     if not current().quiet:
         line = f"\n{text}\n" if is_terminal(2) else f"{text}\n"  # a terminal shows ^C first
-        with contextlib.suppress(OSError):  # nobody reads it
+        with contextlib.suppress(OSError):  # stderr is closed
             os.write(2, line.encode())
 
 
 def warning(text: str) -> None:
-    """Something a person should look at, although the command goes on."""
+    """Print a warning on stderr while the command continues."""
     if not current().quiet:
         _to_stderr(text, styled("warning: ", "33"))
 
 
 class Pointer(NamedTuple):
-    """A place in a text: the number of a character, from 1."""
+    """A position in a text; the first column is 1."""
 
     text: str
     column: int
 
 
 def error(what: str, hint: str | None = None, pointer: Pointer | None = None) -> None:
-    """Why the command failed, where, and what to do about it."""
+    """Print why the command failed, where in the input, and how to mend it."""
     _to_stderr(what, styled("mqtool: ", "1;31"))
     if pointer:
         _to_stderr(pointer.text, "  ")
@@ -100,17 +100,17 @@ def error(what: str, hint: str | None = None, pointer: Pointer | None = None) ->
 
 
 def show(text: str) -> None:
-    """A line of data on stdout."""
+    """Print a line of data on stdout."""
     write(encoded(text))
 
 
 def encoded(text: str) -> bytes:
-    """The same line, as it is written."""
+    """Encode a line as it is written to stdout."""
     return _NO_TEXT.sub("\ufffd", text).encode("utf-8", "surrogateescape") + b"\n"
 
 
 def is_terminal(descriptor: int) -> bool:
-    """Whether a person looks at it."""
+    """True if the descriptor is a terminal."""
     try:
         return os.isatty(descriptor)
     except OSError:
@@ -118,7 +118,7 @@ def is_terminal(descriptor: int) -> bool:
 
 
 def is_file(descriptor: int) -> bool:
-    """Whether it is a file on a disk."""
+    """True if the descriptor is a regular file."""
     try:
         return stat.S_ISREG(os.fstat(descriptor).st_mode)
     except OSError:
@@ -126,7 +126,7 @@ def is_file(descriptor: int) -> bool:
 
 
 def visible(text: str) -> str:
-    """The text with its control characters shown as escapes: nothing in it can reach the terminal's own controls."""
+    """Replace control characters by escapes such as \\x1b, so that a terminal does not obey them."""
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
@@ -136,13 +136,13 @@ def visible_json(line: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The same without newlines and tabs: nothing in it can look like another line, or another column."""
+    """Escape newlines and tabs too, so that nothing in the text looks like another line or column."""
     return visible(text).replace("\n", r"\n").replace("\t", r"\t")
 
 
 def excerpt(body: bytes) -> tuple[bytes, str]:
-    """As much of a body as a person can take in, and how large it is if that is not all."""
-    start = body[: _EXCERPT * 4]  # no character has more than four bytes
+    """Shorten a body for a person; return its beginning, and its size as text if it was shortened."""
+    start = body[: _EXCERPT * 4]  # a character has at most four bytes
     text = start.decode("utf-8", "surrogateescape")
     if len(text) <= _EXCERPT and start == body:
         return body, ""
@@ -150,20 +150,21 @@ def excerpt(body: bytes) -> tuple[bytes, str]:
 
 
 def write(data: bytes) -> None:
-    """Write all of it to stdout, past any buffer: once this returns, the data is out of our hands.
+    """Write data to stdout, unbuffered; when this returns, the operating system has all of it.
 
-    Of what does not fit onto a disk, nothing stays in the file: what another run appends would continue the fragment.
+    If a file cannot take all of the data, it is cut back to its former end, since the next run would append to the
+    fragment.
 
     Raises:
-        ReaderGone: nobody reads it any more.
-        MqtoolError: it cannot be written, for instance as the disk is full.
+        ReaderGone: the program that reads stdout has ended.
+        MqtoolError: the data cannot be written, for example because the disk is full.
     """
     length = len(data)
     with _writing:
         while data:
             try:
                 data = data[os.write(STDOUT, data) :]
-            except BlockingIOError:  # another program has set the terminal or pipe that we share to non-blocking
+            except BlockingIOError:  # another program made the shared terminal or pipe non-blocking
                 select.select([], [STDOUT], [])
             except BrokenPipeError as gone:
                 raise ReaderGone("nobody reads the output any more") from gone
@@ -176,7 +177,7 @@ def write(data: bytes) -> None:
 
 
 def continue_in(descriptor: int, name: str) -> None:
-    """Have an open file be stdout from now on. What is being written still goes whole to the one before."""
+    """Make an open file stdout from now on. A write in progress still goes to the former stdout as a whole."""
     with _writing:
         os.dup2(descriptor, STDOUT)
         current().output_name = name
@@ -184,26 +185,26 @@ def continue_in(descriptor: int, name: str) -> None:
 
 
 def _cut_back(fragment: int) -> bool:
-    """If stdout is a file that ends with a fragment of ours, of this many bytes, remove it; return whether it was."""
+    """Remove a fragment of this many bytes from the end of stdout, if it is a file; return True if removed."""
     try:
         found = os.fstat(STDOUT)
         if not fragment or not stat.S_ISREG(found.st_mode) or os.lseek(STDOUT, 0, os.SEEK_CUR) != found.st_size:
-            return False  # somebody else has written behind it
+            return False  # another process has appended to it
         os.ftruncate(STDOUT, found.st_size - fragment)
         os.lseek(STDOUT, -fragment, os.SEEK_CUR)
     except OSError:
-        return False  # the error that is shown already says that the file is in trouble
+        return False  # the write error is reported in any case
     return True
 
 
 def wait_until_taken() -> None:
-    """If stdout is a pipe, wait until its reader has taken all that we wrote.
+    """If stdout is a pipe, wait until its reader has read everything that was written.
 
-    Without this, `mqtool receive | head -n 3` would lose messages: those written into the pipe while head was taking
-    its third line, acknowledged, and read by nobody.
+    Otherwise `mqtool receive | head -n 3` would lose messages: those written to the pipe and acknowledged after head
+    read its third line.
 
     Raises:
-        ReaderGone: the reader left without taking it.
+        ReaderGone: the reader ended without reading everything.
     """
     if not is_pipe():
         return
@@ -216,17 +217,17 @@ def wait_until_taken() -> None:
         if not unread[0]:
             return
         if poll.poll(0):
-            fcntl.ioctl(STDOUT, termios.FIONREAD, unread)  # it may have taken it just before
+            fcntl.ioctl(STDOUT, termios.FIONREAD, unread)  # it may have read everything just before it ended
             if unread[0]:
                 raise ReaderGone("the reader of the output has left")
             return
-        time.sleep(pause)  # at first this only lets the reader run
+        time.sleep(pause)  # the first pause of 0 only lets the reader run
         pause = min(pause + 0.00001, 0.005)
 
 
 @functools.cache
 def is_pipe() -> bool:
-    """Whether stdout is one."""
+    """True if stdout is a pipe."""
     try:
         return stat.S_ISFIFO(os.fstat(STDOUT).st_mode)
     except OSError:
@@ -234,10 +235,10 @@ def is_pipe() -> bool:
 
 
 class Reader:
-    """Whoever reads our stdout, if that is a pipe. Notices when they go away, even while there is nothing to write.
+    """Notices when the program that reads stdout ends, even while there is nothing to write.
 
     Args:
-        on_gone: is called then, on another thread.
+        on_gone: called then, on another thread.
     """
 
     def __init__(self, on_gone: Callable[[], None]) -> None:
@@ -247,31 +248,31 @@ class Reader:
             threading.Thread(target=self._watch, name="mqtool-reader", daemon=True).start()
 
     def check(self) -> None:
-        """Raise if the reader has gone.
+        """Raise ReaderGone if the reader has ended.
 
         Raises:
-            ReaderGone: it has.
+            ReaderGone: it has ended.
         """
         if self._gone:
             raise ReaderGone("nobody reads the output any more")
 
     def _watch(self) -> None:
         poll = select.poll()
-        poll.register(STDOUT, 0)  # errors are reported unasked
+        poll.register(STDOUT, 0)  # poll() reports errors without being asked
         poll.poll()
         self._gone = True
         self._on_gone()
 
 
 def create_ready_file(path: Path | None) -> None:
-    """Tell whoever waits for the file that we consume now.
+    """Create the file of --ready-file, which says that the command is consuming.
 
     Raises:
-        UsageError: it cannot be created.
+        UsageError: the file cannot be created.
     """
     if path is not None:
         try:
-            # Not through a symbolic link: in a directory that others can write to, it may point anywhere.
+            # Symbolic links are not followed: in a directory that others can write to, one may point anywhere.
             ready = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
             os.utime(ready)
             os.close(ready)
@@ -280,41 +281,45 @@ def create_ready_file(path: Path | None) -> None:
 
 
 def is_coloured(descriptor: int) -> bool:
-    """Whether what is written there may have colours."""
+    """True if text written to the descriptor may have colours."""
     if current().no_color:
         return False
     return is_terminal(descriptor) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def styled(text: str, code: str, descriptor: int = 2) -> str:
-    """The text in a style (of ECMA-48's SGR), if what is written there may have colours."""
+    """Add a style (an SGR code of ECMA-48) to a text, if the descriptor may have colours."""
     return f"\x1b[{code}m{text}\x1b[0m" if is_coloured(descriptor) else text
 
 
 def _to_stderr(text: str, prefix: str = "") -> None:
-    """Print a line. What it quotes may come from anywhere, so only the prefix may control a terminal."""
+    """Print a line on stderr. Control characters are escaped, except in the prefix."""
     try:
         sys.stderr.write(f"{prefix}{one_line(text)}\n")
         sys.stderr.flush()
     except OSError as failure:
         if failure.errno not in (errno.EPIPE, errno.EIO, errno.EBADF):
             raise
-        # Nobody reads our messages any more; the data on stdout is what counts.
+        # Nobody reads stderr any more; the data on stdout is what counts.
 
 
 def append_to(path: Path) -> None:
-    """Have what is written to stdout appended to this file. Call it before any other thread starts.
+    """Append everything written to stdout to this file (--output). Call it before any thread starts.
+
+    On SIGHUP the file is opened again, so that logrotate can rename it:
+
+        mqtool receive -o app.log ── mv app.log app.log.1; kill -HUP ──> app.log.1 ends with a whole line
 
     Raises:
-        UsageError: it cannot be opened.
+        UsageError: the file cannot be opened.
     """
     try:
         _append_in(path)
     except OSError as error:
         raise UsageError(f"cannot write to {path}: {error.strerror}") from error
-    # A thread waits for the signal: threads that start from now on leave it to that one, too.
+    # One thread waits for the signal; threads that start later inherit the mask, so none of them gets it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # where it is ignored (nohup), not every system keeps it for us
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # sigwait() may not see a signal that is ignored, as by nohup
     threading.Thread(target=_reopen_on_hup, args=(path, is_terminal(2)), name="mqtool-output", daemon=True).start()
 
 
@@ -324,7 +329,7 @@ def _append_in(path: Path) -> None:
 
 def _reopen_on_hup(path: Path, had_terminal: bool) -> None:
     while signal.sigwait({signal.SIGHUP}):
-        if had_terminal and not is_terminal(2):  # it was closed, which is the other meaning of HUP
+        if had_terminal and not is_terminal(2):  # the terminal was closed, which also sends HUP
             os.kill(os.getpid(), signal.SIGTERM)
             return
         try:

@@ -1,4 +1,4 @@
-"""A tutorial on a terminal, line by line: its page; its play, at the reader's pace; and charts of what it measures."""
+"""Tutorials on a terminal, line by line: the page of one, its play at the reader's pace, and charts."""
 
 import os
 import select
@@ -24,19 +24,19 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 def chart(values: Sequence[float], width: int, height: int) -> list[str]:
-    """A column for each value, as rows from the top; the greatest fills them all.
+    """Draw a bar chart; return its rows from the top. The greatest value fills the height.
 
     Args:
-        width, height: in characters. Where there are more values, a column is the greatest of some.
+        width, height: in characters. If there are more values than columns, a column shows the greatest of several.
     """
     greatest = max(values, default=0.0)
-    # Even the smallest value is visible.
+    # Even a small value is visible.
     eighths = [max(1, round(value / greatest * height * 8)) if value > 0 else 0 for value in _fitted(values, width)]
     return ["".join(_BLOCKS[min(8, max(0, eighth - 8 * row))] for eighth in eighths) for row in reversed(range(height))]
 
 
 def figures(measured: Chart) -> tuple[str, str]:
-    """The latest and the greatest value, as one says them."""
+    """The latest and the greatest value as text, with the unit."""
     return _said(measured.values[-1:], measured.unit), _said(measured.values, measured.unit)
 
 
@@ -53,7 +53,7 @@ def _said(values: Sequence[float], unit: str) -> str:
     return f"{number} {unit}".strip()
 
 
-#: Reading speed in characters, with time to look at the terminals.
+#: Reading speed in characters per second, with time to look at the terminals.
 _READ_PER_SECOND = 22.0
 _SHORTEST = 1.5
 _ENOUGH = (b"\n", b"\r", b" ")
@@ -63,8 +63,8 @@ class Pace:
     """Waits between the steps of a play.
 
     Args:
-        auto: go on without Enter, leaving time to read if somebody watches.
-        watched: whether somebody watches; by default, if we print to a terminal.
+        auto: continue without Enter, after time to read.
+        watched: True if a person is watching; by default, if stdout is a terminal.
     """
 
     def __init__(self, *, auto: bool, watched: bool | None = None) -> None:
@@ -73,7 +73,7 @@ class Pace:
         self._keys = self._watched and output.is_terminal(0)
 
     def forget_keys(self) -> None:
-        """Ignore the keys pressed so far, before a text is shown.
+        """Discard the keys pressed so far, before a text is shown.
 
         Raises:
             typer.Exit: the person quits.
@@ -82,7 +82,7 @@ class Pace:
             pass
 
     def wait(self, text: str) -> None:
-        """Return on Enter, or when there was time to read a text.
+        """Wait for Enter, or for as long as it takes to read a text.
 
         Raises:
             typer.Exit: the person quits.
@@ -98,10 +98,10 @@ class Pace:
                 return
 
     def _key(self, seconds: float | None) -> bytes:
-        """Wait this many seconds for a key; return b"" if none is pressed.
+        """Wait up to this many seconds for a key; return b"" if none is pressed.
 
         Raises:
-            typer.Exit: it is q.
+            typer.Exit: the key is q.
         """
         if not self._keys or not select.select([0], [], [], seconds)[0]:
             return b""
@@ -117,22 +117,22 @@ class Pace:
         return single_keys() if self._keys else nullcontext()
 
 
-#: One for each terminal in turn, readable on light and dark backgrounds.
+#: Colours of the terminals in turn, readable on light and dark backgrounds.
 STYLES = ("cyan", "magenta", "green", "blue", "yellow", "bright_black")
 _EDGE = " │ "
-#: Before the rest of a long line.
+#: Indent of the second line of a long line.
 _FURTHER = "    "
 _NARROWEST = 20
-#: While something is measured, lines come by the dozen: show this many of each command.
+#: While something is measured, show only this many lines of each command.
 _FIRST_FEW = 3
 _CHART_WIDTH, _CHART_HEIGHT = 64, 4
 
 
 class Lines:
-    """Standard output, shared by the threads that read the terminals; in colour only on a terminal.
+    """Shows a play or drill line by line; safe to call from the threads of its terminals.
 
     Args:
-        aside: print on stderr instead, where it does not matter if anybody reads it.
+        aside: print on stderr; an error there does not end the play.
         quiet: print nothing.
     """
 
@@ -160,11 +160,11 @@ class Lines:
             yield
 
     def ended(self, next_step: str) -> None:
-        """A play has ended well: say what to do next."""
+        """Say what to do next, after a play has passed."""
         self.blank()
         self.note(next_step)
 
-    # The audience; see stage/audience.py.
+    # The methods of an Audience.
 
     def opened(self, names: Sequence[str]) -> None:
         width = max(map(len, names))
@@ -193,7 +193,7 @@ class Lines:
         self._print(Text.assemble(("✓ ", "green"), what))
 
     def measured(self, charts: Sequence[Chart], over: bool) -> None:
-        """Show charts when they are complete."""
+        """Print the charts when the measurement is over."""
         self._measuring = not over
         if not over:
             return
@@ -205,24 +205,24 @@ class Lines:
                 self._print(Text(f"  {row}", "cyan"))
         self.blank()
 
-    # What is not from a terminal.
+    # Lines that belong to no terminal.
 
     def blank(self) -> None:
-        """An empty line."""
+        """Print an empty line."""
         self._print(Text())
 
     def note(self, text: str) -> None:
-        """A note that is not from a terminal."""
+        """Print a note."""
         self._print(Text(text, "dim"))
 
     def table(self, table: RenderableType) -> None:
-        """Anything that rich can show."""
+        """Print a rich renderable."""
         self.blank()
         self._print(table)
         self.blank()
 
     def _behind(self, terminal: str, line: Text) -> None:
-        """Print a line after its terminal's name, wrapped on a screen, but not in a pipe or file."""
+        """Print a line after its terminal's name; on a screen, wrapped."""
         label = self._labels.get(terminal) or Text(terminal)
         pieces = [line]
         width = max(self._console.width - len(label) - len(_EDGE), _NARROWEST)
@@ -233,29 +233,29 @@ class Lines:
             self._print(Text.assemble(label, (_EDGE, "dim"), piece))
 
     def _print(self, what: RenderableType) -> None:
-        """Print; if nobody reads the output, end the play from the main thread.
+        """Print. If nobody reads the output any more, the next call from the main thread ends the play.
 
         Raises:
-            ReaderGone: nobody reads the output.
+            ReaderGone: the program that reads the output has ended.
         """
         with self._lock:
             if not self._reader_gone:
                 try:
                     piped_text = isinstance(what, Text) and not self._console.is_terminal
                     self._console.print(what, soft_wrap=piped_text)
-                except (SystemExit, BrokenPipeError):  # rich turns one into the other
+                except (SystemExit, BrokenPipeError):  # rich turns BrokenPipeError into SystemExit
                     self._reader_gone = True
                     os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
         if self._reader_gone and self._must_be_read and threading.current_thread() is threading.main_thread():
             raise output.ReaderGone("nobody reads the output")
 
 
-#: The longest line that is still good to read.
+#: Longer lines are hard to read.
 _PAGE_WIDTH = 100
 
 
 def show_page(page: Page) -> None:
-    """Picture, story, commands, source."""
+    """Print a tutorial's page: picture, story, commands, source."""
     if not output.is_terminal(1):
         output.show(_as_text(page))
         return
@@ -282,11 +282,11 @@ def show_page(page: Page) -> None:
 
 
 def show_source(source: str) -> None:
-    """A program, to be read or to be redirected into a file."""
+    """Print a program; with colours on a terminal."""
     if not output.is_terminal(1):
         output.write(source.encode())
         return
-    # No line is broken by us: what is copied from the screen must run.
+    # Without line breaks of ours: a program copied from the screen must run.
     terminal().print(_highlighted(source), soft_wrap=True, end="")
 
 
@@ -295,7 +295,7 @@ def _highlighted(source: str) -> "Text":
     from rich.style import Style
     from rich.syntax import ANSISyntaxTheme, Syntax
 
-    # Of the terminal's own colours, those that can be read on black and on white.
+    # The terminal's own colours that are readable on black and on white.
     theme = ANSISyntaxTheme(
         {
             Comment: Style(dim=True),

@@ -21,11 +21,11 @@ from mqtool.stage.terminal import Chart
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: Panes need a screen of at least this size.
+#: The smallest screen on which panes are used.
 SMALLEST = ConsoleDimensions(width=76, height=22)
-#: Preferred columns of a pane: most commands then fit on two lines.
+#: Preferred width of a pane: most commands then fit on two lines.
 _PANE_WIDTH = 38
-#: Least lines of a pane: one, and its borders.
+#: Smallest height of a pane: a line and two borders.
 _PANE_HEIGHT = 3
 _KEPT = 200
 _COMMAND = "bold"
@@ -34,7 +34,7 @@ _FRAMES_PER_SECOND = 10
 
 
 class Panes:
-    """The terminal's alternate screen, which hides what was there until a play ends."""
+    """Shows a play in panes, on the terminal's alternate screen."""
 
     def __init__(self, pace: Pace, screen: "Console | None" = None) -> None:
         self._pace = pace
@@ -59,7 +59,7 @@ class Panes:
         with self._lock:
             self.begin(title, position)
             self._narration = story
-        before = signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # Ctrl-Z would show the shell on our screen
+        before = signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # Ctrl-Z would leave the alternate screen to the shell
         live = Live(
             get_renderable=self.picture, console=self._console, screen=True, refresh_per_second=_FRAMES_PER_SECOND
         )
@@ -72,13 +72,13 @@ class Panes:
             signal.signal(signal.SIGTSTP, before)
 
     def ended(self, next_step: str) -> None:
-        """Leave the checks on the screen, and what to do next."""
+        """Print the checks and what to do next on the normal screen."""
         self._console.print(Rule(Text(self._title, "bold"), align="left", style="dim"))
         for check in self._all_checks:
             self._console.print(Text.assemble(("✓ ", "green"), check))
         self._console.print(Text(next_step + "\n", "dim"))
 
-    # The audience; see stage/audience.py.
+    # The methods of an Audience.
 
     def opened(self, names: Sequence[str]) -> None:
         with self._lock:
@@ -93,11 +93,11 @@ class Panes:
 
     def _add(self, terminal: str, line: Text) -> None:
         with self._lock:
-            if terminal in self._panes:  # it may be of an earlier scene
+            if terminal in self._panes:  # a terminal of an earlier scene may still print
                 self._panes[terminal].append(line)
 
     def narrate(self, text: str) -> None:
-        """Show the narrator's words below the checks."""
+        """Show an explanation below the checks."""
         with self._lock:
             self._narration, self._waiting = text, True
 
@@ -121,7 +121,7 @@ class Panes:
     # The picture.
 
     def picture(self) -> RenderableType:
-        """The whole screen as it is now."""
+        """Draw the whole screen."""
         with self._lock:
             width, height = self._console.size
             footer = self._footer(width - 2)
@@ -129,7 +129,7 @@ class Panes:
             rows = self._rows(width)
             room = height - 1 - self._footer_height
             has_charts = bool(self._charts) and room >= _CHARTS_HEIGHT + _PANE_HEIGHT * len(rows)
-            if room < _PANE_HEIGHT * len(rows):  # the terminal is very small now
+            if room < _PANE_HEIGHT * len(rows):  # the terminal was made very small
                 return Group(*footer[:height])
             terminals_height = room - _CHARTS_HEIGHT * has_charts
             parts = [Layout(self._header(), size=1), Layout(self._terminals(rows, width, terminals_height))]
@@ -146,7 +146,7 @@ class Panes:
         return Rule(Text(title, "bold"), align="left", style="dim")
 
     def _footer(self, width: int) -> list[Text]:
-        """The checks that have passed, the narrator's words, and the keys."""
+        """The checks that have passed, the explanation, and the keys."""
         checks = [Text.assemble(("✓ ", "green"), check) for check in self._checks]
         narration = Text(self._narration, "" if self._waiting else "dim")
         keys = "Enter: continue · q: quit" if self._pace.asks else "Enter: skip ahead · q: quit"
@@ -154,10 +154,10 @@ class Panes:
         return [Text(" ") + line for text in texts for line in _wrapped(text, self._console, width)]
 
     def _rows(self, width: int) -> list[list[str]]:
-        """The terminals of each row."""
+        """The names of the terminals in each row."""
         names = list(self._panes)
         columns = max(1, min(len(names), width // _PANE_WIDTH))
-        # If they do not fill all rows, the first row, which has the main terminal, gets fewer.
+        # If the rows cannot be equal, the first one, with the main terminal, has fewer.
         first = len(names) % columns or columns
         return [names[:first], *(names[i : i + columns] for i in range(first, len(names), columns))] if names else []
 
@@ -176,7 +176,7 @@ class Panes:
         return whole
 
     def _pane(self, name: str, width: int, height: int) -> Panel:
-        """A terminal: its command, and as many of its last lines as there is room for."""
+        """A terminal: its command, and the last lines that fit."""
         lines: list[Text] = []
         for line in reversed(self._panes[name]):
             pieces = _wrapped(line, self._console, width)

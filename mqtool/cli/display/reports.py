@@ -1,4 +1,4 @@
-"""Reports: one queue for people and as JSON; the doctor's findings for people, programs, Nagios and Prometheus."""
+"""Reports: one queue (`queue show`), and findings (`doctor`) as text, NDJSON, and for Nagios and Prometheus."""
 
 import json
 import textwrap
@@ -21,10 +21,10 @@ _RATES = {"publish_rate": "published", "deliver_rate": "delivered", "ack_rate": 
 
 
 def explained_queue(queue: QueueDetails, columns: int | None, rows: int | None) -> Iterator[Line]:
-    """The queue, on one screen where there is one.
+    """Yield the lines that describe a queue, for one screen of the terminal.
 
     Args:
-        columns, rows: of the terminal; None for no limit. Of long lists only the first are shown.
+        columns, rows: size of the terminal; None for no limit. Long lists are cut to fit.
     """
     facts = [*_facts(queue, columns)]
     yield [("queue ", DIM), (shown(queue.row["name"]), NAME), (" in vhost ", DIM), shown(queue.row["vhost"])]
@@ -36,7 +36,7 @@ def explained_queue(queue: QueueDetails, columns: int | None, rows: int | None) 
 
 
 def queue_as_json(queue: QueueDetails) -> dict[str, Any]:
-    """The queue as JSON has it: the columns of `list queues`, with consumers and bindings as lists."""
+    """Convert a queue for JSON: the columns of `list queues`, with its consumers and bindings as lists."""
     consumers = [{name: value for name, value in each.items() if name != "queue"} for each in queue.consumers]
     offsets = {}
     if (places := queue.reader_offsets) is not None:
@@ -70,7 +70,7 @@ def _facts(queue: QueueDetails, columns: int | None) -> Iterator[Line]:
     yield from _fact("messages", ", ".join(f"{_number(count)} {what}" for what, count in counts) + size, columns)
     rates = [f"{row[name] or 0:,.1f}/s {what}" for name, what in _RATES.items()]
     yield from _fact("rates", ", ".join(rates), columns)
-    if row["type"] == "stream":  # keeps what was consumed, and drops what is too old
+    if row["type"] == "stream":  # a stream has no dead letters: it keeps what was consumed, and drops what is too old
         if (places := queue.reader_offsets) is not None:
             there = places.offsets
             yield from _fact("offsets", f"{there[0]:,} to {there[-1]:,}" if there else "none", columns)
@@ -83,7 +83,7 @@ def _facts(queue: QueueDetails, columns: int | None) -> Iterator[Line]:
 
 
 def _fact(name: str, value: str, columns: int | None, style: str = "") -> Iterator[Line]:
-    """A name and its value; what is too long goes on below it."""
+    """Yield the line of a property; a long value continues on further lines."""
     width = len(value) + 1 if columns is None else max(columns - _INDENT, 20)
     for number, piece in enumerate(textwrap.wrap(value, width, break_on_hyphens=False)):
         yield [("" if number else f"  {name}").ljust(_INDENT), (piece, style)]
@@ -140,7 +140,7 @@ def _number(count: int | None) -> str:
 
 
 def show_queue(queue: QueueDetails, *, as_line: bool) -> None:
-    """Print the queue on stdout: as one line of JSON, or as lines for people."""
+    """Print a queue on stdout, as one line of JSON or as text."""
     if as_line:
         output.show(json.dumps(queue_as_json(queue), ensure_ascii=False))
         return
@@ -152,13 +152,13 @@ def show_queue(queue: QueueDetails, *, as_line: bool) -> None:
     layout.show_lines(explained_queue(queue, size and size.columns, size and size.lines))
 
 
-#: Nagios' words for the exit codes of a check. https://nagios-plugins.org/doc/guidelines.html
+#: Names that Nagios gives to the exit codes of a check. https://nagios-plugins.org/doc/guidelines.html
 _STATES = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
 _OK, _WARNING, CRITICAL, UNKNOWN = range(4)
 
 
 def findings_text(found: Sequence[Finding]) -> Iterator[str]:
-    """Two lines for each finding, or for all that say the same."""
+    """Yield two lines for each finding, or for a group of equal ones."""
     for finding, same in grouped(found):
         line = f"{finding.where} {finding.what}{others(same)}"
         if output.is_terminal(1):
@@ -167,20 +167,20 @@ def findings_text(found: Sequence[Finding]) -> Iterator[str]:
 
 
 def findings_ndjson(found: Sequence[Finding]) -> Iterator[str]:
-    """An object for each finding."""
+    """Yield a JSON object for each finding."""
     for finding in found:
         yield json.dumps({**asdict(finding), "severity": finding.severity}, ensure_ascii=False)
 
 
 def nagios_state(found: Sequence[Finding]) -> int:
-    """The exit code that Nagios expects: that of the worst finding."""
+    """The exit code for Nagios, by the worst finding."""
     if any(finding.severity == "critical" for finding in found):
         return CRITICAL
     return _WARNING if found else _OK
 
 
 def nagios(found: Sequence[Finding], where: str) -> Iterator[str]:
-    """A line that sums up, with counts to plot; then a line for each finding, or for all that say the same."""
+    """Yield a summary with performance data, then a line for each finding or group of equal ones."""
     counts = Counter(finding.severity for finding in found)
     summary = f"{counted(len(found), 'problem')} at {where}: {_line(found[0])}" if found else f"no problems at {where}"
     figures = " ".join(f"{severity}={counts[severity]}" for severity in ("critical", "warning"))
@@ -190,7 +190,7 @@ def nagios(found: Sequence[Finding], where: str) -> Iterator[str]:
 
 
 def nagios_line(state: int, what: str) -> str:
-    """The line that Nagios shows."""
+    """The status line for Nagios."""
     return _without_bars(f"RABBITMQ {_STATES[state]} - {what}")
 
 
@@ -199,12 +199,12 @@ def _line(finding: Finding) -> str:
 
 
 def _without_bars(line: str) -> str:
-    """Without the character that starts Nagios' figures."""
+    """Replace the character that starts performance data."""
     return output.one_line(line).replace("|", "¦")
 
 
 def prometheus(found: Sequence[Finding]) -> Iterator[str]:
-    """Metrics for the textfile collector. https://prometheus.io/docs/instrumenting/exposition_formats/"""
+    """Yield metrics for Prometheus' textfile collector. https://prometheus.io/docs/instrumenting/exposition_formats/"""
     counts = Counter((finding.check, finding.severity, finding.vhost or "") for finding in found)
     yield "# HELP mqtool_doctor_findings Problems that mqtool doctor found."
     yield "# TYPE mqtool_doctor_findings gauge"

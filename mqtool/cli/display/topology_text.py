@@ -1,4 +1,4 @@
-"""The wiring of a virtual host as a tree of lines, and a message's route through it as lines or JSON."""
+"""The topology of a virtual host as a tree, and a message's route through it as lines or JSON."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -37,12 +37,12 @@ class _Branch:
 
 
 def tree(wiring: Wiring, *, rates: bool = False, limit: int | None = None, width: int | None = None) -> Iterator[Line]:
-    """The lines of the tree.
+    """Yield the lines of the tree.
 
     Args:
-        rates: messages per second, where there are any.
-        limit: exchanges to show; None for all.
-        width: of a line; None for any.
+        rates: also show messages per second.
+        limit: number of exchanges to show; None for all.
+        width: columns of the terminal; None for no limit.
     """
     root = _Branch([("vhost ", DIM), (shown(wiring.vhost), NAME)])
     told: set[str] = set()
@@ -70,7 +70,7 @@ def _lines(branches: list[_Branch], indent: str, width: int | None) -> Iterator[
 
 
 def _within(line: Line, indent: str, width: int | None) -> list[Line]:
-    """The line; what does not fit goes on below, where the tree's own lines take more room."""
+    """Split a line of the tree that is too wide; the further lines are indented more."""
     if width is None or len(indent) + len(plain(line)) <= width:
         return [line]
     return fitted(line, width - len(indent) - 3)
@@ -93,7 +93,7 @@ def _exchange(node: Node, wiring: Wiring, told: set[str], *, rates: bool, width:
 
 
 def _link(link: Link, kind: str, wiring: Wiring, told: set[str], *, rates: bool, width: int | None) -> _Branch:
-    """A destination, with the keys that lead to it where the type of exchange looks at them."""
+    """A destination, with its binding keys if the exchange type uses them."""
     told_by_key = [bound_by(binding) for binding in link.bindings if binding.source and kind != "fanout"]
     keys = told_by_key if width is None else _first_of(told_by_key, width // 2)
     hidden = link.more + len(told_by_key) - len(keys)
@@ -106,10 +106,10 @@ def _link(link: Link, kind: str, wiring: Wiring, told: set[str], *, rates: bool,
         return _Branch([*arrow, (f"exchange {shown(link.destination)}", NAME)])
     queue = wiring.queues.get(link.destination)
     branch = _Branch([*arrow, (shown(link.destination), NAME)])
-    if queue is None:  # it has gone since the bindings were listed, or has come since the queues were
+    if queue is None:  # deleted after the bindings were listed, or declared after the queues were
         return branch
     branch.line += _state(queue, rates=rates)
-    if link.destination not in told:  # what hangs on a queue is told once
+    if link.destination not in told:  # consumers and dead-lettering are shown once per queue
         told.add(link.destination)
         branch.branches += _consumers(queue, wiring)
         branch.branches += _death(queue)
@@ -117,7 +117,7 @@ def _link(link: Link, kind: str, wiring: Wiring, told: set[str], *, rates: bool,
 
 
 def _first_of(keys: list[str], room: int) -> list[str]:
-    """As many as fit, but at least one."""
+    """The first keys that fit, at least one."""
     ends = accumulate(len(key) + 2 for key in keys)
     return keys[: max(1, sum(end - 2 <= room for end in ends))]
 
@@ -162,7 +162,7 @@ def _publisher(publisher: Publisher, *, rates: bool) -> _Branch:
 
 
 def _client(channel: str, user: str) -> str:
-    """A channel by the client's end of it: '127.0.0.1:1234 -> 127.0.0.1:5672 (1)' has both."""
+    """Name a client by its own address: the channel name '127.0.0.1:1234 -> 127.0.0.1:5672 (1)' has both ends."""
     ours, arrow, theirs = channel.partition(" -> ")
     number = f" {theirs[theirs.rindex('(') :]}" if arrow and "(" in theirs else ""
     return f"{shown(ours + number)}  {shown(user)}" if user else shown(ours + number)
@@ -174,12 +174,12 @@ def _rate(counter: Counter, what: str, *, rates: bool) -> Line:
     return [(f"  {counter.rate:,.{0 if counter.rate >= 10 else 1}f}/s {what}".rstrip(), GOOD)]
 
 
-#: Longer names push aside what comes after them.
+#: Names are padded to a common width, up to this one.
 _WIDEST = 30
 
 
 def explained_route(route: Route, definitions: Definitions) -> Iterator[Line]:
-    """What a person asks a route: who gets it and why, who nearly did, and what if it dies."""
+    """Explain a route: which queues get the message and why, which nearly do, and where it is dead-lettered."""
     yield [*_message(route), ": ", (_count(len(route.queues), "queue"), GOOD if route.queues else BAD)]
     names = [*route.queues, *(miss.binding.destination for miss in route.near_misses)]
     width = min(max((len(shown(name)) for name in names), default=0), _WIDEST)
@@ -213,7 +213,7 @@ def _label(name: str, width: int, longest: int | None) -> tuple[str, str]:
 
 
 def compared_route(route: Route, expected: set[str] | None) -> Iterator[Line]:
-    """One line of a table of keys, and what is not as expected."""
+    """Yield a line for one tested routing key, and lines for what is not as expected."""
     queues, wanted = set(route.queues), set(route.queues) if expected is None else expected
     ok = queues == wanted
     mark = ("ok    ", GOOD) if ok else ("FAIL  ", BAD)
@@ -294,7 +294,7 @@ def _count(number: int, what: str) -> str:
 
 
 def route_as_json(route: Route) -> dict[str, Any]:
-    """The route as JSON has it."""
+    """Convert a route for JSON."""
     return {
         "exchange": route.exchange,
         "routing_key": route.routing_key,

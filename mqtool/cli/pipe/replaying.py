@@ -1,4 +1,4 @@
-"""Recordings as what is published: files one after the other, each message when it is due."""
+"""Reads recordings for `mqtool replay`: files one after the other, each message when it is due."""
 
 import os
 import time
@@ -12,21 +12,21 @@ from mqtool.errors import MqtoolError, UsageError
 from mqtool.message import Message
 from mqtool.recordings.recording import Changes, Pace, Recorded, Selection, recorded
 
-#: Seconds to the next message from which on there is time to look what has been confirmed, which may take 0.05.
+#: If the next message is due later than this many seconds, confirms are processed meanwhile, which may take 0.05 s.
 _LONG = 0.1
-#: Octets in which to look for a file's first and last message.
+#: Bytes at the start and at the end of a file in which its first and last message are looked for.
 _NEAR = 256 * 1024
 
 
 class Recording:
-    """The messages of files, one after the other.
+    """The messages of recordings, one file after the other.
 
     Args:
-        paths: "-" is stdin, as none is.
+        paths: the files; "-" is stdin, which is also read if there are none.
         times: how often to play all of them.
 
     Raises:
-        UsageError: a file cannot be read, or not a second time.
+        UsageError: a file cannot be read, or is a pipe that cannot be read again.
     """
 
     def __init__(self, paths: Sequence[Path], selection: Selection, changes: Changes, times: int = 1) -> None:
@@ -43,10 +43,10 @@ class Recording:
             raise UsageError("--loop needs files, as a pipe can be read only once", "save the recording first")
 
     def messages(self, *, to_the_end: bool = False) -> Iterator[Recorded | None]:
-        """All of them.
+        """Yield the messages, and None while a pipe has none.
 
         Args:
-            to_the_end: also go on with files when asked to stop.
+            to_the_end: read files to the end even after a signal to stop.
 
         Raises:
             BadData: a line is not a message.
@@ -62,10 +62,10 @@ class Recording:
             self._passes += 1
 
     def fraction(self, pace: Pace) -> Callable[[], float] | None:
-        """How much of it was played, from 0 to 1; None if nobody knows how much there is.
+        """Return a function that returns how much was played, from 0 to 1; None if the size is unknown.
 
         Args:
-            pace: how it is played.
+            pace: when each message is due.
         """
         sizes = [size for size in self._sizes if size is not None]
         total = sum(sizes) * self._times
@@ -82,7 +82,7 @@ class Recording:
         return fraction
 
     def _seconds(self, pace: Pace) -> float:
-        """How long files take to play at their own pace; 0 if they have no pace, or it cannot be told."""
+        """Estimate how many seconds the files take at their own pace; 0 with --rate, or if it is unknown."""
         if pace.rate is not None:
             return 0.0
         played, due = Pace(pace.speed, clock=lambda: 0.0), 0.0
@@ -91,7 +91,7 @@ class Recording:
             try:
                 first, last = (_moment(end.strip().split(b"\n")[at]) for end, at in zip(ends, (0, -1), strict=True))
             except MqtoolError:
-                return 0.0  # the line will be complained about when it is its turn
+                return 0.0  # messages() raises it, with the number of the line
             lowest, highest = self._selection.between(first, last)
             for moment, opens in ((lowest, True), (highest, False)):
                 due = played.due(Recorded(b"", moment=moment, opens=opens))
@@ -104,10 +104,10 @@ def _moment(line: bytes) -> float | None:
 
 
 class Replayed(Input):
-    """A recording at its pace.
+    """Yields the messages of a recording when they are due.
 
     Args:
-        keeps_rest: as of Input.
+        keeps_rest: as for Input.
     """
 
     def __init__(self, recording: Recording, pace: Pace, *, keeps_rest: bool) -> None:

@@ -1,4 +1,4 @@
-"""What to publish: words on the command line, stdin, files, lines, NDJSON; read in chunks, and cut into messages."""
+"""What to publish: words on the command line, stdin, files, lines or NDJSON, read in chunks and cut into messages."""
 
 import os
 import re
@@ -19,12 +19,12 @@ Thing = TypeVar("Thing")
 
 STDIN = 0
 _CHUNK = 256 * 1024
-#: Seconds between two looks at whether we were asked to stop, while nothing comes.
+#: While no input arrives, a signal to stop is noticed after at most this many seconds.
 LOOK_UP = 0.25
 
 
 def has_input(descriptor: int) -> bool:
-    """Whether something is piped or redirected in: not a terminal, and not /dev/null."""
+    """True if a pipe or file is the input, not a terminal and not /dev/null."""
     try:
         return not stat.S_ISCHR(os.fstat(descriptor).st_mode)
     except OSError:
@@ -32,10 +32,10 @@ def has_input(descriptor: int) -> bool:
 
 
 def opened(path: Path | None) -> int:
-    """A file to read, as a descriptor; stdin without one, and for "-".
+    """Open a file and return its descriptor; stdin for None and for "-".
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: the file cannot be read.
     """
     if path is None or str(path) == "-":
         return STDIN
@@ -48,7 +48,11 @@ def opened(path: Path | None) -> int:
 
 
 def text_of(path: Path) -> str:
-    """A text file, or stdin for "-". Raises as opened() does, also if it is not text."""
+    """Read a text file, or stdin for "-".
+
+    Raises:
+        UsageError: the file cannot be read, or is not text.
+    """
     with open(opened(path), encoding="utf-8", closefd=str(path) != "-") as file:
         try:
             return file.read()
@@ -57,7 +61,7 @@ def text_of(path: Path) -> str:
 
 
 def fraction(descriptor: int) -> Callable[[], float] | None:
-    """How much of a file was read, from 0 to 1; None for what is not a file."""
+    """Return a function that returns how much of a file has been read, from 0 to 1; None for a pipe or terminal."""
     if not output.is_file(descriptor):
         return None
     size = max(1, os.fstat(descriptor).st_size)
@@ -65,20 +69,20 @@ def fraction(descriptor: int) -> Callable[[], float] | None:
     def fraction() -> float:
         try:
             return min(1.0, os.lseek(descriptor, 0, os.SEEK_CUR) / size)
-        except OSError:  # it was closed at its end
+        except OSError:  # closed after its end was read
             return 1.0
 
     return fraction
 
 
 def whole(descriptor: int) -> Iterator[bytes | None]:
-    """A file to its end, even when asked to stop, which Input heeds."""
+    """Yield the chunks of a file to its end, even after a signal to stop: Input decides then what to publish."""
     while chunk := os.read(descriptor, _CHUNK):
         yield chunk
 
 
 def chunks(descriptor: int) -> Iterator[bytes | None]:
-    """What can be read, as it comes; None while nothing does. Ends at the end of the input, or when asked to stop."""
+    """Yield chunks of the input as they arrive, and None while there is none, until its end or a signal to stop."""
     while stopping.requested() is None:
         if not select.select([descriptor], [], [], 0)[0]:
             yield None
@@ -98,7 +102,7 @@ def chunks(descriptor: int) -> Iterator[bytes | None]:
 
 
 def delimited(chunks: Iterator[bytes | None], delimiter: bytes) -> Iterator[bytes | None]:
-    """The pieces between delimiters; a last one without counts too, unless we were asked to stop in its middle."""
+    """Yield the pieces between delimiters. The last one needs no delimiter, unless a signal to stop cut it off."""
     return flat(delimited_lots(chunks, delimiter))
 
 
@@ -114,7 +118,7 @@ def delimited_lots(chunks: Iterator[bytes | None], delimiter: bytes) -> Iterator
         if chunk is None:
             yield []
             continue
-        if len(delimiter) > 1 and rest:  # the delimiter may have been cut in two
+        if len(delimiter) > 1 and rest:  # a delimiter may be split between two chunks
             chunk = b"".join(rest) + chunk
             rest = []
         pieces = chunk.split(delimiter)
@@ -129,7 +133,7 @@ def delimited_lots(chunks: Iterator[bytes | None], delimiter: bytes) -> Iterator
         yield [last]
 
 
-#: Stands in a routing key for a group that did not match.
+#: Fills a place of a routing key whose group did not match.
 UNKNOWN = "unknown"
 _PLACE = re.compile(r"\{(\w+)\}")
 #: Lines that go on together: for the broker to be busy with some while the next ones are read.
@@ -137,10 +141,10 @@ _LOT = 256
 
 
 class Addressing(NamedTuple):
-    """What the user named, which overrides what a message says; None if nothing was named.
+    """Exchange and routing key that the user named; they override those of a message. None if not named.
 
     Attributes:
-        routing_key: may have {group} places.
+        routing_key: may have {group} places, which --key-pattern fills.
     """
 
     exchange: str | None = None
@@ -148,13 +152,13 @@ class Addressing(NamedTuple):
 
 
 class Input:
-    """Messages to publish, and what is left of them when publishing ends early.
+    """Messages to publish; and those that are left, if publishing ends early.
 
     Args:
-        read: None among the messages says that there is none right now.
-        keeps_rest: stop when a signal asks for it, so that the rest is still to be had.
-        is_typed: it is one message, from the command line.
-        fraction: how much was read, from 0 to 1; None if there is no end to see.
+        read: the messages. None among them means that there is none right now.
+        keeps_rest: stop at a signal, so that rest() has the messages that were not published.
+        is_typed: True for one message from the command line.
+        fraction: returns how much was read, from 0 to 1; None if the size of the input is unknown.
     """
 
     def __init__(
@@ -178,11 +182,11 @@ class Input:
         return _until_stopped(self._read)
 
     def give_back(self, message: Message) -> None:
-        """Return a message that could not be published."""
+        """Take back a message that could not be published: rest() yields it."""
         self._given_back.append(message)
 
     def rest(self) -> Iterator[Message]:
-        """What was not published: the rest of a file, or what is in a pipe now, since its writer may go on forever."""
+        """Yield what was not published: the rest of a file, or what is in a pipe now (its writer may never end)."""
         yield from self._given_back
         for message in self._read:
             if message is None:
@@ -222,16 +226,17 @@ def read_messages(
     adapt: Callable[[Message], Message] | None = None,
     with_ids: bool = True,
 ) -> Input:
-    """The messages that the command line asks to publish.
+    """Read the messages that the command line asks to publish.
 
     Args:
-        default: the body if there are neither words nor input.
-        adapt: is applied to each message of the input.
-        with_ids: give each a message id, unless it has one.
+        addressing: exchange and routing key that the user named.
+        default: the body if there are neither message words nor input.
+        adapt: applied to each message of the input.
+        with_ids: give a message ID to each message that has none.
 
     Raises:
-        UsageError: the options contradict each other, or the file cannot be read.
-        BadData: the input is not valid; says in which line.
+        UsageError: options contradict each other, or the file cannot be read.
+        BadData: a line of the input is not valid; raised while reading.
     """
     words, options = asked.words, asked.options
     if sum([options.lines, options.null, options.as_json, options.delimiter is not None]) > 1:
@@ -269,7 +274,7 @@ def _from_input(
                     yield making.messages(bodies[start : start + _LOT])
         else:
             body = b"".join(chunk for chunk in read(descriptor) if chunk is not None)
-            if stopping.requested() is None:  # else it may be half a message
+            if stopping.requested() is None:  # otherwise it may be only a part of the message
                 yield making.messages([body])
     finally:
         if descriptor != STDIN:
@@ -278,7 +283,7 @@ def _from_input(
 
 
 class _Making:
-    """Makes messages from bodies, with the headers, properties and routing key that the options say."""
+    """Makes messages from bodies, with headers, properties and routing keys from the options."""
 
     def __init__(
         self, options: MessageOptions, addressing: Addressing, delays: DelayOptions, *, with_ids: bool
@@ -342,7 +347,7 @@ class _Making:
             yield [message]
 
     def _overrule(self, message: Message, *, has_properties: bool) -> None:
-        """What the options say wins over what the message says itself."""
+        """Let options override what the message says itself."""
         if self._pattern is not None:
             message.routing_key = self._key(message.body)
         elif self._routing_key is not None:
@@ -360,7 +365,7 @@ class _Making:
             message.delay, message.due = self._delay, self._due
 
     def _key(self, body: bytes) -> str:
-        """The routing key with its places filled. A line that does not match is sent all the same: none may be lost."""
+        """Fill the places of the routing key. A line that does not match is sent too, with "unknown" in its key."""
         assert self._pattern is not None
         match = self._pattern.search(body.decode("utf-8", "replace"))
         groups = match.groupdict() if match else {}

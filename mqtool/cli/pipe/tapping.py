@@ -1,8 +1,8 @@
-"""The pipeline of `mqtool tap`: copies from one broker or several, printed as they come; what is dropped is counted.
+"""What `mqtool tap` does: print copies of messages from one broker or several, and count those that it must drop.
 
-The firehose of a virtual host is on while commands need it, and off again after the last of them. A file in the state
-directory says that mqtool has switched it on. Each command that needs it holds a lock on that file, so a file without a
-lock was left behind by a command that was killed.
+A tap of everything needs the firehose (tracing) of a virtual host. It is switched on for the first such command and off
+after the last. A file in the state directory records that mqtool switched it on. Each command that needs it holds a
+lock on that file; a file without a lock was left behind by a command that was killed.
 """
 
 import fcntl
@@ -36,18 +36,19 @@ from mqtool.taps import copies
 from mqtool.taps.copies import Tap
 from mqtool.where import Where
 
-#: Seconds between two looks at what piles up at the broker, and looks between two notices of what was dropped.
+#: Seconds between two checks of the queue at the broker; and checks between two notices of dropped messages.
 _LOOK, _EVERY = 0.25, 8
-#: Seconds without a look that only a process that was stopped lets pass. By the next look the backlog may be gone.
+#: After this many seconds without a check, the process must have been suspended (Ctrl-Z), and the broker may have
+#: dropped messages meanwhile.
 _STANDSTILL = 2.0
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where copies come from.
+    """A broker to tap.
 
     Attributes:
-        start: begins to consume on a channel, with these settings.
+        start: starts the tap on a channel, with these settings.
     """
 
     access: Access
@@ -56,10 +57,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Printing:
-    """What to print of them, and how.
+    """Which copies to print, and how.
 
     Attributes:
-        buffer: how many deliveries to keep for a slow reader, for each broker.
+        line: as for DeliveryWriter.
+        buffer: deliveries kept per broker for a slow reader; more are dropped.
+        where: print only matching copies; None for all.
     """
 
     receiving: Receiving
@@ -69,11 +72,11 @@ class Printing:
 
 
 def print_taps(sources: Sequence[Source], printing: Printing) -> None:
-    """Print copies until they end, from all brokers at once; with several, each line names its own.
+    """Print copies from all brokers at once; with several, each line starts with its broker's name.
 
     Raises:
-        ReaderGone: nobody reads what we print any more.
-        MqtoolError: one of the taps failed; all have ended then.
+        ReaderGone: the program that reads the output has ended.
+        MqtoolError: a tap failed, which ends all of them.
     """
     printing.receiving.printing.redirect()
     writers = [_labelled(printing, source, among=sources) for source in sources]
@@ -112,10 +115,10 @@ def print_taps(sources: Sequence[Source], printing: Printing) -> None:
 
 
 class _Wanted:
-    """Chooses the deliveries to print, from all brokers together.
+    """Chooses the deliveries to print: those that match, up to a count over all brokers.
 
     Attributes:
-        found: how many there were.
+        found: number of deliveries chosen so far.
     """
 
     def __init__(self, count: int | None, where: Where | None, stop: Callable[[], None]) -> None:
@@ -127,11 +130,11 @@ class _Wanted:
 
     @property
     def missing(self) -> bool:
-        """Whether there were fewer than the count."""
+        """True if fewer than the count were found."""
         return self._count is not None and self.found < self._count
 
     def of(self, deliveries: Iterator[Delivery]) -> Iterator[Delivery]:
-        """Those that match, up to the count."""
+        """Yield the deliveries to print."""
         where = self._where
         for delivery in deliveries:
             if where is not None and not where.matches(conditions.of_delivery(delivery)):
@@ -151,10 +154,10 @@ class _Wanted:
 
 
 class _Run(threading.Thread):
-    """Prints what comes from one broker.
+    """A thread that prints the copies from one broker.
 
     Attributes:
-        failure: what ended it, if it was not the end.
+        failure: the error that ended it, if any.
     """
 
     def __init__(self, write: DeliveryWriter, deliveries: Iterator[Delivery], stop: Callable[[], None]) -> None:
@@ -165,18 +168,18 @@ class _Run(threading.Thread):
         self._stop_all = stop
 
     def run(self) -> None:
-        """Print until the end; if that is a failure, it ends the others, too."""
+        """Print until there are no more copies; an error stops the other taps, too."""
         try:
             for delivery in self._deliveries:
                 self._write.add(delivery)
             self._write.flush()
-        except BaseException as error:  # raised again, by whoever started it
+        except BaseException as error:  # raised again by print_taps()
             self.failure = error
             self._stop_all()
 
 
 def _labelled(printing: Printing, source: Source, *, among: Sequence[Source]) -> DeliveryWriter:
-    """Have each line name its broker, if there are several; bodies alone and templates stay as they are."""
+    """Return a writer whose lines name the broker if there are several; not for --raw and --format."""
     receiving = printing.receiving
     write = delivery_writer(receiving, printing.line, queue_is_private=True)
     if len(among) > 1 and (receiving.printing.as_json or not receiving.printing.has_form):
@@ -192,7 +195,7 @@ def _labelled(printing: Printing, source: Source, *, among: Sequence[Source]) ->
 
 @contextmanager
 def _counting(buffers: Sequence[Buffer], taps: Sequence[Tap]) -> Iterator[None]:
-    """Within the block, say from time to time how many were dropped; and at the end, how many in all."""
+    """Within the block, print a notice now and then when messages were dropped; at the end, print the total."""
     is_over, started = threading.Event(), time.monotonic()
 
     def dropped() -> int:
@@ -212,7 +215,7 @@ def _counting(buffers: Sequence[Buffer], taps: Sequence[Tap]) -> Iterator[None]:
                 said = now
                 output.notice(f"{now:,} dropped up to now: the output is slower than the messages come")
 
-    # It may wait for a broker that is away, so nobody waits for it.
+    # Not joined: it may be waiting for a broker that is down.
     threading.Thread(target=watch, name="mqtool-dropped", daemon=True).start()
     try:
         yield
@@ -223,12 +226,12 @@ def _counting(buffers: Sequence[Buffer], taps: Sequence[Tap]) -> Iterator[None]:
 
 
 _HOW = "to switch it off: mqtool tap --firehose-off"
-#: Seconds between two attempts to reach the management API, which comes up a moment after the broker; and attempts.
+#: Seconds between attempts to reach the management API, which starts a moment after the broker; number of attempts.
 _PAUSE, _ATTEMPTS = 0.5, 60
 
 
 def switch_off(access: Access) -> None:
-    """Switch it off, whoever has switched it on.
+    """Switch the firehose off, even if mqtool did not switch it on.
 
     Raises:
         MqtoolError: the management API refuses, or does not answer.
@@ -240,7 +243,7 @@ def switch_off(access: Access) -> None:
 
 
 def check_left_on(access: Access) -> None:
-    """If a tap was killed while it had the firehose on, say so, and offer a person to switch it off."""
+    """Warn if a killed tap left the firehose on; on a terminal, offer to switch it off."""
     file = _state_file(access)
     if not file.exists():
         return
@@ -259,10 +262,10 @@ def check_left_on(access: Access) -> None:
 
 @contextmanager
 def switched_on(access: Access, channel: Channel) -> Iterator[None]:
-    """Within the block the firehose is on; if it was off before, it is off again afterwards.
+    """Switch the firehose on within the block, and off afterwards if it was off before.
 
     Args:
-        channel: when it is opened anew, the broker may have been restarted, which switches it off.
+        channel: when it reopens, the firehose is switched on again, since a restart of the broker switches it off.
 
     Raises:
         MqtoolError: the management API refuses, or does not answer.
@@ -289,7 +292,7 @@ def switched_on(access: Access, channel: Channel) -> Iterator[None]:
 def _let_go(access: Access, held: IO[str]) -> None:
     with _one_at_a_time(), held:
         if not _is_alone(held):
-            return  # another tap still needs it, and switches it off
+            return  # another tap still needs it, and will switch it off
         try:
             copies.switch_firehose(access.management(), access.vhost, on=False)
         except MqtoolError as error:
@@ -300,7 +303,7 @@ def _let_go(access: Access, held: IO[str]) -> None:
 
 
 class _Again(ChannelListener):
-    """Switches it on again after the connection was lost."""
+    """Switches the firehose on again when a lost connection was reopened."""
 
     def __init__(self, access: Access) -> None:
         self._access = access
@@ -322,7 +325,7 @@ class _Again(ChannelListener):
 
 
 def _is_alone(file: IO[str]) -> bool:
-    """Whether no other command holds the file; if so, it is locked for this one."""
+    """Lock the file for this command; return False if another command holds it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -331,7 +334,7 @@ def _is_alone(file: IO[str]) -> bool:
 
 
 def _state_file(access: Access) -> Path:
-    """What says that we have switched on the firehose of a virtual host, by whatever user."""
+    """The file that records that mqtool switched on the firehose of this virtual host."""
     address = access.address
     host = "localhost" if address.host in ("127.0.0.1", "::1") else address.host
     name = hashlib.sha256(f"{host}:{address.port}/{address.virtual_host}".encode()).hexdigest()[:16]
@@ -350,7 +353,7 @@ def _open_state(path: Path) -> IO[str]:
 
 @contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """No other command looks at these files within the block."""
+    """Keep other commands from using these files within the block."""
     with _open_state(state.home() / "firehose" / "lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
