@@ -7,7 +7,7 @@ lost connection at once. Reopening happens on a third thread, which lives only u
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum, auto
 from typing import Any, Self
 
@@ -269,13 +269,10 @@ class Connection:
     def _is_set_up(self) -> bool:
         """Become open, unless the connection was lost again, or a channel is missing."""
         with self._changed:
-            if self._pika is None or self._unopened():
+            if self._pika is None or _unopened(self._channels):
                 return False
             self._become(State.OPEN)
             return True
-
-    def _unopened(self) -> list[Channel]:
-        return [channel for channel in self._channels if not (channel.reopening.is_ready or channel.reopening.failure)]
 
     def _on_close(self, pika: PikaConnection, error: BaseException) -> None:
         """An open connection has closed. On the I/O thread."""
@@ -332,7 +329,7 @@ class Connection:
         while not self._is_set_up():
             if self._pika is None:
                 raise exceptions.ConnectionWrongStateError("it was lost again")
-            for channel in self._unopened():
+            for channel in _unopened(self._channels):
                 channel.reopening.open(connection_is_new=True)
 
     def _is_over_within(self, seconds: float) -> bool:
@@ -382,3 +379,7 @@ def _parameters(address: Address, tls: "ssl.SSLContext | None", name: str) -> Co
         client_properties={"product": "mqtool", "connection_name": name},
         **options,
     )
+
+
+def _unopened(channels: Iterable[Channel]) -> list[Channel]:
+    return [channel for channel in channels if not (channel.reopening.is_ready or channel.reopening.failure)]
