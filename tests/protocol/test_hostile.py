@@ -4,13 +4,14 @@ RabbitMQ 3.10 takes most of them; it refuses NaN and infinity, and its queues tr
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 
 import pytest
 from pamqp import commands
 
 from mqtool.broker.embedded import EmbeddedBroker
+from tests.protocol.conftest import Api
 from tests.protocol.raw_client import RawClient, raw_frame
 
 NAMES = [b"a\0b", b"\xff\xfe", b"a\nb", b"\xed\xa0\x80", b"x" * 255]
@@ -130,3 +131,27 @@ def test_hostile_properties(client: RawClient, name: bytes) -> None:
     publish(client, b"amq.fanout", b"k", b"", short(name) * 5, flags=0x0400 | 0x0200 | 0x0080 | 0x0020 | 0x0008)
     for _ in range(2):
         assert short(name) * 5 in buried(client)
+
+
+@pytest.mark.parametrize("depth", [60, 61, 62, 63, 64])
+@pytest.mark.parametrize("name", [b"h", b"CC"])
+def test_hostile_headers_while_tracing_is_on(name: bytes, depth: int, api_of: Callable[[EmbeddedBroker], Api]) -> None:
+    """Publishers and consumers go on, whether or not the firehose can have a copy of the headers."""
+    value = nested(depth) if name == b"h" else b"A" + sized(nested(depth - 1))
+    with EmbeddedBroker(management_port=0) as broker:
+        assert api_of(broker)("PUT", "vhosts/%2F", {"tracing": True})[0] == 204
+        client = RawClient(broker.url)
+        client.send(commands.Queue.Declare(queue="traced", exclusive=True))
+        client.expect(commands.Queue.DeclareOk)
+        client.send(commands.Queue.Bind(queue="traced", exchange="amq.rabbitmq.trace", routing_key="#"))
+        client.expect(commands.Queue.BindOk)
+        client.send(commands.Queue.Declare(queue="q", durable=True, arguments={"x-queue-type": "quorum"}))
+        client.expect(commands.Queue.DeclareOk)
+        publish(client, b"", b"q", short(name) + value)
+        client.send(commands.Basic.Consume(queue="q", consumer_tag="t"))
+        client.expect(commands.Basic.ConsumeOk)
+        assert b"\1t" in buried(client)
+        client.send(commands.Basic.Nack(delivery_tag=1, requeue=True))
+        assert b"x-delivery-count" in buried(client)
+        client.send(commands.Queue.Declare(queue="traced", passive=True))
+        assert client.expect(commands.Queue.DeclareOk).message_count == 3

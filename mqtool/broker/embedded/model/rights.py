@@ -5,6 +5,9 @@ from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.exchange import Exchange
 from mqtool.codecs.field_tables import Table
 
+#: The answers that are remembered, so that a client that uses ever new names does not fill the memory.
+_MOST_KNOWN = 1000
+
 
 class Rights:
     """The permissions of a user in a virtual host, remembered until any user changes.
@@ -34,6 +37,8 @@ class Rights:
             self.has_topics = user is not None and bool(user.topic_permissions)
         allowed = self._known.get((what, name))
         if allowed is None:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
             allowed = self._known[what, name] = self._allowed(what, name)
         if not allowed:
             raise self._refused(what, f"{kind} '{name or 'amq.default'}'")

@@ -320,7 +320,13 @@ def _copy(
         "user": session.user.name,
         **after,
     }
-    header = ContentHeader.of(_NOTHING.replace(headers=headers), len(message.body))
+    try:
+        properties_of_copy = _NOTHING.replace(headers=headers)
+    except ValueError:
+        # In the copy the message's headers are nested one table deeper, which can be too deep: leave them out.
+        named = {name: value for name, value in properties.items() if name != "headers"}
+        properties_of_copy = _NOTHING.replace(headers={**headers, "properties": named})
+    header = ContentHeader.of(properties_of_copy, len(message.body))
     copy = Message(encode_address(TRACE_EXCHANGE, key), header, message.body)
     vhost = session.vhost
     vhost.enqueue(vhost.route(vhost.exchanges[TRACE_EXCHANGE], copy))
