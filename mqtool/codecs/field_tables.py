@@ -144,7 +144,7 @@ class FieldTables:
     #: Levels of tables and arrays that are encoded; the broker's own were read from a table before.
     _deepest: float = math.inf
 
-    def decode_table(self, data: bytes, offset: int = 0) -> tuple[dict[str, Any], int]:
+    def decode_table(self, data: bytes, offset: int = 0, max_depth: int = MAX_DEPTH) -> tuple[dict[str, Any], int]:
         """Decode the table at an offset; return it with the offset after it.
 
         Raises:
@@ -152,7 +152,7 @@ class FieldTables:
         """
         try:
             end = self._end(data, offset, len(data))
-            return self._fields(data, offset + 4, end, 0), end
+            return self._fields(data, offset + 4, end, MAX_DEPTH - max_depth), end
         except (struct.error, IndexError) as error:
             raise ValueError("field table cut short") from error
 
@@ -288,11 +288,11 @@ class _ClientTables(FieldTables):
     _sets_damage_aside = True
     _deepest = MAX_DEPTH
 
-    def decode_table(self, data: bytes, offset: int = 0) -> tuple[dict[str, Any], int]:
+    def decode_table(self, data: bytes, offset: int = 0, max_depth: int = MAX_DEPTH) -> tuple[dict[str, Any], int]:
         end = len(data)
         try:
             end = self._end(data, offset, end)
-            return self._fields(data, offset + 4, end, 0), end
+            return self._fields(data, offset + 4, end, MAX_DEPTH - max_depth), end
         except (ValueError, struct.error, IndexError):
             return {UNREADABLE: data[offset:end]}, end
 

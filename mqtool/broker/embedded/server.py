@@ -188,12 +188,10 @@ class Server:
             "disk", LOW_ON_DISK, f"cannot write to the data directory: {error}"
         )
         storage.when_recovered = lambda: broker.clear_alarm("disk")
-        is_new = not recover(broker, storage)
+        recover(broker, storage)
         self.damage = storage.damage
         if self.damage is not None:
             log.error("%s", self.damage)
-        if is_new:
-            broker.create_defaults()
         self._disk_space = DiskSpace(broker)
         return broker
 

@@ -39,6 +39,9 @@ class FakeClock:
     def now(self) -> int:
         return self.time
 
+    def wall(self) -> int:
+        return self.time
+
     def call_later(self, milliseconds: int, what: Callable[[], object]) -> FakeTimer:
         timer = FakeTimer()
         heappush(self._due, (self.time + milliseconds, next(self._turn), timer, what))

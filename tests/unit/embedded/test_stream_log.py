@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from mqtool.broker.embedded.model.ledger import Ledger, MemoryShelf, Shelf
+from mqtool.broker.embedded.model.ledger import Ledger, MemorySegments, Segments
 from mqtool.broker.embedded.model.stream_log import Retention, StreamLog
 from mqtool.broker.embedded.model.stream_queue import Reader
 from mqtool.broker.embedded.model.stream_segment import simple_entry
-from mqtool.broker.embedded.store.segment_files import FileShelf
+from mqtool.broker.embedded.store.segment_files import SegmentDirectory
 
 
 class NoTimer:
@@ -43,13 +43,13 @@ class HandClock:
 class Bench:
     """A log with its clock, that can be opened again."""
 
-    def __init__(self, shelf: Callable[[], Shelf]) -> None:
+    def __init__(self, segments: Callable[[], Segments]) -> None:
         self.clock = HandClock()
-        self._shelf = shelf
+        self._segments = segments
         self.log = self.open()
 
     def open(self, **retention: int) -> StreamLog:
-        self.log = StreamLog(self._shelf(), self.clock, Ledger(), Retention(**retention))
+        self.log = StreamLog(self._segments(), self.clock, Ledger(), Retention(**retention))
         return self.log
 
     def add(self, *bodies: bytes) -> None:
@@ -68,12 +68,12 @@ class Bench:
 @pytest.fixture(params=["memory", "files"])
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
     files = request.param == "files"
-    return Bench(lambda: FileShelf(tmp_path / "streams" / "1") if files else MemoryShelf(lambda _: None))
+    return Bench(lambda: SegmentDirectory(tmp_path / "streams" / "1") if files else MemorySegments(lambda _: None))
 
 
 @pytest.fixture
 def on_disk(tmp_path: Path) -> Bench:
-    return Bench(lambda: FileShelf(tmp_path / "streams" / "1"))
+    return Bench(lambda: SegmentDirectory(tmp_path / "streams" / "1"))
 
 
 def segment_files(path: Path) -> list[Path]:
@@ -192,7 +192,7 @@ def test_a_full_disk_is_tried_again(bench: Bench, monkeypatch: pytest.MonkeyPatc
     log.append(simple_entry(b"a"))
     log.prepare()
     with monkeypatch.context() as patched:
-        patched.setattr(log._segments[-1].octets, "sync", lambda: 1 / 0)
+        patched.setattr(log._segments[-1].data, "sync", lambda: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             log.write()
     bench.add(b"b")

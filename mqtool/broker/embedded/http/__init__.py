@@ -79,6 +79,10 @@ class Management:
             raise refused("Not management user")
         return user
 
+    async def stored(self) -> None:
+        """Wait until what requests have changed is on disk."""
+        await self._api.broker.ledger.stored()
+
     def answer(self, request: Request) -> Answer:
         """Answer a request.
 

@@ -73,7 +73,7 @@ def export_vhost(vhost: VirtualHost) -> Json:
 def _topology(vhosts: list[VirtualHost]) -> Json:
     queues = [queue for vhost in vhosts for queue in vhost.queues.values() if queue.owner is None]
     names = {(queue.vhost, queue.name) for queue in queues}
-    bindings = [binding_view(vhost.name, link) for vhost in vhosts for link in vhost.links()]
+    bindings = [binding_view(vhost.name, each) for vhost in vhosts for each in vhost.bindings()]
     return {
         "parameters": parameter_views(vhosts),
         "policies": policy_views(vhosts, USER),

@@ -117,6 +117,9 @@ class Handler(Protocol):
             HttpError: the request is refused.
         """
 
+    async def stored(self) -> None:
+        """Wait until what requests have changed is on disk."""
+
     def answer(self, request: Request) -> Answer:
         """Answer a request.
 
@@ -187,7 +190,10 @@ class HttpServer:
             await _write(writer, _refusal(error), stay=stay, head_only=request.method == "HEAD")
             return stay
         request.body = await _read_body(reader, size)
-        await _write(writer, await self._last_answer(request), stay=stay, head_only=request.method == "HEAD")
+        answer = await self._last_answer(request)
+        if request.method not in ("GET", "HEAD"):
+            await self._handler.stored()
+        await _write(writer, answer, stay=stay, head_only=request.method == "HEAD")
         return stay
 
     async def _last_answer(self, request: Request) -> Answer:

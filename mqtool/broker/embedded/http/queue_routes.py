@@ -31,10 +31,10 @@ from mqtool.broker.embedded.model.declarations import (
     check_exchange_type,
     check_queue,
 )
-from mqtool.broker.embedded.model.exchange import Exchange, ExchangeDeclaration, Link
+from mqtool.broker.embedded.model.exchange import Binding, Exchange, ExchangeDeclaration
 from mqtool.broker.embedded.model.queue import Queue, QueueDeclaration
 from mqtool.broker.embedded.model.stream_queue import Stream
-from mqtool.broker.embedded.model.virtual_host import VirtualHost, check_queues
+from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.wire.amqp_connection import Connection
 from mqtool.codecs.field_tables import Table
 
@@ -143,7 +143,7 @@ def declare_queue(vhost: VirtualHost, declared: QueueDeclaration) -> bool:
         return True
     if declared.name.startswith("amq."):
         raise refused("Access refused.")
-    check_queues(vhost, declared.name)
+    vhost.check_queue_limit(declared.name)
     check_queue(declared, vhost.name, vhost.profile)
     vhost.add_queue(declared)
     return False
@@ -312,11 +312,11 @@ def bindings_of_vhost(call: Call, vhost: str) -> list[Json]:
 def _binding_views(vhost: VirtualHost) -> list[Json]:
     """All bindings of a virtual host, with the implied ones of each queue to the default exchange."""
     default = vhost.exchanges[""]
-    implied = [Link(default, queue, queue.name, {}) for queue in vhost.queues.values()]
-    return [binding_view(vhost.name, each) for each in [*implied, *vhost.links()]]
+    implied = [Binding(default, queue, queue.name, {}) for queue in vhost.queues.values()]
+    return [binding_view(vhost.name, each) for each in [*implied, *vhost.bindings()]]
 
 
-def binding_view(vhost: str, binding: Link) -> Json:
+def binding_view(vhost: str, binding: Binding) -> Json:
     """A binding as /api/bindings shows it."""
     return {
         "source": binding.source.name,
@@ -369,7 +369,7 @@ def binding_declaration(body: Json) -> tuple[str, Table]:
 def delete_binding(call: Call, vhost: str, source: str, kind: str, destination: str, key: str) -> None:
     """Delete one binding, by its properties key."""
     exchange, end = _ends(call, vhost, source, kind, destination, None)
-    for each in list(exchange.links):
+    for each in list(exchange.bindings):
         if each.destination is end and each.properties_key == key:
             call.rights(vhost).check_topic("read", exchange, each.routing_key)
             call.vhost(vhost).unbind(exchange, end, each.routing_key, each.arguments)

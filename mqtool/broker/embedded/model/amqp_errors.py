@@ -3,6 +3,10 @@
 The reply texts are RabbitMQ 3.10's, because clients and their tests match on them.
 """
 
+import logging
+
+log = logging.getLogger("mqtool.broker.embedded")
+
 REPLY_NAMES = {
     311: "CONTENT_TOO_LARGE",
     312: "NO_ROUTE",
@@ -55,11 +59,11 @@ class AmqpException(Exception):
 
     @property
     def reply_text(self) -> str:
-        """The text, cut to fit a short string: at most 255 octets."""
-        octets = self.text.encode(errors="surrogateescape")
-        if len(octets) > 255:
-            octets = octets[:252] + b"..."
-        return octets.decode(errors="ignore")
+        """The text, cut to fit a short string: at most 255 bytes."""
+        encoded = self.text.encode(errors="surrogateescape")
+        if len(encoded) > 255:
+            encoded = encoded[:252] + b"..."
+        return encoded.decode(errors="ignore")
 
 
 class ChannelException(AmqpException):
@@ -103,3 +107,17 @@ def access_refused(what: str) -> ChannelException:
 def storage_failed(error: Exception) -> ConnectionException:
     """506: the disk does not take a declaration."""
     return ConnectionException(RESOURCE_ERROR, f"cannot write to the data directory: {error}")
+
+
+class FailureLog:
+    """Logs messages that cannot be handled: each kind of failure once, with its traceback, however often it happens."""
+
+    def __init__(self) -> None:
+        self._logged: set[tuple[str, type[Exception]]] = set()
+
+    def report(self, what: str, error: Exception) -> None:
+        """Log that a message was set aside."""
+        if (what, type(error)) not in self._logged:
+            self._logged.add((what, type(error)))
+            # Names in it are a client's: in ASCII they cannot forge lines of the log.
+            log.error("%s: it is set aside, and others like it without notice", ascii(what)[1:-1], exc_info=error)

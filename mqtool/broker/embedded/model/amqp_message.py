@@ -6,8 +6,12 @@ from functools import lru_cache
 from typing import Self
 
 from mqtool.codecs.field_tables import Table, Value, decode_table, encode_table
+from mqtool.message import MAX_DEPTH
 
 BASIC_CLASS = 60
+
+#: How deep the headers of a message may be nested once the broker has put those of a client into its own.
+DEEPEST = MAX_DEPTH + 8
 PERSISTENT = 2
 
 _CONTENT_HEADER = struct.Struct(">HHQH")
@@ -86,7 +90,7 @@ class Properties:
 
     __slots__ = ("_data", "_offset", "delivery_mode", "expiration", "headers", "priority", "reply_to", "user_id")
 
-    def __init__(self, data: bytes, offset: int = 0) -> None:
+    def __init__(self, data: bytes, offset: int = 0, max_depth: int = DEEPEST) -> None:
         self._data = data
         self._offset = offset
         self.headers = _NO_HEADERS
@@ -99,7 +103,7 @@ class Properties:
             if name == "delivery_mode":
                 self.delivery_mode = data[start]
             elif name == "headers":
-                self.headers = decode_table(data[start:end])[0]
+                self.headers = decode_table(data[start:end], max_depth=max_depth)[0]
             elif name == "priority":
                 self.priority = data[start]
             elif name in ("expiration", "user_id", "reply_to"):
@@ -172,11 +176,11 @@ class ContentHeader:
 
     __slots__ = ("body_size", "class_id", "properties", "raw")
 
-    def __init__(self, raw: bytes, like: Properties | None = None) -> None:
+    def __init__(self, raw: bytes, like: Properties | None = None, max_depth: int = DEEPEST) -> None:
         if len(raw) < 14:
             raise ValueError("content header cut short")
         self.class_id, _weight, self.body_size, _flags = _CONTENT_HEADER.unpack_from(raw)
-        self.properties = Properties(raw, 12) if like is None else like.of_another(raw, 12)
+        self.properties = Properties(raw, 12, max_depth) if like is None else like.of_another(raw, 12)
         self.raw = raw
 
     @classmethod
@@ -206,7 +210,8 @@ _parse_small_header = lru_cache(maxsize=2048)(ContentHeader)
 class HeaderReader:
     """Decodes content headers. One that differs from the last in its message id alone costs a tenth."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_depth: int = MAX_DEPTH) -> None:
+        self._max_depth = max_depth
         self._latest: Properties | None = None
         # What stands around the message id in all headers like the latest.
         self._before = self._after = b""
@@ -222,7 +227,7 @@ class HeaderReader:
             return _parse_small_header(raw)
         if len(raw) == self._size and raw.startswith(self._before, 12) and raw.endswith(self._after):
             return ContentHeader(raw, self._latest)
-        header = ContentHeader(raw)
+        header = ContentHeader(raw, max_depth=self._max_depth)
         if (span := header.properties.message_id_span()) is not None:
             self._latest, self._size = header.properties, len(raw)
             self._before, self._after = raw[12 : 12 + span.start], raw[12 + span.stop :]

@@ -145,7 +145,7 @@ class Policies:
             ConnectionException: 506, the disk does not take it; then nothing has changed.
         """
         value: Table = {"vhost": self._vhost, **policy._asdict()}
-        self._ledger.save(kind, f"{self._vhost}\0{policy.name}", value)
+        self._ledger.save(kind, (self._vhost, policy.name), value)
         self.restore(kind, policy)
 
     def restore(self, kind: str, policy: Policy) -> None:
@@ -160,15 +160,8 @@ class Policies:
             KeyError: there is none of this name.
         """
         del self.by_kind[kind][name]
-        self._ledger.forget(kind, f"{self._vhost}\0{name}")
+        self._ledger.forget(kind, (self._vhost, name))
         self._when_changed()
-
-    def clear(self) -> None:
-        """Delete all, with the virtual host."""
-        for kind, policies in self.by_kind.items():
-            for name in policies:
-                self._ledger.forget(kind, f"{self._vhost}\0{name}")
-            policies.clear()
 
     def applied_to(self, name: str, kind: str) -> Applied:
         """Return what applies to a queue of this type, or to an `exchange`."""

@@ -8,8 +8,8 @@ from typing import ClassVar, Protocol
 
 from mqtool.broker.embedded.model.amqp_message import Message
 
-LOT = 500
-"""How many messages are read back at once, at most."""
+#: The most messages that are read back at once.
+BATCH = 500
 
 
 class Entry:
@@ -110,11 +110,11 @@ class Backlog:
         if not isinstance(first, int):
             return first
         rows = takewhile(lambda each: isinstance(each, int), self._fresh)
-        lot = self._pages.page_in([row for row in islice(rows, LOT) if isinstance(row, int)])
-        for _ in lot:
+        batch = self._pages.page_in([row for row in islice(rows, BATCH) if isinstance(row, int)])
+        for _ in batch:
             self._fresh.popleft()
-        self._fresh.extendleft(reversed(lot))
-        return lot[0]
+        self._fresh.extendleft(reversed(batch))
+        return batch[0]
 
     def clear(self) -> list[Entry | int]:
         """Remove all messages, and return them; of those that are paged out, the rows."""

@@ -152,7 +152,7 @@ class Broker:
         self._save_vhost(vhost, vhost.description, limits)
 
     def _save_vhost(self, vhost: VirtualHost, description: str, limits: dict[str, int]) -> None:
-        self.ledger.save("vhost", vhost.name, {"description": description, "limits": {**limits}})
+        self.ledger.save("vhost", (vhost.name,), {"name": vhost.name, "description": description, "limits": {**limits}})
         vhost.description, vhost.limits = description, limits
 
     def delete_vhost(self, name: str) -> None:
@@ -163,27 +163,21 @@ class Broker:
         """
         vhost = self.vhosts.pop(name)
         self._close_clients(f"vhost '{name}' is down", lambda client: client.is_open and client.vhost is vhost)
-        for queue in list(vhost.queues.values()):
-            vhost.delete_queue(queue)
-        for exchange in [exchange for exchange in vhost.exchanges.values() if not exchange.predeclared]:
-            if exchange.name in vhost.exchanges:
-                vhost.delete_exchange(exchange)
-        vhost.policies.clear()
-        vhost.drop_held()
+        vhost.delete_contents()
         for user in self.users.values():
             topics = {place: rights for place, rights in user.topic_permissions.items() if place[0] != name}
             if user.permissions.pop(name, None) is not None or topics != user.topic_permissions:
                 user.topic_permissions = topics
                 self.save_user(user)
-        self.ledger.forget("vhost", name)
 
     def save_user(self, user: User) -> None:
         """Add or change a user."""
         permissions: Table = {vhost: [p.configure, p.write, p.read] for vhost, p in user.permissions.items()}
         self.ledger.save(
             "user",
-            user.name,
+            (user.name,),
             {
+                "name": user.name,
                 "password_hash": (user.password_hash or b"").hex(),
                 "algorithm": user.algorithm,
                 "tags": list(user.tags),
@@ -205,7 +199,7 @@ class Broker:
         """
         del self.users[name]
         self._close_clients(f"user '{name}' is deleted", lambda client: client.is_open and client.user.name == name)
-        self.ledger.forget("user", name)
+        self.ledger.forget("user", (name,))
 
     def set_permissions(self, user: str, vhost: str, permissions: Permissions | None) -> None:
         """Change what a user may do in a virtual host; None for nothing.
@@ -232,10 +226,10 @@ class Broker:
     def set_global_parameter(self, name: str, text: str | None) -> None:
         """Set a global parameter, in JSON; None to delete it."""
         if text is not None:
-            self.ledger.save("global_parameter", name, {"json": text})
+            self.ledger.save("global_parameter", (name,), {"name": name, "json": text})
             self.global_parameters[name] = text
         elif self.global_parameters.pop(name, None) is not None:
-            self.ledger.forget("global_parameter", name)
+            self.ledger.forget("global_parameter", (name,))
 
     def authenticate(self, name: str, password: str, *, from_loopback: bool) -> User | None:
         """Return the user if this is their password; see loopback_users."""

@@ -3,14 +3,16 @@
 from collections import deque
 from collections.abc import Callable
 
+from mqtool.broker.embedded.model.amqp_errors import FailureLog
 from mqtool.broker.embedded.model.amqp_message import Dead, Message
 from mqtool.broker.embedded.model.clock import Clock
-from mqtool.broker.embedded.model.queue import Queue, Settled
+from mqtool.broker.embedded.model.queue import Outcome, Queue, Settled
 from mqtool.codecs.field_tables import Int64, Table, Timestamp, Value
 
 _MAX_COUNT = 2**63 - 1
 
-_SAID = {"x-death"} | {
+#: The headers in which RabbitMQ says how a message died.
+_DEATH_HEADERS = {"x-death"} | {
     f"x-{which}-death-{name}" for which in ("first", "last") for name in ("reason", "queue", "exchange")
 }
 
@@ -19,20 +21,24 @@ class DeadLetters:
     """Publishes the dead messages of a virtual host's queues to their dead-letter exchanges, one after the other.
 
     Args:
-        publish: publishes a message to the exchange that it is addressed to, with the reason why it died; returns
-            whether a queue took it.
+        publish: publishes a message to the exchange that it is addressed to; gets the reason too, and returns whether
+            a queue took it.
+        failures: where a message is reported that cannot be published.
         trusts_deaths: see Profile.
     """
 
-    def __init__(self, publish: Callable[[Message, str], bool], clock: Clock, *, trusts_deaths: bool) -> None:
+    def __init__(
+        self, publish: Callable[[Message, str], bool], clock: Clock, failures: FailureLog, *, trusts_deaths: bool
+    ) -> None:
         self._publish = publish
         self._clock = clock
+        self._failures = failures
         self._trusts_deaths = trusts_deaths
         self._waiting: deque[tuple[Queue, Message, str, Settled]] = deque()
         self._is_busy = False
 
     def add(self, queue: Queue, message: Message, reason: str, done: Settled) -> None:
-        """Publish a message again, and tell `done` whether a queue took it.
+        """Publish a dead message, then call `done` with the outcome.
 
         A dead letter may cause another one, through any number of queues, so they are not published recursively.
         """
@@ -47,13 +53,18 @@ class DeadLetters:
         finally:
             self._is_busy = False
 
-    def _publish_again(self, queue: Queue, message: Message, reason: str) -> bool:
+    def _publish_again(self, queue: Queue, message: Message, reason: str) -> Outcome:
         exchange, key = queue.options.dead_letter_exchange, queue.options.dead_letter_routing_key
         if exchange is None:
-            return False
-        now = self._clock.now() // 1000
-        dead = dead_letter(message, queue.name, reason, exchange, key, now, trusts_deaths=self._trusts_deaths)
-        return self._publish(dead, reason)
+            return Outcome.NOT_TAKEN
+        now = self._clock.wall() // 1000
+        try:
+            dead = dead_letter(message, queue.name, reason, exchange, key, now, trusts_deaths=self._trusts_deaths)
+            return Outcome.TAKEN if self._publish(dead, reason) else Outcome.NOT_TAKEN
+        except Exception as error:
+            # One bad message must not keep the others from being dead-lettered, or close its neighbours' connections.
+            self._failures.report(f"a message of queue '{queue.name}' cannot be dead-lettered", error)
+            return Outcome.FAILED
 
 
 def dead_letter(
@@ -62,7 +73,7 @@ def dead_letter(
     """Return the message to publish to the dead-letter exchange.
 
     Args:
-        queue: the queue that it dies in.
+        queue: the name of the queue that it dies in.
         reason: `rejected`, `expired`, `maxlen` or `delivery_limit`.
         exchange: the dead-letter exchange.
         routing_key: its new routing key; None to keep its own.
@@ -71,7 +82,7 @@ def dead_letter(
     """
     if not (trusts_deaths or isinstance(message, Dead)):
         message = message.replace(
-            headers={name: message.headers[name] for name in message.headers if name not in _SAID}
+            headers={name: message.headers[name] for name in message.headers if name not in _DEATH_HEADERS}
         )
     headers = dict(message.headers)
     headers["x-death"] = [*_deaths(message, queue, reason, now)]
@@ -88,23 +99,24 @@ def dead_letter(
 
 
 def _deaths(message: Message, queue: str, reason: str, now: int) -> list[Value]:
-    """The deaths of the message, the latest first; one entry for each queue and reason, with a count."""
+    """Return the new x-death header: the latest death first, one entry with a count for each queue and reason."""
     earlier = deaths(message)
     for death in earlier:
         if death.get("queue") == queue and death.get("reason") == reason:
             count = death.get("count")
-            # Anybody can send a message that says it died any number of times.
+            # A client can send any count.
             more = min(count + 1, _MAX_COUNT) if isinstance(count, int) else 1
             again: Table = {**death, "count": Int64(more)}
             return [again, *(other for other in earlier if other is not death)]
-    carbon_copies = message.headers.get("CC")
+    cc = message.headers.get("CC")
+    carbon_copies = [key for key in cc if isinstance(key, str | bytes)] if isinstance(cc, list) else []
     first: Table = {
         "count": Int64(1),
         "reason": reason,
         "queue": queue,
         "time": Timestamp(now),
         "exchange": message.exchange,
-        "routing-keys": [message.routing_key, *(carbon_copies if isinstance(carbon_copies, list) else ())],
+        "routing-keys": [message.routing_key, *carbon_copies],
     }
     if message.properties.expiration is not None:
         first["original-expiration"] = message.properties.expiration
@@ -112,19 +124,19 @@ def _deaths(message: Message, queue: str, reason: str, now: int) -> list[Value]:
 
 
 def deaths(message: Message) -> list[Table]:
-    """The entries of its `x-death` header, the latest first."""
+    """Return the entries of a message's x-death header, the latest first."""
     value = message.headers.get("x-death")
     return [death for death in value if isinstance(death, dict)] if isinstance(value, list) else []
 
 
 def would_cycle(message: Message, queue: str) -> bool:
-    """Whether a message returns to a queue that it died in before, without any client's rejecting it on the way.
+    """Return whether a message came back to a queue that it died in before, though no client rejected it on the way.
 
     It would go round forever, so the queue does not get it.
     """
-    way: list[Table] = []
+    since: list[Table] = []
     for death in deaths(message):
-        way.append(death)
+        since.append(death)
         if death.get("queue") == queue:
-            return all(step.get("reason") != "rejected" for step in way)
+            return all(step.get("reason") != "rejected" for step in since)
     return False

@@ -1,9 +1,8 @@
-"""Exchanges: a type, and links to queues and to other exchanges."""
+"""Exchanges, with their bindings; and the messages that x-delayed-message exchanges hold back."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
 from typing import Any, ClassVar, NamedTuple, Protocol
 from urllib.parse import quote_plus
 
@@ -12,7 +11,7 @@ from mqtool.broker.embedded.model.amqp_errors import INTERNAL_ERROR, ConnectionE
 from mqtool.broker.embedded.model.amqp_message import Message
 from mqtool.broker.embedded.model.applied_policies import NOTHING, Applied
 from mqtool.broker.embedded.model.backlog import Entry
-from mqtool.broker.embedded.model.clock import Alarm, Clock
+from mqtool.broker.embedded.model.clock import Clock, Timetable
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.codecs.field_tables import Int32, Int64, Table, Value
@@ -21,6 +20,7 @@ from mqtool.routing import TABLES, HeadersTable, RoutingTable, canonical
 DELAYED = "x-delayed-message"
 TYPES = (*TABLES, DELAYED)
 
+#: The exchanges that every virtual host has besides TRACE_EXCHANGE, with their types (section 3.1.3).
 PREDECLARED = {
     "": "direct",
     "amq.direct": "direct",
@@ -29,7 +29,6 @@ PREDECLARED = {
     "amq.headers": "headers",
     "amq.match": "headers",
 }
-"""The exchanges that every virtual host has, with their types (section 3.1.3); RabbitMQ adds `amq.rabbitmq.trace`."""
 
 TRACE_EXCHANGE = "amq.rabbitmq.trace"
 
@@ -40,16 +39,16 @@ def types_of(profile: Profile) -> list[str]:
 
 
 class Destination(Protocol):
-    """What a binding leads to: a queue or an exchange.
+    """The destination of a binding: a queue or an exchange.
 
     Attributes:
         destination_type: `queue` or `exchange`.
-        inbound: the links that lead to it.
+        inbound: the bindings to it.
     """
 
     destination_type: ClassVar[str]
     name: str
-    inbound: "set[Link]"
+    inbound: "set[Binding]"
 
     @property
     def stored(self) -> bool:
@@ -57,8 +56,8 @@ class Destination(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Link:
-    """A binding in force: from an exchange to what it leads to."""
+class Binding:
+    """A binding from an exchange to a queue or another exchange."""
 
     source: "Exchange"
     destination: Destination
@@ -67,12 +66,12 @@ class Link:
 
     @property
     def stored(self) -> bool:
-        """Whether it survives a restart: both its ends must."""
+        """Whether it survives a restart: if the exchange and the destination do."""
         return self.source.durable and self.destination.stored
 
     @property
     def properties_key(self) -> str:
-        """What the management API calls one of several bindings between the same two."""
+        """Its name in the management API among all bindings between the same two."""
         key = quote_plus(self.routing_key.encode(errors="surrogateescape")).replace("~", "%7E")
         if not self.arguments:
             return key or "~"
@@ -87,7 +86,7 @@ def _short_hash(data: bytes) -> str:
 
 
 class ExchangeDeclaration(NamedTuple):
-    """An exchange as somebody declares it, which may not be valid."""
+    """The properties of an exchange in a declaration, which may not be valid."""
 
     name: str
     kind: str
@@ -103,10 +102,10 @@ class Exchange:
 
     Attributes:
         kind: one of TYPES.
-        key: its number in the storage; 0 while it is only in memory.
-        routed_as: its type, or the one inside an x-delayed-message exchange.
+        key: its number in the data directory; 0 if it is not stored.
+        routed_as: its type; of an x-delayed-message exchange, its `x-delayed-type`.
         policy: the policy that applies.
-        alternate: the name of the exchange that takes what no binding here matches; None for none.
+        alternate: the name of its alternate exchange, which gets the messages that no binding matches; None for none.
     """
 
     destination_type: ClassVar[str] = "exchange"
@@ -122,21 +121,21 @@ class Exchange:
 
     def __post_init__(self) -> None:
         self.routed_as = str(self.arguments["x-delayed-type"]) if self.delayed else self.kind
-        # Any: the tables are generic in what they hold; here queues and exchanges.
+        # Any: the tables can hold anything; these hold queues and exchanges.
         self._table: RoutingTable[Any] = TABLES[self.routed_as]()
-        self._links: dict[tuple[object, str, bytes], Link] = {}
+        self._bindings: dict[tuple[object, str, bytes], Binding] = {}
         self.apply(NOTHING)
-        self.inbound: set[Link] = set()
+        self.inbound: set[Binding] = set()
         self.published_in = 0
 
     def apply(self, policy: Applied) -> None:
-        """Have a policy apply, and none that did so before."""
+        """Apply a policy instead of the one before."""
         self.policy = policy
         alternate = self.arguments.get("alternate-exchange", policy.definition.get("alternate-exchange"))
         self.alternate: str | None = alternate if isinstance(alternate, str) else None
 
     def follow(self, profile: Profile) -> None:
-        """Compare headers as this version of RabbitMQ does."""
+        """Match headers as this version of RabbitMQ does."""
         if isinstance(self._table, HeadersTable):
             self._table.strict_numbers = profile.strict_numbers
 
@@ -151,35 +150,35 @@ class Exchange:
 
     @property
     def delayed(self) -> bool:
-        """Whether it delays messages by their `x-delay` header."""
+        """Whether it holds messages back by their `x-delay` header."""
         return self.kind == DELAYED
 
     @property
-    def links(self) -> Iterator[Link]:
+    def bindings(self) -> Iterator[Binding]:
         """The bindings that start here, oldest first."""
-        return iter(self._links.values())
+        return iter(self._bindings.values())
 
     @property
     def in_use(self) -> bool:
         """Whether any binding starts here."""
-        return bool(self._links)
+        return bool(self._bindings)
 
-    def find(self, destination: Destination, routing_key: str, arguments: Table) -> Link | None:
+    def find(self, destination: Destination, routing_key: str, arguments: Table) -> Binding | None:
         """Return the binding with this key and these arguments; None if there is none."""
-        return self._links.get((destination, routing_key, canonical(arguments)))
+        return self._bindings.get((destination, routing_key, canonical(arguments)))
 
-    def add(self, link: Link) -> None:
+    def add(self, binding: Binding) -> None:
         """Add a binding unlike all others here."""
-        self._links[link.destination, link.routing_key, canonical(link.arguments)] = link
-        self._table.add(link.routing_key, link.arguments, link.destination)
-        link.destination.inbound.add(link)
+        self._bindings[binding.destination, binding.routing_key, canonical(binding.arguments)] = binding
+        self._table.add(binding.routing_key, binding.arguments, binding.destination)
+        binding.destination.inbound.add(binding)
 
-    def remove(self, link: Link) -> bool:
+    def remove(self, binding: Binding) -> bool:
         """Remove a binding; False if it was not there."""
-        if self._links.pop((link.destination, link.routing_key, canonical(link.arguments)), None) is None:
+        if self._bindings.pop((binding.destination, binding.routing_key, canonical(binding.arguments)), None) is None:
             return False
-        self._table.remove(link.routing_key, link.arguments, link.destination)
-        link.destination.inbound.discard(link)
+        self._table.remove(binding.routing_key, binding.arguments, binding.destination)
+        binding.destination.inbound.discard(binding)
         return True
 
     def match(self, routing_key: str, headers: dict[str, Value]) -> Collection[Any]:
@@ -188,10 +187,10 @@ class Exchange:
 
 
 def delay_of(message: Message) -> int:
-    """Return the number of milliseconds to hold a message back; 0 for none.
+    """Return for how many milliseconds to hold a message back.
 
     Raises:
-        ConnectionException: 541, as the plugin fails at what it cannot convert.
+        ConnectionException: 541, `x-delay` is not a number: the delayed message plugin fails the same way.
     """
     try:
         return routing.delay_of(message.headers.get("x-delay"))
@@ -200,26 +199,23 @@ def delay_of(message: Message) -> int:
 
 
 def over(message: Message, milliseconds: int) -> Message:
-    """Return the message with a negative delay: it is over."""
+    """Return the message with a negative delay, as the delayed message plugin marks those that it has released."""
     kind = Int32 if milliseconds <= 2**31 else Int64
     return message.replace(headers={**message.headers, "x-delay": kind(-milliseconds)})
 
 
-class Delayed:
-    """The delayed messages of a virtual host, in order of their time; one timer, for the first.
+class DelayedMessages:
+    """The messages that the x-delayed-message exchanges of a virtual host hold back.
 
-    They are for whatever exchange has the name when they are due.
+    A message goes to the exchange that has the name when it is due, even if that is a new one.
 
     Args:
-        release: is given the name of the exchange, and the message.
+        release: called with the name of the exchange and the message when it is due.
     """
 
     def __init__(self, clock: Clock, release: Callable[[str, Entry], None]) -> None:
         self._release = release
-        self._heap: list[tuple[int, int, str, Entry]] = []
-        self._clock = clock
-        self._alarm = Alarm(clock, self._due)
-        self._turn = 0
+        self._waiting: Timetable[tuple[str, Entry]] = Timetable(clock, self._due)
         self._counts: Counter[str] = Counter()
 
     def count(self, exchange: str) -> int:
@@ -227,39 +223,28 @@ class Delayed:
         return self._counts[exchange]
 
     def hold(self, exchange: str, entry: Entry) -> None:
-        """Hold a message until its `expires_at`; of two with the same time the first to come goes first."""
+        """Hold a message back until its `expires_at`."""
         assert entry.expires_at is not None
-        self._turn += 1
         self._counts[exchange] += 1
-        heappush(self._heap, (entry.expires_at, self._turn, exchange, entry))
-        self._alarm.set_by(entry.expires_at)
+        self._waiting.add(entry.expires_at, (exchange, entry))
 
-    def _due(self) -> None:
-        now = self._clock.now()
-        while self._heap:
-            due, _, exchange, entry = self._heap[0]
-            if due > now:
-                self._alarm.set(due)
-                return
-            heappop(self._heap)
-            self._counts[exchange] -= 1
-            self._release(exchange, entry)
+    def _due(self, item: tuple[str, Entry]) -> None:
+        exchange, entry = item
+        self._counts[exchange] -= 1
+        self._release(exchange, entry)
 
     def clear(self) -> list[Entry]:
-        """Drop all messages without releasing them."""
-        entries = [entry for _, _, _, entry in self._heap]
-        self._heap.clear()
+        """Remove all messages without releasing them, and return them."""
         self._counts.clear()
-        self._alarm.cancel()
-        return entries
+        return [entry for _, entry in self._waiting.clear()]
 
 
 def save_exchange(ledger: Ledger, vhost: str, exchange: Exchange) -> None:
-    """Store a new durable exchange; gives it its key."""
+    """Store a new durable exchange; sets its key."""
     exchange.key = ledger.new_key()
     ledger.save(
         "exchange",
-        f"{vhost}\0{exchange.name}",
+        (vhost, exchange.name),
         {
             "vhost": vhost,
             "name": exchange.name,
@@ -273,31 +258,32 @@ def save_exchange(ledger: Ledger, vhost: str, exchange: Exchange) -> None:
 
 
 def forget_exchange(ledger: Ledger, vhost: str, exchange: Exchange) -> None:
-    """Delete a durable exchange."""
-    ledger.forget("exchange", f"{vhost}\0{exchange.name}")
+    """Delete the definition of a durable exchange."""
+    ledger.forget("exchange", (vhost, exchange.name))
 
 
-def save_link(ledger: Ledger, vhost: str, link: Link) -> None:
-    """Store a new binding between durable things."""
+def save_binding(ledger: Ledger, vhost: str, binding: Binding) -> None:
+    """Store a new binding."""
     ledger.save(
         "binding",
-        _link_key(vhost, link),
+        _binding_names(vhost, binding),
         {
             "vhost": vhost,
-            "source": link.source.name,
-            "destination": link.destination.name,
-            "to_queue": link.destination.destination_type == "queue",
-            "routing_key": link.routing_key,
-            "arguments": link.arguments,
+            "source": binding.source.name,
+            "destination": binding.destination.name,
+            "to_queue": binding.destination.destination_type == "queue",
+            "routing_key": binding.routing_key,
+            "arguments": binding.arguments,
         },
     )
 
 
-def forget_link(ledger: Ledger, vhost: str, link: Link) -> None:
-    """Delete a binding between durable things."""
-    ledger.forget("binding", _link_key(vhost, link))
+def forget_binding(ledger: Ledger, vhost: str, binding: Binding) -> None:
+    """Delete the definition of a binding."""
+    ledger.forget("binding", _binding_names(vhost, binding))
 
 
-def _link_key(vhost: str, link: Link) -> str:
-    names = (vhost, link.source.name, link.destination.destination_type, link.destination.name, link.routing_key)
-    return "\0".join((*names, canonical(link.arguments).hex()))
+def _binding_names(vhost: str, binding: Binding) -> tuple[str | bytes, ...]:
+    destination = binding.destination
+    names = (vhost, binding.source.name, destination.destination_type, destination.name, binding.routing_key)
+    return (*names, canonical(binding.arguments))

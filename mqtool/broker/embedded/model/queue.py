@@ -1,4 +1,4 @@
-"""Queues: what is ready, who consumes, and when messages expire. They know no frames and no sockets."""
+"""Queues: ready messages, consumers, expiry, and what becomes of messages that come back."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -8,33 +8,36 @@ from typing import ClassVar, NamedTuple
 from mqtool.broker.embedded.model.amqp_message import Message
 from mqtool.broker.embedded.model.applied_policies import NOTHING, Applied
 from mqtool.broker.embedded.model.backlog import Entry, new_backlog
-from mqtool.broker.embedded.model.clock import Alarm, Clock
+from mqtool.broker.embedded.model.clock import Alarm, Clock, Timetable
 from mqtool.broker.embedded.model.consumers import Consumer, Consumers, Traffic
-from mqtool.broker.embedded.model.exchange import Link
+from mqtool.broker.embedded.model.exchange import Binding
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
 from mqtool.broker.embedded.model.queue_arguments import Options
-from mqtool.broker.embedded.model.retries import Retries
 from mqtool.codecs.field_tables import Table
 
-Settled = Callable[[bool], object]
-"""Called once a dead letter has been published again: whether a queue took it."""
+#: After how many milliseconds a dead letter that no queue took is published again (at-least-once dead-lettering).
+RETRY_DEAD_LETTERS = 180_000
 
 
 class Why(Enum):
-    """Why a message comes back: basic.nack and basic.recover, basic.reject, or the end of a channel."""
+    """Why a message comes back: basic.nack or basic.recover, basic.reject, or the end of a channel."""
 
     RETURNED, REJECTED, LOST = range(3)
 
 
-DeadLetter = Callable[["Queue", Message, str, Settled], None]
+class Outcome(Enum):
+    """What became of a dead letter: a queue took it, none did, or it could not be handled."""
 
-RETRY_DEAD_LETTERS = 180_000
-"""After how many milliseconds what nobody took is published again, where dead-lettering is at least once."""
+    TAKEN, NOT_TAKEN, FAILED = range(3)
+
+
+Settled = Callable[[Outcome], object]
+DeadLetter = Callable[["Queue", Message, str, Settled], None]
 
 
 class QueueDeclaration(NamedTuple):
-    """A queue as somebody declares it, which may not be valid.
+    """The properties of a queue in a declaration, which may not be valid.
 
     Attributes:
         owner: the connection that it is exclusive to; None for a shared queue.
@@ -51,18 +54,19 @@ class QueueDeclaration(NamedTuple):
 
 @dataclass(eq=False)
 class Queue:
-    """A queue of a virtual host.
+    """A classic or quorum queue of a virtual host.
 
     Attributes:
-        dead_letter, when_unused: called when a message dies here, and when the queue is to be deleted.
-        owner: the connection that an exclusive queue belongs to, None for a shared queue.
-        key: its number in the storage.
-        kind: `classic` or `quorum`.
+        dead_letter: called with each message that dies here, if there is a dead-letter exchange.
+        when_unused: called when the queue is to be deleted, since it is no longer used.
+        owner: the connection that an exclusive queue belongs to; None for a shared queue.
+        key: its number in the data directory.
+        kind: `classic`, `quorum` or `stream`.
         stored: whether it survives a restart, and its persistent messages with it.
         policy: the policies that apply.
         backlog: the ready messages.
-        dead_letters: what has died here and no queue has taken yet, and why it died; after a restart it is ready again.
-        unacked, unacked_bytes: the messages with consumers, not acknowledged, and the size of their bodies.
+        dead_letters: dead letters that no queue has taken yet, with their reasons; ready again after a restart.
+        unacked, unacked_bytes: the number of unacknowledged messages, and the size of their bodies.
     """
 
     destination_type: ClassVar[str] = "queue"
@@ -84,7 +88,7 @@ class Queue:
         self.options = Options.of(self.arguments, profile=self.profile)
         self.policy = NOTHING
         self.kind = str(self.arguments.get("x-queue-type", "classic"))
-        self.inbound: set[Link] = set()
+        self.inbound: set[Binding] = set()
         self.unacked = 0
         self.unacked_bytes = 0
         self.deleted = False
@@ -93,27 +97,25 @@ class Queue:
         self.traffic = Traffic()
         self._limited = self.options.limited
         self._expiring = False
-        self._expiry = Alarm(self.clock, self._expiry_due)
+        self._expiry = Alarm(self.clock, lambda: self.pump())
         self.dead_letters: list[tuple[Entry, str]] = []
         self._retry = Alarm(self.clock, self._retry_dead_letters)
-        self._retries = Retries(self.clock, self.backlog, lambda: self.requeue(()))
+        self._retries: Timetable[Entry] = Timetable(self.clock, self.backlog.put_back, lambda: self.requeue(()))
         self._unused = Alarm(self.clock, lambda: self.when_unused(self))
-        # An exclusive queue goes with its connection, and so with the process.
+        # An exclusive queue is deleted with its connection, and so with the process.
         self.stored = self.durable and self.owner is None
         self._delivered = not self.stored
 
     def __len__(self) -> int:
-        """The number of ready messages."""
+        """Return the number of ready messages."""
         return len(self.backlog)
 
     # An empty queue is still a queue.
     def __bool__(self) -> bool:
         return True
 
-    # -- messages in
-
     def publish(self, message: Message) -> tuple[bool, bool]:
-        """Take a message in.
+        """Add a message.
 
         Returns:
             Whether it was accepted (a full queue with an overflow policy of `reject-publish` refuses), and whether it
@@ -125,20 +127,20 @@ class Queue:
             len(backlog) + 1, backlog.body_bytes + len(message.body)
         ):
             if options.overflow == "reject-publish-dlx":
-                self.dead_letter(self, message, "maxlen", _forget)
+                self.dead_letter(self, message, "maxlen", _ignore)
             return False, False
         ttl = options.time_to_live(message.properties.expiration)
         entry = self.ledger.enter(message, None if ttl is None else self.clock.now() + ttl)
         if self.stored and (message.persistent or self.kind == "quorum"):
             self.ledger.added(self.key, entry)
-        # The entry is forgotten, and its row with it, if a consumer takes it without acknowledging.
+        # A consumer that takes it without acknowledging makes the ledger forget the row.
         stored = entry.row != 0
         has_consumers = len(self.consumers) > 0
         if has_consumers and not len(backlog):
-            # The commonest case of all: somebody is waiting for this message.
+            # Most messages of a busy queue do not pass through the backlog: a consumer waits for them.
             consumer = self.consumers.next_ready()
             if consumer is not None:
-                self._hand_over(consumer, entry)
+                self._deliver(consumer, entry)
                 return True, stored
         if ttl is not None:
             self._expiring = True
@@ -146,11 +148,11 @@ class Queue:
         if self._expiring or has_consumers:
             self.pump()
         if self._limited or self._expiring:
-            self._drop_head()
+            self._drop_surplus()
         return True, stored
 
     def restore(self, entry: Entry) -> None:
-        """Put in a message that was stored before a restart; call it in order of position."""
+        """Add a message that was stored before a restart. Call it in order of position."""
         self._expiring = self._expiring or entry.expires_at is not None
         self.ledger.hold(entry)
         self.backlog.append(entry)
@@ -158,7 +160,7 @@ class Queue:
             self._arm_expiry()
 
     def apply(self, policy: Applied) -> None:
-        """Have a policy apply, and none that did so before: at once, but for the time to live of what is here."""
+        """Apply a policy instead of the one before. Messages that are here keep their time to live."""
         if policy == self.policy:
             return
         self.policy = policy
@@ -167,42 +169,40 @@ class Queue:
         if self.options.expires != expires:
             self._unused.cancel()
             self.touch()
-        self._drop_head()
+        self._drop_surplus()
 
-    def _drop_head(self) -> None:
+    def _drop_surplus(self) -> None:
+        """Dead-letter or drop messages from the head while there are too many (overflow `drop-head`)."""
         backlog = self.backlog
         if self.options.overflow == "drop-head":
             while len(backlog) and self.options.exceeded(len(backlog), backlog.body_bytes):
-                self._bury(backlog.take(), "maxlen")
+                self._dead_letter(backlog.take(), "maxlen")
         if self._expiring:
             self._arm_expiry()
 
-    def _bury(self, entry: Entry, reason: str) -> None:
-        """Drop a message, and dead-letter it if the queue says where to."""
-        if self.options.at_least_once:
-            self.dead_letter(self, entry.message, reason, lambda taken: self._buried(entry, reason, taken=taken))
-            return
-        if self.options.dead_letter_exchange is not None:
-            self.dead_letter(self, entry.message, reason, _forget)
-        self.ledger.drop(entry)
-
-    def _buried(self, entry: Entry, reason: str, *, taken: bool) -> None:
-        """Drop a dead letter that a queue took; keep one that none did, to try again later."""
-        if taken or self.deleted:
+    def _dead_letter(self, entry: Entry, reason: str) -> None:
+        """Dead-letter a message, or drop it if there is no dead-letter exchange."""
+        if self.options.dead_letter_exchange is None:
             self.ledger.drop(entry)
-            return
-        self.dead_letters.append((entry, reason))
-        self._retry.set_by(self.clock.now() + RETRY_DEAD_LETTERS)
+        else:
+            self.dead_letter(self, entry.message, reason, lambda outcome: self._dead_lettered(entry, reason, outcome))
+
+    def _dead_lettered(self, entry: Entry, reason: str, outcome: Outcome) -> None:
+        if outcome is Outcome.FAILED and not self.deleted:
+            self.ledger.set_aside(entry)
+        elif outcome is Outcome.TAKEN or self.deleted or not self.options.at_least_once:
+            self.ledger.drop(entry)
+        else:
+            self.dead_letters.append((entry, reason))
+            self._retry.set_by(self.clock.now() + RETRY_DEAD_LETTERS)
 
     def _retry_dead_letters(self) -> None:
         waiting, self.dead_letters = self.dead_letters, []
         for entry, reason in waiting:
-            self._bury(entry, reason)
-
-    # -- messages out
+            self._dead_letter(entry, reason)
 
     def pump(self) -> None:
-        """Deliver ready messages to consumers that are ready for them."""
+        """Deliver ready messages to the consumers that can take them."""
         backlog, consumers = self.backlog, self.consumers
         while True:
             if self._expiring:
@@ -214,9 +214,9 @@ class Queue:
                 if self._expiring:
                     self._arm_expiry()
                 return
-            self._hand_over(consumer, backlog.take())
+            self._deliver(consumer, backlog.take())
 
-    def _hand_over(self, consumer: Consumer, entry: Entry) -> None:
+    def _deliver(self, consumer: Consumer, entry: Entry) -> None:
         traffic = self.traffic
         traffic.delivered += 1
         if entry.redelivered:
@@ -256,81 +256,75 @@ class Queue:
             self.unacked_bytes += len(entry.message.body)
         return entry
 
-    def _settled(self, entry: Entry) -> None:
-        self.unacked -= 1
-        self.unacked_bytes -= len(entry.message.body)
-
     def acknowledge(self, entry: Entry) -> None:
-        """Drop a message that a consumer has processed."""
-        self.unacked -= 1
-        self.unacked_bytes -= len(entry.message.body)
+        """Drop a message that a consumer has acknowledged."""
+        self._settled(entry)
         self.traffic.acknowledged += 1
         self.ledger.drop(entry)
 
     def reject(self, entry: Entry) -> None:
-        """Drop or dead-letter a message that a consumer rejected."""
+        """Dead-letter or drop a message that a consumer has rejected."""
         self._settled(entry)
         if self.deleted:
             self.ledger.drop(entry)
         else:
-            self._bury(entry, "rejected")
+            self._dead_letter(entry, "rejected")
+
+    def _settled(self, entry: Entry) -> None:
+        self.unacked -= 1
+        self.unacked_bytes -= len(entry.message.body)
 
     def requeue(self, entries: Iterable[Entry], why: Why = Why.RETURNED) -> None:
-        """Put back messages that were not acknowledged."""
+        """Requeue messages that were not acknowledged."""
         for entry in entries:
             self._settled(entry)
             entry.redelivered = True
             self._expiring = self._expiring or entry.expires_at is not None
             if self.deleted:
                 self.ledger.drop(entry)
-                continue
-            if self.kind == "quorum":
-                entry.acquired_count += 1
-                failed = why is not Why.RETURNED or self.profile.nack_counts
-                entry.delivery_count += failed
-                limit = self.options.delivery_limit
-                if limit is not None and entry.delivery_count > limit:
-                    self._bury(entry, "delivery_limit")
-                    continue
-                retry = self.options.retry
-                if retry is not None and (delay := retry.delay(entry, failed=failed)) is not None:
-                    self._retries.hold(entry, delay)
-                    continue
-                if limit is None and why is not Why.LOST and self.profile.unlimited_last:
-                    # Without a limit RabbitMQ up to 4.2 treats what a client returns as if it were new.
-                    self.backlog.append(entry)
-                    continue
-            self.backlog.put_back(entry)
+            elif self.kind == "quorum":
+                self._requeue_in_quorum(entry, why)
+            else:
+                self.backlog.put_back(entry)
         if not self.deleted:
             self.pump()
-            self._drop_head()
+            self._drop_surplus()
 
-    # -- time
+    def _requeue_in_quorum(self, entry: Entry, why: Why) -> None:
+        """Count the return of a message; dead-letter it at its limit, or hold it back if the queue delays retries."""
+        entry.acquired_count += 1
+        failed = why is not Why.RETURNED or self.profile.nack_counts
+        entry.delivery_count += failed
+        limit, retry = self.options.delivery_limit, self.options.retry
+        if limit is not None and entry.delivery_count > limit:
+            self._dead_letter(entry, "delivery_limit")
+        elif retry is not None and (delay := retry.delay(entry.delivery_count, failed=failed)) is not None:
+            self._retries.add(self.clock.now() + delay, entry)
+        elif limit is None and why is not Why.LOST and self.profile.unlimited_last:
+            # Without a limit, RabbitMQ up to 4.2 treats what a client returns as if it were new.
+            self.backlog.append(entry)
+        else:
+            self.backlog.put_back(entry)
 
     def _drop_expired(self) -> None:
-        """Bury expired messages at the head; further back they stay until they get there."""
+        """Dead-letter or drop the expired messages at the head; those further back stay until they get there."""
         backlog = self.backlog
         now = self.clock.now()
         while len(backlog):
             expires_at = backlog.head().expires_at
             if expires_at is None or expires_at > now:
                 return
-            self._bury(backlog.take(), "expired")
+            self._dead_letter(backlog.take(), "expired")
         self._expiring = False
 
     def _arm_expiry(self) -> None:
-        """Come back when the message at the head expires."""
+        """Set the alarm for the expiry of the message at the head."""
         expires_at = self.backlog.head().expires_at if len(self.backlog) else None
         if expires_at is not None:
             self._expiry.set_by(expires_at)
 
-    def _expiry_due(self) -> None:
-        if not self.deleted:
-            self.pump()
-            self._arm_expiry()
-
     def touch(self) -> None:
-        """Count `x-expires` from now on."""
+        """Restart the time that the queue may be unused (`x-expires`)."""
         expires = self.options.expires
         if expires is None or self.deleted:
             return
@@ -339,15 +333,13 @@ class Queue:
         else:
             self._unused.set(self.clock.now() + expires)
 
-    # -- consumers
-
     def add_consumer(self, consumer: Consumer) -> None:
-        """Add a consumer; call `pump` once the client knows that it consumes."""
+        """Add a consumer. Call `pump` once the client knows that it consumes."""
         self.consumers.add(consumer)
         self._unused.cancel()
 
     def remove_consumer(self, consumer: Consumer) -> None:
-        """Remove a consumer; an auto-delete queue goes with its last one."""
+        """Remove a consumer; delete an auto-delete queue with its last one."""
         if not self.consumers.remove(consumer):
             return
         self.touch()
@@ -356,20 +348,18 @@ class Queue:
         elif not self.deleted:
             self.pump()
 
-    # -- the end
-
     def purge(self) -> int:
-        """Drop the ready messages and return their number."""
-        waiting_here = [*self.backlog.clear(), *self._retries.clear()]
-        for waiting in waiting_here:
-            if isinstance(waiting, int):
-                self.ledger.drop_paged_out(waiting)
+        """Drop the ready messages, and return their number."""
+        dropped = [*self.backlog.clear(), *self._retries.clear()]
+        for each in dropped:
+            if isinstance(each, int):
+                self.ledger.drop_paged_out(each)
             else:
-                self.ledger.drop(waiting)
-        return len(waiting_here)
+                self.ledger.drop(each)
+        return len(dropped)
 
     def delete(self) -> int:
-        """Drop everything and cancel the consumers; returns the number of ready messages."""
+        """Drop all messages and cancel the consumers; return the number of ready messages."""
         self.deleted = True
         count = self.purge()
         self._expiry.cancel()
@@ -383,5 +373,5 @@ class Queue:
         return count
 
 
-def _forget(taken: bool) -> None:
-    """Dead-lettering is at most once: what no queue takes is lost."""
+def _ignore(_: Outcome) -> None:
+    """Ignore what became of a dead letter: the queue does not have the message."""

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
-from mqtool.broker.embedded.model.retries import Retry
 from mqtool.codecs.field_tables import Table, Value, is_integer, type_name
 
 OFFSET = "x-stream-offset"
@@ -21,6 +21,25 @@ def interval(text: str) -> int | None:
     """Return the milliseconds in an interval such as 7D or 5m; None if it is not one."""
     found = _INTERVAL.fullmatch(text)
     return None if found is None else int(found[1]) * _SECONDS[found[2]] * 1000
+
+
+class Retry(NamedTuple):
+    """How a quorum queue holds returned messages back, since RabbitMQ 4.3 (`x-delayed-retry-type`).
+
+    Attributes:
+        which: `all` messages, only `failed` (they count against the delivery limit), or `returned` (the others).
+        least, most: the first delay and the longest, in milliseconds.
+    """
+
+    which: str
+    least: int
+    most: int
+
+    def delay(self, delivery_count: int, *, failed: bool) -> int | None:
+        """Return for how many milliseconds to hold a returned message back; None for not at all."""
+        if self.which not in ("all", "failed" if failed else "returned"):
+            return None
+        return min(self.least * max(delivery_count, 1), self.most)
 
 
 @dataclass

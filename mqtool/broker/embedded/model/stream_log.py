@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mqtool.broker.embedded.model.clock import Clock
-from mqtool.broker.embedded.model.ledger import Ledger, Shelf
+from mqtool.broker.embedded.model.ledger import Ledger, Segments
 from mqtool.broker.embedded.model.stream_segment import (
     SNAPSHOT,
     TRACKING,
@@ -84,7 +84,7 @@ class StreamLog:
     """An append-only log.
 
     Args:
-        shelf: where its segments are; what is there from before a restart is recovered.
+        segments: where its segments are kept; those from before a restart are recovered.
         retention: when old segments are deleted.
 
     Attributes:
@@ -98,8 +98,8 @@ class StreamLog:
         lost: how many octets at its end could not be read after a restart.
     """
 
-    def __init__(self, shelf: Shelf, clock: Clock, ledger: Ledger, retention: Retention) -> None:
-        self._shelf = shelf
+    def __init__(self, segments: Segments, clock: Clock, ledger: Ledger, retention: Retention) -> None:
+        self._kept = segments
         self._clock = clock
         self._ledger = ledger
         self.retention = retention
@@ -117,9 +117,9 @@ class StreamLog:
         self._timestamp = 0
         # What is before this has been cleared.
         self._floor = 0
-        self._segments = [Segment(base, octets, octets.size()) for base, octets in shelf.existing()]
+        self._segments = [Segment(base, data, data.size()) for base, data in segments.existing()]
         if not self._segments:
-            self._segments = [Segment(0, shelf.new(0))]
+            self._segments = [Segment(0, segments.new(0))]
         self.end = self._recover(self._segments[-1])
         self.next_offset = self.end
         found = (segment.last_messages() for segment in reversed(self._segments))
@@ -128,9 +128,9 @@ class StreamLog:
     def _recover(self, segment: Segment) -> int:
         """Read the last segment, and cut off what was being written when the broker died; returns the end."""
         size = segment.size
-        last = self._segments[-1] = Segment(segment.base, segment.octets)
+        last = self._segments[-1] = Segment(segment.base, segment.data)
         end = last.base
-        for header, tracking in sound_chunks(segment.octets) if size else ():
+        for header, tracking in sound_chunks(segment.data) if size else ():
             if header.offset != end:
                 break
             last.add(header)
@@ -139,7 +139,7 @@ class StreamLog:
             self.offsets |= tracking.offsets
         if last.size < size:
             self.lost = size - last.size
-            segment.octets.cut(last.size)
+            segment.data.cut(last.size)
         self._timestamp = last.last_timestamp
         return end
 
@@ -232,12 +232,7 @@ class StreamLog:
         if self._ledger.on_disk:
             self._ledger.write_log(self)
         else:
-            self._clock.call_later(0, self._write_at_once)
-
-    def _write_at_once(self) -> None:
-        self.prepare()
-        self.write()
-        self.commit()
+            self._clock.call_later(0, lambda: _write_at_once(self))
 
     @property
     def is_watched(self) -> bool:
@@ -267,7 +262,7 @@ class StreamLog:
         segment = last.segment if last is not None else self._segments[-1]
         position = last.position + len(last.data) if last is not None else segment.size
         if position >= self.retention.segment_bytes or (anew and segment.base < offset):
-            segment, position = Segment(offset, self._shelf.new(offset)), 0
+            segment, position = Segment(offset, self._kept.new(offset)), 0
             self.publishing_ids = dict(list(self.publishing_ids.items())[-_PRODUCERS:])
             snapshot = _tracking_chunk(SNAPSHOT, offset, self._timestamp, self.publishing_ids, self.offsets)
             position = self._write_later(segment, position, snapshot)
@@ -286,9 +281,11 @@ class StreamLog:
         Raises:
             OSError: the disk does not take it.
         """
+        if self.deleted:
+            return
         for segment, writes in _by_segment(self._writes):
-            segment.octets.write(writes[0].position, b"".join(each.data for each in writes))
-            segment.octets.sync()
+            segment.data.write(writes[0].position, b"".join(each.data for each in writes))
+            segment.data.sync()
 
     def commit(self) -> None:
         """Let readers have what has been written, and delete what is no longer to be kept."""
@@ -298,7 +295,7 @@ class StreamLog:
         before = len(self._segments)
         for segment, _, header, _ in writes:
             if segment is not self._segments[-1]:
-                self._segments[-1].octets.close()
+                self._segments[-1].data.close()
                 self._segments.append(segment)
             segment.add(header)
             if header.kind == USER:
@@ -321,7 +318,7 @@ class StreamLog:
             if not too_large:
                 return
             del self._segments[0]
-            first.octets.delete()
+            first.data.delete()
             self.last_chunk = self.end if self.last_chunk < self.first_offset else self.last_chunk
 
     def clear(self) -> None:
@@ -334,15 +331,19 @@ class StreamLog:
         if self._ledger.on_disk:
             self._due()
         else:
-            self._write_at_once()
+            _write_at_once(self)
 
     def delete(self) -> None:
-        """Delete everything."""
+        """End the log, and have its segments deleted."""
         self.deleted = True
-        for segment in self._segments:
-            segment.octets.delete()
-        self._shelf.delete()
+        self._ledger.discard_log(self)
         self._wake()
+
+    def delete_files(self) -> None:
+        """Delete the segments; on the thread that writes them, if there is one."""
+        for segment in self._segments:
+            segment.data.delete()
+        self._kept.delete()
 
     # -- out
 
@@ -367,6 +368,12 @@ class StreamLog:
         """Return the segment behind one, None behind the last; what has been deleted is skipped."""
         index = bisect_right(self._segments, segment.base, key=lambda each: each.base)
         return self._segments[index] if index < len(self._segments) else None
+
+
+def _write_at_once(log: StreamLog) -> None:
+    log.prepare()
+    log.write()
+    log.commit()
 
 
 def _tracking_chunk(

@@ -67,7 +67,7 @@ class Reader:
         while not chunks and self._position < segment.size:
             if segment is not self._stream.segment_of(segment.base):
                 return []
-            start, block = self._position, read_block(segment.octets, self._position, segment.size)
+            start, block = self._position, read_block(segment.data, self._position, segment.size)
             while (header := parse_header(block, self._position - start)) is not None:
                 at = self._position - start
                 if at + header.length > len(block):
@@ -109,7 +109,7 @@ class Stream(Queue):
     @cached_property
     def log(self) -> StreamLog:
         """What is in it; recovered when first asked for, once the stream has its key."""
-        log = StreamLog(self.ledger.shelf(self.key), self.clock, self.ledger, self._retention())
+        log = StreamLog(self.ledger.segments(self.key), self.clock, self.ledger, self._retention())
         log.watch(self.pump)
         return log
 

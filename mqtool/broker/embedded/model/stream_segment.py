@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from mqtool.broker.embedded.model.ledger import Octets
+from mqtool.broker.embedded.model.ledger import SegmentData
 
 #: Stands for messages without a filter value.
 UNFILTERED = 1
@@ -234,17 +234,17 @@ class Segment:
 
     Args:
         base: the offset of the first record in it.
-        octets: where its chunks are.
-        size: how many octets of chunks are there already.
+        data: the bytes of its chunks.
+        size: the number of bytes of chunks that are there already.
 
     Attributes:
         size: where the next chunk is to be written; what is before that can be read.
         last_timestamp: that of the last chunk.
     """
 
-    def __init__(self, base: int, octets: Octets, size: int = 0) -> None:
+    def __init__(self, base: int, data: SegmentData, size: int = 0) -> None:
         self.base = base
-        self.octets = octets
+        self.data = data
         self.size = size
         self.last_timestamp = 0
         # The offset, place and timestamp of some chunks, and of the first.
@@ -270,13 +270,13 @@ class Segment:
         """Find the chunks that were there before a restart."""
         if not self._is_known:
             self._is_known = True
-            for position, header in _headers(self.octets, 0, self.size):
+            for position, header in _headers(self.data, 0, self.size):
                 self._note(position, header)
 
     @property
     def first_timestamp(self) -> int | None:
         """That of its first chunk; None if it is empty."""
-        header = parse_header(self.octets.read(0, HEADER_SIZE)) if self.size else None
+        header = parse_header(self.data.read(0, HEADER_SIZE)) if self.size else None
         return None if header is None else header.timestamp
 
     def position_of(self, offset: int) -> int:
@@ -293,30 +293,30 @@ class Segment:
             bisect_left(self._timestamps, timestamp),
             lambda header: header.kind == USER and header.timestamp >= timestamp,
         )
-        return next((header.offset for _, header in _headers(self.octets, position, self.size)), None)
+        return next((header.offset for _, header in _headers(self.data, position, self.size)), None)
 
     def _find(self, noted: int, wanted: Callable[[Header], bool]) -> int:
         """Look from the last noted place of so few on."""
         start = self._positions[noted - 1] if noted else 0
-        headers = _headers(self.octets, start, self.size)
+        headers = _headers(self.data, start, self.size)
         return next((position for position, header in headers if wanted(header)), self.size)
 
     def last_messages(self) -> int | None:
         """Return the offset of the last chunk of messages; None if there is none."""
         self.look()
         for start in reversed(self._positions):
-            found = [header.offset for _, header in _headers(self.octets, start, self.size) if header.kind == USER]
+            found = [header.offset for _, header in _headers(self.data, start, self.size) if header.kind == USER]
             if found:
                 return found[-1]
         return None
 
 
-def _headers(octets: Octets, position: int, end: int) -> Iterator[tuple[int, Header]]:
+def _headers(data: SegmentData, position: int, end: int) -> Iterator[tuple[int, Header]]:
     """Yield the chunks from a place on with their places, up to one that is damaged."""
     start, block = position, b""
     while position < end:
         if len(block) - (position - start) < HEADER_SIZE:
-            start, block = position, octets.read(position, _INDEX_STEP)
+            start, block = position, data.read(position, _INDEX_STEP)
         header = parse_header(block, position - start)
         if header is None:
             return
@@ -324,21 +324,21 @@ def _headers(octets: Octets, position: int, end: int) -> Iterator[tuple[int, Hea
         position += header.length
 
 
-def read_block(octets: Octets, position: int, end: int | None = None) -> bytes:
+def read_block(data: SegmentData, position: int, end: int | None = None) -> bytes:
     """Read the chunk at a position, and what is behind it if it is small; up to `end` at most."""
-    block = octets.read(position, _BLOCK if end is None else min(_BLOCK, end - position))
+    block = data.read(position, _BLOCK if end is None else min(_BLOCK, end - position))
     header = parse_header(block)
-    return block if header is None or header.length <= len(block) else octets.read(position, header.length)
+    return block if header is None or header.length <= len(block) else data.read(position, header.length)
 
 
-def sound_chunks(octets: Octets) -> Iterator[tuple[Header, Tracking]]:
+def sound_chunks(data: SegmentData) -> Iterator[tuple[Header, Tracking]]:
     """Yield the chunks from the beginning on, up to one that is not there in full, or damaged."""
     position = start = 0
     block = b""
     while True:
         header = parse_header(block, position - start)
         if header is None or len(block) < position - start + header.length:
-            start, block = position, read_block(octets, position)
+            start, block = position, read_block(data, position)
             header = parse_header(block)
         if header is None or not is_sound(header, block, position - start):
             return

@@ -1,11 +1,11 @@
-"""A virtual host: its exchanges and queues, and how messages get from one to the other."""
+"""A virtual host: its exchanges, queues, bindings and policies, and the routing of messages."""
 
 import secrets
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mqtool.broker.embedded.model.amqp_errors import ConnectionException, precondition_failed
+from mqtool.broker.embedded.model.amqp_errors import ConnectionException, FailureLog, precondition_failed
 from mqtool.broker.embedded.model.amqp_message import Message, carbon_copies
 from mqtool.broker.embedded.model.applied_policies import Policies
 from mqtool.broker.embedded.model.backlog import Entry
@@ -15,16 +15,16 @@ from mqtool.broker.embedded.model.declarations import check_headers_binding
 from mqtool.broker.embedded.model.exchange import (
     PREDECLARED,
     TRACE_EXCHANGE,
-    Delayed,
+    Binding,
+    DelayedMessages,
     Destination,
     Exchange,
-    Link,
     delay_of,
+    forget_binding,
     forget_exchange,
-    forget_link,
     over,
+    save_binding,
     save_exchange,
-    save_link,
 )
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import Profile
@@ -32,53 +32,13 @@ from mqtool.broker.embedded.model.queue import Queue, QueueDeclaration
 from mqtool.codecs.field_tables import Table
 
 
-def save_queue(ledger: Ledger, queue: Queue) -> None:
-    """Store a new durable queue; gives it its key."""
-    queue.key = ledger.new_key()
-    ledger.save(
-        "queue",
-        f"{queue.vhost}\0{queue.name}",
-        {
-            "vhost": queue.vhost,
-            "name": queue.name,
-            "auto_delete": queue.auto_delete,
-            "arguments": queue.arguments,
-            "key": queue.key,
-        },
-    )
-
-
-def forget_queue(ledger: Ledger, queue: Queue) -> None:
-    """Delete a durable queue."""
-    ledger.forget("queue", f"{queue.vhost}\0{queue.name}")
-    ledger.forget("delivering", str(queue.key))
-
-
-def limit_of(limits: dict[str, int], name: str) -> int | None:
-    limit = limits.get(name, -1)
-    return None if limit < 0 else limit
-
-
-def check_queues(vhost: "VirtualHost", name: str) -> None:
-    """Check that a virtual host may have one more queue.
-
-    Raises:
-        ChannelException: 406.
-    """
-    limit = limit_of(vhost.limits, "max-queues")
-    if limit is not None and len(vhost.queues) >= limit:
-        raise precondition_failed(
-            f"cannot declare queue '{name}': queue limit in vhost '{vhost.name}' ({limit}) is reached"
-        )
-
-
 @dataclass(slots=True)
 class Routing:
-    """Where a message goes.
+    """The destinations of a message.
 
     Attributes:
-        queues: those that get it now, each once.
-        stored: a delayed exchange holds it, and it is being written to disk.
+        queues: the queues that get it now, each once.
+        stored: whether a delayed exchange holds it back, and it is being written to disk.
     """
 
     message: Message
@@ -90,21 +50,14 @@ class Publication(NamedTuple):
     """The outcome of a publish.
 
     Attributes:
-        routed: the message was routed to at least one queue.
-        accepted: no queue refused it.
-        stored: it is being written to disk; the publisher's confirm must wait for that.
+        routed: whether the message was routed to at least one queue.
+        accepted: whether no queue refused it.
+        stored: whether it is being written to disk; the publisher's confirm must wait for that.
     """
 
     routed: bool
     accepted: bool
     stored: bool
-
-
-def _stream_type() -> type[Queue]:
-    # Imported here: most brokers have no streams.
-    from mqtool.broker.embedded.model.stream_queue import Stream
-
-    return Stream
 
 
 class VirtualHost:
@@ -113,9 +66,10 @@ class VirtualHost:
     Attributes:
         exchanges, queues: by name.
         profile: the RabbitMQ that it behaves like.
-        policies: those that its exchanges and queues may be subject to.
-        limits: how much it may have of what `limits.OF_VHOSTS` names.
-        tracing: whether its firehose is on: see `wire/firehose.py`.
+        policies: the policies of its exchanges and queues.
+        limits: the most that it may have of what `broker.OF_VHOSTS` names.
+        tracing: whether its firehose is on.
+        failures: where messages are reported that cannot be handled.
     """
 
     def __init__(self, name: str, clock: Clock, ledger: Ledger, profile: Profile) -> None:
@@ -124,6 +78,7 @@ class VirtualHost:
         self.description = ""
         self.limits: dict[str, int] = {}
         self.tracing = False
+        self.failures = FailureLog()
         self._clock = clock
         self._ledger = ledger
         self.queues: dict[str, Queue] = {}
@@ -134,16 +89,15 @@ class VirtualHost:
         self.exchanges[TRACE_EXCHANGE] = Exchange(TRACE_EXCHANGE, "topic", internal=True, predeclared=True)
         for exchange in self.exchanges.values():
             exchange.follow(profile)
-        self._delayed = Delayed(clock, self._release)
-        self._dead_letters = DeadLetters(self._publish_dead, clock, trusts_deaths=profile.trusts_deaths)
-
-    # -- declarations
+        self._delayed = DelayedMessages(clock, self._release)
+        self._dead_letters = DeadLetters(self._publish_dead, clock, self.failures, trusts_deaths=profile.trusts_deaths)
 
     def add_exchange(self, exchange: Exchange) -> None:
         """Add an exchange that has been checked.
 
         Raises:
-            ConnectionException: 506, the disk does not take it; then there is no such exchange.
+            ChannelException: 406, its arguments could not be read back at the next start.
+            ConnectionException: 506, it cannot be written to disk. In both cases it is not added.
         """
         if exchange.durable and not exchange.key:
             save_exchange(self._ledger, self.name, exchange)
@@ -152,10 +106,10 @@ class VirtualHost:
         self.exchanges[exchange.name] = exchange
 
     def delete_exchange(self, exchange: Exchange) -> None:
-        """Delete an exchange and its bindings; what it holds back is lost unless there is another one in time."""
+        """Delete an exchange and its bindings. What it holds back goes to the next exchange of its name, if any."""
         del self.exchanges[exchange.name]
-        for link in [*exchange.links, *exchange.inbound]:
-            self._unlink(link)
+        for binding in [*exchange.bindings, *exchange.inbound]:
+            self._unbind(binding)
         if exchange.durable:
             forget_exchange(self._ledger, self.name, exchange)
 
@@ -163,11 +117,28 @@ class VirtualHost:
         """Return a name for a queue that the client leaves to the broker to name."""
         return f"amq.gen-{secrets.token_urlsafe(16)}"
 
-    def add_queue(self, declared: QueueDeclaration, key: int = 0) -> Queue:
-        """Add a queue that has been checked; `key` is its number in the storage if it is there already.
+    def check_queue_limit(self, name: str) -> None:
+        """Check that the virtual host may have one more queue.
 
         Raises:
-            ConnectionException: 506, the disk does not take it; then there is no such queue.
+            ChannelException: 406.
+        """
+        limit = limit_of(self.limits, "max-queues")
+        if limit is not None and len(self.queues) >= limit:
+            raise precondition_failed(
+                f"cannot declare queue '{name}': queue limit in vhost '{self.name}' ({limit}) is reached"
+            )
+
+    def add_queue(self, declared: QueueDeclaration, key: int = 0) -> Queue:
+        """Add a queue that has been checked.
+
+        Args:
+            declared: its properties.
+            key: its number in the data directory, if it is there already.
+
+        Raises:
+            ChannelException: 406, its arguments could not be read back at the next start.
+            ConnectionException: 506, it cannot be written to disk. In both cases it is not added.
         """
         name, arguments = declared.name, declared.arguments
         if self.profile.lists_type:
@@ -188,7 +159,7 @@ class VirtualHost:
             profile=self.profile,
         )
         if queue.stored and not key:
-            save_queue(self._ledger, queue)
+            _save_queue(self._ledger, queue)
         self.queues[name] = queue
         queue.apply(self.policies.applied_to(name, queue.kind))
         queue.touch()
@@ -197,28 +168,29 @@ class VirtualHost:
     def _apply_policies(self) -> None:
         for exchange in self.exchanges.values():
             exchange.apply(self.policies.applied_to(exchange.name, "exchange"))
-        # What dies of it may go to other queues here.
+        # A limit may dead-letter messages to other queues here.
         for queue in list(self.queues.values()):
             queue.apply(self.policies.applied_to(queue.name, queue.kind))
 
     def delete_queue(self, queue: Queue) -> int:
-        """Delete a queue and its bindings; returns the number of ready messages."""
+        """Delete a queue and its bindings; return the number of ready messages."""
         if queue.deleted:
             return 0
         del self.queues[queue.name]
-        for link in list(queue.inbound):
-            self._unlink(link)
-        # First, since this waits for what is being written: the files of a stream, too.
+        for binding in list(queue.inbound):
+            self._unbind(binding)
         if queue.stored:
-            forget_queue(self._ledger, queue)
+            self._ledger.forget("queue", (queue.vhost, queue.name))
+            self._ledger.forget("delivering", (str(queue.key),))
         return queue.delete()
 
     def bind(self, source: Exchange, destination: Destination, routing_key: str, arguments: Table) -> None:
         """Bind, unless there is such a binding already.
 
         Raises:
-            ConnectionException: 506, the disk does not take it; then there is no such binding.
-            ChannelException: 406, the key has too many wildcards, or `x-match` is not valid.
+            ChannelException: 406, the key has too many wildcards, `x-match` is not valid, or the arguments could not be
+                read back at the next start.
+            ConnectionException: 506, the binding cannot be written to disk. In both cases it is not made.
         """
         if source.routed_as == "headers":
             check_headers_binding(arguments)
@@ -229,37 +201,43 @@ class VirtualHost:
             )
         if source.find(destination, routing_key, arguments) is not None:
             return
-        link = Link(source, destination, routing_key, arguments)
-        if link.stored:
-            save_link(self._ledger, self.name, link)
-        source.add(link)
+        binding = Binding(source, destination, routing_key, arguments)
+        if binding.stored:
+            save_binding(self._ledger, self.name, binding)
+        source.add(binding)
 
     def unbind(self, source: Exchange, destination: Destination, routing_key: str, arguments: Table) -> None:
         """Unbind, if there is such a binding."""
-        link = source.find(destination, routing_key, arguments)
-        if link is not None:
-            self._unlink(link)
+        binding = source.find(destination, routing_key, arguments)
+        if binding is not None:
+            self._unbind(binding)
 
-    def _unlink(self, link: Link) -> None:
-        """Remove a binding; an auto-delete exchange goes with its last one."""
-        source = link.source
-        # An exchange bound to itself comes here twice when it is deleted.
-        if not source.remove(link):
+    def _unbind(self, binding: Binding) -> None:
+        """Remove a binding; delete an auto-delete exchange with its last one."""
+        source = binding.source
+        # A deleted exchange has a binding to itself among those to it and those from it.
+        if not source.remove(binding):
             return
-        if link.stored:
-            forget_link(self._ledger, self.name, link)
+        if binding.stored:
+            forget_binding(self._ledger, self.name, binding)
         if source.auto_delete and not source.in_use and source.name in self.exchanges:
             self.delete_exchange(source)
 
-    def links(self) -> Iterator[Link]:
-        """Yield all bindings except those that every queue has to the default exchange."""
+    def bindings(self) -> Iterator[Binding]:
+        """Yield all bindings except those of each queue to the default exchange."""
         for exchange in self.exchanges.values():
-            yield from exchange.links
+            yield from exchange.bindings
 
-    # -- messages
+    def delete_contents(self) -> None:
+        """Delete everything in the virtual host."""
+        for queue in list(self.queues.values()):
+            self.delete_queue(queue)
+        for entry in self._delayed.clear():
+            self._ledger.drop(entry)
+        self._ledger.forget("vhost", (self.name,))
 
     def enqueue(self, routing: Routing) -> Publication:
-        """Put a message in the queues that it goes to, except those deleted since it was routed."""
+        """Add a message to the queues that it was routed to, except those deleted since."""
         routed, accepted, stored = False, True, routing.stored
         for queue in routing.queues:
             if not queue.deleted:
@@ -269,11 +247,13 @@ class VirtualHost:
         return Publication(routed, accepted, stored)
 
     def route(self, exchange: Exchange, message: Message, *, is_changed: bool = False, is_due: bool = False) -> Routing:
-        """Find the queues that a message published to an exchange goes to. Delayed exchanges on the way hold it back.
+        """Find the queues that a message goes to. Delayed exchanges on the way hold it back.
 
         Args:
-            is_changed: its headers are no longer as its publisher sent them.
-            is_due: it has been held back, so no exchange does that again.
+            exchange: the exchange that it is published to.
+            message: the message.
+            is_changed: whether its headers are no longer as its publisher sent them.
+            is_due: whether it has been held back already.
 
         Raises:
             ConnectionException: 541, an exchange on the way cannot read its delay.
@@ -296,7 +276,7 @@ class VirtualHost:
                 destinations: list[Destination] = []
             else:
                 destinations = [found for key in keys for found in self._matches(current, key, message)]
-            # A message that is held back counts as one that matches nothing.
+            # A message that is held back counts as one that matches no binding.
             if not destinations and current.alternate in self.exchanges:
                 destinations = [self.exchanges[current.alternate]]
             for destination in destinations:
@@ -316,7 +296,7 @@ class VirtualHost:
         return exchange.match(key, message.headers)
 
     def _publish_dead(self, message: Message, reason: str) -> bool:
-        """Publish a message to the dead-letter exchange that it is addressed to.
+        """Publish a dead letter to the exchange that it is addressed to.
 
         Returns:
             Whether a queue took it and none refused it.
@@ -333,8 +313,6 @@ class VirtualHost:
         publication = self.enqueue(routing)
         return publication.routed and publication.accepted
 
-    # -- delayed messages
-
     def _hold(self, exchange: Exchange, message: Message, delay: int, *, is_changed: bool) -> bool:
         """Hold a message back; return whether it is being written to disk.
 
@@ -349,7 +327,7 @@ class VirtualHost:
         return entry.row != 0
 
     def hold_again(self, exchange: Exchange, entry: Entry) -> None:
-        """Hold a message that was being held before a restart."""
+        """Hold a message back that was held back before a restart."""
         self._ledger.hold(entry)
         self._delayed.hold(exchange.name, entry)
 
@@ -357,13 +335,43 @@ class VirtualHost:
         """Return the number of messages that a delayed exchange holds back."""
         return self._delayed.count(exchange.name)
 
-    def drop_held(self) -> None:
-        """Drop all messages that are held back."""
-        for entry in self._delayed.clear():
+    def _release(self, name: str, entry: Entry) -> None:
+        """Publish a message whose delay is over. One that cannot be published is set aside."""
+        exchange = self.exchanges.get(name)
+        try:
+            if exchange is not None:
+                self.enqueue(self.route(exchange, entry.message, is_due=True))
+        except Exception as error:
+            self.failures.report(f"a delayed message of exchange '{name}' cannot be published", error)
+            self._ledger.set_aside(entry)
+        else:
             self._ledger.drop(entry)
 
-    def _release(self, name: str, entry: Entry) -> None:
-        exchange = self.exchanges.get(name)
-        if exchange is not None:
-            self.enqueue(self.route(exchange, entry.message, is_due=True))
-        self._ledger.drop(entry)
+
+def _stream_type() -> type[Queue]:
+    # Imported here: most brokers have no streams.
+    from mqtool.broker.embedded.model.stream_queue import Stream
+
+    return Stream
+
+
+def _save_queue(ledger: Ledger, queue: Queue) -> None:
+    """Store a new durable queue; sets its key."""
+    queue.key = ledger.new_key()
+    ledger.save(
+        "queue",
+        (queue.vhost, queue.name),
+        {
+            "vhost": queue.vhost,
+            "name": queue.name,
+            "auto_delete": queue.auto_delete,
+            "arguments": queue.arguments,
+            "key": queue.key,
+        },
+    )
+
+
+def limit_of(limits: dict[str, int], name: str) -> int | None:
+    """Return a limit; None if it is not set. RabbitMQ takes a negative one for unlimited."""
+    limit = limits.get(name, -1)
+    return None if limit < 0 else limit

@@ -62,6 +62,8 @@ class PacedSocket(asyncio.Protocol, ABC):
         self._out_bytes = 0
         self._flushing = False
         self._paused = False
+        self._held_answers = 0
+        self._hanging_up = False
         self._heard_at = self._sent_at = 0.0
 
     @abstractmethod
@@ -151,8 +153,10 @@ class PacedSocket(asyncio.Protocol, ABC):
         """Write what was put off until the end of the turn."""
 
     def _flush(self) -> None:
-        self.before_flush()
         self._flushing = False
+        if self._held_answers:
+            return
+        self.before_flush()
         if self._out and not self.transport.is_closing():
             self._sent_at = self._loop.time()
             self.sent_bytes += self._out_bytes
@@ -162,6 +166,18 @@ class PacedSocket(asyncio.Protocol, ABC):
         self.count_held()
         self._writable_again()
         self.pace()
+        if self._hanging_up:
+            self.transport.close()
+
+    def hold_answers(self) -> None:
+        """Send nothing until release_answers() has been called as often as this."""
+        self._held_answers += 1
+
+    def release_answers(self) -> None:
+        """Send what was held."""
+        self._held_answers -= 1
+        if not self._held_answers:
+            self.flush_soon()
 
     def pause_writing(self) -> None:
         """Stop deliveries: the client reads too slowly."""
@@ -187,8 +203,8 @@ class PacedSocket(asyncio.Protocol, ABC):
     def hang_up(self) -> None:
         """Close the socket once everything has been sent."""
         self.state = "closed"
+        self._hanging_up = True
         self._flush()
-        self.transport.close()
 
 
 class ClientSocket(PacedSocket):
@@ -329,6 +345,15 @@ class ClientSocket(PacedSocket):
         self._connections.remove(self)
         self._chunks, self._have, self._held_by_socket = [], 0, 0
         self.hold(-self.held_bytes)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes; if they changed durable definitions, send the answers once those are on disk."""
+        ledger = self.broker.ledger
+        saved = ledger.definitions_saved
+        super().data_received(data)
+        if ledger.definitions_saved != saved:
+            self.hold_answers()
+            ledger.after_commit(self.release_answers)
 
     def set_deadline(self, seconds: float | None) -> None:
         """Close the socket after this long, whatever was set before; None for never."""

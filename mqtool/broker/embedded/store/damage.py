@@ -156,6 +156,7 @@ def salvage(database: Path, schema: str) -> str:
             into.executescript(schema)
             definitions, all_definitions = _copy(old, into, "definition", "kind, key", 3)
             messages, all_messages = _copy(old, into, "entry", "row", 8)
+            into.execute("PRAGMA user_version = 1")  # not a new directory: it keeps its users
             into.commit()
     if not definitions:
         new.unlink()

@@ -1,32 +1,83 @@
-"""Opening the SQLite file of a data directory: privately, alone, and only after a look for damage."""
+"""The SQLite file of a data directory: opened privately, alone, and after a check for damage; its two tables."""
 
+import fcntl
+import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from mqtool.broker.embedded.model.amqp_message import HeaderReader, Message
-from mqtool.broker.embedded.model.backlog import LOT, Entry
+from mqtool.broker.embedded.model.backlog import BATCH, Entry
+from mqtool.broker.embedded.model.ledger import decode_definition
 from mqtool.broker.embedded.store.damage import LogCheck, is_sound, salvage
+from mqtool.codecs.field_tables import Table
 
 FILE = "broker.sqlite3"
 
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS definition (kind TEXT, key TEXT, value BLOB, PRIMARY KEY (kind, key)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS definition (kind TEXT, key BLOB, value BLOB, PRIMARY KEY (kind, key)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS entry (
     row INTEGER PRIMARY KEY, holder INTEGER, due INTEGER, delivery_count INTEGER, redelivered INTEGER,
     address BLOB, header BLOB, body BLOB
 );
 """
 
+_COLUMNS = "row, holder, due, delivery_count, redelivered, address, header, body"
+_ALL = f"SELECT {_COLUMNS} FROM entry ORDER BY row"  # noqa: S608 - our own names
+_SOME = f"SELECT {_COLUMNS} FROM entry WHERE row IN ({', '.join('?' * BATCH)}) ORDER BY row"  # noqa: S608 - our own names
 
-@dataclass
+#: No more messages are read at once after this many bytes of bodies.
+_ENOUGH = 1024 * 1024
+
+
 class Database:
-    """An open database; `damage` says what could not be read, None if nothing."""
+    """An open database.
 
-    db: sqlite3.Connection
-    damage: str | None
+    Attributes:
+        db: its connection, for the event loop. What is committed with it is on disk after sync().
+        damage: what could not be read, in words; None if nothing.
+    """
+
+    def __init__(self, directory: Path, lock: int, db: sqlite3.Connection, damage: str | None) -> None:
+        self.db = db
+        self.damage = damage
+        self._directory = lock
+        self._log = os.open(directory / f"{FILE}-wal", os.O_RDWR)
+        # With a connection of its own, a checkpoint on the thread does not block the event loop.
+        self._checkpoints = _connect(directory / FILE)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the definitions that every new broker has are still to be made."""
+        return not self.db.execute("PRAGMA user_version").fetchone()[0]
+
+    def defaults_made(self) -> None:
+        """Note that the broker is not new any more."""
+        self.db.execute("PRAGMA user_version = 1")
+
+    def sync(self) -> None:
+        """Block until everything committed so far is on disk; on any thread.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
+        os.fsync(self._log)
+
+    def checkpoint(self) -> None:
+        """Copy the log to the database file, so that the log begins anew; on any thread.
+
+        Raises:
+            sqlite3.Error: the disk does not take it.
+        """
+        self._checkpoints.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    def close(self) -> None:
+        """Close the files, and let other brokers use the directory."""
+        self._checkpoints.close()
+        self.db.close()
+        os.close(self._log)
+        os.close(self._directory)
 
 
 def open_database(directory: Path) -> Database:
@@ -36,6 +87,30 @@ def open_database(directory: Path) -> Database:
         OSError: the directory cannot be used, another process is using it, or nothing in it can be read.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = _lock(directory)
+    try:
+        db, damage = _open(directory)
+        return Database(directory, lock, db, damage)
+    except OSError:
+        os.close(lock)
+        raise
+    except sqlite3.Error as error:
+        os.close(lock)
+        raise OSError(f"cannot use {directory}: {error}") from error
+
+
+def _lock(directory: Path) -> int:
+    """Keep other brokers out of a directory until the returned file descriptor is closed."""
+    lock = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise OSError(f"cannot use {directory}: another broker is using it") from error
+    return lock
+
+
+def _open(directory: Path) -> tuple[sqlite3.Connection, str | None]:
     path = directory / FILE
     check = LogCheck(path)
     path.touch(mode=0o600)
@@ -45,22 +120,22 @@ def open_database(directory: Path) -> Database:
         db = _connect(path)
         damage = check.damage(db)
         if is_sound(db):
-            return Database(db, damage)
+            return db, damage
         db.close()
-    except sqlite3.OperationalError as error:
+    except sqlite3.OperationalError:
         check.discard()
-        raise OSError(f"cannot use {directory}: {error}") from error
+        raise
     except sqlite3.DatabaseError:
         check.discard()
     damage = salvage(path, SCHEMA)
-    return Database(_connect(path), damage)
+    return _connect(path), damage
 
 
 def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.5)
     try:
-        # The lock is held for good: two brokers on one directory would overwrite each other.
-        for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
+        # In this mode SQLite itself syncs only at checkpoints: see Database.sync().
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "wal_autocheckpoint=0"):
             db.execute(f"PRAGMA {pragma}")
         db.executescript(SCHEMA)
     except sqlite3.Error:
@@ -69,22 +144,28 @@ def _connect(path: Path) -> sqlite3.Connection:
     return db
 
 
-def write_definitions(db: sqlite3.Connection, definitions: Mapping[tuple[str, str], bytes | None]) -> None:
+def write_definitions(db: sqlite3.Connection, definitions: Mapping[tuple[str, bytes], bytes | None]) -> None:
     """Write definitions by kind and key; None deletes one."""
-    for (kind, name), value in definitions.items():
-        key = name.encode(errors="backslashreplace").decode()
+    for (kind, key), value in definitions.items():
         if value is None:
             db.execute("DELETE FROM definition WHERE kind = ? AND key = ?", (kind, key))
         else:
             db.execute("INSERT OR REPLACE INTO definition VALUES (?, ?, ?)", (kind, key, value))
 
 
-_COLUMNS = "row, holder, due, delivery_count, redelivered, address, header, body"
-_ALL = f"SELECT {_COLUMNS} FROM entry ORDER BY row"  # noqa: S608 - our own names
-_SOME = f"SELECT {_COLUMNS} FROM entry WHERE row IN ({', '.join('?' * LOT)}) ORDER BY row"  # noqa: S608 - our own names
+def definitions_of(db: sqlite3.Connection, kind: str) -> Iterator[tuple[bytes, Table | None]]:
+    """Yield the definitions of a kind with their keys; None for one that cannot be read."""
+    for key, value in db.execute("SELECT key, value FROM definition WHERE kind = ?", (kind,)).fetchall():
+        try:
+            yield key, decode_definition(value)
+        except (ValueError, TypeError, RecursionError):
+            yield key, None
 
-# How many bytes of bodies to read at once before no more follow.
-_ENOUGH = 1024 * 1024
+
+def keys_with(db: sqlite3.Connection, prefix: bytes) -> list[tuple[str, bytes]]:
+    """Return the kinds and keys of the definitions whose keys begin with a prefix."""
+    query = "SELECT kind, key FROM definition WHERE substr(key, 1, ?) = ?"
+    return [(kind, bytes(key)) for kind, key in db.execute(query, (len(prefix), prefix))]
 
 
 class StoredEntry(NamedTuple):
@@ -118,18 +199,62 @@ def all_entries(db: sqlite3.Connection) -> Iterator[StoredEntry]:
 
 
 def entries_in(db: sqlite3.Connection, rows: Sequence[int]) -> list[StoredEntry]:
-    """Return the messages in these rows, up to LOT, in their order; only the first of them if they are large.
+    """Return the messages in these rows, up to BATCH, in their order; only the first of them if they are large.
 
     Raises:
         sqlite3.Error: they cannot be read.
     """
     found: list[StoredEntry] = []
     size = 0
-    for values in db.execute(_SOME, [*rows, *[0] * (LOT - len(rows))]):
+    cursor = db.execute(_SOME, [*rows, *[0] * (BATCH - len(rows))])
+    for values in cursor:
         found.append(StoredEntry._make(values))
         size += len(found[-1].body)
         if size > _ENOUGH:
             break
+    cursor.close()
     if not found or [stored.row for stored in found] != list(rows[: len(found)]):
         raise sqlite3.DatabaseError(f"messages from {rows[0]} to {rows[-1]} are not in the data directory")
     return found
+
+
+def write_entries(db: sqlite3.Connection, added: Collection[tuple[object, ...]], removed: list[int]) -> None:
+    """Add messages, given in the order of StoredEntry, and delete those in other rows."""
+    if added:
+        db.executemany("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?)", added)
+    if removed:
+        db.executemany("DELETE FROM entry WHERE row BETWEEN ? AND ?", _ranges(removed))
+
+
+def note_redeliveries(
+    db: sqlite3.Connection, returned: Iterable[Entry], seen: Collection[int], last_recovered: int
+) -> None:
+    """Note at a clean stop which messages have been delivered before.
+
+    Args:
+        db: the database.
+        returned: messages that were returned to their queues.
+        seen: keys of queues of which all messages up to `last_recovered` count as delivered.
+        last_recovered: the last row of the messages from before the start.
+    """
+    db.executemany(
+        "UPDATE entry SET redelivered = 1, delivery_count = ?, header = ? WHERE row = ?",
+        ((entry.delivery_count, entry.message.header.raw, entry.row) for entry in returned),
+    )
+    db.executemany(
+        "UPDATE entry SET redelivered = 1 WHERE holder = ? AND row <= ? AND NOT redelivered",
+        ((holder, last_recovered) for holder in seen),
+    )
+    db.execute("DELETE FROM definition WHERE kind = 'delivering'")
+
+
+def _ranges(rows: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield the first and the last of rows that follow each other: deleted together, they cost half as much."""
+    rows.sort()
+    first = last = rows[0]
+    for row in rows:
+        if row > last + 1:
+            yield first, last
+            first = row
+        last = row
+    yield first, last

@@ -1,168 +1,196 @@
-"""Rebuild a broker from what is stored."""
+"""Rebuild a broker from its data directory. What cannot be read is left there and reported; the rest is used."""
 
 import logging
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable
 from typing import Any
 
-from mqtool.broker.embedded.model.amqp_message import HeaderReader
+from mqtool.broker.embedded.model.amqp_message import DEEPEST, HeaderReader
 from mqtool.broker.embedded.model.applied_policies import OPERATOR, USER, Policy
 from mqtool.broker.embedded.model.broker import Broker
-from mqtool.broker.embedded.model.exchange import Exchange, Link
+from mqtool.broker.embedded.model.exchange import Binding, Exchange
 from mqtool.broker.embedded.model.queue import Queue, QueueDeclaration
 from mqtool.broker.embedded.model.users import Permissions, TopicPermissions, User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.broker.embedded.store.segment_files import SegmentDirectory
 from mqtool.broker.embedded.store.storage import STREAMS, Storage
 from mqtool.codecs.field_tables import Table
 
 log = logging.getLogger("mqtool.broker.embedded")
 
 
-def recover(broker: Broker, storage: Storage) -> bool:
-    """Put everything that is stored into the broker.
-
-    Returns:
-        Whether there was anything: a new directory has not even a virtual host.
+def recover(broker: Broker, storage: Storage) -> None:
+    """Put everything that is stored into the broker, or the defaults if the data directory is new.
 
     Raises:
-        OSError: a definition is damaged.
+        OSError: the files of a stream cannot be read.
     """
-    try:
-        return _recover(broker, storage)
-    except (ValueError, KeyError, TypeError) as error:
-        raise OSError(f"the data directory is damaged: a definition in it cannot be read ({error!r})") from error
+    if storage.is_new:
+        broker.create_defaults()
+        storage.defaults_made()
+    else:
+        _Recovery(broker, storage).run()
 
 
-def _recover(broker: Broker, storage: Storage) -> bool:
-    vhosts = dict(storage.definitions("vhost"))
-    for name, value in vhosts.items():
-        broker.vhosts[name] = VirtualHost(name, broker.clock, storage, broker.profile)
-        broker.vhosts[name].description = str(value.get("description", ""))  # older versions store none
-        broker.vhosts[name].limits = _limits(value)
-    for name, value in storage.definitions("user"):
-        broker.users[name] = _user(name, value)
-    for name, value in storage.definitions("global_parameter"):
-        broker.global_parameters[name] = str(value["json"])
-    for kind in (USER, OPERATOR):
-        for _, value in storage.definitions(kind):
-            _policy(broker, kind, value)
-    holders: dict[int, Queue | tuple[VirtualHost, Exchange]] = {}
-    for _, value in storage.definitions("exchange"):
-        vhost, exchange = _exchange(broker, value)
-        storage.key_used(exchange.key)
-        holders[exchange.key] = (vhost, exchange)
-    for _, value in storage.definitions("queue"):
-        queue = _queue(broker, value)
-        storage.key_used(queue.key)
-        holders[queue.key] = queue
-        if queue.kind == "stream":
-            _open_stream(queue, storage)
-    _drop_strange_streams(storage, holders)
-    for _, value in storage.definitions("binding"):
-        _bind(broker, value)
-    _restore(storage, holders)
-    return bool(vhosts)
+class _Recovery:
+    def __init__(self, broker: Broker, storage: Storage) -> None:
+        self._broker = broker
+        self._storage = storage
+        # Queues and delayed exchanges by their keys, which the messages in them have.
+        self._holders: dict[int, Queue | tuple[VirtualHost, Exchange]] = {}
+        self._unreadable: list[str] = []
 
+    def run(self) -> None:
+        for kind, restore in (
+            ("vhost", self._vhost),
+            ("user", self._user),
+            ("global_parameter", self._global_parameter),
+            (USER, lambda stored: self._policy(USER, stored)),
+            (OPERATOR, lambda stored: self._policy(OPERATOR, stored)),
+            ("exchange", self._exchange),
+            ("queue", self._queue),
+            ("binding", self._binding),
+        ):
+            self._restore_all(kind, restore)
+        if self._unreadable:
+            self._storage.add_damage(
+                f"definitions could not be read: {', '.join(self._unreadable)}; they are left in the data directory"
+            )
+        self._check_stream_files()
+        self._restore_messages()
 
-def _user(name: str, value: Table) -> User:
-    stored: Any = value
-    permissions = {vhost: Permissions(*patterns) for vhost, patterns in stored["permissions"].items()}
-    password_hash = bytes.fromhex(stored["password_hash"]) or None
-    topics: list[tuple[str, str, str, str]] = stored.get("topic_permissions", [])  # older versions store none
-    return User(
-        name,
-        password_hash,
-        list(stored["tags"]),
-        permissions,
-        stored["algorithm"],
-        _limits(value),
-        {(vhost, exchange): TopicPermissions(write, read) for vhost, exchange, write, read in topics},
-    )
+    def _restore_all(self, kind: str, restore: Callable[[Any], None]) -> None:
+        for key, value in self._storage.definitions(kind):
+            try:
+                if value is None:
+                    raise ValueError("damaged")
+                restore(value)
+            except OSError:
+                raise
+            except Exception as error:
+                # Whatever a definition holds, the others are used.
+                log.error("a definition cannot be read: %s %a: %r", kind, key, error)
+                self._unreadable.append(_described(kind, value))
 
+    def _vhost(self, stored: Any) -> None:
+        vhost = VirtualHost(stored["name"], self._broker.clock, self._storage, self._broker.profile)
+        vhost.description = str(stored["description"])
+        vhost.limits = _limits(stored)
+        self._broker.vhosts[vhost.name] = vhost
 
-def _limits(value: Table) -> dict[str, int]:
-    stored: Any = value.get("limits", {})  # older versions store none
-    return {name: int(limit) for name, limit in stored.items()}
-
-
-def _policy(broker: Broker, kind: str, value: Table) -> None:
-    stored: Any = dict(value)
-    broker.vhosts[stored.pop("vhost")].policies.restore(kind, Policy(**stored))
-
-
-def _exchange(broker: Broker, value: Table) -> tuple[VirtualHost, Exchange]:
-    stored: Any = value
-    exchange = Exchange(
-        stored["name"],
-        stored["kind"],
-        durable=True,
-        auto_delete=stored["auto_delete"],
-        internal=stored["internal"],
-        arguments=stored["arguments"],
-        key=int(stored["key"]),
-    )
-    vhost = broker.vhosts[stored["vhost"]]
-    vhost.add_exchange(exchange)
-    return vhost, exchange
-
-
-def _queue(broker: Broker, value: Table) -> Queue:
-    stored: Any = value
-    return broker.vhosts[stored["vhost"]].add_queue(
-        QueueDeclaration(stored["name"], stored["arguments"], auto_delete=stored["auto_delete"]), int(stored["key"])
-    )
-
-
-def _open_stream(queue: Queue, storage: Storage) -> None:
-    """Recover what is in a stream, and note how much of it could not be."""
-    from mqtool.broker.embedded.model.stream_queue import Stream
-
-    assert isinstance(queue, Stream)
-    if queue.log.lost:
-        damage = (
-            f"the last {queue.log.lost} bytes of stream '{queue.name}' could not be read: nothing is lost if the "
-            "broker was killed as it wrote them; else the disk has damaged them. They are kept in the data directory"
+    def _user(self, stored: Any) -> None:
+        self._broker.users[stored["name"]] = User(
+            stored["name"],
+            bytes.fromhex(stored["password_hash"]) or None,
+            list(stored["tags"]),
+            {vhost: Permissions(*patterns) for vhost, patterns in stored["permissions"].items()},
+            stored["algorithm"],
+            _limits(stored),
+            {
+                (vhost, exchange): TopicPermissions(write, read)
+                for vhost, exchange, write, read in stored["topic_permissions"]
+            },
         )
-        storage.damage = damage if storage.damage is None else f"{storage.damage}; {damage}"
 
+    def _global_parameter(self, stored: Any) -> None:
+        self._broker.global_parameters[stored["name"]] = str(stored["json"])
 
-def _drop_strange_streams(storage: Storage, holders: Collection[int]) -> None:
-    """Delete the files of streams whose deletion was under way, so that no other stream gets them."""
-    directory = storage.directory / STREAMS
-    if not directory.exists():
-        return
-    for key in {int(stream.name) for stream in directory.iterdir()}.difference(holders):
-        if storage.damage is None:
-            shutil.rmtree(directory / str(key))
+    def _policy(self, kind: str, stored: Any) -> None:
+        vhost = self._broker.vhosts[stored.pop("vhost")]
+        vhost.policies.restore(kind, Policy(**stored))
+
+    def _exchange(self, stored: Any) -> None:
+        key = int(stored["key"])
+        self._storage.key_used(key)
+        exchange = Exchange(
+            stored["name"],
+            stored["kind"],
+            durable=True,
+            auto_delete=stored["auto_delete"],
+            internal=stored["internal"],
+            arguments=stored["arguments"],
+            key=key,
+        )
+        vhost = self._broker.vhosts[stored["vhost"]]
+        vhost.add_exchange(exchange)
+        self._holders[key] = (vhost, exchange)
+
+    def _queue(self, stored: Any) -> None:
+        key = int(stored["key"])
+        self._storage.key_used(key)
+        vhost = self._broker.vhosts[stored["vhost"]]
+        declared = QueueDeclaration(stored["name"], stored["arguments"], auto_delete=stored["auto_delete"])
+        queue = vhost.add_queue(declared, key)
+        self._holders[key] = queue
+        if queue.kind == "stream":
+            self._open_stream(queue)
+
+    def _open_stream(self, queue: Queue) -> None:
+        """Recover what is in a stream, and note how much of it could not be read."""
+        from mqtool.broker.embedded.model.stream_queue import Stream
+
+        assert isinstance(queue, Stream)
+        if queue.log.lost:
+            self._storage.add_damage(
+                f"the last {queue.log.lost} bytes of stream '{queue.name}' could not be read: nothing is lost if the "
+                "broker was killed as it wrote them; else the disk has damaged them. They are kept in the data "
+                "directory"
+            )
+
+    def _binding(self, stored: Any) -> None:
+        vhost = self._broker.vhosts[stored["vhost"]]
+        destinations = vhost.queues if stored["to_queue"] else vhost.exchanges
+        source, destination = vhost.exchanges[stored["source"]], destinations[stored["destination"]]
+        source.add(Binding(source, destination, stored["routing_key"], stored["arguments"]))
+
+    def _check_stream_files(self) -> None:
+        """Delete the files of streams that were being deleted, and report files that are not the broker's."""
+        directory = self._storage.directory / STREAMS
+        foreign = []
+        for path in sorted(directory.iterdir()) if directory.exists() else []:
+            if not (path.name.isascii() and path.name.isdigit() and path.is_dir()):
+                foreign.append(path)
+                continue
+            foreign += SegmentDirectory(path).foreign()
+            if int(path.name) not in self._holders:
+                self._delete_stream_files(int(path.name))
+        for path in foreign:
+            log.warning("%a is not a file of the broker: it is ignored", str(path))
+
+    def _delete_stream_files(self, key: int) -> None:
+        if self._storage.damage is None:
+            shutil.rmtree(self._storage.directory / STREAMS / str(key))
         else:
             # Its definition may be among what is damaged.
-            storage.key_used(key)
+            self._storage.key_used(key)
+
+    def _restore_messages(self) -> None:
+        orphans = []
+        headers = HeaderReader(DEEPEST)
+        for stored in self._storage.entries():
+            holder = self._holders.get(stored.holder)
+            try:
+                entry = stored.entry(headers)
+            except (ValueError, TypeError) as error:
+                log.error("message %d is damaged, and left in the data directory: %s", stored.row, error)
+                continue
+            if holder is None:
+                self._storage.key_used(stored.holder)
+                orphans.append(stored.row)
+            elif isinstance(holder, Queue):
+                holder.restore(entry)
+            else:
+                vhost, exchange = holder
+                vhost.hold_again(exchange, entry)
+        if orphans and not self._unreadable:
+            self._storage.forget_rows(orphans)
 
 
-def _bind(broker: Broker, value: Table) -> None:
-    stored: Any = value
-    vhost = broker.vhosts[stored["vhost"]]
-    ends = vhost.queues if stored["to_queue"] else vhost.exchanges
-    source, destination = vhost.exchanges[stored["source"]], ends[stored["destination"]]
-    source.add(Link(source, destination, stored["routing_key"], stored["arguments"]))
+def _limits(stored: Any) -> dict[str, int]:
+    return {name: int(limit) for name, limit in stored["limits"].items()}
 
 
-def _restore(storage: Storage, holders: dict[int, Queue | tuple[VirtualHost, Exchange]]) -> None:
-    orphans = []
-    headers = HeaderReader()
-    for stored in storage.entries():
-        owner = holders.get(stored.holder)
-        try:
-            entry = stored.entry(headers)
-        except (ValueError, TypeError) as error:
-            log.error("message %d is damaged, and left in the data directory: %s", stored.row, error)
-            continue
-        if owner is None:
-            orphans.append(stored.row)
-        elif isinstance(owner, Queue):
-            owner.restore(entry)
-        else:
-            vhost, exchange = owner
-            vhost.hold_again(exchange, entry)
-    if orphans:
-        storage.forget_rows(orphans)
+def _described(kind: str, value: Table | None) -> str:
+    """Return what a person calls a definition: its kind, and its name if that could be read."""
+    name = None if value is None else value.get("name")
+    return f"a {kind.replace('_', ' ')}" if name is None else f"{kind.replace('_', ' ')} {name!a}"

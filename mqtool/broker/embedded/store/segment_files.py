@@ -1,17 +1,19 @@
-"""The segments of a stream's log as files, named by their first offsets, in a directory for each stream."""
+"""The segments of streams as files: a directory for each stream, a file for each segment, named by its first offset."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from mqtool.broker.embedded.model.ledger import Octets
+from mqtool.broker.embedded.model.ledger import SegmentData
 from mqtool.broker.embedded.store.damage import new_directory
 
 _SUFFIX = ".segment"
+_NAME = re.compile(r"[0-9]{20}\.segment")
 
 
-class FileOctets:
+class SegmentFile:
     """A segment in a file, which is open only while it is written to: a stream may have thousands."""
 
     def __init__(self, path: Path) -> None:
@@ -20,11 +22,11 @@ class FileOctets:
         self._is_new = not path.exists()
 
     def size(self) -> int:
-        """Return how many octets are there."""
+        """Return the number of bytes."""
         return 0 if self._is_new else self._path.stat().st_size
 
     def write(self, position: int, data: bytes) -> None:
-        """Put octets at a position, over what an attempt that failed has left there.
+        """Write bytes at a position, over what a failed attempt has left there.
 
         Raises:
             OSError: the disk does not take them.
@@ -38,10 +40,10 @@ class FileOctets:
                 written += os.pwrite(self._file, rest[written:], position + written)
 
     def sync(self) -> None:
-        """Return once all is on the disk.
+        """Block until all bytes are on the disk.
 
         Raises:
-            OSError: the disk does not take it.
+            OSError: the disk does not take them.
         """
         if self._file is None:
             return
@@ -53,7 +55,7 @@ class FileOctets:
             self._is_new = False
 
     def read(self, position: int, size: int) -> bytes:
-        """Return octets from a position on, fewer at the end.
+        """Return this many bytes from a position on, fewer at the end.
 
         Raises:
             OSError: they cannot be read.
@@ -67,7 +69,7 @@ class FileOctets:
             os.close(file)
 
     def cut(self, size: int) -> None:
-        """Keep only the first of them, this many; the rest goes to a directory for what is damaged."""
+        """Keep only the first bytes, this many; move the rest to a directory for damaged files."""
         kept = new_directory(self._path.parents[2]) / f"stream-{self._path.parent.name}-{self._path.name}"
         kept.touch(mode=0o600)
         with self._path.open("rb") as whole, kept.open("wb") as tail:
@@ -76,13 +78,13 @@ class FileOctets:
         os.truncate(self._path, size)
 
     def close(self) -> None:
-        """Close the file: no more will be written for now."""
+        """Close the file until the next write."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
     def delete(self) -> None:
-        """Delete it."""
+        """Delete the file."""
         self.close()
         self._path.unlink(missing_ok=True)
 
@@ -95,24 +97,29 @@ def _sync_directory(path: Path) -> None:
         os.close(directory)
 
 
-class FileShelf:
-    """The segments of one log in files.
+class SegmentDirectory:
+    """The segments of one stream as files.
 
     Args:
-        directory: where; made with the first segment.
+        directory: made with the first segment.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def existing(self) -> Iterable[tuple[int, Octets]]:
+    def existing(self) -> Iterable[tuple[int, SegmentData]]:
         """Return the segments from before a restart with their first offsets, in order."""
-        return [(int(path.stem), FileOctets(path)) for path in sorted(self._directory.glob(f"*{_SUFFIX}"))]
+        found = sorted(path for path in self._directory.glob(f"*{_SUFFIX}") if _NAME.fullmatch(path.name))
+        return [(int(path.stem), SegmentFile(path)) for path in found]
 
-    def new(self, offset: int) -> Octets:
-        """Return the octets of a new segment with this first offset."""
-        return FileOctets(self._directory / f"{offset:020}{_SUFFIX}")
+    def foreign(self) -> list[Path]:
+        """Return what is in the directory, but is not a segment."""
+        return sorted(path for path in self._directory.glob("*") if not _NAME.fullmatch(path.name))
+
+    def new(self, offset: int) -> SegmentData:
+        """Return an empty segment with this first offset; its file is made by the first write."""
+        return SegmentFile(self._directory / f"{offset:020}{_SUFFIX}")
 
     def delete(self) -> None:
-        """Delete the directory."""
+        """Delete the directory with all files in it."""
         shutil.rmtree(self._directory, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""Durable things in an SQLite file in WAL mode, written in groups.
+"""The data directory: durable definitions and messages in SQLite, written in groups, without blocking the event loop.
 
-Messages are collected while the group before them is on its way to the disk. So one fsync serves all messages that
-came in meanwhile, and a message that is consumed before its group is written costs none. Definitions (queues,
-exchanges, bindings, users) are rare, and are written at once.
+SQLite's log (WAL) is written on the event loop, which takes microseconds, but never synced there. A thread syncs it,
+and the files of streams with it. One fsync serves all messages that came in during the one before; a message that is
+consumed before its group is written costs none. What a client is told about durable things leaves after the fsync.
 """
 
 import asyncio
@@ -14,66 +14,95 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mqtool.broker.embedded.model.amqp_errors import storage_failed
-from mqtool.broker.embedded.model.amqp_message import HeaderReader
+from mqtool.broker.embedded.model.amqp_message import DEEPEST, HeaderReader
 from mqtool.broker.embedded.model.backlog import Entry
-from mqtool.broker.embedded.model.ledger import Ledger, Log, Shelf
-from mqtool.broker.embedded.store.database import StoredEntry, all_entries, entries_in, open_database, write_definitions
-from mqtool.codecs.field_tables import Table, decode_table, encode_table
+from mqtool.broker.embedded.model.ledger import Ledger, Log, Segments, definition_key
+from mqtool.broker.embedded.store.database import (
+    StoredEntry,
+    all_entries,
+    definitions_of,
+    entries_in,
+    keys_with,
+    note_redeliveries,
+    open_database,
+    write_definitions,
+    write_entries,
+)
+from mqtool.codecs.field_tables import Table, encode_table
 
 log = logging.getLogger("mqtool.broker.embedded")
 
+#: The directory of the streams in a data directory. Each stream has a directory in it, named by its key.
 STREAMS = "streams"
-"""The directory of the streams in a data directory; each has one of its own in it, with its key for a name."""
 
-# How long an acknowledgement, or a message published without confirm, may wait to be written.
+#: The kinds of definitions whose keys begin with a virtual host.
+_IN_VHOSTS = ("vhost", "exchange", "queue", "binding", "policy", "operator_policy")
+
+#: How long an acknowledgement, or a message published without confirm, may wait to be written.
 _UNHURRIED_SECONDS = 0.02
 
-# How long to wait before a group that the disk did not take is tried again.
+#: How long to wait before a group that could not be written is tried again.
 _RETRY_SECONDS = 0.5
+
+#: About how many bytes the log may hold before the thread copies them to the database file.
+_CHECKPOINT_BYTES = 8 * 1024 * 1024
+
+#: About how many bytes of log a changed row and a transaction take, besides the message.
+_ROW_BYTES, _TRANSACTION_BYTES = 256, 8 * 1024
 
 
 @dataclass
 class Group:
-    """What is written in one transaction: messages by row, rows, definitions by kind and key (None to delete).
+    """What is written in one transaction, and what is synced with it.
 
     Attributes:
-        logs: the streams with something to write, each to its own files.
-        waiting: what to call once it is on disk.
+        added: new messages by row.
+        removed: rows of messages to delete.
+        definitions: those that could not be written at once, by kind and key; None to delete one.
+        logs: streams with something to write to their own files.
+        discarded: streams whose files are to be deleted.
+        waiting: called once everything is on disk.
     """
 
     # Plain tuples in the order of StoredEntry: they cost half as much.
     added: dict[int, tuple[object, ...]] = field(default_factory=dict)
     removed: list[int] = field(default_factory=list)
-    definitions: dict[tuple[str, str], bytes | None] = field(default_factory=dict)
-    waiting: list[Callable[[], None]] = field(default_factory=list)
+    definitions: dict[tuple[str, bytes], bytes | None] = field(default_factory=dict)
     logs: dict[Log, None] = field(default_factory=dict)
+    discarded: list[Log] = field(default_factory=list)
+    waiting: list[Callable[[], None]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.added or self.removed or self.definitions or self.waiting or self.logs)
+        return bool(self.added or self.removed or self.definitions or self.logs or self.discarded or self.waiting)
 
     def then(self, later: "Group") -> "Group":
-        """Return a group that is this one and a later one."""
+        """Return this group and a later one as one group."""
         return Group(
             self.added | later.added,
             self.removed + later.removed,
             self.definitions | later.definitions,
-            self.waiting + later.waiting,
             self.logs | later.logs,
+            self.discarded + later.discarded,
+            self.waiting + later.waiting,
         )
+
+    def unsynced(self) -> "Group":
+        """Return what remains to be done of a group that is in SQLite's log, but not known to be on the disk."""
+        return Group(logs=self.logs, discarded=self.discarded, waiting=self.waiting)
 
 
 class Storage(Ledger):
-    """The ledger that is kept on disk.
+    """The ledger of a data directory.
 
-    A group that the disk does not take is kept in memory, unconfirmed, and tried again until the disk takes it.
+    What the disk does not take stays in memory, unconfirmed, and is tried again until the disk takes it.
 
     Args:
-        directory: where; made if it does not exist.
+        directory: the data directory; made if it does not exist.
 
     Attributes:
         damage: what could not be read, in words; None if nothing.
-        when_failed: called with the error each time the disk does not take something.
-        when_recovered: called when it has taken everything after that.
+        when_failed: called with the error each time something cannot be written.
+        when_recovered: called when everything has been written after that.
 
     Raises:
         OSError: the directory cannot be used, another process is using it, or nothing in it can be read.
@@ -84,35 +113,47 @@ class Storage(Ledger):
     def __init__(self, directory: Path) -> None:
         super().__init__()
         self.directory = directory
-        database = open_database(directory)
-        self._db = database.db
-        self.damage = database.damage
+        self._database = open_database(directory)
+        self._db = self._database.db
+        self.damage = self._database.damage
         self.when_failed: Callable[[Exception], None] = lambda _: None
         self.when_recovered: Callable[[], None] = lambda: None
         self._loop = asyncio.get_running_loop()
-        self._committer = ThreadPoolExecutor(1, thread_name_prefix="embedded-broker-commit")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="embedded-broker-writer")
         self._next = Group()
-        self._flying = Group()
+        self._syncing = Group()
         self._in_flight: Future[None] | None = None
         self._scheduled: asyncio.Handle | None = None
         self._hurried = self._failing = False
+        self._log_bytes = 0
         self._position = self._db.execute("SELECT COALESCE(MAX(row), 0) FROM entry").fetchone()[0]
         self._last_recovered = self._position
         self._seen: set[int] = set()
-        self._headers = HeaderReader()
+        self._headers = HeaderReader(DEEPEST)
         self._key = 0
 
-    # -- reading, before the broker starts
+    @property
+    def is_new(self) -> bool:
+        """Whether the defaults are still to be made: in a new directory, once."""
+        return self._database.is_new
 
-    def definitions(self, kind: str) -> Iterator[tuple[str, Table]]:
-        """Yield the definitions of a kind with their keys."""
-        for key, value in self._db.execute("SELECT key, value FROM definition WHERE kind = ?", (kind,)):
-            table = decode_table(value)[0]
-            yield key, {name: _name(item) if isinstance(item, bytes) else item for name, item in table.items()}
+    def defaults_made(self) -> None:
+        """Note that the defaults have been made."""
+        self._database.defaults_made()
+        self._definitions_written()
+
+    def add_damage(self, what: str) -> None:
+        """Report something else that could not be read."""
+        self.damage = what if self.damage is None else f"{self.damage}; {what}"
+
+    def definitions(self, kind: str) -> Iterator[tuple[bytes, Table | None]]:
+        """Yield the stored definitions of a kind with their keys; None for one that cannot be read."""
+        yield from definitions_of(self._db, kind)
 
     def entries(self) -> Iterator[StoredEntry]:
         """Yield the stored messages in the order in which they were published."""
-        self._seen = {int(key) for key, _ in self.definitions("delivering")}
+        noted = (value for _, value in self.definitions("delivering"))
+        self._seen = {holder for value in noted if value and isinstance(holder := value.get("holder"), int)}
         yield from map(self._marked, all_entries(self._db))
 
     def _marked(self, stored: StoredEntry) -> StoredEntry:
@@ -130,48 +171,56 @@ class Storage(Ledger):
         """Never give out this key again: it belongs to a recovered queue or exchange."""
         self._key = max(self._key, key)
 
-    # -- definitions
-
     def new_key(self) -> int:
         """Return a number for a new durable queue or exchange."""
         self._key += 1
         return self._key
 
-    def save(self, kind: str, key: str, value: Table) -> None:
-        """Store a definition.
+    def write_definition(self, kind: str, key: bytes, value: bytes) -> None:
+        """Write a definition to SQLite's log; it is synced with the next group.
 
         Raises:
-            ConnectionException: 506, the disk does not take it.
+            ConnectionException: 506, it cannot be written.
         """
-        definition = {(kind, key): encode_table(value)}
         try:
-            self._wait_for_group()
-            write_definitions(self._db, definition)
+            write_definitions(self._db, {(kind, key): value})
         except sqlite3.Error as error:
             raise storage_failed(error) from error
         self._next.definitions.pop((kind, key), None)
+        self._definitions_written()
 
-    def forget(self, kind: str, key: str) -> None:
-        """Delete a definition; a disk that does not take that now gets it with the next group."""
-        self._now_or_later({(kind, key): None})
+    def forget(self, kind: str, names: Sequence[str | bytes]) -> None:
+        """Delete a definition, and all of a virtual host with it; if that fails, try again with the next group."""
+        key = definition_key(names)
+        if kind == "vhost":
+            found = [(each, key) for each, key in keys_with(self._db, key) if each in _IN_VHOSTS]
+            self._write_soon(dict.fromkeys(found))
+        else:
+            self._write_soon({(kind, key): None})
+        if not self._failing:
+            self._definitions_written()
 
     def delivering(self, holder: int) -> None:
         """Note that a client is about to see a message of this queue.
 
-        After a kill nobody knows which messages a client has seen, so all in this queue count as redelivered.
-        Noting that once is cheaper than noting every delivery.
+        After a kill nobody knows which messages clients have seen, so all in this queue count as redelivered. Noting
+        that once is cheaper than noting every delivery.
         """
-        self._now_or_later({("delivering", str(holder)): encode_table({})})
+        self._write_soon({("delivering", definition_key([str(holder)])): encode_table({"holder": holder})})
 
-    def _now_or_later(self, definitions: Mapping[tuple[str, str], bytes | None]) -> None:
+    def _write_soon(self, definitions: Mapping[tuple[str, bytes], bytes | None]) -> None:
         try:
-            self._wait_for_group()
             write_definitions(self._db, definitions)
         except sqlite3.Error as error:
             self._next.definitions |= definitions
             self._failed(error)
+        else:
+            self._schedule()
 
-    # -- messages
+    def _definitions_written(self) -> None:
+        self.definitions_saved += 1
+        self._log_bytes += _TRANSACTION_BYTES
+        self.after_commit(_nothing)
 
     def added(self, holder: int, entry: Entry) -> None:
         """Store a message; sets the entry's row."""
@@ -187,6 +236,7 @@ class Storage(Ledger):
             message.header.raw,
             message.body,
         )
+        self._log_bytes += len(message.body)
         if self._scheduled is None:
             self._schedule()
 
@@ -198,39 +248,38 @@ class Storage(Ledger):
                 self._schedule()
 
     def read(self, rows: Sequence[int]) -> list[Entry]:
-        """Read stored messages, up to LOT, in this order; not all at once if they are large.
+        """Read stored messages, up to BATCH, in this order; not all at once if they are large.
 
         Raises:
             sqlite3.Error: they cannot be read.
         """
-        written = [row for row in rows if row not in self._flying.added and row not in self._next.added]
+        written = [row for row in rows if row not in self._next.added]
         if written:
-            self._wait_for_group()
             return [self._marked(stored).entry(self._headers) for stored in entries_in(self._db, written)]
-        found = [self._flying.added.get(row) or self._next.added[row] for row in rows]
-        return [StoredEntry._make(values).entry(self._headers) for values in found]
+        return [StoredEntry._make(self._next.added[row]).entry(self._headers) for row in rows]
 
-    # -- streams
-
-    def shelf(self, holder: int) -> Shelf:
-        """Return the place for the log of the stream with this key."""
+    def segments(self, holder: int) -> Segments:
+        """Return where the segments of the stream with this key are kept."""
         # Imported here: most brokers have no streams.
-        from mqtool.broker.embedded.store.segment_files import FileShelf
+        from mqtool.broker.embedded.store.segment_files import SegmentDirectory
 
-        return FileShelf(self.directory / STREAMS / str(holder))
+        return SegmentDirectory(self.directory / STREAMS / str(holder))
 
     def write_log(self, log: Log) -> None:
-        """Write what a log has to write with the next group."""
+        """Write what a stream has to write with the next group."""
         self._next.logs[log] = None
         if log.is_watched:
-            self.after_commit(lambda: None)
+            self.after_commit(_nothing)
         else:
             self._schedule()
 
-    # -- groups
+    def discard_log(self, log: Log) -> None:
+        """Delete the files of a stream, on the thread: it may be writing them."""
+        self._next.discarded.append(log)
+        self._schedule()
 
     def after_commit(self, what: Callable[[], None]) -> None:
-        """Do something once everything added so far is on disk."""
+        """Call a function once everything added so far is on disk."""
         self._next.waiting.append(what)
         if not self._hurried:
             self._hurried = True
@@ -249,35 +298,50 @@ class Storage(Ledger):
             self._scheduled = self._loop.call_later(_UNHURRIED_SECONDS, self._write)
 
     def _write(self) -> None:
-        """Give a group to SQLite here, where nobody competes for the interpreter, and wait for the disk elsewhere."""
+        """Write a group to SQLite's log here, and have the thread sync it."""
         self._scheduled = None
         self._hurried = False
         group, self._next = self._next, Group()
         self.group += 1
         try:
-            self._begin(group)
+            self._commit(group)
         except sqlite3.Error as error:
             self._keep(group, error)
             return
-        self._flying = group
-        self._in_flight = future = self._committer.submit(_commit, self._db, group)
-        future.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._written, future))
+        for stream in group.logs:
+            stream.prepare()
+        self._syncing = group.unsynced()
+        # A sync that failed may have lost what it was to write: the checkpoint writes it elsewhere.
+        checkpoint = self._failing or self._log_bytes > _CHECKPOINT_BYTES
+        if checkpoint:
+            self._log_bytes = 0
+        self._in_flight = future = self._writer.submit(self._sync, self._syncing, checkpoint=checkpoint)
+        future.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._synced, future))
 
-    def _begin(self, group: Group) -> None:
-        """Give a group to SQLite, uncommitted."""
-        for log_of_stream in group.logs:
-            log_of_stream.prepare()
-        self._db.execute("BEGIN")
-        if group.added:
-            self._db.executemany("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?)", group.added.values())
-        if group.removed:
-            self._db.executemany("DELETE FROM entry WHERE row BETWEEN ? AND ?", _ranges(group.removed))
-        write_definitions(self._db, group.definitions)
+    def _commit(self, group: Group) -> None:
+        """Write a group to SQLite's log, in one transaction."""
+        if not (group.added or group.removed or group.definitions):
+            return
+        self._log_bytes += _TRANSACTION_BYTES + _ROW_BYTES * (len(group.added) + len(group.removed))
+        with self._db:
+            self._db.execute("BEGIN")
+            write_entries(self._db, group.added.values(), group.removed)
+            write_definitions(self._db, group.definitions)
 
-    def _written(self, future: "Future[None]") -> None:
+    def _sync(self, group: Group, *, checkpoint: bool) -> None:
+        """Wait until the disk has everything; runs on the thread."""
+        for stream in group.logs:
+            stream.write()
+        for stream in group.discarded:
+            stream.delete_files()
+        self._database.sync()
+        if checkpoint:
+            self._database.checkpoint()
+
+    def _synced(self, future: "Future[None]") -> None:
         if self._in_flight is not future:
             return
-        group, self._flying, self._in_flight = self._flying, Group(), None
+        group, self._syncing, self._in_flight = self._syncing, Group(), None
         error = future.exception()
         if error is not None:
             self._keep(group, error)
@@ -285,16 +349,12 @@ class Storage(Ledger):
         if self._failing:
             self._failing = False
             self.when_recovered()
-        for log_of_stream in group.logs:
-            log_of_stream.commit()
-        for what in group.waiting:
-            what()
+        _finish(group)
         if self._next:
             self._schedule()
 
     def _keep(self, group: Group, error: BaseException) -> None:
-        """Keep a group that the disk did not take for the next attempt."""
-        _roll_back(self._db)
+        """Keep what could not be written for the next attempt."""
         self._next = group.then(self._next)
         self._failed(error)
 
@@ -305,72 +365,43 @@ class Storage(Ledger):
             self._scheduled.cancel()
         self._scheduled = self._loop.call_later(_RETRY_SECONDS, self._write)
 
-    def _wait_for_group(self) -> None:
-        """Block until the group under way is on disk or has failed."""
-        if self._in_flight is not None:
-            wait([self._in_flight])
-            _roll_back(self._db)
-
-    # -- the end
-
     def close(self, returned: Iterable[Entry] = ()) -> None:
-        """Finish what is being written.
+        """Write everything, and close the files.
 
         Args:
-            returned: the messages that clients have had before, so that after a clean stop nothing needs guessing.
+            returned: the messages that clients have had before, so that a clean stop leaves nothing to guess.
         """
         if self._scheduled is not None:
             self._scheduled.cancel()
-        self._wait_for_group()
-        failed = self._in_flight is not None and self._in_flight.exception() is not None
-        group, self._in_flight = self._flying.then(self._next) if failed else self._next, None
+        group = self._next
+        if self._in_flight is not None:
+            wait([self._in_flight])
+            group = self._syncing.then(self._next) if self._in_flight.exception() else self._next
+            self._in_flight = None
         try:
-            self._begin(group)
-            self._db.executemany(
-                "UPDATE entry SET redelivered = 1, delivery_count = ?, header = ? WHERE row = ?",
-                ((entry.delivery_count, entry.message.header.raw, entry.row) for entry in returned),
-            )
-            self._db.executemany(
-                "UPDATE entry SET redelivered = 1 WHERE holder = ? AND row <= ? AND NOT redelivered",
-                ((holder, self._last_recovered) for holder in self._seen),
-            )
-            self._db.execute("DELETE FROM definition WHERE kind = 'delivering'")
-            _commit(self._db, group)
-            for log_of_stream in group.logs:
-                log_of_stream.commit()
+            self._commit(group)
+            with self._db:
+                self._db.execute("BEGIN")
+                note_redeliveries(self._db, returned, self._seen, self._last_recovered)
+            for stream in group.logs:
+                stream.prepare()
+            self._sync(group, checkpoint=False)
+            _finish(group.unsynced())
         except (sqlite3.Error, OSError) as error:
             log.error(
                 "cannot write to the data directory: %s; %d unconfirmed messages are lost", error, len(group.added)
             )
-        self._committer.shutdown()
-        self._db.close()
+        self._writer.shutdown()
+        self._database.close()
 
 
-def _commit(db: sqlite3.Connection, group: Group) -> None:
-    """Wait until the disk has all of a group."""
-    for log_of_stream in group.logs:
-        log_of_stream.write()
-    db.commit()
+def _nothing() -> None:
+    """Do nothing once something is on disk; that it is waited for makes it urgent."""
 
 
-def _ranges(rows: list[int]) -> Iterator[tuple[int, int]]:
-    """Yield the first and the last of rows that follow each other: deleted together, they cost half as much."""
-    rows.sort()
-    first = last = rows[0]
-    for row in rows:
-        if row > last + 1:
-            yield first, last
-            first = row
-        last = row
-    yield first, last
-
-
-def _roll_back(db: sqlite3.Connection) -> None:
-    """End the transaction of a group that failed; a commit that worked has left none."""
-    if db.in_transaction:
-        db.rollback()
-
-
-def _name(raw: bytes) -> str:
-    """Return a name that is not UTF-8 as the rest of the broker has it."""
-    return raw.decode(errors="surrogateescape")
+def _finish(group: Group) -> None:
+    """Let readers of streams have what is on disk, and call those who wait for it."""
+    for stream in group.logs:
+        stream.commit()
+    for what in group.waiting:
+        what()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from mqtool.broker.embedded.model.amqp_errors import AmqpException, ChannelException, ConnectionException
 from mqtool.broker.embedded.model.declarations import check_equivalent_queue, check_queue
-from mqtool.broker.embedded.model.exchange import Exchange, Link
+from mqtool.broker.embedded.model.exchange import Binding, Exchange
 from mqtool.broker.embedded.model.queue import QueueDeclaration
 from mqtool.broker.embedded.model.stream_queue import Stream
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
@@ -171,8 +171,8 @@ def query_offset(session: Session, fields: Fields, correlation: int) -> None:
 _ORDER = "x-stream-partition-order"
 
 
-def _order(link: Link) -> int:
-    order = link.arguments.get(_ORDER)
+def _order(binding: Binding) -> int:
+    order = binding.arguments.get(_ORDER)
     return order if isinstance(order, int) else 1 << 62
 
 
@@ -185,7 +185,7 @@ def _partitions(vhost: VirtualHost, super_stream: str) -> list[str]:
     exchange = vhost.exchanges.get(super_stream)
     if exchange is None:
         raise Refused(Code.STREAM_DOES_NOT_EXIST, u32(0))
-    names = [link.destination.name for link in sorted(exchange.links, key=_order)]
+    names = [binding.destination.name for binding in sorted(exchange.bindings, key=_order)]
     return [name for name in dict.fromkeys(names) if isinstance(vhost.queues.get(name), Stream)]
 
 

@@ -19,7 +19,6 @@ from mqtool.broker.embedded.model.declarations import (
 )
 from mqtool.broker.embedded.model.exchange import Exchange, ExchangeDeclaration
 from mqtool.broker.embedded.model.queue import Queue, QueueDeclaration
-from mqtool.broker.embedded.model.virtual_host import check_queues
 from mqtool.broker.embedded.wire.amqp_channel import Channel
 from mqtool.broker.embedded.wire.amqp_frames import table
 from mqtool.broker.embedded.wire.publishing_methods import DIRECT_REPLY_TO
@@ -71,7 +70,7 @@ def _declare_queue(channel: Channel, method: QueueClass.Declare, name: str) -> Q
             raise locked_queue(name, vhost.name)
         check_equivalent_queue(queue, declared)
         return queue
-    check_queues(vhost, name)
+    vhost.check_queue_limit(name)
     check_queue(declared, vhost.name, vhost.profile)
     queue = vhost.add_queue(declared)
     if owner is not None:
