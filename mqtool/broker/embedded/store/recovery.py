@@ -12,6 +12,7 @@ from mqtool.broker.embedded.model.exchange import Binding, Exchange
 from mqtool.broker.embedded.model.queue import Queue, QueueDeclaration
 from mqtool.broker.embedded.model.users import Permissions, TopicPermissions, User
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
+from mqtool.broker.embedded.store.database import definitions_of
 from mqtool.broker.embedded.store.segment_files import SegmentDirectory
 from mqtool.broker.embedded.store.storage import STREAMS, Storage
 from mqtool.codecs.field_tables import Table
@@ -25,9 +26,9 @@ def recover(broker: Broker, storage: Storage) -> None:
     Raises:
         OSError: the files of a stream cannot be read.
     """
-    if storage.is_new:
+    if storage.database.is_new:
         broker.create_defaults()
-        storage.defaults_made()
+        storage.database.defaults_made()
     else:
         _Recovery(broker, storage).run()
 
@@ -53,14 +54,21 @@ class _Recovery:
         ):
             self._restore_all(kind, restore)
         if self._unreadable:
-            self._storage.add_damage(
+            self._report(
                 f"definitions could not be read: {', '.join(self._unreadable)}; they are left in the data directory"
             )
         self._check_stream_files()
         self._restore_messages()
 
+    def _report(self, damage: str) -> None:
+        before = self._storage.damage
+        self._storage.damage = damage if before is None else f"{before}; {damage}"
+
+    def _key_used(self, key: int) -> None:
+        self._storage.last_key = max(self._storage.last_key, key)
+
     def _restore_all(self, kind: str, restore: Callable[[Any], None]) -> None:
-        for key, value in self._storage.definitions(kind):
+        for key, value in definitions_of(self._storage.database.db, kind):
             try:
                 if value is None:
                     raise ValueError("damaged")
@@ -101,7 +109,7 @@ class _Recovery:
 
     def _exchange(self, stored: Any) -> None:
         key = int(stored["key"])
-        self._storage.key_used(key)
+        self._key_used(key)
         exchange = Exchange(
             stored["name"],
             stored["kind"],
@@ -117,7 +125,7 @@ class _Recovery:
 
     def _queue(self, stored: Any) -> None:
         key = int(stored["key"])
-        self._storage.key_used(key)
+        self._key_used(key)
         vhost = self._broker.vhosts[stored["vhost"]]
         declared = QueueDeclaration(stored["name"], stored["arguments"], auto_delete=stored["auto_delete"])
         queue = vhost.add_queue(declared, key)
@@ -131,7 +139,7 @@ class _Recovery:
 
         assert isinstance(queue, Stream)
         if queue.log.lost:
-            self._storage.add_damage(
+            self._report(
                 f"the last {queue.log.lost} bytes of stream '{queue.name}' could not be read: nothing is lost if the "
                 "broker was killed as it wrote them; else the disk has damaged them. They are kept in the data "
                 "directory"
@@ -162,7 +170,7 @@ class _Recovery:
             shutil.rmtree(self._storage.directory / STREAMS / str(key))
         else:
             # Its definition may be among what is damaged.
-            self._storage.key_used(key)
+            self._key_used(key)
 
     def _restore_messages(self) -> None:
         orphans = []
@@ -175,15 +183,15 @@ class _Recovery:
                 log.error("message %d is damaged, and left in the data directory: %s", stored.row, error)
                 continue
             if holder is None:
-                self._storage.key_used(stored.holder)
+                self._key_used(stored.holder)
                 orphans.append(stored.row)
             elif isinstance(holder, Queue):
                 holder.restore(entry)
             else:
                 vhost, exchange = holder
                 vhost.hold_again(exchange, entry)
-        if orphans and not self._unreadable:
-            self._storage.forget_rows(orphans)
+        for row in orphans if not self._unreadable else ():
+            self._storage.removed(row)
 
 
 def _limits(stored: Any) -> dict[str, int]:

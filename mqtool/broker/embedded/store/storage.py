@@ -28,7 +28,7 @@ from mqtool.broker.embedded.store.database import (
     write_definitions,
     write_entries,
 )
-from mqtool.codecs.field_tables import Table, encode_table
+from mqtool.codecs.field_tables import encode_table
 
 log = logging.getLogger("mqtool.broker.embedded")
 
@@ -100,7 +100,9 @@ class Storage(Ledger):
         directory: the data directory; made if it does not exist.
 
     Attributes:
+        database: its SQLite file.
         damage: what could not be read, in words; None if nothing.
+        last_key: the greatest key of a queue or exchange so far.
         when_failed: called with the error each time something cannot be written.
         when_recovered: called when everything has been written after that.
 
@@ -113,9 +115,9 @@ class Storage(Ledger):
     def __init__(self, directory: Path) -> None:
         super().__init__()
         self.directory = directory
-        self._database = open_database(directory)
-        self._db = self._database.db
-        self.damage = self._database.damage
+        self.database = open_database(directory)
+        self._db = self.database.db
+        self.damage = self.database.damage
         self.when_failed: Callable[[Exception], None] = lambda _: None
         self.when_recovered: Callable[[], None] = lambda: None
         self._loop = asyncio.get_running_loop()
@@ -130,29 +132,11 @@ class Storage(Ledger):
         self._last_recovered = self._position
         self._seen: set[int] = set()
         self._headers = HeaderReader(DEEPEST)
-        self._key = 0
-
-    @property
-    def is_new(self) -> bool:
-        """Whether the defaults are still to be made: in a new directory, once."""
-        return self._database.is_new
-
-    def defaults_made(self) -> None:
-        """Note that the defaults have been made."""
-        self._database.defaults_made()
-        self._definitions_written()
-
-    def add_damage(self, what: str) -> None:
-        """Report something else that could not be read."""
-        self.damage = what if self.damage is None else f"{self.damage}; {what}"
-
-    def definitions(self, kind: str) -> Iterator[tuple[bytes, Table | None]]:
-        """Yield the stored definitions of a kind with their keys; None for one that cannot be read."""
-        yield from definitions_of(self._db, kind)
+        self.last_key = 0
 
     def entries(self) -> Iterator[StoredEntry]:
         """Yield the stored messages in the order in which they were published."""
-        noted = (value for _, value in self.definitions("delivering"))
+        noted = (value for _, value in definitions_of(self._db, "delivering"))
         self._seen = {holder for value in noted if value and isinstance(holder := value.get("holder"), int)}
         yield from map(self._marked, all_entries(self._db))
 
@@ -162,19 +146,10 @@ class Storage(Ledger):
             return stored
         return stored._replace(redelivered=1)
 
-    def forget_rows(self, rows: list[int]) -> None:
-        """Delete stored messages whose queue does not exist."""
-        self._next.removed += rows
-        self._schedule()
-
-    def key_used(self, key: int) -> None:
-        """Never give out this key again: it belongs to a recovered queue or exchange."""
-        self._key = max(self._key, key)
-
     def new_key(self) -> int:
         """Return a number for a new durable queue or exchange."""
-        self._key += 1
-        return self._key
+        self.last_key += 1
+        return self.last_key
 
     def write_definition(self, kind: str, key: bytes, value: bytes) -> None:
         """Write a definition to SQLite's log; it is synced with the next group.
@@ -220,7 +195,7 @@ class Storage(Ledger):
     def _definitions_written(self) -> None:
         self.definitions_saved += 1
         self._log_bytes += _TRANSACTION_BYTES
-        self.after_commit(_nothing)
+        self.after_commit(lambda: None)
 
     def added(self, holder: int, entry: Entry) -> None:
         """Store a message; sets the entry's row."""
@@ -269,7 +244,7 @@ class Storage(Ledger):
         """Write what a stream has to write with the next group."""
         self._next.logs[log] = None
         if log.is_watched:
-            self.after_commit(_nothing)
+            self.after_commit(lambda: None)
         else:
             self._schedule()
 
@@ -334,9 +309,9 @@ class Storage(Ledger):
             stream.write()
         for stream in group.discarded:
             stream.delete_files()
-        self._database.sync()
+        self.database.sync()
         if checkpoint:
-            self._database.checkpoint()
+            self.database.checkpoint()
 
     def _synced(self, future: "Future[None]") -> None:
         if self._in_flight is not future:
@@ -392,11 +367,7 @@ class Storage(Ledger):
                 "cannot write to the data directory: %s; %d unconfirmed messages are lost", error, len(group.added)
             )
         self._writer.shutdown()
-        self._database.close()
-
-
-def _nothing() -> None:
-    """Do nothing once something is on disk; that it is waited for makes it urgent."""
+        self.database.close()
 
 
 def _finish(group: Group) -> None:
