@@ -1,4 +1,4 @@
-"""ReaderOffsets in a stream, and how people write them: first, last, next, a number, a time, or how long ago."""
+"""Offsets in a stream, and how people write them: first, last, next, a number, a time, or how long ago."""
 
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple

@@ -1,4 +1,4 @@
-"""Holding messages back in exchanges of type x-delayed-message.
+"""Delaying messages in exchanges of type x-delayed-message, by RabbitMQ's delayed message plugin.
 
 https://github.com/rabbitmq/rabbitmq-delayed-message-exchange
 """
@@ -13,26 +13,30 @@ from mqtool.errors import DeclaredDifferently, UnknownExchangeType
 from mqtool.message import Message
 from mqtool.topology import DELAYED, Exchange, Queue
 
-#: From this many messages on the plugin is the wrong tool, by its own account.
+#: The plugin's documentation advises against more messages than this.
 _TOO_MANY = 100_000
 #: The first version of RabbitMQ that cannot load the plugin.
 _ENDED = (4, 3)
 _VERSION = re.compile(r"(\d+)\.(\d+)")
-#: The warning for whoever lets it lead to a quorum queue.
+#: The warning for messages to a quorum queue.
 LOSES = (
     "the plugin loses messages for a quorum queue that fall due while the broker is down or starting: it publishes "
     "them before the queue has a leader; --via ttl keeps them"
 )
-#: The exchange of type x-delayed-message that leads to queues.
+#: The exchange of type x-delayed-message for messages to queues.
 TO_QUEUES = Exchange("mqtool.delayed", DELAYED, durable=True, arguments={"x-delayed-type": "direct"})
 
 
-#: Whether the broker behind a connection knows the type.
+#: Whether a connection's broker knows the type.
 _answers: WeakKeyDictionary[Owner, bool] = WeakKeyDictionary()
 
 
 class PluginMissing(DeclaredDifferently):
-    """The plugin is asked for, and the broker (its name and version) lacks it."""
+    """The user asked for the plugin, and the broker lacks it.
+
+    Args:
+        broker: its name and version.
+    """
 
     def __init__(self, broker: str) -> None:
         version = _VERSION.search(broker)
@@ -51,9 +55,9 @@ class PluginMissing(DeclaredDifferently):
 
 
 def has_plugin(channel: Channel, exchange: Exchange) -> bool:
-    """Declare an exchange of type x-delayed-message; return whether the broker knows the type.
+    """Declare an exchange of type x-delayed-message; return False if the broker does not know the type.
 
-    It asks once, on a connection of its own, since RabbitMQ closes the connection over an unknown type.
+    The first declaration uses a connection of its own, which RabbitMQ closes if it does not know the type.
 
     Raises:
         DeclaredDifferently: the exchange exists with another type.
@@ -63,7 +67,7 @@ def has_plugin(channel: Channel, exchange: Exchange) -> bool:
     if known is None:
         known = _answers[channel.connection] = _is_known(channel.connection, exchange)
     if known:
-        channel.declare(exchange)  # to be there again after a reconnection
+        channel.declare(exchange)  # so that it is declared again after a reconnection
     return known
 
 
@@ -81,7 +85,7 @@ def _is_known(connection: Owner, exchange: Exchange) -> bool:
 
 
 def can_delay(channel: Channel, exchange: Exchange) -> bool:
-    """has_plugin(), for whoever goes on with what is there: False as well where it exists with another type."""
+    """As has_plugin(), but False if the exchange exists with another type."""
     try:
         return has_plugin(channel, exchange)
     except DeclaredDifferently:
@@ -89,10 +93,10 @@ def can_delay(channel: Channel, exchange: Exchange) -> bool:
 
 
 class ThroughPlugin:
-    """Through exchanges of type x-delayed-message in front of the exchanges and queues that messages are for.
+    """Delays messages in exchanges of type x-delayed-message, to which their exchanges and queues are bound.
 
     Attributes:
-        exchange: the one in front of the destination.
+        exchange: the one for the command's destination.
     """
 
     def __init__(self, channel: Channel, destination: Destination, warn: Warn) -> None:
@@ -130,11 +134,11 @@ class ThroughPlugin:
 
 
 def _in_front_of(target: Exchange | Queue) -> Exchange:
-    """The exchange of type x-delayed-message that leads to an exchange or a queue; one of that type itself."""
+    """The exchange of type x-delayed-message for a target: the target itself if it is of that type."""
     if isinstance(target, Queue) or not target.name:
         return TO_QUEUES
     if target.type == DELAYED:
         return target
-    # It has no bindings by key, as the exchange behind it routes. It is deleted with that exchange.
+    # A fanout: routing is up to the target. It is deleted together with the target.
     name, arguments = name_for(target, "delayed"), {"x-delayed-type": "fanout"}
     return Exchange(name, DELAYED, target.durable, auto_delete=True, arguments=arguments)

@@ -1,4 +1,4 @@
-"""What the ways to hold messages back have in common."""
+"""Where delayed messages go when they are due, and what both ways to delay them have in common."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from mqtool.errors import AccessRefused, BadData, DeclaredDifferently
 from mqtool.message import Message
 from mqtool.topology import DEFAULT_EXCHANGE, DELAYED, Exchange, Queue
 
-#: Tells the user what they should look at.
+#: Prints a warning for the user.
 Warn = Callable[[str], None]
 
 
@@ -18,9 +18,9 @@ class Destination:
     """Where messages go when they are due, unless they name an exchange or a routing key themselves.
 
     Attributes:
-        to: as the command declares it.
-        leads_to: the queue behind an exchange of type x-delayed-message, if the command declares that, too.
-        is_classic: whether the queue is surely a classic one; None if nobody has looked yet.
+        to: the exchange or queue that the command declares.
+        leads_to: the queue bound to an exchange of type x-delayed-message, if the command declares it.
+        is_classic: True if the queue is known to be a classic one; None before look().
     """
 
     to: Exchange | Queue = DEFAULT_EXCHANGE
@@ -29,24 +29,24 @@ class Destination:
 
     @property
     def queue(self) -> Queue | None:
-        """The queue that messages end in, if it is known."""
+        """The queue in which messages end, if known."""
         return self.to if isinstance(self.to, Queue) else self.leads_to
 
     @property
     def is_delayed_exchange(self) -> bool:
-        """Whether messages are for an exchange that delays by itself."""
+        """True if the exchange itself delays messages."""
         return isinstance(self.to, Exchange) and self.to.type == DELAYED
 
     def look(self, channel: Channel) -> None:
-        """Look once at what the broker has: a queue that exists is used as it is, whatever the command declares."""
+        """Ask the broker, once, whether the queue is a classic one."""
         if self.is_classic is None:
             self.is_classic = self.queue is not None and _is_classic(channel, self.queue)
 
     def of(self, message: Message) -> Exchange | Queue:
-        """The exchange that a message is for, or the queue if that is the default exchange.
+        """The exchange that a message is for; for the default exchange, the queue.
 
         Raises:
-            BadData: copies of the message would go elsewhere.
+            BadData: the message has a header CC or BCC, and would be copied to other queues.
         """
         ours = self.to.name if isinstance(self.to, Exchange) else ""
         exchange = ours if message.exchange is None else message.exchange
@@ -62,9 +62,9 @@ class Destination:
         return self.to if isinstance(self.to, Queue) and ours == name else Queue(name)
 
     def may_lead_to_quorum_queue(self, target: Exchange | Queue) -> bool:
-        """Whether what is published to a target may end in a quorum queue: one that we did not declare may be one.
+        """True unless messages for a target are known to end in classic queues.
 
-        What an exchange that is not durable leads to, a restart loses anyway.
+        A non-durable exchange does not count: its bindings do not survive a restart anyway.
         """
         if target is not self.to:
             return True
@@ -72,10 +72,9 @@ class Destination:
 
 
 def _is_classic(channel: Channel, queue: Queue) -> bool:
-    """Declare a queue; return whether it is surely a classic one.
+    """Declare a queue; return True if it is known to be a classic one.
 
-    AMQP does not tell the type of a queue, but a broker refuses a declaration with another type. It does so on a
-    channel of its own, since it closes the channel.
+    AMQP cannot ask for a queue's type, but a broker refuses a declaration with another type, and closes the channel.
     """
     if queue.arguments.get("x-queue-type", "classic") != "classic":
         return False
@@ -88,7 +87,7 @@ def _is_classic(channel: Channel, queue: Queue) -> bool:
         return False
     if not queue.durable or "x-queue-type" in queue.arguments:
         return True
-    # Without a type, it has the default of its vhost.
+    # Without a type, it has the default type of its vhost.
     try:
         as_quorum = {**queue.arguments, "x-queue-type": "quorum"}
         asking.declare(queue._replace(arguments=as_quorum), remember=False, exactly=True)
@@ -98,30 +97,28 @@ def _is_classic(channel: Channel, queue: Queue) -> bool:
 
 
 class Place(NamedTuple):
-    """Where to publish a message that has to wait; the routing key None is its own."""
+    """Where to publish a message that has to wait. The routing key None means the message's own."""
 
     exchange: str
     routing_key: str | None
 
 
 class Way(Protocol):
-    """A way to hold messages back."""
+    """A way to delay messages."""
 
     def place(self, message: Message, milliseconds: int) -> Place:
-        """Where the message can wait this long; declare what is missing.
+        """Declare what is needed to delay a message; return where to publish it.
 
         Raises:
-            BadData: this way cannot do it.
+            BadData: this way cannot delay the message for so long.
         """
 
     def properties(self, message: Message, milliseconds: int) -> dict[str, Any]:
-        """The message's properties, with those that make it wait."""
+        """The message's properties, with those that delay it."""
 
 
 def expect(channel: Channel, target: Exchange | Queue) -> None:
-    """Check that a destination exists, so that no message waits in vain.
-
-    It asks on a channel of its own, since a broker answers no by closing the channel.
+    """Check that a destination exists, on a channel of its own: if it does not, the broker closes the channel.
 
     Raises:
         NotFound: it does not exist.
@@ -132,5 +129,5 @@ def expect(channel: Channel, target: Exchange | Queue) -> None:
 
 
 def name_for(target: Exchange | Queue, suffix: str) -> str:
-    """The name of what leads to an exchange or a queue; names that start with "amq." are reserved."""
+    """The name of a helper of an exchange or a queue. Names must not start with "amq."."""
     return f"mqtool.{target.name}.{suffix}" if target.name.startswith("amq.") else f"{target.name}.{suffix}"

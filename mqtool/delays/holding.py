@@ -1,4 +1,4 @@
-"""Turning messages with a delay into what is published instead."""
+"""Choosing how to delay a message, and rewriting it so that it waits at the broker."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,27 +14,31 @@ from mqtool.errors import BadData
 from mqtool.message import DUE, PERSISTENT, Message
 from mqtool.topology import DELAYED, Exchange, Queue
 
-#: Messages with short delays that may be on their way to the broker: what queues up there arrives late.
+#: Unconfirmed messages with short delays: each that waits in a buffer on the way to the broker is late.
 _IN_FLIGHT = 100
 
 
 @dataclass(slots=True)
 class Held(Message):
-    """A message on its way to where it is held back; `original` is what its publisher knows, and when it is due."""
+    """A message as it is published in order to wait.
+
+    Attributes:
+        original: the message as its publisher knows it, with the time when it is due.
+    """
 
     original: Message = field(default_factory=lambda: Message(b""))
 
 
 class Delaying:
-    """Turns messages with a delay into what is published instead.
+    """Rewrites messages with a delay so that they wait at the broker.
 
     Attributes:
-        at_fault: after hold() has failed, the message that could not be held back.
+        at_fault: after hold() has raised an error, the message that cannot be delayed.
 
     Args:
-        channel: the channel that the messages are published on.
-        notice: is told which way was taken and why.
-        warn: is told what may go wrong there.
+        channel: publishes the messages.
+        notice: called with a sentence about the way that was chosen, and why.
+        warn: called with a sentence about its risks.
     """
 
     def __init__(
@@ -51,11 +55,11 @@ class Delaying:
         self._overdue = 0
 
     def hold(self, messages: Iterable[Message | None]) -> Iterator[Message | None]:
-        """The messages to publish.
+        """Yield the messages to publish.
 
         Raises:
             PluginMissing: the user asked for the plugin, and the broker lacks it.
-            BadData: a message cannot be held back.
+            BadData: a message cannot be delayed.
         """
         for message in messages:
             if message is None or (message.delay is None and message.due is None):
@@ -78,7 +82,7 @@ class Delaying:
             raise BadData(f"a delay of {compact_duration(delay / 1000)} is too long", "at most 2^32 - 1 ms, 49 days")
         way = self.choose(self._destination.of(message))
         place = way.place(message, delay)
-        # Declaring has taken time. It counts for a message with a time of arrival, not for one with a delay.
+        # The time that declarations took is subtracted for a message that is due at a given time.
         return self._as_held(message, max(1, _milliseconds(message)), (way, place))
 
     def _as_held(self, message: Message, delay: int, waiting: tuple[Way, Place] | None) -> Held:
@@ -92,11 +96,15 @@ class Delaying:
             held.exchange = place.exchange
             held.routing_key = message.routing_key if place.routing_key is None else place.routing_key
             held.properties = way.properties(held, delay)
-            held.properties.setdefault("delivery_mode", PERSISTENT)  # what waits must survive a restart
+            held.properties.setdefault("delivery_mode", PERSISTENT)  # it must survive a restart
         return held
 
     def choose(self, target: Exchange | Queue | None = None) -> Way:
-        """Choose a way for messages to a target, and say which; raises PluginMissing as hold() does."""
+        """Choose the way for messages to a target; notify the user at the first choice.
+
+        Raises:
+            PluginMissing: the user asked for the plugin, and the broker lacks it.
+        """
         self._destination.look(self._channel)
         needs_care = self._destination.may_lead_to_quorum_queue(target or self._destination.to)
         if needs_care not in self._ways:
@@ -104,7 +112,7 @@ class Delaying:
         return self._ways[needs_care]
 
     def _chosen(self, *, needs_care: bool) -> Way:
-        """The plugin where it is there, and safe: it can lose messages for a quorum queue when the broker restarts."""
+        """The plugin, if the broker has it and it is safe: a restart can make it lose messages for a quorum queue."""
         broker, exchange = self._channel.connection.broker, self._through_plugin.exchange
         if self._via is Via.TTL:
             return self._through_queues
@@ -128,12 +136,12 @@ def _now() -> int:
 
 
 def _milliseconds(message: Message) -> int:
-    """How long to hold a message back."""
+    """The delay of a message."""
     if message.due is not None:
         return round(message.due * 1000) - _now()
     return round((message.delay or 0) * 1000)
 
 
 def _may_be_in_flight(message: Message) -> int:
-    """The longer the delay, the more messages, as with the steps of the wait queues."""
+    """How many messages may be unconfirmed: the longer the delay, the more."""
     return _IN_FLIGHT * step_of(_milliseconds(message)) // SHORTEST_STEP

@@ -2,14 +2,14 @@
 
     publisher ──> [jobs.wait.5s] ···5 s···> [jobs]
 
-Each delay has its own wait queue, as messages expire only at the head of a queue: behind one that waits for five
-minutes, one for a second would wait for five minutes too.
+Each delay has its own wait queue, because messages expire only at the head of a queue: behind a message that waits for
+five minutes, one that waits for a second would wait for five minutes too.
 
-An unused wait queue expires. Declaring it counts as use, publishing to it does not. So it is declared again and again
-while messages go there, and it lives longer than any message in it.
+An unused wait queue expires. Declaring it counts as use, publishing to it does not. So it is declared repeatedly while
+messages are published to it, and it lives longer than any message in it.
 
 A quorum queue can dead-letter at least once: it keeps a message until the destination has confirmed it. A classic queue
-does not wait for that, and a quorum queue that is electing its leader after a restart drops what it is sent.
+does not wait for that, and a quorum queue that is electing its leader after a restart drops what it receives.
 
 https://www.rabbitmq.com/docs/ttl, https://www.rabbitmq.com/docs/quorum-queues#dead-lettering
 """
@@ -27,22 +27,22 @@ from mqtool.errors import BadData, DeclaredDifferently, UsageError
 from mqtool.message import DUE, Delivery, Message
 from mqtool.topology import Exchange, Queue
 
-#: Milliseconds that a wait queue outlives the wait in it: time for the destination to come back.
+#: Milliseconds that a wait queue outlives its messages: time for the destination to come back.
 GRACE = 60 * 60 * 1000
 
 _AT_LEAST_ONCE = {
     "x-queue-type": "quorum",
     "x-dead-letter-strategy": "at-least-once",
-    # The strategy asks for it: a queue that drops its head could not keep what is not confirmed.
+    # The strategy requires it: a queue that drops its head could not keep unconfirmed messages.
     "x-overflow": "reject-publish",
 }
 
 
 def wait_queue(name: str, milliseconds: int, exchange: str, routing_key: str | None = None) -> Queue:
-    """A queue whose messages move on to an exchange after this long.
+    """A queue that dead-letters its messages to an exchange after this time.
 
     Args:
-        routing_key: None leaves each message its own.
+        routing_key: None keeps each message's own.
     """
     arguments: dict[str, Any] = {
         "x-message-ttl": milliseconds,
@@ -55,10 +55,10 @@ def wait_queue(name: str, milliseconds: int, exchange: str, routing_key: str | N
 
 
 class AtLeastOnce:
-    """Declares wait queues that dead-letter at least once, or plain ones where the broker (before 3.10) cannot.
+    """Declares wait queues that dead-letter at least once, or plain ones if the broker (before 3.10) cannot.
 
     Args:
-        warn: is told once that the broker cannot.
+        warn: called once if the broker cannot.
     """
 
     def __init__(self, channel: Channel, warn: Callable[[str], None]) -> None:
@@ -87,7 +87,7 @@ class AtLeastOnce:
 
 
 def declare_exactly(channel: Channel, queue: Queue, *, remember: bool) -> Queue:
-    """Declare a wait queue, or fail before anything is published to one that differs."""
+    """Declare a wait queue. If it exists with other arguments, raise an error, since messages might never leave it."""
     try:
         return channel.declare(queue, remember=remember, exactly=True)
     except DeclaredDifferently as error:
@@ -97,7 +97,7 @@ def declare_exactly(channel: Channel, queue: Queue, *, remember: bool) -> Queue:
 
 #: The longest delay in milliseconds: wait queues must outlive the messages in them.
 LONGEST_IN_QUEUES = LONGEST - GRACE
-#: Milliseconds between one wait queue and the next, and the delay up to which they are that close.
+#: Milliseconds between one wait queue and the next, and the delay up to which that step is used.
 SHORTEST_STEP, _STEP_UP_TO = 25, 10_000
 _NOT_KEPT = ("x-death", "x-delay")
 #: Seconds after which a wait queue is declared again, so that it does not expire.
@@ -105,14 +105,14 @@ _LEASE = 60.0
 
 
 class ThroughQueues:
-    """Through wait queues, as mqtool/delays/__init__.py draws them."""
+    """Delays messages in wait queues, as mqtool/delays/__init__.py draws them."""
 
     def __init__(self, channel: Channel, destination: Destination, warn: Warn) -> None:
         self._channel = channel
         self._destination = destination
         self._warn = warn
         self._waiting = AtLeastOnce(channel, warn)
-        #: By name: until when a declaration is fresh.
+        #: For each name, the time until which it need not be declared again.
         self._leases: dict[str, float] = {}
         self._said_expiration = False
 
@@ -129,7 +129,7 @@ class ThroughQueues:
         wait = min(wait_of(milliseconds), LONGEST_IN_QUEUES)
         is_exchange = isinstance(target, Exchange)
         is_safe = self._destination.may_lead_to_quorum_queue(target)
-        # The name tells what the arguments are, so that no other kind of wait queue has it.
+        # The name depends on the arguments, so that queues with other arguments have other names.
         kind = f"{'exchange.' if is_exchange else ''}delay.{compact_duration(wait / 1000)}"
         name = name_for(target, kind if is_safe else f"{kind}.classic")
         if self._is_stale(name):
@@ -153,22 +153,22 @@ class ThroughQueues:
         else:
             declare_exactly(self._channel, waiting, remember=remember)
         if isinstance(target, Exchange):
-            # Not through the default exchange, since the message keeps its routing key. It goes when the queue does.
+            # The default exchange would replace the message's routing key. This one is deleted with the queue.
             entrance = Exchange(name, "fanout", durable=True, auto_delete=True)
             self._channel.declare(entrance, remember=remember)
             self._channel.bind(waiting, entrance, remember=remember)
 
     def _due_exchange(self, exchange: Exchange) -> Exchange:
-        """Where messages for an exchange go when they are due: on to it, and to a queue that keeps nothing.
+        """The exchange between a wait queue and its target. It is also bound to a queue of length 0.
 
-        Without that queue, a message that the exchange routes to no queue would never count as arrived.
+        Without that queue, a message that the target routes to no queue would never be confirmed.
         """
         due = Exchange(name_for(exchange, "due"), "fanout", durable=True, auto_delete=True)
         if self._is_stale(due.name):
             remember = due.name not in self._leases
             self._channel.declare(due, remember=remember)
             self._channel.bind(exchange, due, remember=remember)
-            # It expires when it has not been declared for as long as any message can wait.
+            # It expires if it is not declared again while any message can still wait.
             arguments = {"x-max-length": 0, "x-expires": LONGEST}
             nowhere = Queue(name_for(exchange, "nowhere"), durable=True, arguments=arguments)
             self._channel.declare(nowhere, remember=remember)
@@ -177,13 +177,13 @@ class ThroughQueues:
         return due
 
     def properties(self, message: Message, milliseconds: int) -> dict[str, Any]:
-        # Brokers drop messages whose x-death seems to go in circles; an exchange behind the queue may heed x-delay.
+        # Brokers drop messages whose x-death shows a cycle. The target may be an exchange that obeys x-delay.
         headers = {key: value for key, value in message.properties["headers"].items() if key not in _NOT_KEPT}
         return {**message.properties, "headers": headers, "expiration": str(milliseconds)}
 
 
 def step_of(milliseconds: int) -> int:
-    """How far apart the wait queues for such delays are, in milliseconds."""
+    """The step between the wait queues for such delays, in milliseconds."""
     step, up_to = SHORTEST_STEP, _STEP_UP_TO
     while milliseconds > up_to:
         step, up_to = step * 2, up_to * 2
@@ -191,24 +191,24 @@ def step_of(milliseconds: int) -> int:
 
 
 def wait_of(milliseconds: int) -> int:
-    """The delay of the wait queue that takes a delay."""
+    """Round a delay up to that of a wait queue, in milliseconds."""
     step = step_of(milliseconds)
     return -(-milliseconds // step) * step
 
 
-#: What follows the name of the queue or the exchange that the messages are for.
+#: The end of a wait queue's name, after that of the queue or exchange that its messages are for.
 _SUFFIX = re.compile(r"(?P<exchange>\.exchange)?\.(?P<kind>delay|wait)\.\w+(\.classic)?$")
 _COUNTS = {"x-delivery-count", "x-acquired-count"}
 
 
 class WaitQueue(NamedTuple):
-    """A wait queue.
+    """A wait queue of a delay or of a retry.
 
     Attributes:
-        exchange, routing_key: what its messages are published with when they are due; the routing key None is each
+        exchange, routing_key: its messages are published with these when they are due; the routing key None keeps each
             message's own.
-        seconds: how long they wait.
-        is_retry: they have failed, and wait for their next attempt.
+        seconds: the delay.
+        is_retry: its messages failed, and wait for their next attempt.
     """
 
     name: str
@@ -219,16 +219,16 @@ class WaitQueue(NamedTuple):
 
     @property
     def to(self) -> str:
-        """The queue, or the exchange, that the messages are for."""
+        """The name of the queue or exchange that the messages are for."""
         return self.exchange or self.routing_key or ""
 
     def due_of(self, delivery: Delivery) -> float | None:
-        """When a message is due, in seconds since 1970; None for a retry, which does not tell."""
+        """When a message is due, in seconds since 1970; None for a retry, where it is unknown."""
         due = delivery.headers.get(DUE)
         return None if self.is_retry or not isinstance(due, int) else due / 1000
 
     def original(self, delivery: Delivery) -> Message:
-        """A message as it will arrive."""
+        """The message as it will arrive."""
         properties = {
             name: value for name, value in delivery.properties.items() if name not in ("expiration", "user_id")
         }
@@ -238,13 +238,13 @@ class WaitQueue(NamedTuple):
 
 
 def wait_queue_of(view: Mapping[str, Any]) -> WaitQueue | None:
-    """A queue, as the management API shows it, as a wait queue; None if it is none of ours."""
+    """The wait queue that the management API describes; None if it is another queue."""
     arguments, suffix = view.get("arguments") or {}, _SUFFIX.search(view["name"])
     wait, exchange = arguments.get("x-message-ttl"), arguments.get("x-dead-letter-exchange")
     if suffix is None or not isinstance(wait, int) or arguments.get("x-expires") != wait + GRACE:
         return None
     key = arguments.get("x-dead-letter-routing-key")
-    if exchange:  # it may be one before the exchange that the messages are for; see queues.py
+    if exchange:  # it may be the exchange NAME.due in front of the target
         target = view["name"][: suffix.start()]
         exchange = target.removeprefix("mqtool.") if target.startswith("mqtool.amq.") else target
     return WaitQueue(view["name"], exchange or "", key, wait / 1000, suffix["kind"] == "wait")

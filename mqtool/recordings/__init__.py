@@ -1,1 +1,1 @@
-"""Recordings: files of NDJSON that `receive --json` or `tap --json` wrote, to play again and to make fit to share."""
+"""Recordings: NDJSON files from `receive --json` or `tap --json`. `replay` publishes them, `scrub` anonymizes them."""

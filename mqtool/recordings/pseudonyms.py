@@ -1,8 +1,8 @@
-"""Pseudonyms: other words, numbers and dates of the same kind and length, always the same for the same.
+"""Pseudonyms: replace words, numbers and dates by others of the same kind and length. Equal inputs give equal outputs.
 
-Each is a permutation, keyed by a seed, of what has its shape: so no two become the same, and none stays what it is. It
-is a Feistel network over the places of a word (NIST SP 800-38G has the same idea for card numbers). Words of more than
-24 places are replaced by a keystream instead, where neither can happen by any chance worth mentioning.
+The replacement is a permutation of all words of the same shape, keyed by a seed: two different words never become the
+same, and no word stays as it is. It is a Feistel network over the characters of a word, as in NIST SP 800-38G for card
+numbers. Words of more than 24 characters are combined with a keystream instead; collisions are too unlikely there.
 """
 
 import hashlib
@@ -14,9 +14,9 @@ from datetime import date, timedelta
 from functools import lru_cache
 from typing import NamedTuple
 
-#: ReaderOffsets up to which a word is permuted, and times that its halves are mixed.
+#: The longest word that is permuted, and the rounds of the Feistel network.
 _SHORT, _ROUNDS = 24, 4
-#: Words and the like that are remembered: most come again.
+#: Replacements to cache: most words occur again.
 _REMEMBERED = 1 << 16
 _INT64, _UINT64 = 1 << 63, 1 << 64
 _NUMBERS = ("int64", "uint64", "large")
@@ -24,16 +24,16 @@ _UUID = "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]
 _CLOCK = r"[0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,12})?)?(?:Z|[+-][0-9]{2}:?[0-9]{2})?"
 _DATE = rf"[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}(?:[T ]{_CLOCK})?"
 _WORD = r"(?:[0-9A-Za-z]|[^\x00-\x7f])+"
-#: What is replaced as a whole; all else is punctuation, and stays. Beyond ASCII, alphabets tell.
+#: What is replaced as a whole. Everything else is punctuation, and stays.
 _PIECE = re.compile(rf"(?<![0-9A-Za-z])(?:{_UUID}|{_DATE})(?![0-9A-Za-z])|{_WORD}")
 _DIGITS = re.compile("[0-9]+")
 _WORDS = re.compile(_WORD)
 _IS_UUID = re.compile(_UUID)
 _IS_HEX = re.compile("(?=.*[0-9])(?=.*[a-fA-F])[0-9a-fA-F]{4,}")
 _IS_DATE = re.compile(r"(.{10})(.?)([0-9:]*)\.?([0-9]*)(.*)")
-#: Dates become dates from 1900 on, over 202 years.
+#: Dates become dates within 202 years from 1900 on.
 _FIRST_DAY, _DAYS = date(1900, 1, 1), (288, 256)
-#: Letters by script and case; other characters become one of the 64 around them, of as many octets in UTF-8.
+#: Letters by script and case. Other characters become one of the 64 around them, which take as many bytes in UTF-8.
 _SCRIPTS = (
     (0x30, 0x39), (0x41, 0x5A), (0x61, 0x7A), (0xC0, 0xD6), (0xD8, 0xDE), (0xDF, 0xF6), (0xF8, 0xFF),
     (0x391, 0x3A1), (0x3B1, 0x3C9), (0x410, 0x42F), (0x430, 0x44F), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3),
@@ -42,7 +42,7 @@ _SCRIPTS = (
 
 
 class _Alphabet(NamedTuple):
-    """Characters from a first one on, among which one is replaced."""
+    """A range of characters, one of which replaces another."""
 
     first: int
     size: int
@@ -64,10 +64,10 @@ _HEX = {character: _Alphabet(ord(letters[0]), 6) for letters in ("abcdef", "ABCD
 
 
 class Pseudonyms:
-    """Replaces words, numbers, dates and octets.
+    """Replaces words, numbers, dates and bytes.
 
     Args:
-        seed: whoever knows it can find out what was replaced, by trying.
+        seed: keep it secret: with it, anybody can find the original words by trying.
     """
 
     def __init__(self, seed: bytes) -> None:
@@ -77,16 +77,16 @@ class Pseudonyms:
         self._cycle: Callable[[int], dict[int, int]] = lru_cache(64)(self._made_cycle)
 
     def text(self, text: str) -> str:
-        """A text with each of its words, dates and UUIDs replaced; what is between them stays."""
+        """Replace the words, dates and UUIDs in a text. Spaces and punctuation stay."""
         return _PIECE.sub(lambda match: self._piece(match[0]), text)
 
     def number(self, number: str) -> str:
-        """A JSON number of as many digits; its sign and its exponent stay."""
+        """Replace the digits of a JSON number. Its sign and exponent stay."""
         mantissa, letter, exponent = re.split("([eE])", number) if "e" in number.lower() else (number, "", "")
         return _DIGITS.sub(lambda match: self._piece(match[0]), mantissa) + letter + exponent
 
-    def octets(self, data: bytes) -> bytes:
-        """As many octets, which are not text if these are not."""
+    def data(self, data: bytes) -> bytes:
+        """Replace bytes by as many others, which are UTF-8 only if the original is."""
         found, attempt = data, 0
         while data and (found == data or (_is_text(found) and not _is_text(data))):
             found = hashlib.shake_256(self._key + bytes([attempt & 255]) + data).digest(len(data))
@@ -104,22 +104,22 @@ class Pseudonyms:
             alphabets[0] = _Alphabet(ord("0"), 1)
         elif kind in _NUMBERS:
             alphabets[0] = _Alphabet(ord("1"), 9)
-        while True:  # a permutation of what is of this kind
+        while True:  # walk the permutation's cycle to the next word of the same kind
             piece = self._word(piece, alphabets)
             if _kind(piece) == kind:
                 return piece
 
     def _word(self, word: str, alphabets: Sequence[_Alphabet]) -> str:
         codes = [*map(ord, word)]
-        places = [at for at, alphabet in enumerate(alphabets) if alphabet.size > 1]
-        values = [codes[at] - alphabets[at].first for at in places]
-        permuted = self._permuted(values, [alphabets[at].size for at in places])
-        for at, value in zip(places, permuted, strict=True):
+        positions = [at for at, alphabet in enumerate(alphabets) if alphabet.size > 1]
+        values = [codes[at] - alphabets[at].first for at in positions]
+        permuted = self._permuted(values, [alphabets[at].size for at in positions])
+        for at, value in zip(positions, permuted, strict=True):
             codes[at] = alphabets[at].first + value
         return "".join(map(chr, codes))
 
     def _uuid(self, text: str) -> str:
-        """Another one, of the same version and variant."""
+        """Another UUID of the same version and variant."""
         keyed = self._keyed.copy()
         keyed.update(b"uuid" + text.lower().encode())
         digits = keyed.hexdigest()
@@ -127,7 +127,7 @@ class Pseudonyms:
         return found.upper() if text.isupper() else found.lower()
 
     def _date(self, text: str) -> str:
-        """Another day, at another time of day, as far as it is a day of these centuries."""
+        """Another day and time of day; digits only, if the text is not a valid date of these centuries."""
         parts = _IS_DATE.fullmatch(text)
         assert parts is not None
         clock, limits = [int(part) for part in parts[3].split(":") if part], [24, 60, 60]
@@ -145,12 +145,12 @@ class Pseudonyms:
         return f"{day_text}{parts[2]}{clock_text}{'.' * bool(fraction)}{fraction}{parts[5]}"
 
     def _permuted(self, values: list[int], sizes: list[int]) -> list[int]:
-        """Other values below the same sizes."""
+        """Permute values, each of which is below its size."""
         if len(values) > _SHORT:
             return _added(values, self._stream(b"long", values), sizes, 1)
         if len(values) < 2:
             return [self._cycle(size)[value] for value, size in zip(values, sizes, strict=True)]
-        # What the network is used for is where the next in line goes: so nothing is where it was.
+        # Undo the network, step to the next word, and apply the network: no word is replaced by itself.
         found = self._mixed(values, sizes, -1)
         found[0] = (found[0] + 1) % sizes[0]
         return self._mixed(found, sizes, 1)
@@ -166,7 +166,7 @@ class Pseudonyms:
         return left + right
 
     def _stream(self, purpose: bytes, values: list[int]) -> "array[int]":
-        """Numbers that nobody can guess who does not know the seed, at least as many as values, or 16."""
+        """A keystream: at least 16 numbers, and one for each value."""
         data = purpose + array("I", values).tobytes()
         if len(values) > _SHORT:
             return array("I", hashlib.shake_256(self._key + data).digest(4 * len(values)))
@@ -175,7 +175,7 @@ class Pseudonyms:
         return array("I", keyed.digest())
 
     def _made_cycle(self, size: int) -> dict[int, int]:
-        """For single characters: a way around all of them."""
+        """A cycle through all single characters, each of which is replaced by the next."""
         around = sorted(range(size), key=lambda each: bytes(self._stream(b"one", [size, each])))
         return dict(zip(around, [*around[1:], around[0]], strict=True))
 
@@ -185,7 +185,7 @@ def _added(values: list[int], stream: Sequence[int], sizes: Sequence[int], sign:
 
 
 def _kind(word: str) -> str:
-    """What a reader may rely on: that it is a hexadecimal number, has no leading zero, or fits into 64 bits."""
+    """What must hold for the replacement, too: hexadecimal, without a leading zero, or fits into 64 bits."""
     if word.isascii() and word.isdigit():
         if len(word) == 1:
             return "digit"

@@ -1,4 +1,4 @@
-"""Recordings: reading their messages, changing them, when each is due, and comparing what was sent with what came."""
+"""Reading a recording's messages, changing them, timing their replay, and comparing what was sent with what arrived."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,10 +15,11 @@ from mqtool.where import Where
 
 @dataclass(frozen=True)
 class Changes:
-    """Where messages go, and which headers they lose and get, in this order.
+    """Changes to recorded messages before they are published again.
 
     Attributes:
-        exchange, routing_key: None leaves the message's own.
+        exchange, routing_key: None keeps the message's own.
+        dropped_headers: removed before `headers` are added.
     """
 
     exchange: str | None = None
@@ -27,7 +28,7 @@ class Changes:
     headers: Mapping[str, Any] = field(default_factory=dict)
 
     def apply(self, message: Message) -> None:
-        """Change a message."""
+        """Change a message in place."""
         if self.exchange is not None:
             message.exchange = self.exchange
         if self.routing_key is not None:
@@ -44,7 +45,7 @@ class Recorded(Message):
     """A message of a recording.
 
     Attributes:
-        moment: seconds since 1970 when it passed; None if its line does not say.
+        moment: when it was recorded, in seconds since 1970; None if its line has no timestamp.
         opens: it is the first of its file.
     """
 
@@ -63,12 +64,16 @@ class Moment(NamedTuple):
     is_offset: bool
 
     def after(self, start: float) -> float:
-        """As seconds since 1970, for a recording that starts then."""
+        """The same point in seconds since 1970.
+
+        Args:
+            start: when the recording starts, in seconds since 1970.
+        """
         return start + self.seconds if self.is_offset else self.seconds
 
 
 def parse_moment(text: str) -> Moment:
-    """A point in a recording, from a duration since its start, or a time; local time, unless it says otherwise.
+    """Parse a duration since the recording's start, or a time, which is local unless it has a zone.
 
     Raises:
         ValueError: it is neither.
@@ -84,7 +89,7 @@ def parse_moment(text: str) -> Moment:
 
 @dataclass
 class Selection:
-    """Which messages of a recording are wanted: from since on, and before until."""
+    """The messages of a recording to use: those recorded at `since` or later, and before `until`."""
 
     since: Moment | None = None
     until: Moment | None = None
@@ -92,10 +97,10 @@ class Selection:
     _start: float | None = None
 
     def takes(self, line: Mapping[str, Any], moment: float | None, place: str) -> bool:
-        """Whether a line is wanted.
+        """True if the selection includes a line.
 
         Raises:
-            BadData: that depends on when it passed, which neither it nor a line before it says.
+            BadData: a time limit is set, and neither this line nor one before it has a timestamp.
         """
         if self._start is None:
             self._start = moment
@@ -109,7 +114,11 @@ class Selection:
         return self.where is None or self.where.matches(line)
 
     def between(self, first: float | None, last: float | None) -> tuple[float | None, float | None]:
-        """The moments between which messages are wanted, of a file's first and last."""
+        """The part of a file that is selected.
+
+        Args:
+            first, last: when its first and last messages were recorded.
+        """
         start = self._start if self._start is not None else first
         if first is None or last is None or start is None:
             return first, last
@@ -121,17 +130,17 @@ class Selection:
 def recorded(
     lines: Iterable[bytes | None], selection: Selection, changes: Changes, name: str | None = None
 ) -> Iterator[Recorded | None]:
-    """The messages of one file; one without an exchange goes to the queue that it came from.
+    """Read the messages of one file. A message without an exchange goes to the queue that it came from.
 
-    A message whose line does not say when it passed has the moment of the one before it. The property user_id is left
-    out: a broker takes only the name of whoever publishes.
+    A line without a timestamp gets that of the line before it. The property user_id is removed: a broker accepts only
+    the name of the user who publishes.
 
     Args:
-        lines: None among them, as among messages, says that there is none right now.
-        name: the file, for errors; None if it is the only one.
+        lines: None means that no line is available right now; it is passed on.
+        name: the file's name, for errors; None if it is the only file.
 
     Raises:
-        BadData: a line is not a message, or does not say where it goes; says which.
+        BadData: a line is not a message, or names neither an exchange nor a queue. The error names the line.
     """
     moment, opens = None, True
     for number, line in _numbered(lines):
@@ -159,7 +168,7 @@ def recorded(
 
 
 def _numbered(lines: Iterable[bytes | None]) -> Iterator[tuple[int, bytes | None]]:
-    """Lines with their numbers, without the blank ones."""
+    """Yield lines with their numbers, and skip blank ones."""
     number = 0
     for line in lines:
         if line is None:
@@ -181,27 +190,27 @@ def _moment(line: Mapping[str, Any], place: str, before: float | None) -> float 
 
 
 def _queue(line: Mapping[str, Any], message: Message) -> tuple[str | None, str | None]:
-    """The exchange and the key that lead to the queue which a line names, if it does."""
+    """The exchange and routing key for the queue that a line names, else those of the message."""
     queue = line.get("queue")
     return ("", queue) if isinstance(queue, str) and queue else (message.exchange, message.routing_key)
 
 
-#: Seconds by which a clock may have been set back, or lines be out of order, within one recording.
+#: Seconds that timestamps may go back within one recording: a clock was adjusted, or lines are out of order.
 _JITTER = 1.0
-#: Seconds that a given rate may fall behind and catch up again; a broker that blocked us for longer is spared the rest.
+#: Seconds of delay that a replay at a fixed rate catches up. After a longer one, it goes on at the rate.
 _CATCH_UP = 1.0
 
 
 class Pace:
-    """Tells when messages are due, counted from the first one, so that delays do not add up.
+    """Computes when each message of a replay is due, counted from the first one, so that delays do not add up.
 
-    A message that passed before the one in front of it is due at once. Where time goes back by more than a second, or a
-    file begins before the end of the one in front of it, another recording begins, without a gap.
+    A message with an earlier timestamp than the one before it is due at once. If time goes back by more than a second,
+    or a file starts earlier than the previous one ended, a new recording starts, without a gap.
 
     Args:
-        speed: how many times as fast as recorded; infinity ignores the recorded gaps.
-        rate: messages a second instead, evenly.
-        clock: seconds, from any point on.
+        speed: 2 is twice as fast as recorded; infinity leaves no gaps.
+        rate: messages per second, evenly spaced, instead of the recorded gaps.
+        clock: returns seconds, as time.monotonic() does.
     """
 
     def __init__(
@@ -217,7 +226,7 @@ class Pace:
         self._latest = 0.0
 
     def due(self, message: Recorded) -> float:
-        """When the next message is due, by the clock."""
+        """The time at which the next message is due, as `clock` measures it."""
         if self._is_first:
             self._is_first = False
             self._start = self._due = self._clock()
@@ -244,10 +253,11 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
-    """What became of the messages that were sent, as message ids in the order of sending or arrival.
+    """Sent messages compared with those that arrived, as message ids in the order of sending or arrival.
 
     Attributes:
-        sent, got: how many; duplicates count.
+        sent: messages that were sent.
+        got: messages that arrived, duplicates included.
         missing: sent, but did not arrive.
         doubled: arrived more than once.
         unexpected: arrived, but were not sent.
@@ -263,24 +273,24 @@ class Reconciliation:
 
 
 def reconcile(sent: Iterable[str], got: Iterable[str]) -> Reconciliation:
-    """Compare message ids. Of duplicates, only the first counts for the order."""
-    places = {message_id: place for place, message_id in enumerate(sent)}
+    """Compare the message ids that were sent with those that arrived. Only a duplicate's first arrival has an order."""
+    positions = {message_id: position for position, message_id in enumerate(sent)}
     times: dict[str, int] = {}
     reordered, latest, total = [], -1, 0
     for message_id in got:
         total += 1
         times[message_id] = times.get(message_id, 0) + 1
-        place = places.get(message_id)
-        if place is None or times[message_id] > 1:
+        position = positions.get(message_id)
+        if position is None or times[message_id] > 1:
             continue
-        if place < latest:
+        if position < latest:
             reordered.append(message_id)
-        latest = max(latest, place)
+        latest = max(latest, position)
     return Reconciliation(
-        sent=len(places),
+        sent=len(positions),
         got=total,
-        missing=[message_id for message_id in places if message_id not in times],
+        missing=[message_id for message_id in positions if message_id not in times],
         doubled=[message_id for message_id, count in times.items() if count > 1],
-        unexpected=[message_id for message_id in times if message_id not in places],
+        unexpected=[message_id for message_id in times if message_id not in positions],
         reordered=reordered,
     )

@@ -1,6 +1,6 @@
-"""Making a recording fit to share: values are replaced, line by line, and what makes it play again stays.
+"""`mqtool scrub`: replace the values in a recording by pseudonyms, so that it can be shared and still be replayed.
 
-A line is rewritten token by token, so numbers, spaces and the order of keys stay as they are written.
+A line is rewritten token by token, which keeps spaces, the notation of numbers and the order of keys.
 """
 
 import base64
@@ -18,14 +18,14 @@ from mqtool.message import PROPERTIES
 from mqtool.recordings.pseudonyms import Pseudonyms
 from mqtool.spelling import did_you_mean
 
-#: What says how and when a message is to be sent, rather than what.
+#: Fields that are never replaced: they say how and when to send a message.
 _ALWAYS = frozenset(
     {"timestamp", "redelivered", "delay", "at"}
     | {f"properties.{name}" for name in ("content_type", "content_encoding", "delivery_mode", "priority", "expiration")}
     | {"properties.timestamp"}
 )
 _DEATH = ("queue", "exchange", "reason")
-#: What is kept unless --field names it: names of the broker's, and what it has set itself.
+#: Fields that are kept unless --field names them: names on the broker, and headers that the broker sets.
 _USUALLY = frozenset(
     {"exchange", "queue", "headers.x-delivery-count", "headers.x-delay", "headers.x-stream-offset"}
     | {f"headers.x-death.{name}" for name in (*_DEATH, "count", "time")}
@@ -33,8 +33,8 @@ _USUALLY = frozenset(
 )
 _TOP = ("exchange", "routing_key", "queue", "headers", "properties", "body", "broker")
 _TOKEN = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")(\s*:)?|[{}\[\]]|-?[0-9][0-9.eE+-]*')
-#: Octets, written as text.
-_OCTETS = (".$bytes", ".$encoded")
+#: Keys of bytes that are written as Base64.
+_BYTES = (".$bytes", ".$encoded")
 
 _INT32 = (1 << 31) - 1
 
@@ -42,10 +42,10 @@ _Treatment = Callable[[str], str] | None
 
 
 def parse_fields(names: Collection[str]) -> frozenset[str]:
-    """Names of fields, with commas between some of them, as paths in a line: type is properties.type.
+    """Parse names of fields, separated by commas, into paths within a line: type becomes properties.type.
 
     Raises:
-        UsageError: a line has no such field.
+        UsageError: messages have no such field.
     """
     return frozenset(_path(name.strip()) for each in names for name in each.split(",") if name.strip())
 
@@ -62,11 +62,11 @@ def _path(name: str) -> str:
 
 
 class Scrubber:
-    """Replaces what is not kept.
+    """Replaces the values in a recording's lines.
 
     Args:
-        keep: fields, as of parse_fields(), that stay, with all that is in them.
-        only: if any, the fields that are replaced; all others stay.
+        keep: fields, as from parse_fields(), that stay, with everything inside them.
+        only: if not empty, only these fields are replaced.
     """
 
     def __init__(self, pseudonyms: Pseudonyms, keep: Collection[str] = (), only: Collection[str] = ()) -> None:
@@ -78,20 +78,20 @@ class Scrubber:
         self._looks_inside = self._is_replaced("body") or any(name.startswith("body.") for name in self._only)
 
     def line(self, line: bytes, place: str) -> bytes:
-        """A line, without its newline, scrubbed.
+        """Scrub a line, given without its newline.
 
         Args:
-            place: names it in an error.
+            place: the line's name in errors, such as "line 3".
 
         Raises:
-            BadData: it is not a JSON object.
+            BadData: the line is not a JSON object.
         """
         said = ndjson.to_object(line, place)
         try:
             text = line.decode("utf-8", "surrogatepass")
         except UnicodeDecodeError as error:
             raise BadData(f"{place} is not UTF-8: {error}") from error
-        # The default exchange's routing keys are names of queues.
+        # Routing keys of the default exchange are names of queues.
         key = self._treatment("queue" if said.get("exchange") == "" else "routing_key")
         return ndjson.escaped(self._walked(text, "", key)).encode()
 
@@ -101,21 +101,21 @@ class Scrubber:
         return _is_in(path, self._only) if self._only else not _is_in(path, _USUALLY)
 
     def _chosen(self, path: str) -> _Treatment:
-        """What becomes of a string at a path."""
+        """The function that replaces a string at this path; None keeps the string."""
         if path == "body":
             return self._body if self._looks_inside else None
         if not self._is_replaced(path) or path.endswith(".$double"):
             return None
-        if path == "body_base64" or (path.startswith("headers.") and path.endswith(_OCTETS)):
+        if path == "body_base64" or (path.startswith("headers.") and path.endswith(_BYTES)):
             return self._base64
         return self._decimal if path.endswith(".$decimal") else self._pseudonyms.text
 
     def _walked(self, text: str, root: str, key: _Treatment = None) -> str:
-        """JSON with what is in it replaced.
+        """Replace the values in a JSON text.
 
         Args:
-            root: its path.
-            key: what becomes of the line's routing key.
+            root: the text's path within the line.
+            key: replaces the line's routing key.
         """
         around: list[str] = []
         path = root
@@ -130,7 +130,7 @@ class Scrubber:
                     name = _text(match[1])
                     path = f"{around[-1]}.{name}" if around[-1] else name
                     if name == "$encoded" and path.startswith("headers.") and is_replaced(path):
-                        return token.replace(name, "$bytes")  # with other octets it is no longer what AMQP encodes
+                        return token.replace(name, "$bytes")  # other bytes are no valid AMQP value
                     return token
                 treat = key if path == "routing_key" else treatment(path)
                 if treat is None:
@@ -154,7 +154,7 @@ class Scrubber:
         return self._walked(text, "body")
 
     def _decimal(self, text: str) -> str:
-        """Of as many digits; AMQP has 31 bits for them."""
+        """Replace a decimal by one with as many digits that fits into AMQP's 31 bits, if the original does."""
         found = self._pseudonyms.number(text)
         while _digits(found) > _INT32 >= _digits(text):
             found = self._pseudonyms.number(found)
@@ -162,18 +162,18 @@ class Scrubber:
 
     def _base64(self, text: str) -> str:
         try:
-            return base64.b64encode(self._pseudonyms.octets(base64.b64decode(text, validate=True))).decode()
+            return base64.b64encode(self._pseudonyms.data(base64.b64decode(text, validate=True))).decode()
         except (binascii.Error, ValueError) as error:
             raise BadData(f"{text[:40]!r} is not Base64: {error}") from error
 
 
 def _is_in(path: str, fields: Collection[str]) -> bool:
-    """Whether it is one of the fields, or inside one."""
+    """True if a path is one of the fields, or inside one."""
     return path in fields or any(path.startswith(f"{field}.") for field in fields)
 
 
 def _text(token: str) -> str:
-    """What a JSON string stands for."""
+    """The value of a JSON string."""
     return json.loads(token) if "\\" in token else token[1:-1]
 
 

@@ -1,1 +1,1 @@
-"""Copies of what passes through a broker, from a private queue bound beside the others; nothing is taken."""
+"""`mqtool tap`: copies of messages from a private queue bound to the same exchanges. Other queues lose nothing."""

@@ -1,12 +1,14 @@
-"""A private queue bound beside the others, and its deliveries.
+"""A private queue that gets a copy of each message that other queues get; its bindings; and RabbitMQ's firehose.
 
     publisher ──> (exchange)─┬─> [jobs] ──────> worker
                              └─> [amq.gen-1] ─> tap
 
-A tap burdens its broker as little as can be. It acknowledges nothing, so the broker keeps nothing for it: what is
-delivered is forgotten. It takes all that comes at once, and itself drops what its reader is too slow for, which is how
-it knows how much that was. Messages pile up at the broker only while the tap does not read at all; then the broker
-drops the oldest.
+A tap burdens its broker as little as possible. It consumes without acknowledgements, takes messages as fast as they
+come, and drops those that its reader is too slow for, so it can count them. Messages pile up at the broker only while
+the tap does not read at all; the broker then drops the oldest.
+
+The firehose is the broker's own way: an exchange, amq.rabbitmq.trace, gets a copy of every message that is published
+(routing key publish.EXCHANGE) or delivered (deliver.QUEUE). https://www.rabbitmq.com/docs/firehose
 """
 
 import re
@@ -20,18 +22,18 @@ from mqtool.management import Management, exchange_path, path
 from mqtool.message import Delivery
 from mqtool.topology import DELAYED, Binding, Exchange, Queue
 
-#: Messages that may pile up at the broker, and octets of bodies.
+#: Limits for messages that pile up at the broker: their number, and bytes of their bodies.
 _MAX_LENGTH, _MAX_SIZE = 20_000, 128 << 20
-#: Of the messages, from where on some may have been dropped before anybody looked.
+#: Share of that number from which on the broker may have dropped some unnoticed.
 _NEARLY_FULL = 0.8
 
 
 class Tap:
-    """Copies of what bindings match, from now on.
+    """A private queue, and copies of the messages that match its bindings.
 
     Args:
-        bindings: whose destination is left open.
-        receiving: with a buffer.
+        bindings: their destinations are ignored.
+        receiving: must have a buffer.
 
     Raises:
         NotFound: an exchange does not exist.
@@ -52,7 +54,7 @@ class Tap:
             raise AccessRefused(str(error), _permissions_for(str(error))) from error
 
     def has_backlog(self) -> bool:
-        """Whether so much has piled up at the broker that it may have dropped messages. From another thread."""
+        """True if so many messages have piled up that the broker may have dropped some. Call it from another thread."""
         try:
             name = self._channel.reopening.journal.current_name(self._queue.name)
             return self._beside.depth_of(name) > _MAX_LENGTH * _NEARLY_FULL
@@ -67,21 +69,22 @@ def _permissions_for(refusal: str) -> str:
     return "the user needs all three permissions on queues named amq.gen-…: a tap has such a queue of its own"
 
 
-#: Of which every queue with a matching binding gets a copy. Others, such as x-consistent-hash, choose among their
-#: queues: one more would take messages from the others.
+#: Types of exchanges that give a copy to every queue with a matching binding. Others, such as x-consistent-hash, choose
+#: one of their queues, so a tap would take messages from the others.
 _COPYING = ("direct", "topic", "fanout", "headers", "x-recent-history", "x-jms-topic")
 _PREDECLARED = {"amq.direct": "direct", "amq.fanout": "fanout", "amq.topic": "topic", "amq.headers": "headers"}
 _FIREHOSE = "the broker's firehose shows it: mqtool tap {} --firehose"
 _COLUMNS = ("source", "destination_type", "routing_key", "arguments")
-#: Keys that a note shows.
+#: Routing keys to show in a note.
 _SHOWN = 5
 
 
 class Bound(NamedTuple):
-    """Bindings for the private queue, whose name is left open.
+    """Bindings for the private queue.
 
     Attributes:
-        notes: what they do not show.
+        bindings: their destinations are left empty.
+        notes: sentences for the user about messages that these bindings miss.
     """
 
     bindings: tuple[Binding, ...]
@@ -91,17 +94,17 @@ class Bound(NamedTuple):
 def to_exchange(
     api: Callable[[], Management], vhost: str, exchange: str, keys: Iterable[str], arguments: Mapping[str, Any]
 ) -> Bound:
-    """Bind beside the other queues of an exchange.
+    """Bindings that copy what an exchange routes.
 
     Args:
-        api: asked for the exchange's type, and for the keys of a direct exchange if none are given. Where there is
-            none, keys are bound as they are.
-        keys: binding keys; none for all that passes.
-        arguments: of each binding, for an exchange that routes by headers.
+        api: returns the management API, which knows the exchange's type, and the keys of a direct exchange if none are
+            given. If it does not answer, the given keys are used unchecked.
+        keys: binding keys; none for all messages.
+        arguments: of each binding, for a headers exchange.
 
     Raises:
         NotFound: there is no such exchange.
-        UsageError: it has no copies to give, or no keys to go by.
+        UsageError: it makes no copies, or it is direct and nothing is bound to it.
     """
     named = tuple(Binding(exchange, "", key, arguments) for key in keys)
     if arguments and not named:
@@ -128,12 +131,12 @@ def to_exchange(
 
 
 def like_queue(api: Management, vhost: str, queue: str) -> Bound:
-    """Bind as a queue is bound.
+    """The bindings of a queue, for the private queue.
 
     Raises:
         NotFound: there is no such queue.
-        UsageError: only the default exchange leads to it, or an exchange that makes no copies.
-        Unavailable, AccessRefused: the management API cannot be asked.
+        UsageError: only the default exchange, or an exchange that makes no copies, routes to it.
+        Unavailable, AccessRefused: the management API does not answer.
     """
     api.get(path("queues", vhost, queue), columns="name")  # the list would be empty for a queue that is not there
     found = [each for each in api.items(path("queues", vhost, queue, "bindings"), _COLUMNS) if each["source"]]
@@ -175,31 +178,35 @@ _PUBLISHED, _DELIVERED = "publish.", "deliver."
 
 
 def firehose_of_exchange(exchange: str) -> Binding:
-    """All that is published to an exchange; "" is the default exchange, and "#" stands for all."""
+    """The firehose's copies of what is published to an exchange; "" is the default exchange, "#" means all."""
     return Binding(_FIREHOSE_EXCHANGE, "", _PUBLISHED + exchange)
 
 
 def firehose_of_queue(queue: str) -> Binding:
-    """All that is delivered from a queue."""
+    """The firehose's copies of what is delivered from a queue."""
     return Binding(_FIREHOSE_EXCHANGE, "", _DELIVERED + queue)
 
 
 def firehose_is_on(api: Management, vhost: str) -> bool:
-    """Whether it is on. Raises as Management.get does."""
+    """True if the firehose is on.
+
+    Raises:
+        Unavailable, AccessRefused: the management API does not answer.
+    """
     return bool(api.get(path("vhosts", vhost), columns="tracing").get("tracing"))
 
 
 def switch_firehose(api: Management, vhost: str, *, on: bool) -> None:
-    """Switch it on or off; a broker that restarts forgets it.
+    """Switch the firehose on or off. It is off after a restart of the broker.
 
     Raises:
-        AccessRefused: the user is no administrator.
+        AccessRefused: the user is not an administrator.
     """
     api.put(path("vhosts", vhost), {"tracing": on})
 
 
 def original_of(copy: Delivery) -> Delivery:
-    """The message that a copy is of."""
+    """The message of which the firehose made this copy."""
     told, queue = copy.headers, ""
     if copy.routing_key.startswith(_DELIVERED):
         queue = copy.routing_key.removeprefix(_DELIVERED)
@@ -219,5 +226,5 @@ def original_of(copy: Delivery) -> Delivery:
 def _properties(told: Mapping[str, Any]) -> dict[str, Any]:
     properties = dict(told)
     if isinstance(time := properties.get("timestamp"), int):
-        properties["timestamp"] = time % (1 << 32)  # which comes as a signed number of 32 bits
+        properties["timestamp"] = time % (1 << 32)  # RabbitMQ sends it as a signed number of 32 bits
     return properties

@@ -43,7 +43,7 @@ def render(template: str) -> bytes:
     ],
 )
 def test_places_and_text(template: str, text: bytes) -> None:
-    """ReaderOffsets are filled once: what a body holds is never taken for a place, nor decoded."""
+    """Places are filled once: what a body holds is never taken for a place, nor decoded."""
     assert render(template) == text
 
 
