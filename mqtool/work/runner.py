@@ -224,7 +224,7 @@ class _Run:
                 self._read_stderr()
             elif end == self._worker.fileno():  # it sends nothing while a program runs, so it has ended
                 self._kill()
-                os._exit(0)
+                raise SystemExit
             elif end == self._our_stderr.descriptor:
                 self._our_stderr.write()
             elif end == self._stdin:
