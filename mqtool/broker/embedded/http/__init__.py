@@ -74,9 +74,9 @@ class Management:
             name, password = request.credentials
             user = self._api.broker.authenticate(name, password, from_loopback=request.from_loopback)
         if user is None:
-            raise refused("Login failed")
+            raise _no_login("Login failed")
         if not TAGS.intersection(user.tags):
-            raise refused("Not management user")
+            raise _no_login("Not management user")
         return user
 
     async def stored(self) -> None:
@@ -115,6 +115,11 @@ class Management:
         for connection in self._api.connections:
             if connection.is_open:
                 yield from connection.channels.values()
+
+
+def _no_login(reason: str) -> HttpError:
+    """401 of a login, which RabbitMQ spells otherwise than the 401 of a right."""
+    return HttpError(HTTPStatus.UNAUTHORIZED, "not_authorized", reason)
 
 
 def _listed(items: list[Json], query: dict[str, str]) -> Any:

@@ -22,7 +22,7 @@ from mqtool.broker.embedded.http.routes import (
     route,
     visitor,
 )
-from mqtool.broker.embedded.model.amqp_errors import locked_queue
+from mqtool.broker.embedded.model.amqp_errors import AmqpException, locked_queue
 from mqtool.broker.embedded.model.amqp_message import ContentHeader, Message, Properties, encode_address, encode_short
 from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.broker.embedded.model.broker import NODE, Broker
@@ -94,8 +94,11 @@ def publish(call: Call, vhost_name: str, name: str) -> Json:
         required(body, each)
     key = text(body, "routing_key")
     rights = call.rights(vhost_name)
-    rights.check("write", "exchange", exchange.name)
-    rights.check_topic("write", exchange, key)
+    try:
+        rights.check("write", "exchange", exchange.name)
+        rights.check_topic("write", exchange, key)
+    except AmqpException as error:  # RabbitMQ publishes by AMQP, and answers with what that said
+        raise bad_request(f"{error.code} {error.text}") from error
     payload = _payload(text(body, "payload"), body["payload_encoding"])
     properties = _properties(body["properties"] or {})
     try:
@@ -311,8 +314,7 @@ def begin_fault(call: Call) -> Answer:
     from mqtool.broker.embedded.testing.fault import fault_of  # here: most brokers are not tested
 
     body = call.body
-    name = body.pop("fault", None)
-    if not isinstance(name, str):
+    if not isinstance(name := body.pop("fault", None), str):
         raise bad_request('the body must have a "fault", such as {"fault": "cut_connections"}')
     try:
         begun = call.api.under_test().begin(fault_of(name, body))
