@@ -373,7 +373,7 @@ _METHODS: dict[bytes, tuple[Callable[..., Any], str]] = {
 }
 
 
-def decode_frame(data: bytes) -> frame.Method[Any] | frame.Header | None:
+def decode_frame(data: bytes) -> "frame.Method[Any] | frame.Header | None":
     """Decode a frame with properties or names, as mqtool's codec does; return None for one that pika can decode."""
     kind, channel, _ = _FRAME.unpack_from(data)
     if kind == spec.FRAME_HEADER:

@@ -141,7 +141,7 @@ class Publisher(ChannelListener):
 
         on_ack, on_nack = (partial(heard, answer) for answer in (self.unconfirmed.on_ack, self.unconfirmed.on_nack))
 
-        def on_answer(answer: frame.Method[spec.Basic.Ack | spec.Basic.Nack]) -> None:
+        def on_answer(answer: "frame.Method[spec.Basic.Ack | spec.Basic.Nack]") -> None:
             on = on_ack if isinstance(answer.method, spec.Basic.Ack) else on_nack
             on(answer.method.delivery_tag, multiple=answer.method.multiple)
 
