@@ -5,7 +5,7 @@ again. AMQP 0-9-1, section 1.3.
 """
 
 import re
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -43,15 +43,12 @@ class Channel(ChannelListener):
         connection: the connection that it is a channel of.
         link: for the connection.
         stopping: stop() was called.
-        before_acknowledging: called before deliveries to later consumers are acknowledged, and when there are no more
-            for now: whoever prints them in lots prints the rest. What it raises leaves them unacknowledged.
     """
 
     def __init__(self, connection: Owner, *, strict: bool, mandatory: bool, confirm_timeout: float) -> None:
         self.connection = connection
         self.reopening = ReopeningChannel(connection, strict=strict)
         self.stopping = False
-        self.before_acknowledging: Callable[[], None] = lambda: None
         self._mandatory = mandatory
         self._consumers: list[Consumer] = []
         self._publisher = Publisher(self.reopening, connection, confirm_timeout)
@@ -193,9 +190,7 @@ class Channel(ChannelListener):
         limits = _limits_deliveries(queue, self.connection.broker)
         policy = policy_for(receiving, limits_deliveries=limits, is_stream=is_stream)
         place = StreamPosition(receiving.offset) if is_stream else None
-        consumer = Consumer(
-            self.reopening, queue, receiving, policy, place, on_end=self._forget, hand_over=self.before_acknowledging
-        )
+        consumer = Consumer(self.reopening, queue, receiving, policy, place, on_end=self._forget)
         self._consumers.append(consumer)
         self.reopening.listen(consumer)
         try:

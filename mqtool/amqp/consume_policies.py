@@ -1,6 +1,7 @@
 """How a consumer takes deliveries: its limits, its buffer, and when it acknowledges."""
 
 import queue as queues
+from collections.abc import Callable
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -91,6 +92,10 @@ _ACK_TOGETHER = 0.05
 _OFTEN = 15
 
 
+def _do_nothing() -> None:
+    """There is no output to write."""
+
+
 class Receiving(NamedTuple):
     """How to consume, and when to stop.
 
@@ -105,6 +110,8 @@ class Receiving(NamedTuple):
         buffer: where deliveries that are acknowledged on delivery wait for the caller; None for one without a limit.
             With one, those that wait are dropped at the end: nobody asked for all of them.
         offset: of a stream, where to start; None leaves it to the broker, which starts at what comes next.
+        before_acknowledging: called before deliveries are acknowledged, and when no more have arrived: a caller that
+            collects its output writes it then. What it raises leaves the deliveries unacknowledged.
     """
 
     prefetch: int = PREFETCH
@@ -115,6 +122,7 @@ class Receiving(NamedTuple):
     timeout: float | None = None
     buffer: Buffer | None = None
     offset: Offset | None = None
+    before_acknowledging: Callable[[], None] = _do_nothing
 
     def left(self, taken: int, lasted: float, silent: float) -> float | None:
         """Seconds until a limit; None if there is none, 0 if there has been silence for long enough.

@@ -30,8 +30,6 @@ class Consumer(ChannelListener):
     Args:
         position: where to start, in a stream.
         on_end: called when no more deliveries will be taken.
-        hand_over: called before deliveries are acknowledged, and when there are no more for now: whoever takes them may
-            have put off writing them.
     """
 
     consumes = True
@@ -45,14 +43,12 @@ class Consumer(ChannelListener):
         position: StreamPosition | None,
         *,
         on_end: Callable[["Consumer"], None],
-        hand_over: Callable[[], None],
     ) -> None:
         self._channel = channel
         self._queue = queue
         self._receiving = receiving
         self._policy = policy
         self._on_end = on_end
-        self._hand_over = hand_over
         self._inbox: Buffer | queues.SimpleQueue[list[Delivery] | None] = receiving.buffer or queues.SimpleQueue()
         self._lot: deque[Delivery] = deque()  # of the inbox, and not taken yet
         self._is_stuck = False
@@ -246,7 +242,7 @@ class Consumer(ChannelListener):
         if self._is_stuck:
             return
         self._is_stuck = True  # what could not be handed over is never acknowledged
-        self._hand_over()
+        self._receiving.before_acknowledging()
         self._is_stuck = False
         if self._policy.auto_ack:
             self._channel.progress()

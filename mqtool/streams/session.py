@@ -292,7 +292,6 @@ class Owner(Protocol):
 
     inbox: Inbox
     stopping: bool
-    before_acknowledging: Callable[[], None]
     notice: Callable[[str], None]
 
     @property

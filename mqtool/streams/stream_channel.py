@@ -42,8 +42,6 @@ class StreamChannel:
         notice: is told of lost connections.
 
     Attributes:
-        before_acknowledging: called before offsets are stored, and when there are no more messages for now: whoever
-            prints them in lots prints the rest.
         stopping: stop() was called.
     """
 
@@ -63,7 +61,6 @@ class StreamChannel:
         by_amqp: Callable[[], AbstractContextManager[Channel]],
         notice: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.before_acknowledging: Callable[[], None] = lambda: None
         self.notice = notice
         self.stopping = False
         self._nodes = list(nodes)

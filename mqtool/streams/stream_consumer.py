@@ -222,7 +222,7 @@ class Consumer:
 
     def _store(self) -> None:
         self._is_stuck = True  # what could not be printed is never stored
-        self._channel.before_acknowledging()
+        self._limits.before_acknowledging()
         self._is_stuck = False
         if self._track is None or self._channel.is_lost:
             return
@@ -243,7 +243,7 @@ class Consumer:
                 frame = self._channel.inbox.get_nowait()
             except queues.Empty:
                 if not is_flushed:
-                    self._channel.before_acknowledging()
+                    self._limits.before_acknowledging()
                     is_flushed = True
                 now = time.monotonic()
                 left = self._limits.left(taken, now - started, now - idle_since)

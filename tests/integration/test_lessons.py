@@ -60,7 +60,7 @@ def test_replies_find_their_requests(connection: Connection, reply_queue: Queue)
     queue = channel.declare(Queue("requests", durable=True))
     with ThreadPoolExecutor() as pool, connection.beside() as beside:
         client = beside.channel()
-        replies = pool.submit(lambda: list(rpc.call(client, queue, [b"a", b"b"], 30, reply_queue)))
+        replies = pool.submit(lambda: list(rpc.call(client, queue, [b"a", b"b"], Receiving(timeout=30), reply_queue)))
         requests = list(channel.consume(queue, Receiving(count=2, timeout=30)))
         stranger = Message(b"?", requests[0].properties["reply_to"], "", {"correlation_id": "unknown"})
         answers = [
@@ -84,7 +84,7 @@ def test_a_reply_larger_than_what_may_be_unconfirmed(connection: Connection, mon
     queue = connection.channel().declare(Queue("requests", durable=True))
     with ThreadPoolExecutor() as pool, connection.beside() as beside:
         client = beside.channel()
-        replies = pool.submit(lambda: list(rpc.call(client, queue, [b"a", b"b"], 30)))
+        replies = pool.submit(lambda: list(rpc.call(client, queue, [b"a", b"b"], Receiving(timeout=30))))
         server = rpc.serve(
             connection.channel(confirm_timeout=5), queue, lambda _: Message(b"x" * 100), Receiving(count=2)
         )

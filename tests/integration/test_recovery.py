@@ -136,7 +136,10 @@ def test_an_rpc_server_lives_through_cut_connections(broker: TestBroker, proxy: 
     with Connection(parse_addresses(broker.url)) as connection, ThreadPoolExecutor() as pool:
         server = pool.submit(serve)
         try:
-            replies = {number: reply.body for number, reply in rpc.call(connection.channel(), queue, bodies, 60)}
+            replies = {
+                number: reply.body
+                for number, reply in rpc.call(connection.channel(), queue, bodies, Receiving(timeout=60))
+            }
         finally:
             channel.stop()
         assert server.result(30) >= 1_000

@@ -95,8 +95,9 @@ def _receive(asked: ReceivingLogs, exchange: Exchange, lesson: Callable[..., Ite
     with receiving_channel(
         asked.receiving, asked.broker, line, waiting=WAITING_FOR_LOGS, queue_is_private=is_private
     ) as (channel, incoming):
+        settings = incoming.printed(settings)
         deliveries = lesson(channel, asked.exchange.of(exchange), queue=queue, receiving=settings)
-        incoming.print_all(matching.of(channel, deliveries))
+        incoming.print_all(matching.of(channel, deliveries, settings))
 
 
 @emit_log.command("mqtool emit-log fanout 'info: ready'", "tail -f app.log | mqtool emit-log fanout -l", name="fanout")

@@ -10,6 +10,7 @@ from typer import Argument, Option
 
 from mqtool.amqp import CONFIRM_TIMEOUT, Channel, administration
 from mqtool.amqp import Receiving as ReceivingSettings
+from mqtool.amqp import Receiving as Settings
 from mqtool.cli import stopping
 from mqtool.cli.command_line import size
 from mqtool.cli.display import output
@@ -84,7 +85,6 @@ def rpc_server(
             write.batched.add(output.encoded(answering.format(n=output.one_line(request.text))))
 
     with broker.access().channel() as channel:
-        channel.before_acknowledging = write.flush
         if handled is not None:
             compute = rpc_functions.answering_once(compute, handled, channel.connection.cluster, output.notice)
         answered = rpc_functions.answering_errors(compute)
@@ -96,7 +96,7 @@ def rpc_server(
             return answered(request)
 
         settings = replace(receiving, timeout=None if programs.command else receiving.timeout).settings(
-            _MANY if is_quick else rpc.ONE_AT_A_TIME
+            (_MANY if is_quick else rpc.ONE_AT_A_TIME)._replace(before_acknowledging=write.flush)
         )
         waiting = broker.lines.awaiting_add100 if name == "add100" else broker.lines.awaiting_requests
         answers = rpc.serve(channel, checked(target, queue, channel, broker), answer_visibly, settings)
@@ -134,8 +134,8 @@ def rpc_client(
         reply_queue = rpc.DIRECT_REPLY_TO if direct_reply_to else PRIVATE_QUEUE
         _tell_if_nobody_serves(channel, target, timeout)
         results = BatchedOutput()
-        channel.before_acknowledging = results.flush
-        answers = rpc.call(channel, target, bodies, timeout, reply_queue)
+        settings = Settings(timeout=timeout, before_acknowledging=results.flush)
+        answers = rpc.call(channel, target, bodies, settings, reply_queue)
         for reply in rpc_functions.in_order(answers, channel, target, len(bodies)):
             answered += 1
             if rpc_functions.EXIT_STATUS in reply.headers:

@@ -97,8 +97,9 @@ def receive_delayed(
         if known.type == DELAYED and target.arguments.get("x-queue-type") == "quorum":
             output.warning(LOSES)
         target = checked(target, queue, channel, broker)
-        deliveries = delayed_messages.receive(channel, known, key, target, matching.settings())
-        incoming.print_all(matching.of(channel, deliveries))
+        settings = incoming.printed(matching.settings())
+        deliveries = delayed_messages.receive(channel, known, key, target, settings)
+        incoming.print_all(matching.of(channel, deliveries, settings))
 
 
 def _as_known(channel: Channel, exchange: Exchange) -> Exchange:

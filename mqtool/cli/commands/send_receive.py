@@ -90,7 +90,8 @@ def receive(
     settings = matching.settings()._replace(offset=offset)
     with receiving_channel(receiving, broker, broker.lines.received) as (channel, incoming):
         target = checked(queue.of(broker.names.hello), queue, channel, broker)
-        incoming.print_all(matching.of(channel, hello_world.receive(channel, target, settings)))
+        settings = incoming.printed(settings)
+        incoming.print_all(matching.of(channel, hello_world.receive(channel, target, settings), settings))
 
 
 Tasks = Annotated[list[str] | None, Argument(help="Task; each dot is a second of work", show_default="Hello World!")]

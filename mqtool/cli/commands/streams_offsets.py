@@ -89,13 +89,13 @@ def receive_stream(stream: StreamOptions, receiving: Receiving, broker: Broker, 
     """Read a stream, from any offset (stream tutorial 1)."""
     from mqtool.tutorials import stream_hello_world
 
-    tutorial, settings = HELLO[dialect_of(broker)], receiving.settings()
+    tutorial = HELLO[dialect_of(broker)]
     opened = _opened(stream, reading.filters or [], single_active=reading.single_active)
     with receiving_channel(receiving, broker, tutorial.received, opened=opened, waiting=tutorial.waiting) as (
         channel,
         incoming,
     ):
-        target = stream.of(tutorial.stream)
+        target, settings = stream.of(tutorial.stream), incoming.printed(receiving.settings())
         incoming.print_all(stream_hello_world.receive(channel, target, reading.offset, settings, reading.track))
 
 

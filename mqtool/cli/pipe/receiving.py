@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 class ReceivingChannel(Protocol):
     """A channel of AMQP or of streams, as far as printing needs it."""
 
-    before_acknowledging: Callable[[], None]
-
     def stop(self) -> None: ...
 
 
@@ -70,7 +68,6 @@ def receiving_channel(
     receiving.printing.redirect()
     write = delivery_writer(receiving, line, queue_is_private=queue_is_private)
     with opened(broker.access()) as channel:
-        channel.before_acknowledging = write.flush
         yield channel, Incoming(receiving, channel, write, waiting)
 
 
@@ -82,6 +79,10 @@ class Incoming:
         self._channel = channel
         self._write = write
         self._waiting = waiting
+
+    def printed(self, settings: Settings) -> Settings:
+        """Return settings that write the output before deliveries are acknowledged."""
+        return settings._replace(before_acknowledging=self._write.flush)
 
     def print_all(self, deliveries: Iterator[Delivery]) -> None:
         """Print deliveries until there are no more. Asking for the next one acknowledges the one that was printed.
@@ -210,13 +211,19 @@ class Matching(NamedTuple):
             raise UsageError("--auto-ack would lose what does not match --where", "leave out --auto-ack")
         return settings._replace(count=None, acknowledge=False, prefetch=self.receiving.prefetch or _MOST)
 
-    def of(self, channel: Channel, deliveries: Iterator[Delivery]) -> Iterator[Delivery]:
-        """Yield the deliveries that match, up to the count. Asking for the next one acknowledges the last one."""
+    def of(self, channel: Channel, deliveries: Iterator[Delivery], settings: Settings) -> Iterator[Delivery]:
+        """Yield the deliveries that match, up to the count. Asking for the next one acknowledges the last one.
+
+        Args:
+            settings: those that the deliveries were consumed with.
+        """
         if self.where is None:
             return deliveries
-        return self._chosen(channel, deliveries, self.where)
+        return self._chosen(channel, deliveries, settings, self.where)
 
-    def _chosen(self, channel: Channel, deliveries: Iterator[Delivery], where: "Where") -> Iterator[Delivery]:
+    def _chosen(
+        self, channel: Channel, deliveries: Iterator[Delivery], settings: Settings, where: "Where"
+    ) -> Iterator[Delivery]:
         from mqtool.where import of_delivery
 
         found, held, limit = 0, 0, self.receiving.limit
@@ -226,7 +233,7 @@ class Matching(NamedTuple):
                 found += 1
                 yield delivery
                 if not self.skips:
-                    channel.before_acknowledging()
+                    settings.before_acknowledging()
                     channel.acknowledge(delivery)
                 if found == limit:
                     return

@@ -90,8 +90,10 @@ def print_taps(sources: Sequence[Source], printing: Printing) -> None:
         buffers = [Buffer(printing.buffer) for _ in sources]
         taps = []
         for source, channel, write, buffer in zip(sources, channels, writers, buffers, strict=True):
-            channel.before_acknowledging = write.flush
-            taps.append(source.start(channel, printing.receiving.settings()._replace(count=None, buffer=buffer)))
+            settings = printing.receiving.settings()._replace(
+                count=None, buffer=buffer, before_acknowledging=write.flush
+            )
+            taps.append(source.start(channel, settings))
         wanted = _Wanted(printing.receiving.limit, printing.where, stop)
         runs = [_Run(write, wanted.of(tap.deliveries), stop) for write, tap in zip(writers, taps, strict=True)]
         reader = output.Reader(on_gone=stop)

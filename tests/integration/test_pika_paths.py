@@ -1,0 +1,136 @@
+"""mqtool and the libraries that it uses: it changes nothing in them, and works without pika's private parts."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pika.adapters.select_connection import SelectConnection
+
+from mqtool.amqp import pika_private
+
+ROOT = Path(__file__).parents[2]
+
+#: Publishes, consumes and replays, on a broker of its own.
+USE = """
+    import json, tempfile
+    from mqtool.amqp import Connection, Receiving, parse_addresses
+    from mqtool.amqp.pika_private import CONNECTION
+    from mqtool.broker.embedded import EmbeddedBroker, replay
+    from mqtool.message import Message
+    from mqtool.topology import Queue
+
+    with EmbeddedBroker() as broker, Connection(parse_addresses(broker.url)) as connection:
+        channel = connection.channel()
+        queue = channel.declare(Queue("q", arguments={"x-max-length": 100}))
+        headers = {"text": "grün", "number": 1}
+        messages = [Message(b"%d" % number, properties={"headers": headers}) for number in range(10)]
+        assert len(list(channel.publish(messages, routing_key="q"))) == 10
+        deliveries = list(channel.consume(queue, Receiving(count=10, timeout=20)))
+        assert [delivery.body for delivery in deliveries] == [message.body for message in messages]
+        assert all(delivery.headers == headers for delivery in deliveries)
+        with tempfile.NamedTemporaryFile("w", suffix=".ndjson") as recording:
+            recording.write(json.dumps({"routing_key": "q", "exchange": "", "body": "again"}) + chr(10))
+            recording.flush()
+            assert replay(broker, recording.name)
+        assert next(channel.consume(queue, Receiving(timeout=20))).body == b"again"
+"""
+
+#: What there is in the libraries, module by module and class by class.
+LOOK = """
+    import importlib, inspect, pkgutil, sys
+    import pika, rstream, typer
+
+    for library in (pika, rstream, typer):
+        for module in pkgutil.walk_packages(library.__path__, library.__name__ + "."):
+            try:
+                if module.name.endswith("__main__"):
+                    continue
+                importlib.import_module(module.name)
+            except ImportError:
+                pass  # it is for another library
+
+    def looked_at():
+        found = {}
+        for name, module in list(sys.modules.items()):
+            if name.partition(".")[0] in ("pika", "rstream", "typer"):
+                for owner in (module, *(each for each in vars(module).values() if inspect.isclass(each))):
+                    if getattr(owner, "__module__", name).partition(".")[0] in ("pika", "rstream", "typer"):
+                        for attribute, value in vars(owner).items():
+                            if attribute not in ("__warningregistry__", "_abc_impl"):
+                                found[name, owner.__name__, attribute] = value
+        return found
+
+    before = looked_at()
+"""
+
+COMPARE = """
+    after = looked_at()
+    assert [key for key in before if after.get(key) is not before[key]] == []
+    assert [key for key in after if key not in before] == []
+    try:
+        pika.data.encode_value([], 1.5)
+    except pika.exceptions.UnsupportedAMQPFieldException:
+        print("rejected")
+"""
+
+
+def run(*parts: str) -> str:
+    script = "\n".join(line.removeprefix("    ") for part in parts for line in part.splitlines())
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_libraries_are_unchanged_after_mqtool_was_used() -> None:
+    """Also for a user's test that only calls replay(); a header that pika rejects is still rejected by pika."""
+    assert run(LOOK, USE, COMPARE) == "rejected\n"
+
+
+@pytest.mark.parametrize("name", pika_private._EXPECTED)
+def test_a_missing_private_method_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or one that takes other arguments."""
+    assert pika_private.is_as_expected()
+    with monkeypatch.context() as changed:
+        for each in SelectConnection.__mro__:
+            if name in vars(each):
+                changed.delattr(each, name)
+        assert not pika_private.is_as_expected()
+    with monkeypatch.context() as changed:
+        changed.setattr(SelectConnection, name, lambda connection, another: (connection, another), raising=False)
+        assert not pika_private.is_as_expected()
+
+
+def test_another_pika_is_used_by_its_public_methods() -> None:
+    """One whose private classes and methods have other names."""
+    rename = """
+    from pika.adapters.utils import io_services_utils
+    from pika.connection import Connection
+
+    io_services_utils.PlaintextTransport = io_services_utils._AsyncPlaintextTransport
+    Connection.process_frame = Connection._process_frame
+    Connection._process_frame = lambda self, frame, now=None: self.process_frame(frame)
+    """
+    public = """
+    from pika.adapters.select_connection import SelectConnection
+    assert CONNECTION is SelectConnection
+    """
+    run(rename, USE, public)
+
+
+def test_the_public_path_publishes_and_consumes() -> None:
+    """The tests of publishing and consuming pass on it, too."""
+    tests = [f"tests/integration/test_{what}.py" for what in ("publishing", "consuming")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "embedded", *tests],
+        env=os.environ | {"MQTOOL_PIKA": "public"}, cwd=ROOT, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
