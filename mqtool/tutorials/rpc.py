@@ -46,11 +46,11 @@ def _answered(channel: Channel, requests: Iterable[Delivery], function: Function
 
 
 def call(
-    channel: Channel, queue: Queue, requests: Sequence[bytes], timeout: float, reply_queue: Queue = PRIVATE_QUEUE
+    channel: Channel, queue: Queue, requests: Sequence[bytes], receiving: Receiving, reply_queue: Queue = PRIVATE_QUEUE
 ) -> Iterator[tuple[int, Delivery]]:
-    """Send all requests; yield each reply with the index of its request. Raises TimedOut after `timeout` seconds."""
+    """Send all requests; yield each reply with the index of its request."""
     reply_queue = reply_queue if reply_queue == DIRECT_REPLY_TO else channel.declare(reply_queue)
-    replies = channel.consume(reply_queue, Receiving(auto_ack=True, timeout=timeout))  # nobody else can use them
+    replies = channel.consume(reply_queue, receiving._replace(auto_ack=True))  # nobody else can use them
     waiting = {new_message_id(): number for number, _ in enumerate(requests)}
     messages = [
         Message(body, queue.name, "", {"reply_to": reply_queue.name, "correlation_id": correlation_id}, correlation_id)
