@@ -4,7 +4,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Annotated
@@ -16,6 +15,7 @@ from mqtool import where as conditions
 from mqtool.amqp import Channel
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
+from mqtool.cli.command_line import option_group
 from mqtool.cli.display import output
 from mqtool.cli.display.live_screen import Progress
 from mqtool.cli.invocation import current
@@ -38,7 +38,7 @@ _SAID = 10
 QueueArgument = Annotated[str, Argument(help="Work queue; its dead letters are in QUEUE.dlq")]
 
 
-@dataclass(frozen=True)
+@option_group
 class Which:
     """Which dead letters."""
 

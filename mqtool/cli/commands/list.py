@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from functools import cache
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +12,7 @@ from typer import Argument, Option
 
 from mqtool.amqp import administration
 from mqtool.cli import stopping
+from mqtool.cli.command_line import option_group
 from mqtool.cli.display import layout, output
 from mqtool.cli.display.live_screen import Frame, Live
 from mqtool.cli.options import TIME_LIMIT, Commands, ManagedBroker
@@ -51,7 +51,7 @@ def _columns(ctx: typer.Context) -> list[str]:
     return [*LISTINGS[str(ctx.info_name)].columns]
 
 
-@dataclass(frozen=True)
+@option_group
 class Choosing:
     """Which rows, in which order, and how to print them."""
 

@@ -1,13 +1,13 @@
 """mqtool emit-log, mqtool receive-log: publish/subscribe, routing, topics, headers."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
 from typer import Argument
 
-from mqtool.cli.command_line import Where
+from mqtool.cli.command_line import Where, option_group
 from mqtool.cli.display.output import WAITING_FOR_LOGS
 from mqtool.cli.options import (
     Broker,
@@ -34,7 +34,7 @@ emit_log = app.group("emit-log", "Publish logs to an exchange (tutorials 3, 4 an
 receive_log = app.group("receive-log", "Receive logs from an exchange (tutorials 3, 4 and 5).")
 
 
-@dataclass(frozen=True)
+@option_group
 class ReceivingLogs:
     """What every command takes that receives log messages."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any
 
 from typer import Argument, Option
@@ -12,7 +12,7 @@ from mqtool.amqp import Channel, administration
 from mqtool.amqp import Receiving as Settings
 from mqtool.cli import stopping
 from mqtool.cli.access import Access
-from mqtool.cli.command_line import Where
+from mqtool.cli.command_line import Where, option_group
 from mqtool.cli.display import output
 from mqtool.cli.display.live_screen import Progress
 from mqtool.cli.invocation import current
@@ -121,7 +121,7 @@ Urls = Annotated[list[str] | None, URL]
 _HINT = "mqtool tap amq.topic 'kern.*' taps an exchange, mqtool tap -q jobs a queue"
 
 
-@dataclass(frozen=True)
+@option_group
 class What:
     """What to tap."""
 

@@ -3,12 +3,13 @@
 import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any
 
 from typer import Argument, Option
 
 from mqtool.amqp import Channel, administration
+from mqtool.cli.command_line import option_group
 from mqtool.cli.display import output
 from mqtool.cli.options import (
     Broker,
@@ -201,7 +202,7 @@ def delete_exchange(
             output.status(f"deleted exchange {name!r}")
 
 
-@dataclass(frozen=True)
+@option_group
 class Bindings:
     """Which bindings: one for each key."""
 

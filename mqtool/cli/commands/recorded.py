@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +12,7 @@ from typer import Argument, Option
 
 from mqtool import ndjson
 from mqtool.cli import stopping
-from mqtool.cli.command_line import RATE, Commands, Where
+from mqtool.cli.command_line import RATE, Commands, Where, option_group
 from mqtool.cli.display import output
 from mqtool.cli.options import CONFIRM_TIMEOUT, Broker, ConfirmTimeout, DelayOptions, MessageOptions, Publishing, header
 from mqtool.cli.pipe.publishing import publishing_channel
@@ -47,7 +47,7 @@ def _speed(text: str) -> float:
 _MOMENT = dict[str, Any](parser=parse_moment, metavar="TIME")
 
 
-@dataclass(frozen=True)
+@option_group
 class Playing:
     """What of a recording is played, and how fast."""
 
@@ -71,7 +71,7 @@ class Playing:
         return Pace(self.speed or 1.0, self.rate)
 
 
-@dataclass(frozen=True)
+@option_group
 class Changing:
     """Where messages go, and with which headers."""
 

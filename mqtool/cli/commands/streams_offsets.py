@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from typer import Argument, Option
 
 from mqtool.cli.access import Access
+from mqtool.cli.command_line import option_group
 from mqtool.cli.display import output
 from mqtool.cli.options import OFFSET, Broker, Commands, Publishing, Receiving
 from mqtool.cli.options.queue_options import DialectOfStreams, StreamOptions, StreamPort, dialect_of
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 app = Commands()
 
 
-@dataclass(frozen=True)
+@option_group
 class Appending:
     """How to append to a stream."""
 
@@ -40,7 +40,7 @@ class Appending:
     ] = None
 
 
-@dataclass(frozen=True)
+@option_group
 class Reading:
     """What to read of a stream."""
 

@@ -1,6 +1,5 @@
 """Which broker, how to get in, how much to say; asking before something is destroyed."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -19,7 +18,7 @@ from mqtool.cli.access import (
     read_password,
     resolve_addresses,
 )
-from mqtool.cli.command_line import DURATION, NOT_CALLED, Call
+from mqtool.cli.command_line import DURATION, NOT_CALLED, Call, option_group
 from mqtool.cli.display import output
 from mqtool.cli.invocation import current
 from mqtool.errors import MqtoolError, NotFound, UsageError
@@ -81,7 +80,7 @@ def ask(
         raise MqtoolError("nothing was changed")
 
 
-@dataclass(frozen=True)
+@option_group
 class WhichBroker:
     """Which broker, for commands that only want to know."""
 
@@ -96,7 +95,7 @@ class WhichBroker:
         return choose(self.url, self.context, self.call.typed)
 
 
-@dataclass(frozen=True)
+@option_group
 class Broker:
     """Which broker, how to get in, and how much to say."""
 
@@ -180,7 +179,7 @@ class Broker:
         return access
 
 
-@dataclass(frozen=True)
+@option_group
 class ManagedBroker:
     """A broker, and where its management API is."""
 
@@ -196,7 +195,7 @@ class ManagedBroker:
         return self.options.access(self.management, reconnects=reconnects)
 
 
-@dataclass(frozen=True)
+@option_group
 class Destination:
     """A queue, here or on another broker."""
 

@@ -3,7 +3,6 @@
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -13,7 +12,7 @@ from typer import Argument, Option
 
 from mqtool.amqp import STREAMING
 from mqtool.amqp import Receiving as ReceivingSettings
-from mqtool.cli.command_line import CONFIRM_TIMEOUT, DURATION, TIME_LIMIT, ConfirmTimeout, header_option
+from mqtool.cli.command_line import CONFIRM_TIMEOUT, DURATION, TIME_LIMIT, ConfirmTimeout, header_option, option_group
 from mqtool.cli.display.delivery_writer import DeliveryWriter
 from mqtool.cli.options.broker_options import Broker
 from mqtool.delays import LONGEST, Via
@@ -47,7 +46,7 @@ def _moment(text: str) -> float:
     return moment
 
 
-@dataclass(frozen=True)
+@option_group
 class DelayOptions:
     """When messages are to arrive, and what holds them back until then."""
 
@@ -137,7 +136,7 @@ def _key_pattern(text: str) -> re.Pattern[str]:
         raise ValueError(f"not a valid regular expression: {error}") from error
 
 
-@dataclass(frozen=True)
+@option_group
 class MessageOptions:
     """Where messages come from, what they carry, and what to make of the broker's answers."""
 
@@ -173,7 +172,7 @@ class MessageOptions:
 Words = Annotated[list[str] | None, Argument(help="Message words (default: stdin, or 'Hello World!')")]
 
 
-@dataclass(frozen=True)
+@option_group
 class Publishing:
     """What to publish, when it is to arrive, and which broker to publish to."""
 
@@ -183,7 +182,7 @@ class Publishing:
     words: Words = None
 
 
-@dataclass(frozen=True)
+@option_group
 class Printing:
     """How to print messages, and where."""
 
@@ -229,7 +228,7 @@ class Printing:
         )
 
 
-@dataclass(frozen=True)
+@option_group
 class Receiving:
     """How to consume, when to stop, and how to print."""
 
@@ -256,7 +255,7 @@ class Receiving:
         )
 
 
-@dataclass(frozen=True)
+@option_group
 class ExecOptions:
     """Which program to run for each message, and how."""
 
@@ -270,7 +269,7 @@ class ExecOptions:
     pass_url: Annotated[bool, typer.Option("--pass-url", help="Leave passwords in MQTOOL_URL for COMMAND")] = False
 
 
-@dataclass(frozen=True)
+@option_group
 class RetryOptions:
     """When to try again what has failed."""
 
@@ -287,7 +286,7 @@ class RetryOptions:
         return RetryPolicy(self.retries, self.backoff, self.backoff_factor, self.backoff_max)
 
 
-@dataclass(frozen=True)
+@option_group
 class DedupOptions:
     """Whether, and how, to do what comes twice only once."""
 
@@ -310,7 +309,7 @@ class DedupOptions:
     ] = 86_400.0
 
 
-@dataclass(frozen=True)
+@option_group
 class ProgramOptions:
     """Which program a worker runs, how often it retries, and how it tells duplicates."""
 

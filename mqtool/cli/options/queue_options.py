@@ -1,11 +1,10 @@
 """Which queue, exchange or stream, and how to declare it."""
 
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from typer import Option
 
-from mqtool.cli.command_line import argument_option
+from mqtool.cli.command_line import argument_option, option_group
 from mqtool.cli.options.broker_options import Broker
 from mqtool.duration import parse_duration
 from mqtool.errors import UsageError
@@ -29,7 +28,7 @@ _Durable = Annotated[
 _Arguments = Annotated[list[Any] | None, argument_option("Argument to declare it with; KEY:=JSON for a typed value")]
 
 
-@dataclass(frozen=True)
+@option_group
 class QueueOptions:
     """Which queue, and how to declare it."""
 
@@ -89,7 +88,7 @@ class QueueOptions:
         return default._replace(name=name, durable=durable, exclusive=exclusive, arguments=arguments)
 
 
-@dataclass(frozen=True)
+@option_group
 class UsedQueueOptions:
     """Which queue to send to or to receive from."""
 
@@ -108,7 +107,7 @@ class UsedQueueOptions:
         return self.options.of(default)
 
 
-@dataclass(frozen=True)
+@option_group
 class LogQueueOptions:
     """Which queue a log receiver takes."""
 
@@ -123,7 +122,7 @@ class LogQueueOptions:
         return Queue(self.queue, durable=True, arguments={"x-queue-type": "quorum"})
 
 
-@dataclass(frozen=True)
+@option_group
 class ExchangeOptions:
     """Which exchange, and how to declare it."""
 
@@ -183,7 +182,7 @@ def dialect_of(broker: Broker) -> StreamDialect:
     return dialect or StreamDialect.PYTHON
 
 
-@dataclass(frozen=True)
+@option_group
 class StreamOptions:
     """Which stream, and how to reach it."""
 
