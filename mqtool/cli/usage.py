@@ -23,6 +23,18 @@ ALIASES: dict[tuple[str, ...], tuple[str, ...]] = {
 }
 
 
+#: Options that other tools have, and what to use instead.
+_OTHER_OPTIONS = {
+    "--filter": "--where, such as --where 'messages_ready>0'",
+    "--host": "--url, such as --url amqp://user:password@host:5672/vhost",
+    "--hostname": "--url, such as --url amqp://user:password@host:5672/vhost",
+    "--port": "--url, such as --url localhost:5673",
+    "-p": "--vhost VHOST",
+    "--limit": "--count N",
+    "--password": "--password-file FILE, or - to read it from stdin",
+}
+
+
 def without_aliases(words: Sequence[str]) -> list[str]:
     """A command line whose first words are the command's own name."""
     for typed, meant in ALIASES.items():
@@ -78,7 +90,8 @@ def explain(error: typer.TyperException) -> tuple[str, str | None]:
     option = getattr(error, "option_name", None)
     if option is not None and text.startswith("No such option"):
         flags = [flag for parameter in context.command.params for flag in (*parameter.opts, *parameter.secondary_opts)]
-        return f"there is no option {option}", did_you_mean(option, flags, f"'{path} --help-all' lists the options")
+        hint = did_you_mean(option, flags, f"'{path} --help-all' lists the options")
+        return f"there is no option {option}", _OTHER_OPTIONS.get(option, hint)
     what = error.format_message().rstrip(".")
     if option == "--yes" and "does not take a value" in what:
         return what, "--confirm NAME names a protected context"

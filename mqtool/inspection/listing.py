@@ -3,12 +3,11 @@
 https://www.rabbitmq.com/docs/man/rabbitmqctl.8
 """
 
-import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from mqtool import management
 from mqtool.errors import UsageError
@@ -238,54 +237,6 @@ LISTINGS = {
     each.things: each
     for each in (QUEUES, EXCHANGES, BINDINGS, CONSUMERS, CONNECTIONS, CHANNELS, VHOSTS, USERS, PERMISSIONS, PLUGINS)
 }
-
-_CONDITION = re.compile(r"(\w+)\s*(!=|>=|<=|=|>|<|~)\s*(.*)", re.DOTALL)
-_ORDER: dict[str, Callable[[Any, Any], bool]] = {
-    ">": operator.gt,
-    ">=": operator.ge,
-    "<": operator.lt,
-    "<=": operator.le,
-}
-
-
-class Condition(NamedTuple):
-    """What a row must be like to be listed, such as `messages_ready>0`."""
-
-    column: str
-    test: Callable[[Any], bool]
-
-    def holds(self, row: Row) -> bool:
-        """Whether the row is like that. What the broker does not tell is like nothing."""
-        return self.test(row[self.column])
-
-
-def parse_condition(text: str) -> Condition:
-    """A condition, as it is written: COLUMN, a comparison and a value.
-
-    The comparison is = or !=; > >= < <= of numbers; or ~ with a regular expression that is to be found.
-
-    Raises:
-        ValueError: it is none.
-    """
-    match = _CONDITION.fullmatch(text)
-    if match is None:
-        raise ValueError(f"{text!r} is not a condition such as messages_ready>0, name=jobs or name~^log")
-    column, comparison, value = match.groups()
-    if comparison == "~":
-        try:
-            pattern = re.compile(value)
-        except re.error as error:
-            raise ValueError(f"{value!r} in {text!r} is not a valid regular expression: {error}") from None
-        return Condition(column, lambda told: told is not None and pattern.search(as_text(told)) is not None)
-    if comparison not in _ORDER:
-        return Condition(column, lambda told: (as_text(told) == value) is (comparison == "="))
-    try:
-        limit, compare = float(value), _ORDER[comparison]
-    except ValueError:
-        raise ValueError(f"{value!r} in {text!r} is not a number") from None
-    return Condition(
-        column, lambda told: isinstance(told, int | float) and not isinstance(told, bool) and compare(told, limit)
-    )
 
 
 def in_order(rows: Iterable[Row], columns: Sequence[str]) -> list[Row]:

@@ -155,7 +155,7 @@ def test_a_user_is_made_changed_and_deleted(admin: Shell, ann: str) -> None:
     assert admin.run("mqtool", "user", "add", ann, "--if-not-exists").code == 0
     assert admin.run("mqtool", "user", "tags", ann, "monitoring", "policymaker").code == 0
     assert admin.run("mqtool", "user", "password", ann, "--password-file", "-", stdin="other\n").code == 0
-    listed = admin.run("mqtool", "list", "users", "--filter", f"user={ann}").stdout
+    listed = admin.run("mqtool", "list", "users", "--where", f"user={ann}").stdout
     assert sorted(listed.strip().partition("\t")[2].split(",")) == ["monitoring", "policymaker"]
     admin.run("mqtool", "permission", "set", ann, "--configure", "", "--write", "", "--read", "")
     (admin.directory / "secret").write_text("other")
@@ -220,7 +220,7 @@ def test_a_vhost(admin: Shell, broker: TestBroker) -> None:
     assert admin.run(*vhost, "add", name, "--description", "to try").code == 0
     assert admin.run(*vhost, "add", name).code == 1
     assert admin.run(*vhost, "add", name, "--if-not-exists").code == 0
-    listed = admin.run("mqtool", "list", "vhosts", "name", "description", "--filter", f"name={name}").stdout
+    listed = admin.run("mqtool", "list", "vhosts", "name", "description", "--where", f"name={name}").stdout
     assert listed == f"{name}\tto try\n"
     assert admin.run("mqtool", "send", "--vhost", name, "x").code == 0
     assert admin.run(*vhost, "delete", name).code == 2
@@ -255,7 +255,7 @@ def test_a_plugin_is_shown_when_it_is_enabled(lonely_shell: Shell) -> None:
 
     def listed() -> str:
         return lonely_shell.run(
-            "mqtool", "list", "plugins", "name", "running", "--filter", "name=rabbitmq_shovel"
+            "mqtool", "list", "plugins", "name", "running", "--where", "name=rabbitmq_shovel"
         ).stdout
 
     try:

@@ -47,7 +47,7 @@ def busy(shell: Shell, listing: object) -> Iterator[Running]:
 
 def test_each_kind_is_listed(busy: Running, listing: Callable[..., list[dict[str, Any]]], broker: TestBroker) -> None:
     """With the usual columns; statistics of RabbitMQ come some seconds late."""
-    mine = ("--filter", f"vhost={broker.vhost}")
+    mine = ("--where", f"vhost={broker.vhost}")
     counts = {"name": "task_queue", "messages_unacknowledged": 2, "messages_ready": 1}
     wait_until(lambda: counts in listing("queues", *counts), "the queue's counts")
     wait_until(lambda: len(listing("connections", *mine)) == 2, "two connections")
@@ -126,7 +126,7 @@ def test_rabbitmqctl_tells_the_same(
         told = json.loads(rabbitmqctl(started, "--quiet", words[0], *of_vhost, *words[1:], "--formatter", "json"))
         # Other tests of this run have connections too.
         mine = [row for row in told if row.get("vhost", broker.vhost) == broker.vhost]
-        only = () if of_vhost or "vhost" not in words else ("--filter", f"vhost={broker.vhost}")
+        only = () if of_vhost or "vhost" not in words else ("--where", f"vhost={broker.vhost}")
         if words[0] in ("list_vhosts", "list_users"):
             assert [row for row in mine if row in listing(*ours)], theirs
         else:
@@ -160,7 +160,7 @@ def test_more_queues_than_a_page(
         channel.declare(Queue(f"q{number:04}", exclusive=True))
     names = [row["name"] for row in listing("queues", "name")]
     assert sorted(names) == [f"q{number:04}" for number in range(1_100)]
-    assert [row["name"] for row in listing("queues", "name", "--filter", "name~7$", "--sort", "-name")][:2] == [
+    assert [row["name"] for row in listing("queues", "name", "--where", "name~'7$'", "--sort", "-name")][:2] == [
         "q1097", "q1087",
     ]  # fmt: skip
     assert len(listing("bindings", "routing_key")) == 1_100
@@ -209,7 +209,7 @@ def test_a_wrong_column_names_the_nearest(shell: Shell, listing: object) -> None
     for words in (
         ["mesages_ready"],
         ["--sort", "-mesages_ready"],
-        ["--filter", "mesages_ready>0"],
+        ["--where", "mesages_ready>0"],
         ["--where", "mesages_ready"],
     ):
         wrong = shell.run("mqtool", "list", "queues", *words)
@@ -264,7 +264,7 @@ def test_bindings_of_the_default_exchange(shell: Shell, broker: TestBroker) -> N
     command = ("mqtool", "list", "bindings", "routing_key", "--management", broker.management)
     assert sorted(shell.run(*command).stdout.split()) == ["a.*", "jobs"]
     assert "jobs" not in on_terminal(shell, *command).stdout
-    assert "jobs" in on_terminal(shell, *command, "--filter", "source_name=").stdout
+    assert "jobs" in on_terminal(shell, *command, "--where", "source_name=''").stdout
 
 
 def test_without_the_management_api_amqp_tells_what_it_can(shell: Shell) -> None:

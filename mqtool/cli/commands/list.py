@@ -22,12 +22,10 @@ from mqtool.inspection.listing import (
     EXCHANGES,
     LISTINGS,
     QUEUES,
-    Condition,
     Listing,
     Row,
     as_text,
     in_order,
-    parse_condition,
     queues_named,
     refresh,
 )
@@ -37,9 +35,9 @@ from mqtool.tutorials.dialects import Names
 if TYPE_CHECKING:
     from mqtool.where import Where
 
-#: Up to how many queues AMQP is asked for, one by one.
+#: Up to this many queues are also asked for by AMQP, one by one, because its counts are current.
 _ASKED = 200
-#: The usual columns where there is nothing but AMQP.
+#: The columns that AMQP can fill when there is no management API.
 _BY_AMQP = {QUEUES.things: ["name", "messages_ready", "consumers"], EXCHANGES.things: ["name"]}
 
 app = Commands()
@@ -47,23 +45,14 @@ list_app = app.group("list", "List queues, exchanges, bindings, consumers and mo
 
 
 def _columns(ctx: typer.Context) -> list[str]:
-    """The columns that a shell may propose."""
+    """The columns of a list, for completion in a shell."""
     return [*LISTINGS[str(ctx.info_name)].columns]
 
 
 @option_group
 class Choosing:
-    """Which rows, in which order, and how to print them."""
+    """Which rows to list, in which order, and how to print them."""
 
-    conditions: Annotated[
-        list[Any] | None,
-        Option(
-            "--filter",
-            parser=parse_condition,
-            metavar="CONDITION",
-            help="Only matching rows: messages_ready>0, name~^log",
-        ),
-    ] = None
     where: Annotated[str | None, Option(metavar="CONDITION", help="Only rows that match (mqtool help where)")] = None
     order: Annotated[
         list[str] | None,
@@ -77,12 +66,12 @@ class Choosing:
 
 
 class View:
-    """One list, as the options want it.
+    """One list: fetches its rows from the broker and prints them.
 
     Args:
-        names: of the columns; none for the usual ones.
-        only: list what has one of these names; none for all.
-        stack: closes the connection that AMQP is asked over.
+        names: the columns to show; None for the usual ones.
+        only: the names to list; None for all.
+        stack: closes the AMQP connection, if one is opened.
     """
 
     def __init__(
@@ -101,17 +90,17 @@ class View:
         self._notice_once = cache(output.notice)
         self._only = frozenset(only or ())
         self._usual = _usual(broker.options.names, listing.things)
-        self._conditions: list[Condition] = choosing.conditions or []
         self._where: Where | None = None
         if choosing.where is not None:
             from mqtool.where import parse
 
             self._where = parse(choosing.where, listing.columns.keys())
-        asked = any(condition.column == "source_name" for condition in self._conditions)
-        asked |= self._where is not None and "source_name" in self._where.fields
-        if listing.things == "bindings" and not asked and output.is_terminal(1) and not choosing.as_json:
-            self._conditions = [*self._conditions, parse_condition("source_name!=")]
-            self._notice_once("without those of the default exchange, which --filter source_name= shows")
+        asked = self._where is not None and "source_name" in self._where.fields
+        self._hides_default = (
+            listing.things == "bindings" and not asked and output.is_terminal(1) and not choosing.as_json
+        )
+        if self._hides_default:
+            self._notice_once("without those of the default exchange, which --where \"source_name=''\" shows")
         self._order = choosing.order or []
         every = choosing.all_vhosts or (not listing.of_vhost and broker.options.vhost is None)
         self._vhost = None if every else self._access.vhost
@@ -119,9 +108,9 @@ class View:
         self.columns = [*(names or listing.shown)]
         if not names and choosing.all_vhosts and listing.of_vhost:
             self.columns.insert(0, "vhost")
-        hidden = [each.column for each in self._conditions] + [name.removeprefix("-") for name in self._order]
-        hidden += self._where.fields if self._where else ()
-        self._fetched = {*self.columns, *hidden, *(["name"] if self._only else [])}
+        hidden = [*(name.removeprefix("-") for name in self._order), *(self._where.fields if self._where else ())]
+        hidden += ["name"] * bool(self._only) + ["source_name"] * self._hides_default
+        self._fetched = {*self.columns, *hidden}
         listing.check(self._fetched)
         self._counts = listing is QUEUES and not self._fetched.isdisjoint([*COUNTS, "consumers"])
         if self._counts:
@@ -130,29 +119,29 @@ class View:
         self._age = ""
 
     def rows(self) -> Iterable[Row]:
-        """The rows as they are now. Raises as Management.get does."""
+        """Fetch the current rows, filtered and sorted. Raises the errors of Management.get()."""
         rows = self._told()
         if self._only:
             rows = (row for row in rows if row["name"] in self._only)
-        if self._conditions:
-            rows = (row for row in rows if all(each.holds(row) for each in self._conditions))
+        if self._hides_default:
+            rows = (row for row in rows if row["source_name"])
         if self._where:
             rows = filter(self._where_holds, rows)
         return in_order(rows, self._order) if self._order else rows
 
     def _where_holds(self, row: Row) -> bool:
-        """What the broker does not tell is missing; a list of names is as it is shown."""
+        """Whether a row matches --where. A value that the broker leaves out never matches."""
         told = {
             name: as_text(each) if isinstance(each, list) else each for name, each in row.items() if each is not None
         }
         return self._where is not None and self._where.matches(told)
 
     def _told(self) -> Iterator[Row]:
-        """What the management API tells; where there is none, what AMQP does."""
+        """Fetch rows from the management API, or from AMQP if there is no API."""
         self._without_api = None
         try:
             rows = self._listing.rows(self._access.management(), self._vhost, [*self._fetched])
-            first = next(rows, None)  # whether there is an API shows with its first answer
+            first = next(rows, None)  # fails here if there is no API
         except NotFound:
             raise
         except Unavailable as missing:
@@ -165,7 +154,7 @@ class View:
         return self._fresh(told) if self._counts else told
 
     def _fresh(self, rows: Iterator[Row]) -> Iterator[Row]:
-        """Queues with what AMQP tells of them, unless there are too many to ask for each."""
+        """Update the counts of queues over AMQP, unless there are too many queues."""
         first = list(islice(rows, _ASKED + 1))
         if len(first) > _ASKED or not self._refreshed(first):
             self._age = "counts of messages and consumers can be up to 5 s old"
@@ -173,12 +162,12 @@ class View:
         yield from rows
 
     def _refreshed(self, rows: Sequence[Row]) -> bool:
-        """Ask AMQP for each of the queues; return whether it could be asked."""
+        """Update the counts of queues in place over AMQP. Return False if AMQP is not available."""
         with suppress(MqtoolError):
             for row in rows:
                 channel = self._channel()
                 if row["vhost"] != self._access.vhost or row["type"] == "stream":
-                    # AMQP tells of one vhost, and not how long a stream is. Classic queues the API has just counted.
+                    # AMQP sees one vhost and no stream lengths; the API's counts of classic queues are current.
                     if row["type"] != "classic":
                         self._age = "counts of streams and of other vhosts can be up to 5 s old"
                     continue
@@ -190,7 +179,7 @@ class View:
         return False
 
     def _by_amqp(self) -> Iterator[Row]:
-        """What AMQP tells of queues or exchanges whose names are known."""
+        """Ask AMQP about queues or exchanges by name; it cannot list them."""
         for name in sorted(self._only) or self._usual:
             row: Row = dict.fromkeys([*self._fetched, *self.columns]) | {"name": name}
             with suppress(NotFound):
@@ -201,7 +190,7 @@ class View:
                     yield row
 
     def frame(self, wanted: str) -> Frame:
-        """What of the list has this text in it, for a live view."""
+        """The rows that contain a text, as one frame of the live view."""
         rows = [
             row for row in self.rows() if any(wanted.lower() in as_text(row[column]).lower() for column in self.columns)
         ]
@@ -209,21 +198,21 @@ class View:
         return Frame(table, heads=layout.heads(table), keys="1-9 sort")
 
     def press(self, key: str) -> None:
-        """Sort by the column with this number; a second time the other way round."""
+        """Sort by the column with this number; pressed again, in the other direction."""
         if key.isdigit() and 0 < int(key) <= len(self.columns):
             column = self.columns[int(key) - 1]
             self._order = [f"-{column}" if self._order == [column] else column]
 
     def show(self) -> None:
-        """Print them.
+        """Print the list once.
 
         Raises:
-            SomeFailed: there is no management API, and AMQP cannot tell all.
+            SomeFailed: there is no management API, and AMQP only shows a part of the list.
         """
         rows, things = self.rows(), self._listing.things
         if not layout.show_rows(rows, self.columns, as_json=self._choosing.as_json):
             where = "" if self._vhost is None else f" in vhost {self._vhost!r}"
-            such = " such" if self._conditions or self._where or self._only else ""
+            such = " such" if self._where or self._only else ""
             output.status(f"no{such} {things}{where}")
         if self._age:
             self._notice_once(self._age)
@@ -237,7 +226,7 @@ class View:
 
 
 def _usual(names: Names, things: str) -> list[str]:
-    """The names that the tutorials' queues, or exchanges, have; none of other things."""
+    """Names of the tutorials' queues or exchanges, to ask AMQP for; empty for other lists."""
     known: dict[str, list[Queue | Exchange]] = {
         QUEUES.things: [names.hello, names.task_queue, names.rpc_queue],
         EXCHANGES.things: [names.fanout, names.direct, names.topic, names.headers],
@@ -246,7 +235,7 @@ def _usual(names: Names, things: str) -> list[str]:
 
 
 def _watch(view: View, pause: float, *, live: bool) -> None:
-    """Show a list until we are told to stop: on a terminal in place, else one after the other."""
+    """Repeat a list until Ctrl-C or TERM: redrawn in place on a terminal, else printed again each time."""
     if live:
         Live(lambda _, wanted: view.frame(wanted), pause, view.press).run()
         return
@@ -288,7 +277,7 @@ _add(
     "queues",
     "List queues; ready messages and consumers are those of now.",
     "mqtool list queues name messages_ready messages_unacknowledged",
-    "mqtool list queues --filter 'messages_ready>0' --sort -messages_ready --watch 1s",
+    "mqtool list queues --where 'messages_ready>0' --sort -messages_ready --watch 1s",
     "mqtool list queues --where 'messages>0 and not arguments.x-queue-type=quorum'",
     only=_only("--queue"),
 )
@@ -296,16 +285,16 @@ _add(
     "exchanges",
     "List exchanges.",
     "mqtool list exchanges",
-    "mqtool list exchanges name durable --filter type=topic",
+    "mqtool list exchanges name durable --where type=topic",
     only=_only("--exchange"),
 )
 _add(
     "bindings",
     "List bindings; the default exchange's only in pipes.",
     "mqtool list bindings",
-    "mqtool list bindings --filter source_name=logs --json",
+    "mqtool list bindings --where source_name=logs --json",
 )
-_add("consumers", "List consumers.", "mqtool list consumers", "mqtool list consumers queue_name --filter user=guest")
+_add("consumers", "List consumers.", "mqtool list consumers", "mqtool list consumers queue_name --where user=guest")
 _add(
     "connections",
     "List connections; --vhost limits them to one virtual host.",
