@@ -26,9 +26,9 @@ ALIASES: dict[tuple[str, ...], tuple[str, ...]] = {
 #: Options that other tools have, and what to use instead.
 _OTHER_OPTIONS = {
     "--filter": "--where, such as --where 'messages_ready>0'",
-    "--host": "--url, such as --url amqp://user:password@host:5672/vhost",
-    "--hostname": "--url, such as --url amqp://user:password@host:5672/vhost",
-    "--port": "--url, such as --url localhost:5673",
+    "--host": "--url, such as amqp://user:password@host:5672/vhost",
+    "--hostname": "--url, such as amqp://user:password@host:5672/vhost",
+    "--port": "--url, such as localhost:5673",
     "-p": "--vhost VHOST",
     "--limit": "--count N",
     "--password": "--password-file FILE, or - to read it from stdin",

@@ -150,3 +150,27 @@ def test_what_was_mistyped_gets_the_nearest_name(lonely_shell: Shell, typed: str
     assert result.code == 2
     assert f"hint: did you mean {meant!r}?" in result.stderr
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("list queues --filter messages>0", "--where, such as"),
+        ("send x --host other", "--url, such as amqp://"),
+        ("send x --port 5673", "--url, such as localhost:5673"),
+        ("receive --limit 3", "--count N"),
+    ],
+)
+def test_an_option_of_another_tool_leads_to_ours(lonely_shell: Shell, typed: str, hint: str) -> None:
+    """Exit 2, and the hint is an option that does it."""
+    result = lonely_shell.run("mqtool", *typed.split())
+    assert (result.code, result.stdout) == (2, "")
+    assert f"hint: {hint}" in result.stderr
+
+
+@pytest.mark.parametrize("group", [" ".join(each.words) for each in every(described())[1:] if each.commands])
+def test_a_group_alone_shows_its_help(lonely_shell: Shell, group: str) -> None:
+    """Once, as --help does, and that is no mistake."""
+    alone = lonely_shell.run("mqtool", *group.split())
+    assert alone == lonely_shell.run("mqtool", *group.split(), "--help")
+    assert (alone.code, alone.stderr, alone.stdout.count("usage:")) == (0, "", 1)
