@@ -219,6 +219,10 @@ def test_a_publish_far_above_the_negotiated_frame_size_is_taken(client: RawStrea
     assert {len(entry) for entry in client.entries(40)} == {500_000}
 
 
+def test_an_age_of_five_thousand_digits(client: RawStream) -> None:
+    assert client.create("old", **{"max-age": "9" * 5000 + "D"}) == OK
+
+
 def test_nobody_publishes_without_saying_so(client: RawStream) -> None:
     client.publish(9, 5, b"a", b"b")
 

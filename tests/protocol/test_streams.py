@@ -275,3 +275,14 @@ def test_listed(channel: BlockingChannel, take: Take, api: Api, vhost: str) -> N
     take.until(lambda: listed().get("messages") == 3, timeout=15)
     queue = listed()
     assert (queue["type"], queue["messages_ready"], queue["messages_unacknowledged"]) == ("stream", 3, 0)
+
+
+def test_intervals_of_five_thousand_digits(channel: BlockingChannel, take: Take) -> None:
+    """They are for ever; no error inside the broker."""
+    for_ever = "9" * 5000 + "D"
+    channel.queue_declare("old", durable=True, arguments={**STREAM, "x-max-age": for_ever})
+    channel.basic_publish("", "old", b"x")
+    channel.basic_qos(prefetch_count=1)
+    got: list[bytes] = []
+    channel.basic_consume("old", lambda *delivery: got.append(delivery[3]), arguments={"x-stream-offset": for_ever})
+    take.until(lambda: got == [b"x"])

@@ -13,6 +13,9 @@ OFFSET = "x-stream-offset"
 
 NO_POLICY: Table = {}
 
+#: Longer intervals are as good as infinite.
+_DIGITS = 18
+
 _INTERVAL = re.compile(r"0*([1-9][0-9]*)([YMDhms])")
 _SECONDS = {"Y": 365 * 86_400, "M": 30 * 86_400, "D": 86_400, "h": 3_600, "m": 60, "s": 1}
 
@@ -20,7 +23,11 @@ _SECONDS = {"Y": 365 * 86_400, "M": 30 * 86_400, "D": 86_400, "h": 3_600, "m": 6
 def interval(text: str) -> int | None:
     """Return the milliseconds in an interval such as 7D or 5m; None if it is not one."""
     found = _INTERVAL.fullmatch(text)
-    return None if found is None else int(found[1]) * _SECONDS[found[2]] * 1000
+    if found is None:
+        return None
+    # Python does not convert numbers of more than 4300 digits.
+    count = int(found[1]) if len(found[1]) <= _DIGITS else 10**_DIGITS
+    return count * _SECONDS[found[2]] * 1000
 
 
 class Retry(NamedTuple):
