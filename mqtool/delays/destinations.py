@@ -110,7 +110,7 @@ class Way(Protocol):
         """Declare what is needed to delay a message; return where to publish it.
 
         Raises:
-            BadData: this way cannot delay the message for so long.
+            BadData: the delay is longer than this way allows.
         """
 
     def properties(self, message: Message, milliseconds: int) -> dict[str, Any]:
