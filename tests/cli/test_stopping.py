@@ -1,6 +1,7 @@
 """Ctrl-C, TERM, and how commands end."""
 
 import ctypes
+import re
 import signal
 from pathlib import Path
 from subprocess import PIPE
@@ -84,6 +85,18 @@ def test_an_interrupted_publisher_confirms_what_it_has_read(shell: Shell) -> Non
     result = sender.wait()
     assert result.code == 130
     assert "1 confirmed, 0 nacked, 0 returned" in result.stderr
+
+
+@pytest.mark.parametrize("way", ["individual", "batch", "async"])
+def test_publisher_confirms_stop_at_the_first_signal(shell: Shell, way: str) -> None:
+    """Ctrl-C ends the publishing; what was published is confirmed and counted."""
+    count = ("-c", "10000000")
+    publisher = shell.start("mqtool", "publisher-confirms", way, *count, "-q", "confirmed", "--durable")
+    look = ("mqtool", "receive", "-q", "confirmed", "--no-declare", "-c", "1")
+    wait_until(lambda: shell.run(*look).code == 0, "messages are published")
+    result = publisher.interrupt().wait()
+    assert result.code == 130
+    assert re.search(r"stopped: [\d,]+ of 10,000,000 messages confirmed", result.stderr)
 
 
 def test_a_killed_worker_loses_no_task(shell: Shell) -> None:

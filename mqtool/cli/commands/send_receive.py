@@ -9,6 +9,7 @@ from typer import Argument, Option
 
 from mqtool.amqp import Channel
 from mqtool.amqp import Receiving as ReceivingSettings
+from mqtool.cli import stopping
 from mqtool.cli.display import output
 from mqtool.cli.display.live_screen import Progress
 from mqtool.cli.display.output import WAITING_FOR_MESSAGES
@@ -199,8 +200,11 @@ def publisher_confirms(
             target = channel.declare(queue.of(PRIVATE_QUEUE))
             messages = (Message(str(number).encode(), message_id=new_message_id()) for number in range(count))
             started = time.perf_counter()
-            confirmed = _confirmed(ways[way](channel, target, messages), count)
+            confirmed = _confirmed(ways[way](channel, target, stopping.until_requested(messages)), count)
             seconds[way] = time.perf_counter() - started
+        if stopping.requested() is not None:
+            output.status(f"stopped: {confirmed:,} of {count:,} messages confirmed ({way})")
+            stopping.exit_if_requested()
         output.show(f"Published {count:,} messages {_SAYS[way]} {seconds[way] * 1000:,.0f} ms")
         if confirmed < count:
             raise NotConfirmed(f"the broker refused {count - confirmed:,} of {count:,} messages")
@@ -210,6 +214,11 @@ def publisher_confirms(
         for way in chosen:
             rate = count / seconds[way]
             output.status(f"  {way:<10} {rate:>10,.0f} messages/s  {slowest / seconds[way]:>6.1f} ×")
+        milliseconds = seconds["individual"] / count * 1000
+        output.status(
+            f"\nA confirm came back after {milliseconds:.1f} ms. 'individual' waited for {count:,} of them one by one, "
+            f"'batch' for {-(-count // batch_size):,}, and 'async' for none; so it gains most on a slow network."
+        )
 
 
 def _confirmed(receipts: Iterable[Receipt], count: int) -> int:
