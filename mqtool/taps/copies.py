@@ -54,7 +54,7 @@ class Tap:
             raise AccessRefused(str(error), _permissions_for(str(error))) from error
 
     def has_backlog(self) -> bool:
-        """True if so many messages have piled up that the broker may have dropped some. Call it from another thread."""
+        """True if the broker may have dropped messages because too many were waiting. Call it from another thread."""
         try:
             name = self._channel.reopening.journal.current_name(self._queue.name)
             return self._beside.depth_of(name) > _MAX_LENGTH * _NEARLY_FULL
