@@ -18,6 +18,7 @@ from pamqp import commands, frame, header
 from mqtool.broker.embedded import EmbeddedBroker
 from tests.protocol.conftest import Take
 from tests.protocol.raw_client import RawClient
+from tests.protocol.raw_stream import OPEN, RawStream, string
 
 
 def connect(broker: EmbeddedBroker) -> pika.BlockingConnection:
@@ -170,6 +171,36 @@ def test_without_file_descriptors_clients_wait(tmp_path: Path) -> None:
         assert clients[-1].recv(1) == b"\x01"
         clients[-1].close()
         assert (tmp_path / "log").read_text().count("file descriptors") == 1
+
+
+def test_without_file_descriptors_old_segments_are_read(tmp_path: Path) -> None:
+    """A reader of a stream that connected before goes on."""
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)); "
+    program = limited + "from mqtool.broker.embedded.__main__ import main; main()"
+    command = [sys.executable, "-c", program, "--port", "0", "--stream-port", "0", "--print-url"]
+    command += ["--data-dir", str(tmp_path / "data"), "--log-file", str(tmp_path / "log")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as broker, ExitStack() as stack:
+        stack.callback(broker.terminate)
+        assert broker.stdout is not None
+        port = [urlsplit(broker.stdout.readline().strip()).port for _ in range(2)][1]
+        assert port is not None
+        reader = RawStream("127.0.0.1", port)
+        reader.log_in()
+        assert reader.request(OPEN, string("/")).code == 1
+        assert reader.create("s", **{"stream-max-segment-size-bytes": "1000000"}) == 1
+        reader.declare_publisher(1, "s")
+        for number in range(12):
+            reader.publish(1, number, bytes(500_000))
+            reader.confirmed(1)
+        clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
+        deadline = time.monotonic() + 10
+        while "no file descriptors are left" not in (said := (tmp_path / "log").read_text()):
+            assert time.monotonic() < deadline, said
+            time.sleep(0.01)
+        assert reader.subscribe(1, "s", credit=20) == 1
+        assert len(reader.entries(12)) == 12
+        for client in [*clients, reader]:
+            client.close()
 
 
 def test_a_taken_port_is_an_error() -> None:

@@ -1,9 +1,11 @@
 """The segments of streams as files: a directory for each stream, a file for each segment, named by its first offset."""
 
+import errno
 import os
 import re
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from mqtool.broker.embedded.model.ledger import SegmentData
@@ -11,6 +13,42 @@ from mqtool.broker.embedded.store.damage import new_directory
 
 _SUFFIX = ".segment"
 _NAME = re.compile(r"[0-9]{20}\.segment")
+
+
+class _SpareDescriptor:
+    """Keeps a file descriptor in reserve, so that a file can be read when clients have taken all others."""
+
+    def __init__(self) -> None:
+        self._reserve: int | None = None
+        self._renew()
+
+    def _renew(self) -> None:
+        if self._reserve is None:
+            with suppress(OSError):
+                self._reserve = os.open(os.devnull, os.O_RDONLY)
+
+    def open(self, path: Path) -> int:
+        """Open a file for reading, which the caller closes with close().
+
+        Raises:
+            OSError: the file cannot be opened.
+        """
+        try:
+            return os.open(path, os.O_RDONLY)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or self._reserve is None:
+                raise
+        os.close(self._reserve)
+        self._reserve = None
+        return os.open(path, os.O_RDONLY)
+
+    def close(self, file: int) -> None:
+        """Close a file, and renew the reserve."""
+        os.close(file)
+        self._renew()
+
+
+_spare = _SpareDescriptor()
 
 
 class SegmentFile:
@@ -62,11 +100,11 @@ class SegmentFile:
         """
         if self._file is not None:
             return os.pread(self._file, size, position)
-        file = os.open(self._path, os.O_RDONLY)
+        file = _spare.open(self._path)
         try:
             return os.pread(file, size, position)
         finally:
-            os.close(file)
+            _spare.close(file)
 
     def cut(self, size: int) -> None:
         """Keep only the first bytes, this many; move the rest to a directory for damaged files."""
