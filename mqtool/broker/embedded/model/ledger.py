@@ -11,7 +11,7 @@ from typing import ClassVar, Protocol
 from mqtool.broker.embedded.model.amqp_errors import precondition_failed
 from mqtool.broker.embedded.model.amqp_message import Dead, Message
 from mqtool.broker.embedded.model.backlog import Entry
-from mqtool.codecs.field_tables import Table, decode_table, encode_table
+from mqtool.codecs.field_tables import Table, Value, decode_table, encode_table
 from mqtool.message import MAX_DEPTH
 
 #: What a message costs besides its body: bytes of resident memory, measured with 300,000 that have message ids, on
@@ -32,6 +32,10 @@ _CONTROL_GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.li
 
 #: A definition is a table around the tables of a client, so it may be nested a little deeper than those.
 _DEFINITION_DEPTH = MAX_DEPTH + 8
+
+
+#: The parts of definitions that stay as a client has sent them, bytes that are not text included.
+_CLIENTS_TABLES = ("arguments", "definition")
 
 
 class SegmentData(Protocol):
@@ -173,8 +177,8 @@ def definition_key(names: Sequence[str | bytes]) -> bytes:
     return b"".join(struct.pack(">I", len(part)) + part for part in parts)
 
 
-def _encoded(value: Table) -> bytes:
-    """Encode a definition, and check that it can be read back.
+def encode_definition(value: Table) -> bytes:
+    """Encode a definition, and check that it can be read back at the next start.
 
     Raises:
         ChannelException: 406, it cannot.
@@ -194,9 +198,15 @@ def decode_definition(data: bytes) -> Table:
         ValueError: it is damaged.
     """
     table = decode_table(data, max_depth=_DEFINITION_DEPTH)[0]
-    return {
-        name: item.decode(errors="surrogateescape") if isinstance(item, bytes) else item for name, item in table.items()
-    }
+    return {name: item if name in _CLIENTS_TABLES else _with_names(item) for name, item in table.items()}
+
+
+def _with_names(value: Value) -> Value:
+    if isinstance(value, dict):
+        return {name: _with_names(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_with_names(item) for item in value]
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else value
 
 
 def default_memory_limit(control_groups: Sequence[str] = _CONTROL_GROUPS) -> int:
@@ -299,7 +309,7 @@ class Ledger:
             ChannelException: 406, it could not be read back.
             ConnectionException: 506, it cannot be written.
         """
-        self.write_definition(kind, definition_key(names), _encoded(value))
+        self.write_definition(kind, definition_key(names), encode_definition(value))
 
     def segments(self, holder: int) -> Segments:  # noqa: ARG002
         """Return where the segments of the stream with this key are kept."""

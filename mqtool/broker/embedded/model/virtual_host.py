@@ -26,7 +26,7 @@ from mqtool.broker.embedded.model.exchange import (
     save_binding,
     save_exchange,
 )
-from mqtool.broker.embedded.model.ledger import Ledger
+from mqtool.broker.embedded.model.ledger import Ledger, encode_definition
 from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.model.queue import Queue, QueueDeclaration
 from mqtool.codecs.field_tables import Table
@@ -99,6 +99,7 @@ class VirtualHost:
             ChannelException: 406, its arguments could not be read back at the next start.
             ConnectionException: 506, it cannot be written to disk. In both cases it is not added.
         """
+        encode_definition(exchange.arguments)
         if exchange.durable and not exchange.key:
             save_exchange(self._ledger, self.name, exchange)
         exchange.follow(self.profile)
@@ -141,6 +142,7 @@ class VirtualHost:
             ConnectionException: 506, it cannot be written to disk. In both cases it is not added.
         """
         name, arguments = declared.name, declared.arguments
+        encode_definition(arguments)
         if self.profile.lists_type:
             arguments = {"x-queue-type": "classic", **arguments}
         kind = _stream_type() if arguments.get("x-queue-type") == "stream" else Queue
@@ -192,6 +194,7 @@ class VirtualHost:
                 read back at the next start.
             ConnectionException: 506, the binding cannot be written to disk. In both cases it is not made.
         """
+        encode_definition(arguments)
         if source.routed_as == "headers":
             check_headers_binding(arguments)
         most = self.profile.most_wildcards

@@ -129,7 +129,7 @@ def new_directory(parent: Path) -> Path:
 def is_sound(db: sqlite3.Connection) -> bool:
     """Whether SQLite finds nothing wrong with a database."""
     try:
-        return bool(db.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok")
+        return bool(db.execute("PRAGMA quick_check(1)").fetchone()[0] == b"ok")
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):
             raise

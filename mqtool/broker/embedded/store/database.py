@@ -133,6 +133,8 @@ def _open(directory: Path) -> tuple[sqlite3.Connection, str | None]:
 
 def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.5)
+    # Damage can make text of anything, and not all of it is UTF-8.
+    db.text_factory = bytes
     try:
         # In this mode SQLite itself syncs only at checkpoints: see Database.sync().
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "wal_autocheckpoint=0"):
@@ -165,7 +167,7 @@ def definitions_of(db: sqlite3.Connection, kind: str) -> Iterator[tuple[bytes, T
 def keys_with(db: sqlite3.Connection, prefix: bytes) -> list[tuple[str, bytes]]:
     """Return the kinds and keys of the definitions whose keys begin with a prefix."""
     query = "SELECT kind, key FROM definition WHERE substr(key, 1, ?) = ?"
-    return [(kind, bytes(key)) for kind, key in db.execute(query, (len(prefix), prefix))]
+    return [(kind.decode(), key) for kind, key in db.execute(query, (len(prefix), prefix))]
 
 
 class StoredEntry(NamedTuple):
