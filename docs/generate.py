@@ -68,14 +68,15 @@ def dialects() -> str:
     )
     parts += [
         "## What each prints, and sends without words",
-        "Lines of received data go to stdout, the others to stderr. Go's scripts print the time in front; mqtool "
-        "does not. `!r` means quoted, as Python's `repr()` does.",
+        "Lines of received data go to stdout, the others to stderr. The scripts for Go and Elixir print the time "
+        "first; mqtool does not. `!r` means quoted as by Python's `repr()`.",
     ]
     spoken = [(name, *(_shown(getattr(LINES[dialect], name)) for dialect in Dialect)) for name in Lines._fields]
     parts.append(_rows(spoken))
     parts += [
         "## Streams",
-        "`send-stream`, `receive-stream` and `offset-tracking` know six languages: these streams, at most so large.",
+        "`send-stream`, `receive-stream` and `offset-tracking` take these dialects. The size is that of a stream that "
+        "the command creates.",
         _rows(
             [
                 ("hello", *(_stream(HELLO[dialect].stream) for dialect in StreamDialect)),

@@ -175,13 +175,14 @@ class StreamDialect(StrEnum):
     DOTNET = "dotnet"
     JAVASCRIPT = "javascript"
     RUST = "rust"
+    ELIXIR = "elixir"
 
 
 class Hello(NamedTuple):
     """Names and lines of stream tutorial 1.
 
     Attributes:
-        stores_octets: True if it stores only the body, not an AMQP 1.0 message.
+        stores_bodies: True if it stores only the body, not an AMQP 1.0 message.
         received: the line for a received message; may have the places {body}, {queue} and {offset}.
     """
 
@@ -190,7 +191,7 @@ class Hello(NamedTuple):
     sent: str
     received: str
     waiting: str
-    stores_octets: bool = False
+    stores_bodies: bool = False
 
 
 class Tracking(NamedTuple):
@@ -199,6 +200,7 @@ class Tracking(NamedTuple):
     Attributes:
         body, marker: may have the place {number}.
         done: has the places {first} and {last}.
+        stores_bodies: as for Hello.
     """
 
     stream: Stream
@@ -210,6 +212,7 @@ class Tracking(NamedTuple):
     started: str = "Started consuming..."
     first: str = "First message received."
     done: str = "Done consuming, first offset {first}, last offset {last}."
+    stores_bodies: bool = False
 
 
 def _stream(name: str, gigabytes: int | None) -> Stream:
@@ -225,7 +228,7 @@ HELLO = {
         " [x] {body} message sent",
         "Got message: {body!b} from stream {queue}",
         "Press control + C to close",
-        stores_octets=True,
+        stores_bodies=True,
     ),
     StreamDialect.GO: Hello(
         _stream("hello-go-stream", 2),
@@ -261,6 +264,14 @@ HELLO = {
         "Sent message to stream: hello-rust-stream",
         'Got message: Some(\n    "{body}",\n) with offset: {offset}',
         "Press any key to close the consumer",
+    ),
+    StreamDialect.ELIXIR: Hello(
+        _stream("my_stream", None),
+        b"Hello, World!",
+        'Published: "{body}"',
+        'Received: "{body}"',
+        " [x] Waiting for messages. Press enter to close the consumer",
+        stores_bodies=True,
     ),
 }
 TRACKING = {
@@ -305,4 +316,5 @@ TRACKING = {
         "First message received",
         "Done consuming first_offset: {first} last_offset: {last}  ",
     ),
+    StreamDialect.ELIXIR: Tracking(_stream("stream-offset-tracking-elixir", None), _TRACKING_NAME, stores_bodies=True),
 }

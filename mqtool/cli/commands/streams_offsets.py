@@ -69,8 +69,8 @@ def send_stream(stream: StreamOptions, publishing: Publishing, appending: Append
     from mqtool.tutorials import stream_hello_world
 
     settings: dict[str, Any] = {"confirm_timeout": publishing.options.confirm_timeout}
-    if tutorial.stores_octets and stream.queue is None:
-        settings["encode"] = _octets
+    if tutorial.stores_bodies and stream.queue is None:
+        settings["encode"] = _body_alone
     opened = _opened(stream, [appending.filter_value] if appending.filter_value else [], **settings)
     key = appending.routing_key
     with publishing_stream_channel(publishing, opened, routing_key=key, default=tutorial.body) as (channel, outgoing):
@@ -105,8 +105,8 @@ def _opened(
     return lambda access: access.stream_channel(stream.port, filters=filters, **settings)
 
 
-def _octets(message: Message) -> bytes:
-    """As Python's tutorial stores it: the body alone, unless there is more to a message than that."""
+def _body_alone(message: Message) -> bytes:
+    """The entry for tutorials that store only bodies. A message that has properties is stored as AMQP 1.0."""
     if not message.properties and message.message_id is None:
         return message.body
     from mqtool.streams.entries import encode
@@ -178,7 +178,8 @@ def send(stream: StreamOptions, broker: Broker) -> None:
     tutorial = TRACKING[dialect_of(broker)]
     last = lesson.MESSAGES - 1
     bodies = [tutorial.body.format(number=number) for number in range(last)] + [tutorial.marker.format(number=last)]
-    with broker.access().stream_channel(stream.port) as channel:
+    settings: dict[str, Any] = {"encode": _body_alone} if tutorial.stores_bodies else {}
+    with broker.access().stream_channel(stream.port, **settings) as channel:
         output.status(tutorial.publishing)
         receipts = lesson.send(channel, stream.of(tutorial.stream), (Message(body.encode()) for body in bodies))
         refused = [receipt for receipt in receipts if receipt.confirmation is not Confirmation.CONFIRMED]
