@@ -153,42 +153,7 @@ class Delivery:
         return int(time.time() * 1000) - due if isinstance(due, int) else None
 
 
-#: Message ids to come, the next one last. What is random costs a system call, which takes as long for one as for many.
-_ids: list[str] = []
-os.register_at_fork(after_in_child=_ids.clear)  # else two processes would give out the same
-_AT_ONCE = 256
-#: What is not random in that many: four bits say that the rest is, and two which kind of UUID they are.
-_RANDOM, _FIXED = (
-    int.from_bytes(bytes.fromhex(bits) * _AT_ONCE, "big")
-    for bits in ("ffffffffffff0fff3fffffffffffffff", "00000000000040008000000000000000")
-)
-#: The places of the 32 digits in "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx".
-_DIGITS = [place for place in range(36) if place not in (8, 13, 18, 23)]
-
-
 def new_message_id() -> str:
-    """A random UUID (RFC 9562, version 4). From any thread."""
-    while True:
-        try:
-            return _ids.pop()
-        except IndexError:
-            _ids.extend(_random_uuids())
-
-
-def new_message_ids(count: int) -> list[str]:
-    """N of them."""
-    ids: list[str] = []
-    while len(ids) < count:
-        ids += _random_uuids()
-    _ids.extend(ids[count:])
-    return ids[:count]
-
-
-def _random_uuids() -> list[str]:
-    size = 16 * _AT_ONCE
-    digits = (int.from_bytes(os.urandom(size), "big") & _RANDOM | _FIXED).to_bytes(size, "big").hex().encode()
-    uuids = bytearray(b"-") * (36 * _AT_ONCE)
-    for number, place in enumerate(_DIGITS):
-        uuids[place::36] = digits[number::32]  # of all at once: a quarter of the time that a format string takes
-    text = uuids.decode()
-    return [text[start : start + 36] for start in range(0, len(text), 36)]
+    """Make a random UUID (RFC 9562, version 4). uuid.uuid4() takes 2.4 times as long, which `send -l` would show."""
+    digits = os.urandom(16).hex()
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"

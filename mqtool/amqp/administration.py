@@ -8,19 +8,19 @@ from pika.channel import Channel as PikaChannel
 from mqtool.errors import NotFound, UsageError
 from mqtool.topology import Binding, Exchange, Queue
 
-#: Sends a method, and has its answer come to a callback.
+#: Sends a method, and has a callback called with the answer.
 Request = Callable[[PikaChannel, Callable[[Any], None]], Any]
 
 
 def declare_request(thing: Exchange | Queue, *, passive: bool = False) -> Request:
-    """queue.declare or exchange.declare.
+    """Build queue.declare or exchange.declare.
 
     Args:
         passive: only check that it exists.
 
     Raises:
-        UsageError: RabbitMQ would drop the line break from its name, and pika would wait for the full name forever;
-            or the name is not UTF-8, and the management API would list nothing any more.
+        UsageError: the name has a line break, which RabbitMQ would drop, so that pika would wait for the full name
+            forever; or it is not UTF-8, which would break the lists of the management API.
     """
     check_utf_8(thing.name)
     if "\n" in thing.name or "\r" in thing.name:
@@ -37,7 +37,7 @@ def declare_request(thing: Exchange | Queue, *, passive: bool = False) -> Reques
 
 
 def check_utf_8(name: str) -> None:
-    """Check a name that a user has typed; those that come from elsewhere may have any bytes.
+    """Check a name that a user has typed. Names that the broker has may contain any bytes.
 
     Raises:
         UsageError: it is not valid UTF-8.
@@ -47,7 +47,7 @@ def check_utf_8(name: str) -> None:
 
 
 def binding_request(binding: Binding, *, verb: str = "bind") -> Request:
-    """queue.bind or exchange.bind; with another verb, queue.unbind or exchange.unbind."""
+    """Build queue.bind or exchange.bind, or queue.unbind or exchange.unbind with the verb "unbind"."""
     what, *ends = ("exchange", "destination", "source") if binding.to_exchange else ("queue", "queue", "exchange")
     arguments = {
         **dict(zip(ends, (binding.destination, binding.source), strict=True)),
@@ -58,20 +58,20 @@ def binding_request(binding: Binding, *, verb: str = "bind") -> Request:
 
 
 class Asks(Protocol):
-    """A channel that requests are made on."""
+    """A channel that can make requests."""
 
     def ask(self, request: Request, /) -> Any: ...
 
 
 class Depth(NamedTuple):
-    """How full a queue is: ready messages, and consumers."""
+    """The number of ready messages in a queue, and of its consumers."""
 
     ready: int
     consumers: int
 
 
 def depth(channel: Asks, queue: str) -> Depth:
-    """Ask how full a queue is.
+    """Count a queue's ready messages and consumers.
 
     Raises:
         NotFound: the queue does not exist.
@@ -99,7 +99,7 @@ def expect(channel: Asks, thing: Exchange | Queue) -> None:
 
 
 def delete_queue(channel: Asks, name: str, *, if_unused: bool = False, if_empty: bool = False) -> int:
-    """Delete a queue; return how many ready messages went with it. Safe to repeat.
+    """Delete a queue; return how many ready messages were in it. Safe to repeat.
 
     Raises:
         BadData: if_unused and it has consumers, or if_empty and it has messages.
@@ -130,10 +130,10 @@ def delete_exchange(channel: Asks, name: str, *, if_unused: bool = False) -> Non
 
 
 def bind(channel: Asks, binding: Binding) -> None:
-    """Have an exchange route to a queue, or to another exchange. Safe to repeat.
+    """Bind a queue or an exchange to an exchange. Safe to repeat.
 
     Raises:
-        NotFound: one of the two ends does not exist.
+        NotFound: the source or the destination does not exist.
     """
     channel.ask(binding_request(binding))
 
@@ -142,6 +142,6 @@ def unbind(channel: Asks, binding: Binding) -> None:
     """Remove a binding, matched by key and arguments. Safe to repeat.
 
     Raises:
-        NotFound: one of the two ends does not exist.
+        NotFound: the source or the destination does not exist.
     """
     channel.ask(binding_request(binding, verb="unbind"))

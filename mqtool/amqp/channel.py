@@ -1,7 +1,9 @@
-"""A channel: declare, bind, publish, consume, acknowledge, as plain blocking calls that outlive their connection.
+"""A channel: declare, bind, publish, consume and acknowledge by blocking calls that continue after a reconnection.
 
-What was declared is written down, so that a channel opened anew finds its exchanges, queues, bindings and consumers
-again. AMQP 0-9-1, section 1.3.
+Exchanges, queues, bindings and consumers are remembered, and set up again when the channel is reopened.
+
+The way in:   Channel.publish ─ publisher ─ unconfirmed ─ basic_frames ─ pika_private ─> socket
+The way out:  socket ─> pika_private ─ basic_frames ─ subscription ─ consumer ─ Channel.consume
 """
 
 import re
@@ -20,12 +22,12 @@ from mqtool.amqp.unconfirmed import WINDOW, Route, addressed
 from mqtool.message import Delivery, Message, Receipt
 from mqtool.topology import Binding, Exchange, Queue
 
-#: Seconds. A cluster that has lost a node may take ten until it has noticed, and the queue has another leader.
+#: Seconds. A cluster that has lost a node may need ten to notice, and to elect another leader for a queue.
 CONFIRM_TIMEOUT = 20.0
 
 
 class Owner(ChannelConnection, Protocol):
-    """A channel's connection."""
+    """What a channel needs of its connection."""
 
     stopping: bool
     cluster: str
@@ -40,8 +42,8 @@ class Channel(ChannelListener):
     """One channel of a connection, for one thread at a time.
 
     Attributes:
-        connection: the connection that it is a channel of.
-        link: for the connection.
+        connection: its connection.
+        reopening: opens it again after a loss.
         stopping: stop() was called.
     """
 
@@ -58,28 +60,28 @@ class Channel(ChannelListener):
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a broker at the other end right now."""
+        """Whether the connection and the channel are open right now."""
         return self.reopening.is_ready
 
     @property
     def refused(self) -> bool:
-        """Whether the broker closed the channel over what was asked of it; the connection is open."""
+        """Whether the broker closed the channel because of an error, while the connection stayed open."""
         return self.reopening.refused
 
     # Topology.
 
     def declare(self, thing: Thing, *, remember: bool = True, exactly: bool = False) -> Thing:
-        """Make sure that an exchange or a queue exists; return it with the name it has on the broker.
+        """Declare an exchange or a queue; return it with the name that it has on the broker.
 
-        One that exists but differs harmlessly (durability, arguments) is used as it is, with a notice, unless the
-        channel is strict.
+        If it exists with other settings (durability, arguments), it is used as it is, with a notice, unless the channel
+        is strict.
 
         Args:
             remember: declare it again after a reconnection.
-            exactly: reject any difference, whatever the channel does: messages could get stuck in it.
+            exactly: as if the channel were strict: with other settings, messages could get stuck in it.
 
         Raises:
-            DeclaredDifferently: it exists with another meaning (or differs at all, and the channel is strict).
+            DeclaredDifferently: it exists with another type; or with other settings, and the channel is strict.
             AccessRefused: the user lacks the permission, or the name is reserved.
         """
         declared: Thing = self.reopening.retrying(lambda: self.reopening.declare(thing, exactly=exactly))
@@ -96,13 +98,13 @@ class Channel(ChannelListener):
         *,
         remember: bool = True,
     ) -> None:
-        """Have an exchange route to a queue, or to another exchange.
+        """Bind a queue or an exchange to an exchange.
 
         Args:
             remember: bind it again after a reconnection.
 
         Raises:
-            NotFound: one of them does not exist.
+            NotFound: the source or the destination does not exist.
         """
         binding = Binding(exchange.name, to.name, routing_key, arguments or {}, to_exchange=isinstance(to, Exchange))
         self.reopening.retrying(lambda: self.reopening.bind(binding))
@@ -110,7 +112,7 @@ class Channel(ChannelListener):
             self.reopening.journal.remember(binding)
 
     def depth_of(self, queue: str) -> int:
-        """How many messages of a queue are ready to be delivered.
+        """The number of ready messages in a queue.
 
         Raises:
             NotFound: the queue does not exist.
@@ -118,7 +120,7 @@ class Channel(ChannelListener):
         return int(self.ask(administration.declare_request(Queue(queue), passive=True)).method.message_count)
 
     def ask(self, request: Request) -> Any:
-        """Make a request of any kind, and return the broker's answer. It is not repeated after a reconnection.
+        """Make any request, and return the broker's answer. It is not remembered for a reconnection.
 
         Raises:
             MqtoolError: the broker refuses it.
@@ -137,20 +139,21 @@ class Channel(ChannelListener):
         mandatory: bool | None = None,
         window: int = WINDOW,
     ) -> Generator[Receipt]:
-        """Publish messages; yield each one's receipt, in order, once the broker has answered for it.
+        """Publish messages; yield their receipts in order, each once the broker has confirmed or rejected the message.
 
-        Publisher goes on while confirms are awaited. Unconfirmed messages are published again after a reconnection.
+        Publishing continues while confirms are outstanding. After a reconnection, unconfirmed messages are published
+        again.
 
         Args:
-            messages: None means that there is none right now: receipts that have come are yielded meanwhile.
-            exchange: for messages that name none; None is the default exchange.
-            routing_key: for messages that have none.
-            persistent: delivery mode 2, for messages that have none.
-            mandatory: have the broker return a message that no queue gets; None is the channel's setting.
-            window: how many may be unconfirmed; 1 waits for each before the next is sent.
+            messages: None among them means that there is no message right now: receipts are yielded meanwhile.
+            exchange: for messages without one; None is the default exchange.
+            routing_key: for messages without one.
+            persistent: delivery mode 2, for messages without one.
+            mandatory: have the broker return unroutable messages; None is the channel's setting.
+            window: the number of messages that may be unconfirmed; 1 waits for each before the next is sent.
 
         Raises:
-            NotConfirmed: the broker did not answer in time.
+            NotConfirmed: the broker did not confirm in time.
             MqtoolError: the channel was closed for good.
         """
         mandatory = self._mandatory if mandatory is None else mandatory
@@ -159,24 +162,24 @@ class Channel(ChannelListener):
 
     @property
     def unconfirmed(self) -> list[Message]:
-        """The messages published but not answered for, oldest first."""
+        """The messages that are published but not confirmed, oldest first."""
         return self._publisher.unconfirmed.messages
 
     @property
     def in_flight(self) -> int:
-        """How many messages were published but not answered for."""
+        """The number of messages that are published but not confirmed."""
         return self._publisher.unconfirmed.in_flight
 
     def addressed(self, message: Message) -> Message:
-        """A message with the exchange and the routing key that the latest publish() would have given it."""
+        """Copy a message, with the exchange and the routing key of the latest publish() unless it has its own."""
         return addressed(message, self._publisher.route)
 
     # Consuming.
 
     def consume(self, queue: Queue, receiving: Receiving = STREAMING) -> Generator[Delivery]:
-        """Start to consume, at once; the generator returned yields the deliveries.
+        """Start to consume at once; return a generator of the deliveries.
 
-        Each is acknowledged when the next is asked for, unless acknowledge() did so before.
+        A delivery is acknowledged when the caller asks for the next one, unless it called acknowledge() before.
 
         Raises:
             NotFound: the queue does not exist.
@@ -185,12 +188,12 @@ class Channel(ChannelListener):
         return self.consumer(queue, receiving).deliveries()
 
     def consumer(self, queue: Queue, receiving: Receiving = STREAMING) -> Consumer:
-        """What consume() takes its deliveries from, for whoever has something else to do until there are some."""
+        """Start to consume, as consume() does; return the Consumer, which can also wait for a delivery for a time."""
         is_stream = receiving.offset is not None or queue.arguments.get("x-queue-type") == "stream"
         limits = _limits_deliveries(queue, self.connection.broker)
         policy = policy_for(receiving, limits_deliveries=limits, is_stream=is_stream)
-        place = StreamPosition(receiving.offset) if is_stream else None
-        consumer = Consumer(self.reopening, queue, receiving, policy, place, on_end=self._forget)
+        position = StreamPosition(receiving.offset) if is_stream else None
+        consumer = Consumer(self.reopening, queue, receiving, policy, position, on_end=self._forget)
         self._consumers.append(consumer)
         self.reopening.listen(consumer)
         try:
@@ -201,7 +204,7 @@ class Channel(ChannelListener):
         return consumer
 
     def get(self, queue: str) -> Delivery | None:
-        """basic.get: take one message, unacknowledged; None if the queue is empty.
+        """Get one message, unacknowledged, by basic.get; None if the queue is empty.
 
         Raises:
             NotFound: the queue does not exist.
@@ -213,18 +216,17 @@ class Channel(ChannelListener):
         return delivery_from(method, properties, body, queue, epoch)
 
     def acknowledge(self, *deliveries: Delivery) -> None:
-        """basic.ack of each delivery, in one write. From any thread; safe to repeat."""
+        """Acknowledge deliveries, in one write. From any thread; safe to repeat."""
         self._acks.add(_settled(deliveries, tuple(self._consumers)))
 
     def answer(self, delivery: Delivery, reply: Message) -> None:
-        """Publish a message to its own exchange and routing key, and acknowledge the delivery that it answers.
+        """Publish the reply to a delivery, then acknowledge the delivery, in one write.
 
-        Both leave in one write, a moment later if more deliveries are at hand: with their answers. A broker handles a
-        channel's methods in order, so a delivery that is gone has its answer in a queue; wait_for_confirms() says
-        whether it is safe there. Until it is confirmed, a reconnection publishes it again.
+        If more deliveries have arrived, the write waits two milliseconds for their replies. The broker handles both in
+        order, so an acknowledged request has its reply in a queue. wait_for_confirms() tells whether it is safe there.
 
         Raises:
-            NotConfirmed: the broker has not confirmed the answers before it for too long.
+            NotConfirmed: the broker did not confirm earlier replies in time.
             MqtoolError: the channel was closed for good.
         """
         self._publisher.add(reply)
@@ -233,16 +235,16 @@ class Channel(ChannelListener):
         self._acks.add(_settled([delivery], consumers), more_follow=more_follow)
 
     def wait_for_confirms(self) -> None:
-        """Wait until the broker has confirmed, or refused, all that was published. Raises as publish() does."""
+        """Wait until the broker has confirmed or rejected all published messages. Raises what publish() does."""
         for _ in self._publisher.receipts([], Route(), WINDOW):
             pass
 
     def is_current(self, delivery: Delivery) -> bool:
-        """Whether a delivery can still be acknowledged; if not, the broker delivers it again."""
+        """Whether a delivery can still be acknowledged. If not, the broker redelivers it."""
         return self.reopening.requests.pika is not None and delivery.epoch == self._epoch
 
     def stop(self) -> None:
-        """End all consumers after the delivery in hand. From any thread, and from a signal handler."""
+        """End all consumers after their present delivery. From any thread, and from a signal handler."""
         self.stopping = self.connection.stopping = True
         for consumer in self._consumers:
             consumer.stop()
@@ -280,7 +282,7 @@ class Channel(ChannelListener):
 
 
 def _settled(deliveries: Sequence[Delivery], consumers: Sequence[Consumer]) -> list[Delivery]:
-    """Those that were not acknowledged before, and are from now on."""
+    """Mark deliveries as acknowledged; return those that were not before."""
     unsettled = [delivery for delivery in deliveries if not delivery.settled]
     for delivery in unsettled:
         delivery.settled = True
@@ -290,6 +292,6 @@ def _settled(deliveries: Sequence[Delivery], consumers: Sequence[Consumer]) -> l
 
 
 def _limits_deliveries(queue: Queue, broker: str) -> bool:
-    """Whether a queue drops what has been delivered too often."""
+    """Whether a queue drops messages that were delivered too often."""
     is_quorum = queue.arguments.get("x-queue-type") == "quorum"
     return is_quorum and ("x-delivery-limit" in queue.arguments or re.match(r"RabbitMQ (?!3\.)", broker) is not None)

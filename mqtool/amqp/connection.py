@@ -1,7 +1,7 @@
-"""A connection: pika's SelectConnection on an I/O thread of its own, reopened when it is lost.
+"""A connection: pika's SelectConnection on an I/O thread of its own, opened again when it is lost.
 
-The I/O thread answers heartbeats while the caller works for minutes, hears confirms while it publishes, and notices a
-lost connection at once. Reopening happens on a third thread, which lives only until then, so that it may simply wait.
+The I/O thread answers heartbeats while the caller works for minutes, receives confirms while the caller publishes, and
+notices a lost connection at once. A third thread opens it again, and ends then: it can block while it waits.
 """
 
 import ssl
@@ -25,19 +25,19 @@ from mqtool.duration import Backoff
 from mqtool.errors import MqtoolError, Unavailable
 
 _CLOSE_PATIENCE, _HOPELESS_PATIENCE = 2.0, 0.2
-#: Reply codes with which a broker closes a connection for what we did; opening it again would end the same way.
+#: Reply codes with which a broker closes a connection because of an error of the client, which would recur.
 _OUR_FAULT = range(402, 600)
 _FORCED_BY_OPERATOR = 320
-#: Seconds that the nodes left of a cluster get to choose other leaders for their queues. In RabbitMQ 3.10, who
-#: publishes or consumes meanwhile may have to wait for half a minute.
+#: Seconds to wait while the other nodes of a cluster elect new leaders for their queues. In RabbitMQ 3.10, a client
+#: that publishes or consumes earlier may be blocked for half a minute.
 _ELECTION = 2.0
 
-#: Seconds after which a connection has come back, even if nothing happens on it.
+#: Seconds after which an idle connection counts as stable, so that the next loss starts with a short delay again.
 _STEADY = 60.0
 
 
 class State(Enum):
-    """What a connection is doing."""
+    """The state of a connection."""
 
     OPENING = auto()
     OPEN = auto()
@@ -51,7 +51,7 @@ class Connection:
     """A connection to a broker, open until it is closed, through broker restarts and network pika_errors.
 
     Attributes:
-        notice: tells a person at a terminal what they should know, in a sentence.
+        notice: called with a sentence for the user, such as about a lost connection.
         io: the thread that pika runs on.
         has_progressed: since it was opened, a confirm came, or a delivery was acknowledged.
         cluster: what tells this broker and virtual host from all others.
@@ -60,8 +60,8 @@ class Connection:
     Args:
         addresses: the nodes of one broker, tried in turn.
         tls: files for amqps addresses.
-        name: how the broker's own listings show this connection.
-        backoff: when to try again after a loss; None never does. It starts anew only once there was progress.
+        name: the connection's name in the broker's own lists.
+        backoff: the delays between attempts to reconnect; None never reconnects. They start again after progress.
 
     Raises:
         Unavailable: no node answers.
@@ -117,12 +117,12 @@ class Connection:
 
         Args:
             strict: reject any difference between what is declared and what exists.
-            mandatory: have the broker return messages that no queue gets.
-            confirm_timeout: seconds without any confirm after which publishing gives up. The time when there is no
-                connection, or when the broker blocks publishers, does not count.
+            mandatory: have the broker return unroutable messages.
+            confirm_timeout: seconds without any confirm after which publishing gives up. The time without a
+                connection, or while the broker blocks publishers, does not count.
 
         Raises:
-            MqtoolError: the connection was lost, and does not come back.
+            MqtoolError: the connection was lost for good.
         """
         channel = Channel(self, strict=strict, mandatory=mandatory, confirm_timeout=confirm_timeout)
         with self._changed:
@@ -134,22 +134,22 @@ class Connection:
             if state is State.OPEN:
                 channel.reopening.open()
         except exceptions.AMQPError:
-            pass  # the connection was lost; whatever opens it again opens the channel, too
+            pass  # the connection was lost; its recovery opens the channel, too
         channel.reopening.wait_until_ready()
         return channel
 
     def beside(self) -> "Connection":
-        """Open another connection to the same broker, which is not reopened: for a question that may cost it."""
+        """Open another connection to the same broker, without reconnecting: for requests that may close it."""
         return Connection(self._addresses, tls=self._tls, name=self._name)
 
     @property
     def broker(self) -> str:
-        """What the broker calls itself, such as "RabbitMQ 4.2.1"."""
+        """The broker's name for itself, such as "RabbitMQ 4.2.1"."""
         told = (self._pika.server_properties if self._pika else None) or {}
         return f"{told.get('product', 'the broker')} {told.get('version', '')}".strip()
 
     def close(self) -> None:
-        """Close the connection; what was not acknowledged goes back to its queue."""
+        """Close the connection. Unacknowledged deliveries are requeued."""
         with self._changed:
             if self._state is State.CLOSED:
                 return
@@ -180,12 +180,12 @@ class Connection:
 
     @property
     def comes_back(self) -> bool:
-        """Whether a lost connection is opened again."""
+        """Whether the connection is opened again after a loss."""
         return self._backoff is not None
 
     @property
     def hopeless(self) -> str | None:
-        """Why the broker cannot answer, if the command is to stop: waiting may then take forever."""
+        """Why the broker cannot answer, if the command is to stop; else None."""
         if not self.stopping:
             return None
         if self._state is State.LOST:
@@ -193,7 +193,7 @@ class Connection:
         return "the broker blocks publishers" if self._is_blocked else None
 
     def open_pika_channel(self, on_open: Callable[[PikaChannel], None]) -> PikaChannel:
-        """On the I/O thread: start to open a channel.
+        """Start to open a channel. On the I/O thread.
 
         Raises:
             pika.exceptions.AMQPError: there is no open connection.
@@ -205,7 +205,7 @@ class Connection:
     # Opening.
 
     def _open(self) -> None:
-        """Open a connection to the first node that lets us in; raise what the last one said otherwise."""
+        """Connect to the first node that accepts; raise the error of the last one if none does."""
         failure: MqtoolError | None = None
         for address in self._addresses:
             try:
@@ -250,7 +250,7 @@ class Connection:
         except MqtoolError:
             raise
         except Exception as error:
-            if self._state is not State.OPENING and pika_errors.is_cut_off(error):  # it let us in before
+            if self._state is not State.OPENING and pika_errors.is_cut_off(error):  # the login worked before
                 raise Unavailable(f"{address.host}:{address.port} broke off before the connection was open") from error
             raise pika_errors.connecting(error, address) from error
 
@@ -261,13 +261,13 @@ class Connection:
     # States.
 
     def _become(self, state: State) -> None:
-        """Change the state, unless we are closing. With the lock held."""
+        """Change the state, unless the connection is being closed. With the lock held."""
         if self._state is not State.CLOSING or state is State.CLOSED:
             self._state = state
             self._changed.notify_all()
 
     def _is_set_up(self) -> bool:
-        """Become open, unless the connection was lost again, or a channel is missing."""
+        """Set the state to OPEN if the connection and all channels are open; return whether they are."""
         with self._changed:
             if self._pika is None or _unopened(self._channels):
                 return False
@@ -275,7 +275,7 @@ class Connection:
             return True
 
     def _on_close(self, pika: PikaConnection, error: BaseException) -> None:
-        """An open connection has closed. On the I/O thread."""
+        """Handle the end of an open connection. On the I/O thread."""
         with self._changed:
             if pika is not self._pika:
                 return
@@ -295,10 +295,10 @@ class Connection:
             if self._state is State.OPEN and self._backoff is not None:
                 self._become(State.LOST)
                 self._recovery = threading.Thread(target=self._recover, args=(error, self._backoff), daemon=True)
-                self._recovery.start()  # within the lock: who sees it may join it
+                self._recovery.start()  # within the lock: close() may join it
 
     def _recover(self, error: BaseException, backoff: Backoff) -> None:
-        """Open the connection and its channels again, trying until it works. On a thread of its own."""
+        """Open the connection and its channels again, until it works or the attempts are used up. On its own thread."""
         lost_at = time.monotonic()
         where, lost = str(self._addresses[0]), self._addresses[0]
         why = str(pika_errors.closed_by_broker(error)).removeprefix("the connection was lost: ")
@@ -333,7 +333,7 @@ class Connection:
                 channel.reopening.open(connection_is_new=True)
 
     def _is_over_within(self, seconds: float) -> bool:
-        """Wait; return early, and True, if the connection is not to be opened again."""
+        """Wait for a time; return True, and early, if the connection is closed meanwhile."""
         with self._changed:
             return self._changed.wait_for(lambda: self._state is not State.LOST, seconds)
 
@@ -345,7 +345,7 @@ class Connection:
             channel.reopening.fail(failure)
 
     def _broke_down(self, error: Exception) -> None:
-        """A callback on the I/O thread has failed, so nothing more can happen there."""
+        """Handle that a callback has failed and ended the I/O thread."""
         self._pika = None
         self._fail(MqtoolError(f"the connection broke down: {error!r}", "this is a bug in mqtool; please report it"))
 

@@ -1,4 +1,12 @@
-"""How a consumer takes deliveries: its limits, its buffer, and when it acknowledges."""
+"""How a consumer takes deliveries: its limits, its buffer, and four policies of when to acknowledge.
+
+    Streaming       up to the prefetch at a time; acknowledgements are grouped
+    Cautious        one by one at first, where the broker drops messages that were redelivered too often
+    ExactCount      exactly N deliveries: the broker never sends more
+    CallerSettles   the caller acknowledges, from any thread and in any order
+
+A policy does no I/O: the consumer reports what happens, and does what the policy returns.
+"""
 
 import queue as queues
 from collections.abc import Callable
@@ -9,42 +17,42 @@ from mqtool.errors import TimedOut
 from mqtool.message import Delivery
 from mqtool.offsets import Offset
 
-#: Octets of bodies that are kept at most, so that a few large messages do not fill the memory.
+#: The most bytes of bodies that a buffer keeps.
 _MAX_SIZE = 128 << 20
 
 
 class Buffer:
-    """Keeps deliveries until they are taken, in lots. Beyond a limit it drops the oldest lots, and counts them.
+    """Deliveries that have arrived, in batches, for a caller that may be slow. Above a limit the oldest are dropped.
 
-    One thread puts lots in and another takes them out. Each changes numbers of its own only, so no lock is needed.
+    One thread puts batches in and another gets them. Each changes only its own counters, so there is no lock.
 
     Attributes:
-        dropped: how many deliveries were dropped.
+        dropped: the number of deliveries dropped.
 
     Args:
-        limit: how many deliveries to keep, besides the latest lot.
+        limit: the number of deliveries to keep, besides the latest batch.
     """
 
     def __init__(self, limit: int) -> None:
         self.dropped = 0
         self.limit = limit
-        self._lots: queues.SimpleQueue[list[Delivery] | None] = queues.SimpleQueue()
+        self._batches: queues.SimpleQueue[list[Delivery] | None] = queues.SimpleQueue()
         self._in = self._in_size = 0
         self._out = self._out_size = self._dropped_size = 0
 
-    def put(self, lot: list[Delivery] | None) -> None:
-        """Add a lot; None wakes whoever waits for one."""
-        if lot is not None:
-            self._in += len(lot)
-            self._in_size += _size(lot)
-        self._lots.put(lot)
-        while self._lots.qsize() > 1 and self._is_full:
+    def put(self, batch: list[Delivery] | None) -> None:
+        """Add a batch; None only ends a get() that waits."""
+        if batch is not None:
+            self._in += len(batch)
+            self._in_size += _size(batch)
+        self._batches.put(batch)
+        while self._batches.qsize() > 1 and self._is_full:
             try:
-                oldest = self._lots.get_nowait()
-            except queues.Empty:  # the other thread has just taken it
+                oldest = self._batches.get_nowait()
+            except queues.Empty:  # the other thread was faster
                 return
             if oldest is None:
-                self._lots.put(None)
+                self._batches.put(None)
             else:
                 self.dropped += len(oldest)
                 self._dropped_size += _size(oldest)
@@ -55,40 +63,40 @@ class Buffer:
         return kept > self.limit or size > _MAX_SIZE
 
     def get(self, timeout: float | None = None) -> list[Delivery] | None:
-        """The oldest lot.
+        """Return and remove the oldest batch.
 
         Raises:
-            queue.Empty: there is none in time.
+            queue.Empty: none arrived within the timeout, in seconds.
         """
-        return self._taken(self._lots.get(timeout=timeout))
+        return self._taken(self._batches.get(timeout=timeout))
 
     def get_nowait(self) -> list[Delivery] | None:
-        """The same, without waiting."""
-        return self._taken(self._lots.get_nowait())
+        """Return and remove the oldest batch, without waiting. Raises queue.Empty if there is none."""
+        return self._taken(self._batches.get_nowait())
 
     def empty(self) -> bool:
-        """Whether there is nothing to take."""
-        return self._lots.empty()
+        """Whether there is no batch."""
+        return self._batches.empty()
 
-    def _taken(self, lot: list[Delivery] | None) -> list[Delivery] | None:
-        if lot is not None:
-            self._out += len(lot)
-            self._out_size += _size(lot)
-        return lot
-
-
-def _size(lot: list[Delivery]) -> int:
-    return sum(len(delivery.body) for delivery in lot)
+    def _taken(self, batch: list[Delivery] | None) -> list[Delivery] | None:
+        if batch is not None:
+            self._out += len(batch)
+            self._out_size += _size(batch)
+        return batch
 
 
-#: Unacknowledged deliveries by default: enough to stream at full speed.
+def _size(batch: list[Delivery]) -> int:
+    return sum(len(delivery.body) for delivery in batch)
+
+
+#: The default prefetch: enough for full speed.
 PREFETCH = 1000
-#: Above this count, deliveries one by one would be slow. How many are then acknowledged before the last has come.
+#: Up to this count, deliveries are taken one by one. Above it the prefetch is this much smaller than the count.
 _MANY, _EARLY = 250, 50
-#: Seconds for which an acknowledgement may wait for others, to be sent with them as one, while deliveries come fast.
+#: Seconds for which an acknowledgement may wait for others, to be sent as one basic.ack.
 _ACK_TOGETHER = 0.05
-#: From RabbitMQ 4.0 on, a quorum queue drops what has come back 20 times, even if it was only prefetched. From this
-#: count on, a message is taken one by one, although it then comes back behind the others.
+#: From RabbitMQ 4.0 on, a quorum queue drops messages that were returned 20 times, even if they were only prefetched.
+#: Messages that were returned this often are taken one by one.
 _OFTEN = 15
 
 
@@ -101,15 +109,15 @@ class Receiving(NamedTuple):
 
     Attributes:
         prefetch: deliveries that may be unacknowledged at a time; 0 for no limit.
-        auto_ack: the broker counts a delivery as acknowledged once it is sent; what we hold is lost with us.
-        acknowledge: False leaves it to the caller to acknowledge each delivery, from any thread and in any order; or
-            not to, to see what happens then.
-        count: stop after this many deliveries; exactly as many are taken from the queue.
-        idle_timeout: seconds without a delivery. Fewer than count by then is a time-out, else a normal end.
-        timeout: seconds in total, after which consuming has timed out.
-        buffer: where deliveries that are acknowledged on delivery wait for the caller; None for one without a limit.
-            With one, those that wait are dropped at the end: nobody asked for all of them.
-        offset: of a stream, where to start; None leaves it to the broker, which starts at what comes next.
+        auto_ack: the broker treats a delivery as acknowledged once it is sent. Deliveries that were not printed are
+            lost if the process dies.
+        acknowledge: False if the caller acknowledges each delivery, from any thread and in any order, or does not.
+        count: stop after this many deliveries. No more are taken from the queue.
+        idle_timeout: seconds without a delivery after which to stop; that is an error if `count` was not reached.
+        timeout: seconds in total, after which TimedOut is raised.
+        buffer: keeps deliveries for a slow caller (with auto_ack); None for no limit. At the end, those in it are
+            dropped.
+        offset: where to start in a stream; None starts with messages published from now on.
         before_acknowledging: called before deliveries are acknowledged, and when no more have arrived: a caller that
             collects its output writes it then. What it raises leaves the deliveries unacknowledged.
     """
@@ -125,11 +133,12 @@ class Receiving(NamedTuple):
     before_acknowledging: Callable[[], None] = _do_nothing
 
     def left(self, taken: int, lasted: float, silent: float) -> float | None:
-        """Seconds until a limit; None if there is none, 0 if there has been silence for long enough.
+        """Seconds until the next time limit; None if there is none, 0 if the idle time-out has passed.
 
         Args:
-            taken: deliveries so far.
-            lasted, silent: seconds in total, and without a delivery.
+            taken: the number of deliveries so far.
+            lasted: seconds since the start.
+            silent: seconds since the last delivery.
 
         Raises:
             TimedOut: a time limit has passed.
@@ -149,20 +158,19 @@ STREAMING = Receiving()
 
 
 class Step(Enum):
-    """What to do with the subscription: basic.consume and basic.cancel."""
+    """What a consumer is to do with its subscription."""
 
     GO_ON = auto()
     CANCEL = auto()
-    RESUBSCRIBE = auto()  # if the policy wants more then: more may come until the broker has cancelled
+    RESUBSCRIBE = auto()  # cancel; then consume again, if the policy still wants more
 
 
 class Policy:
-    """Decides how to consume. This one never acknowledges, and goes on forever.
+    """Decides how to consume. This one never acknowledges, and never stops.
 
     Attributes:
-        prefetch: for the next subscription.
-        auto_ack: likewise.
-        acknowledges: whether it, and not the caller or the broker, says when to acknowledge.
+        prefetch, auto_ack: for the next basic.consume.
+        acknowledges: True if the policy decides when to acknowledge, not the caller or the broker.
     """
 
     acknowledges = False
@@ -172,50 +180,50 @@ class Policy:
         self.auto_ack = auto_ack
 
     def opened(self) -> None:
-        """The channel is another one: whatever was in hand comes again."""
+        """The channel was reopened: unacknowledged deliveries are redelivered."""
 
     def taken(self, delivery: Delivery) -> Step:  # noqa: ARG002
-        """The caller takes a delivery."""
+        """A delivery is about to be yielded."""
         return Step.GO_ON
 
     def done(self, delivery: Delivery, now: float) -> bool:  # noqa: ARG002
-        """The caller asks for the next delivery; return whether to acknowledge now what release() returns."""
+        """The caller is done with a delivery; return whether to call release() and acknowledge now."""
         return False
 
     def acknowledged(self, tag: int, received: int, *, is_current: bool) -> Step:  # noqa: ARG002
         """The caller acknowledges a delivery.
 
         Args:
-            tag: the delivery's.
-            received: deliveries since the channel was opened.
-            is_current: it was one of them.
+            tag: its delivery tag.
+            received: the number of deliveries since the channel was opened.
+            is_current: whether it was one of them.
         """
         return Step.GO_ON
 
     def wants_more(self, received: int, through: int) -> bool:  # noqa: ARG002
-        """Whether to subscribe again after a cancellation; asked once, before that.
+        """Whether to consume again after Step.RESUBSCRIBE has cancelled.
 
         Args:
-            received: deliveries since the channel was opened.
-            through: the tag of the last of them.
+            received: the number of deliveries since the channel was opened.
+            through: the delivery tag of the last of them.
         """
         return True
 
     def release(self, *, leaving: bool = False) -> Delivery | None:  # noqa: ARG002
-        """The delivery up to which to acknowledge, if that may be done now.
+        """The delivery up to which to acknowledge now; None for no acknowledgement.
 
         Args:
-            leaving: no more deliveries will be taken.
+            leaving: the consumer is about to end.
         """
         return None
 
     @property
     def withholds(self) -> bool:
-        """Whether acknowledgements wait although release() was called."""
+        """Whether release() holds acknowledgements back."""
         return False
 
     def silence(self) -> Step:
-        """Acknowledgements are withheld, and nothing more comes for now."""
+        """Acknowledgements are held back, and no delivery has arrived for a while."""
         return Step.GO_ON
 
 
@@ -224,7 +232,7 @@ def policy_for(receiving: Receiving, *, limits_deliveries: bool, is_stream: bool
 
     Args:
         limits_deliveries: the queue drops messages that were delivered too often.
-        is_stream: what is delivered stays in the queue, so it does not matter how much is.
+        is_stream: deliveries are not removed from the queue, so their number does not matter.
     """
     if not receiving.acknowledge:
         return CallerSettles(receiving)
@@ -240,7 +248,7 @@ def policy_for(receiving: Receiving, *, limits_deliveries: bool, is_stream: bool
 
 
 class Streaming(Policy):
-    """As many deliveries as the prefetch at a time. One acknowledgement is sent for a group of them."""
+    """Up to the prefetch at a time; one basic.ack acknowledges a group of deliveries."""
 
     def __init__(self, prefetch: int = PREFETCH, *, auto_ack: bool = False) -> None:
         super().__init__(prefetch, auto_ack=auto_ack)
@@ -264,7 +272,7 @@ class Streaming(Policy):
 
 
 class Cautious(Streaming):
-    """One delivery at a time, until one has not come back often; then streaming."""
+    """One delivery at a time while messages were returned often; then streaming."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -278,10 +286,10 @@ class Cautious(Streaming):
 
 
 class ExactCount(Streaming):
-    """Exactly N deliveries, one by one or, where that would be slow, with a wide prefetch.
+    """Exactly N deliveries: one by one for small counts, else with a large prefetch.
 
-    Then the last acknowledgements are withheld: they would make room for deliveries beyond the count. No prefetch
-    limits what is acknowledged automatically, so auto_ack is off here.
+    With a large prefetch, the last acknowledgements are held back: they would let the broker send more than the count.
+    auto_ack is off, since no prefetch limits it.
     """
 
     def __init__(self, count: int, prefetch: int = PREFETCH) -> None:
@@ -295,7 +303,7 @@ class ExactCount(Streaming):
         self._left -= 1
         if self._left:
             return Step.GO_ON
-        self._is_cancelled = True  # before the last acknowledgement makes room for another
+        self._is_cancelled = True  # before the last acknowledgement lets the broker send another
         return Step.CANCEL
 
     def done(self, delivery: Delivery, now: float) -> bool:
@@ -313,24 +321,24 @@ class ExactCount(Streaming):
         return self._newest is not None
 
     def silence(self) -> Step:
-        """Acknowledge what is withheld, and go on one by one."""
+        """Acknowledge what was held back, and go on one by one."""
         self.prefetch = self._group = 1
         return Step.RESUBSCRIBE
 
 
 class CallerSettles(Policy):
-    """The caller acknowledges. With a count, the broker never sends more: the last few come one by one."""
+    """The caller acknowledges. With a count, the broker never sends more: the last few are taken one by one."""
 
     def __init__(self, receiving: Receiving) -> None:
         count, prefetch = receiving.count, receiving.prefetch
-        if count is not None:  # nothing may make room for more, so the count itself can be the limit
+        if count is not None:  # the prefetch itself can be the limit
             prefetch = min(prefetch or count, count)
         super().__init__(prefetch, auto_ack=receiving.auto_ack and count is None)
-        self._count = self._limit = count  # the limit is what is left of it for this opening of the channel
+        self._count = self._limit = count  # the limit is what is left of the count since the channel was opened
         self._left = count
         self._acknowledged = 0
-        self._most = prefetch  # deliveries of this opening that the broker may have sent
-        self._through = 0  # the last one to an earlier subscription: acknowledging those makes no room
+        self._most = prefetch  # deliveries that the broker may have sent since the channel was opened
+        self._through = 0  # the last tag of an earlier subscription: acknowledging those brings no more deliveries
 
     def opened(self) -> None:
         if self._count is not None:
@@ -359,7 +367,7 @@ class CallerSettles(Policy):
         if self._limit is None:
             return True
         missing = self._limit - received
-        # All of it, at first. Where that does not come at once, each acknowledgement would ask anew.
+        # Half of what is missing, the second time: else each acknowledgement would subscribe again.
         self.prefetch = max(1, missing // 2) if self._through else missing
         self._through = through
         self._most = received + self.prefetch

@@ -1,7 +1,7 @@
 """Consuming: a delivery is acknowledged when the next one is asked for.
 
-Whoever takes deliveries prints one, flushes it, and asks for the next; only that acknowledges it. A reader that dies or
-walks away in between leaves it with the broker, which gives it to another consumer.
+The caller prints a delivery, and asks for the next one; only that acknowledges the first. If the caller dies or stops
+in between, the delivery is unacknowledged, and the broker requeues it for another consumer.
 https://www.rabbitmq.com/docs/confirms#consumer-acknowledgements
 """
 
@@ -12,24 +12,24 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 
 from mqtool.amqp.consume_policies import Buffer, Policy, Receiving, Step
-from mqtool.amqp.io_thread import LOOK_UP
+from mqtool.amqp.io_thread import CHECK_INTERVAL
 from mqtool.amqp.reopening import ChannelListener, ReopeningChannel
 from mqtool.amqp.subscription import StreamPosition, Subscription
 from mqtool.errors import MqtoolError, Unavailable
 from mqtool.message import Delivery
 from mqtool.topology import Queue
 
-#: Seconds of silence after which nothing more should be on its way. What is on its way to a consumer that is cancelled
-#: goes back to the queue, where it may come behind later messages.
+#: Seconds without a delivery after which none should be on its way. Cancelling a consumer before that requeues
+#: deliveries that are on their way, and they may end up behind later messages.
 _SILENCE = 2.0
 
 
 class Consumer(ChannelListener):
-    """Takes deliveries of a queue, as its policy says.
+    """Receives the deliveries of one queue. Its policy decides how many at a time, and when to acknowledge them.
 
     Args:
-        position: where to start, in a stream.
-        on_end: called when no more deliveries will be taken.
+        position: where to start in a stream; None for other queues.
+        on_end: called when deliveries() ends.
     """
 
     consumes = True
@@ -50,19 +50,19 @@ class Consumer(ChannelListener):
         self._policy = policy
         self._on_end = on_end
         self._inbox: Buffer | queues.SimpleQueue[list[Delivery] | None] = receiving.buffer or queues.SimpleQueue()
-        self._lot: deque[Delivery] = deque()  # of the inbox, and not taken yet
+        self._batch: deque[Delivery] = deque()  # from the inbox, and not yielded yet
         self._is_stuck = False
-        # What is lost with us is yielded before the end.
+        # Acknowledged on delivery: what is not yielded before the end is lost.
         self._yields_all = policy.auto_ack and receiving.buffer is None
         self._position = position
         self._subscription = Subscription(channel, queue, self._inbox.put, position)
         self._stopping = False
         self._subscribing = threading.RLock()
 
-    # The caller's side.
+    # For the caller.
 
     def start(self) -> None:
-        """Start to consume. Blocks until the broker has agreed.
+        """Start to consume. Blocks until the broker confirms.
 
         Raises:
             MqtoolError: the broker refuses.
@@ -70,16 +70,16 @@ class Consumer(ChannelListener):
         self._channel.retrying(lambda: self._subscription.start(self._policy.prefetch, auto_ack=self._policy.auto_ack))
 
     def stop(self) -> None:
-        """End the deliveries after the one in hand. From any thread, and from a signal handler."""
+        """End deliveries() after the present delivery. From any thread, and from a signal handler."""
         self._stopping = True
         self._inbox.put(None)
 
     def deliveries(self) -> Generator[Delivery]:
-        """Take deliveries, one by one, until a limit, stop(), or the end of the channel.
+        """Yield deliveries until a limit, stop(), or the end of the channel.
 
         Raises:
             TimedOut: a time limit has passed.
-            Unavailable: the queue has vanished.
+            Unavailable: the queue was deleted.
             MqtoolError: the channel was closed for another reason.
         """
         count, taken, started = self._receiving.count, 0, time.monotonic()
@@ -98,15 +98,15 @@ class Consumer(ChannelListener):
                 self._done(delivery)
         finally:
             if self._stopping and not self._receiving.acknowledge and self._channel.failure is None:
-                self._do(Step.CANCEL)  # before the caller acknowledges the last
-            # What else has come stays unacknowledged, and goes back to the queue, in order, when the channel closes.
+                self._do(Step.CANCEL)  # before the caller acknowledges the last delivery
+            # Deliveries that were not yielded are requeued, in order, when the channel closes.
             try:
                 self.closing()
             finally:
                 self._on_end(self)
 
     def acknowledging(self, delivery: Delivery) -> None:
-        """The caller is about to acknowledge a delivery: give its place to no other that nobody would take."""
+        """Before the caller acknowledges a delivery: stop consuming if that would bring one more than wanted."""
         with self._subscribing:
             if self._stopping:
                 self._subscription.cancel()
@@ -116,23 +116,23 @@ class Consumer(ChannelListener):
                 self._do(self._policy.acknowledged(tag, received, is_current=is_current))
 
     def arrives(self, within: float) -> bool:
-        """Whether deliveries() can go on at once, with a delivery or to its end, or can within this many seconds."""
-        if not self._lot:
+        """Wait up to a number of seconds; return whether deliveries() would yield, or end, without waiting."""
+        if not self._batch:
             try:
-                lot = self._inbox.get(timeout=within) if within else self._inbox.get_nowait()
+                batch = self._inbox.get(timeout=within) if within else self._inbox.get_nowait()
             except queues.Empty:
                 return False
-            if lot is None:
-                self._inbox.put(None)  # deliveries() knows what it means
+            if batch is None:
+                self._inbox.put(None)  # for deliveries(), which ends then
                 return True
-            self._lot.extend(lot)
+            self._batch.extend(batch)
         return True
 
     def give_back(self, through: Iterable[Delivery]) -> None:
-        """Consume no more, and requeue what is unacknowledged, lot by lot: a quorum queue keeps the order of that.
+        """Stop consuming, and requeue the unacknowledged deliveries batch by batch: a quorum queue keeps that order.
 
         Args:
-            through: the last delivery of each lot, in order.
+            through: the last delivery of each batch, in order.
         """
         if self._channel.failure is not None:
             return
@@ -151,7 +151,7 @@ class Consumer(ChannelListener):
             self._channel.fail(
                 Unavailable(
                     f"the broker cancelled the consumer: queue {self._queue.name!r} was deleted, or its node is down",
-                    "what was not acknowledged yet is gone with it",
+                    "messages that were not acknowledged yet are lost with it",
                 )
             )
 
@@ -161,32 +161,30 @@ class Consumer(ChannelListener):
     def closing(self) -> None:
         self._flush(leaving=True)
 
-    # Inside.
-
     def _next(self, taken: int, started: float) -> Delivery | None:
         """The next delivery; None at the end."""
         while True:
-            if not self._lot and not self._next_lot(taken, started):
+            if not self._batch and not self._next_batch(taken, started):
                 return None
             if self._stopping and not self._yields_all:
                 return None
-            delivery = self._lot.popleft()
+            delivery = self._batch.popleft()
             if delivery.epoch == self._channel.requests.epoch or self._policy.auto_ack or self._queue.exclusive:
                 return delivery
-            # else it came before the connection was lost, so the broker sends it again
+            # else it arrived before the connection was lost, and the broker redelivers it
 
-    def _next_lot(self, taken: int, started: float) -> bool:
+    def _next_batch(self, taken: int, started: float) -> bool:
         """Take deliveries out of the inbox; return False at the end."""
-        while not self._lot:
+        while not self._batch:
             try:
-                lot = self._inbox.get_nowait()
+                batch = self._inbox.get_nowait()
             except queues.Empty:
                 self._flush()
-                lot = self._wait(taken, started)
+                batch = self._wait(taken, started)
             if self._stopping and not self._yields_all:
                 return False
-            if lot is not None:
-                self._lot.extend(lot)
+            if batch is not None:
+                self._batch.extend(batch)
             elif self._channel.failure:
                 raise self._channel.failure
             elif self._stopping and self._inbox.empty():
@@ -200,7 +198,7 @@ class Consumer(ChannelListener):
             if self._policy.withholds and now >= idle_since + _SILENCE:
                 self._do(self._policy.silence())
             if not self._channel.is_ready:
-                idle_since = now  # silence while there is no connection says nothing about the queue
+                idle_since = now  # without a connection, nothing can arrive
             left = self._receiving.left(taken, now - started, now - idle_since)
             if left == 0:
                 self._stopping = True
@@ -210,7 +208,7 @@ class Consumer(ChannelListener):
                 left = until_release if left is None else min(left, until_release)
             try:
                 # Never without a time-out: Python runs signal handlers only between two steps of the main thread.
-                return self._inbox.get(timeout=LOOK_UP if left is None else min(left, LOOK_UP))
+                return self._inbox.get(timeout=CHECK_INTERVAL if left is None else min(left, CHECK_INTERVAL))
             except queues.Empty:
                 continue
 
@@ -238,10 +236,10 @@ class Consumer(ChannelListener):
         self._channel.requests.send(epoch, lambda pika: pika.basic_nack(tag, multiple=True, requeue=True))
 
     def _flush(self, *, leaving: bool = False) -> None:
-        """Acknowledge what waits to be acknowledged with others, if that brings no more deliveries than asked for."""
+        """Acknowledge the deliveries that wait for it, unless that would bring more deliveries than wanted."""
         if self._is_stuck:
             return
-        self._is_stuck = True  # what could not be handed over is never acknowledged
+        self._is_stuck = True  # if the output cannot be written, the deliveries are never acknowledged
         self._receiving.before_acknowledging()
         self._is_stuck = False
         if self._policy.auto_ack:

@@ -1,4 +1,4 @@
-"""The thread that runs pika, and the requests to the broker that are made on it."""
+"""The thread that runs pika's event loop, and the requests to the broker that other threads make on it."""
 
 import logging
 import threading
@@ -16,40 +16,45 @@ from mqtool.errors import Unavailable
 
 T = TypeVar("T")
 
-
-class Answer(Future[T]):
-    """The broker's answer, awaited by one thread and given by the I/O thread.
-
-    Only the first one counts: a channel that closes answers all that waits on it, and the request that was on its way
-    there, or pika, which tells twice of a line that breaks in the moment of opening, may come after.
-    """
-
-    def give(self, value: T) -> None:
-        """The broker has answered."""
-        if not self.done():
-            self.set_result(value)
-
-    def refuse(self, error: BaseException) -> None:
-        """There will be no answer; result() raises this."""
-        if not self.done():
-            self.set_exception(error)
-
-
 # pika logs what it also raises; --debug shows it.
 _log = logging.getLogger("pika")
 _log.addHandler(logging.NullHandler())
 
+#: The exceptions of pika that mean that the connection is lost.
+CONNECTION_LOST = (exceptions.AMQPConnectionError, exceptions.ChannelWrongStateError)
+#: Opens a pika channel on the I/O thread, and calls a function when it is open.
+OpenPikaChannel = Callable[[Callable[[PikaChannel], None]], PikaChannel]
+#: Seconds between two checks whether waiting has become pointless.
+CHECK_INTERVAL = 0.1
+#: Seconds to wait for the thread to end.
 _PATIENCE = 2.0
 
 
+class Answer(Future[T]):
+    """The broker's answer to a request. One thread waits for it; the I/O thread sets it.
+
+    Only the first answer counts: when a channel closes, its requests fail, and an answer may still arrive after that.
+    """
+
+    def give(self, value: T) -> None:
+        """Set the answer, unless there is one."""
+        if not self.done():
+            self.set_result(value)
+
+    def refuse(self, error: BaseException) -> None:
+        """Have result() raise an error, unless there is an answer."""
+        if not self.done():
+            self.set_exception(error)
+
+
 class IoThread:
-    """Runs functions one after another, and everything that pika calls back.
+    """The I/O thread: runs functions one after another, and all callbacks of pika.
 
     Attributes:
-        loop: pika's.
+        loop: pika's event loop.
 
     Args:
-        on_death: called with what a callback raised. That ends the thread, and is a bug.
+        on_death: called with an exception that a callback raised. The thread has ended then; this is a bug.
     """
 
     def __init__(self, on_death: Callable[[Exception], None]) -> None:
@@ -80,29 +85,22 @@ class IoThread:
     def _run(self) -> None:
         try:
             self.loop.start()
-        except Exception as error:  # nobody who waits for an answer would ever be woken
+        except Exception as error:  # else threads that wait for an answer would wait forever
             _log.exception("the I/O thread has died")
             self._on_death(error)
 
 
-CONNECTION_LOST = (exceptions.AMQPConnectionError, exceptions.ChannelWrongStateError)
-#: Opens a pika channel on the I/O thread, and calls back when it is open.
-OpenPikaChannel = Callable[[Callable[[PikaChannel], None]], PikaChannel]
-#: Seconds between two looks at whether waiting has become pointless.
-LOOK_UP = 0.1
-
-
 class Requests:
-    """The way to the broker.
+    """Makes requests on one channel, one at a time, from any thread. After a loss, pika's channel is another object.
 
     Attributes:
         pika: pika's channel; None while there is none.
-        epoch: counts the openings. Delivery tags of an earlier one are no longer valid.
+        epoch: how many times the channel was opened. Delivery tags of an earlier epoch are no longer valid.
 
     Args:
-        hopeless: as ChannelConnection.hopeless.
-        on_refused: the broker closed the channel, but not in answer to a request. On the I/O thread.
-        on_cancelled: the broker cancelled the consumer with this tag. On the I/O thread.
+        hopeless: returns why the broker cannot answer, if the command is to stop; else None.
+        on_refused: called when the broker closes the channel, but not in answer to a request. On the I/O thread.
+        on_cancelled: called when the broker cancels the consumer with this tag. On the I/O thread.
     """
 
     def __init__(
@@ -122,7 +120,7 @@ class Requests:
         self._on_refused = on_refused
         self._on_cancelled = on_cancelled
         self._one_at_a_time = threading.Lock()
-        # What is waited for, and of which channel. Of the I/O thread: one that was left may still report its end.
+        # The present request, and the channel that it was made on: a channel that was left may still report its end.
         self._answer: Answer[Any] | None = None
         self._asked: PikaChannel | None = None
 
@@ -138,17 +136,17 @@ class Requests:
             opened.result()
 
     def leave(self) -> PikaChannel | None:
-        """Do without the present pika channel; return it."""
+        """Stop using the present pika channel; return it."""
         left, self.pika = self.pika, None
         return left
 
     def make(self, request: Request) -> Any:
-        """Make one request and wait for its answer.
+        """Make a request, and return the broker's answer.
 
         Raises:
             pika.exceptions.AMQPError: the broker closed the channel over it, or the connection is lost.
             Unavailable: the command is to stop, and the broker does not answer.
-            MqtoolError: it cannot be encoded.
+            MqtoolError: the request cannot be encoded.
         """
         answer: Answer[Any] = Answer()
 
@@ -161,20 +159,20 @@ class Requests:
             try:
                 request(self.pika, answer.give)
             except CONNECTION_LOST as error:
-                self.pika = None  # the connection is closing under it; whoever asked waits for the next channel
+                self.pika = None  # the connection is closing; the caller waits for the next channel
                 answer.refuse(error)
             except Exception as error:  # pika cannot encode it; raised below, in the caller's thread
                 answer.refuse(pika_errors.cannot_encode(error))
 
         with self._one_at_a_time:
             self._io.run(start)
-            while not wait([answer], LOOK_UP).done:
+            while not wait([answer], CHECK_INTERVAL).done:
                 if why := self._hopeless():
                     raise Unavailable(f"stopped: {why}")
             return answer.result()
 
     def send(self, epoch: int, method: Callable[[PikaChannel], None]) -> None:
-        """Send a method that has no answer, unless it is about an earlier opening. From any thread."""
+        """Send a method that has no answer, unless the channel was reopened since that epoch. From any thread."""
 
         def start() -> None:
             if epoch == self.epoch and self.pika is not None and self.pika.is_open:
@@ -184,7 +182,7 @@ class Requests:
 
     def _open(self, opened: Answer[PikaChannel]) -> None:
         def on_open(pika: PikaChannel) -> None:
-            self.epoch += 1  # before anybody uses the channel: older delivery tags must not be taken for its own
+            self.epoch += 1  # before the channel is used: older delivery tags must not be taken for its own
             self.pika = pika
             opened.give(pika)
 
@@ -199,11 +197,11 @@ class Requests:
         pika.add_callback(self._on_get_empty, [spec.Basic.GetEmpty], one_shot=False)
 
     def _on_close(self, pika: PikaChannel, reason: Exception) -> None:
-        """The broker closed the channel, or the connection is lost. On the I/O thread."""
+        """Handle the end of a channel: the broker has closed it, or the connection is lost. On the I/O thread."""
         was_open = pika is self.pika
         if was_open:
             self.pika = None
-        if isinstance(reason, exceptions.ChannelClosedByClient):  # it was left
+        if isinstance(reason, exceptions.ChannelClosedByClient):  # after leave()
             reason = exceptions.ConnectionWrongStateError()
         answer = self._answer
         if pika is self._asked and answer is not None and not answer.done():

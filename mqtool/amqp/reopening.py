@@ -10,13 +10,13 @@ from pika.channel import Channel as PikaChannel
 
 from mqtool.amqp import administration, pika_errors
 from mqtool.amqp.administration import Request
-from mqtool.amqp.io_thread import CONNECTION_LOST, LOOK_UP, IoThread, Requests
+from mqtool.amqp.io_thread import CHECK_INTERVAL, CONNECTION_LOST, IoThread, Requests
 from mqtool.errors import MqtoolError, Unavailable
 from mqtool.topology import Binding, Exchange, Queue
 
 
 class Journal:
-    """Exchanges, queues and bindings in the order of their declaration."""
+    """The exchanges, queues and bindings to set up again when a channel is reopened, in order. Does no I/O."""
 
     def __init__(self) -> None:
         self._entries: list[Exchange | Queue | Binding] = []
@@ -27,7 +27,7 @@ class Journal:
         return iter(tuple(self._entries))
 
     def remember(self, entry: Exchange | Queue | Binding) -> None:
-        """Set this up again, too."""
+        """Add an exchange, a queue or a binding."""
         self._entries.append(entry)
 
     @property
@@ -36,34 +36,34 @@ class Journal:
         return [entry.name for entry in self._entries if isinstance(entry, Exchange)]
 
     def renamed(self, queue: str, name: str) -> None:
-        """The broker has given a queue that it named another name."""
+        """Store the new name of a queue that was named by the broker."""
         self._names[queue] = name
 
     def current_name(self, queue: str) -> str:
-        """The present name of a queue, which changes with each reconnection if the broker chose it."""
+        """The present name of a queue: one named by the broker gets another name with each reconnection."""
         return self._names.get(queue, queue)
 
     def current(self, binding: Binding) -> Binding:
-        """A binding with the present name of its queue."""
+        """Copy a binding, with the present name of its queue."""
         if binding.to_exchange or binding.destination not in self._names:
             return binding
         return replace(binding, destination=self._names[binding.destination])
 
     def differs(self, thing: Exchange | Queue) -> bool:
-        """Whether the broker has it with other settings, and we use it nevertheless."""
+        """Whether it exists on the broker with other settings, and is used as it is."""
         return (type(thing), thing.name) in self._differing
 
     def set_differs(self, thing: Exchange | Queue) -> None:
-        """Remember that declaring it would close the channel."""
+        """Remember that it exists with other settings: declaring it would close the channel."""
         self._differing.add((type(thing), thing.name))
 
     def unset_differs(self, thing: Exchange | Queue) -> None:
-        """It is gone, and can be declared."""
+        """Forget that: it was deleted, and can be declared."""
         self._differing.discard((type(thing), thing.name))
 
 
 def is_named_by_broker(queue: Queue) -> bool:
-    """Whether the broker chose the queue's name, and chooses another next time."""
+    """Whether the broker chose the name of a queue."""
     return queue.exclusive and queue.name.startswith("amq.")
 
 
@@ -71,7 +71,13 @@ Thing = TypeVar("Thing", bound=Exchange | Queue)
 
 
 class ChannelConnection(Protocol):
-    """What a link needs of its connection."""
+    """What a channel needs of its connection.
+
+    Attributes:
+        has_progressed: since the connection was opened, a message was confirmed or a delivery acknowledged.
+        comes_back: the connection is opened again after a loss.
+        hopeless: why the broker cannot answer, if the command is to stop; else None.
+    """
 
     has_progressed: bool
 
@@ -89,22 +95,22 @@ class ChannelConnection(Protocol):
 
 
 class ChannelListener:
-    """Publishes or consumes, and is told what becomes of the channel. On the I/O thread, except opened().
+    """Is called with the events of a channel. On the I/O thread, except opened().
 
     Attributes:
-        consumes: queues that are deleted with their last consumer must be declared again for it.
+        consumes: True for a consumer: a queue that is deleted with its last consumer must be declared again for it.
     """
 
     consumes = False
 
     def opened(self, *, connection_is_new: bool) -> None:
-        """There is another pika channel: set up again what was there before."""
+        """The channel was opened again: publish or consume on it as before."""
 
     def paused(self) -> None:
-        """The connection is lost, or the broker blocks publishers: memory or disk alarm."""
+        """The connection is lost, or the broker blocks publishers because of a memory or disk alarm."""
 
     def resumed(self) -> None:
-        """The broker accepts messages again."""
+        """The broker has unblocked publishers."""
 
     def cancelled(self, tag: str) -> None:
         """The broker has cancelled the consumer with this tag."""
@@ -113,17 +119,19 @@ class ChannelListener:
         """The channel is closed for good. From any thread."""
 
     def closing(self) -> None:
-        """The connection is about to be closed: send what waits. From any thread."""
+        """The connection is about to be closed: send what waits to be sent. From any thread."""
 
 
 class ReopeningChannel:
-    """A channel's link to its connection.
+    """A channel that is opened again after the connection is lost, or after the broker has closed it.
+
+    The connection opens it after a loss. After an error, for which AMQP closes the channel, it opens itself.
 
     Attributes:
-        failure: what closed the channel for good, or None.
-        refused: the broker closed the channel over what was asked of it; the connection is open.
-        journal: what to set up again.
-        requests: the way to the broker, without what this adds.
+        failure: the error that closed the channel for good, if any.
+        refused: the broker closed the channel because of an error, while the connection stayed open.
+        journal: the exchanges, queues and bindings to set up again.
+        requests: makes single requests, without repeating them.
 
     Args:
         strict: reject any difference between what is declared and what exists.
@@ -150,38 +158,42 @@ class ReopeningChannel:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the channel is open, with all that was set up on it."""
+        """Whether the channel is open, and set up as before."""
         return self._is_set_up and self.requests.pika is not None
 
     def listen(self, listener: ChannelListener) -> None:
-        """Tell this one, too."""
+        """Call this listener from now on."""
         self._listeners[listener] = None
 
     def progress(self) -> None:
-        """The broker has confirmed something, or gets an acknowledgement."""
+        """Note that a message was confirmed or a delivery acknowledged."""
         self._connection.has_progressed = True
 
     def forget(self, listener: ChannelListener) -> None:
-        """Tell this one no more."""
+        """Stop calling this listener."""
         self._listeners.pop(listener, None)
 
     def tell(self, event: Callable[[ChannelListener], None]) -> None:
-        """Call a method of every listener."""
+        """Call a method of each listener."""
         for listener in tuple(self._listeners):
             event(listener)
 
     # For the connection.
 
     def open(self, *, connection_is_new: bool = False, set_up_topology: bool = True) -> None:
-        """Open the channel on the present connection, and set up again what was there before.
+        """Open the channel on the present connection, and set it up as before.
+
+        Args:
+            connection_is_new: the connection itself was opened again.
+            set_up_topology: also declare what is in the journal.
 
         Raises:
             pika.exceptions.AMQPError: the connection is lost.
-            MqtoolError: the broker refuses something.
+            MqtoolError: the broker refuses a declaration.
         """
         with self._opening:
             if self.is_ready:
-                return  # by another thread
+                return  # another thread has opened it
             self._is_set_up, self._opener = False, threading.get_ident()
             try:
                 self.requests.open()
@@ -195,12 +207,12 @@ class ReopeningChannel:
                 self._changed.notify_all()
 
     def lost(self) -> None:
-        """The connection is lost, and will be opened again."""
+        """Note that the connection is lost; it is being opened again."""
         self.requests.pika = None
         self.tell(lambda listener: listener.paused())
 
     def fail(self, failure: MqtoolError) -> None:
-        """The channel is closed for good. From any thread."""
+        """Close the channel for good: calls that wait raise this error. From any thread."""
         with self._changed:
             if self.failure is not None:
                 return
@@ -211,7 +223,7 @@ class ReopeningChannel:
     # Requests.
 
     def retrying(self, request: Callable[[], Any]) -> Any:
-        """Make a request; if the connection is lost meanwhile, make it again on the next one.
+        """Make a request; if the connection is lost meanwhile, repeat it on the next one.
 
         Raises:
             MqtoolError: the broker refuses it, or the channel is closed for good.
@@ -221,24 +233,24 @@ class ReopeningChannel:
             try:
                 return request()
             except CONNECTION_LOST:
-                continue  # it has lost its pika channel before it fails, so this waits for the next one
+                continue  # requests.pika is None by now, so this waits for the next channel
 
     def wait_until_ready(self) -> None:
         """Wait until the channel is open.
 
         Raises:
             Unavailable: the command is to stop, and there is no connection.
-            MqtoolError: it is closed for good.
+            MqtoolError: the channel is closed for good.
         """
         with self._changed:
-            while not self._changed.wait_for(lambda: self.is_ready or self.failure is not None, LOOK_UP):
+            while not self._changed.wait_for(lambda: self.is_ready or self.failure is not None, CHECK_INTERVAL):
                 if why := self._connection.hopeless:
                     raise Unavailable(f"stopped: {why}")
         if self.failure is not None:
             raise self.failure
 
     def checked(self, request: Request) -> Any:
-        """Make a request that the broker may refuse by closing the channel; open it again then, and say why.
+        """Make a request. If the broker refuses it and closes the channel, open the channel again; raise the reason.
 
         Raises:
             MqtoolError: the broker refuses it.
@@ -247,13 +259,13 @@ class ReopeningChannel:
         try:
             return self.requests.make(request)
         except exceptions.ChannelClosedByBroker as error:
-            if self._opener != threading.get_ident():  # else what is being set up again cannot be
+            if self._opener != threading.get_ident():  # else open() is running, and fails
                 self._open_after_refusal()
             raise pika_errors.closed_by_broker(error) from error
 
     def declare(self, thing: Thing, *, exactly: bool = False) -> Thing:
-        """Declare an exchange or a queue, or use the one that exists if the difference is harmless."""
-        if self.journal.differs(thing):  # declaring it would close the channel once more
+        """Declare an exchange or a queue, or use the existing one if it differs harmlessly; see Channel.declare()."""
+        if self.journal.differs(thing):  # declaring it again would close the channel
             try:
                 self.requests.make(administration.declare_request(thing, passive=True))
             except exceptions.ChannelClosedByBroker:
@@ -286,15 +298,15 @@ class ReopeningChannel:
             else:
                 self.declare(entry)
 
-    # Opening anew.
+    # Opening it again.
 
     def open_another(self) -> None:
-        """Start to open another pika channel in place of this one. From any thread."""
+        """Start to replace the pika channel by another one. From any thread."""
 
         def leave() -> None:
             left = self.requests.leave()
             if left is None:
-                return  # the connection is lost, and there will be another channel anyway
+                return  # the connection is lost, and its recovery opens another channel
             self.tell(lambda listener: listener.paused())
             self._connection.io.run(lambda: left.close() if left.is_open else None)
             self._open_or_fail()
@@ -302,8 +314,8 @@ class ReopeningChannel:
         threading.Thread(target=leave, daemon=True).start()
 
     def _open_after_refusal(self) -> None:
-        """Open the channel that the broker has closed. What was declared still exists, except what is deleted with its
-        last consumer.
+        """Open the channel again after the broker has closed it. Only queues that are deleted with their last consumer
+        need to be declared again.
         """
         if self._opener == threading.get_ident():
             self.requests.open()
@@ -318,12 +330,12 @@ class ReopeningChannel:
         try:
             self.open()
         except exceptions.AMQPError:
-            pass  # the connection is lost as well, and opens this link once it is open again
+            pass  # the connection is lost as well, and opens this channel once it is open again
         except MqtoolError as failure:
             self.fail(failure)
 
     def _on_refused(self, reason: exceptions.ChannelClosedByBroker) -> None:
-        """The broker closed the channel, but not in answer to a request. On the I/O thread."""
+        """Handle that the broker has closed the channel, but not in answer to a request. On the I/O thread."""
         why = pika_errors.closed_by_broker(reason)
         if not self._connection.comes_back or not pika_errors.is_mended_by_reopening(reason, self.journal.exchanges):
             self.refused = True

@@ -13,7 +13,7 @@ from mqtool.cli import stopping
 from mqtool.cli.display import output
 from mqtool.cli.options import DelayOptions, MessageOptions, Publishing
 from mqtool.errors import BadData, UsageError
-from mqtool.message import InBatches, Message, new_message_ids
+from mqtool.message import InBatches, Message, new_message_id
 
 Thing = TypeVar("Thing")
 
@@ -313,9 +313,9 @@ class _Making:
         properties: dict[str, Any] = dict(options.properties or [])
         own: str | None = properties.pop("message_id", None)
         self._own_id = own
-        self._ids: Callable[[int], Sequence[str | None]] = (
-            new_message_ids if with_ids and not own else lambda count: [own] * count
-        )
+        self._ids: Callable[[int], Sequence[str | None]] = lambda count: [
+            new_message_id() if with_ids and not own else own for _ in range(count)
+        ]
         if options.headers:
             properties["headers"] = dict(options.headers)
         if options.persistent:
