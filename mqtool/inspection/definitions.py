@@ -1,4 +1,4 @@
-"""What a virtual host holds, as far as routing goes: exchanges, queues and bindings of both kinds.
+"""The exchanges, queues and bindings of a virtual host; and definitions files: exporting, comparing, importing.
 
 "Definitions" is RabbitMQ's word for it: https://www.rabbitmq.com/docs/definitions
 """
@@ -19,7 +19,7 @@ from mqtool.topology import DEFAULT_EXCHANGE, Binding, Exchange, Queue
 
 @dataclass(frozen=True)
 class Definitions:
-    """Exchanges and queues by name, bindings by their source.
+    """Exchanges and queues by name, bindings by their source exchange.
 
     The arguments of exchanges and queues are to hold what policies add: see management.with_policy(). The bindings that
     every queue has to the default exchange are left out.
@@ -31,7 +31,7 @@ class Definitions:
 
     @classmethod
     def of(cls, exchanges: Iterable[Exchange], queues: Iterable[Queue], bindings: Iterable[Binding]) -> "Definitions":
-        """Sort them by name and source; the default exchange is always there."""
+        """Index definitions by name and source. The default exchange is always included."""
         by_source: dict[str, list[Binding]] = {}
         for binding in bindings:
             if binding.source:
@@ -44,7 +44,7 @@ class Definitions:
 
 
 def as_json(binding: Binding) -> Json:
-    """A binding with the names that the management API gives to its parts."""
+    """A binding as the management API writes it."""
     kind = "exchange" if binding.to_exchange else "queue"
     where = {"source": binding.source, "destination": binding.destination, "destination_type": kind}
     return {**where, "routing_key": binding.routing_key, "arguments": binding.arguments}
@@ -56,22 +56,26 @@ _QUEUE_COLUMNS = ("name", "durable", "auto_delete", "exclusive", "arguments", "p
 
 
 def read(api: Management, vhost: str) -> Definitions:
-    """All definitions of a virtual host.
+    """Read the definitions of a virtual host from the management API.
 
     Raises:
-        Unavailable, NotFound, AccessRefused: the API cannot tell.
+        Unavailable, NotFound, AccessRefused: the management API does not answer, or not with this.
     """
     return Definitions.of(exchanges(api, vhost), _queues(api, vhost), bindings(api, vhost))
 
 
 def exchanges(api: Management, vhost: str) -> list[Exchange]:
-    """The exchanges, with what policies add to their arguments. Raises as read() does."""
+    """The exchanges of a virtual host, with the arguments that policies add.
+
+    Raises:
+        Unavailable, NotFound, AccessRefused: the management API does not answer.
+    """
     try:
         views = list(management.exchanges(api, vhost, _EXCHANGE_COLUMNS))
     except NotFound as error:
         raise NotFound(f"there is no virtual host {vhost!r}", "'mqtool list vhosts' shows them") from error
     policies: dict[str, Json] = {}
-    if any(view.get("policy") for view in views):  # only the policy's name is told
+    if any(view.get("policy") for view in views):  # the view contains only the policy's name
         policies = _policies(api, vhost)
     return [
         Exchange(
@@ -87,7 +91,7 @@ def exchanges(api: Management, vhost: str) -> list[Exchange]:
 
 
 def _policies(api: Management, vhost: str) -> dict[str, Json]:
-    """What each policy adds, by its name: where something tells of its policy, that is all it tells."""
+    """The definition of each policy, by its name."""
     return {policy["name"]: policy.get("definition") or {} for policy in management.policies(api, vhost)}
 
 
@@ -98,7 +102,7 @@ def _queues(api: Management, vhost: str) -> Iterator[Queue]:
 
 
 def queue_arguments(api: Management, vhost: str) -> Callable[[Json], dict[str, Any]]:
-    """A function for the arguments of a queue that management.queue_totals() tells of, with what its policy adds.
+    """A function that returns the arguments of a queue from management.queue_totals(), with those of its policy.
 
     That tells only the policy's name, and nothing of an operator's policy, which can only limit.
     """
@@ -107,11 +111,11 @@ def queue_arguments(api: Management, vhost: str) -> Callable[[Json], dict[str, A
     def by_policy() -> dict[str, Json] | None:
         try:
             return _policies(api, vhost)
-        except AccessRefused:  # it takes the tag 'policymaker'
+        except AccessRefused:  # the user lacks the tag 'policymaker'
             return None
 
     @functools.cache
-    def by_queue() -> dict[str, Json]:  # it takes no tag, but long
+    def by_queue() -> dict[str, Json]:  # slow, but any user may do it
         views = management.queues(api, vhost, ("name", "effective_policy_definition"))
         return {view["name"]: view.get("effective_policy_definition") or {} for view in views}
 
@@ -126,7 +130,11 @@ def queue_arguments(api: Management, vhost: str) -> Callable[[Json], dict[str, A
 
 
 def bindings(api: Management, vhost: str, *sources: str) -> Iterator[Binding]:
-    """The bindings of these exchanges; without any, of all but the default exchange. Raises as read() does."""
+    """The bindings of these exchanges; if none are given, of all but the default exchange.
+
+    Raises:
+        Unavailable, NotFound, AccessRefused: the management API does not answer.
+    """
     found: Iterable[Json] = (view for view in management.bindings(api, vhost, _BINDING_COLUMNS) if view["source"])
     if sources:
         found = chain.from_iterable(management.bindings_from(api, vhost, each, _BINDING_COLUMNS) for each in sources)
@@ -134,7 +142,11 @@ def bindings(api: Management, vhost: str, *sources: str) -> Iterator[Binding]:
 
 
 def bindings_to(api: Management, vhost: str, queue: str) -> Iterator[Binding]:
-    """The bindings of a queue, without the one to the default exchange. Raises as read() does."""
+    """The bindings of a queue, except the one to the default exchange.
+
+    Raises:
+        Unavailable, NotFound, AccessRefused: the management API does not answer.
+    """
     found = api.items(path("queues", vhost, queue, "bindings"), _BINDING_COLUMNS)
     return map(_binding, (view for view in found if view["source"]))
 
@@ -150,13 +162,13 @@ def _binding(view: Json) -> Binding:
 
 
 def _value(value: Any) -> Any:
-    """An argument as it was before RabbitMQ's API wrote it as JSON, where it can be told: it writes no value so."""
+    """An argument's value before RabbitMQ's API converted it to JSON, which writes "no value" as "undefined"."""
     return None if value == "undefined" else value
 
 
-#: Each kind with its name in the singular, in the order in which they can be imported.
+#: The kinds in the order in which they can be imported, each with its singular.
 KINDS = {"policies": "policy", "exchanges": "exchange", "queues": "queue", "bindings": "binding"}
-#: What a thing has besides its identity, with RabbitMQ's defaults.
+#: Fields that do not identify an object, with RabbitMQ's defaults.
 _SETTINGS: dict[str, Json] = {
     "policies": {"pattern": "", "apply-to": "all", "priority": 0, "definition": {}},
     "exchanges": {"type": "direct", "durable": True, "auto_delete": False, "internal": False, "arguments": {}},
@@ -166,7 +178,7 @@ _SETTINGS: dict[str, Json] = {
 _BINDING = {"source": "", "destination": "", "destination_type": "queue", "routing_key": "", "arguments": {}}
 _OTHERS = ("users", "permissions", "topic_permissions", "parameters", "global_parameters")
 
-#: Things of each kind, as a file has them.
+#: The objects of each kind, as a definitions file contains them.
 Contents = dict[str, list[Json]]
 Action = Literal["add", "change", "conflict", "extra"]
 
@@ -188,10 +200,10 @@ class Change:
 
 
 def export(api: Management, vhost: str) -> Contents:
-    """What a virtual host has, except what its broker or a connection brings along and takes away.
+    """Export a virtual host's definitions, except predeclared exchanges and exclusive queues.
 
     Raises:
-        Unavailable, NotFound, AccessRefused: the API cannot tell.
+        Unavailable, NotFound, AccessRefused: the management API does not answer, or not with this.
     """
     exchanges = management.exchanges(api, vhost, ["name", *_SETTINGS["exchanges"]])
     listed = management.queue_totals(api, vhost, ["name", "exclusive", *_SETTINGS["queues"]])
@@ -210,13 +222,13 @@ def export(api: Management, vhost: str) -> Contents:
 
 
 def parse_file(text: str, where: str, vhost: str) -> tuple[Contents, list[str]]:
-    """The definitions of a virtual host in a file, and what else is in it.
+    """Parse a definitions file; return those of one virtual host, and the names of other sections in the file.
 
     Args:
         where: the file's name, for errors.
 
     Raises:
-        BadData: it does not hold definitions, or none of this virtual host.
+        BadData: the text is not a definitions file, or has none of this virtual host.
     """
     try:
         told = json.loads(text)
@@ -239,7 +251,7 @@ def parse_file(text: str, where: str, vhost: str) -> tuple[Contents, list[str]]:
 
 
 def compare(broker: Contents, file: Contents) -> list[Change]:
-    """What differs, in the order in which it can be imported; what only the broker has comes last."""
+    """List the differences in the order in which they can be imported. Objects that only the broker has come last."""
     found: list[Change] = []
     extra: list[Change] = []
     for kind, singular in KINDS.items():
@@ -255,7 +267,7 @@ def compare(broker: Contents, file: Contents) -> list[Change]:
 
 
 def apply(api: Management, vhost: str, change: Change) -> None:
-    """Make the broker have what the file has: something that is to be added or changed.
+    """Apply one difference to the broker: add an object, or change one.
 
     Raises:
         MqtoolError: the broker refuses it, or does not answer.
@@ -271,7 +283,7 @@ def apply(api: Management, vhost: str, change: Change) -> None:
 
 
 def _is_ours(view: Json) -> bool:
-    """Whether a client has named it, not the broker."""
+    """True if its name was chosen by a client, not by the broker."""
     return bool(view["name"]) and not view["name"].startswith("amq.")
 
 
@@ -286,7 +298,7 @@ def _checked(items: Any, kind: str, where: str) -> Iterator[Json]:
 
 
 def _plain(kind: str, item: Json) -> Json:
-    """What counts of a thing, with defaults for what is left out."""
+    """An object's relevant fields, with defaults for missing ones."""
     known = _BINDING if kind == "bindings" else {"name": "", **_SETTINGS[kind]}
     return {name: default if item.get(name) is None else item[name] for name, default in known.items()}
 
@@ -307,5 +319,5 @@ def _differences(kind: str, broker: Json, file: Json) -> Iterable[tuple[str, tup
 
 
 def _without_default(arguments: Json) -> Json:
-    """Arguments without the type that a queue has anyway; some versions of RabbitMQ export it, some do not."""
+    """Arguments without the default queue type, which only some versions of RabbitMQ export."""
     return {name: value for name, value in arguments.items() if (name, value) != ("x-queue-type", "classic")}

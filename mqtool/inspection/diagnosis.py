@@ -1,4 +1,4 @@
-"""Problems of a broker: queues where nothing moves between two looks, exchanges that lead nowhere or in circles."""
+"""`doctor`: problems of queues, seen by looking twice, and exchanges that route nowhere or in cycles."""
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,21 +18,21 @@ from mqtool.topology import Binding, Exchange, Queue
 Node = TypeVar("Node", bound=Hashable)
 
 _EXCHANGE_COLUMNS = ("name", "vhost", "type", "arguments", "policy", "message_stats.publish_in")
-#: Ways of expired messages to follow: more than anybody wires by hand, and not forever where all leads to all.
+#: The most paths of expired messages to follow, so that the search ends where everything is bound to everything.
 _WAYS = 100_000
 _BINDING_COLUMNS = ("source", "vhost", "destination", "destination_type", "routing_key", "arguments")
 
 
 @dataclass
 class Paths:
-    """What messages of one virtual host may follow, as far as dead ends and circles need it.
+    """The paths of messages in one virtual host, as far as dead ends and cycles depend on them.
 
     Attributes:
-        exchanges: all, as the management API tells of them, by name.
-        policies: what each policy sets, by its name.
-        expiring: queues with a message TTL and a dead-letter exchange, which messages leave without being rejected.
+        exchanges: all, as the management API describes them, by name.
+        policies: the definition of each policy, by its name.
+        expiring: queues with a message TTL and a dead-letter exchange, so that messages leave them without a consumer.
         bound: exchanges with bindings.
-        bindings: those between exchanges, and those of the dead-letter exchanges of expiring queues.
+        bindings: between exchanges, and those of the dead-letter exchanges of expiring queues.
     """
 
     vhost: str
@@ -43,7 +43,7 @@ class Paths:
     bindings: list[Binding] = field(default_factory=list)
 
     def findings(self) -> Iterator[Finding]:
-        """Find dead ends and circles."""
+        """Find dead ends and cycles."""
         yield from self._published_to_nobody()
         yield from self._alternates()
         yield from self._circles_of_exchanges()
@@ -57,7 +57,7 @@ class Paths:
     def _published_to_nobody(self) -> Iterator[Finding]:
         for name, exchange in self.exchanges.items():
             published = (exchange.get("message_stats") or {}).get("publish_in")
-            # What a policy does that we may not see, we cannot tell.
+            # The user may not see the policy, which may set an alternate exchange.
             hidden = bool(exchange.get("policy")) and exchange["policy"] not in self.policies
             if name and published and name not in self.bound and not hidden and self._alternate(exchange) is None:
                 what = f"has received {counted(published)} and has no bindings: they are lost"
@@ -86,7 +86,7 @@ class Paths:
                 leads.setdefault(binding.source, []).append(binding.destination)
         seen: set[frozenset[str]] = set()
         for circle in _circles(leads):
-            if frozenset(circle) not in seen:  # two bindings may lead the same way
+            if frozenset(circle) not in seen:  # two bindings may have the same destination
                 seen.add(frozenset(circle))
                 way = " → ".join(map(repr, circle))
                 what = f"is bound to itself in a circle, {way}: what one receives may reach the queues of all"
@@ -97,7 +97,7 @@ class Paths:
         seen: set[frozenset[str]] = set()
         for circle in _circles(self._expiries()):
             names = sorted({place.queue for place in circle})
-            if frozenset(names) not in seen:  # messages with other keys may go the same way
+            if frozenset(names) not in seen:  # messages with other keys may take the same path
                 seen.add(frozenset(names))
                 through = "" if len(names) == 1 else f" by way of {', '.join(map(repr, names[1:]))}"
                 what = f"gets its expired messages back{through}: RabbitMQ drops those that nobody rejected on the way"
@@ -105,8 +105,8 @@ class Paths:
                 yield Finding("dead-letter-cycle", f"queue {names[0]!r}", what, hint, self.vhost)
 
     def _expiries(self) -> dict["_Place", list["_Place"]]:
-        """Where messages go when they expire, from where they may be: by their queue's name, or by a binding."""
-        # Not by alternate exchanges, of which not all is known.
+        """Where expired messages go, for each queue and each routing key with which a message can be in it."""
+        # Alternate exchanges are left out: not all of their bindings are known.
         exchanges = [
             Exchange(name, view["type"], arguments={**(view.get("arguments") or {}), "alternate-exchange": None})
             for name, view in self.exchanges.items()
@@ -144,9 +144,9 @@ class _Place(NamedTuple):
 
 
 def _circles(leads: Mapping[Node, Iterable[Node]]) -> Iterator[list[Node]]:
-    """Circles in a graph, each from a node to itself: at least one of those that lead through each other.
+    """Yield cycles in a graph, each from a node to itself.
 
-    One for each node is enough; of all, there may be more than anybody could count.
+    At least one cycle is found in each group of connected nodes; the number of all cycles may be exponential.
     """
     done: set[Node] = set()
     closing: set[Node] = set()
@@ -168,17 +168,17 @@ def _circles(leads: Mapping[Node, Iterable[Node]]) -> Iterator[list[Node]]:
 
 
 def expires(queue: Json) -> bool:
-    """Whether messages leave a queue for its dead-letter exchange when they expire, without being rejected."""
+    """True if the queue dead-letters messages that expire: it has a message TTL and a dead-letter exchange."""
     return {"x-dead-letter-exchange", "x-message-ttl"} <= management.effective_arguments(queue).keys()
 
 
 def dead_end_findings(
     api: Management, vhost: str | None, policies: Iterable[Json], expiring: Iterable[Json]
 ) -> Iterator[Finding]:
-    """Find the dead ends and circles of a virtual host; None for all.
+    """Find the dead ends and cycles of a virtual host; None for all.
 
     Args:
-        policies: those that the user may see.
+        policies: those that the user may list.
         expiring: the queues of which expires() is true.
 
     Raises: as Management.get does.
@@ -208,30 +208,30 @@ def dead_end_findings(
         yield from paths.findings()
 
 
-#: What is asked of each queue.
+#: The columns that the checks of queues need.
 COLUMNS = (
     "name", "vhost", "type", "durable", "exclusive", "arguments", "effective_policy_definition", "consumers",
     "messages", "messages_ready", "messages_unacknowledged", "message_stats",
 )  # fmt: skip
-#: Seconds by which statistics may be late.
+#: The greatest delay of statistics, in seconds.
 _LATE = 10.0
 
 
 def has_no_consumer(queue: Json) -> bool:
-    """Whether it holds messages and has no consumer; queues of dead letters and retries are meant to."""
+    """True if a queue has messages and no consumer. Dead-letter queues and wait queues do not count."""
     if queue.get("type") == "stream" or queue["name"].endswith(".dlq"):
         return False
     return not expires(queue) and not queue.get("consumers") and bool(queue.get("messages_ready"))
 
 
 def forgets_to_acknowledge(queue: Json, earlier: Json | None = None) -> bool:
-    """Whether its consumers seem never to acknowledge.
+    """True if its consumers seem never to acknowledge.
 
     Args:
-        earlier: the same queue some seconds before; without it, only a queue that never had an ack is found.
+        earlier: the same queue some seconds before; without it, True only if it never had an acknowledgement.
     """
     unacked, acks = queue.get("messages_unacknowledged") or 0, _count(queue, "ack")
-    # One in hand each may just be a long task.
+    # One unacknowledged delivery per consumer may be a long task.
     has_many = unacked > (queue.get("consumers") or 0)
     if earlier is None:
         return has_many and acks == 0
@@ -240,12 +240,12 @@ def forgets_to_acknowledge(queue: Json, earlier: Json | None = None) -> bool:
 
 
 def stands_still(queue: Json, earlier: Json | None = None) -> bool:
-    """Whether messages wait, and each consumer has one that it neither acknowledges nor gets another after.
+    """True if messages wait, and each consumer has a delivery, does not acknowledge it, and gets no other one.
 
-    That is a long task, or a consumer with a prefetch limit that forgets to acknowledge: a broker cannot tell which.
+    The cause is a long task, or a consumer with a prefetch limit that forgets to acknowledge. The broker does not know.
 
     Args:
-        earlier: the same queue some seconds before; without it, only a queue that never had an ack is found.
+        earlier: the same queue some seconds before; without it, True only if it never had an acknowledgement.
     """
     consumers = queue.get("consumers") or 0
     if (queue.get("arguments") or {}).get("x-single-active-consumer"):
@@ -256,27 +256,27 @@ def stands_still(queue: Json, earlier: Json | None = None) -> bool:
         return _count(queue, "ack") == 0
     if any(_count(queue, name) != _count(earlier, name) for name in ("ack", "deliver_get")):
         return False
-    shorter = queue["messages_ready"] < (earlier.get("messages_ready") or 0)  # it is counted more often than the others
+    shorter = queue["messages_ready"] < (earlier.get("messages_ready") or 0)  # updated more often than the others
     return not shorter and _is_full(earlier, consumers) and not _moves(earlier)
 
 
 def _is_full(queue: Json, consumers: int) -> bool:
-    """Whether messages wait although each consumer has one."""
+    """True if messages wait although each consumer has one."""
     return bool(queue.get("messages_ready")) and (queue.get("messages_unacknowledged") or 0) >= consumers > 0
 
 
 def _moves(queue: Json) -> bool:
-    """Whether its statistics, which are renewed every five seconds, show a delivery or an ack lately."""
+    """True if its statistics, which are updated every five seconds, show a recent delivery or acknowledgement."""
     return any(rate(queue, name) > 0 for name in ("ack", "deliver_get"))
 
 
 def rate(view: Json, name: str) -> float:
-    """How fast a counter of a queue, or of a broker, grows: in 1/s."""
+    """The rate of a counter of a queue or a broker, per second."""
     return float(((view.get("message_stats") or {}).get(f"{name}_details") or {}).get("rate") or 0.0)
 
 
 def dropped(queue: Json) -> int:
-    """How many messages were published to it and are neither acknowledged nor there."""
+    """The number of messages that were published to a queue and are neither acknowledged nor in it any more."""
     settled = sum(_count(queue, name) for name in ("ack", "deliver_no_ack", "get_no_ack"))
     return max(0, _count(queue, "publish") - settled - (queue.get("messages") or 0))
 
@@ -286,7 +286,7 @@ def _count(queue: Json, name: str) -> int:
 
 
 def findings(api: Management, vhost: str | None, wait: Callable[[], object]) -> Iterator[Finding]:
-    """Find the problems of a vhost, or of all of them.
+    """Find the problems of one virtual host, or of all.
 
     Args:
         wait: called between the two looks.
@@ -334,7 +334,7 @@ def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]
         )
     elif exchange is None and earlier is not None and queue.get("type") != "stream":
         gone = min(dropped(queue), dropped(earlier))
-        # The counters of what is published and what is there are not of the same moment.
+        # The counters are not of the same moment.
         if gone > rate(queue, "publish") * _LATE:
             what = f"has lost {counted(gone)}: rejected, expired or purged, without a dead-letter exchange"
             hint = "declare it with --dead-letter-exchange, or set a policy with dead-letter-exchange"
@@ -342,7 +342,7 @@ def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]
 
 
 def of_firehose(api: Management, vhost: str | None) -> Iterator[Finding]:
-    """Find virtual hosts with the firehose on: it is meant for a short while, and may have been forgotten."""
+    """Report virtual hosts with the firehose on, which somebody may have forgotten."""
     for view in management.vhosts(api, ("name", "tracing")):
         if view.get("tracing") and vhost in (None, view["name"]):
             what = "has the firehose on: the broker copies each message, whether or not somebody looks"
@@ -350,7 +350,7 @@ def of_firehose(api: Management, vhost: str | None) -> Iterator[Finding]:
             yield Finding("firehose", f"vhost {view['name']!r}", what, hint)
 
 
-#: What a node may tell of itself, and what that means.
+#: Fields of a node that report a problem: the check, the finding and the hint.
 _OF_NODES = (
     ("mem_alarm", "alarm", "has a memory alarm: publishers are blocked", "consume what is queued, or add memory"),
     ("disk_free_alarm", "alarm", "has a disk alarm: publishers are blocked", "make room on its disk"),
@@ -364,7 +364,7 @@ _OF_NODES = (
 
 
 def of_nodes(api: Management) -> Iterator[Finding]:
-    """Find alarms and problems of the cluster. Needs the tag 'monitoring'."""
+    """Report alarms and problems of the cluster. The user needs the tag 'monitoring'."""
     for node in management.nodes(api):
         thing = f"node {node['name']}"
         if not node.get("running", True):

@@ -1,4 +1,4 @@
-"""A wiring as a diagram: Mermaid, which GitHub and many editors draw, and Graphviz's DOT. Nothing here does any I/O.
+"""Output formats of `topology`: Mermaid (drawn by GitHub and many editors), Graphviz's DOT, and records of JSON.
 
 Nodes have numbers of our own for names; the broker's names are only ever labels, in quotes, so that no name can end a
 label or say something in the diagram's language.
@@ -80,7 +80,7 @@ class _Graph:
         self.edges = [*self._of_exchanges(wiring), *self._of_queues(wiring)]
 
     def _node(self, kind: str, name: str, label: str | None = None) -> str:
-        """The identity of a node; its label is its name, unless said otherwise when it is met first."""
+        """Return a node's id, and create the node if it is new. The default label is its name."""
         new = _Node(f"{kind}{len(self.nodes)}", label or name or "(default exchange)", kind)
         return self.nodes.setdefault((kind, name), new).identity
 
@@ -109,7 +109,7 @@ class _Graph:
 
 
 def _keys(link: Link) -> str:
-    """What an arrow says: the first keys, or header arguments, of all the bindings that it stands for."""
+    """An arrow's label: the first keys, or header arguments, of the bindings that it represents."""
     said = [binding.routing_key for binding in link.bindings if binding.source and not binding.arguments]
     said += [
         " ".join(f"{name}={value}" for name, value in each.arguments.items())
@@ -122,12 +122,12 @@ def _keys(link: Link) -> str:
 
 
 def _in_mermaid(text: str) -> str:
-    """As what stands in a Mermaid label: all but plain characters as their numbers, since it has no other quoting."""
+    """Escape text for a Mermaid label, which knows no other quoting than character codes."""
     return re.sub(r"[^\w .,:=*/()>-]", lambda match: f"#{ord(match[0])};", _printable(text)) or " "
 
 
 def _in_dot(text: str) -> str:
-    """As a DOT string in quotes: backslashes would be layout, quotes its end."""
+    """Quote text as a DOT string."""
     escaped = _printable(text).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 
@@ -140,7 +140,7 @@ FORMATS: dict[str, Callable[[Wiring], Iterator[str]]] = {"mermaid": mermaid, "do
 
 
 def records(api: Management, vhost: str, *, only: Collection[str] = ()) -> Iterator[Json]:
-    """Exchanges, who publishes to them, bindings, consumers and queues, each with its kind.
+    """Yield exchanges, their publishers, bindings, consumers and queues as records, each with its "kind".
 
     Args:
         only: these exchanges and what they lead to; none for all.
@@ -170,7 +170,7 @@ def records(api: Management, vhost: str, *, only: Collection[str] = ()) -> Itera
     for view in management.queue_totals(api, vhost, QUEUE_COLUMNS):
         if not only or view["name"] in bound:
             state = asdict(queue_of(view, arguments_of(view))) | {"consumers": consumers[view["name"]]}
-            del state["published"], state["delivered"]  # 'list queues' has them, and takes longer
+            del state["published"], state["delivered"]  # they are slow to get; 'list queues' shows them
             yield {"kind": "queue", **state}
 
 

@@ -1,11 +1,11 @@
-"""A problem of a broker, and how bad it is."""
+"""Findings of `doctor`: problems of a broker, how severe they are, and how they are grouped."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Self
 
-#: Checks, the worst first. What stops publishers, loses nodes or lets anybody in is critical; the others are warnings.
+#: Checks, the worst first. Blocked publishers, lost nodes and open access are critical; the others are warnings.
 CRITICAL = ("node-down", "partition", "alarm", "guest")
 _WORST_FIRST = (
     *CRITICAL,
@@ -16,13 +16,13 @@ _WORST_FIRST = (
     "firehose",
     *("delayed-exchange", "transient", "queue-argument", "global-prefetch", "mirrored", "delivery-limit", "lazy"),
 )
-#: More equal findings than these are shown as one.
+#: Show more equal findings than this as one.
 _APART, _NAMED = 3, 3
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A problem.
+    """One problem.
 
     Attributes:
         check: the name of the check that found it.
@@ -39,33 +39,37 @@ class Finding:
 
     @classmethod
     def of(cls, kind: str, view: Mapping[str, Any], check: str, what: str, hint: str) -> Self:
-        """A problem of a "queue" or the like, as the management API tells of it."""
+        """A problem of an object that the management API describes.
+
+        Args:
+            kind: "queue", "exchange" …
+        """
         return cls(check, f"{kind} {view['name']!r}", what, hint, view["vhost"])
 
     @property
     def severity(self) -> str:
-        """Whether it is "critical" or a "warning"."""
+        """How severe it is: critical, or a warning."""
         return "critical" if self.check in CRITICAL else "warning"
 
     @property
     def where(self) -> str:
-        """The thing, with its virtual host unless that is the default one."""
+        """The object, with its virtual host unless that is "/"."""
         return self.thing if self.vhost in (None, "/") else f"{self.thing} in vhost {self.vhost!r}"
 
 
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
-    """Sort findings: the worst checks first, and those that say the same together."""
+    """Sort findings: the worst checks first, equal ones together."""
     ranks = {check: rank for rank, check in enumerate(_WORST_FIRST)}
     return sorted(findings, key=lambda each: (ranks.get(each.check, len(ranks)), *_kind(each)))
 
 
 def _kind(finding: Finding) -> tuple[str, str, str]:
-    """What findings have in common that say the same of different things."""
+    """The sort key. It is equal for findings that report the same about different objects."""
     return finding.check, finding.vhost or "", finding.hint
 
 
 def grouped(findings: Sequence[Finding]) -> Iterator[tuple[Finding, Sequence[Finding]]]:
-    """Yield each finding, sorted as by worst_first(), with those that say the same of other things.
+    """Group sorted findings: yield the first of each group, and the others, which report the same about other objects.
 
     A few are yielded one by one: what differs, such as a count, is worth a line then.
     """
@@ -78,7 +82,7 @@ def grouped(findings: Sequence[Finding]) -> Iterator[tuple[Finding, Sequence[Fin
 
 
 def others(findings: Sequence[Finding]) -> str:
-    """The first few things of more findings, as an addition to the one that stands for all; empty for none."""
+    """The names of the first few objects of the other findings in a group, as text; empty for none."""
     if not findings:
         return ""
     names = ", ".join(each.thing.partition(" ")[2] for each in findings[:_NAMED])

@@ -1,4 +1,4 @@
-"""Lists of what a broker has: rabbitmqctl's columns, conditions, order.
+"""`list`: rows of queues, exchanges and so on, with rabbitmqctl's columns, and their conditions and order.
 
 https://www.rabbitmq.com/docs/man/rabbitmqctl.8
 """
@@ -15,13 +15,13 @@ from mqtool.management import Management
 from mqtool.spelling import did_you_mean
 
 Row = dict[str, Any]
-#: Yields the API's objects, cut to columns; the vhost is None for all.
+#: Yields the API's objects with these columns. The vhost None means all.
 Source = Callable[[Management, str | None, Sequence[str]], Iterable[Mapping[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A kind of thing that can be listed.
+    """A kind of object that can be listed.
 
     Attributes:
         things: what they are called, in the plural.
@@ -37,7 +37,7 @@ class Listing:
     of_vhost: bool = True
 
     def check(self, names: Iterable[str]) -> None:
-        """Check that these are columns.
+        """Check the names of columns.
 
         Raises:
             UsageError: one is not; the hint names the nearest.
@@ -48,7 +48,7 @@ class Listing:
                 raise UsageError(f"{self.things} have no column {name!r}", did_you_mean(name, self.columns, columns))
 
     def rows(self, api: Management, vhost: str | None, names: Sequence[str]) -> Iterator[Row]:
-        """Yield rows with these columns; a value that the broker does not report is None.
+        """Yield rows with these columns. Values that the broker does not report are None.
 
         Raises: as Management.get does.
         """
@@ -57,7 +57,7 @@ class Listing:
             yield self.row(item, names)
 
     def row(self, item: Mapping[str, Any], names: Iterable[str]) -> Row:
-        """One of the API's objects as a row."""
+        """Convert one of the API's objects to a row."""
         return {name: _at(item, self.columns[name]) for name in names}
 
 
@@ -72,21 +72,21 @@ def _at(item: Any, path: str) -> Any:
 
 
 def _columns(text: str) -> dict[str, str]:
-    """Columns, and where the API's objects have each: `name`, or `name=path`."""
+    """Parse columns, each with its path in the API's objects: `name`, or `name=path`."""
     words = (word.partition("=") for word in text.split())
     return {name: path or name for name, _, path in words}
 
 
-#: Counts of messages in a queue.
+#: The columns that count a queue's messages.
 COUNTS = ("messages", "messages_ready", "messages_unacknowledged")
-#: What the API tells of queues without statistics.
+#: Columns that the API reports without statistics.
 _AT_ONCE = {*COUNTS, "name", "vhost", "type", "durable", "auto_delete", "arguments"}
 
 
 def _queues(
     api: Management, vhost: str | None, columns: Sequence[str], names: Iterable[str] = ()
 ) -> Iterator[Mapping[str, Any]]:
-    """Queues; their counts of messages are not taken from statistics, except those of streams.
+    """Yield queues. Their message counts are current, not from statistics, except for streams.
 
     Args:
         names: of the queues to list; none for all.
@@ -105,13 +105,13 @@ def _queues(
 
 
 def queues_named(names: Iterable[str]) -> Listing:
-    """QUEUES, limited to these names."""
+    """The listing QUEUES, limited to these names."""
     return replace(QUEUES, source=partial(_queues, names=names))
 
 
 def refresh(row: Row, ready: int, consumers: int) -> bool:
-    """Put what AMQP tells of a queue in its row; return whether the API's counts turn out to be old."""
-    # What classic queues hold is counted when the API is asked.
+    """Update a queue's row with the counts from AMQP; return True if the API's counts are outdated."""
+    # The API counts the messages of classic queues at each request.
     is_old: bool = row["messages_ready"] != ready and row["type"] != "classic"
     row |= {"messages_ready": ready, "messages": ready + (row["messages_unacknowledged"] or 0), "consumers": consumers}
     return is_old
@@ -119,12 +119,12 @@ def refresh(row: Row, ready: int, consumers: int) -> bool:
 
 def _users(api: Management, _vhost: str | None, _columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
     for user in sorted(management.users(api), key=lambda user: user["name"]):
-        tags = user.get("tags", [])  # before 3.9 they are a text with commas
+        tags = user.get("tags", [])  # before 3.9, a text separated by commas
         yield {**user, "tags": [tag for tag in tags.split(",") if tag] if isinstance(tags, str) else tags}
 
 
 def _plugins(api: Management, _vhost: str | None, _columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-    """Enabled plugins and those they need, for each node."""
+    """Yield each node's enabled plugins, including those that others depend on."""
     for node in management.nodes(api):
         enabled = set(node.get("enabled_plugins", ()))
         applications: dict[str, Any] = {each["name"]: each for each in node.get("applications", ())}
@@ -240,7 +240,7 @@ LISTINGS = {
 
 
 def in_order(rows: Iterable[Row], columns: Sequence[str]) -> list[Row]:
-    """Rows, sorted by the first column, then the next; `-messages` is the greatest first. What is not told is last."""
+    """Sort rows by the first column, then the next. `-messages` sorts in descending order. Missing values come last."""
     found = list(rows)
     for column in reversed(columns):
         name = column.removeprefix("-")
@@ -254,12 +254,12 @@ def _rank(value: Any) -> tuple[int, float, str]:
 
 
 def counted(number: int, noun: str = "message") -> str:
-    """Such as "1 message", "2,000 messages"."""
+    """A number with its noun: "1 message", "2,000 messages"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def as_text(value: Any) -> str:
-    """A value as a table or a pipe shows it."""
+    """Format a value for a table or a pipe."""
     if value is None:
         return ""
     if isinstance(value, bool):

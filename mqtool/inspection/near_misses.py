@@ -1,4 +1,4 @@
-"""Bindings that nearly matched: which words or headers differ, and the nearest first.
+"""Near misses: bindings that almost matched a message, and what differs; exchanges with a similar name.
 
 It only ranks and explains; mqtool.routing decides whether a binding matches.
 """
@@ -18,15 +18,15 @@ from mqtool.management import Management
 from mqtool.routing import header_matches, wanted_headers, words_of
 from mqtool.topology import Binding, Exchange
 
+#: The cost of `*`: almost nothing, but a literal match is preferred.
 _WILDCARD = 0.001
-"""What `*` costs: next to nothing, but a word that is there literally is taken before."""
+#: Words with at least this similarity count as misspellings of each other, as in difflib.get_close_matches.
 _SIMILAR = 0.6
-"""From this ratio on, one word looks like another one misspelt; as in difflib.get_close_matches."""
 
 
 @dataclass(frozen=True, slots=True)
 class NearMiss:
-    """A binding that did not match.
+    """A binding that almost matched.
 
     Attributes:
         reason: what differs, as a clause: "word 2 is 'info', not 'critical'".
@@ -39,7 +39,7 @@ class NearMiss:
 def nearest(
     bindings: Iterable[tuple[str, Binding]], keys: Sequence[str], headers: Mapping[str, Any], limit: int
 ) -> list[NearMiss]:
-    """The nearest of the bindings that did not match, with the reasons; far ones are left out.
+    """The bindings that almost matched, the nearest first, with what differs.
 
     Args:
         bindings: each with the type that its exchange routes as.
@@ -55,7 +55,7 @@ def nearest(
 
 
 def _distance(kind: str, binding: Binding, keys: Sequence[str], headers: Mapping[str, Any]) -> float | None:
-    """How far off a binding is: whole numbers count words or headers, fractions misspellings; None for too far."""
+    """A binding's distance: 1 for each word or header that differs, less for a misspelling; None if too far."""
     if kind == "topic":
         return min((far for far in (_topic_distance(binding.routing_key, key) for key in keys) if far), default=None)
     if kind == "direct":
@@ -85,8 +85,8 @@ def _matcher(key: str) -> "SequenceMatcher[str]":
 
 
 def _similarity(pattern: str, key: str) -> float:
-    """How much they look alike, from _SIMILAR to 1; 0 for less, which is found out quickly."""
-    matcher = _matcher(key)  # it remembers what it has worked out of the key
+    """The similarity of two words, from _SIMILAR to 1; 0 if it is less."""
+    matcher = _matcher(key)  # it caches its analysis of the key
     matcher.set_seq1(pattern.casefold())
     for ratio in (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio):
         likeness = ratio()
@@ -95,15 +95,12 @@ def _similarity(pattern: str, key: str) -> float:
     return likeness
 
 
-# -- topics: the cheapest way to make the key's words fit the pattern's
-
-
 def _fits(pattern: str, word: str) -> bool:
     return pattern == "*" or (pattern == word and pattern != "#")
 
 
 def _costs(pattern: Sequence[str], words: Sequence[str]) -> list[list[float]]:
-    """costs[i][j]: of the first i parts and j words, how many differ, are missing or are too many."""
+    """The edit distances of prefixes: costs[i][j] is for the pattern's first i parts and the key's first j words."""
     costs = [[float(column) for column in range(len(words) + 1)]]
     for part in pattern:
         above = costs[-1]
@@ -124,7 +121,7 @@ def _unlike(part: str, word: str) -> float:
 
 
 def _topic_distance(pattern: str, key: str) -> float | None:
-    """How far a pattern is from a key; None for so far that nobody meant it."""
+    """The distance between a pattern and a key; None if it is too large for a mistake."""
     parts, words = words_of(pattern), words_of(key)
     distance = _costs(parts, words)[-1][-1]
     if round(distance) > max(1, len(words) // 2):
@@ -137,7 +134,7 @@ def _topic_distance(pattern: str, key: str) -> float | None:
 
 
 def _topic_differences(pattern: str, key: str) -> list[str]:
-    """What differs, word by word, from the first to the last."""
+    """Describe the differences, word by word."""
     parts, words = words_of(pattern), words_of(key)
     costs = _costs(parts, words)
     row, column = len(parts), len(words)
@@ -163,9 +160,6 @@ def _topic_differences(pattern: str, key: str) -> list[str]:
     return found[::-1]
 
 
-# -- headers
-
-
 def _header_reason(arguments: Mapping[str, Any], headers: Mapping[str, Any]) -> str:
     reasons = []
     for name, value in wanted_headers(arguments):
@@ -178,14 +172,14 @@ def _header_reason(arguments: Mapping[str, Any], headers: Mapping[str, Any]) -> 
 
 
 class Neighbour(NamedTuple):
-    """An exchange of a similar name, and how many bindings it has."""
+    """An exchange with a similar name, and the number of its bindings."""
 
     name: str
     bindings: int
 
 
 def bound_neighbour(api: Management, vhost: str, exchange: Exchange) -> Neighbour | None:
-    """The exchange of the same type with the nearest name that has bindings; None if there is none.
+    """Find the exchange of the same type with the most similar name that has bindings; None if there is none.
 
     Raises:
         Unavailable, NotFound, AccessRefused: the API cannot tell.
@@ -202,5 +196,5 @@ def bound_neighbour(api: Management, vhost: str, exchange: Exchange) -> Neighbou
 
 
 def _in_order(name: str) -> str:
-    """The name's words in alphabetical order: logs_direct is as near to direct_logs as can be."""
+    """The name with its words in alphabetical order, so that logs_direct equals direct_logs."""
     return " ".join(sorted(re.split(r"[^a-z0-9]+", name.casefold())))

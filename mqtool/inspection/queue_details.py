@@ -22,40 +22,44 @@ if TYPE_CHECKING:
 
 _SUBSCRIPTION = "stream."
 _COLUMNS = ("arguments", "consumer_tag", "queue.name", "queue.vhost")
-#: Clients store offsets only now and then, by default every 10,000 messages or so.
+#: Clients store offsets only from time to time, by default about every 10,000 messages. A smaller lag is not reported.
 _MANY = 10_000
 
 
 class ReaderOffsets(NamedTuple):
-    """A stream and its named readers.
+    """A stream's offsets, and those that its named readers have stored.
 
     Attributes:
-        offsets: those of the messages that are there.
-        stored: for each reader's name the offset that it is done with; None if it has stored none.
+        offsets: of the stream's messages.
+        stored: the last offset that each reader has stored, by its name; None if it has stored none.
     """
 
     offsets: range
     stored: Mapping[str, int | None]
 
     def lag(self, name: str | None) -> int | None:
-        """How many messages a reader is behind; None if it has stored no offset."""
+        """The number of messages that a reader has not read yet; None if it has stored no offset."""
         done = None if name is None else self.stored.get(name)
         return None if done is None else max(0, self.offsets.stop - 1 - done)
 
     def missed(self, name: str) -> int:
-        """How many messages were dropped before a reader was done with them."""
+        """The number of messages that were dropped before a reader has read them."""
         done = self.stored[name]
         return 0 if done is None else max(0, self.offsets.start - 1 - done)
 
 
 def name_of(consumer: Json) -> str | None:
-    """The name under which a stream reader stores its offset, if its client gives it; AMQP readers have none."""
+    """The name under which a stream reader stores its offset; None if it has no name, as all AMQP consumers."""
     name = (consumer.get("arguments") or {}).get("name")
     return str(name) if name and str(consumer.get("consumer_tag")).startswith(_SUBSCRIPTION) else None
 
 
 def reader_offsets(channel: "StreamChannel", stream: str, consumers: Iterable[Json]) -> ReaderOffsets:
-    """Look at a stream. Raises as StreamChannel.offsets_of() does."""
+    """Look up a stream's offsets, and those stored by its named readers.
+
+    Raises:
+        NotFound: there is no such stream.
+    """
     offsets = channel.offsets_of(stream)
     names = sorted({name for each in consumers if (name := name_of(each)) is not None})
     return ReaderOffsets(offsets, {name: channel.stored_offset(stream, name) for name in names})
@@ -64,10 +68,10 @@ def reader_offsets(channel: "StreamChannel", stream: str, consumers: Iterable[Js
 def all_reader_offsets(
     api: Management, vhost: str | None, connect: Callable[[str], "AbstractContextManager[StreamChannel]"]
 ) -> dict[tuple[str, str], ReaderOffsets]:
-    """All streams with named readers, by vhost and name.
+    """Look up the offsets of all streams with named readers, by vhost and name.
 
     Args:
-        connect: opens a channel in a vhost; called where there are such readers.
+        connect: opens a stream channel in a vhost. Called only for vhosts with such readers.
 
     Raises: as Management.get and StreamChannel do.
     """
@@ -82,7 +86,7 @@ def all_reader_offsets(
             for stream, consumers in streams.items():
                 try:
                     found[of_vhost, stream] = reader_offsets(channel, stream, consumers)
-                except NotFound:  # it may have gone since
+                except NotFound:  # it was deleted meanwhile
                     continue
     return found
 
@@ -90,7 +94,7 @@ def all_reader_offsets(
 def reader_findings(
     before: Mapping[tuple[str, str], ReaderOffsets], now: Mapping[tuple[str, str], ReaderOffsets]
 ) -> Iterator[Finding]:
-    """Find readers that fall behind, or that retention has overtaken, from two looks."""
+    """Compare two looks: report readers that fall further behind, or whose unread messages were dropped."""
     for (vhost, stream), seen in now.items():
         for name in seen.stored:
             if missed := seen.missed(name):
@@ -107,11 +111,11 @@ def reader_findings(
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterTarget:
-    """Where a queue's dead letters go.
+    """Where a queue dead-letters to.
 
     Attributes:
-        routing_key: what they are published with; None if each keeps its own.
-        queues: those that get them, or with keys of their own may get them; None if there is no such exchange.
+        routing_key: of the dead letters; None if each keeps its own.
+        queues: the queues that get them, or can get them if each keeps its own key; None if the exchange does not exist.
     """
 
     exchange: str
@@ -121,12 +125,12 @@ class DeadLetterTarget:
 
 @dataclass(frozen=True, slots=True)
 class QueueDetails:
-    """A queue.
+    """A queue in full.
 
     Attributes:
         row: the columns of `list queues`.
-        consumers: as the API tells of them.
-        bindings: without the one to the default exchange.
+        consumers: as the management API describes them.
+        bindings: except the one to the default exchange.
         reader_offsets: of the readers of a stream; None until the caller has asked for them.
     """
 
@@ -138,11 +142,11 @@ class QueueDetails:
 
 
 def queue_details(api: Management, vhost: str, name: str) -> QueueDetails:
-    """Look at a queue.
+    """Read everything about a queue from the management API.
 
     Raises:
         NotFound: there is no such queue.
-        Unavailable, AccessRefused: the API cannot tell.
+        Unavailable, AccessRefused: the management API does not answer.
     """
     try:
         view = api.get(path("queues", vhost, name))
@@ -166,7 +170,7 @@ def _dead_letters(api: Management, vhost: str, view: Json) -> DeadLetterTarget |
     except NotFound:
         return DeadLetterTarget(exchange, key, None)
     bindings = [*definitions.bindings(api, vhost, *exchanges)]
-    if key is None or routing_type(exchanges[exchange]) == "headers":  # each message decides
+    if key is None or routing_type(exchanges[exchange]) == "headers":  # it depends on the message
         queues = {binding.destination for binding in bindings if not binding.to_exchange}
     else:
         known = [Queue(binding.destination) for binding in bindings if not binding.to_exchange]

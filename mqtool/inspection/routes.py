@@ -1,4 +1,4 @@
-"""Where a message would go, and why: the broker's own routing, explained instead of done.
+"""`route`: where a message would go, and why. It follows the broker's rules, but publishes nothing.
 
     exchange ── bindings ──> queues                         each queue once, by any number of ways
         │   └── bindings ──> exchanges ── and so on         each exchange once, so that circles end
@@ -21,7 +21,7 @@ from mqtool.topology import DELAYED, Binding, Exchange
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """One step of a message's way.
+    """One step of a message's path.
 
     Attributes:
         binding: the binding that matched; None for the default exchange, and for an alternate exchange.
@@ -39,7 +39,7 @@ Way = tuple[Hop, ...]
 
 @dataclass(frozen=True, slots=True)
 class DeadLetters:
-    """Where a message goes when a queue dead-letters it.
+    """Where a queue would dead-letter a message to.
 
     Attributes:
         exchange, routing_key: what it is published to.
@@ -57,7 +57,7 @@ class DeadLetters:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a message goes.
+    """Where a message would go.
 
     Attributes:
         queues: each queue that gets it, with all the ways that lead there.
@@ -79,7 +79,7 @@ class Route:
 
 @dataclass
 class _Progress:
-    """A message under way: the exchanges that it has come to, and how."""
+    """A message on its path: the exchanges that it reached, and how."""
 
     keys: list[str]
     headers: Mapping[str, Any]
@@ -90,7 +90,7 @@ class _Progress:
 
 
 class Router:
-    """Explains routes through one virtual host; keeps the tables that it has made for the next message."""
+    """Explains routes through one virtual host. Caches routing tables for the next message."""
 
     def __init__(self, definitions: Definitions) -> None:
         self.definitions = definitions
@@ -121,8 +121,6 @@ class Router:
             found.unknown,
         )
 
-    # -- from exchange to exchange
-
     def _follow(self, exchange: str, routing_key: str, headers: Mapping[str, Any]) -> _Progress:
         definitions = self.definitions
         if exchange not in definitions.exchanges:
@@ -130,7 +128,7 @@ class Router:
         found = _Progress([routing_key, *_carbon_copies(headers)], headers)
         found.came[exchange] = ()
         todo = [exchange]
-        for name in todo:  # grows while we walk
+        for name in todo:  # the loop appends to it
             way, at = found.came[name], definitions.exchanges[name]
             hops = self._hops(at, found)
             for hop in hops:
@@ -142,7 +140,7 @@ class Router:
         return found
 
     def _hops(self, exchange: Exchange, found: _Progress) -> list[Hop]:
-        """Where a message goes from one exchange."""
+        """The destinations to which one exchange routes a message."""
         name = exchange.name
         if not name:
             return [Hop("", key, False) for key in dict.fromkeys(found.keys) if key in self.definitions.queues]
@@ -163,7 +161,7 @@ class Router:
         return [Hop(name, binding.destination, binding.to_exchange, binding) for binding in matched]
 
     def _missed(self, found: _Progress) -> Iterator[tuple[str, Binding]]:
-        """The bindings on the way that did not match, to what it has not reached, each with the type that it is of."""
+        """The bindings that did not match, to destinations that the message did not reach, with their exchange's type."""
         for name in found.came:
             bindings: Iterable[Binding] = self.definitions.bindings.get(name, ())
             if not name and found.queues.keys().isdisjoint(found.keys):
@@ -174,17 +172,15 @@ class Router:
                 if binding not in found.matched and binding.destination not in reached:
                     yield routed_as, binding
 
-    # -- from queue to dead letters
-
     def _dead_letters(self, found: _Progress) -> list[DeadLetters]:
-        """Follow the message to where it goes when it dies, and when it dies there, until it has been everywhere."""
+        """Follow a dead-lettered message from queue to queue, visiting each queue once."""
         dead: dict[tuple[str, str], DeadLetters] = {}
         todo = [(queue, found) for queue in sorted(found.queues)]
-        for queue, message in todo:  # grows while we walk
+        for queue, message in todo:  # the loop appends to it
             arguments = self.definitions.queues[queue].arguments if queue in self.definitions.queues else {}
             exchange, key = arguments.get("x-dead-letter-exchange"), arguments.get("x-dead-letter-routing-key")
             headers = {name: value for name, value in message.headers.items() if name != "BCC"}
-            if key is not None:  # replaces all the old ones
+            if key is not None:  # it replaces all the message's keys
                 headers.pop("CC", None)
             key = str(message.keys[0] if key is None else key)
             if not isinstance(exchange, str) or (queue, key) in dead:
@@ -199,7 +195,7 @@ class Router:
 
 
 def _comes_back(queue: str, dead: Iterable[DeadLetters]) -> bool:
-    """Whether a message that dies in this queue may, by deaths alone, come to it again."""
+    """True if dead-lettering alone can bring a message back to this queue."""
     leads: dict[str, set[str]] = {}
     for death in dead:
         leads.setdefault(death.queue, set()).update(death.queues or ())
@@ -214,12 +210,12 @@ def _comes_back(queue: str, dead: Iterable[DeadLetters]) -> bool:
 
 
 def routing_type(exchange: Exchange) -> str:
-    """The type that decides where messages go: of a delayed exchange, the one that it stands in front of."""
+    """The type by which an exchange routes. For x-delayed-message, it is the type in its arguments."""
     return str(exchange.arguments.get("x-delayed-type")) if exchange.type == DELAYED else exchange.type
 
 
 def _carbon_copies(headers: Mapping[str, Any]) -> list[str]:
-    """More routing keys. https://www.rabbitmq.com/docs/sender-selected"""
+    """The routing keys in the header CC or BCC. https://www.rabbitmq.com/docs/sender-selected"""
     lists = [headers[name] for name in ("CC", "BCC") if isinstance(headers.get(name), list)]
     return [key for keys in lists for key in keys if isinstance(key, str)]
 

@@ -1,4 +1,4 @@
-"""What of a broker's topology a newer RabbitMQ refuses, or treats differently.
+"""`doctor --upgrade-to`: what a newer RabbitMQ refuses, or treats differently, in a broker's topology.
 
 From RabbitMQ's release notes of 3.12, 4.0 and 4.3: https://www.rabbitmq.com/release-information
 """
@@ -15,14 +15,14 @@ from mqtool.topology import DELAYED
 
 
 class Version(NamedTuple):
-    """Of RabbitMQ; patch releases make no difference here."""
+    """A version of RabbitMQ, without its patch level."""
 
     major: int
     minor: int
 
     @classmethod
     def of(cls, text: str) -> "Version":
-        """Read 4.3 or 4.3.1.
+        """Parse a version such as 4.3 or 4.3.1.
 
         Raises:
             ValueError: it is neither.
@@ -35,21 +35,21 @@ class Version(NamedTuple):
 
 
 class Change(NamedTuple):
-    """Something that is different since a version."""
+    """A check for objects that a version treats differently."""
 
     since: Version
     finding: Finding
 
 
 class Note(NamedTuple):
-    """What is different since a version, whatever the topology."""
+    """A change of a version that the topology does not show."""
 
     since: Version
     text: str
 
 
 _V3_12, _V4_0, _V4_3 = Version(3, 12), Version(4, 0), Version(4, 3)
-#: The latest version that we know of.
+#: The latest known version.
 KNOWN = _V4_3
 NOTES = (
     Note(_V4_0, "only 3.13 can be upgraded to it, with all its feature flags enabled"),
@@ -64,7 +64,7 @@ _CHANNEL_COLUMNS = ("name", "vhost", "global_prefetch_count")
 
 
 def findings(api: Management, vhost: str | None, wanted: Version) -> Iterator[Finding]:
-    """Find what is different in a version; of a virtual host, or of all.
+    """Find what a version treats differently, in one virtual host or in all.
 
     Raises:
         UsageError: the broker is of that version, or of a later one.
@@ -85,33 +85,37 @@ def findings(api: Management, vhost: str | None, wanted: Version) -> Iterator[Fi
 
 
 def notes(api: Management, wanted: Version) -> Iterator[Note]:
-    """What the topology does not show. Raises as Management.get does."""
+    """The changes between the broker's version and another that the topology does not show."""
     present = running(api)
     return (note for note in NOTES if present < note.since <= wanted)
 
 
 def running(api: Management) -> Version:
-    """The broker's version. Raises as Management.get does."""
+    """The broker's version.
+
+    Raises:
+        Unavailable, AccessRefused: the management API does not answer.
+    """
     return Version.of(api.get("overview", columns="rabbitmq_version")["rabbitmq_version"])
 
 
 def visible_policies(api: Management, vhost: str | None) -> list[Json]:
-    """The policies, as far as the user may see them."""
+    """The policies, or none if the user may not list them."""
     try:
         return list(management.policies(api, vhost))
-    except AccessRefused:  # they need a tag of their own
+    except AccessRefused:  # the user lacks the tag 'policymaker'
         return []
 
 
 def transient(queue: Json) -> Iterator[Finding]:
-    """Find that a queue is transient and not exclusive."""
+    """Report a queue that is transient and not exclusive."""
     if not queue.get("durable") and not queue.get("exclusive"):
         what = "is transient and not exclusive, which RabbitMQ 4.3 refuses"
         yield Finding.of("queue", queue, "transient", what, "declare it durable, or exclusive to its consumer")
 
 
 def mirrored(policy: Json) -> Iterator[Finding]:
-    """Find that a policy mirrors queues."""
+    """Report a policy that mirrors queues."""
     if any(key.startswith("ha-") for key in policy.get("definition") or {}):
         what = "mirrors classic queues (ha-*), which RabbitMQ 4.0 no longer supports"
         yield Finding.of("policy", policy, "mirrored", what, "use quorum queues, and delete the policy")
@@ -139,7 +143,7 @@ def _of_queue(queue: Json) -> Iterator[Change]:
 
 
 def _refused(arguments: Json) -> Iterator[str]:
-    """Arguments with which RabbitMQ 4.3 does not declare a classic queue."""
+    """The arguments with which RabbitMQ 4.3 refuses to declare a classic queue."""
     for name in ("x-queue-mode", "x-queue-master-locator", "x-consumer-timeout"):
         if name in arguments:
             yield name

@@ -1,4 +1,4 @@
-"""Who publishes to what, what is bound where, who consumes: a virtual host as the management API shows it now.
+"""`topology`: a virtual host's publishers, exchanges, bindings, queues and consumers, as the management API shows them.
 
     publishers ──> exchange ── keys ──> queue ──> consumers
                        └────── keys ──> exchange
@@ -18,7 +18,7 @@ from mqtool.management import Management, exchange_path
 from mqtool.management.api_client import Json
 from mqtool.topology import Binding, Exchange
 
-#: Exchanges that are asked, one by one, who publishes to them.
+#: The most exchanges whose publishers are requested, one by one.
 _ASKED = 100
 _KEYS = 5
 
@@ -33,7 +33,7 @@ CONSUMER_COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """A number that only grows, and how fast, in 1/s, as the broker has it."""
+    """A counter of the broker, and its rate per second."""
 
     count: int = 0
     rate: float = 0.0
@@ -41,7 +41,7 @@ class Counter:
 
 @dataclass(slots=True)
 class Link:
-    """All bindings of one exchange to one destination: the first few, and how many more."""
+    """The bindings of one exchange to one destination: the first few, and the number of others."""
 
     destination: str
     to_exchange: bool
@@ -60,7 +60,7 @@ class Publisher:
 
 @dataclass(frozen=True, slots=True)
 class Consumer:
-    """Who consumes."""
+    """A consumer, with its connection."""
 
     tag: str
     channel: str
@@ -71,7 +71,7 @@ class Consumer:
 
 @dataclass(slots=True)
 class Node:
-    """An exchange, with what it leads to.
+    """An exchange with its bindings.
 
     Attributes:
         links: the destinations that are shown.
@@ -85,7 +85,7 @@ class Node:
     more: int = 0
 
     def add(self, binding: Binding, keep: int | None) -> bool:
-        """Keep a binding, or count it; returns whether its destination is shown."""
+        """Keep a binding, or only count it; return True if its destination is shown."""
         place = (binding.destination, binding.to_exchange)
         link = self.links.get(place)
         if link is None:
@@ -102,7 +102,7 @@ class Node:
 
 @dataclass(slots=True)
 class QueueState:
-    """A queue, how much it holds, and how much goes in and out, as far as that was asked for."""
+    """A queue: its depth, and its rates if they were requested."""
 
     name: str
     type: str
@@ -116,7 +116,7 @@ class QueueState:
 
 @dataclass(slots=True)
 class Wiring:
-    """A virtual host.
+    """A virtual host as a graph.
 
     Attributes:
         exchanges: by name, the default one last; predeclared ones only where they are used.
@@ -135,7 +135,7 @@ class Wiring:
 def look(
     api: Management, vhost: str, *, keep: int | None = None, only: Collection[str] = (), rates: bool = False
 ) -> Wiring:
-    """Look at a virtual host.
+    """Read a virtual host's wiring from the management API.
 
     Args:
         keep: destinations of each exchange and consumers of each queue to keep; None for all.
@@ -151,7 +151,7 @@ def look(
     wiring = Wiring(vhost, {name: Node(exchange) for name, exchange in sorted(exchanges.items(), key=_default_last)})
     bound: set[str] = set()
     for binding in definitions.bindings(api, vhost, *(exchanges if only else ())):
-        if binding.source in exchanges:  # else it is newer than the list of exchanges
+        if binding.source in exchanges:  # else it was declared after the list of exchanges was made
             wiring.exchanges[binding.source].add(binding, keep)
         if not binding.to_exchange:
             bound.add(binding.destination)
@@ -182,7 +182,7 @@ def _default_last(item: tuple[str, Exchange]) -> tuple[bool, str]:
 
 
 def exchanges_of(api: Management, vhost: str, only: Collection[str]) -> dict[str, Exchange]:
-    """The exchanges of these names, and those that they lead to, by bindings or as alternates; all for no names.
+    """These exchanges and those that they route to, through bindings or as alternate exchanges; without names, all.
 
     Raises: as look() does.
     """
@@ -204,13 +204,13 @@ def exchanges_of(api: Management, vhost: str, only: Collection[str]) -> dict[str
 
 
 def _is_used(node: Node) -> bool:
-    """Whether anybody would miss it: those that each virtual host has from the start lie idle in most."""
+    """True unless it is a predeclared exchange that is not used."""
     predeclared = not node.exchange.name or node.exchange.name.startswith("amq.")
     return not predeclared or bool(node.links or node.publishers or node.published.count)
 
 
 def add_publishers(api: Management, wiring: Wiring) -> None:
-    """Put in how much was published to each exchange, and by whom. Raises as look() does."""
+    """Add the counters and publishers of each exchange."""
     columns = ("name", "message_stats.publish_in", "message_stats.publish_in_details.rate")
     for view in management.exchanges(api, wiring.vhost, columns):
         if view["name"] in wiring.exchanges:
@@ -236,7 +236,7 @@ def _counter(stats: Mapping[str, Any] | None, name: str) -> Counter:
 
 
 def queue_of(view: Json, arguments: Mapping[str, Any]) -> QueueState:
-    """What the API tells of a queue.
+    """Convert the API's description of a queue.
 
     Args:
         arguments: of the queue, with what policies add.
@@ -254,7 +254,7 @@ def queue_of(view: Json, arguments: Mapping[str, Any]) -> QueueState:
 
 
 def consumer_of(view: Json) -> Consumer:
-    """What the API tells of a consumer."""
+    """Convert the API's description of a consumer."""
     details = view.get("channel_details") or {}
     return Consumer(
         view["consumer_tag"],

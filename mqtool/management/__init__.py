@@ -1,4 +1,4 @@
-"""A client of the RabbitMQ management HTTP API, for what AMQP cannot tell: which queues there are, who is connected.
+"""A client of the RabbitMQ management HTTP API, for what AMQP cannot ask: which queues exist, who is connected.
 
 Lists come as generators and take little memory, however long they are: page by page where the API has pages (queues,
 exchanges, connections, channels), else decoded object by object as the answer comes in (bindings, consumers). Name the

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def objects(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON array, each as soon as it is there.
+    """Decode the objects of a JSON array, each as soon as it has arrived.
 
     Raises:
         ValueError: it is none, or it is cut short.
@@ -38,7 +38,7 @@ def objects(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
                 return
             try:
                 item, start = decoder.raw_decode(text, start)
-            except ValueError:  # the rest of it is in the next chunk
+            except ValueError:  # the rest follows in the next chunk
                 break
             yield item
     raise ValueError("cut short")
@@ -50,7 +50,7 @@ HOW_TO_ENABLE = (
 
 
 def refusal(answer: "Response", url: str, user: str) -> MqtoolError:
-    """What an answer that is not the one hoped for means.
+    """Translate an error response.
 
     Args:
         url: of the API.
@@ -83,7 +83,7 @@ def _said(answer: "Response") -> str:
 
 
 def _missing(url: str) -> str:
-    """What a path names, as words."""
+    """Describe the object that a path names."""
     kind, *names = (unquote(part) for part in urlsplit(url).path.partition("/api/")[2].split("/"))
     match kind, names:
         case "vhosts", [vhost, *_]:
@@ -116,16 +116,16 @@ def _access_refused(url: str, user: str, reason: str) -> AccessRefused:
 #: An object of the API, with the keys of https://www.rabbitmq.com/docs/http-api-reference. One is missing where the
 #: broker does not know it yet (statistics come seconds late), or where only certain columns were asked for.
 Json = dict[str, Any]
-#: Seconds, for a connection, and for an answer: with many queues a busy broker takes long to list, or to delete.
+#: Seconds for a connection, and for an answer: a busy broker with many queues takes long to list or delete.
 PATIENCE = (5.0, 60.0)
-#: The most that RabbitMQ gives.
+#: The largest page that RabbitMQ allows.
 PAGE_SIZE = 500
 _PAGES_AT_A_TIME = 2
 _CHUNK = 64 * 1024
 
 
 class Management:
-    """Where the API is, and how to get in. Printing one never shows the password.
+    """A client of one management API. Printing it never shows the password.
 
     Args:
         url: such as http://localhost:15672.
@@ -167,7 +167,7 @@ class Management:
         return self._decoded(self._request("GET", path, query))
 
     def put(self, path: str, body: Json) -> bool:
-        """Make something, or change it; returns whether it is new.
+        """Create or change an object; return True if it is new.
 
         Raises:
             DeclaredDifferently: it is there, and cannot be changed.
@@ -177,18 +177,27 @@ class Management:
         return self._request("PUT", path, body=body).status_code == HTTPStatus.CREATED
 
     def post(self, path: str, body: Json) -> Any:
-        """Make something that has no name; returns what the answer says of it, if anything. Raises as put() does."""
+        """Create an object without a name; return the decoded answer, if any.
+
+        Raises:
+            MqtoolError: the API refuses it.
+        """
         answer = self._request("POST", path, body=body)
         return self._decoded(answer) if answer.content else None
 
     def delete(self, path: str) -> None:
-        """Delete something. Raises as get() does."""
+        """Delete an object.
+
+        Raises:
+            NotFound: it does not exist.
+            MqtoolError: the API refuses.
+        """
         self._request("DELETE", path)
 
     def pages(
         self, path: str, columns: Sequence[str] = (), *, page_size: int = PAGE_SIZE, **query: str
     ) -> Iterator[Json]:
-        """The items of a list that the API gives in pages: queues, exchanges, connections, channels.
+        """The items of a list that the API returns in pages: queues, exchanges, connections, channels.
 
         Args:
             columns: the keys to ask for; none for all. `message_stats.publish` is one inside another.
@@ -200,7 +209,7 @@ class Management:
         def page(number: int) -> Json:
             numbers = {"page": str(number), "page_size": str(page_size)}
             answer: Any = self.get(path, **numbers, **_columns(columns), **query)
-            # A broker that has no pages for this gives all at once.
+            # Brokers without paging for this list return it whole.
             return answer if isinstance(answer, dict) else {"items": answer, "page_count": 1}
 
         first = page(1)
@@ -209,7 +218,11 @@ class Management:
             yield from _later_pages(page, first["page_count"])
 
     def items(self, path: str, columns: Collection[str] = (), **query: str) -> Iterator[Json]:
-        """The items of a list that the API gives as a whole, each decoded as it comes in. Raises as get() does."""
+        """The items of a list that the API returns whole, each decoded as soon as it has arrived.
+
+        Raises:
+            MqtoolError: the API refuses.
+        """
         import requests
 
         answer = self._request("GET", path, {**_columns(columns), **query}, stream=True)
@@ -219,11 +232,9 @@ class Management:
             except (requests.RequestException, ValueError) as error:
                 raise Unavailable(f"the management API at {self.url} broke off its answer: {error}") from error
 
-    # HTTP.
-
     def _session(self) -> "Session":
         if self._opened is None:
-            import requests  # here: commands that need no API do not wait for it
+            import requests  # slow to import
 
             self._opened = requests.Session()
             self._opened.auth = (self.user.encode(), self._password.encode())  # type: ignore[assignment]  # UTF-8
@@ -249,9 +260,9 @@ class Management:
                 headers={"Content-Type": "application/json"},
                 timeout=self._patience,
                 stream=stream,
-                verify=self._ca,  # here: REQUESTS_CA_BUNDLE would overrule the session's
+                verify=self._ca,  # per request, else REQUESTS_CA_BUNDLE would override it
             )
-        except (requests.RequestException, ValueError) as error:  # requests lets some of urllib3's through
+        except (requests.RequestException, ValueError) as error:  # some of urllib3's errors are not wrapped
             self._on_silence()
             raise Unavailable(f"no management API answers at {self.url}: {_reason(error)}", HOW_TO_ENABLE) from error
         if answer.status_code >= HTTPStatus.BAD_REQUEST:
@@ -266,24 +277,24 @@ class Management:
 
 
 def path(*names: str) -> str:
-    """A path below /api/, of names as they are.
+    """A path below /api/. Names are escaped.
 
     Raises:
         UsageError: no URL can hold one of them.
     """
     for name in names:
-        if name in ("", ".", ".."):  # a URL's path loses these, whatever one does
+        if name in ("", ".", ".."):  # clients remove these from a URL's path
             raise UsageError(f"the management API does not accept the name {name!r}")
     return "/".join(quote(name, safe="") for name in names)
 
 
 def exchange_path(vhost: str, exchange: str, *more: str) -> str:
-    """The path of an exchange, of which the default one has no name. Raises as path() does."""
+    """The path of an exchange. The default exchange has a name of its own here."""
     return path("exchanges", vhost, exchange or "amq.default", *more)
 
 
 def _later_pages(page: Callable[[int], Json], count: int) -> Iterator[Json]:
-    """The items of all pages but the first. Two are on their way at a time: the broker sorts anew for each."""
+    """The items of all pages but the first, with two requests at a time, since the broker sorts the list for each."""
     from concurrent.futures import Future, ThreadPoolExecutor
 
     threads = ThreadPoolExecutor(_PAGES_AT_A_TIME)
@@ -296,7 +307,7 @@ def _later_pages(page: Callable[[int], Json], count: int) -> Iterator[Json]:
                 number += 1
             try:
                 answer = coming.popleft().result()
-            except UsageError:  # "page out of range": what was on the last page is gone meanwhile
+            except UsageError:  # "page out of range": the last page is empty by now
                 return
             yield from answer["items"]
             count = answer["page_count"]
@@ -309,7 +320,7 @@ def _columns(columns: Collection[str]) -> dict[str, str]:
 
 
 def _reason(error: Exception) -> str:
-    """The system's own words, without the layers that are wrapped around them."""
+    """The operating system's message, without the exceptions that wrap it."""
     inner: Any = error
     while True:
         deeper = getattr(inner, "reason", None) or inner.__cause__ or inner.__context__

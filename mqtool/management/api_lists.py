@@ -1,4 +1,4 @@
-"""What there is, and questions with one answer.
+"""Lists of queues, exchanges and so on from the management API, and single facts.
 
 Lists are generators. vhost: that one; None for all that the user may see. Each raises as Management.get does.
 """
@@ -13,12 +13,12 @@ from mqtool.management.api_client import PAGE_SIZE, Json, Management, exchange_p
 def queues(
     api: Management, vhost: str | None, columns: Sequence[str] = (), *, page_size: int = PAGE_SIZE, **query: str
 ) -> Iterator[Json]:
-    """Queues. Their counts come from statistics, which are up to five seconds old."""
+    """Queues. Their counts are from statistics, which are up to five seconds old."""
     return api.pages(_in("queues", vhost), columns, page_size=page_size, **query)
 
 
 def queue_totals(api: Management, vhost: str | None, columns: Sequence[str], pattern: str = "") -> Iterator[Json]:
-    """Queues with how much they hold, without other statistics: for RabbitMQ less work by far than queues().
+    """Queues with their message counts, without other statistics, which is far less work for RabbitMQ than queues().
 
     What classic queues hold is counted now; quorum queues, up to five seconds ago; streams do not tell. All come in one
     answer, as pages would only be sorted anew each; but a pattern, for their names, takes pages.
@@ -32,17 +32,17 @@ def queue_totals(api: Management, vhost: str | None, columns: Sequence[str], pat
 
 
 def exchanges(api: Management, vhost: str | None, columns: Sequence[str] = ()) -> Iterator[Json]:
-    """Exchanges, with those that each vhost has from the start."""
+    """Exchanges, including predeclared ones."""
     return api.pages(_in("exchanges", vhost), columns)
 
 
 def bindings(api: Management, vhost: str | None, columns: Sequence[str] = ()) -> Iterator[Json]:
-    """Bindings, with those that each queue has to the default exchange; vhost by vhost, for the broker's sake."""
+    """Bindings, including those to the default exchange. One request per vhost keeps the answers small."""
     names = [vhost] if vhost is not None else [view["name"] for view in vhosts(api, ("name",))]
     for name in names:
         try:
             yield from api.items(path("bindings", name), columns)
-        except NotFound:  # a vhost may have gone since it was listed
+        except NotFound:  # a vhost may be deleted after it was listed
             if vhost is not None:
                 raise
 
@@ -75,7 +75,7 @@ def vhosts(api: Management, columns: Collection[str] = ()) -> Iterator[Json]:
 
 
 def users(api: Management) -> Iterator[Json]:
-    """Users; only an administrator may list them. Hashes of passwords are not asked for."""
+    """Users, without their password hashes. Only an administrator may list them."""
     return api.items("users", ("name", "tags"))
 
 
@@ -86,7 +86,7 @@ def permissions(api: Management, vhost: str | None) -> Iterator[Json]:
 
 
 def nodes(api: Management) -> Iterator[Json]:
-    """The nodes of the cluster, with alarms and enabled plugins; it takes the tag 'monitoring'."""
+    """The nodes of the cluster, with alarms and enabled plugins. The user needs the tag 'monitoring'."""
     return api.items("nodes")
 
 
@@ -99,16 +99,17 @@ def _in(kind: str, vhost: str | None) -> str:
     return kind if vhost is None else path(kind, vhost)
 
 
-# Questions with one answer.
-
-
 def listens_on(management: Management, port: int) -> bool:
-    """Whether the broker behind the API takes AMQP connections on a port. Raises as Management.get does."""
+    """True if the API's broker accepts AMQP connections on this port.
+
+    Raises:
+        Unavailable, AccessRefused: the API does not answer.
+    """
     listeners = management.get("overview").get("listeners") or []
     return any(listener.get("port") == port for listener in listeners)
 
 
-#: What policies have other names for than arguments do.
+#: Keys of policies whose argument has another name.
 _POLICY_KEYS = {
     *("consumer-timeout", "dead-letter-exchange", "dead-letter-routing-key", "delivery-limit", "max-age"),
     *("max-length", "max-length-bytes", "message-ttl", "queue-mode"),
@@ -116,7 +117,7 @@ _POLICY_KEYS = {
 
 
 def with_policy(arguments: Mapping[str, Any], policy: Mapping[str, Any]) -> Json:
-    """The arguments that something was declared with, and what a policy adds; where both say something, arguments win.
+    """The arguments that an object was declared with, and those that a policy adds. Declared arguments win.
 
     https://www.rabbitmq.com/docs/parameters#policies
     """
@@ -125,18 +126,22 @@ def with_policy(arguments: Mapping[str, Any], policy: Mapping[str, Any]) -> Json
 
 
 def effective_arguments(queue: Json) -> Json:
-    """What a queue was declared with, and what policies add to that, by the names of arguments."""
+    """The arguments in effect for a queue: declared ones, and those that policies add."""
     return with_policy(queue.get("arguments") or {}, queue.get("effective_policy_definition") or {})
 
 
 def bound_to(management: Management, vhost: str, exchange: str) -> set[str]:
-    """The queues that are bound to an exchange. Raises as Management.get does."""
+    """The names of the queues that are bound to an exchange.
+
+    Raises:
+        Unavailable, AccessRefused: the API does not answer.
+    """
     found = bindings_from(management, vhost, exchange, ("destination", "destination_type"))
     return {binding["destination"] for binding in found if binding["destination_type"] == "queue"}
 
 
 def consumer_timeout(management: Management, vhost: str, queue: str) -> float | None:
-    """Seconds for which a delivery of a queue may be unacknowledged, where the queue or a policy says so; else None.
+    """Seconds for which a delivery may stay unacknowledged, if the queue or a policy limits them; else None.
 
     What the broker's configuration says, no API tells. Raises as Management.get does.
     https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
