@@ -115,7 +115,7 @@ class DeadLetterTarget:
 
     Attributes:
         routing_key: of the dead letters; None if each keeps its own.
-        queues: the queues that get them, or can get them if each keeps its own key; None if the exchange does not exist.
+        queues: the queues that get them, or can get them if each keeps its own key; None without the exchange.
     """
 
     exchange: str

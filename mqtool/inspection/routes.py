@@ -161,7 +161,7 @@ class Router:
         return [Hop(name, binding.destination, binding.to_exchange, binding) for binding in matched]
 
     def _missed(self, found: _Progress) -> Iterator[tuple[str, Binding]]:
-        """The bindings that did not match, to destinations that the message did not reach, with their exchange's type."""
+        """The bindings that did not match, to destinations that were not reached, with the type of their exchange."""
         for name in found.came:
             bindings: Iterable[Binding] = self.definitions.bindings.get(name, ())
             if not name and found.queues.keys().isdisjoint(found.keys):

@@ -1,4 +1,4 @@
-"""How a stream keeps a message: as AMQP 1.0 has it, with the same mapping of properties and headers as RabbitMQ's.
+"""Messages as a stream stores them: AMQP 1.0, with RabbitMQ's mapping of properties and headers; and chunks of them.
 
 A message is a row of sections: annotations (the exchange and the routing key, of what came by AMQP 0-9-1), properties,
 application properties (headers), and the body. What is none of that is taken as the body alone.
@@ -30,7 +30,7 @@ from mqtool.message import END_OF_TIME, Message
 
 _ANNOTATIONS, _PROPERTIES, _HEADERS, _DATA, _SEQUENCE, _VALUE = 0x72, 0x73, 0x74, 0x75, 0x76, 0x77
 _HEADER, _LAST = 0x70, 0x78
-#: The fields of the section for properties. Those without a name have no place in AMQP 0-9-1.
+#: The fields of the properties section. Those without a name do not exist in AMQP 0-9-1.
 _FIELDS = (
     "message_id",
     "user_id",
@@ -44,7 +44,7 @@ _FIELDS = (
     "timestamp",
 )
 _SYMBOLS = ("content_type", "content_encoding")
-#: Properties that AMQP 1.0 has no place for, and where RabbitMQ puts them.
+#: Properties that do not exist in AMQP 1.0, and where RabbitMQ stores them.
 _IN_HEADERS = {"type": "x-basic-type", "app_id": "x-basic-app-id"}
 _IN_ANNOTATIONS = {
     "priority": "x-basic-priority",
@@ -58,7 +58,7 @@ _LONG_DATA_START = bytes((0, 0x53, _DATA, 0xB0))
 
 
 class Entry(NamedTuple):
-    """What a stream keeps of a message.
+    """A message as a stream stores it.
 
     Attributes:
         routing_key: None if it came by the stream protocol.
@@ -70,11 +70,8 @@ class Entry(NamedTuple):
     routing_key: str | None = None
 
 
-# From a message.
-
-
 def encode(message: Message, exchange: str = "") -> bytes:
-    """The sections of a message. Headers that are tables or arrays are left out, as RabbitMQ leaves them out.
+    """Encode a message. Headers that are tables or arrays are left out, as RabbitMQ does.
 
     Args:
         exchange: a super stream's: the message is stored with it and the routing key, as if it had come through it.
@@ -125,8 +122,8 @@ def _field(name: str, value: Any) -> bytes:
     if name == "timestamp":
         return b"\x83" + struct.pack(">q", int(value) * 1000)
     if name == "user_id":
-        return variable(0xA0, _octets(value))
-    return variable(0xA3 if name in _SYMBOLS else 0xA1, _octets(value))
+        return variable(0xA0, _utf8(value))
+    return variable(0xA3 if name in _SYMBOLS else 0xA1, _utf8(value))
 
 
 def _map(values: Mapping[str, Any], *, key: int) -> bytes:
@@ -134,12 +131,12 @@ def _map(values: Mapping[str, Any], *, key: int) -> bytes:
     for name, value in values.items():
         encoded = _value(value)
         if encoded is not None:
-            items += [variable(key, _octets(name)), encoded]
+            items += [variable(key, _utf8(name)), encoded]
     return compound(0xC1, items)
 
 
 def _value(value: Any) -> bytes | None:
-    """The value of a header; None for one that a stream does not keep."""
+    """Encode the value of a header; None if a stream cannot store it."""
     match value:
         case bytes():
             return variable(0xA0, value)
@@ -150,15 +147,12 @@ def _value(value: Any) -> bytes | None:
     return encode_value(value)
 
 
-def _octets(text: str) -> bytes:
+def _utf8(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-# To a message.
-
-
 def decode(data: bytes) -> Entry:
-    """What a stream has kept of a message. A body that is no octets (a value, a sequence) stays encoded."""
+    """Decode a message. A body that does not consist of bytes (a value, a sequence) stays encoded."""
     body = body_alone(data)
     if body is not None:
         return Entry(body, {})
@@ -169,7 +163,7 @@ def decode(data: bytes) -> Entry:
 
 
 def body_alone(data: bytes) -> bytes | None:
-    """The body of a message that has nothing else, as most have; None if there may be more to it."""
+    """The body of a message that consists of a body only, as most do; else None."""
     if data[:2] != _SECTION:
         return data
     return data[5:] if data[:4] == _DATA_START and len(data) > 4 and len(data) == 5 + data[4] else None
@@ -256,7 +250,7 @@ _IS_BATCH = 0x80
 
 
 class Chunk(NamedTuple):
-    """A chunk.
+    """A chunk: a batch of entries, as the stream stores it.
 
     Attributes:
         first_offset: that of its first record.
@@ -270,7 +264,7 @@ class Chunk(NamedTuple):
 
 
 def parse_chunk(frame: bytes) -> Chunk:
-    """Parse the command Deliver.
+    """Parse the frame Deliver.
 
     Raises:
         BadData: it was damaged on the way, or is of a kind that we do not know.
@@ -283,7 +277,7 @@ def parse_chunk(frame: bytes) -> Chunk:
 
 
 def chunk_entries(chunk: Chunk) -> Iterator[bytes]:
-    """The messages of a chunk, as they are encoded."""
+    """Yield the encoded messages of a chunk."""
     data, at = chunk.data, 0
     size_at = _SIZE.unpack_from
     for _ in range(chunk.entries):
@@ -299,10 +293,10 @@ def chunk_entries(chunk: Chunk) -> Iterator[bytes]:
 
 
 def _of_batch(data: bytes, compression: int, count: int, size: int) -> Iterator[bytes]:
-    """The messages that were published as one entry, perhaps compressed."""
+    """Yield the encoded messages of a sub-entry batch, which may be compressed."""
     try:
         data = CompressionHelper.uncompress(data, CompressionType(compression), size)
-    except Exception as error:  # whatever the library for it raises
+    except Exception as error:  # each compression library has its own errors
         name = CompressionType(compression).name.lower() if compression < len(CompressionType) else str(compression)
         raise BadData(f"cannot decompress messages of the stream ({name}): {error}") from error
     at = 0

@@ -1,4 +1,4 @@
-"""One connection to the node that has a stream: an I/O thread, an inbox for its frames, and errors in plain words."""
+"""A session: one connection to the node of a stream, on an I/O thread, with an inbox for frames; and its errors."""
 
 import asyncio
 import contextlib
@@ -24,9 +24,9 @@ _ENABLE = (
     "on the broker, 'rabbitmq-plugins enable rabbitmq_stream', or start one: 'mqtool broker up --stream-port 5552'; "
     "--stream-port names another port"
 )
-#: What a connection may die of.
+#: Errors that mean that the connection is lost.
 LOST = (OSError, EOFError, ValueError, NotStreams, ClosedByBroker, asyncio.TimeoutError)
-#: Why the broker refuses a message, by its code.
+#: Reasons why the broker refuses a message, by their codes.
 _REFUSALS = {
     2: "the stream does not exist",
     6: "the stream is not available",
@@ -36,7 +36,7 @@ _REFUSALS = {
 
 
 def connecting(error: BaseException, address: Address) -> MqtoolError:
-    """Translate a failed attempt to open a connection; the port of the address is that of streams."""
+    """Translate the error of a failed connection. The address has the stream port."""
     where = f"{address.host}:{address.port}"
     if isinstance(error, MqtoolError):
         return error
@@ -56,7 +56,7 @@ def connecting(error: BaseException, address: Address) -> MqtoolError:
 
 
 def unreachable(leader: str, address: Address, error: MqtoolError) -> MqtoolError:
-    """The error if a stream is on a node that cannot be reached by the name that the broker gives for it."""
+    """The error if a stream is on a node whose advertised name cannot be reached."""
     return Unavailable(
         f"the stream is on {leader}, as {address.host}:{address.port} says, which cannot be reached from here: {error}",
         "on the broker, set stream.advertised_host and stream.advertised_port to what works from here "
@@ -65,7 +65,7 @@ def unreachable(leader: str, address: Address, error: MqtoolError) -> MqtoolErro
 
 
 def answered(error: BaseException, stream: str) -> MqtoolError:
-    """Translate a refusal of the broker."""
+    """Translate an error response of the broker."""
     if isinstance(error, MqtoolError):
         return error
     if isinstance(error, exceptions.StreamDoesNotExist):
@@ -81,7 +81,7 @@ def answered(error: BaseException, stream: str) -> MqtoolError:
 
 
 def in_words(error: BaseException) -> str:
-    """What a connection died of."""
+    """Describe why a connection was lost."""
     if isinstance(error, ClosedByBroker):
         return f"closed by the broker: {error}"
     if isinstance(error, EOFError):
@@ -92,12 +92,12 @@ def in_words(error: BaseException) -> str:
 
 
 def refusal(code: int) -> str:
-    """Why the broker did not take a message."""
+    """The reason why the broker refused a message."""
     return _REFUSALS.get(code, f"the broker refused it (code {code})")
 
 
 def not_confirmed(count: int, seconds: float) -> NotConfirmed:
-    """The error if confirms do not come."""
+    """The error if the broker does not confirm messages in time."""
     return NotConfirmed(
         f"the broker did not confirm {count:,} message{'s' * (count != 1)} within {seconds:g} s",
         "they may or may not be in the stream; --confirm-timeout waits longer",
@@ -105,28 +105,28 @@ def not_confirmed(count: int, seconds: float) -> NotConfirmed:
 
 
 _T = TypeVar("_T")
-#: Frames that came unasked, as octets; None says to look whether a connection is lost, or that somebody asked to stop.
+#: Frames that are not responses. None wakes the reader: a connection may be lost, or the command is to stop.
 Inbox = queues.SimpleQueue[bytes | None]
 #: The offset before the first, in 64 bits.
 NOWHERE = (1 << 64) - 1
-#: The subscription with which we look for the first chunk and the last.
+#: The id of the subscription that looks up the first and last chunk.
 _LOOK = 255
 _DELIVER = DELIVER.to_bytes(2)
 _HEARTBEAT = 60
-#: Seconds to wait for the answer to a request.
+#: Seconds to wait for a response.
 _PATIENCE = 20.0
 
 
 @cache
 def _loop() -> asyncio.AbstractEventLoop:
-    """The loop of all sessions, on a thread of its own."""
+    """The event loop of all sessions, on a thread of its own."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="mqtool-streams", daemon=True).start()
     return loop
 
 
 class Session:
-    """A connection, until it is lost.
+    """A connection to one node, until it is lost.
 
     Args:
         inbox: where frames go that come unasked; None there says to look at `lost`.
@@ -163,7 +163,7 @@ class Session:
         )
 
     def ask(self, request: Coroutine[Any, Any, _T], stream: str) -> _T:
-        """Make a request of the client about a stream, and wait for the answer.
+        """Send a request about a stream, and return the response.
 
         Raises:
             MqtoolError: the broker refuses it, or the connection is lost.
@@ -174,7 +174,7 @@ class Session:
             raise answered(error, stream) from error
 
     def create(self, stream: str, arguments: Mapping[str, Any]) -> bool:
-        """Create a stream, unless there is one with these settings; False if there is something else of that name."""
+        """Create a stream, unless it exists with these arguments; return False if the name is taken otherwise."""
 
         async def request() -> bool:
             try:
@@ -186,11 +186,11 @@ class Session:
         return self.ask(request(), stream)
 
     def exists(self, stream: str) -> bool:
-        """Whether there is such a stream."""
+        """True if the stream exists."""
         return self.ask(self.client.stream_exists(stream), stream)
 
     def stored_offset(self, stream: str, name: str) -> int | None:
-        """The offset that the broker keeps under a name; None if there is none.
+        """The offset stored under a reader's name; None if there is none.
 
         Raises:
             NotFound: there is no such stream.
@@ -206,28 +206,28 @@ class Session:
         return self.ask(request(), stream)
 
     def store_offset(self, stream: str, name: str, offset: int) -> None:
-        """Have the broker keep an offset under a name, without waiting until it has. Raises as stored_offset() does."""
+        """Store an offset under a reader's name, without waiting for the broker."""
         self.ask(self.client.store_offset(stream, name, offset), stream)
 
     def partitions(self, super_stream: str) -> list[str]:
-        """The streams that a super stream consists of; none if there is no such super stream."""
+        """The partitions of a super stream; none if it does not exist."""
         return self.ask(self.client.partitions(super_stream), super_stream)
 
     def end_of(self, stream: str) -> int:
-        """The offset that the next message will have. Before anything is subscribed to."""
+        """The offset that the next message will get. Call it before any subscription."""
         last = self._chunk_at(OffsetType.LAST, stream)
         return last.first_offset + last.records if last else 0
 
     def offsets_of(self, stream: str) -> range:
-        """The offsets of its messages. Before anything is subscribed to."""
+        """The offsets of a stream's messages. Call it before any subscription."""
         first = self._chunk_at(OffsetType.FIRST, stream)
         return range(first.first_offset, self.end_of(stream)) if first else range(0)
 
     def _chunk_at(self, place: OffsetType, stream: str) -> Chunk | None:
-        """The first chunk of a stream, or the last; None if it is empty."""
+        """The first or last chunk of a stream; None if the stream is empty."""
 
         self.ask(self.client.subscribe(stream, _LOOK, OffsetSpec.from_params(place, None), 1, {}), stream)
-        self.ask(self.client.unsubscribe(_LOOK), stream)  # whose answer comes after the chunk, if there is one
+        self.ask(self.client.unsubscribe(_LOOK), stream)  # its response arrives after the chunk, if any
         found: Chunk | None = None
         others = []
         with contextlib.suppress(queues.Empty):
@@ -242,7 +242,7 @@ class Session:
         return found
 
     def check_version(self, wanted: tuple[int, int], what: str) -> None:
-        """See that the broker is new enough for something.
+        """Check that the broker is new enough for a feature.
 
         Raises:
             UsageError: it is not.
@@ -258,11 +258,11 @@ class Session:
         _loop().call_soon_threadsafe(self.client.publish_by_hand, data)
 
     def has(self, nodes: Sequence[Broker]) -> bool:
-        """Whether it leads to one of the nodes: the one that it is connected to says by which name it goes."""
+        """True if it is connected to one of these nodes, which it compares by their advertised names."""
         return self.client.node in [(node.host, str(node.port)) for node in nodes]
 
     def beside(self, node: Broker, context: ssl.SSLContext | None) -> "Session":
-        """A session with another node, by the name that the broker gives for it.
+        """Open a session with another node, by its advertised name.
 
         Raises:
             Unavailable: the name leads nowhere from here.
@@ -275,7 +275,7 @@ class Session:
         return other
 
     def close(self) -> None:
-        """Close it, once all that was sent is handled."""
+        """Close the connection, once the broker has handled everything that was sent."""
         self._call(self.client.close(), _PATIENCE)
 
     def _ended(self, error: BaseException) -> None:
@@ -288,7 +288,7 @@ class Session:
 
 
 class Owner(Protocol):
-    """A channel, as its publisher and its consumer see it."""
+    """What a publisher or consumer needs of its channel."""
 
     inbox: Inbox
     stopping: bool

@@ -1,4 +1,4 @@
-"""A stream's channel: create, publish, consume, keep offsets, as plain blocking calls that outlive their connection."""
+"""StreamChannel: create streams, publish, consume, store offsets. Blocking calls that survive a lost connection."""
 
 import queue as queues
 import ssl
@@ -20,15 +20,15 @@ from mqtool.streams.stream_consumer import Consumer
 from mqtool.streams.stream_publisher import Publisher, create_super_stream, is_super_stream
 from mqtool.topology import Stream
 
-#: Pauses between attempts to find a leader: one is chosen a moment after a stream is created, or a node is lost.
+#: Pauses while a leader is elected, after a stream was created or a node was lost.
 _ELECTION = Backoff(first=0.1, attempts=12, longest=1.0)
 
-#: Partitions of a super stream: their publishers and subscriptions have numbers of one octet; one is for end_of().
+#: The most partitions of a super stream: ids of publishers and subscriptions have one byte, and end_of() needs one.
 _MOST = 255
 
 
 class StreamChannel:
-    """Speaks RabbitMQ's stream protocol; for one thread, and one publisher or consumer at a time.
+    """A client of RabbitMQ's stream protocol, for one thread, and one publisher or consumer at a time.
 
     Args:
         nodes: the broker's, with their ports for streams.
@@ -91,10 +91,8 @@ class StreamChannel:
         finally:
             self._close()
 
-    # Streams.
-
     def declare(self, stream: Stream) -> Stream:
-        """Make sure that a stream exists. One with other settings is used as it is, unless the channel is strict.
+        """Create a stream. An existing one with other arguments is used as it is, unless the channel is strict.
 
         Returns:
             The stream; a super stream with the partitions that it has.
@@ -134,18 +132,18 @@ class StreamChannel:
         return stream._replace(partitions=partitions)
 
     def exists(self, stream: str) -> bool:
-        """Whether there is such a stream."""
+        """True if the stream exists."""
         _check_name(stream)
         return self.session.exists(stream)
 
     def streams_of(self, name: str) -> list[str]:
-        """The partitions of a super stream; the name alone for anything else."""
+        """The partitions of a super stream; for another stream, its own name."""
         if not self.exists(name) and is_super_stream(name, there := self.session.partitions(name)):
             return there
         return [name]
 
     def stored_offset(self, stream: str, name: str) -> int | None:
-        """The offset that the broker keeps under a name; None if there is none.
+        """The offset stored under a reader's name; None if there is none.
 
         Raises:
             NotFound: there is no such stream.
@@ -154,7 +152,7 @@ class StreamChannel:
         return self.session.stored_offset(stream, name)
 
     def offsets_of(self, stream: str) -> range:
-        """The offsets of the messages that a stream has.
+        """The offsets of a stream's messages.
 
         Raises:
             NotFound: there is no such stream.
@@ -162,7 +160,7 @@ class StreamChannel:
         return self.sessions_for([stream], to_publish=False)[0].offsets_of(stream)
 
     def store_offset(self, stream: str, name: str, offset: int) -> None:
-        """Have the broker keep an offset under a name: that of the last message that somebody is done with.
+        """Store an offset under a reader's name: that of the last message that it has handled.
 
         Raises:
             NotFound: there is no such stream.
@@ -171,10 +169,8 @@ class StreamChannel:
         self.session.store_offset(stream, name, offset)
 
     def forget_offset(self, stream: str, name: str) -> None:
-        """Have whoever uses a name start again. The protocol has no word for that: -1 means it to most clients."""
+        """Reset a reader's offset. Stores -1, which most clients treat as "start over"."""
         self.store_offset(stream, name, NOWHERE)
-
-    # Publishing and consuming.
 
     def publish(self, messages: Iterable[Message | None], stream: Stream) -> Iterator[Receipt]:
         """Publish messages; yield each one's receipt, in order, once the broker has confirmed it.
@@ -197,17 +193,17 @@ class StreamChannel:
 
     @property
     def unconfirmed(self) -> list[Message]:
-        """The messages published but not answered for, oldest first."""
+        """The unconfirmed messages, oldest first."""
         return [] if self._publisher is None else self._publisher.unconfirmed
 
     def addressed(self, message: Message) -> Message:
-        """A message, for the file of what failed: it can be published again as it is."""
+        """The message to write to the file of failed messages, ready to be published again."""
         return message
 
     def consume(
         self, stream: Stream, offset: Offset = FIRST, receiving: Receiving = STREAMING, track: str | None = None
     ) -> Iterator[Delivery]:
-        """Start to read, at once; the iterator returned yields the messages, with their offset as delivery tag.
+        """Start to consume; return an iterator of the messages, whose delivery tags are their offsets.
 
         After a reconnection it continues after the last one.
 
@@ -234,15 +230,13 @@ class StreamChannel:
         return self._consumer.deliveries()
 
     def stop(self) -> None:
-        """End consuming after the message in hand. From any thread, and from a signal handler."""
+        """Stop consuming after the current message. Safe to call from any thread and from a signal handler."""
         self.stopping = True
         self._stop.set()
         self.inbox.put(None)
 
-    # The connection.
-
     def sessions_for(self, streams: Sequence[str], *, to_publish: bool) -> list[Session]:
-        """Be connected to nodes that have the streams, and to no others; to publish, to their leaders.
+        """Connect to the nodes that have the streams, to publish to their leaders; close other connections.
 
         Raises:
             NotFound: there is no such stream.
@@ -275,11 +269,11 @@ class StreamChannel:
 
     @property
     def is_lost(self) -> bool:
-        """Whether one of the connections is."""
+        """True if one of the connections is lost."""
         return any(session.lost is not None for session in self._sessions)
 
     def reopen(self, go_on: Callable[[], None]) -> bool:
-        """Connect again after a loss, and go on; False if somebody asked to stop meanwhile.
+        """Reconnect and resume; return False if the command was stopped meanwhile.
 
         Raises:
             MqtoolError: it was given up.
@@ -314,7 +308,7 @@ class StreamChannel:
             session.close()
 
     def _first(self) -> Session:
-        """A session with the first node that answers."""
+        """Open a session with the first node that answers."""
         failure: MqtoolError | None = None
         for address in self._nodes:
             session = Session(address, self._context, self.inbox)
@@ -329,6 +323,6 @@ class StreamChannel:
 
 
 def _check_name(name: str, what: str = "stream's name") -> None:
-    """rstream counts characters where the protocol counts octets."""
+    """Check a name. rstream counts its characters where the protocol counts bytes."""
     if not name or not name.isascii() or len(name) > 255:
         raise UsageError(f"the {what} {name!r} cannot be used", "use 1 to 255 ASCII characters")

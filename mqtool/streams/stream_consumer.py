@@ -1,4 +1,4 @@
-"""Reading a stream, or the partitions of one: a message counts as read when the next one is asked for."""
+"""Consuming a stream, or the partitions of a super stream. A message is handled when the caller requests the next."""
 
 import queue as queues
 import struct
@@ -17,7 +17,7 @@ from mqtool.streams.entries import Chunk, body_alone, chunk_entries, decode, par
 from mqtool.streams.session import Owner, Session
 from mqtool.streams.wire import CONSUMER_UPDATE, DELIVER, METADATA_UPDATE
 
-#: Chunks that the broker may send in advance.
+#: Chunks that the broker may send ahead.
 _CREDIT = 10
 _KEY_CREDIT, _KEY_ANSWER = 9, 0x801A
 _CREDIT_FRAME = struct.Struct(">IHHBH")
@@ -26,7 +26,7 @@ _OK, _NOWHERE = 1, 0
 
 
 class Reading:
-    """A stream that is read.
+    """The state of one consumed stream.
 
     Args:
         number: the subscription's, for the broker.
@@ -52,11 +52,11 @@ class Reading:
 
     @property
     def is_stored(self) -> bool:
-        """Whether the broker keeps how far we came."""
+        """True if the broker stores this consumer's offset."""
         return self.printed in (None, self.stored)
 
     def begin(self, session: Session, offset: Offset | None = None) -> None:
-        """Subscribe: at an offset, or behind what we have.
+        """Subscribe, at an offset or after the last received message.
 
         Raises:
             MqtoolError: the broker refuses.
@@ -67,7 +67,7 @@ class Reading:
         session.ask(session.client.subscribe(self.stream, self._number, place, _CREDIT, self._properties), self.stream)
 
     def go_on(self, correlation: bytes, stored: int | None) -> int | None:
-        """Answer to the broker, which has made us the active consumer: behind what is stored, or what we have.
+        """Tell the broker where this consumer, now the active one, starts: after the stored offset or the last message.
 
         Returns:
             The offset, if there is one.
@@ -80,18 +80,18 @@ class Reading:
         return at.value if at.start is Start.OFFSET else None
 
     def stand_by(self, correlation: bytes) -> None:
-        """Answer to the broker that we have finished, and another may go on."""
+        """Tell the broker that this consumer, no longer the active one, has stored its offset."""
         self._answer(correlation, None)
 
     def take(self, chunk: Chunk) -> Iterator[Delivery]:
-        """The messages of a chunk, but for those before the wanted offset: chunks come whole."""
+        """Yield the messages of a chunk, without those before the wanted offset, since chunks arrive whole."""
         self.session.send(_CREDIT_FRAME.pack(_CREDIT_FRAME.size - 4, _KEY_CREDIT, 1, self._number, 1))
         wanted, stream = self.next, self.stream
         for offset, record in enumerate(chunk_entries(chunk), chunk.first_offset):
             if offset < wanted:
                 continue
-            if (octets := body_alone(record)) is not None:
-                yield Delivery(octets, "", stream, stream, False, {"headers": {"x-stream-offset": offset}}, offset)
+            if (body := body_alone(record)) is not None:
+                yield Delivery(body, "", stream, stream, False, {"headers": {"x-stream-offset": offset}}, offset)
             else:
                 body, properties, exchange, routing_key = decode(record)
                 properties["headers"] = {**properties.get("headers", {}), "x-stream-offset": offset}
@@ -116,7 +116,7 @@ class Reading:
         self.session.send(_ANSWER.pack(size, _KEY_ANSWER, 1, number, _OK, kind) + value)
 
 
-#: Messages between two stored offsets: as many come twice after a kill -9 at most.
+#: Messages between two stored offsets. After kill -9, at most this many are delivered again.
 TRACK_EVERY = 1000
 #: Seconds of silence after which the offset is stored anyway, and signals are handled: Python runs their handlers only
 #: between two steps of the main thread.
@@ -124,7 +124,7 @@ _QUIET = 0.2
 
 
 class Consumer:
-    """Reads one stream, or the partitions of one.
+    """Consumes one stream, or the partitions of a super stream.
 
     Args:
         streams: one, or the partitions in their order.
@@ -150,14 +150,14 @@ class Consumer:
         self._is_single_active = single_active
         properties = {f"filter.{number}": value for number, value in enumerate(filters)}
         if track is not None:
-            properties["name"] = track  # which the management API shows
+            properties["name"] = track  # the management API shows it
         if single_active:
             properties["single-active-consumer"] = "true"
             properties |= {"super-stream": super_stream} if super_stream else {}
         self._readings = [Reading(stream, number, properties) for number, stream in enumerate(streams)]
-        self._reading = self._readings[0]  # the one that the lot is of
+        self._reading = self._readings[0]  # the stream of the current batch
         self._is_stuck = False
-        self._lot: deque[Delivery] = deque()
+        self._batch: deque[Delivery] = deque()
 
     def start(self, offset: Offset) -> None:
         """Subscribe.
@@ -170,7 +170,7 @@ class Consumer:
             sessions[0].check_version((3, 13), "filters for streams")
         if self._is_single_active:
             sessions[0].check_version((3, 11), "single active consumers for streams")
-        # All places before the first subscription: what it brings must not be mixed up with what is looked for here.
+        # Look up all offsets before the first subscription: its frames must not mix with these.
         places = [self._place(each, session, offset) for each, session in zip(self._readings, sessions, strict=True)]
         for reading, session, place in zip(self._readings, sessions, places, strict=True):
             reading.begin(session, place)
@@ -179,7 +179,7 @@ class Consumer:
         return self._channel.sessions_for([each.stream for each in self._readings], to_publish=False)
 
     def _place(self, reading: Reading, session: Session, offset: Offset) -> Offset:
-        """Where to start: behind what is stored, if there is that; says so if it is beyond the end."""
+        """Where to start: after the stored offset, if any. Warns if that is beyond the end."""
         stream = reading.stream
         stored = None if self._track is None else session.stored_offset(stream, self._track)
         place = offset if stored is None else Offset(Start.OFFSET, stored + 1)
@@ -189,21 +189,21 @@ class Consumer:
         return place
 
     def deliveries(self) -> Iterator[Delivery]:
-        """Yield messages, until a limit, or stop().
+        """Yield messages until a limit or stop().
 
         Raises:
             TimedOut: a time limit has passed.
             NotFound: the stream was deleted.
         """
         count, taken, started = self._limits.count, 0, time.monotonic()
-        lot, channel, tracks = self._lot, self._channel, self._track is not None
+        batch, channel, tracks = self._batch, self._channel, self._track is not None
         try:
             while taken != count:
-                if not lot and not self._next_chunk(taken, started):
+                if not batch and not self._next_chunk(taken, started):
                     return
                 if channel.stopping:
                     return
-                delivery = lot.popleft()
+                delivery = batch.popleft()
                 taken += 1
                 yield delivery
                 reading = self._reading
@@ -216,12 +216,12 @@ class Consumer:
             self.leave()
 
     def leave(self) -> None:
-        """Store the offset of what was printed. Safe to repeat."""
+        """Store the offset of the last printed message. Safe to repeat."""
         if not self._is_stuck:
             self._store()
 
     def _store(self) -> None:
-        self._is_stuck = True  # what could not be printed is never stored
+        self._is_stuck = True  # messages that were not printed never count as handled
         self._limits.before_acknowledging()
         self._is_stuck = False
         if self._track is None or self._channel.is_lost:
@@ -233,10 +233,10 @@ class Consumer:
                 reading.stored, reading.since_stored = reading.printed, 0
 
     def _next_chunk(self, taken: int, started: float) -> bool:
-        """Take a chunk out of the inbox; False at the end."""
+        """Take a chunk from the inbox; return False at the end."""
         idle_since = time.monotonic()
         is_flushed = False
-        while not self._lot:
+        while not self._batch:
             if self._channel.stopping:
                 return False
             try:
@@ -272,7 +272,7 @@ class Consumer:
             self._channel.reopen(self._go_on)
         elif key == DELIVER:
             self._reading = self._readings[frame[4]]
-            self._lot.extend(self._reading.take(parse_chunk(frame)))
+            self._batch.extend(self._reading.take(parse_chunk(frame)))
         elif key == CONSUMER_UPDATE:
             self._change(self._readings[frame[8]], frame[4:8], is_active=bool(frame[9]))
 
@@ -281,7 +281,7 @@ class Consumer:
             reading.begin(session)
 
     def _change(self, reading: Reading, correlation: bytes, *, is_active: bool) -> None:
-        """Begin, or finish: the broker has chosen who is active. All that came before is printed."""
+        """Start or stop as the active consumer, as the broker says. Messages received before have been printed."""
         assert self._track is not None
         if is_active:
             at = reading.go_on(correlation, reading.session.stored_offset(reading.stream, self._track))
@@ -289,6 +289,6 @@ class Consumer:
             self._channel.notice(f"active: reading stream {reading.stream!r}{where}")
         else:
             self._store()
-            reading.session.stored_offset(reading.stream, self._track)  # answered once it is stored: the next one asks
+            reading.session.stored_offset(reading.stream, self._track)  # waits until it is stored
             reading.stand_by(correlation)
             self._channel.notice(f"standing by: another consumer reads stream {reading.stream!r}")

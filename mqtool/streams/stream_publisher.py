@@ -15,29 +15,29 @@ from mqtool.streams.session import Owner, Session, not_confirmed, refusal
 from mqtool.streams.wire import CONFIRM, ERROR, METADATA_UPDATE
 from mqtool.topology import Exchange, Queue, Stream
 
-#: Of the hash; other clients have the same, so that a key leads to the same partition.
+#: The seed of the hash, which all clients share, so that a key maps to the same partition.
 _SEED = 104_729
 
 
 def is_super_stream(name: str, streams: Sequence[str]) -> bool:
-    """Whether an exchange that leads to streams is a super stream, by their names: the protocol does not say."""
+    """True if an exchange is a super stream, judging by its streams' names: the protocol does not say."""
     return bool(streams) and all(stream.startswith(f"{name}-") for stream in streams)
 
 
 def partition_of(key: str, partitions: int) -> int:
-    """The place of the partition that a key leads to: as in RabbitMQ's clients for Java, Go, .NET and Node.js."""
+    """The number of the partition for a key, as RabbitMQ's clients for Java, Go, .NET and Node.js compute it."""
     return mmh3.hash(key.encode("utf-8", "surrogateescape"), _SEED, signed=False) % partitions
 
 
 def create_super_stream(channel: Channel, stream: Stream) -> None:
-    """Create a super stream over AMQP 0-9-1, as `rabbitmq-streams add_super_stream` does: all versions take that.
+    """Create a super stream over AMQP 0-9-1, as `rabbitmq-streams add_super_stream` does. All versions support it.
 
     Raises:
         DeclaredDifferently: there is an exchange of that name that is something else, or a queue of a partition's.
     """
     exchange = Exchange(stream.name, durable=True, arguments={"x-super-stream": True})
     arguments = {"x-queue-type": "stream", **{f"x-{name}": value for name, value in stream.arguments.items()}}
-    # If one of them is something else, there must not be an exchange that looks like a smaller super stream.
+    # First the queues: if one cannot be declared, no exchange must look like a smaller super stream.
     queues = [_partition(channel, Queue(name, durable=True, arguments=arguments)) for name in stream.partitions]
     channel.declare(exchange)
     for order, queue in enumerate(queues):
@@ -59,13 +59,13 @@ _HEAD = struct.Struct(">IHHBI")
 _ENTRY = struct.Struct(">QI")
 _UNDER_FILTER = struct.Struct(">QH")
 _REFUSED = struct.Struct(">QH")
-#: Messages and octets that go into one frame, and that may be unconfirmed.
-_LOT, _LOT_SIZE = 500, 1 << 16
+#: The most messages and bytes in one frame, and the most that may be unconfirmed.
+_BATCH, _BATCH_SIZE = 500, 1 << 16
 _WINDOW, _WINDOW_SIZE = 20_000, 1 << 25
 
 
 class _Partition:
-    """One of the streams, and what is collected for it.
+    """One of the streams, with the frame that is being filled for it.
 
     Attributes:
         number: the publisher's, for the broker.
@@ -75,23 +75,23 @@ class _Partition:
         self.stream = stream
         self.number = number
         self.session = session
-        self.lot: list[bytes] = []
+        self.batch: list[bytes] = []
         self.size = 0
 
     def flush(self, *, with_filter: bool) -> None:
-        """Send what was collected."""
-        if not self.lot:
+        """Send the collected messages."""
+        if not self.batch:
             return
-        data = b"".join(self.lot)
+        data = b"".join(self.batch)
         version, pieces = (2, 4) if with_filter else (1, 2)
-        head = _HEAD.pack(len(data) + _HEAD.size - 4, _PUBLISH, version, self.number, len(self.lot) // pieces)
-        self.lot.clear()
+        head = _HEAD.pack(len(data) + _HEAD.size - 4, _PUBLISH, version, self.number, len(self.batch) // pieces)
+        self.batch.clear()
         self.size = 0
         self.session.send(head + data)
 
 
 class Publisher:
-    """Publishes to one stream, or to the partitions of one: each message by its routing key, or in turn.
+    """Publishes to one stream, or to the partitions of a super stream: by routing key, or in turn.
 
     Args:
         streams: one, or the partitions in their order.
@@ -115,17 +115,17 @@ class Publisher:
         self._answers: dict[int, str] = {}
         self._sent = self._answered = 0
         self._partitions: list[_Partition] = []
-        self._is_due = False  # to look whether there are answers
+        self._is_due = False  # time to look for confirms
         self._last_answer = time.monotonic()
         self._start()
 
     @property
     def unconfirmed(self) -> list[Message]:
-        """The messages that were published but not answered for."""
+        """The unconfirmed messages."""
         return [*self._outstanding.values()]
 
     def publish(self, messages: Iterable[Message | None]) -> Iterator[Receipt]:
-        """As of StreamChannel.publish()."""
+        """Publish messages; see StreamChannel.publish()."""
         for message in messages:
             if message is None:
                 self._flush()
@@ -170,30 +170,30 @@ class Publisher:
         if size + 64 > frame_max:
             self._answers[number] = f"it is larger than a frame may be ({frame_max:,} bytes)"
             return
-        lot = partition.lot
+        batch = partition.batch
         if self._filter is None:
-            lot.append(_ENTRY.pack(number, size))
+            batch.append(_ENTRY.pack(number, size))
         else:
-            lot += (_UNDER_FILTER.pack(number, len(self._filter)), self._filter, struct.pack(">I", size))
-        lot.append(entry)
+            batch += (_UNDER_FILTER.pack(number, len(self._filter)), self._filter, struct.pack(">I", size))
+        batch.append(entry)
         partition.size += size
         self._size += len(message.body)
-        if partition.size >= _LOT_SIZE or len(lot) >= 2 * _LOT:
+        if partition.size >= _BATCH_SIZE or len(batch) >= 2 * _BATCH:
             partition.flush(with_filter=self._filter is not None)
             self._is_due = True
 
     def _place(self, number: int, message: Message) -> int:
-        """The place of the partition that a message goes to; it is the same if the message is published again."""
+        """The number of a message's partition. It stays the same if the message is published again."""
         key = message.routing_key
         return partition_of(key, len(self._partitions)) if key else number % len(self._partitions)
 
     def _flush(self) -> None:
-        """Send what was collected."""
+        """Send the collected messages."""
         for partition in self._partitions:
             partition.flush(with_filter=self._filter is not None)
 
     def _look(self) -> None:
-        """Take the answers that have come."""
+        """Handle the confirms that have arrived."""
         self._is_due = False
         inbox = self._channel.inbox
         while True:
@@ -205,7 +205,7 @@ class Publisher:
                 return
 
     def _wait(self) -> None:
-        """Wait for an answer.
+        """Wait for a confirm.
 
         Raises:
             NotConfirmed: none comes.
@@ -236,7 +236,7 @@ class Publisher:
             self._recover()
 
     def _recover(self) -> None:
-        """Publish again what is unconfirmed, on another connection."""
+        """Publish unconfirmed messages again, on a new connection."""
 
         def go_on() -> None:
             self._start()
@@ -250,7 +250,7 @@ class Publisher:
             raise Unavailable("the connection was lost, and not all messages are confirmed")
 
     def _receipts(self) -> Iterator[Receipt]:
-        """The receipts of what was answered, in order."""
+        """Yield the receipts of confirmed messages, in order."""
         answers, outstanding = self._answers, self._outstanding
         while (number := self._answered + 1) in answers:
             reason = answers.pop(number)

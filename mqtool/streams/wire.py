@@ -1,4 +1,4 @@
-"""The places where we reach into rstream: a connection that reads in large pieces, and says when it is lost.
+"""The parts that use rstream's private classes: a connection that reads large pieces and reports its loss.
 
 rstream reads 256 bytes at a time and decodes each field by itself; it swallows write errors, lets requests wait for
 ten seconds on a connection that is gone, and only logs that heartbeats are missing. So what carries messages is passed
@@ -17,27 +17,27 @@ from rstream.client import Client
 from rstream.connection import Connection
 from rstream.encoding import decode_frame
 
-#: Keys of the protocol's commands that come unasked.
+#: Keys of the protocol's commands that are not responses.
 CONFIRM, ERROR, DELIVER, METADATA_UPDATE, CONSUMER_UPDATE = 3, 4, 8, 16, 26
 _UNASKED = frozenset((CONFIRM, ERROR, DELIVER, METADATA_UPDATE, CONSUMER_UPDATE))
 _PARTITIONS, _ANSWER_TO_PARTITIONS = b"\x00\x19", b"\x80\x19"
-#: Whatever is longer is no frame, but another protocol.
+#: The longest frame. Longer ones mean that the server speaks another protocol.
 _LONGEST = 1 << 28
 _BUFFER = 1 << 20
-#: Seconds to wait for the answer to our goodbye.
+#: Seconds to wait for the response to Close.
 _GOODBYE = 1.0
 
 
 class NotStreams(Exception):
-    """What answers speaks another protocol."""
+    """The server speaks another protocol."""
 
 
 class ClosedByBroker(Exception):
-    """The broker has closed the connection, and said why."""
+    """The broker closed the connection, with a reason."""
 
 
 class _Wire(Connection):
-    """A connection that passes on what comes unasked, and decodes the answers to requests."""
+    """A connection that passes on frames that are not responses, and decodes responses."""
 
     def __init__(self, host: str, port: int, context: ssl.SSLContext | None, take: Callable[[bytes], None]) -> None:
         super().__init__(host, port, context)
@@ -55,14 +55,14 @@ class _Wire(Connection):
             if not 4 <= size < _LONGEST:
                 raise NotStreams
             data = await self._reader.readexactly(size)
-            if data[:2] == _PARTITIONS:  # RabbitMQ 3.10 leaves out the bit that marks an answer
+            if data[:2] == _PARTITIONS:  # RabbitMQ 3.10 omits the bit that marks a response
                 data = _ANSWER_TO_PARTITIONS + data[2:]
             if int.from_bytes(data[:2]) not in _UNASKED:
                 return decode_frame(data)
             self._take(data)
 
     def write(self, data: bytes) -> None:
-        """Send octets. On the loop's thread."""
+        """Send bytes. Call it on the loop's thread."""
         assert self._writer is not None
         self._writer.write(data)
 
@@ -102,12 +102,12 @@ class StreamClient(Client):
 
     @property
     def node(self) -> tuple[str | None, str | None]:
-        """The host and the port that the node advertises as its own."""
+        """The host and port that the node advertises."""
         told = self.server_properties or {}
         return told.get("advertised_host"), told.get("advertised_port")
 
     def publish_by_hand(self, data: bytes) -> None:
-        """Send a frame. On the loop's thread."""
+        """Send a frame. Call it on the loop's thread."""
         if self.is_connection_alive():
             self._wire.write(data)
 
@@ -141,10 +141,10 @@ class StreamClient(Client):
                 self._end(TimeoutError("no heartbeat"))
 
     async def close(self) -> None:
-        """Say goodbye; what was sent before has been handled when this returns."""
+        """Close the connection. When this returns, the broker has handled everything that was sent."""
         if self.is_connection_alive() and self.is_started:
             goodbye: Any = schema.Close(self._corr_id_seq.next(), code=1, reason="OK")
-            with contextlib.suppress(Exception):  # it ends, one way or the other
+            with contextlib.suppress(Exception):  # it is closed anyway
                 await asyncio.wait_for(self.sync_request(goodbye, resp_schema=schema.CloseResponse), _GOODBYE)
         self._is_not_closed = False
         for task in self._tasks.values():

@@ -1,16 +1,16 @@
-"""Looking into a queue: its messages are delivered, not acknowledged, and return to their places in the end.
+"""Peeking: deliver the messages of a queue without acknowledging them, and requeue them in order.
 
-How depends on the queue, as measured on RabbitMQ 3.10:
+How a queue requeues depends on its type, as measured on RabbitMQ 3.10:
 
-    classic  returns each message to its place, whatever happens.
-    quorum   keeps what has returned in a line of its own, which is delivered first, and puts what returns at its end.
-             A channel's messages return in order when it closes, unless basic.cancel comes before. So a look that has
-             begun with that line goes on to its end, and gives back lot by lot, in order.
+    classic  always returns each message to its position.
+    quorum   puts requeued messages at the end of a line of their own, which it delivers first.
+             A channel's messages are requeued in order when it closes, unless basic.cancel comes before. So a look that
+             has started with that line reads all of it, and requeues batch by batch, in order.
     stream   keeps its messages anyway.
 
-A queue that is deleted with its last consumer is looked at with basic.get, which is slower, and safe. A quorum queue
-counts how often a message has come back, and drops it beyond a limit. So where there is one, the message at the head
-is looked at first, alone.
+A queue that is deleted with its last consumer is read with basic.get, which is slower, but safe. A quorum queue counts
+how often a message was requeued, and drops it beyond a limit. With a limit, the message at its head is read first,
+alone.
 """
 
 import re
@@ -30,17 +30,17 @@ from mqtool.topology import Queue
 from mqtool.work import history
 from mqtool.work.transfer import elsewhere, move, name_of, wait_for
 
-#: Messages that one consumer can hold: AMQP's greatest prefetch. Of the first lot; octets of the later ones, about, and
-#: what a message adds to its body.
-AT_ONCE, _FIRST, _LOT, _OVERHEAD = 65_535, 100, 16 << 20, 1000
-#: Seconds without a delivery after which a queue gives us no more; and a stream has no more.
+#: The most messages that one consumer can hold: AMQP's largest prefetch. The messages of the first batch, the bytes of
+#: later ones, and the estimated overhead of a message.
+AT_ONCE, _FIRST, _BATCH, _OVERHEAD = 65_535, 100, 16 << 20, 1000
+#: Seconds without a delivery after which a queue, or a stream, counts as read.
 _PATIENCE, _STREAM_PATIENCE = 2.0, 1.0
-#: A quorum queue's, from RabbitMQ 4.0 on, where nothing else is said.
+#: The default delivery limit of a quorum queue from RabbitMQ 4.0 on.
 _DEFAULT_LIMIT = 20
 
 
 class How(Enum):
-    """How to look into a queue; IN_TURN if it may be a quorum queue."""
+    """How to read a queue; IN_TURN if it may be a quorum queue."""
 
     GET = auto()
     CONSUME = auto()
@@ -50,10 +50,10 @@ class How(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What there is to know about a queue before one looks into it.
+    """How to read a queue.
 
     Attributes:
-        limit: the queue drops a message that comes back more often; None if it never does.
+        limit: the queue drops a message that is requeued more often; None for no limit.
     """
 
     how: How
@@ -61,10 +61,10 @@ class Kind:
 
 
 def kind_of(channel: Channel, queue: str, api: Management | None, vhost: str) -> Kind:
-    """Ask the management API, else AMQP, which does not tell of a limit: then it is RabbitMQ's default.
+    """Find out how to read a queue, from the management API or else by AMQP, where the default limit is assumed.
 
     Args:
-        api: None if there is none.
+        api: None uses AMQP.
 
     Raises:
         NotFound: there is no such queue.
@@ -90,13 +90,13 @@ def kind_of(channel: Channel, queue: str, api: Management | None, vhost: str) ->
 
 
 def _limit(said: Sequence[object], default: int | None) -> int | None:
-    """The lowest of the limits that are numbers; None for none, as a negative one is."""
+    """The lowest of the limits that are numbers. None and negative numbers mean no limit."""
     limits = [limit for limit in said if isinstance(limit, int)] or ([] if default is None else [default])
     return None if not limits or min(limits) < 0 else min(limits)
 
 
 def _probed(channel: Channel, queue: str) -> How:
-    """Declare the queue, which exists, as one that outlives its consumers: the broker says in what it differs.
+    """Declare an existing queue as one that outlives its consumers. The broker's refusal says how it differs.
 
     It names one difference at a time, the type not always first, so what it says is taken into the next declaration.
     """
@@ -125,16 +125,16 @@ def _probed(channel: Channel, queue: str) -> How:
 def peek(
     channel: Channel, queue: str, kind: Kind | None = None, most: int | None = None, offset: Offset = FIRST
 ) -> Generator[Delivery]:
-    """Yield the messages that are there now, oldest first; none of them is acknowledged. Close it to give them back.
+    """Yield the messages that are in a queue now, oldest first, without acknowledging them. Close it to requeue them.
 
     Args:
-        kind: of the queue; None asks AMQP for it.
-        offset: of a stream, where to start; it ends when no more messages come for a moment.
+        kind: of the queue; None finds it out by AMQP.
+        offset: where to start in a stream, which ends when no more messages come for a moment.
 
     Raises:
         NotFound: there is no such queue.
-        Unavailable: the broker gives us none, although there are some.
-        MqtoolError: the queue would drop the message at its head if it came back once more, or twice.
+        Unavailable: the queue has messages, but the broker delivers none.
+        MqtoolError: the queue would drop the message at its head if it were requeued once or twice more.
     """
     kind = kind or kind_of(channel, queue, None, vhost="")
     if kind.how is How.STREAM:
@@ -150,7 +150,7 @@ def peek(
 
 @contextmanager
 def looking(channel: Channel, queue: str, kind: Kind) -> Iterator["Look"]:
-    """A look into a queue, which can also remove messages; at the end, the others are given back."""
+    """Read a queue, and remove messages from it. At the end, the others are requeued."""
     look = Look(channel, queue, kind)
     try:
         yield look
@@ -161,10 +161,10 @@ def looking(channel: Channel, queue: str, kind: Kind) -> Iterator["Look"]:
 
 
 class Look:
-    """The messages of a queue, each lot held by a consumer on a channel of its own.
+    """The messages of a queue, in batches that are each held by a consumer on a channel of its own.
 
     Attributes:
-        count: how many were yielded.
+        count: messages yielded so far.
     """
 
     def __init__(self, channel: Channel, queue: str, kind: Kind) -> None:
@@ -173,21 +173,21 @@ class Look:
         self._queue = queue
         self._limit = kind.limit
         self._ready = channel.depth_of(queue)
-        self._goes_on = self._ready > 0
-        self._octets = 0
+        self._has_more = self._ready > 0
+        self._bytes = 0
         self._newest: Delivery | None = None
         self._held: dict[Channel, int] = {}
         self._removed: list[tuple[Channel, Delivery]] = []
         self._on_their_way: Iterator[Delivery] = iter(())
 
     def messages(self, most: int | None = None) -> Iterator[Delivery]:
-        """Yield them, oldest first. Raises as peek() does."""
+        """Yield messages, oldest first. For the errors see peek()."""
         wanted = self._ready if most is None else min(most, self._ready)
         if self._limit is not None:
             for head in self._take(1):
                 self._check_head(head, self._limit)
                 yield head
-        while self.count < wanted and self._goes_on:
+        while self.count < wanted and self._has_more:
             yield from self._take(wanted - self.count)
         if not self.count and (left := self._channel.depth_of(self._queue)):
             raise Unavailable(
@@ -196,7 +196,7 @@ class Look:
             )
 
     def remove(self, delivery: Delivery) -> None:
-        """Have the latest delivery removed at the end, instead of given back."""
+        """Remove the latest delivery at the end, instead of requeueing it."""
         self._removed.append((self._newest_channel, delivery))
         self._held[self._newest_channel] -= 1
 
@@ -205,28 +205,28 @@ class Look:
         return next(reversed(self._held))
 
     def _take(self, most: int) -> Iterator[Delivery]:
-        """Yield up to this many more; all that one lot may hold."""
-        fits = _LOT // (self._octets // self.count) if self.count else _FIRST
+        """Yield one more batch, of at most this many messages."""
+        fits = _BATCH // (self._bytes // self.count) if self.count else _FIRST
         size = max(1, min(most, self._ready - self.count, fits, AT_ONCE))
         channel, last = self._channel.connection.channel(), self.count + size
         self._held[channel] = 0
-        # One more than can come: at the count, the consumer would be cancelled.
+        # One more than will come: the consumer would be cancelled at the count.
         receiving = Receiving(size, acknowledge=False, count=size + 1, idle_timeout=_PATIENCE)
         self._on_their_way = islice(channel.consume(Queue(self._queue), receiving), size)
         yield from self._rest()
-        self._goes_on = last == self.count
+        self._has_more = last == self.count
 
     def _rest(self) -> Iterator[Delivery]:
-        with suppress(TimedOut):  # others have got them
+        with suppress(TimedOut):  # other consumers have got them
             for delivery in self._on_their_way:
                 self.count += 1
                 self._held[self._newest_channel] += 1
-                self._octets += len(delivery.body) + _OVERHEAD
+                self._bytes += len(delivery.body) + _OVERHEAD
                 self._newest = delivery
                 yield delivery
 
     def _check_head(self, head: Delivery, limit: int) -> None:
-        """Check that the queue would not drop the message at its head.
+        """Check that the queue will not drop the message at its head.
 
         Raises:
             MqtoolError: it would after one more look. If it would after this one, the message is now a new one.
@@ -234,7 +234,7 @@ class Look:
         count = times_back(head)
         if count < limit - 1:
             return
-        self._newest = None  # the others in line stay where they are
+        self._newest = None  # the other requeued messages stay where they are
         hint = f"receive the messages, or move them: mqtool move {self._queue} --to QUEUE"
         if count < limit:
             raise MqtoolError(
@@ -243,7 +243,7 @@ class Look:
                 hint,
             )
         move(self._channel, head, _anew(head, self._queue))
-        self._newest_channel.stop()  # else the next message would come in its place, which may be as close to its end
+        self._newest_channel.stop()  # else the next message would be delivered, which may be as close to the limit
         self._newest_channel.acknowledge(head)
         raise MqtoolError(
             f"{name_of(head)} has come back {count} times, the limit of {self._queue!r}, which would have dropped it: "
@@ -252,17 +252,17 @@ class Look:
         )
 
     def finish_line(self) -> None:
-        """Take what else has returned before: it would be delivered before what returns now."""
+        """Take the other messages that were requeued before: they would be delivered before those requeued now."""
         with suppress(MqtoolError):  # the connection is lost
-            lot = self._rest()
+            batch = self._rest()
             while self._newest is not None and self._newest.redelivered:
-                if next(lot, None) is None:
-                    if not self._goes_on or self.count == self._ready:
+                if next(batch, None) is None:
+                    if not self._has_more or self.count == self._ready:
                         return
-                    lot = self._take(AT_ONCE)
+                    batch = self._take(AT_ONCE)
 
     def give_back(self) -> None:
-        """Give all back, in order, but for those to remove."""
+        """Requeue all messages, in order, and acknowledge those to remove."""
         with suppress(MqtoolError):
             for channel, held in self._held.items():
                 ready = self._channel.depth_of(self._queue)
@@ -274,13 +274,13 @@ class Look:
 
 
 def times_back(delivery: Delivery) -> int:
-    """How often a message has come back to its quorum queue."""
+    """How often a quorum queue has requeued a message."""
     told = delivery.headers.get("x-delivery-count", 0)
     return told if isinstance(told, int) else 0
 
 
 def _anew(head: Delivery, queue: str) -> Message:
-    """The same message, published to its queue again; its headers say how it was published first."""
+    """The message to publish to its queue again, with its original exchange and routing key in its headers."""
     origin, message = history.origin_of(head), elsewhere(head, queue, "")
     first = {history.EXCHANGE: origin.exchange, history.ROUTING_KEY: origin.routing_key}
     message.properties = {**message.properties, "headers": {**(message.properties.get("headers") or {}), **first}}

@@ -1,4 +1,4 @@
-"""What waits at the broker until it is due: to look at, to cancel, to deliver at once."""
+"""`delayed`: delayed messages and retries that wait at the broker: show them, cancel them, deliver them at once."""
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -16,7 +16,7 @@ from mqtool.work.transfer import move
 
 
 class Waiting(NamedTuple):
-    """A message that waits; as it is now, and as it will arrive."""
+    """A waiting message: as it is in its wait queue, and as it will arrive."""
 
     queue: WaitQueue
     delivery: Delivery
@@ -27,10 +27,10 @@ Choice = Callable[[Waiting], bool]
 
 
 class WaitingMessages:
-    """The messages that wait in a virtual host.
+    """The waiting messages of a virtual host.
 
     Args:
-        channel: without reconnection: what was held would come again.
+        channel: without reconnection: messages held by it would be delivered again.
     """
 
     def __init__(self, channel: Channel, api: Management, vhost: str) -> None:
@@ -39,7 +39,7 @@ class WaitingMessages:
         self._vhost = vhost
 
     def queues(self) -> Iterator[tuple[WaitQueue, int]]:
-        """Yield the wait queues that hold messages, and how many.
+        """Yield the wait queues that have messages, with their number.
 
         Raises:
             Unavailable, AccessRefused: the management API does not answer.
@@ -50,16 +50,16 @@ class WaitingMessages:
                 yield queue, count
 
     def exchanges(self) -> Iterator[tuple[str, int]]:
-        """Yield the plugin's exchanges that hold messages, and how many. They show no more. Raises as queues() does."""
+        """Yield the plugin's exchanges that have messages, with their number, which is all that they report."""
         for view in management.exchanges(self._api, self._vhost, ("name", "type", "messages_delayed")):
             if view["type"] == DELAYED and (count := view.get("messages_delayed")):
                 yield view["name"], count
 
     def messages(self, to: str | None = None) -> Generator[Waiting]:
-        """Yield those in wait queues, the shortest wait first, and leave them there. Close it to give them back.
+        """Yield the messages in wait queues, the shortest delay first. Close it to requeue them.
 
         Args:
-            to: only those for this queue or exchange.
+            to: only messages for this queue or exchange.
         """
         for queue in self._queues_for(to):
             with closing(peeking.peek(self._channel, queue.name, self._kind(queue))) as deliveries:
@@ -67,7 +67,7 @@ class WaitingMessages:
                     yield Waiting(queue, delivery, queue.original(delivery))
 
     def cancel(self, chosen: Choice) -> Generator[Waiting]:
-        """Remove messages for good, once their queue has been looked through; yield each before that."""
+        """Yield the chosen messages. They are removed for good when their queue has been read to its end."""
         for queue in self._queues_for(None):
             with peeking.looking(self._channel, queue.name, self._kind(queue)) as look:
                 for delivery in look.messages():
@@ -77,10 +77,10 @@ class WaitingMessages:
                         yield waiting
 
     def deliver(self, chosen: Choice) -> Generator[Waiting]:
-        """Publish messages to where they would go when they are due, and remove them; yield each.
+        """Publish the chosen messages to their targets now, and remove them; yield each.
 
         Raises:
-            NotMoved: one was not taken there; it goes on waiting.
+            NotMoved: a target did not take one; it goes on waiting.
         """
         yield from self.cancel(lambda waiting: chosen(waiting) and self._delivered(waiting))
 

@@ -1,4 +1,4 @@
-"""What RPC servers and clients do with requests and replies: the tutorials' functions, programs as functions, order.
+"""RPC: the functions of a server (the tutorials', or a program), and replies in the order of their requests.
 
 A program's stdout is the reply; its exit status and the end of its stderr are headers of the reply.
 """
@@ -32,7 +32,7 @@ _fibonacci = [0, 1]
 
 
 def fib(n: int) -> int:
-    """The n-th Fibonacci number, each computed only once.
+    """The n-th Fibonacci number. Earlier results are cached.
 
     Raises:
         BadData: n is not from 0 to 20,000.
@@ -45,7 +45,7 @@ def fib(n: int) -> int:
 
 
 def add100(n: int) -> int:
-    """n + 100, after two seconds of hard thinking."""
+    """Add 100, after two seconds."""
     time.sleep(2)
     return n + 100
 
@@ -59,7 +59,7 @@ def of_integer(compute: Callable[[int], int]) -> Function:
     def answer(request: Delivery) -> Message:
         try:
             return Message(str(compute(int(request.body))).encode())
-        except ValueError as error:  # Python gives up on integers beyond 4,300 digits, too
+        except ValueError as error:  # also for integers of more than 4,300 digits
             shown = request.body[:40].decode("utf-8", "backslashreplace")
             raise BadData(f"the request {shown!r} is not an integer") from error
 
