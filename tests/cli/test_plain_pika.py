@@ -18,7 +18,10 @@ class Room:
 
     def __init__(self, shell: Shell, url: str) -> None:
         self.shell = shell
-        shell.environment["AMQP_URL"] = url
+        shell.environment |= {
+            "AMQP_URL": url,
+            "PYTHONUNBUFFERED": "1",
+        }  # what a script prints is looked at while it runs
         shell.environment.pop("MQTOOL_URL")
 
     def printed(self, tutorial: str) -> None:
