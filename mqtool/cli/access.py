@@ -44,6 +44,7 @@ class Access(NamedTuple):
         strict: fail if the broker has a queue or an exchange declared differently.
         protected: the name of its context, if that is protected.
         confirmed: protected contexts that may be changed without asking.
+        context: the name of the context that it comes from, if any.
     """
 
     addresses: Sequence[Address]
@@ -54,11 +55,17 @@ class Access(NamedTuple):
     strict: bool = False
     protected: str | None = None
     confirmed: Sequence[str] = ()
+    context: str | None = None
 
     @property
     def address(self) -> Address:
         """The first node."""
         return self.addresses[0]
+
+    @property
+    def title(self) -> str:
+        """The broker for the head line of a live view: its context, if any, and its address."""
+        return f"{self.context}: {self.address}" if self.context else str(self.address)
 
     @property
     def vhost(self) -> str:

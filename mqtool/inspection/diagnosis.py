@@ -6,6 +6,7 @@ from functools import cache, partial
 from typing import NamedTuple, TypeVar
 
 from mqtool import management
+from mqtool.errors import AccessRefused
 from mqtool.inspection import upgrade
 from mqtool.inspection.definitions import Definitions
 from mqtool.inspection.findings import Finding
@@ -215,6 +216,17 @@ COLUMNS = (
 )  # fmt: skip
 #: The greatest delay of statistics, in seconds.
 _LATE = 10.0
+
+
+def alarms(api: Management) -> str:
+    """The memory and disk alarms of the broker's nodes, in words; "" if none, or if the user may not see them."""
+    try:
+        told = list(api.items("nodes", ("name", "mem_alarm", "disk_free_alarm")))
+    except AccessRefused:
+        return ""
+    kinds = (("mem_alarm", "memory alarm"), ("disk_free_alarm", "disk alarm"))
+    found = [f"{said} on {node['name']}" for node in told for name, said in kinds if node.get(name)]
+    return f"{', '.join(found)}: publishers are blocked" if found else ""
 
 
 def has_no_consumer(queue: Json) -> bool:

@@ -244,7 +244,7 @@ def test_watching_on_a_terminal(shell: Shell, broker: TestBroker) -> None:
     def frames(*keys: str) -> list[str]:
         return on_terminal(shell, *command, keys=keys, cue="q quit").stdout.split("q quit")
 
-    assert "+8 more" in frames("q")[0]
+    assert "+9 more" in frames("q")[0]
     assert "odd-28" in frames("\x1b[6~", "\x1b[A", "q")[1]
     found = frames("/odd-1\r", "1", "1", "q")
     assert [re.findall(r"(?:odd|even)-\d\d", frame) for frame in found[1:4:2]] == [

@@ -247,7 +247,7 @@ def test_doctor_as_prometheus_metrics(watcher: Shell, broker: TestBroker) -> Non
 
 
 def test_top_prints_once_in_a_pipe(watcher: Shell, broker: TestBroker) -> None:
-    """The queues, sorted, with what to look out for; no rates of a stream, whose protocol is in no statistics."""
+    """All queues, sorted, equal ones from A to Z, with warnings; no rates of streams, which have no statistics."""
     broker.api("PUT", f"queues/{broker.vhost}/a", {"durable": True, "arguments": {"x-queue-type": "stream"}})
     watcher.run("mqtool", "send", "-q", "few", "x")
     watcher.run("mqtool", "send", "-q", "many", "-l", stdin="x\n" * 20)
@@ -255,9 +255,11 @@ def test_top_prints_once_in_a_pipe(watcher: Shell, broker: TestBroker) -> None:
     def rows() -> list[list[str]]:
         return [line.split("\t") for line in watcher.run("mqtool", "top", "--sort", "ready").stdout.splitlines()]
 
-    wanted = [["many", "20", "0", "0"], ["few", "1", "0", "0"], ["a", "0", "0", "0"]]
+    for name in ("z", "y"):
+        broker.api("PUT", f"queues/{broker.vhost}/{name}", {"durable": True})
+    wanted = [["many", "20", "0", "0"], ["few", "1", "0", "0"], *([name, "0", "0", "0"] for name in "ayz")]
     wait_until(lambda: [row[:4] for row in rows()] == wanted, "statistics")
-    assert [row[-1] for row in rows()] == ["no consumer", "no consumer", ""]
+    assert [row[-1] for row in rows()] == ["no consumer", "no consumer", "", "", ""]
     assert rows()[2][4:7] == ["", "", ""]
     assert watcher.run("mqtool", "top", "--sort", "size").code == 2
 

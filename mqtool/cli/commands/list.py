@@ -14,9 +14,10 @@ from mqtool.amqp import administration
 from mqtool.cli import stopping
 from mqtool.cli.command_line import option_group
 from mqtool.cli.display import layout, output
-from mqtool.cli.display.live_screen import Frame, Live
+from mqtool.cli.display.live_screen import Frame, Live, head_line
 from mqtool.cli.options import TIME_LIMIT, Commands, ManagedBroker
 from mqtool.errors import MqtoolError, NotFound, SomeFailed, Unavailable
+from mqtool.inspection.diagnosis import alarms
 from mqtool.inspection.listing import (
     COUNTS,
     EXCHANGES,
@@ -116,6 +117,7 @@ class View:
         if self._counts:
             self._fetched |= {"name", "vhost", "type", *COUNTS}
         self._without_api: Unavailable | None = None
+        self._is_live = self._had_api = False
         self._age = ""
 
     def rows(self) -> Iterable[Row]:
@@ -145,11 +147,14 @@ class View:
         except NotFound:
             raise
         except Unavailable as missing:
+            if self._is_live and self._had_api:  # the view keeps what it shows until the API is back
+                raise
             if not self._usual:
                 raise Unavailable(f"{missing}; AMQP cannot list {self._listing.things}", missing.hint) from missing
             self._without_api = missing
             self.columns = [*(self._names or _BY_AMQP[self._listing.things])]
             return self._by_amqp()
+        self._had_api = True
         told = iter(()) if first is None else chain([first], rows)
         return self._fresh(told) if self._counts else told
 
@@ -190,12 +195,19 @@ class View:
                     yield row
 
     def frame(self, wanted: str) -> Frame:
-        """The rows that contain a text, as one frame of the live view."""
+        """The rows that contain a text, as one frame of the live view.
+
+        Raises:
+            Unavailable: the broker does not answer.
+        """
+        self._is_live = True
         rows = [
             row for row in self.rows() if any(wanted.lower() in as_text(row[column]).lower() for column in self.columns)
         ]
         table = layout.table(rows, self.columns, folded=False)
-        return Frame(table, heads=layout.heads(table), keys="1-9 sort")
+        alarmed = "" if self._without_api else alarms(self._access.management())
+        above = [head_line(self._access.title, alarmed)]
+        return Frame(table, above=above, heads=layout.heads(table), keys="1-9 sort")
 
     def press(self, key: str) -> None:
         """Sort by the column with this number; pressed again, in the other direction."""
@@ -243,7 +255,10 @@ def _watch(view: View, pause: float, *, live: bool) -> None:
     with stopping.calling(stop.set):
         view.show()
         while not stop.wait(pause):
-            view.show()
+            try:
+                view.show()
+            except Unavailable as problem:
+                output.warning(f"reconnecting: {problem}")
 
 
 Columns = Annotated[list[str] | None, Argument(metavar="[COLUMN]...", help="Columns to show", autocompletion=_columns)]

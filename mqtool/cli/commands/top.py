@@ -4,16 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from typer import Option
 
 from mqtool import management as api
 from mqtool.cli.display import layout, output
-from mqtool.cli.display.live_screen import Frame, Live
+from mqtool.cli.display.live_screen import Frame, Live, head_line
 from mqtool.cli.options import TIME_LIMIT, Commands, ManagedBroker
 from mqtool.errors import Unavailable, UsageError
-from mqtool.inspection.diagnosis import COLUMNS, forgets_to_acknowledge, has_no_consumer, rate, stands_still
+from mqtool.inspection.diagnosis import COLUMNS, alarms, forgets_to_acknowledge, has_no_consumer, rate, stands_still
 from mqtool.inspection.listing import Row, counted
 from mqtool.management import Management
 from mqtool.management.api_client import Json
@@ -46,6 +46,8 @@ _ORDERS = {
 _SHOWN = ("name", "ready", "unacked", "consumers", "in/s", "out/s", "ack/s", "look out")
 #: On a terminal of fewer columns than this, so that there is room for the names.
 _NARROW = ((60, ("name", "ready", "unacked", "look out")), (80, ("name", "ready", "unacked", "consumers", "look out")))
+#: Up to this many queues, all are fetched and sorted here.
+_ALL_AT_ONCE = 2_000
 #: How many looks back the one is that this one is compared with: some seconds, in which a consumer should acknowledge.
 _LOOKS_BACK = 5
 
@@ -80,18 +82,30 @@ class Screen:
             self.descending = not self.descending if key == self.order else key != "n"
             self.order = key
 
-    def queues(self, limit: int, name: str = "") -> list[Json]:
-        """The first queues in this order that have this in their names; the broker sorts, so only they have to come."""
-        order = {"sort": _ORDERS[self.order].path, "sort_reverse": str(self.descending).lower()}
-        found = list(islice(api.queues(self.api, self.vhost, COLUMNS, page_size=limit, name=name, **order), limit))
+    def queues(self, limit: int | None, name: str = "") -> list[Json]:
+        """The first queues in this order whose names contain this; equal ones from A to Z.
+
+        Args:
+            limit: how many; None for all. If there are very many queues, the broker sorts, so that only these are sent.
+        """
+        path = _ORDERS[self.order].path
+        if limit is None or self.count(name) <= _ALL_AT_ONCE:
+            found = list(api.queues(self.api, self.vhost, COLUMNS, name=name))
+        else:
+            order = {"sort": path, "sort_reverse": str(self.descending).lower()}
+            found = list(islice(api.queues(self.api, self.vhost, COLUMNS, page_size=limit, name=name, **order), limit))
+        found.sort(key=lambda queue: (queue["name"], queue["vhost"]), reverse=path == "name" and self.descending)
+        if path != "name":
+            found.sort(key=lambda queue: _value(queue, path), reverse=self.descending)
+        found = found[:limit]
         self.looks = [*self.looks[-_LOOKS_BACK:], {(queue["vhost"], queue["name"]): queue for queue in found}]
         return found
 
     def count(self, name: str) -> int:
-        """How many queues have this in their names."""
+        """Number of queues whose names contain this."""
         where = "queues" if self.vhost is None else api.path("queues", self.vhost)
         page = self.api.get(where, page="1", page_size="1", columns="name", name=name)
-        return int(page["total_count"]) if isinstance(page, dict) else len(page)
+        return int(page["filtered_count"]) if isinstance(page, dict) else len(page)
 
     def row(self, queue: Json) -> Row:
         """A queue, as the table has it."""
@@ -133,11 +147,19 @@ def top(
     screen = Screen(access.management, None if all_vhosts else access.vhost, order=_key(sort))
     screen.descending = screen.order != "n"
     if once or not (output.is_terminal(0) and output.is_terminal(1)):
-        rows = [screen.row(queue) for queue in screen.queues(api.PAGE_SIZE)]
+        rows = [screen.row(queue) for queue in screen.queues(None)]
         if not layout.show_rows(rows, _SHOWN):
             output.status("no queues")
     else:
-        Live(partial(_frame, screen, str(access.address)), interval, screen.press).run()
+        Live(partial(_frame, screen, access.title), interval, screen.press).run()
+
+
+def _value(queue: Json, path: str) -> float:
+    """The number at a path of the API such as "message_stats.ack_details.rate"; 0 if there is none."""
+    found: Any = queue
+    for name in path.split("."):
+        found = (found or {}).get(name)
+    return found if isinstance(found, int | float) else 0
 
 
 def _key(sort: str) -> str:
@@ -148,28 +170,25 @@ def _key(sort: str) -> str:
     raise UsageError(f"top cannot sort by {sort!r}", did_you_mean(sort, columns, f"columns: {', '.join(columns)}"))
 
 
-def _frame(screen: Screen, where: str, height: int, wanted: str) -> Frame:
+def _frame(screen: Screen, title: str, height: int, wanted: str) -> Frame:
     from rich.text import Text
 
-    rows: list[Row] = []
     try:
-        rows = [screen.row(queue) for queue in screen.queues(min(height, api.PAGE_SIZE), wanted)]
+        rows = [screen.row(queue) for queue in screen.queues(height, wanted)]
         totals = _totals(screen.api.get("overview", columns="object_totals,queue_totals,message_stats"))
-        shown = next((columns for least, columns in _NARROW if layout.terminal().width < least), _SHOWN)
-        body = layout.table(rows, shown, warning="look out", folded=False) if rows else Text("no queues")
-    except Unavailable as gone:  # it may come back, and who watches wants to see that
-        totals, body, screen.found = "", Text(str(gone), style="red"), None
+        beyond, alarmed = max(0, screen.count(wanted) - len(rows)), alarms(screen.api)
+    except Unavailable:
+        screen.found = None  # the broker may come back with its management API elsewhere
+        raise
+    shown = next((columns for least, columns in _NARROW if layout.terminal().width < least), _SHOWN)
+    body = layout.table(rows, shown, warning="look out", folded=False) if rows else Text("no queues")
     arrow = "↓" if screen.descending else "↑"
     sorted_by = f"sorted by {_ORDERS[screen.order].column} {arrow}"
     return Frame(
         body,
-        above=[
-            Text(f"{where}   {sorted_by}", style="bold", no_wrap=True, overflow="ellipsis"),
-            Text(totals, no_wrap=True, overflow="ellipsis"),
-            Text(""),
-        ],
+        above=[head_line(f"{title}   {sorted_by}", alarmed), Text(totals, no_wrap=True, overflow="ellipsis"), Text("")],
         heads=1 if rows else 0,
-        beyond=max(0, screen.count(wanted) - len(rows)) if rows else 0,
+        beyond=beyond,
         keys="  ".join(f"{key} {order.word}" for key, order in _ORDERS.items()),
     )
 

@@ -12,13 +12,14 @@ from typer import Argument, Option
 
 from mqtool.cli.display import layout, output, topology_text
 from mqtool.cli.display.layout import terminal
-from mqtool.cli.display.live_screen import Frame, Live
+from mqtool.cli.display.live_screen import Frame, Live, head_line
 from mqtool.cli.display.topology_text import tree
 from mqtool.cli.options import TIME_LIMIT, Commands, ManagedBroker, header, header_option
 from mqtool.cli.pipe.source import text_of
 from mqtool.errors import BadData, NotFound, SomeFailed, UsageError
 from mqtool.inspection import wiring
 from mqtool.inspection.definitions import read
+from mqtool.inspection.diagnosis import alarms
 from mqtool.inspection.diagrams import FORMATS, records
 from mqtool.inspection.routes import Route, Router
 from mqtool.spelling import did_you_mean
@@ -55,7 +56,7 @@ def topology(
         return
     look = functools.partial(wiring.look, api, vhost, keep=limit or None, only=only)
     if live:
-        Live(lambda _, wanted: _frame(look(rates=True), wanted), interval or 1.0).run()
+        Live(lambda _, wanted: _frame(look(rates=True), access.title, alarms(api), wanted), interval or 1.0).run()
         return
     seen = look()
     if form == "tree":
@@ -66,11 +67,12 @@ def topology(
             output.show(line)
 
 
-def _frame(seen: wiring.Wiring, wanted: str) -> Frame:
+def _frame(seen: wiring.Wiring, title: str, alarmed: str, wanted: str) -> Frame:
     from rich.console import Group
 
     lines = map(layout.rich_text, tree(seen, rates=True, width=terminal().width))
-    return Frame(Group(*(line for line in lines if wanted.lower() in line.plain.lower())))
+    body = Group(*(line for line in lines if wanted.lower() in line.plain.lower()))
+    return Frame(body, above=[head_line(title, alarmed)])
 
 
 @app.command(

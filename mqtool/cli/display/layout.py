@@ -10,7 +10,8 @@ from mqtool.inspection.listing import Row, as_text
 from mqtool.topology import Binding
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
+    from rich.segment import Segment
     from rich.table import Table
     from rich.text import Text
 
@@ -121,6 +122,12 @@ def terminal(*, on_stderr: bool = False, quiet: bool = False) -> "Console":
 
     colours: Any = "auto" if output.is_coloured(2 if on_stderr else 1) else None
     return Console(color_system=colours, highlight=False, emoji=False, markup=False, stderr=on_stderr, quiet=quiet)
+
+
+def escaped_lines(console: "Console", what: "RenderableType") -> "list[list[Segment]]":
+    """Render a renderable as lines of segments, with control characters escaped."""
+    lines = console.render_lines(what, pad=False)
+    return [[each._replace(text=output.one_line(each.text)) for each in line] for line in lines]
 
 
 def draw(what: Any) -> None:

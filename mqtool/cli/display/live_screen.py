@@ -1,4 +1,4 @@
-"""Live views: a picture that is drawn anew, scrolled and searched with the same keys everywhere; and progress."""
+"""Live views, which are updated, scrolled and filtered with the same keys everywhere; and progress on stderr."""
 
 import os
 import re
@@ -15,32 +15,47 @@ from typing import TYPE_CHECKING, TypeVar
 from mqtool.cli import stopping
 from mqtool.cli.display import layout, output
 from mqtool.cli.invocation import current
+from mqtool.errors import NotFound, Unavailable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress as Bar
     from rich.text import Text
 
-_QUIT = ("q", "\x1b", "\x04")
-#: One key; ECMA-48's control sequences are those of arrows and the like.
+_QUIT = ("q", "\x04")
+#: One key press; arrows and the like are control sequences of ECMA-48.
 _KEY = re.compile(r"\x1b[\[O][0-9;]*[A-Za-z~]|.", re.DOTALL)
-_ENTER, _ERASE = ("\r", "\n"), ("\x7f", "\x08")
-#: Lines, or pages where that is a float, to go down.
+_ENTER, _ERASE, _ESCAPE, _ERASE_ALL = ("\r", "\n"), ("\x7f", "\x08"), "\x1b", "\x15"
+#: How far keys scroll: lines as int, pages as float.
 _MOVES = {"\x1b[A": -1, "\x1bOA": -1, "\x1b[B": 1, "\x1bOB": 1, "\x1b[5~": -1.0, "\x1b[6~": 1.0}
-#: Lines, where there is nothing to scroll.
+_HOME, _END = ("\x1b[H", "\x1bOH", "\x1b[1~", "g"), ("\x1b[F", "\x1bOF", "\x1b[4~", "G")
+#: Number of lines to show where there is no scrolling.
 _ALL = 1000
-_KEYS = "↑↓ scroll  / filter  q quit"
+_KEYS = "/ filter  ? keys  q quit"
+_HELP = """↑ ↓ PgUp PgDn   scroll
+Home g, End G    first, last line
+/ TEXT Enter     show only lines that contain TEXT
+Ctrl-U           empty the text while typing it
+Esc              show all lines again
+?                show or hide these keys
+q Ctrl-D Ctrl-C  quit"""
+#: Seconds that a key press waits for new data before the screen is drawn again.
+_PROMPT = 0.5
+#: Further down than any list goes.
+_END_OF_ALL = 1 << 30
+#: Data older than this many seconds (and than two intervals) is marked with its age.
+_FRESH = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What there is to see.
+    """What a live view shows.
 
     Attributes:
-        above: stays on top.
-        body: scrolls, but for its first `heads` lines.
-        beyond: how many lines there are after the body's.
-        keys: the view's own.
+        above: lines that stay at the top.
+        body: scrolls, except its first `heads` lines.
+        beyond: number of lines after the body's that were not fetched.
+        keys: the view's own keys, in words.
     """
 
     body: "RenderableType"
@@ -50,46 +65,121 @@ class Frame:
     keys: str = ""
 
 
+def head_line(title: str, alarms: str) -> "Text":
+    """The first line of a live view: the broker, and its alarms in red."""
+    from rich.text import Text
+
+    line = Text(output.one_line(title), style="bold", no_wrap=True, overflow="ellipsis")
+    return line.append(f"   {output.one_line(alarms)}", style="red") if alarms else line
+
+
 class Live:
-    """Shows frames until somebody wants no more.
+    """Shows frames on a terminal, and fetches a new one at each interval, until the person quits.
+
+    If the broker cannot be reached, the last frame stays, with its age and the reason, until the broker is back.
 
     Args:
-        frame: makes one, given how many lines will be seen, and a text that they must have.
-        interval: seconds between two.
-        press: is told of keys that are not ours.
+        frame: fetches a frame, given the number of lines wanted, and a text that lines must contain.
+        interval: seconds between two frames.
+        press: called with keys that are not those of every live view.
     """
 
     def __init__(
         self, frame: Callable[[int, str], Frame], interval: float, press: Callable[[str], None] = lambda _: None
     ) -> None:
-        self._frame = frame
+        self._fetch = frame
         self._interval = interval
         self._press = press
         self._top = 0
         self._filter = ""
         self._is_typing = False
+        self._shows_help = False
         self._page = 1
+        self._height = _ALL
+        # Shared with the thread that fetches.
+        self._changed = threading.Condition()
+        self._frame: Frame | None = None
+        self._fetched = time.monotonic()
+        self._problem: Unavailable | None = None
+        self._failure: BaseException | None = None
+        self._wanted, self._got = 1, 0
 
     def run(self) -> None:
-        """Show them in place; on a terminal that cannot do that, one after the other."""
+        """Show frames in place; on a terminal that cannot do that, one after the other.
+
+        Raises:
+            MqtoolError: the broker cannot be reached at the start, or refuses a request.
+        """
         from rich.live import Live as Screen
 
         console, stop = layout.terminal(), threading.Event()
+        self._height = console.height
         with stopping.calling(stop.set):
+            self._keep(self._fetch(self._height, ""))
             if os.environ.get("TERM") == "dumb":
-                while not stop.is_set():
-                    layout.draw(self._frame(_ALL, "").body)
-                    stop.wait(self._interval)
+                self._print_until(stop)
                 return
+            threading.Thread(target=self._fetch_until, args=(stop,), name="mqtool-live", daemon=True).start()
             keys = single_keys() if output.is_terminal(0) else nullcontext()
-            with keys, Screen(console=console, screen=True, auto_refresh=False) as screen:
-                while not stop.is_set():
-                    screen.update(self._picture(console), refresh=True)
-                    if self._heed(_keys_within(self._interval, stop)):
-                        return
+            try:
+                with keys, Screen(console=console, screen=True, auto_refresh=False) as screen:
+                    while not stop.is_set():
+                        screen.update(self._picture(console), refresh=True)
+                        if self._obey(_keys_within(self._interval, stop)):
+                            break
+                        if self._failure is not None:
+                            raise self._failure
+            finally:
+                stop.set()
 
-    def _heed(self, keys: str) -> bool:
-        """Do what keys say; return whether that is to end."""
+    def _print_until(self, stop: threading.Event) -> None:
+        while True:
+            if self._frame is not None:
+                layout.draw(self._frame.body)
+            if stop.wait(self._interval):
+                return
+            try:
+                self._keep(self._fetch(_ALL, ""))
+            except Unavailable as problem:
+                output.warning(f"reconnecting: {problem}")
+                self._frame = None
+
+    def _fetch_until(self, stop: threading.Event) -> None:
+        """Fetch frames on a thread of its own, so that keys are obeyed while the broker does not answer."""
+        while not stop.is_set():
+            wanted = self._wanted
+            try:
+                frame = self._fetch(self._top + self._height, self._filter)
+            except Unavailable as problem:
+                with self._changed:
+                    self._problem, self._got = problem, wanted
+                    self._changed.notify_all()
+            except BaseException as failure:  # raised again by run()
+                with self._changed:
+                    self._failure, self._got = failure, wanted
+                    self._changed.notify_all()
+                return
+            else:
+                self._keep(frame, wanted)
+            with self._changed:
+                self._changed.wait_for(lambda wanted=wanted: self._wanted > wanted, self._interval)  # type: ignore[misc]
+
+    def _keep(self, frame: Frame, wanted: int = 0) -> None:
+        with self._changed:
+            self._frame, self._got = frame, wanted
+            self._fetched, self._problem = time.monotonic(), None
+            self._changed.notify_all()
+
+    def _fetch_now(self) -> None:
+        """Ask for a new frame, and wait for it a moment."""
+        with self._changed:
+            self._wanted += 1
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._got >= self._wanted, _PROMPT)
+
+    def _obey(self, keys: str) -> bool:
+        """Do what keys say; return True to quit."""
+        needs_data = False
         for key in _KEY.findall(keys):
             if self._is_typing:
                 self._type(key)
@@ -97,18 +187,30 @@ class Live:
                 return True
             elif key == "/":
                 self._is_typing, self._filter, self._top = True, "", 0
+            elif key == "?":
+                self._shows_help = not self._shows_help
+                continue
+            elif key == _ESCAPE:
+                self._filter, self._top, self._shows_help = "", 0, False
             elif key in _MOVES:
                 move = _MOVES[key]
                 self._top = max(0, self._top + (round(move * self._page) if isinstance(move, float) else move))
+            elif key in _HOME or key in _END:
+                self._top = 0 if key in _HOME else _END_OF_ALL
             else:
                 self._press(key)
+            needs_data = True
+        if needs_data:
+            self._fetch_now()
         return False
 
     def _type(self, key: str) -> None:
         if key in _ENTER:
             self._is_typing = False
-        elif key.startswith("\x1b"):
+        elif key.startswith(_ESCAPE):
             self._is_typing, self._filter = False, ""
+        elif key == _ERASE_ALL:
+            self._filter = ""
         else:
             self._filter = self._filter[:-1] if key in _ERASE else self._filter + key
 
@@ -117,34 +219,46 @@ class Live:
         from rich.segment import Segment, Segments
         from rich.text import Text
 
-        frame = self._frame(self._top + console.height, self._filter)
-        lines = console.render_lines(frame.body, pad=False)
-        heads, rows = lines[: frame.heads], lines[frame.heads :]
-        self._page = max(1, console.height - len(frame.above) - len(heads) - 1)
+        with self._changed:
+            frame, state = self._frame or Frame(""), self._state()
+        self._height = console.height
+        above = [*frame.above, *([Text(state, style="bold red", no_wrap=True, overflow="ellipsis")] if state else [])]
+        lines = layout.escaped_lines(console, Text(_HELP) if self._shows_help else frame.body)
+        heads, rows = (0, lines) if self._shows_help else (frame.heads, lines)
+        first, rows = rows[:heads], rows[heads:]
+        self._page = max(1, console.height - len(above) - len(first) - 1)
         self._top = max(0, min(self._top, len(rows) - self._page))
         seen = rows[self._top : self._top + self._page]
         more = len(rows) - self._top - len(seen) + frame.beyond
-        parts = [f"+{more:,} more"] if more else []
+        parts = [f"+{more:,} more"] if more and not self._shows_help else []
         parts += [f"/{self._filter}{'_' * self._is_typing}"] if self._filter or self._is_typing else []
-        shown = Segments([segment for line in [*heads, *seen] for segment in [*line, Segment.line()]])
+        shown = Segments([segment for line in [*first, *seen] for segment in [*line, Segment.line()]])
         below = Text("  ".join([*parts, _KEYS, frame.keys]), style="dim", no_wrap=True, overflow="ellipsis")
-        return Group(*frame.above, shown, below)
+        return Group(*above, shown, below)
+
+    def _state(self) -> str:
+        """What is wrong with the data shown, if anything: its age, and why there is none that is newer."""
+        age = time.monotonic() - self._fetched
+        if self._problem is not None:
+            state = "" if isinstance(self._problem, NotFound) else "reconnecting: "
+            return f"{state}{self._problem}; this is {age:.0f} s old"
+        return f"waiting for the broker; this is {age:.0f} s old" if age > max(_FRESH, 2 * self._interval) else ""
 
 
 def _keys_within(seconds: float, stop: threading.Event) -> str:
-    """The keys that were pressed, as soon as there are some; none when the time is over, or stop is set."""
+    """Wait for key presses; return "" if the time is over, or the event set, before there are any."""
     end = time.monotonic() + seconds
     while not stop.is_set() and (left := end - time.monotonic()) > 0:
         if not output.is_terminal(0):
             stop.wait(left)
         elif select.select([0], [], [], min(left, 0.1))[0]:
-            return os.read(0, 64).decode(errors="replace") or "q"  # or the terminal has gone
+            return os.read(0, 64).decode(errors="replace") or "q"  # end of input: the terminal was closed
     return ""
 
 
 @contextmanager
 def single_keys() -> Iterator[None]:
-    """Within the block, keys come one by one from the terminal at stdin, and are not shown."""
+    """Within the block, read single keys from the terminal at stdin, without showing them."""
     before = termios.tcgetattr(0)
     tty.setcbreak(0)
     try:
@@ -155,18 +269,18 @@ def single_keys() -> Iterator[None]:
 
 Thing = TypeVar("Thing")
 
-#: Seconds after which a person may wonder what is going on, and between two updates.
+#: Seconds of silence before progress is shown, and seconds between two updates.
 PATIENCE, _BETWEEN_UPDATES = 1.0, 0.1
 
 
 class Progress:
-    """Counts, and shows it on a terminal.
+    """Counts things, and shows the count on a terminal.
 
     Args:
         done: the word for what is counted, such as "confirmed".
-        is_wanted: whether a person would miss it.
-        patience: seconds to stay silent.
-        fraction: how much of all is done, from 0 to 1; None if nobody knows.
+        is_wanted: False to show nothing.
+        patience: seconds before progress is shown.
+        fraction: returns how much is done, from 0 to 1; None if the total is unknown.
     """
 
     def __init__(
@@ -186,7 +300,7 @@ class Progress:
         self._bar: Bar | None = None
 
     def of(self, things: Iterable[Thing]) -> Iterable[Thing]:
-        """The same, counted as they are asked for."""
+        """Yield the things, and count them."""
         return self._counted(things) if self._is_wanted else things
 
     def _counted(self, things: Iterable[Thing]) -> Iterable[Thing]:
@@ -199,12 +313,12 @@ class Progress:
 
     @property
     def sum(self) -> str:
-        """What was counted, in how long."""
+        """The count, the time and the rate, as text."""
         seconds = time.monotonic() - self._started
         return f"{self.count:,} {self._done} in {seconds:.1f} s ({self.count / max(seconds, 0.001):,.0f}/s)"
 
     def stop(self) -> None:
-        """Take the line away."""
+        """Remove the line from the terminal."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

@@ -173,6 +173,7 @@ class Broker:
             self.strict,
             choice.protected,
             self.confirm or (),
+            choice.context and choice.context.name,
         )
         if self.call.must_ask:
             ask(f"run {self.call.command!r}", access, is_safe=True)

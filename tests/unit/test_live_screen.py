@@ -1,0 +1,84 @@
+"""Live views: keys, and what they show while the broker is away."""
+
+import io
+import threading
+
+from rich.console import Console
+from rich.text import Text
+
+from mqtool.cli.display.live_screen import Frame, Live
+from mqtool.errors import Unavailable
+
+
+def shown(live: Live) -> str:
+    console = Console(file=io.StringIO(), width=60, height=10, color_system=None)
+    console.print(live._picture(console))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert isinstance(text, str)
+    return text
+
+
+def test_a_broker_that_is_away_leaves_the_last_rows_with_their_age() -> None:
+    """Nothing goes from the screen; the reason is said, and goes when the broker is back."""
+    answers = [Frame(Text("jobs 12")), Unavailable("no broker at localhost:5672"), Frame(Text("jobs 13"))]
+    is_asked, may_answer, stop = threading.Event(), threading.Semaphore(0), threading.Event()
+
+    def fetch(_height: int, _wanted: str) -> Frame:
+        is_asked.set()
+        may_answer.acquire()
+        answer = answers.pop(0)
+        if not answers:
+            stop.set()
+        if isinstance(answer, Unavailable):
+            raise answer
+        return answer
+
+    live = Live(fetch, 0.0)
+    thread = threading.Thread(target=live._fetch_until, args=(stop,))
+    thread.start()
+    for _ in range(2):
+        may_answer.release()
+        is_asked.wait()
+    with live._changed:
+        assert live._changed.wait_for(lambda: live._problem is not None, 10)
+    assert "reconnecting: no broker at localhost:5672; this is 0 s old" in shown(live)
+    assert "jobs 12" in shown(live)
+    may_answer.release()
+    thread.join(10)
+    assert "jobs 13" in shown(live)
+    assert "reconnecting" not in shown(live)
+
+
+def test_keys() -> None:
+    """Esc clears a filter and does not quit; Ctrl-U empties it; Home, End and ? work; q quits."""
+    wanted: list[str] = []
+
+    def fetch(_height: int, text: str) -> Frame:
+        wanted.append(text)
+        return Frame(Text("\n".join(f"line {number}" for number in range(100))))
+
+    live, stop = Live(fetch, 0.0), threading.Event()
+    thread = threading.Thread(target=live._fetch_until, args=(stop,), daemon=True)
+    thread.start()
+    try:
+        assert not live._obey("/jobs\x15line")
+        assert "/line_" in shown(live)
+        assert not live._obey("\r")
+        assert not live._obey("\x1b")
+        assert "/line" not in shown(live)
+        assert not live._obey("\x1b[F")
+        assert "line 99" in shown(live)
+        assert not live._obey("\x1b[H")
+        assert "line 0\n" in shown(live).replace(" \n", "\n") or "line 0 " in shown(live)
+        assert not live._obey("?")
+        assert "Ctrl-U" in shown(live)
+        assert live._obey("q")
+    finally:
+        stop.set()
+
+
+def test_escapes_in_names_do_not_reach_the_terminal() -> None:
+    """Whatever a view shows of a broker is escaped."""
+    live = Live(lambda _height, _wanted: Frame(Text("\x1b]0;owned \x9b \u202e")), 0.0)
+    live._keep(live._fetch(10, ""))
+    assert r"\x1b]0;owned \x9b \u202e" in shown(live)
