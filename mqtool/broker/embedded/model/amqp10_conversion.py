@@ -1,8 +1,7 @@
 """Messages as a stream stores them: AMQP 1.0 sections, converted from and to AMQP 0-9-1 as RabbitMQ 3.10 does.
 
-Clients of the stream protocol read and write the sections themselves, so an entry may also hold anything else.
-Of the types of AMQP 1.0 only those are decoded that a 0-9-1 header can have; lists and maps in it are dropped, and
-so are tables and arrays on the way in.
+Clients of the stream protocol write the sections themselves, so an entry can hold anything. Only the types that a 0-9-1
+header can have are converted; lists, maps, tables and arrays in headers are dropped.
 """
 
 import base64
@@ -35,8 +34,8 @@ class Decoded(NamedTuple):
     """A stored message.
 
     Attributes:
-        exchange: what it was published to; "" if it came by the stream protocol.
-        routing_key: None if it came by the stream protocol; RabbitMQ then uses the name of the stream.
+        exchange: the exchange that it was published to; "" if it was published with the stream protocol.
+        routing_key: None if it was published with the stream protocol; RabbitMQ then uses the name of the stream.
     """
 
     properties: Properties
@@ -77,11 +76,9 @@ _STRINGS = {"message_id": 0xA1, "user_id": 0xA0, "reply_to": 0xA1, "correlation_
 _SYMBOLS = {"content_type": 0xA3, "content_encoding": 0xA3}
 _OFTEN = 256
 
-# -- from AMQP 0-9-1
-
 
 def encode(properties: Properties, body: bytes, exchange: str, routing_key: str) -> bytes:
-    """Convert a message to what RabbitMQ stores in a stream."""
+    """Convert a message to an entry, as RabbitMQ stores it in a stream."""
     raw = properties.encode()
     if len(raw) >= _OFTEN:
         head = _head(raw, exchange, routing_key)
@@ -143,17 +140,14 @@ _usual_head = lru_cache(maxsize=1024)(_head)
 
 @lru_cache(maxsize=1024)
 def _around_id(before: bytes, after: bytes, size: int, exchange: str, routing_key: str) -> tuple[bytes, bytes]:
-    """Return what stands before and after a message id: publishers make a new one for each of many like messages."""
+    """Return the bytes before and after the message id, which is often all that differs between messages."""
     heads = [_head(before + octet * size + after, exchange, routing_key) for octet in (b"a", b"b")]
     start = next((place for place, (one, other) in enumerate(zip(*heads, strict=True)) if one != other), len(heads[0]))
     return heads[0][:start], heads[0][start + size :]
 
 
-# -- to AMQP 0-9-1
-
-
 def decode(data: bytes) -> Decoded:
-    """Convert an entry of a stream to a message; one that is not AMQP 1.0 is all body.
+    """Convert an entry of a stream to a message. An entry that is not AMQP 1.0 becomes the body.
 
     A body that is a value or a sequence stays encoded, and the message gets the type `amqp-1.0`.
     """
@@ -173,10 +167,10 @@ _PLAIN = Properties(b"\x00\x00")
 
 
 def _descriptor(data: bytes, offset: int) -> Span:
-    """Read what kind of section follows; returns its code, and where its value starts, as both ends.
+    """Read the descriptor of the next section; return its code, with the start of its value as start and end.
 
     Raises:
-        ValueError: it is not a section of a message.
+        ValueError: the next value is not a section of a message.
     """
     if data[offset]:
         raise ValueError("not described")
@@ -198,7 +192,7 @@ def _body_start(data: bytes) -> int:
 
 
 def _body(data: bytes, start: int) -> bytes | None:
-    """Return the octets of the data sections; None if the body is of another kind."""
+    """Return the bytes of the data sections; None if the body is a value or a sequence."""
     parts = []
     while start < len(data):
         section = _descriptor(data, start)
@@ -254,7 +248,7 @@ def _pairs(data: bytes, span: Span) -> Iterator[tuple[str, AnyValue]]:
 
 
 def _name(value: AnyValue) -> str | None:
-    """Return an exchange or routing key; None for anything that cannot be one."""
+    """Return a value as the name of an exchange or a routing key; None if it cannot be one."""
     raw = value.encode(errors="surrogateescape") if isinstance(value, str) else value
     if not isinstance(raw, bytes) or len(raw) > 255:
         return None
@@ -262,7 +256,7 @@ def _name(value: AnyValue) -> str | None:
 
 
 def _take_header(fields: dict[str, bytes], items: list[AnyValue]) -> None:
-    """Take `durable`, `priority` and `ttl`, which clients of AMQP 1.0 set."""
+    """Convert `durable`, `priority` and `ttl`, which clients of AMQP 1.0 set."""
     durable, priority, ttl = (*items[:3], None, None, None)[:3]
     if durable is True:
         fields["delivery_mode"] = b"\x02"
@@ -277,7 +271,7 @@ def _take_octet(fields: dict[str, bytes], name: str, value: AnyValue) -> None:
 
 
 def _take_string(fields: dict[str, bytes], name: str, value: AnyValue) -> None:
-    """Take a property that AMQP 0-9-1 knows as a short string, unless it is too long for one."""
+    """Convert a property that is a short string in AMQP 0-9-1, unless it is too long for one."""
     raw = value.encode(errors="surrogateescape") if isinstance(value, str) else value
     if isinstance(raw, bytes) and len(raw) < _OFTEN:
         fields[name] = encode_short(raw)
@@ -294,7 +288,7 @@ def _take_properties(fields: dict[str, bytes], headers: Table, values: dict[str,
 
 
 def _take_id(fields: dict[str, bytes], headers: Table, name: str, value: AnyValue) -> None:
-    """Take a message or correlation id; a header says of what type it was, unless it was a string."""
+    """Convert a message or correlation id. Unless it is a string, a header says which type it had."""
     header = f"x-{name.replace('_', '-')}"
     match value:
         case uuid.UUID():
@@ -318,7 +312,7 @@ def _take_id(fields: dict[str, bytes], headers: Table, name: str, value: AnyValu
 
 
 def _take_application(fields: dict[str, bytes], headers: Table, pairs: Iterator[tuple[str, AnyValue]]) -> None:
-    """Take the headers, and the two properties that AMQP 1.0 does not have."""
+    """Convert the headers, and the two properties that AMQP 1.0 does not have."""
     for key, value in pairs:
         if key in ("x-basic-type", "x-basic-app-id"):
             _take_string(fields, key.removeprefix("x-basic-").replace("-", "_"), value)

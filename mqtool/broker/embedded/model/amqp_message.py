@@ -1,4 +1,4 @@
-"""A message as the broker keeps it: the octets as they came in, and decoded what routing needs."""
+"""Messages as the broker keeps them: the bytes that were received, with what routing needs decoded."""
 
 import struct
 from collections.abc import Mapping
@@ -41,14 +41,14 @@ _NO_HEADERS: Table = {}
 
 @lru_cache(maxsize=256)
 def _present(flags: int) -> tuple[tuple[str, int], ...]:
-    """The properties with these flags, and the width of each; 0 if it says so itself."""
+    """Return the names of the properties with these flags, and the width of each; 0 if its size stands before it."""
     if flags & 3:
         raise ValueError("unknown property flags")
     return tuple((name, _WIDTHS.get(name, 0)) for flag, name in _FLAGS if flags & flag)
 
 
 def _spans(data: bytes, offset: int) -> list[tuple[str, int, int]]:
-    """Where each property begins and ends, by flags and list from `offset` on."""
+    """Return where each property begins and ends; the flags are at `offset`."""
     spans = []
     size = len(data)
     position = offset + 2
@@ -64,25 +64,26 @@ def _spans(data: bytes, offset: int) -> list[tuple[str, int, int]]:
         spans.append((name, position, end))
         position = end
     if position != size:
-        raise ValueError("property cut short" if position > size else "octets after the properties")
+        raise ValueError("property cut short" if position > size else "bytes after the properties")
     return spans
 
 
 def encode_short(raw: bytes) -> bytes:
-    """Encode a short string: at most 255 octets, their number in front."""
+    """Encode a short string: up to 255 bytes, after their number."""
     return bytes([len(raw)]) + raw
 
 
 class Properties:
-    """The basic-class properties of a message. They are kept as octets, so that editing one keeps the others.
+    """The properties of a message. They are kept encoded, so a copy with another property leaves the rest as it was.
 
     Args:
-        data: flags and list, as in a content header from `offset` on.
+        data: holds the property flags and list, as in a content header.
+        offset: where they begin.
+        max_depth: how deep the headers may be nested.
 
     Attributes:
-        headers: the headers table, empty if there is none. Do not change it in place.
-        delivery_mode, priority: as sent; None if absent.
-        expiration, user_id, reply_to: as sent; None if absent.
+        headers: the headers, empty if there are none. Do not change them in place.
+        delivery_mode, priority, expiration, user_id, reply_to: as sent; None if absent.
 
     Raises:
         ValueError: they are cut short, or the headers are not a table.
@@ -110,7 +111,7 @@ class Properties:
                 setattr(self, name, data[start + 1 : end].decode(errors="surrogateescape"))
 
     def of_another(self, data: bytes, offset: int) -> "Properties":
-        """Return properties that differ in the message id alone, encoded in `data` from `offset` on."""
+        """Return the properties in `data` from `offset` on, which differ from these only in the message id."""
         other = Properties.__new__(Properties)
         other._data, other._offset = data, offset
         other.headers, other.expiration = self.headers, self.expiration
@@ -127,7 +128,7 @@ class Properties:
         return {name: self._data[start:end] for name, start, end in _spans(self._data, self._offset)}
 
     def message_id_span(self) -> range | None:
-        """Return where the message id is in what `encode` returns; None if there is none."""
+        """Return where the message id is in the encoded properties; None if there is no message id."""
         if not self._data[self._offset + 1] & _MESSAGE_ID:
             return None
         spans = _spans(self._data, self._offset)
@@ -142,7 +143,7 @@ class Properties:
         return cls(flags.to_bytes(2) + b"".join(fields[name] for name in _NAMES if name in fields))
 
     def named(self) -> Table:
-        """Return the properties that there are, by name, in the order of their flags."""
+        """Return the properties that are set, by name, in the order of their flags."""
         data, values = self._data, dict[str, Value]()
         for name, start, end in _spans(data, self._offset):
             if name == "headers":
@@ -156,7 +157,7 @@ class Properties:
     def replace(
         self, *, headers: Table | None = None, reply_to: str | None = None, expires: bool = True
     ) -> "Properties":
-        """Return a copy with other headers or reply-to, or (`expires=False`) without its expiration."""
+        """Return a copy with other headers, with another reply-to, or without its expiration (`expires=False`)."""
         fields = self.fields()
         if headers is not None:
             fields["headers"] = encode_table(headers)
@@ -190,7 +191,7 @@ class ContentHeader:
 
     @classmethod
     def unread(cls, properties: bytes, body_size: int) -> Self:
-        """Return the header with these encoded properties, which are not decoded unless somebody asks for them."""
+        """Return the header with these encoded properties; they are decoded lazily."""
         header = cls.__new__(cls)
         header.raw = struct.pack(">HHQ", BASIC_CLASS, 0, body_size) + properties
         header.class_id, header.body_size = BASIC_CLASS, body_size
@@ -203,17 +204,17 @@ class ContentHeader:
         return self.properties
 
 
-# Publishers repeat the same few headers and addresses: parsing one costs ten times as much as looking it up.
+# Publishers repeat the same headers: looking one up costs a tenth of decoding it.
 _parse_small_header = lru_cache(maxsize=2048)(ContentHeader)
 
 
 class HeaderReader:
-    """Decodes content headers. One that differs from the last in its message id alone costs a tenth."""
+    """Decodes content headers; quickly (a tenth of the time) if only the message id differs from the last one."""
 
     def __init__(self, max_depth: int = MAX_DEPTH) -> None:
         self._max_depth = max_depth
         self._latest: Properties | None = None
-        # What stands around the message id in all headers like the latest.
+        # The bytes before and after the message id in all headers like the latest.
         self._before = self._after = b""
         self._size = 0
 
@@ -236,13 +237,13 @@ class HeaderReader:
 
 @lru_cache(maxsize=4096)
 def parse_address(address: bytes) -> tuple[bytes, str, str]:
-    """Decode exchange and routing key, two short strings that basic.publish and basic.deliver share.
+    """Decode an address: exchange and routing key, as two short strings, as in basic.publish and basic.deliver.
 
     Returns:
-        The octets, the same object for the same address, and what they say.
+        The bytes (always the same object for the same address), the exchange and the routing key.
 
     Raises:
-        ValueError: they are cut short.
+        ValueError: the address is cut short.
     """
     if len(address) < 2:
         raise ValueError("address cut short")
@@ -254,7 +255,7 @@ def parse_address(address: bytes) -> tuple[bytes, str, str]:
 
 
 def encode_address(exchange: str, routing_key: str) -> bytes:
-    """Encode exchange and routing key."""
+    """Encode exchange and routing key as an address."""
     return b"".join(encode_short(part.encode(errors="surrogateescape")) for part in (exchange, routing_key))
 
 
@@ -262,7 +263,7 @@ class Message:
     """A published message: immutable, and shared by the queues it was routed to.
 
     Attributes:
-        address: exchange and routing key as two short strings, as they go on the wire.
+        address: exchange and routing key as two short strings, as on the wire.
         header: its content header.
         body: its body.
         exchange, routing_key: the address, decoded.
@@ -287,13 +288,13 @@ class Message:
 
     @property
     def headers(self) -> Table:
-        """Its headers table, empty if there is none."""
+        """Its headers, empty if there are none."""
         return self.header.properties.headers
 
     def replace(
         self, *, headers: Table | None = None, address: tuple[str, str] | None = None, expires: bool = True
     ) -> Self:
-        """Return a copy with other headers or another address, or (`expires=False`) without its expiration."""
+        """Return a copy with other headers, with another address, or without its expiration (`expires=False`)."""
         properties = self.properties.replace(headers=headers, expires=expires)
         return type(self)(
             self.address if address is None else encode_address(*address),
@@ -309,17 +310,17 @@ class Message:
 
 
 def carbon_copies(headers: Table) -> list[str]:
-    """Return the keys that a message is routed by besides its own."""
+    """Return the routing keys in the headers CC and BCC."""
     lists = [headers.get(name) for name in ("CC", "BCC")]
     return [key for keys in lists if isinstance(keys, list) for key in keys if isinstance(key, str)]
 
 
 class Dead(Message):
-    """A message that has died: the broker knows its `x-death` to be true, until it reads it back from its disk."""
+    """A dead-lettered message: the broker has made its `x-death` header itself. Not known any more after a restart."""
 
     __slots__ = ()
 
     @classmethod
     def of(cls, message: Message) -> Self:
-        """Return the message as one that has died."""
+        """Return the same message as a dead letter."""
         return cls(message.address, message.header, message.body)

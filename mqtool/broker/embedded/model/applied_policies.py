@@ -1,4 +1,4 @@
-"""Policies: which one of a virtual host's applies to a queue or an exchange, and what it sets."""
+"""Policies: which of a virtual host's policies applies to a queue or an exchange, and what it sets."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -15,7 +15,7 @@ _EVERYTHING = ".*"
 
 @lru_cache(maxsize=1024)
 def _compiled(pattern: str) -> Any:
-    # Imported here: hardly any broker has a pattern but `.*`.
+    # Imported here: few brokers have a pattern other than `.*`.
     import re2
 
     options = re2.Options()
@@ -31,23 +31,25 @@ def check_pattern(pattern: str) -> None:
     """Check a regular expression.
 
     Raises:
-        ValueError: it is not valid, or it needs backtracking.
+        ValueError: it is not valid, or RE2 cannot match it without backtracking.
     """
     if pattern != _EVERYTHING:
         _compiled(pattern)
 
 
 def found(pattern: str, text: str) -> bool:
-    """Whether a regular expression matches anywhere in a text.
+    """Return whether a regular expression matches anywhere in a text, in linear time.
+
+    It is matched by RE2, so no pattern of a user can block the broker. RE2 has no lookaround and no back-references.
 
     Raises:
-        ValueError: it is not valid, or it needs backtracking.
+        ValueError: it is not valid, or RE2 cannot match it without backtracking.
     """
     return pattern == _EVERYTHING or _compiled(pattern).search(text.encode(errors="surrogateescape")) is not None
 
 
+#: The kinds, by the names under which queues list them and the storage has them.
 USER, OPERATOR = "policy", "operator_policy"
-"""The kinds, by the names under which queues list them and the storage has them."""
 
 _TO = {
     "classic": {"all", "queues", "classic_queues"},
@@ -56,7 +58,7 @@ _TO = {
     "exchange": {"all", "exchanges"},
 }
 
-# A policy with any of these does not apply to queues of this type at all, whatever else it sets.
+# A policy that sets any of these does not apply to queues of this type at all.
 _OF_STREAMS = {"max-age", "stream-max-segment-size-bytes", "initial-cluster-size"}
 _OF_MIRRORS = {
     "ha-mode",
@@ -100,14 +102,14 @@ class Policy(NamedTuple):
     apply_to: str = "all"
 
     def matches(self, name: str, kind: str) -> bool:
-        """Whether it applies to a queue of this type, or to an `exchange`."""
+        """Return whether it applies to a queue of this type, or to an `exchange`."""
         return (
             self.apply_to in _TO[kind] and _UNSUPPORTED[kind].isdisjoint(self.definition) and found(self.pattern, name)
         )
 
 
 class Applied(NamedTuple):
-    """What applies to one queue or exchange: the names of the policies, None for none, and what they set together."""
+    """The policies that apply to one queue or exchange: their names (None for none), and what they set together."""
 
     policy: str | None = None
     operator_policy: str | None = None
@@ -126,7 +128,7 @@ class Policies:
     """The policies and operator policies of a virtual host.
 
     Args:
-        when_changed: called after each change, to apply them again.
+        when_changed: called after each change, to apply the policies again.
 
     Attributes:
         by_kind: the policies by kind and name.
@@ -142,14 +144,15 @@ class Policies:
         """Add a policy that has been checked, or replace the one of its name.
 
         Raises:
-            ConnectionException: 506, the disk does not take it; then nothing has changed.
+            ChannelException: 406, it could not be read back at the next start.
+            ConnectionException: 506, it cannot be written to disk. In both cases nothing is changed.
         """
         value: Table = {"vhost": self._vhost, **policy._asdict()}
         self._ledger.save(kind, (self._vhost, policy.name), value)
         self.restore(kind, policy)
 
     def restore(self, kind: str, policy: Policy) -> None:
-        """Put in a policy that is stored already."""
+        """Add a policy that is stored already."""
         self.by_kind[kind][policy.name] = policy
         self._when_changed()
 
@@ -157,14 +160,14 @@ class Policies:
         """Delete a policy.
 
         Raises:
-            KeyError: there is none of this name.
+            KeyError: no policy has this name.
         """
         del self.by_kind[kind][name]
         self._ledger.forget(kind, (self._vhost, name))
         self._when_changed()
 
     def applied_to(self, name: str, kind: str) -> Applied:
-        """Return what applies to a queue of this type, or to an `exchange`."""
+        """Return what applies to a queue of this type, or to an `exchange`, with this name."""
         users, operators = self.by_kind[USER], self.by_kind[OPERATOR]
         if not users and not operators:
             return NOTHING
@@ -172,6 +175,6 @@ class Policies:
         definition = {} if user is None else dict(user.definition)
         for setting, limit in ({} if operator is None else operator.definition).items():
             own = definition.get(setting)
-            # Operators set nothing but numbers, and the smaller one wins.
+            # Operator policies set only numbers; the smaller number wins.
             definition[setting] = min(own, limit) if isinstance(own, int) and isinstance(limit, int) else limit
         return Applied(user and user.name, operator and operator.name, definition)

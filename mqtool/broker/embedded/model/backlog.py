@@ -16,12 +16,12 @@ class Entry:
     """A message in one queue.
 
     Attributes:
-        position: its place in the queue; an older message has a smaller one. From `Ledger.enter`.
+        position: a number that is smaller for older messages. From `Ledger.enter`.
         redelivered: whether it was delivered before.
-        acquired_count: how many times it has been returned (quorum queues).
-        delivery_count: how many of those count against the delivery limit.
+        acquired_count: how often it has been returned (quorum queues).
+        delivery_count: how many of those returns count against the delivery limit.
         expires_at: when its time to live ends, in milliseconds since 1970; None for never.
-        row: its position if it is in the storage; 0 while it is only in memory.
+        row: its position if it is stored on disk, 0 if it is only in memory.
     """
 
     __slots__ = ("acquired_count", "delivery_count", "expires_at", "message", "position", "redelivered", "row")
@@ -37,20 +37,20 @@ class Entry:
 
 
 class Pages(Protocol):
-    """What a backlog needs of the ledger to keep long queues out of memory."""
+    """What a backlog needs of the ledger, so that the messages of long queues can be on disk only."""
 
     def page_out(self, entry: Entry) -> bool:
-        """Whether to forget a stored message until it is read back; it must be as it was stored."""
+        """Decide whether to forget a stored message until it is read back. It must be as it was stored."""
 
     def page_in(self, rows: Sequence[int]) -> list[Entry]:
-        """Read messages back: those in the first of these rows, and more of them if they are not large."""
+        """Read messages back: at least the first of these rows, and more of them if they are not large."""
 
 
 class Backlog:
-    """First in, first out; a message that is put back gets its old place.
+    """First in, first out. A requeued message goes back to its old place.
 
-    Of messages that are paged out only the rows are kept; they are read back in lots when their turn comes. Messages
-    that are put back are kept in a heap of their own, so the length of the queue does not matter.
+    Of a message that is paged out, only the row is kept; it is read back when it is next, with those behind it.
+    Requeued messages are kept in a heap, so the cost of requeueing does not depend on the length of the queue.
 
     Attributes:
         body_bytes: the total size of the bodies.
@@ -66,8 +66,8 @@ class Backlog:
         return len(self._fresh) + len(self._returned)
 
     def append(self, entry: Entry) -> None:
-        """Put a message at the end: a new one, one just recovered, or one that has been delivered before."""
-        # The first stays, so that a look at it costs nothing; and what has come back, as the disk does not know that.
+        """Add a message at the end."""
+        # Not the first, since it is looked at often; nor a returned one, since its counts are not on disk.
         if entry.row and not entry.acquired_count and self._fresh and self._pages.page_out(entry):
             self._fresh.append(entry.row)
         else:
@@ -75,25 +75,25 @@ class Backlog:
         self.body_bytes += len(entry.message.body)
 
     def put_back(self, entry: Entry) -> None:
-        """Put a message back in its old place."""
+        """Requeue a message in its old place."""
         heappush(self._returned, (entry.position, entry))
         self.body_bytes += len(entry.message.body)
 
     def head(self) -> Entry:
-        """The next message.
+        """Return the next message.
 
         Raises:
-            IndexError: there is none.
+            IndexError: the backlog is empty.
         """
         if self._returned and not (self._fresh and _position(self._fresh[0]) < self._returned[0][0]):
             return self._returned[0][1]
         return self._first()
 
     def take(self) -> Entry:
-        """Remove the next message.
+        """Remove the next message and return it.
 
         Raises:
-            IndexError: there is none.
+            IndexError: the backlog is empty.
         """
         if self._returned and not (self._fresh and _position(self._fresh[0]) < self._returned[0][0]):
             entry = heappop(self._returned)[1]
@@ -105,7 +105,7 @@ class Backlog:
         return entry
 
     def _first(self) -> Entry:
-        """The first message that has not been put back, in memory."""
+        """Return the first message that was not requeued, read back if necessary."""
         first = self._fresh[0]
         if not isinstance(first, int):
             return first
@@ -117,7 +117,7 @@ class Backlog:
         return batch[0]
 
     def clear(self) -> list[Entry | int]:
-        """Remove all messages, and return them; of those that are paged out, the rows."""
+        """Remove all messages and return them; of those that are paged out, the rows."""
         removed = [*self._fresh, *(entry for _, entry in self._returned)]
         self._fresh.clear()
         self._returned.clear()
@@ -125,7 +125,7 @@ class Backlog:
         return removed
 
     def in_memory(self) -> Iterator[Entry]:
-        """All messages that are not paged out, in no order."""
+        """Yield all messages that are not paged out, in no order."""
         yield from (entry for entry in self._fresh if not isinstance(entry, int))
         yield from (entry for _, entry in self._returned)
 
@@ -136,24 +136,24 @@ def _position(waiting: Entry | int) -> int:
 
 
 class QuorumBacklog(Backlog):
-    """A quorum queue's: returned messages come before all new ones, in the order in which they were returned."""
+    """The backlog of a quorum queue: requeued messages come before all new ones, in the order of their return."""
 
     def __init__(self, pages: Pages) -> None:
         super().__init__(pages)
         self._turn = 0
 
     def put_back(self, entry: Entry) -> None:
-        """Put a message back, behind those returned before it."""
+        """Requeue a message, behind those requeued before it."""
         self._turn += 1
         heappush(self._returned, (self._turn, entry))
         self.body_bytes += len(entry.message.body)
 
     def head(self) -> Entry:
-        """The next message: a returned one if there is any."""
+        """Return the next message: a requeued one, if any."""
         return self._returned[0][1] if self._returned else self._first()
 
     def take(self) -> Entry:
-        """Remove the next message."""
+        """Remove the next message and return it."""
         if not self._returned:
             return super().take()
         entry = heappop(self._returned)[1]
@@ -162,7 +162,7 @@ class QuorumBacklog(Backlog):
 
 
 class PriorityBacklog(Backlog):
-    """Messages of a higher priority first, and in order within a priority."""
+    """Messages of a higher priority first, in order within a priority."""
 
     _kind: ClassVar[type[Backlog]] = Backlog
     _default: ClassVar[int] = 0
@@ -189,12 +189,12 @@ class PriorityBacklog(Backlog):
         return self._size
 
     def append(self, entry: Entry) -> None:
-        """Put a message at the end of its level."""
+        """Add a message at the end of its priority."""
         self._level(self._level_of(entry)).append(entry)
         self._grow(entry, 1)
 
     def put_back(self, entry: Entry) -> None:
-        """Put a message back in its old place."""
+        """Requeue a message in its old place."""
         self._level(self._level_of(entry)).put_back(entry)
         self._grow(entry, 1)
 
@@ -203,7 +203,7 @@ class PriorityBacklog(Backlog):
         self.body_bytes += by * len(entry.message.body)
 
     def _next(self) -> Backlog:
-        """The level whose turn it is."""
+        """Return the backlog of the priority that is next."""
         for priority in self._descending:
             level = self._levels[priority]
             if level:
@@ -211,37 +211,37 @@ class PriorityBacklog(Backlog):
         raise IndexError("no message")
 
     def head(self) -> Entry:
-        """The next message."""
+        """Return the next message."""
         return self._next().head()
 
     def take(self) -> Entry:
-        """Remove the next message."""
+        """Remove the next message and return it."""
         entry = self._next().take()
         self._grow(entry, -1)
         return entry
 
     def clear(self) -> list[Entry | int]:
-        """Remove all messages, and return them; of those that are paged out, the rows."""
+        """Remove all messages and return them; of those that are paged out, the rows."""
         self._size = self.body_bytes = 0
         return [waiting for level in self._levels.values() for waiting in level.clear()]
 
     def in_memory(self) -> Iterator[Entry]:
-        """All messages that are not paged out, in no order."""
+        """Yield all messages that are not paged out, in no order."""
         for level in self._levels.values():
             yield from level.in_memory()
 
 
 class PriorityQuorumBacklog(PriorityBacklog):
-    """A quorum queue's with 32 priorities, since RabbitMQ 4.3: in each, what was returned comes first."""
+    """The backlog of a quorum queue since RabbitMQ 4.3: 32 priorities; in each, requeued messages come first."""
 
     _kind = QuorumBacklog
     _default = 4
 
 
 class TwoLevelBacklog(PriorityBacklog):
-    """A quorum queue's from RabbitMQ 4.0 to 4.2: two messages of priority 5 or more, and one of the others.
+    """The backlog of a quorum queue from RabbitMQ 4.0 to 4.2: two messages of priority 5 or more, then one other.
 
-    What was returned comes first, whatever its priority: a level of its own.
+    Requeued messages come first, whatever their priority.
     """
 
     _kind = QuorumBacklog
@@ -255,7 +255,7 @@ class TwoLevelBacklog(PriorityBacklog):
         return self._HIGH if (entry.message.properties.priority or 0) > 4 else self._LOW
 
     def put_back(self, entry: Entry) -> None:
-        """Put a message back, behind those returned before it."""
+        """Requeue a message, behind those requeued before it."""
         self._level(self._RETURNED).put_back(entry)
         self._grow(entry, 1)
 
@@ -265,7 +265,7 @@ class TwoLevelBacklog(PriorityBacklog):
         return low if is_lows_turn and not returned else super()._next()
 
     def take(self) -> Entry:
-        """Remove the next message."""
+        """Remove the next message and return it."""
         is_counted = not self._level(self._RETURNED)
         entry = super().take()
         self._taken += is_counted

@@ -19,23 +19,23 @@ from mqtool.codecs.field_tables import Table
 
 log = logging.getLogger("mqtool.broker.embedded")
 
+#: The name of the broker as the only node of its cluster.
 NODE = "embedded@localhost"
-"""What it calls itself, as the node of a cluster of one."""
 
+#: The default time that a delivery may stay unacknowledged, in seconds.
 CONSUMER_TIMEOUT = 1800.0
-"""How long a delivery may stay unacknowledged by default, in seconds."""
 
+#: The default number of bytes that must be free on the disk, as in RabbitMQ.
 DISK_FREE_LIMIT = 50_000_000
-"""How many bytes must be free in the data directory by default, as with RabbitMQ."""
 
+#: The reasons that blocked publishers are given.
 LOW_ON_MEMORY, LOW_ON_DISK = "low on memory", "low on disk"
-"""What publishers are told when they are blocked."""
 
 
 #: During a memory alarm that is due to clients, the one that holds the most is closed this often.
 _CLOSE_LARGEST_MILLISECONDS = 5000
 
-# The alarm ends well below the limit, so that it does not come and go with each message.
+# A memory alarm ends at this part of the limit, so that it does not start and end with each message.
 _ALARM_CLEARED = 0.8
 
 
@@ -43,7 +43,7 @@ class Client(Protocol):
     """What the broker needs of a connection.
 
     Attributes:
-        user, vhost: only once it is open.
+        user, vhost: set once it is open.
     """
 
     user: User
@@ -59,16 +59,16 @@ class Client(Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether the handshake is done, and the end has not begun."""
+        """Whether the handshake is done and the connection is not being closed."""
 
     def force_close(self, reason: str) -> None:
         """Close it with 320 CONNECTION_FORCED."""
 
     def unblock(self) -> None:
-        """Read from it again: the last alarm has ended."""
+        """Read from it again: there is no alarm any more."""
 
     def check_consumers(self, timeout: float) -> None:
-        """Close the channels with a delivery unacknowledged for longer than this many seconds."""
+        """Close the channels with a delivery that has been unacknowledged for more than this many seconds."""
 
 
 class ReplyConsumer(Protocol):
@@ -79,24 +79,24 @@ class ReplyConsumer(Protocol):
 
 
 class Broker:
-    """Everything except the sockets.
+    """A broker without its sockets.
 
     Args:
-        ledger: where durable things are written down.
-        clients: the connections, kept up to date by whoever makes them.
-        memory_limit: how many bytes messages may take before publishers are blocked; None for RabbitMQ's default.
-        disk_free_limit: how many bytes must be free in the data directory.
-        consumer_timeout: how long a delivery may stay unacknowledged, in seconds.
+        ledger: where durable things are stored.
+        clients: the open connections; the server adds and removes them.
+        memory_limit: publishers are blocked when messages take more bytes; None for the default of RabbitMQ.
+        disk_free_limit: publishers are blocked when fewer bytes are free on the disk.
+        consumer_timeout: the longest time that a delivery may stay unacknowledged, in seconds.
         profile: the RabbitMQ that it behaves like.
 
     Attributes:
-        alarms: why publishers are blocked: what they are told, such as LOW_ON_DISK, by who has raised the alarm.
-        global_parameters: what clients have stored under a name, in JSON.
+        alarms: the alarms that block publishers: the reason that they are given, such as LOW_ON_DISK, by alarm.
+        global_parameters: values that clients have stored, in JSON, by name.
         reply_consumers: the channels that wait for direct replies, by token.
         listeners: host and port by protocol.
-        permissions_version: changes with every change of a user.
-        loopback_users: who may log in only from this machine.
-        hooks: what a test has set on it; None, as nearly always.
+        permissions_version: a number that changes with every change of a user.
+        loopback_users: users who may log in only from this machine.
+        hooks: the hooks of a test; None if the broker is not under test.
     """
 
     def __init__(
@@ -131,15 +131,13 @@ class Broker:
         ledger.when_changed = self._check_memory
 
     def create_defaults(self) -> None:
-        """Make the virtual host `/` and the user guest, as a new RabbitMQ node has them."""
+        """Make the virtual host `/` and the user guest, as on a new RabbitMQ node."""
         self.add_vhost("/", "Default virtual host")
         self.save_user(User.with_password(DEFAULT_USER, DEFAULT_USER, ["administrator"]))
         self.set_permissions(DEFAULT_USER, "/", Permissions())
 
-    # -- virtual hosts and users
-
     def add_vhost(self, name: str, description: str | None = None) -> VirtualHost:
-        """Make a virtual host unless it exists, and describe it if a description is given."""
+        """Make a virtual host unless it exists; change its description if one is given."""
         vhost = self.vhosts.get(name)
         if vhost is None or description not in (None, vhost.description):
             vhost = vhost or VirtualHost(name, self.clock, self.ledger, self.profile)
@@ -148,7 +146,7 @@ class Broker:
         return vhost
 
     def limit_vhost(self, vhost: VirtualHost, limits: dict[str, int]) -> None:
-        """Change what a virtual host may have."""
+        """Change the limits of a virtual host."""
         self._save_vhost(vhost, vhost.description, limits)
 
     def _save_vhost(self, vhost: VirtualHost, description: str, limits: dict[str, int]) -> None:
@@ -202,7 +200,7 @@ class Broker:
         self.ledger.forget("user", (name,))
 
     def set_permissions(self, user: str, vhost: str, permissions: Permissions | None) -> None:
-        """Change what a user may do in a virtual host; None for nothing.
+        """Change the permissions of a user in a virtual host; None to remove them.
 
         Raises:
             KeyError: no such user.
@@ -212,15 +210,15 @@ class Broker:
         self.save_user(replace(self.users[user], permissions=changed))
 
     def limits_of(self, user: str) -> dict[str, int]:
-        """Return what limits a user, who may be gone by now."""
+        """Return the limits of a user; none if the user has been deleted."""
         return self.users[user].limits if user in self.users else {}
 
     def limit_user(self, user: User, limits: dict[str, int]) -> None:
-        """Change what a user may have."""
+        """Change the limits of a user."""
         self.save_user(replace(user, limits=limits))
 
     def set_topic_permissions(self, user: str, permissions: dict[tuple[str, str], TopicPermissions]) -> None:
-        """Change what a user may do with topic exchanges, by virtual host and exchange."""
+        """Change the topic permissions of a user, by virtual host and exchange."""
         self.save_user(replace(self.users[user], topic_permissions=permissions))
 
     def set_global_parameter(self, name: str, text: str | None) -> None:
@@ -232,13 +230,11 @@ class Broker:
             self.ledger.forget("global_parameter", (name,))
 
     def authenticate(self, name: str, password: str, *, from_loopback: bool) -> User | None:
-        """Return the user if this is their password; see loopback_users."""
+        """Return the user if the password is right and they may log in from there (see loopback_users), else None."""
         user = self.users.get(name)
         if user is None or (name in self.loopback_users and not from_loopback):
             return None
         return user if user.authenticates(password) else None
-
-    # -- alarms
 
     def _check_memory(self, held: int) -> None:
         if held <= self.memory_limit and not self.alarms:
@@ -289,11 +285,11 @@ class Broker:
 
     @property
     def alarm_reason(self) -> str:
-        """What publishers are told."""
+        """The reason that blocked publishers are given."""
         return " & ".join(sorted(set(self.alarms.values()))).replace(" & low on ", " & ")
 
     def clear_alarm(self, name: str) -> None:
-        """Let publishers go on, if this was the last alarm."""
+        """End an alarm; unblock publishers if it was the last one."""
         if name in self.alarms:
             log.warning("%s alarm cleared", name)
             del self.alarms[name]
@@ -301,10 +297,8 @@ class Broker:
                 for client in self.clients():
                     client.unblock()
 
-    # -- clients
-
     def add_clients(self, clients: Collection[Client]) -> None:
-        """Count these among the connections, too: those of another protocol."""
+        """Add the connections of another protocol."""
         self._clients.append(clients)
 
     def clients(self) -> list[Client]:
@@ -326,16 +320,16 @@ class Broker:
 
 
 class Hooks(Protocol):
-    """What is asked at each step, while a recording or a fault wants that."""
+    """What a test is told at each step, and can change. A broker that is not under test has no hooks."""
 
     def connected(self, client: object) -> None:
         """A client has connected its socket."""
 
     def enqueue(self, vhost: VirtualHost, routing: Routing) -> Publication:
-        """Put a published message in its queues."""
+        """Add a published message to its queues."""
 
     def acknowledge(self, queue: Queue, entry: Entry) -> bool:
-        """Whether a client's acknowledgement, or an automatic one, gets here."""
+        """Return whether an acknowledgement of a client, or an automatic one, takes effect."""
 
     def rejected(self, queue: Queue, entry: Entry, *, requeue: bool) -> None:
         """A client has rejected a message."""
@@ -345,8 +339,8 @@ class Hooks(Protocol):
 
 
 OF_VHOSTS = ("max-connections", "max-queues")
+#: The limits that virtual hosts and users can have.
 OF_USERS = ("max-connections", "max-channels")
-"""What can be limited."""
 
 
 def check_connections(broker: Broker, vhost: VirtualHost, user: str) -> None:

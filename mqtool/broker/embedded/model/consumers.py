@@ -1,4 +1,4 @@
-"""The consumers of one queue, and whose turn it is."""
+"""The consumers of one queue, which of them is next, and the queue's message counts."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -19,20 +19,23 @@ class Consumer(Protocol):
     arguments: Table
 
     def ready(self) -> bool:
-        """Whether it can take a message now; if not, it calls `Queue.pump` when it can."""
+        """Return whether it can take a message now. If not, it calls `Queue.pump` once it can."""
 
     def take(self, entry: Entry) -> None:
         """Deliver a message to it."""
 
     def cancelled(self) -> None:
-        """Tell it that the queue is gone."""
+        """Tell it that the queue was deleted."""
 
 
 class Consumers:
-    """Consumers by priority, and in turn within a priority (RabbitMQ's `x-priority`).
+    """Consumers by priority (`x-priority`), round robin within a priority.
 
     Args:
-        single_active: only the oldest one gets messages.
+        single_active: whether only the oldest one gets messages.
+
+    Attributes:
+        active: the single active consumer, if any.
     """
 
     def __init__(self, *, single_active: bool) -> None:
@@ -50,11 +53,11 @@ class Consumers:
 
     @property
     def exclusive(self) -> bool:
-        """Whether one of them consumes exclusively."""
+        """Whether one of them is exclusive."""
         return any(consumer.exclusive for consumer in self._all)
 
     def is_active(self, consumer: Consumer) -> bool:
-        """Whether it gets messages, rather than stands by for the single active consumer."""
+        """Return whether a consumer gets messages, or waits to become the single active consumer."""
         return not self._single_active or consumer is self.active
 
     def add(self, consumer: Consumer) -> None:
@@ -86,7 +89,7 @@ class Consumers:
         return gone
 
     def next_ready(self) -> Consumer | None:
-        """Return the consumer whose turn it is; None if none can take a message now."""
+        """Return the consumer that gets the next message; None if none can take one now."""
         if self._single_active:
             return self.active if self.active is not None and self.active.ready() else None
         if len(self._all) == 1:
@@ -103,7 +106,7 @@ class Consumers:
 
 @dataclass(eq=False)
 class Traffic:
-    """How many messages have come and gone."""
+    """How many messages of a queue were published, delivered and acknowledged."""
 
     published: int = 0
     delivered: int = 0
@@ -114,7 +117,7 @@ class Traffic:
     got_no_ack: int = 0
 
     def counts(self) -> dict[str, int]:
-        """Return the numbers by RabbitMQ's names."""
+        """Return the numbers by their names in the management API."""
         return {
             "publish": self.published,
             "deliver_get": self.delivered,

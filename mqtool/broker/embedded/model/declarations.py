@@ -1,4 +1,4 @@
-"""Checks of declarations and of basic.consume, and when two declarations agree (RabbitMQ's rules and words)."""
+"""Checks of declarations and of basic.consume, with the rules and messages of RabbitMQ."""
 
 from mqtool.broker.embedded.model.amqp_errors import (
     COMMAND_INVALID,
@@ -23,10 +23,10 @@ from mqtool.codecs.field_tables import Table, Timestamp, Value, is_integer, type
 
 
 def check_deprecated(profile: Profile, arguments: Table, *, durable: bool, exclusive: bool) -> None:
-    """Check that a new queue needs nothing that this version does not permit any more.
+    """Check that a new queue uses no feature that this version of RabbitMQ does not permit any more.
 
     Raises:
-        ConnectionException: 541, with RabbitMQ's words, of which a reply has room for the first.
+        ConnectionException: 541, with the message of RabbitMQ, cut to the length of a reply text.
     """
     if not (durable or exclusive or profile.transient_queues):
         raise _refused("transient_nonexcl_queues")
@@ -56,8 +56,8 @@ def check_queue(declared: QueueDeclaration, vhost: str, profile: Profile) -> Non
     """Check the declaration of a new queue.
 
     Raises:
-        ChannelException: 406, with RabbitMQ's words for the first error.
-        ConnectionException: 541, this version does not permit it any more.
+        ChannelException: 406, about the first error in RabbitMQ's order.
+        ConnectionException: 541, the queue uses a feature that this version does not permit any more.
     """
     where, arguments = f"queue '{declared.name}' in vhost '{vhost}'", declared.arguments
     exchange = arguments.get("x-dead-letter-exchange")
@@ -85,7 +85,7 @@ def check_queue(declared: QueueDeclaration, vhost: str, profile: Profile) -> Non
 
 
 def _check_by_version(kind: str, where: str, profile: Profile, arguments: Table) -> None:
-    """Check what only some versions look at; in what a delay is worth, none finds an error."""
+    """Check arguments that only some versions check. None checks the values of delayed retries."""
     version = arguments.get("x-queue-version")
     if isinstance(version, int) and version < profile.oldest_queue_version:
         what = f"unsupported queue version '{version}'"
@@ -100,7 +100,7 @@ def _check_by_version(kind: str, where: str, profile: Profile, arguments: Table)
 
 
 def _check_replicated(kind: str, where: str, declared: QueueDeclaration) -> None:
-    """Check that a quorum queue or a stream is to be shared, and to last."""
+    """Check that a quorum queue or a stream is durable, and not exclusive."""
     if declared.server_named:
         raise precondition_failed(f"Cannot declare a server-named queue for type rabbit_{kind}_queue")
     refused = {
@@ -114,7 +114,7 @@ def _check_replicated(kind: str, where: str, declared: QueueDeclaration) -> None
 
 
 def check_equivalent_queue(queue: Queue, declared: QueueDeclaration) -> None:
-    """Check that a second declaration agrees with the queue.
+    """Check that a second declaration is equivalent to the queue.
 
     Raises:
         ChannelException: 406, naming the first difference.
@@ -144,7 +144,7 @@ def _equivalent(name: str, where: str, received: object, current: object) -> Non
 
 
 def equivalent_argument(name: str, where: str, received: Table, current: Table) -> None:
-    """Check that an argument is the same in two declarations; the width of integers does not matter.
+    """Check that an argument is the same in two declarations. Integers may have different widths.
 
     Raises:
         ChannelException: 406.
@@ -167,7 +167,7 @@ def equivalent_argument(name: str, where: str, received: Table, current: Table) 
 
 
 def printed(value: Value) -> str:
-    """Return a value as RabbitMQ prints it."""
+    """Return a value as RabbitMQ's error messages show it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -181,7 +181,8 @@ def check_exchange_type(kind: str, profile: Profile) -> None:
     """Check the type in an exchange.declare.
 
     Raises:
-        ConnectionException: 503, unknown; since RabbitMQ 4.0 it is a ChannelException, 406.
+        ConnectionException: 503, the type is unknown.
+        ChannelException: 406, the same since RabbitMQ 4.0.
     """
     if kind not in types_of(profile):
         what = f"{'unknown' if kind else 'invalid'} exchange type '{kind}'"
@@ -211,7 +212,7 @@ def check_exchange(declared: ExchangeDeclaration, vhost: str, profile: Profile) 
 
 
 def check_equivalent_exchange(exchange: Exchange, declared: ExchangeDeclaration, vhost: str) -> None:
-    """Check that a second declaration agrees with the exchange.
+    """Check that a second declaration is equivalent to the exchange.
 
     Raises:
         ChannelException: 406, naming the first difference.
@@ -254,7 +255,7 @@ def check_consumer(queue: Queue, arguments: Table, *, prefetch: int, no_ack: boo
 
     Raises:
         ChannelException: 406.
-        ConnectionException: 540, a stream without acknowledgements.
+        ConnectionException: 540, a consumer of a stream does not acknowledge.
     """
     where = f"queue '{queue.name}' in vhost '{queue.vhost}'"
     is_stream = queue.kind == "stream"
@@ -277,7 +278,7 @@ def check_consumer(queue: Queue, arguments: Table, *, prefetch: int, no_ack: boo
 
 
 def _is_offset(value: Value) -> bool:
-    """Whether a consumer of a stream can begin there."""
+    """Return whether a value is a valid `x-stream-offset`."""
     if isinstance(value, str):
         return value in ("first", "last", "next") or interval(value) is not None
     return value is None or is_integer(value) or isinstance(value, Timestamp)

@@ -1,4 +1,4 @@
-"""Which RabbitMQ the broker behaves like: what clients can tell its versions apart by, each difference with a name."""
+"""The versions of RabbitMQ that the broker can behave like: each difference that clients can see has a name."""
 
 import sys
 from enum import StrEnum
@@ -8,7 +8,7 @@ from mqtool import __version__
 
 
 class Like(StrEnum):
-    """The names of the profiles; 4.3.5 stands for all from 4.3.0 on, which refuse what 4.3.6 takes again."""
+    """The names of the profiles. 4.3.5 stands for 4.3.0 to 4.3.5, which refuse transient queues that 4.3.6 accepts."""
 
     V3_10 = "3.10"
     V4_0 = "4.0"
@@ -22,37 +22,37 @@ class Profile(NamedTuple):
 
     Attributes:
         version: the version that clients are told.
-        stream_version: the version that clients of the stream protocol are told, if it is another.
+        stream_version: the version that clients of the stream protocol are told, if it is different.
         smallest_frame: the smallest `frame_max` that a client may ask for, in bytes.
         largest_message: the largest body, in bytes.
-        first_choice: the protocol header that answers a client that speaks another protocol.
-        delivery_limit: that of a quorum queue which sets none; None for no limit.
-        first_count: whether basic.get says `x-delivery-count: 0` with the first delivery from a quorum queue.
+        first_choice: the protocol header sent to a client that speaks another protocol.
+        delivery_limit: the default of quorum queues; None for no limit.
+        first_count: whether basic.get sends `x-delivery-count: 0` with the first delivery from a quorum queue.
         nack_counts: whether basic.nack and basic.recover count against the delivery limit. If not, `x-acquired-count`
             counts all deliveries, and `x-delivery-count` those that failed: basic.reject, a lost channel.
-        unlimited_last: whether a quorum queue without a limit puts what a client returns behind all others.
+        unlimited_last: whether a quorum queue without a limit puts requeued messages behind all others.
         quorum_priorities: whether quorum queues have priorities: none, two (twice as many of the higher one), or 32.
-        delayed_retry: whether quorum queues hold back what has been returned (`x-delayed-retry-type`).
+        delayed_retry: whether quorum queues can hold requeued messages back (`x-delayed-retry-type`).
         transient_queues: whether a queue may be neither durable nor exclusive.
-        master_locator: whether `x-queue-master-locator` is let pass.
-        lists_type: whether every queue has the argument `x-queue-type`, also if it was declared without.
-        checks_queue_mode: whether `x-queue-mode` has to be `lazy` or `default`; neither does anything here.
-        oldest_queue_version: the least `x-queue-version`.
-        unknown_type_closes: what the declaration of an exchange of unknown type costs.
-        names_access: whether a refusal says which access was refused: configure, write or read.
-        passive_configures: whether a passive declaration takes the right to configure.
-        trusts_deaths: whether an `x-death` that a client sends counts. If not, there are `x-last-death-…` headers too.
-        global_prefetch: whether a prefetch may be that of a whole channel; if not, it is that of each consumer.
+        master_locator: whether `x-queue-master-locator` is accepted.
+        lists_type: whether every queue has the argument `x-queue-type`, even if it was declared without.
+        checks_queue_mode: whether `x-queue-mode` must be `lazy` or `default`; neither has an effect here.
+        oldest_queue_version: the lowest `x-queue-version`.
+        unknown_type_closes: what is closed when an exchange of an unknown type is declared.
+        names_access: whether an error says which access was refused: configure, write or read.
+        passive_configures: whether a passive declaration needs the permission to configure.
+        trusts_deaths: whether an `x-death` header of a client is kept; else `x-last-death-…` headers are added.
+        global_prefetch: whether a prefetch may be for a whole channel; if not, it is for each consumer.
         most_wildcards: how many `#` a binding key of a topic exchange may have; None for any number.
-        strict_numbers: whether a headers exchange tells an integer from a decimal or a time of the same value.
-        streams_take_nacks: whether basic.nack from a stream's reader is let pass, rather than refused.
-        times_out: whether any consumer may be too slow, rather than only a quorum queue's.
-        returns_replies: whether a mandatory direct reply comes back when the client is gone.
-        lost_commit: what a commit costs when a queue is gone to which it publishes.
-        exact_body: whether a body that is too long is an error of its own.
-        mirrors: whether policies can ask for mirrored queues, and only for what 3.10 knows.
+        strict_numbers: whether a headers exchange distinguishes integers, decimals and times of the same value.
+        streams_take_nacks: whether a reader of a stream may send basic.nack.
+        times_out: whether the consumer timeout is for all queues, rather than only for quorum queues.
+        returns_replies: whether a mandatory direct reply is returned when the client is gone.
+        lost_commit: what is closed when a transaction is committed that publishes to a deleted queue.
+        exact_body: whether a body longer than announced has an error of its own.
+        mirrors: whether policies can mirror queues; then they can set only what 3.10 knows.
         delayed_exchanges: whether there is a delayed message plugin for it.
-        hides_vhosts: whether the management API does not know virtual hosts that a user may not see.
+        hides_vhosts: whether the management API answers 404 for virtual hosts that a user has no access to.
     """
 
     version: str = "3.10.8"
@@ -88,7 +88,7 @@ class Profile(NamedTuple):
     hides_vhosts: bool = False
 
 
-# The stream port has the commands of 3.13, and clients go by the version.
+# The stream port has the commands of 3.13; clients choose commands by the version.
 _3_10 = Profile(stream_version="3.13.7")
 _4_0 = Profile(
     version="4.0.5",
@@ -141,7 +141,7 @@ def profile(like: str) -> Profile:
     """Return the profile of this name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no profile has this name.
     """
     if like not in list(Like):
         raise ValueError(f"cannot behave like RabbitMQ {like}, only like {', '.join(Like)}")
@@ -149,7 +149,7 @@ def profile(like: str) -> Profile:
 
 
 def identity(profile: Profile) -> dict[str, str]:
-    """Describe the broker. Clients go by product and version, so these are those it behaves like."""
+    """Return the server properties. Clients rely on product and version, so they are those of RabbitMQ."""
     return {
         "cluster_name": "embedded@localhost",
         "copyright": "The mqtool founders",

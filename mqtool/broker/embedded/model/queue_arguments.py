@@ -1,4 +1,4 @@
-"""The arguments of queues: which are valid, and what they and the policies ask for."""
+"""The arguments of queues: the checks of each, and the settings that arguments and policies make together."""
 
 import re
 from collections.abc import Callable
@@ -8,8 +8,8 @@ from typing import NamedTuple
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
 from mqtool.codecs.field_tables import Table, Value, is_integer, type_name
 
+#: Where a consumer of a stream begins, and a header of what it gets.
 OFFSET = "x-stream-offset"
-"""Where a consumer of a stream begins, and a header of what it gets."""
 
 NO_POLICY: Table = {}
 
@@ -51,7 +51,7 @@ class Retry(NamedTuple):
 
 @dataclass
 class Options:
-    """The settings of a queue; times in milliseconds, sizes in bytes, None for no limit."""
+    """The settings of a queue. Times are in milliseconds, sizes in bytes; None means no limit."""
 
     message_ttl: int | None = None
     expires: int | None = None
@@ -70,9 +70,9 @@ class Options:
 
     @classmethod
     def of(cls, arguments: Table, policy: Table = NO_POLICY, profile: Profile = PROFILES[DEFAULT]) -> "Options":
-        """Read them from arguments and a policy that have been validated.
+        """Return the settings that arguments and a policy make together, both of them checked.
 
-        Of two limits the smaller one holds; of anything else the argument.
+        Of two limits, the smaller one is used; of all else, the argument.
         """
 
         def integer(name: str) -> int | None:
@@ -112,11 +112,11 @@ class Options:
 
     @property
     def limited(self) -> bool:
-        """Whether messages can be too many."""
+        """Whether the queue has a maximum length."""
         return self.max_length is not None or self.max_length_bytes is not None
 
     def exceeded(self, messages: int, size: int) -> bool:
-        """Whether this many ready messages, with bodies of this size together, are too many."""
+        """Return whether this many ready messages, with bodies of this size in all, exceed the maximum length."""
         return (self.max_length is not None and messages > self.max_length) or (
             self.max_length_bytes is not None and size > self.max_length_bytes
         )
@@ -129,14 +129,14 @@ class Options:
 
 
 def _retry(which: Value, least: int | None, most: int | None) -> Retry | None:
-    """What is held back after it was returned; nothing if it does not say for how long, or makes no sense."""
+    """Return how requeued messages are held back; None if the settings are incomplete or not valid."""
     if which not in ("all", "failed", "returned") or least is None or least <= 0:
         return None
     return Retry(str(which), least, most if most is not None and most > 0 else least)
 
 
 def _delivery_limit(argument: Value, policy: Value, profile: Profile) -> int | None:
-    """Return the smaller limit; where there is a default, what is negative means none, and is preferred."""
+    """Return the smaller limit, or the default of this version. If there is a default, a negative limit means none."""
     limits = [int(value) for value in (argument, policy) if isinstance(value, int)]
     if not limits:
         return profile.delivery_limit
@@ -150,7 +150,7 @@ MAX_EXPIRY = 315_360_000_000
 
 MAX_PRIORITY = 255
 
-# Each check returns what is wrong, as RabbitMQ prints the Erlang term, or None.
+#: A check returns an error as RabbitMQ prints it, or None; it gets the value and all arguments.
 Check = Callable[[Value, Table], str | None]
 
 
@@ -162,7 +162,7 @@ def integer(value: Value) -> str | None:
 
 
 def check_expiry(value: int) -> str | None:
-    """Return what is wrong with a time to live in milliseconds; None if nothing is."""
+    """Return the error in a time to live in milliseconds, or None."""
     if value < 0:
         return f"{{value_negative,{value}}}"
     return f"{{value_too_large,{value}}}" if value > MAX_EXPIRY else None
@@ -191,7 +191,7 @@ def _max_priority(value: Value, _: Table) -> str | None:
 
 
 def boolean(value: Value, _: Table) -> str | None:
-    """Return what is wrong with a boolean; None if nothing is."""
+    """Return an error if a value is not a boolean."""
     return None if isinstance(value, bool) else f"{{unacceptable_type,{type_name(value)}}}"
 
 
@@ -231,6 +231,7 @@ def _anything(_value: Value, _table: Table) -> None:
     return None
 
 
+#: The arguments that RabbitMQ knows; it accepts others unchecked.
 QUEUE_ARGUMENTS: dict[str, Check] = {
     "x-queue-type": _one_of("classic", "quorum", "stream", otherwise="\"unsupported queue type '{}'\""),
     "x-expires": _expires,
@@ -256,7 +257,6 @@ QUEUE_ARGUMENTS: dict[str, Check] = {
     ),
     "x-delivery-limit": _anything,
 }
-"""The arguments that RabbitMQ knows; it accepts any others unchecked."""
 
 # What each type of queue supports, in the order in which RabbitMQ compares a second declaration.
 SUPPORTED = {

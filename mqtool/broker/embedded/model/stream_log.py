@@ -1,7 +1,7 @@
-"""The log of a stream: appended to, read from any place, and shortened from its beginning.
+"""The log of a stream: it is appended to, read from any offset, and shortened from its beginning.
 
-What has been appended collects in a chunk until the ledger writes it (`prepare`, `write`, `commit`). Only then can it
-be read, and is its publisher told.
+New messages collect in a chunk until the ledger writes it (`prepare`, `write`, `commit`). Only then are they confirmed,
+and can be read.
 """
 
 from bisect import bisect_right
@@ -24,21 +24,21 @@ from mqtool.broker.embedded.model.stream_segment import (
     sound_chunks,
 )
 
+#: The default size of a segment. RabbitMQ's 500 MB would take seconds to check at a start, and with smaller segments
+#: a stream keeps to its limits more closely.
 SEGMENT_BYTES = 32 * 1024 * 1024
-"""The size of a segment, unless the stream says otherwise. RabbitMQ's is 500 MB, which would take seconds to check at a
-start if its chunks are small; and a limit is kept to more closely with less."""
 
-# A chunk ends at one of these; the first is far below what its header can count.
+# The most entries and bytes in a chunk.
 _CHUNK_ENTRIES = 4096
 _CHUNK_BYTES = 256 * 1024
 
-# As many producers are remembered as RabbitMQ remembers: those who published last.
+# The number of producers, those that published last, whose publishing ids are kept; as in RabbitMQ.
 _PRODUCERS = 255
 
 
 @dataclass(frozen=True)
 class Retention:
-    """What a log keeps: bytes at most, milliseconds at most (None for all); whole segments go at a time."""
+    """How much a log keeps: size in bytes and age in milliseconds, None for no limit. Whole segments are deleted."""
 
     max_bytes: int | None = None
     max_age: int | None = None
@@ -47,7 +47,7 @@ class Retention:
 
 @dataclass
 class _Draft:
-    """The chunk that is being put together."""
+    """The chunk that new messages are added to."""
 
     offset: int
     timestamp: int
@@ -59,7 +59,7 @@ class _Draft:
     publishing_ids: dict[str, int] = field(default_factory=dict)
 
     def encode(self) -> bytes:
-        """Return it as it stands in the log."""
+        """Return it as it is written to the log."""
         return encode_chunk(
             USER,
             self.offset,
@@ -72,7 +72,7 @@ class _Draft:
 
 
 class _Write(NamedTuple):
-    """A chunk on its way to a place in a segment."""
+    """A chunk that is to be written to a position in a segment."""
 
     segment: Segment
     position: int
@@ -85,17 +85,17 @@ class StreamLog:
 
     Args:
         segments: where its segments are kept; those from before a restart are recovered.
-        retention: when old segments are deleted.
+        retention: how much is kept.
 
     Attributes:
-        next_offset: that of the next record to be appended.
-        end: that of the first record that cannot be read yet: it is not there, or not on disk.
-        last_chunk: that of the last chunk of messages that can be read; `end` if there is none.
-        deleted: it is gone; whoever watches it is called for that, too.
-        publishing_ids: the last one of each producer.
-        offsets: those that consumers have stored.
-        subscriptions: how many there are by the stream protocol.
-        lost: how many octets at its end could not be read after a restart.
+        next_offset: the offset of the next message to be appended.
+        end: the offset after the last message that can be read.
+        last_chunk: the offset of the last chunk of messages that can be read; `end` if there is none.
+        deleted: whether the stream has been deleted.
+        publishing_ids: the last publishing id of each producer.
+        offsets: the offset that each consumer has stored.
+        subscriptions: the number of subscriptions with the stream protocol.
+        lost: the number of bytes at its end that could not be read after a restart.
     """
 
     def __init__(self, segments: Segments, clock: Clock, ledger: Ledger, retention: Retention) -> None:
@@ -115,7 +115,7 @@ class StreamLog:
         self._writes: list[_Write] = []
         self._is_due = False
         self._timestamp = 0
-        # What is before this has been cleared.
+        # The messages before this offset have been cleared.
         self._floor = 0
         self._segments = [Segment(base, data, data.size()) for base, data in segments.existing()]
         if not self._segments:
@@ -126,7 +126,7 @@ class StreamLog:
         self.last_chunk = next((offset for offset in found if offset is not None), self.end)
 
     def _recover(self, segment: Segment) -> int:
-        """Read the last segment, and cut off what was being written when the broker died; returns the end."""
+        """Read the last segment, and cut off what was being written when the broker was killed; return the end."""
         size = segment.size
         last = self._segments[-1] = Segment(segment.base, segment.data)
         end = last.base
@@ -143,21 +143,19 @@ class StreamLog:
         self._timestamp = last.last_timestamp
         return end
 
-    # -- what is in it
-
     @property
     def first_offset(self) -> int:
-        """That of the first record."""
+        """The offset of the first message."""
         return self._segments[0].base
 
     @property
     def size(self) -> int:
-        """How many octets it takes."""
+        """The size of all chunks in bytes."""
         return sum(segment.size for segment in self._segments)
 
     @property
     def segments(self) -> int:
-        """How many segments it has."""
+        """The number of segments."""
         return len(self._segments)
 
     def offset_at(self, timestamp: int) -> int:
@@ -170,8 +168,6 @@ class StreamLog:
         found = (segment.offset_at(timestamp) for segment in self._segments[first:])
         return next((offset for offset in found if offset is not None), self.end)
 
-    # -- in
-
     def append(
         self,
         data: bytes,
@@ -182,7 +178,7 @@ class StreamLog:
         publishing_id: int = 0,
         filter_bits: int = UNFILTERED,
     ) -> int:
-        """Append entries, as they stand in a chunk; they are stored and confirmed with `Ledger.after_commit`.
+        """Append entries, as they are in a chunk. Use `Ledger.after_commit` to confirm them.
 
         Args:
             data: the entries one behind another.
@@ -204,7 +200,7 @@ class StreamLog:
         draft.filter |= filter_bits
         self.next_offset = offset + records
         if producer is not None:
-            # The last to publish is the last in order.
+            # In order of the last publish.
             self.publishing_ids.pop(producer, None)
             self.publishing_ids[producer] = draft.publishing_ids[producer] = publishing_id
         return offset
@@ -212,18 +208,16 @@ class StreamLog:
     def _new_draft(self) -> _Draft:
         if self._draft is not None:
             self._sealed.append(self._draft)
-        # Time in a log never goes back.
+        # Timestamps never decrease within a log.
         self._timestamp = max(self._timestamp, self._clock.now())
         self._draft = _Draft(self.next_offset, self._timestamp)
         self._due()
         return self._draft
 
     def store_offset(self, consumer: str, offset: int) -> None:
-        """Remember where a consumer is."""
+        """Store the offset of a consumer."""
         self.offsets[consumer] = self._changed_offsets[consumer] = offset
         self._due()
-
-    # -- to where it is kept
 
     def _due(self) -> None:
         if self._is_due or self.deleted:
@@ -236,11 +230,11 @@ class StreamLog:
 
     @property
     def is_watched(self) -> bool:
-        """Whether somebody waits for more."""
+        """Whether a reader waits for new messages."""
         return bool(self._watchers)
 
     def prepare(self) -> None:
-        """Say what is to be written now, besides what the disk has not taken before."""
+        """Decide what to write now, besides what could not be written before."""
         self._is_due = False
         if self.deleted:
             self._writes.clear()
@@ -276,7 +270,7 @@ class StreamLog:
         return position + len(data)
 
     def write(self) -> None:
-        """Write what is prepared and wait for the disk; from any thread, again after an error.
+        """Write what is prepared and wait for the disk; on any thread, again after an error.
 
         Raises:
             OSError: the disk does not take it.
@@ -288,7 +282,7 @@ class StreamLog:
             segment.data.sync()
 
     def commit(self) -> None:
-        """Let readers have what has been written, and delete what is no longer to be kept."""
+        """Let readers have what has been written, and delete old segments."""
         writes, self._writes = self._writes, []
         if self.deleted:
             return
@@ -305,13 +299,13 @@ class StreamLog:
         self._wake()
 
     def _forget_old(self) -> None:
-        """Delete the oldest segments, as RabbitMQ does when a new one is begun."""
+        """Delete the oldest segments beyond the retention. Like RabbitMQ, call it when a new segment is begun."""
         limits = self.retention
         while len(self._segments) > 1:
             first = self._segments[0]
             too_large = limits.max_bytes is not None and self.size > limits.max_bytes
             too_large = too_large or self._segments[1].base <= self._floor
-            # The next one begins after the last chunk of this one.
+            # All messages of this segment are before the base of the next one.
             if not too_large and limits.max_age is not None:
                 first.look()
                 too_large = first.last_timestamp < self._clock.now() - limits.max_age
@@ -322,7 +316,7 @@ class StreamLog:
             self.last_chunk = self.end if self.last_chunk < self.first_offset else self.last_chunk
 
     def clear(self) -> None:
-        """Forget all that has been appended, who has published, and where consumers are; offsets go on."""
+        """Delete all messages, publishing ids and stored offsets. New messages continue with the next offset."""
         self.publishing_ids, self.offsets, self._changed_offsets = {}, {}, {}
         if self._draft is not None:
             self._sealed.append(self._draft)
@@ -345,14 +339,12 @@ class StreamLog:
             segment.data.delete()
         self._kept.delete()
 
-    # -- out
-
     def watch(self, what: Callable[[], object]) -> None:
-        """Call this whenever there is more to read, and when the log is deleted."""
+        """Call a function whenever there are new messages, and when the log is deleted."""
         self._watchers[what] = None
 
     def unwatch(self, what: Callable[[], object]) -> None:
-        """Do not call this any more."""
+        """Do not call a function any more."""
         self._watchers.pop(what, None)
 
     def _wake(self) -> None:
@@ -360,12 +352,12 @@ class StreamLog:
             what()
 
     def segment_of(self, offset: int) -> Segment:
-        """Return the segment with a record, or the first or last one if the record is before or behind them all."""
+        """Return the segment with an offset; the first or last one if the offset is before or after them all."""
         index = bisect_right(self._segments, offset, key=lambda segment: segment.base)
         return self._segments[max(index - 1, 0)]
 
     def segment_after(self, segment: Segment) -> Segment | None:
-        """Return the segment behind one, None behind the last; what has been deleted is skipped."""
+        """Return the segment after another one, even if that was deleted; None after the last."""
         index = bisect_right(self._segments, segment.base, key=lambda each: each.base)
         return self._segments[index] if index < len(self._segments) else None
 

@@ -1,4 +1,4 @@
-"""Queues of type stream: a log that consumers read at their own places, and that keeps what they have read."""
+"""Queues of type stream, and reading their logs. Each consumer has an offset; messages stay when they are read."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,7 +31,7 @@ log = logging.getLogger("mqtool.broker.embedded")
 
 
 class Reader:
-    """A place in a log.
+    """Reads a log chunk by chunk.
 
     Args:
         offset: where to begin; in the middle of a chunk, the whole chunk is read; the end at most.
@@ -49,7 +49,7 @@ class Reader:
         self._position = self._segment.position_of(self.offset)
 
     def read(self) -> list[Chunk]:
-        """Return the next chunks with messages, several if they are small; none at the end."""
+        """Return the next chunk with messages, or several small ones; an empty list at the end."""
         while not self._stream.deleted:
             chunks = self._read_segment()
             if chunks:
@@ -80,7 +80,7 @@ class Reader:
                     end = header.offset + header.records
                     chunks.append(Chunk(raw, header.offset, end, header.entries, header.timestamp))
             if self._position == start:
-                log.error("the rest of a damaged segment is skipped: %d octets", segment.size - start)
+                log.error("the rest of a damaged segment is skipped: %d bytes", segment.size - start)
                 self._position = segment.size
         return chunks
 
@@ -88,18 +88,18 @@ class Reader:
         return self._filters is None or has_one_of(tracking_in(header, block, at).filter, self._filters)
 
 
-# How the body of a message begins that an AMQP 0-9-1 client has published: up to 255 octets, or more.
+# The bytes before the body of a message that was published with AMQP 0-9-1: up to 255 bytes long, or longer.
 _SHORT_BODY, _LONG_BODY = b"\x00Su\xa0", b"\x00Su\xb0"
 
-# How its properties begin, and its message id, the first of them.
+# The bytes at the start of its properties, and before its message id, the first property.
 _PROPERTIES, _MESSAGE_ID = b"\x00Ss\xc0", b"\xa1"
 
 
 class Stream(Queue):
-    """A stream. Nothing is taken out of it, so nothing counts as unacknowledged: to acknowledge is to ask for more.
+    """A queue of type stream. Deliveries stay in it, so none count as unacknowledged; an acknowledgement asks for more.
 
     Attributes:
-        log: what is in it.
+        log: its messages.
     """
 
     def __post_init__(self) -> None:
@@ -108,7 +108,7 @@ class Stream(Queue):
 
     @cached_property
     def log(self) -> StreamLog:
-        """What is in it; recovered when first asked for, once the stream has its key."""
+        """Its messages; recovered from disk when first used, since the stream needs its key for that."""
         log = StreamLog(self.ledger.segments(self.key), self.clock, self.ledger, self._retention())
         log.watch(self.pump)
         return log
@@ -118,34 +118,32 @@ class Stream(Queue):
         return Retention(options.max_length_bytes, options.max_age, options.segment_bytes or SEGMENT_BYTES)
 
     def apply(self, policy: Applied) -> None:
-        """Have a policy apply from the next segment on, and none that did so before."""
+        """Apply a policy instead of the one before, from the next segment on."""
         self.policy = policy
         self.options = Options.of(self.arguments, policy.definition)
-        # Not before the stream has its key.
+        # Only if the log is open: see `log`.
         if "log" in self.__dict__:
             self.log.retention = self._retention()
 
     def __len__(self) -> int:
-        """The number of messages."""
+        """Return the number of messages."""
         return self.log.end - self.log.first_offset
 
     def publish(self, message: Message) -> tuple[bool, bool]:
-        """Append a message, persistent or not; returns that it is accepted, and whether it is being stored."""
+        """Append a message. Return True (it is always accepted) and whether it is being stored."""
         self.traffic.published += 1
         self.log.append(
             simple_entry(encode(message.header.properties, message.body, message.exchange, message.routing_key))
         )
         return True, self.ledger.on_disk
 
-    # -- consumers
-
     def add_consumer(self, consumer: Consumer) -> None:
-        """Add a consumer, at the place that its `x-stream-offset` names."""
+        """Add a consumer, at its `x-stream-offset`."""
         super().add_consumer(consumer)
-        self._cursors[consumer] = Cursor(self, self._place(consumer.arguments.get(OFFSET)))
+        self._cursors[consumer] = Cursor(self, self._first_offset(consumer.arguments.get(OFFSET)))
 
-    def _place(self, offset: object) -> int:
-        """Return the offset of the first message for a consumer that asks for this."""
+    def _first_offset(self, offset: object) -> int:
+        """Return the offset of the first message for an `x-stream-offset`."""
         log = self.log
         match offset:
             case "first":
@@ -166,7 +164,7 @@ class Stream(Queue):
         super().remove_consumer(consumer)
 
     def pump(self) -> None:
-        """Deliver to each consumer what is there for it, as far as it takes more."""
+        """Deliver to each consumer as many messages as it can take."""
         for consumer, cursor in list(self._cursors.items()):
             while consumer.ready() and (entry := cursor.next_entry()) is not None:
                 self.traffic.delivered += 1
@@ -177,17 +175,17 @@ class Stream(Queue):
         self.traffic.acknowledged += 1
 
     def requeue(self, entries: Iterable[Entry], why: Why = Why.RETURNED) -> None:
-        """Forget deliveries to a consumer that is gone; it cannot return any itself.
+        """Forget the deliveries to a consumer that is gone. A client cannot requeue any itself.
 
         Raises:
-            ConnectionException: 540, it tries to.
+            ConnectionException: 540, a client tries to.
         """
         if why is not Why.LOST:
             for entry in entries:
                 self.reject(entry)
 
     def reject(self, entry: Entry) -> None:  # noqa: ARG002
-        """Refuse to take a message back, or to drop one.
+        """Refuse basic.nack and basic.reject.
 
         Raises:
             ConnectionException: 540, always.
@@ -211,7 +209,7 @@ class Stream(Queue):
         raise self._not_supported("queue.purge")
 
     def clear(self) -> None:
-        """Forget what is in it, as no client can ask for; consumers stay, for what comes next."""
+        """Delete all messages, for a test: no client can. Consumers stay, and get new messages."""
         self.log.clear()
         self._cursors = {consumer: Cursor(self, self.log.next_offset) for consumer in self._cursors}
 
@@ -221,7 +219,7 @@ class Stream(Queue):
         )
 
     def delete(self) -> int:
-        """Delete everything and cancel the consumers; returns 0, as RabbitMQ does for a stream."""
+        """Delete everything and cancel the consumers; return 0, as RabbitMQ does for a stream."""
         self.deleted = True
         self._cursors.clear()
         self.log.delete()
@@ -231,10 +229,10 @@ class Stream(Queue):
 
 
 class Cursor:
-    """The place of one consumer in a stream.
+    """Reads a stream for one consumer.
 
     Args:
-        offset: that of the first message it wants; it may be far beyond the end.
+        offset: the offset of the first message; it may be beyond the end.
     """
 
     def __init__(self, stream: Stream, offset: int) -> None:
@@ -256,7 +254,7 @@ class Cursor:
             self._messages = _messages(chunks)
 
     def _message(self, offset: int, data: bytes) -> Message:
-        """Return a message as a consumer gets it: with its offset among its headers."""
+        """Return a message as a consumer gets it: with its offset in the header `x-stream-offset`."""
         shape = self._shape
         if shape is not None and (message := shape.message(offset, data)) is not None:
             return message
@@ -274,15 +272,17 @@ def _messages(chunks: list[Chunk]) -> Iterator[tuple[int, bytes]]:
 
 
 def _mark(size: int) -> bytes:
-    """Return what stands before a body of this size in an entry."""
+    """Return the bytes before a body of this size in an entry."""
     return _SHORT_BODY + bytes([size]) if size < 256 else _LONG_BODY + size.to_bytes(4)
 
 
 class _Shape:
-    """What a message has besides offset, message id and body, ready to be sent: others like it are not decoded again.
+    """The encoded properties of a message, for others that differ only in offset, message id and body.
+
+    Those are then delivered without decoding them.
 
     Attributes:
-        message_id: that of the message that it was made of.
+        message_id: the id of the message that it was made from.
     """
 
     def __init__(self, properties: Properties, address: bytes) -> None:
@@ -291,11 +291,11 @@ class _Shape:
         table = encode_table({**headers, OFFSET: Int64(0)})
         fields = properties.fields() | {"headers": table}
         whole = Properties.of(fields).encode()
-        # The headers come third among the properties, and the offset last among the headers.
+        # The headers are the third property, and the offset is the last header.
         end = 2 + len(fields.get("content_type", b"")) + len(fields.get("content_encoding", b"")) + len(table)
         self._before, self._between, self._after = whole[: end - 8], whole[end:], b""
         self.message_id = b""
-        # In an entry: what comes before the message id, and between it and the body.
+        # In an entry: the bytes before the message id, and those between it and the body.
         self._first = self._second = b""
         name = fields.get("message_id", b"")
         parts = self._between.split(name) if name else []
@@ -304,7 +304,7 @@ class _Shape:
             self._between, self._after = parts[0] + name[:1], parts[1]
 
     def has_head_of(self, data: bytes, body: bytes) -> bool:
-        """Learn how entries of this shape look; False if that of this message is not as AMQP 0-9-1 clients write it."""
+        """Remember how the entry of the message begins. Return False if it was not published with AMQP 0-9-1."""
         mark = _mark(len(body))
         start = len(data) - len(body) - len(mark)
         if start < 0 or not data.startswith(mark, start) or not data.endswith(body):
@@ -315,11 +315,11 @@ class _Shape:
             return True
         first, found, self._second = head.partition(_MESSAGE_ID + bytes([len(name)]) + name)
         self._first = first + found[: -len(name)]
-        # Two octets before it are the size of the list that it is the first in, and the number of its items.
+        # The two bytes before it are the size of the list of properties, and the number of items in it.
         return first[:-2].endswith(_PROPERTIES)
 
     def message(self, offset: int, data: bytes) -> Message | None:
-        """Return the message in an entry if it is one like this."""
+        """Return the message in an entry if it is like this one, else None."""
         start = len(self._first)
         end = start + len(self.message_id)
         if not data.startswith(self._first) or not data.startswith(self._second, end):
@@ -332,6 +332,6 @@ class _Shape:
         return None
 
     def delivered(self, offset: int, message_id: bytes, body: bytes) -> Message:
-        """Return a message like this."""
+        """Return a message like this one."""
         properties = b"".join((self._before, offset.to_bytes(8), self._between, message_id, self._after))
         return Message(self._address, ContentHeader.unread(properties, len(body)), body)

@@ -1,4 +1,8 @@
-"""The chunks of a stream's log, in the layout of RabbitMQ's osiris, and the segments that they are in."""
+"""The chunks of a stream, in the format of RabbitMQ's osiris, and the segments that they are in.
+
+A chunk holds entries that were written together. The stream protocol delivers its header and data as they are in the
+log. An entry is a message after its size, or a batch of messages that a publisher has packed, and perhaps compressed.
+"""
 
 import logging
 import struct
@@ -15,7 +19,7 @@ _BITS = 127
 
 
 def bits_of(value: bytes) -> int:
-    """The bits that stand for a filter value."""
+    """Return the bits of a filter value in a Bloom filter of 128 bits."""
     if not value:
         return UNFILTERED
     number = zlib.crc32(value)
@@ -23,14 +27,14 @@ def bits_of(value: bytes) -> int:
 
 
 def has_one_of(chunk: int, wanted: Iterable[int]) -> bool:
-    """Whether a chunk may have one of the filter values."""
+    """Return whether a chunk may have messages with one of the filter values."""
     return any(chunk & bits == bits for bits in wanted)
 
 
 log = logging.getLogger("mqtool.broker.embedded")
 
+#: The kinds of chunks: messages; offsets that consumers have stored; all offsets and publishing ids so far.
 USER, TRACKING, SNAPSHOT = 0, 1, 2
-"""What is in a chunk: messages; offsets that consumers have stored; all offsets and publishing ids so far."""
 
 _MAGIC = 0x50
 _EPOCH = 1
@@ -43,7 +47,7 @@ _GZIP = 16 + zlib.MAX_WBITS
 _PUBLISHING_ID, _OFFSET, _FILTER = 0, 1, 2
 _FILTER_SIZE = 16
 
-# Ends each chunk in the log: a checksum of its header and of what the protocol does not deliver.
+# Each chunk in the log ends with a checksum of its header and its trailer.
 _CHECK_SIZE = 4
 
 
@@ -52,11 +56,11 @@ class Header(NamedTuple):
 
     Attributes:
         kind: USER, TRACKING or SNAPSHOT.
-        entries, records: how many are in it; a batch is one entry with several records.
-        timestamp: when it was begun, in milliseconds since 1970.
-        offset: that of its first record.
-        checksum, size: of its data.
-        trailer: the size of what follows the data.
+        entries, records: the numbers of entries and messages; a batch is one entry with several messages.
+        timestamp: when the chunk was begun, in milliseconds since 1970.
+        offset: the offset of its first message.
+        checksum, size: the checksum and the size of its data.
+        trailer: the size of its trailer.
     """
 
     kind: int
@@ -70,16 +74,17 @@ class Header(NamedTuple):
 
     @property
     def length(self) -> int:
-        """How much room the chunk takes."""
+        """The size of the whole chunk in bytes."""
         return HEADER_SIZE + self.size + self.trailer
 
 
 class Tracking(NamedTuple):
-    """What a log knows besides messages.
+    """What a chunk holds besides messages.
 
     Attributes:
-        publishing_ids, offsets: the last one by producer, and by consumer.
-        filter: which filter values the messages of this chunk have.
+        publishing_ids: the last publishing id of each producer.
+        offsets: the offset that each consumer has stored.
+        filter: the bits of the filter values of its messages.
     """
 
     publishing_ids: dict[str, int]
@@ -94,9 +99,10 @@ class Chunk(NamedTuple):
     """A chunk with messages.
 
     Attributes:
-        raw: header and data, as the stream protocol delivers them.
-        offset: that of its first record; the last one is followed by `end`.
-        entries: how many entries it has.
+        raw: its header and data, as the stream protocol delivers them.
+        offset: the offset of its first message.
+        end: the offset after its last message.
+        entries: the number of entries.
         timestamp: when it was begun, in milliseconds since 1970.
     """
 
@@ -107,7 +113,7 @@ class Chunk(NamedTuple):
     timestamp: int
 
     def messages(self) -> Iterator[tuple[int, bytes]]:
-        """Yield the messages with their offsets; of batches, those that are not compressed or by gzip."""
+        """Yield the messages with their offsets. Batches with a compression other than gzip are skipped."""
         data, position, offset = self.raw, HEADER_SIZE, self.offset
         for _ in range(self.entries):
             if not data[position] & _IS_BATCH:
@@ -131,7 +137,7 @@ def _unpacked(kind: int, records: int, plain_size: int, data: bytes) -> Iterator
         log.warning("a batch of %d messages is skipped: an AMQP client cannot read its compression", records)
         return
     try:
-        # No more than it says that it is: a small batch can be made that fills all memory.
+        # Never more than the announced size: a small batch could unpack to fill all memory.
         plain = zlib.decompressobj(_GZIP).decompress(data, plain_size) if compression and plain_size else data
     except zlib.error as error:
         log.warning("a batch of %d messages is skipped: %s", records, error)
@@ -153,7 +159,7 @@ def simple_entry(message: bytes) -> bytes:
 def encode_chunk(
     kind: int, offset: int, timestamp: int, data: bytes, *, entries: int, records: int, tracking: bytes = b""
 ) -> bytes:
-    """Return a chunk as it stands in the log."""
+    """Return a chunk as it is written to the log."""
     trailer = len(tracking) + _CHECK_SIZE
     header = _HEADER.pack(
         _MAGIC, kind, entries, records, timestamp, _EPOCH, offset, zlib.crc32(data), len(data), trailer, 0
@@ -162,7 +168,7 @@ def encode_chunk(
 
 
 def parse_header(data: bytes | memoryview, position: int = 0) -> Header | None:
-    """Return the header at a position; None if there is none, or not all of it."""
+    """Return the header at a position; None if it is incomplete or not a header."""
     if len(data) - position < HEADER_SIZE:
         return None
     magic, kind, entries, records, timestamp, _, offset, checksum, size, trailer, _ = _HEADER.unpack_from(
@@ -174,7 +180,7 @@ def parse_header(data: bytes | memoryview, position: int = 0) -> Header | None:
 
 
 def is_sound(header: Header, data: bytes | memoryview, position: int = 0) -> bool:
-    """Whether a chunk at a position is there in full and agrees with its checksums."""
+    """Return whether the chunk at a position is complete and its checksums are right."""
     end = position + header.length
     if len(data) < end:
         return False
@@ -188,7 +194,7 @@ def is_sound(header: Header, data: bytes | memoryview, position: int = 0) -> boo
 def encode_tracking(
     publishing_ids: Mapping[str, int], offsets: Mapping[str, int], filter_bits: int = UNFILTERED
 ) -> bytes:
-    """Encode names with numbers, for a trailer or a chunk of its own."""
+    """Encode publishing ids, offsets and filter bits, for a trailer or for the data of a tracking chunk."""
     parts = []
     if filter_bits != UNFILTERED:
         parts.append(bytes([_FILTER, _FILTER_SIZE]) + filter_bits.to_bytes(_FILTER_SIZE) + bytes(8))
@@ -200,7 +206,7 @@ def encode_tracking(
 
 
 def tracking_in(header: Header, data: bytes | memoryview, position: int = 0) -> Tracking:
-    """Return the names and numbers in the trailer of a sound chunk, or in its data if it has no messages."""
+    """Return what is in the trailer of a sound chunk, or in its data if it has no messages."""
     start = position + HEADER_SIZE
     end = start + header.size
     if header.kind == USER:
@@ -222,24 +228,24 @@ def tracking_in(header: Header, data: bytes | memoryview, position: int = 0) -> 
     return found
 
 
-# One chunk in each of these many bytes has its place noted, so an index is small however small the chunks are.
+# The index has one chunk for each of this many bytes, so it is small even if the chunks are.
 _INDEX_STEP = 64 * 1024
 
-# How much is read at once, unless a chunk is larger.
+# The number of bytes that are read at once, unless a chunk is larger.
 _BLOCK = 256 * 1024
 
 
 class Segment:
-    """A run of chunks.
+    """A run of chunks that is deleted as a whole, with an index of them.
 
     Args:
-        base: the offset of the first record in it.
+        base: the offset of its first message.
         data: the bytes of its chunks.
         size: the number of bytes of chunks that are there already.
 
     Attributes:
-        size: where the next chunk is to be written; what is before that can be read.
-        last_timestamp: that of the last chunk.
+        size: the position of the next chunk; what is before it can be read.
+        last_timestamp: the timestamp of the last chunk.
     """
 
     def __init__(self, base: int, data: SegmentData, size: int = 0) -> None:
@@ -247,11 +253,11 @@ class Segment:
         self.data = data
         self.size = size
         self.last_timestamp = 0
-        # The offset, place and timestamp of some chunks, and of the first.
+        # The index: offset, position and timestamp of the first chunk and of some others.
         self._offsets: list[int] = []
         self._positions: list[int] = []
         self._timestamps: list[int] = []
-        # An old segment may be large, and nobody may ever ask for a place in it.
+        # The index of an old segment is made when it is first needed.
         self._is_known = not size
 
     def add(self, header: Header) -> None:
@@ -267,7 +273,7 @@ class Segment:
         self.last_timestamp = header.timestamp
 
     def look(self) -> None:
-        """Find the chunks that were there before a restart."""
+        """Make the index of a segment from before a restart."""
         if not self._is_known:
             self._is_known = True
             for position, header in _headers(self.data, 0, self.size):
@@ -275,19 +281,19 @@ class Segment:
 
     @property
     def first_timestamp(self) -> int | None:
-        """That of its first chunk; None if it is empty."""
+        """The timestamp of its first chunk; None if it is empty."""
         header = parse_header(self.data.read(0, HEADER_SIZE)) if self.size else None
         return None if header is None else header.timestamp
 
     def position_of(self, offset: int) -> int:
-        """Return the place of the chunk with a record, or of the first behind it; the size if it is not here."""
+        """Return the position of the chunk with this offset, or of the next one; the size if there is none here."""
         if offset <= self.base:
             return 0
         self.look()
         return self._find(bisect_right(self._offsets, offset), lambda header: header.offset + header.records > offset)
 
     def offset_at(self, timestamp: int) -> int | None:
-        """Return the offset of the first chunk of messages that is not older; None if there is none."""
+        """Return the offset of the first chunk of messages that is not older than a timestamp; None if all are."""
         self.look()
         position = self._find(
             bisect_left(self._timestamps, timestamp),
@@ -296,7 +302,7 @@ class Segment:
         return next((header.offset for _, header in _headers(self.data, position, self.size)), None)
 
     def _find(self, noted: int, wanted: Callable[[Header], bool]) -> int:
-        """Look from the last noted place of so few on."""
+        """Return the position of the first wanted chunk after the first `noted` chunks in the index."""
         start = self._positions[noted - 1] if noted else 0
         headers = _headers(self.data, start, self.size)
         return next((position for position, header in headers if wanted(header)), self.size)
@@ -312,7 +318,7 @@ class Segment:
 
 
 def _headers(data: SegmentData, position: int, end: int) -> Iterator[tuple[int, Header]]:
-    """Yield the chunks from a place on with their places, up to one that is damaged."""
+    """Yield the headers of the chunks from a position on, with their positions, up to a damaged one."""
     start, block = position, b""
     while position < end:
         if len(block) - (position - start) < HEADER_SIZE:
@@ -325,14 +331,14 @@ def _headers(data: SegmentData, position: int, end: int) -> Iterator[tuple[int, 
 
 
 def read_block(data: SegmentData, position: int, end: int | None = None) -> bytes:
-    """Read the chunk at a position, and what is behind it if it is small; up to `end` at most."""
+    """Read the chunk at a position, and what follows it if it is small, up to `end`."""
     block = data.read(position, _BLOCK if end is None else min(_BLOCK, end - position))
     header = parse_header(block)
     return block if header is None or header.length <= len(block) else data.read(position, header.length)
 
 
 def sound_chunks(data: SegmentData) -> Iterator[tuple[Header, Tracking]]:
-    """Yield the chunks from the beginning on, up to one that is not there in full, or damaged."""
+    """Yield the chunks of a segment in order, up to an incomplete or damaged one."""
     position = start = 0
     block = b""
     while True:

@@ -1,4 +1,4 @@
-"""Users, their passwords, tags and permissions."""
+"""Users with their passwords, tags and permissions."""
 
 import hashlib
 import hmac
@@ -8,12 +8,12 @@ from typing import Self
 
 from mqtool.broker.embedded.model.applied_policies import found
 
+#: RabbitMQ's ways to hash passwords, and what Python calls them.
 ALGORITHMS = {
     "rabbit_password_hashing_sha256": "sha256",
     "rabbit_password_hashing_sha512": "sha512",
     "rabbit_password_hashing_md5": "md5",
 }
-"""RabbitMQ's ways to hash passwords, and what Python calls them."""
 
 DEFAULT_USER = "guest"
 DEFAULT_ALGORITHM = "rabbit_password_hashing_sha256"
@@ -21,14 +21,14 @@ DEFAULT_ALGORITHM = "rabbit_password_hashing_sha256"
 
 @dataclass(frozen=True)
 class Permissions:
-    """What a user may do in a virtual host: three regular expressions over names."""
+    """The permissions of a user in a virtual host: three regular expressions over names."""
 
     configure: str = ".*"
     write: str = ".*"
     read: str = ".*"
 
     def allow(self, what: str, name: str) -> bool:
-        """Whether `configure`, `write` or `read` of a name is allowed; the default exchange is `amq.default`."""
+        """Return whether `configure`, `write` or `read` of a name is allowed; the default exchange is `amq.default`."""
         pattern: str = getattr(self, what)
         # To RabbitMQ an empty pattern matches only the empty name.
         return found(pattern or "^$", name or "amq.default")
@@ -36,16 +36,16 @@ class Permissions:
 
 @dataclass(frozen=True)
 class TopicPermissions:
-    """What a user may do with a topic exchange: regular expressions over routing keys.
+    """The permissions of a user for a topic exchange: regular expressions over routing keys.
 
-    `{username}` and `{vhost}` in them stand for what they say.
+    `{username}` and `{vhost}` in them are replaced.
     """
 
     write: str = ".*"
     read: str = ".*"
 
     def allow(self, what: str, key: str, user: str, vhost: str) -> bool:
-        """Whether a key may be published with (`write`), or bound with (`read`)."""
+        """Return whether the user may publish (`write`) or bind (`read`) with a routing key."""
         pattern: str = getattr(self, what)
         return found((pattern or "^$").replace("{username}", user).replace("{vhost}", vhost), key)
 
@@ -55,11 +55,11 @@ class User:
     """An account.
 
     Attributes:
-        password_hash: a salt of four octets and the digest of salt and password, as RabbitMQ does; None for no login.
+        password_hash: a salt of four bytes, then the digest of salt and password, as in RabbitMQ; None for no login.
         tags: e.g. `administrator`.
         permissions: by virtual host.
-        topic_permissions: by virtual host and exchange; where there are none, everything is allowed.
-        limits: how much they may have of what `limits.OF_USERS` names.
+        topic_permissions: by virtual host and exchange; without any, everything is allowed.
+        limits: the most that they may have of what `broker.OF_USERS` names.
     """
 
     name: str
@@ -77,7 +77,7 @@ class User:
         return cls(name, salt + hashlib.sha256(salt + password.encode(errors="surrogateescape")).digest(), tags)
 
     def authenticates(self, password: str) -> bool:
-        """Whether this is the user's password; an empty one never is."""
+        """Return whether this is the user's password; an empty one never is."""
         if not password or self.password_hash is None:
             return False
         salt, digest = self.password_hash[:4], self.password_hash[4:]

@@ -1,7 +1,7 @@
-"""Damage to the files of a data directory, which SQLite would partly pass over in silence.
+"""Checks for damage to a data directory, some of which SQLite would not report.
 
-SQLite ends reading its log at the first page with a wrong checksum, as if nothing had come after it; and it deletes a
-log whose database is empty. So the log is looked at before it is opened, and compared with what SQLite read.
+SQLite stops reading its log at the first page with a wrong checksum, as if that were the end; and it deletes a log
+whose database is empty. So the log is examined before SQLite opens it, and then compared with what SQLite has read.
 """
 
 import logging
@@ -22,7 +22,7 @@ _MAGIC = {0x377F0682: "<", 0x377F0683: ">"}
 
 
 class LogCheck:
-    """Compares a log as it lies there with what SQLite reads of it. https://sqlite.org/fileformat.html#walformat
+    """Compares SQLite's log with what SQLite reads of it. https://sqlite.org/fileformat.html#walformat
 
     Args:
         database: the database file; its log is beside it.
@@ -51,7 +51,7 @@ class LogCheck:
         self._commits = list(_commits(data))
 
     def damage(self, db: sqlite3.Connection) -> str | None:
-        """Say what is wrong with the log after SQLite has opened it, and keep a damaged one; None if nothing is."""
+        """Return what is wrong with the log after SQLite has opened it, or None. A damaged log is kept."""
         if not self._copy.exists():
             return None
         read = db.execute("PRAGMA wal_checkpoint").fetchone()[1]
@@ -72,7 +72,7 @@ class LogCheck:
         return f"the log was damaged: {gone} in it could not be read. The files as they were are in {kept}"
 
     def discard(self) -> None:
-        """Forget the copy: the database cannot be opened."""
+        """Delete the copy: the database cannot be opened."""
         self._copy.unlink(missing_ok=True)
 
 
@@ -84,7 +84,7 @@ def _has_valid_header(data: bytes) -> bool:
 
 
 def _checksum(order: str, before: bytes, data: bytes) -> bytes:
-    """Return the checksum of data that follows data with another checksum."""
+    """Return the checksum of data, given the checksum of the data before it."""
     first, second = struct.unpack(">2I", before)
     for one, two in struct.iter_unpack(f"{order}2I", data):
         first = (first + one + second) & 0xFFFFFFFF
@@ -93,9 +93,10 @@ def _checksum(order: str, before: bytes, data: bytes) -> bytes:
 
 
 def _is_torn(data: bytes, read: int, commit: int) -> bool:
-    """Whether only the last page of a group is wrong: the broker was killed, or the disk full, as it was written.
+    """Return whether only the last page of a group is wrong.
 
-    Nothing in such a group has been confirmed. But damage to that one page looks the same.
+    The broker was killed then, or the disk was full, while the group was written, and nothing in it was confirmed. But
+    damage to that page looks the same.
     """
     order, page_size = _MAGIC[int.from_bytes(data[:4])], int.from_bytes(data[8:12])
     size = _FRAME.size + page_size
@@ -109,25 +110,25 @@ def _is_torn(data: bytes, read: int, commit: int) -> bool:
 
 
 def _commits(data: bytes) -> Iterator[int]:
-    """Yield the numbers, from 1, of the pages in a log that end a transaction."""
+    """Yield the numbers of the pages in a log that end a transaction; the first page is 1."""
     _, _, page_size, _, *salts, _, _ = _HEADER.unpack_from(data)
     size = _FRAME.size + page_size
     for number, start in enumerate(range(_HEADER.size, len(data) - size + 1, size), 1):
         _, pages, *frame_salts = _FRAME.unpack_from(data, start)
-        # Pages with other salts are left from before the log was last started over.
+        # Pages with other salts are from before the log last began anew.
         if pages and frame_salts == salts:
             yield number
 
 
 def new_directory(parent: Path) -> Path:
-    """Make a directory for damaged files as they were."""
+    """Make a directory for copies of damaged files."""
     path = parent / f"damaged-{time.strftime('%Y%m%d-%H%M%S')}"
     path.mkdir(mode=0o700, exist_ok=True)
     return path
 
 
 def is_sound(db: sqlite3.Connection) -> bool:
-    """Whether SQLite finds nothing wrong with a database."""
+    """Return whether SQLite finds a database undamaged."""
     try:
         return bool(db.execute("PRAGMA quick_check(1)").fetchone()[0] == b"ok")
     except sqlite3.DatabaseError as error:
@@ -137,10 +138,10 @@ def is_sound(db: sqlite3.Connection) -> bool:
 
 
 def salvage(database: Path, schema: str) -> str:
-    """Move a damaged database away, and put what can be read of it into a new one; returns what is gone.
+    """Move a damaged database away, and copy what can be read to a new one. Return what is lost, in words.
 
     Raises:
-        OSError: nothing can be read; then nothing is changed.
+        OSError: nothing can be read. Nothing is changed then.
     """
     new = database.with_name(database.name + ".salvaged")
     new.unlink(missing_ok=True)
@@ -151,7 +152,7 @@ def salvage(database: Path, schema: str) -> str:
         for path in database.parent.glob(f"{database.name}*"):
             shutil.copy(path, scratch)
         with closing(sqlite3.connect(scratch / database.name)) as old, closing(sqlite3.connect(new)) as into:
-            # With this SQLite reads a file that is shorter than it should be.
+            # With this, SQLite reads a file that is too short.
             old.execute("PRAGMA writable_schema=ON")
             into.executescript(schema)
             definitions, all_definitions = _copy(old, into, "definition", "kind, key", 3)
@@ -179,17 +180,17 @@ def salvage(database: Path, schema: str) -> str:
 
 
 def _copy(old: sqlite3.Connection, into: sqlite3.Connection, table: str, order: str, columns: int) -> tuple[int, bool]:
-    """Copy the rows before a damaged place and those behind it.
+    """Copy the rows before the damaged part of a table, and those after it.
 
     Returns:
-        The number of rows copied, and whether there is no damaged place.
+        The number of rows copied, and whether the table is undamaged.
     """
     insert = f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * columns)})"  # noqa: S608 - our own names
     descending = ", ".join(f"{column} DESC" for column in order.split(", "))
     for ordered in (order, descending):
         try:
             for row in old.execute(f"SELECT * FROM {table} ORDER BY {ordered}"):  # noqa: S608 - our own names
-                # A row beside a damaged place may be empty in part.
+                # A row beside the damage may be partly empty.
                 if isinstance(row[-1], bytes):
                     into.execute(insert, row)
         except sqlite3.DatabaseError as error:

@@ -52,7 +52,7 @@ _spare = _SpareDescriptor()
 
 
 class SegmentFile:
-    """A segment in a file, which is open only while it is written to: a stream may have thousands."""
+    """A segment in a file. The file is open only while it is written to, since a stream may have thousands."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -87,7 +87,7 @@ class SegmentFile:
             return
         os.fsync(self._file)
         if self._is_new:
-            # It may be the first in its directory, and its directory the first of all.
+            # Its directory, and the one above, may be new too.
             for directory in list(self._path.parents)[:3]:
                 _sync_directory(directory)
             self._is_new = False
