@@ -1,0 +1,119 @@
+"""A message that cannot be handled is set aside: others go on, no other client is closed, and the log says it once."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+from pika import BasicProperties
+from pika.adapters.blocking_connection import BlockingChannel
+
+from mqtool.broker.embedded import EmbeddedBroker
+from mqtool.broker.embedded.model import dead_lettering
+from mqtool.broker.embedded.model.amqp_message import Message
+from mqtool.broker.embedded.model.virtual_host import Routing, VirtualHost
+from tests.protocol.conftest import Take
+
+
+def open_channel(broker: EmbeddedBroker) -> BlockingChannel:
+    channel = pika.BlockingConnection(pika.URLParameters(broker.url)).channel()
+    channel.confirm_delivery()
+    return channel
+
+
+def dead_letters_to(channel: BlockingChannel, target: str, **arguments: object) -> str:
+    """Declare `target`, and a durable queue that dead-letters there; return its name."""
+    channel.queue_declare(target, durable=True)
+    settings = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": target}
+    channel.queue_declare("source", durable=True, arguments=settings | {f"x-{k}": v for k, v in arguments.items()})
+    return "source"
+
+
+@pytest.mark.parametrize("depth", [60, 61, 62, 63])
+@pytest.mark.parametrize("header", ["CC", "BCC", "x"])
+def test_deeply_nested_headers_are_dead_lettered(depth: int, header: str) -> None:
+    """In CC they once ended all expiry, and closed an innocent publisher's connection."""
+    value: Any = ["k"]
+    for _ in range(depth):
+        value = [value]
+    with EmbeddedBroker() as broker:
+        channel = open_channel(broker)
+        source = dead_letters_to(channel, "dead")
+        channel.basic_publish("", source, b"bad", BasicProperties(headers={header: value}, expiration="1"))
+        channel.basic_publish("", source, b"good", BasicProperties(expiration="2"))
+        take = Take(channel)
+        assert take.bodies("dead", 2) == [b"bad", b"good"]
+
+
+def test_a_message_that_cannot_be_dead_lettered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is not lost: after a restart it is in its queue again."""
+    caplog.set_level(logging.ERROR)
+    make = dead_lettering.dead_letter
+
+    def fail(message: Message, *args: Any, **options: Any) -> Message:
+        if message.body.startswith(b"bad"):
+            raise RecursionError
+        return make(message, *args, **options)
+
+    with EmbeddedBroker(data_dir=tmp_path) as broker, monkeypatch.context() as patched:
+        patched.setattr(dead_lettering, "dead_letter", fail)
+        channel = open_channel(broker)
+        source = dead_letters_to(channel, "dead", **{"max-length": 0})
+        for body in (b"bad 1", b"1", b"bad 2", b"2"):
+            channel.basic_publish("", source, body, BasicProperties(delivery_mode=2))
+        assert Take(channel).bodies("dead", 2) == [b"1", b"2"]
+        assert channel.queue_declare(source, passive=True).method.message_count == 0
+    assert [record.message for record in caplog.records if "set aside" in record.message] == [
+        "a message of queue 'source' cannot be dead-lettered: it is set aside, and others like it without notice"
+    ]
+    with EmbeddedBroker(data_dir=tmp_path) as broker:
+        channel = open_channel(broker)
+        channel.queue_delete("dead")
+        take = Take(channel)
+        assert take.bodies("source", 2) == [b"bad 1", b"bad 2"]
+
+
+def test_a_delayed_message_that_cannot_be_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are delivered when they are due."""
+    enqueue = VirtualHost.enqueue
+
+    def fail(vhost: VirtualHost, routing: Routing) -> Any:
+        if routing.message.body == b"bad" and routing.queues:
+            raise ValueError
+        return enqueue(vhost, routing)
+
+    monkeypatch.setattr(VirtualHost, "enqueue", fail)
+    with EmbeddedBroker() as broker:
+        channel = open_channel(broker)
+        channel.exchange_declare("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
+        channel.queue_declare("q")
+        channel.queue_bind("q", "x")
+        for delay, body in enumerate((b"bad", b"1", b"bad", b"2"), 1):
+            channel.basic_publish("x", "", body, BasicProperties(headers={"x-delay": 20 * delay}))
+        assert Take(channel).bodies("q", 2) == [b"1", b"2"]
+
+
+@pytest.mark.parametrize("step", [-3600, 3600])
+def test_a_clock_that_is_set_and_corrected(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """TTL, delays and unused queues go by a clock that nobody can set."""
+    now, now_ns = time.time, time.time_ns
+    with EmbeddedBroker() as broker:
+        channel = open_channel(broker)
+        source = dead_letters_to(channel, "dead")
+        channel.exchange_declare("x", "x-delayed-message", arguments={"x-delayed-type": "fanout"})
+        channel.queue_declare("q")
+        channel.queue_bind("q", "x")
+        with monkeypatch.context() as patched:
+            patched.setattr(time, "time", lambda: now() + step)
+            patched.setattr(time, "time_ns", lambda: now_ns() + step * 1_000_000_000)
+            channel.basic_publish("", source, b"1", BasicProperties(expiration="300"))
+            channel.basic_publish("x", "", b"2", BasicProperties(headers={"x-delay": 300}))
+            started = time.monotonic()
+        take = Take(channel)
+        assert take.bodies("dead", 1) == [b"1"]
+        assert take.bodies("q", 1) == [b"2"]
+        assert 0.2 < time.monotonic() - started < 3
