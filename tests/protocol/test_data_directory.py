@@ -2,7 +2,11 @@
 
 import asyncio
 import os
+import re
+import resource
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -155,6 +159,32 @@ def test_files_that_are_not_the_brokers(process: BrokerProcess) -> None:
     assert process.log.count("is not a file of the broker") == len(foreign) + 1
     assert all(path.exists() for path in foreign)
     assert connect(process).channel().queue_declare("s", passive=True).method.message_count == 1
+
+
+def test_a_disk_that_is_full_at_the_start(process: BrokerProcess) -> None:
+    """The error says so, and how much room is needed; nothing is called damaged, and nothing is lost."""
+    channel = connect(process).channel()
+    channel.queue_declare("q", durable=True)
+    channel.confirm_delivery()
+    for _ in range(20):
+        channel.basic_publish("", "q", bytes(10_000), PERSISTENT)
+    process.kill()
+    data = process.directory / "data"
+    before = (data / "broker.sqlite3-wal").read_bytes()
+    tried = subprocess.run(
+        [sys.executable, "-m", "mqtool.broker.embedded", "--port", "0", "--data-dir", str(data)],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = tried.stdout + tried.stderr
+    assert tried.returncode != 0
+    assert re.search(r"the disk is full: \d+ bytes are free, and about \d+ are needed", said), said
+    assert "damage" not in said
+    assert (data / "broker.sqlite3-wal").read_bytes() == before
+    process.start()
+    assert connect(process).channel().queue_declare("q", passive=True).method.message_count == 20
 
 
 def test_defaults_are_made_once(process: BrokerProcess) -> None:

@@ -218,6 +218,12 @@ def default_memory_limit(control_groups: Sequence[str] = _CONTROL_GROUPS) -> int
     return int(memory * _MEMORY_FRACTION)
 
 
+def disk_free(directory: Path) -> int:
+    """Return the number of bytes that are free on the disk of a directory."""
+    found = os.statvfs(directory)
+    return found.f_bavail * found.f_frsize
+
+
 class Ledger:
     """Adds up the memory that messages take; a subclass also writes to disk what must survive the process.
 
@@ -243,8 +249,7 @@ class Ledger:
 
     def disk_free(self) -> int:
         """Return the number of bytes that are free on the disk."""
-        found = os.statvfs(self.directory)
-        return found.f_bavail * found.f_frsize
+        return disk_free(self.directory)
 
     def enter(self, message: Message, expires_at: int | None) -> Entry:
         """Return the entry of a new message in a queue or a delayed exchange."""

@@ -46,7 +46,11 @@ class LogCheck:
             )
         data = self._log.read_bytes()
         self._copy.touch(mode=0o600)
-        self._copy.write_bytes(data)
+        try:
+            self._copy.write_bytes(data)
+        except OSError:
+            self.discard()
+            raise
         self._readable = _has_valid_header(data)
         self._commits = list(_commits(data))
 

@@ -1,5 +1,6 @@
 """The SQLite file of a data directory: opened privately, alone, and after a check for damage; its two tables."""
 
+import errno
 import fcntl
 import os
 import sqlite3
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 from mqtool.broker.embedded.model.amqp_message import HeaderReader, Message
 from mqtool.broker.embedded.model.backlog import BATCH, Entry
-from mqtool.broker.embedded.model.ledger import decode_definition
+from mqtool.broker.embedded.model.ledger import decode_definition, disk_free
 from mqtool.broker.embedded.store.damage import LogCheck, is_sound, salvage
 from mqtool.codecs.field_tables import Table
 
@@ -91,12 +92,27 @@ def open_database(directory: Path) -> Database:
     try:
         db, damage = _open(directory)
         return Database(directory, lock, db, damage)
-    except OSError:
+    except (OSError, sqlite3.Error) as error:
         os.close(lock)
-        raise
-    except sqlite3.Error as error:
-        os.close(lock)
-        raise OSError(f"cannot use {directory}: {error}") from error
+        raise _explained(error, directory) from error
+
+
+def _explained(error: Exception, directory: Path) -> OSError:
+    """Return what keeps a data directory from being used; a full disk by its name, with what is needed."""
+    code = error.errno if isinstance(error, OSError) else None
+    is_full = code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "full" in str(error)
+    if not is_full and isinstance(error, sqlite3.Error):
+        is_full = "disk I/O error" in str(error) and disk_free(directory) < _room_needed(directory)
+    if not is_full:
+        return error if isinstance(error, OSError) else OSError(f"cannot use {directory}: {error}")
+    room = f"{disk_free(directory)} bytes are free, and about {_room_needed(directory)} are needed"
+    return OSError(errno.ENOSPC, f"the disk is full: {room} to open the data directory {directory}")
+
+
+def _room_needed(directory: Path) -> int:
+    """Return about how many bytes it takes to open a data directory: its log is copied, then moved to the database."""
+    log = directory / f"{FILE}-wal"
+    return (2 * log.stat().st_size if log.exists() else 0) + 1_000_000
 
 
 def _lock(directory: Path) -> int:
