@@ -1,7 +1,7 @@
 """Messages as a stream stores them: AMQP 1.0, with RabbitMQ's mapping of properties and headers; and chunks of them.
 
-A message is a row of sections: annotations (the exchange and the routing key, of what came by AMQP 0-9-1), properties,
-application properties (headers), and the body. What is none of that is taken as the body alone.
+A message consists of sections: annotations (exchange and routing key, if it was published by AMQP 0-9-1), properties,
+application properties (headers), and the body. Bytes that are not such sections are taken as a body.
 """
 
 import struct
@@ -74,7 +74,7 @@ def encode(message: Message, exchange: str = "") -> bytes:
     """Encode a message. Headers that are tables or arrays are left out, as RabbitMQ does.
 
     Args:
-        exchange: a super stream's: the message is stored with it and the routing key, as if it had come through it.
+        exchange: the super stream's exchange. It is stored with the routing key, as if the message came through it.
     """
     body = message.body
     size = len(body)
@@ -253,8 +253,8 @@ class Chunk(NamedTuple):
     """A chunk: a batch of entries, as the stream stores it.
 
     Attributes:
-        first_offset: that of its first record.
-        records: how many messages it has.
+        first_offset: the offset of its first message.
+        records: the number of its messages.
     """
 
     first_offset: int
@@ -267,7 +267,7 @@ def parse_chunk(frame: bytes) -> Chunk:
     """Parse the frame Deliver.
 
     Raises:
-        BadData: it was damaged on the way, or is of a kind that we do not know.
+        BadData: its checksum is wrong, or its kind is unknown.
     """
     *_, kind, entries, records, _time, _epoch, first, crc, length, _trailer, _reserved = _HEAD.unpack_from(frame)
     data = frame[_HEAD.size :]

@@ -129,10 +129,10 @@ class Session:
     """A connection to one node, until it is lost.
 
     Args:
-        inbox: where frames go that come unasked; None there says to look at `lost`.
+        inbox: the queue for frames that are not responses; None in it means that `lost` is set.
 
     Attributes:
-        lost: what the connection died of.
+        lost: the error that ended the connection.
     """
 
     def __init__(self, address: Address, context: ssl.SSLContext | None, inbox: Inbox) -> None:
@@ -265,7 +265,7 @@ class Session:
         """Open a session with another node, by its advertised name.
 
         Raises:
-            Unavailable: the name leads nowhere from here.
+            Unavailable: the name cannot be resolved, or the node cannot be reached.
         """
         other = Session(self.address._replace(host=node.host, port=node.port), context, self._inbox)
         try:

@@ -31,18 +31,18 @@ class StreamChannel:
     """A client of RabbitMQ's stream protocol, for one thread, and one publisher or consumer at a time.
 
     Args:
-        nodes: the broker's, with their ports for streams.
+        nodes: the addresses of the broker's nodes, with their stream ports.
         backoff: between attempts to reconnect; None does not reconnect.
         strict: fail if a stream exists with other settings.
-        encode: makes of a message what the stream stores: AMQP 1.0, unless the tutorial does otherwise.
-        filters: values for RabbitMQ's filters (3.13 and later): what is published has the first; what is consumed has
-            one of them, but for what else is in the same chunk.
+        encode: converts a message to the bytes that are stored: AMQP 1.0, except in some tutorials.
+        filters: values for RabbitMQ's stream filters (3.13 and later). Messages are published with the first one. Only
+            chunks with one of the values are consumed; they may contain other messages, too.
         single_active: of all consumers that track under the same name, only one gets messages (RabbitMQ 3.11).
-        by_amqp: gives a channel of AMQP 0-9-1, for what the stream protocol does not have on all versions.
-        notice: is told of lost connections.
+        by_amqp: opens a channel of AMQP 0-9-1, for what some versions lack in the stream protocol.
+        notice: called with a text when a connection is lost.
 
     Attributes:
-        stopping: stop() was called.
+        stopping: True once stop() was called.
     """
 
     refused = False
@@ -178,8 +178,8 @@ class StreamChannel:
         Unconfirmed messages are published again after a reconnection.
 
         Args:
-            messages: None among them says that there is none right now. In a super stream, the routing key says which
-                partition is for a message; those without one go to each in turn.
+            messages: None means that there is no message right now. In a super stream, the routing key decides which
+                partition gets a message; those without one go to the partitions in turn.
 
         Raises:
             NotFound: there is no such stream.
@@ -205,7 +205,7 @@ class StreamChannel:
     ) -> Iterator[Delivery]:
         """Start to consume; return an iterator of the messages, whose delivery tags are their offsets.
 
-        After a reconnection it continues after the last one.
+        After a reconnection it continues after the last message received.
 
         Args:
             offset: where to start.
@@ -276,7 +276,7 @@ class StreamChannel:
         """Reconnect and resume; return False if the command was stopped meanwhile.
 
         Raises:
-            MqtoolError: it was given up.
+            MqtoolError: the attempts were given up.
         """
         lost = next((session for session in self._sessions if session.lost is not None), self.session)
         why, where, lost_at = lost.lost, lost.address, time.monotonic()

@@ -29,14 +29,14 @@ class Reading:
     """The state of one consumed stream.
 
     Args:
-        number: the subscription's, for the broker.
-        properties: the subscription's.
+        number: the id of the subscription.
+        properties: the properties of the subscription.
 
     Attributes:
-        next: the first offset that we do not have yet.
-        printed: the offset of the last message that the caller came back from.
-        stored: the offset that the broker keeps.
-        since_stored: messages since then.
+        next: the offset after the last message received.
+        printed: the offset of the last message that the caller has handled.
+        stored: the offset stored at the broker.
+        since_stored: the number of messages handled since it was stored.
     """
 
     def __init__(self, stream: str, number: int, properties: Mapping[str, str]) -> None:
@@ -128,7 +128,7 @@ class Consumer:
 
     Args:
         streams: one, or the partitions in their order.
-        super_stream: that of the partitions; "" if it is one stream.
+        super_stream: the name of their super stream; "" for one stream.
         track, single_active: as of StreamChannel.consume() and StreamChannel.
     """
 

@@ -33,7 +33,7 @@ def create_super_stream(channel: Channel, stream: Stream) -> None:
     """Create a super stream over AMQP 0-9-1, as `rabbitmq-streams add_super_stream` does. All versions support it.
 
     Raises:
-        DeclaredDifferently: there is an exchange of that name that is something else, or a queue of a partition's.
+        DeclaredDifferently: the exchange or a partition exists with other settings.
     """
     exchange = Exchange(stream.name, durable=True, arguments={"x-super-stream": True})
     arguments = {"x-queue-type": "stream", **{f"x-{name}": value for name, value in stream.arguments.items()}}
@@ -68,7 +68,7 @@ class _Partition:
     """One of the streams, with the frame that is being filled for it.
 
     Attributes:
-        number: the publisher's, for the broker.
+        number: the id of the publisher.
     """
 
     def __init__(self, stream: str, number: int, session: Session) -> None:

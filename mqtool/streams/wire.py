@@ -1,8 +1,8 @@
 """The parts that use rstream's private classes: a connection that reads large pieces and reports its loss.
 
-rstream reads 256 bytes at a time and decodes each field by itself; it swallows write errors, lets requests wait for
-ten seconds on a connection that is gone, and only logs that heartbeats are missing. So what carries messages is passed
-on as it comes, and cut and put together by hand; rstream does all the rest.
+rstream reads 256 bytes at a time and decodes field by field. It ignores write errors, lets requests wait for ten
+seconds on a lost connection, and only logs missing heartbeats. So frames with messages are read, decoded and encoded
+by mqtool; rstream does the rest.
 """
 
 import asyncio
@@ -71,8 +71,8 @@ class StreamClient(Client):
     """A connection to a node.
 
     Args:
-        take: is called with what comes unasked, on the loop's thread.
-        lost: is called once when the connection ends.
+        take: called on the loop's thread with each frame that is not a response.
+        lost: called once, when the connection ends.
     """
 
     def __init__(
