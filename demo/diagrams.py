@@ -56,7 +56,7 @@ DIAGRAMS: Mapping[str, tuple[str, ...]] = {
 }
 LEGEND = "Rounded boxes are programs, hexagons are exchanges, and cylinders are queues."
 #: What the commands that run until Ctrl-C start with.
-_WAITING = ("receive", "worker", "rpc-server", "offset-tracking receive")
+_WAITING = ("receive", "worker", "rpc-server")
 _HEAD = f"""\
 # The tutorials
 

@@ -12,7 +12,9 @@ from mqtool.tutorials import pages
 project = "mqtool"
 copyright = "The mqtool founders"  # noqa: A001  # the name that Sphinx reads
 release = __version__
-extensions = ["myst_parser"]
+extensions = ["myst_parser", "sphinx_copybutton"]
+# Commands have a button that copies them; their output has none.
+copybutton_selector = "div.highlight-sh pre, div.highlight-bash pre, div.highlight-python pre, div.highlight-ini pre"
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "mqtool"

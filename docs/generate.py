@@ -40,7 +40,8 @@ def _command(command: CommandHelp) -> Iterator[str]:
     yield f"## `{command.path}`"
     yield f"{command.sentence}."
     yield from command.details
-    yield "```console\n" + "\n".join((f"usage: {command.usage}", *(f"$ {line}" for line in command.examples))) + "\n```"
+    yield f"Usage: `{command.usage}`"
+    yield "```bash\n" + "\n".join(command.examples) + "\n```"
     own = [option for option in command.options if not option.topic]
     arguments = [f"- `{argument.name}`: {argument.text}" for argument in command.arguments if argument.text]
     if own or arguments:

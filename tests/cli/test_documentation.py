@@ -11,7 +11,8 @@ import pytest
 
 from docs.generate import DIALECTS, MANUAL, REFERENCE, dialects, manual, reference
 from mqtool.cli.app import app
-from tests.cli.shell import Shell
+from tests.brokers import on_any_broker
+from tests.cli.shell import Running, Shell, wait_until
 from tests.protocol.broker_process import BrokerProcess
 
 ROOT = Path(__file__).parents[2]
@@ -149,6 +150,31 @@ def test_a_page_can_be_pasted(lonely_shell: Shell, tmp_path: Path, page: Path) -
         if shown:
             pattern = re.escape(shown).replace("…\\\n", "(.*\n)*").replace("…", ".*")
             assert re.fullmatch(pattern, real.rstrip("\n") + "\n"), f"{typed}\nprints\n{real}"
+
+
+SECTIONS = [text for text in TUTORIALS.read_text().split("\n## ") if "\nTerminal 1" in text]
+
+
+@on_any_broker
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda text: text.partition("\n")[0])
+def test_a_tutorial_can_be_pasted(shell: Shell, section: str) -> None:
+    """Each block in a terminal of its own, in their order: the ones that run until Ctrl-C receive something."""
+    blocks = re.findall(r"^Terminal \d+ \(.*?\)(; it runs until Ctrl-C)?:\n\n```sh\n(.*?)\n```", section, re.MULTILINE)
+    waiting: list[tuple[str, Running]] = []
+
+    def has_printed(typed: str, running: Running) -> bool:
+        _, redirected, file = typed.partition(" > ")
+        return bool((shell.directory / file).read_text() if redirected else running.stdout)
+
+    for waits, typed in blocks:
+        running = shell.start("bash", "-c", f"exec {typed}", ready=False)
+        if waits:
+            waiting.append((typed, running.wait_for_stderr("close" if "stream" in typed else "ait")))
+        else:
+            assert running.wait().code == 0, running.stderr
+    wait_until(lambda: not waiting or any(has_printed(*each) for each in waiting), "a message")
+    for _, running in waiting:
+        assert running.interrupt().wait().code == 0
 
 
 def test_the_readme_is_read_in_a_minute() -> None:
