@@ -7,11 +7,9 @@ application properties (headers), and the body. Bytes that are not such sections
 import struct
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
-
-from rstream.compression import CompressionHelper, CompressionType
 
 from mqtool.codecs.amqp10_values import (
     DROPPED,
@@ -25,7 +23,7 @@ from mqtool.codecs.amqp10_values import (
     variable,
 )
 from mqtool.codecs.field_tables import UInt8
-from mqtool.errors import BadData
+from mqtool.errors import BadData, UsageError
 from mqtool.message import END_OF_TIME, Message
 
 _ANNOTATIONS, _PROPERTIES, _HEADERS, _DATA, _SEQUENCE, _VALUE = 0x72, 0x73, 0x74, 0x75, 0x76, 0x77
@@ -247,6 +245,10 @@ _HEAD = struct.Struct(">HHBbbHIqQQIIII")
 _SIZE = struct.Struct(">I")
 _BATCH = struct.Struct(">BHII")
 _IS_BATCH = 0x80
+#: The largest batch in bytes, decompressed: RabbitMQ's default limit for a message.
+_LARGEST_BATCH = 128 << 20
+#: Bytes that are decompressed at a time where the library has no limit for its output.
+_PIECE = 1 << 12
 
 
 class Chunk(NamedTuple):
@@ -276,31 +278,113 @@ def parse_chunk(frame: bytes) -> Chunk:
     return Chunk(first, records, entries, data)
 
 
-def chunk_entries(chunk: Chunk) -> Iterator[bytes]:
-    """Yield the encoded messages of a chunk."""
-    data, at = chunk.data, 0
+class Skipped(NamedTuple):
+    """Messages of a chunk that cannot be read.
+
+    Attributes:
+        messages: their number; they have offsets, as others.
+        reason: why, as a clause.
+    """
+
+    messages: int
+    reason: str
+
+
+def chunk_entries(chunk: Chunk) -> Iterator[bytes | Skipped]:
+    """Yield the encoded messages of a chunk, with the batches that cannot be read as Skipped.
+
+    Raises:
+        UsageError: they are compressed in a way for which a library has to be installed.
+    """
+    data, at, seen = chunk.data, 0, 0
     size_at = _SIZE.unpack_from
     for _ in range(chunk.entries):
-        if data[at] & _IS_BATCH:
-            kind, count, whole, length = _BATCH.unpack_from(data, at)
-            at += _BATCH.size + length
-            yield from _of_batch(data[at - length : at], (kind >> 4) & 7, count, whole)
-            continue
-        (size,) = size_at(data, at)
+        try:
+            if data[at] & _IS_BATCH:
+                kind, count, size, length = _BATCH.unpack_from(data, at)
+                at += _BATCH.size + length
+                if at > len(data):
+                    break
+                seen += count
+                yield from _of_batch(data[at - length : at], (kind >> 4) & 7, count, size)
+                continue
+            (size,) = size_at(data, at)
+        except (struct.error, IndexError):
+            break
         start = at + 4
         at = start + size
+        seen += 1
         yield data[start:at]
+    if seen < chunk.records:
+        yield Skipped(chunk.records - seen, "the rest of the chunk is damaged")
 
 
-def _of_batch(data: bytes, compression: int, count: int, size: int) -> Iterator[bytes]:
-    """Yield the encoded messages of a sub-entry batch, which may be compressed."""
+def _of_batch(data: bytes, compression: int, count: int, size: int) -> Iterator[bytes | Skipped]:
+    """Yield the encoded messages of a sub-entry batch, which may be compressed; or all of them as Skipped."""
+    if compression >= len(_COMPRESSIONS):
+        yield Skipped(count, f"the batch has an unknown compression ({compression})")
+        return
+    name, decompress = _COMPRESSIONS[compression]
+    if size > _LARGEST_BATCH:
+        yield Skipped(count, f"the batch says that it has {size:,} bytes, more than {_LARGEST_BATCH:,}")
+        return
     try:
-        data = CompressionHelper.uncompress(data, CompressionType(compression), size)
+        data = decompress(data, size + 1)
+    except ImportError as error:
+        raise UsageError(
+            f"the stream's messages are compressed with {name}, for which a Python package is missing",
+            f"install it beside mqtool: pip install {_PACKAGES[name]}",
+        ) from error
     except Exception as error:  # each compression library has its own errors
-        name = CompressionType(compression).name.lower() if compression < len(CompressionType) else str(compression)
-        raise BadData(f"cannot decompress messages of the stream ({name}): {error}") from error
-    at = 0
+        yield Skipped(count, f"the batch cannot be decompressed ({name}): {error}")
+        return
+    if len(data) != size:
+        yield Skipped(count, f"the batch has more or less than the {size:,} bytes that it says")
+        return
+    messages, at = [], 0
     for _ in range(count):
-        (length,) = _SIZE.unpack_from(data, at)
-        yield data[at + 4 : at + 4 + length]
-        at += 4 + length
+        (length,) = _SIZE.unpack_from(data, at) if at + _SIZE.size <= size else (size,)
+        at += _SIZE.size + length
+        messages.append(data[at - length : at])
+    if at != size:
+        yield Skipped(count, f"the batch does not consist of {count:,} messages, as it says")
+        return
+    yield from messages
+
+
+def _gunzip(data: bytes, most: int) -> bytes:
+    return zlib.decompressobj(wbits=31).decompress(data, most)
+
+
+def _unsnap(data: bytes, most: int) -> bytes:
+    import snappy
+
+    decompressor, found = snappy.StreamDecompressor(), bytearray()
+    for start in range(0, len(data), _PIECE):
+        found += decompressor.decompress(data[start : start + _PIECE])
+        if len(found) >= most:
+            break
+    return bytes(found[:most])
+
+
+def _unlz4(data: bytes, most: int) -> bytes:
+    import lz4.frame
+
+    return bytes(lz4.frame.LZ4FrameDecompressor().decompress(data, max_length=most))
+
+
+def _unzstd(data: bytes, most: int) -> bytes:
+    import zstandard
+
+    return bytes(zstandard.ZstdDecompressor(max_window_size=_LARGEST_BATCH).stream_reader(data).read(most))
+
+
+#: By their numbers in the protocol: names, and functions that return at most a number of decompressed bytes.
+_COMPRESSIONS: tuple[tuple[str, Callable[[bytes, int], bytes]], ...] = (
+    ("none", lambda data, most: data[:most]),
+    ("gzip", _gunzip),
+    ("snappy", _unsnap),
+    ("lz4", _unlz4),
+    ("zstd", _unzstd),
+)
+_PACKAGES = {"snappy": "python-snappy", "lz4": "lz4", "zstd": "zstandard"}

@@ -4,7 +4,7 @@ import queue as queues
 import struct
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rstream import schema
 from rstream.constants import OffsetType
@@ -13,7 +13,7 @@ from mqtool.amqp import Receiving
 from mqtool.errors import Unavailable
 from mqtool.message import Delivery
 from mqtool.offsets import FIRST, Offset, Start
-from mqtool.streams.entries import Chunk, body_alone, chunk_entries, decode, parse_chunk
+from mqtool.streams.entries import Chunk, Skipped, body_alone, chunk_entries, decode, parse_chunk
 from mqtool.streams.session import Owner, Session
 from mqtool.streams.wire import CONSUMER_UPDATE, DELIVER, METADATA_UPDATE
 
@@ -83,14 +83,25 @@ class Reading:
         """Tell the broker that this consumer, no longer the active one, has stored its offset."""
         self._answer(correlation, None)
 
-    def take(self, chunk: Chunk) -> Iterator[Delivery]:
-        """Yield the messages of a chunk, without those before the wanted offset, since chunks arrive whole."""
+    def take(self, chunk: Chunk, warn: Callable[[str], None]) -> Iterator[Delivery]:
+        """Yield the messages of a chunk, without those before the wanted offset, since chunks arrive whole.
+
+        Args:
+            warn: called with a sentence about messages that cannot be read, which are skipped.
+        """
         self.session.send(_CREDIT_FRAME.pack(_CREDIT_FRAME.size - 4, _KEY_CREDIT, 1, self._number, 1))
-        wanted, stream = self.next, self.stream
-        for offset, record in enumerate(chunk_entries(chunk), chunk.first_offset):
-            if offset < wanted:
+        wanted, stream, offset = self.next, self.stream, chunk.first_offset - 1
+        for record in chunk_entries(chunk):
+            offset += 1
+            if isinstance(record, Skipped):
+                last = offset + record.messages - 1
+                if last >= wanted:
+                    what = f"{record.messages:,} message{'s' * (record.messages != 1)} of stream {stream!r}"
+                    warn(f"skipped {what} from offset {offset:,}: {record.reason}")
+                offset = last
+            elif offset < wanted:
                 continue
-            if (body := body_alone(record)) is not None:
+            elif (body := body_alone(record)) is not None:
                 yield Delivery(body, "", stream, stream, False, {"headers": {"x-stream-offset": offset}}, offset)
             else:
                 body, properties, exchange, routing_key = decode(record)
@@ -272,7 +283,7 @@ class Consumer:
             self._channel.reopen(self._go_on)
         elif key == DELIVER:
             self._reading = self._readings[frame[4]]
-            self._batch.extend(self._reading.take(parse_chunk(frame)))
+            self._batch.extend(self._reading.take(parse_chunk(frame), self._channel.notice))
         elif key == CONSUMER_UPDATE:
             self._change(self._readings[frame[8]], frame[4:8], is_active=bool(frame[9]))
 

@@ -15,7 +15,7 @@ import pytest
 from mqtool.tutorials.dialects import HELLO, StreamDialect
 from tests.brokers import TestBroker, on_any_broker
 from tests.cli.shell import Shell, wait_until
-from tests.protocol.raw_stream import OPEN, RawStream, string
+from tests.protocol.raw_stream import OPEN, PUBLISH, RawStream, string
 from tests.proxy import Proxy
 
 
@@ -337,3 +337,22 @@ def test_a_stream_is_not_deleted_as_if_it_were_empty(shell: Shell, broker: TestB
     shell.run("mqtool", "queue", "declare", "jobs", "--queue-type", "classic", "--max-length", "9")
     emptied = shell.run("mqtool", "queue", "delete", "jobs", "--if-empty", "--yes")
     assert emptied.stderr == "deleted queue 'jobs', with 0 messages\n"
+
+
+@on_any_broker
+def test_a_bad_batch_is_skipped_and_a_named_reader_gets_past_it(shell: Shell, broker: TestBroker) -> None:
+    """Its offset and the reason are said; what comes after it is read."""
+    shell.run("mqtool", "send-stream", "-q", "s", "before")
+    place = urlsplit(broker.streams)
+    client = RawStream(place.hostname or "", place.port or 0)
+    client.log_in()
+    assert client.request(OPEN, string(broker.vhost)).code == 1
+    client.declare_publisher(1, "s", "ann")
+    batch = struct.pack(">BHII", 0x80, 2, 7, 7) + struct.pack(">I", 3) + b"one"
+    client.send(PUBLISH, struct.pack(">BIQ", 1, 1, 1) + batch)
+    client.confirmed(1)
+    client.close()
+    shell.run("mqtool", "send-stream", "-q", "s", "after")
+    read = shell.run("mqtool", "receive-stream", "-q", "s", "--raw", "-c", "2", "--track", "me")
+    assert read.stdout == "before\nafter\n"
+    assert "skipped 2 messages of stream 's' from offset 1: the batch does not consist of 2 messages" in read.stderr

@@ -70,14 +70,55 @@ def chunk_of(*records: bytes, entry: bytes | None = None, damaged: bool = False)
     return head + (data[:-1] + b"?" if damaged else data)
 
 
-@pytest.mark.parametrize("compression", [0, 1])
+PLAIN = b"".join(struct.pack(">I", len(record)) + record for record in (b"one", b"two"))
+
+
+def batch_of(data: bytes, compression: int, size: int = len(PLAIN), count: int = 2) -> entries.Chunk:
+    entry = struct.pack(">BHII", 0x80 | compression << 4, count, size, len(data)) + data
+    return entries.parse_chunk(chunk_of(*[b""] * count, entry=entry))
+
+
+def compressed(kind: int, data: bytes) -> bytes:
+    if kind == 2:
+        return bytes(pytest.importorskip("snappy").StreamCompressor().compress(data))
+    if kind == 3:
+        return bytes(pytest.importorskip("lz4.frame").compress(data))
+    if kind == 4:
+        return bytes(pytest.importorskip("zstandard").compress(data))
+    return gzip.compress(data) if kind == 1 else data
+
+
+@pytest.mark.parametrize("compression", range(5))
 def test_messages_that_were_published_as_one_are_many(compression: int) -> None:
-    """Sub-entry batches, as other clients write them; rstream brings gzip."""
-    plain = b"".join(struct.pack(">I", len(record)) + record for record in (b"one", b"two"))
-    data = gzip.compress(plain) if compression else plain
-    entry = struct.pack(">BHII", 0x80 | compression << 4, 2, len(plain), len(data)) + data
-    chunk = entries.parse_chunk(chunk_of(b"one", b"two", entry=entry))
+    """Sub-entry batches, as other clients write them."""
+    chunk = batch_of(compressed(compression, PLAIN), compression)
     assert (chunk.first_offset, chunk.records, [*entries.chunk_entries(chunk)]) == (42, 2, [b"one", b"two"])
+
+
+@pytest.mark.parametrize("compression", range(5))
+def test_a_batch_that_unpacks_to_more_than_it_says_is_skipped(compression: int) -> None:
+    """And is not unpacked any further: 100 bytes that say so little could be gigabytes."""
+    chunk = batch_of(compressed(compression, bytes(1_000_000)), compression, size=100)
+    assert [*entries.chunk_entries(chunk)] == [
+        entries.Skipped(2, "the batch has more or less than the 100 bytes that it says")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("chunk", "reason"),
+    [
+        (batch_of(PLAIN, 0, count=3), "the batch does not consist of 3 messages"),
+        (batch_of(PLAIN[:7], 0, size=7), "the batch does not consist of 2 messages"),
+        (batch_of(PLAIN, 0, size=1 << 30), "the batch says that it has 1,073,741,824 bytes"),
+        (batch_of(PLAIN, 7), "unknown compression (7)"),
+        (batch_of(b"no gzip", 1), "cannot be decompressed (gzip)"),
+    ],
+)
+def test_a_batch_that_cannot_be_read_is_skipped(chunk: entries.Chunk, reason: str) -> None:
+    """With all the offsets that it says it has: the messages after it keep theirs."""
+    [skipped] = entries.chunk_entries(chunk)
+    assert isinstance(skipped, entries.Skipped)
+    assert (skipped.messages, reason in skipped.reason) == (chunk.records, True)
 
 
 def test_a_damaged_chunk_is_an_error() -> None:
