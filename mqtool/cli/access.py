@@ -137,7 +137,20 @@ class Access(NamedTuple):
             )
 
         with self._within(connect) as channel, stopping.calling(channel.stop):
+            # The usual port beside an unusual AMQP port may be that of another broker.
+            if port is None and nodes[0].port in (_STREAM, _STREAM_TLS) and self.address.port not in (5672, 5671):
+                self._check_same_broker(channel)
             yield channel
+
+    def _check_same_broker(self, channel: "StreamChannel") -> None:
+        with self.connect() as connection:
+            if connection.cluster == self.address.cluster(channel.cluster_name):
+                return
+        node = f"{self.address.host}:{_STREAM_TLS if self.address.tls else _STREAM}"
+        raise Unavailable(
+            f"the stream port {node} belongs to another broker than the one at {self.address}",
+            "--stream-port names the port of this one",
+        )
 
     def management(self, patience: tuple[float, float] | None = None) -> "Management":
         """The management API: at its URL, else where mqtool started it, else on the broker's host.

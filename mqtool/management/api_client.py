@@ -2,16 +2,15 @@
 
 import codecs
 import json
+import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from http import HTTPStatus
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
 from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, NotFound, Unavailable, UsageError
-
-if TYPE_CHECKING:
-    from requests import Response
 
 if TYPE_CHECKING:
     from requests import Response, Session
@@ -237,6 +236,8 @@ class Management:
             import requests  # slow to import
 
             self._opened = requests.Session()
+            # A proxy must not get the password for a broker on this machine, nor answer in its place.
+            self._opened.trust_env = not _is_loopback(urlsplit(self.url).hostname or "")
             self._opened.auth = (self.user.encode(), self._password.encode())  # type: ignore[assignment]  # UTF-8
         return self._opened
 
@@ -260,7 +261,8 @@ class Management:
                 headers={"Content-Type": "application/json"},
                 timeout=self._patience,
                 stream=stream,
-                verify=self._ca,  # per request, else REQUESTS_CA_BUNDLE would override it
+                # Per request, else REQUESTS_CA_BUNDLE would override it.
+                verify=self._ca or os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE"),
             )
         except (requests.RequestException, ValueError) as error:  # some of urllib3's errors are not wrapped
             self._on_silence()
@@ -291,6 +293,13 @@ def path(*names: str) -> str:
 def exchange_path(vhost: str, exchange: str, *more: str) -> str:
     """The path of an exchange. The default exchange has a name of its own here."""
     return path("exchanges", vhost, exchange or "amq.default", *more)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def _later_pages(page: Callable[[int], Json], count: int) -> Iterator[Json]:

@@ -91,6 +91,11 @@ class StreamChannel:
         finally:
             self._close()
 
+    @property
+    def cluster_name(self) -> str | None:
+        """The name of the broker's cluster."""
+        return (self.session.client.server_properties or {}).get("cluster_name")
+
     def declare(self, stream: Stream) -> Stream:
         """Create a stream. An existing one with other arguments is used as it is, unless the channel is strict.
 

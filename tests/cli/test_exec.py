@@ -278,6 +278,23 @@ def test_a_killed_runner_ends_the_worker_and_keeps_the_message(shell: Shell) -> 
     assert shell.run("mqtool", "receive", "-q", "jobs", "-c", "1", "--raw").stdout == "kept\n"
 
 
+def test_a_killed_runner_costs_at_most_the_program_that_it_ran(shell: Shell) -> None:
+    """Many quick programs in two threads: what was done is acknowledged, so only the killed runner's runs again."""
+    shell.run("sh", "-c", "seq 200 | mqtool send -l -q jobs")
+    program = ("--shell", "--exec", 'echo "$(cat)" >> done; sleep 0.01', "--concurrency", "2")
+    worker = shell.start("mqtool", "worker", "-q", "jobs", *program).wait_until_ready()
+    finished = shell.directory / "done"
+    wait_until(lambda: finished.exists() and len(finished.read_text().split()) > 20, "some programs")
+    pid = worker.process.command_pid()
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
+    assert worker.wait().code == 1
+    shell.run("mqtool", "worker", "-q", "jobs", *program, "--idle-timeout", "1s")
+    lines = finished.read_text().split()
+    assert sorted(set(lines), key=int) == [str(number) for number in range(1, 201)]
+    assert len(lines) <= 200 + 1
+
+
 def test_heartbeats_go_on_while_a_program_runs(shell: Shell, broker: TestBroker) -> None:
     """A program that takes several heartbeats' time is acknowledged normally, on the same connection."""
     shell.environment["MQTOOL_URL"] = f"{broker.url}?heartbeat=1"
