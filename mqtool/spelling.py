@@ -1,6 +1,7 @@
-"""Names that somebody has probably meant: for hints."""
+"""Words for hints: the name that was probably meant, and command lines that are safe to paste."""
 
 import difflib
+import shlex
 from collections.abc import Iterable
 
 #: What people know from other tools, and what it may be called here.
@@ -20,6 +21,38 @@ _SYNONYMS = {
     "retry": ("redrive",),
     "empty": ("purge",),
 }
+
+
+def pasteable(own: str, *words: str) -> str:
+    """A command line of mqtool to print, with names of a broker or user quoted for the shell.
+
+    Args:
+        own: the command and its options, such as "queue delete"; if it ends in "=", the next word is an option's value.
+        words: the rest, quoted. Before one that starts with a dash, a "--" is added, so that it is no option.
+    """
+    if own.endswith("="):
+        first, *words_after = words
+        return " ".join([f"mqtool {own}{quoted(first)}", *map(quoted, words_after)])
+    dashes = ["--"] if any(word.startswith("-") for word in words) else []
+    return " ".join(["mqtool", own, *dashes, *map(quoted, words)])
+
+
+def quoted(word: str) -> str:
+    """Quote a word for bash and zsh; control characters and bytes that are not text as escapes in $'…'."""
+    if word.isprintable():
+        return shlex.quote(word)
+    data = word.encode("utf-8", "surrogateescape" if _is_encodable(word) else "replace")
+    is_plain = [31 < byte < 127 and byte not in b"'\\" for byte in data]
+    escaped = (chr(byte) if plain else f"\\x{byte:02x}" for byte, plain in zip(data, is_plain, strict=True))
+    return f"$'{''.join(escaped)}'"
+
+
+def _is_encodable(word: str) -> bool:
+    try:
+        word.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:

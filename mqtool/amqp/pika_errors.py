@@ -23,6 +23,7 @@ from mqtool.errors import (
     UnknownExchangeType,
     UsageError,
 )
+from mqtool.spelling import pasteable
 
 ACCESS_REFUSED = 403
 NOT_FOUND = 404
@@ -169,7 +170,7 @@ def _open_refused(address: Address, error: BaseException) -> MqtoolError:
         hint = f"the broker has no vhost {vhost!r}: check the URL's path; leave it out, or write /%2F, for vhost '/'"
         return AccessRefused(f"cannot open vhost {vhost!r}: {text}", hint)
     if code in (ACCESS_REFUSED, NOT_ALLOWED):
-        hint = f"as an administrator: mqtool permission set {address.user} --vhost {vhost}"
+        hint = f"as an administrator: {pasteable('permission set --vhost=', vhost, address.user)}"
         return AccessRefused(f"cannot open vhost {vhost!r}: {text}", hint)
     return Unavailable(f"{address.host}:{address.port} closed the connection: {text}")
 

@@ -11,6 +11,7 @@ from mqtool.amqp import Channel, Owner
 from mqtool.delays.destinations import Destination, Place, Warn, expect, name_for
 from mqtool.errors import DeclaredDifferently, UnknownExchangeType
 from mqtool.message import Message
+from mqtool.spelling import pasteable
 from mqtool.topology import DELAYED, Exchange, Queue
 
 #: The plugin's documentation advises against more messages than this.
@@ -79,7 +80,7 @@ def _is_known(connection: Owner, exchange: Exchange) -> bool:
             return False
         except DeclaredDifferently as error:
             raise DeclaredDifferently(
-                str(error), f"to have it delay, delete it first: mqtool exchange delete {exchange.name}"
+                str(error), f"to have it delay, delete it first: {pasteable('exchange delete', exchange.name)}"
             ) from error
     return True
 

@@ -25,6 +25,7 @@ from mqtool.delays.destinations import Destination, Place, Warn, expect, name_fo
 from mqtool.duration import compact_duration
 from mqtool.errors import BadData, DeclaredDifferently, UsageError
 from mqtool.message import DUE, Delivery, Message
+from mqtool.spelling import pasteable
 from mqtool.topology import Exchange, Queue
 
 #: Milliseconds that a wait queue outlives its messages: time for the destination to come back.
@@ -91,7 +92,7 @@ def declare_exactly(channel: Channel, queue: Queue, *, remember: bool) -> Queue:
     try:
         return channel.declare(queue, remember=remember, exactly=True)
     except DeclaredDifferently as error:
-        hint = f"messages might never leave {queue.name}; once it is empty: mqtool queue delete {queue.name}"
+        hint = f"messages might never leave {queue.name}; once it is empty: {pasteable('queue delete', queue.name)}"
         raise DeclaredDifferently(str(error), hint) from error
 
 

@@ -14,6 +14,7 @@ from mqtool.inspection.listing import counted
 from mqtool.inspection.routes import Router
 from mqtool.management import Management
 from mqtool.management.api_client import Json
+from mqtool.spelling import pasteable
 from mqtool.topology import Binding, Exchange, Queue
 
 Node = TypeVar("Node", bound=Hashable)
@@ -72,9 +73,12 @@ class Paths:
                 continue
             to = self.exchanges.get(alternate)
             if to is None:
-                what, hint = "does not exist", f"mqtool exchange declare {alternate} fanout, and bind a queue to it"
+                what, hint = (
+                    "does not exist",
+                    f"{pasteable('exchange declare', alternate, 'fanout')}, and bind a queue to it",
+                )
             elif alternate not in self.bound and self._alternate(to) is None:
-                what, hint = "has no bindings", f"mqtool bind {alternate} QUEUE"
+                what, hint = "has no bindings", pasteable("bind", alternate, "QUEUE")
             else:
                 continue
             what = f"has the alternate exchange {alternate!r}, which {what}: what it cannot route is lost"
@@ -91,7 +95,7 @@ class Paths:
                 seen.add(frozenset(circle))
                 way = " → ".join(map(repr, circle))
                 what = f"is bound to itself in a circle, {way}: what one receives may reach the queues of all"
-                hint = f"mqtool unbind {circle[0]} {circle[1]} KEY, unless it is meant"
+                hint = f"{pasteable('unbind', circle[0], circle[1], 'KEY')}, unless it is meant"
                 yield Finding("exchange-cycle", f"exchange {circle[0]!r}", what, hint, self.vhost)
 
     def _circles_of_queues(self) -> Iterator[Finding]:
@@ -342,7 +346,7 @@ def _of_queue(queue: Json, earlier: Json | None, exchanges: set[tuple[str, str]]
     if exchange is not None and (queue["vhost"], exchange) not in exchanges:
         what = f"has the dead-letter exchange {exchange!r}, which does not exist: its dead letters are lost"
         yield finding(
-            "dead-letter-exchange", what, f"mqtool exchange declare {exchange} fanout, and bind a queue to it"
+            "dead-letter-exchange", what, f"{pasteable('exchange declare', exchange, 'fanout')}, and bind a queue to it"
         )
     elif exchange is None and earlier is not None and queue.get("type") != "stream":
         gone = min(dropped(queue), dropped(earlier))

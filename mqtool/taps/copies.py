@@ -20,6 +20,7 @@ from mqtool.amqp import Channel, Receiving
 from mqtool.errors import AccessRefused, MqtoolError, NotFound, Unavailable, UsageError
 from mqtool.management import Management, exchange_path, path
 from mqtool.message import Delivery
+from mqtool.spelling import pasteable
 from mqtool.topology import DELAYED, Binding, Exchange, Queue
 
 #: Limits for messages that pile up at the broker: their number, and bytes of their bodies.
@@ -73,7 +74,7 @@ def _permissions_for(refusal: str) -> str:
 #: one of their queues, so a tap would take messages from the others.
 _COPYING = ("direct", "topic", "fanout", "headers", "x-recent-history", "x-jms-topic")
 _PREDECLARED = {"amq.direct": "direct", "amq.fanout": "fanout", "amq.topic": "topic", "amq.headers": "headers"}
-_FIREHOSE = "the broker's firehose shows it: mqtool tap {} --firehose"
+_FIREHOSE = "the broker's firehose shows it: {}"
 _COLUMNS = ("source", "destination_type", "routing_key", "arguments")
 #: Routing keys to show in a note.
 _SHOWN = 5
@@ -125,7 +126,7 @@ def to_exchange(
     keys = sorted({binding["routing_key"] for binding in found})
     if not keys:
         raise UsageError(
-            f"nothing is bound to the direct exchange {exchange!r}", f"name keys: mqtool tap {exchange} KEY"
+            f"nothing is bound to the direct exchange {exchange!r}", f"name keys: {pasteable('tap', exchange, 'KEY')}"
         )
     return Bound(tuple(Binding(exchange, "", key) for key in keys), (_shown(exchange, keys),))
 
@@ -143,7 +144,7 @@ def like_queue(api: Management, vhost: str, queue: str) -> Bound:
     if not found:
         raise UsageError(
             f"nothing but the default exchange leads to queue {queue!r}, and that has no copies to give",
-            _FIREHOSE.format(f"-q {queue}"),
+            _FIREHOSE.format(pasteable("tap --firehose --queue=", queue)),
         )
     for exchange in {each["source"] for each in found}:
         _check_copies(exchange, _PREDECLARED.get(exchange) or _type_of(api, vhost, exchange))
@@ -163,7 +164,7 @@ def _check_copies(exchange: str, kind: str) -> None:
     if kind not in _COPYING:
         raise UsageError(
             f"exchange {exchange!r} is of type {kind}, which divides messages among its queues: a tap would take some",
-            _FIREHOSE.format(exchange),
+            _FIREHOSE.format(pasteable("tap --firehose", exchange)),
         )
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from mqtool.amqp import Channel, Receiving
 from mqtool.errors import Unavailable
 from mqtool.message import Confirmation, Delivery, Message, new_message_id
+from mqtool.spelling import pasteable
 from mqtool.topology import PRIVATE_QUEUE, Queue
 
 #: Returns the reply to a request.
@@ -59,7 +60,8 @@ def call(
     for receipt in channel.publish(messages, mandatory=True):
         if receipt.confirmation is not Confirmation.CONFIRMED:
             raise Unavailable(
-                f"no RPC server: there is no queue {queue.name!r}", f"start one: mqtool rpc-server -q {queue.name}"
+                f"no RPC server: there is no queue {queue.name!r}",
+                f"start one: {pasteable('rpc-server --queue=', queue.name)}",
             )
     for reply in replies:
         number = waiting.pop(str(reply.properties.get("correlation_id")), None)

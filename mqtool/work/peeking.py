@@ -26,6 +26,7 @@ from mqtool.errors import AccessRefused, DeclaredDifferently, MqtoolError, Timed
 from mqtool.management import Management, path
 from mqtool.message import Delivery, Message
 from mqtool.offsets import FIRST, Offset
+from mqtool.spelling import pasteable
 from mqtool.topology import Queue
 from mqtool.work import history
 from mqtool.work.transfer import elsewhere, move, name_of, wait_for
@@ -235,7 +236,7 @@ class Look:
         if count < limit - 1:
             return
         self._newest = None  # the other requeued messages stay where they are
-        hint = f"receive the messages, or move them: mqtool move {self._queue} --to QUEUE"
+        hint = f"receive the messages, or move them: {pasteable('move --to QUEUE', self._queue)}"
         if count < limit:
             raise MqtoolError(
                 f"{name_of(head)} has come back {count} times; beyond {limit}, {self._queue!r} drops it: "

@@ -11,6 +11,7 @@ from mqtool import ndjson
 from mqtool.amqp import Channel, administration
 from mqtool.errors import BadData, ExitCode, TimedOut, Unavailable
 from mqtool.message import Delivery, Message
+from mqtool.spelling import pasteable
 from mqtool.topology import Queue
 from mqtool.work.exec_command import ExecCommand
 from mqtool.work.runner import CANNOT_RUN, NOT_FOUND
@@ -163,6 +164,7 @@ def in_order(replies: Iterable[tuple[int, Delivery]], channel: Channel, queue: Q
         depth = administration.depth(channel, queue.name)
         if depth.ready and not depth.consumers:
             raise Unavailable(
-                f"no RPC server consumes from queue {queue.name!r}", f"start one: mqtool rpc-server -q {queue.name}"
+                f"no RPC server consumes from queue {queue.name!r}",
+                f"start one: {pasteable('rpc-server --queue=', queue.name)}",
             ) from error
         raise TimedOut(f"{count - came} of {count} replies did not come in time", "--timeout waits longer") from error

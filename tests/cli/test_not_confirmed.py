@@ -74,7 +74,7 @@ def test_an_exchange_of_a_similar_name_has_receivers(shell: Shell, broker: TestB
     shell.run("mqtool", "queue", "declare", "old")
     shell.run("mqtool", "bind", "logs_direct", "old", "info", "error")
     assert on_terminal(shell, *send).stdout.splitlines()[1:] == [
-        "exchange 'logs_direct' has 2 bindings; to publish there: -e logs_direct"
+        "exchange 'logs_direct' has 2 bindings; to publish there: --exchange=logs_direct"
     ]
     shell.environment["MQTOOL_MANAGEMENT_URL"] = "http://127.0.0.1:1"
     assert on_terminal(shell, *send).stdout == " [x] Sent error:x, no queue received it\r\n"
@@ -279,7 +279,7 @@ def test_rpc_client_says_at_once_that_nobody_serves(shell: Shell) -> None:
     shell.run("mqtool", "queue", "declare", "numbers")
     client = shell.start("mqtool", "rpc-client", "6", "-q", "numbers")
     client.wait_for_stderr(
-        "no server consumes from queue 'numbers'; waiting 30s for one: mqtool rpc-server -q numbers\n"
+        "no server consumes from queue 'numbers'; waiting 30s for one: mqtool rpc-server --queue=numbers\n"
     )
     shell.start("mqtool", "rpc-server", "-q", "numbers").wait_until_ready()
     assert client.wait().stdout == " [.] Got 8\n"

@@ -21,6 +21,7 @@ from mqtool.cli.options.broker_options import WhichBroker
 from mqtool.errors import NotFound, Unavailable, UsageError
 from mqtool.inspection.listing import counted
 from mqtool.management import Management, path
+from mqtool.spelling import pasteable
 
 _LOG_PAUSE = 0.2
 
@@ -88,7 +89,9 @@ def rm(
     found = state.load(name) or state.load_stopped(name) or known(name)
     starter = starter_of(found)
     if starter.running(found):
-        raise UsageError(f"the broker named {name!r} is running", f"stop it with 'mqtool broker down --name {name}'")
+        raise UsageError(
+            f"the broker named {name!r} is running", f"to stop it: {pasteable('broker down --name=', name)}"
+        )
     if purge:
         ask(f"remove broker {name!r} with all its messages", yes=yes)
         starter.discard(found)
@@ -111,7 +114,7 @@ def logs(
         chunks = starter_of(started).log(started, follow)
     with stopping.calling(lambda: None):
         for data in chunks:
-            output.write(data)
+            output.show_bytes(data)
             if stopping.requested() is not None:
                 return
             if not data and follow:

@@ -22,6 +22,7 @@ from mqtool.cli.access import Access, Choice, choose, is_same_node
 from mqtool.cli.display import output
 from mqtool.cli.options import Broker, Commands
 from mqtool.errors import Unavailable, UsageError
+from mqtool.spelling import pasteable
 
 app = Commands()
 broker = app.group("broker", "Start a broker for yourself, and stop it.")
@@ -205,8 +206,8 @@ def _say_up(started: Started, what: str) -> None:
         output.status(f"management {'API' if started.kind == Kind.EMBEDDED else 'page'}: {management} (guest, guest)")
     choice = choose()
     if not is_same_node(choice.addresses()[0], parse_addresses(started.url)[0]):
-        of = "" if started.name == DEFAULT_NAME else f" --name {started.name}"
-        output.notice(f'commands use {told(choice)}; for this broker: eval "$(mqtool broker env{of})"')
+        env = "mqtool broker env" if started.name == DEFAULT_NAME else pasteable("broker env --name=", started.name)
+        output.notice(f'commands use {told(choice)}; for this broker: eval "$({env})"')
 
 
 def known(name: str) -> Started:

@@ -18,6 +18,7 @@ from mqtool.cli.command_line import Commands
 from mqtool.cli.contexts import Context, Contexts
 from mqtool.cli.display import layout, output
 from mqtool.errors import MqtoolError, UsageError
+from mqtool.spelling import pasteable
 
 app = Commands()
 context = app.group("context", "Name brokers, and choose the one to use.")
@@ -59,7 +60,9 @@ def add(
     lines = [f"{key} = {_value(value)}" for key, value in given.items() if value is not None]
     before = f"{text.rstrip()}\n\n" if text.strip() else ""
     _write("\n".join((f"{before}[contexts.{name}]", *lines, "")), {*known.known, name}, known.in_use)
-    output.status(f"added context {name!r} to {contexts.path()}; 'mqtool context use {name}' makes it the default")
+    output.status(
+        f"added context {name!r} to {contexts.path()}; to make it the default: {pasteable('context use', name)}"
+    )
 
 
 @context.command("mqtool context ls", "mqtool context ls --json")
@@ -99,7 +102,7 @@ def show(
         raise UsageError("no context is in use", "name one; 'mqtool context ls' lists them")
     row = _row(known.named(name), known)
     if as_json:
-        output.show(json.dumps(row, ensure_ascii=False))
+        output.show_json(row)
         return
     for key, value in row.items():
         shown = {True: "yes", False: "no", None: "-"}.get(value, value)

@@ -1,6 +1,5 @@
 """mqtool dlq ls, show, redrive, drop."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -96,7 +95,7 @@ def ls(broker: ManagedBroker, as_json: AsJson = False) -> None:
                 reasons = Counter(death_of(letter).reason for letter in islice(letters, _LOOKED_AT))
         found += bool(count)
         if as_json and count:
-            output.show(json.dumps({"queue": queue, "messages": count, "reasons": reasons}))
+            output.show_json({"queue": queue, "messages": count, "reasons": reasons})
         elif count:
             said = ", ".join(f"{number:,} {reason}" for reason, number in reasons.most_common())
             output.show(f"{output.one_line(queue)}\t{count:,}\t{output.one_line(said)}")
@@ -124,7 +123,7 @@ def show(
         for letter in islice(filter(which.choice(), stopping.until_requested(letters)), limit):
             shown += 1
             if as_json:
-                output.write(ndjson.from_delivery(letter, datetime.now(UTC)))
+                output.show_json_lines(ndjson.from_delivery(letter, datetime.now(UTC)))
             else:
                 _show(letter)
     if not shown:

@@ -2,9 +2,8 @@
 
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
@@ -75,14 +74,11 @@ def doctor(
 
 
 def _report(found: list[Finding], form: Format, where: str) -> None:
-    shown: dict[Format, Callable[[Sequence[Finding]], Iterator[str]]] = {
-        "text": reports.findings_text,
-        "json": reports.findings_ndjson,
-        "nagios": partial(reports.nagios, where=where),
-        "prometheus": reports.prometheus,
-    }
-    for line in shown[form](found):
-        output.show(line)
+    if form in ("text", "json"):
+        reports.show_findings(found, as_json=form == "json")
+    else:
+        for line in reports.nagios(found, where) if form == "nagios" else reports.prometheus(found):
+            output.show(line)
     if form == "nagios":
         raise SystemExit(reports.nagios_state(found))
     if not found:

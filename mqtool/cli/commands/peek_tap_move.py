@@ -40,6 +40,7 @@ from mqtool.errors import NotConfirmed, NotFound, SomeFailed, Unavailable, Usage
 from mqtool.management import Management
 from mqtool.message import Delivery, Message
 from mqtool.offsets import FIRST
+from mqtool.spelling import pasteable
 from mqtool.taps import copies
 from mqtool.taps.copies import Bound, Tap
 from mqtool.topology import Queue
@@ -304,7 +305,9 @@ def _expect(target: Channel, queue: str) -> None:
     try:
         administration.expect(target, Queue(queue))
     except NotFound as error:
-        raise NotFound(str(error), f"nothing was moved; 'mqtool queue declare {queue}' there, or check --to") from error
+        raise NotFound(
+            str(error), f"nothing was moved; check --to, or declare it there: {pasteable('queue declare', queue)}"
+        ) from error
 
 
 def _check_limit(access: Access, source: Channel, queue: str) -> None:

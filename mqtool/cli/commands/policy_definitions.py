@@ -125,7 +125,7 @@ def export(broker: ManagedBroker) -> None:
     They are those of one virtual host, in the format of RabbitMQ's own definitions files.
     """
     access = broker.access()
-    output.show(json.dumps(definitions.export(access.management(), access.vhost), indent=2, ensure_ascii=False))
+    output.show_json(definitions.export(access.management(), access.vhost), indent=2)
 
 
 @definitions_app.command("mqtool definitions diff topology.json", "mqtool definitions diff - < file.json")
@@ -200,7 +200,7 @@ def _read(file: Path, vhost: str) -> Contents:
 def _show(changes: Sequence[Change], *, as_json: bool) -> None:
     if as_json:
         for change in changes:
-            output.show(json.dumps(asdict(change), ensure_ascii=False))
+            output.show_json(asdict(change))
     else:
         layout.show_lines(map(_line, changes))
 

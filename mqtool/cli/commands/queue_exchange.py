@@ -1,6 +1,5 @@
 """mqtool queue declare, show, delete, purge; exchange declare, delete; bind, unbind."""
 
-import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -24,7 +23,7 @@ from mqtool.cli.options.broker_options import IfExists, Yes, ask, missing
 from mqtool.cli.options.queue_options import StreamPort
 from mqtool.errors import BadData, DeclaredDifferently, MqtoolError, NotFound, UsageError
 from mqtool.inspection.listing import counted, refresh
-from mqtool.spelling import nearest
+from mqtool.spelling import nearest, pasteable
 from mqtool.topology import Binding, Exchange, Queue
 from mqtool.work import peeking
 
@@ -175,7 +174,7 @@ def purge(queue: QueueNames, broker: Broker, yes: Yes = False, if_exists: IfExis
             if _is_stream(channel, name, access.vhost):
                 raise MqtoolError(
                     f"queue {name!r} was not purged: it is a stream, and streams cannot be purged",
-                    f"'mqtool queue delete {shlex.quote(name)}' deletes it with its messages",
+                    f"to delete it with its messages: {pasteable('queue delete', name)}",
                 )
             ready = administration.depth(channel, name).ready
             ask(f"remove {counted(ready)} from queue {name!r} for good", access, yes=yes)

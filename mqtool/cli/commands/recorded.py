@@ -1,6 +1,5 @@
 """mqtool replay, scrub, reconcile."""
 
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -188,14 +187,14 @@ def scrub(
         try:
             for line in delimited(_with_pauses(descriptor), b"\n"):
                 if line is None:
-                    output.write(b"".join(done))
+                    output.show_json_lines(b"".join(done))
                     done.clear()
                     continue
                 number += 1
                 if line.strip():
                     done.append(scrubber.line(line, f"line {number}") + b"\n")
         finally:
-            output.write(b"".join(done))
+            output.show_json_lines(b"".join(done))
 
 
 def _with_pauses(descriptor: int) -> Iterator[bytes | None]:
@@ -232,7 +231,7 @@ def reconcile(
     if nameless:
         output.warning(f"{nameless:,} of the messages received have no message_id, and are not compared")
     if as_json:
-        output.show(json.dumps(asdict(result)))
+        output.show_json(asdict(result))
     else:
         _show_comparison(result)
     if result.missing:

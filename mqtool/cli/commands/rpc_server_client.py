@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import shlex
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -22,6 +21,7 @@ from mqtool.cli.pipe.receiving import checked, consuming, delivery_writer, handl
 from mqtool.duration import compact_duration
 from mqtool.errors import AccessRefused, BadData, DeclaredDifferently, ExitCode, NotFound, SomeFailed, UsageError
 from mqtool.message import Delivery, Message
+from mqtool.spelling import pasteable
 from mqtool.topology import PRIVATE_QUEUE, Queue
 from mqtool.tutorials import rpc
 from mqtool.work import rpc_functions
@@ -163,10 +163,9 @@ def _tell_if_nobody_serves(channel: Channel, queue: Queue, timeout: float) -> No
     """Say at once why no reply will come, unless somebody starts a server while we wait."""
     with contextlib.suppress(NotFound, AccessRefused, DeclaredDifferently):  # the requests will fail, and say why
         if not administration.depth(channel, queue.name).consumers:
-            where = "" if queue.name == "rpc_queue" else f" -q {shlex.quote(queue.name)}"
+            server = "mqtool rpc-server" if queue.name == "rpc_queue" else pasteable("rpc-server --queue=", queue.name)
             output.notice(
-                f"no server consumes from queue {queue.name!r}; waiting {compact_duration(timeout)} for one: "
-                f"mqtool rpc-server{where}"
+                f"no server consumes from queue {queue.name!r}; waiting {compact_duration(timeout)} for one: {server}"
             )
 
 
@@ -185,7 +184,7 @@ def _show_remote(reply: Delivery, *, raw: bool) -> int:
     """Print what the server's program printed; return its exit status."""
     status = reply.headers[rpc_functions.EXIT_STATUS]
     if raw:
-        output.write(_alone(reply))
+        output.show_bytes(_alone(reply))
     else:
         output.show(f" [.] Got {output.visible(reply.text.rstrip())}")
     for line in str(reply.headers.get(rpc_functions.STDERR) or "").splitlines():

@@ -195,7 +195,7 @@ def _show(each: Waiting, *, as_json: bool) -> None:
     due = each.queue.due_of(each.delivery)
     if as_json:
         each.message.due = due
-        output.write(ndjson.from_message(each.message))
+        output.show_json_lines(ndjson.from_message(each.message))
         return
     wait = compact_duration(each.queue.seconds)
     when = f"within {wait}" if due is None else f"at {datetime.fromtimestamp(due):%Y-%m-%d %H:%M:%S}"

@@ -1,7 +1,6 @@
 """mqtool topology, route."""
 
 import functools
-import json
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -52,7 +51,7 @@ def topology(
     only = ["" if name == "amq.default" else name for name in exchanges or ()]
     if form == "json":
         for record in records(api, vhost, only=only):
-            output.show(json.dumps(record))
+            output.show_json(record)
         return
     look = functools.partial(wiring.look, api, vhost, keep=limit or None, only=only)
     if live:
@@ -111,7 +110,7 @@ def route(
         return
     found = explain(exchange, routing_key, dict(headers or []))
     if as_json:
-        output.show(json.dumps(topology_text.route_as_json(found)))
+        output.show_json(topology_text.route_as_json(found))
     else:
         layout.show_lines(topology_text.explained_route(found, router.definitions))
 
@@ -167,7 +166,7 @@ def _compare(lines: list[_Expectation], explain: Callable[[str, str, dict[str, A
         failed += line.queues not in (None, set(found.queues))
         if as_json:
             expected = {} if line.queues is None else {"expected": sorted(line.queues)}
-            output.show(json.dumps(topology_text.route_as_json(found) | expected))
+            output.show_json(topology_text.route_as_json(found) | expected)
         else:
             layout.show_lines(topology_text.compared_route(found, line.queues))
     if failed:

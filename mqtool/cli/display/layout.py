@@ -34,7 +34,7 @@ def show_rows(rows: Iterable[Row], columns: Sequence[str], *, as_json: bool = Fa
     for row in rows:
         count += 1
         if as_json:
-            output.show(json.dumps({name: row[name] for name in columns}, ensure_ascii=False))
+            output.show_json({name: row[name] for name in columns})
         else:
             output.show("\t".join(_tabbed(row[name]) for name in columns))
     return count
@@ -88,7 +88,7 @@ def _draw_many(rows: Sequence[Row], columns: Sequence[str]) -> None:
         placed = zip(values, widths, right, strict=True)
         return "  ".join(value.rjust(width) if number else value.ljust(width) for value, width, number in placed)
 
-    output.show(output.styled(line(columns).rstrip(), "1", 1))
+    output.show(line(columns).rstrip(), style="1")
     for each in cells:
         output.show(line(each).rstrip())
 
@@ -195,7 +195,9 @@ def rich_text(line: Line) -> "Text":
     """A line as rich text, without markup."""
     from rich.text import Text
 
-    return Text.assemble(*line, no_wrap=True, overflow="ellipsis")
+    pieces = [(piece, "") if isinstance(piece, str) else piece for piece in line]
+    shown = [(output.one_line(text), style) for text, style in pieces]
+    return Text.assemble(*shown, no_wrap=True, overflow="ellipsis")
 
 
 def show_lines(lines: Iterable[Line]) -> None:

@@ -17,14 +17,18 @@ import time
 from array import array
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mqtool.cli.invocation import current
 from mqtool.errors import ExitCode, MqtoolError, UsageError
 
 STDOUT = 1
-#: C0 and C1 but for tab and newline; what turns the direction of writing, or starts a line; what is not UTF-8.
-_CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+#: Control characters except tab and newline; what changes the direction of writing or starts a line; invisible
+#: characters (zero-width, byte order mark, tags); bytes that are not UTF-8.
+_CONTROL = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f]"
+)
 #: A terminal is shown this many characters of a body.
 _EXCERPT = 200
 #: Surrogates that `surrogateescape` cannot turn into bytes.
@@ -99,9 +103,30 @@ def error(what: str, hint: str | None = None, pointer: Pointer | None = None) ->
         _to_stderr(hint, styled("hint: ", "36"))
 
 
-def show(text: str) -> None:
-    """Print a line of data on stdout."""
-    write(encoded(text))
+def show(text: str, *, style: str = "") -> None:
+    """Print lines of data on stdout; on a terminal, with control characters escaped.
+
+    Args:
+        style: an SGR code of ECMA-48, used if stdout may have colours.
+    """
+    text = visible(text) if is_terminal(STDOUT) else text
+    write(encoded(styled(text, style, STDOUT) if style else text))
+
+
+def show_json(value: Any, *, indent: int | None = None) -> None:
+    """Print a value as JSON on stdout; on a terminal, with control characters escaped as JSON."""
+    line = json.dumps(value, indent=indent, ensure_ascii=False)
+    write(encoded(visible_json(line) if is_terminal(STDOUT) else line))
+
+
+def show_json_lines(lines: bytes) -> None:
+    """Write lines of NDJSON to stdout; on a terminal, with control characters escaped as JSON."""
+    write(visible_json(lines.decode()).encode() if is_terminal(STDOUT) else lines)
+
+
+def show_bytes(data: bytes) -> None:
+    """Write data to stdout as it is; on a terminal, with control characters escaped."""
+    write(visible(data.decode("utf-8", "backslashreplace")).encode() if is_terminal(STDOUT) else data)
 
 
 def encoded(text: str) -> bytes:

@@ -177,7 +177,7 @@ class Lines:
     def printed(self, terminal: str, line: str) -> None:
         self._shown[terminal] = shown = self._shown.get(terminal, 0) + 1
         if not self._measuring or shown <= _FIRST_FEW or line == "^C":
-            self._behind(terminal, Text(line))
+            self._behind(terminal, Text(output.visible(line)))
         elif shown == _FIRST_FEW + 1:
             self._behind(terminal, Text("…"))
 

@@ -14,6 +14,7 @@ from rich.panel import Panel
 from rich.rule import Rule
 from rich.text import Text
 
+from mqtool.cli.display import output
 from mqtool.cli.display.layout import terminal
 from mqtool.cli.display.play_lines import STYLES, Pace, chart, figures
 from mqtool.stage.terminal import Chart
@@ -89,7 +90,7 @@ class Panes:
         self._add(terminal, Text(f"$ {command}", _COMMAND))
 
     def printed(self, terminal: str, line: str) -> None:
-        self._add(terminal, Text(line))
+        self._add(terminal, Text(output.visible(line)))
 
     def _add(self, terminal: str, line: Text) -> None:
         with self._lock:

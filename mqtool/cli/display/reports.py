@@ -1,6 +1,5 @@
 """Reports: one queue (`queue show`), and findings (`doctor`) as text, NDJSON, and for Nagios and Prometheus."""
 
-import json
 import textwrap
 import time
 from collections import Counter
@@ -142,7 +141,7 @@ def _number(count: int | None) -> str:
 def show_queue(queue: QueueDetails, *, as_line: bool) -> None:
     """Print a queue on stdout, as one line of JSON or as text."""
     if as_line:
-        output.show(json.dumps(queue_as_json(queue), ensure_ascii=False))
+        output.show_json(queue_as_json(queue))
         return
     import shutil
 
@@ -157,19 +156,15 @@ _STATES = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
 _OK, _WARNING, CRITICAL, UNKNOWN = range(4)
 
 
-def findings_text(found: Sequence[Finding]) -> Iterator[str]:
-    """Yield two lines for each finding, or for a group of equal ones."""
+def show_findings(found: Sequence[Finding], *, as_json: bool) -> None:
+    """Print a JSON object for each finding; or two lines for each, or for a group of equal ones."""
+    if as_json:
+        for finding in found:
+            output.show_json({**asdict(finding), "severity": finding.severity})
+        return
     for finding, same in grouped(found):
-        line = f"{finding.where} {finding.what}{others(same)}"
-        if output.is_terminal(1):
-            line = output.visible(line)
-        yield f"{output.styled(line, '1', 1)}\n  {finding.hint}"
-
-
-def findings_ndjson(found: Sequence[Finding]) -> Iterator[str]:
-    """Yield a JSON object for each finding."""
-    for finding in found:
-        yield json.dumps({**asdict(finding), "severity": finding.severity}, ensure_ascii=False)
+        output.show(f"{finding.where} {finding.what}{others(same)}", style="1")
+        output.show(f"  {finding.hint}")
 
 
 def nagios_state(found: Sequence[Finding]) -> int:

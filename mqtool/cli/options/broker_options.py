@@ -22,6 +22,7 @@ from mqtool.cli.command_line import DURATION, NOT_CALLED, Call, option_group
 from mqtool.cli.display import output
 from mqtool.cli.invocation import current
 from mqtool.errors import MqtoolError, NotFound, UsageError
+from mqtool.spelling import quoted
 from mqtool.tutorials.dialects import LINES, NAMES, Dialect, Lines, Names
 
 URL = Option(
@@ -73,7 +74,7 @@ def ask(
     if confirmed or (protected is None and (yes or is_safe)):
         return
     if protected is not None:
-        what, hint = f"{what} in the protected context {protected!r}", f"pass --confirm {protected}"
+        what, hint = f"{what} in the protected context {protected!r}", f"pass --confirm {quoted(protected)}"
     if not output.is_terminal(0):
         raise UsageError(f"this would {what}", hint)
     if not typer.confirm(output.visible(f"{what}?"), err=True):

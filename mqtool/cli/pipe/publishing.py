@@ -5,7 +5,6 @@ commands/X ── read_messages() ──> pipe/source ── messages ──> tu
 """
 
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +25,7 @@ from mqtool.cli.pipe.source import Addressing, Input, read_messages
 from mqtool.delays import original
 from mqtool.errors import MqtoolError, NotConfirmed, SomeFailed, UsageError
 from mqtool.message import Confirmation, Message, Receipt
+from mqtool.spelling import quoted
 from mqtool.topology import Exchange, Queue
 
 if TYPE_CHECKING:
@@ -303,7 +303,7 @@ def _show_neighbour(access: Access, exchange: Exchange) -> None:
     with suppress(MqtoolError):
         if (near := bound_neighbour(access.management(_HINT_PATIENCE), access.vhost, exchange)) is not None:
             has = counted(near.bindings, "binding")
-            output.notice(f"exchange {near.name!r} has {has}; to publish there: -e {shlex.quote(near.name)}")
+            output.notice(f"exchange {near.name!r} has {has}; to publish there: --exchange={quoted(near.name)}")
 
 
 def _delayed(

@@ -25,6 +25,7 @@ from mqtool.duration import compact_duration
 from mqtool.errors import AccessRefused, NotFound, SomeFailed, TimedOut, Unavailable, UsageError
 from mqtool.inspection.listing import counted
 from mqtool.message import Delivery
+from mqtool.spelling import pasteable
 from mqtool.topology import Queue
 from mqtool.tutorials.dialects import declaring_otherwise
 from mqtool.work.exec_command import ExecCommand
@@ -291,7 +292,9 @@ def work(command: str, options: ProgramOptions, named: UsedQueueOptions, receivi
                 sums = _SUMS | ({"suppressed": "suppressed"} if handled else {})
                 output.status(", ".join(f"{worker.counts[what]:,} {said}" for what, said in sums.items()))
     if (dead := worker.counts["dead"]) and stopping.requested() is None:
-        raise SomeFailed(f"{counted(dead, 'message')} failed for good", f"see them with 'mqtool dlq show {queue.name}'")
+        raise SomeFailed(
+            f"{counted(dead, 'message')} failed for good", f"to see them: {pasteable('dlq show', queue.name)}"
+        )
 
 
 def handled_messages(dedup: DedupOptions) -> "HandledMessages | None":

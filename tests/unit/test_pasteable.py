@@ -1,0 +1,81 @@
+"""What a person sees and pastes: foreign names are escaped on a terminal, and quoted in command lines."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import mqtool
+from mqtool.cli import app
+from mqtool.cli.display import output
+from mqtool.spelling import pasteable
+
+COMMANDS = set(app.COMMANDS)
+SOURCES = sorted(Path(mqtool.__file__).parent.rglob("*.py"))
+NAMES = [
+    "jobs",
+    "two words",
+    "x fanout; touch P #",
+    "$HOME `id`",
+    "it's",
+    "--yes",
+    "-q",
+    "\x1b]0;x\x07",
+    "q\udcff",
+    "käse",
+    "\u202e",
+]
+#: Where mqtool's own names are put into command lines: of tutorials, drills, help topics and cheat sheets.
+_OWN_NAMES = {"tutorial", "drill", "help", "cheat", "fault", "list"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_printed_command_line_has_the_name_as_one_word(name: str) -> None:
+    """Pasted into bash, it runs one command, with the name as an argument that is no option."""
+    script = f"mqtool() {{ printf '%s\\0' \"$@\"; }}; {pasteable('queue delete', name)}"
+    words = subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout.split(b"\0")[:-1]
+    assert words == [
+        b"queue",
+        b"delete",
+        *([b"--"] if name.startswith("-") else []),
+        name.encode("utf-8", "surrogateescape"),
+    ]
+    script = f"mqtool() {{ printf '%s\\0' \"$@\"; }}; {pasteable('receive --queue=', name)}"
+    words = subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout.split(b"\0")[:-1]
+    assert words == [b"receive", b"--queue=" + name.encode("utf-8", "surrogateescape")]
+
+
+def test_every_printed_command_line_is_quoted() -> None:
+    """No f-string puts a value into a command line of mqtool, except names of mqtool's own."""
+    found = []
+    for path in SOURCES:
+        if {"plays", "drills", "plain_pika", "plain_rstream"} & set(path.parts):
+            continue  # their commands are typed, with names of their own
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.JoinedStr):
+                continue
+            text = "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+            lines = re.findall(r"mqtool (?:[a-z-]+ )+(?:[\w'=-]* ?)*\{\}", text)
+            found += [f"{path}:{node.lineno}: {line}" for line in lines if line.split()[1] in COMMANDS - _OWN_NAMES]
+    assert found == []
+
+
+def test_stdout_is_written_in_one_place() -> None:
+    """Commands print with functions that escape what a terminal would obey; write() is for the display alone."""
+    commands = [path for path in SOURCES if path.parts[-2] in ("commands", "pipe")]
+    assert [str(path) for path in commands if "output.write(" in path.read_text()] == []
+
+
+@pytest.mark.parametrize(
+    "character", ["\x1b", "\x9b", "\u200b", "\ufeff", "\u202e", "\u2066", "\U000e0041", "\u00ad", "\udcff"]
+)
+def test_what_a_terminal_would_obey_or_hide_is_shown_as_an_escape(character: str) -> None:
+    """In text, and in JSON, which stays the same JSON."""
+    assert output.visible(f"a{character}b") == f"a{character.encode('unicode_escape').decode()}b"
+    import json
+
+    shown = output.visible_json(json.dumps(f"a{character}b", ensure_ascii=False))
+    assert shown.isascii()
+    assert json.loads(shown) == f"a{character}b"
