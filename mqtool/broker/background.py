@@ -3,63 +3,78 @@
 import contextlib
 import os
 import signal
+import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from mqtool.errors import MqtoolError
 
+_PROC = Path("/proc")
 _CHUNK = 65536
 #: A log of more bytes than this is renamed to log.1 at the next start.
 _LONG_LOG = 10_000_000
 _STARTING = b"== mqtool:"
 
 
-def is_running(pid: int, command_has: str) -> bool:
-    """Tell whether a process that mqtool started is still running.
+class Process(NamedTuple):
+    """A process that mqtool started.
 
-    Args:
+    Attributes:
         pid: its process id; 0 if it was never started.
-        command_has: a part of its command line. Another process may have the id by now.
+        born: when it was started, which tells it from a later process with the same id; see birth().
     """
-    if not pid:
-        return False
+
+    pid: int = 0
+    born: str = ""
+
+
+def birth(pid: int) -> str:
+    """When a process was started, in the words of the operating system; empty if it is not running."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)  # reap it if it is our child and has ended
+    if not _PROC.exists():
+        return subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
     try:
-        os.kill(pid, 0)
-        if not Path("/proc/self").exists():  # not Linux: trust the process id
-            return True
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        # What follows the name in parentheses is counted from the third field on.
+        fields = Path(f"{_PROC}/{pid}/stat").read_text().rpartition(")")[2].split()
     except (ProcessLookupError, FileNotFoundError):
-        return False
-    # A process that is just starting has no command line yet.
-    return state != "Z" and (not command or command_has.encode() in command)
+        return ""
+    boot = Path(f"{_PROC}/sys/kernel/random/boot_id")
+    return "" if fields[0] == "Z" else f"{boot.read_text()[:8] if boot.exists() else 0}-{fields[19]}"
 
 
-def terminate(pids: Sequence[int], command_has: str, patience: float) -> None:
+def started(pid: int) -> Process:
+    """A process that has just been started."""
+    return Process(pid, birth(pid))
+
+
+def is_running(process: Process) -> bool:
+    """Tell whether a process that mqtool started is still running."""
+    return bool(process.pid and process.born) and birth(process.pid) == process.born
+
+
+def terminate(processes: Iterable[Process], patience: float) -> None:
     """Send TERM to the processes that are running, and wait until they have ended.
 
     Args:
-        pids: process ids; see is_running().
-        command_has: a part of their command lines.
+        processes: the processes.
         patience: seconds to wait.
 
     Raises:
         MqtoolError: a process has not ended in time.
     """
-    running = [pid for pid in pids if is_running(pid, command_has)]
-    for pid in running:
-        os.kill(pid, signal.SIGTERM)
+    running = [each for each in processes if is_running(each)]
+    for process in running:
+        os.kill(process.pid, signal.SIGTERM)
     deadline = time.monotonic() + patience
-    for pid in running:
-        while is_running(pid, command_has):
+    for process in running:
+        while is_running(process):
             if time.monotonic() > deadline:
-                raise MqtoolError(f"process {pid} did not end")
+                raise MqtoolError(f"process {process.pid} did not end")
             time.sleep(0.01)
 
 

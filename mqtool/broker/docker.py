@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from docker.client import DockerClient
     from docker.models.containers import Container
 
-_MANAGEMENT = 15672
 _MEMORY = "1g"
 #: The label of the containers that mqtool starts. Its value is the broker's state directory.
 _LABEL = "mqtool.directory"
@@ -56,9 +55,10 @@ class Docker(Starter):
         count = wanted.nodes
         directory = state.directory(wanted.name)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        first = ports.choose(wanted.port, ports.AMQP)
+        before = state.load_stopped(wanted.name)
+        first = ports.choose(wanted.port, (ports.AMQP,))
         amqp_ports = [first, *(ports.free_port() for _ in range(count - 1))]
-        management = ports.choose(wanted.management_port, _MANAGEMENT)
+        management = ports.choose(wanted.management_port, ports.usual_management(before))
         name = f"mqtool-{wanted.name}"
         containers = [f"{name}-{number}" for number in range(1, count + 1)] if wanted.cluster else [name]
         with daemon_of_this_machine() as daemon:
@@ -75,7 +75,7 @@ class Docker(Starter):
                     **({"built_on": wanted.image} if wanted.image else {}),
                     "data": f"volume{'s'[: count > 1]} {', '.join(containers)}",
                     "containers": containers,
-                    **ports.stream_url(wanted.stream_port),
+                    **({} if wanted.cluster else ports.stream_url(wanted.stream_port, before)),
                 },
                 nodes=count,
             )
@@ -179,7 +179,7 @@ def _run(daemon: "DockerClient", started: Started, number: int, *, network: str)
     environment = {"MQTOOL_PUBLISHED_ON": ports.HOST}
     published = {ports.AMQP: urlsplit(started.url.split(",")[number]).port}
     if number == 0:
-        published[_MANAGEMENT] = urlsplit(started.details["management"]).port
+        published[ports.MANAGEMENT] = urlsplit(started.details["management"]).port
     if started.nodes > 1:
         environment["MQTOOL_CLUSTER"] = names[0]
     if streams := urlsplit(started.details.get("streams", "")).port:

@@ -1,19 +1,27 @@
 """The embedded broker as a background process of `broker up`."""
 
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from mqtool.broker import background, ports, state
+from mqtool.broker.background import Process
 from mqtool.broker.embedded.model.profile import DEFAULT
 from mqtool.broker.embedded.settings import Settings
 from mqtool.broker.starter import Starter
 from mqtool.broker.state import Started, Wanted
 from mqtool.errors import MqtoolError, UsageError
+
+if TYPE_CHECKING:
+    from mqtool.broker.embedded.server import Server
 
 _MODULE = "mqtool.broker.embedded"
 _PATIENCE = 15.0
@@ -25,51 +33,93 @@ class Embedded(Starter):
     kind = "embedded"
 
     def start(self, wanted: Wanted) -> Started:
+        return _run(self._planned(wanted))
+
+    def _planned(self, wanted: Wanted) -> Started:
+        """Choose the ports and the directory of a new broker."""
         if wanted.cluster or wanted.image:
             option = "--cluster" if wanted.cluster else "--image"
             raise UsageError(f"the embedded broker does not support {option}", f"use --kind docker with {option}")
         directory = state.directory(wanted.name)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return _run(
-            Started(
-                name=wanted.name,
-                kind=self.kind,
-                url=f"amqp://guest:guest@{ports.HOST}:{ports.choose(wanted.port, ports.AMQP, wanted.listen)}",
-                pid=0,
-                directory=str(directory),
-                details={
-                    "management": f"http://{ports.HOST}:{ports.choose(wanted.management_port)}",
-                    "data": state.IN_MEMORY if wanted.in_memory else str(wanted.data_dir or directory / "embedded"),
-                    **({"listen": wanted.listen} if wanted.listen else {}),
-                    **ports.stream_url(wanted.stream_port, wanted.listen),
-                    **({"like": wanted.like} if wanted.like else {}),
-                    **({"tls_files": list(map(str, wanted.tls))} if wanted.tls else {}),
-                },
-            )
+        before = state.load_stopped(wanted.name)
+        port = ports.choose(wanted.port, (ports.AMQP,), wanted.listen)
+        management = ports.choose(wanted.management_port, ports.usual_management(before))
+        return Started(
+            name=wanted.name,
+            kind=self.kind,
+            url=f"amqp://guest:guest@{ports.HOST}:{port}",
+            pid=0,
+            directory=str(directory),
+            details={
+                "management": f"http://{ports.HOST}:{management}",
+                "data": state.IN_MEMORY if wanted.in_memory else str(wanted.data_dir or directory / "embedded"),
+                **({"listen": wanted.listen} if wanted.listen else {}),
+                **ports.stream_url(wanted.stream_port, before, wanted.listen),
+                **({"like": wanted.like} if wanted.like else {}),
+                **({"tls_files": list(map(str, wanted.tls))} if wanted.tls else {}),
+            },
         )
 
+    def stay(self, wanted: Wanted, when_up: Callable[[Started], None]) -> None:
+        """Run a broker in this process until it is stopped by Ctrl-C, TERM or `broker down`.
+
+        Args:
+            wanted: the broker.
+            when_up: called in a thread once the broker listens. If it raises, the broker is stopped.
+
+        Raises:
+            MqtoolError: the broker does not start; or what `when_up` raised.
+        """
+        from mqtool.broker.embedded.__main__ import run  # here: other commands need no broker
+        from mqtool.broker.embedded.server import Server
+
+        started = self._planned(wanted)
+        failed: list[BaseException] = []
+
+        def listening(server: Server) -> None:
+            ready = replace(_listening(started, server), **background.started(os.getpid())._asdict())
+            state.save(ready)
+            threading.Thread(target=up, args=(ready,), daemon=True).start()
+
+        def up(ready: Started) -> None:
+            try:
+                when_up(ready)
+            except BaseException as error:  # raised below, in the caller's thread
+                failed.append(error)
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        log = Path(started.directory) / "log"
+        background.append_to_log(log).close()
+        code = run(_settings(started), log_file=log, when_ready=listening)
+        state.forget(started.name)
+        if failed:
+            raise failed[0]
+        if code:
+            raise MqtoolError("the embedded broker does not start", f"see {log}")
+
     def restart(self, started: Started) -> Started:
-        background.terminate([started.pid], _MODULE, _PATIENCE)
+        background.terminate([Process(started.pid, started.born)], _PATIENCE)
         return _run(started)
 
     def running(self, started: Started) -> int:
-        return int(background.is_running(started.pid, _MODULE))
+        return int(background.is_running(Process(started.pid, started.born)))
 
     def stop(self, started: Started) -> None:
-        background.terminate([started.pid], _MODULE, _PATIENCE)
+        background.terminate([Process(started.pid, started.born)], _PATIENCE)
         state.forget(started.name)
 
     def log(self, started: Started, follow: bool) -> Iterator[bytes]:
         return background.read_logs({"": Path(started.directory) / "log"}, follow)
 
 
-def _run(started: Started) -> Started:
-    """Start the process of a broker, and remember its id."""
+def _settings(started: Started) -> Settings:
+    """The settings of a broker's process."""
     from mqtool.broker.embedded.sockets.listener import Tls  # here: it needs asyncio, which is slow to import
 
     details = started.details
     listen, files = details.get("listen"), details.get("tls_files")
-    settings = Settings(
+    return Settings(
         ports.HOST,
         _port_of(started.url) or 0,
         None if details["data"] == state.IN_MEMORY else Path(details["data"]),
@@ -79,17 +129,32 @@ def _run(started: Started) -> Started:
         tls=Tls(*files) if files else None,
         like=details.get("like", DEFAULT),
     )
-    broker = launch(Path(started.directory), settings)
-    lines = wait_until_ready(broker, Path(started.directory))
-    urls = (3 if settings.stream_port else 2) * (2 if files else 1)
-    kept = {key: value for key, value in details.items() if key not in ("damage", "tls")}
-    if files:
+
+
+def _run(started: Started) -> Started:
+    """Start the process of a broker, and save it."""
+    settings, directory = _settings(started), Path(started.directory)
+    broker = launch(directory, settings)
+    lines = wait_until_ready(broker, directory)
+    urls = (3 if settings.stream_port else 2) * (2 if settings.tls else 1)
+    kept = {key: value for key, value in started.details.items() if key not in ("damage", "tls")}
+    if settings.tls:
         kept["tls"] = f"amqps://{ports.HOST}:{_port_of(lines[urls // 2])}"
     if damage := lines[urls:]:
         kept["damage"] = damage[0]
-    started = replace(started, pid=broker.pid, details=kept)
+    started = replace(started, **background.started(broker.pid)._asdict(), details=kept)
     state.save(started)
     return started
+
+
+def _listening(started: Started, server: "Server") -> Started:
+    """A broker in this process, with what is known once it listens."""
+    details = dict(started.details)
+    if tls := server.urls().get("amqp/ssl"):
+        details["tls"] = f"amqps://{ports.HOST}:{_port_of(tls)}"
+    if server.damage is not None:
+        details["damage"] = server.damage
+    return replace(started, details=details)
 
 
 def _port_of(url: str) -> int | None:

@@ -16,14 +16,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mqtool.broker import background, ports, state
+from mqtool.broker.background import Process
 from mqtool.broker.starter import Starter
 from mqtool.broker.state import Started, Wanted
 from mqtool.errors import MqtoolError, Unavailable, UsageError
 
 #: On Debian the rabbitmq-server on the PATH is a wrapper that requires root or the user rabbitmq; this is the script.
 _SERVERS = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"),)
-#: Part of the command line of the script, and of the Erlang process that it becomes.
-_COMMAND = "rabbit"
 _STOP_PATIENCE = 30.0
 _FIRST_PATIENCE = 60.0
 _STREAMS = "rabbitmq_stream"
@@ -87,8 +86,15 @@ def find_server() -> Path | None:
     return Path(found) if found else None
 
 
-def launch(node: Node, settings: Sequence[str] = ()) -> int:
-    """Start a node, and return its process id.
+def _has_streams() -> bool:
+    """Tell whether the installed RabbitMQ has the stream plugin, as it does since 3.9."""
+    server = find_server()
+    plugins = server and server.resolve().parent.parent / "plugins"
+    return not plugins or not plugins.is_dir() or any(plugins.glob(f"{_STREAMS}-*"))
+
+
+def launch(node: Node, settings: Sequence[str] = ()) -> Process:
+    """Start a node, and return its process.
 
     Args:
         settings: more lines for rabbitmq.conf.
@@ -116,7 +122,7 @@ def launch(node: Node, settings: Sequence[str] = ()) -> int:
             stderr=log,
             start_new_session=True,
         )
-    return server_process.pid
+    return background.started(server_process.pid)  # which becomes the node
 
 
 def _enable_plugins(file: Path, node: Node) -> str:
@@ -142,16 +148,6 @@ def _stream_settings(node: Node) -> list[str]:
         f"stream.advertised_host = {host}",
         f"stream.advertised_port = {port}",
     ]
-
-
-def runs(pid: int) -> bool:
-    """Tell whether a node is running."""
-    return background.is_running(pid, _COMMAND)
-
-
-def terminate(pids: Sequence[int]) -> None:
-    """Stop nodes, all at once. See background.terminate() for errors."""
-    background.terminate(pids, _COMMAND, _STOP_PATIENCE)
 
 
 def stop_epmd(port: int) -> None:
@@ -211,8 +207,10 @@ class PrivateNodes(Starter):
             stop_epmd(int(before.details["epmd_port"]))  # epmd outlives a node that was killed
         directory = state.directory(wanted.name)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        streams = ports.stream_url(wanted.stream_port, wanted.listen)
-        nodes = _nodes(wanted, directory, urlsplit(streams.get("streams", "")).port)
+        stopped = state.load_stopped(wanted.name)
+        has_streams = not wanted.cluster and (wanted.stream_port is not None or _has_streams())
+        streams = ports.stream_url(wanted.stream_port, stopped, wanted.listen) if has_streams else {}
+        nodes = _nodes(wanted, directory, urlsplit(streams.get("streams", "")).port, ports.usual_management(stopped))
         started = Started(
             name=wanted.name,
             kind=self.kind,
@@ -225,7 +223,7 @@ class PrivateNodes(Starter):
                 "epmd_port": nodes[0].epmd_port,
                 **({"listen": wanted.listen} if wanted.listen else {}),
                 **streams,
-                "members": [{"pid": 0, "node": asdict(each)} for each in nodes],
+                "members": [{"process": Process(), "node": asdict(each)} for each in nodes],
             },
             nodes=wanted.nodes,
         )
@@ -239,37 +237,38 @@ class PrivateNodes(Starter):
     def revive(self, started: Started) -> Started:
         members = [dict(member) for member in _members(started)]
         for number, member in enumerate(members):
-            if runs(member["pid"]):
+            if background.is_running(Process(*member["process"])):
                 continue
             own, first = (Node(**each["node"]) for each in (member, members[0]))
             if number and not Path(own.data).exists():
-                _wait_for(first, members[0]["pid"])
-            member["pid"] = pid = launch(own, _settings(own, first) if started.nodes > 1 else ())
+                _wait_for(first, Process(*members[0]["process"]))
+            member["process"] = process = launch(own, _settings(own, first) if started.nodes > 1 else ())
             details = {**started.details, "members": members}
-            started = replace(started, pid=0 if started.nodes > 1 else pid, details=details)
+            pid, born = (0, "") if started.nodes > 1 else process
+            started = replace(started, pid=pid, born=born, details=details)
             state.save(started)
         return started
 
     def restart(self, started: Started) -> Started:
-        terminate([member["pid"] for member in _members(started)])
+        background.terminate(_processes(started), _STOP_PATIENCE)
         return self.revive(started)
 
     def running(self, started: Started) -> int:
-        return sum(runs(member["pid"]) for member in _members(started))
+        return sum(map(background.is_running, _processes(started)))
 
     def is_ready(self, started: Started) -> bool:
         return not any(ports.is_free(each.port) for each in nodes_of(started))
 
     def stop(self, started: Started) -> None:
         started = state.load(started.name) or started  # nodes may have been started again since
-        terminate([member["pid"] for member in _members(started)])
+        background.terminate(_processes(started), _STOP_PATIENCE)
         stop_epmd(int(started.details["epmd_port"]))
         state.forget(started.name)
 
     def kill(self, started: Started, number: int) -> None:
-        pid = _members(started)[number]["pid"]
-        os.killpg(pid, signal.SIGKILL)
-        while runs(pid):
+        process = _processes(started)[number]
+        os.killpg(process.pid, signal.SIGKILL)
+        while background.is_running(process):
             time.sleep(0.01)
 
     def log(self, started: Started, follow: bool) -> Iterator[bytes]:
@@ -279,9 +278,9 @@ class PrivateNodes(Starter):
         )
 
 
-def _nodes(wanted: Wanted, directory: Path, stream_port: int | None) -> list[Node]:
-    first_port, epmd_port = ports.choose(wanted.port, ports.AMQP, wanted.listen), ports.free_port()
-    management_port = ports.choose(wanted.management_port)
+def _nodes(wanted: Wanted, directory: Path, stream_port: int | None, usual_management: list[int]) -> list[Node]:
+    first_port, epmd_port = ports.choose(wanted.port, (ports.AMQP,), wanted.listen), ports.free_port()
+    management_port = ports.choose(wanted.management_port, usual_management)
     data = wanted.data_dir or directory / ("cluster" if wanted.cluster else "data")
     names = [f"node-{number}" for number in range(1, wanted.nodes + 1)] if wanted.cluster else [""]
     return [
@@ -307,9 +306,13 @@ def nodes_of(started: Started) -> list[Node]:
 
 
 def _members(started: Started) -> Sequence[Mapping[str, Any]]:
-    """The nodes, each with the "pid" of its process, as saved in the broker's details."""
+    """The nodes, each with its "process", as saved in the broker's details."""
     members: Sequence[Mapping[str, Any]] = started.details["members"]
     return members
+
+
+def _processes(started: Started) -> list[Process]:
+    return [Process(*member["process"]) for member in _members(started)]
 
 
 def _settings(own: Node, first: Node) -> list[str]:
@@ -325,7 +328,7 @@ def _settings(own: Node, first: Node) -> list[str]:
     ]
 
 
-def _wait_for(first: Node, pid: int) -> None:
+def _wait_for(first: Node, process: Process) -> None:
     """Wait until the first node accepts connections. A node that cannot reach it would form its own cluster.
 
     Raises:
@@ -333,6 +336,6 @@ def _wait_for(first: Node, pid: int) -> None:
     """
     deadline = time.monotonic() + _FIRST_PATIENCE
     while ports.is_free(first.port):
-        if not runs(pid) or time.monotonic() > deadline:
+        if not background.is_running(process) or time.monotonic() > deadline:
             raise MqtoolError("the first node did not start", f"see {first.directory}/log")
         time.sleep(0.1)

@@ -1,15 +1,29 @@
 """Addresses and ports for brokers to listen on: loopback, and other addresses only on request."""
 
+import fcntl
+import os
 import random
 import socket
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+from urllib.parse import urlsplit
 
 from mqtool.errors import Unavailable
+
+if TYPE_CHECKING:
+    from mqtool.broker.state import Started
 
 HOST = "127.0.0.1"
 #: All addresses of this machine, with loopback.
 EVERY = "0.0.0.0"  # noqa: S104  # not where we listen by default
 AMQP = 5672
+MANAGEMENT = 15672
 STREAMS = 5552
+
+#: The lock files of the ports that this process has claimed.
+_claims: list[TextIO] = []
 
 
 def addresses(listen: str | None) -> list[str]:
@@ -17,8 +31,8 @@ def addresses(listen: str | None) -> list[str]:
     return [listen] if listen == EVERY else [HOST, *([listen] if listen else [])]
 
 
-def choose(wanted: int | None, usual: int | None = None, listen: str | None = None) -> int:
-    """The wanted port; if None, the usual one if that is free, else any free port.
+def choose(wanted: int | None, usual: Iterable[int] = (), listen: str | None = None) -> int:
+    """The wanted port; if None, the first of the usual ones that is free, else any free port.
 
     Args:
         listen: one more address on which it must be free.
@@ -33,16 +47,49 @@ def choose(wanted: int | None, usual: int | None = None, listen: str | None = No
             )
     if wanted is not None:
         return wanted
-    return usual if usual and all(is_free(usual, host) for host in addresses(listen)) else free_port()
+    for port in usual:
+        if all(is_free(port, host) for host in addresses(listen)) and _claim(port):
+            return port
+    return free_port()
 
 
-def stream_url(wanted: int | None, listen: str | None = None) -> dict[str, str]:
-    """Where streams are to be, as a detail of a broker; 0 for any free port, nothing for None.
+def _claim(port: int) -> bool:
+    """Keep a usual port from other `broker up` commands until this process ends; False if another one has it."""
+    directory = Path(tempfile.gettempdir()) / f"mqtool-{os.getuid()}"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    lock = (directory / f"port-{port}").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        return False
+    _claims.append(lock)
+    return True
+
+
+def usual_management(before: "Started | None") -> list[int]:
+    """The ports to try for the management API: where a stopped broker had it, and the usual one."""
+    return _usual(before, "management", MANAGEMENT)
+
+
+def stream_url(wanted: int | None, before: "Started | None", listen: str | None = None) -> dict[str, str]:
+    """The address of the stream protocol, as a detail of a broker.
+
+    Args:
+        wanted: the port; 0 for any free one, None for the one of the stopped broker, the usual one or any other.
+        before: the stopped broker with the same name.
+        listen: one more address on which the port must be free.
 
     Raises:
-        Unavailable: the port is taken.
+        Unavailable: the wanted port is taken.
     """
-    return {} if wanted is None else {"streams": f"rabbitmq-stream://{HOST}:{choose(wanted or None, None, listen)}"}
+    usual = () if wanted == 0 else _usual(before, "streams", STREAMS)
+    return {"streams": f"rabbitmq-stream://{HOST}:{choose(wanted or None, usual, listen)}"}
+
+
+def _usual(before: "Started | None", detail: str, usual: int) -> list[int]:
+    port = urlsplit(before.details.get(detail, "")).port if before is not None else None
+    return [port, usual] if port else [usual]
 
 
 def is_free(port: int, host: str = HOST) -> bool:

@@ -3,10 +3,12 @@
 https://specifications.freedesktop.org/basedir-spec/latest/
 """
 
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +30,9 @@ class Wanted:
 
     Attributes:
         port: for AMQP; None for 5672 if that is free, else any free port.
-        management_port: for its management API; None for any free port, with Docker 15672 if that is free.
-        stream_port: for the stream protocol; 0 for any free port, None for none (not with a cluster).
+        management_port: for its management API; None for where it was before, 15672 if that is free, or any free port.
+        stream_port: for streams (not with a cluster); None for where they were before, 5552 if that is free, or any
+            free port; 0 for any free port.
         data_dir: for its messages; None for a directory beside its log.
         in_memory: keep nothing on disk (embedded broker only).
         image: RabbitMQ image to build on (Docker only); None for the one that mqtool is tested with.
@@ -67,7 +70,7 @@ class Started:
         kind: the value of a choice.Kind.
         url: for AMQP connections, with commas between the nodes of a cluster. It may hold a password: show it only on
             request.
-        pid: the process to stop; 0 if there is more than one, or none.
+        pid, born: the process to stop, see background.Process; 0 and empty if there is more than one, or none.
         directory: for its data, log and configuration.
         details: what else its kind needs to know, with "data" and, where they were asked for, "listen", "built_on",
             "streams" (the URL of the stream port), "definitions" (a file), "tls_files" and "like".
@@ -81,6 +84,7 @@ class Started:
     directory: str
     details: Mapping[str, Any]
     nodes: int = 1
+    born: str = ""
 
     @property
     def management(self) -> "Management":
@@ -116,6 +120,16 @@ def differing(started: Started, kind: str, wanted: Wanted) -> list[str]:
         "--tls-cert": list(map(str, wanted.tls)) in ([], details.get("tls_files")),
     }
     return [option for option, as_asked in agrees.items() if not as_asked]
+
+
+@contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Let no other command start or stop the broker with this name meanwhile."""
+    where = directory(name)
+    where.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (where / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def home() -> Path:

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from mqtool.broker.choice import STARTERS, Kind
 from mqtool.broker.embedded.testing.authority import Authority
-from mqtool.broker.ports import free_port
+from mqtool.broker.ports import free_port, is_free
 from tests.brokers import own_broker
 from tests.cli.shell import Shell, wait_until
 
@@ -104,7 +105,9 @@ def test_a_broker_for_other_machines(home: Shell, kind: Kind, at_port: str) -> N
     up = home.run("mqtool", "broker", "up", f"--kind={kind}", "--name=mine", "--listen=127.0.0.2", at_port)
     (url,) = re.findall(r"export AMQP_URL=(amqp://remote:\S+@127\.0\.0\.2:\d+)", up.stderr)
     assert home.run("mqtool", "new-task", "from elsewhere", "-u", url).code == 0
-    assert home.run("mqtool", "broker", "env", "--name", "mine", "--remote").stdout == f"export AMQP_URL={url}\n"
+    assert home.run("mqtool", "broker", "env", "--name", "mine", "--remote").stdout.startswith(
+        f"export AMQP_URL={url}\n"
+    )
 
     status = home.run("mqtool", "broker", "status", "--name", "mine").stdout
     assert "remote:" not in status
@@ -227,6 +230,55 @@ def test_damage_to_the_data_is_said(home: Shell, at_port: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [Kind.EMBEDDED, Kind.NODE])
+def test_a_foreground_killed_while_it_starts_leaves_no_broker(home: Shell, kind: Kind, at_port: str) -> None:
+    """kill -9 in its first moments."""
+    own_broker(kind)
+    foreground = home.start("mqtool", "broker", "up", "--kind", kind, "--foreground", at_port)
+    foreground.wait_for_stderr("starting ")
+    foreground.process.send_signal(signal.SIGKILL)
+    foreground.process.wait()
+    port = int(at_port.partition("=")[2])
+    time.sleep(1)
+    wait_until(lambda: is_free(port) and home.run("mqtool", "broker", "status").code == 69, "the broker has ended")
+
+
+def test_the_embedded_broker_in_the_foreground_is_one_process(home: Shell, at_port: str) -> None:
+    """The command itself is the broker."""
+    foreground = home.start("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--foreground", at_port)
+    foreground.wait_for_stdout(" is up at ")
+    pid = int(re.findall(r"process +(\d+)", home.run("mqtool", "broker", "status").stdout)[0])
+    assert not Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    assert home.run("mqtool", "broker", "down").code == 0
+    assert foreground.wait().code == 0
+
+
+def test_a_process_id_that_is_used_again_is_not_the_broker(home: Shell) -> None:
+    """`down` stops no other broker that has the process id of a dead one by now."""
+    up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--port", str(free_port()))
+    home.run(*up, "--name", "a")
+    home.run("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", "--port", str(free_port()), "--name", "b")
+    [a], [b] = (list(home.directory.glob(f"state/**/{name}/broker.json")) for name in "ab")
+    saved, other = json.loads(a.read_text()), json.loads(b.read_text())
+    os.kill(saved["pid"], signal.SIGKILL)
+    a.write_text(json.dumps({**saved, "pid": other["pid"]}))
+    assert home.run("mqtool", "broker", "status", "--name", "a").code == 69
+    assert home.run("mqtool", "broker", "down", "--name", "a").code == 0
+    assert home.run("mqtool", "broker", "status", "--name", "b").code == 0
+
+
+def test_ports_stay_over_down_and_up(home: Shell, at_port: str) -> None:
+    """The stream protocol is there from the start; it and the management API are where they were."""
+    up = ("mqtool", "broker", "up", "--kind", "embedded", at_port)
+    ports = []
+    for _ in range(2):
+        home.run(*up)
+        details = json.loads(next(home.directory.glob("state/**/default/broker.json")).read_text())["details"]
+        ports.append((details["management"], details["streams"]))
+        home.run("mqtool", "broker", "down")
+    assert ports[0] == ports[1]
+
+
+@pytest.mark.parametrize("kind", [Kind.EMBEDDED, Kind.NODE])
 def test_a_killed_foreground_leaves_no_broker(home: Shell, kind: Kind, at_port: str) -> None:
     """Not even after kill -9."""
     own_broker(kind)
@@ -234,6 +286,7 @@ def test_a_killed_foreground_leaves_no_broker(home: Shell, kind: Kind, at_port: 
     foreground.wait_for_stdout(" is up at ")
     pid = int(re.findall(r"process +(\d+)", home.run("mqtool", "broker", "status").stdout)[0])
     foreground.process.send_signal(signal.SIGKILL)
+    foreground.process.wait()
     wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the broker has ended")
     wait_until(lambda: home.run("mqtool", "broker", "status").code == 69, "it is forgotten")
 

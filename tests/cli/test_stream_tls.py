@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from mqtool.broker import node, ports
+from mqtool.broker import background, node, ports
 from mqtool.broker.choice import Kind
 from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.broker.embedded.testing.authority import Authority
@@ -40,12 +40,12 @@ def encrypted(request: pytest.FixtureRequest, amqp_tls: Authority, tmp_path: Pat
         f"stream.advertised_tls_port = {free[6]}",
         *(f"ssl_options.{name} = {path}" for name, path in files.items()),
     ]
-    pid = node.launch(wanted, settings)
+    process = node.launch(wanted, settings)
     try:
         wait_until(lambda: not any(map(ports.is_free, free[4:])), "the node to listen", 60)
         yield Encrypted(f"amqps://guest:guest@127.0.0.1:{free[5]}", ("--stream-port", str(free[6])))
     finally:
-        node.terminate([pid])
+        background.terminate([process], 30)
         node.stop_epmd(wanted.epmd_port)
 
 

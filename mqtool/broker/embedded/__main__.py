@@ -5,6 +5,7 @@ import asyncio
 import logging
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -21,7 +22,12 @@ _WASTE = 64 * 1024 * 1024
 
 
 def run(
-    settings: Settings, *, ready_file: Path | None = None, log_file: Path | None = None, print_url: bool = False
+    settings: Settings,
+    *,
+    ready_file: Path | None = None,
+    log_file: Path | None = None,
+    print_url: bool = False,
+    when_ready: Callable[[Server], None] = lambda _: None,
 ) -> int:
     """Run a broker until SIGTERM or SIGINT, and return the exit code.
 
@@ -30,6 +36,7 @@ def run(
         ready_file: written once the broker listens: its URLs and any damage, one per line. Removed at the end.
         log_file: where to log; None for stderr.
         print_url: print the URLs once the broker listens.
+        when_ready: called on the event loop once the broker listens.
     """
     logging.basicConfig(filename=log_file, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
 
@@ -42,6 +49,7 @@ def run(
         _Memory(server.broker.ledger).look()
         if ready_file is not None:
             _write(ready_file, server)
+        when_ready(server)
 
     try:
         serve(settings, ready)

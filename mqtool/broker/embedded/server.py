@@ -279,7 +279,7 @@ async def run(settings: Settings, stop: asyncio.Event, when_ready: Callable[[Ser
 
 
 def serve(settings: Settings, when_ready: Callable[[Server], None] = lambda _: None) -> None:
-    """Run a broker until SIGTERM or SIGINT.
+    """Run a broker until SIGTERM, SIGINT or, unless it is ignored, SIGHUP.
 
     Args:
         settings: how to run it.
@@ -292,7 +292,8 @@ def serve(settings: Settings, when_ready: Callable[[Server], None] = lambda _: N
     async def until_stopped() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        ends_with_terminal = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+        for number in (signal.SIGTERM, signal.SIGINT, *ends_with_terminal):
             loop.add_signal_handler(number, stop.set)
         await run(settings, stop, when_ready)
 

@@ -13,7 +13,8 @@ from mqtool.broker import choice, readiness, state
 from mqtool.broker.choice import Kind, starter_of
 from mqtool.broker.embedded.model.profile import DEFAULT, Like
 from mqtool.broker.embedded.settings import TLS_OPTIONS, Settings, help_of
-from mqtool.broker.lifeline import stop_with_this_process
+from mqtool.broker.embedded_starter import Embedded
+from mqtool.broker.lifeline import holds, stop_with_this_process
 from mqtool.broker.readiness import wait_until_up, where_log_is
 from mqtool.broker.starter import Starter
 from mqtool.broker.state import DEFAULT_NAME, Started, Wanted
@@ -88,12 +89,21 @@ def up(
                 f"no broker answers at {access.address} ({choice.reason})", "unset it to start a broker here"
             )
     starter = _prepared(kind, wanted)
-    started = _start(starter, wanted, foreground=foreground)
-    _say_up(started, f"{starter.describe} is up")
-    if (url := readiness.remote_url(started)) is not None:
-        output.status(f"for another machine, not encrypted: export AMQP_URL={url}")
+    if foreground and isinstance(starter, Embedded):
+        output.status(f"starting {starter.describe} …")
+        starter.stay(wanted, lambda started: _say_new(_ready(readiness.remember_definitions(started, definitions))))
+        return
+    with state.locked(name):
+        started = _start(starter, wanted, foreground=foreground)
+    _say_new(started)
     if foreground:
         _stay(started)
+
+
+def _say_new(started: Started) -> None:
+    _say_up(started, f"{starter_of(started).describe} is up")
+    if (url := readiness.remote_url(started)) is not None:
+        output.status(f"for another machine, not encrypted: export AMQP_URL={url}")
 
 
 def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> tuple[Path, ...]:
@@ -156,10 +166,11 @@ def _prepared(kind: Kind, wanted: Wanted) -> Starter:
 def _start(starter: Starter, wanted: Wanted, *, foreground: bool) -> Started:
     """Start a broker, and wait until it is ready; without that, nothing is left of it."""
     output.status(f"starting {starter.describe} …")
+    lifeline = stop_with_this_process(wanted.name) if foreground else None
     with stopping.calling(lambda: None):  # no Ctrl-C between its start and remembering it
         started = readiness.remember_definitions(starter.start(wanted), wanted.definitions)
-        if foreground:
-            stop_with_this_process(started)
+        if lifeline is not None:
+            holds(lifeline, started)
     try:
         if stopping.requested() is not None:
             raise KeyboardInterrupt
