@@ -1,7 +1,9 @@
 """Thousands of malformed inputs: no crash, no traceback, no leak, and well-behaved clients beside them go on."""
 
+import socket
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -9,6 +11,7 @@ from tests.brokers import IN_CI
 from tests.protocol.broker_process import BrokerProcess
 from tests.protocol.conftest import Api
 from tests.protocol.hostile_inputs import AmqpInputs, Inputs, StreamInputs
+from tests.protocol.hostile_requests import LOGIN, Sender
 from tests.siege import Beside, throw
 
 INPUTS = 10_000 if IN_CI else 2_500
@@ -33,3 +36,27 @@ def test_malformed_inputs(tmp_path: Path, inputs: Inputs) -> None:
         assert process.stop() == 0
         assert "Traceback" not in process.log
         assert "internal error" not in process.log.lower()
+
+
+def test_hostile_requests(tmp_path: Path) -> None:
+    """Bodies of the management API that are almost right: answered in JSON, never with 500, and nothing is logged."""
+    with BrokerProcess(tmp_path, "--in-memory", "--management-port", "0", "--recording") as process:
+        sender = Sender(process.management_url, seed=19)
+        for _ in range(INPUTS):
+            sender.send()
+        assert sender.failures == []
+        assert Api(process.management_url)("GET", "overview")[0] == 200
+        assert process.stop() == 0
+        assert "Traceback" not in process.log
+
+
+@pytest.mark.parametrize("path", ["whoami", "queues/%2F/none", "nothing", "whoami?login=no"])
+def test_an_answer_to_head_has_no_body(tmp_path: Path, path: str) -> None:
+    """Neither one that is an error."""
+    with BrokerProcess(tmp_path, "--in-memory", "--management-port", "0") as process:
+        address = urlsplit(process.management_url)
+        with socket.create_connection((address.hostname, address.port), timeout=10) as client:
+            login = "" if "login=no" in path else f"authorization: {LOGIN['authorization']}\r\n"
+            client.sendall(f"HEAD /api/{path} HTTP/1.1\r\nconnection: close\r\n{login}\r\n".encode())
+            answer = b"".join(iter(lambda: client.recv(65_536), b""))
+        assert answer.endswith(b"\r\n\r\n"), answer

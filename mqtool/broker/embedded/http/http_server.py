@@ -11,6 +11,7 @@ import binascii
 import ipaddress
 import json
 import logging
+import math
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ class Request:
             HttpError: 400.
         """
         try:
-            value = json.loads(self.body, parse_constant=_no_constant) if self.body.strip() else {}
+            value = json.loads(self.body, parse_constant=_no_constant, parse_float=_finite) if self.body.strip() else {}
             json.dumps(value, ensure_ascii=False).encode()  # no lone surrogates: they cannot be sent
         except (ValueError, RecursionError) as error:
             raise bad_request("malformed json") from error
@@ -160,6 +161,8 @@ class HttpServer:
             log.debug("management client went away: %r", error)
             # Nothing that still waits to be sent may keep the connection.
             writer.transport.abort()
+        except asyncio.CancelledError:
+            log.debug("the broker stops")  # asyncio would log a task that ends by being cancelled
         finally:
             self._open -= 1
             self._strangers.pop(writer, None)
@@ -256,6 +259,12 @@ def _is_address(name: str) -> bool:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is out of range")
+    return number
 
 
 def _refusal(error: HttpError) -> Answer:
