@@ -27,21 +27,21 @@ MANAGEMENT_VARIABLE = "MQTOOL_MANAGEMENT_URL"
 _DEFAULT_URL = "amqp://localhost"
 _AMQP_PORT, _PORT, _TLS_PORT = 5672, 15672, 15671
 _STREAM, _STREAM_TLS = 5552, 5551
-#: From AMQP's port to that of the API, by custom.
+#: The management port is usually this much higher than the AMQP port.
 _APART = _PORT - _AMQP_PORT
-#: Seconds to see whether somebody listens.
+#: Seconds to wait for a connection when checking whether a port is open.
 _LOOK = 2.0
 
 
 class Access(NamedTuple):
-    """How to reach a broker. A command makes one only: a password on stdin can be read only once.
+    """How to reach a broker. Make one per command: a password on stdin can be read only once.
 
     Attributes:
         addresses: the broker's nodes.
-        management_url: as the user gave it; None looks for it.
-        wait: seconds to wait for the broker to come up; None does not wait.
-        backoff: between attempts to reconnect; None does not reconnect.
-        strict: fail if the broker has a queue or an exchange declared differently.
+        management_url: the URL of the management API; None means that mqtool looks for it.
+        wait: seconds to wait for the broker to accept connections; None to fail at once.
+        backoff: pauses between attempts to reconnect; None to give up when the connection is lost.
+        strict: fail if a queue or exchange exists with other settings.
         protected: the name of its context, if that is protected.
         confirmed: protected contexts that may be changed without asking.
         context: the name of the context that it comes from, if any.
@@ -59,7 +59,7 @@ class Access(NamedTuple):
 
     @property
     def address(self) -> Address:
-        """The first node."""
+        """The address of the first node."""
         return self.addresses[0]
 
     @property
@@ -76,8 +76,9 @@ class Access(NamedTuple):
         """Open a connection.
 
         Raises:
-            Unavailable, AccessRefused: no node can be reached, or none accepts the login.
-            UsageError: there are TLS files, but the URL has no TLS.
+            Unavailable: no node can be reached.
+            AccessRefused: no node accepts the login.
+            UsageError: TLS files are given, but the URL is without TLS.
         """
         self._check_tls()
 
@@ -93,7 +94,7 @@ class Access(NamedTuple):
             )
 
     def _within(self, connect: Callable[[], _T]) -> _T:
-        """Connect; if the user wants to wait for the broker, until it works."""
+        """Connect; with --wait, retry until it works or the time is over."""
         if self.wait is None:
             return connect()
         from mqtool.broker.readiness import connect_within
@@ -102,7 +103,7 @@ class Access(NamedTuple):
 
     @contextmanager
     def channel(self, *, mandatory: bool = False, confirm_timeout: float = CONFIRM_TIMEOUT) -> Iterator[Channel]:
-        """A channel that closes with its connection; Ctrl-C and TERM stop its consumers."""
+        """Open a connection and a channel for a `with` block. Ctrl-C and TERM stop the channel's consumers."""
         with self.connect() as connection:
             channel = connection.channel(strict=self.strict, mandatory=mandatory, confirm_timeout=confirm_timeout)
             with stopping.calling(channel.stop):
@@ -110,11 +111,11 @@ class Access(NamedTuple):
 
     @contextmanager
     def stream_channel(self, port: int | None, **settings: Any) -> "Iterator[StreamChannel]":
-        """A channel of the stream protocol, which has a port of its own; Ctrl-C and TERM stop its consumer.
+        """Open a channel of the stream protocol for a `with` block. Ctrl-C and TERM stop its consumer.
 
         Args:
-            port: None for that of the broker that mqtool started, else the usual one.
-            settings: as of StreamChannel.
+            port: the broker's stream port; None to use the one that mqtool started, or else the default port.
+            settings: further arguments of StreamChannel.
         """
         from mqtool.streams import StreamChannel
 
@@ -153,16 +154,16 @@ class Access(NamedTuple):
         )
 
     def management(self, patience: tuple[float, float] | None = None) -> "Management":
-        """The management API: at its URL, else where mqtool started it, else on the broker's host.
+        """Find the management API: at its URL, else where mqtool started it, else on the broker's host.
 
-        There, it is on port 15672, or by custom on AMQP's port + 10000.
+        On the broker's host, it is expected on port 15672, or on AMQP's port + 10000.
 
         Args:
-            patience: seconds to wait for a connection and for an answer; None for the usual ones.
+            patience: seconds to wait for a connection and for an answer; None for the defaults.
 
         Raises:
             UsageError: the URL is not valid.
-            Unavailable: what is there belongs to another broker, or there is neither an API nor a broker.
+            Unavailable: there is no API, or it belongs to another broker.
         """
         from mqtool.management import PATIENCE, Management
 
@@ -179,7 +180,7 @@ class Access(NamedTuple):
             password = address.password if url.password is None else unquote(url.password)
             return at(f"{url.scheme}://{host}{url.path}", user, password)
         host = f"[{address.host}]" if ":" in address.host else address.host
-        if address.tls:  # the password must not be sent in clear either
+        if address.tls:  # the password must not be sent unencrypted
             return at(f"https://{host}:{_TLS_PORT}")
         usual = at(f"http://{host}:{_PORT}")
         if address.port == _AMQP_PORT:
@@ -188,7 +189,7 @@ class Access(NamedTuple):
         return self._of_this_broker([beside, usual])
 
     def _of_this_broker(self, guesses: Sequence["Management"]) -> "Management":
-        """The first that is this broker's: a machine may run several, and a wrong answer would be worse than none."""
+        """The first of several APIs that belongs to this broker; a machine may run several brokers."""
         from mqtool.management import HOW_TO_ENABLE, listens_on
 
         failure: MqtoolError | None = None
@@ -207,7 +208,7 @@ class Access(NamedTuple):
         raise failure
 
     def _check_reachable(self) -> None:
-        """Raise Unavailable if the reason why there is no API is that there is no broker."""
+        """Raise Unavailable if the broker itself cannot be reached."""
         address = self.address
         try:
             socket.create_connection((address.host, address.port), _LOOK).close()
@@ -216,21 +217,21 @@ class Access(NamedTuple):
 
 
 def _notice(text: str) -> None:
-    """A notice of the connection; of something that is declared differently, with the --dialect that declares it so."""
+    """Print a connection's notice. If something is declared differently, add the --dialect that declares it so."""
     like = declaring_like(text)
     output.notice(f"{text}; --dialect {' or '.join(like)} declares it like that" if like else text)
 
 
 class Choice(NamedTuple):
-    """The broker that a command talks to.
+    """The broker that a command talks to, and where its name comes from.
 
     Attributes:
-        url: as of --url; it may hold a password.
-        reason: why it is this one, in words.
-        context: the context that it comes from, if any.
+        url: its URL, which may contain a password.
+        reason: where the URL comes from, for `broker status`: "from --url".
+        context: the context that the URL comes from, if any.
         variable: the environment variable that the URL comes from, if any.
-        is_typed: an option names it.
-        is_named: somebody has named it: it is not just what there is.
+        is_typed: the broker was named by an option.
+        is_named: the user named the broker in some way; False for `broker up` and the default.
     """
 
     url: str
@@ -246,23 +247,23 @@ class Choice(NamedTuple):
         return self.context.name if self.context and self.context.protected else None
 
     def management(self, given: str | None, *, is_typed: bool = True) -> str | None:
-        """The URL of its management API: as given, else the context's.
+        """The URL of the management API: the given one, or else the context's.
 
-        A URL from the environment says nothing about a context that was named on the command line.
+        A URL from the environment is ignored if the context was named on the command line.
         """
         if self.context is None or not self.is_typed or is_typed:
             return given or (self.context.management if self.context else None)
         return self.context.management
 
     def tls(self, given: TlsFiles) -> TlsFiles:
-        """Its TLS files: as given, else the context's."""
+        """The TLS files: the given ones, or else the context's."""
         if self.context is None:
             return given
         of = self.context
         return TlsFiles(given.ca or of.tls_ca, given.cert or of.tls_cert, given.key or of.tls_key)
 
     def addresses(self) -> list[Address]:
-        """Its nodes, without what else was given, and without asking for a password.
+        """The broker's nodes as in the URL: without --user or --vhost, and without running a password command.
 
         Raises:
             UsageError: the URL is not valid.
@@ -277,11 +278,11 @@ class Choice(NamedTuple):
 
 
 def choose(url: str | None = None, context: str | None = None, typed: Collection[str] = ()) -> Choice:
-    """The broker that is named: by option, by environment, by the context in use, by `broker up`; else localhost.
+    """Choose the broker: by option, environment, the context in use, `broker up`, in this order; else localhost.
 
     Args:
         url, context: from an option or from the environment.
-        typed: which of them, "url" and "context", are options that were typed.
+        typed: names of the options that were typed: "url", "context".
 
     Raises:
         UsageError: there is no such context.
@@ -310,7 +311,7 @@ def choose(url: str | None = None, context: str | None = None, typed: Collection
 def resolve_addresses(
     choice: Choice, *, user: str | None = None, vhost: str | None = None, password_file: Path | None = None
 ) -> list[Address]:
-    """The nodes of the broker, with the login that options, a password file or a password command give.
+    """The broker's nodes, with the login from options, a password file or the context's password command.
 
     Raises:
         UsageError: the URL, the user or the vhost is not valid, or the password file cannot be read.
@@ -330,13 +331,13 @@ def resolve_addresses(
 
 
 def is_same_node(one: Address, other: Address) -> bool:
-    """Whether two addresses are of one node."""
+    """Whether two addresses lead to the same node."""
     hosts = {one.host, other.host}
     return one.port == other.port and (len(hosts) == 1 or hosts <= {"localhost", "127.0.0.1"})
 
 
 def read_password(path: Path) -> str:
-    """The password in a file, or on stdin for `-`.
+    """Read a password from a file, or from stdin if the path is `-`.
 
     Raises:
         UsageError: it cannot be read.
@@ -350,7 +351,7 @@ def read_password(path: Path) -> str:
 
 
 def _parsed(url: str) -> SplitResult:
-    """A management URL. Its credentials are for the login, and must not be in a URL that errors show."""
+    """Split a management URL. Raises UsageError, without the password, if it is not valid."""
     try:
         parts = urlsplit(url)
         is_good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -364,7 +365,7 @@ def _parsed(url: str) -> SplitResult:
 
 
 def _started_with(address: Address, what: str = "management") -> str | None:
-    """The management URL, or another, of the broker, if mqtool started it."""
+    """A URL of a broker that mqtool started: of its management API, or its streams. None for other brokers."""
     from mqtool.broker import state
 
     for started in state.load_all():

@@ -17,8 +17,8 @@ from mqtool.errors import BadExpression, ExitCode, MqtoolError
 _TUTORIALS, _LEARN, _BROKER, _FAILURES = "Tutorials", "Learn", "Broker", "Failures"
 _SEE, _MANAGE, _MESSAGES = "See", "Manage", "Messages"
 
-#: Each command's module and its panel in the help. A module is imported only when its command is called: start-up time
-#: is what a person feels first.
+#: Each command's module and its heading in the help. Modules are imported only when their command is called, to
+#: keep start-up fast.
 COMMANDS = {
     "send": ("send_receive", _TUTORIALS),
     "receive": ("send_receive", _TUTORIALS),
@@ -71,7 +71,7 @@ COMMANDS = {
 
 
 class _Root(Group):
-    """`mqtool` itself. The module of a command is imported when the command is asked for."""
+    """The `mqtool` command. Imports the module of a subcommand only when it is called."""
 
     def __init__(self) -> None:
         version = TyperOption(
@@ -93,7 +93,7 @@ class _Root(Group):
         self._completing = False
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the words before the command's name; without any, say how to begin."""
+        """Parse the options before the subcommand. Without any arguments, show the start page."""
         if not args and not ctx.resilient_parsing:
             from mqtool.cli.help import page
 
@@ -105,11 +105,11 @@ class _Root(Group):
         return list(COMMANDS)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that words name, also by an alias."""
+        """Find the subcommand, also by an alias such as `publish`."""
         return super().resolve_command(ctx, usage.without_aliases(args))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of that name, or None; while a shell completes names, without importing it."""
+        """The subcommand with this name, or None. While completing names, it is not imported."""
         if cmd_name not in COMMANDS:
             return None
         module, panel = COMMANDS[cmd_name]
@@ -120,7 +120,7 @@ class _Root(Group):
         return command
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
-        """The names of commands, for the shell."""
+        """The names of subcommands, for completion in a shell."""
         self._completing = True
         return super().shell_complete(ctx, incomplete)
 
@@ -133,7 +133,7 @@ def _show_version(_context: Any, _option: Any, wanted: bool) -> None:
         raise typer.Exit
 
 
-#: In the environment when a shell asks what may come next.
+#: Set in the environment when a completion script asks for proposals.
 COMPLETE = "_MQTOOL_COMPLETE"
 
 app = _Root()
@@ -151,7 +151,7 @@ def run() -> NoReturn:
 
 
 def _exit_code() -> int:
-    """Run the command; turn what ended it into a message on stderr and an exit code."""
+    """Run the command. Print an error, if any, on stderr and return the exit code."""
     code: int
     try:
         code = app.main(standalone_mode=False, prog_name="mqtool") or ExitCode.OK
@@ -175,20 +175,20 @@ def _exit_code() -> int:
             f"unexpected error: {type(error).__name__}: {error}", "this is a bug in mqtool; --debug shows where"
         )
         code = ExitCode.FAILED
-    if code == 130 and stopping.requested():  # typer turns every KeyboardInterrupt into 130
+    if code == 130 and stopping.requested():  # typer exits with 130 on any KeyboardInterrupt
         code = 128 + (stopping.requested() or 0)
     return code
 
 
 def _complete() -> None:
-    """Let typer answer the shell; we have scripts of our own (completion.py), and so typer's are not set up."""
-    from typer.completion import completion_init  # type: ignore[attr-defined]  # it stands there, unlisted
+    """Prepare typer to answer the completion scripts in completion.py."""
+    from typer.completion import completion_init  # type: ignore[attr-defined]  # not in typer's __all__
 
     completion_init()
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit. If the reader of a pipe has gone, the exit code says so, and Python must not write to it again."""
+    """Flush and exit. If the reader of a pipe has gone, keep Python from reporting that on stderr."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -39,12 +39,12 @@ def option_group(group: type[_Group]) -> type[_Group]:
 
 @dataclass(frozen=True)
 class Call:
-    """How a command was called; a group of options with a field of this type is told.
+    """How a command was called. A field of this type in a group of options is filled in.
 
     Attributes:
         command: such as "queue purge".
-        typed: names of the parameters that were typed, and are neither defaults nor from the environment.
-        must_ask: it changes the broker, and asks no question of its own.
+        typed: names of the parameters that were typed; the others are defaults or from the environment.
+        must_ask: the command changes the broker, and has no question of its own about that.
     """
 
     command: str = ""
@@ -52,7 +52,7 @@ class Call:
     must_ask: bool = False
 
 
-#: Of options that no command line has given.
+#: For options that do not come from a command line, as in tests.
 NOT_CALLED = Call()
 
 
@@ -61,14 +61,14 @@ _Completion = Callable[[Context, str], list[str]]
 
 def _names_of(kind: str) -> _Completion:
     def complete(ctx: Context, incomplete: str) -> list[str]:
-        from mqtool.cli import completion  # only when a shell asks: it takes long to import
+        from mqtool.cli import completion  # only for completion, because it takes long to import
 
         return completion.on_broker(*given(ctx), kind, incomplete)
 
     return complete
 
 
-#: What a shell proposes for a value, by the name of the value in the help.
+#: Completes a value, by the value's name in the help.
 _COMPLETED = {
     "QUEUE": _names_of("queues"),
     "STREAM": _names_of("queues"),
@@ -78,7 +78,7 @@ _COMPLETED = {
 
 
 class _Leaf(NamedTuple):
-    """An option or argument: typer's parameter, and what turns the parsed value into the annotated type."""
+    """An option or argument: typer's parameter, and a function that converts its value to the annotated type."""
 
     parameter: Any
     convert: Callable[[Any], Any] | None
@@ -87,7 +87,7 @@ class _Leaf(NamedTuple):
 def _leaf(name: str, annotation: Any, default: Any, panel: str | None) -> _Leaf:
     """Make typer's parameter for an annotation such as Annotated[int, Option(...)].
 
-    An option is called as its field is, and a switch that is off by default has no --no- form.
+    An option is named after its field. A switch that is off by default has no --no- form.
     """
     kind, info = get_args(annotation)
     info = copy.copy(info)
@@ -108,7 +108,7 @@ def _leaf(name: str, annotation: Any, default: Any, panel: str | None) -> _Leaf:
 
 
 def _telling_errors(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
-    """A parser whose ValueError is the message that the user gets; defaults are not parsed."""
+    """Wrap a parser so that its ValueError becomes a usage error. Defaults are not parsed."""
 
     @functools.wraps(parse)
     def parsed(value: Any) -> Any:
@@ -121,7 +121,7 @@ def _telling_errors(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
 
 
 def _leaves(group: Any, without: Collection[str], instead: Mapping[str, Any]) -> Iterator[_Leaf]:
-    """The options of a group, with those of the groups within it."""
+    """The options of a group, including those of nested groups."""
     for each in fields(group):
         annotation = instead.get(each.name, each.type)
         if is_dataclass(annotation):
@@ -132,13 +132,13 @@ def _leaves(group: Any, without: Collection[str], instead: Mapping[str, Any]) ->
 
 
 def _default(annotation: Any, default: Any) -> Any:
-    """An argument is required unless it may be None."""
+    """The default of an option or argument. An argument is required unless its type allows None."""
     kind, info = get_args(annotation)
     return MISSING if isinstance(info, ArgumentInfo) and default is None and NoneType not in get_args(kind) else default
 
 
 def _made(group: Any, values: Mapping[str, Any], call: Call) -> Any:
-    """Make a group of options from the values of all; options that the command does not take keep their defaults."""
+    """Fill a group of options. Options that the command does not take keep their defaults."""
     made = {}
     for each in fields(group):
         if each.type is Call:
@@ -155,8 +155,8 @@ class Command(TyperCommand):
 
     Args:
         examples: command lines that run as they are.
-        without: names of options in its groups that it does not take.
-        instead: annotations of options in its groups that it takes otherwise, such as a name as an argument.
+        without: names of options of its groups to leave out.
+        instead: annotations that replace those of its groups, for example to take a name as an argument.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class Command(TyperCommand):
         """Call the function.
 
         Raises:
-            UsageError: a context is named before a command that has a broker of its own.
+            UsageError: -C is given, but the command uses a broker that mqtool starts.
         """
         command = " ".join(ctx.command_path.split()[1:])
         if (effect := effect_of(command)) is Effect.OWN and ctx.find_root().params.get("context") is not None:
@@ -216,7 +216,7 @@ class Command(TyperCommand):
 def given(ctx: Context) -> tuple[dict[str, Any], frozenset[str]]:
     """The values of a command's parameters, and the names of those that were typed.
 
-    A context that is named before the command (mqtool -C prod list queues) counts as typed after it.
+    -C before the command (mqtool -C prod list queues) counts like -C after it.
     """
     values: dict[str, Any] = dict(ctx.params)
     typed = {name for name in values if _is_typed(ctx, name)}
@@ -233,13 +233,13 @@ def _is_typed(ctx: Context, name: str) -> bool:
 
 
 class Commands:
-    """The commands of a module, or behind a word such as `queue`. Each is made when it is first asked for."""
+    """The commands of a module or of a group such as `queue`. Each is built when it is first used."""
 
     def __init__(self) -> None:
         self.makers: dict[str, Callable[[], TyperCommand | TyperGroup]] = {}
 
     def group(self, name: str, about: str) -> "Commands":
-        """Commands behind a word of their own."""
+        """Add a group of commands."""
         below = Commands()
         self.makers[name] = functools.cache(lambda: Group(name, about, below))
         return below
@@ -255,8 +255,8 @@ class Commands:
         """Make a function a command.
 
         Args:
-            examples, without, instead: as of Command.
-            name, about: the function's name and docstring, unless given.
+            examples, without, instead: see Command.
+            name, about: the command's name and help; by default the function's name and docstring.
         """
 
         def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -269,7 +269,7 @@ class Commands:
 
 
 class Group(TyperGroup):
-    """Commands behind a word; alone, it shows its help."""
+    """A group of commands, such as `queue`. Without a subcommand, it shows its help."""
 
     def __init__(self, name: str, about: str, commands: Commands, **settings: Any) -> None:
         super().__init__(
@@ -284,23 +284,23 @@ class Group(TyperGroup):
         self._makers = commands.makers
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the words before the command's name; without any, show the help."""
+        """Parse the options before the subcommand. Without any arguments, show the help."""
         if not args and not ctx.resilient_parsing:
             show_help(ctx)
         return super().parse_args(ctx, args)
 
     def list_commands(self, _ctx: Any) -> list[str]:
-        """The commands' names, in the order of the source."""
+        """The names of the subcommands."""
         return [*self._makers]
 
     def get_command(self, _ctx: Any, cmd_name: str) -> Any:
-        """The command of that name, or None."""
+        """The subcommand with this name, or None."""
         make = self._makers.get(cmd_name)
         return None if make is None else make()
 
 
 def time_limit(text: str) -> float:
-    """Seconds, from a duration other than 0."""
+    """Parse a duration greater than 0 into seconds."""
     seconds = duration_or_seconds(text)
     if not seconds:
         raise ValueError(f"{text!r} must be longer than 0")
@@ -308,12 +308,12 @@ def time_limit(text: str) -> float:
 
 
 def duration_or_seconds(text: str) -> float:
-    """Seconds, from a duration or a plain number. Not for delays and TTLs: RabbitMQ counts them in milliseconds."""
+    """Parse a duration, or a number of seconds. Delays and TTLs need a unit: RabbitMQ counts them in milliseconds."""
     return float(text) if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII) else parse_duration(text)
 
 
 def rate(text: str) -> float:
-    """Messages per second, from a number, or a number per s, m or h."""
+    """Parse a rate such as 500, 500/s or 10/m into messages per second."""
     parts = re.fullmatch(r"(\d+(?:\.\d+)?)(?:/(s|m|h))?", text, re.ASCII)
     if parts is None or not float(parts[1]):
         raise ValueError(f"{text!r} is not a rate such as 500/s")
@@ -321,7 +321,7 @@ def rate(text: str) -> float:
 
 
 def size(text: str) -> int:
-    """Bytes, from a number with a unit, such as 64KiB or 128MiB."""
+    """Parse a size such as 64KiB or 128MiB into bytes."""
     parts = re.fullmatch(r"(\d+)\s*(?:([KMG])(?:iB)?|B)?", text, re.IGNORECASE)
     if parts is None or not int(parts[1]):
         raise ValueError(f"{text!r} is not a size such as 64KiB or 128MiB")
@@ -329,7 +329,7 @@ def size(text: str) -> int:
 
 
 def header(text: str) -> tuple[str, Any]:
-    """A header, from key=text or key:=json."""
+    """Parse a header: key=text, or key:=json."""
     key, equals, value = text.partition("=")
     if not equals or not key.rstrip(":"):
         raise ValueError(f"{text!r} is not a header: write key=text, or key:=json for a typed value")
@@ -342,22 +342,22 @@ def header(text: str) -> tuple[str, Any]:
 
 
 def argument(text: str) -> tuple[str, Any]:
-    """An AMQP argument, written as a header is; a whole number is a number."""
+    """Parse an AMQP argument: like a header, but whole numbers become integers."""
     key, value = header(text)
     return key, int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
-#: How many of the headers a message must have.
+#: --match: whether a message must have all or any of the headers.
 Match = Annotated[Literal["all", "any"], Option(help="Match all of the headers, or any of them")]
 
 
 def header_option(about: str) -> Any:
-    """--header, for headers as a list of names and values."""
+    """The option --header, repeatable."""
     return Option("--header", "-H", parser=header, metavar="KEY=VALUE", help=about)
 
 
 def argument_option(about: str) -> Any:
-    """--argument, likewise."""
+    """The option --argument, repeatable."""
     return Option("--argument", parser=argument, metavar="KEY=VALUE", help=about)
 
 
@@ -368,19 +368,19 @@ def _offset(text: str) -> Any:
 
 
 def _condition(text: str) -> Any:
-    from mqtool.where import parse  # only where there is one: it takes a few milliseconds to import
+    from mqtool.where import parse  # only with --where, because it takes a few milliseconds to import
 
     return parse(text)
 
 
-#: A mqtool.where.Where.
+#: --where; the value is a mqtool.where.Where.
 Where = Annotated[
     Any | None,
     Option("--where", parser=_condition, metavar="CONDITION", help="Only messages that match (mqtool help where)"),
 ]
-#: For an option that takes a place in a stream.
+#: Settings of an option that takes an offset in a stream.
 OFFSET = dict[str, Any](parser=_offset, metavar="OFFSET")
-#: For an option that takes a duration, and for one that takes a duration other than 0.
+#: Settings of an option that takes a duration; TIME_LIMIT does not allow 0.
 DURATION = dict[str, Any](parser=duration_or_seconds, metavar="DURATION")
 TIME_LIMIT = dict[str, Any](parser=time_limit, metavar="DURATION")
 RATE = dict[str, Any](parser=rate, metavar="RATE")
@@ -388,5 +388,5 @@ RATE = dict[str, Any](parser=rate, metavar="RATE")
 ConfirmTimeout = Annotated[
     float, Option(rich_help_panel="Messages", help="Give up (exit 75) after this long without confirms", **TIME_LIMIT)
 ]
-#: Its default, in seconds.
+#: The default of --confirm-timeout, in seconds.
 CONFIRM_TIMEOUT = 20.0

@@ -1,12 +1,11 @@
 """Completion in the shells: their scripts, and names from the broker.
 
-typer has scripts too, and PowerShell gets typer's. Ours differ because names come from a broker, where anybody may have
-chosen them: nothing that is completed is ever evaluated, each name is quoted as the shell needs it, and one with a
-colon or a space stays whole. They ask as typer's fish script does: one proposal per line, a tab between it and its
-description; an empty line if there are none, and then the shell proposes files.
+PowerShell gets typer's script. Those for bash, zsh and fish are our own, because the names come from a broker and may
+contain anything: they are never evaluated, and are quoted for the shell. The scripts use the protocol of typer's fish
+script: one proposal per line, with its description after a tab. Without proposals, the shell completes file names.
 
-Somebody waits at the Tab key: after a third of a second (MQTOOL_COMPLETION_TIMEOUT), or without a broker, there are no
-names, and no error either. Names that a shell cannot show on one line are left out.
+If the broker does not answer within a third of a second (MQTOOL_COMPLETION_TIMEOUT), no names are proposed, and no
+error is shown. Names with line breaks or control characters are left out.
 """
 
 import os
@@ -25,7 +24,7 @@ _BASH = r"""
 _mqtool() {
     local line=${COMP_LINE:0:COMP_POINT} typed before proposal
     typed=${line##*[[:space:]]}
-    # bash splits words at colons and equals signs as well; it wants to hear only what comes after the last one.
+    # bash also splits words at colons and equals signs, and replaces only the part after the last one.
     before=${typed%"${typed##*[$COMP_WORDBREAKS]}"}
     case $before in *[:=]) ;; *) before= ;; esac
     COMPREPLY=()
@@ -65,7 +64,7 @@ _mqtool() {
         _files
     fi
 }
-if [[ $funcstack[1] == _mqtool ]]; then  # zsh has loaded it as a file of its fpath, and wants its answer
+if [[ $funcstack[1] == _mqtool ]]; then  # zsh loaded this file from fpath and expects proposals
     _mqtool
 else
     compdef _mqtool mqtool
@@ -94,10 +93,11 @@ _MOST = 200
 
 
 def on_broker(values: Mapping[str, Any], typed: Collection[str], kind: str, incomplete: str) -> list[str]:
-    """The "queues", "exchanges" or "vhosts" whose names start with what was typed so far.
+    """Names of queues, exchanges or vhosts on the broker that start with the text typed so far.
 
     Args:
-        values, typed: the command's options so far, and the names of those that were typed.
+        values: the values of the command's options so far.
+        typed: the names of the options that were typed.
     """
     import requests  # noqa: F401 - the clock starts after it
 
@@ -121,12 +121,12 @@ def _ask(values: Mapping[str, Any], typed: Collection[str], kind: str, incomplet
     login = {name: values.get(name) for name in ("user", "vhost", "password_file")}
     if str(login["password_file"]) == "-":
         del login["password_file"]
-    # Commands that do not use the management API have no option for it, but the environment may say where it is.
+    # Commands that do not use the management API have no option for its URL; the environment may have it.
     url = values.get("management") or os.environ.get(MANAGEMENT_VARIABLE)
     try:
         choice = choose(values.get("url"), values.get("context"), typed)
         if choice.context and choice.context.password_command and not login.get("password_file"):
-            return []  # nobody types a password at the Tab key
+            return []  # the command might ask for a password
         access = Access(
             resolve_addresses(choice, **login),
             choice.tls(TlsFiles(values.get("tls_ca"))),
@@ -148,6 +148,6 @@ def script(shell: Shell) -> str:
     if shell in _SCRIPTS:
         return _SCRIPTS[shell].strip()
 
-    from typer.completion import get_completion_script  # type: ignore[attr-defined]  # it stands there, unlisted
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]  # not in typer's __all__
 
     return get_completion_script(prog_name="mqtool", complete_var="_MQTOOL_COMPLETE", shell=shell)

@@ -7,7 +7,8 @@
     password-command = "pass show mq/prod"
     protected = true
 
-The file is read only where nothing else names the broker. It is its owner's: changes leave all other lines as they are.
+The file is only read if neither an option nor the environment names a broker by URL. `context add`, `use` and `rm`
+change only the lines that they must; comments stay.
 """
 
 import os
@@ -22,21 +23,21 @@ from mqtool.spelling import did_you_mean
 
 VARIABLE = "MQTOOL_CONTEXT"
 
-#: Characters that mean something to a shell only.
+#: A password command with one of these characters is run by a shell.
 _FOR_A_SHELL = re.compile(r"[|&;<>()$`*?~]")
 
 
 class Effect(Enum):
-    """What a command does to the broker of a context."""
+    """What a command does to the broker that it is told to use."""
 
-    CHANGES = auto()  #: It takes messages or changes settings. In a protected context, it asks first.
-    SENDS = auto()  #: It only adds messages.
-    READS = auto()
-    OWN = auto()  #: It is about a broker that mqtool starts itself, and refuses a context.
-    NONE = auto()  #: It uses no broker.
+    CHANGES = auto()  #: consumes messages or changes settings; asks first in a protected context
+    SENDS = auto()  #: only publishes messages
+    READS = auto()  #: leaves messages and settings as they are
+    OWN = auto()  #: uses a broker that mqtool starts, so it takes no context
+    NONE = auto()  #: uses no broker
 
 
-#: Every command, by its effect.
+#: Each command is in this table once. Protected contexts rely on it.
 EFFECTS = {
     Effect.CHANGES: """
         receive, worker, rpc-server, receive-delayed, offset-tracking receive, offset set, offset reset, replay, move,
@@ -68,7 +69,7 @@ EFFECTS = {
 
 
 def effect_of(command: str) -> Effect:
-    """What a command does to a broker.
+    """The effect of a command, from the table.
 
     Args:
         command: such as "queue purge".
@@ -77,13 +78,13 @@ def effect_of(command: str) -> Effect:
 
 
 class Context(NamedTuple):
-    """A broker by name.
+    """A broker with a name.
 
     Attributes:
-        url: as of --url.
-        management: as of --management.
-        password_command: prints the password, instead of the one in the URL.
-        protected: ask before anything in it is destroyed, even with --yes.
+        url: the broker's URL.
+        management: the URL of its management API.
+        password_command: a command that prints the password; used instead of a password in the URL.
+        protected: ask before a command changes anything there, even with --yes.
     """
 
     name: str
@@ -96,13 +97,13 @@ class Context(NamedTuple):
     protected: bool = False
 
     def __repr__(self) -> str:
-        return f"Context({self.name!r})"  # no passwords
+        return f"Context({self.name!r})"  # without the URL's password
 
     def password(self) -> str | None:
-        """What the password command prints on its first line; None without one.
+        """Run the password command and return the first line of its output; None if there is no command.
 
         Raises:
-            MqtoolError: it failed, or printed nothing.
+            MqtoolError: the command failed or printed nothing.
         """
         if self.password_command is None:
             return None
@@ -124,28 +125,29 @@ class Context(NamedTuple):
 
 
 _EDIT = "'mqtool context edit' opens the file"
-#: The keys of a context in the file, and their types there.
+#: The keys of a context in the file, and the types of their values.
 _KEYS = {each.replace("_", "-"): bool if each == "protected" else str for each in Context._fields[1:]}
 
 
 class Contexts(NamedTuple):
-    """All that a file holds.
+    """The contents of the file.
 
     Attributes:
-        in_use: the name of the context in use; None if none is.
+        in_use: the name of the context in use, if any.
+        known: all contexts by name.
     """
 
     in_use: str | None
     known: Mapping[str, Context]
 
     def named(self, name: str, said_by: str | None = None) -> Context:
-        """The context of that name.
+        """The context with this name.
 
         Args:
-            said_by: what asks for it, if that is not the command line.
+            said_by: where the name comes from, for the error message, unless it was typed.
 
         Raises:
-            UsageError: there is none.
+            UsageError: there is no such context.
         """
         if name in self.known:
             return self.known[name]
@@ -155,13 +157,13 @@ class Contexts(NamedTuple):
 
 
 def path() -> Path:
-    """The file; it may not exist yet."""
+    """The path of the file, which may not exist yet."""
     home = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
     return Path(home) / "mqtool" / "config.toml"
 
 
 def read() -> str:
-    """The file's text; empty if there is none.
+    """Read the file; return an empty string if it does not exist.
 
     Raises:
         UsageError: it cannot be read.
@@ -176,7 +178,7 @@ def read() -> str:
 
 
 def load() -> Contexts:
-    """The contexts in the file.
+    """Read and parse the file.
 
     Raises:
         UsageError: it cannot be read, or is not valid.
@@ -185,7 +187,7 @@ def load() -> Contexts:
 
 
 def names() -> list[str]:
-    """The names that a shell may propose."""
+    """The names of all contexts, for completion; empty if the file is not valid."""
     try:
         return [*load().known]
     except MqtoolError:
@@ -193,7 +195,7 @@ def names() -> list[str]:
 
 
 def parse(text: str) -> Contexts:
-    """The contexts in a file's text.
+    """Parse the text of the file.
 
     Raises:
         UsageError: it is not valid; the message names the line.
@@ -237,7 +239,7 @@ def _bad(line: int, what: str, hint: str | None = None) -> UsageError:
 
 
 def _line_of(text: str, key: str, table: str = "") -> int:
-    """Where a key is, or a table's header; 1 if it is written in an unusual way."""
+    """The line number of a key, or of a table's header; 1 if it is not found."""
     header = ""
     for number, line in enumerate(text.splitlines(), 1):
         if line.lstrip().startswith("["):

@@ -1,4 +1,4 @@
-"""What was typed, and what is meant: aliases, --help, and explanations of usage errors."""
+"""Aliases of commands, --help, and explanations of usage errors."""
 
 import re
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ _OTHER_OPTIONS = {
 
 
 def without_aliases(words: Sequence[str]) -> list[str]:
-    """A command line whose first words are the command's own name."""
+    """Replace an alias at the start of a command line, such as `publish`, by the command's name."""
     for typed, meant in ALIASES.items():
         if tuple(words[: len(typed)]) == typed:
             return [*meant, *words[len(typed) :]]
@@ -44,7 +44,7 @@ def without_aliases(words: Sequence[str]) -> list[str]:
 
 
 def help_options() -> list[TyperOption]:
-    """--help and --help-all, which show our own pages."""
+    """The options --help and --help-all."""
 
     def show(ctx: Any, option: Any, wanted: bool) -> None:
         if wanted and not ctx.resilient_parsing:
@@ -65,7 +65,11 @@ def help_options() -> list[TyperOption]:
 
 
 def show_help(ctx: Context, *, everything: bool = False) -> NoReturn:
-    """Print the help of the command that a context is about, and exit."""
+    """Print the help of a command and exit.
+
+    Args:
+        everything: show all options, not only the common ones.
+    """
     from mqtool.cli.help import description, page
 
     words = tuple(ctx.command_path.split()[1:])
@@ -78,7 +82,7 @@ def show_help(ctx: Context, *, everything: bool = False) -> NoReturn:
 
 
 def explain(error: typer.TyperException) -> tuple[str, str | None]:
-    """A sentence and a hint for what typer says of a command line."""
+    """Turn typer's usage error into a sentence and a hint."""
     context: Any = getattr(error, "ctx", None)
     path = context.command_path if context else "mqtool"
     how = f"'{path} --help' shows how it is written"

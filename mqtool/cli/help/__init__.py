@@ -1,1 +1,1 @@
-"""The help: the commands as data (description), as lines for a terminal (page), and topics to read."""
+"""The help: commands as data (description.py), pages for a terminal (page.py), and texts of topics and recipes."""

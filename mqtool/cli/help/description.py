@@ -14,8 +14,8 @@ from mqtool.duration import compact_duration
 from mqtool.topology import Exchange, Queue
 from mqtool.tutorials.dialects import NAMES, Dialect
 
-#: Of each group of options that commands share, by its panel: the topic that explains it, and the options of it that a
-#: command's --help shows; the others are a topic away.
+#: For each section of options: the help topic that explains it, and the options that a command's --help shows. The
+#: others are shown by --help-all and `mqtool help TOPIC`.
 PANELS = {
     "Topology": ("declaring", {"--queue", "--exchange", "--routing-key", "--durable", "--queue-type"}),
     "Messages": ("messages", {"--file", "--lines", "--json", "--header", "--key-pattern"}),
@@ -28,11 +28,11 @@ PANELS = {
     "Broker": ("connection", {"--url", "--context"}),
     "Help": ("help", {"--help", "--help-all"}),
 }
-#: Flags from other tools, which work and are not listed.
+#: Flags that work, for users of other tools, but are not shown.
 _UNLISTED = {"-n"}
-#: The command's own options come first.
+#: The order of sections in the help; the command's own options come first.
 _ORDER = ("", *(topic for topic, _ in PANELS.values()))
-#: What a tutorial's command takes where no option names another: a field of the dialect's names.
+#: The default queue or exchange of tutorial commands: a field of `Names` in tutorials/dialects.py.
 _TUTORIAL_NAMES = {
     ("send", "--queue"): "hello",
     ("receive", "--queue"): "hello",
@@ -55,14 +55,14 @@ class OptionHelp:
     """An option of a command.
 
     Attributes:
-        flags: such as ("-q", "--queue"); those that switch off again come last ("--no-reconnect").
-        value: the name of its value, "" for a switch.
+        flags: such as ("-q", "--queue"); flags that switch it off, such as "--no-reconnect", come last.
+        value: the name of its value in the help; "" for a switch.
         text: what it does, without its default.
-        default: what holds without it, "" where there is nothing to say.
-        variables: environment variables that stand in for it.
-        repeatable: it may be given several times.
-        topic: of its group, "" if it is the command's own.
-        is_common: shown by --help, not only by --help-all and its topic.
+        default: the default value as text; "" if none is shown.
+        variables: environment variables that set it.
+        repeatable: whether it may be given several times.
+        topic: the help topic of its section; "" for the command's own options.
+        is_common: whether --help shows it, and not only --help-all.
     """
 
     flags: tuple[str, ...]
@@ -76,7 +76,7 @@ class OptionHelp:
 
     @property
     def notes(self) -> str:
-        """What stands in parentheses behind the text: default, variables, repeatable."""
+        """The text in parentheses after an option: default, environment variables, repeatable."""
         notes = [f"default: {self.default}"] if self.default else []
         notes += [f"env: {', '.join(self.variables)}"] if self.variables else []
         notes += ["repeatable"] if self.repeatable else []
@@ -84,13 +84,13 @@ class OptionHelp:
 
     @property
     def syntax(self) -> str:
-        """The flags with the value, as one types them."""
+        """The flags and the value: "-q, --queue QUEUE"."""
         return f"{', '.join(self.flags)} {self.value}".rstrip()
 
 
 @dataclass(frozen=True)
 class ArgumentHelp:
-    """A positional argument: its name as in the usage line, and what it is."""
+    """A positional argument: its name in the usage line, and its text."""
 
     name: str
     text: str
@@ -102,11 +102,11 @@ class CommandHelp:
 
     Attributes:
         words: such as ("queue", "declare").
-        panel: of a top-level command, its heading in the list of all.
+        panel: the heading above a top-level command in `mqtool --help`.
         sentence: what it does, without a full stop.
-        details: paragraphs that say more; often none.
+        details: further paragraphs, if any.
         examples: command lines that run as they are.
-        commands: what is below it, where it is a group.
+        commands: its subcommands, if it is a group.
     """
 
     words: tuple[str, ...]
@@ -120,12 +120,12 @@ class CommandHelp:
 
     @property
     def path(self) -> str:
-        """As it is typed: "mqtool queue declare"."""
+        """The whole command: "mqtool queue declare"."""
         return " ".join(("mqtool", *self.words))
 
     @property
     def usage(self) -> str:
-        """The usage line, without "usage:"."""
+        """The usage line without the word "usage"."""
         if self.commands:
             return f"{self.path} COMMAND"
         options = ["[options]"] if self.options else []
@@ -133,10 +133,10 @@ class CommandHelp:
 
 
 def describe(command: Any, words: tuple[str, ...] = ()) -> CommandHelp:
-    """Describe one of typer's commands, or a group with all that is below it.
+    """Describe a command, or a group with all its subcommands.
 
     Args:
-        words: what is typed to get to it, after "mqtool".
+        words: the words of the command after "mqtool".
     """
     text = inspect.cleandoc(command.help or "").split("\n\n")
     below = command.list_commands(None) if hasattr(command, "list_commands") else ()
@@ -153,7 +153,7 @@ def describe(command: Any, words: tuple[str, ...] = ()) -> CommandHelp:
 
 
 def leaves(command: CommandHelp) -> Iterator[CommandHelp]:
-    """The commands below, without the groups."""
+    """All commands below a group, without the groups themselves."""
     if not command.commands:
         yield command
     for below in command.commands:
@@ -161,7 +161,7 @@ def leaves(command: CommandHelp) -> Iterator[CommandHelp]:
 
 
 def topic_options(command: CommandHelp, topic: str) -> list[OptionHelp]:
-    """The options of a topic, each once, whichever commands take them."""
+    """The options of all commands that belong to a topic, each once."""
     found: dict[str, OptionHelp] = {}
     for leaf in leaves(command):
         for option in leaf.options:
@@ -229,7 +229,7 @@ def _default(parameter: Any, words: tuple[str, ...]) -> str:
 
 
 def declared(thing: Exchange | Queue) -> str:
-    """How a tutorial declares something: "hello, a durable quorum queue"."""
+    """Describe a queue or exchange of a tutorial: "hello, a durable quorum queue"."""
     kind = thing.type if isinstance(thing, Exchange) else thing.arguments.get("x-queue-type", "classic")
     what = "exchange" if isinstance(thing, Exchange) else "queue"
     return f"{thing.name}, a {'durable' if thing.durable else 'transient'} {kind} {what}"

@@ -8,7 +8,7 @@ from importlib import resources
 from mqtool.cli.display.delivery_writer import TEMPLATE_PLACES
 from mqtool.cli.help.description import CommandHelp, OptionHelp
 
-#: In the order in which they are listed.
+#: The topics, in the order in which they are listed.
 TOPICS = (
     "connection",
     "delivery",
@@ -28,7 +28,7 @@ TOPICS = (
 
 
 def topic_text(name: str) -> tuple[str, str]:
-    """The title of a topic, and its paragraphs; one whose lines are indented is a table of two columns."""
+    """The title and the text of a topic. Indented paragraphs are tables of two columns."""
     title, _, text = (
         resources.files("mqtool.cli.help").joinpath(f"topics/{name}.txt").read_text("utf-8").partition("\n")
     )
@@ -36,31 +36,31 @@ def topic_text(name: str) -> tuple[str, str]:
     return title, text.strip().replace("{places}", places)
 
 
-#: Columns before the text of an option, where there is room for both side by side.
+#: The column at which the texts of options start, on a terminal that is wide enough.
 _INDENT = 26
 _NARROW = 70
-#: A panel of the overview whose commands' names say enough: they are RabbitMQ's own things.
+#: A heading of `mqtool --help` under which only names are listed.
 _NAMES_ONLY = "Manage"
 _WIDEST = 100
 
 
 def width() -> int:
-    """Columns to fill: the terminal's, but no more than are good to read."""
+    """The width of the terminal, up to 100 columns."""
     return min(shutil.get_terminal_size().columns, _WIDEST)
 
 
 def command_page(command: CommandHelp, columns: int, *, everything: bool = False) -> str:
-    """The help of a command, or of a group of commands.
+    """The help of a command or a group.
 
     Args:
-        columns: none of its lines is longer, except for a word that is.
-        everything: all options, not only the common ones.
+        columns: the width of lines.
+        everything: show all options, not only the common ones.
     """
     return "\n".join(_command_lines(command, columns, everything=everything)).rstrip()
 
 
 def topic_page(name: str, options: Sequence[OptionHelp], columns: int) -> str:
-    """A topic: its text, and the options that it is about."""
+    """The page of a topic: its text and its options."""
     title, text = topic_text(name)
     lines = [*textwrap.wrap(title, columns), ""]
     for paragraph in text.split("\n\n"):
@@ -73,7 +73,7 @@ def topic_page(name: str, options: Sequence[OptionHelp], columns: int) -> str:
 
 
 def start_page() -> str:
-    """What `mqtool` alone prints: how to begin."""
+    """What `mqtool` without arguments prints: how to begin."""
     return textwrap.dedent("""\
         mqtool: learn, script and operate RabbitMQ from the command line
 
@@ -86,7 +86,7 @@ def start_page() -> str:
 
 
 def overview_page(mqtool: CommandHelp, columns: int) -> str:
-    """`mqtool --help`: every command under its heading, and the topics."""
+    """The page of `mqtool --help`: all commands by heading, and the topics."""
     lines = ["usage: mqtool COMMAND", "", *textwrap.wrap(mqtool.sentence, columns)]
     panels = dict.fromkeys(command.panel for command in mqtool.commands)
     for panel in panels:
@@ -128,7 +128,7 @@ def _command_lines(command: CommandHelp, columns: int, *, everything: bool) -> I
 
 
 def _hidden(command: CommandHelp, columns: int) -> Iterator[str]:
-    """One line for each group with hidden options, and how to see them."""
+    """One line for each section with hidden options: how to see them."""
     hidden = [option for option in command.options if not option.is_common]
     rows = []
     for topic in dict.fromkeys(option.topic for option in hidden):
@@ -144,7 +144,7 @@ def _text(option: OptionHelp) -> str:
 
 
 def _rows(rows: Iterable[tuple[str, str]], columns: int, indent: int = _INDENT) -> Iterator[str]:
-    """Two columns; the second goes below the first where that is too long, or the terminal narrow."""
+    """Lay out two columns. The second is put below the first if the first is too long or the terminal too narrow."""
     for name, text in rows:
         if columns < _NARROW and indent == _INDENT:
             lead, hang = f"  {name}", " " * 6
@@ -162,7 +162,7 @@ def _rows(rows: Iterable[tuple[str, str]], columns: int, indent: int = _INDENT) 
 
 
 def _table(paragraph: str, columns: int) -> Iterator[str]:
-    """Rows that a topic's author has put in two columns, two or more spaces apart."""
+    """Lay out a table of a topic, whose columns are two or more spaces apart."""
     for line in paragraph.splitlines():
         name, _, text = line.strip().partition("  ")
         yield from _rows([(name, text.strip())], columns, indent=20) if text else [line]

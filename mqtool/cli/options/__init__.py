@@ -1,4 +1,4 @@
-"""The options that commands share, each declared once, in groups that a command takes as one parameter."""
+"""Options that several commands share, in groups. A command takes a group as one parameter."""
 
 from mqtool.cli.command_line import (
     CONFIRM_TIMEOUT,

@@ -1,4 +1,4 @@
-"""Which broker, how to get in, how much to say; asking before something is destroyed."""
+"""Options that name a broker and the login; questions before something is changed or deleted."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -55,16 +55,17 @@ IfExists = Annotated[bool, Option("--if-exists", help="Succeed if it does not ex
 def ask(
     what: str, access: Access | None = None, *, yes: bool = False, is_safe: bool = False, hint: str = "say --yes"
 ) -> None:
-    """Ask a person before something that cannot be undone, or before anything changes in a protected context.
+    """Ask before something that cannot be undone, and before any change in a protected context.
 
     Args:
-        what: what would be done, such as "delete queue 'jobs'".
-        access: the broker that it is done to; None for one that mqtool started.
-        yes: --yes was given, which is enough unless the context is protected.
-        is_safe: nobody is asked, unless the context is protected.
+        what: the change, such as "delete queue 'jobs'".
+        access: the broker to change; None for a broker that mqtool started.
+        yes: whether --yes was given; not enough in a protected context.
+        is_safe: ask only in a protected context.
+        hint: what to do if there is no terminal to ask on.
 
     Raises:
-        UsageError: nobody can be asked, or --confirm names another context.
+        UsageError: stdin is not a terminal, or --confirm names another context.
         MqtoolError: the answer was no.
     """
     protected, confirmed = (access.protected, access.confirmed) if access else (None, ())
@@ -83,7 +84,7 @@ def ask(
 
 @option_group
 class WhichBroker:
-    """Which broker, for commands that only want to know."""
+    """Options that name a broker, for commands that do not connect to it."""
 
     PANEL: ClassVar = "Broker"
 
@@ -92,13 +93,13 @@ class WhichBroker:
     call: Call = NOT_CALLED
 
     def choice(self) -> Choice:
-        """The broker that is meant. Raises as choose() does."""
+        """Choose the broker. Raises the errors of choose()."""
         return choose(self.url, self.context, self.call.typed)
 
 
 @option_group
 class Broker:
-    """Which broker, how to get in, and how much to say."""
+    """Options of every command that connects to a broker."""
 
     PANEL: ClassVar = "Broker"
 
@@ -136,16 +137,16 @@ class Broker:
 
     @property
     def names(self) -> Names:
-        """The queues and exchanges of the dialect."""
+        """Names and settings of queues and exchanges in the chosen dialect."""
         return NAMES[self.dialect or Dialect.PYTHON]
 
     @property
     def lines(self) -> Lines:
-        """What the dialect's scripts print."""
+        """The lines that the scripts of the chosen dialect print."""
         return LINES[self.dialect or Dialect.PYTHON]
 
     def set_up_printing(self) -> None:
-        """Print as the options say: for a command that needs no broker. access() does it for those that do."""
+        """Apply --quiet, --verbose, --no-color and --debug. access() calls this; other commands do it themselves."""
         run = current()
         run.quiet, run.verbose, run.no_color, run.debug = self.quiet, self.verbose, self.no_color, self.debug
         if self.debug:
@@ -154,14 +155,17 @@ class Broker:
             logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s %(levelname)s %(message)s")
 
     def access(self, management: str | None = None, *, reconnects: bool = True) -> Access:
-        """How to reach the broker. Call it once per command, and first: it also sets up printing and the log.
+        """Find out how to reach the broker. Call it first, and once per command: it also sets up printing and logging.
+
+        In a protected context, this asks before a command that changes the broker and has no question of its own.
 
         Args:
             management: the URL of the management API, if the command takes one.
-            reconnects: as the options say; else not, where what was held would come again.
+            reconnects: False for commands that hold messages, which would be delivered again.
 
         Raises:
-            UsageError: an option is not valid, or the password file cannot be read.
+            UsageError: an option is not valid, the password file cannot be read, or nobody can be asked.
+            MqtoolError: the answer was no.
         """
         self.set_up_printing()
         choice = choose(self.url, self.context, self.call.typed)
@@ -183,7 +187,7 @@ class Broker:
 
 @option_group
 class ManagedBroker:
-    """A broker, and where its management API is."""
+    """Options of commands that use the management API."""
 
     PANEL: ClassVar = "Broker"
 
@@ -193,13 +197,13 @@ class ManagedBroker:
     ] = None
 
     def access(self, *, reconnects: bool = True) -> Access:
-        """As of Broker."""
+        """See Broker.access()."""
         return self.options.access(self.management, reconnects=reconnects)
 
 
 @option_group
 class Destination:
-    """A queue, here or on another broker."""
+    """Options that name a queue to move messages to, on this broker or another one."""
 
     to: Annotated[str, Option(metavar="QUEUE", help="Queue to move them to; it must exist")]
     to_url: Annotated[str | None, Option(help="Broker of that queue, if it is another one")] = None
@@ -209,7 +213,7 @@ class Destination:
     ] = None
 
     def access(self, source: Access) -> Access | None:
-        """How to reach the queue's broker; None if it is the source's, with the same virtual host.
+        """Find out how to reach the queue's broker. Return None if it is the source's broker and virtual host.
 
         Raises:
             UsageError: an option is not valid, or both name a broker.
@@ -232,10 +236,13 @@ class Destination:
 
 
 def missing(what: str, hint: str, *, is_fine: bool) -> None:
-    """Say that something does not exist.
+    """Report that something does not exist.
+
+    Args:
+        is_fine: only print it, because of --if-exists.
 
     Raises:
-        NotFound: and that is not fine.
+        NotFound: otherwise.
     """
     if not is_fine:
         raise NotFound(f"there is no {what}", hint)
@@ -243,13 +250,14 @@ def missing(what: str, hint: str, *, is_fine: bool) -> None:
 
 
 def ask_password(of: str, path: Path | None) -> str:
-    """A new password: from a file (`-` is stdin), else typed twice by a person.
+    """Get a new password: from a file, or typed twice on the terminal.
 
     Args:
-        of: the user.
+        of: the user, for the prompt.
+        path: the file; `-` is stdin.
 
     Raises:
-        UsageError: nobody can be asked, or it is empty.
+        UsageError: there is no file and no terminal, or the password is empty.
     """
     if path is not None:
         password = read_password(path)

@@ -1,4 +1,4 @@
-"""Where messages come from and what they carry; how to receive and print them; programs to run."""
+"""Options for publishing, delaying, receiving and printing messages, and for running programs."""
 
 import re
 import time
@@ -23,7 +23,7 @@ from mqtool.work.retry_or_dead_letter import RetryPolicy
 
 
 def _delay(text: str) -> float:
-    """Seconds, from a duration that a broker can wait."""
+    """Parse a delay into seconds. RabbitMQ limits it to 2^32 - 1 ms."""
     if text.startswith("-"):
         raise ValueError(f"{text!r} is negative, but nothing can arrive before it is sent")
     seconds = parse_duration(text)
@@ -33,7 +33,7 @@ def _delay(text: str) -> float:
 
 
 def _moment(text: str) -> float:
-    """Seconds since 1970, from a future time; local time, unless it says otherwise."""
+    """Parse a future time into seconds since 1970. It is local time unless it has a time zone."""
     try:
         moment = datetime.fromisoformat(text if "-" in text else f"{datetime.now():%Y-%m-%d}T{text}").timestamp()
     except (ValueError, OverflowError, OSError) as error:
@@ -48,7 +48,7 @@ def _moment(text: str) -> float:
 
 @option_group
 class DelayOptions:
-    """When messages are to arrive, and what holds them back until then."""
+    """Options that delay messages."""
 
     PANEL: ClassVar = "Delay"
 
@@ -62,14 +62,14 @@ class DelayOptions:
 
     @property
     def are_given(self) -> bool:
-        """Whether all messages are to be delayed."""
+        """Whether --delay or --at was given."""
         return self.delay is not None or self.at is not None
 
     def check(self, *, mandatory: bool) -> None:
-        """Check that the options fit together.
+        """Check that the options can be combined.
 
         Raises:
-            UsageError: the options contradict each other.
+            UsageError: they cannot.
         """
         if self.delay is not None and self.at is not None:
             raise UsageError("--delay and --at cannot be combined", "use only one of them")
@@ -78,7 +78,7 @@ class DelayOptions:
 
 
 def mandatory_with_delay() -> UsageError:
-    """Why a delayed message cannot be mandatory."""
+    """The error for --mandatory together with a delay."""
     return UsageError(
         "--mandatory does not work with a delay: such a message is routed only when it is due",
         "leave one of them out; replay has it unless --no-mandatory is given",
@@ -86,7 +86,7 @@ def mandatory_with_delay() -> UsageError:
 
 
 def _property(text: str) -> tuple[str, Any]:
-    """An AMQP property, from name=value; names as in the specification, with - or _."""
+    """Parse a property, such as content-type=text/plain. Names are those of the AMQP specification, with - or _."""
     name, equals, value = text.partition("=")
     name = name.replace("-", "_")
     if not equals or name not in PROPERTIES or name == "headers":
@@ -138,7 +138,7 @@ def _key_pattern(text: str) -> re.Pattern[str]:
 
 @option_group
 class MessageOptions:
-    """Where messages come from, what they carry, and what to make of the broker's answers."""
+    """Options of publishing commands: where messages come from, their properties, and confirms."""
 
     PANEL: ClassVar = "Messages"
 
@@ -165,7 +165,7 @@ class MessageOptions:
 
     @property
     def is_stream(self) -> bool:
-        """Whether the input is many messages rather than one."""
+        """Whether the input consists of several messages."""
         return self.lines or self.null or self.as_json or self.delimiter is not None
 
 
@@ -174,7 +174,7 @@ Words = Annotated[list[str] | None, Argument(help="Message words (default: stdin
 
 @option_group
 class Publishing:
-    """What to publish, when it is to arrive, and which broker to publish to."""
+    """All options of a publishing command."""
 
     options: MessageOptions
     delays: DelayOptions
@@ -184,7 +184,7 @@ class Publishing:
 
 @option_group
 class Printing:
-    """How to print messages, and where."""
+    """Options for printing messages."""
 
     PANEL: ClassVar = "Printing"
 
@@ -198,14 +198,14 @@ class Printing:
 
     @property
     def has_form(self) -> bool:
-        """Whether the command's own lines are not wanted."""
+        """Whether a format was chosen instead of the command's own lines."""
         return self.raw or self.as_json or self.template is not None
 
     def redirect(self) -> None:
-        """Have stdout be the file, if there is one.
+        """Redirect stdout to the file of --output, if it is given.
 
         Raises:
-            UsageError: it cannot be opened.
+            UsageError: the file cannot be opened.
         """
         if self.into is not None:
             from mqtool.cli.display.output import append_to
@@ -230,7 +230,7 @@ class Printing:
 
 @option_group
 class Receiving:
-    """How to consume, when to stop, and how to print."""
+    """Options of receiving commands."""
 
     PANEL: ClassVar = "Receiving"
 
@@ -245,7 +245,7 @@ class Receiving:
     ready_file: Annotated[Path | None, Option(help="Create FILE once consuming")] = None
 
     def settings(self, default: ReceivingSettings = STREAMING) -> ReceivingSettings:
-        """How the channel is to consume."""
+        """Settings for Channel.consume(): the defaults with the options applied."""
         return default._replace(
             prefetch=default.prefetch if self.prefetch is None else self.prefetch,
             auto_ack=self.auto_ack,
@@ -257,7 +257,7 @@ class Receiving:
 
 @option_group
 class ExecOptions:
-    """Which program to run for each message, and how."""
+    """Options that run a program for each message."""
 
     PANEL: ClassVar = "Programs"
 
@@ -271,7 +271,7 @@ class ExecOptions:
 
 @option_group
 class RetryOptions:
-    """When to try again what has failed."""
+    """Options for retrying messages whose program failed."""
 
     PANEL: ClassVar = "Retries"
 
@@ -282,13 +282,13 @@ class RetryOptions:
 
     @property
     def policy(self) -> RetryPolicy:
-        """How often, and when."""
+        """The options as a RetryPolicy."""
         return RetryPolicy(self.retries, self.backoff, self.backoff_factor, self.backoff_max)
 
 
 @option_group
 class DedupOptions:
-    """Whether, and how, to do what comes twice only once."""
+    """Options for skipping messages that were handled before."""
 
     PANEL: ClassVar = "Duplicates"
 
@@ -311,7 +311,7 @@ class DedupOptions:
 
 @option_group
 class ProgramOptions:
-    """Which program a worker runs, how often it retries, and how it tells duplicates."""
+    """Options of `worker`: program, retries, deduplication."""
 
     PANEL: ClassVar = "Programs"
 
@@ -322,6 +322,6 @@ class ProgramOptions:
 
     @property
     def need_a_program(self) -> bool:
-        """Whether there are options that mean nothing without a program."""
+        """Whether an option was given that has no effect without --exec."""
         retries = self.retries.policy != RetryPolicy()
         return self.exec.shell or self.concurrency > 1 or retries or self.dedup.deduplicate

@@ -1,4 +1,4 @@
-"""Which queue, exchange or stream, and how to declare it."""
+"""Options that name a queue, exchange or stream, and its settings."""
 
 from typing import Annotated, Any, ClassVar
 
@@ -13,12 +13,12 @@ from mqtool.tutorials.dialects import StreamDialect
 
 
 def queue_option(about: str) -> Any:
-    """--queue, completed with the broker's queues."""
+    """The option --queue."""
     return Option("--queue", "-q", metavar="QUEUE", help=about, rich_help_panel="Topology")
 
 
 def exchange_option(about: str) -> Any:
-    """--exchange, completed with the broker's exchanges."""
+    """The option --exchange."""
     return Option("--exchange", "-e", metavar="EXCHANGE", help=about, rich_help_panel="Topology")
 
 
@@ -30,7 +30,7 @@ _Arguments = Annotated[list[Any] | None, argument_option("Argument to declare it
 
 @option_group
 class QueueOptions:
-    """Which queue, and how to declare it."""
+    """Options that name a queue and its settings."""
 
     PANEL: ClassVar = "Topology"
 
@@ -51,7 +51,7 @@ class QueueOptions:
     lazy: Annotated[bool, Option(help="Keep a classic queue's messages on disk")] = False
 
     def _limits(self, name: str) -> dict[str, Any]:
-        """The arguments that the short options stand for."""
+        """The queue arguments that the options of their own stand for, such as --ttl."""
         limits: dict[str, Any] = {}
         if self.dead_letter_exchange is not None:
             limits["x-dead-letter-exchange"] = self.dead_letter_exchange
@@ -66,10 +66,10 @@ class QueueOptions:
         return limits
 
     def of(self, default: Queue) -> Queue:
-        """The tutorial's queue, with what the options change.
+        """Apply the options to the tutorial's queue.
 
         Raises:
-            UsageError: the name is empty; a broker would make one up, which nobody could find.
+            UsageError: the name is empty, or the options cannot be combined.
         """
         name = default.name if self.queue is None else self.queue
         arguments = {**default.arguments, **self._limits(name), **dict(self.arguments or [])}
@@ -77,20 +77,20 @@ class QueueOptions:
         if self.queue_type is not None:
             arguments["x-queue-type"] = self.queue_type
         elif not durable and arguments.get("x-queue-type") == "quorum":
-            del arguments["x-queue-type"]  # a quorum queue is durable or it is not
+            del arguments["x-queue-type"]  # quorum queues are always durable
         if self.queue == "":
             raise UsageError("the queue's name is empty", "leave --queue out to use the tutorial's")
         if self.lazy and self.queue_type == "quorum":
             raise UsageError("--lazy is for classic queues", "a quorum queue keeps its messages on disk anyway")
         if self.lazy and arguments.get("x-queue-type") == "quorum":
-            del arguments["x-queue-type"]  # quorum queues keep their messages on disk anyway, and refuse the word
+            del arguments["x-queue-type"]  # quorum queues keep their messages on disk anyway, and refuse the argument
         exclusive = default.exclusive and self.queue is None
         return default._replace(name=name, durable=durable, exclusive=exclusive, arguments=arguments)
 
 
 @option_group
 class UsedQueueOptions:
-    """Which queue to send to or to receive from."""
+    """Options of commands that send to a queue or receive from it."""
 
     PANEL: ClassVar = "Topology"
 
@@ -99,24 +99,24 @@ class UsedQueueOptions:
 
     @property
     def queue(self) -> str | None:
-        """Its name, if the user gave one."""
+        """The name given by --queue, if any."""
         return self.options.queue
 
     def of(self, default: Queue) -> Queue:
-        """As of QueueOptions."""
+        """See QueueOptions.of()."""
         return self.options.of(default)
 
 
 @option_group
 class LogQueueOptions:
-    """Which queue a log receiver takes."""
+    """The queue of `receive-log`."""
 
     PANEL: ClassVar = "Topology"
 
     queue: Annotated[str | None, queue_option("Durable queue that also collects between runs")] = None
 
     def declared(self) -> Queue:
-        """The tutorial's private queue, or the named one."""
+        """The queue given by --queue, or the tutorial's private queue."""
         if not self.queue:
             return PRIVATE_QUEUE
         return Queue(self.queue, durable=True, arguments={"x-queue-type": "quorum"})
@@ -124,7 +124,7 @@ class LogQueueOptions:
 
 @option_group
 class ExchangeOptions:
-    """Which exchange, and how to declare it."""
+    """Options that name an exchange and its settings."""
 
     PANEL: ClassVar = "Topology"
 
@@ -133,7 +133,7 @@ class ExchangeOptions:
     arguments: _Arguments = None
 
     def of(self, default: Exchange) -> Exchange:
-        """The tutorial's exchange, with what the options change."""
+        """Apply the options to the tutorial's exchange."""
         return default._replace(
             name=default.name if self.exchange is None else self.exchange,
             durable=default.durable if self.durable is None else self.durable,
@@ -142,7 +142,7 @@ class ExchangeOptions:
 
 
 def _dialect(text: str) -> StreamDialect:
-    """MQTOOL_DIALECT may name one of the other tutorials, such as go-classic; on streams, each language has one."""
+    """Parse a stream dialect. MQTOOL_DIALECT may be a dialect such as go-classic: only its language counts here."""
     try:
         return StreamDialect(text.partition("-")[0])
     except ValueError:
@@ -177,14 +177,14 @@ StreamPort = Annotated[
 
 
 def dialect_of(broker: Broker) -> StreamDialect:
-    """Whose tutorial it is, of a command with DialectOfStreams."""
+    """The dialect of a command that takes DialectOfStreams."""
     dialect: Any = broker.dialect
     return dialect or StreamDialect.PYTHON
 
 
 @option_group
 class StreamOptions:
-    """Which stream, and how to reach it."""
+    """Options that name a stream, its settings, and the port."""
 
     PANEL: ClassVar = "Topology"
 
@@ -196,7 +196,7 @@ class StreamOptions:
     port: StreamPort = None
 
     def of(self, default: Stream) -> Stream:
-        """The tutorial's stream, with what the options change."""
+        """Apply the options to the tutorial's stream."""
         if self.queue == "":
             raise UsageError("the stream's name is empty", "leave --queue out to use the tutorial's")
         given = {name.removeprefix("x-"): value for name, value in self.arguments or []}
