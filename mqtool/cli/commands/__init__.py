@@ -1,1 +1,1 @@
-"""One file for each group of commands: its options, one call, and a renderer."""
+"""The commands. Each takes its options, calls a function of another package, and prints the result."""

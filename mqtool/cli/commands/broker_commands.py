@@ -131,7 +131,7 @@ def env(
     url = readiness.remote_url(started) if for_remote else started.url
     if url is None:
         raise UsageError(f"the broker named {name!r} is for this machine only", "start it with --listen ADDRESS")
-    # mqtool accepts several URLs, other clients only one.
+    # Other clients accept only one URL.
     output.show(f"export AMQP_URL={shlex.quote(url.partition(',')[0])}")
     if "," in url:
         output.show(f"export MQTOOL_URL={shlex.quote(url)}")

@@ -1,4 +1,4 @@
-"""mqtool broker up, serve, restart: what starts one."""
+"""mqtool broker up, serve, restart."""
 
 import contextlib
 import time
@@ -70,7 +70,7 @@ def up(
     definitions: Definitions = None,
 ) -> None:
     """Use a broker that is reachable, or start one."""
-    # Of any other kind, they are for a look whether there is a broker already.
+    # For other kinds, the TLS options only apply to the check for a running broker.
     tls = _tls(options.tls_cert, options.tls_key, tls_client_ca) if kind is Kind.EMBEDDED else ()
     wanted = Wanted(
         name, port, data_dir, in_memory, cluster, image, listen, management_port, stream_port, tls, like, definitions
@@ -79,7 +79,7 @@ def up(
     if _is_up_again(kind, wanted, foreground=foreground):
         return
     if kind is Kind.AUTO and wanted == Wanted() and not foreground:
-        state.forget(name)  # it no longer runs, so do not try its URL
+        state.forget(name)  # it does not run, so its URL must not be tried
         access = options.access()
         if (reachable := _reachable(access)) is not None:
             output.show(f"using the broker at {reachable}")
@@ -107,7 +107,7 @@ def _say_new(started: Started) -> None:
 
 
 def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> tuple[Path, ...]:
-    """The files of a broker with TLS; none for one without."""
+    """Check the TLS files of a broker and return their absolute paths; empty without TLS."""
     if (cert, key, client_ca) == (None, None, None):
         return ()
     if cert is None or key is None:
@@ -130,7 +130,7 @@ def _check(wanted: Wanted, kind: Kind, client_ca: Path | None) -> None:
 
 
 def _is_up_again(kind: Kind, wanted: Wanted, *, foreground: bool) -> bool:
-    """Whether the broker with that name runs, as the options say; starts the nodes of a cluster that do not."""
+    """Return True if a broker with this name and these options runs. Start the stopped nodes of a cluster again."""
     started = state.load(wanted.name)
     if started is None or not (running := starter_of(started).running(started)):
         return False
@@ -148,7 +148,7 @@ def _is_up_again(kind: Kind, wanted: Wanted, *, foreground: bool) -> bool:
 
 
 def _prepared(kind: Kind, wanted: Wanted) -> Starter:
-    """The starter to use, prepared; with `auto`, the first that can be prepared."""
+    """Choose and prepare a starter. With `--kind auto`, it is the first that works on this machine."""
     if wanted.image and kind is Kind.AUTO:
         kind = Kind.DOCKER
     *others, last = choice.candidates(kind, cluster=wanted.cluster)
@@ -164,10 +164,10 @@ def _prepared(kind: Kind, wanted: Wanted) -> Starter:
 
 
 def _start(starter: Starter, wanted: Wanted, *, foreground: bool) -> Started:
-    """Start a broker, and wait until it is ready; without that, nothing is left of it."""
+    """Start a broker and wait until it is ready. If that fails, stop it again."""
     output.status(f"starting {starter.describe} …")
     lifeline = stop_with_this_process(wanted.name) if foreground else None
-    with stopping.calling(lambda: None):  # no Ctrl-C between its start and remembering it
+    with stopping.calling(lambda: None):  # no Ctrl-C before the started broker is recorded
         started = readiness.remember_definitions(starter.start(wanted), wanted.definitions)
         if lifeline is not None:
             holds(lifeline, started)
@@ -182,14 +182,14 @@ def _start(starter: Starter, wanted: Wanted, *, foreground: bool) -> Started:
 
 
 def _ready(started: Started) -> Started:
-    """The broker, once it accepts connections, also those of another machine's user."""
+    """Wait until a broker accepts connections, and load its definitions and the user of --listen."""
     started = wait_until_up(starter_of(started), started)
     readiness.load_definitions(started)
     return readiness.admit_remote(started) if "listen" in started.details else started
 
 
 def _stay(started: Started) -> None:
-    """Wait until we are stopped, or the broker ends by itself."""
+    """Wait for Ctrl-C or TERM, then stop the broker. Raise Unavailable if the broker ends by itself."""
     starter = starter_of(started)
     with stopping.calling(lambda: None):
         while stopping.requested() is None:
@@ -208,12 +208,12 @@ def _reachable(access: Access) -> Address | None:
 
 
 def _say_up(started: Started, what: str) -> None:
-    """Say that a broker is up, and what is to be known of it."""
+    """Print where a broker listens, and how to use it."""
     output.show(f"{what} at {','.join(map(str, parse_addresses(started.url)))}")
     if damage := started.details.get("damage"):
         output.notice(str(damage))
     if management := started.details.get("management"):
-        # The embedded broker has no page, only the API.
+        # The embedded broker has the API, but no web page.
         output.status(f"management {'API' if started.kind == Kind.EMBEDDED else 'page'}: {management} (guest, guest)")
     choice = choose()
     if not is_same_node(choice.addresses()[0], parse_addresses(started.url)[0]):
@@ -222,7 +222,11 @@ def _say_up(started: Started, what: str) -> None:
 
 
 def known(name: str) -> Started:
-    """The broker that 'broker up' started under a name."""
+    """Find a broker that 'broker up' started, by name.
+
+    Raises:
+        Unavailable: there is none.
+    """
     started = state.load(name)
     if started is None:
         raise Unavailable(f"no broker named {name!r} was started here", "start one with 'mqtool broker up'")
@@ -230,7 +234,7 @@ def known(name: str) -> Started:
 
 
 def told(choice: Choice) -> str:
-    """Which broker commands use, and why."""
+    """Describe the broker that commands use: its address, and where that comes from."""
     return f"{', '.join(map(str, choice.addresses()))}, {choice.reason}"
 
 
@@ -255,7 +259,7 @@ def serve(
 
     It keeps no state: 'broker status' and 'broker down' know nothing of it.
     """
-    from mqtool.broker.embedded.__main__ import run  # here: other commands need no broker
+    from mqtool.broker.embedded.__main__ import run  # other commands need no broker
     from mqtool.broker.embedded.sockets.listener import Tls
 
     tls = _tls(tls_cert, tls_key, tls_client_ca)
@@ -280,6 +284,6 @@ def restart(name: Name = DEFAULT_NAME) -> None:
     started = known(name)
     starter = starter_of(started)
     output.status(f"restarting {starter.describe} …")
-    with stopping.calling(lambda: None):  # no Ctrl-C between its end and its start
+    with stopping.calling(lambda: None):  # no Ctrl-C between stop and start
         started = starter.restart(started)
     _say_up(_ready(started), f"{starter.describe} is up again")

@@ -110,7 +110,7 @@ def show(
 
 
 def _row(found: Context, known: Contexts) -> dict[str, Any]:
-    """A context as it is shown: without passwords."""
+    """A context as a row to print, without passwords."""
     row = {name: str(value) if isinstance(value, Path) else value for name, value in found._asdict().items()}
     for name in ("url", "management"):
         row[name] = row[name] and without_passwords(row[name])
@@ -124,10 +124,10 @@ def edit() -> None:
     Nothing changes unless the file is valid then.
     """
     command = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
-    path = contexts.path().resolve()  # it may be a link into somebody's dotfiles
+    path = contexts.path().resolve()  # it may be a symbolic link
     draft = _draft(path, contexts.read())
     try:
-        with stopping.calling(lambda: None):  # Ctrl-C is the editor's
+        with stopping.calling(lambda: None):  # Ctrl-C is for the editor
             code = subprocess.run([*shlex.split(command), draft], check=False).returncode
     except (OSError, ValueError) as error:
         draft.unlink()
@@ -156,7 +156,7 @@ def rm(name: Name) -> None:
 
 
 def _using(text: str, name: str | None) -> str:
-    """The file's text with this context in use."""
+    """Change the file's text so that this context is in use; None for no context."""
     lines = text.splitlines(keepends=True)
     end = next((number for number, line in enumerate(lines) if line.lstrip().startswith("[")), len(lines))
     head = [line for line in lines[:end] if not re.match(r"\s*use\s*=", line)]
@@ -165,22 +165,23 @@ def _using(text: str, name: str | None) -> str:
 
 
 def _without(text: str, name: str) -> str:
-    """The file's text without this context; comments above the next one stay."""
+    """Remove a context from the file's text. Comments above the next context stay."""
     header = re.compile(rf"[ \t]*\[\s*contexts\s*\.\s*([\"']?){re.escape(name)}\1\s*\]")
     blocks = re.split(r"^(?=[ \t]*\[)", text, flags=re.MULTILINE)
     return "".join(_COMMENTS_AT_THE_END.findall(block)[0] if header.match(block) else block for block in blocks)
 
 
 def _value(value: Any) -> str:
-    """In TOML; a text is written as in JSON, which escapes all but DEL."""
+    """Format a value as TOML. JSON's strings are valid TOML if DEL is escaped too."""
     return json.dumps(value if isinstance(value, bool) else str(value), ensure_ascii=False).replace("\x7f", r"\u007f")
 
 
 def _write(text: str, names: set[str], in_use: str | None) -> None:
-    """Replace the file, so that another process reads the old one or the new one.
+    """Replace the file atomically.
 
     Args:
-        names, in_use: what it has to say then: a file that somebody wrote in an unusual way is left to them.
+        names, in_use: what the new text must contain. If it does not, the file is written in an unusual way,
+            and is left as it is.
     """
     after = contexts.parse(text)
     path = contexts.path().resolve()
@@ -190,7 +191,7 @@ def _write(text: str, names: set[str], in_use: str | None) -> None:
 
 
 def _draft(path: Path, text: str) -> Path:
-    """A file with this text, to take the place of another."""
+    """Write a text to a new file in the same directory as another, to replace it."""
     path.parent.mkdir(0o700, parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(".toml", "new-", path.parent)  # 0600
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:

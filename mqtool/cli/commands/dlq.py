@@ -29,9 +29,9 @@ from mqtool.work.retry_or_dead_letter import dead_letter_queue
 app = Commands()
 dlq = app.group("dlq", "Show dead letters, move them back, or drop them.")
 
-#: Letters that `ls` looks at in each queue, to tell their reasons.
+#: `ls` counts the reasons of up to this many dead letters in each queue.
 _LOOKED_AT = 1000
-#: Letters that stay, to say why.
+#: Print the reason for up to this many dead letters that cannot be moved.
 _SAID = 10
 
 QueueArgument = Annotated[str, Argument(help="Work queue; its dead letters are in QUEUE.dlq")]
@@ -39,7 +39,7 @@ QueueArgument = Annotated[str, Argument(help="Work queue; its dead letters are i
 
 @option_group
 class Which:
-    """Which dead letters."""
+    """Options that select dead letters."""
 
     source: Annotated[
         str | None, Option("--from", metavar="QUEUE", help="Queue of the dead letters, instead of QUEUE.dlq")
@@ -54,23 +54,23 @@ class Which:
 
     @property
     def is_all(self) -> bool:
-        """Whether nothing is left out."""
+        """Whether all dead letters are selected."""
         return not self.ids and {self.reason, self.error, self.older, self.where} == {None}
 
     @property
     def words(self) -> str:
-        """How to say it."""
+        """The selection in words, for questions."""
         return "all" if self.is_all else "the chosen ones of"
 
     def choice(self) -> Choice:
-        """As a function of a dead letter."""
+        """The selection as a function of a dead letter."""
         chosen, where = redriving.choice(self.ids or (), self.reason, self.error, self.older), self.where
         if where is None:
             return chosen
         return lambda letter: where.matches(conditions.of_delivery(letter)) and chosen(letter)
 
     def queue(self, work_queue: str) -> str:
-        """Where they lie."""
+        """The queue that holds the dead letters of a work queue."""
         return self.source or dead_letter_queue(work_queue).name
 
 
@@ -165,7 +165,7 @@ def redrive(
     access = broker.access(reconnects=False)
     with _channel(access) as channel:
         there = channel.depth_of(source)
-        # Nothing is lost by it, so a script need not say --yes.
+        # Nothing is lost by a redrive, so a script does not need --yes.
         is_safe = not (which.is_all and output.is_terminal(0))
         ask(f"move {which.words} {there:,} messages of {source} back", access, yes=yes, is_safe=is_safe)
         progress = Progress("moved back", fraction=lambda: progress.count / max(1, there))

@@ -28,13 +28,13 @@ app = Commands()
 
 _ALL_INTERFACES = ("0.0.0.0", "::")  # noqa: S104 - looked for, not listened on
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-#: Seconds to try whether a port can be reached from the network.
+#: Seconds to wait for a connection from the network address.
 _PATIENCE = 5
 Format = Literal["text", "json", "nagios", "prometheus"]
 
 
 def _version(text: str) -> Version:
-    """A version of RabbitMQ."""
+    """Parse a version of RabbitMQ."""
     try:
         return Version.of(text)
     except ValueError:
@@ -65,7 +65,7 @@ def doctor(
     except MqtoolError as error:
         if form != "nagios":
             raise
-        # Nagios shows only stdout, and takes exit codes of its own.
+        # Nagios only shows stdout, and has its own exit codes.
         is_down = isinstance(error, Unavailable) and not isinstance(error, NotFound)
         state = reports.CRITICAL if is_down else reports.UNKNOWN
         output.show(reports.nagios_line(state, str(error)))
@@ -130,7 +130,7 @@ def _findings(
 def _readers(
     access: Access, api: Management, vhost: str | None, port: int | None
 ) -> dict[tuple[str, str], queue_details.ReaderOffsets]:
-    """How far the named readers of streams are; says so if that cannot be known."""
+    """Look up each named reader's stored offset; warn if the broker cannot report them."""
 
     def connect(vhost: str) -> AbstractContextManager["StreamChannel"]:
         addresses = [each._replace(virtual_host=vhost) for each in access.addresses]
@@ -144,7 +144,7 @@ def _readers(
 
 
 def _guest(api: Management, access: Access) -> Iterator[Finding]:
-    """Whether anybody on the network may log in with the password that everybody knows: found by trying."""
+    """Report if guest can log in from the network with the default password, by trying it."""
     address = access.address
     try:
         host = _seen_from_outside(api, address)
@@ -166,7 +166,7 @@ def _guest(api: Management, access: Access) -> Iterator[Finding]:
 
 
 def _seen_from_outside(api: Management, address: Address) -> str | None:
-    """The broker's host as others see it; None if it listens to its own machine only."""
+    """The address at which other machines reach the broker; None if it only listens locally."""
     if address.host not in _LOOPBACK:
         return address.host
     listeners: list[Any] = api.get("overview").get("listeners") or []
@@ -175,9 +175,9 @@ def _seen_from_outside(api: Management, address: Address) -> str | None:
         return None
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing; tells which address this machine would send from
+            probe.connect(("192.0.2.1", 9))  # sends nothing; finds out this machine's address
             host = str(probe.getsockname()[0])
-            # That of a container listens on all of its addresses; Docker may publish the port on 127.0.0.1 alone.
+            # A broker in a container listens on all addresses, but Docker may publish its port on 127.0.0.1 only.
             socket.create_connection((host, address.port), _PATIENCE).close()
         except OSError:
             return None

@@ -52,7 +52,7 @@ def _find(command: CommandHelp, words: list[str]) -> CommandHelp:
 
 
 def recipes() -> dict[str, str]:
-    """The recipes of each topic: its title, and what one types in a shell. The tests run them."""
+    """The recipes by topic: a title, and the lines to type. The tests run them."""
     text = resources.files("mqtool.cli.help").joinpath("recipes.txt").read_text("utf-8")
     topics = (piece.partition(": ") for piece in text.removeprefix("## ").split("\n## "))
     return {name: rest.rstrip() for name, _, rest in topics}
@@ -72,7 +72,7 @@ def cheat(
     elif topic not in known:
         raise UsageError(f"there are no recipes on {topic!r}", did_you_mean(topic, known, "'mqtool cheat' lists them"))
     else:
-        output.show(f"# {known[topic]}")  # all of it can be pasted into a shell
+        output.show(f"# {known[topic]}")  # the title is a comment, so everything can be pasted
 
 
 @app.command('eval "$(mqtool completion bash)"', "mqtool completion fish > ~/.config/fish/completions/mqtool.fish")

@@ -176,7 +176,7 @@ class View:
                     if row["type"] != "classic":
                         self._age = "counts of streams and of other vhosts can be up to 5 s old"
                     continue
-                with suppress(MqtoolError):  # it is exclusive to another connection, or gone
+                with suppress(MqtoolError):  # the queue is exclusive to another connection, or deleted
                     depth = administration.depth(channel, row["name"])
                     if refresh(row, depth.ready, depth.consumers):
                         self._age = "counts of unacknowledged messages are up to 5 s old"
@@ -273,7 +273,7 @@ def _add(things: str, what: str, *examples: str, only: Any = None) -> None:
     """Add the command of a list.
 
     Args:
-        only: the option that limits it to some names, where AMQP can be asked for them.
+        only: the option that limits the list to some names, for lists that work over AMQP.
     """
     listing = LISTINGS[things]
     text = f"{what}\n\nColumns: {', '.join(listing.columns)}."

@@ -36,7 +36,7 @@ receive_log = app.group("receive-log", "Receive logs from an exchange (tutorials
 
 @option_group
 class ReceivingLogs:
-    """What every command takes that receives log messages."""
+    """Options of all `receive-log` commands."""
 
     exchange: ExchangeOptions
     queue: LogQueueOptions
@@ -59,7 +59,7 @@ def _emit(
     Args:
         line: what to print for a confirmed message; the dialect's line if None.
         default: the body if there are neither words nor input; the dialect's if None.
-        key: the routing key that the user named.
+        key: the routing key given by the user, if any.
     """
     lines, addressing = publishing.broker.lines, Addressing(exchange.name, key)
     with publishing_channel(publishing, exchange, addressing, default=default or lines.routed) as (channel, outgoing):
@@ -70,7 +70,12 @@ def _emit(
 def _emit_with_key(
     publishing: Publishing, exchange: Exchange, lesson: Callable[..., Iterator[Receipt]], key: str | None, usual: str
 ) -> None:
-    """Publish with a routing key: the usual one, unless the user or the message names another."""
+    """Publish with a routing key.
+
+    Args:
+        key: the routing key given by the user, if any.
+        usual: the routing key of messages that have no other.
+    """
     line = publishing.broker.lines.sent_log_with_key
 
     def sent(message: Message) -> str:
@@ -80,7 +85,7 @@ def _emit_with_key(
 
 
 def _with_key_in_body(publishing: Publishing, key: str | None) -> Publishing:
-    """The words with the routing key in front, as one article's scripts publish them."""
+    """Put the routing key in front of the words, as the scripts of one dialect do."""
     options = publishing.options
     if key is None or not publishing.broker.lines.key_in_body or options.is_stream or options.file:
         return publishing
@@ -88,7 +93,7 @@ def _with_key_in_body(publishing: Publishing, key: str | None) -> Publishing:
 
 
 def _receive(asked: ReceivingLogs, exchange: Exchange, lesson: Callable[..., Iterator[Delivery]], line: str) -> None:
-    """Print what a lesson's receive() yields; with no queue named, from its private queue."""
+    """Print what a tutorial's receive() yields, from the queue of --queue or a private one."""
     queue, is_private = asked.queue.declared(), asked.queue.queue is None
     matching = Matching(asked.receiving, asked.where, skips=is_private)
     settings = matching.settings()

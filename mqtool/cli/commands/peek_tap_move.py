@@ -51,7 +51,7 @@ from mqtool.work.transfer import AT_ONCE, NotMoved, Transfer, Until, elsewhere, 
 
 app = Commands()
 
-#: How close to the limit a message may come before a warning.
+#: Warn if a message is within this many deliveries of the queue's delivery limit.
 _CLOSE = 5
 
 
@@ -77,14 +77,14 @@ def peek(
     """
     printing.redirect()
     write = printing.writer("{key}: {body}")
-    # Without reconnection: what was shown would come again.
+    # Without reconnection, because messages would be shown twice.
     access, shown, often = broker.access(reconnects=False), 0, 0
     with access.connect() as connection, stopping.calling(lambda: None):
         channel = connection.channel()
         kind = peeking.kind_of(channel, queue, _api(access), access.vhost)
         if offset is not None and kind.how is not How.STREAM:
             raise UsageError(f"{queue!r} is not a stream, so it has no offsets", "leave out --offset")
-        # Those that do not match do not count, so any number may have to be looked at.
+        # With --where, any number of messages may have to be read to find enough.
         most = limit if where is None else None
         with closing(peeking.peek(channel, queue, kind, most, offset or FIRST)) as deliveries:
             for delivery in stopping.until_requested(deliveries):
@@ -108,7 +108,7 @@ def _api(access: Access) -> Management | None:
 
 
 def _say(queue: str, kind: Kind, shown: int, *, has_condition: bool) -> None:
-    """What there was, and what looking has cost."""
+    """Report how many messages were shown, and that they are now marked as redelivered."""
     if not shown:
         output.status(f"no message in {queue} matches" if has_condition else f"{queue} has no messages to show")
     elif kind.how is not How.STREAM:
@@ -116,7 +116,7 @@ def _say(queue: str, kind: Kind, shown: int, *, has_condition: bool) -> None:
         output.notice(f"{shown:,} shown; they stay in {queue}, marked as redelivered{price}")
 
 
-#: Seconds for a connection to the management API, and for its answer: a tap of an exchange can do without.
+#: Seconds to wait for the management API: to connect, and to answer. Tapping an exchange works without it.
 _PATIENCE = (2.0, 10.0)
 Urls = Annotated[list[str] | None, URL]
 _HINT = "mqtool tap amq.topic 'kern.*' taps an exchange, mqtool tap -q jobs a queue"
@@ -124,7 +124,7 @@ _HINT = "mqtool tap amq.topic 'kern.*' taps an exchange, mqtool tap -q jobs a qu
 
 @option_group
 class What:
-    """What to tap."""
+    """Options of `tap` that select messages."""
 
     exchange: Annotated[str | None, Argument(help="Exchange")] = None
     keys: Annotated[
@@ -141,14 +141,14 @@ class What:
 
     @property
     def names(self) -> list[str]:
-        """The exchanges."""
+        """The names of the exchanges to tap."""
         return [*([] if self.exchange is None else [self.exchange]), *(self.exchanges or [])]
 
     def check(self) -> None:
-        """Check that it makes sense.
+        """Check that the options can be combined.
 
         Raises:
-            UsageError: it does not.
+            UsageError: they cannot.
         """
         if bool(self.names) + bool(self.queue) + self.everything != 1 or (self.headers and not self.names):
             raise UsageError("name either an exchange or a queue, or say --all", _HINT)
@@ -161,7 +161,7 @@ class What:
             )
 
     def bound(self, access: Access) -> Iterator[Bound]:
-        """What to bind a private queue to. Raises as the functions in `bindings` do."""
+        """The bindings that bring copies to a private queue. Raises the errors of the functions in `bindings`."""
         if self.by_firehose:
             exchanges = ["#"] if self.everything else self.names
             of_queue = [copies.firehose_of_queue(self.queue)] if self.queue else []
@@ -176,7 +176,7 @@ class What:
             )
 
     def source(self, access: Access, until_over: ExitStack) -> Source:
-        """Where the copies come from."""
+        """Prepare a tap of one broker; `until_over` switches the firehose off at the end."""
         found = list(self.bound(access))
         for note in (note for each in found for note in each.notes):
             output.notice(note)
@@ -239,7 +239,7 @@ def _with_exchange(delivery: Delivery) -> str:
     return f" [x] {delivery.exchange or '(default)'} {delivery.routing_key}:"
 
 
-#: Seconds to wait for the management API, which only says whether a queue limits deliveries: to connect, and to answer.
+#: Seconds to wait for the management API: to connect, and to answer. It only reports the queue's delivery limit.
 _LIMIT_PATIENCE = 0.3, 1.0
 
 
@@ -293,7 +293,7 @@ def move(
 
 @contextmanager
 def _target(other: Access | None, source: Channel, confirm_timeout: float) -> Iterator[Channel]:
-    """Where to publish: on a connection of its own to another broker."""
+    """The channel to publish on: the source's, or one on another broker."""
     if other is None:
         yield source
         return
@@ -311,10 +311,10 @@ def _expect(target: Channel, queue: str) -> None:
 
 
 def _check_limit(access: Access, source: Channel, queue: str) -> None:
-    """Check that what stays can come back to its queue, which may drop what comes back too often.
+    """Check that messages that stay can be requeued: a queue with a delivery limit may drop them.
 
     Raises:
-        MqtoolError: the message at the head cannot.
+        MqtoolError: the first message has reached the limit.
     """
     api: Management | None = None
     with suppress(Unavailable):
@@ -324,11 +324,11 @@ def _check_limit(access: Access, source: Channel, queue: str) -> None:
         ready = source.depth_of(queue)
         with closing(peeking.peek(source, queue, kind, 1)) as head:
             next(head, None)
-        wait_for(source, queue, ready)  # else the next message is delivered before the head
+        wait_for(source, queue, ready)  # otherwise the next message would be delivered before the first one
 
 
 def _show(transfer: Transfer, expected: int, between: str, other: Access | None) -> None:
-    """Move the messages, and show how far it has come."""
+    """Move the messages and show the progress."""
     moved = 0
     progress = Progress("moved", fraction=lambda: min(1.0, (moved + transfer.kept) / max(1, expected)))
     try:

@@ -31,7 +31,7 @@ app = Commands()
 queue_app = app.group("queue", "Declare, show, delete and purge queues.")
 exchange_app = app.group("exchange", "Declare and delete exchanges.")
 
-#: Every broker's types of exchange.
+#: The exchange types that every broker has.
 _TYPES = ("direct", "fanout", "topic", "headers")
 
 QueueName = Annotated[str, Argument()]
@@ -54,7 +54,7 @@ def declare_queue(
     """Declare a queue; by default a durable quorum queue."""
     default = Queue("", broker.names.hello.durable, arguments=broker.names.hello.arguments)
     if auto_delete and options.queue_type is None:
-        default = Queue("", durable=True)  # quorum queues stay
+        default = Queue("", durable=True)  # quorum queues cannot be auto-delete
     _declare(broker, options.of(default)._replace(auto_delete=auto_delete), if_not_exists=if_not_exists)
 
 
@@ -73,7 +73,7 @@ def declare_exchange(
     if_not_exists: IfNotExists = False,
 ) -> None:
     """Declare an exchange, by default durable."""
-    if kind not in _TYPES and (meant := nearest(kind, _TYPES)) and not kind.startswith("x-"):  # a plugin's
+    if kind not in _TYPES and (meant := nearest(kind, _TYPES)) and not kind.startswith("x-"):
         raise UsageError(f"unknown exchange type {kind!r}", f"did you mean {meant!r}?")
     wanted = options.of(Exchange("", kind, durable=True, auto_delete=auto_delete, internal=internal))
     _declare(broker, wanted, if_not_exists=if_not_exists)
@@ -92,7 +92,7 @@ def show_queue(
 
     access = broker.access()
     found = queue_details(access.management(), access.vhost, queue)
-    if found.row["type"] == "stream":  # of one, AMQP does not tell how long it is
+    if found.row["type"] == "stream":  # AMQP does not report the length of a stream
         try:
             with access.stream_channel(stream_port) as stream:
                 found = replace(found, reader_offsets=reader_offsets(stream, queue, found.consumers))
@@ -107,7 +107,7 @@ def show_queue(
 
 
 def _declare(broker: Broker, thing: Exchange | Queue, *, if_not_exists: bool) -> None:
-    with replace(broker, strict=True).access().channel() as channel:  # whoever declares by hand wants it as it is said
+    with replace(broker, strict=True).access().channel() as channel:  # an explicit declaration must not be ignored
         exists = administration.exists(channel, thing)
         if not (exists and if_not_exists):
             try:
@@ -118,10 +118,10 @@ def _declare(broker: Broker, thing: Exchange | Queue, *, if_not_exists: bool) ->
 
 
 def _existing(channel: Channel, things: Iterable[Exchange | Queue], *, if_exists: bool) -> Iterator[str]:
-    """The names of those that exist; of the others that is said.
+    """Yield the names of the queues or exchanges that exist; report the others.
 
     Raises:
-        NotFound: one does not, and that is not fine.
+        NotFound: one does not exist, and --if-exists is not given.
     """
     for thing in things:
         if administration.exists(channel, thing):
@@ -145,7 +145,7 @@ def delete_queue(
     with access.channel() as channel:
         for name in _existing(channel, map(Queue, queue), if_exists=if_exists):
             ready = administration.depth(channel, name).ready
-            # RabbitMQ says of every stream that it is empty, and deletes it whatever the conditions are.
+            # RabbitMQ treats every stream as empty, and deletes it in spite of --if-empty and --if-unused.
             is_stream = _is_stream(channel, name, access.vhost)
             if is_stream and (if_empty or if_unused):
                 raise MqtoolError(
@@ -203,7 +203,7 @@ def delete_exchange(
 
 @option_group
 class Bindings:
-    """Which bindings: one for each key."""
+    """Options that describe bindings, one for each key."""
 
     exchange: ExchangeName
     destination: Annotated[str, Argument(metavar="QUEUE", help="Queue, or with --to-exchange an exchange")]
@@ -219,7 +219,7 @@ class Bindings:
 
     @property
     def to(self) -> str:
-        """Where they lead, named."""
+        """The destination in words: "queue 'jobs'"."""
         return _named((Exchange if self.to_exchange else Queue)(self.destination))
 
     def by(self, key: str) -> Binding:

@@ -28,12 +28,12 @@ from mqtool.topology import Exchange
 
 app = Commands()
 
-#: Where messages go that name no exchange; recorded ones always do.
+#: For messages without an exchange. Recorded messages always have one.
 _DEFAULT_EXCHANGE = Exchange("")
 
 
 def _speed(text: str) -> float:
-    """How many times as fast as recorded."""
+    """Parse a speed: a factor, or "max" for no pauses."""
     try:
         speed = math.inf if text == "max" else float(text)
     except ValueError:
@@ -48,7 +48,7 @@ _MOMENT = dict[str, Any](parser=parse_moment, metavar="TIME")
 
 @option_group
 class Playing:
-    """What of a recording is played, and how fast."""
+    """Options that select a part of a recording, and its pace."""
 
     speed: Annotated[
         float | None, Option(parser=_speed, metavar="N", help="N times as fast as recorded, or max", show_default="1")
@@ -60,10 +60,10 @@ class Playing:
     loop: Annotated[int, Option(min=1, metavar="N", help="Play all of it N times")] = 1
 
     def pace(self) -> Pace:
-        """How fast.
+        """The pace of the replay.
 
         Raises:
-            UsageError: the options contradict each other.
+            UsageError: --speed and --rate are both given.
         """
         if self.speed is not None and self.rate is not None:
             raise UsageError("--speed and --rate cannot be combined", "use only one of them")
@@ -72,7 +72,7 @@ class Playing:
 
 @option_group
 class Changing:
-    """Where messages go, and with which headers."""
+    """Options that change exchange, routing key and headers."""
 
     to_exchange: Annotated[str | None, Option(help="Publish all to this exchange")] = None
     to_key: Annotated[str | None, Option(help="Publish all with this routing key")] = None
@@ -83,10 +83,10 @@ class Changing:
     drop_header: Annotated[list[str] | None, Option(metavar="KEY", help="Header to leave out")] = None
 
     def changes(self) -> Changes:
-        """As changes to each message.
+        """The options as changes to each message.
 
         Raises:
-            UsageError: the options contradict each other.
+            UsageError: --to-queue is combined with --to-exchange or --to-key.
         """
         exchange, key = self.to_exchange, self.to_key
         if self.to_queue is not None:
@@ -181,7 +181,7 @@ def scrub(
     pseudonyms = Pseudonyms(os.urandom(32) if seed is None else os.fsencode(seed))
     scrubber = Scrubber(pseudonyms, parse_fields(keep or ()), parse_fields(field or ()))
     descriptor = opened(file)
-    # Ctrl-C also ends what writes into our pipe; the lines that it has written are still to come out.
+    # Ctrl-C also ends the program that writes to our stdin; its last lines must still be processed.
     with stopping.calling(lambda: None):
         number, done = 0, list[bytes]()
         try:
@@ -198,7 +198,7 @@ def scrub(
 
 
 def _with_pauses(descriptor: int) -> Iterator[bytes | None]:
-    """What is read, and None each time before there is more, when it is time to write."""
+    """Yield what is read, and None after each read: the time to write what is done."""
     for chunk in whole(descriptor):
         yield chunk
         yield None
@@ -220,7 +220,7 @@ def reconcile(
     """
     nameless = 0
 
-    def with_ids() -> Iterator[str]:  # what was received may come from anybody
+    def with_ids() -> Iterator[str]:  # received messages may come from other programs, without ids
         nonlocal nameless
         for message_id in _ids(got):
             nameless += message_id is None

@@ -30,7 +30,7 @@ from mqtool.work.rpc_functions import ERROR
 
 app = Commands()
 
-#: Requests that get a line each; more would only hide their replies.
+#: With more requests than this, they are not printed: they would hide the replies.
 _SHOWN = 100
 #: fib answers faster than a request comes from the broker: with one request at a time, it would answer FACTOR as many.
 _MANY = ReceivingSettings(prefetch=100)
@@ -92,7 +92,7 @@ def rpc_server(
         def answer_visibly(request: Delivery) -> Message:
             show(request)
             if not is_quick:
-                write.flush()  # a request that takes long is seen meanwhile
+                write.flush()  # show the request while it is being computed
             return answered(request)
 
         settings = replace(receiving, timeout=None if programs.command else receiving.timeout).settings(
@@ -160,8 +160,8 @@ def rpc_client(
 
 
 def _tell_if_nobody_serves(channel: Channel, queue: Queue, timeout: float) -> None:
-    """Say at once why no reply will come, unless somebody starts a server while we wait."""
-    with contextlib.suppress(NotFound, AccessRefused, DeclaredDifferently):  # the requests will fail, and say why
+    """Print a notice if no server consumes from the queue."""
+    with contextlib.suppress(NotFound, AccessRefused, DeclaredDifferently):  # the requests will fail with this error
         if not administration.depth(channel, queue.name).consumers:
             server = "mqtool rpc-server" if queue.name == "rpc_queue" else pasteable("rpc-server --queue=", queue.name)
             output.notice(
@@ -170,7 +170,7 @@ def _tell_if_nobody_serves(channel: Channel, queue: Queue, timeout: float) -> No
 
 
 def _check_integers(requests: list[str], function: Function) -> None:
-    """Check requests before they are sent: what a tutorial's server cannot read ends it, at each of its starts."""
+    """Check requests before they are sent. A tutorial's server crashes on anything but an integer, at each start."""
     for request in requests:
         if not re.fullmatch("[0-9]+" if function == "fib" else "[+-]?[0-9]+", request):
             kind = "a whole number from 0" if function == "fib" else "an integer"
@@ -181,7 +181,7 @@ def _check_integers(requests: list[str], function: Function) -> None:
 
 
 def _show_remote(reply: Delivery, *, raw: bool) -> int:
-    """Print what the server's program printed; return its exit status."""
+    """Print the output of the server's program, and return its exit status."""
     status = reply.headers[rpc_functions.EXIT_STATUS]
     if raw:
         output.show_bytes(_alone(reply))
@@ -193,5 +193,5 @@ def _show_remote(reply: Delivery, *, raw: bool) -> int:
 
 
 def _alone(reply: Delivery) -> bytes:
-    """A reply and nothing else; on a terminal, nothing in it controls that."""
+    """The body of a reply; escaped if it goes to a terminal."""
     return output.visible(reply.text).encode() if output.is_terminal(1) else reply.body

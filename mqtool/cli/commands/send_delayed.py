@@ -41,11 +41,11 @@ from mqtool.work.pending_delays import Choice, Waiting, WaitingMessages
 
 app = Commands()
 
-#: Seconds, where nothing says otherwise.
+#: The default delay in seconds.
 DEFAULT_DELAY = 5.0
 #: The plugin's header, in milliseconds.
 X_DELAY = "x-delay"
-#: The argument of a delayed exchange that says how it routes.
+#: The argument of a delayed exchange that names its routing type.
 TYPE_INSIDE = "x-delayed-type"
 KeepDelay = Annotated[
     bool, Option("--keep-delay", help="Delay copies of delayed messages again", rich_help_panel="Delay")
@@ -62,7 +62,7 @@ def send_delayed(
     target = exchange.of(names.delay_exchange)
     if keep_delay and (delays.are_given or not publishing.options.as_json):
         raise UsageError("--keep-delay is for the messages of --json, with neither --delay nor --at")
-    # With names of their own, sender and receiver agree on the queue, too.
+    # With the tutorial's own names, the sender declares the receiver's queue too.
     is_tutorials = target.name == names.delay_exchange.name and routing_key is None
     queue = names.delay_queue if is_tutorials else None
     if not delays.are_given and not publishing.options.as_json:
@@ -103,7 +103,7 @@ def receive_delayed(
 
 
 def _as_known(channel: Channel, exchange: Exchange) -> Exchange:
-    """The exchange; without the plugin, one that routes the same way: messages then wait in queues before they come."""
+    """The delayed exchange, or without the plugin a plain exchange that routes the same way."""
     if can_delay(channel, exchange):
         return exchange
     arguments = {name: value for name, value in exchange.arguments.items() if name != TYPE_INSIDE}
@@ -111,9 +111,10 @@ def _as_known(channel: Channel, exchange: Exchange) -> Exchange:
 
 
 def _delayed_as_it_says(message: Message, *, keep_delay: bool) -> Message:
-    """For NDJSON: "delay" or "at", else the plugin's header, else the command's own delay; none for a copy.
+    """Set the delay of a message from NDJSON: its "delay" or "at", else its x-delay header, else the default.
 
-    The plugin makes x-delay negative when it is over, but not in all its versions.
+    A received copy of a delayed message gets no delay, except with --keep-delay. Some versions of the plugin make
+    x-delay negative once the delay is over.
     """
     if message.delay is not None or message.due is not None:
         return message
@@ -250,7 +251,7 @@ def _take(
     take: Callable[[WaitingMessages, Choice], Generator[Waiting]],
     done: str,
 ) -> None:
-    """Take the chosen messages, and say how many were taken.
+    """Cancel or deliver the selected messages, and print how many.
 
     Raises:
         SomeFailed: no message with one of the ids waits.

@@ -161,7 +161,7 @@ def worker(
 def _work_and_forget(
     channel: Channel, queue: Queue, do: Callable[[Delivery], None], receiving: ReceivingSettings
 ) -> Iterator[Delivery]:
-    """The tutorial's worker, without its acknowledgement."""
+    """Work like the tutorial's worker, but without acknowledging."""
     tasks = channel.consume(channel.declare(queue), receiving._replace(acknowledge=False))
 
     def done() -> Iterator[Delivery]:
@@ -173,7 +173,7 @@ def _work_and_forget(
 
 
 Strategy = Literal["individual", "batch", "async", "all"]
-#: How the tutorial's line says it.
+#: Each strategy in the words of the tutorial's output.
 _SAYS = {"individual": "individually in", "batch": "in batch in", "async": "and handled confirms asynchronously in"}
 
 
@@ -195,7 +195,7 @@ def publisher_confirms(
     chosen = list(ways) if strategy == "all" else [strategy]
     seconds: dict[Strategy, float] = {}
     for way in chosen:
-        # A connection each, so that each starts with an empty queue of its own.
+        # One connection for each strategy, so that each starts with an empty private queue.
         with broker.access().channel(confirm_timeout=confirm_timeout) as channel:
             target = channel.declare(queue.of(PRIVATE_QUEUE))
             messages = (Message(str(number).encode(), message_id=new_message_id()) for number in range(count))
@@ -222,7 +222,7 @@ def publisher_confirms(
 
 
 def _confirmed(receipts: Iterable[Receipt], count: int) -> int:
-    """How many of a number of messages were confirmed; a terminal shows how far it is."""
+    """Count confirmed messages, and show the progress on a terminal."""
     progress = Progress("confirmed", fraction=lambda: progress.count / count)
     try:
         return sum(receipt.confirmation is Confirmation.CONFIRMED for receipt in progress.of(receipts))

@@ -28,7 +28,7 @@ app = Commands()
 
 @option_group
 class Appending:
-    """How to append to a stream."""
+    """Options of `send-stream`."""
 
     PANEL: ClassVar = "Messages"
 
@@ -42,7 +42,7 @@ class Appending:
 
 @option_group
 class Reading:
-    """What to read of a stream."""
+    """Options of `receive-stream`: where to start, and which messages."""
 
     PANEL: ClassVar = "Receiving"
 
@@ -138,7 +138,8 @@ def show(stream: StreamName, name: ReaderName, broker: Broker, port: StreamPort 
         )
     for each, offset in stored.items():
         output.show(str(offset) if each == stream else f"{each}	{offset}")
-    lags = [(each.lag(name), len(each.offsets)) for each in seen.values()]  # without an offset, all is to be read
+    # Without a stored offset, the whole stream is unread.
+    lags = [(each.lag(name), len(each.offsets)) for each in seen.values()]
     if behind := sum(there if lag is None else lag for lag, there in lags):
         output.status(f"{counted(behind)} behind")
     if missed := sum(each.missed(name) for each in seen.values()):

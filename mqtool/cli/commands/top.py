@@ -23,14 +23,14 @@ app = Commands()
 
 
 class _Order(NamedTuple):
-    """What to sort by: the table's column, and the API's path."""
+    """A sort order: the column of the table, and the field of the management API."""
 
     column: str
     path: str
 
     @property
     def word(self) -> str:
-        """The column, without its unit."""
+        """The name of the column without its unit."""
         return self.column.partition("/")[0]
 
 
@@ -44,23 +44,23 @@ _ORDERS = {
     "a": _Order("ack/s", "message_stats.ack_details.rate"),
 }
 _SHOWN = ("name", "ready", "unacked", "consumers", "in/s", "out/s", "ack/s", "look out")
-#: On a terminal of fewer columns than this, so that there is room for the names.
+#: The columns to show on a terminal with fewer than 60 or 80 columns.
 _NARROW = ((60, ("name", "ready", "unacked", "look out")), (80, ("name", "ready", "unacked", "consumers", "look out")))
 #: Up to this many queues, all are fetched and sorted here.
 _ALL_AT_ONCE = 2_000
-#: How many looks back the one is that this one is compared with: some seconds, in which a consumer should acknowledge.
+#: Compare with the sample this many samples ago, so that a consumer had some seconds to acknowledge.
 _LOOKS_BACK = 5
 
 
 @dataclass
 class Screen:
-    """What is shown.
+    """The state of the screen: sort order, and the latest samples.
 
     Attributes:
-        find: the management API; again after it was lost, as a broker that comes back may have it elsewhere.
+        find: finds the management API; called again after an error, because a restarted broker may use another port.
         order: a key of _ORDERS.
-        descending: the greatest first.
-        looks: the latest ones, by vhost and queue.
+        descending: whether the greatest value comes first.
+        looks: the latest samples: queues by vhost and name.
     """
 
     find: Callable[[], Management]
@@ -77,7 +77,7 @@ class Screen:
         return self.found
 
     def press(self, key: str) -> None:
-        """Sort by what a key stands for; a second time the other way round."""
+        """Sort by the column of a key; pressed again, in the other direction."""
         if key in _ORDERS:
             self.descending = not self.descending if key == self.order else key != "n"
             self.order = key
@@ -108,7 +108,7 @@ class Screen:
         return int(page["filtered_count"]) if isinstance(page, dict) else len(page)
 
     def row(self, queue: Json) -> Row:
-        """A queue, as the table has it."""
+        """A queue as a row of the table."""
         earlier = self.looks[0].get((queue["vhost"], queue["name"])) if len(self.looks) > _LOOKS_BACK else None
         warning = ""
         if has_no_consumer(queue):
@@ -117,7 +117,7 @@ class Screen:
             warning = "no acks?"
         elif stands_still(queue, earlier):
             warning = "nothing moves?"
-        # What comes and goes by the stream protocol is in no statistics.
+        # The statistics do not include the stream protocol.
         counts = queue.get("message_stats") or {}
         is_told = queue.get("type") != "stream" or bool(counts.get("publish") or counts.get("deliver_get"))
         return {

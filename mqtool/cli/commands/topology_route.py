@@ -115,12 +115,9 @@ def route(
         layout.show_lines(topology_text.explained_route(found, router.definitions))
 
 
-# -- the table of keys
-
-
 @dataclass(frozen=True, slots=True)
 class _Expectation:
-    """A line of the table: a message and its queues; None if the line does not name any."""
+    """A line of a --test file: a message, and the queues that must get it (None if the line names none)."""
 
     exchange: str
     routing_key: str
@@ -155,7 +152,7 @@ def _expectation(words: list[str]) -> _Expectation:
 
 
 def _compare(lines: list[_Expectation], explain: Callable[[str, str, dict[str, Any]], Route], *, as_json: bool) -> None:
-    """Show each line's route beside what the line expects.
+    """Print each line's route next to the expected queues.
 
     Raises:
         SomeFailed: a route is not as expected.

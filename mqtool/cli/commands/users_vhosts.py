@@ -26,12 +26,12 @@ IfNotExists = Annotated[bool, Option("--if-not-exists", help="Succeed if it exis
 LoginPassword = Annotated[
     Path | None, Option(help="Read the password to log in with from FILE", rich_help_panel="Broker")
 ]
-#: In these commands it is about the password that is set.
+#: --password-file for the new password; --login-password-file is for the login.
 _NEW_PASSWORD = Annotated[Path | None, Option("--password-file", help="Read the user's password from FILE; - is stdin")]
 
 
 def _login(broker: ManagedBroker, password_file: Path | None) -> Management:
-    """The API, for commands whose --password-file is about the password that is set."""
+    """The management API, for commands whose --password-file is for the new password, not the login."""
     return replace(broker, options=replace(broker.options, password_file=password_file)).access().management()
 
 
@@ -48,7 +48,11 @@ def _user(api: Management, name: str) -> Json:
 
 
 def _is_there(api: Management, kind: str, name: str, *, if_not_exists: bool, hint: str) -> bool:
-    """Whether it exists already, which is said."""
+    """Whether a user or vhost exists already. With --if-not-exists that is only reported.
+
+    Raises:
+        MqtoolError: it exists, without --if-not-exists.
+    """
     if _found(api, f"{kind}s", name) is None:
         return False
     if not if_not_exists:
@@ -58,7 +62,7 @@ def _is_there(api: Management, kind: str, name: str, *, if_not_exists: bool, hin
 
 
 def _delete(access: Access, kind: str, name: str, what: str, yes: Yes = False, *, if_exists: bool) -> None:
-    """Delete a user or a vhost, if whoever is asked agrees."""
+    """Delete a user or vhost after asking."""
     api = access.management()
     if _found(api, f"{kind}s", name) is not None:
         ask(f"delete {what}", access, yes=yes)
@@ -69,7 +73,7 @@ def _delete(access: Access, kind: str, name: str, what: str, yes: Yes = False, *
 
 
 def _tags(tags: Any) -> str:
-    """As the API takes them in every version."""
+    """Format tags as a list with commas, which every version of RabbitMQ accepts."""
     return tags if isinstance(tags, str) else ",".join(tags)
 
 
