@@ -14,5 +14,5 @@ def test_a_proxy_gets_no_request_for_this_machine(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv(variable, "http://127.0.0.1:9")
     with EmbeddedBroker(management_port=0) as broker:
         for host in ("127.0.0.1", "localhost"):
-            url = broker.urls["management"].replace("127.0.0.1", host)
+            url = broker.urls["http"].replace("127.0.0.1", host)
             assert Management(url, "guest", "guest").get("whoami")["name"] == "guest"
