@@ -6,6 +6,7 @@ https://www.rabbitmq.com/docs/confirms#consumer-acknowledgements
 """
 
 import queue as queues
+import shlex
 import threading
 import time
 from collections import deque
@@ -185,8 +186,13 @@ class Consumer(ChannelListener):
                 return False
             if batch is not None:
                 self._batch.extend(batch)
-            elif self._channel.failure:
-                raise self._channel.failure
+            elif (failure := self._channel.failure) is not None:
+                if self._position is not None and failure.hint is None and "INTERNAL_ERROR" in str(failure):
+                    failure.hint = (
+                        "before 4.0, RabbitMQ cannot deliver a stream's messages of bare bytes over AMQP; "
+                        f"read them with: mqtool receive-stream -q {shlex.quote(self._queue.name)}"
+                    )
+                raise failure
             elif self._stopping and self._inbox.empty():
                 return False
         return True

@@ -356,3 +356,23 @@ def test_a_bad_batch_is_skipped_and_a_named_reader_gets_past_it(shell: Shell, br
     read = shell.run("mqtool", "receive-stream", "-q", "s", "--raw", "-c", "2", "--track", "me")
     assert read.stdout == "before\nafter\n"
     assert "skipped 2 messages of stream 's' from offset 1: the batch does not consist of 2 messages" in read.stderr
+
+
+def test_bare_bytes_that_amqp_cannot_deliver_name_receive_stream(shell: Shell, broker: TestBroker) -> None:
+    """The Python tutorial's programs store bodies alone: RabbitMQ before 4.0 breaks the connection over them."""
+    shell.run("mqtool", "send-stream", "-q", "s", "first")
+    place = urlsplit(broker.streams)
+    client = RawStream(place.hostname or "", place.port or 0)
+    client.log_in()
+    assert client.request(OPEN, string(broker.vhost)).code == 1
+    client.declare_publisher(1, "s", "ann")
+    client.publish(1, 1, b"bare bytes")
+    client.confirmed(1)
+    client.close()
+    for command in (("receive", "-q", "s", "--offset", "first", "--raw", "-c", "2"), ("peek", "s", "--raw")):
+        result = shell.run("mqtool", *command)
+        if broker.kind == "rabbitmq" and not broker.differs_since("4.0", "it delivers them"):
+            assert "read them with: mqtool receive-stream -q s" in result.stderr
+            assert result.code == 69
+        else:
+            assert result.stdout.splitlines()[-1] == "bare bytes"
