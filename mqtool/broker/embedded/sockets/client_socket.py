@@ -83,7 +83,7 @@ class PacedSocket(asyncio.Protocol, ABC):
         """Resume deliveries: the client has read what was sent."""
 
     def data_received(self, data: bytes) -> None:
-        """Handle the complete frames, and keep the start of the next one."""
+        """Take bytes from the client, and handle them if a frame is complete."""
         self.heard()
         self.received_bytes += len(data)
         if self._chunks:
@@ -93,9 +93,10 @@ class PacedSocket(asyncio.Protocol, ABC):
                 self.count_held()
                 return
             data = b"".join(self._chunks)
-        self._take(data)
+        self.handle(data)
 
-    def _take(self, data: bytes) -> None:
+    def handle(self, data: bytes) -> None:
+        """Handle the complete frames, and keep the start of the next one."""
         if len(data) >= self._need:
             try:
                 data = data[self.take_bytes(data) :]
@@ -114,7 +115,7 @@ class PacedSocket(asyncio.Protocol, ABC):
 
     @property
     def is_unread(self) -> bool:
-        """Whether the answers of this turn of the loop are more than the client should be sent at once."""
+        """Whether more than 16 MiB of answers wait to be sent."""
         return self._out_bytes > _UNREAD_LIMIT
 
     @property
@@ -132,7 +133,7 @@ class PacedSocket(asyncio.Protocol, ABC):
         self.transport.resume_reading()
         if self._is_waiting:
             self._is_waiting = False
-            self._take(b"".join(self._chunks))
+            self.handle(b"".join(self._chunks))
 
     def write(self, data: bytes) -> None:
         """Send bytes at the end of this turn of the loop, together with all others."""
@@ -197,7 +198,7 @@ class PacedSocket(asyncio.Protocol, ABC):
             self.may_send()
 
     def heard(self) -> None:
-        """Note that the client is alive."""
+        """Note the time at which the client was last heard."""
         self._heard_at = self._loop.time()
 
     def hang_up(self) -> None:
@@ -278,7 +279,7 @@ class ClientSocket(PacedSocket):
 
     @property
     def can_be_sent_more(self) -> bool:
-        """Whether the client reads what it is sent: less than 16 MiB wait for it."""
+        """Whether less than 16 MiB wait for the client to read."""
         return self._out_bytes + self._held_by_socket <= _UNREAD_LIMIT
 
     @property
@@ -302,13 +303,13 @@ class ClientSocket(PacedSocket):
         self._connections.logged_in(self)
 
     def log_once_a_second(self, level: int, cause: str, text: str) -> None:
-        """Log something about the connection; one line a second for each cause, since strangers can be the cause.
+        """Log something about the connection. Before the login, log only one line a second for each cause.
 
         Args:
             level: the level, such as logging.WARNING.
             cause: one of a few fixed texts.
-            text: what to log. It is cut to 500 characters and written in ASCII, since clients choose the names in it:
-                so they can neither forge lines of the log nor control a terminal.
+            text: what to log, cut to 500 characters. It is written in ASCII, so that names chosen by clients
+                can neither forge lines of the log nor control a terminal.
         """
         shown = ascii(text[:_LOGGED_CHARACTERS])[1:-1]
         extra = None if self.is_open else caused_by(f"{self.protocol} {cause}")
@@ -346,11 +347,11 @@ class ClientSocket(PacedSocket):
         self._chunks, self._have, self._held_by_socket = [], 0, 0
         self.hold(-self.held_bytes)
 
-    def data_received(self, data: bytes) -> None:
-        """Take bytes; if they changed durable definitions, send the answers once those are on disk."""
+    def handle(self, data: bytes) -> None:
+        """Handle the complete frames; if they change durable definitions, send the answers once those are on disk."""
         ledger = self.broker.ledger
         saved = ledger.definitions_saved
-        super().data_received(data)
+        super().handle(data)
         if ledger.definitions_saved != saved:
             self.hold_answers()
             ledger.after_commit(self.release_answers)

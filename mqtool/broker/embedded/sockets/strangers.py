@@ -14,13 +14,13 @@ _LOG_SECONDS = 1.0
 
 
 def stranger_limit() -> int:
-    """The connections that one address may have without a login: a quarter of the file descriptors, within bounds."""
+    """The number of connections that one address may have without a login: a quarter of the file descriptors."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return min(max(descriptors // 4, _FEWEST), _MOST)
 
 
 class Guest(Protocol):
-    """A connection that can be closed without a word."""
+    """A connection."""
 
     peer: tuple[str, int]
 
@@ -32,7 +32,7 @@ C = TypeVar("C", bound=Guest)
 
 
 class Connections(set[C], Generic[C]):
-    """The open connections of one protocol. An address may have only some that have not logged in."""
+    """The open connections of one protocol. Limits those of each address that have not logged in."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Connections(set[C], Generic[C]):
             oldest.abort()
 
     def logged_in(self, connection: C) -> None:
-        """Note that a connection is no stranger any more."""
+        """Stop counting a connection against the limit."""
         address = connection.peer[0]
         strangers = self._strangers.get(address)
         if strangers is not None:
@@ -93,7 +93,7 @@ class OneLineASecond(logging.Filter):
 
 
 def caused_by(cause: str) -> dict[str, Any]:
-    """The `extra` argument of a log call that anybody can cause without logging in.
+    """The `extra` argument of a log call that is limited to one line a second.
 
     Args:
         cause: one of a few fixed texts; one line a second is logged for each.

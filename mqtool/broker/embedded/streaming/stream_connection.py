@@ -1,4 +1,4 @@
-"""One connection of the stream protocol: passes frames on to what they ask for, and closes on errors."""
+"""One connection of the stream protocol: calls the function for each frame, and closes on errors."""
 
 import logging
 from collections.abc import Callable, Mapping

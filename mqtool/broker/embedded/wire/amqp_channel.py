@@ -25,7 +25,7 @@ _UNCOMMITTED_OVERHEAD = 500
 
 # Publishing takes 1.3 times as long without this.
 class Route(NamedTuple):
-    """The queues of the latest plain message, which hold for all with its address in the same turn of the session."""
+    """The queues of the latest plain message. They apply to all with its address, until `Session.turn` changes."""
 
     turn: int
     address: bytes

@@ -1,4 +1,4 @@
-"""A channel's consumers and its unacknowledged deliveries; and the firehose, which copies what passes.
+"""A channel's consumers and its unacknowledged deliveries; and the firehose.
 
 The firehose publishes a copy of each published and delivered message to the exchange amq.rabbitmq.trace, with the
 routing key publish.EXCHANGE or deliver.QUEUE. https://www.rabbitmq.com/docs/firehose
