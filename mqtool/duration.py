@@ -10,7 +10,7 @@ _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
 
 def parse_duration(text: str) -> float:
-    """Seconds.
+    """Parse a duration; return seconds.
 
     Raises:
         ValueError: it is not one or more numbers, each with a unit.
@@ -22,7 +22,7 @@ def parse_duration(text: str) -> float:
 
 
 def compact_duration(seconds: float) -> str:
-    """As parse_duration reads it, to the millisecond: 250ms, 1s, 1m30s."""
+    """Format seconds for parse_duration(), rounded to milliseconds: 250ms, 1s, 1m30s."""
     rest, parts = round(seconds * 1000), []
     for unit, milliseconds in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
         count, rest = divmod(rest, milliseconds)
@@ -32,13 +32,13 @@ def compact_duration(seconds: float) -> str:
 
 
 class Backoff(NamedTuple):
-    """Exponential back-off with jitter, so that a hundred clients do not come back in the same instant.
+    """Exponential backoff with jitter, so that many clients do not reconnect at the same moment.
 
     Attributes:
         first: seconds before the first attempt.
-        factor: how much longer each wait is than the one before.
-        longest: seconds that no wait exceeds.
-        attempts: how many; None for no end.
+        factor: how many times as long each delay is as the one before.
+        longest: the maximum delay, in seconds.
+        attempts: the number of attempts; None for no limit.
     """
 
     first: float = 0.25
@@ -47,7 +47,7 @@ class Backoff(NamedTuple):
     attempts: int | None = None
 
     def delays(self) -> Iterator[float]:
-        """Seconds to wait before each attempt: between half of the exponential value and all of it."""
+        """Yield the seconds to wait before each attempt: between half of the exponential value and all of it."""
         delay, attempt = self.first, 0
         while self.attempts is None or attempt < self.attempts:
             yield delay * random.uniform(0.5, 1.0)

@@ -1,4 +1,4 @@
-"""What can go wrong for a user: one exception per case; each knows its exit code and carries its hint."""
+"""The errors that users see: one exception per case, with its exit code and a hint."""
 
 from enum import IntEnum
 
@@ -20,11 +20,11 @@ class ExitCode(IntEnum):
 
 
 class MqtoolError(Exception):
-    """Something a user can understand and act on.
+    """An error that a user can understand and act on.
 
     Attributes:
-        exit_code: what the process exits with.
-        hint: what to do about it, or None where there is nothing to add.
+        exit_code: the exit code of the process.
+        hint: what to do about it, if there is something to add.
     """
 
     exit_code = ExitCode.FAILED
@@ -41,11 +41,11 @@ class UsageError(MqtoolError):
 
 
 class BadExpression(UsageError):
-    """A condition that cannot be read.
+    """A condition that cannot be parsed.
 
     Attributes:
-        text: all of it.
-        column: the character that is wrong, from 1.
+        text: the whole condition.
+        column: the position of the error, from 1.
     """
 
     def __init__(self, what: str, text: str, column: int, hint: str | None = None) -> None:
@@ -55,7 +55,7 @@ class BadExpression(UsageError):
 
 
 class BadData(MqtoolError):
-    """The input to publish, or a message received, is not what it should be."""
+    """The input to publish, or a received message, is not valid."""
 
     exit_code = ExitCode.BAD_DATA
 
@@ -67,13 +67,13 @@ class SomeFailed(MqtoolError):
 
 
 class Unavailable(MqtoolError):
-    """There is no broker, or no consumer answers, or what was consumed from is gone."""
+    """There is no broker, no consumer answers, or the queue was deleted."""
 
     exit_code = ExitCode.UNAVAILABLE
 
 
 class NotFound(Unavailable):
-    """The broker is there, and has no such thing."""
+    """The broker has no queue, exchange or other object of that name."""
 
 
 class NotConfirmed(MqtoolError):
@@ -83,19 +83,19 @@ class NotConfirmed(MqtoolError):
 
 
 class AccessRefused(MqtoolError):
-    """The broker knows us, or does not, and will not let us do this."""
+    """The broker refuses the login, or the user lacks a permission."""
 
     exit_code = ExitCode.ACCESS_REFUSED
 
 
 class DeclaredDifferently(MqtoolError):
-    """The broker has something of this name that differs from what was asked for (406 PRECONDITION_FAILED)."""
+    """A queue or exchange of this name exists with other settings (406 PRECONDITION_FAILED)."""
 
     exit_code = ExitCode.DECLARED_DIFFERENTLY
 
 
 class UnknownExchangeType(DeclaredDifferently):
-    """The broker has no exchanges of this type: a plugin would bring it."""
+    """The broker does not know this exchange type; a plugin may be missing."""
 
 
 class TimedOut(MqtoolError):

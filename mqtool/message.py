@@ -30,18 +30,18 @@ PERSISTENT = 2
 #: The header of a delayed message that says when it is due: milliseconds since 1970.
 DUE = "mqtool-due"
 
-#: A header of ours, with the octets of headers or properties that could not be decoded.
+#: The header that holds the bytes of headers or properties that could not be decoded.
 UNREADABLE = "mqtool-unreadable"
-#: Tables and arrays inside each other that are decoded; what is nested more deeply stays Undecoded.
+#: The levels of nested tables and arrays that are decoded; deeper ones stay Undecoded.
 MAX_DEPTH = 64
 
 
-#: The last second of the year 9999, beyond which datetime cannot go; since 1970.
+#: The last second of the year 9999, in seconds since 1970: the end of what datetime can represent.
 END_OF_TIME = 253_402_300_799
 
 
 class Undecoded(bytes):
-    """A field value as AMQP encodes it, its type in front."""
+    """A header's value as AMQP encodes it, with its type in front."""
 
 
 class Timestamp(int):
@@ -56,13 +56,13 @@ class Message:
     """A message to publish.
 
     Attributes:
-        routing_key: None leaves it to publish().
-        exchange: None leaves it to publish(); "" is the default exchange.
-        properties: AMQP properties by name (see PROPERTIES), headers included. Messages may share one mapping.
-        message_id: the property message_id, on its own because it differs from message to message.
-        delay: seconds to hold it back, from when it is published; or
-        due: seconds since 1970 until when to hold it back. See delays/.
-        received: it is a copy of one that was received, as its NDJSON says.
+        routing_key: None for the one that publish() is called with.
+        exchange: None for the one that publish() is called with; "" is the default exchange.
+        properties: AMQP properties by name (see PROPERTIES), with the headers. Messages may share one mapping.
+        message_id: the property message_id, which is separate because it differs from message to message.
+        delay: seconds to delay the message, from the moment when it is published.
+        due: the time until which to delay the message, in seconds since 1970; instead of `delay`.
+        received: it was read from the NDJSON of a delivery.
     """
 
     body: bytes
@@ -76,18 +76,18 @@ class Message:
 
 
 class InBatches:
-    """Messages that come in lots."""
+    """Messages that are available in batches."""
 
     def batches(self) -> Iterator[list[Message]]:
-        """What is at hand together; an empty lot says that there is nothing right now.
+        """Yield the messages that are available, in batches; an empty batch if there is none right now.
 
-        Whoever publishes a message takes it out of its lot.
+        The publisher removes a message from its batch when it is published.
         """
         raise NotImplementedError
 
 
 class Confirmation(StrEnum):
-    """The broker's answer for a published message."""
+    """The broker's answer to a published message."""
 
     CONFIRMED = "confirmed"
     NACKED = "nacked"
@@ -98,8 +98,8 @@ class Receipt(NamedTuple):
     """A published message and the broker's answer.
 
     Attributes:
-        reason: why the broker did not take it.
-        sequence: its number among the messages of one publish(), from 1.
+        reason: why the broker rejected or returned it.
+        sequence: the message's number among those of one publish(), from 1.
     """
 
     message: Message
@@ -114,10 +114,10 @@ class Delivery:
 
     Attributes:
         queue: the queue it was consumed from.
-        redelivered: it was delivered before, and not acknowledged.
-        properties: AMQP properties by name (see PROPERTIES); those not set are None or missing.
-        delivery_tag: the broker's number for it on this channel.
-        epoch: counts the openings of the channel; delivery tags of an earlier one are no longer valid.
+        redelivered: it was delivered before, and was not acknowledged.
+        properties: AMQP properties by name (see PROPERTIES). A property that is not set is None or missing.
+        delivery_tag: the broker's number for it on its channel.
+        epoch: how many times the channel was opened by then; delivery tags of an earlier epoch are no longer valid.
         settled: it has been acknowledged.
     """
 
@@ -133,17 +133,17 @@ class Delivery:
 
     @property
     def headers(self) -> Mapping[str, Any]:
-        """The property headers; empty if not set."""
+        """The property headers; empty if it is not set."""
         return self.properties.get("headers") or {}
 
     @property
     def message_id(self) -> str | None:
-        """The property of that name."""
+        """The property message_id."""
         return self.properties.get("message_id")
 
     @property
     def text(self) -> str:
-        """The body as text for people; bytes that are not UTF-8 become replacement characters."""
+        """The body as text. Bytes that are not UTF-8 become replacement characters."""
         return self.body.decode("utf-8", "replace")
 
     @property

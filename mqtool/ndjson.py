@@ -1,9 +1,9 @@
-"""Messages as JSON, one object to a line, such that what comes out goes in again unchanged.
+"""Messages as JSON, one object per line. A delivery that is printed can be published again unchanged.
 
-What JSON has no type for is an object with one key that starts with "$": {"$bytes": base64}, {"$decimal": "1.5"},
+A header's type that JSON lacks is an object with one key that starts with "$": {"$bytes": base64}, {"$decimal": "1.5"},
 {"$double": "NaN", "Infinity" or "-Infinity"}, {"$timestamp": seconds since 1970, UTC}, and {"$encoded": base64} for
-what stays as AMQP has it. A table of somebody else's that looks like one of these is {"$table": it}. In text, bytes
-that are not UTF-8 are the escapes \\udc80 to \\udcff.
+a value that stays as AMQP encodes it. A table that looks like one of these is written as {"$table": table}. In text,
+bytes that are not UTF-8 are the escapes \\udc80 to \\udcff.
 """
 
 import base64
@@ -20,12 +20,12 @@ from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import BadData
 from mqtool.message import END_OF_TIME, MAX_DEPTH, PROPERTIES, Delivery, Message, Timestamp, Undecoded
 
-#: The keys of a delivery's line.
+#: The keys of the line of a delivery.
 OF_A_DELIVERY = frozenset(
     {"timestamp", "exchange", "routing_key", "queue", "redelivered", "headers", "properties", "body"}
 )
 _KNOWN = OF_A_DELIVERY | {
-    "broker",  # which of several, as 'mqtool tap' names it; it is not part of the message
+    "broker",  # 'mqtool tap' adds it with several brokers; it is not part of the message
     "delay",
     "at",
     "body_base64",
@@ -37,10 +37,10 @@ _WHOLE_NUMBERS = {"delivery_mode": 255, "priority": 255, "timestamp": 2**64 - 1}
 
 
 def from_delivery(delivery: Delivery, received_at: datetime) -> bytes:
-    """One line, with its newline.
+    """Format a delivery as a line, with its newline.
 
     Args:
-        received_at: becomes "timestamp", as RFC 3339; the AMQP property of that name is under "properties".
+        received_at: for "timestamp", in RFC 3339; the AMQP property of that name is under "properties".
     """
     line: dict[str, Any] = {
         "timestamp": received_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -53,7 +53,7 @@ def from_delivery(delivery: Delivery, received_at: datetime) -> bytes:
 
 
 def from_message(message: Message) -> bytes:
-    """One line, with its newline, that to_message() makes the same message of."""
+    """Format a message as a line, with its newline; to_message() returns an equal message."""
     properties = {**message.properties, "message_id": message.message_id}
     line: dict[str, Any] = {"exchange": message.exchange, "routing_key": message.routing_key}
     if message.delay is not None:
@@ -76,12 +76,12 @@ def _line(line: dict[str, Any], given: Mapping[str, Any], body: bytes) -> bytes:
 
 
 def as_json(value: Any) -> str:
-    """A header, or all of them, as in a line."""
+    """Format a header, or all headers, as in a line."""
     return _dumped(_table_to_json(value) if isinstance(value, Mapping) else _to_json(value))
 
 
 def from_json(value: Any) -> Any:
-    """What a value of a line stands for; one that stands for nothing, such as {"$bytes": 1}, is itself."""
+    """Decode a header from its JSON; return an invalid one, such as {"$bytes": 1}, unchanged."""
     try:
         return _from_json(value, "", MAX_DEPTH)
     except BadData:
@@ -93,24 +93,24 @@ def _dumped(value: Any) -> str:
 
 
 def escaped(text: str) -> str:
-    """JSON with escapes for what UTF-8 has no octets for."""
+    """Escape the surrogates in JSON: UTF-8 cannot encode them."""
     return text if text.isascii() else _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def to_message(line: bytes, where: str) -> Message:
-    """The message that a line describes. Only a body is required; a missing exchange or routing key stays open.
+    """Parse a line. Only a body is required; without an exchange or a routing key, those of the message are None.
 
     Args:
-        where: names the line in an error, such as "line 3".
+        where: the name of the line for errors, such as "line 3".
 
     Raises:
-        BadData: it does not describe one.
+        BadData: it is not a message.
     """
     return message_of(to_object(line, where), where)
 
 
 def to_object(line: bytes, where: str) -> dict[str, Any]:
-    """What a line holds, as JSON has it; message_of() makes a message of it, and checks it. Raises BadData."""
+    """Parse the JSON of a line, for message_of(). Raises BadData if it is not an object."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -123,7 +123,7 @@ def to_object(line: bytes, where: str) -> dict[str, Any]:
 
 
 def message_of(value: Mapping[str, Any], where: str) -> Message:
-    """The second half of to_message(). Raises BadData."""
+    """Convert the JSON of a line to a message. Raises BadData if it is not a message."""
     if unknown := sorted(set(value) - _KNOWN):
         raise BadData(f"{where} has an unknown key {unknown[0]!r}", f"one of {', '.join(sorted(_KNOWN))}")
     properties = _properties(value, where)

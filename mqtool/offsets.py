@@ -1,4 +1,4 @@
-"""Offsets in a stream, and how people write them: first, last, next, a number, a time, or how long ago."""
+"""Offsets in a stream, and how users write them: first, last, next, a number, a time, or an age."""
 
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 class Start(IntEnum):
-    """What a place is given by; the numbers are the stream protocol's."""
+    """The kinds of offset, with their numbers in the stream protocol."""
 
     FIRST = 1
     LAST = 2
@@ -18,17 +18,17 @@ class Start(IntEnum):
 
 
 class Offset(NamedTuple):
-    """A place in a stream. Its messages are numbered from 0, and keep their numbers.
+    """Where to start in a stream. A stream's messages are numbered from 0.
 
     Attributes:
-        value: the number of a message, or milliseconds since 1970; None for a place that has a name.
+        value: the number of a message for OFFSET, milliseconds since 1970 for TIMESTAMP; None for the others.
     """
 
     start: Start
     value: int | None = None
 
     def as_argument(self) -> "int | str | datetime":
-        """The consumer argument x-stream-offset of AMQP 0-9-1."""
+        """The value of the consumer argument x-stream-offset of AMQP 0-9-1."""
         from datetime import UTC, datetime
 
         if self.value is None:
@@ -36,16 +36,16 @@ class Offset(NamedTuple):
         return datetime.fromtimestamp(self.value / 1000, UTC) if self.start is Start.TIMESTAMP else self.value
 
 
-#: The oldest message that the broker keeps; the last lot that was written together; what comes from now on.
+#: The oldest message that the broker keeps; the last chunk; messages published from now on.
 FIRST, LAST, NEXT = Offset(Start.FIRST), Offset(Start.LAST), Offset(Start.NEXT)
 _NAMED = {"first": FIRST, "last": LAST, "next": NEXT}
 
 
 def parse_offset(text: str) -> Offset:
-    """An offset, from what --offset takes.
+    """Parse the value of --offset.
 
     Raises:
-        ValueError: it is none of that.
+        ValueError: it is not an offset.
     """
     import re
     import time

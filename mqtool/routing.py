@@ -24,9 +24,9 @@ Item = TypeVar("Item", bound=Hashable)
 
 
 class RoutingTable(Protocol[Item]):
-    """What each exchange type can do.
+    """The bindings of one exchange.
 
-    An item may be added several times under different keys or arguments; it stays until each is removed.
+    An item may be bound several times with different keys or arguments; it stays until each of them is removed.
     """
 
     def add(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:
@@ -93,12 +93,12 @@ class FanoutTable(Generic[Item]):
 
 
 def words_of(key: str) -> list[str]:
-    """The words of a key. The empty key has none, so `*` does not match it."""
+    """Split a key into words. The empty key has none, so `*` does not match it."""
     return key.split(".") if key else []
 
 
 class _Node(Generic[Item]):
-    """A place in the trie of patterns, one word below its parent."""
+    """A node in the trie of patterns, one word below its parent."""
 
     __slots__ = ("children", "items")
 
@@ -110,9 +110,9 @@ class _Node(Generic[Item]):
 class TopicTable(Generic[Item]):
     """Topic exchange: words between dots, `*` for one word and `#` for any number (section 3.1.3.3).
 
-    The patterns form a trie. A match walks it with the set of all places that the words so far may have led to, so its
-    cost depends on the words and on the patterns that match so far, not on the number of bindings; a pattern of many
-    `#` costs at most its length times the key's.
+    The patterns form a trie. A match walks it with the set of nodes that the words so far can lead to, so its cost
+    depends on the key and on the patterns that match so far, not on the number of bindings. A pattern with many `#`
+    costs at most its length times the key's.
     """
 
     def __init__(self) -> None:
@@ -136,31 +136,31 @@ class TopicTable(Generic[Item]):
             del parent.children[word]
 
     def match(self, key: str, headers: Mapping[str, Value]) -> Collection[Item]:  # noqa: ARG002
-        places: dict[_Node[Item], bool] = {}
-        _enter(places, self._root, stays=False)
+        nodes: dict[_Node[Item], bool] = {}
+        _enter(nodes, self._root, stays=False)
         for word in words_of(key):
             following: dict[_Node[Item], bool] = {}
-            for place, stays in places.items():
+            for node, stays in nodes.items():
                 if stays:
-                    _enter(following, place, stays=True)
+                    _enter(following, node, stays=True)
                 for step in (word, "*"):
-                    child = place.children.get(step)
+                    child = node.children.get(step)
                     # Only wildcards match the word `#`.
                     if child is not None and step != "#":
                         _enter(following, child, stays=False)
-            places = following
+            nodes = following
         found: dict[Item, None] = {}
-        for place in places:
-            found.update(dict.fromkeys(place.items))
+        for node in nodes:
+            found.update(dict.fromkeys(node.items))
         return found
 
 
-def _enter(places: dict[_Node[Item], bool], node: _Node[Item], *, stays: bool) -> None:
-    """Add a place, and that of a `#` below it, which may match no word at all; `stays` if it matches any more words."""
-    places[node] = places.get(node, False) or stays
+def _enter(nodes: dict[_Node[Item], bool], node: _Node[Item], *, stays: bool) -> None:
+    """Add a node, and the `#` below it, which may match no words; `stays` if the node is a `#` itself."""
+    nodes[node] = nodes.get(node, False) or stays
     below = node.children.get("#")
-    while below is not None and not places.get(below):
-        places[below] = True
+    while below is not None and not nodes.get(below):
+        nodes[below] = True
         below = below.children.get("#")
 
 
@@ -216,9 +216,11 @@ def wanted_headers(arguments: Mapping[str, Value]) -> list[tuple[str, Value]]:
 def header_matches(headers: Mapping[str, Value], name: str, wanted: Value, *, strict_numbers: bool = False) -> bool:
     """Whether a header exists, with the value that a binding requires, if it requires one.
 
-    As in RabbitMQ, numbers are compared by value and not by their width on the wire (since 4.0, with `strict_numbers`,
-    integers, decimals and times are never the same), text and octets are alike, but
-    the items of lists and tables are also compared by wire type and order.
+    As in RabbitMQ, numbers are compared by value, whatever their size on the wire, and text equals the same bytes. The
+    items of lists and tables must also have the same wire type and order.
+
+    Args:
+        strict_numbers: as since RabbitMQ 4.0, integers, floats and times are never equal.
     """
     if name not in headers:
         return False
@@ -247,7 +249,7 @@ def _kind_of_number(value: float) -> str:
 
 
 def canonical(arguments: Mapping[str, Value]) -> bytes:
-    """Return octets that are the same for equal tables, in any order of their keys."""
+    """Encode a table so that equal tables give equal bytes, in any order of their keys."""
     return encode_table(dict(sorted(arguments.items())))
 
 

@@ -4,7 +4,7 @@ import difflib
 import shlex
 from collections.abc import Iterable
 
-#: What people know from other tools, and what it may be called here.
+#: Words of other tools, and the words that mqtool uses instead.
 _SYNONYMS = {
     "start": ("up",),
     "stop": ("down",),
@@ -56,7 +56,7 @@ def _is_encodable(word: str) -> bool:
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
-    """The name that somebody who typed this word probably meant; None if nothing is near."""
+    """Find the name that was probably meant; None if no name is similar."""
     known = list(names)
     for meant in _SYNONYMS.get(word, ()):
         if meant in known:
@@ -67,6 +67,6 @@ def nearest(word: str, names: Iterable[str]) -> str | None:
 
 
 def did_you_mean(word: str, names: Iterable[str], otherwise: str | None = None) -> str | None:
-    """A hint with the nearest name; without one, another hint."""
+    """Return a hint with the nearest name; if there is none, `otherwise`."""
     meant = nearest(word, names)
     return otherwise if meant is None else f"did you mean {meant!r}?"

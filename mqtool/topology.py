@@ -1,19 +1,15 @@
-"""What a broker can be asked to hold: exchanges, queues and the bindings between them.
-
-The words and their meaning are those of AMQP 0-9-1, section 2.1 (https://www.rabbitmq.com/tutorials/amqp-concepts).
-Nothing here does any I/O.
-"""
+"""Exchanges, queues, bindings and streams, as they are declared (https://www.rabbitmq.com/tutorials/amqp-concepts)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-#: No arguments. Everything here is frozen, so that one does for all.
+#: No arguments. It is never changed, so all can share it.
 _NONE: Mapping[str, Any] = {}
 
 
 class Exchange(NamedTuple):
-    """Takes messages in and routes them to queues. The one named "" routes to the queue that the routing key names."""
+    """Routes messages to queues. The default exchange, "", routes to the queue named by the routing key."""
 
     name: str
     type: str = "direct"
@@ -30,7 +26,7 @@ DEFAULT_EXCHANGE = Exchange("", durable=True)
 
 
 class Queue(NamedTuple):
-    """Keeps messages until they are acknowledged. With the name "" the broker makes one up when it is declared."""
+    """Keeps messages until they are acknowledged. With the name "", the broker chooses a name when it is declared."""
 
     name: str = ""
     durable: bool = False
@@ -41,7 +37,7 @@ class Queue(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Binding:
-    """A rule at a source exchange that leads to a queue or to another exchange. Each is itself: two never are equal.
+    """Routes from a source exchange to a queue or another exchange. Compared by identity.
 
     Attributes:
         to_exchange: the destination is an exchange (RabbitMQ's exchange.bind).
@@ -54,16 +50,16 @@ class Binding:
     to_exchange: bool = False
 
 
-#: A queue of the receiver's own: named by the broker, and gone when its connection is.
+#: A receiver's private queue: named by the broker, and deleted with its connection.
 PRIVATE_QUEUE = Queue(exclusive=True)
 
 
 class Stream(NamedTuple):
-    """A log that keeps messages after they were read, until it is too long or they are too old.
+    """A stream or a super stream: keeps messages after they were read, up to a size or an age.
 
     Attributes:
-        arguments: such as max-length-bytes, for when it is created.
-        partitions: of a super stream, the streams that it consists of.
+        arguments: the settings to create it with, such as max-length-bytes.
+        partitions: the streams of a super stream; empty for a stream.
     """
 
     name: str

@@ -1,12 +1,12 @@
 """Conditions on messages: `routing_key~'^kern' and headers.x-retry>=3`. `mqtool help where` is their manual.
 
     test ── FIELD [OPERATOR VALUE] ── FIELD is a name and what is inside it: body.user.id, headers.'with.dots'
-    not  ── binds more tightly than and, and that more tightly than or; parentheses group
+    not  ── binds more tightly than and, which binds more tightly than or; parentheses group
 
-Matching raises nothing, whatever a message holds: what is missing, or cannot be compared, does not match.
+Matching never raises an error: a field that is missing, or cannot be compared, does not match.
 
-A language of our own, as those that there are do not fit a shell: JMESPath wants `'3'` in backticks and knows no
-regular expressions, and jq's has no implementation that starts as fast as mqtool does.
+Existing languages do not fit a shell: JMESPath needs backticks around literals and has no regular expressions, and
+there is no implementation of jq's language that starts fast enough.
 """
 
 import json
@@ -26,7 +26,7 @@ from mqtool.spelling import did_you_mean
 
 Record = Mapping[str, Any]
 
-#: What a message can be asked for first: the keys of its NDJSON, its properties, and its size in octets.
+#: The first names of fields: the keys of a message's NDJSON, its properties, and its size in bytes.
 FIELDS = ndjson.OF_A_DELIVERY | {"size", *PROPERTIES}
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq, "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt,
@@ -35,7 +35,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 _EQUALITY = (operator.eq, operator.ne)
 _OPERATOR = re.compile(r"!=|!~|==|<=|>=|[=~<>]")
 _NAME = re.compile(r"[^\s.()=!~<>'\"]+")
-#: Nested parentheses and nots.
+#: The maximum depth of nested parentheses and nots.
 _DEEPEST = 40
 _NUMBER = re.compile(r"[+-]?(?:0|[1-9]\d{0,40})(?:\.\d{1,40})?", re.ASCII)
 _SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)(?:([kKMGT])(i?))?B", re.ASCII)
@@ -46,8 +46,8 @@ class Literal(NamedTuple):
     """A value in a condition.
 
     Attributes:
-        number: what it counts as; octets of a size, seconds of a duration, or since 1970 of a time.
-        is_text: it was quoted, so it compares with text alone.
+        number: its numeric value: bytes of a size, seconds of a duration, seconds since 1970 of a time; None for text.
+        is_text: it was quoted, so it is compared with text only.
     """
 
     text: str
@@ -57,7 +57,7 @@ class Literal(NamedTuple):
 
 
 def bare(text: str) -> Literal:
-    """A value without quotes: text, or what it may count as."""
+    """Parse a value without quotes: a number, a size, a time, a duration, or else text."""
     if _NUMBER.fullmatch(text):
         return Literal(text, _parsed(text))
     if size := _SIZE.fullmatch(text):
@@ -76,7 +76,7 @@ def _parsed(text: str) -> float:
 
 
 def _seconds(text: str) -> float | None:
-    """Since 1970; None if it is not a time. One without an offset is local."""
+    """Parse a time, local if it has no offset; return seconds since 1970, or None if it is not a time."""
     try:
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError, OSError):
@@ -84,7 +84,7 @@ def _seconds(text: str) -> float | None:
 
 
 def number_of(value: Any, literal: Literal) -> float | None:
-    """What a value counts as, beside a literal that is a number."""
+    """The number to compare with a literal that is a number; None if the value is not a number."""
     if isinstance(value, str):
         if literal.is_time:
             return _seconds(value)
@@ -99,7 +99,7 @@ def number_of(value: Any, literal: Literal) -> float | None:
 
 
 def text_of(value: Any) -> str:
-    """A value as it stands in our NDJSON; text alone without its quotes."""
+    """Format a value as in mqtool's NDJSON, but text without quotes."""
     if isinstance(value, str):
         return value
     if isinstance(value, bytes | bytearray):
@@ -115,7 +115,7 @@ def text_of(value: Any) -> str:
 
 
 class _Missing:
-    """What a record does not have."""
+    """The value of a field that a record does not have."""
 
 
 _MISSING = _Missing()
@@ -133,13 +133,13 @@ def _inside(value: Any, path: tuple[str, ...]) -> Any:
 
 
 class _Subject:
-    """A record that is being tested; its body is decoded, and parsed, at most once."""
+    """A record under test. Decodes and parses the body lazily, once."""
 
     def __init__(self, record: Record) -> None:
         self._record = record
 
     def at(self, name: str, path: tuple[str, ...]) -> Any:
-        """What is there, or _MISSING."""
+        """The value of a field, or _MISSING."""
         if name == "body" and path:
             return _inside(self._json, path)
         if name == "body":
@@ -150,7 +150,7 @@ class _Subject:
             return _inside(self._record[name], path)
         first, *rest = path if name == "properties" else (name, *path)
         found = _inside(self._record.get("properties"), (first,))
-        return _MISSING if found is None else _inside(found, tuple(rest))  # a property that is not set is None
+        return _MISSING if found is None else _inside(found, tuple(rest))  # None: the property is not set
 
     @cached_property
     def _body(self) -> bytes:
@@ -171,11 +171,11 @@ Test = Callable[[_Subject], bool]
 
 
 class Where:
-    """A condition, as parse() makes it.
+    """A parsed condition.
 
     Attributes:
-        text: as it was written.
-        fields: the names that its fields begin with.
+        text: the condition as written.
+        fields: the first names of its fields.
     """
 
     def __init__(self, text: str, fields: Set[str], test: Test) -> None:
@@ -184,12 +184,12 @@ class Where:
         self._test = test
 
     def matches(self, record: Record) -> bool:
-        """Whether it holds for a record: a mapping with keys of our NDJSON, or of whatever parse() was told."""
+        """Whether a record matches: a mapping with the keys of NDJSON, or those that parse() was called with."""
         return self._test(_Subject(record))
 
 
 def of_delivery(delivery: Delivery) -> Record:
-    """A delivery as a record, received now."""
+    """Convert a delivery to a record, with the present time as its timestamp."""
     return {
         "timestamp": datetime.now(UTC),
         "exchange": delivery.exchange,
@@ -203,7 +203,7 @@ def of_delivery(delivery: Delivery) -> Record:
 
 
 def of_message(message: Message) -> Record:
-    """A message as a record; it has no timestamp, and no queue."""
+    """Convert a message to a record, without a timestamp and a queue."""
     return {
         "exchange": message.exchange or "",
         "routing_key": message.routing_key or "",
@@ -248,13 +248,13 @@ def _presence(name: str, path: tuple[str, ...]) -> Test:
 
 
 def parse(text: str, fields: Set[str] | None = FIELDS) -> Where:
-    """A condition from its text.
+    """Parse a condition.
 
     Args:
-        fields: the names that a field can begin with; None for any.
+        fields: the valid first names of fields; None for any.
 
     Raises:
-        BadExpression: it is not one; the error knows the column.
+        BadExpression: it is not valid; the error has the column.
     """
     parser = _Parser(text, fields)
     test = parser.either(_DEEPEST)
@@ -264,10 +264,10 @@ def parse(text: str, fields: Set[str] | None = FIELDS) -> Where:
 
 
 class _Parser:
-    """Reads a condition from left to right.
+    """A recursive-descent parser of conditions.
 
     Attributes:
-        used: the names that its fields began with so far.
+        used: the first names of the fields so far.
     """
 
     def __init__(self, text: str, fields: Set[str] | None) -> None:
@@ -282,7 +282,7 @@ class _Parser:
         return self._at == len(self._text)
 
     def error(self, what: str, at: int | None = None, hint: str | None = None) -> BadExpression:
-        """At a place, or at this one."""
+        """Build an error at a position, or at the present one."""
         column = (self._at if at is None else at) + 1
         return BadExpression(what, self._text, column, hint or "'mqtool help where' shows how to write it")
 
@@ -361,7 +361,7 @@ class _Parser:
         if (quoted := self._quoted()) is not None:
             return Literal(quoted, is_text=True)
         start, depth = self._at, 0
-        for character in self._text[start:]:  # up to a space, or a parenthesis that was opened before
+        for character in self._text[start:]:  # up to a space, or a parenthesis that closes an earlier one
             depth += (character == "(") - (character == ")")
             if character.isspace() or depth < 0:
                 break
@@ -383,7 +383,7 @@ class _Parser:
         return quoted
 
     def _word(self, word: str) -> bool:
-        """Take a word, if it comes next."""
+        """Skip a word if it is next; return whether it was."""
         self._skip()
         found = re.compile(rf"{word}(?=[\s()]|$)", re.IGNORECASE).match(self._text, self._at)
         self._at = found.end() if found else self._at

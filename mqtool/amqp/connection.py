@@ -48,14 +48,14 @@ class State(Enum):
 
 
 class Connection:
-    """A connection to a broker, open until it is closed, through broker restarts and network pika_errors.
+    """A connection to a broker, kept open until it is closed, and reopened after broker restarts and network failures.
 
     Attributes:
         notice: called with a sentence for the user, such as about a lost connection.
-        io: the thread that pika runs on.
-        has_progressed: since it was opened, a confirm came, or a delivery was acknowledged.
-        cluster: what tells this broker and virtual host from all others.
-        stopping: the command is to stop: nothing waits for a broker that cannot answer.
+        io: the I/O thread.
+        has_progressed: since the connection was opened, a message was confirmed or a delivery acknowledged.
+        cluster: identifies the broker and the virtual host.
+        stopping: the command is to stop, and must not wait for a broker that cannot answer.
 
     Args:
         addresses: the nodes of one broker, tried in turn.

@@ -32,16 +32,16 @@ PRECONDITION_FAILED = 406
 NOT_ALLOWED = 530
 COMMAND_INVALID = 503
 
-#: The repr of pika's ConnectionClosedByBroker.
+#: Matches the repr of pika's ConnectionClosedByBroker.
 _TOLD_BY_BROKER = re.compile(r"\((?P<code>\d{3})\) (?P<quote>['\"])(?P<text>.*)(?P=quote)$")
 
-#: The repr of an OSError, in pika's StreamLostError.
+#: Matches the repr of an OSError in pika's StreamLostError.
 _ERROR_IN_REPR = re.compile(r"Error\(\d+, '(?P<text>[^'\[]*)'\)")
 
 _START_A_BROKER = "start one with 'mqtool broker up', or name another with --url"
 
 
-#: Such as that of an IPv6 address on a machine without IPv6.
+#: Errors of an address that this machine cannot reach, such as IPv6 on a machine without it.
 _NO_WAY_THERE = (errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.EAFNOSUPPORT)
 
 
@@ -51,7 +51,7 @@ def _root_cause(error: BaseException) -> BaseException:
     if isinstance(error, connection_workflow.AMQPConnectorPhaseErrorBase):
         inner = error.exception
     elif isinstance(error, connection_workflow.AMQPConnectionWorkflowFailed):
-        # A name may have several addresses. One that this machine cannot reach at all tells nothing of the broker.
+        # A name may have several addresses. Those that this machine cannot reach say nothing about the broker.
         tried = [_root_cause(each) for each in error.exceptions]
         inner = next((each for each in tried if getattr(each, "errno", None) not in _NO_WAY_THERE), tried[-1])
     elif isinstance(error, exceptions.AMQPConnectionError) and error.args:
@@ -82,7 +82,7 @@ _SILENT = (
 
 
 def _meanings() -> Iterator[tuple[type[BaseException], str, str]]:
-    """What failed, what to say, and a hint. Only now, since `ssl` is not loaded until it is used."""
+    """Yield the exceptions, with what to say and a hint. A function, since `ssl` is loaded when it is first used."""
     yield ConnectionRefusedError, "no broker answers at {where}: connection refused", _START_A_BROKER
     yield socket.gaierror, "cannot find the host {host!r}: {cause}", "check the host name in --url"
     yield UnicodeError, "cannot find the host {host!r}: not a valid host name", "check it in --url"
@@ -104,10 +104,10 @@ def _meanings() -> Iterator[tuple[type[BaseException], str, str]]:
 
 
 def is_cut_off(error: BaseException) -> bool:
-    """Whether a connection ended while it was opened, without a word from the broker.
+    """Whether a connection was closed during the handshake, without a reason from the broker.
 
-    pika takes that for a refused login, which it was with brokers from before 2012. If the login worked before, the
-    network failed.
+    pika takes that for a refused login, as with brokers from before 2012. If the login worked before, it is a network
+    failure.
     """
     cause = _root_cause(error)
     guessed = isinstance(cause, exceptions.ProbableAuthenticationError | exceptions.ProbableAccessDeniedError)
@@ -115,12 +115,12 @@ def is_cut_off(error: BaseException) -> bool:
 
 
 def in_words(error: Exception) -> str:
-    """What a failed attempt to connect means; pika's own words are for its developers."""
+    """Describe a failed attempt to connect, without pika's own words."""
     return str(error) if isinstance(error, MqtoolError) else "the connection was lost again"
 
 
 def _plain(error: BaseException) -> str:
-    """The words of an error as people write them."""
+    """The text of an error, in plain words."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return str(error.verify_message)
     if isinstance(error, ssl.SSLError):
@@ -176,7 +176,7 @@ def _open_refused(address: Address, error: BaseException) -> MqtoolError:
 
 
 def closed_by_broker(error: BaseException) -> MqtoolError:
-    """Translate the closing of an open channel or connection, in the broker's own words."""
+    """Translate the closing of an open channel or connection, with the broker's reason."""
     code = getattr(error, "reply_code", 0)
     text = getattr(error, "reply_text", "")
     said = _in_short(text) if text else _plain(error)
@@ -210,10 +210,10 @@ def _hint_for_refused_access(text: str) -> str:
     return "the user lacks a permission: 'mqtool list permissions' shows what it has"
 
 
-#: RabbitMQ's words for a delivery that was unacknowledged for too long.
+#: Part of RabbitMQ's error text for a delivery that was unacknowledged for too long.
 #: https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
 _CONSUMER_TIMEOUT = "delivery acknowledgement on channel"
-#: A broker's words for a declaration that is invalid, whether or not something of that name exists.
+#: Parts of a broker's error texts for a declaration that is never valid.
 _IMPOSSIBLE = ("invalid arg", "invalid property", "invalid 'x-", "server-named queue")
 
 
@@ -252,17 +252,17 @@ def _hint_for_refused_message(text: str) -> str | None:
 
 
 def is_mended_by_reopening(error: BaseException, exchanges: Iterable[str]) -> bool:
-    """Whether a channel that was closed for this works once it is opened again.
+    """Whether a channel that was closed with this error works again once it is reopened.
 
     Args:
-        exchanges: those that will be declared again.
+        exchanges: the names of the exchanges that are declared again then.
     """
     text = getattr(error, "reply_text", "")
     return _CONSUMER_TIMEOUT in text or any(f"no exchange '{name}'" in text for name in exchanges)
 
 
 def is_harmless_difference(error: BaseException) -> bool:
-    """Whether what exists differs from what was declared, but means the same."""
+    """Whether a queue or an exchange exists with other settings, but with the same type."""
     text = getattr(error, "reply_text", "")
     return (
         getattr(error, "reply_code", 0) == PRECONDITION_FAILED
@@ -272,7 +272,7 @@ def is_harmless_difference(error: BaseException) -> bool:
 
 
 def cannot_encode(error: Exception) -> MqtoolError:
-    """Translate what kept pika from encoding a name, a header, a property or an argument."""
+    """Translate the error of encoding a name, a header, a property or an argument."""
     if isinstance(error, exceptions.ShortStringTooLong | NameTooLong):
         return too_long("name or key", error.args[0])
     if isinstance(error, exceptions.UnsupportedAMQPFieldException | NoFieldType):
@@ -285,13 +285,13 @@ def cannot_encode(error: Exception) -> MqtoolError:
 
 
 def too_long(what: str, name: bytes) -> UsageError:
-    """A name has more than the 255 bytes of AMQP's short strings."""
+    """The error for a name of more than 255 bytes, AMQP's limit for short strings."""
     shown = name[:40].decode("utf-8", "ignore")
     return UsageError(f"the {what} is {len(name)} bytes long; AMQP allows 255", f"it starts with {shown!r}")
 
 
 def headers_too_large(size: int, limit: int) -> BadData:
-    """A message's headers and properties must fit into one frame."""
+    """The error for headers and properties that do not fit into one frame."""
     return BadData(
         f"the headers and properties are {size:,} bytes long; the broker takes up to {limit:,}",
         "move what is large into the body",
@@ -299,5 +299,5 @@ def headers_too_large(size: int, limit: int) -> BadData:
 
 
 def _in_short(text: str) -> str:
-    """The broker's words without the constant's name before them: "PRECONDITION_FAILED - x" becomes "x"."""
+    """Remove the constant from the broker's error text: "PRECONDITION_FAILED - x" becomes "x"."""
     return re.sub(r"^[A-Z_]+ - ", "", text)

@@ -1,4 +1,4 @@
-"""Values of AMQP 1.0, as far as a header of AMQP 0-9-1 can have them; all others are found and skipped."""
+"""Values of AMQP 1.0 that a header of AMQP 0-9-1 can have; the others are skipped."""
 
 import struct
 import uuid
@@ -26,13 +26,13 @@ class ULong(int):
 
 
 class Symbol(str):
-    """A symbol: ASCII, and a type of its own in AMQP 1.0."""
+    """A symbol: ASCII text with a separate type in AMQP 1.0."""
 
     __slots__ = ()
 
 
 class Dropped:
-    """A value that has no place in a message of AMQP 0-9-1: a list, map, array, decimal or character."""
+    """A value that a message of AMQP 0-9-1 cannot have: a list, map, array, decimal or character."""
 
 
 AnyValue: TypeAlias = "Value | uuid.UUID | Dropped"
@@ -43,7 +43,7 @@ UINT64 = (1 << 64) - 1
 
 
 def variable(code: int, raw: bytes) -> bytes:
-    """Encode octets; `code` is that of the type's short form, e.g. 0xa1 for a string."""
+    """Encode bytes or text; `code` is the type's short form, e.g. 0xa1 for a string."""
     if len(raw) < 255:
         return bytes((code, len(raw))) + raw
     return bytes((code + 0x10,)) + struct.pack(">I", len(raw)) + raw
@@ -76,14 +76,14 @@ _FIXED: dict[int, tuple[struct.Struct, Callable[[Any], AnyValue]]] = {
     0x83: (struct.Struct(">q"), lambda milliseconds: Timestamp(milliseconds // 1000 & UINT64)),
 }
 _CONSTANTS: dict[int, AnyValue] = {0x40: None, 0x41: True, 0x42: False, 0x43: UInt32(0), 0x44: ULong(0)}
-# The wide forms come last, and are the ones that are written.
+# The wide forms come last, so they are the ones used for encoding.
 _CODES: dict[object, tuple[int, struct.Struct]] = {kind: (code, packing) for code, (packing, kind) in _FIXED.items()}
 _WIDTHS = {0x4: 0, 0x5: 1, 0x6: 2, 0x7: 4, 0x8: 8, 0x9: 16}
 _SIZES = {0xA: 1, 0xB: 4, 0xC: 1, 0xD: 4, 0xE: 1, 0xF: 4}
 
 
 def _short_integer(value: Value) -> bytes | None:
-    """Encode an integer in one octet, or none, if it is of a type for which that is possible, and small enough."""
+    """Encode a small integer in its short form; None if its type or value has none."""
     if isinstance(value, Int32 | Int64) and -128 <= value <= 127:
         return struct.pack(">Bb", 0x54 if isinstance(value, Int32) else 0x55, value)
     if isinstance(value, UInt32) and value < 256:
@@ -92,7 +92,7 @@ def _short_integer(value: Value) -> bytes | None:
 
 
 def encode_value(value: Value) -> bytes | None:
-    """Encode the value of a header; None for one that RabbitMQ does not store."""
+    """Encode the value of a header; return None for a type that RabbitMQ does not store."""
     if isinstance(value, Timestamp):
         return b"\x83" + struct.pack(">Q", value * 1000 & UINT64)
     if type(value) in _CODES and not isinstance(value, bool):
@@ -115,7 +115,7 @@ def encode_value(value: Value) -> bytes | None:
 
 
 class Span(NamedTuple):
-    """Where the octets of a value are, without its constructor and size; `described` if a descriptor comes before."""
+    """The position of a value's bytes, after its constructor and size; `described` if it has a descriptor."""
 
     code: int
     start: int
@@ -124,11 +124,11 @@ class Span(NamedTuple):
 
 
 def find(data: bytes, offset: int) -> Span:
-    """Find a value that is not described.
+    """Find the value at an offset; it has no descriptor.
 
     Raises:
-        ValueError: it is cut short, or of no known width.
-        IndexError: there is nothing.
+        ValueError: it is cut short, or its type is unknown.
+        IndexError: the data ends at the offset.
     """
     code = data[offset]
     start = offset + 1
@@ -145,7 +145,7 @@ def find(data: bytes, offset: int) -> Span:
 
 
 def decode_value(data: bytes, span: Span) -> AnyValue:
-    """Decode a value; one that no header can have is DROPPED."""
+    """Decode a value; return DROPPED for a type that no header can have."""
     code, start, end, _ = span
     fixed = _FIXED.get(code)
     if fixed is not None:
@@ -167,7 +167,7 @@ def decode_value(data: bytes, span: Span) -> AnyValue:
 
 
 def spans_in(data: bytes, span: Span) -> Iterator[Span]:
-    """Yield where the items of a list are, or keys and values of a map in turn.
+    """Yield the positions of the items of a list, or of the keys and values of a map in turn.
 
     Raises:
         ValueError: it is neither, or one is cut short.

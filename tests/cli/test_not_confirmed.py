@@ -58,11 +58,37 @@ def test_unroutable_messages_are_kept_and_a_second_run_sends_them(shell: Shell) 
     ],
 )
 def test_nobody_receives_what_was_typed(shell: Shell, command: str, line: str) -> None:
-    """Who typed it is told; it counts as sent. Whoever pipes lines asks for --mandatory to know."""
+    """The command says so, but an exchange may have no queues: it counts as sent. Of lines, it says how many."""
     sent = shell.run("mqtool", *command.split())
     assert (sent.stdout, sent.stderr, sent.code) == ("", line, 0)
     piped = shell.run("mqtool", *command.removesuffix(" x").split(), "-l", stdin="1\n2\n")
-    assert "no queue" not in piped.stderr
+    assert piped.code == 0
+    assert ("no queue received 2 of them" in piped.stderr) is ("no queue" in line)
+
+
+@pytest.mark.parametrize("command", ["send -q gone", "new-task -q gone", "send -e  -r gone"])
+def test_a_queue_that_is_deleted_while_lines_are_sent(shell: Shell, broker: TestBroker, command: str) -> None:
+    """What it did not get counts as failed, and is kept; --no-mandatory is for those who do not care."""
+    shell.run("mqtool", "queue", "declare", "gone")
+    sender = shell.start("mqtool", *command.split(" "), "-l", "-v", "--failed-to", "failed", stdin=PIPE)
+    feed = sender.process.stdin
+    assert feed is not None
+    feed.write(b"1\n2\n")
+    feed.flush()
+    wait_until(lambda: depth(broker, "gone") == 2, "two messages")
+    shell.run("mqtool", "queue", "delete", "gone", "--yes")
+    feed.write(b"3\n4\n5\n")
+    feed.close()
+    result = sender.wait()
+    assert result.code == 3, result.stderr
+    assert "2 confirmed, 0 nacked, 3 returned" in result.stderr
+    assert _bodies(shell, "failed") == ["3", "4", "5"]
+
+    none = shell.run("mqtool", *["send", "-e", "", "-r", "gone", "-l"], stdin="6\n")
+    assert (none.code, "there is no queue" in none.stderr or "confirmed none of 1" in none.stderr) == (75, True)
+    assert shell.run("mqtool", *["send", "-e", "", "-r", "gone", "-l", "--no-mandatory"], stdin="7\n").code == 0
+    typed = shell.run("mqtool", *["send", "-e", "", "-r", "gone", "x"])
+    assert (typed.code, "there is no queue 'gone'" in typed.stderr) == (75, True)
 
 
 def test_an_exchange_of_a_similar_name_has_receivers(shell: Shell, broker: TestBroker) -> None:

@@ -65,7 +65,7 @@ class DelayOptions:
         """Whether --delay or --at was given."""
         return self.delay is not None or self.at is not None
 
-    def check(self, *, mandatory: bool) -> None:
+    def check(self, *, mandatory: bool | None) -> None:
         """Check that the options can be combined.
 
         Raises:
@@ -157,7 +157,9 @@ class MessageOptions:
         Option("--property", parser=_property, metavar="NAME=VALUE", help="Property, such as content-type=text/plain"),
     ] = None
     persistent: Annotated[bool, Option(help="Delivery mode 2: kept on disk in a durable queue")] = False
-    mandatory: Annotated[bool, Option(help="Fail if a message is unroutable")] = False
+    mandatory: Annotated[
+        bool | None, Option("--mandatory/--no-mandatory", help="Fail if unroutable (default: to queues only)")
+    ] = None
     confirm_timeout: ConfirmTimeout = CONFIRM_TIMEOUT
     failed_to: Annotated[Path | None, Option(metavar="FILE", help="Keep unconfirmed messages in FILE, as NDJSON")] = (
         None

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 _REPORTED = 10
 #: Seconds to wait for the management API to connect and to answer, where it only adds a hint.
 _HINT_PATIENCE = 0.3, 1.0
-_HINTS = {Confirmation.RETURNED: "no queue is bound to its exchange for its routing key or headers"}
 
 
 class PublishingChannel(Protocol):
@@ -87,11 +86,10 @@ def publishing_channel(
         check_utf_8(name or "")
     source = source or read_messages(asked, addressing, default=default, adapt=adapt)
     access = asked.broker.access(os.environ.get(MANAGEMENT_VARIABLE))
-    # A message typed on the command line is mandatory: it is small enough to be returned, and its author wants to know
-    # whether any queue got it. A delayed message has not reached a queue yet.
+    # By default the broker returns every unroutable message, and Outgoing decides which of them have failed. A delayed
+    # message reaches its queue only when it is due.
     is_delayed = asked.delays.are_given or any(name == "x-delay" for name, _ in options.headers or ())
-    watches = source.is_typed and isinstance(to, Exchange) and not is_delayed
-    mandatory = options.mandatory or watches
+    mandatory = not is_delayed if options.mandatory is None else options.mandatory
     with access.channel(mandatory=mandatory, confirm_timeout=options.confirm_timeout) as channel:
         outgoing = Outgoing(options, channel, source, _delayed(source, asked, channel, to, leads_to))
         yield channel, outgoing
@@ -130,7 +128,7 @@ class Outgoing:
 
     Attributes:
         messages: what to publish. None among them means that there is nothing to publish right now.
-        is_unreceived: True if no queue received a message that need not reach one.
+        is_unreceived: True if no queue received a typed message that need not reach one.
     """
 
     def __init__(
@@ -139,6 +137,7 @@ class Outgoing:
         self.messages = messages
         self.is_unreceived = False
         self._counts = dict.fromkeys(Confirmation, 0)
+        self._unroutable = 0
         self._is_one = not options.is_stream
         self._is_piped = options.is_stream and not (output.is_terminal(0) and options.file is None)
         self._is_mandatory = options.mandatory
@@ -185,10 +184,12 @@ class Outgoing:
         return self._total - self._counts[Confirmation.CONFIRMED]
 
     def _add(self, receipt: Receipt, text_of: Callable[[Message], str]) -> None:
-        if receipt.confirmation is Confirmation.RETURNED and not self._is_mandatory:
+        if receipt.confirmation is Confirmation.RETURNED and not self._must_reach_a_queue(receipt.message):
             self._counts[Confirmation.CONFIRMED] += 1
-            self.is_unreceived = True
-            output.status(f"{text_of(receipt.message)}, no queue received it")
+            self._unroutable += original(receipt.message) is receipt.message  # a delayed one is not routed yet
+            self.is_unreceived = self._source.is_typed
+            if not self._is_piped or current().verbose:
+                output.status(f"{text_of(receipt.message)}, no queue received it")
             return
         self._counts[receipt.confirmation] += 1
         if receipt.confirmation is Confirmation.CONFIRMED:
@@ -198,10 +199,12 @@ class Outgoing:
         if self._kept is not None:
             self._kept.add([original(receipt.message)])
         if self._is_one:
-            raise NotConfirmed(
-                f"the message was {receipt.confirmation}: {receipt.reason}", _HINTS.get(receipt.confirmation)
-            )
+            raise NotConfirmed(f"the message was {receipt.confirmation}: {receipt.reason}", _hint(receipt))
         _warn_of(receipt, self._failed)
+
+    def _must_reach_a_queue(self, message: Message) -> bool:
+        """Whether a message has failed if it is unroutable: one to a queue, by way of the default exchange, has."""
+        return not message.exchange if self._is_mandatory is None else self._is_mandatory
 
     def _not_taken(self, error: MqtoolError) -> MqtoolError | None:
         """The error with counts, if the broker refused messages of a stream of them; None for any other error."""
@@ -219,6 +222,8 @@ class Outgoing:
         nothing_but_an_error = not self._total and not unconfirmed and sys.exc_info()[0] is not None
         if (self._is_piped and not nothing_but_an_error) or self._total > 1:
             output.status(self._sums(len(unconfirmed)))
+        if self._unroutable and not self._source.is_typed:
+            output.notice(f"no queue received {self._unroutable:,} of them; with --mandatory they count as failed")
         if self._kept is not None:
             self._kept.add(map(original, unconfirmed))
             self._kept.add(self._source.rest())
@@ -286,6 +291,14 @@ def _filled(line: str) -> Callable[[Message], str]:
 
 def _messages(count: int) -> str:
     return f"{count:,} message{'s' * (count != 1)}"
+
+
+def _hint(receipt: Receipt) -> str | None:
+    if receipt.confirmation is not Confirmation.RETURNED:
+        return None
+    if receipt.message.exchange:
+        return "no queue is bound to its exchange for its routing key or headers"
+    return f"there is no queue {receipt.message.routing_key!r}: 'mqtool list queues' shows what exists"
 
 
 def _warn_of(receipt: Receipt, number: int) -> None:
