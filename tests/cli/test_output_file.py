@@ -37,6 +37,35 @@ def test_logrotate(shell: Shell, broker: TestBroker, signals: str) -> None:
     assert depth(broker, "hello") == 0
 
 
+def test_a_fragment_of_a_killed_run_is_cut_off(shell: Shell) -> None:
+    """With -o, nothing is glued to half a line, and the half does not stay; the message comes again in any case."""
+    log = shell.directory / "app.log"
+    log.write_bytes(b"whole\n" + b"half" * 50_000)
+    shell.run("mqtool", "send", "again")
+    result = shell.run("mqtool", "receive", "--raw", "-c", "1", "-o", "app.log")
+    assert lines_of(log) == ["whole", "again"]
+    assert "app.log ended in the middle of a line, as after a kill; cut off 200,000 bytes" in result.stderr
+
+
+def test_a_file_without_a_newline_is_no_fragment(shell: Shell) -> None:
+    """It may be somebody's own: it is kept, and the messages start on a line of their own."""
+    log = shell.directory / "app.log"
+    log.write_text("header")
+    shell.run("mqtool", "send", "body")
+    shell.run("mqtool", "receive", "--raw", "-c", "1", "-o", "app.log")
+    assert lines_of(log) == ["header", "body"]
+
+
+def test_appending_with_the_shell_starts_on_a_new_line(shell: Shell) -> None:
+    """`>> FILE` after a kill: half a line stays, and nothing is glued to it."""
+    log = shell.directory / "app.log"
+    log.write_text("whole\nhalf")
+    shell.run("mqtool", "send", "again")
+    for _ in range(2):
+        shell.run("sh", "-c", "mqtool receive --raw -c 1 --idle-timeout 100ms >> app.log")
+    assert lines_of(log) == ["whole", "half", "again"]
+
+
 @on_any_broker
 def test_rotated_again_and_again_while_messages_come(shell: Shell) -> None:
     """Each line is in one file, whole and in its place."""

@@ -37,6 +37,8 @@ _NO_TEXT = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 WAITING_FOR_MESSAGES = " [*] Waiting for messages. To exit press CTRL+C"
 WAITING_FOR_LOGS = " [*] Waiting for logs. To exit press CTRL+C"
 
+#: Bytes to read at once when looking for the last newline of a file.
+_CHUNK = 1 << 16
 #: Held by the thread that writes to stdout.
 _writing = threading.RLock()
 
@@ -339,13 +341,41 @@ def append_to(path: Path) -> None:
         UsageError: the file cannot be opened.
     """
     try:
+        cut_off = _remove_fragment(path)
         _append_in(path)
     except OSError as error:
         raise UsageError(f"cannot write to {path}: {error.strerror}") from error
+    if cut_off:
+        notice(f"{path} ended in the middle of a line, as after a kill; cut off {cut_off:,} bytes")
+    start_new_line()
     # One thread waits for the signal; threads that start later inherit the mask, so none of them gets it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # sigwait() may not see a signal that is ignored, as by nohup
     threading.Thread(target=_reopen_on_hup, args=(path, is_terminal(2)), name="mqtool-output", daemon=True).start()
+
+
+def start_new_line() -> None:
+    """If stdout is a file that does not end with a newline, as after a kill, write one (`mqtool receive >> FILE`)."""
+    with contextlib.suppress(OSError):  # the file cannot be read
+        if is_file(STDOUT) and fcntl.fcntl(STDOUT, fcntl.F_GETFL) & os.O_APPEND:
+            with Path(f"/dev/fd/{STDOUT}").open("rb") as file:
+                if file.seek(0, os.SEEK_END) and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+                    write(b"\n")
+
+
+def _remove_fragment(path: Path) -> int:
+    """Cut off what follows the last newline of a file, if it has one; return how many bytes were cut off."""
+    if not path.is_file():
+        return 0
+    with path.open("rb+") as file:
+        size = end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - _CHUNK)
+            if (newline := os.pread(file.fileno(), end - start, start).rfind(b"\n")) >= 0:
+                file.truncate(start + newline + 1)
+                return size - (start + newline + 1)
+            end = start
+    return 0
 
 
 def _append_in(path: Path) -> None:

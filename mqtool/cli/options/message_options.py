@@ -13,6 +13,7 @@ from typer import Argument, Option
 from mqtool.amqp import STREAMING
 from mqtool.amqp import Receiving as ReceivingSettings
 from mqtool.cli.command_line import CONFIRM_TIMEOUT, DURATION, TIME_LIMIT, ConfirmTimeout, header_option, option_group
+from mqtool.cli.display import output
 from mqtool.cli.display.delivery_writer import DeliveryWriter
 from mqtool.cli.options.broker_options import Broker
 from mqtool.delays import LONGEST, Via
@@ -204,15 +205,15 @@ class Printing:
         return self.raw or self.as_json or self.template is not None
 
     def redirect(self) -> None:
-        """Redirect stdout to the file of --output, if it is given.
+        """Append what is written to stdout to the file of --output, if given; start with a whole line in any file.
 
         Raises:
             UsageError: the file cannot be opened.
         """
         if self.into is not None:
-            from mqtool.cli.display.output import append_to
-
-            append_to(self.into)
+            output.append_to(self.into)
+        else:
+            output.start_new_line()
 
     def writer(self, line: Callable[[Delivery], str] | str, *, wait_for_reader: bool = False) -> DeliveryWriter:
         """Return a writer of deliveries; `line` is for the command's own lines, where no other format is asked for.
