@@ -6,7 +6,6 @@ https://www.rabbitmq.com/docs/confirms#consumer-acknowledgements
 """
 
 import queue as queues
-import shlex
 import threading
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from mqtool.amqp.reopening import ChannelListener, ReopeningChannel
 from mqtool.amqp.subscription import StreamPosition, Subscription
 from mqtool.errors import MqtoolError, Unavailable
 from mqtool.message import Delivery
+from mqtool.spelling import pasteable
 from mqtool.topology import Queue
 
 #: Seconds without a delivery after which none should be on its way. Cancelling a consumer before that requeues
@@ -190,7 +190,7 @@ class Consumer(ChannelListener):
                 if self._position is not None and failure.hint is None and "INTERNAL_ERROR" in str(failure):
                     failure.hint = (
                         "before 4.0, RabbitMQ cannot deliver a stream's messages of bare bytes over AMQP; "
-                        f"read them with: mqtool receive-stream -q {shlex.quote(self._queue.name)}"
+                        f"read them with: {pasteable('receive-stream --queue=', self._queue.name)}"
                     )
                 raise failure
             elif self._stopping and self._inbox.empty():

@@ -372,7 +372,7 @@ def test_bare_bytes_that_amqp_cannot_deliver_name_receive_stream(shell: Shell, b
     for command in (("receive", "-q", "s", "--offset", "first", "--raw", "-c", "2"), ("peek", "s", "--raw")):
         result = shell.run("mqtool", *command)
         if broker.kind == "rabbitmq" and not broker.differs_since("4.0", "it delivers them"):
-            assert "read them with: mqtool receive-stream -q s" in result.stderr
+            assert "read them with: mqtool receive-stream --queue=s" in result.stderr
             assert result.code == 69
         else:
             assert result.stdout.splitlines()[-1] == "bare bytes"
