@@ -1,5 +1,6 @@
 """Where delayed messages go when they are due, and what both ways to delay them have in common."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -9,6 +10,8 @@ from mqtool.errors import AccessRefused, BadData, DeclaredDifferently
 from mqtool.message import Message
 from mqtool.topology import DEFAULT_EXCHANGE, DELAYED, Exchange, Queue
 
+#: AMQP's limit for names, in bytes.
+_LONGEST_NAME = 255
 #: Prints a warning for the user.
 Warn = Callable[[str], None]
 
@@ -130,4 +133,14 @@ def expect(channel: Channel, target: Exchange | Queue) -> None:
 
 def name_for(target: Exchange | Queue, suffix: str) -> str:
     """The name of a helper of an exchange or a queue. Names must not start with "amq."."""
-    return f"mqtool.{target.name}.{suffix}" if target.name.startswith("amq.") else f"{target.name}.{suffix}"
+    return derived_name(f"mqtool.{target.name}" if target.name.startswith("amq.") else target.name, suffix)
+
+
+def derived_name(name: str, suffix: str) -> str:
+    """NAME.SUFFIX. A name that is too long for AMQP's 255 bytes is cut, and its checksum is added."""
+    data = name.encode("utf-8", "surrogateescape")
+    room = _LONGEST_NAME - len(suffix) - 1
+    if len(data) <= room:
+        return f"{name}.{suffix}"
+    mark = hashlib.blake2b(data, digest_size=8).hexdigest()
+    return f"{data[: room - len(mark) - 1].decode('utf-8', 'ignore')}~{mark}.{suffix}"

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mqtool.amqp import Channel
+from mqtool.delays.destinations import derived_name
 from mqtool.delays.wait_queues import AtLeastOnce, wait_queue
 from mqtool.duration import compact_duration
 from mqtool.errors import BadData, NotConfirmed, UsageError
@@ -66,12 +67,12 @@ class RetryPolicy:
 
 def dead_letter_queue(queue: str) -> Queue:
     """The dead-letter queue of a work queue."""
-    return Queue(f"{queue}.dlq", durable=True)
+    return Queue(derived_name(queue, "dlq"), durable=True)
 
 
 def retry_queue(queue: str, delay: float) -> Queue:
     """The queue in which messages wait for `delay` seconds before they return to the work queue."""
-    return wait_queue(f"{queue}.wait.{compact_duration(delay)}", round(delay * 1000), "", queue)
+    return wait_queue(derived_name(queue, f"wait.{compact_duration(delay)}"), round(delay * 1000), "", queue)
 
 
 class _TooLarge(Exception):

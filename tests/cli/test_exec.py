@@ -374,3 +374,15 @@ def test_a_retry_queue_that_differs_takes_no_message(shell: Shell, broker: TestB
     assert stopped.code == 78
     assert "messages might never leave jobs.wait.1s" in stopped.stderr
     assert shell.run("mqtool", "receive", "-q", "jobs", "-c", "1", "--raw").stdout == "one\n"
+
+
+@on_any_broker
+def test_a_queue_with_the_longest_name_has_retries_and_dead_letters(shell: Shell, broker: TestBroker) -> None:
+    """NAME.wait.100ms and NAME.dlq would have more than AMQP's 255 bytes: they are cut, and found again."""
+    queue = "ü" * 126 + "xyz"
+    shell.run("mqtool", "send", "-q", queue, "poison")
+    result = shell.run("mqtool", "worker", "-q", queue, "-c", "2", "--retries", "1", "--backoff", "100ms", "--exec",
+                       "false")  # fmt: skip
+    assert "0 done, 1 retry, 1 dead" in result.stderr or "0 done, 1 retries, 1 dead" in result.stderr
+    assert "1 moved back" in shell.run("mqtool", "dlq", "redrive", queue, "--yes").stderr
+    assert depth(broker, queue) == 1
