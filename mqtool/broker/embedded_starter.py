@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from mqtool.broker.embedded.server import Server
 
 _MODULE = "mqtool.broker.embedded"
-_PATIENCE = 15.0
+#: Seconds to start or to stop; one is usual, but not on a busy machine.
+_PATIENCE = 60.0
 
 
 class Embedded(Starter):

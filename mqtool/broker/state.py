@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,8 +187,8 @@ def save(started: Started) -> None:
 
 def forget(name: str) -> None:
     """Mark a broker as stopped. From then on only `broker ls` and `broker rm` know it."""
-    if (path := directory(name) / _STARTED).exists():
-        path.replace(directory(name) / _STOPPED)
+    with suppress(FileNotFoundError):
+        (directory(name) / _STARTED).replace(directory(name) / _STOPPED)
 
 
 def remove_but_data(name: str) -> None:

@@ -266,6 +266,14 @@ def test_a_process_id_that_is_used_again_is_not_the_broker(home: Shell) -> None:
     assert home.run("mqtool", "broker", "status", "--name", "b").code == 0
 
 
+def test_two_commands_at_once_start_one_broker(home: Shell, at_port: str) -> None:
+    """The second waits for the first, and finds the broker running."""
+    up = ("mqtool", "broker", "up", "--kind", "embedded", "--in-memory", at_port)
+    both = [home.start(*up), home.start(*up)]
+    said = sorted(each.wait().stdout.partition(" at ")[0] for each in both)
+    assert said == ["already running", "the embedded broker is up"]
+
+
 def test_ports_stay_over_down_and_up(home: Shell, at_port: str) -> None:
     """The stream protocol is there from the start; it and the management API are where they were."""
     up = ("mqtool", "broker", "up", "--kind", "embedded", at_port)

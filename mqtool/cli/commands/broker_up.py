@@ -76,24 +76,26 @@ def up(
         name, port, data_dir, in_memory, cluster, image, listen, management_port, stream_port, tls, like, definitions
     )
     _check(wanted, kind, tls_client_ca)
-    if _is_up_again(kind, wanted, foreground=foreground):
-        return
-    if kind is Kind.AUTO and wanted == Wanted() and not foreground:
-        state.forget(name)  # it does not run, so its URL must not be tried
-        access = options.access()
-        if (reachable := _reachable(access)) is not None:
-            output.show(f"using the broker at {reachable}")
+    with contextlib.ExitStack() as locked:
+        locked.enter_context(state.locked(name))  # a second `up` waits, and finds the broker running
+        if _is_up_again(kind, wanted, foreground=foreground):
             return
-        if (choice := choose(options.url, options.context, options.call.typed)).is_named:
-            raise Unavailable(
-                f"no broker answers at {access.address} ({choice.reason})", "unset it to start a broker here"
-            )
-    starter = _prepared(kind, wanted)
-    if foreground and isinstance(starter, Embedded):
-        output.status(f"starting {starter.describe} …")
-        starter.stay(wanted, lambda started: _say_new(_ready(readiness.remember_definitions(started, definitions))))
-        return
-    with state.locked(name):
+        if kind is Kind.AUTO and wanted == Wanted() and not foreground:
+            state.forget(name)  # it no longer runs, so do not try its URL
+            access = options.access()
+            if (reachable := _reachable(access)) is not None:
+                output.show(f"using the broker at {reachable}")
+                return
+            if (choice := choose(options.url, options.context, options.call.typed)).is_named:
+                raise Unavailable(
+                    f"no broker answers at {access.address} ({choice.reason})", "unset it to start a broker here"
+                )
+        starter = _prepared(kind, wanted)
+        if foreground and isinstance(starter, Embedded):
+            output.status(f"starting {starter.describe} …")
+            locked.close()
+            starter.stay(wanted, lambda started: _say_new(_ready(readiness.remember_definitions(started, definitions))))
+            return
         started = _start(starter, wanted, foreground=foreground)
     _say_new(started)
     if foreground:
