@@ -14,7 +14,7 @@ from mqtool.cli.display import output
 from mqtool.cli.invocation import Invocation, current, running
 from mqtool.errors import BadExpression, ExitCode, MqtoolError
 
-_TUTORIALS, _LEARN, _BROKER, _FAILURES = "Tutorials", "Learn", "Broker", "Failures"
+_TUTORIALS, _LEARN, _BROKER = "Tutorials", "Learn", "Broker"
 _SEE, _MANAGE, _MESSAGES = "See", "Manage", "Messages"
 
 #: Each command's module and its heading in the help. Modules are imported only when their command is called, to
@@ -63,10 +63,10 @@ COMMANDS = {
     "plugin": ("broker_commands", _MANAGE),
     "move": ("peek_tap_move", _MESSAGES),
     "delayed": ("send_delayed", _MESSAGES),
-    "dlq": ("dlq", _FAILURES),
-    "reconcile": ("recorded", _FAILURES),
-    "drill": ("tutorial", _FAILURES),
-    "fault": ("broker_commands", _FAILURES),
+    "dlq": ("dlq", _MESSAGES),
+    "reconcile": ("recorded", _MESSAGES),
+    "drill": ("tutorial", _LEARN),
+    "fault": ("broker_commands", _BROKER),
 }
 
 

@@ -48,7 +48,7 @@ class Call:
     """
 
     command: str = ""
-    typed: Collection[str] = ()
+    typed: frozenset[str] = frozenset()
     must_ask: bool = False
 
 

@@ -54,10 +54,10 @@ EFFECTS = {
         peek, tap, delayed ls, delayed show, dlq ls, dlq show, queue show, policy ls, definitions export,
         definitions diff, list queues, list exchanges, list bindings, list consumers, list connections, list channels,
         list vhosts, list users, list permissions, list plugins, topology, route, top, doctor, wait, broker up,
-        broker status
+        broker status, broker env
     """,
     Effect.OWN: """
-        broker down, broker ls, broker rm, broker logs, broker env, broker serve, broker restart, plugin enable,
+        broker down, broker ls, broker rm, broker logs, broker serve, broker restart, plugin enable,
         plugin disable, tutorial run, drill kill-worker, drill restart-broker, drill kill-node, drill drop-connection,
         drill poison, drill duplicate
     """,

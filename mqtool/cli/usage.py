@@ -1,6 +1,8 @@
 """Aliases of commands, --help, and explanations of usage errors."""
 
 import re
+import shlex
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -23,6 +25,7 @@ ALIASES: dict[tuple[str, ...], tuple[str, ...]] = {
 }
 
 
+_NOT_A_NUMBER = re.compile(r" is not a valid (?:int|float|integer)(?: range)?")
 #: Options that other tools have, and what to use instead.
 _OTHER_OPTIONS = {
     "--filter": "--where, such as --where 'messages_ready>0'",
@@ -81,15 +84,28 @@ def show_help(ctx: Context, *, everything: bool = False) -> NoReturn:
     raise typer.Exit
 
 
+def _equivalent(name: str) -> str | None:
+    """The command line for a command of rabbitmqctl or a tutorial's file, with the virtual host of -p."""
+    from mqtool.cli.help.page import equivalent
+
+    line = equivalent(name)
+    if line is not None and "-p" in sys.argv[:-1]:
+        line += f" --vhost {shlex.quote(sys.argv[sys.argv.index('-p') + 1])}"
+    return line
+
+
 def explain(error: typer.TyperException) -> tuple[str, str | None]:
     """Turn typer's usage error into a sentence and a hint."""
     context: Any = getattr(error, "ctx", None)
     path = context.command_path if context else "mqtool"
-    how = f"'{path} --help' shows how it is written"
+    example = (context.command.epilog or "").partition("\n")[0] if context else ""
+    how = f"for example: {example}" if example else f"'{path} --help' shows how it is written"
     text = error.message.partition(" Did you mean ")[0].rstrip(".")
     if unknown := re.fullmatch(r"No such command '(.*)'", text, re.DOTALL):
         commands = context.command.list_commands(context)
         hint = did_you_mean(unknown[1], commands, f"'{path} --help' lists the commands")
+        if path == "mqtool" and (line := _equivalent(unknown[1])):
+            hint = line
         return f"there is no command '{path} {unknown[1]}'", hint
     option = getattr(error, "option_name", None)
     if option is not None and text.startswith("No such option"):
@@ -97,6 +113,9 @@ def explain(error: typer.TyperException) -> tuple[str, str | None]:
         hint = did_you_mean(option, flags, f"'{path} --help-all' lists the options")
         return f"there is no option {option}", _OTHER_OPTIONS.get(option, hint)
     what = error.format_message().rstrip(".")
+    if path in ("mqtool user add", "mqtool user password") and "unexpected extra argument" in what:
+        return "a password does not belong on the command line", "--password-file FILE, or - to read it from stdin"
+    what = _NOT_A_NUMBER.sub(" is not a number", what)
     if option == "--yes" and "does not take a value" in what:
         return what, "--confirm NAME names a protected context"
     wrong, _, choices = what.rpartition(" is not one of ")

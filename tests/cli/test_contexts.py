@@ -330,3 +330,12 @@ def test_a_confirmation_is_for_that_context_only(shell: Shell, broker: TestBroke
     assert shell.run("mqtool", "send", "-q", "jobs", "--", "--yes=x").code == 0
     assert "there is no option --yes\n" in shell.run("mqtool", "send", "x", "--yes=prod").stderr
     assert "hint: --confirm NAME" in shell.run("mqtool", "queue", "purge", "jobs", "--yes=prod").stderr
+
+
+def test_the_environment_of_a_context(home: Shell) -> None:
+    """`broker env` of a context, named before or after the command, is about the context's broker."""
+    add = ("mqtool", "context", "add", "dev", "-u", "amqp://ann@dev/shop", "--management", "http://dev:8080")
+    assert home.run(*add).code == 0
+    expected = "export AMQP_URL=amqp://ann@dev/shop\nexport MQTOOL_MANAGEMENT_URL=http://dev:8080\n"
+    assert home.run("mqtool", "-C", "dev", "broker", "env").stdout == expected
+    assert home.run("mqtool", "broker", "env", "-C", "dev").stdout == expected

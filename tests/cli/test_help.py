@@ -6,7 +6,7 @@ import pytest
 
 from docs.generate import described
 from mqtool.cli.help.description import CommandHelp, leaves, topic_options
-from mqtool.cli.help.page import TOPICS, command_page, overview_page, topic_page
+from mqtool.cli.help.page import TOPICS, command_page, overview_page, topic_page, topic_text
 from tests.cli.shell import Shell
 
 #: Two screens of a terminal, and what a narrow one may take.
@@ -174,3 +174,56 @@ def test_a_group_alone_shows_its_help(lonely_shell: Shell, group: str) -> None:
     alone = lonely_shell.run("mqtool", *group.split())
     assert alone == lonely_shell.run("mqtool", *group.split(), "--help")
     assert (alone.code, alone.stderr, alone.stdout.count("usage:")) == (0, "", 1)
+
+
+def test_all_commands_fit_on_one_screen() -> None:
+    """`mqtool --help` has at most 40 lines, and names every command."""
+    page = overview_page(described(), 80)
+    assert len(page.splitlines()) <= 40
+    named = set(re.split(r"[\s,:]+", page))
+    assert {command.words[0] for command in described().commands} <= named
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        ("list_queues", "mqtool list queues"),
+        ("list_consumers -p shop", "mqtool list consumers --vhost shop"),
+        ("change_password ann", "mqtool user password USER --password-file FILE"),
+        ("add_user ann", "mqtool user add USER --password-file FILE"),
+        ("receive_logs_topic.py kern.*", "mqtool receive-log topic 'kern.*'"),
+        ("new-task.py x", "mqtool new-task 'A task of three seconds...'"),
+        ("version", "mqtool --version"),
+    ],
+)
+def test_a_command_of_rabbitmqctl_leads_to_ours(lonely_shell: Shell, typed: str, line: str) -> None:
+    """The hint is the whole line; `mqtool help rabbitmqctl` has them all."""
+    result = lonely_shell.run("mqtool", *typed.split())
+    assert (result.code, result.stderr.splitlines()[1]) == (2, f"hint: {line}")
+    assert line.partition(" --vhost")[0] in " ".join(topic_page("rabbitmqctl", [], 200).split())
+
+
+@pytest.mark.parametrize("row", re.findall(r"(?m)^  \S+  mqtool (.*)", topic_text("rabbitmqctl")[1]))
+def test_commands_in_the_table_exist(row: str) -> None:
+    """Each line names a command with options that it has."""
+    words = row.split()
+    if words != ["--version"]:
+        command = next(each for each in leaves(described()) if tuple(words[: len(each.words)]) == each.words)
+        flags = {flag for option in command.options for flag in option.flags}
+        assert {word for word in words if word.startswith("--")} <= flags
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("user add ann secret", "--password-file FILE, or - to read it from stdin"),
+        ("queue purge", "for example: mqtool queue purge jobs"),
+        ("receive -c many", "'many' is not a number"),
+    ],
+)
+def test_a_mistake_is_answered_with_what_is_right(lonely_shell: Shell, typed: str, said: str) -> None:
+    """An option or an example; a password that was typed is not repeated."""
+    result = lonely_shell.run("mqtool", *typed.split())
+    assert result.code == 2
+    assert said in result.stderr
+    assert "secret" not in result.stderr

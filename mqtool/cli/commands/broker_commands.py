@@ -14,6 +14,7 @@ from mqtool.broker.choice import starter_of
 from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import DEFAULT_NAME, Started
 from mqtool.cli import stopping
+from mqtool.cli.access import MANAGEMENT_VARIABLE
 from mqtool.cli.commands.broker_up import Name, app, broker, known, told
 from mqtool.cli.display import layout, output
 from mqtool.cli.options import DURATION, Broker, ManagedBroker, Yes, ask
@@ -123,20 +124,34 @@ def logs(
 
 @broker.command("mqtool broker env", 'eval "$(mqtool broker env)"')
 def env(
+    which: WhichBroker,
     name: Name = DEFAULT_NAME,
     for_remote: Annotated[bool, Option("--remote", help="For another machine (after 'up --listen')")] = False,
 ) -> None:
-    """Print shell variables that point programs at the broker."""
+    """Print shell variables that point programs at the broker.
+
+    With -C NAME, at the broker of that context.
+    """
+    if which.call.typed & {"url", "context"}:
+        choice = which.choice()
+        _export(choice.url)
+        if choice.context is not None and choice.context.management is not None:
+            output.show(f"export {MANAGEMENT_VARIABLE}={shlex.quote(choice.context.management)}")
+        return
     started = known(name)
     url = readiness.remote_url(started) if for_remote else started.url
     if url is None:
         raise UsageError(f"the broker named {name!r} is for this machine only", "start it with --listen ADDRESS")
+    _export(url)
+    if streams := started.details.get("streams"):
+        output.show(f"export MQTOOL_STREAM_PORT={urlsplit(streams).port}")
+
+
+def _export(url: str) -> None:
     # Other clients accept only one URL.
     output.show(f"export AMQP_URL={shlex.quote(url.partition(',')[0])}")
     if "," in url:
         output.show(f"export MQTOOL_URL={shlex.quote(url)}")
-    if streams := started.details.get("streams"):
-        output.show(f"export MQTOOL_STREAM_PORT={urlsplit(streams).port}")
 
 
 @app.command("mqtool wait --timeout 30s")

@@ -217,7 +217,7 @@ def tap(
         raise UsageError("stdin has one password, and there are several brokers", "put each in its URL, or in a file")
     call = broker.options.call
     if urls and "urls" in call.typed:
-        call = replace(call, typed={*call.typed, "url"})
+        call = replace(call, typed=call.typed | {"url"})
     brokers = [replace(broker, options=replace(broker.options, url=url, call=call)).access() for url in each_url]
     if off:
         for access in brokers:

@@ -17,7 +17,7 @@ from mqtool.tutorials.dialects import NAMES, Dialect
 #: For each section of options: the help topic that explains it, and the options that a command's --help shows. The
 #: others are shown by --help-all and `mqtool help TOPIC`.
 PANELS = {
-    "Topology": ("declaring", {"--queue", "--exchange", "--routing-key", "--durable", "--queue-type"}),
+    "Topology": ("declaring", {"--queue", "--exchange", "--routing-key", "--durable", "--queue-type", "--dialect"}),
     "Messages": ("messages", {"--file", "--lines", "--json", "--header", "--key-pattern"}),
     "Delay": ("delays", {"--delay"}),
     "Receiving": ("receiving", {"--count", "--idle-timeout", "--prefetch", "--offset", "--track"}),
@@ -30,6 +30,14 @@ PANELS = {
 }
 #: Flags that work, for users of other tools, but are not shown.
 _UNLISTED = {"-n"}
+#: Commands whose help shows --dialect; for all others it makes no difference.
+_WITH_DIALECT = {
+    (name,)
+    for name in (
+        *("send", "receive", "new-task", "worker", "emit-log", "receive-log", "rpc-server", "rpc-client"),
+        *("send-delayed", "receive-delayed", "send-stream", "receive-stream", "offset-tracking", "queue"),
+    )
+}
 #: The order of sections in the help; the command's own options come first.
 _ORDER = ("", *(topic for topic, _ in PANELS.values()))
 #: The default queue or exchange of tutorial commands: a field of `Names` in tutorials/dialects.py.
@@ -183,6 +191,8 @@ def _argument(parameter: Any) -> ArgumentHelp:
 def _options(parameters: Any, words: tuple[str, ...]) -> Iterator[OptionHelp]:
     for parameter in parameters:
         if parameter.param_type_name != "option" or parameter.hidden:
+            continue
+        if "--dialect" in parameter.opts and words[:1] not in _WITH_DIALECT:
             continue
         topic, common = PANELS.get(parameter.rich_help_panel, ("", None))
         flags = (

@@ -24,6 +24,7 @@ TOPICS = (
     "programs",
     "retries",
     "duplicates",
+    "rabbitmqctl",
 )
 
 
@@ -41,7 +42,36 @@ _INDENT = 26
 _NARROW = 70
 #: A heading of `mqtool --help` under which only names are listed.
 _NAMES_ONLY = "Manage"
+#: Commands that share a row of `mqtool --help`, and sentences that fit there on one line.
+_TOGETHER = {
+    ("send", "receive"): "Send and receive messages (tutorial 1)",
+    ("new-task", "worker"): "Share tasks among workers (tutorial 2)",
+    ("emit-log", "receive-log"): "Publish and subscribe (tutorials 3, 4, 5)",
+    ("rpc-client", "rpc-server"): "Ask a server, and answer (tutorial 6)",
+    ("send-delayed", "receive-delayed"): "Messages that arrive later",
+    ("send-stream", "receive-stream"): "Append to a stream, and read it",
+    ("offset", "offset-tracking"): "Stored offsets of a stream's readers",
+    ("cheat", "help", "completion"): "Recipes, help, and shell completion",
+    ("topology", "route"): "Show what is bound, and explain routes",
+    ("peek", "tap"): "Look at messages without taking them",
+    ("replay", "scrub", "reconcile"): "Repeat, anonymize and compare recordings",
+    ("publisher-confirms",): "Publish with confirms (tutorial 7)",
+    ("tutorial",): "Read the tutorials, and see them run",
+    ("drill",): "Break something, and count what is lost",
+    ("fault",): "Cause faults in the embedded broker",
+    ("list",): "List queues, consumers and more",
+    ("move",): "Move messages to another queue",
+    ("delayed",): "Show, cancel or deliver delayed messages",
+    ("dlq",): "Show, redrive or drop dead letters",
+}
 _WIDEST = 100
+
+
+def equivalent(name: str) -> str | None:
+    """The mqtool command for one of rabbitmqctl's, or for a tutorial's file, from the topic about them."""
+    stem = name.rpartition("/")[2].partition(".")[0].replace("-", "_").lower()
+    rows = (line.strip().partition("  ") for line in topic_text("rabbitmqctl")[1].splitlines() if line[:2] == "  ")
+    return next((ours for theirs, _, ours in rows if theirs.partition(".")[0] == stem), None)
 
 
 def width() -> int:
@@ -87,19 +117,29 @@ def start_page() -> str:
 
 def overview_page(mqtool: CommandHelp, columns: int) -> str:
     """The page of `mqtool --help`: all commands by heading, and the topics."""
-    lines = ["usage: mqtool COMMAND", "", *textwrap.wrap(mqtool.sentence, columns)]
+    lines = ["usage: mqtool COMMAND", *textwrap.wrap(mqtool.sentence, columns), ""]
     panels = dict.fromkeys(command.panel for command in mqtool.commands)
     for panel in panels:
-        rows = [(command.words[0], command.sentence) for command in mqtool.commands if command.panel == panel]
-        lines += ["", f"{panel}:"]
+        commands = [command for command in mqtool.commands if command.panel == panel]
+        lines.append(f"{panel}:")
         if panel == _NAMES_ONLY:
-            names = ", ".join(name for name, _ in rows)
+            names = ", ".join(command.words[0] for command in commands)
             lines += textwrap.wrap(names, columns, initial_indent="  ", subsequent_indent="  ")
         else:
-            lines += _rows(rows, columns, indent=22)
+            lines += _rows(_together(commands), columns, indent=33 if columns >= _NARROW else 22)
     topics = f"Help: mqtool COMMAND --help, or mqtool help with a topic: {', '.join(TOPICS)}"
-    lines += ["", *textwrap.wrap(topics, columns, break_on_hyphens=False)]
+    lines += textwrap.wrap(topics, columns, break_on_hyphens=False)
     return "\n".join(lines)
+
+
+def _together(commands: Sequence[CommandHelp]) -> Iterator[tuple[str, str]]:
+    """One row for each command, or for commands that belong together."""
+    names = [command.words[0] for command in commands]
+    for command in commands:
+        name = command.words[0]
+        pair, text = next(((pair, text) for pair, text in _TOGETHER.items() if name in pair), ((name,), ""))
+        if name == next(each for each in names if each in pair):
+            yield ", ".join(pair), text or command.sentence
 
 
 def _command_lines(command: CommandHelp, columns: int, *, everything: bool) -> Iterator[str]:
