@@ -21,8 +21,8 @@ from mqtool.topology import DEFAULT_EXCHANGE, Binding, Exchange, Queue
 class Definitions:
     """Exchanges and queues by name, bindings by their source exchange.
 
-    The arguments of exchanges and queues are to hold what policies add: see management.with_policy(). The bindings that
-    every queue has to the default exchange are left out.
+    The arguments of exchanges and queues include those that policies add; see management.with_policy(). The bindings of
+    every queue to the default exchange are left out.
     """
 
     exchanges: Mapping[str, Exchange]
@@ -104,7 +104,7 @@ def _queues(api: Management, vhost: str) -> Iterator[Queue]:
 def queue_arguments(api: Management, vhost: str) -> Callable[[Json], dict[str, Any]]:
     """A function that returns the arguments of a queue from management.queue_totals(), with those of its policy.
 
-    That tells only the policy's name, and nothing of an operator's policy, which can only limit.
+    The view contains only the policy's name, and no operator policy, which can only set limits.
     """
 
     @functools.cache
@@ -189,8 +189,8 @@ class Change:
 
     Attributes:
         kind: "policy", "exchange", "queue" or "binding".
-        action: the broker lacks it; it can be changed; it cannot, since its settings are fixed; the file lacks it.
-        differences: of its settings, what the broker has and what the file has; None for nothing.
+        action: add it; change it; it differs but cannot be changed; or it is missing in the file.
+        differences: for each setting that differs, the values of the broker and of the file; None for a missing one.
     """
 
     action: Action

@@ -1,7 +1,7 @@
 """Output formats of `topology`: Mermaid (drawn by GitHub and many editors), Graphviz's DOT, and records of JSON.
 
-Nodes have numbers of our own for names; the broker's names are only ever labels, in quotes, so that no name can end a
-label or say something in the diagram's language.
+Nodes are numbered. The broker's names are used only as quoted labels, so that no name can end a label or add anything
+to the diagram.
 """
 
 import re
@@ -143,10 +143,11 @@ def records(api: Management, vhost: str, *, only: Collection[str] = ()) -> Itera
     """Yield exchanges, their publishers, bindings, consumers and queues as records, each with its "kind".
 
     Args:
-        only: these exchanges and what they lead to; none for all.
+        only: these exchanges and what they route to; none means all.
 
     Raises:
-        Unavailable, NotFound, AccessRefused: as wiring.look() does.
+        Unavailable, AccessRefused: the management API does not answer.
+        NotFound: there is no such exchange or virtual host.
     """
     wiring = Wiring(vhost, {name: Node(exchange) for name, exchange in exchanges_of(api, vhost, only).items()})
     add_publishers(api, wiring)

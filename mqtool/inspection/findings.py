@@ -25,9 +25,9 @@ class Finding:
     """One problem.
 
     Attributes:
-        check: the name of the check that found it.
-        thing: what it is about, such as "queue 'jobs'".
-        what: what is wrong; continues a sentence that starts with the thing.
+        check: the name of the check.
+        thing: the object with the problem, such as "queue 'jobs'".
+        what: what is wrong, as a clause whose subject is the object.
         hint: what to do.
     """
 
@@ -71,7 +71,7 @@ def _kind(finding: Finding) -> tuple[str, str, str]:
 def grouped(findings: Sequence[Finding]) -> Iterator[tuple[Finding, Sequence[Finding]]]:
     """Group sorted findings: yield the first of each group, and the others, which report the same about other objects.
 
-    A few are yielded one by one: what differs, such as a count, is worth a line then.
+    Up to three are yielded one by one, because their details, such as counts, may differ.
     """
     for _, same in groupby(findings, key=_kind):
         equal = list(same)

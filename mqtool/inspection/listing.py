@@ -24,10 +24,10 @@ class Listing:
     """A kind of object that can be listed.
 
     Attributes:
-        things: what they are called, in the plural.
-        columns: where the API's objects have each; dots lead into nested objects, `=` is a constant.
-        shown: the columns that are shown unless others are asked for.
-        of_vhost: whether a list is of one vhost unless all are asked for, as with rabbitmqctl.
+        things: their name, in the plural.
+        columns: the path of each in the API's objects; dots lead into nested objects, `=` is a constant.
+        shown: the default columns.
+        of_vhost: True if only one vhost is listed unless all are requested, as with rabbitmqctl.
     """
 
     things: str
@@ -89,7 +89,7 @@ def _queues(
     """Yield queues. Their message counts are current, not from statistics, except for streams.
 
     Args:
-        names: of the queues to list; none for all.
+        names: of the queues to list; none means all.
     """
     pattern = f"^({'|'.join(map(re.escape, sorted(names)))})$" if names else ""
     wanted, now = {*columns}, {}

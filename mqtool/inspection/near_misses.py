@@ -1,6 +1,6 @@
 """Near misses: bindings that almost matched a message, and what differs; exchanges with a similar name.
 
-It only ranks and explains; mqtool.routing decides whether a binding matches.
+It only ranks and explains bindings; mqtool.routing decides whether a binding matches.
 """
 
 import difflib

@@ -1,10 +1,10 @@
 """`route`: where a message would go, and why. It follows the broker's rules, but publishes nothing.
 
-    exchange ── bindings ──> queues                         each queue once, by any number of ways
-        │   └── bindings ──> exchanges ── and so on         each exchange once, so that circles end
+    exchange ── bindings ──> queues                         each queue once, by any number of paths
+        │   └── bindings ──> exchanges ── and so on         each exchange once, so that cycles end
         └── nothing matched ──> alternate exchange
 
-It matches with the tables of `mqtool.routing`, which the tests hold against RabbitMQ.
+It matches with the tables of `mqtool.routing`, which tests compare with RabbitMQ.
 Nothing here does any I/O. https://www.rabbitmq.com/docs/exchanges, /docs/e2e, /docs/ae, /docs/dlx
 """
 
@@ -42,10 +42,10 @@ class DeadLetters:
     """Where a queue would dead-letter a message to.
 
     Attributes:
-        exchange, routing_key: what it is published to.
-        queues: those that it comes to; None if there is no such exchange. Either way it may be lost.
-        circular: dying there, it can come back to this queue. (Unless a consumer rejects it on the way, RabbitMQ then
-            drops it: https://www.rabbitmq.com/docs/dlx)
+        exchange, routing_key: the message is published to these.
+        queues: the queues that get it; None if the exchange does not exist. The message is lost without a queue.
+        circular: if it is dead-lettered there, it can come back to this queue. RabbitMQ then
+            drops it, unless a consumer has rejected it on the way: https://www.rabbitmq.com/docs/dlx
     """
 
     queue: str
@@ -60,11 +60,11 @@ class Route:
     """Where a message would go.
 
     Attributes:
-        queues: each queue that gets it, with all the ways that lead there.
-        near_misses: bindings on the way that did not match, the nearest first.
-        dead_letters: for each queue that gets it, or gets it after a death, and has a dead-letter exchange.
-        delay: milliseconds for which an x-delayed-message exchange holds it back first.
-        unknown: exchanges on the way whose type we do not know; what they do with it, only the broker can tell.
+        queues: each queue that gets it, with all paths to it.
+        near_misses: bindings of the exchanges on its path that did not match, the nearest first.
+        dead_letters: for each queue that gets it, also by dead-lettering, and has a dead-letter exchange.
+        delay: milliseconds for which an x-delayed-message exchange delays it first.
+        unknown: exchanges on its path of an unknown type, whose routing only the broker knows.
     """
 
     exchange: str
@@ -102,7 +102,7 @@ class Router:
         """Explain where a message would go.
 
         Args:
-            headers: its headers, with Python's types for AMQP's. CC and BCC, if they are lists, are more routing keys.
+            headers: its headers as Python values. CC and BCC, if they are lists, are more routing keys.
             near_misses: how many to report.
 
         Raises:

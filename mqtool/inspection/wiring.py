@@ -3,8 +3,8 @@
     publishers ──> exchange ── keys ──> queue ──> consumers
                        └────── keys ──> exchange
 
-A broker may hold tens of thousands of bindings, too many to read, so a wiring keeps the first few of each
-exchange and counts the others: its size is that of what is shown.
+A broker may have tens of thousands of bindings, too many to read. So a wiring keeps the first few of each exchange, and
+counts the others.
 """
 
 from collections.abc import Collection, Mapping
@@ -75,7 +75,7 @@ class Node:
 
     Attributes:
         links: the destinations that are shown.
-        more: how many bindings are not.
+        more: the number of bindings that are not shown.
     """
 
     exchange: Exchange
@@ -119,10 +119,10 @@ class Wiring:
     """A virtual host as a graph.
 
     Attributes:
-        exchanges: by name, the default one last; predeclared ones only where they are used.
-        queues: those that an exchange here shows.
+        exchanges: by name, the default one last; predeclared ones only if they are used.
+        queues: those to which one of the exchanges routes.
         consumers: by queue, the first few.
-        publishers: channels of which the broker does not tell where they publish to.
+        publishers: channels for which the broker does not report an exchange.
     """
 
     vhost: str
@@ -139,12 +139,12 @@ def look(
 
     Args:
         keep: destinations of each exchange and consumers of each queue to keep; None for all.
-        only: these exchanges and what they lead to; none for all. (The default exchange leads to every queue; where all
-            are looked at, it has those that are bound nowhere else.)
-        rates: of queues, too. To gather their statistics takes the broker longer than all else.
+        only: these exchanges and what they route to; none means all. (The default exchange routes to every queue; if
+            all are shown, it has only those that are bound to no other exchange.)
+        rates: include the rates of queues, which take the broker longest to compute.
 
     Raises:
-        Unavailable, AccessRefused: the API cannot tell.
+        Unavailable, AccessRefused: the management API does not answer.
         NotFound: there is no such exchange, or no such virtual host.
     """
     exchanges = exchanges_of(api, vhost, only)

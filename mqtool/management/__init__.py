@@ -1,8 +1,8 @@
 """A client of the RabbitMQ management HTTP API, for what AMQP cannot ask: which queues exist, who is connected.
 
-Lists come as generators and take little memory, however long they are: page by page where the API has pages (queues,
-exchanges, connections, channels), else decoded object by object as the answer comes in (bindings, consumers). Name the
-columns that you need: answers get smaller by far. https://www.rabbitmq.com/docs/http-api-reference
+Lists are generators, which take little memory: they fetch page by page where the API has pages (queues, exchanges,
+connections, channels), else they decode object by object as the answer arrives (bindings, consumers). Name the columns
+that you need: this makes answers far smaller. https://www.rabbitmq.com/docs/http-api-reference
 """
 
 from mqtool.management.api_client import HOW_TO_ENABLE, PAGE_SIZE, PATIENCE, Management, exchange_path, path

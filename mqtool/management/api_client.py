@@ -20,7 +20,7 @@ def objects(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     """Decode the objects of a JSON array, each as soon as it has arrived.
 
     Raises:
-        ValueError: it is none, or it is cut short.
+        ValueError: it is not a JSON array, or it is incomplete.
     """
     decoder, utf8 = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")()
     text, start, begun = "", 0, False
@@ -53,7 +53,7 @@ def refusal(answer: "Response", url: str, user: str) -> MqtoolError:
 
     Args:
         url: of the API.
-        user: who has asked.
+        user: the user who sent the request.
     """
     reason = _said(answer)
     match answer.status_code:
@@ -130,7 +130,7 @@ class Management:
         url: such as http://localhost:15672.
         patience: seconds to wait for a connection, and for each piece of an answer.
         ca: the authority that signed the certificate of an https URL (a PEM file); None trusts the system's.
-        on_silence: called where nothing answers; may raise what explains that better.
+        on_silence: called if nothing answers; it may raise a more precise error.
     """
 
     def __init__(
@@ -160,8 +160,9 @@ class Management:
             path: below /api/, as path() makes it.
 
         Raises:
-            Unavailable: nothing answers there, or it is no management API; NotFound: it has no such thing.
-            AccessRefused: the user may not use it.
+            Unavailable: nothing answers, or what answers is not a management API.
+            NotFound: there is no such object.
+            AccessRefused: the user may not do this.
         """
         return self._decoded(self._request("GET", path, query))
 
@@ -169,9 +170,9 @@ class Management:
         """Create or change an object; return True if it is new.
 
         Raises:
-            DeclaredDifferently: it is there, and cannot be changed.
-            UsageError: the broker does not take what the body says.
-            Unavailable, NotFound, AccessRefused: as of get().
+            DeclaredDifferently: it exists, and cannot be changed.
+            UsageError: the broker does not accept the body.
+            Unavailable, NotFound, AccessRefused: as for get().
         """
         return self._request("PUT", path, body=body).status_code == HTTPStatus.CREATED
 
@@ -199,7 +200,7 @@ class Management:
         """The items of a list that the API returns in pages: queues, exchanges, connections, channels.
 
         Args:
-            columns: the keys to ask for; none for all. `message_stats.publish` is one inside another.
+            columns: the keys to return; none means all. A dot leads into a nested object: `message_stats.publish`.
             query: such as name=…, use_regex="true", sort=….
 
         Raises: as get() does.

@@ -1,6 +1,6 @@
 """Lists of queues, exchanges and so on from the management API, and single facts.
 
-Lists are generators. vhost: that one; None for all that the user may see. Each raises as Management.get does.
+Lists are generators. The vhost None means all that the user may see. Errors are those of Management.get().
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -20,8 +20,8 @@ def queues(
 def queue_totals(api: Management, vhost: str | None, columns: Sequence[str], pattern: str = "") -> Iterator[Json]:
     """Queues with their message counts, without other statistics, which is far less work for RabbitMQ than queues().
 
-    What classic queues hold is counted now; quorum queues, up to five seconds ago; streams do not tell. All come in one
-    answer, as pages would only be sorted anew each; but a pattern, for their names, takes pages.
+    Counts of classic queues are current, those of quorum queues up to five seconds old; streams have none. All queues
+    are in one answer, since the broker sorts the list again for each page; a pattern for their names needs pages.
     """
     where = _in("queues", vhost)
     if pattern:
@@ -143,7 +143,7 @@ def bound_to(management: Management, vhost: str, exchange: str) -> set[str]:
 def consumer_timeout(management: Management, vhost: str, queue: str) -> float | None:
     """Seconds for which a delivery may stay unacknowledged, if the queue or a policy limits them; else None.
 
-    What the broker's configuration says, no API tells. Raises as Management.get does.
+    The limit in the broker's configuration is not available.
     https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
     """
     milliseconds = effective_arguments(management.get(path("queues", vhost, queue))).get("x-consumer-timeout")
