@@ -73,6 +73,11 @@ def encode_short(raw: bytes) -> bytes:
     return bytes([len(raw)]) + raw
 
 
+def _encode_fields(fields: Mapping[str, bytes]) -> bytes:
+    flags = sum(flag for flag, name in _FLAGS if name in fields)
+    return flags.to_bytes(2) + b"".join(fields[name] for name in _NAMES if name in fields)
+
+
 class Properties:
     """The properties of a message. They are kept encoded, so a copy with another property leaves the rest as it was.
 
@@ -139,8 +144,7 @@ class Properties:
     @classmethod
     def of(cls, fields: Mapping[str, bytes]) -> Self:
         """Return the properties with these encoded fields."""
-        flags = sum(flag for flag, name in _FLAGS if name in fields)
-        return cls(flags.to_bytes(2) + b"".join(fields[name] for name in _NAMES if name in fields))
+        return cls(_encode_fields(fields))
 
     def named(self) -> Table:
         """Return the properties that are set, by name, in the order of their flags."""
@@ -165,7 +169,12 @@ class Properties:
             fields["reply_to"] = encode_short(reply_to.encode(errors="surrogateescape"))
         if not expires:
             fields.pop("expiration", None)
-        return Properties.of(fields)
+        # What is known is not decoded again: dead letters cost a third of the time.
+        copy = self.of_another(_encode_fields(fields), 0)
+        copy.headers = self.headers if headers is None else headers
+        copy.reply_to = self.reply_to if reply_to is None else reply_to
+        copy.expiration = self.expiration if expires else None
+        return copy
 
 
 class ContentHeader:
@@ -187,7 +196,7 @@ class ContentHeader:
     @classmethod
     def of(cls, properties: Properties, body_size: int) -> Self:
         """Return the header for a body of this many bytes."""
-        return cls(struct.pack(">HHQ", BASIC_CLASS, 0, body_size) + properties.encode())
+        return cls(struct.pack(">HHQ", BASIC_CLASS, 0, body_size) + properties.encode(), properties)
 
     @classmethod
     def unread(cls, properties: bytes, body_size: int) -> Self:

@@ -1,5 +1,6 @@
 """Queues: ready messages, consumers, expiry, and what becomes of messages that come back."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -18,6 +19,10 @@ from mqtool.codecs.field_tables import Table
 
 #: After how many milliseconds a dead letter that no queue took is published again (at-least-once dead-lettering).
 RETRY_DEAD_LETTERS = 180_000
+
+
+#: The most messages that expire in one turn of the event loop: some 10 ms.
+_EXPIRED_AT_ONCE = 200
 
 
 class Why(Enum):
@@ -97,7 +102,7 @@ class Queue:
         self.traffic = Traffic()
         self._limited = self.options.limited
         self._expiring = False
-        self._expiry = Alarm(self.clock, lambda: self.pump())
+        self._expiry = Alarm(self.clock, self._expire)
         self.dead_letters: list[tuple[Entry, str]] = []
         self._retry = Alarm(self.clock, self._retry_dead_letters)
         self._retries: Timetable[Entry] = Timetable(self.clock, self.backlog.put_back, lambda: self.requeue(()))
@@ -182,19 +187,20 @@ class Queue:
 
     def _dead_letter(self, entry: Entry, reason: str) -> None:
         """Dead-letter a message, or drop it if there is no dead-letter exchange."""
+
+        def settle(outcome: Outcome) -> None:
+            if outcome is Outcome.FAILED and not self.deleted:
+                self.ledger.set_aside(entry)
+            elif outcome is Outcome.TAKEN or self.deleted or not self.options.at_least_once:
+                self.ledger.drop(entry)
+            else:
+                self.dead_letters.append((entry, reason))
+                self._retry.set_by(self.clock.now() + RETRY_DEAD_LETTERS)
+
         if self.options.dead_letter_exchange is None:
             self.ledger.drop(entry)
         else:
-            self.dead_letter(self, entry.message, reason, lambda outcome: self._dead_lettered(entry, reason, outcome))
-
-    def _dead_lettered(self, entry: Entry, reason: str, outcome: Outcome) -> None:
-        if outcome is Outcome.FAILED and not self.deleted:
-            self.ledger.set_aside(entry)
-        elif outcome is Outcome.TAKEN or self.deleted or not self.options.at_least_once:
-            self.ledger.drop(entry)
-        else:
-            self.dead_letters.append((entry, reason))
-            self._retry.set_by(self.clock.now() + RETRY_DEAD_LETTERS)
+            self.dead_letter(self, entry.message, reason, settle)
 
     def _retry_dead_letters(self) -> None:
         waiting, self.dead_letters = self.dead_letters, []
@@ -204,6 +210,10 @@ class Queue:
     def pump(self) -> None:
         """Deliver ready messages to the consumers that can take them."""
         backlog, consumers = self.backlog, self.consumers
+        if not len(consumers):
+            if self._expiring:
+                self._expire()
+            return
         while True:
             if self._expiring:
                 self._drop_expired()
@@ -258,7 +268,8 @@ class Queue:
 
     def acknowledge(self, entry: Entry) -> None:
         """Drop a message that a consumer has acknowledged."""
-        self._settled(entry)
+        self.unacked -= 1
+        self.unacked_bytes -= len(entry.message.body)
         self.traffic.acknowledged += 1
         self.ledger.drop(entry)
 
@@ -306,16 +317,22 @@ class Queue:
         else:
             self.backlog.put_back(entry)
 
-    def _drop_expired(self) -> None:
-        """Dead-letter or drop the expired messages at the head; those further back stay until they get there."""
+    def _drop_expired(self, most: float = math.inf) -> None:
+        """Dead-letter or drop expired messages at the head, up to a number. Those further back stay."""
         backlog = self.backlog
         now = self.clock.now()
         while len(backlog):
             expires_at = backlog.head().expires_at
-            if expires_at is None or expires_at > now:
+            if expires_at is None or expires_at > now or most <= 0:
                 return
             self._dead_letter(backlog.take(), "expired")
+            most -= 1
         self._expiring = False
+
+    def _expire(self) -> None:
+        """Drop expired messages, a part of them at a time, so that clients are served in between."""
+        self._drop_expired(_EXPIRED_AT_ONCE)
+        self._arm_expiry()
 
     def _arm_expiry(self) -> None:
         """Set the alarm for the expiry of the message at the head."""
