@@ -7,7 +7,7 @@ import socket
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from mqtool.errors import Unavailable
@@ -23,7 +23,7 @@ MANAGEMENT = 15672
 STREAMS = 5552
 
 #: The lock files of the ports that this process has claimed.
-_claims: list[TextIO] = []
+_claims: list[int] = []
 
 
 def addresses(listen: str | None) -> list[str]:
@@ -55,13 +55,16 @@ def choose(wanted: int | None, usual: Iterable[int] = (), listen: str | None = N
 
 def _claim(port: int) -> bool:
     """Keep a usual port from other `broker up` commands until this process ends; False if another one has it."""
-    directory = Path(tempfile.gettempdir()) / f"mqtool-{os.getuid()}"
-    directory.mkdir(mode=0o700, exist_ok=True)
-    lock = (directory / f"port-{port}").open("w")
+    path = Path(tempfile.gettempdir()) / f"mqtool-{os.getuid()}-port-{port}"
+    try:
+        # Others can write to this directory: no symbolic link is followed, and nothing is written.
+        lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError:
+        return True  # it cannot be claimed, and may well be free
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        lock.close()
+        os.close(lock)
         return False
     _claims.append(lock)
     return True
