@@ -10,6 +10,8 @@ import pty
 import re
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from rich.text import Text
 
 from demo import diagrams
 from mqtool import plays
+from mqtool.broker.embedded import EmbeddedBroker
 from mqtool.cli.display.play_lines import Pace
 from mqtool.cli.display.play_panes import Panes
 from mqtool.plays.performing import perform
@@ -86,22 +89,24 @@ def of_play(guard: Guard, name: str, columns: int, rows: int, moment: int) -> Co
     return photographer.moments[moment]
 
 
-def of_command(columns: int, command: str, lines: int | None = None) -> Console:
+def of_command(columns: int, command: str, lines: int | None = None, code: int = 0, **variables: str) -> Console:
     """What a command prints on a terminal of that width, and the command itself above it.
 
     Args:
         lines: how many to show.
+        code: the exit code that it must have.
+        variables: of its environment.
     """
     ours, theirs = pty.openpty()
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "COLUMNS": str(columns), "TERM": "xterm-256color"}
+    environment = {**os.environ, "PATH": path, "COLUMNS": str(columns), "TERM": "xterm-256color", **variables}
     process = subprocess.Popen(["sh", "-c", f"exec {command}"], stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
     data = b""
     while chunk := _read(ours):
         data += chunk
     os.close(ours)
-    if process.wait():
+    if process.wait() != code:
         raise SystemExit(f"{command!r} has failed: {data.decode('utf-8', 'replace')}")
     printed = data.decode().replace("\r", "").splitlines()[:lines]
     console = _console(columns, len(printed) + 1)
@@ -109,6 +114,39 @@ def of_command(columns: int, command: str, lines: int | None = None) -> Console:
     for line in printed:
         console.print(Text.from_ansi(line))
     return console
+
+
+#: A broker to look at: orders go to two queues, one of which nobody consumes from, and some have failed.
+_SHOP = """
+mqtool exchange declare orders topic
+mqtool queue declare packing --dead-letter-exchange ''
+mqtool queue declare invoices
+mqtool bind orders packing 'order.*'
+mqtool bind orders invoices 'order.paid'
+seq 40 | mqtool send -l -e orders -r order.paid
+mqtool worker -q packing -c 15 --exec true
+mqtool worker -q packing -c 3 --retries 0 --exec false || true
+"""
+
+
+def of_shop(columns: int, command: str, code: int = 0) -> Console:
+    """What a command prints about the broker of a small shop."""
+    with EmbeddedBroker(management_port=0) as broker, tempfile.TemporaryDirectory() as directory:
+        place = {"MQTOOL_URL": broker.url, "MQTOOL_MANAGEMENT_URL": broker.management_url or ""}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = {**os.environ, **place, "PATH": path}
+        subprocess.run(["sh", "-ec", _SHOP], cwd=directory, env=environment, check=True, capture_output=True)
+        worker = subprocess.Popen(
+            ["mqtool", "worker", "-q", "packing", "--exec", "sleep 60", "--ready-file", "ready"],
+            cwd=directory, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        while not Path(directory, "ready").exists():
+            time.sleep(0.1)
+        try:
+            return of_command(columns, command, code=code, **place)
+        finally:
+            worker.kill()
+            worker.wait()
 
 
 def _read(terminal: int) -> bytes:
@@ -167,6 +205,9 @@ def _trimmed(match: re.Match[str]) -> str:
 PICTURES: dict[str, Callable[[Guard], Console]] = {
     "work-queues": lambda guard: of_play(guard, "work-queues", 100, 24, 1),
     "why-queues": lambda guard: of_play(guard, "why-queues", 100, 24, -1),
+    "topology": lambda _: of_shop(84, "mqtool topology"),
+    "top": lambda _: of_shop(84, "mqtool top --once"),
+    "doctor": lambda _: of_shop(84, "mqtool doctor --between 1s", code=3),
     "tutorial-show": lambda _: of_command(84, "mqtool tutorial show routing", 42),
 }
 
