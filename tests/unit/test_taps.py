@@ -7,7 +7,7 @@ import pytest
 from mqtool.amqp.consume_policies import Buffer
 from mqtool.errors import UsageError
 from mqtool.message import Delivery
-from mqtool.taps import copies
+from mqtool.taps import to_exchange
 
 
 def lot(*bodies: str) -> list[Delivery]:
@@ -37,4 +37,4 @@ def test_a_tap_takes_no_share() -> None:
             return {"type": "x-consistent-hash", "arguments": {}}
 
     with pytest.raises(UsageError, match="a tap would take some"):
-        copies.to_exchange(Api, "/", "shards", ["1"], {})  # type: ignore[arg-type]
+        to_exchange(Api, "/", "shards", ["1"], {})  # type: ignore[arg-type]

@@ -41,8 +41,7 @@ from mqtool.management import Management
 from mqtool.message import Delivery, Message
 from mqtool.offsets import FIRST
 from mqtool.spelling import pasteable
-from mqtool.taps import copies
-from mqtool.taps.copies import Bound, Tap
+from mqtool.taps import Bound, Tap, firehose_of_exchange, firehose_of_queue, like_queue, original_of, to_exchange
 from mqtool.topology import Queue
 from mqtool.where import of_delivery
 from mqtool.work import peeking
@@ -164,16 +163,14 @@ class What:
         """The bindings that bring copies to a private queue. Raises the errors of the functions in `bindings`."""
         if self.by_firehose:
             exchanges = ["#"] if self.everything else self.names
-            of_queue = [copies.firehose_of_queue(self.queue)] if self.queue else []
-            yield Bound((*of_queue, *map(copies.firehose_of_exchange, exchanges)))
+            of_queue = [firehose_of_queue(self.queue)] if self.queue else []
+            yield Bound((*of_queue, *map(firehose_of_exchange, exchanges)))
             return
         if self.queue:
-            yield copies.like_queue(access.management(), access.vhost, self.queue)
+            yield like_queue(access.management(), access.vhost, self.queue)
         arguments = {"x-match": self.match, **dict(self.headers)} if self.headers else {}
         for name in self.names:
-            yield copies.to_exchange(
-                lambda: access.management(_PATIENCE), access.vhost, name, self.keys or (), arguments
-            )
+            yield to_exchange(lambda: access.management(_PATIENCE), access.vhost, name, self.keys or (), arguments)
 
     def source(self, access: Access, until_over: ExitStack) -> Source:
         """Prepare a tap of one broker; `until_over` switches the firehose off at the end."""
@@ -185,7 +182,7 @@ class What:
         def start(channel: Channel, settings: Settings) -> Tap:
             tap = Tap(channel, every, settings)
             if self.by_firehose:
-                tap.deliveries = map(copies.original_of, tap.deliveries)
+                tap.deliveries = map(original_of, tap.deliveries)
                 until_over.enter_context(switched_on(access, channel))
             return tap
 

@@ -32,8 +32,7 @@ from mqtool.cli.options import Receiving
 from mqtool.cli.pipe.receiving import delivery_writer
 from mqtool.errors import MqtoolError, TimedOut
 from mqtool.message import Delivery
-from mqtool.taps import copies
-from mqtool.taps.copies import Tap
+from mqtool.taps import Tap, firehose_is_on, switch_firehose
 from mqtool.where import Where
 
 #: Seconds between two checks of the queue at the broker; and checks between two notices of dropped messages.
@@ -238,7 +237,7 @@ def switch_off(access: Access) -> None:
     Raises:
         MqtoolError: the management API refuses, or does not answer.
     """
-    copies.switch_firehose(access.management(), access.vhost, on=False)
+    switch_firehose(access.management(), access.vhost, on=False)
     with _one_at_a_time():
         _state_file(access).unlink(missing_ok=True)
     output.status(f"the firehose of {access.address} is off")
@@ -274,7 +273,7 @@ def switched_on(access: Access, channel: Channel) -> Iterator[None]:
     """
     api, file = access.management(), _state_file(access)
     with _one_at_a_time():
-        if not file.exists() and copies.firehose_is_on(api, access.vhost):
+        if not file.exists() and firehose_is_on(api, access.vhost):
             output.notice("the firehose was on before, and stays on")
             held = None
         else:
@@ -284,7 +283,7 @@ def switched_on(access: Access, channel: Channel) -> Iterator[None]:
         yield
         return
     try:
-        copies.switch_firehose(api, access.vhost, on=True)
+        switch_firehose(api, access.vhost, on=True)
         channel.reopening.listen(_Again(access))
         yield
     finally:
@@ -296,7 +295,7 @@ def _let_go(access: Access, held: IO[str]) -> None:
         if not _is_alone(held):
             return  # another tap still needs it, and will switch it off
         try:
-            copies.switch_firehose(access.management(), access.vhost, on=False)
+            switch_firehose(access.management(), access.vhost, on=False)
         except MqtoolError as error:
             output.warning(f"cannot switch off the firehose of {access.address}: {error}")
             output.notice(_HOW)
@@ -318,7 +317,7 @@ class _Again(ChannelListener):
         failure: MqtoolError | None = None
         for _ in range(_ATTEMPTS):
             try:
-                copies.switch_firehose(self._access.management(), self._access.vhost, on=True)
+                switch_firehose(self._access.management(), self._access.vhost, on=True)
                 return
             except MqtoolError as error:
                 failure = error

@@ -1,13 +1,12 @@
 """The part of HTTP/1.1 that the management API needs: JSON in and out, basic authentication, limits, and no web pages.
 
-A page in a browser on this machine could send requests to the management API. A page of another site sends its
-`Origin`. A page whose own host name was pointed at this machine (DNS rebinding) sends that name as `Host`, so the only
-names accepted are those that nobody else can own.
+Web pages in a browser on this machine must not send requests here. A page of another site sends its `Origin`. A page
+whose host name was pointed at this machine (DNS rebinding) sends that `Host`; only names that nobody else can own are
+accepted.
 """
 
 import asyncio
 import base64
-import binascii
 import ipaddress
 import json
 import logging
@@ -374,18 +373,15 @@ def _credentials(authorization: str) -> tuple[str, str] | None:
         return None
     try:
         name, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # not Base64, or not UTF-8
         return None
     return name, password
 
 
 async def _write(writer: asyncio.StreamWriter, answer: Answer, *, stay: bool, head_only: bool = False) -> None:
     body = b"" if answer.value is None else json.dumps(answer.value).encode()
-    lines = [
-        f"HTTP/1.1 {answer.status.value} {answer.status.phrase}",
-        f"content-length: {len(body)}",
-        f"connection: {'keep-alive' if stay else 'close'}",
-    ]
+    lines = [f"HTTP/1.1 {answer.status.value} {answer.status.phrase}", f"content-length: {len(body)}"]
+    lines.append(f"connection: {'keep-alive' if stay else 'close'}")
     if body:
         lines.append("content-type: application/json")
     if answer.allow:
