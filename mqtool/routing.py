@@ -97,6 +97,24 @@ def words_of(key: str) -> list[str]:
     return key.split(".") if key else []
 
 
+def _pattern_of(key: str) -> list[str]:
+    """Split a binding key into words, with a run of wildcards in its shortest form: all its `*`, then one `#`, if any.
+
+    Keys that match the same words then share a node, and no `#` is followed by a wildcard.
+    """
+    words: list[str] = []
+    after: list[str] = []
+    for word in words_of(key):
+        if word == "#":
+            after = ["#"]
+        elif word == "*":
+            words.append(word)
+        else:
+            words += [*after, word]
+            after = []
+    return words + after
+
+
 class _Node(Generic[Item]):
     """A node in the trie of patterns, one word below its parent."""
 
@@ -111,8 +129,8 @@ class TopicTable(Generic[Item]):
     """Topic exchange: words between dots, `*` for one word and `#` for any number (section 3.1.3.3).
 
     The patterns form a trie. A match walks it with the set of nodes that the words so far can lead to, so its cost
-    depends on the key and on the patterns that match so far, not on the number of bindings. A pattern with many `#`
-    costs at most its length times the key's.
+    depends on the key and on the patterns that match so far, not on the number of bindings. A `#` at the end of a
+    pattern matches all the rest, so it is not followed any further.
     """
 
     def __init__(self) -> None:
@@ -120,13 +138,13 @@ class TopicTable(Generic[Item]):
 
     def add(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
         node = self._root
-        for word in words_of(key):
+        for word in _pattern_of(key):
             node = node.children.setdefault(word, _Node())
         node.items.add(item)
 
     def remove(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:  # noqa: ARG002
         path = [self._root]
-        words = words_of(key)
+        words = _pattern_of(key)
         for word in words:
             path.append(path[-1].children[word])
         path[-1].items.discard_one(item)
@@ -136,32 +154,33 @@ class TopicTable(Generic[Item]):
             del parent.children[word]
 
     def match(self, key: str, headers: Mapping[str, Value]) -> Collection[Item]:  # noqa: ARG002
+        found: dict[Item, None] = {}
         nodes: dict[_Node[Item], bool] = {}
-        _enter(nodes, self._root, stays=False)
+        _enter(nodes, found, self._root)
         for word in words_of(key):
             following: dict[_Node[Item], bool] = {}
             for node, stays in nodes.items():
                 if stays:
-                    _enter(following, node, stays=True)
+                    following[node] = True
                 for step in (word, "*"):
                     child = node.children.get(step)
                     # Only wildcards match the word `#`.
                     if child is not None and step != "#":
-                        _enter(following, child, stays=False)
+                        _enter(following, found, child)
             nodes = following
-        found: dict[Item, None] = {}
         for node in nodes:
             found.update(dict.fromkeys(node.items))
         return found
 
 
-def _enter(nodes: dict[_Node[Item], bool], node: _Node[Item], *, stays: bool) -> None:
-    """Add a node, and the `#` below it, which may match no words; `stays` if the node is a `#` itself."""
-    nodes[node] = nodes.get(node, False) or stays
+def _enter(nodes: dict[_Node[Item], bool], found: dict[Item, None], node: _Node[Item]) -> None:
+    """Add a node, and the `#` below it, which may match no words and stays; add its items if it ends a pattern."""
+    nodes.setdefault(node, False)
     below = node.children.get("#")
-    while below is not None and not nodes.get(below):
-        nodes[below] = True
-        below = below.children.get("#")
+    if below is not None:
+        found.update(dict.fromkeys(below.items))
+        if below.children:
+            nodes[below] = True
 
 
 class HeadersTable(Generic[Item]):

@@ -109,3 +109,16 @@ def test_random_patterns_of_many_bindings_agree() -> None:
     for _ in range(200):
         key = ".".join(seed.choices(["a", "b", "c", "d"], k=seed.randint(1, 6)))
         assert set(table.match(key, {})) == {each for each in patterns if by_regular_expression(each, key)}
+
+
+def test_many_patterns_of_wildcards_do_not_block() -> None:
+    """As many as one message can meet: 300 patterns, and 500 keys of 120 words in CC."""
+    some = random.Random(1)
+    table: TopicTable[int] = TopicTable()
+    for number in range(300):
+        table.add(".".join(some.choices("*#", k=some.randint(1, 120))), {}, number)
+    key = ".".join("w" * 120)
+    started = time.process_time()
+    for _ in range(500):
+        table.match(key, {})
+    assert time.process_time() - started < 5
