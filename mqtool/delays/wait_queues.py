@@ -101,6 +101,8 @@ LONGEST_IN_QUEUES = LONGEST - GRACE
 #: Milliseconds between one wait queue and the next, and the delay up to which that step is used.
 SHORTEST_STEP, _STEP_UP_TO = 25, 10_000
 _NOT_KEPT = ("x-death", "x-delay")
+#: Quorum wait queues of one command after which it warns: RabbitMQ needs about 20 ms to declare each.
+_MANY_QUORUM = 200
 #: Seconds after which a wait queue is declared again, so that it does not expire.
 _LEASE = 60.0
 
@@ -116,6 +118,7 @@ class ThroughQueues:
         #: For each name, the time until which it need not be declared again.
         self._leases: dict[str, float] = {}
         self._said_expiration = False
+        self._quorum_queues = 0
 
     def place(self, message: Message, milliseconds: int) -> Place:
         if milliseconds > LONGEST_IN_QUEUES:
@@ -151,6 +154,12 @@ class ThroughQueues:
             waiting = wait_queue(name, wait, (self._due_exchange(target) if is_safe else target).name)
         if is_safe:
             waiting = self._waiting.declare(waiting, remember=remember)
+            self._quorum_queues += remember
+            if remember and self._quorum_queues == _MANY_QUORUM:
+                self._warn(
+                    f"{_MANY_QUORUM} quorum wait queues so far, one for each step of the delays: RabbitMQ takes long "
+                    "to declare them, so messages may be seconds late; rounded delays, or a classic queue, avoid that"
+                )
         else:
             declare_exactly(self._channel, waiting, remember=remember)
         if isinstance(target, Exchange):
