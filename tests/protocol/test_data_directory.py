@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import resource
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -388,3 +389,50 @@ def test_hostile_rows(data: st.DataObject) -> None:
             db.execute("UPDATE definition SET value = ? WHERE kind = ? AND key = ?", (bad, kind, key))
         reopened(directory)
         reopened(directory, lambda broker: apply(broker, "vhost", "w", "", "", {}))
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory as a killed broker leaves it: with definitions, messages, and a stream."""
+    parent = tmp_path_factory.mktemp("killed")
+    with BrokerProcess(parent) as process:
+        channel = connect(process).channel()
+        channel.confirm_delivery()
+        channel.queue_declare("q", durable=True)
+        channel.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
+        channel.queue_bind("q", "amq.topic", "#")
+        for number in range(30):
+            channel.basic_publish("amq.topic", "k", b"%d" % number * 50, PERSISTENT)
+            channel.basic_publish("", "s", b"%d" % number * 50)
+        process.kill()
+    return parent / "data"
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_hostile_damage(killed: Path, data: st.DataObject) -> None:
+    """Any file with changed, missing or surplus bytes: the broker starts, or says in a sentence why it cannot."""
+    with TemporaryDirectory() as name:
+        directory = Path(name) / "data"
+        shutil.copytree(killed, directory)
+        files = sorted(path for path in directory.rglob("*") if path.is_file())
+        path = data.draw(st.sampled_from(files))
+        raw = bytearray(path.read_bytes())
+        match data.draw(st.sampled_from(["flip", "cut", "grow", "empty", "remove"])):
+            case "flip" if raw:
+                for _ in range(data.draw(st.integers(1, 5))):
+                    raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+            case "cut":
+                del raw[data.draw(st.integers(0, len(raw))) :]
+            case "grow":
+                raw += data.draw(st.binary(max_size=200))
+            case "empty":
+                raw.clear()
+        path.write_bytes(raw)
+        refused = []
+        for _ in range(2):
+            try:
+                reopened(directory)
+            except OSError as error:
+                refused.append(str(error))
+        assert all(re.search("restore the file|cannot use", each) for each in refused)
