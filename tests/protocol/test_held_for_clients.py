@@ -1,5 +1,6 @@
 """What the embedded broker holds for a client counts: output that is not read, incomplete messages, transactions."""
 
+import gzip
 import re
 import socket
 import struct
@@ -16,7 +17,7 @@ from pamqp import commands, frame, header
 
 from mqtool.broker.embedded import EmbeddedBroker
 from tests.protocol.raw_client import RawClient, raw_frame
-from tests.protocol.raw_stream import OPEN, RawStream, string
+from tests.protocol.raw_stream import OPEN, PUBLISH, RawStream, string
 
 LIMIT = 60_000_000
 
@@ -40,10 +41,10 @@ class MeasuredBroker:
 
 
 @pytest.fixture
-def measured() -> Iterator[MeasuredBroker]:
+def measured(tmp_path: Path) -> Iterator[MeasuredBroker]:
     """A broker that may hold 60 MB."""
     command = [sys.executable, "-m", "mqtool.broker.embedded", "--port", "0", "--stream-port", "0", "--print-url"]
-    command += ["--memory-limit", str(LIMIT)]
+    command += ["--memory-limit", str(LIMIT), "--data-dir", str(tmp_path / "data")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as broker, ExitStack() as stack:
         stack.callback(broker.terminate)
         assert broker.stdout is not None
@@ -145,6 +146,54 @@ def test_large_frames_of_streams_that_are_not_complete(measured: MeasuredBroker)
             send_until_blocked(client.socket, struct.pack(">IHH", 40_000_000, 2, 1) + bytes(20_000_000))
         assert measured.growth < LIMIT + 80_000_000
         assert serves(measured.url)
+
+
+def test_consumers_of_a_batch_that_unpacks_to_much(measured: MeasuredBroker) -> None:
+    """Sixty consumers that have taken the first message of 60 kB that unpack to 60 MB."""
+    plain = (struct.pack(">I", 999_996) + bytes(999_996)) * 60
+    packed = gzip.compress(plain)
+    batch = struct.pack(">BHII", 0x90, 60, len(plain), len(packed)) + packed
+    publisher = log_in(measured.stream_port)
+    assert publisher.create("packed") == 1
+    publisher.declare_publisher(1, "packed")
+    publisher.send(PUBLISH, b"\1" + struct.pack(">IQ", 1, 0) + batch)
+    publisher.confirmed(1)
+    with RawClient(measured.url) as client:
+        client.send(commands.Basic.Qos(prefetch_count=1))
+        client.expect(commands.Basic.QosOk)
+        for number in range(60):
+            arguments = {"x-stream-offset": "first"}
+            client.send(commands.Basic.Consume(queue="packed", consumer_tag=f"c{number}", arguments=arguments))
+            client.expect(commands.Basic.ConsumeOk)
+            client.expect(commands.Basic.Deliver)
+            size = client.expect(header.ContentHeader).body_size
+            while size > 0:
+                size -= len(client.receive().value)
+        assert measured.growth < 100_000_000
+    publisher.close()
+
+
+def test_messages_of_a_stream_that_are_not_acknowledged(measured: MeasuredBroker) -> None:
+    """They stay on disk alone."""
+    publisher = log_in(measured.stream_port)
+    assert publisher.create("large") == 1
+    publisher.declare_publisher(1, "large")
+    for number in range(200):
+        publisher.publish(1, number, bytes(1_000_000))
+        publisher.confirmed(1)
+    grown = measured.growth
+    with RawClient(measured.url) as client:
+        client.send(commands.Basic.Qos(prefetch_count=1000))
+        client.expect(commands.Basic.QosOk)
+        client.send(commands.Basic.Consume(queue="large", arguments={"x-stream-offset": "first"}))
+        client.expect(commands.Basic.ConsumeOk)
+        for _ in range(200):
+            client.expect(commands.Basic.Deliver)
+            size = client.expect(header.ContentHeader).body_size
+            while size > 0:
+                size -= len(client.receive().value)
+    assert measured.growth < grown + 60_000_000
+    publisher.close()
 
 
 def log_in(port: int) -> RawStream:

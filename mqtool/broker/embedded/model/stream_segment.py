@@ -9,6 +9,8 @@ import struct
 import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from gzip import GzipFile
+from io import BytesIO
 from typing import NamedTuple
 
 from mqtool.broker.embedded.model.ledger import SegmentData
@@ -43,7 +45,6 @@ HEADER_SIZE = _HEADER.size
 _BATCH = struct.Struct(">BHII")
 _IS_BATCH = 0x80
 _LARGEST_BATCH = 64 * 1024 * 1024
-_GZIP = 16 + zlib.MAX_WBITS
 _PUBLISHING_ID, _OFFSET, _FILTER = 0, 1, 2
 _FILTER_SIZE = 16
 
@@ -136,19 +137,20 @@ def _unpacked(kind: int, records: int, plain_size: int, data: bytes) -> Iterator
     if compression > 1 or plain_size > _LARGEST_BATCH:
         log.warning("a batch of %d messages is skipped: an AMQP client cannot read its compression", records)
         return
+    # Unpacked piece by piece, and never more than the announced size: a small batch could unpack to fill all memory.
+    plain: BytesIO | GzipFile = BytesIO(data)
+    left = len(data)
+    if compression and plain_size:
+        plain, left = GzipFile(fileobj=plain), plain_size
     try:
-        # Never more than the announced size: a small batch could unpack to fill all memory.
-        plain = zlib.decompressobj(_GZIP).decompress(data, plain_size) if compression and plain_size else data
-    except zlib.error as error:
-        log.warning("a batch of %d messages is skipped: %s", records, error)
-        return
-    position = 0
-    for _ in range(records):
-        start = position + 4
-        position = start + int.from_bytes(plain[position:start])
-        if position > len(plain):
-            return
-        yield plain[start:position]
+        for _ in range(records):
+            size = int.from_bytes(plain.read(4))
+            left -= 4 + size
+            if left < 0 or len(message := plain.read(size)) < size:
+                return
+            yield message
+    except (zlib.error, OSError, EOFError) as error:
+        log.warning("the rest of a batch of %d messages is skipped: %s", records, error)
 
 
 def simple_entry(message: bytes) -> bytes:

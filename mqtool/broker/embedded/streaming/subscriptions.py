@@ -182,7 +182,7 @@ class Subscription:
 
     def begin(self, start: _Start) -> None:
         """Send chunks from an offset on; with none given, from that of the subscribe request."""
-        self._read.clear()
+        self.drop_chunks()
         asked = self._start if start.kind == _From.NONE else start
         self._reader = Reader(self.log, asked.offset_in(self.log), self.filters)
         self.pump()
@@ -193,10 +193,18 @@ class Subscription:
         while self._reader is not None and self.credit > 0 and session.writable:
             if not read:
                 read.extend(self._reader.read())
+                session.hold(sum(len(chunk.raw) for chunk in read))
                 if not read:
                     return
             self.credit -= 1
-            self._deliver(read.popleft())
+            chunk = read.popleft()
+            session.hold(-len(chunk.raw))
+            self._deliver(chunk)
+
+    def drop_chunks(self) -> None:
+        """Drop the chunks that were read for the client and not sent."""
+        self._session.hold(-sum(len(chunk.raw) for chunk in self._read))
+        self._read.clear()
 
     def _deliver(self, chunk: Chunk) -> None:
         head = bytes((self.number,))
@@ -213,6 +221,7 @@ class Subscription:
         """Stop sending, and let the client store its offset."""
         self.is_active = False
         self._reader = None
+        self.drop_chunks()
         self._tell()
 
     def _tell(self) -> None:
@@ -319,6 +328,7 @@ class Subscriptions:
     def _drop(self, number: int) -> None:
         subscription = self._subscriptions.pop(number)
         subscription.log.subscriptions -= 1
+        subscription.drop_chunks()
         if subscription.group is not None:
             self._groups.remove(subscription.group, subscription)
 

@@ -65,7 +65,9 @@ class Subscription:
         channel, session = self._deliveries, self._session
         tag = channel.last_tag = channel.last_tag + 1
         if not self.no_ack:
-            channel.unacked[tag] = Delivery(self.queue, entry, self)
+            # A stream keeps its messages, so an unacknowledged one need not be held for the client as well.
+            is_kept = self.queue.kind == "stream" and session.broker.hooks is None
+            channel.unacked[tag] = Delivery(self.queue, _FORGOTTEN if is_kept else entry, self)
             self.unacked += 1
             channel.global_unacked += 1
         elif session.broker.hooks is not None:
@@ -276,6 +278,7 @@ def _counted(entry: Entry, session: Session) -> Message:
 
 _MAX_KEY = 255
 _NOTHING = Properties(b"\0\0")
+_FORGOTTEN = Entry(Message(encode_address("", ""), ContentHeader.of(_NOTHING, 0), b""), 0)
 
 
 def trace_published(session: Session, number: int, message: Message, routing: Routing | None) -> None:
