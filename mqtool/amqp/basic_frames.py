@@ -79,7 +79,7 @@ class PublishEncoder:
         Raises:
             UsageError, BadData: a name is longer than 255 bytes, or a property or header cannot be encoded.
         """
-        parts: list[bytes] = []
+        parts: list[bytes | memoryview] = []
         for message in messages:
             exchange = route.exchange if message.exchange is None else message.exchange
             routing_key = route.routing_key if message.routing_key is None else message.routing_key
@@ -99,8 +99,9 @@ class PublishEncoder:
             shape = method, len(body), id_size
             before, after, end = self._surroundings.get(shape) or self._surround(*shape)
             if len(body) > self._body_max:
-                body = self._divided(body)
-            parts += (before, message_id, after, body, end)
+                parts += (before, message_id, after, *self._divided(body), end)
+            else:
+                parts += (before, message_id, after, body, end)
         return b"".join(parts)
 
     def _surround(self, method: bytes, size: int, id_size: int) -> tuple[bytes, bytes, bytes]:
@@ -119,13 +120,15 @@ class PublishEncoder:
             end = _FRAME_END
         return _remember(self._surroundings, (method, size, id_size), (method + header + before, after, end))
 
-    def _divided(self, body: bytes) -> bytes:
-        """A body in several frames, without the start of the first frame and the end of the last."""
-        pieces = [body[: self._body_max]]
+    def _divided(self, body: bytes) -> Iterator[bytes | memoryview]:
+        """Divide a body into several frames, without the start of the first frame and the end of the last."""
+        view = memoryview(body)  # a large body is not copied for its pieces
+        yield view[: self._body_max]
         for start in range(self._body_max, len(body), self._body_max):
-            piece = body[start : start + self._body_max]
-            pieces += (_FRAME_END, _FRAME.pack(spec.FRAME_BODY, self._channel, len(piece)), piece)
-        return b"".join(pieces)
+            piece = view[start : start + self._body_max]
+            yield _FRAME_END
+            yield _FRAME.pack(spec.FRAME_BODY, self._channel, len(piece))
+            yield piece
 
     def _method(self, exchange: str, routing_key: str, mandatory: bool) -> bytes:
         payload = _BASIC_PUBLISH + b"\0\0" + encode_names(exchange, routing_key) + (b"\1" if mandatory else b"\0")

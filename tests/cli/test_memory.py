@@ -42,3 +42,16 @@ def test_a_long_stream_takes_little_memory(shell: Shell) -> None:
     assert (shell.directory / "out").read_bytes() == lines
     assert peak(shell.directory / "sent.json") < LIMIT
     assert peak(shell.directory / "received.json") < LIMIT
+
+
+@on_any_broker
+def test_a_large_file_is_sent_in_little_more_memory_than_three_times_its_size(shell: Shell) -> None:
+    """A body, its frames, and what waits for the socket. Its echo is its first line."""
+    size = 64 << 20
+    (shell.directory / "in").write_bytes(b"first line\n" + b"x" * size)
+    (shell.directory / "measure.py").write_text(MEASURE)
+
+    done = shell.script(f"{sys.executable} measure.py sent.json mqtool send -f in")
+
+    assert done.stderr == f" [x] Sent 'first line… ({size + 11:,} bytes)'\n"
+    assert peak(shell.directory / "sent.json") < 3 * (size >> 10) + LIMIT

@@ -61,7 +61,7 @@ def test_nobody_receives_what_was_typed(shell: Shell, command: str, line: str) -
     """The command says so, but an exchange may have no queues: it counts as sent. Of lines, it says how many."""
     sent = shell.run("mqtool", *command.split())
     assert (sent.stdout, sent.stderr, sent.code) == ("", line, 0)
-    piped = shell.run("mqtool", *command.removesuffix(" x").split(), "-l", stdin="1\n2\n")
+    piped = shell.run("mqtool", *command.replace(" x", "", 1).split(), "-l", stdin="1\n2\n")
     assert piped.code == 0
     assert ("no queue received 2 of them" in piped.stderr) is ("no queue" in line)
 

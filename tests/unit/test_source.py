@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqtool.cli.options import Broker, DelayOptions, MessageOptions, Publishing, header
+from mqtool.cli.pipe import source
 from mqtool.cli.pipe.source import Addressing, delimited, read_messages
-from mqtool.errors import UsageError
+from mqtool.errors import BadData, UsageError
 from mqtool.message import InBatches, Message
 
 delimiters = st.sampled_from([b"\n", b"\0", b";", b"--", b"aba", b"\r\n", b"aab"])
@@ -150,3 +151,12 @@ def test_an_input_and_words_exclude_each_other() -> None:
     """Nobody could say which of them was meant."""
     with pytest.raises(UsageError):
         read_messages(asked(["x"], MessageOptions(lines=True)), Addressing(), default=b"")
+
+
+def test_an_endless_line_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not when the memory is full. What came before it is yielded."""
+    monkeypatch.setattr(source, "LARGEST", 1 << 20)
+    pieces = delimited(iter([b"short\n", *[b"x" * 1000] * 2000]), b"\n")
+    assert next(pieces) == b"short"
+    with pytest.raises(BadData, match="longer than 1 MiB"):
+        next(pieces)

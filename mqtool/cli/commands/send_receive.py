@@ -196,7 +196,7 @@ def publisher_confirms(
     seconds: dict[Strategy, float] = {}
     for way in chosen:
         # One connection for each strategy, so that each starts with an empty private queue.
-        with broker.access().channel(confirm_timeout=confirm_timeout) as channel:
+        with broker.access().channel(mandatory=True, confirm_timeout=confirm_timeout) as channel:
             target = channel.declare(queue.of(PRIVATE_QUEUE))
             messages = (Message(str(number).encode(), message_id=new_message_id()) for number in range(count))
             started = time.perf_counter()
@@ -207,7 +207,7 @@ def publisher_confirms(
             stopping.exit_if_requested()
         output.show(f"Published {count:,} messages {_SAYS[way]} {seconds[way] * 1000:,.0f} ms")
         if confirmed < count:
-            raise NotConfirmed(f"the broker refused {count - confirmed:,} of {count:,} messages")
+            raise NotConfirmed(f"the broker refused or returned {count - confirmed:,} of {count:,} messages")
     if len(chosen) > 1:
         slowest = max(seconds.values())
         output.status("")

@@ -38,6 +38,10 @@ _REPORTED = 10
 _HINT_PATIENCE = 0.3, 1.0
 
 
+#: The most bytes of a body to print when it is confirmed.
+_ECHOED = 10_000
+
+
 class PublishingChannel(Protocol):
     """A channel of AMQP or of streams, as far as reporting needs it.
 
@@ -280,9 +284,14 @@ class FailedMessages:
 
 
 def text(message: Message) -> str:
-    """A message's body for people; on a terminal, shortened."""
-    body, rest = output.excerpt(message.body) if output.is_terminal(2) else (message.body, "")
-    return body.decode("utf-8", "backslashreplace") + rest
+    """The first line of a message's body, shortened if it is long; on a terminal, to a few words."""
+    if output.is_terminal(2):
+        body, rest = output.excerpt(message.body)
+        return body.decode("utf-8", "backslashreplace") + rest
+    end = message.body.find(b"\n", 0, _ECHOED)
+    line = message.body[: _ECHOED if end < 0 else end]
+    rest = f"… ({len(message.body):,} bytes)" if len(message.body) > len(line) + 1 else ""
+    return line.decode("utf-8", "backslashreplace") + rest
 
 
 def _filled(line: str) -> Callable[[Message], str]:

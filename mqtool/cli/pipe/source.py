@@ -48,11 +48,7 @@ def opened(path: Path | None) -> int:
 
 
 def text_of(path: Path) -> str:
-    """Read a text file, or stdin for "-".
-
-    Raises:
-        UsageError: the file cannot be read, or is not text.
-    """
+    """Read a text file, or stdin for "-". Raises UsageError if it cannot be read, or is not text."""
     with open(opened(path), encoding="utf-8", closefd=str(path) != "-") as file:
         try:
             return file.read()
@@ -112,12 +108,15 @@ def flat(lots: Iterable[Sequence[Thing]]) -> Iterator[Thing | None]:
 
 
 def delimited_lots(chunks: Iterator[bytes | None], delimiter: bytes) -> Iterator[list[bytes]]:
-    """The pieces between delimiters, those of a chunk together; none where nothing comes right now."""
+    """Yield the pieces between delimiters, those of a chunk together; an empty list if there is no input right now."""
     rest: list[bytes] = []
+    size = 0
     for chunk in chunks:
         if chunk is None:
             yield []
             continue
+        size += len(chunk)
+        _check_size(size)
         if len(delimiter) > 1 and rest:  # a delimiter may be split between two chunks
             chunk = b"".join(rest) + chunk
             rest = []
@@ -127,12 +126,15 @@ def delimited_lots(chunks: Iterator[bytes | None], delimiter: bytes) -> Iterator
             continue
         pieces[0] = b"".join(rest)
         rest = [last] if (last := pieces.pop()) else []
+        size = len(last)
         yield pieces
     last = b"".join(rest)
     if last and stopping.requested() is None:
         yield [last]
 
 
+#: The largest message that RabbitMQ can be configured to take, in bytes.
+LARGEST = 512 << 20
 #: Fills a place of a routing key whose group did not match.
 UNKNOWN = "unknown"
 _PLACE = re.compile(r"\{(\w+)\}")
@@ -261,6 +263,12 @@ def read_messages(
     return InputInBatches(lots, keeps_rest=options.failed_to is not None, fraction=fraction(descriptor))
 
 
+def _check_size(size: int) -> None:
+    if size > LARGEST:
+        hint = "-l splits the input at newlines, -D at other delimiters"
+        raise BadData(f"a piece of the input is longer than {LARGEST >> 20} MiB: no broker takes such a message", hint)
+
+
 def _from_input(
     descriptor: int, options: MessageOptions, delimiter: bytes, making: "_Making"
 ) -> Iterator[list[Message]]:
@@ -273,7 +281,13 @@ def _from_input(
                 for start in range(0, len(bodies) or 1, _LOT):
                     yield making.messages(bodies[start : start + _LOT])
         else:
-            body = b"".join(chunk for chunk in read(descriptor) if chunk is not None)
+            parts: list[bytes] = []
+            size = 0
+            for chunk in filter(None, read(descriptor)):
+                parts.append(chunk)
+                _check_size(size := size + len(chunk))
+            body = b"".join(parts)
+            parts.clear()
             if stopping.requested() is None:  # otherwise it may be only a part of the message
                 yield making.messages([body])
     finally:
@@ -312,10 +326,7 @@ class _Making:
                 )
         properties: dict[str, Any] = dict(options.properties or [])
         own: str | None = properties.pop("message_id", None)
-        self._own_id = own
-        self._ids: Callable[[int], Sequence[str | None]] = lambda count: [
-            new_message_id() if with_ids and not own else own for _ in range(count)
-        ]
+        self._own_id, self._with_ids = own, with_ids and not own
         if options.headers:
             properties["headers"] = dict(options.headers)
         if options.persistent:
@@ -323,7 +334,7 @@ class _Making:
         self._properties = properties
 
     def messages(self, bodies: list[bytes]) -> list[Message]:
-        ids = self._ids(len(bodies))
+        ids = [new_message_id() for _ in bodies] if self._with_ids else repeat(self._own_id)
         alike = map(repeat, (self._routing_key, self._exchange, self._properties))
         messages = [*map(Message, bodies, *alike, ids, repeat(self._delay), repeat(self._due))]
         if self._pattern is not None:
@@ -360,7 +371,7 @@ class _Making:
             if headers:
                 message.properties["headers"] = headers
         if self._own_id or (message.message_id is None and not has_properties):
-            [message.message_id] = self._ids(1)
+            message.message_id = new_message_id() if self._with_ids else self._own_id
         if self._delay is not None or self._due is not None:
             message.delay, message.due = self._delay, self._due
 
