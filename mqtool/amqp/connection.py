@@ -148,6 +148,12 @@ class Connection:
         told = (self._pika.server_properties if self._pika else None) or {}
         return f"{told.get('product', 'the broker')} {told.get('version', '')}".strip()
 
+    @property
+    def broker_to_show(self) -> str:
+        """The broker's name for people. The embedded broker calls itself RabbitMQ, since clients rely on that."""
+        told = (self._pika.server_properties if self._pika else None) or {}
+        return "the embedded broker" if "embedded broker" in str(told.get("information", "")) else self.broker
+
     def close(self) -> None:
         """Close the connection. Unacknowledged deliveries are requeued."""
         with self._changed:

@@ -113,7 +113,7 @@ class Delaying:
 
     def _chosen(self, *, needs_care: bool) -> Way:
         """The plugin, if the broker has it and it is safe: a restart can make it lose messages for a quorum queue."""
-        broker, exchange = self._channel.connection.broker, self._through_plugin.exchange
+        broker, exchange = self._channel.connection.broker_to_show, self._through_plugin.exchange
         if self._via is Via.TTL:
             return self._through_queues
         behind = self._destination.is_delayed_exchange and self._destination.is_classic
@@ -125,7 +125,7 @@ class Delaying:
             self._notice(f"messages wait in exchange {exchange.name!r}: {broker} has the type {DELAYED}")
             return self._through_plugin
         if self._via is Via.PLUGIN:
-            raise PluginMissing(broker)
+            raise PluginMissing(self._channel.connection.broker)
         self._notice(f"messages wait in queues: {broker} has no exchange {exchange.name!r} of type {DELAYED}")
         return self._through_queues
 
