@@ -284,3 +284,14 @@ def test_nothing_is_destroyed_when_the_answer_is_no(admin: Shell, broker: TestBr
     assert "delete queue 'jobs' with 1 message? [y/N]" in asked
     assert "nothing was changed" in asked
     assert depth(broker, "jobs") == 1
+
+
+@on_any_broker
+def test_what_locks_everybody_out_needs_a_flag(shell: Shell, broker: TestBroker) -> None:
+    """Deleting the user that is logged in, and the default virtual host; --yes is not enough, and nothing changes."""
+    management = ("--yes", "--management", broker.management)
+    for words, flag in ((("user", "delete", "guest"), "--myself"), (("vhost", "delete", "/"), "--default-vhost")):
+        refused = shell.run("mqtool", *words, *management)
+        assert (refused.code, refused.stdout) == (2, "")
+        assert f"hint: {flag} deletes it" in refused.stderr
+    assert "guest" in shell.run("mqtool", "list", "users", "--management", broker.management).stdout

@@ -297,13 +297,13 @@ def test_a_protected_context_is_named_before_anything_changes(staging: Shell, br
         "dlq redrive jobs --from jobs --yes",
         "dlq redrive jobs --from jobs --id 1",
         "dlq drop jobs --from jobs --yes",
-        "vhost delete / --yes",
+        "vhost delete / --default-vhost --yes",
         "unbind logs jobs",
         "permission clear guest",
         "policy clear limits",
         """policy set limits --pattern ^jobs --definition {"max-length":1}""",
         "definitions import new.json",
-        "user delete guest -y",
+        "user delete guest --myself -y",
     ):
         result = staging.run("mqtool", *words.split())
         assert result.code == 2, words

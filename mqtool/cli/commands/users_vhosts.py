@@ -123,9 +123,18 @@ def tags(name: UserName, broker: ManagedBroker, tags: Tags = None) -> None:
 
 
 @user_app.command("mqtool user delete ann", "mqtool user delete ann --if-exists --yes")
-def delete(name: UserName, broker: ManagedBroker, yes: Yes = False, if_exists: IfExists = False) -> None:
+def delete(
+    name: UserName,
+    broker: ManagedBroker,
+    yes: Yes = False,
+    if_exists: IfExists = False,
+    myself: Annotated[bool, Option(help="Delete the user that you are logged in as")] = False,
+) -> None:
     """Delete a user and its permissions."""
-    _delete(broker.access(), "user", name, f"user {name!r}", yes, if_exists=if_exists)
+    access = broker.access()
+    if name == access.address.user and not myself:
+        raise UsageError(f"you are logged in as user {name!r}, and would lose access", "--myself deletes it")
+    _delete(access, "user", name, f"user {name!r}", yes, if_exists=if_exists)
 
 
 VhostName = Annotated[str, Argument(metavar="VHOST")]
@@ -147,8 +156,16 @@ def add_vhost(
 
 
 @vhost_app.command("mqtool vhost delete staging", "mqtool vhost delete staging --if-exists --yes", name="delete")
-def delete_vhost(name: VhostName, broker: ManagedBroker, yes: Yes = False, if_exists: IfExists = False) -> None:
+def delete_vhost(
+    name: VhostName,
+    broker: ManagedBroker,
+    yes: Yes = False,
+    if_exists: IfExists = False,
+    default_vhost: Annotated[bool, Option(help="Delete the default virtual host, /")] = False,
+) -> None:
     """Delete a virtual host with everything in it."""
+    if name == "/" and not default_vhost:
+        raise UsageError("'/' is the default virtual host, which most clients use", "--default-vhost deletes it")
     what = f"vhost {name!r} with all that is in it"
     _delete(broker.access(), "vhost", name, what, yes, if_exists=if_exists)
 
