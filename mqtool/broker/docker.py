@@ -2,13 +2,15 @@
 
 import os
 import queue
+import secrets
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
+from mqtool.amqp import parse_addresses
 from mqtool.broker import ports, state
 from mqtool.broker.background import append_to_log, prefixed
 from mqtool.broker.docker_daemon import base_image, daemon_of_this_machine, image_upon, tag_upon
@@ -59,6 +61,7 @@ class Docker(Starter):
         first = ports.choose(wanted.port, (ports.AMQP,))
         amqp_ports = [first, *(ports.free_port() for _ in range(count - 1))]
         management = ports.choose(wanted.management_port, ports.usual_management(before))
+        login = _login(wanted, before)
         name = f"mqtool-{wanted.name}"
         containers = [f"{name}-{number}" for number in range(1, count + 1)] if wanted.cluster else [name]
         with daemon_of_this_machine() as daemon:
@@ -66,7 +69,7 @@ class Docker(Starter):
             started = Started(
                 name=wanted.name,
                 kind=self.kind,
-                url=",".join(f"amqp://guest:guest@{ports.HOST}:{port}" for port in amqp_ports),
+                url=",".join(f"amqp://{login}@{ports.HOST}:{port}" for port in amqp_ports),
                 pid=0,
                 directory=str(directory),
                 details={
@@ -161,6 +164,16 @@ class Docker(Starter):
         super().discard(started)
 
 
+def _login(wanted: Wanted, before: Started | None) -> str:
+    """The user and password of a broker, as in its URL."""
+    if wanted.login is None:
+        return "guest:guest"
+    user, password = wanted.login
+    if password is None and before is not None and (own := parse_addresses(before.url)[0]).user == user:
+        password = own.password
+    return f"{quote(user, safe='')}:{quote(password or secrets.token_urlsafe(15), safe='')}"
+
+
 def _config_file() -> Path:
     """Docker's configuration, which may select a context such as Docker Desktop's."""
     return Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
@@ -180,6 +193,9 @@ def _run(daemon: "DockerClient", started: Started, number: int, *, network: str)
     published = {ports.AMQP: urlsplit(started.url.split(",")[number]).port}
     if number == 0:
         published[ports.MANAGEMENT] = urlsplit(started.details["management"]).port
+    own = parse_addresses(started.url)[0]
+    if own.user != "guest":
+        environment |= {"RABBITMQ_DEFAULT_USER": own.user, "RABBITMQ_DEFAULT_PASS": own.password}
     if started.nodes > 1:
         environment["MQTOOL_CLUSTER"] = names[0]
     if streams := urlsplit(started.details.get("streams", "")).port:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from mqtool.errors import MqtoolError
 
@@ -41,6 +41,8 @@ class Wanted:
         tls: files with its certificate and key, and with the authority of its clients if they need a certificate
             (embedded broker only).
         like: the RabbitMQ that the embedded broker is to behave like.
+        login: user and password instead of guest's (Docker only); without a password it is the one of the stopped
+            broker, or a random one.
     """
 
     name: str = DEFAULT_NAME
@@ -55,6 +57,7 @@ class Wanted:
     tls: tuple[Path, ...] = ()
     like: str | None = None
     definitions: Path | None = None
+    login: tuple[str, str | None] | None = None
 
     @property
     def nodes(self) -> int:
@@ -104,10 +107,10 @@ def differing(started: Started, kind: str, wanted: Wanted) -> list[str]:
         kind: the value of a choice.Kind.
         wanted: what the options say.
     """
-    details = started.details
+    details, first = started.details, urlsplit(started.url.partition(",")[0])
     agrees = {
         "--kind": kind in ("auto", started.kind),
-        "--port": wanted.port in (None, urlsplit(started.url.partition(",")[0]).port),
+        "--port": wanted.port in (None, first.port),
         "--management-port": wanted.management_port in (None, urlsplit(details.get("management", "")).port),
         "--stream-port": wanted.stream_port in (None, 0, urlsplit(details.get("streams", "")).port),
         "--data-dir": wanted.data_dir is None or details.get("data") == str(wanted.data_dir),
@@ -117,6 +120,8 @@ def differing(started: Started, kind: str, wanted: Wanted) -> list[str]:
         "--listen": wanted.listen in (None, details.get("listen")),
         "--like": wanted.like in (None, details.get("like")),
         "--definitions": wanted.definitions is None or details.get("definitions") == str(wanted.definitions),
+        "--user": wanted.login is None
+        or wanted.login[0] == unquote(urlsplit(started.url.partition(",")[0]).username or ""),
         "--tls-cert": list(map(str, wanted.tls)) in ([], details.get("tls_files")),
     }
     return [option for option, as_asked in agrees.items() if not as_asked]

@@ -78,6 +78,20 @@ def test_a_broker_in_docker_from_up_to_down(home: Shell, image: str, name: str) 
     assert home.run("mqtool", "receive", "-c", "1", "--raw", "-u", url).stdout == "kept\n"
 
 
+def test_a_user_of_its_own(home: Shell, image: str, name: str) -> None:
+    """`--user` instead of guest; the password is in `env`, and is the same after down and up."""
+    up = ("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name, "--user", "ann")
+    env = ("mqtool", "broker", "env", "--name", name)
+    urls = []
+    for _ in range(2):
+        assert home.run(*up, timeout=240).code == 0
+        urls.append(home.run(*env).stdout.split("AMQP_URL=")[1].splitlines()[0].strip("'"))
+        assert home.run("mqtool", "send", "x", "-u", urls[-1]).code == 0
+        assert home.run("mqtool", "broker", "down", "--name", name).code == 0
+    assert urls[0].startswith("amqp://ann:")
+    assert urls[0].partition("@")[0] == urls[1].partition("@")[0]
+
+
 def test_no_broker_in_docker_for_other_machines(home: Shell, image: str, name: str) -> None:
     """In a container all connections look as if they came from elsewhere, so guest is let in from anywhere."""
     up = ("mqtool", "broker", "up", "--kind", "docker", "--image", image, "--name", name)

@@ -19,7 +19,7 @@ from mqtool.broker.readiness import wait_until_up, where_log_is
 from mqtool.broker.starter import Starter
 from mqtool.broker.state import DEFAULT_NAME, Started, Wanted
 from mqtool.cli import stopping
-from mqtool.cli.access import Access, Choice, choose, is_same_node
+from mqtool.cli.access import Access, Choice, choose, is_same_node, read_password
 from mqtool.cli.display import output
 from mqtool.cli.options import Broker, Commands
 from mqtool.errors import Unavailable, UsageError
@@ -42,6 +42,7 @@ def _port(about: str, lowest: int = 1) -> Any:
     "mqtool broker up",
     "mqtool broker up --kind embedded --port 5673 --name second",
     instead={
+        "user": Annotated[str | None, Option(help="User to log in as; with --kind docker, the broker's")],
         "tls_cert": Annotated[Path | None, Option(help="Client certificate; with --kind embedded, the broker's")],
         "tls_key": Annotated[Path | None, Option(help="Key of the certificate")],
     },
@@ -72,8 +73,10 @@ def up(
     """Use a broker that is reachable, or start one."""
     # For other kinds, the TLS options only apply to the check for a running broker.
     tls = _tls(options.tls_cert, options.tls_key, tls_client_ca) if kind is Kind.EMBEDDED else ()
+    login = _login(options) if kind is Kind.DOCKER else None
+    files = (tls, like, definitions)
     wanted = Wanted(
-        name, port, data_dir, in_memory, cluster, image, listen, management_port, stream_port, tls, like, definitions
+        name, port, data_dir, in_memory, cluster, image, listen, management_port, stream_port, *files, login
     )
     _check(wanted, kind, tls_client_ca)
     with contextlib.ExitStack() as locked:
@@ -106,6 +109,13 @@ def _say_new(started: Started) -> None:
     _say_up(started, f"{starter_of(started).describe} is up")
     if (url := readiness.remote_url(started)) is not None:
         output.status(f"for another machine, not encrypted: export AMQP_URL={url}")
+
+
+def _login(options: Broker) -> tuple[str, str | None] | None:
+    """The user and password that a broker in Docker is to have instead of guest's."""
+    if options.user is None:
+        return None
+    return options.user, None if options.password_file is None else read_password(options.password_file)
 
 
 def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> tuple[Path, ...]:
@@ -216,11 +226,19 @@ def _say_up(started: Started, what: str) -> None:
         output.notice(str(damage))
     if management := started.details.get("management"):
         # The embedded broker has the API, but no web page.
-        output.status(f"management {'API' if started.kind == Kind.EMBEDDED else 'page'}: {management} (guest, guest)")
+        output.status(
+            f"management {'API' if started.kind == Kind.EMBEDDED else 'page'}: {management} ({_login_hint(started)})"
+        )
     choice = choose()
     if not is_same_node(choice.addresses()[0], parse_addresses(started.url)[0]):
         env = "mqtool broker env" if started.name == DEFAULT_NAME else pasteable("broker env --name=", started.name)
         output.notice(f'commands use {told(choice)}; for this broker: eval "$({env})"')
+
+
+def _login_hint(started: Started) -> str:
+    user = parse_addresses(started.url)[0].user
+    of = "" if started.name == DEFAULT_NAME else f" --name {started.name}"
+    return "guest, guest" if user == "guest" else f"{user}; 'mqtool broker env{of}' has the password"
 
 
 def known(name: str) -> Started:

@@ -1,0 +1,26 @@
+"""The login of a broker in Docker."""
+
+import pytest
+
+from mqtool.broker.docker import _login
+from mqtool.broker.state import Started, Wanted
+
+BEFORE = Started("default", "docker", "amqp://ann:kept@127.0.0.1:5672", 0, "/nowhere", {})
+
+
+@pytest.mark.parametrize(
+    ("login", "expected"),
+    [
+        (None, "guest:guest"),
+        (("ann", "a secret"), "ann:a%20secret"),
+        (("ann", None), "ann:kept"),  # its messages are kept, and its users with them
+    ],
+)
+def test_the_login_of_a_broker(login: tuple[str, str | None] | None, expected: str) -> None:
+    assert _login(Wanted(login=login), BEFORE) == expected
+
+
+def test_a_new_user_gets_a_random_password() -> None:
+    made = {_login(Wanted(login=("bob", None)), BEFORE) for _ in range(2)}
+    assert len(made) == 2
+    assert all(each.startswith("bob:") and len(each) > 20 for each in made)
