@@ -10,7 +10,7 @@ import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from gzip import GzipFile
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from typing import NamedTuple
 
 from mqtool.broker.embedded.model.ledger import SegmentData
@@ -45,6 +45,7 @@ HEADER_SIZE = _HEADER.size
 _BATCH = struct.Struct(">BHII")
 _IS_BATCH = 0x80
 _LARGEST_BATCH = 64 * 1024 * 1024
+_PIECE = 64 * 1024
 _PUBLISHING_ID, _OFFSET, _FILTER = 0, 1, 2
 _FILTER_SIZE = 16
 
@@ -138,10 +139,10 @@ def _unpacked(kind: int, records: int, plain_size: int, data: bytes) -> Iterator
         log.warning("a batch of %d messages is skipped: an AMQP client cannot read its compression", records)
         return
     # Unpacked piece by piece, and never more than the announced size: a small batch could unpack to fill all memory.
-    plain: BytesIO | GzipFile = BytesIO(data)
+    plain: BytesIO | BufferedReader = BytesIO(data)
     left = len(data)
     if compression and plain_size:
-        plain, left = GzipFile(fileobj=plain), plain_size
+        plain, left = BufferedReader(GzipFile(fileobj=plain), _PIECE), plain_size
     try:
         for _ in range(records):
             size = int.from_bytes(plain.read(4))
