@@ -51,7 +51,8 @@ class Database:
     @property
     def is_new(self) -> bool:
         """Whether the definitions that every new broker has are still to be made."""
-        return not self.db.execute("PRAGMA user_version").fetchone()[0]
+        version = self.db.execute("PRAGMA user_version").fetchone()[0]
+        return not version and not self.db.execute("SELECT COUNT(*) FROM definition").fetchone()[0]
 
     def defaults_made(self) -> None:
         """Note that the broker is not new any more."""

@@ -27,8 +27,11 @@ def recover(broker: Broker, storage: Storage) -> None:
         OSError: the files of a stream cannot be read.
     """
     if storage.database.is_new:
-        broker.create_defaults()
-        storage.database.defaults_made()
+        # All or nothing, even if the broker is killed meanwhile.
+        with storage.database.db as db:
+            db.execute("BEGIN")
+            broker.create_defaults()
+            storage.database.defaults_made()
     else:
         _Recovery(broker, storage).run()
 
