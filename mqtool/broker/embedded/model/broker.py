@@ -9,7 +9,7 @@ from typing import Protocol
 from mqtool.broker.embedded.model.amqp_errors import NOT_ALLOWED, ConnectionException
 from mqtool.broker.embedded.model.amqp_message import Message
 from mqtool.broker.embedded.model.backlog import Entry
-from mqtool.broker.embedded.model.clock import LoopClock
+from mqtool.broker.embedded.model.clock import LoopClock, Timer
 from mqtool.broker.embedded.model.ledger import Ledger, default_memory_limit
 from mqtool.broker.embedded.model.profile import DEFAULT, PROFILES, Profile
 from mqtool.broker.embedded.model.queue import Queue
@@ -124,6 +124,7 @@ class Broker:
         self.listeners: dict[str, tuple[str, int]] = {}
         self.alarms: dict[str, str] = {}
         self.held_for_clients = 0
+        self._closing: Timer | None = None
         self.permissions_version = 0
         self.loopback_users = {DEFAULT_USER}
         self.hooks: Hooks | None = None
@@ -247,7 +248,9 @@ class Broker:
             self.clear_alarm("memory")
         else:
             self.raise_alarm("memory", LOW_ON_MEMORY, f"messages and clients take {held} bytes")
-            self.clock.call_later(_CLOSE_LARGEST_MILLISECONDS, self._close_largest_client)
+            if self._closing is not None:
+                self._closing.cancel()
+            self._closing = self.clock.call_later(_CLOSE_LARGEST_MILLISECONDS, self._close_largest_client)
 
     def hold_for_client(self, by: int) -> None:
         """Count memory that is held for a client besides the messages in queues.
@@ -269,7 +272,7 @@ class Broker:
             largest = max(self.clients(), key=lambda client: client.held_bytes, default=None)
             if largest is not None and largest.held_bytes:
                 largest.force_close(f"low on memory: {largest.held_bytes} bytes are held for this connection")
-        self.clock.call_later(_CLOSE_LARGEST_MILLISECONDS, self._close_largest_client)
+        self._closing = self.clock.call_later(_CLOSE_LARGEST_MILLISECONDS, self._close_largest_client)
 
     def raise_alarm(self, name: str, reason: str, why: str) -> None:
         """Block publishers.
