@@ -91,6 +91,10 @@ class Channel(ChannelListener):
             self.reopening.journal.remember(declared)
         return declared
 
+    def accept_settings(self, thing: Queue | Exchange) -> None:
+        """If it exists, use it with the settings that it has: declare() then prints no notice."""
+        self.reopening.journal.set_differs(thing)
+
     def bind(
         self,
         to: Queue | Exchange,

@@ -1,6 +1,7 @@
 """How to reach a broker: addresses, credentials and management API, resolved once per command."""
 
 import os
+import re
 import socket
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,12 @@ _AMQP_PORT, _PORT, _TLS_PORT = 5672, 15672, 15671
 _STREAM, _STREAM_TLS = 5552, 5551
 #: The management port is usually this much higher than the AMQP port.
 _APART = _PORT - _AMQP_PORT
+#: RabbitMQ's words for a queue or exchange that exists with other settings.
+_DIFFERS = re.compile(
+    r"inequivalent arg '(.*?)' for ((?:queue|exchange) '.*?') in vhost .*: "
+    r"received (?:the value )?'?([^']*?)'?(?: of type '\w+')? "
+    r"but current is (?:the value )?'?([^']*?)'?(?: of type '\w+')?$"
+)
 #: Seconds to wait for a connection when checking whether a port is open.
 _LOOK = 2.0
 
@@ -219,6 +226,9 @@ class Access(NamedTuple):
 def _notice(text: str) -> None:
     """Print a connection's notice. If something is declared differently, add the --dialect that declares it so."""
     like = declaring_like(text)
+    if differs := _DIFFERS.search(text):
+        setting, thing, ours, theirs = differs.groups()
+        text = f"{thing} exists with {setting} {theirs} instead of {ours}, and is used as it is"
     output.notice(f"{text}; --dialect {' or '.join(like)} declares it like that" if like else text)
 
 

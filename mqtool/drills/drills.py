@@ -103,7 +103,7 @@ def _flow(scene: Scene, url: str, count: int, breaks: dict[int, Callable[[], Non
     """Send and receive messages in four parts; `breaks` has the function to call before a part."""
     got = scene.directory / "got"
     receiver, sender = scene.terminals("receiver", "sender", url=url)
-    receiver.start(f"mqtool receive --json -q {scene.queue} > got")
+    receiver.start(f"mqtool receive --declare --json -q {scene.queue} > got")
     sender.feed(scene.sending)
     arrived = LineCount(got)
     for quarter in range(4):
@@ -205,7 +205,7 @@ def duplicate(scene: Scene, count: int = WORKER_MESSAGES) -> Verdict:
 def _worker(scene: Scene, program: str, *options: str) -> str:
     """The command line of a worker that ends when no more messages arrive."""
     return shlex.join([
-        "mqtool", "worker", "-q", scene.queue, "--concurrency", str(_AT_ONCE),
+        "mqtool", "worker", "--declare", "-q", scene.queue, "--concurrency", str(_AT_ONCE),
         "--deduplicate", "--dedup-store", "handled.sqlite", "--idle-timeout", "3s",
         "--shell", "--exec", program, *options,
     ])  # fmt: skip

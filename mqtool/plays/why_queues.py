@@ -86,7 +86,7 @@ def _asynchrony(stage: Stage) -> None:
         f"Second reason: asynchrony. Packing an order takes {_PACK_SECONDS:g} s. First the shop calls ./pack itself, "
         "and the customer waits for it."
     )
-    packer.start(f"mqtool worker -q {packing} --exec ./pack")
+    packer.start(f"mqtool worker -q {packing} --declare --exec ./pack")
     direct = Shop(shop_terminal, 'while read -r order; do echo "$order" | ./pack; done', _PACKED)
     answered = [direct]
     with (
@@ -126,7 +126,7 @@ def _peak_clipping(stage: Stage) -> None:
         f"Third reason: peak clipping. The packer can do {capacity:g} orders a second and no more. On a quiet day that "
         f"is enough. Now {burst} orders come within a second."
     )
-    packer.start(f"mqtool worker -q {packing} --exec ./pack")
+    packer.start(f"mqtool worker -q {packing} --declare --exec ./pack")
     shop = Shop(shop_terminal, f"mqtool new-task -q {packing} -l -v", _SENT)
     with (
         depths(stage) as depth,

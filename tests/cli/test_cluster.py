@@ -50,8 +50,10 @@ def test_a_publisher_goes_on_with_the_next_node(shell: Shell, nodes: list[Restar
 
 def test_consumers_go_on_with_the_next_node(shell: Shell, nodes: list[Restartable]) -> None:
     """A receiver and a worker whose node is killed get what comes to the other one."""
-    receiver = shell.start("mqtool", "receive", "--raw", "-q", "lines").wait_until_ready()
-    worker = shell.start("mqtool", "worker", "--shell", "--exec", "cat >> done", "-q", "tasks").wait_until_ready()
+    receiver = shell.start("mqtool", "receive", "--declare", "--raw", "-q", "lines").wait_until_ready()
+    worker = shell.start(
+        "mqtool", "worker", "--declare", "--shell", "--exec", "cat >> done", "-q", "tasks"
+    ).wait_until_ready()
     nodes[0].kill()
     for consumer in (receiver, worker):
         consumer.wait_for_stderr("connected again to")

@@ -39,7 +39,9 @@ def test_it_is_said_for_what_it_is_and_the_worker_goes_on(impatient: str, lonely
     shell.run("mqtool", "send", "-q", "jobs", "job")
     program = "cat; echo .$MQ_REDELIVERED; [ $MQ_REDELIVERED = 1 ] || sleep 4"
     two = ["--concurrency", "2"]  # so that the second run need not wait for the first, which is too long again
-    worker = shell.start("mqtool", "worker", "-q", "jobs", *two, "--shell", "--exec", program).wait_until_ready()
+    worker = shell.start(
+        "mqtool", "worker", "--declare", "-q", "jobs", *two, "--shell", "--exec", program
+    ).wait_until_ready()
     worker.wait_for_stdout("job.1").wait_for_stderr("the delivery was lost").interrupt()
     result = worker.wait()
 

@@ -68,7 +68,7 @@ def test_redrive_brings_one_back_and_nothing_else_moves(dead: Shell, broker: Tes
 
 def test_a_redrive_believes_no_headers_of_a_publisher(shell: Shell, broker: TestBroker) -> None:
     """A user who may write to one queue only forges where its dead letters came from: none gets into another queue."""
-    shell.run("mqtool", "receive", "-q", "payroll", "--idle-timeout", "10ms")
+    shell.run("mqtool", "receive", "-q", "payroll", "--declare", "--idle-timeout", "10ms")
     forged = ("-H", "mqtool-queue=payroll", "-H", "mqtool-reason=rejected")
     shell.run("mqtool", "send", "-q", "orders.dlq", *forged, "written to the dead-letter queue")
     shell.run("mqtool", "queue", "declare", "orders", "--dead-letter-exchange", "", "--ttl", "1ms")
@@ -163,7 +163,7 @@ def test_another_brokers_management_api_is_not_asked(dead: Shell, broker: TestBr
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
 def test_what_expires_or_is_too_much_becomes_a_dead_letter(shell: Shell, queue_type: str) -> None:
     """--ttl, --max-length and --dead-letter-exchange, as the queue is declared."""
-    dead = shell.start("mqtool", "receive", "-q", "q.dlq", "-c", "3", "-F", "%b").wait_until_ready()
+    dead = shell.start("mqtool", "receive", "--declare", "-q", "q.dlq", "-c", "3", "-F", "%b").wait_until_ready()
     limits = ["--ttl", "1s", "--max-length", "2", "--dead-letter-exchange", ""]
     for body in ("first", "second", "third"):
         assert shell.run("mqtool", "send", "-q", "q", "--queue-type", queue_type, *limits, body).code == 0

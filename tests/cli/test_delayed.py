@@ -382,7 +382,7 @@ def test_what_could_not_be_delayed_is_kept(shell: Shell, via: str) -> None:
         ("c", "hello", "500ms"),
     ]
 
-    shell.run("mqtool", "receive", "-q", "missing", "--idle-timeout", "1ms")
+    shell.run("mqtool", "receive", "-q", "missing", "--declare", "--idle-timeout", "1ms")
     assert shell.run("mqtool", "send", "--json", "-f", "failed", "--via", via).code == 0
     assert shell.run("mqtool", "receive", "-c", "2", "--raw").stdout == "a\nc\n"
     assert shell.run("mqtool", "receive", "-q", "missing", "-c", "1", "--raw").stdout == "b\n"

@@ -135,5 +135,6 @@ def test_a_difference_names_the_dialect(shell: Shell, first: str, then: str, lik
     adopted = shell.run("mqtool", *then.split())
     assert adopted.code == 0
     notice = adopted.stderr.splitlines()[0]
-    assert notice.startswith("using the one that is there: inequivalent arg")
+    assert " exists with " in notice
+    assert ", and is used as it is" in notice
     assert notice.partition("; --dialect ")[2] == (f"{like} declares it like that" if like else "")

@@ -117,7 +117,7 @@ def test_a_request_that_comes_twice_gets_the_same_reply(shell: Shell) -> None:
     request = json.dumps(
         {"body": "x", "properties": {"message_id": "r1", "correlation_id": "c", "reply_to": "answers"}}
     )
-    shell.run("mqtool", "receive", "-q", "answers", "--idle-timeout", "10ms")
+    shell.run("mqtool", "receive", "-q", "answers", "--declare", "--idle-timeout", "10ms")
     shell.run("mqtool", "send", "--json", "-q", "rpc_queue", stdin=f"{request}\n{request}\n")
     store = ["--deduplicate", "--dedup-store", "store"]
     result = shell.run("mqtool", "rpc-server", *store, "-c", "2", "--shell", "--exec", "date +%N; printf '\\377'")
@@ -135,7 +135,7 @@ def test_two_clients_with_the_same_request_id_get_a_reply_each(shell: Shell) -> 
         for client in ("alice", "bob")
     ]
     for client in ("alice", "bob"):
-        shell.run("mqtool", "receive", "-q", client, "--idle-timeout", "10ms")
+        shell.run("mqtool", "receive", "-q", client, "--declare", "--idle-timeout", "10ms")
     shell.run(
         "mqtool", "send", "--json", "-q", "rpc_queue", stdin="".join(f"{json.dumps(each)}\n" for each in requests)
     )

@@ -239,7 +239,16 @@ def test_term_lets_the_programs_finish_and_gives_the_rest_back(shell: Shell) -> 
     for body in "abcd":
         shell.run("mqtool", "send", "-q", "jobs", body)
     worker = shell.start(
-        "mqtool", "worker", "-q", "jobs", "--concurrency", "2", "--shell", "--exec", 'echo "$(cat)"; sleep 1; echo end'
+        "mqtool",
+        "worker",
+        "--declare",
+        "-q",
+        "jobs",
+        "--concurrency",
+        "2",
+        "--shell",
+        "--exec",
+        'echo "$(cat)"; sleep 1; echo end',
     ).wait_until_ready()
     wait_until(lambda: {"a", "b"} <= set(worker.stdout.split()), "two run")
     worker.process.send_signal(signal.SIGTERM)
@@ -267,7 +276,7 @@ def test_a_worker_whose_reader_has_left_stops_with_the_rest_in_the_queue(shell: 
 @on_any_broker
 def test_a_killed_runner_ends_the_worker_and_keeps_the_message(shell: Shell) -> None:
     """The process that starts programs is ours: without it nothing can be done, and nothing is lost."""
-    worker = shell.start("mqtool", "worker", "-q", "jobs", "--exec", "true").wait_until_ready()
+    worker = shell.start("mqtool", "worker", "--declare", "-q", "jobs", "--exec", "true").wait_until_ready()
     pid = worker.process.command_pid()
     children = Path(f"/proc/{pid}/task/{pid}/children")
     os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
@@ -282,7 +291,7 @@ def test_a_killed_runner_costs_at_most_the_program_that_it_ran(shell: Shell) -> 
     """Many quick programs in two threads: what was done is acknowledged, so only the killed runner's runs again."""
     shell.run("sh", "-c", "seq 200 | mqtool send -l -q jobs")
     program = ("--shell", "--exec", 'echo "$(cat)" >> done; sleep 0.01', "--concurrency", "2")
-    worker = shell.start("mqtool", "worker", "-q", "jobs", *program).wait_until_ready()
+    worker = shell.start("mqtool", "worker", "--declare", "-q", "jobs", *program).wait_until_ready()
     finished = shell.directory / "done"
     wait_until(lambda: finished.exists() and len(finished.read_text().split()) > 20, "some programs")
     pid = worker.process.command_pid()

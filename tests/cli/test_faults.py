@@ -28,7 +28,7 @@ def tester(lonely_shell: Shell, own: EmbeddedBroker) -> Shell:
 
 def test_a_fault_from_the_shell(tester: Shell, own: EmbeddedBroker) -> None:
     """It happens; it is listed while it lasts; and it can be ended."""
-    worker = tester.start("mqtool", "receive", "-q", "jobs", ready=True).wait_until_ready()
+    worker = tester.start("mqtool", "receive", "--declare", "-q", "jobs", ready=True).wait_until_ready()
     assert tester.run("mqtool", "fault", "cut-connections").stderr == "cut-connections: met 1\n"
     worker.wait_for_stderr("connected again")
     worker.interrupt().wait()

@@ -37,3 +37,34 @@ def test_a_mistyped_queue_is_not_created(shell: Shell, command: str) -> None:
     assert shell.run("mqtool", "list", "queues", "name").stdout == ""
     shell.run("mqtool", "queue", "declare", "jobs")
     assert shell.run("mqtool", "send", "-q", "jobs", "--no-declare", "x").code == 0
+
+
+@on_any_broker
+@pytest.mark.parametrize("command", ["receive -c 1", "worker -c 1", "worker -c 1 --exec true", "receive-delayed -c 1"])
+def test_receiving_creates_no_queue_by_a_mistyped_name(shell: Shell, broker: TestBroker, command: str) -> None:
+    """It names the queue that was probably meant. With --declare, or a setting, the user wants a queue."""
+    assert shell.run("mqtool", "send", "-q", "invoices", "x").code == 0
+    name, *rest = command.split()
+    shell.environment["MQTOOL_MANAGEMENT_URL"] = broker.management
+    result = shell.run("mqtool", name, "-q", "invoicse", *rest)
+    assert (result.code, result.stdout) == (69, "")
+    assert "there is no queue 'invoicse'" in result.stderr
+    assert "did you mean 'invoices'? Otherwise, --declare declares it" in result.stderr
+    for number, option in enumerate((["--declare"], ["--queue-type", "classic"])):
+        shell.run("mqtool", name, "-q", f"new-{number}", *option, "--idle-timeout", "100ms", *rest)
+    listed = shell.run("mqtool", "list", "queues", "name").stdout.split()
+    assert {each for each in listed if "." not in each} == {"invoices", "new-0", "new-1"}
+
+
+@on_any_broker
+def test_a_queue_with_other_settings_is_used_without_a_word(shell: Shell, broker: TestBroker) -> None:
+    """Nobody asked for settings. With one that differs, a line says so in plain words."""
+    shell.run("mqtool", "queue", "declare", "events", "--queue-type", "classic", "--max-length", "9")
+    assert shell.run("mqtool", "send", "-q", "events", "x").stderr == " [x] Sent 'x'\n"
+    received = shell.run("mqtool", "receive", "-q", "events", "-c", "1")
+    assert (received.stdout, received.stderr) == (
+        " [x] Received x\n",
+        " [*] Waiting for messages. To exit press CTRL+C\n",
+    )
+    asked = shell.run("mqtool", "send", "-q", "events", "--max-length", "5", "--queue-type", "classic", "x").stderr
+    assert "queue 'events' exists with x-max-length 9 instead of 5, and is used as it is" in asked

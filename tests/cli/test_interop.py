@@ -272,8 +272,9 @@ def test_a_queue_that_differs_is_used_as_it_is(
     received = shell.run("mqtool", "receive", "-c", "1") if not existing.auto_delete else None
 
     notice, *rest = sent.stderr.splitlines()
-    assert notice.startswith("using the one that is there: inequivalent arg ")
-    assert f"for queue 'hello' in vhost '{broker.vhost}': received " in notice
+    assert notice.startswith("queue 'hello' exists with ")
+    assert " instead of " in notice
+    assert ", and is used as it is" in notice
     assert (rest, sent.stdout, sent.code) == ([" [x] Sent 'Hello World!'"], "", 0)
     if received:
         assert received.stderr == notice + "\n" + WAITING
@@ -324,8 +325,8 @@ def test_receivers_of_queues_that_differ(shell: Shell, strict: bool, command: st
     result = shell.run("mqtool", command, *more)
 
     assert result.code == (78 if strict else 124)
-    assert ("using the one that is there" in result.stderr) is not strict
-    assert "inequivalent arg" in result.stderr.splitlines()[0]
+    assert ("is used as it is" in result.stderr) is not strict
+    assert ("inequivalent arg" in result.stderr.splitlines()[0]) is strict
 
 
 LOGS = {
@@ -347,7 +348,7 @@ def test_an_exchange_that_differs_is_used_as_it_is(shell: Shell, connection: Con
     received = receiver.wait()
 
     notice = sent.stderr.splitlines()[0]
-    assert notice.startswith(f"using the one that is there: inequivalent arg '{difference}' for exchange 'logs'")
+    assert notice.startswith(f"exchange 'logs' exists with {difference} ")
     assert sent.stderr == notice + "\n [x] Sent info: Hello World!\n"
     assert received.stderr == notice + "\n" + WAITING_FOR_LOGS
     assert (received.stdout, received.code) == (" [x] info: Hello World!\n", 0)

@@ -35,7 +35,7 @@ def test_unroutable_messages_are_kept_and_a_second_run_sends_them(shell: Shell) 
     assert "0 confirmed, 0 nacked, 2 returned" in first.stderr
     assert _bodies(shell, "failed") == ["a", "b"]
 
-    shell.run("mqtool", "receive", "-q", "later", "--idle-timeout", "10ms")
+    shell.run("mqtool", "receive", "-q", "later", "--declare", "--idle-timeout", "10ms")
     again = shell.run("mqtool", "send", "--json", "-f", "failed", "--failed-to", "failed")
 
     assert again.code == 0, again.stderr

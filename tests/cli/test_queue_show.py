@@ -32,7 +32,7 @@ def admin(shell: Shell, broker: TestBroker) -> Shell:
 def test_a_queue_on_one_screen(admin: Shell) -> None:
     """Settings, counts, consumers, bindings, dead letters: within 24 lines of a terminal, however many bindings."""
     admin.run("mqtool", "bind", "in", "jobs", *map(str, range(30)))
-    admin.start("mqtool", "receive", "-q", "jobs", *SETTINGS).wait_until_ready()
+    admin.start("mqtool", "receive", "--declare", "-q", "jobs", *SETTINGS).wait_until_ready()
 
     def shown() -> str:
         return admin.run("mqtool", "queue", "show", "jobs").stdout

@@ -111,7 +111,7 @@ def test_a_killed_worker_loses_no_task(shell: Shell) -> None:
 
 def test_a_queue_that_vanishes_ends_the_receiver_with_an_error(shell: Shell, broker: TestBroker) -> None:
     """A deleted queue is exit 69 and a sentence that names it, never a silent exit 0."""
-    receiver = shell.start("mqtool", "receive", "-q", "gone").wait_until_ready()
+    receiver = shell.start("mqtool", "receive", "--declare", "-q", "gone").wait_until_ready()
     broker.api("DELETE", f"queues/{broker.vhost}/gone")
     result = receiver.wait()
     assert result.code == 69

@@ -96,7 +96,7 @@ def receive_delayed(
         known = _as_known(channel, delaying)
         if known.type == DELAYED and target.arguments.get("x-queue-type") == "quorum":
             output.warning(LOSES)
-        target = checked(target, queue, channel, broker)
+        target = checked(target, queue, channel, broker, incoming.access)
         settings = incoming.printed(matching.settings())
         deliveries = delayed_messages.receive(channel, known, key, target, settings)
         incoming.print_all(matching.of(channel, deliveries, settings))

@@ -90,7 +90,7 @@ def receive(
     matching = Matching(receiving, where, skips=offset is not None)
     settings = matching.settings()._replace(offset=offset)
     with receiving_channel(receiving, broker, broker.lines.received) as (channel, incoming):
-        target = checked(queue.of(broker.names.hello), queue, channel, broker)
+        target = checked(queue.of(broker.names.hello), queue, channel, broker, incoming.access)
         settings = incoming.printed(settings)
         incoming.print_all(matching.of(channel, hello_world.receive(channel, target, settings), settings))
 
@@ -139,8 +139,9 @@ def worker(
     settings = receiving.settings(work_queues.FAIR_DISPATCH)
     work_through = _work_and_forget if forget_ack else work_queues.work
     done = redelivered = 0
-    with broker.access().channel() as channel:
-        target = checked(queue.of(broker.names.task_queue), queue, channel, broker)
+    access = broker.access()
+    with access.channel() as channel:
+        target = checked(queue.of(broker.names.task_queue), queue, channel, broker, access)
         tasks = work_through(channel, target, do, settings)
         with consuming(receiving.ready_file, channel, WAITING_FOR_MESSAGES):
             for task in tasks:

@@ -95,7 +95,19 @@ class UsedQueueOptions:
     PANEL: ClassVar = "Topology"
 
     options: QueueOptions
-    declare: Annotated[bool, Option("--declare/--no-declare", help="Declare it if it does not exist, or fail")] = True
+    declare: Annotated[
+        bool | None, Option("--declare/--no-declare", help="Declare it if it does not exist, or fail")
+    ] = None
+
+    @property
+    def has_settings(self) -> bool:
+        """Whether an option asks for a setting of the queue."""
+        given = self.options
+        return (
+            given.lazy
+            or {given.durable, given.queue_type, given.dead_letter_exchange, given.ttl} != {None}
+            or bool(given.arguments or given.max_length is not None)
+        )
 
     @property
     def queue(self) -> str | None:

@@ -5,7 +5,7 @@ amqp ── consume() ──> tutorials/X ── deliveries ──> commands/X �
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -22,10 +22,10 @@ from mqtool.cli.invocation import current
 from mqtool.cli.options import Broker, Receiving, UsedQueueOptions
 from mqtool.cli.options.message_options import DedupOptions, ProgramOptions
 from mqtool.duration import compact_duration
-from mqtool.errors import AccessRefused, NotFound, SomeFailed, TimedOut, Unavailable, UsageError
+from mqtool.errors import AccessRefused, MqtoolError, NotFound, SomeFailed, TimedOut, Unavailable, UsageError
 from mqtool.inspection.listing import counted
 from mqtool.message import Delivery
-from mqtool.spelling import pasteable
+from mqtool.spelling import nearest, pasteable
 from mqtool.topology import Queue
 from mqtool.tutorials.dialects import declaring_otherwise
 from mqtool.work.exec_command import ExecCommand
@@ -68,14 +68,22 @@ def receiving_channel(
     """
     receiving.printing.redirect()
     write = delivery_writer(receiving, line, queue_is_private=queue_is_private)
-    with opened(broker.access()) as channel:
-        yield channel, Incoming(receiving, channel, write, waiting)
+    access = broker.access()
+    with opened(access) as channel:
+        yield channel, Incoming(access, receiving, channel, write, waiting)
 
 
 class Incoming:
-    """Prints the deliveries of a receiving command."""
+    """Prints the deliveries of a receiving command.
 
-    def __init__(self, receiving: Receiving, channel: ReceivingChannel, write: DeliveryWriter, waiting: str) -> None:
+    Attributes:
+        access: how to reach the broker.
+    """
+
+    def __init__(
+        self, access: Access, receiving: Receiving, channel: ReceivingChannel, write: DeliveryWriter, waiting: str
+    ) -> None:
+        self.access = access
         self._ready_file = receiving.ready_file
         self._channel = channel
         self._write = write
@@ -154,20 +162,36 @@ def announcing_unfinished_work(in_hand: Callable[[], int]) -> Iterator[None]:
         yield
 
 
-def checked(queue: Queue, options: UsedQueueOptions, channel: Channel, broker: Broker) -> Queue:
+#: Seconds to wait for the management API, which only knows similar names: to connect, and to answer.
+_PATIENCE = (0.3, 1.0)
+
+
+def checked(
+    queue: Queue, options: UsedQueueOptions, channel: Channel, broker: Broker, access: Access | None = None
+) -> Queue:
     """Return the queue, which is about to be declared; print a notice on a terminal if it does not exist yet.
 
     Its name may be mistyped. A tutorial's queue that is declared here cannot be declared by scripts with other settings
     afterwards: they fail with 406 PRECONDITION_FAILED, so the notice says which dialect they need.
 
+    Args:
+        access: for commands that receive. They declare a queue only if it is a tutorial's, or if an option asks for it.
+
     Raises:
-        NotFound: it does not exist, and --no-declare is given.
+        NotFound: the queue does not exist and is not to be declared.
     """
+    is_tutorials = queue.name in {each.name for each in broker.names}
+    if not (is_tutorials or options.has_settings or broker.strict):
+        channel.accept_settings(queue)
+    declares = options.declare
+    if declares is None:
+        declares = access is None or is_tutorials or options.has_settings
     is_watched = output.is_terminal(2) and not current().quiet
-    if (options.declare and not is_watched) or administration.exists(channel, queue):
+    if (declares and not is_watched) or administration.exists(channel, queue):
         return queue
-    if not options.declare:
-        raise NotFound(f"there is no queue {queue.name!r}", "leave out --no-declare to declare it")
+    if not declares:
+        hint = "leave out --no-declare to declare it" if options.declare is False else "--declare declares it"
+        raise NotFound(f"there is no queue {queue.name!r}", _near(queue.name, access, hint))
     if queue not in tuple(broker.names):
         output.notice(f"queue {queue.name!r} is new")
     elif broker.dialect is None and declaring_otherwise(queue):
@@ -176,6 +200,18 @@ def checked(queue: Queue, options: UsedQueueOptions, channel: Channel, broker: B
             f"{queue.name!r} is a new quorum queue; scripts of older tutorials need --dialect {' or '.join(others)}"
         )
     return queue
+
+
+def _near(name: str, access: Access | None, hint: str) -> str:
+    """A hint with the queue that the user probably meant, if the management API can tell."""
+    from mqtool.management import queues  # only for this error
+
+    names: list[str] = []
+    with suppress(MqtoolError):
+        if access is not None:
+            names = [each["name"] for each in queues(access.management(_PATIENCE), access.vhost, ["name"])]
+    meant = nearest(name, names)
+    return hint if meant is None else f"did you mean {meant!r}? Otherwise, {hint}"
 
 
 #: The largest prefetch of AMQP: as many messages one consumer can hold unacknowledged.
@@ -283,7 +319,7 @@ def work(command: str, options: ProgramOptions, named: UsedQueueOptions, receivi
         if receiving.timeout is not None:
             _warn_of_consumer_timeout(access, queue.name, receiving.timeout)
         with stopping.calling(channel.stop), announcing_unfinished_work(lambda: worker.in_hand):
-            queue = channel.declare(checked(queue, named, channel, broker))
+            queue = channel.declare(checked(queue, named, channel, broker, access))
             work_through = worker.start_consuming(queue, settings)
             try:
                 with consuming(receiving.ready_file, channel, WAITING_FOR_MESSAGES):
