@@ -77,7 +77,7 @@ bench: .venv/installed-dev up  ## measure beside peers, in the same run
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.tap
 
-soak: .venv/installed-dev  ## ten minutes of random faults, half on each broker, then malformed connections, requests and data directories (SEED=1 repeats a run; Linux, as root)
+soak: .venv/installed-dev  ## random faults on queues, delays and streams, then malformed connections, requests and data directories (SEED=1 repeats a run; Linux, as root)
 	$(BIN)/python -m tests.soak --seconds $(or $(SOAK_SECONDS),300) $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.siege --seconds $(or $(SIEGE_SECONDS),1800) $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.protocol.hostile_requests --seconds $(or $(REQUESTS_SECONDS),600) $(if $(SEED),--seed $(SEED))

@@ -1,11 +1,12 @@
-"""Random faults over publishers, workers and redrives, on RabbitMQ and on the embedded broker: make soak.
+"""Random faults over publishers, workers, redrives, delays and streams, on RabbitMQ and the embedded broker: make soak.
 
-    lines ── mqtool send -l ──> proxy ──> [soak] ──> mqtool worker --exec, twice ──> done.txt
-                                             ^              └── fails for good ──> [soak.dlq]
-                                             └───────── mqtool dlq redrive <──────────┘
+    lines ── mqtool send -l ───────────> proxy ──> [soak] ──> mqtool worker --exec, twice ──> done.txt
+          ── mqtool send -l --delay 1s ──> proxy ─────^ ^              └── fails for good ──> [soak.dlq]
+                                                        └───────── mqtool dlq redrive <──────────┘
+    lines ── mqtool send-stream -l ────> proxy ──> [soak-stream] ── mqtool receive-stream, at the end ──> read.txt
 
-Everything is drawn from a seed: which fault comes when, and what it hits. At the end all faults stop, the queues are
-emptied, and each line that the broker confirmed has to be among those that were done: exit 1 if one is not.
+A seed determines which fault comes when, and what it hits. At the end all faults stop, and the queues are emptied. Each
+line that the broker confirmed must have been done, or must be in the stream: exit 1 if one is lost.
 """
 
 import argparse
@@ -29,14 +30,18 @@ from mqtool.broker import ports
 from mqtool.broker.choice import STARTERS, Kind
 from mqtool.broker.readiness import connect_within
 from mqtool.broker.state import Started, Wanted
-from mqtool.errors import MqtoolError, Unavailable
+from mqtool.errors import MqtoolError, NotFound, Unavailable
 from mqtool.stage.proxy import Proxy
 from tests.brokers import rabbitmqctl
 
 MQTOOL = [sys.executable, "-m", "mqtool"]
-QUEUE = "soak"
+QUEUE, STREAM = "soak", "soak-stream"
 #: Lines that one publisher sends, and how many may wait to be done when the next one starts.
-LOT, WAITING = 1000, 3000
+BATCH, WAITING = 1000, 3000
+#: The first number that is sent with a delay, and the delay.
+DELAYED, DELAY = 10_000_000, "1s"
+#: The line of a confirmed number, as `send -v` and `send-stream -v` print it.
+CONFIRMED = re.compile(r" \[x\] (?:Sent ')?(\d+)(?:'| message sent)\n")
 #: One in 7 fails once, one in 50 fails until there is a file named "mended".
 PROGRAM = (
     "read -r n; "
@@ -56,22 +61,25 @@ class Soak:
         self.random = random.Random(f"{kind} {seed}")
         self.directory = directory
         self.faults: Counter[str] = Counter()
-        self.confirmed: set[int] = set()
-        self.sent = 0
+        #: Confirmed and sent numbers, by publisher.
+        self.confirmed: dict[str, set[int]] = {name: set() for name in ("publisher", "delayed publisher", "stream")}
+        self.sent: Counter[str] = Counter()
         self.goes_on = True
         self.running: dict[str, subprocess.Popen[str]] = {}
-        self.wanted = Wanted(f"soak-{kind}", ports.free_port(), data_dir=directory / "data")
+        port, streams = ports.free_port(), ports.free_port()
+        self.wanted = Wanted(f"soak-{kind}", port, data_dir=directory / "data", stream_port=streams)
         self.broker: Started = STARTERS[kind].start(self.wanted)
         connect_within(90, self.connect).close()
-        self.proxy = Proxy(self.wanted.port)
+        self.proxy, self.stream_proxy = Proxy(port), Proxy(streams)
 
     def connect(self) -> Connection:
         return Connection(parse_addresses(self.broker.url))
 
     def start(self, name: str, *words: str, stdin: int | None = None) -> subprocess.Popen[str]:
         """Start mqtool, connected through the proxy."""
-        environment = {**os.environ, "MQTOOL_URL": f"amqp://guest:guest@127.0.0.1:{self.proxy.port}"}
-        log = subprocess.PIPE if name == "publisher" else (self.directory / f"{name}.log").open("a")
+        url = f"amqp://guest:guest@127.0.0.1:{self.proxy.port}"
+        environment = {**os.environ, "MQTOOL_URL": url, "MQTOOL_STREAM_PORT": str(self.stream_proxy.port)}
+        log = subprocess.PIPE if name in self.confirmed else (self.directory / f"{name}.log").open("a")
         started = subprocess.Popen(
             [*MQTOOL, *words, "--wait", "60s"],
             cwd=self.directory, env=environment, stdin=stdin, stdout=subprocess.DEVNULL, stderr=log, text=True,
@@ -79,20 +87,21 @@ class Soak:
         self.running[name] = started
         return started
 
-    def publish(self) -> None:
-        """Send lots of numbers; what was not confirmed comes again with the next lot."""
+    def publish(self, name: str, *words: str, first: int = 0) -> None:
+        """Send batches of numbers; what was not confirmed is sent again with the next batch."""
+        confirmed = self.confirmed[name]
         left: list[int] = []
         while self.goes_on or left:
-            if self.goes_on and len(self.confirmed) - len(self.done()) < WAITING:
-                left += range(self.sent, self.sent + LOT - len(left))
-                self.sent = left[-1] + 1
+            if self.goes_on and (name == "stream" or len(confirmed - self.done().keys()) < WAITING):
+                count = BATCH - len(left)
+                left += range(first + self.sent[name], first + self.sent[name] + count)
+                self.sent[name] += count
             elif not left:
                 time.sleep(0.1)
                 continue
-            publisher = self.start("publisher", "send", "-l", "-v", "-q", QUEUE, stdin=subprocess.PIPE)
+            publisher = self.start(name, *words, stdin=subprocess.PIPE)
             _, said = publisher.communicate("".join(f"{number}\n" for number in left))
-            confirmed = {int(number) for number in re.findall(r" \[x\] Sent '(\d+)'\n", said)}
-            self.confirmed |= confirmed
+            confirmed |= {int(number) for number in CONFIRMED.findall(said)}
             left = [number for number in left if number not in confirmed]
 
     def keep_running(self, name: str, *words: str) -> None:
@@ -112,6 +121,7 @@ class Soak:
     def cut(self) -> None:
         """All connections, without a goodbye."""
         self.proxy.cut()
+        self.stream_proxy.cut()
 
     def kill(self) -> None:
         """Any program, with -9."""
@@ -162,9 +172,18 @@ class Soak:
 
     def run(self, seconds: float) -> bool:
         """Return whether nothing was lost."""
-        with self.proxy:
+        publishers = {
+            "publisher": ("send", "-l", "-v", "-q", QUEUE),
+            "delayed publisher": ("send", "-l", "-v", "-q", QUEUE, "--delay", DELAY),
+            "stream": ("send-stream", "-l", "-v", "-q", STREAM),
+        }
+        with self.proxy, self.stream_proxy:
+            publishing = [
+                Thread(target=self.publish, args=(name, *words), kwargs={"first": first}, daemon=True)
+                for (name, words), first in zip(publishers.items(), (0, DELAYED, 0), strict=True)
+            ]
             work = [
-                Thread(target=self.publish, daemon=True),
+                *publishing,
                 Thread(target=self.keep_running, args=("worker 1", *WORKER), daemon=True),
                 Thread(target=self.keep_running, args=("worker 2", *WORKER), daemon=True),
                 Thread(target=self.keep_running, args=("redrive", "dlq", "redrive", QUEUE, "--yes"), daemon=True),
@@ -178,8 +197,10 @@ class Soak:
                     self.hit()
             self.goes_on = False
             (self.directory / "mended").touch()
-            work[0].join()
+            for thread in publishing:
+                thread.join()
             is_empty = self.drain()
+            self.start("reader", "receive-stream", "-q", STREAM, "--raw", "-o", "read.txt", "--idle-timeout=5s").wait()
             for program in self.running.values():
                 program.terminate()
             for thread in work:
@@ -194,32 +215,45 @@ class Soak:
             if self.running["worker 1"].poll() is not None:
                 self.start("worker 1", *WORKER)
             with suppress(MqtoolError), self.connect() as connection:
-                channel = connection.channel()
-                depths = [administration.depth(channel, name).ready for name in (QUEUE, f"{QUEUE}.dlq")]
+                depths = [_depth(connection, name) for name in (QUEUE, f"{QUEUE}.dlq")]
                 self.running["worker 1"].send_signal(signal.SIGCONT)
-                if not any(depths) and self.confirmed <= self.done().keys():
+                done = self.done().keys()
+                if not any(depths) and self.confirmed["publisher"] | self.confirmed["delayed publisher"] <= done:
                     return True
             time.sleep(0.5)
         return False
 
-    def done(self) -> Counter[int]:
-        """How often each number was done."""
-        path = self.directory / "done.txt"
+    def done(self, file: str = "done.txt") -> Counter[int]:
+        """How often each number was done; with "read.txt", how often it was read from the stream."""
+        path = self.directory / file
         return Counter(int(line) for line in path.read_text().split()) if path.exists() else Counter()
 
     def report(self, *, is_empty: bool) -> bool:
-        done = self.done()
-        lost = self.confirmed - done.keys()
         print(f"{self.kind}: " + ", ".join(f"{count} × {fault}" for fault, count in sorted(self.faults.items())))
-        print(
-            f"{self.kind}: sent {self.sent:,}, confirmed {len(self.confirmed):,}, done {len(done):,}, "
-            f"lost {len(lost):,}, doubled {sum(done.values()) - len(done):,}"
-            + ("" if is_empty else "; the queues did not become empty"),
-            flush=True,
-        )
-        if lost:
-            print("lost:", *sorted(lost)[:20])
-        return is_empty and not lost
+        all_lost = set()
+        for name, confirmed in self.confirmed.items():
+            arrived = self.done("read.txt" if name == "stream" else "done.txt")
+            own = {number: count for number, count in arrived.items() if (number >= DELAYED) == name.startswith("del")}
+            lost = confirmed - own.keys()
+            all_lost |= lost
+            print(
+                f"{self.kind}, {name}: sent {self.sent[name]:,}, confirmed {len(confirmed):,}, arrived {len(own):,}, "
+                f"lost {len(lost):,}, doubled {sum(own.values()) - len(own):,}",
+                flush=True,
+            )
+            if lost:
+                print("lost:", *sorted(lost)[:20])
+        if not is_empty:
+            print(f"{self.kind}: the queues did not become empty")
+        return is_empty and not all_lost
+
+
+def _depth(connection: Connection, queue: str) -> int:
+    """Ready messages in a queue, 0 if there is no such queue."""
+    try:
+        return administration.depth(connection.channel(), queue).ready
+    except NotFound:
+        return 0
 
 
 @contextmanager
