@@ -145,8 +145,11 @@ def run() -> NoReturn:
     stopping.install()
     if COMPLETE in os.environ:
         _complete()
-    with running(Invocation()):
-        code = _exit_code()
+    try:
+        with running(Invocation()):
+            code = _exit_code()
+    finally:
+        stopping.uninstall()
     _leave(code)
 
 

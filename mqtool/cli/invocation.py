@@ -16,6 +16,7 @@ class Invocation:
         no_color: never use colours, not even on a terminal.
         signal: the number of the signal that asked the command to stop, if one did.
         on_stop: functions that the first signal calls; without any, it raises KeyboardInterrupt.
+        is_writing: True while the main thread writes to stdout, or waits until the reader of a pipe has taken it.
         output_name: what standard output is called in errors, such as the file of `--output`.
     """
 
@@ -25,6 +26,7 @@ class Invocation:
     no_color: bool = False
     signal: int | None = None
     on_stop: list[Callable[[], None]] = field(default_factory=list)
+    is_writing: bool = False
     output_name: str = "standard output"
 
 

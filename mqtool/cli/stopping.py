@@ -16,11 +16,21 @@ from mqtool.cli.invocation import current
 _T = TypeVar("_T")
 
 
+#: Seconds after a signal in which the reader of stdout may still take what is being written.
+_PATIENCE = 1.0
+
+
 def install() -> None:
     """Handle SIGINT and SIGTERM, unless the parent had them ignored (nohup, a shell's background job)."""
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
+    signal.signal(signal.SIGALRM, _give_up_writing)
+
+
+def uninstall() -> None:
+    """Let no timer fire any more: as Python exits, it takes its signal handlers away."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def end_with_terminal() -> None:
@@ -81,7 +91,14 @@ def _stop(number: int, _frame: FrameType | None) -> None:
         os.kill(os.getpid(), number)
         return
     invocation.signal = number
+    signal.setitimer(signal.ITIMER_REAL, _PATIENCE, _PATIENCE)
     if not invocation.on_stop:
         raise KeyboardInterrupt
     for stop in invocation.on_stop:
         stop()
+
+
+def _give_up_writing(_number: int, _frame: FrameType | None) -> None:
+    """Interrupt a write to a pipe that nobody reads, or to a terminal after Ctrl-S: it would wait forever."""
+    if current().is_writing:
+        raise KeyboardInterrupt

@@ -1,8 +1,12 @@
 """Ctrl-C, TERM, and how commands end."""
 
 import ctypes
+import fcntl
+import os
 import re
 import signal
+import termios
+from array import array
 from pathlib import Path
 from subprocess import PIPE
 
@@ -97,6 +101,31 @@ def test_publisher_confirms_stop_at_the_first_signal(shell: Shell, way: str) -> 
     result = publisher.interrupt().wait()
     assert result.code == 130
     assert re.search(r"stopped: [\d,]+ of 10,000,000 messages confirmed", result.stderr)
+
+
+@pytest.mark.parametrize("options", ["--raw", "--raw --auto-ack"], ids=["one at a time", "in batches"])
+def test_a_signal_ends_a_receiver_whose_reader_does_not_read(shell: Shell, broker: TestBroker, options: str) -> None:
+    """The first TERM is enough, although the pipe is full; what was not read is not acknowledged."""
+    shell.run("mqtool", "send", "-l", stdin=("x" * 10_000 + "\n") * 100)
+    shell.start_cold()
+    receiver = f"mqtool receive {options} --ready-file ready"
+    script = f"{{ {receiver} & echo $! > pid; wait $!; echo $? > code; }} | sleep 600"
+    pipeline = shell.start("sh", "-c", script)
+    wait_until((shell.directory / "ready").exists, "it is consuming")
+    pid = int((shell.directory / "pid").read_text())
+    wait_until(lambda: _unread(pid) > 10_000, lambda: f"a full pipe: {pipeline.stderr}")
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: (shell.directory / "code").exists() and (shell.directory / "code").read_text(), "it has ended")
+    assert (shell.directory / "code").read_text() == "143\n"
+    pipeline.process.kill()
+
+
+def _unread(pid: int) -> int:
+    """Bytes in the pipe that is a process's stdout."""
+    pipe, count = os.open(f"/proc/{pid}/fd/1", os.O_RDONLY | os.O_NONBLOCK), array("i", [0])
+    fcntl.ioctl(pipe, termios.FIONREAD, count)
+    os.close(pipe)
+    return count[0]
 
 
 def test_a_killed_worker_loses_no_task(shell: Shell) -> None:

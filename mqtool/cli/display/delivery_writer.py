@@ -1,11 +1,17 @@
 """Renders deliveries and writes them to stdout: the tutorial's line, the body alone, NDJSON, or a template."""
 
+import contextlib
+import fcntl
+import os
 import re
+import signal
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 
 from mqtool.cli.display import output
-from mqtool.errors import MqtoolError, UsageError
+from mqtool.errors import UsageError
 from mqtool.message import Delivery
 
 #: Bytes that a batch collects before it is written.
@@ -21,7 +27,7 @@ class BatchedOutput:
     def __init__(self) -> None:
         self._batch: list[bytes] = []
         self._size = 0
-        self._failure: MqtoolError | None = None
+        self._failure: BaseException | None = None
 
     def add(self, data: bytes) -> None:
         """Add data to the batch, and write the batch if it is large.
@@ -47,7 +53,7 @@ class BatchedOutput:
             batch, self._batch, self._size = self._batch, [], 0
             try:
                 output.write(b"".join(batch))
-            except MqtoolError as failure:
+            except BaseException as failure:  # also an interruption by a signal
                 self._failure = failure
                 raise
 
@@ -229,3 +235,72 @@ def parse_template(template: str, *, escape: bool = False) -> list[Callable[[Del
             text = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}.get(piece, piece).encode()
             parts.append(_constant(text))
     return parts
+
+
+#: Bytes to read at once when looking for the last newline of a file.
+_CHUNK = 1 << 16
+
+
+def append_to(path: Path) -> None:
+    """Append everything written to stdout to this file (--output). Call it before any thread starts.
+
+    On SIGHUP the file is opened again, so that logrotate can rename it:
+
+        mqtool receive -o app.log ── mv app.log app.log.1; kill -HUP ──> app.log.1 ends with a whole line
+
+    Raises:
+        UsageError: the file cannot be opened.
+    """
+    try:
+        cut_off = _remove_fragment(path)
+        _append_in(path)
+    except OSError as error:
+        raise UsageError(f"cannot write to {path}: {error.strerror}") from error
+    if cut_off:
+        output.notice(f"{path} ended in the middle of a line, as after a kill; cut off {cut_off:,} bytes")
+    start_new_line()
+    # One thread waits for the signal; threads that start later inherit the mask, so none of them gets it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # sigwait() may not see a signal that is ignored, as by nohup
+    threading.Thread(
+        target=_reopen_on_hup, args=(path, output.is_terminal(2)), name="mqtool-output", daemon=True
+    ).start()
+
+
+def start_new_line() -> None:
+    """If stdout is a file that does not end with a newline, as after a kill, write one (`mqtool receive >> FILE`)."""
+    with contextlib.suppress(OSError):  # the file cannot be read
+        if output.is_file(output.STDOUT) and fcntl.fcntl(output.STDOUT, fcntl.F_GETFL) & os.O_APPEND:
+            with Path(f"/dev/fd/{output.STDOUT}").open("rb") as file:
+                if file.seek(0, os.SEEK_END) and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+                    output.write(b"\n")
+
+
+def _remove_fragment(path: Path) -> int:
+    """Cut off what follows the last newline of a file, if it has one; return how many bytes were cut off."""
+    if not path.is_file():
+        return 0
+    with path.open("rb+") as file:
+        size = end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - _CHUNK)
+            if (newline := os.pread(file.fileno(), end - start, start).rfind(b"\n")) >= 0:
+                file.truncate(start + newline + 1)
+                return size - (start + newline + 1)
+            end = start
+    return 0
+
+
+def _append_in(path: Path) -> None:
+    output.continue_in(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), str(path))
+
+
+def _reopen_on_hup(path: Path, had_terminal: bool) -> None:
+    while signal.sigwait({signal.SIGHUP}):
+        if had_terminal and not output.is_terminal(2):  # the terminal was closed, which also sends HUP
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        try:
+            _append_in(path)
+        except OSError as error:
+            output.warning(f"cannot open {path} again, so the old file is still in use: {error.strerror}")

@@ -8,14 +8,13 @@ import json
 import os
 import re
 import select
-import signal
 import stat
 import sys
 import termios
 import threading
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,8 +36,6 @@ _NO_TEXT = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 WAITING_FOR_MESSAGES = " [*] Waiting for messages. To exit press CTRL+C"
 WAITING_FOR_LOGS = " [*] Waiting for logs. To exit press CTRL+C"
 
-#: Bytes to read at once when looking for the last newline of a file.
-_CHUNK = 1 << 16
 #: Held by the thread that writes to stdout.
 _writing = threading.RLock()
 
@@ -187,7 +184,7 @@ def write(data: bytes) -> None:
         MqtoolError: the data cannot be written, for example because the disk is full.
     """
     length = len(data)
-    with _writing:
+    with _writing, _interruptible():
         while data:
             try:
                 data = data[os.write(STDOUT, data) :]
@@ -201,6 +198,20 @@ def write(data: bytes) -> None:
                     f"cannot write to {current().output_name}: {failure.strerror}",
                     "the file was cut back to the end of what was written whole" if cut else None,
                 ) from failure
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Within the block, a signal to stop ends a wait for the reader of stdout after a moment (see stopping.py)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    invocation = current()
+    invocation.is_writing = True
+    try:
+        yield
+    finally:
+        invocation.is_writing = False
 
 
 def continue_in(descriptor: int, name: str) -> None:
@@ -239,17 +250,18 @@ def wait_until_taken() -> None:
     poll = select.poll()
     poll.register(STDOUT, 0)
     pause = 0.0
-    while True:
-        fcntl.ioctl(STDOUT, termios.FIONREAD, unread)
-        if not unread[0]:
-            return
-        if poll.poll(0):
-            fcntl.ioctl(STDOUT, termios.FIONREAD, unread)  # it may have read everything just before it ended
-            if unread[0]:
-                raise ReaderGone("the reader of the output has left")
-            return
-        time.sleep(pause)  # the first pause of 0 only lets the reader run
-        pause = min(pause + 0.00001, 0.005)
+    with _interruptible():
+        while True:
+            fcntl.ioctl(STDOUT, termios.FIONREAD, unread)
+            if not unread[0]:
+                return
+            if poll.poll(0):
+                fcntl.ioctl(STDOUT, termios.FIONREAD, unread)  # it may have read everything just before it ended
+                if unread[0]:
+                    raise ReaderGone("the reader of the output has left")
+                return
+            time.sleep(pause)  # the first pause of 0 only lets the reader run
+            pause = min(pause + 0.00001, 0.005)
 
 
 @functools.cache
@@ -328,66 +340,3 @@ def _to_stderr(text: str, prefix: str = "") -> None:
         if failure.errno not in (errno.EPIPE, errno.EIO, errno.EBADF):
             raise
         # Nobody reads stderr any more; the data on stdout is what counts.
-
-
-def append_to(path: Path) -> None:
-    """Append everything written to stdout to this file (--output). Call it before any thread starts.
-
-    On SIGHUP the file is opened again, so that logrotate can rename it:
-
-        mqtool receive -o app.log ── mv app.log app.log.1; kill -HUP ──> app.log.1 ends with a whole line
-
-    Raises:
-        UsageError: the file cannot be opened.
-    """
-    try:
-        cut_off = _remove_fragment(path)
-        _append_in(path)
-    except OSError as error:
-        raise UsageError(f"cannot write to {path}: {error.strerror}") from error
-    if cut_off:
-        notice(f"{path} ended in the middle of a line, as after a kill; cut off {cut_off:,} bytes")
-    start_new_line()
-    # One thread waits for the signal; threads that start later inherit the mask, so none of them gets it.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # sigwait() may not see a signal that is ignored, as by nohup
-    threading.Thread(target=_reopen_on_hup, args=(path, is_terminal(2)), name="mqtool-output", daemon=True).start()
-
-
-def start_new_line() -> None:
-    """If stdout is a file that does not end with a newline, as after a kill, write one (`mqtool receive >> FILE`)."""
-    with contextlib.suppress(OSError):  # the file cannot be read
-        if is_file(STDOUT) and fcntl.fcntl(STDOUT, fcntl.F_GETFL) & os.O_APPEND:
-            with Path(f"/dev/fd/{STDOUT}").open("rb") as file:
-                if file.seek(0, os.SEEK_END) and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
-                    write(b"\n")
-
-
-def _remove_fragment(path: Path) -> int:
-    """Cut off what follows the last newline of a file, if it has one; return how many bytes were cut off."""
-    if not path.is_file():
-        return 0
-    with path.open("rb+") as file:
-        size = end = file.seek(0, os.SEEK_END)
-        while end:
-            start = max(0, end - _CHUNK)
-            if (newline := os.pread(file.fileno(), end - start, start).rfind(b"\n")) >= 0:
-                file.truncate(start + newline + 1)
-                return size - (start + newline + 1)
-            end = start
-    return 0
-
-
-def _append_in(path: Path) -> None:
-    continue_in(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), str(path))
-
-
-def _reopen_on_hup(path: Path, had_terminal: bool) -> None:
-    while signal.sigwait({signal.SIGHUP}):
-        if had_terminal and not is_terminal(2):  # the terminal was closed, which also sends HUP
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
-        try:
-            _append_in(path)
-        except OSError as error:
-            warning(f"cannot open {path} again, so the old file is still in use: {error.strerror}")

@@ -13,8 +13,7 @@ from typer import Argument, Option
 from mqtool.amqp import STREAMING
 from mqtool.amqp import Receiving as ReceivingSettings
 from mqtool.cli.command_line import CONFIRM_TIMEOUT, DURATION, TIME_LIMIT, ConfirmTimeout, header_option, option_group
-from mqtool.cli.display import output
-from mqtool.cli.display.delivery_writer import DeliveryWriter
+from mqtool.cli.display.delivery_writer import DeliveryWriter, append_to, start_new_line
 from mqtool.cli.options.broker_options import Broker
 from mqtool.delays import LONGEST, Via
 from mqtool.duration import compact_duration, parse_duration
@@ -211,9 +210,9 @@ class Printing:
             UsageError: the file cannot be opened.
         """
         if self.into is not None:
-            output.append_to(self.into)
+            append_to(self.into)
         else:
-            output.start_new_line()
+            start_new_line()
 
     def writer(self, line: Callable[[Delivery], str] | str, *, wait_for_reader: bool = False) -> DeliveryWriter:
         """Return a writer of deliveries; `line` is for the command's own lines, where no other format is asked for.
