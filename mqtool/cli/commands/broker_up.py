@@ -231,14 +231,17 @@ def _say_up(started: Started, what: str) -> None:
         )
     choice = choose()
     if not is_same_node(choice.addresses()[0], parse_addresses(started.url)[0]):
-        env = "mqtool broker env" if started.name == DEFAULT_NAME else pasteable("broker env --name=", started.name)
-        output.notice(f'commands use {told(choice)}; for this broker: eval "$({env})"')
+        output.notice(f'commands use {told(choice)}; for this broker: eval "$({_env(started)})"')
+
+
+def _env(started: Started) -> str:
+    """The command line that prints the broker's URL for the environment."""
+    return "mqtool broker env" if started.name == DEFAULT_NAME else pasteable("broker env --name=", started.name)
 
 
 def _login_hint(started: Started) -> str:
     user = parse_addresses(started.url)[0].user
-    of = "" if started.name == DEFAULT_NAME else f" --name {started.name}"
-    return "guest, guest" if user == "guest" else f"{user}; 'mqtool broker env{of}' has the password"
+    return "guest, guest" if user == "guest" else f"{user}; for the password: {_env(started)}"
 
 
 def known(name: str) -> Started:
