@@ -264,6 +264,7 @@ def test_a_process_id_that_is_used_again_is_not_the_broker(home: Shell) -> None:
     assert home.run("mqtool", "broker", "status", "--name", "a").code == 69
     assert home.run("mqtool", "broker", "down", "--name", "a").code == 0
     assert home.run("mqtool", "broker", "status", "--name", "b").code == 0
+    assert home.run("mqtool", "broker", "down", "--name", "b").code == 0
 
 
 def test_two_commands_at_once_start_one_broker(home: Shell, at_port: str) -> None:
