@@ -41,8 +41,7 @@ _EXPECTED = {
     "_adapter_emit_data": ("data",),
     "_proto_connection_made": ("transport",),
 }
-#: Bytes to read from the socket at once. pika's 4 KiB hold some twenty messages: with them, `receive` takes
-#: 1.5 times as long.
+#: Bytes to read from the socket at once. With pika's 4 KiB, receiving takes 1.4 times the CPU time.
 _READ_SIZE = 1 << 17
 _WRITE_SIZE = 1 << 18
 _EMPTY_TABLE = b"\0\0\0\0"
@@ -95,7 +94,7 @@ class FastConnection(SelectConnection):
         super()._send_method(channel_number, _exact(method), content)
 
     def _adapter_emit_data(self, data: bytes) -> None:
-        """Send at once what the socket takes; pika waits for the poller before each write, which costs 0.1 ms."""
+        """Send at once what the socket takes. pika waits for the poller first: 14 % more CPU time for a round trip."""
         transport: Any = self._transport
         sent = 0
         if self._socket is not None and transport.get_write_buffer_size() == 0:
