@@ -337,7 +337,7 @@ def header(text: str) -> tuple[str, Any]:
         return key, value
     try:
         return key[:-1], json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the value of {key[:-1]!r} is not JSON: {error}") from error
 
 

@@ -232,7 +232,7 @@ def parse_file(text: str, where: str, vhost: str) -> tuple[Contents, list[str]]:
     """
     try:
         told = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadData(f"{where} is not JSON: {error}") from error
     if not isinstance(told, dict) or not any(kind in told for kind in KINDS):
         raise BadData(f"{where} has no definitions", "'mqtool definitions export' writes such a file")

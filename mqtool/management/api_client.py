@@ -288,7 +288,7 @@ def path(*names: str) -> str:
     for name in names:
         if name in ("", ".", ".."):  # clients remove these from a URL's path
             raise UsageError(f"the management API does not accept the name {name!r}")
-    return "/".join(quote(name, safe="") for name in names)
+    return "/".join(quote(name, safe="", errors="surrogateescape") for name in names)
 
 
 def exchange_path(vhost: str, exchange: str, *more: str) -> str:

@@ -99,6 +99,7 @@ def test_the_format_is_rabbitmqs_own(admin: Shell, broker: TestBroker) -> None:
     [
         ("{", "- is not JSON"),
         ("[]", "- has no definitions"),
+        pytest.param('{"queues": ' + "[" * 100_000, "- is not JSON", id="nested without end"),
         ('{"rows": []}', "- has no definitions"),
         ('{"queues": 3}', '"queues" is not a list'),
         ('{"queues": [{"name": "a"}, {}]}', 'number 2 of "queues" has no name'),

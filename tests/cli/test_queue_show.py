@@ -115,3 +115,10 @@ def test_there_is_no_such_queue(admin: Shell) -> None:
     assert missing.code == 69
     assert "there is no queue 'nope'" in missing.stderr
     assert "mqtool list queues" in missing.stderr
+
+
+def test_a_name_that_is_not_utf_8(admin: Shell) -> None:
+    """There may be such a queue, and the API is asked for it by its bytes."""
+    shown = admin.script("mqtool queue show \"$(printf 'q\\377')\"")
+    assert shown.code == 69, shown.stderr
+    assert "unexpected" not in shown.stderr

@@ -31,7 +31,7 @@ def definition(text: str) -> dict[str, Any]:
     """Parse the settings of a policy: a JSON object that is not empty."""
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{text!r} is not JSON: {error}") from error
     if not isinstance(found, dict) or not found:
         raise ValueError(f'{text!r} is not a JSON object such as {{"max-length": 1000}}')
