@@ -11,6 +11,7 @@ import queue as queues
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mqtool.amqp import Channel, Receiving
@@ -93,7 +94,7 @@ class Worker:
             for _ in range(self._concurrency):
                 threading.Thread(target=self._work, args=(deliveries,), daemon=True).start()
             for _ in range(self._concurrency):
-                if (lost := self._ended.get()) is not None:
+                if (lost := _next(self._ended)) is not None:
                     raise lost
             if self._error is not None:
                 raise self._error
@@ -182,3 +183,10 @@ class Worker:
     def _count(self, what: str) -> None:
         with self._counting:
             self.counts[what] += 1
+
+
+def _next(ended: queues.SimpleQueue[BaseException | None]) -> BaseException | None:
+    """Wait for the end of a thread; with a time-out, since Python runs signal handlers only between two waits."""
+    while True:
+        with suppress(queues.Empty):
+            return ended.get(timeout=0.1)
