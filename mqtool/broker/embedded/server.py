@@ -13,12 +13,11 @@ from mqtool.broker.embedded.model.broker import LOW_ON_DISK, Broker
 from mqtool.broker.embedded.model.ledger import Ledger
 from mqtool.broker.embedded.model.profile import profile
 from mqtool.broker.embedded.settings import Settings
-from mqtool.broker.embedded.sockets.listener import Listener
-from mqtool.broker.embedded.sockets.strangers import Connections
+from mqtool.broker.embedded.sockets.listener import Connections, Listener
 from mqtool.broker.embedded.wire.amqp_connection import Connection
 
 if TYPE_CHECKING:
-    from mqtool.broker.embedded.store.disk_space import DiskSpace
+    from mqtool.broker.embedded.store.database import DiskSpace
     from mqtool.broker.embedded.streaming.stream_connection import StreamConnection
     from mqtool.broker.embedded.testing.under_test import BrokerUnderTest
 
@@ -178,7 +177,7 @@ class Server:
             broker.create_defaults()
             return broker
         # Imported here: a broker in memory starts faster without SQLite.
-        from mqtool.broker.embedded.store.disk_space import DiskSpace
+        from mqtool.broker.embedded.store.database import DiskSpace
         from mqtool.broker.embedded.store.recovery import recover
         from mqtool.broker.embedded.store.storage import Storage
 

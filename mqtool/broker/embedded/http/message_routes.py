@@ -29,8 +29,8 @@ from mqtool.broker.embedded.model.broker import NODE, Broker
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.wire.amqp_channel import Channel
 from mqtool.broker.embedded.wire.amqp_session import Session
+from mqtool.broker.embedded.wire.basic_methods import check_message
 from mqtool.broker.embedded.wire.deliveries import Subscription
-from mqtool.broker.embedded.wire.publishing_methods import check_message
 from mqtool.codecs.field_tables import Int64, Table, Value, decode_table, encode_table
 
 if TYPE_CHECKING:

@@ -1,5 +1,6 @@
-"""The SQLite file of a data directory: opened privately, alone, and after a check for damage; its two tables."""
+"""The SQLite file of a data directory, opened after a check for damage; and the alarm that its disk is full."""
 
+import asyncio
 import errno
 import fcntl
 import os
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 from mqtool.broker.embedded.model.amqp_message import HeaderReader, Message
 from mqtool.broker.embedded.model.backlog import BATCH, Entry
+from mqtool.broker.embedded.model.broker import LOW_ON_DISK, Broker
 from mqtool.broker.embedded.model.ledger import decode_definition, disk_free
 from mqtool.broker.embedded.store.damage import LogCheck, is_sound, salvage
 from mqtool.codecs.field_tables import Table
@@ -277,3 +279,34 @@ def _ranges(rows: list[int]) -> Iterator[tuple[int, int]]:
             first = row
         last = row
     yield first, last
+
+
+#: Seconds between two checks of the free space: fewer if what is left can be used up sooner.
+_SOONEST, _LATEST = 0.1, 10.0
+_BYTES_PER_SECOND = 250_000_000
+_WHILE_ALARMED = 0.5
+
+
+class DiskSpace:
+    """Checks the free space in the data directory, and blocks publishers while there is too little (disk alarm)."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._next: asyncio.TimerHandle | None = None
+
+    def look(self) -> None:
+        """Check now, and then again and again."""
+        broker = self._broker
+        room = broker.ledger.disk_free() - broker.disk_free_limit
+        if room < 0:
+            broker.raise_alarm("disk space", LOW_ON_DISK, f"only {broker.ledger.disk_free()} bytes are free")
+            seconds = _WHILE_ALARMED
+        else:
+            broker.clear_alarm("disk space")
+            seconds = min(max(room / _BYTES_PER_SECOND, _SOONEST), _LATEST)
+        self._next = asyncio.get_running_loop().call_later(seconds, self.look)
+
+    def stop(self) -> None:
+        """End the checks."""
+        if self._next is not None:
+            self._next.cancel()

@@ -8,7 +8,7 @@ from typing import Any
 from mqtool.broker.embedded.model.amqp_errors import ConnectionException
 from mqtool.broker.embedded.model.broker import Broker
 from mqtool.broker.embedded.model.stream_log import StreamLog
-from mqtool.broker.embedded.sockets.strangers import Connections
+from mqtool.broker.embedded.sockets.listener import Connections
 from mqtool.broker.embedded.streaming import stream_requests
 from mqtool.broker.embedded.streaming.publishers import Publishers
 from mqtool.broker.embedded.streaming.stream_frames import (

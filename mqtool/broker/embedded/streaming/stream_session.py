@@ -11,7 +11,7 @@ from mqtool.broker.embedded.model.stream_log import StreamLog
 from mqtool.broker.embedded.model.stream_queue import Stream
 from mqtool.broker.embedded.model.users import User
 from mqtool.broker.embedded.sockets.client_socket import ClientSocket
-from mqtool.broker.embedded.sockets.strangers import Connections
+from mqtool.broker.embedded.sockets.listener import Connections
 from mqtool.broker.embedded.streaming.stream_frames import (
     FRAME_MAX,
     HEAD,

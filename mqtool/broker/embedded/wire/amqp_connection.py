@@ -18,13 +18,13 @@ from mqtool.broker.embedded.model.amqp_errors import (
     precondition_failed,
 )
 from mqtool.broker.embedded.model.broker import Broker, check_channels
-from mqtool.broker.embedded.sockets.strangers import Connections
+from mqtool.broker.embedded.sockets.listener import Connections
 from mqtool.broker.embedded.wire import amqp_frames as frames
 from mqtool.broker.embedded.wire.amqp_channel import Channel
 from mqtool.broker.embedded.wire.amqp_frames import decode_method, malformed
 from mqtool.broker.embedded.wire.amqp_session import CHANNEL_MAX, Session, receive_handshake, send_start
+from mqtool.broker.embedded.wire.basic_methods import publish
 from mqtool.broker.embedded.wire.dispatch import take_frame, take_frame_while_closing, unknown_frame
-from mqtool.broker.embedded.wire.publishing_methods import publish
 
 log = logging.getLogger("mqtool.broker.embedded")
 

@@ -19,7 +19,7 @@ from mqtool.broker.embedded.model.profile import Profile, identity
 from mqtool.broker.embedded.model.queue import Queue
 from mqtool.broker.embedded.model.rights import Rights
 from mqtool.broker.embedded.sockets.client_socket import ClientSocket
-from mqtool.broker.embedded.sockets.strangers import Connections
+from mqtool.broker.embedded.sockets.listener import Connections
 from mqtool.broker.embedded.wire import amqp_frames as frames
 from mqtool.broker.embedded.wire.amqp_frames import encode_method, malformed, table
 from mqtool.codecs.field_tables import Table, decode_table

@@ -15,10 +15,10 @@ from mqtool.broker.embedded.model.amqp_errors import (
     ConnectionException,
 )
 from mqtool.broker.embedded.wire import amqp_frames as frames
-from mqtool.broker.embedded.wire import consuming_methods, publishing_methods, topology_methods
+from mqtool.broker.embedded.wire import basic_methods, topology_methods
 from mqtool.broker.embedded.wire.amqp_channel import Channel
 from mqtool.broker.embedded.wire.amqp_frames import decode_method, malformed
-from mqtool.broker.embedded.wire.publishing_methods import publish
+from mqtool.broker.embedded.wire.basic_methods import publish
 
 
 def take_frame(channel: Channel, kind: int, payload: bytes) -> None:  # noqa: C901 - one case per kind
@@ -45,7 +45,7 @@ def take_frame(channel: Channel, kind: int, payload: bytes) -> None:  # noqa: C9
     elif len(payload) == frames.ACK_SIZE and payload.startswith(frames.BASIC_ACK):
         channel.content.check_complete()
         tag, bits = frames.ACK_FIELDS.unpack_from(payload, 4)
-        consuming_methods.ack(channel, tag, multiple=bool(bits & 1))
+        basic_methods.ack(channel, tag, multiple=bool(bits & 1))
     elif payload.startswith(frames.ACCESS_REQUEST):
         # Some clients still ask for a ticket of AMQP 0-8. They get one, which is never checked.
         channel.session.write(frames.method_frame(channel.number, frames.ACCESS_REQUEST_OK))
@@ -93,7 +93,7 @@ def _flow(channel: Channel, method: commands.Channel.Flow) -> None:
 
 
 def _ack(channel: Channel, method: commands.Basic.Ack) -> None:
-    consuming_methods.ack(channel, method.delivery_tag, multiple=method.multiple)
+    basic_methods.ack(channel, method.delivery_tag, multiple=method.multiple)
 
 
 def _flow_ok(channel: Channel, method: Frame) -> None:
@@ -115,17 +115,17 @@ _HANDLERS: dict[type[Frame], Callable[[Channel, Any], None]] = {
     commands.Queue.Unbind: topology_methods.queue_unbind,
     commands.Queue.Purge: topology_methods.queue_purge,
     commands.Queue.Delete: topology_methods.queue_delete,
-    commands.Basic.Qos: consuming_methods.qos,
-    commands.Basic.Consume: consuming_methods.consume,
-    commands.Basic.Cancel: consuming_methods.cancel,
-    commands.Basic.Get: consuming_methods.get,
+    commands.Basic.Qos: basic_methods.qos,
+    commands.Basic.Consume: basic_methods.consume,
+    commands.Basic.Cancel: basic_methods.cancel,
+    commands.Basic.Get: basic_methods.get,
     commands.Basic.Ack: _ack,
-    commands.Basic.Nack: consuming_methods.nack,
-    commands.Basic.Reject: consuming_methods.reject,
-    commands.Basic.Recover: consuming_methods.recover,
-    commands.Basic.RecoverAsync: consuming_methods.recover_async,
-    commands.Confirm.Select: publishing_methods.confirm_select,
-    commands.Tx.Select: publishing_methods.tx_select,
-    commands.Tx.Commit: publishing_methods.tx_commit,
-    commands.Tx.Rollback: publishing_methods.tx_rollback,
+    commands.Basic.Nack: basic_methods.nack,
+    commands.Basic.Reject: basic_methods.reject,
+    commands.Basic.Recover: basic_methods.recover,
+    commands.Basic.RecoverAsync: basic_methods.recover_async,
+    commands.Confirm.Select: basic_methods.confirm_select,
+    commands.Tx.Select: basic_methods.tx_select,
+    commands.Tx.Commit: basic_methods.tx_commit,
+    commands.Tx.Rollback: basic_methods.tx_rollback,
 }

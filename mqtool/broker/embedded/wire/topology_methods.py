@@ -21,7 +21,7 @@ from mqtool.broker.embedded.model.exchange import Exchange, ExchangeDeclaration
 from mqtool.broker.embedded.model.queue import Queue, QueueDeclaration
 from mqtool.broker.embedded.wire.amqp_channel import Channel
 from mqtool.broker.embedded.wire.amqp_frames import table
-from mqtool.broker.embedded.wire.publishing_methods import DIRECT_REPLY_TO
+from mqtool.broker.embedded.wire.basic_methods import DIRECT_REPLY_TO
 
 
 def without_line_ends(name: str) -> str:
