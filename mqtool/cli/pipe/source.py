@@ -102,9 +102,9 @@ def delimited(chunks: Iterator[bytes | None], delimiter: bytes) -> Iterator[byte
     return flat(delimited_lots(chunks, delimiter))
 
 
-def flat(lots: Iterable[Sequence[Thing]]) -> Iterator[Thing | None]:
-    """What is in lots, one after another; None for an empty one."""
-    return chain.from_iterable(lot or (None,) for lot in lots)
+def flat(batches: Iterable[Sequence[Thing]]) -> Iterator[Thing | None]:
+    """Yield the items of batches one by one, and None for an empty batch."""
+    return chain.from_iterable(batch or (None,) for batch in batches)
 
 
 def delimited_lots(chunks: Iterator[bytes | None], delimiter: bytes) -> Iterator[list[bytes]]:
@@ -206,9 +206,9 @@ class InputInBatches(Input, InBatches):
         self._lots = read
 
     def batches(self) -> Iterator[list[Message]]:
-        for lot in _until_stopped(self._lots) if self._keeps_rest else self._lots:
-            self._given_back = lot  # until it is published
-            yield lot
+        for batch in _until_stopped(self._lots) if self._keeps_rest else self._lots:
+            self._given_back = batch  # until it is published
+            yield batch
 
 
 def _until_stopped(read: Iterator[Thing]) -> Iterator[Thing]:
@@ -257,10 +257,10 @@ def read_messages(
     if not options.is_stream and not options.file and not words and not has_input(STDIN):
         return Input(iter(making.messages([default])), is_typed=True)
     descriptor = opened(options.file)
-    lots = _from_input(descriptor, options, delimiter, making)
+    batches = _from_input(descriptor, options, delimiter, making)
     if adapt is not None:
-        lots = ([*map(adapt, lot)] for lot in lots)
-    return InputInBatches(lots, keeps_rest=options.failed_to is not None, fraction=fraction(descriptor))
+        batches = ([*map(adapt, batch)] for batch in batches)
+    return InputInBatches(batches, keeps_rest=options.failed_to is not None, fraction=fraction(descriptor))
 
 
 def _check_size(size: int) -> None:
