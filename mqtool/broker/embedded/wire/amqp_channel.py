@@ -1,4 +1,4 @@
-"""A channel: one of the independent conversations on a connection."""
+"""The broker's side of an AMQP 0-9-1 channel: its state, and the checks and replies that its methods share."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -19,13 +19,16 @@ from mqtool.broker.embedded.wire.deliveries import Deliveries, Delivery
 from mqtool.broker.embedded.wire.incoming_publishes import Confirms, Content
 from mqtool.codecs.field_tables import Table
 
-#: The memory that an uncommitted publish takes besides its body, in bytes.
+#: Bytes of memory counted for an uncommitted publish, in addition to its body.
 _UNCOMMITTED_OVERHEAD = 500
 
 
-# Publishing takes 1.3 times as long without this.
+# Without this cache, publishing takes 1.3 times as long.
 class Route(NamedTuple):
-    """The queues of the latest plain message. They apply to all with its address, until `Session.turn` changes."""
+    """The queues of the latest plain message, cached for messages with the same address until `Session.turn` changes.
+
+    A message is plain if routing and permissions depend only on its address: its exchange and routing key.
+    """
 
     turn: int
     address: bytes
@@ -34,7 +37,7 @@ class Route(NamedTuple):
 
 
 class ReplyConsumer(NamedTuple):
-    """A consumer of direct replies: its tag, and the token in the reply-to of its requests."""
+    """A direct reply-to consumer: its tag, and the token that the broker adds to `reply-to` of its requests."""
 
     tag: str
     token: str
@@ -44,17 +47,17 @@ class Channel:
     """One channel of a connection.
 
     Attributes:
-        number: its number on the connection.
+        number: the channel number.
         vhost: the virtual host of the connection.
-        content: the incomplete publish, if any.
-        deliveries: its consumers and unacknowledged messages.
+        content: assembles a message that is being published from its frames.
+        deliveries: the channel's consumers and unacknowledged messages.
         published: the number of messages published to each exchange.
-        confirms: its unconfirmed publishes; None unless the client selected publisher confirms.
-        transaction: what waits for the commit; None unless the client selected transactions.
-        state: `open`, `closing` (a channel.close has been sent and not answered) or `closed`.
+        confirms: the unconfirmed publishes; None unless the client selected publisher confirms.
+        transaction: publishes and acknowledgements waiting for tx.commit; None unless the client selected transactions.
+        state: `open`, `closing` (the broker sent channel.close and waits for channel.close-ok) or `closed`.
         last_queue: the name of the queue declared last.
-        replies: its consumer of direct replies, if any.
-        route: the queues of the latest plain message.
+        replies: the channel's direct reply-to consumer, if any.
+        route: the cached queues of the latest plain message, if any.
     """
 
     def __init__(self, number: int, session: Session) -> None:
@@ -72,25 +75,31 @@ class Channel:
         self.route: Route | None = None
 
     def counts(self) -> dict[str, int]:
-        """The numbers of messages published, confirmed and delivered on it, by RabbitMQ's names."""
+        """Count the messages published, confirmed and delivered on this channel, under the management API's names."""
         confirmed = 0 if self.confirms is None else self.confirms.settled
         return {"publish": sum(self.published.values()), "confirm": confirmed, "deliver_get": self.deliveries.last_tag}
 
     def send(self, kind: type[Frame], **fields: str | int | bool | Table) -> None:
-        """Send a method."""
+        """Send a method on this channel."""
         self.session.write(frames.method_frame(self.number, encode_method(kind, **fields)))
 
     def send_return(self, message: Message) -> None:
-        """Return a mandatory message that was routed to no queue."""
+        """Send basic.return for a mandatory message that was routed to no queue."""
         self.session.write(frames.returned(self.number, 312, "NO_ROUTE", message, self.session.frame_max))
 
     def deliver_reply(self, message: Message) -> None:
-        """Send a message to the consumer of direct replies. A client that does not read loses replies."""
+        """Send a message to the direct reply-to consumer; drop it if the client has too much unread data."""
         if self.replies is not None and self.session.can_be_sent_more:
             self.deliveries.deliver_unlisted(short_string(self.replies.tag), message)
 
     def settle_publish(self, confirms: Confirms, *, accepted: bool, stored: bool) -> None:
-        """Confirm or refuse the latest publish; if it is stored, once it is on disk."""
+        """Confirm or nack the latest publish. A stored message is confirmed once it is on disk.
+
+        Args:
+            confirms: the channel's confirms.
+            accepted: False if a queue rejected the message.
+            stored: True if the message is being written to disk.
+        """
         if not stored:
             confirms.published_one(accepted=accepted)
             self.session.confirm_soon(self)
@@ -121,7 +130,7 @@ class Channel:
         """The queue of this name.
 
         Raises:
-            ChannelException: 404, or 405 if it is exclusive to another connection.
+            ChannelException: 404 if it does not exist, 405 if it is exclusive to another connection.
         """
         found = self.vhost.queues.get(name)
         if found is None:
@@ -133,13 +142,13 @@ class Channel:
         """Check that a queue is not exclusive to another connection.
 
         Raises:
-            ChannelException: 405.
+            ChannelException: 405 if it is.
         """
         if queue.owner is not None and queue.owner is not self.session:
             raise locked_queue(queue.name, queue.vhost)
 
     def queue_name(self, name: str) -> str:
-        """The name itself; if it is empty, the name of the queue declared last on this channel.
+        """Return the name; if it is empty, the name of the queue declared last on this channel.
 
         Raises:
             ChannelException: 404 if none was declared.
@@ -154,7 +163,7 @@ class Channel:
         """The exchange of this name.
 
         Raises:
-            ChannelException: 404.
+            ChannelException: 404 if it does not exist.
         """
         found = self.vhost.exchanges.get(name)
         if found is None:
@@ -162,13 +171,13 @@ class Channel:
         return found
 
     def stop_replies(self) -> None:
-        """End the consumer of direct replies, if any."""
+        """End the direct reply-to consumer, if any."""
         if self.replies is not None:
             self.session.broker.reply_consumers.pop(self.replies.token, None)
             self.replies = None
 
     def shut(self) -> None:
-        """End the consumers, and requeue the unacknowledged messages."""
+        """Close the channel on the broker's side: end its consumers and requeue its unacknowledged messages."""
         self.state = "closed"
         self.stop_replies()
         self.content.drop()
@@ -179,11 +188,11 @@ class Channel:
         self.deliveries.shut(uncommitted)
 
     def close(self, error: ChannelException, index: int) -> None:
-        """Send channel.close, and ignore further frames until the client agrees.
+        """Send channel.close, and ignore further frames until the client sends channel.close-ok.
 
         Args:
-            error: what is wrong.
-            index: the method that caused it: class and method number in one integer.
+            error: the reply code and text.
+            index: the method that caused the error: class id and method id, in the upper and lower 16 bits.
         """
         self.shut()
         self.state = "closing"
@@ -197,10 +206,10 @@ class Channel:
 
 
 class UncommittedPublish(NamedTuple):
-    """A publish that waits for the commit of its transaction.
+    """A publish that waits for tx.commit.
 
     Attributes:
-        routing: the queues that it goes to; None for a direct reply.
+        routing: the queues that the message was routed to; None for a direct reply.
     """
 
     message: Message
@@ -210,7 +219,7 @@ class UncommittedPublish(NamedTuple):
 
 @dataclass
 class Transaction:
-    """Publishes and acknowledgements that wait for the commit. Deliveries are kept by tag."""
+    """Publishes and acknowledgements that wait for tx.commit. Deliveries are stored by delivery tag."""
 
     publishes: list[UncommittedPublish] = field(default_factory=list)
     held_bytes: int = 0
@@ -219,7 +228,7 @@ class Transaction:
     requeued: dict[int, Delivery] = field(default_factory=dict)
 
     def add(self, publish: UncommittedPublish) -> int:
-        """Add a publish, and return the bytes of memory that it takes."""
+        """Add a publish, and return the bytes of memory counted for it."""
         self.publishes.append(publish)
         size = len(publish.message.body) + _UNCOMMITTED_OVERHEAD
         self.held_bytes += size

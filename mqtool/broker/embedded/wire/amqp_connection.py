@@ -1,4 +1,4 @@
-"""One AMQP 0-9-1 connection: passes frames to its channels, and closes channels and connection on errors."""
+"""One AMQP 0-9-1 connection: dispatches frames to its channels, and closes a channel or the connection on errors."""
 
 import logging
 from collections.abc import Callable, Collection
@@ -36,11 +36,11 @@ _CLOSED_SECONDS = 30.0
 
 
 class Connection(Session):
-    """One client.
+    """The connection of one AMQP 0-9-1 client.
 
     Attributes:
-        subscriptions: always empty; the management API lists those of stream connections.
-        channels: by number: the open channels, and closed ones until the client has agreed.
+        subscriptions: always empty. Only stream connections have subscriptions, which the management API lists.
+        channels: the channels by number: open ones, and those that wait for the client's channel.close-ok.
     """
 
     protocol = "AMQP 0-9-1"
@@ -59,7 +59,7 @@ class Connection(Session):
         self.close(error)
 
     def receive(self, kind: int, number: int, payload: bytes) -> None:
-        """Handle a frame; close the channel or the connection if it is wrong."""
+        """Handle a frame. On an error, close the channel or the connection."""
         if kind == frames.HEARTBEAT and not number and not payload:
             return
         channel = self.channels.get(number)
@@ -84,9 +84,12 @@ class Connection(Session):
             self.close(error, index)
 
     def receive_publish(self, number: int, data: bytes, start: int, end: int) -> int:
-        """Handle a publish that has come completely; return the offset after it, 0 to handle it frame by frame.
+        """Handle a publish whose frames have all arrived.
 
         Publishing takes 1.5 times as long without this.
+
+        Returns:
+            The offset after the publish; 0 if it must be handled frame by frame.
         """
         channel = self.channels.get(number)
         if channel is None or channel.state != "open" or channel.content.due or self.broker.alarms:
@@ -105,7 +108,7 @@ class Connection(Session):
 
     def _frame_before_open(self, kind: int, number: int, payload: bytes) -> None:
         if self.state == "closing":
-            # The client sent these frames before it saw the close; only its agreement matters now.
+            # The client sent these frames before it received connection.close; only its close-ok matters now.
             if kind == frames.METHOD and payload.startswith(frames.CONNECTION_CLOSE_OK):
                 self.hang_up()
             return
@@ -144,7 +147,7 @@ class Connection(Session):
         channel.send(commands.Channel.OpenOk)
 
     def remove_channel(self, number: int) -> None:
-        """Remove a closed channel."""
+        """Remove a closed channel, so that its number can be used again."""
         del self.channels[number]
 
     def _connection_method(self, kind: int, payload: bytes) -> None:
@@ -159,11 +162,11 @@ class Connection(Session):
             raise ConnectionException(CHANNEL_ERROR, "unexpected method in connection state running")
 
     def greet(self) -> None:
-        """Start the handshake."""
+        """Start the handshake: send connection.start."""
         send_start(self)
 
     def block(self) -> None:
-        """Stop reading from a publishing client until the alarm is over, and tell it if it understands that."""
+        """Stop reading from a publishing client until the alarm is over. Send connection.blocked if supported."""
         if self.blocked:
             return
         if self.capability("connection.blocked"):
@@ -171,7 +174,7 @@ class Connection(Session):
         super().block()
 
     def unblock(self) -> None:
-        """Resume reading: the last alarm is over."""
+        """Resume reading after the last alarm is over; send connection.unblocked if the client supports that."""
         if not self.blocked:
             return
         if self.state == "open" and self.capability("connection.blocked"):
@@ -179,7 +182,7 @@ class Connection(Session):
         super().unblock()
 
     def check_consumers(self, timeout: float) -> None:
-        """Close the channels that have a delivery unacknowledged for longer than this many seconds."""
+        """Close the channels with a delivery that has been unacknowledged for longer than `timeout` seconds."""
         for channel in list(self.channels.values()):
             if channel.deliveries.overdue(timeout):
                 channel.close(
@@ -192,22 +195,22 @@ class Connection(Session):
                 )
 
     def _close_received(self) -> None:
-        """Agree to close. The client closes the socket, since some clients take an early end for a failure."""
+        """Send connection.close-ok. The client closes the socket: some clients report a failure if the broker does."""
         self.shut()
         self.send(commands.Connection.CloseOk)
         self.state = "closed"
         self.set_deadline(_CLOSED_SECONDS)
 
     def force_close(self, reason: str) -> None:
-        """Close it with 320 CONNECTION_FORCED."""
+        """Close the connection with 320 CONNECTION_FORCED."""
         self.close(ConnectionException(CONNECTION_FORCED, reason))
 
     def close(self, error: ConnectionException, index: int = 0) -> None:
-        """Send connection.close, and wait for the client to agree.
+        """Send connection.close, and give the client some seconds to send connection.close-ok.
 
         Args:
-            error: what is wrong.
-            index: the method that caused it: class and method number in one integer.
+            error: the reply code and text.
+            index: the method that caused the error: class id and method id, in the upper and lower 16 bits.
         """
         if self.state in ("closing", "closed"):
             return
@@ -235,7 +238,7 @@ class Connection(Session):
 
 
 def _index(kind: int, payload: bytes) -> int:
-    """The method that an error on a channel is about, class and method in one number."""
+    """The method to name in channel.close, as class id and method id in one integer."""
     return int.from_bytes(payload[:4]) if kind == frames.METHOD else commands.Basic.Publish.index
 
 
@@ -244,12 +247,12 @@ def _method_index(payload: bytes) -> int:
 
 
 def _publish_index(error: ConnectionException) -> int:
-    """The method that a connection error in a publish is about; 0 if it failed inside the broker."""
+    """The method to name in connection.close after a failed publish: basic.publish for 540, else 0."""
     return commands.Basic.Publish.index if error.code == NOT_IMPLEMENTED else 0
 
 
 def take_frame(channel: Channel, kind: int, payload: bytes) -> None:  # noqa: C901 - one case per kind
-    """Handle a frame on an open channel. The most frequent frames are tested for first.
+    """Handle a frame on an open channel. The most frequent kinds are checked first.
 
     Raises:
         ChannelException: the channel must be closed.
@@ -274,7 +277,7 @@ def take_frame(channel: Channel, kind: int, payload: bytes) -> None:  # noqa: C9
         tag, bits = frames.ACK_FIELDS.unpack_from(payload, 4)
         basic_methods.ack(channel, tag, multiple=bool(bits & 1))
     elif payload.startswith(frames.ACCESS_REQUEST):
-        # Some clients still ask for a ticket of AMQP 0-8. They get one, which is never checked.
+        # Some clients still request an access ticket, as in AMQP 0-8. They get one, which is never checked.
         channel.session.write(frames.method_frame(channel.number, frames.ACCESS_REQUEST_OK))
     else:
         method = decode_method(payload)
@@ -286,7 +289,7 @@ def take_frame(channel: Channel, kind: int, payload: bytes) -> None:  # noqa: C9
 
 
 def take_frame_while_closing(channel: Channel, kind: int, payload: bytes) -> None:
-    """Handle a frame on a channel that the broker has closed: ignore it, unless the client agrees to the closing."""
+    """Handle a frame on a channel that the broker has closed: ignore all but channel.close-ok and channel.close."""
     if kind != frames.METHOD:
         return
     if payload.startswith(frames.CHANNEL_CLOSE_OK):
@@ -324,10 +327,10 @@ def _ack(channel: Channel, method: commands.Basic.Ack) -> None:
 
 
 def _flow_ok(channel: Channel, method: Frame) -> None:
-    """Ignore the answer: the broker never sends channel.flow."""
+    """Ignore channel.flow-ok: the broker never sends channel.flow."""
 
 
-# Any: each handler takes the one method that it is listed for.
+# Any: each handler takes only the method class that it is the value of.
 _HANDLERS: dict[type[Frame], Callable[[Channel, Any], None]] = {
     commands.Channel.Open: _open,
     commands.Channel.Close: _close,

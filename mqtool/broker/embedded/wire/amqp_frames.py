@@ -1,8 +1,8 @@
-"""AMQP 0-9-1 frames and methods, to and from bytes.
+"""Encode and decode AMQP 0-9-1 frames and methods.
 
-pamqp knows the methods, their fields and the fields' types. The values are coded here, because pamqp refuses names
-that RabbitMQ accepts (a queue called `my queue`) and forgets integer widths. basic.deliver, basic.get-ok and
-basic.ack have encoders of their own: they are most of the traffic, and the general one takes three times as long.
+pamqp defines the methods, their fields and the fields' types. The values are encoded and decoded here, because pamqp
+rejects names that RabbitMQ accepts (a queue called `my queue`) and loses integer widths. Methods that make up most of
+the traffic (basic.deliver, basic.get-ok, basic.ack) have their own encoders: the general one takes three times as long.
 """
 
 import struct
@@ -20,7 +20,7 @@ HEADER = 2
 BODY = 3
 HEARTBEAT = 8
 FRAME_END = b"\xce"
-#: The bytes of a frame besides its payload: type, channel, size and end mark.
+#: The bytes of a frame in addition to its payload: type, channel, size and end mark.
 FRAME_OVERHEAD = 8
 
 PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
@@ -38,7 +38,7 @@ CONNECTION_CLOSE_OK = b"\x00\x0a\x00\x33"
 CHANNEL_CLOSE = b"\x00\x14\x00\x28"
 CHANNEL_CLOSE_OK = b"\x00\x14\x00\x29"
 ACK_SIZE = 13
-#: The bytes of a frame that an error quotes. Its text ends after 255 characters anyway.
+#: How much of a frame an error quotes, in bytes. A reply text is limited to 255 bytes anyway.
 _QUOTED_BYTES = 260
 ACK_FIELDS = struct.Struct(">QB")
 _DELIVER = b"\x00\x3c\x00\x3c"
@@ -49,12 +49,12 @@ _TAG = struct.Struct(">QB")
 
 
 def method_frame(channel: int, payload: bytes) -> bytes:
-    """A method frame around an encoded method."""
+    """Encode a method frame around an encoded method."""
     return FRAME_HEADER.pack(METHOD, channel, len(payload)) + payload + FRAME_END
 
 
 def _content(channel: int, method: bytes, message: Message, frame_max: int) -> bytes:
-    """A method with content: its frame, the header frame, and body frames of at most `frame_max` bytes."""
+    """Encode a method with content: method frame, header frame, and body frames of at most `frame_max` bytes."""
     header, body = message.header.raw, message.body
     parts = [
         FRAME_HEADER.pack(METHOD, channel, len(method)),
@@ -76,7 +76,7 @@ def _content(channel: int, method: bytes, message: Message, frame_max: int) -> b
 def deliver(
     channel: int, consumer_tag: bytes, delivery_tag: int, message: Message, frame_max: int, *, redelivered: bool
 ) -> bytes:
-    """A basic.deliver with its content. `consumer_tag` is an encoded short string."""
+    """Encode basic.deliver with its content. `consumer_tag` is an encoded short string."""
     method = _DELIVER + consumer_tag + _TAG.pack(delivery_tag, redelivered) + message.address
     return _content(channel, method, message, frame_max)
 
@@ -84,41 +84,41 @@ def deliver(
 def get_ok(
     channel: int, delivery_tag: int, message: Message, message_count: int, frame_max: int, *, redelivered: bool
 ) -> bytes:
-    """A basic.get-ok with its content. `message_count` is the number of messages left in the queue."""
+    """Encode basic.get-ok with its content. `message_count` is the number of messages left in the queue."""
     method = _GET_OK + _TAG.pack(delivery_tag, redelivered) + message.address + message_count.to_bytes(4)
     return _content(channel, method, message, frame_max)
 
 
 def returned(channel: int, code: int, text: str, message: Message, frame_max: int) -> bytes:
-    """A basic.return with its content."""
+    """Encode basic.return with its content."""
     raw = text.encode()
     method = _RETURN + code.to_bytes(2) + bytes([len(raw)]) + raw + message.address
     return _content(channel, method, message, frame_max)
 
 
 def ack(channel: int, delivery_tag: int, *, multiple: bool) -> bytes:
-    """A basic.ack: a publisher confirm."""
+    """Encode basic.ack as a publisher confirm."""
     return _ACK_FRAME.pack(METHOD, channel, 13, 60, 80, delivery_tag, multiple, 0xCE)
 
 
 def nack(channel: int, delivery_tag: int) -> bytes:
-    """A basic.nack: the broker refuses one publish."""
+    """Encode basic.nack for one publish that the broker rejects."""
     return _ACK_FRAME.pack(METHOD, channel, 13, 60, 120, delivery_tag, 0, 0xCE)
 
 
 def frame_error(what: str) -> ConnectionException:
-    """The error for a frame or method that is not valid: 501."""
+    """The error 501 for a frame or method that is not valid. `what` is the error text."""
     return ConnectionException(FRAME_ERROR, what)
 
 
 def malformed(code: int, kind: int, payload: bytes, what: str = "") -> ConnectionException:
-    """The error for a frame that is not valid, in RabbitMQ's words, which are Erlang's.
+    """The error for a frame that is not valid, with RabbitMQ's text, which contains Erlang terms.
 
     Args:
         code: the reply code.
         kind: the type of the frame.
-        payload: its payload; the error quotes the first 16 bytes.
-        what: what is wrong.
+        payload: the payload of the frame; the error quotes the first 16 bytes.
+        what: a description to append, if any.
     """
     shown = "all octets" if len(payload) <= 16 else "first 16 octets"
     text = f"type {kind}, {shown} = {_erlang(payload[:16])}"
@@ -126,7 +126,7 @@ def malformed(code: int, kind: int, payload: bytes, what: str = "") -> Connectio
 
 
 def _erlang(data: bytes) -> str:
-    """Bytes as Erlang prints a binary: as text if all of it is printable, else as numbers."""
+    """Format bytes as Erlang prints a binary: as text if all bytes are printable, else as numbers."""
     text = data.decode("latin-1")
     if data and all(letter.isprintable() for letter in text) and '"' not in text:
         return f'<<"{text}">>'
@@ -199,17 +199,17 @@ def _decode_field(kind: str, payload: bytes, offset: int) -> tuple[Any, int]:
     if start + size > len(payload):
         raise ValueError("string cut short")
     raw = payload[start : start + size]
-    # The response of connection.start-ok may hold any bytes; everything else is text.
+    # The `response` field of connection.start-ok may contain any bytes; all other strings are text.
     return raw.decode(errors="surrogateescape"), start + size
 
 
 def table(value: object) -> Table:
-    """A table field of a decoded method. pamqp annotates it with the types of its own decoder."""
+    """Return a table field of a decoded method with the type Table. pamqp declares the types of its own decoder."""
     return value if isinstance(value, dict) else {}
 
 
 def encode_method(kind: type[Frame], **fields: str | int | bool | Table) -> bytes:
-    """The payload of a method frame. Fields left out are empty."""
+    """Encode the payload of a method frame. Fields that are not given are empty, 0 or false."""
     parts = [_SIZE.pack(kind.index)]
     octet, bit = 0, 0
     for name, amqp_type in _FIELDS[kind]:
@@ -240,6 +240,6 @@ def _encode_field(kind: str, value: Any) -> bytes:
 
 
 def short_string(value: str) -> bytes:
-    """An encoded short string."""
+    """Encode a short string: text of up to 255 bytes."""
     raw = value.encode(errors="surrogateescape")
     return bytes([len(raw)]) + raw

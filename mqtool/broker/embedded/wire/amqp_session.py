@@ -1,4 +1,4 @@
-"""One AMQP 0-9-1 connection up to its frames: cutting the incoming bytes into frames, and the handshake."""
+"""Base class of an AMQP 0-9-1 connection, which splits incoming bytes into frames; and the handshake."""
 
 from abc import abstractmethod
 from typing import Any, Protocol
@@ -27,7 +27,7 @@ from mqtool.codecs.field_tables import Table, decode_table
 #: The largest frame, in bytes, that the broker agrees to.
 FRAME_MAX = 131_072
 
-#: Type, channel and size: enough to refuse a frame that is too large before the rest has come.
+#: Bytes of a frame's type, channel and size: enough to reject a frame that is too large before the rest has arrived.
 _FRAME_HEAD = 7
 
 
@@ -39,14 +39,14 @@ class Confirming(Protocol):
 
 
 class Session(ClientSocket):
-    """A connection as its channels see it. `Connection` adds the channels.
+    """The part of a connection that its channels use. The subclass `Connection` adds the channels.
 
     Attributes:
         frame_max: the largest frame in bytes, as negotiated.
         channel_max: the highest channel number, as negotiated.
         starving: queues whose deliveries wait until the client has read more.
         exclusive_queues: the queues that are deleted with the connection.
-        turn: counts reads, and frames other than publishes: while it is the same, no route can have changed.
+        turn: a counter of reads and of frames other than publishes. While it is unchanged, no binding has changed.
     """
 
     enough_out = 256 * 1024
@@ -75,10 +75,10 @@ class Session(ClientSocket):
 
     @abstractmethod
     def receive_publish(self, number: int, data: bytes, start: int, end: int) -> int:
-        """Handle a basic.publish whose header and body have come, too.
+        """Handle a basic.publish together with its header and body, if they have arrived.
 
         Args:
-            number: its channel.
+            number: the channel number.
             data: bytes from the client; the method is in `data[start:end]`.
             start, end: see `data`.
 
@@ -88,7 +88,7 @@ class Session(ClientSocket):
 
     @abstractmethod
     def remove_channel(self, number: int) -> None:
-        """Remove a closed channel."""
+        """Remove a closed channel, so that its number can be used again."""
 
     def take_bytes(self, data: bytes) -> int:
         """Handle the complete frames; return the number of bytes handled."""
@@ -98,7 +98,7 @@ class Session(ClientSocket):
         unpack = frames.FRAME_HEADER.unpack_from
         while size - offset >= _FRAME_HEAD:
             kind, number, length = unpack(data, offset)
-            # Like RabbitMQ, compare the payload alone, without the frame around it.
+            # Like RabbitMQ, compare only the payload's size, without the frame header and end mark.
             if length > self.frame_max:
                 limit = self.frame_max - frames.FRAME_OVERHEAD
                 raise malformed(FRAME_ERROR, kind, b"", f"{{frame_too_large,{length},{limit}}}")
@@ -125,7 +125,10 @@ class Session(ClientSocket):
         return offset
 
     def _take_protocol_header(self, data: bytes) -> int:
-        """Start the handshake, or answer another protocol's header with the one to use, and hang up (section 4.2.2)."""
+        """Start the handshake; or, if the client speaks another protocol, send a supported header and close the socket.
+
+        See section 4.2.2 of the specification. Returns the number of bytes handled.
+        """
         if data[:8] != frames.PROTOCOL_HEADER:
             self.write(self.broker.profile.first_choice)
             self.hang_up()
@@ -135,7 +138,7 @@ class Session(ClientSocket):
         return 8
 
     def confirm_soon(self, channel: Confirming) -> None:
-        """Send a channel's publisher confirms at the end of this turn of the loop, in as few frames as possible."""
+        """Send a channel's publisher confirms at the end of this event loop iteration, in as few frames as possible."""
         self._confirming[channel] = None
         self.flush_soon()
 
@@ -146,18 +149,18 @@ class Session(ClientSocket):
         self._confirming.clear()
 
     def may_send(self) -> None:
-        """Resume deliveries: the client has read what was sent."""
+        """Resume deliveries after the client has read what was sent."""
         starving, self.starving = self.starving, {}
         for queue in starving:
             if not queue.deleted:
                 queue.pump()
 
     def send(self, kind: type[Frame], **fields: str | int | bool | Table) -> None:
-        """Send a method of the connection class."""
+        """Send a method on channel 0."""
         self.write(frames.method_frame(0, encode_method(kind, **fields)))
 
     def capability(self, name: str) -> bool:
-        """Whether the client announced this capability."""
+        """True if the client announced this capability."""
         capabilities = self.client_properties.get("capabilities")
         return isinstance(capabilities, dict) and capabilities.get(name) is True
 
@@ -187,7 +190,7 @@ def server_properties(profile: Profile) -> Table:
 
 
 def send_start(connection: Session) -> None:
-    """Send connection.start: what the broker is, and how to log in."""
+    """Send connection.start, with the broker's properties and login mechanisms."""
     connection.send(
         ConnectionClass.Start,
         version_major=0,
@@ -202,7 +205,7 @@ def receive_handshake(connection: Session, method: Frame) -> None:
     """Handle the next method of a handshake.
 
     Raises:
-        ConnectionException: the login is refused, or the method is out of turn.
+        ConnectionException: the broker refuses the login, or does not expect this method now.
     """
     match connection.state, method:
         case "start", ConnectionClass.StartOk():
@@ -232,7 +235,7 @@ def _start_ok(connection: Session, method: ConnectionClass.StartOk) -> None:
 
 
 def _refuse(connection: Session, mechanism: str) -> None:
-    """Refuse a login: with connection.close if the client understands that, else by closing the socket."""
+    """Refuse a login: with connection.close if the client supports that, else by closing the socket."""
     if connection.capability("authentication_failure_close"):
         raise ConnectionException(
             ACCESS_REFUSED,
@@ -242,7 +245,7 @@ def _refuse(connection: Session, mechanism: str) -> None:
 
 
 def _plain(response: bytes) -> tuple[str, str]:
-    """User and password of a PLAIN login (RFC 4616). An authorization identity is ignored."""
+    """Decode user and password of a PLAIN login (RFC 4616). An authorization identity is ignored."""
     parts = response.split(b"\0")
     if len(parts) != 3:
         raise ConnectionException(SYNTAX_ERROR, "response to PLAIN is not two strings behind zero octets")
@@ -250,7 +253,7 @@ def _plain(response: bytes) -> tuple[str, str]:
 
 
 def _amqplain(response: bytes) -> tuple[str, str]:
-    """User and password of an AMQPLAIN login: a field table without its length."""
+    """Decode user and password of an AMQPLAIN login: a field table without its length."""
     try:
         table = decode_table(len(response).to_bytes(4) + response)[0]
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The methods of the basic class, publisher confirms (confirm.select) and transactions (tx.*)."""
+"""Handlers for the methods of the basic class, publisher confirms (confirm.select) and transactions (tx.*)."""
 
 import re
 import secrets
@@ -34,7 +34,7 @@ _INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
 def publish(channel: Channel, message: Message) -> None:
-    """Publish a complete message: at once, or when the transaction is committed.
+    """Publish a complete message, or add it to the channel's transaction.
 
     Raises:
         ChannelException: 403, 404 or 406.
@@ -63,7 +63,7 @@ def publish(channel: Channel, message: Message) -> None:
 
 
 def _is_plain(message: Message) -> bool:
-    """Whether the rights and the route of a message depend on its exchange and routing key alone."""
+    """True if the permission check and the routing of a message depend only on its exchange and routing key."""
     properties = message.header.properties
     return not properties.headers and properties.expiration is properties.user_id is properties.reply_to is None
 
@@ -74,7 +74,7 @@ def _count(channel: Channel, exchange: Exchange) -> None:
 
 
 def _checked_routing(channel: Channel, message: Message) -> Routing | None:
-    """Check that a message may be published, and route it. A transaction routes when it is published, too.
+    """Check that a message may be published, and route it. In a transaction, too, this happens before the commit.
 
     Returns:
         The message and its queues; None for a direct reply.
@@ -107,7 +107,7 @@ def _checked_routing(channel: Channel, message: Message) -> Routing | None:
 
 
 def check_message(message: Message, exchange: Exchange, vhost: str, user: User) -> None:
-    """Check that a user may publish a message to an exchange. The order of the checks is RabbitMQ's.
+    """Check that a user may publish a message to an exchange. The checks run in the same order as in RabbitMQ.
 
     Raises:
         ChannelException: 403 or 406.
@@ -130,7 +130,7 @@ def check_message(message: Message, exchange: Exchange, vhost: str, user: User) 
 
 
 def _check_expiration(expiration: str) -> None:
-    """Check an expiration. The errors are those of Erlang's string:to_integer."""
+    """Check an expiration. The error texts are those of Erlang's string:to_integer, as in RabbitMQ."""
     number = _INTEGER.match(expiration)
     wrong: str | None
     if number is None:
@@ -144,7 +144,7 @@ def _check_expiration(expiration: str) -> None:
 
 
 def perform(channel: Channel, message: Message, routing: Routing | None, *, mandatory: bool) -> Publication:
-    """Put a message into its queues; return a mandatory one to the client if there are none."""
+    """Enqueue a message. Without a queue, send it back with basic.return if it is mandatory, else drop it."""
     hooks = channel.session.broker.hooks
     if routing is None:
         publication = _reply(channel, message)
@@ -171,7 +171,7 @@ def _reply(channel: Channel, message: Message) -> Publication:
 
 
 def confirm_select(channel: Channel, method: Confirm.Select) -> None:
-    """Turn publisher confirms on."""
+    """Handle confirm.select: turn on publisher confirms."""
     if channel.transaction is not None:
         raise precondition_failed("cannot switch from tx to confirm mode")
     if channel.confirms is None:
@@ -181,7 +181,7 @@ def confirm_select(channel: Channel, method: Confirm.Select) -> None:
 
 
 def tx_select(channel: Channel, method: Tx.Select) -> None:  # noqa: ARG001
-    """Turn transactions on: publishes and acknowledgements wait for tx.commit."""
+    """Handle tx.select: turn on transactions, so that publishes and acknowledgements wait for tx.commit."""
     if channel.confirms is not None:
         raise precondition_failed("cannot switch from confirm to tx mode")
     if channel.transaction is None:
@@ -190,7 +190,7 @@ def tx_select(channel: Channel, method: Tx.Select) -> None:  # noqa: ARG001
 
 
 def tx_commit(channel: Channel, method: Tx.Commit) -> None:  # noqa: ARG001
-    """Carry out the publishes and acknowledgements of the transaction; answer once they are on disk."""
+    """Carry out the publishes and acknowledgements of the transaction; send tx.commit-ok once they are on disk."""
     transaction = _end_transaction(channel)
     stored, lost = False, None
     for publish in transaction.publishes:
@@ -215,7 +215,7 @@ def _deleted_queue(publish: UncommittedPublish) -> Queue | None:
 
 
 def _report_lost(lost: Queue, profile: Profile) -> None:
-    """Raise this RabbitMQ version's error for a commit to a deleted queue, if it has one."""
+    """Raise the error that this RabbitMQ version reports for a commit to a deleted queue, if it reports one."""
     if profile.lost_commit == "channel":
         raise precondition_failed("partial tx completion")
     if profile.lost_commit == "connection":
@@ -231,7 +231,7 @@ def tx_rollback(channel: Channel, method: Tx.Rollback) -> None:  # noqa: ARG001
 
 
 def _end_transaction(channel: Channel) -> Transaction:
-    """The channel's transaction, after which a new one begins."""
+    """Return the channel's transaction, and replace it with an empty one."""
     transaction = channel.transaction
     if transaction is None:
         raise precondition_failed("channel is not transactional")
@@ -241,7 +241,7 @@ def _end_transaction(channel: Channel) -> Transaction:
 
 
 def qos(channel: Channel, method: Basic.Qos) -> None:
-    """Set the prefetch limit: for each new consumer, or with `global` for all of the channel, as in RabbitMQ."""
+    """Set the prefetch limit for each new consumer, or with `global` for the whole channel, as RabbitMQ does."""
     if method.prefetch_size:
         raise ConnectionException(NOT_IMPLEMENTED, f"prefetch_size!=0 ({method.prefetch_size})")
     if method.global_ and channel.vhost.profile.global_prefetch:
@@ -253,7 +253,7 @@ def qos(channel: Channel, method: Basic.Qos) -> None:
 
 
 def consume(channel: Channel, method: Basic.Consume) -> None:
-    """Start a consumer."""
+    """Handle basic.consume: start a consumer."""
     tag = method.consumer_tag
     deliveries = channel.deliveries
     if tag in deliveries.subscriptions or (tag and channel.replies is not None and tag == channel.replies.tag):
@@ -272,7 +272,7 @@ def consume(channel: Channel, method: Basic.Consume) -> None:
             NOT_IMPLEMENTED, f"queue '{queue.name}' in vhost '{queue.vhost}' does not support global qos"
         )
     in_use = queue.consumers.exclusive or (method.exclusive and len(queue.consumers))
-    # Each consumer of a stream reads at its own offset, so an exclusive one takes nothing from others.
+    # Each consumer of a stream reads at its own offset, so an exclusive consumer does not affect others.
     if in_use and queue.kind != "stream":
         raise access_refused(f"queue '{queue.name}' in vhost '{queue.vhost}' in exclusive use")
     subscription = Subscription(
@@ -297,7 +297,7 @@ def _consume_replies(channel: Channel, method: Basic.Consume, tag: str) -> None:
 
 
 def cancel(channel: Channel, method: Basic.Cancel) -> None:
-    """End the consumer with this tag, if any."""
+    """Handle basic.cancel: end the consumer with this tag, if any."""
     tag = method.consumer_tag or ""
     subscription = channel.deliveries.subscriptions.pop(tag, None)
     if subscription is not None:
@@ -309,7 +309,7 @@ def cancel(channel: Channel, method: Basic.Cancel) -> None:
 
 
 def get(channel: Channel, method: Basic.Get) -> None:
-    """Send one message of a queue, or basic.get-empty."""
+    """Handle basic.get: send one message of a queue, or basic.get-empty."""
     name = channel.queue_name(method.queue)
     channel.session.rights.check("read", "queue", name)
     queue = channel.queue(name)
@@ -321,7 +321,7 @@ def get(channel: Channel, method: Basic.Get) -> None:
 
 
 def ack(channel: Channel, delivery_tag: int, *, multiple: bool) -> None:
-    """Acknowledge messages; in a transaction, once it is committed."""
+    """Acknowledge messages, or add the acknowledgement to the channel's transaction."""
     taken = channel.deliveries.take(delivery_tag, multiple=multiple)
     if channel.transaction is None:
         channel.deliveries.acknowledge(taken.values())
@@ -330,12 +330,12 @@ def ack(channel: Channel, delivery_tag: int, *, multiple: bool) -> None:
 
 
 def nack(channel: Channel, method: Basic.Nack) -> None:
-    """Requeue or dead-letter messages."""
+    """Handle basic.nack: requeue messages, or dead-letter or drop them."""
     _reject(channel, method.delivery_tag, Why.RETURNED, multiple=method.multiple, requeue=method.requeue)
 
 
 def reject(channel: Channel, method: Basic.Reject) -> None:
-    """Requeue or dead-letter a message."""
+    """Handle basic.reject: requeue a message, or dead-letter or drop it."""
     _reject(channel, method.delivery_tag or 0, Why.REJECTED, multiple=False, requeue=method.requeue)
 
 
@@ -350,13 +350,13 @@ def _reject(channel: Channel, delivery_tag: int, why: Why, *, multiple: bool, re
 
 
 def recover(channel: Channel, method: Basic.Recover) -> None:
-    """Requeue all unacknowledged messages of the channel."""
+    """Requeue all unacknowledged messages of the channel, then send basic.recover-ok."""
     recover_async(channel, method)
     channel.send(Basic.RecoverOk)
 
 
 def recover_async(channel: Channel, method: Basic.Recover | Basic.RecoverAsync) -> None:
-    """Requeue all unacknowledged messages of the channel, without an answer."""
+    """Requeue all unacknowledged messages of the channel, without a reply."""
     if not method.requeue:
         raise ConnectionException(NOT_IMPLEMENTED, "requeue=false")
     channel.deliveries.reject(channel.deliveries.take(0, multiple=True).values(), requeue=True)

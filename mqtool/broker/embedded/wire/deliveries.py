@@ -1,4 +1,4 @@
-"""A channel's consumers and its unacknowledged deliveries; and the firehose.
+"""A channel's consumers and unacknowledged deliveries; and the firehose (message tracing).
 
 The firehose publishes a copy of each published and delivered message to the exchange amq.rabbitmq.trace, with the
 routing key publish.EXCHANGE or deliver.QUEUE. https://www.rabbitmq.com/docs/firehose
@@ -27,8 +27,8 @@ class Subscription:
 
     Attributes:
         tag: the consumer tag.
-        prefetch: the limit of its unacknowledged messages; 0 for none.
-        unacked: the number of its unacknowledged messages.
+        prefetch: the maximum number of unacknowledged messages; 0 for no limit.
+        unacked: the number of unacknowledged messages.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Subscription:
         self._session = deliveries.session
 
     def ready(self) -> bool:
-        """Whether it can take a message now: its connection is writable, and the prefetch limits allow it."""
+        """True if the consumer can take a message now: its connection is writable and no prefetch limit is reached."""
         session = self._session
         if not session.writable:
             session.starving[self.queue] = None
@@ -61,11 +61,11 @@ class Subscription:
         )
 
     def take(self, entry: Entry) -> None:
-        """Send it a message."""
+        """Send a message to the consumer."""
         channel, session = self._deliveries, self._session
         tag = channel.last_tag = channel.last_tag + 1
         if not self.no_ack:
-            # A stream keeps its messages, so an unacknowledged one need not be held for the client as well.
+            # A stream keeps its messages, so unacknowledged ones need not be held in memory as well.
             is_kept = self.queue.kind == "stream" and session.broker.hooks is None
             channel.unacked[tag] = Delivery(self.queue, _FORGOTTEN if is_kept else entry, self)
             self.unacked += 1
@@ -82,11 +82,11 @@ class Subscription:
             trace_delivered(session, channel.number, self.queue, message, redelivered=entry.redelivered)
 
     def stop(self) -> None:
-        """End it, because the client cancels it or is gone."""
+        """End the consumer: the client has cancelled it, or its channel is closed."""
         self.queue.remove_consumer(self)
 
     def cancelled(self) -> None:
-        """End it because its queue was deleted, and send basic.cancel to clients that understand that."""
+        """End the consumer because its queue was deleted; send basic.cancel if the client supports that."""
         self._deliveries.queue_gone(self)
 
 
@@ -94,8 +94,8 @@ class Delivery:
     """An unacknowledged message.
 
     Attributes:
-        subscription: the consumer that it was delivered to; None for basic.get.
-        at: when it was delivered (`time.monotonic()`).
+        subscription: the consumer that received the message; None for basic.get.
+        at: the time of the delivery (`time.monotonic()`).
     """
 
     __slots__ = ("at", "entry", "queue", "subscription")
@@ -108,15 +108,15 @@ class Delivery:
 
 
 class Deliveries:
-    """The deliveries of a channel.
+    """The consumers and deliveries of a channel.
 
     Attributes:
-        subscriptions: its consumers by tag.
-        unacked: its unacknowledged deliveries by delivery tag, oldest first.
-        last_tag: the tag of its latest delivery, which is also the number of deliveries.
-        prefetch: the limit for each consumer that starts from now on; 0 for none.
-        global_prefetch: the limit for all consumers together; 0 for none.
-        global_unacked: the deliveries to consumers that count against that.
+        subscriptions: the consumers by consumer tag.
+        unacked: the unacknowledged deliveries by delivery tag, oldest first.
+        last_tag: the tag of the latest delivery, which is also the number of deliveries.
+        prefetch: the prefetch limit of each consumer started from now on; 0 for no limit.
+        global_prefetch: the prefetch limit of all consumers together; 0 for no limit.
+        global_unacked: the number of unacknowledged deliveries that count towards `global_prefetch`.
     """
 
     def __init__(self, number: int, session: Session) -> None:
@@ -129,7 +129,7 @@ class Deliveries:
         self.last_tag = 0
 
     def deliver_unlisted(self, encoded_tag: bytes, message: Message) -> None:
-        """Send a message that is in no queue and is not acknowledged: a direct reply."""
+        """Send a direct reply: a message that is in no queue and needs no acknowledgement."""
         self.last_tag += 1
         session = self.session
         session.write(
@@ -144,7 +144,8 @@ class Deliveries:
         elif self.session.broker.hooks is not None:
             self.session.broker.hooks.acknowledge(queue, entry)
         session = self.session
-        # Up to 3.13, basic.get from a quorum queue has the count even if it is 0; a consumer's delivery has not.
+        # Up to 3.13, basic.get from a quorum queue has the header x-delivery-count even if it is 0; basic.deliver
+        # does not.
         is_counted = entry.acquired_count or (queue.kind == "quorum" and session.broker.profile.first_count)
         message = _counted(entry, session) if is_counted else entry.message
         session.write(
@@ -165,10 +166,10 @@ class Deliveries:
 
         Args:
             tag: the delivery tag; 0 with `multiple` means all deliveries.
-            multiple: whether to include all deliveries before it.
+            multiple: also remove all earlier deliveries.
 
         Returns:
-            The deliveries by tag.
+            The removed deliveries by tag.
 
         Raises:
             ChannelException: 406 for an unknown tag.
@@ -188,11 +189,11 @@ class Deliveries:
         return {each: self.unacked.pop(each) for each in tags}
 
     def put_back(self, taken: Mapping[int, Delivery]) -> None:
-        """Make deliveries unacknowledged again after take()."""
+        """Undo take(): make deliveries unacknowledged again."""
         self.unacked = dict(sorted({**self.unacked, **taken}.items()))
 
     def acknowledge(self, deliveries: Iterable[Delivery]) -> None:
-        """Remove acknowledged messages from their queues, and deliver more to the consumers."""
+        """Remove acknowledged messages from their queues, and send more messages to the consumers."""
         hungry: dict[Queue, None] = {}
         hooks = self.session.broker.hooks
         if hooks is not None:
@@ -206,7 +207,7 @@ class Deliveries:
         self._feed(hungry)
 
     def reject(self, deliveries: Iterable[Delivery], *, requeue: bool, why: Why = Why.RETURNED) -> None:
-        """Requeue or dead-letter messages, and deliver more to the consumers."""
+        """Requeue messages, or dead-letter or drop them; then send more messages to the consumers."""
         hungry: dict[Queue, list[Entry]] = {}
         hooks = self.session.broker.hooks
         lets_pass = self.session.vhost.profile.streams_take_nacks
@@ -228,7 +229,7 @@ class Deliveries:
         self._feed(hungry)
 
     def _release(self, subscription: Subscription) -> bool:
-        """Count one delivery less against the prefetch limits; return True if a limit had been reached."""
+        """Subtract one delivery from the prefetch counts; return True if a limit had been reached."""
         freed = subscription.unacked == subscription.prefetch or self.global_unacked == self.global_prefetch
         subscription.unacked -= 1
         self.global_unacked -= 1
@@ -242,12 +243,12 @@ class Deliveries:
             self.feed_all()
 
     def feed_all(self) -> None:
-        """Deliver more to all consumers: the prefetch limit that they share has changed, or is no longer reached."""
+        """Send more messages to all consumers, after the shared prefetch limit was changed or is no longer reached."""
         for queue in {subscription.queue: None for subscription in self.subscriptions.values()}:
             queue.pump()
 
     def overdue(self, timeout: float) -> bool:
-        """Whether a delivery has been unacknowledged for longer than this many seconds."""
+        """True if a delivery has been unacknowledged for longer than `timeout` seconds."""
         any_queue = self.session.vhost.profile.times_out
         unacked = self.unacked.values()
         oldest = next((each for each in unacked if any_queue or each.queue.kind == "quorum"), None)
@@ -267,7 +268,7 @@ class Deliveries:
 
 
 def _counted(entry: Entry, session: Session) -> Message:
-    """A message of a quorum queue, with headers that count its deliveries."""
+    """Return a copy of a quorum queue's message with the headers that count its deliveries."""
     counts: Table = {}
     if not session.broker.profile.nack_counts:
         counts["x-acquired-count"] = Int64(entry.acquired_count)
@@ -288,7 +289,7 @@ def trace_published(session: Session, number: int, message: Message, routing: Ro
         session: the publisher's connection.
         number: the publisher's channel.
         message: the message.
-        routing: the queues that it goes to; None for a direct reply.
+        routing: the queues that the message was routed to; None for a direct reply.
     """
     keys, names = [message.routing_key, *carbon_copies(message.headers)], set[str]()
     if routing is not None:
@@ -299,7 +300,7 @@ def trace_published(session: Session, number: int, message: Message, routing: Ro
 
 
 def trace_delivered(session: Session, number: int, queue: Queue, message: Message, *, redelivered: bool) -> None:
-    """Publish a copy of a delivered message to the firehose, unless it is such a copy itself."""
+    """Publish a copy of a delivered message to the firehose, unless the message itself came from the firehose."""
     if message.exchange != TRACE_EXCHANGE:
         keys = [message.routing_key, *carbon_copies(message.headers)]
         _copy(session, number, f"deliver.{queue.name}", message, keys, {"redelivered": Int32(redelivered)}, {})
@@ -326,7 +327,7 @@ def _copy(
     try:
         properties_of_copy = _NOTHING.replace(headers=headers)
     except ValueError:
-        # In the copy the message's headers are nested one table deeper, which can be too deep: leave them out.
+        # The copy nests the message's headers one table deeper, which may exceed the limit: leave them out then.
         named = {name: value for name, value in properties.items() if name != "headers"}
         properties_of_copy = _NOTHING.replace(headers={**headers, "properties": named})
     header = ContentHeader.of(properties_of_copy, len(message.body))
@@ -336,5 +337,5 @@ def _copy(
 
 
 def _property(value: Value) -> Value:
-    """A property as a header of the copy. RabbitMQ cuts numbers to 32 bits."""
+    """Convert a property to a header value of the firehose's copy. Like RabbitMQ, truncate numbers to 32 bits."""
     return Int32((value + (1 << 31)) % (1 << 32) - (1 << 31)) if isinstance(value, int) else value

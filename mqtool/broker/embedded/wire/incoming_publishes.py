@@ -1,4 +1,4 @@
-"""A channel's incoming messages: putting them together from frames, and their publisher confirms."""
+"""Incoming messages of a channel: `Content` assembles them from frames, `Confirms` tracks publisher confirms."""
 
 from collections import deque
 from collections.abc import Callable
@@ -21,14 +21,15 @@ _END = 0xCE
 
 
 class Content:
-    """Puts a published message together from its frames: the method, the header and the body.
+    """Assembles a published message from its method, header and body frames.
 
     Args:
         profile: the RabbitMQ version to behave like.
-        hold: called with the number of bytes by which an incomplete body grows; negative when it is complete.
+        hold: called with the change in bytes of memory held: positive when an incomplete body grows, negative when it
+            is complete or dropped.
 
     Attributes:
-        mandatory, immediate: the flags of the last complete publish.
+        mandatory, immediate: the flags of the latest complete publish.
     """
 
     def __init__(self, profile: Profile, hold: Callable[[int], None]) -> None:
@@ -43,16 +44,16 @@ class Content:
 
     @property
     def due(self) -> bool:
-        """Whether a publish has begun and is not complete."""
+        """True if a publish has begun and is not complete."""
         return self._method is not None
 
     def whole(self, data: bytes, start: int, end: int, number: int, longest: int) -> tuple[Message, int] | None:
-        """Decode a publish in one step if all of its frames have come and the body is one frame, as nearly always.
+        """Decode a publish in one step if all of its frames have arrived and the body is a single frame.
 
         Args:
             data: bytes from the client; `data[start:end]` is the payload of the basic.publish.
             start, end: see `data`.
-            number: its channel.
+            number: the channel number.
             longest: the largest payload of a frame.
 
         Returns:
@@ -82,10 +83,10 @@ class Content:
         return message, body_end + 1
 
     def begin(self, payload: bytes) -> None:
-        """Begin with the method frame of a basic.publish.
+        """Begin a message with the method frame of a basic.publish.
 
         Raises:
-            ConnectionException: 505, the publish before is not complete.
+            ConnectionException: 505, the previous publish is not complete.
         """
         self.check_complete()
         self._method = payload
@@ -94,18 +95,18 @@ class Content:
         """Check that no publish is incomplete.
 
         Raises:
-            ConnectionException: 505.
+            ConnectionException: 505 if one is.
         """
         if self._method is not None:
             raise self._unexpected()
 
     def drop(self) -> None:
-        """Drop an incomplete publish."""
+        """Drop an incomplete publish, if any."""
         self._method = self._header = None
         self._take_body()
 
     def _take_body(self) -> bytes:
-        """The body so far, which is no longer held."""
+        """Return the body received so far, and start an empty one."""
         self._hold(-len(self._body))
         body, self._body = bytes(self._body), bytearray()
         return body
@@ -121,7 +122,7 @@ class Content:
         """Add the content header frame; return the message if it has no body.
 
         Raises:
-            ConnectionException: 505 if no header is expected, 501 if it is malformed.
+            ConnectionException: 505 if no header is expected, 501 if the header is malformed.
             ChannelException: 406, the body is too large.
         """
         if self._method is None:
@@ -150,7 +151,8 @@ class Content:
         """Add a body frame; return the message if it is complete.
 
         Raises:
-            ConnectionException: 505 if no body is expected, or it is longer than the header says.
+            ConnectionException: 505 if no body is expected; 501 or 505, depending on the RabbitMQ version, if the body
+                is longer than the header says.
         """
         if self._header is None:
             self.check_complete()
@@ -181,24 +183,24 @@ class Content:
         return message
 
     def _set_bits(self, bits: int) -> None:
-        """Set the flags of a complete publish."""
+        """Set `mandatory` and `immediate` from the flags of a complete publish."""
         self.mandatory, self.immediate = bool(bits & _MANDATORY), bool(bits & _IMMEDIATE)
 
 
 class Confirms:
-    """The publisher confirms of one channel. Its publishes are numbered from 1.
+    """The publisher confirms of one channel. Publishes are numbered from 1.
 
-    A confirm is held until all publishes before it are settled, so that one frame can confirm many. Messages are
-    stored in order and in groups, so no confirm is held for long.
+    A confirm waits until all earlier publishes are settled, so that one frame can confirm many. The ledger commits
+    messages to disk in order and in groups, so no confirm waits for long.
 
     Attributes:
-        settled: the number of publishes that have been confirmed or refused.
+        settled: the number of publishes that have been confirmed or nacked.
     """
 
     def __init__(self) -> None:
         self._published = 0
         self.settled = 0
-        # The first publish of each group that is not on disk yet.
+        # The number of the first publish in each group that is not on disk yet.
         self._unstored: deque[int] = deque()
         self._group = 0
         self._refused: list[int] = []
@@ -211,11 +213,11 @@ class Confirms:
         """Count a publish.
 
         Args:
-            accepted: False if a queue refused it.
-            group: the number of the group that stores it, from 1; 0 if it is not stored.
+            accepted: False if a queue rejected the message.
+            group: the number of the commit group that the message is in, from 1; 0 if the message is not stored.
 
         Returns:
-            True if it is the first in its group. The caller calls `committed_group` once that group is on disk.
+            True if it is the first in its group. The caller must call committed_group() once that group is on disk.
         """
         self._published += 1
         if not accepted:
@@ -227,11 +229,15 @@ class Confirms:
         return True
 
     def committed_group(self) -> None:
-        """Count the publishes of the oldest group as stored."""
+        """Mark the publishes of the oldest group as being on disk."""
         self._unstored.popleft()
 
     def take(self, channel: int) -> bytes:
-        """The frames that confirm or refuse what can be settled now, for this channel number."""
+        """Settle the publishes that can be settled now; return the encoded basic.ack and basic.nack frames.
+
+        Args:
+            channel: the channel number.
+        """
         last = self._unstored[0] - 1 if self._unstored else self._published
         if last <= self.settled:
             return b""

@@ -1,4 +1,4 @@
-"""The methods that declare, bind, unbind, purge and delete queues and exchanges."""
+"""Handlers for the methods that declare, bind, unbind, purge and delete queues and exchanges."""
 
 from pamqp.commands import Exchange as ExchangeClass
 from pamqp.commands import Queue as QueueClass
@@ -25,12 +25,12 @@ from mqtool.broker.embedded.wire.basic_methods import DIRECT_REPLY_TO
 
 
 def without_line_ends(name: str) -> str:
-    """A name without line ends, which RabbitMQ removes."""
+    """Remove line breaks from a name, as RabbitMQ does."""
     return name.replace("\r", "").replace("\n", "")
 
 
 def queue_declare(channel: Channel, method: QueueClass.Declare) -> None:
-    """Create a queue, or check that it exists as declared."""
+    """Create a queue, or check that the existing queue has the declared settings."""
     if _is_reply_queue(channel, method.queue):
         _declared(channel, method, method.queue, 0, 1)
         return
@@ -105,7 +105,7 @@ def queue_unbind(channel: Channel, method: QueueClass.Unbind) -> None:
 
 
 def _routing_key(channel: Channel, queue: str, key: str) -> str:
-    """The routing key; if neither queue nor key is given, the name of the queue declared last."""
+    """Return the routing key; if neither queue nor key is given, the name of the queue declared last."""
     return key if queue or key else channel.queue_name("")
 
 
@@ -162,7 +162,7 @@ def _not_default(name: str) -> None:
 
 
 def exchange_declare(channel: Channel, method: ExchangeClass.Declare) -> None:
-    """Create an exchange, or check that it exists as declared."""
+    """Create an exchange, or check that the existing exchange has the declared settings."""
     name = without_line_ends(method.exchange)
     if method.passive:
         _not_default(name)
