@@ -1,4 +1,4 @@
-"""python -m mqtool, and the console script."""
+"""Entry point of `python -m mqtool` and of the console script."""
 
 from mqtool.cli.app import run as main
 

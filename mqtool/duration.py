@@ -1,4 +1,4 @@
-"""Durations as people write them (300ms, 5s, 2m, 1h30m, 1d), and how long to wait between attempts."""
+"""Parse and format durations (300ms, 5s, 2m, 1h30m, 1d); exponential backoff between attempts."""
 
 import random
 import re
@@ -13,7 +13,7 @@ def parse_duration(text: str) -> float:
     """Parse a duration; return seconds.
 
     Raises:
-        ValueError: it is not one or more numbers, each with a unit.
+        ValueError: the text is not one or more numbers, each with a unit.
     """
     parts = _PART.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
@@ -22,7 +22,7 @@ def parse_duration(text: str) -> float:
 
 
 def compact_duration(seconds: float) -> str:
-    """Format seconds for parse_duration(), rounded to milliseconds: 250ms, 1s, 1m30s."""
+    """Format seconds, rounded to milliseconds, as text that parse_duration() accepts: 250ms, 1s, 1m30s."""
     rest, parts = round(seconds * 1000), []
     for unit, milliseconds in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
         count, rest = divmod(rest, milliseconds)
@@ -36,7 +36,7 @@ class Backoff(NamedTuple):
 
     Attributes:
         first: seconds before the first attempt.
-        factor: how many times as long each delay is as the one before.
+        factor: each delay is this many times the previous one.
         longest: the maximum delay, in seconds.
         attempts: the number of attempts; None for no limit.
     """
@@ -47,7 +47,7 @@ class Backoff(NamedTuple):
     attempts: int | None = None
 
     def delays(self) -> Iterator[float]:
-        """Yield the seconds to wait before each attempt: between half of the exponential value and all of it."""
+        """Yield the seconds to wait before each attempt: a random share, 50 to 100 %, of the exponential delay."""
         delay, attempt = self.first, 0
         while self.attempts is None or attempt < self.attempts:
             yield delay * random.uniform(0.5, 1.0)

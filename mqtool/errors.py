@@ -24,7 +24,7 @@ class MqtoolError(Exception):
 
     Attributes:
         exit_code: the exit code of the process.
-        hint: what to do about it, if there is something to add.
+        hint: what the user can do about the error, if known.
     """
 
     exit_code = ExitCode.FAILED
@@ -67,13 +67,13 @@ class SomeFailed(MqtoolError):
 
 
 class Unavailable(MqtoolError):
-    """There is no broker, no consumer answers, or the queue was deleted."""
+    """The broker cannot be reached, no consumer replies, or the queue does not exist."""
 
     exit_code = ExitCode.UNAVAILABLE
 
 
 class NotFound(Unavailable):
-    """The broker has no queue, exchange or other object of that name."""
+    """The broker has no queue, exchange or other object with this name."""
 
 
 class NotConfirmed(MqtoolError):

@@ -1,4 +1,4 @@
-"""Messages to publish, deliveries received, and what became of them."""
+"""Messages to publish, the broker's confirmations, and deliveries received."""
 
 import os
 import time
@@ -27,12 +27,12 @@ PROPERTIES = (
 
 PERSISTENT = 2
 
-#: The header of a delayed message that says when it is due: milliseconds since 1970.
+#: The header of a delayed message with its due time, in milliseconds since 1970.
 DUE = "mqtool-due"
 
 #: The header that holds the bytes of headers or properties that could not be decoded.
 UNREADABLE = "mqtool-unreadable"
-#: The levels of nested tables and arrays that are decoded; deeper ones stay Undecoded.
+#: The maximum nesting of tables and arrays to decode; deeper ones stay Undecoded.
 MAX_DEPTH = 64
 
 
@@ -41,11 +41,11 @@ END_OF_TIME = 253_402_300_799
 
 
 class Undecoded(bytes):
-    """A header's value as AMQP encodes it, with its type in front."""
+    """A header's value left in AMQP's encoding: a type byte, then the value."""
 
 
 class Timestamp(int):
-    """Seconds since 1970, beyond END_OF_TIME."""
+    """A time after END_OF_TIME, which datetime cannot represent, in seconds since 1970."""
 
 
 _NO_PROPERTIES: Mapping[str, Any] = {}
@@ -56,13 +56,13 @@ class Message:
     """A message to publish.
 
     Attributes:
-        routing_key: None for the one that publish() is called with.
-        exchange: None for the one that publish() is called with; "" is the default exchange.
+        routing_key: None uses the routing key passed to publish().
+        exchange: None uses the exchange passed to publish(); "" is the default exchange.
         properties: AMQP properties by name (see PROPERTIES), with the headers. Messages may share one mapping.
         message_id: the property message_id, which is separate because it differs from message to message.
-        delay: seconds to delay the message, from the moment when it is published.
-        due: the time until which to delay the message, in seconds since 1970; instead of `delay`.
-        received: it was read from the NDJSON of a delivery.
+        delay: seconds to delay the message after it is published.
+        due: instead of `delay`, the time at which to deliver the message, in seconds since 1970.
+        received: True if the message was read from the NDJSON of a delivery.
     """
 
     body: bytes
@@ -87,7 +87,7 @@ class InBatches:
 
 
 class Confirmation(StrEnum):
-    """The broker's answer to a published message."""
+    """How the broker responded to a published message: basic.ack, basic.nack or basic.return."""
 
     CONFIRMED = "confirmed"
     NACKED = "nacked"
@@ -95,11 +95,11 @@ class Confirmation(StrEnum):
 
 
 class Receipt(NamedTuple):
-    """A published message and the broker's answer.
+    """A published message and the broker's response.
 
     Attributes:
-        reason: why the broker rejected or returned it.
-        sequence: the message's number among those of one publish(), from 1.
+        reason: why the broker rejected or returned the message.
+        sequence: the message's number within one call of publish(), from 1.
     """
 
     message: Message
@@ -113,12 +113,12 @@ class Delivery:
     """A message as a consumer receives it.
 
     Attributes:
-        queue: the queue it was consumed from.
-        redelivered: it was delivered before, and was not acknowledged.
+        queue: the queue that the message was consumed from.
+        redelivered: True if the message was delivered before and not acknowledged.
         properties: AMQP properties by name (see PROPERTIES). A property that is not set is None or missing.
-        delivery_tag: the broker's number for it on its channel.
-        epoch: how many times the channel was opened by then; delivery tags of an earlier epoch are no longer valid.
-        settled: it has been acknowledged.
+        delivery_tag: the broker's number for this delivery on its channel.
+        epoch: how often the channel had been opened when this arrived. Delivery tags of an earlier epoch are not valid.
+        settled: True if this delivery has been acknowledged.
     """
 
     body: bytes
@@ -133,7 +133,7 @@ class Delivery:
 
     @property
     def headers(self) -> Mapping[str, Any]:
-        """The property headers; empty if it is not set."""
+        """The message's headers; an empty mapping if it has none."""
         return self.properties.get("headers") or {}
 
     @property
@@ -143,7 +143,7 @@ class Delivery:
 
     @property
     def text(self) -> str:
-        """The body as text. Bytes that are not UTF-8 become replacement characters."""
+        """The body decoded as UTF-8; invalid bytes become replacement characters."""
         return self.body.decode("utf-8", "replace")
 
     @property
@@ -154,6 +154,6 @@ class Delivery:
 
 
 def new_message_id() -> str:
-    """Make a random UUID (RFC 9562, version 4). uuid.uuid4() takes 2.4 times as long, which `send -l` would show."""
+    """Make a random UUID (RFC 9562, version 4). uuid.uuid4() takes 2.4 times as long, which would slow `send -l`."""
     digits = os.urandom(16).hex()
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"

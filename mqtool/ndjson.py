@@ -1,9 +1,9 @@
-"""Messages as JSON, one object per line. A delivery that is printed can be published again unchanged.
+"""Convert messages to and from JSON, one object per line. A delivery's line can be published again unchanged.
 
-A header's type that JSON lacks is an object with one key that starts with "$": {"$bytes": base64}, {"$decimal": "1.5"},
-{"$double": "NaN", "Infinity" or "-Infinity"}, {"$timestamp": seconds since 1970, UTC}, and {"$encoded": base64} for
-a value that stays as AMQP encodes it. A table that looks like one of these is written as {"$table": table}. In text,
-bytes that are not UTF-8 are the escapes \\udc80 to \\udcff.
+A header whose AMQP type JSON lacks is written as an object with one key: {"$bytes": base64}, {"$decimal": "1.5"},
+{"$double": "NaN", "Infinity" or "-Infinity"}, {"$timestamp": seconds since 1970, UTC}, or {"$encoded": base64} for
+a value left in AMQP's encoding. A table that looks like one of these is written as {"$table": table}. In text, bytes
+that are not UTF-8 are written as the escapes \\udc80 to \\udcff.
 """
 
 import base64
@@ -20,7 +20,7 @@ from mqtool.duration import compact_duration, parse_duration
 from mqtool.errors import BadData
 from mqtool.message import END_OF_TIME, MAX_DEPTH, PROPERTIES, Delivery, Message, Timestamp, Undecoded
 
-#: The keys of the line of a delivery.
+#: The keys of a delivery's line.
 OF_A_DELIVERY = frozenset(
     {"timestamp", "exchange", "routing_key", "queue", "redelivered", "headers", "properties", "body"}
 )
@@ -37,10 +37,10 @@ _WHOLE_NUMBERS = {"delivery_mode": 255, "priority": 255, "timestamp": 2**64 - 1}
 
 
 def from_delivery(delivery: Delivery, received_at: datetime) -> bytes:
-    """Format a delivery as a line, with its newline.
+    """Format a delivery as a line that ends with a newline.
 
     Args:
-        received_at: for "timestamp", in RFC 3339; the AMQP property of that name is under "properties".
+        received_at: the line's "timestamp". (The AMQP property timestamp is under "properties".)
     """
     line: dict[str, Any] = {
         "timestamp": received_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -53,7 +53,7 @@ def from_delivery(delivery: Delivery, received_at: datetime) -> bytes:
 
 
 def from_message(message: Message) -> bytes:
-    """Format a message as a line, with its newline; to_message() returns an equal message."""
+    """Format a message as a line that ends with a newline; to_message() converts it back to an equal message."""
     properties = {**message.properties, "message_id": message.message_id}
     line: dict[str, Any] = {"exchange": message.exchange, "routing_key": message.routing_key}
     if message.delay is not None:
@@ -76,12 +76,12 @@ def _line(line: dict[str, Any], given: Mapping[str, Any], body: bytes) -> bytes:
 
 
 def as_json(value: Any) -> str:
-    """Format a header, or all headers, as in a line."""
+    """Format a header's value, or all headers, as JSON, in the notation of this module."""
     return _dumped(_table_to_json(value) if isinstance(value, Mapping) else _to_json(value))
 
 
 def from_json(value: Any) -> Any:
-    """Decode a header from its JSON; return an invalid one, such as {"$bytes": 1}, unchanged."""
+    """Convert the JSON of a header's value to Python; return an invalid value, such as {"$bytes": 1}, unchanged."""
     try:
         return _from_json(value, "", MAX_DEPTH)
     except BadData:
@@ -93,24 +93,24 @@ def _dumped(value: Any) -> str:
 
 
 def escaped(text: str) -> str:
-    """Escape the surrogates in JSON: UTF-8 cannot encode them."""
+    """Escape the surrogates in a JSON text, because UTF-8 cannot encode them."""
     return text if text.isascii() else _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def to_message(line: bytes, where: str) -> Message:
-    """Parse a line. Only a body is required; without an exchange or a routing key, those of the message are None.
+    """Parse a line. Only a body is required; a missing exchange or routing key becomes None.
 
     Args:
-        where: the name of the line for errors, such as "line 3".
+        where: the line's name in errors, such as "line 3".
 
     Raises:
-        BadData: it is not a message.
+        BadData: the line is not a message.
     """
     return message_of(to_object(line, where), where)
 
 
 def to_object(line: bytes, where: str) -> dict[str, Any]:
-    """Parse the JSON of a line, for message_of(). Raises BadData if it is not an object."""
+    """Parse the JSON of a line, for message_of(). Raises BadData if the line is not a JSON object."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -123,7 +123,7 @@ def to_object(line: bytes, where: str) -> dict[str, Any]:
 
 
 def message_of(value: Mapping[str, Any], where: str) -> Message:
-    """Convert the JSON of a line to a message. Raises BadData if it is not a message."""
+    """Convert the parsed JSON of a line to a message. Raises BadData if a key or value is not valid."""
     if unknown := sorted(set(value) - _KNOWN):
         raise BadData(f"{where} has an unknown key {unknown[0]!r}", f"one of {', '.join(sorted(_KNOWN))}")
     properties = _properties(value, where)

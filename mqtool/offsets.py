@@ -1,4 +1,4 @@
-"""Offsets in a stream, and how users write them: first, last, next, a number, a time, or an age."""
+"""Offsets in a stream, and parsing them: first, last, next, a number, a time, or an age."""
 
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,14 +21,14 @@ class Offset(NamedTuple):
     """Where to start in a stream. A stream's messages are numbered from 0.
 
     Attributes:
-        value: the number of a message for OFFSET, milliseconds since 1970 for TIMESTAMP; None for the others.
+        value: the message's number for OFFSET, milliseconds since 1970 for TIMESTAMP; otherwise None.
     """
 
     start: Start
     value: int | None = None
 
     def as_argument(self) -> "int | str | datetime":
-        """The value of the consumer argument x-stream-offset of AMQP 0-9-1."""
+        """Return this offset as the value of AMQP 0-9-1's consumer argument x-stream-offset."""
         from datetime import UTC, datetime
 
         if self.value is None:
@@ -36,7 +36,7 @@ class Offset(NamedTuple):
         return datetime.fromtimestamp(self.value / 1000, UTC) if self.start is Start.TIMESTAMP else self.value
 
 
-#: The oldest message that the broker keeps; the last chunk; messages published from now on.
+#: Start at the oldest message that the broker still has, at the last chunk, or with the next message published.
 FIRST, LAST, NEXT = Offset(Start.FIRST), Offset(Start.LAST), Offset(Start.NEXT)
 _NAMED = {"first": FIRST, "last": LAST, "next": NEXT}
 
@@ -45,7 +45,7 @@ def parse_offset(text: str) -> Offset:
     """Parse the value of --offset.
 
     Raises:
-        ValueError: it is not an offset.
+        ValueError: the text is not an offset.
     """
     import re
     import time

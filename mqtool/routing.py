@@ -1,7 +1,7 @@
-"""How the standard exchange types choose destinations, as pure data structures.
+"""Routing tables of the standard exchange types, as pure data structures.
 
-Each table maps bindings to items of the caller's choice: the broker's are queues and exchanges, those of
-`mqtool route` are names.
+Each table maps bindings to items of the caller's choice: the embedded broker uses queues and exchanges, `mqtool route`
+uses names.
 
     >>> table = TopicTable()
     >>> table.add("kern.*", {}, "kernel")
@@ -26,7 +26,7 @@ Item = TypeVar("Item", bound=Hashable)
 class RoutingTable(Protocol[Item]):
     """The bindings of one exchange.
 
-    An item may be bound several times with different keys or arguments; it stays until each of them is removed.
+    An item may be bound several times with different keys or arguments; it stays until every binding is removed.
     """
 
     def add(self, key: str, arguments: Mapping[str, Value], item: Item) -> None:
@@ -40,7 +40,7 @@ class RoutingTable(Protocol[Item]):
         """
 
     def match(self, key: str, headers: Mapping[str, Value]) -> Collection[Item]:
-        """Return the items that a message goes to, each once."""
+        """Return the items that a message is routed to, without duplicates."""
 
 
 class _Counted(dict[Item, int], Generic[Item]):
@@ -58,7 +58,7 @@ class _Counted(dict[Item, int], Generic[Item]):
 
 
 class DirectTable(Generic[Item]):
-    """Direct exchange: the binding key is the routing key (section 3.1.3.1); one look-up for any number of bindings."""
+    """Direct exchange: the binding key equals the routing key (AMQP 0-9-1, section 3.1.3.1). A match is one look-up."""
 
     def __init__(self) -> None:
         self._items: dict[str, _Counted[Item]] = {}
@@ -77,7 +77,7 @@ class DirectTable(Generic[Item]):
 
 
 class FanoutTable(Generic[Item]):
-    """Fanout exchange: every item, for any key (section 3.1.3.2)."""
+    """Fanout exchange: every message goes to every item, whatever its routing key (section 3.1.3.2)."""
 
     def __init__(self) -> None:
         self._items: _Counted[Item] = _Counted()
@@ -93,14 +93,14 @@ class FanoutTable(Generic[Item]):
 
 
 def words_of(key: str) -> list[str]:
-    """Split a key into words. The empty key has none, so `*` does not match it."""
+    """Split a key into words. The empty key has no words, so `*` does not match it."""
     return key.split(".") if key else []
 
 
 def _pattern_of(key: str) -> list[str]:
-    """Split a binding key into words, with a run of wildcards in its shortest form: all its `*`, then one `#`, if any.
+    """Split a binding key into words, and shorten each run of wildcards: first its `*`, then a single `#`, if any.
 
-    Keys that match the same words then share a node, and no `#` is followed by a wildcard.
+    Equivalent keys then share a node, and no `#` is followed by a wildcard.
     """
     words: list[str] = []
     after: list[str] = []
@@ -116,7 +116,7 @@ def _pattern_of(key: str) -> list[str]:
 
 
 class _Node(Generic[Item]):
-    """A node in the trie of patterns, one word below its parent."""
+    """A node in the trie of patterns. Each edge of the trie is one word."""
 
     __slots__ = ("children", "items")
 
@@ -126,11 +126,11 @@ class _Node(Generic[Item]):
 
 
 class TopicTable(Generic[Item]):
-    """Topic exchange: words between dots, `*` for one word and `#` for any number (section 3.1.3.3).
+    """Topic exchange: words between dots, `*` for one word and `#` for any number of words (section 3.1.3.3).
 
-    The patterns form a trie. A match walks it with the set of nodes that the words so far can lead to, so its cost
-    depends on the key and on the patterns that match so far, not on the number of bindings. A `#` at the end of a
-    pattern matches all the rest, so it is not followed any further.
+    The patterns form a trie. match() reads the key word by word and keeps the set of nodes that can be reached, so its
+    cost depends on the key and on the patterns that match so far, not on the number of bindings. A `#` at the end of a
+    pattern matches the rest of any key, so match() adds its items at once and goes no further there.
     """
 
     def __init__(self) -> None:
@@ -174,7 +174,7 @@ class TopicTable(Generic[Item]):
 
 
 def _enter(nodes: dict[_Node[Item], bool], found: dict[Item, None], node: _Node[Item]) -> None:
-    """Add a node, and the `#` below it, which may match no words and stays; add its items if it ends a pattern."""
+    """Add a node to `nodes`. If it has a `#` child, which can match zero words, add that and its items too."""
     nodes.setdefault(node, False)
     below = node.children.get("#")
     if below is not None:
@@ -184,10 +184,10 @@ def _enter(nodes: dict[_Node[Item], bool], found: dict[Item, None], node: _Node[
 
 
 class HeadersTable(Generic[Item]):
-    """Headers exchange: the binding's arguments against the message's headers (section 3.1.3.4).
+    """Headers exchange: compares the binding's arguments with the message's headers (section 3.1.3.4).
 
-    `x-match` says `all` (the default), `any`, `all-with-x` or `any-with-x`; the first two leave out arguments whose
-    names start with `x-`. An argument without a value requires only that the header exists.
+    `x-match` is `all` (the default), `any`, `all-with-x` or `any-with-x`; the first two ignore arguments whose names
+    start with `x-`. An argument without a value requires only that the header exists.
     """
 
     def __init__(self) -> None:
@@ -216,14 +216,14 @@ class HeadersTable(Generic[Item]):
 def headers_match(
     arguments: Mapping[str, Value], headers: Mapping[str, Value], *, strict_numbers: bool = False
 ) -> bool:
-    """Whether a message's headers satisfy the arguments of a binding to a headers exchange."""
+    """True if a message's headers satisfy the arguments of a binding to a headers exchange."""
     wanted = wanted_headers(arguments)
     matches = (header_matches(headers, name, value, strict_numbers=strict_numbers) for name, value in wanted)
     return any(matches) if arguments.get("x-match") in ("any", "any-with-x") else all(matches)
 
 
 def wanted_headers(arguments: Mapping[str, Value]) -> list[tuple[str, Value]]:
-    """Return the headers that a binding to a headers exchange looks at, with the values that it requires."""
+    """Return the headers that a binding to a headers exchange compares, with the required values."""
     with_x = arguments.get("x-match") in ("all-with-x", "any-with-x")
     return [
         (name, value)
@@ -233,13 +233,13 @@ def wanted_headers(arguments: Mapping[str, Value]) -> list[tuple[str, Value]]:
 
 
 def header_matches(headers: Mapping[str, Value], name: str, wanted: Value, *, strict_numbers: bool = False) -> bool:
-    """Whether a header exists, with the value that a binding requires, if it requires one.
+    """True if a header exists and has the value that a binding requires; None requires no value.
 
     As in RabbitMQ, numbers are compared by value, whatever their size on the wire, and text equals the same bytes. The
     items of lists and tables must also have the same wire type and order.
 
     Args:
-        strict_numbers: as since RabbitMQ 4.0, integers, floats and times are never equal.
+        strict_numbers: an integer, a float and a time are never equal to each other, as since RabbitMQ 4.0.
     """
     if name not in headers:
         return False
@@ -268,7 +268,7 @@ def _kind_of_number(value: float) -> str:
 
 
 def canonical(arguments: Mapping[str, Value]) -> bytes:
-    """Encode a table so that equal tables give equal bytes, in any order of their keys."""
+    """Encode a table so that equal tables give equal bytes, whatever the order of their keys."""
     return encode_table(dict(sorted(arguments.items())))
 
 
@@ -282,14 +282,14 @@ TABLES: Mapping[str, type] = {
 
 
 def delay_of(value: Value) -> int:
-    """Return the number of milliseconds that a value of x-delay asks for; 0 for none.
+    """Return the delay in milliseconds that a value of the header x-delay requests; 0 for no delay.
 
     Raises:
-        ValueError: a text, a float or a decimal that the plugin cannot convert: it closes the connection.
+        ValueError: the value is a text, a float or a decimal that makes the plugin fail and close the connection.
     """
     if isinstance(value, str) and _INTEGER.fullmatch(value):
-        return _if_possible(float(value))  # of any number of digits
-    is_text = isinstance(value, str) or type(value) is bytes  # bytes if it is not UTF-8
+        return _if_possible(float(value))  # int() limits the number of digits
+    is_text = isinstance(value, str) or type(value) is bytes  # text that is not UTF-8 is decoded as bytes
     if is_text or isinstance(value, Decimal) or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"x-delay is not a number of milliseconds: {value!r}")
     return _if_possible(value) if isinstance(value, float) or is_integer(value) else 0

@@ -1,10 +1,10 @@
-"""Words for hints: the name that was probably meant, and command lines that are safe to paste."""
+"""Text for hints: suggestions for misspelled names, and command lines that are safe to paste."""
 
 import difflib
 import shlex
 from collections.abc import Iterable
 
-#: Words of other tools, and the words that mqtool uses instead.
+#: Words that other tools use, and mqtool's words for the same thing.
 _SYNONYMS = {
     "start": ("up",),
     "stop": ("down",),
@@ -24,11 +24,11 @@ _SYNONYMS = {
 
 
 def pasteable(own: str, *words: str) -> str:
-    """A command line of mqtool to print, with names of a broker or user quoted for the shell.
+    """Return a command line of mqtool that the user can paste: its arguments are quoted for the shell.
 
     Args:
         own: the command and its options, such as "queue delete"; if it ends in "=", the next word is an option's value.
-        words: the rest, quoted. Before one that starts with a dash, a "--" is added, so that it is no option.
+        words: the arguments, such as names of queues. If any starts with a dash, "--" is put in front of them.
     """
     if own.endswith("="):
         first, *words_after = words
@@ -38,7 +38,7 @@ def pasteable(own: str, *words: str) -> str:
 
 
 def quoted(word: str) -> str:
-    """Quote a word for bash and zsh; control characters and bytes that are not text as escapes in $'…'."""
+    """Quote a word for bash and zsh. Control characters and bytes that are not text become escapes in $'…'."""
     if word.isprintable():
         return shlex.quote(word)
     data = word.encode("utf-8", "surrogateescape" if _is_encodable(word) else "replace")
@@ -56,7 +56,7 @@ def _is_encodable(word: str) -> bool:
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
-    """Find the name that was probably meant; None if no name is similar."""
+    """Return the name that the user probably meant by `word`; None if no name is similar."""
     known = list(names)
     for meant in _SYNONYMS.get(word, ()):
         if meant in known:
@@ -67,6 +67,6 @@ def nearest(word: str, names: Iterable[str]) -> str | None:
 
 
 def did_you_mean(word: str, names: Iterable[str], otherwise: str | None = None) -> str | None:
-    """Return a hint with the nearest name; if there is none, `otherwise`."""
+    """Return the hint "did you mean …?" with the nearest name; `otherwise` if no name is similar."""
     meant = nearest(word, names)
     return otherwise if meant is None else f"did you mean {meant!r}?"

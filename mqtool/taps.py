@@ -1,14 +1,14 @@
-"""A private queue that gets a copy of each message that other queues get; its bindings; and RabbitMQ's firehose.
+"""Taps: a private queue that gets copies of other queues' messages, through its own bindings or RabbitMQ's firehose.
 
     publisher ──> (exchange)─┬─> [jobs] ──────> worker
                              └─> [amq.gen-1] ─> tap
 
-A tap burdens its broker as little as possible. It consumes without acknowledgements, takes messages as fast as they
-come, and drops those that its reader is too slow for, so it can count them. Messages pile up at the broker only while
-the tap does not read at all; the broker then drops the oldest.
+A tap burdens its broker as little as possible. It consumes without acknowledgements and receives messages as fast as
+they arrive. If its reader is too slow, the tap drops messages itself, so it can count them. Messages pile up at the
+broker only while the tap receives nothing at all; the broker then drops the oldest.
 
-The firehose is the broker's own way: an exchange, amq.rabbitmq.trace, gets a copy of every message that is published
-(routing key publish.EXCHANGE) or delivered (deliver.QUEUE). https://www.rabbitmq.com/docs/firehose
+The firehose is RabbitMQ's own message tracing: the exchange amq.rabbitmq.trace gets a copy of every message that is
+published (routing key publish.EXCHANGE) or delivered (deliver.QUEUE). https://www.rabbitmq.com/docs/firehose
 """
 
 import re
@@ -23,22 +23,22 @@ from mqtool.message import Delivery
 from mqtool.spelling import pasteable
 from mqtool.topology import DELAYED, Binding, Exchange, Queue
 
-#: Limits for messages that pile up at the broker: their number, and bytes of their bodies.
+#: Limits of the private queue: the number of messages, and the total bytes of their bodies.
 _MAX_LENGTH, _MAX_SIZE = 20_000, 128 << 20
-#: Share of that number from which on the broker may have dropped some unnoticed.
+#: Share of _MAX_LENGTH above which the broker may already have dropped messages.
 _NEARLY_FULL = 0.8
 
 
 class Tap:
-    """A private queue, and copies of the messages that match its bindings.
+    """A private queue that receives copies of the messages that match its bindings.
 
     Args:
-        bindings: their destinations are ignored.
-        receiving: must have a buffer.
+        bindings: the queue's bindings; their destinations are ignored.
+        receiving: how to consume; must have a buffer.
 
     Raises:
         NotFound: an exchange does not exist.
-        AccessRefused: the user may not have a queue, or not read from an exchange.
+        AccessRefused: the user may not declare or read the queue, or may not read from an exchange.
     """
 
     def __init__(self, channel: Channel, bindings: Iterable[Binding], receiving: Receiving) -> None:
@@ -60,7 +60,7 @@ class Tap:
             name = self._channel.reopening.journal.current_name(self._queue.name)
             return self._beside.depth_of(name) > _MAX_LENGTH * _NEARLY_FULL
         except MqtoolError:
-            return False  # the connection was lost, and the queue with it
+            return False  # the connection was lost, which deleted the queue
 
 
 def _permissions_for(refusal: str) -> str:
@@ -70,21 +70,21 @@ def _permissions_for(refusal: str) -> str:
     return "the user needs all three permissions on queues named amq.gen-…: a tap has such a queue of its own"
 
 
-#: Types of exchanges that give a copy to every queue with a matching binding. Others, such as x-consistent-hash, choose
-#: one of their queues, so a tap would take messages from the others.
+#: Exchange types that copy a message to every queue with a matching binding. Others, such as x-consistent-hash, choose
+#: one of their queues, so a tap would take messages away from the other queues.
 _COPYING = ("direct", "topic", "fanout", "headers", "x-recent-history", "x-jms-topic")
 _PREDECLARED = {"amq.direct": "direct", "amq.fanout": "fanout", "amq.topic": "topic", "amq.headers": "headers"}
 _FIREHOSE = "the broker's firehose shows it: {}"
 _COLUMNS = ("source", "destination_type", "routing_key", "arguments")
-#: Routing keys to show in a note.
+#: The maximum number of routing keys to show in a note.
 _SHOWN = 5
 
 
 class Bound(NamedTuple):
-    """Bindings for the private queue.
+    """Bindings for a tap's private queue.
 
     Attributes:
-        bindings: their destinations are left empty.
+        bindings: the bindings, with empty destinations.
         notes: sentences for the user about messages that these bindings miss.
     """
 
@@ -95,17 +95,18 @@ class Bound(NamedTuple):
 def to_exchange(
     api: Callable[[], Management], vhost: str, exchange: str, keys: Iterable[str], arguments: Mapping[str, Any]
 ) -> Bound:
-    """Bindings that copy what an exchange routes.
+    """Return bindings that copy the messages that an exchange routes.
 
     Args:
-        api: returns the management API, which knows the exchange's type, and the keys of a direct exchange if none are
-            given. If it does not answer, the given keys are used unchecked.
-        keys: binding keys; none for all messages.
-        arguments: of each binding, for a headers exchange.
+        api: returns the management API, to look up the exchange's type, and the keys bound to a direct exchange if
+            `keys` is empty. If the API is not available, `keys` are used unchecked.
+        keys: binding keys; empty for all messages.
+        arguments: arguments of each binding, for a headers exchange.
 
     Raises:
         NotFound: there is no such exchange.
-        UsageError: it makes no copies, or it is direct and nothing is bound to it.
+        UsageError: this exchange type does not copy messages to every matching binding, or the exchange is direct,
+            has no bindings, and `keys` is empty.
     """
     named = tuple(Binding(exchange, "", key, arguments) for key in keys)
     if arguments and not named:
@@ -132,14 +133,14 @@ def to_exchange(
 
 
 def like_queue(api: Management, vhost: str, queue: str) -> Bound:
-    """The bindings of a queue, for the private queue.
+    """Return the same bindings as those of a queue, for the private queue.
 
     Raises:
         NotFound: there is no such queue.
-        UsageError: only the default exchange, or an exchange that makes no copies, routes to it.
-        Unavailable, AccessRefused: the management API does not answer.
+        UsageError: the queue is bound only to the default exchange, or to an exchange whose type makes no copies.
+        Unavailable, AccessRefused: the management API is not available.
     """
-    api.get(path("queues", vhost, queue), columns="name")  # the list would be empty for a queue that is not there
+    api.get(path("queues", vhost, queue), columns="name")  # for a missing queue, the list of bindings would be empty
     found = [each for each in api.items(path("queues", vhost, queue, "bindings"), _COLUMNS) if each["source"]]
     if not found:
         raise UsageError(
@@ -179,26 +180,26 @@ _PUBLISHED, _DELIVERED = "publish.", "deliver."
 
 
 def firehose_of_exchange(exchange: str) -> Binding:
-    """The firehose's copies of what is published to an exchange; "" is the default exchange, "#" means all."""
+    """Bind to the firehose's copies of messages published to an exchange: "" is the default exchange, "#" means all."""
     return Binding(_FIREHOSE_EXCHANGE, "", _PUBLISHED + exchange)
 
 
 def firehose_of_queue(queue: str) -> Binding:
-    """The firehose's copies of what is delivered from a queue."""
+    """Bind to the firehose's copies of messages delivered from a queue."""
     return Binding(_FIREHOSE_EXCHANGE, "", _DELIVERED + queue)
 
 
 def firehose_is_on(api: Management, vhost: str) -> bool:
-    """True if the firehose is on.
+    """True if the firehose is on in this virtual host.
 
     Raises:
-        Unavailable, AccessRefused: the management API does not answer.
+        Unavailable, AccessRefused: the management API is not available.
     """
     return bool(api.get(path("vhosts", vhost), columns="tracing").get("tracing"))
 
 
 def switch_firehose(api: Management, vhost: str, *, on: bool) -> None:
-    """Switch the firehose on or off. It is off after a restart of the broker.
+    """Switch the firehose of a virtual host on or off. A restart of the broker switches it off.
 
     Raises:
         AccessRefused: the user is not an administrator.
@@ -207,7 +208,7 @@ def switch_firehose(api: Management, vhost: str, *, on: bool) -> None:
 
 
 def original_of(copy: Delivery) -> Delivery:
-    """The message of which the firehose made this copy."""
+    """Return the original of a message that the firehose copied."""
     told, queue = copy.headers, ""
     if copy.routing_key.startswith(_DELIVERED):
         queue = copy.routing_key.removeprefix(_DELIVERED)
@@ -227,5 +228,5 @@ def original_of(copy: Delivery) -> Delivery:
 def _properties(told: Mapping[str, Any]) -> dict[str, Any]:
     properties = dict(told)
     if isinstance(time := properties.get("timestamp"), int):
-        properties["timestamp"] = time % (1 << 32)  # RabbitMQ sends it as a signed number of 32 bits
+        properties["timestamp"] = time % (1 << 32)  # RabbitMQ sends the time as a signed 32-bit number
     return properties

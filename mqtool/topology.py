@@ -1,15 +1,15 @@
-"""Exchanges, queues, bindings and streams, as they are declared (https://www.rabbitmq.com/tutorials/amqp-concepts)."""
+"""Declarations of exchanges, queues, bindings and streams (https://www.rabbitmq.com/tutorials/amqp-concepts)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-#: No arguments. It is never changed, so all can share it.
+#: No arguments. Never modified, so all declarations can share this mapping.
 _NONE: Mapping[str, Any] = {}
 
 
 class Exchange(NamedTuple):
-    """Routes messages to queues. The default exchange, "", routes to the queue named by the routing key."""
+    """An exchange to declare. The default exchange, "", routes to the queue named by the routing key."""
 
     name: str
     type: str = "direct"
@@ -26,7 +26,7 @@ DEFAULT_EXCHANGE = Exchange("", durable=True)
 
 
 class Queue(NamedTuple):
-    """Keeps messages until they are acknowledged. With the name "", the broker chooses a name when it is declared."""
+    """A queue to declare. With the name "", the broker chooses a name."""
 
     name: str = ""
     durable: bool = False
@@ -37,10 +37,10 @@ class Queue(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Binding:
-    """Routes from a source exchange to a queue or another exchange. Compared by identity.
+    """A binding from a source exchange to a queue or another exchange. Compared by identity.
 
     Attributes:
-        to_exchange: the destination is an exchange (RabbitMQ's exchange.bind).
+        to_exchange: True if the destination is an exchange (RabbitMQ's exchange.bind).
     """
 
     source: str
@@ -55,10 +55,10 @@ PRIVATE_QUEUE = Queue(exclusive=True)
 
 
 class Stream(NamedTuple):
-    """A stream or a super stream: keeps messages after they were read, up to a size or an age.
+    """A stream or a super stream: keeps messages after they are consumed, up to a size or an age.
 
     Attributes:
-        arguments: the settings to create it with, such as max-length-bytes.
+        arguments: the arguments to create the stream with, such as max-length-bytes.
         partitions: the streams of a super stream; empty for a stream.
     """
 

@@ -1,12 +1,12 @@
-"""Conditions on messages: `routing_key~'^kern' and headers.x-retry>=3`. `mqtool help where` is their manual.
+"""The parser of conditions on messages: `routing_key~'^kern' and headers.x-retry>=3`. See `mqtool help where`.
 
-    test ── FIELD [OPERATOR VALUE] ── FIELD is a name and what is inside it: body.user.id, headers.'with.dots'
+    test ── FIELD [OPERATOR VALUE] ── FIELD is a name, or a path of names: body.user.id, headers.'with.dots'
     not  ── binds more tightly than and, which binds more tightly than or; parentheses group
 
 Matching never raises an error: a field that is missing, or cannot be compared, does not match.
 
-Existing languages do not fit a shell: JMESPath needs backticks around literals and has no regular expressions, and
-there is no implementation of jq's language that starts fast enough.
+Existing languages do not suit a command line: JMESPath needs backticks around literals and has no regular expressions,
+and no implementation of jq's language starts fast enough.
 """
 
 import json
@@ -26,7 +26,7 @@ from mqtool.spelling import did_you_mean
 
 Record = Mapping[str, Any]
 
-#: The first names of fields: the keys of a message's NDJSON, its properties, and its size in bytes.
+#: The names that a field may start with: the keys of a message's NDJSON, its properties, and its size in bytes.
 FIELDS = ndjson.OF_A_DELIVERY | {"size", *PROPERTIES}
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq, "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt,
@@ -46,8 +46,8 @@ class Literal(NamedTuple):
     """A value in a condition.
 
     Attributes:
-        number: its numeric value: bytes of a size, seconds of a duration, seconds since 1970 of a time; None for text.
-        is_text: it was quoted, so it is compared with text only.
+        number: a number's value, a size in bytes, a duration in seconds, a time in seconds since 1970; None for text.
+        is_text: True if the value was quoted, so it is compared with text only.
     """
 
     text: str
@@ -57,7 +57,7 @@ class Literal(NamedTuple):
 
 
 def bare(text: str) -> Literal:
-    """Parse a value without quotes: a number, a size, a time, a duration, or else text."""
+    """Parse an unquoted value: a number, a size, a time, a duration, or otherwise text."""
     if _NUMBER.fullmatch(text):
         return Literal(text, _parsed(text))
     if size := _SIZE.fullmatch(text):
@@ -76,7 +76,7 @@ def _parsed(text: str) -> float:
 
 
 def _seconds(text: str) -> float | None:
-    """Parse a time, local if it has no offset; return seconds since 1970, or None if it is not a time."""
+    """Parse a time, which is local without a UTC offset; return seconds since 1970, or None if it is not a time."""
     try:
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError, OSError):
@@ -84,7 +84,7 @@ def _seconds(text: str) -> float | None:
 
 
 def number_of(value: Any, literal: Literal) -> float | None:
-    """The number to compare with a literal that is a number; None if the value is not a number."""
+    """Convert a field's value to a number, to compare it with a numeric literal; None if it is not a number."""
     if isinstance(value, str):
         if literal.is_time:
             return _seconds(value)
@@ -99,7 +99,7 @@ def number_of(value: Any, literal: Literal) -> float | None:
 
 
 def text_of(value: Any) -> str:
-    """Format a value as in mqtool's NDJSON, but text without quotes."""
+    """Format a field's value as in mqtool's NDJSON, but strings without quotes."""
     if isinstance(value, str):
         return value
     if isinstance(value, bytes | bytearray):
@@ -115,7 +115,7 @@ def text_of(value: Any) -> str:
 
 
 class _Missing:
-    """The value of a field that a record does not have."""
+    """Marks a field that the record does not have."""
 
 
 _MISSING = _Missing()
@@ -139,7 +139,7 @@ class _Subject:
         self._record = record
 
     def at(self, name: str, path: tuple[str, ...]) -> Any:
-        """The value of a field, or _MISSING."""
+        """Return the value of a field, or _MISSING."""
         if name == "body" and path:
             return _inside(self._json, path)
         if name == "body":
@@ -175,7 +175,7 @@ class Where:
 
     Attributes:
         text: the condition as written.
-        fields: the first names of its fields.
+        fields: the first names of the fields that the condition uses (`headers` of `headers.x`).
     """
 
     def __init__(self, text: str, fields: Set[str], test: Test) -> None:
@@ -184,7 +184,7 @@ class Where:
         self._test = test
 
     def matches(self, record: Record) -> bool:
-        """Whether a record matches: a mapping with the keys of NDJSON, or those that parse() was called with."""
+        """True if a record matches: a mapping with the keys of NDJSON, or with the `fields` passed to parse()."""
         return self._test(_Subject(record))
 
 
@@ -203,7 +203,7 @@ def of_delivery(delivery: Delivery) -> Record:
 
 
 def of_message(message: Message) -> Record:
-    """Convert a message to a record, without a timestamp and a queue."""
+    """Convert a message to a record, which has no timestamp and no queue."""
     return {
         "exchange": message.exchange or "",
         "routing_key": message.routing_key or "",
@@ -251,10 +251,10 @@ def parse(text: str, fields: Set[str] | None = FIELDS) -> Where:
     """Parse a condition.
 
     Args:
-        fields: the valid first names of fields; None for any.
+        fields: the field names that a condition may start with (`headers` in `headers.x`); None for any.
 
     Raises:
-        BadExpression: it is not valid; the error has the column.
+        BadExpression: the condition is not valid; the error has the column.
     """
     parser = _Parser(text, fields)
     test = parser.either(_DEEPEST)
@@ -267,7 +267,7 @@ class _Parser:
     """A recursive-descent parser of conditions.
 
     Attributes:
-        used: the first names of the fields so far.
+        used: the first names of the fields parsed so far.
     """
 
     def __init__(self, text: str, fields: Set[str] | None) -> None:
@@ -282,7 +282,7 @@ class _Parser:
         return self._at == len(self._text)
 
     def error(self, what: str, at: int | None = None, hint: str | None = None) -> BadExpression:
-        """Build an error at a position, or at the present one."""
+        """Return an error with its column, for the position `at` or the current one."""
         column = (self._at if at is None else at) + 1
         return BadExpression(what, self._text, column, hint or "'mqtool help where' shows how to write it")
 
@@ -361,7 +361,7 @@ class _Parser:
         if (quoted := self._quoted()) is not None:
             return Literal(quoted, is_text=True)
         start, depth = self._at, 0
-        for character in self._text[start:]:  # up to a space, or a parenthesis that closes an earlier one
+        for character in self._text[start:]:  # up to a space, or a parenthesis that was opened before the value
             depth += (character == "(") - (character == ")")
             if character.isspace() or depth < 0:
                 break
@@ -383,7 +383,7 @@ class _Parser:
         return quoted
 
     def _word(self, word: str) -> bool:
-        """Skip a word if it is next; return whether it was."""
+        """Skip a keyword if it comes next; return True if it did."""
         self._skip()
         found = re.compile(rf"{word}(?=[\s()]|$)", re.IGNORECASE).match(self._text, self._at)
         self._at = found.end() if found else self._at
