@@ -1,6 +1,7 @@
-"""RabbitMQ's management HTTP API, as far as tools need it, and /api/mqtool for tests.
+"""The parts of RabbitMQ's management HTTP API that tools use, and /api/mqtool for tests.
 
-Each route with its right and its handler is one block in a `*_routes.py`. Imports `wire/` and `model/`, never `store/`.
+The `*_routes.py` files define the routes, each with its permission check and its handler. Imports `wire/` and `model/`,
+never `store/`.
 """
 
 import struct
@@ -44,9 +45,9 @@ class Management:
 
     Args:
         broker: the broker.
-        connections: its connections, a collection for each protocol.
-        listening_on: the host that the broker was told to listen on.
-        under_test: returns the broker as tests see it.
+        connections: the broker's open connections, one collection per protocol.
+        listening_on: the host that the broker is configured to listen on.
+        under_test: returns the object behind /api/mqtool, which injects faults and records messages.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Management:
         """Check the credentials, before the body is read.
 
         Raises:
-            HttpError: 401, or 403 or 421 for a web page.
+            HttpError: 401 if the login fails; 403 or 421 if a web page sent the request.
         """
         check_origin(request.headers, self._listening_on)
         self._login(request)
@@ -80,11 +81,11 @@ class Management:
         return user
 
     async def stored(self) -> None:
-        """Wait until what requests have changed is on disk."""
+        """Wait until the changes that requests have made are on disk."""
         await self._api.broker.ledger.stored()
 
     def answer(self, request: Request) -> Answer:
-        """Answer a request.
+        """Handle a request and return the response.
 
         Raises:
             HttpError: 400, 401, 404, 405 or 503.
@@ -118,12 +119,12 @@ class Management:
 
 
 def _no_login(reason: str) -> HttpError:
-    """401 of a login, which RabbitMQ spells otherwise than the 401 of a right."""
+    """Return the 401 error of a failed login. Its `error` field differs from that of a missing permission."""
     return HttpError(HTTPStatus.UNAUTHORIZED, "not_authorized", reason)
 
 
 def _listed(items: list[Json], query: dict[str, str]) -> Any:
-    """Sort a list and cut it to the page and the columns that the query asks for."""
+    """Sort a list, then return the page and the columns that the query string asks for."""
     columns = query["columns"].split(",") if "columns" in query else []
     items.sort(key=lambda item: (item.get("vhost", ""), item.get("name", "")))
     if "sort" in query:
@@ -156,7 +157,7 @@ def _listed(items: list[Json], query: dict[str, str]) -> Any:
 
 
 def _columns(item: Json, columns: list[str]) -> Json:
-    """Cut an item to some columns; none for all. `message_stats.publish` is a column of an object."""
+    """Return an item with only these columns; an empty list selects all. `a.b` selects field `b` of the object `a`."""
     if not columns:
         return item
     cut: Json = {}

@@ -1,4 +1,4 @@
-"""/api/definitions: everything that a broker or a virtual host has, as a document that another one can load.
+"""The routes of /api/definitions: export and import the definitions of a broker or a virtual host as JSON.
 
 https://www.rabbitmq.com/docs/definitions
 """
@@ -46,7 +46,7 @@ log = logging.getLogger("mqtool.broker.embedded")
 
 
 def export(broker: Broker) -> Json:
-    """The definitions of a broker."""
+    """Return the definitions of a broker."""
     users = list(broker.users.values())
     return {
         "rabbit_version": broker.profile.version,
@@ -63,7 +63,7 @@ def export(broker: Broker) -> Json:
 
 
 def export_vhost(vhost: VirtualHost) -> Json:
-    """The definitions of a virtual host, without its name, so that another one can load them."""
+    """Return the definitions of a virtual host, without its name, so that another virtual host can load them."""
     found = _topology([vhost])
     for kind in ("queues", "exchanges", "bindings"):
         found[kind] = [{name: value for name, value in item.items() if name != "vhost"} for item in found[kind]]
@@ -110,13 +110,13 @@ def _topology(vhosts: list[VirtualHost]) -> Json:
 
 
 def load_file(broker: Broker, path: Path) -> list[str]:
-    """Load a file at the start. What names no virtual host goes to /.
+    """Load a definitions file when the broker starts. Definitions without a virtual host go to `/`.
 
     Returns:
         A sentence for each definition that the embedded broker does not support.
 
     Raises:
-        OSError: it cannot be read, or something in it is not valid.
+        OSError: the file cannot be read, or a definition in it is not valid.
     """
     try:
         document = json.loads(path.read_text())
@@ -132,15 +132,15 @@ def load_file(broker: Broker, path: Path) -> list[str]:
 
 
 def load(broker: Broker, document: Json, vhost: VirtualHost | None = None) -> None:
-    """Load definitions. What exists already is kept, but users, permissions and policies are overwritten.
+    """Load definitions. Existing exchanges and queues are kept; users, permissions and policies are overwritten.
 
     Args:
-        broker: the broker to load them into.
+        broker: the broker to load the definitions into.
         document: the definitions.
-        vhost: load its exchanges, queues, bindings and policies only, into this virtual host.
+        vhost: load only the topology, policies and parameters, into this virtual host; None to load everything.
 
     Raises:
-        HttpError: 400, something is not valid, or the embedded broker does not support it.
+        HttpError: 400 if a definition is not valid or the embedded broker does not support it.
     """
     if left_out := list(unsupported(document)):
         raise bad_request(f"the embedded broker does not have {', '.join(left_out)}")
@@ -172,7 +172,7 @@ class _Loading:
     Args:
         broker: the broker.
         document: the definitions.
-        default: the virtual host of what names none; None if everything must name one.
+        default: the virtual host of definitions that name none; None if all must name one.
     """
 
     def __init__(self, broker: Broker, document: Json, default: VirtualHost | None) -> None:
@@ -181,10 +181,10 @@ class _Loading:
         self._default = default
 
     def run(self) -> None:
-        """Load everything, so that what others refer to comes first.
+        """Load everything in order of dependency: virtual hosts before their queues, queues before their bindings.
 
         Raises:
-            HttpError: 400, something is not valid. What came before it stays loaded.
+            HttpError: 400 if a definition is not valid. The definitions before it stay loaded.
         """
         kinds: list[tuple[str, Callable[[Json], object]]] = [
             ("users", self._user),
@@ -262,7 +262,7 @@ class _Loading:
         ends = vhost.queues if item["destination_type"] == "queue" else vhost.exchanges
         source, destination = vhost.exchanges.get(_name(item, "source")), ends.get(_name(item, "destination"))
         if source is None or destination is None:
-            # RabbitMQ ignores it too, without the warning.
+            # RabbitMQ ignores such a binding too, without a warning.
             log.warning("definitions: no such ends in vhost '%s': binding %s", vhost.name, json.dumps(item))
         else:
             vhost.bind(source, destination, *binding_declaration(item))

@@ -1,8 +1,8 @@
-"""The part of HTTP/1.1 that the management API needs: JSON in and out, basic authentication, limits, and no web pages.
+"""A small HTTP/1.1 server for the management API: JSON bodies, basic authentication and limits.
 
-Web pages in a browser on this machine must not send requests here. A page of another site sends its `Origin`. A page
-whose host name was pointed at this machine (DNS rebinding) sends that `Host`; only names that nobody else can own are
-accepted.
+It refuses requests from web pages open in a browser on this machine. A page of another site sends its `Origin` header.
+A page whose host name was pointed at this machine (DNS rebinding) sends that name in `Host`; only names that nobody
+else can own are accepted.
 """
 
 import asyncio
@@ -20,12 +20,12 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 log = logging.getLogger("mqtool.broker.embedded")
 
-#: Limits: bytes of request line and headers, bytes of a body, and connections at once.
+#: Limits: bytes of the request line and headers, bytes of a body, and concurrent connections.
 MAX_HEAD = 16 * 1024
 MAX_BODY = 1024 * 1024
 MAX_CONNECTIONS = 128
 
-#: A refused request with a body up to this size is read to its end, so that the client can read the answer.
+#: The body of a refused request is read to its end up to this size, so that the client can read the response.
 _SMALL_BODY = 16 * 1024
 
 _FIRST_SECONDS = 10.0
@@ -36,11 +36,11 @@ _ANSWER_SECONDS = 30.0
 
 
 class HttpError(Exception):
-    """An error answer.
+    """An HTTP error response.
 
     Attributes:
         status: the HTTP status.
-        error, reason: the fields of RabbitMQ's error objects.
+        error, reason: the fields of the JSON body, as in RabbitMQ's error responses.
     """
 
     def __init__(self, status: HTTPStatus, error: str, reason: str) -> None:
@@ -52,15 +52,15 @@ class HttpError(Exception):
 
 @dataclass
 class Request:
-    """A request.
+    """An HTTP request.
 
     Attributes:
         method: GET, PUT and so on.
         path: the decoded segments of the path.
-        query: the parameters; of a repeated one, the last value.
+        query: the query parameters; a repeated parameter has its last value.
         headers: the headers, with names in lower case.
         credentials: user and password; None without basic authentication.
-        from_loopback: the client is on this machine.
+        from_loopback: True if the client is on this machine.
         body: the body; empty until Handler.check() has accepted the request.
     """
 
@@ -73,10 +73,10 @@ class Request:
     body: bytes = b""
 
     def json(self) -> dict[str, Any]:
-        """The body, which must be a JSON object or empty.
+        """Parse the body as a JSON object. An empty body is an empty object.
 
         Raises:
-            HttpError: 400.
+            HttpError: 400 if the body is not a JSON object.
         """
         try:
             value = json.loads(self.body, parse_constant=_finite, parse_float=_finite) if self.body.strip() else {}
@@ -90,14 +90,14 @@ class Request:
 
 @dataclass
 class Answer:
-    """An answer.
+    """An HTTP response.
 
     Attributes:
         status: the HTTP status.
-        value: the JSON value; None for no content.
-        location: the Location header: the address of what was created.
+        value: the JSON value of the body; None for no body.
+        location: the Location header: the address of the new object.
         allow: the Allow header: the methods of the path.
-        patience: seconds after the request during which to ask the handler again for a better answer; 0 for never.
+        patience: for how many seconds after the request the server repeats the call, for a more complete response.
     """
 
     status: HTTPStatus
@@ -108,7 +108,7 @@ class Answer:
 
 
 class Handler(Protocol):
-    """Answers requests."""
+    """Checks requests and returns the responses; passed to HttpServer."""
 
     def check(self, request: Request) -> None:
         """Check the credentials, before the body is read.
@@ -118,20 +118,20 @@ class Handler(Protocol):
         """
 
     async def stored(self) -> None:
-        """Wait until what requests have changed is on disk."""
+        """Wait until the changes that requests have made are on disk."""
 
     def answer(self, request: Request) -> Answer:
-        """Answer a request.
+        """Handle a request and return the response.
 
         Raises:
-            HttpError: the request is refused or wrong.
+            HttpError: the request is refused or not valid.
         """
 
 
 class HttpServer:
     """Serves HTTP connections. Pass `talk` to asyncio.start_server with `limit=MAX_HEAD`.
 
-    When all connections are in use, a new one replaces the oldest that has not logged in.
+    At the limit of connections, a new one replaces the oldest that has not logged in.
     """
 
     def __init__(self, handler: Handler) -> None:
@@ -141,7 +141,7 @@ class HttpServer:
         self._strangers: dict[asyncio.StreamWriter, None] = {}
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer the requests of one connection."""
+        """Handle the requests of one connection until it closes."""
         self._open += 1
         seconds = _FIRST_SECONDS
         try:
@@ -158,7 +158,7 @@ class HttpServer:
                 seconds = _FIRST_SECONDS if writer in self._strangers else _IDLE_SECONDS
         except (ConnectionError, asyncio.IncompleteReadError, TimeoutError) as error:
             log.debug("management client went away: %r", error)
-            # Nothing that still waits to be sent may keep the connection.
+            # Close at once, even if data is still waiting to be sent.
             writer.transport.abort()
         except asyncio.CancelledError:
             log.debug("the broker stops")  # asyncio would log a task that ends by being cancelled
@@ -168,7 +168,7 @@ class HttpServer:
             writer.close()
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float) -> bool:
-        """Answer one request, and return whether the connection stays open."""
+        """Read and handle one request. Returns True if the connection stays open."""
         try:
             async with asyncio.timeout(seconds):
                 request = await _read_head(reader, from_loopback=_is_loopback(writer))
@@ -199,7 +199,7 @@ class HttpServer:
         return stay
 
     async def _last_answer(self, request: Request) -> Answer:
-        """Ask the handler, again as long as its answer has patience left."""
+        """Call the handler repeatedly until its response has no `patience` left, and return the last response."""
         loop = asyncio.get_running_loop()
         asked = loop.time()
         while (answer := self._answer(request)).patience > loop.time() - asked:
@@ -217,11 +217,11 @@ class HttpServer:
 
 
 def check_origin(headers: Mapping[str, str], listening_on: str) -> None:
-    """Refuse a request that comes from a web page.
+    """Refuse a request that a web page sent.
 
     Args:
         headers: the headers of the request.
-        listening_on: the host that the broker was told to listen on.
+        listening_on: the host that the broker is configured to listen on.
 
     Raises:
         HttpError: 403 for another site's Origin, 421 for an unknown Host.
@@ -242,7 +242,7 @@ def _is_own_name(host: str, listening_on: str) -> bool:
         return False
     if name is None:
         return False
-    # A name without a dot is one of a local network, such as a container's: no web page has it.
+    # Names without a dot, such as a container's, exist only on a local network; no web page can have one.
     if "." not in name.rstrip(".") and ":" not in name:
         return True
     return name in (listening_on.lower(), socket.gethostname().lower()) or _is_address(name)
@@ -267,15 +267,15 @@ def _refusal(error: HttpError) -> Answer:
 
 
 def bad_request(reason: str) -> HttpError:
-    """400, with the reason."""
+    """Return a 400 error with this reason."""
     return HttpError(HTTPStatus.BAD_REQUEST, "bad_request", reason)
 
 
 def required(body: dict[str, Any], name: str) -> Any:
-    """A field that a body must have.
+    """Return a required field of a body.
 
     Raises:
-        HttpError: 400.
+        HttpError: 400 if the field is missing.
     """
     if name not in body:
         raise bad_request(f"[{{key_missing,{name}}}]")
@@ -283,10 +283,10 @@ def required(body: dict[str, Any], name: str) -> Any:
 
 
 def text(body: dict[str, Any], name: str, default: str = "") -> str:
-    """A field of a body that must be text, or a number, which rabbitmqadmin sends for names such as 1.
+    """Return a text field of a body. Numbers are accepted too: rabbitmqadmin sends a name such as "1" as a number.
 
     Raises:
-        HttpError: 400.
+        HttpError: 400 if the field is neither text nor a number.
     """
     value = body.get(name, default)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
@@ -295,10 +295,10 @@ def text(body: dict[str, Any], name: str, default: str = "") -> str:
 
 
 def boolean(body: dict[str, Any], name: str) -> bool:
-    """A field of a body that must be a boolean; rabbitmqadmin sends it as text.
+    """Return a boolean field of a body; False if it is missing. rabbitmqadmin sends booleans as text.
 
     Raises:
-        HttpError: 400.
+        HttpError: 400 if the field is not a boolean.
     """
     value = body.get(name, False)
     if isinstance(value, bool):
@@ -315,10 +315,10 @@ def _is_loopback(writer: asyncio.StreamWriter) -> bool:
 
 
 async def _read_head(reader: asyncio.StreamReader, *, from_loopback: bool) -> Request | None:
-    """Read request line and headers; None at the end of the connection.
+    """Read the request line and the headers. Returns None if the client has closed the connection.
 
     Raises:
-        HttpError: 400 or 431.
+        HttpError: 400 if they are malformed, 431 if they are too large.
     """
     try:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -349,10 +349,10 @@ async def _read_head(reader: asyncio.StreamReader, *, from_loopback: bool) -> Re
 
 
 def _body_size(request: Request) -> int:
-    """The size of the body, in bytes.
+    """Return the size of the body in bytes, from Content-Length.
 
     Raises:
-        HttpError: 400 or 411.
+        HttpError: 400 if the header is malformed, 411 if the body is sent in chunks.
     """
     if "transfer-encoding" in request.headers:
         raise HttpError(HTTPStatus.LENGTH_REQUIRED, "length_required", "a body needs a content-length")

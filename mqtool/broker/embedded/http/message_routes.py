@@ -1,4 +1,4 @@
-"""Messages published and got by requests, consumers, and /api/mqtool: what tests in any language ask a broker."""
+"""Routes that publish and get messages and list consumers, and /api/mqtool: faults and recorded messages for tests."""
 
 import base64
 import contextlib
@@ -34,7 +34,7 @@ from mqtool.broker.embedded.wire.deliveries import Subscription
 from mqtool.codecs.field_tables import Int64, Table, Value, decode_table, encode_table
 
 if TYPE_CHECKING:
-    # Most brokers have no streams and no tests, and need not import them.
+    # Imported only here, to start faster: most brokers serve no streams and run no tests.
     from mqtool.broker.embedded.streaming.subscriptions import Subscription as StreamSubscription
     from mqtool.broker.embedded.testing.recording import Recorded
 
@@ -42,15 +42,15 @@ _NUMBERS = {"delivery_mode": 1, "priority": 1, "timestamp": 8}
 _TEXTS = "content_type content_encoding correlation_id reply_to expiration message_id type user_id app_id cluster_id"
 _MAX_TEXT = 255
 _SETTLED = ("acked", "rejected", "requeued")
-#: Seconds that a test's question waits for messages by default, and at most.
+#: How many seconds a /api/mqtool request waits for messages by default, and at most.
 _TIMEOUT, _MAX_TIMEOUT = 2.0, 60.0
 
 
 def field_table(value: Any) -> Table:
-    """A JSON object as a field table that can be sent and stored. RabbitMQ makes every integer a long.
+    """Convert a JSON object to an AMQP field table. Like RabbitMQ, makes every integer a 64-bit one.
 
     Raises:
-        HttpError: 400, it is not an object, or holds what a field table cannot.
+        HttpError: 400 if the value is not an object, or contains a value that a field table cannot hold.
     """
     if not isinstance(value, dict):
         raise bad_request("arguments and headers must be objects")
@@ -73,7 +73,7 @@ def _field(value: Any) -> Value:
 
 
 def plain(value: Value) -> Any:
-    """A field value as JSON."""
+    """Convert a field value to JSON."""
     if isinstance(value, dict):
         return {name: plain(item) for name, item in value.items()}
     # A Decimal is a tuple.
@@ -88,7 +88,7 @@ def plain(value: Value) -> Any:
 
 @route("POST", "exchanges/VHOST/EXCHANGE/publish", member)
 def publish(call: Call, vhost_name: str, name: str) -> Json:
-    """Publish a message, and say whether it was routed to a queue."""
+    """Publish a message. The response says if it was routed to a queue."""
     vhost, exchange, body, broker = call.vhost(vhost_name), call.exchange(vhost_name, name), call.body, call.broker
     for each in ("properties", "routing_key", "payload", "payload_encoding"):
         required(body, each)
@@ -97,7 +97,7 @@ def publish(call: Call, vhost_name: str, name: str) -> Json:
     try:
         rights.check("write", "exchange", exchange.name)
         rights.check_topic("write", exchange, key)
-    except AmqpException as error:  # RabbitMQ publishes by AMQP, and answers with what that said
+    except AmqpException as error:  # RabbitMQ publishes over AMQP and returns the AMQP error
         raise bad_request(f"{error.code} {error.text}") from error
     payload = _payload(text(body, "payload"), body["payload_encoding"])
     properties = _properties(body["properties"] or {})
@@ -127,7 +127,7 @@ def _payload(payload: str, encoding: object) -> bytes:
 
 
 def _properties(given: Any) -> Properties:
-    """The properties of a message from a JSON object. Those that AMQP does not have are ignored."""
+    """Convert a JSON object to message properties. Fields that are not AMQP properties are ignored."""
     if not isinstance(given, dict):
         raise bad_request("properties must be an object")
     fields = {}
@@ -190,7 +190,7 @@ def _got_view(entry: Entry, left: int, truncate: int | None, *, is_base64: bool)
         "exchange": message.exchange,
         "routing_key": message.routing_key,
         "message_count": left,
-        # Erlang has one value for an empty list and an empty object.
+        # RabbitMQ returns [] for no properties: Erlang has one value for an empty list and an empty object.
         "properties": plain(message.properties.named()) or [],
         **shown,
     }
@@ -238,7 +238,7 @@ def consumers_of_vhost(call: Call, vhost: str) -> list[Json]:
 
 
 def consumer_views(call: Call, vhost: str | None = None) -> list[Json]:
-    """The consumers in a virtual host, or in all that the user may see."""
+    """Return the consumers in a virtual host; for None, in all virtual hosts that the user may see."""
     seen = {each.name for each in call.visible(vhost)}
     opened = call.opened()
     channels = [channel for connection in opened for channel in connection.channels.values()]
@@ -284,13 +284,13 @@ def _stream_consumer_view(connection: AnyConnection, subscription: "StreamSubscr
 
 
 def channel_details(channel: Channel) -> Json:
-    """The `channel_details` of a view."""
+    """Return the `channel_details` field of a JSON object that describes a channel or a consumer."""
     name = f"{channel.session.name} ({channel.number})"
     return {**connection_details(channel.session), "name": name, "number": channel.number}
 
 
 def connection_details(connection: "AnyConnection | Session") -> Json:
-    """The `channel_details` of a view for a connection that has no channels."""
+    """Return the `channel_details` field for a connection that has no channels."""
     return {
         "name": "",
         "number": 0,
@@ -310,8 +310,8 @@ def faults(call: Call) -> list[Json]:
 
 @route("POST", "mqtool/faults", administrator)
 def begin_fault(call: Call) -> Answer:
-    """Make a fault happen."""
-    from mqtool.broker.embedded.testing.fault import fault_of  # here: most brokers are not tested
+    """Start a fault."""
+    from mqtool.broker.embedded.testing.fault import fault_of  # not at the top: most brokers are not under test
 
     body = call.body
     if not isinstance(name := body.pop("fault", None), str):
@@ -351,13 +351,13 @@ def published(call: Call, vhost: str) -> Answer:
 
 @route("GET", "mqtool/unrouted/VHOST", administrator)
 def unrouted(call: Call, vhost: str) -> Answer:
-    """The messages that were routed to no queue."""
+    """The messages that no queue received."""
     return _recorded(call, "unrouted", vhost)
 
 
 @route("GET", "mqtool/queues/VHOST/QUEUE/WHAT", administrator)
 def in_queue(call: Call, vhost: str, queue: str, what: str) -> Answer:
-    """The messages in a queue (`messages`), or those `acked`, `rejected` or `requeued`."""
+    """The messages ready in a queue (`messages`), or the messages `acked`, `rejected` or `requeued` there."""
     if what == "messages":
         return _enough(call, list(call.api.under_test().ready(vhost, queue)))
     if what not in _SETTLED:
@@ -375,7 +375,7 @@ def _recorded(call: Call, what: str, vhost: str, **names: str) -> Answer:
 
 
 def _enough(call: Call, messages: "list[Recorded]") -> Answer:
-    """Answer with messages; wait for more, as the query asks with `count` and `timeout`."""
+    """Return these messages. If they are fewer than the query's `count`, wait for more for up to `timeout` seconds."""
     query = call.request.query
     try:
         count, timeout = int(query.get("count", 0)), min(float(query.get("timeout", _TIMEOUT)), _MAX_TIMEOUT)

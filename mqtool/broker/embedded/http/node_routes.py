@@ -1,4 +1,4 @@
-"""The node: its overview, health and process, and its connections and channels."""
+"""Routes of the node: overview, health checks, cluster name, feature flags, connections and channels."""
 
 import json
 import os
@@ -36,7 +36,7 @@ _BUILT_IN = {
     "rabbitmq_delayed_message_exchange": "Delayed message exchange, built in",
     "rabbitmq_management": "Management API without its page, built in",
 }
-#: RabbitMQ 3.10's, and what provides them. All are enabled, since the embedded broker has what they stand for.
+#: RabbitMQ 3.10's feature flags and the applications that provide them. The embedded broker has all these features.
 _FEATURE_FLAGS = {
     "classic_mirrored_queue_version": "rabbit",
     "drop_unroutable_metric": "rabbitmq_management_agent",
@@ -108,7 +108,7 @@ def put_cluster_name(call: Call) -> Answer:
 
 @route(READ, "auth", anyone)
 def auth(call: Call) -> Json:  # noqa: ARG001
-    """The settings of OAuth 2, which the embedded broker does not have."""
+    """The OAuth 2 settings: always disabled, since the embedded broker has no OAuth 2."""
     return {"enable_uaa": False, "uaa_client_id": "", "uaa_location": ""}
 
 
@@ -132,7 +132,7 @@ def enable_feature_flag(call: Call, name: str) -> None:  # noqa: ARG001
 @route("DELETE", "reset/NODE", administrator)
 @route("POST", "rebalance/queues", administrator)
 def do_nothing(call: Call, *names: str) -> None:
-    """Reset statistics, which are not kept, or rebalance the one node."""
+    """Accept requests to reset statistics or rebalance queues, without effect: there is one node and no history."""
 
 
 @route(READ, "extensions", anyone)
@@ -143,13 +143,13 @@ def extensions(call: Call) -> list[Json]:  # noqa: ARG001
 
 @route(READ, "nodes", monitoring)
 def nodes(call: Call) -> list[Json]:
-    """The nodes: there is one."""
+    """All nodes of the cluster: always one."""
     return [_node_view(call.broker)]
 
 
 @route(READ, "nodes/NODE", monitoring)
 def node(call: Call, name: str) -> Json:
-    """The node."""
+    """The node of this name."""
     return _node_view(call.broker) if name == NODE else missing()
 
 
@@ -194,7 +194,7 @@ def _open_descriptors(limit: int) -> int:
     try:
         return len(list(Path("/dev/fd").iterdir()))
     except OSError:
-        return limit  # listing them takes a descriptor, and none is left
+        return limit  # listing them needs a descriptor, so failing means that none is left
 
 
 @route(READ, "healthchecks/node", anyone)
@@ -208,7 +208,7 @@ def healthy(call: Call, *names: str) -> Json:  # noqa: ARG001
 
 @route(READ, "aliveness-test/VHOST", anyone)
 def aliveness(call: Call, vhost: str) -> Json:
-    """Tell whether a virtual host works."""
+    """Check that a virtual host exists."""
     call.vhost(vhost)
     return _OK
 
@@ -216,14 +216,14 @@ def aliveness(call: Call, vhost: str) -> Json:
 @route(READ, "health/checks/node-is-quorum-critical", anyone)
 @route(READ, "health/checks/node-is-mirror-sync-critical", anyone)
 def node_is_critical(call: Call) -> Json:  # noqa: ARG001
-    """Tell whether queues need this node. A single node is never called critical."""
+    """Report that no queue depends on this node: a single node never counts as critical."""
     return {"status": "ok", "reason": "single node cluster"}
 
 
 @route(READ, "health/checks/alarms", anyone)
 @route(READ, "health/checks/local-alarms", anyone)
 def alarms(call: Call) -> Answer:
-    """Answer 503 if there is an alarm."""
+    """Return 503 if an alarm is in effect."""
     shortages = [reason.removeprefix("low on ") for reason in sorted(set(call.broker.alarms.values()))]
     found = [{"node": NODE, "resource": each} for each in shortages]
     reason = "There are alarms in effect in the cluster"
@@ -232,7 +232,7 @@ def alarms(call: Call) -> Answer:
 
 @route(READ, "health/checks/port-listener/PORT", anyone)
 def port_listener(call: Call, port: str) -> Answer:
-    """Answer 503 if the broker does not listen on a port."""
+    """Return 503 if the broker does not listen on a port."""
     if not (port.isdecimal() and len(port) <= 5):
         raise bad_request("Invalid port")
     ports = [number for _, number in call.broker.listeners.values()]
@@ -241,7 +241,7 @@ def port_listener(call: Call, port: str) -> Answer:
 
 @route(READ, "health/checks/protocol-listener/PROTOCOL", anyone)
 def protocol_listener(call: Call, name: str) -> Answer:
-    """Answer 503 if the broker does not speak a protocol."""
+    """Return 503 if the broker has no listener for a protocol."""
     listeners = call.broker.listeners
     protocol = _PROTOCOLS.get(name.lower(), name.lower())
     absent = None if protocol in listeners else {"missing": name, "protocols": list(listeners)}
@@ -256,7 +256,7 @@ def _checked(well: Json, wrong: Json | None) -> Answer:
 
 @route(READ, "connections", anyone)
 def connections(call: Call) -> list[Json]:
-    """The connections that the user may see: their own, or all."""
+    """The connections that the user may see: the user's own, or all."""
     return [_connection_view(each) for each in _visible(call)]
 
 
@@ -274,7 +274,7 @@ def connections_of_user(call: Call, name: str) -> list[Json]:
 
 @route(READ, "connections/CONNECTION", anyone)
 def connection(call: Call, name: str) -> Json:
-    """A connection."""
+    """The connection of this name."""
     return first(connections(call), name=name)
 
 
@@ -325,7 +325,7 @@ def close_connections_of_user(call: Call, name: str) -> None:
 
 @route("DELETE", "connections/CONNECTION", anyone)
 def close_connection(call: Call, name: str) -> None:
-    """Close a connection: one's own, or as administrator any."""
+    """Close a connection. Only administrators may close other users' connections."""
     _close(call, [each for each in call.opened() if each.name == name] or missing())
 
 
@@ -356,7 +356,7 @@ def channels_of_connection(call: Call, name: str) -> list[Json]:
 
 @route(READ, "channels/CHANNEL", anyone)
 def channel(call: Call, name: str) -> Json:
-    """A channel, with its consumers and the exchanges that it has published to."""
+    """The channel of this name, with its consumers and the exchanges that it has published to."""
     for each in _channels(call):
         if (view := _channel_view(each, call.api.rates))["name"] == name:
             mine = [one for one in consumer_views(call) if one["channel_details"]["name"] == name]

@@ -1,4 +1,4 @@
-"""/api/policies, /api/operator-policies, /api/parameters and /api/global-parameters.
+"""The routes /api/policies, /api/operator-policies, /api/parameters and /api/global-parameters.
 
 https://www.rabbitmq.com/docs/policies and https://www.rabbitmq.com/docs/parameters
 """
@@ -28,7 +28,7 @@ from mqtool.broker.embedded.model.profile import Profile
 from mqtool.broker.embedded.model.queue_arguments import interval
 from mqtool.broker.embedded.model.virtual_host import VirtualHost
 
-#: The components of parameters that the embedded broker has.
+#: The components of /api/parameters that the embedded broker supports.
 COMPONENTS = (OPERATOR, "vhost-limits")
 
 _APPLY_TO = ("queues", "classic_queues", "quorum_queues", "streams", "exchanges", "all")
@@ -49,7 +49,7 @@ def _in(*allowed: object) -> Callable[[Any], bool]:
     return lambda value: not isinstance(value, list | dict) and value in allowed
 
 
-#: What policies can set: a check of the value, and RabbitMQ's name for a valid one.
+#: Keys of policy definitions: a function that checks the value, and RabbitMQ's description of a valid value.
 Settings = dict[str, tuple[Callable[[Any], bool], str]]
 
 _SETTINGS: Settings = {
@@ -65,7 +65,7 @@ _SETTINGS: Settings = {
     "message-ttl": (_from(0), "a valid message TTL"),
     "overflow": (_in("drop-head", "reject-publish", "reject-publish-dlx"), "a valid overflow value"),
     "stream-max-segment-size-bytes": (_from(0, _MAX_SEGMENT_BYTES), "a valid segment size"),
-    # Accepted without effect: there is one node, and it pages messages out by itself.
+    # Accepted without effect: there is one node, and it always pages messages out to disk as needed.
     "ha-mode": (_in("all", "exactly", "nodes"), "a valid ha-mode value"),
     "ha-params": (lambda _: True, "valid"),
     "ha-promote-on-failure": (_in("always", "when-synced"), "a valid ha-promote-on-failure value"),
@@ -84,7 +84,7 @@ _SETTINGS: Settings = {
     "queue-version": (_in(1, 2), "a valid queue-version value"),
 }
 
-#: For mirrored queues, which RabbitMQ 4.0 removed.
+#: Keys for mirrored queues, which RabbitMQ 4.0 removed.
 _MIRRORS = {name for name in _SETTINGS if name.startswith("ha-")}
 _SINCE_4_0: Settings = {
     "consumer-timeout": (_from(0), "a valid consumer timeout"),
@@ -101,7 +101,7 @@ _RETRIES: Settings = {
     "delayed-retry-max": (_from(1), "a valid delayed retry maximum delay. Must be a positive integer"),
 }
 
-#: The settings of operator policies: limits only.
+#: The keys that operator policies accept.
 _OPERATORS_SINCE_4_0 = ("overflow", "queue-version", "target-group-size", *_RETRIES)
 _OPERATORS = (
     "delivery-limit",
@@ -115,7 +115,7 @@ _OPERATORS = (
 
 
 def policymaker_of_component(call: Call, component: str, vhost: str | None = None, *names: str) -> None:  # noqa: ARG001
-    """The right of policymakers, for paths that name a component before the virtual host."""
+    """Allow policymakers, like policymaker(), on paths where the component precedes the virtual host."""
     policymaker(call, vhost)
 
 
@@ -145,18 +145,18 @@ def operator_policies_of_vhost(call: Call, vhost: str) -> list[Json]:
 
 @route(READ, "policies/VHOST/POLICY", policymaker)
 def policy(call: Call, vhost: str, name: str) -> Json:
-    """A policy."""
+    """The policy of this name."""
     return first(policies_of_vhost(call, vhost), name=name)
 
 
 @route(READ, "operator-policies/VHOST/POLICY", administrator)
 def operator_policy(call: Call, vhost: str, name: str) -> Json:
-    """An operator policy."""
+    """The operator policy of this name."""
     return first(operator_policies_of_vhost(call, vhost), name=name)
 
 
 def policy_views(vhosts: Iterable[VirtualHost], kind: str) -> list[Json]:
-    """The policies of a kind as /api/policies shows them."""
+    """Return the policies of a kind (user or operator) in the form of /api/policies."""
     return [
         {
             "vhost": vhost.name,
@@ -210,12 +210,12 @@ def parameters_of_vhost(call: Call, component: str, vhost: str) -> list[Json]:
 
 @route(READ, "parameters/COMPONENT/VHOST/PARAMETER", policymaker_of_component)
 def parameter(call: Call, component: str, vhost: str, name: str) -> Json:
-    """A parameter."""
+    """The parameter of this name."""
     return first(parameter_views([call.vhost(vhost)], component), name=name)
 
 
 def parameter_views(vhosts: Iterable[VirtualHost], component: str | None = None) -> list[Json]:
-    """Limits and operator policies as /api/parameters shows them. Like RabbitMQ it does not list policies."""
+    """Return limits and operator policies in the form of /api/parameters. Like RabbitMQ's, it omits policies."""
     found: list[Json] = []
     for vhost in vhosts:
         if vhost.limits:
@@ -233,10 +233,10 @@ def put_parameter(call: Call, component: str, vhost: str, name: str) -> Answer:
 
 
 def save_parameter(broker: Broker, vhost: VirtualHost, component: str, name: str, body: Json) -> bool:
-    """Set a parameter, and return whether it existed.
+    """Set a parameter. Returns True if it existed.
 
     Raises:
-        HttpError: 400.
+        HttpError: 400 if the component is unknown or the value is not valid.
     """
     existed = any(each["name"] == name for each in parameter_views([vhost], component))
     value = required(body, "value")
@@ -269,12 +269,12 @@ def global_parameters(call: Call) -> list[Json]:
 
 @route(READ, "global-parameters/NAME", policymaker_of_component)
 def global_parameter(call: Call, name: str) -> Json:
-    """A global parameter."""
+    """The global parameter of this name."""
     return first(global_parameter_views(call.broker), name=name)
 
 
 def global_parameter_views(broker: Broker) -> list[Json]:
-    """Global parameters as /api/global-parameters shows them."""
+    """Return the global parameters in the form of /api/global-parameters."""
     return [{"name": name, "value": json.loads(text)} for name, text in broker.global_parameters.items()]
 
 
@@ -285,10 +285,10 @@ def put_global_parameter(call: Call, name: str) -> Answer:
 
 
 def save_global_parameter(broker: Broker, name: str, body: Json) -> bool:
-    """Set a global parameter, and return whether it existed.
+    """Set a global parameter. Returns True if it existed.
 
     Raises:
-        HttpError: 400.
+        HttpError: 400 if the body has no `value`.
     """
     existed = name in broker.global_parameters
     broker.set_global_parameter(name, json.dumps(required(body, "value")))
@@ -306,7 +306,7 @@ def checked_limits(value: Any, known: Sequence[str], of: str) -> dict[str, int]:
     """Check limits that a client has sent, and return them.
 
     Raises:
-        HttpError: 400, in RabbitMQ's words.
+        HttpError: 400 with RabbitMQ's text if they are not valid.
     """
     if not isinstance(value, dict):
         raise bad_request(f"{of} must be an object")
@@ -319,10 +319,10 @@ def checked_limits(value: Any, known: Sequence[str], of: str) -> dict[str, int]:
 
 
 def policy_of(kind: str, name: str, body: Json, profile: Profile) -> Policy:
-    """The policy that a body describes.
+    """Return the policy that a request body describes.
 
     Raises:
-        HttpError: 400, it is not valid, with RabbitMQ's words.
+        HttpError: 400 with RabbitMQ's text if the policy is not valid.
     """
     pattern, definition = required(body, "pattern"), field_table(required(body, "definition"))
     priority, apply_to = body.get("priority", 0), body.get("apply-to", "all")
@@ -342,7 +342,7 @@ def policy_of(kind: str, name: str, body: Json, profile: Profile) -> Policy:
 
 
 def _settings(kind: str, profile: Profile) -> Settings:
-    """The settings that policies of a kind have."""
+    """Return the keys that policies of this kind (user or operator) accept."""
     known, operators = _SETTINGS, [*_OPERATORS]
     if not profile.mirrors:
         known = {name: each for name, each in _SETTINGS.items() if name not in _MIRRORS} | _SINCE_4_0
@@ -371,7 +371,7 @@ def _check_settings(kind: str, definition: Json, profile: Profile) -> None:
 
 
 def _check_retries(definition: Json) -> None:
-    """Check that a delayed retry has a minimum, and that it is not above the maximum."""
+    """Check that delayed-retry-min is set if it is required, and does not exceed delayed-retry-max."""
     kind, least, most = (definition.get(name) for name in _RETRIES)
     if kind not in (None, "disabled") and least is None:
         raise _invalid(f"delayed-retry-min is required when delayed-retry-type is {kind}")
@@ -384,7 +384,7 @@ def _invalid(reason: str) -> Exception:
 
 
 def term(value: Any) -> str:
-    """A value as Erlang prints it."""
+    """Format a value as Erlang prints it."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):

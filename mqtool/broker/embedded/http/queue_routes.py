@@ -1,4 +1,4 @@
-"""/api/queues, /api/exchanges and /api/bindings."""
+"""The routes /api/queues, /api/exchanges and /api/bindings."""
 
 from http import HTTPStatus
 from urllib.parse import quote
@@ -42,7 +42,7 @@ _MAX_NAME = 255
 
 
 def _checked_name(kind: str, name: str) -> str:
-    """Check the length of a name, and return it."""
+    """Return the name; raise HttpError 400 if it is too long."""
     if len(name.encode(errors="surrogateescape")) > _MAX_NAME:
         raise bad_request(f"{kind} name is longer than {_MAX_NAME} bytes")
     return name
@@ -62,13 +62,13 @@ def queues_of_vhost(call: Call, vhost: str) -> list[Json]:
 
 @route(READ, "queues/VHOST/QUEUE", visitor)
 def queue(call: Call, vhost: str, name: str) -> Json:
-    """A queue with its consumers."""
+    """The queue of this name, with its consumers."""
     view = queue_view(call.queue(vhost, name), call.api.rates)
     return {**view, "consumer_details": [each for each in consumer_views(call, vhost) if each["queue"]["name"] == name]}
 
 
 def queue_view(queue: Queue, rates: Rates) -> Json:
-    """A queue as /api/queues shows it."""
+    """Return a queue in the form of /api/queues."""
     ready, unacked = len(queue), queue.unacked
     owner = queue.owner
     consumers = list(queue.consumers)
@@ -121,7 +121,7 @@ def put_queue(call: Call, vhost: str, name: str) -> Answer:
 
 
 def queue_declaration(name: str, body: Json) -> QueueDeclaration:
-    """The queue that a body describes."""
+    """Return the declaration of a queue that a request body describes."""
     arguments = field_table(body.get("arguments", {}))
     return QueueDeclaration(
         _checked_name("queue", name), arguments, boolean(body, "durable"), boolean(body, "auto_delete")
@@ -129,10 +129,10 @@ def queue_declaration(name: str, body: Json) -> QueueDeclaration:
 
 
 def declare_queue(vhost: VirtualHost, declared: QueueDeclaration) -> bool:
-    """Declare a queue, and return whether it existed.
+    """Declare a queue. Returns True if it existed.
 
     Raises:
-        HttpError: 401, the name is reserved.
+        HttpError: 401 if the name is reserved.
         AmqpException: the declaration is not valid, or a different queue has the name.
     """
     queue = vhost.queues.get(declared.name)
@@ -150,7 +150,7 @@ def declare_queue(vhost: VirtualHost, declared: QueueDeclaration) -> bool:
 
 
 def _own_queue(call: Call, vhost: str, name: str) -> Queue:
-    """A queue that is not exclusive to a connection. AmqpException if it is."""
+    """Return the queue of this name; raise AmqpException if it is exclusive to a connection."""
     queue = call.queue(vhost, name)
     if queue.owner is not None:
         raise locked_queue(name, vhost)
@@ -159,7 +159,7 @@ def _own_queue(call: Call, vhost: str, name: str) -> Queue:
 
 @route("DELETE", "queues/VHOST/QUEUE", member)
 def delete_queue(call: Call, vhost: str, name: str) -> None:
-    """Delete a queue; with `if-empty` or `if-unused` in the query only if it is."""
+    """Delete a queue. With `if-empty` or `if-unused` in the query, refuse if it has ready messages or consumers."""
     call.rights(vhost).check("configure", "queue", name)
     queue, query = _own_queue(call, vhost, name), call.request.query
     if query.get("if-empty") == "true" and len(queue):
@@ -171,14 +171,14 @@ def delete_queue(call: Call, vhost: str, name: str) -> None:
 
 @route("DELETE", "queues/VHOST/QUEUE/contents", member)
 def purge(call: Call, vhost: str, name: str) -> None:
-    """Drop the ready messages of a queue."""
+    """Purge a queue: delete its ready messages."""
     call.rights(vhost).check("read", "queue", name)
     _own_queue(call, vhost, name).purge()
 
 
 @route("POST", "queues/VHOST/QUEUE/actions", administrator)
 def queue_action(call: Call, vhost: str, name: str) -> None:
-    """Synchronize a mirrored queue, of which there are none."""
+    """Synchronize a mirrored queue. Has no effect: the embedded broker has no mirrored queues."""
     call.queue(vhost, name)
     if (action := required(call.body, "action")) not in ("sync", "cancel_sync"):
         raise bad_request(f"unknown: {action}")
@@ -205,7 +205,7 @@ def exchanges_of_vhost(call: Call, name: str) -> list[Json]:
 
 @route(READ, "exchanges/VHOST/EXCHANGE", visitor)
 def exchange(call: Call, vhost: str, name: str) -> Json:
-    """An exchange, with the channels that have published to it."""
+    """The exchange of this name, with the channels that have published to it."""
     found = call.exchange(vhost, name)
     mine = [each for each in call.opened() if each.user.name == call.user.name or call.sees_all()]
     channels = [one for each in mine if each.vhost.name == vhost for one in each.channels.values()]
@@ -218,7 +218,7 @@ def exchange(call: Call, vhost: str, name: str) -> Json:
 
 
 def exchange_view(vhost: VirtualHost, exchange: Exchange, rates: Rates) -> Json:
-    """An exchange as /api/exchanges shows it."""
+    """Return an exchange in the form of /api/exchanges."""
     view: Json = {
         "name": exchange.name,
         "vhost": vhost.name,
@@ -248,17 +248,17 @@ def put_exchange(call: Call, vhost: str, name: str) -> Answer:
 
 
 def exchange_declaration(name: str, body: Json) -> ExchangeDeclaration:
-    """The exchange that a body describes."""
+    """Return the declaration of an exchange that a request body describes."""
     durable, auto_delete, internal = (boolean(body, each) for each in ("durable", "auto_delete", "internal"))
     name, kind = _checked_name("exchange", name), text(body, "type", "direct")
     return ExchangeDeclaration(name, kind, durable, auto_delete, internal, field_table(body.get("arguments", {})))
 
 
 def declare_exchange(vhost: VirtualHost, declared: ExchangeDeclaration) -> bool:
-    """Declare an exchange, and return whether it existed.
+    """Declare an exchange. Returns True if it existed.
 
     Raises:
-        HttpError: 400, the name is reserved.
+        HttpError: 400 if the name is reserved.
         AmqpException: the declaration is not valid, or a different exchange has the name.
     """
     check_exchange_type(declared.kind, vhost.profile)
@@ -275,7 +275,7 @@ def declare_exchange(vhost: VirtualHost, declared: ExchangeDeclaration) -> bool:
 
 @route("DELETE", "exchanges/VHOST/EXCHANGE", member)
 def delete_exchange(call: Call, vhost: str, name: str) -> None:
-    """Delete an exchange; with `if-unused` in the query only if it is."""
+    """Delete an exchange. With `if-unused` in the query, refuse if it is in use."""
     call.rights(vhost).check("configure", "exchange", exchange_name(name))
     exchange = call.exchange(vhost, name)
     if exchange.predeclared:
@@ -310,14 +310,14 @@ def bindings_of_vhost(call: Call, vhost: str) -> list[Json]:
 
 
 def _binding_views(vhost: VirtualHost) -> list[Json]:
-    """All bindings of a virtual host, with the implied ones of each queue to the default exchange."""
+    """Return all bindings of a virtual host, with the implicit binding of each queue to the default exchange."""
     default = vhost.exchanges[""]
     implied = [Binding(default, queue, queue.name, {}) for queue in vhost.queues.values()]
     return [binding_view(vhost.name, each) for each in [*implied, *vhost.bindings()]]
 
 
 def binding_view(vhost: str, binding: Binding) -> Json:
-    """A binding as /api/bindings shows it."""
+    """Return a binding in the form of /api/bindings."""
     return {
         "source": binding.source.name,
         "vhost": vhost,
@@ -344,7 +344,7 @@ def bindings_between(call: Call, vhost: str, source: str, kind: str, destination
 
 @route(READ, "bindings/VHOST/e/EXCHANGE/TYPE/DESTINATION/KEY", visitor)
 def binding(call: Call, vhost: str, source: str, kind: str, destination: str, key: str) -> Json:
-    """One binding, by its properties key."""
+    """The binding with this properties key."""
     return first(bindings_between(call, vhost, source, kind, destination), properties_key=key)
 
 
@@ -361,13 +361,13 @@ def post_binding(call: Call, vhost: str, source: str, kind: str, destination: st
 
 
 def binding_declaration(body: Json) -> tuple[str, Table]:
-    """The routing key and arguments of the binding that a body describes."""
+    """Return the routing key and the arguments of the binding that a request body describes."""
     return _checked_name("routing key", text(body, "routing_key")), field_table(body.get("arguments", {}))
 
 
 @route("DELETE", "bindings/VHOST/e/EXCHANGE/TYPE/DESTINATION/KEY", member)
 def delete_binding(call: Call, vhost: str, source: str, kind: str, destination: str, key: str) -> None:
-    """Delete one binding, by its properties key."""
+    """Delete the binding with this properties key."""
     exchange, end = _ends(call, vhost, source, kind, destination, None)
     for each in list(exchange.bindings):
         if each.destination is end and each.properties_key == key:
@@ -380,7 +380,7 @@ def delete_binding(call: Call, vhost: str, source: str, kind: str, destination: 
 def _ends(
     call: Call, vhost: str, source: str, kind: str, destination: str, key: str | None
 ) -> tuple[Exchange, Queue | Exchange]:
-    """The two ends of a binding that the user may declare or delete.
+    """Return the source and the destination of a binding, after checking that the user may bind or unbind them.
 
     Args:
         key: the routing key, for topic permissions; None if it is not known yet.

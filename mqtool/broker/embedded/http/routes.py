@@ -1,9 +1,9 @@
-"""Routes of the management API: a path, its methods, the right that they need and the function that answers.
+"""Defines routes of the management API: each has a path, methods, a permission check and a handler function.
 
     @route("PUT", "vhosts/VHOST", administrator)
     def put_vhost(call: Call, name: str) -> Answer: ...
 
-Words in upper case stand for names, which the function gets as arguments. docs/reference/embedded-broker.md lists the
+Upper-case words in a path are placeholders; the handler gets their values. docs/reference/embedded-broker.md lists the
 routes for users; https://www.rabbitmq.com/docs/management#permissions explains the rights.
 """
 
@@ -26,14 +26,14 @@ from mqtool.broker.embedded.model.virtual_host import VirtualHost
 from mqtool.broker.embedded.wire.amqp_connection import Connection
 
 if TYPE_CHECKING:
-    # Most brokers have no streams and no tests, and need not import them.
+    # Imported only here, to start faster: most brokers serve no streams and run no tests.
     from mqtool.broker.embedded.streaming.stream_connection import StreamConnection
     from mqtool.broker.embedded.testing.under_test import BrokerUnderTest
 
 AnyConnection: TypeAlias = "Connection | StreamConnection"
 Json = dict[str, Any]
 
-#: Tags of users who may log in, and of those who see all virtual hosts and connections.
+#: The user tags that allow a login, and those that let a user see all virtual hosts and connections.
 TAGS = {"administrator", "monitoring", "policymaker", "management"}
 SEES_ALL = {"administrator", "monitoring"}
 
@@ -45,11 +45,11 @@ class Counting(Protocol):
     """Something with counters: a queue, an exchange or a channel."""
 
     def counts(self) -> dict[str, int]:
-        """Its counters, by RabbitMQ's names."""
+        """Return the counters, by RabbitMQ's names."""
 
 
 class _Sample:
-    """The last two samples of some counters. A rate is the growth since the earlier one."""
+    """The last two samples of one object's counters. Rates are computed since the earlier sample."""
 
     __slots__ = ("earlier", "earlier_at", "later", "later_at")
 
@@ -63,16 +63,16 @@ class _Sample:
         self.later, self.later_at = dict(counts), now
 
     def rate(self, name: str, count: int, now: float) -> float:
-        """The growth of a counter per second."""
+        """Return the growth of a counter per second, given its present value."""
         seconds = now - self.earlier_at
         return round((count - self.earlier.get(name, 0)) / seconds, 1) if seconds >= 1 else 0.0
 
 
 class Rates:
-    """How fast counters grow. They are sampled all the time, so that the first request has rates too, as in RabbitMQ.
+    """Computes the rates of counters. Samples them all the time, so that even the first request gets rates.
 
     Args:
-        counting: returns everything that has counters.
+        counting: returns all objects that have counters.
     """
 
     def __init__(self, counting: Callable[[], Iterable[Counting]]) -> None:
@@ -81,7 +81,7 @@ class Rates:
         asyncio.get_running_loop().call_later(_SAMPLE_SECONDS, self._look)
 
     def of(self, counting: Counting) -> dict[str, int | dict[str, float]]:
-        """The counters of a thing with their rates, as in `message_stats`."""
+        """Return the counters of an object with their rates, as in `message_stats`."""
         now, sample = time.monotonic(), self._samples.get(counting)
         stats: dict[str, int | dict[str, float]] = {}
         for name, count in counting.counts().items():
@@ -90,7 +90,7 @@ class Rates:
         return stats
 
     def total(self, counting: Iterable[Counting]) -> dict[str, int | dict[str, float]]:
-        """The sums of the counters and rates of several things."""
+        """Return the sums of the counters and rates of several objects."""
         counts: dict[str, int] = {}
         rates: dict[str, float] = {}
         for each in counting:
@@ -114,13 +114,13 @@ class Rates:
 
 @dataclass
 class Api:
-    """What handlers need of a broker.
+    """The parts of a broker that handlers use.
 
     Attributes:
         broker: the broker.
-        by_protocol: its connections, a collection for each protocol.
-        rates: the rates of its counters.
-        under_test: returns the broker as tests see it.
+        by_protocol: the broker's connections, one collection per protocol.
+        rates: computes the rates of the broker's counters.
+        under_test: returns the object behind /api/mqtool, which injects faults and records messages.
     """
 
     broker: Broker
@@ -136,12 +136,12 @@ class Api:
 
 @dataclass
 class Call:
-    """A request that is being answered.
+    """A request as handlers get it, with the broker and the logged-in user.
 
     Attributes:
-        api: the broker.
+        api: the parts of the broker that handlers use.
         request: the request.
-        user: the user who has logged in.
+        user: the logged-in user.
     """
 
     api: Api
@@ -158,58 +158,58 @@ class Call:
         """The body of the request.
 
         Raises:
-            HttpError: 400, it is not a JSON object.
+            HttpError: 400 if the body is not a JSON object.
         """
         return self.request.json()
 
     def opened(self) -> list[AnyConnection]:
-        """The connections whose handshake is done. Only these have a user and a virtual host."""
+        """Return the connections that have completed the handshake. Only these have a user and a virtual host."""
         return [connection for connection in self.api.connections if connection.is_open]
 
     def sees_all(self) -> bool:
-        """Tell whether the user sees all virtual hosts and connections."""
+        """Return True if the user may see all virtual hosts and connections."""
         return bool(SEES_ALL.intersection(self.user.tags))
 
     def visible(self, vhost: str | None = None) -> Iterator[VirtualHost]:
-        """Yield the virtual hosts that the user may see: all of them, or the one with this name."""
+        """Yield the virtual hosts that the user may see; with `vhost`, only the one of this name."""
         for each in self.broker.vhosts.values():
             if vhost in (None, each.name) and (each.name in self.user.permissions or self.sees_all()):
                 yield each
 
     def vhost(self, name: str) -> VirtualHost:
-        """The virtual host of this name.
+        """Return the virtual host of this name.
 
         Raises:
-            HttpError: 404.
+            HttpError: 404 if it does not exist.
         """
         return self.broker.vhosts.get(name) or missing()
 
     def named_user(self, name: str) -> User:
-        """The user of this name.
+        """Return the user of this name.
 
         Raises:
-            HttpError: 404.
+            HttpError: 404 if the user does not exist.
         """
         return self.broker.users.get(name) or missing()
 
     def queue(self, vhost: str, name: str) -> Queue:
-        """The queue of this name.
+        """Return the queue of this name.
 
         Raises:
-            HttpError: 404.
+            HttpError: 404 if it does not exist.
         """
         return self.vhost(vhost).queues.get(name) or missing()
 
     def exchange(self, vhost: str, name: str) -> Exchange:
-        """The exchange of this name.
+        """Return the exchange of this name.
 
         Raises:
-            HttpError: 404.
+            HttpError: 404 if it does not exist.
         """
         return self.vhost(vhost).exchanges.get(exchange_name(name)) or missing()
 
     def rights(self, vhost: str) -> Rights:
-        """The rights of the user in a virtual host, as they apply to AMQP too."""
+        """Return the user's permissions in a virtual host. They are the same for AMQP and HTTP."""
         return Rights(self.broker, self.user.name, vhost)
 
 
@@ -221,8 +221,8 @@ class Route(NamedTuple):
     """One method of a path.
 
     Attributes:
-        right: raises HttpError 401 if the user may not do it. Takes what the handler takes.
-        handler: answers: with an Answer, a JSON value, or None for 204.
+        right: takes the handler's arguments and raises HttpError 401 if the user lacks the permission.
+        handler: handles the request and returns an Answer, a JSON value, or None for 204.
     """
 
     right: Right
@@ -233,12 +233,12 @@ _ROUTES: dict[str, dict[str, Route]] = {}
 
 
 def route(methods: str, path: str, right: Right) -> Callable[[Handler], Handler]:
-    """Register a function that answers requests.
+    """Register the decorated function as the handler of a path.
 
     Args:
-        methods: one or more, with spaces between them.
-        path: below /api, such as "queues/VHOST/QUEUE".
-        right: the right that it needs.
+        methods: one or more HTTP methods, separated by spaces.
+        path: the path below /api, such as "queues/VHOST/QUEUE".
+        right: checks that the user has the required permission.
     """
 
     def register(handler: Handler) -> Handler:
@@ -250,16 +250,16 @@ def route(methods: str, path: str, right: Right) -> Callable[[Handler], Handler]
 
 
 def paths() -> dict[str, list[str]]:
-    """All paths below /api with their methods, in one order of methods."""
+    """Return all paths below /api with their methods in a fixed order."""
     order = ("GET", "HEAD", "PUT", "POST", "DELETE")
     return {path: sorted(routes, key=order.index) for path, routes in _ROUTES.items()}
 
 
 def found(path: list[str]) -> tuple[dict[str, Route], list[str]]:
-    """The routes of a path below /api, by method, and the names in the path.
+    """Find the routes of a path below /api. Returns them by method, and the values of the path's placeholders.
 
     Raises:
-        HttpError: 404.
+        HttpError: 404 if no route has this path.
     """
     best: tuple[list[bool], dict[str, Route], list[str]] | None = None
     for pattern, routes in _ROUTES.items():
@@ -267,7 +267,7 @@ def found(path: list[str]) -> tuple[dict[str, Route], list[str]]:
         if len(words) == len(path) and all(
             word == each or word.isupper() for word, each in zip(words, path, strict=True)
         ):
-            # "users/without-permissions" goes before "users/USER".
+            # "users/without-permissions" takes precedence over "users/USER".
             rank = [word.isupper() for word in words]
             if best is None or rank < best[0]:
                 best = rank, routes, [each for word, each in zip(words, path, strict=True) if word.isupper()]
@@ -277,11 +277,11 @@ def found(path: list[str]) -> tuple[dict[str, Route], list[str]]:
 
 
 def answer(call: Call) -> Answer:
-    """Answer a request below /api.
+    """Handle a request below /api and return the response.
 
     Raises:
         HttpError: 400, 401, 404, 405 or 503.
-        AmqpException: an error as AMQP has it.
+        AmqpException: the operation failed with an AMQP error.
     """
     routes, names = found(call.request.path[1:])
     method = call.request.method
@@ -302,27 +302,27 @@ CREATED = Answer(HTTPStatus.CREATED)
 
 
 def put(*, existed: bool) -> Answer:
-    """The answer to a PUT: 204 if the thing existed, else 201."""
+    """Return the response to a PUT: 204 if the object existed, otherwise 201."""
     return NO_CONTENT if existed else CREATED
 
 
 def not_found() -> HttpError:
-    """404, in RabbitMQ's words."""
+    """Return a 404 error with RabbitMQ's text."""
     return HttpError(HTTPStatus.NOT_FOUND, "Object Not Found", "Not Found")
 
 
 def missing() -> Any:
-    """Raise 404: `return found or missing()`."""
+    """Raise a 404 error; for expressions such as `return found or missing()`."""
     raise not_found()
 
 
 def refused(reason: str) -> HttpError:
-    """401, with the reason."""
+    """Return a 401 error with this reason."""
     return HttpError(HTTPStatus.UNAUTHORIZED, "not_authorised", reason)
 
 
 def exchange_name(name: str) -> str:
-    """The name of an exchange in a path: `amq.default` is the one without a name."""
+    """Convert the name of an exchange in a path: `amq.default` is the default exchange, whose name is empty."""
     return "" if name == "amq.default" else name
 
 
@@ -330,7 +330,7 @@ def check_regular_expression(pattern: str) -> None:
     """Check a regular expression that a client has sent.
 
     Raises:
-        HttpError: 400.
+        HttpError: 400 if it is not valid.
     """
     try:
         check_pattern(pattern)
@@ -339,10 +339,10 @@ def check_regular_expression(pattern: str) -> None:
 
 
 def first(views: Iterable[Json], **wanted: str) -> Json:
-    """The first view with these fields.
+    """Return the first of these JSON objects whose fields have the wanted values.
 
     Raises:
-        HttpError: 404.
+        HttpError: 404 if there is none.
     """
     for view in views:
         if all(view[name] == value for name, value in wanted.items()):
@@ -351,29 +351,29 @@ def first(views: Iterable[Json], **wanted: str) -> Json:
 
 
 def anyone(call: Call, *names: str) -> None:
-    """The right of every user who may log in."""
+    """Allow every user who may log in."""
 
 
 def administrator(call: Call, *names: str) -> None:  # noqa: ARG001
-    """The right of administrators."""
+    """Allow only administrators."""
     if "administrator" not in call.user.tags:
         raise refused("Not administrator user")
 
 
 def monitoring(call: Call, *names: str) -> None:  # noqa: ARG001
-    """The right of users who see all virtual hosts."""
+    """Allow only users who may see all virtual hosts."""
     if not call.sees_all():
         raise refused("Not monitor user")
 
 
 def visitor(call: Call, vhost: str, *names: str) -> None:  # noqa: ARG001
-    """The right to see a virtual host: permissions in it, or a tag that sees all."""
+    """Allow users with permissions in the virtual host, or with a tag that lets them see every virtual host."""
     if not call.sees_all():
         member(call, vhost)
 
 
 def member(call: Call, vhost: str, *names: str) -> None:  # noqa: ARG001
-    """The right to change something in a virtual host: permissions in it. The handler checks which."""
+    """Allow users with any permissions in the virtual host. The handler checks the specific permission."""
     if vhost not in call.user.permissions:
         if call.broker.profile.hides_vhosts:
             raise HttpError(HTTPStatus.NOT_FOUND, "not_found", "Not Found")
@@ -381,13 +381,13 @@ def member(call: Call, vhost: str, *names: str) -> None:  # noqa: ARG001
 
 
 def administrator_or_member(call: Call, vhost: str, *names: str) -> None:  # noqa: ARG001
-    """The right to list the policies of a virtual host."""
+    """Allow administrators, and users with permissions in the virtual host."""
     if "administrator" not in call.user.tags:
         member(call, vhost)
 
 
 def policymaker(call: Call, vhost: str | None = None, *names: str) -> None:  # noqa: ARG001
-    """The right to see and change policies and parameters: a tag, and permissions in the virtual host, if any."""
+    """Allow administrators, and policymakers with permissions in the virtual host, if the path has one."""
     tags = call.user.tags
     if "administrator" in tags:
         return

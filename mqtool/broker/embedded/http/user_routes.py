@@ -1,4 +1,4 @@
-"""/api/users, /api/permissions, /api/topic-permissions, /api/vhosts, /api/user-limits and /api/vhost-limits."""
+"""The routes /api/users, /api/permissions, /api/topic-permissions, /api/vhosts, /api/user-limits, /api/vhost-limits."""
 
 import base64
 import binascii
@@ -29,7 +29,7 @@ from mqtool.broker.embedded.model.virtual_host import VirtualHost
 
 @route(READ, "whoami", anyone)
 def whoami(call: Call) -> Json:
-    """The user who asks."""
+    """The logged-in user."""
     return {"name": call.user.name, "tags": call.user.tags}
 
 
@@ -47,12 +47,12 @@ def users_without_permissions(call: Call) -> list[Json]:
 
 @route(READ, "users/USER", administrator)
 def user(call: Call, name: str) -> Json:
-    """A user."""
+    """The user of this name."""
     return user_view(call.named_user(name))
 
 
 def user_view(user: User) -> Json:
-    """A user as /api/users shows it."""
+    """Return a user in the form of /api/users."""
     return {
         "name": user.name,
         "password_hash": base64.b64encode(user.password_hash or b"").decode(),
@@ -69,10 +69,10 @@ def put_user(call: Call, name: str) -> Answer:
 
 
 def save_user(broker: Broker, name: str, body: Json) -> bool:
-    """Add or change a user, who keeps their permissions, and return whether the user existed.
+    """Add or change a user. Existing permissions are kept. Returns True if the user existed.
 
     Raises:
-        HttpError: 400.
+        HttpError: 400 if the body is not valid.
     """
     existed = broker.users.get(name)
     tags = body.get("tags", "")
@@ -145,7 +145,7 @@ def permission(call: Call, vhost: str, name: str) -> Json:
 
 
 def permission_views(users: Iterable[User]) -> list[Json]:
-    """The permissions of users as /api/permissions shows them."""
+    """Return the permissions of users in the form of /api/permissions."""
     return [
         {"user": user.name, "vhost": name, "configure": rights.configure, "write": rights.write, "read": rights.read}
         for user in users
@@ -160,10 +160,10 @@ def put_permission(call: Call, vhost: str, name: str) -> Answer:
 
 
 def save_permissions(broker: Broker, vhost: str, user: User, body: Json) -> bool:
-    """Set the permissions of a user in a virtual host, and return whether the user had any there.
+    """Set the permissions of a user in a virtual host. Returns True if the user already had permissions there.
 
     Raises:
-        HttpError: 400.
+        HttpError: 400 if the body is not valid.
     """
     existed = vhost in user.permissions
     broker.set_permissions(user.name, vhost, Permissions(*_patterns(body, "configure", "write", "read")))
@@ -171,7 +171,7 @@ def save_permissions(broker: Broker, vhost: str, user: User, body: Json) -> bool
 
 
 def _patterns(body: Json, *names: str) -> list[str]:
-    """The regular expressions that a body must have."""
+    """Return these fields of a body, which must be regular expressions."""
     for name in names:
         if name not in body:
             raise bad_request(f"key_missing: {name}")
@@ -211,7 +211,7 @@ def topic_permission(call: Call, vhost: str, name: str, *exchange: str) -> list[
 
 
 def topic_permission_views(users: Iterable[User], vhost: str | None = None) -> list[Json]:
-    """The topic permissions of users as /api/topic-permissions shows them, in one virtual host or in all."""
+    """Return topic permissions in the form of /api/topic-permissions, in one virtual host or (None) in all."""
     return [
         {"user": user.name, "vhost": where, "exchange": exchange, "write": rights.write, "read": rights.read}
         for user in users
@@ -231,10 +231,10 @@ def save_topic_permissions(broker: Broker, vhost: str, user: User, body: Json) -
     """Set the topic permissions of a user for an exchange, which need not exist.
 
     Returns:
-        Whether the user had any topic permissions in the virtual host.
+        True if the user already had topic permissions in the virtual host.
 
     Raises:
-        HttpError: 400.
+        HttpError: 400 if the body is not valid.
     """
     if "exchange" not in body:
         raise bad_request("key_missing: exchange")
@@ -247,7 +247,7 @@ def save_topic_permissions(broker: Broker, vhost: str, user: User, body: Json) -
 @route("DELETE", "topic-permissions/VHOST/USER", administrator)
 @route("DELETE", "topic-permissions/VHOST/USER/EXCHANGE", administrator)
 def delete_topic_permission(call: Call, vhost: str, name: str, *exchange: str) -> None:
-    """Delete the topic permissions of a user for an exchange, or for all in the virtual host."""
+    """Delete the topic permissions of a user for an exchange, or for all exchanges of the virtual host."""
     vhost, user = call.vhost(vhost).name, call.named_user(name)
     if not topic_permission_views([user], vhost):
         raise not_found()
@@ -267,7 +267,7 @@ def vhosts(call: Call) -> list[Json]:
 
 @route(READ, "vhosts/VHOST", visitor)
 def vhost(call: Call, name: str) -> Json:
-    """A virtual host."""
+    """The virtual host of this name."""
     return _vhost_view(call.vhost(name), call.api.rates)
 
 
@@ -290,7 +290,7 @@ def _vhost_view(vhost: VirtualHost, rates: Rates) -> Json:
 
 @route("PUT", "vhosts/VHOST", administrator)
 def put_vhost(call: Call, name: str) -> Answer:
-    """Add or change a virtual host. The user gets all permissions in a new one."""
+    """Add or change a virtual host. The requesting user gets full permissions in a new virtual host."""
     existed, body = name in call.broker.vhosts, call.body
     tracing = boolean(body, "tracing") if "tracing" in body else None
     vhost = call.broker.add_vhost(name, None if body.get("description") is None else text(body, "description"))
@@ -309,7 +309,7 @@ def delete_vhost(call: Call, name: str) -> None:
 
 @route("POST", "vhosts/VHOST/start/NODE", administrator)
 def start_vhost(call: Call, name: str, node: str) -> None:  # noqa: ARG001
-    """Start a virtual host. It always runs."""
+    """Start a virtual host. Has no effect: virtual hosts are always running."""
     call.vhost(name)
 
 
@@ -358,7 +358,7 @@ def change_user_limit(call: Call, name: str, limit: str) -> Answer:
 
 
 def _changed(call: Call, limits: dict[str, int], name: str, known: tuple[str, ...], of: str) -> Any:
-    """The limits as the request changes them."""
+    """Return the limits with the change that the request makes."""
     others = {each: limit for each, limit in limits.items() if each != name}
     if call.request.method == "DELETE":
         return others
