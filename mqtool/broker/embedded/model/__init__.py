@@ -1,4 +1,4 @@
-"""What a broker is, without sockets, frames or files: virtual hosts, exchanges, queues, messages, users.
+"""The broker's model: virtual hosts, exchanges, queues, messages and users, without sockets, frames or files.
 
-The lowest of the layers of `mqtool.broker.embedded`; beside itself it imports only `mqtool.routing`.
+The lowest layer of `mqtool.broker.embedded`: it imports none of the others.
 """

@@ -1,7 +1,7 @@
-"""Messages as a stream stores them: AMQP 1.0 sections, converted from and to AMQP 0-9-1 as RabbitMQ 3.10 does.
+"""Conversion of AMQP 0-9-1 messages to the AMQP 1.0 sections that a stream stores, and back, as in RabbitMQ 3.10.
 
-Clients of the stream protocol write the sections themselves, so an entry can hold anything. Only the types that a 0-9-1
-header can have are converted; lists, maps, tables and arrays in headers are dropped.
+Clients of the stream protocol encode the sections themselves, so an entry can contain anything. Only values of types
+that a 0-9-1 header can have are converted; lists, maps, tables and arrays in headers are dropped.
 """
 
 import base64
@@ -34,8 +34,8 @@ class Decoded(NamedTuple):
     """A stored message.
 
     Attributes:
-        exchange: the exchange that it was published to; "" if it was published with the stream protocol.
-        routing_key: None if it was published with the stream protocol; RabbitMQ then uses the name of the stream.
+        exchange: the exchange that the message was published to; "" if it was published with the stream protocol.
+        routing_key: None if the message was published with the stream protocol; RabbitMQ then uses the stream's name.
     """
 
     properties: Properties
@@ -78,7 +78,7 @@ _OFTEN = 256
 
 
 def encode(properties: Properties, body: bytes, exchange: str, routing_key: str) -> bytes:
-    """Convert a message to an entry, as RabbitMQ stores it in a stream."""
+    """Encode a message as RabbitMQ stores it in a stream."""
     raw = properties.encode()
     if len(raw) >= _OFTEN:
         head = _head(raw, exchange, routing_key)
@@ -140,16 +140,16 @@ _usual_head = lru_cache(maxsize=1024)(_head)
 
 @lru_cache(maxsize=1024)
 def _around_id(before: bytes, after: bytes, size: int, exchange: str, routing_key: str) -> tuple[bytes, bytes]:
-    """Return the bytes before and after the message id, which is often all that differs between messages."""
+    """Encode the sections before the body, split around the message id: often only the id differs between messages."""
     heads = [_head(before + octet * size + after, exchange, routing_key) for octet in (b"a", b"b")]
     start = next((place for place, (one, other) in enumerate(zip(*heads, strict=True)) if one != other), len(heads[0]))
     return heads[0][:start], heads[0][start + size :]
 
 
 def decode(data: bytes) -> Decoded:
-    """Convert an entry of a stream to a message. An entry that is not AMQP 1.0 becomes the body.
+    """Decode an entry of a stream. The bytes of an entry that is not AMQP 1.0 become the message's body.
 
-    A body that is a value or a sequence stays encoded, and the message gets the type `amqp-1.0`.
+    A body that is an AMQP 1.0 value or sequence is left encoded, and the message's `type` is set to `amqp-1.0`.
     """
     try:
         start = _body_start(data)
@@ -167,10 +167,10 @@ _PLAIN = Properties(b"\x00\x00")
 
 
 def _descriptor(data: bytes, offset: int) -> Span:
-    """Read the descriptor of the next section; return its code, with the start of its value as start and end.
+    """Read the descriptor of a section. Return its code, and the position of its value as both start and end.
 
     Raises:
-        ValueError: the next value is not a section of a message.
+        ValueError: the data at `offset` is not a section of a message.
     """
     if data[offset]:
         raise ValueError("not described")
@@ -248,7 +248,7 @@ def _pairs(data: bytes, span: Span) -> Iterator[tuple[str, AnyValue]]:
 
 
 def _name(value: AnyValue) -> str | None:
-    """Return a value as the name of an exchange or a routing key; None if it cannot be one."""
+    """Return a value as an exchange name or routing key; None if it is not a string, or longer than 255 bytes."""
     raw = value.encode(errors="surrogateescape") if isinstance(value, str) else value
     if not isinstance(raw, bytes) or len(raw) > 255:
         return None
@@ -256,7 +256,7 @@ def _name(value: AnyValue) -> str | None:
 
 
 def _take_header(fields: dict[str, bytes], items: list[AnyValue]) -> None:
-    """Convert `durable`, `priority` and `ttl`, which clients of AMQP 1.0 set."""
+    """Convert the fields `durable`, `priority` and `ttl` of the AMQP 1.0 header section."""
     durable, priority, ttl = (*items[:3], None, None, None)[:3]
     if durable is True:
         fields["delivery_mode"] = b"\x02"
@@ -271,7 +271,7 @@ def _take_octet(fields: dict[str, bytes], name: str, value: AnyValue) -> None:
 
 
 def _take_string(fields: dict[str, bytes], name: str, value: AnyValue) -> None:
-    """Convert a property that is a short string in AMQP 0-9-1, unless it is too long for one."""
+    """Convert a property to an AMQP 0-9-1 short string; drop it if it is too long."""
     raw = value.encode(errors="surrogateescape") if isinstance(value, str) else value
     if isinstance(raw, bytes) and len(raw) < _OFTEN:
         fields[name] = encode_short(raw)
@@ -288,7 +288,7 @@ def _take_properties(fields: dict[str, bytes], headers: Table, values: dict[str,
 
 
 def _take_id(fields: dict[str, bytes], headers: Table, name: str, value: AnyValue) -> None:
-    """Convert a message or correlation id. Unless it is a string, a header says which type it had."""
+    """Convert a message or correlation id. The original type, if not a string, is added as a header."""
     header = f"x-{name.replace('_', '-')}"
     match value:
         case uuid.UUID():
@@ -312,7 +312,7 @@ def _take_id(fields: dict[str, bytes], headers: Table, name: str, value: AnyValu
 
 
 def _take_application(fields: dict[str, bytes], headers: Table, pairs: Iterator[tuple[str, AnyValue]]) -> None:
-    """Convert the headers, and the two properties that AMQP 1.0 does not have."""
+    """Convert application properties to headers, except those that hold the properties `type` and `app_id`."""
     for key, value in pairs:
         if key in ("x-basic-type", "x-basic-app-id"):
             _take_string(fields, key.removeprefix("x-basic-").replace("-", "_"), value)

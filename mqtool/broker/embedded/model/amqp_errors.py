@@ -1,6 +1,6 @@
-"""AMQP exceptions: why a channel or a connection is closed (section 1.2 of the 0-9-1 reference).
+"""AMQP errors, each of which closes a channel or a connection (section 1.2 of the 0-9-1 reference).
 
-The reply texts are RabbitMQ 3.10's, because clients and their tests match on them.
+The reply texts are those of RabbitMQ 3.10, because clients and their tests compare them.
 """
 
 import logging
@@ -44,7 +44,7 @@ RESOURCE_ERROR = 506
 
 
 class AmqpException(Exception):
-    """Why a channel or a connection is closed.
+    """An error that closes a channel or a connection.
 
     Attributes:
         code: the AMQP reply code.
@@ -67,25 +67,25 @@ class AmqpException(Exception):
 
 
 class ChannelException(AmqpException):
-    """Closes the channel; the connection goes on."""
+    """An error that closes the channel but not the connection."""
 
 
 class ConnectionException(AmqpException):
-    """Closes the whole connection."""
+    """An error that closes the whole connection."""
 
 
 def no_such_queue(name: str, vhost: str) -> ChannelException:
-    """404: no such queue."""
+    """Return error 404: the queue does not exist."""
     return ChannelException(NOT_FOUND, f"no queue '{name}' in vhost '{vhost}'")
 
 
 def no_such_exchange(name: str, vhost: str) -> ChannelException:
-    """404: no such exchange."""
+    """Return error 404: the exchange does not exist."""
     return ChannelException(NOT_FOUND, f"no exchange '{name}' in vhost '{vhost}'")
 
 
 def locked_queue(name: str, vhost: str) -> ChannelException:
-    """405: the queue is exclusive to another connection."""
+    """Return error 405: the queue is exclusive to another connection."""
     return ChannelException(
         RESOURCE_LOCKED,
         f"cannot obtain exclusive access to locked queue '{name}' in vhost '{vhost}'. It could be originally "
@@ -95,29 +95,29 @@ def locked_queue(name: str, vhost: str) -> ChannelException:
 
 
 def precondition_failed(what: str) -> ChannelException:
-    """406: a precondition does not hold."""
+    """Return error 406: the request is not valid, such as a declaration with different properties."""
     return ChannelException(PRECONDITION_FAILED, what)
 
 
 def access_refused(what: str) -> ChannelException:
-    """403: not allowed."""
+    """Return error 403: the user does not have the permission."""
     return ChannelException(ACCESS_REFUSED, what)
 
 
 def storage_failed(error: Exception) -> ConnectionException:
-    """506: the disk does not take a declaration."""
+    """Return error 506: writing to the data directory failed."""
     return ConnectionException(RESOURCE_ERROR, f"cannot write to the data directory: {error}")
 
 
 class FailureLog:
-    """Logs messages that cannot be handled: each kind of failure once, with its traceback, however often it happens."""
+    """Logs failures to process a message: each kind of failure only once, with its traceback."""
 
     def __init__(self) -> None:
         self._logged: set[tuple[str, type[Exception]]] = set()
 
     def report(self, what: str, error: Exception) -> None:
-        """Log that a message was set aside."""
+        """Log that a message was set aside, unless the same failure was logged before."""
         if (what, type(error)) not in self._logged:
             self._logged.add((what, type(error)))
-            # Names in it are a client's: in ASCII they cannot forge lines of the log.
+            # `what` contains names chosen by clients: escaped as ASCII, they cannot forge log lines.
             log.error("%s: it is set aside, and others like it without notice", ascii(what)[1:-1], exc_info=error)

@@ -1,4 +1,4 @@
-"""Messages as the broker keeps them: the bytes that were received, with what routing needs decoded."""
+"""Messages and their properties, kept as the bytes received; only the fields that routing needs are decoded."""
 
 import struct
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from mqtool.message import MAX_DEPTH
 
 BASIC_CLASS = 60
 
-#: How deep the headers of a message may be nested once the broker has put those of a client into its own.
+#: How deep headers may be nested in a message that the broker has added headers to.
 DEEPEST = MAX_DEPTH + 8
 PERSISTENT = 2
 
@@ -41,14 +41,14 @@ _NO_HEADERS: Table = {}
 
 @lru_cache(maxsize=256)
 def _present(flags: int) -> tuple[tuple[str, int], ...]:
-    """Return the names of the properties with these flags, and the width of each; 0 if its size stands before it."""
+    """Return the name and width of each property that is flagged; the width is 0 if a length precedes the value."""
     if flags & 3:
         raise ValueError("unknown property flags")
     return tuple((name, _WIDTHS.get(name, 0)) for flag, name in _FLAGS if flags & flag)
 
 
 def _spans(data: bytes, offset: int) -> list[tuple[str, int, int]]:
-    """Return where each property begins and ends; the flags are at `offset`."""
+    """Return the name, start and end of each property; `offset` is the position of the property flags."""
     spans = []
     size = len(data)
     position = offset + 2
@@ -69,7 +69,7 @@ def _spans(data: bytes, offset: int) -> list[tuple[str, int, int]]:
 
 
 def encode_short(raw: bytes) -> bytes:
-    """Encode a short string: up to 255 bytes, after their number."""
+    """Encode a short string: a length byte, then up to 255 bytes."""
     return bytes([len(raw)]) + raw
 
 
@@ -79,11 +79,11 @@ def _encode_fields(fields: Mapping[str, bytes]) -> bytes:
 
 
 class Properties:
-    """The properties of a message. They are kept encoded, so a copy with another property leaves the rest as it was.
+    """The properties of a message, kept encoded: a copy with one property changed has the same bytes for the others.
 
     Args:
-        data: holds the property flags and list, as in a content header.
-        offset: where they begin.
+        data: contains the property flags and list, as in a content header.
+        offset: the position of the property flags in `data`.
         max_depth: how deep the headers may be nested.
 
     Attributes:
@@ -91,7 +91,7 @@ class Properties:
         delivery_mode, priority, expiration, user_id, reply_to: as sent; None if absent.
 
     Raises:
-        ValueError: they are cut short, or the headers are not a table.
+        ValueError: the properties are cut short, or the headers are not a table.
     """
 
     __slots__ = ("_data", "_offset", "delivery_mode", "expiration", "headers", "priority", "reply_to", "user_id")
@@ -116,7 +116,7 @@ class Properties:
                 setattr(self, name, data[start + 1 : end].decode(errors="surrogateescape"))
 
     def of_another(self, data: bytes, offset: int) -> "Properties":
-        """Return the properties in `data` from `offset` on, which differ from these only in the message id."""
+        """Return the properties at `offset` in `data`. They must differ from these only in the message id."""
         other = Properties.__new__(Properties)
         other._data, other._offset = data, offset
         other.headers, other.expiration = self.headers, self.expiration
@@ -125,15 +125,15 @@ class Properties:
         return other
 
     def encode(self) -> bytes:
-        """Encode flags and list, as in a content header."""
+        """Return the property flags and list, as in a content header."""
         return self._data[self._offset :]
 
     def fields(self) -> dict[str, bytes]:
-        """Return the properties that are set, each encoded as on the wire, by name (`content_type`, …)."""
+        """Return the wire encoding of each property that is set, by name (`content_type`, …)."""
         return {name: self._data[start:end] for name, start, end in _spans(self._data, self._offset)}
 
     def message_id_span(self) -> range | None:
-        """Return where the message id is in the encoded properties; None if there is no message id."""
+        """Return the position of the message id in the encoded properties; None if there is no message id."""
         if not self._data[self._offset + 1] & _MESSAGE_ID:
             return None
         spans = _spans(self._data, self._offset)
@@ -143,11 +143,11 @@ class Properties:
 
     @classmethod
     def of(cls, fields: Mapping[str, bytes]) -> Self:
-        """Return the properties with these encoded fields."""
+        """Return the properties with these fields, encoded as fields() returns them."""
         return cls(_encode_fields(fields))
 
     def named(self) -> Table:
-        """Return the properties that are set, by name, in the order of their flags."""
+        """Return the decoded value of each property that is set, by name, in the order of the flags."""
         data, values = self._data, dict[str, Value]()
         for name, start, end in _spans(data, self._offset):
             if name == "headers":
@@ -169,7 +169,7 @@ class Properties:
             fields["reply_to"] = encode_short(reply_to.encode(errors="surrogateescape"))
         if not expires:
             fields.pop("expiration", None)
-        # What is known is not decoded again: dead letters cost a third of the time.
+        # Copying the decoded values instead of decoding them again makes dead-lettering take a third of the time.
         copy = self.of_another(_encode_fields(fields), 0)
         copy.headers = self.headers if headers is None else headers
         copy.reply_to = self.reply_to if reply_to is None else reply_to
@@ -181,7 +181,7 @@ class ContentHeader:
     """The payload of a content header frame: body size in bytes, and properties.
 
     Attributes:
-        raw: the payload as it goes on the wire.
+        raw: the payload as sent on the wire.
     """
 
     __slots__ = ("body_size", "class_id", "properties", "raw")
@@ -195,12 +195,12 @@ class ContentHeader:
 
     @classmethod
     def of(cls, properties: Properties, body_size: int) -> Self:
-        """Return the header for a body of this many bytes."""
+        """Return a content header with these properties, for a body of `body_size` bytes."""
         return cls(struct.pack(">HHQ", BASIC_CLASS, 0, body_size) + properties.encode(), properties)
 
     @classmethod
     def unread(cls, properties: bytes, body_size: int) -> Self:
-        """Return the header with these encoded properties; they are decoded lazily."""
+        """Return a content header with these encoded properties, which are decoded lazily."""
         header = cls.__new__(cls)
         header.raw = struct.pack(">HHQ", BASIC_CLASS, 0, body_size) + properties
         header.class_id, header.body_size = BASIC_CLASS, body_size
@@ -213,17 +213,17 @@ class ContentHeader:
         return self.properties
 
 
-# Publishers repeat the same headers: looking one up costs a tenth of decoding it.
+# Publishers repeat the same headers, and a cache lookup takes a tenth of the time of decoding one.
 _parse_small_header = lru_cache(maxsize=2048)(ContentHeader)
 
 
 class HeaderReader:
-    """Decodes content headers; quickly (a tenth of the time) if only the message id differs from the last one."""
+    """Decodes content headers; takes a tenth of the time if only the message id differs from the previous header."""
 
     def __init__(self, max_depth: int = MAX_DEPTH) -> None:
         self._max_depth = max_depth
         self._latest: Properties | None = None
-        # The bytes before and after the message id in all headers like the latest.
+        # The bytes before and after the message id in the latest header.
         self._before = self._after = b""
         self._size = 0
 
@@ -231,7 +231,7 @@ class HeaderReader:
         """Decode the content header in a frame's payload.
 
         Raises:
-            ValueError: it is malformed.
+            ValueError: the header is malformed.
         """
         if len(raw) <= 256 and not (len(raw) > 13 and raw[13] & _MESSAGE_ID):
             return _parse_small_header(raw)
@@ -246,10 +246,10 @@ class HeaderReader:
 
 @lru_cache(maxsize=4096)
 def parse_address(address: bytes) -> tuple[bytes, str, str]:
-    """Decode an address: exchange and routing key, as two short strings, as in basic.publish and basic.deliver.
+    """Decode an address: an exchange and a routing key as two short strings, as in basic.publish and basic.deliver.
 
     Returns:
-        The bytes (always the same object for the same address), the exchange and the routing key.
+        The address as bytes (a shared object for equal addresses), the exchange and the routing key.
 
     Raises:
         ValueError: the address is cut short.
@@ -264,7 +264,7 @@ def parse_address(address: bytes) -> tuple[bytes, str, str]:
 
 
 def encode_address(exchange: str, routing_key: str) -> bytes:
-    """Encode exchange and routing key as an address."""
+    """Encode an exchange and a routing key as an address (see parse_address)."""
     return b"".join(encode_short(part.encode(errors="surrogateescape")) for part in (exchange, routing_key))
 
 
@@ -273,9 +273,9 @@ class Message:
 
     Attributes:
         address: exchange and routing key as two short strings, as on the wire.
-        header: its content header.
-        body: its body.
-        exchange, routing_key: the address, decoded.
+        header: the content header.
+        body: the body.
+        exchange, routing_key: the decoded address.
     """
 
     __slots__ = ("address", "body", "exchange", "header", "routing_key")
@@ -287,17 +287,17 @@ class Message:
 
     @property
     def properties(self) -> Properties:
-        """Its basic-class properties."""
+        """The message properties."""
         return self.header.properties
 
     @property
     def persistent(self) -> bool:
-        """Whether it survives a restart in a durable queue."""
+        """True if the delivery mode is 2: the message survives a restart in a durable queue."""
         return self.header.properties.delivery_mode == PERSISTENT
 
     @property
     def headers(self) -> Table:
-        """Its headers, empty if there are none."""
+        """The headers, empty if there are none."""
         return self.header.properties.headers
 
     def replace(
@@ -325,11 +325,11 @@ def carbon_copies(headers: Table) -> list[str]:
 
 
 class Dead(Message):
-    """A dead-lettered message: the broker has made its `x-death` header itself. Not known any more after a restart."""
+    """A dead-lettered message whose `x-death` header the broker wrote. After a restart it is an ordinary Message."""
 
     __slots__ = ()
 
     @classmethod
     def of(cls, message: Message) -> Self:
-        """Return the same message as a dead letter."""
+        """Return a dead letter with the content of this message."""
         return cls(message.address, message.header, message.body)

@@ -1,4 +1,4 @@
-"""Policies: which of a virtual host's policies applies to a queue or an exchange, and what it sets."""
+"""Policies of a virtual host: which of them apply to a queue or an exchange, and the settings that result."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -15,7 +15,7 @@ _EVERYTHING = ".*"
 
 @lru_cache(maxsize=1024)
 def _compiled(pattern: str) -> Any:
-    # Imported here: few brokers have a pattern other than `.*`.
+    # Imported only when needed: few brokers have a pattern other than `.*`.
     import re2
 
     options = re2.Options()
@@ -31,7 +31,7 @@ def check_pattern(pattern: str) -> None:
     """Check a regular expression.
 
     Raises:
-        ValueError: it is not valid, or RE2 cannot match it without backtracking.
+        ValueError: the pattern is not valid, or RE2 does not support it.
     """
     if pattern != _EVERYTHING:
         _compiled(pattern)
@@ -40,15 +40,15 @@ def check_pattern(pattern: str) -> None:
 def found(pattern: str, text: str) -> bool:
     """Return whether a regular expression matches anywhere in a text, in linear time.
 
-    It is matched by RE2, so no pattern of a user can block the broker. RE2 has no lookaround and no back-references.
+    Uses RE2, so that no user's pattern can block the broker. RE2 has no lookaround and no backreferences.
 
     Raises:
-        ValueError: it is not valid, or RE2 cannot match it without backtracking.
+        ValueError: the pattern is not valid, or RE2 does not support it.
     """
     return pattern == _EVERYTHING or _compiled(pattern).search(text.encode(errors="surrogateescape")) is not None
 
 
-#: The kinds, by the names under which queues list them and the storage has them.
+#: The kinds of policies, named as in listings of queues and in the data directory.
 USER, OPERATOR = "policy", "operator_policy"
 
 _TO = {
@@ -93,7 +93,7 @@ _UNSUPPORTED = {
 
 
 class Policy(NamedTuple):
-    """A policy; `apply_to` is `all`, `queues`, `exchanges` or a type of queues."""
+    """A policy. `apply_to` is `all`, `queues`, `exchanges` or one type of queue, such as `quorum_queues`."""
 
     name: str
     pattern: str
@@ -102,25 +102,25 @@ class Policy(NamedTuple):
     apply_to: str = "all"
 
     def matches(self, name: str, kind: str) -> bool:
-        """Return whether it applies to a queue of this type, or to an `exchange`."""
+        """Return whether the policy applies to this name; `kind` is the type of the queue, or `exchange`."""
         return (
             self.apply_to in _TO[kind] and _UNSUPPORTED[kind].isdisjoint(self.definition) and found(self.pattern, name)
         )
 
 
 class Applied(NamedTuple):
-    """The policies that apply to one queue or exchange: their names (None for none), and what they set together."""
+    """The policies that apply to one queue or exchange: their names (None if none) and the merged definition."""
 
     policy: str | None = None
     operator_policy: str | None = None
-    definition: Table = {}  # noqa: RUF012 - nobody changes it
+    definition: Table = {}  # noqa: RUF012 - never modified
 
 
 NOTHING = Applied()
 
 
 def _first(policies: Iterable[Policy], name: str, kind: str) -> Policy | None:
-    """Return the matching policy of the greatest priority."""
+    """Return the matching policy with the highest priority, if any."""
     return max((each for each in policies if each.matches(name, kind)), key=lambda each: each.priority, default=None)
 
 
@@ -128,10 +128,10 @@ class Policies:
     """The policies and operator policies of a virtual host.
 
     Args:
-        when_changed: called after each change, to apply the policies again.
+        when_changed: called after each change; applies the policies to the queues and exchanges.
 
     Attributes:
-        by_kind: the policies by kind and name.
+        by_kind: the policies by kind (USER or OPERATOR) and name.
     """
 
     def __init__(self, vhost: str, ledger: Ledger, when_changed: Callable[[], None]) -> None:
@@ -141,18 +141,18 @@ class Policies:
         self.by_kind: dict[str, dict[str, Policy]] = {USER: {}, OPERATOR: {}}
 
     def put(self, kind: str, policy: Policy) -> None:
-        """Add a policy that has been checked, or replace the one of its name.
+        """Add a valid policy, or replace the policy with the same name.
 
         Raises:
-            ChannelException: 406, it could not be read back at the next start.
-            ConnectionException: 506, it cannot be written to disk. In both cases nothing is changed.
+            ChannelException: 406, the policy could not be read back after a restart.
+            ConnectionException: 506, the policy cannot be written to disk. In both cases nothing changes.
         """
         value: Table = {"vhost": self._vhost, **policy._asdict()}
         self._ledger.save(kind, (self._vhost, policy.name), value)
         self.restore(kind, policy)
 
     def restore(self, kind: str, policy: Policy) -> None:
-        """Add a policy that is stored already."""
+        """Add a policy that was read from the data directory."""
         self.by_kind[kind][policy.name] = policy
         self._when_changed()
 
@@ -167,7 +167,7 @@ class Policies:
         self._when_changed()
 
     def applied_to(self, name: str, kind: str) -> Applied:
-        """Return what applies to a queue of this type, or to an `exchange`, with this name."""
+        """Return the policies that apply to this name; `kind` is the type of the queue, or `exchange`."""
         users, operators = self.by_kind[USER], self.by_kind[OPERATOR]
         if not users and not operators:
             return NOTHING

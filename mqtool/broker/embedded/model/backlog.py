@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 
 from mqtool.broker.embedded.model.amqp_message import Message
 
-#: The most messages that are read back at once.
+#: The maximum number of messages read back from disk at once.
 BATCH = 500
 
 
@@ -16,12 +16,12 @@ class Entry:
     """A message in one queue.
 
     Attributes:
-        position: a number that is smaller for older messages. From `Ledger.enter`.
-        redelivered: whether it was delivered before.
-        acquired_count: how often it has been returned (quorum queues).
-        delivery_count: how many of those returns count against the delivery limit.
-        expires_at: when its time to live ends, in milliseconds since 1970; None for never.
-        row: its position if it is stored on disk, 0 if it is only in memory.
+        position: the order of arrival, assigned by `Ledger.enter`; older messages have smaller numbers.
+        redelivered: True if the message was delivered before.
+        acquired_count: how often the message has been requeued (quorum queues).
+        delivery_count: how many of these requeues count against the delivery limit.
+        expires_at: when the message expires, in milliseconds since 1970; None for never.
+        row: `position` if the message is stored on disk, 0 if it is only in memory.
     """
 
     __slots__ = ("acquired_count", "delivery_count", "expires_at", "message", "position", "redelivered", "row")
@@ -37,23 +37,24 @@ class Entry:
 
 
 class Pages(Protocol):
-    """What a backlog needs of the ledger, so that the messages of long queues can be on disk only."""
+    """The methods of the ledger that let a backlog keep the messages of long queues only on disk."""
 
     def page_out(self, entry: Entry) -> bool:
-        """Decide whether to forget a stored message until it is read back. It must be as it was stored."""
+        """Return True if the backlog may drop a stored, unchanged message from memory until it is read back."""
 
     def page_in(self, rows: Sequence[int]) -> list[Entry]:
-        """Read messages back: at least the first of these rows, and more of them if they are not large."""
+        """Read messages back from disk: the first of these rows, and those after it unless they are large."""
 
 
 class Backlog:
-    """First in, first out. A requeued message goes back to its old place.
+    """A first-in, first-out backlog. Requeued messages return to their original position.
 
-    Of a message that is paged out, only the row is kept; it is read back when it is next, with those behind it.
+    Only the row number of a paged-out message is in memory. The message is read back, with those behind it, when it is
+    next to be delivered.
     Requeued messages are kept in a heap, so the cost of requeueing does not depend on the length of the queue.
 
     Attributes:
-        body_bytes: the total size of the bodies.
+        body_bytes: the total size of the message bodies.
     """
 
     def __init__(self, pages: Pages) -> None:
@@ -67,7 +68,7 @@ class Backlog:
 
     def append(self, entry: Entry) -> None:
         """Add a message at the end."""
-        # Not the first, since it is looked at often; nor a returned one, since its counts are not on disk.
+        # The first message is read often, and the counts of a requeued one are not on disk: both stay in memory.
         if entry.row and not entry.acquired_count and self._fresh and self._pages.page_out(entry):
             self._fresh.append(entry.row)
         else:
@@ -75,7 +76,7 @@ class Backlog:
         self.body_bytes += len(entry.message.body)
 
     def put_back(self, entry: Entry) -> None:
-        """Requeue a message in its old place."""
+        """Requeue a message at its original position."""
         heappush(self._returned, (entry.position, entry))
         self.body_bytes += len(entry.message.body)
 
@@ -105,7 +106,7 @@ class Backlog:
         return entry
 
     def _first(self) -> Entry:
-        """Return the first message that was not requeued, read back if necessary."""
+        """Return the first message that was not requeued; read it back from disk if it is paged out."""
         first = self._fresh[0]
         if not isinstance(first, int):
             return first
@@ -117,7 +118,7 @@ class Backlog:
         return batch[0]
 
     def clear(self) -> list[Entry | int]:
-        """Remove all messages and return them; of those that are paged out, the rows."""
+        """Remove all messages and return them; a paged-out message is represented by its row."""
         removed = [*self._fresh, *(entry for _, entry in self._returned)]
         self._fresh.clear()
         self._returned.clear()
@@ -125,25 +126,25 @@ class Backlog:
         return removed
 
     def in_memory(self) -> Iterator[Entry]:
-        """Yield all messages that are not paged out, in no order."""
+        """Yield the messages that are not paged out, in no particular order."""
         yield from (entry for entry in self._fresh if not isinstance(entry, int))
         yield from (entry for _, entry in self._returned)
 
 
 def _position(waiting: Entry | int) -> int:
-    # The row of a stored message is its position.
+    # A paged-out message is represented by its row, which equals its position.
     return waiting if isinstance(waiting, int) else waiting.position
 
 
 class QuorumBacklog(Backlog):
-    """The backlog of a quorum queue: requeued messages come before all new ones, in the order of their return."""
+    """The backlog of a quorum queue: requeued messages come first, in the order in which they were requeued."""
 
     def __init__(self, pages: Pages) -> None:
         super().__init__(pages)
         self._turn = 0
 
     def put_back(self, entry: Entry) -> None:
-        """Requeue a message, behind those requeued before it."""
+        """Requeue a message behind those requeued earlier."""
         self._turn += 1
         heappush(self._returned, (self._turn, entry))
         self.body_bytes += len(entry.message.body)
@@ -162,7 +163,7 @@ class QuorumBacklog(Backlog):
 
 
 class PriorityBacklog(Backlog):
-    """Messages of a higher priority first, in order within a priority."""
+    """A backlog that returns messages of higher priority first, and those of one priority in order."""
 
     _kind: ClassVar[type[Backlog]] = Backlog
     _default: ClassVar[int] = 0
@@ -189,12 +190,12 @@ class PriorityBacklog(Backlog):
         return self._size
 
     def append(self, entry: Entry) -> None:
-        """Add a message at the end of its priority."""
+        """Add a message behind those of the same priority."""
         self._level(self._level_of(entry)).append(entry)
         self._grow(entry, 1)
 
     def put_back(self, entry: Entry) -> None:
-        """Requeue a message in its old place."""
+        """Requeue a message at its original position within its priority."""
         self._level(self._level_of(entry)).put_back(entry)
         self._grow(entry, 1)
 
@@ -203,7 +204,7 @@ class PriorityBacklog(Backlog):
         self.body_bytes += by * len(entry.message.body)
 
     def _next(self) -> Backlog:
-        """Return the backlog of the priority that is next."""
+        """Return the backlog of the highest priority that has messages."""
         for priority in self._descending:
             level = self._levels[priority]
             if level:
@@ -221,27 +222,28 @@ class PriorityBacklog(Backlog):
         return entry
 
     def clear(self) -> list[Entry | int]:
-        """Remove all messages and return them; of those that are paged out, the rows."""
+        """Remove all messages and return them; a paged-out message is represented by its row."""
         self._size = self.body_bytes = 0
         return [waiting for level in self._levels.values() for waiting in level.clear()]
 
     def in_memory(self) -> Iterator[Entry]:
-        """Yield all messages that are not paged out, in no order."""
+        """Yield the messages that are not paged out, in no particular order."""
         for level in self._levels.values():
             yield from level.in_memory()
 
 
 class PriorityQuorumBacklog(PriorityBacklog):
-    """The backlog of a quorum queue since RabbitMQ 4.3: 32 priorities; in each, requeued messages come first."""
+    """The backlog of a quorum queue since RabbitMQ 4.3: 32 priorities, each with its requeued messages first."""
 
     _kind = QuorumBacklog
     _default = 4
 
 
 class TwoLevelBacklog(PriorityBacklog):
-    """The backlog of a quorum queue from RabbitMQ 4.0 to 4.2: two messages of priority 5 or more, then one other.
+    """The backlog of a quorum queue from RabbitMQ 4.0 to 4.2, with two priorities.
 
-    Requeued messages come first, whatever their priority.
+    Two messages of priority 5 or more are returned for each message of lower priority. Requeued messages come first,
+    whatever their priority.
     """
 
     _kind = QuorumBacklog
@@ -255,7 +257,7 @@ class TwoLevelBacklog(PriorityBacklog):
         return self._HIGH if (entry.message.properties.priority or 0) > 4 else self._LOW
 
     def put_back(self, entry: Entry) -> None:
-        """Requeue a message, behind those requeued before it."""
+        """Requeue a message behind those requeued earlier."""
         self._level(self._RETURNED).put_back(entry)
         self._grow(entry, 1)
 

@@ -1,4 +1,4 @@
-"""The broker: virtual hosts, users, clients, and the alarms that make publishers wait."""
+"""The broker: virtual hosts, users, clients, and the alarms that block publishers."""
 
 import logging
 import time
@@ -22,28 +22,28 @@ log = logging.getLogger("mqtool.broker.embedded")
 #: The name of the broker as the only node of its cluster.
 NODE = "embedded@localhost"
 
-#: The default time that a delivery may stay unacknowledged, in seconds.
+#: The default limit on how long a delivery may stay unacknowledged, in seconds.
 CONSUMER_TIMEOUT = 1800.0
 
-#: The default number of bytes that must be free on the disk, as in RabbitMQ.
+#: The default minimum of free disk space, in bytes, as in RabbitMQ.
 DISK_FREE_LIMIT = 50_000_000
 
-#: The reasons that blocked publishers are given.
+#: The reasons sent to blocked publishers.
 LOW_ON_MEMORY, LOW_ON_DISK = "low on memory", "low on disk"
 
 
-#: During a memory alarm that is due to clients, the one that holds the most is closed this often.
+#: How often, during a memory alarm caused by clients, the connection that holds the most memory is closed.
 _CLOSE_LARGEST_MILLISECONDS = 5000
 
-# A memory alarm ends at this part of the limit, so that it does not start and end with each message.
+# A memory alarm ends at this fraction of the limit, so that it does not start and end with each message.
 _ALARM_CLEARED = 0.8
 
 
 class Client(Protocol):
-    """What the broker needs of a connection.
+    """The interface of a client connection that the broker uses.
 
     Attributes:
-        user, vhost: set once it is open.
+        user, vhost: set once the connection is open.
     """
 
     user: User
@@ -51,52 +51,52 @@ class Client(Protocol):
 
     @property
     def channels(self) -> Collection[int]:
-        """The numbers of its channels."""
+        """The numbers of the open channels."""
 
     @property
     def held_bytes(self) -> int:
-        """What is held for it: output it has not read, messages that are not complete, transactions."""
+        """Bytes of memory held for the client: unread output, incomplete messages and transactions."""
 
     @property
     def is_open(self) -> bool:
-        """Whether the handshake is done and the connection is not being closed."""
+        """True if the handshake is done and the connection is not being closed."""
 
     def force_close(self, reason: str) -> None:
-        """Close it with 320 CONNECTION_FORCED."""
+        """Close the connection with 320 CONNECTION_FORCED."""
 
     def unblock(self) -> None:
-        """Read from it again: there is no alarm any more."""
+        """Resume reading from the connection: the last alarm has ended."""
 
     def check_consumers(self, timeout: float) -> None:
-        """Close the channels with a delivery that has been unacknowledged for more than this many seconds."""
+        """Close each channel with a delivery that has been unacknowledged for more than `timeout` seconds."""
 
 
 class ReplyConsumer(Protocol):
-    """What the broker needs of a channel that waits for direct replies."""
+    """The interface of a channel that waits for direct replies."""
 
     def deliver_reply(self, message: Message) -> None:
-        """Deliver a reply."""
+        """Deliver a reply to the channel's consumer."""
 
 
 class Broker:
-    """A broker without its sockets.
+    """The state and the operations of a broker, without its sockets.
 
     Args:
-        ledger: where durable things are stored.
+        ledger: stores messages and durable definitions.
         clients: the open connections; the server adds and removes them.
-        memory_limit: publishers are blocked when messages take more bytes; None for the default of RabbitMQ.
+        memory_limit: publishers are blocked when messages and clients take more bytes; None for RabbitMQ's default.
         disk_free_limit: publishers are blocked when fewer bytes are free on the disk.
-        consumer_timeout: the longest time that a delivery may stay unacknowledged, in seconds.
-        profile: the RabbitMQ that it behaves like.
+        consumer_timeout: how long a delivery may stay unacknowledged, in seconds.
+        profile: the version of RabbitMQ that the broker behaves like.
 
     Attributes:
-        alarms: the alarms that block publishers: the reason that they are given, such as LOW_ON_DISK, by alarm.
-        global_parameters: values that clients have stored, in JSON, by name.
+        alarms: the active alarms by name, with the reason sent to publishers, such as LOW_ON_DISK.
+        global_parameters: JSON texts stored by clients, by name.
         reply_consumers: the channels that wait for direct replies, by token.
-        listeners: host and port by protocol.
-        permissions_version: a number that changes with every change of a user.
+        listeners: the host and port of each listener, by protocol.
+        permissions_version: incremented each time a user is added or changed.
         loopback_users: users who may log in only from this machine.
-        hooks: the hooks of a test; None if the broker is not under test.
+        hooks: callbacks of a test; None outside tests.
     """
 
     def __init__(
@@ -132,13 +132,13 @@ class Broker:
         ledger.when_changed = self._check_memory
 
     def create_defaults(self) -> None:
-        """Make the virtual host `/` and the user guest, as on a new RabbitMQ node."""
+        """Create the virtual host `/` and the user guest, as on a new RabbitMQ node."""
         self.add_vhost("/", "Default virtual host")
         self.save_user(User.with_password(DEFAULT_USER, DEFAULT_USER, ["administrator"]))
         self.set_permissions(DEFAULT_USER, "/", Permissions())
 
     def add_vhost(self, name: str, description: str | None = None) -> VirtualHost:
-        """Make a virtual host unless it exists; change its description if one is given."""
+        """Create a virtual host unless it exists. If a description is given, set it in either case."""
         vhost = self.vhosts.get(name)
         if vhost is None or description not in (None, vhost.description):
             vhost = vhost or VirtualHost(name, self.clock, self.ledger, self.profile)
@@ -147,7 +147,7 @@ class Broker:
         return vhost
 
     def limit_vhost(self, vhost: VirtualHost, limits: dict[str, int]) -> None:
-        """Change the limits of a virtual host."""
+        """Replace the limits of a virtual host."""
         self._save_vhost(vhost, vhost.description, limits)
 
     def _save_vhost(self, vhost: VirtualHost, description: str, limits: dict[str, int]) -> None:
@@ -201,7 +201,7 @@ class Broker:
         self.ledger.forget("user", (name,))
 
     def set_permissions(self, user: str, vhost: str, permissions: Permissions | None) -> None:
-        """Change the permissions of a user in a virtual host; None to remove them.
+        """Set the permissions of a user in a virtual host; None removes them.
 
         Raises:
             KeyError: no such user.
@@ -211,19 +211,19 @@ class Broker:
         self.save_user(replace(self.users[user], permissions=changed))
 
     def limits_of(self, user: str) -> dict[str, int]:
-        """Return the limits of a user; none if the user has been deleted."""
+        """Return the limits of a user; an empty dict if the user does not exist."""
         return self.users[user].limits if user in self.users else {}
 
     def limit_user(self, user: User, limits: dict[str, int]) -> None:
-        """Change the limits of a user."""
+        """Replace the limits of a user."""
         self.save_user(replace(user, limits=limits))
 
     def set_topic_permissions(self, user: str, permissions: dict[tuple[str, str], TopicPermissions]) -> None:
-        """Change the topic permissions of a user, by virtual host and exchange."""
+        """Replace the topic permissions of a user, by virtual host and exchange."""
         self.save_user(replace(self.users[user], topic_permissions=permissions))
 
     def set_global_parameter(self, name: str, text: str | None) -> None:
-        """Set a global parameter, in JSON; None to delete it."""
+        """Set a global parameter to a JSON text; None deletes it."""
         if text is not None:
             self.ledger.save("global_parameter", (name,), {"name": name, "json": text})
             self.global_parameters[name] = text
@@ -231,7 +231,7 @@ class Broker:
             self.ledger.forget("global_parameter", (name,))
 
     def authenticate(self, name: str, password: str, *, from_loopback: bool) -> User | None:
-        """Return the user if the password is right and they may log in from there (see loopback_users), else None."""
+        """Return the user if the password is right and remote login is not refused (see loopback_users), else None."""
         user = self.users.get(name)
         if user is None or (name in self.loopback_users and not from_loopback):
             return None
@@ -253,18 +253,18 @@ class Broker:
             self._closing = self.clock.call_later(_CLOSE_LARGEST_MILLISECONDS, self._close_largest_client)
 
     def hold_for_client(self, by: int) -> None:
-        """Count memory that is held for a client besides the messages in queues.
+        """Add to the memory counted for clients, which is separate from that of messages in queues.
 
         Args:
-            by: more bytes: of output that it has not read, of a message that is not complete, or of a transaction;
-                negative when they are released.
+            by: the number of bytes of unread output, of an incomplete message, or of a transaction; negative when the
+                memory is released.
         """
         self.held_for_clients += by
         self.ledger.held_bytes += by
         self._check_memory(self.ledger.held_bytes)
 
     def _close_largest_client(self) -> None:
-        """End a memory alarm that clients cause: no consumer can end it, and a blocked client cannot complete."""
+        """Close the largest client if clients cause a memory alarm: consuming messages would not end such an alarm."""
         if "memory" not in self.alarms:
             return
         messages = self.ledger.held_bytes - self.held_for_clients
@@ -278,9 +278,9 @@ class Broker:
         """Block publishers.
 
         Args:
-            name: the alarm, for clear_alarm().
-            reason: what publishers are told, such as LOW_ON_DISK.
-            why: what the log says.
+            name: identifies the alarm for clear_alarm().
+            reason: sent to publishers, such as LOW_ON_DISK.
+            why: the explanation for the log.
         """
         if name not in self.alarms:
             log.warning("%s alarm set: %s", name, why)
@@ -288,7 +288,7 @@ class Broker:
 
     @property
     def alarm_reason(self) -> str:
-        """The reason that blocked publishers are given."""
+        """The reasons of all alarms, as one text for blocked publishers."""
         return " & ".join(sorted(set(self.alarms.values()))).replace(" & low on ", " & ")
 
     def clear_alarm(self, name: str) -> None:
@@ -301,7 +301,7 @@ class Broker:
                     client.unblock()
 
     def add_clients(self, clients: Collection[Client]) -> None:
-        """Add the connections of another protocol."""
+        """Register the collection of open connections of another protocol."""
         self._clients.append(clients)
 
     def clients(self) -> list[Client]:
@@ -309,7 +309,7 @@ class Broker:
         return [client for clients in self._clients for client in clients]
 
     def check_consumers(self) -> None:
-        """Close the channels whose consumers have kept a delivery for too long."""
+        """Close each channel with a delivery unacknowledged for longer than the consumer timeout."""
         for client in self.clients():
             client.check_consumers(self.consumer_timeout)
 
@@ -323,26 +323,27 @@ class Broker:
 
 
 class Hooks(Protocol):
-    """What a test is told at each step, and can change. A broker that is not under test has no hooks."""
+    """Callbacks through which a test observes and changes what the broker does. Not used outside tests."""
 
     def connected(self, client: object) -> None:
-        """A client has connected its socket."""
+        """Called when a client has connected its socket."""
 
     def enqueue(self, vhost: VirtualHost, routing: Routing) -> Publication:
-        """Add a published message to its queues."""
+        """Called instead of adding a published message to its queues; returns the outcome."""
 
     def acknowledge(self, queue: Queue, entry: Entry) -> bool:
-        """Return whether an acknowledgement of a client, or an automatic one, takes effect."""
+        """Return True to let a client's acknowledgement, or an automatic one, take effect."""
 
     def rejected(self, queue: Queue, entry: Entry, *, requeue: bool) -> None:
-        """A client has rejected a message."""
+        """Called when a client has rejected a message."""
 
     def confirm(self, data: bytes, send: Callable[[bytes], None]) -> None:
-        """Send a publisher its confirms."""
+        """Called to send publisher confirms: `data` holds the encoded frames."""
 
 
+#: The limits that a virtual host can have.
 OF_VHOSTS = ("max-connections", "max-queues")
-#: The limits that virtual hosts and users can have.
+#: The limits that a user can have.
 OF_USERS = ("max-connections", "max-channels")
 
 
@@ -350,7 +351,7 @@ def check_connections(broker: Broker, vhost: VirtualHost, user: str) -> None:
     """Check that a user may open one more connection to a virtual host.
 
     Raises:
-        ConnectionException: 530.
+        ConnectionException: 530, the limit is reached.
     """
     limit = limit_of(vhost.limits, "max-connections")
     if limit is not None and sum(each.is_open and each.vhost is vhost for each in broker.clients()) >= limit:
@@ -366,7 +367,7 @@ def check_channels(broker: Broker, user: str) -> None:
     """Check that a user may open one more channel.
 
     Raises:
-        ConnectionException: 530.
+        ConnectionException: 530, the limit is reached.
     """
     limit = limit_of(broker.limits_of(user), "max-channels")
     if limit is not None and sum(len(client.channels) for client in _clients_of(broker, user)) >= limit:

@@ -1,4 +1,4 @@
-"""Time for queues: a clock that nobody can set back, alarms, and items that wait for a time."""
+"""Clocks and timers for queues: a clock unaffected by changes of the system time, alarms and timetables."""
 
 import asyncio
 import time
@@ -6,11 +6,11 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Generic, Protocol, TypeVar
 
-#: The longest time, in milliseconds, until an alarm compares its time with the clock again. Timers stand still while
-#: the machine sleeps, and the clock does not.
+#: The longest time, in milliseconds, before an alarm checks the clock again: while the machine sleeps, timers stop but
+#: the clock runs on.
 _LONGEST_TIMER = 60_000
 
-#: A clock of the system that goes on while the machine sleeps, where there is one.
+#: The system's monotonic clock; where available, one that keeps running while the machine sleeps.
 _STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 Item = TypeVar("Item")
@@ -20,20 +20,20 @@ class Timer(Protocol):
     """A scheduled call."""
 
     def cancel(self) -> None:
-        """Do not make the call."""
+        """Cancel the scheduled call."""
 
 
 class Clock(Protocol):
-    """The time, which tests can replace."""
+    """A source of the time and of timers, which tests can replace."""
 
     def now(self) -> int:
-        """Return milliseconds since 1970, without the steps in which the system's clock is set."""
+        """Return milliseconds since 1970, unaffected by changes of the system time."""
 
     def wall(self) -> int:
-        """Return milliseconds since 1970, as the system's clock shows them now."""
+        """Return the current system time in milliseconds since 1970."""
 
     def call_later(self, milliseconds: int, what: Callable[[], object]) -> Timer:
-        """Schedule a call."""
+        """Call a function after this many milliseconds, unless the timer is cancelled."""
 
 
 class LoopClock:
@@ -44,15 +44,15 @@ class LoopClock:
         self._offset = time.time_ns() - time.clock_gettime_ns(_STEADY)
 
     def now(self) -> int:
-        """Return milliseconds since 1970, without the steps in which the system's clock was set since the start."""
+        """Return milliseconds since 1970, unaffected by changes of the system time since this clock was created."""
         return (time.clock_gettime_ns(_STEADY) + self._offset) // 1_000_000
 
     def wall(self) -> int:
-        """Return milliseconds since 1970, as the system's clock shows them now."""
+        """Return the current system time in milliseconds since 1970."""
         return time.time_ns() // 1_000_000
 
     def call_later(self, milliseconds: int, what: Callable[[], object]) -> Timer:
-        """Schedule a call on the loop."""
+        """Call a function on the event loop after this many milliseconds, unless the timer is cancelled."""
         return self._loop.call_later(milliseconds / 1000, what)
 
 
@@ -60,7 +60,7 @@ class Alarm:
     """A timer that can be set again.
 
     Args:
-        clock: the clock that it goes by.
+        clock: the source of the time and of timers.
         what: called each time the alarm goes off.
     """
 
@@ -71,19 +71,19 @@ class Alarm:
         self._due = 0
 
     def set(self, due: int) -> None:
-        """Go off at this time (milliseconds since 1970), and not at the time set before."""
+        """Set the alarm to this time (milliseconds since 1970) instead of any time set before."""
         self.cancel()
         self._due = due
         wait = min(max(due - self._clock.now(), 0), _LONGEST_TIMER)
         self._timer = self._clock.call_later(wait, self._ring)
 
     def set_by(self, due: int) -> None:
-        """Go off at this time at the latest."""
+        """Set the alarm to this time, unless it is already set to an earlier one."""
         if self._timer is None or due < self._due:
             self.set(due)
 
     def cancel(self) -> None:
-        """Do not go off."""
+        """Cancel the alarm."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -97,12 +97,12 @@ class Alarm:
 
 
 class Timetable(Generic[Item]):
-    """Items that wait, each for a time of its own, with one timer for the first.
+    """Items that become due at different times, with one timer for the earliest.
 
     Args:
-        clock: the clock that it goes by.
-        due: called with each item whose time has come. Of two with the same time, the one added first goes first.
-        done: called when all items that were due are gone.
+        clock: the source of the time and of timers.
+        due: called with each item when it is due; items due at the same time come in the order of adding.
+        done: called after `due` has been called with all items that were due.
     """
 
     def __init__(self, clock: Clock, due: Callable[[Item], object], done: Callable[[], object] = lambda: None) -> None:
@@ -114,13 +114,13 @@ class Timetable(Generic[Item]):
         self._turn = 0
 
     def add(self, due: int, item: Item) -> None:
-        """Let an item wait until a time (milliseconds since 1970)."""
+        """Add an item that is due at this time (milliseconds since 1970)."""
         self._turn += 1
         heappush(self._heap, (due, self._turn, item))
         self._alarm.set_by(due)
 
     def clear(self) -> list[Item]:
-        """Remove all items, and return them."""
+        """Remove all items and return them."""
         self._alarm.cancel()
         heap, self._heap = self._heap, []
         return [item for _, _, item in heap]

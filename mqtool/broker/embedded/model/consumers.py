@@ -1,4 +1,4 @@
-"""The consumers of one queue, which of them is next, and the queue's message counts."""
+"""The consumers of one queue, the choice of the next one to get a message, and the queue's message counts."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from mqtool.codecs.field_tables import Table
 
 
 class Consumer(Protocol):
-    """What a queue needs of a consumer."""
+    """The interface of a consumer that a queue uses."""
 
     tag: str
     priority: int
@@ -19,20 +19,20 @@ class Consumer(Protocol):
     arguments: Table
 
     def ready(self) -> bool:
-        """Return whether it can take a message now. If not, it calls `Queue.pump` once it can."""
+        """Return whether the consumer can take a message now. If not, the consumer calls `Queue.pump` once it can."""
 
     def take(self, entry: Entry) -> None:
-        """Deliver a message to it."""
+        """Deliver a message to the consumer."""
 
     def cancelled(self) -> None:
-        """Tell it that the queue was deleted."""
+        """Notify the consumer that the queue was deleted."""
 
 
 class Consumers:
-    """Consumers by priority (`x-priority`), round robin within a priority.
+    """The consumers of a queue, ordered by priority (`x-priority`); round robin within a priority.
 
     Args:
-        single_active: whether only the oldest one gets messages.
+        single_active: True if only one consumer, the oldest, gets messages.
 
     Attributes:
         active: the single active consumer, if any.
@@ -53,11 +53,11 @@ class Consumers:
 
     @property
     def exclusive(self) -> bool:
-        """Whether one of them is exclusive."""
+        """True if any consumer is exclusive."""
         return any(consumer.exclusive for consumer in self._all)
 
     def is_active(self, consumer: Consumer) -> bool:
-        """Return whether a consumer gets messages, or waits to become the single active consumer."""
+        """Return True if a consumer gets messages, False if it waits to become the single active consumer."""
         return not self._single_active or consumer is self.active
 
     def add(self, consumer: Consumer) -> None:
@@ -69,7 +69,7 @@ class Consumers:
             self.active = consumer
 
     def remove(self, consumer: Consumer) -> bool:
-        """Remove a consumer; False if it was not there."""
+        """Remove a consumer; return False if the queue does not have it."""
         if consumer not in self._all:
             return False
         self._all.remove(consumer)
@@ -89,7 +89,7 @@ class Consumers:
         return gone
 
     def next_ready(self) -> Consumer | None:
-        """Return the consumer that gets the next message; None if none can take one now."""
+        """Return the consumer that gets the next message; None if no consumer can take one now."""
         if self._single_active:
             return self.active if self.active is not None and self.active.ready() else None
         if len(self._all) == 1:
@@ -106,7 +106,7 @@ class Consumers:
 
 @dataclass(eq=False)
 class Traffic:
-    """How many messages of a queue were published, delivered and acknowledged."""
+    """The numbers of messages published to a queue, delivered from it and acknowledged."""
 
     published: int = 0
     delivered: int = 0
@@ -117,7 +117,7 @@ class Traffic:
     got_no_ack: int = 0
 
     def counts(self) -> dict[str, int]:
-        """Return the numbers by their names in the management API."""
+        """Return the numbers by their field names in the management API."""
         return {
             "publish": self.published,
             "deliver_get": self.delivered,

@@ -1,4 +1,4 @@
-"""Dead-lettering: publish expired, rejected and surplus messages again, with an `x-death` header."""
+"""Dead-lettering: expired, rejected and surplus messages are published again with an `x-death` header."""
 
 from collections import deque
 from collections.abc import Callable
@@ -11,20 +11,20 @@ from mqtool.codecs.field_tables import Int64, Table, Timestamp, Value
 
 _MAX_COUNT = 2**63 - 1
 
-#: The headers in which RabbitMQ says how a message died.
+#: The headers in which RabbitMQ records why and where a message was dead-lettered.
 _DEATH_HEADERS = {"x-death"} | {
     f"x-{which}-death-{name}" for which in ("first", "last") for name in ("reason", "queue", "exchange")
 }
 
 
 class DeadLetters:
-    """Publishes the dead messages of a virtual host's queues to their dead-letter exchanges, one after the other.
+    """Dead-letters messages of a virtual host's queues to their dead-letter exchanges, one after another.
 
     Args:
-        publish: publishes a message to the exchange that it is addressed to; gets the reason too, and returns whether
-            a queue took it.
-        failures: where a message is reported that cannot be published.
-        trusts_deaths: see Profile.
+        publish: called with a message and the reason; publishes the message to the exchange in its address, and
+            returns True if a queue accepted it.
+        failures: logs messages that cannot be published.
+        trusts_deaths: see Profile.trusts_deaths.
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class DeadLetters:
         self._is_busy = False
 
     def add(self, queue: Queue, message: Message, reason: str, done: Settled) -> None:
-        """Publish a dead message, then call `done` with the outcome.
+        """Dead-letter a message, then call `done` with the outcome.
 
-        A dead letter may cause another one, through any number of queues, so they are not published recursively.
+        Dead-lettering a message can dead-letter others, so a call made during another one only adds to a queue.
         """
         self._waiting.append((queue, message, reason, done))
         if self._is_busy:
@@ -62,7 +62,7 @@ class DeadLetters:
             dead = dead_letter(message, queue.name, reason, exchange, key, now, trusts_deaths=self._trusts_deaths)
             return Outcome.TAKEN if self._publish(dead, reason) else Outcome.NOT_TAKEN
         except Exception as error:
-            # One bad message must not keep the others from being dead-lettered, or close its neighbours' connections.
+            # A failure must not stop the other messages from being dead-lettered, or close a client's connection.
             self._failures.report(f"a message of queue '{queue.name}' cannot be dead-lettered", error)
             return Outcome.FAILED
 
@@ -73,12 +73,12 @@ def dead_letter(
     """Return the message to publish to the dead-letter exchange.
 
     Args:
-        queue: the name of the queue that it dies in.
+        queue: the name of the queue that dead-letters the message.
         reason: `rejected`, `expired`, `maxlen` or `delivery_limit`.
         exchange: the dead-letter exchange.
-        routing_key: its new routing key; None to keep its own.
+        routing_key: the new routing key; None to keep the old one.
         now: seconds since 1970.
-        trusts_deaths: see Profile.
+        trusts_deaths: see Profile.trusts_deaths.
     """
     if not (trusts_deaths or isinstance(message, Dead)):
         message = message.replace(
@@ -90,7 +90,7 @@ def dead_letter(
         headers.setdefault(f"x-first-death-{name}", value)
         if not trusts_deaths:
             headers[f"x-last-death-{name}"] = value
-    # A new key replaces all the old ones, those in CC as well.
+    # A new key replaces all old ones, including those in CC.
     if routing_key is not None:
         headers.pop("CC", None)
     headers.pop("BCC", None)
@@ -99,12 +99,12 @@ def dead_letter(
 
 
 def _deaths(message: Message, queue: str, reason: str, now: int) -> list[Value]:
-    """Return the new x-death header: the latest death first, one entry with a count for each queue and reason."""
+    """Return the new x-death header: one entry with a count for each queue and reason, the latest first."""
     earlier = deaths(message)
     for death in earlier:
         if death.get("queue") == queue and death.get("reason") == reason:
             count = death.get("count")
-            # A client can send any count.
+            # The header may come from a client, with any count.
             more = min(count + 1, _MAX_COUNT) if isinstance(count, int) else 1
             again: Table = {**death, "count": Int64(more)}
             return [again, *(other for other in earlier if other is not death)]
@@ -130,9 +130,9 @@ def deaths(message: Message) -> list[Table]:
 
 
 def would_cycle(message: Message, queue: str) -> bool:
-    """Return whether a message came back to a queue that it died in before, though no client rejected it on the way.
+    """Return whether this queue has dead-lettered a message before, with no rejection by a client then or since.
 
-    It would go round forever, so the queue does not get it.
+    Such a message would loop forever, so the queue must not get it again.
     """
     since: list[Table] = []
     for death in deaths(message):

@@ -1,4 +1,4 @@
-"""Checks of declarations and of basic.consume, with the rules and messages of RabbitMQ."""
+"""Checks of declarations and of basic.consume, with RabbitMQ's rules and error messages."""
 
 from mqtool.broker.embedded.model.amqp_errors import (
     COMMAND_INVALID,
@@ -23,10 +23,10 @@ from mqtool.codecs.field_tables import Table, Timestamp, Value, is_integer, type
 
 
 def check_deprecated(profile: Profile, arguments: Table, *, durable: bool, exclusive: bool) -> None:
-    """Check that a new queue uses no feature that this version of RabbitMQ does not permit any more.
+    """Check that a new queue uses no deprecated feature that this version of RabbitMQ refuses.
 
     Raises:
-        ConnectionException: 541, with the message of RabbitMQ, cut to the length of a reply text.
+        ConnectionException: 541, the queue uses such a feature; the message is that of RabbitMQ.
     """
     if not (durable or exclusive or profile.transient_queues):
         raise _refused("transient_nonexcl_queues")
@@ -56,8 +56,8 @@ def check_queue(declared: QueueDeclaration, vhost: str, profile: Profile) -> Non
     """Check the declaration of a new queue.
 
     Raises:
-        ChannelException: 406, about the first error in RabbitMQ's order.
-        ConnectionException: 541, the queue uses a feature that this version does not permit any more.
+        ChannelException: 406, the declaration is not valid; names the first error in the order of RabbitMQ's checks.
+        ConnectionException: 541, the queue uses a deprecated feature that this version refuses.
     """
     where, arguments = f"queue '{declared.name}' in vhost '{vhost}'", declared.arguments
     exchange = arguments.get("x-dead-letter-exchange")
@@ -85,7 +85,7 @@ def check_queue(declared: QueueDeclaration, vhost: str, profile: Profile) -> Non
 
 
 def _check_by_version(kind: str, where: str, profile: Profile, arguments: Table) -> None:
-    """Check arguments that only some versions check. None checks the values of delayed retries."""
+    """Check arguments that only some versions check. No version checks the values for delayed retries."""
     version = arguments.get("x-queue-version")
     if isinstance(version, int) and version < profile.oldest_queue_version:
         what = f"unsupported queue version '{version}'"
@@ -100,7 +100,7 @@ def _check_by_version(kind: str, where: str, profile: Profile, arguments: Table)
 
 
 def _check_replicated(kind: str, where: str, declared: QueueDeclaration) -> None:
-    """Check that a quorum queue or a stream is durable, and not exclusive."""
+    """Check that a quorum queue or a stream has a name, is durable, and is neither auto-delete nor exclusive."""
     if declared.server_named:
         raise precondition_failed(f"Cannot declare a server-named queue for type rabbit_{kind}_queue")
     refused = {
@@ -125,7 +125,7 @@ def check_equivalent_queue(queue: Queue, declared: QueueDeclaration) -> None:
     if queue.profile.lists_type:
         arguments = {"x-queue-type": "classic", **arguments}
     elif queue.kind == "classic":
-        # `x-queue-type: classic` is the default, so it makes no difference.
+        # `x-queue-type: classic` is the default, so its presence in only one declaration makes no difference.
         arguments = {"x-queue-type": "classic", **arguments} if "x-queue-type" in queue.arguments else arguments
         if arguments.get("x-queue-type") == "classic" and "x-queue-type" not in queue.arguments:
             arguments = {name: value for name, value in arguments.items() if name != "x-queue-type"}
@@ -147,7 +147,7 @@ def equivalent_argument(name: str, where: str, received: Table, current: Table) 
     """Check that an argument is the same in two declarations. Integers may have different widths.
 
     Raises:
-        ChannelException: 406.
+        ChannelException: 406, the argument differs.
     """
 
     def described(value: Value) -> str:
@@ -167,7 +167,7 @@ def equivalent_argument(name: str, where: str, received: Table, current: Table) 
 
 
 def printed(value: Value) -> str:
-    """Return a value as RabbitMQ's error messages show it."""
+    """Format a value as in RabbitMQ's error messages."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -181,8 +181,8 @@ def check_exchange_type(kind: str, profile: Profile) -> None:
     """Check the type in an exchange.declare.
 
     Raises:
-        ConnectionException: 503, the type is unknown.
-        ChannelException: 406, the same since RabbitMQ 4.0.
+        ConnectionException: 503, the type is unknown (RabbitMQ 3.10).
+        ChannelException: 406, the type is unknown (RabbitMQ 4.0 and later).
     """
     if kind not in types_of(profile):
         what = f"{'unknown' if kind else 'invalid'} exchange type '{kind}'"
@@ -194,8 +194,8 @@ def check_exchange(declared: ExchangeDeclaration, vhost: str, profile: Profile) 
     """Check the declaration of a new exchange.
 
     Raises:
-        ChannelException: 406.
-        ConnectionException: 503 when `x-delayed-type` names no exchange type.
+        ChannelException: 406, an argument is not valid.
+        ConnectionException: 503, `x-delayed-type` is not a known exchange type (RabbitMQ 3.10).
     """
     alternate = declared.arguments.get("alternate-exchange")
     if alternate is not None and not isinstance(alternate, str):
@@ -229,7 +229,7 @@ def check_headers_binding(arguments: Table) -> None:
     """Check the arguments of a binding to a headers exchange.
 
     Raises:
-        ChannelException: 406 for an invalid `x-match`.
+        ChannelException: 406, `x-match` is not valid.
     """
     mode = arguments.get("x-match", "all")
     if not isinstance(mode, str):
@@ -251,11 +251,11 @@ _CONSUMERS_HAVE = {"classic": ("x-priority", "x-cancel-on-ha-failover"), "quorum
 
 
 def check_consumer(queue: Queue, arguments: Table, *, prefetch: int, no_ack: bool) -> None:
-    """Check a basic.consume.
+    """Check the arguments of a basic.consume.
 
     Raises:
-        ChannelException: 406.
-        ConnectionException: 540, a consumer of a stream does not acknowledge.
+        ChannelException: 406, an argument is not valid, or a consumer of a stream has no prefetch.
+        ConnectionException: 540, a consumer of a stream uses automatic acknowledgement.
     """
     where = f"queue '{queue.name}' in vhost '{queue.vhost}'"
     is_stream = queue.kind == "stream"
