@@ -1,4 +1,4 @@
-"""The client of RabbitMQ's stream protocol: the only package that imports rstream. Blocking calls in front.
+"""A client of RabbitMQ's stream protocol with blocking calls. This is the only package that imports rstream.
 
 https://www.rabbitmq.com/docs/stream
 """

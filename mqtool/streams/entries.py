@@ -1,7 +1,8 @@
-"""Messages as a stream stores them: AMQP 1.0, with RabbitMQ's mapping of properties and headers; and chunks of them.
+"""Encode and decode the messages of a stream, and decode its chunks.
 
-A message consists of sections: annotations (exchange and routing key, if it was published by AMQP 0-9-1), properties,
-application properties (headers), and the body. Bytes that are not such sections are taken as a body.
+Messages are in AMQP 1.0 format, with RabbitMQ's mapping of properties and headers. A message consists of sections:
+annotations (exchange and routing key, if it was published over AMQP 0-9-1), properties, application properties
+(headers), and the body. Data that does not consist of such sections is treated as a body.
 """
 
 import struct
@@ -28,7 +29,7 @@ from mqtool.message import END_OF_TIME, Message
 
 _ANNOTATIONS, _PROPERTIES, _HEADERS, _DATA, _SEQUENCE, _VALUE = 0x72, 0x73, 0x74, 0x75, 0x76, 0x77
 _HEADER, _LAST = 0x70, 0x78
-#: The fields of the properties section. Those without a name do not exist in AMQP 0-9-1.
+#: The fields of the properties section, in order; "" for a field that does not exist in AMQP 0-9-1.
 _FIELDS = (
     "message_id",
     "user_id",
@@ -42,7 +43,7 @@ _FIELDS = (
     "timestamp",
 )
 _SYMBOLS = ("content_type", "content_encoding")
-#: Properties that do not exist in AMQP 1.0, and where RabbitMQ stores them.
+#: Properties that do not exist in AMQP 1.0, and the header or annotation in which RabbitMQ stores each.
 _IN_HEADERS = {"type": "x-basic-type", "app_id": "x-basic-app-id"}
 _IN_ANNOTATIONS = {
     "priority": "x-basic-priority",
@@ -56,10 +57,10 @@ _LONG_DATA_START = bytes((0, 0x53, _DATA, 0xB0))
 
 
 class Entry(NamedTuple):
-    """A message as a stream stores it.
+    """A decoded message of a stream.
 
     Attributes:
-        routing_key: None if it came by the stream protocol.
+        routing_key: None if the message has none, because it was published over the stream protocol.
     """
 
     body: bytes
@@ -72,7 +73,7 @@ def encode(message: Message, exchange: str = "") -> bytes:
     """Encode a message. Headers that are tables or arrays are left out, as RabbitMQ does.
 
     Args:
-        exchange: the super stream's exchange. It is stored with the routing key, as if the message came through it.
+        exchange: the super stream's exchange, to be stored with the routing key as if it had routed the message.
     """
     body = message.body
     size = len(body)
@@ -150,7 +151,7 @@ def _utf8(text: str) -> bytes:
 
 
 def decode(data: bytes) -> Entry:
-    """Decode a message. A body that does not consist of bytes (a value, a sequence) stays encoded."""
+    """Decode a message. A body that is an AMQP value or sequence, not bytes, stays encoded."""
     body = body_alone(data)
     if body is not None:
         return Entry(body, {})
@@ -161,7 +162,7 @@ def decode(data: bytes) -> Entry:
 
 
 def body_alone(data: bytes) -> bytes | None:
-    """The body of a message that consists of a body only, as most do; else None."""
+    """Return the body if the message consists only of a body, as most do; else None."""
     if data[:2] != _SECTION:
         return data
     return data[5:] if data[:4] == _DATA_START and len(data) > 4 and len(data) == 5 + data[4] else None
@@ -240,23 +241,26 @@ def _decoded(data: bytes, span: Span) -> Any:
     return raw if value is DROPPED else value
 
 
-#: Key, version, subscription, magic, type, entries, records, timestamp, epoch, first offset, CRC, lengths, reserved.
+#: The start of a Deliver frame: key, version, subscription; then the chunk's magic, type, number of entries and of
+#: records, timestamp, epoch, first offset, CRC, lengths, reserved.
 _HEAD = struct.Struct(">HHBbbHIqQQIIII")
 _SIZE = struct.Struct(">I")
 _BATCH = struct.Struct(">BHII")
 _IS_BATCH = 0x80
-#: The largest batch in bytes, decompressed: RabbitMQ's default limit for a message.
+#: The maximum size of a decompressed batch in bytes: RabbitMQ's default limit for a message.
 _LARGEST_BATCH = 128 << 20
-#: Bytes that are decompressed at a time where the library has no limit for its output.
+#: Bytes to decompress at a time, for a library that cannot limit its output.
 _PIECE = 1 << 12
 
 
 class Chunk(NamedTuple):
-    """A chunk: a batch of entries, as the stream stores it.
+    """A chunk of a stream: a block of messages that are stored and sent together.
 
     Attributes:
-        first_offset: the offset of its first message.
-        records: the number of its messages.
+        first_offset: the offset of the first message.
+        records: the number of messages.
+        entries: the number of entries, each of which is a message or a sub-entry batch.
+        data: the encoded entries.
     """
 
     first_offset: int
@@ -266,10 +270,10 @@ class Chunk(NamedTuple):
 
 
 def parse_chunk(frame: bytes) -> Chunk:
-    """Parse the frame Deliver.
+    """Decode the chunk in a Deliver frame.
 
     Raises:
-        BadData: its checksum is wrong, or its kind is unknown.
+        BadData: the chunk's length or checksum is wrong, or its type is unknown.
     """
     *_, kind, entries, records, _time, _epoch, first, crc, length, _trailer, _reserved = _HEAD.unpack_from(frame)
     data = frame[_HEAD.size :]
@@ -282,8 +286,8 @@ class Skipped(NamedTuple):
     """Messages of a chunk that cannot be read.
 
     Attributes:
-        messages: their number; they have offsets, as others.
-        reason: why, as a clause.
+        messages: the number of messages; each still has an offset.
+        reason: why the messages cannot be read, as a clause for a warning.
     """
 
     messages: int
@@ -291,10 +295,10 @@ class Skipped(NamedTuple):
 
 
 def chunk_entries(chunk: Chunk) -> Iterator[bytes | Skipped]:
-    """Yield the encoded messages of a chunk, with the batches that cannot be read as Skipped.
+    """Yield the encoded messages of a chunk, and a Skipped for messages that cannot be read.
 
     Raises:
-        UsageError: they are compressed in a way for which a library has to be installed.
+        UsageError: messages are compressed, and the library to decompress them is not installed.
     """
     data, at, seen = chunk.data, 0, 0
     size_at = _SIZE.unpack_from
@@ -320,7 +324,7 @@ def chunk_entries(chunk: Chunk) -> Iterator[bytes | Skipped]:
 
 
 def _of_batch(data: bytes, compression: int, count: int, size: int) -> Iterator[bytes | Skipped]:
-    """Yield the encoded messages of a sub-entry batch, which may be compressed; or all of them as Skipped."""
+    """Yield the encoded messages of a sub-entry batch, which may be compressed; or one Skipped for all of them."""
     if compression >= len(_COMPRESSIONS):
         yield Skipped(count, f"the batch has an unknown compression ({compression})")
         return
@@ -379,7 +383,7 @@ def _unzstd(data: bytes, most: int) -> bytes:
     return bytes(zstandard.ZstdDecompressor(max_window_size=_LARGEST_BATCH).stream_reader(data).read(most))
 
 
-#: By their numbers in the protocol: names, and functions that return at most a number of decompressed bytes.
+#: By their numbers in the protocol: the name, and a function that returns up to `most` decompressed bytes.
 _COMPRESSIONS: tuple[tuple[str, Callable[[bytes, int], bytes]], ...] = (
     ("none", lambda data, most: data[:most]),
     ("gzip", _gunzip),

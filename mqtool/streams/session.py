@@ -1,4 +1,4 @@
-"""A session: one connection to the node of a stream, on an I/O thread, with an inbox for frames; and its errors."""
+"""Session: a connection to one node, on an I/O thread, with blocking requests; and the translation of its errors."""
 
 import asyncio
 import contextlib
@@ -36,7 +36,7 @@ _REFUSALS = {
 
 
 def connecting(error: BaseException, address: Address) -> MqtoolError:
-    """Translate the error of a failed connection. The address has the stream port."""
+    """Translate the error of a failed attempt to connect. `address` contains the stream port."""
     where = f"{address.host}:{address.port}"
     if isinstance(error, MqtoolError):
         return error
@@ -56,7 +56,7 @@ def connecting(error: BaseException, address: Address) -> MqtoolError:
 
 
 def unreachable(leader: str, address: Address, error: MqtoolError) -> MqtoolError:
-    """The error if a stream is on a node whose advertised name cannot be reached."""
+    """The error for a stream on a node whose advertised address cannot be reached."""
     return Unavailable(
         f"the stream is on {leader}, as {address.host}:{address.port} says, which cannot be reached from here: {error}",
         "on the broker, set stream.advertised_host and stream.advertised_port to what works from here "
@@ -97,7 +97,7 @@ def refusal(code: int) -> str:
 
 
 def not_confirmed(count: int, seconds: float) -> NotConfirmed:
-    """The error if the broker does not confirm messages in time."""
+    """The error for `count` messages that the broker did not confirm within `seconds`."""
     return NotConfirmed(
         f"the broker did not confirm {count:,} message{'s' * (count != 1)} within {seconds:g} s",
         "they may or may not be in the stream; --confirm-timeout waits longer",
@@ -105,11 +105,12 @@ def not_confirmed(count: int, seconds: float) -> NotConfirmed:
 
 
 _T = TypeVar("_T")
-#: Frames that are not responses. None wakes the reader: a connection may be lost, or the command is to stop.
+#: A queue of received frames that are not responses. None wakes up the reader after a connection was lost or stop()
+#: was called.
 Inbox = queues.SimpleQueue[bytes | None]
-#: The offset before the first, in 64 bits.
+#: -1 in 64 bits, stored to reset an offset.
 NOWHERE = (1 << 64) - 1
-#: The id of the subscription that looks up the first and last chunk.
+#: The id of the temporary subscription that looks up the first or last chunk.
 _LOOK = 255
 _DELIVER = DELIVER.to_bytes(2)
 _HEARTBEAT = 60
@@ -119,7 +120,7 @@ _PATIENCE = 20.0
 
 @cache
 def _loop() -> asyncio.AbstractEventLoop:
-    """The event loop of all sessions, on a thread of its own."""
+    """The event loop of all sessions, which runs on its own thread."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="mqtool-streams", daemon=True).start()
     return loop
@@ -129,10 +130,10 @@ class Session:
     """A connection to one node, until it is lost.
 
     Args:
-        inbox: the queue for frames that are not responses; None in it means that `lost` is set.
+        inbox: the queue for received frames that are not responses; gets None when the connection is lost.
 
     Attributes:
-        lost: the error that ended the connection.
+        lost: the error that ended the connection; None while it is open.
     """
 
     def __init__(self, address: Address, context: ssl.SSLContext | None, inbox: Inbox) -> None:
@@ -146,7 +147,7 @@ class Session:
         """Connect and log in.
 
         Raises:
-            Unavailable, AccessRefused: that failed.
+            Unavailable, AccessRefused: the connection or the login failed.
         """
         try:
             self._call(self._opened(), 3 * self.address.connection_timeout)
@@ -166,7 +167,7 @@ class Session:
         """Send a request about a stream, and return the response.
 
         Raises:
-            MqtoolError: the broker refuses it, or the connection is lost.
+            MqtoolError: the broker refuses the request, or the connection is lost.
         """
         try:
             return self._call(request, _PATIENCE)
@@ -174,7 +175,11 @@ class Session:
             raise answered(error, stream) from error
 
     def create(self, stream: str, arguments: Mapping[str, Any]) -> bool:
-        """Create a stream, unless it exists with these arguments; return False if the name is taken otherwise."""
+        """Create a stream, unless it exists with these arguments.
+
+        Returns:
+            False if the name belongs to a stream with other arguments or to a queue of another type.
+        """
 
         async def request() -> bool:
             try:
@@ -210,7 +215,7 @@ class Session:
         self.ask(self.client.store_offset(stream, name, offset), stream)
 
     def partitions(self, super_stream: str) -> list[str]:
-        """The partitions of a super stream; none if it does not exist."""
+        """The partitions of a super stream; an empty list if it does not exist."""
         return self.ask(self.client.partitions(super_stream), super_stream)
 
     def end_of(self, stream: str) -> int:
@@ -245,7 +250,7 @@ class Session:
         """Check that the broker is new enough for a feature.
 
         Raises:
-            UsageError: it is not.
+            UsageError: the broker is too old.
         """
         version = (self.client.server_properties or {}).get("version", "")
         if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < wanted:
@@ -254,18 +259,18 @@ class Session:
             )
 
     def send(self, data: bytes) -> None:
-        """Send a frame, without waiting."""
+        """Send an encoded frame, without waiting."""
         _loop().call_soon_threadsafe(self.client.publish_by_hand, data)
 
     def has(self, nodes: Sequence[Broker]) -> bool:
-        """True if it is connected to one of these nodes, which it compares by their advertised names."""
+        """True if this session is connected to one of these nodes, compared by advertised host and port."""
         return self.client.node in [(node.host, str(node.port)) for node in nodes]
 
     def beside(self, node: Broker, context: ssl.SSLContext | None) -> "Session":
-        """Open a session with another node, by its advertised name.
+        """Open a session with another node, at its advertised host and port.
 
         Raises:
-            Unavailable: the name cannot be resolved, or the node cannot be reached.
+            Unavailable: the host cannot be resolved, or the node cannot be reached.
         """
         other = Session(self.address._replace(host=node.host, port=node.port), context, self._inbox)
         try:
@@ -288,7 +293,7 @@ class Session:
 
 
 class Owner(Protocol):
-    """What a publisher or consumer needs of its channel."""
+    """The part of StreamChannel that its publisher and consumer use."""
 
     inbox: Inbox
     stopping: bool

@@ -1,4 +1,4 @@
-"""StreamChannel: create streams, publish, consume, store offsets. Blocking calls that survive a lost connection."""
+"""StreamChannel: create streams, publish, consume, store offsets. Blocking calls that resume after a reconnection."""
 
 import queue as queues
 import ssl
@@ -20,10 +20,10 @@ from mqtool.streams.stream_consumer import Consumer
 from mqtool.streams.stream_publisher import Publisher, create_super_stream, is_super_stream
 from mqtool.topology import Stream
 
-#: Pauses while a leader is elected, after a stream was created or a node was lost.
+#: Pauses between checks for a leader, which may not be elected yet after a stream was created or a node was lost.
 _ELECTION = Backoff(first=0.1, attempts=12, longest=1.0)
 
-#: The most partitions of a super stream: ids of publishers and subscriptions have one byte, and end_of() needs one.
+#: The maximum number of partitions: ids of publishers and subscriptions have one byte, and end_of() needs one id.
 _MOST = 255
 
 
@@ -32,14 +32,14 @@ class StreamChannel:
 
     Args:
         nodes: the addresses of the broker's nodes, with their stream ports.
-        backoff: between attempts to reconnect; None does not reconnect.
+        backoff: the delays between attempts to reconnect; None never reconnects.
         strict: fail if a stream exists with other settings.
-        encode: converts a message to the bytes that are stored: AMQP 1.0, except in some tutorials.
+        encode: converts a message to the bytes to store: AMQP 1.0, except in some tutorials.
         filters: values for RabbitMQ's stream filters (3.13 and later). Messages are published with the first one. Only
             chunks with one of the values are consumed; they may contain other messages, too.
         single_active: of all consumers that track under the same name, only one gets messages (RabbitMQ 3.11).
-        by_amqp: opens a channel of AMQP 0-9-1, for what some versions lack in the stream protocol.
-        notice: called with a text when a connection is lost.
+        by_amqp: opens an AMQP 0-9-1 channel, for operations that the stream protocol lacks in some versions.
+        notice: called with a sentence for the user, such as about a lost connection.
 
     Attributes:
         stopping: True once stop() was called.
@@ -100,10 +100,11 @@ class StreamChannel:
         """Create a stream. An existing one with other arguments is used as it is, unless the channel is strict.
 
         Returns:
-            The stream; a super stream with the partitions that it has.
+            The stream; a super stream with its actual partitions.
 
         Raises:
-            DeclaredDifferently: there is a queue of that name that is not a stream, or the channel is strict.
+            DeclaredDifferently: the name belongs to a queue that is not a stream; or the stream has other settings,
+                and the channel is strict.
             AccessRefused: the user lacks the permission.
         """
         _check_name(stream.name)
@@ -142,7 +143,7 @@ class StreamChannel:
         return self.session.exists(stream)
 
     def streams_of(self, name: str) -> list[str]:
-        """The partitions of a super stream; for another stream, its own name."""
+        """The partitions of a super stream; for any other stream, a list with its own name."""
         if not self.exists(name) and is_super_stream(name, there := self.session.partitions(name)):
             return there
         return [name]
@@ -165,7 +166,7 @@ class StreamChannel:
         return self.sessions_for([stream], to_publish=False)[0].offsets_of(stream)
 
     def store_offset(self, stream: str, name: str, offset: int) -> None:
-        """Store an offset under a reader's name: that of the last message that it has handled.
+        """Store the offset of the last message that a reader has handled, under the reader's name.
 
         Raises:
             NotFound: there is no such stream.
@@ -184,11 +185,11 @@ class StreamChannel:
 
         Args:
             messages: None means that there is no message right now. In a super stream, the routing key decides which
-                partition gets a message; those without one go to the partitions in turn.
+                partition gets a message; messages without one go to the partitions in turn.
 
         Raises:
             NotFound: there is no such stream.
-            NotConfirmed: the broker did not answer in time.
+            NotConfirmed: the broker did not confirm in time.
         """
         filter_value = next(iter(self._filters), None)
         streams = stream.partitions or [stream.name]
@@ -202,20 +203,20 @@ class StreamChannel:
         return [] if self._publisher is None else self._publisher.unconfirmed
 
     def addressed(self, message: Message) -> Message:
-        """The message to write to the file of failed messages, ready to be published again."""
+        """Return the message unchanged. A Channel of AMQP 0-9-1 adds the exchange and the routing key here."""
         return message
 
     def consume(
         self, stream: Stream, offset: Offset = FIRST, receiving: Receiving = STREAMING, track: str | None = None
     ) -> Iterator[Delivery]:
-        """Start to consume; return an iterator of the messages, whose delivery tags are their offsets.
+        """Start to consume; return an iterator of the messages. A message's delivery tag is its offset.
 
-        After a reconnection it continues after the last message received.
+        After a reconnection, consuming resumes after the last message received.
 
         Args:
             offset: where to start.
-            track: store the offset of the last message that the caller came back from under this name, now and then
-                and at the end; start behind the stored offset, if there is one.
+            track: a name under which to store the offset of the last message that the caller has handled, regularly
+                and at the end. If an offset is already stored under this name, start after it.
 
         Raises:
             NotFound: there is no such stream.
@@ -235,13 +236,19 @@ class StreamChannel:
         return self._consumer.deliveries()
 
     def stop(self) -> None:
-        """Stop consuming after the current message. Safe to call from any thread and from a signal handler."""
+        """Stop consuming after the current message. Safe to call from any thread or a signal handler."""
         self.stopping = True
         self._stop.set()
         self.inbox.put(None)
 
     def sessions_for(self, streams: Sequence[str], *, to_publish: bool) -> list[Session]:
-        """Connect to the nodes that have the streams, to publish to their leaders; close other connections.
+        """Connect to the nodes that host the streams, and close connections to other nodes.
+
+        Args:
+            to_publish: connect to the leaders only, not to replicas.
+
+        Returns:
+            The session for each stream, in order.
 
         Raises:
             NotFound: there is no such stream.
@@ -278,10 +285,10 @@ class StreamChannel:
         return any(session.lost is not None for session in self._sessions)
 
     def reopen(self, go_on: Callable[[], None]) -> bool:
-        """Reconnect and resume; return False if the command was stopped meanwhile.
+        """Reconnect, and call `go_on` to resume; return False if stop() was called meanwhile.
 
         Raises:
-            MqtoolError: the attempts were given up.
+            MqtoolError: all attempts failed, or the channel does not reconnect.
         """
         lost = next((session for session in self._sessions if session.lost is not None), self.session)
         why, where, lost_at = lost.lost, lost.address, time.monotonic()
@@ -313,7 +320,7 @@ class StreamChannel:
             session.close()
 
     def _first(self) -> Session:
-        """Open a session with the first node that answers."""
+        """Open a session with the first node that can be reached."""
         failure: MqtoolError | None = None
         for address in self._nodes:
             session = Session(address, self._context, self.inbox)
@@ -328,6 +335,6 @@ class StreamChannel:
 
 
 def _check_name(name: str, what: str = "stream's name") -> None:
-    """Check a name. rstream counts its characters where the protocol counts bytes."""
+    """Check a name. Only ASCII is allowed: rstream sends the number of characters where the protocol needs bytes."""
     if not name or not name.isascii() or len(name) > 255:
         raise UsageError(f"the {what} {name!r} cannot be used", "use 1 to 255 ASCII characters")

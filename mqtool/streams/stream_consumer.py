@@ -1,4 +1,4 @@
-"""Consuming a stream, or the partitions of a super stream. A message is handled when the caller requests the next."""
+"""Consume a stream, or the partitions of a super stream. A message counts as handled when the next one is requested."""
 
 import queue as queues
 import struct
@@ -17,7 +17,7 @@ from mqtool.streams.entries import Chunk, Skipped, body_alone, chunk_entries, de
 from mqtool.streams.session import Owner, Session
 from mqtool.streams.wire import CONSUMER_UPDATE, DELIVER, METADATA_UPDATE
 
-#: Chunks that the broker may send ahead.
+#: The number of chunks that the broker may send in advance.
 _CREDIT = 10
 _KEY_CREDIT, _KEY_ANSWER = 9, 0x801A
 _CREDIT_FRAME = struct.Struct(">IHHBH")
@@ -56,10 +56,10 @@ class Reading:
         return self.printed in (None, self.stored)
 
     def begin(self, session: Session, offset: Offset | None = None) -> None:
-        """Subscribe, at an offset or after the last received message.
+        """Subscribe, starting at an offset or, without one, after the last message received.
 
         Raises:
-            MqtoolError: the broker refuses.
+            MqtoolError: the broker refuses the subscription.
         """
         self.session = session
         self._start_at(offset or self._behind())
@@ -67,10 +67,10 @@ class Reading:
         session.ask(session.client.subscribe(self.stream, self._number, place, _CREDIT, self._properties), self.stream)
 
     def go_on(self, correlation: bytes, stored: int | None) -> int | None:
-        """Tell the broker where this consumer, now the active one, starts: after the stored offset or the last message.
+        """Reply to the broker, which has made this consumer active: start after the stored offset or the last message.
 
         Returns:
-            The offset, if there is one.
+            The offset to start at; None if it starts at a position such as "first".
         """
         at = self._behind()
         if stored is not None and (not self._has_received or stored >= self.next):
@@ -80,14 +80,14 @@ class Reading:
         return at.value if at.start is Start.OFFSET else None
 
     def stand_by(self, correlation: bytes) -> None:
-        """Tell the broker that this consumer, no longer the active one, has stored its offset."""
+        """Reply to the broker, which has made this consumer inactive, after its offset was stored."""
         self._answer(correlation, None)
 
     def take(self, chunk: Chunk, warn: Callable[[str], None]) -> Iterator[Delivery]:
-        """Yield the messages of a chunk, without those before the wanted offset, since chunks arrive whole.
+        """Yield the messages of a chunk. Messages before the wanted offset are dropped: the broker sends whole chunks.
 
         Args:
-            warn: called with a sentence about messages that cannot be read, which are skipped.
+            warn: called with a sentence about messages that are skipped because they cannot be read.
         """
         self.session.send(_CREDIT_FRAME.pack(_CREDIT_FRAME.size - 4, _KEY_CREDIT, 1, self._number, 1))
         wanted, stream, offset = self.next, self.stream, chunk.first_offset - 1
@@ -127,10 +127,10 @@ class Reading:
         self.session.send(_ANSWER.pack(size, _KEY_ANSWER, 1, number, _OK, kind) + value)
 
 
-#: Messages between two stored offsets. After kill -9, at most this many are delivered again.
+#: Store the offset after this many messages. After kill -9, at most this many are delivered again.
 TRACK_EVERY = 1000
-#: Seconds of silence after which the offset is stored anyway, and signals are handled: Python runs their handlers only
-#: between two steps of the main thread.
+#: Store the offset after this many seconds without a message. The main thread also wakes up then to handle signals:
+#: Python runs signal handlers only between two of its instructions.
 _QUIET = 0.2
 
 
@@ -138,9 +138,10 @@ class Consumer:
     """Consumes one stream, or the partitions of a super stream.
 
     Args:
-        streams: one, or the partitions in their order.
-        super_stream: the name of their super stream; "" for one stream.
-        track, single_active: as of StreamChannel.consume() and StreamChannel.
+        streams: one stream, or the partitions in order.
+        super_stream: the name of the partitions' super stream; "" for one stream.
+        track: see StreamChannel.consume().
+        filters, single_active: see StreamChannel.
     """
 
     def __init__(
@@ -171,17 +172,17 @@ class Consumer:
         self._batch: deque[Delivery] = deque()
 
     def start(self, offset: Offset) -> None:
-        """Subscribe.
+        """Subscribe to the streams.
 
         Raises:
-            MqtoolError: the broker refuses.
+            MqtoolError: the broker refuses a subscription.
         """
         sessions = self._sessions()
         if self._has_filters:
             sessions[0].check_version((3, 13), "filters for streams")
         if self._is_single_active:
             sessions[0].check_version((3, 11), "single active consumers for streams")
-        # Look up all offsets before the first subscription: its frames must not mix with these.
+        # Look up all offsets before the first subscription, whose frames would mix with those of the lookups.
         places = [self._place(each, session, offset) for each, session in zip(self._readings, sessions, strict=True)]
         for reading, session, place in zip(self._readings, sessions, places, strict=True):
             reading.begin(session, place)
@@ -190,7 +191,7 @@ class Consumer:
         return self._channel.sessions_for([each.stream for each in self._readings], to_publish=False)
 
     def _place(self, reading: Reading, session: Session, offset: Offset) -> Offset:
-        """Where to start: after the stored offset, if any. Warns if that is beyond the end."""
+        """Return where to start: after the stored offset, if any, else at `offset`. Warn if that is beyond the end."""
         stream = reading.stream
         stored = None if self._track is None else session.stored_offset(stream, self._track)
         place = offset if stored is None else Offset(Start.OFFSET, stored + 1)
@@ -200,11 +201,11 @@ class Consumer:
         return place
 
     def deliveries(self) -> Iterator[Delivery]:
-        """Yield messages until a limit or stop().
+        """Yield messages until a limit is reached or stop() is called.
 
         Raises:
             TimedOut: a time limit has passed.
-            NotFound: the stream was deleted.
+            NotFound, Unavailable: the stream was deleted, or the connection was lost for good.
         """
         count, taken, started = self._limits.count, 0, time.monotonic()
         batch, channel, tracks = self._batch, self._channel, self._track is not None
@@ -227,7 +228,7 @@ class Consumer:
             self.leave()
 
     def leave(self) -> None:
-        """Store the offset of the last printed message. Safe to repeat."""
+        """Store the offset of the last message handled, if tracking is on. Safe to repeat."""
         if not self._is_stuck:
             self._store()
 
@@ -292,7 +293,7 @@ class Consumer:
             reading.begin(session)
 
     def _change(self, reading: Reading, correlation: bytes, *, is_active: bool) -> None:
-        """Start or stop as the active consumer, as the broker says. Messages received before have been printed."""
+        """Start or stop as the active consumer, as the broker requests. All earlier messages have been handled."""
         assert self._track is not None
         if is_active:
             at = reading.go_on(correlation, reading.session.stored_offset(reading.stream, self._track))

@@ -1,4 +1,4 @@
-"""Publishing to a stream, or to the partitions of a super stream: many messages in a frame, confirms by number."""
+"""Publish to a stream, or to the partitions of a super stream: many messages per frame, confirmed by publishing id."""
 
 import queue as queues
 import struct
@@ -15,17 +15,17 @@ from mqtool.streams.session import Owner, Session, not_confirmed, refusal
 from mqtool.streams.wire import CONFIRM, ERROR, METADATA_UPDATE
 from mqtool.topology import Exchange, Queue, Stream
 
-#: The seed of the hash, which all clients share, so that a key maps to the same partition.
+#: The seed of the hash. All clients use the same one, so that a key maps to the same partition in each.
 _SEED = 104_729
 
 
 def is_super_stream(name: str, streams: Sequence[str]) -> bool:
-    """True if an exchange is a super stream, judging by its streams' names: the protocol does not say."""
+    """True if an exchange looks like a super stream, judging by its streams' names. The protocol has no such query."""
     return bool(streams) and all(stream.startswith(f"{name}-") for stream in streams)
 
 
 def partition_of(key: str, partitions: int) -> int:
-    """The number of the partition for a key, as RabbitMQ's clients for Java, Go, .NET and Node.js compute it."""
+    """Map a routing key to the index of a partition, as RabbitMQ's clients for Java, Go, .NET and Node.js do."""
     return mmh3.hash(key.encode("utf-8", "surrogateescape"), _SEED, signed=False) % partitions
 
 
@@ -37,7 +37,7 @@ def create_super_stream(channel: Channel, stream: Stream) -> None:
     """
     exchange = Exchange(stream.name, durable=True, arguments={"x-super-stream": True})
     arguments = {"x-queue-type": "stream", **{f"x-{name}": value for name, value in stream.arguments.items()}}
-    # First the queues: if one cannot be declared, no exchange must look like a smaller super stream.
+    # Declare the queues first: if one fails, there must be no exchange that looks like a smaller super stream.
     queues = [_partition(channel, Queue(name, durable=True, arguments=arguments)) for name in stream.partitions]
     channel.declare(exchange)
     for order, queue in enumerate(queues):
@@ -59,16 +59,18 @@ _HEAD = struct.Struct(">IHHBI")
 _ENTRY = struct.Struct(">QI")
 _UNDER_FILTER = struct.Struct(">QH")
 _REFUSED = struct.Struct(">QH")
-#: The most messages and bytes in one frame, and the most that may be unconfirmed.
+#: The maximum number of messages, and of bytes, in one frame; and the maximum that may be unconfirmed.
 _BATCH, _BATCH_SIZE = 500, 1 << 16
 _WINDOW, _WINDOW_SIZE = 20_000, 1 << 25
 
 
 class _Partition:
-    """One of the streams, with the frame that is being filled for it.
+    """One of the streams to publish to, with the messages collected for its next frame.
 
     Attributes:
         number: the id of the publisher.
+        batch: the encoded parts of the collected messages.
+        size: the size of the collected messages, in bytes.
     """
 
     def __init__(self, stream: str, number: int, session: Session) -> None:
@@ -79,7 +81,7 @@ class _Partition:
         self.size = 0
 
     def flush(self, *, with_filter: bool) -> None:
-        """Send the collected messages."""
+        """Send the collected messages in one frame."""
         if not self.batch:
             return
         data = b"".join(self.batch)
@@ -91,10 +93,11 @@ class _Partition:
 
 
 class Publisher:
-    """Publishes to one stream, or to the partitions of a super stream: by routing key, or in turn.
+    """Publishes to one stream, or to the partitions of a super stream, chosen by routing key or in turn.
 
     Args:
-        streams: one, or the partitions in their order.
+        streams: one stream, or the partitions in order.
+        patience: seconds to wait for the next confirm.
     """
 
     def __init__(
@@ -183,12 +186,12 @@ class Publisher:
             self._is_due = True
 
     def _place(self, number: int, message: Message) -> int:
-        """The number of a message's partition. It stays the same if the message is published again."""
+        """The index of the partition for a message. It stays the same if the message is published again."""
         key = message.routing_key
         return partition_of(key, len(self._partitions)) if key else number % len(self._partitions)
 
     def _flush(self) -> None:
-        """Send the collected messages."""
+        """Send the collected messages of all partitions."""
         for partition in self._partitions:
             partition.flush(with_filter=self._filter is not None)
 
@@ -208,7 +211,7 @@ class Publisher:
         """Wait for a confirm.
 
         Raises:
-            NotConfirmed: none comes.
+            NotConfirmed: none arrived in time.
         """
         if self._answered + 1 in self._answers:
             return
@@ -236,7 +239,7 @@ class Publisher:
             self._recover()
 
     def _recover(self) -> None:
-        """Publish unconfirmed messages again, on a new connection."""
+        """Reconnect, and publish unconfirmed messages again."""
 
         def go_on() -> None:
             self._start()
@@ -250,7 +253,7 @@ class Publisher:
             raise Unavailable("the connection was lost, and not all messages are confirmed")
 
     def _receipts(self) -> Iterator[Receipt]:
-        """Yield the receipts of confirmed messages, in order."""
+        """Yield the receipts of confirmed and rejected messages, in order."""
         answers, outstanding = self._answers, self._outstanding
         while (number := self._answered + 1) in answers:
             reason = answers.pop(number)

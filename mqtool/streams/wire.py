@@ -1,8 +1,8 @@
-"""The parts that use rstream's private classes: a connection that reads large pieces and reports its loss.
+"""A stream connection based on rstream's private classes. It reads large blocks, and reports when it is lost.
 
 rstream reads 256 bytes at a time and decodes field by field. It ignores write errors, lets requests wait for ten
-seconds on a lost connection, and only logs missing heartbeats. So frames with messages are read, decoded and encoded
-by mqtool; rstream does the rest.
+seconds on a lost connection, and only logs missing heartbeats. Therefore mqtool itself reads, decodes and encodes
+frames with messages, and uses rstream for all others.
 """
 
 import asyncio
@@ -17,11 +17,11 @@ from rstream.client import Client
 from rstream.connection import Connection
 from rstream.encoding import decode_frame
 
-#: Keys of the protocol's commands that are not responses.
+#: Keys of the frames that the broker sends without a request.
 CONFIRM, ERROR, DELIVER, METADATA_UPDATE, CONSUMER_UPDATE = 3, 4, 8, 16, 26
 _UNASKED = frozenset((CONFIRM, ERROR, DELIVER, METADATA_UPDATE, CONSUMER_UPDATE))
 _PARTITIONS, _ANSWER_TO_PARTITIONS = b"\x00\x19", b"\x80\x19"
-#: The longest frame. Longer ones mean that the server speaks another protocol.
+#: The maximum size of a frame, in bytes. A larger size means that the server speaks another protocol.
 _LONGEST = 1 << 28
 _BUFFER = 1 << 20
 #: Seconds to wait for the response to Close.
@@ -37,7 +37,7 @@ class ClosedByBroker(Exception):
 
 
 class _Wire(Connection):
-    """A connection that passes on frames that are not responses, and decodes responses."""
+    """A connection that decodes responses, and passes all other frames to `take`."""
 
     def __init__(self, host: str, port: int, context: ssl.SSLContext | None, take: Callable[[bytes], None]) -> None:
         super().__init__(host, port, context)
@@ -62,17 +62,17 @@ class _Wire(Connection):
             self._take(data)
 
     def write(self, data: bytes) -> None:
-        """Send bytes. Call it on the loop's thread."""
+        """Send bytes. Call it on the event loop's thread."""
         assert self._writer is not None
         self._writer.write(data)
 
 
 class StreamClient(Client):
-    """A connection to a node.
+    """A stream protocol connection to one node.
 
     Args:
-        take: called on the loop's thread with each frame that is not a response.
-        lost: called once, when the connection ends.
+        take: called on the event loop's thread with each frame that is not a response.
+        lost: called once with the error, when the connection is lost.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class StreamClient(Client):
         return told.get("advertised_host"), told.get("advertised_port")
 
     def publish_by_hand(self, data: bytes) -> None:
-        """Send a frame. Call it on the loop's thread."""
+        """Send an encoded frame. Call it on the event loop's thread."""
         if self.is_connection_alive():
             self._wire.write(data)
 

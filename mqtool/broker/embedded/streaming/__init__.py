@@ -1,4 +1,4 @@
-"""The stream protocol: decodes its frames, carries the commands out, and encodes the answers.
+"""The stream protocol: decodes frames, carries out the commands, and encodes the responses.
 
-Imports `model` and `sockets`, never `wire`. It is imported only by brokers with a stream port.
+Imports `model` and `sockets`, never `wire`. A broker without a stream port does not import it.
 """

@@ -12,11 +12,12 @@ from mqtool.broker.embedded.model.stream_segment import UNFILTERED, bits_of
 from mqtool.broker.embedded.streaming.stream_frames import Code, Fields, Key, MalformedFrame, frame, u16, u32, u64
 from mqtool.broker.embedded.streaming.stream_session import Refused, Session, check, check_name, find_log
 
-#: As in RabbitMQ: reading stops when more messages of a connection wait for the disk, and resumes at the second.
+#: The numbers of a connection's messages waiting for the disk above which reading stops, and at which it resumes. The
+#: values are RabbitMQ's.
 _TOO_MANY = 50_000
 _FEW_ENOUGH = 12_500
 
-#: The messages and bytes that are appended at once, and so become one chunk.
+#: The maximum number of entries, and of bytes, in one chunk.
 _CHUNK = 4096
 _CHUNK_BYTES = 256 * 1024
 
@@ -28,7 +29,12 @@ _LENGTH = struct.Struct(">h")
 
 @dataclass(frozen=True)
 class _Publisher:
-    """A publisher. `producer` is the name by which the log detects duplicates; "" for none."""
+    """A publisher declared by a client.
+
+    Attributes:
+        number: its id, chosen by the client.
+        producer: the name for deduplication; "" for no deduplication.
+    """
 
     number: int
     stream: str
@@ -40,10 +46,10 @@ class _Messages(NamedTuple):
     """The messages of a publish command, in parallel lists, since there can be thousands.
 
     Attributes:
-        ids: the publishing ids, eight bytes each; in this form they sort like numbers.
-        entries: the messages as they are stored in the log.
-        records: the number of messages in each entry that is a batch, by its index.
-        filters: the bits of the filter values; empty if no message has one.
+        ids: the publishing ids as eight bytes each, which sort in numeric order.
+        entries: the encoded messages and sub-entry batches, as they are stored in the log.
+        records: the number of messages in each batch, by the index of its entry.
+        filters: the Bloom filter bits of each entry; empty if the command has no filter values.
     """
 
     ids: list[bytes]
@@ -52,7 +58,7 @@ class _Messages(NamedTuple):
     filters: list[int]
 
     def part(self, indexes: Sequence[int]) -> "_Messages":
-        """The messages with these indexes."""
+        """Return the messages at these indexes."""
         records = {new: self.records[old] for new, old in enumerate(indexes) if old in self.records}
         filters = [self.filters[each] for each in indexes] if self.filters else []
         ids, entries = [self.ids[each] for each in indexes], [self.entries[each] for each in indexes]
@@ -63,7 +69,7 @@ def _messages(data: bytes, position: int, *, with_filter: bool) -> _Messages:
     """Decode the messages and batches of a publish command.
 
     Raises:
-        MalformedFrame: one is cut short, or a batch is empty.
+        MalformedFrame: a message is cut short, or a batch is empty.
     """
     found = ids, entries, records, filters = _Messages([], [], {}, [])
     size_at, end = _SIZE.unpack_from, len(data)
@@ -118,14 +124,14 @@ class Publishers:
 
     @property
     def is_throttled(self) -> bool:
-        """Whether to stop reading, because too many messages wait for the disk."""
+        """True if the broker must stop reading from the connection, because too many messages wait for the disk."""
         return self._is_throttled
 
     def __len__(self) -> int:
         return len(self._publishers)
 
     def declare(self, fields: Fields, correlation: int) -> None:
-        """Declare a publisher."""
+        """Handle DeclarePublisher."""
         number, producer, stream = fields.number(1), fields.string(), fields.string()
         fields.end()
         session = self._session
@@ -146,7 +152,7 @@ class Publishers:
         session.answer(Key.DECLARE_PUBLISHER, correlation)
 
     def delete(self, fields: Fields, correlation: int) -> None:
-        """Delete a publisher."""
+        """Handle DeletePublisher."""
         number = fields.number(1)
         fields.end()
         if self._publishers.pop(number, None) is None:
@@ -154,7 +160,7 @@ class Publishers:
         self._session.answer(Key.DELETE_PUBLISHER, correlation)
 
     def sequence(self, fields: Fields, correlation: int) -> None:
-        """Answer with a producer's last publishing id."""
+        """Handle QueryPublisherSequence: reply with a producer's last publishing id."""
         producer, stream = fields.string(), fields.string()
         fields.end()
         check(self._session, "read", "queue", stream, u64(0))
@@ -228,7 +234,7 @@ class Publishers:
 
 
 def _new(publisher: _Publisher, messages: _Messages) -> _Messages:
-    """The messages that are not duplicates: their publishing ids are greater than the producer's last."""
+    """Return the messages that are not duplicates: those whose publishing ids exceed the producer's last one."""
     known = publisher.log.publishing_ids.get(publisher.producer)
     last = b"" if known is None else u64(known)
     indexes = []

@@ -1,4 +1,4 @@
-"""One connection of the stream protocol: calls the function for each frame, and closes on errors."""
+"""One connection of the stream protocol: calls the handler for each frame, and closes the connection on errors."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -28,7 +28,8 @@ from mqtool.broker.embedded.streaming.subscriptions import Groups, Subscriptions
 
 log = logging.getLogger("mqtool.broker.embedded")
 
-#: The limits of frames, in bytes. Some clients send batches far above the negotiated size, which RabbitMQ takes.
+#: Maximum frame sizes in bytes. Like RabbitMQ, accept Publish frames far above the negotiated size: some clients send
+#: them.
 _LARGEST_BEFORE_LOGIN = 64 * 1024
 _LARGEST_PUBLISH = 64 * 1024 * 1024
 
@@ -38,15 +39,15 @@ _CLOSE_ANSWER = Key.CLOSE | 0x8000
 
 
 class StreamConnection(Session):
-    """One client.
+    """The connection of one stream client.
 
     Args:
         broker: the broker.
-        connections: the set to be a member of while the socket is open.
+        connections: the set that contains this connection while its socket is open.
         groups: the broker's groups of single active consumers.
 
     Attributes:
-        channels, channel_max, frame_max: shown by the management API for every connection.
+        channels, channel_max, frame_max: values for the management API, which shows them for every connection.
     """
 
     channels: Mapping[int, Any] = MappingProxyType({})
@@ -83,7 +84,7 @@ class StreamConnection(Session):
         return position
 
     def _largest(self, key: int) -> int:
-        """The largest frame of this kind that is taken now, in bytes."""
+        """The maximum size in bytes of a frame with this key, in the connection's present state."""
         if self.state != "open":
             return _LARGEST_BEFORE_LOGIN
         return _LARGEST_PUBLISH if key == Key.PUBLISH else FRAME_MAX
@@ -100,7 +101,7 @@ class StreamConnection(Session):
         """Handle a frame.
 
         Raises:
-            MalformedFrame: it is malformed, unknown, or out of turn.
+            MalformedFrame: the frame is malformed, unknown, or not expected now.
         """
         if key == Key.HEARTBEAT:
             return
@@ -148,16 +149,16 @@ class StreamConnection(Session):
         self.publishers.publish(body, version)
 
     def watch(self, stream: str, log: StreamLog) -> None:
-        """From now on, send new chunks of a stream to its subscribers, and tell the client when it is deleted."""
+        """From now on, send new chunks of a stream to its subscribers, and notify the client if it is deleted."""
         watch = self._watches.get(stream)
         if watch is None or watch.log is not log:
             self._watches[stream] = watch = _Watch(self, stream, log)
             log.watch(watch)
 
     def wake(self, watch: "_Watch") -> None:
-        """Send new chunks of a stream, or tell the client that it was deleted."""
+        """Send new chunks of a stream, or notify the client that the stream was deleted."""
         if watch.log.deleted:
-            # Later, so that the client that deletes a stream gets the answer to its request first.
+            # Later, so that the client that deletes a stream gets the response to its request first.
             self._loop.call_soon(self._stream_gone, watch)
         else:
             self.subscriptions.pump(watch.stream)
@@ -171,19 +172,19 @@ class StreamConnection(Session):
             self.write(frame(Key.METADATA_UPDATE, u16(Code.STREAM_NOT_AVAILABLE) + string(watch.stream)))
 
     def may_send(self) -> None:
-        """Resume deliveries: the client has read what was sent."""
+        """Resume deliveries after the client has read what was sent."""
         self.subscriptions.pump()
 
     @property
     def should_read(self) -> bool:
-        """Whether neither an alarm nor unwritten messages stop the broker from reading."""
+        """True if neither an alarm nor messages waiting for the disk stop the broker from reading."""
         return not self.blocked and not self.publishers.is_throttled
 
     def check_consumers(self, timeout: float) -> None:
-        """Do nothing: consumers of this protocol do not acknowledge."""
+        """Do nothing: stream consumers do not acknowledge deliveries, so none can time out."""
 
     def wrong(self, code: Code, reason: str) -> None:
-        """Close the connection because of a wrong frame; before the login, without telling the client why."""
+        """Close the connection because of an invalid frame. Before it is open, do not send the reason to the client."""
         if self.state == "open":
             self._close(code, reason)
         else:
@@ -191,7 +192,7 @@ class StreamConnection(Session):
             self.hang_up()
 
     def force_close(self, reason: str) -> None:
-        """Close the socket at once, as RabbitMQ does for this protocol."""
+        """Close the connection without sending Close, as RabbitMQ does for this protocol."""
         log.warning("stream connection %s: %s", self.name, reason)
         self.shut()
         self.hang_up()
@@ -208,7 +209,7 @@ class StreamConnection(Session):
         self._close(error.code, error.text)
 
     def close_asked(self, fields: Fields, correlation: int) -> None:
-        """Agree to the client's wish to close the connection."""
+        """Handle the client's Close: send the response, and close the socket."""
         fields.number(2)
         fields.string()
         fields.end()
@@ -217,7 +218,7 @@ class StreamConnection(Session):
         self.hang_up()
 
     def shut(self) -> None:
-        """End the subscriptions."""
+        """End the subscriptions, and stop watching streams."""
         self.subscriptions.close()
         for watch in self._watches.values():
             watch.log.unwatch(watch)
@@ -225,7 +226,7 @@ class StreamConnection(Session):
 
 
 class _Watch:
-    """The callback for a stream's log: one for each stream that a connection uses."""
+    """The callback that a stream's log calls for new chunks and on deletion; one for each stream that a client uses."""
 
     def __init__(self, connection: StreamConnection, stream: str, log: StreamLog) -> None:
         self._connection = connection

@@ -1,4 +1,4 @@
-"""Frames of the stream protocol, to and from bytes."""
+"""Encode and decode frames of the stream protocol."""
 
 import struct
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ _U16, _U32, _U64, _I64 = (struct.Struct(form) for form in (">H", ">I", ">Q", ">q
 
 
 class Key(IntEnum):
-    """The kind of a frame."""
+    """The command keys of the stream protocol."""
 
     DECLARE_PUBLISHER = 1
     PUBLISH = 2
@@ -51,7 +51,7 @@ class Key(IntEnum):
 
 
 class Code(IntEnum):
-    """The result of a request."""
+    """The response codes of the stream protocol."""
 
     OK = 1
     STREAM_DOES_NOT_EXIST = 2
@@ -74,7 +74,7 @@ class Code(IntEnum):
 
 
 class MalformedFrame(ValueError):
-    """A frame is too short or too long for its fields, unknown, or out of turn."""
+    """A frame is too short or too long for its fields, unknown, or not expected now."""
 
 
 class Fields:
@@ -96,7 +96,7 @@ class Fields:
         return self._data[start : self._position]
 
     def number(self, size: int, *, signed: bool = False) -> int:
-        """Read an integer of this many bytes."""
+        """Read an integer of `size` bytes."""
         return int.from_bytes(self._take(size), signed=signed)
 
     def string(self) -> str:
@@ -126,37 +126,37 @@ class Fields:
 
     @property
     def is_done(self) -> bool:
-        """Whether all of the frame has been read."""
+        """True if the whole frame has been read."""
         return self._position == len(self._data)
 
     def end(self) -> None:
-        """Check that all of the frame has been read."""
+        """Check that the whole frame has been read."""
         if not self.is_done:
             raise MalformedFrame
 
 
 def frame_head(key: int, size: int) -> bytes:
-    """The head of a frame with a body of this size."""
+    """Encode the size, key and version of a frame with a body of `size` bytes."""
     return HEAD.pack(size + 4, key, 1)
 
 
 def frame(key: Key, body: bytes = b"", version: int = 1) -> bytes:
-    """A frame that is not an answer."""
+    """Encode a frame that is not a response."""
     return HEAD.pack(len(body) + 4, key, version) + body
 
 
 def answer(key: Key, correlation: int, code: Code, rest: bytes = b"") -> bytes:
-    """The answer to a request."""
+    """Encode the response to a request."""
     return _ANSWER.pack(len(rest) + 10, key | _RESPONSE, 1, correlation, code) + rest
 
 
 def metadata_answer(correlation: int, body: bytes) -> bytes:
-    """The answer to a metadata request, which has no result code."""
+    """Encode the response to a Metadata request, which has no response code."""
     return frame_head(Key.METADATA | _RESPONSE, len(body) + 4) + _U32.pack(correlation) + body
 
 
 def credit_refused(subscription: int) -> bytes:
-    """The answer to credit for an unknown subscription: the one answer without a correlation id."""
+    """Encode the response to Credit for an unknown subscription: the only response without a correlation id."""
     body = _U16.pack(Code.SUBSCRIPTION_ID_DOES_NOT_EXIST) + bytes((subscription,))
     return frame_head(Key.CREDIT | _RESPONSE, len(body)) + body
 

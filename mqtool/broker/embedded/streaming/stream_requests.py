@@ -1,6 +1,6 @@
-"""Requests about streams and super streams: create, delete, metadata, statistics, stored offsets, partitions.
+"""Handlers for requests about streams and super streams: create, delete, metadata, stats, offsets, partitions.
 
-A super stream is a direct exchange, and a stream for each partition bound to it.
+A super stream is a direct exchange to which one stream for each partition is bound.
 """
 
 from collections.abc import Mapping
@@ -33,10 +33,10 @@ _LOCATORS = ("client-local", "balanced", "random", "least-leaders")
 
 
 def correct_name(name: str) -> str:
-    """A name without line ends, which RabbitMQ removes.
+    """Remove line breaks from a name, as RabbitMQ does, and check it.
 
     Raises:
-        Refused: it is empty or reserved.
+        Refused: the name is empty, reserved, or longer than 255 bytes.
     """
     name = name.replace("\r", "").replace("\n", "")
     if not name or name.startswith("amq.") or len(name.encode(errors="surrogateescape")) > 255:
@@ -45,7 +45,7 @@ def correct_name(name: str) -> str:
 
 
 def queue_arguments(arguments: Mapping[str, str]) -> Table:
-    """Convert the arguments of a create request to arguments of a queue. Unknown ones are ignored.
+    """Convert the arguments of a Create request to queue arguments. Unknown arguments are ignored.
 
     Raises:
         Refused: a number is not valid, or the leader locator is unknown.
@@ -116,12 +116,12 @@ def delete_stream(vhost: VirtualHost, name: str) -> None:
 
 
 def metadata(session: Session, fields: Fields, correlation: int) -> None:
-    """Answer with the node of each stream: this one, for all that exist."""
+    """Handle Metadata: reply with the leader of each stream, which is always this broker."""
     names = sorted(set(fields.strings()), reverse=True)
     fields.end()
     found = [name for name in names if isinstance(session.vhost.queues.get(name), Stream)]
     host, port = session.advertised
-    # The list of brokers has only those with one of the streams.
+    # RabbitMQ lists only brokers that host one of the streams.
     brokers = u32(1) + u16(0) + string(host) + u32(port) if found else u32(0)
     located = (
         string(name) + (u16(Code.OK) + u16(0) if name in found else u16(Code.STREAM_DOES_NOT_EXIST) + u16(_NO_LEADER))
@@ -132,7 +132,7 @@ def metadata(session: Session, fields: Fields, correlation: int) -> None:
 
 
 def stats(session: Session, fields: Fields, correlation: int) -> None:
-    """Answer with the offsets of the first and last chunk; -1 while the stream is empty."""
+    """Handle StreamStats: reply with the offsets of the first and last chunk, or -1 if the stream is empty."""
     name = fields.string()
     fields.end()
     nothing = u32(0)
@@ -149,7 +149,7 @@ def stats(session: Session, fields: Fields, correlation: int) -> None:
 
 
 def store_offset(session: Session, fields: Fields) -> None:
-    """Store a consumer's offset. The protocol has no answer to this, not even an error."""
+    """Store a consumer's offset. StoreOffset has no response, not even for an error."""
     name, stream, offset = fields.string(), fields.string(), fields.number(8)
     fields.end()
     check(session, "write", "queue", stream)
@@ -158,7 +158,7 @@ def store_offset(session: Session, fields: Fields) -> None:
 
 
 def query_offset(session: Session, fields: Fields, correlation: int) -> None:
-    """Answer with a consumer's stored offset."""
+    """Handle QueryOffset: reply with a consumer's stored offset."""
     name, stream = fields.string(), fields.string()
     fields.end()
     check(session, "read", "queue", stream, u64(0))
@@ -177,7 +177,7 @@ def _order(binding: Binding) -> int:
 
 
 def _partitions(vhost: VirtualHost, super_stream: str) -> list[str]:
-    """The streams of a super stream, in order.
+    """The names of a super stream's partitions, in order.
 
     Raises:
         Refused: the exchange does not exist.
@@ -190,7 +190,7 @@ def _partitions(vhost: VirtualHost, super_stream: str) -> list[str]:
 
 
 def partition_of(vhost: VirtualHost, super_stream: str, stream: str) -> int | None:
-    """The index of a stream in a super stream; None if it is not in it."""
+    """The index of a stream among the partitions of a super stream; None if it is not a partition."""
     if super_stream not in vhost.exchanges or not super_stream:
         return None
     partitions = _partitions(vhost, super_stream)
@@ -198,14 +198,14 @@ def partition_of(vhost: VirtualHost, super_stream: str, stream: str) -> int | No
 
 
 def partitions(session: Session, fields: Fields, correlation: int) -> None:
-    """Answer with the streams of a super stream."""
+    """Handle Partitions: reply with the names of a super stream's partitions."""
     name = fields.string()
     fields.end()
     session.answer(Key.PARTITIONS, correlation, rest=strings(_partitions(session.vhost, name)))
 
 
 def route(session: Session, fields: Fields, correlation: int) -> None:
-    """Answer with the streams of a super stream that a routing key is bound to."""
+    """Handle Route: reply with the partitions of a super stream that are bound with a routing key."""
     key, name = fields.string(), fields.string()
     fields.end()
     vhost = session.vhost
@@ -217,7 +217,7 @@ def route(session: Session, fields: Fields, correlation: int) -> None:
 
 
 def create_super_stream(session: Session, fields: Fields, correlation: int) -> None:
-    """Create the exchange, the streams, and the bindings of a super stream."""
+    """Create the exchange, streams and bindings of a super stream; on an error, delete them again."""
     name, names, keys, given = correct_name(fields.string()), fields.strings(), fields.strings(), fields.table()
     fields.end()
     vhost, arguments = session.vhost, queue_arguments(given)

@@ -1,4 +1,4 @@
-"""One stream connection as its publishers, subscriptions and requests see it; and the handshake."""
+"""Base class of a stream connection, which publishers, subscriptions and requests use; and the handshake."""
 
 from abc import abstractmethod
 from typing import Any
@@ -45,24 +45,24 @@ class Session(ClientSocket):
 
     @property
     def advertised(self) -> tuple[str, int]:
-        """Host and port that the client is told to connect to: those that it has connected to."""
+        """The host and port to advertise to the client: the local address of this connection."""
         return self.local
 
     def answer(self, key: Key, correlation: int, code: Code = Code.OK, rest: bytes = b"") -> None:
-        """Answer a request."""
+        """Send the response to a request."""
         self.write(answer(key, correlation, code, rest))
 
     @abstractmethod
     def watch(self, stream: str, log: StreamLog) -> None:
-        """From now on, send new chunks of a stream to its subscribers, and tell the client when it is deleted."""
+        """From now on, send new chunks of a stream to its subscribers, and notify the client if it is deleted."""
 
 
 class Refused(Exception):
-    """A request is refused.
+    """The broker refuses a request.
 
     Attributes:
-        code: the reason.
-        rest: the fields after the code in the answer.
+        code: the response code.
+        rest: the encoded fields after the code in the response.
     """
 
     def __init__(self, code: Code, rest: bytes = b"") -> None:
@@ -75,7 +75,7 @@ def check(session: Session, what: str, kind: str, name: str, rest: bytes = b"") 
     """Check that the user may `configure`, `write` or `read` a `queue` or an `exchange`.
 
     Raises:
-        Refused: the user may not.
+        Refused: the user lacks the permission.
     """
     try:
         session.rights.check(what, kind, name)
@@ -87,7 +87,7 @@ def check_name(name: str) -> None:
     """Check the name of a producer or a consumer: at most 255 bytes.
 
     Raises:
-        Refused: it is too long.
+        Refused: the name is too long.
     """
     if len(name.encode(errors="surrogateescape")) > 255:
         raise Refused(Code.PRECONDITION_FAILED)
@@ -116,7 +116,7 @@ def receive_handshake(connection: Session, key: int, fields: Fields) -> None:
     """Handle the next frame of a handshake.
 
     Raises:
-        MalformedFrame: it is malformed, or out of turn.
+        MalformedFrame: the frame is malformed, or not expected now.
     """
     if key in (Key.TUNE, _TUNE_ANSWER):
         _tune(connection, fields)
@@ -159,7 +159,7 @@ def _login(connection: Session, mechanism: str, secret: bytes) -> tuple[Code, Us
     if len(parts) != 3:
         return Code.SASL_ERROR, None
     name, password = (part.decode(errors="surrogateescape") for part in parts[1:])
-    # The password is checked first: without it, a client cannot find out which users exist.
+    # Check the password before the loopback restriction, so that only a client with valid credentials can learn of it.
     user = connection.broker.authenticate(name, password, from_loopback=True)
     if user is None:
         return Code.AUTHENTICATION_FAILURE, None
@@ -192,7 +192,7 @@ def _open_vhost(connection: Session, fields: Fields, correlation: int) -> None:
     connection.answer(Key.OPEN, correlation, rest=table({"advertised_host": host, "advertised_port": str(port)}))
 
 
-#: In RabbitMQ's order, which some clients depend on.
+#: The commands that the broker supports, in RabbitMQ's order, which some clients depend on.
 _COMMANDS = (
     Key.DECLARE_PUBLISHER,
     Key.PUBLISH,
@@ -217,7 +217,7 @@ _COMMANDS = (
 
 
 def exchange_versions(session: Session, fields: Fields, correlation: int) -> None:
-    """Note which deliver command the client understands, and answer with the broker's commands and versions."""
+    """Handle ExchangeCommandVersions: note the client's version of Deliver, and reply with the broker's commands."""
     for _ in range(fields.number(4)):
         key, _lowest, highest = fields.number(2), fields.number(2), fields.number(2)
         if key == Key.DELIVER and highest >= 2:

@@ -1,4 +1,4 @@
-"""The subscriptions of a stream connection, which send chunks as credit allows; and single active consumers."""
+"""Subscriptions of a stream connection, which send chunks as the client's credit allows; single active consumers."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ from mqtool.broker.embedded.streaming.stream_session import Refused, Session, ch
 
 
 class _From(IntEnum):
-    """The kinds of offset specifications."""
+    """The types of offset specifications in the stream protocol."""
 
     NONE = 0
     FIRST = 1
@@ -37,14 +37,14 @@ class Member(Protocol):
     """A subscription that is a single active consumer."""
 
     def activate(self) -> None:
-        """Ask the client for an offset, and send it chunks from there."""
+        """Ask the client for an offset, and send chunks from that offset on."""
 
     def step_down(self) -> None:
-        """Stop sending, and ask the client to finish. `Groups.stepped_down` is called when it has."""
+        """Stop sending, and tell the client that it is no longer active. Its reply leads to `Groups.stepped_down`."""
 
 
 class GroupKey(NamedTuple):
-    """Identifies a group: consumers of one stream that share a name."""
+    """Identifies a group of single active consumers: consumers of one stream with the same name."""
 
     vhost: str
     stream: str
@@ -52,15 +52,15 @@ class GroupKey(NamedTuple):
 
 
 class _Group:
-    """Consumers of which one is active.
+    """A group of single active consumers. Only one of them gets messages.
 
     Args:
         partition: the index of the stream in its super stream, so that the partitions are spread over the consumers.
             None for any other stream, where the first consumer is the active one.
 
     Attributes:
-        members: the consumers in the order in which they came.
-        active: the active one; None while the previous one finishes.
+        members: the consumers, in the order in which they subscribed.
+        active: the active consumer; None while the previous one is stepping down.
     """
 
     def __init__(self, partition: int | None) -> None:
@@ -109,7 +109,7 @@ class Groups:
         self._groups: dict[GroupKey, _Group] = {}
 
     def add(self, key: GroupKey, member: Member, partition: int | None) -> None:
-        """Add a consumer. It becomes active if it is the first, or at once or later by rebalancing."""
+        """Add a consumer. It becomes active if it is the first of its group, or when partitions are rebalanced."""
         self._groups.setdefault(key, _Group(partition)).add(member)
 
     def remove(self, key: GroupKey, member: Member) -> None:
@@ -120,14 +120,14 @@ class Groups:
             del self._groups[key]
 
     def stepped_down(self, key: GroupKey, member: Member) -> None:
-        """Note that a consumer that was active has finished, and activate the next one."""
+        """Activate the next consumer, after the client of the previously active one has replied to step_down()."""
         group = self._groups.get(key)
         if group is not None:
             group.stepped_down(member)
 
 
 class _Start(NamedTuple):
-    """The offset to start at, as clients specify it. `value` is an offset or a time in milliseconds since 1970."""
+    """An offset specification: where to start. `value` is an offset, or a time in milliseconds since 1970."""
 
     kind: int
     value: int = 0
@@ -159,10 +159,10 @@ class Subscription:
     Attributes:
         number: its id, chosen by the client.
         log: the log of the stream.
-        properties: set by the client, such as the name under which it stores offsets.
-        group: its group, if it is a single active consumer.
-        filters: bits of filter values; only chunks with one of them are sent. None for all chunks.
-        is_active: for a single active consumer: whether it is the active one.
+        properties: properties set by the client, such as the name under which it stores offsets.
+        group: the group of a single active consumer; None for other consumers.
+        filters: the Bloom filter bits of the wanted filter values; None to send all chunks.
+        is_active: True if a single active consumer is the active one of its group.
     """
 
     def __init__(self, session: Session, number: int, stream: str, log: StreamLog, start: _Start, credit: int) -> None:
@@ -181,7 +181,7 @@ class Subscription:
         self.is_active = False
 
     def begin(self, start: _Start) -> None:
-        """Send chunks from an offset on; with none given, from that of the subscribe request."""
+        """Send chunks from `start` on; if its kind is NONE, from the offset of the Subscribe request."""
         self.drop_chunks()
         asked = self._start if start.kind == _From.NONE else start
         self._reader = Reader(self.log, asked.offset_in(self.log), self.filters)
@@ -202,7 +202,7 @@ class Subscription:
             self._deliver(chunk)
 
     def drop_chunks(self) -> None:
-        """Drop the chunks that were read for the client and not sent."""
+        """Drop chunks that were read from the log but not sent yet."""
         self._session.hold(-sum(len(chunk.raw) for chunk in self._read))
         self._read.clear()
 
@@ -225,13 +225,13 @@ class Subscription:
         self._tell()
 
     def _tell(self) -> None:
-        # Answers come in order, so a correlation id need only differ from the latest ones.
+        # Replies arrive in order, so a correlation id must only differ from recent ones.
         self._correlation += 1
         body = u32(self.number << 16 | self._correlation & 0xFFFF)
         self._session.write(frame(Key.CONSUMER_UPDATE, body + bytes((self.number, self.is_active))))
 
     def is_answered_by(self, correlation: int) -> bool:
-        """Whether this is the client's answer to the latest consumer update."""
+        """True if `correlation` is the id of the latest ConsumerUpdate."""
         return correlation == self.number << 16 | self._correlation & 0xFFFF
 
 
@@ -250,7 +250,7 @@ class Subscriptions:
         return iter(self._subscriptions.values())
 
     def subscribe(self, fields: Fields, correlation: int) -> None:
-        """Add a subscription, and begin to send chunks."""
+        """Handle Subscribe: add a subscription, and begin to send chunks."""
         number, stream = fields.number(1), fields.string()
         start, credit = _Start.read(fields), fields.number(2)
         properties = {} if fields.is_done else fields.table()
@@ -277,7 +277,7 @@ class Subscriptions:
             self._groups.add(subscription.group, subscription, partition)
 
     def unsubscribe(self, fields: Fields, correlation: int) -> None:
-        """Remove a subscription."""
+        """Handle Unsubscribe: remove a subscription."""
         number = fields.number(1)
         fields.end()
         if number not in self._subscriptions:
@@ -286,7 +286,7 @@ class Subscriptions:
         self._drop(number)
 
     def give_credit(self, fields: Fields) -> None:
-        """Add the client's credit for more chunks, and send them."""
+        """Handle Credit: send as many more chunks as the client allows."""
         number, credit = fields.number(1), fields.number(2, signed=True)
         fields.end()
         subscription = self._subscriptions.get(number)
@@ -297,7 +297,7 @@ class Subscriptions:
         subscription.pump()
 
     def updated(self, fields: Fields) -> None:
-        """Handle the client's answer to a consumer update: the offset to start at, or that it has finished."""
+        """Handle the client's reply to ConsumerUpdate: start at its offset, or activate the next consumer."""
         correlation, _code, start = fields.number(4), fields.number(2), _Start.read(fields)
         subscription = self._subscriptions.get(correlation >> 16)
         if subscription is None or subscription.group is None or not subscription.is_answered_by(correlation):
@@ -308,7 +308,7 @@ class Subscriptions:
             self._groups.stepped_down(subscription.group, subscription)
 
     def pump(self, stream: str | None = None) -> None:
-        """Send new chunks of one stream, or of all."""
+        """Send new chunks of one stream, or of all streams."""
         for subscription in list(self._subscriptions.values()):
             if stream in (None, subscription.stream):
                 subscription.pump()
