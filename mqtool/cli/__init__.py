@@ -1,1 +1,4 @@
-"""The command line: the only package that imports typer. A command is its options, one call, and a renderer."""
+"""The command line, and the only package that imports typer.
+
+Each command defines its options, calls one function of another package and prints the result.
+"""

@@ -30,7 +30,7 @@ _AMQP_PORT, _PORT, _TLS_PORT = 5672, 15672, 15671
 _STREAM, _STREAM_TLS = 5552, 5551
 #: The management port is usually this much higher than the AMQP port.
 _APART = _PORT - _AMQP_PORT
-#: RabbitMQ's words for a queue or exchange that exists with other settings.
+#: RabbitMQ's error message for a queue or exchange that exists with other settings.
 _DIFFERS = re.compile(
     r"inequivalent arg '(.*?)' for ((?:queue|exchange) '.*?') in vhost .*: "
     r"received (?:the value )?'?([^']*?)'?(?: of type '\w+')? "
@@ -49,9 +49,9 @@ class Access(NamedTuple):
         wait: seconds to wait for the broker to accept connections; None to fail at once.
         backoff: pauses between attempts to reconnect; None to give up when the connection is lost.
         strict: fail if a queue or exchange exists with other settings.
-        protected: the name of its context, if that is protected.
+        protected: the name of the broker's context, if that context is protected.
         confirmed: protected contexts that may be changed without asking.
-        context: the name of the context that it comes from, if any.
+        context: the name of the broker's context, if any.
     """
 
     addresses: Sequence[Address]
@@ -71,7 +71,7 @@ class Access(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The broker for the head line of a live view: its context, if any, and its address."""
+        """The broker's description in the title of a live view: its context, if any, and its address."""
         return f"{self.context}: {self.address}" if self.context else str(self.address)
 
     @property
@@ -101,7 +101,7 @@ class Access(NamedTuple):
             )
 
     def _within(self, connect: Callable[[], _T]) -> _T:
-        """Connect; with --wait, retry until it works or the time is over."""
+        """Connect; with --wait, retry until a connection succeeds or the time is up."""
         if self.wait is None:
             return connect()
         from mqtool.broker.readiness import connect_within
@@ -161,16 +161,16 @@ class Access(NamedTuple):
         )
 
     def management(self, patience: tuple[float, float] | None = None) -> "Management":
-        """Find the management API: at its URL, else where mqtool started it, else on the broker's host.
+        """Find the management API: at the given URL, that of a broker started by mqtool, or on the broker's host.
 
-        On the broker's host, it is expected on port 15672, or on AMQP's port + 10000.
+        On the broker's host, mqtool tries port 15672 and the AMQP port + 10000.
 
         Args:
-            patience: seconds to wait for a connection and for an answer; None for the defaults.
+            patience: seconds to wait for a connection and for a response; None for the defaults.
 
         Raises:
             UsageError: the URL is not valid.
-            Unavailable: there is no API, or it belongs to another broker.
+            Unavailable: no API was found, or the API found belongs to another broker.
         """
         from mqtool.management import PATIENCE, Management
 
@@ -196,7 +196,7 @@ class Access(NamedTuple):
         return self._of_this_broker([beside, usual])
 
     def _of_this_broker(self, guesses: Sequence["Management"]) -> "Management":
-        """The first of several APIs that belongs to this broker; a machine may run several brokers."""
+        """Return the first API that belongs to this broker, since a machine may run several brokers."""
         from mqtool.management import HOW_TO_ENABLE, listens_on
 
         failure: MqtoolError | None = None
@@ -224,7 +224,7 @@ class Access(NamedTuple):
 
 
 def _notice(text: str) -> None:
-    """Print a connection's notice. If something is declared differently, add the --dialect that declares it so."""
+    """Print a notice. For a queue or exchange with other settings, add the --dialect that matches those settings."""
     like = declaring_like(text)
     if differs := _DIFFERS.search(text):
         setting, thing, ours, theirs = differs.groups()
@@ -233,10 +233,10 @@ def _notice(text: str) -> None:
 
 
 class Choice(NamedTuple):
-    """The broker that a command talks to, and where its name comes from.
+    """The broker that a command uses, and how it was chosen.
 
     Attributes:
-        url: its URL, which may contain a password.
+        url: the broker's URL, which may contain a password.
         reason: where the URL comes from, for `broker status`: "from --url".
         context: the context that the URL comes from, if any.
         variable: the environment variable that the URL comes from, if any.
@@ -253,7 +253,7 @@ class Choice(NamedTuple):
 
     @property
     def protected(self) -> str | None:
-        """The name of its context, if that is protected."""
+        """The name of the broker's context, if that context is protected."""
         return self.context.name if self.context and self.context.protected else None
 
     def management(self, given: str | None, *, is_typed: bool = True) -> str | None:
@@ -341,7 +341,7 @@ def resolve_addresses(
 
 
 def is_same_node(one: Address, other: Address) -> bool:
-    """Whether two addresses lead to the same node."""
+    """True if two addresses lead to the same node."""
     hosts = {one.host, other.host}
     return one.port == other.port and (len(hosts) == 1 or hosts <= {"localhost", "127.0.0.1"})
 
@@ -350,7 +350,7 @@ def read_password(path: Path) -> str:
     """Read a password from a file, or from stdin if the path is `-`.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: the file or stdin cannot be read.
     """
     try:
         text = os.read(0, 4096).decode() if str(path) == "-" else path.read_text()
@@ -361,11 +361,11 @@ def read_password(path: Path) -> str:
 
 
 def _parsed(url: str) -> SplitResult:
-    """Split a management URL. Raises UsageError, without the password, if it is not valid."""
+    """Parse a management URL. If it is not valid, raise UsageError with a message that hides the password."""
     try:
         parts = urlsplit(url)
         is_good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # about its brackets or its port
+    except ValueError:  # invalid brackets or port
         is_good = False
     if not is_good or parts.query or parts.fragment:
         raise UsageError(
@@ -375,7 +375,7 @@ def _parsed(url: str) -> SplitResult:
 
 
 def _started_with(address: Address, what: str = "management") -> str | None:
-    """A URL of a broker that mqtool started: of its management API, or its streams. None for other brokers."""
+    """The URL of the management API or the stream port of a broker started by mqtool; None for other brokers."""
     from mqtool.broker import state
 
     for started in state.load_all():

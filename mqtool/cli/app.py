@@ -1,4 +1,4 @@
-"""The command tree, and the one place where an error becomes a sentence and an exit code."""
+"""The command tree, and `run()`, which runs a command and turns errors into messages and exit codes."""
 
 import os
 import sys
@@ -109,7 +109,7 @@ class _Root(Group):
         return super().resolve_command(ctx, usage.without_aliases(args))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The subcommand with this name, or None. While completing names, it is not imported."""
+        """The subcommand with this name, or None. Completing names does not import its module."""
         if cmd_name not in COMMANDS:
             return None
         module, panel = COMMANDS[cmd_name]
@@ -184,7 +184,7 @@ def _exit_code() -> int:
 
 
 def _complete() -> None:
-    """Prepare typer to answer the completion scripts in completion.py."""
+    """Set up typer to reply to the completion scripts in completion.py."""
     from typer.completion import completion_init  # type: ignore[attr-defined]  # not in typer's __all__
 
     completion_init()

@@ -1,8 +1,8 @@
-"""Commands, the groups of options that they take, and how values are written on the command line.
+"""Commands, groups of options, and parsers for values on the command line.
 
-A command is a function. Each of its parameters is an option or argument, annotated as typer has it, or a group of
-options: a frozen dataclass whose fields are options or further groups. PANEL of such a class names the section of the
-help that shows its options.
+A command is a function. Each of its parameters is an option or argument, annotated as for typer, or a group of options:
+a frozen dataclass whose fields are options or further groups. The class attribute PANEL names the section of the help
+that shows the group's options.
 """
 
 import copy
@@ -32,19 +32,19 @@ _Group = TypeVar("_Group")
 def option_group(group: type[_Group]) -> type[_Group]:
     """Make a class a group of options: a frozen dataclass.
 
-    Groups are never compared or printed. Leaving that out makes `mqtool send` start a tenth faster.
+    It has no methods for comparison and printing, which would make `mqtool send` start 10% more slowly.
     """
     return dataclass(frozen=True, eq=False, repr=False, match_args=False)(group)
 
 
 @dataclass(frozen=True)
 class Call:
-    """How a command was called. A field of this type in a group of options is filled in.
+    """How a command was called. mqtool fills in each field of this type in a group of options.
 
     Attributes:
         command: such as "queue purge".
-        typed: names of the parameters that were typed; the others are defaults or from the environment.
-        must_ask: the command changes the broker, and has no question of its own about that.
+        typed: names of the parameters given on the command line, not by a default or the environment.
+        must_ask: True if the command changes the broker and does not ask for confirmation itself.
     """
 
     command: str = ""
@@ -52,7 +52,7 @@ class Call:
     must_ask: bool = False
 
 
-#: For options that do not come from a command line, as in tests.
+#: The Call of options that do not come from a command line, for example in tests.
 NOT_CALLED = Call()
 
 
@@ -68,7 +68,7 @@ def _names_of(kind: str) -> _Completion:
     return complete
 
 
-#: Completes a value, by the value's name in the help.
+#: Functions that complete an option's value, by the name of the value in the help.
 _COMPLETED = {
     "QUEUE": _names_of("queues"),
     "STREAM": _names_of("queues"),
@@ -154,9 +154,9 @@ class Command(TyperCommand):
     """A command: calls a function with the options and groups of options that it takes.
 
     Args:
-        examples: command lines that run as they are.
-        without: names of options of its groups to leave out.
-        instead: annotations that replace those of its groups, for example to take a name as an argument.
+        examples: command lines that run exactly as written.
+        without: names of options to leave out of the command's groups.
+        instead: annotations that replace those in the groups, for example to take a name as an argument.
     """
 
     def __init__(
@@ -214,7 +214,7 @@ class Command(TyperCommand):
 
 
 def given(ctx: Context) -> tuple[dict[str, Any], frozenset[str]]:
-    """The values of a command's parameters, and the names of those that were typed.
+    """The values of a command's parameters, and the names of those given on the command line.
 
     -C before the command (mqtool -C prod list queues) counts like -C after it.
     """

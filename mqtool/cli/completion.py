@@ -1,10 +1,10 @@
-"""Completion in the shells: their scripts, and names from the broker.
+"""Shell completion: a script for each shell, and the names of queues, exchanges and vhosts from the broker.
 
-PowerShell gets typer's script. Those for bash, zsh and fish are our own, because the names come from a broker and may
-contain anything: they are never evaluated, and are quoted for the shell. The scripts use the protocol of typer's fish
-script: one proposal per line, with its description after a tab. Without proposals, the shell completes file names.
+PowerShell uses typer's script. The scripts for bash, zsh and fish are mqtool's own: names from a broker may contain
+anything, so the scripts quote them and never evaluate them. The scripts use the protocol of typer's fish script: one
+proposal per line, with its description after a tab. Without proposals, the shell completes file names.
 
-If the broker does not answer within a third of a second (MQTOOL_COMPLETION_TIMEOUT), no names are proposed, and no
+If the broker does not respond within a third of a second (MQTOOL_COMPLETION_TIMEOUT), no names are proposed, and no
 error is shown. Names with line breaks or control characters are left out.
 """
 
@@ -99,7 +99,7 @@ def on_broker(values: Mapping[str, Any], typed: Collection[str], kind: str, inco
         values: the values of the command's options so far.
         typed: the names of the options that were typed.
     """
-    import requests  # noqa: F401 - the clock starts after it
+    import requests  # noqa: F401 - import it before the time limit starts
 
     found: list[str] = []
     asking = threading.Thread(target=lambda: found.extend(_ask(values, typed, kind, incomplete)), daemon=True)

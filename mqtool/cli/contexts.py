@@ -1,4 +1,4 @@
-"""Brokers that a person has named, in $XDG_CONFIG_HOME/mqtool/config.toml:
+"""Contexts: brokers that the user has named, in $XDG_CONFIG_HOME/mqtool/config.toml:
 
     use = "staging"
 
@@ -8,7 +8,7 @@
     protected = true
 
 The file is only read if neither an option nor the environment names a broker by URL. `context add`, `use` and `rm`
-change only the lines that they must; comments stay.
+change only the lines concerned and keep comments.
 """
 
 import os
@@ -28,7 +28,7 @@ _FOR_A_SHELL = re.compile(r"[|&;<>()$`*?~]")
 
 
 class Effect(Enum):
-    """What a command does to the broker that it is told to use."""
+    """The effect of a command on the broker that it uses."""
 
     CHANGES = auto()  #: consumes messages or changes settings; asks first in a protected context
     SENDS = auto()  #: only publishes messages
@@ -37,7 +37,7 @@ class Effect(Enum):
     NONE = auto()  #: uses no broker
 
 
-#: Each command is in this table once. Protected contexts rely on it.
+#: The commands by effect, each of them once. In a protected context, this decides which of them ask first.
 EFFECTS = {
     Effect.CHANGES: """
         receive, worker, rpc-server, receive-delayed, offset-tracking receive, offset set, offset reset, replay, move,
@@ -130,7 +130,7 @@ _KEYS = {each.replace("_", "-"): bool if each == "protected" else str for each i
 
 
 class Contexts(NamedTuple):
-    """The contents of the file.
+    """The contents of the configuration file.
 
     Attributes:
         in_use: the name of the context in use, if any.
@@ -157,16 +157,16 @@ class Contexts(NamedTuple):
 
 
 def path() -> Path:
-    """The path of the file, which may not exist yet."""
+    """The path of the configuration file, which may not exist yet."""
     home = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
     return Path(home) / "mqtool" / "config.toml"
 
 
 def read() -> str:
-    """Read the file; return an empty string if it does not exist.
+    """Read the configuration file; return an empty string if it does not exist.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: the file cannot be read.
     """
     try:
         return path().read_text("utf-8")
@@ -178,10 +178,10 @@ def read() -> str:
 
 
 def load() -> Contexts:
-    """Read and parse the file.
+    """Read and parse the configuration file.
 
     Raises:
-        UsageError: it cannot be read, or is not valid.
+        UsageError: the file cannot be read, or is not valid.
     """
     return parse(read())
 
@@ -195,10 +195,10 @@ def names() -> list[str]:
 
 
 def parse(text: str) -> Contexts:
-    """Parse the text of the file.
+    """Parse the text of the configuration file.
 
     Raises:
-        UsageError: it is not valid; the message names the line.
+        UsageError: the text is not valid; the message names the line.
     """
     if not text:
         return Contexts(None, {})

@@ -1,4 +1,4 @@
-"""One run of mqtool: what it may print, and which signal asked it to stop."""
+"""The state of one run of mqtool: its output options, and the signal that asked it to stop."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Invocation:
-    """What the parts of one run share. `app.run()` makes it; a test can make its own.
+    """State shared within one run of mqtool. `app.run()` creates it; a test can create its own.
 
     Attributes:
         quiet: print no status lines, notices or warnings.
@@ -15,9 +15,9 @@ class Invocation:
         debug: show the traceback of an unexpected error.
         no_color: never use colours, not even on a terminal.
         signal: the number of the signal that asked the command to stop, if one did.
-        on_stop: functions that the first signal calls; without any, it raises KeyboardInterrupt.
+        on_stop: functions that the first signal calls; if there are none, the signal raises KeyboardInterrupt.
         is_writing: True while the main thread writes to stdout, or waits until the reader of a pipe has taken it.
-        output_name: what standard output is called in errors, such as the file of `--output`.
+        output_name: the name of standard output in error messages, such as the file given by `--output`.
     """
 
     quiet: bool = False
@@ -34,13 +34,13 @@ _current = [Invocation()]
 
 
 def current() -> Invocation:
-    """The run that the process is in."""
+    """Return the state of the current run."""
     return _current[-1]
 
 
 @contextmanager
 def running(invocation: Invocation) -> Iterator[Invocation]:
-    """Make this the current run within the block."""
+    """Make this the state of the current run within the block."""
     _current.append(invocation)
     try:
         yield invocation

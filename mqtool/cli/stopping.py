@@ -1,7 +1,7 @@
 """Ctrl-C and TERM: the first one ends the command cleanly, a second one kills it.
 
-Python runs a signal handler on the main thread, between two of its steps. Waiting for a lock is one step, so the main
-thread waits with a time-out wherever it may wait long.
+Python runs signal handlers on the main thread, between two instructions. Waiting for a lock is one instruction and may
+delay a handler, so the main thread uses a time-out wherever it may wait long.
 """
 
 import os
@@ -16,7 +16,7 @@ from mqtool.cli.invocation import current
 _T = TypeVar("_T")
 
 
-#: Seconds after a signal in which the reader of stdout may still take what is being written.
+#: Seconds after a signal before a write to stdout that blocks is interrupted.
 _PATIENCE = 1.0
 
 
@@ -29,12 +29,12 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Let no timer fire any more: as Python exits, it takes its signal handlers away."""
+    """Stop the timer: when Python exits, it removes the handler, and then SIGALRM would kill the process."""
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def end_with_terminal() -> None:
-    """Handle SIGHUP, which a closed terminal sends, as SIGTERM is handled."""
+    """Handle SIGHUP, which a closed terminal sends, in the same way as SIGTERM."""
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
 
@@ -67,7 +67,7 @@ def exit_if_requested() -> None:
     """Exit with 128 + n if signal n asked the command to stop.
 
     Raises:
-        SystemExit: it did.
+        SystemExit: a signal asked the command to stop.
     """
     if (number := requested()) is not None:
         raise SystemExit(128 + number)
@@ -86,7 +86,7 @@ def calling(stop: Callable[[], None]) -> Iterator[None]:
 
 def _stop(number: int, _frame: FrameType | None) -> None:
     invocation = current()
-    if invocation.signal is not None:  # a second signal: die of it, so that the shell sees 128 + n
+    if invocation.signal is not None:  # a second signal kills the process, so that the shell sees 128 + n
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
         return
@@ -99,6 +99,6 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 
 def _give_up_writing(_number: int, _frame: FrameType | None) -> None:
-    """Interrupt a write to a pipe that nobody reads, or to a terminal after Ctrl-S: it would wait forever."""
+    """Interrupt a write to a pipe that nobody reads, or to a terminal after Ctrl-S, which would block forever."""
     if current().is_writing:
         raise KeyboardInterrupt

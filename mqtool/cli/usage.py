@@ -85,7 +85,7 @@ def show_help(ctx: Context, *, everything: bool = False) -> NoReturn:
 
 
 def _equivalent(name: str) -> str | None:
-    """The command line for a command of rabbitmqctl or a tutorial's file, with the virtual host of -p."""
+    """The mqtool command line that replaces a rabbitmqctl command or a tutorial's script; keeps the vhost of -p."""
     from mqtool.cli.help.page import equivalent
 
     line = equivalent(name)

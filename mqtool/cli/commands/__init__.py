@@ -1,1 +1,1 @@
-"""The commands. Each takes its options, calls a function of another package, and prints the result."""
+"""The commands. Each defines its options, calls a function of another package and prints the result."""

@@ -1,1 +1,1 @@
-"""What a terminal shows: lines, tables, trees, charts, screens."""
+"""Output of commands: lines, tables, trees, charts and live screens."""

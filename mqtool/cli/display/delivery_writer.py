@@ -1,4 +1,4 @@
-"""Renders deliveries and writes them to stdout: the tutorial's line, the body alone, NDJSON, or a template."""
+"""Writes deliveries to stdout: in the tutorial's own format, as bodies only, as NDJSON, or with a template."""
 
 import contextlib
 import fcntl
@@ -22,7 +22,7 @@ _STYLES |= {"error": "31", "err": "31", "warning": "33", "warn": "33", "debug": 
 
 
 class BatchedOutput:
-    """Collects what is to be written to stdout, and writes it in batches."""
+    """Collects output for stdout and writes it in batches."""
 
     def __init__(self) -> None:
         self._batch: list[bytes] = []
@@ -47,7 +47,7 @@ class BatchedOutput:
             ReaderGone: the program that reads the output has ended.
             MqtoolError: the data cannot be written; every later call fails in the same way.
         """
-        if self._failure is not None:  # what was in that batch is lost, and must not be acknowledged
+        if self._failure is not None:  # the messages in that batch were not written, and must not be acknowledged
             raise self._failure
         if self._batch:
             batch, self._batch, self._size = self._batch, [], 0
@@ -62,21 +62,21 @@ class DeliveryWriter:
     """Renders deliveries and writes them to stdout: one at a time when called, or in batches with add() and flush().
 
     Attributes:
-        batched: what add() has collected, and flush() writes.
-        render: returns a delivery as it is written.
+        batched: the output that add() collects and flush() writes.
+        render: returns the bytes to write for a delivery.
 
     Args:
-        line: for people: a function that returns what comes before the body; or the whole line, with the places {key},
-            {queue}, {offset} and {body}, {body!r} for text in quotes, or {body!b} for bytes as Python writes them.
+        line: the default format: a function that returns the text before the body; or a whole line with placeholders
+            {key}, {queue}, {offset} and {body}; {body!r} quotes text, and {body!b} is a Python bytes literal.
         raw: write bodies only, one to a line.
         as_json: write NDJSON.
-        template: the template of --format; its places are in TEMPLATE_PLACES.
+        template: the template of --format; TEMPLATE_PLACES lists its placeholders.
         pretty: indent bodies that are JSON.
-        wait_for_reader: if stdout is a pipe, return only when its reader has taken the delivery; so no message is
-            acknowledged that nobody has read.
+        wait_for_reader: if stdout is a pipe, return only when its reader has read the delivery, so that no message is
+            acknowledged before it was read.
 
     Raises:
-        UsageError: the template has an unknown place, or the options contradict each other.
+        UsageError: the template has an unknown placeholder, or the options contradict each other.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class DeliveryWriter:
             output.wait_until_taken()
 
     def add(self, delivery: Delivery) -> None:
-        """Write a delivery: at once to a pipe whose reader must take it, else in a batch."""
+        """Write a delivery: immediately if output waits for the pipe's reader, otherwise in a batch."""
         if self._wait_for_reader:
             self(delivery)
             return
@@ -152,7 +152,7 @@ class DeliveryWriter:
 
 
 def _style_of(routing_key: str) -> str | None:
-    """The style for a log message, by the last word of its routing key that names a severity."""
+    """The style of a log message, which depends on the last word in its routing key that names a severity."""
     found = [_STYLES[word] for word in routing_key.lower().split(".") if word in _STYLES]
     return found[-1] if found else None
 
@@ -168,7 +168,7 @@ def _indented(body: bytes) -> bytes:
 
 
 def _filled(text: str) -> Callable[[Delivery], str]:
-    """Return a function that fills the places of a part of a line."""
+    """Return a function that fills the placeholders in a part of a line."""
     if "{" not in text:
         return lambda _: text
     return lambda delivery: text.format(key=delivery.routing_key, queue=delivery.queue, offset=delivery.delivery_tag)
@@ -211,7 +211,7 @@ def _place(value: Callable[[Delivery], object], *, escape: bool) -> Callable[[De
     return part
 
 
-#: The places of a --format template: each letter, and what stands there.
+#: The placeholders of a --format template: each letter and its meaning.
 TEMPLATE_PLACES = {letter: meaning for letter, (meaning, _) in _PLACES.items()}
 
 
@@ -222,7 +222,7 @@ def parse_template(template: str, *, escape: bool = False) -> list[Callable[[Del
         escape: escape control characters, as for a terminal.
 
     Raises:
-        UsageError: the template has an unknown place.
+        UsageError: the template has an unknown placeholder.
     """
     parts: list[Callable[[Delivery], bytes]] = []
     for piece in re.findall(r"%.?|\\[nt\\]|[^%\\]+|\\", template, re.DOTALL):
@@ -261,7 +261,7 @@ def append_to(path: Path) -> None:
     start_new_line()
     # One thread waits for the signal; threads that start later inherit the mask, so none of them gets it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # sigwait() may not see a signal that is ignored, as by nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # sigwait() may miss an ignored signal, and nohup ignores SIGHUP
     threading.Thread(
         target=_reopen_on_hup, args=(path, output.is_terminal(2)), name="mqtool-output", daemon=True
     ).start()
@@ -277,7 +277,7 @@ def start_new_line() -> None:
 
 
 def _remove_fragment(path: Path) -> int:
-    """Cut off what follows the last newline of a file, if it has one; return how many bytes were cut off."""
+    """Remove an incomplete last line from the end of a file; return the number of bytes removed."""
     if not path.is_file():
         return 0
     with path.open("rb+") as file:

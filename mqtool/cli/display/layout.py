@@ -1,4 +1,4 @@
-"""Lines with styles, and tables: for a terminal; as plain columns for a pipe; as JSON lines for programs."""
+"""Styled lines, and tables: drawn on a terminal, as tab-separated columns in a pipe, or as lines of JSON."""
 
 import json
 import re
@@ -46,11 +46,11 @@ def _tabbed(value: Any) -> str:
 
 
 def table(rows: Sequence[Row], columns: Sequence[str], warning: str | None = None, *, folded: bool = True) -> "Table":
-    """Make a table. Values are escaped, and never taken for markup.
+    """Make a table. Values are escaped, and never interpreted as markup.
 
     Args:
         warning: the column to show in red.
-        folded: fold values that do not fit; otherwise shorten those in the first column.
+        folded: wrap values that do not fit; otherwise shorten the values in the first column.
     """
     from rich.table import Table
     from rich.text import Text
@@ -94,7 +94,7 @@ def _draw_many(rows: Sequence[Row], columns: Sequence[str]) -> None:
 
 
 def heads(drawn: "Table") -> int:
-    """Number of lines of the table's heading."""
+    """The number of lines in the table's heading."""
     return max(1 + str(column.header).count("\n") for column in drawn.columns)
 
 
@@ -117,7 +117,7 @@ def _cell_text(value: Any) -> str:
 
 
 def terminal(*, on_stderr: bool = False, quiet: bool = False) -> "Console":
-    """A rich console for stdout, with colours if wanted. It never takes text for markup."""
+    """A rich console for stdout, with colours if wanted. It never interprets text as markup."""
     from rich.console import Console
 
     colours: Any = "auto" if output.is_coloured(2 if on_stderr else 1) else None
@@ -138,13 +138,13 @@ def draw(what: Any) -> None:
     output.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()).encode())
 
 
-#: Pieces of a line: plain text, or text with a style of rich.
+#: A line as a list of pieces: plain text, or a text and its rich style.
 Line = list[str | tuple[str, str]]
 
 NAME, KEY, DIM, GOOD, BAD = "bold", "cyan", "dim", "green", "red"
 #: A name without emphasis, and a name in a column.
 PLAIN, LABEL = "none", "b"
-#: Styles of names, which are shortened if a line is too long; and the least length they keep.
+#: Styles of names, which are shortened if a line is too long, and the minimum length of a shortened name.
 _NAMES, _SHORTEST = (NAME, KEY, PLAIN), 16
 _FURTHER = "    "
 
@@ -167,7 +167,7 @@ def fitted(line: Line, width: int) -> list[Line]:
     longest = max(names, default=0)
     while longest > _SHORTEST and sum(min(name, longest) for name in names) > room:
         longest -= 1
-    if sum(min(name, longest) for name in names) > room:  # a second line is needed anyway, and has more room
+    if sum(min(name, longest) for name in names) > room:  # a second line is needed anyway, so names may be longer
         longest = max(_SHORTEST, width // 2)
     lines: list[Line] = [[]]
     used = 0
@@ -183,7 +183,7 @@ def fitted(line: Line, width: int) -> list[Line]:
 
 
 def _units(piece: str, style: str, longest: int, width: int) -> Iterator[str]:
-    """Split a piece where a line may break: between names and at double spaces; between words if still too long."""
+    """Split a piece where a line may break: between names and at double spaces, or between words if necessary."""
     if style in (*_NAMES, LABEL):
         yield shortened(piece, longest) if style in _NAMES else piece
         return
@@ -228,7 +228,7 @@ def bound_by(binding: Binding) -> str:
 
 
 def fields(values: Mapping[str, Any]) -> list[str]:
-    """Headers or arguments, each as the option -H takes it."""
+    """Headers or arguments, each in the format of the option -H."""
     return [
         f"{shown(name)}={shown(value)}" if isinstance(value, str) else f"{shown(name)}:={json.dumps(value)}"
         for name, value in values.items()

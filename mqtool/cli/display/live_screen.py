@@ -1,4 +1,4 @@
-"""Live views, which are updated, scrolled and filtered with the same keys everywhere; and progress on stderr."""
+"""Live views, which all use the same keys to scroll and filter, and a progress line on stderr."""
 
 import os
 import re
@@ -26,7 +26,7 @@ _QUIT = ("q", "\x04")
 #: One key press; arrows and the like are control sequences of ECMA-48.
 _KEY = re.compile(r"\x1b[\[O][0-9;]*[A-Za-z~]|.", re.DOTALL)
 _ENTER, _ERASE, _ESCAPE, _ERASE_ALL = ("\r", "\n"), ("\x7f", "\x08"), "\x1b", "\x15"
-#: How far keys scroll: lines as int, pages as float.
+#: The distance that each key scrolls: an int counts lines, a float counts pages.
 _MOVES = {"\x1b[A": -1, "\x1bOA": -1, "\x1b[B": 1, "\x1bOB": 1, "\x1b[5~": -1.0, "\x1b[6~": 1.0}
 _HOME, _END = ("\x1b[H", "\x1bOH", "\x1b[1~", "g"), ("\x1b[F", "\x1bOF", "\x1b[4~", "G")
 #: Number of lines to show where there is no scrolling.
@@ -41,7 +41,7 @@ Esc              show all lines again
 q Ctrl-D Ctrl-C  quit"""
 #: Seconds that a key press waits for new data before the screen is drawn again.
 _PROMPT = 0.5
-#: Further down than any list goes.
+#: A scroll position beyond the end of any list.
 _END_OF_ALL = 1 << 30
 #: Data older than this many seconds (and than two intervals) is marked with its age.
 _FRESH = 2.0
@@ -49,13 +49,13 @@ _FRESH = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What a live view shows.
+    """The contents of a live view at one moment.
 
     Attributes:
         above: lines that stay at the top.
-        body: scrolls, except its first `heads` lines.
-        beyond: number of lines after the body's that were not fetched.
-        keys: the view's own keys, in words.
+        body: the content that scrolls, except its first `heads` lines.
+        beyond: number of further lines that were not fetched.
+        keys: a description of the view's own keys.
     """
 
     body: "RenderableType"
@@ -74,14 +74,14 @@ def head_line(title: str, alarms: str) -> "Text":
 
 
 class Live:
-    """Shows frames on a terminal, and fetches a new one at each interval, until the person quits.
+    """Shows frames on a terminal, and fetches a new one at each interval, until the user quits.
 
-    If the broker cannot be reached, the last frame stays, with its age and the reason, until the broker is back.
+    While the broker cannot be reached, the last frame stays on the screen, with its age and the reason.
 
     Args:
         frame: fetches a frame, given the number of lines wanted, and a text that lines must contain.
         interval: seconds between two frames.
-        press: called with keys that are not those of every live view.
+        press: called with each key that is not handled by all live views.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Live:
         self._wanted, self._got = 1, 0
 
     def run(self) -> None:
-        """Show frames in place; on a terminal that cannot do that, one after the other.
+        """Show frames in place, or one after the other on a terminal that cannot redraw.
 
         Raises:
             MqtoolError: the broker cannot be reached at the start, or refuses a request.
@@ -145,7 +145,7 @@ class Live:
                 self._frame = None
 
     def _fetch_until(self, stop: threading.Event) -> None:
-        """Fetch frames on a thread of its own, so that keys are obeyed while the broker does not answer."""
+        """Fetch frames on a separate thread, so that keys work even if the broker does not respond."""
         while not stop.is_set():
             wanted = self._wanted
             try:
@@ -171,14 +171,14 @@ class Live:
             self._changed.notify_all()
 
     def _fetch_now(self) -> None:
-        """Ask for a new frame, and wait for it a moment."""
+        """Request a new frame, and wait briefly for it."""
         with self._changed:
             self._wanted += 1
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._got >= self._wanted, _PROMPT)
 
     def _obey(self, keys: str) -> bool:
-        """Do what keys say; return True to quit."""
+        """Handle key presses; return True to quit."""
         needs_data = False
         for key in _KEY.findall(keys):
             if self._is_typing:
@@ -237,7 +237,7 @@ class Live:
         return Group(*above, shown, below)
 
     def _state(self) -> str:
-        """What is wrong with the data shown, if anything: its age, and why there is none that is newer."""
+        """The age of outdated data and the reason why there is no newer data; an empty text for current data."""
         age = time.monotonic() - self._fetched
         if self._problem is not None:
             state = "" if isinstance(self._problem, NotFound) else "reconnecting: "
@@ -246,7 +246,7 @@ class Live:
 
 
 def _keys_within(seconds: float, stop: threading.Event) -> str:
-    """Wait for key presses; return "" if the time is over, or the event set, before there are any."""
+    """Wait for key presses; return "" if the time is up or the event is set first."""
     end = time.monotonic() + seconds
     while not stop.is_set() and (left := end - time.monotonic()) > 0:
         if not output.is_terminal(0):
@@ -277,10 +277,10 @@ class Progress:
     """Counts things, and shows the count on a terminal.
 
     Args:
-        done: the word for what is counted, such as "confirmed".
+        done: the word after the count, such as "confirmed".
         is_wanted: False to show nothing.
         patience: seconds before progress is shown.
-        fraction: returns how much is done, from 0 to 1; None if the total is unknown.
+        fraction: returns the fraction done so far, from 0 to 1; None if the total is unknown.
     """
 
     def __init__(

@@ -22,13 +22,13 @@ from mqtool.cli.invocation import current
 from mqtool.errors import ExitCode, MqtoolError, UsageError
 
 STDOUT = 1
-#: Control characters except tab and newline; what changes the direction of writing or starts a line; invisible
+#: Control characters except tab and newline; characters that change the text direction or start a line; invisible
 #: characters (zero-width, byte order mark, tags); bytes that are not UTF-8.
 _CONTROL = re.compile(
     "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
     "\U000e0000-\U000e007f]"
 )
-#: A terminal is shown this many characters of a body.
+#: The number of characters of a body that are shown on a terminal.
 _EXCERPT = 200
 #: Surrogates that `surrogateescape` cannot turn into bytes.
 _NO_TEXT = re.compile("[\ud800-\udc7f\udd00-\udfff]")
@@ -47,7 +47,7 @@ class ReaderGone(MqtoolError):
 
 
 def take_standard_streams() -> None:
-    """Open /dev/null as descriptors 0 to 2 where the parent closed them: else the first socket would get the number.
+    """Open /dev/null as each descriptor from 0 to 2 that the parent closed, so that no socket gets its number.
 
     Reading from such a descriptor returns end of file, and writing to it fails.
     """
@@ -56,7 +56,7 @@ def take_standard_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDONLY)  # gets the lowest free number
-            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  # as long as we live
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  # stays open until exit
 
 
 def status(line: str) -> None:
@@ -93,7 +93,7 @@ class Pointer(NamedTuple):
 
 
 def error(what: str, hint: str | None = None, pointer: Pointer | None = None) -> None:
-    """Print why the command failed, where in the input, and how to mend it."""
+    """Print why the command failed, where in the input, and how to fix it."""
     _to_stderr(what, styled("mqtool: ", "1;31"))
     if pointer:
         _to_stderr(pointer.text, "  ")
@@ -124,12 +124,12 @@ def show_json_lines(lines: bytes) -> None:
 
 
 def show_bytes(data: bytes) -> None:
-    """Write data to stdout as it is; on a terminal, with control characters escaped."""
+    """Write data to stdout unchanged; on a terminal, with control characters escaped."""
     write(visible(data.decode("utf-8", "backslashreplace")).encode() if is_terminal(STDOUT) else data)
 
 
 def encoded(text: str) -> bytes:
-    """Encode a line as it is written to stdout."""
+    """Encode a line of text for stdout."""
     return _NO_TEXT.sub("\ufffd", text).encode("utf-8", "surrogateescape") + b"\n"
 
 
@@ -150,12 +150,12 @@ def is_file(descriptor: int) -> bool:
 
 
 def visible(text: str) -> str:
-    """Replace control characters by escapes such as \\x1b, so that a terminal does not obey them."""
+    """Replace control characters by escapes such as \\x1b, so that a terminal does not interpret them."""
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def visible_json(line: str) -> str:
-    """Escape control characters in a line of JSON, so that it is still the same JSON."""
+    """Escape control characters in a line of JSON without changing its value."""
     return _CONTROL.sub(lambda match: json.dumps(match[0])[1:-1] if match[0] != "\x7f" else r"\u007f", line)
 
 
@@ -174,10 +174,10 @@ def excerpt(body: bytes) -> tuple[bytes, str]:
 
 
 def write(data: bytes) -> None:
-    """Write data to stdout, unbuffered; when this returns, the operating system has all of it.
+    """Write data to stdout, unbuffered; when this returns, the operating system has all the data.
 
-    If a file cannot take all of the data, it is cut back to its former end, since the next run would append to the
-    fragment.
+    If a file cannot take all the data, it is truncated to its former size, so that the next run does not append to an
+    incomplete line.
 
     Raises:
         ReaderGone: the program that reads stdout has ended.
@@ -202,7 +202,7 @@ def write(data: bytes) -> None:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Within the block, a signal to stop ends a wait for the reader of stdout after a moment (see stopping.py)."""
+    """Within the block, a signal to stop soon interrupts a blocked write to stdout (see stopping.py)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -215,7 +215,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def continue_in(descriptor: int, name: str) -> None:
-    """Make an open file stdout from now on. A write in progress still goes to the former stdout as a whole."""
+    """Redirect stdout to an open file. A write in progress is completed on the former stdout."""
     with _writing:
         os.dup2(descriptor, STDOUT)
         current().output_name = name
@@ -223,7 +223,7 @@ def continue_in(descriptor: int, name: str) -> None:
 
 
 def _cut_back(fragment: int) -> bool:
-    """Remove a fragment of this many bytes from the end of stdout, if it is a file; return True if removed."""
+    """Remove an incomplete write of this many bytes from the end of stdout; return False if it cannot be removed."""
     try:
         found = os.fstat(STDOUT)
         if not fragment or not stat.S_ISREG(found.st_mode) or os.lseek(STDOUT, 0, os.SEEK_CUR) != found.st_size:
@@ -256,7 +256,7 @@ def wait_until_taken() -> None:
             if not unread[0]:
                 return
             if poll.poll(0):
-                fcntl.ioctl(STDOUT, termios.FIONREAD, unread)  # it may have read everything just before it ended
+                fcntl.ioctl(STDOUT, termios.FIONREAD, unread)  # the reader may have read everything before it ended
                 if unread[0]:
                     raise ReaderGone("the reader of the output has left")
                 return
@@ -277,7 +277,7 @@ class Reader:
     """Notices when the program that reads stdout ends, even while there is nothing to write.
 
     Args:
-        on_gone: called then, on another thread.
+        on_gone: called on another thread when the reader ends.
     """
 
     def __init__(self, on_gone: Callable[[], None]) -> None:
@@ -290,21 +290,21 @@ class Reader:
         """Raise ReaderGone if the reader has ended.
 
         Raises:
-            ReaderGone: it has ended.
+            ReaderGone: the reader has ended.
         """
         if self._gone:
             raise ReaderGone("nobody reads the output any more")
 
     def _watch(self) -> None:
         poll = select.poll()
-        poll.register(STDOUT, 0)  # poll() reports errors without being asked
+        poll.register(STDOUT, 0)  # poll() always reports errors
         poll.poll()
         self._gone = True
         self._on_gone()
 
 
 def create_ready_file(path: Path | None) -> None:
-    """Create the file of --ready-file, which says that the command is consuming.
+    """Create the file given by --ready-file, which signals that the command is consuming.
 
     Raises:
         UsageError: the file cannot be created.
@@ -339,4 +339,4 @@ def _to_stderr(text: str, prefix: str = "") -> None:
     except OSError as failure:
         if failure.errno not in (errno.EPIPE, errno.EIO, errno.EBADF):
             raise
-        # Nobody reads stderr any more; the data on stdout is what counts.
+        # Nobody reads stderr any more; only the data on stdout matters.

@@ -1,4 +1,4 @@
-"""Tutorials on a terminal, line by line: the page of one, its play at the reader's pace, and charts."""
+"""Prints tutorials line by line: a tutorial's page, its play at the reader's pace, and charts."""
 
 import os
 import select
@@ -24,10 +24,10 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 def chart(values: Sequence[float], width: int, height: int) -> list[str]:
-    """Draw a bar chart; return its rows from the top. The greatest value fills the height.
+    """Draw a bar chart; return its rows from the top. The largest value fills the height.
 
     Args:
-        width, height: in characters. If there are more values than columns, a column shows the greatest of several.
+        width, height: in characters. If there are more values than columns, a column shows the largest of several.
     """
     greatest = max(values, default=0.0)
     # Even a small value is visible.
@@ -36,7 +36,7 @@ def chart(values: Sequence[float], width: int, height: int) -> list[str]:
 
 
 def figures(measured: Chart) -> tuple[str, str]:
-    """The latest and the greatest value as text, with the unit."""
+    """The latest and the largest value as text, with the unit."""
     return _said(measured.values[-1:], measured.unit), _said(measured.values, measured.unit)
 
 
@@ -63,7 +63,7 @@ class Pace:
     """Waits between the steps of a play.
 
     Args:
-        auto: continue without Enter, after time to read.
+        auto: continue without Enter, after enough time to read.
         watched: True if a person is watching; by default, if stdout is a terminal.
     """
 
@@ -76,7 +76,7 @@ class Pace:
         """Discard the keys pressed so far, before a text is shown.
 
         Raises:
-            typer.Exit: the person quits.
+            typer.Exit: the user quits.
         """
         while self._key(0):
             pass
@@ -85,7 +85,7 @@ class Pace:
         """Wait for Enter, or for as long as it takes to read a text.
 
         Raises:
-            typer.Exit: the person quits.
+            typer.Exit: the user quits.
         """
         if not self._watched:
             return
@@ -120,7 +120,7 @@ class Pace:
 #: Colours of the terminals in turn, readable on light and dark backgrounds.
 STYLES = ("cyan", "magenta", "green", "blue", "yellow", "bright_black")
 _EDGE = " │ "
-#: Indent of the second line of a long line.
+#: Indent of the continuation lines of a long line.
 _FURTHER = "    "
 _NARROWEST = 20
 #: While something is measured, show only this many lines of each command.
@@ -160,7 +160,7 @@ class Lines:
             yield
 
     def ended(self, next_step: str) -> None:
-        """Say what to do next, after a play has passed."""
+        """Suggest the next step after a play has passed."""
         self.blank()
         self.note(next_step)
 
@@ -286,7 +286,7 @@ def show_source(source: str) -> None:
     if not output.is_terminal(1):
         output.write(source.encode())
         return
-    # Without line breaks of ours: a program copied from the screen must run.
+    # Without added line breaks, so that a program copied from the screen runs.
     terminal().print(_highlighted(source), soft_wrap=True, end="")
 
 

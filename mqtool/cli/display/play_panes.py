@@ -1,4 +1,4 @@
-"""A play shown in panes: terminals side by side, charts below them, and the narrator at the bottom."""
+"""Shows a play in panes: terminals side by side, charts below them, and the explanation at the bottom."""
 
 import signal
 import threading
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SMALLEST = ConsoleDimensions(width=76, height=22)
 #: Preferred width of a pane: most commands then fit on two lines.
 _PANE_WIDTH = 38
-#: Smallest height of a pane: a line and two borders.
+#: Minimum height of a pane: a line and two borders.
 _PANE_HEIGHT = 3
 _KEPT = 200
 _COMMAND = "bold"
@@ -60,7 +60,7 @@ class Panes:
         with self._lock:
             self.begin(title, position)
             self._narration = story
-        before = signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # Ctrl-Z would leave the alternate screen to the shell
+        before = signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # after Ctrl-Z, the shell would use the alternate screen
         live = Live(
             get_renderable=self.picture, console=self._console, screen=True, refresh_per_second=_FRAMES_PER_SECOND
         )
@@ -119,7 +119,7 @@ class Panes:
         with self._lock:
             self._charts = charts
 
-    # The picture.
+    # Drawing the screen.
 
     def picture(self) -> RenderableType:
         """Draw the whole screen."""
@@ -130,7 +130,7 @@ class Panes:
             rows = self._rows(width)
             room = height - 1 - self._footer_height
             has_charts = bool(self._charts) and room >= _CHARTS_HEIGHT + _PANE_HEIGHT * len(rows)
-            if room < _PANE_HEIGHT * len(rows):  # the terminal was made very small
+            if room < _PANE_HEIGHT * len(rows):  # the terminal is now very small
                 return Group(*footer[:height])
             terminals_height = room - _CHARTS_HEIGHT * has_charts
             parts = [Layout(self._header(), size=1), Layout(self._terminals(rows, width, terminals_height))]

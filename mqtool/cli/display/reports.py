@@ -1,4 +1,4 @@
-"""Reports: one queue (`queue show`), and findings (`doctor`) as text, NDJSON, and for Nagios and Prometheus."""
+"""Reports: one queue (`queue show`), and the findings of `doctor` as text, NDJSON, or for Nagios and Prometheus."""
 
 import textwrap
 import time
@@ -23,7 +23,7 @@ def explained_queue(queue: QueueDetails, columns: int | None, rows: int | None) 
     """Yield the lines that describe a queue, for one screen of the terminal.
 
     Args:
-        columns, rows: size of the terminal; None for no limit. Long lists are cut to fit.
+        columns, rows: size of the terminal; None for no limit. Long lists are shortened to fit.
     """
     facts = [*_facts(queue, columns)]
     yield [("queue ", DIM), (shown(queue.row["name"]), NAME), (" in vhost ", DIM), shown(queue.row["vhost"])]
@@ -35,7 +35,7 @@ def explained_queue(queue: QueueDetails, columns: int | None, rows: int | None) 
 
 
 def queue_as_json(queue: QueueDetails) -> dict[str, Any]:
-    """Convert a queue for JSON: the columns of `list queues`, with its consumers and bindings as lists."""
+    """Convert a queue to a JSON object: the columns of `list queues`, and lists of its consumers and bindings."""
     consumers = [{name: value for name, value in each.items() if name != "queue"} for each in queue.consumers]
     offsets = {}
     if (places := queue.reader_offsets) is not None:
@@ -69,7 +69,7 @@ def _facts(queue: QueueDetails, columns: int | None) -> Iterator[Line]:
     yield from _fact("messages", ", ".join(f"{_number(count)} {what}" for what, count in counts) + size, columns)
     rates = [f"{row[name] or 0:,.1f}/s {what}" for name, what in _RATES.items()]
     yield from _fact("rates", ", ".join(rates), columns)
-    if row["type"] == "stream":  # a stream has no dead letters: it keeps what was consumed, and drops what is too old
+    if row["type"] == "stream":  # a stream has no dead letters: it keeps consumed messages, and drops old ones
         if (places := queue.reader_offsets) is not None:
             there = places.offsets
             yield from _fact("offsets", f"{there[0]:,} to {there[-1]:,}" if there else "none", columns)
@@ -157,7 +157,7 @@ _OK, _WARNING, CRITICAL, UNKNOWN = range(4)
 
 
 def show_findings(found: Sequence[Finding], *, as_json: bool) -> None:
-    """Print a JSON object for each finding; or two lines for each, or for a group of equal ones."""
+    """Print each finding as a JSON object; or each finding, or group of equal findings, as two lines."""
     if as_json:
         for finding in found:
             output.show_json({**asdict(finding), "severity": finding.severity})
@@ -168,14 +168,14 @@ def show_findings(found: Sequence[Finding], *, as_json: bool) -> None:
 
 
 def nagios_state(found: Sequence[Finding]) -> int:
-    """The exit code for Nagios, by the worst finding."""
+    """The exit code for Nagios, which is that of the worst finding."""
     if any(finding.severity == "critical" for finding in found):
         return CRITICAL
     return _WARNING if found else _OK
 
 
 def nagios(found: Sequence[Finding], where: str) -> Iterator[str]:
-    """Yield a summary with performance data, then a line for each finding or group of equal ones."""
+    """Yield a summary with performance data, then a line for each finding or group of equal findings."""
     counts = Counter(finding.severity for finding in found)
     summary = f"{counted(len(found), 'problem')} at {where}: {_line(found[0])}" if found else f"no problems at {where}"
     figures = " ".join(f"{severity}={counts[severity]}" for severity in ("critical", "warning"))
@@ -194,7 +194,7 @@ def _line(finding: Finding) -> str:
 
 
 def _without_bars(line: str) -> str:
-    """Replace the character that starts performance data."""
+    """Replace the character "|", which starts performance data."""
     return output.one_line(line).replace("|", "¦")
 
 

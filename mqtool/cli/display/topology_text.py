@@ -1,4 +1,4 @@
-"""The topology of a virtual host as a tree, and a message's route through it as lines or JSON."""
+"""Formats the topology of a virtual host as a tree, and a message's route as lines or JSON."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -70,7 +70,7 @@ def _lines(branches: list[_Branch], indent: str, width: int | None) -> Iterator[
 
 
 def _within(line: Line, indent: str, width: int | None) -> list[Line]:
-    """Split a line of the tree that is too wide; the further lines are indented more."""
+    """Split a line of the tree that is too wide; continuation lines are indented further."""
     if width is None or len(indent) + len(plain(line)) <= width:
         return [line]
     return fitted(line, width - len(indent) - 3)
@@ -179,7 +179,7 @@ _WIDEST = 30
 
 
 def explained_route(route: Route, definitions: Definitions) -> Iterator[Line]:
-    """Explain a route: which queues get the message and why, which nearly do, and where it is dead-lettered."""
+    """Explain a route: the queues that get the message and why, near misses, and where the message is dead-lettered."""
     yield [*_message(route), ": ", (_count(len(route.queues), "queue"), GOOD if route.queues else BAD)]
     names = [*route.queues, *(miss.binding.destination for miss in route.near_misses)]
     width = min(max((len(shown(name)) for name in names), default=0), _WIDEST)
@@ -213,7 +213,7 @@ def _label(name: str, width: int, longest: int | None) -> tuple[str, str]:
 
 
 def compared_route(route: Route, expected: set[str] | None) -> Iterator[Line]:
-    """Yield a line for one tested routing key, and lines for what is not as expected."""
+    """Yield a line for one tested routing key, and a line for each difference from the expected queues."""
     queues, wanted = set(route.queues), set(route.queues) if expected is None else expected
     ok = queues == wanted
     mark = ("ok    ", GOOD) if ok else ("FAIL  ", BAD)

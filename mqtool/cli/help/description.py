@@ -28,7 +28,7 @@ PANELS = {
     "Broker": ("connection", {"--url", "--context"}),
     "Help": ("help", {"--help", "--help-all"}),
 }
-#: Flags that work, for users of other tools, but are not shown.
+#: Flags that are accepted for users of other tools, but not shown in the help.
 _UNLISTED = {"-n"}
 #: Commands whose help shows --dialect; for all others it makes no difference.
 _WITH_DIALECT = {
@@ -65,12 +65,12 @@ class OptionHelp:
     Attributes:
         flags: such as ("-q", "--queue"); flags that switch it off, such as "--no-reconnect", come last.
         value: the name of its value in the help; "" for a switch.
-        text: what it does, without its default.
+        text: the description of the option, without its default.
         default: the default value as text; "" if none is shown.
-        variables: environment variables that set it.
-        repeatable: whether it may be given several times.
+        variables: environment variables that set the option.
+        repeatable: True if the option may be given several times.
         topic: the help topic of its section; "" for the command's own options.
-        is_common: whether --help shows it, and not only --help-all.
+        is_common: True if --help shows the option, False if only --help-all does.
     """
 
     flags: tuple[str, ...]
@@ -111,10 +111,10 @@ class CommandHelp:
     Attributes:
         words: such as ("queue", "declare").
         panel: the heading above a top-level command in `mqtool --help`.
-        sentence: what it does, without a full stop.
+        sentence: one sentence about the command, without a full stop.
         details: further paragraphs, if any.
-        examples: command lines that run as they are.
-        commands: its subcommands, if it is a group.
+        examples: command lines that run exactly as written.
+        commands: the subcommands of a group.
     """
 
     words: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Help as lines of plain text, for any width of terminal: --help, --help-all, 'mqtool help TOPIC'."""
+"""Lays out the help as plain text for any terminal width: --help, --help-all, 'mqtool help TOPIC'."""
 
 import shutil
 import textwrap
@@ -42,7 +42,7 @@ _INDENT = 26
 _NARROW = 70
 #: A heading of `mqtool --help` under which only names are listed.
 _NAMES_ONLY = "Manage"
-#: Commands that share a row of `mqtool --help`, and sentences that fit there on one line.
+#: Rows of `mqtool --help`: commands that share a row, or need a shorter description than their own.
 _TOGETHER = {
     ("send", "receive"): "Send and receive messages (tutorial 1)",
     ("new-task", "worker"): "Share tasks among workers (tutorial 2)",
@@ -68,7 +68,7 @@ _WIDEST = 100
 
 
 def equivalent(name: str) -> str | None:
-    """The mqtool command for one of rabbitmqctl's, or for a tutorial's file, from the topic about them."""
+    """The mqtool command that replaces a rabbitmqctl command or a tutorial's script; None if there is none."""
     stem = name.rpartition("/")[2].partition(".")[0].replace("-", "_").lower()
     rows = (line.strip().partition("  ") for line in topic_text("rabbitmqctl")[1].splitlines() if line[:2] == "  ")
     return next((ours for theirs, _, ours in rows if theirs.partition(".")[0] == stem), None)
@@ -103,7 +103,7 @@ def topic_page(name: str, options: Sequence[OptionHelp], columns: int) -> str:
 
 
 def start_page() -> str:
-    """What `mqtool` without arguments prints: how to begin."""
+    """The page that `mqtool` prints without arguments: how to begin."""
     return textwrap.dedent("""\
         mqtool: learn, script and operate RabbitMQ from the command line
 
@@ -133,7 +133,7 @@ def overview_page(mqtool: CommandHelp, columns: int) -> str:
 
 
 def _together(commands: Sequence[CommandHelp]) -> Iterator[tuple[str, str]]:
-    """One row for each command, or for commands that belong together."""
+    """Yield one row for each command, or for several commands that share a row."""
     names = [command.words[0] for command in commands]
     for command in commands:
         name = command.words[0]

@@ -1,4 +1,4 @@
-"""Options that name a broker and the login; questions before something is changed or deleted."""
+"""Options that name a broker and the login; confirmation before something is changed or deleted."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -55,18 +55,18 @@ IfExists = Annotated[bool, Option("--if-exists", help="Succeed if it does not ex
 def ask(
     what: str, access: Access | None = None, *, yes: bool = False, is_safe: bool = False, hint: str = "say --yes"
 ) -> None:
-    """Ask before something that cannot be undone, and before any change in a protected context.
+    """Ask for confirmation of a change that cannot be undone, or of any change in a protected context.
 
     Args:
         what: the change, such as "delete queue 'jobs'".
         access: the broker to change; None for a broker that mqtool started.
-        yes: whether --yes was given; not enough in a protected context.
+        yes: True if --yes was given, which is not enough in a protected context.
         is_safe: ask only in a protected context.
         hint: what to do if there is no terminal to ask on.
 
     Raises:
         UsageError: stdin is not a terminal, or --confirm names another context.
-        MqtoolError: the answer was no.
+        MqtoolError: the user declined.
     """
     protected, confirmed = (access.protected, access.confirmed) if access else (None, ())
     if confirmed and protected not in confirmed:
@@ -155,17 +155,17 @@ class Broker:
             logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s %(levelname)s %(message)s")
 
     def access(self, management: str | None = None, *, reconnects: bool = True) -> Access:
-        """Find out how to reach the broker. Call it first, and once per command: it also sets up printing and logging.
+        """Find out how to reach the broker. Call this first, once per command: it also sets up printing and logging.
 
-        In a protected context, this asks before a command that changes the broker and has no question of its own.
+        In a protected context, this asks for confirmation if the command changes the broker and does not ask itself.
 
         Args:
             management: the URL of the management API, if the command takes one.
-            reconnects: False for commands that hold messages, which would be delivered again.
+            reconnects: False for commands that hold messages, since a reconnect would redeliver the messages.
 
         Raises:
-            UsageError: an option is not valid, the password file cannot be read, or nobody can be asked.
-            MqtoolError: the answer was no.
+            UsageError: an option is not valid, the password file cannot be read, or there is no terminal to ask on.
+            MqtoolError: the user declined.
         """
         self.set_up_printing()
         choice = choose(self.url, self.context, self.call.typed)
@@ -216,7 +216,7 @@ class Destination:
         """Find out how to reach the queue's broker. Return None if it is the source's broker and virtual host.
 
         Raises:
-            UsageError: an option is not valid, or both name a broker.
+            UsageError: an option is not valid, or both --to-url and --to-context are given.
         """
         if self.to_url is not None and self.to_context is not None:
             raise UsageError("--to-url and --to-context name two brokers", "use one of them")
@@ -239,10 +239,10 @@ def missing(what: str, hint: str, *, is_fine: bool) -> None:
     """Report that something does not exist.
 
     Args:
-        is_fine: only print it, because of --if-exists.
+        is_fine: True with --if-exists: only print a message.
 
     Raises:
-        NotFound: otherwise.
+        NotFound: is_fine is False.
     """
     if not is_fine:
         raise NotFound(f"there is no {what}", hint)

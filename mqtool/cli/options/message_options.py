@@ -62,14 +62,14 @@ class DelayOptions:
 
     @property
     def are_given(self) -> bool:
-        """Whether --delay or --at was given."""
+        """True if --delay or --at was given."""
         return self.delay is not None or self.at is not None
 
     def check(self, *, mandatory: bool | None) -> None:
         """Check that the options can be combined.
 
         Raises:
-            UsageError: they cannot.
+            UsageError: the options cannot be combined.
         """
         if self.delay is not None and self.at is not None:
             raise UsageError("--delay and --at cannot be combined", "use only one of them")
@@ -167,7 +167,7 @@ class MessageOptions:
 
     @property
     def is_stream(self) -> bool:
-        """Whether the input consists of several messages."""
+        """True if the input consists of several messages."""
         return self.lines or self.null or self.as_json or self.delimiter is not None
 
 
@@ -200,11 +200,11 @@ class Printing:
 
     @property
     def has_form(self) -> bool:
-        """Whether a format was chosen instead of the command's own lines."""
+        """True if an option selects a format other than the command's own lines."""
         return self.raw or self.as_json or self.template is not None
 
     def redirect(self) -> None:
-        """Append what is written to stdout to the file of --output, if given; start with a whole line in any file.
+        """Append output to the file given by --output, if any; if stdout is a file, start on a new line.
 
         Raises:
             UsageError: the file cannot be opened.
@@ -215,10 +215,10 @@ class Printing:
             start_new_line()
 
     def writer(self, line: Callable[[Delivery], str] | str, *, wait_for_reader: bool = False) -> DeliveryWriter:
-        """Return a writer of deliveries; `line` is for the command's own lines, where no other format is asked for.
+        """Return a writer of deliveries. It uses `line`, the command's own format, unless an option selects another.
 
         Raises:
-            UsageError: the template has an unknown place, or options contradict each other.
+            UsageError: the template has an unknown placeholder, or options contradict each other.
         """
         return DeliveryWriter(
             line,
@@ -324,6 +324,6 @@ class ProgramOptions:
 
     @property
     def need_a_program(self) -> bool:
-        """Whether an option was given that has no effect without --exec."""
+        """True if an option was given that has no effect without --exec."""
         retries = self.retries.policy != RetryPolicy()
         return self.exec.shell or self.concurrency > 1 or retries or self.dedup.deduplicate

@@ -51,7 +51,7 @@ class QueueOptions:
     lazy: Annotated[bool, Option(help="Keep a classic queue's messages on disk")] = False
 
     def _limits(self, name: str) -> dict[str, Any]:
-        """The queue arguments that the options of their own stand for, such as --ttl."""
+        """The queue arguments set by dedicated options such as --ttl."""
         limits: dict[str, Any] = {}
         if self.dead_letter_exchange is not None:
             limits["x-dead-letter-exchange"] = self.dead_letter_exchange
@@ -101,7 +101,7 @@ class UsedQueueOptions:
 
     @property
     def has_settings(self) -> bool:
-        """Whether an option asks for a setting of the queue."""
+        """True if an option specifies a setting of the queue."""
         given = self.options
         return (
             given.lazy
@@ -154,7 +154,7 @@ class ExchangeOptions:
 
 
 def _dialect(text: str) -> StreamDialect:
-    """Parse a stream dialect. MQTOOL_DIALECT may be a dialect such as go-classic: only its language counts here."""
+    """Parse a stream dialect. MQTOOL_DIALECT may be a dialect such as go-classic; only its language is used."""
     try:
         return StreamDialect(text.partition("-")[0])
     except ValueError:

@@ -1,1 +1,1 @@
-"""What goes in, and what became of it."""
+"""Message input and output of commands: reading, publishing, receiving, tapping and replaying."""

@@ -1,4 +1,4 @@
-"""What every publishing command does: open a channel, delay messages, report receipts, keep what failed (--failed-to).
+"""The work of all publishing commands: open a channel, delay messages, report receipts, save failures (--failed-to).
 
 commands/X ── read_messages() ──> pipe/source ── messages ──> tutorials/X ── publish() ──> amqp
     └── Outgoing.report() <── receipts, in order, as the broker confirms ────────────────────┘
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 
 #: Failures that are printed one by one; the rest are only counted.
 _REPORTED = 10
-#: Seconds to wait for the management API to connect and to answer, where it only adds a hint.
+#: Seconds to wait for a connection to the management API and for its response, where these only add a hint.
 _HINT_PATIENCE = 0.3, 1.0
 
 
-#: The most bytes of a body to print when it is confirmed.
+#: The maximum number of bytes to print of a confirmed message's body.
 _ECHOED = 10_000
 
 
 class PublishingChannel(Protocol):
-    """A channel of AMQP or of streams, as far as reporting needs it.
+    """The attributes of an AMQP or stream channel that are needed to report receipts.
 
     Attributes:
         refused: True if the broker closed the channel because of an error in a request.
@@ -83,7 +83,7 @@ def publishing_channel(
 
     Raises:
         UsageError: options contradict each other, or the input cannot be read.
-        PluginMissing: `--via plugin`, and the broker does not have the plugin.
+        PluginMissing: `--via plugin` was given, and the broker does not have the plugin.
     """
     options = asked.options
     for name in addressing:
@@ -128,11 +128,11 @@ def publishing_stream_channel(
 
 
 class Outgoing:
-    """The messages of a publishing command, and what becomes of them.
+    """The messages of a publishing command; reports the outcome of each one.
 
     Attributes:
-        messages: what to publish. None among them means that there is nothing to publish right now.
-        is_unreceived: True if no queue received a typed message that need not reach one.
+        messages: the messages to publish. None among them means that no message is available yet.
+        is_unreceived: True if a message given as an argument was unroutable, which does not count as a failure.
     """
 
     def __init__(
@@ -151,15 +151,15 @@ class Outgoing:
         self._kept = None if options.failed_to is None else FailedMessages(options.failed_to, channel.addressed)
 
     def report(self, receipts: Iterable[Receipt], line: Callable[[Message], str] | str) -> None:
-        """Print what became of each message, and at the end the sums.
+        """Print the outcome of each message, and finally the totals.
 
         Args:
-            line: what to print for a confirmed message; as text, it may have the places {key} and {body}.
+            line: what to print for a confirmed message; a string may contain the placeholders {key} and {body}.
 
         Raises:
             NotConfirmed: the broker confirmed none of the messages.
-            SomeFailed: it did not confirm some.
-            SystemExit: a signal ended the input early; what was read by then is confirmed.
+            SomeFailed: the broker did not confirm some of the messages.
+            SystemExit: a signal ended the input early; all messages read before it are confirmed.
         """
         text_of = _filled(line) if isinstance(line, str) else line
         progress = Progress("confirmed", is_wanted=self._is_piped, fraction=self._source.fraction)
@@ -207,11 +207,11 @@ class Outgoing:
         _warn_of(receipt, self._failed)
 
     def _must_reach_a_queue(self, message: Message) -> bool:
-        """Whether a message has failed if it is unroutable: one to a queue, by way of the default exchange, has."""
+        """True if an unroutable message counts as failed; by default, if it was sent through the default exchange."""
         return not message.exchange if self._is_mandatory is None else self._is_mandatory
 
     def _not_taken(self, error: MqtoolError) -> MqtoolError | None:
-        """The error with counts, if the broker refused messages of a stream of them; None for any other error."""
+        """Return the error with counts added if the broker refused some of several messages; None otherwise."""
         unconfirmed = len(self._channel.unconfirmed)
         if self._is_one or not self._channel.refused or not unconfirmed:
             return None
@@ -221,7 +221,7 @@ class Outgoing:
         return SomeFailed(f"{failed:,} of the messages sent were not confirmed: {error}", error.hint)
 
     def _finish(self) -> None:
-        """Print the sums, and complete the file of --failed-to."""
+        """Print the totals, and complete the file of --failed-to."""
         unconfirmed = self._channel.unconfirmed
         nothing_but_an_error = not self._total and not unconfirmed and sys.exc_info()[0] is not None
         if (self._is_piped and not nothing_but_an_error) or self._total > 1:
@@ -245,7 +245,7 @@ class Outgoing:
 class FailedMessages:
     """The file of --failed-to: messages that were not confirmed, or not published, so that they can be sent again.
 
-    The file gets its name when it is complete, since the input may be a file of the same name.
+    The file has a temporary name until it is complete, since the input may be a file of the same name.
 
     Args:
         addressed: returns a message with the exchange and the routing key that it was published with.
@@ -274,7 +274,7 @@ class FailedMessages:
             self._count += 1
 
     def finish(self) -> None:
-        """Close the file and give it its name."""
+        """Close the file and rename it to its final name."""
         self._file.close()
         self._unfinished.replace(self._path)
         if self._count:
@@ -331,7 +331,7 @@ def _show_neighbour(access: Access, exchange: Exchange) -> None:
 def _delayed(
     source: Input, asked: Publishing, channel: Channel, to: Exchange | Queue, leads_to: Queue | None
 ) -> Iterable[Message | None]:
-    """Address messages that have a delay to where they wait until they are due; leave the others as they are."""
+    """Redirect delayed messages to a queue or exchange that holds them until they are due; leave others unchanged."""
     delays, options = asked.delays, asked.options
     if not delays.are_given and not options.as_json:
         return source

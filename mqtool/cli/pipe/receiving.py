@@ -1,4 +1,4 @@
-"""What every receiving command does: open a channel, choose deliveries (--where), print them or run a program for each.
+"""The work of all receiving commands: open a channel, select deliveries (--where), print or process each one.
 
 amqp ── consume() ──> tutorials/X ── deliveries ──> commands/X ──> Incoming.print_all() ──> DeliveryWriter ──> stdout
 """
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class ReceivingChannel(Protocol):
-    """A channel of AMQP or of streams, as far as printing needs it."""
+    """The methods of an AMQP or stream channel that are needed to print deliveries."""
 
     def stop(self) -> None: ...
 
@@ -53,7 +53,7 @@ def receiving_channel(
     waiting: str = WAITING_FOR_MESSAGES,
     queue_is_private: bool = False,
 ) -> "Iterator[tuple[Any, Incoming]]":
-    """Open a channel to consume on, and the output for what arrives.
+    """Open a channel to consume on, and the output for its deliveries.
 
     Args:
         line, queue_is_private: as for delivery_writer().
@@ -114,12 +114,12 @@ class Incoming:
 def delivery_writer(
     receiving: Receiving, line: Callable[[Delivery], str] | str, *, queue_is_private: bool = False
 ) -> DeliveryWriter:
-    """Return a writer that prints deliveries as the options say, or else in the command's own lines.
+    """Return a writer that prints deliveries in the format of the options, by default in the command's own lines.
 
     Args:
         line: as for DeliveryWriter.
-        queue_is_private: the queue ends with the command, so a message that nobody reads is lost in any case; there is
-            no need to wait until the reader of a pipe has taken each.
+        queue_is_private: the queue is deleted when the command ends, and unread messages are lost in any case, so the
+            writer does not wait until the reader of a pipe has read each message.
 
     Raises:
         UsageError: options contradict each other, or the ready file cannot be created.
@@ -132,12 +132,12 @@ def delivery_writer(
 
 @contextmanager
 def consuming(ready_file: Path | None, channel: ReceivingChannel, waiting: str) -> Iterator[None]:
-    """Say that the command is consuming: print a line, and create the ready file, if any.
+    """Announce that the command is consuming: print a line, and create the ready file, if any.
 
     Within the block, the channel stops when the program that reads the output ends.
 
     Raises:
-        ReaderGone: it has ended.
+        ReaderGone: that program has ended.
     """
     output.status(waiting)
     output.create_ready_file(ready_file)
@@ -151,7 +151,7 @@ def announcing_unfinished_work(in_hand: Callable[[], int]) -> Iterator[None]:
     """Within the block, the first Ctrl-C prints that the command waits for unfinished work.
 
     Args:
-        in_hand: returns how many messages are being worked on.
+        in_hand: returns the number of messages being processed.
     """
 
     def say() -> None:
@@ -162,23 +162,23 @@ def announcing_unfinished_work(in_hand: Callable[[], int]) -> Iterator[None]:
         yield
 
 
-#: Seconds to wait for the management API, which only knows similar names: to connect, and to answer.
+#: Seconds to wait for a connection to the management API and for its response, which only provides similar names.
 _PATIENCE = (0.3, 1.0)
 
 
 def checked(
     queue: Queue, options: UsedQueueOptions, channel: Channel, broker: Broker, access: Access | None = None
 ) -> Queue:
-    """Return the queue, which is about to be declared; print a notice on a terminal if it does not exist yet.
+    """Return the queue if it exists or may be declared; on a terminal, print a notice if it is new.
 
-    Its name may be mistyped. A tutorial's queue that is declared here cannot be declared by scripts with other settings
-    afterwards: they fail with 406 PRECONDITION_FAILED, so the notice says which dialect they need.
+    A new queue's name may be mistyped. If it is a tutorial's queue, scripts that declare the queue with other settings
+    will fail with 406 PRECONDITION_FAILED, so the notice says which dialect such scripts need.
 
     Args:
-        access: for commands that receive. They declare a queue only if it is a tutorial's, or if an option asks for it.
+        access: given by receiving commands, which declare a queue only if it is a tutorial's or an option requires it.
 
     Raises:
-        NotFound: the queue does not exist and is not to be declared.
+        NotFound: the queue does not exist and must not be declared.
     """
     is_tutorials = queue.name in {each.name for each in broker.names}
     if not (is_tutorials or options.has_settings or broker.strict):
@@ -203,7 +203,7 @@ def checked(
 
 
 def _near(name: str, access: Access | None, hint: str) -> str:
-    """A hint with the queue that the user probably meant, if the management API can tell."""
+    """A hint that suggests an existing queue with a similar name, if the management API lists one."""
     from mqtool.management import queues  # only for this error
 
     names: list[str] = []
@@ -214,7 +214,7 @@ def _near(name: str, access: Access | None, hint: str) -> str:
     return hint if meant is None else f"did you mean {meant!r}? Otherwise, {hint}"
 
 
-#: The largest prefetch of AMQP: as many messages one consumer can hold unacknowledged.
+#: The largest prefetch in AMQP: the maximum number of unacknowledged messages of one consumer.
 _MOST = 65_535
 
 
@@ -234,10 +234,10 @@ class Matching(NamedTuple):
     skips: bool = False
 
     def settings(self) -> Settings:
-        """Return how the channel is to consume.
+        """Return the settings for consuming.
 
         Raises:
-            UsageError: with --auto-ack, messages that do not match would be lost.
+            UsageError: --auto-ack is given, so messages that do not match would be lost.
         """
         settings = self.receiving.settings()
         if self.where is None:
@@ -252,7 +252,7 @@ class Matching(NamedTuple):
         """Yield the deliveries that match, up to the count. Asking for the next one acknowledges the last one.
 
         Args:
-            settings: those that the deliveries were consumed with.
+            settings: the settings with which the deliveries were consumed.
         """
         if self.where is None:
             return deliveries
@@ -356,7 +356,7 @@ def _warn_of_consumer_timeout(access: Access, queue: str, timeout: float) -> Non
 
     try:
         limit = consumer_timeout(access.management((1.0, 1.0)), access.vhost, queue)
-    except (Unavailable, AccessRefused):  # the warning is all that depends on it
+    except (Unavailable, AccessRefused):  # the limit only matters for the warning
         limit = None
     whose = f"that of queue {queue!r}"
     if limit is None:

@@ -23,7 +23,7 @@ class Recording:
 
     Args:
         paths: the files; "-" is stdin, which is also read if there are none.
-        times: how often to play all of them.
+        times: how many times to play all files.
 
     Raises:
         UsageError: a file cannot be read, or is a pipe that cannot be read again.
@@ -62,7 +62,7 @@ class Recording:
             self._passes += 1
 
     def fraction(self, pace: Pace) -> Callable[[], float] | None:
-        """Return a function that returns how much was played, from 0 to 1; None if the size is unknown.
+        """Return a function that returns the fraction played so far, from 0 to 1; None if the size is unknown.
 
         Args:
             pace: when each message is due.
@@ -91,7 +91,7 @@ class Recording:
             try:
                 first, last = (_moment(end.strip().split(b"\n")[at]) for end, at in zip(ends, (0, -1), strict=True))
             except MqtoolError:
-                return 0.0  # messages() raises it, with the number of the line
+                return 0.0  # messages() raises the error again, with the line number
             lowest, highest = self._selection.between(first, last)
             for moment, opens in ((lowest, True), (highest, False)):
                 due = played.due(Recorded(b"", moment=moment, opens=opens))

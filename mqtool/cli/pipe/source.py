@@ -1,4 +1,4 @@
-"""What to publish: words on the command line, stdin, files, lines or NDJSON, read in chunks and cut into messages."""
+"""Reads the messages to publish: command-line words, stdin and files, which are split into lines or NDJSON."""
 
 import os
 import re
@@ -72,13 +72,13 @@ def fraction(descriptor: int) -> Callable[[], float] | None:
 
 
 def whole(descriptor: int) -> Iterator[bytes | None]:
-    """Yield the chunks of a file to its end, even after a signal to stop: Input decides then what to publish."""
+    """Yield the chunks of a file to its end, even after a signal to stop; Input then decides what to publish."""
     while chunk := os.read(descriptor, _CHUNK):
         yield chunk
 
 
 def chunks(descriptor: int) -> Iterator[bytes | None]:
-    """Yield chunks of the input as they arrive, and None while there is none, until its end or a signal to stop."""
+    """Yield chunks of the input as they arrive, until its end or a signal to stop; yield None while there is none."""
     while stopping.requested() is None:
         if not select.select([descriptor], [], [], 0)[0]:
             yield None
@@ -108,7 +108,7 @@ def flat(batches: Iterable[Sequence[Thing]]) -> Iterator[Thing | None]:
 
 
 def delimited_lots(chunks: Iterator[bytes | None], delimiter: bytes) -> Iterator[list[bytes]]:
-    """Yield the pieces between delimiters, those of a chunk together; an empty list if there is no input right now."""
+    """Yield one list per chunk of the pieces between delimiters; an empty list while no input is available."""
     rest: list[bytes] = []
     size = 0
     for chunk in chunks:
@@ -135,18 +135,18 @@ def delimited_lots(chunks: Iterator[bytes | None], delimiter: bytes) -> Iterator
 
 #: The largest message that RabbitMQ can be configured to take, in bytes.
 LARGEST = 512 << 20
-#: Fills a place of a routing key whose group did not match.
+#: Replaces a placeholder of a routing key if its group did not match.
 UNKNOWN = "unknown"
 _PLACE = re.compile(r"\{(\w+)\}")
-#: Lines that go on together: for the broker to be busy with some while the next ones are read.
+#: Maximum number of lines in a batch. Small batches let the broker process one while the next one is prepared.
 _LOT = 256
 
 
 class Addressing(NamedTuple):
-    """Exchange and routing key that the user named; they override those of a message. None if not named.
+    """Exchange and routing key given by the user, which override those of a message; None if not given.
 
     Attributes:
-        routing_key: may have {group} places, which --key-pattern fills.
+        routing_key: may contain {group} placeholders, which --key-pattern fills.
     """
 
     exchange: str | None = None
@@ -154,10 +154,10 @@ class Addressing(NamedTuple):
 
 
 class Input:
-    """Messages to publish; and those that are left, if publishing ends early.
+    """Messages to publish, and the unpublished rest if publishing ends early.
 
     Args:
-        read: the messages. None among them means that there is none right now.
+        read: the messages. None among them means that no message is available yet.
         keeps_rest: stop at a signal, so that rest() has the messages that were not published.
         is_typed: True for one message from the command line.
         fraction: returns how much was read, from 0 to 1; None if the size of the input is unknown.
@@ -188,7 +188,7 @@ class Input:
         self._given_back.append(message)
 
     def rest(self) -> Iterator[Message]:
-        """Yield what was not published: the rest of a file, or what is in a pipe now (its writer may never end)."""
+        """Yield unpublished messages: the rest of a file, or the present content of a pipe (which may never end)."""
         yield from self._given_back
         for message in self._read:
             if message is None:
@@ -197,7 +197,7 @@ class Input:
 
 
 class InputInBatches(Input, InBatches):
-    """The same from files and pipes, where much is at hand at once. Arguments as of Input."""
+    """An Input that can also be read in batches, for files and pipes. Same arguments as Input."""
 
     def __init__(
         self, read: Iterator[list[Message]], *, keeps_rest: bool, fraction: Callable[[], float] | None
@@ -358,7 +358,7 @@ class _Making:
             yield [message]
 
     def _overrule(self, message: Message, *, has_properties: bool) -> None:
-        """Let options override what the message says itself."""
+        """Let options override the message's own routing key, exchange, properties and delay."""
         if self._pattern is not None:
             message.routing_key = self._key(message.body)
         elif self._routing_key is not None:
@@ -376,7 +376,7 @@ class _Making:
             message.delay, message.due = self._delay, self._due
 
     def _key(self, body: bytes) -> str:
-        """Fill the places of the routing key. A line that does not match is sent too, with "unknown" in its key."""
+        """Fill the routing key's placeholders. A line that does not match is also sent, with "unknown" in its key."""
         assert self._pattern is not None
         match = self._pattern.search(body.decode("utf-8", "replace"))
         groups = match.groupdict() if match else {}

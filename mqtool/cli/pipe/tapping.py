@@ -1,8 +1,8 @@
-"""What `mqtool tap` does: print copies of messages from one broker or several, and count those that it must drop.
+"""The work of `mqtool tap`: print copies of messages from one or more brokers, and count the copies dropped.
 
-A tap of everything needs the firehose (tracing) of a virtual host. It is switched on for the first such command and off
-after the last. A file in the state directory records that mqtool switched it on. Each command that needs it holds a
-lock on that file; a file without a lock was left behind by a command that was killed.
+Tapping all messages needs the firehose (tracing) of a virtual host. The first such command switches the firehose on,
+and the last one switches it off. A file in the state directory records that mqtool switched the firehose on. Each
+command that needs it holds a lock on that file; a file without a lock was left behind by a command that was killed.
 """
 
 import fcntl
@@ -35,7 +35,7 @@ from mqtool.message import Delivery
 from mqtool.taps import Tap, firehose_is_on, switch_firehose
 from mqtool.where import Where
 
-#: Seconds between two checks of the queue at the broker; and checks between two notices of dropped messages.
+#: Seconds between checks of the broker's queue; number of checks between notices of dropped messages.
 _LOOK, _EVERY = 0.25, 8
 #: After this many seconds without a check, the process must have been suspended (Ctrl-Z), and the broker may have
 #: dropped messages meanwhile.
@@ -47,7 +47,7 @@ class Source:
     """A broker to tap.
 
     Attributes:
-        start: starts the tap on a channel, with these settings.
+        start: starts a tap on the given channel with the given settings.
     """
 
     access: Access
@@ -131,7 +131,7 @@ class _Wanted:
 
     @property
     def missing(self) -> bool:
-        """True if fewer than the count were found."""
+        """True if more deliveries are needed to reach the count."""
         return self._count is not None and self.found < self._count
 
     def of(self, deliveries: Iterator[Delivery]) -> Iterator[Delivery]:
@@ -196,7 +196,7 @@ def _labelled(printing: Printing, source: Source, *, among: Sequence[Source]) ->
 
 @contextmanager
 def _counting(buffers: Sequence[Buffer], taps: Sequence[Tap]) -> Iterator[None]:
-    """Within the block, print a notice now and then when messages were dropped; at the end, print the total."""
+    """Within the block, print occasional notices when messages were dropped; at the end, print the total."""
     is_over, started = threading.Event(), time.monotonic()
 
     def dropped() -> int:
@@ -326,7 +326,7 @@ class _Again(ChannelListener):
 
 
 def _is_alone(file: IO[str]) -> bool:
-    """Lock the file for this command; return False if another command holds it."""
+    """Lock the file for this command; return False if another command holds the lock."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -354,7 +354,7 @@ def _open_state(path: Path) -> IO[str]:
 
 @contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """Keep other commands from using these files within the block."""
+    """Keep other commands from using the state files within the block."""
     with _open_state(state.home() / "firehose" / "lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
