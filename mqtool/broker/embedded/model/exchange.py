@@ -1,4 +1,4 @@
-"""Exchanges, with their bindings; and the messages that x-delayed-message exchanges hold back."""
+"""Exchanges and their bindings, and the messages that x-delayed-message exchanges hold back."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
@@ -20,7 +20,7 @@ from mqtool.routing import TABLES, HeadersTable, RoutingTable, canonical
 DELAYED = "x-delayed-message"
 TYPES = (*TABLES, DELAYED)
 
-#: The exchanges that every virtual host has besides TRACE_EXCHANGE, with their types (section 3.1.3).
+#: The types of the predeclared exchanges of a virtual host, except TRACE_EXCHANGE (section 3.1.3).
 PREDECLARED = {
     "": "direct",
     "amq.direct": "direct",
@@ -34,7 +34,7 @@ TRACE_EXCHANGE = "amq.rabbitmq.trace"
 
 
 def types_of(profile: Profile) -> list[str]:
-    """Return the types of exchanges that this version of RabbitMQ can have."""
+    """Return the exchange types that this version of RabbitMQ supports."""
     return [kind for kind in TYPES if kind != DELAYED or profile.delayed_exchanges]
 
 
@@ -43,7 +43,7 @@ class Destination(Protocol):
 
     Attributes:
         destination_type: `queue` or `exchange`.
-        inbound: the bindings to it.
+        inbound: the bindings to this destination.
     """
 
     destination_type: ClassVar[str]
@@ -52,7 +52,7 @@ class Destination(Protocol):
 
     @property
     def stored(self) -> bool:
-        """Whether it survives a restart."""
+        """True if the destination survives a restart."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,12 +66,12 @@ class Binding:
 
     @property
     def stored(self) -> bool:
-        """Whether it survives a restart: if the exchange and the destination do."""
+        """True if the binding survives a restart, that is, if its source and its destination both do."""
         return self.source.durable and self.destination.stored
 
     @property
     def properties_key(self) -> str:
-        """Its name in the management API among all bindings between the same two."""
+        """The `properties_key` of the management API: identifies the binding among those with the same two ends."""
         key = quote_plus(self.routing_key.encode(errors="surrogateescape")).replace("~", "%7E")
         if not self.arguments:
             return key or "~"
@@ -86,7 +86,7 @@ def _short_hash(data: bytes) -> str:
 
 
 class ExchangeDeclaration(NamedTuple):
-    """The properties of an exchange in a declaration, which may not be valid."""
+    """The properties of an exchange in a declaration, possibly not valid."""
 
     name: str
     kind: str
@@ -102,10 +102,10 @@ class Exchange:
 
     Attributes:
         kind: one of TYPES.
-        key: its number in the data directory; 0 if it is not stored.
-        routed_as: its type; of an x-delayed-message exchange, its `x-delayed-type`.
-        policy: the policy that applies.
-        alternate: the name of its alternate exchange, which gets the messages that no binding matches; None for none.
+        key: the number of the exchange in the data directory; 0 if the exchange is not stored there.
+        routed_as: the type that determines the routing: `kind`, or `x-delayed-type` for x-delayed-message.
+        policy: the policies that apply.
+        alternate: the name of the alternate exchange, which gets the messages that no binding matches, or None.
     """
 
     destination_type: ClassVar[str] = "exchange"
@@ -121,7 +121,7 @@ class Exchange:
 
     def __post_init__(self) -> None:
         self.routed_as = str(self.arguments["x-delayed-type"]) if self.delayed else self.kind
-        # Any: the tables can hold anything; these hold queues and exchanges.
+        # Any: a table can hold values of any type; these hold queues and exchanges.
         self._table: RoutingTable[Any] = TABLES[self.routed_as]()
         self._bindings: dict[tuple[object, str, bytes], Binding] = {}
         self.apply(NOTHING)
@@ -129,52 +129,52 @@ class Exchange:
         self.published_in = 0
 
     def apply(self, policy: Applied) -> None:
-        """Apply a policy instead of the one before."""
+        """Replace the policies that apply."""
         self.policy = policy
         alternate = self.arguments.get("alternate-exchange", policy.definition.get("alternate-exchange"))
         self.alternate: str | None = alternate if isinstance(alternate, str) else None
 
     def follow(self, profile: Profile) -> None:
-        """Match headers as this version of RabbitMQ does."""
+        """Compare headers in the same way as this version of RabbitMQ."""
         if isinstance(self._table, HeadersTable):
             self._table.strict_numbers = profile.strict_numbers
 
     def counts(self) -> dict[str, int]:
-        """Return the number of messages published to it."""
+        """Return the number of messages published to the exchange, by its name in the management API."""
         return {"publish_in": self.published_in}
 
     @property
     def stored(self) -> bool:
-        """Whether it survives a restart."""
+        """True if the exchange survives a restart."""
         return self.durable
 
     @property
     def delayed(self) -> bool:
-        """Whether it holds messages back by their `x-delay` header."""
+        """True for an x-delayed-message exchange, which holds messages back for their `x-delay`."""
         return self.kind == DELAYED
 
     @property
     def bindings(self) -> Iterator[Binding]:
-        """The bindings that start here, oldest first."""
+        """The bindings from this exchange, oldest first."""
         return iter(self._bindings.values())
 
     @property
     def in_use(self) -> bool:
-        """Whether any binding starts here."""
+        """True if the exchange has any bindings to queues or other exchanges."""
         return bool(self._bindings)
 
     def find(self, destination: Destination, routing_key: str, arguments: Table) -> Binding | None:
-        """Return the binding with this key and these arguments; None if there is none."""
+        """Return the binding with this destination, key and arguments, or None."""
         return self._bindings.get((destination, routing_key, canonical(arguments)))
 
     def add(self, binding: Binding) -> None:
-        """Add a binding unlike all others here."""
+        """Add a binding. The exchange must not have an equal one yet."""
         self._bindings[binding.destination, binding.routing_key, canonical(binding.arguments)] = binding
         self._table.add(binding.routing_key, binding.arguments, binding.destination)
         binding.destination.inbound.add(binding)
 
     def remove(self, binding: Binding) -> bool:
-        """Remove a binding; False if it was not there."""
+        """Remove a binding; return False if the exchange does not have it."""
         if self._bindings.pop((binding.destination, binding.routing_key, canonical(binding.arguments)), None) is None:
             return False
         self._table.remove(binding.routing_key, binding.arguments, binding.destination)
@@ -182,15 +182,15 @@ class Exchange:
         return True
 
     def match(self, routing_key: str, headers: dict[str, Value]) -> Collection[Any]:
-        """Return the queues and exchanges that a message goes to, each once."""
+        """Return the queues and exchanges that a message is routed to, each only once."""
         return self._table.match(routing_key, headers)
 
 
 def delay_of(message: Message) -> int:
-    """Return for how many milliseconds to hold a message back.
+    """Return the delay of a message in milliseconds.
 
     Raises:
-        ConnectionException: 541, `x-delay` is not a number: the delayed message plugin fails the same way.
+        ConnectionException: 541, `x-delay` is not a number; the delayed message plugin fails in the same way.
     """
     try:
         return routing.delay_of(message.headers.get("x-delay"))
@@ -199,7 +199,7 @@ def delay_of(message: Message) -> int:
 
 
 def over(message: Message, milliseconds: int) -> Message:
-    """Return the message with a negative delay, as the delayed message plugin marks those that it has released."""
+    """Return the message with its delay negated, as the delayed message plugin does for released messages."""
     kind = Int32 if milliseconds <= 2**31 else Int64
     return message.replace(headers={**message.headers, "x-delay": kind(-milliseconds)})
 
@@ -207,10 +207,10 @@ def over(message: Message, milliseconds: int) -> Message:
 class DelayedMessages:
     """The messages that the x-delayed-message exchanges of a virtual host hold back.
 
-    A message goes to the exchange that has the name when it is due, even if that is a new one.
+    When a message is due, it goes to the exchange that has the name at that time, even if it was declared again.
 
     Args:
-        release: called with the name of the exchange and the message when it is due.
+        release: called with the name of the exchange and a message when the message is due.
     """
 
     def __init__(self, clock: Clock, release: Callable[[str, Entry], None]) -> None:
@@ -219,11 +219,11 @@ class DelayedMessages:
         self._counts: Counter[str] = Counter()
 
     def count(self, exchange: str) -> int:
-        """Return the number of messages that wait for an exchange."""
+        """Return the number of messages held back for an exchange."""
         return self._counts[exchange]
 
     def hold(self, exchange: str, entry: Entry) -> None:
-        """Hold a message back until its `expires_at`."""
+        """Hold a message back until `entry.expires_at`."""
         assert entry.expires_at is not None
         self._counts[exchange] += 1
         self._waiting.add(entry.expires_at, (exchange, entry))
@@ -234,13 +234,13 @@ class DelayedMessages:
         self._release(exchange, entry)
 
     def clear(self) -> list[Entry]:
-        """Remove all messages without releasing them, and return them."""
+        """Remove all messages without releasing them; return them."""
         self._counts.clear()
         return [entry for _, entry in self._waiting.clear()]
 
 
 def save_exchange(ledger: Ledger, vhost: str, exchange: Exchange) -> None:
-    """Store a new durable exchange; sets its key."""
+    """Store a new durable exchange, and set its key."""
     exchange.key = ledger.new_key()
     ledger.save(
         "exchange",

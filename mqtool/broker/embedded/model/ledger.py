@@ -1,4 +1,4 @@
-"""Where queues keep what they hold: in memory (this file), or also on disk (`store`)."""
+"""The ledger, which keeps messages, streams and definitions: in memory (this file), or also on disk (`store`)."""
 
 import asyncio
 import contextlib
@@ -14,27 +14,27 @@ from mqtool.broker.embedded.model.backlog import Entry
 from mqtool.codecs.field_tables import Table, Value, decode_table, encode_table
 from mqtool.message import MAX_DEPTH
 
-#: What a message costs besides its body: bytes of resident memory, measured with 300,000 that have message ids, on
-#: CPython 3.11. Without an id, messages share their header, and it is 250.
+#: The resident memory of a message besides its body, in bytes, measured on CPython 3.11 with 300,000 messages that have
+#: message ids. Messages without an id share their headers, and take 250.
 _ENTRY_OVERHEAD = 500
 
-#: What a message costs that is paged out: an integer, and its place in a deque.
+#: The memory of a message that is paged out, in bytes: an integer in a deque.
 _PAGED_OUT = 40
 
-#: Stored messages are paged out while those in memory take more bytes than this.
+#: Stored messages are paged out while the messages in memory take more bytes than this.
 _ROOMY = 32 * 1024 * 1024
 
-#: The part of the memory that messages may take by default.
+#: The default memory limit, as a fraction of the available memory.
 _MEMORY_FRACTION = 0.4
 
-#: Where Linux says how much memory a container may use, in versions 2 and 1 of control groups.
+#: The files in which Linux reports the memory limit of a container, for control groups version 2 and version 1.
 _CONTROL_GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
-#: A definition is a table around the tables of a client, so it may be nested a little deeper than those.
+#: A definition contains tables sent by a client, so it may be nested a little deeper than they are.
 _DEFINITION_DEPTH = MAX_DEPTH + 8
 
 
-#: The parts of definitions that stay as a client has sent them, bytes that are not text included.
+#: The fields of definitions that are kept exactly as a client sent them, including bytes that are not UTF-8.
 _CLIENTS_TABLES = ("arguments", "definition")
 
 
@@ -45,28 +45,28 @@ class SegmentData(Protocol):
         """Return the number of bytes."""
 
     def write(self, position: int, data: bytes) -> None:
-        """Write bytes at a position, over what a failed attempt has left there.
+        """Write bytes at this position, over any left by a failed attempt.
 
         Raises:
-            OSError: the disk does not take them.
+            OSError: the bytes cannot be written.
         """
 
     def sync(self) -> None:
-        """Block until all bytes are on the disk.
+        """Block until all bytes are on disk.
 
         Raises:
-            OSError: the disk does not take them.
+            OSError: the bytes cannot be written to disk.
         """
 
     def read(self, position: int, size: int) -> bytes:
-        """Return this many bytes from a position on, fewer at the end.
+        """Return `size` bytes starting at `position`, or fewer at the end.
 
         Raises:
-            OSError: they cannot be read.
+            OSError: the bytes cannot be read.
         """
 
     def cut(self, size: int) -> None:
-        """Keep only the first bytes, this many: the rest was not written in full."""
+        """Truncate to `size` bytes: the rest is incomplete or damaged."""
 
     def close(self) -> None:
         """Close the file until the next write."""
@@ -76,16 +76,16 @@ class SegmentData(Protocol):
 
 
 class Segments(Protocol):
-    """Where the segments of one stream are kept."""
+    """The stored segments of one stream."""
 
     def existing(self) -> Iterable[tuple[int, SegmentData]]:
-        """Return the segments from before a restart with their first offsets, in order."""
+        """Return the segments that already exist at a start, in order, each with its first offset."""
 
     def new(self, offset: int) -> SegmentData:
         """Return an empty segment with this first offset."""
 
     def delete(self) -> None:
-        """Delete all segments, and what they are kept in."""
+        """Delete all segments and, if they are files, their directory."""
 
 
 class MemorySegment:
@@ -104,7 +104,7 @@ class MemorySegment:
         return len(self._data)
 
     def write(self, position: int, data: bytes) -> None:
-        """Write bytes at a position."""
+        """Replace the bytes from this position on."""
         before = len(self._data)
         self._data[position:] = data
         self._hold(len(self._data) - before)
@@ -113,12 +113,12 @@ class MemorySegment:
         """Do nothing: there is no disk."""
 
     def read(self, position: int, size: int) -> bytes:
-        """Return this many bytes from a position on, fewer at the end."""
+        """Return `size` bytes starting at `position`, or fewer at the end."""
         with memoryview(self._data) as view:
             return bytes(view[position : position + size])
 
     def cut(self, size: int) -> None:
-        """Keep only the first bytes, this many."""
+        """Truncate to `size` bytes."""
         self.write(size, b"")
 
     def close(self) -> None:
@@ -152,27 +152,27 @@ class MemorySegments:
 
 
 class Log(Protocol):
-    """What a ledger needs of the log of a stream."""
+    """The interface of a stream's log that a ledger uses."""
 
     @property
     def is_watched(self) -> bool:
-        """Whether a reader waits for new messages."""
+        """True if a reader is waiting for new messages."""
 
     def prepare(self) -> None:
-        """Decide what to write now, besides what could not be written before."""
+        """Choose the data for the next write(). Data left over from a failed write is kept too."""
 
     def write(self) -> None:
-        """Write what is prepared and wait for the disk; on any thread, again after an error."""
+        """Write the prepared data and sync it to disk. May run on any thread, and be called again after an error."""
 
     def commit(self) -> None:
-        """Let readers have what has been written."""
+        """Make the written data available to readers."""
 
     def delete_files(self) -> None:
         """Delete the segments of a deleted stream."""
 
 
 def definition_key(names: Sequence[str | bytes]) -> bytes:
-    """Return a key that no other names have: the bytes of each on the wire, after their number."""
+    """Return a key that is unique for these names: the bytes of each name, preceded by their length."""
     parts = [name.encode(errors="surrogateescape") if isinstance(name, str) else name for name in names]
     return b"".join(struct.pack(">I", len(part)) + part for part in parts)
 
@@ -181,7 +181,7 @@ def encode_definition(value: Table) -> bytes:
     """Encode a definition, and check that it can be read back at the next start.
 
     Raises:
-        ChannelException: 406, it cannot.
+        ChannelException: 406, the definition cannot be read back.
     """
     try:
         data = encode_table(value)
@@ -192,10 +192,10 @@ def encode_definition(value: Table) -> bytes:
 
 
 def decode_definition(data: bytes) -> Table:
-    """Decode a stored definition, with names that are not UTF-8 as text, as the rest of the broker has them.
+    """Decode a stored definition. Names that are not UTF-8 become text with surrogate escapes.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the definition is damaged.
     """
     table = decode_table(data, max_depth=_DEFINITION_DEPTH)[0]
     return {name: item if name in _CLIENTS_TABLES else _with_names(item) for name, item in table.items()}
@@ -210,30 +210,30 @@ def _with_names(value: Value) -> Value:
 
 
 def default_memory_limit(control_groups: Sequence[str] = _CONTROL_GROUPS) -> int:
-    """Return RabbitMQ's default high-water mark: 0.4 of the memory that the machine or container has, in bytes."""
+    """Return RabbitMQ's default memory limit: 0.4 of the memory of the machine or container, in bytes."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for path in control_groups:
-        with contextlib.suppress(OSError, ValueError):  # there is none, or "max": no limit
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max": no limit
             memory = min(memory, int(Path(path).read_text()))
     return int(memory * _MEMORY_FRACTION)
 
 
 def disk_free(directory: Path) -> int:
-    """Return the number of bytes that are free on the disk of a directory."""
+    """Return the free space on the disk that contains a directory, in bytes."""
     found = os.statvfs(directory)
     return found.f_bavail * found.f_frsize
 
 
 class Ledger:
-    """Adds up the memory that messages take; a subclass also writes to disk what must survive the process.
+    """Counts the memory that messages take. A subclass also stores durable definitions and messages on disk.
 
     Attributes:
-        held_bytes: what the messages in all queues take.
+        held_bytes: the memory that messages and clients take, in bytes.
         when_changed: called with held_bytes after each change.
-        group: the number of the group that is written next; all in it get to the disk together.
-        definitions_saved: how many definitions have been saved or deleted; on disk only after the next group.
-        on_disk: whether there is a disk.
-        directory: the data directory; without one, a directory on the disk where it would be.
+        group: the number of the next group of changes, all of which are written to disk together.
+        definitions_saved: the number of definitions saved or deleted so far; they are on disk after the next group.
+        on_disk: True if the ledger writes to disk.
+        directory: the data directory; if there is none, the directory whose free disk space is checked.
     """
 
     on_disk: ClassVar[bool] = False
@@ -248,29 +248,29 @@ class Ledger:
         self._position = 0
 
     def disk_free(self) -> int:
-        """Return the number of bytes that are free on the disk."""
+        """Return the free space on the disk, in bytes."""
         return disk_free(self.directory)
 
     def enter(self, message: Message, expires_at: int | None) -> Entry:
-        """Return the entry of a new message in a queue or a delayed exchange."""
+        """Create the entry for a new message in a queue or a delayed exchange, and count its memory."""
         self._position = position = self._position + 1
         self.held_bytes = held = self.held_bytes + len(message.body) + _ENTRY_OVERHEAD
         self.when_changed(held)
         return Entry(message, position, expires_at)
 
     def hold(self, entry: Entry) -> None:
-        """Count a message that was stored before a restart."""
+        """Add the size of a message recovered at a start to the bytes held."""
         self._hold(len(entry.message.body) + _ENTRY_OVERHEAD)
 
     def drop(self, entry: Entry) -> None:
-        """Delete a message that has left its queue."""
+        """Release a message that has left its queue; delete it from disk if it is stored."""
         self.held_bytes -= len(entry.message.body) + _ENTRY_OVERHEAD
         if entry.row:
             self.removed(entry.row)
         self.when_changed(self.held_bytes)
 
     def set_aside(self, entry: Entry) -> None:
-        """Let go of a message that cannot be handled. If it is stored, it stays on disk until the next start."""
+        """Release the memory of a message that cannot be processed. If stored, it stays on disk for the next start."""
         self._hold(-len(entry.message.body) - _ENTRY_OVERHEAD)
 
     def drop_paged_out(self, row: int) -> None:
@@ -279,8 +279,8 @@ class Ledger:
         self.removed(row)
 
     def page_out(self, entry: Entry) -> bool:
-        """Decide whether to forget a stored message until it is read back. It must be as it was stored."""
-        # What is known of a dead letter is not stored.
+        """Return True if the caller is to drop a stored, unchanged message from memory until it is read back."""
+        # Its being a dead letter is not stored on disk.
         if self.held_bytes - self._paged_out_bytes <= _ROOMY or isinstance(entry.message, Dead):
             return False
         self.held_bytes -= len(entry.message.body) + _ENTRY_OVERHEAD
@@ -288,7 +288,7 @@ class Ledger:
         return True
 
     def page_in(self, rows: Sequence[int]) -> list[Entry]:
-        """Read messages back: at least the first of these rows, and more of them if they are not large."""
+        """Read messages back from disk: the first of these rows, and those after it unless they are large."""
         entries = self.read(rows)
         self.held_bytes += sum(len(entry.message.body) + _ENTRY_OVERHEAD for entry in entries)
         self._page(-_PAGED_OUT * len(entries))
@@ -306,18 +306,18 @@ class Ledger:
         """Store a definition.
 
         Args:
-            kind: such as `queue`.
-            names: what identifies it among those of its kind, the virtual host first.
-            value: what decode_definition() returns at the next start.
+            kind: the kind of definition, such as `queue`.
+            names: identify the definition among those of its kind; the virtual host first, if it belongs to one.
+            value: the content, as decode_definition() returns it at the next start.
 
         Raises:
-            ChannelException: 406, it could not be read back.
-            ConnectionException: 506, it cannot be written.
+            ChannelException: 406, the definition could not be read back.
+            ConnectionException: 506, the definition cannot be written.
         """
         self.write_definition(kind, definition_key(names), encode_definition(value))
 
     def segments(self, holder: int) -> Segments:  # noqa: ARG002
-        """Return where the segments of the stream with this key are kept."""
+        """Return the stored segments of the stream with this key."""
         return MemorySegments(self._hold)
 
     def discard_log(self, log: Log) -> None:
@@ -334,37 +334,37 @@ class Ledger:
         """Call a function once everything added so far is on disk."""
         what()
 
-    # A ledger in memory has nothing to do for the following.
+    # The following methods do nothing in a ledger without a disk.
 
     def close(self, returned: Iterable[Entry] = ()) -> None:
-        """Finish writing; `returned` are the messages that clients have had before."""
+        """Finish writing. `returned` are requeued messages that were delivered before."""
 
     def write_log(self, log: Log) -> None:
-        """Write what a stream has to write with the next group."""
+        """Write the new data of a stream with the next group."""
 
     def added(self, holder: int, entry: Entry) -> None:
-        """Store a message of the queue or delayed exchange with this key; sets the entry's row."""
+        """Store a message of the queue or delayed exchange with the key `holder`, and set the entry's row."""
 
     def removed(self, row: int) -> None:
         """Delete a stored message."""
 
     def read(self, rows: Sequence[int]) -> list[Entry]:  # noqa: ARG002
-        """Read stored messages, up to BATCH, in this order; not all at once if they are large."""
+        """Read up to BATCH stored messages in this order; if they are large, only the first of them."""
         return []
 
     def delivering(self, holder: int) -> None:
-        """Note that a client is about to see a message of this queue for the first time since the start."""
+        """Record that the queue with this key delivers a message for the first time since the start."""
 
     def new_key(self) -> int:
-        """Return a number for a new durable queue or exchange."""
+        """Return an unused key for a new durable queue or exchange."""
         return 0
 
     def write_definition(self, kind: str, key: bytes, value: bytes) -> None:
         """Store an encoded definition.
 
         Raises:
-            ConnectionException: 506, it cannot be written.
+            ConnectionException: 506, the definition cannot be written.
         """
 
     def forget(self, kind: str, names: Sequence[str | bytes]) -> None:
-        """Delete a stored definition, if there is one; with a virtual host, all definitions in it."""
+        """Delete a stored definition, if any. Deleting a virtual host deletes all definitions in it."""

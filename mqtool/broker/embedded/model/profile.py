@@ -1,4 +1,4 @@
-"""The versions of RabbitMQ that the broker can behave like: each difference that clients can see has a name."""
+"""Profiles: the versions of RabbitMQ that the broker can behave like, and how they differ for clients."""
 
 import sys
 from enum import StrEnum
@@ -8,7 +8,7 @@ from mqtool import __version__
 
 
 class Like(StrEnum):
-    """The names of the profiles. 4.3.5 stands for 4.3.0 to 4.3.5, which refuse transient queues that 4.3.6 accepts."""
+    """The names of the profiles. 4.3.5 stands for 4.3.0 to 4.3.5, which refuse transient queues; 4.3.6 accepts them."""
 
     V3_10 = "3.10"
     V4_0 = "4.0"
@@ -18,41 +18,42 @@ class Like(StrEnum):
 
 
 class Profile(NamedTuple):
-    """A version of RabbitMQ. The defaults are those of 3.10.
+    """The behaviour of one version of RabbitMQ. The defaults are those of 3.10.
 
     Attributes:
-        version: the version that clients are told.
-        stream_version: the version that clients of the stream protocol are told, if it is different.
-        smallest_frame: the smallest `frame_max` that a client may ask for, in bytes.
-        largest_message: the largest body, in bytes.
-        first_choice: the protocol header sent to a client that speaks another protocol.
-        delivery_limit: the default of quorum queues; None for no limit.
-        first_count: whether basic.get sends `x-delivery-count: 0` with the first delivery from a quorum queue.
-        nack_counts: whether basic.nack and basic.recover count against the delivery limit. If not, `x-acquired-count`
-            counts all deliveries, and `x-delivery-count` those that failed: basic.reject, a lost channel.
-        unlimited_last: whether a quorum queue without a limit puts requeued messages behind all others.
-        quorum_priorities: whether quorum queues have priorities: none, two (twice as many of the higher one), or 32.
-        delayed_retry: whether quorum queues can hold requeued messages back (`x-delayed-retry-type`).
-        transient_queues: whether a queue may be neither durable nor exclusive.
-        master_locator: whether `x-queue-master-locator` is accepted.
-        lists_type: whether every queue has the argument `x-queue-type`, even if it was declared without.
-        checks_queue_mode: whether `x-queue-mode` must be `lazy` or `default`; neither has an effect here.
-        oldest_queue_version: the lowest `x-queue-version`.
-        unknown_type_closes: what is closed when an exchange of an unknown type is declared.
-        names_access: whether an error says which access was refused: configure, write or read.
-        passive_configures: whether a passive declaration needs the permission to configure.
-        trusts_deaths: whether an `x-death` header of a client is kept; else `x-last-death-…` headers are added.
-        global_prefetch: whether a prefetch may be for a whole channel; if not, it is for each consumer.
-        most_wildcards: how many `#` a binding key of a topic exchange may have; None for any number.
-        strict_numbers: whether a headers exchange distinguishes integers, decimals and times of the same value.
-        streams_take_nacks: whether a reader of a stream may send basic.nack.
-        times_out: whether the consumer timeout is for all queues, rather than only for quorum queues.
-        returns_replies: whether a mandatory direct reply is returned when the client is gone.
-        lost_commit: what is closed when a transaction is committed that publishes to a deleted queue.
-        exact_body: whether a body longer than announced has an error of its own.
-        mirrors: whether policies can mirror queues; then they can set only what 3.10 knows.
-        delayed_exchanges: whether there is a delayed message plugin for it.
-        hides_vhosts: whether the management API answers 404 for virtual hosts that a user has no access to.
+        version: the version reported to clients.
+        stream_version: the version reported to clients of the stream protocol; empty if it is the same.
+        smallest_frame: the smallest `frame_max` that a client may request, in bytes.
+        largest_message: the largest message body allowed, in bytes.
+        first_choice: the protocol header sent to a client that starts with an unsupported one.
+        delivery_limit: the default delivery limit of quorum queues; None for no limit.
+        first_count: True if basic.get sends `x-delivery-count: 0` with the first delivery from a quorum queue.
+        nack_counts: True if basic.nack and basic.recover count against the delivery limit. If not, `x-acquired-count`
+            counts all deliveries, and `x-delivery-count` only failed ones (basic.reject, a lost channel).
+        unlimited_last: True if a quorum queue without a delivery limit requeues messages behind all others.
+        quorum_priorities: the priorities of quorum queues: `none`, `two` (delivered at a ratio of 2:1), or `all` 32.
+        delayed_retry: True if quorum queues can hold requeued messages back (`x-delayed-retry-type`).
+        transient_queues: True if a queue may be neither durable nor exclusive.
+        master_locator: True if `x-queue-master-locator` is accepted.
+        lists_type: True if every queue has the argument `x-queue-type`, even if it was declared without one.
+        checks_queue_mode: True if `x-queue-mode` must be `lazy` or `default`. The mode has no effect in this broker.
+        oldest_queue_version: the lowest `x-queue-version` accepted.
+        unknown_type_closes: closed when a client declares an exchange of an unknown type.
+        names_access: True if an error names the permission that is missing: configure, write or read.
+        passive_configures: True if a passive declaration needs the configure permission.
+        trusts_deaths: True if dead-lettering keeps an `x-death` header sent by a client; if False, it is replaced, and
+            `x-last-death-…` headers are added.
+        global_prefetch: True if a prefetch count can apply to a whole channel rather than to each consumer.
+        most_wildcards: the maximum number of `#` in a binding key of a topic exchange; None for no limit.
+        strict_numbers: True if a headers exchange distinguishes integers, decimals and timestamps of equal value.
+        streams_take_nacks: True if a consumer of a stream may send basic.nack.
+        times_out: True if the consumer timeout applies to all queues, False if only to quorum queues.
+        returns_replies: True if a mandatory direct reply to a client that is gone is returned to its publisher.
+        lost_commit: closed when a client commits a transaction with a message for a queue deleted meanwhile.
+        exact_body: True if a body longer than announced causes a specific error.
+        mirrors: True if policies can mirror queues. Only the policy settings of 3.10 are then accepted.
+        delayed_exchanges: True if the delayed message plugin is available for this version.
+        hides_vhosts: True if the management API returns 404 for virtual hosts that a user has no access to.
     """
 
     version: str = "3.10.8"
@@ -88,7 +89,7 @@ class Profile(NamedTuple):
     hides_vhosts: bool = False
 
 
-# The stream port has the commands of 3.13; clients choose commands by the version.
+# The stream listener has the commands of 3.13, and clients choose commands by the version.
 _3_10 = Profile(stream_version="3.13.7")
 _4_0 = Profile(
     version="4.0.5",
@@ -138,7 +139,7 @@ PROFILES = {
 
 
 def profile(like: str) -> Profile:
-    """Return the profile of this name.
+    """Return the profile with this name.
 
     Raises:
         ValueError: no profile has this name.
@@ -149,7 +150,7 @@ def profile(like: str) -> Profile:
 
 
 def identity(profile: Profile) -> dict[str, str]:
-    """Return the server properties. Clients rely on product and version, so they are those of RabbitMQ."""
+    """Return the server properties. The product and version are RabbitMQ's, because clients rely on them."""
     return {
         "cluster_name": "embedded@localhost",
         "copyright": "The mqtool founders",
