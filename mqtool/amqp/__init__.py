@@ -1,4 +1,4 @@
-"""The AMQP 0-9-1 client: the only package that imports pika. Blocking calls in front, one I/O thread behind."""
+"""An AMQP 0-9-1 client: blocking calls, carried out by an I/O thread. This is the only package that imports pika."""
 
 from mqtool.amqp.address import Address, TlsFiles, parse_addresses
 from mqtool.amqp.channel import CONFIRM_TIMEOUT, Channel, Owner

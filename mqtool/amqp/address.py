@@ -1,4 +1,4 @@
-"""Where a broker is and how to get in: AMQP URLs (https://www.rabbitmq.com/docs/uri-spec) and TLS files."""
+"""Parse AMQP URLs (https://www.rabbitmq.com/docs/uri-spec), hide their passwords, and load TLS files."""
 
 import re
 import ssl
@@ -10,21 +10,21 @@ from mqtool.errors import UsageError
 
 _EXAMPLE = "a URL looks like amqp://user:password@host:5672/vhost"
 _ESCAPE = "in a user, a password or a vhost, write # as %23, / as %2F, ? as %3F, @ as %40"
-#: A comma between two URLs; one within a password is just that.
+#: A comma that separates two URLs; a comma within a password does not.
 _BETWEEN_URLS = re.compile(r",(?=\s*(?:\w+://|,|$))")
 _SECRET_PARAMETER = re.compile(r"([?&][^=&#]*(?:pass|pw|secret|token)[^=&#]*=)[^&#]*", re.IGNORECASE)
-#: What is meant as an amqp:// URL without that: [user:password@]host[:port][/vhost].
+#: An amqp:// URL without its scheme: [user:password@]host[:port][/vhost].
 _WITHOUT_SCHEME = re.compile(r"(?:[^/?#\s]+@)?(?:\[[\da-f:.]+\]|[\w.-]+)(?::\d+)?(?:[/?].*)?", re.IGNORECASE | re.ASCII)
 #: A heartbeat is negotiated in 16 bits.
 _HEARTBEAT_MAX = 65_535
 
 
 class Address(NamedTuple):
-    """One node of a broker, with the credentials for it. Printing one never shows the password.
+    """The address of one node of a broker, with credentials. Its str() and repr() never show the password.
 
     Attributes:
-        heartbeat: seconds; None leaves it to the broker, 0 turns heartbeats off.
-        connection_timeout: seconds for the TCP connection, and as many again for the AMQP handshake.
+        heartbeat: heartbeat interval in seconds; None uses the broker's, 0 turns heartbeats off.
+        connection_timeout: time limit in seconds for the TCP connection, and again for the AMQP handshake.
     """
 
     host: str = "localhost"
@@ -40,9 +40,9 @@ class Address(NamedTuple):
         return f"Address({str(self)!r})"
 
     def cluster(self, name: str | None) -> str:
-        """What tells this broker and virtual host from all others: the cluster's name, where that is unique.
+        """Return a string that identifies this broker and virtual host: the cluster name, if it is unique.
 
-        A name at "localhost" says nothing about the machine, so the address is added to it.
+        A cluster name that ends with "@localhost" is not unique, so the host and port are added to it.
         """
         unique = bool(name) and not str(name).endswith("@localhost")
         return f"{name} {self.virtual_host}" if unique else f"{name} {self.host}:{self.port} {self.virtual_host}"
@@ -54,14 +54,14 @@ class Address(NamedTuple):
 
 
 class TlsFiles(NamedTuple):
-    """PEM files: the authority that signed the broker's certificate, and our own certificate and key."""
+    """PEM files: the CA certificate to verify the broker's certificate, and the client's own certificate and key."""
 
     ca: Path | None = None
     cert: Path | None = None
     key: Path | None = None
 
     def context(self) -> "ssl.SSLContext":
-        """A context that verifies the broker's certificate and its name.
+        """Create an SSL context that verifies the broker's certificate and host name.
 
         Raises:
             UsageError: a file is missing or is not PEM, or there is a key without its certificate.
@@ -83,7 +83,7 @@ def parse_addresses(urls: str) -> list[Address]:
     """Parse comma-separated URLs.
 
     Raises:
-        UsageError: one of them is not an AMQP URL; the message shows it without its password.
+        UsageError: one of them is not an AMQP URL. The error shows the URL without its password.
     """
     each = (
         _BETWEEN_URLS.split(urls) if "://" in urls or "@" in urls else urls.split(",")
@@ -95,10 +95,10 @@ def parse_addresses(urls: str) -> list[Address]:
 
 
 def parse_address(url: str) -> Address:
-    """Parse one URL; without a scheme it is amqp. No path, "/" and "/%2F" all mean the virtual host "/".
+    """Parse one URL. The default scheme is amqp. No path, "/" and "/%2F" all mean the virtual host "/".
 
     Raises:
-        UsageError: it is not an AMQP URL.
+        UsageError: this is not an AMQP URL.
     """
     if "://" not in url and _WITHOUT_SCHEME.fullmatch(url):
         url = f"amqp://{url}"
@@ -140,7 +140,7 @@ def parse_address(url: str) -> Address:
 
 
 def _query_options(query: str, url: str) -> dict[str, str]:
-    """The query parameters that mqtool supports: heartbeat (seconds), connection_timeout (milliseconds)."""
+    """Parse and check the query parameters: heartbeat (seconds) and connection_timeout (milliseconds)."""
     options = dict(parse_qsl(query, keep_blank_values=True))
     for name, value in options.items():
         if name not in ("heartbeat", "connection_timeout"):
@@ -167,12 +167,12 @@ def _bad(url: str, what: str, hint: str | None = None) -> UsageError:
 
 
 def without_passwords(urls: str) -> str:
-    """Comma-separated URLs, of a broker or its management API, without their passwords."""
+    """Remove the passwords from comma-separated URLs of a broker or its management API."""
     return ",".join(_without_password(url, mark="") for url in _BETWEEN_URLS.split(urls))
 
 
 def _without_password(url: str, mark: str = ":***") -> str:
-    """The URL without what may be a password, even where it cannot be parsed."""
+    """Replace anything in a URL that may be a password, even if the URL cannot be parsed."""
     url = _SECRET_PARAMETER.sub(rf"\1{mark[1:]}", url)
     scheme, separator, rest = url.partition("://")
     if not separator or not scheme.isalnum():  # there is none, or only within a password

@@ -8,7 +8,7 @@ from pika.channel import Channel as PikaChannel
 from mqtool.errors import NotFound, UsageError
 from mqtool.topology import Binding, Exchange, Queue
 
-#: Sends a method, and has a callback called with the answer.
+#: A function that sends a method on a pika channel and registers a callback for the broker's reply.
 Request = Callable[[PikaChannel, Callable[[Any], None]], Any]
 
 
@@ -16,11 +16,11 @@ def declare_request(thing: Exchange | Queue, *, passive: bool = False) -> Reques
     """Build queue.declare or exchange.declare.
 
     Args:
-        passive: only check that it exists.
+        passive: only check that the exchange or queue exists.
 
     Raises:
         UsageError: the name has a line break, which RabbitMQ would drop, so that pika would wait for the full name
-            forever; or it is not UTF-8, which would break the lists of the management API.
+            forever; or the name is not UTF-8, which would break the lists of the management API.
     """
     check_utf_8(thing.name)
     if "\n" in thing.name or "\r" in thing.name:
@@ -37,17 +37,17 @@ def declare_request(thing: Exchange | Queue, *, passive: bool = False) -> Reques
 
 
 def check_utf_8(name: str) -> None:
-    """Check a name that a user has typed. Names that the broker has may contain any bytes.
+    """Check a name that a user has typed. Names that already exist on the broker may contain any bytes.
 
     Raises:
-        UsageError: it is not valid UTF-8.
+        UsageError: the name is not valid UTF-8.
     """
     if not name.isascii() and any("\ud800" <= character <= "\udfff" for character in name):
         raise UsageError(f"the name {name!r} is not valid UTF-8", "only a message's body may be any bytes")
 
 
 def binding_request(binding: Binding, *, verb: str = "bind") -> Request:
-    """Build queue.bind or exchange.bind, or queue.unbind or exchange.unbind with the verb "unbind"."""
+    """Build queue.bind or exchange.bind; with verb="unbind", queue.unbind or exchange.unbind."""
     what, *ends = ("exchange", "destination", "source") if binding.to_exchange else ("queue", "queue", "exchange")
     arguments = {
         **dict(zip(ends, (binding.destination, binding.source), strict=True)),
@@ -64,7 +64,7 @@ class Asks(Protocol):
 
 
 class Depth(NamedTuple):
-    """The number of ready messages in a queue, and of its consumers."""
+    """The numbers of ready messages and consumers of a queue."""
 
     ready: int
     consumers: int
@@ -81,7 +81,7 @@ def depth(channel: Asks, queue: str) -> Depth:
 
 
 def exists(channel: Asks, thing: Exchange | Queue) -> bool:
-    """Whether the broker has an exchange or a queue of this name."""
+    """True if the broker has an exchange or a queue of this name."""
     try:
         expect(channel, thing)
     except NotFound:
@@ -93,7 +93,7 @@ def expect(channel: Asks, thing: Exchange | Queue) -> None:
     """Check that an exchange or a queue exists.
 
     Raises:
-        NotFound: it does not.
+        NotFound: it does not exist.
     """
     channel.ask(declare_request(thing, passive=True))
 
@@ -102,7 +102,7 @@ def delete_queue(channel: Asks, name: str, *, if_unused: bool = False, if_empty:
     """Delete a queue; return how many ready messages were in it. Safe to repeat.
 
     Raises:
-        BadData: if_unused and it has consumers, or if_empty and it has messages.
+        BadData: the queue has consumers and `if_unused` is set, or it has messages and `if_empty` is set.
     """
     answer = channel.ask(
         lambda pika, done: pika.queue_delete(name, if_unused=if_unused, if_empty=if_empty, callback=done)
@@ -123,8 +123,8 @@ def delete_exchange(channel: Asks, name: str, *, if_unused: bool = False) -> Non
     """Delete an exchange. Safe to repeat.
 
     Raises:
-        BadData: if_unused and it has bindings.
-        AccessRefused: it is one of the broker's own.
+        BadData: the exchange has bindings and `if_unused` is set.
+        AccessRefused: the exchange is predeclared.
     """
     channel.ask(lambda pika, done: pika.exchange_delete(name, if_unused=if_unused, callback=done))
 

@@ -1,9 +1,9 @@
-"""A channel: declare, bind, publish, consume and acknowledge by blocking calls that continue after a reconnection.
+"""Channel: declare, bind, publish, consume and acknowledge by blocking calls that resume after a reconnection.
 
 Exchanges, queues, bindings and consumers are remembered, and set up again when the channel is reopened.
 
-The way in:   Channel.publish ─ publisher ─ unconfirmed ─ basic_frames ─ pika_private ─> socket
-The way out:  socket ─> pika_private ─ basic_frames ─ subscription ─ consumer ─ Channel.consume
+To publish:   Channel.publish ─ publisher ─ unconfirmed ─ basic_frames ─ pika_private ─> socket
+To consume:   socket ─> pika_private ─ basic_frames ─ subscription ─ consumer ─ Channel.consume
 """
 
 import re
@@ -22,12 +22,12 @@ from mqtool.amqp.unconfirmed import WINDOW, Route, addressed
 from mqtool.message import Delivery, Message, Receipt
 from mqtool.topology import Binding, Exchange, Queue
 
-#: Seconds. A cluster that has lost a node may need ten to notice, and to elect another leader for a queue.
+#: Seconds to wait for confirms. A cluster may need ten to detect a lost node and elect a new leader for a queue.
 CONFIRM_TIMEOUT = 20.0
 
 
 class Owner(ChannelConnection, Protocol):
-    """What a channel needs of its connection."""
+    """The part of Connection that a channel uses."""
 
     stopping: bool
     cluster: str
@@ -44,9 +44,9 @@ class Channel(ChannelListener):
     """One channel of a connection, for one thread at a time.
 
     Attributes:
-        connection: its connection.
-        reopening: opens it again after a loss.
-        stopping: stop() was called.
+        connection: the connection of the channel.
+        reopening: opens the channel again after a loss.
+        stopping: True once stop() was called.
     """
 
     def __init__(self, connection: Owner, *, strict: bool, mandatory: bool, confirm_timeout: float) -> None:
@@ -62,12 +62,12 @@ class Channel(ChannelListener):
 
     @property
     def is_open(self) -> bool:
-        """Whether the connection and the channel are open right now."""
+        """True if the connection and the channel are open right now."""
         return self.reopening.is_ready
 
     @property
     def refused(self) -> bool:
-        """Whether the broker closed the channel because of an error, while the connection stayed open."""
+        """True if the broker closed the channel because of an error, while the connection stayed open."""
         return self.reopening.refused
 
     # Topology.
@@ -80,7 +80,7 @@ class Channel(ChannelListener):
 
         Args:
             remember: declare it again after a reconnection.
-            exactly: as if the channel were strict: with other settings, messages could get stuck in it.
+            exactly: reject other settings, as if the channel were strict.
 
         Raises:
             DeclaredDifferently: it exists with another type; or with other settings, and the channel is strict.
@@ -92,7 +92,7 @@ class Channel(ChannelListener):
         return declared
 
     def accept_settings(self, thing: Queue | Exchange) -> None:
-        """If it exists, use it with the settings that it has: declare() then prints no notice."""
+        """Accept any settings of an existing queue or exchange: declare() uses it as it is, without a notice."""
         self.reopening.journal.set_differs(thing)
 
     def bind(
@@ -126,10 +126,10 @@ class Channel(ChannelListener):
         return int(self.ask(administration.declare_request(Queue(queue), passive=True)).method.message_count)
 
     def ask(self, request: Request) -> Any:
-        """Make any request, and return the broker's answer. It is not remembered for a reconnection.
+        """Make any request, and return the broker's reply. The request is not repeated after a later reconnection.
 
         Raises:
-            MqtoolError: the broker refuses it.
+            MqtoolError: the broker refuses the request.
         """
         return self.reopening.retrying(lambda: self.reopening.checked(request))
 
@@ -151,7 +151,7 @@ class Channel(ChannelListener):
         again.
 
         Args:
-            messages: None among them means that there is no message right now: receipts are yielded meanwhile.
+            messages: None means that there is no message right now: receipts are yielded meanwhile.
             exchange: for messages without one; None is the default exchange.
             routing_key: for messages without one.
             persistent: delivery mode 2, for messages without one.
@@ -185,7 +185,7 @@ class Channel(ChannelListener):
     def consume(self, queue: Queue, receiving: Receiving = STREAMING) -> Generator[Delivery]:
         """Start to consume at once; return a generator of the deliveries.
 
-        A delivery is acknowledged when the caller asks for the next one, unless it called acknowledge() before.
+        A delivery is acknowledged when the caller requests the next one, unless the caller acknowledged it before.
 
         Raises:
             NotFound: the queue does not exist.
@@ -194,7 +194,7 @@ class Channel(ChannelListener):
         return self.consumer(queue, receiving).deliveries()
 
     def consumer(self, queue: Queue, receiving: Receiving = STREAMING) -> Consumer:
-        """Start to consume, as consume() does; return the Consumer, which can also wait for a delivery for a time."""
+        """Start to consume, as consume() does; return the Consumer, which can also wait with a timeout."""
         is_stream = receiving.offset is not None or queue.arguments.get("x-queue-type") == "stream"
         limits = _limits_deliveries(queue, self.connection.broker)
         policy = policy_for(receiving, limits_deliveries=limits, is_stream=is_stream)
@@ -222,14 +222,14 @@ class Channel(ChannelListener):
         return delivery_from(method, properties, body, queue, epoch)
 
     def acknowledge(self, *deliveries: Delivery) -> None:
-        """Acknowledge deliveries, in one write. From any thread; safe to repeat."""
+        """Acknowledge deliveries, in one write. Safe to repeat, and to call from any thread."""
         self._acks.add(_settled(deliveries, tuple(self._consumers)))
 
     def answer(self, delivery: Delivery, reply: Message) -> None:
         """Publish the reply to a delivery, then acknowledge the delivery, in one write.
 
         If more deliveries have arrived, the write waits two milliseconds for their replies. The broker handles both in
-        order, so an acknowledged request has its reply in a queue. wait_for_confirms() tells whether it is safe there.
+        order, so the reply to an acknowledged request is in a queue. Use wait_for_confirms() to wait for its confirm.
 
         Raises:
             NotConfirmed: the broker did not confirm earlier replies in time.
@@ -241,22 +241,27 @@ class Channel(ChannelListener):
         self._acks.add(_settled([delivery], consumers), more_follow=more_follow)
 
     def wait_for_confirms(self) -> None:
-        """Wait until the broker has confirmed or rejected all published messages. Raises what publish() does."""
+        """Wait until the broker has confirmed or rejected all published messages.
+
+        Raises:
+            NotConfirmed: the broker did not confirm in time.
+            MqtoolError: the channel was closed for good.
+        """
         for _ in self._publisher.receipts([], Route(), WINDOW):
             pass
 
     def is_current(self, delivery: Delivery) -> bool:
-        """Whether a delivery can still be acknowledged. If not, the broker redelivers it."""
+        """True if a delivery can still be acknowledged. If not, the broker redelivers it."""
         return self.reopening.requests.pika is not None and delivery.epoch == self._epoch
 
     def stop(self) -> None:
-        """End all consumers after their present delivery. From any thread, and from a signal handler."""
+        """End all consumers after their current delivery. Safe to call from any thread or a signal handler."""
         self.stopping = self.connection.stopping = True
         for consumer in self._consumers:
             consumer.stop()
 
     def close(self) -> None:
-        """Close the channel after the acknowledgements that wait; unacknowledged deliveries are requeued."""
+        """Close the channel after pending acknowledgements are sent. Unacknowledged deliveries are requeued."""
 
         def leave() -> None:
             left = self.reopening.requests.leave()
@@ -288,7 +293,7 @@ class Channel(ChannelListener):
 
 
 def _settled(deliveries: Sequence[Delivery], consumers: Sequence[Consumer]) -> list[Delivery]:
-    """Mark deliveries as acknowledged; return those that were not before."""
+    """Mark deliveries as acknowledged; return the ones that were not marked yet."""
     unsettled = [delivery for delivery in deliveries if not delivery.settled]
     for delivery in unsettled:
         delivery.settled = True
@@ -298,6 +303,6 @@ def _settled(deliveries: Sequence[Delivery], consumers: Sequence[Consumer]) -> l
 
 
 def _limits_deliveries(queue: Queue, broker: str) -> bool:
-    """Whether a queue drops messages that were delivered too often."""
+    """True if a queue drops or dead-letters messages that were delivered too often."""
     is_quorum = queue.arguments.get("x-queue-type") == "quorum"
     return is_quorum and ("x-delivery-limit" in queue.arguments or re.match(r"RabbitMQ (?!3\.)", broker) is not None)

@@ -1,7 +1,7 @@
-"""A connection: pika's SelectConnection on an I/O thread of its own, opened again when it is lost.
+"""Connection: pika's SelectConnection on its own I/O thread, reopened when it is lost.
 
-The I/O thread answers heartbeats while the caller works for minutes, receives confirms while the caller publishes, and
-notices a lost connection at once. A third thread opens it again, and ends then: it can block while it waits.
+The I/O thread sends heartbeats while the caller works for minutes, receives confirms while the caller publishes, and
+detects a lost connection at once. A third thread, which may block, reopens the connection and then ends.
 """
 
 import ssl
@@ -25,7 +25,7 @@ from mqtool.duration import Backoff
 from mqtool.errors import MqtoolError, Unavailable
 
 _CLOSE_PATIENCE, _HOPELESS_PATIENCE = 2.0, 0.2
-#: Reply codes with which a broker closes a connection because of an error of the client, which would recur.
+#: Reply codes with which a broker closes a connection because of a client error that would occur again.
 _OUR_FAULT = range(402, 600)
 _FORCED_BY_OPERATOR = 320
 #: Seconds to wait while the other nodes of a cluster elect new leaders for their queues. In RabbitMQ 3.10, a client
@@ -53,9 +53,9 @@ class Connection:
     Attributes:
         notice: called with a sentence for the user, such as about a lost connection.
         io: the I/O thread.
-        has_progressed: since the connection was opened, a message was confirmed or a delivery acknowledged.
+        has_progressed: True if a message was confirmed or a delivery acknowledged since the connection was opened.
         cluster: identifies the broker and the virtual host.
-        stopping: the command is to stop, and must not wait for a broker that cannot answer.
+        stopping: True if the command must stop, and must not wait for a broker that cannot reply.
 
     Args:
         addresses: the nodes of one broker, tried in turn.
@@ -64,7 +64,7 @@ class Connection:
         backoff: the delays between attempts to reconnect; None never reconnects. They start again after progress.
 
     Raises:
-        Unavailable: no node answers.
+        Unavailable: no node can be reached.
         AccessRefused: the broker rejects the user or the vhost.
     """
 
@@ -139,18 +139,18 @@ class Connection:
         return channel
 
     def beside(self) -> "Connection":
-        """Open another connection to the same broker, without reconnecting: for requests that may close it."""
+        """Open another connection to the same broker, which does not reconnect: for requests that may close it."""
         return Connection(self._addresses, tls=self._tls, name=self._name)
 
     @property
     def broker(self) -> str:
-        """The broker's name for itself, such as "RabbitMQ 4.2.1"."""
+        """The broker's product name and version, such as "RabbitMQ 4.2.1"."""
         told = (self._pika.server_properties if self._pika else None) or {}
         return f"{told.get('product', 'the broker')} {told.get('version', '')}".strip()
 
     @property
     def broker_to_show(self) -> str:
-        """The broker's name for people. The embedded broker calls itself RabbitMQ, since clients rely on that."""
+        """The broker's name to show to users. The embedded broker claims to be RabbitMQ, since clients rely on that."""
         told = (self._pika.server_properties if self._pika else None) or {}
         return "the embedded broker" if "embedded broker" in str(told.get("information", "")) else self.broker
 
@@ -186,12 +186,12 @@ class Connection:
 
     @property
     def comes_back(self) -> bool:
-        """Whether the connection is opened again after a loss."""
+        """True if the connection is reopened after a loss."""
         return self._backoff is not None
 
     @property
     def hopeless(self) -> str | None:
-        """Why the broker cannot answer, if the command is to stop; else None."""
+        """The reason why the broker cannot reply, if the command must stop; else None."""
         if not self.stopping:
             return None
         if self._state is State.LOST:
@@ -199,10 +199,10 @@ class Connection:
         return "the broker blocks publishers" if self._is_blocked else None
 
     def open_pika_channel(self, on_open: Callable[[PikaChannel], None]) -> PikaChannel:
-        """Start to open a channel. On the I/O thread.
+        """Start to open a channel. Call it on the I/O thread.
 
         Raises:
-            pika.exceptions.AMQPError: there is no open connection.
+            pika.exceptions.AMQPError: the connection is not open.
         """
         if self._pika is None or not self._pika.is_open:
             raise exceptions.ConnectionWrongStateError
@@ -211,7 +211,7 @@ class Connection:
     # Opening.
 
     def _open(self) -> None:
-        """Connect to the first node that accepts; raise the error of the last one if none does."""
+        """Connect to the first node that accepts the connection; raise the error of the last node if none does."""
         failure: MqtoolError | None = None
         for address in self._addresses:
             try:
@@ -267,13 +267,13 @@ class Connection:
     # States.
 
     def _become(self, state: State) -> None:
-        """Change the state, unless the connection is being closed. With the lock held."""
+        """Change the state, unless the connection is being closed. The caller holds the lock."""
         if self._state is not State.CLOSING or state is State.CLOSED:
             self._state = state
             self._changed.notify_all()
 
     def _is_set_up(self) -> bool:
-        """Set the state to OPEN if the connection and all channels are open; return whether they are."""
+        """Set the state to OPEN if the connection and all channels are open; return True if so."""
         with self._changed:
             if self._pika is None or _unopened(self._channels):
                 return False
@@ -281,7 +281,7 @@ class Connection:
             return True
 
     def _on_close(self, pika: PikaConnection, error: BaseException) -> None:
-        """Handle the end of an open connection. On the I/O thread."""
+        """Handle the end of an open connection. Runs on the I/O thread."""
         with self._changed:
             if pika is not self._pika:
                 return
@@ -304,7 +304,7 @@ class Connection:
                 self._recovery.start()  # within the lock: close() may join it
 
     def _recover(self, error: BaseException, backoff: Backoff) -> None:
-        """Open the connection and its channels again, until it works or the attempts are used up. On its own thread."""
+        """Try to reopen the connection and its channels, until it works or attempts run out. Runs on its own thread."""
         lost_at = time.monotonic()
         where, lost = str(self._addresses[0]), self._addresses[0]
         why = str(pika_errors.closed_by_broker(error)).removeprefix("the connection was lost: ")
@@ -339,7 +339,7 @@ class Connection:
                 channel.reopening.open(connection_is_new=True)
 
     def _is_over_within(self, seconds: float) -> bool:
-        """Wait for a time; return True, and early, if the connection is closed meanwhile."""
+        """Wait for a number of seconds; return True early if the connection is closed in the meantime."""
         with self._changed:
             return self._changed.wait_for(lambda: self._state is not State.LOST, seconds)
 
@@ -351,7 +351,7 @@ class Connection:
             channel.reopening.fail(failure)
 
     def _broke_down(self, error: Exception) -> None:
-        """Handle that a callback has failed and ended the I/O thread."""
+        """Handle the failure of a callback, which has ended the I/O thread."""
         self._pika = None
         self._fail(MqtoolError(f"the connection broke down: {error!r}", "this is a bug in mqtool; please report it"))
 

@@ -1,4 +1,4 @@
-"""The thread that runs pika's event loop, and the requests to the broker that other threads make on it."""
+"""IoThread runs pika's event loop; Requests makes requests to the broker on it, for other threads."""
 
 import logging
 import threading
@@ -16,45 +16,45 @@ from mqtool.errors import Unavailable
 
 T = TypeVar("T")
 
-# pika logs what it also raises; --debug shows it.
+# pika also logs the errors that it raises; --debug shows them.
 _log = logging.getLogger("pika")
 _log.addHandler(logging.NullHandler())
 
 #: The exceptions of pika that mean that the connection is lost.
 CONNECTION_LOST = (exceptions.AMQPConnectionError, exceptions.ChannelWrongStateError)
-#: Opens a pika channel on the I/O thread, and calls a function when it is open.
+#: A function that opens a pika channel on the I/O thread, and calls its argument when the channel is open.
 OpenPikaChannel = Callable[[Callable[[PikaChannel], None]], PikaChannel]
-#: Seconds between two checks whether waiting has become pointless.
+#: Seconds between two checks of whether a reply can still arrive.
 CHECK_INTERVAL = 0.1
 #: Seconds to wait for the thread to end.
 _PATIENCE = 2.0
 
 
 class Answer(Future[T]):
-    """The broker's answer to a request. One thread waits for it; the I/O thread sets it.
+    """A future for the broker's reply to a request. One thread waits for it; the I/O thread sets it.
 
-    Only the first answer counts: when a channel closes, its requests fail, and an answer may still arrive after that.
+    Only the first result counts: when a channel closes, its requests fail, and a reply may still arrive after that.
     """
 
     def give(self, value: T) -> None:
-        """Set the answer, unless there is one."""
+        """Set the reply, unless there already is a result."""
         if not self.done():
             self.set_result(value)
 
     def refuse(self, error: BaseException) -> None:
-        """Have result() raise an error, unless there is an answer."""
+        """Make result() raise an error, unless there already is a result."""
         if not self.done():
             self.set_exception(error)
 
 
 class IoThread:
-    """The I/O thread: runs functions one after another, and all callbacks of pika.
+    """The I/O thread, which runs scheduled functions and all of pika's callbacks, one after another.
 
     Attributes:
         loop: pika's event loop.
 
     Args:
-        on_death: called with an exception that a callback raised. The thread has ended then; this is a bug.
+        on_death: called with the exception of a callback, which has ended the thread. That is a bug in mqtool.
     """
 
     def __init__(self, on_death: Callable[[Exception], None]) -> None:
@@ -64,11 +64,11 @@ class IoThread:
         self._thread.start()
 
     def run(self, callback: Callable[[], None]) -> None:
-        """Run a function soon. From any thread."""
+        """Schedule a function on the I/O thread. Safe to call from any thread."""
         self.loop.add_callback_threadsafe(callback)
 
     def run_later(self, seconds: float, callback: Callable[[], None]) -> None:
-        """Run a function after a delay. From any thread."""
+        """Schedule a function on the I/O thread after a delay. Safe to call from any thread."""
 
         def start() -> None:
             self.loop.call_later(seconds, callback)
@@ -91,16 +91,16 @@ class IoThread:
 
 
 class Requests:
-    """Makes requests on one channel, one at a time, from any thread. After a loss, pika's channel is another object.
+    """Makes requests on one channel, one at a time, for any thread.
 
     Attributes:
-        pika: pika's channel; None while there is none.
-        epoch: how many times the channel was opened. Delivery tags of an earlier epoch are no longer valid.
+        pika: the current pika channel, which is replaced after a loss; None while there is none.
+        epoch: the number of times the channel was opened. Delivery tags of an earlier epoch are no longer valid.
 
     Args:
-        hopeless: returns why the broker cannot answer, if the command is to stop; else None.
-        on_refused: called when the broker closes the channel, but not in answer to a request. On the I/O thread.
-        on_cancelled: called when the broker cancels the consumer with this tag. On the I/O thread.
+        hopeless: returns why the broker cannot reply, if the command must stop; else None.
+        on_refused: called on the I/O thread when the broker closes the channel while no request is pending.
+        on_cancelled: called on the I/O thread with the tag of a consumer that the broker has cancelled.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Requests:
         self._on_refused = on_refused
         self._on_cancelled = on_cancelled
         self._one_at_a_time = threading.Lock()
-        # The present request, and the channel that it was made on: a channel that was left may still report its end.
+        # The current request, and its channel: an abandoned channel may still report that it was closed.
         self._answer: Answer[Any] | None = None
         self._asked: PikaChannel | None = None
 
@@ -141,11 +141,11 @@ class Requests:
         return left
 
     def make(self, request: Request) -> Any:
-        """Make a request, and return the broker's answer.
+        """Make a request, and return the broker's reply.
 
         Raises:
-            pika.exceptions.AMQPError: the broker closed the channel over it, or the connection is lost.
-            Unavailable: the command is to stop, and the broker does not answer.
+            pika.exceptions.AMQPError: the broker closed the channel because of the request, or the connection is lost.
+            Unavailable: the command must stop, and the broker does not reply.
             MqtoolError: the request cannot be encoded.
         """
         answer: Answer[Any] = Answer()
@@ -172,7 +172,7 @@ class Requests:
             return answer.result()
 
     def send(self, epoch: int, method: Callable[[PikaChannel], None]) -> None:
-        """Send a method that has no answer, unless the channel was reopened since that epoch. From any thread."""
+        """Send a method that has no reply, unless the channel was reopened after `epoch`. Safe from any thread."""
 
         def start() -> None:
             if epoch == self.epoch and self.pika is not None and self.pika.is_open:
@@ -197,7 +197,7 @@ class Requests:
         pika.add_callback(self._on_get_empty, [spec.Basic.GetEmpty], one_shot=False)
 
     def _on_close(self, pika: PikaChannel, reason: Exception) -> None:
-        """Handle the end of a channel: the broker has closed it, or the connection is lost. On the I/O thread."""
+        """Handle the end of a channel, closed by the broker or lost with the connection. Runs on the I/O thread."""
         was_open = pika is self.pika
         if was_open:
             self.pika = None
