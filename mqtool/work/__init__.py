@@ -1,1 +1,1 @@
-"""Programs as workers: what runs them, what becomes of a message that fails, and what was handled before."""
+"""Workers that run programs for messages, retries, dead-lettering, deduplication, peeking, and moving messages."""

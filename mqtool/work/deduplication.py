@@ -1,15 +1,15 @@
 """A store of handled messages, so that a message that arrives twice is handled once.
 
                    new ─────────────> claim ──> handle ──> store ──> acknowledge
-    message id ──< being handled ──> wait for the worker that handles it
+    message id ──< being handled ──> wait for the other worker
                    handled ─────────> acknowledge, with a notice
 
-A message counts as handled when it is done, and when it was dead-lettered. A dead letter that is brought back is
-handled again.
+A message counts as handled once its program has succeeded, or once it was dead-lettered. A dead letter that is moved
+back to its queue is handled again.
 
-The store is a SQLite file that the workers of one machine can share. It survives kill -9. If a worker is killed between
-handling and storing, the store cannot know whether the message was done, so it is done again. Only a program that
-writes its result and the message id in one transaction can prevent that.
+The store is a SQLite file that the workers of one machine can share. It survives kill -9. If a worker is killed after
+its program succeeded but before that is stored, the program runs again for the message. Only a program that writes its
+result and the message id in one transaction can prevent that.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from mqtool.errors import MqtoolError, UsageError
 
-#: Seconds between two looks at another worker's claim, and to wait for SQLite's lock.
+#: Seconds between two checks of another worker's claim, and to wait for SQLite's lock.
 _LOOK, _PATIENCE = 0.05, 30.0
 #: Seconds between two removals of messages that are older than the window.
 _SWEEP = 60.0
@@ -57,7 +57,7 @@ WHERE broker = ? AND queue = ? AND client = ? AND message_id = ?
 
 
 class MessageKey(NamedTuple):
-    """What tells messages apart: an id is unique only within a queue, and an RPC request's only for its client."""
+    """Identifies a message: its id is unique only within a queue, and an RPC request's id only within its client."""
 
     broker: str
     queue: str
@@ -66,7 +66,7 @@ class MessageKey(NamedTuple):
 
     @property
     def columns(self) -> tuple[str | bytes, ...]:
-        """The values of the primary key. Text that is not UTF-8 is stored as its bytes."""
+        """The values of the primary key. Text that is not UTF-8 is stored as bytes."""
         return tuple(map(_storable, (self.broker, self.queue, self.client, self.message_id)))
 
 
@@ -75,8 +75,8 @@ class Handled:
     """A message that was handled before.
 
     Attributes:
-        reply: to an RPC request.
-        dead: it was dead-lettered, not done.
+        reply: the stored reply, if the message is an RPC request.
+        dead: True if the message was dead-lettered instead of done.
     """
 
     reply: bytes | None
@@ -84,14 +84,14 @@ class Handled:
 
 
 class HandledMessages:
-    """The store. Thread-safe, and shared by processes.
+    """The store of handled messages. Thread-safe; several processes can use the same file.
 
     Args:
-        path: the SQLite file; it is created if missing.
+        path: the SQLite file; created if missing.
         window: seconds to remember a message.
 
     Raises:
-        UsageError: the file cannot be opened, or is not such a store.
+        UsageError: the file cannot be opened, or is not a store of handled messages.
     """
 
     def __init__(self, path: Path, window: float) -> None:
@@ -107,7 +107,7 @@ class HandledMessages:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
             self._store = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
             self._store.execute("PRAGMA journal_mode = WAL")
-            self._store.execute("PRAGMA synchronous = FULL")  # what is acknowledged survives a power cut
+            self._store.execute("PRAGMA synchronous = FULL")  # a message must be stored even after a power cut
             self._store.execute(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise UsageError(f"cannot use the store {path}: {error}", "--dedup-store names another file") from error
@@ -115,16 +115,19 @@ class HandledMessages:
     def begin(
         self, key: MessageKey, give_up: Callable[[], bool] = lambda: False, *, returns: int = 0
     ) -> Handled | None:
-        """Claim a message; None means that the caller is to handle it now. Waits while another worker handles it.
+        """Claim a message. Waits while another worker handles it.
 
         Args:
             give_up: returns True to stop waiting.
-            returns: how often the message was brought back from a dead-letter queue. It is handled again if that is
-                more often than when it was last dead-lettered.
+            returns: how often the message was moved back from a dead-letter queue. The message is handled again if
+                this number has grown since it was last dead-lettered.
+
+        Returns:
+            None if the caller must handle the message now.
 
         Raises:
             Interrupted: give_up() returned True.
-            MqtoolError: the store fails.
+            MqtoolError: the store cannot be read or written.
         """
         while True:
             with self._transaction() as store:
@@ -148,19 +151,19 @@ class HandledMessages:
             time.sleep(_LOOK)
 
     def done(self, key: MessageKey, reply: bytes | None = None) -> None:
-        """Store that a message is done. Call this before it is acknowledged."""
+        """Store that a message is done. Call this before acknowledging the message."""
         self._store_handled(key, None if reply is None else reply.decode(), None)
 
     def dead_lettered(self, key: MessageKey, returns: int) -> None:
-        """Store that a message was dead-lettered. Call this before it is acknowledged.
+        """Store that a message was dead-lettered. Call this before acknowledging the message.
 
         Args:
-            returns: how often it was brought back before.
+            returns: how often the message had been moved back from a dead-letter queue.
         """
         self._store_handled(key, None, returns)
 
     def failed(self, key: MessageKey) -> None:
-        """Release the claim on a message, which will be tried again."""
+        """Release the claim on a message, so that it can be handled again."""
         with self._transaction() as store:
             store.execute(_RELEASE, key.columns)
             self._claims.discard(key)
@@ -195,7 +198,7 @@ class HandledMessages:
 
 
 class Interrupted(MqtoolError):
-    """The worker was stopped while it waited for another one."""
+    """The worker was stopped while it waited for another worker to handle a message."""
 
 
 def _storable(text: str) -> str | bytes:
@@ -207,12 +210,12 @@ def _storable(text: str) -> str | bytes:
 
 
 def _process_name(pid: int) -> str | None:
-    """A process's id with its start time, since ids are reused; None if it has ended."""
+    """Return a process's id and start time, since ids are reused; None if the process has ended."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return None
-    except PermissionError:  # another user's
+    except PermissionError:  # the process belongs to another user
         pass
     with contextlib.suppress(OSError):  # not Linux: the id alone
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,9 +1,9 @@
-"""The command of --exec: the body on stdin, everything else in the environment, the result in the exit status.
+"""The command of --exec: gets the body on stdin and the rest in the environment; its exit status is the result.
 
     message ──> MQ_ROUTING_KEY=… MQ_HEADER_TENANT=… program < body ──> 0, 65, 75, …
 
-A program runs in a process group of its own: Ctrl-C reaches only the worker, which then finishes the message in hand,
-and --timeout kills everything that the program has started.
+Each program runs in its own process group. So Ctrl-C reaches only the worker, which finishes its current messages, and
+--timeout also kills the processes that the program has started.
 """
 
 import functools
@@ -22,16 +22,16 @@ from mqtool.ndjson import as_json
 from mqtool.work.history import attempt_of, origin_of
 from mqtool.work.runner import EX_DATAERR, Ending, Request, Runner
 
-#: Longest value of an environment variable on Linux in bytes (MAX_ARG_STRLEN), less room for its name.
+#: Maximum bytes of an environment variable's value: Linux's MAX_ARG_STRLEN, less room for its name.
 _LONGEST_VALUE = 120_000
 
 #: The {…} placeholders that a command may have. Each is replaced by the MQ_… variable of the same name.
 _PLACEHOLDERS = ("routing_key", "exchange", "queue", "message_id", "attempt", "redelivered")
-#: Variables with a broker's URL.
+#: Environment variables that contain the URL of a broker.
 _URLS = (b"MQTOOL_URL", b"AMQP_URL", b"MQTOOL_MANAGEMENT_URL")
 _PLACEHOLDER = re.compile(r"(?<!\$)\{(" + "|".join(_PLACEHOLDERS) + r")\}")
 _UNKNOWN_PLACEHOLDER = re.compile(rf"(?<!\$)\{{(?!(?:{'|'.join(_PLACEHOLDERS)})\}})[a-z_]+\}}")
-#: What only a shell understands.
+#: Operators that only a shell understands.
 _OPERATOR = re.compile(r"[|&;<>()]+")
 
 
@@ -39,12 +39,12 @@ class ExecCommand:
     """A command to run for each message. Thread-safe.
 
     Args:
-        command: words as in a shell, with placeholders such as {routing_key}; or, with shell, a script for sh.
-        shell: run it with sh. Placeholders are refused then: a routing key must never be read as shell code.
-        timeout: seconds after which its process group is killed; None for no limit.
-        capture: return its stdout, up to this many bytes; None passes its stdout to ours.
-        concurrency: run up to this many at once.
-        pass_url: leave the passwords in the URLs that it inherits.
+        command: words as in a shell, with placeholders such as {routing_key}; or, if `shell`, a script for sh.
+        shell: run the command with sh. Placeholders are then an error: a routing key must never be run as shell code.
+        timeout: seconds after which the program's process group is killed; None for no limit.
+        capture: return the program's stdout, up to this many bytes; None lets it write to mqtool's stdout.
+        concurrency: the maximum number of programs that run at once.
+        pass_url: keep the passwords in the URLs that the program inherits in its environment.
 
     Raises:
         UsageError: the command is not valid, or the program does not exist.
@@ -75,7 +75,7 @@ class ExecCommand:
             self._idle.put(runners[-1])
 
     def run(self, delivery: Delivery) -> Ending:
-        """Run it for a message, to its end."""
+        """Run the command for a message, and wait until it ends."""
         request = self._request(delivery)
         if isinstance(request, Ending):
             return request
@@ -92,7 +92,7 @@ class ExecCommand:
             words = [_PLACEHOLDER.sub(lambda found: variables[f"MQ_{found[1].upper()}"], word) for word in words]
         try:
             path = self._path or _find(words[0])
-        except UsageError as error:  # the message has named the program
+        except UsageError as error:  # the name comes from a placeholder, so the message is at fault
             return Ending(EX_DATAERR, str(error).encode("utf-8", "replace"))
         environment = {_encoded(name): _encoded(value) for name, value in variables.items()}
         return Request(path, [*map(_encoded, words)], environment, delivery.body, self._timeout, self._capture)
@@ -126,7 +126,7 @@ def _find(name: str) -> str:
 
 
 def _inherited(*, pass_url: bool) -> dict[bytes, bytes]:
-    """Our environment, with the passwords taken out of URLs: crash reports and `ps e` show the environment."""
+    """Return mqtool's environment without the passwords in URLs, since crash reports and `ps e` show it."""
     inherited = dict(os.environb)
     for name in () if pass_url else _URLS:
         if name in inherited:
@@ -135,7 +135,7 @@ def _inherited(*, pass_url: bool) -> dict[bytes, bytes]:
 
 
 def environment_of(delivery: Delivery) -> dict[str, str]:
-    """MQ_ROUTING_KEY, MQ_HEADER_… and so on. Values other than text are JSON."""
+    """Return the variables for a message: MQ_ROUTING_KEY, MQ_HEADER_… and so on. Values other than text are JSON."""
     origin = origin_of(delivery)
     environment = {
         "MQ_ROUTING_KEY": _as_text(origin.routing_key),
@@ -159,7 +159,7 @@ def _variable(name: str) -> str:
 
 
 def _as_text(value: Any) -> str:
-    """A value for an environment variable or a command line: without NUL, and cut to what Linux allows."""
+    """Format a value for an environment variable or argument: without NUL, cut to the length that Linux allows."""
     text = value if isinstance(value, str) else str(value) if type(value) is int else as_json(value)
     return text.replace("\0", "")[:_LONGEST_VALUE]
 

@@ -1,10 +1,10 @@
-"""The headers of failed messages: how often they failed, why, and where they came from.
+"""Headers that record a failed message's history: how often it failed, why, and which queue it came from.
 
-mqtool publishes a failed message again to another queue, and adds headers of its own. RabbitMQ's x-death has fewer
-details, and differs between versions. https://www.rabbitmq.com/docs/dlx#effects
+mqtool publishes a failed message to another queue, with additional headers. RabbitMQ's x-death has fewer details, and
+differs between versions. https://www.rabbitmq.com/docs/dlx#effects
 
-Any publisher can set these headers. Only the newest entry of x-death is the broker's own, once it has dead-lettered the
-message.
+Do not trust these headers: any publisher can set them. Only the newest entry of x-death is certain to come from the
+broker, and only if the broker has dead-lettered the message.
 """
 
 from dataclasses import dataclass, replace
@@ -12,17 +12,17 @@ from datetime import UTC, datetime
 
 from mqtool.message import Delivery
 
-#: Failed attempts.
+#: Number of failed attempts.
 ATTEMPTS = "mqtool-attempts"
 #: Why the last attempt failed, in one line.
 LAST_ERROR = "mqtool-last-error"
-#: Why it was dead-lettered: EXHAUSTED or REJECTED.
+#: Why the message was dead-lettered: EXHAUSTED or REJECTED.
 REASON = "mqtool-reason"
 #: Time of the first failure.
 FIRST_FAILURE = "mqtool-first-failure"
-#: How often it was brought back from a dead-letter queue.
+#: How often the message was moved back from a dead-letter queue.
 RETURNS = "mqtool-redrives"
-#: The queue from which it was consumed when it failed; the exchange and routing key it was first published with.
+#: The queue that the message was consumed from when it failed; its original exchange and routing key.
 QUEUE, EXCHANGE, ROUTING_KEY = "mqtool-queue", "mqtool-exchange", "mqtool-routing-key"
 
 #: Upper bound for counts in headers.
@@ -33,32 +33,32 @@ EXHAUSTED, REJECTED = "retries exhausted", "rejected"
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The exchange and routing key that a message was first published with."""
+    """The exchange and routing key with which a message was first published."""
 
     exchange: str
     routing_key: str
 
 
 def attempt_of(delivery: Delivery) -> int:
-    """The number of this attempt, from 1."""
+    """Return the number of the current attempt, from 1."""
     return failures_of(delivery) + 1
 
 
 def failures_of(delivery: Delivery) -> int:
-    """Failed attempts so far; 0 if the header is missing or not a number."""
+    """Return the number of failed attempts so far; 0 if the header is missing or not a number."""
     return _count(delivery.headers.get(ATTEMPTS))
 
 
 def returns_of(delivery: Delivery) -> int:
-    """How often the message was brought back from a dead-letter queue.
+    """Return how often the message was moved back from a dead-letter queue.
 
-    A message that was brought back with its headers, for example by `mqtool move`, still says why it was dead-lettered.
+    If it was moved by `mqtool move`, which keeps all headers, REASON is still set; this counts as one more return.
     """
     return _count(delivery.headers.get(RETURNS)) + (REASON in delivery.headers)
 
 
 def origin_of(delivery: Delivery) -> Origin:
-    """The exchange and routing key that the message was first published with, before any retry or redrive."""
+    """Return the exchange and routing key with which the message was first published, before any retry or redrive."""
     exchange, routing_key = _name(delivery.headers.get(EXCHANGE)), _name(delivery.headers.get(ROUTING_KEY))
     return Origin(
         delivery.exchange if exchange is None else exchange,
@@ -67,17 +67,17 @@ def origin_of(delivery: Delivery) -> Origin:
 
 
 def _name(value: object) -> str | None:
-    """A header's value if it can be a name or a routing key, else None."""
+    """Return a header's value if it is valid as a name or a routing key, otherwise None."""
     return value if isinstance(value, str) and len(value.encode("utf-8", "surrogateescape")) <= 255 else None
 
 
 def _count(value: object) -> int:
-    """A header's value if it is a positive number, else 0."""
+    """Return a header's value if it is a positive number, otherwise 0."""
     return min(value, _MOST) if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
 def alone(delivery: Delivery) -> Delivery:
-    """The delivery without any headers but its history."""
+    """Return a copy of the delivery without its headers, except for its attempts, origin and first failure."""
     origin, first = origin_of(delivery), delivery.headers.get(FIRST_FAILURE)
     headers = {ATTEMPTS: failures_of(delivery), EXCHANGE: origin.exchange, ROUTING_KEY: origin.routing_key}
     headers |= {FIRST_FAILURE: first} if isinstance(first, datetime) else {}
@@ -89,12 +89,12 @@ class Death:
     """Why and where a message was dead-lettered.
 
     Attributes:
-        reason: EXHAUSTED, REJECTED or the broker's: rejected, expired, maxlen, delivery_limit.
-        queue: the queue that it was in before; None if unknown.
-        attempts: failed attempts; 0 if unknown.
+        reason: EXHAUSTED, REJECTED or a reason of RabbitMQ: rejected, expired, maxlen, delivery_limit.
+        queue: the queue from which the message was dead-lettered; None if unknown.
+        attempts: number of failed attempts; 0 if unknown.
         first: time of the first failure or dead-lettering.
         error: why the last attempt failed.
-        by_broker: the broker has written it, in x-death.
+        by_broker: True if this comes from x-death, which the broker writes.
     """
 
     reason: str
@@ -106,7 +106,7 @@ class Death:
 
 
 def death_of(delivery: Delivery) -> Death:
-    """Read the newest entry of x-death, which is the broker's own; without x-death, read mqtool's headers."""
+    """Read the reason and the queue from the newest entry of x-death; without x-death, from mqtool's headers."""
     headers = delivery.headers
     deaths = headers.get("x-death")
     entries = [entry for entry in deaths if isinstance(entry, dict)] if isinstance(deaths, list) else []

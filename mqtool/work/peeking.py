@@ -1,16 +1,16 @@
-"""Peeking: deliver the messages of a queue without acknowledging them, and requeue them in order.
+"""Peeking: receive the messages of a queue without acknowledging them, and requeue them in order.
 
 How a queue requeues depends on its type, as measured on RabbitMQ 3.10:
 
     classic  always returns each message to its position.
-    quorum   puts requeued messages at the end of a line of their own, which it delivers first.
-             A channel's messages are requeued in order when it closes, unless basic.cancel comes before. So a look that
-             has started with that line reads all of it, and requeues batch by batch, in order.
-    stream   keeps its messages anyway.
+    quorum   appends requeued messages to a list of returned messages, which it delivers before all others.
+             A channel's messages are requeued in order when it closes, unless basic.cancel comes before. So peeking
+             reads the whole list of returned messages if it has read part of it, and requeues batch by batch, in order.
+    stream   keeps messages after they are consumed, so nothing is requeued.
 
 A queue that is deleted with its last consumer is read with basic.get, which is slower, but safe. A quorum queue counts
-how often a message was requeued, and drops it beyond a limit. With a limit, the message at its head is read first,
-alone.
+how often a message was requeued, and drops the message beyond its delivery limit. So if there is a limit, the message
+at the head is received alone and checked before any other.
 """
 
 import re
@@ -31,17 +31,17 @@ from mqtool.topology import Queue
 from mqtool.work import history
 from mqtool.work.transfer import elsewhere, move, name_of, wait_for
 
-#: The most messages that one consumer can hold: AMQP's largest prefetch. The messages of the first batch, the bytes of
-#: later ones, and the estimated overhead of a message.
+#: The most messages that one consumer can hold, AMQP's largest prefetch; the number of messages of the first batch; the
+#: bytes of later batches; the estimated overhead of a message in bytes.
 AT_ONCE, _FIRST, _BATCH, _OVERHEAD = 65_535, 100, 16 << 20, 1000
-#: Seconds without a delivery after which a queue, or a stream, counts as read.
+#: Seconds without a delivery after which a queue, or a stream, counts as read to its end.
 _PATIENCE, _STREAM_PATIENCE = 2.0, 1.0
 #: The default delivery limit of a quorum queue from RabbitMQ 4.0 on.
 _DEFAULT_LIMIT = 20
 
 
 class How(Enum):
-    """How to read a queue; IN_TURN if it may be a quorum queue."""
+    """How to read a queue: with basic.get, with a consumer, in turn (if it may be a quorum queue), or as a stream."""
 
     GET = auto()
     CONSUME = auto()
@@ -51,10 +51,10 @@ class How(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How to read a queue.
+    """How to read a queue, and its delivery limit.
 
     Attributes:
-        limit: the queue drops a message that is requeued more often; None for no limit.
+        limit: the queue drops a message that is requeued more often than this; None for no limit.
     """
 
     how: How
@@ -62,10 +62,10 @@ class Kind:
 
 
 def kind_of(channel: Channel, queue: str, api: Management | None, vhost: str) -> Kind:
-    """Find out how to read a queue, from the management API or else by AMQP, where the default limit is assumed.
+    """Find out how to read a queue.
 
     Args:
-        api: None uses AMQP.
+        api: the management API. If it is None or not available, find out by AMQP and assume the default delivery limit.
 
     Raises:
         NotFound: there is no such queue.
@@ -91,15 +91,16 @@ def kind_of(channel: Channel, queue: str, api: Management | None, vhost: str) ->
 
 
 def _limit(said: Sequence[object], default: int | None) -> int | None:
-    """The lowest of the limits that are numbers. None and negative numbers mean no limit."""
+    """Return the lowest limit in `said`, or `default` if it has none; None for no limit, which a negative one means."""
     limits = [limit for limit in said if isinstance(limit, int)] or ([] if default is None else [default])
     return None if not limits or min(limits) < 0 else min(limits)
 
 
 def _probed(channel: Channel, queue: str) -> How:
-    """Declare an existing queue as one that outlives its consumers. The broker's refusal says how it differs.
+    """Find out how to read a queue by AMQP: declare it as a durable queue, and read the broker's error.
 
-    It names one difference at a time, the type not always first, so what it says is taken into the next declaration.
+    The error names one differing argument at a time, not always the type, so that argument is added and the
+    declaration repeated.
     """
     asking = channel.connection.channel()
     known: dict[str, int | str] = {}
@@ -126,11 +127,13 @@ def _probed(channel: Channel, queue: str) -> How:
 def peek(
     channel: Channel, queue: str, kind: Kind | None = None, most: int | None = None, offset: Offset = FIRST
 ) -> Generator[Delivery]:
-    """Yield the messages that are in a queue now, oldest first, without acknowledging them. Close it to requeue them.
+    """Yield the messages that are in a queue now, oldest first, without acknowledging them.
+
+    Close the generator to requeue the messages.
 
     Args:
-        kind: of the queue; None finds it out by AMQP.
-        offset: where to start in a stream, which ends when no more messages come for a moment.
+        kind: how to read the queue; None finds it out by AMQP.
+        offset: where to start in a stream, which ends when no more messages arrive for a moment.
 
     Raises:
         NotFound: there is no such queue.
@@ -151,7 +154,7 @@ def peek(
 
 @contextmanager
 def looking(channel: Channel, queue: str, kind: Kind) -> Iterator["Look"]:
-    """Read a queue, and remove messages from it. At the end, the others are requeued."""
+    """Read a queue, and optionally remove messages. On exit, requeue the remaining messages."""
     look = Look(channel, queue, kind)
     try:
         yield look
@@ -162,7 +165,7 @@ def looking(channel: Channel, queue: str, kind: Kind) -> Iterator["Look"]:
 
 
 class Look:
-    """The messages of a queue, in batches that are each held by a consumer on a channel of its own.
+    """Reads the messages of a queue in batches. Each batch is held by a consumer on its own channel.
 
     Attributes:
         count: messages yielded so far.
@@ -182,7 +185,7 @@ class Look:
         self._on_their_way: Iterator[Delivery] = iter(())
 
     def messages(self, most: int | None = None) -> Iterator[Delivery]:
-        """Yield messages, oldest first. For the errors see peek()."""
+        """Yield messages, oldest first. Raises the same errors as peek()."""
         wanted = self._ready if most is None else min(most, self._ready)
         if self._limit is not None:
             for head in self._take(1):
@@ -218,7 +221,7 @@ class Look:
         self._has_more = last == self.count
 
     def _rest(self) -> Iterator[Delivery]:
-        with suppress(TimedOut):  # other consumers have got them
+        with suppress(TimedOut):  # other consumers have received the messages
             for delivery in self._on_their_way:
                 self.count += 1
                 self._held[self._newest_channel] += 1
@@ -227,15 +230,16 @@ class Look:
                 yield delivery
 
     def _check_head(self, head: Delivery, limit: int) -> None:
-        """Check that the queue will not drop the message at its head.
+        """Check that the queue will not drop the message at its head when it is requeued.
 
         Raises:
-            MqtoolError: it would after one more look. If it would after this one, the message is now a new one.
+            MqtoolError: peeking once more would drop the message. If requeuing it now would already drop it, it has
+                been published again to the end of the queue.
         """
         count = times_back(head)
         if count < limit - 1:
             return
-        self._newest = None  # the other requeued messages stay where they are
+        self._newest = None  # do not read the other requeued messages
         hint = f"receive the messages, or move them: {pasteable('move --to QUEUE', self._queue)}"
         if count < limit:
             raise MqtoolError(
@@ -244,7 +248,7 @@ class Look:
                 hint,
             )
         move(self._channel, head, _anew(head, self._queue))
-        self._newest_channel.stop()  # else the next message would be delivered, which may be as close to the limit
+        self._newest_channel.stop()  # else the broker delivers the next message, which may be as close to the limit
         self._newest_channel.acknowledge(head)
         raise MqtoolError(
             f"{name_of(head)} has come back {count} times, the limit of {self._queue!r}, which would have dropped it: "
@@ -253,7 +257,7 @@ class Look:
         )
 
     def finish_line(self) -> None:
-        """Take the other messages that were requeued before: they would be delivered before those requeued now."""
+        """Read the remaining messages that were requeued earlier, which the queue would deliver before this batch."""
         with suppress(MqtoolError):  # the connection is lost
             batch = self._rest()
             while self._newest is not None and self._newest.redelivered:
@@ -263,7 +267,7 @@ class Look:
                     batch = self._take(AT_ONCE)
 
     def give_back(self) -> None:
-        """Requeue all messages, in order, and acknowledge those to remove."""
+        """Acknowledge the messages to remove, and requeue all others in order."""
         with suppress(MqtoolError):
             for channel, held in self._held.items():
                 ready = self._channel.depth_of(self._queue)
@@ -275,13 +279,13 @@ class Look:
 
 
 def times_back(delivery: Delivery) -> int:
-    """How often a quorum queue has requeued a message."""
+    """Return how often a quorum queue has requeued a message."""
     told = delivery.headers.get("x-delivery-count", 0)
     return told if isinstance(told, int) else 0
 
 
 def _anew(head: Delivery, queue: str) -> Message:
-    """The message to publish to its queue again, with its original exchange and routing key in its headers."""
+    """Return the message to publish to its queue again, with its original exchange and routing key in its headers."""
     origin, message = history.origin_of(head), elsewhere(head, queue, "")
     first = {history.EXCHANGE: origin.exchange, history.ROUTING_KEY: origin.routing_key}
     message.properties = {**message.properties, "headers": {**(message.properties.get("headers") or {}), **first}}

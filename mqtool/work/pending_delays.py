@@ -1,4 +1,4 @@
-"""`delayed`: delayed messages and retries that wait at the broker: show them, cancel them, deliver them at once."""
+"""Delayed messages and retries that wait at the broker: list, cancel, or deliver them now (`mqtool delayed`)."""
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -16,7 +16,12 @@ from mqtool.work.transfer import move
 
 
 class Waiting(NamedTuple):
-    """A waiting message: as it is in its wait queue, and as it will arrive."""
+    """A waiting message.
+
+    Attributes:
+        delivery: the message in its wait queue.
+        message: the message as it will be published when it is due.
+    """
 
     queue: WaitQueue
     delivery: Delivery
@@ -30,7 +35,7 @@ class WaitingMessages:
     """The waiting messages of a virtual host.
 
     Args:
-        channel: without reconnection: messages held by it would be delivered again.
+        channel: must not reconnect, since the broker would then deliver the unacknowledged messages again.
     """
 
     def __init__(self, channel: Channel, api: Management, vhost: str) -> None:
@@ -39,10 +44,10 @@ class WaitingMessages:
         self._vhost = vhost
 
     def queues(self) -> Iterator[tuple[WaitQueue, int]]:
-        """Yield the wait queues that have messages, with their number.
+        """Yield the wait queues that have messages, each with its number of messages.
 
         Raises:
-            Unavailable, AccessRefused: the management API does not answer.
+            Unavailable, AccessRefused: the management API is not available.
         """
         for view in management.queues(self._api, self._vhost, ("name", "arguments")):
             queue = wait_queue_of(view)
@@ -50,13 +55,13 @@ class WaitingMessages:
                 yield queue, count
 
     def exchanges(self) -> Iterator[tuple[str, int]]:
-        """Yield the plugin's exchanges that have messages, with their number, which is all that they report."""
+        """Yield the x-delayed-message exchanges that hold messages, each with its number of messages."""
         for view in management.exchanges(self._api, self._vhost, ("name", "type", "messages_delayed")):
             if view["type"] == DELAYED and (count := view.get("messages_delayed")):
                 yield view["name"], count
 
     def messages(self, to: str | None = None) -> Generator[Waiting]:
-        """Yield the messages in wait queues, the shortest delay first. Close it to requeue them.
+        """Yield the messages in wait queues, the shortest delay first. Close the generator to requeue the messages.
 
         Args:
             to: only messages for this queue or exchange.
@@ -67,7 +72,7 @@ class WaitingMessages:
                     yield Waiting(queue, delivery, queue.original(delivery))
 
     def cancel(self, chosen: Choice) -> Generator[Waiting]:
-        """Yield the chosen messages. They are removed for good when their queue has been read to its end."""
+        """Yield the chosen messages. Each is deleted once its queue has been read to its end."""
         for queue in self._queues_for(None):
             with peeking.looking(self._channel, queue.name, self._kind(queue)) as look:
                 for delivery in look.messages():
@@ -77,10 +82,10 @@ class WaitingMessages:
                         yield waiting
 
     def deliver(self, chosen: Choice) -> Generator[Waiting]:
-        """Publish the chosen messages to their targets now, and remove them; yield each.
+        """Publish the chosen messages to their destinations now, delete them from their wait queues, and yield each.
 
         Raises:
-            NotMoved: a target did not take one; it goes on waiting.
+            NotMoved: the broker returned or rejected a message, which stays in its wait queue.
         """
         yield from self.cancel(lambda waiting: chosen(waiting) and self._delivered(waiting))
 
@@ -98,5 +103,5 @@ class WaitingMessages:
     def _depth(self, queue: str) -> int:
         try:
             return self._channel.depth_of(queue)
-        except NotFound:  # it has just expired
+        except NotFound:  # the queue has just expired
             return 0

@@ -1,7 +1,7 @@
-"""Dead letters: choosing some, moving them back to the queues that they came from (redrive), or removing them.
+"""Dead letters: select them, move them back to the queues that they came from (redrive), or delete them.
 
-A redrive that is killed loses nothing. At most 100 messages are in both queues then, with the same message_id, and the
-next run continues where it stopped.
+A redrive that is killed loses nothing. It leaves at most 100 messages in both queues, with the same message_id. The
+next run continues with the remaining messages.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,13 +22,13 @@ Choice = Callable[[Delivery], bool]
 def choice(
     ids: Sequence[str] = (), reason: str | None = None, error: str | None = None, older: float | None = None
 ) -> Choice:
-    """A condition for dead letters, which all of these must meet.
+    """Return a function that tests if a dead letter meets all of the given conditions.
 
     Args:
-        ids: the message id is one of these.
-        reason: part of the reason why it was dead-lettered.
-        error: part of the last error.
-        older: at least this many seconds have passed since the first failure.
+        ids: the message id is in `ids`.
+        reason: the reason for dead-lettering contains this text.
+        error: the last error contains this text.
+        older: the first failure was at least this many seconds ago.
     """
     wanted = frozenset(ids)
 
@@ -51,18 +51,19 @@ def _age(moment: datetime) -> float:
 def redrive(
     channel: Channel, source: str, chosen: Choice, left: Callable[[str], None], to: str | None = None
 ) -> Iterator[Delivery]:
-    """Move dead letters back; yield each once its queue has confirmed it and it has left the dead-letter queue.
+    """Move dead letters back to their queues; yield each dead letter once its queue has confirmed it.
 
     Args:
         source: the dead-letter queue.
-        left: called with a sentence about each letter that stays: it does not say where it came from, only its
-            publisher may have said so, or that queue does not take it.
-        to: the queue to move them to; None is the queue that each came from.
+        left: called with a sentence about each chosen dead letter that stays: its original queue is unknown or cannot
+            be trusted, or that queue does not accept the message.
+        to: the queue to move the messages to; None moves each to the queue that it came from.
 
     Raises:
-        NotConfirmed: the broker does not answer, or the queue `to` did not take one. It and the rest stay.
+        NotConfirmed: the broker does not respond, or the queue `to` did not accept a message. This message and the
+            remaining ones stay in the dead-letter queue.
     """
-    closed = set()  # queues that did not take one
+    closed = set()  # queues that did not accept a message
 
     def message_for(delivery: Delivery) -> Message | None:
         if not chosen(delivery):
@@ -72,7 +73,7 @@ def redrive(
         if target is None:
             left(f"{name_of(delivery)} does not say which queue it came from")
         elif to is None and not death.by_broker and dead_letter_queue(target).name != source:
-            # Its publisher can have set mqtool's headers, and may not be permitted to write to that queue.
+            # The publisher may have set mqtool's headers to write to a queue for which it has no permission.
             left(f"{name_of(delivery)} says that it came from {target!r}, which does not dead-letter to {source!r}")
         elif target in closed:
             left(f"{name_of(delivery)} was in {target!r}, too")
@@ -87,13 +88,13 @@ def redrive(
         error.hint = f"{error.hint}; --to names another queue"
         return to is None
 
-    # Letters that arrive meanwhile may be the same ones, dead-lettered again.
+    # Skip dead letters that arrive from now on: they may be the same messages, dead-lettered again.
     until = Until(seen=channel.depth_of(source))
     return iter(Transfer(channel, channel, source, message_for, until=until, goes_on=goes_on))
 
 
 def drop(channel: Channel, source: str, chosen: Choice) -> Iterator[Delivery]:
-    """Remove dead letters for good; yield each one.
+    """Delete dead letters; yield each.
 
     Raises:
         Unavailable: the queue does not exist.
@@ -106,10 +107,10 @@ def drop(channel: Channel, source: str, chosen: Choice) -> Iterator[Delivery]:
 
 
 def dead_letter_queues(api: Management, vhost: str) -> list[str]:
-    """The names of dead-letter queues: NAME.dlq, and queues that an x-dead-letter-exchange routes to.
+    """Return the names of dead-letter queues: NAME.dlq, and queues to which an x-dead-letter-exchange routes.
 
     Raises:
-        Unavailable, AccessRefused: the management API does not answer.
+        Unavailable, AccessRefused: the management API is not available.
     """
     columns = ("name", "arguments", "effective_policy_definition")
     listed = {queue["name"]: management.effective_arguments(queue) for queue in management.queues(api, vhost, columns)}

@@ -1,22 +1,22 @@
-"""What becomes of a message whose program failed: a retry with exponential backoff, or dead-lettering.
+"""Handle a message whose program failed: retry it with exponential backoff, or dead-letter it.
 
                      done
                  ┌──────────────> acknowledged
                  │
     [jobs] ──> worker ── failed ──> [jobs.wait.1s]        after 1, 2, 4 … seconds the message expires there, and the
-       ^         │                  [jobs.wait.2s]        broker dead-letters it to the queue it came from
+       ^         │                  [jobs.wait.2s]        broker dead-letters it to its work queue
        │         │                  [jobs.wait.4s]
        │         │                        │
        └─────────│────────────────────────┘
                  │
                  └── failed for the last time, or exit status 65 ──> [jobs.dlq]
 
-The broker does the waiting, so no retry is lost with a process. There is one wait queue for each delay
-(wait_queues.py); it keeps a message until the work queue has confirmed it. A worker that dies between moving a message
-and acknowledging it leaves it in both queues; --deduplicate suppresses the second one.
+Messages wait at the broker, so no retry is lost if a worker dies. There is one wait queue for each delay
+(wait_queues.py); it keeps a message until the work queue has confirmed it. A worker that dies after it moved a message
+and before it acknowledged the delivery leaves the message in both queues; --deduplicate suppresses the duplicate.
 
-The dead-letter queue is a classic queue: a quorum queue may count each look at a message as a delivery, and drop the
-message after twenty.
+The dead-letter queue is a classic queue, because a quorum queue may count each `peek` as a delivery, and drop a message
+after twenty.
 """
 
 import threading
@@ -34,19 +34,19 @@ from mqtool.work import history
 from mqtool.work.runner import EX_DATAERR, Ending
 from mqtool.work.transfer import NotMoved, failed, move, name_of
 
-#: A wait queue may expire between its declaration and the message.
+#: Attempts to move a message: its wait queue may expire between the declaration and the publishing.
 _TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often, and when, to try a message again.
+    """How often, and after which delays, to retry a message.
 
     Attributes:
-        retries: attempts after the first.
+        retries: the number of attempts after the first.
         backoff: seconds before the first retry.
-        factor: each wait is this many times the one before.
-        longest: the longest wait in seconds.
+        factor: each delay is this many times the previous one.
+        longest: the maximum delay in seconds.
     """
 
     retries: int = 5
@@ -55,7 +55,7 @@ class RetryPolicy:
     longest: float = 300.0
 
     def delay(self, failures: int) -> float | None:
-        """Seconds to wait after N failures, in whole milliseconds; None after the last attempt."""
+        """Return the seconds to wait after this many failures, rounded to milliseconds; None after the last attempt."""
         if failures > self.retries:
             return None
         try:
@@ -66,12 +66,12 @@ class RetryPolicy:
 
 
 def dead_letter_queue(queue: str) -> Queue:
-    """The dead-letter queue of a work queue."""
+    """Return the dead-letter queue of a work queue."""
     return Queue(derived_name(queue, "dlq"), durable=True)
 
 
 def retry_queue(queue: str, delay: float) -> Queue:
-    """The queue in which messages wait for `delay` seconds before they return to the work queue."""
+    """Return the wait queue in which messages wait for `delay` seconds before they return to the work queue."""
     return wait_queue(derived_name(queue, f"wait.{compact_duration(delay)}"), round(delay * 1000), "", queue)
 
 
@@ -85,8 +85,8 @@ class Retrying:
     The caller acknowledges a delivery once it has been moved.
 
     Args:
-        channel: used for nothing else, in particular not to consume.
-        notice: prints a line for the user, for each message.
+        channel: publishes the messages; the caller must not use this channel for anything else, such as consuming.
+        notice: prints a line for the user about each message.
     """
 
     def __init__(self, channel: Channel, policy: RetryPolicy, notice: Callable[[str], None]) -> None:
@@ -98,13 +98,13 @@ class Retrying:
         self._failure: NotConfirmed | None = None
 
     def retry_or_dead_letter(self, delivery: Delivery, ending: Ending) -> bool:
-        """Dead-letter a message after exit status 65, else as retry() does.
+        """Dead-letter a message after exit status 65; otherwise call retry().
 
         Returns:
             True if there will be another attempt.
 
         Raises:
-            NotConfirmed: the broker did not take it, so the delivery must not be acknowledged.
+            NotConfirmed: the broker did not accept the message, so the delivery must not be acknowledged.
         """
         if ending.status == EX_DATAERR:
             self.dead_letter(delivery, ending.reason)
@@ -112,13 +112,13 @@ class Retrying:
         return self.retry(delivery, ending.reason)
 
     def retry(self, delivery: Delivery, error: str) -> bool:
-        """Move a message to wait for its next attempt; after the last attempt, to the dead-letter queue.
+        """Move a message to the wait queue for its next attempt; after the last attempt, to the dead-letter queue.
 
         Returns:
             True if there will be another attempt.
 
         Raises:
-            NotConfirmed: the broker did not take it, so the delivery must not be acknowledged.
+            NotConfirmed: the broker did not accept the message, so the delivery must not be acknowledged.
         """
         failures = history.attempt_of(delivery)
         delay = self._policy.delay(failures)
@@ -137,10 +137,10 @@ class Retrying:
         return True
 
     def dead_letter(self, delivery: Delivery, error: str, reason: str = history.REJECTED) -> None:
-        """Move a message to the dead-letter queue, without its headers if they leave no room for its history.
+        """Move a message to the dead-letter queue. Drop its headers if they leave no room for the history.
 
         Raises:
-            NotConfirmed: the broker did not take it, so the delivery must not be acknowledged.
+            NotConfirmed: the broker did not accept the message, so the delivery must not be acknowledged.
         """
         queue = dead_letter_queue(delivery.queue)
 
@@ -160,7 +160,7 @@ class Retrying:
 
     def _move(self, delivery: Delivery, message: Message, declare: Callable[[], Queue]) -> None:
         with self._lock:
-            if self._failure is not None:  # a late confirm would be taken for that of the next message
+            if self._failure is not None:  # a late confirm would be mistaken for this message's
                 raise self._failure
             for tries_left in reversed(range(_TRIES)):
                 declare()

@@ -1,6 +1,6 @@
-"""RPC: the functions of a server (the tutorials', or a program), and replies in the order of their requests.
+"""RPC: functions that compute a server's replies (the tutorials' functions, or a program), and sorting of replies.
 
-A program's stdout is the reply; its exit status and the end of its stderr are headers of the reply.
+A program's stdout becomes the body of the reply; its exit status and the end of its stderr become headers.
 """
 
 import time
@@ -17,7 +17,7 @@ from mqtool.work.exec_command import ExecCommand
 from mqtool.work.runner import CANNOT_RUN, NOT_FOUND
 from mqtool.work.worker import CommandBroken
 
-if TYPE_CHECKING:  # it imports SQLite
+if TYPE_CHECKING:  # this module imports SQLite
     from mqtool.work.deduplication import HandledMessages
 
 #: Computes the reply to a request.
@@ -27,16 +27,16 @@ Function = Callable[[Delivery], Message]
 ERROR = "error"
 #: Headers of a program's reply.
 EXIT_STATUS, STDERR = "exit-status", "stderr"
-#: fib(20000) has 4,180 digits already.
+#: The largest argument of fib(), whose result has 4,180 digits.
 _FIB_MAX = 20_000
 _fibonacci = [0, 1]
 
 
 def fib(n: int) -> int:
-    """The n-th Fibonacci number. Earlier results are cached.
+    """Return the n-th Fibonacci number. Earlier results are cached.
 
     Raises:
-        BadData: n is not from 0 to 20,000.
+        BadData: n is not between 0 and 20,000.
     """
     if not 0 <= n <= _FIB_MAX:
         raise BadData(f"fib({str(n)[:40]}): n must be from 0 to {_FIB_MAX}")
@@ -46,7 +46,7 @@ def fib(n: int) -> int:
 
 
 def add100(n: int) -> int:
-    """Add 100, after two seconds."""
+    """Return n + 100, after two seconds."""
     time.sleep(2)
     return n + 100
 
@@ -55,7 +55,7 @@ FUNCTIONS: Mapping[str, Callable[[int], int]] = {"fib": fib, "add100": add100}
 
 
 def of_integer(compute: Callable[[int], int]) -> Function:
-    """A function that computes the reply from the integer in the request's body."""
+    """Return a function that computes the reply from the integer in the request's body."""
 
     def answer(request: Delivery) -> Message:
         try:
@@ -68,10 +68,10 @@ def of_integer(compute: Callable[[int], int]) -> Function:
 
 
 def of_program(command: ExecCommand) -> Function:
-    """A function that runs a program for each request and replies with what it prints.
+    """Return a function that runs a program for each request and replies with the program's stdout.
 
     Args:
-        command: captures its output; if it prints too much, the reply is an error.
+        command: must capture stdout. If the program prints more than the limit, the function raises BadData.
     """
 
     def answer(request: Delivery) -> Message:
@@ -94,7 +94,7 @@ def stop_if_broken(reply: Message) -> None:
 
 
 def answering_errors(function: Function) -> Function:
-    """The same function, but BadData that it raises becomes the reply, marked as an error."""
+    """Wrap a function so that BadData becomes an error reply (type "error") instead of an exception."""
 
     def answer(request: Delivery) -> Message:
         try:
@@ -108,15 +108,15 @@ def answering_errors(function: Function) -> Function:
 def answering_once(
     function: Function, handled: "HandledMessages", cluster: str, notice: Callable[[str], None]
 ) -> Function:
-    """The same function, but a request that arrives again gets the stored reply instead of a new computation.
+    """Wrap a function so that a request that arrives again gets the stored reply, without being computed again.
 
-    A request's id counts only for the user and the reply queue that it came from: another client gets no reply of this
-    one, even if it uses the same ids.
+    Requests are identified by id, user and reply queue, so a client never gets the stored reply of another client that
+    uses the same ids.
 
     Args:
-        cluster: the broker that the requests come from, as Connection.cluster.
+        cluster: Connection.cluster of the broker that the requests come from.
     """
-    from mqtool.work.deduplication import MessageKey  # it imports SQLite
+    from mqtool.work.deduplication import MessageKey  # this module imports SQLite
 
     def answer(request: Delivery) -> Message:
         request_id = request.message_id or request.properties.get("correlation_id")
@@ -143,13 +143,13 @@ def in_order(replies: Iterable[tuple[int, Delivery]], channel: Channel, queue: Q
     """Yield replies in the order of their requests.
 
     Args:
-        replies: each with the number of its request, from 0.
-        queue: where the requests went.
-        count: how many requests were sent.
+        replies: pairs of a request's number, from 0, and its reply.
+        queue: the queue to which the requests were published.
+        count: the number of requests sent.
 
     Raises:
-        Unavailable: time is up, and no server consumes the requests.
-        TimedOut: time is up.
+        Unavailable: the time limit has passed, and no server consumes the requests.
+        TimedOut: the time limit has passed.
     """
     early: dict[int, Delivery] = {}
     came = due = 0

@@ -1,12 +1,12 @@
-"""A process that runs programs, one at a time. A worker has one for each program that may run at once.
+"""Runners: processes that each run one program at a time. A worker has `concurrency` runners.
 
     worker ── Request ──> runner ── posix_spawn, body ──> program
            <── Ending ───        <── stderr, status ─────
 
-Python stops all its threads while it starts a program, so the worker leaves that to other processes. A runner also
-notices when the worker dies, even by kill -9, because its pipe closes: it then kills the program's process group, since
-the broker gives the message to another worker. To notice that, a runner never blocks, not even where nobody reads its
-stderr.
+Python stops all its threads while it starts a program, so the worker starts programs in other processes. If the worker
+dies, even by kill -9, the pipe to its runner closes. The runner then kills the program's process group, since the
+broker delivers the message to another worker. To notice the closed pipe, a runner never blocks, not even if its stderr
+is a pipe that nobody reads.
 """
 
 import array
@@ -24,18 +24,18 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection, Pipe
 from typing import NamedTuple
 
-#: sysexits.h: the input is bad.
+#: The exit status for invalid input (sysexits.h).
 EX_DATAERR = 65
-#: The exit status that a shell, or env(1), gives to a command that it cannot run, or cannot find.
+#: The exit statuses that shells and env(1) use if they cannot run or cannot find a command.
 CANNOT_RUN, NOT_FOUND = 126, 127
 
-#: Bytes to keep of the end of a program's stderr; all of it goes to our stderr.
+#: Bytes to keep from the end of a program's stderr. All of its stderr is also written to mqtool's stderr.
 _TAIL = 2000
-#: Seconds between two looks, where the system cannot report the end of a process.
+#: Seconds between two checks if a program has ended, on systems without pidfd_open().
 _LOOK = 0.01
 _PIPE_SIZE = 65536
 _STDERR = 2
-#: Milliseconds in which a reader of our stderr takes some of it, unless nobody reads it.
+#: Milliseconds to wait for a reader of mqtool's stderr before giving up.
 _PATIENCE = 1000
 
 
@@ -43,11 +43,12 @@ class Request(NamedTuple):
     """A program to run.
 
     Attributes:
-        words: its arguments, starting with its name.
-        environment: added to the runner's.
-        body: its standard input.
-        timeout: seconds after which its process group is killed; None for no limit.
-        capture: return its stdout, and kill it after this many bytes; None passes its stdout to ours.
+        words: the program's arguments, starting with its name.
+        environment: variables to add to those of the runner.
+        body: the program's standard input.
+        timeout: seconds after which the program's process group is killed; None for no limit.
+        capture: return the program's stdout, and kill the program if it prints more bytes than this; None lets it write
+            to mqtool's stdout.
     """
 
     path: str
@@ -62,11 +63,11 @@ class Ending(NamedTuple):
     """How a program ended.
 
     Attributes:
-        status: its exit status; 128 + n if signal n ended it.
-        stderr: the end of what it wrote there.
-        stdout: all of it, if it was captured.
-        timed_out: the time limit in seconds, if that ended it.
-        too_much: the output limit in bytes, if that ended it.
+        status: the exit status; 128 + n if signal n ended the program.
+        stderr: the end of the program's stderr.
+        stdout: the program's whole stdout, if captured.
+        timed_out: the time limit in seconds, if the program exceeded it.
+        too_much: the output limit in bytes, if the program exceeded it.
     """
 
     status: int
@@ -77,7 +78,7 @@ class Ending(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """Why it failed, in one line: the exit status and the last line of its stderr."""
+        """Why the program failed, in one line: the exit status and the last line of its stderr."""
         if self.too_much is not None:
             return f"printed more than {self.too_much:,} bytes"
         if self.timed_out is not None:
@@ -91,11 +92,11 @@ class Ending(NamedTuple):
 
 
 class Runner:
-    """The worker's side of a runner. Start all runners before any threads.
+    """Starts a runner process and sends it requests. Start all runners before any threads, because they are forked.
 
     Args:
-        others: the runners started before. The new process closes their pipes, which it inherits.
-        environment: what its programs inherit.
+        others: the runners that were started before. The new process closes their pipes, which it inherits.
+        environment: the environment that the programs inherit.
     """
 
     def __init__(self, others: Sequence["Runner"], environment: Mapping[bytes, bytes]) -> None:
@@ -110,7 +111,7 @@ class Runner:
         theirs.close()
 
     def run(self, request: Request) -> Ending:
-        """Run a program to its end."""
+        """Run a program, and wait until it ends."""
         try:
             self._pipe.send(request)
             ending: Ending = self._pipe.recv()
@@ -120,7 +121,7 @@ class Runner:
 
 
 def _serve(worker: Connection, environment: Mapping[bytes, bytes]) -> None:
-    """Run programs until the worker ends. In the runner's process, as all that follows."""
+    """Run programs until the worker ends. This function, and all that follow, run in the runner's process."""
     os.setpgid(0, 0)  # Ctrl-C on the terminal is for the worker alone
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
@@ -148,10 +149,10 @@ def _not_started(error: OSError) -> Ending:
 
 
 class _Run:
-    """One program, from its start to its end.
+    """Runs one program, from its start to its end.
 
-    We also keep the program's ends of its output pipes open. So a program ends when it exits, not when it closes its
-    output, and processes that it leaves behind do not prolong it.
+    The program's end is its exit, not the end of its output: it may close its output early, and processes that it
+    leaves behind may keep the output open. So the runner keeps both ends of the output pipes open.
     """
 
     def __init__(
@@ -173,7 +174,7 @@ class _Run:
                 self._stdout_end, stdout = self._pipe()
                 actions.append((os.POSIX_SPAWN_DUP2, stdout, 1))
             if len(self._body) <= select.PIPE_BUF:
-                self._feed()  # an empty pipe always takes that
+                self._feed()  # an empty pipe always has room for this
             # Python ignores SIGPIPE; programs expect it to end them.
             self._pid = os.posix_spawn(
                 request.path,
@@ -191,7 +192,7 @@ class _Run:
             raise
 
     def finish(self) -> Ending:
-        """Write its stdin, read its output, and wait for its end."""
+        """Write the program's stdin, read its output, and wait until it exits."""
         timeout = self._request.timeout
         deadline = None if timeout is None else time.monotonic() + timeout
         timed_out = None
@@ -212,7 +213,7 @@ class _Run:
         return Ending(code, self._tail, bytes(self._stdout), timed_out, self._too_much)
 
     def _has_ended(self, process: int | None, deadline: float | None) -> bool:
-        """Wait for something to happen, and deal with it; return True at the program's end."""
+        """Wait for input, output or the program's exit, and handle it; return True if the program has exited."""
         patience = None if deadline is None else max(0.0, deadline - time.monotonic())
         if process is None:
             patience = _LOOK
@@ -222,7 +223,7 @@ class _Run:
                 ended = True
             elif end == self._stderr_end:
                 self._read_stderr()
-            elif end == self._worker.fileno():  # it sends nothing while a program runs, so it has ended
+            elif end == self._worker.fileno():  # the worker sends nothing while a program runs, so it has died
                 self._kill()
                 raise SystemExit
             elif end == self._our_stderr.descriptor:
@@ -249,7 +250,7 @@ class _Run:
         return poll
 
     def _feed(self) -> None:
-        """Write what its stdin takes; close that at the end, or when the program has closed it."""
+        """Write as much to the program's stdin as fits; close the pipe at the end, or if the program closed it."""
         try:
             self._body = self._body[os.write(self._stdin, self._body) :]
         except BlockingIOError:
@@ -275,7 +276,7 @@ class _Run:
         return len(data)
 
     def _read_rest(self) -> None:
-        """Read the rest of its output, but not what processes that it left behind go on to write."""
+        """Read the rest of the program's output, but nothing that processes left behind write from now on."""
         rest = _readable(self._stderr_end)
         while rest > 0:
             rest -= self._read_stderr(rest)
@@ -302,14 +303,14 @@ class _Run:
 
 
 class _Stderr:
-    """Our stderr, without blocking: what it does not take at once is kept, and written later."""
+    """Writes to mqtool's stderr without blocking. Data that cannot be written at once is kept and written later."""
 
     def __init__(self) -> None:
         self.descriptor = _STDERR
         self.waiting = bytearray()
         mode = os.fstat(_STDERR).st_mode
         if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
-            # Opened again: processes that share our descriptor would be surprised if it stopped blocking.
+            # Open it again: O_NONBLOCK on our descriptor would affect all processes that share it.
             with contextlib.suppress(OSError):
                 self.descriptor = os.open(f"/dev/fd/{_STDERR}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
         # systemd's journal is a socket.
@@ -317,11 +318,11 @@ class _Stderr:
 
     @property
     def is_full(self) -> bool:
-        """True if the program is to wait before we read more of its stderr."""
+        """True if so much data is waiting that the program's stderr must not be read for now."""
         return len(self.waiting) >= _PIPE_SIZE
 
     def write(self, data: bytes = b"") -> None:
-        """Write what can be written now."""
+        """Write as much as possible without blocking."""
         self.waiting += data
         try:
             if self._socket is not None:
@@ -331,18 +332,18 @@ class _Stderr:
             del self.waiting[:taken]
         except BlockingIOError:
             return
-        except OSError:  # nobody reads it any more; the program goes on
+        except OSError:  # nobody reads stderr any more; the program continues
             self.waiting.clear()
 
     def finish(self) -> None:
-        """Write the rest, unless nobody reads it."""
+        """Write the remaining data, unless nobody reads it."""
         poll = select.poll()
         poll.register(self.descriptor, select.POLLOUT)
         while self.waiting and poll.poll(_PATIENCE):
             self.write()
 
     def write_until_readable(self, end: int, keep: int = 0) -> None:
-        """Write all but `keep` bytes of the rest, or until there is something to read from `end`."""
+        """Write the waiting data, except `keep` bytes; stop as soon as `end` is readable."""
         while len(self.waiting) > keep:
             poll = select.poll()
             poll.register(end, select.POLLIN)
@@ -353,7 +354,7 @@ class _Stderr:
 
 
 def _readable(end: int) -> int:
-    """Bytes that can be read from a pipe now."""
+    """Return the number of bytes that can be read from a pipe now."""
     count = array.array("i", [0])
     fcntl.ioctl(end, termios.FIONREAD, count)
     return count[0]
@@ -362,7 +363,7 @@ def _readable(end: int) -> int:
 def _pidfd(pid: int) -> int | None:
     try:
         return os.pidfd_open(pid)
-    except (AttributeError, OSError):  # not Linux, or an old one
+    except (AttributeError, OSError):  # not Linux, or an old kernel
         return None
 
 

@@ -1,11 +1,11 @@
-"""Moving messages to another queue, at least once.
+"""Move messages from a queue to another one, with at-least-once delivery.
 
     [a] ── up to 100 unacknowledged ──> chosen? ── yes ──> published to [b], confirmed ──> acknowledged in [a]
                                            │
                                            └─ no ──> held until the end, then requeued in order
 
-A message leaves the first queue only after the second has confirmed it. So a transfer that is killed loses nothing, and
-leaves in both queues at most the messages that were on their way.
+A message is removed from the first queue only after the second has confirmed it. So a transfer that is killed loses
+nothing, but may leave the messages that were not yet acknowledged in both queues.
 """
 
 import time
@@ -22,38 +22,38 @@ from mqtool.message import PERSISTENT, Confirmation, Delivery, Message, Receipt
 from mqtool.topology import Queue
 from mqtool.work import history
 
-#: Messages on their way at a time, which a kill can leave in both queues.
+#: The maximum number of messages being moved at a time; if the process is killed, they may be in both queues.
 AT_ONCE = 100
 #: Seconds without a delivery after which a queue that has messages counts as blocked.
 _STALLED = 10.0
-#: Seconds between two looks at a queue that delivers nothing.
+#: Seconds between two checks of a queue that delivers nothing.
 _LOOK = 0.1
-#: Seconds that a rate limit pauses at most before it looks at anything else. A pause shorter than the second number is
-#: added to the next one.
+#: The maximum seconds of one pause for the rate limit, so that acknowledgements are sent in between. Pauses shorter
+#: than the second number are added to the next pause.
 _PAUSE, _SHORTEST_PAUSE = 0.05, 0.002
-#: Batches that are requeued at once, and seconds to wait until the queue shows them.
+#: The number of batches to requeue at once, and seconds to wait until the queue reports the messages as ready.
 _BATCHES, _REQUEUED = 16, 1.0
 #: Headers that the broker adds to a dead letter. It drops a message whose x-death shows a cycle.
 _BROKERS = {"x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason",
             "x-last-death-exchange", "x-last-death-queue", "x-last-death-reason"}  # fmt: skip
-#: Headers that it adds to a delivery: how often the queue has delivered it.
+#: Headers that the broker adds to a delivery, with the number of times that the queue has delivered the message.
 _COUNTS = {"x-delivery-count", "x-acquired-count"}
-#: Headers that ask for copies in further queues, which have been made by now.
+#: Headers that request copies in more queues. The broker made these copies when the message was first published.
 _COPIES = {"CC", "BCC"}
 _OURS = {history.ATTEMPTS, history.LAST_ERROR, history.REASON, history.FIRST_FAILURE, history.QUEUE, history.RETURNS}
 
 
 class NotMoved(NotConfirmed):
-    """The other queue did not take a message."""
+    """The broker returned or rejected a message for the other queue."""
 
 
 class Until(NamedTuple):
-    """When a transfer ends. With no attribute set, it ends when the queue is empty.
+    """When a transfer ends. By default, it ends when the queue is empty.
 
     Attributes:
-        moved: messages that were moved.
-        seen: messages that were looked at.
-        idle: seconds without a message, instead of an empty queue.
+        moved: end after moving this many messages.
+        seen: end after receiving this many messages, moved or not.
+        idle: end after this many seconds without a message, instead of when the queue is empty.
     """
 
     moved: int | None = None
@@ -65,7 +65,7 @@ def move(channel: Channel, delivery: Delivery, message: Message) -> None:
     """Publish a message that replaces a delivery. The delivery can be acknowledged once this returns.
 
     Raises:
-        NotMoved: the broker returned or refused it.
+        NotMoved: the broker returned or rejected the message.
     """
     for receipt in channel.publish([message], mandatory=True):
         if receipt.confirmation is not Confirmation.CONFIRMED:
@@ -73,7 +73,7 @@ def move(channel: Channel, delivery: Delivery, message: Message) -> None:
 
 
 def not_taken(delivery: Delivery, receipt: Receipt) -> NotMoved:
-    """The error for a message that the broker returned or refused."""
+    """Return the error for a message that the broker returned or rejected."""
     return NotMoved(
         f"{name_of(delivery)} was not taken by {receipt.message.routing_key!r}: {receipt.reason}",
         f"it is still in {delivery.queue}",
@@ -81,11 +81,11 @@ def not_taken(delivery: Delivery, receipt: Receipt) -> NotMoved:
 
 
 def failed(delivery: Delivery, error: str, to: str, reason: str | None = None) -> Message:
-    """The message to publish to the queue `to` after a failure: with its history in its headers.
+    """Return the message to publish to the queue `to` after a failure, with its history in its headers.
 
     Args:
-        error: why it failed, in one line.
-        reason: why it is dead-lettered, if it is.
+        error: why handling the message failed, in one line.
+        reason: why the message is dead-lettered; None for a retry.
     """
     origin = history.origin_of(delivery)
     headers = _without(delivery.headers, _BROKERS | _COUNTS | _COPIES)
@@ -105,17 +105,17 @@ def failed(delivery: Delivery, error: str, to: str, reason: str | None = None) -
 
 
 def redriven(delivery: Delivery, to: str) -> Message:
-    """The message to publish to the queue `to` as if it had never failed: its attempts count from one again."""
+    """Return the message to publish to the queue `to` as if it had never failed: attempts are counted from 1 again."""
     headers = _without(delivery.headers, _OURS | _BROKERS | _COUNTS | _COPIES)
     headers |= {history.RETURNS: returns} if (returns := history.returns_of(delivery)) else {}
     return _moved(delivery, headers, to)
 
 
 def elsewhere(delivery: Delivery, to: str, user: str) -> Message:
-    """The same message for the queue `to`: with all that its publisher set, and its x-death.
+    """Return the message to publish to the queue `to`, with all properties set by its publisher, and its x-death.
 
     Args:
-        user: our user name at that broker, which refuses messages with the user_id of another user.
+        user: mqtool's user name at that queue's broker, which rejects messages with the user_id of another user.
     """
     properties = _without(delivery.properties, {"message_id"})
     if headers := delivery.properties.get("headers"):
@@ -126,7 +126,7 @@ def elsewhere(delivery: Delivery, to: str, user: str) -> Message:
 
 
 def _moved(delivery: Delivery, headers: Mapping[str, Any], to: str) -> Message:
-    # It must not expire in the other queue, and must survive a restart. The broker refuses another user's user_id.
+    # The message must not expire in the other queue, and must survive a restart. The broker rejects another user's id.
     properties = _without(delivery.properties, {"headers", "message_id", "expiration", "user_id", "delivery_mode"})
     properties |= {"headers": headers or None, "delivery_mode": PERSISTENT}
     return Message(delivery.body, to, "", properties, delivery.message_id)
@@ -137,35 +137,35 @@ def _without(table: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
 
 
 def name_of(delivery: Delivery) -> str:
-    """A message's name in notices and errors."""
+    """Return a message's name for notices and errors."""
     body = delivery.body[:120].decode("utf-8", "replace")[:30]  # the rest may be megabytes
     return f"message {delivery.message_id}" if delivery.message_id else f"a message without id ({body!r})"
 
 
 def _dropped(messages: Iterable[Message | None]) -> Iterator[Receipt]:
-    """Receipts for messages that are dropped instead of published."""
+    """Yield receipts for messages that are dropped instead of published."""
     return (Receipt(message, Confirmation.CONFIRMED) for message in messages if message is not None)
 
 
 def wait_for(channel: Channel, queue: str, ready: int, patience: float = _REQUEUED) -> None:
-    """Wait until a queue has this many messages ready, or for `patience` seconds: others may consume them meanwhile."""
+    """Wait until a queue has `ready` messages, up to `patience` seconds, since other consumers may take messages."""
     deadline = time.monotonic() + patience
     while channel.depth_of(queue) < ready and time.monotonic() < deadline:
         time.sleep(_LOOK / 10)
 
 
 class Transfer:
-    """Moves messages out of a queue. Iterating yields each one once it is confirmed where it went.
+    """Moves messages out of a queue. Iterating yields each delivery once its message has been confirmed.
 
     Attributes:
-        kept: messages that were looked at and not chosen.
+        kept: the number of messages received and not chosen.
 
     Args:
-        source: a channel of the queue's broker, without reconnection: messages held by it would be delivered again.
+        source: consumes from the queue; must not reconnect, since the held messages would then be delivered again.
         target: publishes the messages; None drops them.
-        message_for: returns the message to publish for a delivery; None keeps it in the queue.
-        goes_on: called with a message that was not taken; returns True to go on with the next one.
-        per_second: rate limit in messages.
+        message_for: returns the message to publish for a delivery, or None to keep the delivery in the queue.
+        goes_on: called with the error and the message if a message was not accepted; returns True to continue.
+        per_second: the maximum rate, in messages per second.
         chooses: False if message_for never returns None.
     """
 
@@ -190,22 +190,23 @@ class Transfer:
         self._goes_on = goes_on
         self._interval = 0.0 if per_second is None else 1 / per_second
         self._chooses = chooses
-        self._was_requeued = False  # the latest delivery
+        self._was_requeued = False  # True if the latest delivery was redelivered
         self._refusal: NotMoved | None = None
         self._on_their_way: deque[Delivery] = deque()
         self._confirmed: list[Delivery] = []
-        self._batches: list[Delivery] = []  # the last message of each full batch of held ones
-        self._held = 0  # messages not chosen or not taken
+        self._batches: list[Delivery] = []  # the last message of each full batch of held messages
+        self._held = 0  # messages not chosen or not accepted
         self._last_held: Delivery | None = None
-        # If all are chosen, the broker never delivers more than are to be moved.
+        # If every message is moved, limit the consumer, so that the broker delivers no more than that.
         self._consumer = self._consume(None if chooses else until.moved)
 
     def __iter__(self) -> Iterator[Delivery]:
         """Move the messages.
 
         Raises:
-            NotMoved: the other queue did not take one, and goes_on() returned False. All others on their way arrived.
-            MqtoolError: a connection is lost, or the queue is gone.
+            NotMoved: the broker did not accept a message, and goes_on() returned False. All messages that were
+                published after it were confirmed or stay in the queue.
+            MqtoolError: a connection was lost, or the queue was deleted.
         """
         try:
             for receipt in self._publish(self._messages()):
@@ -217,7 +218,7 @@ class Transfer:
                     self._refused(delivery, receipt)
         finally:
             self._settle()
-            self._source.closing()  # sends the acknowledgements that wait, before the rest is requeued
+            self._source.closing()  # sends the pending acknowledgements, before the rest is requeued
             self._give_back()
         if self._refusal is not None:
             raise self._refusal
@@ -228,8 +229,8 @@ class Transfer:
     def _messages(self) -> Iterator[Message | None]:
         arriving = self._arriving()
         yield from self._chosen(arriving)
-        # A quorum queue delivers requeued messages first, and puts what is requeued now behind them. To keep the order,
-        # take all that were requeued before.
+        # A quorum queue delivers requeued messages first, and adds newly requeued ones behind them. To keep the order,
+        # receive all messages that were requeued earlier.
         if self._was_requeued and (self._chooses or self._refusal is not None):
             self._until = Until()
             for delivery in arriving:
@@ -268,7 +269,7 @@ class Transfer:
                 return
 
     def _arriving(self) -> Iterator[Delivery | None]:
-        """Yield deliveries, and None while there is none and some messages are unconfirmed."""
+        """Yield deliveries; yield None while no delivery is available and published messages are unconfirmed."""
         deliveries, seen, last = self._consumer.deliveries(), 0, time.monotonic()
         while seen != self._until.seen:
             if self._consumer.arrives(0):
@@ -283,18 +284,18 @@ class Transfer:
             elif self._held == (len(self._batches) + 1) * AT_ONCE and self._last_held is not None:
                 self._batches.append(self._last_held)
                 self._last_held = None
-                self._consumer.give_back(())  # its prefetch is used up by held ones, so nothing is on its way to it
+                self._consumer.give_back(())  # held messages use up its prefetch, so no delivery is on its way
                 self._consumer = self._consume()
                 deliveries = self._consumer.deliveries()
             elif self._is_over(time.monotonic() - last):
                 return
 
     def _is_over(self, silence: float) -> bool:
-        """True at the end, after `silence` seconds without a delivery. Waits a moment for another one."""
+        """True if the transfer is over, after `silence` seconds without a delivery. Waits briefly for another one."""
         if self._until.idle is not None:
             patience = self._until.idle - silence
             return patience <= 0 or not self._consumer.arrives(patience)
-        ready = self._source.depth_of(self._queue)  # what was delivered before the answer has arrived by now
+        ready = self._source.depth_of(self._queue)  # deliveries sent before this reply have arrived
         if not ready or self._consumer.arrives(_LOOK):
             return not self._consumer.arrives(0)
         if silence > _STALLED:
@@ -316,7 +317,7 @@ class Transfer:
             self._refusal = error
 
     def _give_back(self) -> None:
-        """Requeue what is held, in order. A quorum queue keeps the order only of some batches at a time."""
+        """Requeue the held messages in order, a few batches at a time, since a quorum queue may mix up more."""
         for start in range(0, len(self._batches) if self._source.is_open else 0, _BATCHES):
             self._consumer.give_back(())
             before, batches = self._source.depth_of(self._queue), self._batches[start : start + _BATCHES]

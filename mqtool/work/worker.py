@@ -1,10 +1,10 @@
-"""A worker: runs a program for each message, several at once, and settles each message by the exit status.
+"""The worker: runs a program for each message, several at once. The exit status decides what happens to the message.
 
 0         done: acknowledged
-65        the message is bad, and always will be: dead-lettered
-126, 127  the command itself is broken: the worker ends, and the message stays in its queue
+65        the message is invalid, and a retry would not help: dead-lettered
+126, 127  the program cannot be run: the worker ends, and the message stays in its queue
 other     failed: retried later, or dead-lettered after the last attempt (retry_or_dead_letter.py);
-          likewise when a signal or --timeout ended the program
+          the same applies if a signal or --timeout ended the program
 """
 
 import queue as queues
@@ -23,7 +23,7 @@ from mqtool.work.history import returns_of
 from mqtool.work.retry_or_dead_letter import Retrying
 from mqtool.work.runner import CANNOT_RUN, NOT_FOUND, Ending
 
-if TYPE_CHECKING:  # it imports SQLite
+if TYPE_CHECKING:  # this module imports SQLite
     from mqtool.work.deduplication import HandledMessages
 
 #: One unacknowledged delivery for each program that may run at once.
@@ -37,19 +37,19 @@ class CommandBroken(MqtoolError):
 class Worker:
     """Runs a program for each message.
 
-    Each thread has one delivery, and acknowledges it when its program has ended. So no message waits behind a long one
-    while another worker is idle, and after kill -9 at most the programs that were running run again.
+    Each thread takes one delivery, and acknowledges it when its program has ended. So no message waits behind a long
+    one while another worker is idle, and after kill -9 only the messages whose programs were running are handled again.
 
     Attributes:
-        counts: messages that were "done", will be tried again ("retry"), were dead-lettered ("dead"), or were
+        counts: the number of messages that are "done", will be retried ("retry"), were dead-lettered ("dead"), or were
             "suppressed" as duplicates.
-        in_hand: programs that run now.
+        in_hand: the number of programs that are running.
 
     Args:
         channel: consumes the deliveries.
-        concurrency: programs that may run at once.
+        concurrency: the maximum number of programs that run at once.
         notice: prints a line for the user.
-        handled: the messages handled before, to suppress duplicates; None handles every message.
+        handled: the store of handled messages, to suppress duplicates; None handles every message.
     """
 
     def __init__(
@@ -76,16 +76,16 @@ class Worker:
         self._error: BaseException | None = None
 
     def start_consuming(self, queue: Queue, receiving: Receiving) -> Callable[[], None]:
-        """Start to consume. The function returned does the work, until the deliveries end.
+        """Start to consume; return a function that runs the programs until there are no more deliveries.
 
-        At a clean end it waits for the programs that run. If the channel is lost it does not: their messages can no
-        longer be acknowledged.
+        Before that function returns, it waits for the running programs. If the channel is lost, it raises an error at
+        once, because the messages of these programs can no longer be acknowledged.
 
         Raises:
-            Unavailable: the queue does not exist or, from the function returned, was deleted.
-            CommandBroken: from the function returned: the program cannot be run. Its message is not acknowledged.
-            NotConfirmed: from the function returned: a message could not be moved to its wait queue or dead-letter
-                queue. It is not acknowledged.
+            Unavailable: the queue does not exist. The returned function raises this if the queue is deleted.
+            CommandBroken: by the returned function: the program cannot be run. Its message is not acknowledged.
+            NotConfirmed: by the returned function: a message could not be moved to its wait queue or dead-letter
+                queue. This message is not acknowledged.
         """
         prefetch = self._concurrency * (2 if receiving.count is not None else 1)
         deliveries = self._channel.consume(queue, receiving._replace(acknowledge=False, prefetch=prefetch))
@@ -102,7 +102,7 @@ class Worker:
         return work
 
     def _work(self, deliveries: Iterator[Delivery]) -> None:
-        """One thread's work. An error of the channel ends the worker at once, one of a program after the others."""
+        """The loop of one thread. A channel error ends the worker at once; after any other, running programs finish."""
         lost = None
         try:
             while (delivery := self._take(deliveries)) is not None:
@@ -132,7 +132,7 @@ class Worker:
                 self.in_hand -= 1
 
     def _handle_once(self, delivery: Delivery, message_id: str, handled: "HandledMessages") -> None:
-        from mqtool.work.deduplication import MessageKey  # it imports SQLite
+        from mqtool.work.deduplication import MessageKey  # this module imports SQLite
 
         key, returns = MessageKey(self._cluster, delivery.queue, message_id), returns_of(delivery)
         before = handled.begin(key, lambda: self._channel.stopping, returns=returns)
@@ -164,7 +164,7 @@ class Worker:
             self._channel.acknowledge(delivery)
 
     def _is_lost(self, delivery: Delivery, ending: Ending) -> bool:
-        """True if the delivery can no longer be acknowledged. Raises CommandBroken if there was nothing to run."""
+        """True if the delivery can no longer be acknowledged. Raises CommandBroken if the program cannot be run."""
         if ending.status in (CANNOT_RUN, NOT_FOUND) and ending.timed_out is None:
             raise CommandBroken(
                 f"the program cannot be run: {ending.reason}", "the message is still in its queue; correct --exec"
@@ -175,7 +175,7 @@ class Worker:
         return True
 
     def _outcome(self, delivery: Delivery, ending: Ending) -> str:
-        """Move a failed message to its next queue; return the name under which the message is counted."""
+        """Retry or dead-letter the message if its program failed; return the key of `counts` for this outcome."""
         if ending.status == 0:
             return "done"
         return "retry" if self._retrying.retry_or_dead_letter(delivery, ending) else "dead"
@@ -186,7 +186,7 @@ class Worker:
 
 
 def _next(ended: queues.SimpleQueue[BaseException | None]) -> BaseException | None:
-    """Wait for the end of a thread; with a time-out, since Python runs signal handlers only between two waits."""
+    """Wait until a thread ends; return its error, if any. Waits with a timeout, so that signal handlers can run."""
     while True:
         with suppress(queues.Empty):
             return ended.get(timeout=0.1)
